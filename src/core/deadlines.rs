@@ -1,0 +1,205 @@
+//! The named deadlines of one connection, and why moving them costs nothing.
+//!
+//! A busy connection moves its idle deadline at every byte. Were each deadline a timer of its own,
+//! every byte would cost a removal and an insertion in the timer structure. So there are two
+//! levels, and only the lower one is touched often:
+//!
+//! * **here**, a fixed table with a [`Moment`] for each kind; setting one writes a field;
+//! * **in the [wheel](super::wheel)**, one entry for the whole connection, which is only a promise
+//!   to look at the table at some moment. The promise may be kept too early, never too late.
+//!
+//! ```text
+//!   deadline moves later    write the field; the wheel is not told
+//!   deadline moves earlier  write the field; `wheel_move` says where the entry must go
+//!   the entry fires         `expired` -> act;  else `wheel_move` puts it where it belongs now
+//! ```
+//!
+//! A keep-alive connection with a request a millisecond and an idle timeout of a minute thus
+//! touches the wheel about once a minute.
+//!
+//! Header and body deadlines are *absolute*: whoever owns this table sets them when the head or
+//! the body begins and never again because a byte arrived. Otherwise a client that sends one byte
+//! a second would hold its place for ever (the "slowloris" attack).
+//!
+//! # Invariants
+//!
+//!  1. `NEVER` is "not set"; a deadline that is not set does not expire.
+//!  2. After `wheel_move` was obeyed, the wheel's entry is not later than `earliest`.
+
+use super::Moment;
+
+/// What has to have happened by a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DeadlineKind {
+    /// The request's head is complete. Absolute from its first byte.
+    Header = 0,
+    /// The request's body is complete. Absolute from the end of its head.
+    Body = 1,
+    /// The next request has begun on a connection kept alive.
+    Idle = 2,
+    /// The peer took at least some of the bytes that wait for it.
+    WriteStall = 3,
+    /// The service wants to be called: the request's time is up, or a ping is due.
+    Request = 4,
+    /// The peer closed its side after we closed ours.
+    Linger = 5,
+}
+
+impl DeadlineKind {
+    pub const ALL: [DeadlineKind; 6] = [
+        DeadlineKind::Header,
+        DeadlineKind::Body,
+        DeadlineKind::Idle,
+        DeadlineKind::WriteStall,
+        DeadlineKind::Request,
+        DeadlineKind::Linger,
+    ];
+
+    /// For logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DeadlineKind::Header => "header",
+            DeadlineKind::Body => "body",
+            DeadlineKind::Idle => "idle",
+            DeadlineKind::WriteStall => "write_stall",
+            DeadlineKind::Request => "request",
+            DeadlineKind::Linger => "linger",
+        }
+    }
+}
+
+/// One moment for each [`DeadlineKind`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    moments: [Moment; DeadlineKind::ALL.len()],
+}
+
+impl Default for Deadlines {
+    fn default() -> Deadlines {
+        Deadlines::new()
+    }
+}
+
+impl Deadlines {
+    pub const fn new() -> Deadlines {
+        Deadlines {
+            moments: [Moment::NEVER; DeadlineKind::ALL.len()],
+        }
+    }
+
+    // ---- getters ----
+
+    /// The deadline of this kind; `NEVER` if it is not set.
+    pub const fn get(&self, kind: DeadlineKind) -> Moment {
+        self.moments[kind as usize]
+    }
+
+    pub fn is_set(&self, kind: DeadlineKind) -> bool {
+        self.get(kind) != Moment::NEVER
+    }
+
+    /// The deadline that passes first. Of equal ones, the first in the order of the kinds.
+    pub fn earliest(&self) -> Option<(Moment, DeadlineKind)> {
+        DeadlineKind::ALL
+            .into_iter()
+            .map(|kind| (self.get(kind), kind))
+            .min_by_key(|(moment, _)| *moment)
+            .filter(|(moment, _)| *moment != Moment::NEVER)
+    }
+
+    /// The first deadline that has passed. Whoever acts on it clears it or moves it, and asks
+    /// again: several may have passed at once.
+    pub fn expired(&self, now: Moment) -> Option<DeadlineKind> {
+        let (moment, kind) = self.earliest()?;
+        (moment <= now).then_some(kind)
+    }
+
+    /// Where the connection's entry in the wheel, now at `scheduled`, has to be moved; `None` if
+    /// it may stay. It may stay where it is too early, and where there is nothing to wait for.
+    pub fn wheel_move(&self, scheduled: Option<Moment>) -> Option<Moment> {
+        let (moment, _) = self.earliest()?;
+        match scheduled {
+            Some(entry) if entry <= moment => None,
+            _ => Some(moment),
+        }
+    }
+
+    // ---- commands ----
+
+    pub fn set(&mut self, kind: DeadlineKind, at: Moment) {
+        self.moments[kind as usize] = at;
+    }
+
+    /// For a deadline that is absolute: what is set already stays.
+    pub fn set_if_unset(&mut self, kind: DeadlineKind, at: Moment) {
+        if !self.is_set(kind) {
+            self.set(kind, at);
+        }
+    }
+
+    pub fn clear(&mut self, kind: DeadlineKind) {
+        self.moments[kind as usize] = Moment::NEVER;
+    }
+
+    pub fn clear_all(&mut self) {
+        *self = Deadlines::new();
+    }
+}
+
+/// A connection carries this table: keep it to eight bytes a kind.
+const _: () = assert!(size_of::<Deadlines>() == 8 * DeadlineKind::ALL.len());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(micros: u64) -> Moment {
+        Moment::from_micros(micros)
+    }
+
+    #[test]
+    fn kinds_index_their_own_moment() {
+        let mut deadlines = Deadlines::new();
+        for (position, kind) in DeadlineKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, position);
+            deadlines.set(kind, at(position as u64));
+        }
+        for (position, kind) in DeadlineKind::ALL.into_iter().enumerate() {
+            assert_eq!(deadlines.get(kind), at(position as u64));
+        }
+    }
+
+    #[test]
+    fn several_deadlines_expire_one_after_the_other() {
+        let mut deadlines = Deadlines::new();
+        assert_eq!(deadlines.expired(at(u64::MAX - 1)), None);
+        deadlines.set(DeadlineKind::Request, at(30));
+        deadlines.set(DeadlineKind::WriteStall, at(20));
+        assert_eq!(deadlines.expired(at(19)), None);
+        assert_eq!(deadlines.expired(at(30)), Some(DeadlineKind::WriteStall));
+        deadlines.clear(DeadlineKind::WriteStall);
+        assert_eq!(deadlines.expired(at(30)), Some(DeadlineKind::Request));
+        deadlines.clear(DeadlineKind::Request);
+        assert_eq!(deadlines.earliest(), None);
+    }
+
+    #[test]
+    fn nothing_that_is_unset_expires_even_at_the_end_of_time() {
+        assert_eq!(Deadlines::new().expired(Moment::NEVER), None);
+    }
+
+    #[test]
+    fn the_wheel_is_told_only_of_what_comes_earlier() {
+        let mut deadlines = Deadlines::new();
+        assert_eq!(deadlines.wheel_move(None), None);
+        deadlines.set(DeadlineKind::Idle, at(100));
+        assert_eq!(deadlines.wheel_move(None), Some(at(100)));
+        // Later: the entry stays and will be looked at in vain once.
+        deadlines.set(DeadlineKind::Idle, at(200));
+        assert_eq!(deadlines.wheel_move(Some(at(100))), None);
+        // Earlier: the promise to look in time would be broken.
+        deadlines.set(DeadlineKind::Header, at(50));
+        assert_eq!(deadlines.wheel_move(Some(at(100))), Some(at(50)));
+    }
+}

@@ -1,0 +1,177 @@
+//! How the daemon stops: politely, within a time, or at once.
+//!
+//! ```text
+//!              terminate                    no connection left (Drained)
+//!   Running  ------------>  Draining  ---------------------------------->  Stopping
+//!      |                     |   |        patience is over (PatienceOver)      ^  ^
+//!      |                     |   '---------------------------------------------'  |
+//!      |                     |           terminate again (Forced)                 |
+//!      |                     '----------------------------------------------------'
+//! ```
+//!
+//! While draining nobody new is let in, idle connections are closed, and requests under way are
+//! answered with `connection: close`. What is still open when the patience ends is abandoned: its
+//! jobs are cancelled and its sockets closed. There is no way back from a state to an earlier one.
+//!
+//! # Invariants
+//!
+//!  1. States only move forward.
+//!  2. Draining ends: `deadline` is always a moment that is reached.
+
+use std::time::Duration;
+
+use super::Moment;
+
+/// See the file's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    state: DrainState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainState {
+    Running,
+    Draining { since: Moment, until: Moment },
+    Stopping(StopReason),
+}
+
+/// Why the draining ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Every connection has closed.
+    Drained,
+    /// Some were still open when the time was up.
+    PatienceOver,
+    /// A second signal: whoever sent it does not want to wait.
+    Forced,
+}
+
+impl Default for Drain {
+    fn default() -> Drain {
+        Drain::new()
+    }
+}
+
+impl Drain {
+    pub const fn new() -> Drain {
+        Drain {
+            state: DrainState::Running,
+        }
+    }
+
+    // ---- getters ----
+
+    pub fn state(&self) -> DrainState {
+        self.state
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.state == DrainState::Running
+    }
+
+    /// The loop ends after this turn.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.state, DrainState::Stopping(_))
+    }
+
+    /// When [`Drain::poll`] has to be called at the latest.
+    pub fn deadline(&self) -> Option<Moment> {
+        match self.state {
+            DrainState::Draining { until, .. } => Some(until),
+            DrainState::Running | DrainState::Stopping(_) => None,
+        }
+    }
+
+    // ---- handle ----
+
+    /// SIGTERM or SIGINT, or an admin's word. The first begins to drain; the second ends it.
+    pub fn handle_terminate(&mut self, now: Moment, patience: Duration) {
+        self.state = match self.state {
+            DrainState::Running => DrainState::Draining {
+                since: now,
+                // NEVER would be a drain without an end.
+                until: (now + patience).min(Moment::from_micros(u64::MAX - 1)),
+            },
+            DrainState::Draining { .. } => DrainState::Stopping(StopReason::Forced),
+            stopping @ DrainState::Stopping(_) => stopping,
+        };
+    }
+
+    // ---- poll ----
+
+    /// Called at the end of each turn with what is still open. `Some`, once, when draining ends.
+    pub fn poll(&mut self, now: Moment, connections: usize) -> Option<StopReason> {
+        let DrainState::Draining { until, .. } = self.state else {
+            return None;
+        };
+        let reason = if connections == 0 {
+            StopReason::Drained
+        } else if now >= until {
+            StopReason::PatienceOver
+        } else {
+            return None;
+        };
+        self.state = DrainState::Stopping(reason);
+        Some(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment::from_micros(5_000_000);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn draining() -> Drain {
+        let mut drain = Drain::new();
+        drain.handle_terminate(NOW, PATIENCE);
+        drain
+    }
+
+    #[test]
+    fn a_running_daemon_without_connections_does_not_stop() {
+        let mut drain = Drain::new();
+        assert_eq!(drain.poll(NOW, 0), None);
+        assert!(drain.is_running());
+        assert_eq!(drain.deadline(), None);
+    }
+
+    #[test]
+    fn stops_with_the_last_connection() {
+        let mut drain = draining();
+        assert_eq!(drain.deadline(), Some(NOW + PATIENCE));
+        assert_eq!(drain.poll(NOW, 1), None);
+        assert_eq!(drain.poll(NOW, 0), Some(StopReason::Drained));
+        assert_eq!(drain.poll(NOW, 0), None, "told once");
+        assert!(drain.is_stopping());
+    }
+
+    #[test]
+    fn stops_when_patience_is_over() {
+        let mut drain = draining();
+        let just_before = NOW + (PATIENCE - Duration::from_micros(1));
+        assert_eq!(drain.poll(just_before, 7), None);
+        assert_eq!(
+            drain.poll(NOW + PATIENCE, 7),
+            Some(StopReason::PatienceOver)
+        );
+    }
+
+    #[test]
+    fn a_second_signal_ends_at_once_and_a_third_changes_nothing() {
+        let mut drain = draining();
+        drain.handle_terminate(NOW, PATIENCE);
+        assert_eq!(drain.state(), DrainState::Stopping(StopReason::Forced));
+        drain.handle_terminate(NOW, PATIENCE);
+        assert_eq!(drain.state(), DrainState::Stopping(StopReason::Forced));
+        assert_eq!(drain.poll(NOW, 0), None);
+    }
+
+    #[test]
+    fn endless_patience_is_not_an_unset_deadline() {
+        let mut drain = Drain::new();
+        drain.handle_terminate(NOW, Duration::MAX);
+        assert!(drain.deadline().is_some_and(|until| until < Moment::NEVER));
+    }
+}

@@ -1,0 +1,461 @@
+//! Who comes in: accepting within a budget, a maximum, and errors that are not ends.
+//!
+//! # Why accepting needs a state of its own
+//!
+//! A listening socket is registered edge-triggered like all others: one edge says that connections
+//! wait, and nothing is said again until `accept4(2)` has returned `EAGAIN`. Whoever stops before,
+//! be it for fairness, at the maximum, or because descriptors ran out, must remember that somebody
+//! still waits. The classic failure is `EMFILE`: the connection stays in the backlog, a
+//! level-triggered loop spins on it at full speed, and an edge-triggered one never looks again.
+//! Here each listener has a *ready* bit of our own, and [`Gate::wake_at`] tells the loop when to
+//! come back by itself.
+//!
+//! # Verdicts
+//!
+//! accept(2), "Error handling": Linux passes network errors that are pending on the *new* socket as
+//! the error of `accept`; they say nothing about the listener, and the next in line may be well.
+//!
+//! | answer | verdict |
+//! | --- | --- |
+//! | a connection | `Retry`; `Yield` once the turn's budget is spent or the gate has closed |
+//! | `EAGAIN` | `Done`: the backlog is empty, an edge will come |
+//! | `ECONNABORTED`, `EINTR`, `EPERM`, network errors | `Retry`, within the budget |
+//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | `Pause`: only time or a closed connection helps |
+//! | anything else | `Pause`: an error nobody has thought of must not become a busy loop |
+//!
+//! # States
+//!
+//! ```text
+//!            live = maximum               shut
+//!   Open  -------------------->  Full  ---------->  Shut
+//!    |   <--------------------                        ^
+//!    |     live <= 90 %, or a place was freed         |
+//!    '------------------------------------------------'
+//!                          shut
+//! ```
+//!
+//! Reopening at 90 % and not at one below the maximum lets connections in by batches: at the edge
+//! of its capacity a daemon has better things to do than to open and close the gate at each accept.
+//! Where idle connections can be closed for those who wait, their places are given away at once.
+//!
+//! # Call order in a turn
+//!
+//! ```text
+//!   gate.begin_turn(connections);
+//!   while let Some(listener) = gate.poll_listener(now) {
+//!       match accept(listener) {
+//!           Ok(socket) => gate.handle_accepted(),
+//!           Err(error) => gate.handle_error(listener, error.kind(), error.raw_os_error(), now),
+//!       }
+//!   }
+//! ```
+//!
+//! # Invariants
+//!
+//!  1. A listener's ready bit is set by its edge and cleared by `EAGAIN` alone.
+//!  2. `poll_listener` names at most `ACCEPT_BUDGET` listeners between two `begin_turn`.
+//!  3. `live` is what the last `begin_turn` said, and what was accepted since.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use super::Moment;
+use crate::limits::{ACCEPT_BUDGET, ACCEPT_PAUSE_MS, GATE_REOPEN_PERCENT, LISTENERS_MOST};
+
+/// See the file's head. One for all listeners: descriptors and memory are the process's.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    admission: Admission,
+    live: usize,
+    maximum: usize,
+    /// A bit for each listener whose backlog may hold somebody.
+    ready: u64,
+    /// The listener to begin with, so that a busy one does not starve its neighbours.
+    next_listener: u32,
+    /// How many accepts are left in this turn.
+    budget: u32,
+    /// No accept before this moment.
+    paused_until: Moment,
+}
+
+const _: () = assert!(LISTENERS_MOST <= u64::BITS as usize);
+
+/// Whether connections are let in at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Open,
+    /// The maximum was reached; open again at 90 % of it.
+    Full,
+    /// The daemon stops: never again.
+    Shut,
+}
+
+/// What an answer of `accept` means for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptVerdict {
+    /// The backlog is empty. The next edge will tell.
+    Done,
+    /// Call again now.
+    Retry,
+    /// Enough for this turn; there may be more.
+    Yield,
+    /// Out of descriptors or memory: not before this moment.
+    Pause(Moment),
+}
+
+impl Gate {
+    /// At most `maximum` connections at once; never less than one.
+    pub fn new(maximum: usize) -> Gate {
+        Gate {
+            admission: Admission::Open,
+            live: 0,
+            maximum: maximum.max(1),
+            ready: 0,
+            next_listener: 0,
+            budget: ACCEPT_BUDGET,
+            paused_until: Moment::ZERO,
+        }
+    }
+
+    // ---- getters ----
+
+    pub fn admission(&self) -> Admission {
+        self.admission
+    }
+
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    pub fn maximum(&self) -> usize {
+        self.maximum
+    }
+
+    /// At the maximum: time to close the oldest idle connections, if there are any.
+    pub fn is_full(&self) -> bool {
+        self.admission == Admission::Full
+    }
+
+    /// Whether somebody may stand in a backlog whom we would let in, now or later.
+    pub fn somebody_waits(&self) -> bool {
+        self.ready != 0 && self.admission != Admission::Shut
+    }
+
+    /// How many connections have to close before a full gate opens again.
+    pub fn excess(&self) -> usize {
+        match self.admission {
+            Admission::Full => self.live.saturating_sub(self.reopen_at()).max(1),
+            Admission::Open | Admission::Shut => 0,
+        }
+    }
+
+    /// When accepting goes on without a further edge: `None` if only an edge or a closed
+    /// connection can change anything, a moment that has passed if there is work now.
+    pub fn wake_at(&self) -> Option<Moment> {
+        (self.ready != 0 && self.admission == Admission::Open).then_some(self.paused_until)
+    }
+
+    // ---- handle: what happened ----
+
+    /// The listener's edge: somebody waits in its backlog.
+    pub fn handle_ready(&mut self, listener: usize) {
+        debug_assert!(listener < LISTENERS_MOST);
+        self.ready |= 1 << listener;
+    }
+
+    /// `accept` returned a connection.
+    pub fn handle_accepted(&mut self) -> AcceptVerdict {
+        self.live += 1;
+        if self.live >= self.maximum && self.admission == Admission::Open {
+            self.admission = Admission::Full;
+        }
+        if self.budget == 0 || self.admission != Admission::Open {
+            return AcceptVerdict::Yield;
+        }
+        AcceptVerdict::Retry
+    }
+
+    /// A connection was closed to make room: its place is for somebody who waits, and does not
+    /// have to become one of the tenth that opens a full gate.
+    pub fn handle_place_freed(&mut self) {
+        self.live = self.live.saturating_sub(1);
+        if self.admission == Admission::Full && self.live < self.maximum {
+            self.admission = Admission::Open;
+        }
+    }
+
+    /// `accept` returned an error.
+    pub fn handle_error(
+        &mut self,
+        listener: usize,
+        kind: ErrorKind,
+        raw_os_error: Option<i32>,
+        now: Moment,
+    ) -> AcceptVerdict {
+        let verdict = classify(kind, raw_os_error, now);
+        match verdict {
+            AcceptVerdict::Done => self.ready &= !(1 << listener),
+            AcceptVerdict::Pause(until) => self.paused_until = until,
+            AcceptVerdict::Retry if self.budget == 0 => return AcceptVerdict::Yield,
+            AcceptVerdict::Retry | AcceptVerdict::Yield => {}
+        }
+        verdict
+    }
+
+    // ---- commands ----
+
+    /// A new turn of the loop, with as many connections open: the budget is whole again. The count
+    /// is handed in, for connections also end in other reactors.
+    pub fn begin_turn(&mut self, live: usize) {
+        self.budget = ACCEPT_BUDGET;
+        self.live = live;
+        self.admission = match self.admission {
+            Admission::Open if live >= self.maximum => Admission::Full,
+            Admission::Full if live <= self.reopen_at() => Admission::Open,
+            unchanged => unchanged,
+        };
+    }
+
+    /// Another maximum, after a reload. Connections above it stay.
+    pub fn set_maximum(&mut self, maximum: usize) {
+        self.maximum = maximum.max(1);
+        self.admission = match self.admission {
+            Admission::Shut => Admission::Shut,
+            _ if self.live >= self.maximum => Admission::Full,
+            Admission::Full if self.live > self.reopen_at() => Admission::Full,
+            Admission::Full | Admission::Open => Admission::Open,
+        };
+    }
+
+    /// No connection is let in any more.
+    pub fn shut(&mut self) {
+        self.admission = Admission::Shut;
+    }
+
+    // ---- poll ----
+
+    /// The listener to accept from next, or `None`: nobody waits, or it is not the time.
+    pub fn poll_listener(&mut self, now: Moment) -> Option<usize> {
+        let is_open = self.admission == Admission::Open && now >= self.paused_until;
+        if !is_open || self.ready == 0 || self.budget == 0 {
+            return None;
+        }
+        self.budget -= 1;
+        let turned = self.ready.rotate_right(self.next_listener);
+        let listener = (turned.trailing_zeros() + self.next_listener) % u64::BITS;
+        self.next_listener = (listener + 1) % u64::BITS;
+        Some(listener as usize)
+    }
+
+    // ---- helpers ----
+
+    fn reopen_at(&self) -> usize {
+        // A maximum of one reopens at zero.
+        (self.maximum * GATE_REOPEN_PERCENT / 100).min(self.maximum - 1)
+    }
+}
+
+/// What an error of `accept` means, whoever the listener is.
+pub fn classify(kind: ErrorKind, raw_os_error: Option<i32>, now: Moment) -> AcceptVerdict {
+    let pause = AcceptVerdict::Pause(now + Duration::from_millis(ACCEPT_PAUSE_MS));
+    match kind {
+        ErrorKind::WouldBlock => AcceptVerdict::Done,
+        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => AcceptVerdict::Retry,
+        _ => match raw_os_error {
+            Some(code) if errno::OF_THE_NEW_SOCKET.contains(&code) => AcceptVerdict::Retry,
+            _ => pause,
+        },
+    }
+}
+
+/// Linux's numbers of the errors that `std::io::ErrorKind` has no name for. They are the same on
+/// every architecture the daemon runs on; `core` does without libc.
+mod errno {
+    pub const EPERM: i32 = 1;
+    pub const ENONET: i32 = 64;
+    pub const EPROTO: i32 = 71;
+    pub const ENOPROTOOPT: i32 = 92;
+    pub const EOPNOTSUPP: i32 = 95;
+    pub const ENETDOWN: i32 = 100;
+    pub const ENETUNREACH: i32 = 101;
+    pub const ETIMEDOUT: i32 = 110;
+    pub const EHOSTDOWN: i32 = 112;
+    pub const EHOSTUNREACH: i32 = 113;
+
+    /// accept(2): errors that were pending on the connection that is being accepted, and `EPERM`,
+    /// a firewall's word about that connection.
+    pub const OF_THE_NEW_SOCKET: [i32; 10] = [
+        EPERM,
+        ENONET,
+        EPROTO,
+        ENOPROTOOPT,
+        EOPNOTSUPP,
+        ENETDOWN,
+        ENETUNREACH,
+        ETIMEDOUT,
+        EHOSTDOWN,
+        EHOSTUNREACH,
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment::from_micros(1_000_000);
+    const EMFILE: i32 = 24;
+
+    /// Accepts `count` connections, as many turns as it takes.
+    fn fill(gate: &mut Gate, count: usize) {
+        gate.handle_ready(0);
+        for _ in 0..count {
+            gate.begin_turn(gate.live());
+            assert_eq!(gate.poll_listener(NOW), Some(0));
+            gate.handle_accepted();
+        }
+    }
+
+    #[test]
+    fn closes_at_the_maximum_and_reopens_at_ninety_percent() {
+        let mut gate = Gate::new(20);
+        fill(&mut gate, 19);
+        assert_eq!(gate.admission(), Admission::Open);
+        fill(&mut gate, 1);
+        assert!(gate.is_full());
+        assert_eq!(gate.excess(), 2);
+        assert_eq!(gate.poll_listener(NOW), None);
+        assert_eq!(gate.wake_at(), None);
+        gate.begin_turn(gate.live() - 1);
+        assert!(gate.is_full());
+        gate.begin_turn(gate.live() - 1);
+        // The edge was seen before the gate closed; there will be no second one.
+        assert_eq!(gate.admission(), Admission::Open);
+        assert_eq!(gate.wake_at(), Some(Moment::ZERO));
+        gate.begin_turn(gate.live());
+        assert_eq!(gate.poll_listener(NOW), Some(0));
+    }
+
+    #[test]
+    fn a_place_that_was_freed_for_somebody_who_waits_is_given_away_at_once() {
+        let mut gate = Gate::new(20);
+        fill(&mut gate, 20);
+        gate.handle_place_freed();
+        assert_eq!(gate.wake_at(), Some(Moment::ZERO));
+        gate.begin_turn(19);
+        assert_eq!(gate.poll_listener(NOW), Some(0));
+        gate.handle_accepted();
+        assert!(gate.is_full());
+        gate.shut();
+        gate.handle_place_freed();
+        assert_eq!(gate.admission(), Admission::Shut);
+    }
+
+    #[test]
+    fn a_maximum_of_one_reopens() {
+        let mut gate = Gate::new(1);
+        fill(&mut gate, 1);
+        assert!(gate.is_full());
+        gate.begin_turn(gate.live() - 1);
+        assert_eq!(gate.admission(), Admission::Open);
+    }
+
+    #[test]
+    fn out_of_descriptors_pauses_and_comes_back_without_an_edge() {
+        let mut gate = Gate::new(10);
+        gate.handle_ready(0);
+        assert_eq!(gate.poll_listener(NOW), Some(0));
+        let verdict = gate.handle_error(0, ErrorKind::Other, Some(EMFILE), NOW);
+        let AcceptVerdict::Pause(until) = verdict else {
+            panic!("{verdict:?}");
+        };
+        assert!(until > NOW);
+        assert_eq!(gate.poll_listener(NOW), None);
+        assert_eq!(gate.wake_at(), Some(until));
+        assert_eq!(gate.poll_listener(until), Some(0));
+    }
+
+    #[test]
+    fn an_empty_backlog_waits_for_the_next_edge() {
+        let mut gate = Gate::new(10);
+        gate.handle_ready(0);
+        let verdict = gate.handle_error(0, ErrorKind::WouldBlock, Some(11), NOW);
+        assert_eq!(verdict, AcceptVerdict::Done);
+        assert_eq!((gate.poll_listener(NOW), gate.wake_at()), (None, None));
+        gate.handle_ready(0);
+        assert_eq!(gate.poll_listener(NOW), Some(0));
+    }
+
+    #[test]
+    fn the_budget_bounds_a_turn_whatever_accept_answers() {
+        let mut gate = Gate::new(usize::MAX / 100);
+        gate.handle_ready(0);
+        gate.begin_turn(gate.live());
+        let mut calls = 0;
+        let mut last = AcceptVerdict::Done;
+        while gate.poll_listener(NOW).is_some() {
+            calls += 1;
+            last = if calls % 2 == 0 {
+                gate.handle_accepted()
+            } else {
+                gate.handle_error(0, ErrorKind::ConnectionAborted, Some(103), NOW)
+            };
+        }
+        assert_eq!(calls, ACCEPT_BUDGET);
+        assert_eq!(last, AcceptVerdict::Yield);
+        assert_eq!(gate.wake_at(), Some(Moment::ZERO), "somebody still waits");
+    }
+
+    #[test]
+    fn listeners_take_turns() {
+        let mut gate = Gate::new(100);
+        for listener in [0, 5, 63] {
+            gate.handle_ready(listener);
+        }
+        let order: Vec<_> = (0..4).map(|_| gate.poll_listener(NOW)).collect();
+        assert_eq!(order, [Some(0), Some(5), Some(63), Some(0)]);
+        gate.handle_error(5, ErrorKind::WouldBlock, None, NOW);
+        assert_eq!(gate.poll_listener(NOW), Some(63));
+    }
+
+    #[test]
+    fn errors_of_the_new_socket_are_not_the_listeners() {
+        for code in errno::OF_THE_NEW_SOCKET {
+            let kind = std::io::Error::from_raw_os_error(code).kind();
+            assert_eq!(
+                classify(kind, Some(code), NOW),
+                AcceptVerdict::Retry,
+                "{code}"
+            );
+        }
+        // ENOMEM, ENFILE, EMFILE, ENOBUFS; EBADF and EINVAL for "anything else".
+        for code in [12, 23, EMFILE, 105, 9, 22] {
+            let kind = std::io::Error::from_raw_os_error(code).kind();
+            let verdict = classify(kind, Some(code), NOW);
+            assert!(matches!(verdict, AcceptVerdict::Pause(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_shut_gate_stays_shut() {
+        let mut gate = Gate::new(1);
+        fill(&mut gate, 1);
+        gate.shut();
+        gate.begin_turn(gate.live() - 1);
+        gate.set_maximum(10);
+        assert_eq!(gate.admission(), Admission::Shut);
+        assert_eq!((gate.poll_listener(NOW), gate.wake_at()), (None, None));
+        // An edge that was on its way while the listener closed.
+        gate.handle_ready(0);
+        assert!(!gate.somebody_waits());
+    }
+
+    #[test]
+    fn another_maximum_closes_and_opens() {
+        let mut gate = Gate::new(10);
+        fill(&mut gate, 5);
+        gate.set_maximum(5);
+        assert!(gate.is_full());
+        gate.set_maximum(100);
+        assert_eq!(gate.admission(), Admission::Open);
+    }
+}

@@ -1,0 +1,304 @@
+//! A budget for each peer's oddities, and a minimum speed.
+//!
+//! Some things are legal and harmless once, and an attack by the thousand: streams that are reset
+//! at once, empty frames, pings, bodies in chunks of one byte, bytes that drip. No single one is a
+//! reason to refuse; their rate is. Each connection has a bucket that every oddity fills by its
+//! weight and that leaks with time. When it overflows, the connection is closed with its protocol's
+//! word for it (HTTP/2: `ENHANCE_YOUR_CALM`).
+//!
+//! ```text
+//!       weight of each oddity
+//!            |  |   |
+//!            v  v   v
+//!        |            |   budget: a burst of 500 points passes
+//!        |~~~~~~~~~~~~|
+//!        '-----..-----'
+//!              || leak: 25 points a second for ever
+//! ```
+//!
+//! The minimum speed is measured in windows of five seconds. A window that brought less than the
+//! minimum is one more oddity ([`Glitch::Drip`]), so a phone in a tunnel is forgiven and a client
+//! that lives on one byte a second is not. Windows are judged when bytes come, all that have passed
+//! at once: whoever sends nothing is the absolute header and body deadlines' business.
+//!
+//! Sixteen bytes, for each connection pays them: times are milliseconds in 32 bits and wrap after
+//! 49 days. A connection that meets its own time stamp again after exactly that long is forgiven
+//! a little too little; nothing else happens.
+//!
+//! # Invariants
+//!
+//!  1. Time only empties the bucket, oddities only fill it; it saturates and never wraps.
+//!  2. Below the leak's rate no number of oddities ever overflows the bucket.
+
+use super::Moment;
+use crate::limits::{
+    GLITCH_BUDGET_POINTS, GLITCH_LEAK_POINTS_PER_SECOND, TRANSFER_RATE_LEAST_BYTES_PER_SECOND,
+    TRANSFER_RATE_WINDOW_MS,
+};
+
+/// Something a peer may do, but not often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Glitch {
+    /// A stream was opened and reset (HTTP/2 "rapid reset").
+    StreamReset,
+    /// A frame without content: DATA, CONTINUATION or HEADERS of no bytes.
+    EmptyFrame,
+    /// SETTINGS, PING, PRIORITY or WINDOW_UPDATE: each wants work or an answer.
+    ControlFrame,
+    /// A DATA frame or a chunk of a few bytes.
+    TinyData,
+    /// Header fields that change the compression table for nothing.
+    HeaderChurn,
+    /// An empty line before a request, or another thing that RFC 9112 tells servers to ignore.
+    IgnoredBytes,
+    /// A window of time that brought less than the minimum.
+    Drip,
+}
+
+impl Glitch {
+    pub const ALL: [Glitch; 7] = [
+        Glitch::StreamReset,
+        Glitch::EmptyFrame,
+        Glitch::ControlFrame,
+        Glitch::TinyData,
+        Glitch::HeaderChurn,
+        Glitch::IgnoredBytes,
+        Glitch::Drip,
+    ];
+
+    /// How much of the budget it takes.
+    pub const fn points(self) -> u32 {
+        match self {
+            // Costs a whole admission and cancellation.
+            Glitch::StreamReset => 5,
+            // Has no use that anybody knows of.
+            Glitch::EmptyFrame => 5,
+            Glitch::ControlFrame | Glitch::TinyData | Glitch::HeaderChurn => 1,
+            Glitch::IgnoredBytes => 1,
+            // Four windows, or 20 seconds, and the budget is gone in spite of the leak.
+            Glitch::Drip => 250,
+        }
+    }
+
+    /// For logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Glitch::StreamReset => "stream_reset",
+            Glitch::EmptyFrame => "empty_frame",
+            Glitch::ControlFrame => "control_frame",
+            Glitch::TinyData => "tiny_data",
+            Glitch::HeaderChurn => "header_churn",
+            Glitch::IgnoredBytes => "ignored_bytes",
+            Glitch::Drip => "drip",
+        }
+    }
+}
+
+/// What a glitch means for its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum GlitchVerdict {
+    Forgiven,
+    /// The budget is spent: close.
+    Excess,
+}
+
+/// One connection's account; see the file's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlitchBudget {
+    /// The bucket's filling, in thousandths of a point: the leak of one millisecond is then whole.
+    millipoints: u32,
+    leaked_at_ms: u32,
+    /// What the present window of a transfer has brought.
+    window_bytes: u32,
+    window_began_ms: u32,
+}
+
+const _: () = assert!(size_of::<GlitchBudget>() <= 16);
+
+/// The fewest bytes that a window has to bring.
+const WINDOW_BYTES_LEAST: u32 =
+    TRANSFER_RATE_LEAST_BYTES_PER_SECOND * TRANSFER_RATE_WINDOW_MS / 1_000;
+
+impl GlitchBudget {
+    pub fn new(now: Moment) -> GlitchBudget {
+        GlitchBudget {
+            millipoints: 0,
+            leaked_at_ms: wrapping_ms(now),
+            window_bytes: 0,
+            window_began_ms: wrapping_ms(now),
+        }
+    }
+
+    // ---- getters ----
+
+    /// How many points were left in the bucket when it was last touched.
+    pub fn points(&self) -> u32 {
+        self.millipoints / 1_000
+    }
+
+    // ---- handle ----
+
+    pub fn handle_glitch(&mut self, glitch: Glitch, now: Moment) -> GlitchVerdict {
+        self.handle_glitches(glitch, 1, now)
+    }
+
+    /// `count` oddities of one kind at once.
+    pub fn handle_glitches(&mut self, glitch: Glitch, count: u32, now: Moment) -> GlitchVerdict {
+        self.leak(now);
+        let added = glitch.points().saturating_mul(1_000).saturating_mul(count);
+        self.millipoints = self.millipoints.saturating_add(added);
+        if self.millipoints > GLITCH_BUDGET_POINTS * 1_000 {
+            GlitchVerdict::Excess
+        } else {
+            GlitchVerdict::Forgiven
+        }
+    }
+
+    /// The transfer that is being measured brought this many bytes.
+    pub fn handle_bytes(&mut self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.window_bytes = self.window_bytes.saturating_add(count);
+    }
+
+    // ---- commands ----
+
+    /// A head or body begins, or goes on after *we* had stopped reading: a new window.
+    pub fn begin_transfer(&mut self, now: Moment) {
+        self.window_bytes = 0;
+        self.window_began_ms = wrapping_ms(now);
+    }
+
+    // ---- poll ----
+
+    /// While a transfer is under way: how many windows have passed and brought too little since
+    /// this was last asked. The caller hands in as many of [`Glitch::Drip`].
+    pub fn poll_drips(&mut self, now: Moment) -> u32 {
+        let elapsed_ms = wrapping_ms(now).wrapping_sub(self.window_began_ms);
+        let windows = elapsed_ms / TRANSFER_RATE_WINDOW_MS;
+        if windows == 0 {
+            return 0;
+        }
+        // What has come belongs to the first of them; nothing came in the others.
+        let is_first_rich = self.window_bytes >= WINDOW_BYTES_LEAST;
+        let into_the_present_ms = elapsed_ms % TRANSFER_RATE_WINDOW_MS;
+        self.window_bytes = 0;
+        self.window_began_ms = wrapping_ms(now).wrapping_sub(into_the_present_ms);
+        windows - u32::from(is_first_rich)
+    }
+
+    // ---- helpers ----
+
+    fn leak(&mut self, now: Moment) {
+        let now_ms = wrapping_ms(now);
+        let elapsed_ms = now_ms.wrapping_sub(self.leaked_at_ms);
+        // Points a second are thousandths of a point a millisecond.
+        let leaked = elapsed_ms.saturating_mul(GLITCH_LEAK_POINTS_PER_SECOND);
+        self.millipoints = self.millipoints.saturating_sub(leaked);
+        self.leaked_at_ms = now_ms;
+    }
+}
+
+fn wrapping_ms(moment: Moment) -> u32 {
+    moment.as_millis() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const START: Moment = Moment::from_micros(77_000_000);
+
+    #[test]
+    fn a_burst_within_the_budget_passes_and_one_more_does_not() {
+        let mut budget = GlitchBudget::new(START);
+        let burst = GLITCH_BUDGET_POINTS / Glitch::StreamReset.points();
+        for _ in 0..burst {
+            let verdict = budget.handle_glitch(Glitch::StreamReset, START);
+            assert_eq!(verdict, GlitchVerdict::Forgiven);
+        }
+        let verdict = budget.handle_glitch(Glitch::StreamReset, START);
+        assert_eq!(verdict, GlitchVerdict::Excess);
+    }
+
+    #[test]
+    fn a_rate_below_the_leak_is_forgiven_for_ever() {
+        let mut budget = GlitchBudget::new(START);
+        let mut now = START;
+        let pause = Duration::from_micros(1_000_000 / GLITCH_LEAK_POINTS_PER_SECOND as u64);
+        for _ in 0..10 * GLITCH_BUDGET_POINTS {
+            now = now + pause;
+            let verdict = budget.handle_glitch(Glitch::ControlFrame, now);
+            assert_eq!(verdict, GlitchVerdict::Forgiven);
+        }
+    }
+
+    #[test]
+    fn a_rate_above_the_leak_is_not() {
+        let mut budget = GlitchBudget::new(START);
+        let mut now = START;
+        let pause = Duration::from_micros(500_000 / GLITCH_LEAK_POINTS_PER_SECOND as u64);
+        let verdicts = (0..10 * GLITCH_BUDGET_POINTS).map(|_| {
+            now = now + pause;
+            budget.handle_glitch(Glitch::ControlFrame, now)
+        });
+        assert!(verdicts.into_iter().any(|v| v == GlitchVerdict::Excess));
+    }
+
+    #[test]
+    fn a_client_that_drips_is_closed_and_a_slow_one_is_not() {
+        let window = Duration::from_millis(TRANSFER_RATE_WINDOW_MS as u64);
+        let run = |bytes_per_window: usize| {
+            let mut budget = GlitchBudget::new(START);
+            budget.begin_transfer(START);
+            let mut now = START;
+            (0..20).position(|_| {
+                now = now + window;
+                budget.handle_bytes(bytes_per_window);
+                let drips = budget.poll_drips(now);
+                budget.handle_glitches(Glitch::Drip, drips, now) == GlitchVerdict::Excess
+            })
+        };
+        assert_eq!(run(WINDOW_BYTES_LEAST as usize), None);
+        assert_eq!(run(5), Some(3), "four windows");
+    }
+
+    #[test]
+    fn a_window_is_judged_only_when_it_is_over() {
+        let mut budget = GlitchBudget::new(START);
+        budget.begin_transfer(START);
+        let just_before = Duration::from_millis(TRANSFER_RATE_WINDOW_MS as u64 - 1);
+        assert_eq!(budget.poll_drips(START + just_before), 0);
+        // We paused the peer ourselves: the time until then does not count against it.
+        let resumed = START + 3 * just_before;
+        budget.begin_transfer(resumed);
+        assert_eq!(budget.poll_drips(resumed + just_before), 0);
+    }
+
+    #[test]
+    fn windows_that_passed_in_silence_are_judged_all_at_once() {
+        let mut budget = GlitchBudget::new(START);
+        budget.begin_transfer(START);
+        budget.handle_bytes(WINDOW_BYTES_LEAST as usize);
+        assert_eq!(budget.poll_drips(START + Duration::from_secs(29)), 4);
+        assert_eq!(budget.poll_drips(START + Duration::from_secs(29)), 0);
+        assert_eq!(budget.poll_drips(START + Duration::from_secs(30)), 1);
+    }
+
+    #[test]
+    fn the_wrapping_clock_neither_panics_nor_fills_the_bucket() {
+        let before = Moment::from_micros(u32::MAX as u64 * 1_000);
+        let after = before + Duration::from_secs(1);
+        assert!(wrapping_ms(after) < wrapping_ms(before));
+        let mut budget = GlitchBudget::new(before);
+        let _ = budget.handle_glitch(Glitch::StreamReset, before);
+        let _ = budget.handle_glitch(Glitch::ControlFrame, after);
+        assert_eq!(budget.points(), Glitch::ControlFrame.points());
+        budget.handle_bytes(usize::MAX);
+        budget.handle_bytes(usize::MAX);
+        assert_eq!(budget.poll_drips(before + Duration::from_secs(5)), 0);
+    }
+}

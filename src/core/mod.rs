@@ -1,0 +1,18 @@
+//! The reactor's mechanisms, pure: no socket, no thread, no clock. See each file's head.
+
+pub mod deadlines;
+pub mod drain;
+pub mod gate;
+pub mod glitch;
+pub mod idle_list;
+pub mod key;
+pub mod output;
+pub mod pool;
+pub mod readiness;
+pub mod run_queue;
+pub mod slots;
+pub mod time;
+pub mod wheel;
+
+pub use key::Key;
+pub use time::Moment;

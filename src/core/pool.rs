@@ -1,0 +1,175 @@
+//! Buffers that wait for work instead of connections that wait with buffers.
+//!
+//! Of ten thousand connections a few are in the middle of something. A buffer for each would cost
+//! ten thousand buffers; so connections own none. They take one when the first byte needs a place
+//! and give it back when the last has left it, usually within the same turn of the loop. The last
+//! one given is the first one taken: it is still warm in the processor's cache.
+//!
+//! One size class: a pool with several has to guess, and what outgrows this class is rare enough
+//! to be allocated. A buffer that grew while it was out is kept if it grew little (the next user
+//! profits) and dropped if it grew much (or one large body would stay for ever).
+//!
+//! # Invariants
+//!
+//!  1. A buffer in the pool is empty and has room for at least `buffer_bytes`.
+//!  2. The buffers in the pool together hold at most `retained_bytes_most` of memory.
+
+use crate::limits::{POOL_BUFFER_BYTES, POOL_GROWTH_MOST, POOL_RETAINED_BYTES};
+
+/// See the file's head. One for each reactor: it is not shared, and has no lock.
+#[derive(Debug)]
+pub struct BufferPool {
+    buffers: Vec<Vec<u8>>,
+    /// The sum of the capacities of `buffers`.
+    retained_bytes: usize,
+    buffer_bytes: usize,
+    retained_bytes_most: usize,
+    counters: PoolCounters,
+}
+
+/// What the pool did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounters {
+    /// Buffers taken.
+    pub taken: u64,
+    /// Those of them for which memory had to be allocated.
+    pub allocated: u64,
+    /// Buffers given back, kept or not.
+    pub given: u64,
+    /// Those of them that were freed: too large, or the pool was full.
+    pub freed: u64,
+}
+
+impl Default for BufferPool {
+    fn default() -> BufferPool {
+        BufferPool::new(POOL_BUFFER_BYTES, POOL_RETAINED_BYTES)
+    }
+}
+
+impl BufferPool {
+    /// Buffers of `buffer_bytes`, of which those that wait take up at most `retained_bytes_most`.
+    pub const fn new(buffer_bytes: usize, retained_bytes_most: usize) -> BufferPool {
+        assert!(buffer_bytes > 0);
+        BufferPool {
+            buffers: Vec::new(),
+            retained_bytes: 0,
+            buffer_bytes,
+            retained_bytes_most,
+            counters: PoolCounters {
+                taken: 0,
+                allocated: 0,
+                given: 0,
+                freed: 0,
+            },
+        }
+    }
+
+    // ---- getters ----
+
+    /// How many buffers wait here.
+    pub fn len(&self) -> usize {
+        self.buffers.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    /// The memory of the buffers that wait here.
+    pub fn retained_bytes(&self) -> usize {
+        self.retained_bytes
+    }
+
+    pub fn counters(&self) -> PoolCounters {
+        self.counters
+    }
+
+    /// Buffers that were taken and not given back: zero when nothing is under way.
+    pub fn outstanding(&self) -> u64 {
+        self.counters.taken.saturating_sub(self.counters.given)
+    }
+
+    // ---- commands ----
+
+    /// An empty buffer with room for at least `buffer_bytes`.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.counters.taken += 1;
+        let Some(buffer) = self.buffers.pop() else {
+            self.counters.allocated += 1;
+            return Vec::with_capacity(self.buffer_bytes);
+        };
+        self.retained_bytes -= buffer.capacity();
+        debug_assert!(buffer.is_empty());
+        buffer
+    }
+
+    /// Takes back what [`BufferPool::take`] gave out; its contents are forgotten.
+    pub fn give(&mut self, mut buffer: Vec<u8>) {
+        self.counters.given += 1;
+        let capacity = buffer.capacity();
+        let fits = (self.buffer_bytes..=self.buffer_bytes * POOL_GROWTH_MOST).contains(&capacity)
+            && self.retained_bytes + capacity <= self.retained_bytes_most;
+        if !fits {
+            self.counters.freed += 1;
+            return;
+        }
+        buffer.clear();
+        self.retained_bytes += capacity;
+        self.buffers.push(buffer);
+    }
+
+    /// Looks at every buffer: for tests and the simulation.
+    pub fn check_invariants(&self) {
+        let capacities = self.buffers.iter().map(Vec::capacity);
+        assert_eq!(capacities.sum::<usize>(), self.retained_bytes);
+        assert!(self.retained_bytes <= self.retained_bytes_most);
+        for buffer in &self.buffers {
+            assert!(buffer.is_empty() && buffer.capacity() >= self.buffer_bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_taken_again_empty() {
+        let mut pool = BufferPool::new(64, 1_024);
+        let mut buffer = pool.take();
+        buffer.extend_from_slice(b"one client's secret");
+        let address = buffer.as_ptr();
+        pool.give(buffer);
+        pool.check_invariants();
+        let again = pool.take();
+        assert_eq!(again.as_ptr(), address);
+        assert!(again.is_empty());
+        assert_eq!(pool.counters().allocated, 1);
+        assert_eq!(pool.outstanding(), 1);
+    }
+
+    #[test]
+    fn retained_memory_is_bounded() {
+        let mut pool = BufferPool::new(64, 256);
+        let buffers: Vec<_> = (0..10).map(|_| pool.take()).collect();
+        buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        pool.check_invariants();
+        assert!(pool.retained_bytes() <= 256);
+        assert!((1..=4).contains(&pool.len()));
+        assert_eq!(pool.counters().freed, 10 - pool.len() as u64);
+        assert_eq!(pool.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_buffer_that_grew_much_is_freed() {
+        let mut pool = BufferPool::new(64, usize::MAX);
+        let mut buffer = pool.take();
+        buffer.reserve_exact(64 * POOL_GROWTH_MOST + 1);
+        pool.give(buffer);
+        assert_eq!((pool.len(), pool.counters().freed), (0, 1));
+        // One that was emptied by `mem::take` on the way is none that can be used again.
+        let _ = pool.take();
+        pool.give(Vec::new());
+        assert_eq!((pool.len(), pool.counters().freed), (0, 2));
+    }
+}

@@ -1,0 +1,349 @@
+//! What one socket can do now: two bits for each direction, in one byte.
+//!
+//! # Edges are not levels
+//!
+//! mio registers sockets with `EPOLLET`: epoll(7) then reports that something *changed*, once, and
+//! not that something *is so*. Two consequences, and every lost wake-up in this field comes from
+//! forgetting one of them:
+//!
+//! * whoever stops reading before `EAGAIN` must remember that there is more: no event will say it;
+//! * whoever does not want to read now must remember an edge that comes meanwhile.
+//!
+//! So the event is not the state. The state is here, and events only feed it. Each direction has a
+//! bit *active* (we want it) and a bit *ready* (no `EAGAIN` since the last edge):
+//!
+//! ```text
+//!                     want_read                         The four states of reading. Work is done
+//!      +---------+  ------------->  +----------+        in "go" alone. An edge moves down, EAGAIN
+//!      | stopped |                  | waiting  |        moves up; neither looks left or right, so
+//!      | - -     |  <-------------  | active - |        nothing is lost while we are not looking.
+//!      +---------+    pause_read    +----------+
+//!        |     ^                      |     ^
+//!   edge |     | EAGAIN          edge |     | EAGAIN
+//!        v     |                      v     |
+//!      +---------+    want_read     +--------------+
+//!      | pending |  ------------->  | go           |   <- read(2) here
+//!      | - ready |  <-------------  | active ready |
+//!      +---------+    pause_read    +--------------+
+//! ```
+//!
+//! Nothing here ever calls `epoll_ctl(2)`: each socket is registered once, for both directions, and
+//! pausing is a cleared bit. HAProxy keeps the same two bits (its fd.c has the diagram's ancestor).
+//!
+//! # The short read
+//!
+//! epoll(7) allows a stream's reader to take "fewer bytes than asked for" as the sign that the
+//! buffer is empty, which saves the `read` that would return `EAGAIN`. One trap: when the peer's
+//! FIN is already behind those bytes, its edge has been reported *with* them, and there will be no
+//! other. Once a hang-up has been seen, only a `read` of 0, an error or a true `EAGAIN` counts.
+//!
+//! # Invariants
+//!
+//!  1. `ready` is set by edges and hang-ups alone and cleared by what the kernel answered alone.
+//!  2. After a hang-up was seen, a short read does not clear `ready`.
+//!  3. A hang-up makes both directions ready: the next call finds out what happened, at once.
+
+/// See the file's head. A fresh socket wants to read, and may be writable without an edge seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Readiness(u8);
+
+const READ_ACTIVE: u8 = 1 << 0;
+const READ_READY: u8 = 1 << 1;
+const WRITE_ACTIVE: u8 = 1 << 2;
+const WRITE_READY: u8 = 1 << 3;
+/// The peer sends no more: `EPOLLRDHUP`.
+const READ_CLOSED: u8 = 1 << 4;
+/// Both directions are gone, or an error is pending: `EPOLLHUP`, `EPOLLERR`.
+const HUNG_UP: u8 = 1 << 5;
+
+impl Default for Readiness {
+    fn default() -> Readiness {
+        Readiness::new()
+    }
+}
+
+impl Readiness {
+    /// A socket that was just accepted: reading is wanted. Both directions are taken for ready:
+    /// bytes may have come before the registration, and trying costs one `EAGAIN` at most.
+    pub const fn new() -> Readiness {
+        Readiness(READ_ACTIVE | READ_READY | WRITE_READY)
+    }
+
+    /// A socket that is being connected: nothing is ready until the kernel says so.
+    pub const fn connecting() -> Readiness {
+        Readiness(WRITE_ACTIVE)
+    }
+
+    // ---- getters ----
+
+    /// Reading is wanted and may bring something.
+    pub const fn can_read(self) -> bool {
+        self.0 & (READ_ACTIVE | READ_READY) == READ_ACTIVE | READ_READY
+    }
+
+    /// Writing is wanted and may take something.
+    pub const fn can_write(self) -> bool {
+        self.0 & (WRITE_ACTIVE | WRITE_READY) == WRITE_ACTIVE | WRITE_READY
+    }
+
+    pub const fn wants_read(self) -> bool {
+        self.0 & READ_ACTIVE != 0
+    }
+
+    pub const fn wants_write(self) -> bool {
+        self.0 & WRITE_ACTIVE != 0
+    }
+
+    /// Whether a `write` may be tried, wanted or not.
+    pub const fn is_write_ready(self) -> bool {
+        self.0 & WRITE_READY != 0
+    }
+
+    /// The peer has announced the end of its bytes; some may still wait to be read.
+    pub const fn is_read_closed(self) -> bool {
+        self.0 & (READ_CLOSED | HUNG_UP) != 0
+    }
+
+    /// The connection is gone in both directions, or carries an error.
+    pub const fn is_hung_up(self) -> bool {
+        self.0 & HUNG_UP != 0
+    }
+
+    // ---- what the kernel reports: edges ----
+
+    pub const fn handle_readable_edge(&mut self) {
+        self.0 |= READ_READY;
+    }
+
+    pub const fn handle_writable_edge(&mut self) {
+        self.0 |= WRITE_READY;
+    }
+
+    /// The peer has shut down its sending side (`EPOLLRDHUP`). It may still read our answer.
+    pub const fn handle_read_closed(&mut self) {
+        self.0 |= READ_CLOSED | READ_READY;
+    }
+
+    /// Both directions are closed, or an error is pending (`EPOLLHUP`, `EPOLLERR`).
+    pub const fn handle_hangup(&mut self) {
+        self.0 |= HUNG_UP | READ_READY | WRITE_READY;
+    }
+
+    // ---- what the kernel answered ----
+
+    /// `read` said `EAGAIN`.
+    pub const fn blocked_read(&mut self) {
+        self.0 &= !READ_READY;
+    }
+
+    /// `read` brought fewer bytes than there was room for.
+    pub const fn short_read(&mut self) {
+        if !self.is_read_closed() {
+            self.0 &= !READ_READY;
+        }
+    }
+
+    /// `write` said `EAGAIN` or took fewer bytes than it was given: the socket's buffer is full,
+    /// and the kernel has noted that somebody waits for room.
+    pub const fn blocked_write(&mut self) {
+        self.0 &= !WRITE_READY;
+    }
+
+    // ---- commands ----
+
+    pub const fn want_read(&mut self) {
+        self.0 |= READ_ACTIVE;
+    }
+
+    pub const fn pause_read(&mut self) {
+        self.0 &= !READ_ACTIVE;
+    }
+
+    pub const fn want_write(&mut self) {
+        self.0 |= WRITE_ACTIVE;
+    }
+
+    pub const fn pause_write(&mut self) {
+        self.0 &= !WRITE_ACTIVE;
+    }
+}
+
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const NAMES: [(u8, &str); 6] = [
+            (READ_ACTIVE, "read_active"),
+            (READ_READY, "read_ready"),
+            (WRITE_ACTIVE, "write_active"),
+            (WRITE_READY, "write_ready"),
+            (READ_CLOSED, "read_closed"),
+            (HUNG_UP, "hung_up"),
+        ];
+        let set = NAMES.iter().filter(|(bit, _)| self.0 & bit != 0);
+        formatter.write_str("Readiness")?;
+        formatter
+            .debug_set()
+            .entries(set.map(|(_, name)| name))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_edge_that_comes_while_paused_is_remembered() {
+        let mut readiness = Readiness::new();
+        readiness.blocked_read();
+        readiness.pause_read();
+        readiness.handle_readable_edge();
+        assert!(!readiness.can_read());
+        readiness.want_read();
+        assert!(readiness.can_read());
+    }
+
+    #[test]
+    fn a_short_read_after_a_hangup_is_not_the_end() {
+        let mut readiness = Readiness::new();
+        readiness.short_read();
+        assert!(!readiness.can_read());
+        readiness.handle_read_closed();
+        readiness.short_read();
+        assert!(readiness.can_read(), "the read of 0 is still to come");
+        readiness.blocked_read();
+        assert!(!readiness.can_read());
+    }
+
+    #[test]
+    fn a_half_closed_peer_still_gets_its_answer() {
+        let mut readiness = Readiness::new();
+        readiness.blocked_write();
+        readiness.handle_read_closed();
+        assert!(readiness.is_read_closed() && !readiness.is_hung_up());
+        assert!(!readiness.is_write_ready());
+        readiness.handle_hangup();
+        assert!(readiness.is_hung_up() && readiness.is_write_ready());
+    }
+
+    /// A socket as an edge-triggered kernel sees it.
+    #[derive(Default)]
+    struct Kernel {
+        received: usize,
+        is_finished: bool,
+        room: usize,
+        readable_edge: bool,
+        closed_edge: bool,
+        writable_edge: bool,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive(usize),
+        Finish,
+        PeerReads(usize),
+        /// The loop polls: the edges so far are handled.
+        Poll,
+        Read(usize),
+        Write(usize),
+        PauseRead,
+        WantRead,
+        PauseWrite,
+        WantWrite,
+    }
+
+    impl Kernel {
+        fn step(&mut self, step: &Step, readiness: &mut Readiness) {
+            match *step {
+                Step::Arrive(bytes) if !self.is_finished => {
+                    self.received += bytes;
+                    self.readable_edge = true;
+                }
+                Step::Arrive(_) => {}
+                Step::Finish => {
+                    self.closed_edge |= !self.is_finished;
+                    self.is_finished = true;
+                }
+                Step::PeerReads(bytes) => {
+                    // The kernel tells of room only where a writer has met a full buffer.
+                    self.writable_edge |= self.room == 0;
+                    self.room += bytes;
+                }
+                Step::Poll => self.report(readiness),
+                Step::Read(room) if readiness.can_read() => self.read(room, readiness),
+                Step::Write(bytes) if readiness.can_write() => {
+                    let taken = bytes.min(self.room);
+                    self.room -= taken;
+                    if taken < bytes {
+                        readiness.blocked_write();
+                    }
+                }
+                Step::Read(_) | Step::Write(_) => {}
+                Step::PauseRead => readiness.pause_read(),
+                Step::WantRead => readiness.want_read(),
+                Step::PauseWrite => readiness.pause_write(),
+                Step::WantWrite => readiness.want_write(),
+            }
+        }
+
+        fn report(&mut self, readiness: &mut Readiness) {
+            if std::mem::take(&mut self.readable_edge) {
+                readiness.handle_readable_edge();
+            }
+            if std::mem::take(&mut self.closed_edge) {
+                readiness.handle_read_closed();
+            }
+            if std::mem::take(&mut self.writable_edge) {
+                readiness.handle_writable_edge();
+            }
+        }
+
+        fn read(&mut self, room: usize, readiness: &mut Readiness) {
+            let taken = room.min(self.received);
+            self.received -= taken;
+            match taken {
+                0 if self.is_finished => {} // a read of 0: the end, seen
+                0 => readiness.blocked_read(),
+                _ if taken < room => readiness.short_read(),
+                _ => {}
+            }
+        }
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (1_usize..9).prop_map(Step::Arrive),
+            1 => Just(Step::Finish),
+            3 => (1_usize..9).prop_map(Step::PeerReads),
+            4 => Just(Step::Poll),
+            6 => (1_usize..9).prop_map(Step::Read),
+            5 => (1_usize..9).prop_map(Step::Write),
+            1 => Just(Step::PauseRead),
+            2 => Just(Step::WantRead),
+            1 => Just(Step::PauseWrite),
+            2 => Just(Step::WantWrite),
+        ];
+        prop::collection::vec(step, 0..80)
+    }
+
+    proptest! {
+        /// No lost wake-up: whatever there is to do is either known here or has an edge coming.
+        #[test]
+        fn whatever_can_be_done_is_known_or_announced(steps in steps()) {
+            let mut kernel = Kernel::default();
+            let mut readiness = Readiness::new();
+            for step in steps {
+                kernel.step(&step, &mut readiness);
+                let is_read_announced = kernel.readable_edge || kernel.closed_edge;
+                if readiness.wants_read() && (kernel.received > 0 || kernel.is_finished) {
+                    prop_assert!(readiness.can_read() || is_read_announced, "after {:?}", step);
+                }
+                if readiness.wants_write() && kernel.room > 0 {
+                    let is_known = readiness.can_write() || kernel.writable_edge;
+                    prop_assert!(is_known, "after {:?}", step);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The error catalogue: every way in which the daemon refuses or fails, in one table.
+//!
+//! A code is a stable word. The same word stands in the JSON answer, the log field, the metric
+//! label and (as its reason) in a gRPC status, so that what a user reports can be found in every
+//! other place. `docs/errors.md` is made from this table and a test keeps the two equal.
+
+use std::fmt;
+
+/// The families that the `type` member of an error object names, in the OpenAI API's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    InvalidRequest,
+    Authentication,
+    Permission,
+    NotFound,
+    RateLimit,
+    Server,
+    Overloaded,
+    Timeout,
+}
+
+impl Family {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Family::InvalidRequest => "invalid_request_error",
+            Family::Authentication => "authentication_error",
+            Family::Permission => "permission_error",
+            Family::NotFound => "not_found_error",
+            Family::RateLimit => "rate_limit_error",
+            Family::Server => "server_error",
+            Family::Overloaded => "overloaded_error",
+            Family::Timeout => "timeout_error",
+        }
+    }
+}
+
+macro_rules! catalogue {
+    ($(
+        $(#[doc = $help:literal])+
+        $name:ident = $word:literal, $status:literal, $grpc:literal, $family:ident;
+    )+) => {
+        /// One row of the catalogue.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum ErrorCode { $($(#[doc = $help])+ $name),+ }
+
+        impl ErrorCode {
+            /// Every code, in the order of the table; `code as usize` is its index.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name),+];
+
+            /// The stable word.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(ErrorCode::$name => $word),+ }
+            }
+
+            /// The HTTP status code (RFC 9110, section 15).
+            pub const fn status(self) -> u16 {
+                match self { $(ErrorCode::$name => $status),+ }
+            }
+
+            /// The gRPC status code (grpc/grpc `doc/statuscodes.md`).
+            pub const fn grpc_status(self) -> u8 {
+                match self { $(ErrorCode::$name => $grpc),+ }
+            }
+
+            pub const fn family(self) -> Family {
+                match self { $(ErrorCode::$name => Family::$family),+ }
+            }
+
+            /// What happened and what the caller can do: the text of `docs/errors.md`.
+            pub const fn help(self) -> &'static str {
+                match self { $(ErrorCode::$name => concat!($($help),+)),+ }
+            }
+        }
+    };
+}
+
+catalogue! {
+    /// The body is not JSON; the message gives line and column. Send one JSON object in UTF-8.
+    InvalidJson = "invalid_json", 400, 3, InvalidRequest;
+    /// The request as a whole makes no sense, such as a body where none is expected.
+    InvalidRequest = "invalid_request", 400, 3, InvalidRequest;
+    /// One field has a wrong type, an unknown name or a value out of range; `param` names it.
+    InvalidParameter = "invalid_parameter", 400, 3, InvalidRequest;
+    /// Prompt and `max_tokens` together exceed the model's context. Shorten the one or the other.
+    ContextLengthExceeded = "context_length_exceeded", 400, 3, InvalidRequest;
+    /// The bytes are not HTTP as RFC 9112 allows it; the connection is closed.
+    MalformedHttp = "malformed_http", 400, 3, InvalidRequest;
+    /// No key was sent. Send `Authorization: Bearer KEY`.
+    MissingCredentials = "missing_credentials", 401, 16, Authentication;
+    /// The key is unknown or revoked. Make one with `autoglmd key create`.
+    InvalidKey = "invalid_key", 401, 16, Authentication;
+    /// The key's time is over. Make a new one with `autoglmd key rotate`.
+    ExpiredKey = "expired_key", 403, 7, Permission;
+    /// The key lacks the scope that this route needs; the message names it.
+    InsufficientScope = "insufficient_scope", 403, 7, Permission;
+    /// Nothing is served at this path.
+    NotFound = "not_found", 404, 5, NotFound;
+    /// No model of this name is loaded; `GET /api/v1/models` lists them.
+    ModelNotFound = "model_not_found", 404, 5, NotFound;
+    /// The path exists, the method does not; `Allow` lists those that do.
+    MethodNotAllowed = "method_not_allowed", 405, 12, InvalidRequest;
+    /// None of the media types in `Accept` can be produced here.
+    NotAcceptable = "not_acceptable", 406, 3, InvalidRequest;
+    /// The request was not complete in time; see `limits.header_timeout` and `limits.body_timeout`.
+    RequestTimeout = "request_timeout", 408, 4, Timeout;
+    /// The request contradicts another one that is still known.
+    Conflict = "conflict", 409, 10, InvalidRequest;
+    /// The body is larger than `limits.max_body`.
+    BodyTooLarge = "body_too_large", 413, 8, InvalidRequest;
+    /// The request target is longer than `limits.max_uri`.
+    UriTooLong = "uri_too_long", 414, 3, InvalidRequest;
+    /// The body's `Content-Type` or `Content-Encoding` is not understood here.
+    UnsupportedMediaType = "unsupported_media_type", 415, 3, InvalidRequest;
+    /// `Expect` asks for something other than `100-continue`.
+    ExpectationFailed = "expectation_failed", 417, 3, InvalidRequest;
+    /// The head is larger than `limits.max_head` or has more than `limits.max_headers` fields.
+    HeadersTooLarge = "headers_too_large", 431, 8, InvalidRequest;
+    /// The key or the address has used up its requests; wait for `Retry-After`.
+    RateLimited = "rate_limited", 429, 8, RateLimit;
+    /// The key has used up its tokens a minute; wait for `Retry-After`.
+    TokenBudgetExceeded = "token_budget_exceeded", 429, 8, RateLimit;
+    /// The key has as many requests running as it may; wait for one to end.
+    TooManyConcurrent = "too_many_concurrent", 429, 8, RateLimit;
+    /// A bug in the daemon. The request id finds its log lines.
+    Internal = "internal", 500, 13, Server;
+    /// The model's engine failed on this request. It may be sent again.
+    EngineFailed = "engine_failed", 500, 13, Server;
+    /// The request asks for something that HTTP defines and this daemon does not do.
+    NotImplemented = "not_implemented", 501, 12, InvalidRequest;
+    /// The upstream server failed or answered nonsense.
+    UpstreamFailed = "upstream_failed", 502, 14, Server;
+    /// The engine's queue is full; `Retry-After` is computed from its measured speed.
+    QueueFull = "queue_full", 503, 14, Overloaded;
+    /// The model is still being loaded; `/readyz` tells when it is there.
+    ModelLoading = "model_loading", 503, 14, Overloaded;
+    /// The daemon is about to stop and takes no new work. Send the request elsewhere.
+    Draining = "draining", 503, 14, Overloaded;
+    /// By the engine's measured speed the answer cannot begin within `timeout`.
+    DeadlineUnmeetable = "deadline_unmeetable", 503, 14, Overloaded;
+    /// `timeout` passed during generation; `partial` holds what was written until then.
+    GenerationTimeout = "generation_timeout", 504, 4, Timeout;
+    /// The upstream server did not answer in time.
+    UpstreamTimeout = "upstream_timeout", 504, 4, Timeout;
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An error on its way to a client: a code, and what its own case adds to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    pub code: ErrorCode,
+    /// One or two sentences that name the field, the limit and the way out.
+    pub message: String,
+    /// The field of the request that is to blame, as a JSON path such as `context[2].path`.
+    pub param: Option<String>,
+    /// When a retry may succeed, in milliseconds from now; becomes `Retry-After` as well.
+    pub retry_after_ms: Option<u64>,
+    /// What was generated until the failure, for `generation_timeout`.
+    pub partial: Option<String>,
+}
+
+impl ApiError {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
+        let message = message.into();
+        ApiError {
+            code,
+            message,
+            param: None,
+            retry_after_ms: None,
+            partial: None,
+        }
+    }
+
+    #[must_use]
+    pub fn with_param(mut self, param: impl Into<String>) -> ApiError {
+        self.param = Some(param.into());
+        self
+    }
+
+    #[must_use]
+    pub fn with_retry_after_ms(mut self, milliseconds: u64) -> ApiError {
+        self.retry_after_ms = Some(milliseconds);
+        self
+    }
+
+    #[must_use]
+    pub fn with_partial(mut self, partial: impl Into<String>) -> ApiError {
+        self.partial = Some(partial.into());
+        self
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_of_a_code_is_its_discriminant_and_words_are_unique() {
+        let mut words = std::collections::HashSet::new();
+        for (index, code) in ErrorCode::ALL.iter().enumerate() {
+            assert_eq!(*code as usize, index);
+            assert!(
+                words.insert(code.as_str()),
+                "{code} stands twice in the table"
+            );
+            assert!((400..600).contains(&code.status()));
+            assert!(!code.help().is_empty());
+        }
+    }
+}

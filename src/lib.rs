@@ -1,0 +1,8 @@
+//! Open-AutoGLM's daemon: LLM code generation behind a hand-written mio reactor.
+//!
+//! The modules in reading order, each resting only on those before it:
+
+pub mod error;
+pub mod limits;
+
+pub mod core;
