@@ -6,3 +6,5 @@ pub mod error;
 pub mod limits;
 
 pub mod core;
+
+pub mod http;

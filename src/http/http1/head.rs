@@ -1,0 +1,311 @@
+//! What a request's head says: the request line and the fields, read once the head is whole.
+//!
+//! This file owns the meaning of the head and keeps no byte of it. `httparse` does the cutting. It
+//! is made to read what the world sends; where it is laxer than RFC 9112, the [`scanner`] has
+//! refused already (bare LF, empty lines), and the rest is refused here:
+//!
+//! 1. The head that [`parse`] reads ends exactly where the scanner found its end.
+//! 2. HTTP/1.1 names its host once; any version that names one names a valid one, once.
+//! 3. Method, target, version, names and values hold no byte that their grammar does not know.
+//!
+//! [`scanner`]: super::scanner
+
+use std::mem::MaybeUninit;
+
+use super::framing::FramingFields;
+use super::{Framing, Malformed, target};
+use crate::error::ErrorCode;
+use crate::http::{Method, Request, Version};
+use crate::limits::HTTP_FIELDS_MAX;
+
+pub(super) const TOO_MANY: Malformed = Malformed::new(
+    ErrorCode::HeadersTooLarge,
+    "the request has more fields than limits.max_headers",
+);
+
+/// Room for the fields of a head on the stack, uninitialised until `httparse` fills it.
+pub struct Storage<'a>([MaybeUninit<httparse::Header<'a>>; HTTP_FIELDS_MAX]);
+
+impl Storage<'_> {
+    pub const fn new() -> Self {
+        Storage([const { MaybeUninit::uninit() }; HTTP_FIELDS_MAX])
+    }
+}
+
+impl Default for Storage<'_> {
+    fn default() -> Self {
+        Storage::new()
+    }
+}
+
+/// A head that was read and found valid.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    pub request: Request<'a>,
+    pub framing: Framing,
+    /// Whether the client wants the connection to go on after the answer.
+    pub keep_alive: bool,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    pub expects_continue: bool,
+    /// Bytes of the head, the empty line at its end included.
+    pub len: usize,
+}
+
+/// Reads a head. `bytes` is all of it and nothing else: what the scanner found within its bounds,
+/// so that a second reading succeeds if the first did.
+pub fn parse<'a>(bytes: &'a [u8], storage: &'a mut Storage<'a>) -> Result<Head<'a>, Malformed> {
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(bytes, &mut storage.0) {
+        Ok(httparse::Status::Complete(len)) if len == bytes.len() => {}
+        Ok(_) => return Err(Malformed::bad("the head ends in the middle of a line")),
+        Err(error) => return Err(explain(error, bytes)),
+    }
+    let (Some(method), Some(raw_target), Some(minor)) =
+        (parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(Malformed::bad("the request line is incomplete"));
+    };
+    let version = match minor {
+        0 => Version::Http10,
+        _ => Version::Http11,
+    };
+    let (path, query) = target::split(method, raw_target)?;
+    let fields = ProtocolFields::collect(parsed.headers, version)?;
+    Ok(Head {
+        request: Request {
+            method: Method::from_token(method),
+            path,
+            query,
+            version,
+            headers: parsed.headers,
+        },
+        framing: fields.framing.conclude(version)?,
+        keep_alive: fields.keeps_alive(version),
+        expects_continue: fields.expects_continue,
+        len: bytes.len(),
+    })
+}
+
+/// The fields that the protocol itself reads, gathered in one walk.
+#[derive(Default)]
+struct ProtocolFields {
+    framing: FramingFields,
+    has_host: bool,
+    asks_close: bool,
+    asks_keep_alive: bool,
+    expects_continue: bool,
+}
+
+impl ProtocolFields {
+    fn collect(
+        headers: &[httparse::Header<'_>],
+        version: Version,
+    ) -> Result<ProtocolFields, Malformed> {
+        let mut fields = ProtocolFields::default();
+        for header in headers {
+            fields.handle_field(header.name, header.value, version)?;
+        }
+        // HTTP/1.0 knows no Host; what 1.0 clients send of it must be valid all the same.
+        if !fields.has_host && version != Version::Http10 {
+            return Err(Malformed::bad("the Host field is missing"));
+        }
+        Ok(fields)
+    }
+
+    fn handle_field(
+        &mut self,
+        name: &str,
+        value: &[u8],
+        version: Version,
+    ) -> Result<(), Malformed> {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        // The length tells most fields apart before a letter is compared.
+        match name.len() {
+            4 if is("host") => self.handle_host(value),
+            6 if is("expect") => self.handle_expect(value, version),
+            10 if is("connection") => {
+                self.handle_connection(value);
+                Ok(())
+            }
+            14 if is("content-length") => self.framing.handle_content_length(value),
+            17 if is("transfer-encoding") => self.framing.handle_transfer_encoding(value),
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_host(&mut self, value: &[u8]) -> Result<(), Malformed> {
+        if self.has_host {
+            return Err(Malformed::bad("the Host field is repeated"));
+        }
+        self.has_host = true;
+        match target::is_host(value) {
+            true => Ok(()),
+            false => Err(Malformed::bad("the Host field is not host[:port]")),
+        }
+    }
+
+    /// RFC 9110, section 10.1.1: an expectation in HTTP/1.0 is ignored, an unknown one is 417.
+    fn handle_expect(&mut self, value: &[u8], version: Version) -> Result<(), Malformed> {
+        if version == Version::Http10 {
+            return Ok(());
+        }
+        self.expects_continue = value.eq_ignore_ascii_case(b"100-continue");
+        match self.expects_continue {
+            true => Ok(()),
+            false => Err(Malformed::new(
+                ErrorCode::ExpectationFailed,
+                "Expect asks for something other than 100-continue",
+            )),
+        }
+    }
+
+    fn handle_connection(&mut self, value: &[u8]) {
+        for option in value.split(|&byte| byte == b',') {
+            let option = option.trim_ascii();
+            self.asks_close |= option.eq_ignore_ascii_case(b"close");
+            self.asks_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    /// RFC 9112, section 9.3: `close` wins; 1.1 goes on by default, 1.0 only when asked to.
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.asks_close && (version != Version::Http10 || self.asks_keep_alive)
+    }
+}
+
+/// What `httparse` refused, in words that help the sender.
+fn explain(error: httparse::Error, bytes: &[u8]) -> Malformed {
+    use httparse::Error;
+    match error {
+        Error::TooManyHeaders => TOO_MANY,
+        Error::Version => explain_version(bytes),
+        Error::HeaderName => Malformed::bad(
+            "a field name is not a token followed at once by a colon, or a line is folded",
+        ),
+        Error::HeaderValue => Malformed::bad("a field value holds a control byte"),
+        Error::NewLine => Malformed::bad("a line of the head does not end with CRLF"),
+        Error::Token | Error::Status => {
+            Malformed::bad("the request line is not METHOD SP TARGET SP VERSION")
+        }
+    }
+}
+
+/// A version that exists and is not spoken here is told from one that does not exist. nginx
+/// answers 505 to the former; the catalogue's word for what HTTP defines and we do not do is 501.
+fn explain_version(bytes: &[u8]) -> Malformed {
+    let line = bytes
+        .split(|&byte| byte == b'\r')
+        .next()
+        .unwrap_or_default();
+    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Malformed::new(
+                ErrorCode::NotImplemented,
+                "only HTTP/1.1 and HTTP/1.0 are spoken here",
+            )
+        }
+        _ => Malformed::bad("the request line does not end with a version of HTTP"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::http1::Bounds;
+    use crate::http::http1::scanner::HeadScanner;
+
+    /// The whole head of `text`, scanned and parsed; `check` sees what was read.
+    fn read<T>(text: &str, check: impl FnOnce(Head<'_>) -> T) -> Result<T, Malformed> {
+        let bounds = Bounds::default();
+        let place = HeadScanner::default()
+            .poll(text.as_bytes(), &bounds)?
+            .expect("the test's head is whole");
+        let bytes = &text.as_bytes()[place.start as usize..place.end as usize];
+        let mut storage = Storage::new();
+        parse(bytes, &mut storage).map(check)
+    }
+
+    fn refusal(text: &str) -> ErrorCode {
+        match read(text, |_| ()) {
+            Ok(()) => panic!("accepted: {text:?}"),
+            Err(malformed) => malformed.code,
+        }
+    }
+
+    #[test]
+    fn a_head_is_read_whole() {
+        let text = "POST /x?y=1 HTTP/1.1\r\nHost: h:1\r\nX-A:  b c\t\r\nContent-Length: 5\r\n\r\n";
+        read(text, |head| {
+            assert_eq!(head.request.method, Method::Post);
+            assert_eq!((head.request.path, head.request.query), ("/x", Some("y=1")));
+            assert_eq!(head.request.version, Version::Http11);
+            assert_eq!(head.request.header("x-a"), Some("b c"));
+            assert_eq!(head.framing, Framing::Length(5));
+            assert!(head.keep_alive && !head.expects_continue);
+            assert_eq!(head.len, text.len());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn connection_and_version_decide_what_is_kept_alive() {
+        let cases = [
+            ("1.1", "", true),
+            ("1.1", "Connection: close\r\n", false),
+            ("1.1", "Connection: keep-alive, Close\r\n", false),
+            ("1.1", "Connection: x-closed\r\n", true),
+            ("1.1", "Connection: upgrade\r\nconnection: CLOSE\r\n", false),
+            ("1.0", "", false),
+            ("1.0", "Connection: Keep-Alive\r\n", true),
+            ("1.0", "Connection: te ,keep-alive\r\n", true),
+            ("1.0", "Connection: keep-alive, close\r\n", false),
+        ];
+        for (version, field, expected) in cases {
+            let text = format!("GET / HTTP/{version}\r\nHost: h\r\n{field}\r\n");
+            assert_eq!(
+                read(&text, |head| head.keep_alive),
+                Ok(expected),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn expectations() {
+        let with = |version: &str, value: &str| {
+            let text = format!("POST / HTTP/{version}\r\nHost: h\r\nExpect: {value}\r\n\r\n");
+            read(&text, |head| head.expects_continue).map_err(|malformed| malformed.code)
+        };
+        assert_eq!(with("1.1", "100-Continue"), Ok(true));
+        assert_eq!(with("1.1", "200-ok"), Err(ErrorCode::ExpectationFailed));
+        assert_eq!(
+            with("1.1", "100-continue, x"),
+            Err(ErrorCode::ExpectationFailed)
+        );
+        assert_eq!(with("1.0", "100-continue"), Ok(false));
+        assert_eq!(with("1.0", "anything"), Ok(false));
+    }
+
+    #[test]
+    fn versions_that_exist_elsewhere_are_told_from_nonsense() {
+        for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/3.0"] {
+            let text = format!("GET / {version}\r\nHost: h\r\n\r\n");
+            assert_eq!(refusal(&text), ErrorCode::NotImplemented, "{version}");
+        }
+        for version in [
+            "HTTP/1",
+            "http/1.1",
+            "HTTP/1.10",
+            "HTTP/11",
+            "ICAP/1.0",
+            "HTTP/1.1 ",
+            "",
+        ] {
+            let text = format!("GET / {version}\r\nHost: h\r\n\r\n");
+            assert_eq!(refusal(&text), ErrorCode::MalformedHttp, "{version}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! HTTP/1.1 (RFC 9112) as a codec: it owns the meaning of bytes and nothing else.
+//!
+//! It never touches a socket, a thread or a clock; it never waits, and it never guesses. A message
+//! that two readers could cut at different places is how requests are smuggled past a proxy, so
+//! whatever is ambiguous is refused, and the connection that sent it is closed.
+//!
+//! ```text
+//!                     input: one contiguous buffer, the request's first byte at 0
+//!                     +--------------------------------------------------------+
+//!                     | head              | body            | next request ... |
+//!                     +--------------------------------------------------------+
+//!                         |                   |
+//!   Reception::poll   HeadScanner         Content-Length: waits, or
+//!        |            finds its end       chunked::Decoder: decodes in place
+//!        v                |                   |
+//!   Progress::Head ----- HeadSpan::parse -> Head { request, framing, keep_alive, .. }
+//!        |                                    |
+//!   the service admits: Reception::accept(head, body_limit)
+//!        |
+//!        v
+//!   Progress::Complete(Message) -> the service answers -> encode::response_head, chunk, last_chunk
+//! ```
+//!
+//! Reading order: [`reception`] drives the others; [`scanner`] finds the head's end; [`head`] and
+//! [`target`] read it; [`framing`] decides where the body ends; [`chunked`] decodes it; [`encode`]
+//! writes answers.
+
+pub mod chunked;
+pub mod encode;
+pub mod framing;
+pub mod head;
+pub mod reception;
+pub mod scanner;
+pub mod target;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::limits;
+
+pub use framing::Framing;
+pub use head::{Head, Storage};
+pub use reception::{Accepted, HeadSpan, Message, Progress, Reception, Stage};
+
+/// What a request may measure, from the configuration; [`crate::limits`] caps each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Request line and fields with their line ends; more is 431.
+    pub head_bytes_max: usize,
+    /// The request target; more is 414.
+    pub uri_bytes_max: usize,
+    /// Field lines; more is 431.
+    pub fields_max: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            head_bytes_max: limits::HTTP_HEAD_BYTES_DEFAULT,
+            uri_bytes_max: limits::HTTP_URI_BYTES_DEFAULT,
+            fields_max: limits::HTTP_FIELDS_DEFAULT,
+        }
+    }
+}
+
+/// Why a request cannot be received. It is answered once, and the connection is closed: after
+/// such bytes nobody knows where the next request would begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    pub code: ErrorCode,
+    pub message: &'static str,
+}
+
+impl Malformed {
+    pub const fn new(code: ErrorCode, message: &'static str) -> Malformed {
+        Malformed { code, message }
+    }
+
+    /// 400: the bytes are not HTTP, or could be read in two ways.
+    pub const fn bad(message: &'static str) -> Malformed {
+        Malformed::new(ErrorCode::MalformedHttp, message)
+    }
+}
+
+impl From<Malformed> for ApiError {
+    fn from(malformed: Malformed) -> ApiError {
+        ApiError::new(malformed.code, malformed.message)
+    }
+}
+
+/// Whether a byte may stand in a token (RFC 9110, section 5.6.2): methods and field names.
+pub(crate) const fn is_token_byte(byte: u8) -> bool {
+    const TABLE: [bool; 256] = byte_table(b"!#$%&'*+-.^_`|~");
+    TABLE[byte as usize]
+}
+
+/// The ASCII letters, the digits and `marks`.
+const fn byte_table(marks: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut index = 0;
+    while index < marks.len() {
+        table[marks[index] as usize] = true;
+        index += 1;
+    }
+    table
+}
+
+/// Whether a byte may stand in a field's value (RFC 9110, section 5.5): anything but controls.
+pub(crate) const fn is_value_byte(byte: u8) -> bool {
+    byte >= b' ' && byte != 0x7f || byte == b'\t'
+}

@@ -1,0 +1,164 @@
+//! The request target (RFC 9112, section 3.2) and the host that it or the `Host` field names.
+//!
+//! This file owns the three forms that an origin server takes (`/path?query`,
+//! `http://host/path?query` and, for OPTIONS, `*`) and must never decode: what `%2e` means is the
+//! router's business. A target with a fragment, a user, a byte outside visible ASCII or a scheme
+//! other than HTTP's is refused.
+
+use super::{Malformed, byte_table};
+use crate::error::ErrorCode;
+
+/// Splits a target into path and query. The path starts with `/`, or is `*`.
+///
+/// The authority of the absolute form replaces the `Host` field (RFC 9112, section 3.2.2); since
+/// the daemon serves one site under whatever name it is reached, both are checked and dropped.
+pub fn split<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'a str>), Malformed> {
+    if method == "CONNECT" {
+        return Err(Malformed::new(
+            ErrorCode::NotImplemented,
+            "CONNECT is for proxies, and this server is none",
+        ));
+    }
+    if !target
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    {
+        return Err(Malformed::bad(
+            "the request target holds a byte that must be percent-encoded",
+        ));
+    }
+    if target == "*" && method == "OPTIONS" {
+        return Ok((target, None));
+    }
+    let after_authority = match target.starts_with('/') {
+        true => target,
+        false => skip_authority(target)?,
+    };
+    Ok(match after_authority.split_once('?') {
+        Some(("", query)) => ("/", Some(query)),
+        Some((path, query)) => (path, Some(query)),
+        None if after_authority.is_empty() => ("/", None),
+        None => (after_authority, None),
+    })
+}
+
+/// What follows `http://authority` in the absolute form.
+fn skip_authority(target: &str) -> Result<&str, Malformed> {
+    const NEITHER: Malformed =
+        Malformed::bad("the request target is neither a path nor an http URI");
+    let (scheme, rest) = target.split_once("://").ok_or(NEITHER)?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(NEITHER);
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, after) = rest.split_at(end);
+    // A user before the host (`user@host`) is refused with it: RFC 9110, section 4.2.4.
+    if !is_host(authority.as_bytes()) {
+        return Err(Malformed::bad("the request target names no valid host"));
+    }
+    Ok(after)
+}
+
+/// Whether this is `host[:port]` (RFC 3986, section 3.2), not empty: a name, an IPv4 address or a
+/// bracketed IPv6 address, and decimal digits.
+pub fn is_host(value: &[u8]) -> bool {
+    let (is_host_valid, after) = match value.strip_prefix(b"[") {
+        Some(rest) => match rest.iter().position(|&byte| byte == b']') {
+            Some(end) => (is_ip_literal(&rest[..end]), &rest[end + 1..]),
+            None => return false,
+        },
+        None => {
+            let end = value.iter().position(|&byte| byte == b':');
+            let (name, after) = value.split_at(end.unwrap_or(value.len()));
+            (is_registered_name(name), after)
+        }
+    };
+    is_host_valid
+        && match after.split_first() {
+            None => true,
+            Some((b':', port)) => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
+            Some(_) => false,
+        }
+}
+
+/// Between the brackets: an IPv6 address, perhaps with a zone (`%25eth0`), which link-local
+/// clients do send.
+fn is_ip_literal(literal: &[u8]) -> bool {
+    let is_literal_byte = |&byte: &u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'.' | b'%' | b'-' | b'_')
+    };
+    literal.contains(&b':') && literal.iter().all(is_literal_byte)
+}
+
+/// `reg-name` without its empty form: unreserved, percent-encoded and sub-delimiter bytes.
+fn is_registered_name(name: &[u8]) -> bool {
+    const NAME_BYTES: [bool; 256] = byte_table(b"-._~%!$&'()*+,;=");
+    !name.is_empty() && name.iter().all(|&byte| NAME_BYTES[byte as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_gives_its_path_and_query() {
+        let cases = [
+            ("GET", "/", "/", None),
+            ("GET", "/a/b?c=d&e", "/a/b", Some("c=d&e")),
+            ("GET", "/?", "/", Some("")),
+            ("GET", "/a?b?c", "/a", Some("b?c")),
+            ("GET", "//a", "//a", None),
+            ("GET", "http://h/a?b", "/a", Some("b")),
+            ("GET", "HTTPS://h:8080", "/", None),
+            ("GET", "http://h?q", "/", Some("q")),
+            ("GET", "http://[::1]:8080/a", "/a", None),
+            ("OPTIONS", "*", "*", None),
+        ];
+        for (method, target, path, query) in cases {
+            assert_eq!(split(method, target), Ok((path, query)), "{target}");
+        }
+    }
+
+    #[test]
+    fn other_targets_are_refused() {
+        let targets = [
+            "*",
+            "a",
+            "h:80",
+            "ftp://h/",
+            "http:///a",
+            "http://u@h/",
+            "http://h:x/",
+            "/a#b",
+            "/\u{e9}",
+            "://h/",
+            "http://[::1/",
+            "http://h:123456/",
+        ];
+        for target in targets {
+            let malformed = split("GET", target).unwrap_err();
+            assert_eq!(malformed.code, ErrorCode::MalformedHttp, "{target}");
+        }
+        let connect = split("CONNECT", "example.com:443").unwrap_err();
+        assert_eq!(connect.code, ErrorCode::NotImplemented);
+    }
+
+    #[test]
+    fn hosts() {
+        for host in [
+            "localhost",
+            "a.b:80",
+            "127.0.0.1:",
+            "[::1]",
+            "[fe80::1%25eth0]:1",
+            "a_b",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "", ":80", "a b", "a:b", "a/b", "a@b", "[::1", "[::1]x", "[]", "a\u{e9}", "a:1:2",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! HTTP without I/O: bytes in, events out; no socket, no thread, no clock.
+//!
+//! What every protocol makes of a request is a [`Request`]; what the service says comes back
+//! through a [`Reply`]. HTTP/1.1 is in [`http1`]; another protocol brings its own `Reply`.
+
+pub mod http1;
+pub mod negotiate;
+pub mod sse;
+
+/// A request method. What is not listed here is refused by every route with 405 or 501.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Options,
+    Patch,
+    /// A token that RFC 9110 allows and nothing here implements.
+    Other,
+}
+
+impl Method {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
+            Method::Patch => "PATCH",
+            Method::Other => "OTHER",
+        }
+    }
+
+    pub fn from_token(token: &str) -> Method {
+        match token {
+            "GET" => Method::Get,
+            "HEAD" => Method::Head,
+            "POST" => Method::Post,
+            "PUT" => Method::Put,
+            "DELETE" => Method::Delete,
+            "OPTIONS" => Method::Options,
+            "PATCH" => Method::Patch,
+            _ => Method::Other,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// The head of a request, borrowed from the bytes it came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub method: Method,
+    /// The target's path, starting with `/`, not decoded; or `*` of `OPTIONS *`.
+    pub path: &'a str,
+    /// What follows the first `?`, without it.
+    pub query: Option<&'a str>,
+    pub version: Version,
+    /// In the order of arrival; names in the case in which they came.
+    pub headers: &'a [httparse::Header<'a>],
+}
+
+impl<'a> Request<'a> {
+    /// The first field of this name (compared without case), if it is visible ASCII.
+    pub fn header(&self, name: &str) -> Option<&'a str> {
+        let field = self
+            .headers
+            .iter()
+            .find(|field| field.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(field.value)
+            .ok()
+            .filter(|value| value.is_ascii())
+    }
+
+    /// The value of a query parameter, not decoded.
+    pub fn query_value(&self, name: &str) -> Option<&'a str> {
+        self.query?
+            .split('&')
+            .find_map(|pair| match pair.split_once('=') {
+                Some((key, value)) if key == name => Some(value),
+                None if pair == name => Some(""),
+                _ => None,
+            })
+    }
+}
+
+/// The head of an answer, without the fields that the protocol itself makes (length, transfer
+/// coding, connection, date).
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    pub status: u16,
+    pub content_type: Option<&'static str>,
+    pub headers: &'a Fields,
+}
+
+/// Field lines of an answer, in one reusable buffer.
+///
+/// Names are lower case and values are visible ASCII, space or tab: [`Fields::push`] checks it. The
+/// buffer holds them as HTTP/1.1 sends them, so that it takes all of them at one copy.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    /// `name: value CRLF`, as often as there are fields.
+    lines: Vec<u8>,
+    /// Where each name and each line ends in `lines`.
+    ends: Vec<(u32, u32)>,
+}
+
+const AFTER_NAME: &[u8] = b": ";
+const AFTER_VALUE: &[u8] = b"\r\n";
+
+impl Fields {
+    pub const fn new() -> Fields {
+        Fields {
+            lines: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.lines.clear();
+        self.ends.clear();
+    }
+
+    /// Adds a field. Bytes that would break the framing (CR, LF, NUL and other controls) become
+    /// spaces: a value may come from outside, and response splitting must be impossible here.
+    #[inline]
+    pub fn push(&mut self, name: &'static str, value: &str) {
+        debug_assert!(
+            name.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        );
+        self.lines.extend_from_slice(name.as_bytes());
+        let name_end = self.lines.len();
+        self.lines.extend_from_slice(AFTER_NAME);
+        let value_start = self.lines.len();
+        self.lines.extend_from_slice(value.as_bytes());
+        for byte in &mut self.lines[value_start..] {
+            if *byte < b' ' && *byte != b'\t' || *byte == 0x7f {
+                *byte = b' ';
+            }
+        }
+        self.lines.extend_from_slice(AFTER_VALUE);
+        self.ends.push((name_end as u32, self.lines.len() as u32));
+    }
+
+    /// Adds a field whose value is a decimal number.
+    pub fn push_number(&mut self, name: &'static str, value: u64) {
+        self.push(name, itoa::Buffer::new().format(value));
+    }
+
+    /// All fields as HTTP/1.1 sends them, each with its line end.
+    pub fn lines(&self) -> &[u8] {
+        &self.lines
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(name_end, end)| {
+            let (name_end, end) = (name_end as usize, end as usize);
+            let name = &self.lines[start..name_end];
+            let value = &self.lines[name_end + AFTER_NAME.len()..end - AFTER_VALUE.len()];
+            start = end;
+            // `push` took the name from a `&str`.
+            (std::str::from_utf8(name).unwrap_or_default(), value)
+        })
+    }
+}
+
+/// Where a request's answer goes, whatever the protocol. The service calls either `respond`, or
+/// `start`, any number of `data` and `finish`; nothing blocks, everything is queued.
+pub trait Reply {
+    /// The whole answer at once.
+    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]);
+
+    /// The head of an answer that comes in pieces.
+    fn start(&mut self, answer: &Answer<'_>);
+
+    /// One piece, flushed at the end of the turn.
+    fn data(&mut self, bytes: &[u8]);
+
+    /// The end of an answer that came in pieces.
+    fn finish(&mut self);
+
+    /// Whether more may be produced now: false above the output queue's high mark.
+    fn has_room(&self) -> bool;
+}

@@ -1,0 +1,367 @@
+//! Media types: which one the client wants (`Accept`) and which one it sent (`Content-Type`).
+//!
+//! This file owns the reading of RFC 9110, sections 8.3 and 12.5.1, for the few types that the
+//! daemon knows. It never refuses by itself: it says `None`, and the service answers 406 or 415.
+//!
+//! 1. Types, subtypes and parameter names are compared without case.
+//! 2. For each offer the most specific range that covers it decides its weight; weight 0 excludes
+//!    it, and what no range covers is excluded too.
+//! 3. Of equal weights the server's first offer wins: browsers and `*/*` do not care, we do.
+//! 4. What cannot be read is skipped. A request without any readable range takes anything.
+
+use crate::http::Request;
+use crate::limits::HTTP_ACCEPT_RANGES_MAX;
+
+/// A media type that is produced or consumed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MediaType {
+    Json,
+    EventStream,
+    PlainText,
+    Html,
+    Protobuf,
+}
+
+impl MediaType {
+    const ALL: [MediaType; 5] = [
+        MediaType::Json,
+        MediaType::EventStream,
+        MediaType::PlainText,
+        MediaType::Html,
+        MediaType::Protobuf,
+    ];
+
+    /// Type and subtype, lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            MediaType::Json => "application/json",
+            MediaType::EventStream => "text/event-stream",
+            MediaType::PlainText => "text/plain",
+            MediaType::Html => "text/html",
+            MediaType::Protobuf => "application/x-protobuf",
+        }
+    }
+
+    /// The value of an answer's `Content-Type`. JSON and event streams are UTF-8 by definition.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            MediaType::PlainText => "text/plain; charset=utf-8",
+            MediaType::Html => "text/html; charset=utf-8",
+            _ => self.name(),
+        }
+    }
+
+    /// How closely a range such as `text/*` covers this type; `None`: not at all.
+    fn specificity_under(self, range: &str) -> Option<Specificity> {
+        let name = self.name();
+        if range.eq_ignore_ascii_case(name) {
+            return Some(Specificity::Subtype);
+        }
+        if range == "*/*" {
+            return Some(Specificity::Anything);
+        }
+        let wanted_type = range.strip_suffix("/*")?;
+        let (own_type, _) = name.split_once('/')?;
+        wanted_type
+            .eq_ignore_ascii_case(own_type)
+            .then_some(Specificity::Type)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Specificity {
+    Anything,
+    Type,
+    Subtype,
+}
+
+/// A weight in thousandths: RFC 9110, section 12.4.2, allows three decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Weight(u16);
+
+impl Weight {
+    const MOST: Weight = Weight(1000);
+
+    /// `0`, `0.` to `0.999`, `1`, `1.` to `1.000`.
+    fn parse(text: &str) -> Option<Weight> {
+        let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+        if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let mut thousandths = 0;
+        for place in 0..3 {
+            let digit = decimals.as_bytes().get(place).unwrap_or(&b'0') - b'0';
+            thousandths = thousandths * 10 + u16::from(digit);
+        }
+        match whole {
+            "0" => Some(Weight(thousandths)),
+            "1" if thousandths == 0 => Some(Weight::MOST),
+            _ => None,
+        }
+    }
+}
+
+/// Of `offers`, in the server's order of preference, the one that the client likes best. `None`:
+/// it takes none of them (406).
+pub fn choose(request: &Request<'_>, offers: &[MediaType]) -> Option<MediaType> {
+    choose_from(accept_values(request), offers)
+}
+
+/// Whether the client asks for this type by its own name: `*/*` does not mean an event stream.
+pub fn names(request: &Request<'_>, wanted: MediaType) -> bool {
+    ranges(accept_values(request)).any(|(range, weight)| {
+        wanted.specificity_under(range) == Some(Specificity::Subtype) && weight > Weight(0)
+    })
+}
+
+/// What a request says about its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// Nothing.
+    Absent,
+    Known(MediaType),
+    /// Unreadable, of a type unknown here, in a character set other than UTF-8, or said twice.
+    Unsupported,
+}
+
+/// The media type of a request's body.
+pub fn content_type(request: &Request<'_>) -> ContentType {
+    let mut values = field_values(request, "content-type");
+    match (values.next(), values.next()) {
+        (None, _) => ContentType::Absent,
+        (Some(value), None) => {
+            parse_content_type(value).map_or(ContentType::Unsupported, ContentType::Known)
+        }
+        (Some(_), Some(_)) => ContentType::Unsupported,
+    }
+}
+
+/// Reads `type/subtype; parameters`. ASCII is UTF-8, so both names of it pass as a `charset`;
+/// other parameters say nothing about these types and are ignored.
+fn parse_content_type(value: &str) -> Option<MediaType> {
+    let mut parts = split_unquoted(value, b';');
+    let name = parts.next()?;
+    let known = MediaType::ALL
+        .into_iter()
+        .find(|known| name.eq_ignore_ascii_case(known.name()))?;
+    let is_utf8 = |charset: &str| {
+        ["utf-8", "utf8", "us-ascii"]
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(charset))
+    };
+    parts
+        .filter_map(parameter)
+        .filter(|(name, _)| name.eq_ignore_ascii_case("charset"))
+        .all(|(_, charset)| is_utf8(charset))
+        .then_some(known)
+}
+
+fn choose_from<'a>(
+    values: impl Iterator<Item = &'a str> + Clone,
+    offers: &[MediaType],
+) -> Option<MediaType> {
+    if ranges(values.clone()).next().is_none() {
+        return offers.first().copied();
+    }
+    let mut best: Option<(Weight, MediaType)> = None;
+    for &offer in offers {
+        let covering = ranges(values.clone())
+            .filter_map(|(range, weight)| Some((offer.specificity_under(range)?, weight)));
+        let Some((_, weight)) = covering.max() else {
+            continue;
+        };
+        if weight > Weight(0) && best.is_none_or(|(most, _)| weight > most) {
+            best = Some((weight, offer));
+        }
+    }
+    best.map(|(_, offer)| offer)
+}
+
+/// The readable media ranges with their weights, a bounded number of them. Parameters other than
+/// the weight are ignored: Prometheus asks for `text/plain;version=0.0.4`.
+fn ranges<'a>(values: impl Iterator<Item = &'a str>) -> impl Iterator<Item = (&'a str, Weight)> {
+    values
+        .flat_map(|value| split_unquoted(value, b','))
+        .take(HTTP_ACCEPT_RANGES_MAX)
+        .filter_map(|element| {
+            let mut parts = split_unquoted(element, b';');
+            let range = parts.next()?;
+            let weight = parts
+                .filter_map(parameter)
+                .find(|(name, _)| name.eq_ignore_ascii_case("q"))
+                .map_or(Some(Weight::MOST), |(_, weight)| Weight::parse(weight))?;
+            range.contains('/').then_some((range, weight))
+        })
+}
+
+fn accept_values<'a>(request: &Request<'a>) -> impl Iterator<Item = &'a str> + Clone {
+    field_values(request, "accept")
+}
+
+/// The values of all fields of this name that are ASCII.
+fn field_values<'a>(
+    request: &Request<'a>,
+    name: &'static str,
+) -> impl Iterator<Item = &'a str> + Clone {
+    request
+        .headers
+        .iter()
+        .filter(move |field| field.name.eq_ignore_ascii_case(name))
+        .filter_map(|field| std::str::from_utf8(field.value).ok())
+        .filter(|value| value.is_ascii())
+}
+
+/// `name=value` or `name="value"`. A quoted value with an escape is not understood: no value that
+/// matters here needs one.
+fn parameter(part: &str) -> Option<(&str, &str)> {
+    let (name, value) = part.split_once('=')?;
+    let value = match value.strip_prefix('"') {
+        Some(quoted) => quoted.strip_suffix('"')?,
+        None => value,
+    };
+    Some((name, value))
+}
+
+/// The parts between separators that stand outside quoted strings (RFC 9110, section 5.6.4),
+/// without the white space around them; empty ones are left out (section 5.6.1).
+fn split_unquoted(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    let parts = std::iter::from_fn(move || {
+        let text = rest?;
+        let mut is_quoted = false;
+        let mut is_escaped = false;
+        let end = text.bytes().position(|byte| {
+            let was_escaped = std::mem::take(&mut is_escaped);
+            match byte {
+                b'\\' if is_quoted && !was_escaped => is_escaped = true,
+                b'"' if !was_escaped => is_quoted = !is_quoted,
+                _ => {}
+            }
+            byte == separator && !is_quoted
+        });
+        // The separator is one ASCII byte, so both cuts fall between characters.
+        rest = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
+    });
+    parts
+        .map(|part| part.trim_matches([' ', '\t']))
+        .filter(|part| !part.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use MediaType::{EventStream, Json, PlainText};
+
+    fn chosen(accept: &[&str], offers: &[MediaType]) -> Option<MediaType> {
+        choose_from(accept.iter().copied(), offers)
+    }
+
+    #[test]
+    fn accept_decides_by_specificity_then_weight_then_our_order() {
+        let offers = [Json, EventStream, PlainText];
+        let cases: &[(&[&str], Option<MediaType>)] = &[
+            (&[], Some(Json)),
+            (&[""], Some(Json)),
+            (&["*/*"], Some(Json)),
+            (&["text/*"], Some(EventStream)),
+            (&["TEXT/Plain"], Some(PlainText)),
+            (&["text/html, */*;q=0.8"], Some(Json)),
+            (
+                &["application/json;q=0.5, text/event-stream"],
+                Some(EventStream),
+            ),
+            (&["text/*;q=0.9, text/event-stream;q=0.1"], Some(PlainText)),
+            (&["*/*, application/json;q=0"], Some(EventStream)),
+            (
+                &["text/event-stream;q=0.3", "text/plain;q=0.4"],
+                Some(PlainText),
+            ),
+            (
+                &["text/plain;version=0.0.4;q=0.3,*/*;q=0.1"],
+                Some(PlainText),
+            ),
+            (
+                &["text/plain;note=\"a, application/json\""],
+                Some(PlainText),
+            ),
+            (&["application/json ; Q=1.000"], Some(Json)),
+            (&["image/png"], None),
+            (&["application/json;q=0"], None),
+            (&["*/*;q=0"], None),
+        ];
+        for (accept, expected) in cases {
+            assert_eq!(chosen(accept, &offers), *expected, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn unreadable_ranges_are_skipped() {
+        assert_eq!(chosen(&["json"], &[Json]), Some(Json));
+        assert_eq!(
+            chosen(&["json, text/plain"], &[Json, PlainText]),
+            Some(PlainText)
+        );
+        for weight in ["2", "1.001", "0.1234", "-1", "+1", "", ".5", "0,5", "1.0.0"] {
+            assert_eq!(Weight::parse(weight), None, "{weight}");
+        }
+        let many = "image/png,".repeat(HTTP_ACCEPT_RANGES_MAX) + "application/json";
+        assert_eq!(
+            chosen(&[&many], &[Json]),
+            None,
+            "ranges beyond the bound are not read"
+        );
+    }
+
+    #[test]
+    fn content_types() {
+        for value in [
+            "application/json",
+            "Application/JSON",
+            "application/json;charset=utf-8",
+            "application/json ; charset=\"UTF-8\"",
+            "application/json; charset=us-ascii; x=y",
+            "application/json;",
+        ] {
+            assert_eq!(parse_content_type(value), Some(Json), "{value}");
+        }
+        for value in [
+            "",
+            "json",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+            "application/json; charset=latin1",
+            "application/json; charset=utf-16",
+            "application/json, text/plain",
+        ] {
+            assert_eq!(parse_content_type(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_request_are_found_and_a_doubled_content_type_is_not_believed() {
+        let field = |name, value| httparse::Header { name, value };
+        let json: &[u8] = b"application/json";
+        let headers = [
+            field("ACCEPT", b"image/png".as_slice()),
+            field("Content-Type", json),
+            field("accept", b"text/event-stream".as_slice()),
+            field("content-type", json),
+        ];
+        let mut request = Request {
+            method: crate::http::Method::Post,
+            path: "/",
+            query: None,
+            version: crate::http::Version::Http11,
+            headers: &headers,
+        };
+        assert_eq!(choose(&request, &[Json, EventStream]), Some(EventStream));
+        assert!(names(&request, EventStream) && !names(&request, Json));
+        assert_eq!(content_type(&request), ContentType::Unsupported);
+        request.headers = &headers[..3];
+        assert_eq!(content_type(&request), ContentType::Known(Json));
+        request.headers = &[];
+        assert_eq!(content_type(&request), ContentType::Absent);
+        assert!(!names(&request, EventStream));
+    }
+}
