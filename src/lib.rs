@@ -8,3 +8,7 @@ pub mod limits;
 pub mod core;
 
 pub mod http;
+
+pub mod offload;
+
+pub mod engine;

@@ -1,0 +1,567 @@
+//! The program within an answer: no fences, no prose.
+//!
+//! Owns the rules by which [`extract`] finds the code of a whole answer and [`Extractor`] that of
+//! an answer which is still being written. Fences are those of CommonMark (section 4.5): three or
+//! more back quotes or tildes on a line of their own, closed by as many of the same. Must never
+//! fail: whatever a model writes has some code, if only the empty one.
+//!
+//! States of an [`Extractor`]:
+//!
+//! ```text
+//!   Searching ── a fence that may hold the language opens ──> Inside
+//!   Inside    ── its fence closes ──────────────────────────> Complete
+//! ```
+//!
+//! Invariants:
+//!  1. However an answer is cut into pieces, the pushed results and `finish` concatenate to the
+//!     same text.
+//!  2. If an answer holds one fenced block, that text is what [`extract`] gives.
+//!  3. What `push` has returned is certain: no later piece takes it back.
+//!  4. Code starts with a line that is not blank and ends with a character that is not white.
+
+use std::borrow::Cow;
+use std::cell::LazyCell;
+
+use super::prompt::{self, Language};
+
+/// The code of a whole answer. Of several fenced blocks it is the longest of those that are marked
+/// as `language`, else of those without a mark, else of all. An answer without a fence is code
+/// from its first to its last line that does not read as prose.
+pub fn extract<'a>(text: &'a str, language: Option<&str>) -> Cow<'a, str> {
+    // Most answers hold one block, which needs no rank and so no language.
+    let language = LazyCell::new(|| language.and_then(prompt::language));
+    let mut best: Option<Block<'_>> = None;
+    let mut rest = text;
+    while let Some((block, after)) = next_block(rest) {
+        if best
+            .as_ref()
+            .is_none_or(|best| block.rank(*language) > best.rank(*language))
+        {
+            best = Some(block);
+        }
+        rest = after;
+    }
+    best.map_or_else(|| without_prose(text).into(), |block| block.code)
+}
+
+/// The code of an answer that arrives in pieces.
+#[derive(Debug)]
+pub struct Extractor {
+    language: Option<&'static Language>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No block that may hold the program has opened yet.
+    Searching {
+        /// All of the answer so far: if no such block opens, `finish` judges it as a whole.
+        text: String,
+        /// Where the line begins that is still to be read.
+        line: usize,
+        /// The block in another language that is being passed over.
+        passing: Option<Fence>,
+    },
+    Inside(Body),
+    Complete,
+}
+
+impl Extractor {
+    pub fn new(language: Option<&str>) -> Extractor {
+        let state = State::Searching {
+            text: String::new(),
+            line: 0,
+            passing: None,
+        };
+        Extractor {
+            language: language.and_then(prompt::language),
+            state,
+        }
+    }
+
+    /// Takes the next piece of the answer; gives the code that is certain by now.
+    pub fn push(&mut self, piece: &str) -> String {
+        let mut code = String::new();
+        match &mut self.state {
+            State::Searching {
+                text,
+                line,
+                passing,
+            } => {
+                text.push_str(piece);
+                let Some((fence, start)) = find_opening(text, line, passing, self.language) else {
+                    return code;
+                };
+                let body = text[start..].to_owned();
+                self.state = State::Inside(Body::new(fence));
+                return self.push(&body);
+            }
+            State::Inside(body) => {
+                if body.push(piece, &mut code).is_some() {
+                    self.state = State::Complete;
+                }
+            }
+            State::Complete => {}
+        }
+        code
+    }
+
+    /// The answer is over: gives the code that was still in doubt.
+    pub fn finish(self) -> String {
+        match self.state {
+            State::Searching { text, .. } => {
+                extract(&text, self.language.map(|known| known.name)).into_owned()
+            }
+            State::Inside(_) | State::Complete => String::new(),
+        }
+    }
+}
+
+/// Reads whole lines from `line` on, until one opens a block that may hold the program; gives its
+/// fence and where its content begins.
+fn find_opening(
+    text: &str,
+    line: &mut usize,
+    passing: &mut Option<Fence>,
+    language: Option<&Language>,
+) -> Option<(Fence, usize)> {
+    while let Some(length) = text[*line..].find('\n') {
+        let current = &text[*line..*line + length];
+        *line += length + 1;
+        match passing {
+            Some(fence) if fence.is_closed_by(current) => *passing = None,
+            Some(_) => {}
+            None => {
+                let Some((fence, word)) = Fence::open(current) else {
+                    continue;
+                };
+                if word.is_empty() || language.is_none_or(|known| known.has_fence(word)) {
+                    return Some((fence, *line));
+                }
+                *passing = Some(fence);
+            }
+        }
+    }
+    None
+}
+
+/// One fenced block of a whole answer.
+struct Block<'a> {
+    word: &'a str,
+    code: Cow<'a, str>,
+}
+
+impl Block<'_> {
+    /// Among several, the block of the highest rank is the program.
+    fn rank(&self, language: Option<&Language>) -> (bool, u8, usize) {
+        let fit = match language {
+            Some(known) if known.has_fence(self.word) => 2,
+            Some(_) if self.word.is_empty() => 1,
+            _ => 0,
+        };
+        (!self.code.is_empty(), fit, self.code.len())
+    }
+}
+
+/// The next fenced block and what comes after it. One that is never closed reaches to the end.
+fn next_block(text: &str) -> Option<(Block<'_>, &str)> {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        start += line.len();
+        if let Some((fence, word)) = Fence::open(line) {
+            let (code, after) = fence.read_block(&text[start..]);
+            return Some((Block { word, code }, after));
+        }
+    }
+    None
+}
+
+/// The line that opens a block, as far as its closing depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fence {
+    character: char,
+    length: usize,
+    /// Blanks before it: as many are taken from each line of the content.
+    indent: usize,
+}
+
+/// Shorter runs of back quotes or tildes are no fence.
+const FENCE_LENGTH: usize = 3;
+
+impl Fence {
+    /// Reads a line that may open a block; gives the word that names the block's language, too.
+    fn open(line: &str) -> Option<(Fence, &str)> {
+        let unindented = line.trim_start_matches([' ', '\t']);
+        let character = unindented
+            .chars()
+            .next()
+            .filter(|first| matches!(first, '`' | '~'))?;
+        let info = unindented.trim_start_matches(character);
+        let length = unindented.len() - info.len();
+        if length < FENCE_LENGTH || (character == '`' && info.contains('`')) {
+            return None;
+        }
+        let info = info.trim_start_matches([' ', '\t', '{', '.']);
+        let end = info.find(|c: char| !is_of_word(c)).unwrap_or(info.len());
+        Some((
+            Fence {
+                character,
+                length,
+                indent: line.len() - unindented.len(),
+            },
+            &info[..end],
+        ))
+    }
+
+    /// The code from here to the line that closes the block, and what comes after that line.
+    ///
+    /// Where the fence is not indented, nothing is taken from the lines between: the code is a part
+    /// of the answer as it stands, and need be neither read by the character nor copied.
+    fn read_block(self, text: &str) -> (Cow<'_, str>, &str) {
+        if self.indent > 0 {
+            let mut code = String::new();
+            let length = Body::new(self).push(text, &mut code);
+            return (code.into(), &text[length.unwrap_or(text.len())..]);
+        }
+        let mut end = 0;
+        for line in text.split_inclusive('\n') {
+            // A shorter run at the very end is a fence that was cut off.
+            let is_last = !line.ends_with('\n');
+            let ends_like_fence = line.trim_end().ends_with(self.character);
+            if ends_like_fence && (self.is_closed_by(line) || is_last && self.is_run(line.trim())) {
+                return (trim_lines(&text[..end]).into(), &text[end + line.len()..]);
+            }
+            end += line.len();
+        }
+        (trim_lines(text).into(), "")
+    }
+
+    fn is_closed_by(self, line: &str) -> bool {
+        let unindented = line.trim();
+        unindented.len() >= self.length && self.is_run(unindented)
+    }
+
+    fn is_run(self, text: &str) -> bool {
+        !text.is_empty() && text.chars().all(|c| c == self.character)
+    }
+}
+
+/// Without the blank lines before the code and the white space after it: invariant 4.
+fn trim_lines(text: &str) -> &str {
+    let code = text.trim_end();
+    let first = code.len() - code.trim_start().len();
+    let start = code[..first].rfind('\n').map_or(0, |end| end + 1);
+    &code[start..]
+}
+
+/// `c++`, `objective-c`, `f#`
+fn is_of_word(character: char) -> bool {
+    character.is_alphanumeric() || matches!(character, '+' | '#' | '-' | '_')
+}
+
+/// The content of a block, read character by character.
+#[derive(Debug)]
+struct Body {
+    fence: Fence,
+    line: Line,
+    /// Read and not given yet: white space that may turn out to end the code, and after it the
+    /// run that may turn out to close the block.
+    held: String,
+    /// Whether any code has been given: until then blank lines are dropped.
+    started: bool,
+}
+
+/// What the current line is, by what was read of it.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    /// So many blanks and nothing else.
+    Blank(usize),
+    /// Blanks, then so many of the fence's characters.
+    Run(usize),
+    /// The same, then blanks again.
+    RunEnded(usize),
+    Code,
+}
+
+impl Body {
+    fn new(fence: Fence) -> Body {
+        Body {
+            fence,
+            line: Line::Blank(0),
+            held: String::new(),
+            started: false,
+        }
+    }
+
+    /// Appends what is certainly code to `code`. Once the block is closed, gives how many bytes of
+    /// `text` were read up to and with the closing line.
+    fn push(&mut self, text: &str, code: &mut String) -> Option<usize> {
+        for (offset, character) in text.char_indices() {
+            match (self.line, character) {
+                (Line::Run(length) | Line::RunEnded(length), '\n') => {
+                    if length >= self.fence.length {
+                        return Some(offset + 1);
+                    }
+                    // No fence: the run is code. The blanks behind it may still end the code.
+                    let blanks = self.held.split_off(self.held.trim_end().len());
+                    self.give_held(code);
+                    self.held = blanks;
+                    self.held.push('\n');
+                    self.line = Line::Blank(0);
+                }
+                (_, '\n') => {
+                    self.held.push('\n');
+                    self.line = Line::Blank(0);
+                }
+                (Line::Blank(columns), ' ' | '\t') => {
+                    if columns >= self.fence.indent {
+                        self.held.push(character);
+                    }
+                    self.line = Line::Blank(columns + 1);
+                }
+                (Line::Blank(_), _) if character == self.fence.character => {
+                    self.held.push(character);
+                    self.line = Line::Run(1);
+                }
+                (Line::Run(length), _) if character == self.fence.character => {
+                    self.held.push(character);
+                    self.line = Line::Run(length + 1);
+                }
+                (Line::Run(length) | Line::RunEnded(length), _) if character.is_whitespace() => {
+                    self.held.push(character);
+                    self.line = Line::RunEnded(length);
+                }
+                (_, _) if character.is_whitespace() => self.held.push(character),
+                (_, _) => {
+                    self.give_held(code);
+                    code.push(character);
+                    self.line = Line::Code;
+                }
+            }
+        }
+        None
+    }
+
+    /// Something follows what was held, so it is part of the code.
+    fn give_held(&mut self, code: &mut String) {
+        let from = match self.started {
+            true => 0,
+            // Blank lines before the code go; the first line's indentation stays.
+            false => self.held.rfind('\n').map_or(0, |end| end + 1),
+        };
+        code.push_str(&self.held[from..]);
+        self.held.clear();
+        self.started = true;
+    }
+}
+
+/// An answer without a fence, less the sentences before and after the code.
+fn without_prose(text: &str) -> &str {
+    let mut start = None;
+    let mut end = 0;
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        if !line.trim().is_empty() && !is_prose(line) {
+            start.get_or_insert(offset);
+            end = offset + line.trim_end().len();
+        }
+        offset += line.len();
+    }
+    start.map_or("", |start| &text[start..end])
+}
+
+/// Whether a line reads as a sentence or a heading rather than as code. In doubt it is code.
+fn is_prose(line: &str) -> bool {
+    let sentence = line.trim_end();
+    if sentence.starts_with("##") || sentence.starts_with("**") {
+        return true;
+    }
+    let Some(first) = sentence
+        .chars()
+        .next()
+        .filter(|first| first.is_alphabetic())
+    else {
+        return false;
+    };
+    let is_wide = !first.is_ascii();
+    let words = sentence.split_whitespace();
+    let first_word = words.clone().next().unwrap_or("");
+    // SQL and the like shout their words.
+    let shouts = first_word.len() > 1 && first_word.chars().all(|c| c.is_ascii_uppercase());
+    if shouts || !(first.is_uppercase() || is_wide) || sentence.contains(['=', ';', '{', '}']) {
+        return false;
+    }
+    let ends = sentence.ends_with(['.', ':', '!', '?', '。', '：', '！', '？']);
+    let enough_words = is_wide || words.count() >= 3;
+    let has_brackets = sentence.contains(['(', '[', '<', '"', '$']);
+    enough_words && (ends || !has_brackets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn streamed(pieces: &[&str], language: Option<&str>) -> String {
+        let mut extractor = Extractor::new(language);
+        let mut code: String = pieces.iter().map(|piece| extractor.push(piece)).collect();
+        code.push_str(&extractor.finish());
+        code
+    }
+
+    #[test]
+    fn fences_and_prose_are_left_out() {
+        let answer = "Here it is:\n\n```python\n\ndef f():\n    return 1\n\n```\nThat is all.";
+        assert_eq!(extract(answer, Some("python")), "def f():\n    return 1");
+        assert_eq!(
+            streamed(&[answer], Some("python")),
+            "def f():\n    return 1"
+        );
+    }
+
+    #[test]
+    fn language_decides_between_several_blocks() {
+        let answer = "```bash\npip install a-very-long-package-name\n```\n\
+                      ```py\nx = 1\n```\n```python\nprint(x + 1)\n```\n";
+        assert_eq!(extract(answer, Some("Python")), "print(x + 1)");
+        assert_eq!(
+            extract(answer, Some("bash")),
+            "pip install a-very-long-package-name"
+        );
+        assert_eq!(
+            extract(answer, None),
+            "pip install a-very-long-package-name"
+        );
+        assert_eq!(streamed(&[answer], Some("python")), "x = 1");
+    }
+
+    #[test]
+    fn block_in_another_language_is_better_than_none() {
+        let answer = "Run this:\n```console\nls\n```\n";
+        assert_eq!(extract(answer, Some("c")), "ls");
+        assert_eq!(streamed(&[answer], Some("c")), "ls");
+    }
+
+    #[test]
+    fn unclosed_block_reaches_to_the_end_without_half_a_fence() {
+        assert_eq!(extract("```c\nint x;\n``", Some("c")), "int x;");
+        assert_eq!(extract("```c\nint x;\n", Some("c")), "int x;");
+        assert_eq!(extract("```c", Some("c")), "");
+    }
+
+    #[test]
+    fn shorter_and_other_fences_within_a_block_are_code() {
+        let answer = "````markdown\n```c\nx\n```\n~~~\n````\nEnd.";
+        assert_eq!(extract(answer, None), "```c\nx\n```\n~~~");
+    }
+
+    #[test]
+    fn indented_block_loses_its_indentation() {
+        let answer = "1. Do:\n   ```python\n   if x:\n       y()\n   ```\n";
+        assert_eq!(extract(answer, Some("python")), "if x:\n    y()");
+    }
+
+    #[test]
+    fn answer_without_a_fence_is_code_less_its_sentences() {
+        let answer = "Here is a function:\n\ndef f():\n    return 1\n\nIt returns one.";
+        assert_eq!(extract(answer, Some("python")), "def f():\n    return 1");
+        assert_eq!(
+            extract("SELECT name FROM users", Some("sql")),
+            "SELECT name FROM users"
+        );
+        assert_eq!(extract("这是一个函数：\nx = 1", None), "x = 1");
+        assert_eq!(extract("I cannot help with that request.", None), "");
+        assert_eq!(extract("", None), "");
+    }
+
+    #[test]
+    fn code_is_given_as_soon_as_it_is_certain() {
+        let mut extractor = Extractor::new(Some("python"));
+        assert_eq!(extractor.push("```python\nx ="), "x =");
+        assert_eq!(extractor.push(" 1\n"), " 1");
+        assert_eq!(extractor.push("``"), "");
+        assert_eq!(extractor.push("x"), "\n``x");
+        assert_eq!(extractor.push("\n```\nprose"), "");
+        assert_eq!(extractor.finish(), "");
+    }
+
+    /// Scraps that meet every branch when they are strung together.
+    fn scraps() -> impl Strategy<Value = Vec<&'static str>> {
+        let scrap = prop::sample::select(vec![
+            "`",
+            "``",
+            "```",
+            "```python",
+            "~~~",
+            "\n",
+            "\n\n",
+            " ",
+            "    ",
+            "\t",
+            "\r",
+            "x = 1",
+            "def f():",
+            "Here is the code:",
+            "é",
+            "快速",
+            "{",
+            "## A",
+            "",
+        ]);
+        prop::collection::vec(scrap, 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_give_the_same_as_the_whole(scraps in scraps(), cuts in any::<u64>()) {
+            let whole = scraps.concat();
+            for language in [None, Some("python"), Some("rust")] {
+                let at_scraps = streamed(&scraps, language);
+                let at_once = streamed(&[&whole], language);
+                let mut buffer = [0; 4];
+                let mut extractor = Extractor::new(language);
+                let mut code = String::new();
+                let mut piece = String::new();
+                for (index, character) in whole.chars().enumerate() {
+                    piece.push_str(character.encode_utf8(&mut buffer));
+                    if cuts >> (index % 64) & 1 == 1 {
+                        code.push_str(&extractor.push(&piece));
+                        piece.clear();
+                    }
+                }
+                code.push_str(&extractor.push(&piece));
+                code.push_str(&extractor.finish());
+                prop_assert_eq!(&at_scraps, &at_once);
+                prop_assert_eq!(&code, &at_once);
+            }
+        }
+
+        #[test]
+        fn a_block_is_read_by_the_line_as_by_the_character(text in "[ \t\r\n`~x\u{a0}]{0,40}") {
+            for (character, length) in [('`', 3), ('~', 4)] {
+                let fence = Fence { character, length, indent: 0 };
+                let mut code = String::new();
+                let read = Body::new(fence).push(&text, &mut code).unwrap_or(text.len());
+                prop_assert_eq!(fence.read_block(&text), (code.into(), &text[read..]));
+            }
+        }
+
+        #[test]
+        fn stream_of_one_block_is_what_extract_gives(
+            before in "[A-Za-z :\n]{0,30}",
+            lines in prop::collection::vec("[ -_a-}\t]{0,12}", 0..12),
+            after in "[A-Za-z .\n]{0,30}",
+        ) {
+            let body = lines.join("\n");
+            let answer = format!("{before}\n```python\n{body}\n```\n{after}");
+            let code = extract(&answer, Some("python"));
+            prop_assert_eq!(streamed(&[&answer], Some("python")), &*code);
+            let first = body.find(|c: char| !c.is_whitespace());
+            let expected = first.map_or("", |first| {
+                let start = body[..first].rfind('\n').map_or(0, |end| end + 1);
+                body[start..].trim_end()
+            });
+            prop_assert_eq!(code, expected);
+        }
+    }
+}

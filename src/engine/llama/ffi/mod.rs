@@ -1,0 +1,85 @@
+//! llama.cpp behind safe types: the only folder of the engine that holds `unsafe`.
+//!
+//! llama.cpp asserts its preconditions by aborting the process, which would take every connection
+//! with it; so each argument is checked here before it goes down, and nothing above this folder can
+//! trip an assertion. Must never call back into Rust code that can panic: a panic may not cross C++
+//! frames.
+//!
+//! * this file: the library as a whole, its log and its assertions;
+//! * `model`: weights and vocabulary;
+//! * `context`: the KV cache, and computing with it;
+//! * `chain`: samplers.
+//!
+//! Invariant: a model outlives its contexts and chains, which hold it by `Arc`.
+
+mod chain;
+mod context;
+mod model;
+
+use std::ffi::{CStr, c_char, c_void};
+use std::fmt;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama_cpp_sys_2 as sys;
+
+pub use chain::{Chain, has_penalties};
+pub use context::{Context, ContextSettings};
+pub use model::Model;
+
+/// Whether what llama.cpp reports now follows from a stop that we asked for.
+static IS_STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// Prepares the library once per process: its log goes to ours, its assertions are told there, too.
+fn initialize() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: both callbacks are `extern "C"`, never panic, and live as long as the process.
+        // With an abort callback in place llama.cpp starts no debugger for a backtrace.
+        unsafe {
+            sys::llama_log_set(Some(forward_log), ptr::null_mut());
+            sys::ggml_set_abort_callback(Some(report_abort));
+            sys::llama_backend_init();
+        }
+    });
+}
+
+/// Passes one line of llama.cpp's log on. Its chatter is for people who debug the model.
+unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() {
+        return;
+    }
+    // SAFETY: llama.cpp passes a string that ends in NUL and stays valid during the call.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    let line = text.trim_end();
+    let expected = IS_STOPPING.load(Ordering::Relaxed);
+    match level {
+        _ if line.is_empty() || line == "." => {}
+        sys::GGML_LOG_LEVEL_WARN | sys::GGML_LOG_LEVEL_ERROR if !expected => {
+            log::warn!(target: "llama", "{line}");
+        }
+        _ => log::debug!(target: "llama", "{line}"),
+    }
+}
+
+/// Tells which assertion failed; the process ends right after.
+unsafe extern "C" fn report_abort(message: *const c_char) {
+    // SAFETY: as in `forward_log`.
+    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+    log::error!(target: "llama", "assertion failed: {message}");
+    log::logger().flush();
+    eprintln!("llama.cpp: assertion failed: {message}");
+}
+
+/// Why a model or a context could not be had. For people, with the way out.
+#[derive(Debug)]
+pub struct LoadError(String);
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for LoadError {}

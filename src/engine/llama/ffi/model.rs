@@ -1,0 +1,260 @@
+//! Weights and vocabulary: what is read, and shared, once a file is loaded.
+//!
+//! Owns the pointer to the model, and frees it once. Knows no context.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+
+use llama_cpp_sys_2 as sys;
+
+use super::super::backend::Token;
+use super::{LoadError, initialize};
+use crate::limits::PIECE_BYTES;
+
+/// Weights and vocabulary. Immutable once loaded.
+#[derive(Debug)]
+pub struct Model {
+    pub(super) model: NonNull<sys::llama_model>,
+    vocabulary: NonNull<sys::llama_vocab>,
+    pub(super) vocabulary_size: usize,
+    longest_piece: usize,
+}
+
+// SAFETY: llama.cpp only reads a loaded model; tokenizing is documented as thread-safe.
+unsafe impl Send for Model {}
+// SAFETY: as above.
+unsafe impl Sync for Model {}
+
+impl Model {
+    /// Loads a GGUF file. `progress` is called with 0.0 to 1.0 and must not panic.
+    pub fn load(
+        path: &Path,
+        gpu_layers: u32,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Model, LoadError> {
+        initialize();
+        let name = path.display();
+        let c_path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| LoadError(format!("{name}: a path cannot hold a NUL byte")))?;
+        check_is_gguf(path)?;
+        let mut progress = progress;
+        // SAFETY: a plain struct of defaults.
+        let mut parameters = unsafe { sys::llama_model_default_params() };
+        parameters.n_gpu_layers = gpu_layers.min(i32::MAX as u32) as i32;
+        parameters.progress_callback = Some(forward_progress);
+        parameters.progress_callback_user_data = ptr::from_mut(&mut progress).cast();
+        // SAFETY: the path ends in NUL; `progress` outlives the call, which uses it on this thread.
+        let model = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), parameters) };
+        let model = NonNull::new(model).ok_or_else(|| {
+            LoadError(format!(
+                "{name}: llama.cpp cannot load this file; the log says why"
+            ))
+        })?;
+        // SAFETY: the model is loaded; its vocabulary lives as long as it does.
+        let vocabulary = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
+        let vocabulary = NonNull::new(vocabulary.cast_mut())
+            .ok_or_else(|| LoadError(format!("{name}: the model has no vocabulary")))?;
+        // SAFETY: the pointer comes from the loaded model.
+        let size = unsafe { sys::llama_vocab_n_tokens(vocabulary.as_ptr()) };
+        // SAFETY: the model is loaded.
+        let can_decode = unsafe { sys::llama_model_has_decoder(model.as_ptr()) };
+        let vocabulary_size = usize::try_from(size).unwrap_or(0);
+        let mut model = Model {
+            model,
+            vocabulary,
+            vocabulary_size,
+            longest_piece: 0,
+        };
+        model.longest_piece = model.measured_longest_piece();
+        if !can_decode || model.vocabulary_size == 0 {
+            return Err(LoadError(format!("{name}: this model writes no text")));
+        }
+        Ok(model)
+    }
+
+    /// The tokens of a text. `adds_start` puts the token before them that the model expects at
+    /// the start of a text; names of special tokens within `text` become those tokens.
+    pub fn tokenize(&self, text: &str, adds_start: bool) -> Vec<Token> {
+        // One token has at least one byte, but for those that mark start and end.
+        let mut tokens = vec![0; text.len() + 2];
+        let (Ok(length), Ok(room)) = (i32::try_from(text.len()), i32::try_from(tokens.len()))
+        else {
+            return Vec::new();
+        };
+        // SAFETY: both pointers come with their lengths; llama.cpp writes at most `room` tokens.
+        let count = unsafe {
+            sys::llama_tokenize(
+                self.vocabulary.as_ptr(),
+                text.as_ptr().cast(),
+                length,
+                tokens.as_mut_ptr(),
+                room,
+                adds_start,
+                true,
+            )
+        };
+        tokens.truncate(usize::try_from(count).unwrap_or(0));
+        tokens.shrink_to_fit();
+        tokens
+    }
+
+    /// Appends the bytes that a token stands for: none for a token that only marks something.
+    /// A character of several bytes may be spread over several tokens.
+    pub fn append_piece(&self, token: Token, bytes: &mut Vec<u8>) {
+        if !self.is_token(token) {
+            return;
+        }
+        let mut piece = [0_u8; PIECE_BYTES];
+        // SAFETY: the token is within the vocabulary, and the buffer comes with its length.
+        let length = unsafe {
+            sys::llama_token_to_piece(
+                self.vocabulary.as_ptr(),
+                token,
+                piece.as_mut_ptr().cast(),
+                PIECE_BYTES as i32,
+                0,
+                false,
+            )
+        };
+        if let Some(piece) = usize::try_from(length)
+            .ok()
+            .and_then(|length| piece.get(..length))
+        {
+            bytes.extend_from_slice(piece);
+        }
+    }
+
+    /// Whether the model ends its answer with this token.
+    pub fn is_end(&self, token: Token) -> bool {
+        // SAFETY: the token is within the vocabulary.
+        self.is_token(token) && unsafe { sys::llama_vocab_is_eog(self.vocabulary.as_ptr(), token) }
+    }
+
+    /// The text of the token before every text, if the model has one.
+    pub fn start_text(&self) -> Option<String> {
+        // SAFETY: the vocabulary is that of a loaded model.
+        self.token_text(unsafe { sys::llama_vocab_bos(self.vocabulary.as_ptr()) })
+    }
+
+    /// The text of the token that ends a text, if the model has one.
+    pub fn end_text(&self) -> Option<String> {
+        // SAFETY: the vocabulary is that of a loaded model.
+        self.token_text(unsafe { sys::llama_vocab_eos(self.vocabulary.as_ptr()) })
+    }
+
+    /// The Jinja template for conversations that came with the model.
+    pub fn chat_template(&self) -> Option<String> {
+        // SAFETY: the model is loaded; a null name asks for the default template.
+        let template = unsafe { sys::llama_model_chat_template(self.model.as_ptr(), ptr::null()) };
+        owned_text(template)
+    }
+
+    /// Such as `llama 135M Q4_1`.
+    pub fn description(&self) -> String {
+        let mut text = [0_u8; 256];
+        // SAFETY: the buffer comes with its length; llama.cpp ends the text with NUL within it.
+        unsafe {
+            sys::llama_model_desc(self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
+        }
+        CStr::from_bytes_until_nul(&text).map_or_else(
+            |_| String::new(),
+            |text| text.to_string_lossy().into_owned(),
+        )
+    }
+
+    /// The context that the model was trained with, in tokens.
+    pub fn trained_context(&self) -> u32 {
+        // SAFETY: the model is loaded.
+        let tokens = unsafe { sys::llama_model_n_ctx_train(self.model.as_ptr()) };
+        u32::try_from(tokens).unwrap_or(0)
+    }
+
+    /// Bytes that one token takes in the KV cache at 16 bits a value: what memory has to be
+    /// planned for. Too high for the few models whose layers differ, never too low.
+    pub fn cache_bytes_per_token(&self) -> u64 {
+        let model = self.model.as_ptr();
+        // SAFETY: the model is loaded; the calls only read.
+        let (layers, width, heads, cached_heads) = unsafe {
+            (
+                sys::llama_model_n_layer(model),
+                sys::llama_model_n_embd(model),
+                sys::llama_model_n_head(model),
+                sys::llama_model_n_head_kv(model),
+            )
+        };
+        let [layers, width, heads, cached_heads] =
+            [layers, width, heads, cached_heads].map(|n| u64::try_from(n).unwrap_or(0));
+        let keys_and_values = 2;
+        let bytes_per_value = 2;
+        let cached_width = width * cached_heads.max(1) / heads.max(1);
+        keys_and_values * bytes_per_value * layers * cached_width
+    }
+
+    /// The bytes of the longest text that one token can stand for.
+    pub fn longest_piece(&self) -> usize {
+        self.longest_piece
+    }
+
+    fn measured_longest_piece(&self) -> usize {
+        let mut bytes = Vec::new();
+        let tokens = 0..self.vocabulary_size as Token;
+        let lengths = tokens.map(|token| {
+            bytes.clear();
+            self.append_piece(token, &mut bytes);
+            bytes.len()
+        });
+        lengths.max().unwrap_or(0).max(1)
+    }
+
+    /// Whether the vocabulary has this token.
+    pub fn is_token(&self, token: Token) -> bool {
+        usize::try_from(token).is_ok_and(|index| index < self.vocabulary_size)
+    }
+
+    fn token_text(&self, token: Token) -> Option<String> {
+        if !self.is_token(token) {
+            return None;
+        }
+        // SAFETY: the token is within the vocabulary; the text lives as long as that.
+        owned_text(unsafe { sys::llama_vocab_get_text(self.vocabulary.as_ptr(), token) })
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: made by `load`, freed here only; contexts hold the `Arc` and are gone.
+        unsafe { sys::llama_model_free(self.model.as_ptr()) };
+    }
+}
+
+/// llama.cpp's own message about a file of another kind is hard to understand.
+fn check_is_gguf(path: &Path) -> Result<(), LoadError> {
+    use std::io::Read as _;
+    let name = path.display();
+    let mut magic = [0; 4];
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .map_err(|error| LoadError(format!("{name}: {error}; `autoglmd model pull` gets it")))?;
+    match &magic {
+        b"GGUF" => Ok(()),
+        _ => Err(LoadError(format!("{name}: not a GGUF file"))),
+    }
+}
+
+unsafe extern "C" fn forward_progress(progress: f32, data: *mut c_void) -> bool {
+    // SAFETY: `data` is the `progress` of `Model::load`, which waits for this call on its stack.
+    let report = unsafe { &mut *data.cast::<&mut dyn FnMut(f32)>() };
+    report(progress);
+    true
+}
+
+fn owned_text(text: *const c_char) -> Option<String> {
+    // SAFETY: if not null, llama.cpp gives a string that ends in NUL.
+    (!text.is_null()).then(|| {
+        unsafe { CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned()
+    })
+}

@@ -1,0 +1,134 @@
+//! A job that was admitted, and the one terminal event that it is owed.
+//!
+//! Owns the promise of [`Engine::submit`](crate::engine::Engine::submit): exactly one terminal
+//! event for each admitted job, even if the engine's thread panics. An [`Owed`] can only be
+//! settled, which consumes it, or taken back; one that is dropped delivers the failure itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::core::Moment;
+use crate::engine::{Deliver, Event, FailReason, Failed, Job, Timings, Usage};
+use crate::error::ErrorCode;
+use crate::offload::{CancelReason, JobKey};
+
+pub struct Owed {
+    /// `None` once settled or taken back.
+    debt: Option<Debt>,
+    /// Held until the job gets a sequence.
+    place: Option<Place>,
+}
+
+struct Debt {
+    job: Job,
+    deliver: Arc<dyn Deliver>,
+}
+
+impl Owed {
+    pub fn new(job: Job, place: Option<Place>, deliver: Arc<dyn Deliver>) -> Owed {
+        Owed {
+            debt: Some(Debt { job, deliver }),
+            place,
+        }
+    }
+
+    pub fn job(&self) -> &Job {
+        // Only the two methods that consume `self` take the debt away.
+        &self
+            .debt
+            .as_ref()
+            .expect("an owed job is there until it is consumed")
+            .job
+    }
+
+    /// The job has got a sequence: its place in the queue is free.
+    pub fn leave_queue(&mut self) {
+        self.place = None;
+    }
+
+    /// Why the job need not go on, if so.
+    pub fn end(&self, now: Moment) -> Option<End> {
+        let job = self.job();
+        match job.ticket.cancelled() {
+            Some(reason) => Some(End::Cancelled(reason)),
+            None => (job.deadline <= now).then_some(End::Deadline),
+        }
+    }
+
+    /// Pays the terminal event.
+    pub fn settle(mut self, event: Event, events: &mut Vec<(JobKey, Event)>) {
+        debug_assert!(event.is_terminal());
+        if let Some(debt) = self.debt.take() {
+            events.push((debt.job.key, event));
+        }
+    }
+
+    /// The job was not admitted after all: nothing is owed.
+    pub fn take_back(mut self) {
+        self.debt = None;
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let Some(debt) = self.debt.take() else { return };
+        let failed = Failed {
+            reason: FailReason::Error(ErrorCode::EngineFailed),
+            message: "the engine has ended before the answer; the daemon's log says why".to_owned(),
+            text: String::new(),
+            usage: Usage::default(),
+            timings: Timings::default(),
+        };
+        debt.deliver
+            .deliver_one(debt.job.key, Event::Failed(Box::new(failed)));
+    }
+}
+
+/// Why a job ends before its answer does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Cancelled(CancelReason),
+    Deadline,
+}
+
+impl End {
+    pub fn reason(self) -> FailReason {
+        match self {
+            End::Cancelled(reason) => FailReason::Cancelled(reason),
+            End::Deadline => FailReason::Error(ErrorCode::GenerationTimeout),
+        }
+    }
+
+    pub fn message(self) -> &'static str {
+        match self {
+            End::Cancelled(_) => "the request was cancelled",
+            End::Deadline => {
+                "the request's time is up; give it a longer `timeout` or fewer `max_tokens`"
+            }
+        }
+    }
+}
+
+/// One place in the bounded queue; dropping it frees it.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicU32>);
+
+impl Place {
+    /// Takes a place unless `bound` are taken. The count is raised by the check itself, so that
+    /// callers at the same time cannot pass it together.
+    pub fn take(taken: &Arc<AtomicU32>, bound: u32) -> Option<Place> {
+        // Relaxed: a count, which publishes no other data.
+        taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < bound).then_some(count + 1)
+            })
+            .is_ok()
+            .then(|| Place(taken.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

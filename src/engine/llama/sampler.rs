@@ -1,0 +1,185 @@
+//! How one sequence's next token is chosen.
+//!
+//! Owns the choice between the two ways there are: the greatest score, read straight from the row
+//! of logits, which is what most requests for code want and costs next to nothing; or llama.cpp's
+//! chain of samplers, which first copies the row into a list of candidates. Penalties alone do not
+//! need the chain: they change the scores of a few tokens, whose rule is llama.cpp's.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::backend::Token;
+use super::ffi::{self, Chain, Context, Model};
+use crate::engine::Sampling;
+use crate::limits::PENALTY_WINDOW_TOKENS;
+
+#[derive(Debug)]
+pub enum Sampler {
+    Greedy,
+    Penalized(Box<Penalties>),
+    Chain(Box<Chain>),
+}
+
+impl Sampler {
+    /// A sampler for an answer that follows `prompt`, whose end the penalties count.
+    pub fn new(model: &Arc<Model>, sampling: &Sampling, prompt: &[Token]) -> Sampler {
+        let has_penalties = ffi::has_penalties(sampling);
+        if sampling.temperature <= 0.0 && !has_penalties {
+            return Sampler::Greedy;
+        }
+        if sampling.temperature <= 0.0 {
+            return Sampler::Penalized(Box::new(Penalties::new(sampling, prompt)));
+        }
+        let seed = sampling.seed.unwrap_or_else(drawn_seed);
+        let Some(mut chain) = Chain::new(model.clone(), sampling, seed) else {
+            log::warn!("no memory for a chain of samplers: this answer is greedy");
+            return Sampler::Greedy;
+        };
+        if has_penalties {
+            let window = prompt.len().saturating_sub(PENALTY_WINDOW_TOKENS as usize);
+            prompt[window..]
+                .iter()
+                .for_each(|token| chain.accept(*token));
+        }
+        Sampler::Chain(Box::new(chain))
+    }
+
+    /// Chooses the token after the entry at `index` of the last batch.
+    pub fn sample(&mut self, context: &mut Context, index: usize) -> Option<Token> {
+        match self {
+            Sampler::Greedy => context.logits(index).map(|scores| greatest(scores)),
+            Sampler::Penalized(penalties) => {
+                context.logits(index).map(|scores| penalties.choose(scores))
+            }
+            Sampler::Chain(chain) => context.sample(index, chain),
+        }
+    }
+}
+
+/// What lowers the scores of the tokens that came last.
+#[derive(Debug)]
+pub struct Penalties {
+    repeat: f32,
+    frequency: f32,
+    presence: f32,
+    /// The last tokens of prompt and answer, at most [`PENALTY_WINDOW_TOKENS`].
+    window: VecDeque<Token>,
+}
+
+impl Penalties {
+    fn new(sampling: &Sampling, prompt: &[Token]) -> Penalties {
+        let mut penalties = Penalties {
+            repeat: sampling.repeat_penalty.clamp(f32::MIN_POSITIVE, 2.0),
+            frequency: sampling.frequency_penalty,
+            presence: sampling.presence_penalty,
+            window: VecDeque::with_capacity(PENALTY_WINDOW_TOKENS as usize),
+        };
+        let start = prompt.len().saturating_sub(PENALTY_WINDOW_TOKENS as usize);
+        prompt[start..]
+            .iter()
+            .for_each(|token| penalties.accept(*token));
+        penalties
+    }
+
+    /// Lowers the scores in place, and chooses the greatest.
+    fn choose(&mut self, scores: &mut [f32]) -> Token {
+        let mut seen: Vec<Token> = self.window.iter().copied().collect();
+        seen.sort_unstable();
+        for same in seen.chunk_by(|one, other| one == other) {
+            let Some(score) = usize::try_from(same[0])
+                .ok()
+                .and_then(|i| scores.get_mut(i))
+            else {
+                continue;
+            };
+            // Dividing would raise a score below zero.
+            *score = match *score > 0.0 {
+                true => *score / self.repeat,
+                false => *score * self.repeat,
+            };
+            *score -= same.len() as f32 * self.frequency + self.presence;
+        }
+        let token = greatest(scores);
+        self.accept(token);
+        token
+    }
+
+    fn accept(&mut self, token: Token) {
+        if self.window.len() == PENALTY_WINDOW_TOKENS as usize {
+            self.window.pop_front();
+        }
+        self.window.push_back(token);
+    }
+}
+
+fn drawn_seed() -> u32 {
+    // Without the system's randomness the answers are merely the same again.
+    getrandom::u32().unwrap_or(0)
+}
+
+/// The index of the greatest score, the first of equals. Scores that are no numbers never win.
+fn greatest(scores: &[f32]) -> Token {
+    /// As many maxima side by side as the widest registers hold twice: the compiler keeps them
+    /// there, where a single one would make each comparison wait for the last.
+    const LANES: usize = 32;
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let chunks = scores.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (maximum, score) in maxima.iter_mut().zip(chunk) {
+            *maximum = if *score > *maximum { *score } else { *maximum };
+        }
+    }
+    let greatest = maxima
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max);
+    scores
+        .iter()
+        .position(|score| *score == greatest)
+        .unwrap_or(0) as Token
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn penalties_lower_what_came_within_the_window() {
+        let sampling = Sampling {
+            repeat_penalty: 2.0,
+            frequency_penalty: 0.5,
+            presence_penalty: 0.25,
+            ..Sampling::default()
+        };
+        let mut penalties = Penalties::new(&sampling, &[1, 2, 2]);
+        let mut scores = [0.0, 4.0, -1.0, 1.0];
+        assert_eq!(penalties.choose(&mut scores), 1);
+        assert_eq!(scores, [0.0, 1.25, -3.25, 1.0]);
+        // The choice counts from now on: 4.0 / 2 - 2 * 0.5 - 0.25.
+        assert_eq!(penalties.choose(&mut [0.0, 4.0, -1.0, 1.0]), 3);
+        for _ in 0..PENALTY_WINDOW_TOKENS {
+            penalties.accept(0);
+        }
+        assert_eq!(
+            penalties.choose(&mut [5.0, 4.0, -1.0, 1.0]),
+            1,
+            "0 has come 64 times"
+        );
+    }
+
+    #[test]
+    fn greatest_is_the_first_of_equals_wherever_it_stands() {
+        for length in [1, 31, 32, 33, 100] {
+            for place in 0..length {
+                let mut scores = vec![-1.0; length];
+                scores[place] = 2.0;
+                scores[length - 1] = 2.0;
+                assert_eq!(greatest(&scores), place as Token);
+            }
+        }
+        assert_eq!(greatest(&[f32::NAN, 1.0, f32::NAN]), 1);
+        assert_eq!(greatest(&[]), 0);
+    }
+}

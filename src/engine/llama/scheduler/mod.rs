@@ -1,0 +1,545 @@
+//! Continuous batching: which tokens are computed next, and what becomes of them.
+//!
+//! Owns the sequences of a backend and the jobs on them. Pure: no thread, no channel, no clock of
+//! its own; the backend stands behind a trait and the events leave through another. Each turn:
+//!
+//! ```text
+//!   step: sweep ── the dead leave: waiting and running ones, by cancellation and by deadline
+//!         seat ─── those who wait get the free slots
+//!         answer ─ one batch: the next token of every sequence that is answering
+//!         read ─── one batch: a bounded piece of the prompts that are still being read
+//! ```
+//!
+//! Sequences join and leave between steps, and because `read` is bounded while anyone is answering,
+//! a long prompt never stops the streams of others for longer than one piece takes. Prompts and
+//! answers go in separate batches: with separate streams llama.cpp splits a batch into passes of
+//! as many tokens for each sequence, so mixing the two would save no pass.
+//!
+//! Invariants:
+//!  1. `slot.tokens` is what the backend holds of the slot's sequence, token by token.
+//!  2. A job sees no token in its cache but those of its own prompt, wherever they were computed;
+//!     what is reused beyond the daemon's own text was computed for the same tenant.
+//!  3. A job leaves by exactly one terminal event ([`Owed`]).
+//!  4. Each step frees a slot, computes a token, or leaves nothing to do.
+
+mod prefixes;
+mod run;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::backend::{Backend, Batch, DecodeError, PrepareError, Prepared, Token};
+use super::owed::{End, Owed};
+use super::speed::Speed;
+use crate::core::Moment;
+use crate::engine::{
+    Deliver, Done, Event, FailReason, Failed, FinishReason, Gauges, Timings, Usage,
+};
+use crate::error::ErrorCode;
+use crate::offload::{CancelReason, JobKey};
+
+use prefixes::Prefixes;
+use run::{Phase, Progress, Run};
+use slot::Slot;
+
+pub struct Scheduler<B: Backend> {
+    backend: B,
+    deliver: Arc<dyn Deliver>,
+    slots: Vec<Slot<B::Sampler>>,
+    waiting: VecDeque<Waiting>,
+    prefixes: Prefixes,
+    speed: Speed,
+    gauges: Gauges,
+    /// Prompt tokens computed in one step while anyone is answering.
+    prefill_chunk: usize,
+    /// Counts the jobs that got a slot; orders slots by use.
+    seated: u64,
+    // Both are empty between steps and kept for their memory.
+    batch: Batch,
+    events: Vec<(JobKey, Event)>,
+}
+
+/// A job that waits for a slot.
+struct Waiting {
+    owed: Owed,
+    prepared: Prepared,
+}
+
+impl<B: Backend> Scheduler<B> {
+    pub fn new(backend: B, prefill_chunk: usize, deliver: Arc<dyn Deliver>) -> Scheduler<B> {
+        let slots = (0..backend.sequences()).map(|_| Slot::default()).collect();
+        let kv_size = (backend.sequences() * backend.context_length()) as u64;
+        Scheduler {
+            backend,
+            deliver,
+            slots,
+            waiting: VecDeque::new(),
+            prefixes: Prefixes::default(),
+            speed: Speed::default(),
+            gauges: Gauges {
+                kv_size,
+                ..Gauges::default()
+            },
+            prefill_chunk: prefill_chunk.max(1),
+            seated: 0,
+            batch: Batch::default(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Takes a job into the queue. One that cannot be answered fails at once.
+    pub fn admit(&mut self, owed: Owed) {
+        if let Some(end) = owed.end(self.backend.now()) {
+            return self.refuse(owed, end.reason(), end.message().to_owned(), 0);
+        }
+        let room = self.backend.context_length();
+        match self.backend.prepare(&owed.job().prompt) {
+            Ok(prepared) if prepared.tokens.is_empty() => {
+                let reason = FailReason::Error(ErrorCode::InvalidRequest);
+                self.refuse(owed, reason, "the prompt has no tokens".to_owned(), 0);
+            }
+            // One cell at least for the answer.
+            Ok(prepared) if prepared.tokens.len() >= room => {
+                let length = prepared.tokens.len();
+                let message = format!(
+                    "the prompt has {length} tokens, the model's context has {room} for prompt \
+                     and answer together; shorten the prompt or raise engine.context"
+                );
+                let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
+                self.refuse(owed, reason, message, length);
+            }
+            Ok(prepared) => self.waiting.push_back(Waiting { owed, prepared }),
+            Err(PrepareError::TooLong) => {
+                let message = format!(
+                    "the prompt cannot fit the model's context of {room} tokens; shorten it or \
+                     raise engine.context"
+                );
+                let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
+                self.refuse(owed, reason, message, 0);
+            }
+            Err(PrepareError::Template(says)) => {
+                let message = format!("the model's chat template refuses the messages: {says}");
+                self.refuse(
+                    owed,
+                    FailReason::Error(ErrorCode::InvalidRequest),
+                    message,
+                    0,
+                );
+            }
+        }
+    }
+
+    /// One turn. Call it as long as [`Scheduler::is_idle`] says no.
+    pub fn step(&mut self) {
+        self.sweep();
+        self.seat();
+        self.answer();
+        self.flush();
+        self.read();
+        self.flush();
+        self.count();
+        self.check_invariants();
+    }
+
+    /// Whether nobody runs and nobody waits.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.slots.iter().all(Slot::is_free)
+    }
+
+    pub fn gauges(&self) -> Gauges {
+        self.gauges
+    }
+
+    pub fn speed(&self) -> &Speed {
+        &self.speed
+    }
+
+    /// Ends every job now: nobody waits for the answers any more.
+    pub fn cancel_all(&mut self, reason: CancelReason) {
+        let jobs = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.run.as_ref())
+            .map(|run| run.job());
+        for job in jobs.chain(self.waiting.iter().map(|waiting| waiting.owed.job())) {
+            job.ticket.cancel(reason);
+        }
+        self.sweep();
+        self.flush();
+        self.count();
+    }
+
+    // ---- the phases of a step ------------------------------------------------------------------
+
+    /// Lets the dead go: they cost no further token, nor do they wait for a slot to be told.
+    fn sweep(&mut self) {
+        let now = self.backend.now();
+        for _ in 0..self.waiting.len() {
+            // The loop runs as often as there are entries.
+            let Some(waiting) = self.waiting.pop_front() else {
+                break;
+            };
+            match waiting.owed.end(now) {
+                None => self.waiting.push_back(waiting),
+                Some(end) => {
+                    let message = end.message().to_owned();
+                    self.refuse(
+                        waiting.owed,
+                        end.reason(),
+                        message,
+                        waiting.prepared.tokens.len(),
+                    );
+                }
+            }
+        }
+        for index in 0..self.slots.len() {
+            if let Some(end) = self.slots[index].run.as_ref().and_then(|run| run.end(now)) {
+                self.fail(index, end.reason(), end.message().to_owned());
+            }
+        }
+    }
+
+    /// Gives the free slots to those who wait, in order.
+    fn seat(&mut self) {
+        while !self.waiting.is_empty() && self.slots.iter().any(Slot::is_free) {
+            // Neither can be missing: the line above has looked.
+            let Some(waiting) = self.waiting.pop_front() else {
+                break;
+            };
+            let tenant = waiting.owed.job().tenant;
+            let Some(index) = slot::choose(&self.slots, tenant, &waiting.prepared) else {
+                break;
+            };
+            self.seated += 1;
+            self.start(index, waiting);
+        }
+    }
+
+    /// One more token for every sequence that is answering.
+    fn answer(&mut self) {
+        self.batch.clear();
+        for (index, slot) in self.slots.iter().enumerate() {
+            if let Some(Phase::Answer { next }) = slot.run.as_ref().map(|run| run.phase) {
+                self.batch.push(index, next, true);
+            }
+        }
+        if self.batch.is_empty() {
+            return;
+        }
+        let started = self.backend.now();
+        if self.compute() {
+            let entries: Vec<usize> = self.batch.entries().map(|entry| entry.sequence).collect();
+            for (entry, index) in entries.into_iter().enumerate() {
+                self.take_token(index, entry);
+            }
+            let took = self.backend.now().since(started);
+            self.speed.handle_answer_batch(self.batch.len(), took);
+        }
+    }
+
+    /// A piece of the prompts: the oldest job's first, and all of them if nobody is answering.
+    fn read(&mut self) {
+        let mut readers: Vec<(u64, usize)> = Vec::new();
+        let mut is_answering = false;
+        for (index, slot) in self.slots.iter().enumerate() {
+            match slot.run.as_ref().map(|run| run.phase) {
+                Some(Phase::Prompt) => readers.push((slot.used, index)),
+                Some(Phase::Answer { .. }) => is_answering = true,
+                None => {}
+            }
+        }
+        if readers.is_empty() {
+            return;
+        }
+        readers.sort_unstable();
+        let limit = self.backend.batch_limit();
+        let mut budget = if is_answering {
+            self.prefill_chunk.min(limit)
+        } else {
+            limit
+        };
+        let mut pieces: Vec<(usize, usize)> = Vec::new();
+        for (_, index) in readers {
+            let piece = self.piece_length(index).min(budget);
+            budget -= piece;
+            if piece > 0 {
+                pieces.push((index, piece));
+            }
+        }
+        pieces.sort_unstable();
+        let started = self.backend.now();
+        let last_entries = self.fill_with_prompts(&pieces);
+        if self.compute() {
+            let took = self.backend.now().since(started);
+            self.speed.handle_prompt_batch(self.batch.len(), took);
+            for (index, entry) in last_entries {
+                self.keep_prefix(index);
+                if let Some(entry) = entry {
+                    self.take_token(index, entry);
+                }
+            }
+        }
+    }
+
+    // ---- what the phases are made of -----------------------------------------------------------
+
+    /// Puts a job on a slot, with as much of its prompt as was computed before.
+    fn start(&mut self, index: usize, waiting: Waiting) {
+        let Waiting { mut owed, prepared } = waiting;
+        owed.leave_queue();
+        let now = self.backend.now();
+        let slot = &mut self.slots[index];
+        let reusable = slot.reusable(owed.job().tenant, &prepared);
+        self.backend.truncate(index, reusable);
+        slot.truncate(self.backend.length(index));
+        // The last token is computed anew in any case: its scores are wanted.
+        if slot.tokens.len() < prepared.common && prepared.common < prepared.tokens.len() {
+            let common = &prepared.tokens[..prepared.common];
+            if let Some(state) = self.prefixes.find(common) {
+                let is_restored = self.backend.restore(index, state, common.len());
+                slot.tokens.clear();
+                slot.tokens
+                    .extend_from_slice(if is_restored { common } else { &[] });
+            }
+        }
+        slot.tenant = owed.job().tenant;
+        slot.common = prepared.common;
+        slot.used = self.seated;
+        let sampler = self.backend.sampler(&owed.job().sampling, &prepared.tokens);
+        let room = self.backend.context_length() - prepared.tokens.len();
+        self.gauges.prompt_tokens += prepared.tokens.len() as u64;
+        self.gauges.prompt_cached_tokens += slot.tokens.len() as u64;
+        let run = Run::new(owed, prepared, slot.tokens.len(), room, sampler, now);
+        let wants_nothing = run.max_tokens == 0;
+        slot.run = Some(Box::new(run));
+        if wants_nothing {
+            self.finish(index, FinishReason::Length);
+        }
+    }
+
+    /// How much of a slot's prompt can go into one batch: up to its end, or first to the end of
+    /// the daemon's own text, if that is to be kept for others.
+    fn piece_length(&self, index: usize) -> usize {
+        let slot = &self.slots[index];
+        let Some(run) = &slot.run else { return 0 };
+        let computed = slot.tokens.len();
+        let common = &run.prompt[..slot.common];
+        let end = match computed < common.len() && !self.prefixes.contains(common) {
+            true => common.len(),
+            false => run.prompt.len(),
+        };
+        end.saturating_sub(computed)
+    }
+
+    /// Makes a batch of pieces of prompts. Gives for each slot the entry whose scores choose the
+    /// first token of the answer, where the prompt's end is reached.
+    fn fill_with_prompts(&mut self, pieces: &[(usize, usize)]) -> Vec<(usize, Option<usize>)> {
+        self.batch.clear();
+        let mut last_entries = Vec::with_capacity(pieces.len());
+        for (index, piece) in pieces {
+            let slot = &self.slots[*index];
+            let Some(run) = &slot.run else { continue };
+            let start = slot.tokens.len();
+            let mut last = None;
+            for position in start..start + piece {
+                let is_last = position + 1 == run.prompt.len();
+                let entry = self.batch.push(*index, run.prompt[position], is_last);
+                last = is_last.then_some(entry);
+            }
+            last_entries.push((*index, last));
+        }
+        last_entries
+    }
+
+    /// Computes the batch. On failure, its jobs fail with it; gives whether it is computed.
+    fn compute(&mut self) -> bool {
+        let slots = &self.slots;
+        let runs: Vec<&Run<B::Sampler>> = self
+            .batch
+            .entries()
+            .map(|entry| entry.sequence)
+            .scan(usize::MAX, |last, index| {
+                Some((std::mem::replace(last, index), index))
+            })
+            .filter(|(last, index)| last != index)
+            .filter_map(|(_, index)| slots[index].run.as_deref())
+            .collect();
+        let owed: Vec<&Owed> = runs.iter().map(|run| &run.owed).collect();
+        // One living job keeps the batch going: otherwise clients that come and go could hold up
+        // the prompts of all others.
+        let all_ended = |now: Moment| owed.iter().all(|owed| owed.end(now).is_some());
+        let result = self.backend.decode(&self.batch, &all_ended);
+        self.gauges.decode_steps += 1;
+        self.note_lengths();
+        match result {
+            Ok(()) => true,
+            // The next sweep tells the jobs. What was computed stays, for a retry.
+            Err(DecodeError::Stopped) => false,
+            Err(error) => {
+                self.fail_batch(error);
+                false
+            }
+        }
+    }
+
+    /// Keeps invariant 1 after a batch, however much of it was computed.
+    fn note_lengths(&mut self) {
+        for entry in self.batch.entries() {
+            let slot = &mut self.slots[entry.sequence];
+            if slot.tokens.len() < self.backend.length(entry.sequence) {
+                slot.tokens.push(entry.token);
+            }
+        }
+        for entry in self.batch.entries() {
+            let length = self.backend.length(entry.sequence);
+            self.slots[entry.sequence].truncate(length);
+        }
+    }
+
+    /// The computation of a batch has failed: what its sequences hold is in doubt.
+    fn fail_batch(&mut self, error: DecodeError) {
+        log::error!(
+            "the engine failed on a batch of {} tokens: {error:?}",
+            self.batch.len()
+        );
+        let indices: Vec<usize> = self.batch.entries().map(|entry| entry.sequence).collect();
+        for index in indices {
+            let message = "the engine failed while computing this answer; send it again";
+            let reason = FailReason::Error(ErrorCode::EngineFailed);
+            self.fail(index, reason, message.to_owned());
+            self.backend.truncate(index, 0);
+            self.slots[index].truncate(0);
+        }
+    }
+
+    /// If a slot holds exactly the daemon's own text, keeps a copy of it for others.
+    fn keep_prefix(&mut self, index: usize) {
+        let slot = &self.slots[index];
+        let is_common = slot.tokens.len() == slot.common && slot.common > 0;
+        if is_common
+            && !self.prefixes.contains(&slot.tokens)
+            && let Some(state) = self.backend.save(index)
+        {
+            self.prefixes.insert(slot.tokens.clone(), state);
+        }
+    }
+
+    /// Chooses a slot's next token by the scores of an entry, and hands on what has become text.
+    fn take_token(&mut self, index: usize, entry: usize) {
+        let Some(run) = self.slots[index].run.as_deref_mut() else {
+            return;
+        };
+        let Some(token) = self.backend.sample(entry, &mut run.sampler) else {
+            let message = "the engine has no scores for this answer; send it again".to_owned();
+            return self.fail(index, FailReason::Error(ErrorCode::EngineFailed), message);
+        };
+        let now = self.backend.now();
+        let progress = match self.backend.is_end(token) {
+            true => run.handle_end(now),
+            false => {
+                self.gauges.generated_tokens += 1;
+                run.handle_token(token, now, |bytes| self.backend.append_piece(token, bytes))
+            }
+        };
+        match progress {
+            Progress::Going => {
+                if let Some(text) = run.poll_text() {
+                    self.events.push((run.job().key, Event::Token { text }));
+                }
+            }
+            Progress::Finished(reason) => self.finish(index, reason),
+        }
+    }
+
+    /// A job's answer is complete.
+    fn finish(&mut self, index: usize, finish_reason: FinishReason) {
+        let Some(run) = self.slots[index].run.take() else {
+            return;
+        };
+        let ended = run.end_with_text();
+        self.speed
+            .handle_job(ended.computed_prompt(), ended.usage.completion_tokens);
+        let done = Done {
+            text: ended.text,
+            finish_reason,
+            usage: ended.usage,
+            timings: ended.timings,
+        };
+        ended
+            .owed
+            .settle(Event::Done(Box::new(done)), &mut self.events);
+    }
+
+    /// A job ends without a complete answer. Its slot keeps what was computed.
+    fn fail(&mut self, index: usize, reason: FailReason, message: String) {
+        let Some(run) = self.slots[index].run.take() else {
+            return;
+        };
+        let ended = run.end_with_text();
+        let failed = Failed {
+            reason,
+            message,
+            text: ended.text,
+            usage: ended.usage,
+            timings: ended.timings,
+        };
+        ended
+            .owed
+            .settle(Event::Failed(Box::new(failed)), &mut self.events);
+    }
+
+    /// A job ends that never had a slot.
+    fn refuse(&mut self, owed: Owed, reason: FailReason, message: String, prompt_tokens: usize) {
+        let queue = self.backend.now().since(owed.job().submitted);
+        let failed = Failed {
+            reason,
+            message,
+            text: String::new(),
+            usage: Usage {
+                prompt_tokens: prompt_tokens as u32,
+                ..Usage::default()
+            },
+            timings: Timings {
+                queue,
+                ..Timings::default()
+            },
+        };
+        owed.settle(Event::Failed(Box::new(failed)), &mut self.events);
+    }
+
+    /// Delivers what has happened so far. Between the two batches of a step as well: the tokens of
+    /// those who are answering need not wait until others' prompts are read.
+    fn flush(&mut self) {
+        if !self.events.is_empty() {
+            self.deliver.deliver(&mut self.events);
+            self.events.clear();
+        }
+    }
+
+    fn count(&mut self) {
+        self.gauges.sequences_running =
+            self.slots.iter().filter(|slot| !slot.is_free()).count() as u32;
+        self.gauges.queue_depth = self.waiting.len() as u32;
+        self.gauges.kv_used = self.slots.iter().map(|slot| slot.tokens.len() as u64).sum();
+    }
+
+    fn check_invariants(&self) {
+        if cfg!(debug_assertions) {
+            for (index, slot) in self.slots.iter().enumerate() {
+                assert_eq!(slot.tokens.len(), self.backend.length(index), "invariant 1");
+                slot.check_invariants();
+            }
+            assert!(self.events.is_empty(), "what has happened was delivered");
+        }
+    }
+}
+
+impl<B: Backend> Drop for Scheduler<B> {
+    /// What was already settled goes out before the fields' own debts do.
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

@@ -1,0 +1,57 @@
+//! Computed states of the daemon's own texts, which every tenant's prompts begin with.
+//!
+//! Owns copies of cache contents, one for each language or so, within a bound in bytes. Must never
+//! be given a token that came from a request.
+
+use super::Token;
+use crate::limits::PREFIX_STATES_BYTES;
+
+#[derive(Debug, Default)]
+pub struct Prefixes {
+    entries: Vec<Prefix>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Prefix {
+    tokens: Vec<Token>,
+    state: Vec<u8>,
+}
+
+impl Prefixes {
+    pub fn contains(&self, tokens: &[Token]) -> bool {
+        self.entries.iter().any(|prefix| prefix.tokens == tokens)
+    }
+
+    pub fn find(&self, tokens: &[Token]) -> Option<&[u8]> {
+        self.entries
+            .iter()
+            .find(|prefix| prefix.tokens == tokens)
+            .map(|prefix| &*prefix.state)
+    }
+
+    /// Keeps a state; the oldest ones go if there is no room.
+    pub fn insert(&mut self, tokens: Vec<Token>, state: Vec<u8>) {
+        self.bytes += state.len();
+        self.entries.push(Prefix { tokens, state });
+        while self.bytes > PREFIX_STATES_BYTES && self.entries.len() > 1 {
+            self.bytes -= self.entries.remove(0).state.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oldest_states_go_when_the_bound_is_reached() {
+        let mut prefixes = Prefixes::default();
+        for token in 0..4 {
+            prefixes.insert(vec![token], vec![0; PREFIX_STATES_BYTES / 3]);
+        }
+        assert!(!prefixes.contains(&[0]));
+        assert!(prefixes.find(&[1]).is_some() && prefixes.find(&[3]).is_some());
+        assert!(prefixes.find(&[1, 2]).is_none());
+    }
+}

@@ -1,0 +1,83 @@
+//! One sequence of the backend: what it holds, who may go on from there, and who runs on it.
+//!
+//! A slot keeps its tokens after its job has ended, also if that was cancelled: a retry, or the
+//! next turn of a conversation, begins where they are the same. Two kinds of tokens are told apart,
+//! for a cache must not give one tenant another's text, nor let it be found out by timing: the
+//! first `common` ones come from the daemon itself and serve everyone; the rest serves its tenant
+//! only.
+
+use super::run::Run;
+use super::{Prepared, Token};
+
+pub struct Slot<S> {
+    /// What the backend holds of this sequence.
+    pub tokens: Vec<Token>,
+    /// So many of the first tokens are the daemon's own text.
+    pub common: usize,
+    /// For whom the others were computed.
+    pub tenant: u64,
+    /// When a job came last, in jobs; 0 if none has.
+    pub used: u64,
+    pub run: Option<Box<Run<S>>>,
+}
+
+impl<S> Default for Slot<S> {
+    fn default() -> Slot<S> {
+        Slot {
+            tokens: Vec::new(),
+            common: 0,
+            tenant: 0,
+            used: 0,
+            run: None,
+        }
+    }
+}
+
+impl<S> Slot<S> {
+    pub fn is_free(&self) -> bool {
+        self.run.is_none()
+    }
+
+    /// How many of the slot's tokens a job of `tenant` may go on from. Never its whole prompt: the
+    /// last token is computed in any case, for the scores after it.
+    pub fn reusable(&self, tenant: u64, prepared: &Prepared) -> usize {
+        let allowed = match self.tenant == tenant {
+            true => self.tokens.len(),
+            false => self.common.min(prepared.common),
+        };
+        let bound = allowed
+            .min(prepared.tokens.len().saturating_sub(1))
+            .min(self.tokens.len());
+        let pairs = self.tokens[..bound].iter().zip(&prepared.tokens);
+        pairs.take_while(|(held, wanted)| held == wanted).count()
+    }
+
+    /// The backend has taken all tokens from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.tokens.truncate(length);
+    }
+
+    pub fn check_invariants(&self) {
+        if let Some(run) = &self.run {
+            let shared = self.tokens.len().min(run.prompt.len());
+            assert_eq!(self.tokens[..shared], run.prompt[..shared], "invariant 2");
+            assert!(self.common <= run.prompt.len());
+        }
+    }
+}
+
+/// Chooses a free slot: the one from which this job can go on furthest, else the one that was not
+/// used for longest, so that what others may come back to is kept as long as there is room.
+pub fn choose<S>(slots: &[Slot<S>], tenant: u64, prepared: &Prepared) -> Option<usize> {
+    let free = || slots.iter().enumerate().filter(|(_, slot)| slot.is_free());
+    let (furthest, reusable) = free()
+        .map(|(index, slot)| (index, slot.reusable(tenant, prepared)))
+        .max_by_key(|(index, reusable)| (*reusable, std::cmp::Reverse(*index)))?;
+    // The daemon's own text is kept elsewhere, too: to find it in a slot is no reason to take it.
+    match reusable > prepared.common {
+        true => Some(furthest),
+        false => free()
+            .min_by_key(|(index, slot)| (slot.used, *index))
+            .map(|(index, _)| index),
+    }
+}

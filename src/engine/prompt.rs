@@ -1,0 +1,294 @@
+//! The languages a program may be asked for in, and how the default model is asked for one.
+//!
+//! Owns the table of languages and the wording of a [`Prompt::Code`](super::Prompt::Code). Knows no
+//! model, no template and no token: it makes messages, which an engine puts through its own
+//! template.
+//!
+//! Wording and penalty were chosen by counting, over a fixed list of tasks in English and Chinese,
+//! the answers of the default model that parse; `docs/prompts.md` has the table and the command.
+//!
+//! Invariants:
+//!  1. Names, aliases and fence words are lower case; a name or alias stands once in the table.
+//!  2. What all requests share comes first, what one tenant repeats (files) next, what is new last:
+//!     a computed prefix is reused as far as it is the same.
+
+use super::{ContextFile, Message, Sampling};
+
+/// A language that a program may be asked for in.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Language {
+    /// The canonical name, as answers carry it.
+    pub name: &'static str,
+    /// How people write it; the prompt names it so.
+    pub title: &'static str,
+    /// Further names that a request may use.
+    pub aliases: &'static [&'static str],
+    /// Of a source file, without the dot.
+    pub extension: &'static str,
+    /// What stands behind the back quotes of a fenced block; the first is the usual word.
+    pub fences: &'static [&'static str],
+}
+
+/// Finds a language by its name or an alias, in upper or lower case.
+pub fn language(name: &str) -> Option<&'static Language> {
+    LANGUAGES.iter().find(|language| language.is_called(name))
+}
+
+impl Language {
+    /// Whether `name` is this language's name or one of its aliases.
+    fn is_called(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+            || self
+                .aliases
+                .iter()
+                .any(|alias| alias.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether a fenced block that is marked `word` is in this language.
+    pub fn has_fence(&self, word: &str) -> bool {
+        self.is_called(word)
+            || self
+                .fences
+                .iter()
+                .any(|fence| fence.eq_ignore_ascii_case(word))
+    }
+}
+
+/// A conversation that asks for a program, with the beginning of its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversation {
+    pub messages: Vec<Message>,
+    /// So many of the last message's first bytes are the daemon's own words: the same for all.
+    pub own: usize,
+    /// The answer begins with this. The model goes on from here: it has no room left for prose.
+    pub opening: String,
+    /// The answer is complete once the model has written this, which closes the opening.
+    pub closing: Option<&'static str>,
+}
+
+/// Closes a fenced block: the first line that holds a fence alone.
+const CLOSING_FENCE: &str = "\n```";
+
+/// Asks for a program.
+pub fn conversation(
+    language: Option<&'static Language>,
+    prompt: &str,
+    context: &[ContextFile],
+) -> Conversation {
+    let mut content = String::new();
+    for file in context {
+        append_file(&mut content, file);
+    }
+    let mut own = 0;
+    if let Some(language) = language {
+        content.push_str(&request(language));
+    }
+    if context.is_empty() {
+        own = content.len();
+    }
+    content.push_str(prompt);
+    let opening = match language {
+        Some(language) => format!("```{}\n", language.fences[0]),
+        // The model names its own choice of language behind the fence.
+        None => "```".to_owned(),
+    };
+    let messages = vec![Message {
+        role: "user".to_owned(),
+        content,
+    }];
+    Conversation {
+        messages,
+        own,
+        opening,
+        closing: Some(CLOSING_FENCE),
+    }
+}
+
+/// The daemon's own words before the task.
+fn request(language: &Language) -> String {
+    let what = match AS_FUNCTION.contains(&language.name) {
+        true => "function",
+        false => "program",
+    };
+    format!("Write a {} {what}.\n", language.title)
+}
+
+/// Languages in which more answers parse if a function is asked for.
+const AS_FUNCTION: &[&str] = &["python"];
+
+/// How the answer to a [`Prompt::Code`](super::Prompt::Code) is sampled where its sender says
+/// nothing: greedily, with a penalty that is just enough to lead a small model out of a loop.
+pub fn sampling() -> Sampling {
+    Sampling {
+        repeat_penalty: REPEAT_PENALTY,
+        ..Sampling::default()
+    }
+}
+
+/// By counting: 1 lets every fifth answer run into its bound, 1.1 costs more answers that parse.
+const REPEAT_PENALTY: f32 = 1.05;
+
+/// Appends a file under its path, in a fence that is longer than any within the file.
+fn append_file(content: &mut String, file: &ContextFile) {
+    let longest = file
+        .text
+        .split(|c| c != '`')
+        .map(str::len)
+        .max()
+        .unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    content.push_str("File ");
+    content.push_str(&file.path);
+    content.push_str(":\n");
+    content.push_str(&fence);
+    content.push('\n');
+    content.push_str(file.text.trim_end_matches('\n'));
+    content.push('\n');
+    content.push_str(&fence);
+    content.push_str("\n\n");
+}
+
+macro_rules! languages {
+    ($(
+        $name:literal $title:literal [$($alias:literal)*] $extension:literal [$($fence:literal)+];
+    )+) => {
+        /// Every language that a request may name.
+        pub const LANGUAGES: &[Language] = &[$(Language {
+            name: $name,
+            title: $title,
+            aliases: &[$($alias),*],
+            extension: $extension,
+            fences: &[$($fence),+],
+        }),+];
+    };
+}
+
+languages! {
+    // name        title           aliases                         ext     fence words
+    "python"       "Python"        ["py" "python3"]                "py"    ["python" "pycon"];
+    "javascript" "JavaScript" ["js" "node" "nodejs" "ecmascript"] "js" ["javascript" "mjs" "jsx"];
+    "typescript"   "TypeScript"    ["ts"]                          "ts"    ["typescript" "tsx"];
+    "java"         "Java"          []                              "java"  ["java"];
+    "c"            "C"             ["c99" "c11"]                   "c"     ["c" "h"];
+    "cpp"          "C++"           ["c++" "cxx" "cc"]              "cpp"   ["cpp" "hpp"];
+    "csharp"       "C#"            ["c#" "cs" "dotnet"]            "cs"    ["csharp"];
+    "go"           "Go"            ["golang"]                      "go"    ["go"];
+    "rust"         "Rust"          ["rs"]                          "rs"    ["rust"];
+    "ruby"         "Ruby"          ["rb"]                          "rb"    ["ruby"];
+    "php"          "PHP"           []                              "php"   ["php"];
+    "swift"        "Swift"         []                              "swift" ["swift"];
+    "kotlin"       "Kotlin"        ["kt"]                          "kt"    ["kotlin" "kts"];
+    "scala"        "Scala"         []                              "scala" ["scala"];
+    "dart"         "Dart"          []                              "dart"  ["dart"];
+    "lua"          "Lua"           []                              "lua"   ["lua"];
+    "perl"         "Perl"          ["pl"]                          "pl"    ["perl"];
+    "r"            "R"             ["rlang"]                       "r"     ["r"];
+    "julia"        "Julia"         ["jl"]                          "jl"    ["julia"];
+    "haskell"      "Haskell"       ["hs"]                          "hs"    ["haskell"];
+    "ocaml"        "OCaml"         ["ml"]                          "ml"    ["ocaml"];
+    "fsharp"       "F#"            ["f#" "fs"]                     "fs"    ["fsharp"];
+    "elixir"       "Elixir"        ["ex"]                          "ex"    ["elixir" "exs"];
+    "erlang"       "Erlang"        ["erl"]                         "erl"   ["erlang"];
+    "clojure"      "Clojure"       ["clj"]                         "clj"   ["clojure"];
+    "lisp"         "Common Lisp"   ["common-lisp" "commonlisp" "cl"] "lisp" ["lisp"];
+    "scheme"       "Scheme"        ["racket" "scm"]                "scm"   ["scheme"];
+    "bash"         "Bash"          ["sh" "shell" "zsh"]            "sh"    ["bash" "console"];
+    "powershell"   "PowerShell"    ["ps1" "pwsh"]                  "ps1"   ["powershell"];
+    "sql"          "SQL"           ["sqlite" "postgresql" "mysql"] "sql"   ["sql"];
+    "html"         "HTML"          []                              "html"  ["html" "htm"];
+    "css"          "CSS"           []                              "css"   ["css" "scss"];
+    "json"         "JSON"          []                              "json"  ["json" "jsonc"];
+    "yaml"         "YAML"          ["yml"]                         "yaml"  ["yaml"];
+    "xml"          "XML"           []                              "xml"   ["xml"];
+    "dockerfile"   "Dockerfile"    ["docker"]                      "dockerfile" ["dockerfile"];
+    "makefile"     "Makefile"      ["make"]                        "mk"    ["makefile"];
+    "cmake"        "CMake"         []                              "cmake" ["cmake"];
+    "zig"          "Zig"           []                              "zig"   ["zig"];
+    "nim"          "Nim"           []                              "nim"   ["nim"];
+    "d"            "D"             ["dlang"]                       "d"     ["d"];
+    "fortran"      "Fortran"       ["f90"]                         "f90"   ["fortran"];
+    "pascal"       "Pascal"        ["delphi"]                      "pas"   ["pascal"];
+    "ada"          "Ada"           []                              "adb"   ["ada"];
+    "assembly"     "x86-64 assembly" ["asm" "nasm"]                "asm"   ["asm" "s"];
+    "matlab"       "MATLAB"        ["octave"]                      "m"     ["matlab"];
+    "groovy"       "Groovy"        []                              "groovy" ["groovy"];
+    "objective-c"  "Objective-C"   ["objc" "objectivec"]           "m" ["objectivec" "objective-c"];
+    "visual-basic" "Visual Basic"  ["vb" "vbnet" "visualbasic"]    "vb"    ["vbnet"];
+    "prolog"       "Prolog"        []                              "pro"   ["prolog"];
+    "solidity"     "Solidity"      ["sol"]                         "sol"   ["solidity"];
+    "verilog"      "Verilog"       ["systemverilog"]               "v"     ["verilog"];
+    "vhdl"         "VHDL"          []                              "vhd"   ["vhdl"];
+    "latex"        "LaTeX"         ["tex"]                         "tex"   ["latex"];
+    "graphql"      "GraphQL"       ["gql"]                         "graphql" ["graphql"];
+    "protobuf"     "Protocol Buffers" ["proto"]                    "proto" ["protobuf" "proto3"];
+    "terraform"    "Terraform"     ["hcl" "tf"]                    "tf"    ["hcl"];
+    "nix"          "Nix"           []                              "nix"   ["nix"];
+    "awk"          "AWK"           ["gawk"]                        "awk"   ["awk"];
+    "tcl"          "Tcl"           []                              "tcl"   ["tcl"];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_and_aliases_are_lower_case_and_unique() {
+        let mut seen = HashSet::new();
+        for language in LANGUAGES {
+            for name in [&language.name].into_iter().chain(language.aliases) {
+                assert!(seen.insert(*name), "{name} stands twice");
+                assert_eq!(name.to_ascii_lowercase(), **name);
+            }
+            assert!(
+                !language.fences.is_empty(),
+                "{} has no fence word",
+                language.name
+            );
+        }
+    }
+
+    #[test]
+    fn language_is_found_by_name_and_alias_in_any_case() {
+        assert_eq!(language("Python").unwrap().name, "python");
+        assert_eq!(language("C++").unwrap().name, "cpp");
+        assert_eq!(language("golang").unwrap().name, "go");
+        assert_eq!(language("klingon"), None);
+        assert_eq!(language(""), None);
+    }
+
+    #[test]
+    fn language_knows_its_own_fences_only() {
+        let typescript = language("typescript").unwrap();
+        assert!(typescript.has_fence("TSX") && typescript.has_fence("ts"));
+        assert!(!typescript.has_fence("javascript"));
+    }
+
+    #[test]
+    fn wording_follows_the_language() {
+        let first_line = |name| {
+            let asked = conversation(language(name), "sum a list", &[]);
+            asked.messages[0].content.lines().next().unwrap().to_owned()
+        };
+        assert_eq!(first_line("python"), "Write a Python function.");
+        assert_eq!(first_line("c++"), "Write a C++ program.");
+        assert!(
+            AS_FUNCTION
+                .iter()
+                .all(|name| language(name).unwrap().name == *name)
+        );
+    }
+
+    #[test]
+    fn files_come_before_the_task_in_a_fence_of_their_own() {
+        let file = ContextFile {
+            path: "notes.md".to_owned(),
+            text: "see:\n```\ncode\n```\n".to_owned(),
+        };
+        let asked = conversation(language("go"), "sum a slice", &[file]);
+        let content = &asked.messages.last().unwrap().content;
+        assert!(content.starts_with("File notes.md:\n````\nsee:\n```\ncode\n```\n````\n\n"));
+        assert!(content.ends_with("sum a slice"));
+        assert_eq!(asked.opening, "```go\n");
+    }
+}

@@ -1,0 +1,168 @@
+//! What a request and its job share: a flag to stop, and credit for token events.
+//!
+//! Owns two atomics and, for a key whose concurrency is bounded, one [`Permit`]; both sides hold it
+//! by `Arc`. Neither side ever waits on it.
+//!
+//! Invariants:
+//!  1. `cancelled` moves from 0 to one reason and never back: the first reason wins.
+//!  2. Credit is only granted by the reactor and only taken by the engine, so a granted event has
+//!     room in the reactor's accounts until it is delivered.
+//!  3. A terminal event (done, failed) needs no credit: exactly one follows every admitted job.
+//!  4. A permit is given back when the last holder of its ticket lets go, which is when the job has
+//!     really ended: a client that hangs up does not get its place back before the engine did.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+/// Why nobody wants the answer any more. The word is the label of `autoglmd_cancelled_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CancelReason {
+    /// The client closed or reset its connection or stream.
+    Disconnect = 1,
+    /// The request's deadline passed.
+    Deadline = 2,
+    /// The daemon stops and its patience is over.
+    Drain = 3,
+    /// The client read too slowly for too long.
+    SlowReader = 4,
+}
+
+impl CancelReason {
+    pub const ALL: [CancelReason; 4] = [
+        CancelReason::Disconnect,
+        CancelReason::Deadline,
+        CancelReason::Drain,
+        CancelReason::SlowReader,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            CancelReason::Disconnect => "disconnect",
+            CancelReason::Deadline => "deadline",
+            CancelReason::Drain => "drain",
+            CancelReason::SlowReader => "slow_reader",
+        }
+    }
+}
+
+/// Shared by one request (reactor side) and its job (engine side).
+#[derive(Debug)]
+pub struct Ticket {
+    cancelled: AtomicU8,
+    credit: AtomicU32,
+    /// Held for its `Drop` alone.
+    _permit: Option<Permit>,
+}
+
+impl Ticket {
+    /// `credit` is how many token events may be under way at once: 0 for an answer in one piece.
+    pub fn new(credit: u32) -> Ticket {
+        Ticket {
+            cancelled: AtomicU8::new(0),
+            credit: AtomicU32::new(credit),
+            _permit: None,
+        }
+    }
+
+    /// As `new`, and the place that `permit` counts stays taken for as long as the ticket lives.
+    pub fn with_permit(credit: u32, permit: Permit) -> Ticket {
+        Ticket {
+            _permit: Some(permit),
+            ..Ticket::new(credit)
+        }
+    }
+
+    /// Reactor: nobody wants the answer any more. Later reasons are ignored.
+    pub fn cancel(&self, reason: CancelReason) {
+        // Relaxed: the flag carries no data that the engine reads after seeing it.
+        let _ =
+            self.cancelled
+                .compare_exchange(0, reason as u8, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Engine: checked before every decode step and inside prompt processing.
+    pub fn cancelled(&self) -> Option<CancelReason> {
+        let reason = self.cancelled.load(Ordering::Relaxed);
+        CancelReason::ALL
+            .into_iter()
+            .find(|known| *known as u8 == reason)
+    }
+
+    /// Reactor: `events` delivered token events have left the output queue.
+    pub fn grant(&self, events: u32) {
+        self.credit.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Engine: takes credit for one token event, or learns that it must merge and wait.
+    #[must_use]
+    pub fn take_credit(&self) -> bool {
+        self.credit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |credit| {
+                credit.checked_sub(1)
+            })
+            .is_ok()
+    }
+}
+
+/// One place among those that a key may have taken at once. Dropping it frees the place.
+#[derive(Debug)]
+pub struct Permit(Arc<AtomicU32>);
+
+impl Permit {
+    /// Takes a place, if fewer than `bound` are taken. A `bound` of 0 bounds nothing.
+    pub fn try_take(taken: &Arc<AtomicU32>, bound: u32) -> Option<Permit> {
+        // Checking and raising are one step: two reactors cannot both take the last place.
+        taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (bound == 0 || count < bound).then(|| count.saturating_add(1))
+            })
+            .ok()?;
+        Some(Permit(Arc::clone(taken)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_reason_to_cancel_wins() {
+        let ticket = Ticket::new(0);
+        assert_eq!(ticket.cancelled(), None);
+        ticket.cancel(CancelReason::Deadline);
+        ticket.cancel(CancelReason::Disconnect);
+        assert_eq!(ticket.cancelled(), Some(CancelReason::Deadline));
+    }
+
+    #[test]
+    fn credit_is_taken_once_for_each_grant() {
+        let ticket = Ticket::new(1);
+        assert!(ticket.take_credit());
+        assert!(!ticket.take_credit());
+        ticket.grant(2);
+        assert!(ticket.take_credit());
+        assert!(ticket.take_credit());
+        assert!(!ticket.take_credit());
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_the_last_holder_of_the_ticket_lets_go() {
+        let taken = Arc::new(AtomicU32::new(0));
+        let permit = Permit::try_take(&taken, 1).unwrap();
+        let ticket = Arc::new(Ticket::with_permit(0, permit));
+        let held_by_engine = Arc::clone(&ticket);
+        assert!(Permit::try_take(&taken, 1).is_none());
+        drop(ticket);
+        assert!(Permit::try_take(&taken, 1).is_none());
+        drop(held_by_engine);
+        assert!(Permit::try_take(&taken, 1).is_some());
+        assert_eq!(taken.load(Ordering::Relaxed), 0);
+    }
+}
