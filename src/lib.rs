@@ -12,3 +12,8 @@ pub mod http;
 pub mod offload;
 
 pub mod engine;
+
+pub mod config;
+pub mod os;
+pub mod store;
+pub mod telemetry;

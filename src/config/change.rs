@@ -1,0 +1,119 @@
+//! What a reload changes: the differences between two configurations, key by key.
+
+use std::fmt;
+
+use super::Config;
+use super::schema::{Effect, Key, keys};
+
+/// One key whose value differs.
+pub struct Change {
+    pub key: &'static Key,
+    /// Both as they stand in a file.
+    pub before: String,
+    pub after: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} -> {}", self.key.path, self.before, self.after)
+    }
+}
+
+/// The keys that differ, in the schema's order. The folders are no keys: nothing moves them
+/// while the process runs.
+pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
+    let changed = keys().filter(|key| (key.read)(before) != (key.read)(after));
+    changed
+        .map(|key| Change {
+            key,
+            before: key.print(before),
+            after: key.print(after),
+        })
+        .collect()
+}
+
+/// The configuration that is in force after a reload: of `fresh` what a reload may change, of
+/// `running` the rest.
+pub fn reloaded(running: &Config, fresh: &Config) -> Config {
+    let mut config = running.clone();
+    for key in keys().filter(|key| key.effect == Effect::Reload) {
+        let fits = (key.write)(&mut config, (key.read)(fresh));
+        debug_assert!(fits, "a field holds its own value: {}", key.path);
+    }
+    config
+}
+
+/// One line for the log.
+pub fn summary(changes: &[Change]) -> String {
+    let part = |effect: Effect| {
+        let listed = changes.iter().filter(|change| change.key.effect == effect);
+        listed.map(Change::to_string).collect::<Vec<_>>().join(", ")
+    };
+    match (
+        part(Effect::Reload).as_str(),
+        part(Effect::Restart).as_str(),
+    ) {
+        ("", "") => "nothing changed".to_owned(),
+        (now, "") => format!("in force: {now}"),
+        ("", later) => format!("needs a restart: {later}"),
+        (now, later) => format!("in force: {now}; needs a restart: {later}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn changed() -> Config {
+        let mut config = Config::default();
+        config.limits.max_body = 2 << 20;
+        config.limits.idle_timeout = Duration::from_secs(5);
+        config.engine.parallel = 4;
+        config
+    }
+
+    #[test]
+    fn changes_are_sorted_by_what_they_need() {
+        let before = Config::default();
+        assert_eq!(summary(&diff(&before, &before)), "nothing changed");
+        assert_eq!(
+            summary(&diff(&before, &changed())),
+            "in force: limits.max_body \"1MiB\" -> \"2MiB\", \
+             limits.idle_timeout \"75s\" -> \"5s\"; needs a restart: engine.parallel 16 -> 4"
+        );
+    }
+
+    #[test]
+    fn a_reload_takes_what_it_may_and_leaves_the_rest() {
+        let after = reloaded(&Config::default(), &changed());
+        assert_eq!(after.limits, changed().limits);
+        assert_eq!(after.engine, Config::default().engine);
+        let left = diff(&after, &changed());
+        assert!(
+            left.iter()
+                .all(|change| change.key.effect == Effect::Restart)
+        );
+    }
+
+    #[test]
+    fn addresses_reactors_and_engine_need_a_restart_and_policies_do_not() {
+        let effect = |path: &str| super::super::schema::find(path).map(|key| key.effect);
+        for key in keys() {
+            let section = key.path.split('.').next().unwrap_or_default();
+            match section {
+                "engine" => assert_eq!(key.effect, Effect::Restart, "{}", key.path),
+                // Slots are sized once.
+                _ if key.path == "limits.max_connections" => {}
+                "auth" | "rate_limit" | "limits" | "metrics" => {
+                    assert_eq!(key.effect, Effect::Reload, "{}", key.path);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(effect("server.listen"), Some(Effect::Restart));
+        assert_eq!(effect("server.reactors"), Some(Effect::Restart));
+        assert_eq!(effect("limits.max_connections"), Some(Effect::Restart));
+        assert_eq!(effect("log.level"), Some(Effect::Reload));
+    }
+}

@@ -1,0 +1,515 @@
+//! What the text of a value may be: from TOML, or from the plain text of a variable or flag, to a
+//! checked [`Value`], and back to TOML.
+//!
+//! Owns: the wording of "KEY is FOUND; expected EXPECTED". Knows no key and no file.
+
+use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::problem::quote;
+use super::{EngineKind, Listen, LogFormat, units};
+use crate::limits::config as bounds;
+
+/// The form of a key's value. Ranges are inclusive.
+pub enum Form {
+    Switch,
+    Number(RangeInclusive<u64>),
+    /// In bytes.
+    Size(RangeInclusive<u64>),
+    /// In milliseconds.
+    Time(RangeInclusive<u64>),
+    /// One of a few words.
+    Word(fn() -> Vec<&'static str>),
+    /// Text that must say something.
+    Text,
+    /// A path; empty text means none.
+    Path,
+    Addresses,
+}
+
+/// A value between its text and its field.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Switch(bool),
+    Number(u64),
+    Time(Duration),
+    Text(String),
+    Addresses(Vec<Listen>),
+}
+
+/// Why a value is refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// What is wrong below the key: `[2]` for the third element of a list, else nothing.
+    pub element: String,
+    pub found: String,
+    pub expected: String,
+}
+
+impl Form {
+    /// Reads a value of the file. The error's range is the place of the value, or of the element.
+    pub fn read_toml(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Value, (Range<usize>, Refused)> {
+        if let (Form::Addresses, DeValue::Array(items)) = (self, value.get_ref()) {
+            return self.read_addresses(value.span(), items);
+        }
+        let read = match (self, value.get_ref()) {
+            (Form::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
+            (Form::Number(_) | Form::Size(_), DeValue::Integer(integer)) => {
+                let number = u64::from_str_radix(integer.as_str(), integer.radix());
+                number
+                    .map(Value::Number)
+                    .map_err(|_| self.refuse(quote(&integer.to_string())))
+            }
+            (
+                Form::Size(_) | Form::Time(_) | Form::Word(_) | Form::Text | Form::Path,
+                DeValue::String(text),
+            ) => self.read_text(text),
+            (_, other) => Err(self.refuse(describe(other))),
+        };
+        read.and_then(|value| self.check(value))
+            .map_err(|refused| (value.span(), refused))
+    }
+
+    /// Reads the plain text of an environment variable or a flag.
+    pub fn read_text(&self, text: &str) -> Result<Value, Refused> {
+        let value = match self {
+            Form::Switch => text.parse().ok().map(Value::Switch),
+            Form::Number(_) => digits(text).map(Value::Number),
+            Form::Size(_) => units::parse_size_bytes(text).map(Value::Number),
+            Form::Time(_) => {
+                units::parse_duration_ms(text).map(|ms| Value::Time(Duration::from_millis(ms)))
+            }
+            Form::Word(words) => words()
+                .contains(&text)
+                .then(|| Value::Text(text.to_owned())),
+            Form::Text | Form::Path => Some(Value::Text(text.to_owned())),
+            Form::Addresses => return self.read_address_list(text),
+        };
+        value
+            .ok_or_else(|| self.refuse(quote(&format!("{text:?}"))))
+            .and_then(|v| self.check(v))
+    }
+
+    /// Whether a value lies in its range.
+    pub fn check(&self, value: Value) -> Result<Value, Refused> {
+        let fits = match (self, &value) {
+            (Form::Number(range) | Form::Size(range), Value::Number(number)) => {
+                range.contains(number)
+            }
+            (Form::Time(range), Value::Time(time)) => {
+                u64::try_from(time.as_millis()).is_ok_and(|ms| range.contains(&ms))
+            }
+            (Form::Text, Value::Text(text)) => !text.trim().is_empty() && is_plain(text),
+            (Form::Path, Value::Text(text)) => is_plain(text),
+            (Form::Addresses, Value::Addresses(list)) => bounds::ADDRESSES.contains(&list.len()),
+            (Form::Switch, Value::Switch(_)) | (Form::Word(_), Value::Text(_)) => true,
+            _ => false,
+        };
+        match fits {
+            true => Ok(value),
+            false => Err(self.refuse(quote(&self.print(&value)))),
+        }
+    }
+
+    /// The value as it stands in a file.
+    pub fn print(&self, value: &Value) -> String {
+        match (self, value) {
+            (_, Value::Switch(on)) => on.to_string(),
+            (Form::Size(_), Value::Number(bytes)) => match units::print_size_bytes(*bytes) {
+                plain if plain.bytes().all(|byte| byte.is_ascii_digit()) => plain,
+                with_unit => toml_string(&with_unit),
+            },
+            (_, Value::Number(number)) => number.to_string(),
+            (_, Value::Time(time)) => toml_string(&units::print_duration(*time)),
+            (_, Value::Text(text)) => toml_string(text),
+            (_, Value::Addresses(list)) => {
+                let items: Vec<_> = list
+                    .iter()
+                    .map(|item| toml_string(&item.to_string()))
+                    .collect();
+                format!("[{}]", items.join(", "))
+            }
+        }
+    }
+
+    /// What is accepted, in the words of a message.
+    pub fn expected(&self) -> String {
+        match self {
+            Form::Switch => "true or false".to_owned(),
+            Form::Number(range) => {
+                format!("a whole number from {} to {}", range.start(), range.end())
+            }
+            Form::Size(_) => format!("a size such as \"64KiB\", from {}", self.range()),
+            Form::Time(_) => format!("a duration such as \"10s\", from {}", self.range()),
+            Form::Word(words) => {
+                let quoted: Vec<_> = words().iter().map(|word| format!("{word:?}")).collect();
+                match &quoted[..] {
+                    [first, second] => format!("{first} or {second}"),
+                    several => format!("one of {}", several.join(", ")),
+                }
+            }
+            Form::Text => format!("a text of 1 to {} bytes", bounds::TEXT_BYTES),
+            Form::Path => format!("a path of at most {} bytes, or \"\"", bounds::TEXT_BYTES),
+            Form::Addresses => format!(
+                "a list of {} to {} addresses such as [\"127.0.0.1:8080\"]",
+                bounds::ADDRESSES.start(),
+                bounds::ADDRESSES.end()
+            ),
+        }
+    }
+
+    /// The type's name in the documentation.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Form::Switch => "boolean",
+            Form::Number(_) => "integer",
+            Form::Size(_) => "size",
+            Form::Time(_) => "duration",
+            Form::Word(_) => "word",
+            Form::Text => "string",
+            Form::Path => "path",
+            Form::Addresses => "list of addresses",
+        }
+    }
+
+    /// The allowed values in the documentation.
+    pub fn range(&self) -> String {
+        let (start, end) = match self {
+            Form::Number(range) => (range.start().to_string(), range.end().to_string()),
+            Form::Size(range) => (
+                units::print_size_bytes(*range.start()),
+                units::print_size_bytes(*range.end()),
+            ),
+            Form::Time(range) => (
+                units::print_duration_ms(*range.start()),
+                units::print_duration_ms(*range.end()),
+            ),
+            Form::Word(words) => return words().join(", "),
+            Form::Switch => return "true, false".to_owned(),
+            Form::Text => ("1".to_owned(), format!("{} bytes", bounds::TEXT_BYTES)),
+            Form::Path => return format!("up to {} bytes", bounds::TEXT_BYTES),
+            Form::Addresses => (
+                bounds::ADDRESSES.start().to_string(),
+                bounds::ADDRESSES.end().to_string(),
+            ),
+        };
+        format!("{start} to {end}")
+    }
+
+    fn read_addresses(
+        &self,
+        whole: Range<usize>,
+        items: &[Spanned<DeValue<'_>>],
+    ) -> Result<Value, (Range<usize>, Refused)> {
+        let mut list = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            match item.get_ref().as_str().and_then(Listen::parse) {
+                Some(listen) => list.push(listen),
+                None => {
+                    return Err((item.span(), not_an_address(index, describe(item.get_ref()))));
+                }
+            }
+        }
+        self.check_addresses(list)
+            .map_err(|refused| (whole, refused))
+    }
+
+    /// The plain form of a list is its elements with commas between them.
+    fn read_address_list(&self, text: &str) -> Result<Value, Refused> {
+        let mut list = Vec::new();
+        for (index, item) in text.split(',').enumerate() {
+            match Listen::parse(item.trim()) {
+                Some(listen) => list.push(listen),
+                None => return Err(not_an_address(index, quote(&format!("{item:?}")))),
+            }
+        }
+        self.check_addresses(list)
+    }
+
+    /// The same address twice could only fail later, when it is bound.
+    fn check_addresses(&self, list: Vec<Listen>) -> Result<Value, Refused> {
+        for (index, item) in list.iter().enumerate() {
+            let any_port = matches!(item, Listen::Tcp(address) if address.port() == 0);
+            if !any_port && list[..index].contains(item) {
+                return Err(Refused {
+                    element: format!("[{index}]"),
+                    found: quote(&format!("{:?} once more", item.to_string())),
+                    expected: "each address once".to_owned(),
+                });
+            }
+        }
+        self.check(Value::Addresses(list))
+    }
+
+    fn refuse(&self, found: String) -> Refused {
+        Refused {
+            element: String::new(),
+            found,
+            expected: self.expected(),
+        }
+    }
+}
+
+/// A field of the configuration that a [`Value`] can be put into.
+pub trait Field: Sized {
+    fn to_value(&self) -> Value;
+    /// `None` where the value is of another form or too large for the type.
+    fn from_value(value: Value) -> Option<Self>;
+}
+
+impl Field for bool {
+    fn to_value(&self) -> Value {
+        Value::Switch(*self)
+    }
+
+    fn from_value(value: Value) -> Option<bool> {
+        match value {
+            Value::Switch(on) => Some(on),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! number_field {
+    ($($type:ty),+) => {$(
+        impl Field for $type {
+            fn to_value(&self) -> Value {
+                Value::Number(*self as u64)
+            }
+
+            fn from_value(value: Value) -> Option<$type> {
+                match value {
+                    Value::Number(number) => number.try_into().ok(),
+                    _ => None,
+                }
+            }
+        }
+    )+};
+}
+
+number_field!(u16, u32, usize);
+
+impl Field for Duration {
+    fn to_value(&self) -> Value {
+        Value::Time(*self)
+    }
+
+    fn from_value(value: Value) -> Option<Duration> {
+        match value {
+            Value::Time(time) => Some(time),
+            _ => None,
+        }
+    }
+}
+
+impl Field for String {
+    fn to_value(&self) -> Value {
+        Value::Text(self.clone())
+    }
+
+    fn from_value(value: Value) -> Option<String> {
+        match value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+impl Field for Option<PathBuf> {
+    fn to_value(&self) -> Value {
+        let text = self
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned());
+        Value::Text(text.unwrap_or_default())
+    }
+
+    fn from_value(value: Value) -> Option<Option<PathBuf>> {
+        match value {
+            Value::Text(text) => Some((!text.is_empty()).then(|| text.into())),
+            _ => None,
+        }
+    }
+}
+
+impl Field for Vec<Listen> {
+    fn to_value(&self) -> Value {
+        Value::Addresses(self.clone())
+    }
+
+    fn from_value(value: Value) -> Option<Vec<Listen>> {
+        match value {
+            Value::Addresses(list) => Some(list),
+            _ => None,
+        }
+    }
+}
+
+/// A type whose values are words.
+pub trait Word: Copy + PartialEq + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+impl Word for EngineKind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("llama", EngineKind::Llama), ("echo", EngineKind::Echo)];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("text", LogFormat::Text),
+        ("json", LogFormat::Json),
+        ("journald", LogFormat::Journald),
+    ];
+}
+
+impl Word for log::LevelFilter {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", log::LevelFilter::Off),
+        ("error", log::LevelFilter::Error),
+        ("warn", log::LevelFilter::Warn),
+        ("info", log::LevelFilter::Info),
+        ("debug", log::LevelFilter::Debug),
+        ("trace", log::LevelFilter::Trace),
+    ];
+}
+
+impl<T: Word> Field for T {
+    fn to_value(&self) -> Value {
+        Value::Text(word(*self).to_owned())
+    }
+
+    fn from_value(value: Value) -> Option<T> {
+        let Value::Text(text) = value else {
+            return None;
+        };
+        T::WORDS
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value)
+    }
+}
+
+pub fn words<T: Word>() -> Vec<&'static str> {
+    T::WORDS.iter().map(|(word, _)| *word).collect()
+}
+
+/// The word of a value. A value that its type's table forgot would show as `?`; a test asks all.
+pub fn word<T: Word>(value: T) -> &'static str {
+    T::WORDS
+        .iter()
+        .find(|(_, known)| *known == value)
+        .map_or("?", |(word, _)| word)
+}
+
+/// A TOML string: JSON's escapes are among TOML's, which also wants DEL escaped.
+pub fn toml_string(text: &str) -> String {
+    serde_json::Value::from(text)
+        .to_string()
+        .replace('\x7f', "\\u007f")
+}
+
+/// What a value of the file is, in the words of a message.
+pub fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => quote(&format!("{text:?}")),
+        DeValue::Integer(integer) => quote(&integer.to_string()),
+        DeValue::Float(float) => quote(&float.to_string()),
+        DeValue::Boolean(on) => on.to_string(),
+        DeValue::Datetime(_) => "a date or time".to_owned(),
+        DeValue::Array(_) => "an array".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+fn not_an_address(index: usize, found: String) -> Refused {
+    Refused {
+        element: format!("[{index}]"),
+        found,
+        expected: Listen::EXPECTED.to_owned(),
+    }
+}
+
+/// `str::parse` would take `+5` as well.
+fn digits(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+/// Paths and names end at a NUL once they reach the kernel or the engine.
+fn is_plain(text: &str) -> bool {
+    text.len() <= bounds::TEXT_BYTES && !text.contains('\0')
+}
+
+#[cfg(test)]
+impl Form {
+    /// The smallest and the largest value of a form that has such.
+    pub fn ends(&self) -> Vec<Value> {
+        match self {
+            Form::Number(range) | Form::Size(range) => {
+                vec![Value::Number(*range.start()), Value::Number(*range.end())]
+            }
+            Form::Time(range) => [range.start(), range.end()]
+                .map(|ms| Value::Time(Duration::from_millis(*ms)))
+                .to_vec(),
+            Form::Word(words) => words()
+                .into_iter()
+                .map(|word| Value::Text(word.into()))
+                .collect(),
+            Form::Switch => vec![Value::Switch(false), Value::Switch(true)],
+            Form::Text | Form::Path | Form::Addresses => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_word_of_a_type_is_in_its_table() {
+        assert_eq!(
+            [EngineKind::Llama, EngineKind::Echo].map(word),
+            ["llama", "echo"]
+        );
+        assert_eq!(
+            [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
+            ["text", "json", "journald"]
+        );
+        for level in log::LevelFilter::iter() {
+            assert_eq!(word(level), level.as_str().to_lowercase());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_printed_text_is_read_back_by_toml(text: String) {
+            let printed = Form::Path.print(&Value::Text(text.clone()));
+            prop_assert!(!printed.contains('\n'));
+            let read = DeValue::parse(&printed).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(read.get_ref().as_str(), Some(text.as_str()));
+        }
+
+        #[test]
+        fn any_plain_text_is_read_or_refused(text: String) {
+            let forms = [
+                Form::Switch, Form::Number(0..=9), Form::Size(0..=9), Form::Time(0..=9),
+                Form::Word(words::<EngineKind>), Form::Text, Form::Path, Form::Addresses,
+            ];
+            for form in forms {
+                match form.read_text(&text) {
+                    Ok(value) => prop_assert_eq!(form.check(value.clone()), Ok(value)),
+                    Err(refused) => prop_assert!(!refused.expected.is_empty()),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The configuration in force: text is turned into a checked [`Config`] once; everything else
+//! reads fields. A reload is load, compare, swap.
+//!
+//! Owns: the schema, the search for the file, precedence, error places. Must never: open a
+//! socket, start a thread, or read a global behind its caller's back: what it reads stands in
+//! [`Sources`].
+//!
+//! One table, [`schema`], describes every key. Parsing, checking, `autoglmd check --show`,
+//! `docs/configuration.md`, the annotated example and the log line of a reload all follow from it:
+//!
+//! ```text
+//!   defaults < file < environment < flags        each value remembers its Origin
+//!        \      \         \           \
+//!         `------`---------`-----------`--> Form::read_* --> Value --> field of Config
+//!                                                                          |
+//!                 all mistakes at once, with their places <-- rules <------'
+//! ```
+//!
+//! Invariants:
+//!  1. A `Config` that `load` returns satisfies every range of the schema and every rule.
+//!  2. What `show` prints can be loaded again and gives the same values.
+//!  3. No text, however hostile, makes `load` panic.
+
+mod change;
+mod form;
+mod load;
+mod problem;
+mod reference;
+mod rules;
+mod schema;
+mod show;
+mod sources;
+pub mod units;
+
+pub use change::{Change, diff, reloaded, summary};
+pub use load::{Loaded, Origin, load};
+pub use problem::{ConfigErrors, Problem};
+pub use reference::{example, reference};
+pub use schema::{Auth, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server};
+pub use show::show;
+pub use sources::{Overrides, Sources};
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+
+use crate::limits::config as bounds;
+
+/// One listening address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Listen {
+    /// `127.0.0.1:8080`, `[::1]:0`
+    Tcp(SocketAddr),
+    /// `unix:/run/autoglmd.sock`
+    Unix(PathBuf),
+    /// `fd:NAME`: a socket passed in by the service manager (`sd_listen_fds_with_names(3)`).
+    Inherited(String),
+}
+
+impl Listen {
+    /// The address, if it is one of TCP.
+    pub const fn tcp_address(&self) -> Option<SocketAddr> {
+        match self {
+            Listen::Tcp(address) => Some(*address),
+            Listen::Unix(_) | Listen::Inherited(_) => None,
+        }
+    }
+
+    /// Where the daemon listens when nobody says otherwise: reachable from this machine only.
+    pub const LOOPBACK: Listen =
+        Listen::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080)));
+
+    pub(crate) const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
+        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\"";
+
+    /// Reads the written form. `None` where it is none of the three; see [`Listen::EXPECTED`].
+    pub fn parse(text: &str) -> Option<Listen> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let fits = (1..=bounds::UNIX_PATH_BYTES).contains(&path.len());
+            return (fits && !path.contains('\0')).then(|| Listen::Unix(path.into()));
+        }
+        if let Some(name) = text.strip_prefix("fd:") {
+            // The service manager joins the names with colons (sd_listen_fds_with_names(3)).
+            let valid = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+            let fits = (1..=bounds::DESCRIPTOR_NAME_BYTES).contains(&name.len());
+            return (fits && name.bytes().all(valid)).then(|| Listen::Inherited(name.to_owned()));
+        }
+        text.parse().ok().map(Listen::Tcp)
+    }
+
+    /// Whether only this machine can reach the address. An inherited socket may be anything.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Listen::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Listen::Unix(_) => true,
+            Listen::Inherited(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => write!(f, "{address}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Inherited(name) => write!(f, "fd:{name}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    Llama,
+    Echo,
+}
+
+impl EngineKind {
+    pub fn as_str(self) -> &'static str {
+        form::word(self)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+    /// journald's native protocol.
+    Journald,
+}
+
+impl LogFormat {
+    pub fn as_str(self) -> &'static str {
+        form::word(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_alike() {
+        let longest = format!("unix:/{}", "x".repeat(bounds::UNIX_PATH_BYTES - 1));
+        for text in [
+            "127.0.0.1:8080",
+            "[::1]:0",
+            "unix:/run/a,b.sock",
+            "fd:web",
+            &longest,
+        ] {
+            assert_eq!(Listen::parse(text).expect(text).to_string(), text);
+        }
+        let too_long = format!("{longest}x");
+        for text in [
+            "",
+            "8080",
+            "localhost:80",
+            "unix:",
+            "fd:",
+            "fd:a:b",
+            "fd:a b",
+            &too_long,
+        ] {
+            assert_eq!(Listen::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn local_is_what_only_this_machine_reaches() {
+        for text in [
+            "127.9.9.9:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+            "unix:/run/a",
+        ] {
+            assert!(
+                Listen::parse(text).is_some_and(|listen| listen.is_local()),
+                "{text}"
+            );
+        }
+        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "fd:web"] {
+            assert!(
+                Listen::parse(text).is_some_and(|listen| !listen.is_local()),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Mistakes and where they stand: `file:line:column: message`, the source line, a caret.
+//!
+//! Owns: the text of the file, places in it, and how mistakes look. Must never print a control
+//! character that came out of the file: a terminal would obey it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::limits::config as bounds;
+
+/// One mistake (or warning) and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// `/etc/autoglmd/autoglmd.toml:3:8`, `AUTOGLMD_LIMITS__MAX_HEAD`, `--parallel`.
+    pub place: String,
+    pub message: String,
+    /// The source line with a caret below it, where there is one.
+    pub excerpt: Option<String>,
+}
+
+impl Problem {
+    pub fn new(place: impl Into<String>, message: impl Into<String>) -> Problem {
+        Problem {
+            place: place.into(),
+            message: message.into(),
+            excerpt: None,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)?;
+        match &self.excerpt {
+            Some(excerpt) => write!(f, "\n{excerpt}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every mistake of a configuration, at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors {
+    /// At least one.
+    pub problems: Vec<Problem>,
+    /// Mistakes beyond those.
+    pub more: usize,
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{problem}")?;
+        }
+        match self.more {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// A file's text and its name.
+pub struct Document {
+    pub path: PathBuf,
+    pub text: String,
+    /// Where each line begins, so that finding the line of a byte is a binary search.
+    line_starts: Vec<usize>,
+}
+
+impl Document {
+    pub fn new(path: PathBuf, text: String) -> Document {
+        let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        let line_starts = std::iter::once(0).chain(after_newlines).collect();
+        Document {
+            path,
+            text,
+            line_starts,
+        }
+    }
+
+    /// The mistake at a range of bytes of the text.
+    pub fn problem(&self, span: Range<usize>, message: String) -> Problem {
+        let line = self.line(span.start);
+        let column = self
+            .slice(self.line_starts[line - 1]..span.start)
+            .chars()
+            .count()
+            + 1;
+        Problem {
+            place: format!("{}:{line}:{column}", printable_path(&self.path)),
+            message,
+            excerpt: Some(self.excerpt(line, column, span)),
+        }
+    }
+
+    /// The line of a byte, from 1.
+    pub fn line(&self, offset: usize) -> usize {
+        // The first line begins at 0, so there is always one that begins at or before.
+        self.line_starts.partition_point(|start| *start <= offset)
+    }
+
+    /// A line's text, without its end.
+    pub fn source(&self, line: usize) -> &str {
+        let start = self.line_starts[line - 1];
+        let end = self
+            .line_starts
+            .get(line)
+            .map_or(self.text.len(), |next| next - 1);
+        self.slice(start..end).trim_end_matches('\r')
+    }
+
+    fn excerpt(&self, line: usize, column: usize, span: Range<usize>) -> String {
+        let source = self.source(line);
+        let width = source.chars().count();
+        // A long line is cut so that the caret's surroundings stay in sight.
+        let first = match width > bounds::EXCERPT_CHARACTERS {
+            true => (column - 1).saturating_sub(bounds::EXCERPT_CHARACTERS / 2),
+            false => 0,
+        };
+        let shown: String = source
+            .chars()
+            .skip(first)
+            .take(bounds::EXCERPT_CHARACTERS)
+            .map(visible)
+            .collect();
+        let marked = self.slice(span).chars();
+        let room = (first + shown.chars().count())
+            .saturating_sub(column - 1)
+            .max(1);
+        let carets = marked.take_while(|c| *c != '\n').count().clamp(1, room);
+        let (number, gutter) = (line.to_string(), " ".repeat(line.to_string().len()));
+        let pad = " ".repeat(column - 1 - first);
+        format!(
+            "  {number} | {shown}\n  {gutter} | {pad}{}",
+            "^".repeat(carets)
+        )
+    }
+
+    /// A part of the text, cut to characters: parsers may point behind the end.
+    fn slice(&self, span: Range<usize>) -> &str {
+        let boundary = |offset: usize| {
+            let mut offset = offset.min(self.text.len());
+            while !self.text.is_char_boundary(offset) {
+                offset -= 1;
+            }
+            offset
+        };
+        let (start, end) = (boundary(span.start), boundary(span.end));
+        &self.text[start.min(end)..end]
+    }
+}
+
+/// A value as a message quotes it: one line, and not a long one.
+pub fn quote(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(bounds::QUOTE_CHARACTERS)
+        .map(visible)
+        .collect();
+    if text.chars().nth(bounds::QUOTE_CHARACTERS).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// A whole text on one line.
+pub fn printable(text: &str) -> String {
+    text.chars().map(visible).collect()
+}
+
+pub fn printable_path(path: &Path) -> String {
+    printable(&path.to_string_lossy())
+}
+
+/// The nearest of the known names, if any is near enough to have been meant.
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > bounds::SUGGESTION_BYTES {
+        return None;
+    }
+    let distance =
+        |name: &str| strsim::damerau_levenshtein(&word.to_lowercase(), &name.to_lowercase());
+    let best = known.map(|name| (distance(name), name)).min()?;
+    // Two slips in a short word, one in three letters of a long one.
+    (best.0 <= (best.1.len() / 3).max(2)).then_some(best.1)
+}
+
+/// Tabs become one space, so that the caret stands where it should; control characters show as
+/// a replacement.
+fn visible(c: char) -> char {
+    match c {
+        '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn document(text: &str) -> Document {
+        Document::new("a.toml".into(), text.to_owned())
+    }
+
+    #[test]
+    fn the_caret_stands_below_the_place_in_characters() {
+        let document = document("[log]\r\n\t名 = \"é\" # 注\r\n");
+        let start = document.text.find("\"é\"").expect("it is there");
+        let problem = document.problem(start..start + "\"é\"".len(), "no".to_owned());
+        assert_eq!(
+            problem.to_string(),
+            "a.toml:2:6: no\n  2 |  名 = \"é\" # 注\n    |      ^^^"
+        );
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_place_and_escapes_are_disarmed() {
+        let text = format!("{}\x1b[2J{}", "a".repeat(5_000), "b".repeat(5_000));
+        let problem = document(&text).problem(5_000..9_000, "no".to_owned());
+        let excerpt = problem.excerpt.expect("a place in the file has one");
+        assert!(
+            excerpt
+                .lines()
+                .all(|line| line.chars().count() < bounds::EXCERPT_CHARACTERS + 20)
+        );
+        assert!(excerpt.contains("a\u{fffd}[2Jb") && !excerpt.contains('\x1b'));
+    }
+
+    #[test]
+    fn suggestions_need_likeness() {
+        let names = ["listen", "reactors", "watch_config"];
+        assert_eq!(nearest("lisen", names.into_iter()), Some("listen"));
+        assert_eq!(nearest("Reactor", names.into_iter()), Some("reactors"));
+        assert_eq!(nearest("colour", names.into_iter()), None);
+        assert_eq!(nearest(&"x".repeat(1_000), names.into_iter()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_range_has_a_place(text: String, start in 0usize..80, length in 0usize..80) {
+            let problem = document(&text).problem(start..start + length, String::new());
+            let excerpt = problem.excerpt.unwrap_or_default();
+            prop_assert_eq!(excerpt.lines().count(), 2);
+            prop_assert!(excerpt.ends_with('^'));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The schema: every section and key of the configuration, in one table.
+//!
+//! A row is: what the key means, its name, the type of its field, its default, its [`Form`] (what
+//! text is accepted), and whether a reload brings it into effect. The structs that the rest of the
+//! daemon reads are made from the rows, so a field without a row, or a row without a field,
+//! cannot exist.
+//!
+//! To add a key: add a row. Then `AUTOGLMD_BLESS=1 cargo test --test generated_docs` rewrites the
+//! pages that are made from this table.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::form::{Field, Form, Value, words};
+use super::{EngineKind, Listen, LogFormat};
+use crate::limits::config as bounds;
+
+/// A group of keys: a `[section]` of the file.
+pub struct Section {
+    pub name: &'static str,
+    help: &'static str,
+    pub keys: &'static [Key],
+}
+
+/// One row of the table.
+pub struct Key {
+    /// `max_head`
+    pub name: &'static str,
+    /// `limits.max_head`
+    pub path: &'static str,
+    help: &'static str,
+    pub form: Form,
+    pub effect: Effect,
+    pub read: fn(&Config) -> Value,
+    /// False where the value is of another form than the field: a bug in the table.
+    pub write: fn(&mut Config, Value) -> bool,
+}
+
+/// When a changed value is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// At once, on a reload.
+    Reload,
+    /// At the next start of the process.
+    Restart,
+}
+
+impl Section {
+    pub fn help(&self) -> &'static str {
+        self.help.trim()
+    }
+
+    pub fn find(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+}
+
+impl Key {
+    /// What the key means, in sentences.
+    pub fn help(&self) -> &'static str {
+        self.help.trim()
+    }
+
+    /// The environment variable that overrides the key: `AUTOGLMD_LIMITS__MAX_HEAD`.
+    pub fn variable(&self) -> String {
+        format!("AUTOGLMD_{}", self.path.replace('.', "__").to_uppercase())
+    }
+
+    /// The key's value in `config`, as it would stand in a file.
+    pub fn print(&self, config: &Config) -> String {
+        self.form.print(&(self.read)(config))
+    }
+}
+
+impl Effect {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Effect::Reload => "reload",
+            Effect::Restart => "restart",
+        }
+    }
+}
+
+/// Every key, in the table's order.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().flat_map(|section| section.keys)
+}
+
+pub fn find(path: &str) -> Option<&'static Key> {
+    keys().find(|key| key.path == path)
+}
+
+macro_rules! schema {
+    ($(
+        $(#[doc = $section_help:literal])+
+        $section:ident: $Section:ident {
+            $(
+                $(#[doc = $help:literal])+
+                $name:ident: $type:ty = $default:expr, $form:expr, $effect:ident;
+            )+
+        }
+    )+) => {
+        /// The whole configuration in force.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Config {
+            $($(#[doc = $section_help])+ pub $section: $Section,)+
+            /// `--state-dir`, `$STATE_DIRECTORY`, else the XDG state folder: database and
+            /// bootstrap key. Empty in `Config::default()`: the environment decides it.
+            pub state_dir: PathBuf,
+            /// `$CACHE_DIRECTORY`, else the XDG cache folder: models. Empty in
+            /// `Config::default()`.
+            pub cache_dir: PathBuf,
+        }
+
+        $(
+            $(#[doc = $section_help])+
+            #[derive(Clone, Debug, PartialEq)]
+            pub struct $Section { $($(#[doc = $help])+ pub $name: $type,)+ }
+
+            impl Default for $Section {
+                fn default() -> $Section { $Section { $($name: $default,)+ } }
+            }
+        )+
+
+        /// The table, as the functions that walk it see it.
+        pub static SECTIONS: &[Section] = &[$(Section {
+            name: stringify!($section),
+            help: concat!($($section_help),+),
+            keys: &[$(Key {
+                name: stringify!($name),
+                path: concat!(stringify!($section), ".", stringify!($name)),
+                help: concat!($($help),+),
+                form: $form,
+                effect: Effect::$effect,
+                read: |config| config.$section.$name.to_value(),
+                write: |config, value| match Field::from_value(value) {
+                    Some(field) => { config.$section.$name = field; true }
+                    None => false,
+                },
+            }),+],
+        }),+];
+    };
+}
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+schema! {
+    /// Addresses, threads, and how the daemon ends.
+    server: Server {
+        /// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `unix:/path`, or `fd:NAME` for a
+        /// socket that the service manager passes in.
+        listen: Vec<Listen> = vec![Listen::LOOPBACK], Form::Addresses, Restart;
+        /// Threads that own sockets. One serves tens of thousands of connections.
+        reactors: u16 = 1, Form::Number(bounds::REACTORS), Restart;
+        /// Reload when the file is saved, as SIGHUP does.
+        watch_config: bool = false, Form::Switch, Restart;
+        /// How long running requests may take to end after SIGTERM.
+        drain_timeout: Duration = Duration::from_secs(30),
+            Form::Time(bounds::DRAIN_TIMEOUT_MS), Reload;
+    }
+
+    /// Who may ask.
+    auth: Auth {
+        /// Ask for a key. Off is allowed only where every address in `server.listen` is a
+        /// loopback address or a Unix socket.
+        enabled: bool = true, Form::Switch, Reload;
+    }
+
+    /// How much a key, or an address without one, may ask for. A key's own limits come first.
+    rate_limit: RateLimit {
+        /// Apply the limits of this section.
+        enabled: bool = true, Form::Switch, Reload;
+        /// Requests a key may make a minute.
+        requests_per_minute: u32 = 600, Form::Number(bounds::PER_MINUTE), Reload;
+        /// Tokens (prompt and answer) a key may spend a minute. 0: no bound.
+        tokens_per_minute: u32 = 0, Form::Number(bounds::TOKENS_PER_MINUTE), Reload;
+        /// Requests that may come at once before the rate is felt.
+        burst: u32 = 60, Form::Number(bounds::PER_MINUTE), Reload;
+        /// Requests an address may make a minute before it has shown a valid key.
+        unauthenticated_per_minute: u32 = 120, Form::Number(bounds::PER_MINUTE), Reload;
+        /// Requests a key may have running at once. 0: no bound.
+        concurrency: u32 = 0, Form::Number(bounds::CONCURRENCY), Reload;
+    }
+
+    /// Bounds of what one connection and one request may cost.
+    limits: Limits {
+        /// Connections at once. 0: as many as the descriptor limit allows, less a reserve.
+        max_connections: u32 = 0, Form::Number(bounds::MAX_CONNECTIONS), Restart;
+        /// Bytes of a request's head: request line and fields.
+        max_head: usize = 16 * KIB, Form::Size(bounds::MAX_HEAD_BYTES), Reload;
+        /// Bytes of a request target. At most `limits.max_head`.
+        max_uri: usize = 8 * KIB, Form::Size(bounds::MAX_URI_BYTES), Reload;
+        /// Field lines of a head.
+        max_headers: usize = 100, Form::Number(bounds::MAX_HEADERS), Reload;
+        /// Bytes of a request's body.
+        max_body: usize = MIB, Form::Size(bounds::MAX_BODY_BYTES), Reload;
+        /// From the first byte of a request to the last of its head.
+        header_timeout: Duration = Duration::from_secs(10),
+            Form::Time(bounds::HEADER_TIMEOUT_MS), Reload;
+        /// From the first byte of a body to its last.
+        body_timeout: Duration = Duration::from_secs(30),
+            Form::Time(bounds::BODY_TIMEOUT_MS), Reload;
+        /// Between two requests of a connection.
+        idle_timeout: Duration = Duration::from_secs(75),
+            Form::Time(bounds::IDLE_TIMEOUT_MS), Reload;
+        /// How long the peer may accept no byte of an answer.
+        write_timeout: Duration = Duration::from_secs(30),
+            Form::Time(bounds::WRITE_TIMEOUT_MS), Reload;
+        /// The longest `timeout` that a request may ask for.
+        max_request_timeout: Duration = Duration::from_secs(600),
+            Form::Time(bounds::REQUEST_TIMEOUT_MS), Reload;
+        /// The `timeout` of a request that names none. At most `limits.max_request_timeout`.
+        default_request_timeout: Duration = Duration::from_secs(60),
+            Form::Time(bounds::REQUEST_TIMEOUT_MS), Reload;
+        /// Requests on one connection before it is closed. 0: no bound.
+        max_requests_per_connection: u32 = 0,
+            Form::Number(bounds::MAX_REQUESTS_PER_CONNECTION), Reload;
+    }
+
+    /// The model and how it is computed.
+    engine: Engine {
+        /// `llama` computes with llama.cpp; `echo` answers at once with a fixed program, for
+        /// measuring the daemon without a model.
+        kind: EngineKind = EngineKind::Llama, Form::Word(words::<EngineKind>), Restart;
+        /// A model's name, such as `smollm2-135m-instruct`, or the path of a GGUF file.
+        model: String = "smollm2-135m-instruct".to_owned(), Form::Text, Restart;
+        /// Sequences that are decoded together.
+        parallel: u32 = 16, Form::Number(bounds::PARALLEL), Restart;
+        /// Compute threads. 0: chosen by the machine's cores.
+        threads: u32 = 0, Form::Number(bounds::THREADS), Restart;
+        /// Context of one sequence in tokens. 0: chosen by model and memory.
+        context: u32 = 0, Form::Number(bounds::CONTEXT_TOKENS), Restart;
+        /// Jobs that may wait for a sequence; one more is refused with 503 `queue_full`.
+        queue: u32 = 256, Form::Number(bounds::ENGINE_QUEUE_JOBS), Restart;
+        /// Prompt tokens computed between two decode steps: more serves long prompts sooner,
+        /// less keeps the running streams flowing.
+        prefill_chunk: u32 = 64, Form::Number(bounds::PREFILL_CHUNK_TOKENS), Restart;
+        /// Layers on the GPU, where a GPU back end is compiled in. 999: all.
+        gpu_layers: u32 = 999, Form::Number(bounds::GPU_LAYERS), Restart;
+    }
+
+    /// What the daemon tells about itself.
+    log: Log {
+        /// The least important line that is still written.
+        level: log::LevelFilter = log::LevelFilter::Info,
+            Form::Word(words::<log::LevelFilter>), Reload;
+        /// `text` for people, `json` for collectors, `journald` for its native protocol.
+        format: LogFormat = LogFormat::Text, Form::Word(words::<LogFormat>), Restart;
+        /// A file instead of the standard error stream; SIGUSR1 opens it again after rotation.
+        /// Empty: the standard error stream.
+        file: Option<PathBuf> = None, Form::Path, Restart;
+        /// One line for each request.
+        access: bool = true, Form::Switch, Reload;
+    }
+
+    /// Measurements for Prometheus.
+    metrics: Metrics {
+        /// Serve `/metrics` without a key to clients on a loopback address.
+        public_on_loopback: bool = false, Form::Switch, Reload;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_passes_through_its_own_form() {
+        let defaults = Config::default();
+        for key in keys() {
+            let mut copy = Config::default();
+            let printed = (key.read)(&defaults);
+            assert_eq!(
+                key.form.check(printed.clone()),
+                Ok(printed.clone()),
+                "{}",
+                key.path
+            );
+            assert!((key.write)(&mut copy, printed), "{}", key.path);
+            assert_eq!(copy, defaults, "{}", key.path);
+        }
+    }
+
+    #[test]
+    fn both_ends_of_every_range_fit_the_field() {
+        for key in keys() {
+            for value in key.form.ends() {
+                let mut config = Config::default();
+                assert!(
+                    (key.write)(&mut config, value.clone()),
+                    "{} {value:?}",
+                    key.path
+                );
+                assert_eq!((key.read)(&config), value, "{}", key.path);
+            }
+        }
+    }
+
+    #[test]
+    fn paths_and_variables_are_unique() {
+        let mut seen = std::collections::HashSet::new();
+        for key in keys() {
+            assert!(seen.insert(key.variable()), "{}", key.path);
+            assert!(
+                !key.help().is_empty() && key.help().ends_with('.'),
+                "{}",
+                key.path
+            );
+        }
+        assert_eq!(
+            find("limits.max_head").map(Key::variable),
+            Some("AUTOGLMD_LIMITS__MAX_HEAD".into())
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! `autoglmd check --show`: the configuration in force as a file, with each value's source.
+
+use std::path::Path;
+
+use super::load::{Loaded, Origin};
+use super::problem::printable_path;
+use super::schema::SECTIONS;
+
+/// Valid TOML: saved as a file, it makes the same configuration.
+pub fn show(loaded: &Loaded) -> String {
+    let file = loaded.file.as_deref();
+    let name = file.map_or_else(|| "none".to_owned(), printable_path);
+    let mut text = format!("# The configuration in force. File: {name}\n");
+    for (what, path, origin) in [
+        ("State", &loaded.config.state_dir, &loaded.state_dir_origin),
+        ("Models", &loaded.config.cache_dir, &loaded.cache_dir_origin),
+    ] {
+        let line = format!(
+            "# {what}: {} ({})\n",
+            printable_path(path),
+            source(origin, file)
+        );
+        text.push_str(&line);
+    }
+    for section in SECTIONS {
+        text.push_str(&format!("\n[{}]\n", section.name));
+        for key in section.keys {
+            let setting = format!("{} = {}", key.name, key.print(&loaded.config));
+            let source = source(loaded.origin(key.path), file);
+            text.push_str(&format!("{setting:<48} # {source}\n"));
+        }
+    }
+    text
+}
+
+fn source(origin: &Origin, file: Option<&Path>) -> String {
+    match origin {
+        Origin::Default => "default".to_owned(),
+        Origin::File { line, .. } => {
+            format!("{}:{line}", file.map_or_else(String::new, printable_path))
+        }
+        Origin::Environment(name) => format!("${name}"),
+        Origin::Flag(flag) => (*flag).to_owned(),
+    }
+}

@@ -1,0 +1,13 @@
+//! The operating system: the only `unsafe` beside the engine's FFI.
+//!
+//! Each file wraps one kernel or service manager interface in a safe type that owns its
+//! descriptor. Nothing here knows HTTP, engines or configuration files.
+
+pub mod activation;
+pub mod notify;
+pub mod process;
+pub mod rlimit;
+pub mod signals;
+pub mod socket;
+pub mod wait;
+pub mod watch;

@@ -1,0 +1,263 @@
+//! The thread that watches the key store, so that no reactor ever waits for a disk.
+//!
+//! Owns the daemon's connection to the database. Must never block a caller:
+//! [`StoreWorker::refresh`] leaves a note and returns.
+//!
+//! It sleeps in a channel's receive with a timeout. What ends the sleep says what to do:
+//!
+//! | woken by            | meaning                     | what it does                             |
+//! | ------------------- | --------------------------- | ---------------------------------------- |
+//! | timeout             | a second has passed         | reads the ring if the database changed   |
+//! | a note              | somebody asked (SIGHUP)     | opens the database again, reads the ring |
+//! | the channel's end   | the handle was dropped      | ends                                     |
+//!
+//! Invariants:
+//!  1. `on_change` is called only with a ring that differs from the one before.
+//!  2. The version is read before the ring, never after: a change that falls between the two is
+//!     read now and once more a second later, instead of being missed.
+//!  3. A store that cannot be read leaves the last good ring in force, and is said once, not once
+//!     a second.
+//!  4. Dropping the handle ends the thread and waits for that.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::keys::KeyRing;
+use super::sqlite::{KeyStore, StoreError};
+use crate::limits::STORE_WATCH_INTERVAL;
+
+/// The handle. Dropping it stops the thread.
+#[derive(Debug)]
+pub struct StoreWorker {
+    /// `None` only while it is being dropped.
+    notes: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl StoreWorker {
+    /// Opens the database here, so that a failure is the caller's, and watches it from a thread.
+    /// The ring of this moment is in the answer; `on_change` gets those that come later, on the
+    /// worker's thread.
+    pub fn start(
+        path: &Path,
+        on_change: impl FnMut(Arc<KeyRing>) + Send + 'static,
+    ) -> Result<(StoreWorker, Arc<KeyRing>), StoreError> {
+        let store = KeyStore::open(path)?;
+        let version = store.data_version()?;
+        let ring = Arc::new(store.ring()?);
+        // One place is enough: a second note before the first was read asks for nothing new.
+        let (notes, inbox) = bounded(1);
+        let watch = Watch {
+            path: path.to_owned(),
+            store,
+            version,
+            ring: Arc::clone(&ring),
+            health: Health::Good,
+            on_change,
+        };
+        let thread = thread::Builder::new()
+            .name("store".into())
+            .spawn(move || watch.run(&inbox))
+            .map_err(|error| spawn_error(path, error))?;
+        let worker = StoreWorker {
+            notes: Some(notes),
+            thread: Some(thread),
+        };
+        Ok((worker, ring))
+    }
+
+    /// Asks for a fresh reading, and returns at once.
+    pub fn refresh(&self) {
+        if let Some(notes) = &self.notes {
+            // Full means that a refresh is due anyway; disconnected, that the thread has ended.
+            let _ = notes.try_send(());
+        }
+    }
+}
+
+impl Drop for StoreWorker {
+    fn drop(&mut self) {
+        drop(self.notes.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the store's thread has panicked");
+        }
+    }
+}
+
+/// What the thread owns.
+struct Watch<F> {
+    path: PathBuf,
+    store: KeyStore,
+    version: i64,
+    ring: Arc<KeyRing>,
+    health: Health,
+    on_change: F,
+}
+
+enum Health {
+    Good,
+    /// The last reading failed, and that was said.
+    Failing,
+}
+
+impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
+    fn run(mut self, inbox: &Receiver<()>) {
+        loop {
+            let read = match inbox.recv_timeout(STORE_WATCH_INTERVAL) {
+                Ok(()) => self.reopen(),
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            self.note_health(read);
+        }
+    }
+
+    /// The look of each second: cheap unless something changed.
+    fn look(&mut self) -> Result<(), StoreError> {
+        if self.store.is_replaced() || matches!(self.health, Health::Failing) {
+            return self.reopen();
+        }
+        let version = self.store.data_version()?;
+        if version == self.version {
+            return Ok(());
+        }
+        self.read(version)
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.store = KeyStore::open(&self.path)?;
+        let version = self.store.data_version()?;
+        self.read(version)
+    }
+
+    fn read(&mut self, version: i64) -> Result<(), StoreError> {
+        let ring = self.store.ring()?;
+        self.version = version;
+        if ring != *self.ring {
+            self.ring = Arc::new(ring);
+            (self.on_change)(Arc::clone(&self.ring));
+        }
+        Ok(())
+    }
+
+    fn note_health(&mut self, read: Result<(), StoreError>) {
+        match (read, &self.health) {
+            (Ok(()), Health::Good) | (Err(_), Health::Failing) => {}
+            (Ok(()), Health::Failing) => {
+                log::info!("the key store can be read again");
+                self.health = Health::Good;
+            }
+            (Err(error), Health::Good) => {
+                log::warn!("the key store cannot be read, the keys stay as they are: {error}");
+                self.health = Health::Failing;
+            }
+        }
+    }
+}
+
+fn spawn_error(path: &Path, error: io::Error) -> StoreError {
+    StoreError::File(path.to_owned(), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::keys::Scopes;
+    use crate::store::sqlite::{DATABASE_FILE, NewKey};
+
+    /// Far above what is waited for; reached only by a failure.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn new_key() -> NewKey {
+        NewKey {
+            scopes: Scopes::GENERATE,
+            ..NewKey::default()
+        }
+    }
+
+    fn start(path: &Path) -> (StoreWorker, Arc<KeyRing>, Receiver<Arc<KeyRing>>) {
+        let (changes, inbox) = crossbeam_channel::unbounded();
+        let (worker, ring) = StoreWorker::start(path, move |ring| {
+            changes.send(ring).unwrap();
+        })
+        .unwrap();
+        (worker, ring, inbox)
+    }
+
+    #[test]
+    fn another_connection_s_change_arrives_without_being_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        let (worker, first, changes) = start(&path);
+        assert!(first.is_empty());
+        let mut other = KeyStore::open(&path).unwrap();
+        let (record, secret) = other.create(&new_key(), 1).unwrap();
+        let ring = changes.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(ring.find(secret.reveal()).unwrap().id, record.id);
+        other.revoke(&record.id, 2).unwrap();
+        let ring = changes.recv_timeout(PATIENCE).unwrap();
+        assert!(ring.find(secret.reveal()).unwrap().revoked);
+        drop(worker);
+        assert!(
+            changes.try_recv().is_err(),
+            "a ring came that nothing had changed"
+        );
+    }
+
+    #[test]
+    fn a_refresh_finds_a_store_that_took_the_place_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        let (worker, _, changes) = start(&path);
+        let backup = folder.path().join("backup/keys.db");
+        let mut other = KeyStore::open(&backup).unwrap();
+        let (_, secret) = other.create(&new_key(), 1).unwrap();
+        // Closing the last connection folds the log into the file, which can then be moved.
+        drop(other);
+        for log in ["autoglmd.db-wal", "autoglmd.db-shm"] {
+            std::fs::remove_file(folder.path().join(log)).unwrap();
+        }
+        std::fs::rename(&backup, &path).unwrap();
+        worker.refresh();
+        let ring = changes.recv_timeout(PATIENCE).unwrap();
+        assert!(ring.find(secret.reveal()).is_some());
+    }
+
+    #[test]
+    fn an_unreadable_store_keeps_the_ring_and_is_taken_up_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        let (worker, _, changes) = start(&path);
+        let aside = folder.path().join("aside.db");
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        worker.refresh();
+        std::fs::remove_dir(&path).unwrap();
+        let mut other = KeyStore::open(&path).unwrap();
+        let (_, secret) = other.create(&new_key(), 1).unwrap();
+        // Whichever of these the thread meets first, it ends at the new file's ring.
+        worker.refresh();
+        let ring = changes.recv_timeout(PATIENCE).unwrap();
+        assert!(ring.find(secret.reveal()).is_some());
+    }
+
+    #[test]
+    fn dropping_the_handle_ends_the_thread_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (worker, _, changes) = start(&folder.path().join(DATABASE_FILE));
+        drop(worker);
+        // The thread owned the sender: its end is the channel's end.
+        assert_eq!(
+            changes.try_recv(),
+            Err(crossbeam_channel::TryRecvError::Disconnected)
+        );
+    }
+}

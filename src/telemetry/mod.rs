@@ -1,0 +1,15 @@
+//! What the daemon tells about itself: log lines, access lines, metrics, request ids.
+//!
+//! Nothing here makes a caller wait: lines go through a bounded queue to a thread of their own,
+//! and a metric is an atomic that its owner resolved once.
+
+pub mod access;
+pub mod histogram;
+pub mod log;
+pub mod metrics;
+pub mod request_id;
+
+mod format;
+mod journald;
+mod line;
+mod output;

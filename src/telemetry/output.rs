@@ -1,0 +1,126 @@
+//! Where log lines end: stderr, a file, or the journal.
+//!
+//! Owns the file's descriptor and its path. Writes may block; only the log's own thread comes here.
+//!
+//! Invariants:
+//!  1. A failed write loses nothing: the batch keeps what was not accepted, to the byte, so a disk
+//!     that was full for an hour leaves neither a torn line nor one twice.
+//!  2. After [`Output::reopen`] the old file is not written again; if reopening fails, it is kept.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::journald::{self, Journal};
+use crate::config::{self, LogFormat};
+
+#[derive(Debug)]
+pub(super) enum Output {
+    Stderr,
+    File { path: PathBuf, file: File },
+    Journal(Journal),
+}
+
+impl Output {
+    pub(super) fn open(settings: &config::Log) -> io::Result<Output> {
+        match (&settings.file, settings.format) {
+            (None, LogFormat::Journald) => {
+                Journal::open(Path::new(journald::SOCKET)).map(Output::Journal)
+            }
+            (Some(_), LogFormat::Journald) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "log.format = \"journald\" goes to the journal: take log.file out",
+            )),
+            (None, LogFormat::Text | LogFormat::Json) => Ok(Output::Stderr),
+            (Some(path), LogFormat::Text | LogFormat::Json) => Ok(Output::File {
+                file: open_file(path)?,
+                path: path.clone(),
+            }),
+        }
+    }
+
+    /// Opens the file anew, after `logrotate` has renamed the old one.
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
+        if let Output::File { path, file } = self {
+            *file = open_file(path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes as much of `batch` as is accepted; on an error the rest stays in it.
+    pub(super) fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
+        while !batch.is_empty() {
+            let result = match self {
+                Output::Stderr => io::stderr().lock().write(batch.rest()),
+                Output::File { file, .. } => file.write(batch.rest()),
+                Output::Journal(journal) => {
+                    let entry = batch.first();
+                    journal.send(entry).map(|()| entry.len())
+                }
+            };
+            match result {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => batch.accept(bytes),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Formatted lines that wait for their output.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    /// How many of `bytes` were accepted.
+    start: usize,
+    /// Where each line ends in `bytes`, for the output that takes lines one by one.
+    ends: VecDeque<usize>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
+    }
+
+    /// A line was appended to `bytes`.
+    pub(super) fn end_line(&mut self) {
+        self.ends.push_back(self.bytes.len());
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    fn first(&self) -> &[u8] {
+        let end = self.ends.front().copied().unwrap_or(self.bytes.len());
+        &self.bytes[self.start..end]
+    }
+
+    fn accept(&mut self, bytes: usize) {
+        self.start += bytes;
+        while self.ends.front().is_some_and(|end| *end <= self.start) {
+            self.ends.pop_front();
+        }
+        if self.is_empty() {
+            self.bytes.clear();
+            self.start = 0;
+        }
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    let opened = OpenOptions::new()
+        // Appending is what keeps lines whole when `logrotate` copies and truncates.
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path);
+    opened.map_err(|error| {
+        let message = format!("cannot open the log file {}: {error}", path.display());
+        io::Error::new(error.kind(), message)
+    })
+}

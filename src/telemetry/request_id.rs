@@ -1,0 +1,367 @@
+//! Names for requests: an id of our own, a client's checked one, and the trace they belong to.
+//!
+//! Owns a generator per reactor, seeded once by the kernel; an id costs no system call, no lock
+//! and no allocation. Ids are for finding things, not for guarding them: their randomness is good
+//! enough to be unique and not meant to be unpredictable.
+//!
+//! Invariants:
+//!  1. An id is 1 to `REQUEST_ID_MAX_BYTES` visible ASCII characters, so it can stand in a header
+//!     as it is. A client's may hold quotes: JSON escapes it like any other text.
+//!  2. A malformed `traceparent` is ignored and never repaired (W3C Trace Context, section 3.2).
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::core::Moment;
+use crate::limits::REQUEST_ID_MAX_BYTES;
+
+/// A request's id, in place: no allocation.
+#[derive(Clone, Copy)]
+pub struct RequestId {
+    length: u8,
+    bytes: [u8; REQUEST_ID_MAX_BYTES],
+}
+
+const _: () = assert!(REQUEST_ID_MAX_BYTES <= u8::MAX as usize);
+
+impl RequestId {
+    /// A client's id, if it may be used: visible ASCII, bounded. Otherwise one is made.
+    pub fn from_client(value: &[u8]) -> Option<RequestId> {
+        let visible = value.iter().all(u8::is_ascii_graphic);
+        let fits = (1..=REQUEST_ID_MAX_BYTES).contains(&value.len());
+        (visible && fits).then(|| RequestId::from_ascii(value))
+    }
+
+    pub fn as_str(&self) -> &str {
+        // Only ASCII is ever put in, by invariant 1.
+        std::str::from_utf8(&self.bytes[..self.length as usize]).unwrap_or_default()
+    }
+
+    /// `ascii` fits: both callers have checked or made it so.
+    fn from_ascii(ascii: &[u8]) -> RequestId {
+        let mut bytes = [0; REQUEST_ID_MAX_BYTES];
+        bytes[..ascii.len()].copy_from_slice(ascii);
+        RequestId {
+            length: ascii.len() as u8,
+            bytes,
+        }
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl PartialEq for RequestId {
+    fn eq(&self, other: &RequestId) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for RequestId {}
+
+/// Makes ids. One per thread that needs some.
+#[derive(Clone, Debug)]
+pub struct RequestIds {
+    /// State of the SplitMix64 sequence.
+    state: u64,
+    /// Added to every number: two threads' sequences differ even where their states meet.
+    stream: u64,
+    /// The wall clock's milliseconds at `Moment::ZERO`.
+    epoch_ms: u64,
+}
+
+impl RequestIds {
+    /// Seeds the generator and reads both clocks.
+    pub fn new() -> RequestIds {
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now_ms = u64::try_from(since_1970.as_millis()).unwrap_or(0);
+        // The kernel's source fails only where a sandbox forbids both getrandom(2) and
+        // /dev/urandom; then the time and a stack address keep generators apart.
+        let fallback =
+            since_1970.as_nanos() as u64 ^ (&raw const since_1970 as u64).rotate_left(32);
+        RequestIds::seeded(
+            getrandom::u64().unwrap_or(fallback),
+            getrandom::u64().unwrap_or(fallback.rotate_left(17)),
+            now_ms.saturating_sub(Moment::now().as_millis()),
+        )
+    }
+
+    /// The same seeds give the same ids. `epoch_ms`: the wall clock at `Moment::ZERO`.
+    pub fn seeded(state: u64, stream: u64, epoch_ms: u64) -> RequestIds {
+        RequestIds {
+            state,
+            stream,
+            epoch_ms,
+        }
+    }
+
+    /// A UUID of version 7 (RFC 9562, section 5.7): ids sort by the time of their making.
+    pub fn make(&mut self, now: Moment) -> RequestId {
+        let unix_ms = self.epoch_ms.saturating_add(now.as_millis()) & 0xffff_ffff_ffff;
+        let high = unix_ms << 16 | 0x7000 | self.random() & 0xfff;
+        let low = 0b10 << 62 | self.random() >> 2;
+        let mut digits = [0; 32];
+        hexadecimal(
+            &(u128::from(high) << 64 | u128::from(low)).to_be_bytes(),
+            &mut digits,
+        );
+        let mut text = [b'-'; 36];
+        for (from, to) in [
+            (0..8, 0),
+            (8..12, 9),
+            (12..16, 14),
+            (16..20, 19),
+            (20..32, 24),
+        ] {
+            text[to..to + from.len()].copy_from_slice(&digits[from]);
+        }
+        RequestId::from_ascii(&text)
+    }
+
+    /// A client's id if it is fit, else one of our own.
+    pub fn accept_or_make(&mut self, header: Option<&[u8]>, now: Moment) -> RequestId {
+        let accepted = header.and_then(RequestId::from_client);
+        accepted.unwrap_or_else(|| self.make(now))
+    }
+
+    /// Our span of a client's trace, or the first span of a trace of our own.
+    pub fn continue_trace(&mut self, traceparent: Option<&[u8]>) -> TraceContext {
+        let span_id = self.nonzero().to_be_bytes();
+        let parent = traceparent.and_then(TraceContext::parse);
+        parent.map_or_else(
+            || {
+                let trace_id = u128::from(self.nonzero()) << 64 | u128::from(self.random());
+                TraceContext {
+                    trace_id: trace_id.to_be_bytes(),
+                    span_id,
+                    // Random trace ids (level 2's flag) are not claimed: the generator is plain.
+                    flags: 0,
+                }
+            },
+            |parent| TraceContext { span_id, ..parent },
+        )
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014): one addition and a mix, full period.
+    fn random(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state ^ self.stream;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// Ids of traces and spans that are all zeros are invalid.
+    fn nonzero(&mut self) -> u64 {
+        self.random().max(1)
+    }
+}
+
+impl Default for RequestIds {
+    fn default() -> RequestIds {
+        RequestIds::new()
+    }
+}
+
+/// Where a request stands in a distributed trace: the `traceparent` header (W3C Trace Context).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    pub trace_id: [u8; 16],
+    /// The caller's span when parsed; ours once continued.
+    pub span_id: [u8; 8],
+    pub flags: u8,
+}
+
+impl TraceContext {
+    /// Bit 0: the caller records this trace.
+    const SAMPLED: u8 = 1;
+
+    /// Bytes of version 00, `00-<32>-<16>-<2>`.
+    const LENGTH: usize = 55;
+
+    pub fn parse(header: &[u8]) -> Option<TraceContext> {
+        let (head, rest) = header.split_at_checked(TraceContext::LENGTH)?;
+        let [version] = bytes(&head[0..2])?;
+        let dashes = [2, 35, 52].iter().all(|at| head[*at] == b'-');
+        // A later version may go on after a dash; version 00 may not, and ff is no version.
+        let end = match version {
+            0 => rest.is_empty(),
+            0xff => false,
+            _ => rest.is_empty() || rest[0] == b'-',
+        };
+        let context = TraceContext {
+            trace_id: bytes(&head[3..35])?,
+            span_id: bytes(&head[36..52])?,
+            flags: bytes::<1>(&head[53..55])?[0],
+        };
+        let valid = context.trace_id != [0; 16] && context.span_id != [0; 8];
+        (dashes && end && valid).then_some(context)
+    }
+
+    pub const fn is_sampled(&self) -> bool {
+        self.flags & TraceContext::SAMPLED != 0
+    }
+
+    /// The header for a request of ours, or for the answer; of the flags only what we understand.
+    pub fn header(&self) -> [u8; 55] {
+        let mut header = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        hexadecimal(&self.trace_id, &mut header[3..35]);
+        hexadecimal(&self.span_id, &mut header[36..52]);
+        hexadecimal(&[self.flags & TraceContext::SAMPLED], &mut header[53..55]);
+        header
+    }
+
+    /// 32 hexadecimal digits, for the log.
+    pub fn trace_id_digits(&self) -> [u8; 32] {
+        let mut digits = [0; 32];
+        hexadecimal(&self.trace_id, &mut digits);
+        digits
+    }
+}
+
+/// Writes two lower-case digits for each of `bytes`; `digits` is twice as long.
+fn hexadecimal(bytes: &[u8], digits: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (byte, pair) in bytes.iter().zip(digits.as_chunks_mut::<2>().0) {
+        *pair = [
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 15)],
+        ];
+    }
+}
+
+/// Reads `N` bytes from `2 N` lower-case digits; upper case is invalid in `traceparent`.
+fn bytes<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; N];
+    for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn ids_are_uuids_that_sort_by_time_and_do_not_repeat() {
+        let mut ids = RequestIds::seeded(1, 2, 1_700_000_000_000);
+        let mut seen = HashSet::new();
+        let mut previous = String::new();
+        for millisecond in 0..5_000 {
+            let id = ids.make(Moment::from_micros(millisecond * 1_000));
+            let text = id.as_str();
+            assert_eq!(text.len(), 36);
+            assert_eq!(text.as_bytes()[14], b'7');
+            assert!(matches!(text.as_bytes()[19], b'8' | b'9' | b'a' | b'b'));
+            assert!(previous.as_str() < text, "{previous} {text}");
+            assert!(RequestId::from_client(text.as_bytes()) == Some(id));
+            previous = text.to_owned();
+            assert!(seen.insert(previous.clone()));
+        }
+        assert!(previous.starts_with("018bcfe5-7b87-7"), "{previous}");
+    }
+
+    #[test]
+    fn generators_of_two_threads_differ() {
+        let now = Moment::from_micros(1);
+        assert_ne!(RequestIds::new().make(now), RequestIds::new().make(now));
+        // Even where a state is met again.
+        let mut one = RequestIds::seeded(5, 1, 0);
+        let mut two = RequestIds::seeded(5, 2, 0);
+        assert_ne!(one.make(now), two.make(now));
+    }
+
+    #[test]
+    fn a_clients_id_is_taken_only_if_it_is_short_and_visible() {
+        let mut ids = RequestIds::seeded(1, 2, 0);
+        let longest = [b'x'; REQUEST_ID_MAX_BYTES];
+        for good in [b"a".as_slice(), b"req-42_\"{}", &longest] {
+            let id = ids.accept_or_make(Some(good), Moment::ZERO);
+            assert_eq!(id.as_str().as_bytes(), good);
+        }
+        let too_long = [b'x'; REQUEST_ID_MAX_BYTES + 1];
+        for bad in [
+            b"".as_slice(),
+            b"a b",
+            b"a\nb",
+            b"\x7f",
+            "快".as_bytes(),
+            b"\0",
+            &too_long,
+        ] {
+            let id = ids.accept_or_make(Some(bad), Moment::ZERO);
+            assert_eq!(id.as_str().len(), 36, "{bad:?}");
+        }
+        assert_eq!(ids.accept_or_make(None, Moment::ZERO).as_str().len(), 36);
+    }
+
+    #[test]
+    fn a_trace_is_continued_with_a_span_of_our_own() {
+        let mut ids = RequestIds::seeded(1, 2, 0);
+        let parent = TraceContext::parse(PARENT).unwrap();
+        assert!(parent.is_sampled());
+        assert_eq!(parent.header(), PARENT);
+        assert_eq!(
+            &parent.trace_id_digits(),
+            b"4bf92f3577b34da6a3ce929d0e0e4736"
+        );
+        let child = ids.continue_trace(Some(PARENT));
+        assert_eq!(child.trace_id, parent.trace_id);
+        assert_ne!(child.span_id, parent.span_id);
+        assert!(child.is_sampled());
+        assert_eq!(TraceContext::parse(&child.header()), Some(child));
+
+        let own = ids.continue_trace(Some(b"nonsense"));
+        assert_ne!(own.trace_id, parent.trace_id);
+        assert!(!own.is_sampled());
+        assert_eq!(TraceContext::parse(&own.header()), Some(own));
+    }
+
+    #[test]
+    fn a_malformed_traceparent_is_no_traceparent() {
+        for at in 0..PARENT.len() {
+            let mut broken = PARENT.to_vec();
+            broken[at] = b'G';
+            assert_eq!(TraceContext::parse(&broken), None, "byte {at}");
+            assert_eq!(TraceContext::parse(&PARENT[..at]), None, "{at} bytes");
+        }
+        let upper = PARENT.to_ascii_uppercase();
+        let extended = [PARENT, b"-more"].concat();
+        for bad in [
+            upper.as_slice(),
+            &extended,
+            b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01x",
+        ] {
+            assert_eq!(TraceContext::parse(bad), None);
+        }
+        let later = b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-09-more";
+        let context = TraceContext::parse(later).unwrap();
+        assert!(
+            context.header().ends_with(b"-01"),
+            "unknown flags are not passed on"
+        );
+    }
+}
