@@ -17,3 +17,5 @@ pub mod config;
 pub mod os;
 pub mod store;
 pub mod telemetry;
+
+pub mod service;

@@ -1,0 +1,133 @@
+//! Whose request this is.
+//!
+//! Owns the way from header fields to a key's record. Must never put a presented key into a message
+//! or a log line: what a stranger sends by mistake is often somebody's valid secret.
+
+use std::sync::Arc;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::http::Request;
+use crate::store::{KeyRecord, KeyRing, Scopes, Standing};
+
+use super::rate_limit::Account;
+
+/// The holder of a valid key.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub record: Arc<KeyRecord>,
+    pub account: Arc<Account>,
+}
+
+/// The record of the valid key that a request presents.
+pub fn authenticate<'r>(
+    request: &Request<'_>,
+    keys: &'r KeyRing,
+    wall_clock: fn() -> u64,
+) -> Result<&'r Arc<KeyRecord>, ApiError> {
+    let presented = credentials(request)?;
+    let Some(record) = keys.find(presented) else {
+        let message = "the key is not known; make one with `autoglmd key create`";
+        return Err(ApiError::new(ErrorCode::InvalidKey, message));
+    };
+    // Most keys never expire, so most requests ask no clock.
+    let now = record.expires_at.map_or(0, |_| wall_clock());
+    match record.standing(now) {
+        Standing::Valid => Ok(record),
+        Standing::Revoked => {
+            let message = "the key was revoked; make one with `autoglmd key create`";
+            Err(ApiError::new(ErrorCode::InvalidKey, message))
+        }
+        Standing::Expired => {
+            let message = "the key's time is over; make a new one with `autoglmd key rotate`";
+            Err(ApiError::new(ErrorCode::ExpiredKey, message))
+        }
+    }
+}
+
+/// Refuses a key that lacks a scope.
+pub fn require(record: &KeyRecord, scope: Scopes) -> Result<(), ApiError> {
+    if record.scopes.contains(scope) {
+        return Ok(());
+    }
+    let held = record.scopes;
+    let message = format!("this needs the scope `{scope}`; the key has `{held}`");
+    Err(ApiError::new(ErrorCode::InsufficientScope, message))
+}
+
+/// The key in `Authorization: Bearer KEY` (RFC 6750, section 2.1; schemes are compared without
+/// case), else in `x-api-key`.
+fn credentials<'a>(request: &Request<'a>) -> Result<&'a str, ApiError> {
+    let missing = |message: &str| ApiError::new(ErrorCode::MissingCredentials, message);
+    let key = match request.header("authorization") {
+        Some(value) => match value.trim().split_once([' ', '\t']) {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Some(key.trim()),
+            _ => request.header("x-api-key").map(str::trim),
+        },
+        None => request.header("x-api-key").map(str::trim),
+    };
+    match key {
+        Some(key) if !key.is_empty() => Ok(key),
+        _ if request.header("authorization").is_some() => {
+            Err(missing("`Authorization` must read `Bearer KEY`"))
+        }
+        _ => Err(missing("no key was sent; send `Authorization: Bearer KEY`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Method, Version};
+
+    fn key_of(fields: &[(&str, &str)]) -> Result<String, ErrorCode> {
+        let headers: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| httparse::Header {
+                name,
+                value: value.as_bytes(),
+            })
+            .collect();
+        let request = Request {
+            method: Method::Get,
+            path: "/",
+            query: None,
+            version: Version::Http11,
+            headers: &headers,
+        };
+        credentials(&request)
+            .map(str::to_owned)
+            .map_err(|error| error.code)
+    }
+
+    #[test]
+    fn a_key_is_found_in_either_field() {
+        for fields in [
+            [("Authorization", "Bearer agk_1")],
+            [("authorization", "bearer   agk_1 ")],
+            [("AUTHORIZATION", "BEARER\tagk_1")],
+            [("X-Api-Key", "agk_1")],
+        ] {
+            assert_eq!(key_of(&fields).as_deref(), Ok("agk_1"), "{fields:?}");
+        }
+        let both = [("authorization", "Bearer agk_1"), ("x-api-key", "agk_2")];
+        assert_eq!(key_of(&both).as_deref(), Ok("agk_1"));
+        let proxy = [("authorization", "Basic dTpw"), ("x-api-key", "agk_2")];
+        assert_eq!(key_of(&proxy).as_deref(), Ok("agk_2"));
+    }
+
+    #[test]
+    fn what_is_no_key_is_missing_credentials() {
+        for fields in [
+            &[][..],
+            &[("authorization", "")],
+            &[("authorization", "Bearer")],
+            &[("authorization", "Bearer ")],
+            &[("authorization", "agk_1")],
+            &[("authorization", "Basic dTpw")],
+            &[("x-api-key", " ")],
+        ] {
+            let expected = Err(ErrorCode::MissingCredentials);
+            assert_eq!(key_of(fields), expected, "{fields:?}");
+        }
+    }
+}

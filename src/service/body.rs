@@ -1,0 +1,310 @@
+//! JSON bodies, read strictly and without recursion.
+//!
+//! Owns the way from a hostile body to the members of an object. The body is scanned once, which
+//! finds every error of syntax with its line and column, and each member's value stays the text it
+//! was; [`super::validate`] then reads each as the type its name asks for. An object within a value
+//! goes the same way. Must never recurse: a thousand brackets cost a thousand bytes of scratch in
+//! the scan and no stack, so a nested body is merely a wrong one.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::limits;
+
+/// One member of an object; its value is still text.
+#[derive(Debug)]
+pub struct Member<'a> {
+    pub name: Cow<'a, str>,
+    pub value: Value<'a>,
+}
+
+/// The text of a JSON value, without white space around it, known to be well-formed but for
+/// escapes in strings that stand for no character.
+#[derive(Clone, Copy, Debug)]
+pub struct Value<'a>(&'a str);
+
+/// What kind of value a text is; shows itself with its article, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    String,
+    Number,
+    Boolean,
+    Null,
+    List,
+    Object,
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::String => "a string",
+            Kind::Number => "a number",
+            Kind::Boolean => "a boolean",
+            Kind::Null => "null",
+            Kind::List => "a list",
+            Kind::Object => "an object",
+        }
+    }
+}
+
+impl<'a> Value<'a> {
+    pub fn kind(self) -> Kind {
+        match self.0.as_bytes().first() {
+            Some(b'"') => Kind::String,
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::List,
+            Some(b't' | b'f') => Kind::Boolean,
+            Some(b'n') => Kind::Null,
+            _ => Kind::Number,
+        }
+    }
+
+    pub const fn text(self) -> &'a str {
+        self.0
+    }
+
+    /// Reads the value as a scalar type. `None` where it is none of that type.
+    pub fn read<T: Deserialize<'a>>(self) -> Option<T> {
+        serde_json::from_str(self.0).ok()
+    }
+
+    /// Reads the value as a string, which is the client's own text where it has no escapes.
+    pub fn read_text(self) -> Option<Cow<'a, str>> {
+        self.read().map(|Name(text)| text)
+    }
+
+    /// The values of a list, at most `bound` of them.
+    pub fn list(self, bound: usize) -> Result<Vec<Value<'a>>, ListError> {
+        if self.kind() != Kind::List {
+            return Err(ListError::OtherKind);
+        }
+        let items: Vec<&RawValue> = self.read().ok_or(ListError::OtherKind)?;
+        if items.len() > bound {
+            return Err(ListError::TooLong);
+        }
+        Ok(items.into_iter().map(|item| Value(item.get())).collect())
+    }
+
+    /// The members of an object, in their order. `None` where it is no object, has a member twice
+    /// or more members than any object here can need.
+    pub fn members(self) -> Option<Vec<Member<'a>>> {
+        let Members(members) = serde_json::from_str(self.0).ok()?;
+        duplicate(&members).is_none().then_some(members)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListError {
+    OtherKind,
+    TooLong,
+}
+
+/// The members of the object that a body is.
+pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
+    let text = std::str::from_utf8(body).map_err(|error| {
+        let place = error.valid_up_to();
+        invalid_json(format!("the body is not UTF-8 from byte {place} on"))
+    })?;
+    let first = text.trim_ascii_start().bytes().next();
+    let Members(members) = serde_json::from_str(text).map_err(|error| {
+        if error.is_data() {
+            shape_error(first)
+        } else if first.is_none() {
+            invalid_json("the body is empty; send one JSON object".to_owned())
+        } else {
+            invalid_json(format!("the body is not JSON: {error}"))
+        }
+    })?;
+    match duplicate(&members) {
+        Some(name) => {
+            let message = format!("`{}` is given twice", excerpt(name));
+            Err(ApiError::new(ErrorCode::InvalidParameter, message).with_param(excerpt(name)))
+        }
+        None => Ok(members),
+    }
+}
+
+/// The body is JSON, but not an object of a sane size.
+fn shape_error(first: Option<u8>) -> ApiError {
+    let message = if first == Some(b'{') {
+        format!(
+            "the body has more than {} members",
+            limits::JSON_MEMBERS_MAX
+        )
+    } else {
+        "the body must be a JSON object, such as {\"prompt\": \"...\"}".to_owned()
+    };
+    ApiError::new(ErrorCode::InvalidRequest, message)
+}
+
+fn invalid_json(message: String) -> ApiError {
+    ApiError::new(ErrorCode::InvalidJson, message)
+}
+
+/// What a client sent, cut to a length that a message and a log line can bear.
+pub fn excerpt(text: &str) -> String {
+    let start = beginning(text, limits::EXCERPT_BYTES_MAX);
+    if start.len() == text.len() {
+        return text.to_owned();
+    }
+    format!("{start}...")
+}
+
+/// As many whole characters from the start as fit into `bytes`.
+pub fn beginning(text: &str, bytes: usize) -> &str {
+    let mut end = text.len().min(bytes);
+    // Position 0 is a boundary, and no character is longer than four bytes.
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The first name that stands twice. Quadratic, in at most `JSON_MEMBERS_MAX` members.
+fn duplicate<'m>(members: &'m [Member<'_>]) -> Option<&'m str> {
+    members.iter().enumerate().find_map(|(index, member)| {
+        members[..index]
+            .iter()
+            .any(|earlier| earlier.name == member.name)
+            .then_some(&*member.name)
+    })
+}
+
+/// Deserializes from an object whose members it keeps as text.
+struct Members<'a>(Vec<Member<'a>>);
+
+/// A string that borrows from the input where it has no escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Members<'a>, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+        let mut members = Vec::with_capacity(limits::JSON_MEMBERS_USUAL);
+        while let Some(Name(name)) = map.next_key()? {
+            if members.len() == limits::JSON_MEMBERS_MAX {
+                return Err(A::Error::custom("too many members"));
+            }
+            let value: &RawValue = map.next_value()?;
+            let value = Value(value.get());
+            members.push(Member { name, value });
+        }
+        Ok(Members(members))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(body: &[u8]) -> ApiError {
+        members(body).unwrap_err()
+    }
+
+    #[test]
+    fn members_keep_their_order_and_their_text() {
+        let body = br#" {"a" : "x\ny", "b\u0041": [1, {"c": null}], "d":-1.5e3} "#;
+        let found = members(body).unwrap();
+        let found: Vec<_> = found.iter().map(|m| (&*m.name, m.value.text())).collect();
+        assert_eq!(
+            found,
+            [
+                ("a", r#""x\ny""#),
+                ("bA", r#"[1, {"c": null}]"#),
+                ("d", "-1.5e3")
+            ]
+        );
+    }
+
+    #[test]
+    fn errors_of_syntax_tell_line_and_column() {
+        for (body, place) in [
+            ("{\"a\": 1,\n \"b\": }", "line 2 column 7"),
+            ("{\"a\": 1", "line 1 column 7"),
+            ("{\"a\": 1} x", "line 1 column 10"),
+            ("{a: 1}", "line 1 column 2"),
+            ("{\"a\": \"\n\"}", "line 1 column 7"),
+            ("{\"a\": 01}", "line 1 column 8"),
+            ("{\"a\": 'x'}", "line 1 column 7"),
+            ("{\"a\": NaN}", "line 1 column 7"),
+            ("{\"a\": 1,}", "line 1 column 9"),
+        ] {
+            let error = error(body.as_bytes());
+            assert_eq!(error.code, ErrorCode::InvalidJson, "{body}");
+            assert!(error.message.contains(place), "{body}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_with_the_way_out() {
+        for body in ["[]", "1", "\"x\"", "null", " true "] {
+            let error = error(body.as_bytes());
+            assert_eq!(error.code, ErrorCode::InvalidRequest, "{body}");
+            assert!(error.message.contains("must be a JSON object"), "{body}");
+        }
+        for body in [&b""[..], b"  \n", b"\xff", b"{\"a\": \"\xc3\x28\"}"] {
+            assert_eq!(error(body).code, ErrorCode::InvalidJson);
+        }
+    }
+
+    #[test]
+    fn a_member_given_twice_is_named_however_it_is_written() {
+        let error = error(br#"{"seed": 1, "x": 2, "s\u0065ed": 3}"#);
+        assert_eq!(error.code, ErrorCode::InvalidParameter);
+        assert_eq!(error.param.as_deref(), Some("seed"));
+    }
+
+    #[test]
+    fn too_many_members_are_refused() {
+        let body = |count: usize| {
+            let members: Vec<_> = (0..count).map(|n| format!("\"m{n}\":{n}")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        let most = limits::JSON_MEMBERS_MAX;
+        assert_eq!(members(body(most).as_bytes()).unwrap().len(), most);
+        assert_eq!(
+            error(body(most + 1).as_bytes()).code,
+            ErrorCode::InvalidRequest
+        );
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let depth = 32 * 1024;
+        let deep = format!("{{\"x\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
+        let found = members(deep.as_bytes()).unwrap();
+        assert_eq!(found[0].value.list(8).unwrap()[0].kind(), Kind::List);
+        // Half of it, as an attacker would rather send it.
+        let open = "[".repeat(2 * depth);
+        assert_eq!(error(open.as_bytes()).code, ErrorCode::InvalidRequest);
+        let open = format!("{{\"x\": {open}");
+        assert_eq!(error(open.as_bytes()).code, ErrorCode::InvalidJson);
+    }
+
+    #[test]
+    fn excerpts_end_at_a_character() {
+        let long = "é".repeat(limits::EXCERPT_BYTES_MAX);
+        let short = excerpt(&long);
+        assert!(short.len() <= limits::EXCERPT_BYTES_MAX + 3);
+        assert!(short.ends_with("é..."));
+        assert_eq!(excerpt("short"), "short");
+    }
+}

@@ -1,0 +1,147 @@
+//! What is known of one request, from its head to its access line.
+//!
+//! A [`Call`] is made from the head, travels through [`Admitted`], [`Refusal`] or an exchange, and
+//! ends in [`super::ledger::Ledger::close`]. It owns what it keeps, because the bytes of the head
+//! are gone by then.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use crate::core::Moment;
+use crate::error::ApiError;
+use crate::http::Method;
+use crate::offload::Permit;
+use crate::telemetry::request_id::{RequestId, TraceContext};
+
+use super::auth::Caller;
+use super::rate_limit::Level;
+use super::router::{Route, Row};
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub address: PeerAddress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    Ip(IpAddr),
+    Unix,
+}
+
+impl PeerAddress {
+    pub const fn ip(self) -> Option<IpAddr> {
+        match self {
+            PeerAddress::Ip(address) => Some(address),
+            PeerAddress::Unix => None,
+        }
+    }
+
+    /// Whether the peer is on this machine.
+    pub fn is_local(self) -> bool {
+        self.ip().is_none_or(|ip| ip.to_canonical().is_loopback())
+    }
+}
+
+/// A request, as far as its answer and its records need to know it.
+#[derive(Debug)]
+pub struct Call {
+    pub request_id: RequestId,
+    pub method: Method,
+    pub path: Cow<'static, str>,
+    /// `None`: nothing is served at the path.
+    pub row: Option<&'static Row>,
+    pub started: Moment,
+    pub peer: PeerAddress,
+    pub user_agent: Option<Box<str>>,
+    pub trace: Option<TraceContext>,
+    /// Who it is, once that is known.
+    pub caller: Option<Caller>,
+    /// The key's buckets after this request, for the `x-ratelimit-*` fields.
+    pub requests: Option<Level>,
+    pub tokens: Option<Level>,
+}
+
+impl Call {
+    /// Of a request whose head could not be read.
+    pub fn unread(request_id: RequestId, peer: PeerAddress, now: Moment) -> Call {
+        Call {
+            request_id,
+            method: Method::Other,
+            path: Cow::Borrowed(""),
+            row: None,
+            started: now,
+            peer,
+            user_agent: None,
+            trace: None,
+            caller: None,
+            requests: None,
+            tokens: None,
+        }
+    }
+
+    pub fn route(&self) -> Route {
+        match self.row {
+            Some(row) => row.route,
+            None if self.path.is_empty() => Route::Unread,
+            None => Route::Unknown,
+        }
+    }
+}
+
+/// A request whose head was found good; its body may be read.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Bytes of body that this route takes at most; 0 where it takes none.
+    pub body_limit: usize,
+    pub(super) call: Call,
+    /// The place that the request takes among those its key may have running.
+    pub(super) permit: Option<Permit>,
+}
+
+impl Admitted {
+    /// The body went wrong: the refusal keeps the request's id, route and start.
+    pub fn refuse(self, error: ApiError) -> Refusal {
+        Refusal::of(self.call, error)
+    }
+}
+
+/// A request that gets an error for an answer, with what is known of it.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Boxed, so that the way of the admitted does not carry an error's room.
+    error: Box<ApiError>,
+    known: Known,
+}
+
+/// What is known of a refused request.
+#[derive(Debug)]
+pub(super) enum Known {
+    /// Its head could not be read.
+    Peer(PeerAddress),
+    Call(Box<Call>),
+}
+
+impl Refusal {
+    /// Of a request whose head could not be read: at least its sender is known.
+    pub fn of_peer(error: ApiError, peer: &Peer) -> Refusal {
+        Refusal::with(error, Known::Peer(peer.address))
+    }
+
+    pub(super) fn of(call: Call, error: ApiError) -> Refusal {
+        Refusal::with(error, Known::Call(Box::new(call)))
+    }
+
+    fn with(error: ApiError, known: Known) -> Refusal {
+        let error = Box::new(error);
+        Refusal { error, known }
+    }
+
+    pub fn error(&self) -> &ApiError {
+        &self.error
+    }
+
+    pub(super) fn into_parts(self) -> (ApiError, Known) {
+        (*self.error, self.known)
+    }
+}

@@ -1,0 +1,211 @@
+//! `POST /api/v1/generate`: from a complete request to a job that runs.
+//!
+//! Whatever can be wrong with a request is found here, before the engine hears of it: the body, the
+//! model, the key's tokens a minute. The job's events are [`super::exchange`]'s business.
+
+use std::sync::Arc;
+
+use crate::core::Moment;
+use crate::engine::{Job, Prompt, Refused};
+use crate::error::{ApiError, ErrorCode};
+use crate::http::negotiate::{MediaType, choose};
+use crate::http::{Reply, Request};
+use crate::limits;
+use crate::offload::{JobKey, Permit, Ticket};
+
+use super::body::excerpt;
+use super::call::{Admitted, Call};
+use super::exchange::{Delivery, Exchange, Reserved, Stream, Work};
+use super::selection::Selection;
+use super::validate::GenerateRequest;
+use super::{Service, milliseconds_up};
+
+impl Service {
+    /// Turns a complete request into a job, or answers why not.
+    pub(super) fn generate(
+        &mut self,
+        admitted: Admitted,
+        request: &Request<'_>,
+        body: &[u8],
+        key: JobKey,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Option<Box<Exchange>> {
+        let Admitted {
+            mut call, permit, ..
+        } = admitted;
+        match self.submit(&mut call, permit, request, body, key, now) {
+            Ok(work) => Some(Box::new(Exchange { call, work })),
+            Err(error) => {
+                self.fail(&call, &error, None, now, reply);
+                None
+            }
+        }
+    }
+
+    fn submit(
+        &mut self,
+        call: &mut Call,
+        permit: Option<Permit>,
+        request: &Request<'_>,
+        body: &[u8],
+        key: JobKey,
+        now: Moment,
+    ) -> Result<Work, ApiError> {
+        if self.is_draining {
+            return Err(refusal(Refused::Draining));
+        }
+        let asked = GenerateRequest::parse(body, &self.parts.config.limits)?;
+        let selection = Selection::parse(request.query_value("fields"))?;
+        self.check_model(asked.model.as_deref())?;
+        let language = asked.language.map(|language| language.name);
+        let delivery = if wants_stream(&asked, request) {
+            Delivery::Stream(Box::new(Stream::new(language, now)))
+        } else {
+            Delivery::Whole
+        };
+        let credit = match &delivery {
+            Delivery::Whole => 0,
+            Delivery::Stream(_) => limits::TOKEN_CREDIT,
+        };
+        let reserved = self.reserve(call, &asked, now)?;
+        let ticket = Arc::new(match permit {
+            Some(permit) => Ticket::with_permit(credit, permit),
+            None => Ticket::new(credit),
+        });
+        let deadline = call.started + asked.timeout;
+        let tenant = call
+            .caller
+            .as_ref()
+            .map_or(0, |caller| caller.account.tenant);
+        let job = Job {
+            key,
+            tenant,
+            prompt: Prompt::Code {
+                language,
+                prompt: asked.prompt,
+                context: asked.context,
+            },
+            sampling: asked.sampling,
+            max_tokens: asked.max_tokens,
+            stop: asked.stop,
+            deadline,
+            submitted: now,
+            ticket: Arc::clone(&ticket),
+        };
+        if let Err(refused) = self.parts.engine.submit(job) {
+            if let Some(reserved) = &reserved {
+                reserved.settle(call, 0, now);
+            }
+            return Err(refusal(refused));
+        }
+        Ok(Work {
+            ticket,
+            delivery,
+            text: String::new(),
+            language,
+            selection,
+            reserved,
+            submitted: now,
+            deadline: deadline + limits::ENGINE_GRACE,
+            time_to_first_token: None,
+        })
+    }
+
+    /// Refuses a model that is not the loaded one.
+    fn check_model(&mut self, name: Option<&str>) -> Result<(), ApiError> {
+        // While it is not known yet, the engine itself refuses the job.
+        let Some(model) = self.model() else {
+            return Ok(());
+        };
+        match name {
+            None | Some(limits::MODEL_ALIAS) => Ok(()),
+            Some(name) if name == model.id => Ok(()),
+            Some(name) => {
+                let (name, id) = (excerpt(name), &model.id);
+                let message = format!("the model `{name}` is not loaded; `{id}` is");
+                Err(ApiError::new(ErrorCode::ModelNotFound, message).with_param("model"))
+            }
+        }
+    }
+
+    /// Takes what the answer may cost out of the key's tokens a minute.
+    fn reserve(
+        &self,
+        call: &mut Call,
+        asked: &GenerateRequest,
+        now: Moment,
+    ) -> Result<Option<Reserved>, ApiError> {
+        let Some(caller) = &call.caller else {
+            return Ok(None);
+        };
+        let rate = self.token_rate(&caller.record);
+        if !rate.is_bounded() {
+            return Ok(None);
+        }
+        let files = asked.context.iter().map(|file| file.text.len());
+        let bytes = asked.prompt.len() + files.sum::<usize>();
+        let prompt_tokens = (bytes / limits::ESTIMATED_BYTES_PER_TOKEN) as u32;
+        let tokens = prompt_tokens.saturating_add(asked.max_tokens);
+        match caller.account.tokens.take(rate, tokens, now) {
+            Ok(level) => {
+                call.tokens = Some(level);
+                Ok(Some(Reserved { rate, tokens }))
+            }
+            Err(exceeded) => {
+                call.tokens = Some(exceeded.level);
+                let message = format!(
+                    "this may cost {tokens} tokens, and of {} a minute {} are left; \
+                     wait, or lower `max_tokens`",
+                    rate.per_minute, exceeded.level.remaining
+                );
+                Err(ApiError::new(ErrorCode::TokenBudgetExceeded, message)
+                    .with_retry_after_ms(milliseconds_up(exceeded.retry_after)))
+            }
+        }
+    }
+}
+
+/// What the media types are offered in: a client that takes anything gets one JSON object.
+pub const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream];
+
+/// The body's `stream` decides; where it says nothing, `Accept` does. Clients of the OpenAI API
+/// say `stream: true` beside `Accept: application/json`, so the two cannot be made to agree.
+fn wants_stream(asked: &GenerateRequest, request: &Request<'_>) -> bool {
+    asked
+        .stream
+        .unwrap_or_else(|| choose(request, OFFERS) == Some(MediaType::EventStream))
+}
+
+/// The engine's refusal in the catalogue's words.
+fn refusal(refused: Refused) -> ApiError {
+    let error = |code, message: &str| ApiError::new(code, message);
+    match refused {
+        Refused::QueueFull { retry_after } => {
+            let message = "the engine's queue is full; wait for `Retry-After`";
+            error(ErrorCode::QueueFull, message).with_retry_after_ms(milliseconds_up(retry_after))
+        }
+        Refused::DeadlineUnmeetable { estimated } => {
+            let estimated_ms = milliseconds_up(estimated);
+            let message = format!(
+                "the answer cannot begin within `timeout`: by the engine's measured speed it \
+                 would take {estimated_ms} ms"
+            );
+            error(ErrorCode::DeadlineUnmeetable, &message).with_retry_after_ms(estimated_ms)
+        }
+        Refused::Loading => {
+            let message = "the model is being loaded; `/readyz` tells when it is there";
+            error(ErrorCode::ModelLoading, message)
+                .with_retry_after_ms(limits::LOADING_RETRY_AFTER_MS)
+        }
+        Refused::Unavailable(why) => {
+            let message = format!("the engine is not available: {why}");
+            error(ErrorCode::EngineFailed, &message)
+                .with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS)
+        }
+        Refused::Draining => {
+            let message = "the daemon is about to stop; send the request elsewhere";
+            error(ErrorCode::Draining, message).with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS)
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The routes that are answered on the spot, however busy the engine is.
+//!
+//! Nothing here waits for anything: the engine is asked for numbers that it keeps ready.
+
+use serde::Serialize;
+
+use crate::core::Moment;
+use crate::engine::State;
+use crate::engine::prompt::LANGUAGES;
+use crate::http::Reply;
+use crate::limits;
+use crate::telemetry::metrics;
+
+use super::Service;
+use super::call::Call;
+use super::ledger::Outcome;
+use super::page::{JSON, PLAIN_TEXT, write_json};
+use super::router::{ROUTES, Verbs};
+
+impl Service {
+    /// 200 for as long as this line is reached: the loop turns.
+    pub(super) fn live(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        self.page.begin(call);
+        self.page.body.extend_from_slice(b"ok\n");
+        self.send(call, 200, Some(PLAIN_TEXT), now, reply);
+    }
+
+    /// Whether a generation would be taken.
+    pub(super) fn ready(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        let state = self.parts.engine.state();
+        let readiness = match &state {
+            _ if self.is_draining => Readiness::of("draining"),
+            State::Ready => Readiness::of("ready"),
+            State::Loading { percent } => Readiness {
+                percent: Some(*percent),
+                ..Readiness::of("loading")
+            },
+            State::Failed(message) => Readiness {
+                message: Some(message),
+                ..Readiness::of("failed")
+            },
+        };
+        let is_ready = readiness.state == "ready";
+        self.page.begin(call);
+        self.page.fields.push("cache-control", "no-store");
+        if !is_ready {
+            let seconds = limits::LOADING_RETRY_AFTER_MS.div_ceil(1_000);
+            self.page.fields.push_number("retry-after", seconds);
+        }
+        write_json(&mut self.page.body, &readiness);
+        let status = if is_ready { 200 } else { 503 };
+        self.send(call, status, Some(JSON), now, reply);
+    }
+
+    /// The numbers, in the text format of OpenMetrics.
+    pub(super) fn show_metrics(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        let numbers = self.ledger.metrics();
+        numbers.update_engine(&self.parts.engine.gauges());
+        let mut text = String::new();
+        numbers.encode(&mut text);
+        self.page.begin(call);
+        self.page.body.extend_from_slice(text.as_bytes());
+        self.send(call, 200, Some(metrics::CONTENT_TYPE), now, reply);
+    }
+
+    /// The model, in the OpenAI API's form and with what else is known of it.
+    pub(super) fn models(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        let model = self.model().cloned();
+        let data = model.iter().map(|model| ModelObject {
+            id: &model.id,
+            object: "model",
+            created: model.created,
+            owned_by: "autoglmd",
+            engine: model.engine,
+            description: &model.description,
+            context_length: model.context_length,
+        });
+        let data = data.collect();
+        self.page.begin(call);
+        write_json(
+            &mut self.page.body,
+            &List {
+                object: "list",
+                data,
+            },
+        );
+        self.send(call, 200, Some(JSON), now, reply);
+    }
+
+    pub(super) fn languages(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        let data = LANGUAGES.iter().map(|language| LanguageObject {
+            name: language.name,
+            title: language.title,
+            aliases: language.aliases,
+            extension: language.extension,
+        });
+        let data = data.collect();
+        self.page.begin(call);
+        write_json(
+            &mut self.page.body,
+            &List {
+                object: "list",
+                data,
+            },
+        );
+        self.send(call, 200, Some(JSON), now, reply);
+    }
+
+    /// What is served here, for people.
+    pub(super) fn index(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        self.page.begin(call);
+        let version = env!("CARGO_PKG_VERSION");
+        let body = &mut self.page.body;
+        body.extend_from_slice(format!("autoglmd {version}\n\n").as_bytes());
+        for row in ROUTES {
+            let method = match row.verbs {
+                Verbs::Read => "GET",
+                Verbs::Post => "POST",
+            };
+            let line = format!("{method:<5} {:<18} {}\n", row.path, row.summary);
+            body.extend_from_slice(line.as_bytes());
+        }
+        self.send(call, 200, Some(PLAIN_TEXT), now, reply);
+    }
+
+    /// What may be done at a path (RFC 9110, section 9.3.7).
+    pub(super) fn options(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+        self.page.begin(call);
+        let allow = call.row.map_or("", |row| row.verbs.allow());
+        self.page.fields.push("allow", allow);
+        self.send(call, 204, None, now, reply);
+    }
+
+    /// Sends what the page holds, and closes the request.
+    fn send(
+        &mut self,
+        call: &Call,
+        status: u16,
+        content_type: Option<&'static str>,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
+        let bytes = self.page.send(status, content_type, reply);
+        let outcome = Outcome::Answered { status, bytes };
+        self.ledger.close(call, outcome, None, now);
+    }
+}
+
+#[derive(Serialize)]
+struct Readiness<'a> {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+}
+
+impl Readiness<'_> {
+    const fn of(state: &'static str) -> Readiness<'static> {
+        Readiness {
+            state,
+            percent: None,
+            message: None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct List<T> {
+    object: &'static str,
+    data: Vec<T>,
+}
+
+#[derive(Serialize)]
+struct ModelObject<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    engine: &'static str,
+    description: &'a str,
+    context_length: u32,
+}
+
+#[derive(Serialize)]
+struct LanguageObject {
+    name: &'static str,
+    title: &'static str,
+    aliases: &'static [&'static str],
+    extension: &'static str,
+}

@@ -1,0 +1,142 @@
+//! What is counted and logged of every request, once, when it is over.
+//!
+//! Owns this reactor's handles to the counters by route and status, found once and kept: the
+//! shared registry is locked only when a pair of route and status is seen for the first time.
+//! Routes and statuses come from closed sets, so that the number of series is bounded whatever
+//! clients send.
+//!
+//! Invariant: each request that was admitted or refused is closed exactly once, by the answer's
+//! last byte or by [`Outcome::Abandoned`].
+
+use crate::core::Moment;
+use crate::error::ErrorCode;
+use crate::offload::CancelReason;
+use crate::telemetry::access::{Access, Generation};
+use crate::telemetry::metrics::{Counter, Histogram, Metrics};
+
+use super::call::Call;
+use super::router::Route;
+
+/// The status under which an answer is recorded that its client did not wait for: nginx's number.
+pub const STATUS_ABANDONED: u16 = 499;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// Answered in full.
+    Answered { status: u16, bytes: u64 },
+    /// Answered with an error, or with a stream that ended in one.
+    Failed {
+        status: u16,
+        bytes: u64,
+        code: ErrorCode,
+    },
+    /// Given up before its answer was complete.
+    Abandoned { bytes: u64, reason: CancelReason },
+}
+
+/// One reactor's counters.
+#[derive(Debug)]
+pub struct Ledger {
+    metrics: Metrics,
+    routes: [RouteCounters; Route::COUNT],
+    access_lines: bool,
+}
+
+#[derive(Debug, Default)]
+struct RouteCounters {
+    /// The statuses seen so far: a handful, the most usual mostly first.
+    requests: Vec<(u16, Counter)>,
+    duration: Option<Histogram>,
+}
+
+impl Ledger {
+    pub fn new(metrics: Metrics, access_lines: bool) -> Ledger {
+        Ledger {
+            metrics,
+            routes: Default::default(),
+            access_lines,
+        }
+    }
+
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub const fn writes_access_lines(&self) -> bool {
+        self.access_lines
+    }
+
+    pub fn set_access_lines(&mut self, access_lines: bool) {
+        self.access_lines = access_lines;
+    }
+
+    /// The end of a request.
+    pub fn close(
+        &mut self,
+        call: &Call,
+        outcome: Outcome,
+        generation: Option<Generation>,
+        now: Moment,
+    ) {
+        let (status, bytes, code) = match outcome {
+            Outcome::Answered { status, bytes } => (status, bytes, None),
+            Outcome::Failed {
+                status,
+                bytes,
+                code,
+            } => (status, bytes, Some(code)),
+            Outcome::Abandoned { bytes, reason } => {
+                self.metrics.cancelled(reason).inc();
+                (STATUS_ABANDONED, bytes, None)
+            }
+        };
+        let duration = now.since(call.started);
+        self.count(call.route(), status, duration);
+        if let Some(code) = code {
+            self.metrics.errors(code).inc();
+        }
+        if !self.access_lines {
+            return;
+        }
+        let trace_digits = call.trace.map(|trace| trace.trace_id_digits());
+        let access = Access {
+            request_id: call.request_id.as_str(),
+            method: call.method.as_str(),
+            path: &call.path,
+            route: call.route().label(),
+            status,
+            bytes,
+            duration,
+            peer: call.peer.ip(),
+            key_id: call.caller.as_ref().map(|caller| caller.record.id.as_str()),
+            error: code,
+            user_agent: call.user_agent.as_deref(),
+            // Hexadecimal digits are ASCII.
+            trace_id: trace_digits
+                .as_ref()
+                .and_then(|digits| std::str::from_utf8(digits).ok()),
+            generation,
+        };
+        access.log();
+    }
+
+    fn count(&mut self, route: Route, status: u16, duration: std::time::Duration) {
+        let counters = &mut self.routes[route as usize];
+        match counters.requests.iter().find(|(seen, _)| *seen == status) {
+            Some((_, counter)) => {
+                counter.inc();
+            }
+            None => {
+                let counter = self.metrics.requests(route.label(), status);
+                counter.inc();
+                counters.requests.push((status, counter));
+            }
+        }
+        let metrics = &self.metrics;
+        let histogram = counters
+            .duration
+            .get_or_insert_with(|| metrics.request_duration(route.label()));
+        histogram.observe(duration);
+    }
+}

@@ -1,0 +1,503 @@
+//! What a request means, whatever protocol brought it.
+//!
+//! The reactor owns one [`Service`] for each of its threads and calls it in this order:
+//!
+//! ```text
+//! head complete ── admit ──> Ok(Admitted)            read the body, at most body_limit
+//!                    │            │
+//!                    │ Err        ├── handle ──> None: the answer is in `reply`
+//!                    v            │      │
+//!                 refuse <── admitted.refuse │ Some(Exchange): a job runs
+//!                                        v
+//!            handle_event, handle_deadline, handle_room   until Flow::Finished
+//!                                        │
+//!                                     abandon             if the client leaves before that
+//! ```
+//!
+//! Reading order: [`router`] (what there is), [`auth`] and [`rate_limit`] (who may, and how much),
+//! [`body`] and [`validate`] (what is asked), [`generate`] and [`exchange`] (a job and its answer),
+//! [`info`] (all other routes), [`page`] and [`headers`] (what answers look like), [`ledger`] (what
+//! is counted and logged).
+//!
+//! Must never block, and never panic at what a client sent.
+//!
+//! Invariants:
+//!  1. Every request gets exactly one answer: from `handle`, from `refuse`, or from the call that
+//!     returns `Flow::Finished`.
+//!  2. Nothing is done for a request that its route's row in [`router::ROUTES`] does not allow.
+
+mod auth;
+mod body;
+mod call;
+mod exchange;
+mod generate;
+mod headers;
+mod info;
+mod json;
+mod ledger;
+mod page;
+pub mod rate_limit;
+pub mod router;
+mod selection;
+mod validate;
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::config::Config;
+use crate::core::Moment;
+use crate::engine::{Engine, ModelInfo};
+use crate::error::{ApiError, ErrorCode};
+use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
+use crate::http::{Method, Reply, Request};
+use crate::limits;
+use crate::offload::{CancelReason, JobKey, Permit};
+use crate::store::{KeyRecord, KeyRing};
+use crate::telemetry::access::Generation;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::request_id::RequestIds;
+
+use auth::Caller;
+use call::{Call, Known};
+use ledger::{Ledger, Outcome};
+use page::{JSON, Page};
+use rate_limit::{Account, Bucket, Limiter, Rate};
+use router::{Access, Route, Row, Verbs};
+
+pub use call::{Admitted, Peer, PeerAddress, Refusal};
+pub use exchange::Exchange;
+
+/// What a service is made of. Cloned for each reactor; what is shared is behind `Arc`s.
+#[derive(Clone)]
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub keys: Arc<KeyRing>,
+    pub engine: Arc<dyn Engine>,
+    /// One for the whole daemon: a key's rate is the same whichever reactor it meets.
+    pub limiter: Arc<Limiter>,
+    pub metrics: Metrics,
+    /// Seconds since 1970, asked for keys that expire. [`unix_seconds`] outside of tests.
+    pub wall_clock: fn() -> u64,
+}
+
+/// The real wall clock, for [`Parts::wall_clock`].
+pub fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Whether more of an answer will come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Flow {
+    Open,
+    /// The answer is complete in `reply`; the exchange can be dropped.
+    Finished,
+}
+
+/// One reactor's view of all routes.
+pub struct Service {
+    parts: Parts,
+    request_ids: RequestIds,
+    /// The accounts of the keys that this reactor has met, so that the limiter's lock is taken once
+    /// for each.
+    accounts: HashMap<String, Arc<Account>>,
+    ledger: Ledger,
+    page: Page,
+    /// The engine's model, once it is known: it never changes for this engine.
+    model: Option<ModelInfo>,
+    is_draining: bool,
+}
+
+impl Service {
+    pub fn new(parts: Parts) -> Service {
+        let ledger = Ledger::new(parts.metrics.clone(), parts.config.log.access);
+        Service {
+            parts,
+            request_ids: RequestIds::new(),
+            accounts: HashMap::new(),
+            ledger,
+            page: Page::default(),
+            model: None,
+            is_draining: false,
+        }
+    }
+
+    /// From the head alone: route, credentials, rate limit, media type, body limit. Called once a
+    /// head is complete.
+    pub fn admit(
+        &mut self,
+        request: &Request<'_>,
+        peer: &Peer,
+        now: Moment,
+    ) -> Result<Admitted, Refusal> {
+        let mut call = self.begin_call(request, peer, now);
+        match self.check(&mut call, request, peer, now) {
+            Ok(permit) => Ok(Admitted {
+                body_limit: self.body_limit(&call),
+                call,
+                permit,
+            }),
+            Err(error) => Err(Refusal::of(call, error)),
+        }
+    }
+
+    /// The whole request is there. `None`: answered completely in `reply`. `Some`: a job runs, and
+    /// its events, carrying `key`, will follow.
+    pub fn handle(
+        &mut self,
+        admitted: Admitted,
+        request: &Request<'_>,
+        body: &[u8],
+        key: JobKey,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Option<Box<Exchange>> {
+        let call = &admitted.call;
+        if call.method == Method::Options {
+            self.options(call, now, reply);
+            return None;
+        }
+        match call.route() {
+            Route::Generate => return self.generate(admitted, request, body, key, now, reply),
+            Route::Live => self.live(call, now, reply),
+            Route::Ready => self.ready(call, now, reply),
+            Route::Metrics => self.show_metrics(call, now, reply),
+            Route::Models => self.models(call, now, reply),
+            Route::Languages => self.languages(call, now, reply),
+            Route::Index => self.index(call, now, reply),
+            // Neither is ever admitted; an answer is due all the same.
+            Route::Unknown | Route::Unread => self.fail(call, &not_found(), None, now, reply),
+        }
+        None
+    }
+
+    /// Answers a request that was refused, malformed or late.
+    pub fn refuse(&mut self, refusal: Refusal, now: Moment, reply: &mut dyn Reply) {
+        let (error, known) = refusal.into_parts();
+        let call = match known {
+            Known::Call(call) => *call,
+            Known::Peer(peer) => Call::unread(self.request_ids.make(now), peer, now),
+        };
+        self.fail(&call, &error, None, now, reply);
+    }
+
+    /// The client left before its body was whole.
+    pub fn abandon_admitted(&mut self, admitted: Admitted, reason: CancelReason, now: Moment) {
+        let outcome = Outcome::Abandoned { bytes: 0, reason };
+        self.ledger.close(&admitted.call, outcome, None, now);
+    }
+
+    /// A new configuration is in force for requests from now on.
+    pub fn apply(&mut self, config: Arc<Config>) {
+        self.ledger.set_access_lines(config.log.access);
+        self.parts.config = config;
+    }
+
+    /// The keys have changed.
+    pub fn set_keys(&mut self, keys: Arc<KeyRing>) {
+        let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
+        self.parts.limiter.retain(&known);
+        self.accounts.retain(|id, _| known.contains(id.as_str()));
+        self.parts.keys = keys;
+    }
+
+    /// No new generation from now on; running ones end by themselves.
+    pub fn set_draining(&mut self) {
+        self.is_draining = true;
+    }
+
+    fn begin_call(&mut self, request: &Request<'_>, peer: &Peer, now: Moment) -> Call {
+        let client_id = request.header("x-request-id").map(str::as_bytes);
+        let traceparent = request.header("traceparent").map(str::as_bytes);
+        let row = router::find(request.path);
+        let user_agent = match self.ledger.writes_access_lines() {
+            true => request.header("user-agent"),
+            false => None,
+        };
+        Call {
+            request_id: self.request_ids.accept_or_make(client_id, now),
+            method: request.method,
+            path: match row {
+                Some(row) => Cow::Borrowed(row.path),
+                None => Cow::Owned(bounded(request.path).to_owned()),
+            },
+            row,
+            started: now,
+            peer: peer.address,
+            user_agent: user_agent.map(|agent| bounded(agent).into()),
+            trace: traceparent.map(|parent| self.request_ids.continue_trace(Some(parent))),
+            caller: None,
+            requests: None,
+            tokens: None,
+        }
+    }
+
+    /// Everything that a head can be refused for, in the order that tells strangers least.
+    fn check(
+        &mut self,
+        call: &mut Call,
+        request: &Request<'_>,
+        peer: &Peer,
+        now: Moment,
+    ) -> Result<Option<Permit>, ApiError> {
+        let Some(row) = call.row else {
+            return Err(match self.identify(request, peer, now) {
+                // Whoever has no key may look for unknown paths at the strangers' rate only.
+                Err(error) if error.code == ErrorCode::RateLimited => error,
+                _ => not_found(),
+            });
+        };
+        if request.method == Method::Options {
+            return Ok(None);
+        }
+        if !self.is_open(row, peer) {
+            call.caller = self.identify(request, peer, now)?;
+            self.take_request(call, peer, now)?;
+            if let (Some(caller), Access::Scope(scope) | Access::PublicOnLoopback(scope)) =
+                (&call.caller, row.access)
+            {
+                auth::require(&caller.record, scope)?;
+            }
+        }
+        check_method(row, request.method)?;
+        check_media_types(row, request)?;
+        match row.route {
+            Route::Generate => self.take_place(call),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether a route needs no key for this peer.
+    fn is_open(&self, row: &Row, peer: &Peer) -> bool {
+        match row.access {
+            Access::Public => true,
+            Access::PublicOnLoopback(_) => {
+                self.parts.config.metrics.public_on_loopback && peer.address.is_local()
+            }
+            Access::Scope(_) | Access::AnyKey => false,
+        }
+    }
+
+    /// Who sends this; `None` where keys are switched off.
+    ///
+    /// The strangers' rate is charged for failed attempts alone, after they failed: a valid key is
+    /// never refused for what its neighbours behind the same address do. A key is 256 random bits,
+    /// so nobody comes closer to one by trying, and the look-up costs less than a refusal.
+    fn identify(
+        &mut self,
+        request: &Request<'_>,
+        peer: &Peer,
+        now: Moment,
+    ) -> Result<Option<Caller>, ApiError> {
+        if !self.parts.config.auth.enabled {
+            return Ok(None);
+        }
+        let keys = &self.parts.keys;
+        match auth::authenticate(request, keys, self.parts.wall_clock) {
+            Ok(record) => {
+                let record = Arc::clone(record);
+                let account = self.account(&record.id);
+                Ok(Some(Caller { record, account }))
+            }
+            Err(error) => {
+                let per_minute = self.parts.config.rate_limit.unauthenticated_per_minute;
+                self.take_from_address(peer, per_minute, now)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn account(&mut self, key_id: &str) -> Arc<Account> {
+        if let Some(account) = self.accounts.get(key_id) {
+            return Arc::clone(account);
+        }
+        let account = self.parts.limiter.account(key_id);
+        self.accounts
+            .insert(key_id.to_owned(), Arc::clone(&account));
+        account
+    }
+
+    /// Takes one request out of the caller's bucket; without keys, out of the address's.
+    fn take_request(&self, call: &mut Call, peer: &Peer, now: Moment) -> Result<(), ApiError> {
+        let limits = &self.parts.config.rate_limit;
+        let Some(caller) = &call.caller else {
+            return self.take_from_address(peer, limits.requests_per_minute, now);
+        };
+        let own = caller.record.requests_per_minute;
+        let rate = Rate::new(own.unwrap_or(limits.requests_per_minute), limits.burst);
+        if !limits.enabled || !rate.is_bounded() {
+            return Ok(());
+        }
+        match caller.account.requests.take(rate, 1, now) {
+            Ok(level) => {
+                call.requests = Some(level);
+                Ok(())
+            }
+            Err(exceeded) => {
+                call.requests = Some(exceeded.level);
+                Err(rate_limited("this key", rate, exceeded.retry_after))
+            }
+        }
+    }
+
+    /// A peer on a Unix socket has no address: who may connect there is the file system's business.
+    fn take_from_address(&self, peer: &Peer, per_minute: u32, now: Moment) -> Result<(), ApiError> {
+        let limits = &self.parts.config.rate_limit;
+        let rate = Rate::new(per_minute, limits.burst);
+        let Some(bucket) = self.address_bucket(peer.address.ip()) else {
+            return Ok(());
+        };
+        if !limits.enabled || !rate.is_bounded() {
+            return Ok(());
+        }
+        match bucket.take(rate, 1, now) {
+            Ok(_) => Ok(()),
+            Err(exceeded) => Err(rate_limited("this address", rate, exceeded.retry_after)),
+        }
+    }
+
+    fn address_bucket(&self, address: Option<IpAddr>) -> Option<&Bucket> {
+        Some(self.parts.limiter.address(address?))
+    }
+
+    /// Takes one of the places that a key has for requests at once.
+    fn take_place(&self, call: &Call) -> Result<Option<Permit>, ApiError> {
+        let limits = &self.parts.config.rate_limit;
+        let Some(caller) = call.caller.as_ref().filter(|_| limits.enabled) else {
+            return Ok(None);
+        };
+        let bound = caller.record.concurrency.unwrap_or(limits.concurrency);
+        match Permit::try_take(&caller.account.running, bound) {
+            Some(permit) => Ok(Some(permit)),
+            None => {
+                let message =
+                    format!("this key has {bound} requests running already, as many as it may");
+                Err(ApiError::new(ErrorCode::TooManyConcurrent, message)
+                    .with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS))
+            }
+        }
+    }
+
+    /// How many tokens a minute a key may spend.
+    fn token_rate(&self, record: &KeyRecord) -> Rate {
+        let limits = &self.parts.config.rate_limit;
+        let per_minute = match limits.enabled {
+            true => record.tokens_per_minute.unwrap_or(limits.tokens_per_minute),
+            false => 0,
+        };
+        Rate::new(per_minute, per_minute)
+    }
+
+    fn body_limit(&self, call: &Call) -> usize {
+        match call.row.map(|row| row.verbs) {
+            Some(Verbs::Post) if call.method == Method::Post => self.parts.config.limits.max_body,
+            _ => 0,
+        }
+    }
+
+    fn model(&mut self) -> Option<&ModelInfo> {
+        if self.model.is_none() {
+            self.model = self.parts.engine.model();
+        }
+        self.model.as_ref()
+    }
+
+    /// Answers with an error, and closes the request.
+    fn fail(
+        &mut self,
+        call: &Call,
+        error: &ApiError,
+        generation: Option<Generation>,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
+        self.page.begin_error(call, error);
+        let (status, code) = (error.code.status(), error.code);
+        let bytes = self.page.send(status, Some(JSON), reply);
+        let outcome = Outcome::Failed {
+            status,
+            bytes,
+            code,
+        };
+        self.ledger.close(call, outcome, generation, now);
+    }
+}
+
+fn check_method(row: &Row, method: Method) -> Result<(), ApiError> {
+    if row.verbs.include(method) {
+        return Ok(());
+    }
+    if method == Method::Other {
+        let message = "the request's method is not implemented";
+        return Err(ApiError::new(ErrorCode::NotImplemented, message));
+    }
+    let (path, allow, method) = (row.path, row.verbs.allow(), method.as_str());
+    let message = format!("{path} takes {allow}, not {method}");
+    Err(ApiError::new(ErrorCode::MethodNotAllowed, message))
+}
+
+fn check_media_types(row: &Row, request: &Request<'_>) -> Result<(), ApiError> {
+    if row.verbs == Verbs::Read {
+        return check_no_body(request);
+    }
+    let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    let coding = request.header("content-encoding").map_or("", str::trim);
+    if !(coding.is_empty() || coding.eq_ignore_ascii_case("identity")) {
+        return unsupported("the body must not be compressed");
+    }
+    match content_type(request) {
+        ContentType::Absent | ContentType::Known(MediaType::Json) => {}
+        ContentType::Known(_) | ContentType::Unsupported => {
+            return unsupported(
+                "the body must be JSON in UTF-8; with curl, add \
+                 -H 'content-type: application/json'",
+            );
+        }
+    }
+    if choose(request, generate::OFFERS).is_none() {
+        let message = "answers are application/json or text/event-stream; `Accept` takes neither";
+        return Err(ApiError::new(ErrorCode::NotAcceptable, message));
+    }
+    Ok(())
+}
+
+/// A body where none belongs is a misunderstanding better told than skipped.
+fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
+    let length = request.header("content-length").map_or("0", str::trim);
+    if request.header("transfer-encoding").is_none() && length == "0" {
+        return Ok(());
+    }
+    let message = "this request takes no body";
+    Err(ApiError::new(ErrorCode::InvalidRequest, message))
+}
+
+fn not_found() -> ApiError {
+    let message = "nothing is served at this path; `GET /` lists what is";
+    ApiError::new(ErrorCode::NotFound, message)
+}
+
+fn rate_limited(who: &str, rate: Rate, retry_after: Duration) -> ApiError {
+    let message = format!(
+        "{who} may make {} requests a minute, {} at once; wait for `Retry-After`",
+        rate.per_minute, rate.burst
+    );
+    ApiError::new(ErrorCode::RateLimited, message).with_retry_after_ms(milliseconds_up(retry_after))
+}
+
+/// Whole milliseconds, rounded up: whoever waits so long has waited long enough.
+fn milliseconds_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// The beginning of a client's text, as much as an access line shows.
+fn bounded(text: &str) -> &str {
+    body::beginning(text, limits::ACCESS_TEXT_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests;

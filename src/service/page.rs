@@ -1,0 +1,152 @@
+//! One answer while it is being put together, and the JSON forms that answers share.
+//!
+//! Owns the buffers that a reactor fills again and again: an answer allocates only where it is
+//! larger than every one before it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::engine::Timings;
+use crate::error::ApiError;
+use crate::http::{Answer, Fields, Reply, sse};
+use crate::limits;
+
+use super::call::Call;
+use super::headers;
+
+pub const JSON: &str = "application/json";
+pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
+pub const EVENT_STREAM: &str = "text/event-stream";
+
+/// Call order: `begin`, then fields and body, then `send`, or `send_head` for a stream.
+#[derive(Debug, Default)]
+pub struct Page {
+    pub fields: Fields,
+    pub body: Vec<u8>,
+    /// For values that are put together.
+    text: String,
+    /// For the data of an event.
+    json: Vec<u8>,
+}
+
+impl Page {
+    /// The fields of an answer to `call`; the body stays as it is.
+    pub fn begin_fields(&mut self, call: &Call) {
+        self.fields.clear();
+        headers::identity(&mut self.fields, call, &mut self.text);
+    }
+
+    /// An empty answer to `call`.
+    pub fn begin(&mut self, call: &Call) {
+        self.begin_fields(call);
+        self.body.clear();
+        // One long answer must not cost memory for ever.
+        self.body.shrink_to(limits::PAGE_BYTES_KEPT);
+    }
+
+    /// An error answer to `call`, complete but for its sending.
+    pub fn begin_error(&mut self, call: &Call, error: &ApiError) {
+        self.begin(call);
+        headers::error(&mut self.fields, error, call.row);
+        write_json(&mut self.body, &ErrorBody::new(error, call));
+    }
+
+    /// Adds `Server-Timing`.
+    pub fn push_server_timing(
+        &mut self,
+        auth: Duration,
+        timings: Option<&Timings>,
+        total: Duration,
+    ) {
+        headers::server_timing(&mut self.fields, auth, timings, total, &mut self.text);
+    }
+
+    /// Appends a server-sent event to the body.
+    pub fn append_event(&mut self, name: &str, value: &impl WriteJson) {
+        self.json.clear();
+        self.json.shrink_to(limits::PAGE_BYTES_KEPT);
+        write_json(&mut self.json, value);
+        // JSON is UTF-8, and what is written here without white space is one line.
+        let data = std::str::from_utf8(&self.json).unwrap_or_default();
+        sse::event(&mut self.body, name, None, data);
+    }
+
+    /// Sends head and body; gives the body's length.
+    pub fn send(
+        &self,
+        status: u16,
+        content_type: Option<&'static str>,
+        reply: &mut dyn Reply,
+    ) -> u64 {
+        reply.respond(&self.answer(status, content_type), &self.body);
+        self.body.len() as u64
+    }
+
+    /// Sends the head of an answer whose body follows in pieces.
+    pub fn send_head(&self, status: u16, content_type: &'static str, reply: &mut dyn Reply) {
+        reply.start(&self.answer(status, Some(content_type)));
+    }
+
+    fn answer(&self, status: u16, content_type: Option<&'static str>) -> Answer<'_> {
+        Answer {
+            status,
+            content_type,
+            headers: &self.fields,
+        }
+    }
+}
+
+/// What an answer can be made of. Most is written by serde; what every request pays for, by hand.
+pub trait WriteJson {
+    /// Appends the value.
+    fn write_json(&self, out: &mut Vec<u8>);
+}
+
+impl<T: Serialize> WriteJson for T {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let written = serde_json::to_writer(out, self);
+        // A vector takes every byte, and what is serialized here has neither maps with odd keys nor
+        // numbers that JSON lacks.
+        debug_assert!(written.is_ok(), "{written:?}");
+    }
+}
+
+/// Appends a value as JSON.
+pub fn write_json(out: &mut Vec<u8>, value: &impl WriteJson) {
+    value.write_json(out);
+}
+
+/// The one form that all errors have.
+#[derive(Serialize)]
+pub struct ErrorBody<'a> {
+    error: ErrorObject<'a>,
+}
+
+impl<'a> ErrorBody<'a> {
+    pub fn new(error: &'a ApiError, call: &'a Call) -> ErrorBody<'a> {
+        let error = ErrorObject {
+            message: &error.message,
+            r#type: error.code.family().as_str(),
+            param: error.param.as_deref(),
+            code: error.code.as_str(),
+            request_id: call.request_id.as_str(),
+            retry_after_ms: error.retry_after_ms,
+            partial: error.partial.as_deref(),
+        };
+        ErrorBody { error }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorObject<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: &'static str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partial: Option<&'a str>,
+}

@@ -1,0 +1,194 @@
+//! Which paths exist, what may be done there, and who may do it.
+//!
+//! Owns one constant table. A route is closed unless its row says otherwise: a row without
+//! [`Access::Public`] or [`Access::PublicOnLoopback`] cannot be reached without a key, and a test
+//! walks the table to prove it. Paths are compared byte by byte: `/livez/`, `//livez` and
+//! `/%6civez` are other paths than `/livez`, and nothing is served there, so that no proxy in front
+//! and the daemon can disagree about which rule applies.
+
+use crate::http::Method;
+use crate::store::Scopes;
+
+/// What is served somewhere. The discriminant is the index of the route's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Route {
+    Generate,
+    Models,
+    Languages,
+    Live,
+    Ready,
+    Metrics,
+    Index,
+    /// A path at which nothing is served.
+    Unknown,
+    /// The request could not be read as far as its path.
+    Unread,
+}
+
+impl Route {
+    pub const COUNT: usize = Route::Unread as usize + 1;
+
+    /// The label of metrics and access lines: a closed set, whatever clients ask for.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Route::Generate => "generate",
+            Route::Models => "models",
+            Route::Languages => "languages",
+            Route::Live => "livez",
+            Route::Ready => "readyz",
+            Route::Metrics => "metrics",
+            Route::Index => "index",
+            Route::Unknown => "unknown",
+            Route::Unread => "unread",
+        }
+    }
+}
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Public,
+    /// Clients on loopback need no key if `metrics.public_on_loopback` is on; else as `Scope`.
+    PublicOnLoopback(Scopes),
+    /// Holders of a valid key with this scope.
+    Scope(Scopes),
+    /// Holders of any valid key.
+    AnyKey,
+}
+
+/// What a route does with its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbs {
+    /// GET and HEAD; no body is taken.
+    Read,
+    /// POST of a JSON body.
+    Post,
+}
+
+impl Verbs {
+    /// `OPTIONS` is answered before this is asked.
+    pub const fn include(self, method: Method) -> bool {
+        match self {
+            Verbs::Read => matches!(method, Method::Get | Method::Head),
+            Verbs::Post => matches!(method, Method::Post),
+        }
+    }
+
+    /// The value of `Allow`.
+    pub const fn allow(self) -> &'static str {
+        match self {
+            Verbs::Read => "GET, HEAD, OPTIONS",
+            Verbs::Post => "POST, OPTIONS",
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    pub path: &'static str,
+    pub route: Route,
+    pub verbs: Verbs,
+    pub access: Access,
+    /// For the listing at `/`.
+    pub summary: &'static str,
+}
+
+/// Every path there is. The busiest come first: the search goes from the top.
+pub const ROUTES: &[Row] = &[
+    Row {
+        path: "/api/v1/generate",
+        route: Route::Generate,
+        verbs: Verbs::Post,
+        access: Access::Scope(Scopes::GENERATE),
+        summary: "write a program",
+    },
+    Row {
+        path: "/livez",
+        route: Route::Live,
+        verbs: Verbs::Read,
+        access: Access::Public,
+        summary: "200 for as long as the daemon runs",
+    },
+    Row {
+        path: "/healthz",
+        route: Route::Live,
+        verbs: Verbs::Read,
+        access: Access::Public,
+        summary: "the same",
+    },
+    Row {
+        path: "/readyz",
+        route: Route::Ready,
+        verbs: Verbs::Read,
+        access: Access::Public,
+        summary: "200 when the model is loaded, else 503",
+    },
+    Row {
+        path: "/metrics",
+        route: Route::Metrics,
+        verbs: Verbs::Read,
+        access: Access::PublicOnLoopback(Scopes::METRICS),
+        summary: "numbers in the OpenMetrics text format",
+    },
+    Row {
+        path: "/api/v1/models",
+        route: Route::Models,
+        verbs: Verbs::Read,
+        access: Access::AnyKey,
+        summary: "the loaded model",
+    },
+    Row {
+        path: "/api/v1/languages",
+        route: Route::Languages,
+        verbs: Verbs::Read,
+        access: Access::AnyKey,
+        summary: "the languages that programs can be written in",
+    },
+    Row {
+        path: "/",
+        route: Route::Index,
+        verbs: Verbs::Read,
+        access: Access::AnyKey,
+        summary: "this list",
+    },
+];
+
+/// The row of a path.
+pub fn find(path: &str) -> Option<&'static Row> {
+    ROUTES.iter().find(|row| row.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn only_the_listed_routes_are_public() {
+        let public = ROUTES.iter().filter(|row| row.access == Access::Public);
+        let public: Vec<_> = public.map(|row| row.path).collect();
+        assert_eq!(public, ["/livez", "/healthz", "/readyz"]);
+    }
+
+    #[test]
+    fn paths_are_unique_and_compared_byte_by_byte() {
+        let paths: HashSet<_> = ROUTES.iter().map(|row| row.path).collect();
+        assert_eq!(paths.len(), ROUTES.len());
+        assert_eq!(find("/livez").unwrap().route, Route::Live);
+        for other in [
+            "",
+            "/livez/",
+            "//livez",
+            "/LIVEZ",
+            "/%6civez",
+            "/./livez",
+            "*",
+            "/api/v1/generate/",
+            "/api/v1/generate\0",
+        ] {
+            assert!(find(other).is_none(), "{other} is served");
+        }
+    }
+}

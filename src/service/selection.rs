@@ -1,0 +1,202 @@
+//! The members of a generation's answer, and `?fields=`, which chooses among them.
+
+use std::time::Duration;
+
+use crate::engine::{FinishReason, Usage};
+use crate::error::{ApiError, ErrorCode};
+
+use super::body::excerpt;
+use super::json::{Object, push_number, push_optional_text, push_text};
+use super::page::WriteJson;
+
+/// A member of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Member {
+    Id,
+    Code,
+    Language,
+    Text,
+    Model,
+    FinishReason,
+    Cached,
+    Usage,
+    LatencyMs,
+}
+
+impl Member {
+    /// In the order in which they are written.
+    const ALL: [Member; 9] = [
+        Member::Id,
+        Member::Code,
+        Member::Language,
+        Member::Text,
+        Member::Model,
+        Member::FinishReason,
+        Member::Cached,
+        Member::Usage,
+        Member::LatencyMs,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Member::Id => "id",
+            Member::Code => "code",
+            Member::Language => "language",
+            Member::Text => "text",
+            Member::Model => "model",
+            Member::FinishReason => "finish_reason",
+            Member::Cached => "cached",
+            Member::Usage => "usage",
+            Member::LatencyMs => "latency_ms",
+        }
+    }
+}
+
+/// A set of members: bit `n` stands for `Member::ALL[n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection(u16);
+
+impl Selection {
+    pub const ALL: Selection = Selection((1 << Member::ALL.len()) - 1);
+
+    /// Reads the value of `fields`: names between commas, which may be percent-encoded.
+    pub fn parse(value: Option<&str>) -> Result<Selection, ApiError> {
+        let Some(value) = value else {
+            return Ok(Selection::ALL);
+        };
+        let mut selection = Selection(0);
+        for name in value.split([',']).flat_map(split_encoded_commas) {
+            let Some(member) = Member::ALL.iter().find(|member| member.name() == name) else {
+                let (name, all) = (excerpt(name), Member::ALL.map(Member::name).join(", "));
+                let message = format!("`fields` names `{name}`; there are {all}");
+                let error = ApiError::new(ErrorCode::InvalidParameter, message);
+                return Err(error.with_param("fields"));
+            };
+            selection.0 |= 1 << *member as u16;
+        }
+        Ok(selection)
+    }
+
+    fn contains(self, member: Member) -> bool {
+        self.0 & 1 << member as u16 != 0
+    }
+}
+
+/// Most HTTP libraries write a comma within a query as `%2C`; no member's name needs any other
+/// escape, so nothing else is decoded.
+fn split_encoded_commas(text: &str) -> impl Iterator<Item = &str> {
+    text.split("%2C").flat_map(|part| part.split("%2c"))
+}
+
+/// A complete generation.
+pub struct AnswerObject<'a> {
+    pub selection: Selection,
+    pub id: &'a str,
+    pub code: &'a str,
+    pub language: Option<&'static str>,
+    pub text: &'a str,
+    pub model: Option<&'a str>,
+    pub finish_reason: FinishReason,
+    pub usage: Usage,
+    pub latency: Duration,
+}
+
+impl WriteJson for AnswerObject<'_> {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        for member in Member::ALL {
+            if !self.selection.contains(member) {
+                continue;
+            }
+            let out = object.member(member.name());
+            match member {
+                Member::Id => push_text(out, self.id),
+                Member::Code => push_text(out, self.code),
+                Member::Language => push_optional_text(out, self.language),
+                Member::Text => push_text(out, self.text),
+                Member::Model => push_optional_text(out, self.model),
+                Member::FinishReason => push_text(out, self.finish_reason.as_str()),
+                // No answer is kept yet, so none comes from a cache.
+                Member::Cached => out.extend_from_slice(b"false"),
+                Member::Usage => write_usage(out, &self.usage),
+                Member::LatencyMs => push_number(out, self.latency.as_millis() as u64),
+            }
+        }
+        object.end();
+    }
+}
+
+/// In the OpenAI API's form.
+fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
+    let total = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+    let mut object = Object::begin(out);
+    push_number(object.member("prompt_tokens"), usage.prompt_tokens.into());
+    push_number(
+        object.member("completion_tokens"),
+        usage.completion_tokens.into(),
+    );
+    push_number(object.member("total_tokens"), total.into());
+    // Found computed already: a shared prefix, or a retry of what was begun.
+    let mut details = Object::begin(object.member("prompt_tokens_details"));
+    push_number(details.member("cached_tokens"), usage.cached_tokens.into());
+    details.end();
+    object.end();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(selection: Selection) -> serde_json::Value {
+        let usage = Usage {
+            prompt_tokens: 5,
+            cached_tokens: 3,
+            completion_tokens: 7,
+        };
+        let object = AnswerObject {
+            selection,
+            id: "r",
+            code: "x",
+            language: None,
+            text: "```\nx\n```",
+            model: Some("m"),
+            finish_reason: FinishReason::Stop,
+            usage,
+            latency: Duration::from_micros(2_900),
+        };
+        let mut out = Vec::new();
+        object.write_json(&mut out);
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn the_whole_answer_has_the_members_of_the_contract() {
+        let expected = serde_json::json!({
+            "id": "r", "code": "x", "language": null, "text": "```\nx\n```", "model": "m",
+            "finish_reason": "stop", "cached": false, "latency_ms": 2,
+            "usage": {
+                "prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12,
+                "prompt_tokens_details": {"cached_tokens": 3},
+            },
+        });
+        assert_eq!(written(Selection::ALL), expected);
+    }
+
+    #[test]
+    fn fields_choose_members() {
+        for value in [
+            "code,latency_ms",
+            "latency_ms%2Ccode",
+            "code%2clatency_ms,code",
+        ] {
+            let selection = Selection::parse(Some(value)).unwrap();
+            let expected = serde_json::json!({"code": "x", "latency_ms": 2});
+            assert_eq!(written(selection), expected, "{value}");
+        }
+        assert_eq!(Selection::parse(None), Ok(Selection::ALL));
+        for value in ["", "kode", "code,,text", "code%20"] {
+            let error = Selection::parse(Some(value)).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("fields"), "{value}");
+        }
+    }
+}

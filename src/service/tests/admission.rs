@@ -1,0 +1,249 @@
+//! What a head can be refused for.
+
+use super::*;
+
+#[test]
+fn without_a_key_only_the_listed_routes_answer() {
+    for row in router::ROUTES {
+        let method = match row.verbs {
+            Verbs::Read => Method::Get,
+            Verbs::Post => Method::Post,
+        };
+        let mut bench = Bench::new();
+        let reply = bench.ask(&Sent::get(row.path).method(method));
+        if row.access == Access::Public {
+            assert_eq!(reply.status, 200, "{}", row.path);
+        } else {
+            assert_eq!(reply.error(), "missing_credentials", "{}", row.path);
+            assert_eq!(reply.field("www-authenticate"), Some("Bearer"));
+        }
+        for wrong in [Method::Put, Method::Delete, Method::Patch, Method::Other] {
+            let reply = bench.ask(&Sent::get(row.path).method(wrong));
+            assert!(
+                [401, 405, 501].contains(&reply.status),
+                "{} {wrong:?}",
+                row.path
+            );
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_bad_key_has_its_own_error() {
+    let mut bench = Bench::new();
+    let reply = bench.ask(&Sent::get("/api/v1/models").key(UNKNOWN));
+    assert_eq!(reply.error(), "invalid_key");
+    assert!(
+        reply
+            .field("www-authenticate")
+            .unwrap()
+            .contains("invalid_token")
+    );
+    assert!(!reply.text().contains(&key(UNKNOWN)));
+    let reply = bench.ask(&Sent::get("/api/v1/models").key(REVOKED));
+    assert_eq!(reply.error(), "invalid_key");
+    let reply = bench.ask(&Sent::get("/api/v1/models").key(EXPIRED));
+    assert_eq!(reply.error(), "expired_key");
+    let reply = bench.ask(&Sent::generate("{}").key(NO_SCOPES));
+    assert_eq!(reply.error(), "insufficient_scope");
+    assert!(reply.text().contains("generate"));
+    // Any valid key may read these.
+    let reply = bench.ask(&Sent::get("/api/v1/models").key(NO_SCOPES));
+    assert_eq!(reply.status, 200);
+    let reply = bench.ask(&Sent::get("/api/v1/models").header("x-api-key", &key(FULL)));
+    assert_eq!(reply.status, 200);
+}
+
+#[test]
+fn keys_that_change_take_effect_at_once() {
+    let mut bench = Bench::new();
+    bench
+        .service
+        .set_keys(Arc::new(KeyRing::new(vec![record(UNKNOWN)])));
+    let reply = bench.ask(&Sent::get("/api/v1/models").key(FULL));
+    assert_eq!(reply.error(), "invalid_key");
+    assert_eq!(
+        bench.ask(&Sent::get("/api/v1/models").key(UNKNOWN)).status,
+        200
+    );
+}
+
+#[test]
+fn unknown_paths_and_methods() {
+    let mut bench = Bench::new();
+    for path in ["/nothing", "/livez/", "//", "/api/v1/generate/", "*"] {
+        assert_eq!(bench.ask(&Sent::get(path)).error(), "not_found", "{path}");
+        assert_eq!(bench.ask(&Sent::get(path).key(FULL)).error(), "not_found");
+    }
+    let reply = bench.ask(&Sent::get("/api/v1/generate").key(FULL));
+    assert_eq!(reply.error(), "method_not_allowed");
+    assert_eq!(reply.field("allow"), Some("POST, OPTIONS"));
+    let reply = bench.ask(&Sent::get("/livez").method(Method::Post));
+    assert_eq!(reply.error(), "method_not_allowed");
+    assert_eq!(reply.field("allow"), Some("GET, HEAD, OPTIONS"));
+    let reply = bench.ask(&Sent::get("/livez").method(Method::Other));
+    assert_eq!(reply.error(), "not_implemented");
+    let reply = bench.ask(&Sent::get("/api/v1/generate").method(Method::Options));
+    assert_eq!((reply.status, reply.text()), (204, ""));
+    assert_eq!(reply.field("allow"), Some("POST, OPTIONS"));
+    assert_eq!(
+        bench
+            .ask(&Sent::get("/nothing").method(Method::Options))
+            .error(),
+        "not_found"
+    );
+}
+
+#[test]
+fn strangers_use_up_their_address_and_valid_keys_do_not_feel_it() {
+    let mut bench = Bench::with(|config| config.rate_limit.burst = 2);
+    let stranger = Sent::get("/api/v1/models");
+    assert_eq!(bench.ask(&stranger).error(), "missing_credentials");
+    assert_eq!(bench.ask(&Sent::get("/nothing")).error(), "not_found");
+    for sent in [stranger.clone(), Sent::get("/nothing")] {
+        let reply = bench.ask(&sent);
+        assert_eq!(reply.error(), "rate_limited");
+        // 120 a minute: one in half a second.
+        assert_eq!(reply.field("retry-after"), Some("1"));
+        assert_eq!(reply.field("retry-after-ms"), Some("500"));
+        assert_eq!(reply.json()["error"]["retry_after_ms"], 500);
+    }
+    assert_eq!(bench.ask(&Sent::get("/livez")).status, 200);
+    let reply = bench.ask(&Sent::get("/api/v1/models").key(FULL));
+    assert_eq!(reply.status, 200);
+    // A neighbour with another address, and a peer without one.
+    for address in [
+        PeerAddress::Ip(IpAddr::from([192, 0, 2, 2])),
+        PeerAddress::Unix,
+    ] {
+        let before = std::mem::replace(&mut bench.peer, Peer { address });
+        assert_eq!(bench.ask(&stranger).error(), "missing_credentials");
+        bench.peer = before;
+    }
+    bench.advance(500);
+    assert_eq!(bench.ask(&stranger).error(), "missing_credentials");
+}
+
+#[test]
+fn a_keys_rate_shows_in_every_answer() {
+    let mut bench = Bench::new();
+    let sent = Sent::get("/api/v1/models").key(NARROW);
+    for remaining in ["3", "2", "1", "0"] {
+        let reply = bench.ask(&sent);
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.field("x-ratelimit-limit-requests"), Some("4"));
+        assert_eq!(
+            reply.field("x-ratelimit-remaining-requests"),
+            Some(remaining)
+        );
+    }
+    let reply = bench.ask(&sent);
+    assert_eq!(reply.error(), "rate_limited");
+    assert_eq!(reply.field("x-ratelimit-remaining-requests"), Some("0"));
+    assert_eq!(reply.field("x-ratelimit-reset-requests"), Some("1m0s"));
+    assert_eq!(reply.field("retry-after"), Some("15"));
+    bench.advance(15_000);
+    assert_eq!(bench.ask(&sent).status, 200);
+    // Nothing is bounded, and nothing is said, where limits are off.
+    let mut bench = Bench::with(|config| config.rate_limit.enabled = false);
+    for _ in 0..8 {
+        let reply = bench.ask(&sent);
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.field("x-ratelimit-limit-requests"), None);
+    }
+}
+
+#[test]
+fn media_types_that_are_not_taken_are_named() {
+    let mut bench = Bench::new();
+    let body = r#"{"prompt": "x"}"#;
+    let form = "application/x-www-form-urlencoded";
+    let reply = bench.ask(&Sent::generate(body).header("content-type", form));
+    assert_eq!(reply.error(), "unsupported_media_type");
+    assert!(reply.text().contains("-H 'content-type: application/json'"));
+    let reply = bench.ask(&Sent::generate(body).header("content-encoding", "gzip"));
+    assert_eq!(reply.error(), "unsupported_media_type");
+    let reply = bench.ask(&Sent::generate(body).header("accept", "image/png"));
+    assert_eq!(reply.error(), "not_acceptable");
+    let json = "application/json; charset=utf-8";
+    let _ = bench.start(&Sent::generate(body).header("content-type", json));
+    let reply = bench.ask(&Sent::get("/livez").header("content-length", "3"));
+    assert_eq!(reply.error(), "invalid_request");
+    let reply = bench.ask(&Sent::get("/livez").header("content-length", "0"));
+    assert_eq!(reply.status, 200);
+}
+
+#[test]
+fn the_body_limit_is_the_routes() {
+    let bench = &mut Bench::new();
+    let headers = [httparse::Header {
+        name: "authorization",
+        value: &format!("Bearer {}", key(FULL)).into_bytes(),
+    }];
+    for (method, path, expected) in [
+        (Method::Post, "/api/v1/generate", config().limits.max_body),
+        (Method::Options, "/api/v1/generate", 0),
+        (Method::Get, "/livez", 0),
+    ] {
+        let request = Request {
+            method,
+            path,
+            query: None,
+            version: Version::Http11,
+            headers: &headers,
+        };
+        let admitted = bench
+            .service
+            .admit(&request, &bench.peer, bench.now)
+            .unwrap();
+        assert_eq!(admitted.body_limit, expected, "{method:?} {path}");
+    }
+}
+
+#[test]
+fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
+    let mut bench = Bench::new();
+    let headers = [httparse::Header {
+        name: "x-request-id",
+        value: b"mine-1",
+    }];
+    let request = Request {
+        method: Method::Get,
+        path: "/livez",
+        query: None,
+        version: Version::Http11,
+        headers: &headers,
+    };
+    let admitted = bench
+        .service
+        .admit(&request, &bench.peer, bench.now)
+        .unwrap();
+    let error = ApiError::new(ErrorCode::BodyTooLarge, "too large");
+    let mut reply = Recording::new();
+    bench
+        .service
+        .refuse(admitted.refuse(error), bench.now, &mut reply);
+    assert_eq!(reply.error(), "body_too_large");
+    assert_eq!(reply.field("x-request-id"), Some("mine-1"));
+    let labels = r#"autoglmd_requests_total{route="livez",status="413"}"#;
+    assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+
+    let mut reply = Recording::new();
+    let error = ApiError::new(ErrorCode::MalformedHttp, "no HTTP");
+    let refusal = Refusal::of_peer(error, &bench.peer);
+    bench.service.refuse(refusal, bench.now, &mut reply);
+    assert_eq!(reply.error(), "malformed_http");
+    let labels = r#"autoglmd_requests_total{route="unread",status="400"}"#;
+    assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+    let labels = r#"autoglmd_errors_total{code="malformed_http"}"#;
+    assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+
+    let admitted = bench
+        .service
+        .admit(&request, &bench.peer, bench.now)
+        .unwrap();
+    let reason = CancelReason::Disconnect;
+    bench.service.abandon_admitted(admitted, reason, bench.now);
+    let labels = r#"autoglmd_requests_total{route="livez",status="499"}"#;
+    assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+}

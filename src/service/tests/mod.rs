@@ -1,0 +1,413 @@
+//! The service on a bench: a scripted engine on one side, a recording reply on the other, and a
+//! clock that stands still until it is set.
+
+mod admission;
+mod generation;
+mod routes;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::core::Key;
+use crate::engine::{Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage};
+use crate::http::{Answer, Version};
+use crate::store::{Scopes, Secret};
+
+pub fn config() -> Config {
+    Config::default()
+}
+
+/// Submits nothing and answers nothing by itself: the test reads its jobs and writes their events.
+pub struct Scripted {
+    pub jobs: Mutex<Vec<Job>>,
+    pub refusal: Mutex<Option<Refused>>,
+    pub state: Mutex<State>,
+}
+
+impl Engine for Scripted {
+    fn submit(&self, job: Job) -> Result<(), Refused> {
+        if let Some(refused) = self.refusal.lock().unwrap().clone() {
+            return Err(refused);
+        }
+        self.jobs.lock().unwrap().push(job);
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        self.state.lock().unwrap().clone()
+    }
+
+    fn model(&self) -> Option<ModelInfo> {
+        (self.state() == State::Ready).then(|| ModelInfo {
+            id: "tiny".into(),
+            engine: "llama",
+            description: "a model of the tests".into(),
+            context_length: 2_048,
+            created: 7,
+        })
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges {
+            generated_tokens: 4_711,
+            ..Gauges::default()
+        }
+    }
+
+    fn drain(&self) {}
+}
+
+/// What the service said, as a protocol would send it. Insists on the order of calls.
+#[derive(Debug)]
+pub struct Recording {
+    pub status: u16,
+    pub content_type: Option<&'static str>,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub is_started: bool,
+    pub is_finished: bool,
+    pub room: bool,
+}
+
+impl Recording {
+    pub fn new() -> Recording {
+        Recording {
+            status: 0,
+            content_type: None,
+            fields: Vec::new(),
+            body: Vec::new(),
+            is_started: false,
+            is_finished: false,
+            room: true,
+        }
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut found = self.fields.iter().filter(|(known, _)| known == name);
+        let value = found.next().map(|(_, value)| value.as_str());
+        assert!(found.next().is_none(), "{name} stands twice");
+        value
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        assert_eq!(self.content_type, Some("application/json"));
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The error's code, after checking that the answer has the one form of all errors.
+    #[track_caller]
+    pub fn error(&self) -> String {
+        let json = self.json();
+        let error = json["error"].as_object().unwrap();
+        let code = error["code"].as_str().unwrap();
+        let known = ErrorCode::ALL.iter().find(|known| known.as_str() == code);
+        let known = known.unwrap_or_else(|| panic!("{code} is not in the catalogue"));
+        assert_eq!(self.status, known.status(), "{code}");
+        assert_eq!(error["type"], known.family().as_str());
+        assert!(!error["message"].as_str().unwrap().is_empty());
+        assert_eq!(error["request_id"].as_str(), self.field("x-request-id"));
+        assert!(error.contains_key("param"));
+        assert!(self.is_finished);
+        code.to_owned()
+    }
+
+    fn head(&mut self, answer: &Answer<'_>) {
+        assert!(!self.is_started, "a second answer");
+        self.is_started = true;
+        self.status = answer.status;
+        self.content_type = answer.content_type;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let fields = answer.headers.iter();
+        self.fields = fields
+            .map(|(name, value)| (name.to_owned(), text(value)))
+            .collect();
+    }
+}
+
+impl Reply for Recording {
+    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]) {
+        self.head(answer);
+        self.body.extend_from_slice(body);
+        self.is_finished = true;
+    }
+
+    fn start(&mut self, answer: &Answer<'_>) {
+        self.head(answer);
+    }
+
+    fn data(&mut self, bytes: &[u8]) {
+        assert!(self.is_started && !self.is_finished && !bytes.is_empty());
+        self.body.extend_from_slice(bytes);
+    }
+
+    fn finish(&mut self) {
+        assert!(self.is_started && !self.is_finished, "a second end");
+        self.is_finished = true;
+    }
+
+    fn has_room(&self) -> bool {
+        self.room
+    }
+}
+
+/// A service with everything around it.
+pub struct Bench {
+    pub service: Service,
+    pub engine: Arc<Scripted>,
+    pub metrics: Metrics,
+    pub peer: Peer,
+    pub now: Moment,
+    requests: AtomicU32,
+}
+
+/// The bench's keys are made of these bytes.
+pub const FULL: u8 = 1;
+pub const NO_SCOPES: u8 = 2;
+pub const EXPIRED: u8 = 3;
+pub const REVOKED: u8 = 4;
+pub const UNKNOWN: u8 = 5;
+/// One request at once, ten tokens a minute more than a short prompt of one token may cost.
+pub const NARROW: u8 = 6;
+
+/// The wall clock of the bench, in seconds since 1970.
+const WALL_CLOCK: u64 = 1_000_000;
+
+pub fn key(byte: u8) -> String {
+    Secret::from_bytes(&[byte; 32]).reveal().to_owned()
+}
+
+pub fn record(byte: u8) -> KeyRecord {
+    KeyRecord {
+        id: format!("key_{byte}"),
+        name: String::new(),
+        hash: Secret::from_bytes(&[byte; 32]).hash(),
+        scopes: Scopes::ALL,
+        created_at: 0,
+        expires_at: None,
+        requests_per_minute: None,
+        tokens_per_minute: None,
+        concurrency: None,
+        revoked: false,
+    }
+}
+
+fn ring() -> KeyRing {
+    let no_scopes = KeyRecord {
+        scopes: Scopes::NONE,
+        ..record(NO_SCOPES)
+    };
+    let expired = KeyRecord {
+        expires_at: Some(WALL_CLOCK),
+        ..record(EXPIRED)
+    };
+    let revoked = KeyRecord {
+        revoked: true,
+        ..record(REVOKED)
+    };
+    let narrow = KeyRecord {
+        requests_per_minute: Some(4),
+        tokens_per_minute: Some(100),
+        concurrency: Some(1),
+        ..record(NARROW)
+    };
+    KeyRing::new(vec![record(FULL), no_scopes, expired, revoked, narrow])
+}
+
+impl Bench {
+    pub fn new() -> Bench {
+        Bench::with(|_| ())
+    }
+
+    pub fn with(change: impl FnOnce(&mut Config)) -> Bench {
+        let mut config = config();
+        change(&mut config);
+        let engine = Arc::new(Scripted {
+            jobs: Mutex::default(),
+            refusal: Mutex::default(),
+            state: Mutex::new(State::Ready),
+        });
+        let metrics = Metrics::new("test");
+        let parts = Parts {
+            config: Arc::new(config),
+            keys: Arc::new(ring()),
+            engine: engine.clone(),
+            limiter: Arc::new(Limiter::new()),
+            metrics: metrics.clone(),
+            wall_clock: || WALL_CLOCK,
+        };
+        let address = PeerAddress::Ip(IpAddr::from([192, 0, 2, 1]));
+        Bench {
+            service: Service::new(parts),
+            engine,
+            metrics,
+            peer: Peer { address },
+            now: Moment::from_micros(5_000_000),
+            requests: AtomicU32::new(0),
+        }
+    }
+
+    pub fn advance(&mut self, milliseconds: u64) {
+        self.now = self.now + Duration::from_millis(milliseconds);
+    }
+
+    /// Sends a whole request as the reactor would: admit, then handle or refuse.
+    pub fn send(&mut self, sent: &Sent<'_>) -> (Recording, Option<Box<Exchange>>) {
+        let mut reply = Recording::new();
+        let exchange = self.send_to(sent, &mut reply);
+        assert_eq!(reply.is_finished, exchange.is_none());
+        (reply, exchange)
+    }
+
+    fn send_to(&mut self, sent: &Sent<'_>, reply: &mut Recording) -> Option<Box<Exchange>> {
+        let headers: Vec<_> = sent
+            .headers
+            .iter()
+            .map(|(name, value)| httparse::Header {
+                name,
+                value: value.as_bytes(),
+            })
+            .collect();
+        let (path, query) = match sent.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (sent.target, None),
+        };
+        let request = Request {
+            method: sent.method,
+            path,
+            query,
+            version: Version::Http11,
+            headers: &headers,
+        };
+        let job_key = JobKey {
+            reactor: 0,
+            connection: Key::new(0, 0),
+            request: self.requests.fetch_add(1, Ordering::Relaxed),
+        };
+        match self.service.admit(&request, &self.peer, self.now) {
+            Ok(admitted) => {
+                let body = sent.body.as_bytes();
+                assert!(
+                    body.len() <= admitted.body_limit,
+                    "the reactor would refuse"
+                );
+                self.service
+                    .handle(admitted, &request, body, job_key, self.now, reply)
+            }
+            Err(refusal) => {
+                self.service.refuse(refusal, self.now, reply);
+                None
+            }
+        }
+    }
+
+    /// Sends a request that is answered at once.
+    pub fn ask(&mut self, sent: &Sent<'_>) -> Recording {
+        let (reply, exchange) = self.send(sent);
+        assert!(exchange.is_none());
+        reply
+    }
+
+    /// Sends a generation that must become a job.
+    pub fn start(&mut self, sent: &Sent<'_>) -> (Recording, Box<Exchange>) {
+        let (reply, exchange) = self.send(sent);
+        (reply, exchange.expect("a job"))
+    }
+
+    pub fn event(&mut self, exchange: &mut Exchange, event: Event, reply: &mut Recording) -> Flow {
+        self.service.handle_event(exchange, event, self.now, reply)
+    }
+
+    pub fn job(&self) -> Job {
+        self.engine
+            .jobs
+            .lock()
+            .unwrap()
+            .last()
+            .expect("a job")
+            .clone()
+    }
+
+    /// A line of the metrics.
+    pub fn metric(&self, name: &str) -> Option<String> {
+        let mut text = String::new();
+        self.metrics.encode(&mut text);
+        let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
+        text.lines().find_map(value)
+    }
+}
+
+/// A request of the tests.
+#[derive(Clone, Debug)]
+pub struct Sent<'a> {
+    pub method: Method,
+    pub target: &'a str,
+    pub headers: Vec<(&'a str, String)>,
+    pub body: &'a str,
+}
+
+impl<'a> Sent<'a> {
+    pub fn get(target: &'a str) -> Sent<'a> {
+        Sent {
+            method: Method::Get,
+            target,
+            headers: Vec::new(),
+            body: "",
+        }
+    }
+
+    /// A generation with the full key.
+    pub fn generate(body: &'a str) -> Sent<'a> {
+        Sent {
+            method: Method::Post,
+            body,
+            ..Sent::get("/api/v1/generate")
+        }
+        .key(FULL)
+    }
+
+    pub fn method(mut self, method: Method) -> Sent<'a> {
+        self.method = method;
+        self
+    }
+
+    pub fn header(mut self, name: &'a str, value: &str) -> Sent<'a> {
+        self.headers.retain(|(known, _)| *known != name);
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    pub fn key(self, byte: u8) -> Sent<'a> {
+        let value = format!("Bearer {}", key(byte));
+        self.header("authorization", &value)
+    }
+}
+
+pub fn token(text: &str) -> Event {
+    Event::Token { text: text.into() }
+}
+
+pub const USAGE: Usage = Usage {
+    prompt_tokens: 9,
+    cached_tokens: 4,
+    completion_tokens: 3,
+};
+
+pub const TIMINGS: Timings = Timings {
+    queue: Duration::from_millis(1),
+    prefill: Duration::from_millis(20),
+    decode: Duration::from_millis(300),
+};
+
+pub fn done(text: &str) -> Event {
+    Event::Done(Box::new(Done {
+        text: text.into(),
+        finish_reason: FinishReason::Stop,
+        usage: USAGE,
+        timings: TIMINGS,
+    }))
+}

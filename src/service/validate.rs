@@ -1,0 +1,611 @@
+//! From the members of a body to a request whose every value is within its bounds.
+//!
+//! Owns the fields of `POST /api/v1/generate`: their types, bounds and the sentences that say what
+//! is wrong with them. Nothing here guesses: a wrong type, an unknown name or a value out of range
+//! is refused with the field's path, its bound and the way out. `null` is the same as absence, as
+//! clients with optional fields send it.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use crate::config::Limits;
+use crate::engine::prompt::{self, LANGUAGES, Language, language};
+use crate::engine::{ContextFile, Sampling};
+use crate::error::{ApiError, ErrorCode};
+use crate::limits;
+
+use super::body::{Kind, ListError, Member, Value, excerpt, members};
+
+/// A request that can be turned into a job.
+#[derive(Debug, PartialEq)]
+pub struct GenerateRequest {
+    pub prompt: String,
+    pub language: Option<&'static Language>,
+    pub timeout: Duration,
+    /// `None`: the loaded one, whichever it is.
+    pub model: Option<String>,
+    pub sampling: Sampling,
+    pub max_tokens: u32,
+    pub stop: Vec<String>,
+    pub context: Vec<ContextFile>,
+    /// `None`: as `Accept` says.
+    pub stream: Option<bool>,
+    pub cache: CacheMode,
+}
+
+/// What the client wants of a cache of answers. Every mode is met by generating anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    #[default]
+    Use,
+    Refresh,
+    Bypass,
+}
+
+/// Every field that a body may have.
+const FIELDS: &[&str] = &[
+    "prompt",
+    "language",
+    "timeout",
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "seed",
+    "stop",
+    "frequency_penalty",
+    "presence_penalty",
+    "repeat_penalty",
+    "context",
+    "stream",
+    "cache",
+];
+
+const CONTEXT_FIELDS: &[&str] = &["path", "text"];
+
+/// How far a name may be from a known one to be taken for a slip of the pen (Jaro-Winkler).
+const SIMILAR: f64 = 0.75;
+
+impl GenerateRequest {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
+        let members = members(body)?;
+        let mut request = GenerateRequest {
+            prompt: String::new(),
+            language: None,
+            timeout: limits.default_request_timeout,
+            model: None,
+            sampling: prompt::sampling(),
+            max_tokens: limits::MAX_TOKENS_DEFAULT,
+            stop: Vec::new(),
+            context: Vec::new(),
+            stream: None,
+            cache: CacheMode::default(),
+        };
+        let mut has_prompt = false;
+        for member in &members {
+            if member.value.kind() != Kind::Null {
+                has_prompt |= member.name == "prompt";
+                request.set(member, limits)?;
+            } else if !FIELDS.contains(&&*member.name) {
+                return Err(unknown(&member.name, FIELDS, ""));
+            }
+        }
+        if !has_prompt {
+            return Err(wrong("prompt", "is required: say what to write"));
+        }
+        Ok(request)
+    }
+
+    /// Takes one member whose value is not `null`; refuses a name that is not in [`FIELDS`].
+    fn set(&mut self, member: &Member<'_>, limits: &Limits) -> Result<(), ApiError> {
+        let value = member.value;
+        let sampling = &mut self.sampling;
+        match &*member.name {
+            "prompt" => self.prompt = owned_text("prompt", value, 1, limits::PROMPT_BYTES_MAX)?,
+            "language" => self.language = Some(known_language(value)?),
+            "timeout" => self.timeout = timeout(value, limits)?,
+            "model" => self.model = Some(owned_text("model", value, 1, limits::NAME_BYTES_MAX)?),
+            "temperature" => sampling.temperature = number("temperature", value, &TEMPERATURE)?,
+            "top_p" => sampling.top_p = number("top_p", value, &TOP_P)?,
+            "top_k" => sampling.top_k = integer("top_k", value, 0, u32::MAX)?,
+            "min_p" => sampling.min_p = number("min_p", value, &MIN_P)?,
+            "max_tokens" => {
+                self.max_tokens = integer("max_tokens", value, 1, limits::MAX_TOKENS_MAX)?;
+            }
+            "seed" => sampling.seed = Some(integer("seed", value, 0, u32::MAX)?),
+            "stop" => self.stop = stop(value)?,
+            "frequency_penalty" => {
+                sampling.frequency_penalty = number("frequency_penalty", value, &PENALTY)?;
+            }
+            "presence_penalty" => {
+                sampling.presence_penalty = number("presence_penalty", value, &PENALTY)?;
+            }
+            "repeat_penalty" => {
+                sampling.repeat_penalty = number("repeat_penalty", value, &REPEAT_PENALTY)?;
+            }
+            "context" => self.context = context(value)?,
+            "stream" => self.stream = Some(boolean("stream", value)?),
+            "cache" => self.cache = cache_mode(value)?,
+            other => return Err(unknown(other, FIELDS, "")),
+        }
+        Ok(())
+    }
+}
+
+/// An interval of numbers.
+struct Interval {
+    low: f64,
+    /// Whether `low` itself is out.
+    low_is_excluded: bool,
+    high: f64,
+}
+
+const TEMPERATURE: Interval = Interval::closed(0.0, 2.0);
+const MIN_P: Interval = Interval::closed(0.0, 1.0);
+const PENALTY: Interval = Interval::closed(-2.0, 2.0);
+const TOP_P: Interval = Interval::above(0.0, 1.0);
+const REPEAT_PENALTY: Interval = Interval::above(0.0, 2.0);
+
+impl Interval {
+    const fn closed(low: f64, high: f64) -> Interval {
+        Interval {
+            low,
+            low_is_excluded: false,
+            high,
+        }
+    }
+
+    const fn above(low: f64, high: f64) -> Interval {
+        Interval {
+            low,
+            low_is_excluded: true,
+            high,
+        }
+    }
+
+    fn contains(&self, number: f64) -> bool {
+        let above_low = if self.low_is_excluded {
+            number > self.low
+        } else {
+            number >= self.low
+        };
+        above_low && number <= self.high
+    }
+}
+
+fn number(field: &str, value: Value<'_>, interval: &Interval) -> Result<f32, ApiError> {
+    expect(field, value, Kind::Number)?;
+    match value.read::<f64>() {
+        Some(number) if interval.contains(number) => Ok(number as f32),
+        _ => {
+            let low = if interval.low_is_excluded {
+                "above"
+            } else {
+                "from"
+            };
+            let Interval {
+                low: from, high, ..
+            } = interval;
+            let given = excerpt(value.text());
+            let problem = format!("must be {low} {from} to {high}, not {given}");
+            Err(wrong(field, &problem))
+        }
+    }
+}
+
+fn integer(field: &str, value: Value<'_>, low: u32, high: u32) -> Result<u32, ApiError> {
+    expect(field, value, Kind::Number)?;
+    match value.read::<u32>() {
+        Some(number) if (low..=high).contains(&number) => Ok(number),
+        _ => {
+            let given = excerpt(value.text());
+            let problem = format!("must be an integer from {low} to {high}, not {given}");
+            Err(wrong(field, &problem))
+        }
+    }
+}
+
+fn boolean(field: &str, value: Value<'_>) -> Result<bool, ApiError> {
+    let problem = || {
+        wrong(
+            field,
+            &format!("must be true or false, not {}", value.kind().as_str()),
+        )
+    };
+    value.read().ok_or_else(problem)
+}
+
+/// As `text`, to be kept.
+fn owned_text(field: &str, value: Value<'_>, low: usize, high: usize) -> Result<String, ApiError> {
+    text(field, value, low, high).map(Cow::into_owned)
+}
+
+/// A string of `low` to `high` bytes that is not white space alone if it must not be empty.
+fn text<'a>(
+    field: &str,
+    value: Value<'a>,
+    low: usize,
+    high: usize,
+) -> Result<Cow<'a, str>, ApiError> {
+    expect(field, value, Kind::String)?;
+    let text = value.read_text().ok_or_else(|| {
+        // The scan has seen quotes and escapes in order; what is left is half a surrogate pair.
+        wrong(field, "has a \\u escape that stands for no character")
+    })?;
+    if text.len() > high {
+        let problem = format!("is {} bytes long; at most {high} are taken", text.len());
+        return Err(wrong(field, &problem));
+    }
+    if low > 0 && text.trim_start().is_empty() {
+        return Err(wrong(field, "must not be empty"));
+    }
+    Ok(text)
+}
+
+fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
+    let most = u32::try_from(limits.max_request_timeout.as_millis()).unwrap_or(u32::MAX);
+    expect("timeout", value, Kind::Number)?;
+    match value.read::<u32>() {
+        Some(milliseconds) if (1..=most).contains(&milliseconds) => {
+            Ok(Duration::from_millis(milliseconds.into()))
+        }
+        _ => {
+            let given = excerpt(value.text());
+            let problem = format!(
+                "must be an integer of milliseconds from 1 to {most} \
+                 (`limits.max_request_timeout`), not {given}"
+            );
+            Err(wrong("timeout", &problem))
+        }
+    }
+}
+
+fn known_language(value: Value<'_>) -> Result<&'static Language, ApiError> {
+    let name = text("language", value, 1, limits::NAME_BYTES_MAX)?;
+    language(name.trim()).ok_or_else(|| {
+        let names: Vec<_> = LANGUAGES.iter().map(|language| language.name).collect();
+        let (name, names) = (excerpt(&name), names.join(", "));
+        wrong(
+            "language",
+            &format!("`{name}` is not known; there are {names}"),
+        )
+    })
+}
+
+/// One string or a list of them.
+fn stop(value: Value<'_>) -> Result<Vec<String>, ApiError> {
+    // White space may well be a stop string, so `text` is not asked for a visible one.
+    let one = |field: &str, value: Value<'_>| {
+        let text = owned_text(field, value, 0, limits::STOP_STRING_BYTES_MAX)?;
+        let empty = || {
+            wrong(
+                field,
+                "must not be empty: it would end every answer at once",
+            )
+        };
+        Some(text).filter(|text| !text.is_empty()).ok_or_else(empty)
+    };
+    if value.kind() == Kind::String {
+        return Ok(vec![one("stop", value)?]);
+    }
+    let most = limits::STOP_STRINGS_MAX;
+    let items = list("stop", value, most, "must be a string or a list of strings")?;
+    let item = |(index, value)| one(&format!("stop[{index}]"), value);
+    items.into_iter().enumerate().map(item).collect()
+}
+
+fn context(value: Value<'_>) -> Result<Vec<ContextFile>, ApiError> {
+    let most = limits::CONTEXT_FILES_MAX;
+    let items = list(
+        "context",
+        value,
+        most,
+        "must be a list of {\"path\", \"text\"}",
+    )?;
+    let item = |(index, value)| context_file(&format!("context[{index}]"), value);
+    items.into_iter().enumerate().map(item).collect()
+}
+
+fn context_file(field: &str, value: Value<'_>) -> Result<ContextFile, ApiError> {
+    let shape = "must be an object with \"path\" and \"text\", each once";
+    let members = value.members().ok_or_else(|| wrong(field, shape))?;
+    let (mut path, mut content) = (None, None);
+    for member in &members {
+        let name = format!("{field}.{}", excerpt(&member.name));
+        match &*member.name {
+            "path" => {
+                path = Some(owned_text(
+                    &name,
+                    member.value,
+                    1,
+                    limits::CONTEXT_PATH_BYTES_MAX,
+                )?);
+            }
+            "text" => {
+                content = Some(owned_text(
+                    &name,
+                    member.value,
+                    0,
+                    limits::PROMPT_BYTES_MAX,
+                )?)
+            }
+            other => return Err(unknown(other, CONTEXT_FIELDS, &format!("{field}."))),
+        }
+    }
+    match (path, content) {
+        (Some(path), Some(text)) => Ok(ContextFile { path, text }),
+        _ => Err(wrong(field, shape)),
+    }
+}
+
+fn cache_mode(value: Value<'_>) -> Result<CacheMode, ApiError> {
+    match value.text() {
+        "\"use\"" => Ok(CacheMode::Use),
+        "\"refresh\"" => Ok(CacheMode::Refresh),
+        "\"bypass\"" => Ok(CacheMode::Bypass),
+        other => {
+            let problem = format!(
+                "must be \"use\", \"refresh\" or \"bypass\", not {}",
+                excerpt(other)
+            );
+            Err(wrong("cache", &problem))
+        }
+    }
+}
+
+fn list<'a>(
+    field: &str,
+    value: Value<'a>,
+    most: usize,
+    shape: &str,
+) -> Result<Vec<Value<'a>>, ApiError> {
+    value.list(most).map_err(|error| match error {
+        ListError::OtherKind => wrong(field, &format!("{shape}, not {}", value.kind().as_str())),
+        ListError::TooLong => wrong(field, &format!("has more than {most} items")),
+    })
+}
+
+fn expect(field: &str, value: Value<'_>, kind: Kind) -> Result<(), ApiError> {
+    if value.kind() == kind {
+        return Ok(());
+    }
+    let (kind, found) = (kind.as_str(), value.kind().as_str());
+    Err(wrong(field, &format!("must be {kind}, not {found}")))
+}
+
+fn wrong(field: &str, problem: &str) -> ApiError {
+    let message = format!("`{field}` {problem}");
+    ApiError::new(ErrorCode::InvalidParameter, message).with_param(field)
+}
+
+/// A name that is not in `known`; `prefix` is the path of the object that it stands in.
+fn unknown(name: &str, known: &[&str], prefix: &str) -> ApiError {
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .filter(|(similarity, _)| *similarity >= SIMILAR);
+    let field = format!("{prefix}{}", excerpt(name));
+    let problem = match nearest {
+        Some((_, nearest)) => format!("is not a field; did you mean `{prefix}{nearest}`?"),
+        None => format!("is not a field; there are {}", known.join(", ")),
+    };
+    wrong(&field, &problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        crate::config::Config::default().limits
+    }
+
+    fn parse(body: &str) -> Result<GenerateRequest, ApiError> {
+        GenerateRequest::parse(body.as_bytes(), &limits())
+    }
+
+    /// Parses a body with a prompt and these members, which must be refused; gives field and words.
+    fn refused(members: &str) -> (String, String) {
+        let error = parse(&format!(r#"{{"prompt": "x", {members}}}"#)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidParameter, "{members}");
+        (error.param.unwrap(), error.message)
+    }
+
+    #[test]
+    fn the_original_client_is_understood() {
+        let body = r#"{"prompt": "实现快速排序算法", "language": "python", "timeout": 10000}"#;
+        let request = parse(body).unwrap();
+        assert_eq!(request.prompt, "实现快速排序算法");
+        assert_eq!(request.language.unwrap().name, "python");
+        assert_eq!(request.timeout, Duration::from_secs(10));
+        assert_eq!(request.max_tokens, limits::MAX_TOKENS_DEFAULT);
+        assert_eq!(request.sampling, prompt::sampling());
+        // As Python's `json` writes it by default.
+        let body = r#"{"prompt": "\u5b9e\u73b0", "language": "py"}"#;
+        let request = parse(body).unwrap();
+        assert_eq!(
+            (request.prompt.as_str(), request.language.unwrap().name),
+            ("实现", "python")
+        );
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let request = parse(
+            r#"{"prompt": "p", "language": "C++", "timeout": 1, "model": "m", "temperature": 0.5,
+                "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 7, "seed": 4294967295,
+                "stop": ["a", "\n"], "frequency_penalty": -2, "presence_penalty": 2,
+                "repeat_penalty": 1.1, "context": [{"path": "a.py", "text": ""}],
+                "stream": false, "cache": "refresh"}"#,
+        )
+        .unwrap();
+        let sampling = Sampling {
+            temperature: 0.5,
+            top_p: 0.9,
+            top_k: 40,
+            min_p: 0.05,
+            seed: Some(u32::MAX),
+            frequency_penalty: -2.0,
+            presence_penalty: 2.0,
+            repeat_penalty: 1.1,
+        };
+        let file = ContextFile {
+            path: "a.py".into(),
+            text: String::new(),
+        };
+        let expected = GenerateRequest {
+            prompt: "p".into(),
+            language: language("cpp"),
+            timeout: Duration::from_millis(1),
+            model: Some("m".into()),
+            sampling,
+            max_tokens: 7,
+            stop: vec!["a".into(), "\n".into()],
+            context: vec![file],
+            stream: Some(false),
+            cache: CacheMode::Refresh,
+        };
+        assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn null_is_absence_for_all_but_the_prompt() {
+        let nulls: Vec<_> = FIELDS[1..]
+            .iter()
+            .map(|field| format!(r#""{field}": null"#))
+            .collect();
+        let with_nulls = parse(&format!(r#"{{"prompt": "x", {}}}"#, nulls.join(",")));
+        assert_eq!(with_nulls, parse(r#"{"prompt": "x"}"#));
+        for body in [
+            r#"{"prompt": null}"#,
+            "{}",
+            r#"{"prompt": " \n"}"#,
+            r#"{"prompt": ""}"#,
+        ] {
+            let error = parse(body).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidParameter, "{body}");
+            assert_eq!(error.param.as_deref(), Some("prompt"), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_range_names_its_field_and_its_bound() {
+        for (members, field, words) in [
+            (
+                r#""temperature": 2.1"#,
+                "temperature",
+                "from 0 to 2, not 2.1",
+            ),
+            (
+                r#""temperature": "1""#,
+                "temperature",
+                "must be a number, not a string",
+            ),
+            (r#""temperature": 1e999"#, "temperature", "from 0 to 2"),
+            (r#""top_p": 0"#, "top_p", "above 0 to 1"),
+            (r#""min_p": -0.1"#, "min_p", "from 0 to 1"),
+            (r#""repeat_penalty": 0"#, "repeat_penalty", "above 0 to 2"),
+            (
+                r#""frequency_penalty": 3"#,
+                "frequency_penalty",
+                "from -2 to 2",
+            ),
+            (r#""top_k": -1"#, "top_k", "integer from 0"),
+            (r#""max_tokens": 0"#, "max_tokens", "from 1 to 1000000"),
+            (r#""max_tokens": 1.0"#, "max_tokens", "integer"),
+            (r#""seed": 4294967296"#, "seed", "from 0 to 4294967295"),
+            (r#""timeout": 0"#, "timeout", "from 1 to 600000"),
+            (
+                r#""timeout": 600001"#,
+                "timeout",
+                "limits.max_request_timeout",
+            ),
+            (
+                r#""timeout": "10s""#,
+                "timeout",
+                "must be a number, not a string",
+            ),
+            (
+                r#""language": "klingon""#,
+                "language",
+                "there are python, javascript",
+            ),
+            (r#""language": 5"#, "language", "must be a string"),
+            (
+                r#""stream": "yes""#,
+                "stream",
+                "true or false, not a string",
+            ),
+            (r#""cache": "no""#, "cache", "\"bypass\""),
+            (r#""stop": 5"#, "stop", "a list of strings, not a number"),
+            (r#""stop": """#, "stop", "must not be empty"),
+            (r#""stop": ["a", ""]"#, "stop[1]", "must not be empty"),
+            (
+                r#""stop": ["a", null]"#,
+                "stop[1]",
+                "must be a string, not null",
+            ),
+            (r#""context": {}"#, "context", "not an object"),
+            (r#""context": [5]"#, "context[0]", "must be an object"),
+            (
+                r#""context": [{"path": "a"}]"#,
+                "context[0]",
+                "\"path\" and \"text\"",
+            ),
+            (
+                r#""context": [{"path": "a", "path": "b", "text": ""}]"#,
+                "context[0]",
+                "each once",
+            ),
+            (
+                r#""context": [{"path": 1, "text": ""}]"#,
+                "context[0].path",
+                "a string, not a number",
+            ),
+            (
+                r#""context": [{"pth": ""}]"#,
+                "context[0].pth",
+                "did you mean `context[0].path`?",
+            ),
+            (r#""model": "\ud800""#, "model", "stands for no character"),
+            (
+                r#""max_token": 5"#,
+                "max_token",
+                "did you mean `max_tokens`?",
+            ),
+            (r#""zzz": 5"#, "zzz", "there are prompt, language"),
+        ] {
+            let (param, message) = refused(members);
+            assert_eq!(param, field, "{members}");
+            assert!(message.contains(words), "{members}: {message}");
+        }
+    }
+
+    #[test]
+    fn long_values_are_refused_and_not_repeated() {
+        let long = "x".repeat(limits::PROMPT_BYTES_MAX + 1);
+        let error = parse(&format!(r#"{{"prompt": "{long}"}}"#)).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("prompt"));
+        assert!(error.message.len() < 256);
+        let (param, message) = refused(&format!(r#""{long}": 1"#));
+        assert!(param.len() + message.len() < 1_024);
+        let strings = vec!["\"a\""; limits::STOP_STRINGS_MAX + 1].join(",");
+        assert_eq!(refused(&format!(r#""stop": [{strings}]"#)).0, "stop");
+        let file = r#"{"path": "a", "text": ""}"#;
+        let files = vec![file; limits::CONTEXT_FILES_MAX + 1].join(",");
+        assert_eq!(refused(&format!(r#""context": [{files}]"#)).0, "context");
+    }
+
+    #[test]
+    fn deep_nesting_in_any_field_is_just_a_wrong_value() {
+        let (open, close) = ("[".repeat(32_768), "]".repeat(32_768));
+        for field in FIELDS {
+            let body = format!(r#"{{"{field}": {open}{close}}}"#);
+            let error = parse(&body).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidParameter, "{field}");
+        }
+    }
+}
