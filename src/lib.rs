@@ -19,3 +19,5 @@ pub mod store;
 pub mod telemetry;
 
 pub mod service;
+
+pub mod reactor;

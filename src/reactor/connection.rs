@@ -1,0 +1,561 @@
+//! One connection: a socket, what is on its way in and out, and one pump that moves it along.
+//!
+//! Owns the socket, the readiness bits, the output queue, the incomplete tail of the input, the
+//! deadlines, and the protocol's state. It must never wait, never read a clock, and never touch
+//! another connection.
+//!
+//! ```text
+//!             bytes arrive                     answer queued
+//!   Open ----------------------> Open ... ---------------------> Closing
+//!    |                                                             | output empty: our FIN
+//!    | error, reset, hang-up                                       v
+//!    +-----------------------------> closed <----------------- Lingering
+//!                                            peer's FIN, bound or deadline
+//! ```
+//!
+//! Invariants:
+//!  1. One place reads the socket (`receive` and `discard`), one writes it (`flush`), one says that
+//!     the connection is over (the `Pumped::Closed` that `pump` returns).
+//!  2. A direction is tried only while its ready bit is set, and the bit is cleared only by
+//!     `WouldBlock` or a short transfer: so no edge is ever lost.
+//!  3. Whoever stops early for fairness returns `Pumped::Again`: the bit is still set, no edge will
+//!     come, the run queue must.
+//!  4. An idle connection holds no buffer: `inbound` and `output` go back to the pool when empty.
+//!  5. Idle, header and body deadlines are set once for each request and never moved: neither
+//!     dripping bytes nor edges without bytes extend them. None of them runs while it is we who do
+//!     not read, or while the answer before is still on its way out.
+
+use std::io::{self, IoSlice};
+
+use super::http1::{Context, Http1, Waiting};
+use super::system::{Edge, System};
+use crate::core::Moment;
+use crate::core::deadlines::{DeadlineKind, Deadlines};
+use crate::core::output::{Level, OutputQueue};
+use crate::core::readiness::Readiness;
+use crate::engine::Event;
+use crate::limits;
+use crate::offload::CancelReason;
+use crate::service::Peer;
+
+pub struct Connection<K> {
+    socket: K,
+    peer: Peer,
+    readiness: Readiness,
+    phase: Phase,
+    deadlines: Deadlines,
+    output: OutputQueue,
+    /// Bytes that arrived and are not used up: the tail of an incomplete request, or requests that
+    /// wait for the one before them. No allocation while empty.
+    inbound: Vec<u8>,
+    protocol: Http1,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The last answer is in the output queue; what still arrives is not read as a request.
+    Closing,
+    /// Our FIN is out. Reading on keeps the kernel from answering late bytes with a reset that
+    /// would destroy our answer before the peer has read it (RFC 9112, section 9.6).
+    Lingering {
+        discarded_bytes: u32,
+    },
+}
+
+/// Why a connection ended: the label of `autoglmd_connections_closed_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer closed in good order, or we did after the last answer.
+    Done,
+    /// Between two requests for too long, or closed to make room for a new connection.
+    Idle,
+    /// A request did not arrive in time.
+    RequestTimeout,
+    /// The peer did not take its answer in time.
+    WriteTimeout,
+    /// The peer reset the connection, or left in the middle of a request.
+    Reset,
+    /// The daemon stops.
+    Drain,
+    /// A bug: its handling panicked.
+    Panic,
+}
+
+impl CloseReason {
+    pub const ALL: [CloseReason; 7] = [
+        CloseReason::Done,
+        CloseReason::Idle,
+        CloseReason::RequestTimeout,
+        CloseReason::WriteTimeout,
+        CloseReason::Reset,
+        CloseReason::Drain,
+        CloseReason::Panic,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            CloseReason::Done => "done",
+            CloseReason::Idle => "idle",
+            CloseReason::RequestTimeout => "request_timeout",
+            CloseReason::WriteTimeout => "write_timeout",
+            CloseReason::Reset => "reset",
+            CloseReason::Drain => "drain",
+            CloseReason::Panic => "panic",
+        }
+    }
+
+    /// What the job of a connection that ends like this is told.
+    pub const fn cancels_as(self) -> CancelReason {
+        match self {
+            CloseReason::WriteTimeout => CancelReason::SlowReader,
+            CloseReason::Drain => CancelReason::Drain,
+            _ => CancelReason::Disconnect,
+        }
+    }
+}
+
+/// Of these, the one that runs is that of what the connection waits for.
+const WAITING_DEADLINES: [DeadlineKind; 4] = [
+    DeadlineKind::Idle,
+    DeadlineKind::Header,
+    DeadlineKind::Body,
+    DeadlineKind::Request,
+];
+
+/// What a pump leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Pumped {
+    /// Nothing more can be done until an edge, a completion or a deadline.
+    Waiting,
+    /// The budget is used up, not the work.
+    Again,
+    Closed(CloseReason),
+}
+
+impl<K> Connection<K> {
+    pub fn new(socket: K, peer: Peer, now: Moment) -> Connection<K> {
+        Connection {
+            socket,
+            peer,
+            readiness: Readiness::new(),
+            phase: Phase::Open,
+            deadlines: Deadlines::new(),
+            output: OutputQueue::new(),
+            inbound: Vec::new(),
+            protocol: Http1::new(now),
+        }
+    }
+
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
+    /// Whether it would read, and whether it would write, if only the kernel let it.
+    #[cfg(test)]
+    pub fn appetite(&self, marks: &crate::core::output::Marks) -> (bool, bool) {
+        let reads = match self.phase {
+            Phase::Open => self.protocol.is_receptive() && self.output.level(marks) < Level::High,
+            Phase::Closing => false,
+            Phase::Lingering { .. } => true,
+        };
+        (reads, !self.output.is_empty())
+    }
+
+    #[cfg(test)]
+    pub fn socket(&self) -> &K {
+        &self.socket
+    }
+
+    #[cfg(test)]
+    pub fn output_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    #[cfg(test)]
+    pub fn is_answering(&self) -> bool {
+        matches!(self.protocol.waiting(), Waiting::Answer { .. })
+    }
+
+    pub fn into_socket(self) -> K {
+        self.socket
+    }
+
+    /// Between two requests: closing now loses nothing.
+    pub fn is_idle(&self) -> bool {
+        self.phase == Phase::Open
+            && self.inbound.is_empty()
+            && self.output.is_empty()
+            && self.protocol.waiting() == Waiting::Request
+    }
+
+    /// Remembers an edge. No I/O: that is the pump's, in its turn.
+    pub fn handle_edge(&mut self, edge: &Edge) {
+        if edge.readable {
+            self.readiness.handle_readable_edge();
+        }
+        if edge.writable {
+            self.readiness.handle_writable_edge();
+        }
+        if edge.read_closed {
+            self.readiness.handle_read_closed();
+        }
+        if edge.broken {
+            self.readiness.handle_hangup();
+        }
+    }
+
+    /// Whether this request's job still has somebody who waits for it.
+    pub fn awaits(&self, request: u32) -> bool {
+        self.protocol.awaits(request)
+    }
+
+    /// An engine's event for the request that [`Connection::awaits`] it. Bytes of our own making
+    /// raise no edge, so a pump has to follow.
+    pub fn handle_event(&mut self, event: Event, context: &mut Context<'_>) -> Pumped {
+        self.protocol.handle_event(event, &mut self.output, context);
+        Pumped::Again
+    }
+
+    /// One of the deadlines has passed. The pump that follows does what it calls for.
+    pub fn handle_deadline(&mut self, kind: DeadlineKind, context: &mut Context<'_>) -> Pumped {
+        self.deadlines.clear(kind);
+        match kind {
+            DeadlineKind::Header | DeadlineKind::Body => {
+                self.protocol
+                    .handle_late_request(&self.peer, &mut self.output, context);
+                Pumped::Again
+            }
+            DeadlineKind::Request => {
+                self.protocol.handle_deadline(&mut self.output, context);
+                Pumped::Again
+            }
+            // At the last moment something came; the pump will see what.
+            DeadlineKind::Idle if self.readiness.can_read() => Pumped::Again,
+            DeadlineKind::Idle => Pumped::Closed(CloseReason::Idle),
+            DeadlineKind::WriteStall => Pumped::Closed(CloseReason::WriteTimeout),
+            DeadlineKind::Linger => Pumped::Closed(CloseReason::Done),
+        }
+    }
+
+    /// Ends what the connection still has to do with others: its job is cancelled, its buffers go
+    /// home. The caller closes the socket.
+    pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) -> Pumped {
+        self.protocol.abandon(reason.cancels_as(), context);
+        self.output.clear(context.pool);
+        self.release_inbound(context);
+        Pumped::Closed(reason)
+    }
+
+    /// Forgets what was held back; a buffer that was never taken is not given back.
+    fn release_inbound(&mut self, context: &mut Context<'_>) {
+        if self.inbound.capacity() != 0 {
+            context.pool.give(std::mem::take(&mut self.inbound));
+        }
+    }
+
+    /// Moves the connection along as far as its budget and the sockets allow: read, protocol,
+    /// service, output queue, one write.
+    pub fn pump<S>(
+        &mut self,
+        system: &mut S,
+        scratch: &mut [u8],
+        context: &mut Context<'_>,
+    ) -> Pumped
+    where
+        S: System<Socket = K>,
+    {
+        let exchanges = self.protocol.exchanges();
+        match self.advance(system, scratch, context) {
+            Ok(pumped) => {
+                if self.protocol.exchanges() != exchanges {
+                    // They were an earlier request's; the present one has its own.
+                    self.clear_waiting_deadlines();
+                }
+                self.set_deadlines(context);
+                pumped
+            }
+            Err(reason) => Pumped::Closed(reason),
+        }
+    }
+
+    fn advance<S>(
+        &mut self,
+        system: &mut S,
+        scratch: &mut [u8],
+        context: &mut Context<'_>,
+    ) -> Result<Pumped, CloseReason>
+    where
+        S: System<Socket = K>,
+    {
+        // Both FINs hang up as well. What is unread then is still to be read away: closing over it
+        // would reset the connection, and with it our answer.
+        if self.readiness.is_hung_up() && !matches!(self.phase, Phase::Lingering { .. }) {
+            return Err(CloseReason::Reset);
+        }
+        let mut more = false;
+        if self.phase == Phase::Open {
+            more = self.receive(system, scratch, context)?;
+            if self.protocol.is_over() {
+                self.phase = Phase::Closing;
+            }
+        }
+        self.probe_half_closed_peer(context);
+        self.flush(system, context)?;
+        if self.phase == Phase::Closing && self.output.is_empty() {
+            self.begin_lingering(system, context)?;
+        }
+        if let Phase::Lingering { .. } = self.phase {
+            more = self.discard(system, scratch)?;
+        }
+        // The write may have made room that `receive` stopped for the lack of.
+        more |= self.phase == Phase::Open && self.may_receive(context) && self.has_input();
+        Ok(if more { Pumped::Again } else { Pumped::Waiting })
+    }
+
+    /// Whether a further request may be taken in: nothing else is in progress, and the peer takes
+    /// what it is sent. A client that asks and never reads is thereby not read either.
+    fn may_receive(&self, context: &Context<'_>) -> bool {
+        self.protocol.is_receptive() && self.output.level(&context.marks) < Level::High
+    }
+
+    /// Whether there are bytes to look at, here or in the kernel.
+    fn has_input(&self) -> bool {
+        self.readiness.can_read() || self.holds_unseen_bytes()
+    }
+
+    /// Bytes of the next request that were held back by the last one.
+    fn holds_unseen_bytes(&self) -> bool {
+        !self.inbound.is_empty() && self.protocol.waiting() == Waiting::Request
+    }
+
+    /// Reads and handles requests. `true`: stopped by the budget alone.
+    fn receive<S>(
+        &mut self,
+        system: &mut S,
+        scratch: &mut [u8],
+        context: &mut Context<'_>,
+    ) -> Result<bool, CloseReason>
+    where
+        S: System<Socket = K>,
+    {
+        for _ in 0..limits::READS_PER_PUMP {
+            if !self.may_receive(context) {
+                self.protocol.handle_pause(context.now);
+                return Ok(false);
+            }
+            if self.holds_unseen_bytes() {
+                self.handle_held_bytes(context);
+            } else if !self.readiness.can_read() {
+                return Ok(false);
+            } else {
+                match system.read(&self.socket, scratch) {
+                    Ok(0) => return self.handle_end_of_input(),
+                    Ok(length) => {
+                        if length < scratch.len() {
+                            self.readiness.short_read();
+                        }
+                        self.handle_bytes(&mut scratch[..length], context);
+                    }
+                    Err(error) => self.handle_read_error(&error)?,
+                }
+            }
+            if self.holds_unseen_bytes() {
+                // Its share of requests is used up, or its room; `advance` sees what is left.
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The usual request is used up where it was read; only a tail is copied.
+    fn handle_bytes(&mut self, bytes: &mut [u8], context: &mut Context<'_>) {
+        self.protocol
+            .handle_arrival(bytes.len(), &self.peer, &mut self.output, context);
+        if !self.inbound.is_empty() {
+            self.inbound.extend_from_slice(bytes);
+            return self.handle_held_bytes(context);
+        }
+        let used = self
+            .protocol
+            .handle_input(bytes, &self.peer, &mut self.output, context);
+        if used.consumed < used.keep {
+            self.inbound = context.pool.take();
+            self.inbound
+                .extend_from_slice(&bytes[used.consumed..used.keep]);
+        }
+    }
+
+    fn handle_held_bytes(&mut self, context: &mut Context<'_>) {
+        let held = &mut self.inbound;
+        let used = self
+            .protocol
+            .handle_input(held, &self.peer, &mut self.output, context);
+        held.truncate(used.keep);
+        held.drain(..used.consumed);
+        if held.is_empty() {
+            context.pool.give(std::mem::take(held));
+        }
+    }
+
+    /// The peer's FIN, between two requests or in the middle of one.
+    fn handle_end_of_input(&mut self) -> Result<bool, CloseReason> {
+        if !self.output.is_empty() {
+            // It half-closed after what it had to say, and still waits for our answers.
+            self.phase = Phase::Closing;
+            return Ok(false);
+        }
+        Err(if self.inbound.is_empty() {
+            CloseReason::Done
+        } else {
+            CloseReason::Reset
+        })
+    }
+
+    fn handle_read_error(&mut self, error: &io::Error) -> Result<(), CloseReason> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.readiness.blocked_read(),
+            io::ErrorKind::Interrupted => {}
+            _ => return Err(CloseReason::Reset),
+        }
+        Ok(())
+    }
+
+    /// The peer's FIN while its request is being worked on has two meanings that TCP does not tell
+    /// apart: "that was all I had to say" and "I am gone". So we say something harmless; a peer
+    /// that is gone answers with a reset, and the reset is an edge.
+    fn probe_half_closed_peer(&mut self, context: &mut Context<'_>) {
+        if self.readiness.is_read_closed() {
+            self.protocol.probe(&mut self.output, context);
+        }
+    }
+
+    /// The one place that writes: as much of the queue as the kernel takes.
+    fn flush<S>(&mut self, system: &mut S, context: &mut Context<'_>) -> Result<(), CloseReason>
+    where
+        S: System<Socket = K>,
+    {
+        while !self.output.is_empty() && self.readiness.is_write_ready() {
+            let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+            let count = self.output.io_slices(&mut slices);
+            let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
+            match system.write(&self.socket, &slices[..count]) {
+                Ok(written) => {
+                    if written < offered {
+                        self.readiness.blocked_write();
+                    }
+                    self.output.advance(written, context.pool);
+                    self.deadlines.clear(DeadlineKind::WriteStall);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness.blocked_write();
+                }
+                Err(_) => return Err(CloseReason::Reset),
+            }
+        }
+        match self.output.level(&context.marks) {
+            Level::Low => self.protocol.handle_room(context),
+            Level::Normal | Level::High => {}
+            // Credit keeps streams far below this: something produces without asking.
+            Level::Hard => return Err(CloseReason::WriteTimeout),
+        }
+        Ok(())
+    }
+
+    fn begin_lingering<S>(
+        &mut self,
+        system: &mut S,
+        context: &mut Context<'_>,
+    ) -> Result<(), CloseReason>
+    where
+        S: System<Socket = K>,
+    {
+        self.release_inbound(context);
+        // ENOTCONN: the peer has reset it already, and there is nothing to linger for.
+        system
+            .shutdown_write(&self.socket)
+            .map_err(|_| CloseReason::Done)?;
+        self.phase = Phase::Lingering { discarded_bytes: 0 };
+        self.deadlines.clear_all();
+        self.deadlines
+            .set(DeadlineKind::Linger, context.now + limits::LINGER_TIMEOUT);
+        Ok(())
+    }
+
+    /// Reads and forgets until the peer's FIN, within bounds.
+    fn discard<S>(&mut self, system: &mut S, scratch: &mut [u8]) -> Result<bool, CloseReason>
+    where
+        S: System<Socket = K>,
+    {
+        let Phase::Lingering { discarded_bytes } = &mut self.phase else {
+            return Ok(false);
+        };
+        for _ in 0..limits::READS_PER_PUMP {
+            if !self.readiness.can_read() {
+                return Ok(false);
+            }
+            match system.read(&self.socket, scratch) {
+                Ok(0) => return Err(CloseReason::Done),
+                Ok(length) => {
+                    *discarded_bytes = discarded_bytes.saturating_add(length as u32);
+                    if *discarded_bytes > limits::LINGER_BYTES {
+                        return Err(CloseReason::Done);
+                    }
+                    if length < scratch.len() {
+                        self.readiness.short_read();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness.blocked_read();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(CloseReason::Done),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sets the deadlines of the state that the pump has left the connection in.
+    fn set_deadlines(&mut self, context: &Context<'_>) {
+        if !self.output.is_empty() {
+            let at = context.now + context.config.limits.write_timeout;
+            self.deadlines.set_if_unset(DeadlineKind::WriteStall, at);
+        }
+        match self.running_deadline(context) {
+            None => self.clear_waiting_deadlines(),
+            Some((kind, at)) => {
+                let at = match self.deadlines.get(kind) {
+                    // Absolute, all but the service's own.
+                    set if set != Moment::NEVER && kind != DeadlineKind::Request => set,
+                    _ => at,
+                };
+                self.clear_waiting_deadlines();
+                self.deadlines.set(kind, at);
+            }
+        }
+    }
+
+    /// Which of [`WAITING_DEADLINES`] runs, and until when if it begins now.
+    fn running_deadline(&self, context: &Context<'_>) -> Option<(DeadlineKind, Moment)> {
+        if self.phase != Phase::Open {
+            return None;
+        }
+        let (now, limits) = (context.now, &context.config.limits);
+        match self.protocol.waiting() {
+            Waiting::Answer { until } => Some((DeadlineKind::Request, until)),
+            _ if !self.may_receive(context) => None,
+            Waiting::Request if !self.output.is_empty() => None,
+            Waiting::Request => Some((DeadlineKind::Idle, now + limits.idle_timeout)),
+            Waiting::Head => Some((DeadlineKind::Header, now + limits.header_timeout)),
+            Waiting::Body => Some((DeadlineKind::Body, now + limits.body_timeout)),
+        }
+    }
+
+    fn clear_waiting_deadlines(&mut self) {
+        for kind in WAITING_DEADLINES {
+            self.deadlines.clear(kind);
+        }
+    }
+}

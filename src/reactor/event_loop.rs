@@ -1,0 +1,510 @@
+//! The loop: one thread, one epoll instance, ten phases a turn.
+//!
+//! Owns every connection of its thread and everything they share: slots, wheel, run queue,
+//! buffers, the service. It never waits but in phase 2, and no phase but the fifth, the sixth and
+//! the seventh lets a connection do anything.
+//!
+//! ```text
+//!   1 timeout   0 if the run queue holds work, else until the next timer
+//!   2 poll      the only wait
+//!   3 now       the clock is read once; everybody below agrees about the time
+//!   4 mark      edges set readiness bits and queue their connection: no I/O
+//!   5 mailbox   completions and orders of other threads
+//!   6 wheel     deadlines that have passed
+//!   7 run       each queued connection pumps once, within its budget; after each, the mailbox
+//!               again: what it has brought is handled while it is warm in the cache, and written
+//!               in a second round
+//!   8 accept    after 7, so that places that became free count
+//!   9 reap      closed slots become free: not before, for phase 4 to 8 may still name them
+//!  10 observe   gauges, heartbeat, drain
+//! ```
+//!
+//! Invariants, checked after each turn under debug assertions and by the simulation:
+//!  1. A connection that can go on without the kernel's help is in the run queue.
+//!  2. A connection with a deadline has an entry in the wheel that is not later than it.
+//!  3. accepted + adopted = live + closed + handed over.
+//!  4. A slot is not used again within the turn that closed its connection.
+
+mod accept;
+#[cfg(test)]
+mod inspect;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::connection::{CloseReason, Connection, Pumped};
+use super::date::DateCache;
+use super::http1::Context;
+use super::message::Message;
+use super::system::{Edge, Source, System};
+use crate::config::Config;
+use crate::core::deadlines::DeadlineKind;
+use crate::core::drain::{Drain, StopReason};
+use crate::core::gate::Gate;
+use crate::core::idle_list::IdleList;
+use crate::core::output::Marks;
+use crate::core::pool::BufferPool;
+use crate::core::run_queue::RunQueue;
+use crate::core::slots::Slots;
+use crate::core::wheel::Wheel;
+use crate::core::{Key, Moment};
+use crate::engine::Event;
+use crate::http::http1::Bounds;
+use crate::limits;
+use crate::offload::JobKey;
+use crate::offload::mailbox::{Receiver, Sender};
+use crate::service::Service;
+use crate::telemetry::metrics::{Counter, Metrics};
+
+/// What other threads can see of a reactor.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// Connections that it has, or is about to get.
+    pub connections: AtomicU32,
+    /// When its last turn ended, in [`Moment`]'s microseconds: the watchdog looks at it.
+    pub last_turn_micros: AtomicU64,
+}
+
+/// How one reactor reaches another.
+pub struct Neighbour<K> {
+    pub mailbox: Sender<Message<K>>,
+    pub pulse: Arc<Pulse>,
+}
+
+/// What a reactor is made of.
+pub struct Parts<S: System> {
+    pub index: u16,
+    pub system: S,
+    pub service: Service,
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    pub mailbox: Receiver<Message<S::Socket>>,
+    pub pulse: Arc<Pulse>,
+    /// All reactors by index, this one too. Used by the one that accepts.
+    pub neighbours: Vec<Neighbour<S::Socket>>,
+    /// Connections of the whole daemon at most.
+    pub max_connections: usize,
+    /// Wakes up at least this often, for the watchdog.
+    pub heartbeat: Option<Duration>,
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Turn {
+    Go,
+    /// Drained or stopped: no connection is left.
+    Over,
+}
+
+pub struct Reactor<S: System> {
+    pub(super) system: S,
+    pub(super) slots: Slots<Connection<S::Socket>>,
+    gate: Gate,
+    /// Until then no more is said of pauses in accepting: they may come ten times a second.
+    pause_told_until: Moment,
+    shared: Shared,
+    wheel: Wheel,
+    run_queue: RunQueue,
+    idle: IdleList,
+    mailbox: Receiver<Message<S::Socket>>,
+    neighbours: Vec<Neighbour<S::Socket>>,
+    pulse: Arc<Pulse>,
+    drain: Drain,
+    heartbeat: Option<Duration>,
+    /// Everybody reads into this first; nobody keeps anything in it.
+    scratch: Box<[u8]>,
+    edges: Vec<Edge>,
+    letters: Vec<Message<S::Socket>>,
+    expired: Vec<Key>,
+}
+
+/// What connections use while they are at work, in one place so that it can be lent in one piece.
+struct Shared {
+    index: u16,
+    now: Moment,
+    service: Service,
+    pool: BufferPool,
+    config: Arc<Config>,
+    bounds: Bounds,
+    marks: Marks,
+    date: DateCache,
+    draining: bool,
+    metrics: Metrics,
+    /// By [`CloseReason`].
+    closed: [Counter; CloseReason::ALL.len()],
+}
+
+impl Shared {
+    fn context(&mut self, key: Key) -> Context<'_> {
+        Context {
+            now: self.now,
+            key,
+            reactor: self.index,
+            service: &mut self.service,
+            pool: &mut self.pool,
+            config: &self.config,
+            bounds: &self.bounds,
+            marks: self.marks,
+            date: self.date.at(self.now),
+            draining: self.draining,
+            metrics: &self.metrics,
+        }
+    }
+}
+
+impl<K> Clone for Neighbour<K> {
+    fn clone(&self) -> Neighbour<K> {
+        Neighbour {
+            mailbox: self.mailbox.clone(),
+            pulse: self.pulse.clone(),
+        }
+    }
+}
+
+impl<S: System> Reactor<S> {
+    pub fn new(mut parts: Parts<S>) -> Reactor<S> {
+        let now = parts.system.now();
+        let mut gate = Gate::new(parts.max_connections);
+        // Somebody may have connected before the listeners were registered.
+        (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
+        Reactor {
+            // The gate bounds the connections. Twice as many slots, for in one turn all may close
+            // and as many may come, and a closed slot is free in the next turn only.
+            slots: Slots::new(2 * parts.max_connections),
+            gate,
+            pause_told_until: now,
+            shared: Shared {
+                index: parts.index,
+                now,
+                service: parts.service,
+                pool: BufferPool::default(),
+                bounds: bounds(&parts.config),
+                config: parts.config,
+                marks: Marks::DEFAULT,
+                date: DateCache::new(),
+                draining: false,
+                closed: CloseReason::ALL
+                    .map(|reason| parts.metrics.connections_closed(reason.as_str())),
+                metrics: parts.metrics,
+            },
+            wheel: Wheel::new(now),
+            run_queue: RunQueue::new(),
+            idle: IdleList::new(),
+            mailbox: parts.mailbox,
+            neighbours: parts.neighbours,
+            pulse: parts.pulse,
+            drain: Drain::new(),
+            heartbeat: parts.heartbeat,
+            scratch: vec![0; limits::SCRATCH_BYTES].into_boxed_slice(),
+            edges: Vec::with_capacity(limits::EVENTS_PER_TURN),
+            letters: Vec::new(),
+            expired: Vec::new(),
+            system: parts.system,
+        }
+    }
+
+    /// Turns until the daemon is drained or told to stop. An error is epoll's own, and final.
+    pub fn run(&mut self) -> io::Result<()> {
+        while self.turn()? == Turn::Go {}
+        Ok(())
+    }
+
+    /// One turn of the loop; see the file's head.
+    pub fn turn(&mut self) -> io::Result<Turn> {
+        let timeout = self.timeout();
+        self.system.poll(&mut self.edges, timeout)?;
+        self.shared.now = self.system.now();
+        self.mark_edges();
+        self.read_mailbox();
+        self.expire_deadlines();
+        self.run_connections();
+        self.accept_connections();
+        self.slots.reap();
+        Ok(self.observe())
+    }
+
+    /// Phase 1: how long the kernel may let us sleep.
+    fn timeout(&mut self) -> Option<Duration> {
+        if !self.run_queue.is_empty() || !self.mailbox.sleep() {
+            return Some(Duration::ZERO);
+        }
+        let now = self.shared.now;
+        let next_timer = [
+            self.wheel.next_expiry(),
+            self.gate.wake_at(),
+            self.retry_full_gate_at(),
+            self.drain.deadline(),
+            self.heartbeat.map(|heartbeat| now + heartbeat),
+        ];
+        next_timer
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.since(now))
+    }
+
+    /// Phase 4: an edge is remembered, and its connection gets a turn.
+    fn mark_edges(&mut self) {
+        for edge in self.edges.drain(..) {
+            match edge.source {
+                Source::Doorbell => {
+                    self.shared.metrics.wakeups.inc();
+                }
+                Source::Listener(index) => self.gate.handle_ready(index),
+                Source::Connection(key) => match self.slots.get_mut(key) {
+                    Some(connection) => {
+                        connection.handle_edge(&edge);
+                        self.run_queue.push(key);
+                    }
+                    None => {
+                        self.shared.metrics.stale_events.inc();
+                    }
+                },
+            }
+        }
+    }
+
+    /// Phase 5: the whole batch is taken at once. No bell rings from here to the next phase 1,
+    /// which does not let us sleep on what is posted meanwhile.
+    fn read_mailbox(&mut self) {
+        let mut letters = std::mem::take(&mut self.letters);
+        self.mailbox.take(&mut letters);
+        for letter in letters.drain(..) {
+            self.handle_message(letter);
+        }
+        self.letters = letters;
+    }
+
+    fn handle_message(&mut self, message: Message<S::Socket>) {
+        match message {
+            Message::Engine(key, event) => self.handle_event(key, event),
+            Message::Adopt(socket, peer) => self.adopt(socket, peer),
+            Message::Apply(config) => self.apply(config),
+            Message::Keys(keys) => self.shared.service.set_keys(keys),
+            Message::Drain(patience) => self.begin_drain(patience),
+            Message::Stop => {
+                self.begin_drain(Duration::ZERO);
+                self.drain.handle_terminate(self.shared.now, Duration::ZERO);
+            }
+        }
+    }
+
+    fn handle_event(&mut self, job: JobKey, event: Event) {
+        let key = job.connection;
+        let connection = self.slots.get_mut(key);
+        let Some(connection) = connection.filter(|one| one.awaits(job.request)) else {
+            self.shared.metrics.stale_completions.inc();
+            return;
+        };
+        let context = &mut self.shared.context(key);
+        let pumped = isolated(|| connection.handle_event(event, context));
+        self.settle(key, pumped);
+    }
+
+    fn apply(&mut self, config: Arc<Config>) {
+        self.shared.bounds = bounds(&config);
+        self.shared.service.apply(config.clone());
+        self.shared.config = config;
+    }
+
+    /// Phase 6: an entry that fires may be early, since deadlines move without telling the wheel.
+    fn expire_deadlines(&mut self) {
+        let now = self.shared.now;
+        let mut expired = std::mem::take(&mut self.expired);
+        // What is due beyond the bound makes the next turn's wait zero.
+        let _more = self
+            .wheel
+            .expire(now, &mut expired, limits::TIMERS_PER_TURN);
+        for key in expired.drain(..) {
+            let Some(connection) = self.slots.get_mut(key) else {
+                continue;
+            };
+            let mut pumped = Pumped::Waiting;
+            while let Some(kind) = connection.deadlines().expired(now) {
+                let context = &mut self.shared.context(key);
+                pumped = isolated(|| connection.handle_deadline(kind, context));
+                if let Pumped::Closed(_) = pumped {
+                    break;
+                }
+            }
+            self.settle(key, pumped);
+        }
+        self.expired = expired;
+    }
+
+    /// Phase 7. In the first round requests are taken in, and what was answered at once is queued
+    /// for the second, which writes it. So a short answer needs no turn of its own, and the answers
+    /// of a turn are written one right after the other: a peer that has many connections (a proxy,
+    /// say) is woken once for all of them and not once for each.
+    ///
+    /// Who is queued during the second round has its turn in the next one.
+    fn run_connections(&mut self) {
+        self.run_queue.take_turn();
+        while let Some(key) = self.run_queue.pop() {
+            self.pump(key);
+            self.read_mailbox();
+        }
+        self.run_queue.take_turn();
+        while let Some(key) = self.run_queue.pop() {
+            self.pump(key);
+        }
+    }
+
+    fn pump(&mut self, key: Key) {
+        let Some(connection) = self.slots.get_mut(key) else {
+            return;
+        };
+        let (system, scratch) = (&mut self.system, &mut self.scratch);
+        let context = &mut self.shared.context(key);
+        let idle_until = connection.deadlines().get(DeadlineKind::Idle);
+        let pumped = isolated(|| connection.pump(system, scratch, context));
+        if connection.deadlines().get(DeadlineKind::Idle) != idle_until {
+            // It did something. An edge that brought nothing makes nobody less idle.
+            self.idle.remove(key);
+        }
+        self.settle(key, pumped);
+    }
+
+    /// After anything was done to a connection: it is closed, or its entries in run queue, wheel
+    /// and idle list say what it is now.
+    fn settle(&mut self, key: Key, pumped: Pumped) {
+        if let Pumped::Closed(reason) = pumped {
+            return self.close(key, reason);
+        }
+        let Some(connection) = self.slots.get_mut(key) else {
+            return;
+        };
+        if connection.is_idle() {
+            if self.shared.draining {
+                return self.close(key, CloseReason::Drain);
+            }
+            if !self.idle.contains(key) {
+                self.idle.push(key);
+            }
+        } else {
+            self.idle.remove(key);
+        }
+        if let Some(at) = connection.deadlines().wheel_move(self.wheel.scheduled(key)) {
+            self.wheel.schedule(key, at);
+        }
+        if pumped == Pumped::Again {
+            self.run_queue.push(key);
+        }
+    }
+
+    /// The one place where a connection ends.
+    fn close(&mut self, key: Key, reason: CloseReason) {
+        let Some(mut connection) = self.slots.retire(key) else {
+            return;
+        };
+        let context = &mut self.shared.context(key);
+        let _ = isolated(|| connection.abandon(reason, context));
+        self.system.close(connection.into_socket());
+        self.wheel.cancel(key);
+        self.idle.remove(key);
+        self.count_closed(reason);
+    }
+
+    fn count_closed(&self, reason: CloseReason) {
+        self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared.closed[reason as usize].inc();
+        self.shared.metrics.connections.dec();
+    }
+
+    /// No new work; what runs may end.
+    fn begin_drain(&mut self, patience: Duration) {
+        if !self.drain.is_running() {
+            return;
+        }
+        self.drain.handle_terminate(self.shared.now, patience);
+        self.shared.draining = true;
+        self.shared.service.set_draining();
+        // Whoever has come is let in, even if the edge that says so is still to come.
+        (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
+        // Idle connections are closed in their turn: a request may have come in this very batch.
+        while let Some(key) = self.idle.oldest() {
+            self.idle.remove(key);
+            self.run_queue.push(key);
+        }
+    }
+
+    /// Phase 10.
+    fn observe(&mut self) -> Turn {
+        let now = self.system.now();
+        self.shared
+            .metrics
+            .loop_turn
+            .observe(now.since(self.shared.now));
+        self.pulse
+            .last_turn_micros
+            .store(now.as_micros(), Ordering::Relaxed);
+        #[cfg(debug_assertions)]
+        self.check_invariants();
+        // Those who are on their way to us count: a neighbour may have accepted them for us.
+        let placed = self.pulse.connections.load(Ordering::Relaxed) as usize;
+        let open = placed + usize::from(self.gate.somebody_waits());
+        if let Some(StopReason::PatienceOver) = self.drain.poll(now, open) {
+            log::warn!("the drain's time is up; open connections that are cut off: {open}");
+        }
+        if !self.drain.is_stopping() {
+            return Turn::Go;
+        }
+        self.end();
+        Turn::Over
+    }
+
+    /// The last thing that a reactor does.
+    fn end(&mut self) {
+        self.stop_listening();
+        let mut letters = Vec::new();
+        self.mailbox.close(&mut letters);
+        for letter in letters {
+            // Sockets that came too late get a slot, if only to be closed like all others.
+            self.handle_message(letter);
+        }
+        let left: Vec<Key> = self.slots.keys().collect();
+        for key in left {
+            self.close(key, CloseReason::Drain);
+        }
+    }
+
+    #[cfg(debug_assertions)]
+    fn check_invariants(&self) {
+        for (key, connection) in self.slots.iter() {
+            if let Some((at, kind)) = connection.deadlines().earliest() {
+                let entry = self.wheel.scheduled(key);
+                assert!(
+                    entry.is_some_and(|entry| entry <= at) || self.run_queue.contains(key),
+                    "{kind:?} of {key:?} at {at:?} has its entry at {entry:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Runs the handling of one connection. A bug in it costs this connection, whose client may have
+/// sent what nobody thought of, and none of the thousands beside it.
+///
+/// What the others share stays usable after a panic: the service begins each answer with an empty
+/// page, metrics are atomics, and a buffer that was lost on the way is one that the pool allocates.
+fn isolated(work: impl FnOnce() -> Pumped) -> Pumped {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        log::error!("a bug: the handling of a connection panicked, and the connection is closed");
+        Pumped::Closed(CloseReason::Panic)
+    })
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        head_bytes_max: config.limits.max_head,
+        uri_bytes_max: config.limits.max_uri,
+        fields_max: config.limits.max_headers,
+    }
+}
+
+// Not a wish: with 15,000 idle connections every 64 bytes here are a megabyte.
+const _: () = assert!(size_of::<Connection<socket2::Socket>>() <= limits::CONNECTION_BYTES);

@@ -1,0 +1,126 @@
+//! Phase 8: who comes in, who has to go for it, and which reactor gets it.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::{Neighbour, Reactor};
+use crate::core::Moment;
+use crate::core::gate::AcceptVerdict;
+use crate::limits;
+use crate::reactor::connection::{CloseReason, Connection};
+use crate::reactor::message::Message;
+use crate::reactor::system::System;
+use crate::service::Peer;
+
+impl<S: System> Reactor<S> {
+    pub(super) fn accept_connections(&mut self) {
+        self.gate.begin_turn(self.total_connections());
+        if self.gate.is_full() && self.gate.somebody_waits() {
+            self.close_oldest_idle(self.gate.excess());
+        }
+        while let Some(listener) = self.gate.poll_listener(self.shared.now) {
+            match self.system.accept(listener) {
+                Ok((socket, peer)) => {
+                    self.gate.handle_accepted();
+                    self.shared.metrics.connections_accepted.inc();
+                    self.shared.metrics.connections.inc();
+                    self.place(socket, peer);
+                }
+                Err(error) => self.handle_accept_error(listener, &error),
+            }
+        }
+        if self.shared.draining && !self.gate.somebody_waits() {
+            // Whoever stood in the backlog when the drain began is in; later ones are refused by
+            // the kernel, or wait with the service manager for our successor.
+            self.stop_listening();
+        }
+    }
+
+    pub(super) fn stop_listening(&mut self) {
+        self.gate.shut();
+        self.system.close_listeners();
+    }
+
+    /// Places become free in other reactors too, and their closing makes no edge here: whoever
+    /// waits at a full gate is not forgotten.
+    pub(super) fn retry_full_gate_at(&self) -> Option<Moment> {
+        let waits = self.gate.is_full() && self.gate.somebody_waits();
+        waits.then(|| self.shared.now + limits::FULL_GATE_RETRY)
+    }
+
+    /// A connection of our own from now on; it was counted when it was placed.
+    pub(super) fn adopt(&mut self, socket: S::Socket, peer: Peer) {
+        let Some(key) = self.slots.vacant_key() else {
+            return self.give_up(socket, "no slot is free");
+        };
+        if let Err(error) = self.system.register(&socket, key) {
+            return self.give_up(socket, &error.to_string());
+        }
+        let connection = Connection::new(socket, peer, self.shared.now);
+        let inserted = self.slots.insert(connection);
+        debug_assert_eq!(inserted, key);
+        // Bytes may have come before the registration: the first pump reads without an edge.
+        self.run_queue.push(key);
+    }
+
+    fn give_up(&mut self, socket: S::Socket, why: &str) {
+        log::warn!("a connection is closed before its first request: {why}");
+        self.system.close(socket);
+        self.count_closed(CloseReason::Reset);
+    }
+
+    fn handle_accept_error(&mut self, listener: usize, error: &io::Error) {
+        let code = error.raw_os_error();
+        let verdict = self
+            .gate
+            .handle_error(listener, error.kind(), code, self.shared.now);
+        if let AcceptVerdict::Pause(_) = verdict {
+            self.shared.metrics.accept_paused.inc();
+            let now = self.shared.now;
+            if self.pause_told_until <= now {
+                log::warn!("accepting pauses: {error}");
+                self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;
+            }
+            self.close_oldest_idle(limits::IDLE_CLOSED_PER_TURN);
+        }
+    }
+
+    fn total_connections(&self) -> usize {
+        self.neighbours.iter().map(load).sum()
+    }
+
+    /// Makes room by ending those who have been silent for longest.
+    fn close_oldest_idle(&mut self, wanted: usize) {
+        for _ in 0..wanted.min(limits::IDLE_CLOSED_PER_TURN) {
+            let Some(key) = self.idle.oldest() else { break };
+            self.close(key, CloseReason::Idle);
+            self.gate.handle_place_freed();
+        }
+    }
+
+    /// Gives a new connection to the reactor that has the fewest; keeps it if that one has ended.
+    fn place(&mut self, socket: S::Socket, peer: Peer) {
+        let own = usize::from(self.shared.index);
+        let least = (0..self.neighbours.len()).min_by_key(|&index| load(&self.neighbours[index]));
+        let chosen = least.filter(|&index| index != own);
+        let letter = Message::Adopt(socket, peer);
+        let refused = match chosen.map(|index| &self.neighbours[index]) {
+            None => Err(letter),
+            Some(other) => {
+                // Counted before it is posted: who drains does not end while somebody is coming.
+                other.pulse.connections.fetch_add(1, Ordering::Relaxed);
+                other.mailbox.offer(letter).inspect_err(|_| {
+                    other.pulse.connections.fetch_sub(1, Ordering::Relaxed);
+                })
+            }
+        };
+        if let Err(Message::Adopt(socket, peer)) = refused {
+            self.pulse.connections.fetch_add(1, Ordering::Relaxed);
+            self.adopt(socket, peer);
+        }
+    }
+}
+
+fn load<K>(other: &Neighbour<K>) -> usize {
+    other.pulse.connections.load(Ordering::Relaxed) as usize
+}

@@ -1,0 +1,72 @@
+//! What the simulation asks a reactor after each of its turns.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Reactor;
+use crate::limits;
+use crate::offload::JobKey;
+use crate::reactor::simulation::{SimulatedKernel, StreamBound};
+
+impl Reactor<SimulatedKernel> {
+    /// Connections that it owns.
+    pub fn live(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Connections that it owns, or is about to get.
+    pub fn placed(&self) -> usize {
+        self.pulse.connections.load(Ordering::Relaxed) as usize
+    }
+
+    /// Whether somebody still waits for the events of this job.
+    pub fn awaits(&self, key: JobKey) -> bool {
+        let connection = self.slots.get(key.connection);
+        connection.is_some_and(|connection| connection.awaits(key.request))
+    }
+
+    /// Whether its next turn would not wait.
+    pub fn has_work(&mut self) -> bool {
+        self.timeout() == Some(Duration::ZERO)
+    }
+
+    pub fn check(&self) {
+        self.slots.check_invariants();
+        self.run_queue.check_invariants();
+        self.shared.pool.check_invariants();
+        let network = self.system.network();
+        for (key, connection) in self.slots.iter() {
+            let wire = &network.wires[connection.socket().0];
+            let waiting = connection.output_bytes();
+            if connection.is_answering() {
+                let most = limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
+                assert!(waiting <= most, "{key:?} lets {waiting} bytes pile up");
+            }
+            if self.run_queue.contains(key) || wire.has_pending_edge() {
+                continue;
+            }
+            assert!(!wire.reset, "{key:?} was reset and nobody noticed");
+            let unread = !wire.to_daemon.is_empty() || wire.client_fin;
+            let (wants_input, has_output) = connection.appetite(&self.shared.marks);
+            assert!(
+                !(wants_input && unread),
+                "{key:?} has input and nobody will look"
+            );
+            let room = wire.to_client.len() < wire.capacity;
+            assert!(
+                !(has_output && room),
+                "{key:?} has output and nobody will write it"
+            );
+        }
+    }
+
+    /// It has ended: nothing may be left of it.
+    pub fn check_ended(&self) {
+        assert_eq!(self.live(), 0);
+        let counters = self.shared.pool.counters();
+        assert_eq!(
+            counters.taken, counters.given,
+            "buffers that nobody gave back, or gave back twice"
+        );
+    }
+}

@@ -1,0 +1,558 @@
+//! HTTP/1.1 on one connection: requests come in one after the other, each gets its answer.
+//!
+//! Owns what is between the codec (`http::http1`) and the service: which request is being
+//! received, which one is being answered, and how its answer is framed. It knows no socket: bytes
+//! come in by [`Http1::handle_input`], answers go into the connection's output queue. HTTP/2 takes
+//! the same inputs and outputs.
+//!
+//! ```text
+//!            head complete, admitted          body complete, a job runs
+//!  Receiving(None) ------> Receiving(Some) ------------------> Answering
+//!      ^  |                     |    |                             |
+//!      |  | refused             |    | answered at once            | answer complete
+//!      |  v                     v    v                             v
+//!      |  Over <--------- not persistent --------------------------+
+//!      +----------------- persistent ------------------------------+
+//! ```
+//!
+//! Invariants:
+//!  1. One request at a time: while one is being answered, later bytes are not looked at
+//!     (RFC 9112, section 9.3.2: answers in the order of the requests).
+//!  2. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.
+//!  3. `request` grows with each exchange, so an event of an earlier one is recognised as stale.
+
+mod answer;
+
+use std::time::Duration;
+
+use answer::AnswerFraming;
+
+use crate::config::Config;
+use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
+use crate::core::output::{Level, Marks, OutputQueue};
+use crate::core::pool::BufferPool;
+use crate::core::{Key, Moment};
+use crate::engine::Event;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::http1::{
+    Accepted, Bounds, Head, HeadSpan, Message, Progress, Reception, Stage as ReceptionStage,
+    Storage, encode,
+};
+use crate::limits;
+use crate::offload::{CancelReason, JobKey};
+use crate::service::{Admitted, Exchange, Flow, Peer, Refusal, Service};
+use crate::telemetry::metrics::Metrics;
+
+/// What a connection's protocol may use while it is at work: its reactor's tools.
+pub struct Context<'a> {
+    pub now: Moment,
+    pub key: Key,
+    pub reactor: u16,
+    pub service: &'a mut Service,
+    pub pool: &'a mut BufferPool,
+    pub config: &'a Config,
+    pub bounds: &'a Bounds,
+    pub marks: Marks,
+    /// The `Date` field's value (RFC 9110, section 6.6.1).
+    pub date: &'a [u8; 29],
+    /// Every answer is the last one of its connection.
+    pub draining: bool,
+    pub metrics: &'a Metrics,
+}
+
+/// What a connection waits for; which of its deadlines runs depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// The first byte of the next request.
+    Request,
+    /// The rest of a head.
+    Head,
+    /// The rest of a body.
+    Body,
+    /// The engine, and us at `until`.
+    Answer { until: Moment },
+}
+
+pub struct Http1 {
+    reception: Reception,
+    stage: Stage,
+    framing: AnswerFraming,
+    glitches: GlitchBudget,
+    /// The number of the exchange in progress, or of the next one: how many are over.
+    request: u32,
+}
+
+enum Stage {
+    /// A request is awaited or on its way in; `Some` once its head was admitted.
+    Receiving(Option<Box<Admitted>>),
+    /// A job runs.
+    Answering(Box<Exchange>),
+    /// The last answer of this connection is in the output queue.
+    Over,
+}
+
+impl Http1 {
+    pub fn new(now: Moment) -> Http1 {
+        Http1 {
+            reception: Reception::new(),
+            stage: Stage::Receiving(None),
+            framing: AnswerFraming::default(),
+            glitches: GlitchBudget::new(now),
+            request: 0,
+        }
+    }
+
+    pub fn waiting(&self) -> Waiting {
+        match &self.stage {
+            Stage::Receiving(Some(_)) => Waiting::Body,
+            Stage::Receiving(None) if self.reception.stage() == ReceptionStage::Idle => {
+                Waiting::Request
+            }
+            Stage::Receiving(None) | Stage::Over => Waiting::Head,
+            Stage::Answering(exchange) => Waiting::Answer {
+                until: exchange.next_deadline(),
+            },
+        }
+    }
+
+    /// How many requests have been answered, or refused.
+    pub fn exchanges(&self) -> u32 {
+        self.request
+    }
+
+    /// Whether bytes of a request may be handed in.
+    pub fn is_receptive(&self) -> bool {
+        matches!(self.stage, Stage::Receiving(_))
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over)
+    }
+
+    /// Whether this request's job still has somebody who waits for it.
+    pub fn awaits(&self, request: u32) -> bool {
+        matches!(self.stage, Stage::Answering(_)) && self.request == request
+    }
+
+    /// `count` bytes have come, which [`Http1::handle_input`] is given next. A request that comes
+    /// too slowly for too long is answered here.
+    pub fn handle_arrival(
+        &mut self,
+        count: usize,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        if self.waiting() == Waiting::Request {
+            self.handle_pause(context.now);
+        }
+        let drips = self.glitches.poll_drips(context.now);
+        self.glitches.handle_bytes(count);
+        if self.is_excess(Glitch::Drip, drips, context) {
+            let error = ApiError::new(ErrorCode::RequestTimeout, TOO_SLOW);
+            self.refuse_received(error, peer, output, context);
+        }
+    }
+
+    /// Nothing is read until `now`: that nothing comes is not the peer's fault.
+    pub fn handle_pause(&mut self, now: Moment) {
+        self.glitches.begin_transfer(now);
+    }
+
+    /// Takes in `input`, which starts with the first byte that was not used up before. What
+    /// remains of it is to be handed in again: with more bytes behind it, or after the answer that
+    /// it has to wait for.
+    ///
+    /// It stops early, for the budget or for want of room, only between two requests: what remains
+    /// then has not been looked at, and [`Waiting::Request`] says so.
+    pub fn handle_input(
+        &mut self,
+        input: &mut [u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Used {
+        let mut used = Used {
+            consumed: 0,
+            keep: input.len(),
+        };
+        let mut handled = 0;
+        while handled < limits::REQUESTS_PER_READ
+            && used.consumed < input.len()
+            && self.is_receptive()
+            && output.level(&context.marks) < Level::High
+        {
+            match self.receive(&mut input[used.consumed..], peer, output, context) {
+                Step::Incomplete { keep } => {
+                    used.keep = used.consumed + keep;
+                    break;
+                }
+                Step::Admitted | Step::Refused => {}
+                Step::Handled { consumed } => {
+                    used.consumed += consumed;
+                    handled += 1;
+                    // What follows is another request, which has begun only now.
+                    self.handle_pause(context.now);
+                }
+            }
+        }
+        if self.is_over() {
+            used.consumed = input.len();
+        }
+        used
+    }
+
+    /// Goes as far with one request as its bytes allow.
+    fn receive(
+        &mut self,
+        input: &mut [u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        let step = self.look(input, peer, output, context);
+        match step {
+            // Its body may be here already.
+            Step::Admitted => self.look(input, peer, output, context),
+            _ => step,
+        }
+    }
+
+    fn look(
+        &mut self,
+        input: &mut [u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        let progress = self.reception.poll(input, context.bounds);
+        let tiny_chunks = self.reception.take_tiny_chunks();
+        let empty_lines = match &progress {
+            Ok(Progress::Head(span)) => u32::from(span.follows_empty_line()),
+            _ => 0,
+        };
+        if self.is_excess(Glitch::TinyData, tiny_chunks, context)
+            || self.is_excess(Glitch::IgnoredBytes, empty_lines, context)
+        {
+            let error = ApiError::new(ErrorCode::MalformedHttp, TOO_ODD);
+            return self.refuse_received(error, peer, output, context);
+        }
+        match progress {
+            Ok(Progress::Partial { keep }) => Step::Incomplete { keep },
+            Ok(Progress::Head(span)) => self.handle_head(span, input, peer, output, context),
+            Ok(Progress::Complete(message)) => {
+                self.handle_complete(&message, input, peer, output, context)
+            }
+            Err(malformed) => self.refuse_received(malformed.into(), peer, output, context),
+        }
+    }
+
+    /// Counts what the peer may do, but not often. True if it did it too often.
+    fn is_excess(&mut self, glitch: Glitch, count: u32, context: &Context<'_>) -> bool {
+        if count == 0 {
+            return false;
+        }
+        let counter = context.metrics.glitches(glitch.as_str());
+        counter.inc_by(count.into());
+        let verdict = self.glitches.handle_glitches(glitch, count, context.now);
+        verdict == GlitchVerdict::Excess
+    }
+
+    /// A head is complete: may its body come? The usual request is here whole, and is handled with
+    /// this one parse of its head.
+    fn handle_head(
+        &mut self,
+        span: HeadSpan,
+        input: &[u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        let mut storage = Storage::new();
+        let head = match span.parse(input, &mut storage) {
+            Ok(head) => head,
+            Err(malformed) => {
+                let refusal = Refusal::of_peer(malformed.into(), peer);
+                return self.refuse(refusal, output, context);
+            }
+        };
+        let served = self.request.wrapping_add(1);
+        // Not "equal": a reload may have lowered it below what was served already.
+        let served_most = context.config.limits.max_requests_per_connection;
+        let last = !head.keep_alive || (served_most != 0 && served >= served_most);
+        self.framing = AnswerFraming::of(&head, last || context.draining);
+        let admitted = match context.service.admit(&head.request, peer, context.now) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse_head(&head, refusal, input.len(), output, context),
+        };
+        match self
+            .reception
+            .accept(&head, admitted.body_limit, input.len())
+        {
+            Ok(Accepted::Complete(message)) => {
+                self.handle_request(admitted, &head, &input[message.body], output, context);
+                Step::Handled {
+                    consumed: message.consumed,
+                }
+            }
+            Ok(accepted) => {
+                if accepted == Accepted::WaitingForContinue {
+                    output
+                        .tail(context.pool)
+                        .extend_from_slice(encode::CONTINUE);
+                }
+                self.stage = Stage::Receiving(Some(Box::new(admitted)));
+                Step::Admitted
+            }
+            Err(malformed) => self.refuse(admitted.refuse(malformed.into()), output, context),
+        }
+    }
+
+    /// The service wants nothing of this request but to answer it. If all of it is here the
+    /// connection lives on; otherwise reading the rest away would cost more than a new connection.
+    fn refuse_head(
+        &mut self,
+        head: &Head<'_>,
+        refusal: Refusal,
+        input_bytes: usize,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        match self.reception.accept(head, input_bytes, input_bytes) {
+            Ok(Accepted::Complete(message)) => {
+                self.answer_refusal(refusal, output, context);
+                Step::Handled {
+                    consumed: message.consumed,
+                }
+            }
+            _ => self.refuse(refusal, output, context),
+        }
+    }
+
+    /// The rest of a body has come, after its head had been admitted. The head is parsed once more,
+    /// which is cheaper than keeping what borrows from a buffer that grows.
+    fn handle_complete(
+        &mut self,
+        message: &Message,
+        input: &[u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        let mut storage = Storage::new();
+        let head = message.head.parse(input, &mut storage);
+        let (Some(admitted), Ok(head)) = (self.take_admitted(), head) else {
+            // Only what was admitted is polled on, and the same bytes parse as they did before.
+            debug_assert!(false, "a request is complete that was never admitted");
+            let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
+            return self.refuse(Refusal::of_peer(error, peer), output, context);
+        };
+        self.handle_request(
+            admitted,
+            &head,
+            &input[message.body.clone()],
+            output,
+            context,
+        );
+        Step::Handled {
+            consumed: message.consumed,
+        }
+    }
+
+    fn handle_request(
+        &mut self,
+        admitted: Admitted,
+        head: &Head<'_>,
+        body: &[u8],
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        // The drain may have begun while the body was on its way.
+        self.framing.last |= context.draining;
+        let key = JobKey {
+            reactor: context.reactor,
+            connection: context.key,
+            request: self.request,
+        };
+        let now = context.now;
+        let (service, mut reply) = self.framing.writer(output, context);
+        match service.handle(admitted, &head.request, body, key, now, &mut reply) {
+            Some(exchange) => self.stage = Stage::Answering(exchange),
+            None => self.finish(),
+        }
+    }
+
+    fn take_admitted(&mut self) -> Option<Admitted> {
+        match &mut self.stage {
+            Stage::Receiving(admitted) => admitted.take().map(|admitted| *admitted),
+            Stage::Answering(_) | Stage::Over => None,
+        }
+    }
+
+    /// Hands an engine's event to the exchange that awaits it.
+    pub fn handle_event(
+        &mut self,
+        event: Event,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let Stage::Answering(exchange) = &mut self.stage else {
+            return;
+        };
+        self.framing.last |= context.draining;
+        let now = context.now;
+        let (service, mut reply) = self.framing.writer(output, context);
+        match service.handle_event(exchange, event, now, &mut reply) {
+            Flow::Open => {}
+            Flow::Finished => self.finish(),
+        }
+    }
+
+    /// The exchange asked to be called now: for a ping, or because its time is up.
+    pub fn handle_deadline(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+        let Stage::Answering(exchange) = &mut self.stage else {
+            return;
+        };
+        self.framing.last |= context.draining;
+        let now = context.now;
+        let (service, mut reply) = self.framing.writer(output, context);
+        match service.handle_deadline(exchange, now, &mut reply) {
+            Flow::Open => {}
+            Flow::Finished => self.finish(),
+        }
+    }
+
+    /// The request that is on its way in has taken too long.
+    pub fn handle_late_request(
+        &mut self,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let limits = &context.config.limits;
+        let error = match self.waiting() {
+            _ if !self.is_receptive() => return,
+            Waiting::Head => late("head", limits.header_timeout),
+            Waiting::Body => late("body", limits.body_timeout),
+            // The deadline belongs to a request that has been received since.
+            Waiting::Request | Waiting::Answer { .. } => return,
+        };
+        self.refuse_received(error, peer, output, context);
+    }
+
+    /// The output queue has drained: what was held back for the lack of room may come.
+    pub fn handle_room(&mut self, context: &mut Context<'_>) {
+        if let Stage::Answering(exchange) = &mut self.stage {
+            context.service.handle_room(exchange);
+        }
+    }
+
+    /// Says something that a waiting client ignores and a dead one's kernel answers with a reset.
+    ///
+    /// An interim answer may come before any final one (RFC 9110, section 15.2); of them all, 100
+    /// is the one that every client skips. HTTP/1.0 has none: such a client is believed to wait.
+    pub fn probe(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+        if let Stage::Answering(_) = self.stage {
+            self.framing.probe(output, context.pool);
+        }
+    }
+
+    /// The connection ends: nobody waits for the answer any more.
+    pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Receiving(Some(admitted)) => {
+                context
+                    .service
+                    .abandon_admitted(*admitted, reason, context.now);
+            }
+            Stage::Answering(exchange) => context.service.abandon(exchange, reason, context.now),
+            Stage::Receiving(None) | Stage::Over => {}
+        }
+    }
+
+    /// Refuses the request that is on its way in.
+    fn refuse_received(
+        &mut self,
+        error: ApiError,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        let refusal = match self.take_admitted() {
+            Some(admitted) => admitted.refuse(error),
+            None => Refusal::of_peer(error, peer),
+        };
+        self.refuse(refusal, output, context)
+    }
+
+    /// Answers with an error and ends the connection: what follows in it can't be trusted, or is
+    /// more than we want to read.
+    fn refuse(
+        &mut self,
+        refusal: Refusal,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Step {
+        self.framing.last = true;
+        self.answer_refusal(refusal, output, context);
+        Step::Refused
+    }
+
+    fn answer_refusal(
+        &mut self,
+        refusal: Refusal,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let now = context.now;
+        let (service, mut reply) = self.framing.writer(output, context);
+        service.refuse(refusal, now, &mut reply);
+        self.finish();
+    }
+
+    /// The answer is complete: the next request may come, or none.
+    fn finish(&mut self) {
+        debug_assert!(self.framing.is_complete());
+        self.request = self.request.wrapping_add(1);
+        self.reception = Reception::new();
+        self.stage = if self.framing.last {
+            Stage::Over
+        } else {
+            Stage::Receiving(None)
+        };
+        self.framing = AnswerFraming::default();
+    }
+}
+
+/// What has become of the bytes that were handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Up to here they are used up.
+    pub consumed: usize,
+    /// From here on they are used up too, being decoded: `consumed..keep` is what remains.
+    pub keep: usize,
+}
+
+/// What one look at the input has brought.
+enum Step {
+    Incomplete {
+        keep: usize,
+    },
+    /// The head was found good; the body is to be looked for.
+    Admitted,
+    /// It was answered, and the connection ends.
+    Refused,
+    Handled {
+        consumed: usize,
+    },
+}
+
+const TOO_SLOW: &str = "the request comes too slowly";
+
+const TOO_ODD: &str = "too many chunks of a few bytes, or empty lines between requests";
+
+fn late(part: &str, limit: Duration) -> ApiError {
+    let limit = limit.as_secs_f32();
+    let message = format!("the request's {part} was not complete within {limit} s");
+    ApiError::new(ErrorCode::RequestTimeout, message)
+}

@@ -1,0 +1,165 @@
+//! How the answer to one request is put on the wire.
+//!
+//! Owns what is decided once for each answer (which version, with a body or without, the last of
+//! its connection or not) and how far the answer has come. [`AnswerWriter`] is the service's way
+//! to the output queue: the service says what, here is said how.
+//!
+//! ```text
+//!   Nothing ── probe ──> Probed ── respond ──────────────────> Complete
+//!      └── respond or start ──>  (as from Probed)                 ^
+//!   Probed ── start ──> Streaming ── data ──> Streaming ── finish ┘
+//! ```
+//!
+//! Invariant: an answer's head is written once, and nothing after `Complete`.
+
+use super::Context;
+use crate::core::output::{Level, Marks, OutputQueue};
+use crate::core::pool::BufferPool;
+use crate::http::http1::Head;
+use crate::http::http1::encode::{self, BodyFraming};
+use crate::http::{Answer, Method, Reply, Version};
+use crate::service::Service;
+
+/// See the file's head.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerFraming {
+    version: Version,
+    /// The answer to HEAD has no body (RFC 9110, section 9.3.2).
+    head_only: bool,
+    /// The connection ends after it.
+    pub last: bool,
+    progress: AnswerProgress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AnswerProgress {
+    Nothing,
+    /// Nothing but an interim answer.
+    Probed,
+    /// The head is out. Not `chunked`: to a client of HTTP/1.0, for which the body ends where the
+    /// connection does.
+    Streaming {
+        chunked: bool,
+    },
+    Complete,
+}
+
+impl Default for AnswerFraming {
+    /// Of a request whose head nobody could read.
+    fn default() -> AnswerFraming {
+        AnswerFraming {
+            version: Version::Http11,
+            head_only: false,
+            last: false,
+            progress: AnswerProgress::Nothing,
+        }
+    }
+}
+
+impl AnswerFraming {
+    pub fn of(head: &Head<'_>, last: bool) -> AnswerFraming {
+        AnswerFraming {
+            version: head.request.version,
+            head_only: head.request.method == Method::Head,
+            last,
+            progress: AnswerProgress::Nothing,
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.progress == AnswerProgress::Complete
+    }
+
+    /// Writes an interim answer, where the answer has not begun and the client knows such answers.
+    /// Once the answer flows it probes by itself.
+    pub fn probe(&mut self, output: &mut OutputQueue, pool: &mut BufferPool) {
+        if self.progress == AnswerProgress::Nothing && self.version >= Version::Http11 {
+            output.tail(pool).extend_from_slice(encode::CONTINUE);
+            self.progress = AnswerProgress::Probed;
+        }
+    }
+
+    /// A writer for the answer, and the service that is to write it.
+    pub fn writer<'a>(
+        &'a mut self,
+        output: &'a mut OutputQueue,
+        context: &'a mut Context<'_>,
+    ) -> (&'a mut Service, AnswerWriter<'a>) {
+        let Context {
+            service,
+            pool,
+            marks,
+            date,
+            ..
+        } = context;
+        (
+            service,
+            AnswerWriter {
+                framing: self,
+                output,
+                pool,
+                marks: *marks,
+                date,
+            },
+        )
+    }
+}
+
+/// The service's way to the output queue, in HTTP/1.1's framing.
+pub struct AnswerWriter<'a> {
+    framing: &'a mut AnswerFraming,
+    output: &'a mut OutputQueue,
+    pool: &'a mut BufferPool,
+    marks: Marks,
+    date: &'a [u8; 29],
+}
+
+impl AnswerWriter<'_> {
+    fn write_head(&mut self, answer: &Answer<'_>, body: BodyFraming) {
+        let AnswerFraming { version, last, .. } = *self.framing;
+        let out = self.output.tail(self.pool);
+        encode::response_head(out, answer, body, version, !last, self.date);
+    }
+}
+
+impl Reply for AnswerWriter<'_> {
+    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]) {
+        self.write_head(answer, BodyFraming::Length(body.len() as u64));
+        if !self.framing.head_only && !encode::is_bodiless(answer.status) {
+            self.output.tail(self.pool).extend_from_slice(body);
+        }
+        self.framing.progress = AnswerProgress::Complete;
+    }
+
+    fn start(&mut self, answer: &Answer<'_>) {
+        let body = BodyFraming::stream(self.framing.version);
+        self.framing.last |= body == BodyFraming::UntilClose;
+        self.write_head(answer, body);
+        self.framing.progress = AnswerProgress::Streaming {
+            chunked: body == BodyFraming::Chunked,
+        };
+    }
+
+    fn data(&mut self, bytes: &[u8]) {
+        if self.framing.head_only || bytes.is_empty() {
+            return;
+        }
+        let tail = self.output.tail(self.pool);
+        match self.framing.progress {
+            AnswerProgress::Streaming { chunked: true } => encode::chunk(tail, bytes),
+            _ => tail.extend_from_slice(bytes),
+        }
+    }
+
+    fn finish(&mut self) {
+        let chunked = self.framing.progress == AnswerProgress::Streaming { chunked: true };
+        if chunked && !self.framing.head_only {
+            encode::last_chunk(self.output.tail(self.pool));
+        }
+        self.framing.progress = AnswerProgress::Complete;
+    }
+
+    fn has_room(&self) -> bool {
+        self.output.level(&self.marks) < Level::High
+    }
+}

@@ -1,0 +1,53 @@
+//! What other threads tell a reactor, and how engines reach its mailbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::engine::{Deliver, Event};
+use crate::offload::JobKey;
+use crate::offload::mailbox::Sender;
+use crate::service::Peer;
+use crate::store::KeyRing;
+
+/// One letter in a reactor's mailbox.
+#[derive(Debug)]
+pub enum Message<K> {
+    /// News of a job.
+    Engine(JobKey, Event),
+    /// The accepting reactor gives this one a connection.
+    Adopt(K, Peer),
+    /// A new configuration is in force.
+    Apply(Arc<Config>),
+    /// The keys have changed.
+    Keys(Arc<KeyRing>),
+    /// Take no new work; end when the running requests have ended, or after this time.
+    Drain(Duration),
+    /// End now.
+    Stop,
+}
+
+/// The mailboxes of all reactors, by index: what an engine delivers into.
+pub struct Mailboxes<K>(pub Vec<Sender<Message<K>>>);
+
+impl<K: Send> Deliver for Mailboxes<K> {
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        // A step's events mostly go to one reactor, and always to few: one pass for each.
+        for (reactor, mailbox) in self.0.iter().enumerate() {
+            let mine = events.extract_if(.., |(key, _)| usize::from(key.reactor) == reactor);
+            mailbox.post_all(mine.map(|(key, event)| Message::Engine(key, event)));
+        }
+        debug_assert!(
+            events.is_empty(),
+            "an event names a reactor that does not exist"
+        );
+        events.clear();
+    }
+
+    fn deliver_one(&self, key: JobKey, event: Event) {
+        match self.0.get(usize::from(key.reactor)) {
+            Some(mailbox) => mailbox.post(Message::Engine(key, event)),
+            None => debug_assert!(false, "the event names a reactor that does not exist"),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The reactor: the only code that touches sockets, and the only `use mio`.
+//!
+//! In reading order:
+//!
+//! * [`system`]: what the loop asks of the kernel, as a trait; [`real`]: the kernel behind it;
+//! * [`event_loop`]: one turn in ten phases;
+//! * [`connection`]: one socket and its pump;
+//! * [`http1`]: HTTP/1.1 between codec and service;
+//! * [`message`]: what other threads may tell the loop;
+//! * `simulation`: the same loop over a kernel made of dice, in the tests.
+
+pub mod connection;
+mod date;
+pub mod event_loop;
+pub mod http1;
+pub mod message;
+pub mod real;
+#[cfg(test)]
+mod simulation;
+pub mod system;

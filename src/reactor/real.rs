@@ -1,0 +1,157 @@
+//! The kernel as the loop's [`System`]: epoll through mio, sockets through socket2.
+//!
+//! Owns the epoll instance and the listeners. It is a translation and nothing else: no decision is
+//! taken here, which is why the simulation may stand in for it.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::Socket;
+
+use super::system::{Edge, Source, System};
+use crate::core::{Key, Moment};
+use crate::limits;
+use crate::offload::mailbox::Doorbell;
+use crate::os::socket;
+use crate::service::{Peer, PeerAddress};
+
+/// Generation 0 is never given to a connection, so its tokens are free for what is not one.
+const DOORBELL: Token = Token(0);
+
+/// mio's face of epoll(7).
+pub struct Epoll {
+    poll: Poll,
+    events: Events,
+    listeners: Vec<Arc<Socket>>,
+}
+
+impl Epoll {
+    /// Listeners are shared with the service manager's descriptor store, hence the `Arc`. Only the
+    /// reactor that accepts gets any.
+    pub fn new(listeners: Vec<Arc<Socket>>) -> io::Result<Epoll> {
+        let poll = Poll::new()?;
+        for (index, listener) in listeners.iter().enumerate() {
+            poll.registry().register(
+                &mut SourceFd(&listener.as_raw_fd()),
+                Token(1 + index),
+                Interest::READABLE,
+            )?;
+        }
+        let events = Events::with_capacity(limits::EVENTS_PER_TURN);
+        Ok(Epoll {
+            poll,
+            events,
+            listeners,
+        })
+    }
+
+    /// The bell that other threads ring: an eventfd(2) in the same epoll set.
+    pub fn doorbell(&self) -> io::Result<Box<dyn Doorbell>> {
+        Ok(Box::new(EventfdBell(Waker::new(
+            self.poll.registry(),
+            DOORBELL,
+        )?)))
+    }
+}
+
+struct EventfdBell(Waker);
+
+impl Doorbell for EventfdBell {
+    fn ring(&self) {
+        // An eventfd's write fails only when its counter overflows, and mio resets it then.
+        if let Err(error) = self.0.wake() {
+            log::error!("cannot wake a reactor: {error}");
+        }
+    }
+}
+
+impl System for Epoll {
+    type Socket = Socket;
+
+    fn poll(&mut self, edges: &mut Vec<Edge>, timeout: Option<Duration>) -> io::Result<()> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            other => other?,
+        }
+        edges.extend(self.events.iter().map(|event| Edge {
+            source: source_of(event.token()),
+            readable: event.is_readable(),
+            writable: event.is_writable(),
+            read_closed: event.is_read_closed(),
+            broken: event.is_error() || (event.is_read_closed() && event.is_write_closed()),
+        }));
+        Ok(())
+    }
+
+    fn now(&mut self) -> Moment {
+        Moment::now()
+    }
+
+    fn accept(&mut self, listener: usize) -> io::Result<(Socket, Peer)> {
+        let (socket, address) = socket::accept(&self.listeners[listener])?;
+        let address = match address.as_socket() {
+            Some(address) => PeerAddress::Ip(address.ip().to_canonical()),
+            None => PeerAddress::Unix,
+        };
+        Ok((socket, Peer { address }))
+    }
+
+    fn listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
+    fn close_listeners(&mut self) {
+        for listener in self.listeners.drain(..) {
+            // Deregistering a descriptor that is registered does not fail; were it to, the token
+            // would name a listener that is no longer there, which the loop ignores.
+            let _ = self
+                .poll
+                .registry()
+                .deregister(&mut SourceFd(&listener.as_raw_fd()));
+        }
+    }
+
+    fn register(&mut self, socket: &Socket, key: Key) -> io::Result<()> {
+        self.poll.registry().register(
+            &mut SourceFd(&socket.as_raw_fd()),
+            Token(key.to_u64() as usize),
+            Interest::READABLE | Interest::WRITABLE,
+        )
+    }
+
+    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut socket = socket;
+        socket.read(buffer)
+    }
+
+    fn write(&mut self, socket: &Socket, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut socket = socket;
+        match slices {
+            [single] => socket.write(single),
+            several => socket.write_vectored(several),
+        }
+    }
+
+    fn shutdown_write(&mut self, socket: &Socket) -> io::Result<()> {
+        socket.shutdown(Shutdown::Write)
+    }
+
+    fn close(&mut self, socket: Socket) {
+        // close(2) takes the descriptor out of the epoll set: we never duplicate it.
+        drop(socket);
+    }
+}
+
+fn source_of(token: Token) -> Source {
+    let key = Key::from_u64(token.0 as u64);
+    match (key.generation, key.index) {
+        (0, 0) => Source::Doorbell,
+        (0, listener) => Source::Listener(listener as usize - 1),
+        _ => Source::Connection(key),
+    }
+}

@@ -1,0 +1,119 @@
+//! Answers, as a client reads them: is it whole, is it the one that was asked for, is it right?
+
+use super::client::Expected;
+use super::engine::LINE;
+
+/// What stands at the beginning of the bytes that a client has.
+pub enum Received {
+    Incomplete,
+    /// An interim answer.
+    Continue {
+        bytes: usize,
+    },
+    Final {
+        bytes: usize,
+    },
+}
+
+/// Reads the next answer, and checks it once it is whole. `has_ended`: no further byte will come.
+pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Received {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut head = httparse::Response::new(&mut fields);
+    let status = head.parse(received);
+    let status = status.expect("the daemon's head is well formed");
+    let httparse::Status::Complete(head_bytes) = status else {
+        return Received::Incomplete;
+    };
+    let code = head.code.expect("a complete head has a status");
+    if code == 100 {
+        return Received::Continue { bytes: head_bytes };
+    }
+    let field = |name: &str| {
+        let mut fields = head.headers.iter();
+        let found = fields.find(|field| field.name.eq_ignore_ascii_case(name));
+        found.map(|field| std::str::from_utf8(field.value).expect("fields are ASCII"))
+    };
+    let expected = expected.unwrap_or_else(|| {
+        panic!(
+            "no answer without a request: {:?}",
+            String::from_utf8_lossy(received)
+        )
+    });
+    let rest = &received[head_bytes..];
+    let body = match field("content-length") {
+        _ if expected.head_only && code != 408 => Some((0, Vec::new())),
+        Some(length) => with_length(rest, length.parse().expect("a length is a number")),
+        None if field("transfer-encoding").is_some() => chunked(rest),
+        None => has_ended.then(|| (rest.len(), rest.to_vec())),
+    };
+    let Some((body_bytes, body)) = body else {
+        return Received::Incomplete;
+    };
+    // A request that was cut off by a time-out has lost its id, and perhaps its method.
+    if code != 408 {
+        let statuses = expected.statuses;
+        assert!(statuses.contains(&code), "{code} instead of {expected:?}");
+        if !expected.request_id.is_empty() {
+            assert_eq!(field("x-request-id"), Some(expected.request_id.as_str()));
+        }
+    }
+    if field("content-type").is_some_and(|media| media.starts_with("text/event-stream")) {
+        check_stream(&body);
+    }
+    Received::Final {
+        bytes: head_bytes + body_bytes,
+    }
+}
+
+fn with_length(rest: &[u8], length: usize) -> Option<(usize, Vec<u8>)> {
+    (rest.len() >= length).then(|| (length, rest[..length].to_vec()))
+}
+
+/// A chunked body's length on the wire and its content, once it is whole.
+fn chunked(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
+    let (mut position, mut chunks) = (0, Vec::new());
+    loop {
+        let mut lines = rest[position..].windows(2);
+        let line = lines.position(|window| window == b"\r\n")?;
+        let digits = std::str::from_utf8(&rest[position..position + line]).expect("ASCII");
+        let size = usize::from_str_radix(digits, 16).expect("a chunk's size is hexadecimal");
+        let start = position + line + 2;
+        let end = start + size;
+        if rest.len() < end + 2 {
+            return None;
+        }
+        assert_eq!(&rest[end..end + 2], b"\r\n", "a chunk ends with CRLF");
+        if size == 0 {
+            return Some((end + 2, chunks.concat()));
+        }
+        chunks.push(&rest[start..end]);
+        position = end + 2;
+    }
+}
+
+/// A stream's pieces make up the program, and its last event says how it ended.
+fn check_stream(body: &[u8]) {
+    let text = std::str::from_utf8(body).expect("events are UTF-8");
+    let mut program = String::new();
+    let mut ending = None;
+    for event in text.split_terminator("\n\n") {
+        let Some(data) = event.strip_prefix("event: ") else {
+            assert_eq!(event, ": ping", "neither an event nor a comment");
+            continue;
+        };
+        assert_eq!(ending, None, "an event after the last one");
+        let (name, data) = data.split_once("\ndata: ").expect("an event has data");
+        let data: serde_json::Value = serde_json::from_str(data).expect("data are JSON");
+        match name {
+            "delta" => program.push_str(data["text"].as_str().expect("a delta has text")),
+            "done" => assert_eq!(data["code"].as_str(), Some(program.as_str())),
+            _ => assert!(data["error"]["code"].is_string(), "{data}"),
+        }
+        if name != "delta" {
+            ending = Some(name);
+        }
+    }
+    assert!(ending.is_some(), "a stream without an end: {text:?}");
+    let mut lines = program.lines();
+    assert!(lines.all(|line| line == LINE.trim_end()), "{program:?}");
+}

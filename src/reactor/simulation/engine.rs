@@ -1,0 +1,241 @@
+//! An engine that answers when the dice say so, and sometimes too late.
+//!
+//! It keeps the border's rules as a strict reader of them would: without credit it merges what it
+//! generates into one pending piece, and when that piece is full it waits, for ever if need be. So
+//! credit that is granted too freely floods the daemon, and credit that is forgotten stops the
+//! world; the simulation sees both.
+
+use std::sync::{Arc, Mutex};
+
+use super::Dice;
+use crate::engine::{
+    Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, ModelInfo,
+    Refused, State, Timings, Usage,
+};
+use crate::error::ErrorCode;
+use crate::offload::JobKey;
+
+/// What every program here consists of, as often as the dice say.
+pub const LINE: &str = "print(1)\n";
+
+/// A program stands in a fence, or none of it would flow before its end is known.
+const OPENING: &str = "```python\n";
+
+/// How much an engine has to say.
+#[derive(Clone, Copy, Debug)]
+pub struct Verbosity {
+    pub program_lines_least: u64,
+    pub program_lines_most: u64,
+    pub token_lines_most: u64,
+    /// How seldom it fails in one step.
+    pub fails_one_in: u64,
+}
+
+/// Programs as small as the usual answer, a few lines at a time.
+pub const TERSE: Verbosity = Verbosity {
+    program_lines_least: 1,
+    program_lines_most: 40,
+    token_lines_most: 8,
+    fails_one_in: 100,
+};
+
+/// Programs that are larger than all buffers on their way.
+pub const CHATTY: Verbosity = Verbosity {
+    program_lines_least: 1,
+    program_lines_most: 25_000,
+    token_lines_most: 100,
+    fails_one_in: 1_000,
+};
+
+/// Bytes of the pending piece at which a job waits for credit.
+const PENDING_BYTES_FULL: usize = 1_000;
+
+/// Bytes of the largest token event.
+pub const EVENT_BYTES_MOST: usize =
+    OPENING.len() + PENDING_BYTES_FULL + CHATTY.token_lines_most as usize * LINE.len();
+
+/// Jobs wait here until [`SimulatedEngine::step`] does something for one of them.
+pub struct SimulatedEngine {
+    deliver: Arc<dyn Deliver>,
+    verbosity: Verbosity,
+    desk: Mutex<Desk>,
+}
+
+#[derive(Default)]
+struct Desk {
+    running: Vec<Running>,
+    admitted: u64,
+    ended: u64,
+    /// Keys of jobs that are over: an event for one of them must find nobody.
+    past: Vec<JobKey>,
+}
+
+struct Running {
+    job: Job,
+    /// Lines still to be generated; unknown until the dice have been thrown.
+    lines_left: Option<u64>,
+    /// Text that could not be sent for want of credit.
+    pending: String,
+    /// It was given credit: its answer is a stream. All others get their text at the end.
+    streams: bool,
+}
+
+impl SimulatedEngine {
+    pub fn new(deliver: Arc<dyn Deliver>, verbosity: Verbosity) -> SimulatedEngine {
+        SimulatedEngine {
+            deliver,
+            verbosity,
+            desk: Mutex::default(),
+        }
+    }
+
+    /// Jobs that still owe their terminal event.
+    pub fn running(&self) -> usize {
+        self.desk.lock().unwrap().running.len()
+    }
+
+    /// Keys of the running jobs that nobody has cancelled.
+    pub fn wanted(&self) -> Vec<JobKey> {
+        let desk = self.desk.lock().unwrap();
+        let wanted = desk.running.iter().map(|running| &running.job);
+        wanted
+            .filter(|job| job.ticket.cancelled().is_none())
+            .map(|job| job.key)
+            .collect()
+    }
+
+    /// Admitted and ended jobs.
+    pub fn totals(&self) -> (u64, u64) {
+        let desk = self.desk.lock().unwrap();
+        (desk.admitted, desk.ended)
+    }
+
+    /// One job gets a token or its end.
+    pub fn step(&self, dice: &mut Dice) {
+        let mut desk = self.desk.lock().unwrap();
+        let mut events = Vec::new();
+        if !desk.past.is_empty() && dice.one_in(10) {
+            let stale = desk.past[dice.below(desk.past.len() as u64) as usize];
+            let text = "too late".into();
+            events.push((stale, Event::Token { text }));
+        }
+        if !desk.running.is_empty() {
+            let index = dice.below(desk.running.len() as u64) as usize;
+            events.extend(desk.advance(index, &self.verbosity, dice));
+        }
+        drop(desk);
+        self.deliver.deliver(&mut events);
+    }
+}
+
+impl Desk {
+    fn advance(
+        &mut self,
+        index: usize,
+        verbosity: &Verbosity,
+        dice: &mut Dice,
+    ) -> Option<(JobKey, Event)> {
+        let running = &mut self.running[index];
+        let key = running.job.key;
+        if let Some(reason) = running.job.ticket.cancelled() {
+            let reason = FailReason::Cancelled(reason);
+            return Some((key, self.end(index, |text| failed(reason, text))));
+        }
+        if dice.one_in(verbosity.fails_one_in) {
+            let reason = FailReason::Error(ErrorCode::EngineFailed);
+            return Some((key, self.end(index, |text| failed(reason, text))));
+        }
+        running.generate(verbosity, dice);
+        if running.is_complete() && dice.one_in(2) {
+            return Some((key, self.end(index, done)));
+        }
+        if running.pending.is_empty() || !running.job.ticket.take_credit() {
+            return None;
+        }
+        running.streams = true;
+        let text = std::mem::take(&mut running.pending);
+        Some((key, Event::Token { text }))
+    }
+
+    fn end(&mut self, index: usize, event: impl FnOnce(String) -> Event) -> Event {
+        let Running { job, pending, .. } = self.running.swap_remove(index);
+        self.ended += 1;
+        self.past.push(job.key);
+        event(pending)
+    }
+}
+
+impl Running {
+    fn generate(&mut self, verbosity: &Verbosity, dice: &mut Dice) {
+        let lines_left = self.lines_left.get_or_insert_with(|| {
+            self.pending.push_str(OPENING);
+            let (least, most) = (verbosity.program_lines_least, verbosity.program_lines_most);
+            least + dice.below(most - least + 1)
+        });
+        if self.streams && self.pending.len() >= PENDING_BYTES_FULL {
+            return;
+        }
+        let lines = (*lines_left).min(1 + dice.below(verbosity.token_lines_most));
+        *lines_left -= lines;
+        self.pending.push_str(&LINE.repeat(lines as usize));
+    }
+
+    /// Nothing is left to say, and a stream's last piece is not one that waits for credit.
+    fn is_complete(&self) -> bool {
+        let waits = self.streams && self.pending.len() >= PENDING_BYTES_FULL;
+        self.lines_left == Some(0) && !waits
+    }
+}
+
+fn done(text: String) -> Event {
+    Event::Done(Box::new(Done {
+        text,
+        finish_reason: FinishReason::Stop,
+        usage: Usage::default(),
+        timings: Timings::default(),
+    }))
+}
+
+fn failed(reason: FailReason, text: String) -> Event {
+    Event::Failed(Box::new(Failed {
+        reason,
+        message: "the dice fell badly".into(),
+        text,
+        usage: Usage::default(),
+        timings: Timings::default(),
+    }))
+}
+
+impl Engine for SimulatedEngine {
+    fn submit(&self, job: Job) -> Result<(), Refused> {
+        let mut desk = self.desk.lock().unwrap();
+        desk.admitted += 1;
+        desk.running.push(Running {
+            job,
+            lines_left: None,
+            pending: String::new(),
+            streams: false,
+        });
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        State::Ready
+    }
+
+    fn model(&self) -> Option<ModelInfo> {
+        Some(ModelInfo {
+            id: "dice".into(),
+            engine: "echo",
+            description: "simulated".into(),
+            context_length: 4096,
+            created: 0,
+        })
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges::default()
+    }
+
+    fn drain(&self) {}
+}

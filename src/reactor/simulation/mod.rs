@@ -1,0 +1,413 @@
+//! The real loop, the real protocol and the real service over a kernel made of dice.
+//!
+//! A seed decides everything: how bytes are cut, when edges come, who resets, what the engine says
+//! and when, how many reactors there are, and what the supervisor tells them. After every turn the
+//! house rules are checked; in the end the books must balance:
+//!
+//!  * no lost wake-up: what could go on is queued, or an edge for it is on its way;
+//!  * accepted = placed + closed;
+//!  * each client got its answers whole and in order, except those who went away;
+//!  * a job that nobody waits for any more is cancelled within the turn;
+//!  * what waits for a client that does not read is bounded by the marks and the credit;
+//!  * exactly one terminal event for each admitted job;
+//!  * every gauge is back at zero, and every buffer back in the pool.
+//!
+//! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` one again. [`scenarios`]
+//! are runs in which nothing is left to the dice.
+
+mod answer;
+mod client;
+mod engine;
+mod scenarios;
+mod system;
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Client;
+use engine::{SimulatedEngine, Verbosity};
+use system::Network;
+pub use system::SimulatedKernel;
+
+use super::connection::CloseReason;
+use super::event_loop::{Neighbour, Parts, Pulse, Reactor, Turn};
+use super::message::{Mailboxes, Message};
+use crate::config::Config;
+use crate::limits;
+use crate::offload::mailbox::mailbox;
+use crate::service::rate_limit::Limiter;
+use crate::service::{self, Service};
+use crate::store::KeyRing;
+use crate::telemetry::metrics::{Counter, Metrics};
+
+/// SplitMix64 (Steele, Lea, Flood 2014): a seed in, the same dice out, on every machine.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// 0 up to `bound`, exclusive.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// What a stream may have under way beside what waits below the high mark.
+pub struct StreamBound;
+
+impl StreamBound {
+    /// All credit's worth of events and the one that crossed the mark. On the wire an event is its
+    /// text with each line end escaped (one byte more for each `LINE`), in a frame and a chunk.
+    pub const EVENTS_BYTES: usize =
+        (limits::TOKEN_CREDIT as usize + 1) * (engine::EVENT_BYTES_MOST * 10 / 9 + 100);
+}
+
+/// The daemon: its reactors, the engine, and the books.
+struct House {
+    network: Rc<RefCell<Network>>,
+    reactors: Vec<Member>,
+    engine: Arc<SimulatedEngine>,
+    metrics: Metrics,
+    /// By [`CloseReason`].
+    closed: [Counter; CloseReason::ALL.len()],
+    panics_expected: u64,
+}
+
+/// A reactor, until it has ended.
+struct Member {
+    neighbour: Neighbour<system::Socket>,
+    reactor: Option<Reactor<SimulatedKernel>>,
+}
+
+impl House {
+    fn new(
+        network: Rc<RefCell<Network>>,
+        reactors: usize,
+        max_connections: usize,
+        config: &Arc<Config>,
+        verbosity: Verbosity,
+    ) -> House {
+        let (mut births, mut neighbours) = (Vec::new(), Vec::new());
+        for _ in 0..reactors {
+            let kernel = SimulatedKernel::new(&network);
+            let (post, letters) = mailbox(kernel.doorbell(), limits::MAILBOX_KEPT_ITEMS);
+            births.push((kernel, letters));
+            neighbours.push(Neighbour {
+                mailbox: post,
+                pulse: Arc::new(Pulse::default()),
+            });
+        }
+        let posts = neighbours.iter().map(|member| member.mailbox.clone());
+        let mailboxes = Arc::new(Mailboxes(posts.collect()));
+        let engine = Arc::new(SimulatedEngine::new(mailboxes, verbosity));
+        let metrics = Metrics::new("simulated");
+        let parts = service::Parts {
+            config: config.clone(),
+            keys: Arc::new(KeyRing::new(Vec::new())),
+            engine: engine.clone(),
+            limiter: Arc::new(Limiter::new()),
+            metrics: metrics.clone(),
+            wall_clock: || 0,
+        };
+        let mut members = Vec::new();
+        for (index, (system, letters)) in births.into_iter().enumerate() {
+            let reactor = Reactor::new(Parts {
+                index: index as u16,
+                system,
+                service: Service::new(parts.clone()),
+                config: config.clone(),
+                metrics: metrics.clone(),
+                mailbox: letters,
+                pulse: neighbours[index].pulse.clone(),
+                neighbours: neighbours.clone(),
+                max_connections,
+                heartbeat: None,
+            });
+            members.push(Member {
+                neighbour: neighbours[index].clone(),
+                reactor: Some(reactor),
+            });
+        }
+        let closed = CloseReason::ALL.map(|reason| metrics.connections_closed(reason.as_str()));
+        House {
+            network,
+            reactors: members,
+            engine,
+            metrics,
+            closed,
+            panics_expected: 0,
+        }
+    }
+
+    /// One turn of one reactor; nothing if that one has ended.
+    fn turn(&mut self, index: usize) {
+        let Some(reactor) = &mut self.reactors[index].reactor else {
+            return;
+        };
+        let turn = reactor.turn();
+        let turn = turn.expect("the simulated kernel has no errors of its own");
+        reactor.check();
+        if turn == Turn::Over {
+            reactor.check_ended();
+            self.reactors[index].reactor = None;
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let closed = self.closed.iter().map(Counter::get).sum::<u64>();
+        let open = self.metrics.connections_accepted.get() - closed;
+        let live = |member: &Member| member.reactor.as_ref().map_or(0, Reactor::live) as u64;
+        let placed = |member: &Member| member.reactor.as_ref().map_or(0, Reactor::placed) as u64;
+        assert_eq!(self.metrics.connections.get() as u64, open);
+        assert_eq!(
+            self.reactors.iter().map(placed).sum::<u64>(),
+            open,
+            "accepted = placed + closed"
+        );
+        assert!(self.reactors.iter().map(live).sum::<u64>() <= open);
+        let panics = self.closed[CloseReason::Panic as usize].get();
+        assert!(panics <= self.panics_expected, "a panic, see above");
+        for key in self.engine.wanted() {
+            let reactor = &self.reactors[usize::from(key.reactor)].reactor;
+            assert!(
+                reactor.as_ref().is_some_and(|reactor| reactor.awaits(key)),
+                "{key:?} runs for nobody"
+            );
+        }
+    }
+
+    fn tell_all(&self, message: impl Fn() -> Message<system::Socket>) {
+        for member in &self.reactors {
+            member.neighbour.mailbox.post(message());
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.reactors.iter().all(|member| member.reactor.is_none())
+    }
+
+    /// Nothing may be left when all reactors have ended and all jobs with them.
+    fn check_ended(&self) {
+        let (admitted, ended) = self.engine.totals();
+        assert_eq!(admitted, ended, "one terminal event for each job");
+        assert_eq!(self.metrics.connections.get(), 0);
+        let wires = &self.network.borrow().wires;
+        assert!(wires.iter().all(|wire| wire.closed), "a socket leaked");
+    }
+
+    fn describe(&self) -> String {
+        let live = self.reactors.iter().map(|member| member.reactor.as_ref());
+        let live: Vec<_> = live.map(|reactor| reactor.map(Reactor::live)).collect();
+        let running = self.engine.running();
+        let wires = &self.network.borrow().wires;
+        let open: Vec<_> = wires.iter().filter(|wire| !wire.closed).collect();
+        format!("connections live: {live:?}, jobs running: {running}, open wires: {open:?}")
+    }
+}
+
+/// A daemon, its clients, and whoever tells it what to do.
+struct World {
+    house: House,
+    clients: Vec<Client>,
+    dice: Dice,
+    /// Time-outs are out of reach and there is room for all, so that nobody is closed while idle:
+    /// everybody who waits must be served.
+    generous: bool,
+    patient: bool,
+    is_chatty: bool,
+}
+
+/// Clients in a world.
+const CROWD_MOST: u64 = 16;
+
+/// Whoever can be sent less than this at a time asks little and reads often, or runs take too long.
+const NARROW_BYTES: usize = 64;
+
+/// More turns than any run needs; one that comes here has lost somebody.
+const TURNS_MOST: u32 = 30_000;
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut dice = Dice::new(seed);
+        let (patient, cramped) = (!dice.one_in(3), dice.one_in(3));
+        let is_chatty = dice.one_in(24);
+        let config = Arc::new(config(patient, &mut dice));
+        let network = Network::new(dice.next());
+        network.borrow_mut().is_slow = patient && !cramped;
+        let mut max_connections = CROWD_MOST as usize;
+        if cramped {
+            network.borrow_mut().descriptor_famine = dice.below(20) as u32;
+            max_connections = dice.below(CROWD_MOST) as usize + 1;
+        }
+        let reactors = [1, 1, 2, 3][dice.below(4) as usize];
+        let verbosity = match is_chatty {
+            true => engine::CHATTY,
+            false => engine::TERSE,
+        };
+        World {
+            house: House::new(network, reactors, max_connections, &config, verbosity),
+            clients: Vec::new(),
+            dice,
+            generous: patient && !cramped,
+            patient,
+            is_chatty,
+        }
+    }
+
+    fn run(&mut self) {
+        let crowd = 1 + self.dice.below(if self.is_chatty { 4 } else { CROWD_MOST });
+        let ends_early = self.dice.one_in(4);
+        let mut turns = 0;
+        loop {
+            turns += 1;
+            assert!(turns < TURNS_MOST, "no end: {}", self.house.describe());
+            self.let_clients_act(crowd);
+            self.let_engine_act();
+            self.let_supervisor_act();
+            let all_came = self.clients.len() as u64 == crowd;
+            if all_came && (ends_early || self.clients.iter().all(Client::is_done)) {
+                break;
+            }
+            self.let_reactors_act();
+            assert!(!self.house.has_ended());
+        }
+        self.end();
+    }
+
+    fn let_clients_act(&mut self, crowd: u64) {
+        let network = &mut *self.house.network.borrow_mut();
+        let name = self.clients.len() as u64;
+        if name < crowd && network.dice.one_in(3) {
+            // From one byte at a time to more than any answer.
+            let narrowest = if self.is_chatty { 12 } else { 0 };
+            let capacity = 1 << (narrowest + network.dice.below(18 - narrowest));
+            if let Some(wire) = network.connect(capacity) {
+                let is_narrow = capacity < NARROW_BYTES;
+                self.clients
+                    .push(Client::new(name, wire, is_narrow, &mut self.dice));
+            }
+        }
+        for client in &mut self.clients {
+            client.step(network, self.generous);
+        }
+    }
+
+    fn let_engine_act(&mut self) {
+        let steps_most = if self.is_chatty { 60 } else { 4 };
+        for _ in 0..self.dice.below(steps_most) {
+            self.house.engine.step(&mut self.dice);
+        }
+    }
+
+    /// Reloads, changed keys, and a machine that stands still for a while.
+    fn let_supervisor_act(&mut self) {
+        if self.dice.one_in(100) {
+            let config = Arc::new(config(self.patient, &mut self.dice));
+            self.house.tell_all(|| Message::Apply(config.clone()));
+        }
+        if self.dice.one_in(100) {
+            let keys = Arc::new(KeyRing::new(Vec::new()));
+            self.house.tell_all(|| Message::Keys(keys.clone()));
+        }
+        if self.dice.one_in(200) && !self.generous {
+            let network = &mut *self.house.network.borrow_mut();
+            network.clock = network.clock + Duration::from_millis(self.dice.below(100_000));
+        }
+    }
+
+    /// Reactors are threads: who is how far ahead of whom is the scheduler's business.
+    fn let_reactors_act(&mut self) {
+        for index in 0..self.house.reactors.len() {
+            if !self.dice.one_in(4) {
+                self.house.turn(index);
+            }
+        }
+    }
+
+    /// Everybody is told to go, in one way or the other; the daemon must end and owe nothing.
+    fn end(&mut self) {
+        let patience = Duration::from_secs(1 + self.dice.below(1_000_000));
+        match self.dice.below(4) {
+            0 => self.house.tell_all(|| Message::Stop),
+            _ => self.house.tell_all(|| Message::Drain(patience)),
+        }
+        let mut turns = 0;
+        while !self.house.has_ended() {
+            turns += 1;
+            assert!(turns < TURNS_MOST, "no end: {}", self.house.describe());
+            for client in &mut self.clients {
+                // A daemon that ends may leave later requests of a connection unanswered.
+                client.step(&mut self.house.network.borrow_mut(), false);
+            }
+            self.let_engine_act();
+            self.let_reactors_act();
+        }
+        // Nobody waits for anything: what still runs has been cancelled.
+        for _ in 0..TURNS_MOST {
+            self.house.engine.step(&mut self.dice);
+            if self.house.engine.running() == 0 {
+                break;
+            }
+        }
+        self.house.check_ended();
+    }
+}
+
+fn config(patient: bool, dice: &mut Dice) -> Config {
+    let mut config = Config::default();
+    config.auth.enabled = false;
+    config.rate_limit.enabled = false;
+    let seconds = |patience: u64| Duration::from_secs(if patient { 10_000_000 } else { patience });
+    let limits = &mut config.limits;
+    limits.header_timeout = seconds(1 + dice.below(10));
+    limits.body_timeout = seconds(1 + dice.below(10));
+    limits.idle_timeout = seconds(1 + dice.below(30));
+    limits.write_timeout = seconds(1 + dice.below(10));
+    limits.default_request_timeout = seconds(1 + dice.below(30));
+    limits.max_request_timeout = limits.default_request_timeout;
+    config
+}
+
+fn simulate(seed: u64) {
+    let run = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
+    if let Err(panic) = run {
+        eprintln!("replay with AUTOGLMD_SIM_SEED={seed}");
+        resume_unwind(panic);
+    }
+}
+
+fn number_from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: expected a whole number")),
+    )
+}
+
+#[test]
+fn every_seed_keeps_the_house_rules() {
+    if let Some(seed) = number_from_environment("AUTOGLMD_SIM_SEED") {
+        return simulate(seed);
+    }
+    for seed in 0..number_from_environment("AUTOGLMD_SIM_SEEDS").unwrap_or(256) {
+        simulate(seed);
+    }
+}

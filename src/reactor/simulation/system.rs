@@ -1,0 +1,439 @@
+//! A kernel made of dice: sockets with epoll(7)'s edge-triggered rules, and its freedoms used.
+//!
+//! What the real kernel may do and seldom does happens here all the time: reads and writes are cut
+//! short, edges are spurious, descriptors run out, the clock leaps. What it never does must not
+//! happen here either:
+//!
+//!  1. A readable edge comes with each arrival, a writable one when a full buffer gets room, and
+//!     both once at registration if they hold then. There is no other edge that may be relied on.
+//!  2. A read is cut short of what is there only in a way that epoll(7) allows: never, unless the
+//!     buffer offered was full. So "fewer bytes than asked for" means "empty".
+//!  3. Bytes arrive in order, each once, FIN after them; a reset destroys what was not read.
+//!  4. Closing a socket that holds unread bytes resets it, and so do bytes that come after a close
+//!     (RFC 2525, section 2.17): what the client has not read of its answer is lost.
+//!
+//! The network is one; each reactor has a kernel of its own, with its own interest list, and sees
+//! the edges of the sockets that it registered.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::Dice;
+use crate::core::{Key, Moment};
+use crate::offload::mailbox::Doorbell;
+use crate::reactor::system::{Edge, Source, System};
+use crate::service::{Peer, PeerAddress};
+
+/// The index of a [`Wire`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Socket(pub usize);
+
+/// One TCP connection, seen from both ends.
+#[derive(Debug, Default)]
+pub struct Wire {
+    /// The kernel that it is registered with, and under which key.
+    registered: Option<(usize, Key)>,
+    /// Sent by the client and not read by the daemon.
+    pub to_daemon: VecDeque<u8>,
+    /// Sent by the daemon and not read by the client.
+    pub to_client: VecDeque<u8>,
+    /// How many bytes `to_client` holds at most.
+    pub capacity: usize,
+    /// The client sends no more.
+    pub client_fin: bool,
+    pub daemon_fin: bool,
+    /// The client is gone: nothing arrives any more, in either direction.
+    pub reset: bool,
+    /// The daemon has closed its end.
+    pub closed: bool,
+    /// The daemon met a full buffer and waits for room.
+    write_blocked: bool,
+    pending: Option<Edge>,
+}
+
+impl Wire {
+    /// Whether the daemon will hear of this wire without doing anything.
+    pub fn has_pending_edge(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    fn raise(&mut self, change: impl FnOnce(&mut Edge)) {
+        let Some((_, key)) = self.registered else {
+            return;
+        };
+        change(self.pending.get_or_insert(edge_of(Source::Connection(key))));
+    }
+
+    /// Nothing more will come to the client.
+    pub fn is_over(&self) -> bool {
+        (self.closed || self.daemon_fin || self.reset) && self.to_client.is_empty()
+    }
+
+    /// An edge that says nothing new, as the kernel may raise it at any time.
+    pub fn raise_spurious_edge(&mut self) {
+        self.raise(|edge| (edge.readable, edge.writable) = (true, true));
+    }
+
+    // ---- the client's side ----
+
+    pub fn client_sends(&mut self, bytes: &[u8]) {
+        if self.closed {
+            self.daemon_resets();
+        } else if !self.reset {
+            self.to_daemon.extend(bytes);
+            self.raise(|edge| edge.readable = true);
+        }
+    }
+
+    pub fn client_reads(&mut self, at_most: usize) -> Vec<u8> {
+        let count = at_most.min(self.to_client.len());
+        let bytes = self.to_client.drain(..count).collect();
+        if count > 0 && std::mem::take(&mut self.write_blocked) {
+            self.raise(|edge| edge.writable = true);
+        }
+        bytes
+    }
+
+    pub fn client_half_closes(&mut self) {
+        self.client_fin = true;
+        let both = self.daemon_fin;
+        self.raise(|edge| {
+            edge.readable = true;
+            edge.read_closed = true;
+            edge.broken |= both;
+        });
+    }
+
+    pub fn client_resets(&mut self) {
+        self.reset = true;
+        self.to_daemon.clear();
+        self.to_client.clear();
+        self.raise(|edge| {
+            (edge.readable, edge.writable) = (true, true);
+            (edge.read_closed, edge.broken) = (true, true);
+        });
+    }
+
+    /// The client's kernel is told to forget the connection, and its client's unread bytes with it.
+    fn daemon_resets(&mut self) {
+        self.reset = true;
+        self.to_client.clear();
+    }
+}
+
+/// What all kernels share: the wires, the clock, and the one listener with its backlog.
+pub struct Network {
+    pub dice: Dice,
+    pub clock: Moment,
+    pub wires: Vec<Wire>,
+    /// Wires that nobody has accepted yet.
+    pub backlog: VecDeque<usize>,
+    listening: bool,
+    listener_edge: bool,
+    /// While positive, accept fails for want of descriptors, and counts it down.
+    pub descriptor_famine: u32,
+    /// Waits last microseconds, not milliseconds: no client seems to drip.
+    pub is_slow: bool,
+    /// Nothing happens but what a test does: no interrupted calls, no late or spurious edges, and
+    /// no time passes.
+    pub calm: bool,
+    bells: Vec<Arc<AtomicBool>>,
+}
+
+impl Network {
+    pub fn new(seed: u64) -> Rc<RefCell<Network>> {
+        Rc::new(RefCell::new(Network {
+            dice: Dice::new(seed),
+            clock: Moment::from_micros(1_000_000),
+            wires: Vec::new(),
+            backlog: VecDeque::new(),
+            listening: true,
+            listener_edge: false,
+            descriptor_famine: 0,
+            is_slow: false,
+            calm: false,
+            bells: Vec::new(),
+        }))
+    }
+
+    /// A client connects; its wire's index, or nothing if nobody listens. `capacity` is how many
+    /// bytes of an answer the kernels on the way hold.
+    pub fn connect(&mut self, capacity: usize) -> Option<usize> {
+        if !self.listening {
+            return None;
+        }
+        self.wires.push(Wire {
+            capacity,
+            ..Wire::default()
+        });
+        let wire = self.wires.len() - 1;
+        // The edge is that of the backlog becoming non-empty; more come, and may not.
+        self.listener_edge |= self.backlog.is_empty() || self.dice.one_in(2);
+        self.backlog.push_back(wire);
+        Some(wire)
+    }
+
+    /// Somebody will be woken without anything further happening.
+    pub fn has_pending_events(&self) -> bool {
+        self.listener_edge
+            || self.bells.iter().any(|bell| bell.load(Ordering::Relaxed))
+            || self.wires.iter().any(Wire::has_pending_edge)
+    }
+
+    /// The news of a connection that waits is late.
+    pub fn hide_listener_edge(&mut self) {
+        self.listener_edge = false;
+    }
+
+    /// What dice decide unless the network is calm.
+    fn mishap(&mut self, one_in: u64) -> bool {
+        !self.calm && self.dice.one_in(one_in)
+    }
+
+    fn wire(&mut self, socket: &Socket) -> &mut Wire {
+        let wire = &mut self.wires[socket.0];
+        assert!(!wire.closed, "a closed socket is used");
+        wire
+    }
+}
+
+/// One reactor's view of the network; see the file's head.
+pub struct SimulatedKernel {
+    index: usize,
+    network: Rc<RefCell<Network>>,
+    bell: Arc<AtomicBool>,
+    /// Makes the handling of this wire panic, as a bug would.
+    pub cursed_wire: Option<usize>,
+}
+
+impl SimulatedKernel {
+    /// The kernel with index 0 has the listener.
+    pub fn new(network: &Rc<RefCell<Network>>) -> SimulatedKernel {
+        let bell = Arc::new(AtomicBool::new(false));
+        let mut shared = network.borrow_mut();
+        shared.bells.push(bell.clone());
+        SimulatedKernel {
+            index: shared.bells.len() - 1,
+            network: network.clone(),
+            bell,
+            cursed_wire: None,
+        }
+    }
+
+    pub fn doorbell(&self) -> Box<dyn Doorbell> {
+        Box::new(Bell(self.bell.clone()))
+    }
+
+    pub fn network(&self) -> RefMut<'_, Network> {
+        self.network.borrow_mut()
+    }
+
+    fn has_listener(&self) -> bool {
+        self.index == 0
+    }
+}
+
+struct Bell(Arc<AtomicBool>);
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl System for SimulatedKernel {
+    type Socket = Socket;
+
+    fn poll(&mut self, edges: &mut Vec<Edge>, timeout: Option<Duration>) -> io::Result<()> {
+        let network = &mut *self.network.borrow_mut();
+        if !network.calm {
+            network.clock = network.clock + Duration::from_micros(network.dice.below(50));
+        }
+        let silent = !network.has_pending_events();
+        if self.index == 0 && network.listener_edge && !network.mishap(4) {
+            network.listener_edge = false;
+            edges.push(edge_of(Source::Listener(0)));
+        }
+        if self.bell.swap(false, Ordering::Relaxed) {
+            edges.push(edge_of(Source::Doorbell));
+        }
+        for wire in 0..network.wires.len() {
+            let is_mine =
+                matches!(network.wires[wire].registered, Some((mine, _)) if mine == self.index);
+            // An edge may be late: other turns come between the arrival and its news.
+            if is_mine && network.wires[wire].has_pending_edge() && !network.mishap(4) {
+                edges.extend(network.wires[wire].pending.take());
+            }
+        }
+        if silent && !network.calm {
+            // A wait: to its end, or until something that is none of our business ends it.
+            let steps = 1 << network.dice.below(12);
+            let patience = match network.is_slow {
+                true => Duration::from_micros(steps),
+                false => Duration::from_millis(steps),
+            };
+            let waited = timeout.map_or(patience, |timeout| timeout.min(patience));
+            network.clock = network.clock + waited;
+        }
+        if network.mishap(40) && !network.wires.is_empty() {
+            let wire = network.dice.below(network.wires.len() as u64) as usize;
+            if let Some((index, key)) = network.wires[wire].registered
+                && index == self.index
+            {
+                // Spurious, or stale: nothing is said, and perhaps to nobody.
+                edges.push(edge_of(Source::Connection(key)));
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&mut self) -> Moment {
+        self.network.borrow().clock
+    }
+
+    fn accept(&mut self, _listener: usize) -> io::Result<(Socket, Peer)> {
+        let network = &mut *self.network.borrow_mut();
+        assert!(
+            self.has_listener() && network.listening,
+            "accept without a listener"
+        );
+        if network.backlog.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if network.descriptor_famine > 0 {
+            network.descriptor_famine -= 1;
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        if network.mishap(20) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let wire = network
+            .backlog
+            .pop_front()
+            .ok_or(io::ErrorKind::WouldBlock)?;
+        let address = PeerAddress::Ip([127, 0, 0, 1].into());
+        Ok((Socket(wire), Peer { address }))
+    }
+
+    fn listeners(&self) -> usize {
+        usize::from(self.has_listener())
+    }
+
+    fn close_listeners(&mut self) {
+        if !self.has_listener() {
+            return;
+        }
+        let network = &mut *self.network.borrow_mut();
+        network.listening = false;
+        for wire in network.backlog.drain(..) {
+            network.wires[wire].daemon_resets();
+            network.wires[wire].closed = true;
+        }
+    }
+
+    fn register(&mut self, socket: &Socket, key: Key) -> io::Result<()> {
+        let mut network = self.network.borrow_mut();
+        let wire = network.wire(socket);
+        assert!(
+            wire.registered.is_none(),
+            "a socket is registered more than once"
+        );
+        wire.registered = Some((self.index, key));
+        let (readable, closed) = (!wire.to_daemon.is_empty(), wire.client_fin || wire.reset);
+        let broken = wire.reset;
+        wire.raise(|edge| {
+            edge.writable = true;
+            edge.readable = readable || closed;
+            edge.read_closed = closed;
+            edge.broken = broken;
+        });
+        Ok(())
+    }
+
+    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        assert_ne!(self.cursed_wire, Some(socket.0), "the curse");
+        let mut network = self.network.borrow_mut();
+        if network.mishap(30) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let wire = network.wire(socket);
+        if wire.reset {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if wire.to_daemon.is_empty() {
+            return match wire.client_fin {
+                true => Ok(0),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            };
+        }
+        let count = buffer.len().min(wire.to_daemon.len());
+        for (slot, byte) in buffer.iter_mut().zip(wire.to_daemon.drain(..count)) {
+            *slot = byte;
+        }
+        Ok(count)
+    }
+
+    fn write(&mut self, socket: &Socket, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        assert!(
+            slices.iter().any(|slice| !slice.is_empty()),
+            "a write of nothing"
+        );
+        let mut network = self.network.borrow_mut();
+        if network.mishap(30) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let wire = network.wire(socket);
+        assert!(!wire.daemon_fin, "a write after our FIN");
+        if wire.reset {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+        let room = wire.capacity.saturating_sub(wire.to_client.len());
+        if room < offered {
+            wire.write_blocked = true;
+        }
+        if room == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let bytes = slices.iter().flat_map(|slice| slice.iter().copied());
+        wire.to_client.extend(bytes.take(room));
+        Ok(room.min(offered))
+    }
+
+    fn shutdown_write(&mut self, socket: &Socket) -> io::Result<()> {
+        let mut network = self.network.borrow_mut();
+        let wire = network.wire(socket);
+        if wire.reset {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        wire.daemon_fin = true;
+        if wire.client_fin {
+            wire.raise(|edge| edge.broken = true);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, socket: Socket) {
+        let mut network = self.network.borrow_mut();
+        let wire = network.wire(&socket);
+        wire.closed = true;
+        if !wire.to_daemon.is_empty() {
+            wire.daemon_resets();
+        }
+    }
+}
+
+fn edge_of(source: Source) -> Edge {
+    Edge {
+        source,
+        readable: false,
+        writable: false,
+        read_closed: false,
+        broken: false,
+    }
+}
