@@ -21,3 +21,5 @@ pub mod telemetry;
 pub mod service;
 
 pub mod reactor;
+
+pub mod cli;

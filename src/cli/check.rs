@@ -1,0 +1,131 @@
+//! `autoglmd check [--show]`: says whether the configuration can be used, and shows what it is.
+//!
+//! Starts nothing, opens no socket and no database.
+
+use std::io::{self, Write};
+
+use crate::config::{self, ConfigErrors, Loaded, Sources};
+
+const GOOD: u8 = 0;
+const BAD: u8 = 1;
+
+/// The command. `out` gets the verdict or, with `show`, the configuration as TOML; `err` gets
+/// mistakes and warnings. Returns the exit code; a closed `out` makes no other one.
+pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let (code, written) = match config::load(sources) {
+        Ok(loaded) => (GOOD, accept(&loaded, show, out, err)),
+        Err(errors) => (BAD, refuse(&errors, err)),
+    };
+    // `autoglmd check | head` closes the pipe early; there is nobody left to tell.
+    let _ = written
+        .and_then(|()| out.flush())
+        .and_then(|()| err.flush());
+    code
+}
+
+fn accept(loaded: &Loaded, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    for warning in &loaded.warnings {
+        writeln!(err, "warning: {warning}")?;
+    }
+    match (show, &loaded.file) {
+        (true, _) => write!(out, "{}", config::show(loaded)),
+        (false, Some(file)) => writeln!(out, "{}: good", file.display()),
+        (false, None) => writeln!(out, "no file: the defaults are in force; good"),
+    }
+}
+
+fn refuse(errors: &ConfigErrors, err: &mut dyn Write) -> io::Result<()> {
+    let count = errors.problems.len() + errors.more;
+    let noun = if count == 1 { "mistake" } else { "mistakes" };
+    writeln!(err, "{errors}\n{count} {noun}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    fn check(toml: &str, show: bool) -> (u8, String, String) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("a.toml");
+        std::fs::write(&file, toml).expect("the file is written");
+        let sources = Sources {
+            file: Some(file.clone()),
+            environment: vec![("HOME".into(), "/home/a".into())],
+            flags: Overrides::default(),
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = run(&sources, show, &mut out, &mut err);
+        let text = |bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).expect("UTF-8");
+            text.replace(&file.display().to_string(), "a.toml")
+        };
+        (code, text(out), text(err))
+    }
+
+    #[test]
+    fn a_good_file_gives_0_and_warnings_do_not_change_that() {
+        assert_eq!(
+            check("[log]\nlevel = \"debug\"", false),
+            (0, "a.toml: good\n".into(), "".into())
+        );
+        let (code, _, err) = check("[engine]\nkind = \"echo\"", false);
+        assert_eq!(code, 0);
+        assert!(
+            err.starts_with("warning: a.toml:2:8: engine.kind is \"echo\""),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn a_bad_file_gives_1_and_every_mistake() {
+        let (code, out, err) = check("[limits]\nmax_body = \"1kb\"\nmax_hed = 1", true);
+        assert_eq!((code, out.as_str()), (1, ""));
+        assert_eq!(
+            err,
+            "a.toml:2:12: limits.max_body is \"1kb\"; \
+             expected a size such as \"64KiB\", from 1KiB to 1GiB\n  \
+               2 | max_body = \"1kb\"\n    |            ^^^^^\n\
+             a.toml:3:1: unknown key max_hed in [limits]; did you mean max_head?\n  \
+               3 | max_hed = 1\n    | ^^^^^^^\n\
+             2 mistakes\n"
+        );
+    }
+
+    #[test]
+    fn show_prints_sources() {
+        let (code, out, err) = check("[limits]\nmax_body = \"2MiB\"", true);
+        assert_eq!((code, err.as_str()), (0, ""));
+        let line = out
+            .lines()
+            .find(|line| line.starts_with("max_body"))
+            .expect("the key");
+        assert!(
+            line.starts_with("max_body = \"2MiB\" ") && line.ends_with("# a.toml:2"),
+            "{line}"
+        );
+        assert!(
+            out.contains("# State: /home/a/.local/state/autoglmd ($HOME)\n"),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_panic() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let environment = vec![("HOME".to_owned(), "/home/a".to_owned())];
+        let sources = Sources {
+            environment,
+            ..Sources::default()
+        };
+        assert_eq!(run(&sources, true, &mut Closed, &mut Closed), 0);
+    }
+}

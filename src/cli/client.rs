@@ -1,0 +1,484 @@
+//! A small blocking HTTP/1.1 client: one request a connection, over TCP or a Unix socket.
+//!
+//! Owns the socket and the framing of the answer. It exists because no blocking client crate
+//! speaks over Unix sockets, and one path for both is less than two. It is for the command line
+//! alone: the daemon's own sockets belong to the reactor.
+//!
+//! Invariants:
+//!  1. What a server sends is bounded: head, fields, and what is held at once of a body.
+//!  2. A body that ends before its framing says so is an error, never a short answer.
+//!  3. Dropping a [`Response`] closes the connection, which is how a request is cancelled.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::http::http1::chunked;
+use crate::limits::{
+    CLIENT_BUFFER_BYTES, CLIENT_CONNECT_TIMEOUT, CLIENT_FIELDS, CLIENT_HEAD_BYTES,
+};
+
+/// Where a daemon listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `http://HOST:PORT`: what is dialled, and what stands in `Host`.
+    Tcp { address: String, authority: String },
+    /// `unix:/PATH`
+    Unix(PathBuf),
+}
+
+impl Target {
+    pub fn parse(text: &str) -> Result<Target, String> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Target::Unix(path.into()));
+        }
+        let authority = text
+            .strip_prefix("http://")
+            .map(|rest| rest.trim_end_matches('/'));
+        let is_plain = |authority: &&str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_[]:%".contains(&byte);
+            !authority.is_empty() && authority.bytes().all(plain)
+        };
+        let Some(authority) = authority.filter(is_plain) else {
+            return Err("expected http://HOST:PORT or unix:/PATH".to_owned());
+        };
+        // An IPv6 address has its own colons, within brackets.
+        let has_port = authority
+            .rsplit(']')
+            .next()
+            .is_some_and(|rest| rest.contains(':'));
+        let address = match has_port {
+            true => authority.to_owned(),
+            false => format!("{authority}:80"),
+        };
+        Ok(Target::Tcp {
+            address,
+            authority: authority.to_owned(),
+        })
+    }
+
+    fn authority(&self) -> &str {
+        match self {
+            Target::Tcp { authority, .. } => authority,
+            Target::Unix(_) => "localhost",
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Tcp { authority, .. } => write!(f, "http://{authority}"),
+            Target::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A `POST` of JSON.
+pub struct Post<'a> {
+    pub path: &'a str,
+    pub accept: &'a str,
+    /// Visible ASCII, so that it cannot become more than one field.
+    pub key: Option<&'a str>,
+    pub body: &'a [u8],
+}
+
+/// Sends the request and receives the answer's head. `patience` bounds each silence of the server.
+pub fn post(target: &Target, post: &Post<'_>, patience: Duration) -> io::Result<Response> {
+    let mut socket = connect(target, patience)?;
+    let mut head = format!(
+        "POST {} HTTP/1.1\r\nhost: {}\r\naccept: {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\nuser-agent: autoglmd/{}\r\n",
+        post.path,
+        target.authority(),
+        post.accept,
+        post.body.len(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    if let Some(key) = post.key {
+        head.push_str(&format!("authorization: Bearer {key}\r\n"));
+    }
+    head.push_str("\r\n");
+    // A server that refuses by the head alone may close before it has read the body: then its
+    // answer is worth more than our error.
+    let sent = socket
+        .write_all(head.as_bytes())
+        .and_then(|()| socket.write_all(post.body));
+    match (Response::receive(socket), sent) {
+        (Err(_), Err(error)) => Err(error),
+        (received, _) => received,
+    }
+}
+
+trait Socket: Read + Write {}
+
+impl<T: Read + Write> Socket for T {}
+
+fn connect(target: &Target, patience: Duration) -> io::Result<Box<dyn Socket>> {
+    match target {
+        Target::Unix(path) => {
+            let socket = UnixStream::connect(path)?;
+            socket.set_read_timeout(Some(patience))?;
+            Ok(Box::new(socket))
+        }
+        Target::Tcp { address, .. } => {
+            let socket = dial(address)?;
+            socket.set_read_timeout(Some(patience))?;
+            // Head and body are two writes: with Nagle's algorithm the second would wait for the
+            // acknowledgement of the first, which the peer delays by 40 ms.
+            socket.set_nodelay(true)?;
+            Ok(Box::new(socket))
+        }
+    }
+}
+
+/// Tries each address of a name: `localhost` may be `::1` where the daemon listens on `127.0.0.1`.
+fn dial(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CLIENT_CONNECT_TIMEOUT) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// An answer whose head is here; its body is read from it.
+pub struct Response {
+    pub status: u16,
+    pub content_type: String,
+    body: Body,
+}
+
+impl Response {
+    fn receive(mut socket: impl Read + 'static) -> io::Result<Response> {
+        let mut buffer = Vec::new();
+        loop {
+            let (head, length) = receive_head(&mut socket, &mut buffer)?;
+            buffer.drain(..length);
+            // RFC 9110, section 15.2: any number of interim answers may come first.
+            if head.status >= 200 {
+                return head.into_response(Box::new(socket), buffer);
+            }
+        }
+    }
+}
+
+impl Read for Response {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.body.read(out)
+    }
+}
+
+/// What of a head matters here.
+struct Head {
+    status: u16,
+    content_type: String,
+    content_length: Option<u64>,
+    is_chunked: bool,
+}
+
+impl Head {
+    /// RFC 9112, section 6.3: the chunked coding, else the length, else the connection's end.
+    fn into_response(self, socket: Box<dyn Read>, received: Vec<u8>) -> io::Result<Response> {
+        let framing = match (self.is_chunked, self.content_length) {
+            _ if matches!(self.status, 204 | 304) => Framing::Finished,
+            (true, Some(_)) => return Err(nonsense("two framings in one answer")),
+            (true, None) => Framing::Chunked(chunked::Decoder::new(usize::MAX)),
+            (false, Some(0)) => Framing::Finished,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::UntilClose,
+        };
+        let mut body = Body {
+            socket,
+            framing,
+            buffer: received,
+            next: 0,
+            end: 0,
+        };
+        body.decode()?;
+        Ok(Response {
+            status: self.status,
+            content_type: self.content_type,
+            body,
+        })
+    }
+}
+
+/// Reads until a whole head is in the buffer; the head and its length.
+fn receive_head(socket: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<(Head, usize)> {
+    loop {
+        if let Some(found) = parse_head(buffer)? {
+            return Ok(found);
+        }
+        if buffer.len() >= CLIENT_HEAD_BYTES {
+            return Err(nonsense("the answer's head has no end"));
+        }
+        let mut piece = [0; 4096];
+        match socket.read(&mut piece) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => buffer.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn parse_head(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
+    let mut fields = [httparse::EMPTY_HEADER; CLIENT_FIELDS];
+    let mut response = httparse::Response::new(&mut fields);
+    let length = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(nonsense(&format!("this is not HTTP: {error}"))),
+    };
+    let mut head = Head {
+        // Set whenever the parser says that the head is complete.
+        status: response.code.unwrap_or(0),
+        content_type: String::new(),
+        content_length: None,
+        is_chunked: false,
+    };
+    for field in response.headers.iter() {
+        let value = str::from_utf8(field.value).unwrap_or("").trim();
+        match field.name {
+            name if name.eq_ignore_ascii_case("content-type") => {
+                value.clone_into(&mut head.content_type)
+            }
+            name if name.eq_ignore_ascii_case("content-length") => {
+                let length = value
+                    .parse()
+                    .map_err(|_| nonsense("content-length is no number"))?;
+                head.content_length = Some(length);
+            }
+            name if name.eq_ignore_ascii_case("transfer-encoding") => {
+                head.is_chunked = value.eq_ignore_ascii_case("chunked");
+                if !head.is_chunked {
+                    return Err(nonsense("a transfer coding that was not asked for"));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(Some((head, length)))
+}
+
+enum Framing {
+    /// Bytes that are still to come.
+    Length(u64),
+    Chunked(chunked::Decoder),
+    UntilClose,
+    Finished,
+}
+
+/// The body's bytes, freed of their framing.
+struct Body {
+    socket: Box<dyn Read>,
+    framing: Framing,
+    buffer: Vec<u8>,
+    /// What may be read: `buffer[next..end]`.
+    next: usize,
+    end: usize,
+}
+
+impl Body {
+    /// Takes the framing off what the buffer holds, all of which came from the socket.
+    fn decode(&mut self) -> io::Result<()> {
+        self.next = 0;
+        let length = self.buffer.len();
+        self.end = match &mut self.framing {
+            Framing::Finished => 0,
+            Framing::UntilClose => length,
+            Framing::Length(left) => {
+                // What comes behind the body is not ours: the connection is closed after it.
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(length);
+                *left -= taken as u64;
+                if *left == 0 {
+                    self.framing = Framing::Finished;
+                }
+                taken
+            }
+            Framing::Chunked(decoder) => {
+                let decoded = decoder.decode(&mut self.buffer, 0, 0);
+                let decoded = decoded.map_err(|error| nonsense(error.message))?;
+                if decoded.is_finished {
+                    self.framing = Framing::Finished;
+                }
+                decoded.write
+            }
+        };
+        Ok(())
+    }
+
+    /// Reads more from the socket. `false`: the body is complete.
+    fn fill(&mut self) -> io::Result<bool> {
+        if matches!(self.framing, Framing::Finished) {
+            return Ok(false);
+        }
+        self.buffer.resize(CLIENT_BUFFER_BYTES, 0);
+        let count = self.socket.read(&mut self.buffer)?;
+        self.buffer.truncate(count);
+        match (count, &self.framing) {
+            (0, Framing::UntilClose) => {
+                self.framing = Framing::Finished;
+                Ok(false)
+            }
+            (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => self.decode().map(|()| true),
+        }
+    }
+}
+
+impl Read for Body {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        // A piece of framing alone decodes to nothing, and 0 would mean the end.
+        while self.next == self.end {
+            if !self.fill()? {
+                return Ok(0);
+            }
+        }
+        let count = out.len().min(self.end - self.next);
+        out[..count].copy_from_slice(&self.buffer[self.next..self.next + count]);
+        self.next += count;
+        Ok(count)
+    }
+}
+
+fn nonsense(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that gives a few bytes at a time.
+    struct Pieces {
+        bytes: Vec<u8>,
+        size: usize,
+        next: usize,
+    }
+
+    impl Read for Pieces {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            let count = self.size.min(out.len()).min(self.bytes.len() - self.next);
+            out[..count].copy_from_slice(&self.bytes[self.next..self.next + count]);
+            self.next += count;
+            Ok(count)
+        }
+    }
+
+    /// The answer's status and body, which must not depend on how the bytes are cut.
+    fn receive(bytes: &str) -> Result<(u16, String), io::ErrorKind> {
+        let read = |size| -> io::Result<(u16, String)> {
+            let pieces = Pieces {
+                bytes: bytes.as_bytes().to_vec(),
+                size,
+                next: 0,
+            };
+            let mut response = Response::receive(pieces)?;
+            let mut text = String::new();
+            response.read_to_string(&mut text)?;
+            Ok((response.status, text))
+        };
+        let whole = read(usize::MAX).map_err(|error| error.kind());
+        for size in 1..bytes.len() {
+            assert_eq!(
+                read(size).map_err(|error| error.kind()),
+                whole,
+                "pieces of {size}"
+            );
+        }
+        whole
+    }
+
+    #[test]
+    fn each_framing_is_taken_off() {
+        let length = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello and more";
+        assert_eq!(receive(length), Ok((200, "hello".into())));
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                       5\r\nhello\r\n1;x=y\r\n!\r\n0\r\nt: u\r\n\r\n";
+        assert_eq!(receive(chunked), Ok((200, "hello!".into())));
+        assert_eq!(
+            receive("HTTP/1.1 503 Busy\r\n\r\nlater"),
+            Ok((503, "later".into()))
+        );
+        assert_eq!(
+            receive("HTTP/1.1 204 No Content\r\n\r\n"),
+            Ok((204, String::new()))
+        );
+        let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(receive(interim), Ok((200, String::new())));
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_is_no_answer() {
+        for cut in [
+            "",
+            "HTTP/1.1 200 O",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        ] {
+            assert_eq!(receive(cut), Err(io::ErrorKind::UnexpectedEof), "{cut}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for nonsense in [
+            "SSH-2.0-OpenSSH_9.2\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: five\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
+        ] {
+            assert_eq!(
+                receive(nonsense),
+                Err(io::ErrorKind::InvalidData),
+                "{nonsense}"
+            );
+        }
+        let endless = Pieces {
+            bytes: format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(CLIENT_HEAD_BYTES)).into_bytes(),
+            size: 1_000,
+            next: 0,
+        };
+        let error = Response::receive(endless).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn targets_are_plain_http_or_a_socket_s_path() {
+        let tcp = |text: &str| match Target::parse(text) {
+            Ok(Target::Tcp { address, authority }) => (address, authority),
+            other => panic!("{text}: {other:?}"),
+        };
+        for (text, address, authority) in [
+            ("http://127.0.0.1:8080", "127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://example.org/", "example.org:80", "example.org"),
+            ("http://[::1]:8080", "[::1]:8080", "[::1]:8080"),
+            ("http://[::1]", "[::1]:80", "[::1]"),
+        ] {
+            assert_eq!(tcp(text), (address.to_owned(), authority.to_owned()));
+        }
+        assert_eq!(
+            Target::parse("unix:/run/a b"),
+            Ok(Target::Unix("/run/a b".into()))
+        );
+        for wrong in [
+            "",
+            "unix:",
+            "https://h",
+            "127.0.0.1:80",
+            "http://",
+            "http://h/x",
+            "http://h\r\n",
+        ] {
+            assert!(Target::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What commands print. Results go to stdout, so that they can be piped; everything said to a
+//! person goes to stderr.
+//!
+//! `println!` panics when nobody reads any more (`autoglmd key list | head -1`); these do not.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+
+use super::exit::{self, Code};
+
+/// Writes a result to stdout, as it is.
+pub fn put(text: &str) -> Result<(), Code> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| match error.kind() {
+        // Whoever closed the pipe has what it wanted; the shell's own tools say nothing either.
+        ErrorKind::BrokenPipe => exit::CLOSED_PIPE,
+        _ => fail(exit::IO, format_args!("stdout: {error}")),
+    })
+}
+
+/// Writes a line to stderr. Where that fails, there is nobody left to tell.
+pub fn note(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Says why a command ends, and hands the code through.
+pub fn fail(code: Code, text: impl Display) -> Code {
+    note(format_args!("error: {text}"));
+    code
+}
+
+/// The code of a file that cannot be used.
+pub fn file_code(error: &io::Error) -> Code {
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => exit::NO_PERMISSION,
+        ErrorKind::NotFound => exit::NO_INPUT,
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => exit::CANT_CREATE,
+        _ => exit::IO,
+    }
+}
+
+/// A table: columns as wide as their widest cell, two spaces between them, none at a line's end.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell_width =
+        |row: &Vec<String>, column| row.get(column).map_or(0, |cell: &String| width(cell));
+    let widest = |column| {
+        rows.iter()
+            .map(|row| cell_width(row, column))
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(widest).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, &column_width) in row.iter().zip(&widths) {
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', column_width - width(cell) + 2));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Without control characters but line ends and tabs: a terminal would obey them, and what is
+/// printed here was written by others.
+pub fn printable(text: &str) -> String {
+    let harmless = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(harmless).collect()
+}
+
+/// Good enough for names; a character of two columns makes a row crooked, not wrong.
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_aligned_without_trailing_spaces() {
+        let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect();
+        let rows = [
+            row(&["ID", "NAME", "X"]),
+            row(&["1", "größer", ""]),
+            row(&["22", ""]),
+        ];
+        assert_eq!(table(&rows), "ID  NAME    X\n1   größer\n22\n");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn escape_sequences_do_not_reach_a_terminal() {
+        assert_eq!(
+            printable("a\x1b]0;title\x07\n\tb\u{9b}1m\r"),
+            "a]0;title\n\tb1m"
+        );
+    }
+}

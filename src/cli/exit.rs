@@ -1,0 +1,46 @@
+//! How a command ends: the codes of sysexits(3), so that scripts can tell causes apart.
+//!
+//! Two are not in that table. `check` answers a question, so it exits 1 for "no" as grep(1) does.
+//! Interrupted commands are not ended by us at all: SIGINT keeps its default action, and a shell
+//! shows that as 130 and stops its own loop, which it would not if we caught the signal and exited
+//! with a number.
+
+use std::process::ExitCode;
+
+/// An exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code(pub u8);
+
+pub const OK: Code = Code(0);
+/// The answer is no: `check` on a bad file, `model verify` on a damaged one.
+pub const NO: Code = Code(1);
+/// Wrong flags or arguments.
+pub const USAGE: Code = Code(64);
+/// What was given is not what it should be: a prompt that is refused, a file that is damaged.
+pub const DATA: Code = Code(65);
+/// A file or a thing that was named is not there.
+pub const NO_INPUT: Code = Code(66);
+/// The daemon, a server or a program that is needed cannot be reached.
+pub const UNAVAILABLE: Code = Code(69);
+/// A bug, here or in the daemon.
+pub const SOFTWARE: Code = Code(70);
+/// The system refuses something basic, such as random bytes or a thread.
+pub const OS_ERROR: Code = Code(71);
+/// A file cannot be made.
+pub const CANT_CREATE: Code = Code(73);
+/// Reading or writing failed.
+pub const IO: Code = Code(74);
+/// It may go well later: a full queue, a limit, a time that was up.
+pub const TEMPORARY: Code = Code(75);
+/// Not allowed: a missing or refused key, a file of somebody else.
+pub const NO_PERMISSION: Code = Code(77);
+/// The configuration is wrong.
+pub const CONFIG: Code = Code(78);
+/// Nobody reads our output any more. What the shell shows for a program that SIGPIPE ended.
+pub const CLOSED_PIPE: Code = Code(128 + 13);
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> ExitCode {
+        ExitCode::from(code.0)
+    }
+}

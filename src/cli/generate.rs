@@ -1,0 +1,443 @@
+//! `autoglmd generate`: asks a daemon for a program and prints it as it is written.
+//!
+//! stdout gets the program and nothing else. Ctrl-C needs no code here: SIGINT ends the process,
+//! the kernel closes its connection, and the daemon cancels the work of a client that left.
+
+use std::io::{self, BufReader, IsTerminal, Read};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::client::{self, Post, Response, Target};
+use super::console::{fail, note, printable, put};
+use super::events::Events;
+use super::exit::{self, Code};
+use super::times::parse_timeout_ms;
+use crate::config::{Overrides, Sources};
+use crate::error::ErrorCode;
+use crate::limits::{
+    CLIENT_ANSWER_BYTES, CLIENT_GRACE, CLIENT_KEY_BYTES, CLIENT_PATIENCE, CLIENT_PROMPT_BYTES,
+};
+use crate::store::sqlite::BOOTSTRAP_FILE;
+
+const PATH: &str = "/api/v1/generate";
+const KEY_VARIABLE: &str = "AUTOGLMD_KEY";
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Generate {
+    /// What to write, in any language; `-` reads it from stdin.
+    prompt: String,
+    /// The programming language.
+    #[arg(short, long)]
+    language: Option<String>,
+    /// Print the program as it is written: the default, but not with --json.
+    #[arg(long, overrides_with = "no_stream")]
+    stream: bool,
+    /// Print the program once it is complete.
+    #[arg(long, overrides_with = "stream")]
+    no_stream: bool,
+    /// The longest time to wait, such as 30s.
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout_ms)]
+    timeout: Option<u64>,
+    /// Which model [default: the daemon's].
+    #[arg(long)]
+    model: Option<String>,
+    /// The longest answer.
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0 is the same each time; higher is more varied.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Where the daemon listens: http://HOST:PORT or unix:/PATH.
+    #[arg(long, default_value = "http://127.0.0.1:8080", value_parser = Target::parse)]
+    url: Target,
+    /// The key. Others can see it in the list of processes: prefer $AUTOGLMD_KEY
+    /// [default: $AUTOGLMD_KEY, else the bootstrap key].
+    #[arg(long, value_name = "KEY", value_parser = parse_key)]
+    key: Option<String>,
+    /// Where the bootstrap key is [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Print the whole answer as JSON; with --stream each event as a line.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  autoglmd generate \"quicksort\" --language python > quicksort.py
+  autoglmd generate 实现快速排序算法 -l rust --timeout 30s
+  git diff | autoglmd generate - --no-stream
+  autoglmd generate \"a stack\" -l go --json | jq .usage
+  autoglmd generate \"hello\" --url unix:/run/autoglmd.sock
+
+Ctrl-C stops the daemon's work too.";
+
+/// How the answer comes and is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// The program as it is written.
+    Stream,
+    /// Each event as a line of JSON.
+    StreamJson,
+    /// The program, once it is complete.
+    Whole,
+    /// The answer's object.
+    WholeJson,
+}
+
+impl Generate {
+    pub fn run(mut self) -> Result<(), Code> {
+        let mode = self.mode();
+        self.prompt = read_prompt(self.prompt)?;
+        let key = self.find_key();
+        let body = self.body(mode);
+        let post = Post {
+            path: PATH,
+            accept: match mode {
+                Mode::Stream | Mode::StreamJson => "text/event-stream, application/json",
+                Mode::Whole | Mode::WholeJson => "application/json",
+            },
+            key: key.as_deref(),
+            body: body.as_bytes(),
+        };
+        // The daemon keeps the time itself; ours is for a daemon that does not answer at all.
+        let patience = match self.timeout {
+            Some(milliseconds) => Duration::from_millis(milliseconds).saturating_add(CLIENT_GRACE),
+            None => CLIENT_PATIENCE,
+        };
+        let response = client::post(&self.url, &post, patience);
+        let response = response.map_err(|error| self.unreachable(&error))?;
+        let printed = print_answer(response, mode);
+        printed.map_err(|end| end.explain(&self.url))
+    }
+
+    fn mode(&self) -> Mode {
+        match (self.json, self.stream, self.no_stream) {
+            (true, true, _) => Mode::StreamJson,
+            (true, false, _) => Mode::WholeJson,
+            (false, _, true) => Mode::Whole,
+            (false, _, false) => Mode::Stream,
+        }
+    }
+
+    fn body(&self, mode: Mode) -> String {
+        let mut body = Map::new();
+        body.insert("prompt".into(), self.prompt.as_str().into());
+        body.insert(
+            "stream".into(),
+            matches!(mode, Mode::Stream | Mode::StreamJson).into(),
+        );
+        let options = [
+            ("language", self.language.as_deref().map(Value::from)),
+            ("model", self.model.as_deref().map(Value::from)),
+            ("timeout", self.timeout.map(Value::from)),
+            ("max_tokens", self.max_tokens.map(Value::from)),
+            ("temperature", self.temperature.map(Value::from)),
+        ];
+        for (name, value) in options {
+            if let Some(value) = value {
+                body.insert(name.into(), value);
+            }
+        }
+        Value::from(body).to_string()
+    }
+
+    /// The flag, the variable, the bootstrap key. Without any the request goes out as it is: a
+    /// daemon may ask for none.
+    fn find_key(&self) -> Option<String> {
+        if let Some(key) = &self.key {
+            return Some(key.clone());
+        }
+        let flags = Overrides {
+            state_dir: self.state_dir.clone(),
+            ..Overrides::default()
+        };
+        let sources = Sources::of_process(None, flags);
+        if let Some(key) = sources.variable(KEY_VARIABLE) {
+            return parse_key(key).ok();
+        }
+        let (state_dir, _) = sources.state_dir().ok()?;
+        let file = std::fs::File::open(state_dir.join(BOOTSTRAP_FILE)).ok()?;
+        let mut text = String::new();
+        file.take(CLIENT_KEY_BYTES as u64)
+            .read_to_string(&mut text)
+            .ok()?;
+        parse_key(text.trim()).ok()
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Code {
+        let hint = match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+                "; is the daemon running? `autoglmd serve` starts it, --url says where it is"
+            }
+            _ => "",
+        };
+        fail(
+            exit::UNAVAILABLE,
+            format_args!("{}: {error}{hint}", self.url),
+        )
+    }
+}
+
+/// Why no whole answer was printed.
+enum End {
+    /// The daemon said so.
+    Refused(Box<Refusal>),
+    /// The connection failed in the middle.
+    Broken(io::Error),
+    /// stdout failed, and that was said.
+    Output(Code),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> End {
+        End::Broken(error)
+    }
+}
+
+impl From<Code> for End {
+    fn from(code: Code) -> End {
+        End::Output(code)
+    }
+}
+
+impl End {
+    fn explain(self, url: &Target) -> Code {
+        match self {
+            End::Output(code) => code,
+            End::Refused(refusal) => refusal.explain(),
+            End::Broken(error) => match error.kind() {
+                io::ErrorKind::UnexpectedEof => fail(
+                    exit::IO,
+                    format_args!("{url}: the connection ended before the answer was complete"),
+                ),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => fail(
+                    exit::TEMPORARY,
+                    format_args!("{url}: the daemon is silent for too long"),
+                ),
+                _ => fail(exit::IO, format_args!("{url}: {error}")),
+            },
+        }
+    }
+}
+
+/// The error object of every answer that is none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Refusal {
+    message: String,
+    code: String,
+    param: Option<String>,
+    request_id: Option<String>,
+    retry_after_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Wrapped {
+    error: Refusal,
+}
+
+/// The answer's object, as far as it is printed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Answer {
+    code: String,
+    finish_reason: Option<String>,
+}
+
+fn print_answer(mut response: Response, mode: Mode) -> Result<(), End> {
+    if response.content_type.starts_with("text/event-stream") {
+        return print_events(response, mode);
+    }
+    let mut bytes = Vec::new();
+    response
+        .by_ref()
+        .take(CLIENT_ANSWER_BYTES)
+        .read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    if response.status != 200 {
+        return Err(refusal(response.status, &text));
+    }
+    match mode {
+        Mode::WholeJson | Mode::StreamJson => put(&format!("{}\n", text.trim_end()))?,
+        Mode::Whole | Mode::Stream => {
+            let answer = parse_answer(&text)?;
+            put(&shown(&with_line_end(&answer.code)))?;
+            note_cut(&answer);
+        }
+    }
+    Ok(())
+}
+
+fn print_events(response: Response, mode: Mode) -> Result<(), End> {
+    let status = response.status;
+    let mut events = Events::new(BufReader::new(response));
+    let mut last_character = '\n';
+    while let Some(event) = events.next_event()? {
+        if mode == Mode::StreamJson {
+            put(&format!(
+                "{{\"event\":\"{}\",\"data\":{}}}\n",
+                event.name, event.data
+            ))?;
+        }
+        match event.name.as_str() {
+            "delta" if mode != Mode::StreamJson => {
+                let text = delta(&event.data)?;
+                last_character = text.chars().last().unwrap_or(last_character);
+                put(&shown(&text))?;
+            }
+            "done" => {
+                if last_character != '\n' {
+                    put("\n")?;
+                }
+                note_cut(&parse_answer(&event.data)?);
+                return Ok(());
+            }
+            "error" => {
+                if last_character != '\n' {
+                    put("\n")?;
+                }
+                return Err(refusal(status, &event.data));
+            }
+            _ => {}
+        }
+    }
+    Err(End::Broken(io::ErrorKind::UnexpectedEof.into()))
+}
+
+fn parse_answer(text: &str) -> io::Result<Answer> {
+    serde_json::from_str(text).map_err(io::Error::from)
+}
+
+fn delta(text: &str) -> io::Result<String> {
+    #[derive(Deserialize)]
+    struct Delta {
+        text: String,
+    }
+    let delta: Delta = serde_json::from_str(text).map_err(io::Error::from)?;
+    Ok(delta.text)
+}
+
+fn refusal(status: u16, text: &str) -> End {
+    let wrapped: Result<Wrapped, _> = serde_json::from_str(text);
+    End::Refused(Box::new(match wrapped {
+        Ok(wrapped) => wrapped.error,
+        // Not our daemon, or a proxy before it.
+        Err(_) => Refusal {
+            message: format!("the server answers {status}"),
+            ..Refusal::default()
+        },
+    }))
+}
+
+impl Refusal {
+    fn explain(&self) -> Code {
+        let known = ErrorCode::ALL
+            .iter()
+            .find(|code| code.as_str() == self.code);
+        let message = printable(&self.message);
+        let exit_code = known.map_or(exit::UNAVAILABLE, |code| exit_code(*code));
+        match self.code.as_str() {
+            "" => fail(exit_code, message),
+            code => fail(exit_code, format_args!("{}: {message}", printable(code))),
+        };
+        if let Some(param) = &self.param {
+            note(format_args!("  field: {}", printable(param)));
+        }
+        if let Some(way_out) = known.and_then(|code| way_out(*code)) {
+            note(format_args!("  {way_out}"));
+        }
+        if let Some(milliseconds) = self.retry_after_ms {
+            note(format_args!(
+                "  try again in {} s",
+                milliseconds.div_ceil(1_000)
+            ));
+        }
+        if let Some(id) = &self.request_id {
+            note(format_args!("  request id: {}", printable(id)));
+        }
+        exit_code
+    }
+}
+
+/// What to do about it in this command's own words. The daemon's message has the way out for a
+/// client in general; here are flags.
+fn way_out(code: ErrorCode) -> Option<&'static str> {
+    match code {
+        ErrorCode::MissingCredentials => Some(
+            "give a key with --key or AUTOGLMD_KEY; `autoglmd key create` makes one, and \
+             --state-dir says where the bootstrap key is",
+        ),
+        ErrorCode::GenerationTimeout => Some("give it a longer --timeout"),
+        ErrorCode::DeadlineUnmeetable => Some("give it a longer --timeout, or try later"),
+        ErrorCode::ContextLengthExceeded => Some("shorten the prompt, or lower --max-tokens"),
+        _ => None,
+    }
+}
+
+fn exit_code(code: ErrorCode) -> Code {
+    match code.status() {
+        401 | 403 => exit::NO_PERMISSION,
+        408 | 429 | 503 | 504 => exit::TEMPORARY,
+        500 => exit::SOFTWARE,
+        501 | 502 => exit::UNAVAILABLE,
+        _ => exit::DATA,
+    }
+}
+
+fn note_cut(answer: &Answer) {
+    if answer.finish_reason.as_deref() == Some("length") {
+        note("note: the answer was cut at its longest length; --max-tokens allows more");
+    }
+}
+
+/// What a terminal gets is freed of control characters; a file gets every byte.
+fn shown(text: &str) -> String {
+    match io::stdout().is_terminal() {
+        true => printable(text),
+        false => text.to_owned(),
+    }
+}
+
+fn with_line_end(text: &str) -> String {
+    match text.ends_with('\n') {
+        true => text.to_owned(),
+        false => format!("{text}\n"),
+    }
+}
+
+fn read_prompt(prompt: String) -> Result<String, Code> {
+    if prompt != "-" {
+        return Ok(prompt);
+    }
+    let mut text = String::new();
+    let read = io::stdin()
+        .lock()
+        .take(CLIENT_PROMPT_BYTES + 1)
+        .read_to_string(&mut text);
+    match read {
+        Ok(_) if text.len() as u64 > CLIENT_PROMPT_BYTES => Err(fail(
+            exit::DATA,
+            format_args!("stdin: more than {CLIENT_PROMPT_BYTES} bytes"),
+        )),
+        Ok(_) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(fail(exit::DATA, "stdin: this is not UTF-8"))
+        }
+        Err(error) => Err(fail(exit::IO, format_args!("stdin: {error}"))),
+    }
+}
+
+/// A key becomes part of a header field, so it must be one word.
+fn parse_key(text: &str) -> Result<String, String> {
+    let fits = (1..=CLIENT_KEY_BYTES).contains(&text.len());
+    match fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a key such as `autoglmd key create` prints".to_owned()),
+    }
+}

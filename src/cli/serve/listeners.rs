@@ -1,0 +1,147 @@
+//! The addresses that the daemon listens on: opened before anything else can fail halfway.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use socket2::Socket;
+
+use super::{Failure, exit};
+use crate::config::Listen;
+use crate::os::activation::{self, Inherited};
+use crate::os::socket::{self, Listener, SocketFile};
+
+/// Open listening sockets. Dropping it removes the files of the Unix ones.
+#[derive(Default)]
+pub struct Listeners {
+    sockets: Vec<(String, Arc<Socket>)>,
+    _files: Vec<SocketFile>,
+}
+
+impl Listeners {
+    pub fn open(wanted: &[Listen]) -> Result<Listeners, Failure> {
+        let mut inherited = activation::take()
+            .map_err(|error| Failure::os("a socket of the service manager", &error))?;
+        let v4: Vec<_> = wanted.iter().filter_map(Listen::tcp_address).collect();
+        let mut listeners = Listeners::default();
+        for listen in wanted {
+            match listen {
+                Listen::Tcp(address) => {
+                    let only_v6 = socket::needs_only_v6(*address, &v4);
+                    let listener = socket::listen_tcp(*address, only_v6)
+                        .map_err(|error| cannot_listen(listen, &error))?;
+                    listeners.push(Listener::Tcp(listener))?;
+                }
+                Listen::Unix(path) => {
+                    let (listener, file) =
+                        socket::listen_unix(path).map_err(|error| cannot_listen(listen, &error))?;
+                    listeners._files.push(file);
+                    listeners.push(Listener::Unix(listener))?;
+                }
+                Listen::Inherited(name) => {
+                    let found = take_named(&mut inherited, name);
+                    if found.is_empty() {
+                        return Err(not_passed(name, &inherited));
+                    }
+                    found
+                        .into_iter()
+                        .try_for_each(|one| listeners.push(one.listener))?;
+                }
+            }
+        }
+        for unused in inherited {
+            log::warn!(
+                "the passed socket {:?} is not in server.listen: unused",
+                unused.name
+            );
+        }
+        Ok(listeners)
+    }
+
+    fn push(&mut self, listener: Listener) -> Result<(), Failure> {
+        let address = listener
+            .address()
+            .map_err(|error| Failure::os("getsockname", &error))?;
+        let descriptor: OwnedFd = match listener {
+            Listener::Tcp(listener) => listener.into(),
+            Listener::Unix(listener) => listener.into(),
+        };
+        self.sockets
+            .push((address, Arc::new(Socket::from(descriptor))));
+        Ok(())
+    }
+
+    pub fn sockets(&self) -> Vec<Arc<Socket>> {
+        self.sockets
+            .iter()
+            .map(|(_, socket)| socket.clone())
+            .collect()
+    }
+
+    /// As they are written in the configuration; with the port that the kernel chose.
+    pub fn addresses(&self) -> Vec<String> {
+        self.sockets
+            .iter()
+            .map(|(address, _)| address.clone())
+            .collect()
+    }
+
+    /// A command line that works now, if there is a key that it can name.
+    pub fn first_steps(&self, state_dir: &Path) -> Option<String> {
+        let key = state_dir.join(crate::store::sqlite::BOOTSTRAP_FILE);
+        if !key.exists() {
+            return None;
+        }
+        let (address, _) = self.sockets.first()?;
+        let target = match address.strip_prefix("unix:") {
+            Some(path) => format!("--unix-socket {path} http://localhost"),
+            None => format!("http://{address}"),
+        };
+        Some(format!(
+            "\nReady. Try it from another terminal:\n\n    curl -s {target}/api/v1/generate \
+             -H \"Authorization: Bearer $(cat {key})\" -H 'Content-Type: application/json' \
+             -d '{{\"prompt\": \"a function that reverses a string\", \"language\": \"python\"}}'\
+             \n\n",
+            key = key.display(),
+        ))
+    }
+}
+
+/// A unit may pass several sockets under one name.
+fn take_named(inherited: &mut Vec<Inherited>, name: &str) -> Vec<Inherited> {
+    inherited.extract_if(.., |one| one.name == name).collect()
+}
+
+fn not_passed(name: &str, inherited: &[Inherited]) -> Failure {
+    let passed: Vec<_> = inherited.iter().map(|one| one.name.as_str()).collect();
+    let passed = if passed.is_empty() {
+        "none".to_owned()
+    } else {
+        passed.join(", ")
+    };
+    Failure::new(
+        exit::UNAVAILABLE,
+        format!(
+            "server.listen wants fd:{name}, but no socket of this name was passed (passed: \
+             {passed}); set FileDescriptorName={name} in the socket unit"
+        ),
+    )
+}
+
+fn cannot_listen(listen: &Listen, error: &io::Error) -> Failure {
+    let hint = match (listen, error.kind()) {
+        (_, ErrorKind::AddrInUse) => "; stop that one, or choose another address with --listen",
+        (Listen::Tcp(address), ErrorKind::PermissionDenied) if address.port() < 1024 => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE"
+        }
+        (Listen::Unix(_), ErrorKind::PermissionDenied) => "; this user may not write to its folder",
+        (Listen::Unix(_), ErrorKind::NotFound) => "; its folder has to be made first",
+        (Listen::Tcp(_), ErrorKind::AddrNotAvailable) => "; this machine has no such address",
+        _ => "",
+    };
+    Failure::new(
+        exit::UNAVAILABLE,
+        format!("cannot listen on {listen}: {error}{hint}"),
+    )
+}

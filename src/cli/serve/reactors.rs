@@ -1,0 +1,188 @@
+//! The reactors' threads, from outside: how they are born, told things, and noticed to have ended.
+//!
+//! All of them can be written to before the first one runs, since each knows its neighbours and the
+//! engine knows all. Their ends come through a pipe: each thread writes one byte when it ends,
+//! however it does, so that the supervisor can wait for that as it waits for everything else.
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use socket2::Socket;
+
+use super::listeners::Listeners;
+use crate::core::Moment;
+use crate::limits;
+use crate::offload::mailbox::{Receiver, Sender, mailbox};
+use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
+use crate::reactor::message::Message;
+use crate::reactor::real::Epoll;
+use crate::service::{self, Service};
+
+/// Reactors whose threads have not started: everybody can write to them already.
+pub struct Births(Vec<Birth>);
+
+struct Birth {
+    index: u16,
+    epoll: Epoll,
+    post: Sender<Message<Socket>>,
+    letters: Receiver<Message<Socket>>,
+    pulse: Arc<Pulse>,
+}
+
+impl Births {
+    pub fn prepare(count: u16, listeners: &Listeners) -> io::Result<Births> {
+        let births = (0..count).map(|index| Birth::prepare(index, listeners));
+        Ok(Births(births.collect::<io::Result<_>>()?))
+    }
+
+    pub fn mailboxes(&self) -> Vec<Sender<Message<Socket>>> {
+        self.0.iter().map(|birth| birth.post.clone()).collect()
+    }
+
+    pub fn start(
+        self,
+        parts: &service::Parts,
+        max_connections: usize,
+        heartbeat: Option<Duration>,
+    ) -> io::Result<Reactors> {
+        let (ends, writer) = io::pipe()?;
+        let neighbours: Vec<_> = self.0.iter().map(Birth::neighbour).collect();
+        let mut threads = Vec::new();
+        for birth in self.0 {
+            let parts = birth.parts(parts, neighbours.clone(), max_connections, heartbeat);
+            let end = End(writer.try_clone()?);
+            let thread = thread::Builder::new()
+                .name(format!("reactor-{}", parts.index))
+                .spawn(move || {
+                    let _end = end;
+                    Reactor::new(parts).run()
+                })?;
+            threads.push(thread);
+        }
+        Ok(Reactors {
+            running: threads.len(),
+            neighbours,
+            threads,
+            ends,
+        })
+    }
+}
+
+impl Birth {
+    /// Only the first one accepts.
+    fn prepare(index: u16, listeners: &Listeners) -> io::Result<Birth> {
+        let own = match index {
+            0 => listeners.sockets(),
+            _ => Vec::new(),
+        };
+        let epoll = Epoll::new(own)?;
+        let (post, letters) = mailbox(epoll.doorbell()?, limits::MAILBOX_KEPT_ITEMS);
+        Ok(Birth {
+            index,
+            epoll,
+            post,
+            letters,
+            pulse: Arc::new(Pulse::default()),
+        })
+    }
+
+    fn neighbour(&self) -> Neighbour<Socket> {
+        Neighbour {
+            mailbox: self.post.clone(),
+            pulse: self.pulse.clone(),
+        }
+    }
+
+    fn parts(
+        self,
+        parts: &service::Parts,
+        neighbours: Vec<Neighbour<Socket>>,
+        max_connections: usize,
+        heartbeat: Option<Duration>,
+    ) -> event_loop::Parts<Epoll> {
+        event_loop::Parts {
+            index: self.index,
+            system: self.epoll,
+            service: Service::new(parts.clone()),
+            config: parts.config.clone(),
+            metrics: parts.metrics.clone(),
+            mailbox: self.letters,
+            pulse: self.pulse,
+            neighbours,
+            max_connections,
+            heartbeat,
+        }
+    }
+}
+
+/// Says that its thread has ended, be it by a panic.
+struct End(PipeWriter);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // There is room for a byte of each, and the reader lives as long as the supervisor.
+        let _ = self.0.write_all(&[1]);
+    }
+}
+
+/// Reactors at work.
+pub struct Reactors {
+    neighbours: Vec<Neighbour<Socket>>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// How many have not ended.
+    running: usize,
+    /// A byte from each that has.
+    ends: PipeReader,
+}
+
+impl Reactors {
+    pub fn post(&self, message: impl Fn() -> Message<Socket>) {
+        self.neighbours
+            .iter()
+            .for_each(|reactor| reactor.mailbox.post(message()));
+    }
+
+    /// Whether each loop has turned within this time.
+    pub fn have_turned_within(&self, interval: Duration) -> bool {
+        let now = Moment::now();
+        self.neighbours.iter().all(|reactor| {
+            let last = reactor.pulse.last_turn_micros.load(Ordering::Relaxed);
+            now.since(Moment::from_micros(last)) < interval
+        })
+    }
+
+    pub fn are_running(&self) -> bool {
+        self.running > 0
+    }
+
+    /// Readable when a reactor has ended.
+    pub fn ends(&self) -> BorrowedFd<'_> {
+        self.ends.as_fd()
+    }
+
+    /// Counts those that have ended. Waits for one if none has.
+    pub fn count_ends(&mut self) -> io::Result<()> {
+        // What does not fit is read the next time.
+        let mut bytes = [0; 8];
+        let ended = self.ends.read(&mut bytes)?;
+        self.running = self.running.saturating_sub(ended);
+        Ok(())
+    }
+
+    /// Waits for all, and tells what went wrong in them.
+    pub fn join(&mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (index, thread) in self.threads.drain(..).enumerate() {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => problems.push(format!("reactor {index} ended: {error}")),
+                Err(_) => problems.push(format!("reactor {index} ended: a panic, see above")),
+            }
+        }
+        problems
+    }
+}

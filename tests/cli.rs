@@ -1,0 +1,594 @@
+//! The command line as a script sees it: exit codes, what stands on stdout, what a client sends.
+//!
+//! The real binary runs in a folder of its own. Where it needs a server, a listener of the test
+//! plays one, so that every byte of the answer is the test's choice.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+
+use tempfile::TempDir;
+
+use common::player::{answer_once, events, receive, start_server, whole};
+
+/// A home with nothing in it.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Home {
+        Home(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_autoglmd"));
+        self.isolate(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    fn isolate(&self, command: &mut Command) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        command
+            .env_clear()
+            .env("PATH", path)
+            .env("HOME", self.path())
+            .stdin(Stdio::null());
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::of(self.command(arguments).output().unwrap())
+    }
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Ran {
+        Ran {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    fn expect(self, code: i32) -> Ran {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap()
+    }
+}
+
+// ---- usage -----------------------------------------------------------------------------------
+
+#[test]
+fn wrong_flags_exit_with_64_and_say_which() {
+    let home = Home::new();
+    for (arguments, named) in [
+        (&["--no-such-flag"][..], "--no-such-flag"),
+        (&["no-such-command"], "no-such-command"),
+        (&["key"], "Usage"),
+        (
+            &["key", "create", "--scopes", "root"],
+            "generate, admin and metrics",
+        ),
+        (&["key", "create", "--rate", "-1"], "-1"),
+        (&["key", "create", "--expires", "soon"], "30d"),
+        (
+            &["key", "create", "--expires", "2001-01-01"],
+            "not in the future",
+        ),
+        (&["key", "create", "--name", "two\nlines"], "one line"),
+        (&["key", "revoke"], "<ID>"),
+        (&["model", "pull", "no-such-model"], "no-such-model"),
+        (&["model", "pull", "hub:owner"], "hub:OWNER/REPO/FILE.gguf"),
+        (
+            &["model", "pull", "--sha256", "12"],
+            "64 hexadecimal digits",
+        ),
+        (&["model", "verify", "../secret"], "../secret"),
+        (&["generate"], "<PROMPT>"),
+        (
+            &["generate", "x", "--url", "https://example.org"],
+            "unix:/PATH",
+        ),
+        (&["generate", "x", "--timeout", "10"], "30s"),
+        (&["generate", "x", "--key", "two words"], "key create"),
+        (&["completions", "powerless"], "bash"),
+    ] {
+        let ran = home.run(arguments).expect(64);
+        assert_eq!(ran.out, "", "{arguments:?}");
+        assert!(ran.err.contains(named), "{arguments:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn help_goes_to_stdout_with_examples() {
+    let home = Home::new();
+    let commands = [
+        "serve",
+        "check",
+        "key",
+        "model",
+        "generate",
+        "completions",
+        "man",
+    ];
+    for command in commands {
+        let ran = home.run(&[command, "--help"]).expect(0);
+        assert!(
+            ran.out.contains("\nExamples:\n  "),
+            "{command}: {}",
+            ran.out
+        );
+        assert_eq!(ran.err, "");
+    }
+    let ran = home.run(&["--help"]).expect(0);
+    for command in commands {
+        assert!(
+            ran.out.contains(&format!("\n  {command}")),
+            "{command}: {}",
+            ran.out
+        );
+    }
+    let version = home.run(&["--version"]).expect(0);
+    assert_eq!(
+        version.out,
+        format!("autoglmd {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn check_exits_with_1_on_a_bad_file() {
+    let home = Home::new();
+    let file = home.path().join("a.toml");
+    let path = file.display().to_string();
+    fs::write(&file, "[limits]\nmax_hed = 1\n").unwrap();
+    let ran = home.run(&["check", "--config", &path]).expect(1);
+    assert!(ran.err.contains("a.toml:2:1"), "{}", ran.err);
+    fs::write(&file, "").unwrap();
+    home.run(&["check", "--config", &path]).expect(0);
+    // Flags are checked like the file, by the command that would serve with them.
+    let ran = home
+        .run(&["check", "--config", &path, "--parallel", "many"])
+        .expect(1);
+    assert!(ran.err.contains("--parallel"), "{}", ran.err);
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = home.run(&["completions", shell]).expect(0);
+        assert!(ran.out.contains("tokens-per-minute"), "{shell}");
+    }
+    assert!(home.run(&["man"]).expect(0).out.contains(".TH autoglmd 1"));
+    let folder = home.path().join("man1");
+    let path = folder.display().to_string();
+    home.run(&["man", "--folder", &path]).expect(66);
+    fs::create_dir(&folder).unwrap();
+    home.run(&["man", "--folder", &path]).expect(0);
+    assert!(folder.join("autoglmd-key-rotate.1").is_file());
+}
+
+#[test]
+fn a_closed_stdout_is_no_panic() {
+    let home = Home::new();
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let output = home
+        .command(&["completions", "bash"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let ran = Ran::of(output).expect(141);
+    assert_eq!(ran.err, "");
+}
+
+// ---- keys ------------------------------------------------------------------------------------
+
+#[test]
+fn a_key_is_made_listed_rotated_and_revoked() {
+    let home = Home::new();
+    let made = home.run(&[
+        "key",
+        "create",
+        "--name",
+        "ci",
+        "--rate",
+        "9",
+        "--expires",
+        "30d",
+    ]);
+    let made = made.expect(0);
+    let key = made.out.strip_suffix('\n').unwrap();
+    assert!(key.starts_with("agk_") && key.len() == 47, "{key}");
+    assert!(!made.err.contains(key));
+
+    let listed = home.run(&["key", "list", "--json"]).expect(0).json();
+    let id = listed[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(listed[0]["name"], "ci");
+    assert_eq!(listed[0]["requests_per_minute"], 9);
+    assert_eq!(listed[0]["scopes"], serde_json::json!(["generate"]));
+    let lifetime =
+        listed[0]["expires_at"].as_u64().unwrap() - listed[0]["created_at"].as_u64().unwrap();
+    assert_eq!(lifetime, 30 * 24 * 60 * 60);
+
+    let rotated = home.run(&["key", "rotate", &id, "--grace", "1h"]).expect(0);
+    assert_ne!(rotated.out, made.out);
+    assert!(
+        rotated.err.contains("the old secret works until"),
+        "{}",
+        rotated.err
+    );
+
+    home.run(&["key", "revoke", &id]).expect(0);
+    let again = home.run(&["key", "revoke", &id]).expect(0);
+    assert!(again.err.contains("already"), "{}", again.err);
+    let table = home.run(&["key", "list"]).expect(0).out;
+    let row = table.lines().nth(1).unwrap();
+    assert!(
+        row.starts_with(&id) && row.contains("  revoked  "),
+        "{table}"
+    );
+    assert_eq!(table.lines().count(), 2, "{table}");
+
+    home.run(&["key", "rotate", &id]).expect(65);
+    home.run(&["key", "revoke", "key_000000000000"]).expect(66);
+}
+
+#[test]
+fn the_state_folder_is_where_it_is_said_to_be_and_private() {
+    let home = Home::new();
+    let state = home.path().join("elsewhere");
+    let path = state.display().to_string();
+    home.run(&["key", "create", "--state-dir", &path]).expect(0);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&state), 0o700);
+    assert_eq!(mode(&state.join("autoglmd.db")), 0o600);
+    let empty = home.run(&["key", "list"]).expect(0);
+    assert_eq!(empty.out, "");
+    fs::write(state.join("autoglmd.db"), "this is no database at all").unwrap();
+    for log in ["autoglmd.db-wal", "autoglmd.db-shm"] {
+        let _ = fs::remove_file(state.join(log));
+    }
+    home.run(&["key", "list", "--state-dir", &path]).expect(65);
+    home.run(&["key", "list", "--state-dir", "/dev/null/x"])
+        .expect(73);
+}
+
+// ---- generate --------------------------------------------------------------------------------
+
+const DONE: &str = r#"{"id":"x","code":"a = 1\nb = 2","finish_reason":"stop"}"#;
+
+#[test]
+fn a_program_is_printed_as_it_is_written() {
+    let home = Home::new();
+    let (url, server) = start_server(events(&[
+        ("delta", r#"{"text":"a = 1\n"}"#),
+        ("delta", r#"{"text":"b = 2"}"#),
+        ("done", DONE),
+    ]));
+    let arguments = [
+        "generate",
+        "排序",
+        "-l",
+        "python",
+        "--timeout",
+        "9s",
+        "--key",
+        "agk_x",
+    ];
+    let ran = home
+        .run(&[&arguments[..], &["--url", &url]].concat())
+        .expect(0);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("a = 1\nb = 2\n", ""));
+    let request = server.join().unwrap();
+    assert!(
+        request.starts_with("post /api/v1/generate http/1.1\r\n"),
+        "{request}"
+    );
+    assert!(
+        request.contains("\r\nauthorization: bearer agk_x\r\n"),
+        "{request}"
+    );
+    let body: serde_json::Value =
+        serde_json::from_str(request.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let expected = serde_json::json!(
+        {"prompt": "排序", "language": "python", "timeout": 9000, "stream": true}
+    );
+    assert_eq!(body, expected);
+}
+
+#[test]
+fn the_whole_answer_comes_as_code_or_as_json() {
+    let home = Home::new();
+    let (url, server) = start_server(whole("200 OK", "application/json", DONE));
+    let ran = home
+        .run(&["generate", "x", "--no-stream", "--url", &url])
+        .expect(0);
+    assert_eq!(ran.out, "a = 1\nb = 2\n");
+    assert!(server.join().unwrap().contains("\"stream\":false"));
+
+    let (url, _server) = start_server(whole("200 OK", "application/json", DONE));
+    let ran = home
+        .run(&["generate", "x", "--json", "--url", &url])
+        .expect(0);
+    assert_eq!(ran.json()["finish_reason"], "stop");
+
+    let (url, _server) = start_server(events(&[("delta", r#"{"text":"a"}"#), ("done", DONE)]));
+    let ran = home
+        .run(&["generate", "x", "--json", "--stream", "--url", &url])
+        .expect(0);
+    let names: Vec<_> = ran
+        .out
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].clone())
+        .collect();
+    assert_eq!(names, ["delta", "done"]);
+}
+
+#[test]
+fn a_unix_socket_and_a_prompt_from_stdin_do_as_well() {
+    let home = Home::new();
+    let path = home.path().join("a.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let answer = whole("200 OK", "application/json", DONE).into_bytes();
+    let server = thread::spawn(move || answer_once(listener.accept().unwrap().0, &answer));
+    let prompt = home.path().join("prompt.txt");
+    fs::write(&prompt, "a stack\n").unwrap();
+    let url = format!("unix:{}", path.display());
+    let mut command = home.command(&["generate", "-", "--no-stream", "--url", &url]);
+    command.stdin(File::open(&prompt).unwrap());
+    Ran::of(command.output().unwrap()).expect(0);
+    assert!(server.join().unwrap().contains("\"prompt\":\"a stack\\n\""));
+}
+
+#[test]
+fn the_key_is_that_of_the_flag_the_variable_or_the_bootstrap_file() {
+    let home = Home::new();
+    let sent = |arguments: &[&str], variable: Option<&str>| {
+        let (url, server) = start_server(whole("200 OK", "application/json", DONE));
+        let mut command = home.command(&["generate", "x", "--url", &url]);
+        command
+            .args(arguments)
+            .envs(variable.map(|key| ("AUTOGLMD_KEY", key)));
+        Ran::of(command.output().unwrap()).expect(0);
+        let request = server.join().unwrap();
+        let field = request
+            .lines()
+            .find_map(|line| line.strip_prefix("authorization: bearer "));
+        field.map(str::to_owned)
+    };
+    assert_eq!(sent(&[], None), None);
+    let state = home.path().join(".local/state/autoglmd");
+    fs::create_dir_all(&state).unwrap();
+    fs::write(state.join("bootstrap-key"), "agk_file\n").unwrap();
+    assert_eq!(sent(&[], None).as_deref(), Some("agk_file"));
+    assert_eq!(
+        sent(&[], Some("agk_variable")).as_deref(),
+        Some("agk_variable")
+    );
+    let flag = sent(&["--key", "agk_flag"], Some("agk_variable"));
+    assert_eq!(flag.as_deref(), Some("agk_flag"));
+    assert_eq!(sent(&["--state-dir", "/nonexistent"], None), None);
+}
+
+#[test]
+fn errors_are_told_with_their_code_and_the_way_out() {
+    let home = Home::new();
+    for (status, code, exit, told) in [
+        (
+            "401 Unauthorized",
+            "missing_credentials",
+            77,
+            "AUTOGLMD_KEY",
+        ),
+        ("403 Forbidden", "insufficient_scope", 77, "scope"),
+        (
+            "400 Bad Request",
+            "invalid_parameter",
+            65,
+            "field: language",
+        ),
+        (
+            "503 Service Unavailable",
+            "queue_full",
+            75,
+            "try again in 2 s",
+        ),
+        ("504 Gateway Timeout", "generation_timeout", 75, "--timeout"),
+        (
+            "500 Internal Server Error",
+            "internal",
+            70,
+            "request id: r-1",
+        ),
+    ] {
+        let body = format!(
+            r#"{{"error":{{"message":"a reason\u001b[31m","type":"x","param":"language",
+               "code":"{code}","request_id":"r-1","retry_after_ms":1500}}}}"#
+        );
+        let (url, _server) = start_server(whole(status, "application/json", &body));
+        let ran = home.run(&["generate", "x", "--url", &url]).expect(exit);
+        assert_eq!(ran.out, "");
+        assert!(
+            ran.err
+                .starts_with(&format!("error: {code}: a reason[31m\n")),
+            "{}",
+            ran.err
+        );
+        assert!(ran.err.contains(told), "{}", ran.err);
+    }
+    let (url, _server) = start_server(whole("502 Bad Gateway", "text/html", "<h1>no</h1>"));
+    let ran = home.run(&["generate", "x", "--url", &url]).expect(69);
+    assert!(ran.err.contains("the server answers 502"), "{}", ran.err);
+}
+
+#[test]
+fn an_error_in_the_middle_of_a_stream_is_an_error() {
+    let home = Home::new();
+    let error = r#"{"error":{"message":"late","code":"generation_timeout"}}"#;
+    let (url, _server) = start_server(events(&[("delta", r#"{"text":"a"}"#), ("error", error)]));
+    let ran = home.run(&["generate", "x", "--url", &url]).expect(75);
+    assert_eq!(ran.out, "a\n");
+    assert!(ran.err.contains("generation_timeout: late"), "{}", ran.err);
+
+    let (url, _server) = start_server(events(&[("delta", r#"{"text":"a"}"#)]));
+    let ran = home.run(&["generate", "x", "--url", &url]).expect(74);
+    assert!(
+        ran.err.contains("before the answer was complete"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_named() {
+    let home = Home::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let missing = format!("unix:{}", home.path().join("none.sock").display());
+    for url in [url, missing] {
+        let ran = home.run(&["generate", "x", "--url", &url]).expect(69);
+        assert!(
+            ran.err.contains(&url) && ran.err.contains("autoglmd serve"),
+            "{}",
+            ran.err
+        );
+    }
+}
+
+#[test]
+fn ctrl_c_closes_the_connection() {
+    let home = Home::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        receive(&mut stream);
+        let begun = events(&[("delta", r#"{"text":"begun\n"}"#)]);
+        let begun = begun.strip_suffix("0\r\n\r\n").unwrap();
+        stream.write_all(begun.as_bytes()).unwrap();
+        // Blocks until the client's end of the connection is gone.
+        stream.read(&mut [0]).map_or(0, |count| count)
+    });
+    // A test run in the background may have SIGINT ignored, and children inherit that.
+    let mut command = Command::new("env");
+    home.isolate(&mut command);
+    command.args([
+        "--default-signal=INT",
+        env!("CARGO_BIN_EXE_autoglmd"),
+        "generate",
+        "x",
+    ]);
+    let mut child = command
+        .args(["--url", &url])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "begun\n", "nothing came before the answer's end");
+    let kill = Command::new("kill")
+        .args(["-s", "INT", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    assert_eq!(server.join().unwrap(), 0);
+    // What a shell shows as 130.
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
+}
+
+// ---- models ----------------------------------------------------------------------------------
+
+#[test]
+fn a_model_is_pulled_listed_verified_and_removed() {
+    let home = Home::new();
+    let body = "GGUF\u{3}\0\0\0 and its tensors";
+    let (url, server) = start_server(whole("200 OK", "application/octet-stream", body));
+    let mut command = home.command(&["model", "pull", "hub:own/repo/tiny.gguf"]);
+    let pulled = Ran::of(command.env("HF_ENDPOINT", &url).output().unwrap()).expect(0);
+    let path = home.path().join(".cache/autoglmd/models/tiny.gguf");
+    assert_eq!(pulled.out, format!("{}\n", path.display()));
+    assert!(
+        pulled
+            .err
+            .contains("fetching tiny from hub:own/repo/tiny.gguf\n"),
+        "{}",
+        pulled.err
+    );
+    assert!(
+        server
+            .join()
+            .unwrap()
+            .starts_with("get /own/repo/resolve/main/tiny.gguf http/1.1")
+    );
+
+    let listed = home.run(&["model", "list", "--json"]).expect(0).json();
+    assert_eq!(listed[0]["name"], "tiny");
+    assert_eq!(listed[0]["bytes"], body.len());
+    assert!(
+        home.run(&["model", "list"])
+            .expect(0)
+            .out
+            .contains("hub:own/repo/tiny.gguf")
+    );
+    assert!(
+        home.run(&["model", "verify"])
+            .expect(0)
+            .out
+            .starts_with("tiny: good")
+    );
+    fs::write(&path, body.replace("its", "the")).unwrap();
+    assert!(
+        home.run(&["model", "verify", "tiny"])
+            .expect(1)
+            .out
+            .contains("damaged")
+    );
+    home.run(&["model", "remove", "tiny"]).expect(0);
+    home.run(&["model", "remove", "tiny"]).expect(66);
+    assert_eq!(home.run(&["model", "list"]).expect(0).out, "");
+}
+
+#[test]
+fn a_model_that_is_not_there_or_not_itself_has_its_code() {
+    let home = Home::new();
+    let (url, _server) = start_server(whole("404 Not Found", "text/plain", ""));
+    home.run(&["model", "pull", &format!("{url}/m.gguf")])
+        .expect(66);
+    let (url, _server) = start_server(whole("401 Unauthorized", "text/plain", ""));
+    let ran = home
+        .run(&["model", "pull", &format!("{url}/m.gguf")])
+        .expect(77);
+    assert!(ran.err.contains("HF_TOKEN"), "{}", ran.err);
+    let (url, _server) = start_server(whole("200 OK", "text/html", "<h1>Sign in</h1>"));
+    home.run(&["model", "pull", &format!("{url}/m.gguf")])
+        .expect(65);
+    let (url, _server) = start_server(whole("200 OK", "x/y", "GGUF\u{3}\0\0\0"));
+    let (url, sum) = (format!("{url}/m.gguf"), "0".repeat(64));
+    home.run(&["model", "pull", &url, "--sha256", &sum])
+        .expect(65);
+}

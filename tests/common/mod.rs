@@ -1,0 +1,46 @@
+//! What the end-to-end tests and the benches share.
+//!
+//! * [`daemon`] starts the real binary in a folder of its own and ends it.
+//! * [`client`] speaks HTTP/1.1 byte by byte, so that a test can also speak it wrongly.
+//! * [`crowd`] is many clients at once.
+//! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
+//! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model; [`python`] makes the
+//!   environment in which the original client runs.
+//!
+//! Nothing here sleeps to wait for something: a wait ends with a line of the log, an answer, or
+//! a bound that is far above what a working daemon needs.
+
+// Each test binary compiles this module for itself and uses its own part of it.
+#![allow(dead_code, unused_imports)]
+
+pub mod client;
+pub mod crowd;
+pub mod daemon;
+pub mod metrics;
+pub mod model;
+pub mod notify;
+pub mod player;
+pub mod process;
+pub mod python;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Answer, Connection, request};
+pub use daemon::{Daemon, Options};
+
+/// How long anything may take that must happen, however busy the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks `probe` again and again until it answers, and tells how long that took.
+///
+/// The probe paces itself: it makes a request, or reads a file that the kernel keeps.
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> (T, Duration) {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return (found, start.elapsed());
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::yield_now();
+    }
+}
