@@ -1,0 +1,562 @@
+//! The engine with the real default model.
+//!
+//! Needs the model's file: `$AUTOGLMD_TEST_MODEL`, else the one in the daemon's own cache, which
+//! the first test that misses it fetches. Nothing here is timed but by bounds that only a hang or a broken promise can exceed.
+
+#![cfg(feature = "llama")]
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use autoglmd::core::{Key, Moment};
+use autoglmd::engine::llama::{self, Settings};
+use autoglmd::engine::{
+    Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, Message, Prompt,
+    Refused, Sampling, State, code, prompt,
+};
+use autoglmd::error::ErrorCode;
+use autoglmd::offload::{CancelReason, JobKey, Ticket};
+
+/// Far longer than anything here takes, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn greedy_answer_is_the_same_alone_and_in_a_batch() {
+    let host = Host::start(8, 512);
+    let prompts: Vec<Job> = (0..8).map(|index| host.job(&question(index), 24)).collect();
+    let alone: Vec<String> = prompts
+        .iter()
+        .map(|job| host.answer(renewed(job)).text)
+        .collect();
+    let together = host.answers(prompts.iter().map(renewed).collect());
+    assert!(alone.iter().all(|text| !text.is_empty()));
+    for (index, done) in together.iter().enumerate() {
+        assert_eq!(done.text, alone[index], "prompt {index}");
+    }
+}
+
+#[test]
+fn sixty_four_jobs_on_sixteen_sequences_are_all_answered() {
+    let host = Host::start(16, 256);
+    let answers = host.answers(
+        (0..64)
+            .map(|index| host.job(&question(index), 12))
+            .collect(),
+    );
+    assert_eq!(answers.len(), 64);
+    assert!(answers.iter().all(|done| !done.text.is_empty()));
+    host.wait_until_idle();
+    let gauges = host.engine.gauges();
+    assert_eq!(gauges.generated_tokens, tokens_of(&answers));
+}
+
+#[test]
+fn chinese_quicksort_is_python_that_parses() {
+    let host = Host::start(4, 2048);
+    let prompt = Prompt::Code {
+        language: Some("python"),
+        prompt: "实现快速排序算法".to_owned(),
+        context: Vec::new(),
+    };
+    let mut job = host.job_of(prompt, 1024);
+    job.sampling = prompt::sampling();
+    let done = host.answer(job);
+    assert_eq!(done.finish_reason, FinishReason::Stop, "{}", done.text);
+    let program = code::extract(&done.text, Some("python"));
+    assert!(program.contains("def "), "{program}");
+    assert_parses(&program);
+}
+
+#[test]
+fn streamed_tokens_and_the_rest_make_the_same_answer() {
+    let host = Host::start(2, 512);
+    let whole = host.answer(host.job(&question(1), 32)).text;
+    for credit in [1, 3, 1000] {
+        let mut job = host.job(&question(1), 32);
+        job.ticket = Arc::new(Ticket::new(credit));
+        let answer = host.run(job);
+        assert!(answer.tokens.len() as u32 <= credit);
+        assert!(!answer.tokens.is_empty());
+        let done = answer.outcome.expect("an answer");
+        assert_eq!(answer.tokens.concat() + &done.text, whole);
+    }
+}
+
+#[test]
+fn sampled_answer_is_the_same_for_the_same_seed() {
+    let host = Host::start(4, 512);
+    let sampled = |seed| {
+        let mut job = host.job(&question(2), 24);
+        job.sampling = Sampling {
+            temperature: 1.0,
+            top_p: 0.95,
+            top_k: 50,
+            min_p: 0.01,
+            seed: Some(seed),
+            frequency_penalty: 0.1,
+            presence_penalty: 0.1,
+            repeat_penalty: 1.1,
+        };
+        host.answer(job).text
+    };
+    assert_eq!(sampled(1), sampled(1));
+    let others: Vec<String> = (2..6).map(sampled).collect();
+    assert!(others.iter().any(|text| *text != others[0]), "{others:?}");
+}
+
+#[test]
+fn stop_string_ends_the_answer_before_it() {
+    let host = Host::start(2, 512);
+    let ask = |stop: Vec<String>| {
+        let messages = vec![message("user", "Count from one to ten in digits.")];
+        let mut job = host.job_of(Prompt::Chat(messages), 64);
+        job.stop = stop;
+        host.answer(job)
+    };
+    let whole = ask(Vec::new()).text;
+    let (index, _) = whole.char_indices().nth(8).expect("a longer answer");
+    let stop = whole[index..].chars().take(3).collect::<String>();
+    let cut = ask(vec![stop.clone()]);
+    assert_eq!(cut.finish_reason, FinishReason::Stop);
+    assert_eq!(cut.text, whole[..whole.find(&stop).unwrap()]);
+}
+
+#[test]
+fn cancelled_prompt_leaves_the_engine_idle_and_its_prefix_for_the_retry() {
+    let host = Host::start(2, 2048);
+    let job = host.job_of(Prompt::Raw(long_text(1500)), 8);
+    let ticket = job.ticket.clone();
+    let retry = renewed(&job);
+    let receiver = host.submit(job);
+    // Some of the prompt is computed, not all: an event would tell of the end.
+    host.wait_until(|engine| engine.gauges().kv_used > 0);
+    ticket.cancel(CancelReason::Disconnect);
+    let failed = collect(&receiver).outcome.expect_err("a cancelled job");
+    host.wait_until_idle();
+    assert_eq!(
+        failed.reason,
+        FailReason::Cancelled(CancelReason::Disconnect)
+    );
+    let kept = host.engine.gauges().kv_used;
+    assert!(kept > 0);
+    let done = host.answer(retry);
+    assert_eq!(u64::from(done.usage.cached_tokens), kept);
+    assert!(done.usage.cached_tokens < done.usage.prompt_tokens);
+}
+
+#[test]
+fn engine_is_idle_within_200_ms_of_a_cancel() {
+    let host = Host::start(2, 2048);
+    let prompt = |attempt: usize| {
+        // Each begins with another word: nothing of it is computed already.
+        let job = host.job_of(Prompt::Raw(format!("{attempt} {}", long_text(1500))), 8);
+        let before = host.engine.gauges().prompt_tokens;
+        time_to_idle(&host, job, |gauges| gauges.prompt_tokens > before)
+    };
+    let answer = |_| {
+        let mut job = host.job_of(Prompt::Raw("Once upon a time".to_owned()), 2000);
+        job.sampling.temperature = 1.5;
+        let before = host.engine.gauges().generated_tokens;
+        time_to_idle(&host, job, |gauges| gauges.generated_tokens > before + 3)
+    };
+    // The best of a few: a machine with other work may hold a thread up, and a batch of prompt
+    // tokens that is computed to its end takes far longer each time.
+    let promise = Duration::from_millis(200);
+    let prompts: Vec<Duration> = (0..5).map(prompt).collect();
+    assert!(prompts.iter().any(|took| *took < promise), "{prompts:?}");
+    let answers: Vec<Duration> = (0..5).map(answer).collect();
+    assert!(answers.iter().any(|took| *took < promise), "{answers:?}");
+}
+
+/// Cancels a job once it is as far as `is_under_way` says; gives how long it takes until the gauges
+/// know of no running sequence.
+fn time_to_idle(host: &Host, job: Job, is_under_way: impl Fn(Gauges) -> bool) -> Duration {
+    let ticket = job.ticket.clone();
+    let receiver = host.submit(job);
+    host.wait_until(|engine| is_under_way(engine.gauges()));
+    let cancelled = Instant::now();
+    ticket.cancel(CancelReason::Disconnect);
+    host.wait_until_idle();
+    let took = cancelled.elapsed();
+    collect(&receiver).outcome.expect_err("a cancelled job");
+    took
+}
+
+#[test]
+fn conversation_goes_on_from_its_prefix_within_the_tenant_only() {
+    let host = Host::start(2, 1024);
+    let first = vec![message("user", "Name three colours, one a line.")];
+    let answer = host.answer(host.job_of(Prompt::Chat(first.clone()), 32));
+    let mut second = first;
+    second.push(message("assistant", &answer.text));
+    second.push(message("user", "And a fourth one."));
+    let mut stranger = host.job_of(Prompt::Chat(second.clone()), 8);
+    stranger.tenant = 2;
+    assert_eq!(host.answer(stranger).usage.cached_tokens, 0);
+    let usage = host.answer(host.job_of(Prompt::Chat(second), 8)).usage;
+    assert!(
+        usage.cached_tokens > answer.usage.prompt_tokens,
+        "{usage:?}"
+    );
+}
+
+#[test]
+fn own_words_of_the_daemon_are_computed_once_for_everyone() {
+    let host = Host::start(2, 512);
+    host.answer(host.job(&question(0), 4));
+    for tenant in 10..14 {
+        let mut job = host.job(&question(tenant as usize), 4);
+        job.tenant = tenant;
+        let usage = host.answer(job).usage;
+        assert!(usage.cached_tokens > 0, "{usage:?}");
+    }
+}
+
+#[test]
+fn deadline_ends_the_answer_with_what_there_is() {
+    let host = Host::start(2, 2048);
+    let mut job = host.job(&question(3), 2000);
+    job.stop = Vec::new();
+    job.sampling.temperature = 1.5;
+    job.sampling.seed = Some(1);
+    job.ticket = Arc::new(Ticket::new(1000));
+    job.prompt = Prompt::Raw("Once upon a time".to_owned());
+    job.deadline = Moment::now() + Duration::from_millis(700);
+    let answer = host.run(job);
+    let failed = answer.outcome.expect_err("no time for 2000 tokens");
+    assert_eq!(
+        failed.reason,
+        FailReason::Error(ErrorCode::GenerationTimeout)
+    );
+    assert!(!answer.tokens.is_empty());
+    assert!(failed.usage.completion_tokens > 0);
+}
+
+#[test]
+fn prompt_beyond_the_context_is_refused_by_name() {
+    let host = Host::start(2, 512);
+    for text in [long_text(600), "word ".repeat(400_000)] {
+        let failed = host
+            .run(host.job_of(Prompt::Raw(text), 8))
+            .outcome
+            .expect_err("too long");
+        assert_eq!(
+            failed.reason,
+            FailReason::Error(ErrorCode::ContextLengthExceeded)
+        );
+    }
+    // As much as fits is answered, and the answer ends with the context.
+    let done = host.answer(host.job_of(Prompt::Raw(long_text(400)), 100_000));
+    assert!(done.usage.prompt_tokens + done.usage.completion_tokens <= 512);
+}
+
+#[test]
+fn full_queue_refuses_at_once_and_drain_ends_what_was_admitted() {
+    let mut settings = settings(1, 512);
+    settings.queue = 2;
+    let host = Host::start_with(settings);
+    let mut receivers = Vec::new();
+    let refused = loop {
+        let (receiver, result) = host.try_submit(host.job(&question(receivers.len()), 16));
+        match result {
+            Ok(()) => receivers.push(receiver),
+            Err(refused) => break refused,
+        }
+        assert!(
+            receivers.len() <= 4,
+            "one runs, two wait, one may just be changing"
+        );
+    };
+    let Refused::QueueFull { retry_after } = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(retry_after > Duration::ZERO);
+    host.engine.drain();
+    let (_, result) = host.try_submit(host.job(&question(0), 1));
+    assert_eq!(result, Err(Refused::Draining));
+    for receiver in receivers {
+        collect(&receiver)
+            .outcome
+            .expect("an admitted job is answered");
+    }
+}
+
+#[test]
+fn dropped_engine_settles_what_it_owes() {
+    let host = Host::start(1, 2048);
+    let jobs: Vec<Job> = (0..3)
+        .map(|_| host.job_of(Prompt::Raw(long_text(1500)), 500))
+        .collect();
+    let receivers: Vec<_> = jobs.into_iter().map(|job| host.submit(job)).collect();
+    drop(host);
+    for receiver in receivers {
+        let failed = collect(&receiver).outcome.expect_err("no time to answer");
+        assert!(!matches!(
+            failed.reason,
+            FailReason::Error(ErrorCode::GenerationTimeout)
+        ));
+        assert!(receiver.try_recv().is_err(), "one terminal event");
+    }
+}
+
+#[test]
+fn missing_and_broken_files_are_told_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF but nothing more").unwrap();
+    for path in [folder.path().join("missing.gguf"), broken] {
+        let obtained = path.clone();
+        let obtain = Box::new(move || Ok(obtained));
+        let mailboxes = Arc::new(Mailboxes::default());
+        let engine = llama::start(settings(1, 512), obtain, mailboxes).unwrap();
+        let failure = wait(|| match engine.state() {
+            State::Failed(message) => Some(message),
+            State::Loading { .. } | State::Ready => None,
+        });
+        assert!(failure.contains(path.to_str().unwrap()), "{failure}");
+    }
+}
+
+// ---- what the tests stand on -------------------------------------------------------------------
+
+/// An engine, and the mailboxes of those who ask it.
+struct Host {
+    engine: Arc<dyn Engine>,
+    mailboxes: Arc<Mailboxes>,
+}
+
+#[derive(Default)]
+struct Mailboxes(Mutex<HashMap<JobKey, Sender<Event>>>);
+
+impl Deliver for Mailboxes {
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        let mailboxes = self.0.lock().unwrap();
+        for (key, event) in events.drain(..) {
+            mailboxes[&key]
+                .send(event)
+                .expect("a test that still listens");
+        }
+    }
+}
+
+/// All that came back for one job.
+struct Answer {
+    tokens: Vec<String>,
+    outcome: Result<Done, Failed>,
+}
+
+impl Host {
+    fn start(parallel: u32, context: u32) -> Host {
+        Host::start_with(settings(parallel, context))
+    }
+
+    fn start_with(settings: Settings) -> Host {
+        let mailboxes = Arc::new(Mailboxes::default());
+        let obtain = Box::new(|| Ok(model_path()));
+        let engine = llama::start(settings, obtain, mailboxes.clone()).unwrap();
+        let host = Host { engine, mailboxes };
+        host.wait_until(|engine| match engine.state() {
+            State::Ready => true,
+            State::Loading { .. } => false,
+            State::Failed(message) => panic!("{message}"),
+        });
+        host
+    }
+
+    fn job(&self, prompt: &str, max_tokens: u32) -> Job {
+        let prompt = Prompt::Code {
+            language: Some("python"),
+            prompt: prompt.to_owned(),
+            context: Vec::new(),
+        };
+        self.job_of(prompt, max_tokens)
+    }
+
+    fn job_of(&self, prompt: Prompt, max_tokens: u32) -> Job {
+        renewed(&Job {
+            key: JobKey {
+                reactor: 0,
+                connection: Key::new(0, 0),
+                request: 0,
+            },
+            tenant: 1,
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens,
+            stop: Vec::new(),
+            deadline: Moment::NEVER,
+            submitted: Moment::now(),
+            ticket: Arc::new(Ticket::new(0)),
+        })
+    }
+
+    fn try_submit(&self, job: Job) -> (Receiver<Event>, Result<(), Refused>) {
+        let (sender, receiver) = channel();
+        self.mailboxes.0.lock().unwrap().insert(job.key, sender);
+        (receiver, self.engine.submit(job))
+    }
+
+    fn submit(&self, job: Job) -> Receiver<Event> {
+        let (receiver, result) = self.try_submit(job);
+        result.expect("an engine that takes the job");
+        receiver
+    }
+
+    fn run(&self, job: Job) -> Answer {
+        collect(&self.submit(job))
+    }
+
+    fn answer(&self, job: Job) -> Done {
+        self.run(job).outcome.expect("an answer")
+    }
+
+    fn answers(&self, jobs: Vec<Job>) -> Vec<Done> {
+        let receivers: Vec<_> = jobs.into_iter().map(|job| self.submit(job)).collect();
+        receivers
+            .iter()
+            .map(|receiver| collect(receiver).outcome.expect("an answer"))
+            .collect()
+    }
+
+    fn wait_until(&self, condition: impl Fn(&dyn Engine) -> bool) {
+        wait(|| condition(&*self.engine).then_some(()));
+    }
+
+    fn wait_until_idle(&self) {
+        self.wait_until(|engine| {
+            let gauges = engine.gauges();
+            gauges.sequences_running == 0 && gauges.queue_depth == 0
+        });
+    }
+}
+
+/// Observes until there is what was waited for.
+fn wait<T>(mut observe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(observed) = observe() {
+            return observed;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn collect(receiver: &Receiver<Event>) -> Answer {
+    let mut tokens = Vec::new();
+    loop {
+        match receiver.recv_timeout(PATIENCE).expect("an event") {
+            Event::Token { text } => tokens.push(text),
+            Event::Done(done) => {
+                return Answer {
+                    tokens,
+                    outcome: Ok(*done),
+                };
+            }
+            Event::Failed(failed) => {
+                return Answer {
+                    tokens,
+                    outcome: Err(*failed),
+                };
+            }
+        }
+    }
+}
+
+/// The same job as a new request.
+fn renewed(job: &Job) -> Job {
+    static REQUESTS: Mutex<u32> = Mutex::new(0);
+    let mut request = REQUESTS.lock().unwrap();
+    *request += 1;
+    Job {
+        key: JobKey {
+            request: *request,
+            ..job.key
+        },
+        submitted: Moment::now(),
+        ticket: Arc::new(Ticket::new(0)),
+        ..job.clone()
+    }
+}
+
+fn settings(parallel: u32, context: u32) -> Settings {
+    Settings {
+        id: "smollm2-135m-instruct".to_owned(),
+        parallel,
+        threads: 0,
+        context,
+        queue: 256,
+        prefill_chunk: 128,
+        gpu_layers: 0,
+    }
+}
+
+fn model_path() -> PathBuf {
+    common::model::path().to_owned()
+}
+
+fn question(index: usize) -> String {
+    const TASKS: [&str; 8] = [
+        "reverse a string",
+        "sum of a list of numbers",
+        "check whether a number is prime",
+        "读取文件的每一行",
+        "binary search in a sorted list",
+        "count the words of a text",
+        "计算斐波那契数列",
+        "merge two sorted lists",
+    ];
+    format!(
+        "{} (variant {})",
+        TASKS[index % TASKS.len()],
+        index / TASKS.len()
+    )
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    }
+}
+
+/// Text of about so many tokens.
+fn long_text(tokens: usize) -> String {
+    const WORDS: [&str; 8] = [
+        "time", "water", "house", "people", "place", "work", "day", "world",
+    ];
+    let words: Vec<&str> = (0..tokens)
+        .map(|index| WORDS[(index * 3 + index / 5) % 8])
+        .collect();
+    words.join(" ")
+}
+
+fn tokens_of(answers: &[Done]) -> u64 {
+    answers
+        .iter()
+        .map(|done| u64::from(done.usage.completion_tokens))
+        .sum()
+}
+
+fn assert_parses(program: &str) {
+    let mut python = Command::new("python3")
+        .args(["-c", "import ast, sys; ast.parse(sys.stdin.read())"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    python
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(program.as_bytes())
+        .unwrap();
+    assert!(python.wait().unwrap().success(), "not Python:\n{program}");
+}

@@ -1,0 +1,379 @@
+//! What a request means: errors, answers, ids and numbers, seen from outside, with the echo engine.
+
+mod common;
+
+use serde_json::{Value, json};
+
+use common::{Daemon, Options, request};
+
+fn shared() -> &'static Daemon {
+    Daemon::shared(Options::echo)
+}
+
+// ---- errors ----------------------------------------------------------------------------------
+
+/// A body, and the status, code and field of its refusal.
+const REFUSED: &[(&str, u16, &str, Option<&str>)] = &[
+    ("", 400, "invalid_json", None),
+    ("{", 400, "invalid_json", None),
+    (r#"{"prompt": "a",}"#, 400, "invalid_json", None),
+    ("\"a\"", 400, "invalid_request", None),
+    (r#"{}"#, 400, "invalid_parameter", Some("prompt")),
+    (r#"{"prompt": 1}"#, 400, "invalid_parameter", Some("prompt")),
+    (
+        r#"{"prompt": ""}"#,
+        400,
+        "invalid_parameter",
+        Some("prompt"),
+    ),
+    (
+        r#"{"prompt": "a", "language": "klingon"}"#,
+        400,
+        "invalid_parameter",
+        Some("language"),
+    ),
+    (
+        r#"{"prompt": "a", "timeout": 0}"#,
+        400,
+        "invalid_parameter",
+        Some("timeout"),
+    ),
+    (
+        r#"{"prompt": "a", "timeout": "1s"}"#,
+        400,
+        "invalid_parameter",
+        Some("timeout"),
+    ),
+    (
+        r#"{"prompt": "a", "temperature": 3}"#,
+        400,
+        "invalid_parameter",
+        Some("temperature"),
+    ),
+    (
+        r#"{"prompt": "a", "top_p": 0}"#,
+        400,
+        "invalid_parameter",
+        Some("top_p"),
+    ),
+    (
+        r#"{"prompt": "a", "max_tokens": 0}"#,
+        400,
+        "invalid_parameter",
+        Some("max_tokens"),
+    ),
+    (
+        r#"{"prompt": "a", "stream": "yes"}"#,
+        400,
+        "invalid_parameter",
+        Some("stream"),
+    ),
+    (
+        r#"{"prompt": "a", "promt": "b"}"#,
+        400,
+        "invalid_parameter",
+        Some("promt"),
+    ),
+    (
+        r#"{"prompt": "a", "model": "gpt-9"}"#,
+        404,
+        "model_not_found",
+        Some("model"),
+    ),
+];
+
+#[test]
+fn errors_have_one_shape_and_name_what_is_wrong() {
+    let daemon = shared();
+    for &(body, status, code, param) in REFUSED {
+        let answer = daemon.exchange(&daemon.request_with(
+            "POST",
+            "/api/v1/generate",
+            &[
+                ("content-type", "application/json"),
+                ("x-request-id", "the-id"),
+            ],
+            body.as_bytes(),
+        ));
+        let answer = answer.expect_error(status, code);
+        let error = &answer.json()["error"];
+        assert!(
+            error["message"]
+                .as_str()
+                .is_some_and(|text| text.len() > 10),
+            "{answer}"
+        );
+        assert!(error["type"].is_string(), "{answer}");
+        assert_eq!(error["param"].as_str(), param, "{body}: {answer}");
+        assert_eq!(error["request_id"], "the-id");
+        assert!(
+            answer
+                .field("content-type")
+                .is_some_and(|is| is.starts_with("application/json"))
+        );
+    }
+}
+
+#[test]
+fn method_media_type_and_path_are_refused_by_their_own_words() {
+    let daemon = shared();
+    let answer = daemon.exchange(&daemon.request("GET", "/api/v1/generate", b""));
+    let answer = answer.expect_error(405, "method_not_allowed");
+    assert!(
+        answer
+            .field("allow")
+            .is_some_and(|methods| methods.contains("POST")),
+        "{answer}"
+    );
+    daemon
+        .get("/api/v1/generations")
+        .expect_error(404, "not_found");
+
+    let authorization = daemon.authorization();
+    let body = br#"{"prompt": "hello"}"#;
+    let post = |name: &str, value: &str| {
+        let fields = [("authorization", authorization.as_str()), (name, value)];
+        daemon.exchange(&request("POST", "/api/v1/generate", &fields, body))
+    };
+    post("content-type", "text/csv").expect_error(415, "unsupported_media_type");
+    post("content-encoding", "compress").expect_error(415, "unsupported_media_type");
+    post("accept", "image/png").expect_error(406, "not_acceptable");
+    post("content-type", "application/json; charset=utf-8").expect(200);
+    post("accept", "text/html, */*;q=0.1").expect(200);
+}
+
+#[test]
+fn deeply_nested_body_is_refused_and_harms_nobody() {
+    let daemon = shared();
+    let nested = format!(r#"{{"prompt": {}"#, "[".repeat(100_000));
+    let answer = daemon.exchange(&daemon.request("POST", "/api/v1/generate", nested.as_bytes()));
+    assert_eq!(answer.status(), 400, "{answer}");
+    daemon.generate(&json!({"prompt": "hello"})).expect(200);
+}
+
+#[test]
+fn unknown_language_is_answered_with_the_list() {
+    let daemon = shared();
+    let answer = daemon.generate(&json!({"prompt": "a", "language": "klingon"}));
+    let message = answer.json()["error"]["message"].to_string();
+    for known in ["python", "rust", "javascript"] {
+        assert!(message.contains(known), "{message}");
+    }
+}
+
+// ---- answers ---------------------------------------------------------------------------------
+
+#[test]
+fn answer_has_the_members_of_the_contract_and_says_that_it_is_an_echo() {
+    let daemon = shared();
+    let answer = daemon
+        .generate(&json!({"prompt": "hello", "language": "python"}))
+        .expect(200);
+    let body = answer.json();
+    assert!(body["id"].is_string() && body["code"].is_string() && body["text"].is_string());
+    assert_eq!(body["language"], "python");
+    assert_eq!(body["cached"], false);
+    assert!(
+        body["model"]
+            .as_str()
+            .is_some_and(|model| model.contains("echo")),
+        "{answer}"
+    );
+    assert!(
+        matches!(body["finish_reason"].as_str(), Some("stop" | "length")),
+        "{answer}"
+    );
+    let usage = &body["usage"];
+    let tokens = |name: &str| {
+        usage[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{name}: {answer}"))
+    };
+    assert_eq!(
+        tokens("total_tokens"),
+        tokens("prompt_tokens") + tokens("completion_tokens")
+    );
+    assert!(body["latency_ms"].is_number());
+
+    let only = daemon.request(
+        "POST",
+        "/api/v1/generate?fields=code,usage",
+        br#"{"prompt": "a"}"#,
+    );
+    let body = daemon.exchange(&only).expect(200).json();
+    let Value::Object(members) = body else {
+        panic!("an object, not {body}")
+    };
+    assert_eq!(members.keys().collect::<Vec<_>>(), ["code", "usage"]);
+}
+
+#[test]
+fn accept_asks_for_a_stream_as_the_body_does() {
+    let daemon = shared();
+    let body = br#"{"prompt": "hello"}"#;
+    let fields = [("accept", "text/event-stream")];
+    let mut connection = daemon.connect();
+    connection.send(&daemon.request_with("POST", "/api/v1/generate", &fields, body));
+    assert_eq!(connection.head().expect("a head").status, 200);
+    let events = connection.events().all();
+    assert_eq!(events.last().map(|event| event.name.as_str()), Some("done"));
+}
+
+#[test]
+fn request_id_is_honoured_or_made_and_never_breaks_the_answer() {
+    let daemon = shared();
+    let with_id = |id: &str| {
+        daemon
+            .exchange(&request("GET", "/livez", &[("x-request-id", id)], b""))
+            .expect(200)
+    };
+    let own = with_id("client-7.A_b");
+    assert_eq!(own.field("x-request-id"), Some("client-7.A_b"));
+    let made: Vec<String> = (0..3)
+        .map(|_| {
+            let answer = daemon.exchange(&request("GET", "/livez", &[], b""));
+            answer
+                .field("x-request-id")
+                .expect("an id is made")
+                .to_owned()
+        })
+        .collect();
+    assert!(made[0] != made[1] && made[1] != made[2], "{made:?}");
+    let endless = "x".repeat(2_000);
+    let answer = with_id(&endless);
+    assert_ne!(
+        answer.field("x-request-id"),
+        Some(endless.as_str()),
+        "an id has a bound"
+    );
+}
+
+#[test]
+fn server_timing_names_the_phases() {
+    let daemon = shared();
+    let answer = daemon.generate(&json!({"prompt": "hello"})).expect(200);
+    let timing = answer
+        .field("server-timing")
+        .expect("a server-timing field");
+    for phase in ["auth", "queue", "prefill", "decode"] {
+        let found = timing
+            .split(',')
+            .any(|part| part.trim().starts_with(&format!("{phase};dur=")));
+        assert!(found, "{phase} is not in {timing:?}");
+    }
+}
+
+#[test]
+fn languages_and_models_are_listed() {
+    let daemon = shared();
+    let languages = daemon
+        .get("/api/v1/languages")
+        .expect(200)
+        .json()
+        .to_string();
+    for language in ["python", "javascript", "rust", "go", "java"] {
+        assert!(
+            languages.contains(&format!("\"{language}\"")),
+            "{languages}"
+        );
+    }
+    let models = daemon.get("/api/v1/models").expect(200).json().to_string();
+    assert!(models.contains("echo"), "{models}");
+}
+
+#[test]
+fn alias_of_a_language_is_answered_by_its_name() {
+    let daemon = shared();
+    for (alias, name) in [
+        ("py", "python"),
+        ("JS", "javascript"),
+        ("C++", "cpp"),
+        ("golang", "go"),
+    ] {
+        let answer = daemon
+            .generate(&json!({"prompt": "hello", "language": alias}))
+            .expect(200);
+        assert_eq!(answer.json()["language"], name);
+    }
+}
+
+// ---- numbers ---------------------------------------------------------------------------------
+
+#[test]
+fn metrics_have_the_fixed_names_and_count() {
+    let daemon = Daemon::echo();
+    for _ in 0..3 {
+        daemon.generate(&json!({"prompt": "hello"})).expect(200);
+    }
+    daemon.generate(&json!({"prompt": 1})).expect(400);
+    daemon.exchange(&request("GET", "/nothing", &[], b""));
+    let metrics = daemon.metrics();
+    let generated = |status| {
+        metrics.sum(
+            "autoglmd_requests_total",
+            &[("route", "generate"), ("status", status)],
+        )
+    };
+    assert_eq!((generated("200"), generated("400")), (3.0, 1.0));
+    assert_eq!(
+        metrics.sum("autoglmd_errors_total", &[("code", "invalid_parameter")]),
+        1.0
+    );
+    assert!(metrics.value("autoglmd_connections") >= 1.0);
+    let durations = metrics.sum(
+        "autoglmd_request_duration_seconds_count",
+        &[("route", "generate")],
+    );
+    assert_eq!(durations, 4.0);
+    for name in [
+        "autoglmd_time_to_first_token_seconds_count",
+        "autoglmd_engine_sequences_running",
+        "autoglmd_engine_queue_depth",
+        "autoglmd_tokens_total",
+        "autoglmd_cancelled_total",
+        "autoglmd_log_dropped_total",
+        "autoglmd_loop_turn_seconds_count",
+        "autoglmd_wakeups_total",
+    ] {
+        assert!(metrics.has(name), "/metrics lacks {name}");
+    }
+}
+
+#[test]
+fn labels_of_metrics_do_not_grow_with_what_clients_send() {
+    let daemon = Daemon::echo();
+    let lines = |daemon: &Daemon| daemon.get("/metrics").expect(200).text().lines().count();
+    let warm_up = |daemon: &Daemon, name: &str| {
+        daemon.exchange(&request("GET", &format!("/{name}"), &[], b""));
+        daemon.exchange(&daemon.request(name, "/livez", b""));
+    };
+    warm_up(&daemon, "FIRST");
+    lines(&daemon);
+    let before = lines(&daemon);
+    for number in 0..50 {
+        warm_up(&daemon, &format!("OTHER{number}"));
+    }
+    assert_eq!(lines(&daemon), before);
+}
+
+#[test]
+fn request_leaves_one_access_line_with_its_id_and_without_its_key() {
+    let daemon = Daemon::echo();
+    let bytes = daemon.request_with(
+        "POST",
+        "/api/v1/generate",
+        &[("x-request-id", "find-me-again")],
+        br#"{"prompt": "a secret wish"}"#,
+    );
+    daemon.exchange(&bytes).expect(200);
+    let line = daemon.wait_for_log(0, "find-me-again");
+    assert!(
+        line.contains("200") && line.contains("/api/v1/generate"),
+        "{line}"
+    );
+    let log = daemon.log_lines().join("\n");
+    assert!(
+        !log.contains("a secret wish"),
+        "prompts do not belong into the log"
+    );
+}
