@@ -1,0 +1,278 @@
+//! What the comparing benches share: nginx as the peer, wrk as the load, numbers, tables.
+
+// Each bench compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::common::process::Process;
+use crate::common::{Connection, eventually, request};
+
+/// The core that a measured server has for itself, and the one that its load has.
+pub const SERVER_CORE: usize = 0;
+pub const LOAD_CORE: usize = 1;
+
+/// A parameter of a bench: `name` in the environment, else its default.
+pub fn parameter<T: std::str::FromStr>(name: &str, default: T) -> T {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => default,
+    }
+}
+
+/// The middle of what was measured; the mean of the two middle ones of an even number.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => values[odd / 2],
+        even => (values[even / 2 - 1] + values[even / 2]) / 2.0,
+    }
+}
+
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The smallest value that this share (0 to 1) of all does not exceed.
+pub fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() as f64 * share).ceil() as usize;
+    values[rank.clamp(1, values.len()) - 1]
+}
+
+/// Debian's nginx, one process, answering every request with the same bytes.
+pub struct Nginx {
+    child: Child,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+/// These nginx writes by itself.
+const NGINX_FIELDS: [&str; 4] = ["date", "content-type", "content-length", "connection"];
+
+impl Nginx {
+    /// `body` must hold no `$`, which nginx would take for a variable. `fields` go with each answer.
+    pub fn start(body: &str, fields: &[(String, String)], connections: usize) -> Nginx {
+        assert!(!body.contains('$'), "nginx cannot return a dollar sign");
+        let folder = TempDir::new().expect("a folder for nginx");
+        // nginx takes no port 0. Between this line and its start somebody else may take the port;
+        // then nginx says so and the bench is run again.
+        let address = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port of the kernel's choice");
+        let file = folder.path().join("nginx.conf");
+        fs::write(&file, configuration(address, body, fields, connections))
+            .expect("a fresh folder");
+        let core = SERVER_CORE.to_string();
+        let mut child = Command::new("taskset")
+            .args(["-c", &core, "nginx", "-p"])
+            .arg(folder.path())
+            .arg("-c")
+            .arg(&file)
+            .args(["-e", "stderr"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("nginx and taskset are installed");
+        eventually("nginx listens", || {
+            let ended = child.try_wait().expect("the child is ours");
+            assert!(ended.is_none(), "nginx has ended: {ended:?}");
+            Connection::tcp(address).ok()
+        });
+        let nginx = Nginx {
+            child,
+            address,
+            _folder: folder,
+        };
+        let bytes = request("POST", "/api/v1/generate", &[], b"{}");
+        let answer = Connection::tcp(address)
+            .expect("it listens")
+            .exchange(&bytes);
+        assert_eq!(answer.expect(200).text(), body, "nginx returns other bytes");
+        nginx
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn process(&self) -> Process {
+        Process(self.child.id())
+    }
+
+    pub fn version() -> String {
+        let output = Command::new("nginx")
+            .arg("-v")
+            .output()
+            .expect("nginx is installed");
+        String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .replace("nginx version: ", "")
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself, and then there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn configuration(
+    address: SocketAddr,
+    body: &str,
+    fields: &[(String, String)],
+    connections: usize,
+) -> String {
+    let quoted = body.replace('\\', "\\\\").replace('"', "\\\"");
+    let added: String = fields
+        .iter()
+        .filter(|(name, _)| !NGINX_FIELDS.contains(&name.as_str()))
+        .map(|(name, value)| format!("add_header {name} \"{value}\"; "))
+        .collect();
+    format!(
+        r#"daemon off;
+master_process off;
+pid nginx.pid;
+worker_rlimit_nofile {descriptors};
+events {{ worker_connections {connections}; multi_accept on; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    keepalive_timeout 600s;
+    client_header_timeout 600s;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    tcp_nodelay on;
+    server {{
+        listen {address} backlog=4096;
+        location / {{
+            default_type application/json;
+            {added}
+            return 200 "{quoted}";
+        }}
+    }}
+}}
+"#,
+        descriptors = connections + 64,
+    )
+}
+
+/// What wrk saw in one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub requests: u64,
+    pub seconds: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+}
+
+/// One thread of wrk on the load's core, posting `body` with `key` over kept connections.
+pub fn wrk(
+    address: SocketAddr,
+    key: &str,
+    body: &str,
+    connections: usize,
+    duration: Duration,
+) -> Load {
+    let folder = TempDir::new().expect("a folder for wrk's script");
+    let script = folder.path().join("post.lua");
+    fs::write(&script, wrk_script(key, body)).expect("a fresh folder");
+    let output = Command::new("taskset")
+        .args(["-c", &LOAD_CORE.to_string(), "wrk", "-t1"])
+        .arg(format!("-c{connections}"))
+        .arg(format!("-d{}s", duration.as_secs()))
+        .args(["--timeout", "30s", "-s"])
+        .arg(&script)
+        .arg(format!("http://{address}/api/v1/generate"))
+        .output()
+        .expect("wrk and taskset are installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    parse_wrk(&text).unwrap_or_else(|| {
+        panic!(
+            "wrk said:\n{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+fn wrk_script(key: &str, body: &str) -> String {
+    format!(
+        r#"wrk.method = "POST"
+wrk.body = [==[{body}]==]
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer {key}"
+wrk.headers["Accept"] = "*/*"
+wrk.headers["User-Agent"] = "python-requests/2.32.3"
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  io.write(string.format("result %d %d %.1f %.1f %d\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), failed))
+end
+"#
+    )
+}
+
+/// The line that the script wrote. A run with a failed request measures nothing.
+fn parse_wrk(text: &str) -> Option<Load> {
+    let line = text.lines().find_map(|line| line.strip_prefix("result "))?;
+    let numbers: Vec<f64> = line
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [requests, microseconds, p50_us, p99_us, failed] = numbers[..] else {
+        return None;
+    };
+    (failed == 0.0 && requests > 0.0).then_some(Load {
+        requests: requests as u64,
+        seconds: microseconds / 1e6,
+        p50_us,
+        p99_us,
+    })
+}
+
+/// What the figures were made on, for the head of a report.
+pub fn machine() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| {
+        line.strip_prefix("model name")
+            .and_then(|rest| rest.split(": ").nth(1))
+    });
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!(
+        "{}, {cores} cores, Linux {}",
+        model.unwrap_or("unknown CPU"),
+        kernel.trim()
+    )
+}
+
+/// A program that must be installed, with the command that does it.
+pub fn require(program: &str, package: &str) {
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|folder| is_file(&folder.join(program)))
+    });
+    assert!(
+        found,
+        "this bench needs `{program}`: apt-get install {package}"
+    );
+}
+
+fn is_file(path: &Path) -> bool {
+    path.is_file()
+}
