@@ -27,7 +27,8 @@
 //!
 //! # Invariants
 //!
-//!  1. Time only empties the bucket, oddities only fill it; it saturates and never wraps.
+//!  1. Time and work that was done for the peer only empty the bucket, oddities only fill it; it
+//!     saturates and never wraps.
 //!  2. Below the leak's rate no number of oddities ever overflows the bucket.
 
 use super::Moment;
@@ -164,6 +165,11 @@ impl GlitchBudget {
 
     // ---- commands ----
 
+    /// Takes points off: the peer has had work done that explains as many oddities.
+    pub fn forgive(&mut self, points: u32) {
+        self.millipoints = self.millipoints.saturating_sub(points.saturating_mul(1_000));
+    }
+
     /// A head or body begins, or goes on after *we* had stopped reading: a new window.
     pub fn begin_transfer(&mut self, now: Moment) {
         self.window_bytes = 0;
@@ -211,6 +217,18 @@ mod tests {
     use super::*;
 
     const START: Moment = Moment::from_micros(77_000_000);
+
+    #[test]
+    fn work_makes_up_for_oddities_and_never_for_future_ones() {
+        let mut budget = GlitchBudget::new(START);
+        let _ = budget.handle_glitches(Glitch::ControlFrame, 3, START);
+        budget.forgive(2);
+        assert_eq!(budget.points(), 1);
+        budget.forgive(u32::MAX);
+        assert_eq!(budget.points(), 0);
+        let verdict = budget.handle_glitches(Glitch::ControlFrame, GLITCH_BUDGET_POINTS + 1, START);
+        assert_eq!(verdict, GlitchVerdict::Excess);
+    }
 
     #[test]
     fn a_burst_within_the_budget_passes_and_one_more_does_not() {

@@ -3,8 +3,12 @@
 //! What every protocol makes of a request is a [`Request`]; what the service says comes back
 //! through a [`Reply`]. HTTP/1.1 is in [`http1`]; another protocol brings its own `Reply`.
 
+use std::ops::Range;
+
 pub mod http1;
+pub mod http2;
 pub mod negotiate;
+pub mod sniff;
 pub mod sse;
 
 /// A request method. What is not listed here is refused by every route with 405 or 501.
@@ -110,8 +114,8 @@ pub struct Answer<'a> {
 pub struct Fields {
     /// `name: value CRLF`, as often as there are fields.
     lines: Vec<u8>,
-    /// Where each name and each line ends in `lines`.
-    ends: Vec<(u32, u32)>,
+    /// Each field's name, and where its line ends in `lines`.
+    ends: Vec<(&'static str, u32)>,
 }
 
 const AFTER_NAME: &[u8] = b": ";
@@ -139,7 +143,6 @@ impl Fields {
                 .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         );
         self.lines.extend_from_slice(name.as_bytes());
-        let name_end = self.lines.len();
         self.lines.extend_from_slice(AFTER_NAME);
         let value_start = self.lines.len();
         self.lines.extend_from_slice(value.as_bytes());
@@ -149,7 +152,7 @@ impl Fields {
             }
         }
         self.lines.extend_from_slice(AFTER_VALUE);
-        self.ends.push((name_end as u32, self.lines.len() as u32));
+        self.ends.push((name, self.lines.len() as u32));
     }
 
     /// Adds a field whose value is a decimal number.
@@ -162,15 +165,18 @@ impl Fields {
         &self.lines
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.spans().map(|(name, span)| (name, &self.lines[span]))
+    }
+
+    /// Each name, and where its value stands in [`Fields::lines`].
+    pub fn spans(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
         let mut start = 0;
-        self.ends.iter().map(move |&(name_end, end)| {
-            let (name_end, end) = (name_end as usize, end as usize);
-            let name = &self.lines[start..name_end];
-            let value = &self.lines[name_end + AFTER_NAME.len()..end - AFTER_VALUE.len()];
+        self.ends.iter().map(move |&(name, end)| {
+            let end = end as usize;
+            let value = start + name.len() + AFTER_NAME.len()..end - AFTER_VALUE.len();
             start = end;
-            // `push` took the name from a `&str`.
-            (std::str::from_utf8(name).unwrap_or_default(), value)
+            (name, value)
         })
     }
 }
@@ -188,7 +194,12 @@ pub trait Reply {
     fn data(&mut self, bytes: &[u8]);
 
     /// The end of an answer that came in pieces.
-    fn finish(&mut self);
+    fn finish(&mut self) {
+        self.finish_with(&Fields::new());
+    }
+
+    /// The same, with field lines behind the last piece (RFC 9110, section 6.5): gRPC's status.
+    fn finish_with(&mut self, trailers: &Fields);
 
     /// Whether more may be produced now: false above the output queue's high mark.
     fn has_room(&self) -> bool;

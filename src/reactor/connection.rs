@@ -27,7 +27,8 @@
 
 use std::io::{self, IoSlice};
 
-use super::http1::{Context, Http1, Waiting};
+use super::http1::{Context, Waiting};
+use super::protocol::Protocol;
 use super::system::{Edge, System};
 use crate::core::Moment;
 use crate::core::deadlines::{DeadlineKind, Deadlines};
@@ -48,7 +49,7 @@ pub struct Connection<K> {
     /// Bytes that arrived and are not used up: the tail of an incomplete request, or requests that
     /// wait for the one before them. No allocation while empty.
     inbound: Vec<u8>,
-    protocol: Http1,
+    protocol: Protocol,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +145,7 @@ impl<K> Connection<K> {
             deadlines: Deadlines::new(),
             output: OutputQueue::new(),
             inbound: Vec::new(),
-            protocol: Http1::new(now),
+            protocol: Protocol::new(now),
         }
     }
 
@@ -175,7 +176,7 @@ impl<K> Connection<K> {
 
     #[cfg(test)]
     pub fn is_answering(&self) -> bool {
-        matches!(self.protocol.waiting(), Waiting::Answer { .. })
+        self.protocol.is_answering()
     }
 
     pub fn into_socket(self) -> K {
@@ -213,8 +214,14 @@ impl<K> Connection<K> {
 
     /// An engine's event for the request that [`Connection::awaits`] it. Bytes of our own making
     /// raise no edge, so a pump has to follow.
-    pub fn handle_event(&mut self, event: Event, context: &mut Context<'_>) -> Pumped {
-        self.protocol.handle_event(event, &mut self.output, context);
+    pub fn handle_event(
+        &mut self,
+        request: u32,
+        event: Event,
+        context: &mut Context<'_>,
+    ) -> Pumped {
+        self.protocol
+            .handle_event(request, event, &mut self.output, context);
         Pumped::Again
     }
 
@@ -233,6 +240,7 @@ impl<K> Connection<K> {
             }
             // At the last moment something came; the pump will see what.
             DeadlineKind::Idle if self.readiness.can_read() => Pumped::Again,
+            DeadlineKind::Idle if self.protocol.handle_idle(context) => Pumped::Again,
             DeadlineKind::Idle => Pumped::Closed(CloseReason::Idle),
             DeadlineKind::WriteStall => Pumped::Closed(CloseReason::WriteTimeout),
             DeadlineKind::Linger => Pumped::Closed(CloseReason::Done),
@@ -297,11 +305,13 @@ impl<K> Connection<K> {
         let mut more = false;
         if self.phase == Phase::Open {
             more = self.receive(system, scratch, context)?;
+            self.probe_half_closed_peer(context);
+            self.protocol
+                .poll_output(&self.peer, &mut self.output, context);
             if self.protocol.is_over() {
                 self.phase = Phase::Closing;
             }
         }
-        self.probe_half_closed_peer(context);
         self.flush(system, context)?;
         if self.phase == Phase::Closing && self.output.is_empty() {
             self.begin_lingering(system, context)?;
@@ -311,6 +321,7 @@ impl<K> Connection<K> {
         }
         // The write may have made room that `receive` stopped for the lack of.
         more |= self.phase == Phase::Open && self.may_receive(context) && self.has_input();
+        more |= self.phase == Phase::Open && self.protocol.has_output();
         Ok(if more { Pumped::Again } else { Pumped::Waiting })
     }
 
@@ -401,6 +412,9 @@ impl<K> Connection<K> {
 
     /// The peer's FIN, between two requests or in the middle of one.
     fn handle_end_of_input(&mut self) -> Result<bool, CloseReason> {
+        if self.protocol.handle_end_of_input() {
+            return Ok(false);
+        }
         if !self.output.is_empty() {
             // It half-closed after what it had to say, and still waits for our answers.
             self.phase = Phase::Closing;

@@ -301,7 +301,7 @@ impl<S: System> Reactor<S> {
             return;
         };
         let context = &mut self.shared.context(key);
-        let pumped = isolated(|| connection.handle_event(event, context));
+        let pumped = isolated(|| connection.handle_event(job.request, event, context));
         self.settle(key, pumped);
     }
 
@@ -425,9 +425,10 @@ impl<S: System> Reactor<S> {
         self.shared.service.set_draining();
         // Whoever has come is let in, even if the edge that says so is still to come.
         (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
-        // Idle connections are closed in their turn: a request may have come in this very batch.
-        while let Some(key) = self.idle.oldest() {
-            self.idle.remove(key);
+        // Everybody gets a turn. Idle connections are closed in theirs, for a request may have come
+        // in this very batch; those of HTTP/2 tell their peer that we go.
+        let all: Vec<Key> = self.slots.keys().collect();
+        for key in all {
             self.run_queue.push(key);
         }
     }

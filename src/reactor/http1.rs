@@ -422,15 +422,16 @@ impl Http1 {
         }
     }
 
-    /// The request that is on its way in has taken too long.
+    /// The request that is on its way in has taken too long: this part of it was waited for.
     pub fn handle_late_request(
         &mut self,
+        waiting: Waiting,
         peer: &Peer,
         output: &mut OutputQueue,
         context: &mut Context<'_>,
     ) {
         let limits = &context.config.limits;
-        let error = match self.waiting() {
+        let error = match waiting {
             _ if !self.is_receptive() => return,
             Waiting::Head => late("head", limits.header_timeout),
             Waiting::Body => late("body", limits.body_timeout),
@@ -551,7 +552,7 @@ const TOO_SLOW: &str = "the request comes too slowly";
 
 const TOO_ODD: &str = "too many chunks of a few bytes, or empty lines between requests";
 
-fn late(part: &str, limit: Duration) -> ApiError {
+pub(super) fn late(part: &str, limit: Duration) -> ApiError {
     let limit = limit.as_secs_f32();
     let message = format!("the request's {part} was not complete within {limit} s");
     ApiError::new(ErrorCode::RequestTimeout, message)

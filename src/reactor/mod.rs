@@ -5,7 +5,8 @@
 //! * [`system`]: what the loop asks of the kernel, as a trait; [`real`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
 //! * [`connection`]: one socket and its pump;
-//! * [`http1`]: HTTP/1.1 between codec and service;
+//! * [`protocol`]: which of the two a connection speaks;
+//! * [`http1`], [`http2`]: each between its codec and the service;
 //! * [`message`]: what other threads may tell the loop;
 //! * `simulation`: the same loop over a kernel made of dice, in the tests.
 
@@ -13,7 +14,9 @@ pub mod connection;
 mod date;
 pub mod event_loop;
 pub mod http1;
+pub mod http2;
 pub mod message;
+pub mod protocol;
 pub mod real;
 #[cfg(test)]
 mod simulation;

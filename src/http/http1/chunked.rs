@@ -365,7 +365,7 @@ mod tests {
             for chunk in &chunks {
                 super::super::encode::chunk(&mut wire, chunk);
             }
-            super::super::encode::last_chunk(&mut wire);
+            super::super::encode::last_chunk(&mut wire, &crate::http::Fields::new());
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(wire.len())).collect();
             cuts.sort_unstable();
             let body = chunks.concat();

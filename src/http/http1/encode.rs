@@ -5,7 +5,7 @@
 //! so nothing is allocated once that buffer has grown. No `Server` field is sent: it would help
 //! nobody but who looks for a version with a hole.
 
-use crate::http::{Answer, Version};
+use crate::http::{Answer, Fields, Version};
 
 /// How the end of an answer's body is told to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +33,8 @@ impl BodyFraming {
 /// What a client on HTTP/1.1 is told when it waits with its body (RFC 9110, section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What ends a chunked body without trailers.
-pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// The chunk of no bytes, after which trailers may follow.
+const LAST_CHUNK: &[u8] = b"0\r\n";
 
 /// Whether an answer of this status never has a body (RFC 9110, section 6.4.1).
 pub const fn is_bodiless(status: u16) -> bool {
@@ -97,8 +97,11 @@ pub fn chunk(out: &mut Vec<u8>, data: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-pub fn last_chunk(out: &mut Vec<u8>) {
+/// The chunk of no bytes, the trailer section behind it (RFC 9112, section 7.1.2), and the end.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: &Fields) {
     out.extend_from_slice(LAST_CHUNK);
+    out.extend_from_slice(trailers.lines());
+    out.extend_from_slice(b"\r\n");
 }
 
 pub fn continue_100(out: &mut Vec<u8>) {
@@ -332,9 +335,18 @@ mod tests {
         assert!(out.is_empty(), "an empty chunk would end the body");
         chunk(&mut out, b"hello");
         chunk(&mut out, &[b'x'; 0x1a0]);
-        last_chunk(&mut out);
+        last_chunk(&mut out, &Fields::new());
         assert!(out.starts_with(b"5\r\nhello\r\n1a0\r\nx"));
         assert!(out.ends_with(b"x\r\n0\r\n\r\n"));
+    }
+
+    #[test]
+    fn trailers_stand_between_the_last_chunk_and_the_end() {
+        let mut trailers = Fields::new();
+        trailers.push("grpc-status", "0");
+        let mut out = Vec::new();
+        last_chunk(&mut out, &trailers);
+        assert_eq!(out, b"0\r\ngrpc-status: 0\r\n\r\n");
     }
 
     #[test]

@@ -555,7 +555,7 @@ mod tests {
                     for chunk in body.chunks(chunk_bytes + 1) {
                         super::super::encode::chunk(&mut out, chunk);
                     }
-                    super::super::encode::last_chunk(&mut out);
+                    super::super::encode::last_chunk(&mut out, &crate::http::Fields::new());
                 }
             }
             out

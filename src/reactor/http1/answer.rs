@@ -17,7 +17,7 @@ use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::http::http1::Head;
 use crate::http::http1::encode::{self, BodyFraming};
-use crate::http::{Answer, Method, Reply, Version};
+use crate::http::{Answer, Fields, Method, Reply, Version};
 use crate::service::Service;
 
 /// See the file's head.
@@ -151,10 +151,11 @@ impl Reply for AnswerWriter<'_> {
         }
     }
 
-    fn finish(&mut self) {
+    /// What has no chunks has no trailers either, and the client does without them.
+    fn finish_with(&mut self, trailers: &Fields) {
         let chunked = self.framing.progress == AnswerProgress::Streaming { chunked: true };
         if chunked && !self.framing.head_only {
-            encode::last_chunk(self.output.tail(self.pool));
+            encode::last_chunk(self.output.tail(self.pool), trailers);
         }
         self.framing.progress = AnswerProgress::Complete;
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::core::Key;
 use crate::engine::{Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage};
-use crate::http::{Answer, Version};
+use crate::http::{Answer, Fields, Version};
 use crate::store::{Scopes, Secret};
 
 pub fn config() -> Config {
@@ -65,6 +65,7 @@ pub struct Recording {
     pub content_type: Option<&'static str>,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
+    pub trailers: Vec<(String, String)>,
     pub is_started: bool,
     pub is_finished: bool,
     pub room: bool,
@@ -77,6 +78,7 @@ impl Recording {
             content_type: None,
             fields: Vec::new(),
             body: Vec::new(),
+            trailers: Vec::new(),
             is_started: false,
             is_finished: false,
             room: true,
@@ -121,12 +123,16 @@ impl Recording {
         self.is_started = true;
         self.status = answer.status;
         self.content_type = answer.content_type;
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let fields = answer.headers.iter();
-        self.fields = fields
-            .map(|(name, value)| (name.to_owned(), text(value)))
-            .collect();
+        self.fields = owned(answer.headers);
     }
+}
+
+fn owned(fields: &Fields) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let fields = fields.iter();
+    fields
+        .map(|(name, value)| (name.to_owned(), text(value)))
+        .collect()
 }
 
 impl Reply for Recording {
@@ -145,8 +151,9 @@ impl Reply for Recording {
         self.body.extend_from_slice(bytes);
     }
 
-    fn finish(&mut self) {
+    fn finish_with(&mut self, trailers: &Fields) {
         assert!(self.is_started && !self.is_finished, "a second end");
+        self.trailers = owned(trailers);
         self.is_finished = true;
     }
 

@@ -264,7 +264,9 @@ fn rest(pause: Duration, progress: &Progress, watch: &mut Watch<'_>) -> Result<(
 }
 
 fn agent(means: &Means) -> Result<Agent, ModelError> {
-    let mut tls = TlsConfig::builder();
+    // The same cryptography as the daemon's own listeners, instead of a second one beside it.
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
     if let Some(path) = &means.certificates {
         tls = tls.root_certs(RootCerts::Specific(Arc::new(certificates(path)?)));
     }

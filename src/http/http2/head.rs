@@ -1,0 +1,156 @@
+//! A request's head, from h2's form to everybody's.
+//!
+//! h2 has checked what RFC 9113, section 8, asks of it. What is left are the bounds that the
+//! configuration names, and the two places where the protocols differ: the host has a pseudo-field
+//! of its own, and a target can lack what HTTP/1.1 always has.
+
+use http::header::{CONTENT_LENGTH, EXPECT, HOST};
+use http::request::Parts;
+
+use crate::error::ErrorCode;
+use crate::http::http1::{Bounds, Malformed};
+use crate::http::{Method, Request, Version};
+
+/// What is read of a head besides the request itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// The body's length, where the peer has said it.
+    pub length: Option<u64>,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expects_continue: bool,
+}
+
+/// The head's field lines in the form that requests have; they live as long as the request does.
+pub fn fields(parts: &Parts) -> Vec<httparse::Header<'_>> {
+    let mut fields = Vec::with_capacity(parts.headers.len() + 1);
+    // RFC 9113, section 8.3.1: `:authority` stands for Host.
+    if let Some(authority) = parts.uri.authority()
+        && !parts.headers.contains_key(HOST)
+    {
+        fields.push(httparse::Header {
+            name: "host",
+            value: authority.as_str().as_bytes(),
+        });
+    }
+    fields.extend(parts.headers.iter().map(|(name, value)| httparse::Header {
+        name: name.as_str(),
+        value: value.as_bytes(),
+    }));
+    fields
+}
+
+/// The request that `parts` and its [`fields`] are.
+pub fn request<'a>(parts: &'a Parts, fields: &'a [httparse::Header<'a>]) -> Request<'a> {
+    Request {
+        method: Method::from_token(parts.method.as_str()),
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        version: Version::Http2,
+        headers: fields,
+    }
+}
+
+/// Refuses what is larger than the configuration allows.
+pub fn check(parts: &Parts, bounds: &Bounds) -> Result<Announced, Malformed> {
+    let target_bytes = parts.uri.path_and_query().map_or(0, |it| it.as_str().len());
+    if target_bytes > bounds.uri_bytes_max {
+        return Err(URI_TOO_LONG);
+    }
+    if parts.headers.len() > bounds.fields_max {
+        return Err(TOO_MANY_FIELDS);
+    }
+    let expects = parts.headers.get(EXPECT);
+    let expects_continue = match expects {
+        None => false,
+        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => true,
+        Some(_) => return Err(UNKNOWN_EXPECTATION),
+    };
+    // h2 has checked that it is a number and compares it with what comes.
+    let length = parts.headers.get(CONTENT_LENGTH);
+    Ok(Announced {
+        length: length.and_then(|value| value.to_str().ok()?.parse().ok()),
+        expects_continue,
+    })
+}
+
+/// RFC 9113, section 8.3.1: every request but CONNECT, and `OPTIONS *`, has a path that begins
+/// with a slash. h2 lets a missing one pass.
+pub fn has_valid_path(parts: &Parts) -> bool {
+    let path = parts.uri.path_and_query().map_or("", |it| it.as_str());
+    path.starts_with('/') || (path == "*" && parts.method == http::Method::OPTIONS)
+}
+
+const URI_TOO_LONG: Malformed = Malformed::new(
+    ErrorCode::UriTooLong,
+    "the request's target is longer than limits.max_uri",
+);
+
+const TOO_MANY_FIELDS: Malformed = Malformed::new(
+    ErrorCode::HeadersTooLarge,
+    "the request has more fields than limits.max_headers",
+);
+
+const UNKNOWN_EXPECTATION: Malformed = Malformed::new(
+    ErrorCode::ExpectationFailed,
+    "the only expectation that is known is 100-continue",
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut builder = http::Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn a_head_reads_like_that_of_http1() {
+        let parts = parts("POST", "https://here:1/a?b=c", &[("x-y", "z")]);
+        let fields = fields(&parts);
+        let request = request(&parts, &fields);
+        assert_eq!(request.method, Method::Post);
+        assert_eq!((request.path, request.query), ("/a", Some("b=c")));
+        assert_eq!(request.header("Host"), Some("here:1"));
+        assert_eq!(request.header("X-Y"), Some("z"));
+    }
+
+    #[test]
+    fn a_host_field_is_kept_as_it_is() {
+        let parts = parts("GET", "https://here/", &[("host", "there")]);
+        let fields = fields(&parts);
+        assert_eq!(fields.len(), 1);
+        assert_eq!(request(&parts, &fields).header("host"), Some("there"));
+    }
+
+    #[test]
+    fn bounds_are_those_of_http1() {
+        let bounds = Bounds {
+            uri_bytes_max: 4,
+            fields_max: 1,
+            ..Bounds::default()
+        };
+        let code = |parts: &Parts| check(parts, &bounds).unwrap_err().code;
+        assert_eq!(code(&parts("GET", "/abcd", &[])), ErrorCode::UriTooLong);
+        let two = [("a", "1"), ("b", "2")];
+        assert_eq!(code(&parts("GET", "/", &two)), ErrorCode::HeadersTooLarge);
+        let odd = [("expect", "a miracle")];
+        assert_eq!(code(&parts("GET", "/", &odd)), ErrorCode::ExpectationFailed);
+        let expecting = parts("POST", "/abc", &[("expect", "100-Continue")]);
+        let announced = check(&expecting, &bounds).unwrap();
+        assert!(announced.expects_continue && announced.length.is_none());
+        let long = parts("POST", "/", &[("content-length", "17")]);
+        assert_eq!(check(&long, &bounds).unwrap().length, Some(17));
+    }
+
+    #[test]
+    fn a_path_begins_with_a_slash() {
+        assert!(has_valid_path(&parts("GET", "/", &[])));
+        assert!(has_valid_path(&parts("OPTIONS", "*", &[])));
+        assert!(!has_valid_path(&parts("GET", "*", &[])));
+        assert!(!has_valid_path(&parts("GET", "here:1", &[])));
+    }
+}

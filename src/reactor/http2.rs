@@ -1,0 +1,531 @@
+//! HTTP/2 on one connection: many requests at once, each on a stream of its own.
+//!
+//! Owns what is between h2 (`http::http2`) and the service: the streams, which of them is being
+//! received and which answered, and when each has to be looked at. The same inputs and outputs as
+//! [`super::http1`]: bytes come in by [`Http2::handle_input`], answers go into the connection's
+//! output queue. It knows no socket.
+//!
+//! ```text
+//!            GOAWAY, GOAWAY           no stream is left
+//!   Open ────────────────> Leaving ────────────────────> Over
+//!    └── an error of the peer, its FIN, too many oddities ──^
+//! ```
+//!
+//! A call does what it does to streams and their handles, and ends in [`Http2::drive`], which lets h2
+//! read and write until nothing moves any more. Nobody is woken: see `http::http2`.
+//!
+//! Invariants:
+//!  1. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.
+//!  2. A stream's number is its request's, so an event of a stream that is gone is recognised.
+//!  3. A stream that was given up while its job runs stays among the orphans until the job has ended,
+//!     and counts against the peer's streams: resets cannot pile up work.
+//!  4. Memory for one connection is bounded by its streams, its bodies' bytes and the output's marks.
+
+mod outgoing;
+mod reception;
+mod stream;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use h2::Reason;
+
+use super::http1::{Context, Waiting, late};
+use crate::core::Moment;
+use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
+use crate::core::output::{Level, OutputQueue};
+use crate::engine::Event;
+use crate::http::Reply;
+use crate::http::http2::meter::{FrameMeter, Tally};
+use crate::http::http2::{Polled, Server};
+use crate::http::sniff::PREFACE;
+use crate::limits;
+use crate::offload::CancelReason;
+use crate::service::{Flow, Peer, Refusal, Service};
+
+use outgoing::{Outgoing, StreamWriter};
+use stream::{Stage, Stream};
+
+pub struct Http2 {
+    server: Server,
+    meter: FrameMeter,
+    tally: Tally,
+    /// Bytes of the preface that are still to come; the meter begins behind it.
+    preface_left: usize,
+    /// By their numbers.
+    streams: BTreeMap<u32, Stream>,
+    /// Requests whose stream is gone and whose job has not ended.
+    orphans: BTreeSet<u32>,
+    glitches: GlitchBudget,
+    state: State,
+    /// How many requests have been answered, refused or given up.
+    exchanges: u32,
+    /// A frame or a head that has begun has to be whole by then.
+    head_until: Moment,
+    /// The peer has sent its FIN: it gets the answers that it waits for, and nothing is read.
+    input_has_ended: bool,
+    has_probed: bool,
+    /// A handle was used since h2 was last polled.
+    has_work: bool,
+    /// A stream was told that there is no room, and may hold credit back.
+    holds_credit: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The peer knows that we go; by then it must have said so.
+    Leaving {
+        until: Moment,
+    },
+    Over,
+}
+
+impl Http2 {
+    pub fn new(now: Moment) -> Http2 {
+        Http2 {
+            server: Server::new(),
+            meter: FrameMeter::default(),
+            tally: Tally::default(),
+            preface_left: PREFACE.len(),
+            streams: BTreeMap::new(),
+            orphans: BTreeSet::new(),
+            glitches: GlitchBudget::new(now),
+            state: State::Open,
+            exchanges: 0,
+            head_until: Moment::NEVER,
+            input_has_ended: false,
+            has_probed: false,
+            has_work: false,
+            holds_credit: false,
+        }
+    }
+
+    // ---- getters ----
+
+    /// What the connection waits for. All that has a time of its own is one deadline here, the
+    /// earliest, since the connection has one of each kind.
+    pub fn waiting(&self) -> Waiting {
+        let streams = self.streams.values().map(Stream::next_deadline).min();
+        let leaving = match self.state {
+            State::Leaving { until } => Some(until),
+            State::Open | State::Over => None,
+        };
+        let head = (self.head_until != Moment::NEVER).then_some(self.head_until);
+        match [streams, leaving, head].into_iter().flatten().min() {
+            Some(until) => Waiting::Answer { until },
+            None => Waiting::Request,
+        }
+    }
+
+    pub fn exchanges(&self) -> u32 {
+        self.exchanges
+    }
+
+    pub fn is_receptive(&self) -> bool {
+        self.state != State::Over && !self.input_has_ended
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    pub fn is_answering(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
+    /// Whether [`Http2::poll_output`] has something to do.
+    pub fn has_work(&self) -> bool {
+        self.has_work
+    }
+
+    /// Whether this request's job still has somebody who waits for it, be it only for its end.
+    pub fn awaits(&self, request: u32) -> bool {
+        self.orphans.contains(&request)
+            || matches!(
+                self.streams.get(&request),
+                Some(Stream {
+                    stage: Stage::Answering(_),
+                    ..
+                })
+            )
+    }
+
+    // ---- handle ----
+
+    /// Takes in all of `input`.
+    pub fn handle_input(
+        &mut self,
+        input: &[u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let preface = self.preface_left.min(input.len());
+        self.preface_left -= preface;
+        self.tally.clear();
+        self.meter.handle(&input[preface..], &mut self.tally);
+        self.head_until = match (self.meter.is_within(), self.head_until) {
+            (false, _) => Moment::NEVER,
+            // Once, at its first byte: dripping does not extend it.
+            (true, Moment::NEVER) => context.now + context.config.limits.header_timeout,
+            (true, until) => until,
+        };
+        self.server.feed(input);
+        let accepted = self.drive(peer, output, context);
+        let resets = self.look_at_touched(output, context);
+        let rejected = self.tally.opened.saturating_sub(accepted);
+        self.count_oddities(rejected + resets, context);
+        self.has_work = true;
+    }
+
+    /// An engine's event for a request that [`Http2::awaits`] it. What it makes is sent by the
+    /// next [`Http2::poll_output`], together with what other events have made.
+    pub fn handle_event(
+        &mut self,
+        request: u32,
+        event: Event,
+        output: &OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        if self.orphans.contains(&request) {
+            if !matches!(event, Event::Token { .. }) {
+                self.orphans.remove(&request);
+            }
+            return;
+        }
+        let Some(stream) = self.streams.get_mut(&request) else {
+            return;
+        };
+        let Stage::Answering(exchange) = &mut stream.stage else {
+            return;
+        };
+        let now = context.now;
+        let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+        let flow = service.handle_event(exchange, event, now, &mut reply);
+        self.holds_credit |= !reply.has_room();
+        if flow == Flow::Finished {
+            stream.stage = Stage::Sending;
+        }
+        self.settle(request);
+    }
+
+    /// The earliest of the deadlines has passed.
+    pub fn handle_deadline(&mut self, output: &OutputQueue, context: &mut Context<'_>) {
+        let now = context.now;
+        let due = self.streams.iter();
+        let due = due.filter(|(_, stream)| stream.next_deadline() <= now);
+        for id in due.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.handle_stream_deadline(id, output, context);
+        }
+        if self.head_until <= now {
+            self.shut_down(Reason::ENHANCE_YOUR_CALM, CancelReason::Disconnect, context);
+        }
+        if let State::Leaving { until } = self.state
+            && until <= now
+        {
+            match self.streams.is_empty() {
+                true => self.shut_down(Reason::NO_ERROR, CancelReason::Drain, context),
+                // It has not answered, but its streams go on: they are waited for.
+                false => {
+                    self.state = State::Leaving {
+                        until: Moment::NEVER,
+                    };
+                }
+            }
+        }
+    }
+
+    fn handle_stream_deadline(
+        &mut self,
+        id: u32,
+        output: &OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let now = context.now;
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        if stream.stalls_at <= now {
+            stream.outgoing.reset(Reason::CANCEL);
+            return self.abandon_stream(id, CancelReason::SlowReader, context);
+        }
+        match std::mem::replace(&mut stream.stage, Stage::Sending) {
+            Stage::Receiving(receiving) => {
+                let error = late("body", context.config.limits.body_timeout);
+                let refusal = receiving.admitted.refuse(error);
+                refuse(&mut stream.outgoing, refusal, output, context);
+            }
+            Stage::Answering(mut exchange) => {
+                let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+                if service.handle_deadline(&mut exchange, now, &mut reply) == Flow::Open {
+                    stream.stage = Stage::Answering(exchange);
+                }
+            }
+            Stage::Sending => {}
+        }
+        self.settle(id);
+    }
+
+    /// The output queue has drained: what was held back for the lack of room may come.
+    pub fn handle_room(&mut self) {
+        self.has_work |= self.server.wants_room() || self.holds_credit;
+    }
+
+    /// The connection has been idle for too long: says so, and ends.
+    pub fn handle_idle(&mut self, context: &mut Context<'_>) {
+        self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
+    }
+
+    /// The peer's FIN. Who has asked for something may wait for it still.
+    pub fn handle_end_of_input(&mut self) {
+        self.input_has_ended = true;
+        self.has_work = true;
+    }
+
+    // ---- commands ----
+
+    /// Says something that a waiting client answers and a dead one's kernel answers with a reset:
+    /// the same question as HTTP/1's, asked with a PING.
+    pub fn probe(&mut self) {
+        if !self.has_probed && !self.streams.is_empty() {
+            self.has_probed = true;
+            self.has_work = true;
+            self.server.probe();
+        }
+    }
+
+    /// The connection ends: nobody waits for any answer any more.
+    pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+        self.state = State::Over;
+        self.abandon_all(reason, context);
+        self.orphans.clear();
+    }
+
+    // ---- poll ----
+
+    /// Sends what the calls before have brought, and begins to leave when the daemon does. Called
+    /// once a pump, before the connection writes.
+    pub fn poll_output(
+        &mut self,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        if context.draining && self.state == State::Open {
+            self.server.begin_shutdown();
+            let until = context.now + limits::HTTP2_GOAWAY_TIMEOUT;
+            self.state = State::Leaving { until };
+            self.has_work = true;
+        }
+        if self.input_has_ended && self.streams.is_empty() && self.state != State::Over {
+            self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
+        }
+        if std::mem::take(&mut self.has_work) {
+            self.drive(peer, output, context);
+        }
+    }
+
+    /// Lets h2 read, write and hand over requests until nothing moves any more. Gives the number
+    /// of requests.
+    fn drive(
+        &mut self,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> u32 {
+        let mut accepted = 0;
+        loop {
+            accepted += self.take_requests(peer, output, context);
+            if !self.push_waiting(context) {
+                break;
+            }
+        }
+        self.grant_held_credit(output, context);
+        accepted
+    }
+
+    fn take_requests(
+        &mut self,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> u32 {
+        let mut accepted = 0;
+        loop {
+            let room = context.marks.high.saturating_sub(output.len());
+            let polled = self.server.poll_request(room);
+            if let Some(bytes) = self.server.take_output() {
+                let earned = bytes.len() as u32 / limits::HTTP2_BYTES_FOR_CONTROL_FRAME;
+                self.glitches.forgive(earned);
+                output.push_bytes(bytes, context.pool);
+            }
+            match polled {
+                Polled::Request(incoming) => {
+                    accepted += 1;
+                    self.handle_request(*incoming, peer, output, context);
+                }
+                Polled::Waiting => return accepted,
+                Polled::Closed => {
+                    self.abandon_all(CancelReason::Disconnect, context);
+                    self.state = State::Over;
+                    return accepted;
+                }
+            }
+        }
+    }
+
+    /// Streams whose window, or whose room with h2, may have grown.
+    fn push_waiting(&mut self, context: &mut Context<'_>) -> bool {
+        let mut took = false;
+        let mut over = Vec::new();
+        for (&id, stream) in &mut self.streams {
+            if stream.outgoing.push() {
+                took = true;
+                stream.stalls_at = Moment::NEVER;
+            }
+            if stream.outgoing.waiting_bytes() > 0 && stream.stalls_at == Moment::NEVER {
+                stream.stalls_at = context.now + context.config.limits.write_timeout;
+            }
+            if stream.is_over() {
+                over.push(id);
+            }
+        }
+        over.into_iter().for_each(|id| self.settle(id));
+        took
+    }
+
+    fn grant_held_credit(&mut self, output: &OutputQueue, context: &mut Context<'_>) {
+        if !self.holds_credit || output.level(&context.marks) > Level::Low {
+            return;
+        }
+        self.holds_credit = false;
+        for stream in self.streams.values_mut() {
+            let Stage::Answering(exchange) = &mut stream.stage else {
+                continue;
+            };
+            match stream.outgoing.waiting_bytes() <= context.marks.low {
+                true => context.service.handle_room(exchange),
+                false => self.holds_credit = true,
+            }
+        }
+    }
+
+    // ---- helpers ----
+
+    /// Looks at the streams that the peer's frames were about: bodies go on, and who was reset is
+    /// let go of. Gives the number of those that were reset while there was something to do.
+    fn look_at_touched(&mut self, output: &OutputQueue, context: &mut Context<'_>) -> u32 {
+        let touched = std::mem::take(&mut self.tally.touched);
+        let mut resets = 0;
+        for &id in &touched {
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
+            if stream.outgoing.was_reset() {
+                self.abandon_stream(id, CancelReason::Disconnect, context);
+                resets += 1;
+            } else if let Stage::Receiving(_) = stream.stage {
+                self.receive(id, output, context);
+            }
+        }
+        self.tally.touched = touched;
+        resets
+    }
+
+    /// `resets` streams cost us an admission and came to nothing: reset by the peer, or by h2 for
+    /// the peer's errors.
+    fn count_oddities(&mut self, resets: u32, context: &mut Context<'_>) {
+        let tally = &self.tally;
+        let oddities = [
+            (Glitch::StreamReset, resets),
+            (Glitch::EmptyFrame, tally.empty_frames),
+            // A reset of a stream that is over already costs no more than another frame.
+            (
+                Glitch::ControlFrame,
+                tally.control_frames + tally.resets.saturating_sub(resets),
+            ),
+            (Glitch::TinyData, tally.tiny_data),
+            (Glitch::IgnoredBytes, tally.ignored_frames),
+        ];
+        for (glitch, count) in oddities {
+            if count == 0 {
+                continue;
+            }
+            let counter = context.metrics.glitches(glitch.as_str());
+            counter.inc_by(count.into());
+            let verdict = self.glitches.handle_glitches(glitch, count, context.now);
+            if verdict == GlitchVerdict::Excess {
+                self.shut_down(Reason::ENHANCE_YOUR_CALM, CancelReason::Disconnect, context);
+            }
+        }
+    }
+
+    /// After anything was done to a stream: one that is over is let go of.
+    fn settle(&mut self, id: u32) {
+        self.has_work = true;
+        if self.streams.get(&id).is_some_and(Stream::is_over) {
+            self.streams.remove(&id);
+            self.exchanges = self.exchanges.wrapping_add(1);
+            self.glitches.forgive(limits::HTTP2_POINTS_FOR_REQUEST);
+        }
+    }
+
+    fn abandon_stream(&mut self, id: u32, reason: CancelReason, context: &mut Context<'_>) {
+        let Some(stream) = self.streams.remove(&id) else {
+            return;
+        };
+        self.exchanges = self.exchanges.wrapping_add(1);
+        self.has_work = true;
+        let (service, now) = (&mut *context.service, context.now);
+        match stream.stage {
+            Stage::Receiving(receiving) => {
+                service.abandon_admitted(receiving.admitted, reason, now);
+            }
+            Stage::Answering(exchange) => {
+                self.orphans.insert(id);
+                service.abandon(exchange, reason, now);
+            }
+            Stage::Sending => {}
+        }
+    }
+
+    fn abandon_all(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+        while let Some((&id, _)) = self.streams.first_key_value() {
+            self.abandon_stream(id, reason, context);
+        }
+    }
+
+    /// Ends the connection: GOAWAY with this reason, and nothing after it.
+    fn shut_down(&mut self, reason: Reason, cancel: CancelReason, context: &mut Context<'_>) {
+        self.server.shut_down(reason);
+        self.abandon_all(cancel, context);
+        self.state = State::Over;
+        self.has_work = true;
+    }
+}
+
+/// The service, and its way to one stream.
+fn writer<'a>(
+    outgoing: &'a mut Outgoing,
+    output: &OutputQueue,
+    context: &'a mut Context<'_>,
+) -> (&'a mut Service, StreamWriter<'a>) {
+    let has_room = output.level(&context.marks) < Level::High;
+    let writer = StreamWriter {
+        outgoing,
+        date: context.date,
+        has_room,
+    };
+    (context.service, writer)
+}
+
+fn refuse(
+    outgoing: &mut Outgoing,
+    refusal: Refusal,
+    output: &OutputQueue,
+    context: &mut Context<'_>,
+) {
+    let now = context.now;
+    let (service, mut reply) = writer(outgoing, output, context);
+    service.refuse(refusal, now, &mut reply);
+}

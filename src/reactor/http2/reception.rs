@@ -1,0 +1,212 @@
+//! How requests come in: a head from h2, then its body, frame by frame.
+
+use std::task::{Poll, Waker};
+
+use h2::Reason;
+use http::request::Parts;
+
+use super::outgoing::Outgoing;
+use super::stream::{Body, Receiving, Stage, Stream};
+use super::{Http2, refuse, writer};
+use crate::core::output::OutputQueue;
+use crate::error::ErrorCode;
+use crate::http::Method;
+use crate::http::http1::Malformed;
+use crate::http::http2::{Incoming, head};
+use crate::limits;
+use crate::offload::{CancelReason, JobKey};
+use crate::reactor::http1::Context;
+use crate::service::{Admitted, Peer, Refusal};
+
+/// How far a body has come.
+enum Arrival {
+    Partial,
+    Whole,
+    Gone,
+    Refused(Malformed),
+}
+
+impl Http2 {
+    /// A request's head is there: may its body come?
+    pub(super) fn handle_request(
+        &mut self,
+        incoming: Incoming,
+        peer: &Peer,
+        output: &OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let Incoming {
+            request,
+            mut respond,
+        } = incoming;
+        let id = respond.stream_id().as_u32();
+        let (parts, incoming) = request.into_parts();
+        if !head::has_valid_path(&parts) {
+            return respond.send_reset(Reason::PROTOCOL_ERROR);
+        }
+        if self.streams.len() + self.orphans.len() >= limits::HTTP2_STREAMS_MAX as usize {
+            // RFC 9113, section 8.7: nothing of it was processed, and it can be sent again.
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
+        let head_only = parts.method == http::Method::HEAD;
+        let mut outgoing = Outgoing::new(respond, head_only);
+        let admitted = match admit(&parts, peer, context) {
+            Ok((admitted, true)) if !incoming.is_end_stream() => {
+                outgoing.send_continue();
+                admitted
+            }
+            Ok((admitted, _)) => admitted,
+            Err(refusal) => {
+                refuse(&mut outgoing, refusal, output, context);
+                return self.insert(id, Stream::new(Stage::Sending, outgoing));
+            }
+        };
+        let receiving = Box::new(Receiving {
+            admitted,
+            parts,
+            incoming,
+            body: Body::default(),
+            until: context.now + context.config.limits.body_timeout,
+        });
+        self.insert(id, Stream::new(Stage::Receiving(receiving), outgoing));
+        self.receive(id, output, context);
+    }
+
+    fn insert(&mut self, id: u32, stream: Stream) {
+        self.streams.insert(id, stream);
+        self.settle(id);
+    }
+
+    /// Takes in what has come of a body; the request is handled when it is whole.
+    pub(super) fn receive(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
+        let elsewhere = self.body_bytes();
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let Stage::Receiving(receiving) = &mut stream.stage else {
+            return;
+        };
+        match receiving.poll(elsewhere) {
+            Arrival::Partial => {}
+            Arrival::Gone => self.abandon_stream(id, CancelReason::Disconnect, context),
+            Arrival::Whole => self.handle_whole(id, output, context),
+            Arrival::Refused(malformed) => {
+                let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
+                if let Stage::Receiving(receiving) = stage {
+                    let refusal = receiving.admitted.refuse(malformed.into());
+                    refuse(&mut stream.outgoing, refusal, output, context);
+                }
+                self.settle(id);
+            }
+        }
+    }
+
+    fn handle_whole(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
+        let Stage::Receiving(receiving) = stage else {
+            debug_assert!(false, "a request is whole that was not received");
+            return;
+        };
+        let Receiving {
+            admitted,
+            parts,
+            body,
+            ..
+        } = *receiving;
+        let key = JobKey {
+            reactor: context.reactor,
+            connection: context.key,
+            request: id,
+        };
+        let fields = head::fields(&parts);
+        let request = head::request(&parts, &fields);
+        let now = context.now;
+        let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+        let body = body.as_slice();
+        if let Some(exchange) = service.handle(admitted, &request, body, key, now, &mut reply) {
+            stream.stage = Stage::Answering(exchange);
+        }
+        self.settle(id);
+    }
+
+    /// Bytes of bodies that are on their way in, and not whole.
+    fn body_bytes(&self) -> usize {
+        let streams = self.streams.values();
+        let bytes = streams.map(|stream| match &stream.stage {
+            Stage::Receiving(receiving) => receiving.body.len(),
+            Stage::Answering(_) | Stage::Sending => 0,
+        });
+        bytes.sum()
+    }
+}
+
+/// Admits a request by its head. The flag says whether `100 Continue` is waited for.
+fn admit(
+    parts: &Parts,
+    peer: &Peer,
+    context: &mut Context<'_>,
+) -> Result<(Admitted, bool), Refusal> {
+    let announced = head::check(parts, context.bounds)
+        .map_err(|malformed| Refusal::of_peer(malformed.into(), peer))?;
+    let fields = head::fields(parts);
+    let request = head::request(parts, &fields);
+    let admitted = context.service.admit(&request, peer, context.now)?;
+    let limit = admitted.body_limit as u64;
+    match announced.length {
+        Some(length) if length > limit && request.method == Method::Post => {
+            Err(admitted.refuse(BODY_TOO_LARGE.into()))
+        }
+        _ => Ok((admitted, announced.expects_continue)),
+    }
+}
+
+impl Receiving {
+    /// Takes in frames, while `elsewhere` bytes wait in all bodies of the connection.
+    fn poll(&mut self, mut elsewhere: usize) -> Arrival {
+        let mut context = std::task::Context::from_waker(Waker::noop());
+        loop {
+            let piece = match self.incoming.poll_data(&mut context) {
+                Poll::Ready(Some(Ok(piece))) => piece,
+                Poll::Ready(Some(Err(_))) => return Arrival::Gone,
+                Poll::Ready(None) => break,
+                Poll::Pending => return Arrival::Partial,
+            };
+            // Fails only where more is given back than came.
+            let _ = self.incoming.flow_control().release_capacity(piece.len());
+            elsewhere += piece.len();
+            if self.body.len() + piece.len() > self.admitted.body_limit {
+                return Arrival::Refused(match self.admitted.body_limit {
+                    0 => NO_BODY,
+                    _ => BODY_TOO_LARGE,
+                });
+            }
+            if elsewhere > limits::HTTP2_BODIES_BYTES {
+                return Arrival::Refused(BODIES_TOO_LARGE);
+            }
+            self.body.push(piece);
+        }
+        // The end may be that of trailers, which are read and not used.
+        match self.incoming.poll_trailers(&mut context) {
+            Poll::Ready(Ok(_)) => Arrival::Whole,
+            Poll::Ready(Err(_)) => Arrival::Gone,
+            Poll::Pending => Arrival::Partial,
+        }
+    }
+}
+
+const BODY_TOO_LARGE: Malformed = Malformed::new(
+    ErrorCode::BodyTooLarge,
+    "the body is larger than limits.max_body",
+);
+
+const BODIES_TOO_LARGE: Malformed = Malformed::new(
+    ErrorCode::BodyTooLarge,
+    "the bodies on their way in on this connection are larger than 32 MiB together; send fewer \
+     at once",
+);
+
+const NO_BODY: Malformed =
+    Malformed::new(ErrorCode::InvalidRequest, "this request takes no body");

@@ -1,0 +1,267 @@
+//! What a connection speaks, and how that is found out.
+//!
+//! A connection begins undecided and listens: the first bytes tell (`http::sniff`). Until then it
+//! is idle or waits for a head, with the deadlines that go with it, like one of HTTP/1. Both
+//! protocols take the same inputs and give the same outputs; this is where a call finds its own.
+
+use super::http1::{Context, Http1, Used, Waiting};
+use super::http2::Http2;
+use crate::core::Moment;
+use crate::core::output::OutputQueue;
+use crate::engine::Event;
+use crate::http::sniff::{Sniffed, sniff};
+use crate::offload::CancelReason;
+use crate::service::Peer;
+
+pub enum Protocol {
+    /// Too little has come to tell: nothing, or a beginning of HTTP/2's preface. Whatever goes
+    /// wrong until then is HTTP/1's to answer.
+    Undecided {
+        http1: Http1,
+        has_begun: bool,
+    },
+    Http1(Http1),
+    Http2(Box<Http2>),
+}
+
+impl Protocol {
+    pub fn new(now: Moment) -> Protocol {
+        Protocol::Undecided {
+            http1: Http1::new(now),
+            has_begun: false,
+        }
+    }
+
+    // ---- getters ----
+
+    pub fn waiting(&self) -> Waiting {
+        match self {
+            Protocol::Undecided { has_begun: true, .. } => Waiting::Head,
+            Protocol::Undecided { .. } => Waiting::Request,
+            Protocol::Http1(http1) => http1.waiting(),
+            Protocol::Http2(http2) => http2.waiting(),
+        }
+    }
+
+    /// How many requests have been answered, or refused.
+    pub fn exchanges(&self) -> u32 {
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.exchanges(),
+            Protocol::Http2(http2) => http2.exchanges(),
+        }
+    }
+
+    /// Whether bytes may be handed in.
+    pub fn is_receptive(&self) -> bool {
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.is_receptive(),
+            Protocol::Http2(http2) => http2.is_receptive(),
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.is_over(),
+            Protocol::Http2(http2) => http2.is_over(),
+        }
+    }
+
+    /// Whether this request's job still has somebody who waits for it.
+    pub fn awaits(&self, request: u32) -> bool {
+        match self {
+            Protocol::Undecided { .. } => false,
+            Protocol::Http1(http1) => http1.awaits(request),
+            Protocol::Http2(http2) => http2.awaits(request),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn is_answering(&self) -> bool {
+        match self {
+            Protocol::Undecided { .. } => false,
+            Protocol::Http1(http1) => matches!(http1.waiting(), Waiting::Answer { .. }),
+            Protocol::Http2(http2) => http2.is_answering(),
+        }
+    }
+
+    // ---- handle ----
+
+    /// `count` bytes have come, which [`Protocol::handle_input`] is given next.
+    pub fn handle_arrival(
+        &mut self,
+        count: usize,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
+                http1.handle_arrival(count, peer, output, context);
+            }
+            // Its bodies have their deadlines, and a frame that drips has its own.
+            Protocol::Http2(_) => {}
+        }
+    }
+
+    /// Nothing is read until `now`: that nothing comes is not the peer's fault.
+    pub fn handle_pause(&mut self, now: Moment) {
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.handle_pause(now),
+            Protocol::Http2(_) => {}
+        }
+    }
+
+    /// Takes in `input`, which starts with the first byte that was not used up before.
+    pub fn handle_input(
+        &mut self,
+        input: &mut [u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> Used {
+        if let Protocol::Undecided { http1, has_begun } = self {
+            match sniff(input) {
+                Sniffed::Undecided if !http1.is_over() => {
+                    *has_begun = !input.is_empty();
+                    return Used {
+                        consumed: 0,
+                        keep: input.len(),
+                    };
+                }
+                Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(context.now))),
+                // What is neither is refused by HTTP/1, which says why.
+                Sniffed::Undecided | Sniffed::Http1 | Sniffed::Tls => self.become_http1(context),
+            }
+        }
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
+                http1.handle_input(input, peer, output, context)
+            }
+            Protocol::Http2(http2) => {
+                http2.handle_input(input, peer, output, context);
+                Used {
+                    consumed: input.len(),
+                    keep: input.len(),
+                }
+            }
+        }
+    }
+
+    fn become_http1(&mut self, context: &Context<'_>) {
+        let undecided = std::mem::replace(self, Protocol::Http1(Http1::new(context.now)));
+        if let Protocol::Undecided { http1, .. } = undecided {
+            *self = Protocol::Http1(http1);
+        }
+    }
+
+    /// An engine's event for the request that [`Protocol::awaits`] it.
+    pub fn handle_event(
+        &mut self,
+        request: u32,
+        event: Event,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        match self {
+            Protocol::Undecided { .. } => {}
+            Protocol::Http1(http1) => http1.handle_event(event, output, context),
+            Protocol::Http2(http2) => http2.handle_event(request, event, output, context),
+        }
+    }
+
+    /// The moment of [`Waiting::Answer`] has come.
+    pub fn handle_deadline(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+        match self {
+            Protocol::Undecided { .. } => {}
+            Protocol::Http1(http1) => http1.handle_deadline(output, context),
+            Protocol::Http2(http2) => http2.handle_deadline(output, context),
+        }
+    }
+
+    /// A head or a body that is on its way in has taken too long.
+    pub fn handle_late_request(
+        &mut self,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let waiting = self.waiting();
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
+                http1.handle_late_request(waiting, peer, output, context);
+            }
+            Protocol::Http2(_) => {}
+        }
+    }
+
+    /// The connection was idle for its time. `true`: it still has something to say.
+    pub fn handle_idle(&mut self, context: &mut Context<'_>) -> bool {
+        match self {
+            Protocol::Undecided { .. } | Protocol::Http1(_) => false,
+            Protocol::Http2(http2) => {
+                http2.handle_idle(context);
+                true
+            }
+        }
+    }
+
+    /// The output queue has drained: what was held back for the lack of room may come.
+    pub fn handle_room(&mut self, context: &mut Context<'_>) {
+        match self {
+            Protocol::Undecided { .. } => {}
+            Protocol::Http1(http1) => http1.handle_room(context),
+            Protocol::Http2(http2) => http2.handle_room(),
+        }
+    }
+
+    /// The peer's FIN. `true`: it may still wait for answers, and the connection goes on for them.
+    pub fn handle_end_of_input(&mut self) -> bool {
+        match self {
+            Protocol::Undecided { .. } | Protocol::Http1(_) => false,
+            Protocol::Http2(http2) => {
+                http2.handle_end_of_input();
+                true
+            }
+        }
+    }
+
+    // ---- commands ----
+
+    /// Says something that a waiting client takes and a dead one's kernel answers with a reset.
+    pub fn probe(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+        match self {
+            Protocol::Undecided { .. } => {}
+            Protocol::Http1(http1) => http1.probe(output, context),
+            Protocol::Http2(http2) => http2.probe(),
+        }
+    }
+
+    /// The connection ends: nobody waits for the answer any more.
+    pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+        match self {
+            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
+                http1.abandon(reason, context);
+            }
+            Protocol::Http2(http2) => http2.abandon(reason, context),
+        }
+    }
+
+    // ---- poll ----
+
+    /// Queues what the calls before have brought, where that is not done yet.
+    pub fn poll_output(
+        &mut self,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        if let Protocol::Http2(http2) = self {
+            http2.poll_output(peer, output, context);
+        }
+    }
+
+    /// Whether [`Protocol::poll_output`] would find something to do.
+    pub fn has_output(&self) -> bool {
+        matches!(self, Protocol::Http2(http2) if http2.has_work())
+    }
+}
