@@ -78,6 +78,8 @@ macro_rules! catalogue {
 catalogue! {
     /// The body is not JSON; the message gives line and column. Send one JSON object in UTF-8.
     InvalidJson = "invalid_json", 400, 3, InvalidRequest;
+    /// The body is not the Protobuf message that the route takes; `src/proto/` has the schema.
+    InvalidProtobuf = "invalid_protobuf", 400, 3, InvalidRequest;
     /// The request as a whole makes no sense, such as a body where none is expected.
     InvalidRequest = "invalid_request", 400, 3, InvalidRequest;
     /// One field has a wrong type, an unknown name or a value out of range; `param` names it.
@@ -86,6 +88,9 @@ catalogue! {
     ContextLengthExceeded = "context_length_exceeded", 400, 3, InvalidRequest;
     /// The bytes are not HTTP as RFC 9112 allows it; the connection is closed.
     MalformedHttp = "malformed_http", 400, 3, InvalidRequest;
+    /// The bytes are not gRPC: a broken message prefix, too few or too many messages, a wrong
+    /// `grpc-timeout`.
+    MalformedGrpc = "malformed_grpc", 400, 13, InvalidRequest;
     /// No key was sent. Send `Authorization: Bearer KEY`.
     MissingCredentials = "missing_credentials", 401, 16, Authentication;
     /// The key is unknown or revoked. Make one with `autoglmd key create`.
@@ -128,6 +133,8 @@ catalogue! {
     EngineFailed = "engine_failed", 500, 13, Server;
     /// The request asks for something that HTTP defines and this daemon does not do.
     NotImplemented = "not_implemented", 501, 12, InvalidRequest;
+    /// gRPC needs HTTP/2, and the request came over HTTP/1.
+    HttpVersionNotSupported = "http_version_not_supported", 505, 12, InvalidRequest;
     /// The upstream server failed or answered nonsense.
     UpstreamFailed = "upstream_failed", 502, 14, Server;
     /// The engine's queue is full; `Retry-After` is computed from its measured speed.

@@ -9,6 +9,8 @@ pub mod core;
 
 pub mod http;
 
+pub mod grpc;
+
 pub mod offload;
 
 pub mod engine;
@@ -17,6 +19,7 @@ pub mod config;
 pub mod os;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 
 pub mod service;
 

@@ -232,6 +232,43 @@ pub const TRANSFER_RATE_WINDOW_MS: u32 = 5_000;
 // The account is kept in thousandths in 32 bits.
 const _: () = assert!(GLITCH_BUDGET_POINTS <= u32::MAX / 1_000 / 2);
 const _: () = assert!(TRANSFER_RATE_LEAST_BYTES_PER_SECOND <= u32::MAX / TRANSFER_RATE_WINDOW_MS);
+// ---- tls ------------------------------------------------------------------------------------
+
+/// Ciphertext of answers that waits for one peer: what a socket's buffer takes at once, twice. More
+/// would only be encrypted earlier, and not sent earlier.
+pub const TLS_CIPHERTEXT_BYTES: usize = 32 * 1024;
+
+/// The longest record on the wire: 16 KiB, what a cipher may add, and the header (RFC 5246, section
+/// 6.2.3).
+pub const TLS_RECORD_BYTES: usize = 16 * 1024 + 2_048 + 5;
+
+/// Ciphertext that is read at a time. The rest of the scratch buffer takes its plaintext, with that
+/// of a record whose beginning came earlier.
+pub const TLS_READ_BYTES: usize = 22 * 1024;
+const _: () = assert!(2 * TLS_READ_BYTES + TLS_RECORD_BYTES <= SCRATCH_BYTES);
+
+/// Steps of handshakes (a key agreed on, a signature made) in one turn. Each takes from 0.1 ms
+/// (ECDSA) to 1 ms (RSA), so whoever streams waits at most some milliseconds for whoever connects;
+/// the rest wait for the next turn, which comes at once.
+pub const HANDSHAKE_STEPS_PER_TURN: u32 = 8;
+
+/// TLS 1.2 sessions that are kept for clients that take no tickets: some 200 bytes each. The
+/// field's clients take tickets, so most entries are those of scanners.
+pub const TLS_SESSIONS_KEPT: usize = 4_096;
+
+/// Tickets sent after a TLS 1.3 handshake: enough for one connection after the other, and a client
+/// that resumes gets another one. Each costs 200 bytes and an encryption.
+pub const TLS_TICKETS_PER_HANDSHAKE: usize = 1;
+
+/// Names of a client's certificate that are kept: of the field's certificates, those of machines
+/// have one to three.
+pub const CLIENT_NAMES_MOST: usize = 32;
+
+/// So long before its end a certificate is warned of.
+pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// How often the certificates' ends are looked at.
+pub const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 // ---- service -----------------------------------------------------------------------------------
 
 /// Buckets that addresses without a key share: 256 KiB for the whole daemon, of which the kernel
@@ -271,6 +308,50 @@ pub const MAX_TOKENS_DEFAULT: u32 = 1_024;
 
 /// Tokens that a request may ask for; the engine clips it to the room in its context.
 pub const MAX_TOKENS_MAX: u32 = 1_000_000;
+
+/// Fields of a Protobuf message. The largest form has 16, and two lists of at most 64; each field
+/// may cost some fifty bytes of memory for its two on the wire.
+pub const PROTOBUF_FIELDS_MAX: usize = 1_024;
+
+/// A gRPC message that is answered in gzip is compressed from this size on: a smaller one fits into
+/// a packet as it is.
+pub const GRPC_GZIP_LEAST_BYTES: usize = 1_024;
+
+/// A compressed message may inflate to so many times its size. Code and prose come to 10, a file of
+/// one repeated line to 100; a bomb to 1,000.
+pub const GRPC_INFLATE_RATIO_MAX: usize = 128;
+
+/// To so many bytes a message may inflate whatever its ratio is.
+pub const GRPC_INFLATE_FREE_BYTES: usize = 64 * 1_024;
+
+/// Bytes of a `grpc-message`, which stands in the trailers twice. Percent-encoding may triple one.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 512;
+
+/// Bytes of `grpc-status-details-bin` before they become base64. Clients take 8 KiB of fields by
+/// default, all together.
+pub const GRPC_DETAILS_BYTES_MAX: usize = 3 * 1_024;
+
+/// Services whose state a client watches are looked at so often.
+pub const HEALTH_WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A reflection stream with nothing to say ends after this time: longer than a person thinks between
+/// two commands.
+pub const REFLECTION_IDLE: Duration = Duration::from_secs(600);
+
+/// Questions in one reflection stream. Whoever asks for every symbol there is asks some fifty.
+pub const REFLECTION_QUESTIONS_MAX: u32 = 1_024;
+
+/// Bytes of a question: a symbol's or a file's name.
+pub const REFLECTION_QUESTION_BYTES_MAX: usize = 4 * 1_024;
+
+/// Bytes of questions that wait for room in the output.
+pub const REFLECTION_PENDING_BYTES_MAX: usize = 64 * 1_024;
+
+/// How soon a reflection stream whose output was full looks again.
+pub const REFLECTION_RETRY: Duration = Duration::from_millis(50);
+
+const _: () = assert!(REFLECTION_QUESTION_BYTES_MAX < REFLECTION_PENDING_BYTES_MAX);
+const _: () = assert!(CONTEXT_FILES_MAX + STOP_STRINGS_MAX + 16 < PROTOBUF_FIELDS_MAX);
 
 /// Bytes of a model's or a language's name in a request.
 pub const NAME_BYTES_MAX: usize = 256;
@@ -484,6 +565,11 @@ pub mod config {
 
     /// `server.listen`: each address is a descriptor in every reactor's interest list.
     pub const ADDRESSES: RangeInclusive<usize> = 1..=64;
+    /// `server.tls.certificates`: each is a series of its expiry, and one more name to compare with
+    /// what a client asks for.
+    pub const CERTIFICATE_FILES: RangeInclusive<usize> = 0..=64;
+    /// `server.tls.client_keys`: compared one after the other, when a request brings no key.
+    pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
     /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
     pub const REACTORS: RangeInclusive<u64> = 1..=64;
     pub const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=HOUR_MS;

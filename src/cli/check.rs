@@ -1,10 +1,12 @@
 //! `autoglmd check [--show]`: says whether the configuration can be used, and shows what it is.
 //!
-//! Starts nothing, opens no socket and no database.
+//! Starts nothing, opens no socket and no database. The certificates that it names are read.
 
 use std::io::{self, Write};
 
-use crate::config::{self, ConfigErrors, Loaded, Sources};
+use crate::config::{self, ConfigErrors, Loaded, Origin, Sources};
+use crate::service;
+use crate::tls::{Acceptor, Problem};
 
 const GOOD: u8 = 0;
 const BAD: u8 = 1;
@@ -13,7 +15,7 @@ const BAD: u8 = 1;
 /// mistakes and warnings. Returns the exit code; a closed `out` makes no other one.
 pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let (code, written) = match config::load(sources) {
-        Ok(loaded) => (GOOD, accept(&loaded, show, out, err)),
+        Ok(loaded) => check_certificates(&loaded, sources, show, out, err),
         Err(errors) => (BAD, refuse(&errors, err)),
     };
     // `autoglmd check | head` closes the pipe early; there is nobody left to tell.
@@ -21,6 +23,47 @@ pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Wri
         .and_then(|()| out.flush())
         .and_then(|()| err.flush());
     code
+}
+
+/// A configuration that can be read may name certificates that cannot be used.
+fn check_certificates(
+    loaded: &Loaded,
+    sources: &Sources,
+    show: bool,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> (u8, io::Result<()>) {
+    let now = i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX);
+    let credentials = sources.credentials_dir();
+    match Acceptor::load(&loaded.config, credentials.as_deref(), None, now) {
+        Ok(acceptor) => {
+            let certificates = acceptor.iter().flat_map(|one| one.certificates());
+            let mut warnings = certificates.filter_map(|one| one.warning(now));
+            let written = warnings.try_for_each(|warning| writeln!(err, "warning: {warning}"));
+            (GOOD, written.and_then(|()| accept(loaded, show, out, err)))
+        }
+        Err(problems) => (BAD, refuse_certificates(loaded, &problems, err)),
+    }
+}
+
+fn refuse_certificates(
+    loaded: &Loaded,
+    problems: &[Problem],
+    err: &mut dyn Write,
+) -> io::Result<()> {
+    for problem in problems {
+        let path = problem.key.split('[').next().unwrap_or_default();
+        match (loaded.origin(path), &loaded.file) {
+            (Origin::File { line, .. }, Some(file)) => {
+                writeln!(err, "{}:{line}: {problem}", file.display())?;
+            }
+            (Origin::Environment(name), _) => writeln!(err, "{name}: {problem}")?,
+            _ => writeln!(err, "{problem}")?,
+        }
+    }
+    let count = problems.len();
+    let noun = if count == 1 { "mistake" } else { "mistakes" };
+    writeln!(err, "{count} {noun}")
 }
 
 fn accept(loaded: &Loaded, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {

@@ -11,13 +11,14 @@
 //! Signals are blocked before the first thread starts, so that only this one gets them. Everything
 //! that may block (reading files, SQLite) happens here or in a worker, never in a reactor.
 
+mod certificates;
 mod engine;
 mod listeners;
 mod reactors;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +40,8 @@ use crate::service::rate_limit::Limiter;
 use crate::store::{Bootstrap, KeyRing, KeyStore, StoreError, StoreWorker};
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Problem;
+use certificates::Certificates;
 use listeners::Listeners;
 use reactors::{Births, Reactors};
 
@@ -99,6 +102,7 @@ struct Daemon {
     store: StoreWorker,
     reactors: Reactors,
     listeners: Listeners,
+    certificates: Certificates,
     phase: Phase,
 }
 
@@ -122,6 +126,8 @@ impl Daemon {
         for warning in &loaded.warnings {
             log::warn!("{}: {}", warning.place, warning.message);
         }
+        let certificates = Certificates::load(&config, sources, None)
+            .map_err(|problems| unusable_certificates(&problems))?;
         let max_connections = max_connections(&config)?;
         let keys = open_store(&config.state_dir)?;
         let listeners = Listeners::open(&config.server.listen)?;
@@ -142,7 +148,7 @@ impl Daemon {
         };
         let heartbeat = notifier.watchdog_interval().map(|interval| interval / 2);
         let reactors = births
-            .start(&parts, max_connections, heartbeat)
+            .start(&parts, &certificates.acceptor(), max_connections, heartbeat)
             .map_err(|error| Failure::os("starting a thread", &error))?;
 
         for address in listeners.addresses() {
@@ -152,7 +158,7 @@ impl Daemon {
             let plain = config.log.format == LogFormat::Text && config.log.file.is_none();
             show_bootstrap_key(&bootstrap, plain && !notifier.is_active());
         }
-        let watch = watch_config(&loaded);
+        let watch = watch_files(&loaded, sources);
         Ok(Daemon {
             sources: sources.clone(),
             loaded,
@@ -165,6 +171,7 @@ impl Daemon {
             store: store.0,
             reactors,
             listeners,
+            certificates,
             phase: Phase::Loading,
         })
     }
@@ -172,6 +179,7 @@ impl Daemon {
     /// Waits for signals, changes of the file and the end of the reactors, until all have ended.
     fn supervise(mut self) -> exit::Code {
         let mut told_at = Instant::now();
+        self.certificates.look(&self.metrics);
         while self.reactors.are_running() {
             if let Err(error) = self.wait() {
                 log::error!("the supervisor cannot wait: {error}");
@@ -180,6 +188,7 @@ impl Daemon {
             }
             self.handle_signals();
             self.handle_file_change();
+            self.certificates.look(&self.metrics);
             self.note_readiness(&mut told_at);
             self.feed_watchdog(&mut told_at);
         }
@@ -196,6 +205,8 @@ impl Daemon {
                 watchdog.map(|interval| limits::SUPERVISOR_WATCHDOG_TICK.min(interval / 2))
             }
         };
+        let look = self.certificates.until_next_look();
+        let patience = patience.into_iter().chain(look).min();
         let (ends, signals) = (self.reactors.ends(), self.signals.as_fd());
         let somebody_ended = match &self.watch {
             Some(watch) => wait_readable([ends, signals, watch.as_fd()], patience)?[0],
@@ -231,9 +242,9 @@ impl Daemon {
 
     fn handle_file_change(&mut self) {
         match self.watch.as_mut().map(FileWatch::changed) {
-            Some(Ok(true)) => self.reload("the file was saved"),
+            Some(Ok(true)) => self.reload("a file was saved"),
             Some(Err(error)) => {
-                log::error!("watching the configuration file: {error}; watching ends");
+                log::error!("watching the configuration's files: {error}; watching ends");
                 self.watch = None;
             }
             Some(Ok(false)) | None => {}
@@ -251,28 +262,49 @@ impl Daemon {
             self.notify(self.notifier.reloading());
         }
         self.store.refresh();
-        let fresh = config::load(&self.sources);
+        let fresh = self.read_anew();
         self.metrics.config_reloads(fresh.is_ok()).inc();
         match fresh {
-            Err(errors) => {
+            Err(text) => {
                 log::error!("{cause}: the configuration stays as it was");
                 // A line break within a line would be escaped.
-                let text = errors.to_string();
                 text.lines().for_each(|line| log::error!("{line}"));
             }
-            Ok(mut fresh) => {
-                let changes = config::diff(&self.loaded.config, &fresh.config);
-                log::info!("{cause}: {}", config::summary(&changes));
-                fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
-                self.log.set_level(fresh.config.log.level);
-                self.log.set_access(fresh.config.log.access);
-                let config = Arc::new(fresh.config.clone());
-                self.reactors.post(|| Message::Apply(config.clone()));
-                self.loaded = fresh;
-            }
+            Ok((loaded, certificates)) => self.put_in_force(cause, loaded, certificates),
         }
         if is_ready {
             self.notify(self.notifier.ready(&self.status()));
+        }
+    }
+
+    /// Everything that a reload may change, or what is wrong with any of it.
+    fn read_anew(&self) -> Result<(Loaded, Certificates), String> {
+        let loaded = config::load(&self.sources).map_err(|errors| errors.to_string())?;
+        let running = Some(&self.certificates);
+        match Certificates::load(&loaded.config, &self.sources, running) {
+            Ok(certificates) => Ok((loaded, certificates)),
+            Err(problems) => Err(lines(&problems)),
+        }
+    }
+
+    fn put_in_force(&mut self, cause: &str, mut fresh: Loaded, certificates: Certificates) {
+        let changes = config::diff(&self.loaded.config, &fresh.config);
+        log::info!("{cause}: {}", config::summary(&changes));
+        fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
+        self.log.set_level(fresh.config.log.level);
+        self.log.set_access(fresh.config.log.access);
+        let config = Arc::new(fresh.config.clone());
+        let acceptor = certificates.acceptor();
+        self.reactors.post(|| Message::Tls(acceptor.clone()));
+        self.reactors.post(|| Message::Apply(config.clone()));
+        self.loaded = fresh;
+        self.certificates = certificates;
+        if let Some(watch) = &mut self.watch {
+            let files = watched_files(&self.loaded, &self.sources);
+            if let Err(error) = watch.watch(&files) {
+                log::error!("watching the configuration's files: {error}; watching ends");
+                self.watch = None;
+            }
         }
     }
 
@@ -449,12 +481,27 @@ fn start_store_worker(
     .map_err(|error| unusable_store(&error))
 }
 
-fn watch_config(loaded: &Loaded) -> Option<FileWatch> {
-    let path = loaded
-        .file
-        .as_ref()
-        .filter(|_| loaded.config.server.watch_config)?;
-    FileWatch::new(path)
-        .inspect_err(|error| log::error!("{} cannot be watched: {error}", path.display()))
+/// What a reload reads: the configuration, and the certificates that it names.
+fn watched_files(loaded: &Loaded, sources: &Sources) -> Vec<PathBuf> {
+    let certificates = certificates::files(&loaded.config, sources);
+    loaded.file.iter().cloned().chain(certificates).collect()
+}
+
+fn watch_files(loaded: &Loaded, sources: &Sources) -> Option<FileWatch> {
+    let files = watched_files(loaded, sources);
+    if !loaded.config.server.watch_config || files.is_empty() {
+        return None;
+    }
+    FileWatch::new(&files)
+        .inspect_err(|error| log::error!("the configuration's files cannot be watched: {error}"))
         .ok()
+}
+
+fn unusable_certificates(problems: &[Problem]) -> Failure {
+    Failure::new(exit::CONFIG, lines(problems))
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(Problem::to_string).collect();
+    lines.join("\n")
 }

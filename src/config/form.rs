@@ -11,7 +11,9 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::problem::quote;
-use super::{EngineKind, Listen, LogFormat, units};
+use super::{
+    ClientCertificates, ClientKey, EngineKind, Listen, LogFormat, Place, TlsVersion, units,
+};
 use crate::limits::config as bounds;
 
 /// The form of a key's value. Ranges are inclusive.
@@ -29,6 +31,10 @@ pub enum Form {
     /// A path; empty text means none.
     Path,
     Addresses,
+    /// Paths of files.
+    Paths,
+    /// Pairs of a client's name and a key.
+    ClientKeys,
 }
 
 /// A value between its text and its field.
@@ -39,6 +45,7 @@ pub enum Value {
     Time(Duration),
     Text(String),
     Addresses(Vec<Listen>),
+    Texts(Vec<String>),
 }
 
 /// Why a value is refused.
@@ -58,6 +65,9 @@ impl Form {
     ) -> Result<Value, (Range<usize>, Refused)> {
         if let (Form::Addresses, DeValue::Array(items)) = (self, value.get_ref()) {
             return self.read_addresses(value.span(), items);
+        }
+        if let (Form::Paths | Form::ClientKeys, DeValue::Array(items)) = (self, value.get_ref()) {
+            return self.read_texts(value.span(), items);
         }
         let read = match (self, value.get_ref()) {
             (Form::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
@@ -91,6 +101,11 @@ impl Form {
                 .then(|| Value::Text(text.to_owned())),
             Form::Text | Form::Path => Some(Value::Text(text.to_owned())),
             Form::Addresses => return self.read_address_list(text),
+            Form::Paths | Form::ClientKeys => {
+                let items = text.split(',').map(|item| item.trim().to_owned());
+                let items = items.filter(|item| !item.is_empty());
+                return self.check_texts(items.collect());
+            }
         };
         value
             .ok_or_else(|| self.refuse(quote(&format!("{text:?}"))))
@@ -109,6 +124,14 @@ impl Form {
             (Form::Text, Value::Text(text)) => !text.trim().is_empty() && is_plain(text),
             (Form::Path, Value::Text(text)) => is_plain(text),
             (Form::Addresses, Value::Addresses(list)) => bounds::ADDRESSES.contains(&list.len()),
+            (Form::Paths, Value::Texts(list)) => {
+                bounds::CERTIFICATE_FILES.contains(&list.len())
+                    && list.iter().all(|text| !text.is_empty() && is_plain(text))
+            }
+            (Form::ClientKeys, Value::Texts(list)) => {
+                bounds::CLIENT_KEYS.contains(&list.len())
+                    && list.iter().all(|text| ClientKey::parse(text).is_some())
+            }
             (Form::Switch, Value::Switch(_)) | (Form::Word(_), Value::Text(_)) => true,
             _ => false,
         };
@@ -134,6 +157,10 @@ impl Form {
                     .iter()
                     .map(|item| toml_string(&item.to_string()))
                     .collect();
+                format!("[{}]", items.join(", "))
+            }
+            (_, Value::Texts(list)) => {
+                let items: Vec<_> = list.iter().map(|item| toml_string(item)).collect();
                 format!("[{}]", items.join(", "))
             }
         }
@@ -162,6 +189,15 @@ impl Form {
                 bounds::ADDRESSES.start(),
                 bounds::ADDRESSES.end()
             ),
+            Form::Paths => format!(
+                "a list of at most {} paths such as [\"/etc/autoglmd/site.pem\"]",
+                bounds::CERTIFICATE_FILES.end()
+            ),
+            Form::ClientKeys => format!(
+                "a list of at most {} pairs such as [\"{}\"]",
+                bounds::CLIENT_KEYS.end(),
+                ClientKey::EXAMPLE
+            ),
         }
     }
 
@@ -176,6 +212,8 @@ impl Form {
             Form::Text => "string",
             Form::Path => "path",
             Form::Addresses => "list of addresses",
+            Form::Paths => "list of paths",
+            Form::ClientKeys => "list of pairs",
         }
     }
 
@@ -198,6 +236,14 @@ impl Form {
             Form::Addresses => (
                 bounds::ADDRESSES.start().to_string(),
                 bounds::ADDRESSES.end().to_string(),
+            ),
+            Form::Paths => (
+                bounds::CERTIFICATE_FILES.start().to_string(),
+                bounds::CERTIFICATE_FILES.end().to_string(),
+            ),
+            Form::ClientKeys => (
+                bounds::CLIENT_KEYS.start().to_string(),
+                bounds::CLIENT_KEYS.end().to_string(),
             ),
         };
         format!("{start} to {end}")
@@ -233,11 +279,55 @@ impl Form {
         self.check_addresses(list)
     }
 
+    fn read_texts(
+        &self,
+        whole: Range<usize>,
+        items: &[Spanned<DeValue<'_>>],
+    ) -> Result<Value, (Range<usize>, Refused)> {
+        let mut list = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            match item.get_ref().as_str() {
+                Some(text) if self.takes_element(text) => list.push(text.to_owned()),
+                _ => {
+                    let found = describe(item.get_ref());
+                    return Err((item.span(), self.refuse_element(index, found)));
+                }
+            }
+        }
+        self.check_texts(list).map_err(|refused| (whole, refused))
+    }
+
+    fn check_texts(&self, list: Vec<String>) -> Result<Value, Refused> {
+        if let Some(index) = list.iter().position(|text| !self.takes_element(text)) {
+            return Err(self.refuse_element(index, quote(&format!("{:?}", list[index]))));
+        }
+        self.check(Value::Texts(list))
+    }
+
+    fn takes_element(&self, text: &str) -> bool {
+        match self {
+            Form::ClientKeys => ClientKey::parse(text).is_some(),
+            _ => !text.is_empty() && is_plain(text),
+        }
+    }
+
+    fn refuse_element(&self, index: usize, found: String) -> Refused {
+        Refused {
+            element: format!("[{index}]"),
+            found,
+            expected: match self {
+                Form::ClientKeys => ClientKey::EXPECTED.to_owned(),
+                _ => format!("a path of 1 to {} bytes", bounds::TEXT_BYTES),
+            },
+        }
+    }
+
     /// The same address twice could only fail later, when it is bound.
     fn check_addresses(&self, list: Vec<Listen>) -> Result<Value, Refused> {
         for (index, item) in list.iter().enumerate() {
-            let any_port = matches!(item, Listen::Tcp(address) if address.port() == 0);
-            if !any_port && list[..index].contains(item) {
+            let any_port = matches!(item.place, Place::Tcp(address) if address.port() == 0);
+            let same = |earlier: &Listen| earlier.place == item.place;
+            if !any_port && list[..index].iter().any(same) {
                 return Err(Refused {
                     element: format!("[{index}]"),
                     found: quote(&format!("{:?} once more", item.to_string())),
@@ -351,6 +441,33 @@ impl Field for Vec<Listen> {
     }
 }
 
+impl Field for Vec<PathBuf> {
+    fn to_value(&self) -> Value {
+        let texts = self.iter().map(|path| path.to_string_lossy().into_owned());
+        Value::Texts(texts.collect())
+    }
+
+    fn from_value(value: Value) -> Option<Vec<PathBuf>> {
+        match value {
+            Value::Texts(list) => Some(list.into_iter().map(PathBuf::from).collect()),
+            _ => None,
+        }
+    }
+}
+
+impl Field for Vec<ClientKey> {
+    fn to_value(&self) -> Value {
+        Value::Texts(self.iter().map(ClientKey::to_string).collect())
+    }
+
+    fn from_value(value: Value) -> Option<Vec<ClientKey>> {
+        match value {
+            Value::Texts(list) => list.iter().map(|text| ClientKey::parse(text)).collect(),
+            _ => None,
+        }
+    }
+}
+
 /// A type whose values are words.
 pub trait Word: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
@@ -366,6 +483,19 @@ impl Word for LogFormat {
         ("text", LogFormat::Text),
         ("json", LogFormat::Json),
         ("journald", LogFormat::Journald),
+    ];
+}
+
+impl Word for TlsVersion {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
+}
+
+impl Word for ClientCertificates {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", ClientCertificates::Off),
+        ("optional", ClientCertificates::Optional),
+        ("required", ClientCertificates::Required),
     ];
 }
 
@@ -464,7 +594,9 @@ impl Form {
                 .map(|word| Value::Text(word.into()))
                 .collect(),
             Form::Switch => vec![Value::Switch(false), Value::Switch(true)],
-            Form::Text | Form::Path | Form::Addresses => Vec::new(),
+            Form::Text | Form::Path | Form::Addresses | Form::Paths | Form::ClientKeys => {
+                Vec::new()
+            }
         }
     }
 }
@@ -483,6 +615,16 @@ mod tests {
         assert_eq!(
             [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
             ["text", "json", "journald"]
+        );
+        assert_eq!([TlsVersion::V12, TlsVersion::V13].map(word), ["1.2", "1.3"]);
+        assert_eq!(
+            [
+                ClientCertificates::Off,
+                ClientCertificates::Optional,
+                ClientCertificates::Required,
+            ]
+            .map(word),
+            ["off", "optional", "required"]
         );
         for level in log::LevelFilter::iter() {
             assert_eq!(word(level), level.as_str().to_lowercase());
@@ -503,6 +645,7 @@ mod tests {
             let forms = [
                 Form::Switch, Form::Number(0..=9), Form::Size(0..=9), Form::Time(0..=9),
                 Form::Word(words::<EngineKind>), Form::Text, Form::Path, Form::Addresses,
+                Form::Paths, Form::ClientKeys,
             ];
             for form in forms {
                 match form.read_text(&text) {

@@ -181,7 +181,7 @@ impl Draft {
         for (name, value) in table {
             let known = SECTIONS
                 .iter()
-                .find(|section| section.name == name.get_ref());
+                .find(|section| section.name == name.get_ref() && !section.name.contains('.'));
             match (known, value.get_ref()) {
                 (Some(section), DeValue::Table(keys)) => self.read_section(document, section, keys),
                 (Some(section), other) => {
@@ -199,6 +199,10 @@ impl Draft {
 
     fn read_section(&mut self, document: &Document, section: &Section, table: &DeTable<'_>) {
         for (name, value) in table {
+            if let Some(inner) = inner_section(section, name.get_ref()) {
+                self.read_inner(document, inner, value);
+                continue;
+            }
             let Some(key) = section.find(name.get_ref()) else {
                 self.in_file
                     .push((name.span(), unknown_in(section, name.get_ref())));
@@ -220,6 +224,18 @@ impl Draft {
                     self.refused.insert(key.path);
                     self.in_file.push((span, message));
                 }
+            }
+        }
+    }
+
+    /// A section within another, such as `[server.tls]`.
+    fn read_inner(&mut self, document: &Document, section: &Section, value: &Spanned<DeValue<'_>>) {
+        match value.get_ref() {
+            DeValue::Table(keys) => self.read_section(document, section, keys),
+            other => {
+                let (name, found) = (section.name, describe(other));
+                let message = format!("{name} is {found}; expected a section: [{name}]");
+                self.in_file.push((value.span(), message));
             }
         }
     }
@@ -381,6 +397,15 @@ fn refusal(key: &Key, refused: &Refused) -> String {
     format!("{}{element} is {found}; expected {expected}", key.path)
 }
 
+/// The section that is called `name` within another.
+fn inner_section(outer: &Section, name: &str) -> Option<&'static Section> {
+    let is_wanted = |section: &&Section| {
+        let inner = section.name.split_once('.');
+        inner.is_some_and(|parts| parts == (outer.name, name))
+    };
+    SECTIONS.iter().find(is_wanted)
+}
+
 /// Whether it was written as `[name]` or `[[name]]`.
 fn is_section(value: &DeValue<'_>) -> bool {
     let first = value.as_array().and_then(|items| items.first());
@@ -405,7 +430,7 @@ fn unknown_at_top(name: &str, is_section: bool) -> String {
     }
     match nearest_key(name) {
         Some(key) => {
-            let section = key.path.split('.').next().unwrap_or_default();
+            let section = key.path.rsplit_once('.').unwrap_or_default().0;
             format!(
                 "{shown} stands in no section; did you mean {} in [{section}]?",
                 key.name

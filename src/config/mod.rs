@@ -30,15 +30,19 @@ mod rules;
 mod schema;
 mod show;
 mod sources;
+mod tls;
 pub mod units;
 
 pub use change::{Change, diff, reloaded, summary};
 pub use load::{Loaded, Origin, load};
 pub use problem::{ConfigErrors, Problem};
 pub use reference::{example, reference};
-pub use schema::{Auth, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server};
+pub use schema::{Auth, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server, Tls};
 pub use show::show;
 pub use sources::{Overrides, Sources};
+pub use tls::{
+    ClientCertificates, ClientIdentity, ClientKey, ClientName, CredentialPath, TlsVersion,
+};
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -46,9 +50,27 @@ use std::path::PathBuf;
 
 use crate::limits::config as bounds;
 
-/// One listening address.
+/// One listening address, and what may be spoken there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Listen {
+pub struct Listen {
+    pub place: Place,
+    pub security: Security,
+}
+
+/// Whether a listener's connections are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// `127.0.0.1:8080`: the first byte of a connection tells, where there are certificates.
+    Sniffed,
+    /// `tls:127.0.0.1:8443`: clear text gets a 400.
+    Tls,
+    /// `clear:127.0.0.1:8080`: a TLS hello is refused.
+    Clear,
+}
+
+/// Where a socket listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
     /// `127.0.0.1:8080`, `[::1]:0`
     Tcp(SocketAddr),
     /// `unix:/run/autoglmd.sock`
@@ -60,50 +82,70 @@ pub enum Listen {
 impl Listen {
     /// The address, if it is one of TCP.
     pub const fn tcp_address(&self) -> Option<SocketAddr> {
-        match self {
-            Listen::Tcp(address) => Some(*address),
-            Listen::Unix(_) | Listen::Inherited(_) => None,
+        match &self.place {
+            Place::Tcp(address) => Some(*address),
+            Place::Unix(_) | Place::Inherited(_) => None,
         }
     }
 
     /// Where the daemon listens when nobody says otherwise: reachable from this machine only.
-    pub const LOOPBACK: Listen =
-        Listen::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080)));
+    pub const LOOPBACK: Listen = Listen {
+        place: Place::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080))),
+        security: Security::Sniffed,
+    };
 
     pub(crate) const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
-        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\"";
+        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\" or \"clear:\" \
+        before it if need be";
 
-    /// Reads the written form. `None` where it is none of the three; see [`Listen::EXPECTED`].
+    /// Reads the written form. `None` where it is none of them; see [`Listen::EXPECTED`].
     pub fn parse(text: &str) -> Option<Listen> {
+        let (security, place) = match text.split_once(':') {
+            Some(("tls", place)) => (Security::Tls, place),
+            Some(("clear", place)) => (Security::Clear, place),
+            _ => (Security::Sniffed, text),
+        };
+        let place = Place::parse(place)?;
+        Some(Listen { place, security })
+    }
+
+    /// Whether only this machine can reach the address. An inherited socket may be anything.
+    pub fn is_local(&self) -> bool {
+        match &self.place {
+            Place::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Place::Unix(_) => true,
+            Place::Inherited(_) => false,
+        }
+    }
+}
+
+impl Place {
+    fn parse(text: &str) -> Option<Place> {
         if let Some(path) = text.strip_prefix("unix:") {
             let fits = (1..=bounds::UNIX_PATH_BYTES).contains(&path.len());
-            return (fits && !path.contains('\0')).then(|| Listen::Unix(path.into()));
+            return (fits && !path.contains('\0')).then(|| Place::Unix(path.into()));
         }
         if let Some(name) = text.strip_prefix("fd:") {
             // The service manager joins the names with colons (sd_listen_fds_with_names(3)).
             let valid = |byte: u8| byte.is_ascii_graphic() && byte != b':';
             let fits = (1..=bounds::DESCRIPTOR_NAME_BYTES).contains(&name.len());
-            return (fits && name.bytes().all(valid)).then(|| Listen::Inherited(name.to_owned()));
+            return (fits && name.bytes().all(valid)).then(|| Place::Inherited(name.to_owned()));
         }
-        text.parse().ok().map(Listen::Tcp)
-    }
-
-    /// Whether only this machine can reach the address. An inherited socket may be anything.
-    pub fn is_local(&self) -> bool {
-        match self {
-            Listen::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Listen::Unix(_) => true,
-            Listen::Inherited(_) => false,
-        }
+        text.parse().ok().map(Place::Tcp)
     }
 }
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Listen::Tcp(address) => write!(f, "{address}"),
-            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
-            Listen::Inherited(name) => write!(f, "fd:{name}"),
+        match self.security {
+            Security::Sniffed => {}
+            Security::Tls => f.write_str("tls:")?,
+            Security::Clear => f.write_str("clear:")?,
+        }
+        match &self.place {
+            Place::Tcp(address) => write!(f, "{address}"),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+            Place::Inherited(name) => write!(f, "fd:{name}"),
         }
     }
 }
@@ -146,6 +188,9 @@ mod tests {
             "[::1]:0",
             "unix:/run/a,b.sock",
             "fd:web",
+            "tls:127.0.0.1:8443",
+            "clear:unix:/run/a.sock",
+            "tls:fd:web",
             &longest,
         ] {
             assert_eq!(Listen::parse(text).expect(text).to_string(), text);
@@ -159,6 +204,8 @@ mod tests {
             "fd:",
             "fd:a:b",
             "fd:a b",
+            "tls:",
+            "tls:clear:127.0.0.1:1",
             &too_long,
         ] {
             assert_eq!(Listen::parse(text), None, "{text}");

@@ -5,7 +5,7 @@
 
 use super::form::word;
 use super::units::{print_duration, print_size_bytes};
-use super::{Config, EngineKind, LogFormat};
+use super::{ClientCertificates, Config, EngineKind, LogFormat, Security};
 
 /// A rule that does not hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         long_uri(config),
         long_default(config),
         journald_file(config),
+        unpaired_keys(config),
+        tls_without_certificate(config),
+        clients_without_authority(config),
+        clients_not_asked(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -89,6 +93,52 @@ fn journald_file(config: &Config) -> Option<Finding> {
     })
 }
 
+fn unpaired_keys(config: &Config) -> Option<Finding> {
+    let (certificates, keys) = (config.tls.certificates.len(), config.tls.keys.len());
+    (keys != 0 && keys != certificates).then(|| Finding {
+        keys: &["server.tls.keys", "server.tls.certificates"],
+        message: format!(
+            "server.tls.keys has {keys} files and server.tls.certificates {certificates}; \
+             expected as many, in the same order, or none where each certificate's file holds its \
+             key too"
+        ),
+    })
+}
+
+fn tls_without_certificate(config: &Config) -> Option<Finding> {
+    let mut listeners = config.server.listen.iter();
+    let listener = listeners.find(|listen| listen.security == Security::Tls)?;
+    config.tls.certificates.is_empty().then(|| Finding {
+        keys: &["server.listen", "server.tls.certificates"],
+        message: format!(
+            "server.listen has \"{listener}\" and server.tls.certificates is empty; TLS needs a \
+             certificate"
+        ),
+    })
+}
+
+fn clients_without_authority(config: &Config) -> Option<Finding> {
+    let asked = config.tls.client_certificates != ClientCertificates::Off;
+    (asked && config.tls.client_ca.is_none()).then(|| Finding {
+        keys: &["server.tls.client_certificates", "server.tls.client_ca"],
+        message: format!(
+            "server.tls.client_certificates is {:?} and server.tls.client_ca names no file; \
+             expected the PEM file of the authorities that sign clients' certificates",
+            word(config.tls.client_certificates)
+        ),
+    })
+}
+
+fn clients_not_asked(config: &Config) -> Option<Finding> {
+    let off = config.tls.client_certificates == ClientCertificates::Off;
+    (off && !config.tls.client_keys.is_empty()).then(|| Finding {
+        keys: &["server.tls.client_keys", "server.tls.client_certificates"],
+        message: "server.tls.client_keys is set and server.tls.client_certificates is \"off\": no \
+                  client is asked for a certificate; expected \"optional\" or \"required\""
+            .to_owned(),
+    })
+}
+
 fn open_door(config: &Config) -> Option<Finding> {
     (!config.auth.enabled).then(|| Finding {
         keys: &["auth.enabled"],
@@ -120,7 +170,7 @@ fn wide_chunk(config: &Config) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Listen, schema};
+    use crate::config::{ClientKey, Listen, schema};
 
     #[test]
     fn the_defaults_break_no_rule() {
@@ -152,7 +202,12 @@ mod tests {
     fn every_rule_speaks_of_keys_that_exist() {
         let mut config = Config::default();
         config.auth.enabled = false;
-        config.server.listen = vec![Listen::Inherited("web".into())];
+        config.server.listen = vec![
+            Listen::parse("fd:web").expect("an address"),
+            Listen::parse("tls:127.0.0.1:1").expect("an address"),
+        ];
+        config.tls.keys = vec!["/tmp/a".into()];
+        config.tls.client_keys = vec![ClientKey::parse("cn:a = b").expect("a pair")];
         config.limits.max_uri = config.limits.max_head + 1;
         config.limits.default_request_timeout = config.limits.max_request_timeout * 2;
         config.log.format = LogFormat::Journald;
@@ -160,8 +215,11 @@ mod tests {
         config.engine.kind = EngineKind::Echo;
         config.engine.context = 16;
         let (errors, warnings) = (errors(&config), warnings(&config));
-        assert_eq!((errors.len(), warnings.len()), (4, 3));
-        for finding in errors.iter().chain(&warnings) {
+        assert_eq!((errors.len(), warnings.len()), (7, 3));
+        config.tls.client_certificates = ClientCertificates::Required;
+        let unsigned = super::errors(&config);
+        assert_eq!(unsigned.len(), 7, "no authority instead of nobody asked");
+        for finding in errors.iter().chain(&warnings).chain(&unsigned) {
             assert!(
                 finding.keys.iter().all(|path| schema::find(path).is_some()),
                 "{finding:?}"

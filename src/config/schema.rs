@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::form::{Field, Form, Value, words};
-use super::{EngineKind, Listen, LogFormat};
+use super::{ClientCertificates, ClientKey, EngineKind, Listen, LogFormat, TlsVersion};
 use crate::limits::config as bounds;
 
-/// A group of keys: a `[section]` of the file.
+/// A group of keys: a `[section]` of the file. A name with a dot is that of a section within
+/// another.
 pub struct Section {
     pub name: &'static str,
     help: &'static str,
@@ -93,7 +94,7 @@ pub fn find(path: &str) -> Option<&'static Key> {
 macro_rules! schema {
     ($(
         $(#[doc = $section_help:literal])+
-        $section:ident: $Section:ident {
+        $section:ident $section_name:literal: $Section:ident {
             $(
                 $(#[doc = $help:literal])+
                 $name:ident: $type:ty = $default:expr, $form:expr, $effect:ident;
@@ -124,11 +125,11 @@ macro_rules! schema {
 
         /// The table, as the functions that walk it see it.
         pub static SECTIONS: &[Section] = &[$(Section {
-            name: stringify!($section),
+            name: $section_name,
             help: concat!($($section_help),+),
             keys: &[$(Key {
                 name: stringify!($name),
-                path: concat!(stringify!($section), ".", stringify!($name)),
+                path: concat!($section_name, ".", stringify!($name)),
                 help: concat!($($help),+),
                 form: $form,
                 effect: Effect::$effect,
@@ -147,28 +148,51 @@ const MIB: usize = 1 << 20;
 
 schema! {
     /// Addresses, threads, and how the daemon ends.
-    server: Server {
+    server "server": Server {
         /// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `unix:/path`, or `fd:NAME` for a
-        /// socket that the service manager passes in.
+        /// socket that the service manager passes in. With `tls:` before it only TLS is spoken
+        /// there, with `clear:` only clear text; without, both are, where there are certificates.
         listen: Vec<Listen> = vec![Listen::LOOPBACK], Form::Addresses, Restart;
         /// Threads that own sockets. One serves tens of thousands of connections.
         reactors: u16 = 1, Form::Number(bounds::REACTORS), Restart;
-        /// Reload when the file is saved, as SIGHUP does.
+        /// Reload when the file, or a certificate that it names, is saved, as SIGHUP does.
         watch_config: bool = false, Form::Switch, Restart;
         /// How long running requests may take to end after SIGTERM.
         drain_timeout: Duration = Duration::from_secs(30),
             Form::Time(bounds::DRAIN_TIMEOUT_MS), Reload;
     }
 
+    /// Certificates. A file may be `credential:NAME`: one that the service manager passes in
+    /// (`LoadCredential=NAME:...`).
+    tls "server.tls": Tls {
+        /// PEM files, each with a certificate and those that lead to its authority. The client's
+        /// server name chooses one; the first serves those that name none of them. None: no TLS.
+        certificates: Vec<PathBuf> = Vec::new(), Form::Paths, Reload;
+        /// PEM files with the private keys, in the order of `certificates`. None: each
+        /// certificate's file holds its key too.
+        keys: Vec<PathBuf> = Vec::new(), Form::Paths, Reload;
+        /// The oldest version that is spoken.
+        min_version: TlsVersion = TlsVersion::V12, Form::Word(words::<TlsVersion>), Reload;
+        /// Whether clients are asked for a certificate: `off`, `optional`, or `required`.
+        client_certificates: ClientCertificates = ClientCertificates::Off,
+            Form::Word(words::<ClientCertificates>), Reload;
+        /// PEM file with the authorities of clients' certificates.
+        client_ca: Option<PathBuf> = None, Form::Path, Reload;
+        /// Which API key a client's certificate stands for where the request brings none:
+        /// `dns:NAME = KEY`, `uri:`, `email:`, `cn:` or `sha256:FINGERPRINT`. KEY is a key's id or
+        /// name. The first that fits is taken.
+        client_keys: Vec<ClientKey> = Vec::new(), Form::ClientKeys, Reload;
+    }
+
     /// Who may ask.
-    auth: Auth {
+    auth "auth": Auth {
         /// Ask for a key. Off is allowed only where every address in `server.listen` is a
         /// loopback address or a Unix socket.
         enabled: bool = true, Form::Switch, Reload;
     }
 
     /// How much a key, or an address without one, may ask for. A key's own limits come first.
-    rate_limit: RateLimit {
+    rate_limit "rate_limit": RateLimit {
         /// Apply the limits of this section.
         enabled: bool = true, Form::Switch, Reload;
         /// Requests a key may make a minute.
@@ -184,7 +208,7 @@ schema! {
     }
 
     /// Bounds of what one connection and one request may cost.
-    limits: Limits {
+    limits "limits": Limits {
         /// Connections at once. 0: as many as the descriptor limit allows, less a reserve.
         max_connections: u32 = 0, Form::Number(bounds::MAX_CONNECTIONS), Restart;
         /// Bytes of a request's head: request line and fields.
@@ -219,7 +243,7 @@ schema! {
     }
 
     /// The model and how it is computed.
-    engine: Engine {
+    engine "engine": Engine {
         /// `llama` computes with llama.cpp; `echo` answers at once with a fixed program, for
         /// measuring the daemon without a model.
         kind: EngineKind = EngineKind::Llama, Form::Word(words::<EngineKind>), Restart;
@@ -241,7 +265,7 @@ schema! {
     }
 
     /// What the daemon tells about itself.
-    log: Log {
+    log "log": Log {
         /// The least important line that is still written.
         level: log::LevelFilter = log::LevelFilter::Info,
             Form::Word(words::<log::LevelFilter>), Reload;
@@ -255,7 +279,7 @@ schema! {
     }
 
     /// Measurements for Prometheus.
-    metrics: Metrics {
+    metrics "metrics": Metrics {
         /// Serve `/metrics` without a key to clients on a loopback address.
         public_on_loopback: bool = false, Form::Switch, Reload;
     }

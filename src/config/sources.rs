@@ -71,6 +71,11 @@ impl Sources {
             .filter(|value| !value.is_empty())
     }
 
+    /// Where the service manager puts what `LoadCredential=` names (systemd.exec(5)).
+    pub fn credentials_dir(&self) -> Option<PathBuf> {
+        self.variable("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+    }
+
     /// The files to look for; the first that exists is taken.
     pub fn candidates(&self) -> Vec<Candidate> {
         if let Some(path) = &self.file {

@@ -167,7 +167,9 @@ impl GlitchBudget {
 
     /// Takes points off: the peer has had work done that explains as many oddities.
     pub fn forgive(&mut self, points: u32) {
-        self.millipoints = self.millipoints.saturating_sub(points.saturating_mul(1_000));
+        self.millipoints = self
+            .millipoints
+            .saturating_sub(points.saturating_mul(1_000));
     }
 
     /// A head or body begins, or goes on after *we* had stopped reading: a new window.

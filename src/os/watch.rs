@@ -1,4 +1,4 @@
-//! Tells when a file may have changed: inotify(7) on the folders that lead to it.
+//! Tells when one of several files may have changed: inotify(7) on the folders that lead to it.
 //!
 //! A watch on the file itself would follow the inode, and most programs that save a file put a new
 //! inode in its place: editors rename, package managers too, and Kubernetes swaps a symbolic link
@@ -21,12 +21,12 @@ use std::path::{self, Component, Path, PathBuf};
 
 use crate::limits::WATCH_LINKS_MAX;
 
-/// Watches one path.
+/// Watches a few paths.
 #[derive(Debug)]
 pub struct FileWatch {
     inotify: OwnedFd,
     /// Absolute, links not resolved.
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     places: HashMap<libc::c_int, Place>,
 }
 
@@ -49,8 +49,8 @@ const MASK: u32 = libc::IN_CLOSE_WRITE
     | libc::IN_ONLYDIR;
 
 impl FileWatch {
-    /// The file need not exist, nor its folder: then the appearance of what is missing is told.
-    pub fn new(path: &Path) -> io::Result<FileWatch> {
+    /// The files need not exist, nor their folders: then the appearance of what is missing is told.
+    pub fn new(paths: &[PathBuf]) -> io::Result<FileWatch> {
         // SAFETY: inotify_init1(2) takes flags only.
         let descriptor = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
         if descriptor < 0 {
@@ -59,14 +59,21 @@ impl FileWatch {
         let mut watch = FileWatch {
             // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
             inotify: unsafe { OwnedFd::from_raw_fd(descriptor) },
-            path: path::absolute(path)?,
+            paths: Vec::new(),
             places: HashMap::new(),
         };
-        watch.follow()?;
+        watch.watch(paths)?;
         Ok(watch)
     }
 
-    /// Reads what happened and says whether the file may have changed; after an error (watches have
+    /// Watches these from now on, and no others.
+    pub fn watch(&mut self, paths: &[PathBuf]) -> io::Result<()> {
+        let paths: io::Result<Vec<_>> = paths.iter().map(path::absolute).collect();
+        self.paths = paths?;
+        self.follow()
+    }
+
+    /// Reads what happened and says whether a file may have changed; after an error (watches have
     /// become too many, or a folder unreadable) it may have as well. Never blocks.
     pub fn changed(&mut self) -> io::Result<bool> {
         let mut changed = false;
@@ -120,10 +127,14 @@ impl FileWatch {
                 .is_ok_and(|found| !found.is_file() || found.nlink() > 1)
     }
 
-    /// Watches each folder that holds a name on the way to the file, and no other.
+    /// Watches each folder that holds a name on the way to a file, and no other.
     fn follow(&mut self) -> io::Result<()> {
         let mut places: HashMap<libc::c_int, Place> = HashMap::new();
-        for (folder, name) in names_on_the_way(&self.path)? {
+        let mut names = Vec::new();
+        for path in &self.paths {
+            names.append(&mut names_on_the_way(path)?);
+        }
+        for (folder, name) in names {
             let watch = add_watch(self.inotify.as_raw_fd(), &folder)?;
             let names = Vec::new();
             places
@@ -255,7 +266,7 @@ mod tests {
         let path = folder.path().join("autoglmd.toml");
         let temporary = folder.path().join("autoglmd.toml~");
         fs::write(&path, "1").unwrap();
-        let mut watch = FileWatch::new(&path).unwrap();
+        let mut watch = FileWatch::new(std::slice::from_ref(&path)).unwrap();
         assert!(changed_by(&mut watch, || fs::write(&path, "2").unwrap()));
         assert!(!changed_by(&mut watch, || fs::write(&temporary, "3").unwrap()));
         assert!(changed_by(&mut watch, || fs::rename(&temporary, &path).unwrap()));
@@ -270,7 +281,7 @@ mod tests {
     fn a_file_that_is_still_being_written_is_not_announced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("autoglmd.toml");
-        let mut watch = FileWatch::new(&path).unwrap();
+        let mut watch = FileWatch::new(std::slice::from_ref(&path)).unwrap();
         let file = fs::File::create(&path).unwrap();
         assert!(!watch.changed().unwrap());
         assert!(changed_by(&mut watch, || drop(file)));
@@ -289,7 +300,7 @@ mod tests {
         };
         publish("..1");
         symlink("..data/autoglmd.toml", at("autoglmd.toml")).unwrap();
-        let mut watch = FileWatch::new(&at("autoglmd.toml")).unwrap();
+        let mut watch = FileWatch::new(&[at("autoglmd.toml")]).unwrap();
         assert!(changed_by(&mut watch, || publish("..2")));
         fs::remove_dir_all(at("..1")).unwrap();
         assert!(changed_by(&mut watch, || publish("..3")));
@@ -307,12 +318,12 @@ mod tests {
         let (link, file) = (here.path().join("link"), there.path().join("file"));
         fs::write(&file, "1").unwrap();
         symlink(&file, &link).unwrap();
-        let mut watch = FileWatch::new(&link).unwrap();
+        let mut watch = FileWatch::new(std::slice::from_ref(&link)).unwrap();
         assert!(changed_by(&mut watch, || fs::write(&file, "2").unwrap()));
 
         let circle = here.path().join("circle");
         symlink("circle", &circle).unwrap();
-        let error = FileWatch::new(&circle).unwrap_err();
+        let error = FileWatch::new(std::slice::from_ref(&circle)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
     }
 
@@ -321,7 +332,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("folder");
         let path = folder.join("file");
-        let mut watch = FileWatch::new(&path).unwrap();
+        let mut watch = FileWatch::new(std::slice::from_ref(&path)).unwrap();
         for _ in 0..2 {
             assert!(changed_by(&mut watch, || fs::create_dir(&folder).unwrap()));
             assert!(changed_by(&mut watch, || fs::write(&path, "1").unwrap()));

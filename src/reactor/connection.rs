@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Invariants:
-//!  1. One place reads the socket (`receive` and `discard`), one writes it (`flush`), one says that
+//!  1. One place reads the socket (`receive` and `discard`), one writes it (`write`), one says that
 //!     the connection is over (the `Pumped::Closed` that `pump` returns).
 //!  2. A direction is tried only while its ready bit is set, and the bit is cleared only by
 //!     `WouldBlock` or a short transfer: so no edge is ever lost.
@@ -24,17 +24,23 @@
 //!  5. Idle, header and body deadlines are set once for each request and never moved: neither
 //!     dripping bytes nor edges without bytes extend them. None of them runs while it is we who do
 //!     not read, or while the answer before is still on its way out.
+//!  6. Under TLS the same rules hold for the same bits: what is read is ciphertext, all plaintext
+//!     of a read is handed on at once, and what was encrypted is output until it is written.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 
-use super::http1::{Context, Waiting};
+use super::http1::{Context, Http1, Waiting};
 use super::protocol::Protocol;
 use super::system::{Edge, System};
+use super::transport::{Arrived, Transport, Wire, encrypt};
+use crate::config::Security;
 use crate::core::Moment;
 use crate::core::deadlines::{DeadlineKind, Deadlines};
 use crate::core::output::{Level, OutputQueue};
+use crate::core::pool::BufferPool;
 use crate::core::readiness::Readiness;
 use crate::engine::Event;
+use crate::error::{ApiError, ErrorCode};
 use crate::limits;
 use crate::offload::CancelReason;
 use crate::service::Peer;
@@ -49,6 +55,7 @@ pub struct Connection<K> {
     /// Bytes that arrived and are not used up: the tail of an incomplete request, or requests that
     /// wait for the one before them. No allocation while empty.
     inbound: Vec<u8>,
+    transport: Transport,
     protocol: Protocol,
 }
 
@@ -132,11 +139,13 @@ pub enum Pumped {
     Waiting,
     /// The budget is used up, not the work.
     Again,
+    /// A step of a handshake is next, and this turn's are used up.
+    Deferred,
     Closed(CloseReason),
 }
 
 impl<K> Connection<K> {
-    pub fn new(socket: K, peer: Peer, now: Moment) -> Connection<K> {
+    pub fn new(socket: K, peer: Peer, security: Security) -> Connection<K> {
         Connection {
             socket,
             peer,
@@ -145,7 +154,8 @@ impl<K> Connection<K> {
             deadlines: Deadlines::new(),
             output: OutputQueue::new(),
             inbound: Vec::new(),
-            protocol: Protocol::new(now),
+            transport: Transport::new(security),
+            protocol: Protocol::new(),
         }
     }
 
@@ -161,7 +171,7 @@ impl<K> Connection<K> {
             Phase::Closing => false,
             Phase::Lingering { .. } => true,
         };
-        (reads, !self.output.is_empty())
+        (reads, self.has_output())
     }
 
     #[cfg(test)]
@@ -187,8 +197,14 @@ impl<K> Connection<K> {
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Open
             && self.inbound.is_empty()
-            && self.output.is_empty()
+            && !self.has_output()
+            && !self.transport.is_handshaking()
             && self.protocol.waiting() == Waiting::Request
+    }
+
+    /// Whether anything waits to be written, encrypted or not yet.
+    fn has_output(&self) -> bool {
+        !self.output.is_empty() || self.transport.wants_write()
     }
 
     /// Remembers an edge. No I/O: that is the pump's, in its turn.
@@ -229,6 +245,10 @@ impl<K> Connection<K> {
     pub fn handle_deadline(&mut self, kind: DeadlineKind, context: &mut Context<'_>) -> Pumped {
         self.deadlines.clear(kind);
         match kind {
+            // The handshake's: there is nobody to whom an answer could be sent.
+            DeadlineKind::Header if self.transport.is_handshaking() => {
+                Pumped::Closed(CloseReason::RequestTimeout)
+            }
             DeadlineKind::Header | DeadlineKind::Body => {
                 self.protocol
                     .handle_late_request(&self.peer, &mut self.output, context);
@@ -251,9 +271,26 @@ impl<K> Connection<K> {
     /// home. The caller closes the socket.
     pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) -> Pumped {
         self.protocol.abandon(reason.cancels_as(), context);
+        self.transport.abandon(reason, context.metrics);
         self.output.clear(context.pool);
         self.release_inbound(context);
         Pumped::Closed(reason)
+    }
+
+    /// Before the socket is closed in good order: TLS says so, if the kernel takes it at once.
+    pub fn say_goodbye<S>(&mut self, reason: CloseReason, system: &mut S, pool: &mut BufferPool)
+    where
+        S: System<Socket = K>,
+    {
+        let in_good_order = matches!(
+            reason,
+            CloseReason::Done | CloseReason::Idle | CloseReason::Drain
+        );
+        let can_write = self.readiness.is_write_ready() && !self.readiness.is_hung_up();
+        if in_good_order && can_write && !self.has_output() && self.transport.close() {
+            // The connection ends either way.
+            let _ = self.write(system, pool);
+        }
     }
 
     /// Forgets what was held back; a buffer that was never taken is not given back.
@@ -275,10 +312,13 @@ impl<K> Connection<K> {
         S: System<Socket = K>,
     {
         let exchanges = self.protocol.exchanges();
+        let was_handshaking = self.transport.is_handshaking();
         match self.advance(system, scratch, context) {
             Ok(pumped) => {
-                if self.protocol.exchanges() != exchanges {
-                    // They were an earlier request's; the present one has its own.
+                let has_shaken_hands = was_handshaking && !self.transport.is_handshaking();
+                if self.protocol.exchanges() != exchanges || has_shaken_hands {
+                    // They were an earlier request's, or the handshake's; the present one has its
+                    // own.
                     self.clear_waiting_deadlines();
                 }
                 self.set_deadlines(context);
@@ -302,9 +342,9 @@ impl<K> Connection<K> {
         if self.readiness.is_hung_up() && !matches!(self.phase, Phase::Lingering { .. }) {
             return Err(CloseReason::Reset);
         }
-        let mut more = false;
+        let mut next = Pumped::Waiting;
         if self.phase == Phase::Open {
-            more = self.receive(system, scratch, context)?;
+            next = self.receive(system, scratch, context)?;
             self.probe_half_closed_peer(context);
             self.protocol
                 .poll_output(&self.peer, &mut self.output, context);
@@ -313,16 +353,22 @@ impl<K> Connection<K> {
             }
         }
         self.flush(system, context)?;
-        if self.phase == Phase::Closing && self.output.is_empty() {
+        if self.phase == Phase::Closing && !self.has_output() && self.transport.close() {
+            self.flush(system, context)?;
+        }
+        if self.phase == Phase::Closing && !self.has_output() {
             self.begin_lingering(system, context)?;
         }
         if let Phase::Lingering { .. } = self.phase {
-            more = self.discard(system, scratch)?;
+            next = self.discard(system, scratch)?;
         }
         // The write may have made room that `receive` stopped for the lack of.
-        more |= self.phase == Phase::Open && self.may_receive(context) && self.has_input();
-        more |= self.phase == Phase::Open && self.protocol.has_output();
-        Ok(if more { Pumped::Again } else { Pumped::Waiting })
+        let may_go_on =
+            (self.may_receive(context) && self.has_input()) || self.protocol.has_output();
+        if next == Pumped::Waiting && self.phase == Phase::Open && may_go_on {
+            next = Pumped::Again;
+        }
+        Ok(next)
     }
 
     /// Whether a further request may be taken in: nothing else is in progress, and the peer takes
@@ -333,7 +379,7 @@ impl<K> Connection<K> {
 
     /// Whether there are bytes to look at, here or in the kernel.
     fn has_input(&self) -> bool {
-        self.readiness.can_read() || self.holds_unseen_bytes()
+        self.readiness.can_read() || self.holds_unseen_bytes() || self.transport.input_is_over()
     }
 
     /// Bytes of the next request that were held back by the last one.
@@ -341,43 +387,91 @@ impl<K> Connection<K> {
         !self.inbound.is_empty() && self.protocol.waiting() == Waiting::Request
     }
 
-    /// Reads and handles requests. `true`: stopped by the budget alone.
+    /// Reads and handles requests, up to its budget.
     fn receive<S>(
         &mut self,
         system: &mut S,
         scratch: &mut [u8],
         context: &mut Context<'_>,
-    ) -> Result<bool, CloseReason>
+    ) -> Result<Pumped, CloseReason>
     where
         S: System<Socket = K>,
     {
         for _ in 0..limits::READS_PER_PUMP {
             if !self.may_receive(context) {
                 self.protocol.handle_pause(context.now);
-                return Ok(false);
+                return Ok(Pumped::Waiting);
             }
             if self.holds_unseen_bytes() {
                 self.handle_held_bytes(context);
+            } else if self.transport.input_is_over() {
+                return self.handle_end_of_input(context);
             } else if !self.readiness.can_read() {
-                return Ok(false);
+                return Ok(Pumped::Waiting);
+            } else if *context.handshake_steps == 0 && self.transport.next_is_dear(context) {
+                return Ok(Pumped::Deferred);
             } else {
-                match system.read(&self.socket, scratch) {
-                    Ok(0) => return self.handle_end_of_input(),
+                let room = self.transport.read_bytes(scratch);
+                match system.read(&self.socket, &mut scratch[..room]) {
+                    Ok(0) => return self.handle_end_of_input(context),
                     Ok(length) => {
-                        if length < scratch.len() {
+                        if length < room {
                             self.readiness.short_read();
                         }
-                        self.handle_bytes(&mut scratch[..length], context);
+                        self.handle_arrival(scratch, length, context)?;
                     }
                     Err(error) => self.handle_read_error(&error)?,
                 }
             }
-            if self.holds_unseen_bytes() {
+            if self.phase != Phase::Open || self.holds_unseen_bytes() {
                 // Its share of requests is used up, or its room; `advance` sees what is left.
-                return Ok(false);
+                return Ok(Pumped::Waiting);
             }
         }
-        Ok(true)
+        Ok(Pumped::Again)
+    }
+
+    /// `length` bytes have been read, which may be TLS's.
+    fn handle_arrival(
+        &mut self,
+        scratch: &mut [u8],
+        length: usize,
+        context: &mut Context<'_>,
+    ) -> Result<(), CloseReason> {
+        let arrived = self
+            .transport
+            .handle_input(scratch, length, &mut self.peer, context);
+        match arrived {
+            Arrived::Input { place, is_open } => {
+                if is_open {
+                    self.protocol
+                        .handle_alpn(self.transport.protocol(), context.now);
+                }
+                if !place.is_empty() {
+                    self.handle_bytes(&mut scratch[place], context);
+                }
+            }
+            Arrived::Failed => {
+                // Neither side can be sure any more of what the other one says.
+                let reason = CloseReason::Reset.cancels_as();
+                self.protocol.abandon(reason, context);
+                self.output.clear(context.pool);
+                self.release_inbound(context);
+                self.phase = Phase::Closing;
+            }
+            Arrived::ClearText => {
+                let error = ApiError::new(ErrorCode::MalformedHttp, ONLY_TLS);
+                Http1::new(context.now).refuse_connection(
+                    error,
+                    &self.peer,
+                    &mut self.output,
+                    context,
+                );
+                self.phase = Phase::Closing;
+            }
+            Arrived::NoTls => return Err(CloseReason::Reset),
+        }
+        Ok(())
     }
 
     /// The usual request is used up where it was read; only a tail is copied.
@@ -411,14 +505,15 @@ impl<K> Connection<K> {
     }
 
     /// The peer's FIN, between two requests or in the middle of one.
-    fn handle_end_of_input(&mut self) -> Result<bool, CloseReason> {
+    fn handle_end_of_input(&mut self, context: &Context<'_>) -> Result<Pumped, CloseReason> {
+        self.transport.handle_end_of_input(context.metrics);
         if self.protocol.handle_end_of_input() {
-            return Ok(false);
+            return Ok(Pumped::Waiting);
         }
-        if !self.output.is_empty() {
+        if self.has_output() {
             // It half-closed after what it had to say, and still waits for our answers.
             self.phase = Phase::Closing;
-            return Ok(false);
+            return Ok(Pumped::Waiting);
         }
         Err(if self.inbound.is_empty() {
             CloseReason::Done
@@ -445,21 +540,21 @@ impl<K> Connection<K> {
         }
     }
 
-    /// The one place that writes: as much of the queue as the kernel takes.
+    /// Writes as much of what waits as the kernel takes.
     fn flush<S>(&mut self, system: &mut S, context: &mut Context<'_>) -> Result<(), CloseReason>
     where
         S: System<Socket = K>,
     {
-        while !self.output.is_empty() && self.readiness.is_write_ready() {
-            let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
-            let count = self.output.io_slices(&mut slices);
-            let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
-            match system.write(&self.socket, &slices[..count]) {
-                Ok(written) => {
-                    if written < offered {
+        while self.has_output() && self.readiness.is_write_ready() {
+            match self.write(system, context.pool) {
+                Ok(Written { offered: 0, .. }) => {
+                    debug_assert!(false, "something waits, and nothing can be written");
+                    break;
+                }
+                Ok(Written { offered, taken }) => {
+                    if taken < offered {
                         self.readiness.blocked_write();
                     }
-                    self.output.advance(written, context.pool);
                     self.deadlines.clear(DeadlineKind::WriteStall);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -476,6 +571,33 @@ impl<K> Connection<K> {
             Level::Hard => return Err(CloseReason::WriteTimeout),
         }
         Ok(())
+    }
+
+    /// The one place that writes, with one call: what waits, or what was made of it by TLS.
+    fn write<S>(&mut self, system: &mut S, pool: &mut BufferPool) -> io::Result<Written>
+    where
+        S: System<Socket = K>,
+    {
+        let mut wire = Wire {
+            system,
+            socket: &self.socket,
+            offered: 0,
+        };
+        let taken = match &mut self.transport {
+            Transport::Tls(session) => {
+                encrypt(session, &mut self.output, pool);
+                session.write_to(&mut wire)?
+            }
+            Transport::Undecided(_) | Transport::Clear => {
+                let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+                let count = self.output.io_slices(&mut slices);
+                let taken = wire.write_vectored(&slices[..count])?;
+                self.output.advance(taken, pool);
+                taken
+            }
+        };
+        let offered = wire.offered;
+        Ok(Written { offered, taken })
     }
 
     fn begin_lingering<S>(
@@ -499,16 +621,16 @@ impl<K> Connection<K> {
     }
 
     /// Reads and forgets until the peer's FIN, within bounds.
-    fn discard<S>(&mut self, system: &mut S, scratch: &mut [u8]) -> Result<bool, CloseReason>
+    fn discard<S>(&mut self, system: &mut S, scratch: &mut [u8]) -> Result<Pumped, CloseReason>
     where
         S: System<Socket = K>,
     {
         let Phase::Lingering { discarded_bytes } = &mut self.phase else {
-            return Ok(false);
+            return Ok(Pumped::Waiting);
         };
         for _ in 0..limits::READS_PER_PUMP {
             if !self.readiness.can_read() {
-                return Ok(false);
+                return Ok(Pumped::Waiting);
             }
             match system.read(&self.socket, scratch) {
                 Ok(0) => return Err(CloseReason::Done),
@@ -528,12 +650,12 @@ impl<K> Connection<K> {
                 Err(_) => return Err(CloseReason::Done),
             }
         }
-        Ok(true)
+        Ok(Pumped::Again)
     }
 
     /// Sets the deadlines of the state that the pump has left the connection in.
     fn set_deadlines(&mut self, context: &Context<'_>) {
-        if !self.output.is_empty() {
+        if self.has_output() {
             let at = context.now + context.config.limits.write_timeout;
             self.deadlines.set_if_unset(DeadlineKind::WriteStall, at);
         }
@@ -557,10 +679,13 @@ impl<K> Connection<K> {
             return None;
         }
         let (now, limits) = (context.now, &context.config.limits);
+        if self.transport.is_handshaking() {
+            return Some((DeadlineKind::Header, now + limits.header_timeout));
+        }
         match self.protocol.waiting() {
             Waiting::Answer { until } => Some((DeadlineKind::Request, until)),
             _ if !self.may_receive(context) => None,
-            Waiting::Request if !self.output.is_empty() => None,
+            Waiting::Request if self.has_output() => None,
             Waiting::Request => Some((DeadlineKind::Idle, now + limits.idle_timeout)),
             Waiting::Head => Some((DeadlineKind::Header, now + limits.header_timeout)),
             Waiting::Body => Some((DeadlineKind::Body, now + limits.body_timeout)),
@@ -573,3 +698,11 @@ impl<K> Connection<K> {
         }
     }
 }
+
+/// What one call of `write` did.
+struct Written {
+    offered: usize,
+    taken: usize,
+}
+
+const ONLY_TLS: &str = "only TLS is spoken on this address: use https://";

@@ -7,7 +7,8 @@
 //! ```text
 //!   1 timeout   0 if the run queue holds work, else until the next timer
 //!   2 poll      the only wait
-//!   3 now       the clock is read once; everybody below agrees about the time
+//!   3 now       the clock is read once; everybody below agrees about the time; handshakes that
+//!               were put off get new steps
 //!   4 mark      edges set readiness bits and queue their connection: no I/O
 //!   5 mailbox   completions and orders of other threads
 //!   6 wheel     deadlines that have passed
@@ -40,7 +41,7 @@ use super::date::DateCache;
 use super::http1::Context;
 use super::message::Message;
 use super::system::{Edge, Source, System};
-use crate::config::Config;
+use crate::config::{Config, Security};
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::gate::Gate;
@@ -58,6 +59,7 @@ use crate::offload::JobKey;
 use crate::offload::mailbox::{Receiver, Sender};
 use crate::service::Service;
 use crate::telemetry::metrics::{Counter, Metrics};
+use crate::tls::Acceptor;
 
 /// What other threads can see of a reactor.
 #[derive(Debug, Default)]
@@ -80,6 +82,9 @@ pub struct Parts<S: System> {
     pub system: S,
     pub service: Service,
     pub config: Arc<Config>,
+    pub tls: Option<Arc<Acceptor>>,
+    /// By listener.
+    pub securities: Vec<Security>,
     pub metrics: Metrics,
     pub mailbox: Receiver<Message<S::Socket>>,
     pub pulse: Arc<Pulse>,
@@ -109,6 +114,10 @@ pub struct Reactor<S: System> {
     shared: Shared,
     wheel: Wheel,
     run_queue: RunQueue,
+    /// Those whose next step is a handshake's and found none left; the first of them come first in
+    /// the next turn.
+    deferred: RunQueue,
+    securities: Vec<Security>,
     idle: IdleList,
     mailbox: Receiver<Message<S::Socket>>,
     neighbours: Vec<Neighbour<S::Socket>>,
@@ -133,6 +142,8 @@ struct Shared {
     marks: Marks,
     date: DateCache,
     draining: bool,
+    tls: Option<Arc<Acceptor>>,
+    handshake_steps: u32,
     metrics: Metrics,
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
@@ -151,6 +162,8 @@ impl Shared {
             marks: self.marks,
             date: self.date.at(self.now),
             draining: self.draining,
+            tls: self.tls.as_ref(),
+            handshake_steps: &mut self.handshake_steps,
             metrics: &self.metrics,
         }
     }
@@ -187,12 +200,16 @@ impl<S: System> Reactor<S> {
                 marks: Marks::DEFAULT,
                 date: DateCache::new(),
                 draining: false,
+                tls: parts.tls,
+                handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN,
                 closed: CloseReason::ALL
                     .map(|reason| parts.metrics.connections_closed(reason.as_str())),
                 metrics: parts.metrics,
             },
             wheel: Wheel::new(now),
             run_queue: RunQueue::new(),
+            deferred: RunQueue::new(),
+            securities: parts.securities,
             idle: IdleList::new(),
             mailbox: parts.mailbox,
             neighbours: parts.neighbours,
@@ -218,6 +235,7 @@ impl<S: System> Reactor<S> {
         let timeout = self.timeout();
         self.system.poll(&mut self.edges, timeout)?;
         self.shared.now = self.system.now();
+        self.resume_handshakes();
         self.mark_edges();
         self.read_mailbox();
         self.expire_deadlines();
@@ -229,7 +247,8 @@ impl<S: System> Reactor<S> {
 
     /// Phase 1: how long the kernel may let us sleep.
     fn timeout(&mut self) -> Option<Duration> {
-        if !self.run_queue.is_empty() || !self.mailbox.sleep() {
+        let has_work = !self.run_queue.is_empty() || !self.deferred.is_empty();
+        if has_work || !self.mailbox.sleep() {
             return Some(Duration::ZERO);
         }
         let now = self.shared.now;
@@ -245,6 +264,19 @@ impl<S: System> Reactor<S> {
             .flatten()
             .min()
             .map(|at| at.since(now))
+    }
+
+    /// A new turn has new steps for handshakes. Those who waited for one are queued before the
+    /// edges of whoever has just come, so that a flood delays everybody and starves nobody.
+    fn resume_handshakes(&mut self) {
+        self.shared.handshake_steps = limits::HANDSHAKE_STEPS_PER_TURN;
+        self.deferred.take_turn();
+        for _ in 0..limits::HANDSHAKE_STEPS_PER_TURN {
+            let Some(key) = self.deferred.pop() else {
+                break;
+            };
+            self.run_queue.push(key);
+        }
     }
 
     /// Phase 4: an edge is remembered, and its connection gets a turn.
@@ -282,8 +314,9 @@ impl<S: System> Reactor<S> {
     fn handle_message(&mut self, message: Message<S::Socket>) {
         match message {
             Message::Engine(key, event) => self.handle_event(key, event),
-            Message::Adopt(socket, peer) => self.adopt(socket, peer),
+            Message::Adopt(socket, peer, security) => self.adopt(socket, peer, security),
             Message::Apply(config) => self.apply(config),
+            Message::Tls(acceptor) => self.shared.tls = acceptor,
             Message::Keys(keys) => self.shared.service.set_keys(keys),
             Message::Drain(patience) => self.begin_drain(patience),
             Message::Stop => {
@@ -391,8 +424,15 @@ impl<S: System> Reactor<S> {
         if let Some(at) = connection.deadlines().wheel_move(self.wheel.scheduled(key)) {
             self.wheel.schedule(key, at);
         }
-        if pumped == Pumped::Again {
-            self.run_queue.push(key);
+        match pumped {
+            Pumped::Again => {
+                self.run_queue.push(key);
+            }
+            Pumped::Deferred => {
+                self.shared.metrics.tls_handshakes_deferred.inc();
+                self.deferred.push(key);
+            }
+            Pumped::Waiting | Pumped::Closed(_) => {}
         }
     }
 
@@ -401,8 +441,11 @@ impl<S: System> Reactor<S> {
         let Some(mut connection) = self.slots.retire(key) else {
             return;
         };
-        let context = &mut self.shared.context(key);
-        let _ = isolated(|| connection.abandon(reason, context));
+        let (context, system) = (&mut self.shared.context(key), &mut self.system);
+        let _ = isolated(|| {
+            connection.say_goodbye(reason, system, context.pool);
+            connection.abandon(reason, context)
+        });
         self.system.close(connection.into_socket());
         self.wheel.cancel(key);
         self.idle.remove(key);

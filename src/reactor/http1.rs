@@ -23,6 +23,7 @@
 
 mod answer;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use answer::AnswerFraming;
@@ -42,6 +43,7 @@ use crate::limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::service::{Admitted, Exchange, Flow, Peer, Refusal, Service};
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Acceptor;
 
 /// What a connection's protocol may use while it is at work: its reactor's tools.
 pub struct Context<'a> {
@@ -57,6 +59,10 @@ pub struct Context<'a> {
     pub date: &'a [u8; 29],
     /// Every answer is the last one of its connection.
     pub draining: bool,
+    /// What TLS sessions are made from; none where there is no certificate.
+    pub tls: Option<&'a Arc<Acceptor>>,
+    /// Steps of handshakes that are left in this turn.
+    pub handshake_steps: &'a mut u32,
     pub metrics: &'a Metrics,
 }
 
@@ -132,6 +138,17 @@ impl Http1 {
     /// Whether this request's job still has somebody who waits for it.
     pub fn awaits(&self, request: u32) -> bool {
         matches!(self.stage, Stage::Answering(_)) && self.request == request
+    }
+
+    /// Answers what is no request of this connection, and ends it.
+    pub fn refuse_connection(
+        &mut self,
+        error: ApiError,
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let _ = self.refuse_received(error, peer, output, context);
     }
 
     /// `count` bytes have come, which [`Http1::handle_input`] is given next. A request that comes

@@ -235,12 +235,7 @@ impl Http2 {
         }
     }
 
-    fn handle_stream_deadline(
-        &mut self,
-        id: u32,
-        output: &OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    fn handle_stream_deadline(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
         let now = context.now;
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
@@ -327,12 +322,7 @@ impl Http2 {
 
     /// Lets h2 read, write and hand over requests until nothing moves any more. Gives the number
     /// of requests.
-    fn drive(
-        &mut self,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> u32 {
+    fn drive(&mut self, peer: &Peer, output: &mut OutputQueue, context: &mut Context<'_>) -> u32 {
         let mut accepted = 0;
         loop {
             accepted += self.take_requests(peer, output, context);
@@ -426,6 +416,8 @@ impl Http2 {
                 resets += 1;
             } else if let Stage::Receiving(_) = stream.stage {
                 self.receive(id, output, context);
+            } else if stream.pieces.is_some() {
+                self.receive_pieces(id, output, context);
             }
         }
         self.tally.touched = touched;
@@ -482,7 +474,9 @@ impl Http2 {
                 service.abandon_admitted(receiving.admitted, reason, now);
             }
             Stage::Answering(exchange) => {
-                self.orphans.insert(id);
+                if exchange.has_job() {
+                    self.orphans.insert(id);
+                }
                 service.abandon(exchange, reason, now);
             }
             Stage::Sending => {}

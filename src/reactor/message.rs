@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Security};
 use crate::engine::{Deliver, Event};
 use crate::offload::JobKey;
 use crate::offload::mailbox::Sender;
 use crate::service::Peer;
 use crate::store::KeyRing;
+use crate::tls::Acceptor;
 
 /// One letter in a reactor's mailbox.
 #[derive(Debug)]
@@ -16,9 +17,11 @@ pub enum Message<K> {
     /// News of a job.
     Engine(JobKey, Event),
     /// The accepting reactor gives this one a connection.
-    Adopt(K, Peer),
+    Adopt(K, Peer, Security),
     /// A new configuration is in force.
     Apply(Arc<Config>),
+    /// New connections use this from now on; `None`: there is no TLS.
+    Tls(Option<Arc<Acceptor>>),
     /// The keys have changed.
     Keys(Arc<KeyRing>),
     /// Take no new work; end when the running requests have ended, or after this time.

@@ -4,7 +4,7 @@
 //!
 //! * [`system`]: what the loop asks of the kernel, as a trait; [`real`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
-//! * [`connection`]: one socket and its pump;
+//! * [`connection`]: one socket and its pump; [`transport`]: TLS below it, or nothing;
 //! * [`protocol`]: which of the two a connection speaks;
 //! * [`http1`], [`http2`]: each between its codec and the service;
 //! * [`message`]: what other threads may tell the loop;
@@ -21,3 +21,4 @@ pub mod real;
 #[cfg(test)]
 mod simulation;
 pub mod system;
+mod transport;

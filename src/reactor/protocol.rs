@@ -17,7 +17,6 @@ pub enum Protocol {
     /// Too little has come to tell: nothing, or a beginning of HTTP/2's preface. Whatever goes
     /// wrong until then is HTTP/1's to answer.
     Undecided {
-        http1: Http1,
         has_begun: bool,
     },
     Http1(Http1),
@@ -25,18 +24,17 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub fn new(now: Moment) -> Protocol {
-        Protocol::Undecided {
-            http1: Http1::new(now),
-            has_begun: false,
-        }
+    pub const fn new() -> Protocol {
+        Protocol::Undecided { has_begun: false }
     }
 
     // ---- getters ----
 
     pub fn waiting(&self) -> Waiting {
         match self {
-            Protocol::Undecided { has_begun: true, .. } => Waiting::Head,
+            Protocol::Undecided {
+                has_begun: true, ..
+            } => Waiting::Head,
             Protocol::Undecided { .. } => Waiting::Request,
             Protocol::Http1(http1) => http1.waiting(),
             Protocol::Http2(http2) => http2.waiting(),
@@ -46,7 +44,8 @@ impl Protocol {
     /// How many requests have been answered, or refused.
     pub fn exchanges(&self) -> u32 {
         match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.exchanges(),
+            Protocol::Undecided { .. } => 0,
+            Protocol::Http1(http1) => http1.exchanges(),
             Protocol::Http2(http2) => http2.exchanges(),
         }
     }
@@ -54,14 +53,16 @@ impl Protocol {
     /// Whether bytes may be handed in.
     pub fn is_receptive(&self) -> bool {
         match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.is_receptive(),
+            Protocol::Undecided { .. } => true,
+            Protocol::Http1(http1) => http1.is_receptive(),
             Protocol::Http2(http2) => http2.is_receptive(),
         }
     }
 
     pub fn is_over(&self) -> bool {
         match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.is_over(),
+            Protocol::Undecided { .. } => false,
+            Protocol::Http1(http1) => http1.is_over(),
             Protocol::Http2(http2) => http2.is_over(),
         }
     }
@@ -86,6 +87,15 @@ impl Protocol {
 
     // ---- handle ----
 
+    /// The handshake has agreed on a protocol (RFC 7301); `None` leaves it to the first bytes.
+    pub fn handle_alpn(&mut self, agreed: Option<&[u8]>, now: Moment) {
+        match agreed {
+            Some(b"h2") => *self = Protocol::Http2(Box::new(Http2::new(now))),
+            Some(b"http/1.1") => *self = Protocol::Http1(Http1::new(now)),
+            _ => {}
+        }
+    }
+
     /// `count` bytes have come, which [`Protocol::handle_input`] is given next.
     pub fn handle_arrival(
         &mut self,
@@ -94,20 +104,16 @@ impl Protocol {
         output: &mut OutputQueue,
         context: &mut Context<'_>,
     ) {
-        match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
-                http1.handle_arrival(count, peer, output, context);
-            }
-            // Its bodies have their deadlines, and a frame that drips has its own.
-            Protocol::Http2(_) => {}
+        // HTTP/2's bodies have their deadlines, and a frame or a preface that drips has its own.
+        if let Protocol::Http1(http1) = self {
+            http1.handle_arrival(count, peer, output, context);
         }
     }
 
     /// Nothing is read until `now`: that nothing comes is not the peer's fault.
     pub fn handle_pause(&mut self, now: Moment) {
-        match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => http1.handle_pause(now),
-            Protocol::Http2(_) => {}
+        if let Protocol::Http1(http1) = self {
+            http1.handle_pause(now);
         }
     }
 
@@ -119,9 +125,9 @@ impl Protocol {
         output: &mut OutputQueue,
         context: &mut Context<'_>,
     ) -> Used {
-        if let Protocol::Undecided { http1, has_begun } = self {
+        if let Protocol::Undecided { has_begun } = self {
             match sniff(input) {
-                Sniffed::Undecided if !http1.is_over() => {
+                Sniffed::Undecided => {
                     *has_begun = !input.is_empty();
                     return Used {
                         consumed: 0,
@@ -130,13 +136,13 @@ impl Protocol {
                 }
                 Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(context.now))),
                 // What is neither is refused by HTTP/1, which says why.
-                Sniffed::Undecided | Sniffed::Http1 | Sniffed::Tls => self.become_http1(context),
+                Sniffed::Http1 | Sniffed::Tls => {
+                    self.http1(context.now)
+                        .handle_arrival(input.len(), peer, output, context);
+                }
             }
         }
         match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
-                http1.handle_input(input, peer, output, context)
-            }
             Protocol::Http2(http2) => {
                 http2.handle_input(input, peer, output, context);
                 Used {
@@ -144,13 +150,22 @@ impl Protocol {
                     keep: input.len(),
                 }
             }
+            Protocol::Undecided { .. } | Protocol::Http1(_) => {
+                let http1 = self.http1(context.now);
+                http1.handle_input(input, peer, output, context)
+            }
         }
     }
 
-    fn become_http1(&mut self, context: &Context<'_>) {
-        let undecided = std::mem::replace(self, Protocol::Http1(Http1::new(context.now)));
-        if let Protocol::Undecided { http1, .. } = undecided {
-            *self = Protocol::Http1(http1);
+    /// HTTP/1 from now on, where nothing else is decided.
+    fn http1(&mut self, now: Moment) -> &mut Http1 {
+        if !matches!(self, Protocol::Http1(_)) {
+            *self = Protocol::Http1(Http1::new(now));
+        }
+        match self {
+            Protocol::Http1(http1) => http1,
+            // It has just been made.
+            Protocol::Undecided { .. } | Protocol::Http2(_) => unreachable!(),
         }
     }
 
@@ -186,11 +201,9 @@ impl Protocol {
         context: &mut Context<'_>,
     ) {
         let waiting = self.waiting();
-        match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
-                http1.handle_late_request(waiting, peer, output, context);
-            }
-            Protocol::Http2(_) => {}
+        if !matches!(self, Protocol::Http2(_)) {
+            let http1 = self.http1(context.now);
+            http1.handle_late_request(waiting, peer, output, context);
         }
     }
 
@@ -239,9 +252,8 @@ impl Protocol {
     /// The connection ends: nobody waits for the answer any more.
     pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
         match self {
-            Protocol::Undecided { http1, .. } | Protocol::Http1(http1) => {
-                http1.abandon(reason, context);
-            }
+            Protocol::Undecided { .. } => {}
+            Protocol::Http1(http1) => http1.abandon(reason, context),
             Protocol::Http2(http2) => http2.abandon(reason, context),
         }
     }

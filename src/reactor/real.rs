@@ -98,7 +98,7 @@ impl System for Epoll {
             Some(address) => PeerAddress::Ip(address.ip().to_canonical()),
             None => PeerAddress::Unix,
         };
-        Ok((socket, Peer { address }))
+        Ok((socket, Peer::new(address)))
     }
 
     fn listeners(&self) -> usize {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::config::{ClientIdentity, ClientKey};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::store::{KeyRecord, KeyRing, Scopes, Standing};
@@ -18,16 +19,26 @@ pub struct Caller {
     pub account: Arc<Account>,
 }
 
-/// The record of the valid key that a request presents.
+/// The record of the valid key that a request presents or, if it presents none, of the one that its
+/// client's certificate stands for.
 pub fn authenticate<'r>(
     request: &Request<'_>,
+    client: Option<&ClientIdentity>,
+    known: &[ClientKey],
     keys: &'r KeyRing,
     wall_clock: fn() -> u64,
 ) -> Result<&'r Arc<KeyRecord>, ApiError> {
-    let presented = credentials(request)?;
-    let Some(record) = keys.find(presented) else {
-        let message = "the key is not known; make one with `autoglmd key create`";
-        return Err(ApiError::new(ErrorCode::InvalidKey, message));
+    let record = match credentials(request) {
+        Ok(presented) => keys.find(presented).ok_or_else(|| {
+            let message = "the key is not known; make one with `autoglmd key create`";
+            ApiError::new(ErrorCode::InvalidKey, message)
+        })?,
+        // A key that was sent and cannot be read is a mistake that the certificate does not hide.
+        Err(missing) if sends_credentials(request) => return Err(missing),
+        Err(missing) => match client.and_then(|client| key_of_client(client, known, keys)) {
+            Some(record) => record,
+            None => return Err(missing),
+        },
     };
     // Most keys never expire, so most requests ask no clock.
     let now = record.expires_at.map_or(0, |_| wall_clock());
@@ -52,6 +63,21 @@ pub fn require(record: &KeyRecord, scope: Scopes) -> Result<(), ApiError> {
     let held = record.scopes;
     let message = format!("this needs the scope `{scope}`; the key has `{held}`");
     Err(ApiError::new(ErrorCode::InsufficientScope, message))
+}
+
+/// The key that `server.tls.client_keys` gives this client. Asked for each request, so that a
+/// reload is in force on connections that are open already.
+fn key_of_client<'r>(
+    client: &ClientIdentity,
+    known: &[ClientKey],
+    keys: &'r KeyRing,
+) -> Option<&'r Arc<KeyRecord>> {
+    let pair = known.iter().find(|pair| pair.fits(client))?;
+    keys.find_named(&pair.key)
+}
+
+fn sends_credentials(request: &Request<'_>) -> bool {
+    request.header("authorization").is_some() || request.header("x-api-key").is_some()
 }
 
 /// The key in `Authorization: Bearer KEY` (RFC 6750, section 2.1; schemes are compared without

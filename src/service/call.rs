@@ -6,7 +6,9 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use crate::config::ClientIdentity;
 use crate::core::Moment;
 use crate::error::ApiError;
 use crate::http::Method;
@@ -14,13 +16,25 @@ use crate::offload::Permit;
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
 use super::auth::Caller;
+use super::form::{Form, Media};
 use super::rate_limit::Level;
 use super::router::{Route, Row};
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub address: PeerAddress,
+    /// Who it is by its certificate, if it was asked for one and has one.
+    pub client: Option<Arc<ClientIdentity>>,
+}
+
+impl Peer {
+    pub const fn new(address: PeerAddress) -> Peer {
+        Peer {
+            address,
+            client: None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +74,10 @@ pub struct Call {
     /// The key's buckets after this request, for the `x-ratelimit-*` fields.
     pub requests: Option<Level>,
     pub tokens: Option<Level>,
+    /// What the head says about bodies, this way and that.
+    pub media: Media,
+    /// In which form it is answered.
+    pub form: Form,
 }
 
 impl Call {
@@ -77,6 +95,8 @@ impl Call {
             caller: None,
             requests: None,
             tokens: None,
+            media: Media::default(),
+            form: Form::Json,
         }
     }
 
@@ -89,9 +109,21 @@ impl Call {
     }
 }
 
+/// How a request's body reaches the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Collected first: [`super::Service::handle`] gets all of it.
+    Whole,
+    /// As it comes, over HTTP/2 alone: [`super::Service::open`], then
+    /// [`super::Service::handle_data`] for each piece. The client may wait for an answer to the
+    /// first piece before it sends the next.
+    Pieces,
+}
+
 /// A request whose head was found good; its body may be read.
 #[derive(Debug)]
 pub struct Admitted {
+    pub intake: Intake,
     /// Bytes of body that this route takes at most; 0 where it takes none.
     pub body_limit: usize,
     pub(super) call: Call,

@@ -1,6 +1,6 @@
 //! A running generation: from its job's events to an answer's last byte.
 //!
-//! Owns the [`Exchange`]. Must never wait: what it needs to know later comes as an event, a
+//! Owns the [`Exchange`], of which a generation is the most usual kind. Must never wait: what it needs to know later comes as an event, a
 //! deadline or room in the output.
 //!
 //! States of an answer:
@@ -39,15 +39,28 @@ use crate::offload::{CancelReason, Ticket};
 use crate::telemetry::access::Generation;
 
 use super::call::Call;
+use super::form::{self, Form};
+use super::health::Watch;
 use super::ledger::Outcome;
-use super::page::{EVENT_STREAM, ErrorBody, JSON, Page, write_json};
+use super::page::Page;
 use super::rate_limit::Rate;
+use super::reflection::Dialogue;
 use super::selection::{AnswerObject, Selection};
 use super::{Flow, Service};
 
+/// A request whose answer is not complete yet.
+#[derive(Debug)]
+pub enum Exchange {
+    Generation(Running),
+    /// Without a job: a client that watches the daemon's health.
+    HealthWatch(Watch),
+    /// Without a job: a client that asks about the schema.
+    Reflection(Dialogue),
+}
+
 /// A request whose job runs.
 #[derive(Debug)]
-pub struct Exchange {
+pub struct Running {
     pub(super) call: Call,
     pub(super) work: Work,
 }
@@ -100,12 +113,29 @@ pub(super) struct Reserved {
 }
 
 impl Exchange {
+    /// Whether a job runs for it, whose terminal event will come in any case.
+    pub const fn has_job(&self) -> bool {
+        matches!(self, Exchange::Generation(_))
+    }
+
     /// When [`Service::handle_deadline`] wants to be called, if nothing happens before. It moves
     /// with every event, so it is read again after each call.
     pub fn next_deadline(&self) -> Moment {
+        match self {
+            Exchange::Generation(running) => running.next_deadline(),
+            Exchange::HealthWatch(watch) => watch.next_deadline(),
+            Exchange::Reflection(dialogue) => dialogue.next_deadline(),
+        }
+    }
+}
+
+impl Running {
+    fn next_deadline(&self) -> Moment {
         match &self.work.delivery {
-            Delivery::Whole => self.work.deadline,
-            Delivery::Stream(stream) => self.work.deadline.min(stream.ping_due()),
+            Delivery::Stream(stream) if !self.call.form.is_grpc() => {
+                self.work.deadline.min(stream.ping_due())
+            }
+            _ => self.work.deadline,
         }
     }
 }
@@ -119,17 +149,21 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) -> Flow {
+        let Exchange::Generation(running) = exchange else {
+            // Of an earlier request's job; the caller's own check is stricter.
+            return Flow::Open;
+        };
         match event {
             Event::Token { text } => {
-                self.handle_token(exchange, &text, now, reply);
+                self.handle_token(running, &text, now, reply);
                 Flow::Open
             }
             Event::Done(done) => {
-                self.handle_done(exchange, *done, now, reply);
+                self.handle_done(running, *done, now, reply);
                 Flow::Finished
             }
             Event::Failed(failed) => {
-                self.handle_failed(exchange, *failed, now, reply);
+                self.handle_failed(running, *failed, now, reply);
                 Flow::Finished
             }
         }
@@ -143,7 +177,12 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) -> Flow {
-        let Exchange { call, work } = exchange;
+        let running = match exchange {
+            Exchange::Generation(running) => running,
+            Exchange::HealthWatch(watch) => return self.look_at_health(watch, now, reply),
+            Exchange::Reflection(dialogue) => return self.look_at_questions(dialogue, now, reply),
+        };
+        let Running { call, work } = running;
         if now >= work.deadline {
             work.ticket.cancel(CancelReason::Deadline);
             let failed = Failed {
@@ -153,10 +192,11 @@ impl Service {
                 usage: Usage::default(),
                 timings: Timings::default(),
             };
-            self.handle_failed(exchange, failed, now, reply);
+            self.handle_failed(running, failed, now, reply);
             return Flow::Finished;
         }
         if let Delivery::Stream(stream) = &mut work.delivery
+            && !call.form.is_grpc()
             && now >= stream.ping_due()
         {
             // A full output shows by itself that the connection lives.
@@ -173,10 +213,11 @@ impl Service {
 
     /// The output queue fell below its low mark: grants the credit that was held back.
     pub fn handle_room(&mut self, exchange: &mut Exchange) {
-        if let Delivery::Stream(stream) = &mut exchange.work.delivery
+        if let Exchange::Generation(Running { work, .. }) = exchange
+            && let Delivery::Stream(stream) = &mut work.delivery
             && stream.held_credit > 0
         {
-            exchange.work.ticket.grant(stream.held_credit);
+            work.ticket.grant(stream.held_credit);
             stream.held_credit = 0;
         }
     }
@@ -186,7 +227,13 @@ impl Service {
     /// The reservation of tokens stays taken: how much the job has cost is never learnt here, and
     /// whoever hangs up must not get for nothing what others pay for.
     pub fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {
-        let Exchange { call, work } = *exchange;
+        let Running { call, work } = match *exchange {
+            Exchange::Generation(running) => running,
+            Exchange::HealthWatch(watch) => return self.abandon_watch(&watch, reason, now),
+            Exchange::Reflection(dialogue) => {
+                return self.abandon_dialogue(&dialogue, reason, now);
+            }
+        };
         work.ticket.cancel(reason);
         let bytes = work.bytes_sent();
         let outcome = Outcome::Abandoned { bytes, reason };
@@ -195,12 +242,12 @@ impl Service {
 
     fn handle_token(
         &mut self,
-        exchange: &mut Exchange,
+        running: &mut Running,
         text: &str,
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        let Exchange { call, work } = exchange;
+        let Running { call, work } = running;
         work.text.push_str(text);
         // An answer in one piece has no credit, so the engine sends no such event for it.
         let Delivery::Stream(stream) = &mut work.delivery else {
@@ -214,7 +261,7 @@ impl Service {
         let code = stream.extractor.push(text);
         if !code.is_empty() {
             self.page.body.clear();
-            stream.append_delta(&mut self.page, &code);
+            stream.append_delta(&mut self.page, call.form, &code);
             stream.send(&mut self.page, call, now, reply);
         }
         if reply.has_room() {
@@ -226,12 +273,12 @@ impl Service {
 
     fn handle_done(
         &mut self,
-        exchange: &mut Exchange,
+        running: &mut Running,
         mut done: Done,
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        let Exchange { call, work } = exchange;
+        let Running { call, work } = running;
         let usage = done.usage;
         work.settle(call, &usage, now);
         let first_token = self.observe_speed(call, work, &usage, &done.timings);
@@ -241,22 +288,22 @@ impl Service {
                 let code = extract(&work.text, work.language);
                 let object = work.answer(call, &code, &done, self.model.as_ref(), now);
                 self.page.begin(call);
-                write_json(&mut self.page.body, &object);
+                form::append_answer(&mut self.page, call.form, &object);
                 let (auth, total) = (work.submitted - call.started, now - call.started);
                 self.page
                     .push_server_timing(auth, Some(&done.timings), total);
                 self.page.fields.push("cache-control", "no-store");
-                self.page.send(200, Some(JSON), reply)
+                form::send_answer(&mut self.page, call, reply)
             }
             Delivery::Stream(stream) => {
                 let rest = stream.end(&done.text);
                 self.page.body.clear();
-                stream.append_delta(&mut self.page, &rest);
+                stream.append_delta(&mut self.page, call.form, &rest);
                 work.text.push_str(&done.text);
                 let code = std::mem::take(&mut stream.code);
                 let object = work.answer(call, &code, &done, self.model.as_ref(), now);
-                self.page.append_event("done", &object);
-                work.finish_stream(&mut self.page, call, now, reply)
+                form::append_done(&mut self.page, call.form, &object);
+                work.finish_stream(&mut self.page, call, None, now, reply)
             }
         };
         let status = 200;
@@ -267,12 +314,12 @@ impl Service {
 
     fn handle_failed(
         &mut self,
-        exchange: &mut Exchange,
+        running: &mut Running,
         failed: Failed,
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        let Exchange { call, work } = exchange;
+        let Running { call, work } = running;
         work.settle(call, &failed.usage, now);
         let mut error = failure(&failed);
         match (failed.reason, error.code) {
@@ -296,10 +343,9 @@ impl Service {
         match &mut work.delivery {
             Delivery::Stream(stream) if stream.is_flowing => {
                 self.page.body.clear();
-                stream.append_delta(&mut self.page, &rest);
-                self.page
-                    .append_event("error", &ErrorBody::new(&error, call));
-                let bytes = work.finish_stream(&mut self.page, call, now, reply);
+                stream.append_delta(&mut self.page, call.form, &rest);
+                form::append_error(&mut self.page, call, &error);
+                let bytes = work.finish_stream(&mut self.page, call, Some(&error), now, reply);
                 let (status, code) = (200, error.code);
                 let outcome = Outcome::Failed {
                     status,
@@ -393,12 +439,16 @@ impl Work {
         &mut self,
         page: &mut Page,
         call: &Call,
+        error: Option<&ApiError>,
         now: Moment,
         reply: &mut dyn Reply,
     ) -> u64 {
         if let Delivery::Stream(stream) = &mut self.delivery {
-            stream.send(page, call, now, reply);
-            reply.finish();
+            // An error of gRPC is no part of the body.
+            if !page.body.is_empty() {
+                stream.send(page, call, now, reply);
+            }
+            form::end(call, error, reply);
         }
         self.bytes_sent()
     }
@@ -429,9 +479,9 @@ impl Stream {
         rest
     }
 
-    fn append_delta(&mut self, page: &mut Page, code: &str) {
+    fn append_delta(&mut self, page: &mut Page, form: Form, code: &str) {
         if !code.is_empty() {
-            page.append_event("delta", &Delta { text: code });
+            form::append_delta(page, form, code);
             self.code.push_str(code);
         }
     }
@@ -444,7 +494,7 @@ impl Stream {
             page.fields.push("cache-control", "no-store");
             // nginx holds answers back to fill its buffers, unless told so.
             page.fields.push("x-accel-buffering", "no");
-            page.send_head(200, EVENT_STREAM, reply);
+            form::start(page, call, reply);
         }
         reply.data(&page.body);
         self.bytes += page.body.len() as u64;
@@ -463,8 +513,8 @@ impl Reserved {
 }
 
 #[derive(Serialize)]
-struct Delta<'a> {
-    text: &'a str,
+pub(super) struct Delta<'a> {
+    pub text: &'a str,
 }
 
 /// A failed job in the catalogue's words.

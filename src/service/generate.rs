@@ -1,21 +1,26 @@
-//! `POST /api/v1/generate`: from a complete request to a job that runs.
+//! `POST /api/v1/generate` and its siblings of gRPC: from a complete request to a job that runs.
 //!
 //! Whatever can be wrong with a request is found here, before the engine hears of it: the body, the
 //! model, the key's tokens a minute. The job's events are [`super::exchange`]'s business.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::core::Moment;
 use crate::engine::{Job, Prompt, Refused};
 use crate::error::{ApiError, ErrorCode};
-use crate::http::negotiate::{MediaType, choose};
+use crate::grpc::{Encoding, frame};
+use crate::http::negotiate::{ContentType, MediaType};
 use crate::http::{Reply, Request};
 use crate::limits;
 use crate::offload::{JobKey, Permit, Ticket};
 
 use super::body::excerpt;
 use super::call::{Admitted, Call};
-use super::exchange::{Delivery, Exchange, Reserved, Stream, Work};
+use super::exchange::{Delivery, Exchange, Reserved, Running, Stream, Work};
+use super::form::Form;
+use super::message::{no_stream, read_request};
+use super::router::Route;
 use super::selection::Selection;
 use super::validate::GenerateRequest;
 use super::{Service, milliseconds_up};
@@ -35,7 +40,7 @@ impl Service {
             mut call, permit, ..
         } = admitted;
         match self.submit(&mut call, permit, request, body, key, now) {
-            Ok(work) => Some(Box::new(Exchange { call, work })),
+            Ok(work) => Some(Box::new(Exchange::Generation(Running { call, work }))),
             Err(error) => {
                 self.fail(&call, &error, None, now, reply);
                 None
@@ -55,11 +60,11 @@ impl Service {
         if self.is_draining {
             return Err(refusal(Refused::Draining));
         }
-        let asked = GenerateRequest::parse(body, &self.parts.config.limits)?;
+        let asked = self.read_generation(call, body)?;
         let selection = Selection::parse(request.query_value("fields"))?;
         self.check_model(asked.model.as_deref())?;
         let language = asked.language.map(|language| language.name);
-        let delivery = if wants_stream(&asked, request) {
+        let delivery = if wants_stream(&asked, call)? {
             Delivery::Stream(Box::new(Stream::new(language, now)))
         } else {
             Delivery::Whole
@@ -110,6 +115,31 @@ impl Service {
             deadline: deadline + limits::ENGINE_GRACE,
             time_to_first_token: None,
         })
+    }
+
+    /// Reads the body in the form in which it came.
+    fn read_generation(&self, call: &Call, body: &[u8]) -> Result<GenerateRequest, ApiError> {
+        let limits = &self.parts.config.limits;
+        match (call.form, call.media.sent) {
+            (Form::Grpc(terms), _) => {
+                read_request(&self.only_message(call, body)?, terms.timeout, limits)
+            }
+            (_, ContentType::Known(MediaType::Protobuf)) => read_request(body, None, limits),
+            _ => GenerateRequest::parse(body, limits),
+        }
+    }
+
+    /// The message of a method that takes one.
+    pub(super) fn only_message<'b>(
+        &self,
+        call: &Call,
+        body: &'b [u8],
+    ) -> Result<Cow<'b, [u8]>, ApiError> {
+        let encoding = match call.form {
+            Form::Grpc(terms) => terms.encoding,
+            Form::Json | Form::Protobuf => Encoding::Identity,
+        };
+        frame::only_message(body, encoding, self.parts.config.limits.max_body)
     }
 
     /// Refuses a model that is not the loaded one.
@@ -166,15 +196,16 @@ impl Service {
     }
 }
 
-/// What the media types are offered in: a client that takes anything gets one JSON object.
-pub const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream];
-
-/// The body's `stream` decides; where it says nothing, `Accept` does. Clients of the OpenAI API
-/// say `stream: true` beside `Accept: application/json`, so the two cannot be made to agree.
-fn wants_stream(asked: &GenerateRequest, request: &Request<'_>) -> bool {
-    asked
-        .stream
-        .unwrap_or_else(|| choose(request, OFFERS) == Some(MediaType::EventStream))
+/// A gRPC method's name decides. Else the body's `stream` does; where it says nothing, `Accept`.
+/// Clients of the OpenAI API say `stream: true` beside `Accept: application/json`, so the two
+/// cannot be made to agree.
+fn wants_stream(asked: &GenerateRequest, call: &Call) -> Result<bool, ApiError> {
+    match (call.form, asked.stream) {
+        (Form::Grpc(_), _) => Ok(call.route() == Route::RpcGenerateStream),
+        (Form::Protobuf, Some(true)) => Err(no_stream()),
+        (_, Some(stream)) => Ok(stream),
+        (_, None) => Ok(call.media.accepted == Some(MediaType::EventStream)),
+    }
 }
 
 /// The engine's refusal in the catalogue's words.

@@ -116,6 +116,7 @@ impl Service {
             let method = match row.verbs {
                 Verbs::Read => "GET",
                 Verbs::Post => "POST",
+                Verbs::Rpc => "gRPC",
             };
             let line = format!("{method:<5} {:<18} {}\n", row.path, row.summary);
             body.extend_from_slice(line.as_bytes());

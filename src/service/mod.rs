@@ -7,17 +7,21 @@
 //!                    │            │
 //!                    │ Err        ├── handle ──> None: the answer is in `reply`
 //!                    v            │      │
-//!                 refuse <── admitted.refuse │ Some(Exchange): a job runs
+//!                 refuse <── admitted.refuse │ Some(Exchange): more is to come
 //!                                        v
 //!            handle_event, handle_deadline, handle_room   until Flow::Finished
 //!                                        │
 //!                                     abandon             if the client leaves before that
 //! ```
 //!
+//! A request whose [`Intake`] is `Pieces` goes another way: `open` gives its exchange at once, and
+//! `handle_data` takes each piece of its body until it returns `Flow::Finished`.
+//!
 //! Reading order: [`router`] (what there is), [`auth`] and [`rate_limit`] (who may, and how much),
 //! [`body`] and [`validate`] (what is asked), [`generate`] and [`exchange`] (a job and its answer),
-//! [`info`] (all other routes), [`page`] and [`headers`] (what answers look like), [`ledger`] (what
-//! is counted and logged).
+//! [`message`] (the same in Protobuf), [`info`], [`health`] and [`reflection`] (all other routes),
+//! [`dialogue`] (answers of several messages), [`form`], [`page`] and [`headers`] (what answers look like), [`ledger`] (what is counted and
+//! logged).
 //!
 //! Must never block, and never panic at what a client sent.
 //!
@@ -29,14 +33,19 @@
 mod auth;
 mod body;
 mod call;
+mod dialogue;
 mod exchange;
+mod form;
 mod generate;
 mod headers;
+mod health;
 mod info;
 mod json;
 mod ledger;
+mod message;
 mod page;
 pub mod rate_limit;
+mod reflection;
 pub mod router;
 mod selection;
 mod validate;
@@ -51,7 +60,8 @@ use crate::config::Config;
 use crate::core::Moment;
 use crate::engine::{Engine, ModelInfo};
 use crate::error::{ApiError, ErrorCode};
-use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
+use crate::grpc::frame;
+use crate::http::negotiate::{ContentType, MediaType};
 use crate::http::{Method, Reply, Request};
 use crate::limits;
 use crate::offload::{CancelReason, JobKey, Permit};
@@ -62,12 +72,13 @@ use crate::telemetry::request_id::RequestIds;
 
 use auth::Caller;
 use call::{Call, Known};
+use form::Form;
 use ledger::{Ledger, Outcome};
-use page::{JSON, Page};
+use page::Page;
 use rate_limit::{Account, Bucket, Limiter, Rate};
 use router::{Access, Route, Row, Verbs};
 
-pub use call::{Admitted, Peer, PeerAddress, Refusal};
+pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
 pub use exchange::Exchange;
 
 /// What a service is made of. Cloned for each reactor; what is shared is behind `Arc`s.
@@ -138,6 +149,10 @@ impl Service {
         let mut call = self.begin_call(request, peer, now);
         match self.check(&mut call, request, peer, now) {
             Ok(permit) => Ok(Admitted {
+                intake: match call.route() {
+                    Route::Reflection if call.form.is_grpc() => Intake::Pieces,
+                    _ => Intake::Whole,
+                },
                 body_limit: self.body_limit(&call),
                 call,
                 permit,
@@ -163,7 +178,16 @@ impl Service {
             return None;
         }
         match call.route() {
-            Route::Generate => return self.generate(admitted, request, body, key, now, reply),
+            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
+                return self.generate(admitted, request, body, key, now, reply);
+            }
+            Route::HealthCheck => self.check_health(call, body, now, reply),
+            Route::HealthWatch => return self.watch_health(admitted.call, body, now, reply),
+            Route::Reflection => {
+                let mut exchange = self.open(admitted, now);
+                let flow = self.handle_data(&mut exchange, body, true, now, reply);
+                return (flow == Flow::Open).then_some(exchange);
+            }
             Route::Live => self.live(call, now, reply),
             Route::Ready => self.ready(call, now, reply),
             Route::Metrics => self.show_metrics(call, now, reply),
@@ -215,6 +239,7 @@ impl Service {
         let client_id = request.header("x-request-id").map(str::as_bytes);
         let traceparent = request.header("traceparent").map(str::as_bytes);
         let row = router::find(request.path);
+        let media = form::Media::of(request, row);
         let user_agent = match self.ledger.writes_access_lines() {
             true => request.header("user-agent"),
             false => None,
@@ -234,6 +259,8 @@ impl Service {
             caller: None,
             requests: None,
             tokens: None,
+            form: Form::of(request, row, &media),
+            media,
         }
     }
 
@@ -249,6 +276,7 @@ impl Service {
             return Err(match self.identify(request, peer, now) {
                 // Whoever has no key may look for unknown paths at the strangers' rate only.
                 Err(error) if error.code == ErrorCode::RateLimited => error,
+                _ if call.form.is_grpc() => form::no_method(),
                 _ => not_found(),
             });
         };
@@ -265,9 +293,11 @@ impl Service {
             }
         }
         check_method(row, request.method)?;
-        check_media_types(row, request)?;
+        check_media_types(row, call, request)?;
         match row.route {
-            Route::Generate => self.take_place(call),
+            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
+                self.take_place(call)
+            }
             _ => Ok(None),
         }
     }
@@ -298,7 +328,8 @@ impl Service {
             return Ok(None);
         }
         let keys = &self.parts.keys;
-        match auth::authenticate(request, keys, self.parts.wall_clock) {
+        let (client, known) = (peer.client.as_deref(), &self.parts.config.tls.client_keys);
+        match auth::authenticate(request, client, known, keys, self.parts.wall_clock) {
             Ok(record) => {
                 let record = Arc::clone(record);
                 let account = self.account(&record.id);
@@ -394,8 +425,10 @@ impl Service {
     }
 
     fn body_limit(&self, call: &Call) -> usize {
+        let max_body = self.parts.config.limits.max_body;
         match call.row.map(|row| row.verbs) {
-            Some(Verbs::Post) if call.method == Method::Post => self.parts.config.limits.max_body,
+            Some(Verbs::Post) if call.method == Method::Post => max_body,
+            Some(Verbs::Rpc) if call.method == Method::Post => max_body + frame::PREFIX_BYTES,
             _ => 0,
         }
     }
@@ -416,9 +449,10 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        self.page.begin_error(call, error);
+        // Over gRPC the answer's own status is always 200; what is counted and logged is what the
+        // same error has elsewhere.
         let (status, code) = (error.code.status(), error.code);
-        let bytes = self.page.send(status, Some(JSON), reply);
+        let bytes = form::send_error(&mut self.page, call, error, reply);
         let outcome = Outcome::Failed {
             status,
             bytes,
@@ -441,26 +475,29 @@ fn check_method(row: &Row, method: Method) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorCode::MethodNotAllowed, message))
 }
 
-fn check_media_types(row: &Row, request: &Request<'_>) -> Result<(), ApiError> {
-    if row.verbs == Verbs::Read {
-        return check_no_body(request);
+fn check_media_types(row: &Row, call: &mut Call, request: &Request<'_>) -> Result<(), ApiError> {
+    match row.verbs {
+        Verbs::Read => return check_no_body(request),
+        Verbs::Rpc => return form::check_rpc(call, request),
+        Verbs::Post => {}
     }
     let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     let coding = request.header("content-encoding").map_or("", str::trim);
     if !(coding.is_empty() || coding.eq_ignore_ascii_case("identity")) {
         return unsupported("the body must not be compressed");
     }
-    match content_type(request) {
-        ContentType::Absent | ContentType::Known(MediaType::Json) => {}
+    match call.media.sent {
+        ContentType::Absent | ContentType::Known(MediaType::Json | MediaType::Protobuf) => {}
         ContentType::Known(_) | ContentType::Unsupported => {
             return unsupported(
-                "the body must be JSON in UTF-8; with curl, add \
+                "the body must be JSON in UTF-8, or application/x-protobuf; with curl, add \
                  -H 'content-type: application/json'",
             );
         }
     }
-    if choose(request, generate::OFFERS).is_none() {
-        let message = "answers are application/json or text/event-stream; `Accept` takes neither";
+    if call.media.accepted.is_none() {
+        let message = "answers are application/json, text/event-stream or \
+                       application/x-protobuf; `Accept` takes none of them";
         return Err(ApiError::new(ErrorCode::NotAcceptable, message));
     }
     Ok(())

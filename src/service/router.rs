@@ -14,6 +14,11 @@ use crate::store::Scopes;
 #[repr(u8)]
 pub enum Route {
     Generate,
+    RpcGenerate,
+    RpcGenerateStream,
+    HealthCheck,
+    HealthWatch,
+    Reflection,
     Models,
     Languages,
     Live,
@@ -33,6 +38,11 @@ impl Route {
     pub const fn label(self) -> &'static str {
         match self {
             Route::Generate => "generate",
+            Route::RpcGenerate => "grpc_generate",
+            Route::RpcGenerateStream => "grpc_generate_stream",
+            Route::HealthCheck => "grpc_health_check",
+            Route::HealthWatch => "grpc_health_watch",
+            Route::Reflection => "grpc_reflection",
             Route::Models => "models",
             Route::Languages => "languages",
             Route::Live => "livez",
@@ -62,8 +72,10 @@ pub enum Access {
 pub enum Verbs {
     /// GET and HEAD; no body is taken.
     Read,
-    /// POST of a JSON body.
+    /// POST of a JSON or a Protobuf body.
     Post,
+    /// A method of gRPC: POST of messages over HTTP/2.
+    Rpc,
 }
 
 impl Verbs {
@@ -71,7 +83,7 @@ impl Verbs {
     pub const fn include(self, method: Method) -> bool {
         match self {
             Verbs::Read => matches!(method, Method::Get | Method::Head),
-            Verbs::Post => matches!(method, Method::Post),
+            Verbs::Post | Verbs::Rpc => matches!(method, Method::Post),
         }
     }
 
@@ -79,7 +91,7 @@ impl Verbs {
     pub const fn allow(self) -> &'static str {
         match self {
             Verbs::Read => "GET, HEAD, OPTIONS",
-            Verbs::Post => "POST, OPTIONS",
+            Verbs::Post | Verbs::Rpc => "POST, OPTIONS",
         }
     }
 }
@@ -103,6 +115,20 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Post,
         access: Access::Scope(Scopes::GENERATE),
         summary: "write a program",
+    },
+    Row {
+        path: "/AutoGLMService/Generate",
+        route: Route::RpcGenerate,
+        verbs: Verbs::Rpc,
+        access: Access::Scope(Scopes::GENERATE),
+        summary: "write a program",
+    },
+    Row {
+        path: "/AutoGLMService/GenerateStream",
+        route: Route::RpcGenerateStream,
+        verbs: Verbs::Rpc,
+        access: Access::Scope(Scopes::GENERATE),
+        summary: "the same, piece by piece",
     },
     Row {
         path: "/livez",
@@ -147,6 +173,34 @@ pub const ROUTES: &[Row] = &[
         summary: "the languages that programs can be written in",
     },
     Row {
+        path: "/grpc.health.v1.Health/Check",
+        route: Route::HealthCheck,
+        verbs: Verbs::Rpc,
+        access: Access::Public,
+        summary: "SERVING when the model is loaded",
+    },
+    Row {
+        path: "/grpc.health.v1.Health/Watch",
+        route: Route::HealthWatch,
+        verbs: Verbs::Rpc,
+        access: Access::Public,
+        summary: "the same, told at each change",
+    },
+    Row {
+        path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        route: Route::Reflection,
+        verbs: Verbs::Rpc,
+        access: Access::AnyKey,
+        summary: "the schema",
+    },
+    Row {
+        path: "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        route: Route::Reflection,
+        verbs: Verbs::Rpc,
+        access: Access::AnyKey,
+        summary: "the same",
+    },
+    Row {
         path: "/",
         route: Route::Index,
         verbs: Verbs::Read,
@@ -169,7 +223,14 @@ mod tests {
     fn only_the_listed_routes_are_public() {
         let public = ROUTES.iter().filter(|row| row.access == Access::Public);
         let public: Vec<_> = public.map(|row| row.path).collect();
-        assert_eq!(public, ["/livez", "/healthz", "/readyz"]);
+        let expected = [
+            "/livez",
+            "/healthz",
+            "/readyz",
+            "/grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/Watch",
+        ];
+        assert_eq!(public, expected);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::page::WriteJson;
 
 /// A member of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Member {
+pub(super) enum Member {
     Id,
     Code,
     Language,
@@ -77,7 +77,7 @@ impl Selection {
         Ok(selection)
     }
 
-    fn contains(self, member: Member) -> bool {
+    pub(super) fn contains(self, member: Member) -> bool {
         self.0 & 1 << member as u16 != 0
     }
 }

@@ -69,9 +69,9 @@ const CONTEXT_FIELDS: &[&str] = &["path", "text"];
 const SIMILAR: f64 = 0.75;
 
 impl GenerateRequest {
-    pub fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
-        let members = members(body)?;
-        let mut request = GenerateRequest {
+    /// What a request asks for that says nothing: everything but a prompt.
+    pub(super) fn new(limits: &Limits) -> GenerateRequest {
+        GenerateRequest {
             prompt: String::new(),
             language: None,
             timeout: limits.default_request_timeout,
@@ -82,7 +82,12 @@ impl GenerateRequest {
             context: Vec::new(),
             stream: None,
             cache: CacheMode::default(),
-        };
+        }
+    }
+
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
+        let members = members(body)?;
+        let mut request = GenerateRequest::new(limits);
         let mut has_prompt = false;
         for member in &members {
             if member.value.kind() != Kind::Null {
@@ -93,7 +98,7 @@ impl GenerateRequest {
             }
         }
         if !has_prompt {
-            return Err(wrong("prompt", "is required: say what to write"));
+            return Err(no_prompt());
         }
         Ok(request)
     }
@@ -134,19 +139,23 @@ impl GenerateRequest {
     }
 }
 
+pub(super) fn no_prompt() -> ApiError {
+    wrong("prompt", "is required: say what to write")
+}
+
 /// An interval of numbers.
-struct Interval {
+pub(super) struct Interval {
     low: f64,
     /// Whether `low` itself is out.
     low_is_excluded: bool,
     high: f64,
 }
 
-const TEMPERATURE: Interval = Interval::closed(0.0, 2.0);
-const MIN_P: Interval = Interval::closed(0.0, 1.0);
-const PENALTY: Interval = Interval::closed(-2.0, 2.0);
-const TOP_P: Interval = Interval::above(0.0, 1.0);
-const REPEAT_PENALTY: Interval = Interval::above(0.0, 2.0);
+pub(super) const TEMPERATURE: Interval = Interval::closed(0.0, 2.0);
+pub(super) const MIN_P: Interval = Interval::closed(0.0, 1.0);
+pub(super) const PENALTY: Interval = Interval::closed(-2.0, 2.0);
+pub(super) const TOP_P: Interval = Interval::above(0.0, 1.0);
+pub(super) const REPEAT_PENALTY: Interval = Interval::above(0.0, 2.0);
 
 impl Interval {
     const fn closed(low: f64, high: f64) -> Interval {
@@ -165,7 +174,7 @@ impl Interval {
         }
     }
 
-    fn contains(&self, number: f64) -> bool {
+    pub(super) fn contains(&self, number: f64) -> bool {
         let above_low = if self.low_is_excluded {
             number > self.low
         } else {
@@ -177,34 +186,39 @@ impl Interval {
 
 fn number(field: &str, value: Value<'_>, interval: &Interval) -> Result<f32, ApiError> {
     expect(field, value, Kind::Number)?;
-    match value.read::<f64>() {
-        Some(number) if interval.contains(number) => Ok(number as f32),
-        _ => {
-            let low = if interval.low_is_excluded {
-                "above"
-            } else {
-                "from"
-            };
-            let Interval {
-                low: from, high, ..
-            } = interval;
-            let given = excerpt(value.text());
-            let problem = format!("must be {low} {from} to {high}, not {given}");
-            Err(wrong(field, &problem))
-        }
-    }
+    let number = value.read::<f64>();
+    let number = number.filter(|number| interval.contains(*number));
+    number
+        .map(|number| number as f32)
+        .ok_or_else(|| out_of_interval(field, interval, &excerpt(value.text())))
+}
+
+/// A number that is not in its interval.
+pub(super) fn out_of_interval(field: &str, interval: &Interval, given: &str) -> ApiError {
+    let low = if interval.low_is_excluded {
+        "above"
+    } else {
+        "from"
+    };
+    let Interval {
+        low: from, high, ..
+    } = interval;
+    let problem = format!("must be {low} {from} to {high}, not {given}");
+    wrong(field, &problem)
 }
 
 fn integer(field: &str, value: Value<'_>, low: u32, high: u32) -> Result<u32, ApiError> {
     expect(field, value, Kind::Number)?;
-    match value.read::<u32>() {
-        Some(number) if (low..=high).contains(&number) => Ok(number),
-        _ => {
-            let given = excerpt(value.text());
-            let problem = format!("must be an integer from {low} to {high}, not {given}");
-            Err(wrong(field, &problem))
-        }
-    }
+    let number = value.read::<u32>();
+    number
+        .filter(|number| (low..=high).contains(number))
+        .ok_or_else(|| out_of_range(field, low, high, &excerpt(value.text())))
+}
+
+/// An integer that is not in its range.
+pub(super) fn out_of_range(field: &str, low: u32, high: u32, given: &str) -> ApiError {
+    let problem = format!("must be an integer from {low} to {high}, not {given}");
+    wrong(field, &problem)
 }
 
 fn boolean(field: &str, value: Value<'_>) -> Result<bool, ApiError> {
@@ -234,6 +248,11 @@ fn text<'a>(
         // The scan has seen quotes and escapes in order; what is left is half a surrogate pair.
         wrong(field, "has a \\u escape that stands for no character")
     })?;
+    check_text(field, &text, low, high)?;
+    Ok(text)
+}
+
+pub(super) fn check_text(field: &str, text: &str, low: usize, high: usize) -> Result<(), ApiError> {
     if text.len() > high {
         let problem = format!("is {} bytes long; at most {high} are taken", text.len());
         return Err(wrong(field, &problem));
@@ -241,32 +260,47 @@ fn text<'a>(
     if low > 0 && text.trim_start().is_empty() {
         return Err(wrong(field, "must not be empty"));
     }
-    Ok(text)
+    Ok(())
 }
 
 fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
-    let most = u32::try_from(limits.max_request_timeout.as_millis()).unwrap_or(u32::MAX);
     expect("timeout", value, Kind::Number)?;
-    match value.read::<u32>() {
+    let given = || excerpt(value.text());
+    checked_timeout("timeout", value.read::<u32>(), limits, given)
+}
+
+/// A timeout within its range; `given` is what the client wrote.
+pub(super) fn checked_timeout(
+    field: &str,
+    milliseconds: Option<u32>,
+    limits: &Limits,
+    given: impl FnOnce() -> String,
+) -> Result<Duration, ApiError> {
+    let most = u32::try_from(limits.max_request_timeout.as_millis()).unwrap_or(u32::MAX);
+    match milliseconds {
         Some(milliseconds) if (1..=most).contains(&milliseconds) => {
             Ok(Duration::from_millis(milliseconds.into()))
         }
         _ => {
-            let given = excerpt(value.text());
+            let given = given();
             let problem = format!(
                 "must be an integer of milliseconds from 1 to {most} \
                  (`limits.max_request_timeout`), not {given}"
             );
-            Err(wrong("timeout", &problem))
+            Err(wrong(field, &problem))
         }
     }
 }
 
 fn known_language(value: Value<'_>) -> Result<&'static Language, ApiError> {
     let name = text("language", value, 1, limits::NAME_BYTES_MAX)?;
+    language_of(&name)
+}
+
+pub(super) fn language_of(name: &str) -> Result<&'static Language, ApiError> {
     language(name.trim()).ok_or_else(|| {
         let names: Vec<_> = LANGUAGES.iter().map(|language| language.name).collect();
-        let (name, names) = (excerpt(&name), names.join(", "));
+        let (name, names) = (excerpt(name), names.join(", "));
         wrong(
             "language",
             &format!("`{name}` is not known; there are {names}"),
@@ -279,13 +313,12 @@ fn stop(value: Value<'_>) -> Result<Vec<String>, ApiError> {
     // White space may well be a stop string, so `text` is not asked for a visible one.
     let one = |field: &str, value: Value<'_>| {
         let text = owned_text(field, value, 0, limits::STOP_STRING_BYTES_MAX)?;
-        let empty = || {
-            wrong(
-                field,
-                "must not be empty: it would end every answer at once",
-            )
-        };
-        Some(text).filter(|text| !text.is_empty()).ok_or_else(empty)
+        let is_empty = text.is_empty();
+        if is_empty {
+            Err(empty_stop(field))
+        } else {
+            Ok(text)
+        }
     };
     if value.kind() == Kind::String {
         return Ok(vec![one("stop", value)?]);
@@ -294,6 +327,13 @@ fn stop(value: Value<'_>) -> Result<Vec<String>, ApiError> {
     let items = list("stop", value, most, "must be a string or a list of strings")?;
     let item = |(index, value)| one(&format!("stop[{index}]"), value);
     items.into_iter().enumerate().map(item).collect()
+}
+
+pub(super) fn empty_stop(field: &str) -> ApiError {
+    wrong(
+        field,
+        "must not be empty: it would end every answer at once",
+    )
 }
 
 fn context(value: Value<'_>) -> Result<Vec<ContextFile>, ApiError> {
@@ -363,8 +403,12 @@ fn list<'a>(
 ) -> Result<Vec<Value<'a>>, ApiError> {
     value.list(most).map_err(|error| match error {
         ListError::OtherKind => wrong(field, &format!("{shape}, not {}", value.kind().as_str())),
-        ListError::TooLong => wrong(field, &format!("has more than {most} items")),
+        ListError::TooLong => too_many(field, most),
     })
+}
+
+pub(super) fn too_many(field: &str, most: usize) -> ApiError {
+    wrong(field, &format!("has more than {most} items"))
 }
 
 fn expect(field: &str, value: Value<'_>, kind: Kind) -> Result<(), ApiError> {
@@ -375,7 +419,7 @@ fn expect(field: &str, value: Value<'_>, kind: Kind) -> Result<(), ApiError> {
     Err(wrong(field, &format!("must be {kind}, not {found}")))
 }
 
-fn wrong(field: &str, problem: &str) -> ApiError {
+pub(super) fn wrong(field: &str, problem: &str) -> ApiError {
     let message = format!("`{field}` {problem}");
     ApiError::new(ErrorCode::InvalidParameter, message).with_param(field)
 }

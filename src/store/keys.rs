@@ -184,14 +184,28 @@ impl std::error::Error for UnknownScope {}
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyRing {
     by_hash: HashMap<[u8; 32], Arc<KeyRecord>>,
+    by_id: HashMap<String, Arc<KeyRecord>>,
+    by_name: HashMap<String, Arc<KeyRecord>>,
 }
 
 impl KeyRing {
     pub fn new(records: Vec<KeyRecord>) -> KeyRing {
-        let entry = |record: KeyRecord| (record.hash, Arc::new(record));
-        KeyRing {
-            by_hash: records.into_iter().map(entry).collect(),
+        let mut ring = KeyRing::default();
+        for record in records.into_iter().map(Arc::new) {
+            prefer(&mut ring.by_id, &record.id, &record);
+            if !record.name.is_empty() {
+                prefer(&mut ring.by_name, &record.name, &record);
+            }
+            ring.by_hash.insert(record.hash, record);
         }
+        ring
+    }
+
+    /// The key with this id or, if there is none, with this name; of several secrets or namesakes
+    /// the one that is good for longest. For whoever is known by other means than the secret.
+    pub fn find_named(&self, id_or_name: &str) -> Option<&Arc<KeyRecord>> {
+        let named = self.by_id.get(id_or_name);
+        named.or_else(|| self.by_name.get(id_or_name))
     }
 
     /// The record of the key whose text this is, whatever its standing: the caller tells a revoked
@@ -220,6 +234,18 @@ impl KeyRing {
 
     pub fn records(&self) -> impl Iterator<Item = &Arc<KeyRecord>> {
         self.by_hash.values()
+    }
+}
+
+/// Puts a record under a name, unless a better one stands there.
+fn prefer(known: &mut HashMap<String, Arc<KeyRecord>>, name: &str, record: &Arc<KeyRecord>) {
+    let worth = |record: &KeyRecord| {
+        let end = record.expires_at.unwrap_or(u64::MAX);
+        (!record.revoked, end, record.created_at, record.hash)
+    };
+    let is_better = |other: &Arc<KeyRecord>| worth(record) > worth(other);
+    if known.get(name).is_none_or(is_better) {
+        known.insert(name.to_owned(), Arc::clone(record));
     }
 }
 
@@ -356,6 +382,42 @@ mod tests {
         let last = altered.pop().unwrap();
         altered.push(if last == 'E' { 'F' } else { 'E' });
         assert_eq!(ring.find(&altered), None);
+    }
+
+    #[test]
+    fn a_key_is_found_by_id_before_name_and_the_best_of_several() {
+        let make = |seed: u8, id: &str, name: &str, expires_at| KeyRecord {
+            id: id.into(),
+            name: name.into(),
+            expires_at,
+            ..record(&Secret::from_bytes(&[seed; 32]))
+        };
+        let mut revoked = make(4, "key_c", "phones", None);
+        revoked.revoked = true;
+        let ring = KeyRing::new(vec![
+            make(1, "key_a", "phones", Some(50)),
+            make(2, "key_a", "phones", Some(90)),
+            make(3, "key_b", "key_a", None),
+            revoked,
+        ]);
+        let found = |name: &str| ring.find_named(name).map(|one| (one.hash, one.expires_at));
+        let second = Secret::from_bytes(&[2; 32]).hash();
+        assert_eq!(
+            found("key_a"),
+            Some((second, Some(90))),
+            "an id, not a name"
+        );
+        assert_eq!(
+            found("phones"),
+            Some((second, Some(90))),
+            "not the revoked one"
+        );
+        assert_eq!(
+            found("key_c").map(|(_, end)| end),
+            Some(None),
+            "it has no other"
+        );
+        assert_eq!((found(""), found("nobody")), (None, None));
     }
 
     #[test]

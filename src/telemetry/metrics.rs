@@ -102,6 +102,12 @@ handles! {
     stale_completions: Counter = "stale_completions", Counter::default();
     /// Times that accepting was paused for want of descriptors or places.
     accept_paused: Counter = "accept_paused", Counter::default();
+    /// Turns of a handshake that were put off, the turn's steps being used up.
+    tls_handshakes_deferred: Counter = "tls_handshakes_deferred", Counter::default();
+    /// TLS sessions that ended with an alert of ours after their handshake.
+    tls_broken: Counter = "tls_broken", Counter::default();
+    /// TLS connections that ended without the word that announces it.
+    tls_truncated: Counter = "tls_truncated", Counter::default();
     /// Watchdog messages sent to the service manager.
     watchdog_fed: Counter = "watchdog_fed", Counter::default();
 }
@@ -114,6 +120,9 @@ struct Families {
     closed: Family<Reason, Counter>,
     glitches: Family<Kind, Counter>,
     reloads: Family<ReloadResult, Counter>,
+    handshakes: Family<Handshake, Counter>,
+    tls_refused: Family<Reason, Counter>,
+    certificates: Family<Certificate, Gauge>,
     /// In the order of `ErrorCode::ALL`.
     errors: Vec<Counter>,
     /// In the order of `CancelReason::ALL`.
@@ -180,6 +189,33 @@ impl Metrics {
             .get_or_create_owned(&ReloadResult { result })
     }
 
+    /// `autoglmd_tls_handshakes_total{outcome,version}`. The outcome is `full`, `resumed`,
+    /// `failed`, `timeout` or `abandoned`.
+    pub fn tls_handshakes(&self, outcome: &'static str, version: &'static str) -> Counter {
+        let handshakes = &self.inner.families.handshakes;
+        handshakes.get_or_create_owned(&Handshake { outcome, version })
+    }
+
+    /// `autoglmd_tls_refused_total{reason}`: `clear_on_tls` or `tls_on_clear`.
+    pub fn tls_refused(&self, reason: &'static str) -> Counter {
+        self.inner
+            .families
+            .tls_refused
+            .get_or_create_owned(&Reason { reason })
+    }
+
+    /// `autoglmd_tls_certificate_expiry_seconds{certificate}`: by place in the configuration, of
+    /// which there are few.
+    pub fn set_certificate_expiries(&self, expiries: impl Iterator<Item = i64>) {
+        let certificates = &self.inner.families.certificates;
+        certificates.clear();
+        for (certificate, at) in expiries.enumerate() {
+            certificates
+                .get_or_create_owned(&Certificate { certificate })
+                .set(at);
+        }
+    }
+
     /// `autoglmd_errors_total{code}`.
     pub fn errors(&self, code: ErrorCode) -> &Counter {
         &self.inner.families.errors[code as usize]
@@ -242,6 +278,9 @@ impl Families {
             closed: Family::default(),
             glitches: Family::default(),
             reloads: Family::default(),
+            handshakes: Family::default(),
+            tls_refused: Family::default(),
+            certificates: Family::default(),
             errors: ErrorCode::ALL
                 .iter()
                 .map(|code| {
@@ -279,6 +318,21 @@ impl Families {
             families.glitches.clone(),
         );
         registry.register("config_reloads", "Reloads tried", families.reloads.clone());
+        registry.register(
+            "tls_handshakes",
+            "TLS handshakes, by how they ended",
+            families.handshakes.clone(),
+        );
+        registry.register(
+            "tls_refused",
+            "Connections that spoke TLS where it is not spoken, or clear text where only TLS is",
+            families.tls_refused.clone(),
+        );
+        registry.register(
+            "tls_certificate_expiry_seconds",
+            "When a certificate ends, in seconds since 1970",
+            families.certificates.clone(),
+        );
         registry.register("errors", "Errors answered, by the catalogue's code", codes);
         registry.register("cancelled", "Jobs that were stopped", reasons);
         registry.register(
@@ -314,6 +368,17 @@ struct Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadResult {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Handshake {
+    outcome: &'static str,
+    version: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Certificate {
+    certificate: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

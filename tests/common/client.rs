@@ -11,7 +11,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use serde_json::Value;
 
@@ -87,6 +90,42 @@ impl Connection {
         Ok(Connection::new(Stream::Unix(stream)))
     }
 
+    /// TLS over TCP, its handshake done.
+    pub fn tls(
+        address: SocketAddr,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> io::Result<Connection> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let name = name.to_owned().try_into().expect("a server's name");
+        let client = ClientConnection::new(config.clone(), name).expect("a configuration");
+        let mut stream = StreamOwned::new(client, stream);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(Connection::new(Stream::Tls(Box::new(stream))))
+    }
+
+    /// The TLS session of a connection that has one.
+    pub fn session(&mut self) -> &mut ClientConnection {
+        match &mut self.stream {
+            Stream::Tls(stream) => &mut stream.conn,
+            Stream::Tcp(_) | Stream::Unix(_) => panic!("a connection in clear text"),
+        }
+    }
+
+    /// The socket below TLS.
+    pub fn socket(&mut self) -> &mut TcpStream {
+        match &mut self.stream {
+            Stream::Tls(stream) => &mut stream.sock,
+            Stream::Tcp(stream) => stream,
+            Stream::Unix(_) => panic!("a Unix socket"),
+        }
+    }
+
     fn new(stream: Stream) -> Connection {
         Connection {
             stream,
@@ -104,6 +143,7 @@ impl Connection {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.write_all(bytes),
             Stream::Unix(stream) => stream.write_all(bytes),
+            Stream::Tls(stream) => stream.write_all(bytes),
         }
     }
 
@@ -112,6 +152,7 @@ impl Connection {
         match &self.stream {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tls(stream) => stream.sock.shutdown(Shutdown::Write),
         }
         .expect("the socket is open");
     }
@@ -120,6 +161,7 @@ impl Connection {
         match &self.stream {
             Stream::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
             Stream::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(timeout)),
         }
         .expect("the timeout is not zero");
     }
@@ -128,6 +170,7 @@ impl Connection {
         match &self.stream {
             Stream::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
             Stream::Unix(stream) => stream.set_write_timeout(Some(timeout)),
+            Stream::Tls(stream) => stream.sock.set_write_timeout(Some(timeout)),
         }
         .expect("the timeout is not zero");
     }
@@ -317,6 +360,7 @@ impl Connection {
         let count = match &mut self.stream {
             Stream::Tcp(stream) => stream.read(&mut buffer),
             Stream::Unix(stream) => stream.read(&mut buffer),
+            Stream::Tls(stream) => stream.read(&mut buffer),
         }?;
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
@@ -493,6 +537,7 @@ impl Event {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 fn is_end(error: &io::Error) -> bool {

@@ -3,6 +3,7 @@
 //! * [`daemon`] starts the real binary in a folder of its own and ends it.
 //! * [`client`] speaks HTTP/1.1 byte by byte, so that a test can also speak it wrongly.
 //! * [`crowd`] is many clients at once.
+//! * [`tls`] makes certificates, and clients that trust them.
 //! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model; [`python`] makes the
 //!   environment in which the original client runs.
@@ -22,6 +23,7 @@ pub mod notify;
 pub mod player;
 pub mod process;
 pub mod python;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

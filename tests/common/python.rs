@@ -1,4 +1,5 @@
-//! A Python environment with what the original client imports, made once per target folder.
+//! A Python environment with what the clients of the tests import, made once per target folder and
+//! list of requirements.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,9 +12,11 @@ pub fn interpreter() -> PathBuf {
     lock.lock().expect("the lock of the environment's making");
     let folder = target.join("python");
     let finished = folder.join("finished");
-    if !finished.exists() {
+    let wanted = include_str!("../python/requirements.txt");
+    let made = std::fs::read_to_string(&finished).ok();
+    if made.as_deref() != Some(wanted) {
         make(&folder);
-        File::create(finished).expect("the environment's folder");
+        std::fs::write(finished, wanted).expect("the environment's folder");
     }
     folder.join("bin/python")
 }
@@ -37,7 +40,7 @@ fn make(folder: &Path) {
                 "-r",
             ])
             .arg(requirements),
-        "The original client needs the package `requests`.",
+        "The clients need the packages that tests/python/requirements.txt lists.",
     );
 }
 

@@ -1,5 +1,6 @@
 //! The addresses that the daemon listens on: opened before anything else can fail halfway.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,15 +9,21 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use super::{Failure, exit};
-use crate::config::Listen;
+use crate::config::{Listen, Place, Security};
 use crate::os::activation::{self, Inherited};
 use crate::os::socket::{self, Listener, SocketFile};
 
 /// Open listening sockets. Dropping it removes the files of the Unix ones.
 #[derive(Default)]
 pub struct Listeners {
-    sockets: Vec<(String, Arc<Socket>)>,
+    sockets: Vec<Listening>,
     _files: Vec<SocketFile>,
+}
+
+struct Listening {
+    address: String,
+    security: Security,
+    socket: Arc<Socket>,
 }
 
 impl Listeners {
@@ -26,27 +33,27 @@ impl Listeners {
         let v4: Vec<_> = wanted.iter().filter_map(Listen::tcp_address).collect();
         let mut listeners = Listeners::default();
         for listen in wanted {
-            match listen {
-                Listen::Tcp(address) => {
+            match &listen.place {
+                Place::Tcp(address) => {
                     let only_v6 = socket::needs_only_v6(*address, &v4);
                     let listener = socket::listen_tcp(*address, only_v6)
                         .map_err(|error| cannot_listen(listen, &error))?;
-                    listeners.push(Listener::Tcp(listener))?;
+                    listeners.push(Listener::Tcp(listener), listen.security)?;
                 }
-                Listen::Unix(path) => {
+                Place::Unix(path) => {
                     let (listener, file) =
                         socket::listen_unix(path).map_err(|error| cannot_listen(listen, &error))?;
                     listeners._files.push(file);
-                    listeners.push(Listener::Unix(listener))?;
+                    listeners.push(Listener::Unix(listener), listen.security)?;
                 }
-                Listen::Inherited(name) => {
+                Place::Inherited(name) => {
                     let found = take_named(&mut inherited, name);
                     if found.is_empty() {
                         return Err(not_passed(name, &inherited));
                     }
                     found
                         .into_iter()
-                        .try_for_each(|one| listeners.push(one.listener))?;
+                        .try_for_each(|one| listeners.push(one.listener, listen.security))?;
                 }
             }
         }
@@ -59,7 +66,7 @@ impl Listeners {
         Ok(listeners)
     }
 
-    fn push(&mut self, listener: Listener) -> Result<(), Failure> {
+    fn push(&mut self, listener: Listener, security: Security) -> Result<(), Failure> {
         let address = listener
             .address()
             .map_err(|error| Failure::os("getsockname", &error))?;
@@ -67,24 +74,26 @@ impl Listeners {
             Listener::Tcp(listener) => listener.into(),
             Listener::Unix(listener) => listener.into(),
         };
-        self.sockets
-            .push((address, Arc::new(Socket::from(descriptor))));
+        self.sockets.push(Listening {
+            address,
+            security,
+            socket: Arc::new(Socket::from(descriptor)),
+        });
         Ok(())
     }
 
     pub fn sockets(&self) -> Vec<Arc<Socket>> {
-        self.sockets
-            .iter()
-            .map(|(_, socket)| socket.clone())
-            .collect()
+        self.sockets.iter().map(|one| one.socket.clone()).collect()
+    }
+
+    /// In the order of the sockets.
+    pub fn securities(&self) -> Vec<Security> {
+        self.sockets.iter().map(|one| one.security).collect()
     }
 
     /// As they are written in the configuration; with the port that the kernel chose.
     pub fn addresses(&self) -> Vec<String> {
-        self.sockets
-            .iter()
-            .map(|(address, _)| address.clone())
-            .collect()
+        self.sockets.iter().map(Listening::to_string).collect()
     }
 
     /// A command line that works now, if there is a key that it can name.
@@ -93,10 +102,11 @@ impl Listeners {
         if !key.exists() {
             return None;
         }
-        let (address, _) = self.sockets.first()?;
+        let first = self.sockets.first()?;
+        let (scheme, address) = (first.scheme(), &first.address);
         let target = match address.strip_prefix("unix:") {
-            Some(path) => format!("--unix-socket {path} http://localhost"),
-            None => format!("http://{address}"),
+            Some(path) => format!("--unix-socket {path} {scheme}://localhost"),
+            None => format!("{scheme}://{address}"),
         };
         Some(format!(
             "\nReady. Try it from another terminal:\n\n    curl -s {target}/api/v1/generate \
@@ -105,6 +115,26 @@ impl Listeners {
              \n\n",
             key = key.display(),
         ))
+    }
+}
+
+impl Listening {
+    fn scheme(&self) -> &'static str {
+        match self.security {
+            Security::Tls => "https",
+            Security::Sniffed | Security::Clear => "http",
+        }
+    }
+}
+
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = match self.security {
+            Security::Sniffed => "",
+            Security::Tls => " (TLS only)",
+            Security::Clear => " (clear text only)",
+        };
+        write!(f, "{}{rule}", self.address)
     }
 }
 
@@ -130,14 +160,14 @@ fn not_passed(name: &str, inherited: &[Inherited]) -> Failure {
 }
 
 fn cannot_listen(listen: &Listen, error: &io::Error) -> Failure {
-    let hint = match (listen, error.kind()) {
+    let hint = match (&listen.place, error.kind()) {
         (_, ErrorKind::AddrInUse) => "; stop that one, or choose another address with --listen",
-        (Listen::Tcp(address), ErrorKind::PermissionDenied) if address.port() < 1024 => {
+        (Place::Tcp(address), ErrorKind::PermissionDenied) if address.port() < 1024 => {
             "; ports below 1024 need CAP_NET_BIND_SERVICE"
         }
-        (Listen::Unix(_), ErrorKind::PermissionDenied) => "; this user may not write to its folder",
-        (Listen::Unix(_), ErrorKind::NotFound) => "; its folder has to be made first",
-        (Listen::Tcp(_), ErrorKind::AddrNotAvailable) => "; this machine has no such address",
+        (Place::Unix(_), ErrorKind::PermissionDenied) => "; this user may not write to its folder",
+        (Place::Unix(_), ErrorKind::NotFound) => "; its folder has to be made first",
+        (Place::Tcp(_), ErrorKind::AddrNotAvailable) => "; this machine has no such address",
         _ => "",
     };
     Failure::new(

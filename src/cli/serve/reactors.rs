@@ -14,6 +14,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::listeners::Listeners;
+use crate::config::Security;
 use crate::core::Moment;
 use crate::limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
@@ -21,6 +22,7 @@ use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
 use crate::reactor::message::Message;
 use crate::reactor::real::Epoll;
 use crate::service::{self, Service};
+use crate::tls::Acceptor;
 
 /// Reactors whose threads have not started: everybody can write to them already.
 pub struct Births(Vec<Birth>);
@@ -28,6 +30,7 @@ pub struct Births(Vec<Birth>);
 struct Birth {
     index: u16,
     epoll: Epoll,
+    securities: Vec<Security>,
     post: Sender<Message<Socket>>,
     letters: Receiver<Message<Socket>>,
     pulse: Arc<Pulse>,
@@ -46,6 +49,7 @@ impl Births {
     pub fn start(
         self,
         parts: &service::Parts,
+        tls: &Option<Arc<Acceptor>>,
         max_connections: usize,
         heartbeat: Option<Duration>,
     ) -> io::Result<Reactors> {
@@ -53,7 +57,8 @@ impl Births {
         let neighbours: Vec<_> = self.0.iter().map(Birth::neighbour).collect();
         let mut threads = Vec::new();
         for birth in self.0 {
-            let parts = birth.parts(parts, neighbours.clone(), max_connections, heartbeat);
+            let mut parts = birth.parts(parts, neighbours.clone(), max_connections, heartbeat);
+            parts.tls.clone_from(tls);
             let end = End(writer.try_clone()?);
             let thread = thread::Builder::new()
                 .name(format!("reactor-{}", parts.index))
@@ -84,6 +89,7 @@ impl Birth {
         Ok(Birth {
             index,
             epoll,
+            securities: listeners.securities(),
             post,
             letters,
             pulse: Arc::new(Pulse::default()),
@@ -109,6 +115,8 @@ impl Birth {
             system: self.epoll,
             service: Service::new(parts.clone()),
             config: parts.config.clone(),
+            tls: None,
+            securities: self.securities,
             metrics: parts.metrics.clone(),
             mailbox: self.letters,
             pulse: self.pulse,

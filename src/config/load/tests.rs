@@ -56,8 +56,8 @@ fn every_mistake_has_its_place_and_says_what_is_expected() {
         ),
         (
             "[upstairs]",
-            "a.toml:1:2: unknown section [upstairs]; expected one of [server], [auth], \
-             [rate_limit], [limits], [engine], [log], [metrics]",
+            "a.toml:1:2: unknown section [upstairs]; expected one of [server], \
+             [server.tls], [auth], [rate_limit], [limits], [engine], [log], [metrics]",
         ),
         (
             "[server.lisen]",
@@ -98,6 +98,24 @@ fn every_mistake_has_its_place_and_says_what_is_expected() {
         (
             "zzzzzz = 1",
             "a.toml:1:1: zzzzzz stands in no section and is no key of any",
+        ),
+        (
+            "[server.tls]\nkeyz = []",
+            "a.toml:2:1: unknown key keyz in [server.tls]; did you mean keys?",
+        ),
+        (
+            "[server]\ntls = 1",
+            "a.toml:2:7: server.tls is 1; expected a section: [server.tls]",
+        ),
+        (
+            "[server.tls]\ncertificates = [\"/a\", \"\"]",
+            "a.toml:2:23: server.tls.certificates[1] is \"\"; expected a path of 1 to 4096 bytes",
+        ),
+        (
+            "[server.tls]\nclient_keys = [\"cn:a\"]\nclient_certificates = \"maybe\"",
+            "a.toml:2:16: server.tls.client_keys[0] is \"cn:a\"; expected a name and a key such as \
+             \"dns:agent.example = key_5f0c92ab61d7\", the name being dns:, uri:, email:, cn: or \
+             sha256: and 64 hexadecimal digits",
         ),
         (
             "\n[server]\n  lisen = []",

@@ -171,19 +171,22 @@ mod tests {
 
     #[test]
     fn each_oddity_is_counted_as_what_it_is() {
-        let counted = tally(&[
-            frame(1, END_HEADERS, 1, b"xx"),
-            frame(0, 0, 1, b""),
-            frame(0, 0, 1, b"tiny"),
-            frame(0, 0, 1, b"large enough"),
-            frame(0, END_STREAM, 1, b""),
-            frame(3, 0, 1, &[0; 4]),
-            frame(4, 0, 0, &[]),
-            frame(6, 0, 0, &[0; 8]),
-            frame(8, 0, 0x8000_0003, &[0, 0, 0, 1]),
-            frame(2, 0, 5, &[0; 5]),
-            frame(77, 0, 0, b"?"),
-        ].concat());
+        let counted = tally(
+            &[
+                frame(1, END_HEADERS, 1, b"xx"),
+                frame(0, 0, 1, b""),
+                frame(0, 0, 1, b"tiny"),
+                frame(0, 0, 1, b"large enough"),
+                frame(0, END_STREAM, 1, b""),
+                frame(3, 0, 1, &[0; 4]),
+                frame(4, 0, 0, &[]),
+                frame(6, 0, 0, &[0; 8]),
+                frame(8, 0, 0x8000_0003, &[0, 0, 0, 1]),
+                frame(2, 0, 5, &[0; 5]),
+                frame(77, 0, 0, b"?"),
+            ]
+            .concat(),
+        );
         let expected = Tally {
             opened: 1,
             resets: 1,

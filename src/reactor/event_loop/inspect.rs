@@ -42,7 +42,8 @@ impl Reactor<SimulatedKernel> {
                 let most = limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
                 assert!(waiting <= most, "{key:?} lets {waiting} bytes pile up");
             }
-            if self.run_queue.contains(key) || wire.has_pending_edge() {
+            let queued = self.run_queue.contains(key) || self.deferred.contains(key);
+            if queued || wire.has_pending_edge() {
                 continue;
             }
             assert!(!wire.reset, "{key:?} was reset and nobody noticed");

@@ -232,7 +232,12 @@ fn response(answer: &Answer<'_>, length: Option<usize>, date: &[u8; 29]) -> http
         map.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     if length.is_some() {
-        append(map, CONTENT_LENGTH, &text, lines.len() + date.len()..text.len());
+        append(
+            map,
+            CONTENT_LENGTH,
+            &text,
+            lines.len() + date.len()..text.len(),
+        );
     }
     append_fields(map, answer.headers, &text);
     response

@@ -2,6 +2,7 @@
 
 use std::task::{Poll, Waker};
 
+use bytes::Bytes;
 use h2::Reason;
 use http::request::Parts;
 
@@ -16,7 +17,7 @@ use crate::http::http2::{Incoming, head};
 use crate::limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::reactor::http1::Context;
-use crate::service::{Admitted, Peer, Refusal};
+use crate::service::{Admitted, Flow, Intake, Peer, Refusal};
 
 /// How far a body has come.
 enum Arrival {
@@ -61,6 +62,13 @@ impl Http2 {
                 return self.insert(id, Stream::new(Stage::Sending, outgoing));
             }
         };
+        if admitted.intake == Intake::Pieces {
+            let exchange = context.service.open(admitted, context.now);
+            let mut stream = Stream::new(Stage::Answering(exchange), outgoing);
+            stream.pieces = Some(incoming);
+            self.insert(id, stream);
+            return self.receive_pieces(id, output, context);
+        }
         let receiving = Box::new(Receiving {
             admitted,
             parts,
@@ -99,6 +107,44 @@ impl Http2 {
                 self.settle(id);
             }
         }
+    }
+
+    /// Hands on what has come of a body that its exchange takes in pieces.
+    pub(super) fn receive_pieces(
+        &mut self,
+        id: u32,
+        output: &OutputQueue,
+        context: &mut Context<'_>,
+    ) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let mut waker = std::task::Context::from_waker(Waker::noop());
+        while let (Stage::Answering(exchange), Some(pieces)) =
+            (&mut stream.stage, &mut stream.pieces)
+        {
+            let (piece, is_end) = match pieces.poll_data(&mut waker) {
+                Poll::Ready(Some(Ok(piece))) => (piece, false),
+                // The end may be that of trailers, which are not read.
+                Poll::Ready(None) => (Bytes::new(), true),
+                Poll::Ready(Some(Err(_))) => {
+                    return self.abandon_stream(id, CancelReason::Disconnect, context);
+                }
+                Poll::Pending => break,
+            };
+            // Fails only where more is given back than came.
+            let _ = pieces.flow_control().release_capacity(piece.len());
+            let now = context.now;
+            let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+            let flow = service.handle_data(exchange, &piece, is_end, now, &mut reply);
+            if flow == Flow::Finished {
+                stream.stage = Stage::Sending;
+            }
+            if is_end || flow == Flow::Finished {
+                stream.pieces = None;
+            }
+        }
+        self.settle(id);
     }
 
     fn handle_whole(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
@@ -208,5 +254,4 @@ const BODIES_TOO_LARGE: Malformed = Malformed::new(
      at once",
 );
 
-const NO_BODY: Malformed =
-    Malformed::new(ErrorCode::InvalidRequest, "this request takes no body");
+const NO_BODY: Malformed = Malformed::new(ErrorCode::InvalidRequest, "this request takes no body");

@@ -5,6 +5,8 @@
 //!   Receiving ─────────────────> Answering ───────────────> Sending ──> gone
 //!       └── answered or refused at once ──────────────────────^
 //! ```
+//!
+//! A request that is taken in pieces is in `Answering` from its head on.
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -20,6 +22,8 @@ pub struct Stream {
     pub outgoing: Outgoing,
     /// The peer has until then to grant window for what waits.
     pub stalls_at: Moment,
+    /// The rest of a body that an exchange takes in pieces.
+    pub pieces: Option<RecvStream>,
 }
 
 pub enum Stage {
@@ -45,6 +49,7 @@ impl Stream {
             stage,
             outgoing,
             stalls_at: Moment::NEVER,
+            pieces: None,
         }
     }
 

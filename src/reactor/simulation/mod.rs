@@ -133,6 +133,8 @@ impl House {
                 system,
                 service: Service::new(parts.clone()),
                 config: config.clone(),
+                tls: None,
+                securities: Vec::new(),
                 metrics: metrics.clone(),
                 mailbox: letters,
                 pulse: neighbours[index].pulse.clone(),

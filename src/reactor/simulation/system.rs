@@ -317,7 +317,7 @@ impl System for SimulatedKernel {
             .pop_front()
             .ok_or(io::ErrorKind::WouldBlock)?;
         let address = PeerAddress::Ip([127, 0, 0, 1].into());
-        Ok((Socket(wire), Peer { address }))
+        Ok((Socket(wire), Peer::new(address)))
     }
 
     fn listeners(&self) -> usize {

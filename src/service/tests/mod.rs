@@ -3,6 +3,8 @@
 
 mod admission;
 mod generation;
+mod grpc;
+mod protobuf;
 mod routes;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -252,7 +254,7 @@ impl Bench {
             service: Service::new(parts),
             engine,
             metrics,
-            peer: Peer { address },
+            peer: Peer::new(address),
             now: Moment::from_micros(5_000_000),
             requests: AtomicU32::new(0),
         }

@@ -90,7 +90,7 @@ fn metrics_need_their_scope_or_loopback_and_permission() {
         (false, local, 401),
     ] {
         let mut bench = Bench::with(|config| config.metrics.public_on_loopback = public);
-        bench.peer = Peer { address };
+        bench.peer = Peer::new(address);
         assert_eq!(bench.ask(&sent).status, status, "{public} {address:?}");
     }
 }

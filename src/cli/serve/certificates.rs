@@ -1,0 +1,74 @@
+//! The certificates in force, as their supervisor sees them: loaded, watched, and warned of.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, CredentialPath, Sources};
+use crate::limits;
+use crate::service;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::{Acceptor, Problem};
+
+pub struct Certificates {
+    acceptor: Option<Arc<Acceptor>>,
+    next_look: Instant,
+}
+
+impl Certificates {
+    /// Reads and checks every file; `running` is what is in force until now.
+    pub fn load(
+        config: &Config,
+        sources: &Sources,
+        running: Option<&Certificates>,
+    ) -> Result<Certificates, Vec<Problem>> {
+        let running = running.and_then(|running| running.acceptor.as_deref());
+        let credentials = sources.credentials_dir();
+        let acceptor = Acceptor::load(config, credentials.as_deref(), running, now())?;
+        Ok(Certificates {
+            acceptor,
+            next_look: Instant::now(),
+        })
+    }
+
+    pub fn acceptor(&self) -> Option<Arc<Acceptor>> {
+        self.acceptor.clone()
+    }
+
+    /// How long until the next [`Certificates::look`]; `None` where there is nothing to look at.
+    pub fn until_next_look(&self) -> Option<Duration> {
+        let wait = self.next_look.saturating_duration_since(Instant::now());
+        self.acceptor.as_ref().map(|_| wait)
+    }
+
+    /// At the start, after a reload and once a day: publishes when each certificate ends, and warns
+    /// of those that end soon.
+    pub fn look(&mut self, metrics: &Metrics) {
+        if self.next_look > Instant::now() {
+            return;
+        }
+        self.next_look = Instant::now() + limits::CERTIFICATE_CHECK_INTERVAL;
+        let certificates = self.acceptor.iter().flat_map(|one| one.certificates());
+        let ends = certificates.clone().map(|one| one.expires_at);
+        metrics.set_certificate_expiries(ends);
+        let warnings = certificates.filter_map(|one| one.warning(now()));
+        warnings.for_each(|warning| log::warn!("{warning}"));
+    }
+}
+
+/// The files whose change is a reason to reload. One that cannot be told is one that cannot be
+/// loaded either.
+pub fn files(config: &Config, sources: &Sources) -> Vec<PathBuf> {
+    let tls = &config.tls;
+    let named = tls.certificates.iter().chain(&tls.keys);
+    let named = named.chain(&tls.client_ca);
+    let credentials = sources.credentials_dir();
+    named
+        .filter_map(|path| CredentialPath(path).resolve(credentials.as_deref()).ok())
+        .collect()
+}
+
+/// What [`Acceptor::load`] and [`crate::tls::acceptor::Certificate`] count in.
+pub fn now() -> i64 {
+    i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,404 @@
+//! Messages in a stream of bytes: a flag, a length, the message (grpc/grpc,
+//! doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message").
+//!
+//! Owns the reading of prefixes from pieces that end anywhere, and the compression of single
+//! messages. A length is a claim: it is compared with the limit before anything is reserved for it,
+//! and what is kept is what has really come. Inflating is bounded by size and by ratio.
+//!
+//! Invariants:
+//!  1. The same bytes give the same messages however they are cut.
+//!  2. A decoder holds at most one incomplete message, and what it was handed since its last poll.
+
+use std::borrow::Cow;
+use std::io::Read;
+
+use flate2::bufread::GzDecoder;
+use flate2::{Compression, GzBuilder};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::limits;
+
+use super::messages::Message;
+
+/// Flag and length.
+pub const PREFIX_BYTES: usize = 5;
+
+/// How messages with the flag are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    #[default]
+    Identity,
+    Gzip,
+}
+
+impl Encoding {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Encoding::Identity => "identity",
+            Encoding::Gzip => "gzip",
+        }
+    }
+}
+
+/// Takes messages out of pieces. Call order: `handle_data`, then `poll_message` until it gives
+/// none; `finish` once the stream has ended.
+#[derive(Debug)]
+pub struct Decoder {
+    encoding: Encoding,
+    limit: usize,
+    pending: Vec<u8>,
+    /// Up to here `pending` is used up.
+    start: usize,
+}
+
+impl Decoder {
+    /// `limit`: bytes of a message, before and after it is inflated.
+    pub fn new(encoding: Encoding, limit: usize) -> Decoder {
+        Decoder {
+            encoding,
+            limit,
+            pending: Vec::new(),
+            start: 0,
+        }
+    }
+
+    pub fn handle_data(&mut self, data: &[u8]) {
+        self.pending.drain(..self.start);
+        self.start = 0;
+        self.pending.extend_from_slice(data);
+    }
+
+    /// Bytes that no message has been made of yet.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.len() - self.start
+    }
+
+    /// The next whole message. After an error the stream means nothing any more.
+    pub fn poll_message(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
+        let Some(framed) = first(&self.pending[self.start..], self.limit)? else {
+            return Ok(None);
+        };
+        let message = framed.content(self.encoding, self.limit)?.into_owned();
+        self.start += framed.length();
+        if self.start == self.pending.len() {
+            // Between messages a stream holds no memory.
+            self.pending = Vec::new();
+            self.start = 0;
+        }
+        Ok(Some(message))
+    }
+
+    /// The stream has ended: a message that was begun is cut off.
+    pub fn finish(&self) -> Result<(), ApiError> {
+        match self.pending_bytes() {
+            0 => Ok(()),
+            _ => Err(cut_off()),
+        }
+    }
+}
+
+/// The message of a method that takes exactly one, borrowed where it came uncompressed.
+pub fn only_message(
+    body: &[u8],
+    encoding: Encoding,
+    limit: usize,
+) -> Result<Cow<'_, [u8]>, ApiError> {
+    if body.is_empty() {
+        return Err(malformed("this method takes one message, and none came"));
+    }
+    let framed = first(body, limit)?.ok_or_else(cut_off)?;
+    if framed.length() < body.len() {
+        return Err(malformed("this method takes one message, and more came"));
+    }
+    framed.content(encoding, limit)
+}
+
+/// Appends a message with its prefix, compressed where that is asked for and makes it smaller.
+pub fn append(out: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
+    let start = out.len();
+    out.extend_from_slice(&[0; PREFIX_BYTES]);
+    // A vector grows as needed, so encoding cannot fail.
+    let encoded = message.encode(out);
+    debug_assert!(encoded.is_ok());
+    let content = start + PREFIX_BYTES;
+    if encoding == Encoding::Gzip && out.len() - content >= limits::GRPC_GZIP_LEAST_BYTES {
+        let packed = gzip(&out[content..]);
+        if packed.len() < out.len() - content {
+            out.truncate(content);
+            out.extend_from_slice(&packed);
+            out[start] = 1;
+        }
+    }
+    let length = (out.len() - content) as u32;
+    out[start + 1..content].copy_from_slice(&length.to_be_bytes());
+}
+
+/// A whole message in the bytes that it came in.
+struct Framed<'a> {
+    is_compressed: bool,
+    content: &'a [u8],
+}
+
+/// The first message, if all of it is there.
+fn first(bytes: &[u8], limit: usize) -> Result<Option<Framed<'_>>, ApiError> {
+    let Some((&flag, rest)) = bytes.split_first() else {
+        return Ok(None);
+    };
+    if flag > 1 {
+        let message = format!("the message's first byte is {flag}; 0 and 1 are defined");
+        return Err(malformed(&message));
+    }
+    let Some((length, rest)) = rest.split_first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let length = u32::from_be_bytes(*length) as usize;
+    if length > limit {
+        return Err(too_large(limit));
+    }
+    Ok(rest.get(..length).map(|content| Framed {
+        is_compressed: flag == 1,
+        content,
+    }))
+}
+
+impl<'a> Framed<'a> {
+    fn length(&self) -> usize {
+        PREFIX_BYTES + self.content.len()
+    }
+
+    fn content(&self, encoding: Encoding, limit: usize) -> Result<Cow<'a, [u8]>, ApiError> {
+        match (self.is_compressed, encoding) {
+            (false, _) => Ok(Cow::Borrowed(self.content)),
+            (true, Encoding::Gzip) => gunzip(self.content, limit).map(Cow::Owned),
+            (true, Encoding::Identity) => Err(malformed(
+                "a message has the compressed flag, and no `grpc-encoding` says how",
+            )),
+        }
+    }
+}
+
+/// Inflates one gzip member, which must be all there is.
+fn gunzip(packed: &[u8], limit: usize) -> Result<Vec<u8>, ApiError> {
+    let by_ratio = packed.len().saturating_mul(limits::GRPC_INFLATE_RATIO_MAX);
+    let bound = limit.min(by_ratio.max(limits::GRPC_INFLATE_FREE_BYTES));
+    let mut decoder = GzDecoder::new(packed);
+    let mut content = Vec::new();
+    // One byte more tells what is just as large as it may be from what is larger.
+    let read = decoder
+        .by_ref()
+        .take(bound as u64 + 1)
+        .read_to_end(&mut content);
+    if content.len() > bound {
+        return Err(match bound < limit {
+            true => {
+                let most = limits::GRPC_INFLATE_RATIO_MAX;
+                let message = format!("a message inflates to more than {most} times its size");
+                ApiError::new(ErrorCode::BodyTooLarge, message)
+            }
+            false => too_large(limit),
+        });
+    }
+    if read.is_err() || !decoder.into_inner().is_empty() {
+        return Err(malformed("a compressed message is not one gzip member"));
+    }
+    Ok(content)
+}
+
+/// At the fastest level: an answer's few kilobytes take some ten microseconds of the reactor.
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    let mut encoder = GzBuilder::new().read(content, Compression::fast());
+    let read = encoder.read_to_end(&mut packed);
+    // It reads from memory.
+    debug_assert!(read.is_ok());
+    packed
+}
+
+fn malformed(message: &str) -> ApiError {
+    ApiError::new(ErrorCode::MalformedGrpc, message)
+}
+
+fn cut_off() -> ApiError {
+    malformed("the request ends within a message")
+}
+
+fn too_large(limit: usize) -> ApiError {
+    let message = format!("a message may have {limit} bytes (`limits.max_body`)");
+    ApiError::new(ErrorCode::BodyTooLarge, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grpc::messages::health::HealthCheckRequest;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 1 << 20;
+
+    fn framed(flag: u8, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![flag];
+        bytes.extend_from_slice(&(content.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(content);
+        bytes
+    }
+
+    fn code(result: Result<impl std::fmt::Debug, ApiError>) -> ErrorCode {
+        result.unwrap_err().code
+    }
+
+    #[test]
+    fn one_message_is_borrowed() {
+        let bytes = framed(0, b"abc");
+        let message = only_message(&bytes, Encoding::Identity, 3).unwrap();
+        assert!(matches!(message, Cow::Borrowed(b"abc")));
+        let packed = framed(1, &gzip(b"abc"));
+        let message = only_message(&packed, Encoding::Gzip, LIMIT).unwrap();
+        assert_eq!(&*message, b"abc");
+    }
+
+    #[test]
+    fn broken_framing_is_told_from_what_is_too_large() {
+        let (identity, limit) = (Encoding::Identity, 100);
+        for bytes in [
+            &b""[..],
+            &[0],
+            &[2],
+            &[0xff, 0, 0, 0, 1, 0],
+            &[0, 0, 0, 0, 2, b'a'],
+            &[0, 0, 0, 0, 0, 0],
+            &framed(0, b"a").repeat(2),
+            // The flag without an encoding.
+            &framed(1, b"a"),
+        ] {
+            let result = only_message(bytes, identity, limit);
+            assert_eq!(code(result), ErrorCode::MalformedGrpc, "{bytes:?}");
+        }
+        let large = only_message(&[0, 0, 0, 0, 101], identity, limit);
+        assert_eq!(code(large), ErrorCode::BodyTooLarge);
+    }
+
+    #[test]
+    fn a_hostile_length_reserves_nothing() {
+        let mut decoder = Decoder::new(Encoding::Identity, usize::MAX);
+        decoder.handle_data(&[0, 0xff, 0xff, 0xff, 0xff, 1]);
+        assert_eq!(decoder.poll_message(), Ok(None));
+        assert!(decoder.pending.capacity() < 1_024);
+        assert_eq!(code(decoder.finish()), ErrorCode::MalformedGrpc);
+        let mut decoder = Decoder::new(Encoding::Identity, LIMIT);
+        decoder.handle_data(&[0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(code(decoder.poll_message()), ErrorCode::BodyTooLarge);
+    }
+
+    #[test]
+    fn a_bomb_ends_at_its_bound() {
+        let bomb = |bytes| {
+            let zeros = vec![0; bytes];
+            let mut packed = Vec::new();
+            let mut encoder = GzBuilder::new().read(&*zeros, Compression::best());
+            encoder.read_to_end(&mut packed).unwrap();
+            packed
+        };
+        let zeros = bomb(16 << 20);
+        assert!(zeros.len() < 32 << 10);
+        let error = gunzip(&zeros, LIMIT).unwrap_err();
+        assert_eq!(error.code, ErrorCode::BodyTooLarge);
+        // Small, but inflating by a thousand.
+        let small = bomb(512 << 10);
+        let error = gunzip(&small, LIMIT).unwrap_err();
+        assert!(error.message.contains("times its size"), "{error}");
+        // What is honest passes at the very bound.
+        let honest: Vec<u8> = (0..LIMIT).map(|n| (n * n % 251) as u8).collect();
+        assert_eq!(gunzip(&gzip(&honest), LIMIT).unwrap(), honest);
+        let short = gunzip(&gzip(&honest), LIMIT - 1).unwrap_err();
+        assert!(short.message.contains("limits.max_body"), "{short}");
+    }
+
+    #[test]
+    fn what_is_not_one_gzip_member_is_malformed() {
+        let good = gzip(b"abc");
+        let mut broken = good.clone();
+        broken[good.len() - 6] ^= 1;
+        for packed in [
+            &b"abc"[..],
+            b"",
+            &good[..good.len() - 1],
+            &broken,
+            &[good.as_slice(), b"x"].concat(),
+        ] {
+            assert_eq!(code(gunzip(packed, LIMIT)), ErrorCode::MalformedGrpc);
+        }
+    }
+
+    #[test]
+    fn answers_are_compressed_where_it_pays() {
+        let message = |length| HealthCheckRequest {
+            service: "a".repeat(length),
+        };
+        for (length, encoding, flag) in [
+            (10, Encoding::Gzip, 0),
+            (5_000, Encoding::Identity, 0),
+            (5_000, Encoding::Gzip, 1),
+        ] {
+            let mut out = b"before".to_vec();
+            append(&mut out, &message(length), encoding);
+            assert_eq!(out[6], flag);
+            let content = only_message(&out[6..], Encoding::Gzip, LIMIT).unwrap();
+            assert_eq!(HealthCheckRequest::decode(&*content), Ok(message(length)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_bytes_cut_anywhere_give_the_same_messages(
+            messages in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)), 0..6),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let wire: Vec<u8> = messages
+                .iter()
+                .flat_map(|(packed, content)| match packed {
+                    true => framed(1, &gzip(content)),
+                    false => framed(0, content),
+                })
+                .collect();
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(wire.len() + 1)).collect();
+            cuts.extend([0, wire.len()]);
+            cuts.sort_unstable();
+            let mut decoder = Decoder::new(Encoding::Gzip, LIMIT);
+            let mut found = Vec::new();
+            for piece in cuts.windows(2) {
+                decoder.handle_data(&wire[piece[0]..piece[1]]);
+                while let Some(message) = decoder.poll_message().unwrap() {
+                    found.push(message);
+                }
+            }
+            prop_assert_eq!(decoder.finish(), Ok(()));
+            let sent: Vec<_> = messages.into_iter().map(|(_, content)| content).collect();
+            prop_assert_eq!(found, sent);
+        }
+
+        #[test]
+        fn hostile_bytes_give_the_same_however_they_are_cut(
+            bytes in prop::collection::vec(prop_oneof![0..3u8, any::<u8>()], 0..64),
+            at: prop::sample::Index,
+        ) {
+            let run = |pieces: &[&[u8]]| {
+                let mut decoder = Decoder::new(Encoding::Gzip, 16);
+                let mut found = Vec::new();
+                for piece in pieces {
+                    decoder.handle_data(piece);
+                    loop {
+                        match decoder.poll_message() {
+                            Ok(Some(message)) => found.push(message),
+                            Ok(None) => break,
+                            Err(error) => return (found, Some(error)),
+                        }
+                    }
+                }
+                let end = decoder.finish().err();
+                (found, end)
+            };
+            let (head, tail) = bytes.split_at(at.index(bytes.len() + 1));
+            prop_assert_eq!(run(&[&bytes]), run(&[head, tail]));
+        }
+    }
+}

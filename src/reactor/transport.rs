@@ -1,0 +1,268 @@
+//! What lies between a socket and its protocol: nothing, or TLS.
+//!
+//! Owns the decision, taken by the first byte (`http::sniff`) and the listener's rule, and the glue
+//! to `tls::Session`: which part of the scratch buffer holds what, what is counted. It touches no
+//! socket: the connection reads and writes for it.
+//!
+//! ```text
+//!                     22, and there are certificates
+//!   Undecided(rule) ------------------------------------> Tls(session)
+//!         |
+//!         +---- any other byte, where clear text is spoken ----> Clear
+//!         +---- the wrong one for this listener: a 400, or a close
+//! ```
+//!
+//! Invariants:
+//!  1. What is decided stays.
+//!  2. Every handshake is counted once, by how it ended: in `handle_input` if it did something, in
+//!     `abandon` if its connection ended first.
+//!  3. Input that costs a step of a handshake is taken only while the turn's steps last; see
+//!     [`Transport::next_is_dear`].
+
+use std::io::{self, IoSlice, Write};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::connection::CloseReason;
+use super::http1::Context;
+use super::system::System;
+use crate::config::Security;
+use crate::core::output::OutputQueue;
+use crate::core::pool::BufferPool;
+use crate::http::sniff::{Sniffed, sniff};
+use crate::limits;
+use crate::service::Peer;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::{Failed, Handshake, Session};
+
+pub enum Transport {
+    /// No byte has come. What may come is the listener's rule.
+    Undecided(Security),
+    Clear,
+    Tls(Box<Session>),
+}
+
+/// What has come of bytes that were read.
+pub enum Arrived {
+    /// What they mean lies in this part of the scratch buffer; it may be nothing.
+    Input {
+        place: Range<usize>,
+        /// The handshake has ended with them.
+        is_open: bool,
+    },
+    /// The TLS session has failed. Its alert is in the queue; nothing else is to be said.
+    Failed,
+    /// Clear text where only TLS is spoken.
+    ClearText,
+    /// TLS where it is not spoken: there is no answer that its sender would understand.
+    NoTls,
+}
+
+impl Transport {
+    pub const fn new(security: Security) -> Transport {
+        Transport::Undecided(security)
+    }
+
+    // ---- getters ----
+
+    pub fn is_handshaking(&self) -> bool {
+        matches!(self, Transport::Tls(session) if session.is_handshaking())
+    }
+
+    /// Whether what is read next may cost a step of a handshake.
+    pub fn next_is_dear(&self, context: &Context<'_>) -> bool {
+        match self {
+            Transport::Undecided(security) => *security != Security::Clear && context.tls.is_some(),
+            Transport::Clear => false,
+            Transport::Tls(session) => session.is_handshaking(),
+        }
+    }
+
+    /// How much of the scratch buffer is read into: where TLS is spoken, or may be, the rest is for
+    /// the plaintext.
+    pub fn read_bytes(&self, scratch: &[u8]) -> usize {
+        match self {
+            Transport::Clear | Transport::Undecided(Security::Clear) => scratch.len(),
+            Transport::Undecided(_) | Transport::Tls(_) => limits::TLS_READ_BYTES,
+        }
+    }
+
+    /// The peer has said in so many words that nothing more will come.
+    pub fn input_is_over(&self) -> bool {
+        matches!(self, Transport::Tls(session) if session.input_is_over())
+    }
+
+    /// Whether ciphertext waits to be written.
+    pub fn wants_write(&self) -> bool {
+        matches!(self, Transport::Tls(session) if session.wants_write())
+    }
+
+    /// What the handshake has agreed to speak.
+    pub fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Transport::Tls(session) => session.protocol(),
+            Transport::Undecided(_) | Transport::Clear => None,
+        }
+    }
+
+    // ---- input ----
+
+    /// Takes in the first `length` bytes of the scratch buffer.
+    pub fn handle_input(
+        &mut self,
+        scratch: &mut [u8],
+        length: usize,
+        peer: &mut Peer,
+        context: &mut Context<'_>,
+    ) -> Arrived {
+        if let Transport::Undecided(security) = *self
+            && let Some(refused) = self.decide(security, &scratch[..length], context)
+        {
+            return refused;
+        }
+        let Transport::Tls(session) = self else {
+            return Arrived::Input {
+                place: 0..length,
+                is_open: false,
+            };
+        };
+        let (ciphertext, plaintext) = scratch.split_at_mut(limits::TLS_READ_BYTES);
+        match session.handle_input(&ciphertext[..length], plaintext) {
+            Ok(received) => {
+                if received.worked {
+                    *context.handshake_steps = context.handshake_steps.saturating_sub(1);
+                }
+                let is_open = received.handshake.is_some();
+                if let Some(handshake) = received.handshake {
+                    note_handshake(handshake, peer, context.metrics);
+                }
+                let start = limits::TLS_READ_BYTES;
+                let place = start..start + received.plaintext;
+                Arrived::Input { place, is_open }
+            }
+            Err(failed) => {
+                note_failure(session, &failed, peer, context.metrics);
+                Arrived::Failed
+            }
+        }
+    }
+
+    /// The first bytes are here. `Some`: they are not what is spoken here.
+    fn decide(
+        &mut self,
+        security: Security,
+        first: &[u8],
+        context: &Context<'_>,
+    ) -> Option<Arrived> {
+        let is_tls = sniff(first) == Sniffed::Tls;
+        *self = match (is_tls, security, context.tls) {
+            (true, Security::Sniffed | Security::Tls, Some(acceptor)) => {
+                match Session::new(acceptor) {
+                    Ok(session) => Transport::Tls(session),
+                    Err(error) => {
+                        log::error!("a TLS session cannot be made: {error}");
+                        return Some(Arrived::NoTls);
+                    }
+                }
+            }
+            (true, _, _) => {
+                context.metrics.tls_refused("tls_on_clear").inc();
+                return Some(Arrived::NoTls);
+            }
+            (false, Security::Tls, _) => {
+                context.metrics.tls_refused("clear_on_tls").inc();
+                return Some(Arrived::ClearText);
+            }
+            (false, Security::Sniffed | Security::Clear, _) => Transport::Clear,
+        };
+        None
+    }
+
+    /// The peer's FIN has come. Without the word that announces it in TLS somebody in between may
+    /// have cut off what it had to say. That loses no request: each says itself how long it is.
+    pub fn handle_end_of_input(&mut self, metrics: &Metrics) {
+        if let Transport::Tls(session) = self
+            && session.is_open()
+            && !session.input_is_over()
+        {
+            metrics.tls_truncated.inc();
+        }
+    }
+
+    // ---- output ----
+
+    /// Queues TLS's own last word, once. `true`: there is something to write now.
+    pub fn close(&mut self) -> bool {
+        match self {
+            Transport::Tls(session) => session.close(),
+            Transport::Undecided(_) | Transport::Clear => false,
+        }
+    }
+
+    /// The connection ends: a handshake that had begun has come to nothing.
+    pub fn abandon(&mut self, reason: CloseReason, metrics: &Metrics) {
+        if let Transport::Tls(session) = self
+            && session.is_handshaking()
+        {
+            let outcome = match reason {
+                CloseReason::RequestTimeout => "timeout",
+                _ => "abandoned",
+            };
+            metrics.tls_handshakes(outcome, session.version()).inc();
+        }
+    }
+}
+
+/// Encrypts what waits, as far as there is room for it.
+pub fn encrypt(session: &mut Session, output: &mut OutputQueue, pool: &mut BufferPool) {
+    while !output.is_empty() {
+        let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+        let count = output.io_slices(&mut slices);
+        let taken = session.handle_output(&slices[..count]);
+        if taken == 0 {
+            return;
+        }
+        output.advance(taken, pool);
+    }
+}
+
+/// The socket as a `Write`, for whoever brings its own queue.
+pub struct Wire<'a, S: System> {
+    pub system: &'a mut S,
+    pub socket: &'a S::Socket,
+    /// Bytes that it was given; it may have taken fewer.
+    pub offered: usize,
+}
+
+impl<S: System> Write for Wire<'_, S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.offered += slices.iter().map(|slice| slice.len()).sum::<usize>();
+        self.system.write(self.socket, slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn note_handshake(handshake: Handshake, peer: &mut Peer, metrics: &Metrics) {
+    let outcome = match handshake.resumed {
+        true => "resumed",
+        false => "full",
+    };
+    metrics.tls_handshakes(outcome, handshake.version).inc();
+    peer.client = handshake.client.map(Arc::new);
+}
+
+fn note_failure(session: &Session, failed: &Failed, peer: &Peer, metrics: &Metrics) {
+    match failed.in_handshake {
+        true => metrics.tls_handshakes("failed", session.version()).inc(),
+        false => metrics.tls_broken.inc(),
+    };
+    // Scanners cause it all day long: it is news for who looks for it only.
+    log::debug!("TLS with {:?} failed: {}", peer.address, failed.error);
+}

@@ -1,0 +1,80 @@
+//! What answers of gRPC's other services are made of: one message, or any number and an end.
+//!
+//! A generation has its own way, in [`super::exchange`]; here is what health and reflection share.
+
+use crate::core::Moment;
+use crate::error::ApiError;
+use crate::grpc::frame;
+use crate::grpc::messages::Message;
+use crate::http::Reply;
+
+use super::Service;
+use super::call::Call;
+use super::form::{self, Form};
+use super::ledger::Outcome;
+
+impl Service {
+    /// Answers with one message, and closes the request.
+    pub(super) fn answer_message(
+        &mut self,
+        call: &Call,
+        message: &impl Message,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
+        self.page.begin(call);
+        if let Form::Grpc(terms) = call.form {
+            frame::append(&mut self.page.body, message, terms.encoding);
+        }
+        let bytes = form::send_answer(&mut self.page, call, reply);
+        let status = 200;
+        let outcome = Outcome::Answered { status, bytes };
+        self.ledger.close(call, outcome, None, now);
+    }
+
+    /// Sends one message of several, behind the head if it is the first; gives its bytes.
+    pub(super) fn send_message(
+        &mut self,
+        call: &Call,
+        is_first: bool,
+        message: &impl Message,
+        reply: &mut dyn Reply,
+    ) -> u64 {
+        self.page.begin(call);
+        if let Form::Grpc(terms) = call.form {
+            frame::append(&mut self.page.body, message, terms.encoding);
+        }
+        if is_first {
+            form::start(&mut self.page, call, reply);
+        }
+        reply.data(&self.page.body);
+        self.page.body.len() as u64
+    }
+
+    /// Ends an answer of any number of messages, and closes the request. `bytes`: 0 where the head
+    /// is still to come.
+    pub(super) fn end_dialogue(
+        &mut self,
+        call: &Call,
+        bytes: u64,
+        error: Option<&ApiError>,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
+        if bytes > 0 {
+            form::end(call, error, reply);
+        } else {
+            self.page.begin(call);
+            form::end_without_messages(&mut self.page, call, error, reply);
+        }
+        let outcome = match error {
+            None => Outcome::Answered { status: 200, bytes },
+            Some(error) => Outcome::Failed {
+                status: 200,
+                bytes,
+                code: error.code,
+            },
+        };
+        self.ledger.close(call, outcome, None, now);
+    }
+}

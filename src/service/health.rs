@@ -1,0 +1,166 @@
+//! gRPC's health checks: what `/readyz` says, asked once or watched.
+//!
+//! A watch is an exchange without a job. It looks at the engine at an interval, since nobody tells a
+//! reactor that a model is loaded, and says something when the state has changed. A drain ends it:
+//! the client is to watch another daemon.
+
+use crate::core::Moment;
+use crate::engine::State;
+use crate::error::{ApiError, ErrorCode};
+use crate::grpc::messages::decode;
+use crate::grpc::messages::health::health_check_response::ServingStatus;
+use crate::grpc::messages::health::{HealthCheckRequest, HealthCheckResponse};
+use crate::http::Reply;
+use crate::limits;
+use crate::offload::CancelReason;
+
+use super::body::excerpt;
+use super::call::Call;
+use super::form::Form;
+use super::ledger::Outcome;
+use super::{Exchange, Flow, Service};
+
+/// Whose state may be asked for: the daemon's as a whole, and the service's own, which is the same.
+const SERVICES: &[&str] = &["", "AutoGLMService"];
+
+/// A client that watches.
+#[derive(Debug)]
+pub struct Watch {
+    call: Call,
+    is_known: bool,
+    /// What the client was told last.
+    told: Option<ServingStatus>,
+    look_at: Moment,
+    /// The client's own deadline.
+    ends: Option<Moment>,
+    bytes: u64,
+}
+
+impl Watch {
+    pub fn next_deadline(&self) -> Moment {
+        self.ends
+            .map_or(self.look_at, |ends| ends.min(self.look_at))
+    }
+}
+
+impl Service {
+    pub(super) fn check_health(
+        &mut self,
+        call: &Call,
+        body: &[u8],
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
+        match self.read_health_request(call, body) {
+            Ok(asked) if SERVICES.contains(&&*asked.service) => {
+                let status = self.serving_status();
+                self.answer_message(call, &response(status), now, reply);
+            }
+            Ok(asked) => {
+                let message = format!("no service `{}` is served here", excerpt(&asked.service));
+                let error = ApiError::new(ErrorCode::NotFound, message);
+                self.fail(call, &error, None, now, reply);
+            }
+            Err(error) => self.fail(call, &error, None, now, reply),
+        }
+    }
+
+    pub(super) fn watch_health(
+        &mut self,
+        call: Call,
+        body: &[u8],
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Option<Box<Exchange>> {
+        let asked = match self.read_health_request(&call, body) {
+            Ok(asked) => asked,
+            Err(error) => {
+                self.fail(&call, &error, None, now, reply);
+                return None;
+            }
+        };
+        let ends = match call.form {
+            Form::Grpc(terms) => terms.timeout.map(|timeout| call.started + timeout),
+            Form::Json | Form::Protobuf => None,
+        };
+        let mut watch = Watch {
+            is_known: SERVICES.contains(&&*asked.service),
+            told: None,
+            look_at: now,
+            ends,
+            bytes: 0,
+            call,
+        };
+        match self.look_at_health(&mut watch, now, reply) {
+            Flow::Open => Some(Box::new(Exchange::HealthWatch(watch))),
+            Flow::Finished => None,
+        }
+    }
+
+    /// Tells a watcher what has changed. Called at `next_deadline`.
+    pub(super) fn look_at_health(
+        &mut self,
+        watch: &mut Watch,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Flow {
+        let is_over = watch.ends.is_some_and(|ends| now >= ends);
+        if now >= watch.look_at || is_over {
+            watch.look_at = now + limits::HEALTH_WATCH_INTERVAL;
+            let status = match watch.is_known {
+                true => self.serving_status(),
+                // The protocol wants the watch to go on: the service may come.
+                false => ServingStatus::ServiceUnknown,
+            };
+            if watch.told != Some(status) && reply.has_room() {
+                self.tell(watch, status, reply);
+            }
+        }
+        let error = if self.is_draining {
+            let message = "the daemon is about to stop; watch another one";
+            ApiError::new(ErrorCode::Draining, message)
+        } else if is_over {
+            ApiError::new(
+                ErrorCode::RequestTimeout,
+                "the watch's own deadline is over",
+            )
+        } else {
+            return Flow::Open;
+        };
+        self.end_dialogue(&watch.call, watch.bytes, Some(&error), now, reply);
+        Flow::Finished
+    }
+
+    pub(super) fn abandon_watch(&mut self, watch: &Watch, reason: CancelReason, now: Moment) {
+        let bytes = watch.bytes;
+        let outcome = Outcome::Abandoned { bytes, reason };
+        self.ledger.close(&watch.call, outcome, None, now);
+    }
+
+    fn tell(&mut self, watch: &mut Watch, status: ServingStatus, reply: &mut dyn Reply) {
+        watch.told = Some(status);
+        watch.bytes += self.send_message(&watch.call, watch.bytes == 0, &response(status), reply);
+    }
+
+    fn serving_status(&self) -> ServingStatus {
+        match self.parts.engine.state() {
+            State::Ready if !self.is_draining => ServingStatus::Serving,
+            _ => ServingStatus::NotServing,
+        }
+    }
+
+    fn read_health_request(
+        &self,
+        call: &Call,
+        body: &[u8],
+    ) -> Result<HealthCheckRequest, ApiError> {
+        let message = self.only_message(call, body)?;
+        decode(&message, "grpc.health.v1.HealthCheckRequest")
+    }
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}

@@ -1,0 +1,191 @@
+//! Server reflection: a stream of questions, each answered as soon as it is there.
+//!
+//! A client keeps the stream open, asks, reads, and asks again, so nothing may wait for its end.
+//! Must never answer faster than the client reads: what finds no room waits as the question that it
+//! was, a bounded number of bytes of them.
+
+use crate::core::Moment;
+use crate::error::{ApiError, ErrorCode};
+use crate::grpc::messages::decode;
+use crate::grpc::{Decoder, Encoding, reflection};
+use crate::http::Reply;
+use crate::limits;
+use crate::offload::CancelReason;
+
+use super::call::{Admitted, Call};
+use super::form::Form;
+use super::ledger::Outcome;
+use super::{Exchange, Flow, Service};
+
+/// A client that asks.
+#[derive(Debug)]
+pub struct Dialogue {
+    call: Call,
+    questions: Decoder,
+    /// How many there were.
+    count: u32,
+    /// The client has said all that it will.
+    is_over: bool,
+    /// When to look again: soon where questions wait for room in the output, else at an interval,
+    /// for the drain that nobody tells of.
+    look_at: Moment,
+    /// The client's own deadline, or that of a client that has fallen silent.
+    ends: Moment,
+    bytes: u64,
+}
+
+impl Dialogue {
+    pub fn next_deadline(&self) -> Moment {
+        self.look_at.min(self.ends)
+    }
+
+    fn postpone_end(&mut self, now: Moment) {
+        let silent = now + limits::REFLECTION_IDLE;
+        self.ends = match self.call.form {
+            Form::Grpc(terms) => terms
+                .timeout
+                .map_or(silent, |timeout| silent.min(self.call.started + timeout)),
+            Form::Json | Form::Protobuf => silent,
+        };
+    }
+}
+
+impl Service {
+    /// A request of [`super::Intake::Pieces`] was admitted: its exchange, before any of its body.
+    pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
+        let call = admitted.call;
+        let encoding = match call.form {
+            Form::Grpc(terms) => terms.encoding,
+            Form::Json | Form::Protobuf => Encoding::Identity,
+        };
+        let mut dialogue = Dialogue {
+            questions: Decoder::new(encoding, limits::REFLECTION_QUESTION_BYTES_MAX),
+            count: 0,
+            is_over: false,
+            look_at: now + limits::HEALTH_WATCH_INTERVAL,
+            ends: now,
+            bytes: 0,
+            call,
+        };
+        dialogue.postpone_end(now);
+        Box::new(Exchange::Reflection(dialogue))
+    }
+
+    /// The next piece of a body that comes in pieces, and whether it is the last. An empty piece
+    /// may be the last.
+    pub fn handle_data(
+        &mut self,
+        exchange: &mut Exchange,
+        data: &[u8],
+        is_end: bool,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Flow {
+        let Exchange::Reflection(dialogue) = exchange else {
+            debug_assert!(false, "this exchange has its body already");
+            return Flow::Open;
+        };
+        dialogue.is_over |= is_end;
+        dialogue.postpone_end(now);
+        let waiting = dialogue.questions.pending_bytes() + data.len();
+        if waiting > limits::REFLECTION_PENDING_BYTES_MAX && !reply.has_room() {
+            let message = "too many questions wait for their answers to be read";
+            let error = ApiError::new(ErrorCode::BodyTooLarge, message);
+            return self.end_reflection(dialogue, Some(&error), now, reply);
+        }
+        dialogue.questions.handle_data(data);
+        self.answer_questions(dialogue, now, reply)
+    }
+
+    /// Called at `next_deadline`.
+    pub(super) fn look_at_questions(
+        &mut self,
+        dialogue: &mut Dialogue,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Flow {
+        if now >= dialogue.ends {
+            let message = "the stream was silent for too long, or its deadline is over";
+            let error = ApiError::new(ErrorCode::RequestTimeout, message);
+            return self.end_reflection(dialogue, Some(&error), now, reply);
+        }
+        if now < dialogue.look_at {
+            return Flow::Open;
+        }
+        let flow = self.answer_questions(dialogue, now, reply);
+        if flow == Flow::Open && self.is_draining && reply.has_room() {
+            let message = "the daemon is about to stop; ask another one";
+            let error = ApiError::new(ErrorCode::Draining, message);
+            return self.end_reflection(dialogue, Some(&error), now, reply);
+        }
+        flow
+    }
+
+    pub(super) fn abandon_dialogue(
+        &mut self,
+        dialogue: &Dialogue,
+        reason: CancelReason,
+        now: Moment,
+    ) {
+        let bytes = dialogue.bytes;
+        let outcome = Outcome::Abandoned { bytes, reason };
+        self.ledger.close(&dialogue.call, outcome, None, now);
+    }
+
+    fn answer_questions(
+        &mut self,
+        dialogue: &mut Dialogue,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Flow {
+        dialogue.look_at = now + limits::HEALTH_WATCH_INTERVAL;
+        loop {
+            if !reply.has_room() {
+                dialogue.look_at = now + limits::REFLECTION_RETRY;
+                return Flow::Open;
+            }
+            match self.answer_question(dialogue, reply) {
+                Ok(true) => {}
+                Ok(false) if !dialogue.is_over => return Flow::Open,
+                Ok(false) => {
+                    let error = dialogue.questions.finish().err();
+                    return self.end_reflection(dialogue, error.as_ref(), now, reply);
+                }
+                Err(error) => return self.end_reflection(dialogue, Some(&error), now, reply),
+            }
+        }
+    }
+
+    /// Whether there was one.
+    fn answer_question(
+        &mut self,
+        dialogue: &mut Dialogue,
+        reply: &mut dyn Reply,
+    ) -> Result<bool, ApiError> {
+        let Some(bytes) = dialogue.questions.poll_message()? else {
+            return Ok(false);
+        };
+        dialogue.count += 1;
+        if dialogue.count > limits::REFLECTION_QUESTIONS_MAX {
+            let most = limits::REFLECTION_QUESTIONS_MAX;
+            let message = format!("a stream may ask {most} questions; open another one");
+            return Err(ApiError::new(ErrorCode::BodyTooLarge, message));
+        }
+        let asked = decode(&bytes, "ServerReflectionRequest")?;
+        let answer = reflection::answer(asked);
+        let is_first = dialogue.bytes == 0;
+        dialogue.bytes += self.send_message(&dialogue.call, is_first, &answer, reply);
+        Ok(true)
+    }
+
+    fn end_reflection(
+        &mut self,
+        dialogue: &Dialogue,
+        error: Option<&ApiError>,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) -> Flow {
+        self.end_dialogue(&dialogue.call, dialogue.bytes, error, now, reply);
+        Flow::Finished
+    }
+}

@@ -1,0 +1,192 @@
+//! What all TLS sessions of the daemon share, made from configuration and files in one go.
+//!
+//! Owns rustls' server configuration. It never changes: a reload makes another one, and sessions
+//! that run keep theirs. So a reload drops no connection, and half a reload does not exist.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, Ticketer};
+use rustls::server::{
+    ProducesTickets, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier,
+};
+use rustls::{ServerConfig, SupportedProtocolVersion};
+
+use super::files::{self, Material, Problem};
+use super::names::Names;
+use crate::config::{ClientCertificates, Config, TlsVersion};
+use crate::limits;
+
+/// ALPN (RFC 7301): what is offered, the preferred first.
+pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+#[derive(Debug)]
+pub struct Acceptor {
+    config: Arc<ServerConfig>,
+    certificates: Vec<Certificate>,
+    resumption: Resumption,
+    asks_clients: bool,
+}
+
+/// A certificate in use, as far as its end goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    pub file: String,
+    /// Seconds since 1970.
+    pub expires_at: i64,
+}
+
+/// What earlier sessions are recognised by.
+#[derive(Clone, Debug)]
+struct Resumption {
+    /// TLS 1.3, and 1.2 for clients that take tickets: the client keeps the session, encrypted
+    /// under a key that changes every six hours.
+    tickets: Arc<dyn ProducesTickets>,
+    /// TLS 1.2 by session number, for those that take no tickets.
+    sessions: Arc<dyn StoresServerSessions>,
+}
+
+impl Acceptor {
+    /// Reads and checks all files. `Ok(None)`: no certificate is configured, so there is no TLS.
+    ///
+    /// `credentials` is `$CREDENTIALS_DIRECTORY`; `running` is what is in force, whose clients may
+    /// resume their sessions; `now` is in seconds since 1970.
+    pub fn load(
+        config: &Config,
+        credentials: Option<&Path>,
+        running: Option<&Acceptor>,
+        now: i64,
+    ) -> Result<Option<Arc<Acceptor>>, Vec<Problem>> {
+        if config.tls.certificates.is_empty() {
+            return Ok(None);
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let materials = files::read_materials(config, credentials, &provider, now);
+        let authorities = match (config.tls.client_certificates, &config.tls.client_ca) {
+            (ClientCertificates::Off, _) | (_, None) => Ok(None),
+            (_, Some(path)) => files::read_authorities(path, credentials).map(Some),
+        };
+        let (materials, authorities) = match (materials, authorities) {
+            (Ok(materials), Ok(authorities)) => (materials, authorities),
+            (materials, authorities) => {
+                let mut problems = materials.err().unwrap_or_default();
+                problems.extend(authorities.err());
+                return Err(problems);
+            }
+        };
+        let asks_clients = authorities.is_some();
+        let resumption = Resumption::continued(running, asks_clients).map_err(internal)?;
+        let mut made = server_config(config, provider, &materials, authorities)?;
+        made.session_storage = resumption.sessions.clone();
+        made.ticketer = resumption.tickets.clone();
+        Ok(Some(Arc::new(Acceptor {
+            config: Arc::new(made),
+            certificates: materials.iter().map(Certificate::of).collect(),
+            resumption,
+            asks_clients,
+        })))
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        self.config.clone()
+    }
+
+    /// In the order of the configuration.
+    pub fn certificates(&self) -> &[Certificate] {
+        &self.certificates
+    }
+}
+
+impl Certificate {
+    fn of(material: &Material) -> Certificate {
+        Certificate {
+            file: material.file.display().to_string(),
+            expires_at: material.expires_at,
+        }
+    }
+
+    /// A warning, if it has less than `limits::CERTIFICATE_WARNING` to live.
+    pub fn warning(&self, now: i64) -> Option<String> {
+        let left = self.expires_at - now;
+        if left >= limits::CERTIFICATE_WARNING.as_secs() as i64 {
+            return None;
+        }
+        let (file, date) = (&self.file, files::date(self.expires_at));
+        Some(match left {
+            ..0 => format!("the certificate in {file} has expired on {date}: renew it and reload"),
+            _ => {
+                let days = left / (24 * 3_600);
+                format!("the certificate in {file} expires on {date}, in {days} days: renew it")
+            }
+        })
+    }
+}
+
+impl Resumption {
+    /// Sessions outlive a reload, unless one of both configurations asks clients who they are: a
+    /// resumed session is not asked again, so it would carry an identity over to a configuration
+    /// that may no longer trust it.
+    fn continued(
+        running: Option<&Acceptor>,
+        asks_clients: bool,
+    ) -> Result<Resumption, rustls::Error> {
+        match running {
+            Some(running) if !running.asks_clients && !asks_clients => {
+                Ok(running.resumption.clone())
+            }
+            _ => Ok(Resumption {
+                tickets: Ticketer::new()?,
+                sessions: ServerSessionMemoryCache::new(limits::TLS_SESSIONS_KEPT),
+            }),
+        }
+    }
+}
+
+fn server_config(
+    config: &Config,
+    provider: Arc<CryptoProvider>,
+    materials: &[Material],
+    authorities: Option<rustls::RootCertStore>,
+) -> Result<ServerConfig, Vec<Problem>> {
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&versions(config.tls.min_version))
+        .map_err(internal)?;
+    let builder = match authorities {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match config.tls.client_certificates {
+                ClientCertificates::Required => verifier,
+                _ => verifier.allow_unauthenticated(),
+            };
+            let verifier = verifier.build().map_err(|error| {
+                let message = format!("the authorities cannot be used: {error}");
+                vec![Problem {
+                    key: "server.tls.client_ca".to_owned(),
+                    message,
+                }]
+            })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut made = builder.with_cert_resolver(Arc::new(Names::new(materials)));
+    made.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    made.send_tls13_tickets = limits::TLS_TICKETS_PER_HANDSHAKE;
+    Ok(made)
+}
+
+fn versions(least: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
+    match least {
+        TlsVersion::V12 => vec![&rustls::version::TLS13, &rustls::version::TLS12],
+        TlsVersion::V13 => vec![&rustls::version::TLS13],
+    }
+}
+
+/// What no file can cause.
+fn internal(error: rustls::Error) -> Vec<Problem> {
+    vec![Problem {
+        key: "server.tls".to_owned(),
+        message: format!("TLS cannot be set up: {error}"),
+    }]
+}

@@ -1,0 +1,322 @@
+//! Certificates and private keys, from PEM files to what rustls takes.
+//!
+//! Owns: reading, checking, and the words for what is wrong. Every problem names its file and the
+//! way out, for whoever reads it has just broken a daemon that worked. Must never show a key's
+//! bytes.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{Error, InconsistentKeys, RootCertStore};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::config::{ClientIdentity, ClientName, Config, CredentialPath};
+use crate::limits;
+
+/// What is wrong with a file of `[server.tls]`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// `server.tls.certificates[1]`
+    pub key: String,
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+/// A certificate with its key, good for use now.
+#[derive(Debug)]
+pub struct Material {
+    pub certified: Arc<CertifiedKey>,
+    /// The host names that it is for, in small letters; `*.example` among them.
+    pub names: Vec<String>,
+    /// Seconds since 1970.
+    pub expires_at: i64,
+    pub file: PathBuf,
+}
+
+/// Reads every certificate with its key. All problems at once, as those of the configuration.
+pub fn read_materials(
+    config: &Config,
+    credentials: Option<&Path>,
+    provider: &CryptoProvider,
+    now: i64,
+) -> Result<Vec<Material>, Vec<Problem>> {
+    let (mut materials, mut problems) = (Vec::new(), Vec::new());
+    for (index, certificate) in config.tls.certificates.iter().enumerate() {
+        let source = Source {
+            index,
+            certificate,
+            key: config.tls.keys.get(index).map(PathBuf::as_path),
+            credentials,
+        };
+        match source.read(provider, now) {
+            Ok(material) => materials.push(material),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(materials),
+        false => Err(problems),
+    }
+}
+
+/// The authorities of clients' certificates.
+pub fn read_authorities(path: &Path, credentials: Option<&Path>) -> Result<RootCertStore, Problem> {
+    const KEY: &str = "server.tls.client_ca";
+    let (file, bytes) = read(path, credentials).map_err(|message| problem(KEY, message))?;
+    let file = file.display();
+    let chain = certificates(&bytes).map_err(|why| problem(KEY, format!("{file} {why}")))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in chain {
+        let added = roots.add(certificate);
+        added.map_err(|error| {
+            problem(
+                KEY,
+                format!("{file} holds a certificate that is no authority's: {error}"),
+            )
+        })?;
+    }
+    Ok(roots)
+}
+
+/// One pair of the configuration.
+struct Source<'a> {
+    index: usize,
+    certificate: &'a Path,
+    /// `None`: it is in the certificate's file.
+    key: Option<&'a Path>,
+    credentials: Option<&'a Path>,
+}
+
+impl Source<'_> {
+    fn read(&self, provider: &CryptoProvider, now: i64) -> Result<Material, Problem> {
+        let name = format!("server.tls.certificates[{}]", self.index);
+        let (file, bytes) =
+            read(self.certificate, self.credentials).map_err(|message| problem(&name, message))?;
+        let fail = |why: String| problem(&name, format!("{} {why}", file.display()));
+        let chain = certificates(&bytes).map_err(fail)?;
+        let leaf = Leaf::parse(&chain[0]).map_err(fail)?;
+        leaf.check_time(now).map_err(fail)?;
+        let (key, key_file) = self.read_key(&file, &bytes)?;
+        let certified = CertifiedKey::from_der(chain, key, provider)
+            .map_err(|error| self.unfit_key(&file, &key_file, &error))?;
+        Ok(Material {
+            certified: Arc::new(certified),
+            names: leaf.names,
+            expires_at: leaf.not_after,
+            file,
+        })
+    }
+
+    fn key_name(&self) -> String {
+        match self.key {
+            Some(_) => format!("server.tls.keys[{}]", self.index),
+            None => format!("server.tls.certificates[{}]", self.index),
+        }
+    }
+
+    fn read_key(
+        &self,
+        certificate_file: &Path,
+        certificate: &[u8],
+    ) -> Result<(PrivateKeyDer<'static>, PathBuf), Problem> {
+        let name = self.key_name();
+        let (file, bytes) = match self.key {
+            Some(path) => {
+                let read = read(path, self.credentials);
+                read.map_err(|message| problem(&name, message))?
+            }
+            None => (certificate_file.to_owned(), certificate.to_owned()),
+        };
+        match PrivateKeyDer::from_pem_slice(&bytes) {
+            Ok(key) => Ok((key, file)),
+            Err(error) => {
+                let why = unreadable_key(&bytes, &error, self.key.is_none());
+                Err(problem(&name, format!("{} {why}", file.display())))
+            }
+        }
+    }
+
+    fn unfit_key(&self, certificate: &Path, key: &Path, error: &Error) -> Problem {
+        let (certificate, key) = (certificate.display(), key.display());
+        let message = match error {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => format!(
+                "the private key in {key} is not that of the first certificate in {certificate}; \
+                 put the server's own certificate first, and name the key that it was made with"
+            ),
+            other => format!(
+                "the private key in {key} cannot be used: {other}; expected RSA of 2,048 bits or \
+                 more, ECDSA on P-256, P-384 or P-521, or Ed25519"
+            ),
+        };
+        problem(&self.key_name(), message)
+    }
+}
+
+/// What a server's or client's own certificate says of itself.
+struct Leaf {
+    names: Vec<String>,
+    not_before: i64,
+    not_after: i64,
+}
+
+impl Leaf {
+    fn parse(der: &[u8]) -> Result<Leaf, String> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| format!("holds something that is no X.509 certificate: {error}"))?;
+        let validity = certificate.validity();
+        Ok(Leaf {
+            names: host_names(&certificate),
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+        })
+    }
+
+    fn check_time(&self, now: i64) -> Result<(), String> {
+        if now >= self.not_after {
+            let date = date(self.not_after);
+            return Err(format!(
+                "holds a certificate that has expired on {date}; put the renewed one in its place"
+            ));
+        }
+        if now < self.not_before {
+            let date = date(self.not_before);
+            return Err(format!(
+                "holds a certificate that is not valid before {date}; is the clock right?"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn host_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let names = alternative_names(certificate).into_iter();
+    let hosts = names.filter_map(|name| match name {
+        ClientName::Dns(name) => Some(name),
+        _ => None,
+    });
+    hosts.collect()
+}
+
+/// Whom a client's certificate names. Its signature has been verified by then.
+pub fn identity(certificate: &CertificateDer<'_>) -> Option<ClientIdentity> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let mut names = alternative_names(&parsed);
+    let common = parsed.subject().iter_common_name();
+    let common = common.filter_map(|attribute| attribute.as_str().ok());
+    names.extend(common.map(|name| ClientName::CommonName(name.to_owned())));
+    names.truncate(limits::CLIENT_NAMES_MOST);
+    Some(ClientIdentity {
+        fingerprint: sha256(certificate),
+        names,
+    })
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).into()
+}
+
+fn alternative_names(certificate: &X509Certificate<'_>) -> Vec<ClientName> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let names = extension.value.general_names.iter();
+    let known = names.filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(ClientName::Dns(name.to_ascii_lowercase())),
+        GeneralName::URI(name) => Some(ClientName::Uri((*name).to_owned())),
+        GeneralName::RFC822Name(name) => Some(ClientName::Email((*name).to_owned())),
+        _ => None,
+    });
+    known.collect()
+}
+
+/// The certificates of a PEM file, at least one.
+fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
+    match found {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(
+            "holds no certificate; expected PEM, with a line that reads \
+                      -----BEGIN CERTIFICATE-----"
+                .to_owned(),
+        ),
+        Err(error) => Err(format!("is not PEM: {}", pem_error(&error))),
+    }
+}
+
+fn unreadable_key(bytes: &[u8], error: &pem::Error, in_certificate_file: bool) -> String {
+    let holds = |words: &[u8]| bytes.windows(words.len()).any(|part| part == words);
+    if holds(b"ENCRYPTED PRIVATE KEY") || holds(b"Proc-Type: 4,ENCRYPTED") {
+        return "holds a key that a passphrase protects; take it off with `openssl pkey -in FILE \
+                -out NEW` and guard the file by its mode"
+            .to_owned();
+    }
+    match error {
+        pem::Error::NoItemsFound if in_certificate_file => {
+            "holds no private key, and server.tls.keys names no other file; add it there".to_owned()
+        }
+        pem::Error::NoItemsFound => "holds no private key; expected PEM, with a line that reads \
+                                     -----BEGIN PRIVATE KEY-----"
+            .to_owned(),
+        other => format!("is not PEM: {}", pem_error(other)),
+    }
+}
+
+/// The library's own words show lines as lists of numbers.
+fn pem_error(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "a section has no -----END line; the file is cut off".to_owned()
+        }
+        pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line is malformed".to_owned(),
+        pem::Error::Base64Decode(_) => "a section is not base64".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn read(path: &Path, credentials: Option<&Path>) -> Result<(PathBuf, Vec<u8>), String> {
+    let file = CredentialPath(path).resolve(credentials)?;
+    let shown = file.display();
+    let mut bytes = Vec::new();
+    let opened = File::open(&file);
+    let read = opened.and_then(|opened| {
+        let bound = limits::CERTIFICATES_BYTES + 1;
+        opened.take(bound).read_to_end(&mut bytes)
+    });
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(format!(
+            "{shown} cannot be read: {error}; give this user the right to, or pass it as a \
+             credential (LoadCredential=)"
+        )),
+        Err(error) => Err(format!("{shown} cannot be read: {error}")),
+        Ok(length) if length as u64 > limits::CERTIFICATES_BYTES => {
+            Err(format!("{shown} has more than 16 MiB; expected a PEM file"))
+        }
+        Ok(_) => Ok((file, bytes)),
+    }
+}
+
+fn problem(key: &str, message: String) -> Problem {
+    let key = key.to_owned();
+    Problem { key, message }
+}
+
+/// `2027-01-31 12:00:00 UTC`
+pub fn date(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(
+        |_| format!("second {seconds} since 1970"),
+        |at| at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+    )
+}

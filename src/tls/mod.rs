@@ -1,0 +1,28 @@
+//! TLS without a socket: bytes in, bytes out.
+//!
+//! In reading order:
+//!
+//! * [`files`]: certificates and keys from PEM files, checked before anybody relies on them;
+//! * [`acceptor`]: what all sessions share: versions, protocols, tickets, whom to trust;
+//! * [`names`]: which certificate for which server name;
+//! * [`session`]: one connection's TLS.
+//!
+//! ```text
+//!   config + files -- Acceptor::load --> Arc<Acceptor> --(one pointer a reactor)--> Session::new
+//!                     (supervisor)                                                    |
+//!        ciphertext in  --> handle_input --> plaintext, handshake done, or an alert <-+
+//!        plaintext out  --> handle_output --> ciphertext queue --> write_to
+//! ```
+//!
+//! rustls does the cryptography and the protocol; nothing here decides what is secure. Reading
+//! files takes time, so only the supervisor does it; a reactor swaps a pointer, and a session that
+//! runs keeps the acceptor that it began with.
+
+pub mod acceptor;
+pub mod files;
+mod names;
+pub mod session;
+
+pub use acceptor::Acceptor;
+pub use files::Problem;
+pub use session::{Failed, Handshake, Received, Session};
