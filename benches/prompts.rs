@@ -458,7 +458,7 @@ impl Desk {
             prefill_chunk: 128,
             gpu_layers: 0,
         };
-        let obtain = Box::new(|| Ok(model_path()));
+        let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(model_path()));
         let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).expect("a thread");
         loop {
             match engine.state() {

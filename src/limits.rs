@@ -89,6 +89,9 @@ pub const SPEED_WEIGHT: f64 = 1.0 / 16.0;
 /// Jobs that the engine puts into tokens between two steps: at 100 us each they do not delay a
 /// token by more than it takes itself.
 pub const ENGINE_INTAKE_JOBS: usize = 16;
+/// How long an engine that ends while its model is on its way waits for its thread: a download is
+/// given up at the next bytes, llama.cpp's loading at the next tensor, and what takes longer hangs.
+pub const ENGINE_LOADING_END_PATIENCE: Duration = Duration::from_secs(2);
 /// When to come back to a full queue as long as nothing was measured.
 pub const ENGINE_RETRY_SECONDS: u64 = 1;
 /// Bytes that a prompt token has at least on the average, for an estimate that is rather too low.

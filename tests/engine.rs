@@ -314,7 +314,7 @@ fn missing_and_broken_files_are_told_by_name() {
     std::fs::write(&broken, b"GGUF but nothing more").unwrap();
     for path in [folder.path().join("missing.gguf"), broken] {
         let obtained = path.clone();
-        let obtain = Box::new(move || Ok(obtained));
+        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(obtained));
         let mailboxes = Arc::new(Mailboxes::default());
         let engine = llama::start(settings(1, 512), obtain, mailboxes).unwrap();
         let failure = wait(|| match engine.state() {
@@ -323,6 +323,23 @@ fn missing_and_broken_files_are_told_by_name() {
         });
         assert!(failure.contains(path.to_str().unwrap()), "{failure}");
     }
+}
+
+#[test]
+fn model_on_its_way_is_given_up_when_the_drain_begins_and_that_is_no_failure() {
+    let obtain = Box::new(|is_wanted: &dyn Fn() -> bool| {
+        while is_wanted() {
+            thread::yield_now();
+        }
+        Err("given up".to_owned())
+    });
+    let engine = llama::start(settings(1, 512), obtain, Arc::new(Mailboxes::default())).unwrap();
+    engine.drain();
+    let handle = Arc::downgrade(&engine);
+    assert!(matches!(engine.state(), State::Loading { .. }));
+    // Waits for the thread, which ends only because it was told to.
+    drop(engine);
+    assert!(handle.upgrade().is_none());
 }
 
 // ---- what the tests stand on -------------------------------------------------------------------
@@ -360,7 +377,7 @@ impl Host {
 
     fn start_with(settings: Settings) -> Host {
         let mailboxes = Arc::new(Mailboxes::default());
-        let obtain = Box::new(|| Ok(model_path()));
+        let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(model_path()));
         let engine = llama::start(settings, obtain, mailboxes.clone()).unwrap();
         let host = Host { engine, mailboxes };
         host.wait_until(|engine| match engine.state() {

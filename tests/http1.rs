@@ -280,7 +280,10 @@ fn limits_of_head_target_and_body_have_their_own_answers() {
     let long = "a".repeat(4 * 1024);
 
     let answer = daemon.generate(&json!({ "prompt": long }));
-    assert_closing(answer.expect_error(413, "body_too_large"));
+    let answer = answer.expect_error(413, "body_too_large");
+    let message = answer.json()["error"]["message"].to_string();
+    assert!(message.contains("`limits.max_body`"), "{message}");
+    assert_closing(answer);
 
     let authorization = daemon.authorization();
     let fields = [

@@ -3,7 +3,7 @@
 //! Owns the order of birth and death, and nothing of the work:
 //!
 //! ```text
-//!   configuration -> signals blocked -> log -> descriptors -> keys -> listeners
+//!   configuration -> signals blocked -> log -> descriptors -> listeners -> keys
 //!                 -> engine -> reactors -> (ready) -> signals, file watch, watchdog ...
 //!                 -> drain: reactors end -> engine ends -> log flushed
 //! ```
@@ -20,7 +20,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
@@ -129,8 +129,9 @@ impl Daemon {
         let certificates = Certificates::load(&config, sources, None)
             .map_err(|problems| unusable_certificates(&problems))?;
         let max_connections = max_connections(&config)?;
-        let keys = open_store(&config.state_dir)?;
+        // Before the first start's key is made: a port in use must not cost the one showing of it.
         let listeners = Listeners::open(&config.server.listen)?;
+        let keys = open_store(&config.state_dir)?;
         let metrics = Metrics::new(config.engine.kind.as_str());
 
         let births = Births::prepare(config.server.reactors, &listeners)
@@ -178,7 +179,7 @@ impl Daemon {
 
     /// Waits for signals, changes of the file and the end of the reactors, until all have ended.
     fn supervise(mut self) -> exit::Code {
-        let mut told_at = Instant::now();
+        let mut rhythm = Rhythm::new(Instant::now());
         self.certificates.look(&self.metrics);
         while self.reactors.are_running() {
             if let Err(error) = self.wait() {
@@ -189,8 +190,8 @@ impl Daemon {
             self.handle_signals();
             self.handle_file_change();
             self.certificates.look(&self.metrics);
-            self.note_readiness(&mut told_at);
-            self.feed_watchdog(&mut told_at);
+            self.note_readiness(&mut rhythm);
+            self.feed_watchdog(&mut rhythm);
         }
         self.finish()
     }
@@ -333,16 +334,15 @@ impl Daemon {
         self.reactors.post(|| Message::Stop);
     }
 
-    fn note_readiness(&mut self, told_at: &mut Instant) {
+    fn note_readiness(&mut self, rhythm: &mut Rhythm) {
         if self.phase != Phase::Loading {
             return;
         }
         match self.engine.state() {
             State::Loading { .. } => {
-                let extension = limits::LOADING_TIMEOUT_EXTENSION;
-                if told_at.elapsed() > extension / 2 {
+                if rhythm.is_extension_due(Instant::now()) {
+                    let extension = limits::LOADING_TIMEOUT_EXTENSION;
                     self.notify(self.notifier.extend_timeout(extension));
-                    *told_at = Instant::now();
                 }
             }
             State::Ready => {
@@ -371,14 +371,14 @@ impl Daemon {
     }
 
     /// Fed by the loops themselves: one that has not turned for too long starves it.
-    fn feed_watchdog(&self, told_at: &mut Instant) {
+    fn feed_watchdog(&self, rhythm: &mut Rhythm) {
         let Some(interval) = self.notifier.watchdog_interval() else {
             return;
         };
-        if told_at.elapsed() >= interval / 2 && self.reactors.have_turned_within(interval) {
+        let is_healthy = self.reactors.have_turned_within(interval);
+        if is_healthy && rhythm.is_watchdog_due(interval, Instant::now()) {
             self.notify(self.notifier.watchdog());
             self.metrics.watchdog_fed.inc();
-            *told_at = Instant::now();
         }
     }
 
@@ -417,6 +417,43 @@ impl Daemon {
     }
 }
 
+/// When the service manager was last told what it wants to hear again and again. Each of the two
+/// has a time of its own: one that is told often must not keep the other from being told at all.
+struct Rhythm {
+    extended_at: Instant,
+    fed_at: Instant,
+}
+
+impl Rhythm {
+    fn new(now: Instant) -> Rhythm {
+        Rhythm {
+            extended_at: now,
+            fed_at: now,
+        }
+    }
+
+    /// Whether more time for loading has to be asked for, well before the last grant ends.
+    fn is_extension_due(&mut self, now: Instant) -> bool {
+        take_if_due(
+            &mut self.extended_at,
+            limits::LOADING_TIMEOUT_EXTENSION / 2,
+            now,
+        )
+    }
+
+    fn is_watchdog_due(&mut self, interval: Duration, now: Instant) -> bool {
+        take_if_due(&mut self.fed_at, interval / 2, now)
+    }
+}
+
+fn take_if_due(told_at: &mut Instant, interval: Duration, now: Instant) -> bool {
+    let is_due = now.saturating_duration_since(*told_at) >= interval;
+    if is_due {
+        *told_at = now;
+    }
+    is_due
+}
+
 /// As many as the descriptors allow, less those for files, epoll, database and pipes.
 fn max_connections(config: &Config) -> Result<usize, Failure> {
     let limit = rlimit::raise_descriptor_limit()
@@ -424,6 +461,13 @@ fn max_connections(config: &Config) -> Result<usize, Failure> {
     let allowed = usize::try_from(limit.soft).unwrap_or(usize::MAX);
     let most = allowed.saturating_sub(limits::RESERVED_DESCRIPTORS).max(1);
     match config.limits.max_connections as usize {
+        0 if allowed <= limits::RESERVED_DESCRIPTORS => {
+            log::warn!(
+                "RLIMIT_NOFILE = {allowed} is no more than the daemon needs for itself: one \
+                 connection is served at a time (raise it with `ulimit -n` or LimitNOFILE=)"
+            );
+            Ok(most)
+        }
         0 => Ok(most.min(limits::CONNECTIONS_MOST)),
         wanted if wanted > most => {
             log::warn!(
@@ -504,4 +548,26 @@ fn unusable_certificates(problems: &[Problem]) -> Failure {
 fn lines(problems: &[Problem]) -> String {
     let lines: Vec<_> = problems.iter().map(Problem::to_string).collect();
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the unit's own `WatchdogSec=30s` a loading daemon feeds every 7.5 s and asks for time
+    /// every 15 s.
+    #[test]
+    fn a_watchdog_that_is_fed_does_not_keep_a_loading_daemon_from_asking_for_time() {
+        let start = Instant::now();
+        let mut rhythm = Rhythm::new(start);
+        let watchdog_interval = Duration::from_secs(15);
+        let (mut fed, mut extended) = (0, 0);
+        for ticks in 1..=6_000 {
+            let now = start + ticks * limits::SUPERVISOR_LOADING_TICK;
+            extended += u32::from(rhythm.is_extension_due(now));
+            fed += u32::from(rhythm.is_watchdog_due(watchdog_interval, now));
+        }
+        // Two minutes.
+        assert_eq!((fed, extended), (16, 8));
+    }
 }

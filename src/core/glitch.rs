@@ -147,14 +147,24 @@ impl GlitchBudget {
 
     /// `count` oddities of one kind at once.
     pub fn handle_glitches(&mut self, glitch: Glitch, count: u32, now: Moment) -> GlitchVerdict {
-        self.leak(now);
-        let added = glitch.points().saturating_mul(1_000).saturating_mul(count);
-        self.millipoints = self.millipoints.saturating_add(added);
-        if self.millipoints > GLITCH_BUDGET_POINTS * 1_000 {
-            GlitchVerdict::Excess
-        } else {
-            GlitchVerdict::Forgiven
+        match glitch {
+            Glitch::Drip => self.handle_drips(count),
+            _ => self.charge(glitch, count, wrapping_ms(now)),
         }
+    }
+
+    /// The last `count` windows before the present one have brought too little. Each is charged at
+    /// the moment when it ended: whoever was silent for three of them and then goes on owes no
+    /// more than one who dripped through them.
+    fn handle_drips(&mut self, count: u32) -> GlitchVerdict {
+        for later in (0..count).rev() {
+            let before_ms = later.wrapping_mul(TRANSFER_RATE_WINDOW_MS);
+            let ended_ms = self.window_began_ms.wrapping_sub(before_ms);
+            if self.charge(Glitch::Drip, 1, ended_ms) == GlitchVerdict::Excess {
+                return GlitchVerdict::Excess;
+            }
+        }
+        GlitchVerdict::Forgiven
     }
 
     /// The transfer that is being measured brought this many bytes.
@@ -198,8 +208,18 @@ impl GlitchBudget {
 
     // ---- helpers ----
 
-    fn leak(&mut self, now: Moment) {
-        let now_ms = wrapping_ms(now);
+    fn charge(&mut self, glitch: Glitch, count: u32, now_ms: u32) -> GlitchVerdict {
+        self.leak(now_ms);
+        let added = glitch.points().saturating_mul(1_000).saturating_mul(count);
+        self.millipoints = self.millipoints.saturating_add(added);
+        if self.millipoints > GLITCH_BUDGET_POINTS * 1_000 {
+            GlitchVerdict::Excess
+        } else {
+            GlitchVerdict::Forgiven
+        }
+    }
+
+    fn leak(&mut self, now_ms: u32) {
         let elapsed_ms = now_ms.wrapping_sub(self.leaked_at_ms);
         // Points a second are thousandths of a point a millisecond.
         let leaked = elapsed_ms.saturating_mul(GLITCH_LEAK_POINTS_PER_SECOND);
@@ -306,6 +326,31 @@ mod tests {
         assert_eq!(budget.poll_drips(START + Duration::from_secs(29)), 4);
         assert_eq!(budget.poll_drips(START + Duration::from_secs(29)), 0);
         assert_eq!(budget.poll_drips(START + Duration::from_secs(30)), 1);
+    }
+
+    #[test]
+    fn silence_costs_what_dripping_through_it_costs() {
+        let window = Duration::from_millis(TRANSFER_RATE_WINDOW_MS as u64);
+        for windows in 1..10 {
+            let mut dripping = GlitchBudget::new(START);
+            let mut ended = None;
+            for number in 1..=windows {
+                let now = START + number * window;
+                let drips = dripping.poll_drips(now);
+                let verdict = dripping.handle_glitches(Glitch::Drip, drips, now);
+                ended = ended.or((verdict == GlitchVerdict::Excess).then_some(number));
+            }
+            let mut silent = GlitchBudget::new(START);
+            let now = START + windows * window;
+            let drips = silent.poll_drips(now);
+            assert_eq!(drips, windows);
+            let verdict = silent.handle_glitches(Glitch::Drip, drips, now);
+            assert_eq!(verdict == GlitchVerdict::Excess, ended.is_some());
+            assert_eq!(ended, (windows >= 4).then_some(4));
+            if ended.is_none() {
+                assert_eq!(silent, dripping);
+            }
+        }
     }
 
     #[test]

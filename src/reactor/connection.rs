@@ -23,8 +23,10 @@
 //!  4. An idle connection holds no buffer: `inbound` and `output` go back to the pool when empty.
 //!  5. Idle, header and body deadlines are set once for each request and never moved: neither
 //!     dripping bytes nor edges without bytes extend them. None of them runs while it is we who do
-//!     not read, or while the answer before is still on its way out.
-//!  6. Under TLS the same rules hold for the same bits: what is read is ciphertext, all plaintext
+//!     not read; nor does the idle one while the answer before is still on its way out.
+//!  6. After the peer's FIN no further request begins, and one that it cuts off is over: what was
+//!     asked before is answered, and nothing else.
+//!  7. Under TLS the same rules hold for the same bits: what is read is ciphertext, all plaintext
 //!     of a read is handed on at once, and what was encrypted is output until it is written.
 
 use std::io::{self, IoSlice, Write};
@@ -241,7 +243,8 @@ impl<K> Connection<K> {
         Pumped::Again
     }
 
-    /// One of the deadlines has passed. The pump that follows does what it calls for.
+    /// One of the deadlines has passed, and the last pump has seen all that came before it. The
+    /// pump that follows does what it calls for.
     pub fn handle_deadline(&mut self, kind: DeadlineKind, context: &mut Context<'_>) -> Pumped {
         self.deadlines.clear(kind);
         match kind {
@@ -258,8 +261,6 @@ impl<K> Connection<K> {
                 self.protocol.handle_deadline(&mut self.output, context);
                 Pumped::Again
             }
-            // At the last moment something came; the pump will see what.
-            DeadlineKind::Idle if self.readiness.can_read() => Pumped::Again,
             DeadlineKind::Idle if self.protocol.handle_idle(context) => Pumped::Again,
             DeadlineKind::Idle => Pumped::Closed(CloseReason::Idle),
             DeadlineKind::WriteStall => Pumped::Closed(CloseReason::WriteTimeout),
@@ -505,13 +506,16 @@ impl<K> Connection<K> {
     }
 
     /// The peer's FIN, between two requests or in the middle of one.
-    fn handle_end_of_input(&mut self, context: &Context<'_>) -> Result<Pumped, CloseReason> {
+    fn handle_end_of_input(&mut self, context: &mut Context<'_>) -> Result<Pumped, CloseReason> {
         self.transport.handle_end_of_input(context.metrics);
-        if self.protocol.handle_end_of_input() {
+        if self.protocol.handle_end_of_input(context) {
             return Ok(Pumped::Waiting);
         }
         if self.has_output() {
-            // It half-closed after what it had to say, and still waits for our answers.
+            // It half-closed after what it had to say, and still waits for our answers. What it
+            // did not finish saying holds its places no longer, and is not called late later on.
+            self.protocol.abandon(CancelReason::Disconnect, context);
+            self.release_inbound(context);
             self.phase = Phase::Closing;
             return Ok(Pumped::Waiting);
         }

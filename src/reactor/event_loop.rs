@@ -11,11 +11,12 @@
 //!               were put off get new steps
 //!   4 mark      edges set readiness bits and queue their connection: no I/O
 //!   5 mailbox   completions and orders of other threads
-//!   6 wheel     deadlines that have passed
-//!   7 run       each queued connection pumps once, within its budget; after each, the mailbox
+//!   6 run       each queued connection pumps once, within its budget; after each, the mailbox
 //!               again: what it has brought is handled while it is warm in the cache, and written
 //!               in a second round
-//!   8 accept    after 7, so that places that became free count
+//!   7 wheel     deadlines that have passed: after 6, so that what came in time is not called late
+//!               because we looked late
+//!   8 accept    after 6 and 7, so that places that became free count
 //!   9 reap      closed slots become free: not before, for phase 4 to 8 may still name them
 //!  10 observe   gauges, heartbeat, drain
 //! ```
@@ -238,8 +239,8 @@ impl<S: System> Reactor<S> {
         self.resume_handshakes();
         self.mark_edges();
         self.read_mailbox();
-        self.expire_deadlines();
         self.run_connections();
+        self.expire_deadlines();
         self.accept_connections();
         self.slots.reap();
         Ok(self.observe())
@@ -344,7 +345,26 @@ impl<S: System> Reactor<S> {
         self.shared.config = config;
     }
 
-    /// Phase 6: an entry that fires may be early, since deadlines move without telling the wheel.
+    /// Phase 6. In the first round requests are taken in, and what was answered at once is queued
+    /// for the second, which writes it. So a short answer needs no turn of its own, and the answers
+    /// of a turn are written one right after the other: a peer that has many connections (a proxy,
+    /// say) is woken once for all of them and not once for each.
+    ///
+    /// Who is queued during the second round has its turn in the next one.
+    fn run_connections(&mut self) {
+        self.run_queue.take_turn();
+        while let Some(key) = self.run_queue.pop() {
+            self.pump(key);
+            self.read_mailbox();
+        }
+        self.run_queue.take_turn();
+        while let Some(key) = self.run_queue.pop() {
+            self.pump(key);
+        }
+    }
+
+    /// Phase 7: an entry that fires may be early, since deadlines move without telling the wheel.
+    /// What an expired deadline calls for is done in the next turn, which comes at once.
     fn expire_deadlines(&mut self) {
         let now = self.shared.now;
         let mut expired = std::mem::take(&mut self.expired);
@@ -367,24 +387,6 @@ impl<S: System> Reactor<S> {
             self.settle(key, pumped);
         }
         self.expired = expired;
-    }
-
-    /// Phase 7. In the first round requests are taken in, and what was answered at once is queued
-    /// for the second, which writes it. So a short answer needs no turn of its own, and the answers
-    /// of a turn are written one right after the other: a peer that has many connections (a proxy,
-    /// say) is woken once for all of them and not once for each.
-    ///
-    /// Who is queued during the second round has its turn in the next one.
-    fn run_connections(&mut self) {
-        self.run_queue.take_turn();
-        while let Some(key) = self.run_queue.pop() {
-            self.pump(key);
-            self.read_mailbox();
-        }
-        self.run_queue.take_turn();
-        while let Some(key) = self.run_queue.pop() {
-            self.pump(key);
-        }
     }
 
     fn pump(&mut self, key: Key) {

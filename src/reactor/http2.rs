@@ -271,10 +271,18 @@ impl Http2 {
         self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
     }
 
-    /// The peer's FIN. Who has asked for something may wait for it still.
-    pub fn handle_end_of_input(&mut self) {
+    /// The peer's FIN. Who has asked for something may wait for it still; what it did not finish
+    /// asking is over.
+    pub fn handle_end_of_input(&mut self, context: &mut Context<'_>) {
         self.input_has_ended = true;
         self.has_work = true;
+        let cut_off = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.is_receiving());
+        for id in cut_off.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.abandon_stream(id, CancelReason::Disconnect, context);
+        }
     }
 
     // ---- commands ----
@@ -312,11 +320,28 @@ impl Http2 {
             self.state = State::Leaving { until };
             self.has_work = true;
         }
-        if self.input_has_ended && self.streams.is_empty() && self.state != State::Over {
-            self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
-        }
         if std::mem::take(&mut self.has_work) {
             self.drive(peer, output, context);
+        }
+        if self.input_has_ended && self.state != State::Over {
+            self.give_up_stalled(context);
+            if self.streams.is_empty() {
+                self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
+                self.drive(peer, output, context);
+            }
+        }
+    }
+
+    /// After the peer's FIN no window will be granted: who needs more waits in vain. What waits
+    /// while h2 has room to write waits for window.
+    fn give_up_stalled(&mut self, context: &mut Context<'_>) {
+        if self.server.wants_room() {
+            return;
+        }
+        let streams = self.streams.iter();
+        let stalled = streams.filter(|(_, stream)| stream.outgoing.waiting_bytes() > 0);
+        for id in stalled.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.abandon_stream(id, CancelReason::Disconnect, context);
         }
     }
 

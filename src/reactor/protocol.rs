@@ -228,11 +228,11 @@ impl Protocol {
     }
 
     /// The peer's FIN. `true`: it may still wait for answers, and the connection goes on for them.
-    pub fn handle_end_of_input(&mut self) -> bool {
+    pub fn handle_end_of_input(&mut self, context: &mut Context<'_>) -> bool {
         match self {
             Protocol::Undecided { .. } | Protocol::Http1(_) => false,
             Protocol::Http2(http2) => {
-                http2.handle_end_of_input();
+                http2.handle_end_of_input(context);
                 true
             }
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::config::ClientIdentity;
 use crate::core::Moment;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorCode};
 use crate::http::Method;
 use crate::offload::Permit;
 use crate::telemetry::request_id::{RequestId, TraceContext};
@@ -132,8 +132,15 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// The body went wrong: the refusal keeps the request's id, route and start.
-    pub fn refuse(self, error: ApiError) -> Refusal {
+    /// The body went wrong: the refusal keeps the request's id, route and start. How large it may
+    /// be is known here, and not where it was found to be larger.
+    pub fn refuse(self, mut error: ApiError) -> Refusal {
+        if error.code == ErrorCode::BodyTooLarge {
+            error.message = match self.body_limit {
+                0 => "this path takes no body".to_owned(),
+                limit => format!("the body is larger than {limit} bytes (`limits.max_body`)"),
+            };
+        }
         Refusal::of(self.call, error)
     }
 }

@@ -523,6 +523,10 @@ fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
         {
+            if fs::metadata(folder).is_ok_and(|found| !found.is_dir()) {
+                let message = format!("{} is not a folder", folder.display());
+                return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
+            }
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)

@@ -120,7 +120,10 @@ fn open_file(path: &Path) -> io::Result<File> {
         .mode(0o640)
         .open(path);
     opened.map_err(|error| {
-        let message = format!("cannot open the log file {}: {error}", path.display());
+        let message = format!(
+            "cannot open the log file {}: {error}; its folder has to be there, and writable",
+            path.display()
+        );
         io::Error::new(error.kind(), message)
     })
 }

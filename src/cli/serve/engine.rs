@@ -59,7 +59,8 @@ fn start_llama(
         gpu_layers: engine.gpu_layers,
     };
     let (model, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
-    let obtain = Box::new(move || obtain_model(&model, &cache_dir));
+    let obtain =
+        Box::new(move |is_wanted: &dyn Fn() -> bool| obtain_model(&model, &cache_dir, is_wanted));
     llama::start(settings, obtain, deliver)
         .map_err(|error| Failure::os("starting the engine", &error))
 }
@@ -79,7 +80,11 @@ fn model_id(model: &str) -> String {
 
 /// On the engine's thread, before it loads: a pinned model that is not here yet is fetched.
 #[cfg(feature = "llama")]
-fn obtain_model(model: &str, cache_dir: &Path) -> Result<PathBuf, String> {
+fn obtain_model(
+    model: &str,
+    cache_dir: &Path,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<PathBuf, String> {
     use std::ops::ControlFlow;
 
     use crate::store::models::{Means, Models};
@@ -88,7 +93,10 @@ fn obtain_model(model: &str, cache_dir: &Path) -> Result<PathBuf, String> {
     Models::new(cache_dir)
         .ensure(model, &Means::of_process(), &mut |progress| {
             display.show(&progress);
-            ControlFlow::Continue(())
+            match is_wanted() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
         })
         .map_err(|error| error.to_string())
 }

@@ -13,6 +13,7 @@
 //! * [`model`], [`ffi`]: llama.cpp behind the trait; all `unsafe` is in the latter.
 //!
 //! States: `Loading` until the model is there, then `Ready` until drained, or `Failed` for good.
+//! A model that is being fetched or loaded when the drain begins is given up: nobody waits for it.
 
 mod backend;
 mod ffi;
@@ -27,6 +28,7 @@ mod template;
 mod text;
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -35,10 +37,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
-use crate::limits::{ENGINE_INTAKE_JOBS, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN};
+use crate::limits::{
+    ENGINE_INTAKE_JOBS, ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN,
+};
 use crate::offload::CancelReason;
 use model::Llama;
 pub use openmp::ensure_short_spin;
@@ -65,8 +69,9 @@ pub struct Settings {
     pub gpu_layers: u32,
 }
 
-/// Gives the path of the GGUF file, and fetches it first if it must; the error is for people.
-pub type Obtain = Box<dyn FnOnce() -> Result<PathBuf, String> + Send>;
+/// Gives the path of the GGUF file, and fetches it first if it must; the error is for people. What
+/// it is called with says whether the model is still wanted: if not, it ends as soon as it can.
+pub type Obtain = Box<dyn FnOnce(&dyn Fn() -> bool) -> Result<PathBuf, String> + Send>;
 
 /// Starts the engine's thread, which obtains and loads the model; returns at once.
 pub fn start(
@@ -76,13 +81,17 @@ pub fn start(
 ) -> io::Result<Arc<dyn Engine>> {
     // One place more than the queue's bound: the order to drain must find room.
     let (sender, receiver) = crossbeam_channel::bounded(settings.queue as usize + 1);
+    let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
     let shared = Arc::new(Shared::default());
     let (queue, parallel) = (settings.queue, settings.parallel);
     let thread = {
         let (deliver, shared) = (deliver.clone(), shared.clone());
         thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || run(&settings, obtain, &receiver, deliver, &shared))?
+            .spawn(move || {
+                let _ending = ending;
+                run(&settings, obtain, &receiver, deliver, &shared);
+            })?
     };
     let sender = Some(sender);
     let thread = Some(thread);
@@ -93,6 +102,7 @@ pub fn start(
         shared,
         deliver,
         thread,
+        ended,
     }))
 }
 
@@ -129,6 +139,8 @@ struct Handle {
     shared: Arc<Shared>,
     deliver: Arc<dyn Deliver>,
     thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread ends: a wait for it that can have a bound.
+    ended: Receiver<Infallible>,
 }
 
 impl Engine for Handle {
@@ -233,10 +245,17 @@ impl Handle {
 }
 
 impl Drop for Handle {
-    /// Ends the thread and waits for it: the model's memory is free afterwards.
+    /// Ends the thread and waits for it: the model's memory is free afterwards. Not so while the
+    /// model is on its way: a server or a disk that does not answer would keep the process alive.
     fn drop(&mut self) {
         self.shared.is_ending.store(true, Ordering::Release);
         self.sender = None;
+        if let State::Loading { .. } = self.state()
+            && self.ended.recv_timeout(ENGINE_LOADING_END_PATIENCE)
+                == Err(RecvTimeoutError::Timeout)
+        {
+            return log::warn!("the model is still on its way, and is not waited for");
+        }
         if let Some(thread) = self.thread.take() {
             // A panic was told where it happened.
             let _ = thread.join();
@@ -245,6 +264,11 @@ impl Drop for Handle {
 }
 
 impl Shared {
+    /// Whether a model that is still on its way would be of use to anybody.
+    fn is_wanted(&self) -> bool {
+        !self.is_draining.load(Ordering::Acquire) && !self.is_ending.load(Ordering::Acquire)
+    }
+
     fn lock_gauges(&self) -> Gauges {
         // A number, copied: nothing can be half done if a holder panicked.
         *self
@@ -282,7 +306,8 @@ fn run(
     deliver: Arc<dyn Deliver>,
     shared: &Shared,
 ) {
-    let work = || match obtain().and_then(|path| load(&path, settings, shared)) {
+    let is_wanted = || shared.is_wanted();
+    let work = || match obtain(&is_wanted).and_then(|path| load(&path, settings, shared)) {
         Ok(llama) => {
             let chunk = settings.prefill_chunk as usize;
             let mut scheduler = Scheduler::new(llama, chunk, deliver);
@@ -290,7 +315,8 @@ fn run(
             shared.is_ready.store(true, Ordering::Release);
             serve(&mut scheduler, receiver, shared);
         }
-        Err(message) => shared.fail(message),
+        Err(message) if shared.is_wanted() => shared.fail(message),
+        Err(_) => log::info!("the model was on its way, and is given up"),
     };
     // What a panic leaves behind is dropped on the way: each job tells its own failure.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
@@ -303,6 +329,7 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
         shared
             .percent
             .store((fraction.clamp(0.0, 1.0) * 100.0) as u8, Ordering::Relaxed);
+        shared.is_wanted()
     };
     let plan = |model: &ffi::Model| memory::plan(settings, model);
     let llama = Llama::load(path, settings.gpu_layers, &mut progress, plan)

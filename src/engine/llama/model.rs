@@ -28,7 +28,7 @@ impl Llama {
     pub fn load(
         path: &Path,
         gpu_layers: u32,
-        progress: &mut dyn FnMut(f32),
+        progress: &mut dyn FnMut(f32) -> bool,
         plan: impl FnOnce(&Model) -> ContextSettings,
     ) -> Result<Llama, LoadError> {
         let model = Arc::new(Model::load(path, gpu_layers, progress)?);

@@ -63,6 +63,10 @@ impl Stream {
         until.min(self.stalls_at)
     }
 
+    pub fn is_receiving(&self) -> bool {
+        matches!(self.stage, Stage::Receiving(_))
+    }
+
     /// Nothing is left to do.
     pub fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Sending) && self.outgoing.has_ended()

@@ -41,10 +41,10 @@ pub struct Client {
     done: bool,
 }
 
-const OK: &[u16] = &[200];
+pub(super) const OK: &[u16] = &[200];
 /// The dice let some jobs fail, a daemon that drains takes no new ones, and time may be up.
-const GENERATED: &[u16] = &[200, 500, 503, 504];
-const NOT_FOUND: &[u16] = &[404];
+pub(super) const GENERATED: &[u16] = &[200, 500, 503, 504];
+pub(super) const NOT_FOUND: &[u16] = &[404];
 const MALFORMED: &[u16] = &[400];
 
 /// Requests that are sent without waiting for an answer: more than a connection handles at a time.
@@ -265,7 +265,7 @@ impl Client {
     }
 }
 
-fn program_wanted(dice: &mut Dice) -> String {
+pub(super) fn program_wanted(dice: &mut Dice) -> String {
     let stream = dice.one_in(2);
     format!(r#"{{"prompt":"sort","language":"python","stream":{stream}}}"#)
 }

@@ -18,6 +18,7 @@
 mod answer;
 mod client;
 mod engine;
+mod http2_client;
 mod scenarios;
 mod system;
 
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use client::Client;
 use engine::{SimulatedEngine, Verbosity};
+use http2_client::Http2Client;
 use system::Network;
 pub use system::SimulatedKernel;
 
@@ -225,10 +227,40 @@ impl House {
     }
 }
 
+/// A client of either protocol.
+enum Visitor {
+    Http1(Client),
+    Http2(Box<Http2Client>),
+}
+
+impl Visitor {
+    fn new(name: u64, wire: usize, is_narrow: bool, dice: &mut Dice) -> Visitor {
+        // Frames through a hole of a few bytes take longer than any run lasts.
+        match !is_narrow && dice.one_in(3) {
+            true => Visitor::Http2(Box::new(Http2Client::new(name, wire, dice))),
+            false => Visitor::Http1(Client::new(name, wire, is_narrow, dice)),
+        }
+    }
+
+    fn step(&mut self, network: &mut Network, must_be_served: bool) {
+        match self {
+            Visitor::Http1(client) => client.step(network, must_be_served),
+            Visitor::Http2(client) => client.step(network, must_be_served),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self {
+            Visitor::Http1(client) => client.is_done(),
+            Visitor::Http2(client) => client.is_done(),
+        }
+    }
+}
+
 /// A daemon, its clients, and whoever tells it what to do.
 struct World {
     house: House,
-    clients: Vec<Client>,
+    clients: Vec<Visitor>,
     dice: Dice,
     /// Time-outs are out of reach and there is room for all, so that nobody is closed while idle:
     /// everybody who waits must be served.
@@ -285,7 +317,7 @@ impl World {
             self.let_engine_act();
             self.let_supervisor_act();
             let all_came = self.clients.len() as u64 == crowd;
-            if all_came && (ends_early || self.clients.iter().all(Client::is_done)) {
+            if all_came && (ends_early || self.clients.iter().all(Visitor::is_done)) {
                 break;
             }
             self.let_reactors_act();
@@ -304,7 +336,7 @@ impl World {
             if let Some(wire) = network.connect(capacity) {
                 let is_narrow = capacity < NARROW_BYTES;
                 self.clients
-                    .push(Client::new(name, wire, is_narrow, &mut self.dice));
+                    .push(Visitor::new(name, wire, is_narrow, &mut self.dice));
             }
         }
         for client in &mut self.clients {

@@ -1,4 +1,13 @@
 //! Runs in which nothing is left to the dice: one for each way in which a loop may fail.
+//!
+//! Here is the stage that all of them play on, and what concerns budgets and oddities of clients;
+//! the files beside this one are about time, about ends, about who comes in and goes, and about
+//! what changes on the way.
+
+mod deadlines;
+mod doors;
+mod ends;
+mod reloads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +17,6 @@ use super::system::{Network, Wire};
 use super::{Dice, House, Verbosity};
 use crate::config::Config;
 use crate::limits::REQUESTS_PER_READ;
-use crate::offload::CancelReason;
 use crate::reactor::connection::CloseReason;
 use crate::reactor::message::Message;
 
@@ -31,13 +39,9 @@ impl Stage {
         verbosity: Verbosity,
         adjust: impl FnOnce(&mut Config),
     ) -> Stage {
-        let mut config = Config::default();
-        config.auth.enabled = false;
-        config.rate_limit.enabled = false;
-        adjust(&mut config);
+        let config = Arc::new(configuration(adjust));
         let network = Network::new(1);
         network.borrow_mut().calm = true;
-        let config = Arc::new(config);
         Stage {
             house: House::new(network, reactors, max_connections, &config, verbosity),
             dice: Dice::new(1),
@@ -68,6 +72,13 @@ impl Stage {
         let clock = self.house.network.borrow().clock;
         self.house.network.borrow_mut().clock = clock + time;
         self.turn();
+        self.settle();
+    }
+
+    /// All reactors get a configuration, as after SIGHUP.
+    fn reload(&mut self, adjust: impl FnOnce(&mut Config)) {
+        let config = Arc::new(configuration(adjust));
+        self.house.tell_all(|| Message::Apply(config.clone()));
         self.settle();
     }
 
@@ -119,6 +130,11 @@ impl Stage {
         self.on(wire, |wire| wire.closed)
     }
 
+    /// The daemon has closed it and left nothing unread, so that no reset destroyed an answer.
+    fn is_closed_in_good_order(&mut self, wire: usize) -> bool {
+        self.on(wire, |wire| wire.closed && !wire.reset)
+    }
+
     fn closed(&self, reason: CloseReason) -> u64 {
         self.house.closed[reason as usize].get()
     }
@@ -128,6 +144,21 @@ impl Stage {
         self.house.metrics.connections.get() as usize
     }
 }
+
+fn configuration(adjust: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::default();
+    config.auth.enabled = false;
+    config.rate_limit.enabled = false;
+    adjust(&mut config);
+    config
+}
+
+/// Programs without end, as far as a test is concerned.
+const LOUD: Verbosity = Verbosity {
+    program_lines_least: CHATTY.program_lines_most,
+    fails_one_in: u64::MAX,
+    ..CHATTY
+};
 
 fn generate(stream: bool) -> String {
     let body = format!(r#"{{"prompt":"sort","language":"python","stream":{stream}}}"#);
@@ -189,332 +220,6 @@ fn a_burst_of_large_answers_waits_for_room() {
     assert!(!stage.is_closed(wire));
 }
 
-// ---- deadlines ----
-
-#[test]
-fn edges_without_bytes_do_not_keep_an_idle_connection() {
-    let mut stage = Stage::new(|config| config.limits.idle_timeout = 10 * SECOND);
-    let wire = stage.connect();
-    stage.send(wire, GET);
-    stage.receive(wire);
-    for _ in 0..9 {
-        stage.on(wire, Wire::raise_spurious_edge);
-        stage.pass(SECOND);
-    }
-    assert!(!stage.is_closed(wire));
-    stage.pass(2 * SECOND);
-    assert!(stage.is_closed(wire));
-    assert_eq!(stage.closed(CloseReason::Idle), 1);
-}
-
-#[test]
-fn a_request_moves_the_idle_deadline() {
-    let mut stage = Stage::new(|config| config.limits.idle_timeout = 10 * SECOND);
-    let wire = stage.connect();
-    for _ in 0..9 {
-        stage.send(wire, GET);
-        assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-        stage.pass(9 * SECOND);
-    }
-    assert!(!stage.is_closed(wire));
-}
-
-#[test]
-fn a_request_at_the_last_moment_is_served() {
-    let mut stage = Stage::new(|config| config.limits.idle_timeout = 10 * SECOND);
-    let wire = stage.connect();
-    stage.settle();
-    stage.send(wire, GET);
-    stage.pass(20 * SECOND);
-    assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-}
-
-#[test]
-fn a_slow_reader_that_makes_progress_gets_its_whole_answer() {
-    for half_closes in [false, true] {
-        let mut stage = Stage::new(|config| {
-            config.limits.idle_timeout = SECOND;
-            config.limits.write_timeout = 10 * SECOND;
-        });
-        let wire = stage.connect_slowly(10);
-        stage.send(wire, GET);
-        if half_closes {
-            stage.on(wire, Wire::client_half_closes);
-        }
-        let mut answer = String::new();
-        while !stage.on(wire, |wire| wire.is_over()) {
-            answer.push_str(&stage.receive(wire));
-            stage.pass(3 * SECOND);
-        }
-        assert!(answer.ends_with("\r\n\r\nok\n"), "{answer:?}");
-    }
-}
-
-#[test]
-fn each_head_of_a_steady_pipeline_has_a_deadline_of_its_own() {
-    let mut stage = Stage::new(|config| config.limits.header_timeout = 10 * SECOND);
-    let wire = stage.connect();
-    let (first, second) = GET.split_at(9);
-    stage.send(wire, first);
-    for _ in 0..30 {
-        stage.send(wire, [second, first].concat());
-        assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-        stage.pass(SECOND);
-    }
-    // And that one is absolute.
-    for _ in 0..10 {
-        stage.send(wire, "z");
-        stage.pass(SECOND);
-    }
-    let answer = stage.receive(wire);
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
-}
-
-#[test]
-fn a_deadline_of_a_request_that_has_come_is_none_of_the_next_state() {
-    // The head came slowly; then the client said that this was all. Its answer is read slowly too.
-    let mut stage = Stage::new(|config| config.limits.header_timeout = 10 * SECOND);
-    let wire = stage.connect_slowly(10);
-    stage.send(wire, &GET[..9]);
-    stage.pass(5 * SECOND);
-    stage.send(wire, &GET[9..]);
-    stage.on(wire, Wire::client_half_closes);
-    stage.pass(20 * SECOND);
-    let answer = stage.receive_all(wire);
-    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
-}
-
-// ---- ends ----
-
-#[test]
-fn answers_are_sent_before_the_end_of_input_is_acted_on() {
-    let mut stage = Stage::new(|_| {});
-    let wire = stage.connect_slowly(10);
-    stage.send(wire, [GET, &GET[..9]].concat());
-    stage.on(wire, Wire::client_half_closes);
-    let answer = stage.receive_all(wire);
-    assert!(answer.ends_with("\r\n\r\nok\n"), "{answer:?}");
-}
-
-#[test]
-fn a_refusal_survives_what_the_client_was_still_sending() {
-    let mut stage = Stage::new(|_| {});
-    let wire = stage.connect();
-    stage.send(wire, "GET / HTTP/1.1\r\nhost : x\r\n\r\n");
-    stage.settle();
-    stage.send(wire, vec![b'x'; 500_000]);
-    // Both directions are closed now, which epoll reports as a hang-up.
-    stage.on(wire, Wire::client_half_closes);
-    assert!(stage.receive(wire).starts_with("HTTP/1.1 400"));
-    assert!(stage.is_closed(wire));
-    assert!(!stage.on(wire, |wire| wire.reset));
-}
-
-#[test]
-fn a_half_closed_client_that_waits_is_told_from_one_that_is_gone() {
-    let mut stage = Stage::new(|_| {});
-    let (waiting, gone) = (stage.connect(), stage.connect());
-    for wire in [waiting, gone] {
-        stage.send(wire, generate(false));
-        stage.on(wire, Wire::client_half_closes);
-        assert_eq!(stage.receive(wire), "HTTP/1.1 100 Continue\r\n\r\n");
-    }
-    assert_eq!(stage.house.engine.wanted().len(), 2);
-    stage.on(gone, Wire::client_resets);
-    stage.settle();
-    assert_eq!(stage.house.engine.wanted().len(), 1);
-    stage.generate();
-    let answer = stage.receive(waiting);
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let disconnected = stage.house.metrics.cancelled(CancelReason::Disconnect);
-    assert_eq!(disconnected.get(), 1);
-}
-
-#[test]
-fn a_stream_without_a_reader_stops_its_job_and_goes_on_with_one() {
-    let loud = Verbosity {
-        program_lines_least: CHATTY.program_lines_most,
-        fails_one_in: u64::MAX,
-        ..CHATTY
-    };
-    let mut stage = Stage::with(1, 100, loud, |_| {});
-    let wire = stage.connect_slowly(1_000);
-    stage.send(wire, generate(true));
-    stage.settle();
-    // The house checks that what piles up is bounded, and the job that it does not end.
-    (0..20).for_each(|_| stage.generate());
-    assert_eq!(stage.house.engine.running(), 1);
-    let mut answer = String::new();
-    while stage.house.engine.running() > 0 {
-        answer.push_str(&stage.receive_all(wire));
-        stage.generate();
-    }
-    answer.push_str(&stage.receive_all(wire));
-    assert!(answer.contains("event: done"));
-}
-
-#[test]
-fn a_bug_in_one_connection_costs_that_one_alone() {
-    let mut stage = Stage::new(|_| {});
-    let (cursed, healthy) = (stage.connect(), stage.connect());
-    stage.house.panics_expected = 1;
-    let reactor = stage.house.reactors[0].reactor.as_mut();
-    reactor.expect("it runs").system.cursed_wire = Some(cursed);
-    stage.send(cursed, GET);
-    stage.send(healthy, GET);
-    assert!(stage.receive(healthy).starts_with("HTTP/1.1 200"));
-    assert!(stage.is_closed(cursed) && !stage.is_closed(healthy));
-    assert_eq!(stage.closed(CloseReason::Panic), 1);
-}
-
-// ---- coming in ----
-
-#[test]
-fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
-    let mut stage = Stage::with(1, 20, TERSE, |_| {});
-    let idle: Vec<_> = (0..19).map(|_| stage.connect()).collect();
-    stage.settle();
-    stage.pass(SECOND);
-    // The second has been heard since, the first has not.
-    stage.on(idle[0], Wire::raise_spurious_edge);
-    stage.send(idle[1], GET);
-    stage.settle();
-    for late in [stage.connect(), stage.connect()] {
-        stage.send(late, GET);
-        assert!(stage.receive(late).starts_with("HTTP/1.1 200"), "no wait");
-    }
-    let closed: Vec<_> = idle.iter().filter(|&&one| stage.is_closed(one)).collect();
-    assert_eq!(closed, [&idle[0], &idle[2]], "a tenth, and no more");
-}
-
-#[test]
-fn a_full_house_without_idlers_lets_somebody_in_when_a_place_is_free() {
-    let mut stage = Stage::with(2, 2, TERSE, |_| {});
-    let busy: Vec<_> = (0..2).map(|_| stage.connect()).collect();
-    for &wire in &busy {
-        stage.send(wire, generate(false));
-    }
-    stage.settle();
-    let late = stage.connect();
-    stage.send(late, GET);
-    stage.settle();
-    assert_eq!(stage.open(), 2);
-    busy.iter()
-        .for_each(|&wire| stage.on(wire, Wire::client_resets));
-    stage.settle();
-    // A place in another reactor makes no edge here: time tells.
-    stage.pass(SECOND);
-    assert!(stage.receive(late).starts_with("HTTP/1.1 200"));
-}
-
-#[test]
-fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
-    let mut stage = Stage::new(|_| {});
-    stage.house.network.borrow_mut().descriptor_famine = 3;
-    let wire = stage.connect();
-    stage.send(wire, GET);
-    stage.settle();
-    for _ in 0..3 {
-        assert_eq!(stage.open(), 0);
-        stage.pass(SECOND);
-    }
-    assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-    assert_eq!(stage.house.metrics.accept_paused.get(), 3);
-}
-
-// ---- going ----
-
-#[test]
-fn whoever_has_come_when_the_drain_begins_is_served() {
-    let mut stage = Stage::new(|_| {});
-    let idle = stage.connect();
-    let old = stage.connect();
-    stage.settle();
-    // In one batch: a request on a connection that was idle, a connection whose edge is still to
-    // come, and the order to drain.
-    stage.send(old, GET);
-    let new = stage.connect();
-    stage.send(new, GET);
-    stage.house.network.borrow_mut().hide_listener_edge();
-    stage.house.tell_all(|| Message::Drain(100 * SECOND));
-    for wire in [old, new] {
-        let answer = stage.receive(wire);
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-        assert!(answer.contains("connection: close"), "{answer:?}");
-    }
-    assert!(stage.is_closed(idle));
-    assert_eq!(stage.house.network.borrow_mut().connect(1), None);
-    for wire in [old, new] {
-        stage.on(wire, Wire::client_half_closes);
-    }
-    stage.settle();
-    assert!(stage.house.has_ended());
-    stage.house.check_ended();
-}
-
-#[test]
-fn a_connection_is_not_given_to_a_reactor_that_has_ended() {
-    let mut stage = Stage::with(2, 100, TERSE, |_| {});
-    stage.house.reactors[1]
-        .neighbour
-        .mailbox
-        .post(Message::Drain(SECOND));
-    stage.settle();
-    assert!(stage.house.reactors[1].reactor.is_none());
-    for _ in 0..3 {
-        let wire = stage.connect();
-        stage.send(wire, GET);
-        assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-    }
-}
-
-#[test]
-fn a_draining_reactor_waits_for_a_connection_that_is_on_its_way_to_it() {
-    let mut stage = Stage::with(2, 100, TERSE, |_| {});
-    let first = stage.connect();
-    stage.house.turn(0);
-    let second = stage.connect();
-    stage.send(second, GET);
-    // Accepted by the one for the other, which hears of the drain first.
-    let other = stage.house.reactors[1].neighbour.mailbox.clone();
-    other.post(Message::Drain(100 * SECOND));
-    stage.house.turn(0);
-    assert_eq!(stage.open(), 2);
-    stage.house.turn(1);
-    assert!(stage.receive(second).starts_with("HTTP/1.1 200"));
-    assert!(!stage.is_closed(first));
-}
-
-#[test]
-fn a_stop_closes_even_what_lies_in_the_mailbox() {
-    let mut stage = Stage::with(2, 100, TERSE, |_| {});
-    let wires = [stage.connect(), stage.connect()];
-    let other = stage.house.reactors[1].neighbour.mailbox.clone();
-    other.post(Message::Stop);
-    stage.house.turn(0);
-    assert_eq!(stage.open(), 2);
-    stage.house.tell_all(|| Message::Stop);
-    stage.turn();
-    assert!(stage.house.has_ended());
-    stage.house.check_ended();
-    assert!(wires.iter().all(|&wire| stage.is_closed(wire)));
-}
-
-#[test]
-fn a_lowered_number_of_requests_ends_connections_that_are_beyond_it() {
-    let mut stage = Stage::new(|_| {});
-    let wire = stage.connect();
-    stage.send(wire, GET.repeat(5));
-    assert!(!stage.receive(wire).contains("connection: close"));
-    let mut config = Config::default();
-    config.auth.enabled = false;
-    config.limits.max_requests_per_connection = 3;
-    let config = Arc::new(config);
-    stage.house.tell_all(|| Message::Apply(config.clone()));
-    stage.send(wire, GET);
-    assert!(stage.receive(wire).contains("connection: close"));
-}
-
 // ---- oddities ----
 
 fn glitches(stage: &Stage, kind: &'static str) -> u64 {
@@ -572,6 +277,22 @@ fn a_body_that_drips_is_refused_before_a_patient_deadline() {
     assert!(stage.receive(dripping).starts_with("HTTP/1.1 408"));
     assert_eq!(stage.receive(slow), "");
     assert_eq!(glitches(&stage, "drip"), 4);
+}
+
+#[test]
+fn a_stall_in_a_body_does_not_make_its_last_small_chunk_one_too_many() {
+    let mut stage = Stage::new(|config| config.limits.body_timeout = 3_600 * SECOND);
+    let wire = stage.connect();
+    stage.send(wire, "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\n");
+    stage.send(
+        wire,
+        "transfer-encoding: chunked\r\n\r\nb\r\n{\"prompt\":\"\r\n",
+    );
+    stage.settle();
+    stage.pass(14 * SECOND);
+    stage.send(wire, "3\r\nx\"}\r\n0\r\n\r\n");
+    assert_eq!(stage.receive(wire), "");
+    assert_eq!(stage.house.engine.running(), 1);
 }
 
 #[test]

@@ -182,7 +182,10 @@ impl Network {
     pub fn has_pending_events(&self) -> bool {
         self.listener_edge
             || self.bells.iter().any(|bell| bell.load(Ordering::Relaxed))
-            || self.wires.iter().any(Wire::has_pending_edge)
+            || self
+                .wires
+                .iter()
+                .any(|wire| !wire.closed && wire.has_pending_edge())
     }
 
     /// The news of a connection that waits is late.

@@ -226,6 +226,7 @@ fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
         .service
         .refuse(admitted.refuse(error), bench.now, &mut reply);
     assert_eq!(reply.error(), "body_too_large");
+    assert!(reply.text().contains("this path takes no body"));
     assert_eq!(reply.field("x-request-id"), Some("mine-1"));
     let labels = r#"autoglmd_requests_total{route="livez",status="413"}"#;
     assert_eq!(bench.metric(labels).as_deref(), Some("1"));

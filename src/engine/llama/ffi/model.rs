@@ -28,11 +28,12 @@ unsafe impl Send for Model {}
 unsafe impl Sync for Model {}
 
 impl Model {
-    /// Loads a GGUF file. `progress` is called with 0.0 to 1.0 and must not panic.
+    /// Loads a GGUF file. `progress` is called with 0.0 to 1.0 and must not panic; where it says
+    /// false the loading ends with an error.
     pub fn load(
         path: &Path,
         gpu_layers: u32,
-        progress: &mut dyn FnMut(f32),
+        progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Model, LoadError> {
         initialize();
         let name = path.display();
@@ -245,9 +246,8 @@ fn check_is_gguf(path: &Path) -> Result<(), LoadError> {
 
 unsafe extern "C" fn forward_progress(progress: f32, data: *mut c_void) -> bool {
     // SAFETY: `data` is the `progress` of `Model::load`, which waits for this call on its stack.
-    let report = unsafe { &mut *data.cast::<&mut dyn FnMut(f32)>() };
-    report(progress);
-    true
+    let report = unsafe { &mut *data.cast::<&mut dyn FnMut(f32) -> bool>() };
+    report(progress)
 }
 
 fn owned_text(text: *const c_char) -> Option<String> {

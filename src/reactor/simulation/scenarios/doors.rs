@@ -1,0 +1,233 @@
+//! Doors: who comes in, when there is no room, and who is still served when the daemon goes.
+
+use super::{GET, SECOND, Stage, TERSE, Wire, generate};
+use crate::reactor::connection::CloseReason;
+use crate::reactor::message::Message;
+
+// ---- coming in ----
+
+#[test]
+fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
+    let mut stage = Stage::with(1, 20, TERSE, |_| {});
+    let idle: Vec<_> = (0..19).map(|_| stage.connect()).collect();
+    stage.settle();
+    stage.pass(SECOND);
+    // The second has been heard since, the first has not.
+    stage.on(idle[0], Wire::raise_spurious_edge);
+    stage.send(idle[1], GET);
+    stage.settle();
+    for late in [stage.connect(), stage.connect()] {
+        stage.send(late, GET);
+        assert!(stage.receive(late).starts_with("HTTP/1.1 200"), "no wait");
+    }
+    let closed: Vec<_> = idle.iter().filter(|&&one| stage.is_closed(one)).collect();
+    assert_eq!(closed, [&idle[0], &idle[2]], "a tenth, and no more");
+}
+
+#[test]
+fn a_full_house_without_idlers_lets_somebody_in_when_a_place_is_free() {
+    let mut stage = Stage::with(2, 2, TERSE, |_| {});
+    let busy: Vec<_> = (0..2).map(|_| stage.connect()).collect();
+    for &wire in &busy {
+        stage.send(wire, generate(false));
+    }
+    stage.settle();
+    let late = stage.connect();
+    stage.send(late, GET);
+    stage.settle();
+    assert_eq!(stage.open(), 2);
+    busy.iter()
+        .for_each(|&wire| stage.on(wire, Wire::client_resets));
+    stage.settle();
+    // A place in another reactor makes no edge here: time tells.
+    stage.pass(SECOND);
+    assert!(stage.receive(late).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
+    let mut stage = Stage::new(|_| {});
+    stage.house.network.borrow_mut().descriptor_famine = 3;
+    let wire = stage.connect();
+    stage.send(wire, GET);
+    stage.settle();
+    for _ in 0..3 {
+        assert_eq!(stage.open(), 0);
+        stage.pass(SECOND);
+    }
+    assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
+    assert_eq!(stage.house.metrics.accept_paused.get(), 3);
+}
+
+// ---- going ----
+
+#[test]
+fn whoever_has_come_when_the_drain_begins_is_served() {
+    let mut stage = Stage::new(|_| {});
+    let idle = stage.connect();
+    let old = stage.connect();
+    stage.settle();
+    // In one batch: a request on a connection that was idle, a connection whose edge is still to
+    // come, and the order to drain.
+    stage.send(old, GET);
+    let new = stage.connect();
+    stage.send(new, GET);
+    stage.house.network.borrow_mut().hide_listener_edge();
+    stage.house.tell_all(|| Message::Drain(100 * SECOND));
+    for wire in [old, new] {
+        let answer = stage.receive(wire);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        assert!(answer.contains("connection: close"), "{answer:?}");
+    }
+    assert!(stage.is_closed(idle));
+    assert_eq!(stage.house.network.borrow_mut().connect(1), None);
+    for wire in [old, new] {
+        stage.on(wire, Wire::client_half_closes);
+    }
+    stage.settle();
+    assert!(stage.house.has_ended());
+    stage.house.check_ended();
+}
+
+#[test]
+fn a_connection_is_not_given_to_a_reactor_that_has_ended() {
+    let mut stage = Stage::with(2, 100, TERSE, |_| {});
+    stage.house.reactors[1]
+        .neighbour
+        .mailbox
+        .post(Message::Drain(SECOND));
+    stage.settle();
+    assert!(stage.house.reactors[1].reactor.is_none());
+    for _ in 0..3 {
+        let wire = stage.connect();
+        stage.send(wire, GET);
+        assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn a_draining_reactor_waits_for_a_connection_that_is_on_its_way_to_it() {
+    let mut stage = Stage::with(2, 100, TERSE, |_| {});
+    let first = stage.connect();
+    stage.house.turn(0);
+    let second = stage.connect();
+    stage.send(second, GET);
+    // Accepted by the one for the other, which hears of the drain first.
+    let other = stage.house.reactors[1].neighbour.mailbox.clone();
+    other.post(Message::Drain(100 * SECOND));
+    stage.house.turn(0);
+    assert_eq!(stage.open(), 2);
+    stage.house.turn(1);
+    assert!(stage.receive(second).starts_with("HTTP/1.1 200"));
+    assert!(!stage.is_closed(first));
+}
+
+#[test]
+fn a_stop_closes_even_what_lies_in_the_mailbox() {
+    let mut stage = Stage::with(2, 100, TERSE, |_| {});
+    let wires = [stage.connect(), stage.connect()];
+    let other = stage.house.reactors[1].neighbour.mailbox.clone();
+    other.post(Message::Stop);
+    stage.house.turn(0);
+    assert_eq!(stage.open(), 2);
+    stage.house.tell_all(|| Message::Stop);
+    stage.turn();
+    assert!(stage.house.has_ended());
+    stage.house.check_ended();
+    assert!(wires.iter().all(|&wire| stage.is_closed(wire)));
+}
+
+#[test]
+fn a_drain_without_descriptors_serves_whoever_waits_when_there_are_some_again() {
+    let mut stage = Stage::new(|_| {});
+    stage.house.network.borrow_mut().descriptor_famine = 3;
+    let wire = stage.connect();
+    stage.send(wire, GET);
+    stage.house.tell_all(|| Message::Drain(100 * SECOND));
+    for _ in 0..3 {
+        stage.settle();
+        assert!(!stage.house.has_ended(), "somebody waits at the door");
+        stage.pass(SECOND);
+    }
+    let answer = stage.receive(wire);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    stage.on(wire, Wire::client_half_closes);
+    stage.settle();
+    assert!(stage.house.has_ended());
+    stage.house.check_ended();
+}
+
+#[test]
+fn a_drain_whose_descriptors_never_come_back_ends_all_the_same() {
+    let mut stage = Stage::new(|_| {});
+    stage.house.network.borrow_mut().descriptor_famine = u32::MAX;
+    let wire = stage.connect();
+    stage.send(wire, GET);
+    stage.house.tell_all(|| Message::Drain(10 * SECOND));
+    stage.settle();
+    stage.pass(9 * SECOND);
+    assert!(!stage.house.has_ended());
+    stage.pass(2 * SECOND);
+    assert!(stage.house.has_ended());
+    assert!(stage.is_closed(wire), "the kernel refuses whom nobody took");
+    stage.house.check_ended();
+}
+
+#[test]
+fn a_connection_that_comes_to_a_draining_reactor_is_served_once_or_closed() {
+    let (get, half) = (GET.to_owned(), GET[..9].to_owned());
+    // What it has sent when it is adopted, and what it sends afterwards.
+    for (before, after) in [(get, ""), (half, &GET[9..]), (String::new(), "")] {
+        for drains_first in [false, true] {
+            let mut stage = Stage::with(2, 100, TERSE, |_| {});
+            let first = stage.connect();
+            stage.house.turn(0);
+            let second = stage.connect();
+            stage.send(second, &before);
+            let mailbox = stage.house.reactors[1].neighbour.mailbox.clone();
+            let drain = || mailbox.post(Message::Drain(100 * SECOND));
+            // Adopting and draining in one batch, in either order.
+            if drains_first {
+                drain();
+            }
+            stage.house.turn(0);
+            if !drains_first {
+                drain();
+            }
+            stage.house.turn(1);
+            if !after.is_empty() {
+                stage.send(second, after);
+            }
+            let answer = stage.receive(second);
+            assert!(!stage.is_closed(first), "it is the other's");
+            match before.is_empty() {
+                true => assert_eq!(answer, ""),
+                false => {
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+                    assert!(answer.contains("connection: close"), "{answer:?}");
+                    stage.on(second, Wire::client_half_closes);
+                    stage.settle();
+                }
+            }
+            assert!(stage.is_closed_in_good_order(second));
+            assert!(stage.house.reactors[1].reactor.is_none());
+        }
+    }
+}
+
+#[test]
+fn a_drain_that_ends_in_a_stream_cuts_it_off_and_cancels_its_job() {
+    let mut stage = Stage::new(|_| {});
+    let wire = stage.connect();
+    stage.send(wire, generate(true));
+    stage.settle();
+    stage.house.tell_all(|| Message::Drain(10 * SECOND));
+    stage.settle();
+    assert_eq!(stage.house.engine.wanted().len(), 1, "it may end");
+    stage.pass(11 * SECOND);
+    assert!(stage.house.has_ended() && stage.is_closed(wire));
+    assert_eq!(stage.closed(CloseReason::Drain), 1);
+    assert!(stage.house.engine.wanted().is_empty());
+    stage.generate();
+    stage.house.check_ended();
+}
