@@ -1,5 +1,5 @@
-//! Makes the Protobuf messages' code and descriptors out of `src/proto/`, without `protoc`; and keeps
-//! what the feature `portable` promises.
+//! Makes the Protobuf messages' code and descriptors out of `src/proto/`, without `protoc`; and
+//! keeps what the feature `portable` promises.
 
 use std::path::{Path, PathBuf};
 

@@ -1,16 +1,32 @@
 //! The pure mechanisms on the hot path, each alone: nanoseconds that a request pays for them.
 //!
 //!     cargo bench --bench micro
+//!
+//! `cargo bench --bench micro forms` compares JSON, Protobuf and gRPC.
 
 use std::hint::black_box;
 use std::io::IoSlice;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use autoglmd::config::Config;
 use autoglmd::core::output::OutputQueue;
 use autoglmd::core::pool::BufferPool;
 use autoglmd::core::wheel::Wheel;
 use autoglmd::core::{Key, Moment};
+use autoglmd::engine::{
+    Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings, Usage,
+};
+use autoglmd::grpc::messages::{Message as _, autoglm};
+use autoglmd::grpc::{Encoding, frame};
 use autoglmd::http::http1::{Bounds, Progress, Reception, Storage, chunked};
+use autoglmd::http::{Answer, Fields, Method, Reply, Request, Version};
+use autoglmd::offload::JobKey;
+use autoglmd::service::rate_limit::Limiter;
+use autoglmd::service::{Flow, Parts, Peer, PeerAddress, Service};
+use autoglmd::store::KeyRing;
+use autoglmd::telemetry::metrics::Metrics;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
 /// What Python's `requests` sends.
@@ -103,5 +119,168 @@ fn output(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, head, chunked_body, wheel, output);
+/// The same generation in each form, through the whole service: from a head and a body to an
+/// answer's bytes. What the engine does is left out.
+fn forms(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("forms");
+    for form in ["json", "protobuf", "grpc"] {
+        let body = form_body(form);
+        let mut service = form_service();
+        let mut now = Moment::from_micros(1);
+        let answer = exchange(&mut service, form, &body, now);
+        println!(
+            "forms/{form}: {} bytes asked, {answer} answered",
+            body.len()
+        );
+        group.bench_function(form, |bencher| {
+            bencher.iter(|| {
+                now = now + Duration::from_micros(10);
+                black_box(exchange(&mut service, form, black_box(&body), now))
+            });
+        });
+    }
+    group.finish();
+}
+
+const PROMPT: &str = "实现快速排序算法, and explain its worst case in a comment";
+
+const PROGRAM: &str = "def quicksort(items):\n    \"\"\"Sorted; quadratic in the worst case.\"\"\"\n    \
+    if len(items) < 2:\n        return items\n    pivot, *rest = items\n    \
+    low = [item for item in rest if item < pivot]\n    \
+    high = [item for item in rest if item >= pivot]\n    \
+    return quicksort(low) + [pivot] + quicksort(high)\n\n\n";
+
+fn form_body(form: &str) -> Vec<u8> {
+    let request = autoglm::GenerateRequest {
+        prompt: PROMPT.into(),
+        temperature: 0.5,
+        language: "python".into(),
+        timeout_ms: 10_000,
+        ..Default::default()
+    };
+    match form {
+        "json" => format!(
+            "{{\"prompt\": \"{PROMPT}\", \"temperature\": 0.5, \"language\": \"python\", \
+             \"timeout\": 10000}}"
+        )
+        .into_bytes(),
+        "protobuf" => request.encode_to_vec(),
+        _ => {
+            let mut body = Vec::new();
+            frame::append(&mut body, &request, Encoding::Identity);
+            body
+        }
+    }
+}
+
+/// Without keys and rates: they cost the same in every form.
+fn form_service() -> Service {
+    let mut config = Config::default();
+    config.auth.enabled = false;
+    config.rate_limit.enabled = false;
+    config.log.access = false;
+    Service::new(Parts {
+        config: Arc::new(config),
+        keys: Arc::new(KeyRing::new(Vec::new())),
+        engine: Arc::new(NoEngine),
+        limiter: Arc::new(Limiter::new()),
+        metrics: Metrics::new("bench"),
+        wall_clock: || 0,
+    })
+}
+
+/// One request and its answer, whose bytes it counts.
+fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usize {
+    let (path, content_type) = match form {
+        "json" => ("/api/v1/generate", "application/json"),
+        "protobuf" => ("/api/v1/generate", "application/x-protobuf"),
+        _ => ("/AutoGLMService/Generate", "application/grpc"),
+    };
+    let header = |name, value: &'static str| httparse::Header {
+        name,
+        value: value.as_bytes(),
+    };
+    let headers = [
+        header("user-agent", "bench"),
+        header("accept", "*/*"),
+        header("content-type", content_type),
+    ];
+    let request = Request {
+        method: Method::Post,
+        path,
+        query: None,
+        version: Version::Http2,
+        headers: &headers,
+    };
+    let peer = Peer {
+        address: PeerAddress::Ip(IpAddr::from([192, 0, 2, 1])),
+    };
+    let key = JobKey {
+        reactor: 0,
+        connection: Key::new(0, 0),
+        request: 0,
+    };
+    let mut reply = Counted(0);
+    let admitted = service.admit(&request, &peer, now).expect("a good head");
+    let exchange = service.handle(admitted, &request, body, key, now, &mut reply);
+    let done = Done {
+        text: format!("```python\n{}```", PROGRAM.repeat(3)),
+        finish_reason: FinishReason::Stop,
+        usage: Usage {
+            prompt_tokens: 60,
+            cached_tokens: 20,
+            completion_tokens: 300,
+        },
+        timings: Timings::default(),
+    };
+    let mut exchange = exchange.expect("a good body");
+    let event = Event::Done(Box::new(done));
+    let flow = service.handle_event(&mut exchange, event, now, &mut reply);
+    assert_eq!(flow, Flow::Finished);
+    reply.0
+}
+
+struct Counted(usize);
+
+impl Reply for Counted {
+    fn respond(&mut self, _: &Answer<'_>, body: &[u8]) {
+        self.0 += body.len();
+    }
+
+    fn start(&mut self, _: &Answer<'_>) {}
+
+    fn data(&mut self, bytes: &[u8]) {
+        self.0 += bytes.len();
+    }
+
+    fn finish_with(&mut self, _: &Fields) {}
+
+    fn has_room(&self) -> bool {
+        true
+    }
+}
+
+struct NoEngine;
+
+impl Engine for NoEngine {
+    fn submit(&self, _: Job) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        State::Ready
+    }
+
+    fn model(&self) -> Option<ModelInfo> {
+        None
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges::default()
+    }
+
+    fn drain(&self) {}
+}
+
+criterion_group!(benches, head, chunked_body, wheel, output, forms);
 criterion_main!(benches);

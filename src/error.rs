@@ -105,17 +105,20 @@ catalogue! {
     ModelNotFound = "model_not_found", 404, 5, NotFound;
     /// The path exists, the method does not; `Allow` lists those that do.
     MethodNotAllowed = "method_not_allowed", 405, 12, InvalidRequest;
-    /// None of the media types in `Accept` can be produced here.
+    /// None of the media types in `Accept`, or of the codings in `Accept-Encoding`, can be produced
+    /// here.
     NotAcceptable = "not_acceptable", 406, 3, InvalidRequest;
     /// The request was not complete in time; see `limits.header_timeout` and `limits.body_timeout`.
     RequestTimeout = "request_timeout", 408, 4, Timeout;
     /// The request contradicts another one that is still known.
     Conflict = "conflict", 409, 10, InvalidRequest;
-    /// The body is larger than `limits.max_body`.
+    /// The body is larger than `limits.max_body`, as it comes or inflated, or it inflates to more
+    /// than `limits.max_inflate_ratio` times its size.
     BodyTooLarge = "body_too_large", 413, 8, InvalidRequest;
     /// The request target is longer than `limits.max_uri`.
     UriTooLong = "uri_too_long", 414, 3, InvalidRequest;
-    /// The body's `Content-Type` or `Content-Encoding` is not understood here.
+    /// The body's `Content-Type` or `Content-Encoding` is not understood here; `Accept-Encoding`
+    /// lists the codings.
     UnsupportedMediaType = "unsupported_media_type", 415, 3, InvalidRequest;
     /// `Expect` asks for something other than `100-continue`.
     ExpectationFailed = "expectation_failed", 417, 3, InvalidRequest;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub mod compression;
+
 // --- store ---------------------------------------------------------------------------------
 
 /// Random bytes in a key: 256 bits, beyond any search.
@@ -241,6 +243,18 @@ const _: () = assert!(TRANSFER_RATE_LEAST_BYTES_PER_SECOND <= u32::MAX / TRANSFE
 /// would only be encrypted earlier, and not sent earlier.
 pub const TLS_CIPHERTEXT_BYTES: usize = 32 * 1024;
 
+/// Plaintext in one record at most (RFC 8446, section 5.1).
+pub const TLS_PLAINTEXT_BYTES: usize = 16 * 1024;
+
+/// What a record adds to its plaintext: header, explicit nonce of TLS 1.2, content type of 1.3, tag;
+/// an alert's two bytes fit in as well.
+pub const TLS_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16 + 10;
+
+/// Ciphertext that waits for the rest of its record or message. A handshake's message may have 64
+/// KiB, as in rustls: a chain of several certificates with RSA keys has 10.
+pub const TLS_PARTIAL_BYTES: usize = 64 * 1024;
+const _: () = assert!(TLS_RECORD_BYTES <= TLS_PARTIAL_BYTES);
+
 /// The longest record on the wire: 16 KiB, what a cipher may add, and the header (RFC 5246, section
 /// 6.2.3).
 pub const TLS_RECORD_BYTES: usize = 16 * 1024 + 2_048 + 5;
@@ -337,8 +351,8 @@ pub const GRPC_DETAILS_BYTES_MAX: usize = 3 * 1_024;
 /// Services whose state a client watches are looked at so often.
 pub const HEALTH_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A reflection stream with nothing to say ends after this time: longer than a person thinks between
-/// two commands.
+/// A reflection stream with nothing to say ends after this time: longer than a person thinks
+/// between two commands.
 pub const REFLECTION_IDLE: Duration = Duration::from_secs(600);
 
 /// Questions in one reflection stream. Whoever asks for every symbol there is asks some fifty.
@@ -400,7 +414,8 @@ pub const HTTP_CHUNK_EXTENSION_BYTES_MAX: u16 = 4 * 1024;
 /// Bytes of a chunked body's trailer section, which is checked and thrown away.
 pub const HTTP_TRAILER_BYTES_MAX: u16 = 8 * 1024;
 
-/// Media ranges of a request's `Accept` that are looked at; a browser sends about eight.
+/// Elements of a request's `Accept` or `Accept-Encoding` that are looked at; a browser sends about
+/// eight.
 pub const HTTP_ACCEPT_RANGES_MAX: usize = 64;
 
 const _: () = {
@@ -576,6 +591,8 @@ pub mod config {
     /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
     pub const REACTORS: RangeInclusive<u64> = 1..=64;
     pub const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=HOUR_MS;
+    /// `server.compress_min`: below 64 bytes every coding grows what it is given.
+    pub const COMPRESS_MIN_BYTES: RangeInclusive<u64> = 64..=GIB;
 
     /// The highest is no limit for people; it lets the benches drive one key with limits on.
     pub const PER_MINUTE: RangeInclusive<u64> = 1..=100_000_000;
@@ -589,6 +606,8 @@ pub mod config {
     /// Each field line costs 32 bytes in the parser's table.
     pub const MAX_HEADERS: RangeInclusive<u64> = 8..=1_000;
     pub const MAX_BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
+    /// deflate reaches 1,032 and the others a million; text that people wrote stays below 20.
+    pub const MAX_INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;
     /// Shorter than 100 ms cuts off honest clients on a slow path.
     pub const HEADER_TIMEOUT_MS: RangeInclusive<u64> = 100..=600 * SECOND_MS;
     pub const BODY_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
@@ -722,6 +741,13 @@ pub const HTTP2_RESETS_MAX: usize = 64;
 
 /// Streams that we had to reset for the peer's errors: more end the connection (CVE-2025-8671).
 pub const HTTP2_LOCAL_RESETS_MAX: usize = 128;
+
+/// Streams that the peer has ended and that are remembered for a frame that follows all the same.
+/// More than there may be at once, for some are over on our side first.
+pub const HTTP2_ENDED_STREAMS: usize = 4 * HTTP2_STREAMS_MAX as usize;
+
+/// Bytes of an unfinished field block that are kept, to be read once more should h2 refuse it.
+pub const HTTP2_EXPLAINED_BYTES: usize = 64 * 1024;
 
 /// Bytes of all bodies that are on their way in on one connection. Each has the configuration's
 /// bound besides.

@@ -25,10 +25,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "telemetry",
         &[
-            "limits", "error", "core", "offload", "engine", "config", "os",
+            "limits", "error", "core", "http", "offload", "engine", "config", "os",
         ],
     ),
-    ("tls", &["limits", "config"]),
+    ("tls", &["limits", "core", "config"]),
     (
         "service",
         &[

@@ -229,7 +229,8 @@ fn deadline_ends_the_answer_with_what_there_is() {
     job.sampling.seed = Some(1);
     job.ticket = Arc::new(Ticket::new(1000));
     job.prompt = Prompt::Raw("Once upon a time".to_owned());
-    job.deadline = Moment::now() + Duration::from_millis(700);
+    // Enough for a token on a busy machine, and for 2000 on none.
+    job.deadline = Moment::now() + Duration::from_secs(2);
     let answer = host.run(job);
     let failed = answer.outcome.expect_err("no time for 2000 tokens");
     assert_eq!(
@@ -263,7 +264,10 @@ fn full_queue_refuses_at_once_and_drain_ends_what_was_admitted() {
     let mut settings = settings(1, 512);
     settings.queue = 2;
     let host = Host::start_with(settings);
-    let mut receivers = Vec::new();
+    // It holds the only sequence for as long as the queue is being filled, on a busy machine too.
+    let mut long = host.job_of(Prompt::Raw("Once upon a time".to_owned()), 400);
+    long.sampling.temperature = 1.5;
+    let mut receivers = vec![host.submit(long)];
     let refused = loop {
         let (receiver, result) = host.try_submit(host.job(&question(receivers.len()), 16));
         match result {

@@ -1,16 +1,33 @@
 //! gRPC over the real binary, by the field's own client: Python's grpcio, with stubs that it makes
-//! from our schema. Each test is a function of `tests/python/grpc_client.py`.
+//! from our schema. Each test is a function of `tests/python/grpc_client.py`, which runs over TLS and
+//! in clear text against one port.
 
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use common::{Daemon, python};
+use common::tls::Authority;
+use common::{Daemon, Options, python};
 
+/// A daemon that speaks TLS to who speaks it.
 fn shared() -> &'static Daemon {
-    Daemon::shared(common::Options::echo)
+    Daemon::shared(|| {
+        let authority = Authority::new("the house");
+        let roots = roots();
+        let folder = roots.parent().expect("it lies in a folder");
+        std::fs::create_dir_all(folder).expect("the target folder can be written");
+        std::fs::write(&roots, authority.certificate.pem()).expect("the folder can be written");
+        let site = folder.join("site.pem");
+        authority.server("127.0.0.1").save_together(&site);
+        Options::echo().set_raw("server.tls.certificates", &format!("{:?}", [site]))
+    })
+}
+
+/// The certificates that clients of the shared daemon trust.
+fn roots() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("grpc/roots.pem")
 }
 
 /// A check that runs.
@@ -22,12 +39,18 @@ struct Client {
 
 impl Client {
     fn start(daemon: &Daemon, check: &str) -> Client {
+        Client::start_with(daemon, check, None)
+    }
+
+    /// Over TLS if there are certificates to trust.
+    fn start_with(daemon: &Daemon, check: &str, roots: Option<&Path>) -> Client {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut child = Command::new(python::interpreter())
             .arg(root.join("tests/python/grpc_client.py"))
             .arg(root.join("src/proto"))
             .arg(daemon.address().to_string())
             .args([daemon.key(), check])
+            .envs(roots.map(|roots| ("ROOTS", roots)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -62,10 +85,12 @@ impl Client {
     }
 }
 
-/// Runs a check to its end.
+/// Runs a check to its end, in clear text and over TLS.
 #[track_caller]
 fn check(name: &str) {
-    Client::start(shared(), name).finish();
+    let daemon = shared();
+    Client::start(daemon, name).finish();
+    Client::start_with(daemon, name, Some(&roots())).finish();
 }
 
 #[test]
@@ -133,7 +158,7 @@ fn a_watch_hears_of_the_drain() {
 #[cfg(feature = "llama")]
 mod with_a_model {
     use super::*;
-    use common::{Options, eventually};
+    use common::eventually;
 
     fn wait_until_idle(daemon: &Daemon) {
         eventually("the engine is idle", || {

@@ -899,6 +899,21 @@ fn a_handshake_has_a_deadline_that_drops_of_bytes_do_not_move() {
 }
 
 #[test]
+fn the_deadline_of_a_handshake_ends_with_it() {
+    let house = House::with(|options, _, _| options.set("limits.header_timeout", "200ms"));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = Arc::new(house.authority.client_of(None, &[version]));
+        let mut unused = house.connect_as(&config);
+        let mut used = house.connect_as(&config);
+        used.exchange(GET.as_bytes()).expect(200);
+        assert!(!used.closed_within(Duration::from_millis(500)));
+        assert!(!unused.closed_within(Duration::from_millis(1)));
+        used.exchange(GET.as_bytes()).expect(200);
+        unused.exchange(GET.as_bytes()).expect(200);
+    }
+}
+
+#[test]
 fn a_flood_of_handshakes_leaves_an_open_connection_flowing() {
     let house = House::new();
     let hello = hello(&house.authority);

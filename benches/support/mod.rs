@@ -7,8 +7,10 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use crate::common::process::Process;
@@ -64,6 +66,34 @@ const NGINX_FIELDS: [&str; 4] = ["date", "content-type", "content-length", "conn
 impl Nginx {
     /// `body` must hold no `$`, which nginx would take for a variable. `fields` go with each answer.
     pub fn start(body: &str, fields: &[(String, String)], connections: usize) -> Nginx {
+        let nginx = Nginx::start_with(body, fields, connections, "");
+        let connection = Connection::tcp(nginx.address).expect("it listens");
+        nginx.check(connection, body);
+        nginx
+    }
+
+    /// The same over TLS, with OpenSSL's defaults and a cache of sessions, which everybody sets.
+    pub fn start_tls(
+        body: &str,
+        fields: &[(String, String)],
+        connections: usize,
+        (certificate, key): (&Path, &Path),
+        client: &Arc<ClientConfig>,
+    ) -> Nginx {
+        let lines = format!(
+            "ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3; \
+             ssl_session_cache shared:SSL:10m;",
+            certificate.display(),
+            key.display()
+        );
+        let nginx = Nginx::start_with(body, fields, connections, &lines);
+        let connection = Connection::tls(nginx.address, client, "localhost").expect("TLS");
+        nginx.check(connection, body);
+        nginx
+    }
+
+    /// `tls`: lines of its configuration; empty for clear text.
+    fn start_with(body: &str, fields: &[(String, String)], connections: usize, tls: &str) -> Nginx {
         assert!(!body.contains('$'), "nginx cannot return a dollar sign");
         let folder = TempDir::new().expect("a folder for nginx");
         // nginx takes no port 0. Between this line and its start somebody else may take the port;
@@ -72,8 +102,11 @@ impl Nginx {
             .and_then(|listener| listener.local_addr())
             .expect("a port of the kernel's choice");
         let file = folder.path().join("nginx.conf");
-        fs::write(&file, configuration(address, body, fields, connections))
-            .expect("a fresh folder");
+        fs::write(
+            &file,
+            configuration(address, body, fields, connections, tls),
+        )
+        .expect("a fresh folder");
         let core = SERVER_CORE.to_string();
         let mut child = Command::new("taskset")
             .args(["-c", &core, "nginx", "-p"])
@@ -89,17 +122,17 @@ impl Nginx {
             assert!(ended.is_none(), "nginx has ended: {ended:?}");
             Connection::tcp(address).ok()
         });
-        let nginx = Nginx {
+        Nginx {
             child,
             address,
             _folder: folder,
-        };
+        }
+    }
+
+    fn check(&self, mut connection: Connection, body: &str) {
         let bytes = request("POST", "/api/v1/generate", &[], b"{}");
-        let answer = Connection::tcp(address)
-            .expect("it listens")
-            .exchange(&bytes);
+        let answer = connection.exchange(&bytes);
         assert_eq!(answer.expect(200).text(), body, "nginx returns other bytes");
-        nginx
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -134,6 +167,7 @@ fn configuration(
     body: &str,
     fields: &[(String, String)],
     connections: usize,
+    tls: &str,
 ) -> String {
     let quoted = body.replace('\\', "\\\\").replace('"', "\\\"");
     let added: String = fields
@@ -159,7 +193,8 @@ http {{
     scgi_temp_path scgi;
     tcp_nodelay on;
     server {{
-        listen {address} backlog=4096;
+        listen {address}{ssl} backlog=4096;
+        {tls}
         location / {{
             default_type application/json;
             {added}
@@ -169,6 +204,7 @@ http {{
 }}
 "#,
         descriptors = connections + 64,
+        ssl = if tls.is_empty() { "" } else { " ssl" },
     )
 }
 

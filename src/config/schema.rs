@@ -160,6 +160,11 @@ schema! {
         /// How long running requests may take to end after SIGTERM.
         drain_timeout: Duration = Duration::from_secs(30),
             Form::Time(bounds::DRAIN_TIMEOUT_MS), Reload;
+        /// Compress answers for clients that ask for it by `Accept-Encoding`.
+        compress: bool = true, Form::Switch, Reload;
+        /// Answers below this size go out as they are. One that fits into a packet with its head
+        /// gains nothing.
+        compress_min: usize = KIB, Form::Size(bounds::COMPRESS_MIN_BYTES), Reload;
     }
 
     /// Certificates. A file may be `credential:NAME`: one that the service manager passes in
@@ -217,8 +222,11 @@ schema! {
         max_uri: usize = 8 * KIB, Form::Size(bounds::MAX_URI_BYTES), Reload;
         /// Field lines of a head.
         max_headers: usize = 100, Form::Number(bounds::MAX_HEADERS), Reload;
-        /// Bytes of a request's body.
+        /// Bytes of a request's body, as it comes and after inflating.
         max_body: usize = MIB, Form::Size(bounds::MAX_BODY_BYTES), Reload;
+        /// How many times its own size a compressed body may inflate to, beyond the first 64 KiB.
+        /// `limits.max_body` bounds the result as well.
+        max_inflate_ratio: u32 = 100, Form::Number(bounds::MAX_INFLATE_RATIO), Reload;
         /// From the first byte of a request to the last of its head.
         header_timeout: Duration = Duration::from_secs(10),
             Form::Time(bounds::HEADER_TIMEOUT_MS), Reload;

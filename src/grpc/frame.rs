@@ -242,6 +242,11 @@ mod tests {
         bytes
     }
 
+    /// Whether it is compressed, and its content.
+    fn message() -> impl Strategy<Value = (bool, Vec<u8>)> {
+        (any::<bool>(), prop::collection::vec(any::<u8>(), 0..40))
+    }
+
     fn code(result: Result<impl std::fmt::Debug, ApiError>) -> ErrorCode {
         result.unwrap_err().code
     }
@@ -350,7 +355,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_same_bytes_cut_anywhere_give_the_same_messages(
-            messages in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)), 0..6),
+            messages in prop::collection::vec(message(), 0..6),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
             let wire: Vec<u8> = messages

@@ -1,9 +1,9 @@
 //! How an answer ends: the three fields behind its messages, or at its head where there are none.
 //!
 //! `grpc-status` is the catalogue's number and `grpc-message` its sentence.
-//! `grpc-status-details-bin` holds both again as `google.rpc.Status`, with `ErrorInfo`, whose reason
-//! is the catalogue's word, and `RetryInfo` where waiting helps. The same message is the body of an
-//! error that is answered as `application/x-protobuf`.
+//! `grpc-status-details-bin` holds both again as `google.rpc.Status`, with `ErrorInfo`, whose
+//! reason is the catalogue's word, and `RetryInfo` where waiting helps. The same message is the
+//! body of an error that is answered as `application/x-protobuf`.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+pub mod compress;
 pub mod http1;
 pub mod http2;
 pub mod negotiate;

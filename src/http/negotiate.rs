@@ -1,4 +1,5 @@
 //! Media types: which one the client wants (`Accept`) and which one it sent (`Content-Type`).
+//! Content codings are in `coding.rs` beside it.
 //!
 //! This file owns the reading of RFC 9110, sections 8.3 and 12.5.1, for the few types that the
 //! daemon knows. It never refuses by itself: it says `None`, and the service answers 406 or 415.
@@ -9,8 +10,12 @@
 //! 3. Of equal weights the server's first offer wins: browsers and `*/*` do not care, we do.
 //! 4. What cannot be read is skipped. A request without any readable range takes anything.
 
+mod coding;
+
 use crate::http::Request;
 use crate::limits::HTTP_ACCEPT_RANGES_MAX;
+
+pub use coding::{AcceptEncoding, body_codings};
 
 /// A media type that is produced or consumed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// One reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -91,6 +92,19 @@ fn boot_time_seconds() -> Option<u64> {
     })
 }
 
+/// CPU time that the calling thread has spent so far.
+pub fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a valid place for the kernel to write to. On failure, which this clock does
+    // not know, it stays 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let whole = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(whole, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 fn sysconf(name: libc::c_int) -> Option<u64> {
     // SAFETY: sysconf(3) takes any number and reads no memory of ours.
     let value = unsafe { libc::sysconf(name) };
@@ -111,6 +125,16 @@ mod tests {
         assert_eq!(stat.start_ticks, 777);
         assert_eq!(Stat::parse("7 (a) S 1"), None);
         assert_eq!(Stat::parse(""), None);
+    }
+
+    #[test]
+    fn a_thread_that_works_spends_its_own_time() {
+        let start = thread_cpu_time();
+        while thread_cpu_time() - start < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+        let other = std::thread::spawn(thread_cpu_time).join().unwrap();
+        assert!(other < thread_cpu_time(), "{other:?}");
     }
 
     #[test]

@@ -29,12 +29,12 @@
 //!  7. Under TLS the same rules hold for the same bits: what is read is ciphertext, all plaintext
 //!     of a read is handed on at once, and what was encrypted is output until it is written.
 
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 
 use super::http1::{Context, Http1, Waiting};
 use super::protocol::Protocol;
 use super::system::{Edge, System};
-use super::transport::{Arrived, Transport, Wire, encrypt};
+use super::transport::{Arrived, Transport};
 use crate::config::Security;
 use crate::core::Moment;
 use crate::core::deadlines::{DeadlineKind, Deadlines};
@@ -272,7 +272,7 @@ impl<K> Connection<K> {
     /// home. The caller closes the socket.
     pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) -> Pumped {
         self.protocol.abandon(reason.cancels_as(), context);
-        self.transport.abandon(reason, context.metrics);
+        self.transport.abandon(reason, context);
         self.output.clear(context.pool);
         self.release_inbound(context);
         Pumped::Closed(reason)
@@ -288,7 +288,7 @@ impl<K> Connection<K> {
             CloseReason::Done | CloseReason::Idle | CloseReason::Drain
         );
         let can_write = self.readiness.is_write_ready() && !self.readiness.is_hung_up();
-        if in_good_order && can_write && !self.has_output() && self.transport.close() {
+        if in_good_order && can_write && !self.has_output() && self.transport.close(pool) {
             // The connection ends either way.
             let _ = self.write(system, pool);
         }
@@ -354,7 +354,8 @@ impl<K> Connection<K> {
             }
         }
         self.flush(system, context)?;
-        if self.phase == Phase::Closing && !self.has_output() && self.transport.close() {
+        if self.phase == Phase::Closing && !self.has_output() && self.transport.close(context.pool)
+        {
             self.flush(system, context)?;
         }
         if self.phase == Phase::Closing && !self.has_output() {
@@ -582,25 +583,15 @@ impl<K> Connection<K> {
     where
         S: System<Socket = K>,
     {
-        let mut wire = Wire {
-            system,
-            socket: &self.socket,
-            offered: 0,
-        };
-        let taken = match &mut self.transport {
-            Transport::Tls(session) => {
-                encrypt(session, &mut self.output, pool);
-                session.write_to(&mut wire)?
-            }
-            Transport::Undecided(_) | Transport::Clear => {
-                let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
-                let count = self.output.io_slices(&mut slices);
-                let taken = wire.write_vectored(&slices[..count])?;
-                self.output.advance(taken, pool);
-                taken
-            }
-        };
-        let offered = wire.offered;
+        let queue = self.transport.queue(&mut self.output, pool);
+        let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+        let count = queue.io_slices(&mut slices);
+        let offered = slices[..count].iter().map(|slice| slice.len()).sum();
+        if offered == 0 {
+            return Ok(Written::default());
+        }
+        let taken = system.write(&self.socket, &slices[..count])?;
+        queue.advance(taken, pool);
         Ok(Written { offered, taken })
     }
 
@@ -704,6 +695,7 @@ impl<K> Connection<K> {
 }
 
 /// What one call of `write` did.
+#[derive(Default)]
 struct Written {
     offered: usize,
     taken: usize,

@@ -49,6 +49,8 @@ pub struct Http2 {
     server: Server,
     meter: FrameMeter,
     tally: Tally,
+    /// The beginning of a field block that was fed and goes on.
+    unfinished: Vec<u8>,
     /// Bytes of the preface that are still to come; the meter begins behind it.
     preface_left: usize,
     /// By their numbers.
@@ -86,6 +88,7 @@ impl Http2 {
             server: Server::new(),
             meter: FrameMeter::default(),
             tally: Tally::default(),
+            unfinished: Vec::new(),
             preface_left: PREFACE.len(),
             streams: BTreeMap::new(),
             orphans: BTreeSet::new(),
@@ -160,21 +163,30 @@ impl Http2 {
         output: &mut OutputQueue,
         context: &mut Context<'_>,
     ) {
-        let preface = self.preface_left.min(input.len());
-        self.preface_left -= preface;
+        let (preface, frames) = input.split_at(self.preface_left.min(input.len()));
+        self.preface_left -= preface.len();
         self.tally.clear();
-        self.meter.handle(&input[preface..], &mut self.tally);
+        let violation = self.meter.handle(frames, &mut self.tally).err();
+        // h2 gets no part of a frame that must not be.
+        let frames = &frames[..violation.map_or(frames.len(), |violation| violation.at)];
         self.head_until = match (self.meter.is_within(), self.head_until) {
             (false, _) => Moment::NEVER,
             // Once, at its first byte: dripping does not extend it.
             (true, Moment::NEVER) => context.now + context.config.limits.header_timeout,
             (true, until) => until,
         };
-        self.server.feed(input);
-        let accepted = self.drive(peer, output, context);
+        self.server.feed(preface);
+        self.server.feed(frames);
+        let accepted = self.drive(frames, peer, output, context);
+        self.keep_unfinished_block(frames);
         let resets = self.look_at_touched(output, context);
         let rejected = self.tally.opened.saturating_sub(accepted);
         self.count_oddities(rejected + resets, context);
+        if let Some(violation) = violation
+            && self.state != State::Over
+        {
+            self.shut_down(violation.reason, CancelReason::Disconnect, context);
+        }
         self.has_work = true;
     }
 
@@ -321,13 +333,13 @@ impl Http2 {
             self.has_work = true;
         }
         if std::mem::take(&mut self.has_work) {
-            self.drive(peer, output, context);
+            self.drive(b"", peer, output, context);
         }
         if self.input_has_ended && self.state != State::Over {
             self.give_up_stalled(context);
             if self.streams.is_empty() {
                 self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
-                self.drive(peer, output, context);
+                self.drive(b"", peer, output, context);
             }
         }
     }
@@ -345,12 +357,18 @@ impl Http2 {
         }
     }
 
-    /// Lets h2 read, write and hand over requests until nothing moves any more. Gives the number
-    /// of requests.
-    fn drive(&mut self, peer: &Peer, output: &mut OutputQueue, context: &mut Context<'_>) -> u32 {
+    /// Lets h2 read, write and hand over requests until nothing moves any more. `frames` are those
+    /// that it was just fed. Gives the number of requests.
+    fn drive(
+        &mut self,
+        frames: &[u8],
+        peer: &Peer,
+        output: &mut OutputQueue,
+        context: &mut Context<'_>,
+    ) -> u32 {
         let mut accepted = 0;
         loop {
-            accepted += self.take_requests(peer, output, context);
+            accepted += self.take_requests(frames, peer, output, context);
             if !self.push_waiting(context) {
                 break;
             }
@@ -361,6 +379,7 @@ impl Http2 {
 
     fn take_requests(
         &mut self,
+        frames: &[u8],
         peer: &Peer,
         output: &mut OutputQueue,
         context: &mut Context<'_>,
@@ -369,6 +388,10 @@ impl Http2 {
         loop {
             let room = context.marks.high.saturating_sub(output.len());
             let polled = self.server.poll_request(room);
+            if matches!(polled, Polled::Closed) && !frames.is_empty() {
+                let unfinished = std::mem::take(&mut self.unfinished);
+                self.server.correct_goaway(&[&unfinished, frames].concat());
+            }
             if let Some(bytes) = self.server.take_output() {
                 let earned = bytes.len() as u32 / limits::HTTP2_BYTES_FOR_CONTROL_FRAME;
                 self.glitches.forgive(earned);
@@ -482,6 +505,7 @@ impl Http2 {
         self.has_work = true;
         if self.streams.get(&id).is_some_and(Stream::is_over) {
             self.streams.remove(&id);
+            self.meter.forget(id);
             self.exchanges = self.exchanges.wrapping_add(1);
             self.glitches.forgive(limits::HTTP2_POINTS_FOR_REQUEST);
         }
@@ -491,6 +515,7 @@ impl Http2 {
         let Some(stream) = self.streams.remove(&id) else {
             return;
         };
+        self.meter.forget(id);
         self.exchanges = self.exchanges.wrapping_add(1);
         self.has_work = true;
         let (service, now) = (&mut *context.service, context.now);
@@ -511,6 +536,23 @@ impl Http2 {
     fn abandon_all(&mut self, reason: CancelReason, context: &mut Context<'_>) {
         while let Some((&id, _)) = self.streams.first_key_value() {
             self.abandon_stream(id, reason, context);
+        }
+    }
+
+    /// Keeps what the batch has brought of a field block that goes on in the next one, should h2
+    /// refuse it: see `http::http2::explain`. Of more than the bound it keeps nothing, and h2's own
+    /// error code stands.
+    fn keep_unfinished_block(&mut self, frames: &[u8]) {
+        let Some(from) = self.meter.unfinished_block() else {
+            self.unfinished = Vec::new();
+            return;
+        };
+        if from > 0 {
+            self.unfinished.clear();
+        }
+        match self.unfinished.len() + frames.len() - from <= limits::HTTP2_EXPLAINED_BYTES {
+            true => self.unfinished.extend_from_slice(&frames[from..]),
+            false => self.unfinished = Vec::new(),
         }
     }
 

@@ -19,13 +19,12 @@
 //!  3. Input that costs a step of a handshake is taken only while the turn's steps last; see
 //!     [`Transport::next_is_dear`].
 
-use std::io::{self, IoSlice, Write};
+use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::connection::CloseReason;
 use super::http1::Context;
-use super::system::System;
 use crate::config::Security;
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
@@ -94,7 +93,7 @@ impl Transport {
 
     /// Whether ciphertext waits to be written.
     pub fn wants_write(&self) -> bool {
-        matches!(self, Transport::Tls(session) if session.wants_write())
+        matches!(self, Transport::Tls(session) if !session.queue().is_empty())
     }
 
     /// What the handshake has agreed to speak.
@@ -127,7 +126,7 @@ impl Transport {
             };
         };
         let (ciphertext, plaintext) = scratch.split_at_mut(limits::TLS_READ_BYTES);
-        match session.handle_input(&ciphertext[..length], plaintext) {
+        match session.handle_input(&mut ciphertext[..length], plaintext, context.pool) {
             Ok(received) => {
                 if received.worked {
                     *context.handshake_steps = context.handshake_steps.saturating_sub(1);
@@ -192,60 +191,50 @@ impl Transport {
     // ---- output ----
 
     /// Queues TLS's own last word, once. `true`: there is something to write now.
-    pub fn close(&mut self) -> bool {
+    pub fn close(&mut self, pool: &mut BufferPool) -> bool {
         match self {
-            Transport::Tls(session) => session.close(),
+            Transport::Tls(session) => session.close(pool),
             Transport::Undecided(_) | Transport::Clear => false,
         }
     }
 
-    /// The connection ends: a handshake that had begun has come to nothing.
-    pub fn abandon(&mut self, reason: CloseReason, metrics: &Metrics) {
-        if let Transport::Tls(session) = self
-            && session.is_handshaking()
-        {
+    /// What is to be written next: of TLS, as much of `output` as there is room for is encrypted
+    /// first.
+    pub fn queue<'a>(
+        &'a mut self,
+        output: &'a mut OutputQueue,
+        pool: &mut BufferPool,
+    ) -> &'a mut OutputQueue {
+        let session = match self {
+            Transport::Tls(session) => session,
+            Transport::Undecided(_) | Transport::Clear => return output,
+        };
+        while !output.is_empty() {
+            let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+            let count = output.io_slices(&mut slices);
+            let taken = session.handle_output(&slices[..count], pool);
+            if taken == 0 {
+                break;
+            }
+            output.advance(taken, pool);
+        }
+        session.queue_mut()
+    }
+
+    /// The connection ends: its buffers go home, and a handshake that had begun has come to nothing.
+    pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) {
+        let Transport::Tls(session) = self else {
+            return;
+        };
+        session.release(context.pool);
+        if session.is_handshaking() {
             let outcome = match reason {
                 CloseReason::RequestTimeout => "timeout",
                 _ => "abandoned",
             };
-            metrics.tls_handshakes(outcome, session.version()).inc();
+            let handshakes = context.metrics.tls_handshakes(outcome, session.version());
+            handshakes.inc();
         }
-    }
-}
-
-/// Encrypts what waits, as far as there is room for it.
-pub fn encrypt(session: &mut Session, output: &mut OutputQueue, pool: &mut BufferPool) {
-    while !output.is_empty() {
-        let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
-        let count = output.io_slices(&mut slices);
-        let taken = session.handle_output(&slices[..count]);
-        if taken == 0 {
-            return;
-        }
-        output.advance(taken, pool);
-    }
-}
-
-/// The socket as a `Write`, for whoever brings its own queue.
-pub struct Wire<'a, S: System> {
-    pub system: &'a mut S,
-    pub socket: &'a S::Socket,
-    /// Bytes that it was given; it may have taken fewer.
-    pub offered: usize,
-}
-
-impl<S: System> Write for Wire<'_, S> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.offered += slices.iter().map(|slice| slice.len()).sum::<usize>();
-        self.system.write(self.socket, slices)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

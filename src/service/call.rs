@@ -12,6 +12,8 @@ use crate::config::ClientIdentity;
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Method;
+use crate::http::compress::BodyCodings;
+use crate::http::negotiate::AcceptEncoding;
 use crate::offload::Permit;
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
@@ -69,6 +71,10 @@ pub struct Call {
     pub peer: PeerAddress,
     pub user_agent: Option<Box<str>>,
     pub trace: Option<TraceContext>,
+    /// The content codings that the client takes.
+    pub accept_encoding: AcceptEncoding,
+    /// Those of its body.
+    pub body_codings: BodyCodings,
     /// Who it is, once that is known.
     pub caller: Option<Caller>,
     /// The key's buckets after this request, for the `x-ratelimit-*` fields.
@@ -92,6 +98,8 @@ impl Call {
             peer,
             user_agent: None,
             trace: None,
+            accept_encoding: AcceptEncoding::NONE,
+            body_codings: BodyCodings::default(),
             caller: None,
             requests: None,
             tokens: None,

@@ -70,7 +70,8 @@ impl Service {
         let outcome = match error {
             None => Outcome::Answered { status: 200, bytes },
             Some(error) => Outcome::Failed {
-                status: 200,
+                // As in `fail`: what nothing was sent before has the status that it has elsewhere.
+                status: if bytes > 0 { 200 } else { error.code.status() },
                 bytes,
                 code: error.code,
             },

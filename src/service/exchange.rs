@@ -1,7 +1,7 @@
 //! A running generation: from its job's events to an answer's last byte.
 //!
-//! Owns the [`Exchange`], of which a generation is the most usual kind. Must never wait: what it needs to know later comes as an event, a
-//! deadline or room in the output.
+//! Owns the [`Exchange`], of which a generation is the usual kind. Must never wait: what it needs
+//! to know later comes as an event, a deadline or room in the output.
 //!
 //! States of an answer:
 //!
@@ -33,12 +33,14 @@ use crate::core::Moment;
 use crate::engine::code::{Extractor, extract};
 use crate::engine::{Done, Event, FailReason, Failed, ModelInfo, Timings, Usage};
 use crate::error::{ApiError, ErrorCode, Family};
+use crate::http::compress::encode::Step;
 use crate::http::{Reply, sse};
 use crate::limits;
 use crate::offload::{CancelReason, Ticket};
 use crate::telemetry::access::Generation;
 
 use super::call::Call;
+use super::coding::StreamCoder;
 use super::form::{self, Form};
 use super::health::Watch;
 use super::ledger::Outcome;
@@ -101,8 +103,10 @@ pub(super) struct Stream {
     silent_since: Moment,
     /// Credit of delivered events that found the output full.
     held_credit: u32,
-    /// Bytes of content that were sent.
+    /// Bytes of content that were sent, in the coding in which they were.
     bytes: u64,
+    /// Once it flows, of a client that takes a coding.
+    coder: Option<Box<StreamCoder>>,
 }
 
 /// Tokens taken out of a key's bucket in advance.
@@ -203,7 +207,7 @@ impl Service {
             if reply.has_room() {
                 self.page.body.clear();
                 sse::comment(&mut self.page.body, "ping");
-                stream.send(&mut self.page, call, now, reply);
+                stream.send(&mut self.page, call, Step::Flush, now, reply);
             } else {
                 stream.silent_since = now;
             }
@@ -262,7 +266,7 @@ impl Service {
         if !code.is_empty() {
             self.page.body.clear();
             stream.append_delta(&mut self.page, call.form, &code);
-            stream.send(&mut self.page, call, now, reply);
+            stream.send(&mut self.page, call, Step::Flush, now, reply);
         }
         if reply.has_room() {
             work.ticket.grant(1);
@@ -444,9 +448,9 @@ impl Work {
         reply: &mut dyn Reply,
     ) -> u64 {
         if let Delivery::Stream(stream) = &mut self.delivery {
-            // An error of gRPC is no part of the body.
-            if !page.body.is_empty() {
-                stream.send(page, call, now, reply);
+            // An error of gRPC is no part of the body; an encoder has an end of its own.
+            if !page.body.is_empty() || stream.coder.is_some() {
+                stream.send(page, call, Step::Finish, now, reply);
             }
             form::end(call, error, reply);
         }
@@ -463,6 +467,7 @@ impl Stream {
             silent_since: now,
             held_credit: 0,
             bytes: 0,
+            coder: None,
         }
     }
 
@@ -487,17 +492,23 @@ impl Stream {
     }
 
     /// Sends what the page's body holds, after the head if that is still to come.
-    fn send(&mut self, page: &mut Page, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    fn send(
+        &mut self,
+        page: &mut Page,
+        call: &Call,
+        step: Step,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
         if !self.is_flowing {
             self.is_flowing = true;
             page.begin_fields(call);
             page.fields.push("cache-control", "no-store");
             // nginx holds answers back to fill its buffers, unless told so.
             page.fields.push("x-accel-buffering", "no");
-            form::start(page, call, reply);
+            self.coder = form::start(page, call, reply);
         }
-        reply.data(&page.body);
-        self.bytes += page.body.len() as u64;
+        self.bytes += page.send_piece(self.coder.as_deref_mut(), step, reply);
         self.silent_since = now;
     }
 }

@@ -12,6 +12,7 @@ use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
 use crate::http::{Fields, Reply, Request, Version};
 
 use super::call::Call;
+use super::coding::StreamCoder;
 use super::headers;
 use super::message::response_of;
 use super::page::{EVENT_STREAM, ErrorBody, JSON, Page, write_json};
@@ -157,13 +158,14 @@ pub fn send_answer(page: &mut Page, call: &Call, reply: &mut dyn Reply) -> u64 {
     }
 }
 
-/// Sends the head of an answer that comes in pieces; the page has its fields.
-pub fn start(page: &mut Page, call: &Call, reply: &mut dyn Reply) {
+/// Sends the head of an answer that comes in pieces; the page has its fields. Gives the encoder
+/// that the pieces go through, if they go through one.
+pub fn start(page: &mut Page, call: &Call, reply: &mut dyn Reply) -> Option<Box<StreamCoder>> {
     match call.form {
         Form::Json | Form::Protobuf => page.send_head(200, EVENT_STREAM, reply),
         Form::Grpc(terms) => {
             push_encodings(&mut page.fields, terms.encoding);
-            page.send_head(200, grpc::CONTENT_TYPE, reply);
+            page.send_head(200, grpc::CONTENT_TYPE, reply)
         }
     }
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 use crate::engine::Timings;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Fields;
+use crate::http::compress::BODY_CODINGS;
 
 use super::call::Call;
+use super::coding::CONTENT_ENCODING;
 use super::rate_limit::Level;
 use super::router::Row;
 
@@ -47,6 +49,9 @@ pub fn error(fields: &mut Fields, error: &ApiError, row: Option<&Row>) {
         }
         ErrorCode::MethodNotAllowed => {
             fields.push("allow", row.map_or("", |row| row.verbs.allow()));
+        }
+        ErrorCode::UnsupportedMediaType if error.param.as_deref() == Some(CONTENT_ENCODING) => {
+            fields.push("accept-encoding", BODY_CODINGS);
         }
         _ => {}
     }

@@ -1,8 +1,8 @@
 //! gRPC's health checks: what `/readyz` says, asked once or watched.
 //!
-//! A watch is an exchange without a job. It looks at the engine at an interval, since nobody tells a
-//! reactor that a model is loaded, and says something when the state has changed. A drain ends it:
-//! the client is to watch another daemon.
+//! A watch is an exchange without a job. It looks at the engine at an interval, since nobody tells
+//! a reactor that a model is loaded, and says something when the state has changed. A drain ends
+//! it: the client is to watch another daemon.
 
 use crate::core::Moment;
 use crate::engine::State;

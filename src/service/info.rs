@@ -88,40 +88,23 @@ impl Service {
     }
 
     pub(super) fn languages(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
-        let data = LANGUAGES.iter().map(|language| LanguageObject {
-            name: language.name,
-            title: language.title,
-            aliases: language.aliases,
-            extension: language.extension,
-        });
-        let data = data.collect();
-        self.page.begin(call);
-        write_json(
-            &mut self.page.body,
-            &List {
-                object: "list",
-                data,
-            },
-        );
-        self.send(call, 200, Some(JSON), now, reply);
+        let make = |out: &mut Vec<u8>| {
+            let data = LANGUAGES.iter().map(|language| LanguageObject {
+                name: language.name,
+                title: language.title,
+                aliases: language.aliases,
+                extension: language.extension,
+            });
+            let data = data.collect();
+            let object = "list";
+            write_json(out, &List { object, data });
+        };
+        self.send_constant(call, JSON, make, now, reply);
     }
 
     /// What is served here, for people.
     pub(super) fn index(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
-        self.page.begin(call);
-        let version = env!("CARGO_PKG_VERSION");
-        let body = &mut self.page.body;
-        body.extend_from_slice(format!("autoglmd {version}\n\n").as_bytes());
-        for row in ROUTES {
-            let method = match row.verbs {
-                Verbs::Read => "GET",
-                Verbs::Post => "POST",
-                Verbs::Rpc => "gRPC",
-            };
-            let line = format!("{method:<5} {:<18} {}\n", row.path, row.summary);
-            body.extend_from_slice(line.as_bytes());
-        }
-        self.send(call, 200, Some(PLAIN_TEXT), now, reply);
+        self.send_constant(call, PLAIN_TEXT, write_index, now, reply);
     }
 
     /// What may be done at a path (RFC 9110, section 9.3.7).
@@ -130,6 +113,25 @@ impl Service {
         let allow = call.row.map_or("", |row| row.verbs.allow());
         self.page.fields.push("allow", allow);
         self.send(call, 204, None, now, reply);
+    }
+
+    /// Sends an answer that never changes, and closes the request.
+    fn send_constant(
+        &mut self,
+        call: &Call,
+        content_type: &'static str,
+        make: fn(&mut Vec<u8>),
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
+        self.page.begin(call);
+        let Some(kept) = self.constants.of(call.route(), make) else {
+            make(&mut self.page.body);
+            return self.send(call, 200, Some(content_type), now, reply);
+        };
+        let bytes = self.page.send_kept(content_type, kept, reply);
+        let outcome = Outcome::Answered { status: 200, bytes };
+        self.ledger.close(call, outcome, None, now);
     }
 
     /// Sends what the page holds, and closes the request.
@@ -144,6 +146,20 @@ impl Service {
         let bytes = self.page.send(status, content_type, reply);
         let outcome = Outcome::Answered { status, bytes };
         self.ledger.close(call, outcome, None, now);
+    }
+}
+
+fn write_index(out: &mut Vec<u8>) {
+    let version = env!("CARGO_PKG_VERSION");
+    out.extend_from_slice(format!("autoglmd {version}\n\n").as_bytes());
+    for row in ROUTES {
+        let method = match row.verbs {
+            Verbs::Read => "GET",
+            Verbs::Post => "POST",
+            Verbs::Rpc => "gRPC",
+        };
+        let line = format!("{method:<5} {:<18} {}\n", row.path, row.summary);
+        out.extend_from_slice(line.as_bytes());
     }
 }
 

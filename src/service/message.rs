@@ -19,7 +19,7 @@ use super::validate::{
     too_many, wrong,
 };
 
-/// Reads a request. `timeout` is what the head gives it (`grpc-timeout`); of two the smaller counts.
+/// Reads a request. `timeout` is what its head says (`grpc-timeout`); of two the smaller counts.
 pub fn read_request(
     bytes: &[u8],
     timeout: Option<Duration>,

@@ -9,18 +9,22 @@ use serde::Serialize;
 
 use crate::engine::Timings;
 use crate::error::ApiError;
+use crate::http::compress::encode::Step;
+use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Answer, Fields, Reply, sse};
 use crate::limits;
 
 use super::call::Call;
+use super::coding::{Coder, StreamCoder};
 use super::headers;
+use super::kept::KeptBody;
 
 pub const JSON: &str = "application/json";
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 pub const EVENT_STREAM: &str = "text/event-stream";
 
 /// Call order: `begin`, then fields and body, then `send`, or `send_head` for a stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Page {
     pub fields: Fields,
     pub body: Vec<u8>,
@@ -28,12 +32,27 @@ pub struct Page {
     text: String,
     /// For the data of an event.
     json: Vec<u8>,
+    /// What the client of this answer takes.
+    accepted: AcceptEncoding,
+    pub coder: Coder,
 }
 
 impl Page {
+    pub fn new(coder: Coder) -> Page {
+        Page {
+            fields: Fields::new(),
+            body: Vec::new(),
+            text: String::new(),
+            json: Vec::new(),
+            accepted: AcceptEncoding::NONE,
+            coder,
+        }
+    }
+
     /// The fields of an answer to `call`; the body stays as it is.
     pub fn begin_fields(&mut self, call: &Call) {
         self.fields.clear();
+        self.accepted = call.accept_encoding;
         headers::identity(&mut self.fields, call, &mut self.text);
     }
 
@@ -72,28 +91,76 @@ impl Page {
         sse::event(&mut self.body, name, None, data);
     }
 
-    /// Sends head and body; gives the body's length.
+    /// Sends head and body, compressed where the client asked for it and it is worth it; gives the
+    /// length of what went out.
     pub fn send(
-        &self,
+        &mut self,
         status: u16,
         content_type: Option<&'static str>,
         reply: &mut dyn Reply,
     ) -> u64 {
-        reply.respond(&self.answer(status, content_type), &self.body);
-        self.body.len() as u64
-    }
-
-    /// Sends the head of an answer whose body follows in pieces.
-    pub fn send_head(&self, status: u16, content_type: &'static str, reply: &mut dyn Reply) {
-        reply.start(&self.answer(status, Some(content_type)));
-    }
-
-    fn answer(&self, status: u16, content_type: Option<&'static str>) -> Answer<'_> {
-        Answer {
+        let (accepted, fields) = (self.accepted, &mut self.fields);
+        let body = self.coder.code(accepted, content_type, &self.body, fields);
+        let answer = Answer {
             status,
             content_type,
-            headers: &self.fields,
+            headers: fields,
+        };
+        reply.respond(&answer, body);
+        body.len() as u64
+    }
+
+    /// Sends the head, and a body that is kept, in the form that suits the client.
+    pub fn send_kept(
+        &mut self,
+        content_type: &'static str,
+        kept: &mut KeptBody,
+        reply: &mut dyn Reply,
+    ) -> u64 {
+        let (accepted, fields) = (self.accepted, &mut self.fields);
+        let body = self.coder.code_kept(accepted, content_type, kept, fields);
+        let answer = Answer {
+            status: 200,
+            content_type: Some(content_type),
+            headers: fields,
+        };
+        reply.respond(&answer, body);
+        body.len() as u64
+    }
+
+    /// Sends the head of an answer whose body follows in pieces, which go through the coder that
+    /// this gives.
+    pub fn send_head(
+        &mut self,
+        status: u16,
+        content_type: &'static str,
+        reply: &mut dyn Reply,
+    ) -> Option<Box<StreamCoder>> {
+        let fields = &mut self.fields;
+        let coder = self.coder.begin_stream(self.accepted, content_type, fields);
+        reply.start(&Answer {
+            status,
+            content_type: Some(content_type),
+            headers: fields,
+        });
+        coder
+    }
+
+    /// Sends the body as the next piece of a stream; gives the length of what went out.
+    pub fn send_piece(
+        &mut self,
+        coder: Option<&mut StreamCoder>,
+        step: Step,
+        reply: &mut dyn Reply,
+    ) -> u64 {
+        let piece = match coder {
+            Some(coder) => self.coder.code_piece(coder, &self.body, step),
+            None => &self.body,
+        };
+        if !piece.is_empty() {
+            reply.data(piece);
         }
+        piece.len() as u64
     }
 }
 

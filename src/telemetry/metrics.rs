@@ -31,6 +31,7 @@ use crate::limits::{
 };
 use crate::offload::CancelReason;
 use crate::os::process::Usage;
+use crate::telemetry::compression::Compression;
 use crate::telemetry::log::{dropped, write_errors};
 
 pub use super::histogram::Histogram;
@@ -130,6 +131,7 @@ struct Families {
     tokens_prompt: Counter,
     tokens_prompt_cached: Counter,
     tokens_generated: Counter,
+    compression: Compression,
 }
 
 impl Metrics {
@@ -227,6 +229,11 @@ impl Metrics {
         &self.inner.families.cancelled[reason as usize - 1]
     }
 
+    /// What content codings save and cost.
+    pub fn compression(&self) -> &Compression {
+        &self.inner.families.compression
+    }
+
     /// Copies the engine's numbers, before [`Metrics::encode`].
     pub fn update_engine(&self, gauges: &Gauges) {
         let families = &self.inner.families;
@@ -300,6 +307,7 @@ impl Families {
             tokens_prompt: token_kind("prompt"),
             tokens_prompt_cached: token_kind("prompt_cached"),
             tokens_generated: token_kind("generated"),
+            compression: Compression::register(registry),
         };
         registry.register("requests", "Answers sent", families.requests.clone());
         registry.register(
@@ -502,6 +510,13 @@ mod tests {
             "autoglmd_cancelled_total{reason=\"slow_reader\"} 1",
             "autoglmd_cancelled_total{reason=\"disconnect\"} 0",
             "autoglmd_tokens_total{kind=\"prompt_cached\"} 0",
+            "autoglmd_compressed_input_bytes_total{coding=\"zstd\"} 0",
+            "autoglmd_compressed_output_bytes_total{coding=\"br\"} 0",
+            "autoglmd_compression_cpu_seconds_total{coding=\"gzip\"} 0.0",
+            "autoglmd_compression_skipped_total{reason=\"grew\"} 0",
+            "autoglmd_compressed_streams 0",
+            "autoglmd_inflated_output_bytes_total{coding=\"deflate\"} 0",
+            "autoglmd_inflation_refused_total{reason=\"ratio\"} 0",
             "autoglmd_time_to_first_token_seconds_count 0",
             "autoglmd_time_per_output_token_seconds_count 0",
             "autoglmd_engine_sequences_running 0",

@@ -4,6 +4,7 @@
 //! and a metric is an atomic that its owner resolved once.
 
 pub mod access;
+pub mod compression;
 pub mod histogram;
 pub mod log;
 pub mod metrics;

@@ -22,6 +22,8 @@ pub mod acceptor;
 pub mod files;
 mod names;
 pub mod session;
+#[cfg(test)]
+pub mod testing;
 
 pub use acceptor::Acceptor;
 pub use files::Problem;

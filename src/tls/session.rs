@@ -1,7 +1,7 @@
 //! One connection's TLS: ciphertext in, plaintext out, and the other way round.
 //!
-//! Owns rustls' state of the connection and the queue of ciphertext that waits to be written. It
-//! knows no socket and no clock.
+//! Owns rustls' state of the connection, the beginning of a record whose rest is still to come, and
+//! the queue of ciphertext that waits to be written. It knows no socket and no clock.
 //!
 //! ```text
 //!   Handshaking ----- done ----> Open ---- close_notify of the peer ----> input is over
@@ -10,32 +10,49 @@
 //! ```
 //!
 //! Order of calls: [`Session::handle_input`] with each piece that was read; then, as long as the
-//! socket takes it, [`Session::handle_output`] and [`Session::write_to`].
+//! socket takes it, [`Session::handle_output`], and what [`Session::queue`] holds is written.
 //!
 //! Invariants:
 //!  1. `handle_input` leaves no plaintext behind: what was decrypted has been handed out, so all
-//!     that waits inside is the beginning of a record.
-//!  2. The ciphertext queue is bounded: `limits::TLS_CIPHERTEXT_BYTES` of records with payload, and
-//!     what a handshake or an alert adds, which the peer cannot ask for without end.
-//!  3. An idle session holds rustls' own state and its smallest input buffer, no other.
+//!     that waits inside is the beginning of a record, or of a message of the handshake.
+//!  2. Both queues are bounded: `limits::TLS_PARTIAL_BYTES` of input, `limits::TLS_CIPHERTEXT_BYTES`
+//!     of output and one record more; beside it stands what a handshake or an alert adds, which the
+//!     peer cannot ask for without end.
+//!  3. An idle session holds rustls' own state and no buffer.
+//!
+//! # Why rustls' unbuffered interface
+//!
+//! `ServerConnection` keeps 4 KiB for its next read, for ever: half of what an idle connection
+//! would cost. `UnbufferedServerConnection` works on its caller's bytes, which here are the
+//! reactor's scratch buffer. rustls' next version drops it for a buffered one whose input buffer
+//! is its caller's (rustls #2905, #2940): another name for the same thing, and a change to this file
+//! alone.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::IoSlice;
 
-use rustls::{HandshakeKind, ProtocolVersion, ServerConnection};
+use bytes::Bytes;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+};
+use rustls::{Error, HandshakeKind, ProtocolVersion};
 
 use super::Acceptor;
 use super::files;
 use crate::config::ClientIdentity;
+use crate::core::output::OutputQueue;
+use crate::core::pool::BufferPool;
 use crate::limits;
 
 pub struct Session {
-    tls: ServerConnection,
+    tls: UnbufferedServerConnection,
     stage: Stage,
     /// The peer has said that nothing more will come.
     input_is_over: bool,
     said_goodbye: bool,
-    /// What is left to write of an alert that is ours and not rustls'.
-    alert: &'static [u8],
+    /// Ciphertext that is still of no use: a record without its end. No allocation while empty.
+    partial: Vec<u8>,
+    queue: OutputQueue,
 }
 
 /// RFC 8446, section 6: a fatal `decode_error` in a record without encryption. rustls ends some
@@ -73,21 +90,20 @@ pub struct Handshake {
 /// The peer broke the protocol, or cannot be trusted; an alert waits to be written.
 #[derive(Debug)]
 pub struct Failed {
-    pub error: rustls::Error,
+    pub error: Error,
     /// Before the handshake had ended.
     pub in_handshake: bool,
 }
 
 impl Session {
-    pub fn new(acceptor: &Acceptor) -> Result<Box<Session>, rustls::Error> {
-        let mut tls = ServerConnection::new(acceptor.config())?;
-        tls.set_buffer_limit(Some(limits::TLS_CIPHERTEXT_BYTES));
+    pub fn new(acceptor: &Acceptor) -> Result<Box<Session>, Error> {
         Ok(Box::new(Session {
-            tls,
+            tls: UnbufferedServerConnection::new(acceptor.config())?,
             stage: Stage::Handshaking,
             input_is_over: false,
             said_goodbye: false,
-            alert: &[],
+            partial: Vec::new(),
+            queue: OutputQueue::new(),
         }))
     }
 
@@ -106,9 +122,14 @@ impl Session {
         self.input_is_over
     }
 
-    /// Whether ciphertext waits to be written.
-    pub fn wants_write(&self) -> bool {
-        self.tls.wants_write() || !self.alert.is_empty()
+    /// Ciphertext that waits to be written.
+    pub fn queue(&self) -> &OutputQueue {
+        &self.queue
+    }
+
+    /// For whoever writes it.
+    pub fn queue_mut(&mut self) -> &mut OutputQueue {
+        &mut self.queue
     }
 
     /// What was agreed on by ALPN.
@@ -129,46 +150,115 @@ impl Session {
     /// Takes in what was read. `plaintext` must have room for it and for one record more.
     pub fn handle_input(
         &mut self,
-        mut ciphertext: &[u8],
+        ciphertext: &mut [u8],
         plaintext: &mut [u8],
+        pool: &mut BufferPool,
     ) -> Result<Received, Failed> {
         let mut received = Received::default();
-        while !ciphertext.is_empty() && !self.input_is_over && self.stage != Stage::Failed {
-            // rustls reads 4 KiB at a time, and more only to join the parts of a record.
-            let read = self.tls.read_tls(&mut ciphertext);
-            let state = match read {
-                Ok(_) => self.tls.process_new_packets(),
-                Err(error) => Err(rustls::Error::General(error.to_string())),
-            };
-            let state = state.map_err(|error| self.fail(error))?;
-            received.worked |= self.is_handshaking() && self.tls.wants_write();
-            if self.is_handshaking() && !self.tls.is_handshaking() {
-                self.stage = Stage::Open;
-                received.worked = true;
-                received.handshake = Some(self.handshake());
+        let mut partial = std::mem::take(&mut self.partial);
+        let result = if partial.is_empty() {
+            // The usual records are whole, and are decrypted where they were read.
+            let result = self.process(ciphertext, plaintext, &mut received, pool);
+            if let Ok(used) = result
+                && used < ciphertext.len()
+            {
+                partial = pool.take();
+                partial.extend_from_slice(&ciphertext[used..]);
             }
-            let length = state.plaintext_bytes_to_read();
-            let place = plaintext.get_mut(received.plaintext..received.plaintext + length);
-            let taken = place.map_or(Err(io::ErrorKind::OutOfMemory.into()), |place| {
-                self.tls.reader().read_exact(place)
-            });
-            if let Err(error) = taken {
-                // Not for want of room, which is the caller's promise.
-                debug_assert!(false, "plaintext that cannot be taken: {error}");
-                return Err(self.fail(rustls::Error::General(error.to_string())));
-            }
-            received.plaintext += length;
-            self.input_is_over |= state.peer_has_closed();
+            result
+        } else {
+            partial.extend_from_slice(ciphertext);
+            let result = self.process(&mut partial, plaintext, &mut received, pool);
+            partial.drain(..result.as_ref().map_or(partial.len(), |used| *used));
+            result
+        };
+        let too_much = partial.len() > limits::TLS_PARTIAL_BYTES;
+        if self.input_is_over || too_much {
+            partial.clear();
         }
-        self.release();
-        Ok(received)
+        match partial.is_empty() {
+            true if partial.capacity() != 0 => pool.give(partial),
+            _ => self.partial = partial,
+        }
+        let result = match result {
+            Ok(_) if too_much => Err(Error::General("a message without end".to_owned())),
+            result => result,
+        };
+        match result {
+            Ok(_) => Ok(received),
+            Err(error) => Err(self.fail(error, pool)),
+        }
     }
 
-    fn fail(&mut self, error: rustls::Error) -> Failed {
+    /// Goes as far as whole records go; returns how many bytes are used up.
+    fn process(
+        &mut self,
+        ciphertext: &mut [u8],
+        plaintext: &mut [u8],
+        received: &mut Received,
+        pool: &mut BufferPool,
+    ) -> Result<usize, Error> {
+        let mut used = 0;
+        loop {
+            let status = self.tls.process_tls_records(&mut ciphertext[used..]);
+            let UnbufferedStatus { discard, state } = status;
+            used += discard;
+            match state? {
+                ConnectionState::ReadTraffic(mut records) => {
+                    while let Some(record) = records.next_record() {
+                        let record = record?;
+                        let start = received.plaintext;
+                        received.plaintext += record.payload.len();
+                        // The caller has promised the room; a bug must not become a panic.
+                        plaintext
+                            .get_mut(start..received.plaintext)
+                            .ok_or_else(|| Error::General("no room for plaintext".to_owned()))?
+                            .copy_from_slice(record.payload);
+                        used += record.discard;
+                    }
+                }
+                ConnectionState::EncodeTlsData(message) => {
+                    received.worked |= self.stage == Stage::Handshaking;
+                    encode(message, &mut self.queue, pool);
+                }
+                ConnectionState::TransmitTlsData(queued) => queued.done(),
+                ConnectionState::PeerClosed => self.input_is_over = true,
+                // Early data is not offered, so it is not sent by anybody whom rustls listens to.
+                ConnectionState::BlockedHandshake
+                | ConnectionState::WriteTraffic(_)
+                | ConnectionState::Closed
+                | ConnectionState::ReadEarlyData(_)
+                | _ => break,
+            }
+        }
+        if self.is_handshaking() && !self.tls.is_handshaking() {
+            self.stage = Stage::Open;
+            received.worked = true;
+            received.handshake = Some(self.handshake());
+        }
+        Ok(used)
+    }
+
+    fn fail(&mut self, error: Error, pool: &mut BufferPool) -> Failed {
         let in_handshake = self.is_handshaking();
         self.stage = Stage::Failed;
-        if !self.tls.wants_write() && self.tls.protocol_version().is_none() {
-            self.alert = DECODE_ERROR;
+        let waited = self.queue.len();
+        // Only while a message waits: anything else would look at input that is gone.
+        while self.tls.wants_write() {
+            match self.tls.process_tls_records(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(alert)) => {
+                    encode(alert, &mut self.queue, pool);
+                }
+                // Plaintext that came before what went wrong, which nobody will be given.
+                Ok(ConnectionState::ReadTraffic(mut records)) => {
+                    while records.next_record().is_some() {}
+                }
+                _ => break,
+            }
+        }
+        if self.queue.len() == waited && self.tls.protocol_version().is_none() {
+            self.queue
+                .push_bytes(Bytes::from_static(DECODE_ERROR), pool);
         }
         Failed {
             error,
@@ -185,50 +275,366 @@ impl Session {
         }
     }
 
-    /// rustls shrinks its input buffer when it is about to read and nothing waits in it; so it is
-    /// made to read, and gets nothing. Without this a session would keep a whole record's room
-    /// until it is spoken to again.
-    fn release(&mut self) {
-        struct Nothing;
-        impl Read for Nothing {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::WouldBlock.into())
-            }
-        }
-        let _ = self.tls.read_tls(&mut Nothing);
-    }
-
     // ---- output ----
 
     /// Encrypts as much of `plaintext` as the queue has room for. Returns how much that was.
-    pub fn handle_output(&mut self, plaintext: &[IoSlice<'_>]) -> usize {
+    pub fn handle_output(&mut self, plaintext: &[IoSlice<'_>], pool: &mut BufferPool) -> usize {
         if self.stage != Stage::Open || self.said_goodbye {
             return 0;
         }
-        // It fails only after the session has failed.
-        self.tls.writer().write_vectored(plaintext).unwrap_or(0)
+        self.write_traffic(pool, |traffic, queue, pool| {
+            let mut taken = 0;
+            for mut slice in plaintext.iter().map(|slice| &slice[..]) {
+                while !slice.is_empty() && queue.len() < limits::TLS_CIPHERTEXT_BYTES {
+                    let length = slice.len().min(limits::TLS_PLAINTEXT_BYTES);
+                    let (record, rest) = slice.split_at(length);
+                    let made = seal(record.len(), queue, pool, |out| {
+                        traffic.encrypt(record, out)
+                    });
+                    if !made {
+                        return taken;
+                    }
+                    taken += length;
+                    slice = rest;
+                }
+            }
+            taken
+        })
+        .unwrap_or(0)
     }
 
     /// Queues the last word (RFC 8446, section 6.1), once. `true`: there is now something to write.
-    pub fn close(&mut self) -> bool {
-        if self.said_goodbye || self.stage == Stage::Failed {
+    pub fn close(&mut self, pool: &mut BufferPool) -> bool {
+        if self.said_goodbye || self.stage != Stage::Open {
             return false;
         }
         self.said_goodbye = true;
-        self.tls.send_close_notify();
-        self.tls.wants_write()
+        let queued = self.write_traffic(pool, |traffic, queue, pool| {
+            seal(0, queue, pool, |out| traffic.queue_close_notify(out))
+        });
+        queued == Some(true)
     }
 
-    /// Writes from the front of the queue, with one call of `writer`.
-    pub fn write_to(&mut self, writer: &mut dyn Write) -> io::Result<usize> {
-        if self.tls.wants_write() {
-            return self.tls.write_tls(writer);
+    /// Gives all buffers back.
+    pub fn release(&mut self, pool: &mut BufferPool) {
+        self.queue.clear(pool);
+        if self.partial.capacity() != 0 {
+            pool.give(std::mem::take(&mut self.partial));
         }
-        if self.alert.is_empty() {
-            return Ok(0);
+    }
+
+    /// Lets `act` encrypt; `None` where the session does not write any more.
+    fn write_traffic<T>(
+        &mut self,
+        pool: &mut BufferPool,
+        act: impl FnOnce(&mut WriteTraffic<'_, ServerData>, &mut OutputQueue, &mut BufferPool) -> T,
+    ) -> Option<T> {
+        loop {
+            // The same bytes as when they came: rustls remembers how far it has got in them.
+            match self.tls.process_tls_records(&mut self.partial).state {
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    return Some(act(&mut traffic, &mut self.queue, pool));
+                }
+                Ok(ConnectionState::EncodeTlsData(message)) => {
+                    encode(message, &mut self.queue, pool);
+                }
+                Ok(ConnectionState::TransmitTlsData(queued)) => queued.done(),
+                Ok(ConnectionState::PeerClosed) => self.input_is_over = true,
+                _ => return None,
+            }
         }
-        let written = writer.write(self.alert)?;
-        self.alert = &self.alert[written..];
-        Ok(written)
+    }
+}
+
+type ServerData = rustls::server::ServerConnectionData;
+
+/// Puts a message of rustls' own into the queue: one of the handshake, or an alert.
+fn encode(
+    mut message: EncodeTlsData<'_, ServerData>,
+    queue: &mut OutputQueue,
+    pool: &mut BufferPool,
+) {
+    let Err(EncodeError::InsufficientSize(wanted)) = message.encode(&mut []) else {
+        return;
+    };
+    let tail = queue.tail(pool);
+    let start = tail.len();
+    tail.resize(start + wanted.required_size, 0);
+    let written = message.encode(&mut tail[start..]);
+    tail.truncate(start + written.unwrap_or(0));
+}
+
+/// Puts one record into the queue. `false`: it cannot be made, for the keys are worn out.
+fn seal(
+    payload: usize,
+    queue: &mut OutputQueue,
+    pool: &mut BufferPool,
+    mut make: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
+) -> bool {
+    let mut room = payload + limits::TLS_OVERHEAD_BYTES;
+    loop {
+        let is_small = room <= limits::OUTPUT_TAIL_ROOM_BYTES;
+        let mut own = Vec::new();
+        let (place, start) = match is_small {
+            true => (queue.tail(pool), None),
+            false => (&mut own, Some(0)),
+        };
+        let start = start.unwrap_or(place.len());
+        place.resize(start + room, 0);
+        let made = make(&mut place[start..]);
+        place.truncate(start + made.as_ref().map_or(0, |written| *written));
+        if !own.is_empty() {
+            queue.push_bytes(Bytes::from(own), pool);
+        }
+        match made {
+            Ok(_) => return true,
+            // A message of rustls' own goes before it; there is one at most.
+            Err(EncryptError::InsufficientSize(wanted)) if wanted.required_size > room => {
+                room = wanted.required_size;
+            }
+            Err(_) => {
+                queue.release(pool);
+                return false;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use rustls::{ClientConfig, ClientConnection, SupportedProtocolVersion};
+
+    use super::*;
+    use crate::tls::testing::{acceptor, client};
+
+    /// Both ends, and what lies between them.
+    struct Pair {
+        client: ClientConnection,
+        server: Box<Session>,
+        plaintext: Vec<u8>,
+        scratch: Vec<u8>,
+        pool: BufferPool,
+    }
+
+    const VERSIONS: [&SupportedProtocolVersion; 2] =
+        [&rustls::version::TLS12, &rustls::version::TLS13];
+
+    impl Pair {
+        fn new(version: &'static SupportedProtocolVersion) -> Pair {
+            Pair::of(client(version))
+        }
+
+        fn of(config: Arc<ClientConfig>) -> Pair {
+            let name = "localhost".try_into().expect("a name");
+            let mut client = ClientConnection::new(config, name).expect("a configuration");
+            client.set_buffer_limit(None);
+            Pair {
+                client,
+                server: Session::new(&acceptor()).expect("a configuration"),
+                plaintext: Vec::new(),
+                scratch: vec![0; limits::TLS_READ_BYTES + limits::TLS_RECORD_BYTES],
+                pool: BufferPool::default(),
+            }
+        }
+
+        /// What the client has to send now.
+        fn sent(&mut self) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            while self.client.wants_write() {
+                self.client
+                    .write_tls(&mut bytes)
+                    .expect("a vector takes all");
+            }
+            bytes
+        }
+
+        fn arrive(&mut self, bytes: &[u8]) -> Result<(), Failed> {
+            for piece in bytes.chunks(limits::TLS_READ_BYTES) {
+                let mut piece = piece.to_vec();
+                let received =
+                    self.server
+                        .handle_input(&mut piece, &mut self.scratch, &mut self.pool)?;
+                let plaintext = &self.scratch[..received.plaintext];
+                self.plaintext.extend_from_slice(plaintext);
+            }
+            Ok(())
+        }
+
+        /// What the server has to say.
+        fn said(&mut self) -> Vec<u8> {
+            let queue = self.server.queue_mut();
+            let mut slices = [IoSlice::new(&[]); 64];
+            let count = queue.io_slices(&mut slices);
+            let bytes: Vec<u8> = slices[..count]
+                .iter()
+                .flat_map(|slice| slice.to_vec())
+                .collect();
+            queue.advance(bytes.len(), &mut self.pool);
+            bytes
+        }
+
+        /// The server's side of the wire, heard by the client.
+        fn answer(&mut self) -> Vec<u8> {
+            let bytes = self.said();
+            let (mut rest, mut heard) = (bytes.as_slice(), Vec::new());
+            while !rest.is_empty() {
+                self.client.read_tls(&mut rest).expect("there is room");
+                self.client.process_new_packets().expect("good records");
+                let _ = self.client.reader().read_to_end(&mut heard);
+            }
+            heard
+        }
+
+        /// Goes on until neither has anything to say, all bytes in pieces as `cut` says.
+        fn shake_hands(&mut self, mut cut: impl FnMut(usize) -> usize) {
+            loop {
+                let sent = self.sent();
+                let mut rest = sent.as_slice();
+                while !rest.is_empty() {
+                    let (piece, later) = rest.split_at(cut(rest.len()).clamp(1, rest.len()));
+                    self.arrive(piece).expect("a good client");
+                    rest = later;
+                }
+                self.answer();
+                if sent.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_runs_from_hello_to_goodbye() {
+        for version in VERSIONS {
+            let mut pair = Pair::new(version);
+            assert!(pair.server.is_handshaking());
+            pair.shake_hands(|all| all);
+            assert!(pair.server.is_open() && pair.server.queue().is_empty());
+            pair.client.writer().write_all(b"question").expect("room");
+            let sent = pair.sent();
+            pair.arrive(&sent).expect("a good record");
+            assert_eq!(pair.plaintext, b"question");
+            let answer = [IoSlice::new(b"ans"), IoSlice::new(b"wer")];
+            assert_eq!(pair.server.handle_output(&answer, &mut pair.pool), 6);
+            assert_eq!(pair.answer(), b"answer");
+            pair.client.send_close_notify();
+            let sent = pair.sent();
+            pair.arrive(&sent).expect("a good record");
+            assert!(pair.server.input_is_over());
+            // The other direction is open still (RFC 8446, section 6.1).
+            assert_eq!(pair.server.handle_output(&answer, &mut pair.pool), 6);
+            assert!(pair.server.close(&mut pair.pool));
+            assert!(!pair.server.close(&mut pair.pool), "once");
+            assert_eq!(
+                pair.server.handle_output(&answer, &mut pair.pool),
+                0,
+                "nothing after the last word"
+            );
+            assert_eq!(pair.answer(), b"answer");
+        }
+    }
+
+    #[test]
+    fn what_waits_to_be_written_is_bounded() {
+        let mut pair = Pair::new(&rustls::version::TLS13);
+        pair.shake_hands(|all| all);
+        let much = vec![b'x'; 4 * limits::TLS_CIPHERTEXT_BYTES];
+        let taken = pair
+            .server
+            .handle_output(&[IoSlice::new(&much)], &mut pair.pool);
+        assert_eq!(taken, limits::TLS_CIPHERTEXT_BYTES);
+        assert_eq!(
+            pair.server
+                .handle_output(&[IoSlice::new(&much)], &mut pair.pool),
+            0
+        );
+        assert_eq!(pair.answer().len(), taken);
+        assert!(
+            pair.server
+                .handle_output(&[IoSlice::new(&much)], &mut pair.pool)
+                > 0
+        );
+    }
+
+    /// With rustls' answer to it, or with our own where rustls says nothing.
+    #[test]
+    fn nonsense_gets_an_alert() {
+        for nonsense in [
+            &b"\x16\x03\x01\x00\x05hello"[..],
+            &[22, 3, 1, 0, 0],
+            &[22, 3, 1, 255, 255],
+            &[22, 9, 9, 0, 1, 1],
+        ] {
+            let mut pair = Pair::new(&rustls::version::TLS13);
+            // Nothing is said while a record may still become a good one.
+            let failed = pair
+                .arrive(&[nonsense, &[22; 64]].concat())
+                .expect_err("nonsense");
+            assert!(failed.in_handshake);
+            let bytes = pair.said();
+            assert_eq!((bytes[0], bytes.len()), (21, 7), "{nonsense:?}: {bytes:?}");
+            assert!(
+                !pair.server.close(&mut pair.pool),
+                "an alert is the last word"
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// The same bytes, cut anywhere, mean the same.
+        #[test]
+        fn pieces_do_not_matter(
+            cuts in prop::collection::vec(1_usize..9_000, 1..40),
+            payload in prop::collection::vec(any::<u8>(), 0..60_000),
+            fragment in prop::option::of(32_usize..600),
+            is_old: bool,
+        ) {
+            // A hello in several records is one message in several pieces.
+            let mut config = (*client(VERSIONS[usize::from(!is_old)])).clone();
+            config.max_fragment_size = fragment;
+            let mut pair = Pair::of(Arc::new(config));
+            let mut next = cuts.iter().cycle();
+            pair.client.writer().write_all(&payload).expect("no limit");
+            pair.shake_hands(|_| next.next().copied().unwrap_or(1));
+            prop_assert!(pair.server.is_open());
+            prop_assert_eq!(&pair.plaintext, &payload);
+            let counters = pair.pool.counters();
+            prop_assert_eq!(counters.taken, counters.given, "an idle session holds no buffer");
+        }
+
+        /// One wrong bit anywhere, and nothing comes out but a beginning of what was said.
+        #[test]
+        fn a_wrong_bit_is_found_and_never_panics(
+            place: prop::sample::Index,
+            bit in 0_u8..8,
+            payload in prop::collection::vec(any::<u8>(), 1..20_000),
+            is_old: bool,
+        ) {
+            let mut pair = Pair::new(VERSIONS[usize::from(!is_old)]);
+            pair.shake_hands(|all| all);
+            pair.client.writer().write_all(&payload).expect("no limit");
+            let mut sent = pair.sent();
+            let place = place.index(sent.len());
+            sent[place] ^= 1 << bit;
+            let result = pair.arrive(&sent);
+            prop_assert!(payload.starts_with(&pair.plaintext));
+            // A length that has grown waits for bytes that do not come.
+            prop_assert!(result.is_err() || pair.plaintext.len() < payload.len());
+            pair.server.close(&mut pair.pool);
+            pair.said();
+        }
+
+        #[test]
+        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+            let mut pair = Pair::new(&rustls::version::TLS13);
+            let _ = pair.arrive(&[&[22, 3, 1][..], &bytes].concat());
+            prop_assert_eq!(&pair.plaintext, &Vec::<u8>::new());
+        }
     }
 }

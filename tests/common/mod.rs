@@ -2,6 +2,7 @@
 //!
 //! * [`daemon`] starts the real binary in a folder of its own and ends it.
 //! * [`client`] speaks HTTP/1.1 byte by byte, so that a test can also speak it wrongly.
+//! * [`http2`] speaks HTTP/2 frame by frame, and wrongly as well.
 //! * [`crowd`] is many clients at once.
 //! * [`tls`] makes certificates, and clients that trust them.
 //! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
@@ -17,6 +18,7 @@
 pub mod client;
 pub mod crowd;
 pub mod daemon;
+pub mod http2;
 pub mod metrics;
 pub mod model;
 pub mod notify;

@@ -17,6 +17,11 @@ impl Process {
         self.status_number("VmRSS") * 1024
     }
 
+    /// The most resident memory that the process has had so far.
+    pub fn peak_bytes(self) -> u64 {
+        self.status_number("VmHWM") * 1024
+    }
+
     /// Resident memory that is the process's own: the heap, stacks and page tables' contents,
     /// without mapped files such as the model and the program.
     pub fn anonymous_bytes(self) -> u64 {

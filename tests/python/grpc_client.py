@@ -155,7 +155,8 @@ def errors():
     refused(lambda: stub.Generate(request), code.UNAUTHENTICATED, "missing_credentials")
     refused(lambda: list(stub.GenerateStream(request)), code.UNAUTHENTICATED, "missing_credentials")
     klingon = autoglm.GenerateRequest(prompt="x", language="klingon")
-    info = refused(lambda: stub.Generate(klingon, **CALL), code.INVALID_ARGUMENT, "invalid_parameter")
+    call = lambda: stub.Generate(klingon, **CALL)
+    info = refused(call, code.INVALID_ARGUMENT, "invalid_parameter")
     assert info.metadata["param"] == "language"
     large = autoglm.GenerateRequest(prompt="x" * (2 << 20))
     refused(lambda: stub.Generate(large, **CALL), code.RESOURCE_EXHAUSTED, "body_too_large")

@@ -112,7 +112,7 @@ fn every_mistake_has_its_place_and_says_what_is_expected() {
             "a.toml:2:23: server.tls.certificates[1] is \"\"; expected a path of 1 to 4096 bytes",
         ),
         (
-            "[server.tls]\nclient_keys = [\"cn:a\"]\nclient_certificates = \"maybe\"",
+            "[server.tls]\nclient_keys = [\"cn:a\"]",
             "a.toml:2:16: server.tls.client_keys[0] is \"cn:a\"; expected a name and a key such as \
              \"dns:agent.example = key_5f0c92ab61d7\", the name being dns:, uri:, email:, cn: or \
              sha256: and 64 hexadecimal digits",

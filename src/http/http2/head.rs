@@ -1,13 +1,14 @@
 //! A request's head, from h2's form to everybody's.
 //!
-//! h2 has checked what RFC 9113, section 8, asks of it. What is left are the bounds that the
-//! configuration names, and the two places where the protocols differ: the host has a pseudo-field
-//! of its own, and a target can lack what HTTP/1.1 always has.
+//! h2 has checked most of what RFC 9113, section 8, asks of it. What is left are a few things that it
+//! lets pass, the bounds that the configuration names, and the two places where the protocols
+//! differ: the host has a pseudo-field of its own, and a target can lack what HTTP/1.1 always has.
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 
 use crate::error::ErrorCode;
+use crate::http::http1::target::is_host;
 use crate::http::http1::{Bounds, Malformed};
 use crate::http::{Method, Request, Version};
 
@@ -73,11 +74,41 @@ pub fn check(parts: &Parts, bounds: &Bounds) -> Result<Announced, Malformed> {
     })
 }
 
-/// RFC 9113, section 8.3.1: every request but CONNECT, and `OPTIONS *`, has a path that begins
-/// with a slash. h2 lets a missing one pass.
-pub fn has_valid_path(parts: &Parts) -> bool {
+/// What h2 lets pass of what RFC 9113, sections 8.2.1 and 8.3.1, call malformed.
+pub fn is_well_formed(parts: &Parts) -> bool {
+    has_valid_path(parts)
+        && parts.uri.scheme_str() != Some("")
+        && has_one_host(parts)
+        && parts.headers.keys().all(is_token)
+        && parts.headers.values().all(is_trimmed)
+}
+
+/// Every request but CONNECT, and `OPTIONS *`, has a path that begins with a slash.
+fn has_valid_path(parts: &Parts) -> bool {
     let path = parts.uri.path_and_query().map_or("", |it| it.as_str());
     path.starts_with('/') || (path == "*" && parts.method == http::Method::OPTIONS)
+}
+
+/// It is named once, or twice alike; by the rules of HTTP/1.1's Host, which knows no user.
+fn has_one_host(parts: &Parts) -> bool {
+    let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    let (Some(name), None) = (authority.or(host), hosts.next()) else {
+        return false;
+    };
+    is_host(name) && host.is_none_or(|host| host.eq_ignore_ascii_case(name))
+}
+
+/// The `http` crate checks all of RFC 9110, section 5.6.2, but takes the quote for a letter.
+fn is_token(name: &HeaderName) -> bool {
+    !name.as_str().contains('"')
+}
+
+/// No white space around it, which the reader behind us might take for a part of it.
+fn is_trimmed(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    !is_space(value.as_bytes().first()) && !is_space(value.as_bytes().last())
 }
 
 const URI_TOO_LONG: Malformed = Malformed::new(
@@ -148,9 +179,44 @@ mod tests {
 
     #[test]
     fn a_path_begins_with_a_slash() {
-        assert!(has_valid_path(&parts("GET", "/", &[])));
-        assert!(has_valid_path(&parts("OPTIONS", "*", &[])));
-        assert!(!has_valid_path(&parts("GET", "*", &[])));
-        assert!(!has_valid_path(&parts("GET", "here:1", &[])));
+        let host = [("host", "h")];
+        assert!(is_well_formed(&parts("GET", "/", &host)));
+        assert!(is_well_formed(&parts("OPTIONS", "*", &host)));
+        assert!(!is_well_formed(&parts("GET", "*", &host)));
+        assert!(!is_well_formed(&parts("GET", "here:1", &host)));
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let is_good = |uri: &str, hosts: &[&str]| {
+            let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            is_well_formed(&parts("GET", uri, &fields))
+        };
+        assert!(is_good("http://here/", &[]));
+        assert!(is_good("http://here/", &["HERE"]));
+        assert!(is_good("/", &["here:80"]));
+        assert!(!is_good("/", &[]));
+        assert!(!is_good("/", &["here", "here"]));
+        assert!(!is_good("/", &["here/there"]));
+        assert!(!is_good("http://here/", &["there"]));
+        assert!(!is_good("http://user@here/", &[]));
+    }
+
+    #[test]
+    fn a_name_has_no_quote() {
+        let fields = [("host", "h"), ("x\"", "y")];
+        assert!(!is_well_formed(&parts("GET", "/", &fields)));
+    }
+
+    #[test]
+    fn values_have_no_white_space_around_them() {
+        for (value, good) in [("a b", true), ("", true), (" a", false), ("a\t", false)] {
+            let fields = [("host", "h"), ("x", value)];
+            assert_eq!(
+                is_well_formed(&parts("GET", "/", &fields)),
+                good,
+                "{value:?}"
+            );
+        }
     }
 }

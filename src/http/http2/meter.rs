@@ -1,4 +1,5 @@
-//! Reads the headers of a peer's frames before h2 does, and counts what is odd about them.
+//! Reads the headers of a peer's frames before h2 does: counts what is odd, and stops what h2 would
+//! answer with the wrong error.
 //!
 //! h2 reads frames and keeps its own bounds, but it does not say what it has read, and the floods
 //! of this protocol are made of frames that are legal one by one. So this looks at the nine bytes
@@ -7,22 +8,38 @@
 //! The tally has a second use. h2 tells a task that something happened to a stream by waking it;
 //! here nobody is woken, and the streams that were named are the ones to look at.
 //!
-//! Must never change, hold back or interpret what passes: what is wrong is h2's to refuse.
+//! What is wrong is h2's to refuse, but for three rules that can be told from a frame's header and
+//! that h2 0.4 does not keep to: the first frame is SETTINGS (RFC 9113, section 3.4), a frame of a
+//! length that its type cannot have is FRAME_SIZE_ERROR (section 4.2), and what follows the end of a
+//! stream is STREAM_CLOSED (section 5.1); h2 lets the first pass and calls the others PROTOCOL_ERROR.
+//! They end here, as a [`Violation`]: h2 is not given the frame.
 //!
-//! Invariant: the same bytes give the same tally, wherever they are cut.
+//! Must never change or interpret what passes.
+//!
+//! Invariants:
+//!  1. The same bytes give the same tally and the same violation, wherever they are cut.
+//!  2. Nothing behind a violation is looked at.
+
+use std::collections::BTreeSet;
+
+use h2::Reason;
+
+use crate::limits::HTTP2_ENDED_STREAMS;
 
 /// RFC 9113, section 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FrameType {
     Data,
     Headers,
+    /// RFC 9113 has put it out of use.
+    Priority,
     ResetStream,
     Settings,
     Ping,
     GoAway,
     WindowUpdate,
     Continuation,
-    /// PRIORITY, which RFC 9113 has put out of use, and types that nobody knows.
+    /// PUSH_PROMISE, which is h2's to refuse, and types that nobody knows.
     Ignored,
 }
 
@@ -31,6 +48,7 @@ impl FrameType {
         match byte {
             0 => FrameType::Data,
             1 => FrameType::Headers,
+            2 => FrameType::Priority,
             3 => FrameType::ResetStream,
             4 => FrameType::Settings,
             6 => FrameType::Ping,
@@ -40,9 +58,25 @@ impl FrameType {
             _ => FrameType::Ignored,
         }
     }
+
+    /// RFC 9113, sections 6.3 to 6.9. What is too long for every frame is h2's to refuse.
+    const fn can_have(self, length: u32, is_ack: bool) -> bool {
+        match self {
+            FrameType::Priority => length == 5,
+            FrameType::ResetStream | FrameType::WindowUpdate => length == 4,
+            FrameType::Ping => length == 8,
+            FrameType::GoAway => length >= 8,
+            FrameType::Settings if is_ack => length == 0,
+            FrameType::Settings => length % 6 == 0,
+            FrameType::Data | FrameType::Headers | FrameType::Continuation | FrameType::Ignored => {
+                true
+            }
+        }
+    }
 }
 
 const END_STREAM: u8 = 0x1;
+const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const HEADER_BYTES: usize = 9;
 
@@ -76,9 +110,21 @@ impl Tally {
     }
 }
 
+/// A frame that ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Where in the batch its header begins; 0 if that was in an earlier one.
+    pub at: usize,
+    pub reason: Reason,
+}
+
 /// See the file's head.
 #[derive(Debug, Default)]
 pub struct FrameMeter {
+    /// The first frame has come.
+    has_begun: bool,
+    /// Streams that the peer has ended and we have not.
+    ended: BTreeSet<u32>,
     /// The part of a frame's header that has come.
     header: [u8; HEADER_BYTES],
     header_bytes: usize,
@@ -87,6 +133,8 @@ pub struct FrameMeter {
     /// A field block has begun and not ended (RFC 9113, section 4.3).
     in_field_block: bool,
     highest_stream: u32,
+    /// Where in the last batch the present frame or field block begins.
+    begins_at: usize,
 }
 
 impl FrameMeter {
@@ -96,34 +144,60 @@ impl FrameMeter {
         self.header_bytes > 0 || self.payload_left > 0 || self.in_field_block
     }
 
-    /// Counts the frames that begin in `bytes`, which follow those of the call before.
-    pub fn handle(&mut self, mut bytes: &[u8], tally: &mut Tally) {
-        while !bytes.is_empty() {
-            if self.payload_left > 0 {
-                let skipped = self.payload_left.min(bytes.len());
-                self.payload_left -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            let wanted = (HEADER_BYTES - self.header_bytes).min(bytes.len());
-            let (taken, rest) = bytes.split_at(wanted);
-            self.header[self.header_bytes..][..wanted].copy_from_slice(taken);
-            self.header_bytes += wanted;
-            bytes = rest;
-            if self.header_bytes == HEADER_BYTES {
-                self.header_bytes = 0;
-                self.count(tally);
-            }
-        }
+    /// The bytes handled last end inside a field block, or inside what may become one: from where
+    /// on they have to be kept for [`super::explain`]. 0 may also mean that it began earlier.
+    pub fn unfinished_block(&self) -> Option<usize> {
+        let kind = FrameType::of(self.header[3]);
+        let is_part = matches!(kind, FrameType::Headers | FrameType::Continuation);
+        let is_unfinished =
+            self.header_bytes > 0 || self.in_field_block || (is_part && self.payload_left > 0);
+        is_unfinished.then_some(self.begins_at)
     }
 
-    fn count(&mut self, tally: &mut Tally) {
+    /// The stream is over on our side too: it is no longer half closed.
+    pub fn forget(&mut self, stream: u32) {
+        self.ended.remove(&stream);
+    }
+
+    /// Counts the frames that begin in `bytes`, which follow those of the call before, up to the
+    /// first that must not be.
+    pub fn handle(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<(), Violation> {
+        let mut at = 0;
+        self.begins_at = 0;
+        while at < bytes.len() {
+            if self.payload_left > 0 {
+                let skipped = self.payload_left.min(bytes.len() - at);
+                self.payload_left -= skipped;
+                at += skipped;
+                continue;
+            }
+            if self.header_bytes == 0 && !self.in_field_block {
+                self.begins_at = at;
+            }
+            let wanted = (HEADER_BYTES - self.header_bytes).min(bytes.len() - at);
+            self.header[self.header_bytes..][..wanted].copy_from_slice(&bytes[at..at + wanted]);
+            self.header_bytes += wanted;
+            at += wanted;
+            if self.header_bytes == HEADER_BYTES {
+                self.header_bytes = 0;
+                self.count(tally).map_err(|reason| Violation {
+                    at: at.saturating_sub(HEADER_BYTES),
+                    reason,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, tally: &mut Tally) -> Result<(), Reason> {
         let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.header;
         let length = u32::from_be_bytes([0, l0, l1, l2]);
         let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
+        let kind = FrameType::of(kind);
+        self.check(kind, flags, length, stream)?;
         self.payload_left = length as usize;
-        match FrameType::of(kind) {
-            FrameType::Data if flags & END_STREAM != 0 => {}
+        match kind {
+            FrameType::Data if flags & END_STREAM != 0 => self.end(stream),
             FrameType::Data if length == 0 => tally.empty_frames += 1,
             FrameType::Data => tally.tiny_data += u32::from(length < TINY_BYTES),
             FrameType::Headers => {
@@ -131,22 +205,66 @@ impl FrameMeter {
                 self.highest_stream = self.highest_stream.max(stream);
                 self.in_field_block = flags & END_HEADERS == 0;
                 tally.empty_frames += u32::from(length == 0);
+                if flags & END_STREAM != 0 {
+                    self.end(stream);
+                }
             }
             FrameType::Continuation => {
                 self.in_field_block &= flags & END_HEADERS == 0;
                 tally.empty_frames += u32::from(length == 0);
             }
-            FrameType::ResetStream => tally.resets += 1,
+            FrameType::ResetStream => {
+                tally.resets += 1;
+                self.forget(stream);
+            }
             FrameType::WindowUpdate | FrameType::Settings => {
                 tally.control_frames += 1;
                 tally.opens_window |= stream == 0;
             }
             FrameType::Ping | FrameType::GoAway => tally.control_frames += 1,
-            FrameType::Ignored => tally.ignored_frames += 1,
+            FrameType::Priority | FrameType::Ignored => tally.ignored_frames += 1,
         }
         if stream != 0 && tally.touched.last() != Some(&stream) {
             tally.touched.push(stream);
         }
+        Ok(())
+    }
+
+    fn check(
+        &mut self,
+        kind: FrameType,
+        flags: u8,
+        length: u32,
+        stream: u32,
+    ) -> Result<(), Reason> {
+        let is_ack = flags & ACK != 0;
+        if !self.has_begun {
+            if kind != FrameType::Settings || is_ack || stream != 0 {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            self.has_begun = true;
+        }
+        // Whatever it is, within a field block it is h2's to refuse.
+        if self.in_field_block {
+            return Ok(());
+        }
+        if !kind.can_have(length, is_ack) {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        let goes_on = matches!(kind, FrameType::Data | FrameType::Headers);
+        match goes_on && self.ended.contains(&stream) {
+            true => Err(Reason::STREAM_CLOSED),
+            false => Ok(()),
+        }
+    }
+
+    fn end(&mut self, stream: u32) {
+        // Some are never forgotten, since they were over on our side before, or refused. Whoever
+        // goes on with a stream that is so old is still refused by h2.
+        if self.ended.len() == HTTP2_ENDED_STREAMS {
+            self.ended.pop_first();
+        }
+        self.ended.insert(stream);
     }
 }
 
@@ -165,8 +283,20 @@ mod tests {
 
     fn tally(bytes: &[u8]) -> Tally {
         let mut tally = Tally::default();
-        FrameMeter::default().handle(bytes, &mut tally);
+        assert_eq!(begun().handle(bytes, &mut tally), Ok(()));
         tally
+    }
+
+    /// A meter behind the first SETTINGS.
+    fn begun() -> FrameMeter {
+        FrameMeter {
+            has_begun: true,
+            ..FrameMeter::default()
+        }
+    }
+
+    fn violation(bytes: &[u8]) -> Option<Violation> {
+        begun().handle(bytes, &mut Tally::default()).err()
     }
 
     #[test]
@@ -201,17 +331,106 @@ mod tests {
     }
 
     #[test]
+    fn the_first_frame_is_settings() {
+        let first = |bytes: &[u8]| FrameMeter::default().handle(bytes, &mut Tally::default());
+        let refused = Err(Violation {
+            at: 0,
+            reason: Reason::PROTOCOL_ERROR,
+        });
+        assert_eq!(first(&frame(4, 0, 0, &[])), Ok(()));
+        assert_eq!(first(&frame(4, ACK, 0, &[])), refused);
+        assert_eq!(first(&frame(4, 0, 1, &[])), refused);
+        assert_eq!(first(&frame(6, 0, 0, &[0; 8])), refused);
+        assert_eq!(first(&frame(77, 0, 0, &[])), refused);
+    }
+
+    #[test]
+    fn lengths_that_a_type_cannot_have_are_violations() {
+        let good = frame(6, 0, 0, &[0; 8]);
+        for (kind, flags, length) in [
+            (2, 0, 4),
+            (3, 0, 5),
+            (4, 0, 7),
+            (4, ACK, 6),
+            (6, 0, 7),
+            (7, 0, 7),
+            (8, 0, 3),
+        ] {
+            let bad = frame(kind, flags, 0, &vec![0; length]);
+            let expected = Violation {
+                at: good.len(),
+                reason: Reason::FRAME_SIZE_ERROR,
+            };
+            assert_eq!(
+                violation(&[good.clone(), bad].concat()),
+                Some(expected),
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_follows_the_end_of_a_stream() {
+        let end = frame(1, END_HEADERS | END_STREAM, 1, b"x");
+        let more = frame(0, 0, 1, b"more");
+        let closed = Violation {
+            at: end.len(),
+            reason: Reason::STREAM_CLOSED,
+        };
+        assert_eq!(
+            violation(&[end.clone(), more.clone()].concat()),
+            Some(closed)
+        );
+        // What is over on both sides is h2's to know.
+        let mut meter = begun();
+        assert_eq!(meter.handle(&end, &mut Tally::default()), Ok(()));
+        meter.forget(1);
+        assert_eq!(meter.handle(&more, &mut Tally::default()), Ok(()));
+        let reset = frame(3, 0, 1, &[0; 4]);
+        assert_eq!(violation(&[end, reset, more].concat()), None);
+    }
+
+    #[test]
+    fn ended_streams_are_a_bounded_memory() {
+        let mut meter = begun();
+        for number in 0..4 * HTTP2_ENDED_STREAMS as u32 {
+            let end = frame(1, END_HEADERS | END_STREAM, 2 * number + 1, b"x");
+            assert_eq!(meter.handle(&end, &mut Tally::default()), Ok(()));
+        }
+        assert_eq!(meter.ended.len(), HTTP2_ENDED_STREAMS);
+    }
+
+    #[test]
+    fn an_unfinished_block_is_known_from_its_beginning() {
+        let mut meter = begun();
+        let mut handle = |bytes: &[u8]| {
+            assert_eq!(meter.handle(bytes, &mut Tally::default()), Ok(()));
+            meter.unfinished_block()
+        };
+        let ping = frame(6, 0, 0, &[0; 8]);
+        let block = frame(1, 0, 1, b"xyz");
+        assert_eq!(handle(&ping), None);
+        assert_eq!(handle(&[&ping[..], &block[..10]].concat()), Some(17));
+        assert_eq!(handle(&block[10..]), Some(0));
+        let end = frame(9, END_HEADERS, 1, b"uvw");
+        assert_eq!(handle(&end[..10]), Some(0));
+        assert_eq!(handle(&end[10..]), None);
+        // Half of a body is none.
+        assert_eq!(handle(&frame(0, 0, 1, b"half")[..11]), None);
+    }
+
+    #[test]
     fn a_head_in_pieces_is_something_to_be_ended() {
-        let mut meter = FrameMeter::default();
-        let mut tally = Tally::default();
-        assert!(!meter.is_within());
-        meter.handle(&frame(1, 0, 1, b"x"), &mut tally);
-        assert!(meter.is_within());
+        let mut meter = begun();
+        let mut handle = |bytes: &[u8]| {
+            assert_eq!(meter.handle(bytes, &mut Tally::default()), Ok(()));
+            meter.is_within()
+        };
+        assert!(!handle(b""));
+        assert!(handle(&frame(1, 0, 1, b"x")));
         let end = frame(9, END_HEADERS, 1, b"y");
-        meter.handle(&end[..3], &mut tally);
-        assert!(meter.is_within());
-        meter.handle(&end[3..], &mut tally);
-        assert!(!meter.is_within());
+        assert!(handle(&end[..3]));
+        assert!(!handle(&end[3..]));
     }
 
     proptest! {
@@ -228,12 +447,20 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             cuts.push(bytes.len());
             cuts.sort_unstable();
-            let (mut meter, mut cut_tally, mut start) = (FrameMeter::default(), Tally::default(), 0);
+            let whole = {
+                let mut tally = Tally::default();
+                let verdict = begun().handle(&bytes, &mut tally).map_err(|it| it.reason);
+                (verdict, tally)
+            };
+            let (mut meter, mut tally, mut start) = (begun(), Tally::default(), 0);
+            let mut verdict = Ok(());
             for cut in cuts {
-                meter.handle(&bytes[start..cut], &mut cut_tally);
+                verdict = verdict.and_then(|()| {
+                    meter.handle(&bytes[start..cut], &mut tally).map_err(|it| it.reason)
+                });
                 start = cut;
             }
-            prop_assert_eq!(cut_tally, tally(&bytes));
+            prop_assert_eq!((verdict, tally), whole);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! HTTP/2 (RFC 9113) without I/O: the h2 crate, driven by hand.
 //!
-//! h2 is written for tasks that a runtime wakes. Here it has neither: it reads and writes a [`pipe`]
-//! in memory, and whoever has put something in, or has acted on a stream's handle, polls it again.
+//! h2 is written for tasks that a runtime wakes. Here it has neither: it reads and writes a
+//! [`pipe`] in memory, and whoever has put something in, or has acted on a stream's handle, polls it again.
 //! That takes one rule in place of a runtime: **after every call on a handle follows a poll of the
 //! connection**, or what was said stays in h2's queues.
 //!
@@ -13,12 +13,14 @@
 //!           take_output
 //! ```
 //!
-//! In reading order: [`pipe`], [`head`] (a request as the service sees it), [`meter`] (what a peer's frames are, counted before h2 reads them),
-//! [`Server`] (h2 with every limit set).
+//! In reading order: [`pipe`], [`head`] (a request as the service sees it), [`meter`] (what a peer's
+//! frames are, counted and checked before h2 reads them), [`explain`] (the right code for an error
+//! that h2 has found), [`Server`] (h2 with every limit set).
 //!
 //! h2 looks at a clock by itself, for how long it remembers a stream that was reset; nothing that a
 //! peer sees depends on it.
 
+pub mod explain;
 pub mod head;
 pub mod meter;
 pub mod pipe;
@@ -39,6 +41,8 @@ pub struct Server {
     state: State,
     /// Taken out of h2 when the first probe is sent: there is one for each connection.
     pings: Option<PingPong>,
+    /// h2 has ended the connection with PROTOCOL_ERROR, its code for most errors.
+    has_failed: bool,
 }
 
 enum State {
@@ -70,6 +74,7 @@ impl Server {
             pipe,
             state: State::Handshaking(builder().handshake(end)),
             pings: None,
+            has_failed: false,
         }
     }
 
@@ -83,8 +88,8 @@ impl Server {
     // ---- commands ----
 
     /// Says that no stream will be taken that is not on its way already. h2 sends GOAWAY twice
-    /// (RFC 9113, section 6.8): at once with the highest number there is, and with the last stream's
-    /// own when the peer has answered the PING behind it.
+    /// (RFC 9113, section 6.8): at once with the highest number there is, and with the last
+    /// stream's own when the peer has answered the PING behind it.
     pub fn begin_shutdown(&mut self) {
         if let State::Open(connection) = &mut self.state {
             connection.graceful_shutdown();
@@ -113,6 +118,15 @@ impl Server {
         }
     }
 
+    /// h2 has ended the connection over what is in `bytes`, which begin with a frame's header: gives
+    /// its GOAWAY the code that the RFC asks for. Before [`Server::take_output`].
+    pub fn correct_goaway(&mut self, bytes: &[u8]) {
+        if self.has_failed {
+            self.pipe
+                .amend_goaway(|last| explain::explain(bytes, last).map(u32::from));
+        }
+    }
+
     // ---- poll ----
 
     /// Lets h2 read and write, with room for `room` bytes, and takes the next request from it.
@@ -133,7 +147,11 @@ impl Server {
             Poll::Ready(Some(Ok((request, respond)))) => {
                 Polled::Request(Box::new(Incoming { request, respond }))
             }
-            Poll::Ready(Some(Err(_)) | None) => {
+            Poll::Ready(ended) => {
+                self.has_failed = ended.is_some_and(|result| {
+                    let reason = result.err().and_then(|error| error.reason());
+                    reason == Some(Reason::PROTOCOL_ERROR)
+                });
                 self.state = State::Closed;
                 Polled::Closed
             }

@@ -11,8 +11,8 @@
 //!
 //! Invariants:
 //!  1. Bytes leave in the order in which they came, each exactly once.
-//!  2. h2 is given room for `room` bytes more; what it writes at once beyond that is the rest of one
-//!     frame (16 KiB), so that no frame is cut.
+//!  2. h2 is given room for `room` bytes more; what it writes at once beyond that is the rest of
+//!     one frame (16 KiB), so that no frame is cut.
 
 use std::io;
 use std::pin::Pin;
@@ -63,6 +63,22 @@ impl Pipe {
     /// Whether h2 has more to say than there was room for.
     pub fn was_full(&self) -> bool {
         lock(&self.0).was_full
+    }
+
+    /// If what h2 has written ends in a GOAWAY without debug data (RFC 9113, section 6.8): its last
+    /// stream, and a chance to change its code.
+    pub fn amend_goaway(&self, amend: impl FnOnce(u32) -> Option<u32>) {
+        const HEADER: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
+        let mut buffers = lock(&self.0);
+        let Some(frame) = buffers.outbound.last_chunk_mut::<17>() else {
+            return;
+        };
+        if let [header @ .., l0, l1, l2, l3, _, _, _, _] = *frame
+            && header == HEADER
+            && let Some(code) = amend(u32::from_be_bytes([l0, l1, l2, l3]))
+        {
+            frame[13..].copy_from_slice(&code.to_be_bytes());
+        }
     }
 
     /// What h2 has written. Afterwards an idle pipe holds no memory.
@@ -182,6 +198,24 @@ mod tests {
         pipe.feed(b"de");
         assert_eq!(read(&mut end, 9).unwrap(), b"cde");
         assert_eq!(read(&mut end, 9), None);
+    }
+
+    #[test]
+    fn a_goaway_at_the_end_is_amended_and_nothing_else() {
+        let (pipe, mut end) = Pipe::new();
+        pipe.set_room(100);
+        let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\x05\0\0\0\x01";
+        write(&mut end, goaway);
+        pipe.amend_goaway(|last| {
+            assert_eq!(last, 5);
+            Some(9)
+        });
+        write(&mut end, b"x");
+        pipe.amend_goaway(|_| panic!("no GOAWAY is last"));
+        let sent = pipe.take_output().unwrap();
+        assert_eq!(sent[..16], goaway[..16]);
+        assert_eq!(sent[16..], *b"\x09x");
+        pipe.amend_goaway(|_| panic!("nothing was written"));
     }
 
     #[test]

@@ -25,6 +25,11 @@ impl Reactor<SimulatedKernel> {
         connection.is_some_and(|connection| connection.awaits(key.request))
     }
 
+    /// Buffers of the pool that somebody holds.
+    pub fn buffers_out(&self) -> u64 {
+        self.shared.pool.outstanding()
+    }
+
     /// Whether its next turn would not wait.
     pub fn has_work(&mut self) -> bool {
         self.timeout() == Some(Duration::ZERO)

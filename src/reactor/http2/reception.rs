@@ -42,7 +42,7 @@ impl Http2 {
         } = incoming;
         let id = respond.stream_id().as_u32();
         let (parts, incoming) = request.into_parts();
-        if !head::has_valid_path(&parts) {
+        if !head::is_well_formed(&parts) {
             return respond.send_reset(Reason::PROTOCOL_ERROR);
         }
         if self.streams.len() + self.orphans.len() >= limits::HTTP2_STREAMS_MAX as usize {
@@ -249,7 +249,7 @@ const BODY_TOO_LARGE: Malformed = Malformed::new(
 );
 
 const BODIES_TOO_LARGE: Malformed = Malformed::new(
-    ErrorCode::BodyTooLarge,
+    ErrorCode::TooManyConcurrent,
     "the bodies on their way in on this connection are larger than 32 MiB together; send fewer \
      at once",
 );

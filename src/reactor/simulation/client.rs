@@ -1,4 +1,5 @@
-//! Clients of every temper: those who wait politely, who half-close, who vanish, who talk nonsense.
+//! Clients of every temper: those who wait politely, who half-close, who vanish, who talk nonsense,
+//! in clear text or over TLS.
 //!
 //! A client knows what it asked and checks what it gets: each answer whole, in order, once, and
 //! each program as it was written.
@@ -7,11 +8,14 @@ use std::collections::VecDeque;
 
 use super::Dice;
 use super::answer::{self, Received};
+use super::secure::Line;
 use super::system::Network;
 
 /// What a client is about to do.
 enum Move {
     Send(Vec<u8>),
+    /// What is no record, to a daemon that expects one.
+    Nonsense,
     /// It holds its body back until it is told to go on, or gets its answer without.
     AwaitContinue,
     HalfClose,
@@ -29,6 +33,8 @@ pub struct Expected {
 pub struct Client {
     name: u64,
     wire: usize,
+    /// Those who speak TLS do it through this.
+    line: Option<Line>,
     moves: VecDeque<Move>,
     expected: VecDeque<Expected>,
     received: Vec<u8>,
@@ -36,6 +42,7 @@ pub struct Client {
     continues: u32,
     /// It goes away in the middle: what it is owed does not matter.
     vanishes: bool,
+    has_said_goodbye: bool,
     /// Of so many steps it reads in one.
     reads_one_in: u64,
     done: bool,
@@ -55,11 +62,14 @@ impl Client {
         let mut client = Client {
             name,
             wire,
+            // A handshake through a pipe of a few bytes would take all the turns there are.
+            line: (!is_narrow && dice.one_in(3)).then(|| Line::random(dice)),
             moves: VecDeque::new(),
             expected: VecDeque::new(),
             received: Vec::new(),
             continues: 0,
             vanishes: dice.one_in(4),
+            has_said_goodbye: false,
             reads_one_in: if is_narrow { 1 } else { 1 << dice.below(6) },
             done: false,
         };
@@ -90,9 +100,10 @@ impl Client {
         if self.vanishes {
             let moment = dice.below(self.moves.len() as u64 + 1) as usize;
             self.moves.truncate(moment);
-            self.moves.push_back(match dice.one_in(2) {
-                true => Move::Reset,
-                false => Move::HalfClose,
+            self.moves.push_back(match dice.below(4) {
+                0 | 1 => Move::Reset,
+                2 if self.line.is_some() => Move::Nonsense,
+                _ => Move::HalfClose,
             });
         } else if dice.one_in(3) {
             self.moves.push_back(Move::HalfClose);
@@ -206,7 +217,21 @@ impl Client {
         self.read(network);
         let wire = &mut network.wires[self.wire];
         match self.moves.pop_front() {
-            Some(Move::Send(bytes)) => wire.client_sends(&bytes),
+            Some(Move::Send(bytes)) => match &mut self.line {
+                None => wire.client_sends(&bytes),
+                Some(line) => line.say(&bytes),
+            },
+            Some(Move::Nonsense) => {
+                let line = self
+                    .line
+                    .as_mut()
+                    .expect("only who speaks TLS talks such nonsense");
+                line.say_nonsense(&[23, 3, 3, 0, 20, 1, 2, 3]);
+                self.moves.push_back(Move::HalfClose);
+            }
+            Some(Move::HalfClose) if !self.may_half_close() => {
+                self.moves.push_front(Move::HalfClose);
+            }
             Some(Move::AwaitContinue) if self.continues == 0 && !wire.is_over() => {
                 self.moves.push_front(Move::AwaitContinue);
             }
@@ -221,9 +246,13 @@ impl Client {
                 wire.client_resets();
                 self.done = true;
             }
-            None if self.expected.is_empty() && !wire.client_fin => wire.client_half_closes(),
+            None if self.expected.is_empty() && !wire.client_fin && self.may_half_close() => {
+                let wire = &mut network.wires[self.wire];
+                wire.client_half_closes();
+            }
             None => {}
         }
+        self.send_ciphertext(network);
         let wire = &mut network.wires[self.wire];
         if wire.is_over() {
             assert!(
@@ -239,13 +268,47 @@ impl Client {
         }
     }
 
+    /// Whoever speaks TLS says goodbye first, mostly, and waits until it is said. Who vanishes does
+    /// not wait.
+    fn may_half_close(&mut self) -> bool {
+        let Some(line) = &mut self.line else {
+            return true;
+        };
+        if self.vanishes || self.has_said_goodbye {
+            return self.vanishes || line.is_flushed();
+        }
+        if line.is_flushed() {
+            self.has_said_goodbye = true;
+            line.say_goodbye();
+        }
+        false
+    }
+
+    fn send_ciphertext(&mut self, network: &mut Network) {
+        if let Some(line) = &mut self.line {
+            let at_most = 1 << network.dice.below(14);
+            let wire = &mut network.wires[self.wire];
+            if !wire.client_fin {
+                line.send(wire, at_most);
+            }
+        }
+    }
+
     fn read(&mut self, network: &mut Network) {
         if !network.dice.one_in(self.reads_one_in) {
             return;
         }
         let at_most = network.dice.below(4096 * self.reads_one_in) as usize;
         let wire = &mut network.wires[self.wire];
-        self.received.extend(wire.client_reads(at_most));
+        let bytes = wire.client_reads(at_most);
+        match &mut self.line {
+            None => self.received.extend(bytes),
+            Some(line) => {
+                self.received.extend(line.hear(&bytes));
+                let refused = line.refused.as_ref().filter(|_| !self.vanishes);
+                assert_eq!(refused, None, "TLS of client {}", self.name);
+            }
+        }
         let has_ended = wire.daemon_fin && wire.to_client.is_empty() && !wire.reset;
         loop {
             let expected = self.expected.front();

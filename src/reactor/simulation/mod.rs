@@ -20,6 +20,7 @@ mod client;
 mod engine;
 mod http2_client;
 mod scenarios;
+mod secure;
 mod system;
 
 use std::cell::RefCell;
@@ -44,6 +45,7 @@ use crate::service::rate_limit::Limiter;
 use crate::service::{self, Service};
 use crate::store::KeyRing;
 use crate::telemetry::metrics::{Counter, Metrics};
+use crate::tls::testing;
 
 /// SplitMix64 (Steele, Lea, Flood 2014): a seed in, the same dice out, on every machine.
 pub struct Dice(u64);
@@ -135,7 +137,7 @@ impl House {
                 system,
                 service: Service::new(parts.clone()),
                 config: config.clone(),
-                tls: None,
+                tls: Some(testing::acceptor()),
                 securities: Vec::new(),
                 metrics: metrics.clone(),
                 mailbox: letters,
@@ -360,6 +362,10 @@ impl World {
         if self.dice.one_in(100) {
             let keys = Arc::new(KeyRing::new(Vec::new()));
             self.house.tell_all(|| Message::Keys(keys.clone()));
+        }
+        if self.dice.one_in(100) {
+            let acceptor = testing::acceptor();
+            self.house.tell_all(|| Message::Tls(Some(acceptor.clone())));
         }
         if self.dice.one_in(200) && !self.generous {
             let network = &mut *self.house.network.borrow_mut();

@@ -20,16 +20,16 @@ use crate::limits::REQUESTS_PER_READ;
 use crate::reactor::connection::CloseReason;
 use crate::reactor::message::Message;
 
-const GET: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+pub const GET: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// A house whose clients are the test itself.
-struct Stage {
-    house: House,
+pub struct Stage {
+    pub house: House,
     dice: Dice,
 }
 
 impl Stage {
-    fn new(adjust: impl FnOnce(&mut Config)) -> Stage {
+    pub fn new(adjust: impl FnOnce(&mut Config)) -> Stage {
         Stage::with(1, 100, TERSE, adjust)
     }
 
@@ -49,7 +49,7 @@ impl Stage {
     }
 
     /// Turns until every reactor would sleep.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         for _ in 0..1_000 {
             let mut works = self.house.network.borrow().has_pending_events();
             for member in &mut self.house.reactors {
@@ -64,11 +64,11 @@ impl Stage {
     }
 
     /// One turn of each.
-    fn turn(&mut self) {
+    pub fn turn(&mut self) {
         (0..self.house.reactors.len()).for_each(|index| self.house.turn(index));
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub fn pass(&mut self, time: Duration) {
         let clock = self.house.network.borrow().clock;
         self.house.network.borrow_mut().clock = clock + time;
         self.turn();
@@ -95,15 +95,15 @@ impl Stage {
         wire.expect("the daemon listens")
     }
 
-    fn connect(&mut self) -> usize {
+    pub fn connect(&mut self) -> usize {
         self.connect_slowly(usize::MAX)
     }
 
-    fn on<T>(&mut self, wire: usize, act: impl FnOnce(&mut Wire) -> T) -> T {
+    pub fn on<T>(&mut self, wire: usize, act: impl FnOnce(&mut Wire) -> T) -> T {
         act(&mut self.house.network.borrow_mut().wires[wire])
     }
 
-    fn send(&mut self, wire: usize, bytes: impl AsRef<[u8]>) {
+    pub fn send(&mut self, wire: usize, bytes: impl AsRef<[u8]>) {
         self.on(wire, |wire| wire.client_sends(bytes.as_ref()));
     }
 
@@ -126,7 +126,13 @@ impl Stage {
         }
     }
 
-    fn is_closed(&mut self, wire: usize) -> bool {
+    pub fn buffers_out(&self) -> u64 {
+        let live = self.house.reactors.iter();
+        let live = live.filter_map(|member| member.reactor.as_ref());
+        live.map(|reactor| reactor.buffers_out()).sum()
+    }
+
+    pub fn is_closed(&mut self, wire: usize) -> bool {
         self.on(wire, |wire| wire.closed)
     }
 

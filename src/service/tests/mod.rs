@@ -2,6 +2,7 @@
 //! clock that stands still until it is set.
 
 mod admission;
+mod coding;
 mod generation;
 mod grpc;
 mod protobuf;
@@ -272,7 +273,28 @@ impl Bench {
         (reply, exchange)
     }
 
+    /// Sends a generation whose body is not text.
+    pub fn start_with_body(&mut self, sent: &Sent<'_>, body: &[u8]) -> Option<Box<Exchange>> {
+        self.send_body_to(sent, body, &mut Recording::new())
+    }
+
+    /// Sends a body that must be refused.
+    pub fn refused_body(&mut self, sent: &Sent<'_>, body: &[u8]) -> Recording {
+        let mut reply = Recording::new();
+        assert!(self.send_body_to(sent, body, &mut reply).is_none());
+        reply
+    }
+
     fn send_to(&mut self, sent: &Sent<'_>, reply: &mut Recording) -> Option<Box<Exchange>> {
+        self.send_body_to(sent, sent.body.as_bytes(), reply)
+    }
+
+    fn send_body_to(
+        &mut self,
+        sent: &Sent<'_>,
+        body: &[u8],
+        reply: &mut Recording,
+    ) -> Option<Box<Exchange>> {
         let headers: Vec<_> = sent
             .headers
             .iter()
@@ -299,7 +321,6 @@ impl Bench {
         };
         match self.service.admit(&request, &self.peer, self.now) {
             Ok(admitted) => {
-                let body = sent.body.as_bytes();
                 assert!(
                     body.len() <= admitted.body_limit,
                     "the reactor would refuse"

@@ -1,0 +1,138 @@
+//! Content codings (RFC 9110, section 8.4.1): their names, encoders and bounded decoders.
+//!
+//! Owns what is common to both directions. [`encode`] makes answers smaller, whole or event by
+//! event; [`decode`] undoes what a client did to its body, within bounds. Neither does I/O nor
+//! knows a clock; which coding is spoken is [`super::negotiate`]'s business.
+
+pub mod decode;
+pub mod encode;
+
+use crate::limits::compression as limits;
+
+/// A content coding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Coding {
+    /// RFC 8878, with the window of RFC 9659.
+    Zstd,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 7932.
+    Brotli,
+    /// RFC 1950: deflate within zlib's wrapper. Read, and never offered: half the field writes the
+    /// bare stream of RFC 1951 under this name.
+    Deflate,
+}
+
+impl Coding {
+    /// `coding as usize` is the index.
+    pub const ALL: [Coding; 4] = [Coding::Zstd, Coding::Gzip, Coding::Brotli, Coding::Deflate];
+
+    /// Its name in IANA's registry, and its label in the metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Coding::Zstd => "zstd",
+            Coding::Gzip => "gzip",
+            Coding::Brotli => "br",
+            Coding::Deflate => "deflate",
+        }
+    }
+
+    /// Names are compared without case, and `x-gzip` is gzip (RFC 9110, section 8.4.1.3).
+    pub fn parse(name: &str) -> Option<Coding> {
+        let is = |coding: &Coding| name.eq_ignore_ascii_case(coding.name());
+        let known = Coding::ALL.into_iter().find(is);
+        known.or_else(|| name.eq_ignore_ascii_case("x-gzip").then_some(Coding::Gzip))
+    }
+}
+
+/// What `Accept-Encoding` of an answer says about request bodies (RFC 9110, section 12.5.3).
+pub const BODY_CODINGS: &str = "gzip, deflate, br, zstd";
+
+/// The codings of a body, in the order in which they were applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BodyCodings([Option<Coding>; limits::BODY_CODINGS_MAX]);
+
+impl BodyCodings {
+    pub const fn is_identity(&self) -> bool {
+        self.0[0].is_none()
+    }
+
+    /// Adds the coding that was applied next. False: there are too many.
+    pub fn push(&mut self, coding: Coding) -> bool {
+        match self.0.iter_mut().find(|place| place.is_none()) {
+            Some(place) => {
+                *place = Some(coding);
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Coding> {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// Whether compressing answers of this type is worth its time. gRPC compresses its messages itself,
+/// one by one, and nothing else may touch them.
+pub fn is_compressible(content_type: &str) -> bool {
+    const TYPES: [&str; 6] = [
+        "application/json",
+        "text/event-stream",
+        "application/x-protobuf",
+        "application/openmetrics-text",
+        "text/plain",
+        "text/html",
+    ];
+    let name = content_type.split(';').next().unwrap_or_default();
+    TYPES.contains(&name.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_without_case() {
+        for (index, coding) in Coding::ALL.into_iter().enumerate() {
+            assert_eq!(coding as usize, index);
+            assert_eq!(Coding::parse(coding.name()), Some(coding));
+            assert!(BODY_CODINGS.split(", ").any(|name| name == coding.name()));
+        }
+        assert_eq!(Coding::parse("X-GZip"), Some(Coding::Gzip));
+        for name in ["", "identity", "compress", "gzip ", "brotli"] {
+            assert_eq!(Coding::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_so_many_codings_and_no_more() {
+        let mut codings = BodyCodings::default();
+        assert!(codings.is_identity());
+        assert!(codings.push(Coding::Gzip) && codings.push(Coding::Brotli));
+        assert!(!codings.push(Coding::Gzip) && !codings.is_identity());
+        assert!(codings.iter().rev().eq([Coding::Brotli, Coding::Gzip]));
+    }
+
+    #[test]
+    fn text_is_compressible_and_grpc_is_not() {
+        for content_type in [
+            "application/json",
+            "text/plain; charset=utf-8",
+            "text/event-stream",
+            "application/x-protobuf",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ] {
+            assert!(is_compressible(content_type), "{content_type}");
+        }
+        for content_type in [
+            "application/grpc",
+            "application/grpc+proto",
+            "image/png",
+            "",
+        ] {
+            assert!(!is_compressible(content_type), "{content_type}");
+        }
+    }
+}

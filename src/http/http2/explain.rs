@@ -1,0 +1,404 @@
+//! Why h2 has ended a connection, for the error code that its GOAWAY carries.
+//!
+//! h2 0.4 calls every error of the connection PROTOCOL_ERROR. RFC 9113 asks for COMPRESSION_ERROR
+//! where a field block cannot be decoded (section 4.3) and for FLOW_CONTROL_ERROR where SETTINGS name
+//! a window that is too large (section 6.5.2). h2 does not say what it was, so its last bytes are
+//! read once more: once in a connection's life, at its end, and nothing but a code depends on it.
+//!
+//! A block that h2 did not take, in frames that are well made, is one that its decoder refused. It
+//! does so for two reasons: the block cannot be decoded, or it holds a name or value that no message
+//! may have (section 8.2.1), which is PROTOCOL_ERROR. The second is told from the block alone; the
+//! first need not be, since the indices that are good depend on all blocks before.
+//!
+//! Must never panic, and never be needed: without an explanation h2's own code stands.
+
+use h2::Reason;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+const ACK: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
+const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+const WINDOW_MAX: u32 = (1 << 31) - 1;
+
+/// Looks for the first frame in `bytes`, which begin with a frame's header, that h2 can have ended
+/// the connection for. `last_stream` is the last that it has taken.
+pub fn explain(bytes: &[u8], last_stream: u32) -> Option<Reason> {
+    let mut frames = Frames(bytes);
+    while let Some(frame) = frames.next() {
+        match frame.kind {
+            SETTINGS if frame.flags & ACK == 0 && has_too_large_window(frame.payload) => {
+                return Some(Reason::FLOW_CONTROL_ERROR);
+            }
+            HEADERS if frame.stream % 2 == 1 && frame.stream > last_stream => {
+                return explain_block(frame, frames);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn has_too_large_window(payload: &[u8]) -> bool {
+    let (pairs, _) = payload.as_chunks::<6>();
+    pairs.iter().any(|&[n0, n1, value @ ..]| {
+        [n0, n1] == INITIAL_WINDOW_SIZE && u32::from_be_bytes(value) > WINDOW_MAX
+    })
+}
+
+/// A block that was not taken. `None` if it was its frames that were wrong.
+fn explain_block(first: Frame<'_>, frames: Frames<'_>) -> Option<Reason> {
+    let mut block = first.fragment()?.to_vec();
+    let mut has_ended = first.flags & END_HEADERS != 0;
+    let mut frames = frames;
+    while !has_ended {
+        let Some(frame) = frames.next() else {
+            break;
+        };
+        if frame.kind != CONTINUATION || frame.stream != first.stream {
+            return None;
+        }
+        block.extend_from_slice(frame.payload);
+        has_ended = frame.flags & END_HEADERS != 0;
+    }
+    match has_malformed_literal(&block) {
+        true => Some(Reason::PROTOCOL_ERROR),
+        false => Some(Reason::COMPRESSION_ERROR),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Frame<'a> {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// A HEADERS frame's part of the block (RFC 9113, section 6.2).
+    fn fragment(&self) -> Option<&'a [u8]> {
+        let mut payload = self.payload;
+        let mut padding = 0;
+        if self.flags & PADDED != 0 {
+            let (&length, rest) = payload.split_first()?;
+            (padding, payload) = (usize::from(length), rest);
+        }
+        if self.flags & PRIORITY != 0 {
+            payload = payload.get(5..)?;
+        }
+        payload.get(..payload.len().checked_sub(padding)?)
+    }
+}
+
+/// Frame by frame; the last may be cut off.
+struct Frames<'a>(&'a [u8]);
+
+impl<'a> Frames<'a> {
+    fn next(&mut self) -> Option<Frame<'a>> {
+        let (&[l0, l1, l2, kind, flags, s0, s1, s2, s3], rest) = self.0.split_first_chunk::<9>()?;
+        let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
+        let (payload, rest) = rest.split_at(length.min(rest.len()));
+        self.0 = rest;
+        Some(Frame {
+            kind,
+            flags,
+            stream: u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]),
+            payload,
+        })
+    }
+}
+
+// ---- the block, as far as no table is needed (RFC 7541, section 6) ------------------------------
+
+/// Whether the block holds a name or a value that no message may have, before anything that cannot
+/// be decoded.
+fn has_malformed_literal(block: &[u8]) -> bool {
+    let mut reader = Reader(block);
+    loop {
+        match reader.representation() {
+            Some(Some((name, value))) if is_malformed(name.as_deref(), &value) => return true,
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}
+
+/// RFC 9113, section 8.2.2. h2 refuses the request alone; but where the block goes on in
+/// CONTINUATION, it has forgotten of what, and ends the connection.
+const CONNECTION_SPECIFIC: [&[u8]; 5] = [
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"transfer-encoding",
+    b"upgrade",
+];
+
+/// The same checks that h2 makes, by the same functions.
+fn is_malformed(name: Option<&[u8]>, value: &[u8]) -> bool {
+    match name {
+        Some(b":method") => Method::from_bytes(value).is_err(),
+        Some(b":status") => StatusCode::from_bytes(value).is_err(),
+        Some(b":authority" | b":scheme" | b":path" | b":protocol") => {
+            std::str::from_utf8(value).is_err()
+        }
+        Some(name) if CONNECTION_SPECIFIC.contains(&name) => true,
+        Some(name) if HeaderName::from_lowercase(name).is_err() => true,
+        _ => HeaderValue::from_bytes(value).is_err(),
+    }
+}
+
+/// The name, if it is a literal's own or that of a pseudo-field in the static table, and the value.
+type Literal = (Option<Vec<u8>>, Vec<u8>);
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    /// The next representation, and what it holds if it is a literal. `None` at the end, and where
+    /// the block cannot be decoded.
+    fn representation(&mut self) -> Option<Option<Literal>> {
+        let first = *self.0.first()?;
+        let prefix_bits = match first {
+            0x80.. => 7,
+            0x40.. => 6,
+            0x20.. => 5,
+            _ => 4,
+        };
+        let number = self.integer(prefix_bits)?;
+        match prefix_bits {
+            // An index, or the size of the table.
+            7 if number == 0 => None,
+            7 | 5 => Some(None),
+            _ => {
+                let name = match number {
+                    0 => Some(self.string()?),
+                    _ => static_pseudo_name(number).map(<[u8]>::to_vec),
+                };
+                Some(Some((name, self.string()?)))
+            }
+        }
+    }
+
+    /// RFC 7541, section 5.1; as many bytes as h2 reads.
+    fn integer(&mut self, prefix_bits: u32) -> Option<u32> {
+        let most = (1 << prefix_bits) - 1;
+        let value = u32::from(self.byte()?) & most;
+        if value < most {
+            return Some(value);
+        }
+        let mut value = most;
+        for shift in [0, 7, 14, 21] {
+            let byte = self.byte()?;
+            value += u32::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// RFC 7541, section 5.2.
+    fn string(&mut self) -> Option<Vec<u8>> {
+        let is_huffman = self.0.first()? & 0x80 != 0;
+        let length = self.integer(7)? as usize;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        match is_huffman {
+            true => unhuffman(bytes),
+            false => Some(bytes.to_vec()),
+        }
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        let (&first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(first)
+    }
+}
+
+/// RFC 7541, appendix A.
+fn static_pseudo_name(index: u32) -> Option<&'static [u8]> {
+    match index {
+        1 => Some(b":authority"),
+        2 | 3 => Some(b":method"),
+        4 | 5 => Some(b":path"),
+        6 | 7 => Some(b":scheme"),
+        8..=14 => Some(b":status"),
+        _ => None,
+    }
+}
+
+/// Lengths in bits of the codes of RFC 7541, appendix B, by symbol; the last is EOS. The code is
+/// canonical: codes of one length are numbered in the order of their symbols, and longer ones
+/// follow on shorter ones. So the lengths are all of it.
+#[rustfmt::skip]
+const HUFFMAN_LENGTHS: [u8; 257] = [
+    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28,
+    28, 28, 28, 28, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 28,
+    6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6,
+    5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10,
+    13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 8, 7, 8, 13, 19, 13, 14, 6,
+    15, 5, 6, 5, 6, 5, 6, 6, 6, 5, 7, 7, 6, 6, 6, 5,
+    6, 7, 6, 5, 5, 6, 7, 7, 7, 7, 7, 15, 11, 14, 13, 28,
+    20, 22, 20, 20, 22, 22, 22, 23, 22, 23, 23, 23, 23, 23, 24, 23,
+    24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24,
+    22, 21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23,
+    21, 21, 22, 21, 23, 22, 23, 23, 20, 22, 22, 22, 23, 22, 22, 23,
+    26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25,
+    19, 21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27,
+    20, 24, 20, 21, 22, 21, 21, 23, 22, 22, 25, 25, 24, 24, 26, 23,
+    26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
+    30,
+];
+
+const HUFFMAN_LENGTH_MAX: u32 = 30;
+
+/// Bit by bit, in the way of canonical codes: among the codes of each length, those from `first` on
+/// are symbols. Slow, and asked at most once for a connection's strings.
+fn unhuffman(coded: &[u8]) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    let (mut code, mut length) = (0u32, 0u32);
+    for bit in coded
+        .iter()
+        .flat_map(|byte| (0..8).rev().map(move |at| byte >> at & 1))
+    {
+        code = code << 1 | u32::from(bit);
+        length += 1;
+        if let Some(symbol) = symbol(code, length) {
+            // EOS has no place in a string.
+            text.push(u8::try_from(symbol).ok()?);
+            (code, length) = (0, 0);
+        } else if length == HUFFMAN_LENGTH_MAX {
+            return None;
+        }
+    }
+    // The rest is the beginning of EOS, which is all ones, and less than a byte.
+    (length < 8 && code == (1 << length) - 1).then_some(text)
+}
+
+fn symbol(code: u32, length: u32) -> Option<usize> {
+    let mut first = 0u32;
+    for shorter in 1..length {
+        first = (first + count_of(shorter)) << 1;
+    }
+    let offset = code.checked_sub(first)?;
+    let symbols = (0..HUFFMAN_LENGTHS.len()).filter(|&at| u32::from(HUFFMAN_LENGTHS[at]) == length);
+    symbols.into_iter().nth(offset as usize)
+}
+
+fn count_of(length: u32) -> u32 {
+    let same = HUFFMAN_LENGTHS
+        .iter()
+        .filter(|&&it| u32::from(it) == length);
+    same.count() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend_from_slice(&[kind, flags]);
+        bytes.extend_from_slice(&stream.to_be_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    fn block(block: &[u8]) -> Option<Reason> {
+        explain(&frame(HEADERS, END_HEADERS, 1, block), 0)
+    }
+
+    #[test]
+    fn undecodable_blocks_and_malformed_fields_are_told_apart() {
+        let compression = Some(Reason::COMPRESSION_ERROR);
+        let protocol = Some(Reason::PROTOCOL_ERROR);
+        // An index that is in no table, index 0, and a string that is longer than its block.
+        assert_eq!(block(&[0x82, 0xff, 0x10]), compression);
+        assert_eq!(block(&[0x80]), compression);
+        assert_eq!(block(b"\x82\x00\x01x\x05y"), compression);
+        // Huffman's padding is not all ones.
+        assert_eq!(block(b"\x00\x01x\x81\x18"), compression);
+        assert_eq!(block(b"\x82\x00\x01X\x01y"), protocol);
+        assert_eq!(block(b"\x82\x40\x01x\x01\n"), protocol);
+        assert_eq!(block(b"\x02\x03G T"), protocol);
+        assert_eq!(block(b"\x00\x04:new\x01y"), protocol);
+        assert_eq!(block(b"\x00\x07upgrade\x01y"), protocol);
+        // The same name `X` in Huffman's code, which is 0xfc and 8 bits.
+        assert_eq!(block(b"\x82\x00\x81\xfc\x01y"), protocol);
+    }
+
+    #[test]
+    fn huffman_of_the_rfc_is_read() {
+        let coded = b"\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff";
+        assert_eq!(unhuffman(coded).unwrap(), b"www.example.com");
+        assert_eq!(unhuffman(&[0xff]), None);
+        assert_eq!(unhuffman(&[0xff; 4]), None);
+        assert_eq!(unhuffman(&[]).unwrap(), b"");
+    }
+
+    #[test]
+    fn only_a_block_that_was_not_taken_counts() {
+        let bad = frame(HEADERS, END_HEADERS, 3, &[0x80]);
+        assert_eq!(explain(&bad, 1), Some(Reason::COMPRESSION_ERROR));
+        assert_eq!(explain(&bad, 3), None);
+        let even = frame(HEADERS, END_HEADERS, 4, &[0x80]);
+        assert_eq!(explain(&even, 1), None);
+        let good = frame(HEADERS, END_HEADERS, 1, &[0x82]);
+        assert_eq!(
+            explain(&[good, bad].concat(), 1),
+            Some(Reason::COMPRESSION_ERROR)
+        );
+    }
+
+    #[test]
+    fn wrong_frames_are_not_explained() {
+        // The padding is longer than the payload, and the priority is cut off.
+        assert_eq!(
+            explain(&frame(HEADERS, END_HEADERS | PADDED, 1, b"\x05x"), 0),
+            None
+        );
+        assert_eq!(
+            explain(&frame(HEADERS, END_HEADERS | PRIORITY, 1, b"\0\0\0"), 0),
+            None
+        );
+        let begun = frame(HEADERS, 0, 1, b"\x82");
+        let other = frame(6, 0, 0, &[0; 8]);
+        assert_eq!(explain(&[begun.clone(), other].concat(), 0), None);
+        let end = frame(CONTINUATION, END_HEADERS, 1, b"\x00\x01X\x01y");
+        assert_eq!(
+            explain(&[begun, end].concat(), 0),
+            Some(Reason::PROTOCOL_ERROR)
+        );
+    }
+
+    #[test]
+    fn a_window_of_settings_is_looked_at() {
+        let settings = |value: u32| {
+            let payload = [&[0, 3, 0, 0, 0, 9, 0, 4][..], &value.to_be_bytes()].concat();
+            explain(&frame(SETTINGS, 0, 0, &payload), 0)
+        };
+        assert_eq!(settings(WINDOW_MAX), None);
+        assert_eq!(settings(WINDOW_MAX + 1), Some(Reason::FLOW_CONTROL_ERROR));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            last in any::<u32>(),
+        ) {
+            let _ = explain(&bytes, last);
+            let _ = block(&bytes);
+            let _ = unhuffman(&bytes);
+        }
+    }
+}

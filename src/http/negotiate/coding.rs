@@ -1,0 +1,196 @@
+//! Content codings: which ones the client takes (`Accept-Encoding`) and which ones its body has
+//! (`Content-Encoding`); RFC 9110, sections 12.5.3 and 8.4.
+//!
+//! 1. A coding's own weight counts before that of `*`; what neither names is not taken.
+//! 2. No coding at all (`identity`) is always taken, unless `identity;q=0` or `*;q=0` excludes it.
+//! 3. Of equal weights the server's first offer wins, and any coding wins over none. A client that
+//!    likes `identity` better than all codings gets it.
+//! 4. Without the field the client may take anything, and gets what costs nobody anything.
+
+use super::{Weight, field_values, parameter, split_unquoted};
+use crate::http::Request;
+use crate::http::compress::{BodyCodings, Coding};
+use crate::limits::HTTP_ACCEPT_RANGES_MAX;
+
+/// What a client takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptEncoding {
+    /// By `Coding as usize`; 0: not taken.
+    weights: [Weight; Coding::ALL.len()],
+    /// 0 where the field says nothing of it.
+    identity: Weight,
+    refuses_identity: bool,
+}
+
+impl AcceptEncoding {
+    /// Of a client that says nothing.
+    pub const NONE: AcceptEncoding = AcceptEncoding {
+        weights: [Weight(0); Coding::ALL.len()],
+        identity: Weight(0),
+        refuses_identity: false,
+    };
+
+    /// One look at the request's fields.
+    pub fn of(request: &Request<'_>) -> AcceptEncoding {
+        AcceptEncoding::parse(field_values(request, "accept-encoding"))
+    }
+
+    fn parse<'a>(values: impl Iterator<Item = &'a str>) -> AcceptEncoding {
+        let mut codings = [None; Coding::ALL.len()];
+        let (mut identity, mut any) = (None, None);
+        let elements = values.flat_map(|value| split_unquoted(value, b','));
+        for element in elements.take(HTTP_ACCEPT_RANGES_MAX) {
+            let mut parts = split_unquoted(element, b';');
+            let Some(name) = parts.next() else { continue };
+            let weight = parts
+                .filter_map(parameter)
+                .find(|(name, _)| name.eq_ignore_ascii_case("q"))
+                .map_or(Some(Weight::MOST), |(_, weight)| Weight::parse(weight));
+            let place = match Coding::parse(name) {
+                Some(coding) => &mut codings[coding as usize],
+                None if name == "*" => &mut any,
+                None if name.eq_ignore_ascii_case("identity") => &mut identity,
+                None => continue,
+            };
+            // Said twice, the higher one counts; what cannot be read counts for nothing.
+            *place = weight.max(*place);
+        }
+        let identity = identity.or(any);
+        AcceptEncoding {
+            weights: codings.map(|own| own.or(any).unwrap_or(Weight(0))),
+            identity: identity.unwrap_or(Weight(0)),
+            refuses_identity: identity == Some(Weight(0)),
+        }
+    }
+
+    /// Of `offers`, in the server's order of preference, the one that the client likes best;
+    /// `None`: no coding.
+    pub fn choose(&self, offers: &[Coding]) -> Option<Coding> {
+        let mut best = (Weight(0), None);
+        for &offer in offers {
+            let weight = self.weights[offer as usize];
+            if weight > best.0 {
+                best = (weight, Some(offer));
+            }
+        }
+        match best {
+            (weight, Some(coding)) if weight >= self.identity => Some(coding),
+            _ => None,
+        }
+    }
+
+    /// Whether an answer without a coding is refused.
+    pub const fn refuses_identity(&self) -> bool {
+        self.refuses_identity
+    }
+}
+
+/// The codings of a request's body. `None`: an unknown one, or too many (415).
+pub fn body_codings(request: &Request<'_>) -> Option<BodyCodings> {
+    let fields = request.headers.iter();
+    let mut fields = fields.filter(|field| field.name.eq_ignore_ascii_case("content-encoding"));
+    fields.try_fold(BodyCodings::default(), |codings, field| {
+        parse_body_codings(codings, std::str::from_utf8(field.value).ok()?)
+    })
+}
+
+/// Several lines are one list (RFC 9110, section 5.3). `identity` should not stand there (section
+/// 8.4), and means nothing where it does.
+fn parse_body_codings(mut codings: BodyCodings, value: &str) -> Option<BodyCodings> {
+    let names = value.split(',').map(|name| name.trim_matches([' ', '\t']));
+    for name in names.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity")) {
+        if !codings.push(Coding::parse(name)?) {
+            return None;
+        }
+    }
+    Some(codings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Coding::{Brotli, Deflate, Gzip, Zstd};
+
+    const OFFERS: &[Coding] = &[Zstd, Gzip, Brotli];
+
+    fn parse(values: &[&str]) -> AcceptEncoding {
+        AcceptEncoding::parse(values.iter().copied())
+    }
+
+    #[test]
+    fn accept_encoding_decides_by_weight_then_by_our_order() {
+        let cases: &[(&[&str], Option<Coding>, bool)] = &[
+            (&[], None, false),
+            (&[""], None, false),
+            (&["gzip, deflate, br, zstd"], Some(Zstd), false),
+            (&["gzip, deflate"], Some(Gzip), false),
+            (&["GZip"], Some(Gzip), false),
+            (&["x-gzip"], Some(Gzip), false),
+            (&["br;q=1.0, gzip;q=0.8, *;q=0.1"], Some(Brotli), false),
+            (&["gzip;q=0.5", "br;q=0.7"], Some(Brotli), false),
+            (&["gzip;q=0.5, br;q=0.5"], Some(Gzip), false),
+            (&["*"], Some(Zstd), false),
+            (&["*;q=0.2, zstd;q=0"], Some(Gzip), false),
+            (&["zstd;q=0, gzip;q=0"], None, false),
+            (&["deflate"], None, false),
+            (&["compress, lzma"], None, false),
+            // What the client likes better than any coding.
+            (&["identity, gzip;q=0.5"], None, false),
+            (&["identity;q=0.5, gzip;q=0.5"], Some(Gzip), false),
+            (&["identity;q=0.5, gzip"], Some(Gzip), false),
+            (&["gzip;q=0.001"], Some(Gzip), false),
+            // Without a coding it may not be.
+            (&["identity;q=0"], None, true),
+            (&["*;q=0"], None, true),
+            (&["gzip, identity;q=0"], Some(Gzip), true),
+            (&["gzip, *;q=0"], Some(Gzip), true),
+            (&["*;q=0, identity;q=0.1"], None, false),
+            (&["br ; q=0.000, *"], Some(Zstd), false),
+            // What cannot be read is not there.
+            (&["gzip;q=2, br"], Some(Brotli), false),
+            (&["gzip;q="], None, false),
+            (&["identity;q=x"], None, false),
+            (&["gzip;q=0, gzip;q=1"], Some(Gzip), false),
+        ];
+        for (values, expected, refuses_identity) in cases {
+            let accepted = parse(values);
+            assert_eq!(accepted.choose(OFFERS), *expected, "{values:?}");
+            assert_eq!(accepted.refuses_identity(), *refuses_identity, "{values:?}");
+        }
+        assert_eq!(parse(&[]), AcceptEncoding::NONE);
+        assert_eq!(parse(&["br, gzip"]).choose(&[Brotli, Gzip]), Some(Brotli));
+    }
+
+    #[test]
+    fn elements_beyond_the_bound_are_not_read() {
+        let many = "x,".repeat(HTTP_ACCEPT_RANGES_MAX) + "gzip";
+        assert_eq!(parse(&[&many]).choose(OFFERS), None);
+    }
+
+    #[test]
+    fn codings_of_a_body() {
+        let codings = |values: &[&str]| {
+            let mut values = values.iter();
+            let found = values.try_fold(BodyCodings::default(), |codings, value| {
+                parse_body_codings(codings, value)
+            });
+            found.map(|codings| codings.iter().collect::<Vec<_>>())
+        };
+        let cases: &[(&[&str], Option<&[Coding]>)] = &[
+            (&[], Some(&[])),
+            (&[""], Some(&[])),
+            (&["identity"], Some(&[])),
+            (&["gzip"], Some(&[Gzip])),
+            (&[" X-GZIP ,"], Some(&[Gzip])),
+            (&["deflate, br"], Some(&[Deflate, Brotli])),
+            (&["zstd", "gzip"], Some(&[Zstd, Gzip])),
+            (&["gzip, gzip, gzip"], None),
+            (&["compress"], None),
+            (&["gzip;q=1"], None),
+            (&["gzip br"], None),
+        ];
+        for (values, expected) in cases {
+            assert_eq!(codings(values).as_deref(), *expected, "{values:?}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! TLS in the simulation: the clients' side of it, and runs about it alone.
+//!
+//! rustls takes its randomness from the kernel and not from our dice. What dice and checks see of it
+//! are lengths, and those do not depend on it: Ed25519 signs in 64 bytes always, and no client
+//! resumes a session. So a seed replays.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+
+use rustls::{ClientConnection, SupportedProtocolVersion};
+
+use super::Dice;
+use super::system::Wire;
+use crate::tls::testing::client;
+
+/// The client's end of a TLS connection, above a [`Wire`].
+pub struct Line {
+    tls: Box<ClientConnection>,
+    /// Ciphertext that is not sent yet.
+    unsent: VecDeque<u8>,
+    /// Once the daemon has refused to go on: why.
+    pub refused: Option<rustls::Error>,
+}
+
+impl Line {
+    pub fn new(version: &'static SupportedProtocolVersion) -> Line {
+        let config = client(version);
+        let name = "localhost".try_into().expect("a name");
+        let tls = ClientConnection::new(config, name).expect("a configuration");
+        let mut line = Line {
+            tls: Box::new(tls),
+            unsent: VecDeque::new(),
+            refused: None,
+        };
+        line.tls.set_buffer_limit(None);
+        line.collect();
+        line
+    }
+
+    /// One of either version, as the dice say.
+    pub fn random(dice: &mut Dice) -> Line {
+        Line::new(match dice.one_in(2) {
+            true => &rustls::version::TLS12,
+            false => &rustls::version::TLS13,
+        })
+    }
+
+    /// Whether the socket's half may be closed without cutting off what was said.
+    pub fn is_flushed(&self) -> bool {
+        !self.tls.is_handshaking() && self.unsent.is_empty()
+    }
+
+    pub fn say(&mut self, bytes: &[u8]) {
+        self.tls.writer().write_all(bytes).expect("it is kept");
+        self.collect();
+    }
+
+    pub fn say_goodbye(&mut self) {
+        self.tls.send_close_notify();
+        self.collect();
+    }
+
+    /// Bytes below TLS that mean nothing.
+    pub fn say_nonsense(&mut self, bytes: &[u8]) {
+        self.unsent.extend(bytes);
+    }
+
+    /// Takes in ciphertext; returns its plaintext.
+    pub fn hear(&mut self, mut ciphertext: &[u8]) -> Vec<u8> {
+        let mut plaintext = Vec::new();
+        while !ciphertext.is_empty() && self.refused.is_none() {
+            let read = self.tls.read_tls(&mut ciphertext).expect("there is room");
+            if let Err(error) = self.tls.process_new_packets() {
+                self.refused = Some(error);
+            }
+            // `WouldBlock` ends it, or the daemon's last word does.
+            let _ = self.tls.reader().read_to_end(&mut plaintext);
+            if read == 0 {
+                break;
+            }
+        }
+        self.collect();
+        plaintext
+    }
+
+    /// Sends a piece of what waits, cut anywhere.
+    pub fn send(&mut self, wire: &mut Wire, at_most: usize) {
+        let count = at_most.min(self.unsent.len());
+        let bytes: Vec<u8> = self.unsent.drain(..count).collect();
+        if !bytes.is_empty() {
+            wire.client_sends(&bytes);
+        }
+    }
+
+    fn collect(&mut self) {
+        while self.tls.wants_write() {
+            self.tls
+                .write_tls(&mut self.unsent)
+                .expect("a queue takes all");
+        }
+    }
+}
+
+#[cfg(test)]
+mod scenarios {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limits;
+    use crate::reactor::simulation::scenarios::{GET, Stage};
+    use crate::reactor::simulation::system::Wire;
+
+    const STEPS: usize = limits::HANDSHAKE_STEPS_PER_TURN as usize;
+
+    impl Stage {
+        /// What the daemon has to say is heard, and answered below TLS, until both are silent.
+        fn talk(&mut self, wire: usize, line: &mut Line) -> String {
+            let mut text = String::new();
+            loop {
+                self.on(wire, |wire| line.send(wire, usize::MAX));
+                self.settle();
+                let bytes = self.on(wire, |wire| wire.client_reads(usize::MAX));
+                if bytes.is_empty() {
+                    return text;
+                }
+                let heard = line.hear(&bytes);
+                text.push_str(&String::from_utf8(heard).expect("answers are UTF-8"));
+            }
+        }
+
+        fn count(&mut self, wires: &[usize], holds: impl Fn(&Wire) -> bool) -> usize {
+            let network = self.house.network.borrow();
+            let wires = wires.iter().map(|&wire| &network.wires[wire]);
+            wires.filter(|wire| holds(wire)).count()
+        }
+    }
+
+    #[test]
+    fn both_versions_are_served_and_hold_no_buffer_while_idle() {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let mut stage = Stage::new(|_| {});
+            let (wire, mut line) = (stage.connect(), Line::new(version));
+            for _ in 0..3 {
+                line.say(GET.as_bytes());
+                let text = stage.talk(wire, &mut line);
+                assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+                assert_eq!(stage.buffers_out(), 0);
+            }
+            // Its last word alone, without a FIN, ends the connection.
+            line.say_goodbye();
+            stage.talk(wire, &mut line);
+            assert!(stage.is_closed(wire));
+        }
+    }
+
+    #[test]
+    fn a_flood_of_handshakes_is_worked_off_a_few_a_turn_in_the_order_of_arrival() {
+        let mut stage = Stage::new(|_| {});
+        let open = stage.connect();
+        let flood: Vec<_> = (0..5 * STEPS).map(|_| stage.connect()).collect();
+        stage.settle();
+        for &wire in &flood {
+            let mut line = Line::new(&rustls::version::TLS13);
+            stage.on(wire, |wire| line.send(wire, usize::MAX));
+        }
+        let answered = |wire: &Wire| !wire.to_client.is_empty();
+        for turn in 1..=5 {
+            // Whoever comes later than the flood waits behind it; whoever is in is not delayed.
+            stage.send(open, GET);
+            stage.turn();
+            let text = stage.on(open, |wire| wire.client_reads(usize::MAX));
+            assert!(text.starts_with(b"HTTP/1.1 200 "), "in turn {turn}");
+            assert_eq!(stage.count(&flood, answered), turn * STEPS);
+            assert_eq!(stage.count(&flood[..turn * STEPS], answered), turn * STEPS);
+        }
+        assert!(stage.house.metrics.tls_handshakes_deferred.get() > 0);
+        // What does nothing dear is not counted as a step: bytes that drip wait for nobody.
+        let mut line = Line::new(&rustls::version::TLS13);
+        let dripping: Vec<_> = (0..3 * STEPS).map(|_| stage.connect()).collect();
+        stage.settle();
+        for &wire in &dripping {
+            stage.on(wire, |wire| line.send(wire, 1));
+        }
+        stage.turn();
+        let unread = |wire: &Wire| !wire.to_daemon.is_empty();
+        assert_eq!(stage.count(&dripping, unread), 0);
+    }
+
+    #[test]
+    fn a_handshake_ends_in_time_however_its_bytes_drip() {
+        let patience = Duration::from_secs(5);
+        let mut stage = Stage::new(|config| {
+            config.limits.header_timeout = patience;
+            config.limits.idle_timeout = 10 * patience;
+        });
+        let wire = stage.connect();
+        stage.settle();
+        // Before its first byte it is one that is idle.
+        stage.pass(2 * patience);
+        let mut line = Line::new(&rustls::version::TLS13);
+        for _ in 0..4 {
+            assert!(!stage.is_closed(wire));
+            stage.on(wire, |wire| line.send(wire, 1));
+            stage.pass(patience / 4);
+        }
+        // The first byte was read when a quarter had passed.
+        stage.pass(patience / 2);
+        assert!(stage.is_closed(wire));
+        let timeouts = stage.house.metrics.tls_handshakes("timeout", "none");
+        assert_eq!(timeouts.get(), 1);
+    }
+
+    #[test]
+    fn nonsense_in_an_open_session_gets_an_alert_and_stops_its_work() {
+        let mut stage = Stage::new(|_| {});
+        let (wire, mut line) = (stage.connect(), Line::new(&rustls::version::TLS13));
+        line.say(GET.as_bytes());
+        stage.talk(wire, &mut line);
+        line.say_nonsense(&[23, 3, 3, 0, 20]);
+        line.say_nonsense(&[7; 20]);
+        stage.talk(wire, &mut line);
+        let expected = rustls::AlertDescription::BadRecordMac;
+        assert_eq!(line.refused, Some(rustls::Error::AlertReceived(expected)));
+        stage.on(wire, Wire::client_half_closes);
+        stage.settle();
+        assert!(stage.is_closed(wire));
+        assert_eq!(stage.house.metrics.tls_broken.get(), 1);
+    }
+}

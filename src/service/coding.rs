@@ -1,0 +1,277 @@
+//! Content codings at work: which answers are compressed, how streams are, how bodies are inflated.
+//!
+//! Owns one reactor's compression contexts and the decisions; the codings themselves are in
+//! [`crate::http::compress`]. Must never touch an answer that its client did not ask for coded.
+//!
+//! Invariants:
+//!  1. An answer has `Content-Encoding` exactly if its body has that coding, also where HEAD leaves
+//!     the body out.
+//!  2. Every answer whose form `Accept-Encoding` decides has `Vary`.
+//!  3. Of a reactor's streams at most `COMPRESSED_STREAMS_MOST` hold an encoder.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use crate::config::Config;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::Fields;
+use crate::http::compress::decode::{Bound, DecodeError, decode_body};
+use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, encode_whole};
+use crate::http::compress::{BodyCodings, Coding, is_compressible};
+use crate::http::negotiate::AcceptEncoding;
+use crate::limits::PAGE_BYTES_KEPT;
+use crate::limits::compression::{COMPRESSED_STREAMS_MOST, ZSTD_DECODER_WINDOW_LOG};
+use crate::offload::Permit;
+use crate::telemetry::metrics::Metrics;
+
+use super::kept::KeptBody;
+
+/// Of the codings that a client likes equally, the one that costs least: at answers' sizes zstd
+/// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.
+/// `limits::compression` has the figures.
+const ORDER: &[Coding] = &[Coding::Zstd, Coding::Gzip, Coding::Brotli];
+
+/// What is compressed once is sent in its smallest form.
+const KEPT_ORDER: &[Coding] = &[Coding::Brotli, Coding::Zstd, Coding::Gzip];
+
+/// The `param` of an error that a content coding caused. A 415 with it lists what is taken, and
+/// one without must not (RFC 9110, section 12.5.3).
+pub const CONTENT_ENCODING: &str = "content-encoding";
+
+/// One reactor's tools.
+#[derive(Debug)]
+pub struct Coder {
+    is_on: bool,
+    bytes_min: usize,
+    compressor: Compressor,
+    /// The last answer that was compressed.
+    coded: Vec<u8>,
+    /// Streams that hold an encoder.
+    streams: Arc<AtomicU32>,
+    metrics: Metrics,
+}
+
+impl Coder {
+    pub fn new(config: &Config, metrics: Metrics) -> Coder {
+        Coder {
+            is_on: config.server.compress,
+            bytes_min: config.server.compress_min,
+            compressor: Compressor::default(),
+            coded: Vec::new(),
+            streams: Arc::default(),
+            metrics,
+        }
+    }
+
+    pub fn apply(&mut self, config: &Config) {
+        self.is_on = config.server.compress;
+        self.bytes_min = config.server.compress_min;
+    }
+
+    /// Whether there is a form that the client takes.
+    pub fn can_please(&self, accepted: AcceptEncoding) -> bool {
+        !accepted.refuses_identity() || (self.is_on && accepted.choose(ORDER).is_some())
+    }
+
+    /// The form in which a whole body goes out; the fields say which one it is.
+    pub fn code<'b>(
+        &'b mut self,
+        accepted: AcceptEncoding,
+        content_type: Option<&str>,
+        body: &'b [u8],
+        fields: &mut Fields,
+    ) -> &'b [u8] {
+        if !self.may_code(accepted, content_type, body.len()) {
+            return body;
+        }
+        fields.push("vary", "Accept-Encoding");
+        let Some(coding) = accepted.choose(ORDER) else {
+            return body;
+        };
+        let Coder {
+            compressor, coded, ..
+        } = self;
+        // One long answer must not cost memory for ever.
+        coded.clear();
+        coded.shrink_to(PAGE_BYTES_KEPT);
+        let counters = self.metrics.compression();
+        let is_better = counters.compressing(coding, || match accepted.refuses_identity() {
+            // Rather longer than refused.
+            true => encode_whole(coding, body, coded).is_ok(),
+            false => compressor.compress(coding, Effort::Quick, body, coded),
+        });
+        if !is_better {
+            counters.grew.inc();
+            return body;
+        }
+        counters.observe_compressed(coding, body.len(), coded.len());
+        fields.push("content-encoding", coding.name());
+        coded
+    }
+
+    /// The same for a body that is kept, and compressed when it is first asked for.
+    pub fn code_kept<'b>(
+        &mut self,
+        accepted: AcceptEncoding,
+        content_type: &str,
+        kept: &'b mut KeptBody,
+        fields: &mut Fields,
+    ) -> &'b [u8] {
+        let before = kept.plain().len();
+        if !self.may_code(accepted, Some(content_type), before) {
+            return kept.plain();
+        }
+        fields.push("vary", "Accept-Encoding");
+        let Some(coding) = accepted.choose(KEPT_ORDER) else {
+            return kept.plain();
+        };
+        let counters = self.metrics.compression();
+        if !kept.has(coding) {
+            counters.compressing(coding, || kept.make(coding, &mut self.compressor));
+        }
+        let Some(coded) = kept.coded(coding) else {
+            counters.grew.inc();
+            return kept.plain();
+        };
+        counters.observe_compressed(coding, before, coded.len());
+        fields.push("content-encoding", coding.name());
+        coded
+    }
+
+    /// Small answers are left alone, and so have no `Vary` either: as with nginx, what never
+    /// differs does not say that it could. A client that refuses plain ones gets all coded.
+    fn may_code(&self, accepted: AcceptEncoding, content_type: Option<&str>, bytes: usize) -> bool {
+        let is_small = bytes < self.bytes_min && !accepted.refuses_identity();
+        self.is_on && bytes > 0 && !is_small && content_type.is_some_and(is_compressible)
+    }
+
+    /// The encoder of a stream that begins, and the fields that say so. `None`: it goes out plain.
+    pub fn begin_stream(
+        &self,
+        accepted: AcceptEncoding,
+        content_type: &str,
+        fields: &mut Fields,
+    ) -> Option<Box<StreamCoder>> {
+        if !self.is_on || !is_compressible(content_type) {
+            return None;
+        }
+        fields.push("vary", "Accept-Encoding");
+        let coding = accepted.choose(ORDER)?;
+        let permit = Permit::try_take(&self.streams, COMPRESSED_STREAMS_MOST);
+        let encoder = permit.zip(Encoder::stream(coding).ok());
+        let Some((permit, encoder)) = encoder else {
+            self.metrics.compression().busy.inc();
+            return None;
+        };
+        fields.push("content-encoding", coding.name());
+        let metrics = self.metrics.clone();
+        metrics.compression().streams.inc();
+        Some(Box::new(StreamCoder {
+            encoder,
+            metrics,
+            _permit: permit,
+        }))
+    }
+
+    /// One piece of a stream, flushed, so that the client sees it at once.
+    pub fn code_piece(&mut self, stream: &mut StreamCoder, piece: &[u8], step: Step) -> &[u8] {
+        let StreamCoder { encoder, .. } = stream;
+        self.coded.clear();
+        let counters = self.metrics.compression();
+        let coded = &mut self.coded;
+        let done = counters.compressing(encoder.coding(), || encoder.encode(piece, step, coded));
+        if done.is_err() {
+            // Only for want of memory. What the client has is cut off, and it will notice.
+            log::error!("an encoder failed; a stream is cut short");
+        }
+        counters.observe_compressed(encoder.coding(), piece.len(), self.coded.len());
+        &self.coded
+    }
+
+    /// What a request's body is without its codings, in `out`.
+    pub fn inflate(
+        &self,
+        codings: BodyCodings,
+        body: &[u8],
+        config: &Config,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ApiError> {
+        let Some(coding) = codings.iter().next() else {
+            return Ok(());
+        };
+        let limits = &config.limits;
+        let bound = Bound::of(body.len(), limits.max_body, limits.max_inflate_ratio);
+        let counters = self.metrics.compression();
+        let result = counters.inflating(coding, || decode_body(codings, body, bound, out));
+        counters.observe_inflated(coding, body.len(), out.len());
+        result.map_err(|error| {
+            counters.observe_refused(error);
+            refusal(error, coding, config)
+        })
+    }
+}
+
+/// A stream's encoder, for as long as the stream lasts.
+#[derive(Debug)]
+pub struct StreamCoder {
+    encoder: Encoder,
+    metrics: Metrics,
+    _permit: Permit,
+}
+
+impl Drop for StreamCoder {
+    fn drop(&mut self) {
+        self.metrics.compression().streams.dec();
+    }
+}
+
+/// 415, with the codings that are taken.
+pub fn unsupported_coding() -> ApiError {
+    let message = "`Content-Encoding` may name up to two of gzip, deflate, br and zstd; \
+                   send the body in one of them, or as it is";
+    ApiError::new(ErrorCode::UnsupportedMediaType, message).with_param(CONTENT_ENCODING)
+}
+
+/// 406.
+pub fn no_coding() -> ApiError {
+    let message = "`Accept-Encoding` refuses `identity` and takes none of zstd, gzip and br";
+    ApiError::new(ErrorCode::NotAcceptable, message)
+}
+
+fn refusal(error: DecodeError, coding: Coding, config: &Config) -> ApiError {
+    let (limits, name) = (&config.limits, coding.name());
+    let (code, message) = match error {
+        DecodeError::TooLarge => (
+            ErrorCode::BodyTooLarge,
+            format!(
+                "the body inflates to more than `limits.max_body`, which is {} bytes",
+                limits.max_body
+            ),
+        ),
+        DecodeError::TooDense => (
+            ErrorCode::BodyTooLarge,
+            format!(
+                "the body inflates to more than {} times its size (`limits.max_inflate_ratio`); \
+                 send it as it is",
+                limits.max_inflate_ratio
+            ),
+        ),
+        DecodeError::WindowTooLarge => (
+            ErrorCode::BodyTooLarge,
+            format!(
+                "the body asks for a window of more than {} MiB (RFC 9659); compress it without \
+                 `--long`",
+                (1 << ZSTD_DECODER_WINDOW_LOG) >> 20
+            ),
+        ),
+        DecodeError::Malformed => (
+            ErrorCode::InvalidRequest,
+            format!("the body is not {name}, as `Content-Encoding` says"),
+        ),
+        DecodeError::Truncated => (
+            ErrorCode::InvalidRequest,
+            format!("the body ends early: {name}, as `Content-Encoding` says, is not complete"),
+        ),
+    };
+    ApiError::new(code, message).with_param(CONTENT_ENCODING)
+}

@@ -1,0 +1,100 @@
+//! Health, checked and watched.
+
+use super::*;
+use crate::grpc::messages::health::health_check_response::ServingStatus;
+use crate::grpc::messages::health::{HealthCheckRequest, HealthCheckResponse};
+
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+fn health(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest {
+        service: service.into(),
+    }
+}
+
+fn statuses(reply: &Recording) -> Vec<ServingStatus> {
+    let messages = reply.messages::<HealthCheckResponse>();
+    messages.iter().map(HealthCheckResponse::status).collect()
+}
+
+#[test]
+fn health_is_public_and_follows_readiness() {
+    let mut bench = Bench::new();
+    for (state, expected) in [
+        (State::Ready, ServingStatus::Serving),
+        (State::Loading { percent: 5 }, ServingStatus::NotServing),
+        (State::Failed("no".into()), ServingStatus::NotServing),
+    ] {
+        *bench.engine.state.lock().unwrap() = state;
+        for service in ["", "AutoGLMService"] {
+            let reply = Rpc::new(CHECK, &health(service))
+                .without_key()
+                .ask(&mut bench);
+            assert_eq!(statuses(&reply), [expected]);
+            assert_eq!(reply.grpc_status(), 0);
+        }
+    }
+    // An empty message is a whole one.
+    let empty = Rpc::of_bytes(CHECK, vec![0; 5]).ask(&mut bench);
+    assert_eq!(empty.grpc_status(), 0);
+    let unknown = Rpc::new(CHECK, &health("other")).ask(&mut bench);
+    assert_eq!(
+        (unknown.grpc_status(), &*unknown.reason()),
+        (5, "not_found")
+    );
+    assert_eq!(
+        Rpc::of_bytes(CHECK, vec![]).ask(&mut bench).grpc_status(),
+        13
+    );
+}
+
+#[test]
+fn a_watch_tells_each_change_until_the_drain() {
+    let mut bench = Bench::new();
+    *bench.engine.state.lock().unwrap() = State::Loading { percent: 0 };
+    let (mut reply, exchange) = Rpc::new(WATCH, &health("")).without_key().send(&mut bench);
+    let mut exchange = exchange.unwrap();
+    assert_eq!(statuses(&reply), [ServingStatus::NotServing]);
+    let look = |bench: &mut Bench, exchange: &mut Exchange, reply: &mut Recording| {
+        bench.now = exchange.next_deadline();
+        let now = bench.now;
+        bench.service.handle_deadline(exchange, now, reply)
+    };
+    assert_eq!(look(&mut bench, &mut exchange, &mut reply), Flow::Open);
+    assert_eq!(statuses(&reply).len(), 1, "nothing has changed");
+    *bench.engine.state.lock().unwrap() = State::Ready;
+    reply.room = false;
+    assert_eq!(look(&mut bench, &mut exchange, &mut reply), Flow::Open);
+    assert_eq!(statuses(&reply).len(), 1, "there is no room");
+    reply.room = true;
+    assert_eq!(look(&mut bench, &mut exchange, &mut reply), Flow::Open);
+    assert_eq!(statuses(&reply)[1..], [ServingStatus::Serving]);
+    bench.service.set_draining();
+    assert_eq!(look(&mut bench, &mut exchange, &mut reply), Flow::Finished);
+    assert_eq!(statuses(&reply)[2..], [ServingStatus::NotServing]);
+    assert_eq!((reply.grpc_status(), &*reply.reason()), (14, "draining"));
+}
+
+#[test]
+fn a_watch_of_an_unknown_service_waits_for_it_and_keeps_its_deadline() {
+    let mut bench = Bench::new();
+    let rpc = Rpc::new(WATCH, &health("other")).header("grpc-timeout", "100m");
+    let (mut reply, exchange) = rpc.send(&mut bench);
+    let mut exchange = exchange.unwrap();
+    assert_eq!(statuses(&reply), [ServingStatus::ServiceUnknown]);
+    bench.advance(100);
+    assert_eq!(exchange.next_deadline(), bench.now);
+    let now = bench.now;
+    let flow = bench
+        .service
+        .handle_deadline(&mut exchange, now, &mut reply);
+    assert_eq!((flow, reply.grpc_status()), (Flow::Finished, 4));
+    // One that is given up is counted.
+    let (_, exchange) = Rpc::new(WATCH, &health("")).send(&mut bench);
+    let now = bench.now;
+    let reason = CancelReason::Disconnect;
+    bench.service.abandon(exchange.unwrap(), reason, now);
+    let labels = r#"autoglmd_requests_total{route="grpc_health_watch",status="499"}"#;
+    assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+}

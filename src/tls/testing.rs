@@ -1,0 +1,51 @@
+//! A certificate for the tests of this crate, and clients that trust it.
+//!
+//! Ed25519, for its signatures have one length: what depends on lengths is the same in each run.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::Resumption;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+
+use super::Acceptor;
+use crate::config::Config;
+
+/// The acceptor of all tests: it has a certificate for `localhost`.
+pub fn acceptor() -> Arc<Acceptor> {
+    made().0.clone()
+}
+
+fn made() -> &'static (Arc<Acceptor>, CertificateDer<'static>) {
+    static MADE: OnceLock<(Arc<Acceptor>, CertificateDer<'static>)> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]);
+        let made = params.expect("a good name").self_signed(&key);
+        let certificate = made.expect("a certificate");
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("site.pem");
+        let text = format!("{}{}", certificate.pem(), key.serialize_pem());
+        std::fs::write(&file, text).expect("a file");
+        let mut config = Config::default();
+        config.tls.certificates = vec![file];
+        // rcgen's certificates are good from 1975 to 4096.
+        let acceptor = Acceptor::load(&config, None, None, 1_000_000_000);
+        let acceptor = acceptor.expect("good files").expect("a certificate");
+        (acceptor, certificate.der().clone())
+    })
+}
+
+/// A client that speaks one version and resumes nothing.
+pub fn client(version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(made().1.clone()).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .expect("a known version")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
