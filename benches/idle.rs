@@ -25,8 +25,8 @@ use support::{Nginx, parameter};
 /// Answers of the kind that a health check gets; the daemon's own are as short.
 const BODY: &str = "{\"status\":\"ok\"}\n";
 
-/// What the daemon reserves (128), and what is opened meanwhile: with fewer it would close its oldest
-/// idle connections to make room.
+/// What the daemon reserves (128), and what is opened meanwhile: with fewer it would close its
+/// oldest idle connections to make room.
 const SPARE_DESCRIPTORS: u64 = 200;
 
 fn main() {

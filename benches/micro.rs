@@ -212,9 +212,7 @@ fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usiz
         version: Version::Http2,
         headers: &headers,
     };
-    let peer = Peer {
-        address: PeerAddress::Ip(IpAddr::from([192, 0, 2, 1])),
-    };
+    let peer = Peer::new(PeerAddress::Ip(IpAddr::from([192, 0, 2, 1])));
     let key = JobKey {
         reactor: 0,
         connection: Key::new(0, 0),

@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use common::Options;
 use common::process::{Process, allow_descriptors};
-use common::{Daemon, Options};
-use support::{Nginx, SERVER_CORE, median, parameter};
+use support::{Nginx, median, parameter};
 
 /// One server's figures of one round.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ fn main() {
     let connections: String = parameter("PEERS_CONNECTIONS", "64,1024".to_owned());
 
     let body = json!({"prompt": "实现快速排序算法", "language": "python", "timeout": 10000});
-    let daemon = daemon();
+    let daemon = support::measured_daemon(Options::echo());
     let answer = daemon.generate(&body).expect(200);
     let nginx = Nginx::start(answer.text(), &answer.head.fields, 4_000);
     println!("{}; {}", support::machine(), Nginx::version());
@@ -77,20 +77,6 @@ fn main() {
     }
     let refused = daemon.metrics().sum("autoglmd_errors_total", &[]);
     assert_eq!(refused, 0.0, "a refused request measures something else");
-}
-
-fn daemon() -> Daemon {
-    let core = SERVER_CORE.to_string();
-    Options::echo()
-        .set_raw("rate_limit.enabled", "true")
-        // As high as can be: the accounts are kept, nobody is refused.
-        .set_raw("rate_limit.requests_per_minute", "100000000")
-        .set_raw("rate_limit.burst", "100000000")
-        // nginx writes none either.
-        .set_raw("log.access", "false")
-        .wrapped_in(&["taskset", "-c", &core])
-        .descriptors(4_096)
-        .start()
 }
 
 impl<'a> Peer<'a> {

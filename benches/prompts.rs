@@ -4,12 +4,12 @@
 //!
 //! Puts a fixed list of tasks, English and Chinese, through each candidate in the real engine,
 //! greedily, and counts the answers that are right in form: the program parses, defines something,
-//! and ended by itself. Greedy answers do not depend on who else is in the batch, so the counts come
-//! out the same each time; the processor's vector width may move them by an answer or two.
+//! and ended by itself. Greedy answers do not depend on who else is in the batch, so the counts
+//! come out the same each time; the processor's vector width may move them by an answer or two.
 //!
-//! `PROMPTS_CANDIDATES` (names, between semicolons) takes some of the candidates, `PROMPTS_MAX_TOKENS` bounds
-//! an answer, `PROMPTS_SHOW=1` prints the programs that failed. A language whose checker is not
-//! installed is left out, and the report says so.
+//! `PROMPTS_CANDIDATES` (names, between semicolons) takes some of the candidates,
+//! `PROMPTS_MAX_TOKENS` bounds an answer, `PROMPTS_SHOW=1` prints the programs that failed. A
+//! language whose checker is not installed is left out, and the report says so.
 
 use std::collections::HashMap;
 use std::io::Write as _;

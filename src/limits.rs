@@ -3,6 +3,12 @@
 use std::time::Duration;
 
 pub mod compression;
+pub mod config;
+mod http2;
+mod tls;
+
+pub use http2::*;
+pub use tls::*;
 
 // --- store ---------------------------------------------------------------------------------
 
@@ -237,55 +243,6 @@ pub const TRANSFER_RATE_WINDOW_MS: u32 = 5_000;
 // The account is kept in thousandths in 32 bits.
 const _: () = assert!(GLITCH_BUDGET_POINTS <= u32::MAX / 1_000 / 2);
 const _: () = assert!(TRANSFER_RATE_LEAST_BYTES_PER_SECOND <= u32::MAX / TRANSFER_RATE_WINDOW_MS);
-// ---- tls ------------------------------------------------------------------------------------
-
-/// Ciphertext of answers that waits for one peer: what a socket's buffer takes at once, twice. More
-/// would only be encrypted earlier, and not sent earlier.
-pub const TLS_CIPHERTEXT_BYTES: usize = 32 * 1024;
-
-/// Plaintext in one record at most (RFC 8446, section 5.1).
-pub const TLS_PLAINTEXT_BYTES: usize = 16 * 1024;
-
-/// What a record adds to its plaintext: header, explicit nonce of TLS 1.2, content type of 1.3, tag;
-/// an alert's two bytes fit in as well.
-pub const TLS_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16 + 10;
-
-/// Ciphertext that waits for the rest of its record or message. A handshake's message may have 64
-/// KiB, as in rustls: a chain of several certificates with RSA keys has 10.
-pub const TLS_PARTIAL_BYTES: usize = 64 * 1024;
-const _: () = assert!(TLS_RECORD_BYTES <= TLS_PARTIAL_BYTES);
-
-/// The longest record on the wire: 16 KiB, what a cipher may add, and the header (RFC 5246, section
-/// 6.2.3).
-pub const TLS_RECORD_BYTES: usize = 16 * 1024 + 2_048 + 5;
-
-/// Ciphertext that is read at a time. The rest of the scratch buffer takes its plaintext, with that
-/// of a record whose beginning came earlier.
-pub const TLS_READ_BYTES: usize = 22 * 1024;
-const _: () = assert!(2 * TLS_READ_BYTES + TLS_RECORD_BYTES <= SCRATCH_BYTES);
-
-/// Steps of handshakes (a key agreed on, a signature made) in one turn. Each takes from 0.1 ms
-/// (ECDSA) to 1 ms (RSA), so whoever streams waits at most some milliseconds for whoever connects;
-/// the rest wait for the next turn, which comes at once.
-pub const HANDSHAKE_STEPS_PER_TURN: u32 = 8;
-
-/// TLS 1.2 sessions that are kept for clients that take no tickets: some 200 bytes each. The
-/// field's clients take tickets, so most entries are those of scanners.
-pub const TLS_SESSIONS_KEPT: usize = 4_096;
-
-/// Tickets sent after a TLS 1.3 handshake: enough for one connection after the other, and a client
-/// that resumes gets another one. Each costs 200 bytes and an encryption.
-pub const TLS_TICKETS_PER_HANDSHAKE: usize = 1;
-
-/// Names of a client's certificate that are kept: of the field's certificates, those of machines
-/// have one to three.
-pub const CLIENT_NAMES_MOST: usize = 32;
-
-/// So long before its end a certificate is warned of.
-pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
-
-/// How often the certificates' ends are looked at.
-pub const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 // ---- service -----------------------------------------------------------------------------------
 
 /// Buckets that addresses without a key share: 256 KiB for the whole daemon, of which the kernel
@@ -333,13 +290,6 @@ pub const PROTOBUF_FIELDS_MAX: usize = 1_024;
 /// A gRPC message that is answered in gzip is compressed from this size on: a smaller one fits into
 /// a packet as it is.
 pub const GRPC_GZIP_LEAST_BYTES: usize = 1_024;
-
-/// A compressed message may inflate to so many times its size. Code and prose come to 10, a file of
-/// one repeated line to 100; a bomb to 1,000.
-pub const GRPC_INFLATE_RATIO_MAX: usize = 128;
-
-/// To so many bytes a message may inflate whatever its ratio is.
-pub const GRPC_INFLATE_FREE_BYTES: usize = 64 * 1_024;
 
 /// Bytes of a `grpc-message`, which stands in the trailers twice. Percent-encoding may triple one.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 512;
@@ -551,82 +501,6 @@ pub const ACCESS_TEXT_MAX_BYTES: usize = 1024;
 
 /// Bytes of a client's `x-request-id`; a longer one is replaced. Two UUIDs or a trace header fit.
 pub const REQUEST_ID_MAX_BYTES: usize = 128;
-/// Bounds of the configuration itself: what a file may be, and what its values may be. The
-/// ranges are wide; they exist to catch a slip of the pen (a missing unit, a digit too many)
-/// and to keep arithmetic on the values from overflowing.
-pub mod config {
-    use std::ops::RangeInclusive;
-
-    const SECOND_MS: u64 = 1_000;
-    const HOUR_MS: u64 = 3_600 * SECOND_MS;
-    const KIB: u64 = 1 << 10;
-    const MIB: u64 = 1 << 20;
-    const GIB: u64 = 1 << 30;
-
-    /// A configuration file. The longest sensible one has a few kilobytes; the bound keeps
-    /// `--config /dev/zero` from eating the memory.
-    pub const FILE_BYTES: u64 = MIB;
-    /// Mistakes that are printed at once; the rest is only counted.
-    pub const PROBLEMS_SHOWN: usize = 50;
-    /// Characters of a source line that are quoted below a mistake: a terminal's width.
-    pub const EXCERPT_CHARACTERS: usize = 96;
-    /// Characters of a wrong value that are quoted inside a message.
-    pub const QUOTE_CHARACTERS: usize = 40;
-    /// A misspelt name longer than this gets no suggestion: the comparison is quadratic.
-    pub const SUGGESTION_BYTES: usize = 64;
-    /// A path or a model's name: PATH_MAX of Linux.
-    pub const TEXT_BYTES: usize = 4_096;
-    /// `sun_path` of `sockaddr_un` has 108 bytes, the last of which is NUL (unix(7)).
-    pub const UNIX_PATH_BYTES: usize = 107;
-    /// A descriptor's name as the service manager accepts it (sd_pid_notify_with_fds(3)).
-    pub const DESCRIPTOR_NAME_BYTES: usize = 255;
-
-    /// `server.listen`: each address is a descriptor in every reactor's interest list.
-    pub const ADDRESSES: RangeInclusive<usize> = 1..=64;
-    /// `server.tls.certificates`: each is a series of its expiry, and one more name to compare with
-    /// what a client asks for.
-    pub const CERTIFICATE_FILES: RangeInclusive<usize> = 0..=64;
-    /// `server.tls.client_keys`: compared one after the other, when a request brings no key.
-    pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
-    /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
-    pub const REACTORS: RangeInclusive<u64> = 1..=64;
-    pub const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=HOUR_MS;
-    /// `server.compress_min`: below 64 bytes every coding grows what it is given.
-    pub const COMPRESS_MIN_BYTES: RangeInclusive<u64> = 64..=GIB;
-
-    /// The highest is no limit for people; it lets the benches drive one key with limits on.
-    pub const PER_MINUTE: RangeInclusive<u64> = 1..=100_000_000;
-    pub const TOKENS_PER_MINUTE: RangeInclusive<u64> = 0..=1_000_000_000;
-    pub const CONCURRENCY: RangeInclusive<u64> = 0..=65_536;
-
-    /// Linux's hard ceiling for descriptors of a process is `fs.nr_open`, at most 2^30.
-    pub const MAX_CONNECTIONS: RangeInclusive<u64> = 0..=10_000_000;
-    pub const MAX_HEAD_BYTES: RangeInclusive<u64> = KIB..=MIB;
-    pub const MAX_URI_BYTES: RangeInclusive<u64> = 256..=MIB;
-    /// Each field line costs 32 bytes in the parser's table.
-    pub const MAX_HEADERS: RangeInclusive<u64> = 8..=1_000;
-    pub const MAX_BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
-    /// deflate reaches 1,032 and the others a million; text that people wrote stays below 20.
-    pub const MAX_INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;
-    /// Shorter than 100 ms cuts off honest clients on a slow path.
-    pub const HEADER_TIMEOUT_MS: RangeInclusive<u64> = 100..=600 * SECOND_MS;
-    pub const BODY_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
-    pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
-    pub const WRITE_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
-    pub const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
-    pub const MAX_REQUESTS_PER_CONNECTION: RangeInclusive<u64> = 0..=1_000_000_000;
-
-    /// llama.cpp holds at most 256 sequences in a context (`LLAMA_MAX_SEQ`).
-    pub const PARALLEL: RangeInclusive<u64> = 1..=256;
-    /// ggml holds at most 512 threads in a pool (`GGML_MAX_N_THREADS`).
-    pub const THREADS: RangeInclusive<u64> = 0..=512;
-    pub const CONTEXT_TOKENS: RangeInclusive<u64> = 0..=1_048_576;
-    pub const ENGINE_QUEUE_JOBS: RangeInclusive<u64> = 1..=65_536;
-    /// A chunk is one batch: below 8 the weights are read for nothing, above 8,192 the running
-    /// streams stand still for seconds.
-    pub const PREFILL_CHUNK_TOKENS: RangeInclusive<u64> = 8..=8_192;
-    pub const GPU_LAYERS: RangeInclusive<u64> = 0..=9_999;
-}
 
 /// Connections that wait to be accepted, at least; `net.core.somaxconn` may allow more. It must
 /// hold what comes while one turn of the loop is busy.
@@ -701,70 +575,3 @@ pub const RESERVED_DESCRIPTORS: usize = 128;
 /// Connections of one daemon at most, whatever the descriptors allow: four million would already
 /// take a gigabyte of connection state.
 pub const CONNECTIONS_MOST: usize = 4 * 1024 * 1024;
-
-// ---- http: HTTP/2 -----------------------------------------------------------------------------
-
-/// Streams of one connection at once: what RFC 9113 (section 6.5.2) recommends at least, and what a
-/// gRPC client opens without asking. A stream whose job was given up counts until the job has ended.
-pub const HTTP2_STREAMS_MAX: u32 = 128;
-
-/// Bytes of a request's fields, uncompressed and with 32 more for each (RFC 9113, section 10.5.1).
-pub const HTTP2_HEADER_LIST_BYTES: u32 = 16 * 1024;
-
-/// The table with which a peer compresses its fields: the protocol's default, which holds the usual
-/// fields of one client many times.
-pub const HTTP2_HEADER_TABLE_BYTES: u32 = 4 * 1024;
-
-/// The payload of a frame that is accepted: the least that the protocol allows. Larger ones save
-/// nothing here and hold up the streams behind them.
-pub const HTTP2_FRAME_BYTES: u32 = 16 * 1024;
-
-/// What a peer may send on one stream without being asked for more: the usual body at once.
-pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-
-/// The same for all streams of a connection together.
-pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-
-/// Bytes of one stream that h2 holds for the socket; what is more waits in the stream.
-pub const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
-
-/// Streams that we have reset and still know, so that frames which were under way are not taken
-/// for errors.
-pub const HTTP2_RESETS_REMEMBERED: usize = 64;
-
-/// How long they are known: several round trips round the world.
-pub const HTTP2_RESET_REMEMBERED_FOR: Duration = Duration::from_secs(2);
-
-/// Streams that the peer has reset before they were looked at: more end the connection
-/// (CVE-2023-44487). All that come in one read are looked at together, so this is a burst's bound.
-pub const HTTP2_RESETS_MAX: usize = 64;
-
-/// Streams that we had to reset for the peer's errors: more end the connection (CVE-2025-8671).
-pub const HTTP2_LOCAL_RESETS_MAX: usize = 128;
-
-/// Streams that the peer has ended and that are remembered for a frame that follows all the same.
-/// More than there may be at once, for some are over on our side first.
-pub const HTTP2_ENDED_STREAMS: usize = 4 * HTTP2_STREAMS_MAX as usize;
-
-/// Bytes of an unfinished field block that are kept, to be read once more should h2 refuse it.
-pub const HTTP2_EXPLAINED_BYTES: usize = 64 * 1024;
-
-/// Bytes of all bodies that are on their way in on one connection. Each has the configuration's
-/// bound besides.
-pub const HTTP2_BODIES_BYTES: usize = 32 * 1024 * 1024;
-
-/// Bytes sent that make up for one control frame of the peer: who gets much has to grant window, and
-/// does it for some thousand bytes at a time.
-pub const HTTP2_BYTES_FOR_CONTROL_FRAME: u32 = 512;
-
-/// How long a peer may take to answer the first GOAWAY's PING when the daemon goes.
-pub const HTTP2_GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
-
-const _: () = {
-    assert!(HTTP2_FRAME_BYTES >= 16 * 1024);
-    assert!(HTTP2_CONNECTION_WINDOW_BYTES >= HTTP2_STREAM_WINDOW_BYTES);
-};
-
-/// Points that an answered request makes up for: its client grants window for the answer, on the
-/// stream and on the connection.
-pub const HTTP2_POINTS_FOR_REQUEST: u32 = 3;

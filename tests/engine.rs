@@ -1,7 +1,8 @@
 //! The engine with the real default model.
 //!
 //! Needs the model's file: `$AUTOGLMD_TEST_MODEL`, else the one in the daemon's own cache, which
-//! the first test that misses it fetches. Nothing here is timed but by bounds that only a hang or a broken promise can exceed.
+//! the first test that misses it fetches. Nothing here is timed but by bounds that only a hang or a
+//! broken promise can exceed.
 
 #![cfg(feature = "llama")]
 

@@ -430,7 +430,10 @@ fn crowd_with_patience_is_served_to_the_last_one() {
     let grown = process.anonymous_bytes().saturating_sub(before.0);
     assert!(grown < 32 << 20, "memory grew by {grown} bytes");
     assert_eq!(process.threads(), before.1);
-    assert_eq!(process.descriptors(), before.2);
+    // The last question about the numbers may have its connection for a moment longer.
+    eventually("all descriptors are closed", || {
+        (process.descriptors() <= before.2).then_some(())
+    });
 }
 
 // ---- the end of a daemon that is at work -----------------------------------------------------

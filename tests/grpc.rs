@@ -1,6 +1,6 @@
 //! gRPC over the real binary, by the field's own client: Python's grpcio, with stubs that it makes
-//! from our schema. Each test is a function of `tests/python/grpc_client.py`, which runs over TLS and
-//! in clear text against one port.
+//! from our schema. Each test is a function of `tests/python/grpc_client.py`, which runs over TLS
+//! and in clear text against one port.
 
 mod common;
 

@@ -10,6 +10,8 @@
 //! (2025), CVE numbers where a server was known for the mistake. The file is longer than others
 //! here may be, since a table is read by its rows.
 
+mod common;
+
 use autoglmd::error::ErrorCode::{
     self, BodyTooLarge, ExpectationFailed, HeadersTooLarge, MalformedHttp, NotImplemented,
     UriTooLong,
@@ -17,6 +19,7 @@ use autoglmd::error::ErrorCode::{
 use autoglmd::http::http1::{Accepted, Bounds, Malformed, Message, Progress, Reception, Storage};
 
 use Verdict::{Requests, Waits};
+use common::{Answer, Daemon, Options};
 
 const BODY_LIMIT: usize = 1024;
 
@@ -902,6 +905,50 @@ fn every_case_has_one_verdict_however_it_is_cut() {
     for case in cases() {
         assert!(!case.why.is_empty(), "{} gives no reason", case.name);
         check(case);
+    }
+}
+
+/// The same table against the real daemon. Whatever is refused gets exactly one answer, a 4xx (or
+/// 501 for what is not served at all), and the close: neither the rest of the bytes nor a request
+/// behind them is ever answered.
+#[test]
+fn the_daemon_answers_what_is_ambiguous_once_and_closes() {
+    // The daemon serves these; what the codec of HTTP/1.1 says about them is never asked.
+    const OTHER_PROTOCOLS: [&str; 2] = ["the preface of HTTP/2", "a TLS handshake"];
+    let daemon = Daemon::shared(Options::echo);
+    let cases = [FRAMING, LENGTHS, CHUNKS, HEADS, LINES]
+        .into_iter()
+        .flatten();
+    let mut refused = 0;
+    for case in cases.filter(|case| !OTHER_PROTOCOLS.contains(&case.name)) {
+        let Verdict::Refused(good, _) = case.verdict else {
+            continue;
+        };
+        let answers = answers_until_closed(daemon, case.wire);
+        let statuses: Vec<_> = answers.iter().map(Answer::status).collect();
+        let label = format!("{} ({}): {statuses:?}", case.name, case.why);
+        assert_eq!(statuses.len(), good.len() + 1, "{label}");
+        let last = statuses[good.len()];
+        assert!((400..500).contains(&last) || last == 501, "{label}");
+        let connection = answers[good.len()].field("connection");
+        assert_eq!(connection, Some("close"), "{label}");
+        refused += 1;
+    }
+    assert!(refused >= 60, "only {refused} cases were refused");
+}
+
+/// Everything that the daemon answers to these bytes and a good request behind them, until it
+/// closes.
+fn answers_until_closed(daemon: &Daemon, wire: &[u8]) -> Vec<Answer> {
+    let mut connection = daemon.connect();
+    connection.send(&[wire, b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"].concat());
+    let mut answers = Vec::new();
+    loop {
+        match connection.try_answer() {
+            Ok(answer) => answers.push(answer),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return answers,
+            Err(error) => panic!("after {answers:?}: {error}"),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Starts that fail, and a start that is broken off: what is said, how it ends, what is left behind.
+//! Starts that fail, and a start that is broken off: what is said, how it ends, what is left.
 
 use std::fs;
 use std::net::TcpListener;

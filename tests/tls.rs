@@ -123,18 +123,24 @@ fn curl_and_openssl_agree_on_each_version() {
     std::fs::write(&authority, house.authority.certificate.pem()).expect("a file");
     let port = house.daemon.address().port();
     for version in ["1.2", "1.3"] {
-        let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--http1.1", "--cacert"])
-            .arg(&authority)
-            .args([&format!("--tlsv{version}"), "--tls-max", version])
-            .args(["--resolve", &format!("localhost:{port}:127.0.0.1")])
-            .args(["--write-out", "%{http_code} %{ssl_verify_result}"])
-            .arg(format!("https://localhost:{port}/livez"))
-            .output()
-            .expect("curl; on Debian and Ubuntu: apt-get install curl");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(text.ends_with("200 0"), "{version}: {text} {error}");
+        for (http, spoken) in [("--http1.1", "1.1"), ("--http2", "2")] {
+            let output = Command::new("curl")
+                .args(["--silent", "--show-error", http, "--cacert"])
+                .arg(&authority)
+                .args([&format!("--tlsv{version}"), "--tls-max", version])
+                .args(["--resolve", &format!("localhost:{port}:127.0.0.1")])
+                .args([
+                    "--write-out",
+                    "%{http_version} %{http_code} %{ssl_verify_result}",
+                ])
+                .arg(format!("https://localhost:{port}/livez"))
+                .output()
+                .expect("curl; on Debian and Ubuntu: apt-get install curl");
+            let text = String::from_utf8_lossy(&output.stdout);
+            let error = String::from_utf8_lossy(&output.stderr);
+            let expected = format!("{spoken} 200 0");
+            assert!(text.ends_with(&expected), "{version}: {text} {error}");
+        }
 
         let last = GET.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
         let output = Command::new("sh")

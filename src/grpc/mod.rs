@@ -14,5 +14,5 @@ pub mod terms;
 /// The media type of every answer, whatever it is.
 pub const CONTENT_TYPE: &str = "application/grpc";
 
-pub use frame::{Decoder, Encoding};
+pub use frame::{Bounds, Decoder, Encoding};
 pub use terms::Terms;

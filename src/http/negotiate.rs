@@ -134,6 +134,8 @@ pub fn content_type(request: &Request<'_>) -> ContentType {
     let mut values = field_values(request, "content-type");
     match (values.next(), values.next()) {
         (None, _) => ContentType::Absent,
+        // At a glance: nearly all that come.
+        (Some("application/json"), None) => ContentType::Known(MediaType::Json),
         (Some(value), None) => {
             parse_content_type(value).map_or(ContentType::Unsupported, ContentType::Known)
         }
@@ -165,7 +167,10 @@ fn choose_from<'a>(
     values: impl Iterator<Item = &'a str> + Clone,
     offers: &[MediaType],
 ) -> Option<MediaType> {
-    if ranges(values.clone()).next().is_none() {
+    // What most clients send, read at a glance: whoever takes anything gets our first.
+    let mut all = values.clone();
+    let takes_anything = matches!((all.next(), all.next()), (Some("*/*"), None));
+    if takes_anything || ranges(values.clone()).next().is_none() {
         return offers.first().copied();
     }
     let mut best: Option<(Weight, MediaType)> = None;

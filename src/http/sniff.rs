@@ -2,9 +2,9 @@
 //!
 //! One port serves all of them, and each gives itself away: a TLS record of the handshake type
 //! begins with the byte 22 (RFC 8446, section 5.1), HTTP/2 in clear text with its preface (RFC
-//! 9113, section 3.4), and everything else is HTTP/1's to read or to refuse. The preface begins like a request
-//! with the method `PRI`, so it can take all of its 24 bytes until the two are told apart; no TLS
-//! record needs more than one.
+//! 9113, section 3.4), and everything else is HTTP/1's to read or to refuse. The preface begins
+//! like a request with the method `PRI`, so it can take all of its 24 bytes until the two are told
+//! apart; no TLS record needs more than one.
 
 /// What every client of HTTP/2 sends first.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

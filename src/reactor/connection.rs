@@ -31,6 +31,7 @@
 
 use std::io::{self, IoSlice};
 
+use super::close_reason::CloseReason;
 use super::http1::{Context, Http1, Waiting};
 use super::protocol::Protocol;
 use super::system::{Edge, System};
@@ -71,58 +72,6 @@ enum Phase {
     Lingering {
         discarded_bytes: u32,
     },
-}
-
-/// Why a connection ended: the label of `autoglmd_connections_closed_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// The peer closed in good order, or we did after the last answer.
-    Done,
-    /// Between two requests for too long, or closed to make room for a new connection.
-    Idle,
-    /// A request did not arrive in time.
-    RequestTimeout,
-    /// The peer did not take its answer in time.
-    WriteTimeout,
-    /// The peer reset the connection, or left in the middle of a request.
-    Reset,
-    /// The daemon stops.
-    Drain,
-    /// A bug: its handling panicked.
-    Panic,
-}
-
-impl CloseReason {
-    pub const ALL: [CloseReason; 7] = [
-        CloseReason::Done,
-        CloseReason::Idle,
-        CloseReason::RequestTimeout,
-        CloseReason::WriteTimeout,
-        CloseReason::Reset,
-        CloseReason::Drain,
-        CloseReason::Panic,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            CloseReason::Done => "done",
-            CloseReason::Idle => "idle",
-            CloseReason::RequestTimeout => "request_timeout",
-            CloseReason::WriteTimeout => "write_timeout",
-            CloseReason::Reset => "reset",
-            CloseReason::Drain => "drain",
-            CloseReason::Panic => "panic",
-        }
-    }
-
-    /// What the job of a connection that ends like this is told.
-    pub const fn cancels_as(self) -> CancelReason {
-        match self {
-            CloseReason::WriteTimeout => CancelReason::SlowReader,
-            CloseReason::Drain => CancelReason::Drain,
-            _ => CancelReason::Disconnect,
-        }
-    }
 }
 
 /// Of these, the one that runs is that of what the connection waits for.
@@ -552,10 +501,9 @@ impl<K> Connection<K> {
     {
         while self.has_output() && self.readiness.is_write_ready() {
             match self.write(system, context.pool) {
-                Ok(Written { offered: 0, .. }) => {
-                    debug_assert!(false, "something waits, and nothing can be written");
-                    break;
-                }
+                // Something waits and cannot be sent: the keys of TLS 1.2 are worn out after some
+                // hundred gigabytes, and it has no way to change them.
+                Ok(Written { offered: 0, .. }) => return Err(CloseReason::Reset),
                 Ok(Written { offered, taken }) => {
                     if taken < offered {
                         self.readiness.blocked_write();

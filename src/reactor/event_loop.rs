@@ -37,7 +37,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::connection::{CloseReason, Connection, Pumped};
+use super::close_reason::CloseReason;
+use super::connection::{Connection, Pumped};
 use super::date::DateCache;
 use super::http1::Context;
 use super::message::Message;

@@ -11,15 +11,16 @@
 //!    └── an error of the peer, its FIN, too many oddities ──^
 //! ```
 //!
-//! A call does what it does to streams and their handles, and ends in [`Http2::drive`], which lets h2
-//! read and write until nothing moves any more. Nobody is woken: see `http::http2`.
+//! A call does what it does to streams and their handles, and ends in [`Http2::drive`], which
+//! lets h2 read and write until nothing moves any more. Nobody is woken: see `http::http2`.
 //!
 //! Invariants:
 //!  1. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.
 //!  2. A stream's number is its request's, so an event of a stream that is gone is recognised.
-//!  3. A stream that was given up while its job runs stays among the orphans until the job has ended,
-//!     and counts against the peer's streams: resets cannot pile up work.
-//!  4. Memory for one connection is bounded by its streams, its bodies' bytes and the output's marks.
+//!  3. A stream that was given up while its job runs stays among the orphans until the job has
+//!     ended, and counts against the peer's streams: resets cannot pile up work.
+//!  4. Memory for one connection is bounded by its streams, its bodies' bytes and the output's
+//!     marks.
 
 mod outgoing;
 mod reception;

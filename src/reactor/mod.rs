@@ -4,12 +4,14 @@
 //!
 //! * [`system`]: what the loop asks of the kernel, as a trait; [`real`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
-//! * [`connection`]: one socket and its pump; [`transport`]: TLS below it, or nothing;
+//! * [`connection`]: one socket and its pump; [`close_reason`]: how it may end; [`transport`]: TLS
+//!   below it, or nothing;
 //! * [`protocol`]: which of the two a connection speaks;
 //! * [`http1`], [`http2`]: each between its codec and the service;
 //! * [`message`]: what other threads may tell the loop;
 //! * `simulation`: the same loop over a kernel made of dice, in the tests.
 
+pub mod close_reason;
 pub mod connection;
 mod date;
 pub mod event_loop;

@@ -23,6 +23,12 @@ pub enum Protocol {
     Http2(Box<Http2>),
 }
 
+impl Default for Protocol {
+    fn default() -> Protocol {
+        Protocol::new()
+    }
+}
+
 impl Protocol {
     pub const fn new() -> Protocol {
         Protocol::Undecided { has_begun: false }

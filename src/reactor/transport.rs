@@ -23,7 +23,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::connection::CloseReason;
+use super::close_reason::CloseReason;
 use super::http1::Context;
 use crate::config::Security;
 use crate::core::output::OutputQueue;
@@ -221,7 +221,8 @@ impl Transport {
         session.queue_mut()
     }
 
-    /// The connection ends: its buffers go home, and a handshake that had begun has come to nothing.
+    /// The connection ends: its buffers go home, and a handshake that had begun has come to
+    /// nothing.
     pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) {
         let Transport::Tls(session) = self else {
             return;

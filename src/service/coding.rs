@@ -9,11 +9,14 @@
 //!  2. Every answer whose form `Accept-Encoding` decides has `Vary`.
 //!  3. Of a reactor's streams at most `COMPRESSED_STREAMS_MOST` hold an encoder.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::config::Config;
 use crate::error::{ApiError, ErrorCode};
+use crate::grpc::messages::Message;
+use crate::grpc::{Bounds, Encoding, frame};
 use crate::http::Fields;
 use crate::http::compress::decode::{Bound, DecodeError, decode_body};
 use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, encode_whole};
@@ -188,6 +191,35 @@ impl Coder {
         &self.coded
     }
 
+    /// Appends a message of gRPC, which has its own coding.
+    pub fn append_message(&self, body: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
+        if encoding == Encoding::Identity {
+            return frame::append(body, message, encoding);
+        }
+        let (coding, start) = (Coding::Gzip, body.len());
+        let counters = self.metrics.compression();
+        counters.compressing(coding, || frame::append(body, message, encoding));
+        let before = frame::PREFIX_BYTES + message.encoded_len();
+        counters.observe_compressed(coding, before, body.len() - start);
+    }
+
+    /// The message of a method that takes one.
+    pub fn only_message<'b>(
+        &self,
+        body: &'b [u8],
+        encoding: Encoding,
+        config: &Config,
+    ) -> Result<Cow<'b, [u8]>, ApiError> {
+        let bounds = message_bounds(config, config.limits.max_body);
+        if encoding == Encoding::Identity {
+            return frame::only_message(body, encoding, bounds);
+        }
+        let (coding, counters) = (Coding::Gzip, self.metrics.compression());
+        let message = counters.inflating(coding, || frame::only_message(body, encoding, bounds))?;
+        counters.observe_inflated(coding, body.len(), message.len());
+        Ok(message)
+    }
+
     /// What a request's body is without its codings, in `out`.
     pub fn inflate(
         &self,
@@ -222,6 +254,14 @@ pub struct StreamCoder {
 impl Drop for StreamCoder {
     fn drop(&mut self) {
         self.metrics.compression().streams.dec();
+    }
+}
+
+/// Of gRPC's messages.
+pub fn message_bounds(config: &Config, bytes: usize) -> Bounds {
+    Bounds {
+        bytes,
+        inflate_ratio: config.limits.max_inflate_ratio,
     }
 }
 

@@ -4,7 +4,6 @@
 
 use crate::core::Moment;
 use crate::error::ApiError;
-use crate::grpc::frame;
 use crate::grpc::messages::Message;
 use crate::http::Reply;
 
@@ -24,7 +23,7 @@ impl Service {
     ) {
         self.page.begin(call);
         if let Form::Grpc(terms) = call.form {
-            frame::append(&mut self.page.body, message, terms.encoding);
+            self.page.append_message(message, terms.encoding);
         }
         let bytes = form::send_answer(&mut self.page, call, reply);
         let status = 200;
@@ -42,7 +41,7 @@ impl Service {
     ) -> u64 {
         self.page.begin(call);
         if let Form::Grpc(terms) = call.form {
-            frame::append(&mut self.page.body, message, terms.encoding);
+            self.page.append_message(message, terms.encoding);
         }
         if is_first {
             form::start(&mut self.page, call, reply);

@@ -7,7 +7,7 @@
 
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::{Message, autoglm};
-use crate::grpc::{self, Encoding, Terms, frame, status, terms};
+use crate::grpc::{self, Encoding, Terms, status, terms};
 use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
 use crate::http::{Fields, Reply, Request, Version};
 
@@ -140,7 +140,7 @@ pub fn append_answer(page: &mut Page, form: Form, object: &AnswerObject<'_>) {
     match form {
         Form::Json => write_json(&mut page.body, object),
         Form::Protobuf => append(&mut page.body, &response_of(object)),
-        Form::Grpc(terms) => frame::append(&mut page.body, &response_of(object), terms.encoding),
+        Form::Grpc(terms) => page.append_message(&response_of(object), terms.encoding),
     }
 }
 
@@ -179,7 +179,7 @@ pub fn append_delta(page: &mut Page, form: Form, text: &str) {
                 text: text.to_owned(),
                 response: None,
             };
-            frame::append(&mut page.body, &chunk, terms.encoding);
+            page.append_message(&chunk, terms.encoding);
         }
     }
 }
@@ -193,7 +193,7 @@ pub fn append_done(page: &mut Page, form: Form, object: &AnswerObject<'_>) {
                 text: String::new(),
                 response: Some(response_of(object)),
             };
-            frame::append(&mut page.body, &chunk, terms.encoding);
+            page.append_message(&chunk, terms.encoding);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::core::Moment;
 use crate::engine::{Job, Prompt, Refused};
 use crate::error::{ApiError, ErrorCode};
-use crate::grpc::{Encoding, frame};
+use crate::grpc::Encoding;
 use crate::http::negotiate::{ContentType, MediaType};
 use crate::http::{Reply, Request};
 use crate::limits;
@@ -139,7 +139,8 @@ impl Service {
             Form::Grpc(terms) => terms.encoding,
             Form::Json | Form::Protobuf => Encoding::Identity,
         };
-        frame::only_message(body, encoding, self.parts.config.limits.max_body)
+        let config = &self.parts.config;
+        self.page.coder.only_message(body, encoding, config)
     }
 
     /// Refuses a model that is not the loaded one.

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::engine::Timings;
 use crate::error::ApiError;
+use crate::grpc::Encoding;
+use crate::grpc::messages::Message;
 use crate::http::compress::encode::Step;
 use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Answer, Fields, Reply, sse};
@@ -89,6 +91,11 @@ impl Page {
         // JSON is UTF-8, and what is written here without white space is one line.
         let data = std::str::from_utf8(&self.json).unwrap_or_default();
         sse::event(&mut self.body, name, None, data);
+    }
+
+    /// Appends a message of gRPC to the body.
+    pub fn append_message(&mut self, message: &impl Message, encoding: Encoding) {
+        self.coder.append_message(&mut self.body, message, encoding);
     }
 
     /// Sends head and body, compressed where the client asked for it and it is worth it; gives the

@@ -13,6 +13,7 @@ use crate::limits;
 use crate::offload::CancelReason;
 
 use super::call::{Admitted, Call};
+use super::coding::message_bounds;
 use super::form::Form;
 use super::ledger::Outcome;
 use super::{Exchange, Flow, Service};
@@ -58,8 +59,10 @@ impl Service {
             Form::Grpc(terms) => terms.encoding,
             Form::Json | Form::Protobuf => Encoding::Identity,
         };
+        let bytes = limits::REFLECTION_QUESTION_BYTES_MAX;
+        let bounds = message_bounds(&self.parts.config, bytes);
         let mut dialogue = Dialogue {
-            questions: Decoder::new(encoding, limits::REFLECTION_QUESTION_BYTES_MAX),
+            questions: Decoder::new(encoding, bounds),
             count: 0,
             is_over: false,
             look_at: now + limits::HEALTH_WATCH_INTERVAL,

@@ -494,6 +494,9 @@ mod tests {
             .observe(std::time::Duration::from_millis(3));
         metrics.connections_closed("idle").inc();
         metrics.config_reloads(true).inc();
+        metrics.tls_handshakes("full", "1.3").inc();
+        metrics.tls_refused("clear_on_tls").inc();
+        metrics.set_certificate_expiries([10, 20].into_iter());
         metrics.errors(ErrorCode::QueueFull).inc();
         metrics.cancelled(CancelReason::SlowReader).inc();
         let mut text = String::new();
@@ -530,6 +533,12 @@ mod tests {
             "autoglmd_stale_completions_total 0",
             "autoglmd_accept_paused_total 0",
             "autoglmd_watchdog_fed_total 0",
+            "autoglmd_tls_handshakes_total{outcome=\"full\",version=\"1.3\"} 1",
+            "autoglmd_tls_handshakes_deferred_total 0",
+            "autoglmd_tls_broken_total 0",
+            "autoglmd_tls_truncated_total 0",
+            "autoglmd_tls_refused_total{reason=\"clear_on_tls\"} 1",
+            "autoglmd_tls_certificate_expiry_seconds{certificate=\"1\"} 20",
             "autoglmd_log_dropped_total 0",
             "autoglmd_log_write_errors_total 0",
             concat!(

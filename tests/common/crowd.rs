@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::client::{Answer, request};
 use super::daemon::Daemon;
 
-/// How long `/livez` took while something else was going on, and beside it how long the machine took
-/// for the same between two threads that have nothing else to do. Both in rising order.
+/// How long `/livez` took while something else was going on, and beside it how long the machine
+/// took for the same between two threads that have nothing else to do. Both in rising order.
 pub struct Health {
     daemon: Vec<Duration>,
     machine: Vec<Duration>,

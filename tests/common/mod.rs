@@ -6,8 +6,8 @@
 //! * [`crowd`] is many clients at once.
 //! * [`tls`] makes certificates, and clients that trust them.
 //! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
-//! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model; [`python`] makes the
-//!   environment in which the original client runs.
+//! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
+//!   [`python`] makes the environment in which the original client runs.
 //!
 //! Nothing here sleeps to wait for something: a wait ends with a line of the log, an answer, or
 //! a bound that is far above what a working daemon needs.

@@ -40,18 +40,26 @@ impl Process {
 
     /// User and system time spent so far, in steps of 10 ms.
     pub fn cpu_time(self) -> Duration {
+        let (user, system) = self.times();
+        user + system
+    }
+
+    /// The same in two parts: in the program, and in the kernel for it.
+    pub fn times(self) -> (Duration, Duration) {
         let text = std::fs::read_to_string(self.proc("stat")).expect("the process lives");
         // The second field is the name in parentheses and may hold spaces; `utime` and `stime`
         // are the 14th and 15th (proc_pid_stat(5)).
         let (_, after_name) = text.rsplit_once(')').expect("a stat line has a name");
-        let ticks: u64 = after_name
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u64>().expect("ticks are a number"))
-            .sum();
-        // USER_HZ is 100 on every architecture that Linux offers to user space.
-        Duration::from_millis(ticks * 10)
+        let mut fields = after_name.split_whitespace().skip(11);
+        let mut time = || {
+            let ticks: u64 = fields
+                .next()
+                .and_then(|field| field.parse().ok())
+                .expect("ticks are a number");
+            // USER_HZ is 100 on every architecture that Linux offers to user space.
+            Duration::from_millis(ticks * 10)
+        };
+        (time(), time())
     }
 
     pub fn is_alive(self) -> bool {

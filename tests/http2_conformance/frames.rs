@@ -38,7 +38,7 @@ pub const CASES: &[Case] = &[
     }),
     case("rfc9113_4_1_unknown_flags_of_headers", |peer| {
         let block = peer.target().get();
-        let unknown = 0xff & !(flag::PADDED | flag::PRIORITY);
+        let unknown = !(flag::PADDED | flag::PRIORITY);
         peer.send(Frame::new(kind::HEADERS, unknown, 1, block));
         peer.answer_of(1, 200)?;
         peer.works(3)
@@ -46,7 +46,7 @@ pub const CASES: &[Case] = &[
     case("rfc9113_4_1_unknown_flags_of_data", |peer| {
         let target = peer.target();
         peer.headers_open(1, &target.post());
-        peer.send(data(1, &target.body, 0xff & !flag::PADDED));
+        peer.send(data(1, &target.body, !flag::PADDED));
         peer.answer_of(1, 200)?;
         peer.works(3)
     }),

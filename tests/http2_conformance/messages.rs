@@ -360,8 +360,8 @@ fn field(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     peer.works(stream + 2)
 }
 
-/// The same with bytes that no name or value may have. A decoder may find them, and whoever does not
-/// trust it any more after that ends the connection (section 5.4.1).
+/// The same with bytes that no name or value may have. A decoder may find them, and whoever does
+/// not trust it any more after that ends the connection (section 5.4.1).
 fn bytes(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     let block = [peer.target().get(), literal(name, value)].concat();
     peer.headers(1, &block);

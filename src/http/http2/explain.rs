@@ -1,14 +1,17 @@
 //! Why h2 has ended a connection, for the error code that its GOAWAY carries.
 //!
 //! h2 0.4 calls every error of the connection PROTOCOL_ERROR. RFC 9113 asks for COMPRESSION_ERROR
-//! where a field block cannot be decoded (section 4.3) and for FLOW_CONTROL_ERROR where SETTINGS name
-//! a window that is too large (section 6.5.2). h2 does not say what it was, so its last bytes are
-//! read once more: once in a connection's life, at its end, and nothing but a code depends on it.
+//! where a field block cannot be decoded (section 4.3) and for FLOW_CONTROL_ERROR where SETTINGS
+//! name a window that is too large (section 6.5.2). h2 does not say what it was, so its last
+//! bytes are read once more: once in a connection's life, at its end, and nothing but a code
+//! depends on it.
 //!
-//! A block that h2 did not take, in frames that are well made, is one that its decoder refused. It
-//! does so for two reasons: the block cannot be decoded, or it holds a name or value that no message
-//! may have (section 8.2.1), which is PROTOCOL_ERROR. The second is told from the block alone; the
-//! first need not be, since the indices that are good depend on all blocks before.
+//! Looked for is the first block that h2 did not take and can have refused: one that cannot be
+//! decoded, or that holds a name or value that no message may have (section 8.2.1), which is
+//! PROTOCOL_ERROR. Both are told from the block alone, but for the indices of the dynamic table,
+//! which depend on all blocks before: a block that is good otherwise and uses such an index is
+//! taken for the one that used a wrong one. That is a guess where another frame of the same batch
+//! was wrong too; whoever sent it is at fault in any case.
 //!
 //! Must never panic, and never be needed: without an explanation h2's own code stands.
 
@@ -16,8 +19,11 @@ use h2::Reason;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
+use crate::limits::HTTP2_HEADER_TABLE_BYTES;
+
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
@@ -35,13 +41,25 @@ pub fn explain(bytes: &[u8], last_stream: u32) -> Option<Reason> {
             SETTINGS if frame.flags & ACK == 0 && has_too_large_window(frame.payload) => {
                 return Some(Reason::FLOW_CONTROL_ERROR);
             }
+            // An increment of nothing, which is PROTOCOL_ERROR (section 6.9).
+            WINDOW_UPDATE if frame.payload.iter().all(|&byte| byte == 0) => return None,
             HEADERS if frame.stream % 2 == 1 && frame.stream > last_stream => {
-                return explain_block(frame, frames);
+                match judge(frame, Frames(frames.0)) {
+                    Judgement::Good => {}
+                    Judgement::Bad(reason) => return reason,
+                }
             }
             _ => {}
         }
     }
     None
+}
+
+enum Judgement {
+    /// Nothing is wrong with it that can be seen.
+    Good,
+    /// h2 has ended the connection for this; without a reason, its own code is right.
+    Bad(Option<Reason>),
 }
 
 fn has_too_large_window(payload: &[u8]) -> bool {
@@ -51,24 +69,26 @@ fn has_too_large_window(payload: &[u8]) -> bool {
     })
 }
 
-/// A block that was not taken. `None` if it was its frames that were wrong.
-fn explain_block(first: Frame<'_>, frames: Frames<'_>) -> Option<Reason> {
-    let mut block = first.fragment()?.to_vec();
+/// A block that was not taken, in its frames.
+fn judge(first: Frame<'_>, mut frames: Frames<'_>) -> Judgement {
+    let Some(fragment) = first.fragment() else {
+        return Judgement::Bad(None);
+    };
+    let mut block = fragment.to_vec();
     let mut has_ended = first.flags & END_HEADERS != 0;
-    let mut frames = frames;
     while !has_ended {
         let Some(frame) = frames.next() else {
             break;
         };
         if frame.kind != CONTINUATION || frame.stream != first.stream {
-            return None;
+            return Judgement::Bad(None);
         }
         block.extend_from_slice(frame.payload);
         has_ended = frame.flags & END_HEADERS != 0;
     }
-    match has_malformed_literal(&block) {
-        true => Some(Reason::PROTOCOL_ERROR),
-        false => Some(Reason::COMPRESSION_ERROR),
+    match Reader(&block).judge(has_ended) {
+        None => Judgement::Good,
+        reason => Judgement::Bad(reason),
     }
 }
 
@@ -116,19 +136,6 @@ impl<'a> Frames<'a> {
 
 // ---- the block, as far as no table is needed (RFC 7541, section 6) ------------------------------
 
-/// Whether the block holds a name or a value that no message may have, before anything that cannot
-/// be decoded.
-fn has_malformed_literal(block: &[u8]) -> bool {
-    let mut reader = Reader(block);
-    loop {
-        match reader.representation() {
-            Some(Some((name, value))) if is_malformed(name.as_deref(), &value) => return true,
-            Some(_) => {}
-            None => return false,
-        }
-    }
-}
-
 /// RFC 9113, section 8.2.2. h2 refuses the request alone; but where the block goes on in
 /// CONTINUATION, it has forgotten of what, and ends the connection.
 const CONNECTION_SPECIFIC: [&[u8]; 5] = [
@@ -153,73 +160,116 @@ fn is_malformed(name: Option<&[u8]>, value: &[u8]) -> bool {
     }
 }
 
-/// The name, if it is a literal's own or that of a pseudo-field in the static table, and the value.
-type Literal = (Option<Vec<u8>>, Vec<u8>);
+/// One representation.
+enum Representation {
+    Index(u32),
+    TableSize(u32),
+    /// The name, where it is a literal of its own or that of a pseudo-field.
+    Literal {
+        index: u32,
+        name: Option<Vec<u8>>,
+        value: Vec<u8>,
+    },
+}
+
+/// Why there is no more to read.
+enum Stop {
+    End,
+    Undecodable,
+}
 
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    /// The next representation, and what it holds if it is a literal. `None` at the end, and where
-    /// the block cannot be decoded.
-    fn representation(&mut self) -> Option<Option<Literal>> {
-        let first = *self.0.first()?;
-        let prefix_bits = match first {
-            0x80.. => 7,
-            0x40.. => 6,
-            0x20.. => 5,
+    /// What is wrong with the block, if it is not whether an index is in the table: then that is.
+    fn judge(&mut self, has_ended: bool) -> Option<Reason> {
+        let (mut has_field, mut has_dynamic) = (false, false);
+        while !self.0.is_empty() {
+            let index = match self.representation() {
+                Ok(Representation::TableSize(size)) => {
+                    if has_field || size > HTTP2_HEADER_TABLE_BYTES {
+                        return Some(Reason::COMPRESSION_ERROR);
+                    }
+                    continue;
+                }
+                Ok(Representation::Literal { name, value, .. })
+                    if is_malformed(name.as_deref(), &value) =>
+                {
+                    return Some(Reason::PROTOCOL_ERROR);
+                }
+                Ok(Representation::Index(index) | Representation::Literal { index, .. }) => index,
+                // The rest was to come.
+                Err(Stop::End) if !has_ended => break,
+                Err(_) => return Some(Reason::COMPRESSION_ERROR),
+            };
+            has_field = true;
+            has_dynamic |= index >= DYNAMIC_FIRST;
+        }
+        has_dynamic.then_some(Reason::COMPRESSION_ERROR)
+    }
+
+    fn representation(&mut self) -> Result<Representation, Stop> {
+        let prefix_bits = match self.0.first() {
+            Some(0x80..) => 7,
+            Some(0x40..) => 6,
+            Some(0x20..) => 5,
             _ => 4,
         };
         let number = self.integer(prefix_bits)?;
-        match prefix_bits {
-            // An index, or the size of the table.
-            7 if number == 0 => None,
-            7 | 5 => Some(None),
-            _ => {
-                let name = match number {
+        match (prefix_bits, number) {
+            (7, 0) => Err(Stop::Undecodable),
+            (7, index) => Ok(Representation::Index(index)),
+            (5, size) => Ok(Representation::TableSize(size)),
+            (_, index) => {
+                let name = match index {
                     0 => Some(self.string()?),
-                    _ => static_pseudo_name(number).map(<[u8]>::to_vec),
+                    _ => static_pseudo_name(index).map(<[u8]>::to_vec),
                 };
-                Some(Some((name, self.string()?)))
+                let value = self.string()?;
+                Ok(Representation::Literal { index, name, value })
             }
         }
     }
 
     /// RFC 7541, section 5.1; as many bytes as h2 reads.
-    fn integer(&mut self, prefix_bits: u32) -> Option<u32> {
+    fn integer(&mut self, prefix_bits: u32) -> Result<u32, Stop> {
         let most = (1 << prefix_bits) - 1;
         let value = u32::from(self.byte()?) & most;
         if value < most {
-            return Some(value);
+            return Ok(value);
         }
         let mut value = most;
         for shift in [0, 7, 14, 21] {
             let byte = self.byte()?;
             value += u32::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                return Some(value);
+                return Ok(value);
             }
         }
-        None
+        Err(Stop::Undecodable)
     }
 
     /// RFC 7541, section 5.2.
-    fn string(&mut self) -> Option<Vec<u8>> {
-        let is_huffman = self.0.first()? & 0x80 != 0;
+    fn string(&mut self) -> Result<Vec<u8>, Stop> {
+        let is_huffman = self.0.first().ok_or(Stop::End)? & 0x80 != 0;
         let length = self.integer(7)? as usize;
-        let (bytes, rest) = self.0.split_at_checked(length)?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Stop::End)?;
         self.0 = rest;
         match is_huffman {
-            true => unhuffman(bytes),
-            false => Some(bytes.to_vec()),
+            true => unhuffman(bytes).ok_or(Stop::Undecodable),
+            false => Ok(bytes.to_vec()),
         }
     }
 
-    fn byte(&mut self) -> Option<u8> {
-        let (&first, rest) = self.0.split_first()?;
+    fn byte(&mut self) -> Result<u8, Stop> {
+        let (&first, rest) = self.0.split_first().ok_or(Stop::End)?;
         self.0 = rest;
-        Some(first)
+        Ok(first)
     }
 }
+
+/// RFC 7541, section 2.3.3: the first index that is not in the static table.
+const DYNAMIC_FIRST: u32 = 62;
 
 /// RFC 7541, appendix A.
 fn static_pseudo_name(index: u32) -> Option<&'static [u8]> {
@@ -321,10 +371,16 @@ mod tests {
     fn undecodable_blocks_and_malformed_fields_are_told_apart() {
         let compression = Some(Reason::COMPRESSION_ERROR);
         let protocol = Some(Reason::PROTOCOL_ERROR);
-        // An index that is in no table, index 0, and a string that is longer than its block.
-        assert_eq!(block(&[0x82, 0xff, 0x10]), compression);
-        assert_eq!(block(&[0x80]), compression);
+        assert_eq!(block(b"\x82\x86\x84"), None);
+        // An index that may be in no table, index 0, a string that is longer than its block.
+        assert_eq!(block(b"\x82\xbe"), compression);
+        assert_eq!(block(b"\x7e\x01y"), compression);
+        assert_eq!(block(b"\x80"), compression);
         assert_eq!(block(b"\x82\x00\x01x\x05y"), compression);
+        // Integers without an end, and sizes that are too large or too late.
+        assert_eq!(block(b"\xff\x80\x80\x80\x80\x00"), compression);
+        assert_eq!(block(b"\x3f\xe2\x1f\x82"), compression);
+        assert_eq!(block(b"\x82\x20"), compression);
         // Huffman's padding is not all ones.
         assert_eq!(block(b"\x00\x01x\x81\x18"), compression);
         assert_eq!(block(b"\x82\x00\x01X\x01y"), protocol);
@@ -370,10 +426,11 @@ mod tests {
             explain(&frame(HEADERS, END_HEADERS | PRIORITY, 1, b"\0\0\0"), 0),
             None
         );
-        let begun = frame(HEADERS, 0, 1, b"\x82");
+        let begun = frame(HEADERS, 0, 1, b"\x82\x00\x01X");
         let other = frame(6, 0, 0, &[0; 8]);
         assert_eq!(explain(&[begun.clone(), other].concat(), 0), None);
-        let end = frame(CONTINUATION, END_HEADERS, 1, b"\x00\x01X\x01y");
+        assert_eq!(explain(&begun, 0), None);
+        let end = frame(CONTINUATION, END_HEADERS, 1, b"\x01y");
         assert_eq!(
             explain(&[begun, end].concat(), 0),
             Some(Reason::PROTOCOL_ERROR)

@@ -8,11 +8,11 @@
 //! The tally has a second use. h2 tells a task that something happened to a stream by waking it;
 //! here nobody is woken, and the streams that were named are the ones to look at.
 //!
-//! What is wrong is h2's to refuse, but for three rules that can be told from a frame's header and
-//! that h2 0.4 does not keep to: the first frame is SETTINGS (RFC 9113, section 3.4), a frame of a
-//! length that its type cannot have is FRAME_SIZE_ERROR (section 4.2), and what follows the end of a
-//! stream is STREAM_CLOSED (section 5.1); h2 lets the first pass and calls the others PROTOCOL_ERROR.
-//! They end here, as a [`Violation`]: h2 is not given the frame.
+//! What is wrong is h2's to refuse, but for three rules that can be told from a frame's header
+//! and that h2 0.4 does not keep to: the first frame is SETTINGS (RFC 9113, section 3.4), a frame
+//! of a length that its type cannot have is FRAME_SIZE_ERROR (section 4.2), and what follows the
+//! end of a stream is STREAM_CLOSED (section 5.1); h2 lets the first pass and calls the others
+//! PROTOCOL_ERROR. They end here, as a [`Violation`]: h2 is not given the frame.
 //!
 //! Must never change or interpret what passes.
 //!
@@ -67,7 +67,7 @@ impl FrameType {
             FrameType::Ping => length == 8,
             FrameType::GoAway => length >= 8,
             FrameType::Settings if is_ack => length == 0,
-            FrameType::Settings => length % 6 == 0,
+            FrameType::Settings => length.is_multiple_of(6),
             FrameType::Data | FrameType::Headers | FrameType::Continuation | FrameType::Ignored => {
                 true
             }

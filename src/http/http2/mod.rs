@@ -1,9 +1,9 @@
 //! HTTP/2 (RFC 9113) without I/O: the h2 crate, driven by hand.
 //!
 //! h2 is written for tasks that a runtime wakes. Here it has neither: it reads and writes a
-//! [`pipe`] in memory, and whoever has put something in, or has acted on a stream's handle, polls it again.
-//! That takes one rule in place of a runtime: **after every call on a handle follows a poll of the
-//! connection**, or what was said stays in h2's queues.
+//! [`pipe`] in memory, and whoever has put something in, or has acted on a stream's handle, polls
+//! it again. That takes one rule in place of a runtime: **after every call on a handle follows a
+//! poll of the connection**, or what was said stays in h2's queues.
 //!
 //! ```text
 //!              feed                   poll_request
@@ -13,9 +13,9 @@
 //!           take_output
 //! ```
 //!
-//! In reading order: [`pipe`], [`head`] (a request as the service sees it), [`meter`] (what a peer's
-//! frames are, counted and checked before h2 reads them), [`explain`] (the right code for an error
-//! that h2 has found), [`Server`] (h2 with every limit set).
+//! In reading order: [`pipe`], [`head`] (a request as the service sees it), [`meter`] (what a
+//! peer's frames are, counted and checked before h2 reads them), [`explain`] (the right code for
+//! an error that h2 has found), [`Server`] (h2 with every limit set).
 //!
 //! h2 looks at a clock by itself, for how long it remembers a stream that was reset; nothing that a
 //! peer sees depends on it.
@@ -118,8 +118,8 @@ impl Server {
         }
     }
 
-    /// h2 has ended the connection over what is in `bytes`, which begin with a frame's header: gives
-    /// its GOAWAY the code that the RFC asks for. Before [`Server::take_output`].
+    /// h2 has ended the connection over what is in `bytes`, which begin with a frame's header:
+    /// gives its GOAWAY the code that the RFC asks for. Before [`Server::take_output`].
     pub fn correct_goaway(&mut self, bytes: &[u8]) {
         if self.has_failed {
             self.pipe

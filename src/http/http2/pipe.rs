@@ -21,6 +21,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::limits;
+
 /// The connection's end.
 #[derive(Debug, Default)]
 pub struct Pipe(Arc<Mutex<Buffers>>);
@@ -134,7 +136,13 @@ impl AsyncWrite for PipeEnd {
             buffers.was_full = true;
             return Poll::Pending;
         }
-        let count = slices.iter().map(|slice| slice.len()).sum();
+        let count: usize = slices.iter().map(|slice| slice.len()).sum();
+        if buffers.outbound.capacity() == 0 {
+            // Answers come several at a time; growing step by step would copy the first ones often.
+            buffers
+                .outbound
+                .reserve(count.max(limits::HTTP2_OUTBOUND_BYTES));
+        }
         for slice in slices {
             buffers.outbound.extend_from_slice(slice);
         }

@@ -25,6 +25,13 @@ impl Reactor<SimulatedKernel> {
         connection.is_some_and(|connection| connection.awaits(key.request))
     }
 
+    /// What waits for this wire's client, not encrypted yet.
+    pub fn output_bytes(&self, wire: usize) -> usize {
+        let mut connections = self.slots.iter().map(|(_, connection)| connection);
+        let found = connections.find(|connection| connection.socket().0 == wire);
+        found.map_or(0, |connection| connection.output_bytes())
+    }
+
     /// Buffers of the pool that somebody holds.
     pub fn buffers_out(&self) -> u64 {
         self.shared.pool.outstanding()

@@ -1,8 +1,9 @@
 //! Clients of HTTP/2: h2's own client over the simulated wire, polled by hand like our server.
 //!
 //! What the daemon sends is read by an implementation that was not made with it: an answer in the
-//! wrong state, a window that is overdrawn or a field block that cannot be decoded is an error here.
-//! The dice decide who resets streams, who grants no window for a while, and how bytes are cut.
+//! wrong state, a window that is overdrawn or a field block that cannot be decoded is an error
+//! here. The dice decide who resets streams, who grants no window for a while, and how bytes are
+//! cut.
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
@@ -40,7 +41,7 @@ pub struct Http2Client {
 }
 
 enum State {
-    Open(SendRequest<Bytes>, Connection<PipeEnd, Bytes>),
+    Open(SendRequest<Bytes>, Box<Connection<PipeEnd, Bytes>>),
     Over,
 }
 
@@ -83,7 +84,7 @@ impl Http2Client {
             name,
             wire,
             pipe,
-            state: State::Open(requests, connection),
+            state: State::Open(requests, Box::new(connection)),
             left: dice.below(REQUESTS_MOST),
             asked: 0,
             under_way: Vec::new(),

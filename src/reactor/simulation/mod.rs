@@ -35,7 +35,7 @@ use http2_client::Http2Client;
 use system::Network;
 pub use system::SimulatedKernel;
 
-use super::connection::CloseReason;
+use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor, Turn};
 use super::message::{Mailboxes, Message};
 use crate::config::Config;
@@ -231,7 +231,7 @@ impl House {
 
 /// A client of either protocol.
 enum Visitor {
-    Http1(Client),
+    Http1(Box<Client>),
     Http2(Box<Http2Client>),
 }
 
@@ -240,7 +240,7 @@ impl Visitor {
         // Frames through a hole of a few bytes take longer than any run lasts.
         match !is_narrow && dice.one_in(3) {
             true => Visitor::Http2(Box::new(Http2Client::new(name, wire, dice))),
-            false => Visitor::Http1(Client::new(name, wire, is_narrow, dice)),
+            false => Visitor::Http1(Box::new(Client::new(name, wire, is_narrow, dice))),
         }
     }
 

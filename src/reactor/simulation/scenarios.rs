@@ -17,7 +17,7 @@ use super::system::{Network, Wire};
 use super::{Dice, House, Verbosity};
 use crate::config::Config;
 use crate::limits::REQUESTS_PER_READ;
-use crate::reactor::connection::CloseReason;
+use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
 pub const GET: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -124,6 +124,12 @@ impl Stage {
             }
             text.push_str(&more);
         }
+    }
+
+    pub fn output_bytes(&self, wire: usize) -> usize {
+        let live = self.house.reactors.iter();
+        let live = live.filter_map(|member| member.reactor.as_ref());
+        live.map(|reactor| reactor.output_bytes(wire)).sum()
     }
 
     pub fn buffers_out(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! TLS in the simulation: the clients' side of it, and runs about it alone.
 //!
-//! rustls takes its randomness from the kernel and not from our dice. What dice and checks see of it
-//! are lengths, and those do not depend on it: Ed25519 signs in 64 bytes always, and no client
+//! rustls takes its randomness from the kernel and not from our dice. What dice and checks see of
+//! it are lengths, and those do not depend on it: Ed25519 signs in 64 bytes always, and no client
 //! resumes a session. So a seed replays.
 
 use std::collections::VecDeque;
@@ -151,6 +151,33 @@ mod scenarios {
             stage.talk(wire, &mut line);
             assert!(stage.is_closed(wire));
         }
+    }
+
+    /// The word came with the last request, whose answer filled the queue: nothing more will come
+    /// from the kernel that could be a reason to look.
+    #[test]
+    fn a_goodbye_behind_an_answer_that_fills_the_queue_is_seen() {
+        let mut stage = Stage::new(|_| {});
+        let (wire, mut line) = (stage.connect(), Line::new(&rustls::version::TLS13));
+        line.say(GET.as_bytes());
+        stage.talk(wire, &mut line);
+        stage.on(wire, |wire| wire.capacity = 1);
+        let mut answer = 0;
+        while stage.output_bytes(wire) + answer < limits::OUTPUT_HIGH_BYTES {
+            let before = stage.output_bytes(wire);
+            line.say(GET.as_bytes());
+            stage.on(wire, |wire| line.send(wire, usize::MAX));
+            stage.settle();
+            answer = answer.max(stage.output_bytes(wire).saturating_sub(before));
+        }
+        line.say(GET.as_bytes());
+        line.say_goodbye();
+        stage.on(wire, |wire| line.send(wire, usize::MAX));
+        stage.settle();
+        assert!(stage.output_bytes(wire) >= limits::OUTPUT_HIGH_BYTES);
+        stage.on(wire, |wire| wire.capacity = usize::MAX);
+        stage.talk(wire, &mut line);
+        assert!(stage.on(wire, |wire| wire.is_over()));
     }
 
     #[test]

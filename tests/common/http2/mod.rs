@@ -2,7 +2,7 @@
 //!
 //! * [`frame`] is one frame, every bit of which is the test's choice.
 //! * [`hpack`] encodes header blocks, rightly and wrongly, and decodes the answers'.
-//! * [`Peer`] is one connection over a blocking socket.
+//! * [`Peer`] is one connection over a blocking socket; `expect` is what may be waited for on it.
 //! * [`Target`] is whom it speaks to, and requests that are known to be good there.
 //!
 //! What a test expects comes as an [`Outcome`], not as a panic, so that a suite can run all of its
@@ -10,6 +10,7 @@
 //! own frames: their sizes, their streams, the order of a header block, the flow-control windows,
 //! the compression.
 
+mod expect;
 pub mod frame;
 pub mod hpack;
 mod peer;

@@ -3,8 +3,8 @@
 //! States: open; *over* once the server has closed or reset the connection.
 //!
 //! Invariants:
-//!  1. No read waits longer than the target's patience, and a wait that ends so is an error that shows the frames
-//!     that did come.
+//!  1. No read waits longer than the target's patience, and a wait that ends so is an error that
+//!     shows the frames that did come.
 //!  2. Everything that comes is seen, in order, by [`Peer::step`] and nothing else.
 //!  3. SETTINGS and PING of the server are acknowledged at once.
 
@@ -26,7 +26,7 @@ pub struct Peer {
     target: Target,
     received: Vec<u8>,
     decoder: Decoder,
-    answers: BTreeMap<u32, Answer>,
+    pub(super) answers: BTreeMap<u32, Answer>,
     /// The last frames, for a failure's message.
     seen: VecDeque<Frame>,
     /// The server's settings.
@@ -37,21 +37,22 @@ pub struct Peer {
     acknowledged: usize,
     initial_window: i64,
     frame_size: usize,
-    /// What the server may send in all: on the connection, and beyond the initial window on streams.
+    /// What the server may send in all: on the connection, and beyond the initial window on
+    /// streams.
     granted: BTreeMap<u32, i64>,
     /// The credit that the server gave.
     credit: BTreeMap<u32, i64>,
     /// Flow-controlled bytes that were sent.
     sent_data: i64,
     /// The opaque bytes of the PINGs that came back.
-    pongs: Vec<Vec<u8>>,
-    pings: u64,
-    goaways: Vec<(u32, u32)>,
+    pub(super) pongs: Vec<Vec<u8>>,
+    pub(super) pings: u64,
+    pub(super) goaways: Vec<(u32, u32)>,
     /// Whether DATA is answered with WINDOW_UPDATE.
     is_reading: bool,
     /// Whether PING and SETTINGS are acknowledged.
     is_acknowledging: bool,
-    is_over: bool,
+    pub(super) is_over: bool,
     /// A header block that goes on in CONTINUATION.
     block: Option<(Frame, Vec<u8>)>,
 }
@@ -259,7 +260,7 @@ impl Peer {
 
     fn note_sent(&mut self, frame: &Frame) {
         match frame.kind {
-            kind::SETTINGS if !frame.has(flag::ACK) && frame.payload.len() % 6 == 0 => {
+            kind::SETTINGS if !frame.has(flag::ACK) && frame.payload.len().is_multiple_of(6) => {
                 let pair = |pair: &[u8]| {
                     let name = u16::from_be_bytes([pair[0], pair[1]]);
                     let value = u32::from_be_bytes(pair[2..].try_into().expect("four bytes"));
@@ -277,165 +278,7 @@ impl Peer {
         }
     }
 
-    // ---- waiting ----
-
-    /// Handles frames until the condition holds.
-    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&Peer) -> bool) -> Outcome {
-        while !holds(self) {
-            if self.is_over {
-                return Err(format!("closed before {what}; got {}", self.seen()));
-            }
-            let step = self.step();
-            step.map_err(|error| format!("{error} while waiting for {what}; got {}", self.seen()))?;
-        }
-        Ok(())
-    }
-
-    /// Handles everything up to the server's answer to a PING: whatever it had to say about what
-    /// was sent before has come, or never comes.
-    pub fn alive(&mut self) -> Outcome {
-        self.pings += 1;
-        let opaque = [b"alive".as_slice(), &self.pings.to_be_bytes()[5..]].concat();
-        self.send(Frame::new(kind::PING, 0, 0, opaque.clone()));
-        self.until("the answer to a PING", |peer| peer.pongs.contains(&opaque))?;
-        let errors: Vec<_> = self.goaways.iter().filter(|(_, code)| *code != 0).collect();
-        ensure(errors.is_empty(), || {
-            format!("alive in spite of {}", self.seen())
-        })
-    }
-
-    /// The whole answer on this stream.
-    pub fn answer(&mut self, stream: u32) -> Outcome<Answer> {
-        let what = format!("the answer on stream {stream}");
-        self.until(&what, |peer| {
-            let answer = peer.answers.get(&stream);
-            answer.is_some_and(|answer| answer.is_ended || answer.reset.is_some())
-        })?;
-        let answer = self.so_far(stream);
-        match answer.reset {
-            Some(reset) if !answer.is_ended => {
-                let reset = code::name(reset);
-                Err(format!(
-                    "stream {stream} was reset with {reset} before its end"
-                ))
-            }
-            _ => Ok(answer),
-        }
-    }
-
-    /// The whole answer, which has this status.
-    pub fn answer_of(&mut self, stream: u32, status: u16) -> Outcome<Answer> {
-        let answer = self.answer(stream)?;
-        ensure(answer.status == status, || {
-            format!("answer {} for {status}: {}", answer.status, answer.text())
-        })?;
-        Ok(answer)
-    }
-
-    /// A good request on this stream is answered well: connection and compression state are sound.
-    pub fn works(&mut self, stream: u32) -> Outcome {
-        let block = self.target.get();
-        self.headers(stream, &block);
-        self.answer_of(stream, 200)?;
-        self.alive()
-    }
-
-    /// The stream ends with RST_STREAM and one of these codes, and the connection goes on.
-    pub fn reset(&mut self, stream: u32, codes: &[u32]) -> Outcome {
-        self.reset_only(stream, codes)?;
-        self.alive()
-    }
-
-    /// The same, without a look at whether the connection goes on.
-    pub fn reset_only(&mut self, stream: u32, codes: &[u32]) -> Outcome {
-        let what = format!("RST_STREAM[{stream}] {}", names(codes));
-        self.until(&what, |peer| {
-            let answer = peer.answers.get(&stream);
-            answer.is_some_and(|answer| answer.reset.is_some() || answer.is_ended)
-        })?;
-        let answer = self.so_far(stream);
-        let reset = answer.reset;
-        ensure(reset.is_some_and(|reset| codes.contains(&reset)), || {
-            let status = answer.status;
-            format!("wanted {what}; got status {status}, {}", self.seen())
-        })
-    }
-
-    /// A malformed request (RFC 9113, section 8.1.1): PROTOCOL_ERROR on its stream, or a 4xx
-    /// answer, and the connection goes on.
-    pub fn malformed(&mut self, stream: u32) -> Outcome {
-        let what = format!("PROTOCOL_ERROR or 4xx on stream {stream}");
-        self.until(&what, |peer| {
-            let answer = peer.answers.get(&stream);
-            answer.is_some_and(|answer| answer.reset.is_some() || answer.is_ended)
-        })?;
-        let answer = self.so_far(stream);
-        let is_refused = (400..500).contains(&answer.status);
-        let is_reset = answer.status == 0 && answer.reset == Some(code::PROTOCOL_ERROR);
-        ensure(is_refused || is_reset, || {
-            let status = answer.status;
-            format!("wanted {what}; got status {status}, {}", self.seen())
-        })?;
-        self.alive()
-    }
-
-    /// The same, where a server may also end the connection. `true` if it did.
-    pub fn malformed_or_goaway(&mut self, stream: u32) -> Outcome<bool> {
-        let what = format!("PROTOCOL_ERROR or 4xx on stream {stream}, or GOAWAY");
-        let has_error = |peer: &Peer| peer.goaways.iter().any(|(_, code)| *code != 0);
-        self.until(&what, |peer| {
-            let answer = peer.answers.get(&stream);
-            let is_over = answer.is_some_and(|it| it.reset.is_some() || it.is_ended);
-            is_over || has_error(peer)
-        })?;
-        match has_error(self) {
-            true => self.goaway(&[code::PROTOCOL_ERROR]).map(|()| true),
-            false => self.malformed(stream).map(|()| false),
-        }
-    }
-
-    /// A connection error (section 5.4.1): GOAWAY with one of these codes, then the end.
-    pub fn goaway(&mut self, codes: &[u32]) -> Outcome {
-        let what = format!("GOAWAY {}", names(codes));
-        let is_error = |peer: &Peer| peer.goaways.iter().any(|(_, code)| *code != 0);
-        self.until(&what, |peer| is_error(peer) || peer.is_over)?;
-        let last = self.goaways.last().map(|(_, code)| *code);
-        ensure(last.is_some_and(|last| codes.contains(&last)), || {
-            format!("wanted {what}; got {}", self.seen())
-        })?;
-        self.closed()
-    }
-
-    /// A stream error or a connection error with one of these codes: the RFC allows both.
-    pub fn reset_or_goaway(&mut self, stream: u32, codes: &[u32]) -> Outcome {
-        let what = format!("RST_STREAM[{stream}] or GOAWAY {}", names(codes));
-        self.until(&what, |peer| {
-            let reset = peer.answers.get(&stream).is_some_and(|a| a.reset.is_some());
-            reset || peer.goaways.iter().any(|(_, code)| *code != 0) || peer.is_over
-        })?;
-        match self.so_far(stream).reset {
-            Some(reset) if codes.contains(&reset) => self.alive(),
-            Some(_) => Err(format!("wanted {what}; got {}", self.seen())),
-            None => self.goaway(codes),
-        }
-    }
-
-    /// The server closes the connection.
-    pub fn closed(&mut self) -> Outcome {
-        while !self.is_over {
-            self.step()
-                .map_err(|error| format!("not closed: {error}; got {}", self.seen()))?;
-        }
-        Ok(())
-    }
-
-    /// The end of the connection, whatever comes before it, within this time.
-    pub fn closed_within(&mut self, time: Duration) -> Outcome {
-        let start = Instant::now();
-        self.closed()?;
-        let elapsed = start.elapsed();
-        ensure(elapsed <= time, || format!("closed only after {elapsed:?}"))
-    }
+    // ---- receiving ----
 
     /// Everything up to the end as bytes, where no frames are expected.
     pub fn raw_until_closed(&mut self) -> Outcome<Vec<u8>> {
@@ -466,8 +309,6 @@ impl Peer {
         let _ = self.stream.set_nonblocking(false);
         result
     }
-
-    // ---- receiving ----
 
     /// One frame, or the end.
     pub fn step(&mut self) -> Outcome {
@@ -531,10 +372,8 @@ impl Peer {
             }
             kind::SETTINGS => self.handle_settings(&frame)?,
             kind::PING if frame.has(flag::ACK) => self.pongs.push(frame.payload),
-            kind::PING => {
-                if self.is_acknowledging {
-                    self.send(Frame::new(kind::PING, flag::ACK, 0, frame.payload));
-                }
+            kind::PING if self.is_acknowledging => {
+                self.send(Frame::new(kind::PING, flag::ACK, 0, frame.payload));
             }
             kind::GOAWAY => self.goaways.push((frame.number(0), frame.number(4))),
             kind::WINDOW_UPDATE => {
@@ -664,7 +503,9 @@ impl Peer {
             }
             return Ok(());
         }
-        ensure(frame.payload.len() % 6 == 0, || format!("{frame:?}"))?;
+        ensure(frame.payload.len().is_multiple_of(6), || {
+            format!("{frame:?}")
+        })?;
         self.settings_count += 1;
         for pair in frame.payload.chunks(6) {
             let name = u16::from_be_bytes([pair[0], pair[1]]);
@@ -679,11 +520,6 @@ impl Peer {
 }
 
 const NOTHING: &str = "nothing more came";
-
-fn names(codes: &[u32]) -> String {
-    let names: Vec<_> = codes.iter().map(|code| code::name(*code)).collect();
-    names.join(" or ")
-}
 
 /// RFC 9113, section 8.3.2: `:status` comes first and is the only pseudo-header of an answer.
 fn status_of(list: &[Field]) -> Outcome<u16> {

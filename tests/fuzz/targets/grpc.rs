@@ -7,10 +7,13 @@
 
 use autoglmd::error::ErrorCode;
 use autoglmd::grpc::messages::{Message, autoglm, decode, reflection};
-use autoglmd::grpc::{Decoder, Encoding, frame};
+use autoglmd::grpc::{Bounds, Decoder, Encoding, frame};
 use libfuzzer_sys::fuzz_target;
 
-const LIMIT: usize = 64 * 1024;
+const BOUNDS: Bounds = Bounds {
+    bytes: 64 * 1024,
+    inflate_ratio: 100,
+};
 
 fuzz_target!(|input: &[u8]| {
     let Some((&cut, bytes)) = input.split_first() else {
@@ -24,11 +27,11 @@ fuzz_target!(|input: &[u8]| {
     let whole = messages(encoding, [bytes]);
     assert_eq!(whole, messages(encoding, bytes.chunks(size)));
     // A method that takes one message agrees with a stream that has one.
-    if let Ok(only) = frame::only_message(bytes, encoding, LIMIT) {
+    if let Ok(only) = frame::only_message(bytes, encoding, BOUNDS) {
         assert_eq!(whole, (vec![only.into_owned()], None));
     }
     for message in &whole.0 {
-        assert!(message.len() <= LIMIT);
+        assert!(message.len() <= BOUNDS.bytes);
         let asked = decode::<autoglm::GenerateRequest>(message, "GenerateRequest");
         if let Ok(asked) = asked {
             // What was read can be written and read again.
@@ -47,7 +50,7 @@ fn messages<'a>(
     encoding: Encoding,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<Vec<u8>>, Option<ErrorCode>) {
-    let mut decoder = Decoder::new(encoding, LIMIT);
+    let mut decoder = Decoder::new(encoding, BOUNDS);
     let mut found = Vec::new();
     for piece in pieces {
         decoder.handle_data(piece);

@@ -2,7 +2,7 @@
 
 use super::{GET, LOUD, SECOND, Stage, Wire, generate};
 use crate::offload::CancelReason;
-use crate::reactor::connection::CloseReason;
+use crate::reactor::close_reason::CloseReason;
 
 #[test]
 fn edges_without_bytes_do_not_keep_an_idle_connection() {

@@ -1,7 +1,7 @@
 //! Doors: who comes in, when there is no room, and who is still served when the daemon goes.
 
 use super::{GET, SECOND, Stage, TERSE, Wire, generate};
-use crate::reactor::connection::CloseReason;
+use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
 // ---- coming in ----

@@ -2,7 +2,7 @@
 
 use super::{GET, LOUD, Stage, Wire, generate};
 use crate::offload::CancelReason;
-use crate::reactor::connection::CloseReason;
+use crate::reactor::close_reason::CloseReason;
 
 #[test]
 fn answers_are_sent_before_the_end_of_input_is_acted_on() {

@@ -260,6 +260,14 @@ fn gzip_comes_and_goes() {
     assert_eq!(reply.body[0], 1);
     assert!(reply.body.len() < text.len() / 2);
     assert_eq!(reply.message::<GenerateResponse>().text, text);
+    let counted = |name: &str| {
+        let name = format!(r#"autoglmd_{name}_bytes_total{{coding="gzip"}}"#);
+        bench.metric(&name).unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!(counted("inflated_input"), rpc.body.len());
+    assert_eq!(counted("inflated_output"), asked.encoded_len());
+    assert!(counted("compressed_input") > text.len());
+    assert_eq!(counted("compressed_output"), reply.body.len());
 }
 
 #[test]

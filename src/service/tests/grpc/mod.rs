@@ -5,7 +5,7 @@ mod health;
 mod reflection;
 
 use super::*;
-use crate::grpc::frame::{self, Decoder, Encoding};
+use crate::grpc::frame::{self, Bounds, Decoder, Encoding};
 use crate::grpc::messages::Message;
 use crate::grpc::messages::rpc::{ErrorInfo, Status};
 
@@ -116,6 +116,11 @@ impl<'a> Rpc<'a> {
     }
 }
 
+const BOUNDS: Bounds = Bounds {
+    bytes: 1 << 20,
+    inflate_ratio: 1_000,
+};
+
 fn framed(message: &impl Message, encoding: Encoding) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame::append(&mut bytes, message, encoding);
@@ -130,7 +135,7 @@ impl Recording {
             Some("gzip") => Encoding::Gzip,
             _ => Encoding::Identity,
         };
-        let mut decoder = Decoder::new(encoding, 1 << 20);
+        let mut decoder = Decoder::new(encoding, BOUNDS);
         decoder.handle_data(&self.body);
         let mut messages = Vec::new();
         while let Some(message) = decoder.poll_message().unwrap() {

@@ -1,0 +1,75 @@
+//! Bounds of the configuration itself: what a file may be, and what its values may be. The
+//! ranges are wide; they exist to catch a slip of the pen (a missing unit, a digit too many)
+//! and to keep arithmetic on the values from overflowing.
+
+use std::ops::RangeInclusive;
+
+const SECOND_MS: u64 = 1_000;
+const HOUR_MS: u64 = 3_600 * SECOND_MS;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// A configuration file. The longest sensible one has a few kilobytes; the bound keeps
+/// `--config /dev/zero` from eating the memory.
+pub const FILE_BYTES: u64 = MIB;
+/// Mistakes that are printed at once; the rest is only counted.
+pub const PROBLEMS_SHOWN: usize = 50;
+/// Characters of a source line that are quoted below a mistake: a terminal's width.
+pub const EXCERPT_CHARACTERS: usize = 96;
+/// Characters of a wrong value that are quoted inside a message.
+pub const QUOTE_CHARACTERS: usize = 40;
+/// A misspelt name longer than this gets no suggestion: the comparison is quadratic.
+pub const SUGGESTION_BYTES: usize = 64;
+/// A path or a model's name: PATH_MAX of Linux.
+pub const TEXT_BYTES: usize = 4_096;
+/// `sun_path` of `sockaddr_un` has 108 bytes, the last of which is NUL (unix(7)).
+pub const UNIX_PATH_BYTES: usize = 107;
+/// A descriptor's name as the service manager accepts it (sd_pid_notify_with_fds(3)).
+pub const DESCRIPTOR_NAME_BYTES: usize = 255;
+
+/// `server.listen`: each address is a descriptor in every reactor's interest list.
+pub const ADDRESSES: RangeInclusive<usize> = 1..=64;
+/// `server.tls.certificates`: each is a series of its expiry, and one more name to compare with
+/// what a client asks for.
+pub const CERTIFICATE_FILES: RangeInclusive<usize> = 0..=64;
+/// `server.tls.client_keys`: compared one after the other, when a request brings no key.
+pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
+/// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
+pub const REACTORS: RangeInclusive<u64> = 1..=64;
+pub const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=HOUR_MS;
+/// `server.compress_min`: below 64 bytes every coding grows what it is given.
+pub const COMPRESS_MIN_BYTES: RangeInclusive<u64> = 64..=GIB;
+
+/// The highest is no limit for people; it lets the benches drive one key with limits on.
+pub const PER_MINUTE: RangeInclusive<u64> = 1..=100_000_000;
+pub const TOKENS_PER_MINUTE: RangeInclusive<u64> = 0..=1_000_000_000;
+pub const CONCURRENCY: RangeInclusive<u64> = 0..=65_536;
+
+/// Linux's hard ceiling for descriptors of a process is `fs.nr_open`, at most 2^30.
+pub const MAX_CONNECTIONS: RangeInclusive<u64> = 0..=10_000_000;
+pub const MAX_HEAD_BYTES: RangeInclusive<u64> = KIB..=MIB;
+pub const MAX_URI_BYTES: RangeInclusive<u64> = 256..=MIB;
+/// Each field line costs 32 bytes in the parser's table.
+pub const MAX_HEADERS: RangeInclusive<u64> = 8..=1_000;
+pub const MAX_BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
+/// deflate reaches 1,032 and the others a million; text that people wrote stays below 20.
+pub const MAX_INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;
+/// Shorter than 100 ms cuts off honest clients on a slow path.
+pub const HEADER_TIMEOUT_MS: RangeInclusive<u64> = 100..=600 * SECOND_MS;
+pub const BODY_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
+pub const WRITE_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+pub const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
+pub const MAX_REQUESTS_PER_CONNECTION: RangeInclusive<u64> = 0..=1_000_000_000;
+
+/// llama.cpp holds at most 256 sequences in a context (`LLAMA_MAX_SEQ`).
+pub const PARALLEL: RangeInclusive<u64> = 1..=256;
+/// ggml holds at most 512 threads in a pool (`GGML_MAX_N_THREADS`).
+pub const THREADS: RangeInclusive<u64> = 0..=512;
+pub const CONTEXT_TOKENS: RangeInclusive<u64> = 0..=1_048_576;
+pub const ENGINE_QUEUE_JOBS: RangeInclusive<u64> = 1..=65_536;
+/// A chunk is one batch: below 8 the weights are read for nothing, above 8,192 the running
+/// streams stand still for seconds.
+pub const PREFILL_CHUNK_TOKENS: RangeInclusive<u64> = 8..=8_192;
+pub const GPU_LAYERS: RangeInclusive<u64> = 0..=9_999;

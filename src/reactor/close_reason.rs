@@ -1,0 +1,55 @@
+//! How connections end, in words for the metrics, and what that means for their jobs.
+
+use crate::offload::CancelReason;
+
+/// Why a connection ended: the label of `autoglmd_connections_closed_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer closed in good order, or we did after the last answer.
+    Done,
+    /// Between two requests for too long, or closed to make room for a new connection.
+    Idle,
+    /// A request did not arrive in time.
+    RequestTimeout,
+    /// The peer did not take its answer in time.
+    WriteTimeout,
+    /// The peer reset the connection, or left in the middle of a request.
+    Reset,
+    /// The daemon stops.
+    Drain,
+    /// A bug: its handling panicked.
+    Panic,
+}
+
+impl CloseReason {
+    pub const ALL: [CloseReason; 7] = [
+        CloseReason::Done,
+        CloseReason::Idle,
+        CloseReason::RequestTimeout,
+        CloseReason::WriteTimeout,
+        CloseReason::Reset,
+        CloseReason::Drain,
+        CloseReason::Panic,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            CloseReason::Done => "done",
+            CloseReason::Idle => "idle",
+            CloseReason::RequestTimeout => "request_timeout",
+            CloseReason::WriteTimeout => "write_timeout",
+            CloseReason::Reset => "reset",
+            CloseReason::Drain => "drain",
+            CloseReason::Panic => "panic",
+        }
+    }
+
+    /// What the job of a connection that ends like this is told.
+    pub const fn cancels_as(self) -> CancelReason {
+        match self {
+            CloseReason::WriteTimeout => CancelReason::SlowReader,
+            CloseReason::Drain => CancelReason::Drain,
+            _ => CancelReason::Disconnect,
+        }
+    }
+}
