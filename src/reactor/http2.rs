@@ -71,6 +71,8 @@ pub struct Http2 {
     has_work: bool,
     /// A stream was told that there is no room, and may hold credit back.
     holds_credit: bool,
+    /// It is the connection's output that has to drain before that can be looked at.
+    awaits_room: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,7 @@ impl Http2 {
             has_probed: false,
             has_work: false,
             holds_credit: false,
+            awaits_room: false,
         }
     }
 
@@ -276,7 +279,7 @@ impl Http2 {
 
     /// The output queue has drained: what was held back for the lack of room may come.
     pub fn handle_room(&mut self) {
-        self.has_work |= self.server.wants_room() || self.holds_credit;
+        self.has_work |= self.server.wants_room() || self.awaits_room;
     }
 
     /// The connection has been idle for too long: says so, and ends.
@@ -433,8 +436,12 @@ impl Http2 {
         took
     }
 
+    /// Streams that are short of window are looked at again when the peer has sent something: the
+    /// connection's room is no news for them, or the loop would turn for nothing.
     fn grant_held_credit(&mut self, output: &OutputQueue, context: &mut Context<'_>) {
-        if !self.holds_credit || output.level(&context.marks) > Level::Low {
+        let has_drained = output.level(&context.marks) <= Level::Low;
+        self.awaits_room = self.holds_credit && !has_drained;
+        if !self.holds_credit || !has_drained {
             return;
         }
         self.holds_credit = false;

@@ -1,0 +1,69 @@
+//! HTTP/2's streams and their windows.
+
+use super::{LOUD, Stage};
+use crate::http::sniff::PREFACE;
+
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+const INITIAL_WINDOW_SIZE: u16 = 4;
+const STREAM: u32 = 1;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+fn settings(initial_window: u32) -> Vec<u8> {
+    let setting = [
+        &INITIAL_WINDOW_SIZE.to_be_bytes()[..],
+        &initial_window.to_be_bytes(),
+    ];
+    frame(SETTINGS, 0, 0, &setting.concat())
+}
+
+/// A request for a stream of events: indexed fields of the static table, and literals.
+fn request() -> Vec<u8> {
+    let field = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
+    let block = [
+        &[0x83, 0x86][..],
+        &field(&[0x04], "/api/v1/generate"),
+        &field(&[0x01], "x"),
+        &field(&[0x0f, 0x10], "application/json"),
+    ];
+    let body = r#"{"prompt":"sort","language":"python","stream":true}"#;
+    [
+        frame(1, 0x4, STREAM, &block.concat()),
+        frame(0, 0x1, STREAM, body.as_bytes()),
+    ]
+    .concat()
+}
+
+/// What is held back for want of window is no work: the loop sleeps until the peer says something,
+/// and then the stream goes on, and its job with it.
+#[test]
+fn a_stream_without_window_costs_no_turn_and_goes_on_when_it_has_one() {
+    let mut stage = Stage::with(1, 100, LOUD, |_| {});
+    let wire = stage.connect();
+    stage.send(wire, [PREFACE, &settings(0)[..], &request()].concat());
+    stage.settle();
+    // `generate` fails where the loop does not come to rest.
+    (0..30).for_each(|_| stage.generate());
+    let mut read = || {
+        stage.settle();
+        stage.on(wire, |wire| wire.client_reads(usize::MAX)).len()
+    };
+    let head = read();
+    assert!(head < 1_000, "{head} bytes without any window");
+    assert_eq!(stage.house.engine.running(), 1);
+    let increment = (1_u32 << 30).to_be_bytes();
+    let window = [settings(1 << 30), frame(WINDOW_UPDATE, 0, 0, &increment)];
+    stage.send(wire, window.concat());
+    let mut bytes = 0;
+    while stage.house.engine.running() > 0 {
+        stage.generate();
+        stage.settle();
+        bytes += stage.on(wire, |wire| wire.client_reads(usize::MAX)).len();
+    }
+    assert!(bytes > 100_000, "{bytes} bytes of a long program");
+}
