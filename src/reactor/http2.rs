@@ -272,7 +272,7 @@ impl Http2 {
                     stream.stage = Stage::Answering(exchange);
                 }
             }
-            Stage::Sending => {}
+            Stage::Sending => stream.stop_lingering(),
         }
         self.settle(id);
     }
@@ -298,6 +298,9 @@ impl Http2 {
             .filter(|(_, stream)| stream.is_receiving());
         for id in cut_off.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.abandon_stream(id, CancelReason::Disconnect, context);
+        }
+        for stream in self.streams.values_mut() {
+            stream.stop_lingering();
         }
     }
 
@@ -474,6 +477,9 @@ impl Http2 {
                 self.receive(id, output, context);
             } else if stream.pieces.is_some() {
                 self.receive_pieces(id, output, context);
+            } else {
+                stream.discard();
+                self.settle(id);
             }
         }
         self.tally.touched = touched;

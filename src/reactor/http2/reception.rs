@@ -59,7 +59,9 @@ impl Http2 {
             Ok((admitted, _)) => admitted,
             Err(refusal) => {
                 refuse(&mut outgoing, refusal, output, context);
-                return self.insert(id, Stream::new(Stage::Sending, outgoing));
+                let mut stream = Stream::new(Stage::Sending, outgoing);
+                stream.linger(incoming, context.now + limits::LINGER_TIMEOUT);
+                return self.insert(id, stream);
             }
         };
         if admitted.intake == Intake::Pieces {
@@ -103,6 +105,8 @@ impl Http2 {
                 if let Stage::Receiving(receiving) = stage {
                     let refusal = receiving.admitted.refuse(malformed.into());
                     refuse(&mut stream.outgoing, refusal, output, context);
+                    let until = context.now + limits::LINGER_TIMEOUT;
+                    stream.linger(receiving.incoming, until);
                 }
                 self.settle(id);
             }

@@ -8,6 +8,8 @@
 //!
 //! A request that is taken in pieces is in `Answering` from its head on.
 
+use std::task::{Context, Poll, Waker};
+
 use bytes::Bytes;
 use h2::RecvStream;
 use http::request::Parts;
@@ -24,6 +26,15 @@ pub struct Stream {
     pub stalls_at: Moment,
     /// The rest of a body that an exchange takes in pieces.
     pub pieces: Option<RecvStream>,
+    leftover: Option<Leftover>,
+}
+
+/// What still comes of a body that was answered before its end. It is read and forgotten for a
+/// while, as HTTP/1 lingers: a client that writes takes a reset for a failure, and may not look at
+/// the answer that it has got. Its window is not opened, so no more comes than is granted already.
+struct Leftover {
+    incoming: RecvStream,
+    until: Moment,
 }
 
 pub enum Stage {
@@ -50,7 +61,33 @@ impl Stream {
             outgoing,
             stalls_at: Moment::NEVER,
             pieces: None,
+            leftover: None,
         }
+    }
+
+    /// The answer is there before the end of its body: see [`Leftover`]. After `until` the rest is
+    /// refused, which h2 says with NO_ERROR (RFC 9113, section 8.1).
+    pub fn linger(&mut self, incoming: RecvStream, until: Moment) {
+        if !incoming.is_end_stream() {
+            self.leftover = Some(Leftover { incoming, until });
+        }
+    }
+
+    /// Forgets what has come after the answer.
+    pub fn discard(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        while let Some(leftover) = &mut self.leftover {
+            match leftover.incoming.poll_data(&mut context) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => self.leftover = None,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Whatever still comes is not waited for.
+    pub fn stop_lingering(&mut self) {
+        self.leftover = None;
     }
 
     /// When it has to be looked at, if nothing happens before.
@@ -58,7 +95,7 @@ impl Stream {
         let until = match &self.stage {
             Stage::Receiving(receiving) => receiving.until,
             Stage::Answering(exchange) => exchange.next_deadline(),
-            Stage::Sending => Moment::NEVER,
+            Stage::Sending => self.leftover.as_ref().map_or(Moment::NEVER, |it| it.until),
         };
         until.min(self.stalls_at)
     }
@@ -69,7 +106,7 @@ impl Stream {
 
     /// Nothing is left to do.
     pub fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Sending) && self.outgoing.has_ended()
+        matches!(self.stage, Stage::Sending) && self.outgoing.has_ended() && self.leftover.is_none()
     }
 }
 
