@@ -67,6 +67,10 @@ const _: () = {
     assert!(HTTP2_CONNECTION_WINDOW_BYTES >= HTTP2_STREAM_WINDOW_BYTES);
 };
 
+/// Points that a piece of a stream makes up for: some clients grant window for each, on the stream
+/// and on the connection, and a model writes a hundred small ones a second.
+pub const HTTP2_POINTS_FOR_EVENT: u32 = 2;
+
 /// Points that an answered request makes up for: its client grants window for the answer, on the
 /// stream and on the connection.
 pub const HTTP2_POINTS_FOR_REQUEST: u32 = 3;

@@ -219,6 +219,10 @@ impl Http2 {
         let (service, mut reply) = writer(&mut stream.outgoing, output, context);
         let flow = service.handle_event(exchange, event, now, &mut reply);
         self.holds_credit |= !reply.has_room();
+        if stream.outgoing.waiting_bytes() == 0 {
+            // All of it fitted into the window; who grants it byte by byte is forgiven nothing.
+            self.glitches.forgive(limits::HTTP2_POINTS_FOR_EVENT);
+        }
         if flow == Flow::Finished {
             stream.stage = Stage::Sending;
         }
