@@ -56,7 +56,8 @@ pub const HTTP2_EXPLAINED_BYTES: usize = 64 * 1024;
 pub const HTTP2_BODIES_BYTES: usize = 32 * 1024 * 1024;
 
 /// Bytes sent that make up for one control frame of the peer: who gets much has to grant window,
-/// and does it for some thousand bytes at a time.
+/// and most do it for some thousand bytes at a time. For those who do it for each piece there are
+/// [`HTTP2_POINTS_FOR_EVENT`].
 pub const HTTP2_BYTES_FOR_CONTROL_FRAME: u32 = 512;
 
 /// How long a peer may take to answer the first GOAWAY's PING when the daemon goes.

@@ -11,8 +11,9 @@
 //!    └── an error of the peer, its FIN, too many oddities ──^
 //! ```
 //!
-//! A call does what it does to streams and their handles, and ends in [`Http2::drive`], which
-//! lets h2 read and write until nothing moves any more. Nobody is woken: see `http::http2`.
+//! Bytes that come are driven through h2 at once. All other calls act on streams and their handles
+//! and leave `has_work` behind: the connection's next [`Http2::poll_output`] lets h2 write what all
+//! of them have brought. Nobody is woken: see `http::http2`.
 //!
 //! Invariants:
 //!  1. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.
@@ -21,6 +22,7 @@
 //!     ended, and counts against the peer's streams: resets cannot pile up work.
 //!  4. Memory for one connection is bounded by its streams, its bodies' bytes and the output's
 //!     marks.
+//!  5. What waits for the peer's window is no work: `has_work` does not stay set for it.
 
 mod outgoing;
 mod reception;

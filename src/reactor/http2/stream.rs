@@ -40,7 +40,8 @@ struct Leftover {
 pub enum Stage {
     Receiving(Box<Receiving>),
     Answering(Box<Exchange>),
-    /// The answer is complete, and a part of it waits for window.
+    /// The answer is complete. A part of it may wait for window, and the request's body may not
+    /// have ended.
     Sending,
 }
 
