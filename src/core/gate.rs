@@ -50,9 +50,14 @@
 //!   }
 //! ```
 //!
+//! A full gate does not call `accept`, so its ready bits may be stale: the last one that came in
+//! may have been the last one who waited. Before somebody is closed for a newcomer, whoever owns
+//! the listeners looks whether there is one ([`Gate::ready_listeners`],
+//! [`Gate::handle_nobody_waits`]).
+//!
 //! # Invariants
 //!
-//!  1. A listener's ready bit is set by its edge and cleared by `EAGAIN` alone.
+//!  1. A listener's ready bit is set by its edge and cleared when its backlog is found empty.
 //!  2. `poll_listener` names at most `ACCEPT_BUDGET` listeners between two `begin_turn`.
 //!  3. `live` is what the last `begin_turn` said, and what was accepted since.
 
@@ -149,6 +154,12 @@ impl Gate {
         }
     }
 
+    /// The listeners whose backlogs may hold somebody, in no order that matters.
+    pub fn ready_listeners(&self) -> impl Iterator<Item = usize> + use<> {
+        let ready = self.ready;
+        (0..LISTENERS_MOST).filter(move |listener| ready >> listener & 1 == 1)
+    }
+
     /// When accepting goes on without a further edge: `None` if only an edge or a closed
     /// connection can change anything, a moment that has passed if there is work now.
     pub fn wake_at(&self) -> Option<Moment> {
@@ -161,6 +172,12 @@ impl Gate {
     pub fn handle_ready(&mut self, listener: usize) {
         debug_assert!(listener < LISTENERS_MOST);
         self.ready |= 1 << listener;
+    }
+
+    /// The listener's backlog was found empty: its next connection makes an edge.
+    pub fn handle_nobody_waits(&mut self, listener: usize) {
+        debug_assert!(listener < LISTENERS_MOST);
+        self.ready &= !(1 << listener);
     }
 
     /// `accept` returned a connection.
@@ -194,7 +211,7 @@ impl Gate {
     ) -> AcceptVerdict {
         let verdict = classify(kind, raw_os_error, now);
         match verdict {
-            AcceptVerdict::Done => self.ready &= !(1 << listener),
+            AcceptVerdict::Done => self.handle_nobody_waits(listener),
             AcceptVerdict::Pause(until) => self.paused_until = until,
             AcceptVerdict::Retry if self.budget == 0 => return AcceptVerdict::Yield,
             AcceptVerdict::Retry | AcceptVerdict::Yield => {}
@@ -348,6 +365,19 @@ mod tests {
         gate.shut();
         gate.handle_place_freed();
         assert_eq!(gate.admission(), Admission::Shut);
+    }
+
+    #[test]
+    fn a_stale_ready_bit_is_cleared_and_set_again_by_the_next_edge() {
+        let mut gate = Gate::new(1);
+        gate.handle_ready(3);
+        fill(&mut gate, 1);
+        assert_eq!(gate.ready_listeners().collect::<Vec<_>>(), [0, 3]);
+        gate.ready_listeners()
+            .for_each(|listener| gate.handle_nobody_waits(listener));
+        assert!(gate.is_full() && !gate.somebody_waits());
+        gate.handle_ready(3);
+        assert!(gate.somebody_waits());
     }
 
     #[test]

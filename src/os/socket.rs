@@ -14,9 +14,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, TcpKeepalive, Type};
 
+use super::wait::wait_readable;
 use crate::limits::{
     KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, LISTEN_BACKLOG, UNIX_SOCKET_MODE,
 };
@@ -171,6 +173,13 @@ pub fn accept(listener: &Socket) -> io::Result<(Socket, SockAddr)> {
     unsafe { SockAddr::try_init(accept) }
 }
 
+/// Whether a connection stands in a listener's queue, or the listener has failed, which
+/// [`accept`] then tells. Does not wait.
+pub fn has_waiting(listener: &Socket) -> bool {
+    // Were poll(2) to fail, accept4(2) would still find out.
+    wait_readable([listener.as_fd()], Some(Duration::ZERO)).map_or(true, |[waiting]| waiting)
+}
+
 /// The options of each connection that a TCP listener gives. Linux hands a listener's options down
 /// to the sockets that are accepted from it, so they are set once, here.
 fn set_tcp_options(socket: &Socket) -> io::Result<()> {
@@ -285,7 +294,9 @@ mod tests {
             );
             let client = TcpStream::connect(address).unwrap();
             // The connection is in the queue: connect(2) returns after the handshake.
+            assert!(has_waiting(&listener));
             let (accepted, peer) = accept(&listener).unwrap();
+            assert!(!has_waiting(&listener));
             assert_eq!(peer.as_socket(), client.local_addr().ok());
             assert!(is_nonblocking_and_cloexec(&accepted));
             assert!(accepted.tcp_nodelay().unwrap());

@@ -101,6 +101,10 @@ impl System for Epoll {
         Ok((socket, Peer::new(address)))
     }
 
+    fn has_waiting(&mut self, listener: usize) -> bool {
+        socket::has_waiting(&self.listeners[listener])
+    }
+
     fn listeners(&self) -> usize {
         self.listeners.len()
     }

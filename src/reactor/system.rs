@@ -55,6 +55,10 @@ pub trait System {
     /// Takes one connection out of a listener's backlog, non-blocking and close-on-exec.
     fn accept(&mut self, listener: usize) -> io::Result<(Self::Socket, Peer)>;
 
+    /// Whether somebody stands in a listener's backlog at this moment: a level, not an edge. `true`
+    /// where the kernel would not say.
+    fn has_waiting(&mut self, listener: usize) -> bool;
+
     /// How many listeners there are.
     fn listeners(&self) -> usize;
 

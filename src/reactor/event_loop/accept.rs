@@ -17,7 +17,7 @@ use crate::service::Peer;
 impl<S: System> Reactor<S> {
     pub(super) fn accept_connections(&mut self) {
         self.gate.begin_turn(self.total_connections());
-        if self.gate.is_full() && self.gate.somebody_waits() {
+        if self.gate.is_full() && self.somebody_waits_indeed() {
             self.close_oldest_idle(self.gate.excess());
         }
         while let Some(listener) = self.gate.poll_listener(self.shared.now) {
@@ -37,6 +37,19 @@ impl<S: System> Reactor<S> {
             // the kernel, or wait with the service manager for our successor.
             self.stop_listening();
         }
+    }
+
+    /// A full gate accepts nobody, so what it knows of the backlogs is as old as its last accept:
+    /// nobody may be closed for a newcomer who is not there, least of all the one who has just been
+    /// let in and has had no time to say a word.
+    fn somebody_waits_indeed(&mut self) -> bool {
+        let gate = &mut self.gate;
+        for listener in gate.ready_listeners() {
+            if !self.system.has_waiting(listener) {
+                gate.handle_nobody_waits(listener);
+            }
+        }
+        gate.somebody_waits()
     }
 
     pub(super) fn stop_listening(&mut self) {

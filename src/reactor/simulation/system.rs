@@ -323,6 +323,10 @@ impl System for SimulatedKernel {
         Ok((Socket(wire), Peer::new(address)))
     }
 
+    fn has_waiting(&mut self, _listener: usize) -> bool {
+        !self.network.borrow().backlog.is_empty()
+    }
+
     fn listeners(&self) -> usize {
         usize::from(self.has_listener())
     }

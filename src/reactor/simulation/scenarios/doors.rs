@@ -25,6 +25,24 @@ fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
 }
 
 #[test]
+fn nobody_is_closed_for_a_newcomer_who_is_not_there() {
+    // One place: whoever has it waits, says its word late, and is alone.
+    let mut stage = Stage::with(1, 1, TERSE, |_| {});
+    let only = stage.connect();
+    stage.settle();
+    stage.pass(SECOND);
+    stage.send(only, GET);
+    assert!(stage.receive(only).starts_with("HTTP/1.1 200"));
+    // Somebody is there indeed: the place is the newcomer's.
+    let next = stage.connect();
+    stage.send(next, GET);
+    assert!(stage.receive(next).starts_with("HTTP/1.1 200"));
+    assert!(stage.is_closed(only));
+    // No timer runs to look for one who does not wait.
+    assert!(!stage.is_closed(next));
+}
+
+#[test]
 fn a_full_house_without_idlers_lets_somebody_in_when_a_place_is_free() {
     let mut stage = Stage::with(2, 2, TERSE, |_| {});
     let busy: Vec<_> = (0..2).map(|_| stage.connect()).collect();
