@@ -48,6 +48,10 @@ pub const HTTP2_LOCAL_RESETS_MAX: usize = 128;
 /// More than there may be at once, for some are over on our side first.
 pub const HTTP2_ENDED_STREAMS: usize = 4 * HTTP2_STREAMS_MAX as usize;
 
+/// Fields that a request may put into the compression table for nothing: more than a browser's
+/// first one does. Each further one is a [`crate::core::glitch::Glitch::HeaderChurn`].
+pub const HTTP2_INSERTIONS_FREE: u32 = 32;
+
 /// Bytes of an unfinished field block that are kept, to be read once more should h2 refuse it.
 pub const HTTP2_EXPLAINED_BYTES: usize = 64 * 1024;
 

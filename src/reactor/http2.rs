@@ -505,6 +505,7 @@ impl Http2 {
                 tally.control_frames + tally.resets.saturating_sub(resets),
             ),
             (Glitch::TinyData, tally.tiny_data),
+            (Glitch::HeaderChurn, tally.header_churn),
             (Glitch::IgnoredBytes, tally.ignored_frames),
         ];
         for (glitch, count) in oddities {

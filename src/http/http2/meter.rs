@@ -3,7 +3,8 @@
 //!
 //! h2 reads frames and keeps its own bounds, but it does not say what it has read, and the floods
 //! of this protocol are made of frames that are legal one by one. So this looks at the nine bytes
-//! that each frame begins with (RFC 9113, section 4.1), skips the payload, and keeps a tally.
+//! that each frame begins with (RFC 9113, section 4.1), skips the payload but for field blocks
+//! ([`FieldBlock`]), and keeps a tally.
 //!
 //! The tally has a second use. h2 tells a task that something happened to a stream by waking it;
 //! here nobody is woken, and the streams that were named are the ones to look at.
@@ -24,6 +25,7 @@ use std::collections::BTreeSet;
 
 use h2::Reason;
 
+use super::field_block::FieldBlock;
 use crate::limits::HTTP2_ENDED_STREAMS;
 
 /// RFC 9113, section 6.
@@ -78,6 +80,10 @@ impl FrameType {
 const END_STREAM: u8 = 0x1;
 const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+/// The stream's priority stands before the field block (RFC 9113, section 6.2).
+const HAS_PRIORITY: u8 = 0x20;
+const PRIORITY_BYTES: usize = 5;
 const HEADER_BYTES: usize = 9;
 
 /// A DATA frame of fewer bytes costs more to frame than it carries.
@@ -93,6 +99,8 @@ pub struct Tally {
     pub control_frames: u32,
     pub tiny_data: u32,
     pub ignored_frames: u32,
+    /// Changes of the compression table that no request has use for.
+    pub header_churn: u32,
     /// The streams that frames were about, in the order of the frames.
     pub touched: Vec<u32>,
     /// The window of all streams may have grown.
@@ -132,6 +140,13 @@ pub struct FrameMeter {
     payload_left: usize,
     /// A field block has begun and not ended (RFC 9113, section 4.3).
     in_field_block: bool,
+    field_block: FieldBlock,
+    /// What comes before the present frame's part of the field block: the padding's length, and
+    /// a priority.
+    has_pad_length: bool,
+    priority_left: usize,
+    /// Behind that part, once its length is known.
+    padding: usize,
     highest_stream: u32,
     /// Where in the last batch the present frame or field block begins.
     begins_at: usize,
@@ -167,6 +182,7 @@ impl FrameMeter {
         while at < bytes.len() {
             if self.payload_left > 0 {
                 let skipped = self.payload_left.min(bytes.len() - at);
+                self.handle_payload(&bytes[at..at + skipped], tally);
                 self.payload_left -= skipped;
                 at += skipped;
                 continue;
@@ -189,6 +205,31 @@ impl FrameMeter {
         Ok(())
     }
 
+    /// The next bytes of the present frame's payload.
+    fn handle_payload(&mut self, mut piece: &[u8], tally: &mut Tally) {
+        let kind = FrameType::of(self.header[3]);
+        if !matches!(kind, FrameType::Headers | FrameType::Continuation) {
+            return;
+        }
+        let mut left = self.payload_left;
+        if self.has_pad_length
+            && let Some((&length, rest)) = piece.split_first()
+        {
+            self.has_pad_length = false;
+            self.padding = length.into();
+            left -= 1;
+            piece = rest;
+        }
+        let priority = self.priority_left.min(piece.len());
+        self.priority_left -= priority;
+        left -= priority;
+        piece = &piece[priority..];
+        let block = left.saturating_sub(self.padding).min(piece.len());
+        let before = self.field_block.churn();
+        self.field_block.handle(&piece[..block]);
+        tally.header_churn += self.field_block.churn() - before;
+    }
+
     fn count(&mut self, tally: &mut Tally) -> Result<(), Reason> {
         let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.header;
         let length = u32::from_be_bytes([0, l0, l1, l2]);
@@ -201,6 +242,8 @@ impl FrameMeter {
             FrameType::Data if length == 0 => tally.empty_frames += 1,
             FrameType::Data => tally.tiny_data += u32::from(length < TINY_BYTES),
             FrameType::Headers => {
+                self.begin_part(flags & PADDED != 0, flags & HAS_PRIORITY != 0);
+                self.field_block = FieldBlock::default();
                 tally.opened += u32::from(stream > self.highest_stream);
                 self.highest_stream = self.highest_stream.max(stream);
                 self.in_field_block = flags & END_HEADERS == 0;
@@ -210,6 +253,7 @@ impl FrameMeter {
                 }
             }
             FrameType::Continuation => {
+                self.begin_part(false, false);
                 self.in_field_block &= flags & END_HEADERS == 0;
                 tally.empty_frames += u32::from(length == 0);
             }
@@ -228,6 +272,12 @@ impl FrameMeter {
             tally.touched.push(stream);
         }
         Ok(())
+    }
+
+    fn begin_part(&mut self, is_padded: bool, has_priority: bool) {
+        self.has_pad_length = is_padded;
+        self.priority_left = if has_priority { PRIORITY_BYTES } else { 0 };
+        self.padding = 0;
     }
 
     fn check(
@@ -271,6 +321,7 @@ impl FrameMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::HTTP2_INSERTIONS_FREE;
     use proptest::prelude::*;
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -324,10 +375,29 @@ mod tests {
             control_frames: 3,
             tiny_data: 1,
             ignored_frames: 2,
+            header_churn: 0,
             touched: vec![1, 3, 5],
             opens_window: true,
         };
         assert_eq!(counted, expected);
+    }
+
+    #[test]
+    fn a_block_is_walked_over_all_its_frames_and_nothing_else() {
+        let insertions = |count: u32| [0x41, 1, b'x'].repeat(count as usize);
+        let (one, other) = (insertions(HTTP2_INSERTIONS_FREE), insertions(3));
+        let head = frame(1, 0, 1, &one);
+        let rest = frame(9, END_HEADERS, 1, &other);
+        assert_eq!(tally(&[head, rest].concat()).header_churn, 3);
+        // The same again in two requests is none.
+        let head = |stream| frame(1, END_HEADERS, stream, &one);
+        assert_eq!(tally(&[head(1), head(3)].concat()).header_churn, 0);
+        // Padding and priority look like representations, and are none.
+        let payload = [&[9][..], &[0x3f; PRIORITY_BYTES], &one, &other, &[0x3f; 9]].concat();
+        let padded = frame(1, END_HEADERS | PADDED | HAS_PRIORITY, 1, &payload);
+        assert_eq!(tally(&padded).header_churn, 3);
+        let body = frame(0, 0, 1, &[0x20; 99]);
+        assert_eq!(tally(&body).header_churn, 0);
     }
 
     #[test]
