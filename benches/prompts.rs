@@ -8,8 +8,9 @@
 //! come out the same each time; the processor's vector width may move them by an answer or two.
 //!
 //! `PROMPTS_CANDIDATES` (names, between semicolons) takes some of the candidates,
-//! `PROMPTS_MAX_TOKENS` bounds an answer, `PROMPTS_SHOW=1` prints the programs that failed. A
-//! language whose checker is not installed is left out, and the report says so.
+//! `PROMPTS_KV_TYPE=f16` stores keys and values in 16 bits, `PROMPTS_MAX_TOKENS` bounds an answer,
+//! `PROMPTS_SHOW=1` prints the programs that failed. A language whose checker is not installed is
+//! left out, and the report says so.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -20,7 +21,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use autoglmd::core::{Key, Moment};
-use autoglmd::engine::llama::{self, Settings};
+use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
     Deliver, Done, Engine, Event, FinishReason, Job, Prompt, Sampling, State, code, prompt,
 };
@@ -446,6 +447,14 @@ impl Deliver for Mailbox {
     }
 }
 
+fn kv_type() -> KvType {
+    match std::env::var("PROMPTS_KV_TYPE").as_deref() {
+        Err(_) | Ok("q8_0") => KvType::Q8_0,
+        Ok("f16") => KvType::F16,
+        Ok(other) => panic!("PROMPTS_KV_TYPE={other}: expected \"q8_0\" or \"f16\""),
+    }
+}
+
 impl Desk {
     fn open() -> Desk {
         let (sender, events) = channel();
@@ -454,6 +463,7 @@ impl Desk {
             parallel: 16,
             threads: 0,
             context: 1024,
+            kv_type: kv_type(),
             queue: 1024,
             prefill_chunk: 128,
             gpu_layers: 0,

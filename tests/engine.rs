@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use autoglmd::core::{Key, Moment};
-use autoglmd::engine::llama::{self, Settings};
+use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
     Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, Message, Prompt,
     Refused, Sampling, State, code, prompt,
@@ -42,6 +42,20 @@ fn greedy_answer_is_the_same_alone_and_in_a_batch() {
     for (index, done) in together.iter().enumerate() {
         assert_eq!(done.text, alone[index], "prompt {index}");
     }
+}
+
+#[test]
+fn keys_and_values_of_either_type_give_the_same_first_words() {
+    let first_words = |kv_type| {
+        let host = Host::start_with(Settings {
+            kv_type,
+            ..settings(1, 512)
+        });
+        host.answer(host.job(&question(0), 6)).text
+    };
+    let text = first_words(KvType::F16);
+    assert!(!text.is_empty());
+    assert_eq!(first_words(KvType::Q8_0), text);
 }
 
 #[test]
@@ -381,8 +395,12 @@ impl Host {
     }
 
     fn start_with(settings: Settings) -> Host {
+        Host::start_with_model(settings, model_path())
+    }
+
+    fn start_with_model(settings: Settings, path: PathBuf) -> Host {
         let mailboxes = Arc::new(Mailboxes::default());
-        let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(model_path()));
+        let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(path));
         let engine = llama::start(settings, obtain, mailboxes.clone()).unwrap();
         let host = Host { engine, mailboxes };
         host.wait_until(|engine| match engine.state() {
@@ -515,6 +533,7 @@ fn settings(parallel: u32, context: u32) -> Settings {
         parallel,
         threads: 0,
         context,
+        kv_type: KvType::Q8_0,
         queue: 256,
         prefill_chunk: 128,
         gpu_layers: 0,

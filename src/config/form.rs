@@ -12,7 +12,7 @@ use toml::de::DeValue;
 
 use super::problem::quote;
 use super::{
-    ClientCertificates, ClientKey, EngineKind, Listen, LogFormat, Place, TlsVersion, units,
+    ClientCertificates, ClientKey, EngineKind, KvType, Listen, LogFormat, Place, TlsVersion, units,
 };
 use crate::limits::config as bounds;
 
@@ -478,6 +478,10 @@ impl Word for EngineKind {
         &[("llama", EngineKind::Llama), ("echo", EngineKind::Echo)];
 }
 
+impl Word for KvType {
+    const WORDS: &'static [(&'static str, Self)] = &[("q8_0", KvType::Q8_0), ("f16", KvType::F16)];
+}
+
 impl Word for LogFormat {
     const WORDS: &'static [(&'static str, Self)] = &[
         ("text", LogFormat::Text),
@@ -612,6 +616,7 @@ mod tests {
             [EngineKind::Llama, EngineKind::Echo].map(word),
             ["llama", "echo"]
         );
+        assert_eq!([KvType::F16, KvType::Q8_0].map(word), ["f16", "q8_0"]);
         assert_eq!(
             [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
             ["text", "json", "journald"]

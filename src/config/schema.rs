@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::form::{Field, Form, Value, words};
-use super::{ClientCertificates, ClientKey, EngineKind, Listen, LogFormat, TlsVersion};
+use super::{ClientCertificates, ClientKey, EngineKind, KvType, Listen, LogFormat, TlsVersion};
 use crate::limits::config as bounds;
 
 /// A group of keys: a `[section]` of the file. A name with a dot is that of a section within
@@ -263,6 +263,9 @@ schema! {
         threads: u32 = 0, Form::Number(bounds::THREADS), Restart;
         /// Context of one sequence in tokens. 0: chosen by model and memory.
         context: u32 = 0, Form::Number(bounds::CONTEXT_TOKENS), Restart;
+        /// How the KV cache stores its values: `q8_0` (8 bits) takes half the memory of `f16` (16
+        /// bits) and is read faster. A model whose heads do not fit blocks of 32 gets `f16`.
+        kv_type: KvType = KvType::Q8_0, Form::Word(words::<KvType>), Restart;
         /// Jobs that may wait for a sequence; one more is refused with 503 `queue_full`.
         queue: u32 = 256, Form::Number(bounds::ENGINE_QUEUE_JOBS), Restart;
         /// Prompt tokens computed between two decode steps: more serves long prompts sooner,

@@ -46,6 +46,7 @@ fn start_llama(
     config: &Config,
     deliver: Arc<Mailboxes<Socket>>,
 ) -> Result<Arc<dyn Engine>, Failure> {
+    use crate::config::KvType;
     use crate::engine::llama;
 
     let engine = &config.engine;
@@ -54,6 +55,10 @@ fn start_llama(
         parallel: engine.parallel,
         threads: engine.threads,
         context: engine.context,
+        kv_type: match engine.kv_type {
+            KvType::F16 => llama::KvType::F16,
+            KvType::Q8_0 => llama::KvType::Q8_0,
+        },
         queue: engine.queue,
         prefill_chunk: engine.prefill_chunk,
         gpu_layers: engine.gpu_layers,

@@ -19,7 +19,10 @@ pub fn plan(settings: &Settings, model: &Model) -> ContextSettings {
         tokens => tokens,
     };
     let context = match settings.context {
-        0 => affordable(available_bytes(), sequences, model.cache_bytes_per_token()).min(trained),
+        0 => {
+            let per_token = model.cache_bytes_per_token(settings.kv_type);
+            affordable(available_bytes(), sequences, per_token).min(trained)
+        }
         tokens => tokens,
     };
     if context > trained {
@@ -32,6 +35,7 @@ pub fn plan(settings: &Settings, model: &Model) -> ContextSettings {
     ContextSettings {
         sequences,
         context,
+        kv_type: settings.kv_type,
         batch: PREFILL_BATCH_TOKENS,
         threads,
     }

@@ -50,6 +50,15 @@ use owed::{Owed, Place};
 use scheduler::Scheduler;
 use speed::Speed;
 
+/// How keys and values lie in the KV cache, by llama.cpp's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// 16 bits a value.
+    F16,
+    /// 8 bits a value, and a scale for each 32 of them: half the memory.
+    Q8_0,
+}
+
 /// How a model is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -61,6 +70,7 @@ pub struct Settings {
     pub threads: u32,
     /// Context of one sequence in tokens. 0: chosen by model and memory.
     pub context: u32,
+    pub kv_type: KvType,
     /// Jobs that wait for a sequence.
     pub queue: u32,
     /// Prompt tokens computed between two tokens of running answers.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use llama_cpp_sys_2 as sys;
 
+use super::super::KvType;
 use super::super::backend::{Batch, DecodeError, Token};
 use super::{Chain, IS_STOPPING, LoadError, Model};
 
@@ -25,6 +26,7 @@ pub struct ContextSettings {
     pub sequences: u32,
     /// Tokens of each sequence.
     pub context: u32,
+    pub kv_type: KvType,
     /// Tokens that one `decode` takes at most.
     pub batch: u32,
     pub threads: u32,
@@ -82,13 +84,16 @@ impl Context {
         parameters.kv_unified = false;
         parameters.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
         parameters.no_perf = true;
-        let guard = ONE_AFTER_THE_OTHER.lock();
-        // SAFETY: the model is loaded and outlives the context; the parameters are in range.
-        let context = unsafe { sys::llama_init_from_model(model.model.as_ptr(), parameters) };
-        drop(guard);
-        let context = NonNull::new(context).ok_or_else(|| {
+        let make = |kv_type: KvType| {
+            parameters.type_k = ggml_type(kv_type);
+            parameters.type_v = ggml_type(kv_type);
+            let _guard = ONE_AFTER_THE_OTHER.lock();
+            // SAFETY: the model is loaded and outlives the context; the parameters are in range.
+            NonNull::new(unsafe { sys::llama_init_from_model(model.model.as_ptr(), parameters) })
+        };
+        let context = with_suitable_type(settings.kv_type, make).ok_or_else(|| {
             let tokens = u64::from(settings.context) * u64::from(sequences);
-            let mebibytes = (tokens * model.cache_bytes_per_token()) >> 20;
+            let mebibytes = (tokens * model.cache_bytes_per_token(settings.kv_type)) >> 20;
             LoadError(format!(
                 "no context for {sequences} sequences of {} tokens (about {mebibytes} MiB): lower \
                  engine.context or engine.parallel",
@@ -312,6 +317,27 @@ impl Context {
     }
 }
 
+/// llama.cpp makes no context where the width of a head is no multiple of the type's blocks. Every
+/// width is one of `F16`'s.
+fn with_suitable_type<T>(wanted: KvType, mut make: impl FnMut(KvType) -> Option<T>) -> Option<T> {
+    let made = make(wanted);
+    if made.is_some() || wanted == KvType::F16 {
+        return made;
+    }
+    let made = make(KvType::F16);
+    if made.is_some() {
+        log::warn!("engine.kv_type does not suit this model's heads: f16 takes its place");
+    }
+    made
+}
+
+fn ggml_type(kv_type: KvType) -> sys::ggml_type {
+    match kv_type {
+        KvType::F16 => sys::GGML_TYPE_F16,
+        KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
+    }
+}
+
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: made by `new`, freed here only, before the model that `self` still holds.
@@ -339,4 +365,22 @@ unsafe extern "C" fn forward_stop(data: *mut c_void) -> bool {
         IS_STOPPING.store(true, Ordering::Relaxed);
     }
     stops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_that_does_not_suit_gives_way_to_one_that_always_does() {
+        let only = |suitable: KvType| move |tried| (tried == suitable).then_some(tried);
+        for wanted in [KvType::F16, KvType::Q8_0] {
+            assert_eq!(with_suitable_type(wanted, only(wanted)), Some(wanted));
+            assert_eq!(
+                with_suitable_type(wanted, only(KvType::F16)),
+                Some(KvType::F16)
+            );
+            assert_eq!(with_suitable_type(wanted, |_| None::<KvType>), None);
+        }
+    }
 }

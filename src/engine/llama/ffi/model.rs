@@ -9,6 +9,7 @@ use std::ptr::{self, NonNull};
 
 use llama_cpp_sys_2 as sys;
 
+use super::super::KvType;
 use super::super::backend::Token;
 use super::{LoadError, initialize};
 use crate::limits::PIECE_BYTES;
@@ -172,9 +173,9 @@ impl Model {
         u32::try_from(tokens).unwrap_or(0)
     }
 
-    /// Bytes that one token takes in the KV cache at 16 bits a value: what memory has to be
-    /// planned for. Too high for the few models whose layers differ, never too low.
-    pub fn cache_bytes_per_token(&self) -> u64 {
+    /// Bytes that one token takes in the KV cache: what memory has to be planned for. Too high for
+    /// the few models whose layers differ, never too low.
+    pub fn cache_bytes_per_token(&self, kv_type: KvType) -> u64 {
         let model = self.model.as_ptr();
         // SAFETY: the model is loaded; the calls only read.
         let (layers, width, heads, cached_heads) = unsafe {
@@ -188,9 +189,13 @@ impl Model {
         let [layers, width, heads, cached_heads] =
             [layers, width, heads, cached_heads].map(|n| u64::try_from(n).unwrap_or(0));
         let keys_and_values = 2;
-        let bytes_per_value = 2;
         let cached_width = width * cached_heads.max(1) / heads.max(1);
-        keys_and_values * bytes_per_value * layers * cached_width
+        let values = keys_and_values * layers * cached_width;
+        match kv_type {
+            KvType::F16 => 2 * values,
+            // ggml's block of 32 values: a byte each, and 16 bits of scale.
+            KvType::Q8_0 => values * 34 / 32,
+        }
     }
 
     /// The bytes of the longest text that one token can stand for.

@@ -240,7 +240,9 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// A piece of the prompts: the oldest job's first, and all of them if nobody is answering.
+    /// A piece of the prompts, the oldest job's first. While nobody is answering, that one may
+    /// take a whole batch; more than a chunk for several together would only make the first answer
+    /// wait for the last prompt, for what a batch costs grows with its tokens.
     fn read(&mut self) {
         let mut readers: Vec<(u64, usize)> = Vec::new();
         let mut is_answering = false;
@@ -256,15 +258,17 @@ impl<B: Backend> Scheduler<B> {
         }
         readers.sort_unstable();
         let limit = self.backend.batch_limit();
-        let mut budget = if is_answering {
-            self.prefill_chunk.min(limit)
-        } else {
-            limit
-        };
+        let chunk = self.prefill_chunk.min(limit);
+        let mut taken = 0;
         let mut pieces: Vec<(usize, usize)> = Vec::new();
         for (_, index) in readers {
-            let piece = self.piece_length(index).min(budget);
-            budget -= piece;
+            let bound = if taken == 0 && !is_answering {
+                limit
+            } else {
+                chunk
+            };
+            let piece = self.piece_length(index).min(bound.saturating_sub(taken));
+            taken += piece;
             if piece > 0 {
                 pieces.push((index, piece));
             }

@@ -95,6 +95,22 @@ fn prompts_are_read_as_fast_as_batches_allow_while_nobody_is_answering() {
 }
 
 #[test]
+fn the_first_of_many_prompts_is_answered_before_the_last_is_read() {
+    let mut host = Host::new(4);
+    for letter in ["a", "b", "c", "d"] {
+        host.submit(host.job(&letter.repeat(CHUNK / 2), 9));
+    }
+    host.scheduler.step();
+    let answering = |host: &Host, slot| matches!(host.phase(slot), Some(Phase::Answer { .. }));
+    assert_eq!(
+        [0, 1, 2, 3].map(|slot| answering(&host, slot)),
+        [true, true, false, false]
+    );
+    host.scheduler.step();
+    assert!((0..4).all(|slot| answering(&host, slot)));
+}
+
+#[test]
 fn one_who_waits_is_told_at_once_and_costs_no_token() {
     let mut host = Host::new(1);
     host.submit(host.job(&talkative(40), 40));
@@ -148,18 +164,21 @@ fn cancelled_prompt_stops_within_the_batch_and_its_prefix_serves_the_retry() {
 
 #[test]
 fn one_who_leaves_does_not_hold_up_the_prompts_of_others() {
+    // Two prompts that one chunk has room for.
+    let (one, other) = ("go", "ok");
+    assert!(one.len() + other.len() <= CHUNK);
     let mut host = Host::new(2);
-    let leaving = host.job("leaves", 5);
-    host.scheduler.backend.cancel_at = Some((3, leaving.ticket.clone()));
+    let leaving = host.job(one, 5);
+    host.scheduler.backend.cancel_at = Some((1, leaving.ticket.clone()));
     host.submit(leaving);
-    host.submit(host.job("stays", 5));
+    host.submit(host.job(other, 5));
     host.scheduler.step();
     assert!(
         matches!(host.phase(1), Some(Phase::Answer { .. })),
         "the batch went on"
     );
     host.run();
-    assert_eq!(host.done(1).text, reference("stays", 5));
+    assert_eq!(host.done(1).text, reference(other, 5));
 }
 
 #[test]
@@ -313,8 +332,8 @@ fn slot_that_was_not_used_for_longest_is_taken() {
 #[test]
 fn failed_batch_fails_its_jobs_and_no_others() {
     let mut host = Host::new(2);
-    host.submit(host.job("first", 9));
-    host.submit(host.job("second", 9));
+    host.submit(host.job("1", 9));
+    host.submit(host.job("2", 9));
     host.submit(host.job("waits", 9));
     host.scheduler.step();
     host.scheduler.backend.fails_next = Some(DecodeError::Failed(-3));
