@@ -8,6 +8,8 @@
 //! stream sends its requests one after another, so at 64 streams 48 requests wait. Prompts never
 //! repeat.
 //!
+//! A third row is the daemon on the same model after `autoglmd model optimize`.
+//!
 //! `ENGINES_STREAMS` (a list), `ENGINES_ROUNDS`, `ENGINES_REQUESTS` (a stream and round),
 //! `ENGINES_THREADS` and `ENGINES_BESIDE=0` (leaves the second part out) change the size of it.
 
@@ -17,6 +19,7 @@ mod support;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -48,9 +51,16 @@ fn main() {
         support::machine()
     );
 
-    let daemon = daemon(threads);
+    let folder = tempfile::tempdir().expect("a folder for the optimized model");
+    let optimized = folder.path().join("optimized.gguf");
+    autoglmd::engine::optimize(model::path(), &optimized).expect("the model can be optimized");
+    let daemons = [model::path(), &optimized].map(|model| daemon(model, threads));
     let llama_server = LlamaServer::start(&program, threads);
-    let mut peers = [Peer::daemon(&daemon), Peer::llama_server(&llama_server)];
+    let mut peers = [
+        Peer::daemon("autoglmd", &daemons[0]),
+        Peer::llama_server(&llama_server),
+        Peer::daemon("autoglmd, optimized", &daemons[1]),
+    ];
     for peer in &mut peers {
         peer.run(1, 1);
     }
@@ -60,7 +70,7 @@ fn main() {
             .trim()
             .parse()
             .expect("ENGINES_STREAMS is a list of numbers");
-        let mut all = [Vec::new(), Vec::new()];
+        let mut all = [const { Vec::new() }; 3];
         for _ in 0..rounds {
             for (peer, runs) in peers.iter_mut().zip(&mut all) {
                 runs.push(peer.run(count, requests));
@@ -81,8 +91,9 @@ fn main() {
     }
 }
 
-fn daemon(threads: usize) -> Daemon {
+fn daemon(model: &Path, threads: usize) -> Daemon {
     Options::llama()
+        .set("engine.model", &model.display().to_string())
         .set_raw("engine.parallel", &PARALLEL.to_string())
         .set_raw("engine.threads", &threads.to_string())
         .set_raw("engine.context", &(CONTEXT_TOKENS / PARALLEL).to_string())
@@ -165,7 +176,7 @@ struct Run {
 }
 
 impl<'a> Peer<'a> {
-    fn daemon(daemon: &'a Daemon) -> Peer<'a> {
+    fn daemon(name: &'static str, daemon: &'a Daemon) -> Peer<'a> {
         let request = |prompt: &str| {
             daemon.generate_request(&json!({
                 "prompt": prompt, "language": "python", "max_tokens": ANSWER_TOKENS,
@@ -173,7 +184,7 @@ impl<'a> Peer<'a> {
             }))
         };
         Peer {
-            name: "autoglmd",
+            name,
             address: daemon.address(),
             process: daemon.process(),
             request: Box::new(request),

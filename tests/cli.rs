@@ -574,6 +574,33 @@ fn a_model_is_pulled_listed_verified_and_removed() {
 }
 
 #[test]
+#[cfg(feature = "llama")]
+fn a_model_is_optimized_beside_itself() {
+    let home = Home::new();
+    let folder = home.path().join(".cache/autoglmd/models");
+    fs::create_dir_all(&folder).unwrap();
+    std::os::unix::fs::symlink(common::model::path(), folder.join("small.gguf")).unwrap();
+    let made = home.run(&["model", "optimize", "small"]).expect(0);
+    let path = folder.join("small-q8_0.gguf");
+    assert_eq!(made.out, format!("{}\n", path.display()));
+    assert!(
+        made.err.contains("making small-q8_0 out of small\n"),
+        "{}",
+        made.err
+    );
+    let again = home.run(&["model", "optimize", "small"]).expect(0);
+    assert!(again.err.contains("--force"), "{}", again.err);
+    let verified = home.run(&["model", "verify", "small-q8_0"]).expect(0);
+    assert!(verified.out.contains("good"), "{}", verified.out);
+
+    fs::write(folder.join("broken.gguf"), b"GGUF\x03\0\0\0").unwrap();
+    let broken = home.run(&["model", "optimize", "broken"]).expect(65);
+    assert!(broken.err.contains("model verify"), "{}", broken.err);
+    assert!(!folder.join("broken-q8_0.gguf").exists());
+    home.run(&["model", "optimize", "absent"]).expect(66);
+}
+
+#[test]
 fn a_model_that_is_not_there_or_not_itself_has_its_code() {
     let home = Home::new();
     let (url, _server) = start_server(whole("404 Not Found", "text/plain", ""));

@@ -10,7 +10,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -56,6 +56,23 @@ fn keys_and_values_of_either_type_give_the_same_first_words() {
     let text = first_words(KvType::F16);
     assert!(!text.is_empty());
     assert_eq!(first_words(KvType::Q8_0), text);
+}
+
+#[test]
+fn an_optimized_model_is_another_file_that_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("optimized.gguf");
+    llama::optimize(&model_path(), &path).unwrap();
+    let bytes = |path: &Path| path.metadata().unwrap().len();
+    assert!(bytes(&path) > bytes(&model_path()), "8 bits a weight");
+    let host = Host::start_with_model(settings(1, 512), path);
+    let program = host.answer(host.job("add two numbers", 24)).text;
+    assert!(program.contains("def "), "{program}");
+
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF\x03\0\0\0 and no more").unwrap();
+    let error = llama::optimize(&broken, &folder.path().join("none.gguf")).unwrap_err();
+    assert!(error.contains("model verify"), "{error}");
 }
 
 #[test]

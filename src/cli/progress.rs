@@ -84,7 +84,7 @@ impl Step {
     fn of(progress: &Progress) -> Step {
         match progress {
             Progress::Waiting => Step::Waiting,
-            Progress::Started { .. } => Step::Started,
+            Progress::Started { .. } | Progress::Optimizing { .. } => Step::Started,
             Progress::Bytes { .. } => Step::Bytes,
             Progress::Retrying {
                 attempt, reason, ..
@@ -137,6 +137,7 @@ fn line(progress: &Progress, is_new: bool, tenths: &mut u64) -> Option<String> {
         _ if !is_new => None,
         Progress::Waiting => Some("another process fetches this model; waiting for it".to_owned()),
         Progress::Started { name, from } => Some(format!("fetching {name} from {from}")),
+        Progress::Optimizing { name, from } => Some(format!("making {name} out of {from}")),
         Progress::Retrying {
             attempt,
             attempts,

@@ -22,6 +22,16 @@ use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey, Ticket};
 
+/// Writes a GGUF model to another file with its weights as `q8_0`. Takes about a second for each
+/// 100 MB and all cores; the caller's thread waits. The error is for people.
+#[cfg(feature = "llama")]
+pub use llama::optimize;
+
+#[cfg(not(feature = "llama"))]
+pub fn optimize(_: &std::path::Path, _: &std::path::Path) -> Result<(), String> {
+    Err("llama.cpp is not compiled in: build with the feature `llama`".to_owned())
+}
+
 /// One request for an answer, complete in itself.
 #[derive(Clone, Debug)]
 pub struct Job {

@@ -44,6 +44,7 @@ use crate::limits::{
     ENGINE_INTAKE_JOBS, ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN,
 };
 use crate::offload::CancelReason;
+pub use ffi::optimize;
 use model::Llama;
 pub use openmp::ensure_short_spin;
 use owed::{Owed, Place};

@@ -41,6 +41,10 @@ pub enum ModelError {
         found: String,
     },
     NotGguf(PathBuf),
+    NotOptimized {
+        name: String,
+        reason: String,
+    },
     Cancelled,
 }
 
@@ -106,6 +110,9 @@ impl fmt::Display for ModelError {
             ),
             ModelError::NotGguf(path) => {
                 write!(f, "{}: this is not a GGUF file", path.display())
+            }
+            ModelError::NotOptimized { name, reason } => {
+                write!(f, "{name} cannot be optimized: {reason}")
             }
             ModelError::Cancelled => f.write_str("cancelled; what has arrived is kept"),
         }

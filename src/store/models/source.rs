@@ -1,4 +1,4 @@
-//! Where models come from: the table of pinned ones, URLs and a hub's names. Pure.
+//! Where models come from: the table of pinned ones, URLs, a hub's names, and other models. Pure.
 
 use std::fmt;
 
@@ -46,6 +46,8 @@ pub enum Source {
         repository: String,
         file: String,
     },
+    /// The model of this name, its weights stored in another way.
+    Optimized(String),
 }
 
 impl Source {
@@ -75,10 +77,12 @@ impl Source {
             .ok_or_else(|| ModelError::UnknownName(text.to_owned()))
     }
 
-    /// The name under which the file is kept: its own, without folders, query and `.gguf`.
+    /// The name under which the file is kept: its own, without folders, query and `.gguf`; one that
+    /// was made here says how its weights are stored.
     pub fn name(&self) -> Result<String, ModelError> {
         let path = match self {
             Source::Pinned(pinned) => return Ok(pinned.name.to_owned()),
+            Source::Optimized(name) => &format!("{name}-q8_0"),
             Source::Url(url) => url.split(['?', '#']).next().unwrap_or(url),
             Source::Hub { file, .. } => file,
         };
@@ -89,7 +93,7 @@ impl Source {
     }
 }
 
-/// As it is written on the command line, so that it can be given again.
+/// As it is written on the command line, where it can be given again.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -102,6 +106,7 @@ impl fmt::Display for Source {
             } => {
                 write!(f, "hub:{owner}/{repository}/{file}")
             }
+            Source::Optimized(name) => write!(f, "optimize:{name}"),
         }
     }
 }
@@ -154,6 +159,8 @@ mod tests {
         ] {
             assert!(Source::parse(wrong).is_err(), "{wrong}");
         }
+        let optimized = Source::Optimized("m.Q4_1".to_owned());
+        assert_eq!(optimized.name().unwrap(), "m.Q4_1-q8_0");
         // A name that cannot be one is refused before anything is fetched.
         for unnamed in [
             "https://example.org/",

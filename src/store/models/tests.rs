@@ -122,6 +122,49 @@ fn names(models: &Models) -> Vec<String> {
 }
 
 #[test]
+fn a_model_is_optimized_once_into_one_of_its_own() {
+    let (_folder, models) = models();
+    DirBuilder::new().create(&models.folder).unwrap();
+    fs::write(models.path("small"), model()).unwrap();
+    let request = Pull::new(Source::Optimized("small".to_owned()));
+    let optimize = |optimize: Optimize, request: &Pull| {
+        let means = Means {
+            optimize,
+            ..means()
+        };
+        models.pull(request, &means, &mut silent)
+    };
+    let failing: Optimize = |_, to| {
+        fs::write(to, b"GGUF half of it").unwrap();
+        Err("the disk is full".to_owned())
+    };
+    let error = optimize(failing, &request).unwrap_err().to_string();
+    assert_eq!(error, "small cannot be optimized: the disk is full");
+    assert_eq!(names(&models), ["small.gguf"]);
+
+    let working: Optimize = |from, to| fs::copy(from, to).map(|_| ()).map_err(|e| e.to_string());
+    let path = models.path("small-q8_0");
+    assert_eq!(
+        optimize(working, &request).unwrap(),
+        Pulled::Fetched(path.clone())
+    );
+    let verdict = models.verify("small-q8_0", &mut silent).unwrap();
+    assert!(matches!(verdict, Verdict::Good { .. }), "{verdict:?}");
+    // Nobody makes it again unasked.
+    assert_eq!(optimize(failing, &request).unwrap(), Pulled::Present(path));
+
+    let absent = Pull::new(Source::Optimized("absent".to_owned()));
+    let error = optimize(working, &absent).unwrap_err();
+    assert!(matches!(error, ModelError::Missing(name) if name == "absent"));
+    let outside = Pull {
+        name: Some("x".to_owned()),
+        ..Pull::new(Source::Optimized("../small".to_owned()))
+    };
+    let error = optimize(working, &outside).unwrap_err();
+    assert!(matches!(error, ModelError::BadName(_)), "{error}");
+}
+
+#[test]
 fn a_model_is_fetched_checked_listed_verified_and_removed() {
     let (_folder, models) = models();
     let bytes = model();

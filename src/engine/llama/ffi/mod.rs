@@ -8,13 +8,15 @@
 //! * this file: the library as a whole, its log and its assertions;
 //! * `model`: weights and vocabulary;
 //! * `context`: the KV cache, and computing with it;
-//! * `chain`: samplers.
+//! * `chain`: samplers;
+//! * `quantize`: a file with its weights in another type.
 //!
 //! Invariant: a model outlives its contexts and chains, which hold it by `Arc`.
 
 mod chain;
 mod context;
 mod model;
+mod quantize;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
@@ -27,6 +29,7 @@ use llama_cpp_sys_2 as sys;
 pub use chain::{Chain, has_penalties};
 pub use context::{Context, ContextSettings};
 pub use model::Model;
+pub use quantize::optimize;
 
 /// Whether what llama.cpp reports now follows from a stop that we asked for.
 static IS_STOPPING: AtomicBool = AtomicBool::new(false);

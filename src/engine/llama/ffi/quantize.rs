@@ -1,0 +1,35 @@
+//! Weights in another type: one file in, another out.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use llama_cpp_sys_2 as sys;
+
+use super::initialize;
+
+/// Writes the GGUF model in `from` to `to` with its weights as `q8_0`. Blocks for about a second
+/// for each 100 MB, with all cores at work. The error is for people; `to` may be there in part
+/// then.
+pub fn optimize(from: &Path, to: &Path) -> Result<(), String> {
+    initialize();
+    let c_path = |path: &Path| {
+        CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| format!("{}: a path cannot hold a NUL byte", path.display()))
+    };
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    // SAFETY: a plain struct of defaults.
+    let mut parameters = unsafe { sys::llama_model_quantize_default_params() };
+    parameters.ftype = sys::LLAMA_FTYPE_MOSTLY_Q8_0;
+    // What is quantized already, too: eight bits hold what four have left, near enough.
+    parameters.allow_requantize = true;
+    // SAFETY: both paths end in NUL and live through the call, which catches its own exceptions.
+    match unsafe { sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &parameters) } {
+        0 => Ok(()),
+        _ => Err(
+            "llama.cpp cannot convert this file; `autoglmd model verify` tells whether it is \
+                  whole, and the disk may be full"
+                .to_owned(),
+        ),
+    }
+}
