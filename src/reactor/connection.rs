@@ -197,8 +197,11 @@ impl<K> Connection<K> {
     pub fn handle_deadline(&mut self, kind: DeadlineKind, context: &mut Context<'_>) -> Pumped {
         self.deadlines.clear(kind);
         match kind {
-            // The handshake's: there is nobody to whom an answer could be sent.
-            DeadlineKind::Header if self.transport.is_handshaking() => {
+            // The handshake's, or HTTP/2's preface's: nobody knows in which protocol to answer, and
+            // one who hears the wrong one takes us for broken.
+            DeadlineKind::Header
+                if self.transport.is_handshaking() || self.protocol.is_undecided() =>
+            {
                 Pumped::Closed(CloseReason::RequestTimeout)
             }
             DeadlineKind::Header | DeadlineKind::Body => {

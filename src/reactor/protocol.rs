@@ -65,6 +65,11 @@ impl Protocol {
         }
     }
 
+    /// Too few bytes have come to tell HTTP/1 from HTTP/2.
+    pub fn is_undecided(&self) -> bool {
+        matches!(self, Protocol::Undecided { .. })
+    }
+
     pub fn is_over(&self) -> bool {
         match self {
             Protocol::Undecided { .. } => false,
@@ -207,8 +212,7 @@ impl Protocol {
         context: &mut Context<'_>,
     ) {
         let waiting = self.waiting();
-        if !matches!(self, Protocol::Http2(_)) {
-            let http1 = self.http1(context.now);
+        if let Protocol::Http1(http1) = self {
             http1.handle_late_request(waiting, peer, output, context);
         }
     }

@@ -43,6 +43,27 @@ fn a_request_at_the_last_moment_is_served() {
 }
 
 #[test]
+fn what_may_become_a_preface_is_not_answered_in_the_wrong_protocol() {
+    let mut stage = Stage::new(|config| config.limits.header_timeout = 10 * SECOND);
+    for (begun, is_answered) in [
+        ("P", false),
+        ("PRI * HTTP/2.0\r\n\r\nSM", false),
+        ("PO", true),
+    ] {
+        let wire = stage.connect();
+        stage.send(wire, begun);
+        stage.settle();
+        stage.pass(11 * SECOND);
+        let answer = stage.receive(wire);
+        assert_eq!(answer.starts_with("HTTP/1.1 408"), is_answered, "{begun:?}");
+        assert_eq!(answer.is_empty(), !is_answered, "{begun:?}");
+        stage.on(wire, Wire::client_half_closes);
+        stage.settle();
+        assert!(stage.is_closed(wire), "{begun:?}");
+    }
+}
+
+#[test]
 fn a_slow_reader_that_makes_progress_gets_its_whole_answer() {
     for half_closes in [false, true] {
         let mut stage = Stage::new(|config| {
