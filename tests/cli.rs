@@ -597,7 +597,8 @@ fn a_model_is_optimized_beside_itself() {
     let broken = home.run(&["model", "optimize", "broken"]).expect(65);
     assert!(broken.err.contains("model verify"), "{}", broken.err);
     assert!(!folder.join("broken-q8_0.gguf").exists());
-    home.run(&["model", "optimize", "absent"]).expect(66);
+    let absent = home.run(&["model", "optimize", "absent"]).expect(66);
+    assert!(!absent.err.contains("making"), "{}", absent.err);
 }
 
 #[test]

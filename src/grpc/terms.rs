@@ -83,17 +83,12 @@ fn timeout(value: &str) -> Result<Duration, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::testing::headers;
     use crate::http::{Method, Version};
     use proptest::prelude::*;
 
     fn terms(fields: &[(&str, &str)]) -> Result<Terms, ErrorCode> {
-        let headers: Vec<_> = fields
-            .iter()
-            .map(|(name, value)| httparse::Header {
-                name,
-                value: value.as_bytes(),
-            })
-            .collect();
+        let headers = headers(fields);
         let request = Request {
             method: Method::Post,
             path: "/",

@@ -11,6 +11,8 @@ pub mod http2;
 pub mod negotiate;
 pub mod sniff;
 pub mod sse;
+#[cfg(test)]
+pub mod testing;
 
 /// A request method. What is not listed here is refused by every route with 405 or 501.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

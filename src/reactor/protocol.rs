@@ -1,8 +1,9 @@
 //! What a connection speaks, and how that is found out.
 //!
 //! A connection begins undecided and listens: the first bytes tell (`http::sniff`). Until then it
-//! is idle or waits for a head, with the deadlines that go with it, like one of HTTP/1. Both
-//! protocols take the same inputs and give the same outputs; this is where a call finds its own.
+//! is idle or waits for a head, with the deadlines that go with it, like one of HTTP/1, but is not
+//! answered when they pass. Both protocols take the same inputs and give the same outputs; this is
+//! where a call finds its own.
 
 use super::http1::{Context, Http1, Used, Waiting};
 use super::http2::Http2;
@@ -14,8 +15,8 @@ use crate::offload::CancelReason;
 use crate::service::Peer;
 
 pub enum Protocol {
-    /// Too little has come to tell: nothing, or a beginning of HTTP/2's preface. Whatever goes
-    /// wrong until then is HTTP/1's to answer.
+    /// Too little has come to tell: nothing, or a beginning of HTTP/2's preface. There is no
+    /// language to answer in: what ends here ends without a word.
     Undecided {
         has_begun: bool,
     },

@@ -103,16 +103,11 @@ fn credentials<'a>(request: &Request<'a>) -> Result<&'a str, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::testing::headers;
     use crate::http::{Method, Version};
 
     fn key_of(fields: &[(&str, &str)]) -> Result<String, ErrorCode> {
-        let headers: Vec<_> = fields
-            .iter()
-            .map(|(name, value)| httparse::Header {
-                name,
-                value: value.as_bytes(),
-            })
-            .collect();
+        let headers = headers(fields);
         let request = Request {
             method: Method::Get,
             path: "/",

@@ -353,15 +353,8 @@ fn count_of(length: u32) -> u32 {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::testing::frame;
     use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend_from_slice(&[kind, flags]);
-        bytes.extend_from_slice(&stream.to_be_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
-    }
 
     fn block(block: &[u8]) -> Option<Reason> {
         explain(&frame(HEADERS, END_HEADERS, 1, block), 0)

@@ -320,17 +320,10 @@ impl FrameMeter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::frame;
     use super::*;
     use crate::limits::HTTP2_INSERTIONS_FREE;
     use proptest::prelude::*;
-
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend_from_slice(&[kind, flags]);
-        bytes.extend_from_slice(&stream.to_be_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
-    }
 
     fn tally(bytes: &[u8]) -> Tally {
         let mut tally = Tally::default();

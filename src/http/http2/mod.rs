@@ -26,6 +26,8 @@ pub mod field_block;
 pub mod head;
 pub mod meter;
 pub mod pipe;
+#[cfg(test)]
+pub mod testing;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};

@@ -240,6 +240,10 @@ impl Models {
             Some(name) => check_name(name).map(|()| name.clone())?,
             None => pull.source.name()?,
         };
+        if let Source::Optimized(original) = &pull.source {
+            check_name(original)?;
+            check_gguf(&self.inspect(original)?.path)?;
+        }
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -415,10 +419,7 @@ impl Models {
             }
             Source::Optimized(name) => {
                 fetch::forget(part)?;
-                check_name(name)?;
-                let original = self.inspect(name)?.path;
-                check_gguf(&original)?;
-                return (means.optimize)(&original, part).map_err(|reason| {
+                return (means.optimize)(&self.path(name), part).map_err(|reason| {
                     // A failure to delete it changes no verdict: the next attempt overwrites it.
                     let _ = fs::remove_file(part);
                     let name = name.clone();

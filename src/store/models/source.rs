@@ -82,7 +82,10 @@ impl Source {
     pub fn name(&self) -> Result<String, ModelError> {
         let path = match self {
             Source::Pinned(pinned) => return Ok(pinned.name.to_owned()),
-            Source::Optimized(name) => &format!("{name}-q8_0"),
+            Source::Optimized(name) => {
+                check_name(name)?;
+                return Ok(format!("{name}-q8_0"));
+            }
             Source::Url(url) => url.split(['?', '#']).next().unwrap_or(url),
             Source::Hub { file, .. } => file,
         };

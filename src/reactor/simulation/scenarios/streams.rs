@@ -1,18 +1,13 @@
 //! HTTP/2's streams and their windows.
 
 use super::{LOUD, Stage};
+use crate::http::http2::testing::frame;
 use crate::http::sniff::PREFACE;
 
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const STREAM: u32 = 1;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-    [&head, payload].concat()
-}
 
 fn settings(initial_window: u32) -> Vec<u8> {
     let setting = [
