@@ -473,7 +473,9 @@ impl Desk {
         loop {
             match engine.state() {
                 State::Ready => return Desk { engine, events },
-                State::Loading { .. } => std::thread::sleep(Duration::from_millis(10)),
+                State::Loading { .. } | State::Stalled { .. } => {
+                    std::thread::sleep(Duration::from_millis(10))
+                }
                 State::Failed(message) => panic!("{message}"),
             }
         }

@@ -94,12 +94,37 @@ pub const PREFIX_STATES_BYTES: usize = 64 * 1024 * 1024;
 pub const SPEED_CONFIDENT_JOBS: u32 = 8;
 /// Weight of the newest sample in the averages of speed: the last 16 or so count.
 pub const SPEED_WEIGHT: f64 = 1.0 / 16.0;
+/// Tokens from which on a batch of prompts counts as a whole sample: what a batch costs beside its
+/// tokens shows in smaller ones.
+pub const SPEED_FULL_SAMPLE_TOKENS: usize = 64;
+/// A sample counts as at most so many times the average: batches differ by a factor of two or
+/// three, and what is beyond was no computing.
+pub const SPEED_OUTLIER_FACTOR: f64 = 4.0;
+/// A speed whose last sample is older than this is unknown: if a wrong estimate refuses every job,
+/// it does so for a minute at most.
+pub const SPEED_STALE_AFTER: Duration = Duration::from_secs(60);
 /// Jobs that the engine puts into tokens between two steps: at 100 us each they do not delay a
 /// token by more than it takes itself.
 pub const ENGINE_INTAKE_JOBS: usize = 16;
 /// How long an engine that ends while its model is on its way waits for its thread: a download is
 /// given up at the next bytes, llama.cpp's loading at the next tensor, and what takes longer hangs.
 pub const ENGINE_LOADING_END_PATIENCE: Duration = Duration::from_secs(2);
+/// A step of the engine, or a part of it that llama.cpp reports, that takes longer than this has
+/// stalled: `/readyz` and health checks say so. A batch of 512 tokens takes a model of 7 billion
+/// parameters some 20 s on two cores, and on processors each node of its graph is reported.
+pub const ENGINE_STALLED_AFTER: Duration = Duration::from_secs(30);
+/// An engine that has stalled for this long will not go on: the process ends with a failure, so
+/// that its manager starts it again. Counted in looks of the supervisor, so that a process that
+/// was stopped meanwhile has its whole time.
+pub const ENGINE_HUNG_AFTER: Duration = Duration::from_secs(90);
+/// Starts of the engine after a panic, before it is given up and the process ends.
+pub const ENGINE_RESTARTS_MOST: u32 = 5;
+/// The pause before the first of them; each later one is twice as long. Five take 6 s together.
+pub const ENGINE_RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// How often that pause looks whether the engine is still wanted.
+pub const ENGINE_RESTART_LOOK: Duration = Duration::from_millis(50);
+/// After so long without a panic the count of starts begins again.
+pub const ENGINE_RESTARTS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// When to come back to a full queue as long as nothing was measured.
 pub const ENGINE_RETRY_SECONDS: u64 = 1;
 /// Bytes that a prompt token has at least on the average, for an estimate that is rather too low.

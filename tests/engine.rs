@@ -355,7 +355,7 @@ fn missing_and_broken_files_are_told_by_name() {
         let engine = llama::start(settings(1, 512), obtain, mailboxes).unwrap();
         let failure = wait(|| match engine.state() {
             State::Failed(message) => Some(message),
-            State::Loading { .. } | State::Ready => None,
+            State::Loading { .. } | State::Ready | State::Stalled { .. } => None,
         });
         assert!(failure.contains(path.to_str().unwrap()), "{failure}");
     }
@@ -422,7 +422,7 @@ impl Host {
         let host = Host { engine, mailboxes };
         host.wait_until(|engine| match engine.state() {
             State::Ready => true,
-            State::Loading { .. } => false,
+            State::Loading { .. } | State::Stalled { .. } => false,
             State::Failed(message) => panic!("{message}"),
         });
         host

@@ -345,7 +345,7 @@ impl Daemon {
                     self.notify(self.notifier.extend_timeout(extension));
                 }
             }
-            State::Ready => {
+            State::Ready | State::Stalled { .. } => {
                 self.phase = Phase::Serving;
                 let status = self.status();
                 log::info!("ready: {status}");

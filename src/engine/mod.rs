@@ -243,6 +243,10 @@ pub enum State {
         percent: u8,
     },
     Ready,
+    /// A step does not end: for so long there was no sign of life.
+    Stalled {
+        seconds: u64,
+    },
     Failed(String),
 }
 
@@ -273,6 +277,26 @@ pub struct Gauges {
     /// Cells of the KV cache that hold a token, and all of them.
     pub kv_used: u64,
     pub kv_size: u64,
+    /// Signs of life: steps, and parts of steps. They stand still while the engine is at rest.
+    pub beats: u64,
+    /// How long there was none although there is work; zero at rest.
+    pub silence: Duration,
+    /// Starts of the engine after a panic.
+    pub restarts: u64,
+}
+
+impl Gauges {
+    /// What only grows, and the rest at zero: where an engine that starts again goes on from.
+    pub fn totals(self) -> Gauges {
+        Gauges {
+            prompt_tokens: self.prompt_tokens,
+            prompt_cached_tokens: self.prompt_cached_tokens,
+            generated_tokens: self.generated_tokens,
+            decode_steps: self.decode_steps,
+            kv_size: self.kv_size,
+            ..Gauges::default()
+        }
+    }
 }
 
 /// Something that turns jobs into answers. All methods return at once and may be called from

@@ -189,6 +189,9 @@ impl Service {
         let Running { call, work } = running;
         if now >= work.deadline {
             work.ticket.cancel(CancelReason::Deadline);
+            // The reservation stays taken, as in `abandon`: the engine has worked for this job and
+            // has not said how much.
+            work.reserved = None;
             let failed = Failed {
                 reason: FailReason::Error(ErrorCode::GenerationTimeout),
                 message: "the engine did not end the request in time".to_owned(),

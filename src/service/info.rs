@@ -28,6 +28,7 @@ impl Service {
     /// Whether a generation would be taken.
     pub(super) fn ready(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         let state = self.parts.engine.state();
+        let silence;
         let readiness = match &state {
             _ if self.is_draining => Readiness::of("draining"),
             State::Ready => Readiness::of("ready"),
@@ -35,6 +36,13 @@ impl Service {
                 percent: Some(*percent),
                 ..Readiness::of("loading")
             },
+            State::Stalled { seconds } => {
+                silence = format!("the engine has made no step for {seconds} s");
+                Readiness {
+                    message: Some(&silence),
+                    ..Readiness::of("stalled")
+                }
+            }
             State::Failed(message) => Readiness {
                 message: Some(message),
                 ..Readiness::of("failed")

@@ -93,6 +93,10 @@ handles! {
     engine_kv_cells_size: Gauge = "engine_kv_cells_size", Gauge::default();
     /// Steps of the engine: each decodes one token for every running sequence.
     engine_decode_steps: Counter = "engine_decode_steps", Counter::default();
+    /// Starts of the engine after a panic.
+    engine_restarts: Counter = "engine_restarts", Counter::default();
+    /// Since the engine's last sign of life, while it has work; 0 at rest.
+    engine_silence: Gauge = "engine_silence_seconds", Gauge::default();
     /// Work of one turn of the loop, without its wait for events.
     loop_turn: Histogram = "loop_turn_seconds", Histogram::new(LOOP_TURN_BUCKETS_US);
     /// Turns that a mailbox's bell began.
@@ -242,7 +246,9 @@ impl Metrics {
         self.engine_queue_depth.set(gauges.queue_depth.into());
         self.engine_kv_cells_used.set(gauges.kv_used as i64);
         self.engine_kv_cells_size.set(gauges.kv_size as i64);
+        self.engine_silence.set(gauges.silence.as_secs() as i64);
         for (counter, total) in [
+            (&self.engine_restarts, gauges.restarts),
             (&self.engine_decode_steps, gauges.decode_steps),
             (&families.tokens_prompt, gauges.prompt_tokens),
             (&families.tokens_prompt_cached, gauges.prompt_cached_tokens),
@@ -527,6 +533,8 @@ mod tests {
             "autoglmd_engine_kv_cells_used 0",
             "autoglmd_engine_kv_cells_size 0",
             "autoglmd_engine_decode_steps_total 0",
+            "autoglmd_engine_restarts_total 0",
+            "autoglmd_engine_silence_seconds 0",
             "autoglmd_loop_turn_seconds_count 0",
             "autoglmd_wakeups_total 0",
             "autoglmd_stale_events_total 0",

@@ -10,46 +10,50 @@
 //! * [`scheduler`]: who computes what next; pure, and tested with a toy model.
 //! * [`owed`]: a job and the terminal event that it is owed.
 //! * [`text`], [`sampler`], [`template`], [`speed`]: what the scheduler and the model are made of.
+//! * [`thread`]: the engine's thread, and what a panic of it leads to.
+//! * [`shared`], [`heartbeat`]: what other threads see of it.
 //! * [`model`], [`ffi`]: llama.cpp behind the trait; all `unsafe` is in the latter.
 //!
-//! States: `Loading` until the model is there, then `Ready` until drained, or `Failed` for good.
-//! A model that is being fetched or loaded when the drain begins is given up: nobody waits for it.
+//! States: `Loading` until the model is there, then `Ready` until drained; `Stalled` while a step
+//! does not end; `Loading` again after a panic; `Failed` for good. A model that is being fetched or
+//! loaded when the drain begins is given up.
 
 mod backend;
+mod fault;
 mod ffi;
+mod heartbeat;
 mod memory;
 mod model;
 mod openmp;
 mod owed;
 mod sampler;
 mod scheduler;
+mod shared;
 mod speed;
 mod template;
 mod text;
+mod thread;
 
-use std::any::Any;
 use std::convert::Infallible;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use crate::core::Moment;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
-use crate::limits::{
-    ENGINE_INTAKE_JOBS, ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN,
-};
-use crate::offload::CancelReason;
+use crate::limits::{ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN};
+use fault::Fault;
 pub use ffi::optimize;
 use model::Llama;
 pub use openmp::ensure_short_spin;
 use owed::{Owed, Place};
-use scheduler::Scheduler;
-use speed::Speed;
+use shared::Shared;
+use thread::{Message, Thread};
 
 /// How keys and values lie in the KV cache, by llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +94,21 @@ pub fn start(
     obtain: Obtain,
     deliver: Arc<dyn Deliver>,
 ) -> io::Result<Arc<dyn Engine>> {
+    let fault = Fault::from_environment().map_err(io::Error::other)?;
+    let load = |path: &Path, settings: &Settings, shared: &Shared| load(path, settings, shared);
+    Ok(Arc::new(start_with(
+        settings, obtain, load, deliver, fault,
+    )?))
+}
+
+/// As [`start`], for any back end.
+fn start_with<B: backend::Backend>(
+    settings: Settings,
+    obtain: Obtain,
+    load: impl Fn(&Path, &Settings, &Shared) -> Result<B, String> + Send + 'static,
+    deliver: Arc<dyn Deliver>,
+    fault: Fault,
+) -> io::Result<Handle> {
     // One place more than the queue's bound: the order to drain must find room.
     let (sender, receiver) = crossbeam_channel::bounded(settings.queue as usize + 1);
     let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
@@ -97,48 +116,30 @@ pub fn start(
     let (queue, parallel) = (settings.queue, settings.parallel);
     let thread = {
         let (deliver, shared) = (deliver.clone(), shared.clone());
-        thread::Builder::new()
+        std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
                 let _ending = ending;
-                run(&settings, obtain, &receiver, deliver, &shared);
+                let thread = Thread {
+                    settings: &settings,
+                    load: &|path| load(path, &settings, &shared),
+                    receiver: &receiver,
+                    deliver,
+                    shared: &shared,
+                    fault,
+                };
+                thread.run(obtain);
             })?
     };
-    let sender = Some(sender);
-    let thread = Some(thread);
-    Ok(Arc::new(Handle {
+    Ok(Handle {
         queue,
         parallel,
-        sender,
+        sender: Some(sender),
         shared,
         deliver,
-        thread,
+        thread: Some(thread),
         ended,
-    }))
-}
-
-/// What the engine's thread and its callers both see.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Jobs that were submitted and have no sequence yet.
-    queued: Arc<AtomicU32>,
-    is_ready: AtomicBool,
-    is_draining: AtomicBool,
-    /// The engine's owner is gone: end at once.
-    is_ending: AtomicBool,
-    percent: AtomicU8,
-    failure: OnceLock<String>,
-    model: OnceLock<ModelInfo>,
-    gauges: Mutex<Gauges>,
-    /// Microseconds; 0 as long as too little was measured.
-    job_cost: AtomicU64,
-    /// Nanoseconds; 0 as long as too little was measured.
-    prompt_token_cost: AtomicU64,
-}
-
-enum Message {
-    Job(Box<Owed>),
-    Drain,
+    })
 }
 
 /// The engine as its callers hold it.
@@ -160,6 +161,10 @@ impl Engine for Handle {
             State::Ready => {}
             State::Loading { .. } => return Err(Refused::Loading),
             State::Failed(message) => return Err(Refused::Unavailable(message)),
+            State::Stalled { seconds } => {
+                let message = format!("the engine has made no step for {seconds} s");
+                return Err(Refused::Unavailable(message));
+            }
         }
         if self.shared.is_draining.load(Ordering::Acquire) {
             return Err(Refused::Draining);
@@ -190,15 +195,7 @@ impl Engine for Handle {
     }
 
     fn state(&self) -> State {
-        if let Some(message) = self.shared.failure.get() {
-            State::Failed(message.clone())
-        } else if self.shared.is_ready.load(Ordering::Acquire) {
-            State::Ready
-        } else {
-            State::Loading {
-                percent: self.shared.percent.load(Ordering::Relaxed),
-            }
-        }
+        self.shared.state(Moment::now())
     }
 
     fn model(&self) -> Option<ModelInfo> {
@@ -206,10 +203,7 @@ impl Engine for Handle {
     }
 
     fn gauges(&self) -> Gauges {
-        let mut gauges = self.shared.lock_gauges();
-        // Those in the channel wait, too.
-        gauges.queue_depth = self.shared.queued.load(Ordering::Relaxed);
-        gauges
+        self.shared.gauges(Moment::now())
     }
 
     fn drain(&self) {
@@ -223,34 +217,44 @@ impl Engine for Handle {
 }
 
 impl Handle {
-    /// When a job that is submitted now would have its first token, by measured speed.
+    /// When a job that is submitted now would have its first token, by measured speed. `None`
+    /// while too little is known, and while the engine is at rest: a job that it does not take
+    /// teaches it nothing, and computing it costs no other job.
     fn time_to_first_token(&self, job: &Job) -> Option<Duration> {
-        let job_cost = self.shared.job_cost.load(Ordering::Relaxed);
-        let prompt_token_cost = self.shared.prompt_token_cost.load(Ordering::Relaxed);
-        if job_cost == 0 {
-            return None;
-        }
-        let is_full = self.shared.lock_gauges().sequences_running >= self.parallel;
-        let before = self.shared.queued.load(Ordering::Relaxed);
+        let now = Moment::now();
+        let context = self.shared.model.get()?.context_length as usize;
         let tokens = job.prompt.bytes() / PROMPT_BYTES_PER_TOKEN;
-        let context = self.shared.model.get()?.context_length;
-        if tokens > context as usize {
+        if tokens > context {
             // Too long, by the look of it: the engine counts, and says by how much.
             return None;
         }
+        let before = self.shared.queued.load(Ordering::Relaxed);
+        let published = self.shared.published();
+        let running = published.gauges.sequences_running;
+        if running == 0 && before == 0 {
+            return None;
+        }
+        let job_cost = published.speed.job_cost(now)?;
+        let prompt_token_cost = published.speed.prompt_token_cost(now)?;
+        // What the tenant's sequences hold may be this prompt's beginning, and is then not
+        // computed again. Whether it is shows only once the prompt is in tokens.
+        let held = published.held.iter();
+        let own = held.filter_map(|(tenant, held)| (*tenant == job.tenant).then_some(*held));
+        let computed = tokens.saturating_sub(own.max().unwrap_or(0));
         // The engine is through with one job after each `job_cost`, and the next one begins.
-        let waiting = u64::from(if is_full { before + 1 } else { before });
-        let wait = Duration::from_micros(job_cost.saturating_mul(waiting));
-        Some(wait + Duration::from_nanos(prompt_token_cost.saturating_mul(tokens as u64)))
+        let is_full = running >= self.parallel;
+        let waiting = if is_full { before + 1 } else { before };
+        let reading = prompt_token_cost.checked_mul(u32::try_from(computed).ok()?)?;
+        Some(job_cost.saturating_mul(waiting).saturating_add(reading))
     }
 
     /// When all that waits now will have begun, by measured speed.
     fn time_to_empty_queue(&self) -> Duration {
-        let job_cost = self.shared.job_cost.load(Ordering::Relaxed);
-        let waiting = u64::from(self.shared.queued.load(Ordering::Relaxed));
-        match job_cost.saturating_mul(waiting) {
-            0 => Duration::from_secs(ENGINE_RETRY_SECONDS),
-            microseconds => Duration::from_micros(microseconds),
+        let job_cost = self.shared.published().speed.job_cost(Moment::now());
+        let waiting = self.shared.queued.load(Ordering::Relaxed);
+        match job_cost.unwrap_or_default().saturating_mul(waiting) {
+            Duration::ZERO => Duration::from_secs(ENGINE_RETRY_SECONDS),
+            wait => wait,
         }
     }
 }
@@ -271,67 +275,6 @@ impl Drop for Handle {
             // A panic was told where it happened.
             let _ = thread.join();
         }
-    }
-}
-
-impl Shared {
-    /// Whether a model that is still on its way would be of use to anybody.
-    fn is_wanted(&self) -> bool {
-        !self.is_draining.load(Ordering::Acquire) && !self.is_ending.load(Ordering::Acquire)
-    }
-
-    fn lock_gauges(&self) -> Gauges {
-        // A number, copied: nothing can be half done if a holder panicked.
-        *self
-            .gauges
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn publish(&self, gauges: Gauges, speed: &Speed) {
-        *self
-            .gauges
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = gauges;
-        let job_cost = speed.job_cost().map_or(0, |cost| cost.as_micros() as u64);
-        let prompt_token_cost = speed
-            .prompt_token_cost()
-            .map_or(0, |cost| cost.as_nanos() as u64);
-        self.job_cost.store(job_cost, Ordering::Relaxed);
-        self.prompt_token_cost
-            .store(prompt_token_cost, Ordering::Relaxed);
-    }
-
-    fn fail(&self, message: String) {
-        log::error!("the engine has ended: {message}");
-        // The first failure is the cause.
-        let _ = self.failure.set(message);
-    }
-}
-
-/// The engine's thread.
-fn run(
-    settings: &Settings,
-    obtain: Obtain,
-    receiver: &Receiver<Message>,
-    deliver: Arc<dyn Deliver>,
-    shared: &Shared,
-) {
-    let is_wanted = || shared.is_wanted();
-    let work = || match obtain(&is_wanted).and_then(|path| load(&path, settings, shared)) {
-        Ok(llama) => {
-            let chunk = settings.prefill_chunk as usize;
-            let mut scheduler = Scheduler::new(llama, chunk, deliver);
-            shared.publish(scheduler.gauges(), scheduler.speed());
-            shared.is_ready.store(true, Ordering::Release);
-            serve(&mut scheduler, receiver, shared);
-        }
-        Err(message) if shared.is_wanted() => shared.fail(message),
-        Err(_) => log::info!("the model was on its way, and is given up"),
-    };
-    // What a panic leaves behind is dropped on the way: each job tells its own failure.
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-        shared.fail(panic_message(&*panic));
     }
 }
 
@@ -357,40 +300,4 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
         created: since_1970.as_secs(),
     });
     Ok(llama)
-}
-
-/// Takes jobs in and lets the scheduler step, until the engine is drained or nobody is left.
-fn serve(scheduler: &mut Scheduler<Llama>, receiver: &Receiver<Message>, shared: &Shared) {
-    let mut is_draining = false;
-    while !shared.is_ending.load(Ordering::Acquire) {
-        if scheduler.is_idle() {
-            if is_draining && receiver.is_empty() {
-                return;
-            }
-            match receiver.recv() {
-                Ok(Message::Job(owed)) => scheduler.admit(*owed),
-                Ok(Message::Drain) => is_draining = true,
-                Err(_) => return,
-            }
-        }
-        // Preparing a prompt takes time, too: a few between two steps.
-        for _ in 0..ENGINE_INTAKE_JOBS {
-            match receiver.try_recv() {
-                Ok(Message::Job(owed)) => scheduler.admit(*owed),
-                Ok(Message::Drain) => is_draining = true,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-        }
-        scheduler.step();
-        shared.publish(scheduler.gauges(), scheduler.speed());
-    }
-    scheduler.cancel_all(CancelReason::Drain);
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("a bug: {}", text.unwrap_or("a panic without a message"))
 }

@@ -1,13 +1,28 @@
 //! How fast this engine is, by what it has measured itself.
 //!
-//! Owns moving averages, and the estimates that admission rests on. Knows no clock: durations come
-//! in as arguments. Before enough was measured there is no estimate, and nobody is refused by one.
+//! Owns moving averages, and the estimates that admission rests on. Knows no clock: durations and
+//! times come in as arguments. An estimate may refuse a job, and a refused job brings no sample, so
+//! a wrong estimate must not last:
+//!
+//!  1. One sample moves an average by a bounded factor, however far off it is. A process that was
+//!     stopped (SIGSTOP, a freezer, a migration, swap) measures its pause as if it were work.
+//!  2. A single sample far below the average corrects the average at once.
+//!  3. A speed that was not measured for a while is unknown, and refuses no job.
+//!  4. Before enough was measured there is no estimate.
+//!
+//! Mutations that the tests below catch: no clamp in `Average::add` (`one_long_stall_...`), no age
+//! in `Average::fresh` (`speed_that_was_not_measured_...`), no weight by tokens
+//! (`last_tokens_of_a_prompt_...`).
 
 use std::time::Duration;
 
-use crate::limits::{SPEED_CONFIDENT_JOBS, SPEED_WEIGHT};
+use crate::core::Moment;
+use crate::limits::{
+    SPEED_CONFIDENT_JOBS, SPEED_FULL_SAMPLE_TOKENS, SPEED_OUTLIER_FACTOR, SPEED_STALE_AFTER,
+    SPEED_WEIGHT,
+};
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Speed {
     /// Seconds of computation for one token of a prompt.
     prompt_token: Average,
@@ -21,38 +36,41 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// A batch of prompt tokens took so long.
-    pub fn handle_prompt_batch(&mut self, tokens: usize, took: Duration) {
-        self.prompt_token
-            .add(took.as_secs_f64() / tokens.max(1) as f64);
+    /// A batch of prompt tokens took so long. The last few tokens of a prompt tell little about
+    /// the many of the next one: a small batch weighs less.
+    pub fn handle_prompt_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
+        let share = (tokens as f64 / SPEED_FULL_SAMPLE_TOKENS as f64).min(1.0);
+        let sample = took.as_secs_f64() / tokens.max(1) as f64;
+        self.prompt_token.add(sample, SPEED_WEIGHT * share, now);
     }
 
     /// A step that gave one token to each of so many sequences took so long.
-    pub fn handle_answer_batch(&mut self, tokens: usize, took: Duration) {
-        self.answer_token
-            .add(took.as_secs_f64() / tokens.max(1) as f64);
+    pub fn handle_answer_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
+        let sample = took.as_secs_f64() / tokens.max(1) as f64;
+        self.answer_token.add(sample, SPEED_WEIGHT, now);
     }
 
-    /// A job has ended, one way or another.
-    pub fn handle_job(&mut self, computed_prompt: u32, answer: u32) {
-        self.job_prompt.add(f64::from(computed_prompt));
-        self.job_answer.add(f64::from(answer));
+    /// A job has ended: complete, failed or cancelled. Each has made room for the next one.
+    pub fn handle_job(&mut self, computed_prompt: u32, answer: u32, now: Moment) {
+        // Sizes are no measurements of time: a large one is no outlier.
+        self.job_prompt.follow(f64::from(computed_prompt), now);
+        self.job_answer.follow(f64::from(answer), now);
         self.jobs = self.jobs.saturating_add(1);
     }
 
     /// How long the engine works for one job: the time after which it is through with the next.
-    pub fn job_cost(&self) -> Option<Duration> {
-        let prompt = self.prompt_token.value? * self.job_prompt.value?;
-        let answer = self.answer_token.value? * self.job_answer.value?;
+    pub fn job_cost(&self, now: Moment) -> Option<Duration> {
+        let prompt = self.prompt_token.fresh(now)? * self.job_prompt.value?;
+        let answer = self.answer_token.fresh(now)? * self.job_answer.value?;
         let is_confident = self.jobs >= SPEED_CONFIDENT_JOBS;
         is_confident.then(|| Duration::from_secs_f64((prompt + answer).max(0.0)))
     }
 
     /// How long one token of a prompt takes to compute.
-    pub fn prompt_token_cost(&self) -> Option<Duration> {
+    pub fn prompt_token_cost(&self, now: Moment) -> Option<Duration> {
         let is_confident = self.jobs >= SPEED_CONFIDENT_JOBS;
         self.prompt_token
-            .value
+            .fresh(now)
             .filter(|_| is_confident)
             .map(Duration::from_secs_f64)
     }
@@ -62,14 +80,34 @@ impl Speed {
 #[derive(Clone, Copy, Debug, Default)]
 struct Average {
     value: Option<f64>,
+    measured_at: Moment,
 }
 
 impl Average {
-    fn add(&mut self, sample: f64) {
+    /// Takes in a measurement of time, which may be an outlier.
+    fn add(&mut self, sample: f64, weight: f64, now: Moment) {
+        self.measured_at = now;
         self.value = Some(match self.value {
             None => sample,
-            Some(value) => value + (sample - value) * SPEED_WEIGHT,
+            Some(value) => {
+                let value = value.min(sample * SPEED_OUTLIER_FACTOR);
+                let sample = sample.min(value * SPEED_OUTLIER_FACTOR);
+                value + (sample - value) * weight
+            }
         });
+    }
+
+    /// Takes in a size, however far from the average.
+    fn follow(&mut self, sample: f64, now: Moment) {
+        self.measured_at = now;
+        let value = self.value.unwrap_or(sample);
+        self.value = Some(value + (sample - value) * SPEED_WEIGHT);
+    }
+
+    /// The average, unless its last sample is too old to go by.
+    fn fresh(&self, now: Moment) -> Option<f64> {
+        self.value
+            .filter(|_| now.since(self.measured_at) < SPEED_STALE_AFTER)
     }
 }
 
@@ -77,26 +115,94 @@ impl Average {
 mod tests {
     use super::*;
 
+    const NOW: Moment = Moment::from_micros(1_000_000);
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// Ten milliseconds for each token, measured often enough.
+    fn warm() -> Speed {
+        let mut speed = Speed::default();
+        for _ in 0..SPEED_CONFIDENT_JOBS {
+            speed.handle_prompt_batch(100, 1000 * MILLISECOND, NOW);
+            speed.handle_answer_batch(16, 160 * MILLISECOND, NOW);
+            speed.handle_job(50, 20, NOW);
+        }
+        speed
+    }
+
+    fn prompt_token_ms(speed: &Speed, now: Moment) -> f64 {
+        speed.prompt_token_cost(now).unwrap().as_secs_f64() * 1e3
+    }
+
     #[test]
     fn no_estimate_before_enough_was_measured() {
         let mut speed = Speed::default();
-        speed.handle_prompt_batch(100, Duration::from_secs(1));
-        speed.handle_answer_batch(16, Duration::from_millis(160));
+        speed.handle_prompt_batch(100, 1000 * MILLISECOND, NOW);
+        speed.handle_answer_batch(16, 160 * MILLISECOND, NOW);
         for _ in 1..SPEED_CONFIDENT_JOBS {
-            speed.handle_job(50, 20);
-            assert_eq!(speed.job_cost(), None);
+            speed.handle_job(50, 20, NOW);
+            assert_eq!(speed.job_cost(NOW), None);
         }
-        speed.handle_job(50, 20);
+        speed.handle_job(50, 20, NOW);
         // 50 tokens of 10 ms, and 20 of 10 ms.
-        let cost = speed.job_cost().unwrap().as_secs_f64();
+        let cost = speed.job_cost(NOW).unwrap().as_secs_f64();
         assert!((cost - 0.7).abs() < 1e-9, "{cost}");
+    }
+
+    #[test]
+    fn one_long_stall_moves_the_estimate_by_little() {
+        let mut speed = warm();
+        speed.handle_prompt_batch(64, Duration::from_secs(45), NOW);
+        speed.handle_answer_batch(1, Duration::from_secs(45), NOW);
+        let cost = prompt_token_ms(&speed, NOW);
+        assert!((10.0..12.0).contains(&cost), "{cost} ms");
+        let job = speed.job_cost(NOW).unwrap();
+        assert!(job < Duration::from_millis(840), "{job:?}");
+    }
+
+    #[test]
+    fn stall_in_the_very_first_sample_is_forgotten_at_the_next() {
+        let mut speed = Speed::default();
+        speed.handle_prompt_batch(10, Duration::from_secs(45), NOW);
+        speed.handle_prompt_batch(100, 1000 * MILLISECOND, NOW);
+        (0..SPEED_CONFIDENT_JOBS).for_each(|_| speed.handle_job(50, 20, NOW));
+        let cost = prompt_token_ms(&speed, NOW);
+        assert!(cost <= 40.0, "{cost} ms");
+    }
+
+    #[test]
+    fn last_tokens_of_a_prompt_weigh_less_than_a_whole_batch() {
+        let (mut few, mut many) = (warm(), warm());
+        few.handle_prompt_batch(2, 40 * MILLISECOND, NOW);
+        many.handle_prompt_batch(200, 4000 * MILLISECOND, NOW);
+        let (few, many) = (prompt_token_ms(&few, NOW), prompt_token_ms(&many, NOW));
+        assert!(few - 10.0 < (many - 10.0) / 8.0, "{few} and {many} ms");
+    }
+
+    #[test]
+    fn speed_that_was_not_measured_for_a_while_is_unknown() {
+        let mut speed = warm();
+        let later = NOW + SPEED_STALE_AFTER;
+        assert!(
+            speed
+                .job_cost(NOW + (SPEED_STALE_AFTER - MILLISECOND))
+                .is_some()
+        );
+        assert_eq!(speed.job_cost(later), None);
+        assert_eq!(speed.prompt_token_cost(later), None);
+        // Answers go on while every prompt is refused: the prompts' speed is unknown all the same.
+        speed.handle_answer_batch(16, 160 * MILLISECOND, later);
+        assert_eq!(speed.prompt_token_cost(later), None);
+        speed.handle_prompt_batch(100, 1000 * MILLISECOND, later);
+        assert!(speed.job_cost(later).is_some());
     }
 
     #[test]
     fn average_follows_what_has_changed() {
         let mut average = Average::default();
-        average.add(1.0);
-        (0..100).for_each(|_| average.add(2.0));
-        assert!((average.value.unwrap() - 2.0).abs() < 0.01);
+        average.add(1.0, SPEED_WEIGHT, NOW);
+        (0..200).for_each(|_| average.add(8.0, SPEED_WEIGHT, NOW));
+        assert!((average.value.unwrap() - 8.0).abs() < 0.01);
+        (0..200).for_each(|_| average.add(1.0, SPEED_WEIGHT, NOW));
+        assert!((average.value.unwrap() - 1.0).abs() < 0.01);
     }
 }

@@ -397,6 +397,26 @@ fn tokens_are_reserved_and_settled() {
     assert_eq!(reply.field("retry-after-ms"), Some("600"));
 }
 
+/// An engine that was stuck made its jobs free of charge.
+#[test]
+fn what_a_stuck_engine_has_cost_is_not_given_back() {
+    let mut bench = Bench::new();
+    let body = r#"{"prompt": "four", "max_tokens": 80}"#;
+    let sent = Sent::generate(body).key(NARROW);
+    let (mut reply, mut exchange) = bench.start(&sent);
+    let until = exchange.next_deadline();
+    let flow = bench
+        .service
+        .handle_deadline(&mut exchange, until, &mut reply);
+    assert_eq!(flow, Flow::Finished);
+    drop(exchange);
+    bench.engine.jobs.lock().unwrap().clear();
+    // The bucket is as it was after the reservation: 19 of 100 are left.
+    let reply = bench.ask(&sent);
+    assert_eq!(reply.error(), "token_budget_exceeded");
+    assert_eq!(reply.field("x-ratelimit-remaining-tokens"), Some("19"));
+}
+
 #[test]
 fn models_are_checked_by_name() {
     let mut bench = Bench::new();

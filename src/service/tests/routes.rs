@@ -25,6 +25,14 @@ fn live_is_always_and_ready_is_not() {
     );
     assert_eq!(reply.field("retry-after"), Some("2"));
 
+    *bench.engine.state.lock().unwrap() = State::Stalled { seconds: 31 };
+    let reply = bench.ask(&Sent::get("/readyz"));
+    assert_eq!(
+        (reply.status, &reply.json()["state"]),
+        (503, &"stalled".into())
+    );
+    assert!(reply.text().contains("no step for 31 s"));
+
     *bench.engine.state.lock().unwrap() = State::Failed("no such file".into());
     let reply = bench.ask(&Sent::get("/readyz"));
     assert_eq!(reply.status, 503);

@@ -32,6 +32,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::backend::{Backend, Batch, DecodeError, PrepareError, Prepared, Token};
+use super::heartbeat::Heartbeat;
 use super::owed::{End, Owed};
 use super::speed::Speed;
 use crate::core::Moment;
@@ -42,12 +43,14 @@ use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey};
 
 use prefixes::Prefixes;
-use run::{Phase, Progress, Run};
+use run::{Ended, Phase, Progress, Run};
 use slot::Slot;
 
 pub struct Scheduler<B: Backend> {
     backend: B,
     deliver: Arc<dyn Deliver>,
+    /// Told of each sign of life within a step.
+    heartbeat: Arc<Heartbeat>,
     slots: Vec<Slot<B::Sampler>>,
     waiting: VecDeque<Waiting>,
     prefixes: Prefixes,
@@ -69,12 +72,18 @@ struct Waiting {
 }
 
 impl<B: Backend> Scheduler<B> {
-    pub fn new(backend: B, prefill_chunk: usize, deliver: Arc<dyn Deliver>) -> Scheduler<B> {
+    pub fn new(
+        backend: B,
+        prefill_chunk: usize,
+        deliver: Arc<dyn Deliver>,
+        heartbeat: Arc<Heartbeat>,
+    ) -> Scheduler<B> {
         let slots = (0..backend.sequences()).map(|_| Slot::default()).collect();
         let kv_size = (backend.sequences() * backend.context_length()) as u64;
         Scheduler {
             backend,
             deliver,
+            heartbeat,
             slots,
             waiting: VecDeque::new(),
             prefixes: Prefixes::default(),
@@ -93,13 +102,13 @@ impl<B: Backend> Scheduler<B> {
     /// Takes a job into the queue. One that cannot be answered fails at once.
     pub fn admit(&mut self, owed: Owed) {
         if let Some(end) = owed.end(self.backend.now()) {
-            return self.refuse(owed, end.reason(), end.message().to_owned(), 0);
+            return self.refuse(owed, end.reason(), end.message().to_owned());
         }
         let room = self.backend.context_length();
         match self.backend.prepare(&owed.job().prompt) {
             Ok(prepared) if prepared.tokens.is_empty() => {
                 let reason = FailReason::Error(ErrorCode::InvalidRequest);
-                self.refuse(owed, reason, "the prompt has no tokens".to_owned(), 0);
+                self.refuse(owed, reason, "the prompt has no tokens".to_owned());
             }
             // One cell at least for the answer.
             Ok(prepared) if prepared.tokens.len() >= room => {
@@ -109,7 +118,7 @@ impl<B: Backend> Scheduler<B> {
                      and answer together; shorten the prompt or raise engine.context"
                 );
                 let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
-                self.refuse(owed, reason, message, length);
+                self.refuse(owed, reason, message);
             }
             Ok(prepared) => self.waiting.push_back(Waiting { owed, prepared }),
             Err(PrepareError::TooLong) => {
@@ -118,16 +127,12 @@ impl<B: Backend> Scheduler<B> {
                      raise engine.context"
                 );
                 let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
-                self.refuse(owed, reason, message, 0);
+                self.refuse(owed, reason, message);
             }
             Err(PrepareError::Template(says)) => {
                 let message = format!("the model's chat template refuses the messages: {says}");
-                self.refuse(
-                    owed,
-                    FailReason::Error(ErrorCode::InvalidRequest),
-                    message,
-                    0,
-                );
+                let reason = FailReason::Error(ErrorCode::InvalidRequest);
+                self.refuse(owed, reason, message);
             }
         }
     }
@@ -155,6 +160,22 @@ impl<B: Backend> Scheduler<B> {
 
     pub fn speed(&self) -> &Speed {
         &self.speed
+    }
+
+    /// For each sequence: the tenant whose text it holds, and the tokens of that text.
+    pub fn held(&self) -> impl Iterator<Item = (u64, usize)> {
+        let of_tenants = |slot: &Slot<B::Sampler>| slot.tokens.len().saturating_sub(slot.common);
+        self.slots
+            .iter()
+            .map(move |slot| (slot.tenant, of_tenants(slot)))
+    }
+
+    /// The totals of an engine that this one takes the place of.
+    pub fn resume(&mut self, before: Gauges) {
+        self.gauges = Gauges {
+            kv_size: self.gauges.kv_size,
+            ..before.totals()
+        };
     }
 
     /// Ends every job now: nobody waits for the answers any more.
@@ -186,12 +207,7 @@ impl<B: Backend> Scheduler<B> {
                 None => self.waiting.push_back(waiting),
                 Some(end) => {
                     let message = end.message().to_owned();
-                    self.refuse(
-                        waiting.owed,
-                        end.reason(),
-                        message,
-                        waiting.prepared.tokens.len(),
-                    );
+                    self.refuse(waiting.owed, end.reason(), message);
                 }
             }
         }
@@ -235,8 +251,9 @@ impl<B: Backend> Scheduler<B> {
             for (entry, index) in entries.into_iter().enumerate() {
                 self.take_token(index, entry);
             }
-            let took = self.backend.now().since(started);
-            self.speed.handle_answer_batch(self.batch.len(), took);
+            let now = self.backend.now();
+            let took = now.since(started);
+            self.speed.handle_answer_batch(self.batch.len(), took, now);
         }
     }
 
@@ -277,8 +294,9 @@ impl<B: Backend> Scheduler<B> {
         let started = self.backend.now();
         let last_entries = self.fill_with_prompts(&pieces);
         if self.compute() {
-            let took = self.backend.now().since(started);
-            self.speed.handle_prompt_batch(self.batch.len(), took);
+            let now = self.backend.now();
+            let took = now.since(started);
+            self.speed.handle_prompt_batch(self.batch.len(), took, now);
             for (index, entry) in last_entries {
                 self.keep_prefix(index);
                 if let Some(entry) = entry {
@@ -374,7 +392,11 @@ impl<B: Backend> Scheduler<B> {
         let owed: Vec<&Owed> = runs.iter().map(|run| &run.owed).collect();
         // One living job keeps the batch going: otherwise clients that come and go could hold up
         // the prompts of all others.
-        let all_ended = |now: Moment| owed.iter().all(|owed| owed.end(now).is_some());
+        let heartbeat = &self.heartbeat;
+        let all_ended = |now: Moment| {
+            heartbeat.beat(now);
+            owed.iter().all(|owed| owed.end(now).is_some())
+        };
         let result = self.backend.decode(&self.batch, &all_ended);
         self.gauges.decode_steps += 1;
         self.note_lengths();
@@ -464,8 +486,7 @@ impl<B: Backend> Scheduler<B> {
             return;
         };
         let ended = run.end_with_text();
-        self.speed
-            .handle_job(ended.computed_prompt(), ended.usage.completion_tokens);
+        self.note_job(index, &ended);
         let done = Done {
             text: ended.text,
             finish_reason,
@@ -483,6 +504,7 @@ impl<B: Backend> Scheduler<B> {
             return;
         };
         let ended = run.end_with_text();
+        self.note_job(index, &ended);
         let failed = Failed {
             reason,
             message,
@@ -495,17 +517,28 @@ impl<B: Backend> Scheduler<B> {
             .settle(Event::Failed(Box::new(failed)), &mut self.events);
     }
 
-    /// A job ends that never had a slot.
-    fn refuse(&mut self, owed: Owed, reason: FailReason, message: String, prompt_tokens: usize) {
+    /// What a job has cost that has just left its slot, complete or not.
+    fn note_job(&mut self, index: usize, ended: &Ended) {
+        let Usage {
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+        } = ended.usage;
+        // A prompt that was not read to its end has cost what the slot holds of it.
+        let read = (self.slots[index].tokens.len() as u32).min(prompt_tokens);
+        let computed = read.saturating_sub(cached_tokens);
+        let now = self.backend.now();
+        self.speed.handle_job(computed, completion_tokens, now);
+    }
+
+    /// A job ends that never had a slot: nothing was computed for it, and nothing is charged.
+    fn refuse(&mut self, owed: Owed, reason: FailReason, message: String) {
         let queue = self.backend.now().since(owed.job().submitted);
         let failed = Failed {
             reason,
             message,
             text: String::new(),
-            usage: Usage {
-                prompt_tokens: prompt_tokens as u32,
-                ..Usage::default()
-            },
+            usage: Usage::default(),
             timings: Timings {
                 queue,
                 ..Timings::default()

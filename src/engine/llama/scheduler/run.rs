@@ -147,12 +147,3 @@ impl<S> Run<S> {
         self.answered = Some((first, now));
     }
 }
-
-impl Ended {
-    /// Tokens of the prompt that were computed for this job.
-    pub fn computed_prompt(&self) -> u32 {
-        self.usage
-            .prompt_tokens
-            .saturating_sub(self.usage.cached_tokens)
-    }
-}

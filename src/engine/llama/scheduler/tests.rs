@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::Key;
 use crate::engine::{ContextFile, Job, Prompt, Sampling};
+use crate::limits::SPEED_CONFIDENT_JOBS;
 use crate::offload::Ticket;
 
 const CONTEXT: usize = 64;
@@ -135,7 +136,9 @@ fn one_who_waits_is_told_at_once_and_costs_no_token() {
         host.failed(2).reason,
         FailReason::Error(ErrorCode::GenerationTimeout)
     );
-    assert_eq!(host.failed(2).usage.completion_tokens, 0);
+    // Nothing was computed for either, and their tenants' budgets are not charged.
+    assert_eq!(host.failed(1).usage, Usage::default());
+    assert_eq!(host.failed(2).usage, Usage::default());
     host.run();
     assert_eq!(
         host.scheduler.gauges().prompt_tokens,
@@ -419,9 +422,31 @@ fn speed_is_measured_and_confident_after_some_jobs() {
     let cost = host
         .scheduler
         .speed()
-        .job_cost()
+        .job_cost(host.now())
         .expect("twenty jobs were measured");
     assert!(cost >= TOKEN_TIME && cost < TOKEN_TIME * 40, "{cost:?}");
+}
+
+/// A daemon whose jobs end in timeouts never learnt how fast it is.
+#[test]
+fn jobs_that_fail_or_are_cancelled_are_samples_too() {
+    let mut host = Host::new(1);
+    for number in 0..SPEED_CONFIDENT_JOBS {
+        let deadline = host.now() + TOKEN_TIME * 10;
+        host.submit(Job {
+            deadline,
+            ..host.job(&talkative(30), 50)
+        });
+        host.run();
+        let outcome = host.failed(number as usize);
+        assert_eq!(
+            outcome.reason,
+            FailReason::Error(ErrorCode::GenerationTimeout)
+        );
+    }
+    let cost = host.scheduler.speed().job_cost(host.now());
+    let cost = cost.expect("each of them was measured");
+    assert!(cost <= TOKEN_TIME * 12, "{cost:?}");
 }
 
 // ---- any schedule ------------------------------------------------------------------------------
@@ -753,7 +778,7 @@ struct Host {
 impl Host {
     fn new(sequences: usize) -> Host {
         let mailbox = Arc::new(Mailbox::default());
-        let scheduler = Scheduler::new(Toy::new(sequences), CHUNK, mailbox.clone());
+        let scheduler = Scheduler::new(Toy::new(sequences), CHUNK, mailbox.clone(), Arc::default());
         Host {
             scheduler,
             mailbox,

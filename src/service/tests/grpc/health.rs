@@ -24,6 +24,7 @@ fn health_is_public_and_follows_readiness() {
     for (state, expected) in [
         (State::Ready, ServingStatus::Serving),
         (State::Loading { percent: 5 }, ServingStatus::NotServing),
+        (State::Stalled { seconds: 40 }, ServingStatus::NotServing),
         (State::Failed("no".into()), ServingStatus::NotServing),
     ] {
         *bench.engine.state.lock().unwrap() = state;

@@ -1,0 +1,100 @@
+//! What the engine's thread and its callers both see.
+//!
+//! Owns flags, counts and the numbers of the last step. Must never be held locked over a step or a
+//! call into llama.cpp: reactors take the lock, too.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use super::heartbeat::Heartbeat;
+use super::speed::Speed;
+use crate::core::Moment;
+use crate::engine::{Gauges, ModelInfo, State};
+use crate::limits::ENGINE_STALLED_AFTER;
+
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Jobs that were submitted and have no sequence yet.
+    pub queued: Arc<AtomicU32>,
+    pub is_ready: AtomicBool,
+    pub is_draining: AtomicBool,
+    /// The engine's owner is gone: end at once.
+    pub is_ending: AtomicBool,
+    pub percent: AtomicU8,
+    failure: OnceLock<String>,
+    pub model: OnceLock<ModelInfo>,
+    pub heartbeat: Arc<Heartbeat>,
+    /// Starts after a panic.
+    restarts: AtomicU64,
+    published: Mutex<Published>,
+}
+
+/// The numbers after a step.
+#[derive(Debug, Default)]
+pub struct Published {
+    pub gauges: Gauges,
+    pub speed: Speed,
+    /// For each sequence: the tenant whose text it holds, and the tokens of that text.
+    pub held: Vec<(u64, usize)>,
+}
+
+impl Shared {
+    /// Whether a model that is still on its way would be of use.
+    pub fn is_wanted(&self) -> bool {
+        !self.is_draining.load(Ordering::Acquire) && !self.is_ending.load(Ordering::Acquire)
+    }
+
+    pub fn state(&self, now: Moment) -> State {
+        let silence = self.heartbeat.silence(now);
+        if let Some(message) = self.failure.get() {
+            State::Failed(message.clone())
+        } else if !self.is_ready.load(Ordering::Acquire) {
+            State::Loading {
+                percent: self.percent.load(Ordering::Relaxed),
+            }
+        } else if silence >= ENGINE_STALLED_AFTER {
+            State::Stalled {
+                seconds: silence.as_secs(),
+            }
+        } else {
+            State::Ready
+        }
+    }
+
+    pub fn gauges(&self, now: Moment) -> Gauges {
+        Gauges {
+            // Those in the channel wait, too.
+            queue_depth: self.queued.load(Ordering::Relaxed),
+            beats: self.heartbeat.beats(),
+            silence: self.heartbeat.silence(now),
+            restarts: self.restarts.load(Ordering::Relaxed),
+            ..self.published().gauges
+        }
+    }
+
+    pub fn published(&self) -> MutexGuard<'_, Published> {
+        // Numbers that are copied whole: nothing can be half done if a holder panicked.
+        self.published
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The engine has panicked: no job is taken until the model is loaded again.
+    pub fn begin_restart(&self) {
+        self.is_ready.store(false, Ordering::Release);
+        self.percent.store(0, Ordering::Relaxed);
+        self.heartbeat.rest();
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        let mut published = self.published();
+        published.speed = Speed::default();
+        published.held.clear();
+        published.gauges = published.gauges.totals();
+    }
+
+    pub fn fail(&self, message: String) {
+        log::error!("the engine has ended: {message}");
+        self.heartbeat.rest();
+        // The first failure is the cause.
+        let _ = self.failure.set(message);
+    }
+}

@@ -1,0 +1,216 @@
+//! The engine's thread: loads the model, takes jobs in, lets the scheduler step.
+//!
+//! Owns the order of these, and what a panic leads to. Generic over the [`Backend`], so that
+//! panics and hangs are tested without a model.
+//!
+//! ```text
+//!   obtain ──> load ──> serve ──> over: drained, or its owner is gone
+//!                ^        └ panic ──> pause, twice as long each time ──> load
+//!                └ too many panics, or no model ──> failed: the supervisor ends the process
+//! ```
+//!
+//! Invariants:
+//!  1. A panic fails the jobs that were admitted to the scheduler, and no others: one of them may
+//!     be its cause. What waits in the channel is answered by the engine that follows.
+//!  2. The totals of the gauges never go back.
+//!  3. While a job is in the scheduler, the heartbeat is at work.
+//!
+//! Mutations that the tests below catch: `Restarts::next` that always allows
+//! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
+//! (`panic_fails_its_job_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`).
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, TryRecvError};
+
+use super::backend::Backend;
+use super::fault::Fault;
+use super::owed::Owed;
+use super::scheduler::Scheduler;
+use super::shared::Shared;
+use super::{Obtain, Settings};
+use crate::core::Moment;
+use crate::engine::Deliver;
+use crate::limits::{
+    ENGINE_INTAKE_JOBS, ENGINE_RESTART_LOOK, ENGINE_RESTART_PAUSE, ENGINE_RESTARTS_FORGOTTEN_AFTER,
+    ENGINE_RESTARTS_MOST,
+};
+use crate::offload::CancelReason;
+
+pub enum Message {
+    Job(Box<Owed>),
+    Drain,
+}
+
+/// What the thread is made of; it lives as long as the thread does.
+pub struct Thread<'a, B: Backend> {
+    pub settings: &'a Settings,
+    pub load: &'a dyn Fn(&Path) -> Result<B, String>,
+    pub receiver: &'a Receiver<Message>,
+    pub deliver: Arc<dyn Deliver>,
+    pub shared: &'a Shared,
+    pub fault: Fault,
+}
+
+impl<B: Backend> Thread<'_, B> {
+    /// Works until the engine is drained, has failed, or is not wanted any more.
+    pub fn run(mut self, obtain: Obtain) {
+        let is_wanted = || self.shared.is_wanted();
+        let path = match caught(|| obtain(&is_wanted)) {
+            Ok(path) => path,
+            Err(message) => return self.give_up(message),
+        };
+        let mut restarts = Restarts::default();
+        loop {
+            let mut is_serving = false;
+            match caught(|| self.load_and_serve(&path, &mut is_serving)) {
+                Ok(()) => return,
+                // A file that cannot be loaded at the start cannot be loaded later.
+                Err(message) if !is_serving && restarts.count == 0 => return self.give_up(message),
+                Err(message) => {
+                    let Some(pause) = restarts.next(Instant::now()) else {
+                        let count = restarts.count;
+                        return self.give_up(format!("{message}, for the {}th time", count + 1));
+                    };
+                    self.shared.begin_restart();
+                    let pause_ms = pause.as_millis();
+                    log::error!("the engine has ended: {message}; it starts in {pause_ms} ms");
+                    self.pause(pause);
+                }
+            }
+            if !self.shared.is_wanted() {
+                return;
+            }
+        }
+    }
+
+    fn give_up(&self, message: String) {
+        match self.shared.is_wanted() {
+            true => self.shared.fail(message),
+            false => log::info!("the model was on its way, and is given up"),
+        }
+    }
+
+    /// What a panic leaves behind is dropped on the way: each job tells its own failure.
+    fn load_and_serve(&mut self, path: &Path, is_serving: &mut bool) -> Result<(), String> {
+        let backend = (self.load)(path)?;
+        *is_serving = true;
+        let mut scheduler = Scheduler::new(
+            backend,
+            self.settings.prefill_chunk as usize,
+            self.deliver.clone(),
+            self.shared.heartbeat.clone(),
+        );
+        scheduler.resume(self.shared.published().gauges);
+        self.publish(&scheduler);
+        self.shared.is_ready.store(true, Ordering::Release);
+        self.serve(&mut scheduler);
+        Ok(())
+    }
+
+    /// Takes jobs in and lets the scheduler step.
+    fn serve(&mut self, scheduler: &mut Scheduler<B>) {
+        let heartbeat = &self.shared.heartbeat;
+        let mut is_draining = false;
+        while !self.shared.is_ending.load(Ordering::Acquire) {
+            if scheduler.is_idle() {
+                if is_draining && self.receiver.is_empty() {
+                    return;
+                }
+                heartbeat.rest();
+                let message = self.receiver.recv();
+                heartbeat.begin(Moment::now());
+                match message {
+                    Ok(Message::Job(owed)) => scheduler.admit(*owed),
+                    Ok(Message::Drain) => is_draining = true,
+                    Err(_) => return,
+                }
+            }
+            // Preparing a prompt takes time, too: a few between two steps.
+            for _ in 0..ENGINE_INTAKE_JOBS {
+                match self.receiver.try_recv() {
+                    Ok(Message::Job(owed)) => scheduler.admit(*owed),
+                    Ok(Message::Drain) => is_draining = true,
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+                heartbeat.beat(Moment::now());
+            }
+            if !scheduler.is_idle() {
+                self.fault.strike();
+            }
+            scheduler.step();
+            heartbeat.beat(Moment::now());
+            self.publish(scheduler);
+        }
+        scheduler.cancel_all(CancelReason::Drain);
+    }
+
+    fn publish(&self, scheduler: &Scheduler<B>) {
+        let mut published = self.shared.published();
+        published.gauges = scheduler.gauges();
+        published.speed = *scheduler.speed();
+        published.held.clear();
+        published.held.extend(scheduler.held());
+    }
+
+    /// Waits before the next start, but not longer than there is a reason to.
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while self.shared.is_wanted() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(ENGINE_RESTART_LOOK));
+        }
+    }
+}
+
+/// How often the engine was started again, and how long the next start waits.
+#[derive(Debug, Default)]
+struct Restarts {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Restarts {
+    /// The pause before the next start; `None` if there were enough.
+    fn next(&mut self, now: Instant) -> Option<Duration> {
+        let is_old =
+            |last: Instant| now.saturating_duration_since(last) >= ENGINE_RESTARTS_FORGOTTEN_AFTER;
+        if self.last.is_some_and(is_old) {
+            self.count = 0;
+        }
+        self.last = Some(now);
+        if self.count >= ENGINE_RESTARTS_MOST {
+            return None;
+        }
+        self.count += 1;
+        Some(ENGINE_RESTART_PAUSE * 2_u32.pow(self.count - 1))
+    }
+}
+
+/// Runs `work`; a panic becomes an error, as what it returns does.
+fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result,
+        Err(panic) => Err(panic_message(&*panic)),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("a bug: {}", text.unwrap_or("a panic without a message"))
+}
+
+#[cfg(test)]
+mod tests;

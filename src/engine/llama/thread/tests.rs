@@ -1,0 +1,360 @@
+//! The thread over a back end that panics and hangs when a prompt says so.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::{self, Receiver as Inbox, Sender as Outbox};
+
+use super::super::backend::{Batch, DecodeError, PrepareError, Prepared, Token};
+use super::super::{Handle, KvType, start_with};
+use super::*;
+use crate::core::Key;
+use crate::engine::{Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State};
+use crate::error::ErrorCode;
+use crate::limits::{ENGINE_STALLED_AFTER, SPEED_CONFIDENT_JOBS};
+use crate::offload::{JobKey, Ticket};
+
+/// Far above what is waited for; reached only by a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Prompts that say what decoding them leads to; their numbers are their first token.
+const PANIC: &str = "panic";
+const HANG: &str = "hang";
+const CONTEXT: usize = 64;
+
+#[test]
+fn panic_fails_its_job_and_the_next_one_is_answered_by_a_new_engine() {
+    let mut host = Host::start();
+    host.submit("before").expect("it is at rest");
+    assert!(matches!(host.next_end(), Event::Done(_)));
+    let before = host.engine.gauges();
+    host.submit(PANIC).expect("it is at rest");
+    let Event::Failed(failed) = host.next_end() else {
+        panic!("a job whose engine has panicked was answered");
+    };
+    assert_eq!(failed.reason, FailReason::Error(ErrorCode::EngineFailed));
+    host.wait_for("the second engine", |host| {
+        host.engine.gauges().restarts == 1 && host.engine.state() == State::Ready
+    });
+    assert_eq!(host.loads.load(Ordering::Relaxed), 2);
+    host.submit("after").expect("it is at rest again");
+    assert!(matches!(host.next_end(), Event::Done(_)));
+    let after = host.engine.gauges();
+    assert!(
+        after.generated_tokens > before.generated_tokens,
+        "{after:?}"
+    );
+    assert_eq!(after.queue_depth, 0);
+}
+
+#[test]
+fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses() {
+    let mut restarts = Restarts::default();
+    let start = Instant::now();
+    let pauses: Vec<_> = std::iter::from_fn(|| restarts.next(start)).collect();
+    let expected = (0..ENGINE_RESTARTS_MOST).map(|count| ENGINE_RESTART_PAUSE * 2_u32.pow(count));
+    assert_eq!(pauses, expected.collect::<Vec<_>>());
+    // A panic a day is no series.
+    let later = start + ENGINE_RESTARTS_FORGOTTEN_AFTER;
+    assert_eq!(restarts.next(later), Some(ENGINE_RESTART_PAUSE));
+
+    // The second load of this one fails: it is tried as often, and then said.
+    let host = Host::start_with_loads(1);
+    host.submit(PANIC).expect("it is at rest");
+    host.wait_for("the end", |host| {
+        matches!(host.engine.state(), State::Failed(_))
+    });
+    let loads = host.loads.load(Ordering::Relaxed);
+    assert_eq!(loads, 1 + ENGINE_RESTARTS_MOST);
+    let refused = host.submit("later").unwrap_err();
+    assert!(matches!(refused, Refused::Unavailable(_)), "{refused:?}");
+}
+
+#[test]
+fn hang_is_seen_from_outside_and_ends_with_the_step() {
+    let mut host = Host::start();
+    assert_eq!(host.engine.gauges().silence, Duration::ZERO, "at rest");
+    host.submit(HANG).expect("it is at rest");
+    let () = host.hanging.recv_timeout(PATIENCE).expect("it hangs");
+    let beats = host.engine.gauges().beats;
+    let shared = host.engine.shared.clone();
+    let later = Moment::now() + ENGINE_STALLED_AFTER;
+    let state = shared.state(later);
+    assert!(
+        matches!(state, State::Stalled { seconds } if seconds >= 30),
+        "{state:?}"
+    );
+    let gauges = shared.gauges(later);
+    assert_eq!(gauges.beats, beats, "nothing has happened");
+    assert!(gauges.silence >= ENGINE_STALLED_AFTER);
+    host.release.send(()).expect("it waits");
+    assert!(matches!(host.next_end(), Event::Done(_)));
+    host.wait_for("rest", |host| host.engine.gauges().silence.is_zero());
+    let late = Moment::now() + Duration::from_secs(3_600);
+    assert_eq!(
+        shared.state(late),
+        State::Ready,
+        "an hour of rest is no hang"
+    );
+}
+
+/// One long stall of a small batch made an estimate that refused every prompt for ever.
+#[test]
+fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
+    let mut host = Host::start();
+    host.poison(1);
+    let job = host.job(&"x".repeat(100), Duration::from_secs(10));
+    assert!(host.engine.time_to_first_token(&job).is_none(), "at rest");
+    host.engine.submit(job).expect("it is at rest");
+    assert!(matches!(host.next_end(), Event::Done(_)));
+
+    // Beside a job that runs the estimate speaks, but of what has to be computed only.
+    host.poison(2);
+    let job = host.job(&"x".repeat(100), Duration::from_secs(10));
+    let refused = host.engine.submit(job.clone()).unwrap_err();
+    assert!(
+        matches!(refused, Refused::DeadlineUnmeetable { .. }),
+        "{refused:?}"
+    );
+    host.engine.shared.published().held = vec![(job.tenant + 1, 25)];
+    assert!(host.engine.submit(job.clone()).is_err(), "another tenant's");
+    host.engine.shared.published().held = vec![(job.tenant, 25)];
+    host.engine.submit(job).expect("all of it may be cached");
+    assert!(matches!(host.next_end(), Event::Done(_)));
+}
+
+// ---- the host and its back end -----------------------------------------------------------------
+
+struct Host {
+    engine: Handle,
+    ends: Inbox<Event>,
+    loads: Arc<AtomicU32>,
+    hanging: Inbox<()>,
+    release: Outbox<()>,
+}
+
+impl Host {
+    fn start() -> Host {
+        Host::start_with_loads(u32::MAX)
+    }
+
+    /// Loading succeeds so many times.
+    fn start_with_loads(most: u32) -> Host {
+        let (ends_out, ends) = mpsc::channel();
+        let (hangs, hanging) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let (loads, released) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(released)));
+        let counted = loads.clone();
+        let load = move |_: &Path, _: &Settings, shared: &Shared| {
+            if counted.fetch_add(1, Ordering::Relaxed) >= most {
+                return Err("the file is gone".to_owned());
+            }
+            let _ = shared.model.set(model());
+            Ok(Puppet {
+                tokens: Vec::new(),
+                hangs: hangs.clone(),
+                released: released.clone(),
+            })
+        };
+        let obtain: Obtain = Box::new(|_| Ok(PathBuf::new()));
+        let deliver = Arc::new(Ends(Mutex::new(ends_out)));
+        let engine = start_with(settings(), obtain, load, deliver, Fault::default());
+        let host = Host {
+            engine: engine.expect("a thread can be started"),
+            ends,
+            loads,
+            hanging,
+            release,
+        };
+        host.wait_for("the first engine", |host| {
+            host.engine.state() == State::Ready
+        });
+        host
+    }
+
+    fn submit(&self, prompt: &str) -> Result<(), Refused> {
+        self.engine.submit(self.job(prompt, PATIENCE))
+    }
+
+    fn job(&self, prompt: &str, time: Duration) -> Job {
+        Job {
+            key: JobKey {
+                reactor: 0,
+                connection: Key::new(0, 0),
+                request: 0,
+            },
+            tenant: 1,
+            prompt: Prompt::Raw(prompt.to_owned()),
+            sampling: Sampling::default(),
+            max_tokens: 3,
+            stop: Vec::new(),
+            deadline: Moment::now() + time,
+            submitted: Moment::now(),
+            ticket: Arc::new(Ticket::new(0)),
+        }
+    }
+
+    fn next_end(&mut self) -> Event {
+        self.ends.recv_timeout(PATIENCE).expect("a terminal event")
+    }
+
+    fn wait_for(&self, what: &str, mut is_so: impl FnMut(&Host) -> bool) {
+        let give_up = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            assert!(Instant::now() < give_up, "never came: {what}");
+            thread::yield_now();
+        }
+    }
+
+    /// Publishes a speed of ten seconds a token, with so many jobs running less one.
+    fn poison(&self, jobs: u32) {
+        self.wait_for("rest", |host| host.engine.gauges().silence.is_zero());
+        let mut published = self.engine.shared.published();
+        let now = Moment::now();
+        let speed = &mut published.speed;
+        *speed = Default::default();
+        speed.handle_prompt_batch(100, Duration::from_secs(1_000), now);
+        speed.handle_answer_batch(1, Duration::from_millis(1), now);
+        (0..SPEED_CONFIDENT_JOBS).for_each(|_| speed.handle_job(1, 1, now));
+        published.held.clear();
+        published.gauges.sequences_running = jobs - 1;
+    }
+}
+
+struct Ends(Mutex<Outbox<Event>>);
+
+impl Deliver for Ends {
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        let out = self.0.lock().expect("no holder panics");
+        for (_, event) in events.drain(..).filter(|(_, event)| event.is_terminal()) {
+            // The host is gone at the end of a test.
+            let _ = out.send(event);
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        id: "puppet".to_owned(),
+        parallel: 2,
+        threads: 1,
+        context: 0,
+        kv_type: KvType::F16,
+        queue: 8,
+        prefill_chunk: 16,
+        gpu_layers: 0,
+    }
+}
+
+fn model() -> ModelInfo {
+    ModelInfo {
+        id: "puppet".to_owned(),
+        engine: "llama",
+        description: String::new(),
+        context_length: CONTEXT as u32,
+        created: 0,
+    }
+}
+
+/// Two sequences; every answer is three times the letter `x`.
+struct Puppet {
+    tokens: Vec<Vec<Token>>,
+    hangs: Outbox<()>,
+    released: Arc<Mutex<Inbox<()>>>,
+}
+
+const PANIC_TOKEN: Token = 1;
+const HANG_TOKEN: Token = 2;
+const LETTER: Token = b'x' as Token;
+
+impl Puppet {
+    fn sequence(&mut self, index: usize) -> &mut Vec<Token> {
+        let length = self.tokens.len().max(index + 1);
+        self.tokens.resize(length, Vec::new());
+        &mut self.tokens[index]
+    }
+}
+
+impl Backend for Puppet {
+    type Sampler = ();
+
+    fn now(&self) -> Moment {
+        Moment::now()
+    }
+
+    fn sequences(&self) -> usize {
+        2
+    }
+
+    fn context_length(&self) -> usize {
+        CONTEXT
+    }
+
+    fn batch_limit(&self) -> usize {
+        32
+    }
+
+    fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError> {
+        let Prompt::Raw(text) = prompt else {
+            unreachable!("the host sends nothing else");
+        };
+        let first = match text.as_str() {
+            PANIC => PANIC_TOKEN,
+            HANG => HANG_TOKEN,
+            _ => LETTER,
+        };
+        Ok(Prepared {
+            tokens: vec![first, LETTER],
+            ..Prepared::default()
+        })
+    }
+
+    fn sampler(&self, _: &Sampling, _: &[Token]) {}
+
+    fn decode(
+        &mut self,
+        batch: &Batch,
+        _: &(dyn Fn(Moment) -> bool + Sync),
+    ) -> Result<(), DecodeError> {
+        for entry in batch.entries() {
+            match entry.token {
+                PANIC_TOKEN => panic!("the prompt says so"),
+                HANG_TOKEN => {
+                    self.hangs.send(()).expect("the host waits for it");
+                    let released = self.released.lock().expect("no holder panics");
+                    released.recv_timeout(PATIENCE).expect("the host ends it");
+                }
+                _ => {}
+            }
+            self.sequence(entry.sequence).push(entry.token);
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, _: usize, (): &mut ()) -> Option<Token> {
+        Some(LETTER)
+    }
+
+    fn is_end(&self, _: Token) -> bool {
+        false
+    }
+
+    fn append_piece(&self, token: Token, bytes: &mut Vec<u8>) {
+        bytes.push(token as u8);
+    }
+
+    fn length(&self, sequence: usize) -> usize {
+        self.tokens.get(sequence).map_or(0, Vec::len)
+    }
+
+    fn truncate(&mut self, sequence: usize, length: usize) {
+        self.sequence(sequence).truncate(length);
+    }
+
+    fn save(&mut self, _: usize) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn restore(&mut self, _: usize, _: &[u8], _: usize) -> bool {
+        false
+    }
+}
