@@ -17,6 +17,7 @@ pub mod engine;
 
 pub mod config;
 pub mod os;
+pub mod sandbox;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -5,9 +5,11 @@ use std::time::Duration;
 pub mod compression;
 pub mod config;
 mod http2;
+mod sandbox;
 mod tls;
 
 pub use http2::*;
+pub use sandbox::*;
 pub use tls::*;
 
 // --- store ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &["limits", "error", "core", "offload"]),
     ("config", &["limits", "core"]),
     ("os", &["limits", "core", "config"]),
+    ("sandbox", &["limits", "os"]),
     ("store", &["limits", "core"]),
     (
         "telemetry",
@@ -72,6 +73,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "engine",
             "config",
             "os",
+            "sandbox",
             "store",
             "telemetry",
             "tls",

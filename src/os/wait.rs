@@ -15,10 +15,19 @@ pub fn wait_readable<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
+    wait_readable_of(descriptors.map(Some), timeout)
+}
+
+/// As [`wait_readable`], leaving out those that are `None`: a pipe that has ended is always ready.
+pub fn wait_readable_of<const N: usize>(
+    descriptors: [Option<BorrowedFd<'_>>; N],
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
     // A timeout beyond the clock's end is none.
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut polled = descriptors.map(|descriptor| libc::pollfd {
-        fd: descriptor.as_raw_fd(),
+        // poll(2) passes over negative numbers.
+        fd: descriptor.map_or(-1, |descriptor| descriptor.as_raw_fd()),
         events: libc::POLLIN,
         revents: 0,
     });

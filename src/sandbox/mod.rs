@@ -1,0 +1,265 @@
+//! Runs a program that nobody has read yet.
+//!
+//! Owns what a program may see and use: a read-only view of the system's programs, an empty folder
+//! of its own, no network, and limits on time, memory, processes, disk and output. Namespaces,
+//! rlimits and the system call filter are set up by [`crate::os::namespace`]; where the kernel
+//! forbids one of them, [`run`] returns an error. It never runs the program with less.
+//!
+//! Blocks until the program has ended, so it must never be called on a reactor thread.
+//!
+//! Invariants:
+//! 1. When [`run`] returns, no process of the program exists any more.
+//! 2. The program sees no file of a home folder but the installation of an interpreter or compiler
+//!    that lies in one.
+//! 3. The caller holds at most `output_bytes` of the program's output, and a buffer.
+
+mod error;
+mod tools;
+mod view;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+pub use self::error::SandboxError;
+use crate::limits::{
+    SANDBOX_ADDRESS_BYTES, SANDBOX_CPU, SANDBOX_DESCRIPTORS, SANDBOX_DISK_BYTES,
+    SANDBOX_MEMORY_BYTES, SANDBOX_OUTPUT_BYTES, SANDBOX_PROCESSES, SANDBOX_READ_BYTES,
+    SANDBOX_STACK_BYTES, SANDBOX_WALL,
+};
+use crate::os::namespace::{self, Ids, Notice, Plan, Sandboxed};
+use crate::os::wait::wait_readable_of;
+
+/// A program to run, and what it gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Task<'a> {
+    /// Relative names and contents, written into the working folder.
+    pub files: &'a [(&'a str, &'a [u8])],
+    /// The program, found on the PATH unless it has a slash, and its arguments.
+    pub command: &'a [&'a str],
+    pub stdin: &'a [u8],
+    pub limits: Limits,
+}
+
+/// What a program may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// CPU time of all processes together.
+    pub cpu: Duration,
+    /// Time from the start until all processes are killed.
+    pub wall: Duration,
+    /// Writable memory of each process, and of all together as init measures it every 10 ms.
+    pub memory_bytes: u64,
+    /// Processes and threads at a time.
+    pub processes: u32,
+    /// Files in the working folder and the folder for temporary files.
+    pub disk_bytes: u64,
+    /// Standard output and standard error together.
+    pub output_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            cpu: SANDBOX_CPU,
+            wall: SANDBOX_WALL,
+            memory_bytes: SANDBOX_MEMORY_BYTES,
+            processes: SANDBOX_PROCESSES,
+            disk_bytes: SANDBOX_DISK_BYTES,
+            output_bytes: SANDBOX_OUTPUT_BYTES,
+        }
+    }
+}
+
+impl Limits {
+    /// As setrlimit(2) takes them, for each process.
+    fn resources(&self) -> Vec<(libc::c_uint, u64)> {
+        // The kernel counts whole seconds. All processes together are measured more finely.
+        let cpu_seconds = self.cpu.as_secs() + 1;
+        vec![
+            (libc::RLIMIT_CPU, cpu_seconds),
+            (libc::RLIMIT_DATA, self.memory_bytes),
+            (
+                libc::RLIMIT_AS,
+                SANDBOX_ADDRESS_BYTES.max(self.memory_bytes),
+            ),
+            (libc::RLIMIT_STACK, SANDBOX_STACK_BYTES),
+            // Init is a process of the same user where the caller is not root.
+            (libc::RLIMIT_NPROC, u64::from(self.processes) + 1),
+            (libc::RLIMIT_FSIZE, self.disk_bytes),
+            (libc::RLIMIT_NOFILE, SANDBOX_DESCRIPTORS),
+            (libc::RLIMIT_CORE, 0),
+            (libc::RLIMIT_MEMLOCK, 0),
+            (libc::RLIMIT_MSGQUEUE, 0),
+        ]
+    }
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By this signal.
+    Signalled(i32),
+    /// Killed at the limit of CPU or wall time.
+    OutOfTime,
+    /// Killed at the limit of output.
+    OutOfOutput,
+    /// Killed because all processes together used too much memory. A single process is refused
+    /// the memory instead, and ends as it does then.
+    OutOfMemory,
+}
+
+/// What is known about a program that ran.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub ended: Ended,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    /// CPU time of all processes together.
+    pub cpu: Duration,
+}
+
+/// Runs a task to its end. May be called from several threads at the same time.
+pub fn run(task: &Task<'_>) -> Result<Report, SandboxError> {
+    let view = view::View::of(task)?;
+    let plan = Plan {
+        steps: view.steps,
+        program: view.program,
+        arguments: view.arguments,
+        environment: view.environment,
+        folder: view.folder,
+        limits: task.limits.resources(),
+        cpu: task.limits.cpu,
+        memory_bytes: task.limits.memory_bytes,
+        ids: Ids::of_process(),
+    };
+    let io_error = |doing| move |source| SandboxError::Io { doing, source };
+    let stdin = namespace::sealed_file(task.stdin).map_err(io_error("storing the input"))?;
+    // A limit beyond the clock's end is none.
+    let deadline = Instant::now().checked_add(task.limits.wall);
+    let mut sandboxed = namespace::spawn(&plan, &stdin).map_err(SandboxError::of_spawn)?;
+    let mut output = Output::new(task.limits.output_bytes);
+    let watched = output.collect(&mut sandboxed, &plan, deadline);
+    let cpu = sandboxed
+        .finish()
+        .map_err(io_error("waiting for the program"))?;
+    let ended = match watched.map_err(io_error("reading the output"))? {
+        Watched::Notice(Notice::Refused { stage, error }) => {
+            return Err(SandboxError::Refused {
+                step: stage,
+                source: error,
+            });
+        }
+        Watched::Notice(Notice::NotStarted(source)) => {
+            let program = plan.program.to_string_lossy().into_owned();
+            return Err(SandboxError::NotStarted { program, source });
+        }
+        Watched::Notice(Notice::Ended(status)) => ended(status),
+        // Init is killed by the machine's own lack of memory, or by the machine's owner.
+        Watched::Notice(Notice::Vanished) => Ended::Signalled(libc::SIGKILL),
+        Watched::Notice(Notice::OutOfTime) | Watched::OutOfTime => Ended::OutOfTime,
+        Watched::Notice(Notice::OutOfMemory) => Ended::OutOfMemory,
+        Watched::OutOfOutput => Ended::OutOfOutput,
+    };
+    Ok(Report {
+        ended,
+        stdout: output.stdout,
+        stderr: output.stderr,
+        cpu,
+    })
+}
+
+/// The end that a status of wait(2) means.
+fn ended(status: i32) -> Ended {
+    if libc::WIFEXITED(status) {
+        return Ended::Exited(libc::WEXITSTATUS(status));
+    }
+    match libc::WTERMSIG(status) {
+        // RLIMIT_CPU, which one process has reached before init has measured.
+        libc::SIGXCPU => Ended::OutOfTime,
+        signal => Ended::Signalled(signal),
+    }
+}
+
+/// What ended the collecting.
+enum Watched {
+    Notice(Notice),
+    OutOfTime,
+    OutOfOutput,
+}
+
+struct Output {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    left_bytes: usize,
+    buffer: Vec<u8>,
+}
+
+impl Output {
+    fn new(limit_bytes: usize) -> Output {
+        Output {
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            left_bytes: limit_bytes,
+            buffer: vec![0; SANDBOX_READ_BYTES],
+        }
+    }
+
+    /// Reads both streams until they end, which they do once init has ended.
+    fn collect(
+        &mut self,
+        sandboxed: &mut Sandboxed,
+        plan: &Plan,
+        deadline: Option<Instant>,
+    ) -> io::Result<Watched> {
+        let mut is_open = [true, true];
+        let mut notice = None;
+        loop {
+            let ended = match notice.take() {
+                Some(ended) if is_open == [false, false] => return Ok(Watched::Notice(ended)),
+                ended => ended,
+            };
+            notice = ended;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let waiting = [
+                is_open[0].then(|| sandboxed.stdout.as_fd()),
+                is_open[1].then(|| sandboxed.stderr.as_fd()),
+                notice.is_none().then(|| sandboxed.report()),
+            ];
+            let ready = wait_readable_of(waiting, left)?;
+            if ready == [false; 3] {
+                return Ok(Watched::OutOfTime);
+            }
+            if ready[2] {
+                notice = Some(sandboxed.read_notice(plan));
+            }
+            let streams = [&mut sandboxed.stdout, &mut sandboxed.stderr];
+            let texts = [&mut self.stdout, &mut self.stderr];
+            for (index, (stream, text)) in streams.into_iter().zip(texts).enumerate() {
+                if !ready[index] {
+                    continue;
+                }
+                let count = read_some(stream, &mut self.buffer)?;
+                is_open[index] = count > 0;
+                let kept = count.min(self.left_bytes);
+                text.extend_from_slice(&self.buffer[..kept]);
+                self.left_bytes -= kept;
+                if kept < count {
+                    return Ok(Watched::OutOfOutput);
+                }
+            }
+        }
+    }
+}
+
+fn read_some(stream: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
