@@ -21,6 +21,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use autoglmd::core::{Key, Moment};
+use autoglmd::engine::family::SMOLLM;
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
     Deliver, Done, Engine, Event, FinishReason, Job, Prompt, Sampling, State, code, prompt,
@@ -84,7 +85,7 @@ const CANDIDATES: &[Candidate] = &[
     Candidate {
         name: "shipped",
         wording: Wording::Shipped,
-        sampling: prompt::sampling,
+        sampling: || SMOLLM.sampling(),
     },
     Candidate {
         name: "bare",
@@ -460,6 +461,7 @@ impl Desk {
         let (sender, events) = channel();
         let settings = Settings {
             id: "smollm2-135m-instruct".to_owned(),
+            family: None,
             parallel: 16,
             threads: 0,
             context: 1024,

@@ -85,6 +85,8 @@ pub const ECHO_BYTES_PER_TOKEN: usize = 4;
 pub const PENALTY_WINDOW_TOKENS: i32 = 64;
 /// The text of one token. The longest in the field's vocabularies are runs of 128 blanks.
 pub const PIECE_BYTES: usize = 256;
+/// Bytes read of one value of a GGUF file's metadata: names, of which the longest have 100.
+pub const METADATA_TEXT_BYTES: usize = 1024;
 /// A model's chat template: the longest of the field have 20 KiB.
 pub const TEMPLATE_MAX_BYTES: usize = 256 * 1024;
 /// Instructions that rendering a template may take: about 1,000 messages of a complex template.

@@ -21,7 +21,7 @@ use autoglmd::core::{Key, Moment};
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
     Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, Message, Prompt,
-    Refused, Sampling, State, code, prompt,
+    Refused, Sampling, State, code, family,
 };
 use autoglmd::error::ErrorCode;
 use autoglmd::offload::{CancelReason, JobKey, Ticket};
@@ -99,12 +99,27 @@ fn chinese_quicksort_is_python_that_parses() {
         context: Vec::new(),
     };
     let mut job = host.job_of(prompt, 1024);
-    job.sampling = prompt::sampling();
+    job.sampling.repeat_penalty = host.engine.model().unwrap().defaults.repeat_penalty;
     let done = host.answer(job);
     assert_eq!(done.finish_reason, FinishReason::Stop, "{}", done.text);
     let program = code::extract(&done.text, Some("python"));
     assert!(program.contains("def "), "{program}");
     assert_parses(&program);
+}
+
+/// The small model's file says what it is; another file of its architecture does not.
+#[test]
+fn family_comes_from_the_file_unless_it_is_given() {
+    let penalty = |family| {
+        let settings = Settings {
+            family,
+            ..settings(1, 512)
+        };
+        let host = Host::start_with(settings);
+        host.engine.model().unwrap().defaults.repeat_penalty
+    };
+    assert_eq!(penalty(None), family::SMOLLM.repeat_penalty);
+    assert_eq!(penalty(Some(&family::NEUTRAL)), 1.0);
 }
 
 #[test]
@@ -547,6 +562,7 @@ fn renewed(job: &Job) -> Job {
 fn settings(parallel: u32, context: u32) -> Settings {
     Settings {
         id: "smollm2-135m-instruct".to_owned(),
+        family: None,
         parallel,
         threads: 0,
         context,

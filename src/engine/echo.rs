@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{
-    Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, ModelInfo, Prompt,
-    Refused, State, Timings, Usage,
+    Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job,
+    ModelInfo, Prompt, Refused, State, Timings, Usage,
 };
 use crate::error::ErrorCode;
 use crate::limits::{ECHO_BYTES_PER_TOKEN, ECHO_CONTEXT_TOKENS};
@@ -64,6 +64,7 @@ impl Engine for Echo {
             description: "a fixed program for measuring the daemon, no model".to_owned(),
             context_length: ECHO_CONTEXT_TOKENS,
             created: self.created,
+            defaults: Defaults::default(),
         })
     }
 

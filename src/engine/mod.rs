@@ -11,6 +11,7 @@
 
 pub mod code;
 pub mod echo;
+pub mod family;
 #[cfg(feature = "llama")]
 pub mod llama;
 pub mod prompt;
@@ -251,7 +252,7 @@ pub enum State {
 }
 
 /// What a model is, for `/api/v1/models` and for the `model` member of an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
     pub id: String,
     /// What made the answers: `llama` or `echo`.
@@ -262,6 +263,21 @@ pub struct ModelInfo {
     pub context_length: u32,
     /// When the model was loaded, in seconds since 1970.
     pub created: u64,
+    pub defaults: Defaults,
+}
+
+/// What a request for a program gets for the parameters that it leaves open: they depend on the
+/// model, so they are known when that is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    pub repeat_penalty: f32,
+    pub max_tokens: u32,
+}
+
+impl Default for Defaults {
+    fn default() -> Defaults {
+        family::NEUTRAL.defaults()
+    }
 }
 
 /// Numbers for `/metrics`, read at each scrape.

@@ -1,18 +1,16 @@
-//! The languages a program may be asked for in, and how the default model is asked for one.
+//! The languages a program may be asked for in, and the conversation that asks for one.
 //!
-//! Owns the table of languages and the wording of a [`Prompt::Code`](super::Prompt::Code). Knows no
-//! model, no template and no token: it makes messages, which an engine puts through its own
-//! template.
-//!
-//! Wording and penalty were chosen by counting, over a fixed list of tasks in English and Chinese,
-//! the answers of the default model that parse; `docs/prompts.md` has the table and the command.
+//! Owns the table of languages and the form of a [`Prompt::Code`](super::Prompt::Code): files
+//! first, then the task between the words of the model's [`Family`]. Knows no template and no
+//! token: it makes messages, which an engine puts through the model's own template.
 //!
 //! Invariants:
 //!  1. Names, aliases and fence words are lower case; a name or alias stands once in the table.
 //!  2. What all requests share comes first, what one tenant repeats (files) next, what is new last:
 //!     a computed prefix is reused as far as it is the same.
 
-use super::{ContextFile, Message, Sampling};
+use super::family::{Family, Opening};
+use super::{ContextFile, Message};
 
 /// A language that a program may be asked for in.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,64 +67,47 @@ pub struct Conversation {
 /// Closes a fenced block: the first line that holds a fence alone.
 const CLOSING_FENCE: &str = "\n```";
 
-/// Asks for a program.
+/// Asks a model of this family for a program.
 pub fn conversation(
+    family: &Family,
     language: Option<&'static Language>,
     prompt: &str,
     context: &[ContextFile],
 ) -> Conversation {
+    let asking = &family.asking;
     let mut content = String::new();
     for file in context {
         append_file(&mut content, file);
     }
-    let mut own = 0;
-    if let Some(language) = language {
-        content.push_str(&request(language));
-    }
-    if context.is_empty() {
-        own = content.len();
-    }
+    content.push_str(&asking.before(language));
+    let own = if context.is_empty() { content.len() } else { 0 };
     content.push_str(prompt);
-    let opening = match language {
-        Some(language) => format!("```{}\n", language.fences[0]),
-        // The model names its own choice of language behind the fence.
-        None => "```".to_owned(),
-    };
-    let messages = vec![Message {
-        role: "user".to_owned(),
+    content.push_str(&asking.after(language));
+    let message = |role: &str, content| Message {
+        role: role.to_owned(),
         content,
-    }];
+    };
+    let system = asking.system(language);
+    let mut messages: Vec<Message> = system
+        .map(|text| message("system", text))
+        .into_iter()
+        .collect();
+    messages.push(message("user", content));
+    let (opening, closing) = match (asking.opening, language) {
+        (Opening::Nothing, _) => (String::new(), None),
+        (Opening::Fence, Some(language)) => {
+            (format!("```{}\n", language.fences[0]), Some(CLOSING_FENCE))
+        }
+        // The model names its own choice of language behind the fence.
+        (Opening::Fence, None) => ("```".to_owned(), Some(CLOSING_FENCE)),
+    };
     Conversation {
         messages,
         own,
         opening,
-        closing: Some(CLOSING_FENCE),
+        closing,
     }
 }
-
-/// The daemon's own words before the task.
-fn request(language: &Language) -> String {
-    let what = match AS_FUNCTION.contains(&language.name) {
-        true => "function",
-        false => "program",
-    };
-    format!("Write a {} {what}.\n", language.title)
-}
-
-/// Languages in which more answers parse if a function is asked for.
-const AS_FUNCTION: &[&str] = &["python"];
-
-/// How the answer to a [`Prompt::Code`](super::Prompt::Code) is sampled where its sender says
-/// nothing: greedily, with a penalty that is just enough to lead a small model out of a loop.
-pub fn sampling() -> Sampling {
-    Sampling {
-        repeat_penalty: REPEAT_PENALTY,
-        ..Sampling::default()
-    }
-}
-
-/// By counting: 1 lets every fifth answer run into its bound, 1.1 costs more answers that parse.
-const REPEAT_PENALTY: f32 = 1.05;
 
 /// Appends a file under its path, in a fence that is longer than any within the file.
 fn append_file(content: &mut String, file: &ContextFile) {
@@ -229,6 +210,7 @@ languages! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::family::{Asking, NEUTRAL};
     use super::*;
     use std::collections::HashSet;
 
@@ -264,19 +246,52 @@ mod tests {
         assert!(!typescript.has_fence("javascript"));
     }
 
+    /// Mutations that this test catches: `own` counted behind the task, no closing for a fence, a
+    /// closing without an opening, the system message behind the user's.
     #[test]
-    fn wording_follows_the_language() {
-        let first_line = |name| {
-            let asked = conversation(language(name), "sum a list", &[]);
-            asked.messages[0].content.lines().next().unwrap().to_owned()
+    fn conversation_has_the_form_that_the_family_says() {
+        const FAMILY: Family = Family {
+            asking: Asking {
+                system: Some("You write {}."),
+                before: "In {}: ",
+                before_in: &[],
+                before_any: "Any: ",
+                after: " ({} only)",
+                opening: Opening::Fence,
+            },
+            ..NEUTRAL
         };
-        assert_eq!(first_line("python"), "Write a Python function.");
-        assert_eq!(first_line("c++"), "Write a C++ program.");
-        assert!(
-            AS_FUNCTION
-                .iter()
-                .all(|name| language(name).unwrap().name == *name)
+        let asked = conversation(&FAMILY, language("c++"), "sum", &[]);
+        let said: Vec<_> = asked
+            .messages
+            .iter()
+            .map(|message| (message.role.as_str(), message.content.as_str()))
+            .collect();
+        let user = "In C++: sum (C++ only)";
+        assert_eq!(said, [("system", "You write C++."), ("user", user)]);
+        assert_eq!(&user[..asked.own], "In C++: ");
+        assert_eq!(
+            (asked.opening.as_str(), asked.closing),
+            ("```cpp\n", Some("\n```"))
         );
+
+        let asked = conversation(&FAMILY, None, "sum", &[]);
+        assert_eq!(asked.messages[1].content, "Any: sum");
+        assert_eq!(
+            (asked.opening.as_str(), asked.closing),
+            ("```", Some("\n```"))
+        );
+
+        const OPEN: Family = Family {
+            asking: Asking {
+                opening: Opening::Nothing,
+                ..NEUTRAL.asking
+            },
+            ..NEUTRAL
+        };
+        let asked = conversation(&OPEN, language("c"), "sum", &[]);
+        assert_eq!(asked.messages.len(), 1);
+        assert_eq!((asked.opening.as_str(), asked.closing), ("", None));
     }
 
     #[test]
@@ -285,10 +300,12 @@ mod tests {
             path: "notes.md".to_owned(),
             text: "see:\n```\ncode\n```\n".to_owned(),
         };
-        let asked = conversation(language("go"), "sum a slice", &[file]);
+        let asked = conversation(&NEUTRAL, language("go"), "sum a slice", &[file]);
         let content = &asked.messages.last().unwrap().content;
         assert!(content.starts_with("File notes.md:\n````\nsee:\n```\ncode\n```\n````\n\n"));
         assert!(content.ends_with("sum a slice"));
+        // A tenant's files are nobody else's prefix.
+        assert_eq!(asked.own, 0);
         assert_eq!(asked.opening, "```go\n");
     }
 }

@@ -73,7 +73,10 @@ impl Service {
             Delivery::Whole => 0,
             Delivery::Stream(_) => limits::TOKEN_CREDIT,
         };
-        let reserved = self.reserve(call, &asked, now)?;
+        // While the model is not known the engine refuses the job, so its defaults do not matter.
+        let defaults = self.model().map(|model| model.defaults).unwrap_or_default();
+        let (sampling, max_tokens) = asked.effective(defaults);
+        let reserved = self.reserve(call, &asked, max_tokens, now)?;
         let ticket = Arc::new(match permit {
             Some(permit) => Ticket::with_permit(credit, permit),
             None => Ticket::new(credit),
@@ -91,8 +94,8 @@ impl Service {
                 prompt: asked.prompt,
                 context: asked.context,
             },
-            sampling: asked.sampling,
-            max_tokens: asked.max_tokens,
+            sampling,
+            max_tokens,
             stop: asked.stop,
             deadline,
             submitted: now,
@@ -165,6 +168,7 @@ impl Service {
         &self,
         call: &mut Call,
         asked: &GenerateRequest,
+        max_tokens: u32,
         now: Moment,
     ) -> Result<Option<Reserved>, ApiError> {
         let Some(caller) = &call.caller else {
@@ -177,7 +181,7 @@ impl Service {
         let files = asked.context.iter().map(|file| file.text.len());
         let bytes = asked.prompt.len() + files.sum::<usize>();
         let prompt_tokens = (bytes / limits::ESTIMATED_BYTES_PER_TOKEN) as u32;
-        let tokens = prompt_tokens.saturating_add(asked.max_tokens);
+        let tokens = prompt_tokens.saturating_add(max_tokens);
         match caller.account.tokens.take(rate, tokens, now) {
             Ok(level) => {
                 call.tokens = Some(level);

@@ -96,16 +96,13 @@ fn set_sampling(
             &PENALTY,
             &mut sampling.presence_penalty,
         ),
-        (
-            "repeat_penalty",
-            asked.repeat_penalty,
-            &REPEAT_PENALTY,
-            &mut sampling.repeat_penalty,
-        ),
     ] {
         if let Some(number) = given {
             *target = number_in(field, number, interval)?;
         }
+    }
+    if let Some(number) = asked.repeat_penalty {
+        request.repeat_penalty = Some(number_in("repeat_penalty", number, &REPEAT_PENALTY)?);
     }
     sampling.top_k = asked.top_k.unwrap_or(sampling.top_k);
     sampling.seed = asked.seed;
@@ -119,7 +116,7 @@ fn set_sampling(
                 &max_tokens.to_string(),
             ));
         }
-        request.max_tokens = max_tokens;
+        request.max_tokens = Some(max_tokens);
     }
     Ok(())
 }

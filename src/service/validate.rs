@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::engine::prompt::{self, LANGUAGES, Language, language};
-use crate::engine::{ContextFile, Sampling};
+use crate::engine::prompt::{LANGUAGES, Language, language};
+use crate::engine::{ContextFile, Defaults, Sampling};
 use crate::error::{ApiError, ErrorCode};
 use crate::limits;
 
@@ -24,8 +24,12 @@ pub struct GenerateRequest {
     pub timeout: Duration,
     /// `None`: the loaded one, whichever it is.
     pub model: Option<String>,
+    /// All of it but `repeat_penalty`, whose default depends on the model.
     pub sampling: Sampling,
-    pub max_tokens: u32,
+    /// `None`: the model's default.
+    pub repeat_penalty: Option<f32>,
+    /// `None`: the model's default.
+    pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
     pub context: Vec<ContextFile>,
     /// `None`: as `Accept` says.
@@ -76,13 +80,23 @@ impl GenerateRequest {
             language: None,
             timeout: limits.default_request_timeout,
             model: None,
-            sampling: prompt::sampling(),
-            max_tokens: limits::MAX_TOKENS_DEFAULT,
+            sampling: Sampling::default(),
+            repeat_penalty: None,
+            max_tokens: None,
             stop: Vec::new(),
             context: Vec::new(),
             stream: None,
             cache: CacheMode::default(),
         }
+    }
+
+    /// What is in effect once the model is chosen.
+    pub fn effective(&self, defaults: Defaults) -> (Sampling, u32) {
+        let sampling = Sampling {
+            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
+            ..self.sampling.clone()
+        };
+        (sampling, self.max_tokens.unwrap_or(defaults.max_tokens))
     }
 
     pub fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
@@ -117,7 +131,8 @@ impl GenerateRequest {
             "top_k" => sampling.top_k = integer("top_k", value, 0, u32::MAX)?,
             "min_p" => sampling.min_p = number("min_p", value, &MIN_P)?,
             "max_tokens" => {
-                self.max_tokens = integer("max_tokens", value, 1, limits::MAX_TOKENS_MAX)?;
+                let max_tokens = integer("max_tokens", value, 1, limits::MAX_TOKENS_MAX)?;
+                self.max_tokens = Some(max_tokens);
             }
             "seed" => sampling.seed = Some(integer("seed", value, 0, u32::MAX)?),
             "stop" => self.stop = stop(value)?,
@@ -128,7 +143,8 @@ impl GenerateRequest {
                 sampling.presence_penalty = number("presence_penalty", value, &PENALTY)?;
             }
             "repeat_penalty" => {
-                sampling.repeat_penalty = number("repeat_penalty", value, &REPEAT_PENALTY)?;
+                let penalty = number("repeat_penalty", value, &REPEAT_PENALTY)?;
+                self.repeat_penalty = Some(penalty);
             }
             "context" => self.context = context(value)?,
             "stream" => self.stream = Some(boolean("stream", value)?),
@@ -465,8 +481,8 @@ mod tests {
         assert_eq!(request.prompt, "实现快速排序算法");
         assert_eq!(request.language.unwrap().name, "python");
         assert_eq!(request.timeout, Duration::from_secs(10));
-        assert_eq!(request.max_tokens, limits::MAX_TOKENS_DEFAULT);
-        assert_eq!(request.sampling, prompt::sampling());
+        assert_eq!((request.max_tokens, request.repeat_penalty), (None, None));
+        assert_eq!(request.sampling, Sampling::default());
         // As Python's `json` writes it by default.
         let body = r#"{"prompt": "\u5b9e\u73b0", "language": "py"}"#;
         let request = parse(body).unwrap();
@@ -494,7 +510,7 @@ mod tests {
             seed: Some(u32::MAX),
             frequency_penalty: -2.0,
             presence_penalty: 2.0,
-            repeat_penalty: 1.1,
+            repeat_penalty: 1.0,
         };
         let file = ContextFile {
             path: "a.py".into(),
@@ -506,7 +522,8 @@ mod tests {
             timeout: Duration::from_millis(1),
             model: Some("m".into()),
             sampling,
-            max_tokens: 7,
+            repeat_penalty: Some(1.1),
+            max_tokens: Some(7),
             stop: vec!["a".into(), "\n".into()],
             context: vec![file],
             stream: Some(false),

@@ -12,7 +12,11 @@ use super::exit;
 use crate::config::{Config, EngineKind};
 use crate::engine::Engine;
 use crate::engine::echo::Echo;
+#[cfg(feature = "llama")]
+use crate::engine::family::Family;
 use crate::reactor::message::Mailboxes;
+#[cfg(feature = "llama")]
+use crate::store::models::Pinned;
 
 /// What has to happen before anything else, because it may start this program anew.
 pub fn prepare_process(config: &Config) -> Result<(), Failure> {
@@ -52,6 +56,7 @@ fn start_llama(
     let engine = &config.engine;
     let settings = llama::Settings {
         id: model_id(&engine.model),
+        family: family_of(&engine.model),
         parallel: engine.parallel,
         threads: engine.threads,
         context: engine.context,
@@ -83,6 +88,12 @@ fn model_id(model: &str) -> String {
     }
 }
 
+/// What the catalogue says about how a model is asked; of any other file its metadata decide.
+#[cfg(feature = "llama")]
+fn family_of(model: &str) -> Option<&'static Family> {
+    Pinned::find(model).and_then(|pinned| Family::find(pinned.family))
+}
+
 /// On the engine's thread, before it loads: a pinned model that is not here yet is fetched.
 #[cfg(feature = "llama")]
 fn obtain_model(
@@ -104,4 +115,19 @@ fn obtain_model(
             }
         })
         .map_err(|error| error.to_string())
+}
+
+#[cfg(all(test, feature = "llama"))]
+mod tests {
+    use super::*;
+    use crate::store::models::PINNED;
+
+    #[test]
+    fn every_family_of_the_catalogue_is_known() {
+        for pinned in PINNED {
+            let family = family_of(pinned.name).map(|family| family.name);
+            assert_eq!(family, Some(pinned.family), "{}", pinned.name);
+        }
+        assert_eq!(family_of("/some/file.gguf"), None);
+    }
 }

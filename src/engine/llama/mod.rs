@@ -45,6 +45,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::core::Moment;
+use crate::engine::family::Family;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
 use crate::limits::{ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN};
 use fault::Fault;
@@ -65,10 +66,12 @@ pub enum KvType {
 }
 
 /// How a model is run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The name that answers carry.
     pub id: String,
+    /// As the catalogue names it; `None` leaves it to the file's metadata.
+    pub family: Option<&'static Family>,
     /// Sequences that are computed together.
     pub parallel: u32,
     /// Compute threads. 0: chosen by the machine's cores.
@@ -286,8 +289,14 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
         shared.is_wanted()
     };
     let plan = |model: &ffi::Model| memory::plan(settings, model);
-    let llama = Llama::load(path, settings.gpu_layers, &mut progress, plan)
-        .map_err(|error| error.to_string())?;
+    let llama = Llama::load(
+        path,
+        settings.family,
+        settings.gpu_layers,
+        &mut progress,
+        plan,
+    )
+    .map_err(|error| error.to_string())?;
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -298,6 +307,7 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
         description: llama.description(),
         context_length: backend::Backend::context_length(&llama) as u32,
         created: since_1970.as_secs(),
+        defaults: llama.family().defaults(),
     });
     Ok(llama)
 }

@@ -3,6 +3,7 @@
 //!
 //! Owns the one context of the engine, and with it the KV cache. Lives on the engine's thread.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,22 +12,28 @@ use super::ffi::{Context, ContextSettings, LoadError, Model};
 use super::sampler::Sampler;
 use super::template::Template;
 use crate::core::Moment;
+use crate::engine::family::{Family, Traits};
 use crate::engine::prompt::{self, Conversation};
-use crate::engine::{Prompt, Sampling};
+use crate::engine::{Message, Prompt, Sampling};
 
 #[derive(Debug)]
 pub struct Llama {
     model: Arc<Model>,
     context: Context,
     template: Template,
+    family: &'static Family,
+    /// For a file that came without a template: what its family's template would say.
+    system: Option<&'static str>,
     /// Tokenizing puts this before a text; a template may do so as well, and once is enough.
     start_text: String,
 }
 
 impl Llama {
-    /// Loads the file and makes the context that `plan` asks for, once the model is known.
+    /// Loads the file and makes the context that `plan` asks for, once the model is known. Without
+    /// a `family` the file's metadata decide which it is.
     pub fn load(
         path: &Path,
+        family: Option<&'static Family>,
         gpu_layers: u32,
         progress: &mut dyn FnMut(f32) -> bool,
         plan: impl FnOnce(&Model) -> ContextSettings,
@@ -35,17 +42,43 @@ impl Llama {
         let context = Context::new(model.clone(), plan(&model))?;
         let start_text = model.start_text().unwrap_or_default();
         let end_text = model.end_text().unwrap_or_default();
-        let template = Template::new(model.chat_template().as_deref(), &start_text, &end_text);
+        let source = model.chat_template();
+        let family = family.unwrap_or_else(|| recognise(&model, source.as_deref()));
+        let system = match source {
+            Some(_) => None,
+            None => family.default_system,
+        };
+        let template = Template::new(source.as_deref(), &start_text, &end_text);
         Ok(Llama {
             model,
             context,
             template,
+            family,
+            system,
             start_text,
         })
     }
 
     pub fn description(&self) -> String {
         self.model.description()
+    }
+
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// The conversation with the system message that a template would add.
+    fn with_system<'a>(&self, messages: &'a [Message]) -> Cow<'a, [Message]> {
+        let has_own = messages.first().is_some_and(|first| first.role == "system");
+        let Some(system) = self.system.filter(|_| !has_own) else {
+            return Cow::Borrowed(messages);
+        };
+        let mut all = vec![Message {
+            role: "system".to_owned(),
+            content: system.to_owned(),
+        }];
+        all.extend_from_slice(messages);
+        Cow::Owned(all)
     }
 
     /// The tokens of a whole prompt.
@@ -56,9 +89,10 @@ impl Llama {
 
     /// A prompt for a program, with the beginning of the answer in it.
     fn prepare_code(&self, conversation: Conversation) -> Result<Prepared, PrepareError> {
+        let messages = self.with_system(&conversation.messages);
         let mut text = self
             .template
-            .render(&conversation.messages, false)
+            .render(&messages, false)
             .map_err(PrepareError::Template)?;
         let content = conversation
             .messages
@@ -80,6 +114,16 @@ impl Llama {
             closing: conversation.closing,
         })
     }
+}
+
+fn recognise(model: &Model, template: Option<&str>) -> &'static Family {
+    let metadata = |key| model.metadata(key).unwrap_or_default();
+    Family::recognise(&Traits {
+        architecture: metadata(c"general.architecture"),
+        name: metadata(c"general.name"),
+        basename: metadata(c"general.basename"),
+        template: template.unwrap_or_default().to_owned(),
+    })
 }
 
 impl Backend for Llama {
@@ -114,12 +158,13 @@ impl Backend for Llama {
                 context,
             } => {
                 let language = language.and_then(prompt::language);
-                self.prepare_code(prompt::conversation(language, prompt, context))
+                let family = self.family;
+                self.prepare_code(prompt::conversation(family, language, prompt, context))
             }
             Prompt::Chat(messages) => {
                 let text = self
                     .template
-                    .render(messages, true)
+                    .render(&self.with_system(messages), true)
                     .map_err(PrepareError::Template)?;
                 Ok(Prepared {
                     tokens: self.tokens(&text),

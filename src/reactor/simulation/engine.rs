@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use super::Dice;
 use crate::engine::{
-    Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, ModelInfo,
-    Refused, State, Timings, Usage,
+    Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job,
+    ModelInfo, Refused, State, Timings, Usage,
 };
 use crate::error::ErrorCode;
 use crate::offload::JobKey;
@@ -230,6 +230,7 @@ impl Engine for SimulatedEngine {
             description: "simulated".into(),
             context_length: 4096,
             created: 0,
+            defaults: Defaults::default(),
         })
     }
 

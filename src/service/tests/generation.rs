@@ -366,6 +366,34 @@ fn a_key_has_so_many_places_until_its_jobs_have_really_ended() {
     let _ = bench.start(&sent);
 }
 
+/// Mutations that this test catches: a request's own value that is overwritten, and the neutral
+/// defaults in the place of the model's.
+#[test]
+fn what_a_request_leaves_open_is_the_model_s_default() {
+    for (body, repeat_penalty, max_tokens) in [
+        (r#"{"prompt": "x"}"#, 1.25, 77),
+        (
+            r#"{"prompt": "x", "repeat_penalty": 1, "max_tokens": 5}"#,
+            1.0,
+            5,
+        ),
+        (r#"{"prompt": "x", "repeat_penalty": null}"#, 1.25, 77),
+    ] {
+        let mut bench = Bench::new();
+        let _ = bench.start(&Sent::generate(body));
+        let job = bench.job();
+        let effective = (job.sampling.repeat_penalty, job.max_tokens);
+        assert_eq!(effective, (repeat_penalty, max_tokens), "{body}");
+    }
+    // The reservation is for what may be generated: a token of prompt and 77 of answer.
+    let mut bench = Bench::new();
+    let (mut reply, mut exchange) =
+        bench.start(&Sent::generate(r#"{"prompt": "four"}"#).key(NARROW));
+    let event = failed_with(ErrorCode::EngineFailed);
+    let _ = bench.event(&mut exchange, event, &mut reply);
+    assert_eq!(reply.field("x-ratelimit-remaining-tokens"), Some("22"));
+}
+
 #[test]
 fn tokens_are_reserved_and_settled() {
     let mut bench = Bench::new();

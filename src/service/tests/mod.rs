@@ -13,13 +13,21 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::core::Key;
-use crate::engine::{Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage};
+use crate::engine::{
+    Defaults, Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage,
+};
 use crate::http::{Answer, Fields, Version};
 use crate::store::{Scopes, Secret};
 
 pub fn config() -> Config {
     Config::default()
 }
+
+/// Of the tests' model: other than any in the product.
+pub const DEFAULTS: Defaults = Defaults {
+    repeat_penalty: 1.25,
+    max_tokens: 77,
+};
 
 /// Submits nothing and answers nothing by itself: the test reads its jobs and writes their events.
 pub struct Scripted {
@@ -48,6 +56,7 @@ impl Engine for Scripted {
             description: "a model of the tests".into(),
             context_length: 2_048,
             created: 7,
+            defaults: DEFAULTS,
         })
     }
 

@@ -1,5 +1,6 @@
 //! The same messages as `application/x-protobuf` over REST.
 
+use super::super::message::read_request;
 use super::*;
 use crate::engine::Prompt;
 use crate::grpc::messages::autoglm::{GenerateRequest, GenerateResponse};
@@ -43,6 +44,22 @@ fn protobuf_both_ways() {
         assert_eq!((&*response.code, &*response.text), ("x", "```\nx\n```"));
         assert_eq!(response.finish_reason(), autoglm::FinishReason::Stop);
         assert!(reply.trailers.is_empty());
+    }
+}
+
+#[test]
+fn what_a_message_leaves_open_is_the_model_s_default() {
+    for (repeat_penalty, max_tokens) in [(None, None), (Some(1.5), Some(6))] {
+        let body = GenerateRequest {
+            repeat_penalty,
+            max_tokens,
+            ..request("x")
+        };
+        let asked = read_request(&body.encode_to_vec(), None, &config().limits);
+        let (sampling, most) = asked.unwrap().effective(DEFAULTS);
+        let expected = repeat_penalty.unwrap_or(DEFAULTS.repeat_penalty);
+        assert_eq!(sampling.repeat_penalty, expected);
+        assert_eq!(most, max_tokens.unwrap_or(DEFAULTS.max_tokens));
     }
 }
 

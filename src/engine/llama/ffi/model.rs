@@ -12,7 +12,7 @@ use llama_cpp_sys_2 as sys;
 use super::super::KvType;
 use super::super::backend::Token;
 use super::{LoadError, initialize};
-use crate::limits::PIECE_BYTES;
+use crate::limits::{METADATA_TEXT_BYTES, PIECE_BYTES};
 
 /// Weights and vocabulary. Immutable once loaded.
 #[derive(Debug)]
@@ -151,6 +151,23 @@ impl Model {
         // SAFETY: the model is loaded; a null name asks for the default template.
         let template = unsafe { sys::llama_model_chat_template(self.model.as_ptr(), ptr::null()) };
         owned_text(template)
+    }
+
+    /// The value of a key of the file's metadata, cut where it is too long to be a name.
+    pub fn metadata(&self, key: &CStr) -> Option<String> {
+        let mut text = [0_u8; METADATA_TEXT_BYTES];
+        // SAFETY: the key ends in NUL; the buffer comes with its length, and llama.cpp ends the
+        // text with NUL within it.
+        let length = unsafe {
+            sys::llama_model_meta_val_str(
+                self.model.as_ptr(),
+                key.as_ptr(),
+                text.as_mut_ptr().cast(),
+                text.len(),
+            )
+        };
+        let text = CStr::from_bytes_until_nul(&text).ok()?;
+        (length >= 0).then(|| text.to_string_lossy().into_owned())
     }
 
     /// Such as `llama 135M Q4_1`.

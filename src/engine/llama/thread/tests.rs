@@ -9,7 +9,9 @@ use super::super::backend::{Batch, DecodeError, PrepareError, Prepared, Token};
 use super::super::{Handle, KvType, start_with};
 use super::*;
 use crate::core::Key;
-use crate::engine::{Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State};
+use crate::engine::{
+    Defaults, Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State,
+};
 use crate::error::ErrorCode;
 use crate::limits::{ENGINE_STALLED_AFTER, SPEED_CONFIDENT_JOBS};
 use crate::offload::{JobKey, Ticket};
@@ -234,6 +236,7 @@ impl Deliver for Ends {
 
 fn settings() -> Settings {
     Settings {
+        family: None,
         id: "puppet".to_owned(),
         parallel: 2,
         threads: 1,
@@ -247,6 +250,7 @@ fn settings() -> Settings {
 
 fn model() -> ModelInfo {
     ModelInfo {
+        defaults: Defaults::default(),
         id: "puppet".to_owned(),
         engine: "llama",
         description: String::new(),

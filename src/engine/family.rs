@@ -1,0 +1,339 @@
+//! What is known of a model's family: how it is asked for a program and how its answer is sampled.
+//!
+//! Owns the table of families. Each row holds what is specific to models of one kind: the wording
+//! around a task, the opening of the answer, the sampling defaults, the system message that the
+//! family's template has of its own, and the tokens for filling a gap. Knows no file and no token
+//! ids: an engine asks for the row of its model and applies it.
+//!
+//! A model's row is found in this order:
+//!
+//!  1. by the catalogue, which names a family for each of its models;
+//!  2. by the metadata of the GGUF file: architecture and name, or architecture and a phrase of the
+//!     chat template ([`Family::recognise`]);
+//!  3. [`NEUTRAL`], which states the language and changes nothing else.
+//!
+//! The values of a row are chosen by measuring; `docs/prompts.md` has the figures and the command.
+//!
+//! Invariants:
+//!  1. Names are unique, and a name once published stays: records and the catalogue refer to it.
+//!  2. No file is recognised as two families.
+
+use super::prompt::Language;
+use super::{Defaults, Sampling};
+use crate::limits::MAX_TOKENS_DEFAULT;
+
+/// Models that are asked in the same way.
+#[derive(Debug, PartialEq)]
+pub struct Family {
+    pub name: &'static str,
+    pub asking: Asking,
+    /// What a request gets that does not set `repeat_penalty`; 1 switches the penalty off.
+    pub repeat_penalty: f32,
+    /// What a request gets that does not set `max_tokens`.
+    pub max_tokens: u32,
+    /// The system message that the family's template inserts where a conversation has none. It is
+    /// used for a file that came without a template.
+    pub default_system: Option<&'static str>,
+    /// `None`: the family cannot fill a gap.
+    pub fill: Option<FillTokens>,
+    pub signs: Signs,
+}
+
+/// How a program is asked for. In every text `{}` stands for the language's title.
+#[derive(Debug, PartialEq)]
+pub struct Asking {
+    /// `None` leaves the template its own system message.
+    pub system: Option<&'static str>,
+    /// Stands before the task.
+    pub before: &'static str,
+    /// Replaces `before` for some languages, by their names.
+    pub before_in: &'static [(&'static str, &'static str)],
+    /// Stands before the task where the request names no language.
+    pub before_any: &'static str,
+    /// Stands behind the task.
+    pub after: &'static str,
+    pub opening: Opening,
+}
+
+/// What the daemon begins the answer with, before the model goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A fence with the language's word: the model has no room left for prose, and the end of the
+    /// fence is the end of the answer.
+    Fence,
+    /// Nothing: the model chooses the form of its answer.
+    Nothing,
+}
+
+/// The texts of the special tokens around the parts of a program with a gap.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FillTokens {
+    pub prefix: &'static str,
+    pub suffix: &'static str,
+    pub middle: &'static str,
+    /// Before the name of a repository, and before the path of each of its files.
+    pub repository: &'static str,
+    pub file: &'static str,
+}
+
+/// How a file of the family is recognised: by its architecture, and by one of the others.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Signs {
+    /// `general.architecture`.
+    pub architecture: &'static str,
+    /// The beginning of `general.basename` or `general.name`, in lower case with `-` for spaces.
+    pub name: &'static str,
+    /// A phrase of the chat template.
+    pub template: &'static str,
+}
+
+/// The metadata of a GGUF file by which its family is recognised.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    pub architecture: String,
+    pub name: String,
+    pub basename: String,
+    pub template: String,
+}
+
+/// For models of which nothing is known: the language is stated, the template keeps its own system
+/// message and nothing is penalized. The opening fence stays, for it is what makes the answer a
+/// program, and no chat model is known that does not go on from it.
+pub const NEUTRAL: Family = Family {
+    name: "neutral",
+    asking: Asking {
+        system: None,
+        before: "Write a {} program.\n",
+        before_in: &[],
+        before_any: "",
+        after: "",
+        opening: Opening::Fence,
+    },
+    repeat_penalty: 1.0,
+    max_tokens: MAX_TOKENS_DEFAULT,
+    default_system: None,
+    fill: None,
+    signs: Signs {
+        architecture: "",
+        name: "",
+        template: "",
+    },
+};
+
+/// Qwen2.5-Coder, and other models of Qwen2.5, which share its vocabulary and its template.
+pub const QWEN_CODER: Family = Family {
+    name: "qwen2.5-coder",
+    asking: Asking {
+        before: "Write a {} program.\n",
+        ..NEUTRAL.asking
+    },
+    repeat_penalty: 1.0,
+    max_tokens: MAX_TOKENS_DEFAULT,
+    default_system: Some("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    fill: Some(FillTokens {
+        prefix: "<|fim_prefix|>",
+        suffix: "<|fim_suffix|>",
+        middle: "<|fim_middle|>",
+        repository: "<|repo_name|>",
+        file: "<|file_sep|>",
+    }),
+    signs: Signs {
+        architecture: "qwen2",
+        name: "qwen2.5",
+        template: "You are Qwen, created by Alibaba Cloud.",
+    },
+};
+
+/// SmolLM2. Without a penalty the smallest of them runs into its bound in every fifth answer; 1.1
+/// costs more answers that parse. In Python more answers parse if a function is asked for.
+pub const SMOLLM: Family = Family {
+    name: "smollm2",
+    asking: Asking {
+        before_in: &[("python", "Write a {} function.\n")],
+        ..NEUTRAL.asking
+    },
+    repeat_penalty: 1.05,
+    max_tokens: MAX_TOKENS_DEFAULT,
+    default_system: Some("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    fill: None,
+    signs: Signs {
+        architecture: "llama",
+        name: "smollm2",
+        template: "named SmolLM",
+    },
+};
+
+/// Every family.
+pub static FAMILIES: &[&Family] = &[&NEUTRAL, &QWEN_CODER, &SMOLLM];
+
+impl Family {
+    /// Finds a family by its name.
+    pub fn find(name: &str) -> Option<&'static Family> {
+        let mut families = FAMILIES.iter().copied();
+        families.find(|family| family.name == name)
+    }
+
+    /// The family of a file that the catalogue does not know; [`NEUTRAL`] where no sign fits.
+    pub fn recognise(traits: &Traits) -> &'static Family {
+        let mut families = FAMILIES.iter().copied();
+        families
+            .find(|family| family.signs.fit(traits))
+            .unwrap_or(&NEUTRAL)
+    }
+
+    /// What a request gets for the parameters that it leaves open.
+    pub fn defaults(&self) -> Defaults {
+        Defaults {
+            repeat_penalty: self.repeat_penalty,
+            max_tokens: self.max_tokens,
+        }
+    }
+
+    /// How an answer is sampled where the request sets nothing.
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            repeat_penalty: self.repeat_penalty,
+            ..Sampling::default()
+        }
+    }
+}
+
+impl Asking {
+    /// The daemon's own words before the task.
+    pub fn before(&self, language: Option<&Language>) -> String {
+        let Some(language) = language else {
+            return self.before_any.to_owned();
+        };
+        let mut exceptions = self.before_in.iter();
+        let exception = exceptions.find(|(name, _)| *name == language.name);
+        fill_in(exception.map_or(self.before, |(_, text)| text), language)
+    }
+
+    pub fn after(&self, language: Option<&Language>) -> String {
+        language.map_or_else(String::new, |language| fill_in(self.after, language))
+    }
+
+    pub fn system(&self, language: Option<&Language>) -> Option<String> {
+        let title = language.map_or("", |language| language.title);
+        self.system.map(|text| text.replace("{}", title))
+    }
+}
+
+fn fill_in(text: &str, language: &Language) -> String {
+    text.replace("{}", language.title)
+}
+
+impl Signs {
+    fn fit(&self, traits: &Traits) -> bool {
+        let is_named = |name: &str| {
+            let name = name.to_ascii_lowercase().replace(' ', "-");
+            name.starts_with(self.name)
+        };
+        !self.architecture.is_empty()
+            && self.architecture == traits.architecture
+            && (is_named(&traits.basename)
+                || is_named(&traits.name)
+                || traits.template.contains(self.template))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::prompt::language;
+    use super::*;
+
+    fn traits(architecture: &str, name: &str, basename: &str, template: &str) -> Traits {
+        Traits {
+            architecture: architecture.to_owned(),
+            name: name.to_owned(),
+            basename: basename.to_owned(),
+            template: template.to_owned(),
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for (index, family) in FAMILIES.iter().enumerate() {
+            assert_eq!(Family::find(family.name), Some(*family));
+            let earlier = &FAMILIES[..index];
+            assert!(earlier.iter().all(|other| other.name != family.name));
+            for (name, _) in family.asking.before_in {
+                assert_eq!(language(name).map(|known| known.name), Some(*name));
+            }
+        }
+        assert_eq!(Family::find("gpt"), None);
+    }
+
+    /// Mutations that this test catches: `||` for the first `&&` of `Signs::fit` (every llama
+    /// becomes SmolLM2), no lower case in `is_named` (the catalogue's files are not found), and
+    /// `NEUTRAL` recognised by its empty signs.
+    #[test]
+    fn files_are_recognised_by_their_metadata() {
+        for (file, family) in [
+            // The files of the catalogue.
+            (
+                traits(
+                    "qwen2",
+                    "Qwen2.5 Coder 0.5B Instruct AWQ",
+                    "Qwen2.5-Coder",
+                    "",
+                ),
+                &QWEN_CODER,
+            ),
+            (
+                traits("llama", "Smollm2 135M 8k Lc100K Mix1 Ep2", "smollm2", ""),
+                &SMOLLM,
+            ),
+            // A converter that writes no base name, and a file that was renamed.
+            (traits("qwen2", "qwen2.5 coder 3b", "", ""), &QWEN_CODER),
+            (
+                traits(
+                    "qwen2",
+                    "models",
+                    "",
+                    "{{'You are Qwen, created by Alibaba Cloud. You'}}",
+                ),
+                &QWEN_CODER,
+            ),
+            // Another model of the same architecture, and one that only has the name.
+            (
+                traits("llama", "Llama 3.2 1B", "Llama-3.2", "named Llama"),
+                &NEUTRAL,
+            ),
+            (traits("gemma", "smollm2", "smollm2", ""), &NEUTRAL),
+            (
+                traits("qwen2", "DeepSeek R1 Distill Qwen 7B", "", ""),
+                &NEUTRAL,
+            ),
+            (Traits::default(), &NEUTRAL),
+        ] {
+            assert_eq!(Family::recognise(&file), family, "{file:?}");
+            let fitting = FAMILIES.iter().filter(|family| family.signs.fit(&file));
+            assert!(fitting.count() <= 1, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn wording_names_the_language_and_has_exceptions() {
+        let before = |family: &Family, name: &str| family.asking.before(language(name));
+        assert_eq!(before(&SMOLLM, "python"), "Write a Python function.\n");
+        assert_eq!(before(&SMOLLM, "c++"), "Write a C++ program.\n");
+        assert_eq!(before(&NEUTRAL, "go"), "Write a Go program.\n");
+        for family in FAMILIES {
+            let words = before(family, "python") + &family.asking.after(language("python"));
+            assert!(words.contains("Python"), "{}: {words}", family.name);
+            assert!(!family.asking.before(None).contains("{}"));
+        }
+    }
+
+    #[test]
+    fn defaults_stay_within_what_a_request_may_ask_for() {
+        for family in FAMILIES {
+            let defaults = family.defaults();
+            assert!(defaults.repeat_penalty > 0.0 && defaults.repeat_penalty <= 2.0);
+            assert!((1..=crate::limits::MAX_TOKENS_MAX).contains(&defaults.max_tokens));
+            assert_eq!(family.sampling().repeat_penalty, defaults.repeat_penalty);
+        }
+        assert_eq!(Defaults::default(), NEUTRAL.defaults());
+    }
+}
