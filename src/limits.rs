@@ -518,6 +518,10 @@ pub const LOG_BATCH_MAX_BYTES: usize = 256 * 1024;
 /// fifty wake-ups a second cost nothing.
 pub const LOG_LINGER: Duration = Duration::from_millis(20);
 
+/// How long a file that is not a regular one (a FIFO, a terminal) may take to be read. It is read
+/// at the start and at a reload, and a writer that exists writes a configuration at once.
+pub const STREAM_FILE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long the log's thread waits after a failed write: a full disk is not worth a busy loop.
 pub const LOG_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 

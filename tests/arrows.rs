@@ -19,8 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("grpc", &["limits", "error", "http"]),
     ("offload", &["limits", "core", "engine"]),
     ("engine", &["limits", "error", "core", "offload"]),
-    ("config", &["limits", "core"]),
-    ("os", &["limits", "core", "config"]),
+    ("os", &["limits", "core"]),
+    ("config", &["limits", "core", "os"]),
     ("sandbox", &["limits", "os"]),
     ("store", &["limits", "core"]),
     (
@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "limits", "error", "core", "http", "offload", "engine", "config", "os",
         ],
     ),
-    ("tls", &["limits", "core", "config"]),
+    ("tls", &["limits", "core", "config", "os"]),
     (
         "service",
         &[

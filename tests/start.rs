@@ -1,6 +1,7 @@
 //! Starts that fail, and a start that is broken off: what is said, how it ends, what is left.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -48,6 +49,63 @@ impl Home {
 }
 
 const ECHO: [&str; 4] = ["--engine", "echo", "--listen", "127.0.0.1:0"];
+
+fn fifo(home: &Home, name: &str) -> String {
+    let path = home.0.path().join(name);
+    let made = Command::new("mkfifo").arg(&path).status();
+    assert!(made.expect("mkfifo (apt-get install coreutils)").success());
+    path.display().to_string()
+}
+
+/// open(2) waits for the other side of a FIFO: a start that does so looks alive, and ignores TERM.
+#[test]
+fn a_fifo_without_another_side_stops_no_start() {
+    let home = Home::new();
+    let pipe = fifo(&home, "pipe");
+    let certificate = format!("[server.tls]\ncertificates = [{pipe:?}]\n");
+    let certificate = home.file("certificate.toml", &certificate);
+    for (arguments, code, named) in [
+        (["--config", &pipe], 78, &pipe),
+        (["--config", &certificate], 78, &pipe),
+    ] {
+        let (found, said) = home.start(&[&ECHO[..], &arguments].concat());
+        assert_eq!(found, Some(code), "{said}");
+        assert!(
+            said.contains(named.as_str()) && said.contains("not a regular file"),
+            "{said}"
+        );
+    }
+}
+
+/// The lines wait in the pipe for a reader that may come; TERM is obeyed without one.
+#[test]
+fn a_log_in_a_fifo_needs_no_reader() {
+    let home = Home::new();
+    let pipe = fifo(&home, "log");
+    let config = home.file("log.toml", &format!("[log]\nfile = {pipe:?}\n"));
+    let arguments = [&ECHO[..], &["--config", &config]].concat();
+    for reads in [false, true] {
+        let mut child = home.command(&arguments).spawn().expect("timeout(1)");
+        // The bootstrap key is made by the first start, after the log was opened.
+        let key = home.state().join("bootstrap-key");
+        while !key.exists() {
+            assert!(child.try_wait().expect("a child").is_none(), "it has ended");
+            std::thread::yield_now();
+        }
+        let reader = reads.then(|| fs::File::open(&pipe).expect("the pipe"));
+        if let Some(reader) = reader {
+            let ready = BufReader::new(reader)
+                .lines()
+                .find(|line| line.as_ref().is_ok_and(|line| line.contains("ready: ")));
+            assert!(ready.is_some(), "the pipe ended");
+        }
+        // timeout(1) hands the signal on.
+        let sent = Command::new("kill").arg(child.id().to_string()).status();
+        assert!(sent.expect("kill(1)").success());
+        let status = child.wait().expect("a child");
+        assert!(status.code().is_some_and(|code| code != 124 && code != 137));
+    }
+}
 
 #[test]
 fn a_start_that_cannot_be_names_the_cause_and_the_way_out() {

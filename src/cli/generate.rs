@@ -21,6 +21,7 @@ use crate::error::ErrorCode;
 use crate::limits::{
     CLIENT_ANSWER_BYTES, CLIENT_GRACE, CLIENT_KEY_BYTES, CLIENT_PATIENCE, CLIENT_PROMPT_BYTES,
 };
+use crate::os::file;
 use crate::store::sqlite::BOOTSTRAP_FILE;
 
 const PATH: &str = "/api/v1/generate";
@@ -162,12 +163,9 @@ impl Generate {
             return parse_key(key).ok();
         }
         let (state_dir, _) = sources.state_dir().ok()?;
-        let file = std::fs::File::open(state_dir.join(BOOTSTRAP_FILE)).ok()?;
-        let mut text = String::new();
-        file.take(CLIENT_KEY_BYTES as u64)
-            .read_to_string(&mut text)
-            .ok()?;
-        parse_key(text.trim()).ok()
+        let path = state_dir.join(BOOTSTRAP_FILE);
+        let bytes = file::read_up_to(&path, CLIENT_KEY_BYTES as u64).ok()?;
+        parse_key(std::str::from_utf8(&bytes).ok()?.trim()).ok()
     }
 
     fn unreachable(&self, error: &io::Error) -> Code {

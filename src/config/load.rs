@@ -4,7 +4,6 @@
 //! wait for the day on which the variable goes away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -370,10 +369,7 @@ fn horizon(
 }
 
 fn read_bounded(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(bounds::FILE_BYTES + 1)
-        .read_to_end(&mut bytes)?;
+    let bytes = crate::os::file::read_up_to(path, bounds::FILE_BYTES)?;
     match bytes.len() as u64 > bounds::FILE_BYTES {
         true => Err(std::io::Error::other(
             "more than 1 MiB; expected a configuration file",

@@ -8,9 +8,9 @@
 //!  2. After [`Output::reopen`] the old file is not written again; if reopening fails, it is kept.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::journald::{self, Journal};
@@ -112,12 +112,21 @@ impl Batch {
     }
 }
 
+/// Never waits: opening a FIFO for writing alone would, until a reader comes, and this happens
+/// before the daemon looks at SIGTERM.
+///
+/// A FIFO is opened for reading too, as rsyslog does. So it needs no reader, neither at the start
+/// nor when the log's collector is restarted: the kernel keeps what its pipe holds, then refuses
+/// more, and the lines that wait are kept, dropped and counted like those of a full disk.
 fn open_file(path: &Path) -> io::Result<File> {
+    let is_fifo = fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
     let opened = OpenOptions::new()
         // Appending is what keeps lines whole when `logrotate` copies and truncates.
         .append(true)
+        .read(is_fifo)
         .create(true)
         .mode(0o640)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path);
     opened.map_err(|error| {
         let message = format!(
