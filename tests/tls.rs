@@ -6,7 +6,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use common::client::Connection;
+use common::metrics::Metrics;
 use common::tls::{Authority, Issued, Wanted, without_resumption};
 use common::{Daemon, Options, eventually, request};
 
@@ -352,23 +353,12 @@ fn a_reload_with_a_bad_certificate_is_refused_whole() {
         .1;
     let other = house.authority.server("localhost");
     let mixed = format!("{}{key_alone}", other.certificate.pem());
-    let expired = house.authority.issue(&Wanted {
-        hosts: &["localhost"],
-        days: Some(-2),
-        ..Wanted::default()
-    });
-    let expired = format!(
-        "{}{}",
-        expired.certificate.pem(),
-        expired.key.serialize_pem()
-    );
     for (text, expected) in [
         ("", "holds no certificate"),
         (key_alone, "holds no certificate"),
         (&good[..good.len() - 40], "is not PEM"),
         (&other.certificate.pem(), "holds no private key"),
         (&mixed, "is not that of the first certificate"),
-        (&expired, "has expired on"),
         (
             &good.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
             "passphrase",
@@ -389,7 +379,7 @@ fn a_reload_with_a_bad_certificate_is_refused_whole() {
     house.reload("cannot be read");
     let metrics = house.daemon.metrics();
     let refused = metrics.sum("autoglmd_config_reloads_total", &[("result", "refused")]);
-    assert_eq!(refused, 9.0);
+    assert_eq!(refused, 8.0);
     // `check` says the same, with the line of the file.
     let output = house.daemon.run(&[
         "check",
@@ -429,6 +419,65 @@ fn a_daemon_does_not_start_without_its_certificate() {
         text.contains("/nowhere/site.pem cannot be read: No such file"),
         "{text}"
     );
+}
+
+/// curl, which does not judge the certificate: the status, and its own words.
+fn curl_anyway(address: SocketAddr) -> (String, String) {
+    let output = Command::new("curl")
+        .args(["-sSk", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"])
+        .arg(format!("https://localhost:{}/livez", address.port()))
+        .output()
+        .expect("curl (apt-get install curl)");
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// A clock without a battery, or a renewal that failed over the holidays. Clients refuse the
+/// certificate; the daemon serves clear text, and whoever decides otherwise.
+#[test]
+fn a_certificate_out_of_its_time_is_served_warned_of_and_measured() {
+    let expired = Wanted {
+        hosts: &["localhost"],
+        days: Some(-2),
+        ..Wanted::default()
+    };
+    let early = Wanted {
+        hosts: &["localhost"],
+        begins_in_days: Some(2),
+        ..Wanted::default()
+    };
+    for (wanted, expected) in [(expired, "expired on"), (early, "is not valid before")] {
+        let house = House::with(|options, folder, authority| {
+            authority.issue(&wanted).save_together(&site(folder));
+            options
+        });
+        house.daemon.wait_for_log(0, expected);
+        house.daemon.get("/livez").expect(200);
+        let curled = curl_anyway(house.daemon.address());
+        assert_eq!(curled, ("200".to_owned(), String::new()));
+        let metrics = house.daemon.metrics();
+        let at = |name: &str| metrics.sum(name, &[("certificate", "0")]);
+        let now = jiff::Timestamp::now().as_second() as f64;
+        let is_valid = at("autoglmd_tls_certificate_not_before_seconds") <= now
+            && now < at("autoglmd_tls_certificate_expiry_seconds");
+        assert!(!is_valid);
+        // The same at a reload, to it and from it; `check` warns and is content.
+        house
+            .authority
+            .server("localhost")
+            .save_together(&house.site());
+        house.reload("nothing changed");
+        house.connect().exchange(GET.as_bytes()).expect(200);
+        house.authority.issue(&wanted).save_together(&house.site());
+        house.reload(expected);
+        let file = house.daemon.configuration_file();
+        let output = house
+            .daemon
+            .run(&["check", "--config", file.to_str().expect("plain")]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
 }
 
 #[test]
@@ -476,6 +525,10 @@ fn asking(mode: &str, clients: &str) -> (House, Issued) {
         }));
         let file = folder.join("authority.pem");
         std::fs::write(&file, authority.certificate.pem()).expect("a file");
+        let options = match mode {
+            "required" => options.set_raw("server.listen", r#"["tls:127.0.0.1:0"]"#),
+            _ => options,
+        };
         options
             .set("server.tls.client_ca", file.to_str().expect("plain"))
             .set("server.tls.client_certificates", mode)
@@ -516,11 +569,30 @@ fn a_required_certificate_is_required_and_must_be_signed_by_our_authority() {
             assert!(error.contains("alert"), "{error}");
         }
     }
-    let failed = house.daemon.metrics();
+    let known = Arc::new(house.authority.client(Some(&client)));
+    let answer = house
+        .connect_as(&known)
+        .exchange(&house.daemon.request("GET", "/metrics", b""));
+    let metrics = Metrics::parse(answer.expect(200).text());
     assert_eq!(
-        failed.sum("autoglmd_tls_handshakes_total", &[("outcome", "failed")]),
+        metrics.sum("autoglmd_tls_handshakes_total", &[("outcome", "failed")]),
         4.0
     );
+}
+
+#[test]
+fn a_required_certificate_beside_clear_text_is_refused() {
+    let (house, _) = asking("required", "[]");
+    let file = house.daemon.configuration_file();
+    let text = std::fs::read_to_string(&file).expect("the file");
+    for address in ["127.0.0.1:0", "clear:127.0.0.1:0", "unix:/tmp/never"] {
+        std::fs::write(&file, text.replace("tls:127.0.0.1:0", address)).expect("the file");
+        let arguments = ["check", "--config", file.to_str().expect("plain")];
+        let output = house.daemon.run(&arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("which takes clear text"), "{said}");
+    }
 }
 
 #[test]

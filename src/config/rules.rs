@@ -25,6 +25,7 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         tls_without_certificate(config),
         clients_without_authority(config),
         clients_not_asked(config),
+        clear_text_beside_required(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -139,6 +140,21 @@ fn clients_not_asked(config: &Config) -> Option<Finding> {
     })
 }
 
+/// A listener that takes clear text serves clients without any certificate.
+fn clear_text_beside_required(config: &Config) -> Option<Finding> {
+    let mut listeners = config.server.listen.iter();
+    let listener = listeners.find(|listen| listen.security != Security::Tls)?;
+    let required = config.tls.client_certificates == ClientCertificates::Required;
+    required.then(|| Finding {
+        keys: &["server.tls.client_certificates", "server.listen"],
+        message: format!(
+            "server.tls.client_certificates is \"required\" and server.listen has \"{listener}\", \
+             which takes clear text, where no certificate can be asked for; put \"tls:\" before \
+             every address, or ask with \"optional\""
+        ),
+    })
+}
+
 fn open_door(config: &Config) -> Option<Finding> {
     (!config.auth.enabled).then(|| Finding {
         keys: &["auth.enabled"],
@@ -198,6 +214,32 @@ mod tests {
         }
     }
 
+    /// A mutation that this test catches: `!= Security::Tls` made `== Security::Clear`.
+    #[test]
+    fn a_required_certificate_leaves_no_address_for_clear_text() {
+        let mut config = Config::default();
+        config.tls.certificates = vec!["/tmp/site.pem".into()];
+        config.tls.client_ca = Some("/tmp/ca.pem".into());
+        config.tls.client_certificates = ClientCertificates::Required;
+        for (address, expected) in [
+            ("tls:127.0.0.1:1", 0),
+            ("tls:unix:/run/a", 0),
+            ("tls:fd:web", 0),
+            ("127.0.0.1:1", 1),
+            ("unix:/run/a", 1),
+            ("fd:web", 1),
+            ("clear:127.0.0.1:1", 1),
+        ] {
+            config.server.listen = vec![
+                Listen::parse("tls:127.0.0.1:2").expect("an address"),
+                Listen::parse(address).expect("an address"),
+            ];
+            assert_eq!(errors(&config).len(), expected, "{address}");
+        }
+        config.tls.client_certificates = ClientCertificates::Optional;
+        assert_eq!(errors(&config), [], "optional says that there may be none");
+    }
+
     #[test]
     fn every_rule_speaks_of_keys_that_exist() {
         let mut config = Config::default();
@@ -218,7 +260,8 @@ mod tests {
         assert_eq!((errors.len(), warnings.len()), (7, 3));
         config.tls.client_certificates = ClientCertificates::Required;
         let unsigned = super::errors(&config);
-        assert_eq!(unsigned.len(), 7, "no authority instead of nobody asked");
+        // No authority instead of nobody asked, and `fd:web` takes clear text.
+        assert_eq!(unsigned.len(), 8);
         for finding in errors.iter().chain(&warnings).chain(&unsigned) {
             assert!(
                 finding.keys.iter().all(|path| schema::find(path).is_some()),

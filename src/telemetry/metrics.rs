@@ -127,7 +127,8 @@ struct Families {
     reloads: Family<ReloadResult, Counter>,
     handshakes: Family<Handshake, Counter>,
     tls_refused: Family<Reason, Counter>,
-    certificates: Family<Certificate, Gauge>,
+    certificate_begins: Family<Certificate, Gauge>,
+    certificate_ends: Family<Certificate, Gauge>,
     /// In the order of `ErrorCode::ALL`.
     errors: Vec<Counter>,
     /// In the order of `CancelReason::ALL`.
@@ -210,15 +211,22 @@ impl Metrics {
             .get_or_create_owned(&Reason { reason })
     }
 
+    /// `autoglmd_tls_certificate_not_before_seconds{certificate}` and
     /// `autoglmd_tls_certificate_expiry_seconds{certificate}`: by place in the configuration, of
     /// which there are few.
-    pub fn set_certificate_expiries(&self, expiries: impl Iterator<Item = i64>) {
-        let certificates = &self.inner.families.certificates;
-        certificates.clear();
-        for (certificate, at) in expiries.enumerate() {
-            certificates
-                .get_or_create_owned(&Certificate { certificate })
-                .set(at);
+    ///
+    /// Two fixed times, not a verdict: an alert compares them with a clock that is right, which
+    /// this machine's may not be.
+    pub fn set_certificates(&self, validities: impl Iterator<Item = (i64, i64)>) {
+        let families = &self.inner.families;
+        families.certificate_begins.clear();
+        families.certificate_ends.clear();
+        for (certificate, (begins_at, expires_at)) in validities.enumerate() {
+            let label = Certificate { certificate };
+            let begins = families.certificate_begins.get_or_create_owned(&label);
+            begins.set(begins_at);
+            let ends = families.certificate_ends.get_or_create_owned(&label);
+            ends.set(expires_at);
         }
     }
 
@@ -293,7 +301,8 @@ impl Families {
             reloads: Family::default(),
             handshakes: Family::default(),
             tls_refused: Family::default(),
-            certificates: Family::default(),
+            certificate_begins: Family::default(),
+            certificate_ends: Family::default(),
             errors: ErrorCode::ALL
                 .iter()
                 .map(|code| {
@@ -345,7 +354,12 @@ impl Families {
         registry.register(
             "tls_certificate_expiry_seconds",
             "When a certificate ends, in seconds since 1970",
-            families.certificates.clone(),
+            families.certificate_ends.clone(),
+        );
+        registry.register(
+            "tls_certificate_not_before_seconds",
+            "When a certificate becomes valid, in seconds since 1970",
+            families.certificate_begins.clone(),
         );
         registry.register("errors", "Errors answered, by the catalogue's code", codes);
         registry.register("cancelled", "Jobs that were stopped", reasons);
@@ -502,7 +516,7 @@ mod tests {
         metrics.config_reloads(true).inc();
         metrics.tls_handshakes("full", "1.3").inc();
         metrics.tls_refused("clear_on_tls").inc();
-        metrics.set_certificate_expiries([10, 20].into_iter());
+        metrics.set_certificates([(1, 10), (2, 20)].into_iter());
         metrics.errors(ErrorCode::QueueFull).inc();
         metrics.cancelled(CancelReason::SlowReader).inc();
         let mut text = String::new();
@@ -547,6 +561,7 @@ mod tests {
             "autoglmd_tls_truncated_total 0",
             "autoglmd_tls_refused_total{reason=\"clear_on_tls\"} 1",
             "autoglmd_tls_certificate_expiry_seconds{certificate=\"1\"} 20",
+            "autoglmd_tls_certificate_not_before_seconds{certificate=\"1\"} 2",
             "autoglmd_log_dropped_total 0",
             "autoglmd_log_write_errors_total 0",
             concat!(

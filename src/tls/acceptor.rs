@@ -13,7 +13,7 @@ use rustls::server::{
 };
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
-use super::files::{self, Material, Problem};
+use super::files::{self, Material, Problem, Validity};
 use super::names::Names;
 use crate::config::{ClientCertificates, Config, TlsVersion};
 use crate::limits;
@@ -29,12 +29,11 @@ pub struct Acceptor {
     asks_clients: bool,
 }
 
-/// A certificate in use, as far as its end goes.
+/// A certificate in use, as far as its time goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub file: String,
-    /// Seconds since 1970.
-    pub expires_at: i64,
+    pub validity: Validity,
 }
 
 /// What earlier sessions are recognised by.
@@ -51,18 +50,17 @@ impl Acceptor {
     /// Reads and checks all files. `Ok(None)`: no certificate is configured, so there is no TLS.
     ///
     /// `credentials` is `$CREDENTIALS_DIRECTORY`; `running` is what is in force, whose clients may
-    /// resume their sessions; `now` is in seconds since 1970.
+    /// resume their sessions.
     pub fn load(
         config: &Config,
         credentials: Option<&Path>,
         running: Option<&Acceptor>,
-        now: i64,
     ) -> Result<Option<Arc<Acceptor>>, Vec<Problem>> {
         if config.tls.certificates.is_empty() {
             return Ok(None);
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let materials = files::read_materials(config, credentials, &provider, now);
+        let materials = files::read_materials(config, credentials, &provider);
         let authorities = match (config.tls.client_certificates, &config.tls.client_ca) {
             (ClientCertificates::Off, _) | (_, None) => Ok(None),
             (_, Some(path)) => files::read_authorities(path, credentials).map(Some),
@@ -102,19 +100,35 @@ impl Certificate {
     fn of(material: &Material) -> Certificate {
         Certificate {
             file: material.file.display().to_string(),
-            expires_at: material.expires_at,
+            validity: material.validity,
         }
     }
 
-    /// A warning, if it has less than `limits::CERTIFICATE_WARNING` to live.
+    /// A warning, if the certificate is not valid at `now` (seconds since 1970), or has less than
+    /// `limits::CERTIFICATE_WARNING` left.
     pub fn warning(&self, now: i64) -> Option<String> {
-        let left = self.expires_at - now;
+        let Validity {
+            begins_at,
+            expires_at,
+        } = self.validity;
+        let file = &self.file;
+        if now < begins_at {
+            let date = files::date(begins_at);
+            return Some(format!(
+                "the certificate in {file} is not valid before {date}, and clients will refuse \
+                 it; check the clock (`timedatectl`), or install the right certificate and reload"
+            ));
+        }
+        let left = expires_at.saturating_sub(now);
         if left >= limits::CERTIFICATE_WARNING.as_secs() as i64 {
             return None;
         }
-        let (file, date) = (&self.file, files::date(self.expires_at));
+        let date = files::date(expires_at);
         Some(match left {
-            ..0 => format!("the certificate in {file} has expired on {date}: renew it and reload"),
+            ..=0 => format!(
+                "the certificate in {file} expired on {date}, and clients will refuse it; renew \
+                 it and reload"
+            ),
             _ => {
                 let days = left / (24 * 3_600);
                 format!("the certificate in {file} expires on {date}, in {days} days: renew it")
@@ -189,4 +203,28 @@ fn internal(error: rustls::Error) -> Vec<Problem> {
         key: "server.tls".to_owned(),
         message: format!("TLS cannot be set up: {error}"),
     }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutations that this test catches: `now < begins_at` turned round, `..=0` made `..0`.
+    #[test]
+    fn a_certificate_is_warned_of_before_its_time_after_it_and_shortly_before_its_end() {
+        let certificate = Certificate {
+            file: "site.pem".to_owned(),
+            validity: Validity {
+                begins_at: 1_000_000_000,
+                expires_at: 1_100_000_000,
+            },
+        };
+        let warning = |now| certificate.warning(now).unwrap_or_default();
+        assert!(warning(0).contains("is not valid before 2001-09-09"));
+        assert!(warning(999_999_999).contains("is not valid before"));
+        assert_eq!(warning(1_000_000_000), "");
+        assert!(warning(1_100_000_000 - 86_400).contains("in 1 days"));
+        assert!(warning(1_100_000_000).contains("expired on 2004-11-09"));
+        assert!(warning(i64::MAX).contains("expired on"));
+    }
 }

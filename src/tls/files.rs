@@ -5,8 +5,6 @@
 //! bytes.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +17,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::{ClientIdentity, ClientName, Config, CredentialPath};
 use crate::limits;
+use crate::os;
 
 /// What is wrong with a file of `[server.tls]`.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,15 +33,22 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A certificate with its key, good for use now.
+/// A certificate with its key. Whether it is valid by now is not a condition: a machine whose clock
+/// is wrong at boot must still start, and clients judge the time for themselves.
 #[derive(Debug)]
 pub struct Material {
     pub certified: Arc<CertifiedKey>,
     /// The host names that it is for, in small letters; `*.example` among them.
     pub names: Vec<String>,
-    /// Seconds since 1970.
-    pub expires_at: i64,
+    pub validity: Validity,
     pub file: PathBuf,
+}
+
+/// From when until when a certificate is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub begins_at: i64,
+    pub expires_at: i64,
 }
 
 /// Reads every certificate with its key. All problems at once, as those of the configuration.
@@ -50,7 +56,6 @@ pub fn read_materials(
     config: &Config,
     credentials: Option<&Path>,
     provider: &CryptoProvider,
-    now: i64,
 ) -> Result<Vec<Material>, Vec<Problem>> {
     let (mut materials, mut problems) = (Vec::new(), Vec::new());
     for (index, certificate) in config.tls.certificates.iter().enumerate() {
@@ -60,7 +65,7 @@ pub fn read_materials(
             key: config.tls.keys.get(index).map(PathBuf::as_path),
             credentials,
         };
-        match source.read(provider, now) {
+        match source.read(provider) {
             Ok(material) => materials.push(material),
             Err(problem) => problems.push(problem),
         }
@@ -100,21 +105,20 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn read(&self, provider: &CryptoProvider, now: i64) -> Result<Material, Problem> {
+    fn read(&self, provider: &CryptoProvider) -> Result<Material, Problem> {
         let name = format!("server.tls.certificates[{}]", self.index);
         let (file, bytes) =
             read(self.certificate, self.credentials).map_err(|message| problem(&name, message))?;
         let fail = |why: String| problem(&name, format!("{} {why}", file.display()));
         let chain = certificates(&bytes).map_err(fail)?;
         let leaf = Leaf::parse(&chain[0]).map_err(fail)?;
-        leaf.check_time(now).map_err(fail)?;
         let (key, key_file) = self.read_key(&file, &bytes)?;
         let certified = CertifiedKey::from_der(chain, key, provider)
             .map_err(|error| self.unfit_key(&file, &key_file, &error))?;
         Ok(Material {
             certified: Arc::new(certified),
             names: leaf.names,
-            expires_at: leaf.not_after,
+            validity: leaf.validity,
             file,
         })
     }
@@ -167,8 +171,7 @@ impl Source<'_> {
 /// What a server's or client's own certificate says of itself.
 struct Leaf {
     names: Vec<String>,
-    not_before: i64,
-    not_after: i64,
+    validity: Validity,
 }
 
 impl Leaf {
@@ -178,25 +181,11 @@ impl Leaf {
         let validity = certificate.validity();
         Ok(Leaf {
             names: host_names(&certificate),
-            not_before: validity.not_before.timestamp(),
-            not_after: validity.not_after.timestamp(),
+            validity: Validity {
+                begins_at: validity.not_before.timestamp(),
+                expires_at: validity.not_after.timestamp(),
+            },
         })
-    }
-
-    fn check_time(&self, now: i64) -> Result<(), String> {
-        if now >= self.not_after {
-            let date = date(self.not_after);
-            return Err(format!(
-                "holds a certificate that has expired on {date}; put the renewed one in its place"
-            ));
-        }
-        if now < self.not_before {
-            let date = date(self.not_before);
-            return Err(format!(
-                "holds a certificate that is not valid before {date}; is the clock right?"
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -289,22 +278,16 @@ fn pem_error(error: &pem::Error) -> String {
 fn read(path: &Path, credentials: Option<&Path>) -> Result<(PathBuf, Vec<u8>), String> {
     let file = CredentialPath(path).resolve(credentials)?;
     let shown = file.display();
-    let mut bytes = Vec::new();
-    let opened = File::open(&file);
-    let read = opened.and_then(|opened| {
-        let bound = limits::CERTIFICATES_BYTES + 1;
-        opened.take(bound).read_to_end(&mut bytes)
-    });
-    match read {
+    match os::file::read_up_to(&file, limits::CERTIFICATES_BYTES) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(format!(
             "{shown} cannot be read: {error}; give this user the right to, or pass it as a \
              credential (LoadCredential=)"
         )),
         Err(error) => Err(format!("{shown} cannot be read: {error}")),
-        Ok(length) if length as u64 > limits::CERTIFICATES_BYTES => {
+        Ok(bytes) if bytes.len() as u64 > limits::CERTIFICATES_BYTES => {
             Err(format!("{shown} has more than 16 MiB; expected a PEM file"))
         }
-        Ok(_) => Ok((file, bytes)),
+        Ok(bytes) => Ok((file, bytes)),
     }
 }
 

@@ -29,8 +29,7 @@ fn made() -> &'static (Arc<Acceptor>, CertificateDer<'static>) {
         std::fs::write(&file, text).expect("a file");
         let mut config = Config::default();
         config.tls.certificates = vec![file];
-        // rcgen's certificates are good from 1975 to 4096.
-        let acceptor = Acceptor::load(&config, None, None, 1_000_000_000);
+        let acceptor = Acceptor::load(&config, None, None);
         let acceptor = acceptor.expect("good files").expect("a certificate");
         (acceptor, certificate.der().clone())
     })

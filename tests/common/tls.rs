@@ -31,6 +31,8 @@ pub struct Wanted<'a> {
     pub hosts: &'a [&'a str],
     pub uri: Option<&'a str>,
     pub common_name: &'a str,
+    /// The first day, counted from today; some years ago unless said.
+    pub begins_in_days: Option<i64>,
     /// From today on; a year unless said. May be negative.
     pub days: Option<i64>,
     pub algorithm: Option<&'static SignatureAlgorithm>,
@@ -63,7 +65,8 @@ impl Authority {
             .push(DnType::CommonName, wanted.common_name);
         let (year, month, day) = in_days(wanted.days.unwrap_or(365));
         params.not_after = rcgen::date_time_ymd(year, month, day);
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        let (year, month, day) = wanted.begins_in_days.map_or((2020, 1, 1), in_days);
+        params.not_before = rcgen::date_time_ymd(year, month, day);
         let algorithm = wanted.algorithm.unwrap_or(&rcgen::PKCS_ECDSA_P256_SHA256);
         let key = KeyPair::generate_for(algorithm).expect("a key");
         let issuer = Issuer::from_params(&self.params, &self.key);

@@ -24,7 +24,7 @@ impl Certificates {
     ) -> Result<Certificates, Vec<Problem>> {
         let running = running.and_then(|running| running.acceptor.as_deref());
         let credentials = sources.credentials_dir();
-        let acceptor = Acceptor::load(config, credentials.as_deref(), running, now())?;
+        let acceptor = Acceptor::load(config, credentials.as_deref(), running)?;
         Ok(Certificates {
             acceptor,
             next_look: Instant::now(),
@@ -41,16 +41,16 @@ impl Certificates {
         self.acceptor.as_ref().map(|_| wait)
     }
 
-    /// At the start, after a reload and once a day: publishes when each certificate ends, and warns
-    /// of those that end soon.
+    /// At the start, after a reload and once a day: publishes when each certificate begins and
+    /// ends, and warns of those that are not valid now, or not for long.
     pub fn look(&mut self, metrics: &Metrics) {
         if self.next_look > Instant::now() {
             return;
         }
         self.next_look = Instant::now() + limits::CERTIFICATE_CHECK_INTERVAL;
         let certificates = self.acceptor.iter().flat_map(|one| one.certificates());
-        let ends = certificates.clone().map(|one| one.expires_at);
-        metrics.set_certificate_expiries(ends);
+        let validities = certificates.clone().map(|one| one.validity);
+        metrics.set_certificates(validities.map(|one| (one.begins_at, one.expires_at)));
         let warnings = certificates.filter_map(|one| one.warning(now()));
         warnings.for_each(|warning| log::warn!("{warning}"));
     }
@@ -68,7 +68,7 @@ pub fn files(config: &Config, sources: &Sources) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What [`Acceptor::load`] and [`crate::tls::acceptor::Certificate`] count in.
-pub fn now() -> i64 {
+/// What [`crate::tls::acceptor::Certificate`] counts in.
+fn now() -> i64 {
     i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX)
 }
