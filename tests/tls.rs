@@ -243,6 +243,49 @@ fn the_server_name_chooses_among_certificates() {
     house.connect();
 }
 
+/// RFC 6066, section 3: a server may ignore names that it does not recognize. OpenSSL sends what it
+/// is given; in both versions the handshake ends well, with the first certificate, and so does the
+/// one that resumes it.
+#[test]
+fn server_names_that_are_no_host_names_get_the_first_certificate() {
+    let house = House::new();
+    let folder = house.files.path();
+    for (version, groups) in [("-tls1_2", ""), ("-tls1_3", ""), ("-tls1_3", "P-384:P-256")] {
+        for name in ["[localhost]", "localhost:443", "*.x", "a b", "localhost."] {
+            let ticket = folder.join("ticket");
+            for direction in ["-sess_out", "-sess_in"] {
+                let mut command = Command::new("openssl");
+                command
+                    .args(["s_client", "-ign_eof", version, "-servername", name])
+                    .args(["-connect", &house.daemon.address().to_string(), direction])
+                    .arg(&ticket)
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped());
+                if !groups.is_empty() {
+                    command.args(["-groups", groups]);
+                }
+                let mut child = command.spawn().expect("openssl (apt-get install openssl)");
+                let get = "GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+                let mut input = child.stdin.take().expect("a pipe");
+                input.write_all(get.as_bytes()).expect("openssl reads");
+                let output = child.wait_with_output().expect("openssl ends");
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(
+                    text.contains("HTTP/1.1 200 OK"),
+                    "{version} {name} {direction}: {text} {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                let resumed = text.contains("Reused, TLSv1.");
+                assert_eq!(resumed, direction == "-sess_in", "{version} {name}: {text}");
+            }
+        }
+    }
+    let metrics = house.daemon.metrics();
+    let failed = metrics.sum("autoglmd_tls_handshakes_total", &[("outcome", "failed")]);
+    assert_eq!(failed, 0.0);
+}
+
 #[test]
 fn of_two_certificates_for_a_name_the_client_gets_one_that_it_understands() {
     let house = House::with(|options, folder, authority| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, Ticketer};
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{
     ProducesTickets, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier,
 };
@@ -15,6 +15,7 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::files::{self, Material, Problem, Validity};
 use super::names::Names;
+use super::server_name;
 use crate::config::{ClientCertificates, Config, TlsVersion};
 use crate::limits;
 
@@ -59,7 +60,7 @@ impl Acceptor {
         if config.tls.certificates.is_empty() {
             return Ok(None);
         }
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(server_name::provider());
         let materials = files::read_materials(config, credentials, &provider);
         let authorities = match (config.tls.client_certificates, &config.tls.client_ca) {
             (ClientCertificates::Off, _) | (_, None) => Ok(None),

@@ -5,6 +5,7 @@
 //! * [`files`]: certificates and keys from PEM files, checked before anybody relies on them;
 //! * [`acceptor`]: what all sessions share: versions, protocols, tickets, whom to trust;
 //! * [`names`]: which certificate for which server name;
+//! * [`server_name`]: which names rustls is not shown;
 //! * [`session`]: one connection's TLS.
 //!
 //! ```text
@@ -21,6 +22,7 @@
 pub mod acceptor;
 pub mod files;
 mod names;
+mod server_name;
 pub mod session;
 #[cfg(test)]
 pub mod testing;

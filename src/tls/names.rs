@@ -46,8 +46,10 @@ impl Names {
         named.or_else(|| self.all.iter().find(fits)).cloned()
     }
 
-    /// The name itself or, with its first label hidden, a wildcard (RFC 9525, section 6.3).
+    /// The name itself or, with its first label hidden, a wildcard (RFC 9525, section 6.3). A dot
+    /// at its end, which RFC 6066 forbids and some clients send, means the same name.
     fn find(&self, name: &str) -> Option<&Vec<Arc<CertifiedKey>>> {
+        let name = name.strip_suffix('.').unwrap_or(name);
         let name = name.to_ascii_lowercase();
         self.by_name.get(&name).or_else(|| {
             let (_, parent) = name.split_once('.')?;

@@ -38,7 +38,7 @@ use rustls::unbuffered::{
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
 use super::Acceptor;
-use super::files;
+use super::{files, server_name};
 use crate::config::ClientIdentity;
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
@@ -198,6 +198,9 @@ impl Session {
         received: &mut Received,
         pool: &mut BufferPool,
     ) -> Result<usize, Error> {
+        if self.is_handshaking() {
+            server_name::hide(ciphertext);
+        }
         let mut used = 0;
         loop {
             let status = self.tls.process_tls_records(&mut ciphertext[used..]);
