@@ -33,7 +33,10 @@ pub enum Target {
 impl Target {
     pub fn parse(text: &str) -> Result<Target, String> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-            return Ok(Target::Unix(path.into()));
+            return match path.starts_with('@') {
+                true => Err("expected unix:/PATH; the daemon has no abstract sockets".to_owned()),
+                false => Ok(Target::Unix(path.into())),
+            };
         }
         let authority = text
             .strip_prefix("http://")

@@ -259,7 +259,9 @@ impl Form {
             match item.get_ref().as_str().and_then(Listen::parse) {
                 Some(listen) => list.push(listen),
                 None => {
-                    return Err((item.span(), not_an_address(index, describe(item.get_ref()))));
+                    let (found, text) = (describe(item.get_ref()), item.get_ref().as_str());
+                    let refused = not_an_address(index, found, text.unwrap_or_default());
+                    return Err((item.span(), refused));
                 }
             }
         }
@@ -273,7 +275,10 @@ impl Form {
         for (index, item) in text.split(',').enumerate() {
             match Listen::parse(item.trim()) {
                 Some(listen) => list.push(listen),
-                None => return Err(not_an_address(index, quote(&format!("{item:?}")))),
+                None => {
+                    let found = quote(&format!("{item:?}"));
+                    return Err(not_an_address(index, found, item.trim()));
+                }
             }
         }
         self.check_addresses(list)
@@ -562,11 +567,11 @@ pub fn describe(value: &DeValue<'_>) -> String {
     }
 }
 
-fn not_an_address(index: usize, found: String) -> Refused {
+fn not_an_address(index: usize, found: String, text: &str) -> Refused {
     Refused {
         element: format!("[{index}]"),
         found,
-        expected: Listen::EXPECTED.to_owned(),
+        expected: Listen::expected(text).to_owned(),
     }
 }
 

@@ -94,11 +94,23 @@ impl Listen {
         security: Security::Sniffed,
     };
 
-    pub(crate) const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
+    const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
         \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\" or \"clear:\" \
         before it if need be";
 
-    /// Reads the written form. `None` where it is none of them; see [`Listen::EXPECTED`].
+    /// A name that begins with `@` is how other programs write an abstract socket (unix(7)).
+    const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
+        every user of this machine could connect (a file of this name is \"unix:./@NAME\")";
+
+    /// What would have been accepted in the place of `text`.
+    pub(crate) fn expected(text: &str) -> &'static str {
+        match text.contains("unix:@") {
+            true => Listen::EXPECTED_PATH,
+            false => Listen::EXPECTED,
+        }
+    }
+
+    /// Reads the written form. `None` where it is none of them; see [`Listen::expected`].
     pub fn parse(text: &str) -> Option<Listen> {
         let (security, place) = match text.split_once(':') {
             Some(("tls", place)) => (Security::Tls, place),
@@ -123,7 +135,7 @@ impl Place {
     fn parse(text: &str) -> Option<Place> {
         if let Some(path) = text.strip_prefix("unix:") {
             let fits = (1..=bounds::UNIX_PATH_BYTES).contains(&path.len());
-            return (fits && !path.contains('\0')).then(|| Place::Unix(path.into()));
+            return (fits && is_file_name(path)).then(|| Place::Unix(path.into()));
         }
         if let Some(name) = text.strip_prefix("fd:") {
             // The service manager joins the names with colons (sd_listen_fds_with_names(3)).
@@ -133,6 +145,13 @@ impl Place {
         }
         text.parse().ok().map(Place::Tcp)
     }
+}
+
+/// Whether a path looks like that of a socket's file. A space at an end or a control character is a
+/// mistake of quoting, and a name that ends with a slash is a folder's.
+fn is_file_name(path: &str) -> bool {
+    let is_plain = path.trim() == path && !path.chars().any(char::is_control);
+    is_plain && !path.starts_with('@') && !path.ends_with('/')
 }
 
 impl fmt::Display for Listen {
@@ -208,6 +227,11 @@ mod tests {
             "8080",
             "localhost:80",
             "unix:",
+            "unix:@name",
+            "tls:unix:@name",
+            "unix:/run/a\nb",
+            "unix: /run/a",
+            "unix:/run/",
             "fd:",
             "fd:a:b",
             "fd:a b",

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,10 @@ impl Listener {
             Listener::Unix(listener) => {
                 let address = listener.local_addr()?;
                 let path = address.as_pathname().map(|path| path.display().to_string());
-                Ok(format!("unix:{}", path.unwrap_or_default()))
+                // A service manager may pass an abstract socket, written `@name` by everybody.
+                let name = address.as_abstract_name().map(|name| name.escape_ascii());
+                let name = name.map(|name| format!("@{name}"));
+                Ok(format!("unix:{}", path.or(name).unwrap_or_default()))
             }
         }
     }
