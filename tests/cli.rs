@@ -99,6 +99,15 @@ fn wrong_flags_exit_with_64_and_say_which() {
             "not in the future",
         ),
         (&["key", "create", "--name", "two\nlines"], "one line"),
+        (&["key", "create", "--name", ""], "1 to 64 visible"),
+        (&["key", "create", "--name", "  "], "1 to 64 visible"),
+        (&["key", "create", "--name", " ci"], "1 to 64 visible"),
+        (
+            &["key", "create", "--name", "a\u{202e}b"],
+            "1 to 64 visible",
+        ),
+        (&["key", "create", "--name", "\u{200b}"], "1 to 64 visible"),
+        (&["key", "create", "--state-dir", ""], "--state-dir"),
         (&["key", "revoke"], "<ID>"),
         (&["model", "pull", "no-such-model"], "no-such-model"),
         (&["model", "pull", "hub:owner"], "hub:OWNER/REPO/FILE.gguf"),
@@ -111,6 +120,10 @@ fn wrong_flags_exit_with_64_and_say_which() {
         (
             &["generate", "x", "--url", "https://example.org"],
             "unix:/PATH",
+        ),
+        (
+            &["generate", "x", "--url", "unix:@name"],
+            "no abstract sockets",
         ),
         (&["generate", "x", "--timeout", "10"], "30s"),
         (&["generate", "x", "--key", "two words"], "key create"),
@@ -255,6 +268,71 @@ fn a_key_is_made_listed_rotated_and_revoked() {
 
     home.run(&["key", "rotate", &id]).expect(65);
     home.run(&["key", "revoke", "key_000000000000"]).expect(66);
+}
+
+/// The secret goes out once. A full disk, a pipe that nobody reads and a closed stdout must leave
+/// neither a key that no one holds nor, after a rotation, no secret that works.
+#[test]
+fn a_key_that_cannot_be_shown_does_not_stay() {
+    let home = Home::new();
+    let keys = || home.run(&["key", "list", "--json"]).expect(0).json();
+    let closed = || {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let device = |path: &str| Stdio::from(File::options().write(true).open(path).unwrap());
+    let outputs = || {
+        [
+            (device("/dev/full"), 74, "taken back"),
+            (closed(), 141, "taken back"),
+            (device("/dev/null"), 74, "/dev/null"),
+        ]
+    };
+    for (output, code, said) in outputs() {
+        let mut command = home.command(&["key", "create"]);
+        let ran = Ran::of(command.stdout(output).output().unwrap()).expect(code);
+        assert!(ran.err.contains(said), "{ran:?}");
+        assert_eq!(keys(), serde_json::json!([]));
+    }
+    home.run(&["key", "create", "--expires", "30d"]).expect(0);
+    let before = keys();
+    let hashes = || {
+        let database = home.path().join(".local/state/autoglmd/autoglmd.db");
+        let connection = rusqlite::Connection::open(database).unwrap();
+        let mut statement = connection.prepare("SELECT hash FROM secrets").unwrap();
+        let rows = statement.query_map((), |row| row.get(0)).unwrap();
+        rows.collect::<Result<Vec<Vec<u8>>, _>>().unwrap()
+    };
+    let secrets = hashes();
+    let id = before[0]["id"].as_str().unwrap();
+    for (output, code, _) in outputs() {
+        let mut command = home.command(&["key", "rotate", id]);
+        Ran::of(command.stdout(output).output().unwrap()).expect(code);
+        assert_eq!((keys(), hashes()), (before.clone(), secrets.clone()));
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_no_success() {
+    let home = Home::new();
+    home.run(&["key", "create"]).expect(0);
+    for arguments in [
+        &["check"][..],
+        &["check", "--show"],
+        &["key", "list"],
+        &["model", "list", "--json"],
+        &["completions", "bash"],
+        &["man"],
+        &["--help"],
+        &["--version"],
+        &["key", "--help"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = home.command(arguments).stdout(full).output().unwrap();
+        let ran = Ran::of(output).expect(74);
+        assert!(ran.err.contains("No space left"), "{arguments:?} {ran:?}");
+    }
 }
 
 #[test]

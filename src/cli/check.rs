@@ -4,6 +4,7 @@
 
 use std::io::{self, Write};
 
+use super::exit;
 use crate::config::{self, ConfigErrors, Loaded, Origin, Sources};
 use crate::service;
 use crate::tls::{Acceptor, Problem};
@@ -12,17 +13,24 @@ const GOOD: u8 = 0;
 const BAD: u8 = 1;
 
 /// The command. `out` gets the verdict or, with `show`, the configuration as TOML; `err` gets
-/// mistakes and warnings. Returns the exit code; a closed `out` makes no other one.
+/// mistakes and warnings. Returns the exit code. A closed `out` does not change it; one that failed
+/// otherwise, such as a full disk's, has not got what was asked for.
 pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let (code, written) = match config::load(sources) {
         Ok(loaded) => check_certificates(&loaded, sources, show, out, err),
         Err(errors) => (BAD, refuse(&errors, err)),
     };
-    // `autoglmd check | head` closes the pipe early; there is nobody left to tell.
-    let _ = written
+    let written = written
         .and_then(|()| out.flush())
         .and_then(|()| err.flush());
-    code
+    match written {
+        // `autoglmd check | head` closes the pipe early; there is nobody left to tell.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(err, "error: stdout: {error}");
+            exit::IO.0
+        }
+        _ => code,
+    }
 }
 
 /// A configuration that can be read may name certificates that cannot be used.
@@ -35,7 +43,7 @@ fn check_certificates(
 ) -> (u8, io::Result<()>) {
     let now = i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX);
     let credentials = sources.credentials_dir();
-    match Acceptor::load(&loaded.config, credentials.as_deref(), None, now) {
+    match Acceptor::load(&loaded.config, credentials.as_deref(), None) {
         Ok(acceptor) => {
             let certificates = acceptor.iter().flat_map(|one| one.certificates());
             let mut warnings = certificates.filter_map(|one| one.warning(now));

@@ -4,7 +4,10 @@
 //! `println!` panics when nobody reads any more (`autoglmd key list | head -1`); these do not.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::exit::{self, Code};
 
@@ -12,10 +15,26 @@ use super::exit::{self, Code};
 pub fn put(text: &str) -> Result<(), Code> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| match error.kind() {
-        // Whoever closed the pipe has what it wanted; the shell's own tools say nothing either.
+    written.map_err(|error| unwritten(&error))
+}
+
+/// The code of a result that stdout did not take.
+pub fn unwritten(error: &io::Error) -> Code {
+    match error.kind() {
+        // The reader of the pipe has what it wanted; the shell's own tools say nothing either.
         ErrorKind::BrokenPipe => exit::CLOSED_PIPE,
         _ => fail(exit::IO, format_args!("stdout: {error}")),
+    }
+}
+
+/// Whether what is written to stdout is thrown away. A stdout that was closed is such a one, too:
+/// Rust's runtime opens `/dev/null` in its place before `main`.
+pub fn stdout_is_discarded() -> bool {
+    let descriptor = io::stdout().as_fd().try_clone_to_owned();
+    let found = descriptor.and_then(|descriptor| File::from(descriptor).metadata());
+    // Linux's number of the null device (Documentation/admin-guide/devices.txt).
+    found.is_ok_and(|found| {
+        found.file_type().is_char_device() && found.rdev() == libc::makedev(1, 3)
     })
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::console::{fail, file_code, note, printable, put, table};
+use super::console::{fail, file_code, note, printable, put, stdout_is_discarded, table};
 use super::exit::{self, Code};
 use super::times::{self, End, parse_end, parse_lifetime};
 use crate::config::{Overrides, Sources};
@@ -59,8 +59,8 @@ enum KeyCommand {
 #[derive(Args, Debug)]
 struct Create {
     /// What you call it.
-    #[arg(long, default_value = "", hide_default_value = true, value_parser = parse_name)]
-    name: String,
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
     /// Words between commas: generate, admin, metrics.
     #[arg(long, default_value = "generate", value_parser = Scopes::parse)]
     scopes: Scopes,
@@ -111,8 +111,9 @@ impl Key {
 
 impl Create {
     fn run(self, store: &mut KeyStore, now: u64) -> Result<(), Code> {
+        refuse_discarded_stdout()?;
         let new = NewKey {
-            name: self.name,
+            name: self.name.unwrap_or_default(),
             scopes: self.scopes,
             expires_at: self.expires.map(|end| future(end, now)).transpose()?,
             requests_per_minute: self.rate,
@@ -120,19 +121,20 @@ impl Create {
             concurrency: self.concurrency,
         };
         let (record, secret) = store.create(&new, now).map_err(|error| explain(&error))?;
-        hand_over(&record, &secret)
+        hand_over(store, &record, &secret)
     }
 }
 
 impl Rotate {
     fn run(self, store: &mut KeyStore, now: u64) -> Result<(), Code> {
+        refuse_discarded_stdout()?;
         let renewal = match self.expires {
             Some(end) => Renewal::At(future(end, now)?),
             None => Renewal::SameLifetime,
         };
         let rotated = store.rotate(&self.id, self.grace.unwrap_or(0), renewal, now);
         let (record, secret) = rotated.map_err(|error| explain(&error))?;
-        hand_over(&record, &secret)?;
+        hand_over(store, &record, &secret)?;
         note(match self.grace {
             Some(grace) => format!(
                 "the old secret works until {}",
@@ -144,9 +146,21 @@ impl Rotate {
     }
 }
 
-/// The one time that a key's text is seen.
-fn hand_over(record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
-    put(&format!("{}\n", secret.reveal()))?;
+/// A key that is written to nowhere is one that no one holds.
+fn refuse_discarded_stdout() -> Result<(), Code> {
+    match stdout_is_discarded() {
+        true => Err(fail(
+            exit::IO,
+            "stdout is closed or /dev/null, and the key is shown there once; send it to a file or \
+             a variable: KEY=$(autoglmd key create)",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The one time that a key's text is seen. A secret that could not be shown is taken back.
+fn hand_over(store: &mut KeyStore, record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
+    put(&format!("{}\n", secret.reveal())).inspect_err(|_| withdraw(store, &record.id))?;
     let end = record.expires_at.map_or("never".to_owned(), times::show);
     note(format_args!(
         "{}: scopes {}, expires: {end}",
@@ -154,6 +168,19 @@ fn hand_over(record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
     ));
     note("keep the key above: it is not shown again");
     Ok(())
+}
+
+fn withdraw(store: &mut KeyStore, id: &str) {
+    match store.withdraw() {
+        Ok(true) => note("the new key was not shown, so it was taken back: nothing has changed"),
+        Ok(false) => note(format_args!(
+            "the new key of {id} was not shown; `autoglmd key rotate {id}` makes another"
+        )),
+        Err(error) => note(format_args!(
+            "error: {error}; {id} has a key that was not shown: revoke it with \
+             `autoglmd key revoke {id}`"
+        )),
+    }
 }
 
 fn revoke(store: &mut KeyStore, id: &str, now: u64) -> Result<(), Code> {
@@ -220,14 +247,29 @@ fn to_json(key: &ListedKey, now: u64) -> serde_json::Value {
     })
 }
 
+/// A name is a column of `key list`, and what `server.tls.client_keys` calls the key by: so it says
+/// something, and looks like what it is.
 fn parse_name(text: &str) -> Result<String, String> {
-    let fits = text.chars().count() <= KEY_NAME_CHARACTERS;
-    match fits && !text.chars().any(char::is_control) {
+    let length = text.chars().count();
+    let is_seen = text.trim() == text && !text.chars().any(is_unseen);
+    match is_seen && (1..=KEY_NAME_CHARACTERS).contains(&length) {
         true => Ok(text.to_owned()),
         false => Err(format!(
-            "expected at most {KEY_NAME_CHARACTERS} characters in one line"
+            "expected 1 to {KEY_NAME_CHARACTERS} visible characters in one line, without spaces \
+             around them; leave --name out for a key without a name"
         )),
     }
+}
+
+/// Control characters, and those that Unicode calls format characters: they have no shape, or turn
+/// the direction of the text around them.
+fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        )
 }
 
 fn future(end: End, now: u64) -> Result<u64, Code> {

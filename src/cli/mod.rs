@@ -17,7 +17,7 @@ pub mod progress;
 pub mod serve;
 pub mod times;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,10 +37,12 @@ pub fn main() -> ExitCode {
 
 /// Prints help or what is wrong with the flags. clap itself would exit with 2.
 fn refuse(error: &clap::Error) -> Code {
-    // A closed stdout or stderr leaves nobody to tell.
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::OK,
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    match (error.kind(), printed) {
+        (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, Ok(())) => exit::OK,
+        (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, Err(error)) => {
+            console::unwritten(&error)
+        }
         _ => exit::USAGE,
     }
 }

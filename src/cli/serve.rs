@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::console::note;
 use super::{exit, key};
 use crate::config::{self, Config, Loaded, LogFormat, Sources};
 use crate::engine::{Engine, State};
@@ -50,7 +51,7 @@ pub fn run(sources: &Sources) -> exit::Code {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(errors) => {
-            eprintln!("{errors}");
+            note(errors);
             return exit::CONFIG;
         }
     };
@@ -58,7 +59,7 @@ pub fn run(sources: &Sources) -> exit::Code {
         Ok(daemon) => daemon.supervise(),
         Err(failure) => {
             log::logger().flush();
-            eprintln!("autoglmd cannot start: {failure}");
+            note(format_args!("autoglmd cannot start: {failure}"));
             failure.code
         }
     }
@@ -503,11 +504,11 @@ fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
         return log::info!("first start: a key with every scope was made and is kept in {path}");
     }
     log::logger().flush();
-    eprintln!(
+    note(format_args!(
         "\nThis is the first start: a key with every scope was made, and is shown only now.\n\n    \
          {}\n\nIt is kept in {path} (mode 0600). Make others with `autoglmd key create`.\n",
         bootstrap.secret.reveal(),
-    );
+    ));
 }
 
 fn start_store_worker(

@@ -19,6 +19,8 @@
 //!     leave a key that nobody knows.
 //!  5. The file is 0600 from the moment it exists; SQLite gives its `-wal` and `-shm` its mode.
 
+mod undo;
+
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior};
 
+use self::undo::{Before, Undo};
 use super::keys::{KeyRecord, KeyRing, Scopes, Secret, random_id};
 use crate::limits::{STORE_BUSY_TIMEOUT, STORE_WAL_ATTEMPTS, STORE_WAL_PAUSE};
 
@@ -131,6 +134,8 @@ pub struct KeyStore {
     path: PathBuf,
     /// Device and inode of the file that was opened, to notice when another takes its name.
     identity: (u64, u64),
+    /// What the last change that made a secret found before it.
+    undo: Option<Undo>,
 }
 
 impl KeyStore {
@@ -147,6 +152,7 @@ impl KeyStore {
             connection,
             path: path.to_owned(),
             identity,
+            undo: None,
         };
         store.migrate(MIGRATIONS)?;
         Ok(store)
@@ -159,11 +165,13 @@ impl KeyStore {
     /// Adds a key. Its secret is in the answer and nowhere else.
     pub fn create(&mut self, new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError> {
         let path = self.path.clone();
-        self.write(|transaction| {
+        let (record, secret) = self.write(|transaction| {
             let (record, secret) = draw(new, now)?;
             insert(transaction, &record).map_err(|error| database_error(&path, error))?;
             Ok((record, secret))
-        })
+        })?;
+        self.undo = Some(Undo::creation(&record.id, record.hash));
+        Ok((record, secret))
     }
 
     /// Every key, oldest first.
@@ -214,7 +222,7 @@ impl KeyStore {
         now: u64,
     ) -> Result<(KeyRecord, Secret), StoreError> {
         let path = self.path.clone();
-        self.write(|transaction| {
+        let (record, secret, before) = self.write(|transaction| {
             let old = find(transaction, id).map_err(|error| database_error(&path, error))?;
             let mut record = old.ok_or_else(|| StoreError::UnknownKey(id.to_owned()))?;
             if record.record.revoked {
@@ -228,10 +236,16 @@ impl KeyStore {
             record.record.expires_at = record.renewed_expiry(renewal, now);
             let secret = Secret::random()?;
             record.record.hash = secret.hash();
-            replace_secret(transaction, &record.record, old_end, now)
+            let before = Before::read(transaction, id)
+                .and_then(|before| {
+                    replace_secret(transaction, &record.record, old_end, now)?;
+                    Ok(before)
+                })
                 .map_err(|error| database_error(&path, error))?;
-            Ok((record.record, secret))
-        })
+            Ok((record.record, secret, before))
+        })?;
+        self.undo = Some(Undo::rotation(id, record.hash, before));
+        Ok((record, secret))
     }
 
     /// With no key in the store, makes one with every scope, and its file in `state_dir`. A store

@@ -1,0 +1,184 @@
+//! Takes back a secret that was made and that nobody has seen.
+//!
+//! A key's text leaves the process once, on the standard output. Where that fails (a full disk, a
+//! closed pipe) the secret is lost, and a key that stays valid would be one that no one holds; a
+//! rotated key would even have lost the secret that worked. So the change is undone. It is not held
+//! back until the text is written, because whatever reads the text may use it at once, and because
+//! a pipe that nobody empties would hold the database's write lock.
+
+use rusqlite::{OptionalExtension, Transaction};
+
+use super::{KeyStore, StoreError, database_error};
+
+/// What [`KeyStore::create`] or [`KeyStore::rotate`] found before its change.
+#[derive(Debug)]
+pub(super) struct Undo {
+    id: String,
+    /// The hash of the secret that was made.
+    made: [u8; 32],
+    /// `None`: the key is new.
+    before: Option<Before>,
+}
+
+#[derive(Debug)]
+pub(super) struct Before {
+    expires_at: Option<i64>,
+    secrets: Vec<StoredHash>,
+}
+
+#[derive(Debug)]
+struct StoredHash {
+    hash: [u8; 32],
+    created_at: i64,
+    valid_until: Option<i64>,
+}
+
+impl Undo {
+    pub(super) fn creation(id: &str, made: [u8; 32]) -> Undo {
+        Undo {
+            id: id.to_owned(),
+            made,
+            before: None,
+        }
+    }
+
+    pub(super) fn rotation(id: &str, made: [u8; 32], before: Before) -> Undo {
+        Undo {
+            id: id.to_owned(),
+            made,
+            before: Some(before),
+        }
+    }
+
+    /// `false`: another process has rotated the key since, and its change stays.
+    fn apply(&self, transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
+        let current: Option<[u8; 32]> = transaction
+            .query_row(
+                "SELECT hash FROM secrets WHERE key_id = ?1 AND valid_until IS NULL",
+                [&self.id],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if current != Some(self.made) {
+            return Ok(false);
+        }
+        transaction.execute("DELETE FROM secrets WHERE key_id = ?1", [&self.id])?;
+        let Some(before) = &self.before else {
+            transaction.execute("DELETE FROM keys WHERE id = ?1", [&self.id])?;
+            return Ok(true);
+        };
+        transaction.execute(
+            "UPDATE keys SET expires_at = ?2 WHERE id = ?1",
+            (&self.id, before.expires_at),
+        )?;
+        for secret in &before.secrets {
+            transaction.execute(
+                "INSERT INTO secrets (hash, key_id, created_at, valid_until) \
+                 VALUES (?1, ?2, ?3, ?4)",
+                (secret.hash, &self.id, secret.created_at, secret.valid_until),
+            )?;
+        }
+        Ok(true)
+    }
+}
+
+impl Before {
+    pub(super) fn read(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<Before> {
+        let expires_at =
+            transaction.query_row("SELECT expires_at FROM keys WHERE id = ?1", [id], |row| {
+                row.get(0)
+            })?;
+        let sql = "SELECT hash, created_at, valid_until FROM secrets WHERE key_id = ?1";
+        let mut statement = transaction.prepare(sql)?;
+        let secrets = statement.query_map([id], |row| {
+            Ok(StoredHash {
+                hash: row.get(0)?,
+                created_at: row.get(1)?,
+                valid_until: row.get(2)?,
+            })
+        })?;
+        Ok(Before {
+            expires_at,
+            secrets: secrets.collect::<rusqlite::Result<_>>()?,
+        })
+    }
+}
+
+impl KeyStore {
+    /// Takes back the last [`KeyStore::create`] or [`KeyStore::rotate`] of this connection, whose
+    /// secret could not be shown. `false`: there was none, or the key has changed since.
+    pub fn withdraw(&mut self) -> Result<bool, StoreError> {
+        let Some(undo) = self.undo.take() else {
+            return Ok(false);
+        };
+        let path = self.path.clone();
+        self.write(|transaction| {
+            undo.apply(transaction)
+                .map_err(|error| database_error(&path, error))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{NewKey, Renewal};
+    use crate::store::{Secret, Standing};
+
+    fn store() -> (tempfile::TempDir, KeyStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = KeyStore::open_in(folder.path()).unwrap();
+        (folder, store)
+    }
+
+    fn standing(store: &KeyStore, secret: &Secret, now: u64) -> Option<Standing> {
+        let ring = store.ring().unwrap();
+        ring.find(secret.reveal())
+            .map(|record| record.standing(now))
+    }
+
+    #[test]
+    fn a_key_that_was_not_shown_leaves_nothing() {
+        let (_folder, mut store) = store();
+        let (_, secret) = store.create(&NewKey::default(), 1).unwrap();
+        assert!(store.withdraw().unwrap());
+        assert_eq!(standing(&store, &secret, 1), None);
+        assert_eq!(store.list().unwrap(), []);
+        assert!(!store.withdraw().unwrap(), "once");
+    }
+
+    /// A mutation that this test catches: `expires_at` not restored.
+    #[test]
+    fn a_rotation_that_was_not_shown_gives_back_the_secret_that_worked() {
+        let (_folder, mut store) = store();
+        let new = NewKey {
+            expires_at: Some(1_000),
+            ..NewKey::default()
+        };
+        let (record, first) = store.create(&new, 1).unwrap();
+        let rotated = store.rotate(&record.id, 50, Renewal::SameLifetime, 10);
+        let (_, second) = rotated.unwrap();
+        let rotated = store.rotate(&record.id, 0, Renewal::At(9_000), 20);
+        let (_, lost) = rotated.unwrap();
+        assert!(store.withdraw().unwrap());
+        assert_eq!(standing(&store, &lost, 20), None);
+        assert_eq!(standing(&store, &second, 20), Some(Standing::Valid));
+        assert_eq!(standing(&store, &second, 8_000), Some(Standing::Expired));
+        assert_eq!(standing(&store, &first, 59), Some(Standing::Valid));
+        assert_eq!(standing(&store, &first, 60), Some(Standing::Expired));
+    }
+
+    #[test]
+    fn what_another_process_has_done_since_stays() {
+        let (folder, mut store) = store();
+        let (record, _) = store.create(&NewKey::default(), 1).unwrap();
+        store
+            .rotate(&record.id, 0, Renewal::SameLifetime, 2)
+            .unwrap();
+        let mut other = KeyStore::open_in(folder.path()).unwrap();
+        let rotated = other.rotate(&record.id, 0, Renewal::SameLifetime, 3);
+        let (_, secret) = rotated.unwrap();
+        assert!(!store.withdraw().unwrap());
+        assert_eq!(standing(&store, &secret, 3), Some(Standing::Valid));
+    }
+}
