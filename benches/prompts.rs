@@ -469,6 +469,7 @@ impl Desk {
             queue: 1024,
             prefill_chunk: 128,
             gpu_layers: 0,
+            stall_timeout: Duration::from_secs(30),
         };
         let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(model_path()));
         let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).expect("a thread");

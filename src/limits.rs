@@ -6,10 +6,12 @@ pub mod compression;
 pub mod config;
 mod http2;
 mod sandbox;
+mod supervisor;
 mod tls;
 
 pub use http2::*;
 pub use sandbox::*;
+pub use supervisor::*;
 pub use tls::*;
 
 // --- store ---------------------------------------------------------------------------------
@@ -113,22 +115,6 @@ pub const ENGINE_INTAKE_JOBS: usize = 16;
 /// How long an engine that ends while its model is on its way waits for its thread: a download is
 /// given up at the next bytes, llama.cpp's loading at the next tensor, and what takes longer hangs.
 pub const ENGINE_LOADING_END_PATIENCE: Duration = Duration::from_secs(2);
-/// A step of the engine, or a part of it that llama.cpp reports, that takes longer than this has
-/// stalled: `/readyz` and health checks say so. A batch of 512 tokens takes a model of 7 billion
-/// parameters some 20 s on two cores, and on processors each node of its graph is reported.
-pub const ENGINE_STALLED_AFTER: Duration = Duration::from_secs(30);
-/// An engine that has stalled for this long will not go on: the process ends with a failure, so
-/// that its manager starts it again. Counted in looks of the supervisor, so that a process that
-/// was stopped meanwhile has its whole time.
-pub const ENGINE_HUNG_AFTER: Duration = Duration::from_secs(90);
-/// Starts of the engine after a panic, before it is given up and the process ends.
-pub const ENGINE_RESTARTS_MOST: u32 = 5;
-/// The pause before the first of them; each later one is twice as long. Five take 6 s together.
-pub const ENGINE_RESTART_PAUSE: Duration = Duration::from_millis(200);
-/// How often that pause looks whether the engine is still wanted.
-pub const ENGINE_RESTART_LOOK: Duration = Duration::from_millis(50);
-/// After so long without a panic the count of starts begins again.
-pub const ENGINE_RESTARTS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// When to come back to a full queue as long as nothing was measured.
 pub const ENGINE_RETRY_SECONDS: u64 = 1;
 /// Bytes that a prompt token has at least on the average, for an estimate that is rather too low.
@@ -589,22 +575,3 @@ pub const PAGE_BYTES_KEPT: usize = 256 * 1_024;
 
 /// Bytes of a client's `User-Agent` and path that are kept for the access line.
 pub const ACCESS_TEXT_BYTES_MAX: usize = 256;
-
-// ---- supervisor --------------------------------------------------------------------------------
-
-/// How often at least the main thread looks whether the watchdog may be fed.
-pub const SUPERVISOR_WATCHDOG_TICK: Duration = Duration::from_secs(1);
-
-/// How often it looks whether the model is loaded, so that readiness is told at once.
-pub const SUPERVISOR_LOADING_TICK: Duration = Duration::from_millis(20);
-
-/// How much longer the service manager is asked to wait, again and again during a long loading.
-pub const LOADING_TIMEOUT_EXTENSION: Duration = Duration::from_secs(30);
-
-/// Descriptors that are not for connections: standard streams, log, database with its journal,
-/// epoll, event and signal descriptors, listeners, the model, and what a worker opens meanwhile.
-pub const RESERVED_DESCRIPTORS: usize = 128;
-
-/// Connections of one daemon at most, whatever the descriptors allow: four million would already
-/// take a gigabyte of connection state.
-pub const CONNECTIONS_MOST: usize = 4 * 1024 * 1024;

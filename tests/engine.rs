@@ -570,6 +570,7 @@ fn settings(parallel: u32, context: u32) -> Settings {
         queue: 256,
         prefill_chunk: 128,
         gpu_layers: 0,
+        stall_timeout: Duration::from_secs(30),
     }
 }
 

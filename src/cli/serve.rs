@@ -8,17 +8,24 @@
 //!                 -> drain: reactors end -> engine ends -> log flushed
 //! ```
 //!
-//! Signals are blocked before the first thread starts, so that only this one gets them. Everything
-//! that may block (reading files, SQLite) happens here or in a worker, never in a reactor.
+//! Signals are blocked before the first thread starts, so that only this one gets them. What may
+//! block for as long as a disk likes (a reload's files, SQLite) happens in a worker: this thread
+//! feeds the watchdog, and reactors serve.
 
 mod certificates;
 mod engine;
+mod household;
 mod listeners;
 mod reactors;
+mod reading;
+mod reload;
+mod rhythm;
+mod stored;
+mod vigil;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,10 +38,10 @@ use crate::engine::{Engine, State};
 use crate::limits;
 use crate::offload::mailbox::Sender;
 use crate::os::notify::Notifier;
-use crate::os::rlimit;
 use crate::os::signals::{self, Signal, Signals};
 use crate::os::wait::wait_readable;
 use crate::os::watch::FileWatch;
+use crate::os::{memory, process, rlimit};
 use crate::reactor::message::{Mailboxes, Message};
 use crate::service;
 use crate::service::rate_limit::Limiter;
@@ -43,8 +50,12 @@ use crate::telemetry::log::LogHandle;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Problem;
 use certificates::Certificates;
+use household::Household;
 use listeners::Listeners;
 use reactors::{Births, Reactors};
+use reading::Reading;
+use rhythm::Rhythm;
+use vigil::Vigil;
 
 /// Runs the daemon until it is told to stop.
 pub fn run(sources: &Sources) -> exit::Code {
@@ -104,15 +115,25 @@ struct Daemon {
     reactors: Reactors,
     listeners: Listeners,
     certificates: Certificates,
+    reading: Reading<Result<(Loaded, Certificates), String>>,
+    vigil: Vigil,
+    household: Household,
+    /// Why the last reload was refused, until one is not.
+    refusal: Option<String>,
+    /// The status that the service manager was told last.
+    told: String,
+    /// The signal that began the drain, and when.
+    drained_by: Option<(Signal, Instant)>,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Loading,
-    /// Answers are being generated, or the engine has failed and says so to each request.
     Serving,
     Draining,
+    /// The engine's thread will not end: everything else does, then the process.
+    Hung,
 }
 
 impl Daemon {
@@ -120,7 +141,8 @@ impl Daemon {
         let config = Arc::new(loaded.config.clone());
         signals::block().map_err(|error| Failure::os("blocking signals", &error))?;
         let signals = Signals::new().map_err(|error| Failure::os("signalfd", &error))?;
-        let notifier = Notifier::from_environment()
+        memory::return_large_blocks();
+        let mut notifier = Notifier::from_environment()
             .map_err(|error| Failure::os("the service manager's socket", &error))?;
         let log = crate::telemetry::log::init(&config.log)
             .map_err(|error| Failure::new(exit::CANT_CREATE, format!("log.file: {error}")))?;
@@ -131,7 +153,7 @@ impl Daemon {
             .map_err(|problems| unusable_certificates(&problems))?;
         let max_connections = max_connections(&config)?;
         // Before the first start's key is made: a port in use must not cost the one showing of it.
-        let listeners = Listeners::open(&config.server.listen)?;
+        let mut listeners = Listeners::open(&config.server.listen)?;
         let keys = open_store(&config.state_dir)?;
         let metrics = Metrics::new(config.engine.kind.as_str());
 
@@ -156,11 +178,13 @@ impl Daemon {
         for address in listeners.addresses() {
             log::info!("listening on {address}");
         }
+        listeners.store_in(&mut notifier);
         if let Some(bootstrap) = keys {
             let plain = config.log.format == LogFormat::Text && config.log.file.is_none();
             show_bootstrap_key(&bootstrap, plain && !notifier.is_active());
         }
-        let watch = watch_files(&loaded, sources);
+        let watch = reload::watch_files(&loaded, sources);
+        let reading = Reading::new().map_err(|error| Failure::os("a pipe", &error))?;
         Ok(Daemon {
             sources: sources.clone(),
             loaded,
@@ -174,6 +198,12 @@ impl Daemon {
             reactors,
             listeners,
             certificates,
+            reading,
+            vigil: Vigil::new(Instant::now()),
+            household: Household::new(),
+            refusal: None,
+            told: String::new(),
+            drained_by: None,
             phase: Phase::Loading,
         })
     }
@@ -182,6 +212,7 @@ impl Daemon {
     fn supervise(mut self) -> exit::Code {
         let mut rhythm = Rhythm::new(Instant::now());
         self.certificates.look(&self.metrics);
+        self.household.look(&self.metrics, Instant::now());
         while self.reactors.are_running() {
             if let Err(error) = self.wait() {
                 log::error!("the supervisor cannot wait: {error}");
@@ -190,38 +221,46 @@ impl Daemon {
             }
             self.handle_signals();
             self.handle_file_change();
+            self.handle_reading();
             self.certificates.look(&self.metrics);
+            self.household.look(&self.metrics, Instant::now());
             self.note_readiness(&mut rhythm);
+            self.watch_engine();
+            self.notifier.flush();
             self.feed_watchdog(&mut rhythm);
         }
         self.finish()
     }
 
-    /// Sleeps until there is something to do. Between events a daemon that serves does nothing
-    /// here, unless it has a watchdog to feed.
+    /// Sleeps until there is something to do, or the next look is due.
     fn wait(&mut self) -> io::Result<()> {
         let watchdog = self.notifier.watchdog_interval();
-        let patience = match self.phase {
-            Phase::Loading => Some(limits::SUPERVISOR_LOADING_TICK),
-            Phase::Serving | Phase::Draining => {
-                watchdog.map(|interval| limits::SUPERVISOR_WATCHDOG_TICK.min(interval / 2))
-            }
+        let tick = match self.phase {
+            Phase::Loading => limits::SUPERVISOR_LOADING_TICK,
+            Phase::Serving | Phase::Draining | Phase::Hung => limits::SUPERVISOR_TICK,
         };
+        let retry = (self.notifier.has_pending()).then_some(limits::NOTIFY_RETRY);
         let look = self.certificates.until_next_look();
-        let patience = patience.into_iter().chain(look).min();
+        let others = [watchdog.map(|interval| interval / 2), retry, look];
+        let patience = others.into_iter().flatten().fold(tick, Duration::min);
         let (ends, signals) = (self.reactors.ends(), self.signals.as_fd());
+        let read = self.reading.as_fd();
         let somebody_ended = match &self.watch {
-            Some(watch) => wait_readable([ends, signals, watch.as_fd()], patience)?[0],
-            None => wait_readable([ends, signals], patience)?[0],
+            Some(watch) => wait_readable([ends, signals, read, watch.as_fd()], Some(patience))?[0],
+            None => wait_readable([ends, signals, read], Some(patience))?[0],
         };
         if somebody_ended {
             self.reactors.count_ends()?;
-            if self.phase != Phase::Draining {
+            if !self.is_ending() {
                 log::error!("a reactor has ended by itself: the daemon stops");
                 self.stop();
             }
         }
         Ok(())
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Draining | Phase::Hung)
     }
 
     fn handle_signals(&mut self) {
@@ -236,102 +275,52 @@ impl Daemon {
                         None => log::info!("SIGUSR1: log.file is not set, nothing is reopened"),
                     }
                 }
-                Ok(Some(Signal::Terminate | Signal::Interrupt)) => self.begin_drain(),
+                Ok(Some(signal @ (Signal::Terminate | Signal::Interrupt))) => {
+                    self.handle_end_signal(signal, Instant::now());
+                }
                 Err(error) => return log::error!("reading a signal: {error}"),
             }
         }
     }
 
-    fn handle_file_change(&mut self) {
-        match self.watch.as_mut().map(FileWatch::changed) {
-            Some(Ok(true)) => self.reload("a file was saved"),
-            Some(Err(error)) => {
-                log::error!("watching the configuration's files: {error}; watching ends");
-                self.watch = None;
-            }
-            Some(Ok(false)) | None => {}
-        }
-    }
-
-    /// Reads and checks everything; then all reactors get the new configuration, or none.
-    fn reload(&mut self, cause: &str) {
-        if self.phase == Phase::Draining {
-            return;
-        }
-        // Whoever waits for the first READY must not get it from a reload.
-        let is_ready = self.phase == Phase::Serving;
-        if is_ready {
-            self.notify(self.notifier.reloading());
-        }
-        self.store.refresh();
-        let fresh = self.read_anew();
-        self.metrics.config_reloads(fresh.is_ok()).inc();
-        match fresh {
-            Err(text) => {
-                log::error!("{cause}: the configuration stays as it was");
-                // A line break within a line would be escaped.
-                text.lines().for_each(|line| log::error!("{line}"));
-            }
-            Ok((loaded, certificates)) => self.put_in_force(cause, loaded, certificates),
-        }
-        if is_ready {
-            self.notify(self.notifier.ready(&self.status()));
-        }
-    }
-
-    /// Everything that a reload may change, or what is wrong with any of it.
-    fn read_anew(&self) -> Result<(Loaded, Certificates), String> {
-        let loaded = config::load(&self.sources).map_err(|errors| errors.to_string())?;
-        let running = Some(&self.certificates);
-        match Certificates::load(&loaded.config, &self.sources, running) {
-            Ok(certificates) => Ok((loaded, certificates)),
-            Err(problems) => Err(lines(&problems)),
-        }
-    }
-
-    fn put_in_force(&mut self, cause: &str, mut fresh: Loaded, certificates: Certificates) {
-        let changes = config::diff(&self.loaded.config, &fresh.config);
-        log::info!("{cause}: {}", config::summary(&changes));
-        fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
-        self.log.set_level(fresh.config.log.level);
-        self.log.set_access(fresh.config.log.access);
-        let config = Arc::new(fresh.config.clone());
-        let acceptor = certificates.acceptor();
-        self.reactors.post(|| Message::Tls(acceptor.clone()));
-        self.reactors.post(|| Message::Apply(config.clone()));
-        self.loaded = fresh;
-        self.certificates = certificates;
-        if let Some(watch) = &mut self.watch {
-            let files = watched_files(&self.loaded, &self.sources);
-            if let Err(error) = watch.watch(&files) {
-                log::error!("watching the configuration's files: {error}; watching ends");
-                self.watch = None;
-            }
-        }
-    }
-
-    /// The first signal drains, the second ends.
-    fn begin_drain(&mut self) {
-        if self.phase == Phase::Draining {
+    /// The first signal drains, the second ends. SIGTERM and SIGINT that come together are one.
+    fn handle_end_signal(&mut self, signal: Signal, now: Instant) {
+        let Some((first, at)) = self.drained_by else {
+            self.drained_by = Some((signal, now));
+            // A drain that has another cause is ended by the first signal.
+            return match self.phase {
+                Phase::Loading | Phase::Serving => self.begin_drain(),
+                Phase::Draining | Phase::Hung => self.stop(),
+            };
+        };
+        let is_same_wish =
+            signal != first && now.saturating_duration_since(at) < limits::SIGNALS_TOGETHER;
+        if !is_same_wish {
             log::warn!("second signal: ending at once");
-            return self.stop();
+            self.stop();
         }
+    }
+
+    fn begin_drain(&mut self) {
         self.phase = Phase::Draining;
         let patience = self.loaded.config.server.drain_timeout;
         log::info!(
             "draining: running requests have {} s to end",
             patience.as_secs_f32()
         );
-        self.notify(self.notifier.stopping("draining"));
+        self.notifier.stopping("draining");
         self.reactors.post(|| Message::Drain(patience));
         // The reactor takes in who waits already, then closes its listeners. The last descriptor
-        // has to be its own: from then on the kernel refuses whoever comes.
+        // has to be its own or the service manager's: from then on the kernel refuses who comes,
+        // or keeps them for the next process.
         self.listeners = Listeners::default();
     }
 
     /// Cuts off what runs.
     fn stop(&mut self) {
-        self.phase = Phase::Draining;
+        if self.phase != Phase::Hung {
+            self.phase = Phase::Draining;
+        }
         self.reactors.post(|| Message::Stop);
     }
 
@@ -343,14 +332,14 @@ impl Daemon {
             State::Loading { .. } => {
                 if rhythm.is_extension_due(Instant::now()) {
                     let extension = limits::LOADING_TIMEOUT_EXTENSION;
-                    self.notify(self.notifier.extend_timeout(extension));
+                    said_at_once(self.notifier.extend_timeout(extension));
                 }
             }
             State::Ready | State::Stalled { .. } => {
                 self.phase = Phase::Serving;
-                let status = self.status();
-                log::info!("ready: {status}");
-                self.notify(self.notifier.ready(&status));
+                self.told = self.status();
+                log::info!("ready: {}", self.told);
+                self.notifier.ready(&self.told);
                 self.show_first_steps();
             }
             State::Failed(why) => {
@@ -360,15 +349,46 @@ impl Daemon {
         }
     }
 
+    /// An engine that has failed ends the daemon, and so does one that hangs: only a new process
+    /// helps, and its manager starts one.
+    fn watch_engine(&mut self) {
+        let silent_for = self.vigil.look(&self.engine.gauges(), Instant::now());
+        if self.phase != Phase::Serving {
+            return;
+        }
+        let hung_after = self.loaded.config.engine.stall_timeout * limits::ENGINE_HUNG_STALLS;
+        if let State::Failed(why) = self.engine.state() {
+            log::error!("the engine has failed: {why}; the daemon ends");
+            return self.begin_drain();
+        }
+        if silent_for >= hung_after {
+            let seconds = silent_for.as_secs();
+            log::error!("the engine hangs: no sign of life for {seconds} s; the process ends");
+            self.notifier.stopping("the engine hangs");
+            self.phase = Phase::Hung;
+            return self.stop();
+        }
+        let status = self.status();
+        if status != self.told {
+            self.notifier.status(&status);
+            self.told = status;
+        }
+    }
+
     fn status(&self) -> String {
-        let model = self
-            .engine
-            .model()
-            .map_or_else(|| "no model".to_owned(), |model| model.id);
-        format!(
-            "serving {model} on {}",
-            self.listeners.addresses().join(", ")
-        )
+        let model = self.engine.model();
+        let model = model.map_or_else(|| "no model".to_owned(), |model| model.id);
+        let mut status = match self.engine.state() {
+            State::Stalled { seconds } => format!("stalled: no step of the engine for {seconds} s"),
+            State::Loading { percent } => format!("loading {model} again, {percent} %"),
+            State::Failed(why) => format!("the engine has failed: {why}"),
+            State::Ready => format!("serving {model}"),
+        };
+        status += &format!(" on {}", self.listeners.addresses().join(", "));
+        if let Some(refusal) = &self.refusal {
+            status += &format!("; the last reload was refused: {refusal}");
+        }
+        status
     }
 
     /// Fed by the loops themselves: one that has not turned for too long starves it.
@@ -378,14 +398,8 @@ impl Daemon {
         };
         let is_healthy = self.reactors.have_turned_within(interval);
         if is_healthy && rhythm.is_watchdog_due(interval, Instant::now()) {
-            self.notify(self.notifier.watchdog());
+            said_at_once(self.notifier.watchdog());
             self.metrics.watchdog_fed.inc();
-        }
-    }
-
-    fn notify(&self, sent: io::Result<()>) {
-        if let Err(error) = sent {
-            log::debug!("the service manager was not told: {error}");
         }
     }
 
@@ -411,6 +425,11 @@ impl Daemon {
         if let (State::Failed(_), exit::OK) = (self.engine.state(), code) {
             code = exit::UNAVAILABLE;
         }
+        if self.phase == Phase::Hung {
+            self.log.shutdown();
+            // The engine's thread cannot be waited for, and its destructors must not run beside it.
+            process::exit_at_once(exit::SOFTWARE.0);
+        }
         self.engine.drain();
         log::info!("stopped");
         self.log.shutdown();
@@ -418,41 +437,11 @@ impl Daemon {
     }
 }
 
-/// When the service manager was last told what it wants to hear again and again. Each of the two
-/// has a time of its own: one that is told often must not keep the other from being told at all.
-struct Rhythm {
-    extended_at: Instant,
-    fed_at: Instant,
-}
-
-impl Rhythm {
-    fn new(now: Instant) -> Rhythm {
-        Rhythm {
-            extended_at: now,
-            fed_at: now,
-        }
+/// What the service manager is told again and again may be lost.
+fn said_at_once(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        log::debug!("the service manager was not told: {error}");
     }
-
-    /// Whether more time for loading has to be asked for, well before the last grant ends.
-    fn is_extension_due(&mut self, now: Instant) -> bool {
-        take_if_due(
-            &mut self.extended_at,
-            limits::LOADING_TIMEOUT_EXTENSION / 2,
-            now,
-        )
-    }
-
-    fn is_watchdog_due(&mut self, interval: Duration, now: Instant) -> bool {
-        take_if_due(&mut self.fed_at, interval / 2, now)
-    }
-}
-
-fn take_if_due(told_at: &mut Instant, interval: Duration, now: Instant) -> bool {
-    let is_due = now.saturating_duration_since(*told_at) >= interval;
-    if is_due {
-        *told_at = now;
-    }
-    is_due
 }
 
 /// As many as the descriptors allow, less those for files, epoll, database and pipes.
@@ -526,22 +515,6 @@ fn start_store_worker(
     .map_err(|error| unusable_store(&error))
 }
 
-/// What a reload reads: the configuration, and the certificates that it names.
-fn watched_files(loaded: &Loaded, sources: &Sources) -> Vec<PathBuf> {
-    let certificates = certificates::files(&loaded.config, sources);
-    loaded.file.iter().cloned().chain(certificates).collect()
-}
-
-fn watch_files(loaded: &Loaded, sources: &Sources) -> Option<FileWatch> {
-    let files = watched_files(loaded, sources);
-    if !loaded.config.server.watch_config || files.is_empty() {
-        return None;
-    }
-    FileWatch::new(&files)
-        .inspect_err(|error| log::error!("the configuration's files cannot be watched: {error}"))
-        .ok()
-}
-
 fn unusable_certificates(problems: &[Problem]) -> Failure {
     Failure::new(exit::CONFIG, lines(problems))
 }
@@ -549,26 +522,4 @@ fn unusable_certificates(problems: &[Problem]) -> Failure {
 fn lines(problems: &[Problem]) -> String {
     let lines: Vec<_> = problems.iter().map(Problem::to_string).collect();
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// With the unit's own `WatchdogSec=30s` a loading daemon feeds every 7.5 s and asks for time
-    /// every 15 s.
-    #[test]
-    fn a_watchdog_that_is_fed_does_not_keep_a_loading_daemon_from_asking_for_time() {
-        let start = Instant::now();
-        let mut rhythm = Rhythm::new(start);
-        let watchdog_interval = Duration::from_secs(15);
-        let (mut fed, mut extended) = (0, 0);
-        for ticks in 1..=6_000 {
-            let now = start + ticks * limits::SUPERVISOR_LOADING_TICK;
-            extended += u32::from(rhythm.is_extension_due(now));
-            fed += u32::from(rhythm.is_watchdog_due(watchdog_interval, now));
-        }
-        // Two minutes.
-        assert_eq!((fed, extended), (16, 8));
-    }
 }

@@ -273,6 +273,11 @@ schema! {
         prefill_chunk: u32 = 64, Form::Number(bounds::PREFILL_CHUNK_TOKENS), Restart;
         /// Layers on the GPU, where a GPU back end is compiled in. 999: all.
         gpu_layers: u32 = 999, Form::Number(bounds::GPU_LAYERS), Restart;
+        /// How long the engine may go without a sign of life while it has work. After that
+        /// `/readyz` says `stalled`; after three times as long the process ends with a failure, so
+        /// that its manager starts it again. A sign is a step, and on processors each part of one.
+        stall_timeout: Duration = Duration::from_secs(30),
+            Form::Time(bounds::STALL_TIMEOUT_MS), Restart;
     }
 
     /// What the daemon tells about itself.

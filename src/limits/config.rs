@@ -37,6 +37,8 @@ pub const CERTIFICATE_FILES: RangeInclusive<usize> = 0..=64;
 pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
 /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
 pub const REACTORS: RangeInclusive<u64> = 1..=64;
+/// Below a second a busy machine would be taken for a hang.
+pub const STALL_TIMEOUT_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;
 pub const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=HOUR_MS;
 /// `server.compress_min`: below 64 bytes every coding grows what it is given.
 pub const COMPRESS_MIN_BYTES: RangeInclusive<u64> = 64..=GIB;

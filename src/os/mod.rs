@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod file;
+pub mod memory;
 pub mod namespace;
 pub mod notify;
 pub mod process;

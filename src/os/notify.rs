@@ -4,16 +4,35 @@
 //! the manager is slow, and the loop that feeds the watchdog must not; it knows no abstract address
 //! either. The socket is never connected, so a manager that executes itself anew is found again.
 //!
+//! The manager's queue may be full at any moment: it holds some ten messages, and a busy manager
+//! reads late. A lost `WATCHDOG=1` is followed by the next one. Everything else is a change that
+//! the manager has to learn of, and waits here until it was taken:
+//!
+//! ```text
+//!   ready, reloading, stopping, status, store ──> pending ── flush, each tick ──> the manager
+//!   watchdog, extend_timeout ───────────────────── at once, or not at all ──────> the manager
+//! ```
+//!
+//! Invariants:
+//!  1. What is pending is sent in the order in which it was said.
+//!  2. The latest state wins: a state takes the place of those that are still pending, apart from a
+//!     reload's two, which the manager wants both of. So the queue is bounded.
+//!
+//! Mutations that the tests below catch: `send` without keeping what was refused
+//! (`state_that_found_the_queue_full_...`), `supersede` that keeps everything
+//! (`latest_state_wins_...`), or that drops RELOADING before READY (`reload_is_told_whole_...`).
+//!
 //! Without `NOTIFY_SOCKET` every message is a success that goes nowhere.
 //!
 //! Call order: `ready` once the model is loaded; `reloading`, then `ready` again; `stopping` last.
 
+use std::collections::VecDeque;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::io::{self, IoSlice};
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::slice;
 use std::time::Duration;
@@ -21,17 +40,44 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
+use crate::limits::NOTIFY_STATUS_BYTES;
+
 /// A line to the service manager, or to nobody.
 #[derive(Debug)]
 pub struct Notifier {
     manager: Option<Manager>,
     watchdog_timeout: Option<Duration>,
+    /// What the manager has to learn and has not taken yet.
+    pending: VecDeque<Pending>,
 }
 
 #[derive(Debug)]
 struct Manager {
     socket: Socket,
     address: SockAddr,
+}
+
+#[derive(Debug)]
+enum Pending {
+    State(Kind, String),
+    /// A listening socket for the manager to keep.
+    Store {
+        text: String,
+        socket: OwnedFd,
+    },
+    /// A name under which it shall keep none any more.
+    Remove {
+        text: String,
+    },
+}
+
+/// What a state is about, and so which others it takes the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ready,
+    Reloading,
+    Stopping,
+    Status,
 }
 
 impl Notifier {
@@ -50,6 +96,7 @@ impl Notifier {
         Ok(Notifier {
             manager,
             watchdog_timeout,
+            pending: VecDeque::new(),
         })
     }
 
@@ -65,64 +112,120 @@ impl Notifier {
     }
 
     /// The daemon serves; also ends a reload.
-    pub fn ready(&self, status: &str) -> io::Result<()> {
-        self.send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))])
+    pub fn ready(&mut self, status: &str) {
+        let states = [NotifyState::Ready, NotifyState::Status(&one_line(status))];
+        self.tell(Kind::Ready, &states);
     }
 
     /// A reload begins. The time stamp lets the manager tell this reload from an earlier one.
-    pub fn reloading(&self) -> io::Result<()> {
-        self.send(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
+    pub fn reloading(&mut self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.tell(Kind::Reloading, &[NotifyState::Reloading, now]),
+            Err(error) => log::error!("the clock cannot be read: {error}"),
+        }
     }
 
     /// The drain begins.
-    pub fn stopping(&self, status: &str) -> io::Result<()> {
-        self.send(&[
-            NotifyState::Stopping,
-            NotifyState::Status(&one_line(status)),
-        ])
+    pub fn stopping(&mut self, status: &str) {
+        let status = one_line(status);
+        let states = [NotifyState::Stopping, NotifyState::Status(&status)];
+        self.tell(Kind::Stopping, &states);
     }
 
     /// One line for `systemctl status`.
-    pub fn status(&self, status: &str) -> io::Result<()> {
-        self.send(&[NotifyState::Status(&one_line(status))])
+    pub fn status(&mut self, status: &str) {
+        self.tell(Kind::Status, &[NotifyState::Status(&one_line(status))]);
     }
 
     /// The loop turns. If the manager's queue is full, the next one will do.
     pub fn watchdog(&self) -> io::Result<()> {
-        self.send(&[NotifyState::Watchdog])
+        self.send(&text_of(&[NotifyState::Watchdog]))
     }
 
     /// The start takes longer than expected, such as for a download.
     pub fn extend_timeout(&self, duration: Duration) -> io::Result<()> {
         let microseconds = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
-        self.send(&[NotifyState::ExtendTimeoutUsec(microseconds)])
+        self.send(&text_of(&[NotifyState::ExtendTimeoutUsec(microseconds)]))
     }
 
     /// Has the manager keep a listening socket over a restart (`FileDescriptorStoreMax=`); it comes
     /// back under `name` as an inherited one.
-    pub fn store(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        let Some(manager) = &self.manager else {
+    pub fn store(&mut self, name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
+        if self.manager.is_none() {
             return Ok(());
-        };
-        if name.is_empty() || name.len() > 255 || !name.bytes().all(is_name_byte) {
-            let message = format!("{name:?} cannot name a descriptor");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
+        check_name(name)?;
         let text = format!("FDSTORE=1\nFDNAME={name}\n");
-        manager.send_with_descriptor(&text, descriptor)
+        let socket = socket.try_clone_to_owned()?;
+        self.push(Pending::Store { text, socket });
+        Ok(())
     }
 
-    fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
-        let Some(manager) = &self.manager else {
-            return Ok(());
-        };
-        let mut text = String::new();
-        for state in states {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "{state}");
-        }
-        manager.socket.send_to(text.as_bytes(), &manager.address)?;
+    /// Has the manager close what it keeps under this name.
+    pub fn remove(&mut self, name: &str) -> io::Result<()> {
+        check_name(name)?;
+        let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
+        self.push(Pending::Remove { text });
         Ok(())
+    }
+
+    /// Whether there is something that the manager has not taken yet.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Sends what is pending, as far as the manager takes it.
+    pub fn flush(&mut self) {
+        while let Some(first) = self.pending.front() {
+            let sent = match first {
+                Pending::State(_, text) | Pending::Remove { text } => self.send(text),
+                Pending::Store { text, socket } => self.send_socket(text, socket.as_fd()),
+            };
+            if let Err(error) = sent {
+                // A full queue empties, and a manager that is away comes back.
+                return log::debug!("the service manager was not told yet: {error}");
+            }
+            self.pending.pop_front();
+        }
+    }
+
+    fn tell(&mut self, kind: Kind, states: &[NotifyState<'_>]) {
+        self.supersede(kind);
+        self.push(Pending::State(kind, text_of(states)));
+    }
+
+    /// Drops the pending states that one of this kind makes obsolete.
+    fn supersede(&mut self, kind: Kind) {
+        self.pending.retain(|pending| match pending {
+            Pending::Store { .. } | Pending::Remove { .. } => true,
+            // A reload is told by two states; a line of status changes neither.
+            Pending::State(earlier, _) => match kind {
+                Kind::Stopping | Kind::Reloading => false,
+                Kind::Ready => *earlier == Kind::Reloading,
+                Kind::Status => *earlier != Kind::Status,
+            },
+        });
+    }
+
+    fn push(&mut self, pending: Pending) {
+        if self.manager.is_some() {
+            self.pending.push_back(pending);
+            self.flush();
+        }
+    }
+
+    fn send(&self, text: &str) -> io::Result<()> {
+        if let Some(manager) = &self.manager {
+            manager.socket.send_to(text.as_bytes(), &manager.address)?;
+        }
+        Ok(())
+    }
+
+    fn send_socket(&self, text: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
+        match &self.manager {
+            Some(manager) => manager.send_with_descriptor(text, socket),
+            None => Ok(()),
+        }
     }
 }
 
@@ -199,7 +302,28 @@ impl Rights {
 
 /// A status of one line: a line feed would begin another assignment.
 fn one_line(status: &str) -> String {
-    status.replace(['\n', '\r'], " ")
+    let mut end = status.len().min(NOTIFY_STATUS_BYTES);
+    while !status.is_char_boundary(end) {
+        end -= 1;
+    }
+    status[..end].replace(['\n', '\r'], " ")
+}
+
+fn text_of(states: &[NotifyState<'_>]) -> String {
+    let mut text = String::new();
+    for state in states {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{state}");
+    }
+    text
+}
+
+fn check_name(name: &str) -> io::Result<()> {
+    if name.is_empty() || name.len() > 255 || !name.bytes().all(is_name_byte) {
+        let message = format!("{name:?} cannot name a descriptor");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok(())
 }
 
 /// As `sd_pid_notify_with_fds(3)` has it: printable, no colon.
@@ -226,20 +350,20 @@ mod tests {
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let timeout = Some(Duration::from_secs(10));
-        let notifier = Notifier::new(Some(path.as_os_str()), timeout).unwrap();
+        let mut notifier = Notifier::new(Some(path.as_os_str()), timeout).unwrap();
         assert!(notifier.is_active());
         assert_eq!(notifier.watchdog_interval(), Some(Duration::from_secs(5)));
 
-        notifier.ready("serving\nREADY=0").unwrap();
+        notifier.ready("serving\nREADY=0");
         assert_eq!(receive(&manager), "READY=1\nSTATUS=serving READY=0\n");
-        notifier.stopping("draining").unwrap();
+        notifier.stopping("draining");
         assert_eq!(receive(&manager), "STOPPING=1\nSTATUS=draining\n");
         notifier.watchdog().unwrap();
         assert_eq!(receive(&manager), "WATCHDOG=1\n");
         notifier.extend_timeout(Duration::from_secs(3)).unwrap();
         assert_eq!(receive(&manager), "EXTEND_TIMEOUT_USEC=3000000\n");
 
-        notifier.reloading().unwrap();
+        notifier.reloading();
         let text = receive(&manager);
         let stamp = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
         assert!(stamp.trim_end().parse::<u64>().unwrap() > 0);
@@ -265,24 +389,101 @@ mod tests {
         notifier.watchdog().unwrap();
     }
 
+    /// A manager whose queue is full, and the notifier that has filled it.
+    fn stalled() -> (tempfile::TempDir, UnixDatagram, Notifier) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        let notifier = Notifier::new(Some(path.as_os_str()), None).unwrap();
+        while notifier.watchdog().is_ok() {}
+        (folder, manager, notifier)
+    }
+
+    /// All that a manager reads until both sides have nothing more, without the watchdog's.
+    fn read_all(manager: &UnixDatagram, notifier: &mut Notifier) -> Vec<String> {
+        let mut messages = Vec::new();
+        let mut buffer = [0; 1024];
+        loop {
+            notifier.flush();
+            let Ok(length) = manager.recv(&mut buffer) else {
+                return messages;
+            };
+            let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
+            if text != "WATCHDOG=1\n" {
+                messages.push(text);
+            }
+        }
+    }
+
+    #[test]
+    fn state_that_found_the_queue_full_is_sent_when_there_is_room() {
+        let (_folder, manager, mut notifier) = stalled();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        notifier.store("http", listener.as_fd()).unwrap();
+        notifier.ready("serving");
+        assert!(notifier.has_pending());
+        let expected = ["FDSTORE=1\nFDNAME=http\n", "READY=1\nSTATUS=serving\n"];
+        assert_eq!(read_all(&manager, &mut notifier), expected);
+        assert!(!notifier.has_pending());
+    }
+
+    #[test]
+    fn latest_state_wins_and_what_waits_stays_bounded() {
+        let (_folder, manager, mut notifier) = stalled();
+        for round in 0..100 {
+            notifier.status(&format!("round {round}"));
+            notifier.ready(&format!("round {round}"));
+        }
+        notifier.status("last");
+        assert!(notifier.pending.len() <= 2, "{:?}", notifier.pending);
+        let expected = ["READY=1\nSTATUS=round 99\n", "STATUS=last\n"];
+        assert_eq!(read_all(&manager, &mut notifier), expected);
+
+        let (_folder, manager, mut notifier) = stalled();
+        notifier.ready("serving");
+        notifier.stopping("draining");
+        let expected = ["STOPPING=1\nSTATUS=draining\n"];
+        assert_eq!(read_all(&manager, &mut notifier), expected);
+    }
+
+    #[test]
+    fn reload_is_told_whole_however_late() {
+        let (_folder, manager, mut notifier) = stalled();
+        for _ in 0..3 {
+            notifier.reloading();
+            notifier.ready("serving");
+        }
+        let messages = read_all(&manager, &mut notifier);
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert!(messages[0].starts_with("RELOADING=1\nMONOTONIC_USEC="));
+        assert_eq!(messages[1], "READY=1\nSTATUS=serving\n");
+    }
+
+    #[test]
+    fn status_is_cut_before_it_is_too_long_to_be_sent() {
+        let text = one_line(&"ä".repeat(NOTIFY_STATUS_BYTES));
+        assert!(text.len() <= NOTIFY_STATUS_BYTES && text.len() > NOTIFY_STATUS_BYTES - 2);
+    }
+
     #[test]
     fn an_abstract_address_works() {
         let name = format!("autoglmd-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
-        let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))), None).unwrap();
-        notifier.status("loading").unwrap();
+        let mut notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))), None).unwrap();
+        notifier.status("loading");
         assert_eq!(receive(&manager), "STATUS=loading\n");
         assert_eq!(notifier.watchdog_interval(), None);
     }
 
     #[test]
     fn without_a_manager_everything_succeeds_and_nothing_happens() {
-        let notifier = Notifier::new(None, Some(Duration::from_secs(1))).unwrap();
+        let mut notifier = Notifier::new(None, Some(Duration::from_secs(1))).unwrap();
         assert!(!notifier.is_active());
         assert_eq!(notifier.watchdog_interval(), None);
-        notifier.ready("x").unwrap();
-        notifier.reloading().unwrap();
+        notifier.ready("x");
+        notifier.reloading();
         let (socket, _peer) = UnixDatagram::pair().unwrap();
         notifier.store("name", socket.as_fd()).unwrap();
         assert!(Notifier::new(Some(OsStr::new("vsock:2:1")), None).is_err());
@@ -293,7 +494,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let notifier = Notifier::new(Some(path.as_os_str()), None).unwrap();
+        let mut notifier = Notifier::new(Some(path.as_os_str()), None).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(notifier.store("a:b", listener.as_fd()).is_err());
         notifier.store("http", listener.as_fd()).unwrap();
@@ -304,6 +505,8 @@ mod tests {
             received.local_addr().unwrap(),
             listener.local_addr().unwrap()
         );
+        notifier.remove("http").unwrap();
+        assert_eq!(receive(&manager), "FDSTOREREMOVE=1\nFDNAME=http\n");
     }
 
     fn receive_with_descriptor(manager: &UnixDatagram) -> (String, std::net::TcpListener) {

@@ -137,7 +137,8 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<SocketFile> {
+    /// The guard of a file that is there.
+    pub fn of(path: &Path) -> io::Result<SocketFile> {
         let metadata = fs::symlink_metadata(path)?;
         Ok(SocketFile {
             // Absolute, in case somebody changes the working directory.
@@ -145,6 +146,12 @@ impl SocketFile {
             device: metadata.dev(),
             inode: metadata.ino(),
         })
+    }
+
+    /// Leaves the file where it is: another process goes on listening on it.
+    pub fn keep(mut self) {
+        // No file has this number, so that dropping removes none.
+        self.inode = 0;
     }
 }
 

@@ -12,8 +12,8 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -52,6 +52,7 @@ pub struct Metrics {
 struct Inner {
     handles: Handles,
     families: Families,
+    usage: Arc<Mutex<Usage>>,
     registry: Registry,
 }
 
@@ -148,10 +149,12 @@ impl Metrics {
         let families = Families::register(own);
         let version = env!("CARGO_PKG_VERSION");
         own.register("build", "The program", Info::new(Build { version, engine }));
-        registry.register_collector(Box::new(ScrapeCollector));
+        let usage: Arc<Mutex<Usage>> = Arc::default();
+        registry.register_collector(Box::new(ScrapeCollector(usage.clone())));
         let inner = Inner {
             handles,
             families,
+            usage,
             registry,
         };
         Metrics {
@@ -265,6 +268,11 @@ impl Metrics {
             // Of two scrapes at once the later value stays: a counter never goes back.
             counter.inner().fetch_max(total, Ordering::Relaxed);
         }
+    }
+
+    /// What the process uses, as its supervisor has sampled it.
+    pub fn set_usage(&self, usage: Usage) {
+        *lock(&self.inner.usage) = usage;
     }
 
     /// Appends the whole exposition to `out`.
@@ -420,10 +428,11 @@ struct Build {
     engine: &'static str,
 }
 
-/// Reads the kernel's and the log's numbers at each scrape. The `process_*` names are those that
-/// Prometheus' client libraries share.
+/// Copies the kernel's and the log's numbers at each scrape. The `process_*` names are those that
+/// Prometheus' client libraries share. The kernel's were sampled elsewhere: reading them here would
+/// hold up a reactor.
 #[derive(Debug)]
-struct ScrapeCollector;
+struct ScrapeCollector(Arc<Mutex<Usage>>);
 
 impl Collector for ScrapeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
@@ -441,7 +450,7 @@ impl Collector for ScrapeCollector {
         ] {
             sample(&mut encoder, name, help, ConstCounter::new(total))?;
         }
-        let usage = Usage::now();
+        let usage = *lock(&self.0);
         for (name, help, value) in [
             (
                 "process_resident_memory_bytes",
@@ -495,6 +504,11 @@ fn sample(
     value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
 }
 
+fn lock(usage: &Mutex<Usage>) -> MutexGuard<'_, Usage> {
+    // Numbers that are copied whole: a holder that panicked has left none half written.
+    usage.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A doc comment as a `HELP` text: the registry ends it with a full stop by itself.
 fn help(doc_comment: &str) -> String {
     doc_comment.trim().trim_end_matches('.').to_owned()
@@ -507,6 +521,7 @@ mod tests {
     #[test]
     fn the_agreed_names_are_published() {
         let metrics = Metrics::new("echo");
+        metrics.set_usage(Usage::now(true));
         metrics.connections.inc();
         metrics.requests("generate", 200).inc();
         metrics

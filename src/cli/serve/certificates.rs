@@ -10,6 +10,7 @@ use crate::service;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Acceptor, Problem};
 
+#[derive(Clone)]
 pub struct Certificates {
     acceptor: Option<Arc<Acceptor>>,
     next_look: Instant,

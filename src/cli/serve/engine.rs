@@ -67,6 +67,7 @@ fn start_llama(
         queue: engine.queue,
         prefill_chunk: engine.prefill_chunk,
         gpu_layers: engine.gpu_layers,
+        stall_timeout: engine.stall_timeout,
     };
     let (model, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
     let obtain =

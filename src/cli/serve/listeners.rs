@@ -1,28 +1,38 @@
 //! The addresses that the daemon listens on: opened before anything else can fail halfway.
+//!
+//! A socket has one of three origins: a socket unit passed it under its name, the manager kept it
+//! over a restart ([`super::stored`]), or it is opened here and given to the manager to keep.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use socket2::Socket;
 
+use super::stored::{self, Store};
 use super::{Failure, exit};
 use crate::config::{Listen, Place, Security};
 use crate::os::activation::{self, Inherited};
+use crate::os::notify::Notifier;
 use crate::os::socket::{self, Listener, SocketFile};
 
 /// Open listening sockets. Dropping it removes the files of the Unix ones.
 #[derive(Default)]
 pub struct Listeners {
     sockets: Vec<Listening>,
-    _files: Vec<SocketFile>,
+    files: Vec<SocketFile>,
+    /// Names in the manager's store whose addresses are not listened on any more.
+    retired: Vec<String>,
 }
 
 struct Listening {
     address: String,
     security: Security,
+    /// Opened here, so that the manager does not know it yet.
+    is_new: bool,
     socket: Arc<Socket>,
 }
 
@@ -30,30 +40,38 @@ impl Listeners {
     pub fn open(wanted: &[Listen]) -> Result<Listeners, Failure> {
         let mut inherited = activation::take()
             .map_err(|error| Failure::os("a socket of the service manager", &error))?;
+        let mut store = Store::take_from(&mut inherited);
         let v4: Vec<_> = wanted.iter().filter_map(Listen::tcp_address).collect();
         let mut listeners = Listeners::default();
-        for listen in wanted {
-            match &listen.place {
-                Place::Tcp(address) => {
+        // First those that are there, then the others: a port may have to become free for them.
+        let claimed = claim_all(wanted, &v4, &mut store);
+        listeners.retired = store.retire();
+        for (listen, claimed) in wanted.iter().zip(claimed) {
+            match (&listen.place, claimed) {
+                (_, Some((listener, file))) => {
+                    listeners.files.extend(file);
+                    listeners.push(listener, listen.security, false)?;
+                }
+                (Place::Tcp(address), None) => {
                     let only_v6 = socket::needs_only_v6(*address, &v4);
                     let listener = socket::listen_tcp(*address, only_v6)
                         .map_err(|error| cannot_listen(listen, &error))?;
-                    listeners.push(Listener::Tcp(listener), listen.security)?;
+                    listeners.push(Listener::Tcp(listener), listen.security, true)?;
                 }
-                Place::Unix(path) => {
+                (Place::Unix(path), None) => {
                     let (listener, file) =
                         socket::listen_unix(path).map_err(|error| cannot_listen(listen, &error))?;
-                    listeners._files.push(file);
-                    listeners.push(Listener::Unix(listener), listen.security)?;
+                    listeners.files.push(file);
+                    listeners.push(Listener::Unix(listener), listen.security, true)?;
                 }
-                Place::Inherited(name) => {
+                (Place::Inherited(name), None) => {
                     let found = take_named(&mut inherited, name);
                     if found.is_empty() {
                         return Err(not_passed(name, &inherited));
                     }
                     found
                         .into_iter()
-                        .try_for_each(|one| listeners.push(one.listener, listen.security))?;
+                        .try_for_each(|one| listeners.push(one.listener, listen.security, false))?;
                 }
             }
         }
@@ -66,7 +84,32 @@ impl Listeners {
         Ok(listeners)
     }
 
-    fn push(&mut self, listener: Listener, security: Security) -> Result<(), Failure> {
+    /// Has the manager keep what it does not know yet, and forget what is not listened on any
+    /// more. The files of Unix sockets stay from now on: the next process listens on them, too.
+    pub fn store_in(&mut self, notifier: &mut Notifier) {
+        if !notifier.is_active() {
+            return;
+        }
+        let mut results: Vec<io::Result<()>> = Vec::new();
+        for name in self.retired.drain(..) {
+            results.push(notifier.remove(&name));
+        }
+        for one in self.sockets.iter_mut().filter(|one| one.is_new) {
+            one.is_new = false;
+            results.push(notifier.store(&stored::name_of(&one.address), one.socket.as_fd()));
+        }
+        for error in results.into_iter().filter_map(Result::err) {
+            log::warn!("the service manager cannot keep a socket over a restart: {error}");
+        }
+        self.files.drain(..).for_each(SocketFile::keep);
+    }
+
+    fn push(
+        &mut self,
+        listener: Listener,
+        security: Security,
+        is_new: bool,
+    ) -> Result<(), Failure> {
         let address = listener
             .address()
             .map_err(|error| Failure::os("getsockname", &error))?;
@@ -77,6 +120,7 @@ impl Listeners {
         self.sockets.push(Listening {
             address,
             security,
+            is_new,
             socket: Arc::new(Socket::from(descriptor)),
         });
         Ok(())
@@ -136,6 +180,32 @@ impl fmt::Display for Listening {
         };
         write!(f, "{}{rule}", self.address)
     }
+}
+
+/// A socket that was kept, and its file if it has one.
+type Claimed = Option<(Listener, Option<SocketFile>)>;
+
+/// What of the store serves each of `wanted`. Addresses with a port come first: one that takes any
+/// port must not take another's.
+fn claim_all(wanted: &[Listen], v4: &[SocketAddr], store: &mut Store) -> Vec<Claimed> {
+    let mut claimed: Vec<Claimed> = wanted.iter().map(|_| None).collect();
+    for is_any_port in [false, true] {
+        for (listen, claimed) in wanted.iter().zip(&mut claimed) {
+            match &listen.place {
+                Place::Tcp(address) if (address.port() == 0) == is_any_port => {
+                    let only_v6 = socket::needs_only_v6(*address, v4);
+                    let listener = store.claim_tcp(*address, only_v6);
+                    *claimed = listener.map(|listener| (listener, None));
+                }
+                Place::Unix(path) if !is_any_port => {
+                    let found = store.claim_unix(path);
+                    *claimed = found.map(|(listener, file)| (listener, Some(file)));
+                }
+                _ => {}
+            }
+        }
+    }
+    claimed
 }
 
 /// A unit may pass several sockets under one name.

@@ -85,6 +85,8 @@ pub struct Settings {
     pub prefill_chunk: u32,
     /// Layers on the GPU, where a GPU back end is compiled in.
     pub gpu_layers: u32,
+    /// How long a step may go without a sign of life before the engine counts as stalled.
+    pub stall_timeout: Duration,
 }
 
 /// Gives the path of the GGUF file, and fetches it first if it must; the error is for people. What
@@ -115,7 +117,7 @@ fn start_with<B: backend::Backend>(
     // One place more than the queue's bound: the order to drain must find room.
     let (sender, receiver) = crossbeam_channel::bounded(settings.queue as usize + 1);
     let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(settings.stall_timeout));
     let (queue, parallel) = (settings.queue, settings.parallel);
     let thread = {
         let (deliver, shared) = (deliver.clone(), shared.clone());

@@ -5,12 +5,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use super::heartbeat::Heartbeat;
 use super::speed::Speed;
 use crate::core::Moment;
 use crate::engine::{Gauges, ModelInfo, State};
-use crate::limits::ENGINE_STALLED_AFTER;
 
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -26,6 +26,7 @@ pub struct Shared {
     pub heartbeat: Arc<Heartbeat>,
     /// Starts after a panic.
     restarts: AtomicU64,
+    stall_timeout: Duration,
     published: Mutex<Published>,
 }
 
@@ -39,6 +40,13 @@ pub struct Published {
 }
 
 impl Shared {
+    pub fn new(stall_timeout: Duration) -> Shared {
+        Shared {
+            stall_timeout,
+            ..Shared::default()
+        }
+    }
+
     /// Whether a model that is still on its way would be of use.
     pub fn is_wanted(&self) -> bool {
         !self.is_draining.load(Ordering::Acquire) && !self.is_ending.load(Ordering::Acquire)
@@ -52,7 +60,7 @@ impl Shared {
             State::Loading {
                 percent: self.percent.load(Ordering::Relaxed),
             }
-        } else if silence >= ENGINE_STALLED_AFTER {
+        } else if silence >= self.stall_timeout {
             State::Stalled {
                 seconds: silence.as_secs(),
             }

@@ -13,7 +13,7 @@ use crate::engine::{
     Defaults, Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State,
 };
 use crate::error::ErrorCode;
-use crate::limits::{ENGINE_STALLED_AFTER, SPEED_CONFIDENT_JOBS};
+use crate::limits::SPEED_CONFIDENT_JOBS;
 use crate::offload::{JobKey, Ticket};
 
 /// Far above what is waited for; reached only by a failure.
@@ -79,7 +79,7 @@ fn hang_is_seen_from_outside_and_ends_with_the_step() {
     let () = host.hanging.recv_timeout(PATIENCE).expect("it hangs");
     let beats = host.engine.gauges().beats;
     let shared = host.engine.shared.clone();
-    let later = Moment::now() + ENGINE_STALLED_AFTER;
+    let later = Moment::now() + settings().stall_timeout;
     let state = shared.state(later);
     assert!(
         matches!(state, State::Stalled { seconds } if seconds >= 30),
@@ -87,7 +87,7 @@ fn hang_is_seen_from_outside_and_ends_with_the_step() {
     );
     let gauges = shared.gauges(later);
     assert_eq!(gauges.beats, beats, "nothing has happened");
-    assert!(gauges.silence >= ENGINE_STALLED_AFTER);
+    assert!(gauges.silence >= settings().stall_timeout);
     host.release.send(()).expect("it waits");
     assert!(matches!(host.next_end(), Event::Done(_)));
     host.wait_for("rest", |host| host.engine.gauges().silence.is_zero());
@@ -245,6 +245,7 @@ fn settings() -> Settings {
         queue: 8,
         prefill_chunk: 16,
         gpu_layers: 0,
+        stall_timeout: Duration::from_secs(30),
     }
 }
 

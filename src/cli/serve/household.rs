@@ -1,0 +1,119 @@
+//! What the process uses, sampled for `/metrics`, and free memory that goes back to the kernel.
+//!
+//! Owns the time of the last sample and what the process held after the last return. Reading
+//! `/proc` and returning memory may take milliseconds, which the supervisor has and a reactor has
+//! not.
+//!
+//! Mutation that a test catches: `is_return_due` without its look at `before`
+//! (`memory_goes_back_once_a_burst_is_over`).
+
+use std::time::Instant;
+
+use crate::limits;
+use crate::os::memory;
+use crate::os::process::Usage;
+use crate::telemetry::metrics::Metrics;
+
+pub struct Household {
+    sampled_at: Option<Instant>,
+    listed_at: Option<Instant>,
+    usage: Usage,
+    returns: Returns,
+}
+
+/// When free memory goes back.
+#[derive(Debug, Default)]
+struct Returns {
+    last: Option<Instant>,
+    /// Anonymous memory after the last return, or the least since.
+    floor: u64,
+    /// Anonymous memory at the look before.
+    before: u64,
+}
+
+impl Household {
+    pub fn new() -> Household {
+        Household {
+            sampled_at: None,
+            listed_at: None,
+            usage: Usage::default(),
+            returns: Returns::default(),
+        }
+    }
+
+    /// To be called at each tick of the supervisor.
+    pub fn look(&mut self, metrics: &Metrics, now: Instant) {
+        let is_early = |at: Option<Instant>, interval| {
+            at.is_some_and(|at| now.saturating_duration_since(at) < interval)
+        };
+        if is_early(self.sampled_at, limits::SUPERVISOR_TICK) {
+            return;
+        }
+        self.sampled_at = Some(now);
+        let may_list = !is_early(self.listed_at, limits::DESCRIPTORS_LISTED_INTERVAL);
+        if may_list {
+            self.listed_at = Some(now);
+        }
+        let known = self.usage.open_descriptors;
+        self.usage = Usage::now(may_list);
+        self.usage.open_descriptors = self.usage.open_descriptors.or(known);
+        metrics.set_usage(self.usage);
+        let anonymous = self.usage.anonymous_bytes.unwrap_or(0);
+        if self.returns.is_due(anonymous, now) {
+            memory::trim();
+            let left = Usage::now(false).anonymous_bytes.unwrap_or(0);
+            self.returns.handle_return(left, now);
+            let freed = anonymous.saturating_sub(left) >> 20;
+            log::debug!("{freed} MiB of free memory went back to the kernel");
+        }
+    }
+}
+
+impl Returns {
+    /// Whether enough has come together since the last return, and is not growing any more: while
+    /// it does, the memory is in use.
+    fn is_due(&mut self, anonymous: u64, now: Instant) -> bool {
+        let before = std::mem::replace(&mut self.before, anonymous);
+        self.floor = match self.floor {
+            0 => anonymous,
+            floor => floor.min(anonymous),
+        };
+        let is_rested = self.last.is_none_or(|last| {
+            now.saturating_duration_since(last) >= limits::MEMORY_RETURN_INTERVAL
+        });
+        is_rested
+            && anonymous <= before
+            && anonymous >= self.floor + limits::MEMORY_RETURN_LEAST_BYTES
+    }
+
+    fn handle_return(&mut self, left: u64, now: Instant) {
+        self.last = Some(now);
+        self.floor = left;
+        self.before = left;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn memory_goes_back_once_a_burst_is_over() {
+        let start = Instant::now();
+        let at = |seconds: u32| start + seconds * limits::SUPERVISOR_TICK;
+        let mut returns = Returns::default();
+        assert!(!returns.is_due(13 * MIB, at(0)));
+        assert!(!returns.is_due(100 * MIB, at(1)), "it grows");
+        assert!(!returns.is_due(300 * MIB, at(2)), "it grows");
+        assert!(returns.is_due(290 * MIB, at(3)));
+        returns.handle_return(20 * MIB, at(3));
+        assert!(!returns.is_due(21 * MIB, at(20)));
+        // What cannot be returned is not tried again and again.
+        assert!(!returns.is_due(80 * MIB, at(21)));
+        assert!(returns.is_due(80 * MIB, at(22)));
+        returns.handle_return(80 * MIB, at(22));
+        assert!((23..100).all(|second| !returns.is_due(80 * MIB, at(second))));
+    }
+}

@@ -1,0 +1,148 @@
+//! The configuration and the certificates, read on a thread of their own.
+//!
+//! Owns that thread while it reads. A file on a network disk that does not answer holds up a
+//! `read` for as long as it likes, and the supervisor has a watchdog to feed meanwhile.
+//!
+//! Invariants:
+//!  1. At most one thread reads, so a disk that never answers costs one thread.
+//!  2. What is asked for while it reads is read once more after it: files may have changed since.
+//!
+//! Mutations that the tests below catch: reading in `begin` itself (`a_reading_that_hangs_...`),
+//! `again` that is never set (`what_was_asked_for_meanwhile_...`).
+
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::thread;
+
+/// Reads a `T` again and again, when it is asked to.
+pub struct Reading<T> {
+    /// What the running thread was asked for.
+    running: Option<Cause>,
+    /// What was asked for meanwhile.
+    again: Option<Cause>,
+    results: Receiver<Option<T>>,
+    sender: Sender<Option<T>>,
+    /// A byte for each result, so that the supervisor can wait for it.
+    bell: PipeReader,
+    ringer: PipeWriter,
+}
+
+/// Why it is read: a signal's name, or what has happened to a file.
+pub type Cause = &'static str;
+
+impl<T: Send + 'static> Reading<T> {
+    pub fn new() -> io::Result<Reading<T>> {
+        let (bell, ringer) = io::pipe()?;
+        let (sender, results) = mpsc::channel();
+        Ok(Reading {
+            running: None,
+            again: None,
+            results,
+            sender,
+            bell,
+            ringer,
+        })
+    }
+
+    /// Begins to read. If a thread reads already, keeps the cause for [`Reading::take_again`].
+    pub fn begin(
+        &mut self,
+        cause: Cause,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<()> {
+        if self.running.is_some() {
+            self.again = Some(cause);
+            return Ok(());
+        }
+        let (sender, mut ringer) = (self.sender.clone(), self.ringer.try_clone()?);
+        thread::Builder::new()
+            .name("reading".to_owned())
+            .spawn(move || {
+                // A panic has told where it happened, and has no result.
+                let result = catch_unwind(AssertUnwindSafe(read)).ok();
+                // Neither fails while the supervisor is there.
+                let _ = sender.send(result);
+                let _ = ringer.write_all(&[1]);
+            })?;
+        self.running = Some(cause);
+        Ok(())
+    }
+
+    /// What was read, and why, if it is there. A panic has read nothing.
+    pub fn take(&mut self) -> Option<(Cause, Option<T>)> {
+        match self.results.try_recv() {
+            Ok(result) => {
+                // The byte is there or about to be: it was written after the result was sent.
+                let _ = self.bell.read_exact(&mut [0]);
+                let cause = self.running.take().unwrap_or_default();
+                Some((cause, result))
+            }
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// What was asked for while the last thread was reading.
+    pub fn take_again(&mut self) -> Option<Cause> {
+        self.again.take()
+    }
+}
+
+impl<T> AsFd for Reading<T> {
+    /// Readable when there is a result.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::wait::wait_readable;
+
+    fn wait(reading: &Reading<u32>) {
+        assert_eq!(wait_readable([reading.as_fd()], None).unwrap(), [true]);
+    }
+
+    #[test]
+    fn a_reading_that_hangs_holds_up_no_other_work() {
+        let mut reading = Reading::new().unwrap();
+        let (release, hanging) = mpsc::channel::<u32>();
+        // Comes back at once, although nothing can be read.
+        reading
+            .begin("SIGHUP", move || hanging.recv().unwrap_or(0))
+            .unwrap();
+        assert_eq!(reading.take(), None);
+        release.send(7).unwrap();
+        wait(&reading);
+        assert_eq!(reading.take(), Some(("SIGHUP", Some(7))));
+        assert_eq!(reading.take(), None);
+        assert_eq!(reading.take_again(), None);
+    }
+
+    #[test]
+    fn what_was_asked_for_meanwhile_is_read_once_more() {
+        let mut reading = Reading::new().unwrap();
+        let (release, hanging) = mpsc::channel::<u32>();
+        reading
+            .begin("one", move || hanging.recv().unwrap_or(0))
+            .unwrap();
+        reading
+            .begin("two", || unreachable!("one thread at a time"))
+            .unwrap();
+        reading
+            .begin("three", || unreachable!("one thread at a time"))
+            .unwrap();
+        release.send(1).unwrap();
+        wait(&reading);
+        assert_eq!(reading.take(), Some(("one", Some(1))));
+        assert_eq!(reading.take_again(), Some("three"));
+        reading.begin("three", || 3).unwrap();
+        wait(&reading);
+        assert_eq!(reading.take(), Some(("three", Some(3))));
+        reading.begin("four", || panic!("it says so")).unwrap();
+        wait(&reading);
+        assert_eq!(reading.take(), Some(("four", None)));
+    }
+}
