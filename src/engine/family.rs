@@ -23,7 +23,7 @@ use super::{Defaults, Sampling};
 use crate::limits::MAX_TOKENS_DEFAULT;
 
 /// Models that are asked in the same way.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Family {
     pub name: &'static str,
     pub asking: Asking,
@@ -40,7 +40,7 @@ pub struct Family {
 }
 
 /// How a program is asked for. In every text `{}` stands for the language's title.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Asking {
     /// `None` leaves the template its own system message.
     pub system: Option<&'static str>,
@@ -66,7 +66,7 @@ pub enum Opening {
 }
 
 /// The texts of the special tokens around the parts of a program with a gap.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FillTokens {
     pub prefix: &'static str,
     pub suffix: &'static str,
@@ -77,7 +77,7 @@ pub struct FillTokens {
 }
 
 /// How a file of the family is recognised: by its architecture, and by one of the others.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signs {
     /// `general.architecture`.
     pub architecture: &'static str,

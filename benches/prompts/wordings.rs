@@ -1,0 +1,117 @@
+//! Ways to ask for a program that are compared with what the daemon does by itself.
+//!
+//! A wording is a [`Family`] of its own: everything that a row of the daemon's table decides can
+//! be compared, and a wording that wins is copied into that row.
+
+use autoglmd::engine::family::{Asking, Family, Opening};
+
+/// Changes a model's row, for a comparison.
+pub struct Wording {
+    pub name: &'static str,
+    change: fn(&mut Family),
+}
+
+/// What the daemon does.
+pub const SHIPPED: &str = "shipped";
+
+pub const WORDINGS: &[Wording] = &[
+    Wording {
+        name: SHIPPED,
+        change: |_| {},
+    },
+    Wording {
+        name: "neutral",
+        change: |family| family.asking = PROGRAM,
+    },
+    Wording {
+        name: "bare",
+        change: |family| {
+            family.asking = Asking {
+                before: "",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "in-language",
+        change: |family| {
+            family.asking = Asking {
+                before: "",
+                after: "\nUse {}.",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "complete",
+        change: |family| {
+            family.asking = Asking {
+                before: "Write {} code for the following task. Include all imports. \
+                         Do not read input and do not add examples unless the task asks for it.\n\n",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "complete-after",
+        change: |family| {
+            family.asking = Asking {
+                before: "",
+                after: "\n\nAnswer with complete {} code that includes all imports it needs, \
+                        without usage examples.",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "expert",
+        change: |family| {
+            family.asking = Asking {
+                system: Some(
+                    "You are an expert {} programmer. You write complete, correct code with all \
+                     imports and nothing else.",
+                ),
+                before: "",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "no-fence",
+        change: |family| family.asking.opening = Opening::Nothing,
+    },
+    Wording {
+        name: "penalty-1.0",
+        change: |family| family.repeat_penalty = 1.0,
+    },
+    Wording {
+        name: "penalty-1.05",
+        change: |family| family.repeat_penalty = 1.05,
+    },
+    Wording {
+        name: "penalty-1.1",
+        change: |family| family.repeat_penalty = 1.1,
+    },
+];
+
+const PROGRAM: Asking = Asking {
+    system: None,
+    before: "Write a {} program.\n",
+    before_in: &[],
+    before_any: "",
+    after: "",
+    opening: Opening::Fence,
+};
+
+impl Wording {
+    pub fn find(name: &str) -> Option<&'static Wording> {
+        WORDINGS.iter().find(|wording| wording.name == name)
+    }
+
+    /// The changed row. It lives as long as the bench, as the daemon's own rows do.
+    pub fn family(&self, own: &Family) -> &'static Family {
+        let mut family = own.clone();
+        (self.change)(&mut family);
+        Box::leak(Box::new(family))
+    }
+}
