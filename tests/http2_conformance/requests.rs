@@ -166,6 +166,16 @@ pub const CASES: &[Case] = &[
     ours("rfc9113_8_3_1_neither_host_nor_authority", |peer| {
         without(peer, ":authority")
     }),
+    // HAProxy's `check proto h2` asks so, and takes a reset for a dead server.
+    ours(
+        "rfc9113_8_3_1_options_without_any_host_is_answered",
+        |peer| {
+            let fields = fields(&[(":method", "OPTIONS"), (":scheme", "http"), (":path", "/")]);
+            peer.headers(1, &fields);
+            peer.answer_of(1, 400)?;
+            peer.works(3)
+        },
+    ),
     ours("rfc9113_8_3_1_options_of_the_server", |peer| {
         let block = fields(&[
             (":method", "OPTIONS"),
@@ -198,6 +208,12 @@ pub const CASES: &[Case] = &[
         peer.headers_open(1, &block);
         not_served(peer)
     }),
+    ours("rfc9113_8_5_connect_is_answered_as_over_http1", |peer| {
+        let block = fields(&[(":method", "CONNECT"), (":authority", "localhost:80")]);
+        peer.headers_open(1, &block);
+        peer.answer_of(1, 501)?;
+        peer.works(3)
+    }),
     case("rfc9113_8_5_connect_with_scheme_and_path", |peer| {
         replaced(peer, ":method", "CONNECT")
     }),
@@ -226,6 +242,20 @@ pub const CASES: &[Case] = &[
     case("rfc9113_8_6_upgrade_is_no_part_of_http2", |peer| {
         with(peer, &[("upgrade", "websocket")])
     }),
+    ours(
+        "rfc9113_8_2_3_a_cookie_in_150_crumbs_is_one_field",
+        |peer| {
+            // Never indexed, so that they are no churn of the compression table either.
+            let crumb = [&b"\x1f\x11\x03"[..], b"a=b"].concat();
+            let block = [peer.target().get_page(), crumb.repeat(150)].concat();
+            peer.headers(1, &block);
+            peer.answer_of(1, 200)?;
+            let block = [peer.target().get_page(), fields(&[("x", "y")]).repeat(150)].concat();
+            peer.headers(3, &block);
+            peer.answer_of(3, 431)?;
+            peer.works(5)
+        },
+    ),
     // ---- 10.5.1: header lists ----
     case("rfc9113_10_5_1_more_fields_than_allowed", |peer| {
         // 40 bytes each in the sense of section 6.5.2.

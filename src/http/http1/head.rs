@@ -144,19 +144,12 @@ impl ProtocolFields {
         }
     }
 
-    /// RFC 9110, section 10.1.1: an expectation in HTTP/1.0 is ignored, an unknown one is 417.
+    /// RFC 9110, section 10.1.1: an expectation in HTTP/1.0 is ignored.
     fn handle_expect(&mut self, value: &[u8], version: Version) -> Result<(), Malformed> {
-        if version == Version::Http10 {
-            return Ok(());
+        if version != Version::Http10 {
+            self.expects_continue |= expects_continue(value)?;
         }
-        self.expects_continue = value.eq_ignore_ascii_case(b"100-continue");
-        match self.expects_continue {
-            true => Ok(()),
-            false => Err(Malformed::new(
-                ErrorCode::ExpectationFailed,
-                "Expect asks for something other than 100-continue",
-            )),
-        }
+        Ok(())
     }
 
     fn handle_connection(&mut self, value: &[u8]) {
@@ -171,6 +164,23 @@ impl ProtocolFields {
     fn keeps_alive(&self, version: Version) -> bool {
         !self.asks_close && (version != Version::Http10 || self.asks_keep_alive)
     }
+}
+
+/// Reads a value of `Expect`, a list whose elements may be empty (RFC 9110, sections 10.1.1 and
+/// 5.6.1). True if it asks for `100 Continue`; any other expectation is 417.
+pub fn expects_continue(value: &[u8]) -> Result<bool, Malformed> {
+    let elements = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let mut expects = false;
+    for element in elements.filter(|element| !element.is_empty()) {
+        if !element.eq_ignore_ascii_case(b"100-continue") {
+            return Err(Malformed::new(
+                ErrorCode::ExpectationFailed,
+                "Expect asks for something other than 100-continue",
+            ));
+        }
+        expects = true;
+    }
+    Ok(expects)
 }
 
 /// What `httparse` refused, in words that help the sender.
@@ -280,6 +290,13 @@ mod tests {
             read(&text, |head| head.expects_continue).map_err(|malformed| malformed.code)
         };
         assert_eq!(with("1.1", "100-Continue"), Ok(true));
+        assert_eq!(with("1.1", ""), Ok(false));
+        assert_eq!(with("1.1", " ,"), Ok(false));
+        assert_eq!(with("1.1", "100-continue, 100-CONTINUE,"), Ok(true));
+        assert_eq!(with("1.1", "100-continue\r\nExpect:"), Ok(true));
+        let other = Err(ErrorCode::ExpectationFailed);
+        assert_eq!(with("1.1", "100-continue;x"), other);
+        assert_eq!(with("1.1", "x\r\nExpect: 100-continue"), other);
         assert_eq!(with("1.1", "200-ok"), Err(ErrorCode::ExpectationFailed));
         assert_eq!(
             with("1.1", "100-continue, x"),

@@ -8,16 +8,18 @@
 use super::{Malformed, byte_table};
 use crate::error::ErrorCode;
 
+pub const CONNECT_IS_FOR_PROXIES: Malformed = Malformed::new(
+    ErrorCode::NotImplemented,
+    "CONNECT is for proxies, and this server is not a proxy",
+);
+
 /// Splits a target into path and query. The path starts with `/`, or is `*`.
 ///
 /// The authority of the absolute form replaces the `Host` field (RFC 9112, section 3.2.2); since
 /// the daemon serves one site under whatever name it is reached, both are checked and dropped.
 pub fn split<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'a str>), Malformed> {
     if method == "CONNECT" {
-        return Err(Malformed::new(
-            ErrorCode::NotImplemented,
-            "CONNECT is for proxies, and this server is none",
-        ));
+        return Err(CONNECT_IS_FOR_PROXIES);
     }
     if !target
         .bytes()

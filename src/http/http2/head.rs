@@ -5,12 +5,12 @@
 //! protocols differ: the host has a pseudo-field of its own, and a target can lack what HTTP/1.1
 //! always has.
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 
 use crate::error::ErrorCode;
-use crate::http::http1::target::is_host;
-use crate::http::http1::{Bounds, Malformed};
+use crate::http::http1::target::{CONNECT_IS_FOR_PROXIES, is_host};
+use crate::http::http1::{self, Bounds, Malformed};
 use crate::http::{Method, Request, Version};
 
 /// What is read of a head besides the request itself.
@@ -52,27 +52,39 @@ pub fn request<'a>(parts: &'a Parts, fields: &'a [httparse::Header<'a>]) -> Requ
     }
 }
 
-/// Refuses what is larger than the configuration allows.
+/// Refuses, with a response, what is larger than the configuration allows, what names no host (a
+/// health check of a balancer may not, and learns more from a 400 than from a reset), and CONNECT.
 pub fn check(parts: &Parts, bounds: &Bounds) -> Result<Announced, Malformed> {
+    if parts.method == http::Method::CONNECT {
+        return Err(CONNECT_IS_FOR_PROXIES);
+    }
+    if parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
+        return Err(NO_HOST);
+    }
     let target_bytes = parts.uri.path_and_query().map_or(0, |it| it.as_str().len());
     if target_bytes > bounds.uri_bytes_max {
         return Err(URI_TOO_LONG);
     }
-    if parts.headers.len() > bounds.fields_max {
+    if field_count(&parts.headers) > bounds.fields_max {
         return Err(TOO_MANY_FIELDS);
     }
-    let expects = parts.headers.get(EXPECT);
-    let expects_continue = match expects {
-        None => false,
-        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => true,
-        Some(_) => return Err(UNKNOWN_EXPECTATION),
-    };
+    let mut expects_continue = false;
+    for value in parts.headers.get_all(EXPECT) {
+        expects_continue |= http1::head::expects_continue(value.as_bytes())?;
+    }
     // h2 has checked that it is a number and compares it with what comes.
     let length = parts.headers.get(CONTENT_LENGTH);
     Ok(Announced {
         length: length.and_then(|value| value.to_str().ok()?.parse().ok()),
         expects_continue,
     })
+}
+
+/// Field lines as HTTP/1.1 would have them: a client may send one `Cookie` in crumbs, which count
+/// as the one field that they make up (RFC 9113, section 8.2.3).
+fn field_count(fields: &HeaderMap) -> usize {
+    let crumbs = fields.get_all(COOKIE).iter().count();
+    fields.len() - crumbs.saturating_sub(1)
 }
 
 /// What h2 lets pass of what RFC 9113, sections 8.2.1 and 8.3.1, call malformed.
@@ -87,18 +99,25 @@ pub fn is_well_formed(parts: &Parts) -> bool {
 /// Every request but CONNECT, and `OPTIONS *`, has a path that begins with a slash.
 fn has_valid_path(parts: &Parts) -> bool {
     let path = parts.uri.path_and_query().map_or("", |it| it.as_str());
-    path.starts_with('/') || (path == "*" && parts.method == http::Method::OPTIONS)
+    match parts.method {
+        http::Method::CONNECT => path.is_empty() && parts.uri.authority().is_some(),
+        http::Method::OPTIONS if path == "*" => true,
+        _ => path.starts_with('/'),
+    }
 }
 
-/// It is named once, or twice alike; by the rules of HTTP/1.1's Host, which knows no user.
+/// Whether it names at most one host, perhaps twice alike; by the rules of HTTP/1.1's Host, which
+/// knows no user. [`check`] answers a request that names none.
 fn has_one_host(parts: &Parts) -> bool {
     let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next().map(HeaderValue::as_bytes);
-    let (Some(name), None) = (authority.or(host), hosts.next()) else {
-        return false;
+    let Some(name) = authority.or(host) else {
+        return true;
     };
-    is_host(name) && host.is_none_or(|host| host.eq_ignore_ascii_case(name))
+    hosts.next().is_none()
+        && is_host(name)
+        && host.is_none_or(|host| host.eq_ignore_ascii_case(name))
 }
 
 /// The `http` crate checks all of RFC 9110, section 5.6.2, but takes the quote for a letter.
@@ -112,6 +131,8 @@ fn is_trimmed(value: &HeaderValue) -> bool {
     !is_space(value.as_bytes().first()) && !is_space(value.as_bytes().last())
 }
 
+const NO_HOST: Malformed = Malformed::bad("the request has neither :authority nor Host");
+
 const URI_TOO_LONG: Malformed = Malformed::new(
     ErrorCode::UriTooLong,
     "the request's target is longer than limits.max_uri",
@@ -120,11 +141,6 @@ const URI_TOO_LONG: Malformed = Malformed::new(
 const TOO_MANY_FIELDS: Malformed = Malformed::new(
     ErrorCode::HeadersTooLarge,
     "the request has more fields than limits.max_headers",
-);
-
-const UNKNOWN_EXPECTATION: Malformed = Malformed::new(
-    ErrorCode::ExpectationFailed,
-    "the only expectation that is known is 100-continue",
 );
 
 #[cfg(test)]
@@ -166,15 +182,49 @@ mod tests {
             ..Bounds::default()
         };
         let code = |parts: &Parts| check(parts, &bounds).unwrap_err().code;
-        assert_eq!(code(&parts("GET", "/abcd", &[])), ErrorCode::UriTooLong);
+        assert_eq!(
+            code(&parts("GET", "http://h/abcd", &[])),
+            ErrorCode::UriTooLong
+        );
         let two = [("a", "1"), ("b", "2")];
-        assert_eq!(code(&parts("GET", "/", &two)), ErrorCode::HeadersTooLarge);
+        assert_eq!(
+            code(&parts("GET", "http://h/", &two)),
+            ErrorCode::HeadersTooLarge
+        );
+        // A cookie in crumbs is one field, and no other field is.
+        let crumbs = [("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")];
+        assert!(check(&parts("GET", "http://h/", &crumbs), &bounds).is_ok());
+        let beside = [crumbs[0], crumbs[1], ("a", "1")];
+        assert_eq!(
+            code(&parts("GET", "http://h/", &beside)),
+            ErrorCode::HeadersTooLarge
+        );
+        let doubled = [("a", "1"), ("a", "2")];
+        assert_eq!(
+            code(&parts("GET", "http://h/", &doubled)),
+            ErrorCode::HeadersTooLarge
+        );
+        let list = [("expect", "100-continue, 100-continue")];
+        assert!(
+            check(&parts("POST", "http://h/", &list), &bounds)
+                .unwrap()
+                .expects_continue
+        );
+        let empty = [("expect", "")];
+        assert!(
+            !check(&parts("POST", "http://h/", &empty), &bounds)
+                .unwrap()
+                .expects_continue
+        );
         let odd = [("expect", "a miracle")];
-        assert_eq!(code(&parts("GET", "/", &odd)), ErrorCode::ExpectationFailed);
-        let expecting = parts("POST", "/abc", &[("expect", "100-Continue")]);
+        assert_eq!(
+            code(&parts("GET", "http://h/", &odd)),
+            ErrorCode::ExpectationFailed
+        );
+        let expecting = parts("POST", "http://h/abc", &[("expect", "100-Continue")]);
         let announced = check(&expecting, &bounds).unwrap();
         assert!(announced.expects_continue && announced.length.is_none());
-        let long = parts("POST", "/", &[("content-length", "17")]);
+        let long = parts("POST", "http://h/", &[("content-length", "17")]);
         assert_eq!(check(&long, &bounds).unwrap().length, Some(17));
     }
 
@@ -185,6 +235,18 @@ mod tests {
         assert!(is_well_formed(&parts("OPTIONS", "*", &host)));
         assert!(!is_well_formed(&parts("GET", "*", &host)));
         assert!(!is_well_formed(&parts("GET", "here:1", &host)));
+        assert!(is_well_formed(&parts("CONNECT", "here:1", &[])));
+        assert!(!is_well_formed(&parts("CONNECT", "http://here:1/", &[])));
+    }
+
+    #[test]
+    fn some_requests_that_cannot_be_served_are_answered() {
+        let bounds = Bounds::default();
+        let code = |parts: &Parts| check(parts, &bounds).unwrap_err().code;
+        assert_eq!(code(&parts("OPTIONS", "/", &[])), ErrorCode::MalformedHttp);
+        assert_eq!(code(&parts("OPTIONS", "*", &[])), ErrorCode::MalformedHttp);
+        let connect = parts("CONNECT", "here:1", &[]);
+        assert_eq!(code(&connect), ErrorCode::NotImplemented);
     }
 
     #[test]
@@ -196,7 +258,7 @@ mod tests {
         assert!(is_good("http://here/", &[]));
         assert!(is_good("http://here/", &["HERE"]));
         assert!(is_good("/", &["here:80"]));
-        assert!(!is_good("/", &[]));
+        assert!(is_good("/", &[]), "it is answered");
         assert!(!is_good("/", &["here", "here"]));
         assert!(!is_good("/", &["here/there"]));
         assert!(!is_good("http://here/", &["there"]));
