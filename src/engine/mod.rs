@@ -112,7 +112,7 @@ pub struct Sampling {
     /// In [0, 1]; 0 switches it off.
     pub min_p: f32,
     /// The same seed, prompt and model give the same answer; `None` draws one.
-    pub seed: Option<u32>,
+    pub seed: Option<i64>,
     /// In [-2, 2], as in the OpenAI API; 0 switches it off.
     pub frequency_penalty: f32,
     /// In [-2, 2], as in the OpenAI API; 0 switches it off.

@@ -73,6 +73,17 @@ impl<'a> Value<'a> {
         serde_json::from_str(self.0).ok()
     }
 
+    /// Reads the value as an integer of 64 bits, however it is written: JSON has one type of
+    /// number, so `10.0` and `1e1` are the integer 10 (RFC 8259, section 6; JSON Schema, section
+    /// 6.1.1). Exact, unlike a detour through `f64`. `None` where the value is not a number, not
+    /// an integer, or does not fit.
+    pub fn read_integer(self) -> Option<i64> {
+        match self.kind() {
+            Kind::Number => integer_of(self.0),
+            _ => None,
+        }
+    }
+
     /// Reads the value as a string, which is the client's own text where it has no escapes.
     pub fn read_text(self) -> Option<Cow<'a, str>> {
         self.read().map(|Name(text)| text)
@@ -108,8 +119,13 @@ pub enum ListError {
 pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let place = error.valid_up_to();
-        invalid_json(format!("the body is not UTF-8 from byte {place} on"))
+        invalid_json(match is_utf16(body) {
+            true => "the body is UTF-16; send it in UTF-8".to_owned(),
+            false => format!("the body is not UTF-8 from byte {place} on"),
+        })
     })?;
+    // RFC 8259, section 8.1: a parser may ignore a byte order mark, and Windows' tools write one.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let first = text.trim_ascii_start().bytes().next();
     let Members(members) = serde_json::from_str(text).map_err(|error| {
         if error.is_data() {
@@ -127,6 +143,65 @@ pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
         }
         None => Ok(members),
     }
+}
+
+/// A byte order mark of UTF-16, in either order.
+fn is_utf16(body: &[u8]) -> bool {
+    body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff")
+}
+
+/// The integer that a JSON number is equal to, if it is one of 64 bits.
+fn integer_of(number: &str) -> Option<i64> {
+    let (is_negative, number) = match number.strip_prefix('-') {
+        Some(number) => (true, number),
+        None => (false, number),
+    };
+    let (mantissa, exponent) = match number.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, exponent_of(exponent)),
+        None => (number, 0),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = || whole.bytes().chain(fraction.bytes());
+    // How many of the digits stand before the point once the exponent has moved it.
+    let whole_digits = i64::try_from(whole.len()).ok()?.saturating_add(exponent);
+    let split = usize::try_from(whole_digits.max(0)).ok()?;
+    if digits().all(|digit| digit == b'0') {
+        return Some(0);
+    }
+    if digits().skip(split).any(|digit| digit != b'0') {
+        return None;
+    }
+    let written = whole.len() + fraction.len();
+    let zeros = split.saturating_sub(written);
+    // Longer than any integer that fits: no loop over the zeros that an exponent asks for.
+    if zeros > INTEGER_DIGITS_MAX {
+        return None;
+    }
+    let digits = digits().take(split).chain(std::iter::repeat_n(b'0', zeros));
+    let mut integer: i64 = 0;
+    for digit in digits {
+        let digit = i64::from(digit - b'0');
+        integer = integer.checked_mul(10)?;
+        integer = match is_negative {
+            true => integer.checked_sub(digit)?,
+            false => integer.checked_add(digit)?,
+        };
+    }
+    Some(integer)
+}
+
+/// Decimal digits of the largest integer of 64 bits.
+const INTEGER_DIGITS_MAX: usize = 19;
+
+/// What an exponent says; one that does not fit moves the point as far as can be.
+fn exponent_of(text: &str) -> i64 {
+    let most = match text.starts_with('-') {
+        true => i64::MIN / 2,
+        false => i64::MAX / 2,
+    };
+    text.parse::<i64>()
+        .unwrap_or(most)
+        .clamp(i64::MIN / 2, i64::MAX / 2)
 }
 
 /// The body is JSON, but not an object of a sane size.
@@ -165,9 +240,14 @@ pub fn beginning(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
-/// The first name that stands twice. Quadratic, in at most `JSON_MEMBERS_MAX` members.
+/// The first name that stands twice. Quadratic, in at most `JSON_MEMBERS_MAX` members; a name that
+/// no field can have is not compared, since it may be as long as the body.
 fn duplicate<'m>(members: &'m [Member<'_>]) -> Option<&'m str> {
-    members.iter().enumerate().find_map(|(index, member)| {
+    let short = members
+        .iter()
+        .enumerate()
+        .filter(|(_, member)| member.name.len() <= limits::SUGGESTION_NAME_BYTES_MAX);
+    short.into_iter().find_map(|(index, member)| {
         members[..index]
             .iter()
             .any(|earlier| earlier.name == member.name)
@@ -284,6 +364,51 @@ mod tests {
             error(body(most + 1).as_bytes()).code,
             ErrorCode::InvalidRequest
         );
+    }
+
+    #[test]
+    fn integers_are_read_however_they_are_written() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("-0", Some(0)),
+            ("-0.0e9", Some(0)),
+            ("0e99999999999999999999", Some(0)),
+            ("10.0", Some(10)),
+            ("1e2", Some(100)),
+            ("1E+2", Some(100)),
+            ("1200e-2", Some(12)),
+            ("1.50e1", Some(15)),
+            ("-1.0", Some(-1)),
+            ("9223372036854775807.000", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("0.00000000000000000001e20", Some(1)),
+            ("9223372036854775808", None),
+            ("1e19", None),
+            ("1e99999999999999999999", None),
+            ("1e-99999999999999999999", None),
+            ("10.5", None),
+            ("1e-1", None),
+            ("15e-1", None),
+            ("\"10\"", None),
+            ("true", None),
+        ] {
+            assert_eq!(Value(text).read_integer(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_ignored_and_utf16_is_named() {
+        let found = members(b"\xef\xbb\xbf {\"a\": 1}").unwrap();
+        assert_eq!(found[0].value.text(), "1");
+        // Once, and at the start alone.
+        for body in [&b"\xef\xbb\xbf\xef\xbb\xbf{}"[..], b" \xef\xbb\xbf{}"] {
+            assert_eq!(error(body).code, ErrorCode::InvalidJson);
+        }
+        for body in [&b"\xff\xfe{\0}\0"[..], b"\xfe\xff\0{\0}"] {
+            let error = error(body);
+            assert_eq!(error.code, ErrorCode::InvalidJson);
+            assert!(error.message.contains("UTF-16"), "{}", error.message);
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::limits;
 use super::selection::{AnswerObject, Member};
 use super::validate::{
     CacheMode, GenerateRequest, Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P,
-    check_text, checked_timeout, empty_stop, language_of, no_prompt, out_of_interval, out_of_range,
-    too_many, wrong,
+    check_text, checked_timeout, empty_stop, known_seed, language_of, no_prompt, out_of_interval,
+    out_of_range, too_many, wrong,
 };
 
 /// Reads a request. `timeout` is what its head says (`grpc-timeout`); of two the smaller counts.
@@ -105,7 +105,7 @@ fn set_sampling(
         request.repeat_penalty = Some(number_in("repeat_penalty", number, &REPEAT_PENALTY)?);
     }
     sampling.top_k = asked.top_k.unwrap_or(sampling.top_k);
-    sampling.seed = asked.seed;
+    sampling.seed = asked.seed.and_then(known_seed);
     if let Some(max_tokens) = asked.max_tokens {
         let (low, high) = (1, limits::MAX_TOKENS_MAX);
         if !(low..=high).contains(&max_tokens) {

@@ -69,7 +69,7 @@ const FIELDS: &[&str] = &[
 
 const CONTEXT_FIELDS: &[&str] = &["path", "text"];
 
-/// How far a name may be from a known one to be taken for a slip of the pen (Jaro-Winkler).
+/// The similarity from which on a name is taken for a typo of a known one (Jaro-Winkler).
 const SIMILAR: f64 = 0.75;
 
 impl GenerateRequest {
@@ -134,7 +134,7 @@ impl GenerateRequest {
                 let max_tokens = integer("max_tokens", value, 1, limits::MAX_TOKENS_MAX)?;
                 self.max_tokens = Some(max_tokens);
             }
-            "seed" => sampling.seed = Some(integer("seed", value, 0, u32::MAX)?),
+            "seed" => sampling.seed = seed(value)?,
             "stop" => self.stop = stop(value)?,
             "frequency_penalty" => {
                 sampling.frequency_penalty = number("frequency_penalty", value, &PENALTY)?;
@@ -225,14 +225,34 @@ pub(super) fn out_of_interval(field: &str, interval: &Interval, given: &str) -> 
 
 fn integer(field: &str, value: Value<'_>, low: u32, high: u32) -> Result<u32, ApiError> {
     expect(field, value, Kind::Number)?;
-    let number = value.read::<u32>();
+    let number = value.read_integer().and_then(|it| u32::try_from(it).ok());
     number
         .filter(|number| (low..=high).contains(number))
         .ok_or_else(|| out_of_range(field, low, high, &excerpt(value.text())))
 }
 
+/// Any integer of 64 bits, of which -1 asks for a random seed.
+fn seed(value: Value<'_>) -> Result<Option<i64>, ApiError> {
+    expect("seed", value, Kind::Number)?;
+    let seed = value.read_integer().ok_or_else(|| {
+        let given = excerpt(value.text());
+        out_of_range("seed", i64::MIN, i64::MAX, &given)
+    })?;
+    Ok(known_seed(seed))
+}
+
+/// What the clients of the field send for "choose one" is no seed.
+pub(super) fn known_seed(seed: i64) -> Option<i64> {
+    (seed != -1).then_some(seed)
+}
+
 /// An integer that is not in its range.
-pub(super) fn out_of_range(field: &str, low: u32, high: u32, given: &str) -> ApiError {
+pub(super) fn out_of_range<T: std::fmt::Display>(
+    field: &str,
+    low: T,
+    high: T,
+    given: &str,
+) -> ApiError {
     let problem = format!("must be an integer from {low} to {high}, not {given}");
     wrong(field, &problem)
 }
@@ -282,7 +302,8 @@ pub(super) fn check_text(field: &str, text: &str, low: usize, high: usize) -> Re
 fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
     expect("timeout", value, Kind::Number)?;
     let given = || excerpt(value.text());
-    checked_timeout("timeout", value.read::<u32>(), limits, given)
+    let milliseconds = value.read_integer().and_then(|it| u32::try_from(it).ok());
+    checked_timeout("timeout", milliseconds, limits, given)
 }
 
 /// A timeout within its range; `given` is what the client wrote.
@@ -397,14 +418,19 @@ fn context_file(field: &str, value: Value<'_>) -> Result<ContextFile, ApiError> 
 }
 
 fn cache_mode(value: Value<'_>) -> Result<CacheMode, ApiError> {
-    match value.text() {
-        "\"use\"" => Ok(CacheMode::Use),
-        "\"refresh\"" => Ok(CacheMode::Refresh),
-        "\"bypass\"" => Ok(CacheMode::Bypass),
-        other => {
+    // Compared as a string, not as the text in the body: escapes spell the same word.
+    let word = match value.kind() {
+        Kind::String => value.read_text(),
+        _ => None,
+    };
+    match word.as_deref() {
+        Some("use") => Ok(CacheMode::Use),
+        Some("refresh") => Ok(CacheMode::Refresh),
+        Some("bypass") => Ok(CacheMode::Bypass),
+        _ => {
             let problem = format!(
                 "must be \"use\", \"refresh\" or \"bypass\", not {}",
-                excerpt(other)
+                excerpt(value.text())
             );
             Err(wrong("cache", &problem))
         }
@@ -442,17 +468,27 @@ pub(super) fn wrong(field: &str, problem: &str) -> ApiError {
 
 /// A name that is not in `known`; `prefix` is the path of the object that it stands in.
 fn unknown(name: &str, known: &[&str], prefix: &str) -> ApiError {
-    let nearest = known
-        .iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .max_by(|one, other| one.0.total_cmp(&other.0))
-        .filter(|(similarity, _)| *similarity >= SIMILAR);
     let field = format!("{prefix}{}", excerpt(name));
-    let problem = match nearest {
-        Some((_, nearest)) => format!("is not a field; did you mean `{prefix}{nearest}`?"),
+    let problem = match nearest(name, known) {
+        Some(nearest) => format!("is not a field; did you mean `{prefix}{nearest}`?"),
         None => format!("is not a field; there are {}", known.join(", ")),
     };
     wrong(&field, &problem)
+}
+
+/// The known name that a client may have meant. The comparison takes the product of both lengths,
+/// and a client chooses one of them: a name that is far too long is not compared at all.
+fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    if name.len() > limits::SUGGESTION_NAME_BYTES_MAX {
+        return None;
+    }
+    let scored = known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), *candidate));
+    scored
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .filter(|(similarity, _)| *similarity >= SIMILAR)
+        .map(|(_, nearest)| nearest)
 }
 
 #[cfg(test)]
@@ -496,7 +532,7 @@ mod tests {
     fn every_field_is_read() {
         let request = parse(
             r#"{"prompt": "p", "language": "C++", "timeout": 1, "model": "m", "temperature": 0.5,
-                "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 7, "seed": 4294967295,
+                "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 7, "seed": -9223372036854775808,
                 "stop": ["a", "\n"], "frequency_penalty": -2, "presence_penalty": 2,
                 "repeat_penalty": 1.1, "context": [{"path": "a.py", "text": ""}],
                 "stream": false, "cache": "refresh"}"#,
@@ -507,7 +543,7 @@ mod tests {
             top_p: 0.9,
             top_k: 40,
             min_p: 0.05,
-            seed: Some(u32::MAX),
+            seed: Some(i64::MIN),
             frequency_penalty: -2.0,
             presence_penalty: 2.0,
             repeat_penalty: 1.0,
@@ -530,6 +566,49 @@ mod tests {
             cache: CacheMode::Refresh,
         };
         assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn numbers_and_words_may_be_spelt_in_every_way_that_json_has() {
+        let body = r#"{"prompt": "x", "max_tokens": 10.0, "timeout": 1e3, "top_k": 4e1,
+                       "seed": 9223372036854775807, "cache": "u\u0073e",
+                       "l\u0061nguage": "pyth\u006fn"}"#;
+        let request = parse(body).unwrap();
+        assert_eq!((request.max_tokens, request.sampling.top_k), (10, 40));
+        assert_eq!(request.timeout, Duration::from_secs(1));
+        assert_eq!(request.sampling.seed, Some(i64::MAX));
+        assert_eq!(request.cache, CacheMode::Use);
+        assert_eq!(request.language.unwrap().name, "python");
+        for random in ["-1", "-1.0", "null"] {
+            let body = format!(r#"{{"prompt": "x", "seed": {random}}}"#);
+            assert_eq!(parse(&body).unwrap().sampling.seed, None);
+        }
+        for (members, given) in [
+            (r#""max_tokens": 10.5"#, "10.5"),
+            (r#""max_tokens": 1e9"#, "1e9"),
+            (r#""timeout": 0.0"#, "0.0"),
+            (r#""seed": 9223372036854775808"#, "9223372036854775808"),
+            (r#""seed": 0.5"#, "0.5"),
+        ] {
+            let (_, words) = refused(members);
+            assert!(words.contains(given), "{words}");
+        }
+    }
+
+    /// A client chooses names, and a comparison takes the product of two lengths. Mutation: without
+    /// the bound in `nearest` this takes seconds.
+    #[test]
+    fn long_names_are_refused_without_comparing_them() {
+        let long = "prompt".repeat(200_000);
+        let before = crate::os::process::thread_cpu_time();
+        let (field, words) = refused(&format!(r#""{long}": 1"#));
+        assert!(field.len() < 100 && words.len() < 500, "{words}");
+        refused(&format!(r#""context": [{{"path": "x", "{long}": 1}}]"#));
+        refused(&format!(r#""{long}": 1, "{long}": 1"#));
+        let names = (10..60).map(|number| format!(r#""{number}{}": 1"#, &long[..16_000]));
+        refused(&names.collect::<Vec<_>>().join(","));
+        let spent = crate::os::process::thread_cpu_time() - before;
+        assert!(spent < Duration::from_millis(500), "{spent:?}");
     }
 
     #[test]
@@ -576,8 +655,12 @@ mod tests {
             ),
             (r#""top_k": -1"#, "top_k", "integer from 0"),
             (r#""max_tokens": 0"#, "max_tokens", "from 1 to 1000000"),
-            (r#""max_tokens": 1.0"#, "max_tokens", "integer"),
-            (r#""seed": 4294967296"#, "seed", "from 0 to 4294967295"),
+            (r#""max_tokens": 1.5"#, "max_tokens", "integer"),
+            (
+                r#""seed": 9223372036854775808"#,
+                "seed",
+                "to 9223372036854775807",
+            ),
             (r#""timeout": 0"#, "timeout", "from 1 to 600000"),
             (
                 r#""timeout": 600001"#,

@@ -30,7 +30,7 @@ impl Sampler {
         if sampling.temperature <= 0.0 {
             return Sampler::Penalized(Box::new(Penalties::new(sampling, prompt)));
         }
-        let seed = sampling.seed.unwrap_or_else(drawn_seed);
+        let seed = sampling.seed.map_or_else(drawn_seed, llama_seed);
         let Some(mut chain) = Chain::new(model.clone(), sampling, seed) else {
             log::warn!("no memory for a chain of samplers: this answer is greedy");
             return Sampler::Greedy;
@@ -114,7 +114,27 @@ impl Penalties {
 
 fn drawn_seed() -> u32 {
     // Without the system's randomness the answers are merely the same again.
-    getrandom::u32().unwrap_or(0)
+    llama_seed(getrandom::u32().unwrap_or(0).into())
+}
+
+/// llama.cpp's seeds have 32 bits, and it takes this one for "draw one" (`LLAMA_DEFAULT_SEED`).
+const LLAMA_DRAWS: u32 = u32::MAX;
+
+/// A seed of 64 bits as one of llama.cpp's. Those that fit stay what they are; all others are mixed
+/// (the finalizer of SplitMix64), so that seeds which differ in their upper half alone differ.
+fn llama_seed(seed: i64) -> u32 {
+    if let Ok(small) = u32::try_from(seed)
+        && small != LLAMA_DRAWS
+    {
+        return small;
+    }
+    let mut mixed = seed as u64;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    match (mixed >> 32) as u32 {
+        LLAMA_DRAWS => 0,
+        small => small,
+    }
 }
 
 /// The index of the greatest score, the first of equals. Scores that are no numbers never win.
@@ -167,6 +187,19 @@ mod tests {
             1,
             "0 has come 64 times"
         );
+    }
+
+    #[test]
+    fn a_seed_of_64_bits_becomes_one_of_32_and_never_the_one_that_draws() {
+        for small in [0, 1, 7, u32::MAX - 1] {
+            assert_eq!(llama_seed(small.into()), small);
+        }
+        let large = [u32::MAX.into(), 1 << 32, 1 << 33, i64::MAX, i64::MIN, -2];
+        let mut seeds: Vec<_> = large.map(llama_seed).into();
+        assert!(!seeds.contains(&LLAMA_DRAWS));
+        seeds.sort_unstable();
+        seeds.dedup();
+        assert_eq!(seeds.len(), large.len());
     }
 
     #[test]
