@@ -95,8 +95,8 @@ catalogue! {
     MissingCredentials = "missing_credentials", 401, 16, Authentication;
     /// The key is unknown or revoked. Make one with `autoglmd key create`.
     InvalidKey = "invalid_key", 401, 16, Authentication;
-    /// The key's time is over. Make a new one with `autoglmd key rotate`.
-    ExpiredKey = "expired_key", 403, 7, Permission;
+    /// The key has expired. Make a new one with `autoglmd key rotate`.
+    ExpiredKey = "expired_key", 401, 16, Authentication;
     /// The key lacks the scope that this route needs; the message names it.
     InsufficientScope = "insufficient_scope", 403, 7, Permission;
     /// Nothing is served at this path.

@@ -15,7 +15,7 @@ mod coding;
 use crate::http::Request;
 use crate::limits::HTTP_ACCEPT_RANGES_MAX;
 
-pub use coding::{AcceptEncoding, body_codings};
+pub use coding::{AcceptEncoding, BodyCodingError, body_coding};
 
 /// A media type that is produced or consumed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

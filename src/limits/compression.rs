@@ -53,10 +53,6 @@ pub const ENCODER_ROOM_BYTES: usize = 1024;
 /// Bytes of a body that is kept in coded forms; a larger one is made anew for each request.
 pub const KEPT_BODY_BYTES: usize = 64 * 1024;
 
-/// Codings that a request's body may have on top of each other. Nobody needs two; each costs a
-/// pass and a buffer. curl takes five from servers, after a report of thousands.
-pub const BODY_CODINGS_MAX: usize = 2;
-
 /// What a decoder is asked for at a time: how far beyond its bound a bomb can get.
 pub const DECODER_ROOM_BYTES: usize = 16 * 1024;
 

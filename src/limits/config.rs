@@ -52,8 +52,8 @@ pub const CONCURRENCY: RangeInclusive<u64> = 0..=65_536;
 pub const MAX_CONNECTIONS: RangeInclusive<u64> = 0..=10_000_000;
 pub const MAX_HEAD_BYTES: RangeInclusive<u64> = KIB..=MIB;
 pub const MAX_URI_BYTES: RangeInclusive<u64> = 256..=MIB;
-/// Each field line costs 32 bytes in the parser's table.
-pub const MAX_HEADERS: RangeInclusive<u64> = 8..=1_000;
+/// The parser's table lies on the stack and has room for so many field lines.
+pub const MAX_HEADERS: RangeInclusive<u64> = 8..=super::HTTP_FIELDS_MAX as u64;
 pub const MAX_BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
 /// deflate reaches 1,032 and the others a million; text that people wrote stays below 20.
 pub const MAX_INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;

@@ -49,7 +49,7 @@ pub fn authenticate<'r>(
             Err(ApiError::new(ErrorCode::InvalidKey, message))
         }
         Standing::Expired => {
-            let message = "the key's time is over; make a new one with `autoglmd key rotate`";
+            let message = "the key has expired; run `autoglmd key rotate`";
             Err(ApiError::new(ErrorCode::ExpiredKey, message))
         }
     }

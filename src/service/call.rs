@@ -11,8 +11,9 @@ use std::sync::Arc;
 use crate::config::ClientIdentity;
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
+use crate::grpc::Encoding;
 use crate::http::Method;
-use crate::http::compress::BodyCodings;
+use crate::http::compress::Coding;
 use crate::http::negotiate::AcceptEncoding;
 use crate::offload::Permit;
 use crate::telemetry::request_id::{RequestId, TraceContext};
@@ -20,7 +21,7 @@ use crate::telemetry::request_id::{RequestId, TraceContext};
 use super::auth::Caller;
 use super::form::{Form, Media};
 use super::rate_limit::Level;
-use super::router::{Route, Row};
+use super::router::{BodyBound, Route, Row};
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,10 +72,11 @@ pub struct Call {
     pub peer: PeerAddress,
     pub user_agent: Option<Box<str>>,
     pub trace: Option<TraceContext>,
-    /// The content codings that the client takes.
+    /// The content codings that the client takes; none until it has shown that it may use a route
+    /// that is not public.
     pub accept_encoding: AcceptEncoding,
-    /// Those of its body.
-    pub body_codings: BodyCodings,
+    /// That of its body.
+    pub body_coding: Option<Coding>,
     /// Who it is, once that is known.
     pub caller: Option<Caller>,
     /// The key's buckets after this request, for the `x-ratelimit-*` fields.
@@ -99,12 +101,21 @@ impl Call {
             user_agent: None,
             trace: None,
             accept_encoding: AcceptEncoding::NONE,
-            body_codings: BodyCodings::default(),
+            body_coding: None,
             caller: None,
             requests: None,
             tokens: None,
             media: Media::default(),
             form: Form::Json,
+        }
+    }
+
+    /// How the messages of a gRPC answer are compressed. A route that takes no compressed messages
+    /// sends none.
+    pub fn answer_encoding(&self) -> Encoding {
+        match (self.form, self.row.map(|row| row.body)) {
+            (Form::Grpc(terms), Some(BodyBound::MaxBody)) => terms.encoding,
+            _ => Encoding::Identity,
         }
     }
 
@@ -144,9 +155,19 @@ impl Admitted {
     /// be is known here, and not where it was found to be larger.
     pub fn refuse(self, mut error: ApiError) -> Refusal {
         if error.code == ErrorCode::BodyTooLarge {
-            error.message = match self.body_limit {
-                0 => "this path takes no body".to_owned(),
-                limit => format!("the body is larger than {limit} bytes (`limits.max_body`)"),
+            let limit = self.body_limit;
+            error.message = match self.call.row.map(|row| row.body) {
+                Some(BodyBound::MaxBody) if limit > 0 => {
+                    format!("the body is larger than {limit} bytes (`limits.max_body`)")
+                }
+                Some(BodyBound::Bytes(_)) if limit > 0 => {
+                    format!("the body is larger than the {limit} bytes that this path takes")
+                }
+                // As of one whose length was announced: see `check_no_body`.
+                _ => {
+                    error.code = ErrorCode::InvalidRequest;
+                    "this request takes no body".to_owned()
+                }
             };
         }
         Refusal::of(self.call, error)

@@ -20,14 +20,15 @@ use crate::grpc::{Bounds, Encoding, frame};
 use crate::http::Fields;
 use crate::http::compress::decode::{Bound, DecodeError, decode_body};
 use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, encode_whole};
-use crate::http::compress::{BodyCodings, Coding, is_compressible};
-use crate::http::negotiate::AcceptEncoding;
+use crate::http::compress::{Coding, is_compressible};
+use crate::http::negotiate::{AcceptEncoding, BodyCodingError};
 use crate::limits::PAGE_BYTES_KEPT;
 use crate::limits::compression::{COMPRESSED_STREAMS_MOST, ZSTD_DECODER_WINDOW_LOG};
 use crate::offload::Permit;
 use crate::telemetry::metrics::Metrics;
 
 use super::kept::KeptBody;
+use super::router::{BodyBound, Row};
 
 /// Of the codings that a client likes equally, the one that costs least: at answers' sizes zstd
 /// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.
@@ -208,9 +209,8 @@ impl Coder {
         &self,
         body: &'b [u8],
         encoding: Encoding,
-        config: &Config,
+        bounds: Bounds,
     ) -> Result<Cow<'b, [u8]>, ApiError> {
-        let bounds = message_bounds(config, config.limits.max_body);
         if encoding == Encoding::Identity {
             return frame::only_message(body, encoding, bounds);
         }
@@ -220,21 +220,18 @@ impl Coder {
         Ok(message)
     }
 
-    /// What a request's body is without its codings, in `out`.
+    /// What a request's body is without its coding, in `out`.
     pub fn inflate(
         &self,
-        codings: BodyCodings,
+        coding: Coding,
         body: &[u8],
         config: &Config,
         out: &mut Vec<u8>,
     ) -> Result<(), ApiError> {
-        let Some(coding) = codings.iter().next() else {
-            return Ok(());
-        };
         let limits = &config.limits;
         let bound = Bound::of(body.len(), limits.max_body, limits.max_inflate_ratio);
         let counters = self.metrics.compression();
-        let result = counters.inflating(coding, || decode_body(codings, body, bound, out));
+        let result = counters.inflating(coding, || decode_body(coding, body, bound, out));
         counters.observe_inflated(coding, body.len(), out.len());
         result.map_err(|error| {
             counters.observe_refused(error);
@@ -257,18 +254,36 @@ impl Drop for StreamCoder {
     }
 }
 
-/// Of gRPC's messages.
-pub fn message_bounds(config: &Config, bytes: usize) -> Bounds {
-    Bounds {
-        bytes,
-        inflate_ratio: config.limits.max_inflate_ratio,
+/// Bounds of the gRPC messages that a route takes.
+pub fn message_bounds(config: &Config, row: Option<&Row>) -> Bounds {
+    match row.map_or(BodyBound::None, |row| row.body) {
+        BodyBound::None => Bounds {
+            bytes: 0,
+            inflate_ratio: None,
+        },
+        BodyBound::Bytes(bytes) => Bounds {
+            bytes,
+            inflate_ratio: None,
+        },
+        BodyBound::MaxBody => Bounds {
+            bytes: config.limits.max_body,
+            inflate_ratio: Some(config.limits.max_inflate_ratio),
+        },
     }
 }
 
 /// 415, with the codings that are taken.
-pub fn unsupported_coding() -> ApiError {
-    let message = "`Content-Encoding` may name up to two of gzip, deflate, br and zstd; \
-                   send the body in one of them, or as it is";
+pub fn unsupported_coding(error: BodyCodingError) -> ApiError {
+    let message = match error {
+        BodyCodingError::Unknown => {
+            "`Content-Encoding` names an unknown coding; gzip, deflate, br and zstd are taken; \
+             send the body in one of them, or as it is"
+        }
+        BodyCodingError::Several => {
+            "`Content-Encoding` names more than one coding; one of gzip, deflate, br and zstd is \
+             taken; compress the body once"
+        }
+    };
     ApiError::new(ErrorCode::UnsupportedMediaType, message).with_param(CONTENT_ENCODING)
 }
 

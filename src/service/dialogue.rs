@@ -9,7 +9,7 @@ use crate::http::Reply;
 
 use super::Service;
 use super::call::Call;
-use super::form::{self, Form};
+use super::form;
 use super::ledger::Outcome;
 
 impl Service {
@@ -22,8 +22,8 @@ impl Service {
         reply: &mut dyn Reply,
     ) {
         self.page.begin(call);
-        if let Form::Grpc(terms) = call.form {
-            self.page.append_message(message, terms.encoding);
+        if call.form.is_grpc() {
+            self.page.append_message(message, call.answer_encoding());
         }
         let bytes = form::send_answer(&mut self.page, call, reply);
         let status = 200;
@@ -40,8 +40,8 @@ impl Service {
         reply: &mut dyn Reply,
     ) -> u64 {
         self.page.begin(call);
-        if let Form::Grpc(terms) = call.form {
-            self.page.append_message(message, terms.encoding);
+        if call.form.is_grpc() {
+            self.page.append_message(message, call.answer_encoding());
         }
         if is_first {
             form::start(&mut self.page, call, reply);

@@ -16,7 +16,7 @@ use super::coding::StreamCoder;
 use super::headers;
 use super::message::response_of;
 use super::page::{EVENT_STREAM, ErrorBody, JSON, Page, write_json};
-use super::router::{Row, Verbs};
+use super::router::{BodyBound, Row, Verbs};
 use super::selection::AnswerObject;
 
 /// What a generation's answer can be, the first being what a client gets that takes anything.
@@ -163,8 +163,8 @@ pub fn send_answer(page: &mut Page, call: &Call, reply: &mut dyn Reply) -> u64 {
 pub fn start(page: &mut Page, call: &Call, reply: &mut dyn Reply) -> Option<Box<StreamCoder>> {
     match call.form {
         Form::Json | Form::Protobuf => page.send_head(200, EVENT_STREAM, reply),
-        Form::Grpc(terms) => {
-            push_encodings(&mut page.fields, terms.encoding);
+        Form::Grpc(_) => {
+            push_encodings(&mut page.fields, call, call.answer_encoding());
             page.send_head(200, grpc::CONTENT_TYPE, reply)
         }
     }
@@ -226,7 +226,7 @@ pub fn end_without_messages(
     reply: &mut dyn Reply,
 ) {
     page.body.clear();
-    push_encodings(&mut page.fields, Encoding::Identity);
+    push_encodings(&mut page.fields, call, Encoding::Identity);
     push_status(&mut page.fields, call, error);
     page.send(200, Some(grpc::CONTENT_TYPE), reply);
 }
@@ -238,11 +238,15 @@ fn push_status(fields: &mut Fields, call: &Call, error: Option<&ApiError>) {
     }
 }
 
-fn push_encodings(fields: &mut Fields, encoding: Encoding) {
+fn push_encodings(fields: &mut Fields, call: &Call, encoding: Encoding) {
     if encoding != Encoding::Identity {
         fields.push("grpc-encoding", encoding.name());
     }
-    fields.push("grpc-accept-encoding", "identity,gzip");
+    let accepted = match call.row.map(|row| row.body) {
+        Some(BodyBound::Bytes(_) | BodyBound::None) => "identity",
+        Some(BodyBound::MaxBody) | None => "identity,gzip",
+    };
+    fields.push("grpc-accept-encoding", accepted);
 }
 
 fn append(body: &mut Vec<u8>, message: &impl Message) {

@@ -17,6 +17,7 @@ use crate::offload::{JobKey, Permit, Ticket};
 
 use super::body::excerpt;
 use super::call::{Admitted, Call};
+use super::coding::message_bounds;
 use super::exchange::{Delivery, Exchange, Reserved, Running, Stream, Work};
 use super::form::Form;
 use super::message::{no_stream, read_request};
@@ -142,8 +143,8 @@ impl Service {
             Form::Grpc(terms) => terms.encoding,
             Form::Json | Form::Protobuf => Encoding::Identity,
         };
-        let config = &self.parts.config;
-        self.page.coder.only_message(body, encoding, config)
+        let bounds = message_bounds(&self.parts.config, call.row);
+        self.page.coder.only_message(body, encoding, bounds)
     }
 
     /// Refuses a model that is not the loaded one.

@@ -44,7 +44,7 @@ pub fn error(fields: &mut Fields, error: &ApiError, row: Option<&Row>) {
     match error.code {
         // RFC 9110, section 11.6.1: a 401 names the scheme that it wants.
         ErrorCode::MissingCredentials => fields.push("www-authenticate", "Bearer"),
-        ErrorCode::InvalidKey => {
+        ErrorCode::InvalidKey | ErrorCode::ExpiredKey => {
             fields.push("www-authenticate", "Bearer error=\"invalid_token\"");
         }
         ErrorCode::MethodNotAllowed => {

@@ -118,7 +118,7 @@ impl Service {
     /// What may be done at a path (RFC 9110, section 9.3.7).
     pub(super) fn options(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         self.page.begin(call);
-        let allow = call.row.map_or("", |row| row.verbs.allow());
+        let allow = call.row.map_or(ALLOWED_SOMEWHERE, |row| row.verbs.allow());
         self.page.fields.push("allow", allow);
         self.send(call, 204, None, now, reply);
     }
@@ -156,6 +156,9 @@ impl Service {
         self.ledger.close(call, outcome, None, now);
     }
 }
+
+/// What may be done at one path or another: the answer to `OPTIONS *`.
+const ALLOWED_SOMEWHERE: &str = "GET, HEAD, POST, OPTIONS";
 
 fn write_index(out: &mut Vec<u8>) {
     let version = env!("CARGO_PKG_VERSION");

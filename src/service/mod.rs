@@ -63,8 +63,7 @@ use crate::core::Moment;
 use crate::engine::{Engine, ModelInfo};
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::frame;
-use crate::http::compress::BodyCodings;
-use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_codings};
+use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_coding};
 use crate::http::{Method, Reply, Request};
 use crate::limits;
 use crate::offload::{CancelReason, JobKey, Permit};
@@ -81,7 +80,7 @@ use kept::Constants;
 use ledger::{Ledger, Outcome};
 use page::Page;
 use rate_limit::{Account, Bucket, Limiter, Rate};
-use router::{Access, Route, Row, Verbs};
+use router::{Access, BodyBound, Route, Row, Verbs};
 
 pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
 pub use exchange::Exchange;
@@ -183,7 +182,7 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) -> Option<Box<Exchange>> {
-        if !admitted.call.body_codings.is_identity() {
+        if admitted.call.body_coding.is_some() {
             return self.handle_coded(admitted, request, body, key, now, reply);
         }
         let call = &admitted.call;
@@ -214,9 +213,10 @@ impl Service {
         None
     }
 
-    /// The same for a body with content codings: they come off first. It is done here, where the
+    /// The same for a body with a content coding, which comes off first. It is done here, where the
     /// body is whole, and `limits.max_body` bounds how long it takes: 10 ms for a MiB of text, and
-    /// 280 ms for one that a holder of a key made to be slow (one core, release).
+    /// 280 ms for one that a holder of a key made to be slow (one core, release). No route that is
+    /// open without a key takes a coded body.
     fn handle_coded(
         &mut self,
         mut admitted: Admitted,
@@ -226,13 +226,12 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) -> Option<Box<Exchange>> {
-        let codings = std::mem::take(&mut admitted.call.body_codings);
+        let Some(coding) = admitted.call.body_coding.take() else {
+            return self.handle(admitted, request, body, key, now, reply);
+        };
         let mut inflated = std::mem::take(&mut self.inflated);
         let config = &self.parts.config;
-        let result = self
-            .page
-            .coder
-            .inflate(codings, body, config, &mut inflated);
+        let result = self.page.coder.inflate(coding, body, config, &mut inflated);
         let exchange = match result {
             Ok(()) => self.handle(admitted, request, &inflated, key, now, reply),
             Err(error) => {
@@ -303,8 +302,9 @@ impl Service {
             peer: peer.address,
             user_agent: user_agent.map(|agent| bounded(agent).into()),
             trace: traceparent.map(|parent| self.request_ids.continue_trace(Some(parent))),
-            accept_encoding: AcceptEncoding::of(request),
-            body_codings: BodyCodings::default(),
+            // A stranger is answered as it is: a fresh encoder takes longer than the rest.
+            accept_encoding: AcceptEncoding::NONE,
+            body_coding: None,
             caller: None,
             requests: None,
             tokens: None,
@@ -321,6 +321,9 @@ impl Service {
         peer: &Peer,
         now: Moment,
     ) -> Result<Option<Permit>, ApiError> {
+        if is_about_server(request) {
+            return Ok(None);
+        }
         let Some(row) = call.row else {
             return Err(match self.identify(request, peer, now) {
                 // Whoever has no key may look for unknown paths at the strangers' rate only.
@@ -341,6 +344,9 @@ impl Service {
                 auth::require(&caller.record, scope)?;
             }
         }
+        if row.access != Access::Public {
+            call.accept_encoding = AcceptEncoding::of(request);
+        }
         check_method(row, request.method)?;
         check_media_types(row, call, request)?;
         // gRPC compresses its messages, and by its own rules.
@@ -348,7 +354,7 @@ impl Service {
             return Err(coding::no_coding());
         }
         if row.verbs == Verbs::Post {
-            call.body_codings = body_codings(request).ok_or_else(coding::unsupported_coding)?;
+            call.body_coding = body_coding(request).map_err(coding::unsupported_coding)?;
         }
         match row.route {
             Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
@@ -480,12 +486,19 @@ impl Service {
         Rate::new(per_minute, per_minute)
     }
 
+    /// Bytes of body that a request may have; a bound in messages leaves room for one's prefix.
     fn body_limit(&self, call: &Call) -> usize {
-        let max_body = self.parts.config.limits.max_body;
-        match call.row.map(|row| row.verbs) {
-            Some(Verbs::Post) if call.method == Method::Post => max_body,
-            Some(Verbs::Rpc) if call.method == Method::Post => max_body + frame::PREFIX_BYTES,
-            _ => 0,
+        let Some(row) = call.row.filter(|_| call.method == Method::Post) else {
+            return 0;
+        };
+        let prefix = match row.verbs {
+            Verbs::Rpc => frame::PREFIX_BYTES,
+            Verbs::Read | Verbs::Post => 0,
+        };
+        match row.body {
+            BodyBound::None => 0,
+            BodyBound::Bytes(bytes) => bytes + prefix,
+            BodyBound::MaxBody => self.parts.config.limits.max_body + prefix,
         }
     }
 
@@ -555,14 +568,21 @@ fn check_media_types(row: &Row, call: &mut Call, request: &Request<'_>) -> Resul
     Ok(())
 }
 
-/// A body where none belongs is a misunderstanding better told than skipped.
+/// A body where none belongs is a misunderstanding, and is refused rather than skipped. One that
+/// comes in chunks may turn out to be empty, which is no content (RFC 9112, section 6.3): the limit
+/// of 0 bytes refuses the others.
 fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
     let length = request.header("content-length").map_or("0", str::trim);
-    if request.header("transfer-encoding").is_none() && length == "0" {
+    if length.bytes().all(|digit| digit == b'0') {
         return Ok(());
     }
     let message = "this request takes no body";
     Err(ApiError::new(ErrorCode::InvalidRequest, message))
+}
+
+/// `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7).
+fn is_about_server(request: &Request<'_>) -> bool {
+    request.method == Method::Options && request.path == "*"
 }
 
 fn not_found() -> ApiError {

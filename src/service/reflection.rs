@@ -59,8 +59,7 @@ impl Service {
             Form::Grpc(terms) => terms.encoding,
             Form::Json | Form::Protobuf => Encoding::Identity,
         };
-        let bytes = limits::REFLECTION_QUESTION_BYTES_MAX;
-        let bounds = message_bounds(&self.parts.config, bytes);
+        let bounds = message_bounds(&self.parts.config, call.row);
         let mut dialogue = Dialogue {
             questions: Decoder::new(encoding, bounds),
             count: 0,

@@ -7,6 +7,7 @@
 //! and the daemon can disagree about which rule applies.
 
 use crate::http::Method;
+use crate::limits::{HEALTH_REQUEST_BYTES_MAX, REFLECTION_QUESTION_BYTES_MAX};
 use crate::store::Scopes;
 
 /// What is served somewhere. The discriminant is the index of the route's counters.
@@ -96,6 +97,18 @@ impl Verbs {
     }
 }
 
+/// How large a body a route takes, and whether it may be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyBound {
+    /// No body.
+    None,
+    /// At most this many bytes, and never compressed: a route that is open without a key must cost
+    /// next to nothing to receive and to read.
+    Bytes(usize),
+    /// `limits.max_body`, before inflating and after.
+    MaxBody,
+}
+
 /// One row of the table.
 #[derive(Debug)]
 pub struct Row {
@@ -103,6 +116,7 @@ pub struct Row {
     pub route: Route,
     pub verbs: Verbs,
     pub access: Access,
+    pub body: BodyBound,
     /// For the listing at `/`.
     pub summary: &'static str,
 }
@@ -114,6 +128,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Generate,
         verbs: Verbs::Post,
         access: Access::Scope(Scopes::GENERATE),
+        body: BodyBound::MaxBody,
         summary: "write a program",
     },
     Row {
@@ -121,6 +136,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::RpcGenerate,
         verbs: Verbs::Rpc,
         access: Access::Scope(Scopes::GENERATE),
+        body: BodyBound::MaxBody,
         summary: "write a program",
     },
     Row {
@@ -128,6 +144,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::RpcGenerateStream,
         verbs: Verbs::Rpc,
         access: Access::Scope(Scopes::GENERATE),
+        body: BodyBound::MaxBody,
         summary: "the same, piece by piece",
     },
     Row {
@@ -135,6 +152,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Live,
         verbs: Verbs::Read,
         access: Access::Public,
+        body: BodyBound::None,
         summary: "200 for as long as the daemon runs",
     },
     Row {
@@ -142,6 +160,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Live,
         verbs: Verbs::Read,
         access: Access::Public,
+        body: BodyBound::None,
         summary: "the same",
     },
     Row {
@@ -149,6 +168,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Ready,
         verbs: Verbs::Read,
         access: Access::Public,
+        body: BodyBound::None,
         summary: "200 when the model is loaded, else 503",
     },
     Row {
@@ -156,6 +176,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Metrics,
         verbs: Verbs::Read,
         access: Access::PublicOnLoopback(Scopes::METRICS),
+        body: BodyBound::None,
         summary: "numbers in the OpenMetrics text format",
     },
     Row {
@@ -163,6 +184,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Models,
         verbs: Verbs::Read,
         access: Access::AnyKey,
+        body: BodyBound::None,
         summary: "the loaded model",
     },
     Row {
@@ -170,6 +192,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Languages,
         verbs: Verbs::Read,
         access: Access::AnyKey,
+        body: BodyBound::None,
         summary: "the languages that programs can be written in",
     },
     Row {
@@ -177,6 +200,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::HealthCheck,
         verbs: Verbs::Rpc,
         access: Access::Public,
+        body: BodyBound::Bytes(HEALTH_REQUEST_BYTES_MAX),
         summary: "SERVING when the model is loaded",
     },
     Row {
@@ -184,6 +208,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::HealthWatch,
         verbs: Verbs::Rpc,
         access: Access::Public,
+        body: BodyBound::Bytes(HEALTH_REQUEST_BYTES_MAX),
         summary: "the same, told at each change",
     },
     Row {
@@ -191,6 +216,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Reflection,
         verbs: Verbs::Rpc,
         access: Access::AnyKey,
+        body: BodyBound::Bytes(REFLECTION_QUESTION_BYTES_MAX),
         summary: "the schema",
     },
     Row {
@@ -198,6 +224,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Reflection,
         verbs: Verbs::Rpc,
         access: Access::AnyKey,
+        body: BodyBound::Bytes(REFLECTION_QUESTION_BYTES_MAX),
         summary: "the same",
     },
     Row {
@@ -205,6 +232,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Index,
         verbs: Verbs::Read,
         access: Access::AnyKey,
+        body: BodyBound::None,
         summary: "this list",
     },
 ];
@@ -231,6 +259,21 @@ mod tests {
             "/grpc.health.v1.Health/Watch",
         ];
         assert_eq!(public, expected);
+    }
+
+    /// Whatever comes to a route without a key is small and is read as it is.
+    #[test]
+    fn what_is_open_without_a_key_takes_small_bodies_only() {
+        for row in ROUTES {
+            let is_small = match row.body {
+                BodyBound::None => true,
+                BodyBound::Bytes(bytes) => bytes <= HEALTH_REQUEST_BYTES_MAX,
+                BodyBound::MaxBody => false,
+            };
+            let needs_key = matches!(row.access, Access::Scope(_) | Access::AnyKey);
+            assert!(is_small || needs_key, "{} is open", row.path);
+            assert_eq!(row.body == BodyBound::None, row.verbs == Verbs::Read);
+        }
     }
 
     #[test]

@@ -532,7 +532,8 @@ mod tests {
     fn every_field_is_read() {
         let request = parse(
             r#"{"prompt": "p", "language": "C++", "timeout": 1, "model": "m", "temperature": 0.5,
-                "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 7, "seed": -9223372036854775808,
+                "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 7,
+                "seed": -9223372036854775808,
                 "stop": ["a", "\n"], "frequency_penalty": -2, "presence_penalty": 2,
                 "repeat_penalty": 1.1, "context": [{"path": "a.py", "text": ""}],
                 "stream": false, "cache": "refresh"}"#,
@@ -574,7 +575,7 @@ mod tests {
                        "seed": 9223372036854775807, "cache": "u\u0073e",
                        "l\u0061nguage": "pyth\u006fn"}"#;
         let request = parse(body).unwrap();
-        assert_eq!((request.max_tokens, request.sampling.top_k), (10, 40));
+        assert_eq!((request.max_tokens, request.sampling.top_k), (Some(10), 40));
         assert_eq!(request.timeout, Duration::from_secs(1));
         assert_eq!(request.sampling.seed, Some(i64::MAX));
         assert_eq!(request.cache, CacheMode::Use);
@@ -593,22 +594,6 @@ mod tests {
             let (_, words) = refused(members);
             assert!(words.contains(given), "{words}");
         }
-    }
-
-    /// A client chooses names, and a comparison takes the product of two lengths. Mutation: without
-    /// the bound in `nearest` this takes seconds.
-    #[test]
-    fn long_names_are_refused_without_comparing_them() {
-        let long = "prompt".repeat(200_000);
-        let before = crate::os::process::thread_cpu_time();
-        let (field, words) = refused(&format!(r#""{long}": 1"#));
-        assert!(field.len() < 100 && words.len() < 500, "{words}");
-        refused(&format!(r#""context": [{{"path": "x", "{long}": 1}}]"#));
-        refused(&format!(r#""{long}": 1, "{long}": 1"#));
-        let names = (10..60).map(|number| format!(r#""{number}{}": 1"#, &long[..16_000]));
-        refused(&names.collect::<Vec<_>>().join(","));
-        let spent = crate::os::process::thread_cpu_time() - before;
-        assert!(spent < Duration::from_millis(500), "{spent:?}");
     }
 
     #[test]

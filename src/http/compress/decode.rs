@@ -16,7 +16,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, is_error_kind};
 
-use super::{BodyCodings, Coding};
+use super::Coding;
 use crate::limits::compression as limits;
 
 /// How large a body may become, and why.
@@ -77,34 +77,22 @@ impl DecodeError {
     }
 }
 
-/// Decodes a whole body into `out`, whose old contents are gone. The coding that was applied last
-/// comes off first.
+/// Decodes a whole body into `out`, whose old contents are gone.
 ///
 /// It takes 2 (zstd) to 10 ms (gzip, br) for each MiB of text or noise that comes out, on one core,
 /// release; a bomb is refused within that. The worst are bodies of nothing but code tables, which
 /// nothing here can tell from others: 280 ms for each MiB that comes in (see the test
 /// `tables_without_text_are_the_worst`).
 pub fn decode_body(
-    codings: BodyCodings,
+    coding: Coding,
     body: &[u8],
     bound: Bound,
     out: &mut Vec<u8>,
 ) -> Result<(), DecodeError> {
-    let mut coded = Vec::new();
-    for (number, coding) in codings.iter().rev().enumerate() {
-        let input = match number {
-            0 => body,
-            _ => {
-                std::mem::swap(&mut coded, out);
-                &coded[..]
-            }
-        };
-        out.clear();
-        let mut decoder = Decoder::new(coding, bound)?;
-        decoder.decode(input, out)?;
-        decoder.finish()?;
-    }
-    Ok(())
+    out.clear();
+    let mut decoder = Decoder::new(coding, bound)?;
+    decoder.decode(body, out)?;
+    decoder.finish()
 }
 
 /// One coding, undone piece by piece.

@@ -6,8 +6,8 @@
 
 pub mod decode;
 pub mod encode;
-
-use crate::limits::compression as limits;
+#[cfg(test)]
+pub mod testing;
 
 /// A content coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,31 +49,6 @@ impl Coding {
 /// What `Accept-Encoding` of an answer says about request bodies (RFC 9110, section 12.5.3).
 pub const BODY_CODINGS: &str = "gzip, deflate, br, zstd";
 
-/// The codings of a body, in the order in which they were applied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BodyCodings([Option<Coding>; limits::BODY_CODINGS_MAX]);
-
-impl BodyCodings {
-    pub const fn is_identity(&self) -> bool {
-        self.0[0].is_none()
-    }
-
-    /// Adds the coding that was applied next. False: there are too many.
-    pub fn push(&mut self, coding: Coding) -> bool {
-        match self.0.iter_mut().find(|place| place.is_none()) {
-            Some(place) => {
-                *place = Some(coding);
-                true
-            }
-            None => false,
-        }
-    }
-
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Coding> {
-        self.0.into_iter().flatten()
-    }
-}
-
 /// Whether compressing answers of this type is worth its time. gRPC compresses its messages itself,
 /// one by one, and nothing else may touch them.
 pub fn is_compressible(content_type: &str) -> bool {
@@ -104,15 +79,6 @@ mod tests {
         for name in ["", "identity", "compress", "gzip ", "brotli"] {
             assert_eq!(Coding::parse(name), None, "{name}");
         }
-    }
-
-    #[test]
-    fn a_body_has_so_many_codings_and_no_more() {
-        let mut codings = BodyCodings::default();
-        assert!(codings.is_identity());
-        assert!(codings.push(Coding::Gzip) && codings.push(Coding::Brotli));
-        assert!(!codings.push(Coding::Gzip) && !codings.is_identity());
-        assert!(codings.iter().rev().eq([Coding::Brotli, Coding::Gzip]));
     }
 
     #[test]

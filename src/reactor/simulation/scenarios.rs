@@ -1,9 +1,10 @@
 //! Runs in which nothing is left to the dice: one for each way in which a loop may fail.
 //!
 //! Here is the stage that all of them play on, and what concerns budgets and oddities of clients;
-//! the files beside this one are about time, about ends, about who comes in and goes, about what
-//! changes on the way, and about HTTP/2's streams.
+//! the files beside this one are about costs, about time, about ends, about who comes in and goes,
+//! about what changes on the way, and about HTTP/2's streams.
 
+mod costs;
 mod deadlines;
 mod doors;
 mod ends;

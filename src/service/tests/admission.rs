@@ -46,6 +46,10 @@ fn each_kind_of_bad_key_has_its_own_error() {
     assert_eq!(reply.error(), "invalid_key");
     let reply = bench.ask(&Sent::get("/api/v1/models").key(EXPIRED));
     assert_eq!(reply.error(), "expired_key");
+    assert_eq!(
+        (reply.status, reply.field("www-authenticate")),
+        (401, Some("Bearer error=\"invalid_token\""))
+    );
     let reply = bench.ask(&Sent::generate("{}").key(NO_SCOPES));
     assert_eq!(reply.error(), "insufficient_scope");
     assert!(reply.text().contains("generate"));
@@ -94,6 +98,16 @@ fn unknown_paths_and_methods() {
             .error(),
         "not_found"
     );
+}
+
+#[test]
+fn the_server_as_a_whole_has_options() {
+    let mut bench = Bench::new();
+    let reply = bench.ask(&Sent::get("*").method(Method::Options));
+    assert_eq!((reply.status, reply.text()), (204, ""));
+    assert_eq!(reply.field("allow"), Some("GET, HEAD, POST, OPTIONS"));
+    let reply = bench.ask(&Sent::get("*").method(Method::Get));
+    assert_eq!(reply.error(), "not_found");
 }
 
 #[test]
@@ -225,10 +239,10 @@ fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
     bench
         .service
         .refuse(admitted.refuse(error), bench.now, &mut reply);
-    assert_eq!(reply.error(), "body_too_large");
-    assert!(reply.text().contains("this path takes no body"));
+    assert_eq!(reply.error(), "invalid_request");
+    assert!(reply.text().contains("this request takes no body"));
     assert_eq!(reply.field("x-request-id"), Some("mine-1"));
-    let labels = r#"autoglmd_requests_total{route="livez",status="413"}"#;
+    let labels = r#"autoglmd_requests_total{route="livez",status="400"}"#;
     assert_eq!(bench.metric(labels).as_deref(), Some("1"));
 
     let mut reply = Recording::new();

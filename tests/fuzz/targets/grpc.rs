@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 
 const BOUNDS: Bounds = Bounds {
     bytes: 64 * 1024,
-    inflate_ratio: 100,
+    inflate_ratio: Some(100),
 };
 
 fuzz_target!(|input: &[u8]| {

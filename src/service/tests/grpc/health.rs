@@ -3,6 +3,7 @@
 use super::*;
 use crate::grpc::messages::health::health_check_response::ServingStatus;
 use crate::grpc::messages::health::{HealthCheckRequest, HealthCheckResponse};
+use crate::http::compress::testing::code_tables;
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
@@ -47,6 +48,51 @@ fn health_is_public_and_follows_readiness() {
     assert_eq!(
         Rpc::of_bytes(CHECK, vec![]).ask(&mut bench).grpc_status(),
         13
+    );
+}
+
+/// Mutation: `inflate_ratio: Some(100)` for `BodyBound::Bytes` in `message_bounds`.
+#[test]
+fn nothing_is_inflated_for_a_client_without_a_key() {
+    let tables = code_tables(b"\x1f\x8b\x08\0\0\0\0\0\0\x03", 20);
+    assert!(tables.len() <= limits::HEALTH_REQUEST_BYTES_MAX);
+    let mut body = vec![1];
+    body.extend_from_slice(&(tables.len() as u32).to_be_bytes());
+    body.extend_from_slice(&tables);
+    for path in [CHECK, WATCH] {
+        let mut bench = Bench::new();
+        let rpc = Rpc::of_bytes(path, body.clone()).header("grpc-encoding", "gzip");
+        let reply = rpc.without_key().ask(&mut bench);
+        assert_eq!(
+            (reply.grpc_status(), &*reply.reason()),
+            (12, "not_implemented")
+        );
+        assert_eq!(reply.field("grpc-accept-encoding"), Some("identity"));
+        let inflated = r#"autoglmd_inflated_input_bytes_total{coding="gzip"}"#;
+        assert_eq!(bench.metric(inflated).as_deref(), Some("0"));
+    }
+    // A client whose channel compresses whatever shrinks is served: a name does not.
+    let reply = Rpc::new(CHECK, &health("AutoGLMService"))
+        .header("grpc-encoding", "gzip")
+        .ask(&mut Bench::new());
+    assert_eq!(reply.grpc_status(), 0);
+}
+
+#[test]
+fn a_health_request_may_have_a_kilobyte() {
+    let most = limits::HEALTH_REQUEST_BYTES_MAX;
+    let padded = |bytes: usize| {
+        let request = health(&"x".repeat(bytes - 3));
+        assert_eq!(request.encoded_len(), bytes);
+        Rpc::new(CHECK, &request).without_key()
+    };
+    assert_eq!(padded(most).ask(&mut Bench::new()).grpc_status(), 5);
+    let mut bytes = framed(&health(&"x".repeat(most - 2)), Encoding::Identity);
+    bytes.truncate(most);
+    let reply = Rpc::of_bytes(CHECK, bytes).ask(&mut Bench::new());
+    assert_eq!(
+        (reply.grpc_status(), &*reply.reason()),
+        (8, "body_too_large")
     );
 }
 

@@ -118,7 +118,7 @@ impl<'a> Rpc<'a> {
 
 const BOUNDS: Bounds = Bounds {
     bytes: 1 << 20,
-    inflate_ratio: 1_000,
+    inflate_ratio: Some(1_000),
 };
 
 fn framed(message: &impl Message, encoding: Encoding) -> Vec<u8> {
