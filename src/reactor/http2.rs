@@ -84,6 +84,8 @@ enum State {
     Leaving {
         until: Moment,
     },
+    /// It has not said so. Its streams are waited for, and the connection ends with the last.
+    Overdue,
     Over,
 }
 
@@ -117,7 +119,7 @@ impl Http2 {
         let streams = self.streams.values().map(Stream::next_deadline).min();
         let leaving = match self.state {
             State::Leaving { until } => Some(until),
-            State::Open | State::Over => None,
+            State::Open | State::Overdue | State::Over => None,
         };
         let head = (self.head_until != Moment::NEVER).then_some(self.head_until);
         match [streams, leaving, head].into_iter().flatten().min() {
@@ -247,12 +249,7 @@ impl Http2 {
         {
             match self.streams.is_empty() {
                 true => self.shut_down(Reason::NO_ERROR, CancelReason::Drain, context),
-                // It has not answered, but its streams go on: they are waited for.
-                false => {
-                    self.state = State::Leaving {
-                        until: Moment::NEVER,
-                    };
-                }
+                false => self.state = State::Overdue,
             }
         }
     }
@@ -346,6 +343,10 @@ impl Http2 {
             self.has_work = true;
         }
         if std::mem::take(&mut self.has_work) {
+            self.drive(b"", peer, output, context);
+        }
+        if self.state == State::Overdue && self.streams.is_empty() {
+            self.shut_down(Reason::NO_ERROR, CancelReason::Drain, context);
             self.drive(b"", peer, output, context);
         }
         if self.input_has_ended && self.state != State::Over {

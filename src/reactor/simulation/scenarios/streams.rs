@@ -1,8 +1,9 @@
 //! HTTP/2's streams and their windows.
 
-use super::{LOUD, Stage};
+use super::{LOUD, SECOND, Stage};
 use crate::http::http2::testing::frame;
 use crate::http::sniff::PREFACE;
+use crate::reactor::message::Message;
 
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
@@ -19,6 +20,12 @@ fn settings(initial_window: u32) -> Vec<u8> {
 
 /// A request for a stream of events: indexed fields of the static table, and literals.
 fn request() -> Vec<u8> {
+    let body = r#"{"prompt":"sort","language":"python","stream":true}"#;
+    [head(), frame(0, 0x1, STREAM, body.as_bytes())].concat()
+}
+
+/// The head of one whose body is to follow.
+fn head() -> Vec<u8> {
     let field = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
     let block = [
         &[0x83, 0x86][..],
@@ -26,12 +33,7 @@ fn request() -> Vec<u8> {
         &field(&[0x01], "x"),
         &field(&[0x0f, 0x10], "application/json"),
     ];
-    let body = r#"{"prompt":"sort","language":"python","stream":true}"#;
-    [
-        frame(1, 0x4, STREAM, &block.concat()),
-        frame(0, 0x1, STREAM, body.as_bytes()),
-    ]
-    .concat()
+    frame(1, 0x4, STREAM, &block.concat())
 }
 
 /// What is held back for want of window is no work: the loop sleeps until the peer says something,
@@ -61,4 +63,26 @@ fn a_stream_without_window_costs_no_turn_and_goes_on_when_it_has_one() {
         bytes += stage.on(wire, |wire| wire.client_reads(usize::MAX)).len();
     }
     assert!(bytes > 100_000, "{bytes} bytes of a long program");
+}
+
+/// The peer has a stream open and never answers the PING of our GOAWAY. The connection ends with
+/// the stream, and not with the drain's patience.
+///
+/// Mutation that this catches: `poll_output` without its look at `State::Overdue`.
+#[test]
+fn a_drain_ends_with_the_last_stream_though_the_ping_stays_unanswered() {
+    let mut stage = Stage::new(|config| config.limits.body_timeout = 7 * SECOND);
+    let wire = stage.connect();
+    stage.send(wire, [PREFACE, &settings(1 << 16)[..], &head()].concat());
+    stage.settle();
+    stage.house.tell_all(|| Message::Drain(40 * SECOND));
+    stage.settle();
+    // Longer than our GOAWAY is patient, shorter than a body may take.
+    stage.pass(6 * SECOND);
+    assert!(!stage.is_closed(wire), "its stream may still be answered");
+    stage.pass(2 * SECOND);
+    stage.on(wire, |wire| wire.client_reads(usize::MAX));
+    // The answer is 408, and after it nobody is waited for but the peer's FIN.
+    stage.pass(3 * SECOND);
+    assert!(stage.is_closed(wire));
 }
