@@ -209,7 +209,7 @@ pub const OUTPUT_LOW_BYTES: usize = 16 * 1024;
 /// Above this nothing more is produced for the peer.
 pub const OUTPUT_HIGH_BYTES: usize = 64 * 1024;
 
-/// Above this the connection is closed: more than any single answer, so somebody went on at high.
+/// Above this, beside one whole answer, the connection is closed: something went on at high.
 pub const OUTPUT_HARD_BYTES: usize = 4 * 1024 * 1024;
 
 const _: () =
@@ -232,13 +232,13 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 /// How often the log says that accepting pauses.
 pub const ACCEPT_PAUSE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A gate that closed at its maximum reopens at this part of it.
-pub const GATE_REOPEN_PERCENT: usize = 90;
+/// At a full gate idle connections are closed down to this part of the maximum.
+pub const GATE_RELIEF_PERCENT: usize = 90;
 
 /// Listening sockets of one process: one bit each in the gate.
 pub const LISTENERS_MOST: usize = 64;
 
-const _: () = assert!(GATE_REOPEN_PERCENT < 100);
+const _: () = assert!(GATE_RELIEF_PERCENT < 100);
 
 // ---- core: glitches ----
 

@@ -29,14 +29,17 @@
 //!            live = maximum               shut
 //!   Open  -------------------->  Full  ---------->  Shut
 //!    |   <--------------------                        ^
-//!    |     live <= 90 %, or a place was freed         |
+//!    |     live < maximum                             |
 //!    '------------------------------------------------'
 //!                          shut
 //! ```
 //!
-//! Reopening at 90 % and not at one below the maximum lets connections in by batches: at the edge
-//! of its capacity a daemon has better things to do than to open and close the gate at each accept.
-//! Where idle connections can be closed for those who wait, their places are given away at once.
+//! Each place that becomes free is given away at once: a gate that waited for a tenth of them would
+//! leave that tenth empty for as long as all others are busy. Room is made by batches all the same:
+//! where idle connections can be closed for newcomers, [`Gate::excess`] asks for a tenth.
+//!
+//! Mutation that a test catches: `begin_turn` that reopens at nine tenths
+//! (`closes_at_the_maximum_and_reopens_with_the_first_free_place`).
 //!
 //! # Call order in a turn
 //!
@@ -65,7 +68,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::Moment;
-use crate::limits::{ACCEPT_BUDGET, ACCEPT_PAUSE_MS, GATE_REOPEN_PERCENT, LISTENERS_MOST};
+use crate::limits::{ACCEPT_BUDGET, ACCEPT_PAUSE_MS, GATE_RELIEF_PERCENT, LISTENERS_MOST};
 
 /// See the file's head. One for all listeners: descriptors and memory are the process's.
 #[derive(Clone, Debug)]
@@ -89,7 +92,7 @@ const _: () = assert!(LISTENERS_MOST <= u64::BITS as usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     Open,
-    /// The maximum was reached; open again at 90 % of it.
+    /// The maximum is reached; open again with the first place that becomes free.
     Full,
     /// The daemon stops: never again.
     Shut,
@@ -146,10 +149,10 @@ impl Gate {
         self.ready != 0 && self.admission != Admission::Shut
     }
 
-    /// How many connections have to close before a full gate opens again.
+    /// How many idle connections to close at a full gate, so that newcomers find room for a while.
     pub fn excess(&self) -> usize {
         match self.admission {
-            Admission::Full => self.live.saturating_sub(self.reopen_at()).max(1),
+            Admission::Full => self.live.saturating_sub(self.relieved()).max(1),
             Admission::Open | Admission::Shut => 0,
         }
     }
@@ -192,8 +195,7 @@ impl Gate {
         AcceptVerdict::Retry
     }
 
-    /// A connection was closed to make room: its place is for somebody who waits, and does not
-    /// have to become one of the tenth that opens a full gate.
+    /// A connection was closed to make room: its place is for a newcomer of this very turn.
     pub fn handle_place_freed(&mut self) {
         self.live = self.live.saturating_sub(1);
         if self.admission == Admission::Full && self.live < self.maximum {
@@ -228,7 +230,7 @@ impl Gate {
         self.live = live;
         self.admission = match self.admission {
             Admission::Open if live >= self.maximum => Admission::Full,
-            Admission::Full if live <= self.reopen_at() => Admission::Open,
+            Admission::Full if live < self.maximum => Admission::Open,
             unchanged => unchanged,
         };
     }
@@ -239,7 +241,6 @@ impl Gate {
         self.admission = match self.admission {
             Admission::Shut => Admission::Shut,
             _ if self.live >= self.maximum => Admission::Full,
-            Admission::Full if self.live > self.reopen_at() => Admission::Full,
             Admission::Full | Admission::Open => Admission::Open,
         };
     }
@@ -266,9 +267,9 @@ impl Gate {
 
     // ---- helpers ----
 
-    fn reopen_at(&self) -> usize {
-        // A maximum of one reopens at zero.
-        (self.maximum * GATE_REOPEN_PERCENT / 100).min(self.maximum - 1)
+    /// How many connections a gate has whose idle ones made room.
+    fn relieved(&self) -> usize {
+        (self.maximum * GATE_RELIEF_PERCENT / 100).min(self.maximum - 1)
     }
 }
 
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn closes_at_the_maximum_and_reopens_at_ninety_percent() {
+    fn closes_at_the_maximum_and_reopens_with_the_first_free_place() {
         let mut gate = Gate::new(20);
         fill(&mut gate, 19);
         assert_eq!(gate.admission(), Admission::Open);
@@ -342,7 +343,7 @@ mod tests {
         assert_eq!(gate.excess(), 2);
         assert_eq!(gate.poll_listener(NOW), None);
         assert_eq!(gate.wake_at(), None);
-        gate.begin_turn(gate.live() - 1);
+        gate.begin_turn(gate.live());
         assert!(gate.is_full());
         gate.begin_turn(gate.live() - 1);
         // The edge was seen before the gate closed; there will be no second one.
