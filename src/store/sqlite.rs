@@ -27,7 +27,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
+};
 
 use self::undo::{Before, Undo};
 use super::keys::{KeyRecord, KeyRing, Scopes, Secret, random_id};
@@ -148,6 +150,33 @@ impl KeyStore {
     pub fn open(path: &Path) -> Result<KeyStore, StoreError> {
         let identity = prepare_file(path)?;
         let connection = connect(path).map_err(|error| database_error(path, error))?;
+        let mut store = KeyStore {
+            connection,
+            path: path.to_owned(),
+            identity,
+            undo: None,
+        };
+        store.migrate(MIGRATIONS)?;
+        Ok(store)
+    }
+
+    /// Opens a database that is there already, and makes none: while an operator puts a backup in
+    /// its place, a new one would be in the way. A file that is empty or half copied is refused
+    /// before anything is written to it.
+    pub fn open_existing(path: &Path) -> Result<KeyStore, StoreError> {
+        let of_file = |error| StoreError::File(path.to_owned(), error);
+        let of_database = |error| database_error(path, error);
+        let identity = identity(path).map_err(of_file)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(of_database)?;
+        connection
+            .busy_timeout(STORE_BUSY_TIMEOUT)
+            .map_err(of_database)?;
+        if user_version(&connection).map_err(of_database)? == 0 {
+            let message = "no key database, or not whole yet";
+            return Err(of_file(io::Error::new(io::ErrorKind::InvalidData, message)));
+        }
+        settle(&connection).map_err(of_database)?;
         let mut store = KeyStore {
             connection,
             path: path.to_owned(),
@@ -574,13 +603,18 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
+    settle(&connection)?;
+    Ok(connection)
+}
+
+/// The settings of each connection.
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(STORE_BUSY_TIMEOUT)?;
-    write_ahead(&connection)?;
+    write_ahead(connection)?;
     // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price
     // of one fsync does not matter.
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    Ok(connection)
+    connection.pragma_update(None, "foreign_keys", true)
 }
 
 /// Switches to write-ahead logging, where readers never wait for the writer. Two processes that

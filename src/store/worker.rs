@@ -18,6 +18,10 @@
 //!  3. A store that cannot be read leaves the last good ring in force, and is said once, not once
 //!     a second.
 //!  4. Dropping the handle ends the thread and waits for that.
+//!  5. A database that was removed is not made again: its place is for the one that is put there.
+//!
+//! Mutation that a test catches: `reopen` with `KeyStore::open`
+//! (`a_removed_database_is_not_made_again_...`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -131,7 +135,7 @@ impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
-        self.store = KeyStore::open(&self.path)?;
+        self.store = KeyStore::open_existing(&self.path)?;
         let version = self.store.data_version()?;
         self.read(version)
     }
@@ -246,6 +250,38 @@ mod tests {
         // Whichever of these the thread meets first, it ends at the new file's ring.
         worker.refresh();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
+        assert!(ring.find(secret.reveal()).is_some());
+    }
+
+    /// An operator who restores a backup by `rm` and `cp` met a new, empty database, whose log
+    /// then did not fit the file that was copied over it.
+    #[test]
+    fn a_removed_database_is_not_made_again_and_its_successor_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        let (worker, _, _changes) = start(&path);
+        let backup = folder.path().join("backup.db");
+        let mut other = KeyStore::open(&backup).unwrap();
+        let (_, secret) = other.create(&new_key(), 1).unwrap();
+        drop(other);
+        for log in ["", "-wal", "-shm"] {
+            let file = folder.path().join(format!("{DATABASE_FILE}{log}"));
+            std::fs::remove_file(file).unwrap();
+        }
+        // The note is read before the thread ends.
+        worker.refresh();
+        drop(worker);
+        assert!(!path.exists());
+        // The first moment of a copy.
+        std::fs::write(&path, "").unwrap();
+        assert!(KeyStore::open_existing(&path).is_err());
+        assert_eq!(
+            path.metadata().unwrap().len(),
+            0,
+            "nothing is written to it"
+        );
+        std::fs::copy(&backup, &path).unwrap();
+        let ring = KeyStore::open_existing(&path).unwrap().ring().unwrap();
         assert!(ring.find(secret.reveal()).is_some());
     }
 
