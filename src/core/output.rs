@@ -25,7 +25,12 @@
 //!
 //! * `High`: read no more from this peer, and grant its job no more credit;
 //! * `Low`: go on. Between the marks nothing changes, so the two do not alternate at every write;
-//! * `Hard`: close. Somebody upstream did not stop at `High`.
+//! * `Hard`: close. Something upstream did not stop at `High`. One piece longer than `High` is no
+//!   such thing, however long it is: it is one whole answer, whose length the engine's context
+//!   bounds. What waits beside it counts.
+//!
+//! Mutation that a test catches: `level` without `longest_piece`
+//! (`one_answer_beyond_the_hard_mark_is_written_and_more_is_not`).
 //!
 //! # Invariants
 //!
@@ -137,7 +142,7 @@ impl OutputQueue {
 
     pub fn level(&self, marks: &Marks) -> Level {
         let waiting = self.len();
-        if waiting >= marks.hard {
+        if waiting >= marks.hard && self.is_beyond(marks) {
             Level::Hard
         } else if waiting >= marks.high {
             Level::High
@@ -146,6 +151,15 @@ impl OutputQueue {
         } else {
             Level::Low
         }
+    }
+
+    /// Whether the hard mark is reached without the one piece that may be long.
+    fn is_beyond(&self, marks: &Marks) -> bool {
+        let chained = self.chain.iter().flat_map(|chain| &chain.pieces);
+        let lengths = chained.map(|piece| piece.as_slice().len());
+        let longest = lengths.chain([self.tail.len()]).max().unwrap_or(0);
+        let answer = if longest > marks.high { longest } else { 0 };
+        self.len().saturating_sub(answer) >= marks.hard
     }
 
     /// Whether the queue owns any memory beside itself.
@@ -384,20 +398,47 @@ mod tests {
 
     #[test]
     fn levels_begin_at_their_marks() {
-        let marks = Marks {
-            low: 1,
-            high: 3,
-            hard: 5,
-        };
         let mut pool = BufferPool::default();
         let mut queue = OutputQueue::new();
-        let mut levels = vec![queue.level(&marks)];
+        let mut levels = vec![queue.level(&MARKS)];
         for _ in 0..5 {
-            queue.tail(&mut pool).push(b'x');
-            levels.push(queue.level(&marks));
+            queue.push_bytes(piece(1), &mut pool);
+            levels.push(queue.level(&MARKS));
         }
         use Level::{Hard, High, Low, Normal};
         assert_eq!(levels, [Low, Low, Normal, High, High, Hard]);
+    }
+
+    const PIECE: usize = 2 * OUTPUT_COPY_MOST_BYTES;
+    const MARKS: Marks = Marks {
+        low: PIECE,
+        high: 3 * PIECE,
+        hard: 5 * PIECE,
+    };
+
+    fn piece(times: usize) -> Bytes {
+        vec![b'x'; times * PIECE].into()
+    }
+
+    /// An answer of a model with a context of a million tokens ended its connection.
+    #[test]
+    fn one_answer_beyond_the_hard_mark_is_written_and_more_is_not() {
+        let mut pool = BufferPool::default();
+        for is_copied in [false, true] {
+            let mut queue = OutputQueue::new();
+            match is_copied {
+                true => queue.tail(&mut pool).extend_from_slice(&piece(50)),
+                false => queue.push_bytes(piece(50), &mut pool),
+            }
+            assert_eq!(queue.level(&MARKS), Level::High);
+            (0..4).for_each(|_| queue.push_bytes(piece(1), &mut pool));
+            assert_eq!(queue.level(&MARKS), Level::High);
+            queue.push_bytes(piece(1), &mut pool);
+            assert_eq!(queue.level(&MARKS), Level::Hard);
+            queue.advance(50 * PIECE, &mut pool);
+            assert_eq!(queue.level(&MARKS), Level::Hard);
+            queue.clear(&mut pool);
+        }
     }
 
     #[test]
