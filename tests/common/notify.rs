@@ -51,15 +51,23 @@ impl Manager {
     /// Reads messages until one holds this key, and returns that one.
     #[track_caller]
     pub fn wait_for(&self, key: &str) -> Message {
+        self.wait_and_count(key, "").0
+    }
+
+    /// The same, and how many messages before it hold the `other` key.
+    #[track_caller]
+    pub fn wait_and_count(&self, key: &str, other: &str) -> (Message, usize) {
         let mut seen = Vec::new();
+        let mut count = 0;
         loop {
             let message = match self.receive() {
                 Ok(message) => message,
                 Err(error) => panic!("no {key} from the daemon ({error}), only {seen:?}"),
             };
             if message.value(key).is_some() {
-                return message;
+                return (message, count);
             }
+            count += usize::from(message.value(other).is_some());
             seen.push(message.text);
         }
     }

@@ -1,29 +1,41 @@
 //! How much context a model gets, by the memory there is.
 //!
 //! Owns the plan for the KV cache, which is made once and never grows: what is promised to a
-//! sequence is there when it needs it.
+//! sequence is there when it needs it. So a plan that the memory cannot hold is refused: the
+//! process would be killed while it serves, and not at its start.
+//!
+//! Mutation that a test catches: `affordable` that always gives the least
+//! (`a_machine_or_a_container_that_is_too_small_is_told`).
 
 use super::Settings;
-use super::ffi::{Context, ContextSettings, Model};
+use super::cgroup;
+use super::ffi::{Context, ContextSettings, LoadError, Model};
 use crate::limits::{
     CONTEXT_DEFAULT_TOKENS, CONTEXT_MEMORY_SHARE, CONTEXT_MIN_TOKENS, CONTEXT_STEP_TOKENS,
     PREFILL_BATCH_TOKENS,
 };
 
 /// What the context is made with: the settings, and for what they leave open the model and the
-/// machine.
-pub fn plan(settings: &Settings, model: &Model) -> ContextSettings {
+/// machine, or the container.
+pub fn plan(settings: &Settings, model: &Model) -> Result<ContextSettings, LoadError> {
     let sequences = settings.parallel.clamp(1, Context::MAX_SEQUENCES);
     let trained = match model.trained_context() {
         0 => u32::MAX,
         tokens => tokens,
     };
+    let per_token = model.cache_bytes_per_token(settings.kv_type);
+    let available = available_bytes();
     let context = match settings.context {
-        0 => {
-            let per_token = model.cache_bytes_per_token(settings.kv_type);
-            affordable(available_bytes(), sequences, per_token).min(trained)
+        0 => affordable(available, sequences, per_token)
+            .map_err(LoadError)?
+            .min(trained),
+        tokens => {
+            let wanted = cache_bytes(tokens, sequences, per_token);
+            if available.is_some_and(|available| wanted > available) {
+                log::warn!("{}", too_large(tokens, sequences, wanted, available));
+            }
+            tokens
         }
-        tokens => tokens,
     };
     if context > trained {
         log::warn!("engine.context is {context}, the model was trained with {trained} tokens");
@@ -32,32 +44,58 @@ pub fn plan(settings: &Settings, model: &Model) -> ContextSettings {
         0 => cores(),
         threads => threads,
     };
-    ContextSettings {
+    Ok(ContextSettings {
         sequences,
         context,
         kv_type: settings.kv_type,
         batch: PREFILL_BATCH_TOKENS,
         threads,
-    }
+    })
 }
 
-/// Tokens for each of `sequences` within a share of the memory that is free.
-fn affordable(available_bytes: u64, sequences: u32, bytes_per_token: u64) -> u32 {
-    let bytes = available_bytes / CONTEXT_MEMORY_SHARE;
+/// Tokens for each of `sequences` within a share of the memory that is free; the least that is of
+/// use if that is all of it, and an error, for people, if it is more. Where nothing is known of the
+/// memory, the least.
+fn affordable(available: Option<u64>, sequences: u32, bytes_per_token: u64) -> Result<u32, String> {
+    let least = cache_bytes(CONTEXT_MIN_TOKENS, sequences, bytes_per_token);
+    if available.is_some_and(|available| least > available) {
+        return Err(too_large(CONTEXT_MIN_TOKENS, sequences, least, available));
+    }
+    let bytes = available.unwrap_or(0) / CONTEXT_MEMORY_SHARE;
     let tokens = bytes / (u64::from(sequences) * bytes_per_token.max(1));
     let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
     let whole_steps = tokens / CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS;
-    whole_steps.clamp(CONTEXT_MIN_TOKENS, CONTEXT_DEFAULT_TOKENS)
+    Ok(whole_steps.clamp(CONTEXT_MIN_TOKENS, CONTEXT_DEFAULT_TOKENS))
 }
 
-/// What the kernel says can be had without swapping; where it says nothing, nothing is promised.
-fn available_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+fn cache_bytes(tokens: u32, sequences: u32, bytes_per_token: u64) -> u64 {
+    (u64::from(tokens) * u64::from(sequences)).saturating_mul(bytes_per_token)
+}
+
+fn too_large(tokens: u32, sequences: u32, wanted: u64, available: Option<u64>) -> String {
+    let (wanted, available) = (wanted >> 20, available.unwrap_or(0) >> 20);
+    format!(
+        "{tokens} tokens of context for each of {sequences} sequences take {wanted} MiB, and \
+         {available} MiB are free here, by the machine and the limits of its control groups; \
+         lower engine.parallel or engine.context, take a smaller model, or raise the limit \
+         (MemoryMax= of the unit, --memory of the container)"
+    )
+}
+
+/// What can be had without swapping and without being killed for it.
+fn available_bytes() -> Option<u64> {
+    let of_machine = machine_bytes();
+    let of_groups = cgroup::room();
+    of_machine.into_iter().chain(of_groups).min()
+}
+
+fn machine_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kibibytes * 1024)
 }
 
 fn cores() -> u32 {
@@ -71,18 +109,33 @@ mod tests {
     #[test]
     fn context_fits_its_share_of_memory_in_whole_steps() {
         let gibibyte = 1 << 30;
-        assert_eq!(
-            affordable(1000 * gibibyte, 16, 23_040),
-            CONTEXT_DEFAULT_TOKENS
-        );
-        assert_eq!(affordable(0, 16, 23_040), CONTEXT_MIN_TOKENS);
-        let tokens = affordable(2 * gibibyte, 16, 23_040);
+        let affordable = |bytes| affordable(bytes, 16, 23_040).unwrap();
+        assert_eq!(affordable(Some(1000 * gibibyte)), CONTEXT_DEFAULT_TOKENS);
+        assert_eq!(affordable(None), CONTEXT_MIN_TOKENS);
+        let tokens = affordable(Some(2 * gibibyte));
         assert!(tokens.is_multiple_of(CONTEXT_STEP_TOKENS) && tokens > CONTEXT_MIN_TOKENS);
         assert!(u64::from(tokens) * 16 * 23_040 <= 2 * gibibyte / CONTEXT_MEMORY_SHARE);
     }
 
+    /// A model of 7 billion parameters without grouped heads, in a container of 4 GiB: 512 tokens
+    /// were promised to each of 16 sequences whatever there was.
+    #[test]
+    fn a_machine_or_a_container_that_is_too_small_is_told() {
+        let per_token = 544 * 1024;
+        let least = cache_bytes(CONTEXT_MIN_TOKENS, 16, per_token);
+        assert_eq!(
+            affordable(Some(least), 16, per_token),
+            Ok(CONTEXT_MIN_TOKENS)
+        );
+        let error = affordable(Some(least - 1), 16, per_token).unwrap_err();
+        for part in ["512 tokens", "16 sequences", "4352 MiB", "engine.parallel"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
     #[test]
     fn kernel_tells_how_much_is_available() {
-        assert!(available_bytes() > 1 << 20);
+        assert!(available_bytes().unwrap() > 1 << 20);
+        assert!(available_bytes() <= machine_bytes());
     }
 }

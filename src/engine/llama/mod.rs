@@ -19,6 +19,7 @@
 //! loaded when the drain begins is given up.
 
 mod backend;
+mod cgroup;
 mod fault;
 mod ffi;
 mod heartbeat;

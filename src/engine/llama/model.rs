@@ -36,10 +36,10 @@ impl Llama {
         family: Option<&'static Family>,
         gpu_layers: u32,
         progress: &mut dyn FnMut(f32) -> bool,
-        plan: impl FnOnce(&Model) -> ContextSettings,
+        plan: impl FnOnce(&Model) -> Result<ContextSettings, LoadError>,
     ) -> Result<Llama, LoadError> {
         let model = Arc::new(Model::load(path, gpu_layers, progress)?);
-        let context = Context::new(model.clone(), plan(&model))?;
+        let context = Context::new(model.clone(), plan(&model)?)?;
         let start_text = model.start_text().unwrap_or_default();
         let end_text = model.end_text().unwrap_or_default();
         let source = model.chat_template();

@@ -77,7 +77,7 @@ unsafe extern "C" fn report_abort(message: *const c_char) {
 
 /// Why a model or a context could not be had. For people, with the way out.
 #[derive(Debug)]
-pub struct LoadError(String);
+pub struct LoadError(pub String);
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,186 @@
+//! How much memory the kernel lets this process have, beside what the machine has.
+//!
+//! Reads the limits of the process's control group and of all groups above it, of version 2
+//! (`memory.max`, `memory.high`) and version 1 (`memory.limit_in_bytes`). A container, a unit with
+//! `MemoryMax=` and a pod are such groups: who takes more than their limit is killed, however much
+//! memory the machine has left. Owns nothing, and knows files only by a root that is handed in.
+//!
+//! What counts as used is the group's usage less its inactive file pages, as container managers
+//! count it: those pages are given back before anything is killed.
+//!
+//! Mutations that the tests below catch: the own group alone (`a_parents_limit_counts`), usage with
+//! its file pages (`pages_of_files_that_are_not_used_are_room`).
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// Bytes that may still be taken within every limit; `None` without a limit.
+pub fn room() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    room_in(Path::new("/sys/fs/cgroup"), &own)
+}
+
+/// The same with the file system at `root`, for a process whose groups `own` lists: a line each,
+/// `number:controllers:path` (cgroups(7)).
+fn room_in(root: &Path, own: &str) -> Option<u64> {
+    let rooms = own.lines().flat_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap_or(""), fields.next().unwrap_or("/"));
+        match controllers {
+            // Where both versions are mounted, version 2 has a folder of its own.
+            "" => [root.to_owned(), root.join("unified")]
+                .iter()
+                .flat_map(|mount| groups(mount, path))
+                .filter_map(|group| room_v2(&group))
+                .min(),
+            _ if controllers.split(',').any(|one| one == "memory") => {
+                let groups = groups(&root.join("memory"), path);
+                groups.filter_map(|group| room_v1(&group)).min()
+            }
+            _ => None,
+        }
+    });
+    rooms.min()
+}
+
+/// The group's folder and all above it, up to the mount. Within a container the path may be that
+/// of the outside, and its folders not there: the mount is then the container's own group.
+fn groups(mount: &Path, path: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    let names: Vec<_> = Path::new(path)
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name.to_owned()),
+            _ => None,
+        })
+        .collect();
+    let mount = mount.to_owned();
+    (0..=names.len()).map(move |depth| {
+        let parts = names[..depth].iter();
+        parts.fold(mount.clone(), |path, name| path.join(name))
+    })
+}
+
+fn room_v2(group: &Path) -> Option<u64> {
+    // "max" is no number, and no limit.
+    let limits = ["memory.max", "memory.high"];
+    let limit = limits.iter().filter_map(|name| number(&group.join(name)));
+    let used = number(&group.join("memory.current")).unwrap_or(0);
+    Some(left(limit.min()?, used, inactive(group, "inactive_file")))
+}
+
+fn room_v1(group: &Path) -> Option<u64> {
+    let limit = number(&group.join("memory.limit_in_bytes"))?;
+    // No limit is the largest number of pages there is.
+    let limit = (limit < i64::MAX as u64 / 2).then_some(limit)?;
+    let used = number(&group.join("memory.usage_in_bytes")).unwrap_or(0);
+    Some(left(limit, used, inactive(group, "total_inactive_file")))
+}
+
+fn left(limit: u64, used: u64, inactive: u64) -> u64 {
+    limit.saturating_sub(used.saturating_sub(inactive))
+}
+
+fn inactive(group: &Path, name: &str) -> u64 {
+    let text = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let found = lines.find(|(key, _)| *key == name);
+    found.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0)
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new() -> Tree {
+            Tree(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, group: &str, file: &str, text: impl ToString) {
+            let folder = self.0.path().join(group);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(file), text.to_string() + "\n").unwrap();
+        }
+
+        fn room(&self, own: &str) -> Option<u64> {
+            room_in(self.0.path(), own)
+        }
+    }
+
+    #[test]
+    fn without_a_limit_the_machine_is_the_limit() {
+        let tree = Tree::new();
+        assert_eq!(tree.room(""), None);
+        assert_eq!(tree.room("0::/system.slice/autoglmd.service\n"), None);
+        tree.write("a", "memory.max", "max");
+        tree.write("a", "memory.high", "max");
+        tree.write(
+            "memory/a",
+            "memory.limit_in_bytes",
+            9_223_372_036_854_771_712_u64,
+        );
+        assert_eq!(tree.room("1:memory:/a\n0::/a\n"), None);
+    }
+
+    #[test]
+    fn a_units_limit_counts_less_what_it_uses() {
+        let tree = Tree::new();
+        tree.write("a/b", "memory.max", 1000 * MIB);
+        tree.write("a/b", "memory.current", 300 * MIB);
+        assert_eq!(tree.room("0::/a/b\n"), Some(700 * MIB));
+        tree.write("a/b", "memory.high", 500 * MIB);
+        assert_eq!(tree.room("0::/a/b\n"), Some(200 * MIB));
+        tree.write("a/b", "memory.current", 900 * MIB);
+        assert_eq!(tree.room("0::/a/b\n"), Some(0));
+    }
+
+    #[test]
+    fn a_parents_limit_counts() {
+        let tree = Tree::new();
+        tree.write("a/b", "memory.max", 1000 * MIB);
+        tree.write("a", "memory.max", 400 * MIB);
+        tree.write("a", "memory.current", 350 * MIB);
+        assert_eq!(tree.room("0::/a/b\n"), Some(50 * MIB));
+    }
+
+    #[test]
+    fn pages_of_files_that_are_not_used_are_room() {
+        let tree = Tree::new();
+        tree.write("a", "memory.max", 1000 * MIB);
+        tree.write("a", "memory.current", 900 * MIB);
+        let stat = format!("anon 1\ninactive_file {}\nactive_file 5", 600 * MIB);
+        tree.write("a", "memory.stat", stat);
+        assert_eq!(tree.room("0::/a\n"), Some(700 * MIB));
+    }
+
+    #[test]
+    fn version_1_is_read_as_well_and_the_smallest_room_wins() {
+        let tree = Tree::new();
+        tree.write("memory/docker/x", "memory.limit_in_bytes", 500 * MIB);
+        tree.write("memory/docker/x", "memory.usage_in_bytes", 450 * MIB);
+        let stat = format!("inactive_file 0\ntotal_inactive_file {}", 100 * MIB);
+        tree.write("memory/docker/x", "memory.stat", stat);
+        let own = "5:cpu,cpuacct:/docker/x\n4:hugetlb,memory:/docker/x\n0::/init\n";
+        assert_eq!(tree.room(own), Some(150 * MIB));
+        tree.write("unified/init", "memory.max", 100 * MIB);
+        assert_eq!(tree.room(own), Some(100 * MIB));
+    }
+
+    /// A container sees its own group at the mount, and in `/proc` the path of the outside.
+    #[test]
+    fn a_path_of_the_outside_leads_to_the_mount() {
+        let tree = Tree::new();
+        tree.write("memory", "memory.limit_in_bytes", 64 * MIB);
+        assert_eq!(tree.room("4:memory:/docker/elsewhere\n"), Some(64 * MIB));
+        tree.write("", "memory.max", 32 * MIB);
+        assert_eq!(tree.room("0::/../../x\n"), Some(32 * MIB));
+    }
+}
