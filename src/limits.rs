@@ -157,6 +157,17 @@ pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes that are read and forgotten after our FIN.
 pub const LINGER_BYTES: u32 = 1024 * 1024;
 
+/// Bytes of a PROXY protocol header, extensions included. The specification asks for room for 536;
+/// a proxy that adds the client's certificate sends one or two thousand.
+pub const PROXY_HEADER_BYTES: usize = 4_096;
+
+/// A reactor warns this often at most of connections that were refused for what a proxy did.
+pub const PROXY_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Addresses of a `Forwarded` or `X-Forwarded-For` field that are followed from the right. Chains
+/// of proxies have two or three.
+pub const FORWARDED_HOPS_MOST: u32 = 32;
+
 /// Idle connections closed in one turn to make room, as many as nginx closes.
 pub const IDLE_CLOSED_PER_TURN: usize = 32;
 
