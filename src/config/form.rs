@@ -12,7 +12,8 @@ use toml::de::DeValue;
 
 use super::problem::quote;
 use super::{
-    ClientCertificates, ClientKey, EngineKind, KvType, Listen, LogFormat, Place, TlsVersion, units,
+    ClientCertificates, ClientKey, EngineKind, ForwardedField, KvType, Listen, LogFormat, Place,
+    TlsVersion, TrustedProxies, units,
 };
 use crate::limits::config as bounds;
 
@@ -35,6 +36,8 @@ pub enum Form {
     Paths,
     /// Pairs of a client's name and a key.
     ClientKeys,
+    /// Networks of trusted proxies.
+    Networks,
 }
 
 /// A value between its text and its field.
@@ -66,7 +69,9 @@ impl Form {
         if let (Form::Addresses, DeValue::Array(items)) = (self, value.get_ref()) {
             return self.read_addresses(value.span(), items);
         }
-        if let (Form::Paths | Form::ClientKeys, DeValue::Array(items)) = (self, value.get_ref()) {
+        if let (Form::Paths | Form::ClientKeys | Form::Networks, DeValue::Array(items)) =
+            (self, value.get_ref())
+        {
             return self.read_texts(value.span(), items);
         }
         let read = match (self, value.get_ref()) {
@@ -101,7 +106,7 @@ impl Form {
                 .then(|| Value::Text(text.to_owned())),
             Form::Text | Form::Path => Some(Value::Text(text.to_owned())),
             Form::Addresses => return self.read_address_list(text),
-            Form::Paths | Form::ClientKeys => {
+            Form::Paths | Form::ClientKeys | Form::Networks => {
                 let items = text.split(',').map(|item| item.trim().to_owned());
                 let items = items.filter(|item| !item.is_empty());
                 return self.check_texts(items.collect());
@@ -131,6 +136,10 @@ impl Form {
             (Form::ClientKeys, Value::Texts(list)) => {
                 bounds::CLIENT_KEYS.contains(&list.len())
                     && list.iter().all(|text| ClientKey::parse(text).is_some())
+            }
+            (Form::Networks, Value::Texts(list)) => {
+                bounds::TRUSTED_PROXIES.contains(&list.len())
+                    && list.iter().all(|text| TrustedProxies::takes(text))
             }
             (Form::Switch, Value::Switch(_)) | (Form::Word(_), Value::Text(_)) => true,
             _ => false,
@@ -198,6 +207,11 @@ impl Form {
                 bounds::CLIENT_KEYS.end(),
                 ClientKey::EXAMPLE
             ),
+            Form::Networks => format!(
+                "a list of at most {} networks such as [\"{}\"]",
+                bounds::TRUSTED_PROXIES.end(),
+                TrustedProxies::EXAMPLE
+            ),
         }
     }
 
@@ -214,6 +228,7 @@ impl Form {
             Form::Addresses => "list of addresses",
             Form::Paths => "list of paths",
             Form::ClientKeys => "list of pairs",
+            Form::Networks => "list of networks",
         }
     }
 
@@ -244,6 +259,10 @@ impl Form {
             Form::ClientKeys => (
                 bounds::CLIENT_KEYS.start().to_string(),
                 bounds::CLIENT_KEYS.end().to_string(),
+            ),
+            Form::Networks => (
+                bounds::TRUSTED_PROXIES.start().to_string(),
+                bounds::TRUSTED_PROXIES.end().to_string(),
             ),
         };
         format!("{start} to {end}")
@@ -312,6 +331,7 @@ impl Form {
     fn takes_element(&self, text: &str) -> bool {
         match self {
             Form::ClientKeys => ClientKey::parse(text).is_some(),
+            Form::Networks => TrustedProxies::takes(text),
             _ => !text.is_empty() && is_plain(text),
         }
     }
@@ -322,6 +342,7 @@ impl Form {
             found,
             expected: match self {
                 Form::ClientKeys => ClientKey::EXPECTED.to_owned(),
+                Form::Networks => TrustedProxies::EXPECTED.to_owned(),
                 _ => format!("a path of 1 to {} bytes", bounds::TEXT_BYTES),
             },
         }
@@ -473,6 +494,19 @@ impl Field for Vec<ClientKey> {
     }
 }
 
+impl Field for TrustedProxies {
+    fn to_value(&self) -> Value {
+        Value::Texts(self.texts())
+    }
+
+    fn from_value(value: Value) -> Option<TrustedProxies> {
+        match value {
+            Value::Texts(list) => TrustedProxies::parse(&list),
+            _ => None,
+        }
+    }
+}
+
 /// A type whose values are words.
 pub trait Word: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
@@ -505,6 +539,14 @@ impl Word for ClientCertificates {
         ("off", ClientCertificates::Off),
         ("optional", ClientCertificates::Optional),
         ("required", ClientCertificates::Required),
+    ];
+}
+
+impl Word for ForwardedField {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("any", ForwardedField::Any),
+        ("forwarded", ForwardedField::Forwarded),
+        ("x-forwarded-for", ForwardedField::XForwardedFor),
     ];
 }
 
@@ -603,9 +645,12 @@ impl Form {
                 .map(|word| Value::Text(word.into()))
                 .collect(),
             Form::Switch => vec![Value::Switch(false), Value::Switch(true)],
-            Form::Text | Form::Path | Form::Addresses | Form::Paths | Form::ClientKeys => {
-                Vec::new()
-            }
+            Form::Text
+            | Form::Path
+            | Form::Addresses
+            | Form::Paths
+            | Form::ClientKeys
+            | Form::Networks => Vec::new(),
         }
     }
 }
@@ -636,6 +681,15 @@ mod tests {
             .map(word),
             ["off", "optional", "required"]
         );
+        assert_eq!(
+            [
+                ForwardedField::Any,
+                ForwardedField::Forwarded,
+                ForwardedField::XForwardedFor,
+            ]
+            .map(word),
+            ["any", "forwarded", "x-forwarded-for"]
+        );
         for level in log::LevelFilter::iter() {
             assert_eq!(word(level), level.as_str().to_lowercase());
         }
@@ -655,7 +709,7 @@ mod tests {
             let forms = [
                 Form::Switch, Form::Number(0..=9), Form::Size(0..=9), Form::Time(0..=9),
                 Form::Word(words::<EngineKind>), Form::Text, Form::Path, Form::Addresses,
-                Form::Paths, Form::ClientKeys,
+                Form::Paths, Form::ClientKeys, Form::Networks,
             ];
             for form in forms {
                 match form.read_text(&text) {

@@ -25,6 +25,7 @@ mod change;
 mod form;
 mod load;
 mod problem;
+mod proxies;
 mod reference;
 mod rules;
 mod schema;
@@ -36,6 +37,7 @@ pub mod units;
 pub use change::{Change, diff, reloaded, summary};
 pub use load::{Loaded, Origin, load};
 pub use problem::{ConfigErrors, Problem};
+pub use proxies::{ForwardedField, TrustedProxies};
 pub use reference::{example, reference};
 pub use schema::{Auth, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server, Tls};
 pub use show::show;
@@ -55,6 +57,23 @@ use crate::limits::config as bounds;
 pub struct Listen {
     pub place: Place,
     pub security: Security,
+    /// `proxy:127.0.0.1:8081`: each connection begins with a header of the PROXY protocol.
+    pub proxied: bool,
+}
+
+/// What the connections of a listener begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    pub proxied: bool,
+    pub security: Security,
+}
+
+impl Opening {
+    /// Of an address without words before it.
+    pub const PLAIN: Opening = Opening {
+        proxied: false,
+        security: Security::Sniffed,
+    };
 }
 
 /// Whether a listener's connections are encrypted.
@@ -92,11 +111,19 @@ impl Listen {
     pub const LOOPBACK: Listen = Listen {
         place: Place::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080))),
         security: Security::Sniffed,
+        proxied: false,
     };
 
+    pub const fn opening(&self) -> Opening {
+        Opening {
+            proxied: self.proxied,
+            security: self.security,
+        }
+    }
+
     const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
-        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\" or \"clear:\" \
-        before it if need be";
+        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\", \"clear:\" or \
+        \"proxy:\" before it if need be";
 
     /// A name that begins with `@` is how other programs write an abstract socket (unix(7)).
     const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
@@ -112,13 +139,20 @@ impl Listen {
 
     /// Reads the written form. `None` where it is none of them; see [`Listen::expected`].
     pub fn parse(text: &str) -> Option<Listen> {
+        let (proxied, text) = match text.strip_prefix("proxy:") {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
         let (security, place) = match text.split_once(':') {
             Some(("tls", place)) => (Security::Tls, place),
             Some(("clear", place)) => (Security::Clear, place),
             _ => (Security::Sniffed, text),
         };
-        let place = Place::parse(place)?;
-        Some(Listen { place, security })
+        Some(Listen {
+            place: Place::parse(place)?,
+            security,
+            proxied,
+        })
     }
 
     /// Whether only this machine can reach the address. An inherited socket may be anything.
@@ -156,6 +190,9 @@ fn is_file_name(path: &str) -> bool {
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.proxied {
+            f.write_str("proxy:")?;
+        }
         match self.security {
             Security::Sniffed => {}
             Security::Tls => f.write_str("tls:")?,
@@ -217,6 +254,8 @@ mod tests {
             "tls:127.0.0.1:8443",
             "clear:unix:/run/a.sock",
             "tls:fd:web",
+            "proxy:127.0.0.1:8081",
+            "proxy:tls:unix:/run/a.sock",
             &longest,
         ] {
             assert_eq!(Listen::parse(text).expect(text).to_string(), text);
@@ -237,6 +276,9 @@ mod tests {
             "fd:a b",
             "tls:",
             "tls:clear:127.0.0.1:1",
+            "tls:proxy:127.0.0.1:1",
+            "proxy:proxy:127.0.0.1:1",
+            "proxy:",
             &too_long,
         ] {
             assert_eq!(Listen::parse(text), None, "{text}");

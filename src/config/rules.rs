@@ -5,7 +5,7 @@
 
 use super::form::word;
 use super::units::{print_duration, print_size_bytes};
-use super::{ClientCertificates, Config, EngineKind, LogFormat, Security};
+use super::{ClientCertificates, Config, EngineKind, Listen, LogFormat, Place, Security};
 
 /// A rule that does not hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,16 +26,20 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         clients_without_authority(config),
         clients_not_asked(config),
         clear_text_beside_required(config),
+        proxied_without_proxies(config),
     ];
     found.into_iter().flatten().collect()
 }
 
 /// What is allowed and seldom meant.
 pub fn warnings(config: &Config) -> Vec<Finding> {
-    [open_door(config), echo(config), wide_chunk(config)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let found = [
+        open_door(config),
+        everybody_trusted(config),
+        echo(config),
+        wide_chunk(config),
+    ];
+    found.into_iter().flatten().collect()
 }
 
 fn unguarded(config: &Config) -> Option<Finding> {
@@ -155,6 +159,31 @@ fn clear_text_beside_required(config: &Config) -> Option<Finding> {
     })
 }
 
+fn proxied_without_proxies(config: &Config) -> Option<Finding> {
+    let is_unix = |listen: &Listen| matches!(listen.place, Place::Unix(_));
+    let mut listeners = config.server.listen.iter();
+    let listener = listeners.find(|listen| listen.proxied && !is_unix(listen))?;
+    let proxies = &config.server.trusted_proxies;
+    proxies.is_empty().then(|| Finding {
+        keys: &["server.listen", "server.trusted_proxies"],
+        message: format!(
+            "server.listen has \"{listener}\" and server.trusted_proxies is empty, so every \
+             connection would be refused; name the proxies' addresses there"
+        ),
+    })
+}
+
+fn everybody_trusted(config: &Config) -> Option<Finding> {
+    let network = config.server.trusted_proxies.everything()?;
+    Some(Finding {
+        keys: &["server.trusted_proxies"],
+        message: format!(
+            "server.trusted_proxies has \"{network}\": every client may choose the address that it \
+             is limited and logged under"
+        ),
+    })
+}
+
 fn open_door(config: &Config) -> Option<Finding> {
     (!config.auth.enabled).then(|| Finding {
         keys: &["auth.enabled"],
@@ -186,7 +215,7 @@ fn wide_chunk(config: &Config) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ClientKey, Listen, schema};
+    use crate::config::{ClientKey, TrustedProxies, schema};
 
     #[test]
     fn the_defaults_break_no_rule() {
@@ -211,6 +240,27 @@ mod tests {
                 Listen::parse(address).expect("an address"),
             ];
             assert_eq!(errors(&config).len(), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_address_for_proxies_needs_proxies() {
+        let mut config = Config::default();
+        for (address, proxies, expected) in [
+            ("proxy:127.0.0.1:1", &[][..], 1),
+            ("proxy:fd:web", &[], 1),
+            ("proxy:unix:/run/a", &[], 0),
+            ("127.0.0.1:1", &[], 0),
+            ("proxy:127.0.0.1:1", &["127.0.0.1"], 0),
+        ] {
+            config.server.listen = vec![Listen::parse(address).expect("an address")];
+            config.server.trusted_proxies = TrustedProxies::parse(proxies).expect("networks");
+            assert_eq!(errors(&config).len(), expected, "{address} {proxies:?}");
+            assert_eq!(warnings(&config), []);
+        }
+        for everything in ["0.0.0.0/0", "::/0"] {
+            config.server.trusted_proxies = TrustedProxies::parse(&[everything]).expect("one");
+            assert_eq!(warnings(&config).len(), 1);
         }
     }
 
@@ -245,7 +295,7 @@ mod tests {
         let mut config = Config::default();
         config.auth.enabled = false;
         config.server.listen = vec![
-            Listen::parse("fd:web").expect("an address"),
+            Listen::parse("proxy:fd:web").expect("an address"),
             Listen::parse("tls:127.0.0.1:1").expect("an address"),
         ];
         config.tls.keys = vec!["/tmp/a".into()];
@@ -257,11 +307,11 @@ mod tests {
         config.engine.kind = EngineKind::Echo;
         config.engine.context = 16;
         let (errors, warnings) = (errors(&config), warnings(&config));
-        assert_eq!((errors.len(), warnings.len()), (7, 3));
+        assert_eq!((errors.len(), warnings.len()), (8, 3));
         config.tls.client_certificates = ClientCertificates::Required;
         let unsigned = super::errors(&config);
         // No authority instead of nobody asked, and `fd:web` takes clear text.
-        assert_eq!(unsigned.len(), 8);
+        assert_eq!(unsigned.len(), 9);
         for finding in errors.iter().chain(&warnings).chain(&unsigned) {
             assert!(
                 finding.keys.iter().all(|path| schema::find(path).is_some()),

@@ -12,7 +12,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::form::{Field, Form, Value, words};
-use super::{ClientCertificates, ClientKey, EngineKind, KvType, Listen, LogFormat, TlsVersion};
+use super::{
+    ClientCertificates, ClientKey, EngineKind, ForwardedField, KvType, Listen, LogFormat,
+    TlsVersion, TrustedProxies,
+};
 use crate::limits::config as bounds;
 
 /// A group of keys: a `[section]` of the file. A name with a dot is that of a section within
@@ -152,7 +155,18 @@ schema! {
         /// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `unix:/path`, or `fd:NAME` for a
         /// socket that the service manager passes in. With `tls:` before it only TLS is spoken
         /// there, with `clear:` only clear text; without, both are, where there are certificates.
+        /// With `proxy:` before all of it each connection must begin with a header of the PROXY
+        /// protocol, version 2, which is accepted from `server.trusted_proxies` and, on a Unix
+        /// socket, from every peer.
         listen: Vec<Listen> = vec![Listen::LOOPBACK], Form::Addresses, Restart;
+        /// Proxies whose word about a client's address is believed: networks such as `10.0.0.0/8`,
+        /// addresses, or `unix` for the peers on Unix sockets. Empty: no peer is believed.
+        trusted_proxies: TrustedProxies = TrustedProxies::default(), Form::Networks, Reload;
+        /// The field in which they name the client: `forwarded` (RFC 7239), `x-forwarded-for`, or
+        /// `any`. With `any`, a request in which both are there and disagree counts as the proxy's
+        /// own.
+        forwarded_header: ForwardedField = ForwardedField::Any,
+            Form::Word(words::<ForwardedField>), Reload;
         /// Threads that own sockets. One serves tens of thousands of connections.
         reactors: u16 = 1, Form::Number(bounds::REACTORS), Restart;
         /// Reload when the file, or a certificate that it names, is saved, as SIGHUP does.
@@ -296,7 +310,8 @@ schema! {
 
     /// Measurements for Prometheus.
     metrics "metrics": Metrics {
-        /// Serve `/metrics` without a key to clients on a loopback address.
+        /// Serve `/metrics` without a key to clients on a loopback address. What a proxy of this
+        /// machine brings is not such a client's: `server.trusted_proxies` tells whose it is.
         public_on_loopback: bool = false, Form::Switch, Reload;
     }
 }

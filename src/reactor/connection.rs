@@ -36,7 +36,7 @@ use super::http1::{Context, Http1, Waiting};
 use super::protocol::Protocol;
 use super::system::{Edge, System};
 use super::transport::{Arrived, Transport};
-use crate::config::Security;
+use crate::config::Opening;
 use crate::core::Moment;
 use crate::core::deadlines::{DeadlineKind, Deadlines};
 use crate::core::output::{Level, OutputQueue};
@@ -96,7 +96,7 @@ pub enum Pumped {
 }
 
 impl<K> Connection<K> {
-    pub fn new(socket: K, peer: Peer, security: Security) -> Connection<K> {
+    pub fn new(socket: K, peer: Peer, opening: Opening) -> Connection<K> {
         Connection {
             socket,
             peer,
@@ -105,7 +105,7 @@ impl<K> Connection<K> {
             deadlines: Deadlines::new(),
             output: OutputQueue::new(),
             inbound: Vec::new(),
-            transport: Transport::new(security),
+            transport: Transport::new(opening),
             protocol: Protocol::new(),
         }
     }
@@ -266,12 +266,14 @@ impl<K> Connection<K> {
     {
         let exchanges = self.protocol.exchanges();
         let was_handshaking = self.transport.is_handshaking();
+        let was_proxied = self.transport.awaits_proxy();
         match self.advance(system, scratch, context) {
             Ok(pumped) => {
                 let has_shaken_hands = was_handshaking && !self.transport.is_handshaking();
-                if self.protocol.exchanges() != exchanges || has_shaken_hands {
-                    // They were an earlier request's, or the handshake's; the present one has its
-                    // own.
+                let is_introduced = was_proxied && !self.transport.awaits_proxy();
+                if self.protocol.exchanges() != exchanges || has_shaken_hands || is_introduced {
+                    // They were an earlier request's, the handshake's or the proxy's; the present
+                    // one has its own.
                     self.clear_waiting_deadlines();
                 }
                 self.set_deadlines(context);
@@ -293,6 +295,9 @@ impl<K> Connection<K> {
         // Both FINs hang up as well. What is unread then is still to be read away: closing over it
         // would reset the connection, and with it our answer.
         if self.readiness.is_hung_up() && !matches!(self.phase, Phase::Lingering { .. }) {
+            return Err(CloseReason::Reset);
+        }
+        if self.transport.refuses(&self.peer, context) {
             return Err(CloseReason::Reset);
         }
         let mut next = Pumped::Waiting;
@@ -423,7 +428,7 @@ impl<K> Connection<K> {
                 );
                 self.phase = Phase::Closing;
             }
-            Arrived::NoTls => return Err(CloseReason::Reset),
+            Arrived::Unanswerable => return Err(CloseReason::Reset),
         }
         Ok(())
     }
@@ -625,7 +630,7 @@ impl<K> Connection<K> {
             return None;
         }
         let (now, limits) = (context.now, &context.config.limits);
-        if self.transport.is_handshaking() {
+        if self.transport.is_handshaking() || self.transport.awaits_proxy() {
             return Some((DeadlineKind::Header, now + limits.header_timeout));
         }
         match self.protocol.waiting() {

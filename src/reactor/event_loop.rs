@@ -43,7 +43,7 @@ use super::date::DateCache;
 use super::http1::Context;
 use super::message::Message;
 use super::system::{Edge, Source, System};
-use crate::config::{Config, Security};
+use crate::config::{Config, Opening};
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::gate::Gate;
@@ -86,7 +86,7 @@ pub struct Parts<S: System> {
     pub config: Arc<Config>,
     pub tls: Option<Arc<Acceptor>>,
     /// By listener.
-    pub securities: Vec<Security>,
+    pub openings: Vec<Opening>,
     pub metrics: Metrics,
     pub mailbox: Receiver<Message<S::Socket>>,
     pub pulse: Arc<Pulse>,
@@ -119,7 +119,7 @@ pub struct Reactor<S: System> {
     /// Those whose next step is a handshake's and found none left; the first of them come first in
     /// the next turn.
     deferred: RunQueue,
-    securities: Vec<Security>,
+    openings: Vec<Opening>,
     idle: IdleList,
     mailbox: Receiver<Message<S::Socket>>,
     neighbours: Vec<Neighbour<S::Socket>>,
@@ -146,6 +146,8 @@ struct Shared {
     draining: bool,
     tls: Option<Arc<Acceptor>>,
     handshake_steps: u32,
+    /// Until then no more is said of connections that were refused for what a proxy did.
+    proxy_warned_until: Moment,
     metrics: Metrics,
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
@@ -166,6 +168,7 @@ impl Shared {
             draining: self.draining,
             tls: self.tls.as_ref(),
             handshake_steps: &mut self.handshake_steps,
+            proxy_warned_until: &mut self.proxy_warned_until,
             metrics: &self.metrics,
         }
     }
@@ -204,6 +207,7 @@ impl<S: System> Reactor<S> {
                 draining: false,
                 tls: parts.tls,
                 handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN,
+                proxy_warned_until: now,
                 closed: CloseReason::ALL
                     .map(|reason| parts.metrics.connections_closed(reason.as_str())),
                 metrics: parts.metrics,
@@ -211,7 +215,7 @@ impl<S: System> Reactor<S> {
             wheel: Wheel::new(now),
             run_queue: RunQueue::new(),
             deferred: RunQueue::new(),
-            securities: parts.securities,
+            openings: parts.openings,
             idle: IdleList::new(),
             mailbox: parts.mailbox,
             neighbours: parts.neighbours,
@@ -316,7 +320,7 @@ impl<S: System> Reactor<S> {
     fn handle_message(&mut self, message: Message<S::Socket>) {
         match message {
             Message::Engine(key, event) => self.handle_event(key, event),
-            Message::Adopt(socket, peer, security) => self.adopt(socket, peer, security),
+            Message::Adopt(socket, peer, opening) => self.adopt(socket, peer, opening),
             Message::Apply(config) => self.apply(config),
             Message::Tls(acceptor) => self.shared.tls = acceptor,
             Message::Keys(keys) => self.shared.service.set_keys(keys),

@@ -63,6 +63,8 @@ pub struct Context<'a> {
     pub tls: Option<&'a Arc<Acceptor>>,
     /// Steps of handshakes that are left in this turn.
     pub handshake_steps: &'a mut u32,
+    /// Until when no more is said of what proxies do wrong.
+    pub proxy_warned_until: &'a mut Moment,
     pub metrics: &'a Metrics,
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, Security};
+use crate::config::{Config, Opening};
 use crate::engine::{Deliver, Event};
 use crate::offload::JobKey;
 use crate::offload::mailbox::Sender;
@@ -17,7 +17,7 @@ pub enum Message<K> {
     /// News of a job.
     Engine(JobKey, Event),
     /// The accepting reactor gives this one a connection.
-    Adopt(K, Peer, Security),
+    Adopt(K, Peer, Opening),
     /// A new configuration is in force.
     Apply(Arc<Config>),
     /// New connections use this from now on; `None`: there is no TLS.

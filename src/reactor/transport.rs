@@ -7,6 +7,11 @@
 //! ```text
 //!                     22, and there are certificates
 //!   Undecided(rule) ------------------------------------> Tls(session)
+//!         ^
+//!         | the header is whole: the peer is whom it names
+//!   Proxied(header, rule) ---- anything else, or a peer that is not trusted: a close
+//!
+//!   Undecided(rule)
 //!         |
 //!         +---- any other byte, where clear text is spoken ----> Clear
 //!         +---- the wrong one for this listener: a 400, or a close
@@ -25,16 +30,19 @@ use std::sync::Arc;
 
 use super::close_reason::CloseReason;
 use super::http1::Context;
-use crate::config::Security;
+use crate::config::{Opening, Security};
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
+use crate::core::proxy_header::{Origin, ProxyHeader, Refused};
 use crate::http::sniff::{Sniffed, sniff};
 use crate::limits;
-use crate::service::Peer;
+use crate::service::{Peer, PeerAddress};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Failed, Handshake, Session};
 
 pub enum Transport {
+    /// A header of the PROXY protocol comes first, and then what the listener's rule allows.
+    Proxied(Box<ProxyHeader>, Security),
     /// No byte has come. What may come is the listener's rule.
     Undecided(Security),
     Clear,
@@ -53,13 +61,24 @@ pub enum Arrived {
     Failed,
     /// Clear text where only TLS is spoken.
     ClearText,
-    /// TLS where it is not spoken: there is no answer that its sender would understand.
-    NoTls,
+    /// TLS where it is not spoken, or no header where a proxy must send one: there is no response
+    /// that its sender would understand.
+    Unanswerable,
+}
+
+impl Arrived {
+    const NOTHING: Arrived = Arrived::Input {
+        place: 0..0,
+        is_open: false,
+    };
 }
 
 impl Transport {
-    pub const fn new(security: Security) -> Transport {
-        Transport::Undecided(security)
+    pub fn new(opening: Opening) -> Transport {
+        match opening.proxied {
+            true => Transport::Proxied(Box::default(), opening.security),
+            false => Transport::Undecided(opening.security),
+        }
     }
 
     // ---- getters ----
@@ -68,10 +87,35 @@ impl Transport {
         matches!(self, Transport::Tls(session) if session.is_handshaking())
     }
 
+    /// Whether the header of a proxy is still to come, or to end.
+    pub fn awaits_proxy(&self) -> bool {
+        matches!(self, Transport::Proxied(..))
+    }
+
+    /// Whether a header of this peer would be believed. Asked before a byte of it is read, and
+    /// counted where it would not.
+    pub fn refuses(&self, peer: &Peer, context: &mut Context<'_>) -> bool {
+        if !self.awaits_proxy() {
+            return false;
+        }
+        let is_trusted = match peer.address {
+            PeerAddress::Ip(address) => context.config.server.trusted_proxies.contains(address),
+            // The mode of the socket's file says who may connect.
+            PeerAddress::Unix => true,
+        };
+        if !is_trusted {
+            let why = "it is not in server.trusted_proxies";
+            note_refused_proxy("untrusted", &why, peer, context);
+        }
+        !is_trusted
+    }
+
     /// Whether what is read next may cost a step of a handshake.
     pub fn next_is_dear(&self, context: &Context<'_>) -> bool {
         match self {
-            Transport::Undecided(security) => *security != Security::Clear && context.tls.is_some(),
+            Transport::Undecided(security) | Transport::Proxied(_, security) => {
+                *security != Security::Clear && context.tls.is_some()
+            }
             Transport::Clear => false,
             Transport::Tls(session) => session.is_handshaking(),
         }
@@ -82,7 +126,9 @@ impl Transport {
     pub fn read_bytes(&self, scratch: &[u8]) -> usize {
         match self {
             Transport::Clear | Transport::Undecided(Security::Clear) => scratch.len(),
-            Transport::Undecided(_) | Transport::Tls(_) => limits::TLS_READ_BYTES,
+            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Tls(_) => {
+                limits::TLS_READ_BYTES
+            }
         }
     }
 
@@ -100,7 +146,7 @@ impl Transport {
     pub fn protocol(&self) -> Option<&[u8]> {
         match self {
             Transport::Tls(session) => session.protocol(),
-            Transport::Undecided(_) | Transport::Clear => None,
+            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => None,
         }
     }
 
@@ -110,10 +156,33 @@ impl Transport {
     pub fn handle_input(
         &mut self,
         scratch: &mut [u8],
-        length: usize,
+        mut length: usize,
         peer: &mut Peer,
         context: &mut Context<'_>,
     ) -> Arrived {
+        if let Transport::Proxied(header, security) = self {
+            let security = *security;
+            match header.handle_input(&scratch[..length]) {
+                Ok(None) => return Arrived::NOTHING,
+                Ok(Some((used, origin))) => {
+                    match origin {
+                        Origin::Address(address) => peer.address = PeerAddress::Ip(address),
+                        Origin::Unix => peer.address = PeerAddress::Unix,
+                        Origin::Sender => {}
+                    }
+                    *self = Transport::Undecided(security);
+                    scratch.copy_within(used..length, 0);
+                    length -= used;
+                }
+                Err(refused) => {
+                    note_refused_proxy(Refused::as_str(refused), &refused, peer, context);
+                    return Arrived::Unanswerable;
+                }
+            }
+            if length == 0 {
+                return Arrived::NOTHING;
+            }
+        }
         if let Transport::Undecided(security) = *self
             && let Some(refused) = self.decide(security, &scratch[..length], context)
         {
@@ -160,13 +229,13 @@ impl Transport {
                     Ok(session) => Transport::Tls(session),
                     Err(error) => {
                         log::error!("a TLS session cannot be made: {error}");
-                        return Some(Arrived::NoTls);
+                        return Some(Arrived::Unanswerable);
                     }
                 }
             }
             (true, _, _) => {
                 context.metrics.tls_refused("tls_on_clear").inc();
-                return Some(Arrived::NoTls);
+                return Some(Arrived::Unanswerable);
             }
             (false, Security::Tls, _) => {
                 context.metrics.tls_refused("clear_on_tls").inc();
@@ -194,7 +263,7 @@ impl Transport {
     pub fn close(&mut self, pool: &mut BufferPool) -> bool {
         match self {
             Transport::Tls(session) => session.close(pool),
-            Transport::Undecided(_) | Transport::Clear => false,
+            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => false,
         }
     }
 
@@ -207,7 +276,7 @@ impl Transport {
     ) -> &'a mut OutputQueue {
         let session = match self {
             Transport::Tls(session) => session,
-            Transport::Undecided(_) | Transport::Clear => return output,
+            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => return output,
         };
         while !output.is_empty() {
             let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
@@ -236,6 +305,22 @@ impl Transport {
             let handshakes = context.metrics.tls_handshakes(outcome, session.version());
             handshakes.inc();
         }
+    }
+}
+
+/// Counts a connection that was refused for what its proxy did, and warns once in a while: a
+/// balancer that is not set up right makes thousands of them.
+fn note_refused_proxy(
+    reason: &'static str,
+    why: &dyn std::fmt::Display,
+    peer: &Peer,
+    context: &mut Context<'_>,
+) {
+    context.metrics.proxy_refused(reason).inc();
+    if context.now >= *context.proxy_warned_until {
+        *context.proxy_warned_until = context.now + limits::PROXY_WARNING_INTERVAL;
+        let address = peer.address;
+        log::warn!("a connection of {address} is closed: {why} (autoglmd_proxy_refused_total)");
     }
 }
 

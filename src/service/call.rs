@@ -5,6 +5,7 @@
 //! are gone by then.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -40,6 +41,15 @@ impl Peer {
     }
 }
 
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerAddress::Ip(address) => write!(f, "{address}"),
+            PeerAddress::Unix => f.write_str("a Unix socket"),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerAddress {
     Ip(IpAddr),
@@ -54,7 +64,8 @@ impl PeerAddress {
         }
     }
 
-    /// Whether the peer is on this machine.
+    /// Whether the peer is on this machine. What came through a proxy of this machine is not told
+    /// from it here.
     pub fn is_local(self) -> bool {
         self.ip().is_none_or(|ip| ip.to_canonical().is_loopback())
     }

@@ -33,6 +33,7 @@
 mod auth;
 mod body;
 mod call;
+mod client_address;
 mod coding;
 mod dialogue;
 mod exchange;
@@ -156,8 +157,12 @@ impl Service {
         peer: &Peer,
         now: Moment,
     ) -> Result<Admitted, Refusal> {
-        let mut call = self.begin_call(request, peer, now);
-        match self.check(&mut call, request, peer, now) {
+        let sender = &*self.sender(request, peer);
+        let mut call = self.begin_call(request, sender, now);
+        // What a proxy of this machine brings has come from elsewhere.
+        let is_local = sender.address.is_local()
+            && !(client_address::is_forwarded(request) && sender.address == peer.address);
+        match self.check(&mut call, request, sender, is_local, now) {
             Ok(permit) => Ok(Admitted {
                 intake: match call.route() {
                     Route::Reflection if call.form.is_grpc() => Intake::Pieces,
@@ -319,6 +324,7 @@ impl Service {
         call: &mut Call,
         request: &Request<'_>,
         peer: &Peer,
+        is_local: bool,
         now: Moment,
     ) -> Result<Option<Permit>, ApiError> {
         if is_about_server(request) {
@@ -335,7 +341,7 @@ impl Service {
         if request.method == Method::Options {
             return Ok(None);
         }
-        if !self.is_open(row, peer) {
+        if !self.is_open(row, is_local) {
             call.caller = self.identify(request, peer, now)?;
             self.take_request(call, peer, now)?;
             if let (Some(caller), Access::Scope(scope) | Access::PublicOnLoopback(scope)) =
@@ -364,13 +370,28 @@ impl Service {
         }
     }
 
-    /// Whether a route needs no key for this peer.
-    fn is_open(&self, row: &Row, peer: &Peer) -> bool {
+    /// Whose request it is: the peer's or, where that is a trusted proxy, its client's.
+    fn sender<'p>(&self, request: &Request<'_>, peer: &'p Peer) -> Cow<'p, Peer> {
+        let server = &self.parts.config.server;
+        if server.trusted_proxies.is_empty() {
+            return Cow::Borrowed(peer);
+        }
+        let (proxies, field) = (&server.trusted_proxies, server.forwarded_header);
+        let address = client_address::of(request, peer.address, proxies, field);
+        match address == peer.address {
+            true => Cow::Borrowed(peer),
+            false => Cow::Owned(Peer {
+                address,
+                client: peer.client.clone(),
+            }),
+        }
+    }
+
+    /// Whether a route needs no key for a client that is on this machine, or is not.
+    fn is_open(&self, row: &Row, is_local: bool) -> bool {
         match row.access {
             Access::Public => true,
-            Access::PublicOnLoopback(_) => {
-                self.parts.config.metrics.public_on_loopback && peer.address.is_local()
-            }
+            Access::PublicOnLoopback(_) => self.parts.config.metrics.public_on_loopback && is_local,
             Access::Scope(_) | Access::AnyKey => false,
         }
     }

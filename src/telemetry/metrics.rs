@@ -128,6 +128,7 @@ struct Families {
     reloads: Family<ReloadResult, Counter>,
     handshakes: Family<Handshake, Counter>,
     tls_refused: Family<Reason, Counter>,
+    proxy_refused: Family<Reason, Counter>,
     certificate_begins: Family<Certificate, Gauge>,
     certificate_ends: Family<Certificate, Gauge>,
     /// In the order of `ErrorCode::ALL`.
@@ -211,6 +212,15 @@ impl Metrics {
         self.inner
             .families
             .tls_refused
+            .get_or_create_owned(&Reason { reason })
+    }
+
+    /// `autoglmd_proxy_refused_total{reason}`: `untrusted`, or a word of
+    /// [`crate::core::proxy_header::Refused`].
+    pub fn proxy_refused(&self, reason: &'static str) -> Counter {
+        self.inner
+            .families
+            .proxy_refused
             .get_or_create_owned(&Reason { reason })
     }
 
@@ -309,6 +319,7 @@ impl Families {
             reloads: Family::default(),
             handshakes: Family::default(),
             tls_refused: Family::default(),
+            proxy_refused: Family::default(),
             certificate_begins: Family::default(),
             certificate_ends: Family::default(),
             errors: ErrorCode::ALL
@@ -358,6 +369,11 @@ impl Families {
             "tls_refused",
             "Connections that spoke TLS where it is not spoken, or clear text where only TLS is",
             families.tls_refused.clone(),
+        );
+        registry.register(
+            "proxy_refused",
+            "Connections closed for a PROXY header that was missing, malformed or not believed",
+            families.proxy_refused.clone(),
         );
         registry.register(
             "tls_certificate_expiry_seconds",

@@ -14,7 +14,7 @@ use socket2::Socket;
 
 use super::stored::{self, Store};
 use super::{Failure, exit};
-use crate::config::{Listen, Place, Security};
+use crate::config::{Listen, Opening, Place, Security};
 use crate::os::activation::{self, Inherited};
 use crate::os::notify::Notifier;
 use crate::os::socket::{self, Listener, SocketFile};
@@ -30,7 +30,7 @@ pub struct Listeners {
 
 struct Listening {
     address: String,
-    security: Security,
+    opening: Opening,
     /// Opened here, so that the manager does not know it yet.
     is_new: bool,
     socket: Arc<Socket>,
@@ -50,28 +50,28 @@ impl Listeners {
             match (&listen.place, claimed) {
                 (_, Some((listener, file))) => {
                     listeners.files.extend(file);
-                    listeners.push(listener, listen.security, false)?;
+                    listeners.push(listener, listen.opening(), false)?;
                 }
                 (Place::Tcp(address), None) => {
                     let only_v6 = socket::needs_only_v6(*address, &v4);
                     let listener = socket::listen_tcp(*address, only_v6)
                         .map_err(|error| cannot_listen(listen, &error))?;
-                    listeners.push(Listener::Tcp(listener), listen.security, true)?;
+                    listeners.push(Listener::Tcp(listener), listen.opening(), true)?;
                 }
                 (Place::Unix(path), None) => {
                     let (listener, file) =
                         socket::listen_unix(path).map_err(|error| cannot_listen(listen, &error))?;
                     listeners.files.push(file);
-                    listeners.push(Listener::Unix(listener), listen.security, true)?;
+                    listeners.push(Listener::Unix(listener), listen.opening(), true)?;
                 }
                 (Place::Inherited(name), None) => {
                     let found = take_named(&mut inherited, name);
                     if found.is_empty() {
                         return Err(not_passed(name, &inherited));
                     }
-                    found
-                        .into_iter()
-                        .try_for_each(|one| listeners.push(one.listener, listen.security, false))?;
+                    found.into_iter().try_for_each(|one| {
+                        listeners.push(one.listener, listen.opening(), false)
+                    })?;
                 }
             }
         }
@@ -104,12 +104,7 @@ impl Listeners {
         self.files.drain(..).for_each(SocketFile::keep);
     }
 
-    fn push(
-        &mut self,
-        listener: Listener,
-        security: Security,
-        is_new: bool,
-    ) -> Result<(), Failure> {
+    fn push(&mut self, listener: Listener, opening: Opening, is_new: bool) -> Result<(), Failure> {
         let address = listener
             .address()
             .map_err(|error| Failure::os("getsockname", &error))?;
@@ -119,7 +114,7 @@ impl Listeners {
         };
         self.sockets.push(Listening {
             address,
-            security,
+            opening,
             is_new,
             socket: Arc::new(Socket::from(descriptor)),
         });
@@ -131,8 +126,8 @@ impl Listeners {
     }
 
     /// In the order of the sockets.
-    pub fn securities(&self) -> Vec<Security> {
-        self.sockets.iter().map(|one| one.security).collect()
+    pub fn openings(&self) -> Vec<Opening> {
+        self.sockets.iter().map(|one| one.opening).collect()
     }
 
     /// As they are written in the configuration; with the port that the kernel chose.
@@ -146,7 +141,7 @@ impl Listeners {
         if !key.exists() {
             return None;
         }
-        let first = self.sockets.first()?;
+        let first = self.sockets.iter().find(|one| !one.opening.proxied)?;
         let (scheme, address) = (first.scheme(), &first.address);
         let target = match address.strip_prefix("unix:") {
             Some(path) => format!("--unix-socket {path} {scheme}://localhost"),
@@ -164,7 +159,7 @@ impl Listeners {
 
 impl Listening {
     fn scheme(&self) -> &'static str {
-        match self.security {
+        match self.opening.security {
             Security::Tls => "https",
             Security::Sniffed | Security::Clear => "http",
         }
@@ -173,12 +168,16 @@ impl Listening {
 
 impl fmt::Display for Listening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rule = match self.security {
+        let rule = match self.opening.security {
             Security::Sniffed => "",
             Security::Tls => " (TLS only)",
             Security::Clear => " (clear text only)",
         };
-        write!(f, "{}{rule}", self.address)
+        let proxied = match self.opening.proxied {
+            true => " (behind proxies that speak the PROXY protocol)",
+            false => "",
+        };
+        write!(f, "{}{rule}{proxied}", self.address)
     }
 }
 

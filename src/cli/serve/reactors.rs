@@ -14,7 +14,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::listeners::Listeners;
-use crate::config::Security;
+use crate::config::Opening;
 use crate::core::Moment;
 use crate::limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
@@ -30,7 +30,7 @@ pub struct Births(Vec<Birth>);
 struct Birth {
     index: u16,
     epoll: Epoll,
-    securities: Vec<Security>,
+    openings: Vec<Opening>,
     post: Sender<Message<Socket>>,
     letters: Receiver<Message<Socket>>,
     pulse: Arc<Pulse>,
@@ -89,7 +89,7 @@ impl Birth {
         Ok(Birth {
             index,
             epoll,
-            securities: listeners.securities(),
+            openings: listeners.openings(),
             post,
             letters,
             pulse: Arc::new(Pulse::default()),
@@ -116,7 +116,7 @@ impl Birth {
             service: Service::new(parts.clone()),
             config: parts.config.clone(),
             tls: None,
-            securities: self.securities,
+            openings: self.openings,
             metrics: parts.metrics.clone(),
             mailbox: self.letters,
             pulse: self.pulse,

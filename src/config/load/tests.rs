@@ -200,7 +200,7 @@ fn every_mistake_has_its_place_and_says_what_is_expected() {
             "[server]\nlisten = [\n  \"127.0.0.1:80\",\n  \"localhost\",\n]",
             "a.toml:4:3: server.listen[1] is \"localhost\"; expected an address such as \
              \"127.0.0.1:8080\", \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", \
-             with \"tls:\" or \"clear:\" before it if need be",
+             with \"tls:\", \"clear:\" or \"proxy:\" before it if need be",
         ),
         (
             "[server]\nlisten = [\"[::1]:1\", \"[::1]:1\"]",

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::{Neighbour, Reactor};
-use crate::config::Security;
+use crate::config::Opening;
 use crate::core::Moment;
 use crate::core::gate::AcceptVerdict;
 use crate::limits;
@@ -26,8 +26,8 @@ impl<S: System> Reactor<S> {
                     self.gate.handle_accepted();
                     self.shared.metrics.connections_accepted.inc();
                     self.shared.metrics.connections.inc();
-                    let security = self.securities.get(listener).copied();
-                    self.place(socket, peer, security.unwrap_or(Security::Sniffed));
+                    let opening = self.openings.get(listener).copied();
+                    self.place(socket, peer, opening.unwrap_or(Opening::PLAIN));
                 }
                 Err(error) => self.handle_accept_error(listener, &error),
             }
@@ -65,14 +65,14 @@ impl<S: System> Reactor<S> {
     }
 
     /// A connection of our own from now on; it was counted when it was placed.
-    pub(super) fn adopt(&mut self, socket: S::Socket, peer: Peer, security: Security) {
+    pub(super) fn adopt(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
         let Some(key) = self.slots.vacant_key() else {
             return self.give_up(socket, "no slot is free");
         };
         if let Err(error) = self.system.register(&socket, key) {
             return self.give_up(socket, &error.to_string());
         }
-        let connection = Connection::new(socket, peer, security);
+        let connection = Connection::new(socket, peer, opening);
         let inserted = self.slots.insert(connection);
         debug_assert_eq!(inserted, key);
         // Bytes may have come before the registration: the first pump reads without an edge.
@@ -115,11 +115,11 @@ impl<S: System> Reactor<S> {
     }
 
     /// Gives a new connection to the reactor that has the fewest; keeps it if that one has ended.
-    fn place(&mut self, socket: S::Socket, peer: Peer, security: Security) {
+    fn place(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
         let own = usize::from(self.shared.index);
         let least = (0..self.neighbours.len()).min_by_key(|&index| load(&self.neighbours[index]));
         let chosen = least.filter(|&index| index != own);
-        let letter = Message::Adopt(socket, peer, security);
+        let letter = Message::Adopt(socket, peer, opening);
         let refused = match chosen.map(|index| &self.neighbours[index]) {
             None => Err(letter),
             Some(other) => {
@@ -130,9 +130,9 @@ impl<S: System> Reactor<S> {
                 })
             }
         };
-        if let Err(Message::Adopt(socket, peer, security)) = refused {
+        if let Err(Message::Adopt(socket, peer, opening)) = refused {
             self.pulse.connections.fetch_add(1, Ordering::Relaxed);
-            self.adopt(socket, peer, security);
+            self.adopt(socket, peer, opening);
         }
     }
 }

@@ -38,7 +38,8 @@ pub use system::SimulatedKernel;
 use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor, Turn};
 use super::message::{Mailboxes, Message};
-use crate::config::Config;
+use crate::config::{Config, Listen, TrustedProxies};
+use crate::core::proxy_header::SIGNATURE;
 use crate::limits;
 use crate::offload::mailbox::mailbox;
 use crate::service::rate_limit::Limiter;
@@ -138,7 +139,7 @@ impl House {
                 service: Service::new(parts.clone()),
                 config: config.clone(),
                 tls: Some(testing::acceptor()),
-                securities: Vec::new(),
+                openings: config.server.listen.iter().map(Listen::opening).collect(),
                 metrics: metrics.clone(),
                 mailbox: letters,
                 pulse: neighbours[index].pulse.clone(),
@@ -268,6 +269,7 @@ struct World {
     /// everybody who waits must be served.
     generous: bool,
     patient: bool,
+    proxied: bool,
     is_chatty: bool,
 }
 
@@ -285,8 +287,13 @@ impl World {
         let mut dice = Dice::new(seed);
         let (patient, cramped) = (!dice.one_in(3), dice.one_in(3));
         let is_chatty = dice.one_in(24);
-        let config = Arc::new(config(patient, &mut dice));
+        // A quarter of the worlds is behind a proxy that forwards connections.
+        let proxied = seed % 4 == 3;
+        let config = Arc::new(config(patient, proxied, &mut dice));
         let network = Network::new(dice.next());
+        if proxied {
+            network.borrow_mut().introduction = proxy_header([192, 0, 2, 7]);
+        }
         network.borrow_mut().is_slow = patient && !cramped;
         let mut max_connections = CROWD_MOST as usize;
         if cramped {
@@ -304,6 +311,7 @@ impl World {
             dice,
             generous: patient && !cramped,
             patient,
+            proxied,
             is_chatty,
         }
     }
@@ -356,7 +364,7 @@ impl World {
     /// Reloads, changed keys, and a machine that stands still for a while.
     fn let_supervisor_act(&mut self) {
         if self.dice.one_in(100) {
-            let config = Arc::new(config(self.patient, &mut self.dice));
+            let config = Arc::new(config(self.patient, self.proxied, &mut self.dice));
             self.house.tell_all(|| Message::Apply(config.clone()));
         }
         if self.dice.one_in(100) {
@@ -411,8 +419,19 @@ impl World {
     }
 }
 
-fn config(patient: bool, dice: &mut Dice) -> Config {
+/// A header of the PROXY protocol that names this client, with an extension behind the addresses.
+fn proxy_header(client: [u8; 4]) -> Vec<u8> {
+    let addresses = [&client[..], &[10, 0, 0, 1, 0, 80, 1, 187]].concat();
+    let extension = [4, 0, 3, 0, 0, 0];
+    [&SIGNATURE[..], &[0x21, 0x11, 0, 18], &addresses, &extension].concat()
+}
+
+fn config(patient: bool, proxied: bool, dice: &mut Dice) -> Config {
     let mut config = Config::default();
+    if proxied {
+        config.server.listen = vec![Listen::parse("proxy:127.0.0.1:1").expect("an address")];
+        config.server.trusted_proxies = TrustedProxies::parse(&["127.0.0.1"]).expect("one");
+    }
     config.auth.enabled = false;
     config.rate_limit.enabled = false;
     let seconds = |patience: u64| Duration::from_secs(if patient { 10_000_000 } else { patience });

@@ -2,12 +2,13 @@
 //!
 //! Here is the stage that all of them play on, and what concerns budgets and oddities of clients;
 //! the files beside this one are about costs, about time, about ends, about who comes in and goes,
-//! about what changes on the way, and about HTTP/2's streams.
+//! about what changes on the way, about proxies, and about HTTP/2's streams.
 
 mod costs;
 mod deadlines;
 mod doors;
 mod ends;
+mod proxies;
 mod reloads;
 mod streams;
 

@@ -137,6 +137,8 @@ pub struct Network {
     listener_edge: bool,
     /// While positive, accept fails for want of descriptors, and counts it down.
     pub descriptor_famine: u32,
+    /// What comes first on every connection: a proxy's header, or nothing.
+    pub introduction: Vec<u8>,
     /// Waits last microseconds, not milliseconds: no client seems to drip.
     pub is_slow: bool,
     /// Nothing happens but what a test does: no interrupted calls, no late or spurious edges, and
@@ -155,6 +157,7 @@ impl Network {
             listening: true,
             listener_edge: false,
             descriptor_famine: 0,
+            introduction: Vec::new(),
             is_slow: false,
             calm: false,
             bells: Vec::new(),
@@ -172,6 +175,9 @@ impl Network {
             ..Wire::default()
         });
         let wire = self.wires.len() - 1;
+        if !self.introduction.is_empty() {
+            self.wires[wire].client_sends(&self.introduction);
+        }
         // The edge is that of the backlog becoming non-empty; more come, and may not.
         self.listener_edge |= self.backlog.is_empty() || self.dice.one_in(2);
         self.backlog.push_back(wire);

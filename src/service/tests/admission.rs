@@ -1,6 +1,7 @@
 //! What a head can be refused for.
 
 use super::*;
+use crate::config::TrustedProxies;
 
 #[test]
 fn without_a_key_only_the_listed_routes_answer() {
@@ -138,6 +139,33 @@ fn strangers_use_up_their_address_and_valid_keys_do_not_feel_it() {
     }
     bench.advance(500);
     assert_eq!(bench.ask(&stranger).error(), "missing_credentials");
+}
+
+/// Mutations that this test catches: `sender` returning the peer; the field believed of any peer.
+#[test]
+fn a_trusted_proxys_clients_are_strangers_one_by_one() {
+    let behind = |proxies: &str| {
+        let mut bench = Bench::with(|config| {
+            config.rate_limit.burst = 1;
+            config.server.trusted_proxies = TrustedProxies::parse(&[proxies]).expect("a network");
+        });
+        bench.peer = Peer::new(PeerAddress::Ip(IpAddr::from([10, 0, 0, 1])));
+        bench
+    };
+    let from = |client: &str| Sent::get("/api/v1/models").header("x-forwarded-for", client);
+    let mut bench = behind("10.0.0.0/8");
+    for client in ["192.0.2.7", "192.0.2.8", "6.6.6.6, 192.0.2.9"] {
+        let error = bench.ask(&from(client)).error();
+        assert_eq!(error, "missing_credentials", "{client}");
+        assert_eq!(bench.ask(&from(client)).error(), "rate_limited", "{client}");
+    }
+    // Words that the client itself has written change nothing.
+    let reply = bench.ask(&from("6.6.6.7, 192.0.2.9"));
+    assert_eq!(reply.error(), "rate_limited");
+    // A stranger's field is not believed, however often it changes.
+    let mut bench = behind("172.16.0.0/12");
+    assert_eq!(bench.ask(&from("192.0.2.7")).error(), "missing_credentials");
+    assert_eq!(bench.ask(&from("192.0.2.8")).error(), "rate_limited");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The routes that are answered on the spot.
 
 use super::*;
+use crate::config::TrustedProxies;
 
 #[test]
 fn live_is_always_and_ready_is_not() {
@@ -100,6 +101,28 @@ fn metrics_need_their_scope_or_loopback_and_permission() {
         let mut bench = Bench::with(|config| config.metrics.public_on_loopback = public);
         bench.peer = Peer::new(address);
         assert_eq!(bench.ask(&sent).status, status, "{public} {address:?}");
+    }
+    // A proxy of this machine: what it brings has come from elsewhere, or so it says itself.
+    for (proxies, field, client, status) in [
+        (&[][..], "x-forwarded-for", "192.0.2.7", 401),
+        (&[], "x-forwarded-for", "127.0.0.1", 401),
+        (&[], "forwarded", "for=127.0.0.1", 401),
+        (&[], "via", "1.1 proxy", 401),
+        (&["127.0.0.1"], "x-forwarded-for", "192.0.2.7", 401),
+        (&["127.0.0.1"], "x-forwarded-for", "unknown", 401),
+        (&["127.0.0.1"], "x-forwarded-for", "::1", 200),
+    ] {
+        let mut bench = Bench::with(|config| {
+            config.metrics.public_on_loopback = true;
+            config.server.trusted_proxies = TrustedProxies::parse(proxies).expect("networks");
+        });
+        bench.peer = Peer::new(local);
+        let sent = sent.clone().header(field, client);
+        assert_eq!(
+            bench.ask(&sent).status,
+            status,
+            "{proxies:?} {field} {client}"
+        );
     }
 }
 

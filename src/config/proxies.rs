@@ -1,0 +1,95 @@
+//! Which peers are proxies whose word about their clients counts (`server.trusted_proxies`), and
+//! where they write it (`server.forwarded_header`).
+
+use std::net::IpAddr;
+
+use crate::core::network::Network;
+
+/// Networks, and whether Unix sockets are among them. Empty: no one is believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies {
+    networks: Vec<Network>,
+    unix: bool,
+}
+
+/// `server.forwarded_header`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardedField {
+    /// Either; neither where both are there and disagree.
+    Any,
+    Forwarded,
+    XForwardedFor,
+}
+
+impl TrustedProxies {
+    /// The word for every peer on a Unix socket.
+    const UNIX: &'static str = "unix";
+
+    pub(crate) const EXAMPLE: &'static str = "10.0.0.0/8";
+
+    pub(crate) const EXPECTED: &'static str = "a network such as \"10.0.0.0/8\" or \
+        \"2001:db8::/32\", an address, or \"unix\" for the peers on Unix sockets";
+
+    /// Whether this text may stand in the list.
+    pub(crate) fn takes(text: &str) -> bool {
+        text == TrustedProxies::UNIX || Network::parse(text).is_some()
+    }
+
+    /// Reads the elements of the list. `None` where one of them is neither a network nor `unix`.
+    pub fn parse<T: AsRef<str>>(texts: &[T]) -> Option<TrustedProxies> {
+        let mut proxies = TrustedProxies::default();
+        for text in texts {
+            match text.as_ref() {
+                TrustedProxies::UNIX => proxies.unix = true,
+                text => proxies.networks.push(Network::parse(text)?),
+            }
+        }
+        Some(proxies)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && !self.unix
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.networks
+            .iter()
+            .any(|network| network.contains(address))
+    }
+
+    /// Whether peers on Unix sockets are believed.
+    pub fn has_unix(&self) -> bool {
+        self.unix
+    }
+
+    /// The first network that holds every address of its family.
+    pub(crate) fn everything(&self) -> Option<&Network> {
+        self.networks.iter().find(|network| network.is_everything())
+    }
+
+    /// The elements as they stand in a file.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let networks = self.networks.iter().map(Network::to_string);
+        let unix = self.unix.then(|| TrustedProxies::UNIX.to_owned());
+        networks.chain(unix).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_read_and_written() {
+        let proxies = TrustedProxies::parse(&["unix", "10.1.2.3/8", "::1"]).expect("networks");
+        assert_eq!(proxies.texts(), ["10.0.0.0/8", "::1", "unix"]);
+        assert_eq!(
+            TrustedProxies::parse(&proxies.texts()),
+            Some(proxies.clone())
+        );
+        assert!(proxies.has_unix() && proxies.contains([10, 0, 0, 1].into()));
+        assert!(!proxies.contains([127, 0, 0, 1].into()));
+        assert_eq!(TrustedProxies::parse(&["unix:"]), None);
+        assert!(TrustedProxies::default().is_empty());
+    }
+}
