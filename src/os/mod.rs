@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod notify;
 pub mod process;
 pub mod rlimit;
+pub mod room;
 pub mod signals;
 pub mod socket;
 pub mod wait;

