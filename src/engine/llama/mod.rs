@@ -55,7 +55,7 @@ use model::Llama;
 pub use openmp::ensure_short_spin;
 use owed::{Owed, Place};
 use shared::Shared;
-use thread::{Message, Thread};
+use thread::{Message, Over, Thread};
 
 /// How keys and values lie in the KV cache, by llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,12 +120,14 @@ fn start_with<B: backend::Backend>(
     let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
     let shared = Arc::new(Shared::new(settings.stall_timeout));
     let (queue, parallel) = (settings.queue, settings.parallel);
+    let left = receiver.clone();
     let thread = {
         let (deliver, shared) = (deliver.clone(), shared.clone());
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
                 let _ending = ending;
+                let _over = Over::new(&shared, &receiver);
                 let thread = Thread {
                     settings: &settings,
                     load: &|path| load(path, &settings, &shared),
@@ -141,6 +143,7 @@ fn start_with<B: backend::Backend>(
         queue,
         parallel,
         sender: Some(sender),
+        left,
         shared,
         deliver,
         thread: Some(thread),
@@ -154,6 +157,8 @@ struct Handle {
     parallel: u32,
     /// `None` only while it is being dropped.
     sender: Option<Sender<Message>>,
+    /// The channel's other end, for what the thread has left in it when it ended.
+    left: Receiver<Message>,
     shared: Arc<Shared>,
     deliver: Arc<dyn Deliver>,
     thread: Option<JoinHandle<()>>,
@@ -197,6 +202,7 @@ impl Engine for Handle {
             }
             return Err(Refused::Draining);
         }
+        thread::settle_if_over(&self.shared, &self.left);
         Ok(())
     }
 

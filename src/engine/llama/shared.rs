@@ -20,6 +20,8 @@ pub struct Shared {
     pub is_draining: AtomicBool,
     /// The engine's owner is gone: end at once.
     pub is_ending: AtomicBool,
+    /// The thread takes no message any more.
+    pub is_over: AtomicBool,
     pub percent: AtomicU8,
     failure: OnceLock<String>,
     pub model: OnceLock<ModelInfo>,

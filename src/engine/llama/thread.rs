@@ -14,16 +14,19 @@
 //!     be its cause. What waits in the channel is answered by the engine that follows.
 //!  2. The totals of the gauges never go back.
 //!  3. While a job is in the scheduler, the heartbeat is at work.
+//!  4. A job in the channel has its terminal event even if the thread ends before it takes it: a
+//!     bounded channel keeps what is in it when its receiver goes.
 //!
 //! Mutations that the tests below catch: `Restarts::next` that always allows
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
-//! (`panic_fails_its_job_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`).
+//! (`panic_fails_its_job_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`), `Over`
+//! without its drop, or `submit` without `settle_if_over` (`job_that_the_thread_has_left_...`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +49,35 @@ use crate::offload::CancelReason;
 pub enum Message {
     Job(Box<Owed>),
     Drain,
+}
+
+/// Ends the channel with its thread, however that ends.
+pub struct Over<'a> {
+    shared: &'a Shared,
+    receiver: &'a Receiver<Message>,
+}
+
+impl<'a> Over<'a> {
+    pub fn new(shared: &'a Shared, receiver: &'a Receiver<Message>) -> Over<'a> {
+        Over { shared, receiver }
+    }
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        settle_if_over(self.shared, self.receiver);
+    }
+}
+
+/// If the thread has ended, drops what is in the channel: each job tells its own failure. Called by
+/// the thread after it said so, and by a caller after it sent: one of the two finds the job.
+pub fn settle_if_over(shared: &Shared, receiver: &Receiver<Message>) {
+    // Sending and this look must not change places, nor the word of the end and the last receive.
+    fence(Ordering::SeqCst);
+    if shared.is_over.load(Ordering::SeqCst) {
+        receiver.try_iter().for_each(drop);
+    }
 }
 
 /// What the thread is made of; it lives as long as the thread does.

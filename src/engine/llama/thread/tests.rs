@@ -71,6 +71,37 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
     assert!(matches!(refused, Refused::Unavailable(_)), "{refused:?}");
 }
 
+/// It waited for the deadline of its request, and two seconds more.
+#[test]
+fn job_that_the_thread_has_left_in_the_channel_is_told_its_end() {
+    let mut host = Host::start_with_loads(1);
+    host.submit(PANIC).expect("it is at rest");
+    assert!(matches!(host.next_end(), Event::Failed(_)));
+    // As if the panic came between the look at the state and the sending.
+    let send_late = |host: &Host| {
+        let owed = Owed::new(
+            host.job("late", PATIENCE),
+            None,
+            host.engine.deliver.clone(),
+        );
+        let sender = host
+            .engine
+            .sender
+            .as_ref()
+            .expect("it is not being dropped");
+        assert!(sender.try_send(Message::Job(Box::new(owed))).is_ok());
+    };
+    host.wait_for("the pause", |host| host.engine.gauges().restarts > 0);
+    send_late(&host);
+    assert!(matches!(host.next_end(), Event::Failed(_)), "by the thread");
+    host.wait_for("the end", |host| {
+        host.engine.shared.is_over.load(Ordering::SeqCst)
+    });
+    send_late(&host);
+    settle_if_over(&host.engine.shared, &host.engine.left);
+    assert!(matches!(host.next_end(), Event::Failed(_)), "by its sender");
+}
+
 #[test]
 fn hang_is_seen_from_outside_and_ends_with_the_step() {
     let mut host = Host::start();
