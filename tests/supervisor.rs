@@ -194,6 +194,27 @@ mod faults {
             .expect(200);
     }
 
+    /// A bug that strikes every job is no reason to stay up and answer 500 for ever.
+    #[test]
+    fn engine_that_panics_again_and_again_ends_the_daemon() {
+        let mut daemon = Options::llama()
+            .environment("AUTOGLMD_FAULT", "engine-panic:100")
+            .start();
+        let request = daemon.generate_request(&json!({"prompt": "hello", "max_tokens": 4}));
+        let address = daemon.address();
+        let ask = || -> std::io::Result<()> {
+            let mut stream = TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            // It may end in the middle of this one.
+            let _ = stream.write_all(&request);
+            let _ = stream.read(&mut [0; 1024]);
+            Ok(())
+        };
+        eventually("the daemon refuses", || ask().is_err().then_some(()));
+        assert_eq!(daemon.wait().code(), Some(69));
+        daemon.wait_for_log(0, "the engine has failed: a bug: AUTOGLMD_FAULT asks");
+    }
+
     #[test]
     fn engine_that_hangs_is_told_and_ends_the_process() {
         let folder = folder();

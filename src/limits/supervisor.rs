@@ -30,6 +30,9 @@ pub const SUPERVISOR_TICK: Duration = Duration::from_secs(1);
 /// How soon it tries again to tell the service manager what that had no room for.
 pub const NOTIFY_RETRY: Duration = Duration::from_millis(100);
 
+/// A reload whose files take longer than this to read is said to: a local disk takes milliseconds.
+pub const READING_OVERDUE_AFTER: Duration = Duration::from_secs(10);
+
 /// Bytes of a status that the service manager is told: a line of a screen or two.
 pub const NOTIFY_STATUS_BYTES: usize = 512;
 

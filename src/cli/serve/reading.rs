@@ -15,11 +15,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
+use std::time::Instant;
+
+use crate::limits::READING_OVERDUE_AFTER;
 
 /// Reads a `T` again and again, when it is asked to.
 pub struct Reading<T> {
-    /// What the running thread was asked for.
-    running: Option<Cause>,
+    /// What the running thread was asked for, and since when it reads.
+    running: Option<(Cause, Instant)>,
+    /// Whether it was said that this takes long.
+    is_told: bool,
     /// What was asked for meanwhile.
     again: Option<Cause>,
     results: Receiver<Option<T>>,
@@ -38,6 +43,7 @@ impl<T: Send + 'static> Reading<T> {
         let (sender, results) = mpsc::channel();
         Ok(Reading {
             running: None,
+            is_told: false,
             again: None,
             results,
             sender,
@@ -66,7 +72,8 @@ impl<T: Send + 'static> Reading<T> {
                 let _ = sender.send(result);
                 let _ = ringer.write_all(&[1]);
             })?;
-        self.running = Some(cause);
+        self.running = Some((cause, Instant::now()));
+        self.is_told = false;
         Ok(())
     }
 
@@ -76,11 +83,19 @@ impl<T: Send + 'static> Reading<T> {
             Ok(result) => {
                 // The byte is there or about to be: it was written after the result was sent.
                 let _ = self.bell.read_exact(&mut [0]);
-                let cause = self.running.take().unwrap_or_default();
-                Some((cause, result))
+                let cause = self.running.take().map(|(cause, _)| cause);
+                Some((cause.unwrap_or_default(), result))
             }
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
         }
+    }
+
+    /// What has been read for too long at `now`. Returned once for each reading.
+    pub fn take_overdue(&mut self, now: Instant) -> Option<Cause> {
+        let (cause, since) = self.running?;
+        let is_overdue = now.saturating_duration_since(since) >= READING_OVERDUE_AFTER;
+        let is_news = is_overdue && !std::mem::replace(&mut self.is_told, is_overdue);
+        is_news.then_some(cause)
     }
 
     /// What was asked for while the last thread was reading.
@@ -114,6 +129,11 @@ mod tests {
             .begin("SIGHUP", move || hanging.recv().unwrap_or(0))
             .unwrap();
         assert_eq!(reading.take(), None);
+        let now = Instant::now();
+        assert_eq!(reading.take_overdue(now), None);
+        let later = now + READING_OVERDUE_AFTER;
+        assert_eq!(reading.take_overdue(later), Some("SIGHUP"));
+        assert_eq!(reading.take_overdue(later), None, "once");
         release.send(7).unwrap();
         wait(&reading);
         assert_eq!(reading.take(), Some(("SIGHUP", Some(7))));

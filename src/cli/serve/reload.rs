@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::certificates::{self, Certificates};
 use super::reading::Cause;
@@ -53,6 +54,9 @@ impl Daemon {
     /// All reactors get the new configuration, or none.
     pub(super) fn handle_reading(&mut self) {
         let Some((cause, fresh)) = self.reading.take() else {
+            if let Some(cause) = self.reading.take_overdue(Instant::now()) {
+                log::warn!("{cause}: the files are still being read; does their disk answer?");
+            }
             return;
         };
         if self.is_ending() {
