@@ -43,6 +43,11 @@ pub fn note(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Writes to stderr, as it is.
+pub fn show(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Says why a command ends, and hands the code through.
 pub fn fail(code: Code, text: impl Display) -> Code {
     note(format_args!("error: {text}"));

@@ -36,6 +36,10 @@ pub const TEMPORARY: Code = Code(75);
 pub const NO_PERMISSION: Code = Code(77);
 /// The configuration is wrong.
 pub const CONFIG: Code = Code(78);
+/// `generate --run` ended the program at its limit of time; timeout(1) exits with the same.
+pub const OUT_OF_TIME: Code = Code(124);
+/// `generate --run` ended the program at another limit. What the shell shows for SIGKILL.
+pub const KILLED: Code = Code(128 + 9);
 /// Nobody reads our output any more. What the shell shows for a program that SIGPIPE ended.
 pub const CLOSED_PIPE: Code = Code(128 + 13);
 

@@ -1,9 +1,15 @@
 //! `autoglmd generate`: asks a daemon for a program and prints it as it is written.
 //!
-//! stdout gets the program and nothing else. Ctrl-C needs no code here: SIGINT ends the process,
+//! stdout gets the program and nothing else; with `--run` it gets what the program prints, and
+//! the program itself is shown on stderr. Ctrl-C needs no code here: SIGINT ends the process,
 //! the kernel closes its connection, and the daemon cancels the work of a client that left.
 
-use std::io::{self, BufReader, IsTerminal, Read};
+mod destination;
+mod execution;
+mod highlight;
+mod printer;
+
+use std::io::{self, BufReader, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,12 +17,15 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use self::destination::Destination;
+use self::printer::{Printer, Stream};
 use super::client::{self, Post, Response, Target};
 use super::console::{fail, note, printable, put};
 use super::events::Events;
 use super::exit::{self, Code};
 use super::times::parse_timeout_ms;
 use crate::config::{Overrides, Sources};
+use crate::engine::prompt;
 use crate::error::ErrorCode;
 use crate::limits::{
     CLIENT_ANSWER_BYTES, CLIENT_GRACE, CLIENT_KEY_BYTES, CLIENT_PATIENCE, CLIENT_PROMPT_BYTES,
@@ -66,6 +75,22 @@ pub struct Generate {
     /// Print the whole answer as JSON; with --stream each event as a line.
     #[arg(long)]
     json: bool,
+    /// Write the program to a file, which must not exist; with --stream print it too.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    out: Option<PathBuf>,
+    /// Let --out replace a file.
+    #[arg(long, requires = "out")]
+    force: bool,
+    /// Show the program, ask, and run it in a sandbox: no network, none of your files, bounded
+    /// time and memory.
+    #[arg(long, conflicts_with = "json")]
+    run: bool,
+    /// Let --run run the program without asking.
+    #[arg(long, requires = "run")]
+    yes: bool,
+    /// What --run gives to the program as its standard input; `-` is stdin [default: nothing].
+    #[arg(long, value_name = "FILE", requires = "run")]
+    input: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -94,7 +119,26 @@ enum Mode {
 impl Generate {
     pub fn run(mut self) -> Result<(), Code> {
         let mode = self.mode();
+        let language = self.language.as_deref().and_then(prompt::language);
+        let language = language.map(|language| language.name);
+        // All that can be refused without the daemon is, before the daemon works.
+        let destination = self.destination()?;
+        let input = self.check_run(language)?;
         self.prompt = read_prompt(self.prompt)?;
+        let mut printer = Printer::new(self.stream(), language);
+        let answer = self.ask(mode, &mut printer)?;
+        if let Some(destination) = destination {
+            destination.write(printer.program())?;
+            note(format_args!("wrote {}", destination.path().display()));
+        }
+        match self.run {
+            true => self.execute(language, &answer, printer.program(), &input),
+            false => Ok(()),
+        }
+    }
+
+    /// Sends the request and prints what comes.
+    fn ask(&self, mode: Mode, printer: &mut Printer) -> Result<Answer, Code> {
         let key = self.find_key();
         let body = self.body(mode);
         let post = Post {
@@ -113,8 +157,63 @@ impl Generate {
         };
         let response = client::post(&self.url, &post, patience);
         let response = response.map_err(|error| self.unreachable(&error))?;
-        let printed = print_answer(response, mode);
+        let printed = print_answer(response, mode, printer);
         printed.map_err(|end| end.explain(&self.url))
+    }
+
+    fn destination(&self) -> Result<Option<Destination>, Code> {
+        let path = self.out.clone();
+        path.map(|path| Destination::new(path, self.force))
+            .transpose()
+    }
+
+    /// Where the program is shown.
+    fn stream(&self) -> Stream {
+        match (self.run, &self.out) {
+            // Nobody can agree to a program that was not shown.
+            (true, _) => Stream::Stderr,
+            (false, Some(_)) if !self.stream => Stream::Nowhere,
+            (false, _) => Stream::Stdout,
+        }
+    }
+
+    /// Checks what --run needs, as far as it is known. Returns the program's input.
+    fn check_run(&self, language: Option<&str>) -> Result<Vec<u8>, Code> {
+        if !self.run {
+            return Ok(Vec::new());
+        }
+        if let Some(language) = language {
+            execution::recipe(language)?;
+        }
+        if !self.yes {
+            execution::check_terminal()?;
+        }
+        let takes_stdin = |path: &PathBuf| path.as_os_str() == "-";
+        if self.prompt == "-" && self.input.as_ref().is_some_and(takes_stdin) {
+            let reason = "stdin cannot be the prompt and the program's --input";
+            return Err(fail(exit::USAGE, reason));
+        }
+        execution::read_input(self.input.as_deref())
+    }
+
+    /// Asks, and runs the program.
+    fn execute(
+        &self,
+        language: Option<&str>,
+        answer: &Answer,
+        program: &str,
+        input: &[u8],
+    ) -> Result<(), Code> {
+        let Some(language) = language.or(answer.language.as_deref()) else {
+            let reason = "the program's language is not known; name it with --language";
+            return Err(fail(exit::USAGE, reason));
+        };
+        let recipe = execution::recipe(language)?;
+        if !self.yes && !execution::confirm()? {
+            note("not run");
+            return Err(exit::NO);
+        }
+        execution::execute(recipe, program, input)
     }
 
     fn mode(&self) -> Mode {
@@ -245,12 +344,13 @@ struct Wrapped {
 #[serde(default)]
 struct Answer {
     code: String,
+    language: Option<String>,
     finish_reason: Option<String>,
 }
 
-fn print_answer(mut response: Response, mode: Mode) -> Result<(), End> {
+fn print_answer(mut response: Response, mode: Mode, printer: &mut Printer) -> Result<Answer, End> {
     if response.content_type.starts_with("text/event-stream") {
-        return print_events(response, mode);
+        return print_events(response, mode, printer);
     }
     let mut bytes = Vec::new();
     response
@@ -262,20 +362,23 @@ fn print_answer(mut response: Response, mode: Mode) -> Result<(), End> {
         return Err(refusal(response.status, &text));
     }
     match mode {
-        Mode::WholeJson | Mode::StreamJson => put(&format!("{}\n", text.trim_end()))?,
+        Mode::WholeJson | Mode::StreamJson => {
+            put(&format!("{}\n", text.trim_end()))?;
+            Ok(Answer::default())
+        }
         Mode::Whole | Mode::Stream => {
             let answer = parse_answer(&text)?;
-            put(&shown(&with_line_end(&answer.code)))?;
+            printer.push(&with_line_end(&answer.code))?;
+            printer.finish()?;
             note_cut(&answer);
+            Ok(answer)
         }
     }
-    Ok(())
 }
 
-fn print_events(response: Response, mode: Mode) -> Result<(), End> {
+fn print_events(response: Response, mode: Mode, printer: &mut Printer) -> Result<Answer, End> {
     let status = response.status;
     let mut events = Events::new(BufReader::new(response));
-    let mut last_character = '\n';
     while let Some(event) = events.next_event()? {
         if mode == Mode::StreamJson {
             put(&format!(
@@ -284,22 +387,15 @@ fn print_events(response: Response, mode: Mode) -> Result<(), End> {
             ))?;
         }
         match event.name.as_str() {
-            "delta" if mode != Mode::StreamJson => {
-                let text = delta(&event.data)?;
-                last_character = text.chars().last().unwrap_or(last_character);
-                put(&shown(&text))?;
-            }
+            "delta" if mode != Mode::StreamJson => printer.push(&delta(&event.data)?)?,
             "done" => {
-                if last_character != '\n' {
-                    put("\n")?;
-                }
-                note_cut(&parse_answer(&event.data)?);
-                return Ok(());
+                printer.finish()?;
+                let answer = parse_answer(&event.data)?;
+                note_cut(&answer);
+                return Ok(answer);
             }
             "error" => {
-                if last_character != '\n' {
-                    put("\n")?;
-                }
+                printer.finish()?;
                 return Err(refusal(status, &event.data));
             }
             _ => {}
@@ -391,14 +487,6 @@ fn exit_code(code: ErrorCode) -> Code {
 fn note_cut(answer: &Answer) {
     if answer.finish_reason.as_deref() == Some("length") {
         note("note: the answer was cut at its longest length; --max-tokens allows more");
-    }
-}
-
-/// What a terminal gets is freed of control characters; a file gets every byte.
-fn shown(text: &str) -> String {
-    match io::stdout().is_terminal() {
-        true => printable(text),
-        false => text.to_owned(),
     }
 }
 

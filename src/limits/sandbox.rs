@@ -39,3 +39,6 @@ pub const SANDBOX_COMMAND_BYTES: usize = 64 << 10;
 
 /// Bytes that are read from a pipe at a time.
 pub const SANDBOX_READ_BYTES: usize = 16 << 10;
+
+/// Standard input of a program that a user runs.
+pub const SANDBOX_INPUT_BYTES: u64 = 16 << 20;

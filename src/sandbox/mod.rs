@@ -14,6 +14,7 @@
 //! 3. The caller holds at most `output_bytes` of the program's output, and a buffer.
 
 mod error;
+mod recipes;
 mod tools;
 mod view;
 
@@ -23,6 +24,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 pub use self::error::SandboxError;
+pub use self::recipes::{RECIPES, Recipe, recipe};
 use crate::limits::{
     SANDBOX_ADDRESS_BYTES, SANDBOX_CPU, SANDBOX_DESCRIPTORS, SANDBOX_DISK_BYTES,
     SANDBOX_MEMORY_BYTES, SANDBOX_OUTPUT_BYTES, SANDBOX_PROCESSES, SANDBOX_READ_BYTES,

@@ -7,7 +7,7 @@
 //! * [`tls`] makes certificates, and clients that trust them.
 //! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
-//!   [`python`] makes the environment in which the original client runs.
+//!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
 //!
 //! Nothing here sleeps to wait for something: a wait ends with a line of the log, an answer, or
 //! a bound that is far above what a working daemon needs.
@@ -25,6 +25,7 @@ pub mod notify;
 pub mod player;
 pub mod process;
 pub mod python;
+pub mod terminal;
 pub mod tls;
 
 use std::time::{Duration, Instant};

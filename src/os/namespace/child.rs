@@ -31,7 +31,7 @@ const READY: c_int = 4;
 /// Where descriptors wait while 0 to 4 are assigned.
 const ASIDE: c_int = 16;
 
-/// How often init measures. Two cores allocate about 100 MiB in this time.
+/// How often init measures: what processes take together in between is not noticed.
 const MEASURE_EVERY: Duration = Duration::from_millis(10);
 
 /// A part of the work that the kernel may refuse.
