@@ -43,22 +43,31 @@ pub const WORDINGS: &[Wording] = &[
         },
     },
     Wording {
-        name: "complete",
+        name: "code",
         change: |family| {
             family.asking = Asking {
-                before: "Write {} code for the following task. Include all imports. \
-                         Do not read input and do not add examples unless the task asks for it.\n\n",
+                before: "Write {} code.\n",
                 ..PROGRAM
             };
         },
     },
     Wording {
-        name: "complete-after",
+        name: "exact",
+        change: |family| {
+            family.asking = Asking {
+                before: "Write {} code for the following task, with all imports. Output exactly \
+                         what the task asks for and nothing else.\n\n",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "exact-after",
         change: |family| {
             family.asking = Asking {
                 before: "",
-                after: "\n\nAnswer with complete {} code that includes all imports it needs, \
-                        without usage examples.",
+                after: "\n\nWrite complete, correct {} code with all imports. Do not add \
+                        examples.",
                 ..PROGRAM
             };
         },
@@ -81,6 +90,10 @@ pub const WORDINGS: &[Wording] = &[
         change: |family| family.asking.opening = Opening::Nothing,
     },
     Wording {
+        name: "with-examples",
+        change: |family| family.asking.cuts_examples = false,
+    },
+    Wording {
         name: "penalty-1.0",
         change: |family| family.repeat_penalty = 1.0,
     },
@@ -101,6 +114,7 @@ const PROGRAM: Asking = Asking {
     before_any: "",
     after: "",
     opening: Opening::Fence,
+    cuts_examples: true,
 };
 
 impl Wording {

@@ -53,6 +53,8 @@ pub struct Asking {
     /// Stands behind the task.
     pub after: &'static str,
     pub opening: Opening,
+    /// Whether an answer ends where the model begins an example that nobody asked for.
+    pub cuts_examples: bool,
 }
 
 /// What the daemon begins the answer with, before the model goes on.
@@ -108,6 +110,7 @@ pub const NEUTRAL: Family = Family {
         before_any: "",
         after: "",
         opening: Opening::Fence,
+        cuts_examples: true,
     },
     repeat_penalty: 1.0,
     max_tokens: MAX_TOKENS_DEFAULT,

@@ -11,6 +11,7 @@
 
 pub mod code;
 pub mod echo;
+mod epilogue;
 pub mod family;
 #[cfg(feature = "llama")]
 pub mod llama;

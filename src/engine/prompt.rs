@@ -9,6 +9,7 @@
 //!  2. What all requests share comes first, what one tenant repeats (files) next, what is new last:
 //!     a computed prefix is reused as far as it is the same.
 
+use super::epilogue::epilogues;
 use super::family::{Family, Opening};
 use super::{ContextFile, Message};
 
@@ -62,6 +63,8 @@ pub struct Conversation {
     pub opening: String,
     /// The answer is complete once the model has written this, which closes the opening.
     pub closing: Option<&'static str>,
+    /// The answer ends before any of these, which begin what nobody asked for.
+    pub epilogues: Vec<String>,
 }
 
 /// Closes a fenced block: the first line that holds a fence alone.
@@ -106,6 +109,10 @@ pub fn conversation(
         own,
         opening,
         closing,
+        epilogues: match asking.cuts_examples {
+            true => epilogues(language, prompt),
+            false => Vec::new(),
+        },
     }
 }
 
@@ -258,6 +265,7 @@ mod tests {
                 before_any: "Any: ",
                 after: " ({} only)",
                 opening: Opening::Fence,
+                cuts_examples: true,
             },
             ..NEUTRAL
         };
@@ -285,10 +293,15 @@ mod tests {
         const OPEN: Family = Family {
             asking: Asking {
                 opening: Opening::Nothing,
+                cuts_examples: false,
                 ..NEUTRAL.asking
             },
             ..NEUTRAL
         };
+        let cut = conversation(&FAMILY, language("python"), "sum", &[]);
+        assert!(cut.epilogues.contains(&"\n# Example usage".to_owned()));
+        let whole = conversation(&OPEN, language("python"), "sum", &[]);
+        assert!(whole.epilogues.is_empty());
         let asked = conversation(&OPEN, language("c"), "sum", &[]);
         assert_eq!(asked.messages.len(), 1);
         assert_eq!((asked.opening.as_str(), asked.closing), ("", None));

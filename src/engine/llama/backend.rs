@@ -66,6 +66,8 @@ pub struct Prepared {
     pub opening: String,
     /// The answer ends with this text.
     pub closing: Option<&'static str>,
+    /// The answer ends before any of these.
+    pub epilogues: Vec<String>,
 }
 
 /// Why a prompt cannot be put into tokens.

@@ -112,6 +112,7 @@ impl Llama {
             common,
             opening: conversation.opening,
             closing: conversation.closing,
+            epilogues: conversation.epilogues,
         })
     }
 }

@@ -61,7 +61,8 @@ impl<S> Run<S> {
             text: text.to_owned(),
             is_kept: true,
         });
-        let asked = job.stop.iter().map(|text| Stop {
+        let asked = job.stop.iter().chain(&prepared.epilogues);
+        let asked = asked.map(|text| Stop {
             text: text.clone(),
             is_kept: false,
         });

@@ -39,6 +39,21 @@ fn answers_are_the_same_whoever_else_is_there() {
     }
 }
 
+/// Mutations that this test catches: epilogues that are not looked for, or that stay in the text.
+#[test]
+fn answer_ends_before_an_epilogue() {
+    let mut host = Host::new(1);
+    let whole = |prompt: &str| reference(&(own_words("cut") + prompt), 8);
+    let prompts = (0..).map(|number| format!("p{number}"));
+    let mut prompts = prompts.filter(|prompt| whole(prompt).find('e') == Some(4));
+    let prompt = prompts.next().expect("one in a hundred or so");
+    host.submit(host.code("cut", &prompt));
+    host.run();
+    let done = host.done(0);
+    assert_eq!(done.text, format!("```\n{}", &whole(&prompt)[..4]));
+    assert_eq!(done.finish_reason, FinishReason::Stop);
+}
+
 #[test]
 fn sequences_join_and_leave_between_steps() {
     let mut host = Host::new(2);
@@ -727,6 +742,14 @@ fn prepare(prompt: &Prompt) -> Prepared {
         common: own,
         opening,
         closing: None,
+        // The toy's answers hold this letter now and then.
+        epilogues: match prompt {
+            Prompt::Code {
+                language: Some("cut"),
+                ..
+            } => vec!["e".to_owned()],
+            _ => Vec::new(),
+        },
     }
 }
 
