@@ -16,7 +16,7 @@ use autoglmd::core::{Key, Moment};
 use autoglmd::engine::family::Family;
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State,
+    ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State, prompt,
 };
 use autoglmd::offload::{JobKey, Ticket};
 use serde::{Deserialize, Serialize};
@@ -159,14 +159,23 @@ fn write_missing(
 
 /// A digest of everything that an answer depends on.
 fn key(variant: &Variant, question: &Question<'_>) -> String {
+    let Prompt::Code {
+        language,
+        prompt,
+        context,
+    } = prompt(question)
+    else {
+        unreachable!("a program is asked for")
+    };
+    let language = language.and_then(prompt::language);
     let all = format!(
-        "{} {:?} {:?} {} {PARALLEL} {CONTEXT_TOKENS} {} {:?}",
+        "{} {:?} {:?} {:?} {} {PARALLEL} {CONTEXT_TOKENS} {}",
         variant.digest,
         variant.kv_type,
-        variant.family,
+        prompt::conversation(variant.family, language, &prompt, &context),
+        variant.family.sampling(),
         variant.max_tokens,
         env!("CARGO_PKG_VERSION"),
-        prompt(question),
     );
     blake3::hash(all.as_bytes()).to_hex().to_string()
 }

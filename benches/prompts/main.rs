@@ -275,13 +275,10 @@ fn judge_all(questions: &[Question<'_>], written: Vec<Written>) -> Vec<Answer> {
             let Some(question) = questions.get(index) else {
                 return judged;
             };
-            let judgement = match written[index].is_complete {
-                true => judge(question.task, &programs[index]),
-                false => Judgement {
-                    verdict: Verdict::TooLong,
-                    because: format!("cut off after {} tokens", written[index].tokens),
-                },
-            };
+            let mut judgement = judge(question.task, &programs[index]);
+            if judgement.verdict != Verdict::Passed && !written[index].is_complete {
+                judgement.verdict = Verdict::TooLong;
+            }
             judged.push((index, judgement));
         }
     };

@@ -14,6 +14,10 @@ const FILES: &[(&str, &str)] = &[
     ("python", include_str!("tasks/python.toml")),
     ("javascript", include_str!("tasks/javascript.toml")),
     ("bash", include_str!("tasks/bash.toml")),
+    ("c", include_str!("tasks/c.toml")),
+    ("cpp", include_str!("tasks/cpp.toml")),
+    ("go", include_str!("tasks/go.toml")),
+    ("rust", include_str!("tasks/rust.toml")),
     ("sql", include_str!("tasks/sql.toml")),
 ];
 
