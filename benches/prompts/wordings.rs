@@ -43,6 +43,15 @@ pub const WORDINGS: &[Wording] = &[
         },
     },
     Wording {
+        name: "function",
+        change: |family| {
+            family.asking = Asking {
+                before: "Write a {} function.\n",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
         name: "code",
         change: |family| {
             family.asking = Asking {
@@ -77,10 +86,10 @@ pub const WORDINGS: &[Wording] = &[
         change: |family| {
             family.asking = Asking {
                 system: Some(
-                    "You are an expert {} programmer. You write complete, correct code with all \
-                     imports and nothing else.",
+                    "You are an expert programmer. You write complete, correct code with all \
+                     imports. Programs print exactly what is asked for, without prompts or labels.",
                 ),
-                before: "",
+                before: "Write {} code.\n",
                 ..PROGRAM
             };
         },
