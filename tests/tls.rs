@@ -623,6 +623,34 @@ fn a_required_certificate_is_required_and_must_be_signed_by_our_authority() {
     );
 }
 
+/// The new address comes with a restart, the new rule would come at once: on the old address,
+/// without certificates, or to everybody.
+#[test]
+fn a_reload_opens_no_door_that_a_restart_would_close() {
+    let house = House::with(|options, _, _| options.set_raw("server.listen", r#"["0.0.0.0:0"]"#));
+    let file = house.daemon.configuration_file();
+    let text = std::fs::read_to_string(&file).expect("the file");
+    let ca = house.files.path().join("authority.pem");
+    std::fs::write(&ca, house.authority.certificate.pem()).expect("a file");
+    let asks = format!("client_ca = {ca:?}\nclient_certificates = \"required\"\ncertificates = [");
+    for changed in [
+        text.replace("0.0.0.0:0", "tls:0.0.0.0:0")
+            .replacen("certificates = [", &asks, 1),
+        format!(
+            "{}\n[auth]\nenabled = false\n",
+            text.replace("0.0.0.0:0", "127.0.0.1:0")
+        ),
+    ] {
+        std::fs::write(&file, changed).expect("the file");
+        house.reload("a reload does not change server.listen: restart the daemon");
+        let port = house.daemon.address().port();
+        let mut connection = Connection::tcp(([127, 0, 0, 1], port).into()).expect("TCP");
+        connection.exchange(GET.as_bytes()).expect(200);
+        let models = request("GET", "/api/v1/models", &[], b"");
+        assert_eq!(connection.exchange(&models).head.status, 401);
+    }
+}
+
 #[test]
 fn a_required_certificate_beside_clear_text_is_refused() {
     let (house, _) = asking("required", "[]");

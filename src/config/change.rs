@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::Config;
-use super::schema::{Effect, Key, keys};
+use super::rules::{self, Finding};
+use super::schema::{Effect, Key, find, keys};
 
 /// One key whose value differs.
 pub struct Change {
@@ -43,6 +44,29 @@ pub fn reloaded(running: &Config, fresh: &Config) -> Config {
     config
 }
 
+/// What would be wrong with the configuration that [`reloaded`] returns, although nothing is wrong
+/// with `fresh`: a value that only a restart changes is still the old one.
+///
+/// Without this look a file that moves the daemon to a loopback address and switches keys off would
+/// switch them off at once, and move it later.
+pub fn contradictions(running: &Config, fresh: &Config) -> Vec<String> {
+    let findings = rules::errors(&reloaded(running, fresh));
+    let waits = |path: &&&str| {
+        find(path).is_some_and(|key| {
+            key.effect == Effect::Restart && (key.read)(running) != (key.read)(fresh)
+        })
+    };
+    let describe = |finding: Finding| {
+        let keys: Vec<_> = finding.keys.iter().filter(waits).copied().collect();
+        format!(
+            "{}; a reload does not change {}: restart the daemon",
+            finding.message,
+            keys.join(" and ")
+        )
+    };
+    findings.into_iter().map(describe).collect()
+}
+
 /// One line for the log.
 pub fn summary(changes: &[Change]) -> String {
     let part = |effect: Effect| {
@@ -63,6 +87,7 @@ pub fn summary(changes: &[Change]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ClientCertificates, Listen};
     use std::time::Duration;
 
     fn changed() -> Config {
@@ -94,6 +119,32 @@ mod tests {
             left.iter()
                 .all(|change| change.key.effect == Effect::Restart)
         );
+    }
+
+    /// A mutation that this test catches: the rules asked about `fresh`.
+    #[test]
+    fn a_reload_that_waits_for_a_restart_does_not_open_a_door_before_it() {
+        let listening = |address: &str| {
+            let mut config = Config::default();
+            config.server.listen = vec![Listen::parse(address).expect("an address")];
+            config
+        };
+        let running = listening("0.0.0.0:80");
+        let mut fresh = listening("127.0.0.1:80");
+        assert_eq!(contradictions(&running, &fresh), [""; 0]);
+        fresh.auth.enabled = false;
+        let found = contradictions(&running, &fresh);
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].contains("auth.enabled is false and server.listen has \"0.0.0.0:80\"")
+                && found[0].ends_with("a reload does not change server.listen: restart the daemon"),
+            "{found:?}"
+        );
+        let mut fresh = listening("tls:0.0.0.0:80");
+        fresh.tls.certificates = vec!["/a.pem".into()];
+        fresh.tls.client_ca = Some("/b.pem".into());
+        fresh.tls.client_certificates = ClientCertificates::Required;
+        assert_eq!(contradictions(&running, &fresh).len(), 1);
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod sources;
 mod tls;
 pub mod units;
 
-pub use change::{Change, diff, reloaded, summary};
+pub use change::{Change, contradictions, diff, reloaded, summary};
 pub use load::{Loaded, Origin, load};
 pub use problem::{ConfigErrors, Problem};
 pub use proxies::{ForwardedField, TrustedProxies};

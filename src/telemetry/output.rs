@@ -129,10 +129,16 @@ fn open_file(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path);
     opened.map_err(|error| {
-        let message = format!(
-            "cannot open the log file {}: {error}; its folder has to be there, and writable",
-            path.display()
-        );
+        let path_shown = path.display();
+        // ENXIO: nothing answers there, such as a socket. `/dev/stderr` is one under systemd.
+        let hint = match error.raw_os_error() {
+            Some(libc::ENXIO) => {
+                "it is a socket or a device; without log.file the log goes to stderr"
+            }
+            Some(libc::EISDIR) => "it is a folder; expected a file in it",
+            _ => "its folder has to be there, and writable",
+        };
+        let message = format!("cannot open the log file {path_shown}: {error}; {hint}");
         io::Error::new(error.kind(), message)
     })
 }

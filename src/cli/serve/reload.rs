@@ -64,9 +64,11 @@ impl Daemon {
         }
         match fresh {
             Some(Ok((loaded, certificates))) => {
-                self.metrics.config_reloads(true).inc();
-                self.refusal = None;
-                self.put_in_force(cause, loaded, certificates);
+                let wrong = config::contradictions(&self.loaded.config, &loaded.config);
+                match wrong.is_empty() {
+                    true => self.put_in_force(cause, loaded, certificates),
+                    false => self.refuse_reload(cause, &wrong.join("\n")),
+                }
             }
             Some(Err(text)) => self.refuse_reload(cause, &text),
             None => self.refuse_reload(cause, "a bug: reading the configuration panicked"),
@@ -93,6 +95,8 @@ impl Daemon {
     }
 
     fn put_in_force(&mut self, cause: &str, mut fresh: Loaded, certificates: Certificates) {
+        self.metrics.config_reloads(true).inc();
+        self.refusal = None;
         let changes = config::diff(&self.loaded.config, &fresh.config);
         log::info!("{cause}: {}", config::summary(&changes));
         fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
