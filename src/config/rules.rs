@@ -35,6 +35,7 @@ pub fn errors(config: &Config) -> Vec<Finding> {
 pub fn warnings(config: &Config) -> Vec<Finding> {
     let found = [
         open_door(config),
+        certificates_unused(config),
         everybody_trusted(config),
         echo(config),
         wide_chunk(config),
@@ -136,11 +137,19 @@ fn clients_without_authority(config: &Config) -> Option<Finding> {
 
 fn clients_not_asked(config: &Config) -> Option<Finding> {
     let off = config.tls.client_certificates == ClientCertificates::Off;
-    (off && !config.tls.client_keys.is_empty()).then(|| Finding {
-        keys: &["server.tls.client_keys", "server.tls.client_certificates"],
-        message: "server.tls.client_keys is set and server.tls.client_certificates is \"off\": no \
-                  client is asked for a certificate; expected \"optional\" or \"required\""
-            .to_owned(),
+    let keys: &'static [&'static str] =
+        match (&config.tls.client_ca, config.tls.client_keys.is_empty()) {
+            (_, false) => &["server.tls.client_keys", "server.tls.client_certificates"],
+            (Some(_), true) => &["server.tls.client_ca", "server.tls.client_certificates"],
+            (None, true) => return None,
+        };
+    off.then(|| Finding {
+        keys,
+        message: format!(
+            "{} is set and server.tls.client_certificates is \"off\": no client is asked for a \
+             certificate; expected \"optional\" or \"required\"",
+            keys[0]
+        ),
     })
 }
 
@@ -170,6 +179,18 @@ fn proxied_without_proxies(config: &Config) -> Option<Finding> {
             "server.listen has \"{listener}\" and server.trusted_proxies is empty, so every \
              connection would be refused; name the proxies' addresses there"
         ),
+    })
+}
+
+/// Certificates that nothing can show.
+fn certificates_unused(config: &Config) -> Option<Finding> {
+    let mut listeners = config.server.listen.iter();
+    let is_clear = listeners.all(|listen| listen.security == Security::Clear);
+    (is_clear && !config.tls.certificates.is_empty()).then(|| Finding {
+        keys: &["server.tls.certificates", "server.listen"],
+        message: "server.tls.certificates is set and every address in server.listen begins with \
+                  \"clear:\": TLS is spoken nowhere"
+            .to_owned(),
     })
 }
 
@@ -241,6 +262,26 @@ mod tests {
             ];
             assert_eq!(errors(&config).len(), expected, "{address}");
         }
+    }
+
+    #[test]
+    fn what_only_seems_to_ask_for_certificates_or_to_speak_tls_is_told() {
+        let mut config = Config::default();
+        config.tls.certificates = vec!["/tmp/site.pem".into()];
+        config.tls.client_ca = Some("/tmp/ca.pem".into());
+        assert!(
+            errors(&config)[0]
+                .message
+                .starts_with("server.tls.client_ca is set")
+        );
+        config.tls.client_certificates = ClientCertificates::Optional;
+        assert_eq!((errors(&config), warnings(&config)), (vec![], vec![]));
+        config.server.listen = vec![Listen::parse("clear:127.0.0.1:1").expect("an address")];
+        assert!(
+            warnings(&config)[0]
+                .message
+                .ends_with("TLS is spoken nowhere")
+        );
     }
 
     #[test]

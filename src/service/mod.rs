@@ -159,10 +159,12 @@ impl Service {
     ) -> Result<Admitted, Refusal> {
         let sender = &*self.sender(request, peer);
         let mut call = self.begin_call(request, sender, now);
-        // What a proxy of this machine brings has come from elsewhere.
-        let is_local = sender.address.is_local()
-            && !(client_address::is_forwarded(request) && sender.address == peer.address);
-        match self.check(&mut call, request, sender, is_local, now) {
+        // What a proxy of this machine brings has come from elsewhere. Few routes ask.
+        let is_local = || {
+            sender.address.is_local()
+                && !(client_address::is_forwarded(request) && sender.address == peer.address)
+        };
+        match self.check(&mut call, request, sender, &is_local, now) {
             Ok(permit) => Ok(Admitted {
                 intake: match call.route() {
                     Route::Reflection if call.form.is_grpc() => Intake::Pieces,
@@ -324,7 +326,7 @@ impl Service {
         call: &mut Call,
         request: &Request<'_>,
         peer: &Peer,
-        is_local: bool,
+        is_local: &dyn Fn() -> bool,
         now: Moment,
     ) -> Result<Option<Permit>, ApiError> {
         if is_about_server(request) {
@@ -388,10 +390,12 @@ impl Service {
     }
 
     /// Whether a route needs no key for a client that is on this machine, or is not.
-    fn is_open(&self, row: &Row, is_local: bool) -> bool {
+    fn is_open(&self, row: &Row, is_local: &dyn Fn() -> bool) -> bool {
         match row.access {
             Access::Public => true,
-            Access::PublicOnLoopback(_) => self.parts.config.metrics.public_on_loopback && is_local,
+            Access::PublicOnLoopback(_) => {
+                self.parts.config.metrics.public_on_loopback && is_local()
+            }
             Access::Scope(_) | Access::AnyKey => false,
         }
     }
