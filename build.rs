@@ -1,5 +1,5 @@
-//! Makes the Protobuf messages' code and descriptors out of `src/proto/`, without `protoc`; and
-//! keeps what the feature `portable` promises.
+//! Makes the Protobuf messages' code and descriptors out of `src/proto/`, without `protoc`;
+//! compiles the guard around llama.cpp; and keeps what the feature `portable` promises.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     refuse_native_build_under_portable();
     compile_messages();
+    compile_guard();
 }
 
 /// A build for the building machine's own processor is refused under `portable`. A Cargo feature
@@ -63,4 +64,19 @@ fn compile_messages() {
         .default_package_filename("autoglm")
         .compile_fds(descriptors)
         .expect("code can be made of what the compiler took");
+}
+
+/// The few lines of C++ that catch what llama.cpp throws. They need no header of llama.cpp.
+fn compile_guard() {
+    const GUARD: &str = "src/engine/llama/ffi/guard.cpp";
+    println!("cargo::rerun-if-changed={GUARD}");
+    if std::env::var_os("CARGO_FEATURE_LLAMA").is_none() {
+        return;
+    }
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(true)
+        .file(GUARD)
+        .compile("autoglmd_guard");
 }

@@ -89,6 +89,18 @@ pub const PENALTY_WINDOW_TOKENS: i32 = 64;
 pub const PIECE_BYTES: usize = 256;
 /// Bytes read of one value of a GGUF file's metadata: names, of which the longest have 100.
 pub const METADATA_TEXT_BYTES: usize = 1024;
+/// What is kept of an exception's message: llama.cpp's longest name a tensor and two shapes.
+pub const THROWN_CAUSE_BYTES: usize = 512;
+/// Text that is put into tokens in one call. Where llama.cpp has no code of its own for a model's
+/// pre-tokenizer it runs `std::regex`, which recurses once for each character of a match, and a
+/// match may be as long as the text. Together with [`TOKENIZER_STACK_BYTES`] this leaves 4 KiB of
+/// stack for each byte; the hungriest pre-tokenizer was measured at less than a quarter of that.
+pub const TOKENIZER_PIECE_BYTES: usize = 4 * 1024;
+/// The stack that pieces are put into tokens on. It takes memory only as far as it is touched.
+pub const TOKENIZER_STACK_BYTES: usize = 16 * 1024 * 1024;
+/// A text so short needs no stack of its own: 4 KiB for each byte are within the 2 MiB that any
+/// thread has, with as much left for its caller.
+pub const TOKENIZER_SHORT_BYTES: usize = 256;
 /// A model's chat template: the longest of the field have 20 KiB.
 pub const TEMPLATE_MAX_BYTES: usize = 256 * 1024;
 /// Instructions that rendering a template may take: about 1,000 messages of a complex template.

@@ -212,6 +212,54 @@ fn unsafe_stands_in_os_and_at_the_border_to_llama_only() {
     );
 }
 
+/// What `engine/llama/ffi` takes from the binding directly: plain reads of a field, callbacks,
+/// defaults and destructors. Everything else may throw, and is declared in `calls.rs`.
+const CALLS_THAT_NEVER_THROW: &[&str] = &[
+    "ggml_set_abort_callback",
+    "llama_backend_init",
+    "llama_context_default_params",
+    "llama_free",
+    "llama_get_memory",
+    "llama_log_set",
+    "llama_model_default_params",
+    "llama_model_free",
+    "llama_model_get_vocab",
+    "llama_model_has_decoder",
+    "llama_model_n_ctx_train",
+    "llama_model_n_embd",
+    "llama_model_n_head",
+    "llama_model_n_head_kv",
+    "llama_model_n_layer",
+    "llama_model_quantize_default_params",
+    "llama_n_batch",
+    "llama_n_ctx_seq",
+    "llama_sampler_chain_default_params",
+    "llama_sampler_free",
+    "llama_set_abort_callback",
+    "llama_vocab_bos",
+    "llama_vocab_eos",
+    "llama_vocab_get_add_bos",
+    "llama_vocab_n_tokens",
+    "llama_vocab_type",
+];
+
+/// Mutation: `sys::llama_decode(` in `context.rs` fails here.
+#[test]
+fn calls_that_may_throw_go_through_the_guard() {
+    let mut wrong = String::new();
+    for file in sources() {
+        for (at, _) in file.code.match_indices("sys::") {
+            let rest = &file.code[at + "sys::".len()..];
+            let name = first_name(rest);
+            let is_call = rest[name.len()..].starts_with('(');
+            if is_call && !CALLS_THAT_NEVER_THROW.contains(&name.as_str()) {
+                writeln!(wrong, "{}: {name}", file.name).unwrap();
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "calls without a guard:\n{wrong}");
+}
+
 #[test]
 fn lines_are_at_most_100_columns_wide() {
     let mut wrong = String::new();

@@ -6,6 +6,7 @@
 //! * [`crowd`] is many clients at once.
 //! * [`tls`] makes certificates, and clients that trust them.
 //! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
+//! * [`gguf`] makes model files, sound and broken ones.
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
 //!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
 //!
@@ -18,6 +19,7 @@
 pub mod client;
 pub mod crowd;
 pub mod daemon;
+pub mod gguf;
 pub mod http2;
 pub mod metrics;
 pub mod model;

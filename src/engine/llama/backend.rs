@@ -77,6 +77,8 @@ pub enum PrepareError {
     TooLong,
     /// The model's template refuses the conversation, and says why.
     Template(String),
+    /// The model cannot do what it must, and says why: no fault of the prompt's sender.
+    Engine(String),
 }
 
 /// Tokens to compute at once. Entries of one sequence stand together and in order, and the

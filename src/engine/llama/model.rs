@@ -82,9 +82,12 @@ impl Llama {
     }
 
     /// The tokens of a whole prompt.
-    fn tokens(&self, text: &str) -> Vec<Token> {
+    fn tokens(&self, text: &str) -> Result<Vec<Token>, PrepareError> {
         let has_start = !self.start_text.is_empty() && text.starts_with(&self.start_text);
-        self.model.tokenize(text, !has_start)
+        let start = self.model.start_token().filter(|_| !has_start);
+        let tokens = self.model.tokenize(text, true);
+        let tokens = tokens.map_err(|thrown| PrepareError::Engine(thrown.to_string()))?;
+        Ok(start.into_iter().chain(tokens).collect())
     }
 
     /// A prompt for a program, with the beginning of the answer in it.
@@ -102,9 +105,9 @@ impl Llama {
         let own_text = text
             .rfind(content)
             .map_or(0, |start| start + conversation.own);
-        let own_tokens = self.tokens(&text[..own_text]);
+        let own_tokens = self.tokens(&text[..own_text])?;
         text.push_str(&conversation.opening);
-        let tokens = self.tokens(&text);
+        let tokens = self.tokens(&text)?;
         let pairs = own_tokens.iter().zip(&tokens);
         let common = pairs.take_while(|(own, token)| own == token).count();
         Ok(Prepared {
@@ -168,12 +171,12 @@ impl Backend for Llama {
                     .render(&self.with_system(messages), true)
                     .map_err(PrepareError::Template)?;
                 Ok(Prepared {
-                    tokens: self.tokens(&text),
+                    tokens: self.tokens(&text)?,
                     ..Prepared::default()
                 })
             }
             Prompt::Raw(text) => Ok(Prepared {
-                tokens: self.tokens(text),
+                tokens: self.tokens(text)?,
                 ..Prepared::default()
             }),
         }

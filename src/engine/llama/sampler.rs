@@ -31,17 +31,23 @@ impl Sampler {
             return Sampler::Penalized(Box::new(Penalties::new(sampling, prompt)));
         }
         let seed = sampling.seed.map_or_else(drawn_seed, llama_seed);
-        let Some(mut chain) = Chain::new(model.clone(), sampling, seed) else {
-            log::warn!("no memory for a chain of samplers: this answer is greedy");
-            return Sampler::Greedy;
+        let counted = match has_penalties {
+            true => prompt.len().saturating_sub(PENALTY_WINDOW_TOKENS as usize),
+            false => prompt.len(),
         };
-        if has_penalties {
-            let window = prompt.len().saturating_sub(PENALTY_WINDOW_TOKENS as usize);
-            prompt[window..]
+        let chain = Chain::new(model.clone(), sampling, seed).and_then(|mut chain| {
+            prompt[counted..]
                 .iter()
-                .for_each(|token| chain.accept(*token));
+                .try_for_each(|token| chain.accept(*token))?;
+            Ok(chain)
+        });
+        match chain {
+            Ok(chain) => Sampler::Chain(Box::new(chain)),
+            Err(thrown) => {
+                log::error!("no chain of samplers, this answer is greedy: {thrown}");
+                Sampler::Greedy
+            }
         }
-        Sampler::Chain(Box::new(chain))
     }
 
     /// Chooses the token after the entry at `index` of the last batch.

@@ -9,6 +9,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::backend::Token;
 use super::Model;
+use super::calls::{self, Thrown, guarded};
 use crate::engine::Sampling;
 use crate::limits::PENALTY_WINDOW_TOKENS;
 
@@ -25,54 +26,66 @@ unsafe impl Send for Chain {}
 
 impl Chain {
     /// A chain that ends in a draw by `seed`, or greedily at temperature 0.
-    pub fn new(model: Arc<Model>, sampling: &Sampling, seed: u32) -> Option<Chain> {
-        let vocabulary_size = i32::try_from(model.vocabulary_size).ok()?;
-        let mut parts = Vec::new();
+    pub fn new(model: Arc<Model>, sampling: &Sampling, seed: u32) -> Result<Chain, Thrown> {
+        // SAFETY: the parameters are a plain struct.
+        let chain = guarded(|| unsafe {
+            NonNull::new(calls::llama_sampler_chain_init(
+                sys::llama_sampler_chain_default_params(),
+            ))
+        })?;
+        let chain = chain.ok_or_else(Thrown::no_memory)?;
+        // From here on the chain is freed, with what it has, whatever happens.
+        let chain = Chain { chain, model };
+        chain.add_parts(sampling, seed)?;
+        Ok(chain)
+    }
+
+    fn add_parts(&self, sampling: &Sampling, seed: u32) -> Result<(), Thrown> {
+        let vocabulary_size = i32::try_from(self.model.vocabulary_size).unwrap_or(i32::MAX);
+        let top_k = i32::try_from(sampling.top_k).unwrap_or(i32::MAX);
+        let chain = self.chain.as_ptr();
         // SAFETY: each call makes a sampler of its own from plain numbers; `chain_add` passes its
         // ownership to the chain, which frees it. The ranges that llama.cpp asserts are clamped.
-        let chain = unsafe {
+        guarded(|| unsafe {
             if has_penalties(sampling) {
-                parts.push(sys::llama_sampler_init_penalties(
+                let penalties = calls::llama_sampler_init_penalties(
                     vocabulary_size,
                     PENALTY_WINDOW_TOKENS,
                     sampling.repeat_penalty.clamp(f32::MIN_POSITIVE, 2.0),
                     sampling.frequency_penalty.clamp(-2.0, 2.0),
                     sampling.presence_penalty.clamp(-2.0, 2.0),
-                ));
+                );
+                calls::llama_sampler_chain_add(chain, penalties);
             }
-            if sampling.temperature > 0.0 {
-                if sampling.top_k > 0 {
-                    let top_k = i32::try_from(sampling.top_k).unwrap_or(i32::MAX);
-                    parts.push(sys::llama_sampler_init_top_k(top_k));
-                }
-                if sampling.top_p < 1.0 {
-                    parts.push(sys::llama_sampler_init_top_p(sampling.top_p.max(0.0), 1));
-                }
-                if sampling.min_p > 0.0 {
-                    parts.push(sys::llama_sampler_init_min_p(sampling.min_p.min(1.0), 1));
-                }
-                parts.push(sys::llama_sampler_init_temp(sampling.temperature));
-                parts.push(sys::llama_sampler_init_dist(seed));
-            } else {
-                parts.push(sys::llama_sampler_init_greedy());
+            if sampling.temperature <= 0.0 {
+                let greedy = calls::llama_sampler_init_greedy();
+                return calls::llama_sampler_chain_add(chain, greedy);
             }
-            let chain = NonNull::new(sys::llama_sampler_chain_init(
-                sys::llama_sampler_chain_default_params(),
-            ))?;
-            for part in parts {
-                sys::llama_sampler_chain_add(chain.as_ptr(), part);
+            if top_k > 0 {
+                calls::llama_sampler_chain_add(chain, calls::llama_sampler_init_top_k(top_k));
             }
-            chain
-        };
-        Some(Chain { chain, model })
+            if sampling.top_p < 1.0 {
+                let top_p = calls::llama_sampler_init_top_p(sampling.top_p.max(0.0), 1);
+                calls::llama_sampler_chain_add(chain, top_p);
+            }
+            if sampling.min_p > 0.0 {
+                let min_p = calls::llama_sampler_init_min_p(sampling.min_p.min(1.0), 1);
+                calls::llama_sampler_chain_add(chain, min_p);
+            }
+            let temperature = calls::llama_sampler_init_temp(sampling.temperature);
+            calls::llama_sampler_chain_add(chain, temperature);
+            calls::llama_sampler_chain_add(chain, calls::llama_sampler_init_dist(seed));
+        })
     }
 
     /// Lets the penalties count a token of the prompt.
-    pub fn accept(&mut self, token: Token) {
-        if self.model.is_token(token) {
-            // SAFETY: the chain is whole and the token within the vocabulary.
-            unsafe { sys::llama_sampler_accept(self.chain.as_ptr(), token) };
+    pub fn accept(&mut self, token: Token) -> Result<(), Thrown> {
+        if !self.model.is_token(token) {
+            return Ok(());
         }
+        let chain = self.chain.as_ptr();
+        // SAFETY: the chain is whole and the token within the vocabulary.
+        guarded(|| unsafe { calls::llama_sampler_accept(chain, token) })
     }
 }
 

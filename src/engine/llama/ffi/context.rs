@@ -17,6 +17,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::KvType;
 use super::super::backend::{Batch, DecodeError, Token};
+use super::calls::{self, Thrown, guarded};
 use super::{Chain, IS_STOPPING, LoadError, Model};
 
 /// What a [`Context`] is made with.
@@ -89,12 +90,18 @@ impl Context {
             parameters.type_v = ggml_type(kv_type);
             let _guard = ONE_AFTER_THE_OTHER.lock();
             // SAFETY: the model is loaded and outlives the context; the parameters are in range.
-            NonNull::new(unsafe { sys::llama_init_from_model(model.model.as_ptr(), parameters) })
+            let made = guarded(|| unsafe {
+                calls::llama_init_from_model(model.model.as_ptr(), parameters)
+            });
+            made.inspect_err(|thrown| super::note_error(&thrown.to_string()))
+                .ok()
+                .and_then(NonNull::new)
         };
         let context = with_suitable_type(settings.kv_type, make).ok_or_else(|| {
             let tokens = u64::from(settings.context) * u64::from(sequences);
-            let mebibytes = (tokens * model.cache_bytes_per_token(settings.kv_type)) >> 20;
-            LoadError(format!(
+            let mebibytes =
+                tokens.saturating_mul(model.cache_bytes_per_token(settings.kv_type)) >> 20;
+            LoadError::with_last_words(format_args!(
                 "no context for {sequences} sequences of {} tokens (about {mebibytes} MiB): lower \
                  engine.context or engine.parallel",
                 settings.context
@@ -166,11 +173,18 @@ impl Context {
         let status = unsafe {
             let data = ptr::from_mut(&mut should_stop).cast();
             sys::llama_set_abort_callback(context, Some(forward_stop), data);
-            let status = sys::llama_decode(context, c_batch);
-            sys::llama_synchronize(context);
+            let status = guarded(|| {
+                let status = calls::llama_decode(context, c_batch);
+                calls::llama_synchronize(context);
+                status
+            });
             sys::llama_set_abort_callback(context, None, ptr::null_mut());
             status
         };
+        let status = status.unwrap_or_else(|thrown| {
+            log::error!("computing a batch: {thrown}");
+            STATUS_THROWN
+        });
         if status != 0 {
             self.measure_lengths(batch);
         }
@@ -195,10 +209,13 @@ impl Context {
         if !self.has_logits.get(index).copied().unwrap_or(false) {
             return None;
         }
+        let context = self.context.as_ptr();
         // SAFETY: the entry has logits, as checked; they are one float for each token of the
         // vocabulary and stay in place until the next `decode`, which needs `&mut self`.
         unsafe {
-            let row = sys::llama_get_logits_ith(self.context.as_ptr(), index as i32);
+            let row = told(guarded(|| {
+                calls::llama_get_logits_ith(context, index as i32)
+            }))?;
             (!row.is_null())
                 .then(|| std::slice::from_raw_parts_mut(row, self.model.vocabulary_size))
         }
@@ -207,11 +224,11 @@ impl Context {
     /// Chooses the token after the entry at `index`, and tells the chain that it was chosen.
     pub fn sample(&mut self, index: usize, chain: &mut Chain) -> Option<Token> {
         self.logits(index)?;
-        let chain = chain.chain.as_ptr();
+        let (chain, context) = (chain.chain.as_ptr(), self.context.as_ptr());
         // SAFETY: the entry has logits, as `logits` has found; the chain is whole.
         let token =
-            unsafe { sys::llama_sampler_sample(chain, self.context.as_ptr(), index as i32) };
-        self.model.is_token(token).then_some(token)
+            guarded(|| unsafe { calls::llama_sampler_sample(chain, context, index as i32) });
+        told(token).filter(|token| self.model.is_token(*token))
     }
 
     /// Removes a sequence's tokens from `length` on. A model whose memory cannot be cut loses all
@@ -220,14 +237,18 @@ impl Context {
         if length >= self.lengths[sequence] {
             return;
         }
-        let id = sequence as sys::llama_seq_id;
+        let (memory, id) = (self.memory, sequence as sys::llama_seq_id);
         // SAFETY: the id is below the number of sequences (the index above has checked it).
         // Removing the whole of a sequence never fails.
-        let is_cut = unsafe {
-            sys::llama_memory_seq_rm(self.memory, id, length as sys::llama_pos, -1)
-                || !sys::llama_memory_seq_rm(self.memory, id, -1, -1)
+        let is_cut = guarded(|| unsafe {
+            calls::llama_memory_seq_rm(memory, id, length as sys::llama_pos, -1)
+                || !calls::llama_memory_seq_rm(memory, id, -1, -1)
+        });
+        self.lengths[sequence] = match told(is_cut) {
+            Some(true) => length,
+            Some(false) => 0,
+            None => self.measured_length(sequence),
         };
-        self.lengths[sequence] = if is_cut { length } else { 0 };
     }
 
     /// A copy of what the cache holds of a sequence.
@@ -235,27 +256,28 @@ impl Context {
         assert!(sequence < self.lengths.len(), "no such sequence");
         let id = sequence as sys::llama_seq_id;
         let context = self.context.as_ptr();
-        // SAFETY: the id is in range, and the buffer as long as llama.cpp asks for.
-        unsafe {
-            let mut state = vec![0; sys::llama_state_seq_get_size(context, id)];
-            let written =
-                sys::llama_state_seq_get_data(context, state.as_mut_ptr(), state.len(), id);
-            (written == state.len() && written > 0).then_some(state)
-        }
+        // SAFETY: the id is in range.
+        let size = guarded(|| unsafe { calls::llama_state_seq_get_size(context, id) });
+        let mut state = vec![0_u8; told(size)?];
+        let (data, room) = (state.as_mut_ptr(), state.len());
+        // SAFETY: the id is in range, and the buffer as long as llama.cpp has asked for.
+        let written =
+            guarded(|| unsafe { calls::llama_state_seq_get_data(context, data, room, id) });
+        (told(written)? == room && room > 0).then_some(state)
     }
 
     /// Puts what [`Context::save`] has copied, `length` tokens, in the place of what a sequence
     /// holds. On failure the sequence is empty.
     pub fn restore(&mut self, sequence: usize, state: &[u8], length: usize) -> bool {
         self.truncate(sequence, 0);
-        let id = sequence as sys::llama_seq_id;
+        let (context, id) = (self.context.as_ptr(), sequence as sys::llama_seq_id);
         // SAFETY: the id is in range (`truncate` has indexed by it); the state comes from `save`,
         // with its length.
-        let read = unsafe {
-            sys::llama_state_seq_set_data(self.context.as_ptr(), state.as_ptr(), state.len(), id)
-        };
+        let read = guarded(|| unsafe {
+            calls::llama_state_seq_set_data(context, state.as_ptr(), state.len(), id)
+        });
         self.lengths[sequence] = self.measured_length(sequence);
-        if read == 0 || self.lengths[sequence] != length {
+        if told(read).unwrap_or(0) == 0 || self.lengths[sequence] != length {
             self.truncate(sequence, 0);
         }
         self.lengths[sequence] == length
@@ -310,11 +332,19 @@ impl Context {
     }
 
     fn measured_length(&self, sequence: usize) -> usize {
-        let id = sequence as sys::llama_seq_id;
+        let (memory, id) = (self.memory, sequence as sys::llama_seq_id);
         // SAFETY: the caller has checked the id; an empty sequence gives -1.
-        let last = unsafe { sys::llama_memory_seq_pos_max(self.memory, id) };
-        usize::try_from(last + 1).unwrap_or(0)
+        let last = guarded(|| unsafe { calls::llama_memory_seq_pos_max(memory, id) });
+        usize::try_from(told(last).unwrap_or(-1) + 1).unwrap_or(0)
     }
+}
+
+/// What stands for llama.cpp's status where it threw instead of returning one. Its own are above.
+const STATUS_THROWN: i32 = i32::MIN;
+
+/// What a guarded call gave, with its exception in the log.
+fn told<T>(result: Result<T, Thrown>) -> Option<T> {
+    result.inspect_err(|thrown| log::error!("{thrown}")).ok()
 }
 
 /// llama.cpp makes no context where the width of a head is no multiple of the type's blocks. Every

@@ -2,27 +2,32 @@
 //!
 //! llama.cpp asserts its preconditions by aborting the process, which would take every connection
 //! with it; so each argument is checked here before it goes down, and nothing above this folder can
-//! trip an assertion. Must never call back into Rust code that can panic: a panic may not cross C++
-//! frames.
+//! trip an assertion. It also throws C++ exceptions; each call that may do so runs in a guard that
+//! makes an error of them. Must never call back into Rust code that can panic: a panic may not
+//! cross C++ frames.
 //!
 //! * this file: the library as a whole, its log and its assertions;
+//! * `calls`: the functions that may throw, and the guard;
 //! * `model`: weights and vocabulary;
+//! * `tokenizer`: text into tokens, on a stack that suffices;
 //! * `context`: the KV cache, and computing with it;
 //! * `chain`: samplers;
 //! * `quantize`: a file with its weights in another type.
 //!
 //! Invariant: a model outlives its contexts and chains, which hold it by `Arc`.
 
+mod calls;
 mod chain;
 mod context;
 mod model;
 mod quantize;
+mod tokenizer;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 
@@ -45,6 +50,7 @@ fn initialize() {
             sys::ggml_set_abort_callback(Some(report_abort));
             sys::llama_backend_init();
         }
+        calls::report_end(report_exception);
     });
 }
 
@@ -59,25 +65,69 @@ unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char
     let expected = IS_STOPPING.load(Ordering::Relaxed);
     match level {
         _ if line.is_empty() || line == "." => {}
-        sys::GGML_LOG_LEVEL_WARN | sys::GGML_LOG_LEVEL_ERROR if !expected => {
+        sys::GGML_LOG_LEVEL_ERROR if !expected => {
+            log::warn!(target: "llama", "{line}");
+            note_error(line);
+        }
+        sys::GGML_LOG_LEVEL_WARN if !expected => {
             log::warn!(target: "llama", "{line}");
         }
         _ => log::debug!(target: "llama", "{line}"),
     }
 }
 
+/// What llama.cpp has said last about a failure. Its functions only return null.
+static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+
+fn note_error(line: &str) {
+    // A text, replaced as a whole: it is never half done.
+    let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+    line.clone_into(&mut last);
+}
+
+/// Takes what llama.cpp has said about the failure that was just met.
+fn take_last_error() -> Option<String> {
+    let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(std::mem::take(&mut *last)).filter(|text| !text.is_empty())
+}
+
 /// Tells which assertion failed; the process ends right after.
 unsafe extern "C" fn report_abort(message: *const c_char) {
     // SAFETY: as in `forward_log`.
-    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
-    log::error!(target: "llama", "assertion failed: {message}");
-    log::logger().flush();
-    eprintln!("llama.cpp: assertion failed: {message}");
+    report_last_words("assertion failed", unsafe { CStr::from_ptr(message) });
+}
+
+/// Tells of an exception that nothing could catch; the process ends right after.
+unsafe extern "C" fn report_exception(message: *const c_char) {
+    // SAFETY: as in `forward_log`.
+    report_last_words("exception", unsafe { CStr::from_ptr(message) });
+}
+
+/// One line, in the log if there is one, else on stderr: where an operator looks first.
+fn report_last_words(what: &str, message: &CStr) {
+    let message = message.to_string_lossy();
+    let message = message.trim_end();
+    if log::log_enabled!(target: "llama", log::Level::Error) {
+        log::error!(target: "llama", "llama.cpp ends the process: {what}: {message}");
+        log::logger().flush();
+    } else {
+        eprintln!("llama.cpp ends the process: {what}: {message}");
+    }
 }
 
 /// Why a model or a context could not be had. For people, with the way out.
 #[derive(Debug)]
 pub struct LoadError(pub String);
+
+impl LoadError {
+    /// With what llama.cpp said last, for a call that only gives null.
+    fn with_last_words(what: fmt::Arguments<'_>) -> LoadError {
+        match take_last_error() {
+            Some(cause) => LoadError(format!("{what}: {cause}")),
+            None => LoadError(what.to_string()),
+        }
+    }
+}
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

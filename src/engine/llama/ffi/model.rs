@@ -11,14 +11,15 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::KvType;
 use super::super::backend::Token;
-use super::{LoadError, initialize};
+use super::calls::{self, guarded};
+use super::{LoadError, initialize, take_last_error};
 use crate::limits::{METADATA_TEXT_BYTES, PIECE_BYTES};
 
 /// Weights and vocabulary. Immutable once loaded.
 #[derive(Debug)]
 pub struct Model {
     pub(super) model: NonNull<sys::llama_model>,
-    vocabulary: NonNull<sys::llama_vocab>,
+    pub(super) vocabulary: NonNull<sys::llama_vocab>,
     pub(super) vocabulary_size: usize,
     longest_piece: usize,
 }
@@ -47,12 +48,14 @@ impl Model {
         parameters.n_gpu_layers = gpu_layers.min(i32::MAX as u32) as i32;
         parameters.progress_callback = Some(forward_progress);
         parameters.progress_callback_user_data = ptr::from_mut(&mut progress).cast();
+        // What was said about an earlier file is not about this one.
+        let _ = take_last_error();
         // SAFETY: the path ends in NUL; `progress` outlives the call, which uses it on this thread.
-        let model = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), parameters) };
+        let model =
+            guarded(|| unsafe { calls::llama_model_load_from_file(c_path.as_ptr(), parameters) })
+                .map_err(|thrown| LoadError(format!("{name}: {thrown}")))?;
         let model = NonNull::new(model).ok_or_else(|| {
-            LoadError(format!(
-                "{name}: llama.cpp cannot load this file; the log says why"
-            ))
+            LoadError::with_last_words(format_args!("{name}: llama.cpp cannot load this file"))
         })?;
         // SAFETY: the model is loaded; its vocabulary lives as long as it does.
         let vocabulary = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
@@ -76,32 +79,6 @@ impl Model {
         Ok(model)
     }
 
-    /// The tokens of a text. `adds_start` puts the token before them that the model expects at
-    /// the start of a text; names of special tokens within `text` become those tokens.
-    pub fn tokenize(&self, text: &str, adds_start: bool) -> Vec<Token> {
-        // One token has at least one byte, but for those that mark start and end.
-        let mut tokens = vec![0; text.len() + 2];
-        let (Ok(length), Ok(room)) = (i32::try_from(text.len()), i32::try_from(tokens.len()))
-        else {
-            return Vec::new();
-        };
-        // SAFETY: both pointers come with their lengths; llama.cpp writes at most `room` tokens.
-        let count = unsafe {
-            sys::llama_tokenize(
-                self.vocabulary.as_ptr(),
-                text.as_ptr().cast(),
-                length,
-                tokens.as_mut_ptr(),
-                room,
-                adds_start,
-                true,
-            )
-        };
-        tokens.truncate(usize::try_from(count).unwrap_or(0));
-        tokens.shrink_to_fit();
-        tokens
-    }
-
     /// Appends the bytes that a token stands for: none for a token that only marks something.
     /// A character of several bytes may be spread over several tokens.
     pub fn append_piece(&self, token: Token, bytes: &mut Vec<u8>) {
@@ -109,18 +86,13 @@ impl Model {
             return;
         }
         let mut piece = [0_u8; PIECE_BYTES];
+        let (vocabulary, data) = (self.vocabulary.as_ptr(), piece.as_mut_ptr().cast());
         // SAFETY: the token is within the vocabulary, and the buffer comes with its length.
-        let length = unsafe {
-            sys::llama_token_to_piece(
-                self.vocabulary.as_ptr(),
-                token,
-                piece.as_mut_ptr().cast(),
-                PIECE_BYTES as i32,
-                0,
-                false,
-            )
-        };
-        if let Some(piece) = usize::try_from(length)
+        let length = guarded(|| unsafe {
+            calls::llama_token_to_piece(vocabulary, token, data, PIECE_BYTES as i32, 0, false)
+        });
+        let length = length.inspect_err(|thrown| log::error!("token {token}: {thrown}"));
+        if let Some(piece) = usize::try_from(length.unwrap_or(0))
             .ok()
             .and_then(|length| piece.get(..length))
         {
@@ -130,8 +102,23 @@ impl Model {
 
     /// Whether the model ends its answer with this token.
     pub fn is_end(&self, token: Token) -> bool {
+        let vocabulary = self.vocabulary.as_ptr();
         // SAFETY: the token is within the vocabulary.
-        self.is_token(token) && unsafe { sys::llama_vocab_is_eog(self.vocabulary.as_ptr(), token) }
+        let is_end = || unsafe { calls::llama_vocab_is_eog(vocabulary, token) };
+        self.is_token(token) && guarded(is_end).unwrap_or(false)
+    }
+
+    /// The token that the model expects before every text, if it expects one.
+    pub fn start_token(&self) -> Option<Token> {
+        let vocabulary = self.vocabulary.as_ptr();
+        // SAFETY: the vocabulary is that of a loaded model.
+        let (adds, token) = unsafe {
+            (
+                sys::llama_vocab_get_add_bos(vocabulary),
+                sys::llama_vocab_bos(vocabulary),
+            )
+        };
+        (adds && self.is_token(token)).then_some(token)
     }
 
     /// The text of the token before every text, if the model has one.
@@ -148,24 +135,21 @@ impl Model {
 
     /// The Jinja template for conversations that came with the model.
     pub fn chat_template(&self) -> Option<String> {
+        let model = self.model.as_ptr();
         // SAFETY: the model is loaded; a null name asks for the default template.
-        let template = unsafe { sys::llama_model_chat_template(self.model.as_ptr(), ptr::null()) };
-        owned_text(template)
+        let template = guarded(|| unsafe { calls::llama_model_chat_template(model, ptr::null()) });
+        template.ok().and_then(owned_text)
     }
 
     /// The value of a key of the file's metadata, cut where it is too long to be a name.
     pub fn metadata(&self, key: &CStr) -> Option<String> {
         let mut text = [0_u8; METADATA_TEXT_BYTES];
+        let (model, data, room) = (self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
         // SAFETY: the key ends in NUL; the buffer comes with its length, and llama.cpp ends the
         // text with NUL within it.
-        let length = unsafe {
-            sys::llama_model_meta_val_str(
-                self.model.as_ptr(),
-                key.as_ptr(),
-                text.as_mut_ptr().cast(),
-                text.len(),
-            )
-        };
+        let length =
+            guarded(|| unsafe { calls::llama_model_meta_val_str(model, key.as_ptr(), data, room) });
+        let length = length.ok()?;
         let text = CStr::from_bytes_until_nul(&text).ok()?;
         (length >= 0).then(|| text.to_string_lossy().into_owned())
     }
@@ -173,9 +157,10 @@ impl Model {
     /// Such as `llama 135M Q4_1`.
     pub fn description(&self) -> String {
         let mut text = [0_u8; 256];
+        let (model, data, room) = (self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
         // SAFETY: the buffer comes with its length; llama.cpp ends the text with NUL within it.
-        unsafe {
-            sys::llama_model_desc(self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
+        if guarded(|| unsafe { calls::llama_model_desc(model, data, room) }).is_err() {
+            return String::new();
         }
         CStr::from_bytes_until_nul(&text).map_or_else(
             |_| String::new(),
@@ -240,8 +225,10 @@ impl Model {
         if !self.is_token(token) {
             return None;
         }
+        let vocabulary = self.vocabulary.as_ptr();
         // SAFETY: the token is within the vocabulary; the text lives as long as that.
-        owned_text(unsafe { sys::llama_vocab_get_text(self.vocabulary.as_ptr(), token) })
+        let text = guarded(|| unsafe { calls::llama_vocab_get_text(vocabulary, token) });
+        text.ok().and_then(owned_text)
     }
 }
 

@@ -134,6 +134,11 @@ impl<B: Backend> Scheduler<B> {
                 let reason = FailReason::Error(ErrorCode::InvalidRequest);
                 self.refuse(owed, reason, message);
             }
+            Err(PrepareError::Engine(says)) => {
+                log::error!("a prompt cannot be put into tokens: {says}");
+                let message = format!("the model cannot take this prompt: {says}");
+                self.refuse(owed, FailReason::Error(ErrorCode::EngineFailed), message);
+            }
         }
     }
 

@@ -1,0 +1,150 @@
+//! Text into tokens, on a stack that suffices and with a bound on what one call sees.
+//!
+//! llama.cpp splits text into words before it makes tokens of them. For the pre-tokenizers that it
+//! has no code of its own for it runs `std::regex`, which recurses once for each character of a
+//! match: a run of one kind of character (60,000 times `a`) takes as much stack as it is long, and
+//! overflows any thread if it is long enough. So no call here sees more than
+//! [`TOKENIZER_PIECE_BYTES`], and all but the shortest run on a thread of their own whose stack
+//! was sized for that.
+//!
+//! Invariants:
+//!  1. No call of llama.cpp's tokenizer gets more than a piece where it may recurse.
+//!  2. The tokens stand for the text, byte for byte, wherever it was cut. Where a line or a word
+//!     ends within the second half of a piece, they are those of the text in one piece, too.
+
+use std::panic::resume_unwind;
+use std::thread;
+
+use llama_cpp_sys_2 as sys;
+
+use super::super::backend::Token;
+use super::Model;
+use super::calls::{self, Thrown, guarded};
+use crate::limits::{TOKENIZER_PIECE_BYTES, TOKENIZER_SHORT_BYTES, TOKENIZER_STACK_BYTES};
+
+impl Model {
+    /// The tokens of a text. Names of special tokens within it become those tokens if
+    /// `parses_special` says so.
+    pub fn tokenize(&self, text: &str, parses_special: bool) -> Result<Vec<Token>, Thrown> {
+        let work = || {
+            let mut tokens = Vec::new();
+            for piece in pieces(text, self.longest_call()) {
+                tokens.extend(self.tokenize_piece(piece, parses_special)?);
+            }
+            Ok(tokens)
+        };
+        match text.len() <= TOKENIZER_SHORT_BYTES {
+            true => work(),
+            false => on_ample_stack(work)?,
+        }
+    }
+
+    /// The kinds of tokenizers other than this one split no words: they don't recurse, and some
+    /// mark the beginning of each text that they get.
+    fn longest_call(&self) -> usize {
+        // SAFETY: the vocabulary is that of a loaded model.
+        let kind = unsafe { sys::llama_vocab_type(self.vocabulary.as_ptr()) };
+        match kind {
+            sys::LLAMA_VOCAB_TYPE_BPE => TOKENIZER_PIECE_BYTES,
+            _ => usize::MAX,
+        }
+    }
+
+    fn tokenize_piece(&self, text: &str, parses_special: bool) -> Result<Vec<Token>, Thrown> {
+        // One token has at least one byte, but for a mark at the beginning.
+        let mut tokens: Vec<Token> = vec![0; text.len() + 2];
+        let (Ok(length), Ok(room)) = (i32::try_from(text.len()), i32::try_from(tokens.len()))
+        else {
+            return Err(Thrown::nonsense("a text of more than 2 GiB"));
+        };
+        let (vocabulary, data) = (self.vocabulary.as_ptr(), tokens.as_mut_ptr());
+        let bytes = text.as_ptr().cast();
+        // SAFETY: both pointers come with their lengths; llama.cpp writes at most `room` tokens.
+        let count = guarded(|| unsafe {
+            calls::llama_tokenize(vocabulary, bytes, length, data, room, false, parses_special)
+        })?;
+        match usize::try_from(count) {
+            Ok(count) if count <= tokens.len() => tokens.truncate(count),
+            _ => return Err(Thrown::nonsense("a text has more tokens than bytes")),
+        }
+        Ok(tokens)
+    }
+}
+
+/// Runs `work` on a thread whose stack suffices for a piece, and waits for it. The stack's memory
+/// is the system's again afterwards.
+fn on_ample_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thrown> {
+    let builder = thread::Builder::new()
+        .name("tokenizer".to_owned())
+        .stack_size(TOKENIZER_STACK_BYTES);
+    thread::scope(|scope| {
+        let started = builder
+            .spawn_scoped(scope, work)
+            .map_err(|error| Thrown::nonsense(&format!("no thread for the tokenizer: {error}")))?;
+        // A bug in here is the caller's.
+        started.join().map_err(|panic| resume_unwind(panic))
+    })
+}
+
+/// The text in pieces of at most `most` bytes.
+fn pieces(text: &str, most: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (piece, after) = rest.split_at(end_of_piece(rest, most));
+        rest = after;
+        Some(piece)
+    })
+}
+
+/// Where the first piece of a text ends: all pre-tokenizers that split words do so between a
+/// letter and the end of its line, and nearly all between a letter and a blank before a letter.
+fn end_of_piece(text: &str, most: usize) -> usize {
+    if text.len() <= most {
+        return text.len();
+    }
+    let bytes = text.as_bytes();
+    let letter_before = |at: usize| bytes[at - 1].is_ascii_alphabetic();
+    let ends_line = |at: &usize| bytes[*at] == b'\n' && letter_before(*at);
+    let ends_word = |at: &usize| {
+        let is_word = bytes.get(at + 1).is_some_and(u8::is_ascii_alphabetic);
+        bytes[*at] == b' ' && is_word && letter_before(*at)
+    };
+    let second_half = most / 2..most + 1;
+    let end = second_half.clone().rev().find(ends_line);
+    let end = end.or_else(|| second_half.rev().find(ends_word));
+    // A character has at most four bytes.
+    let character = || {
+        (most - 3..=most)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+    };
+    end.or_else(character).unwrap_or(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn pieces_end_with_a_line_else_a_word_else_a_character() {
+        let cut = |text: &str| pieces(text, 8).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(cut("abc de\nf g"), ["abc de", "\nf g"]);
+        assert_eq!(cut("abc def ghi"), ["abc def", " ghi"]);
+        assert_eq!(cut("中中中中"), ["中中", "中中"]);
+        assert_eq!(cut("a"), ["a"]);
+        assert!(cut("").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_the_text_and_none_is_too_long(text in "[ab \n中🎉]{0,200}") {
+            let all: Vec<&str> = pieces(&text, 16).collect();
+            prop_assert_eq!(all.concat(), text.as_str());
+            prop_assert!(all.iter().all(|piece| !piece.is_empty() && piece.len() <= 16));
+        }
+    }
+}

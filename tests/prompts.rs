@@ -1,0 +1,192 @@
+//! Prompts that have ended other servers, and texts that look like a model's own marks.
+//!
+//! The models are tiny ones with the small model's vocabulary (`common::gguf`): what is tried here
+//! is what happens to a text before anything is computed. An engine that fails takes this whole
+//! process with it.
+
+#![cfg(feature = "llama")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use autoglmd::core::{Key, Moment};
+use autoglmd::engine::llama::{self, KvType, Settings};
+use autoglmd::engine::{
+    Deliver, Done, Engine, Event, FailReason, Failed, Job, Prompt, Sampling, State,
+};
+use autoglmd::error::ErrorCode;
+use autoglmd::offload::{JobKey, Ticket};
+
+use common::gguf::{Gguf, Value};
+
+/// Every name that llama.cpp knows for a pre-tokenizer of its BPE tokenizer.
+const PRE_TOKENIZERS: &str = "default llama3 deepseek-llm deepseek-coder deepseek-v3 falcon mpt \
+    starcoder gpt-2 jais jais-2 gemma4 mmbert sarvam-moe jina-v1-en refact command-r qwen2 qwen35 \
+    stablelm2 olmo dbrx smaug-bpe poro-chat chatglm-bpe glm4 viking tekken smollm codeshell bloom \
+    gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b megrez gpt-4o llama4 \
+    granite-embed-multi-97m tiny_aya superbpe trillion granite-docling bailingmoe seed-coder \
+    hunyuan hunyuan-dense hy_v4 joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 \
+    solar-open mellum2 minicpm5 spark2_5 youtu";
+
+/// One text of each class of characters, and some of several classes.
+const RUNS: &[&str] = &[
+    "a",
+    "A",
+    "中",
+    "\u{301}",
+    "0",
+    " ",
+    "\n",
+    ".",
+    "$",
+    "👍",
+    "\0",
+    "a ",
+    "\u{10FFFF}",
+];
+
+const RUN_CHARACTERS: usize = 60_000;
+
+/// Mutation: with `TOKENIZER_PIECE_BYTES` at a megabyte this process ends at `deepseek-llm`.
+/// A quarter of `TOKENIZER_STACK_BYTES` still suffices.
+#[test]
+fn long_runs_of_one_class_end_no_process_whatever_splits_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Gguf::tiny();
+    for name in PRE_TOKENIZERS.split_whitespace() {
+        let path = folder.path().join("model.gguf");
+        // If this process ends, it was this one.
+        eprintln!("{name}");
+        let pre = Value::text(name);
+        tiny.clone().with("tokenizer.ggml.pre", pre).write(&path);
+        let asker = Asker::start(&path);
+        for run in RUNS {
+            let count = RUN_CHARACTERS / run.chars().count();
+            let outcome = asker.ask(Prompt::Raw(run.repeat(count)));
+            // A vocabulary that was made for other words may have no token for a text at all.
+            let refused = [ErrorCode::ContextLengthExceeded, ErrorCode::InvalidRequest];
+            if let Err(failed) = outcome {
+                let reason = failed.reason;
+                let is_expected = refused.map(FailReason::Error).contains(&reason);
+                assert!(is_expected, "{name}: {run:?}: {failed:?}");
+            }
+        }
+    }
+}
+
+/// Lines have tokens of their own, so as many lines more are as many tokens more, also beyond what
+/// goes into llama.cpp's tokenizer in one call.
+#[test]
+fn long_ordinary_text_has_the_tokens_of_its_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    Gguf::tiny().write(&path);
+    let asker = Asker::start(&path);
+    let tokens = |lines: usize| {
+        let line = "    if (value != other.value) { return; }\n读取每一行 and words of it\n";
+        match asker.ask(Prompt::Raw(line.repeat(lines))) {
+            Ok(done) => done.usage.prompt_tokens,
+            Err(failed) => failed.usage.prompt_tokens,
+        }
+    };
+    let (few, more, many) = (tokens(10), tokens(20), tokens(1010));
+    assert!(few > 0);
+    assert_eq!(many - few, 100 * (more - few));
+}
+
+/// A vocabulary of BPE under the name of another tokenizer: there is no token for a blank, and
+/// llama.cpp throws. Mutation: without the guard this process ends.
+#[test]
+fn tokenizer_that_throws_fails_its_request_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let print = Value::text("{% for m in messages %}{{ m.content }}{% endfor %}");
+    Gguf::tiny()
+        .with("tokenizer.ggml.model", Value::text("llama"))
+        .with("tokenizer.chat_template", print)
+        .write(&path);
+    let asker = Asker::start(&path);
+    for _ in 0..2 {
+        let failed = asker.ask(Prompt::Raw("hello 🎉".to_owned())).unwrap_err();
+        let expected = FailReason::Error(ErrorCode::EngineFailed);
+        assert_eq!(failed.reason, expected, "{failed:?}");
+    }
+    let plain = asker.ask(Prompt::Raw("hello".to_owned()));
+    assert!(plain.is_ok(), "{plain:?}");
+}
+
+// ---- what the tests stand on -------------------------------------------------------------------
+
+/// An engine with one of those models, asked one thing at a time.
+struct Asker {
+    engine: Arc<dyn Engine>,
+    events: Receiver<Event>,
+}
+
+struct Mailbox(Sender<Event>);
+
+impl Deliver for Mailbox {
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        for (_, event) in events.drain(..) {
+            // The test may have failed meanwhile.
+            let _ = self.0.send(event);
+        }
+    }
+}
+
+impl Asker {
+    fn start(path: &Path) -> Asker {
+        let path = path.to_owned();
+        let settings = Settings {
+            id: "tiny".to_owned(),
+            family: None,
+            stall_timeout: common::PATIENCE,
+            parallel: 1,
+            threads: 1,
+            context: 2048,
+            kv_type: KvType::F16,
+            queue: 4,
+            prefill_chunk: 128,
+            gpu_layers: 0,
+        };
+        let (sender, events) = channel();
+        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path));
+        let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).unwrap();
+        let ((), _) = common::eventually("the model", || match engine.state() {
+            State::Ready => Some(()),
+            State::Failed(message) => panic!("{message}"),
+            _ => None,
+        });
+        Asker { engine, events }
+    }
+
+    /// One token of an answer, which is enough to know that the prompt was computed.
+    fn ask(&self, prompt: Prompt) -> Result<Done, Failed> {
+        let key = JobKey {
+            reactor: 0,
+            connection: Key::new(0, 0),
+            request: 0,
+        };
+        let job = Job {
+            key,
+            tenant: 1,
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens: 1,
+            stop: Vec::new(),
+            deadline: Moment::NEVER,
+            submitted: Moment::now(),
+            ticket: Arc::new(Ticket::new(0)),
+        };
+        self.engine.submit(job).expect("an engine that is idle");
+        match self.events.recv_timeout(Duration::from_secs(120)) {
+            Ok(Event::Done(done)) => Ok(*done),
+            Ok(Event::Failed(failed)) => Err(*failed),
+            other => panic!("{other:?}"),
+        }
+    }
+}
