@@ -8,19 +8,10 @@
 
 mod common;
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
-
-use autoglmd::core::{Key, Moment};
-use autoglmd::engine::llama::{self, KvType, Settings};
-use autoglmd::engine::{
-    Deliver, Done, Engine, Event, FailReason, Failed, Job, Prompt, Sampling, State,
-};
+use autoglmd::engine::{FailReason, Prompt};
 use autoglmd::error::ErrorCode;
-use autoglmd::offload::{JobKey, Ticket};
 
+use common::asker::Asker;
 use common::gguf::{Gguf, Value};
 
 /// Every name that llama.cpp knows for a pre-tokenizer of its BPE tokenizer.
@@ -117,76 +108,4 @@ fn tokenizer_that_throws_fails_its_request_and_nothing_else() {
     }
     let plain = asker.ask(Prompt::Raw("hello".to_owned()));
     assert!(plain.is_ok(), "{plain:?}");
-}
-
-// ---- what the tests stand on -------------------------------------------------------------------
-
-/// An engine with one of those models, asked one thing at a time.
-struct Asker {
-    engine: Arc<dyn Engine>,
-    events: Receiver<Event>,
-}
-
-struct Mailbox(Sender<Event>);
-
-impl Deliver for Mailbox {
-    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
-        for (_, event) in events.drain(..) {
-            // The test may have failed meanwhile.
-            let _ = self.0.send(event);
-        }
-    }
-}
-
-impl Asker {
-    fn start(path: &Path) -> Asker {
-        let path = path.to_owned();
-        let settings = Settings {
-            id: "tiny".to_owned(),
-            family: None,
-            stall_timeout: common::PATIENCE,
-            parallel: 1,
-            threads: 1,
-            context: 2048,
-            kv_type: KvType::F16,
-            queue: 4,
-            prefill_chunk: 128,
-            gpu_layers: 0,
-        };
-        let (sender, events) = channel();
-        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path));
-        let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).unwrap();
-        let ((), _) = common::eventually("the model", || match engine.state() {
-            State::Ready => Some(()),
-            State::Failed(message) => panic!("{message}"),
-            _ => None,
-        });
-        Asker { engine, events }
-    }
-
-    /// One token of an answer, which is enough to know that the prompt was computed.
-    fn ask(&self, prompt: Prompt) -> Result<Done, Failed> {
-        let key = JobKey {
-            reactor: 0,
-            connection: Key::new(0, 0),
-            request: 0,
-        };
-        let job = Job {
-            key,
-            tenant: 1,
-            prompt,
-            sampling: Sampling::default(),
-            max_tokens: 1,
-            stop: Vec::new(),
-            deadline: Moment::NEVER,
-            submitted: Moment::now(),
-            ticket: Arc::new(Ticket::new(0)),
-        };
-        self.engine.submit(job).expect("an engine that is idle");
-        match self.events.recv_timeout(Duration::from_secs(120)) {
-            Ok(Event::Done(done)) => Ok(*done),
-            Ok(Event::Failed(failed)) => Err(*failed),
-            other => panic!("{other:?}"),
-        }
-    }
 }

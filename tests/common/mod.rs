@@ -6,7 +6,7 @@
 //! * [`crowd`] is many clients at once.
 //! * [`tls`] makes certificates, and clients that trust them.
 //! * [`metrics`] reads `/metrics`; [`process`] reads `/proc` and makes the few system calls.
-//! * [`gguf`] makes model files, sound and broken ones.
+//! * [`asker`] asks an engine in this process; [`gguf`] makes model files, sound and broken ones.
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
 //!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
 //!
@@ -16,6 +16,8 @@
 // Each test binary compiles this module for itself and uses its own part of it.
 #![allow(dead_code, unused_imports)]
 
+#[cfg(feature = "llama")]
+pub mod asker;
 pub mod client;
 pub mod crowd;
 pub mod daemon;

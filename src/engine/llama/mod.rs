@@ -12,6 +12,7 @@
 //! * [`text`], [`sampler`], [`template`], [`speed`]: what the scheduler and the model are made of.
 //! * [`thread`]: the engine's thread, and what a panic of it leads to.
 //! * [`shared`], [`heartbeat`]: what other threads see of it.
+//! * [`controls`]: keeps what a client wrote from becoming control tokens.
 //! * [`model`], [`ffi`]: llama.cpp behind the trait; all `unsafe` is in the latter.
 //!
 //! States: `Loading` until the model is there, then `Ready` until drained; `Stalled` while a step
@@ -20,6 +21,7 @@
 
 mod backend;
 mod cgroup;
+mod controls;
 mod fault;
 mod ffi;
 mod heartbeat;

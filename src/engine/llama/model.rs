@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::backend::{Backend, Batch, DecodeError, PrepareError, Prepared, Token};
+use super::controls::Controls;
 use super::ffi::{Context, ContextSettings, LoadError, Model};
 use super::sampler::Sampler;
-use super::template::Template;
+use super::template::{PROBE, Template, TemplateError};
 use crate::core::Moment;
 use crate::engine::family::{Family, Traits};
 use crate::engine::prompt::{self, Conversation};
@@ -21,6 +22,7 @@ pub struct Llama {
     model: Arc<Model>,
     context: Context,
     template: Template,
+    controls: Controls,
     family: &'static Family,
     /// For a file that came without a template: what its family's template would say.
     system: Option<&'static str>,
@@ -48,15 +50,28 @@ impl Llama {
             Some(_) => None,
             None => family.default_system,
         };
-        let template = Template::new(source.as_deref(), &start_text, &end_text);
-        Ok(Llama {
+        let useless = |says: String| {
+            let name = path.display();
+            LoadError(format!(
+                "{name}: the model's chat template cannot be used: {says}"
+            ))
+        };
+        let template = Template::new(source.as_deref(), &start_text, &end_text).map_err(useless)?;
+        let controls = Controls::new(model.control_names())
+            .map_err(|error| LoadError(format!("{}: {error}", path.display())))?;
+        let llama = Llama {
             model,
             context,
             template,
+            controls,
             family,
             system,
             start_text,
-        })
+        };
+        let probe = prompt::conversation(family, None, PROBE, &[]);
+        let messages = llama.with_system(&probe.messages);
+        llama.template.check(&messages).map_err(useless)?;
+        Ok(llama)
     }
 
     pub fn description(&self) -> String {
@@ -81,33 +96,54 @@ impl Llama {
         Cow::Owned(all)
     }
 
-    /// The tokens of a whole prompt.
-    fn tokens(&self, text: &str) -> Result<Vec<Token>, PrepareError> {
-        let has_start = !self.start_text.is_empty() && text.starts_with(&self.start_text);
+    /// The tokens of a text that was cut at its marks, with the model's start token before them.
+    fn tokens<'a>(
+        &self,
+        pieces: impl Iterator<Item = &'a str>,
+        parses_names: bool,
+    ) -> Result<Vec<Token>, PrepareError> {
+        let mut pieces = pieces.peekable();
+        let first = pieces.peek().copied().unwrap_or_default();
+        let has_start =
+            parses_names && !self.start_text.is_empty() && first.starts_with(&self.start_text);
         let start = self.model.start_token().filter(|_| !has_start);
-        let tokens = self.model.tokenize(text, true);
-        let tokens = tokens.map_err(|thrown| PrepareError::Engine(thrown.to_string()))?;
-        Ok(start.into_iter().chain(tokens).collect())
+        let mut tokens: Vec<Token> = start.into_iter().collect();
+        for piece in pieces {
+            let parses_names = parses_names && !self.controls.is_plain(piece);
+            let more = self.model.tokenize(piece, parses_names);
+            tokens.extend(more.map_err(|thrown| PrepareError::Engine(thrown.to_string()))?);
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens of a conversation and of the beginning of its answer.
+    fn conversation_tokens(
+        &self,
+        messages: &[Message],
+        thinks: bool,
+        opening: &str,
+    ) -> Result<Vec<Token>, PrepareError> {
+        let guarded = self.controls.guard(messages);
+        let mut text = self.render(&guarded.messages, thinks)?;
+        text.push_str(opening);
+        self.tokens(text.split(guarded.mark), true)
+    }
+
+    fn render(&self, messages: &[Message], thinks: bool) -> Result<String, PrepareError> {
+        let rendered = self.template.render(messages, thinks);
+        rendered.map_err(|error| match error {
+            TemplateError::Refused(says) => PrepareError::Template(says),
+            broken @ TemplateError::Broken(_) => {
+                PrepareError::Engine(format!("the model's chat template fails: {broken}"))
+            }
+        })
     }
 
     /// A prompt for a program, with the beginning of the answer in it.
     fn prepare_code(&self, conversation: Conversation) -> Result<Prepared, PrepareError> {
         let messages = self.with_system(&conversation.messages);
-        let mut text = self
-            .template
-            .render(&messages, false)
-            .map_err(PrepareError::Template)?;
-        let content = conversation
-            .messages
-            .last()
-            .map_or("", |last| &last.content);
-        // Where the template has changed the message there is nothing to share.
-        let own_text = text
-            .rfind(content)
-            .map_or(0, |start| start + conversation.own);
-        let own_tokens = self.tokens(&text[..own_text])?;
-        text.push_str(&conversation.opening);
-        let tokens = self.tokens(&text)?;
+        let tokens = self.conversation_tokens(&messages, false, &conversation.opening)?;
+        let own_tokens = self.own_tokens(messages.into_owned(), conversation.own)?;
         let pairs = own_tokens.iter().zip(&tokens);
         let common = pairs.take_while(|(own, token)| own == token).count();
         Ok(Prepared {
@@ -117,6 +153,25 @@ impl Llama {
             closing: conversation.closing,
             epilogues: conversation.epilogues,
         })
+    }
+
+    /// The tokens up to where a client's first word stands: what every tenant may share. They come
+    /// from a conversation that holds no word of a client, so nothing that a client writes can be
+    /// taken for the daemon's own. `own` counts the bytes of the last message that are.
+    fn own_tokens(
+        &self,
+        mut messages: Vec<Message>,
+        own: usize,
+    ) -> Result<Vec<Token>, PrepareError> {
+        const END: char = '\u{10FFFD}';
+        if let Some(last) = messages.last_mut() {
+            last.content.truncate(own);
+            last.content.push(END);
+        }
+        let text = self.render(&messages, false)?;
+        // A template that drops or changes the end has nothing to share.
+        let own_text = text.split_once(END).map_or("", |(before, _)| before);
+        self.tokens([own_text].into_iter(), true)
     }
 }
 
@@ -166,17 +221,14 @@ impl Backend for Llama {
                 self.prepare_code(prompt::conversation(family, language, prompt, context))
             }
             Prompt::Chat(messages) => {
-                let text = self
-                    .template
-                    .render(&self.with_system(messages), true)
-                    .map_err(PrepareError::Template)?;
+                let messages = self.with_system(messages);
                 Ok(Prepared {
-                    tokens: self.tokens(&text)?,
+                    tokens: self.conversation_tokens(&messages, true, "")?,
                     ..Prepared::default()
                 })
             }
             Prompt::Raw(text) => Ok(Prepared {
-                tokens: self.tokens(text)?,
+                tokens: self.tokens([text.as_str()].into_iter(), false)?,
                 ..Prepared::default()
             }),
         }

@@ -1,10 +1,16 @@
 //! Conversations as text, by the Jinja template that came with the model.
 //!
-//! Owns the template's environment: the functions and methods that models' templates expect from
-//! the Python library that they are written for. Knows no token. Must never hang or grow without
-//! bound over what a template does: rendering has a budget of steps.
+//! Owns the template's environment: the functions, methods and tags that models' templates expect
+//! from the Python library that they are written for. Knows no token. Must never hang or grow
+//! without bound over what a template does: rendering has a budget of steps.
 //!
-//! A model without a template, or with one that does not parse, gets ChatML.
+//! A model without a template, or with an empty one, gets ChatML. A template that cannot be used
+//! is found when the model is loaded ([`Template::new`], [`Template::check`]), not by the first
+//! client.
+
+mod source;
+
+use std::fmt;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
@@ -21,6 +27,10 @@ const CHATML: &str = "{% for message in messages %}\
 
 const NAME: &str = "chat";
 
+/// What [`Template::check`] looks for. Digits come through a template unchanged, whatever it does
+/// to letters.
+pub const PROBE: &str = "7208 3415 9961";
+
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
@@ -28,27 +38,60 @@ pub struct Template {
     end_text: String,
 }
 
+/// Why a conversation has no text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TemplateError {
+    /// The template refuses the conversation by `raise_exception`, and says why.
+    Refused(String),
+    /// The template is wrong, or asks for something that is not known here: no fault of the
+    /// conversation.
+    Broken(String),
+}
+
+impl fmt::Display for TemplateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TemplateError::Refused(says) => write!(f, "it refuses the messages: {says}"),
+            TemplateError::Broken(says) => f.write_str(says),
+        }
+    }
+}
+
 impl Template {
-    /// `source` is the model's template; the texts are those of its special tokens.
-    pub fn new(source: Option<&str>, start_text: &str, end_text: &str) -> Template {
-        let source = source
-            .filter(|source| source.len() <= TEMPLATE_MAX_BYTES)
-            .unwrap_or(CHATML);
-        let environment = environment(source).unwrap_or_else(|error| {
-            log::warn!("the model's chat template does not parse, ChatML is used: {error}");
-            // The constant above parses: a test renders it.
-            environment(CHATML).expect("ChatML parses")
-        });
-        Template {
+    /// `source` is the model's template; the texts are those of its special tokens. The error is
+    /// for the operator: the template is too long, or does not parse.
+    pub fn new(source: Option<&str>, start_text: &str, end_text: &str) -> Result<Template, String> {
+        let source = source.filter(|source| !source.trim().is_empty());
+        let source = source.unwrap_or(CHATML);
+        if source.len() > TEMPLATE_MAX_BYTES {
+            let bytes = source.len();
+            return Err(format!(
+                "it has {bytes} bytes, at most {TEMPLATE_MAX_BYTES} are read"
+            ));
+        }
+        let environment = environment(&source::adapted(source)).map_err(|error| says(&error))?;
+        Ok(Template {
             environment,
             start_text: start_text.to_owned(),
             end_text: end_text.to_owned(),
+        })
+    }
+
+    /// Renders a conversation whose last message holds [`PROBE`], and looks for that: a template
+    /// that always fails, or leaves the messages out, is told before the model serves anybody.
+    pub fn check(&self, messages: &[Message]) -> Result<(), String> {
+        let text = self
+            .render(messages, false)
+            .map_err(|error| error.to_string())?;
+        match text.contains(PROBE) {
+            true => Ok(()),
+            false => Err("it leaves the user's message out of the prompt".to_owned()),
         }
     }
 
     /// The conversation, up to where the assistant's next turn begins. `thinks` lets a model that
-    /// can reason aloud do so. The error is what the template says about the conversation.
-    pub fn render(&self, messages: &[Message], thinks: bool) -> Result<String, String> {
+    /// can reason aloud do so.
+    pub fn render(&self, messages: &[Message], thinks: bool) -> Result<String, TemplateError> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => &message.role, content => &message.content })
@@ -63,7 +106,23 @@ impl Template {
         self.environment
             .get_template(NAME)
             .and_then(|template| template.render(values))
-            .map_err(|error| error.detail().unwrap_or("the template failed").to_owned())
+            .map_err(|error| match refusal(&error) {
+                Some(Refusal(says)) => TemplateError::Refused(says.clone()),
+                None => TemplateError::Broken(says(&error)),
+            })
+    }
+}
+
+/// The engine's words and the line, without the excerpt that spans lines.
+fn says(error: &Error) -> String {
+    let kind = error.kind().to_string();
+    let text = match error.detail() {
+        Some(detail) => format!("{kind}: {detail}"),
+        None => kind,
+    };
+    match error.line() {
+        Some(line) => format!("{text} (line {line})"),
+        None => text,
     }
 }
 
@@ -80,13 +139,33 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
+    environment.add_function(source::GROWING, source::growing);
     environment.add_template_owned(NAME, source.to_owned())?;
     Ok(environment)
 }
 
+/// What a template says by `raise_exception`: the cause of an error that is the conversation's.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 /// What a template calls when a conversation does not fit its model.
 fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+    let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
+    Err(error.with_source(Refusal(message)))
+}
+
+/// The refusal behind an error: macros and includes wrap what failed in them.
+fn refusal(error: &Error) -> Option<&Refusal> {
+    let first = std::error::Error::source(error);
+    std::iter::successors(first, |cause| cause.source()).find_map(|cause| cause.downcast_ref())
 }
 
 /// Today's date, in the form that the template asks for.
@@ -117,14 +196,19 @@ mod tests {
         }
     }
 
+    fn template(source: &str) -> Template {
+        Template::new(Some(source), "<s>", "</s>").unwrap()
+    }
+
+    fn rendered(source: &str, content: &str) -> String {
+        let messages = [message("user", content)];
+        template(source).render(&messages, false).unwrap()
+    }
+
     #[test]
     fn model_without_a_template_gets_chatml() {
-        for source in [
-            None,
-            Some("{% broken"),
-            Some(&*"x".repeat(TEMPLATE_MAX_BYTES + 1)),
-        ] {
-            let template = Template::new(source, "", "");
+        for source in [None, Some(""), Some(" \n")] {
+            let template = Template::new(source, "", "").unwrap();
             let text = template.render(&[message("user", "hi")], false).unwrap();
             assert_eq!(
                 text,
@@ -139,25 +223,83 @@ mod tests {
                       {%- if m['content'].startswith('a') %}{{ m.content.strip() | upper }}\
                       {%- endif %}{% endfor %}{{ {'a': '<b>'} | tojson }}\
                       {{ strftime_now('%Y') | length }}";
-        let template = Template::new(Some(source), "<s>", "</s>");
-        let text = template.render(&[message("user", "ab ")], false).unwrap();
-        assert_eq!(text, "<s>AB{\"a\":\"<b>\"}4");
+        assert_eq!(rendered(source, "ab "), "<s>AB{\"a\":\"<b>\"}4");
     }
 
+    /// Mutation: without the cause in `raise_exception` a client's mistake looks like the model's.
     #[test]
-    fn exception_of_a_template_is_told() {
-        let source = "{% if messages[0].role != 'user' %}\
-                      {{ raise_exception('the first message is the user\\'s') }}{% endif %}";
-        let template = Template::new(Some(source), "", "");
-        let error = template.render(&[message("tool", "x")], false).unwrap_err();
-        assert_eq!(error, "the first message is the user's");
+    fn refusal_is_told_from_a_broken_template() {
+        let messages = [message("tool", "x")];
+        let refusing = "{% macro no() %}{{ raise_exception('the first message is the user\\'s') }}\
+                        {% endmacro %}{{ no() }}";
+        let error = template(refusing).render(&messages, false).unwrap_err();
+        let says = "the first message is the user's".to_owned();
+        assert_eq!(error, TemplateError::Refused(says));
+
+        let broken = template("a\n{{ nofunc() }}").render(&messages, false);
+        let Err(TemplateError::Broken(says)) = broken else {
+            panic!("{broken:?}");
+        };
+        assert!(says.contains("nofunc") && says.contains("line 2"), "{says}");
     }
 
     #[test]
     fn template_that_never_ends_is_stopped() {
         let source =
             "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
-        let template = Template::new(Some(source), "", "");
-        assert!(template.render(&[], false).is_err());
+        let broken = template(source).render(&[], false);
+        assert!(
+            matches!(broken, Err(TemplateError::Broken(_))),
+            "{broken:?}"
+        );
+    }
+
+    /// Mutation: a check that only renders takes the constant text and the number.
+    #[test]
+    fn useless_template_is_found_by_the_check() {
+        let probe = [message("user", &format!("a {PROBE} b"))];
+        let print = "{% for m in messages %}{{ m.content | trim | upper }}{% endfor %}";
+        assert_eq!(template(print).check(&probe), Ok(()));
+        for useless in [
+            "Hello!",
+            "5",
+            "[a, b]",
+            "{{ messages | length }}",
+            "{{ nofunc() }}",
+        ] {
+            assert!(template(useless).check(&probe).is_err(), "{useless}");
+        }
+        for unreadable in ["{% broken", "{% for %}", "{% nosuchtag %}"] {
+            assert!(
+                Template::new(Some(unreadable), "", "").is_err(),
+                "{unreadable}"
+            );
+        }
+        let long = "x".repeat(TEMPLATE_MAX_BYTES + 1);
+        assert!(Template::new(Some(&long), "", "").is_err());
+    }
+
+    #[test]
+    fn marks_of_training_are_left_out() {
+        let source = "{% for m in messages %}\n{%- generation -%}\n  {{ m.content }}\n\
+                      {%- endgeneration %}{% endfor %}{%generation%}!{%endgeneration%}";
+        assert_eq!(rendered(source, "hi"), "hi!");
+    }
+
+    #[test]
+    fn lists_and_maps_that_grow_do_so() {
+        let list = "{% set l = [] %}{% for m in messages %}{% do l.append(m.content) %}\
+                    {% do l.append('b') %}{% endfor %}\
+                    {{ l | join(',') }} {{ l[0] }} {{ l | length }}";
+        assert_eq!(rendered(list, "a"), "a,b a 2");
+        let other = "{%- set l = ['x', \"]\"] -%}{% set _ = l.extend([1, 2]) %}{{ l.pop() }}\
+                     {% set _ = l.insert(0, 'y') %}{% for x in l %}{{ x }}{% endfor %}";
+        assert_eq!(rendered(other, "a"), "2yx]1");
+        let inner = "{% set ns = namespace(found=[], n=1) %}{% for m in messages %}\
+                     {% set _ = ns.found.append(m) %}{% endfor %}{{ ns.found[0].content }}";
+        assert_eq!(rendered(inner, "a"), "a");
+        let map = "{% set d = {} %}{% do d.update({'k': messages[0].content}) %}{{ d.k }}\
+                   {{ d['k'] }}{% for k, v in d.items() %}{{ k }}{{ v }}{% endfor %}";
+        assert_eq!(rendered(map, "a"), "aaka");
     }
 }

@@ -47,6 +47,10 @@ throwing! {
         name: *const c_char,
     ) -> *const c_char;
     fn llama_vocab_get_text(vocabulary: *const sys::llama_vocab, token: i32) -> *const c_char;
+    fn llama_vocab_get_attr(
+        vocabulary: *const sys::llama_vocab,
+        token: i32,
+    ) -> sys::llama_token_attr;
     fn llama_vocab_is_eog(vocabulary: *const sys::llama_vocab, token: i32) -> bool;
     fn llama_tokenize(
         vocabulary: *const sys::llama_vocab,

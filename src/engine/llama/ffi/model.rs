@@ -108,6 +108,24 @@ impl Model {
         self.is_token(token) && guarded(is_end).unwrap_or(false)
     }
 
+    /// The names that a text must not hold if it is to be only text: those that the tokenizer takes
+    /// for control tokens, and those that end an answer.
+    pub fn control_names(&self) -> Vec<String> {
+        let tokens = 0..self.vocabulary_size as Token;
+        let controls = tokens.filter(|token| self.is_control(*token) || self.is_end(*token));
+        controls
+            .filter_map(|token| self.token_text(token))
+            .collect()
+    }
+
+    fn is_control(&self, token: Token) -> bool {
+        let vocabulary = self.vocabulary.as_ptr();
+        // SAFETY: the token is within the vocabulary.
+        let attributes = || unsafe { calls::llama_vocab_get_attr(vocabulary, token) };
+        let controls = sys::LLAMA_TOKEN_ATTR_CONTROL | sys::LLAMA_TOKEN_ATTR_UNKNOWN;
+        self.is_token(token) && guarded(attributes).is_ok_and(|found| found & controls != 0)
+    }
+
     /// The token that the model expects before every text, if it expects one.
     pub fn start_token(&self) -> Option<Token> {
         let vocabulary = self.vocabulary.as_ptr();

@@ -1,0 +1,95 @@
+//! An engine in this process, asked one thing at a time.
+//!
+//! What becomes of a prompt before anything is computed can be seen without a daemon. An engine
+//! that fails takes the test's whole process with it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use autoglmd::core::{Key, Moment};
+use autoglmd::engine::llama::{self, KvType, Settings};
+use autoglmd::engine::{Deliver, Done, Engine, Event, Failed, Job, Prompt, Sampling, State};
+use autoglmd::offload::{JobKey, Ticket};
+
+use super::{PATIENCE, eventually};
+
+pub struct Asker {
+    engine: Arc<dyn Engine>,
+    events: Receiver<Event>,
+}
+
+struct Mailbox(Sender<Event>);
+
+impl Deliver for Mailbox {
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        for (_, event) in events.drain(..) {
+            // The test may have failed meanwhile.
+            let _ = self.0.send(event);
+        }
+    }
+}
+
+impl Asker {
+    /// Returns once the model is ready, and fails the test if it never is.
+    pub fn start(path: &Path) -> Asker {
+        Asker::try_start(path).unwrap_or_else(|message| panic!("{message}"))
+    }
+
+    /// The error is what the engine says of a model that it refuses.
+    pub fn try_start(path: &Path) -> Result<Asker, String> {
+        let path = path.to_owned();
+        let settings = Settings {
+            id: "tiny".to_owned(),
+            family: None,
+            stall_timeout: PATIENCE,
+            parallel: 1,
+            threads: 1,
+            context: 2048,
+            kv_type: KvType::F16,
+            queue: 4,
+            prefill_chunk: 128,
+            gpu_layers: 0,
+        };
+        let (sender, events) = channel();
+        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path));
+        let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).unwrap();
+        let (outcome, _) = eventually("the model", || match engine.state() {
+            State::Ready => Some(Ok(())),
+            State::Loading { .. } | State::Stalled { .. } => None,
+            State::Failed(message) => Some(Err(message)),
+        });
+        outcome.map(|()| Asker { engine, events })
+    }
+
+    /// One token of an answer, which is enough to know that the prompt was computed.
+    pub fn ask(&self, prompt: Prompt) -> Result<Done, Failed> {
+        self.ask_as(1, prompt)
+    }
+
+    pub fn ask_as(&self, tenant: u64, prompt: Prompt) -> Result<Done, Failed> {
+        let key = JobKey {
+            reactor: 0,
+            connection: Key::new(0, 0),
+            request: 0,
+        };
+        let job = Job {
+            key,
+            tenant,
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens: 1,
+            stop: Vec::new(),
+            deadline: Moment::NEVER,
+            submitted: Moment::now(),
+            ticket: Arc::new(Ticket::new(0)),
+        };
+        self.engine.submit(job).expect("an engine that is idle");
+        match self.events.recv_timeout(Duration::from_secs(120)) {
+            Ok(Event::Done(done)) => Ok(*done),
+            Ok(Event::Failed(failed)) => Err(*failed),
+            other => panic!("{other:?}"),
+        }
+    }
+}
