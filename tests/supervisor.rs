@@ -194,7 +194,7 @@ mod faults {
             .expect(200);
     }
 
-    /// A bug that strikes every job is no reason to stay up and answer 500 for ever.
+    /// With a bug that strikes every job the daemon must not stay up and answer 500 for ever.
     #[test]
     fn engine_that_panics_again_and_again_ends_the_daemon() {
         let mut daemon = Options::llama()

@@ -311,7 +311,7 @@ impl Daemon {
         self.notifier.stopping("draining");
         self.reactors.post(|| Message::Drain(patience));
         // The reactor takes in who waits already, then closes its listeners. The last descriptor
-        // has to be its own or the service manager's: from then on the kernel refuses who comes,
+        // has to be its own or the service manager's: from then on the kernel refuses a newcomer,
         // or keeps them for the next process.
         self.listeners = Listeners::default();
     }

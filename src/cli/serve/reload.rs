@@ -1,4 +1,4 @@
-//! A reload: everything is read and checked anew, and put in force as a whole or not at all.
+//! A reload: everything is read and checked again, and put in force as a whole or not at all.
 //!
 //! Owns the order of it, and what the service manager is told: RELOADING when it begins, READY with
 //! the outcome in its status when it has ended. The files are read on another thread ([`reading`]).
@@ -33,7 +33,7 @@ impl Daemon {
         if self.is_ending() {
             return;
         }
-        // Whoever waits for the first READY must not get it from a reload.
+        // A manager that waits for the first READY must not get it from a reload.
         if self.phase == Phase::Serving {
             self.notifier.reloading();
         }

@@ -2,7 +2,7 @@
 //!
 //! Reads the limits of the process's control group and of all groups above it, of version 2
 //! (`memory.max`, `memory.high`) and version 1 (`memory.limit_in_bytes`). A container, a unit with
-//! `MemoryMax=` and a pod are such groups: who takes more than their limit is killed, however much
+//! `MemoryMax=` and a pod are such groups: a process beyond its limit is killed, however much
 //! memory the machine has left. Owns nothing, and knows files only by a root that is handed in.
 //!
 //! What counts as used is the group's usage less its inactive file pages, as container managers
@@ -61,7 +61,7 @@ fn groups(mount: &Path, path: &str) -> impl Iterator<Item = PathBuf> + use<> {
 }
 
 fn room_v2(group: &Path) -> Option<u64> {
-    // "max" is no number, and no limit.
+    // "max" does not parse, and does not limit.
     let limits = ["memory.max", "memory.high"];
     let limit = limits.iter().filter_map(|name| number(&group.join(name)));
     let used = number(&group.join("memory.current")).unwrap_or(0);

@@ -27,7 +27,7 @@ pub struct Heartbeat {
 
 // Relaxed throughout: the numbers publish no other data, and a reading that is a beat old is good.
 impl Heartbeat {
-    /// Work begins. Counted from here, so that the rest before it is no silence.
+    /// Work begins. Counted from here, so that the rest before it does not count as silence.
     pub fn begin(&self, now: Moment) {
         self.beat(now);
         self.is_at_work.store(true, Ordering::Relaxed);

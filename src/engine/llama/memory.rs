@@ -118,7 +118,7 @@ mod tests {
     }
 
     /// A model of 7 billion parameters without grouped heads, in a container of 4 GiB: 512 tokens
-    /// were promised to each of 16 sequences whatever there was.
+    /// were promised to each of 16 sequences, with any memory.
     #[test]
     fn a_machine_or_a_container_that_is_too_small_is_told() {
         let per_token = 544 * 1024;

@@ -52,7 +52,7 @@ impl Speed {
 
     /// A job has ended: complete, failed or cancelled. Each has made room for the next one.
     pub fn handle_job(&mut self, computed_prompt: u32, answer: u32, now: Moment) {
-        // Sizes are no measurements of time: a large one is no outlier.
+        // Sizes do not measure time: a large one is not an outlier.
         self.job_prompt.follow(f64::from(computed_prompt), now);
         self.job_answer.follow(f64::from(answer), now);
         self.jobs = self.jobs.saturating_add(1);

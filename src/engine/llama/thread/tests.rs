@@ -55,7 +55,7 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
     let pauses: Vec<_> = std::iter::from_fn(|| restarts.next(start)).collect();
     let expected = (0..ENGINE_RESTARTS_MOST).map(|count| ENGINE_RESTART_PAUSE * 2_u32.pow(count));
     assert_eq!(pauses, expected.collect::<Vec<_>>());
-    // A panic a day is no series.
+    // One panic a day does not make a series.
     let later = start + ENGINE_RESTARTS_FORGOTTEN_AFTER;
     assert_eq!(restarts.next(later), Some(ENGINE_RESTART_PAUSE));
 
@@ -126,7 +126,7 @@ fn hang_is_seen_from_outside_and_ends_with_the_step() {
     assert_eq!(
         shared.state(late),
         State::Ready,
-        "an hour of rest is no hang"
+        "an hour of rest does not make a hang"
     );
 }
 

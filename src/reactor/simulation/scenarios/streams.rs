@@ -82,7 +82,7 @@ fn a_drain_ends_with_the_last_stream_though_the_ping_stays_unanswered() {
     assert!(!stage.is_closed(wire), "its stream may still be answered");
     stage.pass(2 * SECOND);
     stage.on(wire, |wire| wire.client_reads(usize::MAX));
-    // The answer is 408, and after it nobody is waited for but the peer's FIN.
+    // The response is 408, and after it the daemon waits for the peer's FIN alone.
     stage.pass(3 * SECOND);
     assert!(stage.is_closed(wire));
 }
