@@ -361,9 +361,17 @@ fn dropped_engine_settles_what_it_owes() {
 #[test]
 fn missing_and_broken_files_are_told_by_name() {
     let folder = tempfile::tempdir().unwrap();
-    let broken = folder.path().join("broken.gguf");
-    std::fs::write(&broken, b"GGUF but nothing more").unwrap();
-    for path in [folder.path().join("missing.gguf"), broken] {
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let whole = std::fs::read(model_path()).unwrap();
+    for (path, reason) in [
+        (folder.path().join("missing.gguf"), "No such file"),
+        (file("text.gguf", b"GGUF but nothing more"), "version"),
+        (file("cut.gguf", &whole[..whole.len() / 2]), "file bounds"),
+    ] {
         let obtained = path.clone();
         let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(obtained));
         let mailboxes = Arc::new(Mailboxes::default());
@@ -373,6 +381,7 @@ fn missing_and_broken_files_are_told_by_name() {
             State::Loading { .. } | State::Ready | State::Stalled { .. } => None,
         });
         assert!(failure.contains(path.to_str().unwrap()), "{failure}");
+        assert!(failure.contains(reason), "{failure}");
     }
 }
 

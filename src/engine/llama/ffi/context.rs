@@ -18,7 +18,7 @@ use llama_cpp_sys_2 as sys;
 use super::super::KvType;
 use super::super::backend::{Batch, DecodeError, Token};
 use super::calls::{self, Thrown, guarded};
-use super::{Chain, IS_STOPPING, LoadError, Model};
+use super::{Chain, IS_STOPPING, LoadError, Model, take_first_error};
 
 /// What a [`Context`] is made with.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,7 @@ impl Context {
             let tokens = u64::from(settings.context) * u64::from(sequences);
             let mebibytes =
                 tokens.saturating_mul(model.cache_bytes_per_token(settings.kv_type)) >> 20;
-            LoadError::with_last_words(format_args!(
+            LoadError::with_reason(format_args!(
                 "no context for {sequences} sequences of {} tokens (about {mebibytes} MiB): lower \
                  engine.context or engine.parallel",
                 settings.context
@@ -199,7 +199,11 @@ impl Context {
             }
             1 => Err(DecodeError::Full),
             2 => Err(DecodeError::Stopped),
-            _ => Err(DecodeError::Failed(status)),
+            _ => {
+                let reason = take_first_error().unwrap_or_default();
+                log::error!("llama.cpp cannot compute a batch (status {status}): {reason}");
+                Err(DecodeError::Failed(status))
+            }
         }
     }
 

@@ -54,7 +54,8 @@ fn initialize() {
     });
 }
 
-/// Passes one line of llama.cpp's log on. Its chatter is for people who debug the model.
+/// Passes one line of llama.cpp's log on, at debug level: it is for people who debug the model. An
+/// error becomes the reason in a message of ours.
 unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if text.is_null() {
         return;
@@ -62,33 +63,31 @@ unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char
     // SAFETY: llama.cpp passes a string that ends in NUL and stays valid during the call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     let line = text.trim_end();
-    let expected = IS_STOPPING.load(Ordering::Relaxed);
-    match level {
-        _ if line.is_empty() || line == "." => {}
-        sys::GGML_LOG_LEVEL_ERROR if !expected => {
-            log::warn!(target: "llama", "{line}");
-            note_error(line);
-        }
-        sys::GGML_LOG_LEVEL_WARN if !expected => {
-            log::warn!(target: "llama", "{line}");
-        }
-        _ => log::debug!(target: "llama", "{line}"),
+    if line.is_empty() || line == "." {
+        return;
     }
+    if level == sys::GGML_LOG_LEVEL_ERROR && !IS_STOPPING.load(Ordering::Relaxed) {
+        note_error(line);
+    }
+    log::debug!(target: "llama", "{line}");
 }
 
-/// What llama.cpp has said last about a failure. Its functions only return null.
-static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+/// What llama.cpp has said first about a failure: it names the cause, and later lines only what
+/// could not be done. Its functions return null.
+static FIRST_ERROR: Mutex<String> = Mutex::new(String::new());
 
 fn note_error(line: &str) {
     // A text, replaced as a whole: it is never half done.
-    let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
-    line.clone_into(&mut last);
+    let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+    if first.is_empty() {
+        line.clone_into(&mut first);
+    }
 }
 
 /// Takes what llama.cpp has said about the failure that was just met.
-fn take_last_error() -> Option<String> {
-    let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
-    Some(std::mem::take(&mut *last)).filter(|text| !text.is_empty())
+fn take_first_error() -> Option<String> {
+    let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(std::mem::take(&mut *first)).filter(|text| !text.is_empty())
 }
 
 /// Tells which assertion failed; the process ends right after.
@@ -120,9 +119,9 @@ fn report_last_words(what: &str, message: &CStr) {
 pub struct LoadError(pub String);
 
 impl LoadError {
-    /// With what llama.cpp said last, for a call that only gives null.
-    fn with_last_words(what: fmt::Arguments<'_>) -> LoadError {
-        match take_last_error() {
+    /// With what llama.cpp said first, for a call that only returns null.
+    fn with_reason(what: fmt::Arguments<'_>) -> LoadError {
+        match take_first_error() {
             Some(cause) => LoadError(format!("{what}: {cause}")),
             None => LoadError(what.to_string()),
         }

@@ -12,7 +12,7 @@ use llama_cpp_sys_2 as sys;
 use super::super::KvType;
 use super::super::backend::Token;
 use super::calls::{self, guarded};
-use super::{LoadError, initialize, take_last_error};
+use super::{LoadError, initialize, take_first_error};
 use crate::limits::{METADATA_TEXT_BYTES, PIECE_BYTES};
 
 /// Weights and vocabulary. Immutable once loaded.
@@ -49,13 +49,13 @@ impl Model {
         parameters.progress_callback = Some(forward_progress);
         parameters.progress_callback_user_data = ptr::from_mut(&mut progress).cast();
         // What was said about an earlier file is not about this one.
-        let _ = take_last_error();
+        let _ = take_first_error();
         // SAFETY: the path ends in NUL; `progress` outlives the call, which uses it on this thread.
         let model =
             guarded(|| unsafe { calls::llama_model_load_from_file(c_path.as_ptr(), parameters) })
                 .map_err(|thrown| LoadError(format!("{name}: {thrown}")))?;
         let model = NonNull::new(model).ok_or_else(|| {
-            LoadError::with_last_words(format_args!("{name}: llama.cpp cannot load this file"))
+            LoadError::with_reason(format_args!("{name}: llama.cpp cannot load this file"))
         })?;
         // SAFETY: the model is loaded; its vocabulary lives as long as it does.
         let vocabulary = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };

@@ -7,7 +7,7 @@ use std::path::Path;
 use llama_cpp_sys_2 as sys;
 
 use super::calls::{self, guarded};
-use super::{initialize, take_last_error};
+use super::{initialize, take_first_error};
 
 /// Writes the GGUF model in `from` to `to` with its weights as `q8_0`. Blocks for about a second
 /// for each 100 MB, with all cores at work. The error is for people; `to` may be there in part
@@ -24,13 +24,15 @@ pub fn optimize(from: &Path, to: &Path) -> Result<(), String> {
     parameters.ftype = sys::LLAMA_FTYPE_MOSTLY_Q8_0;
     // What is quantized already, too: eight bits hold what four have left, near enough.
     parameters.allow_requantize = true;
+    // What was said about an earlier file is not about this one.
+    let _ = take_first_error();
     // SAFETY: both paths end in NUL and live through the call.
     let quantize = || unsafe {
         calls::llama_model_quantize(from.as_ptr(), to.as_ptr(), &raw const parameters)
     };
     match guarded(quantize) {
         Ok(0) => Ok(()),
-        Ok(_) => Err(refusal(take_last_error().as_deref())),
+        Ok(_) => Err(refusal(take_first_error().as_deref())),
         Err(thrown) => Err(refusal(Some(&thrown.to_string()))),
     }
 }
