@@ -238,9 +238,10 @@ impl Desk {
             parallel: PARALLEL,
             threads: variant.threads,
             context: CONTEXT_TOKENS,
-            kv_type: variant.kv_type,
+            kv_type: Some(variant.kv_type),
             queue: 1024,
             prefill_chunk: 512,
+            is_reproducible: false,
             gpu_layers: 0,
             stall_timeout: Duration::from_secs(300),
         };

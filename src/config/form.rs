@@ -518,7 +518,11 @@ impl Word for EngineKind {
 }
 
 impl Word for KvType {
-    const WORDS: &'static [(&'static str, Self)] = &[("q8_0", KvType::Q8_0), ("f16", KvType::F16)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", KvType::Auto),
+        ("f16", KvType::F16),
+        ("q8_0", KvType::Q8_0),
+    ];
 }
 
 impl Word for LogFormat {
@@ -666,7 +670,7 @@ mod tests {
             [EngineKind::Llama, EngineKind::Echo].map(word),
             ["llama", "echo"]
         );
-        assert_eq!([KvType::F16, KvType::Q8_0].map(word), ["f16", "q8_0"]);
+        assert_eq!([KvType::Auto, KvType::Q8_0].map(word), ["auto", "q8_0"]);
         assert_eq!(
             [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
             ["text", "json", "journald"]

@@ -221,6 +221,8 @@ impl EngineKind {
 /// How the KV cache stores its values, by llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
+    /// What suits the model.
+    Auto,
     F16,
     Q8_0,
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns the table of families. Each row holds what is specific to models of one kind: the wording
 //! around a task, the opening of the answer, the sampling defaults, the system message that the
-//! family's template has of its own, and the tokens for filling a gap. Knows no file and no token
-//! ids: an engine asks for the row of its model and applies it.
+//! family's template has of its own, the tokens for filling a gap, and the KV cache's type. Knows
+//! no file and no token ids: an engine asks for the row of its model and applies it.
 //!
 //! A model's row is found in this order:
 //!
@@ -31,12 +31,24 @@ pub struct Family {
     pub repeat_penalty: f32,
     /// What a request gets that does not set `max_tokens`.
     pub max_tokens: u32,
+    /// How keys and values are kept where the configuration leaves it open; `docs/benchmarks.md`
+    /// has the figures.
+    pub kv_type: KvType,
     /// The system message that the family's template inserts where a conversation has none. It is
     /// used for a file that came without a template.
     pub default_system: Option<&'static str>,
     /// `None`: the family cannot fill a gap.
     pub fill: Option<FillTokens>,
     pub signs: Signs,
+}
+
+/// How keys and values lie in the KV cache, by llama.cpp's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// 16 bits a value.
+    F16,
+    /// 8 bits a value, and a scale for each 32 of them: half the memory.
+    Q8_0,
 }
 
 /// How a program is asked for. In every text `{}` stands for the language's title.
@@ -114,6 +126,7 @@ pub const NEUTRAL: Family = Family {
     },
     repeat_penalty: 1.0,
     max_tokens: MAX_TOKENS_DEFAULT,
+    kv_type: KvType::F16,
     default_system: None,
     fill: None,
     signs: Signs {
@@ -132,6 +145,7 @@ pub const QWEN_CODER: Family = Family {
     },
     repeat_penalty: 1.0,
     max_tokens: MAX_TOKENS_DEFAULT,
+    kv_type: KvType::F16,
     default_system: Some("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     fill: Some(FillTokens {
         prefix: "<|fim_prefix|>",
@@ -157,6 +171,7 @@ pub const SMOLLM: Family = Family {
     },
     repeat_penalty: 1.05,
     max_tokens: MAX_TOKENS_DEFAULT,
+    kv_type: KvType::Q8_0,
     default_system: Some("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     fill: None,
     signs: Signs {

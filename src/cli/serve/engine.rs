@@ -61,11 +61,13 @@ fn start_llama(
         threads: engine.threads,
         context: engine.context,
         kv_type: match engine.kv_type {
-            KvType::F16 => llama::KvType::F16,
-            KvType::Q8_0 => llama::KvType::Q8_0,
+            KvType::Auto => None,
+            KvType::F16 => Some(llama::KvType::F16),
+            KvType::Q8_0 => Some(llama::KvType::Q8_0),
         },
         queue: engine.queue,
         prefill_chunk: engine.prefill_chunk,
+        is_reproducible: engine.reproducible,
         gpu_layers: engine.gpu_layers,
         stall_timeout: engine.stall_timeout,
     };

@@ -10,6 +10,7 @@
 use super::Settings;
 use super::cgroup;
 use super::ffi::{Context, ContextSettings, LoadError, Model};
+use crate::engine::family::Family;
 use crate::limits::{
     CONTEXT_DEFAULT_TOKENS, CONTEXT_MEMORY_SHARE, CONTEXT_MIN_TOKENS, CONTEXT_STEP_TOKENS,
     PREFILL_BATCH_TOKENS,
@@ -17,13 +18,18 @@ use crate::limits::{
 
 /// What the context is made with: the settings, and for what they leave open the model and the
 /// machine, or the container.
-pub fn plan(settings: &Settings, model: &Model) -> Result<ContextSettings, LoadError> {
+pub fn plan(
+    settings: &Settings,
+    model: &Model,
+    family: &Family,
+) -> Result<ContextSettings, LoadError> {
+    let kv_type = settings.kv_type.unwrap_or(family.kv_type);
     let sequences = settings.parallel.clamp(1, Context::MAX_SEQUENCES);
     let trained = match model.trained_context() {
         0 => u32::MAX,
         tokens => tokens,
     };
-    let per_token = model.cache_bytes_per_token(settings.kv_type);
+    let per_token = model.cache_bytes_per_token(kv_type);
     let available = available_bytes();
     let context = match settings.context {
         0 => affordable(available, sequences, per_token)
@@ -47,7 +53,7 @@ pub fn plan(settings: &Settings, model: &Model) -> Result<ContextSettings, LoadE
     Ok(ContextSettings {
         sequences,
         context,
-        kv_type: settings.kv_type,
+        kv_type,
         batch: PREFILL_BATCH_TOKENS,
         threads,
     })

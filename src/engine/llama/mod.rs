@@ -49,6 +49,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::core::Moment;
 use crate::engine::family::Family;
+pub use crate::engine::family::KvType;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
 use crate::limits::{ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN};
 use fault::Fault;
@@ -58,15 +59,6 @@ pub use openmp::ensure_short_spin;
 use owed::{Owed, Place};
 use shared::Shared;
 use thread::{Message, Over, Thread};
-
-/// How keys and values lie in the KV cache, by llama.cpp's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// 16 bits a value.
-    F16,
-    /// 8 bits a value, and a scale for each 32 of them: half the memory.
-    Q8_0,
-}
 
 /// How a model is run.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,11 +73,14 @@ pub struct Settings {
     pub threads: u32,
     /// Context of one sequence in tokens. 0: chosen by model and memory.
     pub context: u32,
-    pub kv_type: KvType,
+    /// `None` leaves it to the model's family.
+    pub kv_type: Option<KvType>,
     /// Jobs that wait for a sequence.
     pub queue: u32,
     /// Prompt tokens computed between two tokens of running answers.
     pub prefill_chunk: u32,
+    /// An answer does not depend on what else is computed, at the price of speed.
+    pub is_reproducible: bool,
     /// Layers on the GPU, where a GPU back end is compiled in.
     pub gpu_layers: u32,
     /// How long a step may go without a sign of life before the engine counts as stalled.
@@ -299,7 +294,7 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
             .store((fraction.clamp(0.0, 1.0) * 100.0) as u8, Ordering::Relaxed);
         shared.is_wanted()
     };
-    let plan = |model: &ffi::Model| memory::plan(settings, model);
+    let plan = |model: &ffi::Model, family: &Family| memory::plan(settings, model, family);
     let llama = Llama::load(
         path,
         settings.family,

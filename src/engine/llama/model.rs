@@ -38,14 +38,14 @@ impl Llama {
         family: Option<&'static Family>,
         gpu_layers: u32,
         progress: &mut dyn FnMut(f32) -> bool,
-        plan: impl FnOnce(&Model) -> Result<ContextSettings, LoadError>,
+        plan: impl FnOnce(&Model, &Family) -> Result<ContextSettings, LoadError>,
     ) -> Result<Llama, LoadError> {
         let model = Arc::new(Model::load(path, gpu_layers, progress)?);
-        let context = Context::new(model.clone(), plan(&model)?)?;
         let start_text = model.start_text().unwrap_or_default();
         let end_text = model.end_text().unwrap_or_default();
         let source = model.chat_template();
         let family = family.unwrap_or_else(|| recognise(&model, source.as_deref()));
+        let context = Context::new(model.clone(), plan(&model, family)?)?;
         let system = match source {
             Some(_) => None,
             None => family.default_system,

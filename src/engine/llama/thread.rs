@@ -136,6 +136,7 @@ impl<B: Backend> Thread<'_, B> {
         let mut scheduler = Scheduler::new(
             backend,
             self.settings.prefill_chunk as usize,
+            self.settings.is_reproducible,
             self.deliver.clone(),
             self.shared.heartbeat.clone(),
         );

@@ -21,7 +21,11 @@
 //!     what is reused beyond the daemon's own text was computed for the same tenant.
 //!  3. A job leaves by exactly one terminal event ([`Owed`]).
 //!  4. Each step frees a slot, computes a token, or leaves nothing to do.
+//!  5. Where answers are reproducible, a batch holds one sequence, and where it begins and ends
+//!     follows from that sequence's own prompt. llama.cpp computes with other kernels, which round
+//!     in another way, for a batch of another size.
 
+mod pieces;
 mod prefixes;
 mod run;
 mod slot;
@@ -42,9 +46,10 @@ use crate::engine::{
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey};
 
+use pieces::Reader;
 use prefixes::Prefixes;
 use run::{Ended, Phase, Progress, Run};
-use slot::Slot;
+use slot::{Reuse, Slot};
 
 pub struct Scheduler<B: Backend> {
     backend: B,
@@ -58,6 +63,8 @@ pub struct Scheduler<B: Backend> {
     gauges: Gauges,
     /// Prompt tokens computed in one step while anyone is answering.
     prefill_chunk: usize,
+    /// Whether an answer must not depend on what else is computed (invariant 5).
+    is_reproducible: bool,
     /// Counts the jobs that got a slot; orders slots by use.
     seated: u64,
     // Both are empty between steps and kept for their memory.
@@ -75,6 +82,7 @@ impl<B: Backend> Scheduler<B> {
     pub fn new(
         backend: B,
         prefill_chunk: usize,
+        is_reproducible: bool,
         deliver: Arc<dyn Deliver>,
         heartbeat: Arc<Heartbeat>,
     ) -> Scheduler<B> {
@@ -93,6 +101,7 @@ impl<B: Backend> Scheduler<B> {
                 ..Gauges::default()
             },
             prefill_chunk: prefill_chunk.max(1),
+            is_reproducible,
             seated: 0,
             batch: Batch::default(),
             events: Vec::new(),
@@ -231,7 +240,8 @@ impl<B: Backend> Scheduler<B> {
                 break;
             };
             let tenant = waiting.owed.job().tenant;
-            let Some(index) = slot::choose(&self.slots, tenant, &waiting.prepared) else {
+            let reuse = Reuse::of(self.is_reproducible);
+            let Some(index) = slot::choose(&self.slots, tenant, &waiting.prepared, reuse) else {
                 break;
             };
             self.seated += 1;
@@ -241,24 +251,31 @@ impl<B: Backend> Scheduler<B> {
 
     /// One more token for every sequence that is answering.
     fn answer(&mut self) {
-        self.batch.clear();
+        let mut next: Vec<(usize, Token)> = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
-            if let Some(Phase::Answer { next }) = slot.run.as_ref().map(|run| run.phase) {
-                self.batch.push(index, next, true);
+            if let Some(Phase::Answer { next: token }) = slot.run.as_ref().map(|run| run.phase) {
+                next.push((index, token));
             }
         }
-        if self.batch.is_empty() {
-            return;
-        }
+        let together = if self.is_reproducible { 1 } else { next.len() };
         let started = self.backend.now();
-        if self.compute() {
-            let entries: Vec<usize> = self.batch.entries().map(|entry| entry.sequence).collect();
-            for (entry, index) in entries.into_iter().enumerate() {
-                self.take_token(index, entry);
+        let mut computed = 0;
+        for tokens in next.chunks(together.max(1)) {
+            self.batch.clear();
+            for (index, token) in tokens {
+                self.batch.push(*index, *token, true);
             }
+            if self.compute() {
+                computed += tokens.len();
+                for (entry, (index, _)) in tokens.iter().enumerate() {
+                    self.take_token(*index, entry);
+                }
+            }
+        }
+        if computed > 0 {
             let now = self.backend.now();
             let took = now.since(started);
-            self.speed.handle_answer_batch(self.batch.len(), took, now);
+            self.speed.handle_answer_batch(computed, took, now);
         }
     }
 
@@ -266,36 +283,29 @@ impl<B: Backend> Scheduler<B> {
     /// take a whole batch; more than a chunk for several together would only make the first answer
     /// wait for the last prompt, for what a batch costs grows with its tokens.
     fn read(&mut self) {
-        let mut readers: Vec<(u64, usize)> = Vec::new();
+        let mut readers: Vec<Reader> = Vec::new();
         let mut is_answering = false;
         for (index, slot) in self.slots.iter().enumerate() {
             match slot.run.as_ref().map(|run| run.phase) {
-                Some(Phase::Prompt) => readers.push((slot.used, index)),
+                Some(Phase::Prompt) => readers.push(Reader {
+                    used: slot.used,
+                    index,
+                    piece: self.piece_length(index),
+                }),
                 Some(Phase::Answer { .. }) => is_answering = true,
                 None => {}
             }
         }
-        if readers.is_empty() {
-            return;
-        }
-        readers.sort_unstable();
         let limit = self.backend.batch_limit();
         let chunk = self.prefill_chunk.min(limit);
-        let mut taken = 0;
-        let mut pieces: Vec<(usize, usize)> = Vec::new();
-        for (_, index) in readers {
-            let bound = if taken == 0 && !is_answering {
-                limit
-            } else {
-                chunk
-            };
-            let piece = self.piece_length(index).min(bound.saturating_sub(taken));
-            taken += piece;
-            if piece > 0 {
-                pieces.push((index, piece));
-            }
+        let first = if is_answering { chunk } else { limit };
+        let pieces = match self.is_reproducible {
+            true => pieces::oldest(&readers),
+            false => pieces::share(readers, first, chunk),
+        };
+        if pieces.is_empty() {
+            return;
         }
-        pieces.sort_unstable();
         let started = self.backend.now();
         let last_entries = self.fill_with_prompts(&pieces);
         if self.compute() {
@@ -318,8 +328,9 @@ impl<B: Backend> Scheduler<B> {
         let Waiting { mut owed, prepared } = waiting;
         owed.leave_queue();
         let now = self.backend.now();
+        let reuse = Reuse::of(self.is_reproducible);
         let slot = &mut self.slots[index];
-        let reusable = slot.reusable(owed.job().tenant, &prepared);
+        let reusable = slot.reusable(owed.job().tenant, &prepared, reuse);
         self.backend.truncate(index, reusable);
         slot.truncate(self.backend.length(index));
         // The last token is computed anew in any case: its scores are wanted.
@@ -348,11 +359,17 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// How much of a slot's prompt can go into one batch: up to its end, or first to the end of
-    /// the daemon's own text, if that is to be kept for others.
+    /// the daemon's own text, if that is to be kept for others. Where answers are reproducible, up
+    /// to the next place at which every reading of this prompt stops.
     fn piece_length(&self, index: usize) -> usize {
         let slot = &self.slots[index];
         let Some(run) = &slot.run else { return 0 };
         let computed = slot.tokens.len();
+        if self.is_reproducible {
+            let chunk = self.prefill_chunk.min(self.backend.batch_limit());
+            let end = pieces::next_stop(computed, slot.common, run.prompt.len(), chunk);
+            return end.saturating_sub(computed);
+        }
         let common = &run.prompt[..slot.common];
         let end = match computed < common.len() && !self.prefixes.contains(common) {
             true => common.len(),

@@ -33,6 +33,25 @@ impl<S> Default for Slot<S> {
     }
 }
 
+/// How far a job may go on from a slot's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// As far as they are the same.
+    Longest,
+    /// As far as the daemon's own text, or not at all. What lies behind it was computed in batches
+    /// that this job's would not repeat, so that its rounding is another one.
+    OwnText,
+}
+
+impl Reuse {
+    pub fn of(is_reproducible: bool) -> Reuse {
+        match is_reproducible {
+            true => Reuse::OwnText,
+            false => Reuse::Longest,
+        }
+    }
+}
+
 impl<S> Slot<S> {
     pub fn is_free(&self) -> bool {
         self.run.is_none()
@@ -40,7 +59,7 @@ impl<S> Slot<S> {
 
     /// How many of the slot's tokens a job of `tenant` may go on from. Never its whole prompt: the
     /// last token is computed in any case, for the scores after it.
-    pub fn reusable(&self, tenant: u64, prepared: &Prepared) -> usize {
+    pub fn reusable(&self, tenant: u64, prepared: &Prepared, reuse: Reuse) -> usize {
         let allowed = match self.tenant == tenant {
             true => self.tokens.len(),
             false => self.common.min(prepared.common),
@@ -49,7 +68,14 @@ impl<S> Slot<S> {
             .min(prepared.tokens.len().saturating_sub(1))
             .min(self.tokens.len());
         let pairs = self.tokens[..bound].iter().zip(&prepared.tokens);
-        pairs.take_while(|(held, wanted)| held == wanted).count()
+        let longest = pairs.take_while(|(held, wanted)| held == wanted).count();
+        match reuse {
+            Reuse::Longest => longest,
+            Reuse::OwnText if self.common == prepared.common && longest >= self.common => {
+                self.common
+            }
+            Reuse::OwnText => 0,
+        }
     }
 
     /// The backend has taken all tokens from `length` on.
@@ -68,10 +94,15 @@ impl<S> Slot<S> {
 
 /// Chooses a free slot: the one from which this job can go on furthest, else the one that was not
 /// used for longest, so that what others may come back to is kept as long as there is room.
-pub fn choose<S>(slots: &[Slot<S>], tenant: u64, prepared: &Prepared) -> Option<usize> {
+pub fn choose<S>(
+    slots: &[Slot<S>],
+    tenant: u64,
+    prepared: &Prepared,
+    reuse: Reuse,
+) -> Option<usize> {
     let free = || slots.iter().enumerate().filter(|(_, slot)| slot.is_free());
     let (furthest, reusable) = free()
-        .map(|(index, slot)| (index, slot.reusable(tenant, prepared)))
+        .map(|(index, slot)| (index, slot.reusable(tenant, prepared, reuse)))
         .max_by_key(|(index, reusable)| (*reusable, std::cmp::Reverse(*index)))?;
     // The daemon's own text is kept elsewhere, too: to find it in a slot is no reason to take it.
     match reusable > prepared.common {

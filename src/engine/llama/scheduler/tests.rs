@@ -54,6 +54,46 @@ fn answer_ends_before_an_epilogue() {
     assert_eq!(done.finish_reason, FinishReason::Stop);
 }
 
+/// Mutations that this test catches: answers computed together; prompts read together; a piece cut
+/// by who else is there; the longest prefix reused; the own text's end left out of the stops.
+#[test]
+fn reproducible_answers_do_not_depend_on_batches() {
+    let jobs = |host: &Host| -> Vec<Job> {
+        let raw = (0..6).map(|n| host.job(&"prompt".repeat(n % 3 + 1), 12));
+        let code = (0..6).map(|n| host.code("go", &"task".repeat(n % 2 + 1)));
+        raw.chain(code).collect()
+    };
+    let alone = |is_reproducible| -> Vec<String> {
+        let count = jobs(&Host::new(1)).len();
+        (0..count)
+            .map(|index| {
+                let mut host = Host::rounding(3, is_reproducible);
+                let job = jobs(&host).swap_remove(index);
+                host.submit(job);
+                host.run();
+                host.done(0).text
+            })
+            .collect()
+    };
+    let together = |is_reproducible, steps: usize| -> Vec<String> {
+        let mut host = Host::rounding(3, is_reproducible);
+        let jobs = jobs(&host);
+        let count = jobs.len();
+        for job in jobs {
+            host.submit(job);
+            (0..steps).for_each(|_| host.scheduler.step());
+        }
+        host.run();
+        (0..count).map(|request| host.done(request).text).collect()
+    };
+    let expected = alone(true);
+    for steps in [0, 1, 2, 5, 40] {
+        assert_eq!(together(true, steps), expected, "{steps} steps apart");
+    }
+    // The toy does round: without the promise the answers differ.
+    assert_ne!(together(false, 1), alone(false));
+}
+
 #[test]
 fn sequences_join_and_leave_between_steps() {
     let mut host = Host::new(2);
@@ -594,6 +634,9 @@ struct Toy {
     fails_next: Option<DecodeError>,
     panics_next: bool,
     can_be_cut: bool,
+    /// What a token leaves in the cache depends on its batch's size and its place in it, as with
+    /// kernels that round in another way for another size.
+    rounds: bool,
 }
 
 impl Toy {
@@ -607,6 +650,7 @@ impl Toy {
             fails_next: None,
             panics_next: false,
             can_be_cut: true,
+            rounds: false,
         }
     }
 }
@@ -647,13 +691,18 @@ impl Backend for Toy {
             return Err(error);
         }
         self.rows.clear();
-        for entry in batch.entries() {
+        for (place, entry) in batch.entries().enumerate() {
             if should_stop(self.now()) {
                 return Err(DecodeError::Stopped);
             }
             let sequence = &mut self.sequences[entry.sequence];
             assert!(sequence.len() < CONTEXT);
-            sequence.push(entry.token);
+            let rounding = if self.rounds {
+                (batch.len() << 8) + (place << 16)
+            } else {
+                0
+            };
+            sequence.push(entry.token ^ rounding as Token);
             self.rows
                 .push(entry.wants_logits.then(|| next_token(sequence)));
             self.now.set(self.now() + TOKEN_TIME);
@@ -801,12 +850,21 @@ struct Host {
 impl Host {
     fn new(sequences: usize) -> Host {
         let mailbox = Arc::new(Mailbox::default());
-        let scheduler = Scheduler::new(Toy::new(sequences), CHUNK, mailbox.clone(), Arc::default());
+        let toy = Toy::new(sequences);
+        let scheduler = Scheduler::new(toy, CHUNK, false, mailbox.clone(), Arc::default());
         Host {
             scheduler,
             mailbox,
             submitted: 0,
         }
+    }
+
+    /// Over a toy that rounds.
+    fn rounding(sequences: usize, is_reproducible: bool) -> Host {
+        let mut host = Host::new(sequences);
+        host.scheduler.backend.rounds = true;
+        host.scheduler.is_reproducible = is_reproducible;
+        host
     }
 
     fn now(&self) -> Moment {

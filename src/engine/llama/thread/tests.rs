@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{self, Receiver as Inbox, Sender as Outbox};
 
 use super::super::backend::{Batch, DecodeError, PrepareError, Prepared, Token};
-use super::super::{Handle, KvType, start_with};
+use super::super::{Handle, start_with};
 use super::*;
 use crate::core::Key;
 use crate::engine::{
@@ -272,9 +272,10 @@ fn settings() -> Settings {
         parallel: 2,
         threads: 1,
         context: 0,
-        kv_type: KvType::F16,
+        kv_type: None,
         queue: 8,
         prefill_chunk: 16,
+        is_reproducible: false,
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),
     }
