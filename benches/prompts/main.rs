@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use autoglmd::engine::code;
 use autoglmd::engine::family::Family;
 use autoglmd::engine::llama::KvType;
+use autoglmd::store::models::{CATALOGUE, Entry};
 use clap::{Parser, ValueEnum};
 
 use desk::{Archive, Question, Variant, Written};
@@ -41,27 +42,6 @@ use judge::{Judgement, Verdict, judge};
 use report::{Answer, Result};
 use tasks::{Half, Task, Tongue};
 use wordings::{SHIPPED, WORDINGS, Wording};
-
-/// A model that is known by its name, and how it is asked.
-struct Row {
-    name: &'static str,
-    family: &'static str,
-}
-
-const CATALOGUE: &[Row] = &[
-    Row {
-        name: "qwen2.5-coder-0.5b-instruct",
-        family: "qwen2.5-coder",
-    },
-    Row {
-        name: "qwen2.5-coder-1.5b-instruct",
-        family: "qwen2.5-coder",
-    },
-    Row {
-        name: "smollm2-135m-instruct",
-        family: "smollm2",
-    },
-];
 
 /// Puts the tasks to models, runs what they write, and counts what passes.
 #[derive(Parser)]
@@ -207,8 +187,8 @@ impl Options {
         variants
     }
 
-    /// The catalogue's row for a model, and its file.
-    fn find(&self, model: &str) -> (&'static Row, PathBuf) {
+    /// The catalogue's entry for a model, and its file.
+    fn find(&self, model: &str) -> (&'static Entry, PathBuf) {
         let path = match model.ends_with(".gguf") {
             true => PathBuf::from(model),
             false => self.folder().join(format!("{model}.gguf")),
