@@ -8,7 +8,8 @@
 //! * `CLONE_NEWNET` left out: `network_is_out_of_reach`
 //! * `size=` left out of the tmpfs: `program_that_fills_the_disk_is_bounded`
 //! * no `PR_SET_DUMPABLE` in init: `init_cannot_be_read`
-//! * no `close_range` in `keep_descriptors`: `descriptors_are_not_inherited`
+//! * no `close_range` in `become_program`: `descriptors_are_not_inherited`
+//! * no `close_range` in `keep_descriptors`: `programs_do_not_wait_for_each_other`
 //! * `measure` counts no memory: `processes_together_are_bounded_in_memory`
 //! * the mmap rule left out of the filter: `memory_that_no_limit_counts_is_refused`
 //! * `is_reader_gone` always false: `sandbox_ends_with_its_caller`
@@ -87,12 +88,20 @@ fn marker(name: &str) -> String {
 }
 
 /// Processes of the machine with this word in their command line.
-fn processes_with(word: &str) -> usize {
+fn pids_with(word: &str) -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
-    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    lines
-        .filter(|line| String::from_utf8_lossy(line).contains(word))
-        .count()
+    let has_word = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(word)
+    };
+    let found = entries.filter(has_word);
+    found
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+fn processes_with(word: &str) -> usize {
+    pids_with(word).len()
 }
 
 // ---- what a program gets ---------------------------------------------------------------------
@@ -185,6 +194,33 @@ fn several_threads_run_programs_at_the_same_time() {
     });
 }
 
+/// The second sandbox is a copy of the caller's process while the first one's pipes are open in it.
+#[test]
+fn programs_do_not_wait_for_each_other() {
+    let (first, second) = (marker("first"), marker("second"));
+    let start = |word: &str| {
+        let script = format!("sleep 1000; : {word}");
+        let thread = std::thread::spawn(move || shell(&script));
+        eventually("the program runs", || processes_with(word) > 0);
+        thread
+    };
+    let end = |word: &str| {
+        for process in pids_with(word) {
+            // SAFETY: kill(2) takes numbers only; the word is in programs of this test alone.
+            unsafe { libc::kill(process, libc::SIGKILL) };
+        }
+    };
+    let waiting = start(&first);
+    let other = start(&second);
+    end(&first);
+    eventually("the first is reported", || waiting.is_finished());
+    assert!(!other.is_finished());
+    end(&second);
+    for thread in [waiting, other] {
+        assert_eq!(thread.join().expect("a report").ended, Ended::Signalled(9));
+    }
+}
+
 // ---- languages -------------------------------------------------------------------------------
 
 /// Runs a program of a language that prints 42.
@@ -252,10 +288,23 @@ fn program_that_sleeps_is_ended_by_the_clock() {
     let report = shell_with(limits, "echo before; sleep 1000");
     assert_eq!(report.ended, Ended::OutOfTime);
     assert_eq!(text(&report.stdout), "before");
-    // The time of processes that were killed counts too.
-    let report = shell_with(limits, "while :; do :; done");
-    assert_eq!(report.ended, Ended::OutOfTime);
-    assert!(report.cpu > Duration::from_millis(20), "{:?}", report.cpu);
+}
+
+#[test]
+fn time_of_killed_processes_counts() {
+    // Busy for a tenth of a second, then ended from outside by its output.
+    let script = "
+import time
+while time.process_time() < 0.1:
+    pass
+time.sleep(1)
+while True:
+    print('x' * 1000)
+";
+    let report = python(script);
+    assert_eq!(report.ended, Ended::OutOfOutput);
+    // The kernel counts in ticks of 10 ms, user and system time apart.
+    assert!(report.cpu >= Duration::from_millis(50), "{:?}", report.cpu);
 }
 
 #[test]
@@ -500,14 +549,12 @@ fn descriptors_are_not_inherited() {
     assert_eq!(text(&report.stdout), "['0', '1', '2', '3']");
 }
 
-#[test]
-fn init_cannot_be_read() {
-    let script = "
+const READ_INIT: &str = "
 import os
-for name in ['mem', 'environ', 'maps', 'fd', 'root', 'cwd']:
+for name in ['mem', 'environ', 'maps', 'fd/3', 'root', 'cwd']:
     path = '/proc/1/' + name
     try:
-        os.listdir(path) if name in ('fd', 'root', 'cwd') else open(path).read(1)
+        os.readlink(path) if name in ('fd/3', 'root', 'cwd') else open(path).read(1)
         print(name, 'can be read')
     except PermissionError:
         pass
@@ -517,9 +564,17 @@ except PermissionError:
     pass
 print('alive')
 ";
-    let report = python(script);
+
+/// Init's memory is a copy of the caller's.
+#[test]
+fn init_cannot_be_read() {
+    let report = python(READ_INIT);
     assert_eq!(report.ended, Ended::Exited(0));
     assert_eq!(text(&report.stdout), "alive");
+    // Without root, init and the program are the same user.
+    let script = format!("python3 -c \"{READ_INIT}\"");
+    let output = probe_output(&UNPRIVILEGED, &script);
+    assert!(output.contains("[Exited(0) alive]"), "{output}");
 }
 
 // ---- callers of another kind -----------------------------------------------------------------
@@ -555,11 +610,13 @@ fn probe() {
     }
 }
 
+/// Runs a program as a user that is not root, in a user namespace where that is the only user.
+const UNPRIVILEGED: [&str; 4] = ["unshare", "--user", "--map-user=1234", "--map-group=1234"];
+
 #[test]
 fn caller_without_root_gets_the_same_sandbox() {
-    let wrapper = ["unshare", "--user", "--map-user=1234", "--map-group=1234"];
     let output = probe_output(
-        &wrapper,
+        &UNPRIVILEGED,
         "id -u; pwd; touch /usr/x 2>/dev/null || echo sealed",
     );
     assert!(output.contains("1000\n/scratch/work\nsealed"), "{output}");
