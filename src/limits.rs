@@ -484,9 +484,6 @@ pub const PIP_RETRIES: u32 = 1;
 /// Memory that a model takes beside its file: keys and values, buffers, and the daemon.
 pub const MODEL_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Models that `engine.model` may list.
-pub const MODEL_CHOICES: usize = 16;
-
 /// How long a server may stay silent in the middle of a file.
 pub const PULL_READ_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -1,4 +1,4 @@
-//! The engine with the real default model.
+//! The engine with the real small model.
 //!
 //! Needs the model's file: `$AUTOGLMD_TEST_MODEL`, else the one in the daemon's own cache, which
 //! the first test that misses it fetches. Nothing here is timed but by bounds that only a hang or a
@@ -412,7 +412,7 @@ fn missing_and_broken_files_are_told_by_name() {
         (file("cut.gguf", &whole[..whole.len() / 2]), "file bounds"),
     ] {
         let obtained = path.clone();
-        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(obtained));
+        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(obtained.into()));
         let mailboxes = Arc::new(Mailboxes::default());
         let engine = llama::start(settings(1, 512), obtain, mailboxes).unwrap();
         let failure = wait(|| match engine.state() {
@@ -480,7 +480,7 @@ impl Host {
 
     fn start_with_model(settings: Settings, path: PathBuf) -> Host {
         let mailboxes = Arc::new(Mailboxes::default());
-        let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(path));
+        let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(path.into()));
         let engine = llama::start(settings, obtain, mailboxes.clone()).unwrap();
         let host = Host { engine, mailboxes };
         host.wait_until(|engine| match engine.state() {

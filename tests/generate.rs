@@ -1,4 +1,4 @@
-//! The real engine with the real default model, through the whole daemon.
+//! The real engine with the real small model, through the whole daemon.
 //!
 //! The tests take turns: most of them measure, and a model on two cores is slow enough alone.
 //! One daemon serves all tests that leave it as they found it.

@@ -246,7 +246,7 @@ impl Desk {
             stall_timeout: Duration::from_secs(300),
         };
         let path = variant.path.clone();
-        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path));
+        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path.into()));
         let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).expect("a thread");
         loop {
             match engine.state() {

@@ -343,7 +343,11 @@ impl Daemon {
                 self.show_first_steps();
             }
             State::Failed(why) => {
-                log::error!("the engine cannot start: {why}");
+                // A line break within a line of the log would be escaped.
+                let mut lines = why.lines();
+                let cause = lines.next().unwrap_or_default();
+                log::error!("the engine cannot start: {cause}");
+                lines.for_each(|line| log::error!("{line}"));
                 self.begin_drain();
             }
         }

@@ -27,11 +27,11 @@ pub enum Form {
     Time(RangeInclusive<u64>),
     /// One of a few words.
     Word(fn() -> Vec<&'static str>),
-    /// Text that must say something.
-    Text,
     /// A path; empty text means none.
     Path,
     Addresses,
+    /// Names or paths of models: one text, or a list of them.
+    Models,
     /// Paths of files.
     Paths,
     /// Pairs of a client's name and a key.
@@ -69,8 +69,14 @@ impl Form {
         if let (Form::Addresses, DeValue::Array(items)) = (self, value.get_ref()) {
             return self.read_addresses(value.span(), items);
         }
-        if let (Form::Paths | Form::ClientKeys | Form::Networks, DeValue::Array(items)) =
-            (self, value.get_ref())
+        if let (Form::Models, DeValue::String(text)) = (self, value.get_ref()) {
+            let one = self.check(Value::Texts(vec![text.clone().into_owned()]));
+            return one.map_err(|refused| (value.span(), refused));
+        }
+        if let (
+            Form::Models | Form::Paths | Form::ClientKeys | Form::Networks,
+            DeValue::Array(items),
+        ) = (self, value.get_ref())
         {
             return self.read_texts(value.span(), items);
         }
@@ -82,10 +88,9 @@ impl Form {
                     .map(Value::Number)
                     .map_err(|_| self.refuse(quote(&integer.to_string())))
             }
-            (
-                Form::Size(_) | Form::Time(_) | Form::Word(_) | Form::Text | Form::Path,
-                DeValue::String(text),
-            ) => self.read_text(text),
+            (Form::Size(_) | Form::Time(_) | Form::Word(_) | Form::Path, DeValue::String(text)) => {
+                self.read_text(text)
+            }
             (_, other) => Err(self.refuse(describe(other))),
         };
         read.and_then(|value| self.check(value))
@@ -104,9 +109,9 @@ impl Form {
             Form::Word(words) => words()
                 .contains(&text)
                 .then(|| Value::Text(text.to_owned())),
-            Form::Text | Form::Path => Some(Value::Text(text.to_owned())),
+            Form::Path => Some(Value::Text(text.to_owned())),
             Form::Addresses => return self.read_address_list(text),
-            Form::Paths | Form::ClientKeys | Form::Networks => {
+            Form::Models | Form::Paths | Form::ClientKeys | Form::Networks => {
                 let items = text.split(',').map(|item| item.trim().to_owned());
                 let items = items.filter(|item| !item.is_empty());
                 return self.check_texts(items.collect());
@@ -126,9 +131,12 @@ impl Form {
             (Form::Time(range), Value::Time(time)) => {
                 u64::try_from(time.as_millis()).is_ok_and(|ms| range.contains(&ms))
             }
-            (Form::Text, Value::Text(text)) => !text.trim().is_empty() && is_plain(text),
             (Form::Path, Value::Text(text)) => is_plain(text),
             (Form::Addresses, Value::Addresses(list)) => bounds::ADDRESSES.contains(&list.len()),
+            (Form::Models, Value::Texts(list)) => {
+                bounds::MODELS.contains(&list.len())
+                    && list.iter().all(|text| self.takes_element(text))
+            }
             (Form::Paths, Value::Texts(list)) => {
                 bounds::CERTIFICATE_FILES.contains(&list.len())
                     && list.iter().all(|text| !text.is_empty() && is_plain(text))
@@ -168,6 +176,7 @@ impl Form {
                     .collect();
                 format!("[{}]", items.join(", "))
             }
+            (Form::Models, Value::Texts(list)) if list.len() == 1 => toml_string(&list[0]),
             (_, Value::Texts(list)) => {
                 let items: Vec<_> = list.iter().map(|item| toml_string(item)).collect();
                 format!("[{}]", items.join(", "))
@@ -191,12 +200,16 @@ impl Form {
                     several => format!("one of {}", several.join(", ")),
                 }
             }
-            Form::Text => format!("a text of 1 to {} bytes", bounds::TEXT_BYTES),
             Form::Path => format!("a path of at most {} bytes, or \"\"", bounds::TEXT_BYTES),
             Form::Addresses => format!(
                 "a list of {} to {} addresses such as [\"127.0.0.1:8080\"]",
                 bounds::ADDRESSES.start(),
                 bounds::ADDRESSES.end()
+            ),
+            Form::Models => format!(
+                "a model's name or path of 1 to {} bytes, or a list of at most {} of them",
+                bounds::TEXT_BYTES,
+                bounds::MODELS.end()
             ),
             Form::Paths => format!(
                 "a list of at most {} paths such as [\"/etc/autoglmd/site.pem\"]",
@@ -223,9 +236,9 @@ impl Form {
             Form::Size(_) => "size",
             Form::Time(_) => "duration",
             Form::Word(_) => "word",
-            Form::Text => "string",
             Form::Path => "path",
             Form::Addresses => "list of addresses",
+            Form::Models => "string or list of strings",
             Form::Paths => "list of paths",
             Form::ClientKeys => "list of pairs",
             Form::Networks => "list of networks",
@@ -246,11 +259,14 @@ impl Form {
             ),
             Form::Word(words) => return words().join(", "),
             Form::Switch => return "true, false".to_owned(),
-            Form::Text => ("1".to_owned(), format!("{} bytes", bounds::TEXT_BYTES)),
             Form::Path => return format!("up to {} bytes", bounds::TEXT_BYTES),
             Form::Addresses => (
                 bounds::ADDRESSES.start().to_string(),
                 bounds::ADDRESSES.end().to_string(),
+            ),
+            Form::Models => (
+                bounds::MODELS.start().to_string(),
+                bounds::MODELS.end().to_string(),
             ),
             Form::Paths => (
                 bounds::CERTIFICATE_FILES.start().to_string(),
@@ -332,6 +348,7 @@ impl Form {
         match self {
             Form::ClientKeys => ClientKey::parse(text).is_some(),
             Form::Networks => TrustedProxies::takes(text),
+            Form::Models => !text.trim().is_empty() && is_plain(text),
             _ => !text.is_empty() && is_plain(text),
         }
     }
@@ -343,6 +360,7 @@ impl Form {
             expected: match self {
                 Form::ClientKeys => ClientKey::EXPECTED.to_owned(),
                 Form::Networks => TrustedProxies::EXPECTED.to_owned(),
+                Form::Models => format!("a name or path of 1 to {} bytes", bounds::TEXT_BYTES),
                 _ => format!("a path of 1 to {} bytes", bounds::TEXT_BYTES),
             },
         }
@@ -462,6 +480,19 @@ impl Field for Vec<Listen> {
     fn from_value(value: Value) -> Option<Vec<Listen>> {
         match value {
             Value::Addresses(list) => Some(list),
+            _ => None,
+        }
+    }
+}
+
+impl Field for Vec<String> {
+    fn to_value(&self) -> Value {
+        Value::Texts(self.clone())
+    }
+
+    fn from_value(value: Value) -> Option<Vec<String>> {
+        match value {
+            Value::Texts(list) => Some(list),
             _ => None,
         }
     }
@@ -649,9 +680,9 @@ impl Form {
                 .map(|word| Value::Text(word.into()))
                 .collect(),
             Form::Switch => vec![Value::Switch(false), Value::Switch(true)],
-            Form::Text
-            | Form::Path
+            Form::Path
             | Form::Addresses
+            | Form::Models
             | Form::Paths
             | Form::ClientKeys
             | Form::Networks => Vec::new(),
@@ -699,6 +730,33 @@ mod tests {
         }
     }
 
+    /// Mutations that this test catches: a list that is printed as its first element, and one that
+    /// may be empty.
+    #[test]
+    fn models_are_one_text_or_a_list() {
+        let read = |text: &str| {
+            let value = DeValue::parse(text).expect("the test writes TOML");
+            Form::Models
+                .read_toml(&value)
+                .map_err(|(_, refused)| refused.expected)
+        };
+        let texts = |list: &[&str]| Value::Texts(list.iter().map(|&text| text.into()).collect());
+        for (text, list) in [
+            (r#""a""#, &["a"][..]),
+            (r#"["a", "/b, c.gguf"]"#, &["a", "/b, c.gguf"]),
+        ] {
+            assert_eq!(read(text), Ok(texts(list)));
+            assert_eq!(Form::Models.print(&texts(list)), text);
+        }
+        assert_eq!(read(r#"["a"]"#), Ok(texts(&["a"])));
+        assert_eq!(Form::Models.read_text("a, b"), Ok(texts(&["a", "b"])));
+        let many = format!("[{}]", r#""a","#.repeat(17));
+        for wrong in ["[]", r#"[""]"#, r#""""#, "1", "[1]", &many] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert!(Form::Models.read_text(" , ").is_err());
+    }
+
     proptest! {
         #[test]
         fn a_printed_text_is_read_back_by_toml(text: String) {
@@ -712,7 +770,7 @@ mod tests {
         fn any_plain_text_is_read_or_refused(text: String) {
             let forms = [
                 Form::Switch, Form::Number(0..=9), Form::Size(0..=9), Form::Time(0..=9),
-                Form::Word(words::<EngineKind>), Form::Text, Form::Path, Form::Addresses,
+                Form::Word(words::<EngineKind>), Form::Models, Form::Path, Form::Addresses,
                 Form::Paths, Form::ClientKeys, Form::Networks,
             ];
             for form in forms {

@@ -269,8 +269,9 @@ schema! {
         /// `llama` computes with llama.cpp; `echo` answers at once with a fixed program, for
         /// measuring the daemon without a model.
         kind: EngineKind = EngineKind::Llama, Form::Word(words::<EngineKind>), Restart;
-        /// A model's name, such as `qwen2.5-coder-0.5b-instruct`, or the path of a GGUF file.
-        model: String = "qwen2.5-coder-0.5b-instruct".to_owned(), Form::Text, Restart;
+        /// A model's name, such as `qwen2.5-coder-0.5b-instruct`, or the path of a GGUF file; or a
+        /// list of them, of which the first that can be had is served.
+        model: Vec<String> = vec!["qwen2.5-coder-0.5b-instruct".to_owned()], Form::Models, Restart;
         /// Sequences that are decoded together.
         parallel: u32 = 16, Form::Number(bounds::PARALLEL), Restart;
         /// Compute threads. 0: chosen by the machine's cores.

@@ -35,6 +35,8 @@ pub const ADDRESSES: RangeInclusive<usize> = 1..=64;
 pub const CERTIFICATE_FILES: RangeInclusive<usize> = 0..=64;
 /// `server.tls.client_keys`: compared one after the other, when a request brings no key.
 pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
+/// `engine.model`: tried one after the other, each perhaps with a download.
+pub const MODELS: RangeInclusive<usize> = 1..=16;
 /// `server.trusted_proxies`: compared one after the other, for each request.
 pub const TRUSTED_PROXIES: RangeInclusive<usize> = 0..=256;
 /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.

@@ -47,13 +47,14 @@ impl Asker {
             parallel: 1,
             threads: 1,
             context: 2048,
-            kv_type: KvType::F16,
+            kv_type: Some(KvType::F16),
             queue: 4,
             prefill_chunk: 128,
             gpu_layers: 0,
+            is_reproducible: false,
         };
         let (sender, events) = channel();
-        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path));
+        let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path.into()));
         let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).unwrap();
         let (outcome, _) = eventually("the model", || match engine.state() {
             State::Ready => Some(Ok(())),

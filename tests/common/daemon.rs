@@ -55,7 +55,7 @@ impl Options {
         Options::new("echo")
     }
 
-    /// The real engine with the default model.
+    /// The real engine with the small model.
     pub fn llama() -> Options {
         let options = Options::new("llama");
         options.set(

@@ -1,5 +1,6 @@
-//! Where the default model is. The first test that needs it lets the daemon's own `model pull`
-//! bring it; tests that run at the same time wait for that one.
+//! Where the small model is, with which tests compute. The first test that needs it lets the
+//! daemon's own `model pull` bring it; tests that run at the same time wait for that one. The
+//! default model, five times its size, is used where it is.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ fn find_or_pull() -> PathBuf {
     let lock = lock.expect("cargo made the folder");
     lock.lock().expect("the lock of the model's download");
     if !file.is_file() {
-        pull();
+        pull(NAME);
     }
     assert!(
         file.is_file(),
@@ -40,14 +41,37 @@ fn find_or_pull() -> PathBuf {
     file
 }
 
-fn pull() {
+const DEFAULT: &str = "qwen2.5-coder-0.5b-instruct";
+
+/// The default model's file, if it may be used: `$AUTOGLMD_TEST_DEFAULT_MODEL` is its path, or `1`,
+/// which fetches it; else the one in the daemon's own cache, if it is there.
+pub fn default_path() -> Option<PathBuf> {
+    let file = cache_folder()
+        .join("models")
+        .join(format!("{DEFAULT}.gguf"));
+    match std::env::var_os("AUTOGLMD_TEST_DEFAULT_MODEL") {
+        Some(chosen) if chosen == "1" => {
+            pull(DEFAULT);
+            Some(file)
+        }
+        Some(chosen) => {
+            let chosen = PathBuf::from(chosen);
+            let what = "AUTOGLMD_TEST_DEFAULT_MODEL is neither 1 nor a file";
+            assert!(chosen.is_file(), "{what}: {}", chosen.display());
+            Some(chosen)
+        }
+        None => file.is_file().then_some(file),
+    }
+}
+
+fn pull(name: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_autoglmd"))
-        .args(["model", "pull", NAME])
+        .args(["model", "pull", name])
         .output()
         .expect("the binary was built for this test");
     assert!(
         output.status.success(),
-        "these tests need the model {NAME}, and `autoglmd model pull` failed:\n{}{}\n\
+        "these tests need the model {name}, and `autoglmd model pull` failed:\n{}{}\n\
          Or set AUTOGLMD_TEST_MODEL to a GGUF file.",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

@@ -1,7 +1,7 @@
 //! Which engine the configuration asks for, and how it comes by its model.
 
 #[cfg(feature = "llama")]
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use socket2::Socket;
@@ -14,9 +14,9 @@ use crate::engine::Engine;
 use crate::engine::echo::Echo;
 #[cfg(feature = "llama")]
 use crate::engine::family::Family;
-use crate::reactor::message::Mailboxes;
 #[cfg(feature = "llama")]
-use crate::store::models::Entry;
+use crate::engine::llama::Obtained;
+use crate::reactor::message::Mailboxes;
 
 /// What has to happen before anything else, because it may start this program anew.
 pub fn prepare_process(config: &Config) -> Result<(), Failure> {
@@ -55,8 +55,9 @@ fn start_llama(
 
     let engine = &config.engine;
     let settings = llama::Settings {
-        id: model_id(&engine.model),
-        family: family_of(&engine.model),
+        // Known when the model is obtained.
+        id: String::new(),
+        family: None,
         parallel: engine.parallel,
         threads: engine.threads,
         context: engine.context,
@@ -71,68 +72,53 @@ fn start_llama(
         gpu_layers: engine.gpu_layers,
         stall_timeout: engine.stall_timeout,
     };
-    let (model, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
+    let (models, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
     let obtain =
-        Box::new(move |is_wanted: &dyn Fn() -> bool| obtain_model(&model, &cache_dir, is_wanted));
+        Box::new(move |is_wanted: &dyn Fn() -> bool| obtain_model(&models, &cache_dir, is_wanted));
     llama::start(settings, obtain, deliver)
         .map_err(|error| Failure::os("starting the engine", &error))
 }
 
-/// The name that answers carry: a file's own name where the model is a file.
-#[cfg(feature = "llama")]
-fn model_id(model: &str) -> String {
-    let stem = Path::new(model)
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned());
-    if model.ends_with(".gguf") {
-        stem.unwrap_or_default()
-    } else {
-        model.to_owned()
-    }
-}
-
-/// What the catalogue says about how a model is asked; of any other file its metadata decide.
-#[cfg(feature = "llama")]
-fn family_of(model: &str) -> Option<&'static Family> {
-    Entry::find(model).and_then(|entry| Family::find(entry.family))
-}
-
-/// On the engine's thread, before it loads: a pinned model that is not here yet is fetched.
+/// On the engine's thread, before it loads: the first model of the list that can be had.
 #[cfg(feature = "llama")]
 fn obtain_model(
-    model: &str,
+    models: &[String],
     cache_dir: &Path,
     is_wanted: &dyn Fn() -> bool,
-) -> Result<PathBuf, String> {
+) -> Result<Obtained, String> {
     use std::ops::ControlFlow;
 
     use crate::cli::model::{ProgressDisplay, means};
     use crate::store::models::Models;
 
     let mut display = ProgressDisplay::new();
-    Models::new(cache_dir)
-        .ensure(model, &means(), &mut |progress| {
-            display.show(&progress);
-            match is_wanted() {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            }
-        })
-        .map(|found| found.path)
-        .map_err(|error| error.to_string())
+    let found = Models::new(cache_dir).ensure_one_of(models, &means(), &mut |progress| {
+        display.show(&progress);
+        match is_wanted() {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    });
+    let found = found.map_err(|error| error.to_string())?;
+    Ok(Obtained {
+        path: found.path,
+        id: Some(found.name),
+        // A file of the catalogue is known by its digest; of any other its metadata decide.
+        family: found.entry.and_then(|entry| Family::find(entry.family)),
+    })
 }
 
 #[cfg(all(test, feature = "llama"))]
 mod tests {
     use super::*;
-    use crate::store::models::CATALOGUE;
+    use crate::store::models::{CATALOGUE, DEFAULT_MODEL};
 
     #[test]
     fn every_family_of_the_catalogue_is_known() {
         for entry in CATALOGUE {
-            let family = family_of(entry.name).map(|family| family.name);
+            let family = Family::find(entry.family).map(|family| family.name);
             assert_eq!(family, Some(entry.family), "{}", entry.name);
         }
-        assert_eq!(family_of("/some/file.gguf"), None);
+        assert_eq!(Config::default().engine.model, [DEFAULT_MODEL]);
     }
 }

@@ -156,7 +156,17 @@ fn every_mistake_has_its_place_and_says_what_is_expected() {
         ),
         (
             "[engine]\nmodel = \" \"",
-            "a.toml:2:9: engine.model is \" \"; expected a text of 1 to 4096 bytes",
+            "a.toml:2:9: engine.model is \" \"; expected a model's name or path of 1 to 4096 \
+             bytes, or a list of at most 16 of them",
+        ),
+        (
+            "[engine]\nmodel = []",
+            "a.toml:2:9: engine.model is []; expected a model's name or path of 1 to 4096 bytes, \
+             or a list of at most 16 of them",
+        ),
+        (
+            "[engine]\nmodel = [\"a\", 1]",
+            "a.toml:2:15: engine.model[1] is 1; expected a name or path of 1 to 4096 bytes",
         ),
         (
             "[auth]\nenabled = 1",

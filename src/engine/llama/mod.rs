@@ -39,7 +39,7 @@ mod thread;
 
 use std::convert::Infallible;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -87,9 +87,29 @@ pub struct Settings {
     pub stall_timeout: Duration,
 }
 
-/// Gives the path of the GGUF file, and fetches it first if it must; the error is for people. What
-/// it is called with says whether the model is still wanted: if not, it ends as soon as it can.
-pub type Obtain = Box<dyn FnOnce(&dyn Fn() -> bool) -> Result<PathBuf, String> + Send>;
+/// A model's file, and what is known of it beyond the settings, which could not know which of
+/// several models can be had.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Obtained {
+    pub path: PathBuf,
+    /// Replaces [`Settings::id`].
+    pub id: Option<String>,
+    /// Replaces [`Settings::family`].
+    pub family: Option<&'static Family>,
+}
+
+impl From<PathBuf> for Obtained {
+    fn from(path: PathBuf) -> Obtained {
+        Obtained {
+            path,
+            ..Obtained::default()
+        }
+    }
+}
+
+/// Returns the GGUF file, and fetches it first if it must; the error is for people. What it is
+/// called with says whether the model is still wanted: if not, it ends as soon as it can.
+pub type Obtain = Box<dyn FnOnce(&dyn Fn() -> bool) -> Result<Obtained, String> + Send>;
 
 /// Starts the engine's thread, which obtains and loads the model; returns at once.
 pub fn start(
@@ -98,7 +118,8 @@ pub fn start(
     deliver: Arc<dyn Deliver>,
 ) -> io::Result<Arc<dyn Engine>> {
     let fault = Fault::from_environment().map_err(io::Error::other)?;
-    let load = |path: &Path, settings: &Settings, shared: &Shared| load(path, settings, shared);
+    let load =
+        |model: &Obtained, settings: &Settings, shared: &Shared| load(model, settings, shared);
     Ok(Arc::new(start_with(
         settings, obtain, load, deliver, fault,
     )?))
@@ -108,7 +129,7 @@ pub fn start(
 fn start_with<B: backend::Backend>(
     settings: Settings,
     obtain: Obtain,
-    load: impl Fn(&Path, &Settings, &Shared) -> Result<B, String> + Send + 'static,
+    load: impl Fn(&Obtained, &Settings, &Shared) -> Result<B, String> + Send + 'static,
     deliver: Arc<dyn Deliver>,
     fault: Fault,
 ) -> io::Result<Handle> {
@@ -127,7 +148,7 @@ fn start_with<B: backend::Backend>(
                 let _over = Over::new(&shared, &receiver);
                 let thread = Thread {
                     settings: &settings,
-                    load: &|path| load(path, &settings, &shared),
+                    load: &|model| load(model, &settings, &shared),
                     receiver: &receiver,
                     deliver,
                     shared: &shared,
@@ -287,7 +308,7 @@ impl Drop for Handle {
     }
 }
 
-fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, String> {
+fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Llama, String> {
     let mut progress = |fraction: f32| {
         shared
             .percent
@@ -296,8 +317,8 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
     };
     let plan = |model: &ffi::Model, family: &Family| memory::plan(settings, model, family);
     let llama = Llama::load(
-        path,
-        settings.family,
+        &obtained.path,
+        obtained.family.or(settings.family),
         settings.gpu_layers,
         &mut progress,
         plan,
@@ -308,7 +329,7 @@ fn load(path: &Path, settings: &Settings, shared: &Shared) -> Result<Llama, Stri
         .unwrap_or_default();
     // Set here only.
     let _ = shared.model.set(ModelInfo {
-        id: settings.id.clone(),
+        id: obtained.id.clone().unwrap_or_else(|| settings.id.clone()),
         engine: "llama",
         description: llama.description(),
         context_length: backend::Backend::context_length(&llama) as u32,

@@ -102,7 +102,9 @@ impl Shared {
     }
 
     pub fn fail(&self, message: String) {
-        log::error!("the engine has ended: {message}");
+        // The supervisor says all of a message that has more than one line.
+        let cause = message.lines().next().unwrap_or_default();
+        log::error!("the engine has ended: {cause}");
         self.heartbeat.rest();
         // The first failure is the cause.
         let _ = self.failure.set(message);

@@ -24,7 +24,6 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::thread;
@@ -37,7 +36,7 @@ use super::fault::Fault;
 use super::owed::Owed;
 use super::scheduler::Scheduler;
 use super::shared::Shared;
-use super::{Obtain, Settings};
+use super::{Obtain, Obtained, Settings};
 use crate::core::Moment;
 use crate::engine::Deliver;
 use crate::limits::{
@@ -83,7 +82,7 @@ pub fn settle_if_over(shared: &Shared, receiver: &Receiver<Message>) {
 /// What the thread is made of; it lives as long as the thread does.
 pub struct Thread<'a, B: Backend> {
     pub settings: &'a Settings,
-    pub load: &'a dyn Fn(&Path) -> Result<B, String>,
+    pub load: &'a dyn Fn(&Obtained) -> Result<B, String>,
     pub receiver: &'a Receiver<Message>,
     pub deliver: Arc<dyn Deliver>,
     pub shared: &'a Shared,
@@ -94,14 +93,14 @@ impl<B: Backend> Thread<'_, B> {
     /// Works until the engine is drained, has failed, or is not wanted any more.
     pub fn run(mut self, obtain: Obtain) {
         let is_wanted = || self.shared.is_wanted();
-        let path = match caught(|| obtain(&is_wanted)) {
-            Ok(path) => path,
+        let model = match caught(|| obtain(&is_wanted)) {
+            Ok(model) => model,
             Err(message) => return self.give_up(message),
         };
         let mut restarts = Restarts::default();
         loop {
             let mut is_serving = false;
-            match caught(|| self.load_and_serve(&path, &mut is_serving)) {
+            match caught(|| self.load_and_serve(&model, &mut is_serving)) {
                 Ok(()) => return,
                 // A file that cannot be loaded at the start cannot be loaded later.
                 Err(message) if !is_serving && restarts.count == 0 => return self.give_up(message),
@@ -130,8 +129,8 @@ impl<B: Backend> Thread<'_, B> {
     }
 
     /// What a panic leaves behind is dropped on the way: each job tells its own failure.
-    fn load_and_serve(&mut self, path: &Path, is_serving: &mut bool) -> Result<(), String> {
-        let backend = (self.load)(path)?;
+    fn load_and_serve(&mut self, model: &Obtained, is_serving: &mut bool) -> Result<(), String> {
+        let backend = (self.load)(model)?;
         *is_serving = true;
         let mut scheduler = Scheduler::new(
             backend,

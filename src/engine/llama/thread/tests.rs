@@ -1,6 +1,5 @@
 //! The thread over a back end that panics and hangs when a prompt says so.
 
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{self, Receiver as Inbox, Sender as Outbox};
@@ -177,7 +176,7 @@ impl Host {
         let (release, released) = mpsc::channel();
         let (loads, released) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(released)));
         let counted = loads.clone();
-        let load = move |_: &Path, _: &Settings, shared: &Shared| {
+        let load = move |_: &Obtained, _: &Settings, shared: &Shared| {
             if counted.fetch_add(1, Ordering::Relaxed) >= most {
                 return Err("the file is gone".to_owned());
             }
@@ -188,7 +187,7 @@ impl Host {
                 released: released.clone(),
             })
         };
-        let obtain: Obtain = Box::new(|_| Ok(PathBuf::new()));
+        let obtain: Obtain = Box::new(|_| Ok(Obtained::default()));
         let deliver = Arc::new(Ends(Mutex::new(ends_out)));
         let engine = start_with(settings(), obtain, load, deliver, Fault::default());
         let host = Host {
