@@ -47,8 +47,9 @@ fn main() {
     let requests: usize = parameter("ENGINES_REQUESTS", 2);
     let streams: String = parameter("ENGINES_STREAMS", "1,8,16,64".to_owned());
     println!(
-        "{}; {threads} compute threads, {PARALLEL} sequences",
-        support::machine()
+        "{}; {threads} compute threads, {PARALLEL} sequences; model {}",
+        support::machine(),
+        model::path().display()
     );
 
     let folder = tempfile::tempdir().expect("a folder for the optimized model");
