@@ -62,8 +62,8 @@ struct Options {
     /// Ways to ask, by their names in wordings.rs.
     #[arg(long, value_delimiter = ',', default_value = SHIPPED)]
     wordings: Vec<String>,
-    /// Types of the KV cache. Default: the daemon's.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "q8-0")]
+    /// Types of the KV cache. Default: the model family's, as in the daemon.
+    #[arg(long, value_enum, value_delimiter = ',')]
     kv: Vec<KvOption>,
     /// Bound of an answer in tokens. Default: the daemon's.
     #[arg(long)]
@@ -164,7 +164,7 @@ impl Options {
             let (row, path) = self.find(&model);
             let own = Family::find(row.family).expect("the catalogue names a known family");
             let digest = digest(&path);
-            for kv in &self.kv {
+            for kv_type in self.kv_types(own) {
                 for name in &self.wordings {
                     let wording = Wording::find(name).unwrap_or_else(|| unknown_wording(name));
                     let family = wording.family(own);
@@ -174,10 +174,7 @@ impl Options {
                         digest,
                         wording: wording.name,
                         family,
-                        kv_type: match kv {
-                            KvOption::F16 => KvType::F16,
-                            KvOption::Q8_0 => KvType::Q8_0,
-                        },
+                        kv_type,
                         max_tokens: self.max_tokens.unwrap_or(family.max_tokens),
                         threads: self.threads,
                     });
@@ -185,6 +182,17 @@ impl Options {
             }
         }
         variants
+    }
+
+    fn kv_types(&self, own: &Family) -> Vec<KvType> {
+        if self.kv.is_empty() {
+            return vec![own.kv_type];
+        }
+        let kinds = self.kv.iter().map(|kv| match kv {
+            KvOption::F16 => KvType::F16,
+            KvOption::Q8_0 => KvType::Q8_0,
+        });
+        kinds.collect()
     }
 
     /// The catalogue's entry for a model, and its file.
