@@ -14,8 +14,10 @@ use std::thread;
 
 use serde_json::json;
 
+use common::http2::frame::setting;
+use common::http2::{Peer, Target};
 use common::notify::Manager;
-use common::{Options, PATIENCE, eventually};
+use common::{Daemon, Options, PATIENCE, eventually};
 
 fn managed(folder: &tempfile::TempDir, options: Options) -> (Manager, Options) {
     let manager = Manager::new(folder.path());
@@ -200,17 +202,14 @@ mod faults {
         let mut daemon = Options::llama()
             .environment("AUTOGLMD_FAULT", "engine-panic:100")
             .start();
-        let request = daemon.generate_request(&json!({"prompt": "hello", "max_tokens": 4}));
-        let address = daemon.address();
-        let ask = || -> std::io::Result<()> {
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            // It may end in the middle of this one.
-            let _ = stream.write_all(&request);
-            let _ = stream.read(&mut [0; 1024]);
-            Ok(())
-        };
-        eventually("the daemon refuses", || ask().is_err().then_some(()));
+        let body = json!({"prompt": "hello", "max_tokens": 4});
+        // Five starts after a panic, and the panic that is one too many.
+        for _ in 0..6 {
+            eventually("the engine is there", || {
+                (daemon.get("/readyz").status() == 200).then_some(())
+            });
+            daemon.generate(&body).expect_error(500, "engine_failed");
+        }
         assert_eq!(daemon.wait().code(), Some(69));
         daemon.wait_for_log(0, "the engine has failed: a bug: AUTOGLMD_FAULT asks");
     }
@@ -271,8 +270,59 @@ fn memory_of_a_flood_of_bodies_goes_back() {
         .collect();
     let peak = process.resident_bytes();
     drop(flood);
+    expect_return(&daemon, before, peak);
+}
+
+/// The same over HTTP/2, where a few connections bring as much: 31 streams each, every body short
+/// of its end.
+#[test]
+fn memory_of_a_flood_of_streams_goes_back() {
+    const CONNECTIONS: usize = 5;
+    const PIECE: i64 = 16_384;
+    const PIECES: i64 = 60;
+    let daemon = Options::echo().start();
+    let target = Target::of(&daemon);
+    daemon.generate(&json!({"prompt": "hello"})).expect(200);
+    let process = daemon.process();
+    let before = process.resident_bytes();
+    let mut flood: Vec<Peer> = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut peer = Peer::open(&target).expect("it answers");
+        let first = peer.server_setting(setting::INITIAL_WINDOW_SIZE);
+        let first = i64::from(first.unwrap_or(65_535));
+        let (mut sent, mut is_refused) = (0, false);
+        for stream in (1..63).step_by(2) {
+            peer.headers_open(stream, &target.post());
+            for piece in 0..PIECES {
+                let room = |peer: &Peer| {
+                    let of_connection = 65_535 + peer.credit(0) - sent;
+                    let of_stream = first + peer.credit(stream) - piece * PIECE;
+                    of_connection.min(of_stream)
+                };
+                while !is_refused && room(&peer) < PIECE {
+                    peer.step().expect("credit, or a refusal");
+                    let answer = peer.so_far(stream);
+                    is_refused = peer.is_over() || answer.status != 0 || answer.reset.is_some();
+                }
+                if is_refused {
+                    break;
+                }
+                peer.data(stream, &[b' '; PIECE as usize]);
+                sent += PIECE;
+            }
+            is_refused = peer.is_over();
+        }
+        flood.push(peer);
+    }
+    let peak = process.resident_bytes();
+    drop(flood);
+    expect_return(&daemon, before, peak);
+}
+
+/// Resident memory falls to 120 % of what it was, without a further request.
+fn expect_return(daemon: &Daemon, before: u64, peak: u64) {
     let (after, took) = eventually("memory goes back", || {
-        let after = process.resident_bytes();
+        let after = daemon.process().resident_bytes();
         (after * 10 <= before * 12).then_some(after)
     });
     let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
