@@ -146,6 +146,8 @@ catalogue! {
     ModelLoading = "model_loading", 503, 14, Overloaded;
     /// The daemon is about to stop and takes no new work. Send the request elsewhere.
     Draining = "draining", 503, 14, Overloaded;
+    /// A stream that is not a generation was open for as long as it may be. Open another one.
+    StreamExpired = "stream_expired", 503, 14, Overloaded;
     /// By the engine's measured speed the answer cannot begin within `timeout`.
     DeadlineUnmeetable = "deadline_unmeetable", 503, 14, Overloaded;
     /// `timeout` passed during generation; `partial` holds what was written until then.

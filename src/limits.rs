@@ -186,6 +186,12 @@ pub const IDLE_CLOSED_PER_TURN: usize = 32;
 /// How soon a full daemon looks again whether another reactor has closed a connection.
 pub const FULL_GATE_RETRY: Duration = Duration::from_millis(50);
 
+/// How long a connection that has neither a job nor a key keeps its place at least, on average,
+/// while others wait for it. Evictions are paced so that all of them together take this long to be
+/// replaced: a handshake across the world takes 600 ms, and in a flood of newcomers none would end
+/// if each were evicted by the next.
+pub const EVICTION_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a connection may take in the slab. An idle one has nothing besides.
 pub const CONNECTION_BYTES: usize = 256;
 
@@ -275,6 +281,12 @@ pub const GLITCH_LEAK_POINTS_PER_SECOND: u32 = 25;
 /// bytes a second.
 pub const TRANSFER_RATE_LEAST_BYTES_PER_SECOND: u32 = 240;
 
+/// All that waits for a peer has to be taken within this many write timeouts, at a steady pace: a
+/// client that takes a byte every half minute would hold 64 KiB for next to nothing. With the
+/// default timeout of 30 s that is 218 bytes per second of an output at its high mark, less than a
+/// modem of 1990, and less still of a smaller one.
+pub const WRITE_TIMEOUTS_FOR_OUTPUT: u32 = 10;
+
 /// The window over which the rate is measured: longer than a retransmission or two.
 pub const TRANSFER_RATE_WINDOW_MS: u32 = 5_000;
 
@@ -347,9 +359,11 @@ pub const HEALTH_REQUEST_BYTES_MAX: usize = 1_024;
 /// Services whose state a client watches are looked at so often.
 pub const HEALTH_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A reflection stream with nothing to say ends after this time: longer than a person thinks
-/// between two commands.
-pub const REFLECTION_IDLE: Duration = Duration::from_secs(600);
+/// How long a stream of gRPC may stay open that is not a generation: a watch of health, a dialogue
+/// about the schema. Their clients open another one (a watch reconnects by protocol), so that a
+/// place held by one comes up for renewal, and the streams move on to other daemons behind a
+/// balancer.
+pub const JOBLESS_STREAM_MAX: Duration = Duration::from_secs(300);
 
 /// Questions in one reflection stream. Whoever asks for every symbol there is asks some fifty.
 pub const REFLECTION_QUESTIONS_MAX: u32 = 1_024;

@@ -26,7 +26,10 @@
 //!  1. `NEVER` is "not set"; a deadline that is not set does not expire.
 //!  2. After `wheel_move` was obeyed, the wheel's entry is not later than `earliest`.
 
+use std::time::Duration;
+
 use super::Moment;
+use crate::limits;
 
 /// What has to have happened by a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,7 +41,7 @@ pub enum DeadlineKind {
     Body = 1,
     /// The next request has begun on a connection kept alive.
     Idle = 2,
-    /// The peer took at least some of the bytes that wait for it.
+    /// The peer took enough of the bytes that wait for it: see [`stalls_at`].
     WriteStall = 3,
     /// The service wants to be called: the request's time is up, or a ping is due.
     Request = 4,
@@ -147,6 +150,30 @@ impl Deadlines {
     }
 }
 
+/// What a peer has just taken of an output, and what still waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub bytes: usize,
+    pub left: usize,
+}
+
+/// When a peer counts as stalled that had until `until`, and has taken some of its output at `now`.
+///
+/// A first byte has the whole `timeout`. Each byte taken then buys its share of the time in which
+/// all that waits has to be taken, and nothing buys more than another `timeout`. So a peer that
+/// takes a byte now and then is cut off like one that takes nothing, and a slow one, or a stream
+/// that produces little, never is.
+pub fn stalls_at(until: Moment, taken: Taken, now: Moment, timeout: Duration) -> Moment {
+    let most = now + timeout;
+    if until == Moment::NEVER {
+        return most;
+    }
+    let whole = timeout.as_micros() * u128::from(limits::WRITE_TIMEOUTS_FOR_OUTPUT);
+    let all = (taken.bytes + taken.left).max(1) as u128;
+    let bought = u64::try_from(whole * taken.bytes as u128 / all).unwrap_or(u64::MAX);
+    (until + Duration::from_micros(bought)).min(most)
+}
+
 /// A connection carries this table: keep it to eight bytes a kind.
 const _: () = assert!(size_of::<Deadlines>() == 8 * DeadlineKind::ALL.len());
 
@@ -182,6 +209,22 @@ mod tests {
         assert_eq!(deadlines.expired(at(30)), Some(DeadlineKind::Request));
         deadlines.clear(DeadlineKind::Request);
         assert_eq!(deadlines.earliest(), None);
+    }
+
+    #[test]
+    fn an_output_is_taken_in_time_or_it_stalls() {
+        let (second, timeout) = (1_000_000, Duration::from_secs(30));
+        let after = |until, bytes, left, now| {
+            stalls_at(until, Taken { bytes, left }, at(now * second), timeout)
+        };
+        let first = after(Moment::NEVER, 0, 65_536, 0);
+        assert_eq!(first, at(30 * second));
+        // All of it has 300 s: a hundredth of it buys 3 s, and a byte next to nothing.
+        assert_eq!(after(first, 0, 100, 29), first);
+        assert_eq!(after(first, 100, 9_900, 29), at(33 * second));
+        assert!(after(first, 1, 65_535, 29) < at(30 * second + 5_000));
+        // Never beyond the timeout.
+        assert_eq!(after(first, 5_000, 5_000, 29), at(59 * second));
     }
 
     #[test]

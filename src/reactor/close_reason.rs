@@ -9,6 +9,8 @@ pub enum CloseReason {
     Done,
     /// Between two requests for too long, or closed to make room for a new connection.
     Idle,
+    /// Without a job and a key, and closed to make room for a new connection.
+    Evicted,
     /// A request did not arrive in time.
     RequestTimeout,
     /// The peer did not take its answer in time.
@@ -22,9 +24,10 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 7] = [
+    pub const ALL: [CloseReason; 8] = [
         CloseReason::Done,
         CloseReason::Idle,
+        CloseReason::Evicted,
         CloseReason::RequestTimeout,
         CloseReason::WriteTimeout,
         CloseReason::Reset,
@@ -36,6 +39,7 @@ impl CloseReason {
         match self {
             CloseReason::Done => "done",
             CloseReason::Idle => "idle",
+            CloseReason::Evicted => "evicted",
             CloseReason::RequestTimeout => "request_timeout",
             CloseReason::WriteTimeout => "write_timeout",
             CloseReason::Reset => "reset",

@@ -38,7 +38,7 @@ use super::system::{Edge, System};
 use super::transport::{Arrived, Transport};
 use crate::config::Opening;
 use crate::core::Moment;
-use crate::core::deadlines::{DeadlineKind, Deadlines};
+use crate::core::deadlines::{DeadlineKind, Deadlines, Taken, stalls_at};
 use crate::core::output::{Level, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::readiness::Readiness;
@@ -52,6 +52,8 @@ pub struct Connection<K> {
     socket: K,
     peer: Peer,
     readiness: Readiness,
+    /// A valid key has come, or a job has run.
+    is_known: bool,
     phase: Phase,
     deadlines: Deadlines,
     output: OutputQueue,
@@ -101,6 +103,7 @@ impl<K> Connection<K> {
             socket,
             peer,
             readiness: Readiness::new(),
+            is_known: false,
             phase: Phase::Open,
             deadlines: Deadlines::new(),
             output: OutputQueue::new(),
@@ -151,6 +154,12 @@ impl<K> Connection<K> {
             && !self.has_output()
             && !self.transport.is_handshaking()
             && self.protocol.waiting() == Waiting::Request
+    }
+
+    /// Whether it has shown neither a valid key nor a job since it came: where there is no place
+    /// for a new connection, it is worth less than all but the idle ones.
+    pub fn is_stranger(&self) -> bool {
+        !self.is_known
     }
 
     /// Whether anything waits to be written, encrypted or not yet.
@@ -444,6 +453,7 @@ impl<K> Connection<K> {
         let used = self
             .protocol
             .handle_input(bytes, &self.peer, &mut self.output, context);
+        self.is_known |= used.is_known;
         if used.consumed < used.keep {
             self.inbound = context.pool.take();
             self.inbound
@@ -456,6 +466,7 @@ impl<K> Connection<K> {
         let used = self
             .protocol
             .handle_input(held, &self.peer, &mut self.output, context);
+        self.is_known |= used.is_known;
         held.truncate(used.keep);
         held.drain(..used.consumed);
         if held.is_empty() {
@@ -516,7 +527,7 @@ impl<K> Connection<K> {
                     if taken < offered {
                         self.readiness.blocked_write();
                     }
-                    self.deadlines.clear(DeadlineKind::WriteStall);
+                    self.handle_taken(taken, context);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -532,6 +543,18 @@ impl<K> Connection<K> {
             Level::Hard => return Err(CloseReason::WriteTimeout),
         }
         Ok(())
+    }
+
+    /// The peer has taken some of its output: until when does it have to take more?
+    fn handle_taken(&mut self, bytes: usize, context: &Context<'_>) {
+        let kind = DeadlineKind::WriteStall;
+        if self.deadlines.is_set(kind) {
+            let left = self.output.len();
+            let timeout = context.config.limits.write_timeout;
+            let until = self.deadlines.get(kind);
+            let at = stalls_at(until, Taken { bytes, left }, context.now, timeout);
+            self.deadlines.set(kind, at);
+        }
     }
 
     /// The one place that writes, with one call: what waits, or what was made of it by TLS.
@@ -609,6 +632,8 @@ impl<K> Connection<K> {
         if self.has_output() {
             let at = context.now + context.config.limits.write_timeout;
             self.deadlines.set_if_unset(DeadlineKind::WriteStall, at);
+        } else {
+            self.deadlines.clear(DeadlineKind::WriteStall);
         }
         match self.running_deadline(context) {
             None => self.clear_waiting_deadlines(),

@@ -68,6 +68,9 @@ use crate::tls::Acceptor;
 pub struct Pulse {
     /// Connections that it has, or is about to get.
     pub connections: AtomicU32,
+    /// Of these, as of its last turn: who is idle, and who has neither a job nor a key.
+    pub idle: AtomicU32,
+    pub strangers: AtomicU32,
     /// When its last turn ended, in [`Moment`]'s microseconds: the watchdog looks at it.
     pub last_turn_micros: AtomicU64,
 }
@@ -121,6 +124,12 @@ pub struct Reactor<S: System> {
     deferred: RunQueue,
     openings: Vec<Opening>,
     idle: IdleList,
+    /// Connections that are not idle and have neither a job nor a key, the oldest first.
+    strangers: IdleList,
+    /// No stranger is evicted before.
+    evicts_at: Moment,
+    /// No other reactor is asked to make room before.
+    asks_at: Moment,
     mailbox: Receiver<Message<S::Socket>>,
     neighbours: Vec<Neighbour<S::Socket>>,
     pulse: Arc<Pulse>,
@@ -217,6 +226,9 @@ impl<S: System> Reactor<S> {
             deferred: RunQueue::new(),
             openings: parts.openings,
             idle: IdleList::new(),
+            strangers: IdleList::new(),
+            evicts_at: now,
+            asks_at: now,
             mailbox: parts.mailbox,
             neighbours: parts.neighbours,
             pulse: parts.pulse,
@@ -321,6 +333,9 @@ impl<S: System> Reactor<S> {
         match message {
             Message::Engine(key, event) => self.handle_event(key, event),
             Message::Adopt(socket, peer, opening) => self.adopt(socket, peer, opening),
+            Message::MakeRoom(wanted) => self.make_room_for_others(wanted),
+            // It has woken us, and phase 8 comes.
+            Message::RoomMade => self.asks_at = self.shared.now,
             Message::Apply(config) => self.apply(config),
             Message::Tls(acceptor) => self.shared.tls = acceptor,
             Message::Keys(keys) => self.shared.service.set_keys(keys),
@@ -422,11 +437,17 @@ impl<S: System> Reactor<S> {
             if self.shared.draining {
                 return self.close(key, CloseReason::Drain);
             }
+            self.strangers.remove(key);
             if !self.idle.contains(key) {
                 self.idle.push(key);
             }
         } else {
             self.idle.remove(key);
+            match connection.is_stranger() {
+                true if !self.strangers.contains(key) => self.strangers.push(key),
+                true => {}
+                false => self.strangers.remove(key),
+            }
         }
         if let Some(at) = connection.deadlines().wheel_move(self.wheel.scheduled(key)) {
             self.wheel.schedule(key, at);
@@ -456,6 +477,7 @@ impl<S: System> Reactor<S> {
         self.system.close(connection.into_socket());
         self.wheel.cancel(key);
         self.idle.remove(key);
+        self.strangers.remove(key);
         self.count_closed(reason);
     }
 
@@ -493,6 +515,12 @@ impl<S: System> Reactor<S> {
         self.pulse
             .last_turn_micros
             .store(now.as_micros(), Ordering::Relaxed);
+        for (count, list) in [
+            (&self.pulse.idle, &self.idle),
+            (&self.pulse.strangers, &self.strangers),
+        ] {
+            count.store(list.len() as u32, Ordering::Relaxed);
+        }
         #[cfg(debug_assertions)]
         self.check_invariants();
         // Those who are on their way to us count: a neighbour may have accepted them for us.

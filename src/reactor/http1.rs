@@ -128,6 +128,15 @@ impl Http1 {
         self.request
     }
 
+    /// Whether a valid key has come with the present request, or its job runs.
+    fn is_known(&self) -> bool {
+        match &self.stage {
+            Stage::Receiving(admitted) => admitted.as_ref().is_some_and(|it| it.has_key()),
+            Stage::Answering(exchange) => exchange.has_job(),
+            Stage::Over => false,
+        }
+    }
+
     /// Whether bytes of a request may be handed in.
     pub fn is_receptive(&self) -> bool {
         matches!(self.stage, Stage::Receiving(_))
@@ -194,6 +203,7 @@ impl Http1 {
         let mut used = Used {
             consumed: 0,
             keep: input.len(),
+            is_known: false,
         };
         let mut handled = 0;
         while handled < limits::REQUESTS_PER_READ
@@ -207,8 +217,9 @@ impl Http1 {
                     break;
                 }
                 Step::Admitted | Step::Refused => {}
-                Step::Handled { consumed } => {
+                Step::Handled { consumed, has_key } => {
                     used.consumed += consumed;
+                    used.is_known |= has_key;
                     handled += 1;
                     // What follows is another request, which has begun only now.
                     self.handle_pause(context.now);
@@ -218,6 +229,7 @@ impl Http1 {
         if self.is_over() {
             used.consumed = input.len();
         }
+        used.is_known |= self.is_known();
         used
     }
 
@@ -309,9 +321,11 @@ impl Http1 {
             .accept(&head, admitted.body_limit, input.len())
         {
             Ok(Accepted::Complete(message)) => {
+                let has_key = admitted.has_key();
                 self.handle_request(admitted, &head, &input[message.body], output, context);
                 Step::Handled {
                     consumed: message.consumed,
+                    has_key,
                 }
             }
             Ok(accepted) => {
@@ -342,6 +356,7 @@ impl Http1 {
                 self.answer_refusal(refusal, output, context);
                 Step::Handled {
                     consumed: message.consumed,
+                    has_key: false,
                 }
             }
             _ => self.refuse(refusal, output, context),
@@ -366,15 +381,11 @@ impl Http1 {
             let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
             return self.refuse(Refusal::of_peer(error, peer), output, context);
         };
-        self.handle_request(
-            admitted,
-            &head,
-            &input[message.body.clone()],
-            output,
-            context,
-        );
+        let (has_key, body) = (admitted.has_key(), &input[message.body.clone()]);
+        self.handle_request(admitted, &head, body, output, context);
         Step::Handled {
             consumed: message.consumed,
+            has_key,
         }
     }
 
@@ -551,6 +562,8 @@ pub struct Used {
     pub consumed: usize,
     /// From here on they are used up too, being decoded: `consumed..keep` is what remains.
     pub keep: usize,
+    /// A valid key has come, or a job runs.
+    pub is_known: bool,
 }
 
 /// What one look at the input has brought.
@@ -564,6 +577,8 @@ enum Step {
     Refused,
     Handled {
         consumed: usize,
+        /// Whether it came with a valid key.
+        has_key: bool,
     },
 }
 

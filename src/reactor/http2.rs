@@ -34,6 +34,7 @@ use h2::Reason;
 
 use super::http1::{Context, Waiting, late};
 use crate::core::Moment;
+use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::{Level, OutputQueue};
 use crate::engine::Event;
@@ -75,6 +76,8 @@ pub struct Http2 {
     holds_credit: bool,
     /// It is the connection's output that has to drain before that can be looked at.
     awaits_room: bool,
+    /// A valid key has come, or a job has run.
+    is_known: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,7 @@ impl Http2 {
             has_work: false,
             holds_credit: false,
             awaits_room: false,
+            is_known: false,
         }
     }
 
@@ -138,6 +142,11 @@ impl Http2 {
 
     pub fn is_over(&self) -> bool {
         self.state == State::Over
+    }
+
+    /// Whether a valid key has come, or a job has run.
+    pub fn is_known(&self) -> bool {
+        self.is_known
     }
 
     pub fn is_answering(&self) -> bool {
@@ -431,13 +440,22 @@ impl Http2 {
         let mut took = false;
         let mut over = Vec::new();
         for (&id, stream) in &mut self.streams {
-            if stream.outgoing.push() {
-                took = true;
-                stream.stalls_at = Moment::NEVER;
-            }
-            if stream.outgoing.waiting_bytes() > 0 && stream.stalls_at == Moment::NEVER {
-                stream.stalls_at = context.now + context.config.limits.write_timeout;
-            }
+            let before = stream.outgoing.waiting_bytes();
+            took |= stream.outgoing.push();
+            let left = stream.outgoing.waiting_bytes();
+            stream.stalls_at = match left {
+                0 => Moment::NEVER,
+                _ => {
+                    let bytes = before - left;
+                    let timeout = context.config.limits.write_timeout;
+                    stalls_at(
+                        stream.stalls_at,
+                        Taken { bytes, left },
+                        context.now,
+                        timeout,
+                    )
+                }
+            };
             if stream.is_over() {
                 over.push(id);
             }

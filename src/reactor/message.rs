@@ -18,6 +18,10 @@ pub enum Message<K> {
     Engine(JobKey, Event),
     /// The accepting reactor gives this one a connection.
     Adopt(K, Peer, Opening),
+    /// The accepting reactor has no place left: close this many of those who are worth least.
+    MakeRoom(usize),
+    /// Places have become free; the letter's only purpose is to wake the accepting reactor.
+    RoomMade,
     /// A new configuration is in force.
     Apply(Arc<Config>),
     /// New connections use this from now on; `None`: there is no TLS.

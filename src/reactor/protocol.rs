@@ -144,6 +144,7 @@ impl Protocol {
                     return Used {
                         consumed: 0,
                         keep: input.len(),
+                        is_known: false,
                     };
                 }
                 Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(context.now))),
@@ -160,6 +161,7 @@ impl Protocol {
                 Used {
                     consumed: input.len(),
                     keep: input.len(),
+                    is_known: http2.is_known(),
                 }
             }
             Protocol::Undecided { .. } | Protocol::Http1(_) => {

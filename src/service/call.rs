@@ -162,6 +162,11 @@ pub struct Admitted {
 }
 
 impl Admitted {
+    /// Whether a valid key came with it.
+    pub const fn has_key(&self) -> bool {
+        self.call.caller.is_some()
+    }
+
     /// The body went wrong: the refusal keeps the request's id, route and start. How large it may
     /// be is known here, and not where it was found to be larger.
     pub fn refuse(self, mut error: ApiError) -> Refusal {

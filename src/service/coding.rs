@@ -211,7 +211,7 @@ impl Coder {
         encoding: Encoding,
         bounds: Bounds,
     ) -> Result<Cow<'b, [u8]>, ApiError> {
-        if encoding == Encoding::Identity {
+        if encoding == Encoding::Identity || bounds.inflate_ratio.is_none() {
             return frame::only_message(body, encoding, bounds);
         }
         let (coding, counters) = (Coding::Gzip, self.metrics.compression());

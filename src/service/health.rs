@@ -2,7 +2,8 @@
 //!
 //! A watch is an exchange without a job. It looks at the engine at an interval, since nobody tells
 //! a reactor that a model is loaded, and says something when the state has changed. A drain ends
-//! it: the client is to watch another daemon.
+//! it: the client is to watch another daemon. So does its age: a watch takes no key, and holds a
+//! place.
 
 use crate::core::Moment;
 use crate::engine::State;
@@ -31,15 +32,16 @@ pub struct Watch {
     /// What the client was told last.
     told: Option<ServingStatus>,
     look_at: Moment,
-    /// The client's own deadline.
-    ends: Option<Moment>,
+    /// The client's own deadline, if that is before `expires`.
+    ends: Moment,
+    /// No watch lasts longer.
+    expires: Moment,
     bytes: u64,
 }
 
 impl Watch {
     pub fn next_deadline(&self) -> Moment {
-        self.ends
-            .map_or(self.look_at, |ends| ends.min(self.look_at))
+        self.look_at.min(self.ends).min(self.expires)
     }
 }
 
@@ -79,15 +81,16 @@ impl Service {
                 return None;
             }
         };
-        let ends = match call.form {
-            Form::Grpc(terms) => terms.timeout.map(|timeout| call.started + timeout),
+        let timeout = match call.form {
+            Form::Grpc(terms) => terms.timeout,
             Form::Json | Form::Protobuf => None,
         };
         let mut watch = Watch {
             is_known: SERVICES.contains(&&*asked.service),
             told: None,
             look_at: now,
-            ends,
+            ends: timeout.map_or(Moment::NEVER, |timeout| call.started + timeout),
+            expires: call.started + limits::JOBLESS_STREAM_MAX,
             bytes: 0,
             call,
         };
@@ -104,8 +107,8 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) -> Flow {
-        let is_over = watch.ends.is_some_and(|ends| now >= ends);
-        if now >= watch.look_at || is_over {
+        let (is_over, has_expired) = (now >= watch.ends, now >= watch.expires);
+        if now >= watch.look_at || is_over || has_expired {
             watch.look_at = now + limits::HEALTH_WATCH_INTERVAL;
             let status = match watch.is_known {
                 true => self.serving_status(),
@@ -120,10 +123,9 @@ impl Service {
             let message = "the daemon is about to stop; watch another one";
             ApiError::new(ErrorCode::Draining, message)
         } else if is_over {
-            ApiError::new(
-                ErrorCode::RequestTimeout,
-                "the watch's own deadline is over",
-            )
+            ApiError::new(ErrorCode::RequestTimeout, "the watch's own deadline passed")
+        } else if has_expired {
+            expired()
         } else {
             return Flow::Open;
         };
@@ -157,6 +159,13 @@ impl Service {
         let message = self.only_message(call, body)?;
         decode(&message, "grpc.health.v1.HealthCheckRequest")
     }
+}
+
+/// Of a stream that was open for as long as one may be.
+pub(super) fn expired() -> ApiError {
+    let seconds = limits::JOBLESS_STREAM_MAX.as_secs();
+    let message = format!("a stream like this may stay open for {seconds} s; open another one");
+    ApiError::new(ErrorCode::StreamExpired, message)
 }
 
 fn response(status: ServingStatus) -> HealthCheckResponse {

@@ -15,6 +15,7 @@ use crate::offload::CancelReason;
 use super::call::{Admitted, Call};
 use super::coding::message_bounds;
 use super::form::Form;
+use super::health::expired;
 use super::ledger::Outcome;
 use super::{Exchange, Flow, Service};
 
@@ -30,8 +31,10 @@ pub struct Dialogue {
     /// When to look again: soon where questions wait for room in the output, else at an interval,
     /// for the drain that nobody tells of.
     look_at: Moment,
-    /// The client's own deadline, or that of a client that has fallen silent.
+    /// The client's own deadline, or the longest that a stream may last.
     ends: Moment,
+    /// Whether `ends` is the client's.
+    has_own_deadline: bool,
     bytes: u64,
 }
 
@@ -39,37 +42,28 @@ impl Dialogue {
     pub fn next_deadline(&self) -> Moment {
         self.look_at.min(self.ends)
     }
-
-    fn postpone_end(&mut self, now: Moment) {
-        let silent = now + limits::REFLECTION_IDLE;
-        self.ends = match self.call.form {
-            Form::Grpc(terms) => terms
-                .timeout
-                .map_or(silent, |timeout| silent.min(self.call.started + timeout)),
-            Form::Json | Form::Protobuf => silent,
-        };
-    }
 }
 
 impl Service {
     /// A request of [`super::Intake::Pieces`] was admitted: its exchange, before any of its body.
     pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
         let call = admitted.call;
-        let encoding = match call.form {
-            Form::Grpc(terms) => terms.encoding,
-            Form::Json | Form::Protobuf => Encoding::Identity,
+        let (encoding, timeout) = match call.form {
+            Form::Grpc(terms) => (terms.encoding, terms.timeout),
+            Form::Json | Form::Protobuf => (Encoding::Identity, None),
         };
+        let own = timeout.filter(|timeout| *timeout < limits::JOBLESS_STREAM_MAX);
         let bounds = message_bounds(&self.parts.config, call.row);
-        let mut dialogue = Dialogue {
+        let dialogue = Dialogue {
             questions: Decoder::new(encoding, bounds),
             count: 0,
             is_over: false,
             look_at: now + limits::HEALTH_WATCH_INTERVAL,
-            ends: now,
+            ends: call.started + own.unwrap_or(limits::JOBLESS_STREAM_MAX),
+            has_own_deadline: own.is_some(),
             bytes: 0,
             call,
         };
-        dialogue.postpone_end(now);
         Box::new(Exchange::Reflection(dialogue))
     }
 
@@ -88,7 +82,6 @@ impl Service {
             return Flow::Open;
         };
         dialogue.is_over |= is_end;
-        dialogue.postpone_end(now);
         let waiting = dialogue.questions.pending_bytes() + data.len();
         if waiting > limits::REFLECTION_PENDING_BYTES_MAX && !reply.has_room() {
             let message = "too many questions wait for their answers to be read";
@@ -107,8 +100,10 @@ impl Service {
         reply: &mut dyn Reply,
     ) -> Flow {
         if now >= dialogue.ends {
-            let message = "the stream was silent for too long, or its deadline is over";
-            let error = ApiError::new(ErrorCode::RequestTimeout, message);
+            let error = match dialogue.has_own_deadline {
+                true => ApiError::new(ErrorCode::RequestTimeout, "the stream's deadline passed"),
+                false => expired(),
+            };
             return self.end_reflection(dialogue, Some(&error), now, reply);
         }
         if now < dialogue.look_at {

@@ -123,6 +123,15 @@ impl Compression {
         measured(&self.codings[coding as usize].seconds, work)
     }
 
+    /// Seconds that inflating has taken: 0 if nothing ever was.
+    #[cfg(test)]
+    pub fn inflating_seconds(&self) -> f64 {
+        self.codings
+            .iter()
+            .map(|own| own.inflating_seconds.get())
+            .sum()
+    }
+
     /// Inflates, by the clock.
     pub fn inflating<T>(&self, coding: Coding, work: impl FnOnce() -> T) -> T {
         measured(&self.codings[coding as usize].inflating_seconds, work)

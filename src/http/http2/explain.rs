@@ -309,8 +309,55 @@ const HUFFMAN_LENGTHS: [u8; 257] = [
 
 const HUFFMAN_LENGTH_MAX: u32 = 30;
 
-/// Bit by bit, in the way of canonical codes: among the codes of each length, those from `first` on
-/// are symbols. Slow, and asked at most once for a connection's strings.
+/// Of the canonical code, by length in bits: the first code, how many there are, and where their
+/// symbols begin in `HUFFMAN.symbols`.
+struct Huffman {
+    first: [u32; HUFFMAN_LENGTH_MAX as usize + 1],
+    count: [u32; HUFFMAN_LENGTH_MAX as usize + 1],
+    start: [u32; HUFFMAN_LENGTH_MAX as usize + 1],
+    /// By length, then by value.
+    symbols: [u16; HUFFMAN_LENGTHS.len()],
+}
+
+static HUFFMAN: Huffman = Huffman::new();
+
+impl Huffman {
+    const fn new() -> Huffman {
+        let mut huffman = Huffman {
+            first: [0; HUFFMAN_LENGTH_MAX as usize + 1],
+            count: [0; HUFFMAN_LENGTH_MAX as usize + 1],
+            start: [0; HUFFMAN_LENGTH_MAX as usize + 1],
+            symbols: [0; HUFFMAN_LENGTHS.len()],
+        };
+        let (mut length, mut next) = (1, 0);
+        while length <= HUFFMAN_LENGTH_MAX as usize {
+            huffman.first[length] = (huffman.first[length - 1] + huffman.count[length - 1]) << 1;
+            huffman.start[length] = next as u32;
+            let mut symbol = 0;
+            while symbol < HUFFMAN_LENGTHS.len() {
+                if HUFFMAN_LENGTHS[symbol] as usize == length {
+                    huffman.symbols[next] = symbol as u16;
+                    huffman.count[length] += 1;
+                    next += 1;
+                }
+                symbol += 1;
+            }
+            length += 1;
+        }
+        huffman
+    }
+
+    /// The symbol that `code`, of so many bits, stands for.
+    fn symbol(&self, code: u32, length: u32) -> Option<u16> {
+        let length = length as usize;
+        let offset = code.checked_sub(self.first[length])?;
+        let is_code = offset < self.count[length];
+        is_code.then(|| self.symbols[(self.start[length] + offset) as usize])
+    }
+}
+
+/// Bit by bit: among the codes of each length, those from `first` on are symbols. A step is a
+/// subtraction and a comparison, for a peer may send 64 KiB of this.
 fn unhuffman(coded: &[u8]) -> Option<Vec<u8>> {
     let mut text = Vec::new();
     let (mut code, mut length) = (0u32, 0u32);
@@ -320,7 +367,7 @@ fn unhuffman(coded: &[u8]) -> Option<Vec<u8>> {
     {
         code = code << 1 | u32::from(bit);
         length += 1;
-        if let Some(symbol) = symbol(code, length) {
+        if let Some(symbol) = HUFFMAN.symbol(code, length) {
             // EOS has no place in a string.
             text.push(u8::try_from(symbol).ok()?);
             (code, length) = (0, 0);
@@ -330,23 +377,6 @@ fn unhuffman(coded: &[u8]) -> Option<Vec<u8>> {
     }
     // The rest is the beginning of EOS, which is all ones, and less than a byte.
     (length < 8 && code == (1 << length) - 1).then_some(text)
-}
-
-fn symbol(code: u32, length: u32) -> Option<usize> {
-    let mut first = 0u32;
-    for shorter in 1..length {
-        first = (first + count_of(shorter)) << 1;
-    }
-    let offset = code.checked_sub(first)?;
-    let symbols = (0..HUFFMAN_LENGTHS.len()).filter(|&at| u32::from(HUFFMAN_LENGTHS[at]) == length);
-    symbols.into_iter().nth(offset as usize)
-}
-
-fn count_of(length: u32) -> u32 {
-    let same = HUFFMAN_LENGTHS
-        .iter()
-        .filter(|&&it| u32::from(it) == length);
-    same.count() as u32
 }
 
 #[cfg(test)]

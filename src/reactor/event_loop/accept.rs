@@ -1,9 +1,9 @@
 //! Phase 8: who comes in, who has to go for it, and which reactor gets it.
 
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Neighbour, Reactor};
+use super::{Neighbour, Pulse, Reactor};
 use crate::config::Opening;
 use crate::core::Moment;
 use crate::core::gate::AcceptVerdict;
@@ -18,7 +18,7 @@ impl<S: System> Reactor<S> {
     pub(super) fn accept_connections(&mut self) {
         self.gate.begin_turn(self.total_connections());
         if self.gate.is_full() && self.somebody_waits_indeed() {
-            self.close_oldest_idle(self.gate.excess());
+            self.make_room(self.gate.excess());
         }
         while let Some(listener) = self.gate.poll_listener(self.shared.now) {
             match self.system.accept(listener) {
@@ -97,7 +97,7 @@ impl<S: System> Reactor<S> {
                 log::warn!("accepting pauses: {error}");
                 self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;
             }
-            self.close_oldest_idle(limits::IDLE_CLOSED_PER_TURN);
+            self.make_room(limits::IDLE_CLOSED_PER_TURN);
         }
     }
 
@@ -105,13 +105,79 @@ impl<S: System> Reactor<S> {
         self.neighbours.iter().map(load).sum()
     }
 
-    /// Makes room by ending those who have been silent for longest.
-    fn close_oldest_idle(&mut self, wanted: usize) {
-        for _ in 0..wanted.min(limits::IDLE_CLOSED_PER_TURN) {
-            let Some(key) = self.idle.oldest() else { break };
+    /// Makes room for new connections by ending those that are worth least: first the idle ones of
+    /// any reactor, the longest idle first; then those that have neither a job nor a key, the
+    /// oldest first. Those of another reactor are its own to end, and it is asked by letter.
+    fn make_room(&mut self, wanted: usize) {
+        let wanted = wanted.min(limits::IDLE_CLOSED_PER_TURN);
+        let mut left = wanted - self.close_oldest_idle(wanted);
+        left -= self.ask_for_room(left, |pulse| &pulse.idle);
+        left -= self.evict_strangers(left);
+        self.ask_for_room(left, |pulse| &pulse.strangers);
+    }
+
+    /// Another reactor has no place for a new connection.
+    pub(super) fn make_room_for_others(&mut self, wanted: usize) {
+        let closed = self.close_oldest_idle(wanted);
+        let evicted = self.evict_strangers(wanted - closed);
+        if closed + evicted > 0
+            && let Some(acceptor) = self.neighbours.first()
+        {
+            // One that has ended has no use for it.
+            let _ = acceptor.mailbox.offer(Message::RoomMade);
+        }
+    }
+
+    /// Asks the reactors that have connections of a kind to close some; returns how many they will
+    /// close. Nothing is asked again before the last letter can have had its effect.
+    fn ask_for_room(&mut self, wanted: usize, kind: fn(&Pulse) -> &AtomicU32) -> usize {
+        let own = usize::from(self.shared.index);
+        let may_ask = self.shared.now >= self.asks_at;
+        let mut left = wanted;
+        for (index, other) in self.neighbours.iter().enumerate() {
+            let count = kind(&other.pulse).load(Ordering::Relaxed) as usize;
+            let share = count.min(left);
+            if index == own || share == 0 {
+                continue;
+            }
+            if may_ask && other.mailbox.offer(Message::MakeRoom(share)).is_err() {
+                continue;
+            }
+            left -= share;
+            self.asks_at = self.asks_at.max(self.shared.now + limits::FULL_GATE_RETRY);
+        }
+        wanted - left
+    }
+
+    fn close_oldest_idle(&mut self, wanted: usize) -> usize {
+        let mut closed = 0;
+        while closed < wanted
+            && let Some(key) = self.idle.oldest()
+        {
             self.close(key, CloseReason::Idle);
             self.gate.handle_place_freed();
+            closed += 1;
         }
+        closed
+    }
+
+    /// Evicts at a pace that leaves each of them, on average, the time that a handshake takes.
+    fn evict_strangers(&mut self, wanted: usize) -> usize {
+        let now = self.shared.now;
+        if self.evicts_at > now {
+            return 0;
+        }
+        let pause = limits::EVICTION_PATIENCE / self.strangers.len().max(1) as u32;
+        let mut evicted = 0;
+        while evicted < wanted
+            && let Some(key) = self.strangers.oldest()
+        {
+            self.close(key, CloseReason::Evicted);
+            self.gate.handle_place_freed();
+            evicted += 1;
+        }
+        self.evicts_at = now + pause * evicted as u32;
+        evicted
     }
 
     /// Gives a new connection to the reactor that has the fewest; keeps it if that one has ended.

@@ -52,11 +52,13 @@ impl Http2 {
         let head_only = parts.method == http::Method::HEAD;
         let mut outgoing = Outgoing::new(respond, head_only);
         let admitted = match admit(&parts, peer, context) {
-            Ok((admitted, true)) if !incoming.is_end_stream() => {
-                outgoing.send_continue();
+            Ok((admitted, expects_continue)) => {
+                self.is_known |= admitted.has_key();
+                if expects_continue && !incoming.is_end_stream() {
+                    outgoing.send_continue();
+                }
                 admitted
             }
-            Ok((admitted, _)) => admitted,
             Err(refusal) => {
                 refuse(&mut outgoing, refusal, output, context);
                 let mut stream = Stream::new(Stage::Sending, outgoing);
@@ -177,6 +179,7 @@ impl Http2 {
         let (service, mut reply) = writer(&mut stream.outgoing, output, context);
         let body = body.as_slice();
         if let Some(exchange) = service.handle(admitted, &request, body, key, now, &mut reply) {
+            self.is_known |= exchange.has_job();
             stream.stage = Stage::Answering(exchange);
         }
         self.settle(id);

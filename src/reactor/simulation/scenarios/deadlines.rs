@@ -4,6 +4,29 @@ use super::{GET, LOUD, SECOND, Stage, Wire, generate};
 use crate::offload::CancelReason;
 use crate::reactor::close_reason::CloseReason;
 
+/// Mutation: the write deadline is cleared by each write, as if any byte were enough.
+#[test]
+fn an_output_that_is_taken_byte_by_byte_stalls_and_a_slow_one_does_not() {
+    let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    // Bytes that are read each 20 s, and how long the connection lasts.
+    for (bytes, lasts) in [(1, 2), (100, 2), (6_000, 30)] {
+        let mut stage = Stage::new(|config| config.limits.write_timeout = 30 * SECOND);
+        let wire = stage.connect_slowly(1_000);
+        stage.send(wire, request.repeat(30));
+        stage.settle();
+        for _ in 0..lasts {
+            assert!(!stage.is_closed(wire), "{bytes} bytes");
+            let mut left = bytes;
+            while left > 0 {
+                left -= stage.on(wire, |wire| wire.client_reads(left)).len();
+                stage.settle();
+            }
+            stage.pass(20 * SECOND);
+        }
+        assert_eq!(stage.is_closed(wire), bytes < 6_000, "{bytes} bytes");
+    }
+}
+
 #[test]
 fn edges_without_bytes_do_not_keep_an_idle_connection() {
     let mut stage = Stage::new(|config| config.limits.idle_timeout = 10 * SECOND);

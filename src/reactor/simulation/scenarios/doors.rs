@@ -1,6 +1,8 @@
 //! Doors: who comes in, when there is no room, and who is still served when the daemon goes.
 
+use super::streams::{preface, watch};
 use super::{GET, SECOND, Stage, TERSE, Wire, generate};
+use crate::limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
@@ -75,6 +77,112 @@ fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
     }
     assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
     assert_eq!(stage.house.metrics.accept_paused.get(), 3);
+}
+
+/// Connections that hold a place and give nothing for it: a watch, half a head, half a body.
+fn strangers(stage: &mut Stage, count: usize) -> Vec<usize> {
+    let request = generate(false);
+    let half_a_body = &request[..request.len() - 9];
+    let wires: Vec<_> = (0..count).map(|_| stage.connect()).collect();
+    for (number, &wire) in wires.iter().enumerate() {
+        match number % 3 {
+            0 => stage.send(wire, [preface(), watch(1)].concat()),
+            1 => stage.send(wire, &GET[..20]),
+            _ => stage.send(wire, half_a_body),
+        }
+        stage.settle();
+    }
+    wires
+}
+
+/// Mutations: strangers are not listed in `settle`; `is_known` is not set for a job.
+#[test]
+fn strangers_make_room_after_the_idle_and_the_oldest_first() {
+    let mut stage = Stage::with(1, 20, TERSE, |config| {
+        config.limits.header_timeout = 3_600 * SECOND;
+        config.limits.body_timeout = 3_600 * SECOND;
+    });
+    let worker = stage.connect();
+    stage.send(worker, generate(true));
+    stage.settle();
+    let strangers = strangers(&mut stage, 17);
+    let idle = [stage.connect(), stage.connect()];
+    stage.settle();
+    let mut newcomers = Vec::new();
+    for _ in 0..2 {
+        newcomers.push(stage.connect());
+        stage.send(newcomers[newcomers.len() - 1], generate(true));
+        stage.settle();
+    }
+    assert!(idle.iter().all(|&wire| stage.is_closed(wire)));
+    assert_eq!(stage.closed(CloseReason::Evicted), 0, "the idle come first");
+    // From now on nobody is idle, and each newcomer brings a job and stays.
+    for count in 1..=16 {
+        let late = stage.connect();
+        stage.send(late, generate(true));
+        stage.settle();
+        stage.pass(SECOND);
+        assert!(!stage.is_closed(late), "the {count}th is in");
+        newcomers.push(late);
+    }
+    let evicted = stage.closed(CloseReason::Evicted) as usize;
+    assert!(evicted >= 16, "{evicted}");
+    for (number, &wire) in strangers.iter().enumerate() {
+        assert_eq!(stage.is_closed(wire), number < evicted, "the oldest first");
+    }
+    assert!(!stage.is_closed(worker));
+    assert!(newcomers.iter().all(|&wire| !stage.is_closed(wire)));
+    assert_eq!(stage.house.engine.running(), 19);
+}
+
+/// A flood of newcomers that say nothing of use must leave each other time for a handshake.
+#[test]
+fn evictions_are_paced() {
+    let mut stage = Stage::with(1, 20, TERSE, |_| {});
+    strangers(&mut stage, 20);
+    let flood: Vec<_> = (0..60).map(|_| stage.connect()).collect();
+    for &wire in &flood {
+        stage.send(wire, &GET[..20]);
+    }
+    stage.settle();
+    assert_eq!(stage.closed(CloseReason::Evicted), 2, "a tenth at once");
+    for _ in 0..10 {
+        stage.pass(limits::EVICTION_PATIENCE / 10);
+    }
+    let evicted = stage.closed(CloseReason::Evicted);
+    assert!(
+        (15..=25).contains(&evicted),
+        "{evicted} in one time of patience"
+    );
+}
+
+/// Whoever is worth least may be another reactor's. Mutation: `ask_for_room` returns at once.
+#[test]
+fn strangers_and_idlers_of_another_reactor_make_room_too() {
+    for is_idle in [false, true] {
+        let mut stage = Stage::with(2, 8, TERSE, |_| {});
+        let mut others = Vec::new();
+        for number in 0..8 {
+            let wire = stage.connect();
+            // They are placed in turn: the first reactor's have jobs.
+            match (number % 2, is_idle) {
+                (0, _) => stage.send(wire, generate(true)),
+                (_, true) => others.push(wire),
+                (_, false) => {
+                    stage.send(wire, [preface(), watch(1)].concat());
+                    others.push(wire);
+                }
+            }
+            stage.settle();
+        }
+        assert_eq!(stage.house.engine.running(), 4);
+        let late = stage.connect();
+        stage.send(late, GET);
+        let answer = stage.receive(late);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{is_idle}: {answer:?}");
+        assert_eq!(stage.house.engine.running(), 4);
+        assert!(others.iter().any(|&wire| stage.is_closed(wire)));
+    }
 }
 
 // ---- going ----

@@ -1,14 +1,45 @@
 //! HTTP/2's streams and their windows.
 
+use std::time::Duration;
+
 use super::{LOUD, SECOND, Stage};
 use crate::http::http2::testing::frame;
 use crate::http::sniff::PREFACE;
+use crate::limits;
+use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const STREAM: u32 = 1;
+
+/// A field that is put into no table. The name is a literal, or an index as HPACK writes it.
+pub fn field(name: &[u8], value: &str) -> Vec<u8> {
+    [name, &[value.len() as u8], value.as_bytes()].concat()
+}
+
+/// The head of a gRPC call, with `more` fields behind the usual ones.
+pub fn call(stream: u32, path: &str, more: &[u8]) -> Vec<u8> {
+    let block = [
+        &[0x83, 0x86][..],
+        &field(&[0x04], path),
+        &field(&[0x01], "localhost"),
+        &field(&[0x0f, 0x10], "application/grpc"),
+        more,
+    ];
+    frame(1, 0x4, stream, &block.concat())
+}
+
+/// A watch of health, which needs no key.
+pub fn watch(stream: u32) -> Vec<u8> {
+    let head = call(stream, "/grpc.health.v1.Health/Watch", &[]);
+    [head, frame(0, 0x1, stream, &[0; 5])].concat()
+}
+
+pub fn preface() -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat()
+}
 
 fn settings(initial_window: u32) -> Vec<u8> {
     let setting = [
@@ -26,7 +57,6 @@ fn request() -> Vec<u8> {
 
 /// The head of one whose body is to follow.
 fn head() -> Vec<u8> {
-    let field = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
     let block = [
         &[0x83, 0x86][..],
         &field(&[0x04], "/api/v1/generate"),
@@ -34,6 +64,36 @@ fn head() -> Vec<u8> {
         &field(&[0x0f, 0x10], "application/json"),
     ];
     frame(1, 0x4, STREAM, &block.concat())
+}
+
+/// No stream without a job is open for ever, and neither is its connection. Mutation: `expires` of
+/// a watch is `Moment::NEVER`.
+#[test]
+fn streams_without_a_job_end_and_their_connection_with_them() {
+    let mut stage = Stage::new(|_| {});
+    let wire = stage.connect();
+    let check = "/grpc.health.v1.Health/Check";
+    let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    // A watch, a request whose body does not come, a dialogue whose client says nothing.
+    let streams = [
+        preface(),
+        watch(1),
+        call(3, check, &[]),
+        call(5, reflection, &[]),
+    ];
+    stage.send(wire, streams.concat());
+    stage.settle();
+    let mut waited = Duration::ZERO;
+    while !stage.is_closed(wire) {
+        stage.pass(SECOND);
+        // A PING is no request, and keeps nobody in.
+        stage.send(wire, frame(6, 0, 0, &[0; 8]));
+        stage.on(wire, |wire| wire.client_reads(usize::MAX));
+        waited += SECOND;
+        assert!(waited < limits::JOBLESS_STREAM_MAX + 100 * SECOND);
+    }
+    assert!(waited > limits::JOBLESS_STREAM_MAX);
+    assert_eq!(stage.closed(CloseReason::Evicted), 0);
 }
 
 /// What is held back for want of window is no work: the loop sleeps until the peer says something,

@@ -123,6 +123,33 @@ fn a_watch_tells_each_change_until_the_drain() {
     assert_eq!((reply.grpc_status(), &*reply.reason()), (14, "draining"));
 }
 
+/// A watch needs no key, and holds a place. Mutation: `expires` is `Moment::NEVER`.
+#[test]
+fn a_watch_ends_after_some_minutes_and_its_client_is_told_to_come_again() {
+    let mut bench = Bench::new();
+    let (mut reply, exchange) = Rpc::new(WATCH, &health("")).without_key().send(&mut bench);
+    let mut exchange = exchange.unwrap();
+    let started = bench.now;
+    let mut flow = Flow::Open;
+    while flow == Flow::Open {
+        bench.now = exchange.next_deadline();
+        let now = bench.now;
+        flow = bench
+            .service
+            .handle_deadline(&mut exchange, now, &mut reply);
+    }
+    assert_eq!(bench.now, started + limits::JOBLESS_STREAM_MAX);
+    assert_eq!(
+        (reply.grpc_status(), &*reply.reason()),
+        (14, "stream_expired")
+    );
+    assert_eq!(
+        statuses(&reply),
+        [ServingStatus::Serving],
+        "nothing had changed"
+    );
+}
+
 #[test]
 fn a_watch_of_an_unknown_service_waits_for_it_and_keeps_its_deadline() {
     let mut bench = Bench::new();
