@@ -387,6 +387,47 @@ fn slot_that_was_not_used_for_longest_is_taken() {
     assert_eq!(host.done(4).usage.cached_tokens, 0);
 }
 
+/// Mutation that this test catches: slots taken by their last use alone.
+#[test]
+fn sequences_that_run_together_are_neighbours() {
+    let mut host = Host::new(6);
+    // All slots were used, in this order: 0 to 5.
+    for tenant in 0..6 {
+        host.submit(Job {
+            tenant,
+            ..host.job(&talkative(tenant as usize + 1), tenant as u32 + 1)
+        });
+    }
+    host.run();
+    // Slot 0 is the one that was not used for longest; the next ones lie beside those that run.
+    let running =
+        |host: &Host| -> Vec<usize> { (0..6).filter(|slot| host.phase(*slot).is_some()).collect() };
+    for expected in [vec![0], vec![0, 1], vec![0, 1, 2]] {
+        host.submit(Job {
+            tenant: 9,
+            ..host.job(&talkative(30), 30)
+        });
+        host.scheduler.step();
+        assert_eq!(running(&host), expected);
+    }
+    // A gap is filled before the row grows.
+    host.scheduler.slots[1]
+        .run
+        .as_ref()
+        .unwrap()
+        .job()
+        .ticket
+        .cancel(CancelReason::Disconnect);
+    host.scheduler.step();
+    assert_eq!(running(&host), [0, 2]);
+    host.submit(Job {
+        tenant: 8,
+        ..host.job(&talkative(30), 30)
+    });
+    host.scheduler.step();
+    assert_eq!(running(&host), [0, 1, 2]);
+}
+
 #[test]
 fn failed_batch_fails_its_jobs_and_no_others() {
     let mut host = Host::new(2);
