@@ -89,6 +89,28 @@ pub const PENALTY_WINDOW_TOKENS: i32 = 64;
 pub const PIECE_BYTES: usize = 256;
 /// Bytes read of one value of a GGUF file's metadata: names, of which the longest have 100.
 pub const METADATA_TEXT_BYTES: usize = 1024;
+/// Context of the two sequences that a model is proved with: room for a short prompt.
+pub const PROOF_CONTEXT_TOKENS: u32 = 256;
+/// Tokens of the prompt that a model is proved with: templates put 30 to 60 around a word.
+pub const PROOF_TOKENS: u32 = 32;
+/// Processor time that a proof may take, and a second more for so many bytes of the file: weights
+/// are read, some are put into another order, and 34 tokens are computed.
+pub const PROOF_CPU_SECONDS: u64 = 600;
+pub const PROOF_BYTES_PER_CPU_SECOND: u64 = 16 * 1024 * 1024;
+/// How often a daemon that waits for a proof asks whether the model is still wanted.
+pub const PROOF_TICK: Duration = Duration::from_millis(100);
+/// What is kept of a proof's last words: some lines of llama.cpp and a panic's message.
+pub const PROOF_LAST_WORDS_BYTES: usize = 16 * 1024;
+/// What an operator is told of a proof's end, in one line.
+pub const PROOF_CAUSE_BYTES: usize = 1024;
+/// Entries of a GGUF file's metadata, and tensors: the field's largest files have 70 and 3,000.
+pub const GGUF_ENTRIES_MAX: u64 = 65_536;
+/// Items of an array in a GGUF file: the largest vocabularies have 262,144 words.
+pub const GGUF_ITEMS_MAX: u64 = 16 * 1024 * 1024;
+/// A name, or a text that is looked at, in a GGUF file: templates are the longest.
+pub const GGUF_TEXT_MAX_BYTES: u64 = 1024 * 1024;
+/// Layers that llama.cpp has room for (`LLAMA_MAX_LAYERS`).
+pub const GGUF_LAYERS_MAX: i128 = 512;
 /// What is kept of an exception's message: llama.cpp's longest name a tensor and two shapes.
 pub const THROWN_CAUSE_BYTES: usize = 512;
 /// Text that is put into tokens in one call. Where llama.cpp has no code of its own for a model's

@@ -225,6 +225,7 @@ const CALLS_THAT_NEVER_THROW: &[&str] = &[
     "llama_model_free",
     "llama_model_get_vocab",
     "llama_model_has_decoder",
+    "llama_model_has_encoder",
     "llama_model_n_ctx_train",
     "llama_model_n_embd",
     "llama_model_n_head",

@@ -7,6 +7,8 @@
 pub mod check;
 pub mod client;
 pub mod console;
+#[cfg(feature = "llama")]
+pub mod engine_worker;
 pub mod events;
 pub mod exit;
 pub mod generate;
@@ -91,6 +93,10 @@ enum Command {
     Model(model::Model),
     /// Ask the daemon for a program, and print it as it is written.
     Generate(generate::Generate),
+    /// The daemon's own child process; not for people.
+    #[cfg(feature = "llama")]
+    #[command(hide = true)]
+    EngineWorker(engine_worker::EngineWorker),
     /// Print a completion script for a shell.
     #[command(after_help = pages::COMPLETION_EXAMPLES)]
     Completions { shell: clap_complete::Shell },
@@ -177,6 +183,8 @@ impl Arguments {
             Some(Command::Key(key)) => end(key.run()),
             Some(Command::Model(model)) => end(model.run()),
             Some(Command::Generate(generate)) => end(generate.run()),
+            #[cfg(feature = "llama")]
+            Some(Command::EngineWorker(worker)) => end(worker.run()),
             Some(Command::Completions { shell }) => end(pages::completions(shell)),
             Some(Command::Man { folder }) => end(pages::man(folder.as_deref())),
         }

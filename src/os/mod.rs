@@ -15,3 +15,4 @@ pub mod signals;
 pub mod socket;
 pub mod wait;
 pub mod watch;
+pub mod worker;

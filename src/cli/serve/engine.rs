@@ -50,6 +50,7 @@ fn start_llama(
     config: &Config,
     deliver: Arc<Mailboxes<Socket>>,
 ) -> Result<Arc<dyn Engine>, Failure> {
+    use crate::cli::engine_worker;
     use crate::config::KvType;
     use crate::engine::llama;
 
@@ -73,8 +74,12 @@ fn start_llama(
         stall_timeout: engine.stall_timeout,
     };
     let (models, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
-    let obtain =
-        Box::new(move |is_wanted: &dyn Fn() -> bool| obtain_model(&models, &cache_dir, is_wanted));
+    let (kv_type, gpu_layers) = (settings.kv_type, settings.gpu_layers);
+    let obtain = Box::new(move |is_wanted: &dyn Fn() -> bool| {
+        let obtained = obtain_model(&models, &cache_dir, is_wanted)?;
+        engine_worker::prove(&obtained.path, kv_type, gpu_layers, is_wanted)?;
+        Ok(obtained)
+    });
     llama::start(settings, obtain, deliver)
         .map_err(|error| Failure::os("starting the engine", &error))
 }

@@ -104,7 +104,7 @@ fn machine_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-fn cores() -> u32 {
+pub(super) fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
 }
 

@@ -13,6 +13,7 @@
 //! * [`thread`]: the engine's thread, and what a panic of it leads to.
 //! * [`shared`], [`heartbeat`]: what other threads see of it.
 //! * [`controls`]: keeps what a client wrote from becoming control tokens.
+//! * [`metadata`], [`prove`]: models that are refused, and why.
 //! * [`model`], [`ffi`]: llama.cpp behind the trait; all `unsafe` is in the latter.
 //!
 //! States: `Loading` until the model is there, then `Ready` until drained; `Stalled` while a step
@@ -26,9 +27,11 @@ mod fault;
 mod ffi;
 mod heartbeat;
 mod memory;
+mod metadata;
 mod model;
 mod openmp;
 mod owed;
+mod prove;
 mod sampler;
 mod scheduler;
 mod shared;
@@ -57,6 +60,7 @@ pub use ffi::optimize;
 use model::Llama;
 pub use openmp::ensure_short_spin;
 use owed::{Owed, Place};
+pub use prove::prove;
 use shared::Shared;
 use thread::{Message, Over, Thread};
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::backend::{Backend, Batch, DecodeError, PrepareError, Prepared, Token};
 use super::controls::Controls;
 use super::ffi::{Context, ContextSettings, LoadError, Model};
+use super::metadata;
 use super::sampler::Sampler;
 use super::template::{PROBE, Template, TemplateError};
 use crate::core::Moment;
@@ -40,6 +41,8 @@ impl Llama {
         progress: &mut dyn FnMut(f32) -> bool,
         plan: impl FnOnce(&Model, &Family) -> Result<ContextSettings, LoadError>,
     ) -> Result<Llama, LoadError> {
+        metadata::check(path)
+            .map_err(|reason| LoadError(format!("{}: {reason}", path.display())))?;
         let model = Arc::new(Model::load(path, gpu_layers, progress)?);
         let start_text = model.start_text().unwrap_or_default();
         let end_text = model.end_text().unwrap_or_default();
@@ -80,6 +83,12 @@ impl Llama {
 
     pub fn family(&self) -> &'static Family {
         self.family
+    }
+
+    /// Whether the scores of an entry of the last batch are numbers.
+    pub fn has_scores(&mut self, index: usize) -> bool {
+        let scores = self.context.logits(index);
+        scores.is_some_and(|scores| scores.iter().any(|score| score.is_finite()))
     }
 
     /// The conversation with the system message that a template would add.

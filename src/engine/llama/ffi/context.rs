@@ -115,7 +115,8 @@ impl Context {
                 sys::llama_n_batch(context.as_ptr()) as usize,
             )
         };
-        Ok(Context {
+        // From here on the context is freed with its owner.
+        let made = Context {
             context,
             memory,
             model,
@@ -124,7 +125,14 @@ impl Context {
             batch_limit,
             arrays: Arrays::default(),
             has_logits: Vec::new(),
-        })
+        };
+        match memory.is_null() {
+            true => Err(LoadError(
+                "this model keeps nothing between tokens: it makes embeddings, and writes no text"
+                    .to_owned(),
+            )),
+            false => Ok(made),
+        }
     }
 
     /// Tokens that one sequence has room for.

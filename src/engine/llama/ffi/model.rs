@@ -64,7 +64,12 @@ impl Model {
         // SAFETY: the pointer comes from the loaded model.
         let size = unsafe { sys::llama_vocab_n_tokens(vocabulary.as_ptr()) };
         // SAFETY: the model is loaded.
-        let can_decode = unsafe { sys::llama_model_has_decoder(model.as_ptr()) };
+        let (can_decode, needs_encoder) = unsafe {
+            (
+                sys::llama_model_has_decoder(model.as_ptr()),
+                sys::llama_model_has_encoder(model.as_ptr()),
+            )
+        };
         let vocabulary_size = usize::try_from(size).unwrap_or(0);
         let mut model = Model {
             model,
@@ -73,8 +78,10 @@ impl Model {
             longest_piece: 0,
         };
         model.longest_piece = model.measured_longest_piece();
-        if !can_decode || model.vocabulary_size == 0 {
-            return Err(LoadError(format!("{name}: this model writes no text")));
+        if !can_decode || needs_encoder || model.vocabulary_size == 0 {
+            return Err(LoadError(format!(
+                "{name}: this model cannot continue a text: it makes embeddings or translates"
+            )));
         }
         Ok(model)
     }

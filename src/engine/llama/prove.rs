@@ -1,0 +1,127 @@
+//! Proving that a model works, before the daemon says that it is ready.
+//!
+//! Owns what is tried: a model is loaded, its template renders a prompt, and tokens are computed,
+//! chosen, saved and restored, in two sequences as the scheduler has them. Whatever llama.cpp does
+//! about a file that is wrong (an assertion, a division by zero, a loop without an end) it does
+//! here, so this runs in a child process whose end costs nothing (`cli::engine_worker`).
+
+use std::path::Path;
+
+use super::backend::{Backend, Batch, PrepareError};
+use super::ffi::{ContextSettings, Model};
+use super::model::Llama;
+use super::{KvType, memory};
+use crate::engine::family::Family;
+use crate::engine::{Prompt, Sampling};
+use crate::limits::{PROOF_CONTEXT_TOKENS, PROOF_TOKENS};
+
+/// Characters of each class, alone and beside others: what a request may consist of.
+const TEXTS: &[&str] = &[
+    "a",
+    "A",
+    "中",
+    "é",
+    "\u{301}",
+    "0",
+    " ",
+    "\n",
+    "\t",
+    "\r\n",
+    "\u{a0}",
+    "\u{3000}",
+    ".",
+    "<|",
+    "$",
+    "👍",
+    "\0",
+    "\u{10FFFF}",
+    "a ",
+    " a",
+    "'s",
+    "a\n",
+    "0a",
+    "\u{2581}",
+    "  a\n\n b",
+];
+const TEXT_REPEATS: usize = 16;
+
+/// Tries a model. The error is for people, and names the file.
+pub fn prove(path: &Path, kv_type: Option<KvType>, gpu_layers: u32) -> Result<(), String> {
+    let plan = |_: &Model, family: &Family| {
+        Ok(ContextSettings {
+            sequences: 2,
+            context: PROOF_CONTEXT_TOKENS,
+            kv_type: kv_type.unwrap_or(family.kv_type),
+            batch: PROOF_TOKENS,
+            threads: memory::cores(),
+        })
+    };
+    let mut llama = Llama::load(path, None, gpu_layers, &mut |_| true, plan)
+        .map_err(|error| error.to_string())?;
+    compute(&mut llama).map_err(|reason| format!("{}: {reason}", path.display()))
+}
+
+fn compute(llama: &mut Llama) -> Result<(), String> {
+    let prompt = Prompt::Code {
+        language: Some("python"),
+        prompt: "add".to_owned(),
+        context: Vec::new(),
+    };
+    let tokens = match llama.prepare(&prompt) {
+        Ok(prepared) => prepared.tokens,
+        Err(PrepareError::TooLong) => {
+            return Err("its tokenizer finds a short prompt too long".to_owned());
+        }
+        Err(PrepareError::Template(says)) => {
+            return Err(format!("its chat template refuses a prompt: {says}"));
+        }
+        // The template was tried when the model was loaded: it is the tokenizer that throws. There
+        // may be texts for which it does not, and the others fail their own requests only.
+        Err(PrepareError::Engine(_)) => vec![0],
+    };
+    // What a tokenizer throws fails one request; what it asserts would end the daemon.
+    for text in TEXTS {
+        let _ = llama.prepare(&Prompt::Raw(text.repeat(TEXT_REPEATS)));
+    }
+    let tokens = &tokens[..tokens.len().min(PROOF_TOKENS as usize)];
+    if tokens.is_empty() {
+        return Err("its tokenizer finds no tokens in a prompt".to_owned());
+    }
+    let mut batch = Batch::default();
+    for (index, token) in tokens.iter().enumerate() {
+        batch.push(0, *token, index + 1 == tokens.len());
+    }
+    let last = batch.len() - 1;
+    run(llama, &batch)?;
+    if !llama.has_scores(last) {
+        return Err("it computes no numbers: weights or metadata are damaged".to_owned());
+    }
+    for temperature in [0.0, 1.0] {
+        let sampling = Sampling {
+            temperature,
+            repeat_penalty: 1.1,
+            ..Sampling::default()
+        };
+        let mut sampler = llama.sampler(&sampling, tokens);
+        let token = llama.sample(last, &mut sampler);
+        let token = token.ok_or_else(|| "it chooses no token".to_owned())?;
+        llama.append_piece(token, &mut Vec::new());
+    }
+    // A model that cannot do this reads a prompt twice; it is tried because it must not end us.
+    if let Some(state) = llama.save(0) {
+        llama.restore(1, &state, tokens.len());
+    }
+    batch.clear();
+    batch.push(0, tokens[0], true);
+    batch.push(1, tokens[0], true);
+    run(llama, &batch)?;
+    llama.truncate(0, 1);
+    llama.truncate(0, 0);
+    Ok(())
+}
+
+fn run(llama: &mut Llama, batch: &Batch) -> Result<(), String> {
+    llama
+        .decode(batch, &|_| false)
+        .map_err(|error| format!("it cannot compute a prompt: {error:?}"))
+}
