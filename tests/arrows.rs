@@ -213,8 +213,10 @@ fn unsafe_stands_in_os_and_at_the_border_to_llama_only() {
 }
 
 /// What `engine/llama/ffi` takes from the binding directly: plain reads of a field, callbacks,
-/// defaults and destructors. Everything else may throw, and is declared in `calls.rs`.
+/// defaults and destructors; `ggml_abort` does not return, and only a test calls it. Everything
+/// else may throw, and is declared in `calls.rs`.
 const CALLS_THAT_NEVER_THROW: &[&str] = &[
+    "ggml_abort",
     "ggml_set_abort_callback",
     "llama_backend_init",
     "llama_context_default_params",

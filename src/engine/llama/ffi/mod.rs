@@ -135,3 +135,34 @@ impl fmt::Display for LoadError {
 }
 
 impl std::error::Error for LoadError {}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What the test below runs in a process of its own: an assertion that fails in llama.cpp.
+    const ABORTS: &str = "AUTOGLMD_TEST_ABORTS";
+
+    /// Mutation: without `ggml_set_abort_callback` there are the lines of a debugger's backtrace.
+    #[test]
+    fn an_assertion_is_told_in_one_line_before_the_process_ends() {
+        if std::env::var_os(ABORTS).is_some() {
+            initialize();
+            // SAFETY: texts that end in NUL; the format takes no argument.
+            unsafe { sys::ggml_abort(c"model.cpp".as_ptr(), 7, c"injected".as_ptr()) };
+        }
+        let name = "engine::llama::ffi::tests::an_assertion_is_told_in_one_line";
+        let output = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--nocapture", name])
+            .env(ABORTS, "1")
+            .output()
+            .expect("this test runs again");
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = said.lines().collect();
+        let expected = "llama.cpp ends the process: assertion failed: model.cpp:7: injected";
+        assert_eq!(lines, [expected]);
+    }
+}
