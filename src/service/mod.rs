@@ -46,6 +46,7 @@ mod json;
 mod kept;
 mod ledger;
 mod message;
+mod origin;
 mod page;
 pub mod rate_limit;
 mod reflection;
@@ -342,6 +343,10 @@ impl Service {
         };
         if request.method == Method::Options {
             return Ok(None);
+        }
+        let is_loopback = peer.address.ip().is_some() && peer.address.is_local();
+        if !self.parts.config.auth.enabled && row.access != Access::Public && is_loopback {
+            origin::check(request)?;
         }
         if !self.is_open(row, is_local) {
             call.caller = self.identify(request, peer, now)?;

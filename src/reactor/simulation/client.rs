@@ -120,7 +120,7 @@ impl Client {
 
     fn ask(&mut self, number: u64, kind: u64, dice: &mut Dice, unsent: &mut Vec<u8>) {
         let id = format!("client-{}-{number}", self.name);
-        let fields = format!("host: x\r\nx-request-id: {id}\r\n");
+        let fields = format!("host: localhost\r\nx-request-id: {id}\r\n");
         let body = program_wanted(dice);
         let length = body.len();
         let post =

@@ -186,7 +186,7 @@ impl Http2Client {
         };
         let request = http::Request::builder()
             .method(method)
-            .uri(format!("http://x{path}"))
+            .uri(format!("http://localhost{path}"))
             .header("x-request-id", &id)
             .body(());
         let request = request.expect("it is well formed");

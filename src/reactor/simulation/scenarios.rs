@@ -23,7 +23,7 @@ use crate::limits::REQUESTS_PER_READ;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
-pub const GET: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+pub const GET: &str = "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 /// A house whose clients are the test itself.
 pub struct Stage {
@@ -179,7 +179,7 @@ fn generate(stream: bool) -> String {
     let body = format!(r#"{{"prompt":"sort","language":"python","stream":{stream}}}"#);
     let length = body.len();
     format!(
-        "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {length}\r\n\r\n{body}"
     )
 }
@@ -193,7 +193,7 @@ fn a_burst_is_answered_to_its_end_wherever_the_budget_cuts_it() {
     let body = r#"{"prompt":"x"}"#;
     let length = body.len();
     let chunked = format!(
-        "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\
          expect: 100-continue\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
     );
     for count in 28..36 {
@@ -228,7 +228,7 @@ fn a_burst_does_not_hold_up_the_others() {
 fn a_burst_of_large_answers_waits_for_room() {
     let mut stage = Stage::new(|config| config.metrics.public_on_loopback = true);
     let wire = stage.connect_slowly(1_000);
-    let request = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+    let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
     stage.send(wire, request.repeat(500));
     let answers = stage.receive_all(wire);
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 500);
@@ -243,7 +243,8 @@ fn glitches(stage: &Stage, kind: &'static str) -> u64 {
 
 #[test]
 fn a_body_in_crumbs_is_refused_and_a_few_crumbs_are_not() {
-    let head = "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head =
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
     let text = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(2_000));
     let in_chunks_of = |size: usize| {
         let chunks = text.as_bytes().chunks(size).map(|chunk| {
@@ -281,7 +282,8 @@ fn a_body_that_drips_is_refused_before_a_patient_deadline() {
     let hour = 3_600 * SECOND;
     let mut stage = Stage::new(|config| config.limits.body_timeout = hour);
     let (dripping, slow) = (stage.connect(), stage.connect());
-    let head = "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
+    let head =
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n";
     stage.send(dripping, head);
     stage.send(slow, head);
     for _ in 0..21 {
@@ -298,7 +300,10 @@ fn a_body_that_drips_is_refused_before_a_patient_deadline() {
 fn a_stall_in_a_body_does_not_make_its_last_small_chunk_one_too_many() {
     let mut stage = Stage::new(|config| config.limits.body_timeout = 3_600 * SECOND);
     let wire = stage.connect();
-    stage.send(wire, "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\n");
+    stage.send(
+        wire,
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\n",
+    );
     stage.send(
         wire,
         "transfer-encoding: chunked\r\n\r\nb\r\n{\"prompt\":\"\r\n",

@@ -101,6 +101,41 @@ fn unknown_paths_and_methods() {
     );
 }
 
+/// Mutation: `origin::check` is not called.
+#[test]
+fn without_keys_no_web_page_is_served() {
+    let mut bench = Bench::with(|config| config.auth.enabled = false);
+    bench.peer = Peer::new(PeerAddress::Ip(IpAddr::from([127, 0, 0, 1])));
+    for (fields, is_served) in [
+        (&[("host", "localhost:8080")][..], true),
+        (
+            &[("host", "127.0.0.1"), ("origin", "http://localhost:3000")],
+            true,
+        ),
+        (&[("host", "evil.example")], false),
+        (
+            &[("host", "localhost"), ("origin", "http://evil.example")],
+            false,
+        ),
+        (&[("host", "localhost"), ("origin", "null")], false),
+        (
+            &[("host", "localhost"), ("sec-fetch-site", "cross-site")],
+            false,
+        ),
+    ] {
+        let mut sent = Sent::get("/api/v1/models");
+        for (name, value) in fields {
+            sent = sent.header(name, value);
+        }
+        let reply = bench.ask(&sent);
+        assert_eq!(
+            reply.status,
+            if is_served { 200 } else { 403 },
+            "{fields:?}"
+        );
+    }
+}
+
 #[test]
 fn the_server_as_a_whole_has_options() {
     let mut bench = Bench::new();

@@ -150,7 +150,7 @@ fn a_request_that_was_cut_off_is_over_before_the_answers_in_front_of_it_are_read
 
 #[test]
 fn a_client_that_was_told_to_continue_may_leave_instead() {
-    let head = "POST /api/v1/generate HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\
+    let head = "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n\
                 content-length: 20\r\n\r\n";
     for later in SEEN_LATER {
         let mut stage = Stage::new(|_| {});

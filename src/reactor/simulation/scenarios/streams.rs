@@ -60,7 +60,7 @@ fn head() -> Vec<u8> {
     let block = [
         &[0x83, 0x86][..],
         &field(&[0x04], "/api/v1/generate"),
-        &field(&[0x01], "x"),
+        &field(&[0x01], "localhost"),
         &field(&[0x0f, 0x10], "application/json"),
     ];
     frame(1, 0x4, STREAM, &block.concat())
