@@ -1,11 +1,13 @@
 //! What a program sees: the steps by which init builds its file system, and its environment.
 //!
-//!     /usr /bin /lib ...    the machine's, read-only
-//!     /etc                  the linker's cache, alternatives, a passwd of one user
-//!     /dev                  null, zero, full, random, urandom
-//!     /proc                 of its own processes only
-//!     /scratch/work         the working folder
-//!     /scratch/tmp          what /tmp leads to; one tmpfs with the working folder, so one bound
+//! ```text
+//! /usr /bin /lib ...    the machine's, read-only
+//! /etc                  the linker's cache, alternatives, a passwd of one user
+//! /dev                  null, zero, full, random, urandom
+//! /proc                 of its own processes only
+//! /scratch/work         the working folder
+//! /scratch/tmp          what /tmp leads to; one tmpfs with the working folder, so one bound
+//! ```
 //!
 //! and the installations that [`Tools`] has found, where they are on the machine.
 

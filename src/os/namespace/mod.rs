@@ -4,14 +4,16 @@
 //! may use is the caller's decision, written down in a [`Plan`]; this module carries the plan out
 //! or reports the step that the kernel refused. It never continues with less.
 //!
-//!     caller's thread       init (PID 1 inside)             program (PID 2 inside)
-//!     spawn: clone -------> close descriptors
-//!     write uid_map ------> steps of the plan
-//!                           drop all capabilities
-//!                           clone ------------------------> limits, seccomp, execve
-//!     read pipes            reap, measure <---------------- runs
-//!     Notice <------------- report, exit: the kernel kills what is left
-//!     wait
+//! ```text
+//! caller's thread       init (PID 1 inside)             program (PID 2 inside)
+//! spawn: clone -------> close descriptors
+//! write uid_map ------> steps of the plan
+//!                       drop all capabilities
+//!                       clone ------------------------> limits, seccomp, execve
+//! read pipes            reap, measure <---------------- runs
+//! Notice <------------- report, exit: the kernel kills what is left
+//! wait
+//! ```
 //!
 //! Invariants:
 //! 1. Between clone and execve only system calls are made: no allocation, no lock, no panic. The
