@@ -350,7 +350,8 @@ mod model {
 
     #[test]
     fn a_drain_lets_the_running_stream_end() {
-        let mut daemon = Options::llama().start();
+        // A busy machine may need longer than the 30 s of the default for the whole stream.
+        let mut daemon = Options::llama().set("server.drain_timeout", "5m").start();
         let mut peer = begin(&daemon);
         daemon.process().signal(libc::SIGTERM);
         peer.until("the second GOAWAY", |peer| peer.goaways().len() == 2)
