@@ -15,6 +15,8 @@ use crate::http::{Reply, Request};
 use crate::limits;
 use crate::offload::{JobKey, Permit, Ticket};
 
+use super::Service;
+use super::admission::milliseconds_up;
 use super::body::excerpt;
 use super::call::{Admitted, Call};
 use super::coding::message_bounds;
@@ -24,7 +26,6 @@ use super::message::{no_stream, read_request};
 use super::router::Route;
 use super::selection::Selection;
 use super::validate::GenerateRequest;
-use super::{Service, milliseconds_up};
 
 impl Service {
     /// Turns a complete request into a job, or answers why not.

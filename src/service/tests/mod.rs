@@ -8,16 +8,20 @@ mod grpc;
 mod protobuf;
 mod routes;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use super::router::Access;
 use super::*;
 use crate::core::Key;
 use crate::engine::{
     Defaults, Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage,
 };
+use crate::error::ErrorCode;
 use crate::http::{Answer, Fields, Version};
-use crate::store::{Scopes, Secret};
+use crate::store::{KeyRecord, Scopes, Secret};
 
 pub fn config() -> Config {
     Config::default()

@@ -1,0 +1,292 @@
+//! Whether a request may go on, by its head alone: route, key, rate, method, media types.
+//!
+//! Owns the order of these checks. Must never look at a body.
+//!
+//! Invariant: a request of a route that is not open has shown a valid key before anything else
+//! about it is checked.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::call::{Call, Peer};
+use super::rate_limit::{Account, Bucket, Rate};
+use super::router::{Access, Route, Row, Verbs};
+use super::{Caller, Service, auth, client_address, coding, form, origin};
+use crate::core::Moment;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_coding};
+use crate::http::{Method, Request};
+use crate::limits;
+use crate::offload::Permit;
+use crate::store::KeyRecord;
+
+impl Service {
+    /// Everything that a head can be refused for, in the order that tells strangers least.
+    pub(super) fn check(
+        &mut self,
+        call: &mut Call,
+        request: &Request<'_>,
+        peer: &Peer,
+        is_local: &dyn Fn() -> bool,
+        now: Moment,
+    ) -> Result<Option<Permit>, ApiError> {
+        if is_about_server(request) {
+            return Ok(None);
+        }
+        let Some(row) = call.row else {
+            return Err(match self.identify(request, peer, now) {
+                // Whoever has no key may look for unknown paths at the strangers' rate only.
+                Err(error) if error.code == ErrorCode::RateLimited => error,
+                _ if call.form.is_grpc() => form::no_method(),
+                _ => not_found(),
+            });
+        };
+        if request.method == Method::Options {
+            return Ok(None);
+        }
+        let is_loopback = peer.address.ip().is_some() && peer.address.is_local();
+        if !self.parts.config.auth.enabled && row.access != Access::Public && is_loopback {
+            origin::check(request)?;
+        }
+        if !self.is_open(row, is_local) {
+            call.caller = self.identify(request, peer, now)?;
+            self.take_request(call, peer, now)?;
+            if let (Some(caller), Access::Scope(scope) | Access::PublicOnLoopback(scope)) =
+                (&call.caller, row.access)
+            {
+                auth::require(&caller.record, scope)?;
+            }
+        }
+        if row.access != Access::Public {
+            call.accept_encoding = AcceptEncoding::of(request);
+        }
+        check_method(row, request.method)?;
+        check_media_types(row, call, request)?;
+        // gRPC compresses its messages, and by its own rules.
+        if row.verbs != Verbs::Rpc && !self.page.coder.can_please(call.accept_encoding) {
+            return Err(coding::no_coding());
+        }
+        if row.verbs == Verbs::Post {
+            call.body_coding = body_coding(request).map_err(coding::unsupported_coding)?;
+        }
+        match row.route {
+            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
+                self.take_place(call)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whose request it is: the peer's or, where that is a trusted proxy, its client's.
+    pub(super) fn sender<'p>(&self, request: &Request<'_>, peer: &'p Peer) -> Cow<'p, Peer> {
+        let server = &self.parts.config.server;
+        if server.trusted_proxies.is_empty() {
+            return Cow::Borrowed(peer);
+        }
+        let (proxies, field) = (&server.trusted_proxies, server.forwarded_header);
+        let address = client_address::of(request, peer.address, proxies, field);
+        match address == peer.address {
+            true => Cow::Borrowed(peer),
+            false => Cow::Owned(Peer {
+                address,
+                client: peer.client.clone(),
+            }),
+        }
+    }
+
+    /// Whether a route needs no key for a client that is on this machine, or is not.
+    fn is_open(&self, row: &Row, is_local: &dyn Fn() -> bool) -> bool {
+        match row.access {
+            Access::Public => true,
+            Access::PublicOnLoopback(_) => {
+                self.parts.config.metrics.public_on_loopback && is_local()
+            }
+            Access::Scope(_) | Access::AnyKey => false,
+        }
+    }
+
+    /// Who sends this; `None` where keys are switched off.
+    ///
+    /// The strangers' rate is charged for failed attempts alone, after they failed: a valid key is
+    /// never refused for what its neighbours behind the same address do. A key is 256 random bits,
+    /// so nobody comes closer to one by trying, and the look-up costs less than a refusal.
+    fn identify(
+        &mut self,
+        request: &Request<'_>,
+        peer: &Peer,
+        now: Moment,
+    ) -> Result<Option<Caller>, ApiError> {
+        if !self.parts.config.auth.enabled {
+            return Ok(None);
+        }
+        let keys = &self.parts.keys;
+        let (client, known) = (peer.client.as_deref(), &self.parts.config.tls.client_keys);
+        match auth::authenticate(request, client, known, keys, self.parts.wall_clock) {
+            Ok(record) => {
+                let record = Arc::clone(record);
+                let account = self.account(&record.id);
+                Ok(Some(Caller { record, account }))
+            }
+            Err(error) => {
+                let per_minute = self.parts.config.rate_limit.unauthenticated_per_minute;
+                self.take_from_address(peer, per_minute, now)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn account(&mut self, key_id: &str) -> Arc<Account> {
+        if let Some(account) = self.accounts.get(key_id) {
+            return Arc::clone(account);
+        }
+        let account = self.parts.limiter.account(key_id);
+        self.accounts
+            .insert(key_id.to_owned(), Arc::clone(&account));
+        account
+    }
+
+    /// Takes one request out of the caller's bucket; without keys, out of the address's.
+    fn take_request(&self, call: &mut Call, peer: &Peer, now: Moment) -> Result<(), ApiError> {
+        let limits = &self.parts.config.rate_limit;
+        let Some(caller) = &call.caller else {
+            return self.take_from_address(peer, limits.requests_per_minute, now);
+        };
+        let own = caller.record.requests_per_minute;
+        let rate = Rate::new(own.unwrap_or(limits.requests_per_minute), limits.burst);
+        if !limits.enabled || !rate.is_bounded() {
+            return Ok(());
+        }
+        match caller.account.requests.take(rate, 1, now) {
+            Ok(level) => {
+                call.requests = Some(level);
+                Ok(())
+            }
+            Err(exceeded) => {
+                call.requests = Some(exceeded.level);
+                Err(rate_limited("this key", rate, exceeded.retry_after))
+            }
+        }
+    }
+
+    /// A peer on a Unix socket has no address: who may connect there is the file system's business.
+    fn take_from_address(&self, peer: &Peer, per_minute: u32, now: Moment) -> Result<(), ApiError> {
+        let limits = &self.parts.config.rate_limit;
+        let rate = Rate::new(per_minute, limits.burst);
+        let Some(bucket) = self.address_bucket(peer.address.ip()) else {
+            return Ok(());
+        };
+        if !limits.enabled || !rate.is_bounded() {
+            return Ok(());
+        }
+        match bucket.take(rate, 1, now) {
+            Ok(_) => Ok(()),
+            Err(exceeded) => Err(rate_limited("this address", rate, exceeded.retry_after)),
+        }
+    }
+
+    fn address_bucket(&self, address: Option<IpAddr>) -> Option<&Bucket> {
+        Some(self.parts.limiter.address(address?))
+    }
+
+    /// Takes one of the places that a key has for requests at once.
+    fn take_place(&self, call: &Call) -> Result<Option<Permit>, ApiError> {
+        let limits = &self.parts.config.rate_limit;
+        let Some(caller) = call.caller.as_ref().filter(|_| limits.enabled) else {
+            return Ok(None);
+        };
+        let bound = caller.record.concurrency.unwrap_or(limits.concurrency);
+        match Permit::try_take(&caller.account.running, bound) {
+            Some(permit) => Ok(Some(permit)),
+            None => {
+                let message =
+                    format!("this key has {bound} requests running already, as many as it may");
+                Err(ApiError::new(ErrorCode::TooManyConcurrent, message)
+                    .with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS))
+            }
+        }
+    }
+
+    /// How many tokens a minute a key may spend.
+    pub(super) fn token_rate(&self, record: &KeyRecord) -> Rate {
+        let limits = &self.parts.config.rate_limit;
+        let per_minute = match limits.enabled {
+            true => record.tokens_per_minute.unwrap_or(limits.tokens_per_minute),
+            false => 0,
+        };
+        Rate::new(per_minute, per_minute)
+    }
+}
+
+fn check_method(row: &Row, method: Method) -> Result<(), ApiError> {
+    if row.verbs.include(method) {
+        return Ok(());
+    }
+    if method == Method::Other {
+        let message = "the request's method is not implemented";
+        return Err(ApiError::new(ErrorCode::NotImplemented, message));
+    }
+    let (path, allow, method) = (row.path, row.verbs.allow(), method.as_str());
+    let message = format!("{path} takes {allow}, not {method}");
+    Err(ApiError::new(ErrorCode::MethodNotAllowed, message))
+}
+
+fn check_media_types(row: &Row, call: &mut Call, request: &Request<'_>) -> Result<(), ApiError> {
+    match row.verbs {
+        Verbs::Read => return check_no_body(request),
+        Verbs::Rpc => return form::check_rpc(call, request),
+        Verbs::Post => {}
+    }
+    let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    match call.media.sent {
+        ContentType::Absent | ContentType::Known(MediaType::Json | MediaType::Protobuf) => {}
+        ContentType::Known(_) | ContentType::Unsupported => {
+            return unsupported(
+                "the body must be JSON in UTF-8, or application/x-protobuf; with curl, add \
+                 -H 'content-type: application/json'",
+            );
+        }
+    }
+    if call.media.accepted.is_none() {
+        let message = "answers are application/json, text/event-stream or \
+                       application/x-protobuf; `Accept` takes none of them";
+        return Err(ApiError::new(ErrorCode::NotAcceptable, message));
+    }
+    Ok(())
+}
+
+/// A body where none belongs is a misunderstanding, and is refused rather than skipped. One that
+/// comes in chunks may turn out to be empty, which is no content (RFC 9112, section 6.3): the limit
+/// of 0 bytes refuses the others.
+fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
+    let length = request.header("content-length").map_or("0", str::trim);
+    if length.bytes().all(|digit| digit == b'0') {
+        return Ok(());
+    }
+    let message = "this request takes no body";
+    Err(ApiError::new(ErrorCode::InvalidRequest, message))
+}
+
+/// `OPTIONS *` is about the server as a whole (RFC 9110, section 9.3.7).
+fn is_about_server(request: &Request<'_>) -> bool {
+    request.method == Method::Options && request.path == "*"
+}
+
+pub(super) fn not_found() -> ApiError {
+    let message = "nothing is served at this path; `GET /` lists what is";
+    ApiError::new(ErrorCode::NotFound, message)
+}
+
+fn rate_limited(who: &str, rate: Rate, retry_after: Duration) -> ApiError {
+    let message = format!(
+        "{who} may make {} requests a minute, {} at once; wait for `Retry-After`",
+        rate.per_minute, rate.burst
+    );
+    ApiError::new(ErrorCode::RateLimited, message).with_retry_after_ms(milliseconds_up(retry_after))
+}
+
+/// Whole milliseconds, rounded up: whoever waits so long has waited long enough.
+pub(super) fn milliseconds_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
