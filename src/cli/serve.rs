@@ -160,13 +160,14 @@ impl Daemon {
         let births = Births::prepare(config.server.reactors, &listeners)
             .map_err(|error| Failure::os("epoll", &error))?;
         let mailboxes = births.mailboxes();
-        let store = start_store_worker(&config.state_dir, &mailboxes)?;
+        let limiter = Arc::new(Limiter::new());
+        let store = start_store_worker(&config.state_dir, &limiter, &mailboxes)?;
         let engine = engine::start(&config, Arc::new(Mailboxes(mailboxes)))?;
         let parts = service::Parts {
             config: config.clone(),
             keys: store.1,
             engine: engine.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter,
             metrics: metrics.clone(),
             wall_clock: service::unix_seconds,
         };
@@ -506,12 +507,14 @@ fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
 
 fn start_store_worker(
     state_dir: &Path,
+    limiter: &Arc<Limiter>,
     mailboxes: &[Sender<Message<Socket>>],
 ) -> Result<(StoreWorker, Arc<KeyRing>), Failure> {
-    let mailboxes = mailboxes.to_vec();
+    let (limiter, mailboxes) = (Arc::clone(limiter), mailboxes.to_vec());
     let path = state_dir.join(crate::store::sqlite::DATABASE_FILE);
     StoreWorker::start(&path, move |keys| {
         log::info!("{} keys are known", keys.len());
+        limiter.keep(&keys);
         mailboxes
             .iter()
             .for_each(|mailbox| mailbox.post(Message::Keys(keys.clone())));

@@ -277,10 +277,10 @@ impl Service {
         self.parts.config = config;
     }
 
-    /// The keys have changed.
+    /// The keys have changed. The limiter's accounts are [`Limiter::keep`]'s to drop: this reactor
+    /// may be late, and others may serve keys that its ring does not have yet.
     pub fn set_keys(&mut self, keys: Arc<KeyRing>) {
         let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
-        self.parts.limiter.retain(&known);
         self.accounts.retain(|id, _| known.contains(id.as_str()));
         self.parts.keys = keys;
     }

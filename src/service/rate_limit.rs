@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use crate::core::Moment;
 use crate::limits;
+use crate::store::KeyRing;
 
 /// Every bucket of the daemon. One is shared by all reactors.
 #[derive(Debug)]
@@ -68,8 +69,15 @@ impl Limiter {
         account
     }
 
-    /// Drops the accounts of keys that are not in `known`.
-    pub fn retain(&self, known: &HashSet<&str>) {
+    /// Drops the accounts of keys that are not in the ring. For the one thread that reads rings, in
+    /// their order: reactors take them up at different times, and one that is late would drop the
+    /// account of a new key that another reactor serves already. That key would then have two
+    /// accounts, and twice its rate.
+    ///
+    /// A reactor that has an older ring may ask for the account of a key that is gone. Such an
+    /// account stays until the keys change again.
+    pub fn keep(&self, keys: &KeyRing) {
+        let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         accounts.retain(|id, _| known.contains(id.as_str()));
     }
@@ -233,7 +241,23 @@ fn level(rate: Rate, missing: u64) -> Level {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{KeyRecord, Scopes};
     use proptest::prelude::*;
+
+    fn record() -> KeyRecord {
+        KeyRecord {
+            id: String::new(),
+            name: String::new(),
+            hash: [0; 32],
+            scopes: Scopes::ALL,
+            created_at: 0,
+            expires_at: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            concurrency: None,
+            revoked: false,
+        }
+    }
 
     fn at(milliseconds: u64) -> Moment {
         Moment::from_micros(milliseconds * 1_000)
@@ -307,7 +331,11 @@ mod tests {
         let account = limiter.account("key_1");
         assert!(Arc::ptr_eq(&account, &limiter.account("key_1")));
         assert_ne!(account.tenant, limiter.account("key_2").tenant);
-        limiter.retain(&HashSet::from(["key_2"]));
+        let other = KeyRecord {
+            id: "key_2".to_owned(),
+            ..record()
+        };
+        limiter.keep(&KeyRing::new(vec![other]));
         assert!(!Arc::ptr_eq(&account, &limiter.account("key_1")));
         assert_eq!(account.tenant, limiter.account("key_1").tenant);
     }

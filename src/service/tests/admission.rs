@@ -327,3 +327,29 @@ fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
     let labels = r#"autoglmd_requests_total{route="livez",status="499"}"#;
     assert_eq!(bench.metric(labels).as_deref(), Some("1"));
 }
+
+/// Reactor 0 has read both rings and serves the new key before reactor 1 reads the first.
+/// Mutation that this test catches: `Service::set_keys` drops accounts from the limiter.
+#[test]
+fn a_reactor_with_a_late_ring_leaves_the_accounts_of_the_others() {
+    let new = KeyRecord {
+        requests_per_minute: Some(4),
+        ..record(UNKNOWN)
+    };
+    let first = Arc::new(KeyRing::new(vec![record(FULL)]));
+    let second = Arc::new(KeyRing::new(vec![record(FULL), new]));
+    let mut bench = Bench::new();
+    let mut late = Service::new(bench.service.parts.clone());
+    let sent = Sent::get("/api/v1/models").key(UNKNOWN);
+    for ring in [&first, &second] {
+        bench.service.set_keys(Arc::clone(ring));
+    }
+    for _ in 0..4 {
+        assert_eq!(bench.ask(&sent).status, 200);
+    }
+    for ring in [&first, &second] {
+        late.set_keys(Arc::clone(ring));
+    }
+    std::mem::swap(&mut bench.service, &mut late);
+    assert_eq!(bench.ask(&sent).status, 429);
+}
