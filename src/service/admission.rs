@@ -2,8 +2,14 @@
 //!
 //! Owns the order of these checks. Must never look at a body.
 //!
-//! Invariant: a request of a route that is not open has shown a valid key before anything else
-//! about it is checked.
+//! Invariants:
+//!  1. A request of a route that is not open has shown a valid key before anything else about it
+//!     is checked.
+//!  2. Every request takes from a rate, of its key or of its address, but for probes: a route that
+//!     is open to all, used as it is meant, or `OPTIONS` of it. To refuse a probe costs as much as
+//!     to respond to it, and a balancer whose probe is refused takes the daemon out of service.
+//!     Where it passes on connections without the addresses of clients, any of them could bring
+//!     that about.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -32,25 +38,22 @@ impl Service {
         is_local: &dyn Fn() -> bool,
         now: Moment,
     ) -> Result<Option<Permit>, ApiError> {
-        if is_about_server(request) {
-            return Ok(None);
-        }
         let Some(row) = call.row else {
-            return Err(match self.identify(request, peer, now) {
-                // Whoever has no key may look for unknown paths at the strangers' rate only.
-                Err(error) if error.code == ErrorCode::RateLimited => error,
-                _ if call.form.is_grpc() => form::no_method(),
-                _ => not_found(),
-            });
+            self.take_from_sender(call, request, peer, now)?;
+            return match is_about_server(request) {
+                true => Ok(None),
+                false if call.form.is_grpc() => Err(form::no_method()),
+                false => Err(not_found()),
+            };
         };
         if request.method == Method::Options {
+            if row.access != Access::Public {
+                self.take_from_sender(call, request, peer, now)?;
+            }
             return Ok(None);
         }
-        let is_loopback = peer.address.ip().is_some() && peer.address.is_local();
-        if !self.parts.config.auth.enabled && row.access != Access::Public && is_loopback {
-            origin::check(request)?;
-        }
-        if !self.is_open(row, is_local) {
+        let is_open = self.is_open(row, is_local);
+        if !is_open {
             call.caller = self.identify(request, peer, now)?;
             self.take_request(call, peer, now)?;
             if let (Some(caller), Access::Scope(scope) | Access::PublicOnLoopback(scope)) =
@@ -59,6 +62,36 @@ impl Service {
                 auth::require(&caller.record, scope)?;
             }
         }
+        let origin = self.check_origin(row, request, peer);
+        let checked = origin.and_then(|()| self.check_fields(row, call, request));
+        if is_open && checked.is_err() {
+            self.take_from_sender(call, request, peer, now)?;
+        }
+        checked?;
+        match row.route {
+            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
+                self.take_place(call)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Where keys are switched off, no web page is served: see [`origin`].
+    fn check_origin(&self, row: &Row, request: &Request<'_>, peer: &Peer) -> Result<(), ApiError> {
+        let is_loopback = peer.address.ip().is_some() && peer.address.is_local();
+        match !self.parts.config.auth.enabled && row.access != Access::Public && is_loopback {
+            true => origin::check(request),
+            false => Ok(()),
+        }
+    }
+
+    /// What the route asks of the method and of the fields about bodies.
+    fn check_fields(
+        &self,
+        row: &Row,
+        call: &mut Call,
+        request: &Request<'_>,
+    ) -> Result<(), ApiError> {
         if row.access != Access::Public {
             call.accept_encoding = AcceptEncoding::of(request);
         }
@@ -71,12 +104,7 @@ impl Service {
         if row.verbs == Verbs::Post {
             call.body_coding = body_coding(request).map_err(coding::unsupported_coding)?;
         }
-        match row.route {
-            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
-                self.take_place(call)
-            }
-            _ => Ok(None),
-        }
+        Ok(())
     }
 
     /// Whose request it is: the peer's or, where that is a trusted proxy, its client's.
@@ -145,6 +173,26 @@ impl Service {
         self.accounts
             .insert(key_id.to_owned(), Arc::clone(&account));
         account
+    }
+
+    /// Counts a request whose response is the same with a key and without one: a valid key takes
+    /// it from its own rate, everyone else from the rate of the address.
+    fn take_from_sender(
+        &mut self,
+        call: &mut Call,
+        request: &Request<'_>,
+        peer: &Peer,
+        now: Moment,
+    ) -> Result<(), ApiError> {
+        match self.identify(request, peer, now) {
+            Ok(caller) => {
+                call.caller = caller;
+                self.take_request(call, peer, now)
+            }
+            Err(error) if error.code == ErrorCode::RateLimited => Err(error),
+            // Without a valid key, which `identify` has charged to the address.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Takes one request out of the caller's bucket; without keys, out of the address's.

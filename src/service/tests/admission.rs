@@ -328,6 +328,73 @@ fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
     assert_eq!(bench.metric(labels).as_deref(), Some("1"));
 }
 
+/// Mutation that this test catches: the request is not taken from the key's bucket.
+#[test]
+fn an_unknown_path_takes_from_the_rate_of_its_key() {
+    let mut bench = Bench::new();
+    let sent = Sent::get("/nothing").key(NARROW);
+    for _ in 0..4 {
+        assert_eq!(bench.ask(&sent).error(), "not_found");
+    }
+    let reply = bench.ask(&sent);
+    assert_eq!(reply.error(), "rate_limited");
+    assert_eq!(reply.field("x-ratelimit-remaining-requests"), Some("0"));
+    let known = Sent::get("/api/v1/models").key(NARROW);
+    assert_eq!(bench.ask(&known).error(), "rate_limited");
+    // Neither another key nor a stranger behind the same address feels it.
+    let other = Sent::get("/nothing").key(FULL);
+    assert_eq!(bench.ask(&other).error(), "not_found");
+    assert_eq!(bench.ask(&Sent::get("/nothing")).error(), "not_found");
+}
+
+/// Mutations that this test catches: `OPTIONS` of a known path, or of `*`, is counted for nobody;
+/// a key is charged to its address.
+#[test]
+fn options_take_from_the_rate_of_their_key_or_address() {
+    for path in ["*", "/api/v1/generate", "/AutoGLMService/Generate"] {
+        let mut bench = Bench::with(|config| config.rate_limit.burst = 2);
+        let sent = Sent::get(path).method(Method::Options);
+        for asked in [&sent, &sent.clone().key(UNKNOWN)] {
+            assert_eq!(bench.ask(asked).status, 204, "{path}");
+        }
+        for asked in [&sent, &sent.clone().key(UNKNOWN)] {
+            assert_eq!(bench.ask(asked).status, 429, "{path}");
+        }
+        let with_key = sent.clone().key(FULL);
+        for expected in [204, 204, 429] {
+            assert_eq!(bench.ask(&with_key).status, expected, "{path}");
+        }
+        let probe = Sent::get("/readyz").method(Method::Options);
+        assert_eq!(bench.ask(&probe).status, 204);
+    }
+}
+
+/// A balancer takes a server out of service when its probe is refused, and its address may be that
+/// of all clients. Mutations that this test catches: probes are counted; other requests of their
+/// routes are not.
+#[test]
+fn probes_are_never_refused_and_other_requests_of_their_routes_are_counted() {
+    let mut bench = Bench::with(|config| config.rate_limit.burst = 2);
+    let probe = |bench: &mut Bench| {
+        for path in ["/livez", "/readyz", "/healthz"] {
+            for method in [Method::Get, Method::Head, Method::Options] {
+                let reply = bench.ask(&Sent::get(path).method(method));
+                assert!([200, 204].contains(&reply.status), "{path} {method:?}");
+            }
+        }
+    };
+    probe(&mut bench);
+    let post = Sent::get("/livez").method(Method::Post);
+    assert_eq!(bench.ask(&post).error(), "method_not_allowed");
+    let with_body = Sent::get("/livez").header("content-length", "3");
+    assert_eq!(bench.ask(&with_body).error(), "invalid_request");
+    assert_eq!(bench.ask(&post).error(), "rate_limited");
+    assert_eq!(bench.ask(&with_body).error(), "rate_limited");
+    let post = post.key(FULL);
+    assert_eq!(bench.ask(&post).error(), "method_not_allowed");
+    probe(&mut bench);
+}
+
 /// Reactor 0 has read both rings and serves the new key before reactor 1 reads the first.
 /// Mutation that this test catches: `Service::set_keys` drops accounts from the limiter.
 #[test]

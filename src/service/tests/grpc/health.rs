@@ -21,7 +21,8 @@ fn statuses(reply: &Recording) -> Vec<ServingStatus> {
 
 #[test]
 fn health_is_public_and_follows_readiness() {
-    let mut bench = Bench::new();
+    // No rate refuses a probe.
+    let mut bench = Bench::with(|config| config.rate_limit.burst = 1);
     for (state, expected) in [
         (State::Ready, ServingStatus::Serving),
         (State::Loading { percent: 5 }, ServingStatus::NotServing),
