@@ -207,6 +207,7 @@ fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usiz
     ];
     let request = Request {
         method: Method::Post,
+        authority: None,
         path,
         query: None,
         version: Version::Http2,

@@ -99,8 +99,9 @@ catalogue! {
     ExpiredKey = "expired_key", 401, 16, Authentication;
     /// The key lacks the scope that this route needs; the message names it.
     InsufficientScope = "insufficient_scope", 403, 7, Permission;
-    /// Keys are switched off, and the request names another host than this machine or comes from a
-    /// page of another site. Ask for localhost, or switch keys on.
+    /// The request brings no key where none is needed, and it asks for a host that is neither this
+    /// machine nor in `server.hosts`, or a page of another site sent it. Ask for `localhost`, or
+    /// list the host.
     ForbiddenOrigin = "forbidden_origin", 403, 7, Permission;
     /// Nothing is served at this path.
     NotFound = "not_found", 404, 5, NotFound;

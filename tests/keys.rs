@@ -163,6 +163,43 @@ fn authentication_may_be_switched_off_on_loopback() {
     daemon.exchange(&bytes).expect(200);
 }
 
+/// A browser on this machine connects to a loopback address for every page that it shows.
+#[test]
+fn without_keys_only_names_of_this_machine_are_served() {
+    let daemon = Options::echo()
+        .set_raw("auth.enabled", "false")
+        .set_raw("server.hosts", r#"["gpu.example"]"#)
+        .start();
+    let ask = |target: &str, host: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        daemon.exchange(head.as_bytes())
+    };
+    ask("/api/v1/models", "GPU.example:8080").expect(200);
+    ask("http://gpu.example/api/v1/models", "evil.example").expect(200);
+    for (target, host) in [
+        ("/api/v1/models", "evil.example"),
+        ("http://evil.example/api/v1/models", "localhost"),
+        ("/metrics", "evil.example"),
+    ] {
+        ask(target, host).expect_error(403, "forbidden_origin");
+    }
+    let fields = [("origin", "http://evil.example")];
+    let body = br#"{"prompt": "hello"}"#;
+    let page = daemon.exchange(&request("POST", "/api/v1/generate", &fields, body));
+    page.expect_error(403, "forbidden_origin");
+
+    let file = daemon.configuration_file();
+    let text = std::fs::read_to_string(&file).expect("the file");
+    std::fs::write(&file, text.replace("gpu.example", "other.example")).expect("the file");
+    let position = daemon.log_position();
+    daemon.process().signal(libc::SIGHUP);
+    daemon.wait_for_log(position, "in force: server.hosts");
+    eventually("the reactor has the new list", || {
+        (ask("/api/v1/models", "other.example").status() == 200).then_some(())
+    });
+    ask("/api/v1/models", "gpu.example").expect_error(403, "forbidden_origin");
+}
+
 #[test]
 fn metrics_may_be_opened_to_loopback() {
     let daemon = Options::echo()
@@ -171,6 +208,9 @@ fn metrics_may_be_opened_to_loopback() {
     daemon
         .exchange(&request("GET", "/metrics", &[], b""))
         .expect(200);
+    let fields = [("sec-fetch-site", "cross-site")];
+    let page = daemon.exchange(&request("GET", "/metrics", &fields, b""));
+    page.expect_error(403, "forbidden_origin");
     let closed = daemon.exchange(&request("GET", "/api/v1/models", &[], b""));
     closed.expect_error(401, "missing_credentials");
 }

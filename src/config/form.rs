@@ -12,8 +12,8 @@ use toml::de::DeValue;
 
 use super::problem::quote;
 use super::{
-    ClientCertificates, ClientKey, EngineKind, ForwardedField, KvType, Listen, LogFormat, Place,
-    TlsVersion, TrustedProxies, units,
+    ClientCertificates, ClientKey, EngineKind, ForwardedField, Hosts, KvType, Listen, LogFormat,
+    Place, TlsVersion, TrustedProxies, units,
 };
 use crate::limits::config as bounds;
 
@@ -38,6 +38,8 @@ pub enum Form {
     ClientKeys,
     /// Networks of trusted proxies.
     Networks,
+    /// Names of this machine.
+    Hosts,
 }
 
 /// A value between its text and its field.
@@ -74,7 +76,7 @@ impl Form {
             return one.map_err(|refused| (value.span(), refused));
         }
         if let (
-            Form::Models | Form::Paths | Form::ClientKeys | Form::Networks,
+            Form::Models | Form::Paths | Form::ClientKeys | Form::Networks | Form::Hosts,
             DeValue::Array(items),
         ) = (self, value.get_ref())
         {
@@ -111,7 +113,7 @@ impl Form {
                 .then(|| Value::Text(text.to_owned())),
             Form::Path => Some(Value::Text(text.to_owned())),
             Form::Addresses => return self.read_address_list(text),
-            Form::Models | Form::Paths | Form::ClientKeys | Form::Networks => {
+            Form::Models | Form::Paths | Form::ClientKeys | Form::Networks | Form::Hosts => {
                 let items = text.split(',').map(|item| item.trim().to_owned());
                 let items = items.filter(|item| !item.is_empty());
                 return self.check_texts(items.collect());
@@ -148,6 +150,9 @@ impl Form {
             (Form::Networks, Value::Texts(list)) => {
                 bounds::TRUSTED_PROXIES.contains(&list.len())
                     && list.iter().all(|text| TrustedProxies::takes(text))
+            }
+            (Form::Hosts, Value::Texts(list)) => {
+                bounds::HOSTS.contains(&list.len()) && list.iter().all(|text| Hosts::takes(text))
             }
             (Form::Switch, Value::Switch(_)) | (Form::Word(_), Value::Text(_)) => true,
             _ => false,
@@ -225,6 +230,11 @@ impl Form {
                 bounds::TRUSTED_PROXIES.end(),
                 TrustedProxies::EXAMPLE
             ),
+            Form::Hosts => format!(
+                "a list of at most {} host names such as [\"{}\"]",
+                bounds::HOSTS.end(),
+                Hosts::EXAMPLE
+            ),
         }
     }
 
@@ -242,6 +252,7 @@ impl Form {
             Form::Paths => "list of paths",
             Form::ClientKeys => "list of pairs",
             Form::Networks => "list of networks",
+            Form::Hosts => "list of host names",
         }
     }
 
@@ -279,6 +290,10 @@ impl Form {
             Form::Networks => (
                 bounds::TRUSTED_PROXIES.start().to_string(),
                 bounds::TRUSTED_PROXIES.end().to_string(),
+            ),
+            Form::Hosts => (
+                bounds::HOSTS.start().to_string(),
+                bounds::HOSTS.end().to_string(),
             ),
         };
         format!("{start} to {end}")
@@ -348,6 +363,7 @@ impl Form {
         match self {
             Form::ClientKeys => ClientKey::parse(text).is_some(),
             Form::Networks => TrustedProxies::takes(text),
+            Form::Hosts => Hosts::takes(text),
             Form::Models => !text.trim().is_empty() && is_plain(text),
             _ => !text.is_empty() && is_plain(text),
         }
@@ -360,6 +376,7 @@ impl Form {
             expected: match self {
                 Form::ClientKeys => ClientKey::EXPECTED.to_owned(),
                 Form::Networks => TrustedProxies::EXPECTED.to_owned(),
+                Form::Hosts => Hosts::EXPECTED.to_owned(),
                 Form::Models => format!("a name or path of 1 to {} bytes", bounds::TEXT_BYTES),
                 _ => format!("a path of 1 to {} bytes", bounds::TEXT_BYTES),
             },
@@ -538,6 +555,19 @@ impl Field for TrustedProxies {
     }
 }
 
+impl Field for Hosts {
+    fn to_value(&self) -> Value {
+        Value::Texts(self.texts())
+    }
+
+    fn from_value(value: Value) -> Option<Hosts> {
+        match value {
+            Value::Texts(list) => Hosts::parse(&list),
+            _ => None,
+        }
+    }
+}
+
 /// A type whose values are words.
 pub trait Word: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
@@ -685,7 +715,8 @@ impl Form {
             | Form::Models
             | Form::Paths
             | Form::ClientKeys
-            | Form::Networks => Vec::new(),
+            | Form::Networks
+            | Form::Hosts => Vec::new(),
         }
     }
 }
@@ -771,7 +802,7 @@ mod tests {
             let forms = [
                 Form::Switch, Form::Number(0..=9), Form::Size(0..=9), Form::Time(0..=9),
                 Form::Word(words::<EngineKind>), Form::Models, Form::Path, Form::Addresses,
-                Form::Paths, Form::ClientKeys, Form::Networks,
+                Form::Paths, Form::ClientKeys, Form::Networks, Form::Hosts,
             ];
             for form in forms {
                 match form.read_text(&text) {

@@ -23,6 +23,7 @@
 
 mod change;
 mod form;
+mod hosts;
 mod load;
 mod problem;
 mod proxies;
@@ -35,6 +36,7 @@ mod tls;
 pub mod units;
 
 pub use change::{Change, contradictions, diff, reloaded, summary};
+pub use hosts::Hosts;
 pub use load::{Loaded, Origin, load};
 pub use problem::{ConfigErrors, Problem};
 pub use proxies::{ForwardedField, TrustedProxies};

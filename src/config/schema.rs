@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::form::{Field, Form, Value, words};
 use super::{
-    ClientCertificates, ClientKey, EngineKind, ForwardedField, KvType, Listen, LogFormat,
+    ClientCertificates, ClientKey, EngineKind, ForwardedField, Hosts, KvType, Listen, LogFormat,
     TlsVersion, TrustedProxies,
 };
 use crate::limits::config as bounds;
@@ -167,6 +167,11 @@ schema! {
         /// own.
         forwarded_header: ForwardedField = ForwardedField::Any,
             Form::Word(words::<ForwardedField>), Reload;
+        /// Names of this machine, besides `localhost`, its subdomains and loopback addresses, under
+        /// which clients on a loopback address are served without a key: with `auth.enabled =
+        /// false`, and `/metrics` with `metrics.public_on_loopback`. Under other names it is web
+        /// pages that ask. Names and addresses stand without a port.
+        hosts: Hosts = Hosts::default(), Form::Hosts, Reload;
         /// Threads that own sockets. One serves tens of thousands of connections.
         reactors: u16 = 1, Form::Number(bounds::REACTORS), Restart;
         /// Reload when the file, or a certificate that it names, is saved, as SIGHUP does.

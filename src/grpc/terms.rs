@@ -91,6 +91,7 @@ mod tests {
         let headers = headers(fields);
         let request = Request {
             method: Method::Post,
+            authority: None,
             path: "/",
             query: None,
             version: Version::Http2,

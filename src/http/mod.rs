@@ -67,6 +67,8 @@ pub enum Version {
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub method: Method,
+    /// The host that the target itself names: the absolute form of HTTP/1.1, HTTP/2's `:authority`.
+    pub authority: Option<&'a str>,
     /// The target's path, starting with `/`, not decoded; or `*` of `OPTIONS *`.
     pub path: &'a str,
     /// What follows the first `?`, without it.
@@ -86,6 +88,12 @@ impl<'a> Request<'a> {
         std::str::from_utf8(field.value)
             .ok()
             .filter(|value| value.is_ascii())
+    }
+
+    /// The `host[:port]` that is asked for: a `Host` field beside an authority counts for nothing
+    /// (RFC 9112, section 3.2.2). HTTP/1.0 may name none.
+    pub fn host(&self) -> Option<&'a str> {
+        self.authority.or_else(|| self.header("host"))
     }
 
     /// The value of a query parameter, not decoded.

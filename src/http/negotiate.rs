@@ -360,6 +360,7 @@ mod tests {
         ];
         let mut request = Request {
             method: crate::http::Method::Post,
+            authority: None,
             path: "/",
             query: None,
             version: crate::http::Version::Http11,

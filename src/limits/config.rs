@@ -39,6 +39,10 @@ pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
 pub const MODELS: RangeInclusive<usize> = 1..=16;
 /// `server.trusted_proxies`: compared one after the other, for each request.
 pub const TRUSTED_PROXIES: RangeInclusive<usize> = 0..=256;
+/// `server.hosts`: compared one after the other, for each request that brings no key.
+pub const HOSTS: RangeInclusive<usize> = 0..=64;
+/// A host name's longest text form: RFC 1035, section 2.3.4, less the bytes of the root.
+pub const HOST_NAME_BYTES: usize = 253;
 /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
 pub const REACTORS: RangeInclusive<u64> = 1..=64;
 /// Below a second a busy machine would be taken for a hang.

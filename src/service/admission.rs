@@ -16,10 +16,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::{Call, Peer};
+use super::call::{Call, Peer, PeerAddress};
 use super::rate_limit::{Account, Bucket, Rate};
 use super::router::{Access, Route, Row, Verbs};
-use super::{Caller, Service, auth, client_address, coding, form, origin};
+use super::{Caller, Service, auth, client_address, coding, form};
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_coding};
@@ -35,6 +35,7 @@ impl Service {
         call: &mut Call,
         request: &Request<'_>,
         peer: &Peer,
+        connected: PeerAddress,
         is_local: &dyn Fn() -> bool,
         now: Moment,
     ) -> Result<Option<Permit>, ApiError> {
@@ -52,7 +53,12 @@ impl Service {
             }
             return Ok(None);
         }
-        let is_open = self.is_open(row, is_local);
+        let mut is_open = self.is_open(row, is_local);
+        let mut origin = self.check_origin(row, is_open, request, connected);
+        if origin.is_err() && self.parts.config.auth.enabled && auth::sends_credentials(request) {
+            // A page knows no key, so a request that brings one must prove it instead.
+            (is_open, origin) = (false, Ok(()));
+        }
         if !is_open {
             call.caller = self.identify(request, peer, now)?;
             self.take_request(call, peer, now)?;
@@ -62,7 +68,6 @@ impl Service {
                 auth::require(&caller.record, scope)?;
             }
         }
-        let origin = self.check_origin(row, request, peer);
         let checked = origin.and_then(|()| self.check_fields(row, call, request));
         if is_open && checked.is_err() {
             self.take_from_sender(call, request, peer, now)?;
@@ -73,15 +78,6 @@ impl Service {
                 self.take_place(call)
             }
             _ => Ok(None),
-        }
-    }
-
-    /// Where keys are switched off, no web page is served: see [`origin`].
-    fn check_origin(&self, row: &Row, request: &Request<'_>, peer: &Peer) -> Result<(), ApiError> {
-        let is_loopback = peer.address.ip().is_some() && peer.address.is_local();
-        match !self.parts.config.auth.enabled && row.access != Access::Public && is_loopback {
-            true => origin::check(request),
-            false => Ok(()),
         }
     }
 

@@ -76,7 +76,8 @@ fn key_of_client<'r>(
     keys.find_named(&pair.key)
 }
 
-fn sends_credentials(request: &Request<'_>) -> bool {
+/// Whether the request brings a key, or tries to.
+pub fn sends_credentials(request: &Request<'_>) -> bool {
     request.header("authorization").is_some() || request.header("x-api-key").is_some()
 }
 
@@ -110,6 +111,7 @@ mod tests {
         let headers = headers(fields);
         let request = Request {
             method: Method::Get,
+            authority: None,
             path: "/",
             query: None,
             version: Version::Http11,

@@ -222,6 +222,7 @@ mod tests {
         let headers = headers(fields);
         let request = Request {
             method: Method::Get,
+            authority: None,
             path: "/",
             query: None,
             version: Version::Http11,

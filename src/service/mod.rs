@@ -166,7 +166,7 @@ impl Service {
             sender.address.is_local()
                 && !(client_address::is_forwarded(request) && sender.address == peer.address)
         };
-        match self.check(&mut call, request, sender, &is_local, now) {
+        match self.check(&mut call, request, sender, peer.address, &is_local, now) {
             Ok(permit) => Ok(Admitted {
                 intake: match call.route() {
                     Route::Reflection if call.form.is_grpc() => Intake::Pieces,

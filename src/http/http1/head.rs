@@ -69,13 +69,14 @@ pub fn parse<'a>(bytes: &'a [u8], storage: &'a mut Storage<'a>) -> Result<Head<'
         0 => Version::Http10,
         _ => Version::Http11,
     };
-    let (path, query) = target::split(method, raw_target)?;
+    let target = target::split(method, raw_target)?;
     let fields = ProtocolFields::collect(parsed.headers, version)?;
     Ok(Head {
         request: Request {
             method: Method::from_token(method),
-            path,
-            query,
+            authority: target.authority,
+            path: target.path,
+            query: target.query,
             version,
             headers: parsed.headers,
         },
@@ -258,6 +259,15 @@ mod tests {
             assert_eq!(head.len, text.len());
         })
         .unwrap();
+    }
+
+    /// Mutation: `Request::host` reads the field alone.
+    #[test]
+    fn the_targets_authority_counts_for_more_than_the_host_field() {
+        for (target, host) in [("/", "there"), ("http://here:1/", "here:1")] {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: there\r\n\r\n");
+            read(&text, |head| assert_eq!(head.request.host(), Some(host))).unwrap();
+        }
     }
 
     #[test]

@@ -13,11 +13,18 @@ pub const CONNECT_IS_FOR_PROXIES: Malformed = Malformed::new(
     "CONNECT is for proxies, and this server is not a proxy",
 );
 
-/// Splits a target into path and query. The path starts with `/`, or is `*`.
-///
-/// The authority of the absolute form replaces the `Host` field (RFC 9112, section 3.2.2); since
-/// the daemon serves one site under whatever name it is reached, both are checked and dropped.
-pub fn split<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'a str>), Malformed> {
+/// A target's parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// Of the absolute form. It replaces the `Host` field (RFC 9112, section 3.2.2).
+    pub authority: Option<&'a str>,
+    /// Starts with `/`, or is `*`.
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+}
+
+/// Splits a target into its parts.
+pub fn split<'a>(method: &str, target: &'a str) -> Result<Target<'a>, Malformed> {
     if method == "CONNECT" {
         return Err(CONNECT_IS_FOR_PROXIES);
     }
@@ -30,22 +37,29 @@ pub fn split<'a>(method: &str, target: &'a str) -> Result<(&'a str, Option<&'a s
         ));
     }
     if target == "*" && method == "OPTIONS" {
-        return Ok((target, None));
+        return Ok(Target {
+            authority: None,
+            path: target,
+            query: None,
+        });
     }
-    let after_authority = match target.starts_with('/') {
-        true => target,
-        false => skip_authority(target)?,
+    let (authority, after) = match target.starts_with('/') {
+        true => (None, target),
+        false => split_authority(target).map(|(authority, after)| (Some(authority), after))?,
     };
-    Ok(match after_authority.split_once('?') {
-        Some(("", query)) => ("/", Some(query)),
+    let (path, query) = match after.split_once('?') {
         Some((path, query)) => (path, Some(query)),
-        None if after_authority.is_empty() => ("/", None),
-        None => (after_authority, None),
+        None => (after, None),
+    };
+    Ok(Target {
+        authority,
+        path: if path.is_empty() { "/" } else { path },
+        query,
     })
 }
 
-/// What follows `http://authority` in the absolute form.
-fn skip_authority(target: &str) -> Result<&str, Malformed> {
+/// The authority of the absolute form, and what follows it.
+fn split_authority(target: &str) -> Result<(&str, &str), Malformed> {
     const NEITHER: Malformed =
         Malformed::bad("the request target is neither a path nor an http URI");
     let (scheme, rest) = target.split_once("://").ok_or(NEITHER)?;
@@ -58,7 +72,7 @@ fn skip_authority(target: &str) -> Result<&str, Malformed> {
     if !is_host(authority.as_bytes()) {
         return Err(Malformed::bad("the request target names no valid host"));
     }
-    Ok(after)
+    Ok((authority, after))
 }
 
 /// Whether this is `host[:port]` (RFC 3986, section 3.2), not empty: a name, an IPv4 address or a
@@ -105,19 +119,24 @@ mod tests {
     #[test]
     fn every_form_gives_its_path_and_query() {
         let cases = [
-            ("GET", "/", "/", None),
-            ("GET", "/a/b?c=d&e", "/a/b", Some("c=d&e")),
-            ("GET", "/?", "/", Some("")),
-            ("GET", "/a?b?c", "/a", Some("b?c")),
-            ("GET", "//a", "//a", None),
-            ("GET", "http://h/a?b", "/a", Some("b")),
-            ("GET", "HTTPS://h:8080", "/", None),
-            ("GET", "http://h?q", "/", Some("q")),
-            ("GET", "http://[::1]:8080/a", "/a", None),
-            ("OPTIONS", "*", "*", None),
+            ("GET", "/", None, "/", None),
+            ("GET", "/a/b?c=d&e", None, "/a/b", Some("c=d&e")),
+            ("GET", "/?", None, "/", Some("")),
+            ("GET", "/a?b?c", None, "/a", Some("b?c")),
+            ("GET", "//a", None, "//a", None),
+            ("GET", "http://h/a?b", Some("h"), "/a", Some("b")),
+            ("GET", "HTTPS://h:8080", Some("h:8080"), "/", None),
+            ("GET", "http://h?q", Some("h"), "/", Some("q")),
+            ("GET", "http://[::1]:8080/a", Some("[::1]:8080"), "/a", None),
+            ("OPTIONS", "*", None, "*", None),
         ];
-        for (method, target, path, query) in cases {
-            assert_eq!(split(method, target), Ok((path, query)), "{target}");
+        for (method, target, authority, path, query) in cases {
+            let parts = Target {
+                authority,
+                path,
+                query,
+            };
+            assert_eq!(split(method, target), Ok(parts), "{target}");
         }
     }
 

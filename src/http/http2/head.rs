@@ -45,6 +45,7 @@ pub fn fields(parts: &Parts) -> Vec<httparse::Header<'_>> {
 pub fn request<'a>(parts: &'a Parts, fields: &'a [httparse::Header<'a>]) -> Request<'a> {
     Request {
         method: Method::from_token(parts.method.as_str()),
+        authority: parts.uri.authority().map(|it| it.as_str()),
         path: parts.uri.path(),
         query: parts.uri.query(),
         version: Version::Http2,
@@ -163,6 +164,7 @@ mod tests {
         assert_eq!(request.method, Method::Post);
         assert_eq!((request.path, request.query), ("/a", Some("b=c")));
         assert_eq!(request.header("Host"), Some("here:1"));
+        assert_eq!(request.host(), Some("here:1"));
         assert_eq!(request.header("X-Y"), Some("z"));
     }
 

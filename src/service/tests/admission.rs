@@ -1,7 +1,9 @@
 //! What a head can be refused for.
 
+use std::net::Ipv4Addr;
+
 use super::*;
-use crate::config::TrustedProxies;
+use crate::config::{Hosts, TrustedProxies};
 
 #[test]
 fn without_a_key_only_the_listed_routes_answer() {
@@ -101,39 +103,128 @@ fn unknown_paths_and_methods() {
     );
 }
 
-/// Mutation: `origin::check` is not called.
+const LOOPBACK: PeerAddress = PeerAddress::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+/// A request that may have come from a web page, or not: its target's authority, its fields, and
+/// whether it is served without a key where `server.hosts` has `gpu.example`.
+type Page = (&'static str, &'static [(&'static str, &'static str)], bool);
+
+const PAGES: &[Page] = &[
+    ("", &[("host", "localhost:8080")], true),
+    ("", &[("host", "GPU.example:80")], true),
+    (
+        "",
+        &[("host", "127.0.0.1"), ("origin", "http://localhost:3000")],
+        true,
+    ),
+    (
+        "",
+        &[("host", "localhost"), ("origin", "https://gpu.example")],
+        true,
+    ),
+    ("http://localhost:1", &[("host", "evil.example")], true),
+    ("", &[("host", "evil.example")], false),
+    ("http://evil.example", &[("host", "localhost")], false),
+    (
+        "",
+        &[("host", "localhost"), ("origin", "http://evil.example")],
+        false,
+    ),
+    (
+        "",
+        &[("host", "localhost"), ("origin", "http://\u{e9}.example")],
+        false,
+    ),
+    ("", &[("host", "localhost"), ("origin", "null")], false),
+    (
+        "",
+        &[("host", "localhost"), ("sec-fetch-site", "cross-site")],
+        false,
+    ),
+];
+
+fn page(
+    path: &str,
+    authority: &str,
+    fields: &[(&'static str, &str)],
+) -> (String, Vec<(&'static str, String)>) {
+    let owned = |&(name, value): &(&'static str, &str)| (name, value.to_owned());
+    (
+        format!("{authority}{path}"),
+        fields.iter().map(owned).collect(),
+    )
+}
+
+/// Mutations: `check_origin` is not called; `check` reads the `Host` field in place of
+/// `Request::host`; an origin that is not ASCII passes.
 #[test]
 fn without_keys_no_web_page_is_served() {
-    let mut bench = Bench::with(|config| config.auth.enabled = false);
-    bench.peer = Peer::new(PeerAddress::Ip(IpAddr::from([127, 0, 0, 1])));
-    for (fields, is_served) in [
-        (&[("host", "localhost:8080")][..], true),
-        (
-            &[("host", "127.0.0.1"), ("origin", "http://localhost:3000")],
-            true,
-        ),
-        (&[("host", "evil.example")], false),
-        (
-            &[("host", "localhost"), ("origin", "http://evil.example")],
-            false,
-        ),
-        (&[("host", "localhost"), ("origin", "null")], false),
-        (
-            &[("host", "localhost"), ("sec-fetch-site", "cross-site")],
-            false,
-        ),
-    ] {
-        let mut sent = Sent::get("/api/v1/models");
-        for (name, value) in fields {
-            sent = sent.header(name, value);
+    for (authority, fields, is_served) in PAGES {
+        for (path, connected, is_checked) in [
+            ("/api/v1/models", LOOPBACK, true),
+            ("/metrics", LOOPBACK, true),
+            ("/livez", LOOPBACK, false),
+            ("/api/v1/models", PeerAddress::Unix, false),
+        ] {
+            let mut bench = Bench::with(|config| {
+                config.auth.enabled = false;
+                config.server.hosts = Hosts::parse(&["gpu.example"]).expect("a name");
+            });
+            bench.peer = Peer::new(connected);
+            let (target, headers) = page(path, authority, fields);
+            let sent = Sent {
+                headers,
+                ..Sent::get(&target)
+            };
+            let status = if *is_served || !is_checked { 200 } else { 403 };
+            assert_eq!(
+                bench.ask(&sent).status,
+                status,
+                "{target} {connected:?} {fields:?}"
+            );
         }
+    }
+}
+
+/// Mutations: `check_origin` asks for `auth.enabled` alone; a key does not help; a reload of
+/// `server.hosts` is not felt.
+#[test]
+fn open_metrics_are_for_no_web_page_either() {
+    let config_with = |hosts: &[&str]| {
+        let mut config = config();
+        config.metrics.public_on_loopback = true;
+        config.server.hosts = Hosts::parse(hosts).expect("names");
+        Arc::new(config)
+    };
+    let mut bench = Bench::new();
+    bench.peer = Peer::new(LOOPBACK);
+    bench.service.apply(config_with(&["gpu.example"]));
+    for (authority, fields, is_served) in PAGES {
+        let (target, headers) = page("/metrics", authority, fields);
+        let sent = Sent {
+            headers,
+            ..Sent::get(&target)
+        };
         let reply = bench.ask(&sent);
+        match is_served {
+            true => assert_eq!(reply.status, 200, "{target} {fields:?}"),
+            false => assert_eq!(reply.error(), "forbidden_origin", "{target} {fields:?}"),
+        }
+        // Whatever has a key is no page.
         assert_eq!(
-            reply.status,
-            if is_served { 200 } else { 403 },
-            "{fields:?}"
+            bench.ask(&sent.clone().key(FULL)).status,
+            200,
+            "{target} {fields:?}"
+        );
+        assert_eq!(
+            bench.ask(&sent.key(UNKNOWN)).status,
+            if *is_served { 200 } else { 401 }
         );
     }
+    let sent = Sent::get("/metrics").header("host", "gpu.example");
+    assert_eq!(bench.ask(&sent).status, 200);
+    bench.service.apply(config_with(&[]));
+    assert_eq!(bench.ask(&sent).status, 403);
 }
 
 #[test]
@@ -266,6 +357,7 @@ fn the_body_limit_is_the_routes() {
     ] {
         let request = Request {
             method,
+            authority: None,
             path,
             query: None,
             version: Version::Http11,
@@ -288,6 +380,7 @@ fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
     }];
     let request = Request {
         method: Method::Get,
+        authority: None,
         path: "/livez",
         query: None,
         version: Version::Http11,

@@ -20,6 +20,7 @@ use crate::engine::{
     Defaults, Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage,
 };
 use crate::error::ErrorCode;
+use crate::http::http1::target::{self, Target};
 use crate::http::{Answer, Fields, Version};
 use crate::store::{KeyRecord, Scopes, Secret};
 
@@ -316,14 +317,17 @@ impl Bench {
                 value: value.as_bytes(),
             })
             .collect();
-        let (path, query) = match sent.target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (sent.target, None),
-        };
+        // Tests also ask for targets that no protocol lets through.
+        let target = target::split(sent.method.as_str(), sent.target).unwrap_or(Target {
+            authority: None,
+            path: sent.target,
+            query: None,
+        });
         let request = Request {
             method: sent.method,
-            path,
-            query,
+            authority: target.authority,
+            path: target.path,
+            query: target.query,
             version: Version::Http11,
             headers: &headers,
         };

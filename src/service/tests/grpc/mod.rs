@@ -64,6 +64,7 @@ impl<'a> Rpc<'a> {
             .collect();
         let request = Request {
             method: Method::Post,
+            authority: None,
             path: self.path,
             query: None,
             version: self.version,
