@@ -10,6 +10,57 @@ fn shared() -> &'static Daemon {
     Daemon::shared(Options::echo)
 }
 
+// ---- the format of /metrics ------------------------------------------------------------------
+
+/// What Prometheus 2.50 sends.
+const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0,\
+    application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+
+/// Mutations: `exposition` offers OpenMetrics first to every client; it asks for the name alone.
+#[test]
+fn metrics_are_in_the_format_that_is_asked_for() {
+    let daemon = shared();
+    for (accept, is_open) in [
+        (None, false),
+        (Some("*/*"), false),
+        (Some("text/plain;version=0.0.4"), false),
+        (
+            Some("text/plain, application/openmetrics-text;q=0.9"),
+            false,
+        ),
+        (Some("application/openmetrics-text;q=0, */*"), false),
+        (Some("image/png"), false),
+        (Some("text/plain, application/openmetrics-text"), true),
+        (Some("application/openmetrics-text;version=1.0.0"), true),
+        (Some(PROMETHEUS), true),
+    ] {
+        let fields: Vec<_> = accept
+            .map(|accept| ("accept", accept))
+            .into_iter()
+            .collect();
+        let head = daemon.request_with("GET", "/metrics", &fields, b"");
+        let answer = daemon.exchange(&head).expect(200);
+        let content_type = match is_open {
+            true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            false => "text/plain; version=0.0.4; charset=utf-8",
+        };
+        assert_eq!(
+            answer.field("content-type"),
+            Some(content_type),
+            "{accept:?}"
+        );
+        let text = answer.text();
+        assert_eq!(text.ends_with("# EOF\n"), is_open, "{accept:?}");
+        let counter = match is_open {
+            true => "# TYPE autoglmd_wakeups counter\nautoglmd_wakeups_total ",
+            false => "# TYPE autoglmd_wakeups_total counter\nautoglmd_wakeups_total ",
+        };
+        assert!(text.contains(counter), "{accept:?}: {text}");
+        let has_info = text.lines().any(|line| line.ends_with(" info"));
+        assert_eq!(has_info, is_open, "{accept:?}");
+    }
+}
+
 // ---- errors ----------------------------------------------------------------------------------
 
 /// A body, and the status, code and field of its refusal.

@@ -25,15 +25,17 @@ pub enum MediaType {
     PlainText,
     Html,
     Protobuf,
+    OpenMetrics,
 }
 
 impl MediaType {
-    const ALL: [MediaType; 5] = [
+    const ALL: [MediaType; 6] = [
         MediaType::Json,
         MediaType::EventStream,
         MediaType::PlainText,
         MediaType::Html,
         MediaType::Protobuf,
+        MediaType::OpenMetrics,
     ];
 
     /// Type and subtype, lower case.
@@ -44,6 +46,7 @@ impl MediaType {
             MediaType::PlainText => "text/plain",
             MediaType::Html => "text/html",
             MediaType::Protobuf => "application/x-protobuf",
+            MediaType::OpenMetrics => "application/openmetrics-text",
         }
     }
 
@@ -52,6 +55,7 @@ impl MediaType {
         match self {
             MediaType::PlainText => "text/plain; charset=utf-8",
             MediaType::Html => "text/html; charset=utf-8",
+            MediaType::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             _ => self.name(),
         }
     }

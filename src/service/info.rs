@@ -7,9 +7,10 @@ use serde::Serialize;
 use crate::core::Moment;
 use crate::engine::State;
 use crate::engine::prompt::LANGUAGES;
-use crate::http::Reply;
+use crate::http::negotiate::{MediaType, choose, names};
+use crate::http::{Reply, Request};
 use crate::limits;
-use crate::telemetry::metrics;
+use crate::telemetry::exposition::Exposition;
 
 use super::Service;
 use super::call::Call;
@@ -60,15 +61,23 @@ impl Service {
         self.send(call, status, Some(JSON), now, reply);
     }
 
-    /// The numbers, in the text format of OpenMetrics.
-    pub(super) fn show_metrics(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    /// The numbers, in the text format that the scraper asks for. They are never cached, so
+    /// `Vary` need not name `Accept`.
+    pub(super) fn show_metrics(
+        &mut self,
+        call: &Call,
+        request: &Request<'_>,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
         let numbers = self.ledger.metrics();
         numbers.update_engine(&self.parts.engine.gauges());
-        let mut text = String::new();
-        numbers.encode(&mut text);
+        let exposition = exposition(request);
+        let text = numbers.expose(exposition);
         self.page.begin(call);
+        self.page.fields.push("cache-control", "no-store");
         self.page.body.extend_from_slice(text.as_bytes());
-        self.send(call, 200, Some(metrics::CONTENT_TYPE), now, reply);
+        self.send(call, 200, Some(exposition.content_type()), now, reply);
     }
 
     /// The model, in the OpenAI API's form and with what else is known of it.
@@ -154,6 +163,19 @@ impl Service {
         let bytes = self.page.send(status, content_type, reply);
         let outcome = Outcome::Answered { status, bytes };
         self.ledger.close(call, outcome, None, now);
+    }
+}
+
+/// OpenMetrics for scrapers that name it and like it no less than plain text; 0.0.4, which all of
+/// them read, for the others, among them those that `Accept` leaves without either.
+fn exposition(request: &Request<'_>) -> Exposition {
+    let offers = match names(request, MediaType::OpenMetrics) {
+        true => [MediaType::OpenMetrics, MediaType::PlainText],
+        false => [MediaType::PlainText, MediaType::OpenMetrics],
+    };
+    match choose(request, &offers) {
+        Some(MediaType::OpenMetrics) => Exposition::OpenMetrics,
+        _ => Exposition::Classic,
     }
 }
 

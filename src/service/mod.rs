@@ -212,7 +212,7 @@ impl Service {
             }
             Route::Live => self.live(call, now, reply),
             Route::Ready => self.ready(call, now, reply),
-            Route::Metrics => self.show_metrics(call, now, reply),
+            Route::Metrics => self.show_metrics(call, request, now, reply),
             Route::Models => self.models(call, now, reply),
             Route::Languages => self.languages(call, now, reply),
             Route::Index => self.index(call, now, reply),

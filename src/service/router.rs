@@ -177,7 +177,7 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Read,
         access: Access::PublicOnLoopback(Scopes::METRICS),
         body: BodyBound::None,
-        summary: "numbers in the OpenMetrics text format",
+        summary: "numbers for Prometheus, as text",
     },
     Row {
         path: "/api/v1/models",

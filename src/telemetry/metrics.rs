@@ -1,4 +1,4 @@
-//! Every number that the daemon publishes on `/metrics`, in the OpenMetrics text format.
+//! Every number that the daemon publishes on `/metrics`.
 //!
 //! Owns the registry and one handle per time series. Never takes a label value from a client:
 //! routes, statuses, reasons and codes come from the program's own words, so the number of series
@@ -32,15 +32,12 @@ use crate::limits::{
 use crate::offload::CancelReason;
 use crate::os::process::Usage;
 use crate::telemetry::compression::Compression;
+use crate::telemetry::exposition::{Exposition, classic};
 use crate::telemetry::log::{dropped, write_errors};
 
 pub use super::histogram::Histogram;
 pub use prometheus_client::metrics::counter::Counter;
 pub use prometheus_client::metrics::gauge::Gauge;
-
-/// The media type of [`Metrics::encode`]'s text. Prometheus 0.0.4's text differs from it in the
-/// names of counters' types only, and every scraper since Prometheus 2.5 reads it.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All metrics. A clone shares them.
 #[derive(Clone, Debug)]
@@ -292,6 +289,16 @@ impl Metrics {
             // Writing to a string does not fail, so only an encoder's own refusal comes here.
             out.truncate(length);
             log::error!("the metrics could not be encoded");
+        }
+    }
+
+    /// The same in the format that the scraper asks for.
+    pub fn expose(&self, exposition: Exposition) -> String {
+        let mut text = String::new();
+        self.encode(&mut text);
+        match exposition {
+            Exposition::OpenMetrics => text,
+            Exposition::Classic => classic(&text),
         }
     }
 }
