@@ -498,6 +498,8 @@ impl Http2 {
             if stream.outgoing.was_reset() {
                 self.abandon_stream(id, CancelReason::Disconnect, context);
                 resets += 1;
+            } else if self.meter.has_malformed_trailers(id) {
+                self.reset_malformed(id, context);
             } else if let Stage::Receiving(_) = stream.stage {
                 self.receive(id, output, context);
             } else if stream.pieces.is_some() {
@@ -511,12 +513,21 @@ impl Http2 {
         resets
     }
 
+    /// Trailers with a pseudo-field make the whole message malformed (RFC 9113, section 8.1), which
+    /// is an error of the stream (section 8.1.1).
+    fn reset_malformed(&mut self, id: u32, context: &mut Context<'_>) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.outgoing.reset(Reason::PROTOCOL_ERROR);
+            self.abandon_stream(id, CancelReason::Disconnect, context);
+        }
+    }
+
     /// `resets` streams cost us an admission and came to nothing: reset by the peer, or by h2 for
-    /// the peer's errors.
+    /// the peer's errors. Those with malformed trailers are counted with them.
     fn count_oddities(&mut self, resets: u32, context: &mut Context<'_>) {
         let tally = &self.tally;
         let oddities = [
-            (Glitch::StreamReset, resets),
+            (Glitch::StreamReset, resets + tally.malformed_trailers),
             (Glitch::EmptyFrame, tally.empty_frames),
             // A reset of a stream that is over already costs no more than another frame.
             (

@@ -2,7 +2,10 @@
 
 use super::common::http2::frame::code::{NO_ERROR, PROTOCOL_ERROR};
 use super::common::http2::frame::{self, Frame, data, flag, headers, kind};
-use super::common::http2::hpack::{fields, literal, literal_name};
+use super::common::http2::hpack::{
+    DYNAMIC_FIRST, fields, huffman_string, indexed, literal, literal_indexed, literal_indexed_name,
+    literal_name,
+};
 use super::common::http2::{Outcome, Peer, Target, ensure, index};
 use super::{Case, case, ours};
 
@@ -55,6 +58,62 @@ pub const CASES: &[Case] = &[
     case("rfc9113_8_1_status_in_trailers", |peer| {
         trailers(peer, &fields(&[(":status", "200")]))
     }),
+    case("rfc9113_8_1_path_alone_in_trailers", |peer| {
+        trailers(peer, &literal_name(index::PATH, "/"))
+    }),
+    case("rfc9113_8_1_indexed_path_in_trailers", |peer| {
+        trailers(peer, &indexed(index::PATH))
+    }),
+    case(
+        "rfc9113_8_1_huffman_coded_pseudo_header_in_trailers",
+        |peer| {
+            let block = [&[0][..], &huffman_string(":path"), &huffman_string("/")];
+            trailers(peer, &block.concat())
+        },
+    ),
+    case(
+        "rfc9113_8_1_pseudo_header_in_trailers_of_two_frames",
+        |peer| {
+            let target = peer.target();
+            peer.headers_open(1, &target.post());
+            peer.data(1, &target.body);
+            let block = literal_name(index::PATH, "/");
+            let first = Frame::new(kind::HEADERS, flag::END_STREAM, 1, &block[..1]);
+            peer.send(first);
+            peer.send(frame::continuation(1, &block[1..], flag::END_HEADERS));
+            peer.malformed(1)?;
+            peer.works(3)
+        },
+    ),
+    case("rfc9113_8_1_dynamic_pseudo_header_in_trailers", |peer| {
+        let target = peer.target();
+        // The newest entry is not one, the older is.
+        let more = [
+            literal_indexed_name(index::PATH, &target.small),
+            literal_indexed("x-trailer", "1"),
+        ];
+        let head = [indexed(index::METHOD_GET), indexed(index::SCHEME_HTTP)].concat();
+        let authority = literal_name(index::AUTHORITY, "localhost");
+        let block = [&head[..], &more[0], &authority, &more[1]].concat();
+        peer.headers_open(1, &block);
+        peer.headers(1, &indexed(DYNAMIC_FIRST));
+        peer.answer_of(1, 200)?;
+        let block = [&head[..], &indexed(DYNAMIC_FIRST + 1), &authority].concat();
+        peer.headers_open(3, &block);
+        peer.headers(3, &indexed(DYNAMIC_FIRST + 1));
+        peer.malformed(3)?;
+        peer.works(5)
+    }),
+    case(
+        "rfc9113_8_1_pseudo_header_in_trailers_without_a_body",
+        |peer| {
+            let block = peer.target().get();
+            peer.headers_open(1, &block);
+            peer.headers(1, &indexed(index::PATH));
+            peer.malformed(1)?;
+            peer.works(3)
+        },
+    ),
     case("rfc9113_8_2_connection_in_trailers", |peer| {
         trailers(peer, &fields(&[("connection", "close")]))
     }),

@@ -1,4 +1,5 @@
-//! How much a field block changes the compression table, without decompressing it.
+//! What a field block changes in the compression table, and whether it holds a pseudo-field,
+//! without decompressing it.
 //!
 //! HPACK lets a client put fields into the server's dynamic table (RFC 7541, section 2.3.2). A few
 //! in each request is how it is meant; hundreds that push one another out again, or table sizes
@@ -6,19 +7,56 @@
 //! so this walks over its representations (section 6): a prefix tells each one's kind, and lengths
 //! tell where the next begins. No string is decoded.
 //!
-//! Nothing is refused here: what is wrong in a block is h2's to find, and the count of such a block
-//! means nothing.
+//! A pseudo-field is told by its name's first character, which is `:` in these alone (RFC 9113,
+//! section 8.3). For names in the dynamic table one bit each is kept. The table's size need not be
+//! followed for that: an index counts from the newest entry, and an entry that is put into the
+//! table leaves it only after all older ones (RFC 7541, sections 2.3.3 and 4.3). So the n-th entry,
+//! where there is one, is the n-th that was put in, from the last one backwards.
 //!
-//! Invariant: the same bytes give the same count, wherever they are cut.
+//! Nothing is refused here: what is wrong in a block is h2's to find, and what is told of such a
+//! block means nothing.
+//!
+//! Invariant: the same bytes give the same result, wherever they are cut.
 
-use crate::limits::HTTP2_INSERTIONS_FREE;
+use crate::limits::{HTTP2_HEADER_TABLE_BYTES, HTTP2_INSERTIONS_FREE};
 
-/// One field block, from its first byte on.
+/// The field blocks of a connection, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldBlock {
     state: State,
+    kind: Kind,
+    /// The string whose length came last is coded by Huffman's code.
+    is_huffman: bool,
     insertions: u32,
     churn: u32,
+    has_pseudo_field: bool,
+    /// Of the names that were put into the table, whether they are those of pseudo-fields. The
+    /// newest is the lowest bit.
+    pseudo_names: u128,
+}
+
+/// An entry counts for 32 bytes more than its strings have (RFC 7541, section 4.1).
+const ENTRIES_MAX: u32 = HTTP2_HEADER_TABLE_BYTES / 32;
+const _: () = assert!(ENTRIES_MAX <= u128::BITS);
+
+/// RFC 7541, appendix A: `:authority`, `:method`, `:path`, `:scheme` and `:status` come first.
+const STATIC_PSEUDO_FIELD_LAST: u32 = 14;
+const STATIC_FIELD_FIRST: u32 = STATIC_PSEUDO_FIELD_LAST + 1;
+const STATIC_LAST: u32 = 61;
+
+/// What `:` is in Huffman's code (RFC 7541, appendix B): seven bits, so it is in the first byte.
+const HUFFMAN_COLON: u8 = 0b101_1100;
+
+/// What the present representation is (RFC 7541, section 6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    TableSize,
+    Indexed,
+    /// Literal, and into the table with it.
+    Insertion,
+    /// Literal, and forgotten.
+    Literal,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,12 +64,16 @@ enum State {
     /// A representation begins.
     #[default]
     Start,
-    /// The rest of an integer that nobody needs, then so many strings.
-    Integer { strings: u8 },
-    /// A string's length begins; this many strings are left, this one included.
+    /// The rest of an index or a table size: what has come of it, and the place of the next seven
+    /// bits.
+    Integer { value: u32, shift: u8 },
+    /// A string's length begins; this many strings are left, this one included. The first of two
+    /// is a name.
     Length { strings: u8 },
-    /// The length goes on: what has come of it, and the place of the next seven bits.
+    /// The length goes on.
     LengthRest { value: u32, shift: u8, strings: u8 },
+    /// The first byte of a name of so many.
+    Name { bytes: u32 },
     /// A string's bytes.
     Text { bytes: u32, strings: u8 },
 }
@@ -42,6 +84,19 @@ impl FieldBlock {
     /// the table after the first [`HTTP2_INSERTIONS_FREE`] of the block.
     pub fn churn(&self) -> u32 {
         self.churn
+    }
+
+    /// Whether a field of the block so far is a pseudo-field.
+    pub fn has_pseudo_field(&self) -> bool {
+        self.has_pseudo_field
+    }
+
+    /// The next block of the connection. The table stays.
+    pub fn begin(&mut self) {
+        *self = FieldBlock {
+            pseudo_names: self.pseudo_names,
+            ..FieldBlock::default()
+        };
     }
 
     pub fn handle(&mut self, bytes: &[u8]) {
@@ -67,31 +122,36 @@ impl FieldBlock {
 
     fn handle_byte(&mut self, byte: u8) -> State {
         match self.state {
-            State::Start => self.begin(byte),
-            State::Integer { strings } => match byte & 0x80 {
-                0 => before_string(strings),
-                _ => self.state,
-            },
-            State::Length { strings } => match byte & 0x7f {
-                0x7f => State::LengthRest {
-                    value: 0x7f,
-                    shift: 0,
-                    strings,
-                },
-                length => text(length.into(), strings),
-            },
+            State::Start => self.begin_representation(byte),
+            State::Integer { value, shift } => {
+                let value = with_seven_bits(value, shift, byte);
+                match byte & 0x80 {
+                    0 => self.handle_integer(value),
+                    _ => State::Integer {
+                        value,
+                        shift: shift.saturating_add(7),
+                    },
+                }
+            }
+            State::Length { strings } => {
+                self.is_huffman = byte & 0x80 != 0;
+                match byte & 0x7f {
+                    0x7f => State::LengthRest {
+                        value: 0x7f,
+                        shift: 0,
+                        strings,
+                    },
+                    length => self.begin_string(length.into(), strings),
+                }
+            }
             State::LengthRest {
                 value,
                 shift,
                 strings,
             } => {
-                // What does not fit is longer than any block: h2 refuses it.
-                let bits = u32::from(byte & 0x7f)
-                    .checked_shl(shift.into())
-                    .unwrap_or(0);
-                let value = value.saturating_add(bits);
+                let value = with_seven_bits(value, shift, byte);
                 match byte & 0x80 {
-                    0 => text(value, strings),
+                    0 => self.begin_string(value, strings),
                     _ => State::LengthRest {
                         value,
                         shift: shift.saturating_add(7),
@@ -99,58 +159,111 @@ impl FieldBlock {
                     },
                 }
             }
+            State::Name { bytes } => {
+                self.handle_name(match self.is_huffman {
+                    true => byte >> 1 == HUFFMAN_COLON,
+                    false => byte == b':',
+                });
+                match bytes - 1 {
+                    0 => after_string(2),
+                    bytes => State::Text { bytes, strings: 2 },
+                }
+            }
             State::Text { .. } => self.state,
         }
     }
 
-    /// The first byte of a representation (RFC 7541, section 6).
-    fn begin(&mut self, byte: u8) -> State {
-        let (prefix, is_literal) = match byte.leading_zeros() {
-            // Indexed.
-            0 => (0x7f, false),
-            // Literal, and into the table with it.
-            1 => {
+    /// The first byte of a representation.
+    fn begin_representation(&mut self, byte: u8) -> State {
+        let (kind, prefix) = match byte.leading_zeros() {
+            0 => (Kind::Indexed, 0x7f),
+            1 => (Kind::Insertion, 0x3f),
+            2 => (Kind::TableSize, 0x1f),
+            _ => (Kind::Literal, 0x0f),
+        };
+        self.kind = kind;
+        match kind {
+            Kind::Insertion => {
                 self.insertions += 1;
                 self.churn += u32::from(self.insertions > HTTP2_INSERTIONS_FREE);
-                (0x3f, true)
             }
-            // Another table size.
-            2 => {
-                self.churn += 1;
-                (0x1f, false)
+            Kind::TableSize => self.churn += 1,
+            Kind::Indexed | Kind::Literal => {}
+        }
+        let value = byte & prefix;
+        match value == prefix {
+            true => State::Integer {
+                value: value.into(),
+                shift: 0,
+            },
+            false => self.handle_integer(value.into()),
+        }
+    }
+
+    /// The integer that each representation begins with.
+    fn handle_integer(&mut self, value: u32) -> State {
+        match self.kind {
+            Kind::TableSize => State::Start,
+            Kind::Indexed => {
+                self.handle_name(self.is_pseudo_name(value));
+                State::Start
             }
-            // Literal, and forgotten.
-            _ => (0x0f, true),
-        };
-        let index = byte & prefix;
-        let strings = match (is_literal, index) {
-            (false, _) => 0,
             // The name comes as well.
-            (true, 0) => 2,
-            (true, _) => 1,
-        };
-        match index == prefix {
-            true => State::Integer { strings },
-            false => before_string(strings),
+            Kind::Insertion | Kind::Literal if value == 0 => State::Length { strings: 2 },
+            Kind::Insertion | Kind::Literal => {
+                self.handle_name(self.is_pseudo_name(value));
+                State::Length { strings: 1 }
+            }
+        }
+    }
+
+    fn begin_string(&mut self, bytes: u32, strings: u8) -> State {
+        match (bytes, strings) {
+            (0, 2) => {
+                self.handle_name(false);
+                after_string(strings)
+            }
+            (0, _) => after_string(strings),
+            (_, 2) => State::Name { bytes },
+            (_, _) => State::Text { bytes, strings },
+        }
+    }
+
+    /// What kind of name the present field has.
+    fn handle_name(&mut self, is_pseudo: bool) {
+        self.has_pseudo_field |= is_pseudo;
+        if self.kind == Kind::Insertion {
+            self.pseudo_names = self.pseudo_names << 1 | u128::from(is_pseudo);
+        }
+    }
+
+    /// Whether an entry of the tables has the name of a pseudo-field; `false` for what is none.
+    fn is_pseudo_name(&self, index: u32) -> bool {
+        match index {
+            1..=STATIC_PSEUDO_FIELD_LAST => true,
+            0 | STATIC_FIELD_FIRST..=STATIC_LAST => false,
+            _ => {
+                let names = self.pseudo_names.checked_shr(index - STATIC_LAST - 1);
+                names.is_some_and(|names| names & 1 == 1)
+            }
         }
     }
 }
 
-fn before_string(strings: u8) -> State {
-    match strings {
-        0 => State::Start,
-        _ => State::Length { strings },
-    }
+/// An integer with seven bits more (RFC 7541, section 5.1). What does not fit is longer than any
+/// block, or an index of no table: h2 refuses it.
+fn with_seven_bits(value: u32, shift: u8, byte: u8) -> u32 {
+    let bits = u32::from(byte & 0x7f).checked_shl(shift.into());
+    value.saturating_add(bits.unwrap_or(0))
 }
 
+/// `strings`: how many were left before one has ended.
 fn after_string(strings: u8) -> State {
-    before_string(strings.saturating_sub(1))
-}
-
-fn text(bytes: u32, strings: u8) -> State {
-    match bytes {
-        0 => after_string(strings),
-        _ => State::Text { bytes, strings },
+    match strings {
+        0 | 1 => State::Start,
+        _ => State::Length {
+            strings: strings - 1,
+        },
     }
 }
 
@@ -170,6 +283,16 @@ mod tests {
         let pair =
             |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         digits.chunks(2).map(pair).collect()
+    }
+
+    /// The index of an entry of the dynamic table.
+    fn indexed(kind: u8, prefix: u8, place: usize) -> Vec<u8> {
+        let index = place + STATIC_LAST as usize + 1;
+        match index.checked_sub(prefix.into()) {
+            None => vec![kind | index as u8],
+            Some(rest) if rest < 0x80 => vec![kind | prefix, rest as u8],
+            Some(rest) => vec![kind | prefix, 0x80 | (rest & 0x7f) as u8, (rest >> 7) as u8],
+        }
     }
 
     #[test]
@@ -225,7 +348,87 @@ mod tests {
         assert_eq!(walked(&[0x20, 0x3f, 0xe1, 0x1f, 0x82]).churn(), 2);
     }
 
+    /// Mutations that this test catches: 7 for the last static pseudo-field, `:` sought in the
+    /// second byte, and the bit of an insertion left out.
+    #[test]
+    fn pseudo_fields_are_known_in_every_representation() {
+        for (block, expected) in [
+            (&[0x81][..], true),
+            (&[0x84], true),
+            (&[0x8e], true),
+            (&[0x8f], false),
+            (&[0xbd], false),
+            (&[0x80], false),
+            // Literals: the name's index in one byte, and in two.
+            (&[0x04, 1, b'/'], true),
+            (&[0x0f, 0, 1, b'x'], false),
+            (&[0x14, 1, b'/'], true),
+            // The name as text, plain and coded; `x:`, and no name.
+            (&[0x00, 2, b':', b'x', 1, b'v'], true),
+            (&[0x10, 1, b':', 1, b'v'], true),
+            (&[0x00, 2, b'x', b':', 1, b':'], false),
+            (&[0x00, 0, 1, b':'], false),
+            (&[0x00, 0x84, 0xb9, 0x58, 0xd3, 0x3f, 1, b'/'], true),
+            (&[0x00, 0x82, 0xf2, 0xb2, 1, b'/'], false),
+            // A table's size is no index.
+            (&[0x24], false),
+        ] {
+            assert_eq!(walked(block).has_pseudo_field(), expected, "{block:x?}");
+        }
+    }
+
+    #[test]
+    fn pseudo_fields_are_known_from_the_dynamic_table() {
+        let mut connection = walked(&[0x44, 1, b'/', 0x40, 1, b'x', 1, b':']);
+        let mut has_pseudo_field = |block: &[u8]| {
+            connection.begin();
+            connection.handle(block);
+            connection.has_pseudo_field()
+        };
+        // 62 is `x`, 63 is `:path`.
+        assert!(!has_pseudo_field(&[0xbe]));
+        assert!(has_pseudo_field(&[0xbf]));
+        // A new entry with the name of the older: then it is 62, and the others move on.
+        assert!(has_pseudo_field(&[0x7f, 0, 1, b'y']));
+        assert!(has_pseudo_field(&[0xbe]));
+        assert!(!has_pseudo_field(&[0xbf]));
+        assert!(has_pseudo_field(&[0xc0]));
+        // Another size changes no order, and an index of nothing is nothing.
+        assert!(!has_pseudo_field(&[0x20, 0x3f, 0xe1, 0x1f, 0xbf]));
+        assert!(!has_pseudo_field(&[0xff, 0xff, 0x07]));
+    }
+
     proptest! {
+        /// Against a table that is a list. No entry has more than 40 bytes, so all of them fit.
+        #[test]
+        fn names_of_the_dynamic_table_agree_with_a_list(
+            steps in prop::collection::vec(
+                (0_u8..5, any::<bool>(), any::<prop::sample::Index>()), 1..90),
+        ) {
+            let mut connection = FieldBlock::default();
+            let mut table: Vec<bool> = Vec::new();
+            for (kind, is_pseudo, place) in steps {
+                let colon = if is_pseudo { b':' } else { b'x' };
+                let place = (!table.is_empty()).then(|| place.index(table.len()));
+                let (block, expected) = match (kind, place) {
+                    // Insertions: a new name, and the name of an entry.
+                    (0, _) => (vec![0x40, 2, colon, b'x', 1, b'v'], is_pseudo),
+                    (1, Some(place)) => ([indexed(0x40, 0x3f, place), vec![1, b'v']].concat(),
+                        table[place]),
+                    (2, Some(place)) => ([indexed(0x00, 0x0f, place), vec![1, b'v']].concat(),
+                        table[place]),
+                    (3, Some(place)) => (indexed(0x80, 0x7f, place), table[place]),
+                    _ => (vec![0x00, 2, colon, b'x', 1, b'v'], is_pseudo),
+                };
+                connection.begin();
+                connection.handle(&block);
+                prop_assert_eq!(connection.has_pseudo_field(), expected);
+                if block[0] & 0xc0 == 0x40 {
+                    table.insert(0, expected);
+                }
+            }
+        }
+
         #[test]
         fn any_bytes_cut_anywhere_give_the_same_count(
             bytes in prop::collection::vec(any::<u8>(), 0..200),

@@ -15,13 +15,17 @@
 //! end of a stream is STREAM_CLOSED (section 5.1); h2 lets the first pass and calls the others
 //! PROTOCOL_ERROR. They end here, as a [`Violation`]: h2 is not given the frame.
 //!
+//! A fourth rule is about a field block: trailers hold no pseudo-field (section 8.1). h2 drops one
+//! without a word where no other field stands before it. Its stream is marked here, for
+//! [`FrameMeter::has_malformed_trailers`]; h2 gets the block, for its table must not miss one.
+//!
 //! Must never change or interpret what passes.
 //!
 //! Invariants:
 //!  1. The same bytes give the same tally and the same violation, wherever they are cut.
 //!  2. Nothing behind a violation is looked at.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use h2::Reason;
 
@@ -101,6 +105,7 @@ pub struct Tally {
     pub ignored_frames: u32,
     /// Changes of the compression table that no request has use for.
     pub header_churn: u32,
+    pub malformed_trailers: u32,
     /// The streams that frames were about, in the order of the frames.
     pub touched: Vec<u32>,
     /// The window of all streams may have grown.
@@ -131,8 +136,9 @@ pub struct Violation {
 pub struct FrameMeter {
     /// The first frame has come.
     has_begun: bool,
-    /// Streams that the peer has ended and we have not.
-    ended: BTreeSet<u32>,
+    /// Streams that the peer has ended and we have not, and whether it did so with trailers that
+    /// must not be.
+    ended: BTreeMap<u32, bool>,
     /// The part of a frame's header that has come.
     header: [u8; HEADER_BYTES],
     header_bytes: usize,
@@ -141,6 +147,8 @@ pub struct FrameMeter {
     /// A field block has begun and not ended (RFC 9113, section 4.3).
     in_field_block: bool,
     field_block: FieldBlock,
+    /// That block is not the first of its stream.
+    in_trailers: bool,
     /// What comes before the present frame's part of the field block: the padding's length, and
     /// a priority.
     has_pad_length: bool,
@@ -169,6 +177,14 @@ impl FrameMeter {
         is_unfinished.then_some(self.begins_at)
     }
 
+    /// The peer has ended this stream with trailers that hold a pseudo-field, in this batch or
+    /// before: the stream is to be reset with PROTOCOL_ERROR.
+    pub fn has_malformed_trailers(&self, stream: u32) -> bool {
+        self.ended
+            .get(&stream)
+            .is_some_and(|&is_malformed| is_malformed)
+    }
+
     /// The stream is over on our side too: it is no longer half closed.
     pub fn forget(&mut self, stream: u32) {
         self.ended.remove(&stream);
@@ -185,6 +201,7 @@ impl FrameMeter {
                 self.handle_payload(&bytes[at..at + skipped], tally);
                 self.payload_left -= skipped;
                 at += skipped;
+                self.judge_trailers(tally);
                 continue;
             }
             if self.header_bytes == 0 && !self.in_field_block {
@@ -200,9 +217,31 @@ impl FrameMeter {
                     at: at.saturating_sub(HEADER_BYTES),
                     reason,
                 })?;
+                self.judge_trailers(tally);
             }
         }
         Ok(())
+    }
+
+    /// Marks the stream if a field block ends here that is a malformed one of trailers.
+    fn judge_trailers(&mut self, tally: &mut Tally) {
+        let kind = FrameType::of(self.header[3]);
+        let is_part = matches!(kind, FrameType::Headers | FrameType::Continuation);
+        let has_ended = is_part && self.payload_left == 0 && !self.in_field_block;
+        if !(has_ended && self.in_trailers && self.field_block.has_pseudo_field()) {
+            return;
+        }
+        // Trailers that do not end the stream are h2's to refuse.
+        if let Some(is_malformed) = self.ended.get_mut(&self.stream()) {
+            *is_malformed = true;
+            tally.malformed_trailers += 1;
+        }
+    }
+
+    /// The stream of the present frame.
+    fn stream(&self) -> u32 {
+        let [.., s0, s1, s2, s3] = self.header;
+        u32::from_be_bytes([s0 & 0x7f, s1, s2, s3])
     }
 
     /// The next bytes of the present frame's payload.
@@ -231,9 +270,9 @@ impl FrameMeter {
     }
 
     fn count(&mut self, tally: &mut Tally) -> Result<(), Reason> {
-        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.header;
+        let [l0, l1, l2, kind, flags, ..] = self.header;
         let length = u32::from_be_bytes([0, l0, l1, l2]);
-        let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
+        let stream = self.stream();
         let kind = FrameType::of(kind);
         self.check(kind, flags, length, stream)?;
         self.payload_left = length as usize;
@@ -243,7 +282,8 @@ impl FrameMeter {
             FrameType::Data => tally.tiny_data += u32::from(length < TINY_BYTES),
             FrameType::Headers => {
                 self.begin_part(flags & PADDED != 0, flags & HAS_PRIORITY != 0);
-                self.field_block = FieldBlock::default();
+                self.field_block.begin();
+                self.in_trailers = stream <= self.highest_stream;
                 tally.opened += u32::from(stream > self.highest_stream);
                 self.highest_stream = self.highest_stream.max(stream);
                 self.in_field_block = flags & END_HEADERS == 0;
@@ -302,7 +342,7 @@ impl FrameMeter {
             return Err(Reason::FRAME_SIZE_ERROR);
         }
         let goes_on = matches!(kind, FrameType::Data | FrameType::Headers);
-        match goes_on && self.ended.contains(&stream) {
+        match goes_on && self.ended.contains_key(&stream) {
             true => Err(Reason::STREAM_CLOSED),
             false => Ok(()),
         }
@@ -314,7 +354,7 @@ impl FrameMeter {
         if self.ended.len() == HTTP2_ENDED_STREAMS {
             self.ended.pop_first();
         }
-        self.ended.insert(stream);
+        self.ended.insert(stream, false);
     }
 }
 
@@ -369,6 +409,7 @@ mod tests {
             tiny_data: 1,
             ignored_frames: 2,
             header_churn: 0,
+            malformed_trailers: 0,
             touched: vec![1, 3, 5],
             opens_window: true,
         };
@@ -451,6 +492,34 @@ mod tests {
         assert_eq!(meter.handle(&more, &mut Tally::default()), Ok(()));
         let reset = frame(3, 0, 1, &[0; 4]);
         assert_eq!(violation(&[end, reset, more].concat()), None);
+    }
+
+    /// Mutations that this test catches: every block taken for trailers, none of them, a mark that
+    /// outlives its stream, a block judged before its last frame.
+    #[test]
+    fn trailers_with_a_pseudo_field_mark_their_stream() {
+        let head = |stream| frame(1, END_HEADERS, stream, &[0x82, 0x84]);
+        let trailers = |stream, block: &[u8]| frame(1, END_HEADERS | END_STREAM, stream, block);
+        let mut meter = begun();
+        let handle = |meter: &mut FrameMeter, frames: &[Vec<u8>]| {
+            let mut tally = Tally::default();
+            assert_eq!(meter.handle(&frames.concat(), &mut tally), Ok(()));
+            tally.malformed_trailers
+        };
+        assert_eq!(handle(&mut meter, &[head(1), trailers(1, &[0x84])]), 1);
+        assert!(meter.has_malformed_trailers(1));
+        meter.forget(1);
+        assert!(!meter.has_malformed_trailers(1));
+        assert_eq!(handle(&mut meter, &[head(3), trailers(3, &[0x90])]), 0);
+        assert_eq!(handle(&mut meter, &[trailers(5, &[0x82, 0x84])]), 0);
+        assert_eq!(handle(&mut meter, &[head(7), trailers(7, &[])]), 0);
+        let first = frame(1, END_STREAM, 9, &[0x84]);
+        assert_eq!(handle(&mut meter, &[head(9), first]), 0);
+        let last = frame(9, END_HEADERS, 9, &[]);
+        assert_eq!(handle(&mut meter, &[last]), 1);
+        for (stream, expected) in [(3, false), (5, false), (7, false), (9, true)] {
+            assert_eq!(meter.has_malformed_trailers(stream), expected, "{stream}");
+        }
     }
 
     #[test]

@@ -14,9 +14,9 @@
 //! ```
 //!
 //! In reading order: [`pipe`], [`head`] (a request as the service sees it), [`meter`] (what a
-//! peer's frames are, counted and checked before h2 reads them), [`field_block`] (how much they
-//! change the compression table), [`explain`] (the right code for an error that h2 has found),
-//! [`Server`] (h2 with every limit set).
+//! peer's frames are, counted and checked before h2 reads them), [`field_block`] (what their field
+//! blocks hold, as far as h2 does not say it), [`explain`] (the right code for an error that h2 has
+//! found), [`Server`] (h2 with every limit set).
 //!
 //! h2 looks at a clock by itself, for how long it remembers a stream that was reset; nothing that a
 //! peer sees depends on it.

@@ -101,6 +101,9 @@ impl Http2 {
         match receiving.poll(elsewhere) {
             Arrival::Partial => {}
             Arrival::Gone => self.abandon_stream(id, CancelReason::Disconnect, context),
+            Arrival::Whole if self.meter.has_malformed_trailers(id) => {
+                self.reset_malformed(id, context);
+            }
             Arrival::Whole => self.handle_whole(id, output, context),
             Arrival::Refused(malformed) => {
                 let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
@@ -131,6 +134,9 @@ impl Http2 {
         {
             let (piece, is_end) = match pieces.poll_data(&mut waker) {
                 Poll::Ready(Some(Ok(piece))) => (piece, false),
+                Poll::Ready(None) if self.meter.has_malformed_trailers(id) => {
+                    return self.reset_malformed(id, context);
+                }
                 // The end may be that of trailers, which are not read.
                 Poll::Ready(None) => (Bytes::new(), true),
                 Poll::Ready(Some(Err(_))) => {
