@@ -21,7 +21,9 @@ impl Share {
         let middle = p + z * z / (2.0 * n);
         let reach = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
         let scale = 100.0 / (1.0 + z * z / n);
-        ((middle - reach) * scale, (middle + reach) * scale)
+        // At 0 and at 100 % the difference is a rounding error on either side of zero.
+        let low = ((middle - reach) * scale).max(0.0);
+        (low, (middle + reach) * scale)
     }
 }
 
