@@ -24,7 +24,7 @@ pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Wri
         .and_then(|()| out.flush())
         .and_then(|()| err.flush());
     match written {
-        // `autoglmd check | head` closes the pipe early; there is nobody left to tell.
+        // `autoglmd check | head` closes the pipe early; no reader is left to tell.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let _ = writeln!(err, "error: stdout: {error}");
             exit::IO.0

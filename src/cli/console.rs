@@ -38,7 +38,7 @@ pub fn stdout_is_discarded() -> bool {
     })
 }
 
-/// Writes a line to stderr. Where that fails, there is nobody left to tell.
+/// Writes a line to stderr. Where that fails, no reader is left to tell.
 pub fn note(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

@@ -65,7 +65,7 @@ pub struct Asking {
     /// Stands behind the task.
     pub after: &'static str,
     pub opening: Opening,
-    /// Whether an answer ends where the model begins an example that nobody asked for.
+    /// Whether an answer ends where the model begins an example that was not requested.
     pub cuts_examples: bool,
 }
 

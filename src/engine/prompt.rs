@@ -63,7 +63,7 @@ pub struct Conversation {
     pub opening: String,
     /// The answer is complete once the model has written this, which closes the opening.
     pub closing: Option<&'static str>,
-    /// The answer ends before any of these, which begin what nobody asked for.
+    /// The answer ends before any of these, which begin what was not requested.
     pub epilogues: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Runs a program that nobody has read yet.
+//! Runs a program that was not reviewed.
 //!
 //! Owns what a program may see and use: a read-only view of the system's programs, an empty folder
 //! of its own, no network, and limits on time, memory, processes, disk and output. Namespaces,

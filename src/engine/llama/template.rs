@@ -78,7 +78,7 @@ impl Template {
     }
 
     /// Renders a conversation whose last message holds [`PROBE`], and looks for that: a template
-    /// that always fails, or leaves the messages out, is told before the model serves anybody.
+    /// that always fails, or leaves the messages out, is reported before the model serves a client.
     pub fn check(&self, messages: &[Message]) -> Result<(), String> {
         let text = self
             .render(messages, false)
