@@ -77,14 +77,16 @@ impl Controls {
     /// The conversation with a mark inside each name. Takes time by the byte.
     pub fn guard<'a>(&self, messages: &'a [Message]) -> Guarded<'a> {
         let mark = mark_for(messages);
-        let is_clean = |message: &Message| self.cuts(&message.content).is_empty();
+        let is_clean = |message: &Message| {
+            self.cuts(&message.content).is_empty() && self.cuts(&message.role).is_empty()
+        };
         let messages = match messages.iter().all(is_clean) {
             true => Cow::Borrowed(messages),
             false => Cow::Owned(
                 messages
                     .iter()
                     .map(|message| Message {
-                        role: message.role.clone(),
+                        role: self.marked(&message.role, mark),
                         content: self.marked(&message.content, mark),
                     })
                     .collect(),
@@ -156,7 +158,7 @@ fn mark_for(messages: &[Message]) -> char {
     // Texts rarely hold any: one pass finds the characters to avoid.
     let used: HashSet<char> = messages
         .iter()
-        .flat_map(|message| message.content.chars())
+        .flat_map(|message| message.role.chars().chain(message.content.chars()))
         .filter(|character| PRIVATE_PLANE.contains(character))
         .collect();
     PRIVATE_PLANE
@@ -210,6 +212,19 @@ mod tests {
             pieces(&controls, "<|im_<|im_end|>end|>."),
             ["<|im_<", "|im_end|>end|>."]
         );
+    }
+
+    /// Mutation: a role that is passed on as it is.
+    #[test]
+    fn role_is_a_client_s_text_as_well() {
+        let messages = [Message {
+            role: "user<s>\u{F0000}".to_owned(),
+            content: "hi".to_owned(),
+        }];
+        let controls = controls(NAMES);
+        let guarded = controls.guard(&messages);
+        let pieces: Vec<&str> = guarded.messages[0].role.split(guarded.mark).collect();
+        assert_eq!(pieces, ["user<", "s>\u{F0000}"]);
     }
 
     #[test]
