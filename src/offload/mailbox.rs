@@ -1,4 +1,4 @@
-//! How other threads hand things to a reactor that sleeps in `epoll_wait(2)`.
+//! How other threads hand items to a reactor that may be asleep in `epoll_wait(2)`.
 //!
 //! # The mechanism
 //!
@@ -12,33 +12,33 @@
 //!                 [ ]  <- an empty one takes its place
 //! ```
 //!
-//! A thread that sleeps in the kernel has to be woken through the kernel: a write to an
-//! `eventfd(2)` that its epoll watches, the *bell*. A write is a system call, so it must not
-//! happen for each item. The bell rings for the item that meets a sleeping reactor; whoever posts
-//! after that finds it called already. And a reactor that is awake needs no bell at all: it looks
-//! into the box before it sleeps. Under load it hardly ever sleeps, so that bells fall silent when
-//! they would cost most; and what it posts to itself, in the midst of a turn, never rings.
+//! A thread that sleeps in the kernel can only be woken through the kernel: here by a write to an
+//! `eventfd(2)` that its epoll watches, the *bell*. A write is a system call, so it must not happen
+//! for every item. The bell rings for the first item that finds the reactor asleep; senders that
+//! come later see that it has been rung. A reactor that is awake needs no bell, because it looks
+//! into the box before it sleeps. Under load it hardly ever sleeps, so bells fall silent just when
+//! they would cost most. Items that a reactor posts to itself in the middle of a turn never ring.
 //!
-//! **Why no wake-up is lost.** Going to sleep and posting exclude each other by the lock that the
-//! items are under. If the item comes first, `sleep` finds it and refuses. If `sleep` comes first,
-//! the item finds a sleeper and rings; an eventfd remembers a ring that comes before the
-//! `epoll_wait` that is to hear it. With a flag outside of the lock the same would hang on memory
-//! orders. The model test tries every interleaving.
+//! **Why no wake-up is lost.** Going to sleep and posting exclude each other, because both hold the
+//! lock of the items. If the item comes first, `sleep` finds it and refuses. If `sleep` comes
+//! first, the item finds a sleeping reactor and rings; an eventfd remembers a ring that comes
+//! before the `epoll_wait` that will see it. With a flag outside the lock, correctness would depend
+//! on memory orderings. The model test tries every interleaving.
 //!
 //! **Why a mutex does not block the reactor.** It is held for a push, an append or a swap of two
-//! `Vec`s, never across a system call: the bell rings after it is released.
+//! `Vec`s, never across a system call: the bell rings after the lock is released.
 //!
-//! **Bounds.** The box itself has none, so producers bring theirs: an admitted job has at most its
-//! credit's worth of token events and one terminal event under way, and admitted jobs are bounded
-//! by the engine's queue; sockets handed over are bounded by the gate.
+//! **Bounds.** The box itself has no bound; its producers do. An admitted job has at most its
+//! credit's worth of token events and one terminal event under way, and the engine's queue bounds
+//! the admitted jobs. The accept gate bounds the sockets that are handed over.
 //!
 //! # Invariants
 //!
-//!  1. A reactor that was allowed to sleep has an empty box, or the bell has rung since, or is
-//!     about to be rung by the thread that put the first item in.
-//!  2. Items of one sender arrive in the order in which it posted them, each once.
-//!  3. What is posted after the receiver is gone is dropped at once, what is offered comes back: an
-//!     item is taken, left at the close, or given back, and never two of these.
+//!  1. When a reactor has been allowed to sleep, the box is empty, or the bell has rung since, or
+//!     the thread that put the first item in is about to ring it.
+//!  2. The items of one sender arrive in the order in which it posted them, each once.
+//!  3. After the receiver is gone, `post` drops its item and `offer` returns it. Every item is
+//!     taken, left at the close, dropped or returned, and only one of these.
 
 use std::sync::PoisonError;
 
@@ -49,12 +49,12 @@ pub trait Doorbell: Send + Sync {
     fn ring(&self);
 }
 
-/// The sending end, one clone for each thread that needs it.
+/// The sending end. Each thread that posts has its own clone.
 pub struct Sender<T> {
     shared: Arc<Shared<T>>,
 }
 
-/// The reactor's end.
+/// The receiving end, which the reactor owns.
 pub struct Receiver<T> {
     shared: Arc<Shared<T>>,
     kept_capacity: usize,
@@ -68,14 +68,14 @@ struct Shared<T> {
 enum State<T> {
     Open {
         items: Vec<T>,
-        /// The receiver waits for the bell, and nobody has rung it yet.
+        /// The receiver waits for the bell, and no sender has rung it yet.
         asleep: bool,
     },
     /// The receiver is gone.
     Closed,
 }
 
-/// A mailbox whose bell is `bell`. After a burst its buffers shrink to `kept_capacity` items.
+/// Creates a mailbox with this `bell`. After a burst its buffers shrink to `kept_capacity` items.
 pub fn mailbox<T>(bell: Box<dyn Doorbell>, kept_capacity: usize) -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         state: Mutex::new(State::Open {
@@ -95,13 +95,13 @@ pub fn mailbox<T>(bell: Box<dyn Doorbell>, kept_capacity: usize) -> (Sender<T>, 
 }
 
 impl<T> Sender<T> {
-    /// Puts one item into the box; rings if the receiver sleeps.
+    /// Puts one item into the box, and rings if the receiver sleeps.
     pub fn post(&self, item: T) {
-        // Who posts does not care whether anybody is left to read it.
+        // A lost item is fine here; `offer` is for those that must not get lost.
         let _ = self.offer(item);
     }
 
-    /// As `post`, and gives the item back if the receiver is gone: for what must not get lost.
+    /// Like `post`, but returns the item if the receiver is gone.
     pub fn offer(&self, item: T) -> Result<(), T> {
         let mut item = Some(item);
         self.shared.put(|waiting| waiting.extend(item.take()));
@@ -109,11 +109,11 @@ impl<T> Sender<T> {
     }
 
     /// Puts all `items` into the box, in order. Rings at most once. The box is locked while the
-    /// iterator runs, so it should have nothing to do but hand over.
+    /// iterator runs, so the iterator should do no work of its own.
     pub fn post_all(&self, items: impl IntoIterator<Item = T>) {
         let mut items = items.into_iter();
         self.shared.put(|waiting| waiting.extend(items.by_ref()));
-        // Something is left only if the receiver is gone.
+        // Items are left over only if the receiver is gone.
         items.for_each(drop);
     }
 }
@@ -127,8 +127,8 @@ impl<T> Clone for Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    /// To be called before waiting for the bell: whether the receiver may wait. If not, something
-    /// is in the box, for which no bell has rung.
+    /// Returns whether the receiver may wait for the bell; it must ask each time before it waits.
+    /// If the result is false, the box holds items for which no bell has rung.
     #[must_use]
     pub fn sleep(&mut self) -> bool {
         match &mut *self.shared.lock() {
@@ -136,15 +136,15 @@ impl<T> Receiver<T> {
                 *asleep = items.is_empty();
                 *asleep
             }
-            // Only the receiver's own end closes the box.
+            // Only the receiver itself closes the box.
             State::Closed => true,
         }
     }
 
-    /// Appends everything that waits to `batch`; the receiver is awake from here on. With an empty
-    /// `batch` the two buffers change places, so that in the long run nothing is allocated.
+    /// Appends all waiting items to `batch`; the receiver counts as awake from here on. If `batch`
+    /// is empty, the two buffers change places, so that nothing is allocated in the long run.
     pub fn take(&mut self, batch: &mut Vec<T>) {
-        // Before the lock: freeing memory is not the senders' business.
+        // Shrink before locking: senders should not wait while memory is freed.
         batch.shrink_to(self.kept_capacity);
         let mut state = self.shared.lock();
         let State::Open { items, asleep } = &mut *state else {
@@ -160,7 +160,7 @@ impl<T> Receiver<T> {
 }
 
 impl<T> Receiver<T> {
-    /// The receiver goes: appends what was posted until now to `left`, and takes nothing more.
+    /// Closes the box: appends the items posted until now to `left`. Later items are refused.
     pub fn close(&mut self, left: &mut Vec<T>) {
         let state = std::mem::replace(&mut *self.shared.lock(), State::Closed);
         if let State::Open { mut items, .. } = state {
@@ -171,18 +171,19 @@ impl<T> Receiver<T> {
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        // Items may own much; they are dropped after the lock is released.
+        // Items may own much memory; they are dropped after the lock is released.
         self.close(&mut Vec::new());
     }
 }
 
 impl<T> Shared<T> {
-    /// Does not call `fill` if the receiver is gone.
+    /// Adds items with `fill` and rings if needed. Does not call `fill` if the receiver is gone.
     fn put(&self, fill: impl FnOnce(&mut Vec<T>)) {
         let must_ring = match &mut *self.lock() {
             State::Open { items, asleep } => {
                 fill(items);
-                // Whoever meets the sleeper first calls it; nobody else needs to.
+                // The first sender to find the receiver asleep rings; clearing the flag spares the
+                // others.
                 *asleep && !items.is_empty() && std::mem::take(asleep)
             }
             State::Closed => return,
@@ -193,7 +194,7 @@ impl<T> Shared<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // A thread that panicked while it held the lock left a Vec that is whole all the same.
+        // A thread that panicked while it held the lock still left a valid `Vec`.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

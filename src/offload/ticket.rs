@@ -1,20 +1,21 @@
-//! What a request and its job share: a flag to stop, and credit for token events.
+//! The state that a request shares with its job: a flag to stop, and credit for token events.
 //!
-//! Owns two atomics and, for a key whose concurrency is bounded, one [`Permit`]; both sides hold it
-//! by `Arc`. Neither side ever waits on it.
+//! Owns two atomics and, for a key whose concurrency is bounded, one [`Permit`]. The request and
+//! the job each hold the ticket by `Arc`; neither ever waits on it.
 //!
 //! Invariants:
 //!  1. `cancelled` moves from 0 to one reason and never back: the first reason wins.
-//!  2. Credit is only granted by the reactor and only taken by the engine, so a granted event has
+//!  2. Only the reactor grants credit and only the engine takes it, so an event sent on credit has
 //!     room in the reactor's accounts until it is delivered.
 //!  3. A terminal event (done, failed) needs no credit: exactly one follows every admitted job.
-//!  4. A permit is given back when the last holder of its ticket lets go, which is when the job has
-//!     really ended: a client that hangs up does not get its place back before the engine did.
+//!  4. A permit is released when the last holder drops the ticket, which is when the job has really
+//!     ended: a client that hangs up does not get its place back before the engine has stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-/// Why nobody wants the answer any more. The word is the label of `autoglmd_cancelled_total`.
+/// Why the result of a job is no longer wanted. The word is the label of
+/// `autoglmd_cancelled_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CancelReason {
@@ -22,7 +23,7 @@ pub enum CancelReason {
     Disconnect = 1,
     /// The request's deadline passed.
     Deadline = 2,
-    /// The daemon stops and its patience is over.
+    /// The daemon stops, and the time for draining has passed.
     Drain = 3,
     /// The client read too slowly for too long.
     SlowReader = 4,
@@ -56,7 +57,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// `credit` is how many token events may be under way at once: 0 for an answer in one piece.
+    /// `credit` is how many token events may be under way at once: 0 if the response is sent whole.
     pub fn new(credit: u32) -> Ticket {
         Ticket {
             cancelled: AtomicU8::new(0),
@@ -65,7 +66,7 @@ impl Ticket {
         }
     }
 
-    /// As `new`, and the place that `permit` counts stays taken for as long as the ticket lives.
+    /// Like `new`, but the place that `permit` counts stays taken for as long as the ticket lives.
     pub fn with_permit(credit: u32, permit: Permit) -> Ticket {
         Ticket {
             _permit: Some(permit),
@@ -73,7 +74,7 @@ impl Ticket {
         }
     }
 
-    /// Reactor: nobody wants the answer any more. Later reasons are ignored.
+    /// Called by the reactor when the result is no longer wanted. Only the first reason counts.
     pub fn cancel(&self, reason: CancelReason) {
         // Relaxed: the flag carries no data that the engine reads after seeing it.
         let _ =
@@ -81,7 +82,7 @@ impl Ticket {
                 .compare_exchange(0, reason as u8, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Engine: checked before every decode step and inside prompt processing.
+    /// Called by the engine before every decode step and inside prompt processing.
     pub fn cancelled(&self) -> Option<CancelReason> {
         let reason = self.cancelled.load(Ordering::Relaxed);
         CancelReason::ALL
@@ -89,12 +90,13 @@ impl Ticket {
             .find(|known| *known as u8 == reason)
     }
 
-    /// Reactor: `events` delivered token events have left the output queue.
+    /// Called by the reactor when `events` delivered token events have left the output queue.
     pub fn grant(&self, events: u32) {
         self.credit.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Engine: takes credit for one token event, or learns that it must merge and wait.
+    /// Called by the engine: takes credit for one token event. If there is none, returns false, and
+    /// the engine must merge tokens and wait.
     #[must_use]
     pub fn take_credit(&self) -> bool {
         self.credit
@@ -105,14 +107,14 @@ impl Ticket {
     }
 }
 
-/// One place among those that a key may have taken at once. Dropping it frees the place.
+/// One of the places that a key may occupy at once. Dropping it frees the place.
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicU32>);
 
 impl Permit {
-    /// Takes a place, if fewer than `bound` are taken. A `bound` of 0 bounds nothing.
+    /// Takes a place if fewer than `bound` are taken. A `bound` of 0 means no bound.
     pub fn try_take(taken: &Arc<AtomicU32>, bound: u32) -> Option<Permit> {
-        // Checking and raising are one step: two reactors cannot both take the last place.
+        // Checking and raising are one atomic step: two reactors cannot both take the last place.
         taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 (bound == 0 || count < bound).then(|| count.saturating_add(1))
