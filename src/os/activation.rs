@@ -1,12 +1,13 @@
-//! Sockets that the service manager opened before us: `sd_listen_fds_with_names(3)`.
+//! Sockets that the service manager opened for the daemon: `sd_listen_fds_with_names(3)`.
 //!
-//! The manager passes listening sockets as descriptors 3 and up, their number in `LISTEN_FDS`,
-//! their names in `LISTEN_FDNAMES` and whom it means in `LISTEN_PID`. That way connections wait in
-//! the kernel while the daemon starts or restarts, and it needs no right to bind a low port.
+//! The manager passes listening sockets as descriptors 3 and up, with their number in `LISTEN_FDS`,
+//! their names in `LISTEN_FDNAMES` and the receiving process in `LISTEN_PID`. Connections then wait
+//! in the kernel while the daemon starts or restarts, and the daemon needs no right to bind a low
+//! port.
 //!
 //! Invariants:
 //!  1. A descriptor is taken over at most once in a process's life.
-//!  2. Whatever is passed is either a listening stream socket or an error that names it.
+//!  2. Every passed descriptor becomes either a listening stream socket or an error that names it.
 
 use std::env;
 use std::fs;
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::socket::Listener;
 use crate::limits::INHERITED_DESCRIPTORS_MAX;
 
-/// Where passed descriptors begin: after standard input, output and error.
+/// The first passed descriptor, after standard input, output and error.
 const FIRST: RawFd = 3;
 
 const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -30,8 +31,9 @@ pub struct Inherited {
     pub listener: Listener,
 }
 
-/// Takes over what was passed; empty if nothing was. To be called in the main thread before any
-/// other is started: then the variables are removed too, so that children do not read them.
+/// Takes over the passed sockets; returns an empty list if there are none. Must be called in the
+/// main thread before any other is started: only then can it also remove the variables, so that
+/// children do not read them.
 pub fn take() -> io::Result<Vec<Inherited>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -58,7 +60,7 @@ pub fn take() -> io::Result<Vec<Inherited>> {
         .collect()
 }
 
-/// What the variables say, without touching a descriptor.
+/// Reads the variables without touching a descriptor.
 fn parse(
     pid: Option<&str>,
     count: Option<&str>,
@@ -86,7 +88,7 @@ fn parse(
     };
     let names: Vec<String> = match names {
         Some(names) if count > 0 => names.split(':').map(str::to_owned).collect(),
-        // As libsystemd names them.
+        // The name that libsystemd uses.
         _ => vec!["unknown".to_owned(); count as usize],
     };
     if names.len() != count as usize {
@@ -109,16 +111,16 @@ fn open(descriptor: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Removes the variables if that is sound. If it is not, they stay: children find a foreign
-/// `LISTEN_PID` in them and leave them alone.
+/// Removes the variables if that is sound. Otherwise they stay: children find the `LISTEN_PID` of
+/// another process in them and ignore them.
 fn remove_variables() {
     let threads = fs::read_dir("/proc/self/task").map(Iterator::count);
     if !threads.is_ok_and(|threads| threads == 1) {
         return;
     }
     for variable in VARIABLES {
-        // SAFETY: this thread is the only one of the process, as the kernel has just told, so
-        // nobody reads the environment meanwhile.
+        // SAFETY: the kernel has just reported that this thread is the only one of the process, so
+        // no other thread reads the environment meanwhile.
         unsafe { env::remove_var(variable) };
     }
 }

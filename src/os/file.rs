@@ -1,9 +1,9 @@
-//! Reads a whole file that an operator has named, whatever the name leads to.
+//! Reads a whole file that an operator has named, whatever kind of file it is.
 //!
-//! A path in a configuration may lead to a FIFO without a writer, to a terminal or to `/dev/zero`.
-//! open(2) and read(2) would wait there for ever, or never end. [`read_up_to`] bounds the bytes of
-//! every file, and the time of every file that is not a regular one: a daemon that cannot be
-//! started because of a path must say so, and must obey SIGTERM meanwhile.
+//! A path in a configuration may lead to a FIFO without a writer, to a terminal or to `/dev/zero`,
+//! where open(2) and read(2) would wait for ever or never end. [`read_up_to`] bounds the bytes of
+//! every file, and the time of every file that is not a regular one: a daemon that cannot start
+//! because of a path must report it, and must obey SIGTERM meanwhile.
 //!
 //! Must never be called on a reactor's thread: a disk takes its time, and a network file system
 //! takes longer.
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use super::wait::wait_readable;
 use crate::limits::STREAM_FILE_TIMEOUT;
 
-/// Returns the file's content. Content that is longer than `most_bytes` is cut after one byte more,
-/// which tells the caller that there is more.
+/// Returns the file's content. Content longer than `most_bytes` is cut one byte after that, which
+/// shows the caller that there is more.
 ///
 /// A pipe is read until its writers close it: `--config <(generate-it)` works.
 pub fn read_up_to(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
@@ -42,8 +42,9 @@ fn read_within(path: &Path, most_bytes: u64, patience: Duration) -> io::Result<V
     Ok(bytes)
 }
 
-/// A FIFO, a device, or a directory (which read(2) refuses). A FIFO that no process has opened for
-/// writing yet is not at its end: poll(2) waits there, where read(2) would return no bytes.
+/// Reads a FIFO, a device, or a directory (which read(2) refuses). A FIFO that no process has
+/// opened for writing yet is not at its end: poll(2) waits there, where read(2) would return no
+/// bytes.
 fn read_stream(
     mut file: &File,
     most_bytes: u64,
@@ -101,7 +102,7 @@ mod tests {
         let path = fifo(folder.path());
         let error = read_within(&path, 5, Duration::from_millis(20)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
-        // A writer that never closes is no better.
+        // A writer that never closes the pipe must not hold the reader up either.
         let mut writer = OpenOptions::new()
             .read(true)
             .write(true)

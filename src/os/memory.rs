@@ -1,12 +1,12 @@
-//! What the C library's allocator keeps, and what it gives back to the kernel.
+//! How much freed memory the C library's allocator keeps, and when it returns it to the kernel.
 //!
-//! glibc takes large blocks from the kernel one by one (mmap) and gives each back when it is freed.
-//! But its bound for "large" grows to the largest block that was freed, up to 32 MiB, and from then
-//! on such blocks come out of an arena, whose pages stay with the process: after a burst of large
-//! bodies the daemon would keep the burst's memory for ever.
+//! glibc takes large blocks from the kernel one by one (mmap) and returns each when it is freed.
+//! But its threshold for "large" grows to the largest block that was freed, up to 32 MiB. From then
+//! on, smaller blocks come out of an arena, whose pages stay with the process: after a burst of
+//! large bodies the daemon would keep the burst's memory for ever.
 
-/// Keeps glibc from raising its bound: blocks from [`LARGE_BLOCK_BYTES`] on are always returned to
-/// the kernel when they are freed. To be called at the start.
+/// Keeps glibc from raising its threshold: blocks from [`LARGE_BLOCK_BYTES`] on are always returned
+/// to the kernel when they are freed. Must be called at the start.
 ///
 /// [`LARGE_BLOCK_BYTES`]: crate::limits::LARGE_BLOCK_BYTES
 pub fn return_large_blocks() {
@@ -21,8 +21,8 @@ pub fn return_large_blocks() {
     }
 }
 
-/// Gives the free pages of all arenas back to the kernel. It holds each arena's lock meanwhile,
-/// for about a millisecond for each 10 MiB that are free in it.
+/// Returns the free pages of all arenas to the kernel. It holds each arena's lock meanwhile, for
+/// about a millisecond per 10 MiB that are free in it.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) may be called from any thread at any time; it touches free memory.

@@ -1,12 +1,13 @@
-//! What the daemon tells its service manager: `sd_notify(3)`.
+//! Messages from the daemon to its service manager: `sd_notify(3)`.
 //!
-//! The words come from the `sd-notify` crate. The socket is our own, since the crate's blocks when
-//! the manager is slow, and the loop that feeds the watchdog must not; it knows no abstract address
-//! either. The socket is never connected, so a manager that executes itself anew is found again.
+//! The texts come from the `sd-notify` crate. The socket is our own: the crate's socket blocks when
+//! the manager is slow, which the loop that feeds the watchdog must not do, and the crate does not
+//! support abstract addresses. The socket is never connected, so it still finds a manager that has
+//! executed itself again.
 //!
-//! The manager's queue may be full at any moment: it holds some ten messages, and a busy manager
-//! reads late. A lost `WATCHDOG=1` is followed by the next one. Everything else is a change that
-//! the manager has to learn of, and waits here until it was taken:
+//! The manager's queue may be full at any moment: it holds about ten messages, and a busy manager
+//! reads late. A lost `WATCHDOG=1` is followed by the next one. All other messages announce a
+//! change that the manager must learn of, so they wait here until it has taken them:
 //!
 //! ```text
 //!   ready, reloading, stopping, status, store ──> pending ── flush, each tick ──> the manager
@@ -14,15 +15,15 @@
 //! ```
 //!
 //! Invariants:
-//!  1. What is pending is sent in the order in which it was said.
-//!  2. The latest state wins: a state takes the place of those that are still pending, apart from a
-//!     reload's two, which the manager wants both of. So the queue is bounded.
+//!  1. Pending messages are sent in the order in which they were queued.
+//!  2. The latest state wins: a state replaces those that are still pending, except for the two of
+//!     a reload, which the manager needs both of. This bounds the queue.
 //!
-//! Mutations that the tests below catch: `send` without keeping what was refused
+//! Mutations that the tests below catch: `send` that does not keep what was refused
 //! (`state_that_found_the_queue_full_...`), `supersede` that keeps everything
 //! (`latest_state_wins_...`), or that drops RELOADING before READY (`reload_is_told_whole_...`).
 //!
-//! Without `NOTIFY_SOCKET` every message is a success that goes nowhere.
+//! Without `NOTIFY_SOCKET` every call succeeds and sends nothing.
 //!
 //! Call order: `ready` once the model is loaded; `reloading`, then `ready` again; `stopping` last.
 
@@ -42,12 +43,12 @@ use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
 use crate::limits::NOTIFY_STATUS_BYTES;
 
-/// A line to the service manager, or to nobody.
+/// The connection to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier {
     manager: Option<Manager>,
     watchdog_timeout: Option<Duration>,
-    /// What the manager has to learn and has not taken yet.
+    /// Messages that the manager must learn of and has not taken yet.
     pending: VecDeque<Pending>,
 }
 
@@ -65,13 +66,13 @@ enum Pending {
         text: String,
         socket: OwnedFd,
     },
-    /// A name under which it shall keep none any more.
+    /// A name under which the manager is to keep no socket any more.
     Remove {
         text: String,
     },
 }
 
-/// What a state is about, and so which others it takes the place of.
+/// The subject of a state, which decides which pending states it replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ready,
@@ -100,24 +101,25 @@ impl Notifier {
         })
     }
 
-    /// Whether there is a service manager.
+    /// Returns whether there is a service manager.
     pub fn is_active(&self) -> bool {
         self.manager.is_some()
     }
 
-    /// How often the watchdog wants to be fed: twice as often as it must, as its manual asks for.
+    /// Returns how often to feed the watchdog: twice as often as required, as its manual
+    /// recommends.
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.manager.as_ref()?;
         self.watchdog_timeout.map(|timeout| timeout / 2)
     }
 
-    /// The daemon serves; also ends a reload.
+    /// Reports that the daemon serves. Also ends a reload.
     pub fn ready(&mut self, status: &str) {
         let states = [NotifyState::Ready, NotifyState::Status(&one_line(status))];
         self.tell(Kind::Ready, &states);
     }
 
-    /// A reload begins. The time stamp lets the manager tell this reload from an earlier one.
+    /// Reports that a reload begins. The time stamp distinguishes it from an earlier reload.
     pub fn reloading(&mut self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.tell(Kind::Reloading, &[NotifyState::Reloading, now]),
@@ -125,31 +127,31 @@ impl Notifier {
         }
     }
 
-    /// The drain begins.
+    /// Reports that the drain begins.
     pub fn stopping(&mut self, status: &str) {
         let status = one_line(status);
         let states = [NotifyState::Stopping, NotifyState::Status(&status)];
         self.tell(Kind::Stopping, &states);
     }
 
-    /// One line for `systemctl status`.
+    /// Sends one line for `systemctl status`.
     pub fn status(&mut self, status: &str) {
         self.tell(Kind::Status, &[NotifyState::Status(&one_line(status))]);
     }
 
-    /// The loop turns. If the manager's queue is full, the next one will do.
+    /// Reports that the loop runs. If the manager's queue is full, the next call will do.
     pub fn watchdog(&self) -> io::Result<()> {
         self.send(&text_of(&[NotifyState::Watchdog]))
     }
 
-    /// The start takes longer than expected, such as for a download.
+    /// Reports that the start takes longer than expected, for example because of a download.
     pub fn extend_timeout(&self, duration: Duration) -> io::Result<()> {
         let microseconds = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
         self.send(&text_of(&[NotifyState::ExtendTimeoutUsec(microseconds)]))
     }
 
-    /// Has the manager keep a listening socket over a restart (`FileDescriptorStoreMax=`); it comes
-    /// back under `name` as an inherited one.
+    /// Asks the manager to keep a listening socket over a restart (`FileDescriptorStoreMax=`). The
+    /// next process inherits it under `name`.
     pub fn store(&mut self, name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
         if self.manager.is_none() {
             return Ok(());
@@ -161,7 +163,7 @@ impl Notifier {
         Ok(())
     }
 
-    /// Has the manager close what it keeps under this name.
+    /// Asks the manager to close the sockets that it keeps under this name.
     pub fn remove(&mut self, name: &str) -> io::Result<()> {
         check_name(name)?;
         let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
@@ -169,12 +171,12 @@ impl Notifier {
         Ok(())
     }
 
-    /// Whether there is something that the manager has not taken yet.
+    /// Returns whether there are messages that the manager has not taken yet.
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// Sends what is pending, as far as the manager takes it.
+    /// Sends pending messages until the manager takes no more.
     pub fn flush(&mut self) {
         while let Some(first) = self.pending.front() {
             let sent = match first {
@@ -194,11 +196,11 @@ impl Notifier {
         self.push(Pending::State(kind, text_of(states)));
     }
 
-    /// Drops the pending states that one of this kind makes obsolete.
+    /// Drops the pending states that a state of this kind makes obsolete.
     fn supersede(&mut self, kind: Kind) {
         self.pending.retain(|pending| match pending {
             Pending::Store { .. } | Pending::Remove { .. } => true,
-            // A reload is told by two states; a line of status changes neither.
+            // A reload consists of two states; a line of status replaces neither.
             Pending::State(earlier, _) => match kind {
                 Kind::Stopping | Kind::Reloading => false,
                 Kind::Ready => *earlier == Kind::Reloading,
@@ -294,13 +296,13 @@ impl Rights {
 
     fn as_bytes(&self) -> &[u8] {
         let start = (&raw const *self).cast::<u8>();
-        // SAFETY: the structure was zeroed or written in full and has no padding of the compiler's
-        // (see the assertion), and the slice borrows it.
+        // SAFETY: the structure was zeroed or written in full and the compiler adds no padding (see
+        // the assertion); the slice borrows it.
         unsafe { slice::from_raw_parts(start, size_of::<Rights>()) }
     }
 }
 
-/// A status of one line: a line feed would begin another assignment.
+/// Makes the status one line: a line feed would begin another assignment.
 fn one_line(status: &str) -> String {
     let mut end = status.len().min(NOTIFY_STATUS_BYTES);
     while !status.is_char_boundary(end) {
@@ -326,7 +328,7 @@ fn check_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// As `sd_pid_notify_with_fds(3)` has it: printable, no colon.
+/// The characters that `sd_pid_notify_with_fds(3)` allows: printable, no colon.
 const fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b':'
 }
@@ -389,7 +391,7 @@ mod tests {
         notifier.watchdog().unwrap();
     }
 
-    /// A manager whose queue is full, and the notifier that has filled it.
+    /// Returns a manager whose queue is full, and the notifier that has filled it.
     fn stalled() -> (tempfile::TempDir, UnixDatagram, Notifier) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
@@ -400,7 +402,7 @@ mod tests {
         (folder, manager, notifier)
     }
 
-    /// All that a manager reads until both sides have nothing more, without the watchdog's.
+    /// Reads all the manager's messages until neither side has more, leaving out the watchdog's.
     fn read_all(manager: &UnixDatagram, notifier: &mut Notifier) -> Vec<String> {
         let mut messages = Vec::new();
         let mut buffer = [0; 1024];
@@ -522,7 +524,7 @@ mod tests {
         let length = SockRef::from(manager).recvmsg(&mut message, 0).unwrap();
         assert_eq!(message.control_len(), size_of::<Rights>());
         // SAFETY: the kernel has filled `length` bytes of the text and the whole control message,
-        // which was zeroed before, and has made the descriptor for us.
+        // which was zeroed before, and has created the descriptor for us.
         let (text, descriptor) = unsafe {
             let text = text[..length]
                 .iter()

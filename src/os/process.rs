@@ -1,8 +1,8 @@
-//! What the process costs, as the kernel counts it in `/proc/self`.
+//! The process's use of resources, as the kernel counts it in `/proc/self`.
 //!
-//! Owns nothing: each call reads afresh, in three small reads that do not grow with the number of
-//! connections, and before Linux 6.2 in a fourth that does; so it is not for a reactor. What cannot
-//! be read (no `/proc` in a strict sandbox) is `None`, never an error.
+//! Owns nothing: each call reads again, in three small reads that do not grow with the number of
+//! connections, and before Linux 6.2 in a fourth that does. So a reactor must not call it. A value
+//! that cannot be read (no `/proc` in a strict sandbox) is `None`, never an error.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -12,7 +12,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
     pub resident_bytes: Option<u64>,
-    /// The part of it that no file stands behind: heap and stacks.
+    /// The part of it that is not backed by a file: heap and stacks.
     pub anonymous_bytes: Option<u64>,
     pub virtual_bytes: Option<u64>,
     pub open_descriptors: Option<u64>,
@@ -24,8 +24,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// `may_list_descriptors`: whether counting them may take milliseconds; if not, and the kernel
-    /// has no short way, their number is `None`.
+    /// Reads the present usage. `may_list_descriptors`: whether counting open descriptors may take
+    /// milliseconds. If not, and the kernel has no short way, their number is `None`.
     pub fn now(may_list_descriptors: bool) -> Usage {
         let memory = fs::read_to_string("/proc/self/statm").ok();
         let memory = memory.as_deref().and_then(parse_statm);
@@ -48,8 +48,8 @@ impl Usage {
     }
 }
 
-/// How many descriptors are open. Since Linux 6.2 the folder's size tells; before, it is 0 and the
-/// entries are counted, which takes milliseconds with many connections.
+/// Returns how many descriptors are open. Since Linux 6.2 this is the folder's size. Before, that
+/// size is 0 and the entries are counted, which takes milliseconds with many connections.
 fn open_descriptors(may_list: bool) -> Option<u64> {
     let size = fs::metadata("/proc/self/fd").ok()?.len();
     if size > 0 {
@@ -104,7 +104,7 @@ impl Stat {
     }
 }
 
-/// When the machine was booted, in seconds since 1970. Read once: `/proc/stat` is long.
+/// Returns when the machine booted, in seconds since 1970. Read once: `/proc/stat` is long.
 fn boot_time_seconds() -> Option<u64> {
     static BOOT_TIME: OnceLock<Option<u64>> = OnceLock::new();
     *BOOT_TIME.get_or_init(|| {
@@ -114,21 +114,20 @@ fn boot_time_seconds() -> Option<u64> {
     })
 }
 
-/// CPU time that the calling thread has spent so far.
+/// Returns the CPU time that the calling thread has used so far.
 pub fn thread_cpu_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is a valid place for the kernel to write to. On failure, which this clock does
-    // not know, it stays 0.
+    // SAFETY: `time` is a valid place for the kernel to write to. This clock always exists; if the
+    // call failed all the same, `time` would stay 0.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     let whole = u64::try_from(time.tv_sec).unwrap_or(0);
     Duration::new(whole, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Ends the process at once: no destructor runs and no thread is waited for, one of which may
-/// never end.
+/// Ends the process at once: runs no destructor and waits for no thread, because one may never end.
 pub fn exit_at_once(code: u8) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory of ours.
     unsafe { libc::_exit(i32::from(code)) }

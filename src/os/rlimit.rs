@@ -1,7 +1,7 @@
 //! The bound on open descriptors: `RLIMIT_NOFILE` (getrlimit(2)).
 //!
-//! The soft bound is 1,024 nearly everywhere, for the sake of programs that use select(2). This one
-//! does not, so it takes what it is allowed: the hard bound.
+//! The soft bound is 1,024 nearly everywhere, for the sake of programs that use select(2). The
+//! daemon does not use it, so it raises the soft bound to the hard one.
 
 use std::io;
 
@@ -10,13 +10,14 @@ use std::io;
 pub struct DescriptorLimit {
     /// In force now.
     pub soft: u64,
-    /// What the soft bound may be raised to without privilege.
+    /// The highest soft bound that needs no privilege.
     pub hard: u64,
     /// The soft bound that the process was started with.
     pub before: u64,
 }
 
-/// Raises the soft bound to the hard one. Failing to is no error; the bound in force is told.
+/// Raises the soft bound to the hard one. If that fails, the result still reports the bound in
+/// force.
 pub fn raise_descriptor_limit() -> io::Result<DescriptorLimit> {
     let before = read()?;
     let wanted = libc::rlimit {

@@ -2,7 +2,7 @@
 //!
 //! Owns the reading of `/proc/meminfo`, of control groups (versions 1 and 2, the process's own
 //! group and its parents) and of statvfs(3). A container's bound counts as much as the machine's
-//! memory: the kernel ends a process that goes beyond either.
+//! memory: the kernel kills a process that exceeds either.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The bytes that can be had without swapping. `None` where the kernel says nothing.
+/// Returns the bytes available without swapping, or `None` if the kernel does not report them.
 pub fn available_memory() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok();
     let machine = meminfo.as_deref().and_then(meminfo_available);
@@ -19,8 +19,8 @@ pub fn available_memory() -> Option<u64> {
     machine.into_iter().chain(group).min()
 }
 
-/// The bytes that an unprivileged process can still write below `folder`, or below the nearest of
-/// its parents that exists.
+/// Returns the bytes that an unprivileged process can still write below `folder`, or below its
+/// nearest parent that exists.
 pub fn free_disk(folder: &Path) -> Option<u64> {
     let existing = folder.ancestors().find(|path| path.exists())?;
     statvfs(existing).ok()
@@ -34,7 +34,7 @@ fn meminfo_available(text: &str) -> Option<u64> {
     Some(kibibytes.parse::<u64>().ok()? * 1024)
 }
 
-/// The least that one of the process's groups has left. `groups` is `/proc/self/cgroup`.
+/// Returns the least that one of the process's groups has left. `groups` is `/proc/self/cgroup`.
 fn group_available(groups: &str, root: &Path) -> Option<u64> {
     let lefts = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -50,7 +50,7 @@ fn group_available(groups: &str, root: &Path) -> Option<u64> {
     lefts.min()
 }
 
-/// The files of a version of control groups.
+/// The file names of one version of control groups.
 struct Files {
     limit: &'static str,
     used: &'static str,
@@ -70,8 +70,9 @@ const V1: Files = Files {
     droppable: "total_inactive_file ",
 };
 
-/// What the group at `path` and each of its parents has left. In a container the path is often
-/// that of the host and does not exist here; the container's own group is the root then.
+/// Returns the least that the group at `path` or one of its parents has left. In a container the
+/// path is often that of the host and does not exist here; the container's own group is the root
+/// then.
 fn least_left(root: &Path, path: &str, files: &Files) -> Option<u64> {
     let mut group = PathBuf::from(path.trim_start_matches('/'));
     if !root.join(&group).is_dir() {
@@ -89,7 +90,7 @@ fn left_in(group: &Path, files: &Files) -> Option<u64> {
             .parse()
             .ok()
     };
-    // `max` in version 2 is no number; version 1 writes one beyond any machine.
+    // `max` in version 2 does not parse as a number; version 1 writes one larger than any machine.
     let limit = number(files.limit)?;
     let used = number(files.used)?;
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
@@ -126,8 +127,8 @@ mod tests {
         assert_eq!(meminfo_available("MemTotal: 12 kB\n"), None);
     }
 
-    /// Mutations that this test catches: parents that are not looked at, the greatest in the place
-    /// of the least, droppable pages counted as used.
+    /// Mutations that this test catches: parents that are not read, the greatest instead of the
+    /// least, droppable pages counted as used.
     #[test]
     fn the_tightest_group_counts() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,21 +1,21 @@
-//! Signals as bytes of a descriptor: signalfd(2).
+//! Signals as events of a descriptor: signalfd(2).
 //!
-//! A signal handler may run between any two instructions of any thread and may call next to
-//! nothing. Blocked signals that are read from a descriptor are events like all others.
+//! A signal handler may run between any two instructions of any thread and may call almost nothing.
+//! Blocked signals that are read from a descriptor are events like all others.
 //!
-//! Call order: [`block`] in the main thread before any other is started, since threads inherit
-//! the mask and a single one that does not block a signal would take it; then [`Signals::new`].
-//! Children start with an empty mask: `std::process::Command` sees to it.
+//! Call order: first [`block`], in the main thread before any other is started, because threads
+//! inherit the mask, and one thread that does not block a signal would take it; then
+//! [`Signals::new`]. Children start with an empty mask: `std::process::Command` sees to it.
 //!
 //! Invariant: equal signals that come faster than they are read count as one. That is the kernel's
-//! rule for standard signals, so nothing here may depend on their number within one batch.
+//! rule for standard signals, so the caller must not depend on how many came.
 
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-/// What an operator or a service manager can ask for.
+/// A request of an operator or a service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
     /// SIGTERM: finish what is running, then end.
@@ -56,7 +56,7 @@ impl Signal {
 }
 
 /// Blocks the signals of [`Signal`] in this thread and in all that it starts, and ignores SIGPIPE,
-/// so that writing to a closed socket is an error code and not the end.
+/// so that writing to a closed socket returns an error instead of killing the process.
 pub fn block() -> io::Result<()> {
     let set = signal_set();
     // SAFETY: the set is initialised; a null pointer means that the old mask is not wanted.
@@ -64,7 +64,7 @@ pub fn block() -> io::Result<()> {
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }
-    // SAFETY: SIG_IGN is no handler of ours, so no code runs in a signal's context.
+    // SAFETY: SIG_IGN installs no handler, so no code of ours runs in a signal's context.
     if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } == libc::SIG_ERR {
         return Err(io::Error::last_os_error());
     }
@@ -78,7 +78,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// After [`block`].
+    /// Must be called after [`block`].
     pub fn new() -> io::Result<Signals> {
         let set = signal_set();
         let flags = libc::SFD_NONBLOCK | libc::SFD_CLOEXEC;
@@ -88,12 +88,12 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         Ok(Signals {
-            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            // SAFETY: the kernel has just created this descriptor for us, and nothing else owns it.
             descriptor: unsafe { OwnedFd::from_raw_fd(descriptor) },
         })
     }
 
-    /// The next signal, or `None` when none is pending. Never blocks.
+    /// Returns the next signal, or `None` if none is pending. Never blocks.
     pub fn next_pending(&mut self) -> io::Result<Option<Signal>> {
         const SIZE: usize = size_of::<libc::signalfd_siginfo>();
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
@@ -131,8 +131,8 @@ impl AsRawFd for Signals {
 }
 
 fn signal_set() -> libc::sigset_t {
-    // SAFETY: all zeros is a valid `sigset_t`; sigemptyset(3) then gives it its meaning, and both
-    // functions fail for numbers that are no signals only.
+    // SAFETY: all zeros is a valid `sigset_t`, which sigemptyset(3) then initialises. Both
+    // functions fail only for invalid signal numbers.
     unsafe {
         let mut set: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&mut set);
@@ -148,8 +148,8 @@ mod tests {
     use super::*;
     use crate::os::wait::wait_readable;
 
-    /// A descriptor shows what is pending for the thread that reads it, so signals sent to this
-    /// very thread disturb no other test.
+    /// Reading the descriptor returns what is pending for the reading thread, so signals sent to
+    /// this thread do not disturb other tests.
     #[test]
     fn blocked_signals_are_read_from_the_descriptor() {
         block().unwrap();

@@ -1,11 +1,11 @@
 //! Listening and accepted sockets, set up as the daemon wants them.
 //!
-//! Everything that leaves here is non-blocking and closed on exec. Nothing here reads or writes.
+//! All sockets from here are non-blocking and closed on exec. Nothing here reads or writes.
 //!
 //! Invariants:
 //!  1. A Unix socket's file is never open to others than owner and group, not even for a moment.
-//!  2. Only a socket's file that nobody listens on is removed, and at the end only the very file
-//!     that was made here: another daemon may have put its own in the place meanwhile.
+//!  2. A socket's file is replaced only if no process listens on it. At the end, only the very file
+//!     that was created here is removed: another daemon may have put its own in the same place.
 
 use std::fs;
 use std::io;
@@ -32,7 +32,7 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Checks a descriptor that somebody else opened: it must be a listening stream socket.
+    /// Checks a descriptor that another process opened: it must be a listening stream socket.
     pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Listener> {
         let invalid = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         let socket = Socket::from(descriptor);
@@ -61,14 +61,14 @@ impl Listener {
         }
     }
 
-    /// The address as it is written in the configuration.
+    /// Returns the address as it is written in the configuration.
     pub fn address(&self) -> io::Result<String> {
         match self {
             Listener::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
             Listener::Unix(listener) => {
                 let address = listener.local_addr()?;
                 let path = address.as_pathname().map(|path| path.display().to_string());
-                // A service manager may pass an abstract socket, written `@name` by everybody.
+                // A service manager may pass an abstract socket, commonly written `@name`.
                 let name = address.as_abstract_name().map(|name| name.escape_ascii());
                 let name = name.map(|name| format!("@{name}"));
                 Ok(format!("unix:{}", path.or(name).unwrap_or_default()))
@@ -92,8 +92,8 @@ pub fn listen_tcp(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener>
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // Else a restart fails for a minute while old connections are in TIME_WAIT. Two listeners on
-    // one address stay impossible: that would take SO_REUSEPORT.
+    // Without this, a restart fails for a minute while old connections are in TIME_WAIT. Two
+    // listeners on one address stay impossible: that would take SO_REUSEPORT.
     socket.set_reuse_address(true)?;
     set_tcp_options(&socket)?;
     socket.bind(&address.into())?;
@@ -102,22 +102,23 @@ pub fn listen_tcp(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Whether `address` must be kept to IPv6: `[::]:80` takes IPv4 too, which is what people mean by
-/// it, unless `0.0.0.0:80` stands in the list beside it and would find the port taken.
+/// Returns whether `address` must be restricted to IPv6. `[::]:80` also takes IPv4, which is
+/// usually what is meant, unless the list also has `0.0.0.0:80`, which would find the port taken.
 pub fn needs_only_v6(address: SocketAddr, all: &[SocketAddr]) -> bool {
     address.ip() != Ipv6Addr::UNSPECIFIED
         || all.contains(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-/// Listens on a Unix socket. Hold the guard as long as the listener: it removes the file.
+/// Listens on a Unix socket. The caller must hold the guard as long as the listener: the guard
+/// removes the file.
 ///
-/// A file that a killed daemon left behind is replaced; one that a living daemon listens on is an
-/// error, and so is a file that is no socket.
+/// A file that a killed daemon left behind is replaced. A file on which a running daemon listens is
+/// an error, and so is one that is not a socket.
 pub fn listen_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // On Linux the file inherits the socket's mode less the umask (unix(7)), so it is never wider
-    // than this; the second call gives back what the umask took.
+    // than this; the second call restores the bits that the umask took.
     let descriptor = fs::File::from(socket.as_fd().try_clone_to_owned()?);
     descriptor.set_permissions(fs::Permissions::from_mode(UNIX_SOCKET_MODE))?;
     socket.bind(&SockAddr::unix(path)?)?;
@@ -137,20 +138,20 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The guard of a file that is there.
+    /// Creates the guard of an existing file.
     pub fn of(path: &Path) -> io::Result<SocketFile> {
         let metadata = fs::symlink_metadata(path)?;
         Ok(SocketFile {
-            // Absolute, in case somebody changes the working directory.
+            // Absolute, because the working directory may change.
             path: std::path::absolute(path)?,
             device: metadata.dev(),
             inode: metadata.ino(),
         })
     }
 
-    /// Leaves the file where it is: another process goes on listening on it.
+    /// Leaves the file in place: another process goes on listening on it.
     pub fn keep(mut self) {
-        // No file has this number, so that dropping removes none.
+        // No file has this number, so dropping the guard removes nothing.
         self.inode = 0;
     }
 }
@@ -160,23 +161,23 @@ impl Drop for SocketFile {
         let found = fs::symlink_metadata(&self.path);
         let ours = |found: &fs::Metadata| found.dev() == self.device && found.ino() == self.inode;
         if found.is_ok_and(|found| ours(&found)) {
-            // Nothing is left to do for one who cannot remove it; the next start will.
+            // If this fails, nothing more can be done here; the next start removes the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Takes one connection out of a listener's queue, with a single system call: accept4(2) takes the
-/// flags along, and everything else the new socket has from its listener.
+/// Takes one connection from a listener's queue with a single system call: accept4(2) sets the
+/// flags, and the new socket inherits all other options from its listener.
 pub fn accept(listener: &Socket) -> io::Result<(Socket, SockAddr)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     let accept = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
-        // SAFETY: `storage` and `length` are valid for writes and describe each other, which is
-        // what `try_init` calls us with.
+        // SAFETY: `storage` and `length` are valid for writes and describe each other, which is the
+        // contract of `try_init`.
         let number = unsafe { libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags) };
         match number {
             -1 => Err(io::Error::last_os_error()),
-            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            // SAFETY: the kernel has just created this descriptor for us, and nothing else owns it.
             number => Ok(unsafe { Socket::from_raw_fd(number) }),
         }
     };
@@ -184,21 +185,21 @@ pub fn accept(listener: &Socket) -> io::Result<(Socket, SockAddr)> {
     unsafe { SockAddr::try_init(accept) }
 }
 
-/// Whether a connection stands in a listener's queue, or the listener has failed, which
-/// [`accept`] then tells. Does not wait.
+/// Returns whether a connection is in a listener's queue, or the listener has failed, which
+/// [`accept`] then reports. Does not wait.
 pub fn has_waiting(listener: &Socket) -> bool {
-    // Were poll(2) to fail, accept4(2) would still find out.
+    // If poll(2) itself fails, accept4(2) finds out.
     wait_readable([listener.as_fd()], Some(Duration::ZERO)).map_or(true, |[waiting]| waiting)
 }
 
-/// The options of each connection that a TCP listener gives. Linux hands a listener's options down
-/// to the sockets that are accepted from it, so they are set once, here.
+/// Sets the options of every connection that a TCP listener accepts. On Linux accepted sockets
+/// inherit them from the listener, so they are set once, here.
 fn set_tcp_options(socket: &Socket) -> io::Result<()> {
-    // Answers are written whole or event by event: Nagle's algorithm would hold the second write
-    // back until the first is acknowledged, which delayed acknowledgements make 40 ms (RFC 896
-    // meets RFC 1122, section 4.2.3.2).
+    // Responses are written whole or event by event: Nagle's algorithm would hold the second write
+    // back until the first is acknowledged, which takes 40 ms with delayed acknowledgements (RFC
+    // 896 meets RFC 1122, section 4.2.3.2).
     socket.set_tcp_nodelay(true)?;
-    // Finds peers that went away without a word; our own timers bound everybody else.
+    // Finds peers that vanished without a FIN; our own timers bound all others.
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
@@ -206,7 +207,7 @@ fn set_tcp_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// As long a queue as the kernel allows: it cuts what is larger than `net.core.somaxconn`.
+/// The longest queue that the kernel allows: it caps larger values at `net.core.somaxconn`.
 fn backlog() -> i32 {
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
     let somaxconn = somaxconn.and_then(|text| text.trim().parse().ok());
@@ -226,7 +227,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // A living daemon's full backlog must not block us: EAGAIN is as good an answer as a success.
+    // A running daemon's full backlog must not block us: EAGAIN proves as much as a success.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
@@ -280,7 +281,7 @@ mod tests {
         let mut client = TcpStream::connect(address).unwrap();
         listener.set_nonblocking(false).unwrap();
         let (accepted, _) = listener.accept().unwrap();
-        // Who closes first is left in TIME_WAIT: the daemon's side.
+        // The side that closes first, here the daemon's, stays in TIME_WAIT.
         drop(accepted);
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         drop(client);
@@ -291,7 +292,7 @@ mod tests {
     #[test]
     fn accepted_connections_have_their_options_from_the_listener() {
         let ours = listen_tcp(localhost(), true).unwrap();
-        // One that a service manager has opened, and knows nothing of our wishes.
+        // A listener opened by a service manager, without our options.
         let passed = TcpListener::bind(localhost()).unwrap();
         let Ok(Listener::Tcp(passed)) = Listener::from_descriptor(passed.into()) else {
             panic!("a TCP listener is one");
@@ -370,7 +371,7 @@ mod tests {
         assert!(error.to_string().contains("already running"));
         UnixStream::connect(&path).unwrap();
 
-        // Another daemon's file in the same place survives the end of this one.
+        // The file of another daemon in the same place survives this one's end.
         fs::remove_file(&path).unwrap();
         let (_other, _other_file) = listen_unix(&path).unwrap();
         drop(file);

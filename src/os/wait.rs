@@ -1,16 +1,16 @@
-//! poll(2) on a few descriptors: how threads without a loop of their own wait.
+//! poll(2) on a few descriptors, for threads without an event loop.
 //!
-//! For the main thread, which waits for signals, file changes and its children. The reactor has
-//! its own way; this one costs a scan of all descriptors per call.
+//! The main thread uses it to wait for signals, file changes and its children. The reactor uses
+//! epoll instead, because poll(2) scans all its descriptors in each call.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// Waits until one of `descriptors` can be read, has failed or has been hung up, or until `timeout`
-/// has passed; `None` waits for ever. All `false` means the latter.
+/// has passed; `None` waits for ever. If the time has passed, all results are `false`.
 ///
-/// A signal handler's interruption (EINTR) does not end the wait, nor does it make it longer.
+/// An interruption by a signal handler (EINTR) neither ends the wait nor makes it longer.
 pub fn wait_readable<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     timeout: Option<Duration>,
@@ -18,15 +18,16 @@ pub fn wait_readable<const N: usize>(
     wait_readable_of(descriptors.map(Some), timeout)
 }
 
-/// As [`wait_readable`], leaving out those that are `None`: a pipe that has ended is always ready.
+/// Like [`wait_readable`], leaving out those that are `None`: a pipe that has ended is always
+/// ready.
 pub fn wait_readable_of<const N: usize>(
     descriptors: [Option<BorrowedFd<'_>>; N],
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
-    // A timeout beyond the clock's end is none.
+    // A timeout beyond the end of the clock means no timeout.
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut polled = descriptors.map(|descriptor| libc::pollfd {
-        // poll(2) passes over negative numbers.
+        // poll(2) skips negative numbers.
         fd: descriptor.map_or(-1, |descriptor| descriptor.as_raw_fd()),
         events: libc::POLLIN,
         revents: 0,
@@ -57,7 +58,7 @@ pub fn wait_readable_of<const N: usize>(
     }
 }
 
-/// Rounded up, so that the last millisecond is no busy loop; -1 is for ever.
+/// Rounded up, so that the last millisecond does not become a busy loop; -1 waits for ever.
 fn poll_milliseconds(left: Option<Duration>) -> libc::c_int {
     left.map_or(-1, |left| {
         let milliseconds = left.as_micros().div_ceil(1_000);

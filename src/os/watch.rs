@@ -1,14 +1,14 @@
-//! Tells when one of several files may have changed: inotify(7) on the folders that lead to it.
+//! Reports when one of several files may have changed: inotify(7) on the folders that lead to it.
 //!
 //! A watch on the file itself would follow the inode, and most programs that save a file put a new
-//! inode in its place: editors rename, package managers too, and Kubernetes swaps a symbolic link
-//! two folders up. So each folder is watched in which a name on the way to the file stands.
+//! inode in its place: editors and package managers rename, and Kubernetes swaps a symbolic link
+//! two folders up. So this module watches each folder that contains a name on the way to the file.
 //!
 //! Invariants:
-//!  1. Writing, replacing and removing the file, a link on the way to it or the folder that holds
-//!     it is told at least once; being told is no promise that something differs. Debouncing and
-//!     comparing are the caller's business. (Renaming a folder further up is not told.)
-//!  2. The set of watches follows the links: it is made anew after each change.
+//!  1. Writing, replacing or removing the file, a link on the way to it or the folder that holds it
+//!     is reported at least once. A report does not promise that something differs: the caller must
+//!     debounce and compare. (Renaming a folder further up is not reported.)
+//!  2. The set of watches follows the links: it is rebuilt after each change.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, OsStr, OsString};
@@ -37,8 +37,8 @@ struct Place {
     names: Vec<OsString>,
 }
 
-/// Written and closed, renamed into the place, made (a link), removed, permission changed; and the
-/// folder itself moved or removed.
+/// Written and closed, renamed into the place, created (a link), removed, permission changed; and
+/// the folder itself moved or removed.
 const MASK: u32 = libc::IN_CLOSE_WRITE
     | libc::IN_MOVED_TO
     | libc::IN_CREATE
@@ -49,7 +49,8 @@ const MASK: u32 = libc::IN_CLOSE_WRITE
     | libc::IN_ONLYDIR;
 
 impl FileWatch {
-    /// The files need not exist, nor their folders: then the appearance of what is missing is told.
+    /// Neither the files nor their folders need to exist: the creation of a missing one is
+    /// reported.
     pub fn new(paths: &[PathBuf]) -> io::Result<FileWatch> {
         // SAFETY: inotify_init1(2) takes flags only.
         let descriptor = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
@@ -57,7 +58,7 @@ impl FileWatch {
             return Err(io::Error::last_os_error());
         }
         let mut watch = FileWatch {
-            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            // SAFETY: the kernel has just created this descriptor for us, and nothing else owns it.
             inotify: unsafe { OwnedFd::from_raw_fd(descriptor) },
             paths: Vec::new(),
             places: HashMap::new(),
@@ -66,15 +67,15 @@ impl FileWatch {
         Ok(watch)
     }
 
-    /// Watches these from now on, and no others.
+    /// Watches these paths from now on, and no others.
     pub fn watch(&mut self, paths: &[PathBuf]) -> io::Result<()> {
         let paths: io::Result<Vec<_>> = paths.iter().map(path::absolute).collect();
         self.paths = paths?;
         self.follow()
     }
 
-    /// Reads what happened and says whether a file may have changed; after an error (watches have
-    /// become too many, or a folder unreadable) it may have as well. Never blocks.
+    /// Reads the queued events and returns whether a file may have changed. After an error (too
+    /// many watches, or an unreadable folder) a file may have changed as well. Never blocks.
     pub fn changed(&mut self) -> io::Result<bool> {
         let mut changed = false;
         // Large enough for several events with the longest names; inotify(7) wants it aligned.
@@ -120,8 +121,8 @@ impl FileWatch {
         if !place.names.iter().any(|name| name == event.name) {
             return false;
         }
-        // A plain file that is made has no content yet: its closing comes. A link has it at once,
-        // and a folder may.
+        // A new plain file has no content yet: the event of its closing follows. A link has its
+        // content at once, and a folder may.
         event.mask & libc::IN_CREATE == 0
             || fs::symlink_metadata(place.folder.join(event.name))
                 .is_ok_and(|found| !found.is_file() || found.nlink() > 1)
@@ -144,7 +145,8 @@ impl FileWatch {
                 .push(name);
         }
         for old in self.places.keys().filter(|old| !places.contains_key(old)) {
-            // SAFETY: two numbers; a watch that is gone already is an error without effect.
+            // SAFETY: two numbers; removing a watch that is already gone returns an error and does
+            // nothing.
             unsafe { libc::inotify_rm_watch(self.inotify.as_raw_fd(), *old) };
         }
         self.places = places;
@@ -158,8 +160,8 @@ impl AsFd for FileWatch {
     }
 }
 
-/// Every folder and name whose change can change what `path` means: each symbolic link that its
-/// resolution meets, and the file at its end or the first folder that is missing.
+/// Returns every folder and name whose change can change what `path` means: each symbolic link that
+/// its resolution meets, and the file at its end or the first folder that is missing.
 fn names_on_the_way(path: &Path) -> io::Result<Vec<(PathBuf, OsString)>> {
     let mut found = Vec::new();
     let mut folder = PathBuf::from("/");
@@ -177,7 +179,7 @@ fn names_on_the_way(path: &Path) -> io::Result<Vec<(PathBuf, OsString)>> {
         }
         found.push((folder.clone(), name));
         if found.len() > WATCH_LINKS_MAX {
-            // ELOOP for whoever opens it.
+            // Opening such a path fails with ELOOP too.
             return Err(io::Error::from_raw_os_error(libc::ELOOP));
         }
         let Some(link) = link else {
@@ -221,7 +223,7 @@ struct Event<'a> {
     name: &'a OsStr,
 }
 
-/// Takes apart what one read brought.
+/// Splits the bytes of one read into events.
 struct Events<'a> {
     rest: &'a [u8],
 }
@@ -287,7 +289,8 @@ mod tests {
         assert!(changed_by(&mut watch, || drop(file)));
     }
 
-    /// A ConfigMap's update: a new folder is made, `..data` is swapped to it, the old one goes.
+    /// How a ConfigMap is updated: a new folder is made, `..data` is swapped to it, the old one is
+    /// removed.
     #[test]
     fn a_swap_of_kubernetes_links_is_seen_each_time() {
         let folder = tempfile::tempdir().unwrap();
@@ -305,7 +308,7 @@ mod tests {
         fs::remove_dir_all(at("..1")).unwrap();
         assert!(changed_by(&mut watch, || publish("..3")));
         assert_eq!(fs::read_to_string(at("autoglmd.toml")).unwrap(), "..3");
-        // A write into the folder that is published now counts too; one into an old does not.
+        // A write into the currently published folder counts too; one into an old folder does not.
         let current = at("..3").join("autoglmd.toml");
         assert!(changed_by(&mut watch, || fs::write(&current, "x").unwrap()));
         let old = at("..2").join("autoglmd.toml");
@@ -337,7 +340,7 @@ mod tests {
             assert!(changed_by(&mut watch, || fs::create_dir(&folder).unwrap()));
             assert!(changed_by(&mut watch, || fs::write(&path, "1").unwrap()));
             assert!(changed_by(&mut watch, || fs::remove_dir_all(&folder).unwrap()));
-            // What was queued behind the removal.
+            // Events that were queued behind the removal.
             while watch.changed().unwrap() {}
         }
     }

@@ -1,13 +1,13 @@
-//! What a short-lived child process does for its parent's sake: ends with it, takes a bounded time,
-//! leaves no core file, and is the first to go where memory runs out.
+//! How a short-lived child process confines itself: it ends with its parent, takes a bounded time,
+//! leaves no core file, and is the first to be killed when memory runs out.
 
 use std::fs;
 use std::io;
 
 /// Confines this process. Safe to call when it has just started.
 pub fn confine(cpu_seconds: u64) -> io::Result<()> {
-    // SAFETY: prctl(2) takes numbers here. The signal is sent when the parent's thread ends that
-    // started this process, which waits for it.
+    // SAFETY: prctl(2) takes numbers here. The kernel sends the signal when the thread of the
+    // parent that started this process ends; that thread waits for this process.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,7 +1,8 @@
-//! What runs on the other side of the clone: init, then the program's process until execve.
+//! The code that runs after the clone: init, then the program's process until execve.
 //!
-//! Only system calls, see invariant 1 of the module. Identities are changed with raw system calls:
-//! the C library's functions would also signal the caller's other threads, which are not here.
+//! Makes only system calls, see invariant 1 of the module. Identities are changed with raw system
+//! calls: the C library's functions would also signal the caller's other threads, which are not
+//! here.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -13,10 +14,10 @@ use super::measure::Meter;
 use super::tally::Tally;
 use super::{MACHINE, Notice, Plan, Step, ids};
 
-/// What the child takes along.
+/// The data that the child takes along from its parent.
 pub(super) struct Inside<'a> {
     pub plan: &'a Plan,
-    /// Of the plan, with a null at the end.
+    /// The plan's arguments, with a null at the end.
     pub arguments: &'a [*const c_char],
     pub environment: &'a [*const c_char],
     pub filter: &'a [libc::sock_filter],
@@ -28,13 +29,13 @@ pub(super) struct Inside<'a> {
 const DESCRIPTORS: usize = 5;
 const REPORT: c_int = 3;
 const READY: c_int = 4;
-/// Where descriptors wait while 0 to 4 are assigned.
+/// Where descriptors are kept while 0 to 4 are assigned.
 const ASIDE: c_int = 16;
 
-/// How often init measures: what processes take together in between is not noticed.
+/// How often init measures. Use that begins and ends within one interval goes unnoticed.
 const MEASURE_EVERY: Duration = Duration::from_millis(10);
 
-/// A part of the work that the kernel may refuse.
+/// A part of the setup that the kernel may refuse.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 enum Stage {
@@ -71,7 +72,7 @@ const OUT_OF_MEMORY: u32 = 5;
 
 pub(super) const MESSAGE_BYTES: usize = 16;
 
-/// What goes through the report pipe: small enough that a write is whole or nothing.
+/// A message through the report pipe: small enough to be written whole or not at all.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Message {
     kind: u32,
@@ -139,11 +140,11 @@ fn describe(step: &Step) -> String {
     format!("{what} {}", path.to_string_lossy())
 }
 
-/// clone(2) as fork(2): 0 in the child, its number in the caller, -1 on failure.
+/// Calls clone(2) as fork(2) does: returns 0 in the child, its number in the caller, -1 on failure.
 ///
 /// # Safety
-/// The child has one thread and a copy of everything, locked locks included: it must make system
-/// calls only, and must not return to code that does more.
+/// The child has one thread and a copy of everything, locked locks included: it must make only
+/// system calls, and must not return to code that does more.
 #[inline(always)]
 pub(super) unsafe fn clone_process(flags: c_int) -> c_long {
     // SAFETY: a null stack means a copy of the caller's, at the same address. The order of the
@@ -151,12 +152,12 @@ pub(super) unsafe fn clone_process(flags: c_int) -> c_long {
     unsafe { libc::syscall(libc::SYS_clone, flags as c_long, 0, 0, 0, 0) }
 }
 
-/// Init: builds the file system, starts the program, waits for it and reports.
+/// Runs as init: builds the file system, starts the program, waits for it and reports.
 ///
 /// # Safety
-/// Only in a process that [`clone_process`] has just made with all the namespaces.
+/// Must be called only in a process that [`clone_process`] has just made with all the namespaces.
 pub(super) unsafe fn run(inside: &Inside<'_>) -> ! {
-    // SAFETY: the promise of this function is that of those.
+    // SAFETY: this function's contract is the same as theirs.
     unsafe {
         let mut at = Place::default();
         let started = prepare(inside, &mut at).and_then(|()| start(inside, &mut at));
@@ -174,7 +175,7 @@ pub(super) unsafe fn run(inside: &Inside<'_>) -> ! {
     }
 }
 
-/// What is being done, for the report.
+/// The present step, for the report.
 #[derive(Default)]
 struct Place {
     stage: u32,
@@ -232,7 +233,8 @@ unsafe fn keep_descriptors(descriptors: &[c_int; DESCRIPTORS]) -> Done {
     }
 }
 
-/// close_range(2) to the last descriptor. As a system call, for musl has no function for it.
+/// Closes all descriptors from `first` on. A raw close_range(2), because musl has no function for
+/// it.
 unsafe fn close_range(first: c_int, flags: u32) -> c_long {
     // SAFETY: it takes numbers only.
     unsafe {
@@ -245,7 +247,7 @@ unsafe fn close_range(first: c_int, flags: u32) -> c_long {
     }
 }
 
-/// An empty tmpfs as root, with the machine's root at [`MACHINE`].
+/// Mounts an empty tmpfs as root, with the machine's root at [`MACHINE`].
 unsafe fn new_root() -> Done {
     const PIVOT: &CStr = c"/tmp";
     // SAFETY: strings with their terminators.
@@ -302,7 +304,7 @@ unsafe fn take_step(step: &Step) -> Done {
             )),
             Step::File { path, bytes } => write_file(path, bytes),
             Step::Become => {
-                // Files that are made now belong to the program. Its capabilities stay.
+                // Files created from here on belong to the program. Init keeps its capabilities.
                 libc::syscall(libc::SYS_setfsgid, ids::INSIDE);
                 libc::syscall(libc::SYS_setfsuid, ids::INSIDE);
                 Ok(())
@@ -322,7 +324,8 @@ const READ_ONLY: u64 = 0x1;
 const NO_SETUID: u64 = 0x2;
 const NO_DEVICES: u64 = 0x4;
 
-/// A bind mount. `to` must exist if it is a folder; an empty file is made for a file.
+/// Makes a bind mount. If `from` is a folder, `to` must exist; for a file, an empty file is
+/// created.
 unsafe fn show(from: &CStr, to: &CStr, attributes: u64) -> Done {
     // SAFETY: strings with their terminators, and a `stat` to be written.
     unsafe {
@@ -347,8 +350,8 @@ unsafe fn show(from: &CStr, to: &CStr, attributes: u64) -> Done {
     }
 }
 
-/// Sets attributes of a mount, of those below it too with `AT_RECURSIVE`. MS_REMOUNT could not:
-/// it changes the topmost mount only, and leaves a writable one below a read-only one.
+/// Sets attributes of a mount, and of those below it with `AT_RECURSIVE`. MS_REMOUNT could not: it
+/// changes only the topmost mount, and leaves a writable one below a read-only one.
 unsafe fn set_attributes(path: &CStr, attributes: u64, flags: c_int) -> Done {
     // attr_set, attr_clr, propagation, userns_fd
     let attributes: [u64; 4] = [attributes, 0, 0, 0];
@@ -382,7 +385,7 @@ unsafe fn write_file(path: &CString, mut bytes: &[u8]) -> Done {
     }
 }
 
-/// Drops init's capabilities and makes the program's process. Returns its number.
+/// Drops init's capabilities and starts the program's process. Returns its number.
 unsafe fn start(inside: &Inside<'_>, at: &mut Place) -> Result<libc::pid_t, c_int> {
     // SAFETY: system calls; the new process runs `execute`, which does not return.
     unsafe {
@@ -407,7 +410,7 @@ unsafe fn start(inside: &Inside<'_>, at: &mut Place) -> Result<libc::pid_t, c_in
     }
 }
 
-/// The program's process, up to the program.
+/// Runs in the program's process, up to execve.
 unsafe fn execute(inside: &Inside<'_>) -> ! {
     // SAFETY: system calls on memory of the plan.
     unsafe {
@@ -430,13 +433,13 @@ unsafe fn execute(inside: &Inside<'_>) -> ! {
     }
 }
 
-/// Returns an error of a step, or `Ok` with execve's error in `errno`.
+/// Returns the error of a step, or `Ok` with execve's error in `errno`.
 unsafe fn become_program(inside: &Inside<'_>, at: &mut Place) -> Done {
     let plan = inside.plan;
     // SAFETY: system calls on memory of the plan; the arrays of pointers end in a null.
     unsafe {
         at.enter(Stage::Descriptors);
-        // The report pipe stays open until execve, to say that it failed.
+        // The report pipe stays open until execve, so that its failure can be reported.
         check(close_range(REPORT, libc::CLOSE_RANGE_CLOEXEC))?;
         libc::setsid();
         check(libc::chdir(plan.folder.as_ptr()))?;
@@ -470,7 +473,8 @@ unsafe fn become_program(inside: &Inside<'_>, at: &mut Place) -> Done {
                 none,
             ))?;
         }
-        // Signals as a shell leaves them: a Rust program ignores SIGPIPE, and a daemon blocks many.
+        // Resets signals to a shell's defaults: Rust programs ignore SIGPIPE, and daemons block
+        // many.
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
@@ -501,7 +505,7 @@ unsafe fn become_program(inside: &Inside<'_>, at: &mut Place) -> Done {
     }
 }
 
-/// So that no file's capabilities can come back with execve.
+/// Empties the bounding set, so that no file's capabilities can come back with execve.
 unsafe fn drop_bounding_set() -> Done {
     // SAFETY: prctl(2) with numbers only.
     unsafe {
@@ -532,7 +536,7 @@ unsafe fn drop_capabilities() -> Done {
     }
 }
 
-/// Reaps everything that ends, until the program has ended or all together used too much.
+/// Reaps all processes that end, until the program has ended or all together used too much.
 unsafe fn watch(inside: &Inside<'_>, program: libc::pid_t) -> Message {
     let plan = inside.plan;
     let Some(meter) = Meter::open() else {
@@ -554,8 +558,8 @@ unsafe fn watch(inside: &Inside<'_>, program: libc::pid_t) -> Message {
         };
         let mut measured = Duration::ZERO;
         loop {
-            // A caller that died reads no more. PR_SET_PDEATHSIG would end us with the caller's
-            // thread instead, and the kernel forgets it whenever the user changes.
+            // A dead caller reads no more. PR_SET_PDEATHSIG would instead kill init when the
+            // caller's thread ends, and the kernel clears it whenever the user changes.
             if is_reader_gone() {
                 libc::_exit(0);
             }
@@ -589,7 +593,7 @@ unsafe fn watch(inside: &Inside<'_>, program: libc::pid_t) -> Message {
     }
 }
 
-/// Takes all children that have ended. Returns the program's status if it is among them.
+/// Reaps all children that have ended. Returns the program's status if it is among them.
 unsafe fn reap(program: libc::pid_t) -> Option<c_int> {
     loop {
         let mut status = 0;
@@ -627,8 +631,8 @@ fn monotonic() -> Duration {
 
 fn send(message: Message) {
     let bytes = message.to_bytes();
-    // SAFETY: the pointer and the length are those of the array. A caller that no longer reads has
-    // nothing to learn.
+    // SAFETY: the pointer and the length are those of the array. If the caller no longer reads, the
+    // failure does not matter.
     unsafe { libc::write(REPORT, bytes.as_ptr().cast(), bytes.len()) };
 }
 

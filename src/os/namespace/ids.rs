@@ -1,6 +1,6 @@
-//! Which user of the machine a sandbox's user is (user_namespaces(7)).
+//! Maps a sandbox's user to a user of the machine (user_namespaces(7)).
 //!
-//! An unprivileged caller can map its own user only. A caller that is root maps the program to
+//! An unprivileged caller can map only its own user. A caller that is root maps the program to
 //! `nobody`: root's files stay closed to it, and the kernel exempts root from `RLIMIT_NPROC`.
 
 use std::fs;
@@ -22,7 +22,7 @@ pub enum Ids {
 }
 
 impl Ids {
-    /// The mapping that this process can make.
+    /// Returns the mapping that this process can make.
     pub fn of_process() -> Ids {
         // SAFETY: both calls return a number and cannot fail.
         let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
@@ -32,7 +32,7 @@ impl Ids {
         }
     }
 
-    /// Whether supplementary groups can be dropped: not after "deny".
+    /// Returns whether supplementary groups can be dropped: not after "deny".
     pub(super) fn can_drop_groups(self) -> bool {
         self == Ids::Nobody
     }

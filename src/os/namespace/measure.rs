@@ -1,15 +1,15 @@
-//! What all processes of a PID namespace use together, read from its `/proc`.
+//! Measures what all processes of a PID namespace use together, from its `/proc`.
 //!
 //! Runs in init, so it makes system calls and computes on the stack: no allocation, no panic.
 
 use std::time::Duration;
 
-/// What the processes inside use, init apart.
+/// The use of all processes inside together, except init.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Usage {
-    /// User and system time, with that of children which were waited for.
+    /// User and system time, including that of children that have been waited for.
     pub cpu: Duration,
-    /// Anonymous memory. Files are not counted: those of the program lie in a bounded tmpfs.
+    /// Anonymous memory. Files are not counted: the program's files lie in a bounded tmpfs.
     pub memory_bytes: u64,
 }
 
@@ -61,7 +61,7 @@ impl Meter {
         }
     }
 
-    /// Adds the processes among the entries of a folder.
+    /// Adds the usage of the processes among the entries of a folder.
     fn add_entries(&self, mut records: &[u8], usage: &mut Usage) {
         // struct linux_dirent64: inode 8 bytes, offset 8, record length 2, type 1, name.
         while let (Some(length), Some(name)) = (records.get(16..18), records.get(19..)) {
@@ -79,7 +79,7 @@ impl Meter {
         }
     }
 
-    /// Adds a process. One that has ended meanwhile adds nothing.
+    /// Adds one process. A process that has ended meanwhile adds nothing.
     fn add_process(&self, name: &[u8], usage: &mut Usage) {
         let mut text = [0; 1024];
         let stat = self.read_file(name, b"/stat\0", &mut text);
@@ -97,7 +97,7 @@ impl Meter {
             .saturating_add(pages.saturating_mul(self.page_bytes));
     }
 
-    /// The beginning of `/proc/NAME/FILE`; empty if it cannot be read.
+    /// Reads the beginning of `/proc/NAME/FILE`; empty if it cannot be read.
     fn read_file<'b>(&self, name: &[u8], file: &[u8], into: &'b mut [u8]) -> &'b [u8] {
         let mut path = [0_u8; 32];
         let name = name.iter().take_while(|byte| **byte != 0).take(16);
@@ -121,7 +121,7 @@ impl Meter {
     }
 }
 
-/// CPU time of children that were waited for, and of those that they had waited for.
+/// Returns the CPU time of children that were waited for, and of those that they had waited for.
 fn cpu_of_reaped() -> Duration {
     // SAFETY: all zeros is a valid `rusage`, and getrusage(2) writes into it.
     let usage = unsafe {
@@ -137,7 +137,7 @@ pub(super) fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(seconds) + Duration::from_micros(time.tv_usec.unsigned_abs())
 }
 
-/// The words of a text that are whole numbers; others count as 0, so that places stay.
+/// Yields the words of a text as whole numbers; other words count as 0, so that positions hold.
 fn numbers(text: &[u8]) -> impl Iterator<Item = u64> {
     let words = text.split(u8::is_ascii_whitespace);
     words.filter(|word| !word.is_empty()).map(|word| {

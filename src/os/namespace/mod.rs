@@ -1,8 +1,8 @@
 //! Starts a program in new namespaces: user, mount, PID, network, IPC and UTS (namespaces(7)).
 //!
-//! Owns the processes and pipes of one sandbox. Which folders the program sees and how much it
-//! may use is the caller's decision, written down in a [`Plan`]; this module carries the plan out
-//! or reports the step that the kernel refused. It never continues with less.
+//! Owns the processes and pipes of one sandbox. The caller decides which folders the program sees
+//! and how much it may use, and writes that down in a [`Plan`]. This module carries the plan out or
+//! reports the step that the kernel refused. It never continues with less.
 //!
 //! ```text
 //! caller's thread       init (PID 1 inside)             program (PID 2 inside)
@@ -16,13 +16,13 @@
 //! ```
 //!
 //! Invariants:
-//! 1. Between clone and execve only system calls are made: no allocation, no lock, no panic. The
-//!    caller has other threads, and one of them may have held the allocator's lock when the child
-//!    was copied. Everything that the child needs is in the plan before the clone.
+//! 1. Between clone and execve the child makes only system calls: no allocation, no lock, no panic.
+//!    The caller has other threads, and one of them may have held the allocator's lock when the
+//!    child was copied. The plan contains all that the child needs before the clone.
 //! 2. The init process is a copy of the caller's memory, secrets included. It is not dumpable, so
 //!    the program can neither trace it nor read `/proc/1`, and it closes the caller's descriptors
 //!    before anything else.
-//! 3. The end of init is the end of every process inside, however deeply they forked.
+//! 3. When init ends, every process inside ends, however deeply they forked.
 
 mod child;
 mod ids;
@@ -53,7 +53,7 @@ pub struct Plan {
     pub limits: Vec<(libc::c_uint, u64)>,
     /// CPU time of all processes together.
     pub cpu: Duration,
-    /// Memory of all processes together, without files.
+    /// Memory of all processes together, not counting files.
     pub memory_bytes: u64,
     pub ids: Ids,
 }
@@ -86,16 +86,16 @@ pub enum Step {
         path: CString,
         bytes: Vec<u8>,
     },
-    /// What follows is created as the program's user.
+    /// From here on, files are created as the program's user.
     Become,
     /// Hides the machine's files and makes the root read-only.
     Seal,
 }
 
-/// Where the machine's root is while the steps run; [`Step::Seal`] takes it away.
+/// Where the machine's root is while the steps run; [`Step::Seal`] removes it.
 pub const MACHINE: &str = "/machine";
 
-/// What init reports.
+/// A report of init.
 #[derive(Debug)]
 pub enum Notice {
     /// A step before the program failed.
@@ -118,7 +118,7 @@ pub struct Sandboxed {
     process: libc::pid_t,
     is_reaped: bool,
     report: File,
-    /// CPU time, as init has measured it.
+    /// CPU time, as measured by init.
     cpu: Tally,
     pub stdout: File,
     pub stderr: File,
@@ -154,9 +154,9 @@ pub fn spawn(plan: &Plan, stdin: &File) -> io::Result<Sandboxed> {
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS;
-    // No signal at its end: the caller may have handlers and waiters of its own for SIGCHLD.
-    // SAFETY: without CLONE_VM the child has its own copy of memory and stack, as after fork(2).
-    // It runs `child::run` only, which keeps to invariant 1 and does not return.
+    // No signal at its end: the caller may have its own handlers and waiters for SIGCHLD.
+    // SAFETY: without CLONE_VM the child has its own copy of memory and stack, as after fork(2). It
+    // runs only `child::run`, which keeps to invariant 1 and does not return.
     let process = unsafe { child::clone_process(flags) };
     match process {
         // SAFETY: this is the child, and `Inside` was made for it.
@@ -175,18 +175,18 @@ pub fn spawn(plan: &Plan, stdin: &File) -> io::Result<Sandboxed> {
         stderr: File::from(stderr),
     };
     plan.ids.map(sandboxed.process)?;
-    // A child that has ended leaves a broken pipe, and its reason in the report.
+    // If the child has ended, the pipe is broken, and the report has the reason.
     let _ = File::from(ready).write_all(&[1]);
     Ok(sandboxed)
 }
 
 impl Sandboxed {
-    /// Readable when a notice has come, or when init has ended.
+    /// Becomes readable when a notice has come, or when init has ended.
     pub fn report(&self) -> BorrowedFd<'_> {
         self.report.as_fd()
     }
 
-    /// Takes init's notice. Blocks until there is one.
+    /// Reads init's notice. Blocks until there is one.
     pub fn read_notice(&mut self, plan: &Plan) -> Notice {
         let mut bytes = [0; child::MESSAGE_BYTES];
         match self.report.read_exact(&mut bytes) {
@@ -220,8 +220,8 @@ impl Sandboxed {
                 unsafe { libc::wait4(self.process, &mut status, libc::__WALL, &mut usage) };
             if reaped == self.process {
                 self.is_reaped = true;
-                // Without the time of processes that the end of init has killed: the kernel adds
-                // a child's time to its parent's only where the parent has waited for it.
+                // Without the time of processes that were killed by init's end: the kernel adds a
+                // child's time to its parent's only if the parent has waited for it.
                 let own = measure::duration(usage.ru_utime) + measure::duration(usage.ru_stime);
                 return Ok(own.max(self.cpu.read()));
             }
@@ -237,13 +237,13 @@ impl Drop for Sandboxed {
     fn drop(&mut self) {
         if !self.is_reaped {
             self.kill();
-            // Only reaps: the reason for dropping it is more interesting than a failure here.
+            // Only reaps: the reason for dropping the sandbox matters more than a failure here.
             let _ = self.reap();
         }
     }
 }
 
-/// An anonymous file with these bytes, at its beginning, that no process can change.
+/// Returns an anonymous file with these bytes, at its beginning, that no process can change.
 pub fn sealed_file(bytes: &[u8]) -> io::Result<File> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is a string with its terminator.
@@ -263,7 +263,7 @@ pub fn sealed_file(bytes: &[u8]) -> io::Result<File> {
     }
 }
 
-/// A pipe's reading and writing end, both closed on exec.
+/// Creates a pipe: its reading and its writing end, both closed on exec.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     // SAFETY: the array has room for the two descriptors that pipe2(2) writes.
@@ -274,7 +274,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
-/// Pointers to the strings, with the null at their end that execve(2) reads up to.
+/// Returns pointers to the strings, with the null at the end that execve(2) needs.
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     let pointers = strings.iter().map(|string| CStr::as_ptr(string));
     pointers.chain([std::ptr::null()]).collect()

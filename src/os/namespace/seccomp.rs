@@ -1,9 +1,9 @@
-//! The system calls that a sandboxed program is refused (seccomp(2)).
+//! The system calls that a sandboxed program may not make (seccomp(2)).
 //!
 //! Namespaces and resource limits do most of the work. This list closes what they leave open:
 //! memory that no limit counts (shared anonymous mappings, `memfd_create`, System V segments),
-//! namespaces within the namespace, and interfaces of the kernel that a generated program does not
-//! need and that had many of its holes. Everything else is allowed, so that interpreters and
+//! namespaces within the namespace, and kernel interfaces that a generated program does not need
+//! and that have had many vulnerabilities. All other calls are allowed, so that interpreters and
 //! compilers work unchanged.
 
 use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W};
@@ -16,7 +16,7 @@ const ARCHITECTURE: u32 = 0xC000_00B7;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the sandbox's system call filter knows x86-64 and aarch64 only");
 
-/// Refused whatever their arguments are.
+/// Refused whatever their arguments.
 const REFUSED: &[libc::c_long] = &[
     libc::SYS_memfd_create,
     libc::SYS_memfd_secret,
@@ -59,10 +59,10 @@ const fn argument(index: u32) -> u32 {
 }
 
 const SHARED_ANONYMOUS: u32 = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32;
-/// x86-64 has a second table of system calls behind this bit.
+/// On x86-64 this bit selects a second table of system calls.
 const X32: u32 = 0x4000_0000;
 
-/// The filter, for `PR_SET_SECCOMP`.
+/// Builds the filter for `PR_SET_SECCOMP`.
 pub(super) fn filter() -> Vec<sock_filter> {
     let refuse = |errno: i32| statement(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | errno as u32);
     let load = |offset| statement(BPF_LD | BPF_W | BPF_ABS, offset);
@@ -78,16 +78,16 @@ pub(super) fn filter() -> Vec<sock_filter> {
         filter.push(jump(BPF_JEQ, *number as u32, 0, 1));
         filter.push(refuse(libc::EPERM));
     }
-    // Its flags are in memory, where no filter can read them. C libraries fall back to clone.
+    // Its flags are in memory, which no filter can read. C libraries fall back to clone.
     filter.push(jump(BPF_JEQ, libc::SYS_clone3 as u32, 0, 1));
     filter.push(refuse(libc::ENOSYS));
-    // clone: not with a new user namespace, through which all others come.
+    // clone: not with a new user namespace, because that leads to all other kinds.
     filter.push(jump(BPF_JEQ, libc::SYS_clone as u32, 0, 4));
     filter.push(load(argument(0)));
     filter.push(jump(BPF_JSET, libc::CLONE_NEWUSER as u32, 0, 1));
     filter.push(refuse(libc::EPERM));
     filter.push(load(NUMBER));
-    // mmap: not shared and anonymous together.
+    // mmap: not both shared and anonymous.
     filter.push(jump(BPF_JEQ, libc::SYS_mmap as u32, 0, 4));
     filter.push(load(argument(3)));
     filter.push(statement(BPF_ALU | BPF_AND | BPF_K, SHARED_ANONYMOUS));
@@ -106,7 +106,7 @@ fn statement(code: u32, k: u32) -> sock_filter {
     }
 }
 
-/// Skips `then` instructions where the condition holds, else `otherwise`.
+/// Skips `then` instructions if the condition holds, else `otherwise`.
 fn jump(condition: u32, k: u32, then: u8, otherwise: u8) -> sock_filter {
     sock_filter {
         code: (BPF_JMP | condition | BPF_K) as u16,

@@ -1,4 +1,4 @@
-//! A number that init writes and the caller reads, in memory that both share.
+//! A number that init writes and the caller reads, in memory shared by both.
 
 use std::io;
 use std::ptr::NonNull;
