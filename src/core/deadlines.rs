@@ -1,7 +1,7 @@
-//! The named deadlines of one connection, and why moving them costs nothing.
+//! The named deadlines of one connection, and why moving them is nearly free.
 //!
-//! A busy connection moves its idle deadline at every byte. Were each deadline a timer of its own,
-//! every byte would cost a removal and an insertion in the timer structure. So there are two
+//! A busy connection moves its idle deadline at every byte. If each deadline were a timer of its
+//! own, every byte would cost a removal and an insertion in the timer structure. So there are two
 //! levels, and only the lower one is touched often:
 //!
 //! * **here**, a fixed table with a [`Moment`] for each kind; setting one writes a field;
@@ -14,16 +14,16 @@
 //!   the entry fires         `expired` -> act;  else `wheel_move` puts it where it belongs now
 //! ```
 //!
-//! A keep-alive connection with a request a millisecond and an idle timeout of a minute thus
+//! A keep-alive connection with a request per millisecond and an idle timeout of a minute thus
 //! touches the wheel about once a minute.
 //!
-//! Header and body deadlines are *absolute*: whoever owns this table sets them when the head or
-//! the body begins and never again because a byte arrived. Otherwise a client that sends one byte
-//! a second would hold its place for ever (the "slowloris" attack).
+//! Header and body deadlines are *absolute*: the owner of this table sets them when the head or the
+//! body begins and never again because a byte arrived. Otherwise a client that sends one byte per
+//! second would hold its place for ever (the "slowloris" attack).
 //!
 //! # Invariants
 //!
-//!  1. `NEVER` is "not set"; a deadline that is not set does not expire.
+//!  1. `NEVER` means "not set"; a deadline that is not set does not expire.
 //!  2. After `wheel_move` was obeyed, the wheel's entry is not later than `earliest`.
 
 use std::time::Duration;
@@ -31,7 +31,7 @@ use std::time::Duration;
 use super::Moment;
 use crate::limits;
 
-/// What has to have happened by a deadline.
+/// The event that must have happened by a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum DeadlineKind {
@@ -41,9 +41,9 @@ pub enum DeadlineKind {
     Body = 1,
     /// The next request has begun on a connection kept alive.
     Idle = 2,
-    /// The peer took enough of the bytes that wait for it: see [`stalls_at`].
+    /// The peer took enough of its pending bytes: see [`stalls_at`].
     WriteStall = 3,
-    /// The service wants to be called: the request's time is up, or a ping is due.
+    /// The service must be called: the request's deadline has passed, or a ping is due.
     Request = 4,
     /// The peer closed its side after we closed ours.
     Linger = 5,
@@ -59,7 +59,7 @@ impl DeadlineKind {
         DeadlineKind::Linger,
     ];
 
-    /// For logs and metric labels.
+    /// Returns the name for logs and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             DeadlineKind::Header => "header",
@@ -93,7 +93,7 @@ impl Deadlines {
 
     // ---- getters ----
 
-    /// The deadline of this kind; `NEVER` if it is not set.
+    /// Returns the deadline of this kind; `NEVER` if it is not set.
     pub const fn get(&self, kind: DeadlineKind) -> Moment {
         self.moments[kind as usize]
     }
@@ -102,7 +102,7 @@ impl Deadlines {
         self.get(kind) != Moment::NEVER
     }
 
-    /// The deadline that passes first. Of equal ones, the first in the order of the kinds.
+    /// Returns the deadline that passes first. Of equal ones, the first in the order of the kinds.
     pub fn earliest(&self) -> Option<(Moment, DeadlineKind)> {
         DeadlineKind::ALL
             .into_iter()
@@ -111,15 +111,16 @@ impl Deadlines {
             .filter(|(moment, _)| *moment != Moment::NEVER)
     }
 
-    /// The first deadline that has passed. Whoever acts on it clears it or moves it, and asks
-    /// again: several may have passed at once.
+    /// Returns the first deadline that has passed. The caller acts on it, clears or moves it, and
+    /// must ask again: several may have passed at once.
     pub fn expired(&self, now: Moment) -> Option<DeadlineKind> {
         let (moment, kind) = self.earliest()?;
         (moment <= now).then_some(kind)
     }
 
-    /// Where the connection's entry in the wheel, now at `scheduled`, has to be moved; `None` if
-    /// it may stay. It may stay where it is too early, and where there is nothing to wait for.
+    /// Returns where to move the connection's entry in the wheel, which is now at
+    /// `scheduled`; `None` if it may stay. It may stay if it is too early, or if no deadline is
+    /// set.
     pub fn wheel_move(&self, scheduled: Option<Moment>) -> Option<Moment> {
         let (moment, _) = self.earliest()?;
         match scheduled {
@@ -134,7 +135,7 @@ impl Deadlines {
         self.moments[kind as usize] = at;
     }
 
-    /// For a deadline that is absolute: what is set already stays.
+    /// Sets an absolute deadline: one that is already set stays.
     pub fn set_if_unset(&mut self, kind: DeadlineKind, at: Moment) {
         if !self.is_set(kind) {
             self.set(kind, at);
@@ -150,19 +151,20 @@ impl Deadlines {
     }
 }
 
-/// What a peer has just taken of an output, and what still waits for it.
+/// The bytes that a peer has just taken of an output, and those that are still pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     pub bytes: usize,
     pub left: usize,
 }
 
-/// When a peer counts as stalled that had until `until`, and has taken some of its output at `now`.
+/// Returns when a peer counts as stalled. It had until `until`, and has taken some of its output at
+/// `now`.
 ///
-/// A first byte has the whole `timeout`. Each byte taken then buys its share of the time in which
-/// all that waits has to be taken, and nothing buys more than another `timeout`. So a peer that
-/// takes a byte now and then is cut off like one that takes nothing, and a slow one, or a stream
-/// that produces little, never is.
+/// The first byte has the whole `timeout`. Each byte taken then buys its share of the time in which
+/// all pending bytes must be taken, but never more than another `timeout`. So a peer that takes a
+/// byte now and then is cut off like one that takes nothing; a slow peer, or a stream that produces
+/// little, never is.
 pub fn stalls_at(until: Moment, taken: Taken, now: Moment, timeout: Duration) -> Moment {
     let most = now + timeout;
     if until == Moment::NEVER {
@@ -174,7 +176,7 @@ pub fn stalls_at(until: Moment, taken: Taken, now: Moment, timeout: Duration) ->
     (until + Duration::from_micros(bought)).min(most)
 }
 
-/// A connection carries this table: keep it to eight bytes a kind.
+/// Every connection holds this table: keep it to eight bytes per kind.
 const _: () = assert!(size_of::<Deadlines>() == 8 * DeadlineKind::ALL.len());
 
 #[cfg(test)]
@@ -219,7 +221,7 @@ mod tests {
         };
         let first = after(Moment::NEVER, 0, 65_536, 0);
         assert_eq!(first, at(30 * second));
-        // All of it has 300 s: a hundredth of it buys 3 s, and a byte next to nothing.
+        // All of it has 300 s: a hundredth of it buys 3 s, and one byte almost nothing.
         assert_eq!(after(first, 0, 100, 29), first);
         assert_eq!(after(first, 100, 9_900, 29), at(33 * second));
         assert!(after(first, 1, 65_535, 29) < at(30 * second + 5_000));
@@ -238,7 +240,7 @@ mod tests {
         assert_eq!(deadlines.wheel_move(None), None);
         deadlines.set(DeadlineKind::Idle, at(100));
         assert_eq!(deadlines.wheel_move(None), Some(at(100)));
-        // Later: the entry stays and will be looked at in vain once.
+        // Later: the entry stays, and the wheel looks once without finding anything.
         deadlines.set(DeadlineKind::Idle, at(200));
         assert_eq!(deadlines.wheel_move(Some(at(100))), None);
         // Earlier: the promise to look in time would be broken.

@@ -9,14 +9,14 @@
 //!      |                     '----------------------------------------------------'
 //! ```
 //!
-//! While draining nobody new is let in, idle connections are closed, and requests under way are
-//! answered with `connection: close`. What is still open when the patience ends is abandoned: its
-//! jobs are cancelled and its sockets closed. There is no way back from a state to an earlier one.
+//! While draining, no new connection is accepted, idle connections are closed, and running requests
+//! get responses with `connection: close`. Connections that are still open when the patience ends
+//! are abandoned: their jobs are cancelled and their sockets closed.
 //!
 //! # Invariants
 //!
 //!  1. States only move forward.
-//!  2. Draining ends: `deadline` is always a moment that is reached.
+//!  2. Draining ends: `deadline` is always a moment that will be reached.
 
 use std::time::Duration;
 
@@ -40,9 +40,9 @@ pub enum DrainState {
 pub enum StopReason {
     /// Every connection has closed.
     Drained,
-    /// Some were still open when the time was up.
+    /// Some connections were still open when the patience ended.
     PatienceOver,
-    /// A second signal: whoever sent it does not want to wait.
+    /// A second signal: its sender does not want to wait.
     Forced,
 }
 
@@ -69,12 +69,12 @@ impl Drain {
         self.state == DrainState::Running
     }
 
-    /// The loop ends after this turn.
+    /// Returns whether the loop must end after this turn.
     pub fn is_stopping(&self) -> bool {
         matches!(self.state, DrainState::Stopping(_))
     }
 
-    /// When [`Drain::poll`] has to be called at the latest.
+    /// Returns when [`Drain::poll`] must be called at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         match self.state {
             DrainState::Draining { until, .. } => Some(until),
@@ -84,12 +84,13 @@ impl Drain {
 
     // ---- handle ----
 
-    /// SIGTERM or SIGINT, or an admin's word. The first begins to drain; the second ends it.
+    /// Handles SIGTERM, SIGINT or an administrator's request. The first begins the drain; the
+    /// second ends it.
     pub fn handle_terminate(&mut self, now: Moment, patience: Duration) {
         self.state = match self.state {
             DrainState::Running => DrainState::Draining {
                 since: now,
-                // NEVER would be a drain without an end.
+                // NEVER would make the drain endless.
                 until: (now + patience).min(Moment::from_micros(u64::MAX - 1)),
             },
             DrainState::Draining { .. } => DrainState::Stopping(StopReason::Forced),
@@ -99,7 +100,8 @@ impl Drain {
 
     // ---- poll ----
 
-    /// Called at the end of each turn with what is still open. `Some`, once, when draining ends.
+    /// Must be called at the end of each turn with the number of open connections. Returns the
+    /// reason, once, when draining ends.
     pub fn poll(&mut self, now: Moment, connections: usize) -> Option<StopReason> {
         let DrainState::Draining { until, .. } = self.state else {
             return None;

@@ -1,35 +1,35 @@
-//! A budget for each peer's oddities, and a minimum speed.
+//! A budget for each peer's harmless anomalies ("glitches"), and a minimum speed.
 //!
-//! Some things are legal and harmless once, and an attack by the thousand: streams that are reset
-//! at once, empty frames, pings, bodies in chunks of one byte, bytes that drip. No single one is a
-//! reason to refuse; their rate is. Each connection has a bucket that every oddity fills by its
-//! weight and that leaks with time. When it overflows, the connection is closed with its protocol's
-//! word for it (HTTP/2: `ENHANCE_YOUR_CALM`).
+//! Some events are legal and harmless once, but an attack when they come by the thousand: streams
+//! that are reset at once, empty frames, pings, bodies in chunks of one byte, bytes that drip. No
+//! single one is a reason to refuse the peer; their rate is. Each connection has a bucket that
+//! every glitch fills by its weight and that leaks with time. When it overflows, the connection is
+//! closed with its protocol's code for that (HTTP/2: `ENHANCE_YOUR_CALM`).
 //!
 //! ```text
-//!       weight of each oddity
+//!       weight of each glitch
 //!            |  |   |
 //!            v  v   v
 //!        |            |   budget: a burst of 500 points passes
 //!        |~~~~~~~~~~~~|
 //!        '-----..-----'
-//!              || leak: 25 points a second for ever
+//!              || leak: 25 points per second
 //! ```
 //!
-//! The minimum speed is measured in windows of five seconds. A window that brought less than the
-//! minimum is one more oddity ([`Glitch::Drip`]), so a phone in a tunnel is forgiven and a client
-//! that lives on one byte a second is not. Windows are judged when bytes come, all that have passed
-//! at once: whoever sends nothing is the absolute header and body deadlines' business.
+//! The minimum speed is measured in windows of five seconds. A window with fewer bytes than the
+//! minimum is one more glitch ([`Glitch::Drip`]). This forgives a phone in a tunnel but not a
+//! client that lives on one byte per second. Windows are judged when bytes come, all that have
+//! passed at once: a peer that sends nothing is left to the absolute header and body deadlines.
 //!
-//! Sixteen bytes, for each connection pays them: times are milliseconds in 32 bits and wrap after
-//! 49 days. A connection that meets its own time stamp again after exactly that long is forgiven
-//! a little too little; nothing else happens.
+//! The budget takes sixteen bytes, because every connection has one: times are milliseconds in 32
+//! bits and wrap after 49 days. A connection that meets its own time stamp again after exactly that
+//! long is forgiven slightly too little; nothing else happens.
 //!
 //! # Invariants
 //!
-//!  1. Time and work that was done for the peer only empty the bucket, oddities only fill it; it
-//!     saturates and never wraps.
-//!  2. Below the leak's rate no number of oddities ever overflows the bucket.
+//!  1. Only time, and work done for the peer, empty the bucket; only glitches fill it. It saturates
+//!     and never wraps.
+//!  2. Below the leak's rate, no number of glitches ever overflows the bucket.
 
 use super::Moment;
 use crate::limits::{
@@ -45,15 +45,15 @@ pub enum Glitch {
     StreamReset,
     /// A frame without content: DATA, CONTINUATION or HEADERS of no bytes.
     EmptyFrame,
-    /// SETTINGS, PING, PRIORITY or WINDOW_UPDATE: each wants work or an answer.
+    /// SETTINGS, PING, PRIORITY or WINDOW_UPDATE: each costs work or a reply.
     ControlFrame,
     /// A DATA frame or a chunk of a few bytes.
     TinyData,
-    /// Header fields that change the compression table for nothing.
+    /// Header fields that change the compression table without use.
     HeaderChurn,
     /// An empty line before a request, or another thing that RFC 9112 tells servers to ignore.
     IgnoredBytes,
-    /// A window of time that brought less than the minimum.
+    /// A window of time with fewer bytes than the minimum.
     Drip,
 }
 
@@ -68,21 +68,21 @@ impl Glitch {
         Glitch::Drip,
     ];
 
-    /// How much of the budget it takes.
+    /// Returns how many points it adds to the bucket.
     pub const fn points(self) -> u32 {
         match self {
             // Costs a whole admission and cancellation.
             Glitch::StreamReset => 5,
-            // Has no use that anybody knows of.
+            // Has no known use.
             Glitch::EmptyFrame => 5,
             Glitch::ControlFrame | Glitch::TinyData | Glitch::HeaderChurn => 1,
             Glitch::IgnoredBytes => 1,
-            // Four windows, or 20 seconds, and the budget is gone in spite of the leak.
+            // Four windows (20 seconds) use up the budget in spite of the leak.
             Glitch::Drip => 250,
         }
     }
 
-    /// For logs and metric labels.
+    /// Returns the name for logs and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             Glitch::StreamReset => "stream_reset",
@@ -96,7 +96,7 @@ impl Glitch {
     }
 }
 
-/// What a glitch means for its connection.
+/// The consequence of a glitch for its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum GlitchVerdict {
@@ -108,17 +108,17 @@ pub enum GlitchVerdict {
 /// One connection's account; see the file's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlitchBudget {
-    /// The bucket's filling, in thousandths of a point: the leak of one millisecond is then whole.
+    /// The bucket's level in thousandths of a point, which makes the leak per millisecond whole.
     millipoints: u32,
     leaked_at_ms: u32,
-    /// What the present window of a transfer has brought.
+    /// How many bytes came in the present window of a transfer.
     window_bytes: u32,
     window_began_ms: u32,
 }
 
 const _: () = assert!(size_of::<GlitchBudget>() <= 16);
 
-/// The fewest bytes that a window has to bring.
+/// The fewest bytes that a window must have.
 const WINDOW_BYTES_LEAST: u32 =
     TRANSFER_RATE_LEAST_BYTES_PER_SECOND * TRANSFER_RATE_WINDOW_MS / 1_000;
 
@@ -134,7 +134,7 @@ impl GlitchBudget {
 
     // ---- getters ----
 
-    /// How many points were left in the bucket when it was last touched.
+    /// Returns how many points were in the bucket when it was last touched.
     pub fn points(&self) -> u32 {
         self.millipoints / 1_000
     }
@@ -145,7 +145,7 @@ impl GlitchBudget {
         self.handle_glitches(glitch, 1, now)
     }
 
-    /// `count` oddities of one kind at once.
+    /// Counts `count` glitches of one kind at once.
     pub fn handle_glitches(&mut self, glitch: Glitch, count: u32, now: Moment) -> GlitchVerdict {
         match glitch {
             Glitch::Drip => self.handle_drips(count),
@@ -153,9 +153,9 @@ impl GlitchBudget {
         }
     }
 
-    /// The last `count` windows before the present one have brought too little. Each is charged at
-    /// the moment when it ended: whoever was silent for three of them and then goes on owes no
-    /// more than one who dripped through them.
+    /// The last `count` windows before the present one had too few bytes. Each is charged at the
+    /// moment when it ended: a peer that was silent for three windows and then goes on owes no more
+    /// than one that dripped through them.
     fn handle_drips(&mut self, count: u32) -> GlitchVerdict {
         for later in (0..count).rev() {
             let before_ms = later.wrapping_mul(TRANSFER_RATE_WINDOW_MS);
@@ -167,7 +167,7 @@ impl GlitchBudget {
         GlitchVerdict::Forgiven
     }
 
-    /// The transfer that is being measured brought this many bytes.
+    /// Counts `count` bytes of the transfer that is being measured.
     pub fn handle_bytes(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.window_bytes = self.window_bytes.saturating_add(count);
@@ -175,14 +175,14 @@ impl GlitchBudget {
 
     // ---- commands ----
 
-    /// Takes points off: the peer has had work done that explains as many oddities.
+    /// Takes points off: the peer's own requests explain as many glitches.
     pub fn forgive(&mut self, points: u32) {
         self.millipoints = self
             .millipoints
             .saturating_sub(points.saturating_mul(1_000));
     }
 
-    /// A head or body begins, or goes on after *we* had stopped reading: a new window.
+    /// Begins a window: a head or body begins, or goes on after *we* had stopped reading.
     pub fn begin_transfer(&mut self, now: Moment) {
         self.window_bytes = 0;
         self.window_began_ms = wrapping_ms(now);
@@ -190,15 +190,15 @@ impl GlitchBudget {
 
     // ---- poll ----
 
-    /// While a transfer is under way: how many windows have passed and brought too little since
-    /// this was last asked. The caller hands in as many of [`Glitch::Drip`].
+    /// During a transfer: returns how many windows have passed with too few bytes since the last
+    /// call. The caller must report as many of [`Glitch::Drip`].
     pub fn poll_drips(&mut self, now: Moment) -> u32 {
         let elapsed_ms = wrapping_ms(now).wrapping_sub(self.window_began_ms);
         let windows = elapsed_ms / TRANSFER_RATE_WINDOW_MS;
         if windows == 0 {
             return 0;
         }
-        // What has come belongs to the first of them; nothing came in the others.
+        // The bytes belong to the first of these windows; the others had none.
         let is_first_rich = self.window_bytes >= WINDOW_BYTES_LEAST;
         let into_the_present_ms = elapsed_ms % TRANSFER_RATE_WINDOW_MS;
         self.window_bytes = 0;
@@ -221,7 +221,7 @@ impl GlitchBudget {
 
     fn leak(&mut self, now_ms: u32) {
         let elapsed_ms = now_ms.wrapping_sub(self.leaked_at_ms);
-        // Points a second are thousandths of a point a millisecond.
+        // Points per second equal thousandths of a point per millisecond.
         let leaked = elapsed_ms.saturating_mul(GLITCH_LEAK_POINTS_PER_SECOND);
         self.millipoints = self.millipoints.saturating_sub(leaked);
         self.leaked_at_ms = now_ms;

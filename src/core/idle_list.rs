@@ -1,13 +1,13 @@
-//! Which connections have nothing to do, the longest idle first.
+//! The connections that have nothing to do, the longest idle first.
 //!
-//! When there is no place for a new connection, the daemon gives it the place of whoever has been
-//! silent for longest, as nginx does: a client that comes now wants something now. Idleness starts
-//! and ends with every request, so both must cost next to nothing: a doubly linked list whose links
-//! lie in an array beside the slots, 12 bytes each, and no allocation but the array's growth.
+//! When there is no place for a new connection, the daemon closes the one that has been silent for
+//! longest, as nginx does: a client that connects now wants something now. Idleness starts and ends
+//! with every request, so both must be very cheap: a doubly linked list whose links lie in an array
+//! beside the slots, 12 bytes each, and no allocation except when the array grows.
 //!
 //! Invariants:
 //!  1. A slot is in the list at most once, under the generation that was pushed.
-//!  2. From the front to the back, the time since `push` never grows.
+//!  2. From front to back, the time since `push` never grows.
 
 use super::Key;
 
@@ -17,7 +17,7 @@ const NOWHERE: u32 = u32::MAX;
 struct Link {
     previous: u32,
     next: u32,
-    /// Of the key that was pushed; 0, which no key has, where the slot is not in the list.
+    /// The generation of the pushed key. 0, which no key has, if the slot is not in the list.
     generation: u32,
 }
 
@@ -64,13 +64,13 @@ impl IdleList {
         link.is_some_and(|link| link.generation == key.generation)
     }
 
-    /// The connection that has been idle for longest.
+    /// Returns the connection that has been idle for longest.
     pub fn oldest(&self) -> Option<Key> {
         let link = self.links.get(self.front as usize)?;
         Some(Key::new(self.front, link.generation))
     }
 
-    /// `key` is idle from now on. One that was idle before starts anew.
+    /// Records that `key` is idle from now on, even if it was idle before.
     pub fn push(&mut self, key: Key) {
         self.remove_index(key.index);
         let index = key.index as usize;
@@ -90,7 +90,7 @@ impl IdleList {
         self.len += 1;
     }
 
-    /// `key` is busy, or gone. Nothing happens if it is not in the list.
+    /// Records that `key` is busy or gone. Does nothing if it is not in the list.
     pub fn remove(&mut self, key: Key) {
         if self.contains(key) {
             self.remove_index(key.index);

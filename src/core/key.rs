@@ -2,7 +2,7 @@
 
 /// Names one value in one slot for as long as that value lives, and nothing afterwards.
 ///
-/// A slot is used again and again; each time with a new generation. An event, a timer or a
+/// A slot is used again and again, each time with a new generation. An event, a timer or a
 /// completion that arrives for an earlier tenant carries the earlier generation and is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -15,7 +15,7 @@ impl Key {
         Key { index, generation }
     }
 
-    /// `generation << 32 | index`, the form in which the kernel carries it in `epoll_data`.
+    /// Returns `generation << 32 | index`, the form in which the kernel carries it in `epoll_data`.
     pub const fn to_u64(self) -> u64 {
         (self.generation as u64) << 32 | self.index as u64
     }

@@ -1,8 +1,9 @@
 //! Networks of IP addresses in CIDR notation (RFC 4632): which peers are trusted proxies.
 //!
 //! Invariants:
-//!  1. A network is what its text says, whatever the form: `10.1.2.3/8` is `10.0.0.0/8`, and an
-//!     IPv4 address that is written or arrives as IPv6 (`::ffff:10.0.0.1`) is the IPv4 address.
+//!  1. A network depends on its address and prefix alone, not on the spelling: `10.1.2.3/8` is
+//!     `10.0.0.0/8`, and an IPv4 address that is written or arrives as IPv6 (`::ffff:10.0.0.1`) is
+//!     the IPv4 address.
 //!  2. An address of one family is in no network of the other.
 
 use std::fmt;
@@ -10,13 +11,13 @@ use std::net::IpAddr;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// Zero beyond the prefix.
+    /// The bits beyond the prefix are zero.
     address: IpAddr,
     prefix_bits: u8,
 }
 
 impl Network {
-    /// Reads `10.0.0.0/8`, `2001:db8::/32`, or an address for a network of one.
+    /// Parses `10.0.0.0/8`, `2001:db8::/32`, or a single address as a network of one.
     pub fn parse(text: &str) -> Option<Network> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
@@ -26,7 +27,7 @@ impl Network {
         let written_bits = bits(written);
         let prefix_bits = match prefix {
             None => written_bits,
-            // `parse` would take `+8` too, and `08` would be a guess.
+            // `parse` would accept `+8` too, and `08` is ambiguous.
             Some(digits) if digits.is_empty() || digits.len() > 3 => return None,
             Some(digits) if digits.len() > 1 && digits.starts_with('0') => return None,
             Some(digits) if !digits.bytes().all(|byte| byte.is_ascii_digit()) => return None,
@@ -53,7 +54,7 @@ impl Network {
         bits(address) == bits(self.address) && masked(address, self.prefix_bits) == self.address
     }
 
-    /// Whether every address of a family is in it.
+    /// Returns whether the network contains every address of its family.
     pub fn is_everything(&self) -> bool {
         self.prefix_bits == 0
     }

@@ -1,4 +1,4 @@
-//! What waits to be written to one peer: one queue, and so one write path.
+//! The bytes that wait to be written to one peer: one queue, and so one write path.
 //!
 //! # Shape
 //!
@@ -10,24 +10,26 @@
 //! ```
 //!
 //! Small pieces (a head, a chunk's frame, a token event) are appended to the *tail*, one buffer
-//! from the pool. Large `Bytes` are queued by reference, and the tail so far goes before them into
-//! the *chain*. One `writev(2)` then takes all of it: few system calls, no copy of what is large.
+//! from the pool. Large `Bytes` are queued by reference: the present tail moves into the *chain*,
+//! and they follow it there. One `writev(2)` then takes all of it: few system calls, and no copy of
+//! large data.
 //!
-//! **The commonest case allocates nothing.** An answer fits in the tail, the socket takes it whole,
-//! and the buffer returns to the pool in the same turn. The chain exists only while there is more
-//! than one piece, or a piece that was written in part; it is boxed, so an idle connection pays 32
-//! bytes for its whole queue.
+//! **The most common case allocates nothing.** A response fits in the tail, the socket takes it
+//! whole, and the buffer returns to the pool in the same turn. The chain exists only while there is
+//! more than one piece, or a piece that was written in part. It is boxed, so an idle connection
+//! pays 32 bytes for its whole queue.
 //!
 //! # Marks
 //!
-//! A peer that reads slowly must cost its own patience and not our memory. [`OutputQueue::level`]
-//! compares the queue with three [`Marks`]; the connection acts on it:
+//! A peer that reads slowly must be made to wait; it must not use up our memory.
+//! [`OutputQueue::level`] compares the queue with three [`Marks`]; the connection acts on the
+//! result:
 //!
-//! * `High`: read no more from this peer, and grant its job no more credit;
+//! * `High`: stop reading from this peer, and grant its job no more credit;
 //! * `Low`: go on. Between the marks nothing changes, so the two do not alternate at every write;
-//! * `Hard`: close. Something upstream did not stop at `High`. One piece longer than `High` is no
-//!   such thing, however long it is: it is one whole answer, whose length the engine's context
-//!   bounds. What waits beside it counts.
+//! * `Hard`: close. A producer did not stop at `High`. A single piece longer than `High` does not
+//!   count, however long it is: it is one whole response, whose length the engine's context bounds.
+//!   The bytes that wait beside it do count.
 //!
 //! Mutation that a test catches: `level` without `longest_piece`
 //! (`one_answer_beyond_the_hard_mark_is_written_and_more_is_not`).
@@ -36,11 +38,11 @@
 //!
 //!  1. Bytes leave in the order in which they came, each exactly once.
 //!  2. No piece of the chain is empty; `written` is less than the front piece's length.
-//!  3. There is a chain only where there is a piece in it or a part of the tail was written.
+//!  3. There is a chain only while it holds a piece or a part of the tail was written.
 //!  4. After `advance` has emptied the queue it holds no heap memory.
 //!
-//! Pieces of the chain are bounded with the bytes: of two neighbours at least one is a shared piece
-//! longer than `OUTPUT_COPY_MOST_BYTES` or a buffer that is nearly full.
+//! The bound on bytes also bounds the number of pieces: of two neighbours at least one is a shared
+//! piece longer than `OUTPUT_COPY_MOST_BYTES` or a buffer that is nearly full.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -60,22 +62,22 @@ pub struct OutputQueue {
     chain: Option<Box<Chain>>,
 }
 
-/// What an idle connection pays.
+/// The memory that an idle connection pays for its queue.
 const _: () = assert!(size_of::<OutputQueue>() <= 32);
 
 /// The pieces before the tail.
 #[derive(Debug, Default)]
 struct Chain {
     pieces: VecDeque<Piece>,
-    /// The length of all pieces, what is written of the first included.
+    /// The length of all pieces, including the written part of the first.
     pieces_bytes: usize,
-    /// How much of the first piece is written; of the tail, if there are no pieces.
+    /// How much of the first piece is written, or of the tail if there are no pieces.
     written: usize,
 }
 
 #[derive(Debug)]
 enum Piece {
-    /// Was the tail once, and goes back to the pool.
+    /// A former tail, whose buffer returns to the pool.
     Pooled(Vec<u8>),
     Shared(Bytes),
 }
@@ -89,7 +91,7 @@ impl Piece {
     }
 }
 
-/// Where a queue's levels begin, in bytes.
+/// The queue lengths at which the levels begin, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     pub low: usize,
@@ -108,9 +110,9 @@ impl Marks {
 /// How full a queue is. The order is the order of urgency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// At most `low`: whoever was stopped goes on.
+    /// At most `low`: a stopped producer goes on.
     Low,
-    /// Between the marks: as before.
+    /// Between the marks: nothing changes.
     Normal,
     /// At least `high`: stop producing.
     High,
@@ -128,7 +130,7 @@ impl OutputQueue {
 
     // ---- getters ----
 
-    /// How many bytes wait.
+    /// Returns how many bytes wait.
     pub fn len(&self) -> usize {
         match &self.chain {
             None => self.tail.len(),
@@ -153,7 +155,7 @@ impl OutputQueue {
         }
     }
 
-    /// Whether the hard mark is reached without the one piece that may be long.
+    /// Returns whether the hard mark is reached without counting the longest piece.
     fn is_beyond(&self, marks: &Marks) -> bool {
         let chained = self.chain.iter().flat_map(|chain| &chain.pieces);
         let lengths = chained.map(|piece| piece.as_slice().len());
@@ -162,16 +164,16 @@ impl OutputQueue {
         self.len().saturating_sub(answer) >= marks.hard
     }
 
-    /// Whether the queue owns any memory beside itself.
+    /// Returns whether the queue owns heap memory.
     pub fn holds_memory(&self) -> bool {
         self.tail.capacity() != 0 || self.chain.is_some()
     }
 
     // ---- commands: fill ----
 
-    /// The buffer to append to, with room for at least `OUTPUT_TAIL_ROOM_BYTES` without growing.
-    /// Append only: what is in it already belongs to earlier answers. Whoever may have appended
-    /// nothing calls [`OutputQueue::release`] afterwards.
+    /// Returns the buffer to append to, with room for at least `OUTPUT_TAIL_ROOM_BYTES` without
+    /// growing. The caller must only append: the bytes in it belong to earlier responses. If it may
+    /// have appended nothing, it must call [`OutputQueue::release`] afterwards.
     pub fn tail(&mut self, pool: &mut BufferPool) -> &mut Vec<u8> {
         let room = self.tail.capacity() - self.tail.len();
         if room < OUTPUT_TAIL_ROOM_BYTES && !self.tail.is_empty() {
@@ -199,7 +201,7 @@ impl OutputQueue {
 
     // ---- commands: empty ----
 
-    /// Shows the front of the queue to `writev(2)`: fills `slices` and returns how many.
+    /// Fills `slices` with the front of the queue for `writev(2)`, and returns how many it filled.
     pub fn io_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let (pieces, written) = match self.chain.as_deref() {
             Some(chain) => (chain.pieces.len(), chain.written),
@@ -223,7 +225,7 @@ impl OutputQueue {
         filled
     }
 
-    /// The first `count` bytes have been written. Buffers that are empty now go back to the pool.
+    /// Removes the first `count` bytes, which have been written. Empty buffers return to the pool.
     pub fn advance(&mut self, count: usize, pool: &mut BufferPool) {
         debug_assert!(count <= self.len(), "more was written than there was");
         match self.chain.take() {
@@ -248,14 +250,14 @@ impl OutputQueue {
         self.debug_check();
     }
 
-    /// Gives the memory of an empty queue back.
+    /// Releases the memory of an empty queue.
     pub fn release(&mut self, pool: &mut BufferPool) {
         if self.tail.is_empty() && self.tail.capacity() != 0 {
             pool.give(std::mem::take(&mut self.tail));
         }
     }
 
-    /// Forgets all that waits.
+    /// Drops all pending bytes.
     pub fn clear(&mut self, pool: &mut BufferPool) {
         if let Some(mut chain) = self.chain.take() {
             chain.advance(
@@ -269,7 +271,7 @@ impl OutputQueue {
 
     // ---- helpers ----
 
-    /// Moves the tail into the chain, so that what is queued next comes after it.
+    /// Moves the tail into the chain, so that later pieces come after it.
     fn close_tail(&mut self) {
         if !self.tail.is_empty() {
             let tail = std::mem::take(&mut self.tail);
@@ -303,8 +305,8 @@ impl OutputQueue {
 }
 
 impl Chain {
-    /// Takes `count` written bytes off the pieces. Returns how much of the tail is written, which
-    /// means something only where no piece is left.
+    /// Removes `count` written bytes from the pieces. Returns how much of the tail is written,
+    /// which is meaningful only if no piece is left.
     fn advance(&mut self, mut count: usize, pool: &mut BufferPool) -> usize {
         while let Some(front) = self.pieces.front() {
             let length = front.as_slice().len();
@@ -420,7 +422,8 @@ mod tests {
         vec![b'x'; times * PIECE].into()
     }
 
-    /// An answer of a model with a context of a million tokens ended its connection.
+    /// A regression test: one long response of a model with a context of a million tokens used to
+    /// end its connection.
     #[test]
     fn one_answer_beyond_the_hard_mark_is_written_and_more_is_not() {
         let mut pool = BufferPool::default();
@@ -455,7 +458,7 @@ mod tests {
     enum Step {
         Append(usize),
         Push(usize),
-        /// The socket takes this much of what it was shown.
+        /// The socket takes this many of the bytes offered.
         Write(usize),
         Clear,
     }
@@ -477,7 +480,7 @@ mod tests {
         prop::collection::vec(step, 0..24)
     }
 
-    /// The stream's bytes from `position` on; a period that no buffer's size divides.
+    /// Returns the stream's bytes from `position` on, with a period that divides no buffer's size.
     fn stream(position: usize, count: usize) -> Vec<u8> {
         (position..position + count)
             .map(|byte| (byte % 251) as u8)

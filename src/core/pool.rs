@@ -1,13 +1,13 @@
-//! Buffers that wait for work instead of connections that wait with buffers.
+//! A pool of buffers, so that connections need none while they wait.
 //!
 //! Of ten thousand connections a few are in the middle of something. A buffer for each would cost
-//! ten thousand buffers; so connections own none. They take one when the first byte needs a place
-//! and give it back when the last has left it, usually within the same turn of the loop. The last
-//! one given is the first one taken: it is still warm in the processor's cache.
+//! ten thousand buffers, so connections own none. They take one when the first byte needs a place
+//! and return it when the last byte has left, usually within the same turn of the loop. The buffer
+//! that was returned last is taken first, because it is still in the processor's cache.
 //!
-//! One size class: a pool with several has to guess, and what outgrows this class is rare enough
-//! to be allocated. A buffer that grew while it was out is kept if it grew little (the next user
-//! profits) and dropped if it grew much (or one large body would stay for ever).
+//! There is one size class: a pool with several has to guess, and bodies larger than this class are
+//! rare enough to be allocated. A buffer that grew while it was out is kept if it grew little (the
+//! next user profits) and freed if it grew much (or one large body would stay for ever).
 //!
 //! # Invariants
 //!
@@ -16,7 +16,7 @@
 
 use crate::limits::{POOL_BUFFER_BYTES, POOL_GROWTH_MOST, POOL_RETAINED_BYTES};
 
-/// See the file's head. One for each reactor: it is not shared, and has no lock.
+/// See the file's head. Each reactor has its own pool, which therefore needs no lock.
 #[derive(Debug)]
 pub struct BufferPool {
     buffers: Vec<Vec<u8>>,
@@ -27,16 +27,16 @@ pub struct BufferPool {
     counters: PoolCounters,
 }
 
-/// What the pool did since it was made.
+/// Counts of the pool's work since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounters {
     /// Buffers taken.
     pub taken: u64,
-    /// Those of them for which memory had to be allocated.
+    /// How many of the taken buffers had to be allocated.
     pub allocated: u64,
-    /// Buffers given back, kept or not.
+    /// Buffers returned, kept or not.
     pub given: u64,
-    /// Those of them that were freed: too large, or the pool was full.
+    /// How many of the returned buffers were freed: too large, or the pool was full.
     pub freed: u64,
 }
 
@@ -47,7 +47,7 @@ impl Default for BufferPool {
 }
 
 impl BufferPool {
-    /// Buffers of `buffer_bytes`, of which those that wait take up at most `retained_bytes_most`.
+    /// Creates a pool of buffers of `buffer_bytes`, which retains at most `retained_bytes_most`.
     pub const fn new(buffer_bytes: usize, retained_bytes_most: usize) -> BufferPool {
         assert!(buffer_bytes > 0);
         BufferPool {
@@ -66,7 +66,7 @@ impl BufferPool {
 
     // ---- getters ----
 
-    /// How many buffers wait here.
+    /// Returns how many buffers are in the pool.
     pub fn len(&self) -> usize {
         self.buffers.len()
     }
@@ -75,7 +75,7 @@ impl BufferPool {
         self.buffers.is_empty()
     }
 
-    /// The memory of the buffers that wait here.
+    /// Returns the memory of the buffers in the pool.
     pub fn retained_bytes(&self) -> usize {
         self.retained_bytes
     }
@@ -84,14 +84,14 @@ impl BufferPool {
         self.counters
     }
 
-    /// Buffers that were taken and not given back: zero when nothing is under way.
+    /// Returns how many buffers are taken and not yet returned: zero when no request is under way.
     pub fn outstanding(&self) -> u64 {
         self.counters.taken.saturating_sub(self.counters.given)
     }
 
     // ---- commands ----
 
-    /// An empty buffer with room for at least `buffer_bytes`.
+    /// Returns an empty buffer with room for at least `buffer_bytes`.
     pub fn take(&mut self) -> Vec<u8> {
         self.counters.taken += 1;
         let Some(buffer) = self.buffers.pop() else {
@@ -103,7 +103,7 @@ impl BufferPool {
         buffer
     }
 
-    /// Takes back what [`BufferPool::take`] gave out; its contents are forgotten.
+    /// Takes back a buffer from [`BufferPool::take`] and drops its contents.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
         self.counters.given += 1;
         let capacity = buffer.capacity();
@@ -118,7 +118,7 @@ impl BufferPool {
         self.buffers.push(buffer);
     }
 
-    /// Looks at every buffer: for tests and the simulation.
+    /// Checks every buffer: for tests and the simulation.
     pub fn check_invariants(&self) {
         let capacities = self.buffers.iter().map(Vec::capacity);
         assert_eq!(capacities.sum::<usize>(), self.retained_bytes);
@@ -167,7 +167,7 @@ mod tests {
         buffer.reserve_exact(64 * POOL_GROWTH_MOST + 1);
         pool.give(buffer);
         assert_eq!((pool.len(), pool.counters().freed), (0, 1));
-        // One that was emptied by `mem::take` on the way is none that can be used again.
+        // A buffer that `mem::take` has emptied has no memory left to reuse.
         let _ = pool.take();
         pool.give(Vec::new());
         assert_eq!((pool.len(), pool.counters().freed), (0, 2));

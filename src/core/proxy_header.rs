@@ -1,6 +1,6 @@
 //! The header of the PROXY protocol, version 2, from bytes to the address that it names.
 //!
-//! A proxy that forwards connections, and not requests, sends it before everything else: before a
+//! A proxy that forwards connections instead of requests sends it before everything else: before a
 //! TLS hello, and before HTTP in clear text (haproxy.org, "The PROXY protocol", section 2.2).
 //!
 //! ```text
@@ -8,32 +8,32 @@
 //!   signature  2 | command  family | socket   length    addresses, then extensions (TLVs)
 //! ```
 //!
-//! Owns the bytes of the fixed part and of the addresses, as far as they have come. Extensions are
-//! counted off and never kept: a checksum, a TLS version, a namespace say nothing about the
-//! client's address. It must never decide whom to believe: the caller asks only for a header that
-//! comes from a trusted peer.
+//! Owns the bytes of the fixed part and of the addresses that have come so far. Extensions are
+//! skipped and never kept: a checksum, a TLS version or a namespace do not concern the client's
+//! address. Must never decide which peers to trust: the caller uses it only for connections from
+//! trusted peers.
 //!
 //! Invariants:
 //!  1. At most [`HEAD_BYTES`] bytes are kept, and at most `limits::PROXY_HEADER_BYTES` are taken,
 //!     whatever length the header claims.
 //!  2. The first byte that cannot belong to a header is refused when it comes: a client that speaks
-//!     HTTP at once is not waited for.
-//!  3. How the header was cut into pieces does not matter.
+//!     HTTP at once does not wait for a timeout.
+//!  3. It does not matter how the header was cut into pieces.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::limits;
 
-/// Section 2.2: it is valid in no protocol that would be confused with it.
+/// Section 2.2: no protocol that could be confused with this one accepts it as valid.
 pub const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// How a header of version 1 begins, a line of text.
+/// The start of a version 1 header, which is a line of text.
 const VERSION_1: &[u8] = b"PROXY ";
 
 const FIXED_BYTES: usize = 16;
 
-/// The longest addresses that are looked at: two of IPv6 with their ports.
+/// The longest addresses that are read: two of IPv6 with their ports.
 const ADDRESSES_BYTES: usize = 36;
 
 const HEAD_BYTES: usize = FIXED_BYTES + ADDRESSES_BYTES;
@@ -41,18 +41,18 @@ const HEAD_BYTES: usize = FIXED_BYTES + ADDRESSES_BYTES;
 /// Section 2.2: two paths of 108 bytes.
 const UNIX_ADDRESSES_BYTES: u16 = 216;
 
-/// Whose connection it is.
+/// Where a connection comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The client of the proxy.
     Address(IpAddr),
-    /// A client of the proxy on a Unix socket: it is on the proxy's machine.
+    /// A client on a Unix socket of the proxy: it is on the proxy's machine.
     Unix,
-    /// The proxy itself (a health check), or a client whose address it does not tell.
+    /// The proxy itself (a health check), or a client whose address it does not report.
     Sender,
 }
 
-/// Why these bytes are not such a header.
+/// Why these bytes are not a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Something else came first, such as a request.
@@ -63,7 +63,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// The label of the metric.
+    /// Returns the label of the metric.
     pub const fn as_str(self) -> &'static str {
         match self {
             Refused::Missing => "missing",
@@ -96,11 +96,11 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Reads one header. Done once, it must not be used again.
+/// Reads one header. Must not be used again once it is done.
 #[derive(Debug)]
 pub struct ProxyHeader {
     head: [u8; HEAD_BYTES],
-    /// Bytes taken, of which the first [`HEAD_BYTES`] are in `head`.
+    /// The number of bytes taken, of which the first [`HEAD_BYTES`] are in `head`.
     taken: usize,
 }
 
@@ -118,7 +118,8 @@ impl ProxyHeader {
         }
     }
 
-    /// Takes bytes in the order of their coming. `Some`: the header ends after so many of `bytes`.
+    /// Takes bytes in the order in which they came. Returns `Some` when the header ends: after how
+    /// many of `bytes`, and where the connection comes from.
     pub fn handle_input(&mut self, bytes: &[u8]) -> Result<Option<(usize, Origin)>, Refused> {
         let mut used = 0;
         loop {
@@ -140,7 +141,7 @@ impl ProxyHeader {
         }
     }
 
-    /// Up to which byte the header is known to reach. Never less than what was taken.
+    /// Returns how far the header is known to reach. Never less than what was taken.
     fn wanted(&self) -> Result<usize, Refused> {
         let seen = &self.head[..self.taken.min(SIGNATURE.len())];
         if !SIGNATURE.starts_with(seen) {
@@ -166,17 +167,17 @@ impl ProxyHeader {
         u16::from_be_bytes([self.head[14], self.head[15]])
     }
 
-    /// The header is whole.
+    /// Reads the complete header.
     fn origin(&self) -> Result<Origin, Refused> {
         let (command, family, length) = (self.head[12], self.head[13], self.length());
         match command {
-            // Whatever stands in the addresses of a connection that the proxy made for itself.
+            // A connection that the proxy made for itself: its addresses do not matter.
             0x20 => return Ok(Origin::Sender),
             0x21 => {}
             _ => return Err(Refused::Malformed),
         }
         let addresses = &self.head[FIXED_BYTES..];
-        // The low half is the kind of socket; the address is read alike for streams and datagrams.
+        // The low half is the kind of socket; the address of streams and datagrams is read alike.
         match (family >> 4, family & 0x0f, length) {
             (0, 0, _) => Ok(Origin::Sender),
             (1, 1 | 2, 12..) => {
@@ -281,7 +282,7 @@ mod tests {
                 false => assert_eq!(result, Err(refused), "{bytes:?}"),
             }
         }
-        // The claim alone is enough: its bytes are not waited for.
+        // The claim alone is refused: its bytes are not waited for.
         let claim = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff]].concat();
         assert_eq!(read(&claim), Err(Refused::TooLong));
     }

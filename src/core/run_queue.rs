@@ -1,10 +1,10 @@
-//! Who has work: a first-in, first-out queue of connections, each in it at most once.
+//! The connections that have work: a first-in, first-out queue with each in it at most once.
 //!
-//! Readiness events, completions and timers do no I/O. They say what has changed and push the
-//! connection's key here; the loop then pumps each connection once, within a budget. This is what
-//! keeps one fast peer from starving all others: a connection that stops because its budget is
-//! used up pushes itself again, behind everybody else, and waits for the *next* turn. nginx calls
-//! its like "posted events".
+//! Readiness events, completions and timers do no I/O. They record what has changed and push the
+//! connection's key here; the loop then pumps each connection once, within a budget. This keeps one
+//! fast peer from starving all others: a connection that stops because its budget is used up pushes
+//! itself again, behind all the others, and waits for the *next* turn. nginx calls its equivalent
+//! "posted events".
 //!
 //! A turn is a snapshot of the queue's length:
 //!
@@ -16,14 +16,14 @@
 //!   timeout = if queue.is_empty() { wheel } else { 0 };
 //! ```
 //!
-//! The last line matters: work that is queued makes no edge, so a loop that slept on it would sleep
-//! on bytes that are already here.
+//! The last line matters: queued work produces no edge, so a loop that slept would leave bytes that
+//! are already here unprocessed.
 //!
 //! # Invariants
 //!
-//!  1. A key is queued at most once; `queued[index]` is the generation that waits, 0 for none.
+//!  1. A key is queued at most once; `queued[index]` is the generation that waits, 0 if none does.
 //!  2. A new tenant of a slot can be queued while its predecessor's key still is: the old key is
-//!     passed over when its place comes, and the new one is not lost. A bare bit a slot would lose
+//!     skipped when its place comes, and the new one is not lost. A single bit per slot would lose
 //!     it, which is why this is a generation.
 //!  3. `pop` never returns a key that was pushed after `take_turn`.
 
@@ -55,7 +55,7 @@ impl RunQueue {
         self.keys.len()
     }
 
-    /// Whether the loop may sleep.
+    /// Returns whether the loop may sleep.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -66,7 +66,7 @@ impl RunQueue {
 
     // ---- commands ----
 
-    /// Queues a key; false if it already was.
+    /// Queues a key. Returns false if it was queued already.
     pub fn push(&mut self, key: Key) -> bool {
         debug_assert_ne!(key.generation, 0, "generation 0 names no slot");
         let index = key.index as usize;
@@ -81,14 +81,14 @@ impl RunQueue {
         true
     }
 
-    /// Begins a turn: what is queued now, and nothing that is queued later. Returns how many
-    /// places the turn has, those of stale keys included.
+    /// Begins a turn, which serves the keys queued until now and none that are queued later.
+    /// Returns how many places the turn has, including those of stale keys.
     pub fn take_turn(&mut self) -> usize {
         self.turn = self.keys.len();
         self.turn
     }
 
-    /// The next key of this turn; `None` at its end.
+    /// Returns the next key of this turn, or `None` at its end.
     pub fn pop(&mut self) -> Option<Key> {
         while self.turn > 0 {
             self.turn -= 1;
@@ -103,7 +103,7 @@ impl RunQueue {
         None
     }
 
-    /// Looks at every key: for tests and the simulation.
+    /// Checks every key: for tests and the simulation.
     pub fn check_invariants(&self) {
         assert!(self.turn <= self.keys.len());
         let waiting = self.queued.iter().filter(|generation| **generation != 0);

@@ -1,19 +1,19 @@
-//! Generational slots: where the values live that events, timers and completions name by [`Key`].
+//! Generational slots: they hold the values that events, timers and completions name by [`Key`].
 //!
 //! # Why an index is not enough
 //!
-//! `epoll_wait(2)` hands over a batch of events that were collected before any of them is looked
-//! at. When the first event of a batch closes connection 7 and a new connection is put into slot 7
-//! at once, the batch may still hold an event of the old one, and nothing in a bare index tells the
-//! two apart (epoll(7), "if you use an event cache"). Timers and completions of other threads come
-//! later still. Two rules answer this:
+//! `epoll_wait(2)` hands over a batch of events that were collected before any of them is handled.
+//! Suppose that the first event of a batch closes connection 7, and a new connection is put into
+//! slot 7 at once. The batch may still hold an event of the old connection, and a bare index does
+//! not distinguish the two (epoll(7), "if you use an event cache"). Timers, and completions of
+//! other threads, come even later. Two rules solve this:
 //!
 //! * **Generations.** Each slot counts its tenants. A [`Key`] carries the count, and a key of an
-//!   earlier tenant finds nobody.
-//! * **Reaping.** A value that leaves is *retired*: it is out, its key is dead, but its slot stays
-//!   closed until [`Slots::reap`], which the loop calls once, after the whole batch. So no slot
-//!   changes tenants within a turn, and a bug that forgets the generation is not yet a leak of one
-//!   client's bytes to another.
+//!   earlier tenant finds nothing.
+//! * **Reaping.** A value that leaves is *retired*: it is taken out and its key is dead, but its
+//!   slot stays closed until [`Slots::reap`], which the loop calls once, after the whole batch. So
+//!   no slot changes tenants within a turn. Even a bug that forgets the generation then does not
+//!   leak one client's bytes to another at once.
 //!
 //! ```text
 //!             insert                retire                 reap
@@ -24,13 +24,14 @@
 //! # Invariants
 //!
 //!  1. A key resolves to the value that it was made for, or to nothing.
-//!  2. Generation 0 is never given out: `Key { index, generation: 0 }` is free for tokens that are
-//!     not slots (listeners, the waker), and "0" can stand for "none" in tables beside this one.
+//!  2. Generation 0 is never used: `Key { index, generation: 0 }` is free for tokens that are not
+//!     slots (listeners, the waker), and 0 can stand for "none" in tables beside this one.
 //!  3. Live and retired slots together never exceed the capacity given at construction.
-//!  4. Generations outlive their tenants: they are kept beside the slab, four bytes a slot.
+//!  4. Generations outlive their tenants: they are kept beside the slab, four bytes per slot.
 //!
 //! A generation wraps after 2^32 - 1 tenants of one slot. A stale key would have to be kept for
-//! that long (half a day at 100,000 connections a second, all through one slot) to be mistaken.
+//! that long (half a day at 100,000 connections per second, all through one slot) to be mistaken
+//! for a live one.
 
 use slab::Slab;
 
@@ -42,9 +43,9 @@ use super::Key;
 /// capacity: the slab doubles, and the kernel maps pages of its tail only when they are touched.
 #[derive(Debug)]
 pub struct Slots<T> {
-    /// `None` is a retired slot: closed, and its value is out.
+    /// `None` is a retired slot: closed, with its value taken out.
     slab: Slab<Option<T>>,
-    /// The generation that each slot's tenant has, or its next one will have.
+    /// The generation of each slot's tenant, or of its next one.
     generations: Vec<u32>,
     /// Slots that wait for [`Slots::reap`].
     retired: Vec<u32>,
@@ -55,7 +56,7 @@ pub struct Slots<T> {
 const FIRST_GENERATION: u32 = 1;
 
 impl<T> Slots<T> {
-    /// At most `capacity` values at once.
+    /// Creates room for at most `capacity` values at once.
     pub fn new(capacity: usize) -> Slots<T> {
         assert!(
             capacity <= u32::MAX as usize,
@@ -71,7 +72,7 @@ impl<T> Slots<T> {
 
     // ---- getters ----
 
-    /// How many values are live.
+    /// Returns how many values are live.
     pub fn len(&self) -> usize {
         self.slab.len() - self.retired.len()
     }
@@ -102,7 +103,7 @@ impl<T> Slots<T> {
         self.get(key).is_some()
     }
 
-    /// The key that the next [`Slots::insert`] will return, so that a socket can be registered
+    /// Returns the key that the next [`Slots::insert`] will use, so that a socket can be registered
     /// under it first. `None` when every slot is taken or waits to be reaped.
     pub fn vacant_key(&self) -> Option<Key> {
         if self.slab.len() >= self.capacity {
@@ -116,7 +117,7 @@ impl<T> Slots<T> {
         ))
     }
 
-    /// All live values with their keys, in the order of their slots.
+    /// Yields all live values with their keys, in the order of their slots.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         let generations = &self.generations;
         self.slab.iter().filter_map(move |(index, value)| {
@@ -143,8 +144,8 @@ impl<T> Slots<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such slot. Whoever admits values asks `vacant_key` first: running into
-    /// this is a bug of the caller and never a peer's doing.
+    /// If there is no such slot. The caller must ask `vacant_key` first: reaching this panic is a
+    /// bug of the caller and never a peer's doing.
     pub fn insert(&mut self, value: T) -> Key {
         let key = self.vacant_key().expect("the caller saw a vacant key");
         if key.index as usize == self.generations.len() {
@@ -169,7 +170,7 @@ impl<T> Slots<T> {
         Some(value)
     }
 
-    /// Opens the slots of all retired values again. The loop calls this once a turn, after the
+    /// Opens the slots of all retired values again. The loop calls this once per turn, after the
     /// last event of the batch.
     pub fn reap(&mut self) {
         for index in self.retired.drain(..) {
@@ -183,7 +184,7 @@ impl<T> Slots<T> {
 
     // ---- helpers ----
 
-    /// Whether the key's generation is the one that its slot has now.
+    /// Returns whether the key's generation is the present one of its slot.
     fn is_current(&self, key: Key) -> bool {
         self.generations.get(key.index as usize) == Some(&key.generation)
     }
@@ -197,7 +198,7 @@ impl<T> Slots<T> {
         debug_assert!(self.retired.len() <= self.slab.len());
     }
 
-    /// Looks at every slot: for tests and the simulation.
+    /// Checks every slot: for tests and the simulation.
     pub fn check_invariants(&self) {
         assert!(self.slab.len() <= self.capacity);
         assert!(self.slab.capacity() == 0 || self.generations.len() >= self.slab.len());
@@ -207,7 +208,7 @@ impl<T> Slots<T> {
     }
 }
 
-/// Wraps around zero, which is nobody's.
+/// Wraps around and skips zero, which no tenant has.
 const fn next_generation(generation: u32) -> u32 {
     match generation.wrapping_add(1) {
         0 => FIRST_GENERATION,
@@ -270,7 +271,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Insert,
-        /// Of all keys that were ever given out, the stale ones included.
+        /// Any key that was ever returned, including stale ones.
         Retire(prop::sample::Index),
         Reap,
     }
@@ -285,7 +286,7 @@ mod tests {
     }
 
     proptest! {
-        /// Each value is its own serial number: whatever a key finds is its own or nothing.
+        /// Each value is its own serial number: a key finds its own value or nothing.
         #[test]
         fn no_key_ever_finds_another_tenant(steps in steps(), capacity in 1_usize..6) {
             let mut slots = Slots::new(capacity);

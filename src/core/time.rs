@@ -1,7 +1,7 @@
-//! The daemon's own clock reading: microseconds since the process began.
+//! The daemon's reading of the clock: microseconds since the process began.
 //!
-//! Pure parts never read a clock. The loop samples one `Moment` a turn and passes it down, which
-//! makes every decision of that turn agree about "now" and lets the simulation own time.
+//! Pure parts never read a clock. The loop samples one `Moment` per turn and passes it down: all
+//! decisions of that turn agree about "now", and the simulation can control time.
 
 use std::ops::{Add, Sub};
 use std::sync::OnceLock;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 /// A point in monotonic time (`CLOCK_MONOTONIC`), in microseconds since [`Moment::epoch`].
 ///
-/// Eight bytes instead of sixteen for an `Instant`: a connection holds six of these.
+/// Eight bytes instead of an `Instant`'s sixteen: a connection holds six of these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
 impl Moment {
     pub const ZERO: Moment = Moment(0);
-    /// Later than every moment that is reached.
+    /// Later than every moment that will be reached.
     pub const NEVER: Moment = Moment(u64::MAX);
 
     pub const fn from_micros(micros: u64) -> Moment {
@@ -36,13 +36,13 @@ impl Moment {
         Moment(Moment::epoch().elapsed().as_micros() as u64)
     }
 
-    /// The instant that all moments of this process count from: the first reading.
+    /// Returns the instant that all moments of this process count from: the first reading.
     fn epoch() -> Instant {
         static EPOCH: OnceLock<Instant> = OnceLock::new();
         *EPOCH.get_or_init(Instant::now)
     }
 
-    /// How long after `earlier` this is; zero if it is not after it.
+    /// Returns how long after `earlier` this is; zero if it is not after it.
     pub const fn since(self, earlier: Moment) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }

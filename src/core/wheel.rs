@@ -1,4 +1,5 @@
-//! A timer wheel: when to look at which connection, in constant time for any number of them.
+//! A timer wheel: decides when to look at which connection, in constant time for any number of
+//! them.
 //!
 //! # The mechanism
 //!
@@ -16,31 +17,32 @@
 //!
 //! The lists are *intrusive*: a slot has at most one entry, so the entries live in one array by
 //! slot index, and `previous` and `next` are indices into it. Scheduling, moving and cancelling
-//! unlink and link: no allocation, no search, no comparison with other timers. A heap would pay
-//! `log n` and its cache misses for an exact order that nobody needs here.
+//! unlink and link: no allocation, no search, no comparison with other timers. A heap would cost
+//! `log n` and its cache misses for an exact order that is not needed here.
 //!
-//! **Beyond the horizon.** What is due later than 65 seconds from now waits in the horizon's bucket
-//! and is placed again when its turn comes: an idle connection is looked at once a minute. A second
-//! level of wheels would save these looks and cost its memory and its cascades.
+//! **Beyond the horizon.** Entries due later than 65 seconds from now wait in the horizon's bucket
+//! and are placed again when its turn comes: an idle connection is looked at once a minute. A
+//! second level of wheels would save these looks, but cost memory and cascades.
 //!
 //! **The next expiry** is the first occupied bucket from the cursor on. Each bucket has a bit, and
 //! each 64 bits have a bit in a summary word, so two instructions that count zeros find it.
 //!
-//! **A clock that jumps** (a suspended laptop, a stopped virtual machine) must not make us walk
-//! through a million ticks. If the whole circle has passed, the cursor is set one circle before
-//! now: every bucket is due, in any case, and is visited once.
+//! **A clock that jumps** (a suspended laptop, a stopped virtual machine) must not make the wheel
+//! walk through a million ticks. If a whole circle has passed, the cursor is set to one circle
+//! before now: every bucket is due in any case, and is visited once.
 //!
 //! # Promises
 //!
 //!  * Never early: no key is returned before its moment.
-//!  * Hardly late: at the latest one tick after it, if `expire` is called then.
-//!  * Bounded: a call of `expire` looks at `at_most` entries and says whether more are due.
+//!  * At most one tick late, if `expire` is called by then.
+//!  * Bounded: a call of `expire` looks at no more than `at_most` entries and reports whether more
+//!    are due.
 //!
 //! # Invariants
 //!
 //!  1. A slot is in one bucket or in none.
-//!  2. An entry's tick lies within `cursor ..= cursor + 4095`, and it is the cursor's, or one that
-//!     has passed already, or not later than the one in which its moment will have passed.
+//!  2. An entry's tick lies within `cursor ..= cursor + 4095`. It is the cursor's own tick, or one
+//!     that has passed already, or not later than the tick in which its moment will have passed.
 //!  3. A bucket's bit is set exactly when its list is not empty; likewise the summary's bits.
 
 use super::{Key, Moment};
@@ -50,7 +52,7 @@ const WORD_BITS: usize = u64::BITS as usize;
 const WORDS: usize = WHEEL_BUCKETS / WORD_BITS;
 /// How far after the cursor an entry can be placed.
 const HORIZON_TICKS: u64 = WHEEL_BUCKETS as u64 - 1;
-/// The end of a list, and the bucket of an entry that is in none.
+/// Marks the end of a list, and the bucket of an entry that is in none.
 const NO_SLOT: u32 = u32::MAX;
 const NO_BUCKET: u16 = u16::MAX;
 
@@ -59,7 +61,7 @@ const NO_BUCKET: u16 = u16::MAX;
 pub struct Wheel {
     /// The first tick whose bucket may hold entries.
     cursor: u64,
-    /// By slot index; grows with the highest index that was ever scheduled.
+    /// Indexed by slot; grows with the highest index ever scheduled.
     entries: Vec<Entry>,
     /// The first slot of each bucket's list.
     heads: Box<[u32; WHEEL_BUCKETS]>,
@@ -70,7 +72,7 @@ pub struct Wheel {
     length: usize,
 }
 
-/// What the wheel keeps for each slot.
+/// The wheel's record of one slot.
 #[derive(Clone, Debug)]
 struct Entry {
     at: Moment,
@@ -112,7 +114,7 @@ impl Wheel {
 
     // ---- getters ----
 
-    /// How many entries there are.
+    /// Returns how many entries there are.
     pub fn len(&self) -> usize {
         self.length
     }
@@ -121,14 +123,14 @@ impl Wheel {
         self.length == 0
     }
 
-    /// The moment for which this key is scheduled.
+    /// Returns the moment for which this key is scheduled.
     pub fn scheduled(&self, key: Key) -> Option<Moment> {
         let entry = self.entries.get(key.index as usize)?;
         (entry.is_linked() && entry.generation == key.generation).then_some(entry.at)
     }
 
-    /// When [`Wheel::expire`] should be called next: `None` if there is nothing to wait for. A
-    /// moment that has passed says that more is due now.
+    /// Returns when [`Wheel::expire`] should be called next: `None` if there are no entries. A
+    /// moment in the past means that more is due now.
     pub fn next_expiry(&self) -> Option<Moment> {
         let tick = self.first_occupied()?;
         Some(Moment::from_micros(tick.saturating_mul(WHEEL_TICK_MICROS)))
@@ -136,8 +138,8 @@ impl Wheel {
 
     // ---- commands ----
 
-    /// Schedules the key's slot for `at`; moves its entry if there is one, be it an earlier
-    /// tenant's. `Moment::NEVER` takes it out.
+    /// Schedules the key's slot for `at`. Moves the slot's entry if there is one, even an earlier
+    /// tenant's. `Moment::NEVER` removes it.
     pub fn schedule(&mut self, key: Key, at: Moment) {
         if at == Moment::NEVER {
             self.unlink(key.index);
@@ -157,19 +159,19 @@ impl Wheel {
         entry.generation = key.generation;
     }
 
-    /// Takes the key's entry out; an entry of another tenant stays.
+    /// Removes the key's entry; an entry of another tenant stays.
     pub fn cancel(&mut self, key: Key) {
         if self.scheduled(key).is_some() {
             self.unlink(key.index);
         }
     }
 
-    /// Appends the keys that are due to `expired` and takes them out. Looks at no more than
+    /// Appends the keys that are due to `expired` and removes their entries. Looks at no more than
     /// `at_most` entries; returns whether more are due.
     #[must_use = "what is still due needs another call, not a sleep"]
     pub fn expire(&mut self, now: Moment, expired: &mut Vec<Key>, at_most: usize) -> bool {
         let now_tick = now.as_micros() / WHEEL_TICK_MICROS;
-        // The clock has gone all the way around: see the file's head.
+        // The clock has passed a whole circle: see the file's head.
         self.cursor = self.cursor.max(now_tick.saturating_sub(HORIZON_TICKS));
         for _ in 0..at_most {
             if !self.seek_due(now_tick) {
@@ -181,8 +183,8 @@ impl Wheel {
             if at <= now {
                 expired.push(Key::new(index, generation));
             } else {
-                // It waited at the horizon. Its tick is after `now_tick`, hence after the cursor:
-                // it does not come back into this bucket.
+                // The entry waited at the horizon. Its tick is after `now_tick`, hence after the
+                // cursor: it does not come back into this bucket.
                 self.link(index, self.bucket_for(at));
             }
         }
@@ -191,8 +193,8 @@ impl Wheel {
 
     // ---- helpers ----
 
-    /// Moves the cursor to the first occupied tick up to `now_tick`, or behind `now_tick` if
-    /// there is none. Returns whether it stands on an occupied one.
+    /// Moves the cursor to the first occupied tick up to `now_tick`, or behind `now_tick` if there
+    /// is none. Returns whether it stands on an occupied one.
     fn seek_due(&mut self, now_tick: u64) -> bool {
         if self.cursor > now_tick {
             return false;
@@ -209,7 +211,7 @@ impl Wheel {
         }
     }
 
-    /// The bucket in which an entry for `at` belongs now.
+    /// Returns the bucket in which an entry for `at` belongs now.
     fn bucket_for(&self, at: Moment) -> u16 {
         // Rounded up: when this tick has begun, the moment has passed. Never early.
         let tick = at.as_micros().div_ceil(WHEEL_TICK_MICROS);
@@ -217,7 +219,7 @@ impl Wheel {
         bucket_of(tick) as u16
     }
 
-    /// The first tick, from the cursor on, whose bucket is not empty.
+    /// Returns the first tick, from the cursor on, whose bucket is not empty.
     fn first_occupied(&self) -> Option<u64> {
         let start = bucket_of(self.cursor);
         let (word, bit) = (start / WORD_BITS, start % WORD_BITS);
@@ -225,7 +227,7 @@ impl Wheel {
         let bucket = if rest_of_word != 0 {
             word * WORD_BITS + rest_of_word.trailing_zeros() as usize
         } else {
-            // The words after this one, around the circle, this one's lower bits the last.
+            // The words after this one, around the circle, with this one's lower bits last.
             let turned = self.summary.rotate_right((word as u32 + 1) % u64::BITS);
             if turned == 0 {
                 return None;
@@ -283,7 +285,7 @@ impl Wheel {
         }
     }
 
-    /// Walks through every list: for tests and the simulation. `now` is that of the last `expire`.
+    /// Checks every list: for tests and the simulation. `now` is that of the last `expire`.
     pub fn check_invariants(&self, now: Moment) {
         let now_tick = now.as_micros() / WHEEL_TICK_MICROS;
         let mut linked = 0;
@@ -385,7 +387,7 @@ mod tests {
         wheel.cancel(new);
         assert_eq!(wheel.scheduled(new), None);
         assert_eq!(wheel.scheduled(old), Some(at(TICK)));
-        // One entry a slot: the new tenant's takes its place.
+        // A slot has one entry: the new tenant's replaces the old one.
         wheel.schedule(new, at(9 * TICK));
         assert_eq!((wheel.len(), wheel.scheduled(old)), (1, None));
         assert_eq!(expire_all(&mut wheel, at(20 * TICK)), [new]);
@@ -458,7 +460,7 @@ mod tests {
             index: u32,
             generation: u32,
         },
-        /// The clock moves on and what is due is taken out, so many entries a call.
+        /// The clock advances and due entries are taken out, this many per call.
         Expire {
             delay: u64,
             at_most: usize,
@@ -495,10 +497,10 @@ mod tests {
         prop::collection::vec(step, 0..50)
     }
 
-    /// By slot: the tenant and its moment. All that a wheel has to know, and slowly.
+    /// By slot: the tenant and its moment. All that a wheel must know, kept in a slow structure.
     type Model = BTreeMap<u32, (u32, Moment)>;
 
-    /// Expires until nothing is due, and compares with what the model says.
+    /// Expires until nothing is due, and compares with the model.
     fn check_expiry(wheel: &mut Wheel, model: &mut Model, now: Moment, at_most: usize) {
         let mut expired = Vec::new();
         let mut calls = 0;
