@@ -1,7 +1,7 @@
 //! HTTP without I/O: bytes in, events out; no socket, no thread, no clock.
 //!
-//! What every protocol makes of a request is a [`Request`]; what the service says comes back
-//! through a [`Reply`]. HTTP/1.1 is in [`http1`]; another protocol brings its own `Reply`.
+//! Every protocol turns its input into a [`Request`], and the service responds through a [`Reply`].
+//! HTTP/1.1 is in [`http1`]; each further protocol has its own `Reply`.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ pub mod sse;
 #[cfg(test)]
 pub mod testing;
 
-/// A request method. What is not listed here is refused by every route with 405 or 501.
+/// A request method. Methods that are not listed here are refused by every route with 405 or 501.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     Get,
@@ -24,7 +24,7 @@ pub enum Method {
     Delete,
     Options,
     Patch,
-    /// A token that RFC 9110 allows and nothing here implements.
+    /// A token that RFC 9110 allows and that is not implemented here.
     Other,
 }
 
@@ -67,19 +67,19 @@ pub enum Version {
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub method: Method,
-    /// The host that the target itself names: the absolute form of HTTP/1.1, HTTP/2's `:authority`.
+    /// The host in the target itself: from the absolute form of HTTP/1.1, or HTTP/2's `:authority`.
     pub authority: Option<&'a str>,
     /// The target's path, starting with `/`, not decoded; or `*` of `OPTIONS *`.
     pub path: &'a str,
-    /// What follows the first `?`, without it.
+    /// The part after the first `?`, without it.
     pub query: Option<&'a str>,
     pub version: Version,
-    /// In the order of arrival; names in the case in which they came.
+    /// In the order and in the case in which they came.
     pub headers: &'a [httparse::Header<'a>],
 }
 
 impl<'a> Request<'a> {
-    /// The first field of this name (compared without case), if it is visible ASCII.
+    /// Returns the first field of this name (compared without case), if it is visible ASCII.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         let field = self
             .headers
@@ -90,13 +90,13 @@ impl<'a> Request<'a> {
             .filter(|value| value.is_ascii())
     }
 
-    /// The `host[:port]` that is asked for: a `Host` field beside an authority counts for nothing
+    /// Returns the requested `host[:port]`: if there is an authority, the `Host` field is ignored
     /// (RFC 9112, section 3.2.2). HTTP/1.0 may name none.
     pub fn host(&self) -> Option<&'a str> {
         self.authority.or_else(|| self.header("host"))
     }
 
-    /// The value of a query parameter, not decoded.
+    /// Returns the value of a query parameter, not decoded.
     pub fn query_value(&self, name: &str) -> Option<&'a str> {
         self.query?
             .split('&')
@@ -108,7 +108,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The head of an answer, without the fields that the protocol itself makes (length, transfer
+/// The head of a response, without the fields that the protocol itself makes (length, transfer
 /// coding, connection, date).
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
@@ -117,13 +117,13 @@ pub struct Answer<'a> {
     pub headers: &'a Fields,
 }
 
-/// Field lines of an answer, in one reusable buffer.
+/// Field lines of a response, in one reusable buffer.
 ///
 /// Names are lower case and values are visible ASCII, space or tab: [`Fields::push`] checks it. The
-/// buffer holds them as HTTP/1.1 sends them, so that it takes all of them at one copy.
+/// buffer holds the lines as HTTP/1.1 sends them, so that one copy takes them all.
 #[derive(Clone, Debug, Default)]
 pub struct Fields {
-    /// `name: value CRLF`, as often as there are fields.
+    /// `name: value CRLF`, once per field.
     lines: Vec<u8>,
     /// Each field's name, and where its line ends in `lines`.
     ends: Vec<(&'static str, u32)>,
@@ -171,7 +171,7 @@ impl Fields {
         self.push(name, itoa::Buffer::new().format(value));
     }
 
-    /// All fields as HTTP/1.1 sends them, each with its line end.
+    /// Returns all fields as HTTP/1.1 sends them, each with its line end.
     pub fn lines(&self) -> &[u8] {
         &self.lines
     }
@@ -180,7 +180,7 @@ impl Fields {
         self.spans().map(|(name, span)| (name, &self.lines[span]))
     }
 
-    /// Each name, and where its value stands in [`Fields::lines`].
+    /// Yields each name, and the range of its value in [`Fields::lines`].
     pub fn spans(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
         let mut start = 0;
         self.ends.iter().map(move |&(name, end)| {
@@ -192,26 +192,26 @@ impl Fields {
     }
 }
 
-/// Where a request's answer goes, whatever the protocol. The service calls either `respond`, or
-/// `start`, any number of `data` and `finish`; nothing blocks, everything is queued.
+/// The receiver of a response, whatever the protocol. The service calls either
+/// `respond`, or `start`, any number of `data` and `finish`. No call blocks; everything is queued.
 pub trait Reply {
-    /// The whole answer at once.
+    /// Sends a whole response at once.
     fn respond(&mut self, answer: &Answer<'_>, body: &[u8]);
 
-    /// The head of an answer that comes in pieces.
+    /// Sends the head of a response that comes in pieces.
     fn start(&mut self, answer: &Answer<'_>);
 
-    /// One piece, flushed at the end of the turn.
+    /// Sends one piece, flushed at the end of the turn.
     fn data(&mut self, bytes: &[u8]);
 
-    /// The end of an answer that came in pieces.
+    /// Ends a response that came in pieces.
     fn finish(&mut self) {
         self.finish_with(&Fields::new());
     }
 
-    /// The same, with field lines behind the last piece (RFC 9110, section 6.5): gRPC's status.
+    /// Like `finish`, with trailers after the last piece (RFC 9110, section 6.5): gRPC's status.
     fn finish_with(&mut self, trailers: &Fields);
 
-    /// Whether more may be produced now: false above the output queue's high mark.
+    /// Returns whether more may be produced now: false above the output queue's high mark.
     fn has_room(&self) -> bool;
 }

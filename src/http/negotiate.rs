@@ -2,13 +2,15 @@
 //! Content codings are in `coding.rs` beside it.
 //!
 //! This file owns the reading of RFC 9110, sections 8.3 and 12.5.1, for the few types that the
-//! daemon knows. It never refuses by itself: it says `None`, and the service answers 406 or 415.
+//! daemon knows. It never refuses by itself: it returns `None`, and the service responds with 406
+//! or 415.
 //!
 //! 1. Types, subtypes and parameter names are compared without case.
 //! 2. For each offer the most specific range that covers it decides its weight; weight 0 excludes
-//!    it, and what no range covers is excluded too.
-//! 3. Of equal weights the server's first offer wins: browsers and `*/*` do not care, we do.
-//! 4. What cannot be read is skipped. A request without any readable range takes anything.
+//!    it, and an offer that no range covers is excluded too.
+//! 3. Of equal weights the server's first offer wins: for `*/*`, which browsers send, that is the
+//!    server's own preference.
+//! 4. Unreadable ranges are skipped. A request without any readable range accepts anything.
 
 mod coding;
 
@@ -17,7 +19,7 @@ use crate::limits::HTTP_ACCEPT_RANGES_MAX;
 
 pub use coding::{AcceptEncoding, BodyCodingError, body_coding};
 
-/// A media type that is produced or consumed here.
+/// A media type that the daemon produces or consumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MediaType {
     Json,
@@ -50,7 +52,7 @@ impl MediaType {
         }
     }
 
-    /// The value of an answer's `Content-Type`. JSON and event streams are UTF-8 by definition.
+    /// The value of a response's `Content-Type`. JSON and event streams are UTF-8 by definition.
     pub const fn content_type(self) -> &'static str {
         match self {
             MediaType::PlainText => "text/plain; charset=utf-8",
@@ -60,7 +62,7 @@ impl MediaType {
         }
     }
 
-    /// How closely a range such as `text/*` covers this type; `None`: not at all.
+    /// How closely a range such as `text/*` covers this type; `None` if it does not.
     fn specificity_under(self, range: &str) -> Option<Specificity> {
         let name = self.name();
         if range.eq_ignore_ascii_case(name) {
@@ -91,7 +93,7 @@ struct Weight(u16);
 impl Weight {
     const MOST: Weight = Weight(1000);
 
-    /// `0`, `0.` to `0.999`, `1`, `1.` to `1.000`.
+    /// Parses `0`, `0.` to `0.999`, `1`, `1.` to `1.000`.
     fn parse(text: &str) -> Option<Weight> {
         let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
         if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -110,35 +112,36 @@ impl Weight {
     }
 }
 
-/// Of `offers`, in the server's order of preference, the one that the client likes best. `None`:
-/// it takes none of them (406).
+/// Returns the client's favourite among
+/// `offers`, which are in the server's order of preference. `None` if it accepts none of them
+/// (406).
 pub fn choose(request: &Request<'_>, offers: &[MediaType]) -> Option<MediaType> {
     choose_from(accept_values(request), offers)
 }
 
-/// Whether the client asks for this type by its own name: `*/*` does not mean an event stream.
+/// Returns whether the client asks for this type by name: `*/*` does not mean an event stream.
 pub fn names(request: &Request<'_>, wanted: MediaType) -> bool {
     ranges(accept_values(request)).any(|(range, weight)| {
         wanted.specificity_under(range) == Some(Specificity::Subtype) && weight > Weight(0)
     })
 }
 
-/// What a request says about its body.
+/// The type that a request declares for its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
-    /// Nothing.
+    /// No type is declared.
     Absent,
     Known(MediaType),
-    /// Unreadable, of a type unknown here, in a character set other than UTF-8, or said twice.
+    /// Unreadable, of a type unknown here, in a character set other than UTF-8, or declared twice.
     Unsupported,
 }
 
-/// The media type of a request's body.
+/// Returns the media type of a request's body.
 pub fn content_type(request: &Request<'_>) -> ContentType {
     let mut values = field_values(request, "content-type");
     match (values.next(), values.next()) {
         (None, _) => ContentType::Absent,
-        // At a glance: nearly all that come.
+        // A short cut for nearly all requests.
         (Some("application/json"), None) => ContentType::Known(MediaType::Json),
         (Some(value), None) => {
             parse_content_type(value).map_or(ContentType::Unsupported, ContentType::Known)
@@ -147,8 +150,8 @@ pub fn content_type(request: &Request<'_>) -> ContentType {
     }
 }
 
-/// Reads `type/subtype; parameters`. ASCII is UTF-8, so both names of it pass as a `charset`;
-/// other parameters say nothing about these types and are ignored.
+/// Parses `type/subtype; parameters`. ASCII is a part of UTF-8, so both names pass as a `charset`;
+/// other parameters do not matter for these types and are ignored.
 fn parse_content_type(value: &str) -> Option<MediaType> {
     let mut parts = split_unquoted(value, b';');
     let name = parts.next()?;
@@ -171,7 +174,7 @@ fn choose_from<'a>(
     values: impl Iterator<Item = &'a str> + Clone,
     offers: &[MediaType],
 ) -> Option<MediaType> {
-    // What most clients send, read at a glance: whoever takes anything gets our first.
+    // A short cut for what most clients send: if anything is accepted, the first offer wins.
     let mut all = values.clone();
     let takes_anything = matches!((all.next(), all.next()), (Some("*/*"), None));
     if takes_anything || ranges(values.clone()).next().is_none() {
@@ -191,8 +194,8 @@ fn choose_from<'a>(
     best.map(|(_, offer)| offer)
 }
 
-/// The readable media ranges with their weights, a bounded number of them. Parameters other than
-/// the weight are ignored: Prometheus asks for `text/plain;version=0.0.4`.
+/// Yields the readable media ranges with their weights, up to a bound. Parameters other than the
+/// weight are ignored: Prometheus asks for `text/plain;version=0.0.4`.
 fn ranges<'a>(values: impl Iterator<Item = &'a str>) -> impl Iterator<Item = (&'a str, Weight)> {
     values
         .flat_map(|value| split_unquoted(value, b','))
@@ -212,7 +215,7 @@ fn accept_values<'a>(request: &Request<'a>) -> impl Iterator<Item = &'a str> + C
     field_values(request, "accept")
 }
 
-/// The values of all fields of this name that are ASCII.
+/// Yields the values of all fields of this name that are ASCII.
 fn field_values<'a>(
     request: &Request<'a>,
     name: &'static str,
@@ -225,8 +228,8 @@ fn field_values<'a>(
         .filter(|value| value.is_ascii())
 }
 
-/// `name=value` or `name="value"`. A quoted value with an escape is not understood: no value that
-/// matters here needs one.
+/// Parses `name=value` or `name="value"`. A quoted value with an escape is not understood: no value
+/// that matters here needs one.
 fn parameter(part: &str) -> Option<(&str, &str)> {
     let (name, value) = part.split_once('=')?;
     let value = match value.strip_prefix('"') {
@@ -236,8 +239,8 @@ fn parameter(part: &str) -> Option<(&str, &str)> {
     Some((name, value))
 }
 
-/// The parts between separators that stand outside quoted strings (RFC 9110, section 5.6.4),
-/// without the white space around them; empty ones are left out (section 5.6.1).
+/// Splits at separators outside quoted strings (RFC 9110, section 5.6.4). The parts come without
+/// the white space around them; empty ones are left out (section 5.6.1).
 fn split_unquoted(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     let parts = std::iter::from_fn(move || {

@@ -1,28 +1,29 @@
-//! Which protocol a connection speaks, told from its first bytes.
+//! Recognises a connection's protocol by its first bytes.
 //!
-//! One port serves all of them, and each gives itself away: a TLS record of the handshake type
+//! One port serves all protocols, and each can be recognised: a TLS record of the handshake type
 //! begins with the byte 22 (RFC 8446, section 5.1), HTTP/2 in clear text with its preface (RFC
-//! 9113, section 3.4), and everything else is HTTP/1's to read or to refuse. The preface begins
-//! like a request with the method `PRI`, so it can take all of its 24 bytes until the two are told
-//! apart; no TLS record needs more than one.
+//! 9113, section 3.4), and everything else is left to HTTP/1 to read or to refuse. The preface
+//! begins like a request with the method `PRI`, so it can take all of its 24 bytes to distinguish
+//! the two; a TLS record never needs more than one.
 
-/// What every client of HTTP/2 sends first.
+/// The first bytes that every HTTP/2 client sends.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// RFC 8446, section 5.1: the content type of a handshake record.
 const TLS_HANDSHAKE: u8 = 22;
 
-/// What the first bytes say.
+/// The protocol that the first bytes show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sniffed {
-    /// Fewer bytes than decide it: a beginning of the preface, or none at all.
+    /// Too few bytes to decide: a beginning of the preface, or none at all.
     Undecided,
     Http1,
     Http2,
     Tls,
 }
 
-/// Looks at the first bytes of a connection. More bytes never change what was decided.
+/// Looks at the first bytes of a connection. Once decided, the result does not change with more
+/// bytes.
 pub fn sniff(first: &[u8]) -> Sniffed {
     match first.first() {
         None => Sniffed::Undecided,

@@ -1,14 +1,14 @@
 //! Server-sent events (WHATWG HTML, section 9.2): text into event lines.
 //!
-//! This file owns the encoding alone; when an event or a ping is due is the service's business.
+//! This file owns only the encoding; the service decides when an event or a ping is sent.
 //!
 //! 1. A line of the format ends at CR, LF or CRLF, so each line of the data, however it ends, gets
-//!    a `data:` of its own. The reader joins them with LF.
-//! 2. One space follows each colon: the reader takes exactly one away, and data may begin with one.
+//!    its own `data:`. The reader joins them with LF.
+//! 2. One space follows each colon: the reader removes exactly one, and data may begin with one.
 //! 3. No byte of a name, an id or a comment can end its line.
 
-/// Appends one event. An id is remembered by the client and sent as `Last-Event-ID` when it
-/// connects again.
+/// Appends one event. The client remembers the id and sends it as `Last-Event-ID` when it
+/// reconnects.
 pub fn event(out: &mut Vec<u8>, name: &str, id: Option<&str>, data: &str) {
     out.reserve(name.len() + data.len() + 32);
     line(out, b"event: ", name);
@@ -29,14 +29,14 @@ pub fn message(out: &mut Vec<u8>, data: &str) {
     out.push(b'\n');
 }
 
-/// Appends a comment, which every reader skips: it shows that the connection lives.
+/// Appends a comment, which every reader skips: it shows that the connection is alive.
 pub fn comment(out: &mut Vec<u8>, text: &str) {
     line(out, b": ", text);
     out.push(b'\n');
 }
 
-/// One line, whatever the text: a line end in it becomes a space. So does NUL, since a reader
-/// ignores an id that holds one.
+/// Appends one line, whatever the text: a line end in it becomes a space. So does NUL, because a
+/// reader ignores an id that holds one.
 fn line(out: &mut Vec<u8>, field: &[u8], text: &str) {
     out.extend_from_slice(field);
     out.extend(text.bytes().map(|byte| match byte {
@@ -46,8 +46,8 @@ fn line(out: &mut Vec<u8>, field: &[u8], text: &str) {
     out.push(b'\n');
 }
 
-/// The lines of the data by the format's own idea of a line: `str::lines` knows no lone CR and
-/// drops an empty last line.
+/// Splits the data into lines by the format's definition: `str::lines` does not split at a lone CR
+/// and drops an empty last line.
 fn lines(data: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(data);
     std::iter::from_fn(move || {
@@ -78,7 +78,7 @@ mod tests {
         last_id: String,
     }
 
-    /// The reader's side, from "Interpreting an event stream".
+    /// Plays the reader's part, from "Interpreting an event stream".
     fn interpret(stream: &[u8]) -> Vec<Event> {
         let text = std::str::from_utf8(stream).expect("the encoder keeps UTF-8");
         let mut events = Vec::new();

@@ -1,6 +1,6 @@
 //! Header fields for the tests of this crate.
 
-/// Fields as a request holds them, out of names and values.
+/// Builds fields as a request holds them, from names and values.
 pub fn headers<'a>(fields: &[(&'a str, &'a str)]) -> Vec<httparse::Header<'a>> {
     let header = |&(name, value): &(&'a str, &'a str)| httparse::Header {
         name,

@@ -1,14 +1,14 @@
-//! Decoders for what clients send: bytes in, plain bytes out, within a bound.
+//! Decoders for the bodies that clients send: bytes in, plain bytes out, within a bound.
 //!
-//! A small body can hold a huge one, so a decoder is asked for a little at a time and stops as soon
-//! as its bound is passed; what it had given until then is all that it cost. The bound is the lower
-//! of two: so many bytes, and so many times the coded body's own size.
+//! A small body can decode to a huge one. So a decoder is asked for a little at a time and stops as
+//! soon as its bound is passed; only the output until then has cost anything. The bound is the
+//! lower of two: a number of bytes, and a multiple of the coded body's own size.
 //!
 //! Invariants:
-//!  1. Nothing beyond `output_most + 1` bytes is ever put out.
-//!  2. The same bytes give the same result, however they are cut.
-//!  3. What a decoder allocates is bounded by its format's window and by the bound on output.
-//!  4. No input makes a decoder panic, nor go on without progress.
+//!  1. At most `output_most + 1` bytes are ever produced.
+//!  2. The same bytes have the same result, however they are cut.
+//!  3. A decoder's memory is bounded by its format's window and by the bound on output.
+//!  4. No input makes a decoder panic, or loop without progress.
 
 use brotli::enc::StandardAlloc;
 use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
@@ -19,16 +19,16 @@ use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, is_error_kind};
 use super::Coding;
 use crate::limits::compression as limits;
 
-/// How large a body may become, and why.
+/// How large a decoded body may become, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
     pub output_most: usize,
-    /// Whether the body's ratio is what bounds it.
+    /// Whether the ratio is the lower bound of the two.
     by_ratio: bool,
 }
 
 impl Bound {
-    /// Of a body that came in `coded_bytes`.
+    /// Returns the bound of a body that came in `coded_bytes`.
     pub fn of(coded_bytes: usize, bytes_most: usize, ratio_most: u32) -> Bound {
         let by_ratio = coded_bytes.saturating_mul(ratio_most as usize);
         let by_ratio = by_ratio.max(limits::INFLATE_FREE_BYTES);
@@ -43,15 +43,15 @@ impl Bound {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum DecodeError {
-    /// It becomes larger than a body may be.
+    /// It decodes to more than a body may have.
     TooLarge,
-    /// It becomes larger than its own size allows.
+    /// It decodes to more than its own size allows.
     TooDense,
-    /// It asks for a window larger than [`limits::ZSTD_DECODER_WINDOW_LOG`].
+    /// It needs a window larger than [`limits::ZSTD_DECODER_WINDOW_LOG`].
     WindowTooLarge,
-    /// It is not of its format, or goes on behind its end.
+    /// It does not follow its format, or has bytes after its end.
     Malformed,
-    /// It ends early.
+    /// It ends too early.
     Truncated,
 }
 
@@ -65,7 +65,7 @@ impl DecodeError {
         DecodeError::Truncated,
     ];
 
-    /// The label of the metrics.
+    /// Returns the label of the metrics.
     pub const fn label(self) -> &'static str {
         match self {
             DecodeError::TooLarge => "size",
@@ -77,12 +77,12 @@ impl DecodeError {
     }
 }
 
-/// Decodes a whole body into `out`, whose old contents are gone.
+/// Decodes a whole body into `out`, replacing its contents.
 ///
-/// It takes 2 (zstd) to 10 ms (gzip, br) for each MiB of text or noise that comes out, on one core,
-/// release; a bomb is refused within that. The worst are bodies of nothing but code tables, which
-/// nothing here can tell from others: 280 ms for each MiB that comes in (see the test
-/// `tables_without_text_are_the_worst`).
+/// It takes 2 (zstd) to 10 ms (gzip, br) per MiB of text or noise that comes out, on one core in a
+/// release build; a bomb is refused within that time. The worst are bodies that consist of code
+/// tables alone, which a decoder cannot recognise in advance: 280 ms per MiB that comes in (see the
+/// test `tables_without_text_are_the_worst`).
 pub fn decode_body(
     coding: Coding,
     body: &[u8],
@@ -95,7 +95,7 @@ pub fn decode_body(
     decoder.finish()
 }
 
-/// One coding, undone piece by piece.
+/// A decoder of one coding, fed piece by piece.
 ///
 /// ```text
 ///   Within ── end of a member ──> Between ── more input ──> Within   (gzip, zstd)
@@ -116,7 +116,7 @@ enum State {
     Brotli(Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>),
 }
 
-/// What one call of a format's own decoder has done.
+/// The result of one call of a format's own decoder.
 struct Progress {
     taken: usize,
     made: usize,
@@ -135,7 +135,7 @@ impl Decoder {
         })
     }
 
-    /// Appends what `input` gives.
+    /// Appends the decoded form of `input`.
     pub fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
         let mut rest = input;
         loop {
@@ -146,7 +146,7 @@ impl Decoder {
                 self.begin_member()?;
             }
             let start = out.len();
-            // One byte more than may come, so that it is seen to come.
+            // One byte more than allowed, so that exceeding the bound is noticed.
             let room = (self.bound.output_most + 1 - self.made).min(limits::DECODER_ROOM_BYTES);
             out.resize(start + room, 0);
             let progress = self.state.step(rest, &mut out[start..]);
@@ -173,7 +173,7 @@ impl Decoder {
         }
     }
 
-    /// No more input will come: was it all?
+    /// No more input will come: checks that the body is complete.
     pub fn finish(&self) -> Result<(), DecodeError> {
         match self.is_between {
             true => Ok(()),
@@ -181,8 +181,8 @@ impl Decoder {
         }
     }
 
-    /// Something follows the end: another member (RFC 1952, section 2.2), another frame (RFC 8878,
-    /// section 3), or what does not belong there.
+    /// Handles bytes after the end: another member (RFC 1952, section 2.2), another frame (RFC
+    /// 8878, section 3), or bytes that do not belong there.
     fn begin_member(&mut self) -> Result<(), DecodeError> {
         self.members += 1;
         if self.members > limits::CODED_MEMBERS_MAX {
@@ -190,7 +190,7 @@ impl Decoder {
         }
         match self.coding {
             Coding::Gzip => self.state = State::new(Coding::Gzip)?,
-            // Its decoder begins the next frame by itself.
+            // The zstd decoder begins the next frame by itself.
             Coding::Zstd => {}
             Coding::Brotli | Coding::Deflate => return Err(DecodeError::Malformed),
         }
@@ -211,7 +211,7 @@ impl State {
             }
             Coding::Gzip => State::Inflate(Decompress::new_gzip(limits::GZIP_WINDOW_BITS)),
             Coding::Deflate => State::Inflate(Decompress::new(true)),
-            // Strict: without the large windows that RFC 7932 does not know.
+            // Strict: without the large windows that RFC 7932 does not define.
             Coding::Brotli => {
                 let alloc = StandardAlloc::default;
                 let state = BrotliState::new_strict(alloc(), alloc(), alloc());

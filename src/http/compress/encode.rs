@@ -1,12 +1,12 @@
 //! Encoders: bytes in, coded bytes out, whole or piece by piece.
 //!
-//! [`Compressor`] makes one whole body smaller and keeps its contexts for the next; [`Encoder`]
+//! [`Compressor`] compresses whole bodies and keeps its contexts for the next one. [`Encoder`]
 //! belongs to one stream and can flush, so that a reader sees each event when it was sent and not
 //! when a block is full. Levels and windows are in [`crate::limits::compression`].
 //!
 //! Invariants:
-//!  1. After [`Step::Flush`] a decoder that got all bytes so far can give all text so far.
-//!  2. What [`Compressor::compress`] gives is shorter than what it got.
+//!  1. After [`Step::Flush`] a decoder that got all bytes so far can return all text so far.
+//!  2. The output of [`Compressor::compress`] is shorter than its input.
 //!  3. A stream's encoder holds bounded memory, however long its stream is.
 
 use std::fmt;
@@ -23,39 +23,40 @@ use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
 use super::Coding;
 use crate::limits::compression as limits;
 
-/// How far a piece is carried.
+/// How the encoder goes on after a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Everything up to here can be decoded by what was put out.
+    /// Flush: all input so far can be decoded from the output so far.
     Flush,
-    /// The body ends here.
+    /// End the body.
     Finish,
 }
 
-/// How much time a body may take.
+/// How much time to spend on a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// It is sent once.
+    /// The body is sent once.
     Quick,
-    /// It is kept and sent often.
+    /// The body is kept and sent often.
     Kept,
 }
 
-/// The encoder itself failed, which only a want of memory or a bug makes it do.
+/// The encoder itself failed, which happens only for lack of memory or by a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncodeFailed;
 
-/// Makes whole bodies smaller, one after the other.
+/// Compresses whole bodies, one after the other.
 #[derive(Default)]
 pub struct Compressor {
-    /// Made at first use: most clients ask for one coding.
+    /// Created at first use: most clients ask for only one coding.
     zstd: Option<CCtx<'static>>,
     gzip: Option<Compress>,
 }
 
 impl Compressor {
-    /// Puts the coded body into `out`, whose old contents are gone. False: it would not have
-    /// become shorter, and `out` holds nothing of use.
+    /// Replaces the contents of
+    /// `out` by the coded body. Returns false if it would not be shorter; `out` is then
+    /// meaningless.
     pub fn compress(
         &mut self,
         coding: Coding,
@@ -73,7 +74,7 @@ impl Compressor {
         done.is_ok() && out.len() < body.len()
     }
 
-    /// Given no more room than the body takes, zstd stops where it would not gain.
+    /// With no more room than the body takes, zstd fails if it would not gain anything.
     fn zstd(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeFailed> {
         if self.zstd.is_none() {
             let level = limits::ZSTD_LEVEL;
@@ -101,13 +102,13 @@ impl fmt::Debug for Compressor {
     }
 }
 
-/// Codes one whole body whatever it becomes, for a client that takes it in no other form.
+/// Encodes one whole body even if it grows, for a client that accepts no other form.
 pub fn encode_whole(coding: Coding, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeFailed> {
     out.clear();
     Encoder::whole(coding, Effort::Quick, body.len())?.encode(body, Step::Finish, out)
 }
 
-/// Makes one stream smaller, piece by piece.
+/// Compresses one stream, piece by piece.
 pub struct Encoder {
     coding: Coding,
     state: State,
@@ -120,7 +121,7 @@ enum State {
 }
 
 impl Encoder {
-    /// For a stream of events.
+    /// Creates an encoder for a stream of events.
     pub fn stream(coding: Coding) -> Result<Encoder, EncodeFailed> {
         let gzip_level = Compression::new(limits::GZIP_LEVEL);
         let window_bits = limits::GZIP_STREAM_WINDOW_BITS;
@@ -144,7 +145,7 @@ impl Encoder {
         Ok(Encoder { coding, state })
     }
 
-    /// For one body of this many bytes.
+    /// Creates an encoder for one body of this many bytes.
     fn whole(coding: Coding, effort: Effort, bytes: usize) -> Result<Encoder, EncodeFailed> {
         let (zstd, gzip, brotli) = match effort {
             Effort::Quick => (
@@ -176,7 +177,7 @@ impl Encoder {
         self.coding
     }
 
-    /// Appends what `piece` has become, all of it. Nothing may follow [`Step::Finish`].
+    /// Appends the complete coded form of `piece`. No piece may follow [`Step::Finish`].
     pub fn encode(
         &mut self,
         piece: &[u8],
@@ -236,7 +237,7 @@ fn zstd(
         out.reserve(limits::ENCODER_ROOM_BYTES);
         let start = out.len();
         let mut output = OutBuffer::around_pos(out, start);
-        // Each call takes input, or gives output into room that is never empty.
+        // Each call takes input or produces output, because the room is never empty.
         let left = context.compress_stream2(&mut output, &mut input, end);
         if left.map_err(|_| EncodeFailed)? == 0 && input.pos() == piece.len() {
             return Ok(());
@@ -258,7 +259,7 @@ fn deflate(
             .compress_vec(rest, out, flush)
             .map_err(|_| EncodeFailed)?;
         rest = &rest[(compress.total_in() - taken) as usize..];
-        // zlib has given all that it will once it leaves room.
+        // zlib has no more output for now once it leaves room unused.
         let left_room = out.len() < out.capacity();
         match (status, flush) {
             (Status::StreamEnd, _) => return Ok(()),
@@ -269,7 +270,7 @@ fn deflate(
     }
 }
 
-/// Brotli's state, which wants to be taken down by hand.
+/// Brotli's state, which must be freed explicitly.
 struct Brotli(BrotliEncoderStateStruct<StandardAlloc>);
 
 impl Brotli {
@@ -295,7 +296,7 @@ impl Brotli {
                                _: &mut StandardAlloc| ();
         let (mut left, mut taken) = (piece.len(), 0);
         loop {
-            // Given no room it keeps its output, which is taken from it without a copy between.
+            // Without output room it keeps its output, which is then taken without an extra copy.
             let done = self.0.compress_stream(
                 operation,
                 &mut left,
@@ -313,8 +314,8 @@ impl Brotli {
             if !done {
                 return Err(EncodeFailed);
             }
-            // It takes all input and puts off its work while older output waits: only a call that
-            // gives nothing says that nothing is left.
+            // It takes all input and delays its work while older output waits: only a call without
+            // output shows that nothing is left.
             let is_over = match step {
                 Step::Flush => left == 0 && made == 0,
                 Step::Finish => self.0.is_finished(),

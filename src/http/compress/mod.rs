@@ -1,8 +1,8 @@
 //! Content codings (RFC 9110, section 8.4.1): their names, encoders and bounded decoders.
 //!
-//! Owns what is common to both directions. [`encode`] makes answers smaller, whole or event by
-//! event; [`decode`] undoes what a client did to its body, within bounds. Neither does I/O nor
-//! knows a clock; which coding is spoken is [`super::negotiate`]'s business.
+//! Owns what is common to both directions. [`encode`] compresses responses, whole or event by
+//! event; [`decode`] decodes request bodies, within bounds. Neither does I/O or reads a clock;
+//! [`super::negotiate`] decides which coding is used.
 
 pub mod decode;
 pub mod encode;
@@ -19,8 +19,8 @@ pub enum Coding {
     Gzip,
     /// RFC 7932.
     Brotli,
-    /// RFC 1950: deflate within zlib's wrapper. Read, and never offered: half the field writes the
-    /// bare stream of RFC 1951 under this name.
+    /// RFC 1950: deflate within zlib's wrapper. Accepted but never offered, because many
+    /// implementations send the bare stream of RFC 1951 under this name.
     Deflate,
 }
 
@@ -28,7 +28,7 @@ impl Coding {
     /// `coding as usize` is the index.
     pub const ALL: [Coding; 4] = [Coding::Zstd, Coding::Gzip, Coding::Brotli, Coding::Deflate];
 
-    /// Its name in IANA's registry, and its label in the metrics.
+    /// Returns its name in IANA's registry, which is its label in the metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Coding::Zstd => "zstd",
@@ -38,7 +38,7 @@ impl Coding {
         }
     }
 
-    /// Names are compared without case, and `x-gzip` is gzip (RFC 9110, section 8.4.1.3).
+    /// Parses a name, compared without case; `x-gzip` is gzip (RFC 9110, section 8.4.1.3).
     pub fn parse(name: &str) -> Option<Coding> {
         let is = |coding: &Coding| name.eq_ignore_ascii_case(coding.name());
         let known = Coding::ALL.into_iter().find(is);
@@ -46,11 +46,11 @@ impl Coding {
     }
 }
 
-/// What `Accept-Encoding` of an answer says about request bodies (RFC 9110, section 12.5.3).
+/// The `Accept-Encoding` of a response, about request bodies (RFC 9110, section 12.5.3).
 pub const BODY_CODINGS: &str = "gzip, deflate, br, zstd";
 
-/// Whether compressing answers of this type is worth its time. gRPC compresses its messages itself,
-/// one by one, and nothing else may touch them.
+/// Returns whether compressing responses of this type is worth its time. gRPC compresses its
+/// messages itself, one by one, and they must not be compressed again.
 pub fn is_compressible(content_type: &str) -> bool {
     const TYPES: [&str; 6] = [
         "application/json",

@@ -1,8 +1,8 @@
-//! The most expensive input of a deflate decoder: blocks that hold nothing but their code tables.
+//! The most expensive input for a deflate decoder: blocks that consist of code tables alone.
 //!
 //! Used by the tests of the decoder and, by its path, by tests of the whole daemon.
 
-/// Bits into bytes, the lowest first (RFC 1951, section 3.1.1).
+/// Packs bits into bytes, the lowest first (RFC 1951, section 3.1.1).
 struct Bits {
     bytes: Vec<u8>,
     pending: u32,
@@ -20,8 +20,8 @@ impl Bits {
         }
     }
 
-    /// `symbol` the given number of times over, in the code lengths' own code: 0, 8, 9 and 16
-    /// (repeat three to six times) have two bits each, which are written highest first.
+    /// Writes `symbol` the given number of times in the code of the code lengths: 0, 8, 9 and 16
+    /// (repeat three to six times) have two bits each, written highest first.
     fn push_lengths(&mut self, symbol: u32, mut times: u32) {
         let code = [(0, 0b00), (8, 0b10), (9, 0b01)];
         let (_, code) = code
@@ -46,9 +46,9 @@ impl Bits {
     }
 }
 
-/// Appends `blocks` deflate blocks to `head`. Each is the tables of 286 symbols and the end of the
-/// block, in about 33 bytes. A mebibyte of them decodes to nothing, and its 32,000 tables take
-/// 280 ms where text takes 10. The stream has no end: the last block is missing.
+/// Appends `blocks` deflate blocks to `head`. Each consists of the tables of 286 symbols and the
+/// end of the block, in about 33 bytes. A mebibyte of them decodes to nothing, and its 32,000
+/// tables take 280 ms where text takes 10. The stream has no end: the last block is missing.
 pub fn code_tables(head: &[u8], blocks: usize) -> Vec<u8> {
     let mut bits = Bits {
         bytes: head.to_vec(),
@@ -64,7 +64,7 @@ pub fn code_tables(head: &[u8], blocks: usize) -> Vec<u8> {
         for length in [2, 0, 0, 2, 2, 0, 2] {
             bits.push(length, 3);
         }
-        // 226 codes of 8 bits and 60 of 9 fill the tree; no distance.
+        // 226 codes of 8 bits and 60 of 9 bits fill the tree; there is no distance.
         bits.push_lengths(8, 226);
         bits.push_lengths(9, 60);
         bits.push_lengths(0, 1);

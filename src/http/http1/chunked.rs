@@ -1,8 +1,8 @@
 //! The chunked transfer coding (RFC 9112, section 7.1), decoded in place.
 //!
 //! This file owns the walk through a chunked body. It never needs a byte twice, so the wire bytes
-//! may be cut anywhere: what is half-read lives in the [`Decoder`], not in the buffer. Decoded
-//! bytes are written over wire bytes that were read already; the coding only ever shrinks.
+//! may be cut anywhere: half-read state lives in the [`Decoder`], not in the buffer. Decoded bytes
+//! are written over wire bytes that were read already; decoding only ever shrinks them.
 //!
 //! ```text
 //!   Size --digit--> Size --";"--> Extension --CR--+
@@ -13,13 +13,13 @@
 //!                   Finished <--LF-- EndLf <--CR-- TrailerStart <--LF-- TrailerLf <--CR--+
 //!                                                        \--> TrailerName --":"--> TrailerValue
 //! ```
-//!
+//! Strict where parsers have disagreed, so that requests could be smuggled between them:
 //! Strict where parsers have disagreed with each other and let requests be smuggled between them:
-//!
 //! 1. A size is hexadecimal digits and nothing else: no sign, `0x`, or white space around it.
 //! 2. Every line ends with CRLF; a CR without LF, or an LF without CR, is refused in a size line,
-//!    in an extension, behind the data and in a trailer.
-//! 3. Extensions and trailers are bounded, must hold no control byte, and are thrown away.
+//!    in an extension, after the data and in a trailer.
+//! 3. Extensions and trailers are bounded, must hold no control byte, and are dropped.
+//! 4. A chunk that would exceed the body's limit is refused by its size line, before its data.
 //! 4. A chunk that would exceed the body's limit is refused by its size line, before its data.
 
 use super::{Malformed, is_token_byte, is_value_byte};
@@ -32,7 +32,7 @@ use crate::limits::{
 /// The state of one chunked body.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoder {
-    /// Size of the chunk while its line is read; then what is left of its data.
+    /// The chunk's size while its line is read; then how much of its data is still to come.
     size: u64,
     /// Decoded bytes that the body's limit still allows.
     room_bytes: u64,
@@ -58,21 +58,21 @@ enum Phase {
     Finished,
 }
 
-/// How far a call of [`Decoder::decode`] came.
+/// The result of one call of [`Decoder::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded {
     /// Where the decoded bytes end in the buffer.
     pub write: usize,
-    /// Where the wire bytes begin that were not read: the buffer's end, unless the body ended.
+    /// Where the unread wire bytes begin: at the buffer's end, unless the body ended.
     pub read: usize,
     /// Whether the body and its trailer are complete.
     pub is_finished: bool,
-    /// Chunks that began in this call and hold next to nothing: the caller may lose its patience.
+    /// Chunks begun in this call that hold next to nothing: the caller may lose its patience.
     pub tiny_chunks: u32,
 }
 
 impl Decoder {
-    /// `body_limit` applies to the decoded bytes.
+    /// Creates a decoder. `body_limit` applies to the decoded bytes.
     pub const fn new(body_limit: usize) -> Decoder {
         Decoder {
             size: 0,
@@ -84,8 +84,8 @@ impl Decoder {
         }
     }
 
-    /// Reads the wire bytes from `read` on and writes what they decode to from `write` on, which
-    /// must not be greater. After an error the decoder must not be called again.
+    /// Reads the wire bytes from `read` on and writes the decoded bytes from `write` on, which must
+    /// not be greater than `read`. After an error the decoder must not be called again.
     pub fn decode(
         &mut self,
         buffer: &mut [u8],
@@ -145,7 +145,7 @@ impl Decoder {
             (Phase::SizeLf | Phase::TrailerLf | Phase::EndLf, _) => Err(Malformed::bad(
                 "a CR in a chunked body is not followed by LF",
             )),
-            // `decode` calls for neither.
+            // `decode` never gets here in these phases.
             (Phase::Data | Phase::Finished, _) => Ok(self.phase),
         }
     }
@@ -158,7 +158,7 @@ impl Decoder {
             return Err(Malformed::bad("a chunk size has too many digits"));
         }
         self.digits += 1;
-        // 16 digits of 4 bits: nothing is shifted out.
+        // At most 16 digits of 4 bits: nothing is shifted out.
         self.size = self.size << 4 | u64::from(digit);
         Ok(Phase::Size)
     }
@@ -174,7 +174,7 @@ impl Decoder {
         }
     }
 
-    /// The size line is complete.
+    /// Handles the end of the size line.
     fn handle_size(&mut self) -> Result<Phase, Malformed> {
         if self.size == 0 {
             return Ok(Phase::TrailerStart);
@@ -218,8 +218,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Feeds the wire bytes in the pieces that end at `cuts`; the decoded bytes and how many wire
-    /// bytes the body took. `None`: it has not ended.
+    /// Feeds the wire bytes in pieces that end at `cuts`. Returns the decoded bytes and how many
+    /// wire bytes the body took; `None` if it has not ended.
     fn decode(
         wire: &[u8],
         cuts: &[usize],
@@ -248,7 +248,7 @@ mod tests {
         Ok(None)
     }
 
-    /// The result is the same for the whole, for every cut in two, and byte by byte.
+    /// Checks that the result is the same for the whole, for every cut in two, and byte by byte.
     fn decode_all_ways(wire: &[u8], limit: usize) -> Result<Option<(Vec<u8>, usize)>, Malformed> {
         let whole = decode(wire, &[], limit);
         for cut in 0..=wire.len() {

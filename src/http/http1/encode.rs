@@ -1,13 +1,13 @@
-//! Answers as bytes (RFC 9112): status line, fields, chunks.
+//! Responses as bytes (RFC 9112): status line, fields, chunks.
 //!
-//! This file owns the fields that the protocol itself makes: `Content-Length`,
-//! `Transfer-Encoding`, `Connection` and `Date`. It appends to a buffer that the connection keeps,
-//! so nothing is allocated once that buffer has grown. No `Server` field is sent: it would help
-//! nobody but who looks for a version with a hole.
+//! This file owns the fields that the protocol itself makes: `Content-Length`, `Transfer-Encoding`,
+//! `Connection` and `Date`. It appends to a buffer that the connection keeps, so nothing is
+//! allocated once that buffer has grown. No `Server` field is sent: it would only help someone
+//! scanning for vulnerable versions.
 
 use crate::http::{Answer, Fields, Version};
 
-/// How the end of an answer's body is told to the client.
+/// How the client learns where a response's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyFraming {
     /// By `Content-Length`. For HEAD: the length that GET would have, and no body follows.
@@ -16,12 +16,12 @@ pub enum BodyFraming {
     Chunked,
     /// By the end of the connection: a stream to an HTTP/1.0 client.
     UntilClose,
-    /// Not at all: nothing is said and nothing follows, as for HEAD on a stream.
+    /// No framing field and no body, as for HEAD on a stream.
     None,
 }
 
 impl BodyFraming {
-    /// How a body of unknown length is framed for a client of this version.
+    /// Returns how a body of unknown length is framed for a client of this version.
     pub const fn stream(version: Version) -> BodyFraming {
         match version {
             Version::Http10 => BodyFraming::UntilClose,
@@ -30,20 +30,20 @@ impl BodyFraming {
     }
 }
 
-/// What a client on HTTP/1.1 is told when it waits with its body (RFC 9110, section 15.2.1).
+/// The interim response for an HTTP/1.1 client that holds its body back (RFC 9110, section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// The chunk of no bytes, after which trailers may follow.
+/// The empty chunk, after which trailers may follow.
 const LAST_CHUNK: &[u8] = b"0\r\n";
 
-/// Whether an answer of this status never has a body (RFC 9110, section 6.4.1).
+/// Returns whether a response of this status never has a body (RFC 9110, section 6.4.1).
 pub const fn is_bodiless(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }
 
-/// Appends the head of an answer. `date` is what [`http_date`] makes, kept for a second by the
-/// caller. Whether the connection really goes on is the caller's decision; a body that ends with
-/// the connection decides it here.
+/// Appends the head of a response. `date` comes from [`http_date`]; the caller keeps it for a
+/// second. The caller decides whether the connection goes on, except that a body framed by the end
+/// of the connection always closes it.
 pub fn response_head(
     out: &mut Vec<u8>,
     answer: &Answer<'_>,
@@ -84,7 +84,7 @@ pub fn response_head(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends one chunk. Nothing for no data: an empty chunk would end the body.
+/// Appends one chunk. Appends nothing for empty data: an empty chunk would end the body.
 pub fn chunk(out: &mut Vec<u8>, data: &[u8]) {
     if data.is_empty() {
         return;
@@ -97,7 +97,7 @@ pub fn chunk(out: &mut Vec<u8>, data: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The chunk of no bytes, the trailer section behind it (RFC 9112, section 7.1.2), and the end.
+/// Appends the empty chunk, the trailer section (RFC 9112, section 7.1.2), and the end.
 pub fn last_chunk(out: &mut Vec<u8>, trailers: &Fields) {
     out.extend_from_slice(LAST_CHUNK);
     out.extend_from_slice(trailers.lines());
@@ -108,8 +108,8 @@ pub fn continue_100(out: &mut Vec<u8>) {
     out.extend_from_slice(CONTINUE);
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7) for seconds since 1970, as a year of
-/// four digits allows.
+/// Formats seconds since 1970 as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7), as far
+/// as a year of four digits allows.
 pub fn http_date(unix_seconds: u64) -> [u8; 29] {
     const WEEKDAYS: &[u8] = b"ThuFriSatSunMonTueWed";
     const MONTHS: &[u8] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
@@ -133,10 +133,10 @@ pub fn http_date(unix_seconds: u64) -> [u8; 29] {
     date
 }
 
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+/// Returns year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
 ///
-/// Years are counted from March, so that the leap day is a year's last day and months follow a
-/// straight line: 153 days in every five of them.
+/// Years are counted from March, so that the leap day is a year's last day and month lengths follow
+/// a straight line: every five months have 153 days.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     const DAYS_FROM_MARCH_0000: u64 = 719_468;
     const DAYS_OF_ERA: u64 = 146_097; // 400 years
@@ -174,7 +174,7 @@ fn is_made_here(name: &str) -> bool {
     )
 }
 
-/// The number without leading zeros, at the end of `digits`.
+/// Writes the number without leading zeros at the end of `digits`, and returns that part.
 fn hexadecimal(number: u64, digits: &mut [u8; 16]) -> &[u8] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut rest = number;
@@ -191,7 +191,7 @@ fn hexadecimal(number: u64, digits: &mut [u8; 16]) -> &[u8] {
 
 macro_rules! status_lines {
     ($($status:literal $reason:literal),+ $(,)?) => {
-        /// The whole status line, for every status that the daemon gives.
+        /// Returns the whole status line for every status that the daemon sends.
         const fn known_status_line(status: u16) -> Option<&'static str> {
             match status {
                 $($status => Some(concat!("HTTP/1.1 ", $status, " ", $reason, "\r\n")),)+

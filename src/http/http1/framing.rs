@@ -1,15 +1,15 @@
 //! Where a request's body ends (RFC 9112, section 6): from two fields, one verdict.
 //!
-//! This file owns the decision that request smuggling is about. It must never repair: a proxy in
-//! front of the daemon may have read the same bytes in the other way. So it is stricter than the
-//! RFC, which lets a server mend some of these, and as strict as nginx:
+//! This file owns the decision that request smuggling attacks. It must never repair a request: a
+//! proxy in front of the daemon may have read the same bytes the other way. So it is stricter than
+//! the RFC, which lets a server repair some of these, and as strict as nginx:
 //!
 //! 1. `Transfer-Encoding` with `Content-Length`, on HTTP/1.0, repeated, or other than exactly
-//!    `chunked`: refused. The RFC would let a server answer 501 for a coding that it does not
-//!    know; a coding that we misread is the more likely case, so it is 400 like the rest.
+//!    `chunked`: refused. The RFC would let a server send 501 for a coding that it does not know; a
+//!    coding that we misread is more likely, so it gets 400 like the rest.
 //! 2. `Content-Length` repeated (even with equal values), a list, signed, empty, hexadecimal or
 //!    beyond 64 bits: refused.
-//! 3. Neither: there is no body.
+//! 3. Neither field: there is no body.
 
 use super::Malformed;
 use crate::http::Version;
@@ -17,15 +17,15 @@ use crate::http::Version;
 /// How the body of a request is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none.
+    /// There is no body.
     None,
-    /// So many bytes follow the head.
+    /// This many bytes follow the head.
     Length(u64),
-    /// Chunks follow the head, the last of size zero, and a trailer section.
+    /// Chunks follow the head, the last of size zero, then a trailer section.
     Chunked,
 }
 
-/// Collects the two fields while the head's fields are walked through once.
+/// Collects the two fields in one pass over the head's fields.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FramingFields {
     length: Option<u64>,
@@ -33,7 +33,7 @@ pub struct FramingFields {
 }
 
 impl FramingFields {
-    /// The value of a `Content-Length` field, without the white space around it.
+    /// Takes the value of a `Content-Length` field, without the white space around it.
     pub fn handle_content_length(&mut self, value: &[u8]) -> Result<(), Malformed> {
         if self.length.is_some() {
             return Err(Malformed::bad("Content-Length is repeated"));
@@ -42,7 +42,7 @@ impl FramingFields {
         Ok(())
     }
 
-    /// The value of a `Transfer-Encoding` field, without the white space around it.
+    /// Takes the value of a `Transfer-Encoding` field, without the white space around it.
     pub fn handle_transfer_encoding(&mut self, value: &[u8]) -> Result<(), Malformed> {
         if self.is_chunked {
             return Err(Malformed::bad("Transfer-Encoding is repeated"));
@@ -56,7 +56,7 @@ impl FramingFields {
         Ok(())
     }
 
-    /// The verdict, after the last field.
+    /// Returns the verdict, after the last field.
     pub fn conclude(self, version: Version) -> Result<Framing, Malformed> {
         match (self.is_chunked, self.length) {
             (true, Some(_)) => Err(Malformed::bad(
@@ -72,7 +72,7 @@ impl FramingFields {
     }
 }
 
-/// `1*DIGIT` and nothing else: `str::parse` would take a plus sign.
+/// Parses `1*DIGIT` and nothing else: `str::parse` would accept a plus sign.
 fn decimal(value: &[u8]) -> Result<u64, Malformed> {
     if value.is_empty() {
         return Err(Malformed::bad("Content-Length is empty"));

@@ -1,12 +1,12 @@
-//! What a request's head says: the request line and the fields, read once the head is whole.
+//! Reads a request's head, the request line and the fields, once it is whole.
 //!
-//! This file owns the meaning of the head and keeps no byte of it. `httparse` does the cutting. It
-//! is made to read what the world sends; where it is laxer than RFC 9112, the [`scanner`] has
-//! refused already (bare LF, empty lines), and the rest is refused here:
+//! This file owns the meaning of the head and keeps no byte of it. `httparse` does the parsing. It
+//! accepts what clients actually send, which is more than RFC 9112 allows. The [`scanner`] has
+//! refused some of that already (bare LF, empty lines); the rest is refused here:
 //!
 //! 1. The head that [`parse`] reads ends exactly where the scanner found its end.
-//! 2. HTTP/1.1 names its host once; any version that names one names a valid one, once.
-//! 3. Method, target, version, names and values hold no byte that their grammar does not know.
+//! 2. HTTP/1.1 names its host exactly once; in any version, a named host is valid and named once.
+//! 3. Method, target, version, names and values hold only bytes that their grammar allows.
 //!
 //! [`scanner`]: super::scanner
 
@@ -23,7 +23,7 @@ pub(super) const TOO_MANY: Malformed = Malformed::new(
     "the request has more fields than limits.max_headers",
 );
 
-/// Room for the fields of a head on the stack, uninitialised until `httparse` fills it.
+/// Room for a head's fields on the stack, uninitialised until `httparse` fills it.
 pub struct Storage<'a>([MaybeUninit<httparse::Header<'a>>; HTTP_FIELDS_MAX]);
 
 impl Storage<'_> {
@@ -38,21 +38,21 @@ impl Default for Storage<'_> {
     }
 }
 
-/// A head that was read and found valid.
+/// A parsed and valid head.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     pub request: Request<'a>,
     pub framing: Framing,
-    /// Whether the client wants the connection to go on after the answer.
+    /// Whether the client wants the connection to go on after the response.
     pub keep_alive: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
-    /// Bytes of the head, the empty line at its end included.
+    /// Bytes of the head, including the empty line at its end.
     pub len: usize,
 }
 
-/// Reads a head. `bytes` is all of it and nothing else: what the scanner found within its bounds,
-/// so that a second reading succeeds if the first did.
+/// Parses a head. `bytes` must be exactly the head that the scanner found within its bounds, so
+/// that a second parse succeeds if the first did.
 pub fn parse<'a>(bytes: &'a [u8], storage: &'a mut Storage<'a>) -> Result<Head<'a>, Malformed> {
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(bytes, &mut storage.0) {
@@ -87,7 +87,7 @@ pub fn parse<'a>(bytes: &'a [u8], storage: &'a mut Storage<'a>) -> Result<Head<'
     })
 }
 
-/// The fields that the protocol itself reads, gathered in one walk.
+/// The fields that the protocol itself reads, gathered in one pass.
 #[derive(Default)]
 struct ProtocolFields {
     framing: FramingFields,
@@ -106,7 +106,7 @@ impl ProtocolFields {
         for header in headers {
             fields.handle_field(header.name, header.value, version)?;
         }
-        // HTTP/1.0 knows no Host; what 1.0 clients send of it must be valid all the same.
+        // HTTP/1.0 does not require Host; if a 1.0 client sends one, it must still be valid.
         if !fields.has_host && version != Version::Http10 {
             return Err(Malformed::bad("the Host field is missing"));
         }
@@ -120,7 +120,7 @@ impl ProtocolFields {
         version: Version,
     ) -> Result<(), Malformed> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
-        // The length tells most fields apart before a letter is compared.
+        // The length rules most fields out before a letter is compared.
         match name.len() {
             4 if is("host") => self.handle_host(value),
             6 if is("expect") => self.handle_expect(value, version),
@@ -184,7 +184,7 @@ pub fn expects_continue(value: &[u8]) -> Result<bool, Malformed> {
     Ok(expects)
 }
 
-/// What `httparse` refused, in words that help the sender.
+/// Explains what `httparse` refused, in words that help the sender.
 fn explain(error: httparse::Error, bytes: &[u8]) -> Malformed {
     use httparse::Error;
     match error {
@@ -201,8 +201,9 @@ fn explain(error: httparse::Error, bytes: &[u8]) -> Malformed {
     }
 }
 
-/// A version that exists and is not spoken here is told from one that does not exist. nginx
-/// answers 505 to the former; the catalogue's word for what HTTP defines and we do not do is 501.
+/// Distinguishes a version that exists but is not supported from one that does not exist. nginx
+/// sends 505 for the former; the daemon's error catalogue uses 501 for HTTP features that it does
+/// not support.
 fn explain_version(bytes: &[u8]) -> Malformed {
     let line = bytes
         .split(|&byte| byte == b'\r')
@@ -228,7 +229,7 @@ mod tests {
     use crate::http::http1::Bounds;
     use crate::http::http1::scanner::HeadScanner;
 
-    /// The whole head of `text`, scanned and parsed; `check` sees what was read.
+    /// Scans and parses the whole head of `text`; `check` gets the result.
     fn read<T>(text: &str, check: impl FnOnce(Head<'_>) -> T) -> Result<T, Malformed> {
         let bounds = Bounds::default();
         let place = HeadScanner::default()

@@ -1,8 +1,8 @@
 //! HTTP/1.1 (RFC 9112) as a codec: it owns the meaning of bytes and nothing else.
 //!
 //! It never touches a socket, a thread or a clock; it never waits, and it never guesses. A message
-//! that two readers could cut at different places is how requests are smuggled past a proxy, so
-//! whatever is ambiguous is refused, and the connection that sent it is closed.
+//! that two readers could cut at different places is how requests are smuggled past a proxy. So
+//! anything ambiguous is refused, and the connection that sent it is closed.
 //!
 //! ```text
 //!                     input: one contiguous buffer, the request's first byte at 0
@@ -18,12 +18,12 @@
 //!   the service admits: Reception::accept(head, body_limit)
 //!        |
 //!        v
-//!   Progress::Complete(Message) -> the service answers -> encode::response_head, chunk, last_chunk
+//!   Progress::Complete(Message) -> service responds -> encode::response_head, chunk, last_chunk
 //! ```
 //!
 //! Reading order: [`reception`] drives the others; [`scanner`] finds the head's end; [`head`] and
 //! [`target`] read it; [`framing`] decides where the body ends; [`chunked`] decodes it; [`encode`]
-//! writes answers.
+//! writes responses.
 
 pub mod chunked;
 pub mod encode;
@@ -40,14 +40,14 @@ pub use framing::Framing;
 pub use head::{Head, Storage};
 pub use reception::{Accepted, HeadSpan, Message, Progress, Reception, Stage};
 
-/// What a request may measure, from the configuration; [`crate::limits`] caps each.
+/// The bounds of a request, from the configuration; [`crate::limits`] caps each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Request line and fields with their line ends; more is 431.
+    /// Request line and fields with their line ends; a larger head gets 431.
     pub head_bytes_max: usize,
-    /// The request target; more is 414.
+    /// The request target; a longer one gets 414.
     pub uri_bytes_max: usize,
-    /// Field lines; more is 431.
+    /// Field lines; more get 431.
     pub fields_max: usize,
 }
 
@@ -61,8 +61,8 @@ impl Default for Bounds {
     }
 }
 
-/// Why a request cannot be received. It is answered once, and the connection is closed: after
-/// such bytes nobody knows where the next request would begin.
+/// Why a request cannot be received. The client gets one response, and the connection is closed:
+/// after such bytes it is unknown where the next request would begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed {
     pub code: ErrorCode,
@@ -86,13 +86,13 @@ impl From<Malformed> for ApiError {
     }
 }
 
-/// Whether a byte may stand in a token (RFC 9110, section 5.6.2): methods and field names.
+/// Returns whether a byte is allowed in a token (RFC 9110, section 5.6.2): methods and field names.
 pub(crate) const fn is_token_byte(byte: u8) -> bool {
     const TABLE: [bool; 256] = byte_table(b"!#$%&'*+-.^_`|~");
     TABLE[byte as usize]
 }
 
-/// The ASCII letters, the digits and `marks`.
+/// Marks the ASCII letters, the digits and `marks`.
 const fn byte_table(marks: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -108,7 +108,7 @@ const fn byte_table(marks: &[u8]) -> [bool; 256] {
     table
 }
 
-/// Whether a byte may stand in a field's value (RFC 9110, section 5.5): anything but controls.
+/// Returns whether a byte is allowed in a field's value (RFC 9110, section 5.5): all but controls.
 pub(crate) const fn is_value_byte(byte: u8) -> bool {
     byte >= b' ' && byte != 0x7f || byte == b'\t'
 }

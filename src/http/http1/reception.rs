@@ -1,15 +1,15 @@
 //! One request being received on one connection.
 //!
-//! [`Reception`] owns where in a request we are, and no byte of it. The connection owns one
-//! contiguous buffer whose first byte is the request's first, and drives:
+//! [`Reception`] owns the position within a request, and no byte of it. The connection owns one
+//! contiguous buffer that begins with the request's first byte, and drives:
 //!
 //! ```text
 //!   poll --Partial{keep}--> read more, poll again        (keep input[..keep], append behind it)
-//!   poll --Head(span)-----> span.parse, ask the service, accept --Complete(message)--> answer
+//!   poll --Head(span)-----> span.parse, ask the service, accept --Complete(message)--> respond
 //!                                                           \--Waiting-----------> poll again
 //!                                                            \-WaitingForContinue-> send 100, poll
-//!   poll --Complete(message)--> answer; drop input[..message.consumed]; restart
-//!   any  --Err(malformed)-----> answer once, close
+//!   poll --Complete(message)--> respond; drop input[..message.consumed]; restart
+//!   any  --Err(malformed)-----> respond once, close
 //!
 //!   Idle --byte--> Head --end--> Deciding --accept--> Body --end--> Complete --restart--> Idle
 //!      \____________\______________\_____refusal_______\_____> Refused (for good)
@@ -19,10 +19,10 @@
 //!
 //! 1. `Partial` is returned only when the input was used up: a call without new bytes changes
 //!    nothing, so a caller that reads between calls always makes progress.
-//! 2. How the bytes were cut into inputs changes no request, no refusal and no position in it.
+//! 2. The way the bytes were cut into inputs changes no request, no refusal and no position.
 //! 3. The head is not moved or changed after `Head` was returned; a chunked body is decoded right
 //!    behind it, so `message.head` and `message.body` are always neighbours.
-//! 4. Bytes behind the request are neither read nor moved: they begin at `message.consumed`.
+//! 4. Bytes after the request are neither read nor moved: they begin at `message.consumed`.
 //! 5. A refusal is final.
 
 use std::ops::Range;
@@ -32,11 +32,11 @@ use super::scanner::{HeadPlace, HeadScanner};
 use super::{Bounds, Framing, Head, Malformed, Storage, head};
 use crate::error::ErrorCode;
 
-/// The state of one request; see the head of this file. Small, since every connection has one.
+/// The state of one request; see the head of this file. Small, because every connection has one.
 #[derive(Debug)]
 pub struct Reception {
     state: State,
-    /// Chunks of next to nothing that nobody has asked for yet.
+    /// Very small chunks that have come since the caller last asked.
     tiny_chunks: u32,
 }
 
@@ -63,43 +63,44 @@ enum State {
     Refused(Malformed),
 }
 
-/// What the connection waits for: it chooses its deadline by this.
+/// The part of a request that the connection waits for, which decides its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// No byte of a request has come.
     Idle,
     Head,
-    /// The head is whole and was neither accepted nor refused.
+    /// The head is whole and has not been accepted or refused yet.
     Deciding,
     Body,
     Complete,
     Refused,
 }
 
-/// What [`Reception::poll`] found.
+/// The result of [`Reception::poll`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The request goes on. The next input is `input[..keep]` and the new bytes behind it: what
-    /// lies beyond `keep` was decoded and is done with.
+    /// The request goes on. The next input must be `input[..keep]` and the new bytes after it: the
+    /// bytes beyond `keep` are decoded and no longer needed.
     Partial { keep: usize },
-    /// The head is whole. Parse it, and [`Reception::accept`] the request or refuse it.
+    /// The head is whole. The caller must parse it, and [`Reception::accept`] the request or refuse
+    /// it.
     Head(HeadSpan),
     /// The request is whole.
     Complete(Message),
 }
 
-/// What follows from [`Reception::accept`].
+/// The result of [`Reception::accept`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// The body is there already (or there is none): the head need not be parsed again.
+    /// The body is complete already (or there is none): the head need not be parsed again.
     Complete(Message),
-    /// The body is still to be polled for.
+    /// The caller must go on polling for the body.
     Waiting,
-    /// The same, and the client holds it back until it has got `100 Continue`. Said once.
+    /// The same, but the client holds the body back until it gets `100 Continue`. Returned once.
     WaitingForContinue,
 }
 
-/// Where a head lies in the input.
+/// The position of a head in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadSpan(HeadPlace);
 
@@ -108,7 +109,8 @@ impl HeadSpan {
         self.0.start as usize..self.0.end as usize
     }
 
-    /// Whether an empty line came before it, which a server ignores (RFC 9112, section 2.2).
+    /// Returns whether an empty line came before it, which a server ignores (RFC 9112, section
+    /// 2.2).
     pub const fn follows_empty_line(self) -> bool {
         self.0.start != 0
     }
@@ -117,19 +119,20 @@ impl HeadSpan {
         self.0.end as usize
     }
 
-    /// Reads the head out of the input in which it was found. An error is final: answer, close.
+    /// Parses the head in the input in which it was found. An error is final: respond and close.
     pub fn parse<'a>(
         self,
         input: &'a [u8],
         storage: &'a mut Storage<'a>,
     ) -> Result<Head<'a>, Malformed> {
-        // The span came from this input or from its beginning; a shorter one is the caller's bug.
+        // The span belongs to this input or to its beginning; a shorter input is a bug of the
+        // caller.
         let bytes = input.get(self.range()).ok_or(OUT_OF_TURN)?;
         head::parse(bytes, storage)
     }
 }
 
-/// Where a whole request lies in the input.
+/// The position of a whole request in the input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub head: HeadSpan,
@@ -153,7 +156,7 @@ impl Reception {
         }
     }
 
-    /// Begins with the next request, whose first byte will be the input's first.
+    /// Starts the next request, whose first byte will be the first of the input.
     pub fn restart(&mut self) {
         *self = Reception::new();
     }
@@ -169,14 +172,14 @@ impl Reception {
         }
     }
 
-    /// How many chunks of next to nothing have come since this was last asked: legal, harmless
-    /// once, and an attack by the thousand. What it means is the caller's decision.
+    /// Returns how many very small chunks have come since the last call: legal, harmless once, and
+    /// an attack by the thousand. The caller decides what to do about them.
     pub fn take_tiny_chunks(&mut self) -> u32 {
         std::mem::take(&mut self.tiny_chunks)
     }
 
-    /// Goes as far as the input allows. The input begins where the request begins and, except for
-    /// what a `Partial` dropped, is what it was at the last call, and perhaps more.
+    /// Goes as far as the input allows. The input begins where the request begins. Except for the
+    /// bytes that a `Partial` dropped, it must begin with the input of the last call.
     pub fn poll(&mut self, input: &mut [u8], bounds: &Bounds) -> Result<Progress, Malformed> {
         match &mut self.state {
             State::Head(scanner) => match scanner.poll(input, bounds) {
@@ -205,11 +208,11 @@ impl Reception {
         }
     }
 
-    /// The service takes the request whose head was just parsed, with a body of at most
-    /// `body_limit` bytes. `input_bytes` is the length of the input that the head was parsed from.
+    /// Accepts the request whose head was just parsed, with a body of at most `body_limit` bytes.
+    /// `input_bytes` is the length of the input from which the head was parsed.
     ///
     /// A request that the service refuses by its head alone may be accepted all the same, so that
-    /// its body is read away and the connection lives on after the refusal.
+    /// its body is read and dropped and the connection survives the refusal.
     pub fn accept(
         &mut self,
         head: &Head<'_>,
@@ -246,7 +249,7 @@ impl Reception {
                 };
             }
         }
-        // RFC 9110, section 10.1.1: no 100 is due once a part of the body has come.
+        // RFC 9110, section 10.1.1: no 100 is needed once a part of the body has come.
         Ok(match head.expects_continue && received_bytes == 0 {
             true => Accepted::WaitingForContinue,
             false => Accepted::Waiting,
@@ -262,7 +265,7 @@ impl Reception {
         else {
             return Err(self.refuse(OUT_OF_TURN));
         };
-        // Everything decoded so far stands behind the head, and new wire bytes behind that.
+        // All decoded bytes follow the head, and new wire bytes follow them.
         let decoded_end = head.end() + *body_bytes;
         match decoder.decode(input, decoded_end, decoded_end) {
             Ok(Decoded {
@@ -306,7 +309,7 @@ impl Reception {
     }
 }
 
-/// The connection called in the wrong order: a bug of ours, and no reason to fall over.
+/// The connection called in the wrong order: a bug of ours, but no reason to panic.
 const OUT_OF_TURN: Malformed =
     Malformed::new(ErrorCode::Internal, "the request was received out of turn");
 
@@ -325,11 +328,11 @@ mod tests {
 
     const LIMIT: usize = 64;
 
-    /// What one connection received: its requests, and why it ended if it was refused.
+    /// The requests that one connection received, and the refusal that ended it, if any.
     type Received = (Vec<(String, Vec<u8>)>, Option<Malformed>);
 
-    /// A connection as the reactor has one, without a socket: appends what arrives, polls, drops
-    /// what was consumed. Bounded: a reception that makes no progress fails the test.
+    /// A connection like the reactor's, without a socket: appends what arrives, polls, drops what
+    /// was consumed. Bounded: a reception that makes no progress fails the test.
     #[derive(Default)]
     struct Connection {
         reception: Reception,
@@ -357,7 +360,7 @@ mod tests {
             panic!("no progress in {:?}", self.input);
         }
 
-        /// Whether there may be more to do without more bytes.
+        /// Returns whether there may be more to do without more bytes.
         fn turn(&mut self) -> Result<bool, Malformed> {
             let bounds = Bounds::default();
             match self.reception.poll(&mut self.input, &bounds)? {
@@ -532,7 +535,7 @@ mod tests {
         assert_eq!(connection.input, b"rest");
     }
 
-    /// A request that is valid, or nearly so.
+    /// A request that is valid, or nearly valid.
     fn request() -> impl Strategy<Value = Vec<u8>> {
         let body = prop::collection::vec(any::<u8>(), 0..LIMIT + 2);
         let line = prop::sample::select(vec![
@@ -586,7 +589,7 @@ mod tests {
         ) {
             let head: &[u8] = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
             let wire = if is_behind_a_head { [head, &wire].concat() } else { wire };
-            // `Connection::receive` panics where no progress is made.
+            // `Connection::receive` panics if no progress is made.
             let _verdict = receive_in_pieces(&wire, &[]);
         }
     }

@@ -1,9 +1,9 @@
-//! Where a request's head ends, in bytes that may arrive one by one.
+//! Finds the end of a request's head, even if its bytes arrive one by one.
 //!
-//! This file owns the search and must never interpret: what the head says is read once it is
-//! whole. What it sees on the way it uses to refuse early.
+//! This file owns the search and must never interpret: the head is read once it is whole. The bytes
+//! that the search passes are used only to refuse early.
 //!
-//! 1. Every LF of the head follows a CR; the scanner looks for LF anyway.
+//! 1. Every LF of the head must follow a CR; the scanner looks for the LF.
 //! 2. At most one empty line precedes the request line (RFC 9112, section 2.2).
 //! 3. A byte is searched once however the head is cut, so the total work is linear.
 //! 4. A bound is applied as soon as the bytes show that it is exceeded, not at the head's end.
@@ -18,20 +18,20 @@ const TOO_LARGE: Malformed = Malformed::new(
     "the head of the request is larger than limits.max_head",
 );
 
-/// Finds the end of a head, looking only at what is new. Positions count from the input's start.
+/// Finds the end of a head, looking only at new bytes. Positions count from the start of the input.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
-    /// Bytes that were looked at.
+    /// Bytes that were searched.
     scanned: u32,
-    /// Where the line begins that is not complete yet.
+    /// Where the line that is not complete yet begins.
     line_start: u32,
-    /// Where the request line begins: behind an empty line, if one came first.
+    /// Where the request line begins: after an empty line, if one came first.
     start: u32,
     /// Complete lines, the request line included.
     lines: u32,
 }
 
-/// Where a whole head lies in the input.
+/// The position of a whole head in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadPlace {
     pub start: u32,
@@ -39,18 +39,18 @@ pub struct HeadPlace {
 }
 
 impl HeadScanner {
-    /// Whether no byte has been looked at yet.
+    /// Returns whether no byte has been looked at yet.
     pub const fn is_untouched(&self) -> bool {
         self.scanned == 0
     }
 
-    /// `input` is what it was at the last call, and perhaps more. `None`: the end is not there yet.
+    /// `input` must begin with the input of the last call. `None`: the head has not ended yet.
     pub fn poll(&mut self, input: &[u8], bounds: &Bounds) -> Result<Option<HeadPlace>, Malformed> {
         loop {
-            // What lies beyond the bound is never looked at: it may be megabytes of body.
+            // Bytes beyond the bound are never searched: they may be megabytes of body.
             let window = &input[..input.len().min(self.window_end(bounds))];
             self.check_first_byte(window)?;
-            // A reload may have lowered the bound below what was looked at already.
+            // A reload may have lowered the bound below the bytes that were searched already.
             let unscanned = window.get(self.scanned as usize..).ok_or(TOO_LARGE)?;
             let Some(offset) = memchr::memchr(b'\n', unscanned) else {
                 return self.handle_partial_line(window, input, bounds);
@@ -67,7 +67,8 @@ impl HeadScanner {
         }
     }
 
-    /// All of `window`, which is `input` up to the bound, was looked at.
+    /// Checks a line that has begun. All of `window`, which is `input` up to the bound, was
+    /// searched.
     fn handle_partial_line(
         &mut self,
         window: &[u8],
@@ -76,8 +77,8 @@ impl HeadScanner {
     ) -> Result<Option<HeadPlace>, Malformed> {
         self.scanned = window.len() as u32;
         let line = &window[self.line_start as usize..];
-        // Below this length nothing can be too long, and looking again at each byte would make
-        // a line that drips in cost the square of its length.
+        // Below this length nothing can be too long. Checking again at each byte would cost the
+        // square of the length of a line that drips in.
         if self.lines == 0 && line.len() > bounds.uri_bytes_max {
             check_request_line(line, bounds)?;
         }
@@ -87,7 +88,7 @@ impl HeadScanner {
         }
     }
 
-    /// One complete line, without its CRLF.
+    /// Checks one complete line, given without its CRLF.
     fn handle_line(
         &mut self,
         line: &[u8],
@@ -120,8 +121,8 @@ impl HeadScanner {
         self.start as usize + bounds.head_bytes_max.min(HTTP_HEAD_BYTES_CEILING)
     }
 
-    /// A TLS handshake on a clear-text port shows itself by its first byte; it need not wait for
-    /// the header deadline.
+    /// Refuses a TLS handshake on a clear-text port by its first byte; it need not wait for the
+    /// header deadline.
     fn check_first_byte(&self, window: &[u8]) -> Result<(), Malformed> {
         match window.get(self.start as usize) {
             Some(&byte) if self.lines == 0 && !is_token_byte(byte) && byte != b'\r' => {
@@ -132,14 +133,14 @@ impl HeadScanner {
     }
 }
 
-/// The parts of a request line that have a bound. `line` may be its beginning only.
+/// Checks the bounded parts of a request line. `line` may be only its beginning.
 fn check_request_line(line: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
     // " HTTP/1.1" and the CR that a partial line may end with.
     const AFTER_TARGET_BYTES_MAX: usize = 10;
     let method_window = &line[..line.len().min(HTTP_METHOD_BYTES_MAX + 1)];
     let Some(method_end) = find_space(method_window) else {
         return match line.len() > HTTP_METHOD_BYTES_MAX {
-            // RFC 9112, section 3: a method longer than any that is implemented is 501.
+            // RFC 9112, section 3: a method longer than any that is implemented gets 501.
             true => Err(Malformed::new(
                 ErrorCode::NotImplemented,
                 "no method that long exists",
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(found, Some((2 + PLAIN.len(), place)));
     }
 
-    /// Feeds `text` byte by byte; the number of bytes that were needed for a refusal.
+    /// Feeds `text` byte by byte; returns how many bytes were needed for a refusal.
     fn bytes_until_refused(text: &str, bounds: &Bounds) -> (usize, ErrorCode) {
         let mut scanner = HeadScanner::default();
         for end in 1..=text.len() {
@@ -283,7 +284,7 @@ mod tests {
         ] {
             assert!(scan(&smaller).is_err(), "{smaller:?}");
         }
-        // However many fields the configuration allows, the storage holds so many.
+        // However many fields the configuration allows, the storage holds this many.
         let fields = "a: b\r\n".repeat(HTTP_FIELDS_MAX);
         let text = format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
         let generous = Bounds {

@@ -1,9 +1,9 @@
 //! The request target (RFC 9112, section 3.2) and the host that it or the `Host` field names.
 //!
-//! This file owns the three forms that an origin server takes (`/path?query`,
-//! `http://host/path?query` and, for OPTIONS, `*`) and must never decode: what `%2e` means is the
-//! router's business. A target with a fragment, a user, a byte outside visible ASCII or a scheme
-//! other than HTTP's is refused.
+//! This file owns the three forms that an origin server accepts (`/path?query`,
+//! `http://host/path?query` and, for OPTIONS, `*`) and must never decode: the router interprets
+//! `%2e`. A target with a fragment, a user, a byte outside visible ASCII or a scheme other than
+//! HTTP's is refused.
 
 use super::{Malformed, byte_table};
 use crate::error::ErrorCode;
@@ -13,10 +13,10 @@ pub const CONNECT_IS_FOR_PROXIES: Malformed = Malformed::new(
     "CONNECT is for proxies, and this server is not a proxy",
 );
 
-/// A target's parts.
+/// The parts of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target<'a> {
-    /// Of the absolute form. It replaces the `Host` field (RFC 9112, section 3.2.2).
+    /// From the absolute form. It replaces the `Host` field (RFC 9112, section 3.2.2).
     pub authority: Option<&'a str>,
     /// Starts with `/`, or is `*`.
     pub path: &'a str,
@@ -58,7 +58,7 @@ pub fn split<'a>(method: &str, target: &'a str) -> Result<Target<'a>, Malformed>
     })
 }
 
-/// The authority of the absolute form, and what follows it.
+/// Returns the authority of the absolute form, and the rest of the target.
 fn split_authority(target: &str) -> Result<(&str, &str), Malformed> {
     const NEITHER: Malformed =
         Malformed::bad("the request target is neither a path nor an http URI");
@@ -75,8 +75,8 @@ fn split_authority(target: &str) -> Result<(&str, &str), Malformed> {
     Ok((authority, after))
 }
 
-/// Whether this is `host[:port]` (RFC 3986, section 3.2), not empty: a name, an IPv4 address or a
-/// bracketed IPv6 address, and decimal digits.
+/// Returns whether this is a non-empty `host[:port]` (RFC 3986, section 3.2): a name, an IPv4
+/// address or a bracketed IPv6 address, and decimal digits.
 pub fn is_host(value: &[u8]) -> bool {
     let (is_host_valid, after) = match value.strip_prefix(b"[") {
         Some(rest) => match rest.iter().position(|&byte| byte == b']') {
@@ -97,8 +97,8 @@ pub fn is_host(value: &[u8]) -> bool {
         }
 }
 
-/// Between the brackets: an IPv6 address, perhaps with a zone (`%25eth0`), which link-local
-/// clients do send.
+/// Accepts the text between the brackets: an IPv6 address, perhaps with a zone (`%25eth0`), which
+/// link-local clients do send.
 fn is_ip_literal(literal: &[u8]) -> bool {
     let is_literal_byte = |&byte: &u8| {
         byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'.' | b'%' | b'-' | b'_')
@@ -106,7 +106,7 @@ fn is_ip_literal(literal: &[u8]) -> bool {
     literal.contains(&b':') && literal.iter().all(is_literal_byte)
 }
 
-/// `reg-name` without its empty form: unreserved, percent-encoded and sub-delimiter bytes.
+/// Accepts a non-empty `reg-name`: unreserved, percent-encoded and sub-delimiter bytes.
 fn is_registered_name(name: &[u8]) -> bool {
     const NAME_BYTES: [bool; 256] = byte_table(b"-._~%!$&'()*+,;=");
     !name.is_empty() && name.iter().all(|&byte| NAME_BYTES[byte as usize])

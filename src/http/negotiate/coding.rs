@@ -1,36 +1,38 @@
-//! Content codings: which ones the client takes (`Accept-Encoding`) and which ones its body has
+//! Content codings: which ones the client accepts (`Accept-Encoding`) and which ones its body has
 //! (`Content-Encoding`); RFC 9110, sections 12.5.3 and 8.4.
 //!
-//! 1. A coding's own weight counts before that of `*`; what neither names is not taken.
-//! 2. No coding at all (`identity`) is always taken, unless `identity;q=0` or `*;q=0` excludes it.
+//! 1. A coding's own weight counts before that of `*`; a coding that neither names is not accepted.
+//! 2. No coding at all (`identity`) is always accepted, unless `identity;q=0` or `*;q=0` excludes
+//!    it.
 //! 3. Of equal weights the server's first offer wins, and any coding wins over none. A client that
-//!    likes `identity` better than all codings gets it.
-//! 4. Without the field the client may take anything, and gets what costs nobody anything.
+//!    prefers `identity` to all codings gets it.
+//! 4. Without the field the client accepts anything, and gets no coding, which costs neither side
+//!    anything.
 
 use super::{Weight, field_values, parameter, split_unquoted};
 use crate::http::Request;
 use crate::http::compress::Coding;
 use crate::limits::HTTP_ACCEPT_RANGES_MAX;
 
-/// What a client takes.
+/// The codings that a client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AcceptEncoding {
-    /// By `Coding as usize`; 0: not taken.
+    /// By `Coding as usize`; 0: not accepted.
     weights: [Weight; Coding::ALL.len()],
-    /// 0 where the field says nothing of it.
+    /// 0 if the field does not mention it.
     identity: Weight,
     refuses_identity: bool,
 }
 
 impl AcceptEncoding {
-    /// Of a client that says nothing.
+    /// Of a client that sends no such field.
     pub const NONE: AcceptEncoding = AcceptEncoding {
         weights: [Weight(0); Coding::ALL.len()],
         identity: Weight(0),
         refuses_identity: false,
     };
 
-    /// One look at the request's fields.
+    /// Reads it from the request's fields.
     pub fn of(request: &Request<'_>) -> AcceptEncoding {
         AcceptEncoding::parse(field_values(request, "accept-encoding"))
     }
@@ -52,7 +54,7 @@ impl AcceptEncoding {
                 None if name.eq_ignore_ascii_case("identity") => &mut identity,
                 None => continue,
             };
-            // Said twice, the higher one counts; what cannot be read counts for nothing.
+            // If a coding is named twice, the higher weight counts; unreadable parts are ignored.
             *place = weight.max(*place);
         }
         let identity = identity.or(any);
@@ -63,8 +65,8 @@ impl AcceptEncoding {
         }
     }
 
-    /// Of `offers`, in the server's order of preference, the one that the client likes best;
-    /// `None`: no coding.
+    /// Returns the client's favourite among `offers`, which are in the server's order of
+    /// preference; `None` means no coding.
     pub fn choose(&self, offers: &[Coding]) -> Option<Coding> {
         let mut best = (Weight(0), None);
         for &offer in offers {
@@ -79,7 +81,7 @@ impl AcceptEncoding {
         }
     }
 
-    /// Whether an answer without a coding is refused.
+    /// Returns whether the client refuses a response without a coding.
     pub const fn refuses_identity(&self) -> bool {
         self.refuses_identity
     }
@@ -89,13 +91,13 @@ impl AcceptEncoding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyCodingError {
     Unknown,
-    /// More than one. A coded body is bounded by its own size; a body that was coded twice would
-    /// make the inner one, which nobody has sent, that size: 10 KB become a mebibyte of code
-    /// tables, and those take 130 ms to read.
+    /// More than one coding. The size of a coded body bounds what it may decode to. With two
+    /// codings, the outer one alone could inflate the inner body up to that bound: 10 KB become a
+    /// mebibyte of code tables, which take 130 ms to read.
     Several,
 }
 
-/// The coding of a request's body; `None` where it has none.
+/// Returns the coding of a request's body, or `None` if it has none.
 pub fn body_coding(request: &Request<'_>) -> Result<Option<Coding>, BodyCodingError> {
     let fields = request.headers.iter();
     let mut fields = fields.filter(|field| field.name.eq_ignore_ascii_case("content-encoding"));
@@ -105,8 +107,8 @@ pub fn body_coding(request: &Request<'_>) -> Result<Option<Coding>, BodyCodingEr
     })
 }
 
-/// Several lines are one list (RFC 9110, section 5.3). `identity` should not stand there (section
-/// 8.4), and means nothing where it does.
+/// Several lines form one list (RFC 9110, section 5.3). `identity` should not be in it (section
+/// 8.4), and has no effect if it is.
 fn parse_body_coding(
     mut coding: Option<Coding>,
     value: &str,
@@ -149,19 +151,19 @@ mod tests {
             (&["zstd;q=0, gzip;q=0"], None, false),
             (&["deflate"], None, false),
             (&["compress, lzma"], None, false),
-            // What the client likes better than any coding.
+            // The client prefers no coding to any coding.
             (&["identity, gzip;q=0.5"], None, false),
             (&["identity;q=0.5, gzip;q=0.5"], Some(Gzip), false),
             (&["identity;q=0.5, gzip"], Some(Gzip), false),
             (&["gzip;q=0.001"], Some(Gzip), false),
-            // Without a coding it may not be.
+            // A response without a coding is refused.
             (&["identity;q=0"], None, true),
             (&["*;q=0"], None, true),
             (&["gzip, identity;q=0"], Some(Gzip), true),
             (&["gzip, *;q=0"], Some(Gzip), true),
             (&["*;q=0, identity;q=0.1"], None, false),
             (&["br ; q=0.000, *"], Some(Zstd), false),
-            // What cannot be read is not there.
+            // Unreadable parts are ignored.
             (&["gzip;q=2, br"], Some(Brotli), false),
             (&["gzip;q="], None, false),
             (&["identity;q=x"], None, false),

@@ -1,4 +1,4 @@
-//! Round trips over arbitrary cuts, bombs, and what is no coding at all.
+//! Round trips over arbitrary cuts, bombs, and bytes that are not a coding at all.
 
 use proptest::prelude::*;
 
@@ -24,7 +24,7 @@ fn decoded(coding: Coding, coded: &[u8], bound: Bound) -> Result<Vec<u8>, Decode
     decode_body(coding, coded, bound, &mut out).map(|()| out)
 }
 
-/// The same in pieces of the given lengths, and the rest.
+/// Decodes the body in pieces of the given lengths, and the rest.
 fn decoded_in_pieces(
     coding: Coding,
     coded: &[u8],
@@ -104,8 +104,8 @@ proptest! {
         }
     }
 
-    /// Bytes that are nothing, and bytes that were something: the same verdict however they are
-    /// cut, and never more than the bound.
+    /// Random bytes, and damaged coded bytes: the verdict is the same however they are cut, and the
+    /// output never exceeds the bound.
     #[test]
     fn hostile_bytes_give_one_verdict(
         coding in any_coding(),
@@ -126,7 +126,7 @@ proptest! {
         let whole = decoded(coding, &coded, bound);
         prop_assert!(whole.as_ref().is_ok_and(|out| out.len() <= bytes_most) || whole.is_err());
         let cut = decoded_in_pieces(coding, &coded, &cuts, bound);
-        // What comes first, the bound or the mistake, may differ; that it is refused may not.
+        // Cuts may decide which comes first, the bound or the error, but not whether it is refused.
         prop_assert_eq!(whole.is_ok(), cut.is_ok());
         prop_assert!(whole.is_err() || whole == cut);
     }
@@ -153,7 +153,7 @@ fn text_becomes_much_smaller_and_noise_does_not_grow() {
             for small in [&noise[..], b"", b"ok\n"] {
                 assert!(!compressor.compress(coding, effort, small, &mut out));
             }
-            // What did not work out leaves nothing behind.
+            // A failed attempt leaves nothing behind.
             assert!(compressor.compress(coding, effort, text, &mut out));
             assert_eq!(decoded(coding, &out, wide()).unwrap(), text);
         }
@@ -183,7 +183,7 @@ fn bombs_stop_at_the_bound() {
     }
 }
 
-/// Made by the reference encoder, at its highest quality: with words of the static dictionary.
+/// From the reference encoder at its highest quality: uses words of the static dictionary.
 #[test]
 fn brotli_of_the_reference_encoder_is_read() {
     let coded = "1b5500308cd462cd19eea4274bf57b562bcd6ed804a5d3071b70c0bab4c0e2138c3c6cc011661b3c\
@@ -275,7 +275,7 @@ fn windows_beyond_the_formats_own_are_refused() {
     assert_eq!(beyond, Err(DecodeError::Malformed));
 }
 
-/// Of the ways to spend a decoder's time, this one costs most for a byte that comes in.
+/// Of all ways to spend a decoder's time, this one costs most per input byte.
 #[test]
 fn tables_without_text_are_the_worst() {
     let blocks = 1_000;
