@@ -3,12 +3,12 @@
 //!
 //! Owns the reading of prefixes from pieces that end anywhere, and the compression of single
 //! messages. A length is a claim: it is compared with the limit before anything is reserved for it,
-//! and what is kept is what has really come. Inflating is bounded by size and by ratio, as that of
-//! whole bodies is.
+//! and only bytes that have really come are kept. Inflating is bounded by size and by ratio, as it
+//! is for whole bodies.
 //!
 //! Invariants:
-//!  1. The same bytes give the same messages however they are cut.
-//!  2. A decoder holds at most one incomplete message, and what it was handed since its last poll.
+//!  1. The same bytes produce the same messages however they are cut.
+//!  2. A decoder holds at most one incomplete message, and the data received since its last poll.
 
 use std::borrow::Cow;
 
@@ -20,10 +20,10 @@ use crate::limits;
 
 use super::messages::Message;
 
-/// Flag and length.
+/// The flag and the length.
 pub const PREFIX_BYTES: usize = 5;
 
-/// How messages with the flag are compressed.
+/// How flagged messages are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
     #[default]
@@ -43,20 +43,20 @@ impl Encoding {
 /// How large a message may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Before it is inflated, and after.
+    /// Applies before and after inflating.
     pub bytes: usize,
-    /// Maximum ratio of inflated to compressed size; `None`: no compressed message is taken.
+    /// Maximum ratio of inflated to compressed size; `None`: compressed messages are refused.
     pub inflate_ratio: Option<u32>,
 }
 
-/// Takes messages out of pieces. Call order: `handle_data`, then `poll_message` until it gives
-/// none; `finish` once the stream has ended.
+/// Takes messages out of pieces. Call order: `handle_data`, then `poll_message` until it returns
+/// `None`; `finish` once the stream has ended.
 #[derive(Debug)]
 pub struct Decoder {
     encoding: Encoding,
     bounds: Bounds,
     pending: Vec<u8>,
-    /// Up to here `pending` is used up.
+    /// `pending` is used up to this position.
     start: usize,
 }
 
@@ -76,12 +76,12 @@ impl Decoder {
         self.pending.extend_from_slice(data);
     }
 
-    /// Bytes that no message has been made of yet.
+    /// Returns how many bytes do not belong to a returned message yet.
     pub fn pending_bytes(&self) -> usize {
         self.pending.len() - self.start
     }
 
-    /// The next whole message. After an error the stream means nothing any more.
+    /// Returns the next whole message. After an error the stream is meaningless.
     pub fn poll_message(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
         let Some(framed) = first(&self.pending[self.start..], self.bounds.bytes)? else {
             return Ok(None);
@@ -96,7 +96,7 @@ impl Decoder {
         Ok(Some(message))
     }
 
-    /// The stream has ended: a message that was begun is cut off.
+    /// Handles the end of the stream: an incomplete message is an error.
     pub fn finish(&self) -> Result<(), ApiError> {
         match self.pending_bytes() {
             0 => Ok(()),
@@ -105,7 +105,7 @@ impl Decoder {
     }
 }
 
-/// The message of a method that takes exactly one, borrowed where it came uncompressed.
+/// Returns the only message of a method that takes exactly one, borrowed if it came uncompressed.
 pub fn only_message(
     body: &[u8],
     encoding: Encoding,
@@ -121,7 +121,7 @@ pub fn only_message(
     framed.content(encoding, bounds)
 }
 
-/// Appends a message with its prefix, compressed where that is asked for and makes it smaller.
+/// Appends a message with its prefix, compressed if `encoding` asks for it and it becomes smaller.
 pub fn append(out: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
     let start = out.len();
     out.extend_from_slice(&[0; PREFIX_BYTES]);
@@ -142,13 +142,13 @@ pub fn append(out: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
     out[start + 1..content].copy_from_slice(&length.to_be_bytes());
 }
 
-/// A whole message in the bytes that it came in.
+/// A whole message within the bytes that carried it.
 struct Framed<'a> {
     is_compressed: bool,
     content: &'a [u8],
 }
 
-/// The first message, if all of it is there.
+/// Returns the first message, if it is complete.
 fn first(bytes: &[u8], limit: usize) -> Result<Option<Framed<'_>>, ApiError> {
     let Some((&flag, rest)) = bytes.split_first() else {
         return Ok(None);
@@ -257,7 +257,7 @@ mod tests {
         bytes
     }
 
-    /// Whether it is compressed, and its content.
+    /// Whether the message is compressed, and its content.
     fn message() -> impl Strategy<Value = (bool, Vec<u8>)> {
         (any::<bool>(), prop::collection::vec(any::<u8>(), 0..40))
     }
@@ -320,7 +320,7 @@ mod tests {
         let small = bomb(512 << 10);
         let error = gunzip(&small, LIMIT, 100).unwrap_err();
         assert!(error.message.contains("times its size"), "{error}");
-        // What is honest passes at the very bound.
+        // An honest message passes even at the bound.
         let honest: Vec<u8> = (0..LIMIT as u32)
             .map(|n| (n.wrapping_mul(0x9e37_79b9) >> 28) as u8 ^ (n >> 9) as u8)
             .collect();

@@ -1,8 +1,8 @@
-//! The code that `build.rs` makes of `src/proto/`, and the bound under which hostile bytes become
-//! messages.
+//! The code that `build.rs` generates from `src/proto/`, and the bound that hostile bytes meet
+//! before they become messages.
 //!
 //! Protobuf is dense: two bytes can stand for an empty string in a list, which takes 24 bytes of
-//! memory and more. So the fields are counted before anything is made of them. Unknown fields are
+//! memory and more. So the fields are counted before any message is built. Unknown fields are
 //! skipped, as every client of a newer schema expects.
 
 use prost::encoding::{DecodeContext, decode_key, skip_field};
@@ -22,7 +22,7 @@ pub mod health {
     include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
 }
 
-/// For v1alpha too: its messages are the same.
+/// Used for v1alpha too: its messages are the same.
 #[allow(clippy::all)]
 pub mod reflection {
     include!(concat!(env!("OUT_DIR"), "/grpc.reflection.v1.rs"));
@@ -33,10 +33,10 @@ pub mod rpc {
     include!(concat!(env!("OUT_DIR"), "/google.rpc.rs"));
 }
 
-/// A `google.protobuf.FileDescriptorSet` of all files, each behind those that it imports.
+/// A `google.protobuf.FileDescriptorSet` of all files, each after those that it imports.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Reads a message of the type that `name` names to the client.
+/// Decodes a message. Errors name its type as `name`.
 pub fn decode<M: Message + Default>(bytes: &[u8], name: &str) -> Result<M, ApiError> {
     let wrong = |problem: String| {
         let message = format!("the body is not the Protobuf message {name}: {problem}");
@@ -50,7 +50,7 @@ pub fn decode<M: Message + Default>(bytes: &[u8], name: &str) -> Result<M, ApiEr
     M::decode(bytes).map_err(|error| wrong(error.to_string()))
 }
 
-/// How many fields stand at the top, up to one above the bound.
+/// Counts the fields at the top level, up to one above the bound.
 fn count_fields(mut bytes: &[u8]) -> Result<usize, prost::DecodeError> {
     let mut fields = 0;
     while !bytes.is_empty() && fields <= limits::PROTOBUF_FIELDS_MAX {

@@ -1,9 +1,9 @@
-//! gRPC without I/O: what it puts into HTTP/2's bodies and fields, and how that is read.
+//! gRPC without I/O: what it puts into HTTP/2's bodies and fields, and how to read it.
 //!
-//! [`frame`] is the message prefix and its compression, [`terms`] what a request's head says,
-//! [`status`] how an error goes into trailers, [`reflection`] the schema as clients ask for it, and
-//! [`messages`] the code made of `src/proto/`. Which methods there are and what they do is the
-//! service's business; which bytes carry all of it, the connection's.
+//! [`frame`] reads and writes the message prefix and its compression, [`terms`] reads a request's
+//! head, [`status`] writes an error into trailers, [`reflection`] serves the schema, and
+//! [`messages`] holds the code generated from `src/proto/`. The service knows the methods and what
+//! they do; the connection carries the bytes.
 
 pub mod frame;
 pub mod messages;
@@ -11,7 +11,7 @@ pub mod reflection;
 pub mod status;
 pub mod terms;
 
-/// The media type of every answer, whatever it is.
+/// The media type of every response.
 pub const CONTENT_TYPE: &str = "application/grpc";
 
 pub use frame::{Bounds, Decoder, Encoding};

@@ -1,8 +1,8 @@
-//! The answers of server reflection: which services there are, and the descriptors of their files
+//! The responses of server reflection: which services there are, and the descriptors of their files
 //! (grpc/grpc, doc/server-reflection.md).
 //!
-//! Pure: a question in, an answer out. Both versions of the protocol ask and answer in the same
-//! bytes. Nothing here depends on who asks.
+//! Pure: a request in, a response out. Both versions of the protocol use the same bytes. Nothing
+//! here depends on the client.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -20,7 +20,7 @@ use super::messages::{DESCRIPTORS, Message};
 const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
 
-/// Answers one question; what cannot be answered is an error within the answer.
+/// Responds to one request. If it cannot be served, the response contains an error.
 pub fn answer(asked: ServerReflectionRequest) -> ServerReflectionResponse {
     let schema = Schema::own();
     let answer = match &asked.message_request {
@@ -28,7 +28,7 @@ pub fn answer(asked: ServerReflectionRequest) -> ServerReflectionResponse {
         Some(Question::FileByFilename(name)) => schema.file(schema.names.get(name), name),
         Some(Question::FileContainingSymbol(name)) => schema.file(schema.symbols.get(name), name),
         Some(Question::AllExtensionNumbersOfType(name)) if schema.symbols.contains_key(name) => {
-            // There is no extension of anything.
+            // Our schema has no extensions.
             Answer::AllExtensionNumbersResponse(ExtensionNumberResponse {
                 base_type_name: name.clone(),
                 extension_number: Vec::new(),
@@ -45,11 +45,11 @@ pub fn answer(asked: ServerReflectionRequest) -> ServerReflectionResponse {
     }
 }
 
-/// All files, and where to find what.
+/// All files, and an index of their symbols.
 struct Schema {
     files: Vec<File>,
     names: HashMap<String, usize>,
-    /// Fully qualified: services, methods, messages, enums.
+    /// By fully qualified name: services, methods, messages, enums.
     symbols: HashMap<String, usize>,
     services: Vec<String>,
 }
@@ -61,7 +61,7 @@ struct File {
 }
 
 impl Schema {
-    /// Made when the first client asks.
+    /// Returns our own schema, built when the first client asks.
     fn own() -> &'static Schema {
         static OWN: OnceLock<Schema> = OnceLock::new();
         OWN.get_or_init(|| {
@@ -110,7 +110,7 @@ impl Schema {
         });
     }
 
-    /// As deep as our own schema nests.
+    /// Adds a message and its nested ones, as deeply as our schema nests.
     fn add_message(&mut self, index: usize, scope: &str, message: &DescriptorProto) {
         let name = qualified(scope, message.name());
         for nested in &message.nested_type {
@@ -131,7 +131,7 @@ impl Schema {
         Answer::ListServicesResponse(ListServiceResponse { service })
     }
 
-    /// A file and all that it imports, each once.
+    /// Returns a file and all that it imports, each once.
     fn file(&self, index: Option<&usize>, asked: &str) -> Answer {
         let Some(&index) = index else {
             return not_found(asked);

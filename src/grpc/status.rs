@@ -1,9 +1,9 @@
-//! How an answer ends: the three fields behind its messages, or at its head where there are none.
+//! How a response ends: three fields after its messages, or in its head if there are none.
 //!
-//! `grpc-status` is the catalogue's number and `grpc-message` its sentence.
+//! `grpc-status` is the number from the error catalogue and `grpc-message` its sentence.
 //! `grpc-status-details-bin` holds both again as `google.rpc.Status`, with `ErrorInfo`, whose
-//! reason is the catalogue's word, and `RetryInfo` where waiting helps. The same message is the
-//! body of an error that is answered as `application/x-protobuf`.
+//! reason is the catalogue's code, and `RetryInfo` if waiting helps. The same message is the body
+//! of an error sent as `application/x-protobuf`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::limits;
 use super::messages::Message;
 use super::messages::rpc::{ErrorInfo, RetryInfo, Status};
 
-/// Whose words the reasons are.
+/// The domain that defines the reasons.
 pub const DOMAIN: &str = "autoglmd";
 
-/// An error as a message.
+/// Returns an error as a message.
 pub fn status_of(error: &ApiError, request_id: &str) -> Status {
     let mut metadata = HashMap::from([
         ("request_id".to_owned(), request_id.to_owned()),
@@ -49,12 +49,12 @@ pub fn status_of(error: &ApiError, request_id: &str) -> Status {
     }
 }
 
-/// The fields of an answer that is as it should be.
+/// Adds the fields of a successful response.
 pub fn push_ok(fields: &mut Fields) {
     fields.push("grpc-status", "0");
 }
 
-/// The fields of an error.
+/// Adds the fields of an error.
 pub fn push_error(fields: &mut Fields, error: &ApiError, request_id: &str) {
     fields.push_number("grpc-status", error.code.grpc_status().into());
     let message = beginning(&error.message, limits::GRPC_MESSAGE_BYTES_MAX);
@@ -62,7 +62,7 @@ pub fn push_error(fields: &mut Fields, error: &ApiError, request_id: &str) {
     let mut status = status_of(error, request_id);
     status.message = message.to_owned();
     if status.encoded_len() > limits::GRPC_DETAILS_BYTES_MAX {
-        // Clients take some kilobytes of trailers; half a program is of no use.
+        // Clients accept some kilobytes of trailers, and half a program is of no use.
         let short = ApiError {
             partial: None,
             message: message.to_owned(),
@@ -85,7 +85,7 @@ fn detail(name: &str, message: &impl Message) -> Any {
     }
 }
 
-/// Everything but visible ASCII and the blank, and the percent sign itself, as `%XX`.
+/// Encodes all but visible ASCII and the space, and the percent sign itself, as `%XX`.
 fn percent_encoded(text: &str) -> String {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut encoded = String::with_capacity(text.len());
@@ -102,7 +102,7 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// RFC 4648, section 4, without padding, as binary fields should be sent.
+/// Encodes by RFC 4648, section 4, without padding, as binary fields should be sent.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut encoded = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -118,7 +118,7 @@ fn base64(bytes: &[u8]) -> String {
     encoded
 }
 
-/// As many whole characters from the start as fit into `bytes`.
+/// Returns as many whole characters from the start as fit into `bytes`.
 fn beginning(text: &str, bytes: usize) -> &str {
     let mut end = text.len().min(bytes);
     // Position 0 is a boundary.

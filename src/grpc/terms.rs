@@ -1,5 +1,5 @@
-//! What the head of a gRPC request says beside its path: the form of its messages, their
-//! compression, and the time it gives.
+//! Reads the head of a gRPC request, apart from its path: the form of its messages, their
+//! compression, and the deadline.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::http::Request;
 use super::CONTENT_TYPE;
 use super::Encoding;
 
-/// What client and server have agreed on by the head.
+/// The terms that the head of a request sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// Of the request's messages, and so of the answer's: who sends gzip reads it.
+    /// Of the request's messages and of the response's: a client that sends gzip can read it.
     pub encoding: Encoding,
-    /// From the head on.
+    /// Counted from the head on.
     pub timeout: Option<Duration>,
 }
 
@@ -38,15 +38,15 @@ impl Terms {
     }
 }
 
-/// Whether a request's media type is gRPC's, whatever its messages are.
+/// Returns whether a request's media type is gRPC's, whatever the form of its messages.
 pub fn is_grpc(request: &Request<'_>) -> bool {
     request
         .header("content-type")
         .is_some_and(|value| subtype(value).is_some())
 }
 
-/// What follows `application/grpc`: nothing or `+proto`, without parameters. `None` of other types,
-/// such as `application/grpc-web`, which is another protocol.
+/// Returns what follows `application/grpc`: nothing or `+proto`, without parameters. `None` for
+/// other types, such as `application/grpc-web`, which is another protocol.
 fn subtype(content_type: &str) -> Option<&str> {
     let name = content_type.split(';').next()?.trim();
     let (start, rest) = name.split_at_checked(CONTENT_TYPE.len())?;
@@ -54,7 +54,7 @@ fn subtype(content_type: &str) -> Option<&str> {
     (is_grpc && (rest.is_empty() || rest.starts_with('+'))).then_some(rest)
 }
 
-/// One to eight digits and a unit.
+/// Parses one to eight digits and a unit.
 fn timeout(value: &str) -> Result<Duration, ApiError> {
     let malformed = || {
         let message = "`grpc-timeout` must be 1 to 8 digits and one of H, M, S, m, u, n";
