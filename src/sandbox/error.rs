@@ -10,7 +10,7 @@ pub enum SandboxError {
     Refused { step: String, source: io::Error },
     /// No program of this name is installed where the sandbox can show it.
     NoProgram { name: String },
-    /// The program is there and cannot be executed.
+    /// The program exists but cannot be executed.
     NotStarted { program: String, source: io::Error },
     /// A file's name is not a relative path without `..`, or a word holds a zero byte.
     BadTask { reason: String },
@@ -21,7 +21,7 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
-    /// clone(2) fails for lack of memory as well as for lack of permission.
+    /// Explains a failed clone(2), which may lack memory as well as permission.
     pub(super) fn of_spawn(source: io::Error) -> SandboxError {
         match source.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => SandboxError::Io {

@@ -1,17 +1,17 @@
-//! Runs a program that was not reviewed.
+//! Runs a program that has not been reviewed.
 //!
 //! Owns what a program may see and use: a read-only view of the system's programs, an empty folder
-//! of its own, no network, and limits on time, memory, processes, disk and output. Namespaces,
-//! rlimits and the system call filter are set up by [`crate::os::namespace`]; where the kernel
+//! of its own, no network, and limits on time, memory, processes, disk and output.
+//! [`crate::os::namespace`] sets up namespaces, rlimits and the system call filter; if the kernel
 //! forbids one of them, [`run`] returns an error. It never runs the program with less.
 //!
 //! Blocks until the program has ended, so it must never be called on a reactor thread.
 //!
 //! Invariants:
 //! 1. When [`run`] returns, no process of the program exists any more.
-//! 2. The program sees no file of a home folder but the installation of an interpreter or compiler
-//!    that lies in one.
-//! 3. The caller holds at most `output_bytes` of the program's output, and a buffer.
+//! 2. The program sees no file of a home folder except for the installation of an interpreter or
+//!    compiler that lies in one.
+//! 3. The caller holds at most `output_bytes` of the program's output, and one buffer.
 
 mod error;
 mod recipes;
@@ -33,7 +33,7 @@ use crate::limits::{
 use crate::os::namespace::{self, Ids, Notice, Plan, Sandboxed};
 use crate::os::wait::wait_readable_of;
 
-/// A program to run, and what it gets.
+/// A program to run, with its files, input and limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Task<'a> {
     /// Relative names and contents, written into the working folder.
@@ -44,14 +44,14 @@ pub struct Task<'a> {
     pub limits: Limits,
 }
 
-/// What a program may use.
+/// Limits on a program's use of resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// CPU time of all processes together.
     pub cpu: Duration,
     /// Time from the start until all processes are killed.
     pub wall: Duration,
-    /// Writable memory of each process, and of all together as init measures it every 10 ms.
+    /// Writable memory of each process, and of all together as measured by init every 10 ms.
     pub memory_bytes: u64,
     /// Processes and threads at a time.
     pub processes: u32,
@@ -75,9 +75,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// As setrlimit(2) takes them, for each process.
+    /// Returns the limits for setrlimit(2), which hold for each process.
     fn resources(&self) -> Vec<(libc::c_uint, u64)> {
-        // The kernel counts whole seconds. All processes together are measured more finely.
+        // The kernel counts whole seconds. Init measures all processes together more finely.
         let cpu_seconds = self.cpu.as_secs() + 1;
         vec![
             (libc::RLIMIT_CPU, cpu_seconds),
@@ -87,7 +87,7 @@ impl Limits {
                 SANDBOX_ADDRESS_BYTES.max(self.memory_bytes),
             ),
             (libc::RLIMIT_STACK, SANDBOX_STACK_BYTES),
-            // Init is a process of the same user where the caller is not root.
+            // If the caller is not root, init counts as a process of the same user.
             (libc::RLIMIT_NPROC, u64::from(self.processes) + 1),
             (libc::RLIMIT_FSIZE, self.disk_bytes),
             (libc::RLIMIT_NOFILE, SANDBOX_DESCRIPTORS),
@@ -109,12 +109,12 @@ pub enum Ended {
     OutOfTime,
     /// Killed at the limit of output.
     OutOfOutput,
-    /// Killed because all processes together used too much memory. A single process is refused
-    /// the memory instead, and ends as it does then.
+    /// Killed because all processes together used too much memory. A single process that wants too
+    /// much is refused the memory instead, and ends in its own way.
     OutOfMemory,
 }
 
-/// What is known about a program that ran.
+/// The result of a program that ran.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub ended: Ended,
@@ -140,7 +140,7 @@ pub fn run(task: &Task<'_>) -> Result<Report, SandboxError> {
     };
     let io_error = |doing| move |source| SandboxError::Io { doing, source };
     let stdin = namespace::sealed_file(task.stdin).map_err(io_error("storing the input"))?;
-    // A limit beyond the clock's end is none.
+    // A limit beyond the end of the clock means no limit.
     let deadline = Instant::now().checked_add(task.limits.wall);
     let mut sandboxed = namespace::spawn(&plan, &stdin).map_err(SandboxError::of_spawn)?;
     let mut output = Output::new(task.limits.output_bytes);
@@ -160,7 +160,7 @@ pub fn run(task: &Task<'_>) -> Result<Report, SandboxError> {
             return Err(SandboxError::NotStarted { program, source });
         }
         Watched::Notice(Notice::Ended(status)) => ended(status),
-        // Init is killed by the machine's own lack of memory, or by the machine's owner.
+        // Init was killed, by the machine's own lack of memory or by its administrator.
         Watched::Notice(Notice::Vanished) => Ended::Signalled(libc::SIGKILL),
         Watched::Notice(Notice::OutOfTime) | Watched::OutOfTime => Ended::OutOfTime,
         Watched::Notice(Notice::OutOfMemory) => Ended::OutOfMemory,
@@ -174,19 +174,19 @@ pub fn run(task: &Task<'_>) -> Result<Report, SandboxError> {
     })
 }
 
-/// The end that a status of wait(2) means.
+/// Translates a status of wait(2).
 fn ended(status: i32) -> Ended {
     if libc::WIFEXITED(status) {
         return Ended::Exited(libc::WEXITSTATUS(status));
     }
     match libc::WTERMSIG(status) {
-        // RLIMIT_CPU, which one process has reached before init has measured.
+        // RLIMIT_CPU, which a process can reach before init has measured it.
         libc::SIGXCPU => Ended::OutOfTime,
         signal => Ended::Signalled(signal),
     }
 }
 
-/// What ended the collecting.
+/// The reason why collecting ended.
 enum Watched {
     Notice(Notice),
     OutOfTime,

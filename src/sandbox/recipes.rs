@@ -1,19 +1,19 @@
-//! How a program in each language is built and run: its file, its command, and what that needs.
+//! How to build and run a program in each language: its file, its command, and its requirements.
 
 use super::tools::Tools;
 
 /// A language that the sandbox can run.
 #[derive(Debug)]
 pub struct Recipe {
-    /// As `engine::prompt` names it.
+    /// The name that `engine::prompt` uses.
     pub language: &'static str,
     /// The file that the program is written to.
     pub file: &'static str,
     /// The command, in the folder of that file.
     pub command: &'static [&'static str],
-    /// The program that must be installed.
+    /// A program that must be installed.
     pub needs: &'static str,
-    /// The package that has it, on Debian and Ubuntu.
+    /// The package that contains it, on Debian and Ubuntu.
     pub package: &'static str,
 }
 
@@ -58,13 +58,13 @@ recipes! {
     "lua"        "main.lua" &["lua", "main.lua"],          "lua"     "lua5.4";
 }
 
-/// The recipe of a language.
+/// Returns the recipe of a language.
 pub fn recipe(language: &str) -> Option<&'static Recipe> {
     RECIPES.iter().find(|recipe| recipe.language == language)
 }
 
 impl Recipe {
-    /// Whether the sandbox finds what the recipe needs.
+    /// Returns whether the sandbox finds the required program.
     pub fn is_installed(&self) -> bool {
         Tools::of_machine().locate(self.needs).is_some()
     }

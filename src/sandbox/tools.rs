@@ -1,9 +1,9 @@
 //! Where interpreters and compilers are installed.
 //!
 //! Most lie below `/usr`, which every program in the sandbox sees. Version managers put them into
-//! the home folder, with a script or a launcher on the PATH that looks for the real one by files
-//! and variables which the sandbox does not have. So the tool itself is asked, outside, where its
-//! installation is, and that folder alone is shown.
+//! the home folder, with a script or a launcher on the PATH that finds the real one by files and
+//! variables that the sandbox does not have. So this module asks the tool itself, outside the
+//! sandbox, for the folder of its installation, and shows only that folder.
 //!
 //! Invariant: a folder that holds more than one installation is never shown: not `/`, not a home
 //! folder or a folder above it, not `~/.local`.
@@ -15,15 +15,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Shown as a whole, or links into `/usr`.
+/// Folders that are shown whole, or are links into `/usr`.
 pub(super) const SYSTEM_FOLDERS: &[&str] = &[
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
 ];
 
-/// Where programs of the system are looked for.
+/// Where the system's programs are searched.
 const SYSTEM_PATH: &[&str] = &["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 
-/// What prints the folder that a tool is installed in, with the tool in its `bin`.
+/// Commands that print the folder in which a tool is installed, with the tool in its `bin`.
 const QUESTIONS: &[(&str, &[&str])] = &[
     ("python3", &["-c", "import sys; print(sys.base_prefix)"]),
     (
@@ -45,7 +45,7 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    /// Asked once: a tool that is installed later is found after a restart.
+    /// Asks once: a tool that is installed later is found after a restart.
     pub fn of_machine() -> &'static Tools {
         static TOOLS: OnceLock<Tools> = OnceLock::new();
         TOOLS.get_or_init(|| {
@@ -66,20 +66,20 @@ impl Tools {
         })
     }
 
-    /// Folders of programs inside the sandbox, in the order in which they are searched.
+    /// Yields the folders of programs inside the sandbox, in the order in which they are searched.
     pub fn search_path(&self) -> impl Iterator<Item = PathBuf> {
         let installed = self.installations.iter().map(|folder| folder.join("bin"));
         installed.chain(SYSTEM_PATH.iter().map(PathBuf::from))
     }
 
-    /// The path of a program inside the sandbox.
+    /// Returns the path of a program inside the sandbox.
     pub fn locate(&self, name: &str) -> Option<PathBuf> {
         let candidates = self.search_path().map(|folder| folder.join(name));
         candidates.into_iter().find(|path| is_executable(path))
     }
 }
 
-/// The first program of this name on a PATH.
+/// Returns the first program of this name on a PATH.
 fn find(name: &str, path: &OsStr) -> Option<PathBuf> {
     let candidates = env::split_paths(path).map(|folder| folder.join(name));
     candidates.into_iter().find(|path| is_executable(path))
@@ -90,14 +90,15 @@ fn is_executable(path: &Path) -> bool {
     metadata.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Whether the sandbox shows this anyway.
+/// Returns whether the sandbox shows this path anyway.
 fn is_of_system(path: &Path) -> bool {
     let real = path.canonicalize();
     let real = real.as_deref().unwrap_or(path);
     SYSTEM_FOLDERS.iter().any(|folder| real.starts_with(folder))
 }
 
-/// Runs a tool outside the sandbox: it is the user's own, and the words are ours.
+/// Runs a tool outside the sandbox. That is safe: the user installed it, and its arguments are
+/// ours.
 fn ask(tool: &Path, question: &[&str]) -> Option<PathBuf> {
     let output = Command::new(tool)
         .args(question)
@@ -111,7 +112,7 @@ fn ask(tool: &Path, question: &[&str]) -> Option<PathBuf> {
     (output.status.success() && folder.join("bin").is_dir()).then_some(folder)
 }
 
-/// Whether showing this folder would show more than an installation.
+/// Returns whether showing this folder would show more than an installation.
 fn is_private(folder: &Path) -> bool {
     let home = env::var_os("HOME").map(PathBuf::from);
     let homes = home

@@ -1,4 +1,4 @@
-//! What a program sees: the steps by which init builds its file system, and its environment.
+//! The program's view: the steps by which init builds its file system, and its environment.
 //!
 //! ```text
 //! /usr /bin /lib ...    the machine's, read-only
@@ -6,10 +6,10 @@
 //! /dev                  null, zero, full, random, urandom
 //! /proc                 of its own processes only
 //! /scratch/work         the working folder
-//! /scratch/tmp          what /tmp leads to; one tmpfs with the working folder, so one bound
+//! /scratch/tmp          /tmp is a link to it; one tmpfs with the working folder, so one bound
 //! ```
 //!
-//! and the installations that [`Tools`] has found, where they are on the machine.
+//! and the installations that [`Tools`] has found, at their paths on the machine.
 
 use std::ffi::{CString, OsStr};
 use std::fs;
@@ -23,7 +23,7 @@ use crate::os::namespace::{MACHINE, Step};
 
 const WORK: &str = "/scratch/work";
 
-/// Files and folders of `/etc` that programs need to be found, linked and compiled.
+/// Files and folders of `/etc` without which programs cannot be found, linked and compiled.
 const SHOWN_OF_ETC: &[&str] = &[
     "/etc/alternatives",
     "/etc/ld.so.cache",
@@ -64,7 +64,7 @@ const LINKS: &[(&str, &str)] = &[
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
-/// Everything but PATH. The caller's own environment may hold secrets, and none of it is passed.
+/// All variables except PATH. None of the caller's environment is passed: it may hold secrets.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("HOME", WORK),
     ("USER", "sandbox"),
@@ -79,7 +79,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("CGO_ENABLED", "0"),
 ];
 
-/// A task's file system, command and environment.
+/// The file system, command and environment of a task.
 pub(super) struct View {
     pub steps: Vec<Step>,
     pub program: CString,
@@ -159,7 +159,7 @@ fn add_installations(steps: &mut Vec<Step>, installations: &[PathBuf]) {
     }
 }
 
-/// The tmpfs that the program can write to, with the task's files.
+/// Adds the tmpfs that the program can write to, with the task's files.
 fn add_scratch(steps: &mut Vec<Step>, task: &Task<'_>) -> Result<(), SandboxError> {
     steps.push(Step::Folder(text("/scratch")));
     let bytes = task.limits.disk_bytes;
@@ -196,7 +196,7 @@ fn add_scratch(steps: &mut Vec<Step>, task: &Task<'_>) -> Result<(), SandboxErro
     Ok(())
 }
 
-/// Shows a file or folder where it is. What the machine lacks is left out.
+/// Shows a file or folder at its own path. Paths that the machine lacks are left out.
 fn add_shown(steps: &mut Vec<Step>, path: &Path) {
     let Ok(metadata) = path.metadata() else {
         return;
@@ -204,7 +204,7 @@ fn add_shown(steps: &mut Vec<Step>, path: &Path) {
     if metadata.is_dir() {
         steps.push(Step::Folder(text(path)));
     }
-    // Links are followed here: init would look for an absolute target in the wrong root.
+    // Links are followed here, because init would look up an absolute target in the wrong root.
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     steps.push(Step::Show {
         from: on_machine(&real),
@@ -212,7 +212,7 @@ fn add_shown(steps: &mut Vec<Step>, path: &Path) {
     });
 }
 
-/// Whether a name stays in the folder that it is relative to.
+/// Returns whether a name stays in the folder that it is relative to.
 fn is_plain(path: &Path) -> bool {
     let is_name = |part| matches!(part, Component::Normal(_));
     let has_zero = path.as_os_str().as_bytes().contains(&0);
@@ -258,13 +258,13 @@ fn environment(tools: &Tools) -> Vec<CString> {
         .collect()
 }
 
-/// The machine's path as init reaches it while it builds.
+/// Returns the path at which init reaches this path of the machine while it builds.
 fn on_machine(path: &Path) -> CString {
     let relative = path.strip_prefix("/").unwrap_or(path);
     text(&Path::new(MACHINE).join(relative))
 }
 
-/// Paths of the machine and words of ours, neither of which holds a zero byte.
+/// Converts paths of the machine and our own words, neither of which holds a zero byte.
 fn text(value: &(impl AsRef<OsStr> + ?Sized)) -> CString {
     CString::new(value.as_ref().as_bytes()).expect("no zero byte")
 }
