@@ -1,7 +1,7 @@
-//! What all TLS sessions of the daemon share, made from configuration and files in one go.
+//! The state that all TLS sessions of the daemon share, built from configuration and files at once.
 //!
-//! Owns rustls' server configuration. It never changes: a reload makes another one, and sessions
-//! that run keep theirs. So a reload drops no connection, and half a reload does not exist.
+//! Owns rustls' server configuration. It never changes: a reload creates another one, and running
+//! sessions keep theirs. So a reload drops no connection, and is never half done.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::server_name;
 use crate::config::{ClientCertificates, Config, TlsVersion};
 use crate::limits;
 
-/// ALPN (RFC 7301): what is offered, the preferred first.
+/// The protocols offered by ALPN (RFC 7301), the preferred one first.
 pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 #[derive(Debug)]
@@ -30,28 +30,28 @@ pub struct Acceptor {
     asks_clients: bool,
 }
 
-/// A certificate in use, as far as its time goes.
+/// A certificate in use, with its period of validity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub file: String,
     pub validity: Validity,
 }
 
-/// What earlier sessions are recognised by.
+/// The state that recognises earlier sessions.
 #[derive(Clone, Debug)]
 struct Resumption {
-    /// TLS 1.3, and 1.2 for clients that take tickets: the client keeps the session, encrypted
-    /// under a key that changes every six hours.
+    /// For TLS 1.3, and for 1.2 clients that accept tickets: the client keeps the session,
+    /// encrypted under a key that changes every six hours.
     tickets: Arc<dyn ProducesTickets>,
-    /// TLS 1.2 by session number, for those that take no tickets.
+    /// For TLS 1.2 clients that accept no tickets: sessions by their number.
     sessions: Arc<dyn StoresServerSessions>,
 }
 
 impl Acceptor {
     /// Reads and checks all files. `Ok(None)`: no certificate is configured, so there is no TLS.
     ///
-    /// `credentials` is `$CREDENTIALS_DIRECTORY`; `running` is what is in force, whose clients may
-    /// resume their sessions.
+    /// `credentials` is `$CREDENTIALS_DIRECTORY`; `running` is the acceptor in use, whose clients
+    /// may resume their sessions.
     pub fn load(
         config: &Config,
         credentials: Option<&Path>,
@@ -91,7 +91,7 @@ impl Acceptor {
         self.config.clone()
     }
 
-    /// In the order of the configuration.
+    /// Returns the certificates in the order of the configuration.
     pub fn certificates(&self) -> &[Certificate] {
         &self.certificates
     }
@@ -105,8 +105,8 @@ impl Certificate {
         }
     }
 
-    /// A warning, if the certificate is not valid at `now` (seconds since 1970), or has less than
-    /// `limits::CERTIFICATE_WARNING` left.
+    /// Returns a warning if the certificate is not valid at `now` (seconds since 1970), or expires
+    /// within `limits::CERTIFICATE_WARNING`.
     pub fn warning(&self, now: i64) -> Option<String> {
         let Validity {
             begins_at,
@@ -139,9 +139,9 @@ impl Certificate {
 }
 
 impl Resumption {
-    /// Sessions outlive a reload, unless one of both configurations asks clients who they are: a
-    /// resumed session is not asked again, so it would carry an identity over to a configuration
-    /// that may no longer trust it.
+    /// Returns the old state, so that sessions can be resumed after a reload, unless one of the two
+    /// configurations verifies clients. A resumed session is not verified again, so it would carry
+    /// an identity over to a configuration that may no longer trust it.
     fn continued(
         running: Option<&Acceptor>,
         asks_clients: bool,
@@ -198,7 +198,7 @@ fn versions(least: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
     }
 }
 
-/// What no file can cause.
+/// Wraps an error that no file can cause.
 fn internal(error: rustls::Error) -> Vec<Problem> {
     vec![Problem {
         key: "server.tls".to_owned(),
@@ -210,7 +210,7 @@ fn internal(error: rustls::Error) -> Vec<Problem> {
 mod tests {
     use super::*;
 
-    /// Mutations that this test catches: `now < begins_at` turned round, `..=0` made `..0`.
+    /// Mutations that this test catches: `now < begins_at` reversed, `..=0` made `..0`.
     #[test]
     fn a_certificate_is_warned_of_before_its_time_after_it_and_shortly_before_its_end() {
         let certificate = Certificate {

@@ -1,8 +1,7 @@
-//! Certificates and private keys, from PEM files to what rustls takes.
+//! Reads certificates and private keys from PEM files into the types of rustls.
 //!
-//! Owns: reading, checking, and the words for what is wrong. Every problem names its file and the
-//! way out, for whoever reads it has just broken a daemon that worked. Must never show a key's
-//! bytes.
+//! Owns reading, checking, and the messages about problems. Every problem names its file and the
+//! way out, because its reader has just broken a daemon that worked. Must never show a key's bytes.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,10 +18,10 @@ use crate::config::{ClientIdentity, ClientName, Config, CredentialPath};
 use crate::limits;
 use crate::os;
 
-/// What is wrong with a file of `[server.tls]`.
+/// A problem with a file of `[server.tls]`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `server.tls.certificates[1]`
+    /// Such as `server.tls.certificates[1]`.
     pub key: String,
     pub message: String,
 }
@@ -33,25 +32,25 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A certificate with its key. Whether it is valid by now is not a condition: a machine whose clock
-/// is wrong at boot must still start, and clients judge the time for themselves.
+/// A certificate with its key. It need not be valid now: a machine whose clock is wrong at boot
+/// must still start, and clients check the time themselves.
 #[derive(Debug)]
 pub struct Material {
     pub certified: Arc<CertifiedKey>,
-    /// The host names that it is for, in small letters; `*.example` among them.
+    /// The host names that it is for, in lower case, `*.example` among them.
     pub names: Vec<String>,
     pub validity: Validity,
     pub file: PathBuf,
 }
 
-/// From when until when a certificate is valid, in seconds since 1970.
+/// The period in which a certificate is valid, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     pub begins_at: i64,
     pub expires_at: i64,
 }
 
-/// Reads every certificate with its key. All problems at once, as those of the configuration.
+/// Reads every certificate with its key. Reports all problems at once, as the configuration does.
 pub fn read_materials(
     config: &Config,
     credentials: Option<&Path>,
@@ -76,7 +75,7 @@ pub fn read_materials(
     }
 }
 
-/// The authorities of clients' certificates.
+/// Reads the authorities that sign clients' certificates.
 pub fn read_authorities(path: &Path, credentials: Option<&Path>) -> Result<RootCertStore, Problem> {
     const KEY: &str = "server.tls.client_ca";
     let (file, bytes) = read(path, credentials).map_err(|message| problem(KEY, message))?;
@@ -95,11 +94,11 @@ pub fn read_authorities(path: &Path, credentials: Option<&Path>) -> Result<RootC
     Ok(roots)
 }
 
-/// One pair of the configuration.
+/// One pair of files from the configuration.
 struct Source<'a> {
     index: usize,
     certificate: &'a Path,
-    /// `None`: it is in the certificate's file.
+    /// `None`: the key is in the certificate's file.
     key: Option<&'a Path>,
     credentials: Option<&'a Path>,
 }
@@ -168,7 +167,7 @@ impl Source<'_> {
     }
 }
 
-/// What a server's or client's own certificate says of itself.
+/// The names in a server's or client's own certificate.
 struct Leaf {
     names: Vec<String>,
     validity: Validity,
@@ -198,7 +197,7 @@ fn host_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     hosts.collect()
 }
 
-/// Whom a client's certificate names. Its signature has been verified by then.
+/// Returns the client that a certificate names. Its signature must have been verified already.
 pub fn identity(certificate: &CertificateDer<'_>) -> Option<ClientIdentity> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let mut names = alternative_names(&parsed);
@@ -231,7 +230,7 @@ fn alternative_names(certificate: &X509Certificate<'_>) -> Vec<ClientName> {
     known.collect()
 }
 
-/// The certificates of a PEM file, at least one.
+/// Parses the certificates of a PEM file, at least one.
 fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
     match found {
@@ -263,7 +262,7 @@ fn unreadable_key(bytes: &[u8], error: &pem::Error, in_certificate_file: bool) -
     }
 }
 
-/// The library's own words show lines as lists of numbers.
+/// Rewords the library's errors, which show lines as lists of numbers.
 fn pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
@@ -296,7 +295,7 @@ fn problem(key: &str, message: String) -> Problem {
     Problem { key, message }
 }
 
-/// `2027-01-31 12:00:00 UTC`
+/// Formats a date as `2027-01-31 12:00:00 UTC`.
 pub fn date(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(
         |_| format!("second {seconds} since 1970"),

@@ -2,10 +2,10 @@
 //!
 //! In reading order:
 //!
-//! * [`files`]: certificates and keys from PEM files, checked before anybody relies on them;
-//! * [`acceptor`]: what all sessions share: versions, protocols, tickets, whom to trust;
-//! * [`names`]: which certificate for which server name;
-//! * [`server_name`]: which names rustls is not shown;
+//! * [`files`]: certificates and keys from PEM files, checked before they are used;
+//! * [`acceptor`]: the state of all sessions: versions, protocols, tickets, trusted authorities;
+//! * [`names`]: chooses the certificate for a server name;
+//! * [`server_name`]: hides some server names from rustls;
 //! * [`session`]: one connection's TLS.
 //!
 //! ```text
@@ -16,8 +16,8 @@
 //! ```
 //!
 //! rustls does the cryptography and the protocol; nothing here decides what is secure. Reading
-//! files takes time, so only the supervisor does it; a reactor swaps a pointer, and a session that
-//! runs keeps the acceptor that it began with.
+//! files takes time, so only the supervisor does it. A reactor swaps a pointer, and a running
+//! session keeps the acceptor that it began with.
 
 pub mod acceptor;
 pub mod files;

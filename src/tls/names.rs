@@ -1,11 +1,11 @@
-//! Which certificate a client gets: by the server name that it asks for, and the signatures that it
-//! understands.
+//! Chooses the certificate for a client, by the server name that it asks for and the signatures
+//! that it supports.
 //!
 //! Invariants:
-//!  1. A client that names none of ours gets the first certificate: it, and not we, decides whether
-//!     that one will do.
-//!  2. Of several certificates for one name the first is taken whose signature the client
-//!     understands, so that an ECDSA one may stand before an RSA one for old clients.
+//!  1. A client that asks for an unknown name, or for none, gets the first certificate: the client
+//!     decides whether that one will do.
+//!  2. Of several certificates for one name, the first is used whose signature the client supports.
+//!     So an ECDSA certificate may be listed before an RSA one for old clients.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -46,8 +46,8 @@ impl Names {
         named.or_else(|| self.all.iter().find(fits)).cloned()
     }
 
-    /// The name itself or, with its first label hidden, a wildcard (RFC 9525, section 6.3). A dot
-    /// at its end, which RFC 6066 forbids and some clients send, means the same name.
+    /// Looks up the name itself, then a wildcard for its first label (RFC 9525, section 6.3). A
+    /// final dot, which RFC 6066 forbids and some clients send, is ignored.
     fn find(&self, name: &str) -> Option<&Vec<Arc<CertifiedKey>>> {
         let name = name.strip_suffix('.').unwrap_or(name);
         let name = name.to_ascii_lowercase();

@@ -1,14 +1,14 @@
 //! Server names that are not host names: ignored, as RFC 6066 allows, where rustls would end the
 //! handshake.
 //!
-//! Clients in the field send `[localhost]`, `localhost:443` or `*.example` as the server name. RFC
-//! 6066, section 3, lets a server "ignore unrecognized names", and nginx, HAProxy and OpenSSL do.
-//! rustls 0.23 answers with a fatal `illegal_parameter` before anything of ours is asked.
+//! Some clients send `[localhost]`, `localhost:443` or `*.example` as the server name. RFC 6066,
+//! section 3, lets a server "ignore unrecognized names", and nginx, HAProxy and OpenSSL do. rustls
+//! 0.23 sends a fatal `illegal_parameter` before it calls any code of ours.
 //!
-//! So the extension is hidden from rustls before it sees the hello: its type is overwritten with
-//! one that nothing knows ([`hide`]). Both sides hash the hello as it was sent, though, so the
-//! other half is a hash function ([`cipher_suites`]) that puts the type back before it hashes.
-//! Nothing else of the cryptography is touched, and a hello with a proper name passes unchanged.
+//! So the extension is hidden before rustls sees the hello: its type is overwritten with one that
+//! is unknown to rustls ([`hide`]). But both sides hash the hello as it was sent, so the other half
+//! is a hash function ([`cipher_suites`]) that restores the type before it hashes. Nothing else of
+//! the cryptography is touched, and a hello with a proper name passes unchanged.
 //!
 //! ```text
 //!   ClientHello  -- hide --> type 0xff5e --> rustls: no server name, the first certificate
@@ -16,11 +16,11 @@
 //!                                              +--> transcript --> restored --> type 0, hashed
 //! ```
 //!
-//! Limits: a hello that is cut into several records is left as it is, and so is one that has the
-//! private type already. In TLS 1.2 a client's certificate is proved over the messages themselves
-//! and not over their hash, so such a client still needs a proper name.
+//! Limits: a hello that is cut into several records is left as it is, and so is one that already
+//! has the private type. In TLS 1.2 a client's certificate signs the messages themselves and not
+//! their hash, so such a client still needs a proper name.
 //!
-//! rustls' next version has `ServerConfig::invalid_sni_policy`; this file goes when it is used.
+//! rustls' next version has `ServerConfig::invalid_sni_policy`; this file goes when we use it.
 
 use std::sync::LazyLock;
 
@@ -32,11 +32,11 @@ use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls12CipherSuite, Tls13Cip
 /// `server_name` (RFC 6066, section 3).
 const SERVER_NAME: [u8; 2] = [0, 0];
 
-/// Of the types for private use (RFC 8446, section 11).
+/// One of the types for private use (RFC 8446, section 11).
 const HIDDEN: [u8; 2] = [0xff, 0x5e];
 
-/// Handshake messages (RFC 8446, section 4): a hello, and what stands for the first one after a
-/// HelloRetryRequest.
+/// Handshake messages (RFC 8446, section 4): a hello, and the message that replaces the first hello
+/// after a HelloRetryRequest.
 const CLIENT_HELLO: u8 = 1;
 const MESSAGE_HASH: u8 = 254;
 
@@ -62,17 +62,17 @@ pub fn hide(input: &mut [u8]) {
     }
 }
 
-/// Gives an extension of this hello another type, if it holds a name that is not a host name.
-/// Returns where the type stands.
+/// Changes the type of an extension of this hello, if it holds a name that is not a host name.
+/// Returns the position of the type.
 fn rename(hello: &mut [u8], from: [u8; 2], to: [u8; 2]) -> Option<usize> {
     let at = find_odd_name(hello, from, to)?;
     hello[at..at + 2].copy_from_slice(&to);
     Some(at)
 }
 
-/// Where the type of the extension stands that is of type `sought` and holds a name that is not a
-/// host name. `None` too where an extension has the type `taken`. The hello may be cut off at its
-/// end, as rustls cuts it to check a ticket's binder.
+/// Finds the extension of type `sought` that holds a name that is not a host name, and returns the
+/// position of its type. `None` also if an extension has the type `taken`. The hello may be cut off
+/// at its end, as rustls cuts it to check a ticket's binder.
 fn find_odd_name(hello: &[u8], sought: [u8; 2], taken: [u8; 2]) -> Option<usize> {
     let mut reader = Reader {
         bytes: hello,
@@ -101,8 +101,8 @@ fn find_odd_name(hello: &[u8], sought: [u8; 2], taken: [u8; 2]) -> Option<usize>
     found
 }
 
-/// Whether this list of names is well formed, and rustls would still refuse it. What is malformed
-/// stays refused.
+/// Returns whether this list of names is well formed, but rustls would refuse it. Malformed lists
+/// are left for rustls to refuse.
 fn is_odd(list: &[u8]) -> bool {
     let Some((&[high, low], names)) = list.split_first_chunk::<2>() else {
         return false;
@@ -130,7 +130,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Where the next `count` bytes begin, if there are so many.
+    /// Returns where the next `count` bytes begin, if there are as many.
     fn peek(&self, count: usize) -> Option<usize> {
         (self.bytes.len().checked_sub(self.at)? >= count).then_some(self.at)
     }
@@ -140,7 +140,7 @@ impl Reader<'_> {
         Some(())
     }
 
-    /// Passes over a vector whose length has `width` bytes; returns its bounds.
+    /// Skips a vector whose length has `width` bytes; returns its bounds.
     fn vector(&mut self, width: usize) -> Option<(usize, usize)> {
         let at = self.peek(width)?;
         let length = self.bytes[at..at + width].iter();
@@ -158,7 +158,7 @@ impl Reader<'_> {
 
 // ---- the transcript --------------------------------------------------------------------------
 
-/// aws-lc's provider, whose suites hash hellos as they were sent.
+/// Returns aws-lc's provider, with suites that hash hellos as they were sent.
 pub fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: cipher_suites(),
@@ -167,7 +167,7 @@ pub fn provider() -> CryptoProvider {
 }
 
 fn cipher_suites() -> Vec<SupportedCipherSuite> {
-    // rustls wants them to live for ever; they are made once.
+    // rustls needs them for ever; they are created once.
     static SUITES: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
         let suites = aws_lc_rs::default_provider().cipher_suites;
         suites.into_iter().map(restoring).collect()
@@ -205,7 +205,7 @@ fn common(suite: &CipherSuiteCommon) -> CipherSuiteCommon {
     }
 }
 
-/// A hash function that takes back what [`hide`] has done.
+/// A hash function that reverses what [`hide`] has done.
 struct Restoring(&'static dyn Hash);
 
 struct RestoringContext(Box<dyn Context>);
@@ -257,7 +257,7 @@ impl Context for RestoringContext {
     }
 }
 
-/// Where a hidden type stands in these messages of a handshake.
+/// Returns the position of a hidden type in these handshake messages.
 fn find_hidden(messages: &[u8]) -> Option<usize> {
     if !matches!(messages.first(), Some(&(CLIENT_HELLO | MESSAGE_HASH))) {
         return None;
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A hello in a record, with this list of names and an extension on each side of it.
+    /// Builds a hello in a record, with this list of names and an extension on each side of it.
     fn hello(names: &[u8]) -> Vec<u8> {
         let vector = |width: usize, bytes: &[u8]| {
             let length = (bytes.len() as u32).to_be_bytes();
@@ -319,7 +319,7 @@ mod tests {
         suite.common.hash_provider.hash(bytes).as_ref().to_vec()
     }
 
-    /// Mutations that this test catches: the type put back at `at + 1`; `MESSAGE_HASH` left out.
+    /// Mutations that this test catches: the type restored at `at + 1`; `MESSAGE_HASH` left out.
     #[test]
     fn odd_names_are_hidden_and_hashed_as_they_were_sent() {
         for name in [

@@ -1,6 +1,6 @@
 //! A certificate for the tests of this crate, and clients that trust it.
 //!
-//! Ed25519, for its signatures have one length: what depends on lengths is the same in each run.
+//! Ed25519, because its signatures have one length: lengths are the same in each run.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +11,7 @@ use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use super::Acceptor;
 use crate::config::Config;
 
-/// The acceptor of all tests: it has a certificate for `localhost`.
+/// Returns the acceptor of all tests, which has a certificate for `localhost`.
 pub fn acceptor() -> Arc<Acceptor> {
     made().0.clone()
 }
@@ -35,7 +35,7 @@ fn made() -> &'static (Arc<Acceptor>, CertificateDer<'static>) {
     })
 }
 
-/// A client that speaks one version and resumes nothing.
+/// Returns a client that speaks one version and resumes nothing.
 pub fn client(version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(made().1.clone()).expect("a certificate");

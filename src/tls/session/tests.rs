@@ -1,4 +1,4 @@
-//! Both ends of a session in one thread, with nothing between them but vectors.
+//! Both ends of a session in one thread, connected by vectors alone.
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rustls::{ClientConfig, ClientConnection, SupportedProtocolVersion};
 use super::*;
 use crate::tls::testing::{acceptor, client};
 
-/// Both ends, and what lies between them.
+/// Both ends, and the bytes between them.
 struct Pair {
     client: ClientConnection,
     server: Box<Session>,
@@ -38,7 +38,7 @@ impl Pair {
         }
     }
 
-    /// What the client has to send now.
+    /// Returns the bytes that the client has to send now.
     fn sent(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.client.wants_write() {
@@ -61,7 +61,7 @@ impl Pair {
         Ok(())
     }
 
-    /// What the server has to say.
+    /// Returns the bytes that the server has to send.
     fn said(&mut self) -> Vec<u8> {
         let queue = self.server.queue_mut();
         let mut slices = [IoSlice::new(&[]); 64];
@@ -74,7 +74,7 @@ impl Pair {
         bytes
     }
 
-    /// The server's side of the wire, heard by the client.
+    /// Passes the server's bytes on to the client, and returns the decrypted plaintext.
     fn answer(&mut self) -> Vec<u8> {
         let bytes = self.said();
         let (mut rest, mut heard) = (bytes.as_slice(), Vec::new());
@@ -86,7 +86,7 @@ impl Pair {
         heard
     }
 
-    /// Goes on until neither has anything to say, all bytes in pieces as `cut` says.
+    /// Runs until neither side has bytes to send, in pieces of the sizes that `cut` returns.
     fn shake_hands(&mut self, mut cut: impl FnMut(usize) -> usize) {
         loop {
             let sent = self.sent();
@@ -122,7 +122,7 @@ fn a_session_runs_from_hello_to_goodbye() {
         let sent = pair.sent();
         pair.arrive(&sent).expect("a good record");
         assert!(pair.server.input_is_over());
-        // The other direction is open still (RFC 8446, section 6.1).
+        // The other direction is still open (RFC 8446, section 6.1).
         assert_eq!(pair.server.handle_output(&answer, &mut pair.pool), 6);
         assert!(pair.server.close(&mut pair.pool));
         assert!(!pair.server.close(&mut pair.pool), "once");
@@ -157,7 +157,7 @@ fn what_waits_to_be_written_is_bounded() {
     );
 }
 
-/// With rustls' answer to it, or with our own where rustls says nothing.
+/// An alert of rustls', or our own if rustls sends none.
 #[test]
 fn nonsense_gets_an_alert() {
     for nonsense in [
@@ -167,7 +167,7 @@ fn nonsense_gets_an_alert() {
         &[22, 9, 9, 0, 1, 1],
     ] {
         let mut pair = Pair::new(&rustls::version::TLS13);
-        // Nothing is said while a record may still become a good one.
+        // No alert is sent while a record may still become valid.
         let failed = pair
             .arrive(&[nonsense, &[22; 64]].concat())
             .expect_err("nonsense");
@@ -181,7 +181,7 @@ fn nonsense_gets_an_alert() {
     }
 }
 
-/// Whether this byte is one of the two in a record's head that name a version.
+/// Returns whether this byte is one of the two in a record's head that name a version.
 fn is_of_version(records: &[u8], place: usize) -> bool {
     let mut start = 0;
     while start + 5 <= records.len() {
@@ -196,7 +196,7 @@ fn is_of_version(records: &[u8], place: usize) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// The same bytes, cut anywhere, mean the same.
+    /// The same bytes have the same result, however they are cut.
     #[test]
     fn pieces_do_not_matter(
         cuts in prop::collection::vec(1_usize..9_000, 1..40),
@@ -217,7 +217,7 @@ proptest! {
         prop_assert_eq!(counters.taken, counters.given, "an idle session holds no buffer");
     }
 
-    /// One wrong bit anywhere, and nothing comes out but a beginning of what was said.
+    /// With one wrong bit anywhere, only a beginning of the sent plaintext comes out.
     #[test]
     fn a_wrong_bit_is_found_and_never_panics(
         place: prop::sample::Index,
@@ -234,8 +234,8 @@ proptest! {
         sent[place] ^= 1 << bit;
         let result = pair.arrive(&sent);
         prop_assert!(payload.starts_with(&pair.plaintext));
-        // A length that has grown waits for bytes that do not come. What a record's head says of
-        // the version has no meaning (RFC 8446, section 5.1: it is ignored for all purposes).
+        // A length that has grown waits for bytes that do not come. The version in a record's head
+        // does not matter (RFC 8446, section 5.1: it is ignored for all purposes).
         let is_found = result.is_err() || pair.plaintext.len() < payload.len();
         prop_assert!(is_found || is_version);
         pair.server.close(&mut pair.pool);
