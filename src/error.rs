@@ -1,12 +1,12 @@
 //! The error catalogue: every way in which the daemon refuses or fails, in one table.
 //!
-//! A code is a stable word. The same word stands in the JSON answer, the log field, the metric
-//! label and (as its reason) in a gRPC status, so that what a user reports can be found in every
-//! other place. `docs/errors.md` is made from this table and a test keeps the two equal.
+//! A code is a stable word. The same word is in the JSON response, the log field, the metric label
+//! and (as its reason) in a gRPC status, so that what a user reports can be found in every other
+//! place. `docs/errors.md` is generated from this table and a test keeps the two equal.
 
 use std::fmt;
 
-/// The families that the `type` member of an error object names, in the OpenAI API's words.
+/// The families in the `type` member of an error object, in the OpenAI API's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     InvalidRequest,
@@ -48,17 +48,17 @@ macro_rules! catalogue {
             /// Every code, in the order of the table; `code as usize` is its index.
             pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name),+];
 
-            /// The stable word.
+            /// Returns the stable word.
             pub const fn as_str(self) -> &'static str {
                 match self { $(ErrorCode::$name => $word),+ }
             }
 
-            /// The HTTP status code (RFC 9110, section 15).
+            /// Returns the HTTP status code (RFC 9110, section 15).
             pub const fn status(self) -> u16 {
                 match self { $(ErrorCode::$name => $status),+ }
             }
 
-            /// The gRPC status code (grpc/grpc `doc/statuscodes.md`).
+            /// Returns the gRPC status code (grpc/grpc `doc/statuscodes.md`).
             pub const fn grpc_status(self) -> u8 {
                 match self { $(ErrorCode::$name => $grpc),+ }
             }
@@ -67,7 +67,7 @@ macro_rules! catalogue {
                 match self { $(ErrorCode::$name => Family::$family),+ }
             }
 
-            /// What happened and what the caller can do: the text of `docs/errors.md`.
+            /// Returns what happened and what the client can do: the text of `docs/errors.md`.
             pub const fn help(self) -> &'static str {
                 match self { $(ErrorCode::$name => concat!($($help),+)),+ }
             }
@@ -166,17 +166,17 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// An error on its way to a client: a code, and what its own case adds to it.
+/// An error on its way to a client: a code, and the details of its case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     pub code: ErrorCode,
     /// One or two sentences that name the field, the limit and the way out.
     pub message: String,
-    /// The field of the request that is to blame, as a JSON path such as `context[2].path`.
+    /// The field of the request that caused it, as a JSON path such as `context[2].path`.
     pub param: Option<String>,
-    /// When a retry may succeed, in milliseconds from now; becomes `Retry-After` as well.
+    /// When a retry may succeed, in milliseconds from now; also sent as `Retry-After`.
     pub retry_after_ms: Option<u64>,
-    /// What was generated until the failure, for `generation_timeout`.
+    /// The text generated until the failure, for `generation_timeout`.
     pub partial: Option<String>,
 }
 
