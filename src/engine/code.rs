@@ -1,9 +1,9 @@
-//! The program within an answer: no fences, no prose.
+//! Extracts the program from a model's output: no fences, no prose.
 //!
-//! Owns the rules by which [`extract`] finds the code of a whole answer and [`Extractor`] that of
-//! an answer which is still being written. Fences are those of CommonMark (section 4.5): three or
-//! more back quotes or tildes on a line of their own, closed by as many of the same. Must never
-//! fail: whatever a model writes has some code, if only the empty one.
+//! Owns the rules by which [`extract`] finds the code in a whole output and [`Extractor`] in one
+//! that is still being written. Fences are those of CommonMark (section 4.5): three or more back
+//! quotes or tildes on their own line, closed by as many of the same. Must never fail: every output
+//! contains some code, even if it is empty.
 //!
 //! States of an [`Extractor`]:
 //!
@@ -13,22 +13,22 @@
 //! ```
 //!
 //! Invariants:
-//!  1. However an answer is cut into pieces, the pushed results and `finish` concatenate to the
+//!  1. However an output is cut into pieces, the results of `push` and `finish` concatenate to the
 //!     same text.
-//!  2. If an answer holds one fenced block, that text is what [`extract`] gives.
-//!  3. What `push` has returned is certain: no later piece takes it back.
-//!  4. Code starts with a line that is not blank and ends with a character that is not white.
+//!  2. If an output has one fenced block, that text equals the result of [`extract`].
+//!  3. The text that `push` returns is final: no later piece changes it.
+//!  4. Code starts with a line that is not blank and does not end with white space.
 
 use std::borrow::Cow;
 use std::cell::LazyCell;
 
 use super::prompt::{self, Language};
 
-/// The code of a whole answer. Of several fenced blocks it is the longest of those that are marked
-/// as `language`, else of those without a mark, else of all. An answer without a fence is code
-/// from its first to its last line that does not read as prose.
+/// Returns the code of a whole output. Of several fenced blocks, it is the longest of those that
+/// are marked as `language`, otherwise of those without a mark, otherwise of all. In an output
+/// without a fence, the code goes from the first to the last line that does not read as prose.
 pub fn extract<'a>(text: &'a str, language: Option<&str>) -> Cow<'a, str> {
-    // Most answers hold one block, which needs no rank and so no language.
+    // Most outputs have one block, which needs no rank and so no language.
     let language = LazyCell::new(|| language.and_then(prompt::language));
     let mut best: Option<Block<'_>> = None;
     let mut rest = text;
@@ -44,7 +44,7 @@ pub fn extract<'a>(text: &'a str, language: Option<&str>) -> Cow<'a, str> {
     best.map_or_else(|| without_prose(text).into(), |block| block.code)
 }
 
-/// The code of an answer that arrives in pieces.
+/// Extracts the code of an output that arrives in pieces.
 #[derive(Debug)]
 pub struct Extractor {
     language: Option<&'static Language>,
@@ -55,11 +55,11 @@ pub struct Extractor {
 enum State {
     /// No block that may hold the program has opened yet.
     Searching {
-        /// All of the answer so far: if no such block opens, `finish` judges it as a whole.
+        /// All output so far: if no such block opens, `finish` judges it as a whole.
         text: String,
-        /// Where the line begins that is still to be read.
+        /// Where the next unread line begins.
         line: usize,
-        /// The block in another language that is being passed over.
+        /// The block in another language that is being skipped.
         passing: Option<Fence>,
     },
     Inside(Body),
@@ -79,7 +79,7 @@ impl Extractor {
         }
     }
 
-    /// Takes the next piece of the answer; gives the code that is certain by now.
+    /// Takes the next piece of the output; returns the code that is now final.
     pub fn push(&mut self, piece: &str) -> String {
         let mut code = String::new();
         match &mut self.state {
@@ -106,7 +106,7 @@ impl Extractor {
         code
     }
 
-    /// The answer is over: gives the code that was still in doubt.
+    /// Ends the output: returns the code that was still in doubt.
     pub fn finish(self) -> String {
         match self.state {
             State::Searching { text, .. } => {
@@ -117,7 +117,7 @@ impl Extractor {
     }
 }
 
-/// Reads whole lines from `line` on, until one opens a block that may hold the program; gives its
+/// Reads whole lines from `line` on, until one opens a block that may hold the program; returns its
 /// fence and where its content begins.
 fn find_opening(
     text: &str,
@@ -145,14 +145,15 @@ fn find_opening(
     None
 }
 
-/// One fenced block of a whole answer.
+/// One fenced block of a whole output.
 struct Block<'a> {
     word: &'a str,
     code: Cow<'a, str>,
 }
 
 impl Block<'_> {
-    /// Among several, the block of the highest rank is the program.
+    /// Returns the rank of the block. Of several blocks, the one with the highest rank is the
+    /// program.
     fn rank(&self, language: Option<&Language>) -> (bool, u8, usize) {
         let fit = match language {
             Some(known) if known.has_fence(self.word) => 2,
@@ -163,7 +164,8 @@ impl Block<'_> {
     }
 }
 
-/// The next fenced block and what comes after it. One that is never closed reaches to the end.
+/// Returns the next fenced block and the text after it. A block that is never closed reaches to the
+/// end.
 fn next_block(text: &str) -> Option<(Block<'_>, &str)> {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
@@ -176,20 +178,20 @@ fn next_block(text: &str) -> Option<(Block<'_>, &str)> {
     None
 }
 
-/// The line that opens a block, as far as its closing depends on it.
+/// The properties of an opening line that decide which line closes the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fence {
     character: char,
     length: usize,
-    /// Blanks before it: as many are taken from each line of the content.
+    /// Spaces before it: as many are removed from each line of the content.
     indent: usize,
 }
 
-/// Shorter runs of back quotes or tildes are no fence.
+/// Shorter runs of back quotes or tildes are not fences.
 const FENCE_LENGTH: usize = 3;
 
 impl Fence {
-    /// Reads a line that may open a block; gives the word that names the block's language, too.
+    /// Reads a line that may open a block; also returns the word that names the block's language.
     fn open(line: &str) -> Option<(Fence, &str)> {
         let unindented = line.trim_start_matches([' ', '\t']);
         let character = unindented
@@ -213,10 +215,10 @@ impl Fence {
         ))
     }
 
-    /// The code from here to the line that closes the block, and what comes after that line.
+    /// Returns the code up to the line that closes the block, and the text after that line.
     ///
-    /// Where the fence is not indented, nothing is taken from the lines between: the code is a part
-    /// of the answer as it stands, and need be neither read by the character nor copied.
+    /// If the fence is not indented, nothing is removed from the lines between: the code is a part
+    /// of the output, and needs no reading character by character and no copy.
     fn read_block(self, text: &str) -> (Cow<'_, str>, &str) {
         if self.indent > 0 {
             let mut code = String::new();
@@ -246,7 +248,7 @@ impl Fence {
     }
 }
 
-/// Without the blank lines before the code and the white space after it: invariant 4.
+/// Removes blank lines before the code and white space after it: invariant 4.
 fn trim_lines(text: &str) -> &str {
     let code = text.trim_end();
     let first = code.len() - code.trim_start().len();
@@ -254,7 +256,7 @@ fn trim_lines(text: &str) -> &str {
     &code[start..]
 }
 
-/// `c++`, `objective-c`, `f#`
+/// Accepts the characters of words like `c++`, `objective-c` and `f#`.
 fn is_of_word(character: char) -> bool {
     character.is_alphanumeric() || matches!(character, '+' | '#' | '-' | '_')
 }
@@ -264,21 +266,21 @@ fn is_of_word(character: char) -> bool {
 struct Body {
     fence: Fence,
     line: Line,
-    /// Read and not given yet: white space that may turn out to end the code, and after it the
+    /// Read but not returned yet: white space that may turn out to end the code, and after it the
     /// run that may turn out to close the block.
     held: String,
-    /// Whether any code has been given: until then blank lines are dropped.
+    /// Whether any code has been returned: until then blank lines are dropped.
     started: bool,
 }
 
-/// What the current line is, by what was read of it.
+/// The kind of the current line, judged by the part read so far.
 #[derive(Clone, Copy, Debug)]
 enum Line {
-    /// So many blanks and nothing else.
+    /// This many spaces and nothing else.
     Blank(usize),
-    /// Blanks, then so many of the fence's characters.
+    /// Spaces, then this many of the fence's characters.
     Run(usize),
-    /// The same, then blanks again.
+    /// The same, then spaces again.
     RunEnded(usize),
     Code,
 }
@@ -293,8 +295,8 @@ impl Body {
         }
     }
 
-    /// Appends what is certainly code to `code`. Once the block is closed, gives how many bytes of
-    /// `text` were read up to and with the closing line.
+    /// Appends the text that is certainly code to `code`. Once the block is closed, returns how
+    /// many bytes of `text` were read, including the closing line.
     fn push(&mut self, text: &str, code: &mut String) -> Option<usize> {
         for (offset, character) in text.char_indices() {
             match (self.line, character) {
@@ -302,7 +304,7 @@ impl Body {
                     if length >= self.fence.length {
                         return Some(offset + 1);
                     }
-                    // No fence: the run is code. The blanks behind it may still end the code.
+                    // Not a fence: the run is code. The spaces after it may still end the code.
                     let blanks = self.held.split_off(self.held.trim_end().len());
                     self.give_held(code);
                     self.held = blanks;
@@ -342,11 +344,11 @@ impl Body {
         None
     }
 
-    /// Something follows what was held, so it is part of the code.
+    /// Adds the held text to the code, because more code follows it.
     fn give_held(&mut self, code: &mut String) {
         let from = match self.started {
             true => 0,
-            // Blank lines before the code go; the first line's indentation stays.
+            // Blank lines before the code are dropped; the first line's indentation stays.
             false => self.held.rfind('\n').map_or(0, |end| end + 1),
         };
         code.push_str(&self.held[from..]);
@@ -355,7 +357,7 @@ impl Body {
     }
 }
 
-/// An answer without a fence, less the sentences before and after the code.
+/// Returns an output without a fence, less the sentences before and after the code.
 fn without_prose(text: &str) -> &str {
     let mut start = None;
     let mut end = 0;
@@ -370,7 +372,8 @@ fn without_prose(text: &str) -> &str {
     start.map_or("", |start| &text[start..end])
 }
 
-/// Whether a line reads as a sentence or a heading rather than as code. In doubt it is code.
+/// Returns whether a line reads as a sentence or a heading rather than as code. In doubt it is
+/// code.
 fn is_prose(line: &str) -> bool {
     let sentence = line.trim_end();
     if sentence.starts_with("##") || sentence.starts_with("**") {
@@ -386,7 +389,7 @@ fn is_prose(line: &str) -> bool {
     let is_wide = !first.is_ascii();
     let words = sentence.split_whitespace();
     let first_word = words.clone().next().unwrap_or("");
-    // SQL and the like shout their words.
+    // SQL and similar languages write their words in capitals.
     let shouts = first_word.len() > 1 && first_word.chars().all(|c| c.is_ascii_uppercase());
     if shouts || !(first.is_uppercase() || is_wide) || sentence.contains(['=', ';', '{', '}']) {
         return false;
@@ -485,7 +488,7 @@ mod tests {
         assert_eq!(extractor.finish(), "");
     }
 
-    /// Scraps that meet every branch when they are strung together.
+    /// Scraps that reach every branch when they are strung together.
     fn scraps() -> impl Strategy<Value = Vec<&'static str>> {
         let scrap = prop::sample::select(vec![
             "`",

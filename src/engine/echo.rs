@@ -1,8 +1,8 @@
-//! The engine that answers at once with a fixed program, for measuring the daemon itself.
+//! An engine that returns a fixed program at once, for measuring the daemon itself.
 //!
-//! Owns no thread: a job is answered within `submit`, on the caller's stack, through the same
-//! mailbox that a model's answers take. Its model is named `echo` in every answer, so that nobody
-//! takes it for one. Must never look at what the prompt says.
+//! Owns no thread: `submit` completes a job on the caller's stack, through the same mailbox that a
+//! model's events take. Every response names the model `echo`, so that its output is not mistaken
+//! for a model's. Must never read the contents of the prompt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,7 +81,7 @@ impl Engine for Echo {
     }
 }
 
-/// What a job is answered. A word with the white space after it is a token here.
+/// The output of a job. Here a token is a word with the white space after it.
 struct Answer {
     program: &'static str,
     usage: Usage,
@@ -112,7 +112,7 @@ impl Answer {
         }
     }
 
-    /// As many words as there is credit for, one by one; the rest with the terminal event.
+    /// Delivers as many words as there is credit for, one by one; the rest with the terminal event.
     fn deliver(self, job: &Job, deliver: &dyn Deliver) {
         if let Some(reason) = job.ticket.cancelled() {
             let reason = FailReason::Cancelled(reason);
@@ -163,7 +163,7 @@ struct Program {
 }
 
 impl Program {
-    /// The words are counted by the compiler: every job asks for their number.
+    /// The compiler counts the words, because every job needs their number.
     const fn new(text: &'static str) -> Program {
         let (bytes, mut at, mut words) = (text.as_bytes(), 0, 0);
         while at < bytes.len() {
@@ -174,7 +174,7 @@ impl Program {
         Program { text, words }
     }
 
-    /// The first words, at most `most`, and how many they are.
+    /// Returns the first words, at most `most`, and how many they are.
     fn beginning(&self, most: u32) -> (&'static str, u32) {
         if most >= self.words {
             return (self.text, self.words);
@@ -194,7 +194,7 @@ const fn is_end_of_word(byte: u8) -> bool {
 
 macro_rules! programs {
     ($($language:literal $text:literal)+ _ $other:literal) => {
-        /// By the name of the language.
+        /// Returns the program for a language, by name.
         fn program(language: &str) -> &'static Program {
             match language {
                 $($language => const { &Program::new($text) },)+

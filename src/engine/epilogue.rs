@@ -1,17 +1,17 @@
-//! Where a program ends and an example of its use begins.
+//! Finds where a program ends and an example of its use begins.
 //!
 //! Models like to add a few calls below the function that was asked for. These calls are the most
-//! common reason why a right function does not run: they read input that is not there, fail, or
-//! repeat themselves up to the bound of the answer. Owns the comments that introduce such calls;
-//! a comment at the start of a line ends the answer, so a stream is cut at the same place as a
-//! whole answer, and the tokens behind it are never computed.
+//! common reason why a correct function does not run: they read input that does not exist, fail, or
+//! repeat themselves up to the bound of the output. Owns the comments that introduce such calls.
+//! Such a comment at the start of a line ends the output, so a stream is cut at the same place as a
+//! whole output, and the tokens after it are never computed.
 //!
-//! A request that asks for a whole program, for examples or for tests keeps everything: what
-//! stands below such a comment may be what it asked for.
+//! A request that asks for a whole program, for examples or for tests keeps everything: the text
+//! below such a comment may be what it asked for.
 
 use super::prompt::Language;
 
-/// The words behind the comment's mark.
+/// The words after the comment's mark.
 const PHRASES: &[&str] = &[
     "Example usage",
     "Example Usage",
@@ -28,8 +28,8 @@ const PHRASES: &[&str] = &[
     "调用示例",
 ];
 
-/// Languages in which statements may stand below a function, with the mark of their comments. In
-/// the others an example is part of `main`, without which the program does not build.
+/// Languages in which statements may follow a function, with the mark of their comments. In the
+/// others an example is part of `main`, without which the program does not build.
 const MARKS: &[(&str, &str)] = &[
     ("python", "# "),
     ("ruby", "# "),
@@ -66,7 +66,7 @@ const WANTS_MORE: &[&str] = &[
     "测试",
 ];
 
-/// The texts before which an answer to this request ends.
+/// Returns the texts before which the output for this request ends.
 pub fn epilogues(language: Option<&Language>, request: &str) -> Vec<String> {
     let mark = language.and_then(|language| {
         let mut marks = MARKS.iter();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     /// Mutations that this test catches: a phrase without the line break before it, which cuts
-    /// functions; no look at the request; a mark for a language that needs its `main`.
+    /// functions; the request not read; a mark for a language that needs its `main`.
     #[test]
     fn examples_end_an_answer_unless_they_were_asked_for() {
         assert!(ends("python", "quicksort"));

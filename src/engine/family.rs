@@ -1,9 +1,9 @@
-//! What is known of a model's family: how it is asked for a program and how its answer is sampled.
+//! Model families: how to ask a model for a program and how to sample its output.
 //!
-//! Owns the table of families. Each row holds what is specific to models of one kind: the wording
-//! around a task, the opening of the answer, the sampling defaults, the system message that the
-//! family's template has of its own, the tokens for filling a gap, and the KV cache's type. Knows
-//! no file and no token ids: an engine asks for the row of its model and applies it.
+//! Owns the table of families. Each row holds the specifics of one kind of model: the wording
+//! around a task, the opening of the output, the sampling defaults, the system message of the
+//! family's own template, the tokens for filling a gap, and the KV cache's type. Knows no file and
+//! no token ids: an engine asks for the row of its model and applies it.
 //!
 //! A model's row is found in this order:
 //!
@@ -22,60 +22,60 @@ use super::prompt::Language;
 use super::{Defaults, Sampling};
 use crate::limits::MAX_TOKENS_DEFAULT;
 
-/// Models that are asked in the same way.
+/// Models that are prompted in the same way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Family {
     pub name: &'static str,
     pub asking: Asking,
-    /// What a request gets that does not set `repeat_penalty`; 1 switches the penalty off.
+    /// For a request that does not set `repeat_penalty`; 1 switches the penalty off.
     pub repeat_penalty: f32,
-    /// What a request gets that does not set `max_tokens`.
+    /// For a request that does not set `max_tokens`.
     pub max_tokens: u32,
-    /// How keys and values are kept where the configuration leaves it open; `docs/benchmarks.md`
-    /// has the figures.
+    /// How keys and values are kept if the configuration leaves it open; `docs/benchmarks.md` has
+    /// the figures.
     pub kv_type: KvType,
-    /// The system message that the family's template inserts where a conversation has none. It is
-    /// used for a file that came without a template.
+    /// The system message that the family's template inserts if a conversation has none. Used for a
+    /// file that came without a template.
     pub default_system: Option<&'static str>,
     /// `None`: the family cannot fill a gap.
     pub fill: Option<FillTokens>,
     pub signs: Signs,
 }
 
-/// How keys and values lie in the KV cache, by llama.cpp's names.
+/// The format of keys and values in the KV cache, by llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
-    /// 16 bits a value.
+    /// 16 bits per value.
     F16,
-    /// 8 bits a value, and a scale for each 32 of them: half the memory.
+    /// 8 bits per value, and a scale for each 32 of them: half the memory.
     Q8_0,
 }
 
-/// How a program is asked for. In every text `{}` stands for the language's title.
+/// The wording that asks for a program. In every text `{}` stands for the language's title.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asking {
     /// `None` leaves the template its own system message.
     pub system: Option<&'static str>,
-    /// Stands before the task.
+    /// Comes before the task.
     pub before: &'static str,
     /// Replaces `before` for some languages, by their names.
     pub before_in: &'static [(&'static str, &'static str)],
-    /// Stands before the task where the request names no language.
+    /// Comes before the task if the request names no language.
     pub before_any: &'static str,
-    /// Stands behind the task.
+    /// Comes after the task.
     pub after: &'static str,
     pub opening: Opening,
-    /// Whether an answer ends where the model begins an example that was not requested.
+    /// Whether an output ends where the model begins an example that was not requested.
     pub cuts_examples: bool,
 }
 
-/// What the daemon begins the answer with, before the model goes on.
+/// The text with which the daemon begins the output, before the model goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
     /// A fence with the language's word: the model has no room left for prose, and the end of the
-    /// fence is the end of the answer.
+    /// fence is the end of the output.
     Fence,
-    /// Nothing: the model chooses the form of its answer.
+    /// Nothing: the model chooses the form of its output.
     Nothing,
 }
 
@@ -90,7 +90,7 @@ pub struct FillTokens {
     pub file: &'static str,
 }
 
-/// How a file of the family is recognised: by its architecture, and by one of the others.
+/// How to recognise a file of the family: by its architecture, and one of the other fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signs {
     /// `general.architecture`.
@@ -101,7 +101,7 @@ pub struct Signs {
     pub template: &'static str,
 }
 
-/// The metadata of a GGUF file by which its family is recognised.
+/// The metadata of a GGUF file that show its family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
     pub architecture: String,
@@ -110,9 +110,9 @@ pub struct Traits {
     pub template: String,
 }
 
-/// For models of which nothing is known: the language is stated, the template keeps its own system
-/// message and nothing is penalized. The opening fence stays, for it is what makes the answer a
-/// program, and no chat model is known that does not go on from it.
+/// For unknown models: the language is stated, the template keeps its own system message and
+/// nothing is penalized. The opening fence stays, because it makes the output a program, and every
+/// known chat model continues after it.
 pub const NEUTRAL: Family = Family {
     name: "neutral",
     asking: Asking {
@@ -161,8 +161,8 @@ pub const QWEN_CODER: Family = Family {
     },
 };
 
-/// SmolLM2. Without a penalty the smallest of them runs into its bound in every fifth answer; 1.1
-/// costs more answers that parse. In Python more answers parse if a function is asked for.
+/// SmolLM2. Without a penalty the smallest of them reaches its bound in every fifth output; at 1.1
+/// more outputs no longer parse. In Python more outputs parse if a function is asked for.
 pub const SMOLLM: Family = Family {
     name: "smollm2",
     asking: Asking {
@@ -191,7 +191,7 @@ impl Family {
         families.find(|family| family.name == name)
     }
 
-    /// The family of a file that the catalogue does not know; [`NEUTRAL`] where no sign fits.
+    /// Returns the family of a file that the catalogue does not know; [`NEUTRAL`] if no sign fits.
     pub fn recognise(traits: &Traits) -> &'static Family {
         let mut families = FAMILIES.iter().copied();
         families
@@ -199,7 +199,7 @@ impl Family {
             .unwrap_or(&NEUTRAL)
     }
 
-    /// What a request gets for the parameters that it leaves open.
+    /// Returns the values for parameters that a request leaves open.
     pub fn defaults(&self) -> Defaults {
         Defaults {
             repeat_penalty: self.repeat_penalty,
@@ -207,7 +207,7 @@ impl Family {
         }
     }
 
-    /// How an answer is sampled where the request sets nothing.
+    /// Returns how an output is sampled if the request sets nothing.
     pub fn sampling(&self) -> Sampling {
         Sampling {
             repeat_penalty: self.repeat_penalty,
@@ -217,7 +217,7 @@ impl Family {
 }
 
 impl Asking {
-    /// The daemon's own words before the task.
+    /// Returns the daemon's own words before the task.
     pub fn before(&self, language: Option<&Language>) -> String {
         let Some(language) = language else {
             return self.before_any.to_owned();
@@ -283,8 +283,9 @@ mod tests {
     }
 
     /// Mutations that this test catches: `||` for the first `&&` of `Signs::fit` (every llama
-    /// becomes SmolLM2), no lower case in `is_named` (the catalogue's files are not found), and
-    /// `NEUTRAL` recognised by its empty signs.
+    /// becomes SmolLM2), no lower case in
+    /// `is_named` (the catalogue's files are not found), and `NEUTRAL` recognised by its empty
+    /// signs.
     #[test]
     fn files_are_recognised_by_their_metadata() {
         for (file, family) in [

@@ -1,12 +1,12 @@
-//! The message border between the daemon and whatever writes the answers.
+//! The message border between the daemon and the engines that generate text.
 //!
 //! A [`Job`] goes in through [`Engine::submit`], which never blocks. Its [`Event`]s come back
-//! through the mailbox of the reactor that sent it: any number of `Token`s, as far as the
-//! ticket's credit reaches, then exactly one terminal event, `Done` or `Failed`, for every job that
-//! was admitted, cancelled ones included. Nothing here assumes that the engine is a thread: job
-//! and events are plain data, so it can as well be a child process or another machine.
+//! through the mailbox of the reactor that sent it: as many `Token`s as the ticket's credit allows,
+//! then exactly one terminal event, `Done` or `Failed`, for every admitted job, even a cancelled
+//! one. Nothing here assumes that the engine is a thread: jobs and events are plain data, so it can
+//! as well be a child process or another machine.
 //!
-//! * [`echo`] answers at once with a fixed program, for measuring the daemon itself.
+//! * [`echo`] returns a fixed program at once, for measuring the daemon itself.
 //! * `llama` runs GGUF models in process through llama.cpp, with continuous batching.
 
 pub mod code;
@@ -24,8 +24,8 @@ use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey, Ticket};
 
-/// Writes a GGUF model to another file with its weights as `q8_0`. Takes about a second for each
-/// 100 MB and all cores; the caller's thread waits. The error is for people.
+/// Writes a GGUF model to another file with its weights as `q8_0`. Takes about a second per 100 MB
+/// and all cores; the caller's thread waits. The error is for people.
 #[cfg(feature = "llama")]
 pub use llama::optimize;
 
@@ -34,41 +34,41 @@ pub fn optimize(_: &std::path::Path, _: &std::path::Path) -> Result<(), String> 
     Err("llama.cpp is not compiled in: build with the feature `llama`".to_owned())
 }
 
-/// One request for an answer, complete in itself.
+/// One request for generated text, complete in itself.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub key: JobKey,
-    /// Whose conversation this is: a computed prefix is shared within one tenant only.
+    /// The owner of this conversation: a computed prefix is shared only within one tenant.
     pub tenant: u64,
     pub prompt: Prompt,
     pub sampling: Sampling,
-    /// Tokens to generate at most; the engine clips it to the room its context has.
+    /// Maximum number of tokens to generate; the engine clips it to the room in its context.
     pub max_tokens: u32,
-    /// Generation ends before the first of these strings; none of them is part of the answer.
+    /// Generation ends before the first of these strings; none of them is part of the output.
     pub stop: Vec<String>,
-    /// When the whole request, queueing and prompt included, is over.
+    /// When the whole request, including queueing and prompt, expires.
     pub deadline: Moment,
     pub submitted: Moment,
     pub ticket: Arc<Ticket>,
 }
 
-/// What the model shall continue, before any template is applied.
+/// The text that the model is to continue, before any template is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// A program is wanted; the engine adds the system prompt that suits its model.
+    /// A request for a program; the engine adds the system prompt that suits its model.
     Code {
         language: Option<&'static str>,
         prompt: String,
         context: Vec<ContextFile>,
     },
-    /// A conversation, put through the model's own chat template as it is.
+    /// A conversation, rendered with the model's own chat template.
     Chat(Vec<Message>),
-    /// Text that the model continues, through no template.
+    /// Text that the model continues, without a template.
     Raw(String),
 }
 
 impl Prompt {
-    /// The bytes of what the request brought.
+    /// Returns the number of bytes that came from the request.
     pub fn bytes(&self) -> usize {
         match self {
             Prompt::Code {
@@ -80,7 +80,7 @@ impl Prompt {
     }
 }
 
-/// A file that the model shall see.
+/// A file that the model is to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextFile {
     pub path: String,
@@ -112,7 +112,7 @@ pub struct Sampling {
     pub top_k: u32,
     /// In [0, 1]; 0 switches it off.
     pub min_p: f32,
-    /// The same seed, prompt and model give the same answer; `None` draws one.
+    /// The same seed, prompt and model produce the same output; `None` draws one.
     pub seed: Option<i64>,
     /// In [-2, 2], as in the OpenAI API; 0 switches it off.
     pub frequency_penalty: f32,
@@ -137,20 +137,20 @@ impl Default for Sampling {
     }
 }
 
-/// What an engine tells about a job.
+/// An engine's report about a job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A piece of the answer: one token's text, or several merged for want of credit. Always
-    /// whole UTF-8 characters, never part of a stop string.
+    /// A piece of the output: one token's text, or several merged for lack of credit. Always whole
+    /// UTF-8 characters, never part of a stop string.
     Token { text: String },
-    /// The answer is complete.
+    /// The output is complete.
     Done(Box<Done>),
-    /// There will be no (more) answer.
+    /// The job ended without a complete output.
     Failed(Box<Failed>),
 }
 
 impl Event {
-    /// Whether this is the one event that ends its job.
+    /// Returns whether this is the one event that ends its job.
     pub fn is_terminal(&self) -> bool {
         !matches!(self, Event::Token { .. })
     }
@@ -158,7 +158,7 @@ impl Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Done {
-    /// The text that no `Token` event has carried yet: all of it where credit was 0.
+    /// The text that no `Token` event has carried yet: all of it if credit was 0.
     pub text: String,
     pub finish_reason: FinishReason,
     pub usage: Usage,
@@ -170,7 +170,7 @@ pub struct Failed {
     pub reason: FailReason,
     /// For people: what failed and the way out.
     pub message: String,
-    /// What was generated until then and no `Token` event has carried yet.
+    /// Text that was generated until then and that no `Token` event has carried yet.
     pub text: String,
     pub usage: Usage,
     pub timings: Timings,
@@ -178,7 +178,7 @@ pub struct Failed {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailReason {
-    /// The ticket was cancelled; nobody reads this but the counters.
+    /// The ticket was cancelled; only the counters use this.
     Cancelled(CancelReason),
     /// An error of the catalogue, such as `generation_timeout` or `context_length_exceeded`.
     Error(ErrorCode),
@@ -186,14 +186,14 @@ pub enum FailReason {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended its answer, or a stop string was met.
+    /// The model ended its output, or a stop string was met.
     Stop,
-    /// `max_tokens` or the context's end was reached.
+    /// `max_tokens` or the end of the context was reached.
     Length,
 }
 
 impl FinishReason {
-    /// The OpenAI API's word.
+    /// Returns the OpenAI API's word.
     pub const fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
@@ -206,12 +206,12 @@ impl FinishReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: u32,
-    /// How many of `prompt_tokens` were found computed already.
+    /// How many of `prompt_tokens` were already computed.
     pub cached_tokens: u32,
     pub completion_tokens: u32,
 }
 
-/// Where one job's time went. The parts of `Server-Timing`.
+/// How long the parts of one job took, for `Server-Timing`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
     /// From `submitted` to the first prompt token's computation.
@@ -222,7 +222,7 @@ pub struct Timings {
     pub decode: Duration,
 }
 
-/// Why a job was not admitted. It comes back at once, on the caller's stack.
+/// Why a job was not admitted. Returned at once, on the caller's stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The queue is at its bound; the wait is computed from measured speed.
@@ -231,13 +231,13 @@ pub enum Refused {
     DeadlineUnmeetable { estimated: Duration },
     /// The model is being loaded.
     Loading,
-    /// The engine could not be started, or has ended; the text says why.
+    /// The engine could not be started, or has stopped, for this reason.
     Unavailable(String),
     /// The engine is draining.
     Draining,
 }
 
-/// Whether an engine can answer.
+/// Whether an engine can take jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// 0 to 100.
@@ -245,18 +245,18 @@ pub enum State {
         percent: u8,
     },
     Ready,
-    /// A step does not end: for so long there was no sign of life.
+    /// A step does not end: this long there was no sign of life.
     Stalled {
         seconds: u64,
     },
     Failed(String),
 }
 
-/// What a model is, for `/api/v1/models` and for the `model` member of an answer.
+/// A description of a model, for `/api/v1/models` and for the `model` member of a response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
     pub id: String,
-    /// What made the answers: `llama` or `echo`.
+    /// The engine: `llama` or `echo`.
     pub engine: &'static str,
     /// The model's own description, such as `llama 135M Q4_1`.
     pub description: String,
@@ -267,8 +267,8 @@ pub struct ModelInfo {
     pub defaults: Defaults,
 }
 
-/// What a request for a program gets for the parameters that it leaves open: they depend on the
-/// model, so they are known when that is chosen.
+/// Values for parameters that a request for a program leaves open. They depend on the model, so
+/// they are known once the model is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Defaults {
     pub repeat_penalty: f32,
@@ -291,19 +291,19 @@ pub struct Gauges {
     pub prompt_cached_tokens: u64,
     pub generated_tokens: u64,
     pub decode_steps: u64,
-    /// Cells of the KV cache that hold a token, and all of them.
+    /// Cells of the KV cache that hold a token, and the number of all cells.
     pub kv_used: u64,
     pub kv_size: u64,
-    /// Signs of life: steps, and parts of steps. They stand still while the engine is at rest.
+    /// Signs of life: steps, and parts of steps. They do not change while the engine is at rest.
     pub beats: u64,
-    /// How long there was none although there is work; zero at rest.
+    /// Time without a sign of life although there is work; zero at rest.
     pub silence: Duration,
-    /// Starts of the engine after a panic.
+    /// How often the engine was restarted after a panic.
     pub restarts: u64,
 }
 
 impl Gauges {
-    /// What only grows, and the rest at zero: where an engine that starts again goes on from.
+    /// Returns the totals, with all else at zero: a restarted engine continues from these.
     pub fn totals(self) -> Gauges {
         Gauges {
             prompt_tokens: self.prompt_tokens,
@@ -316,30 +316,29 @@ impl Gauges {
     }
 }
 
-/// Something that turns jobs into answers. All methods return at once and may be called from
-/// any thread.
+/// Turns jobs into generated text. All methods return at once and may be called from any thread.
 pub trait Engine: Send + Sync {
-    /// Admits a job, or says why not. After `Ok`, exactly one terminal event will follow.
+    /// Admits a job, or returns why not. After `Ok`, exactly one terminal event will follow.
     fn submit(&self, job: Job) -> Result<(), Refused>;
 
     fn state(&self) -> State;
 
-    /// The model, as soon as it is known.
+    /// Returns the model, as soon as it is known.
     fn model(&self) -> Option<ModelInfo>;
 
     fn gauges(&self) -> Gauges;
 
-    /// Admits nothing more and ends once all admitted jobs have had their terminal event.
+    /// Admits no more jobs, and ends once all admitted jobs have had their terminal event.
     fn drain(&self);
 }
 
-/// Where an engine delivers events: the mailboxes of all reactors.
+/// The destination of an engine's events: the mailboxes of all reactors.
 pub trait Deliver: Send + Sync {
     /// Delivers all of `events` and leaves it empty. One call wakes each reactor at most once, so
-    /// an engine collects what one step brings. Never blocks.
+    /// an engine should collect the events of one step. Never blocks.
     fn deliver(&self, events: &mut Vec<(JobKey, Event)>);
 
-    /// Delivers an event that comes alone.
+    /// Delivers a single event.
     fn deliver_one(&self, key: JobKey, event: Event) {
         self.deliver(&mut vec![(key, event)]);
     }

@@ -1,30 +1,30 @@
-//! The languages a program may be asked for in, and the conversation that asks for one.
+//! The languages that a program may be requested in, and the conversation that requests one.
 //!
 //! Owns the table of languages and the form of a [`Prompt::Code`](super::Prompt::Code): files
 //! first, then the task between the words of the model's [`Family`]. Knows no template and no
-//! token: it makes messages, which an engine puts through the model's own template.
+//! token: it creates messages, which an engine renders with the model's own template.
 //!
 //! Invariants:
-//!  1. Names, aliases and fence words are lower case; a name or alias stands once in the table.
-//!  2. What all requests share comes first, what one tenant repeats (files) next, what is new last:
-//!     a computed prefix is reused as far as it is the same.
+//!  1. Names, aliases and fence words are lower case; each name or alias is in the table once.
+//!  2. Text that all requests share comes first, text that one tenant repeats (files) next, new
+//!     text last: a computed prefix is reused as far as it is the same.
 
 use super::epilogue::epilogues;
 use super::family::{Family, Opening};
 use super::{ContextFile, Message};
 
-/// A language that a program may be asked for in.
+/// A language that a program may be requested in.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Language {
-    /// The canonical name, as answers carry it.
+    /// The canonical name, which responses use.
     pub name: &'static str,
-    /// How people write it; the prompt names it so.
+    /// The usual spelling, which prompts use.
     pub title: &'static str,
     /// Further names that a request may use.
     pub aliases: &'static [&'static str],
-    /// Of a source file, without the dot.
+    /// The extension of a source file, without the dot.
     pub extension: &'static str,
-    /// What stands behind the back quotes of a fenced block; the first is the usual word.
+    /// The words after the back quotes of a fenced block; the first is the usual one.
     pub fences: &'static [&'static str],
 }
 
@@ -34,7 +34,7 @@ pub fn language(name: &str) -> Option<&'static Language> {
 }
 
 impl Language {
-    /// Whether `name` is this language's name or one of its aliases.
+    /// Returns whether `name` is this language's name or one of its aliases.
     fn is_called(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
             || self
@@ -43,7 +43,7 @@ impl Language {
                 .any(|alias| alias.eq_ignore_ascii_case(name))
     }
 
-    /// Whether a fenced block that is marked `word` is in this language.
+    /// Returns whether a fenced block that is marked `word` is in this language.
     pub fn has_fence(&self, word: &str) -> bool {
         self.is_called(word)
             || self
@@ -53,21 +53,22 @@ impl Language {
     }
 }
 
-/// A conversation that asks for a program, with the beginning of its answer.
+/// A conversation that asks for a program, with the beginning of the reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
     pub messages: Vec<Message>,
-    /// So many of the last message's first bytes are the daemon's own words: the same for all.
+    /// How many bytes at the start of the last message are the daemon's own, the same for all
+    /// tenants.
     pub own: usize,
-    /// The answer begins with this. The model goes on from here: it has no room left for prose.
+    /// The reply begins with this. The model goes on from here: it has no room left for prose.
     pub opening: String,
-    /// The answer is complete once the model has written this, which closes the opening.
+    /// The reply is complete once the model has written this, which closes the opening.
     pub closing: Option<&'static str>,
-    /// The answer ends before any of these, which begin what was not requested.
+    /// The reply ends before any of these, which begin text that was not requested.
     pub epilogues: Vec<String>,
 }
 
-/// Closes a fenced block: the first line that holds a fence alone.
+/// Closes a fenced block: the first line with a fence alone.
 const CLOSING_FENCE: &str = "\n```";
 
 /// Asks a model of this family for a program.
@@ -101,7 +102,7 @@ pub fn conversation(
         (Opening::Fence, Some(language)) => {
             (format!("```{}\n", language.fences[0]), Some(CLOSING_FENCE))
         }
-        // The model names its own choice of language behind the fence.
+        // The model names its own choice of language after the fence.
         (Opening::Fence, None) => ("```".to_owned(), Some(CLOSING_FENCE)),
     };
     Conversation {
@@ -253,8 +254,8 @@ mod tests {
         assert!(!typescript.has_fence("javascript"));
     }
 
-    /// Mutations that this test catches: `own` counted behind the task, no closing for a fence, a
-    /// closing without an opening, the system message behind the user's.
+    /// Mutations that this test catches: `own` counted after the task, no closing for a fence, a
+    /// closing without an opening, the system message after the user's.
     #[test]
     fn conversation_has_the_form_that_the_family_says() {
         const FAMILY: Family = Family {
@@ -317,7 +318,7 @@ mod tests {
         let content = &asked.messages.last().unwrap().content;
         assert!(content.starts_with("File notes.md:\n````\nsee:\n```\ncode\n```\n````\n\n"));
         assert!(content.ends_with("sum a slice"));
-        // A tenant's files are nobody else's prefix.
+        // A tenant's files are never a prefix for others.
         assert_eq!(asked.own, 0);
         assert_eq!(asked.opening, "```go\n");
     }

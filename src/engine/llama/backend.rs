@@ -1,10 +1,10 @@
-//! What the scheduler needs of a model, and no more: the border between policy and computation.
+//! The scheduler's interface to a model: the border between policy and computation.
 //!
-//! llama.cpp stands behind it in the daemon, and a toy that hashes what it has read in the
-//! scheduler's tests, where time is virtual too.
+//! In the daemon llama.cpp is behind it; in the scheduler's tests it is a toy that hashes the
+//! tokens that it has read, and time is virtual too.
 //!
 //! A backend has a number of sequences. Each holds the tokens computed so far; a batch appends to
-//! them; truncating takes from the end. Nothing is shared between sequences.
+//! them; truncating removes from the end. Sequences share nothing.
 
 use crate::core::Moment;
 use crate::engine::{Prompt, Sampling};
@@ -13,24 +13,24 @@ use crate::engine::{Prompt, Sampling};
 pub type Token = i32;
 
 pub trait Backend {
-    /// What chooses one sequence's next tokens.
+    /// Chooses the next tokens of one sequence.
     type Sampler;
 
-    /// The clock. Computing takes time, so one reading a step would not do.
+    /// Reads the clock. Computing takes time, so one reading per step would not do.
     fn now(&self) -> Moment;
 
     fn sequences(&self) -> usize;
-    /// Tokens that one sequence has room for.
+    /// Returns how many tokens one sequence has room for.
     fn context_length(&self) -> usize;
-    /// Tokens that one batch may have.
+    /// Returns how many tokens one batch may have.
     fn batch_limit(&self) -> usize;
 
-    /// Puts a prompt through the model's template and into tokens. The error is for its sender.
+    /// Renders a prompt with the model's template and tokenizes it. The error is for the client.
     fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError>;
-    /// Makes the sampler of a sequence whose answer follows `prompt`.
+    /// Creates the sampler of a sequence whose output follows `prompt`.
     fn sampler(&self, sampling: &Sampling, prompt: &[Token]) -> Self::Sampler;
 
-    /// Computes a batch. Ends early if `should_stop` says so.
+    /// Computes a batch. Stops early if `should_stop` returns true.
     fn decode(
         &mut self,
         batch: &Batch,
@@ -39,19 +39,19 @@ pub trait Backend {
     /// Chooses the token after the entry at `index` of the last batch.
     fn sample(&mut self, index: usize, sampler: &mut Self::Sampler) -> Option<Token>;
 
-    /// Whether this token ends an answer.
+    /// Returns whether this token ends an output.
     fn is_end(&self, token: Token) -> bool;
-    /// Appends the bytes that a token stands for.
+    /// Appends the bytes of a token.
     fn append_piece(&self, token: Token, bytes: &mut Vec<u8>);
 
-    /// How many tokens a sequence holds.
+    /// Returns how many tokens a sequence holds.
     fn length(&self, sequence: usize) -> usize;
-    /// Removes a sequence's tokens from `length` on, or all where the model cannot be cut.
+    /// Removes a sequence's tokens from `length` on, or all if the model cannot be cut.
     fn truncate(&mut self, sequence: usize, length: usize);
-    /// Copies what a sequence holds.
+    /// Copies the contents of a sequence.
     fn save(&mut self, sequence: usize) -> Option<Vec<u8>>;
-    /// Puts a copy of `length` tokens in the place of what a sequence holds. On failure the
-    /// sequence is empty.
+    /// Replaces the contents of a sequence by a copy of `length` tokens. On failure the sequence is
+    /// empty.
     fn restore(&mut self, sequence: usize, state: &[u8], length: usize) -> bool;
 }
 
@@ -59,30 +59,30 @@ pub trait Backend {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prepared {
     pub tokens: Vec<Token>,
-    /// So many of the first tokens come from the daemon itself, whoever asks: every tenant may
-    /// share them.
+    /// How many of the first tokens come from the daemon itself and are the same for all tenants,
+    /// who may share them.
     pub common: usize,
-    /// The answer begins with this text, which is part of `tokens` already.
+    /// The output begins with this text, which is part of `tokens` already.
     pub opening: String,
-    /// The answer ends with this text.
+    /// The output ends with this text.
     pub closing: Option<&'static str>,
-    /// The answer ends before any of these.
+    /// The output ends before any of these.
     pub epilogues: Vec<String>,
 }
 
-/// Why a prompt cannot be put into tokens.
+/// Why a prompt cannot be prepared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrepareError {
-    /// It has so many bytes that it cannot fit the context.
+    /// It has more bytes than can fit the context.
     TooLong,
-    /// The model's template refuses the conversation, and says why.
+    /// The model's template refuses the conversation, with this reason.
     Template(String),
-    /// The model cannot do what it must, and says why: no fault of the prompt's sender.
+    /// The model failed, with this reason; the client is not at fault.
     Engine(String),
 }
 
-/// Tokens to compute at once. Entries of one sequence stand together and in order, and the
-/// sequences stand in rising order: llama.cpp splits anything else into more passes.
+/// Tokens to compute at once. Entries of one sequence must be neighbours in order, and the
+/// sequences in rising order: llama.cpp splits anything else into more passes.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     entries: Vec<Entry>,
@@ -101,7 +101,7 @@ impl Batch {
         self.entries.clear();
     }
 
-    /// Appends a token; gives its index.
+    /// Appends a token; returns its index.
     pub fn push(&mut self, sequence: usize, token: Token, wants_logits: bool) -> usize {
         debug_assert!(
             self.entries
@@ -129,15 +129,14 @@ impl Batch {
     }
 }
 
-/// Why a batch was not computed as a whole. What its sequences hold is in
-/// [`Backend::length`].
+/// Why a batch was not computed as a whole. [`Backend::length`] returns what its sequences hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// `should_stop` said so.
+    /// `should_stop` returned true.
     Stopped,
     /// A sequence has no room for its tokens.
     Full,
-    /// The batch is not one that the model takes: a bug above.
+    /// The model does not accept the batch: a bug in the caller.
     Refused(&'static str),
     /// The computation failed, with llama.cpp's status.
     Failed(i32),

@@ -1,12 +1,12 @@
-//! How much memory the kernel lets this process have, beside what the machine has.
+//! How much memory the kernel lets this process have, apart from the machine's own limit.
 //!
 //! Reads the limits of the process's control group and of all groups above it, of version 2
 //! (`memory.max`, `memory.high`) and version 1 (`memory.limit_in_bytes`). A container, a unit with
 //! `MemoryMax=` and a pod are such groups: a process beyond its limit is killed, however much
-//! memory the machine has left. Owns nothing, and knows files only by a root that is handed in.
+//! memory the machine has left. Owns nothing; reads files below a root that is an argument.
 //!
-//! What counts as used is the group's usage less its inactive file pages, as container managers
-//! count it: those pages are given back before anything is killed.
+//! Used memory is the group's usage less its inactive file pages, as container managers count it:
+//! the kernel frees those pages before it kills anything.
 //!
 //! Mutations that the tests below catch: the own group alone (`a_parents_limit_counts`), usage with
 //! its file pages (`pages_of_files_that_are_not_used_are_room`).
@@ -14,20 +14,20 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Bytes that may still be taken within every limit; `None` without a limit.
+/// Returns the bytes that may still be taken within every limit; `None` without a limit.
 pub fn room() -> Option<u64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     room_in(Path::new("/sys/fs/cgroup"), &own)
 }
 
-/// The same with the file system at `root`, for a process whose groups `own` lists: a line each,
-/// `number:controllers:path` (cgroups(7)).
+/// Like `room`, with the file system at `root`, for a process in the groups that `own` lists, one
+/// `number:controllers:path` per line (cgroups(7)).
 fn room_in(root: &Path, own: &str) -> Option<u64> {
     let rooms = own.lines().flat_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next().unwrap_or(""), fields.next().unwrap_or("/"));
         match controllers {
-            // Where both versions are mounted, version 2 has a folder of its own.
+            // Where both versions are mounted, version 2 has its own folder.
             "" => [root.to_owned(), root.join("unified")]
                 .iter()
                 .flat_map(|mount| groups(mount, path))
@@ -43,8 +43,8 @@ fn room_in(root: &Path, own: &str) -> Option<u64> {
     rooms.min()
 }
 
-/// The group's folder and all above it, up to the mount. Within a container the path may be that
-/// of the outside, and its folders not there: the mount is then the container's own group.
+/// Yields the group's folder and all above it, up to the mount. In a container the path may be that
+/// of the host, whose folders do not exist here: the mount is then the container's own group.
 fn groups(mount: &Path, path: &str) -> impl Iterator<Item = PathBuf> + use<> {
     let names: Vec<_> = Path::new(path)
         .components()
@@ -70,7 +70,7 @@ fn room_v2(group: &Path) -> Option<u64> {
 
 fn room_v1(group: &Path) -> Option<u64> {
     let limit = number(&group.join("memory.limit_in_bytes"))?;
-    // No limit is the largest number of pages there is.
+    // "No limit" is the largest possible number of pages.
     let limit = (limit < i64::MAX as u64 / 2).then_some(limit)?;
     let used = number(&group.join("memory.usage_in_bytes")).unwrap_or(0);
     Some(left(limit, used, inactive(group, "total_inactive_file")))
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(tree.room(own), Some(100 * MIB));
     }
 
-    /// A container sees its own group at the mount, and in `/proc` the path of the outside.
+    /// A container sees its own group at the mount, but the host's path in `/proc`.
     #[test]
     fn a_path_of_the_outside_leads_to_the_mount() {
         let tree = Tree::new();

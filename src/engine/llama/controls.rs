@@ -1,25 +1,26 @@
-//! Text that is only text: keeps what a client wrote from becoming control tokens.
+//! Keeps the text of a client from becoming control tokens.
 //!
 //! A chat template writes the names of control tokens (`<|im_end|>`) as text, and the tokenizer
 //! turns each name into its token. A client can write the same names. If they became tokens as
 //! well, a prompt or a file could end its own turn and speak as the assistant.
 //!
 //! Owns the names of a model's control tokens. Before a template is rendered, [`Controls::guard`]
-//! puts a mark inside each name that a message holds; the rendered text is cut at the marks, and
-//! each piece is put into tokens by itself. No piece holds a name that a client wrote, so every
-//! control token comes from the template. Text without such names holds no mark: it is put into
-//! tokens in one piece with the template around it, as the model was trained.
+//! puts a mark inside each name that a message contains; the rendered text is cut at the marks, and
+//! each piece is tokenized by itself. No piece contains a name that a client wrote, so every
+//! control token comes from the template. Text without such names has no mark: it is tokenized in
+//! one piece with the template around it, as the model was trained.
 //!
-//! The alternative, marks around every message, changes what templates see (`trim`, `startswith`,
-//! `split`) and cuts each prompt where the model expects one text.
+//! The alternative, marks around every message, would change what templates see
+//! (`trim`, `startswith`, `split`) and cut each prompt where the model expects one text.
 //!
 //! Invariants:
-//!  1. A mark is a character that no message of its conversation holds: it cannot be forged.
+//!  1. A mark is a character that no message of its conversation contains: it cannot be forged.
 //!  2. Without its marks a guarded message is the message, byte for byte.
-//!  3. No piece of a guarded message holds a name, and no name can form at either end of a message.
+//!  3. No piece of a guarded message contains a name, and no name can form at either end of a
+//!     message.
 //!
 //! Mutations that the tests catch: no mark within a name, overlapping names marked once, no marks
-//! at the ends, the first mark of the plane whatever the messages hold.
+//! at the ends, the first mark of the plane whatever the messages contain.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -28,23 +29,23 @@ use aho_corasick::{AhoCorasick, BuildError, MatchKind};
 
 use crate::engine::Message;
 
-/// The names of a model's control tokens, ready to be found.
+/// The names of a model's control tokens, prepared for searching.
 #[derive(Debug)]
 pub struct Controls {
     names: HashSet<String>,
     finder: AhoCorasick,
-    /// The proper beginnings and ends of all names: some models have thousands of names, and a
-    /// message is compared with these sets once for each length that a name has.
+    /// The proper beginnings of all names (and in `tails` their ends). Some models have thousands
+    /// of names, so a message is compared with these sets once for each length that a name has.
     heads: HashSet<String>,
     tails: HashSet<String>,
     longest: usize,
 }
 
-/// A conversation in which no client's text holds a name.
+/// A conversation in which the text of clients contains no name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Guarded<'a> {
     pub messages: Cow<'a, [Message]>,
-    /// Where the rendered text is to be cut. The character stands nowhere else.
+    /// The rendered text must be cut at this character, which occurs nowhere else.
     pub mark: char,
 }
 
@@ -74,7 +75,8 @@ impl Controls {
         })
     }
 
-    /// The conversation with a mark inside each name. Takes time by the byte.
+    /// Returns the conversation with a mark inside each name. Takes time in proportion to its
+    /// bytes.
     pub fn guard<'a>(&self, messages: &'a [Message]) -> Guarded<'a> {
         let mark = mark_for(messages);
         let is_clean = |message: &Message| {
@@ -107,7 +109,7 @@ impl Controls {
         marked
     }
 
-    /// Where the content has to be cut, in rising order: behind the first character of each name,
+    /// Returns where to cut the content, in rising order: after the first character of each name,
     /// and at an end that a template's text could complete to a name.
     fn cuts(&self, content: &str) -> Vec<usize> {
         let mut cuts = Vec::new();
@@ -131,20 +133,20 @@ impl Controls {
         cuts
     }
 
-    /// Whether a piece of a marked text is a name of one character, which no cut can break: it has
-    /// to be put into tokens without names.
+    /// Returns whether a piece of a marked text is a name of one character. No cut can break such a
+    /// name, so the piece must be tokenized without names.
     pub fn is_plain(&self, piece: &str) -> bool {
         piece.chars().count() == 1 && self.names.contains(piece)
     }
 
-    /// Whether some name ends with the beginning of the content.
+    /// Returns whether some name ends with the beginning of the content.
     fn could_end_a_name(&self, content: &str) -> bool {
         let mut ends =
             (1..=self.longest.min(content.len())).filter(|at| content.is_char_boundary(*at));
         ends.any(|at| self.tails.contains(&content[..at]))
     }
 
-    /// Whether some name begins with the end of the content.
+    /// Returns whether some name begins with the end of the content.
     fn could_begin_a_name(&self, content: &str) -> bool {
         let shortest = content.len() - self.longest.min(content.len());
         let mut starts = (shortest..content.len()).filter(|at| content.is_char_boundary(*at));
@@ -152,10 +154,10 @@ impl Controls {
     }
 }
 
-/// The first character of a private plane that no message holds.
+/// Returns the first character of a private plane that no message contains.
 fn mark_for(messages: &[Message]) -> char {
     const PRIVATE_PLANE: std::ops::RangeInclusive<char> = '\u{F0000}'..='\u{FFFFD}';
-    // Texts rarely hold any: one pass finds the characters to avoid.
+    // Texts rarely contain any: one pass finds the characters to avoid.
     let used: HashSet<char> = messages
         .iter()
         .flat_map(|message| message.role.chars().chain(message.content.chars()))
@@ -207,14 +209,14 @@ mod tests {
         assert_eq!(pieces(&controls, "x<s></s> "), ["x<", "s><", "/s> "]);
         // Overlapping names: each one is cut.
         assert_eq!(pieces(&controls, "xababay"), ["xa", "ba", "bay"]);
-        // A name within a name that was taken apart.
+        // Taking out the inner name must not leave the outer one whole.
         assert_eq!(
             pieces(&controls, "<|im_<|im_end|>end|>."),
             ["<|im_<", "|im_end|>end|>."]
         );
     }
 
-    /// Mutation: a role that is passed on as it is.
+    /// Mutation: a role that is passed on unchanged.
     #[test]
     fn role_is_a_client_s_text_as_well() {
         let messages = [Message {

@@ -1,8 +1,8 @@
-//! Faults on demand, so that a test of the whole daemon can see what they lead to.
+//! Faults on demand, so that a test of the whole daemon can observe their effects.
 //!
-//! A switch for developers: `AUTOGLMD_FAULT` names a fault, and after a colon how many steps of
-//! the engine it strikes (1 by default). A release build does not know the faults, and refuses
-//! to start while the variable is set.
+//! A switch for developers: `AUTOGLMD_FAULT` names a fault, and after a colon how many steps of the
+//! engine it affects (1 by default). A release build knows no faults, and refuses to start while
+//! the variable is set.
 //!
 //! | value          | the engine's thread                                     |
 //! | -------------- | ------------------------------------------------------- |
@@ -13,7 +13,7 @@
 /// The variable's name.
 pub const VARIABLE: &str = "AUTOGLMD_FAULT";
 
-/// What the engine's thread shall suffer.
+/// The fault to inject into the engine's thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fault {
     kind: Option<Kind>,
@@ -29,7 +29,7 @@ enum Kind {
 }
 
 impl Fault {
-    /// The error is for people.
+    /// Reads the variable. The error is for people.
     pub fn from_environment() -> Result<Fault, String> {
         match std::env::var(VARIABLE) {
             Ok(text) if !text.is_empty() => parse(&text),
@@ -37,7 +37,7 @@ impl Fault {
         }
     }
 
-    /// To be called in each step.
+    /// Must be called in each step.
     pub fn strike(&mut self) {
         let Some(kind) = self.kind.filter(|_| self.times > 0) else {
             return;

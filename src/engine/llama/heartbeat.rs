@@ -1,4 +1,4 @@
-//! Whether the engine's thread goes on, as other threads see it.
+//! Shows other threads whether the engine's thread makes progress.
 //!
 //! Owns three atomics. The engine's thread writes them; the reactors and the supervisor read them.
 //!
@@ -7,8 +7,8 @@
 //!      ^                    └────── rest ─────┘
 //! ```
 //!
-//! A beat is a step of the scheduler, and within one each time that llama.cpp asks whether it
-//! shall stop. An engine at rest waits for a job, and its silence means nothing.
+//! A beat is a step of the scheduler, and each time that llama.cpp asks within a step whether it
+//! should stop. An engine at rest waits for a job, so its silence means nothing.
 //!
 //! Mutation that a test catches: `rest` without its store (`an_engine_at_rest_is_never_silent`).
 
@@ -21,13 +21,13 @@ use crate::core::Moment;
 pub struct Heartbeat {
     is_at_work: AtomicBool,
     beats: AtomicU64,
-    /// When the last one was, in microseconds.
+    /// The time of the last beat, in microseconds.
     last: AtomicU64,
 }
 
-// Relaxed throughout: the numbers publish no other data, and a reading that is a beat old is good.
+// Relaxed throughout: the numbers publish no other data, and a value one beat old is good enough.
 impl Heartbeat {
-    /// Work begins. Counted from here, so that the rest before it does not count as silence.
+    /// Work begins. The silence counts from here, so that the rest before it does not count.
     pub fn begin(&self, now: Moment) {
         self.beat(now);
         self.is_at_work.store(true, Ordering::Relaxed);
@@ -47,7 +47,7 @@ impl Heartbeat {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// How long ago the last beat was, if there should have been another since.
+    /// Returns how long ago the last beat was; zero at rest.
     pub fn silence(&self, now: Moment) -> Duration {
         let last = Moment::from_micros(self.last.load(Ordering::Relaxed));
         match self.is_at_work.load(Ordering::Relaxed) {

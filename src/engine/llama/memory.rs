@@ -1,10 +1,11 @@
-//! How much context a model gets, by the memory there is.
+//! Plans how much context a model gets in the available memory.
 //!
-//! Owns the plan for the KV cache, which is made once and never grows: what is promised to a
-//! sequence is there when it needs it. So a plan that the memory cannot hold is refused: the
-//! process would be killed while it serves, and not at its start.
+//! Owns the plan for the KV cache, which is made once and never grows: memory promised to a
+//! sequence is there when it needs it. If even the smallest useful context exceeds the memory, the
+//! start fails; otherwise the kernel would kill the process while it serves. A configured context
+//! that exceeds it only logs a warning.
 //!
-//! Mutation that a test catches: `affordable` that always gives the least
+//! Mutation that a test catches: `affordable` that always returns the minimum
 //! (`a_machine_or_a_container_that_is_too_small_is_told`).
 
 use super::Settings;
@@ -16,8 +17,8 @@ use crate::limits::{
     PREFILL_BATCH_TOKENS,
 };
 
-/// What the context is made with: the settings, and for what they leave open the model and the
-/// machine, or the container.
+/// Returns the parameters of the context: the settings, and where they leave it open, values chosen
+/// for the model and the machine or container.
 pub fn plan(
     settings: &Settings,
     model: &Model,
@@ -59,9 +60,9 @@ pub fn plan(
     })
 }
 
-/// Tokens for each of `sequences` within a share of the memory that is free; the least that is of
-/// use if that is all of it, and an error, for people, if it is more. Where nothing is known of the
-/// memory, the least.
+/// Returns the tokens for each of `sequences` within a share of the free memory. Returns the useful
+/// minimum if there is only just enough for it, and an error, for people, if there is less. If the
+/// free memory is unknown, returns the minimum.
 fn affordable(available: Option<u64>, sequences: u32, bytes_per_token: u64) -> Result<u32, String> {
     let least = cache_bytes(CONTEXT_MIN_TOKENS, sequences, bytes_per_token);
     if available.is_some_and(|available| least > available) {
@@ -88,7 +89,7 @@ fn too_large(tokens: u32, sequences: u32, wanted: u64, available: Option<u64>) -
     )
 }
 
-/// What can be had without swapping and without being killed for it.
+/// Returns the bytes available without swapping and without being killed for taking them.
 fn available_bytes() -> Option<u64> {
     let of_machine = machine_bytes();
     let of_groups = cgroup::room();
@@ -123,8 +124,8 @@ mod tests {
         assert!(u64::from(tokens) * 16 * 23_040 <= 2 * gibibyte / CONTEXT_MEMORY_SHARE);
     }
 
-    /// A model of 7 billion parameters without grouped heads, in a container of 4 GiB: 512 tokens
-    /// were promised to each of 16 sequences, with any memory.
+    /// A regression test: a model of 7 billion parameters without grouped heads, in a container of
+    /// 4 GiB: 512 tokens were promised to each of 16 sequences, whatever the memory.
     #[test]
     fn a_machine_or_a_container_that_is_too_small_is_told() {
         let per_token = 544 * 1024;

@@ -1,9 +1,9 @@
-//! The metadata of a GGUF file, looked at before llama.cpp sees it.
+//! Checks the metadata of a GGUF file before llama.cpp sees it.
 //!
-//! Owns the reasons for which a file is refused without being loaded: what llama.cpp answers with
-//! an assertion (which ends the process), with nonsense, or not at all. Reads the file's head only,
-//! in bounded pieces. Knows nothing of tensors but their number; what else can be wrong with a file
-//! shows when a child process tries it (`prove`).
+//! Owns the reasons to refuse a file without loading it: llama.cpp would fail an assertion (which
+//! ends the process), compute nonsense, or hang. Reads only the file's head, in bounded pieces.
+//! Knows only the number of tensors; a child process finds other faults by trying the file
+//! (`prove`).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -28,7 +28,7 @@ pub fn check(path: &Path) -> Result<(), String> {
     metadata.check_template()
 }
 
-/// A value as far as it is looked at.
+/// A value, as far as the checks need it.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Integer(i128),
@@ -42,7 +42,7 @@ enum Value {
 struct Array {
     kind: u32,
     count: u64,
-    /// The first item that stands there twice, of an array of texts.
+    /// The first duplicate in an array of texts.
     twice: Option<String>,
     has_nan: bool,
 }
@@ -59,7 +59,7 @@ impl Value {
     }
 }
 
-/// What a file says of itself.
+/// The metadata that the checks use.
 #[derive(Debug, Default)]
 struct Metadata {
     entries: HashMap<String, Value>,
@@ -67,7 +67,7 @@ struct Metadata {
 
 const KIND_TEXT: u32 = 8;
 const KIND_ARRAY: u32 = 9;
-/// The kinds of models that llama.cpp can load and that keep no KV cache: most make embeddings.
+/// Model kinds that llama.cpp can load but that keep no KV cache: most make embeddings.
 const WRITES_NO_TEXT: &[&str] = &[
     "bert",
     "nomic-bert",
@@ -265,7 +265,7 @@ impl Reader {
         let mut seen = HashSet::new();
         for _ in 0..count {
             match self.item(kind)? {
-                // llama.cpp gives empty ones a name of their own.
+                // llama.cpp names empty ones itself.
                 Value::Text(text) if text.is_empty() => {}
                 Value::Text(text) => {
                     if let Some(twice) = seen.replace(text) {

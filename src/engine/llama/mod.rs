@@ -1,24 +1,24 @@
 //! GGUF models in this process, through llama.cpp, with continuous batching.
 //!
-//! Owns the engine's thread, and the queue that leads to it. The thread alone touches the model;
-//! everybody else meets it through a bounded channel, a few atomics, and the mailboxes that its
-//! events go to. Must never block a caller.
+//! Owns the engine's thread, and the queue that leads to it. Only that thread touches the model;
+//! all others reach it through a bounded channel and a few atomics, and its events go to their
+//! mailboxes. Must never block a caller.
 //!
 //! In reading order:
 //!
 //! * [`backend`]: what a model must be able to do, as a trait.
-//! * [`scheduler`]: who computes what next; pure, and tested with a toy model.
+//! * [`scheduler`]: decides what is computed next; pure, and tested with a toy model.
 //! * [`owed`]: a job and the terminal event that it is owed.
-//! * [`text`], [`sampler`], [`template`], [`speed`]: what the scheduler and the model are made of.
-//! * [`thread`]: the engine's thread, and what a panic of it leads to.
-//! * [`shared`], [`heartbeat`]: what other threads see of it.
-//! * [`controls`]: keeps what a client wrote from becoming control tokens.
+//! * [`text`], [`sampler`], [`template`], [`speed`]: the parts of the scheduler and the model.
+//! * [`thread`]: the engine's thread, and how it survives a panic.
+//! * [`shared`], [`heartbeat`]: the engine's state as other threads see it.
+//! * [`controls`]: keeps the text of a client from becoming control tokens.
 //! * [`metadata`], [`prove`]: models that are refused, and why.
 //! * [`model`], [`ffi`]: llama.cpp behind the trait; all `unsafe` is in the latter.
 //!
-//! States: `Loading` until the model is there, then `Ready` until drained; `Stalled` while a step
-//! does not end; `Loading` again after a panic; `Failed` for good. A model that is being fetched or
-//! loaded when the drain begins is given up.
+//! States: `Loading` until the model is loaded, then `Ready` until drained; `Stalled` while a step
+//! does not end; `Loading` again after a panic; `Failed` for good. A drain cancels a model that is
+//! being fetched or loaded.
 
 mod backend;
 mod cgroup;
@@ -64,12 +64,12 @@ pub use prove::prove;
 use shared::Shared;
 use thread::{Message, Over, Thread};
 
-/// How a model is run.
+/// How to run a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// The name that answers carry.
+    /// The name in responses.
     pub id: String,
-    /// As the catalogue names it; `None` leaves it to the file's metadata.
+    /// From the catalogue; `None` leaves it to the file's metadata.
     pub family: Option<&'static Family>,
     /// Sequences that are computed together.
     pub parallel: u32,
@@ -79,20 +79,20 @@ pub struct Settings {
     pub context: u32,
     /// `None` leaves it to the model's family.
     pub kv_type: Option<KvType>,
-    /// Jobs that wait for a sequence.
+    /// Jobs that may wait for a sequence.
     pub queue: u32,
-    /// Prompt tokens computed between two tokens of running answers.
+    /// Prompt tokens computed between two tokens of running outputs.
     pub prefill_chunk: u32,
-    /// An answer does not depend on what else is computed, at the price of speed.
+    /// Output does not depend on what else is computed, at the price of speed.
     pub is_reproducible: bool,
-    /// Layers on the GPU, where a GPU back end is compiled in.
+    /// Layers on the GPU, if a GPU backend is compiled in.
     pub gpu_layers: u32,
     /// How long a step may go without a sign of life before the engine counts as stalled.
     pub stall_timeout: Duration,
 }
 
-/// A model's file, and what is known of it beyond the settings, which could not know which of
-/// several models can be had.
+/// A model's file, and facts about it that the settings cannot contain because they do not know
+/// which of several models is available.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Obtained {
     pub path: PathBuf,
@@ -111,8 +111,8 @@ impl From<PathBuf> for Obtained {
     }
 }
 
-/// Returns the GGUF file, and fetches it first if it must; the error is for people. What it is
-/// called with says whether the model is still wanted: if not, it ends as soon as it can.
+/// Returns the GGUF file, after fetching it if necessary; the error is for people. The argument
+/// reports whether the model is still wanted: if not, the function must end as soon as it can.
 pub type Obtain = Box<dyn FnOnce(&dyn Fn() -> bool) -> Result<Obtained, String> + Send>;
 
 /// Starts the engine's thread, which obtains and loads the model; returns at once.
@@ -129,7 +129,7 @@ pub fn start(
     )?))
 }
 
-/// As [`start`], for any back end.
+/// Like [`start`], for any backend.
 fn start_with<B: backend::Backend>(
     settings: Settings,
     obtain: Obtain,
@@ -137,7 +137,7 @@ fn start_with<B: backend::Backend>(
     deliver: Arc<dyn Deliver>,
     fault: Fault,
 ) -> io::Result<Handle> {
-    // One place more than the queue's bound: the order to drain must find room.
+    // One place more than the queue's bound, for the order to drain.
     let (sender, receiver) = crossbeam_channel::bounded(settings.queue as usize + 1);
     let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
     let shared = Arc::new(Shared::new(settings.stall_timeout));
@@ -179,12 +179,12 @@ struct Handle {
     parallel: u32,
     /// `None` only while it is being dropped.
     sender: Option<Sender<Message>>,
-    /// The channel's other end, for what the thread has left in it when it ended.
+    /// The channel's other end, for jobs that the thread left in it when it ended.
     left: Receiver<Message>,
     shared: Arc<Shared>,
     deliver: Arc<dyn Deliver>,
     thread: Option<JoinHandle<()>>,
-    /// Disconnected when the thread ends: a wait for it that can have a bound.
+    /// Disconnected when the thread ends, so that waiting for the thread can have a timeout.
     ended: Receiver<Infallible>,
 }
 
@@ -213,7 +213,7 @@ impl Engine for Handle {
             });
         };
         let owed = Box::new(Owed::new(job, Some(place), self.deliver.clone()));
-        // The place that was taken has its room in the channel.
+        // The place that was taken guarantees room in the channel.
         let sent = self
             .sender
             .as_ref()
@@ -244,22 +244,22 @@ impl Engine for Handle {
         if !self.shared.is_draining.swap(true, Ordering::AcqRel)
             && let Some(sender) = &self.sender
         {
-            // It fails only if the thread has ended, which is what draining is for.
+            // This fails only if the thread has ended, which is the aim of draining.
             let _ = sender.try_send(Message::Drain);
         }
     }
 }
 
 impl Handle {
-    /// When a job that is submitted now would have its first token, by measured speed. `None`
-    /// while too little is known, and while the engine is at rest: a job that it does not take
-    /// teaches it nothing, and computing it costs no other job.
+    /// Returns when a job that is submitted now would get its first token, by measured speed.
+    /// `None` while too little is known, and while the engine is at rest: refusing a job would
+    /// teach it nothing, and computing the job delays no other.
     fn time_to_first_token(&self, job: &Job) -> Option<Duration> {
         let now = Moment::now();
         let context = self.shared.model.get()?.context_length as usize;
         let tokens = job.prompt.bytes() / PROMPT_BYTES_PER_TOKEN;
         if tokens > context {
-            // Too long, by the look of it: the engine counts, and says by how much.
+            // Probably too long: the engine counts the tokens, and reports by how much.
             return None;
         }
         let before = self.shared.queued.load(Ordering::Relaxed);
@@ -270,19 +270,19 @@ impl Handle {
         }
         let job_cost = published.speed.job_cost(now)?;
         let prompt_token_cost = published.speed.prompt_token_cost(now)?;
-        // What the tenant's sequences hold may be this prompt's beginning, and is then not
-        // computed again. Whether it is shows only once the prompt is in tokens.
+        // The sequences of the tenant may hold the beginning of this prompt, which is then not
+        // computed again. That is certain only after the prompt is tokenized.
         let held = published.held.iter();
         let own = held.filter_map(|(tenant, held)| (*tenant == job.tenant).then_some(*held));
         let computed = tokens.saturating_sub(own.max().unwrap_or(0));
-        // The engine is through with one job after each `job_cost`, and the next one begins.
+        // The engine finishes one job per `job_cost`, and the next one begins.
         let is_full = running >= self.parallel;
         let waiting = if is_full { before + 1 } else { before };
         let reading = prompt_token_cost.checked_mul(u32::try_from(computed).ok()?)?;
         Some(job_cost.saturating_mul(waiting).saturating_add(reading))
     }
 
-    /// When all that waits now will have begun, by measured speed.
+    /// Returns when all jobs that wait now will have begun, by measured speed.
     fn time_to_empty_queue(&self) -> Duration {
         let job_cost = self.shared.published().speed.job_cost(Moment::now());
         let waiting = self.shared.queued.load(Ordering::Relaxed);
@@ -294,8 +294,9 @@ impl Handle {
 }
 
 impl Drop for Handle {
-    /// Ends the thread and waits for it: the model's memory is free afterwards. Not so while the
-    /// model is on its way: a server or a disk that does not answer would keep the process alive.
+    /// Ends the thread and waits for it, so that the model's memory is free afterwards. Does not
+    /// wait while the model is being fetched or loaded: an unresponsive server or disk would keep
+    /// the process alive.
     fn drop(&mut self) {
         self.shared.is_ending.store(true, Ordering::Release);
         self.sender = None;
@@ -306,7 +307,7 @@ impl Drop for Handle {
             return log::warn!("the model is still on its way, and is not waited for");
         }
         if let Some(thread) = self.thread.take() {
-            // A panic was told where it happened.
+            // A panic was reported where it happened.
             let _ = thread.join();
         }
     }
@@ -331,7 +332,7 @@ fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Lla
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    // Set here only.
+    // Set only here.
     let _ = shared.model.set(ModelInfo {
         id: obtained.id.clone().unwrap_or_else(|| settings.id.clone()),
         engine: "llama",

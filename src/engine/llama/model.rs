@@ -1,7 +1,7 @@
-//! A GGUF model as the scheduler's backend: llama.cpp for the numbers, the model's own template for
-//! the prompts.
+//! A GGUF model as the scheduler's backend: llama.cpp computes, and the model's own template
+//! formats the prompts.
 //!
-//! Owns the one context of the engine, and with it the KV cache. Lives on the engine's thread.
+//! Owns the one context of the engine, and so the KV cache. Lives on the engine's thread.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -25,15 +25,15 @@ pub struct Llama {
     template: Template,
     controls: Controls,
     family: &'static Family,
-    /// For a file that came without a template: what its family's template would say.
+    /// The system message of its family's template, for a file that came without a template.
     system: Option<&'static str>,
-    /// Tokenizing puts this before a text; a template may do so as well, and once is enough.
+    /// Tokenizing puts this before a text. A template may do so too; it must be there once.
     start_text: String,
 }
 
 impl Llama {
-    /// Loads the file and makes the context that `plan` asks for, once the model is known. Without
-    /// a `family` the file's metadata decide which it is.
+    /// Loads the file and, once the model is known, creates the context that `plan` asks for.
+    /// Without a `family` the file's metadata decide.
     pub fn load(
         path: &Path,
         family: Option<&'static Family>,
@@ -85,13 +85,13 @@ impl Llama {
         self.family
     }
 
-    /// Whether the scores of an entry of the last batch are numbers.
+    /// Returns whether the scores of an entry of the last batch are numbers.
     pub fn has_scores(&mut self, index: usize) -> bool {
         let scores = self.context.logits(index);
         scores.is_some_and(|scores| scores.iter().any(|score| score.is_finite()))
     }
 
-    /// The conversation with the system message that a template would add.
+    /// Returns the conversation with the system message that a template would add.
     fn with_system<'a>(&self, messages: &'a [Message]) -> Cow<'a, [Message]> {
         let has_own = messages.first().is_some_and(|first| first.role == "system");
         let Some(system) = self.system.filter(|_| !has_own) else {
@@ -105,7 +105,7 @@ impl Llama {
         Cow::Owned(all)
     }
 
-    /// The tokens of a text that was cut at its marks, with the model's start token before them.
+    /// Tokenizes a text that was cut at its marks, with the model's start token before it.
     fn tokens<'a>(
         &self,
         pieces: impl Iterator<Item = &'a str>,
@@ -125,7 +125,7 @@ impl Llama {
         Ok(tokens)
     }
 
-    /// The tokens of a conversation and of the beginning of its answer.
+    /// Tokenizes a conversation and the beginning of the reply.
     fn conversation_tokens(
         &self,
         messages: &[Message],
@@ -148,7 +148,7 @@ impl Llama {
         })
     }
 
-    /// A prompt for a program, with the beginning of the answer in it.
+    /// Prepares a prompt for a program, including the beginning of the reply.
     fn prepare_code(&self, conversation: Conversation) -> Result<Prepared, PrepareError> {
         let messages = self.with_system(&conversation.messages);
         let tokens = self.conversation_tokens(&messages, false, &conversation.opening)?;
@@ -164,9 +164,10 @@ impl Llama {
         })
     }
 
-    /// The tokens up to where a client's first word stands: what every tenant may share. They come
-    /// from a conversation that holds no word of a client, so nothing that a client writes can be
-    /// taken for the daemon's own. `own` counts the bytes of the last message that are.
+    /// Returns the tokens before the first word of a client: the part that all tenants may share.
+    /// They come from a conversation without any word of a client, so nothing that a client writes
+    /// can pass for the daemon's own text. `own` is the number of bytes of the last message that
+    /// are the daemon's.
     fn own_tokens(
         &self,
         mut messages: Vec<Message>,
@@ -214,7 +215,8 @@ impl Backend for Llama {
     }
 
     fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError> {
-        // Tokenizing takes time by the byte: what cannot fit is not worth it.
+        // Tokenizing takes time in proportion to the bytes, so a text that cannot fit is refused
+        // before.
         let fitting_bytes = self.context.context_length() * self.model.longest_piece();
         if prompt.bytes() > fitting_bytes {
             return Err(PrepareError::TooLong);

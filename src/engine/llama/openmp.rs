@@ -1,14 +1,14 @@
 //! How long compute threads spin before they sleep.
 //!
-//! llama.cpp's threads meet at a barrier after each operation of the model, some 500 times a token.
-//! GNU OpenMP lets a thread spin there for milliseconds before it sleeps. While every thread has
-//! a core that is the fastest way; but as soon as any other thread wants one of those cores, the
-//! one that works waits for the one that spins, and the whole falls to a tenth or less. A short
-//! spin costs nothing measurable on an idle machine and keeps most of the speed on a busy one;
+//! llama.cpp's threads meet at a barrier after each operation of the model, some 500 times per
+//! token. GNU OpenMP lets a thread spin there for milliseconds before it sleeps. That is fastest
+//! while every thread has its own core. But as soon as any other thread wants one of those cores,
+//! working threads wait for spinning ones, and the speed falls to a tenth or less. A short spin
+//! costs nothing measurable on an idle machine and keeps most of the speed on a busy one;
 //! `docs/benchmarks.md` has the figures.
 //!
-//! GNU OpenMP reads its settings once, when it is loaded, and that is before `main`: the only way
-//! to set them from within is to begin again.
+//! GNU OpenMP reads its settings once, when it is loaded, which is before `main`. The only way to
+//! set them from within the program is to execute it again.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -16,16 +16,17 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// What decides how long threads spin. If the user has set one of them, it is decided.
+/// The variables that control how long threads spin. If the user has set one of them, it is
+/// respected.
 const VARIABLES: [&str; 2] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
 
-/// Rounds of the spinning loop: some microseconds, about as long as the longest regular wait at
-/// a barrier. By measurement between "never" and "always".
+/// Rounds of the spinning loop: some microseconds, about as long as the longest regular wait at a
+/// barrier. Measured to lie between "never" and "always".
 const SPIN_ROUNDS: &str = "1000";
 
-/// Starts this program anew, in the same process, with the setting in its environment, unless there
-/// is one. To be called before anything else that starts: descriptors and process id stay,
-/// everything else is lost. Comes back with `Ok` if nothing was to be done.
+/// Executes this program again, in the same process, with the setting in its environment, unless
+/// there is one already. Must be called before anything else starts: descriptors and the process id
+/// survive, everything else is lost. Returns `Ok` if there was nothing to do.
 pub fn ensure_short_spin() -> io::Result<()> {
     if is_decided(|name| std::env::var_os(name).is_some()) {
         return Ok(());

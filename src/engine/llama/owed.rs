@@ -1,8 +1,8 @@
-//! A job that was admitted, and the one terminal event that it is owed.
+//! An admitted job, and the one terminal event that it is owed.
 //!
 //! Owns the promise of [`Engine::submit`](crate::engine::Engine::submit): exactly one terminal
 //! event for each admitted job, even if the engine's thread panics. An [`Owed`] can only be
-//! settled, which consumes it, or taken back; one that is dropped delivers the failure itself.
+//! settled, which consumes it, or taken back; dropping it delivers a failure.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,12 +41,12 @@ impl Owed {
             .job
     }
 
-    /// The job has got a sequence: its place in the queue is free.
+    /// Frees the job's place in the queue: the job has got a sequence.
     pub fn leave_queue(&mut self) {
         self.place = None;
     }
 
-    /// Why the job need not go on, if so.
+    /// Returns why the job must end now, if there is a reason.
     pub fn end(&self, now: Moment) -> Option<End> {
         let job = self.job();
         match job.ticket.cancelled() {
@@ -55,7 +55,7 @@ impl Owed {
         }
     }
 
-    /// Pays the terminal event.
+    /// Delivers the terminal event.
     pub fn settle(mut self, event: Event, events: &mut Vec<(JobKey, Event)>) {
         debug_assert!(event.is_terminal());
         if let Some(debt) = self.debt.take() {
@@ -63,7 +63,7 @@ impl Owed {
         }
     }
 
-    /// The job was not admitted after all: nothing is owed.
+    /// Cancels the debt: the job was not admitted after all.
     pub fn take_back(mut self) {
         self.debt = None;
     }
@@ -84,7 +84,7 @@ impl Drop for Owed {
     }
 }
 
-/// Why a job ends before its answer does.
+/// Why a job ends before its output is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Cancelled(CancelReason),
@@ -109,13 +109,13 @@ impl End {
     }
 }
 
-/// One place in the bounded queue; dropping it frees it.
+/// One place in the bounded queue. Dropping it frees the place.
 #[derive(Debug)]
 pub struct Place(Arc<AtomicU32>);
 
 impl Place {
-    /// Takes a place unless `bound` are taken. The count is raised by the check itself, so that
-    /// callers at the same time cannot pass it together.
+    /// Takes a place unless `bound` are taken. Checking and counting are one step, so that
+    /// simultaneous callers cannot exceed the bound together.
     pub fn take(taken: &Arc<AtomicU32>, bound: u32) -> Option<Place> {
         // Relaxed: a count, which publishes no other data.
         taken

@@ -1,9 +1,9 @@
-//! Proving that a model works, before the daemon says that it is ready.
+//! Proves that a model works, before the daemon reports that it is ready.
 //!
-//! Owns what is tried: a model is loaded, its template renders a prompt, and tokens are computed,
-//! chosen, saved and restored, in two sequences as the scheduler has them. Whatever llama.cpp does
-//! about a file that is wrong (an assertion, a division by zero, a loop without an end) it does
-//! here, so this runs in a child process whose end costs nothing (`cli::engine_worker`).
+//! Owns the trial: a model is loaded, its template renders a prompt, and tokens are computed,
+//! chosen, saved and restored, in two sequences as in the scheduler. A bad file may make llama.cpp
+//! fail an assertion, divide by zero or loop for ever. Here that is harmless, because the trial
+//! runs in a child process (`cli::engine_worker`).
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::engine::family::Family;
 use crate::engine::{Prompt, Sampling};
 use crate::limits::{PROOF_CONTEXT_TOKENS, PROOF_TOKENS};
 
-/// Characters of each class, alone and beside others: what a request may consist of.
+/// Characters of each class, alone and beside others, as a request may contain them.
 const TEXTS: &[&str] = &[
     "a",
     "A",
@@ -75,11 +75,11 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
         Err(PrepareError::Template(says)) => {
             return Err(format!("its chat template refuses a prompt: {says}"));
         }
-        // The template was tried when the model was loaded: it is the tokenizer that throws. There
-        // may be texts for which it does not, and the others fail their own requests only.
+        // The template was tried when the model was loaded, so this is an exception of the
+        // tokenizer. Other texts may work, and those that do not fail only their own requests.
         Err(PrepareError::Engine(_)) => vec![0],
     };
-    // What a tokenizer throws fails one request; what it asserts would end the daemon.
+    // An exception of the tokenizer fails one request; a failed assertion would end the daemon.
     for text in TEXTS {
         let _ = llama.prepare(&Prompt::Raw(text.repeat(TEXT_REPEATS)));
     }
@@ -107,7 +107,8 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
         let token = token.ok_or_else(|| "it chooses no token".to_owned())?;
         llama.append_piece(token, &mut Vec::new());
     }
-    // A model that cannot do this reads a prompt twice; it is tried because it must not end us.
+    // A model that cannot do this reads a prompt twice; it is tried because it must not end the
+    // daemon.
     if let Some(state) = llama.save(0) {
         llama.restore(1, &state, tokens.len());
     }

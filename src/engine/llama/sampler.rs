@@ -1,9 +1,9 @@
-//! How one sequence's next token is chosen.
+//! Chooses the next token of a sequence.
 //!
-//! Owns the choice between the two ways there are: the greatest score, read straight from the row
-//! of logits, which is what most requests for code want and costs next to nothing; or llama.cpp's
+//! Owns the choice between two ways. The first takes the greatest score, read straight from the row
+//! of logits; most requests for code want that, and it is nearly free. The second is llama.cpp's
 //! chain of samplers, which first copies the row into a list of candidates. Penalties alone do not
-//! need the chain: they change the scores of a few tokens, whose rule is llama.cpp's.
+//! need the chain: they change the scores of a few tokens, by llama.cpp's rule.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// A sampler for an answer that follows `prompt`, whose end the penalties count.
+    /// Creates a sampler for the text after `prompt`, the end of which counts for the penalties.
     pub fn new(model: &Arc<Model>, sampling: &Sampling, prompt: &[Token]) -> Sampler {
         let has_penalties = ffi::has_penalties(sampling);
         if sampling.temperature <= 0.0 && !has_penalties {
@@ -62,13 +62,13 @@ impl Sampler {
     }
 }
 
-/// What lowers the scores of the tokens that came last.
+/// Lowers the scores of the tokens that came last.
 #[derive(Debug)]
 pub struct Penalties {
     repeat: f32,
     frequency: f32,
     presence: f32,
-    /// The last tokens of prompt and answer, at most [`PENALTY_WINDOW_TOKENS`].
+    /// The last tokens of prompt and output, at most [`PENALTY_WINDOW_TOKENS`].
     window: VecDeque<Token>,
 }
 
@@ -87,7 +87,7 @@ impl Penalties {
         penalties
     }
 
-    /// Lowers the scores in place, and chooses the greatest.
+    /// Lowers the scores in place, and returns the token with the greatest.
     fn choose(&mut self, scores: &mut [f32]) -> Token {
         let mut seen: Vec<Token> = self.window.iter().copied().collect();
         seen.sort_unstable();
@@ -119,15 +119,16 @@ impl Penalties {
 }
 
 fn drawn_seed() -> u32 {
-    // Without the system's randomness the answers are merely the same again.
+    // Without the system's random numbers every output has the same seed, which is harmless.
     llama_seed(getrandom::u32().unwrap_or(0).into())
 }
 
-/// llama.cpp's seeds have 32 bits, and it takes this one for "draw one" (`LLAMA_DEFAULT_SEED`).
+/// llama.cpp's seeds have 32 bits, and this one means "draw one" (`LLAMA_DEFAULT_SEED`).
 const LLAMA_DRAWS: u32 = u32::MAX;
 
-/// A seed of 64 bits as one of llama.cpp's. Those that fit stay what they are; all others are mixed
-/// (the finalizer of SplitMix64), so that seeds which differ in their upper half alone differ.
+/// Converts a seed of 64 bits to one of llama.cpp's. Seeds that fit stay the same; all others are
+/// mixed (the finalizer of SplitMix64), so that seeds that differ only in their upper half stay
+/// different.
 fn llama_seed(seed: i64) -> u32 {
     if let Ok(small) = u32::try_from(seed)
         && small != LLAMA_DRAWS
@@ -143,10 +144,10 @@ fn llama_seed(seed: i64) -> u32 {
     }
 }
 
-/// The index of the greatest score, the first of equals. Scores that are no numbers never win.
+/// Returns the index of the greatest score, the first of equals. NaN scores never win.
 fn greatest(scores: &[f32]) -> Token {
-    /// As many maxima side by side as the widest registers hold twice: the compiler keeps them
-    /// there, where a single one would make each comparison wait for the last.
+    /// As many maxima side by side as fit twice into the widest registers: the compiler keeps them
+    /// there. A single maximum would make each comparison wait for the previous one.
     const LANES: usize = 32;
     let mut maxima = [f32::NEG_INFINITY; LANES];
     let chunks = scores.chunks_exact(LANES);
@@ -183,7 +184,7 @@ mod tests {
         let mut scores = [0.0, 4.0, -1.0, 1.0];
         assert_eq!(penalties.choose(&mut scores), 1);
         assert_eq!(scores, [0.0, 1.25, -3.25, 1.0]);
-        // The choice counts from now on: 4.0 / 2 - 2 * 0.5 - 0.25.
+        // The chosen token counts from now on: 4.0 / 2 - 2 * 0.5 - 0.25.
         assert_eq!(penalties.choose(&mut [0.0, 4.0, -1.0, 1.0]), 3);
         for _ in 0..PENALTY_WINDOW_TOKENS {
             penalties.accept(0);

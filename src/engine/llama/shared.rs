@@ -1,7 +1,7 @@
-//! What the engine's thread and its callers both see.
+//! The state that the engine's thread shares with its callers.
 //!
-//! Owns flags, counts and the numbers of the last step. Must never be held locked over a step or a
-//! call into llama.cpp: reactors take the lock, too.
+//! Owns flags, counts and the numbers of the last step. The lock must never be held during a step
+//! or a call into llama.cpp, because reactors take it, too.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -18,15 +18,15 @@ pub struct Shared {
     pub queued: Arc<AtomicU32>,
     pub is_ready: AtomicBool,
     pub is_draining: AtomicBool,
-    /// The engine's owner is gone: end at once.
+    /// The engine's owner is gone: the thread must end at once.
     pub is_ending: AtomicBool,
-    /// The thread takes no message any more.
+    /// The thread takes no more messages.
     pub is_over: AtomicBool,
     pub percent: AtomicU8,
     failure: OnceLock<String>,
     pub model: OnceLock<ModelInfo>,
     pub heartbeat: Arc<Heartbeat>,
-    /// Starts after a panic.
+    /// How often the engine was restarted after a panic.
     restarts: AtomicU64,
     stall_timeout: Duration,
     published: Mutex<Published>,
@@ -49,7 +49,7 @@ impl Shared {
         }
     }
 
-    /// Whether a model that is still on its way would be of use.
+    /// Returns whether a model that is still being fetched or loaded would be used.
     pub fn is_wanted(&self) -> bool {
         !self.is_draining.load(Ordering::Acquire) && !self.is_ending.load(Ordering::Acquire)
     }
@@ -73,7 +73,7 @@ impl Shared {
 
     pub fn gauges(&self, now: Moment) -> Gauges {
         Gauges {
-            // Those in the channel wait, too.
+            // Jobs in the channel wait, too.
             queue_depth: self.queued.load(Ordering::Relaxed),
             beats: self.heartbeat.beats(),
             silence: self.heartbeat.silence(now),
@@ -83,13 +83,13 @@ impl Shared {
     }
 
     pub fn published(&self) -> MutexGuard<'_, Published> {
-        // Numbers that are copied whole: nothing can be half done if a holder panicked.
+        // Numbers that are copied whole: a holder's panic cannot leave them half written.
         self.published
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The engine has panicked: no job is taken until the model is loaded again.
+    /// Records that the engine has panicked: no job is taken until the model is loaded again.
     pub fn begin_restart(&self) {
         self.is_ready.store(false, Ordering::Release);
         self.percent.store(0, Ordering::Relaxed);
@@ -102,7 +102,7 @@ impl Shared {
     }
 
     pub fn fail(&self, message: String) {
-        // The supervisor says all of a message that has more than one line.
+        // The supervisor logs all lines of a message.
         let cause = message.lines().next().unwrap_or_default();
         log::error!("the engine has ended: {cause}");
         self.heartbeat.rest();

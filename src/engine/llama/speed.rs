@@ -1,13 +1,14 @@
-//! How fast this engine is, by what it has measured itself.
+//! Estimates how fast this engine is, from its own measurements.
 //!
-//! Owns moving averages, and the estimates that admission rests on. Knows no clock: durations and
-//! times come in as arguments. An estimate may refuse a job, and a refused job brings no sample, so
-//! a wrong estimate must not last:
+//! Owns moving averages, and the estimates that admission uses. Knows no clock: durations and times
+//! are arguments. An estimate may refuse a job, and a refused job produces no sample, so a wrong
+//! estimate must not last:
 //!
 //!  1. One sample moves an average by a bounded factor, however far off it is. A process that was
 //!     stopped (SIGSTOP, a freezer, a migration, swap) measures its pause as if it were work.
 //!  2. A single sample far below the average corrects the average at once.
-//!  3. A speed that was not measured for a while is unknown, and refuses no job.
+//!  3. A speed that has not been measured for a while is unknown, and refuses no job.
+//!  4. Before there are enough measurements there is no estimate.
 //!  4. Before enough was measured there is no estimate.
 //!
 //! Mutations that the tests below catch: no clamp in `Average::add` (`one_long_stall_...`), no age
@@ -24,41 +25,41 @@ use crate::limits::{
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Speed {
-    /// Seconds of computation for one token of a prompt.
+    /// Seconds of computation per token of a prompt.
     prompt_token: Average,
-    /// Seconds of computation for one token of an answer, all running sequences together.
+    /// Seconds of computation per generated token, all running sequences together.
     answer_token: Average,
     /// Tokens of a job's prompt that had to be computed.
     job_prompt: Average,
-    /// Tokens of a job's answer.
+    /// Generated tokens of a job.
     job_answer: Average,
     jobs: u32,
 }
 
 impl Speed {
-    /// A batch of prompt tokens took so long. The last few tokens of a prompt tell little about
-    /// the many of the next one: a small batch weighs less.
+    /// Records how long a batch of prompt tokens took. The last few tokens of a prompt reveal
+    /// little about the many of the next one, so a small batch weighs less.
     pub fn handle_prompt_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
         let share = (tokens as f64 / SPEED_FULL_SAMPLE_TOKENS as f64).min(1.0);
         let sample = took.as_secs_f64() / tokens.max(1) as f64;
         self.prompt_token.add(sample, SPEED_WEIGHT * share, now);
     }
 
-    /// A step that gave one token to each of so many sequences took so long.
+    /// Records how long a step took that generated one token for each of `tokens` sequences.
     pub fn handle_answer_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
         let sample = took.as_secs_f64() / tokens.max(1) as f64;
         self.answer_token.add(sample, SPEED_WEIGHT, now);
     }
 
-    /// A job has ended: complete, failed or cancelled. Each has made room for the next one.
+    /// Records the end of a job, complete, failed or cancelled: each made room for the next one.
     pub fn handle_job(&mut self, computed_prompt: u32, answer: u32, now: Moment) {
-        // Sizes do not measure time: a large one is not an outlier.
+        // Sizes are not times: a large one is not an outlier.
         self.job_prompt.follow(f64::from(computed_prompt), now);
         self.job_answer.follow(f64::from(answer), now);
         self.jobs = self.jobs.saturating_add(1);
     }
 
-    /// How long the engine works for one job: the time after which it is through with the next.
+    /// Returns how long the engine works for one job, and so when it can take the next one.
     pub fn job_cost(&self, now: Moment) -> Option<Duration> {
         let prompt = self.prompt_token.fresh(now)? * self.job_prompt.value?;
         let answer = self.answer_token.fresh(now)? * self.job_answer.value?;
@@ -66,7 +67,7 @@ impl Speed {
         is_confident.then(|| Duration::from_secs_f64((prompt + answer).max(0.0)))
     }
 
-    /// How long one token of a prompt takes to compute.
+    /// Returns how long one token of a prompt takes to compute.
     pub fn prompt_token_cost(&self, now: Moment) -> Option<Duration> {
         let is_confident = self.jobs >= SPEED_CONFIDENT_JOBS;
         self.prompt_token
@@ -84,7 +85,7 @@ struct Average {
 }
 
 impl Average {
-    /// Takes in a measurement of time, which may be an outlier.
+    /// Adds a measurement of time, which may be an outlier.
     fn add(&mut self, sample: f64, weight: f64, now: Moment) {
         self.measured_at = now;
         self.value = Some(match self.value {
@@ -97,14 +98,14 @@ impl Average {
         });
     }
 
-    /// Takes in a size, however far from the average.
+    /// Adds a size, however far from the average.
     fn follow(&mut self, sample: f64, now: Moment) {
         self.measured_at = now;
         let value = self.value.unwrap_or(sample);
         self.value = Some(value + (sample - value) * SPEED_WEIGHT);
     }
 
-    /// The average, unless its last sample is too old to go by.
+    /// Returns the average, unless its last sample is too old.
     fn fresh(&self, now: Moment) -> Option<f64> {
         self.value
             .filter(|_| now.since(self.measured_at) < SPEED_STALE_AFTER)
@@ -118,7 +119,7 @@ mod tests {
     const NOW: Moment = Moment::from_micros(1_000_000);
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    /// Ten milliseconds for each token, measured often enough.
+    /// Ten milliseconds per token, measured often enough.
     fn warm() -> Speed {
         let mut speed = Speed::default();
         for _ in 0..SPEED_CONFIDENT_JOBS {
@@ -189,7 +190,8 @@ mod tests {
         );
         assert_eq!(speed.job_cost(later), None);
         assert_eq!(speed.prompt_token_cost(later), None);
-        // Answers go on while every prompt is refused: the prompts' speed is unknown all the same.
+        // Output goes on while every prompt is refused: the speed of prompts becomes unknown all
+        // the same.
         speed.handle_answer_batch(16, 160 * MILLISECOND, later);
         assert_eq!(speed.prompt_token_cost(later), None);
         speed.handle_prompt_batch(100, 1000 * MILLISECOND, later);

@@ -1,12 +1,11 @@
-//! Conversations as text, by the Jinja template that came with the model.
+//! Renders conversations as text, with the Jinja template that came with the model.
 //!
 //! Owns the template's environment: the functions, methods and tags that models' templates expect
-//! from the Python library that they are written for. Knows no token. Must never hang or grow
-//! without bound over what a template does: rendering has a budget of steps.
+//! from the Python library that they are written for. Knows no token. A template must never make it
+//! hang or grow without bound: rendering has a budget of steps.
 //!
-//! A model without a template, or with an empty one, gets ChatML. A template that cannot be used
-//! is found when the model is loaded ([`Template::new`], [`Template::check`]), not by the first
-//! client.
+//! A model without a template, or with an empty one, gets ChatML. An unusable template is found
+//! when the model is loaded ([`Template::new`], [`Template::check`]), not by the first client.
 
 mod source;
 
@@ -27,8 +26,8 @@ const CHATML: &str = "{% for message in messages %}\
 
 const NAME: &str = "chat";
 
-/// What [`Template::check`] looks for. Digits come through a template unchanged, whatever it does
-/// to letters.
+/// The text that [`Template::check`] searches. Digits come through a template unchanged, whatever
+/// it does to letters.
 pub const PROBE: &str = "7208 3415 9961";
 
 #[derive(Debug)]
@@ -38,13 +37,13 @@ pub struct Template {
     end_text: String,
 }
 
-/// Why a conversation has no text.
+/// Why a conversation cannot be rendered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TemplateError {
-    /// The template refuses the conversation by `raise_exception`, and says why.
+    /// The template refuses the conversation by `raise_exception`, with this reason.
     Refused(String),
-    /// The template is wrong, or asks for something that is not known here: no fault of the
-    /// conversation.
+    /// The template has an error, or needs something that is not supported here: the conversation
+    /// is not at fault.
     Broken(String),
 }
 
@@ -77,8 +76,9 @@ impl Template {
         })
     }
 
-    /// Renders a conversation whose last message holds [`PROBE`], and looks for that: a template
-    /// that always fails, or leaves the messages out, is reported before the model serves a client.
+    /// Renders a conversation whose last message contains [`PROBE`], and searches the result for
+    /// it: a template that always fails, or leaves the messages out, is reported before the model
+    /// serves a client.
     pub fn check(&self, messages: &[Message]) -> Result<(), String> {
         let text = self
             .render(messages, false)
@@ -89,8 +89,8 @@ impl Template {
         }
     }
 
-    /// The conversation, up to where the assistant's next turn begins. `thinks` lets a model that
-    /// can reason aloud do so.
+    /// Renders the conversation, up to where the assistant's next turn begins. `thinks` lets a
+    /// model that can reason aloud do so.
     pub fn render(&self, messages: &[Message], thinks: bool) -> Result<String, TemplateError> {
         let messages: Vec<Value> = messages
             .iter()
@@ -113,7 +113,7 @@ impl Template {
     }
 }
 
-/// The engine's words and the line, without the excerpt that spans lines.
+/// Returns the engine's message and the line, without the excerpt that spans lines.
 fn says(error: &Error) -> String {
     let kind = error.kind().to_string();
     let text = match error.detail() {
@@ -144,7 +144,7 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// What a template says by `raise_exception`: the cause of an error that is the conversation's.
+/// The message of `raise_exception`, carried as the cause of the error.
 #[derive(Debug)]
 struct Refusal(String);
 
@@ -156,25 +156,25 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// What a template calls when a conversation does not fit its model.
+/// Templates call this when a conversation does not fit their model.
 fn raise_exception(message: String) -> Result<Value, Error> {
     let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
     Err(error.with_source(Refusal(message)))
 }
 
-/// The refusal behind an error: macros and includes wrap what failed in them.
+/// Returns the refusal behind an error: macros and includes wrap it.
 fn refusal(error: &Error) -> Option<&Refusal> {
     let first = std::error::Error::source(error);
     std::iter::successors(first, |cause| cause.source()).find_map(|cause| cause.downcast_ref())
 }
 
-/// Today's date, in the form that the template asks for.
+/// Returns today's date, in the format that the template asks for.
 fn strftime_now(format: String) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now())
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 
-/// JSON as Python writes it: minijinja's own filter escapes for HTML.
+/// Writes JSON as Python does: minijinja's own filter escapes for HTML.
 fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let text = match indent {
@@ -254,7 +254,7 @@ mod tests {
         );
     }
 
-    /// Mutation: a check that only renders takes the constant text and the number.
+    /// Mutation: a check that only renders accepts the constant text and the number.
     #[test]
     fn useless_template_is_found_by_the_check() {
         let probe = [message("user", &format!("a {PROBE} b"))];

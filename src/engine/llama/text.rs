@@ -1,29 +1,29 @@
-//! A sequence's bytes as text: whole characters only, and nothing of a stop string.
+//! Turns a sequence's bytes into text: whole characters only, and never a part of a stop string.
 //!
-//! Owns what has been generated and not been handed over yet. Knows no token and no job.
+//! Owns the text that has been generated and not yet taken. Knows no token and no job.
 //!
 //! ```text
 //!   bytes ─> incomplete (up to 3) ─> held (may become a stop string) ─> ready ─> take()
 //! ```
 //!
 //! Invariants:
-//!  1. `ready` is valid forever: it never ends within a character and never holds, nor begins, a
-//!     stop string that ends the answer.
-//!  2. Once stopped, nothing more is taken in.
-//!  3. What is taken concatenates to the same text, whenever it is taken.
+//!  1. `ready` is final: it never ends within a character and never contains, or begins, a stop
+//!     string that ends the output.
+//!  2. Once stopped, it takes in nothing more.
+//!  3. The taken pieces concatenate to the same text, whenever they are taken.
 
-/// A string that ends the answer.
+/// A string that ends the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stop {
     pub text: String,
-    /// Whether it is part of the answer.
+    /// Whether it is part of the output.
     pub is_kept: bool,
 }
 
 #[derive(Debug, Default)]
 pub struct Text {
     stops: Vec<Stop>,
-    /// The first bytes of a character whose last have not come yet.
+    /// The first bytes of a character whose last bytes have not come yet.
     incomplete: Vec<u8>,
     held: String,
     ready: String,
@@ -31,7 +31,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// The answer begins with `opening`, in which no stop string is looked for.
+    /// The output begins with `opening`, in which no stop string is searched.
     pub fn new(opening: String, stops: Vec<Stop>) -> Text {
         let stops = stops
             .into_iter()
@@ -44,7 +44,7 @@ impl Text {
         }
     }
 
-    /// Takes in what a token stands for. Gives whether a stop string is complete.
+    /// Adds the bytes of a token. Returns whether a stop string is complete.
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         if self.is_stopped {
             return true;
@@ -76,7 +76,7 @@ impl Text {
         self.is_stopped
     }
 
-    /// The answer is over: what was held is part of it, for no stop string came of it.
+    /// The output is complete: the held text belongs to it, because no stop string came of it.
     pub fn finish(&mut self) {
         self.ready.push_str(&self.held);
         self.ready
@@ -86,18 +86,18 @@ impl Text {
         self.is_stopped = true;
     }
 
-    /// Whether there is something to hand over.
+    /// Returns whether there is text to take.
     pub fn is_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Hands over all that is certain and was not handed over before.
+    /// Returns all text that is final and has not been taken before.
     pub fn take(&mut self) -> String {
         std::mem::take(&mut self.ready)
     }
 }
 
-/// How many of the bytes are not the beginning of a character that still misses its end.
+/// Returns how many of the bytes come before a character that is still incomplete.
 fn whole_characters(bytes: &[u8]) -> usize {
     // A character has at most four bytes, so at most the last three can be incomplete.
     let tail = bytes.len().saturating_sub(3);
@@ -121,8 +121,8 @@ fn whole_characters(bytes: &[u8]) -> usize {
     }
 }
 
-/// The stop string that is complete first, and where it begins; of several that end at one place
-/// the longest. What begins first is no measure: it may never be completed.
+/// Returns the stop string that is complete first, and where it begins; the longest of several that
+/// end at the same place. The one that begins first does not count: it may never be completed.
 fn first_stop<'a>(text: &str, stops: &'a [Stop]) -> Option<(usize, &'a Stop)> {
     stops
         .iter()
@@ -130,7 +130,7 @@ fn first_stop<'a>(text: &str, stops: &'a [Stop]) -> Option<(usize, &'a Stop)> {
         .min_by_key(|(start, stop)| (start + stop.text.len(), *start))
 }
 
-/// The length of the longest end of `text` with which a stop string begins.
+/// Returns the length of the longest end of `text` that begins a stop string.
 fn possible_stop(text: &str, stops: &[Stop]) -> usize {
     let longest = |stop: &Stop| {
         (1..stop.text.len().min(text.len() + 1))

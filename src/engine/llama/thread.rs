@@ -1,6 +1,6 @@
 //! The engine's thread: loads the model, takes jobs in, lets the scheduler step.
 //!
-//! Owns the order of these, and what a panic leads to. Generic over the [`Backend`], so that
+//! Owns the order of these steps and the handling of panics. Generic over the [`Backend`], so that
 //! panics and hangs are tested without a model.
 //!
 //! ```text
@@ -10,12 +10,12 @@
 //! ```
 //!
 //! Invariants:
-//!  1. A panic fails the jobs that were admitted to the scheduler, and no others: one of them may
-//!     be its cause. What waits in the channel is answered by the engine that follows.
-//!  2. The totals of the gauges never go back.
+//!  1. A panic fails the jobs that were admitted to the scheduler, because one of them may be its
+//!     cause, and no others. Jobs in the channel are left to the next engine.
+//!  2. The totals of the gauges never decrease.
 //!  3. While a job is in the scheduler, the heartbeat is at work.
-//!  4. A job in the channel has its terminal event even if the thread ends before it takes it: a
-//!     bounded channel keeps what is in it when its receiver goes.
+//!  4. A job in the channel gets its terminal event even if the thread ends before it takes the
+//!     job: a bounded channel keeps its contents when its receiver goes.
 //!
 //! Mutations that the tests below catch: `Restarts::next` that always allows
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
@@ -50,7 +50,7 @@ pub enum Message {
     Drain,
 }
 
-/// Ends the channel with its thread, however that ends.
+/// Reports the thread's end, however it ends.
 pub struct Over<'a> {
     shared: &'a Shared,
     receiver: &'a Receiver<Message>,
@@ -69,17 +69,18 @@ impl Drop for Over<'_> {
     }
 }
 
-/// If the thread has ended, drops what is in the channel: each job tells its own failure. Called by
-/// the thread after it said so, and by a caller after it sent: one of the two finds the job.
+/// If the thread has ended, drops the jobs in the channel; each then reports its own failure.
+/// Called by the thread after it has published its end, and by a caller after it has sent a job:
+/// one of the two finds the job.
 pub fn settle_if_over(shared: &Shared, receiver: &Receiver<Message>) {
-    // Sending and this look must not change places, nor the word of the end and the last receive.
+    // The fence keeps the order: send, then read the state; publish the end, then receive.
     fence(Ordering::SeqCst);
     if shared.is_over.load(Ordering::SeqCst) {
         receiver.try_iter().for_each(drop);
     }
 }
 
-/// What the thread is made of; it lives as long as the thread does.
+/// The state of the thread; it lives as long as the thread does.
 pub struct Thread<'a, B: Backend> {
     pub settings: &'a Settings,
     pub load: &'a dyn Fn(&Obtained) -> Result<B, String>,
@@ -90,7 +91,7 @@ pub struct Thread<'a, B: Backend> {
 }
 
 impl<B: Backend> Thread<'_, B> {
-    /// Works until the engine is drained, has failed, or is not wanted any more.
+    /// Works until the engine is drained, has failed, or is no longer needed.
     pub fn run(mut self, obtain: Obtain) {
         let is_wanted = || self.shared.is_wanted();
         let model = match caught(|| obtain(&is_wanted)) {
@@ -128,7 +129,7 @@ impl<B: Backend> Thread<'_, B> {
         }
     }
 
-    /// What a panic leaves behind is dropped on the way: each job tells its own failure.
+    /// A panic drops everything on its way, and each job reports its own failure.
     fn load_and_serve(&mut self, model: &Obtained, is_serving: &mut bool) -> Result<(), String> {
         let backend = (self.load)(model)?;
         *is_serving = true;
@@ -164,7 +165,7 @@ impl<B: Backend> Thread<'_, B> {
                     Err(_) => return,
                 }
             }
-            // Preparing a prompt takes time, too: a few between two steps.
+            // Preparing a prompt takes time, too: only a few between two steps.
             for _ in 0..ENGINE_INTAKE_JOBS {
                 match self.receiver.try_recv() {
                     Ok(Message::Job(owed)) => scheduler.admit(*owed),
@@ -191,7 +192,7 @@ impl<B: Backend> Thread<'_, B> {
         published.held.extend(scheduler.held());
     }
 
-    /// Waits before the next start, but not longer than there is a reason to.
+    /// Waits before the next start, but stops when there is no reason to wait any more.
     fn pause(&self, pause: Duration) {
         let until = Instant::now() + pause;
         while self.shared.is_wanted() {
@@ -204,7 +205,7 @@ impl<B: Backend> Thread<'_, B> {
     }
 }
 
-/// How often the engine was started again, and how long the next start waits.
+/// Counts how often the engine was restarted, and decides how long the next start waits.
 #[derive(Debug, Default)]
 struct Restarts {
     count: u32,
@@ -212,7 +213,7 @@ struct Restarts {
 }
 
 impl Restarts {
-    /// The pause before the next start; `None` if there were enough.
+    /// Returns the pause before the next start; `None` if there were too many.
     fn next(&mut self, now: Instant) -> Option<Duration> {
         let is_old =
             |last: Instant| now.saturating_duration_since(last) >= ENGINE_RESTARTS_FORGOTTEN_AFTER;
@@ -228,7 +229,7 @@ impl Restarts {
     }
 }
 
-/// Runs `work`; a panic becomes an error, as what it returns does.
+/// Runs `work`. A panic becomes an error, like the errors that it returns.
 fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result,

@@ -1,13 +1,13 @@
 //! The calls into llama.cpp that may throw, and the guard that they run in.
 //!
-//! The binding declares llama.cpp's functions as `extern "C"`: the compiler takes such a call for
-//! one that never unwinds, and an exception that comes out of it ends the process. Here the same
-//! functions are declared as `extern "C-unwind"`, with the binding's own types, and [`guarded`]
-//! runs them under a C++ `catch` (`guard.cpp`).
+//! The binding declares llama.cpp's functions as `extern "C"`: the compiler assumes that such a
+//! call never unwinds, and an exception from it ends the process. Here the same functions are
+//! declared as `extern "C-unwind"`, with the binding's own types, and
+//! [`guarded`] runs them under a C++ `catch` (`guard.cpp`).
 //!
-//! Invariant: the other files of this folder call a function that allocates, indexes or computes
-//! from here and inside [`guarded`] only. What they take from the binding directly are plain
-//! reads of a field, callbacks and destructors; `tests/arrows.rs` has the list.
+//! Invariant: the other files of this folder call functions that allocate, index or compute only
+//! from here and only inside [`guarded`]. From the binding they use directly only plain reads of a
+//! field, callbacks and destructors; `tests/arrows.rs` has the list.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -16,7 +16,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::limits::THROWN_CAUSE_BYTES;
 
-/// Declares functions of llama.cpp as ones that may unwind.
+/// Declares functions of llama.cpp as functions that may unwind.
 macro_rules! throwing {
     ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)+) => {
         unsafe extern "C-unwind" {
@@ -134,12 +134,12 @@ unsafe extern "C" {
     fn autoglmd_report_end(report: unsafe extern "C" fn(*const c_char));
 }
 
-/// What llama.cpp threw, in its own words.
+/// The text of an exception from llama.cpp.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thrown(String);
 
 impl Thrown {
-    /// For a call that tells of missing memory by null.
+    /// For a call that reports a lack of memory by null.
     pub fn no_memory() -> Thrown {
         Thrown("not enough memory".to_owned())
     }
@@ -158,8 +158,8 @@ impl fmt::Display for Thrown {
 
 impl std::error::Error for Thrown {}
 
-/// Runs `call`, which holds calls into llama.cpp and nothing that panics, and catches what they
-/// throw. What the closure has borrowed is as llama.cpp left it then.
+/// Runs `call` and catches the exceptions of llama.cpp. `call` may contain calls into llama.cpp and
+/// nothing that panics. After an exception, borrowed data is as llama.cpp left it.
 pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Thrown> {
     let mut task = Task {
         call: Some(call),
@@ -180,7 +180,7 @@ pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Thrown> {
     }
 }
 
-/// From now on `report` is told why C++ code ends the process where nothing can catch.
+/// Installs `report`, which learns why C++ code ends the process where nothing can catch.
 pub fn report_end(report: unsafe extern "C" fn(*const c_char)) {
     // SAFETY: a function that lives as long as the process.
     unsafe { autoglmd_report_end(report) }
@@ -209,7 +209,8 @@ mod tests {
     use std::rc::Rc;
 
     unsafe extern "C-unwind" {
-        /// `std::__throw_runtime_error` of libstdc++: throws what every C++ caller may meet.
+        /// `std::__throw_runtime_error` of libstdc++: throws an exception that any C++ caller may
+        /// meet.
         #[link_name = "_ZSt21__throw_runtime_errorPKc"]
         fn throw_runtime_error(text: *const c_char) -> !;
     }

@@ -1,6 +1,6 @@
-//! Samplers: what chooses a token by its scores, where that is not simply the greatest.
+//! Samplers: they choose a token by its scores, if it is not simply the greatest.
 //!
-//! Owns the pointer to a chain, and frees it once, with the samplers that it owns.
+//! Owns the pointer to a chain, and frees it once, with the samplers in it.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::limits::PENALTY_WINDOW_TOKENS;
 #[derive(Debug)]
 pub struct Chain {
     pub(super) chain: NonNull<sys::llama_sampler>,
-    /// Knows which tokens there are.
+    /// Needed for its vocabulary.
     model: Arc<Model>,
 }
 
@@ -25,7 +25,7 @@ pub struct Chain {
 unsafe impl Send for Chain {}
 
 impl Chain {
-    /// A chain that ends in a draw by `seed`, or greedily at temperature 0.
+    /// Creates a chain that ends in a draw by `seed`, or greedily at temperature 0.
     pub fn new(model: Arc<Model>, sampling: &Sampling, seed: u32) -> Result<Chain, Thrown> {
         // SAFETY: the parameters are a plain struct.
         let chain = guarded(|| unsafe {
@@ -34,7 +34,7 @@ impl Chain {
             ))
         })?;
         let chain = chain.ok_or_else(Thrown::no_memory)?;
-        // From here on the chain is freed, with what it has, whatever happens.
+        // From here on the chain is freed, with its contents, whatever happens.
         let chain = Chain { chain, model };
         chain.add_parts(sampling, seed)?;
         Ok(chain)
@@ -44,8 +44,8 @@ impl Chain {
         let vocabulary_size = i32::try_from(self.model.vocabulary_size).unwrap_or(i32::MAX);
         let top_k = i32::try_from(sampling.top_k).unwrap_or(i32::MAX);
         let chain = self.chain.as_ptr();
-        // SAFETY: each call makes a sampler of its own from plain numbers; `chain_add` passes its
-        // ownership to the chain, which frees it. The ranges that llama.cpp asserts are clamped.
+        // SAFETY: each call creates a sampler from plain numbers; `chain_add` passes its ownership
+        // to the chain, which frees it. Values whose range llama.cpp asserts are clamped.
         guarded(|| unsafe {
             if has_penalties(sampling) {
                 let penalties = calls::llama_sampler_init_penalties(
@@ -78,7 +78,7 @@ impl Chain {
         })
     }
 
-    /// Lets the penalties count a token of the prompt.
+    /// Makes the penalties count a token of the prompt.
     pub fn accept(&mut self, token: Token) -> Result<(), Thrown> {
         if !self.model.is_token(token) {
             return Ok(());
@@ -89,7 +89,7 @@ impl Chain {
     }
 }
 
-/// Whether any penalty is on.
+/// Returns whether any penalty is on.
 pub fn has_penalties(sampling: &Sampling) -> bool {
     sampling.repeat_penalty != 1.0
         || sampling.frequency_penalty != 0.0
@@ -98,7 +98,7 @@ pub fn has_penalties(sampling: &Sampling) -> bool {
 
 impl Drop for Chain {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, freed here only, with the samplers that it owns.
+        // SAFETY: created by `new`, freed only here, with the samplers that it owns.
         unsafe { sys::llama_sampler_free(self.chain.as_ptr()) };
     }
 }

@@ -5,8 +5,8 @@
 //! Invariants:
 //!  1. `lengths[s]` is the number of tokens that sequence `s` holds in the KV cache, at the
 //!     positions 0 to `lengths[s] - 1`. Positions are assigned here and nowhere else.
-//!  2. A [`Context`] is used by one thread at a time (it is not `Sync`); contexts are made one
-//!     after the other (making them in parallel is unsound in llama.cpp).
+//!  2. A [`Context`] is used by one thread at a time (it is not `Sync`). Contexts must be created
+//!     one after the other (creating them in parallel is unsound in llama.cpp).
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
@@ -20,7 +20,7 @@ use super::super::backend::{Batch, DecodeError, Token};
 use super::calls::{self, Thrown, guarded};
 use super::{Chain, IS_STOPPING, LoadError, Model, take_first_error};
 
-/// What a [`Context`] is made with.
+/// The parameters of a [`Context`].
 #[derive(Clone, Copy, Debug)]
 pub struct ContextSettings {
     /// Sequences that can be in the KV cache at once. 1 to [`Context::MAX_SEQUENCES`].
@@ -28,7 +28,7 @@ pub struct ContextSettings {
     /// Tokens of each sequence.
     pub context: u32,
     pub kv_type: KvType,
-    /// Tokens that one `decode` takes at most.
+    /// Maximum number of tokens of one `decode`.
     pub batch: u32,
     pub threads: u32,
 }
@@ -48,7 +48,7 @@ pub struct Context {
     has_logits: Vec<bool>,
 }
 
-/// A batch in the form of C, kept for its memory.
+/// A batch in C's form, kept for its memory.
 #[derive(Debug, Default)]
 struct Arrays {
     tokens: Vec<sys::llama_token>,
@@ -59,7 +59,8 @@ struct Arrays {
     wants_logits: Vec<i8>,
 }
 
-// SAFETY: nothing in a context is bound to the thread that made it; `&mut self` keeps users apart.
+// SAFETY: nothing in a context is bound to the thread that made it; `&mut self` excludes other
+// users.
 unsafe impl Send for Context {}
 
 impl Context {
@@ -80,8 +81,8 @@ impl Context {
         parameters.n_outputs_max = sequences;
         parameters.n_threads = threads;
         parameters.n_threads_batch = threads;
-        // Separate streams with flash attention: a sequence attends to its own cells only, which
-        // is faster and makes its output independent of who else is in the batch.
+        // Separate streams with flash attention: a sequence attends only to its own cells, which is
+        // faster and makes its output independent of other sequences in the batch.
         parameters.kv_unified = false;
         parameters.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
         parameters.no_perf = true;
@@ -135,7 +136,7 @@ impl Context {
         }
     }
 
-    /// Tokens that one sequence has room for.
+    /// Returns how many tokens one sequence has room for.
     pub fn context_length(&self) -> usize {
         self.context_length
     }
@@ -144,19 +145,19 @@ impl Context {
         self.lengths.len()
     }
 
-    /// Tokens that one batch may have.
+    /// Returns how many tokens one batch may have.
     pub fn batch_limit(&self) -> usize {
         self.batch_limit
     }
 
-    /// Tokens of a sequence that are in the cache.
+    /// Returns how many tokens of a sequence are in the cache.
     pub fn length(&self, sequence: usize) -> usize {
         self.lengths[sequence]
     }
 
-    /// Computes a batch; each entry goes to the end of its sequence. Ends early with
-    /// [`DecodeError::Stopped`] soon after `should_stop` has said so; what the sequences hold then
-    /// is in [`Context::length`].
+    /// Computes a batch; each entry goes to the end of its sequence. Stops early with
+    /// [`DecodeError::Stopped`] soon after `should_stop` returns true; [`Context::length`] then
+    /// returns what the sequences hold.
     pub fn decode(
         &mut self,
         batch: &Batch,
@@ -215,8 +216,8 @@ impl Context {
         }
     }
 
-    /// Scores of all tokens after the entry that stood at `index` in the last batch. They may be
-    /// changed: nobody but the caller reads them again.
+    /// Returns the scores of all tokens after the entry at `index` of the last batch. They may be
+    /// changed: only the caller reads them.
     pub fn logits(&mut self, index: usize) -> Option<&mut [f32]> {
         if !self.has_logits.get(index).copied().unwrap_or(false) {
             return None;
@@ -233,7 +234,7 @@ impl Context {
         }
     }
 
-    /// Chooses the token after the entry at `index`, and tells the chain that it was chosen.
+    /// Chooses the token after the entry at `index`, and updates the chain with it.
     pub fn sample(&mut self, index: usize, chain: &mut Chain) -> Option<Token> {
         self.logits(index)?;
         let (chain, context) = (chain.chain.as_ptr(), self.context.as_ptr());
@@ -244,7 +245,7 @@ impl Context {
     }
 
     /// Removes a sequence's tokens from `length` on. A model whose memory cannot be cut loses all
-    /// of them: [`Context::length`] tells.
+    /// of them; [`Context::length`] shows it.
     pub fn truncate(&mut self, sequence: usize, length: usize) {
         if length >= self.lengths[sequence] {
             return;
@@ -263,7 +264,7 @@ impl Context {
         };
     }
 
-    /// A copy of what the cache holds of a sequence.
+    /// Returns a copy of the cache contents of a sequence.
     pub fn save(&mut self, sequence: usize) -> Option<Vec<u8>> {
         assert!(sequence < self.lengths.len(), "no such sequence");
         let id = sequence as sys::llama_seq_id;
@@ -278,8 +279,8 @@ impl Context {
         (told(written)? == room && room > 0).then_some(state)
     }
 
-    /// Puts what [`Context::save`] has copied, `length` tokens, in the place of what a sequence
-    /// holds. On failure the sequence is empty.
+    /// Replaces the contents of a sequence by `length` tokens that [`Context::save`] has copied. On
+    /// failure the sequence is empty.
     pub fn restore(&mut self, sequence: usize, state: &[u8], length: usize) -> bool {
         self.truncate(sequence, 0);
         let (context, id) = (self.context.as_ptr(), sequence as sys::llama_seq_id);
@@ -295,7 +296,7 @@ impl Context {
         self.lengths[sequence] == length
     }
 
-    /// Checks what llama.cpp would assert, and writes the batch in its form.
+    /// Checks what llama.cpp would assert, and writes the batch in C's form.
     fn fill_arrays(&mut self, batch: &Batch) -> Result<(), DecodeError> {
         if batch.is_empty() || batch.len() > self.batch_limit {
             return Err(DecodeError::Refused(
@@ -327,14 +328,14 @@ impl Context {
         if batch.entries().filter(|entry| entry.wants_logits).count() > self.lengths.len() {
             return Err(DecodeError::Refused("more rows of logits than sequences"));
         }
-        // The vector of ids has its final place now.
+        // The vector of ids no longer moves.
         arrays
             .sequence_pointers
             .extend(arrays.sequences.iter_mut().map(ptr::from_mut));
         Ok(())
     }
 
-    /// After a batch that was not computed as a whole: asks what became of its sequences.
+    /// Reads the lengths of the sequences again after a batch that was not computed as a whole.
     fn measure_lengths(&mut self, batch: &Batch) {
         for entry in batch.entries() {
             if entry.sequence < self.lengths.len() {
@@ -345,22 +346,22 @@ impl Context {
 
     fn measured_length(&self, sequence: usize) -> usize {
         let (memory, id) = (self.memory, sequence as sys::llama_seq_id);
-        // SAFETY: the caller has checked the id; an empty sequence gives -1.
+        // SAFETY: the caller has checked the id; for an empty sequence the result is -1.
         let last = guarded(|| unsafe { calls::llama_memory_seq_pos_max(memory, id) });
         usize::try_from(told(last).unwrap_or(-1) + 1).unwrap_or(0)
     }
 }
 
-/// What stands for llama.cpp's status where it threw instead of returning one. Its own are above.
+/// Replaces llama.cpp's status if it threw an exception. Its own values are above this one.
 const STATUS_THROWN: i32 = i32::MIN;
 
-/// What a guarded call gave, with its exception in the log.
+/// Returns the result of a guarded call, and logs its exception.
 fn told<T>(result: Result<T, Thrown>) -> Option<T> {
     result.inspect_err(|thrown| log::error!("{thrown}")).ok()
 }
 
-/// llama.cpp makes no context where the width of a head is no multiple of the type's blocks. Every
-/// width is one of `F16`'s.
+/// llama.cpp creates no context if the width of a head is not a multiple of the type's blocks.
+/// `F16` suits every width.
 fn with_suitable_type<T>(wanted: KvType, mut make: impl FnMut(KvType) -> Option<T>) -> Option<T> {
     let made = make(wanted);
     if made.is_some() || wanted == KvType::F16 {
@@ -382,7 +383,7 @@ fn ggml_type(kv_type: KvType) -> sys::ggml_type {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, freed here only, before the model that `self` still holds.
+        // SAFETY: created by `new`, freed only here, before the model that `self` still holds.
         unsafe { sys::llama_free(self.context.as_ptr()) };
     }
 }

@@ -1,15 +1,15 @@
 //! llama.cpp behind safe types: the only folder of the engine that holds `unsafe`.
 //!
-//! llama.cpp asserts its preconditions by aborting the process, which would take every connection
-//! with it; so each argument is checked here before it goes down, and nothing above this folder can
+//! llama.cpp asserts its preconditions by aborting the process, which would cut every connection.
+//! So each argument is checked here before it is passed down, and code above this folder cannot
 //! trip an assertion. It also throws C++ exceptions; each call that may do so runs in a guard that
-//! makes an error of them. Must never call back into Rust code that can panic: a panic may not
+//! turns them into errors. Must never call back into Rust code that can panic: a panic may not
 //! cross C++ frames.
 //!
 //! * this file: the library as a whole, its log and its assertions;
 //! * `calls`: the functions that may throw, and the guard;
 //! * `model`: weights and vocabulary;
-//! * `tokenizer`: text into tokens, on a stack that suffices;
+//! * `tokenizer`: text into tokens, on a stack that is large enough;
 //! * `context`: the KV cache, and computing with it;
 //! * `chain`: samplers;
 //! * `quantize`: a file with its weights in another type.
@@ -36,10 +36,10 @@ pub use context::{Context, ContextSettings};
 pub use model::Model;
 pub use quantize::optimize;
 
-/// Whether what llama.cpp reports now follows from a stop that we asked for.
+/// Whether errors that llama.cpp reports now follow from a stop that we asked for.
 static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Prepares the library once per process: its log goes to ours, its assertions are told there, too.
+/// Prepares the library once per process: its log lines and failed assertions go to our log.
 fn initialize() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -55,7 +55,7 @@ fn initialize() {
 }
 
 /// Passes one line of llama.cpp's log on, at debug level: it is for people who debug the model. An
-/// error becomes the reason in a message of ours.
+/// error also becomes the reason in a message of ours.
 unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if text.is_null() {
         return;
@@ -72,37 +72,37 @@ unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char
     log::debug!(target: "llama", "{line}");
 }
 
-/// What llama.cpp has said first about a failure: it names the cause, and later lines only what
-/// could not be done. Its functions return null.
+/// The first error that llama.cpp has logged about a failure: it names the cause, while later lines
+/// only name the consequences. The functions themselves only return null.
 static FIRST_ERROR: Mutex<String> = Mutex::new(String::new());
 
 fn note_error(line: &str) {
-    // A text, replaced as a whole: it is never half done.
+    // A text that is replaced as a whole: it is never half written.
     let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
     if first.is_empty() {
         line.clone_into(&mut first);
     }
 }
 
-/// Takes what llama.cpp has said about the failure that was just met.
+/// Takes llama.cpp's error about the present failure.
 fn take_first_error() -> Option<String> {
     let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
     Some(std::mem::take(&mut *first)).filter(|text| !text.is_empty())
 }
 
-/// Tells which assertion failed; the process ends right after.
+/// Reports which assertion failed; the process ends right after.
 unsafe extern "C" fn report_abort(message: *const c_char) {
     // SAFETY: as in `forward_log`.
     report_last_words("assertion failed", unsafe { CStr::from_ptr(message) });
 }
 
-/// Tells of an exception that nothing could catch; the process ends right after.
+/// Reports an exception that could not be caught; the process ends right after.
 unsafe extern "C" fn report_exception(message: *const c_char) {
     // SAFETY: as in `forward_log`.
     report_last_words("exception", unsafe { CStr::from_ptr(message) });
 }
 
-/// One line, in the log if there is one, else on stderr: where an operator looks first.
+/// Writes one line, to the log if there is one, otherwise to stderr, where operators look first.
 fn report_last_words(what: &str, message: &CStr) {
     let message = message.to_string_lossy();
     let message = message.trim_end();
@@ -114,12 +114,12 @@ fn report_last_words(what: &str, message: &CStr) {
     }
 }
 
-/// Why a model or a context could not be had. For people, with the way out.
+/// Why a model or a context could not be created. For people, with the way out.
 #[derive(Debug)]
 pub struct LoadError(pub String);
 
 impl LoadError {
-    /// With what llama.cpp said first, for a call that only returns null.
+    /// Adds llama.cpp's first error, for a call that only returns null.
     fn with_reason(what: fmt::Arguments<'_>) -> LoadError {
         match take_first_error() {
             Some(cause) => LoadError(format!("{what}: {cause}")),
@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    /// What the test below runs in a process of its own: an assertion that fails in llama.cpp.
+    /// The test below runs this in its own process: an assertion that fails in llama.cpp.
     const ABORTS: &str = "AUTOGLMD_TEST_ABORTS";
 
     /// Mutation: without `ggml_set_abort_callback` there are the lines of a debugger's backtrace.

@@ -1,4 +1,4 @@
-//! Weights and vocabulary: what is read, and shared, once a file is loaded.
+//! Weights and vocabulary, which are only read, and shared, once a file is loaded.
 //!
 //! Owns the pointer to the model, and frees it once. Knows no context.
 
@@ -30,8 +30,8 @@ unsafe impl Send for Model {}
 unsafe impl Sync for Model {}
 
 impl Model {
-    /// Loads a GGUF file. `progress` is called with 0.0 to 1.0 and must not panic; where it says
-    /// false the loading ends with an error.
+    /// Loads a GGUF file. `progress` is called with 0.0 to 1.0 and must not panic; if it returns
+    /// false, loading ends with an error.
     pub fn load(
         path: &Path,
         gpu_layers: u32,
@@ -48,7 +48,7 @@ impl Model {
         parameters.n_gpu_layers = gpu_layers.min(i32::MAX as u32) as i32;
         parameters.progress_callback = Some(forward_progress);
         parameters.progress_callback_user_data = ptr::from_mut(&mut progress).cast();
-        // What was said about an earlier file is not about this one.
+        // Forget errors about an earlier file.
         let _ = take_first_error();
         // SAFETY: the path ends in NUL; `progress` outlives the call, which uses it on this thread.
         let model =
@@ -86,8 +86,8 @@ impl Model {
         Ok(model)
     }
 
-    /// Appends the bytes that a token stands for: none for a token that only marks something.
-    /// A character of several bytes may be spread over several tokens.
+    /// Appends the bytes of a token: none for a token that is only a mark. A character of several
+    /// bytes may be spread over several tokens.
     pub fn append_piece(&self, token: Token, bytes: &mut Vec<u8>) {
         if !self.is_token(token) {
             return;
@@ -107,7 +107,7 @@ impl Model {
         }
     }
 
-    /// Whether the model ends its answer with this token.
+    /// Returns whether the model ends its output with this token.
     pub fn is_end(&self, token: Token) -> bool {
         let vocabulary = self.vocabulary.as_ptr();
         // SAFETY: the token is within the vocabulary.
@@ -115,8 +115,8 @@ impl Model {
         self.is_token(token) && guarded(is_end).unwrap_or(false)
     }
 
-    /// The names that a text must not hold if it is to be only text: those that the tokenizer takes
-    /// for control tokens, and those that end an answer.
+    /// Returns the names that client text must not contain: those that the tokenizer takes for
+    /// control tokens, and those that end an output.
     pub fn control_names(&self) -> Vec<String> {
         let tokens = 0..self.vocabulary_size as Token;
         let controls = tokens.filter(|token| self.is_control(*token) || self.is_end(*token));
@@ -133,7 +133,7 @@ impl Model {
         self.is_token(token) && guarded(attributes).is_ok_and(|found| found & controls != 0)
     }
 
-    /// The token that the model expects before every text, if it expects one.
+    /// Returns the token that the model expects before every text, if it expects one.
     pub fn start_token(&self) -> Option<Token> {
         let vocabulary = self.vocabulary.as_ptr();
         // SAFETY: the vocabulary is that of a loaded model.
@@ -146,19 +146,19 @@ impl Model {
         (adds && self.is_token(token)).then_some(token)
     }
 
-    /// The text of the token before every text, if the model has one.
+    /// Returns the text of the token before every text, if the model has one.
     pub fn start_text(&self) -> Option<String> {
         // SAFETY: the vocabulary is that of a loaded model.
         self.token_text(unsafe { sys::llama_vocab_bos(self.vocabulary.as_ptr()) })
     }
 
-    /// The text of the token that ends a text, if the model has one.
+    /// Returns the text of the token that ends a text, if the model has one.
     pub fn end_text(&self) -> Option<String> {
         // SAFETY: the vocabulary is that of a loaded model.
         self.token_text(unsafe { sys::llama_vocab_eos(self.vocabulary.as_ptr()) })
     }
 
-    /// The Jinja template for conversations that came with the model.
+    /// Returns the Jinja template for conversations that came with the model.
     pub fn chat_template(&self) -> Option<String> {
         let model = self.model.as_ptr();
         // SAFETY: the model is loaded; a null name asks for the default template.
@@ -166,7 +166,7 @@ impl Model {
         template.ok().and_then(owned_text)
     }
 
-    /// The value of a key of the file's metadata, cut where it is too long to be a name.
+    /// Returns the value of a key of the file's metadata, cut if it is too long to be a name.
     pub fn metadata(&self, key: &CStr) -> Option<String> {
         let mut text = [0_u8; METADATA_TEXT_BYTES];
         let (model, data, room) = (self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
@@ -179,7 +179,7 @@ impl Model {
         (length >= 0).then(|| text.to_string_lossy().into_owned())
     }
 
-    /// Such as `llama 135M Q4_1`.
+    /// Returns a description such as `llama 135M Q4_1`.
     pub fn description(&self) -> String {
         let mut text = [0_u8; 256];
         let (model, data, room) = (self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
@@ -193,14 +193,14 @@ impl Model {
         )
     }
 
-    /// The context that the model was trained with, in tokens.
+    /// Returns the context that the model was trained with, in tokens.
     pub fn trained_context(&self) -> u32 {
         // SAFETY: the model is loaded.
         let tokens = unsafe { sys::llama_model_n_ctx_train(self.model.as_ptr()) };
         u32::try_from(tokens).unwrap_or(0)
     }
 
-    /// Bytes that one token takes in the KV cache: what memory has to be planned for. Too high for
+    /// Returns the bytes that one token takes in the KV cache, for planning memory. Too high for
     /// the few models whose layers differ, never too low.
     pub fn cache_bytes_per_token(&self, kv_type: KvType) -> u64 {
         let model = self.model.as_ptr();
@@ -225,7 +225,7 @@ impl Model {
         }
     }
 
-    /// The bytes of the longest text that one token can stand for.
+    /// Returns the bytes of the longest text of one token.
     pub fn longest_piece(&self) -> usize {
         self.longest_piece
     }
@@ -241,7 +241,7 @@ impl Model {
         lengths.max().unwrap_or(0).max(1)
     }
 
-    /// Whether the vocabulary has this token.
+    /// Returns whether the vocabulary has this token.
     pub fn is_token(&self, token: Token) -> bool {
         usize::try_from(token).is_ok_and(|index| index < self.vocabulary_size)
     }
@@ -259,12 +259,12 @@ impl Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // SAFETY: made by `load`, freed here only; contexts hold the `Arc` and are gone.
+        // SAFETY: created by `load`, freed only here; contexts hold the `Arc` and are gone.
         unsafe { sys::llama_model_free(self.model.as_ptr()) };
     }
 }
 
-/// llama.cpp's own message about a file of another kind is hard to understand.
+/// Checks the file type first, because llama.cpp's own message is hard to understand.
 fn check_is_gguf(path: &Path) -> Result<(), LoadError> {
     use std::io::Read as _;
     let name = path.display();
@@ -285,7 +285,7 @@ unsafe extern "C" fn forward_progress(progress: f32, data: *mut c_void) -> bool 
 }
 
 fn owned_text(text: *const c_char) -> Option<String> {
-    // SAFETY: if not null, llama.cpp gives a string that ends in NUL.
+    // SAFETY: if not null, llama.cpp returns a string that ends in NUL.
     (!text.is_null()).then(|| {
         unsafe { CStr::from_ptr(text) }
             .to_string_lossy()

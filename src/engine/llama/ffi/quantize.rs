@@ -1,4 +1,4 @@
-//! Weights in another type: one file in, another out.
+//! Converts weights to another type, from one file to another.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +10,7 @@ use super::calls::{self, guarded};
 use super::{initialize, take_first_error};
 
 /// Writes the GGUF model in `from` to `to` with its weights as `q8_0`. Blocks for about a second
-/// for each 100 MB, with all cores at work. The error is for people; `to` may be there in part
-/// then.
+/// per 100 MB, with all cores at work. The error is for people; `to` may then be incomplete.
 pub fn optimize(from: &Path, to: &Path) -> Result<(), String> {
     initialize();
     let c_path = |path: &Path| {
@@ -22,9 +21,9 @@ pub fn optimize(from: &Path, to: &Path) -> Result<(), String> {
     // SAFETY: a plain struct of defaults.
     let mut parameters = unsafe { sys::llama_model_quantize_default_params() };
     parameters.ftype = sys::LLAMA_FTYPE_MOSTLY_Q8_0;
-    // What is quantized already, too: eight bits hold what four have left, near enough.
+    // Quantized weights too: eight bits represent the remaining four closely enough.
     parameters.allow_requantize = true;
-    // What was said about an earlier file is not about this one.
+    // Forget errors about an earlier file.
     let _ = take_first_error();
     // SAFETY: both paths end in NUL and live through the call.
     let quantize = || unsafe {

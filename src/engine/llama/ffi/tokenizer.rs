@@ -1,16 +1,15 @@
-//! Text into tokens, on a stack that suffices and with a bound on what one call sees.
+//! Tokenizes text, on a stack that is large enough and with a bound on the input of one call.
 //!
-//! llama.cpp splits text into words before it makes tokens of them. For the pre-tokenizers that it
-//! has no code of its own for it runs `std::regex`, which recurses once for each character of a
-//! match: a run of one kind of character (60,000 times `a`) takes as much stack as it is long, and
-//! overflows any thread if it is long enough. So no call here sees more than
-//! [`TOKENIZER_PIECE_BYTES`], and all but the shortest run on a thread of their own whose stack
-//! was sized for that.
+//! llama.cpp splits text into words before it makes tokens of them. For pre-tokenizers without
+//! special code it runs `std::regex`, which recurses once for each character of a match: a run of
+//! one kind of character (60,000 times `a`) needs stack in proportion to its length, and overflows
+//! any thread if it is long enough. So no call here gets more than [`TOKENIZER_PIECE_BYTES`], and
+//! all but the shortest run on their own thread, with a stack sized for that.
 //!
 //! Invariants:
-//!  1. No call of llama.cpp's tokenizer gets more than a piece where it may recurse.
-//!  2. The tokens stand for the text, byte for byte, wherever it was cut. Where a line or a word
-//!     ends within the second half of a piece, they are those of the text in one piece, too.
+//!  1. No call of llama.cpp's tokenizer gets more than a piece if it may recurse.
+//!  2. The tokens represent the text, byte for byte, wherever it was cut. If a line or a word ends
+//!     in the second half of a piece, they are also the tokens of the uncut text.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -23,8 +22,8 @@ use super::calls::{self, Thrown, guarded};
 use crate::limits::{TOKENIZER_PIECE_BYTES, TOKENIZER_SHORT_BYTES, TOKENIZER_STACK_BYTES};
 
 impl Model {
-    /// The tokens of a text. Names of special tokens within it become those tokens if
-    /// `parses_special` says so.
+    /// Returns the tokens of a text. Names of special tokens in it become those tokens if
+    /// `parses_special` is set.
     pub fn tokenize(&self, text: &str, parses_special: bool) -> Result<Vec<Token>, Thrown> {
         let work = || {
             let mut tokens = Vec::new();
@@ -39,8 +38,8 @@ impl Model {
         }
     }
 
-    /// The kinds of tokenizers other than this one split no words: they don't recurse, and some
-    /// mark the beginning of each text that they get.
+    /// Tokenizers of any other kind split no words: they do not recurse, and some mark the
+    /// beginning of each text that they get.
     fn longest_call(&self) -> usize {
         // SAFETY: the vocabulary is that of a loaded model.
         let kind = unsafe { sys::llama_vocab_type(self.vocabulary.as_ptr()) };
@@ -51,7 +50,7 @@ impl Model {
     }
 
     fn tokenize_piece(&self, text: &str, parses_special: bool) -> Result<Vec<Token>, Thrown> {
-        // One token has at least one byte, but for a mark at the beginning.
+        // One token has at least one byte, except for a mark at the beginning.
         let mut tokens: Vec<Token> = vec![0; text.len() + 2];
         let (Ok(length), Ok(room)) = (i32::try_from(text.len()), i32::try_from(tokens.len()))
         else {
@@ -71,8 +70,8 @@ impl Model {
     }
 }
 
-/// Runs `work` on a thread whose stack suffices for a piece, and waits for it. The stack's memory
-/// is the system's again afterwards.
+/// Runs `work` on a thread whose stack is large enough for a piece, and waits for it. The system
+/// gets the stack's memory back afterwards.
 fn on_ample_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thrown> {
     let builder = thread::Builder::new()
         .name("tokenizer".to_owned())
@@ -81,12 +80,12 @@ fn on_ample_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thrown>
         let started = builder
             .spawn_scoped(scope, work)
             .map_err(|error| Thrown::nonsense(&format!("no thread for the tokenizer: {error}")))?;
-        // A bug in here is the caller's.
+        // A panic in here belongs to the caller.
         started.join().map_err(|panic| resume_unwind(panic))
     })
 }
 
-/// The text in pieces of at most `most` bytes.
+/// Splits the text into pieces of at most `most` bytes.
 fn pieces(text: &str, most: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -99,8 +98,8 @@ fn pieces(text: &str, most: usize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Where the first piece of a text ends: all pre-tokenizers that split words do so between a
-/// letter and the end of its line, and nearly all between a letter and a blank before a letter.
+/// Returns where the first piece of a text ends: all pre-tokenizers that split words do so between
+/// a letter and the end of its line, and nearly all between a letter and a space before a letter.
 fn end_of_piece(text: &str, most: usize) -> usize {
     if text.len() <= most {
         return text.len();

@@ -1,29 +1,29 @@
-//! Continuous batching: which tokens are computed next, and what becomes of them.
+//! Continuous batching: decides which tokens are computed next, and handles the results.
 //!
 //! Owns the sequences of a backend and the jobs on them. Pure: no thread, no channel, no clock of
-//! its own; the backend stands behind a trait and the events leave through another. Each turn:
+//! its own. The backend is behind a trait and the events leave through another. Each step:
 //!
 //! ```text
-//!   step: sweep ── the dead leave: waiting and running ones, by cancellation and by deadline
-//!         seat ─── those who wait get the free slots
-//!         answer ─ one batch: the next token of every sequence that is answering
+//!   step: sweep ── cancelled and expired jobs leave, waiting and running ones
+//!         seat ─── waiting jobs get the free slots
+//!         answer ─ one batch: the next token of every sequence that is writing its output
 //!         read ─── one batch: a bounded piece of the prompts that are still being read
 //! ```
 //!
-//! Sequences join and leave between steps, and because `read` is bounded while anyone is answering,
-//! a long prompt never stops the streams of others for longer than one piece takes. Prompts and
-//! answers go in separate batches: with separate streams llama.cpp splits a batch into passes of
-//! as many tokens for each sequence, so mixing the two would save no pass.
+//! Sequences join and leave between steps. Because `read` is bounded while any sequence writes, a
+//! long prompt never stops the streams of others for longer than one piece takes. Prompts and
+//! outputs go in separate batches: with separate streams llama.cpp splits a batch into passes of as
+//! many tokens for each sequence, so mixing the two would save no pass.
 //!
 //! Invariants:
 //!  1. `slot.tokens` is what the backend holds of the slot's sequence, token by token.
-//!  2. A job sees no token in its cache but those of its own prompt, wherever they were computed;
-//!     what is reused beyond the daemon's own text was computed for the same tenant.
+//!  2. A job's cache contains only tokens of its own prompt, wherever they were computed; reused
+//!     tokens beyond the daemon's own text were computed for the same tenant.
 //!  3. A job leaves by exactly one terminal event ([`Owed`]).
 //!  4. Each step frees a slot, computes a token, or leaves nothing to do.
-//!  5. Where answers are reproducible, a batch holds one sequence, and where it begins and ends
-//!     follows from that sequence's own prompt. llama.cpp computes with other kernels, which round
-//!     in another way, for a batch of another size.
+//!  5. In reproducible mode a batch holds one sequence, and that sequence's own prompt decides
+//!     where it begins and ends. llama.cpp uses other kernels, which round differently, for a batch
+//!     of another size.
 
 mod pieces;
 mod prefixes;
@@ -54,16 +54,16 @@ use slot::{Reuse, Slot};
 pub struct Scheduler<B: Backend> {
     backend: B,
     deliver: Arc<dyn Deliver>,
-    /// Told of each sign of life within a step.
+    /// Gets a beat for each sign of life within a step.
     heartbeat: Arc<Heartbeat>,
     slots: Vec<Slot<B::Sampler>>,
     waiting: VecDeque<Waiting>,
     prefixes: Prefixes,
     speed: Speed,
     gauges: Gauges,
-    /// Prompt tokens computed in one step while anyone is answering.
+    /// Prompt tokens computed in one step while any sequence is writing.
     prefill_chunk: usize,
-    /// Whether an answer must not depend on what else is computed (invariant 5).
+    /// Whether an output must not depend on what else is computed (invariant 5).
     is_reproducible: bool,
     /// Counts the jobs that got a slot; orders slots by use.
     seated: u64,
@@ -108,7 +108,7 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Takes a job into the queue. One that cannot be answered fails at once.
+    /// Takes a job into the queue. A job that cannot be served fails at once.
     pub fn admit(&mut self, owed: Owed) {
         if let Some(end) = owed.end(self.backend.now()) {
             return self.refuse(owed, end.reason(), end.message().to_owned());
@@ -119,7 +119,7 @@ impl<B: Backend> Scheduler<B> {
                 let reason = FailReason::Error(ErrorCode::InvalidRequest);
                 self.refuse(owed, reason, "the prompt has no tokens".to_owned());
             }
-            // One cell at least for the answer.
+            // At least one cell for the output.
             Ok(prepared) if prepared.tokens.len() >= room => {
                 let length = prepared.tokens.len();
                 let message = format!(
@@ -151,7 +151,7 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// One turn. Call it as long as [`Scheduler::is_idle`] says no.
+    /// Runs one step. Must be called as long as [`Scheduler::is_idle`] returns false.
     pub fn step(&mut self) {
         self.sweep();
         self.seat();
@@ -163,7 +163,7 @@ impl<B: Backend> Scheduler<B> {
         self.check_invariants();
     }
 
-    /// Whether nobody runs and nobody waits.
+    /// Returns whether no job runs and none waits.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.slots.iter().all(Slot::is_free)
     }
@@ -176,7 +176,7 @@ impl<B: Backend> Scheduler<B> {
         &self.speed
     }
 
-    /// For each sequence: the tenant whose text it holds, and the tokens of that text.
+    /// Yields for each sequence the tenant whose text it holds, and how many tokens of that text.
     pub fn held(&self) -> impl Iterator<Item = (u64, usize)> {
         let of_tenants = |slot: &Slot<B::Sampler>| slot.tokens.len().saturating_sub(slot.common);
         self.slots
@@ -184,7 +184,7 @@ impl<B: Backend> Scheduler<B> {
             .map(move |slot| (slot.tenant, of_tenants(slot)))
     }
 
-    /// The totals of an engine that this one takes the place of.
+    /// Continues the totals of the engine that this one replaces.
     pub fn resume(&mut self, before: Gauges) {
         self.gauges = Gauges {
             kv_size: self.gauges.kv_size,
@@ -192,7 +192,7 @@ impl<B: Backend> Scheduler<B> {
         };
     }
 
-    /// Ends every job now: nobody waits for the answers any more.
+    /// Ends every job now: the results are no longer wanted.
     pub fn cancel_all(&mut self, reason: CancelReason) {
         let jobs = self
             .slots
@@ -209,7 +209,8 @@ impl<B: Backend> Scheduler<B> {
 
     // ---- the phases of a step ------------------------------------------------------------------
 
-    /// Lets the dead go: they cost no further token, nor do they wait for a slot to be told.
+    /// Removes cancelled and expired jobs: they cost no further token and need no slot to learn
+    /// their end.
     fn sweep(&mut self) {
         let now = self.backend.now();
         for _ in 0..self.waiting.len() {
@@ -232,10 +233,10 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Gives the free slots to those who wait, in order.
+    /// Assigns the free slots to waiting jobs, in order.
     fn seat(&mut self) {
         while !self.waiting.is_empty() && self.slots.iter().any(Slot::is_free) {
-            // Neither can be missing: the line above has looked.
+            // Neither can be missing: the line above has checked.
             let Some(waiting) = self.waiting.pop_front() else {
                 break;
             };
@@ -249,7 +250,7 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// One more token for every sequence that is answering.
+    /// Computes one more token for every sequence that is writing.
     fn answer(&mut self) {
         let mut next: Vec<(usize, Token)> = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
@@ -279,9 +280,9 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// A piece of the prompts, the oldest job's first. While nobody is answering, that one may
-    /// take a whole batch; more than a chunk for several together would only make the first answer
-    /// wait for the last prompt, for what a batch costs grows with its tokens.
+    /// Reads a piece of the prompts, the oldest job's first. While no sequence is writing, that job
+    /// may take a whole batch. More than a chunk for several together would only make the first
+    /// output wait for the last prompt, because the cost of a batch grows with its tokens.
     fn read(&mut self) {
         let mut readers: Vec<Reader> = Vec::new();
         let mut is_answering = false;
@@ -323,7 +324,7 @@ impl<B: Backend> Scheduler<B> {
 
     // ---- what the phases are made of -----------------------------------------------------------
 
-    /// Puts a job on a slot, with as much of its prompt as was computed before.
+    /// Puts a job on a slot, reusing as much of its prompt as is already computed.
     fn start(&mut self, index: usize, waiting: Waiting) {
         let Waiting { mut owed, prepared } = waiting;
         owed.leave_queue();
@@ -333,7 +334,7 @@ impl<B: Backend> Scheduler<B> {
         let reusable = slot.reusable(owed.job().tenant, &prepared, reuse);
         self.backend.truncate(index, reusable);
         slot.truncate(self.backend.length(index));
-        // The last token is computed anew in any case: its scores are wanted.
+        // The last token is always computed again, because its scores are needed.
         if slot.tokens.len() < prepared.common && prepared.common < prepared.tokens.len() {
             let common = &prepared.tokens[..prepared.common];
             if let Some(state) = self.prefixes.find(common) {
@@ -358,9 +359,9 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// How much of a slot's prompt can go into one batch: up to its end, or first to the end of
-    /// the daemon's own text, if that is to be kept for others. Where answers are reproducible, up
-    /// to the next place at which every reading of this prompt stops.
+    /// Returns how much of a slot's prompt fits into one batch: up to its end, or first to the end
+    /// of the daemon's own text, if that is to be kept for others. In reproducible mode, up to the
+    /// next place at which every reading of this prompt stops.
     fn piece_length(&self, index: usize) -> usize {
         let slot = &self.slots[index];
         let Some(run) = &slot.run else { return 0 };
@@ -378,8 +379,8 @@ impl<B: Backend> Scheduler<B> {
         end.saturating_sub(computed)
     }
 
-    /// Makes a batch of pieces of prompts. Gives for each slot the entry whose scores choose the
-    /// first token of the answer, where the prompt's end is reached.
+    /// Builds a batch from pieces of prompts. Returns for each slot whose prompt ends here the
+    /// entry whose scores choose the first token of the output.
     fn fill_with_prompts(&mut self, pieces: &[(usize, usize)]) -> Vec<(usize, Option<usize>)> {
         self.batch.clear();
         let mut last_entries = Vec::with_capacity(pieces.len());
@@ -398,7 +399,7 @@ impl<B: Backend> Scheduler<B> {
         last_entries
     }
 
-    /// Computes the batch. On failure, its jobs fail with it; gives whether it is computed.
+    /// Computes the batch. On failure its jobs fail with it; returns whether it was computed.
     fn compute(&mut self) -> bool {
         let slots = &self.slots;
         let runs: Vec<&Run<B::Sampler>> = self
@@ -412,8 +413,8 @@ impl<B: Backend> Scheduler<B> {
             .filter_map(|(_, index)| slots[index].run.as_deref())
             .collect();
         let owed: Vec<&Owed> = runs.iter().map(|run| &run.owed).collect();
-        // One living job keeps the batch going: otherwise clients that come and go could hold up
-        // the prompts of all others.
+        // One job that is still wanted keeps the batch going: otherwise clients that come and go
+        // could hold up the prompts of all others.
         let heartbeat = &self.heartbeat;
         let all_ended = |now: Moment| {
             heartbeat.beat(now);
@@ -424,7 +425,7 @@ impl<B: Backend> Scheduler<B> {
         self.note_lengths();
         match result {
             Ok(()) => true,
-            // The next sweep tells the jobs. What was computed stays, for a retry.
+            // The next sweep ends the jobs. The computed tokens stay, for a retry.
             Err(DecodeError::Stopped) => false,
             Err(error) => {
                 self.fail_batch(error);
@@ -433,7 +434,7 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Keeps invariant 1 after a batch, however much of it was computed.
+    /// Restores invariant 1 after a batch, however much of it was computed.
     fn note_lengths(&mut self) {
         for entry in self.batch.entries() {
             let slot = &mut self.slots[entry.sequence];
@@ -447,7 +448,7 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// The computation of a batch has failed: what its sequences hold is in doubt.
+    /// Handles a batch whose computation failed: the contents of its sequences are in doubt.
     fn fail_batch(&mut self, error: DecodeError) {
         log::error!(
             "the engine failed on a batch of {} tokens: {error:?}",
@@ -475,7 +476,8 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Chooses a slot's next token by the scores of an entry, and hands on what has become text.
+    /// Chooses a slot's next token by the scores of an entry, and hands on the text that became
+    /// ready.
     fn take_token(&mut self, index: usize, entry: usize) {
         let Some(run) = self.slots[index].run.as_deref_mut() else {
             return;
@@ -502,7 +504,7 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// A job's answer is complete.
+    /// Ends a job whose output is complete.
     fn finish(&mut self, index: usize, finish_reason: FinishReason) {
         let Some(run) = self.slots[index].run.take() else {
             return;
@@ -520,7 +522,7 @@ impl<B: Backend> Scheduler<B> {
             .settle(Event::Done(Box::new(done)), &mut self.events);
     }
 
-    /// A job ends without a complete answer. Its slot keeps what was computed.
+    /// Ends a job whose output is incomplete. Its slot keeps the computed tokens.
     fn fail(&mut self, index: usize, reason: FailReason, message: String) {
         let Some(run) = self.slots[index].run.take() else {
             return;
@@ -539,21 +541,21 @@ impl<B: Backend> Scheduler<B> {
             .settle(Event::Failed(Box::new(failed)), &mut self.events);
     }
 
-    /// What a job has cost that has just left its slot, complete or not.
+    /// Records the cost of a job that has just left its slot, complete or not.
     fn note_job(&mut self, index: usize, ended: &Ended) {
         let Usage {
             prompt_tokens,
             cached_tokens,
             completion_tokens,
         } = ended.usage;
-        // A prompt that was not read to its end has cost what the slot holds of it.
+        // A prompt that was not read to its end has cost as much as the slot holds of it.
         let read = (self.slots[index].tokens.len() as u32).min(prompt_tokens);
         let computed = read.saturating_sub(cached_tokens);
         let now = self.backend.now();
         self.speed.handle_job(computed, completion_tokens, now);
     }
 
-    /// A job ends that never had a slot: nothing was computed for it, and nothing is charged.
+    /// Ends a job that never had a slot: nothing was computed for it, and nothing is charged.
     fn refuse(&mut self, owed: Owed, reason: FailReason, message: String) {
         let queue = self.backend.now().since(owed.job().submitted);
         let failed = Failed {
@@ -569,8 +571,8 @@ impl<B: Backend> Scheduler<B> {
         owed.settle(Event::Failed(Box::new(failed)), &mut self.events);
     }
 
-    /// Delivers what has happened so far. Between the two batches of a step as well: the tokens of
-    /// those who are answering need not wait until others' prompts are read.
+    /// Delivers the events so far. Also called between the two batches of a step: new tokens need
+    /// not wait until other jobs' prompts are read.
     fn flush(&mut self) {
         if !self.events.is_empty() {
             self.deliver.deliver(&mut self.events);
@@ -597,7 +599,7 @@ impl<B: Backend> Scheduler<B> {
 }
 
 impl<B: Backend> Drop for Scheduler<B> {
-    /// What was already settled goes out before the fields' own debts do.
+    /// Events that are settled already go out before dropping the fields settles the rest.
     fn drop(&mut self) {
         self.flush();
     }

@@ -1,18 +1,18 @@
-//! Which pieces of which prompts one batch reads. Pure.
+//! Decides which pieces of which prompts one batch reads. Pure.
 
 /// A prompt that is being read.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader {
-    /// Its slot's place in the order of jobs.
+    /// The order of its job among those that got a slot.
     pub used: u64,
     /// Its slot.
     pub index: usize,
-    /// The tokens that may be read in one batch.
+    /// How many tokens may be read in one batch.
     pub piece: usize,
 }
 
-/// The oldest prompt's piece up to `first` tokens, then others' until `chunk` tokens are reached.
-/// Returns slots, in rising order, and tokens.
+/// Takes the oldest prompt's piece up to `first` tokens, then others' until `chunk` tokens are
+/// reached. Returns slots, in rising order, and their numbers of tokens.
 pub fn share(mut readers: Vec<Reader>, first: usize, chunk: usize) -> Vec<(usize, usize)> {
     readers.sort_unstable_by_key(|reader| (reader.used, reader.index));
     let mut taken = 0;
@@ -29,7 +29,7 @@ pub fn share(mut readers: Vec<Reader>, first: usize, chunk: usize) -> Vec<(usize
     pieces
 }
 
-/// The oldest prompt's piece, whole and alone.
+/// Takes the oldest prompt's piece, whole and alone.
 pub fn oldest(readers: &[Reader]) -> Vec<(usize, usize)> {
     let readers = readers.iter().filter(|reader| reader.piece > 0);
     let oldest = readers.min_by_key(|reader| (reader.used, reader.index));
@@ -39,9 +39,9 @@ pub fn oldest(readers: &[Reader]) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Where a piece that begins at `computed` ends, so that all readings of one prompt stop at the
-/// same places: at multiples of `chunk`, counted from the prompt's beginning and once more from the
-/// end of the daemon's own text, and at that end.
+/// Returns where a piece that begins at `computed` ends. All readings of one prompt stop at the
+/// same places: at multiples of `chunk`, counted from the prompt's beginning and again from the end
+/// of the daemon's own text, and at that end.
 pub fn next_stop(computed: usize, common: usize, length: usize, chunk: usize) -> usize {
     let (start, end) = match computed < common {
         true => (0, common),
@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(oldest(&[reader(1, 0, 0)]), []);
     }
 
-    /// Mutations that this test catches: stops counted from where the reading began; none at the
+    /// Mutations that this test catches: stops counted from where the reading began; no stop at the
     /// end of the own text.
     #[test]
     fn stops_do_not_depend_on_where_a_reading_begins() {

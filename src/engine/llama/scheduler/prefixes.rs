@@ -1,7 +1,7 @@
-//! Computed states of the daemon's own texts, which every tenant's prompts begin with.
+//! Computed states of the daemon's own texts, with which every tenant's prompts begin.
 //!
-//! Owns copies of cache contents, one for each language or so, within a bound in bytes. Must never
-//! be given a token that came from a request.
+//! Owns copies of cache contents, about one per language, within a bound in bytes. Must never be
+//! given a token that came from a request.
 
 use super::Token;
 use crate::limits::PREFIX_STATES_BYTES;
@@ -30,7 +30,7 @@ impl Prefixes {
             .map(|prefix| &*prefix.state)
     }
 
-    /// Keeps a state; the oldest ones go if there is no room.
+    /// Keeps a state; drops the oldest ones if there is no room.
     pub fn insert(&mut self, tokens: Vec<Token>, state: Vec<u8>) {
         self.bytes += state.len();
         self.entries.push(Prefix { tokens, state });

@@ -1,4 +1,4 @@
-//! One job while it has a slot: how far it is, its text, and its accounts.
+//! One job while it has a slot: its progress, its text, and its accounts.
 //!
 //! ```text
 //!   Prompt ── the prompt's last token is computed ──> Answer ── end, stop string or bound ──> over
@@ -13,41 +13,41 @@ pub struct Run<S> {
     pub prompt: Vec<Token>,
     pub sampler: S,
     pub phase: Phase,
-    /// Tokens of the answer at most.
+    /// The maximum number of output tokens.
     pub max_tokens: u32,
     text: Text,
     usage: Usage,
     started: Moment,
-    /// When the first and the last token of the answer were there.
+    /// When the first and the last token of the output came.
     answered: Option<(Moment, Moment)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The prompt is not computed to its end yet.
+    /// The prompt has not been computed to its end yet.
     Prompt,
-    /// `next` is part of the answer and not computed yet.
+    /// `next` is part of the output and has not been computed yet.
     Answer { next: Token },
 }
 
-/// Whether an answer goes on.
+/// Whether the output goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     Going,
     Finished(FinishReason),
 }
 
-/// What is left of a run that is over.
+/// The rest of a finished run.
 pub struct Ended {
     pub owed: Owed,
-    /// The text that no event has carried.
+    /// The text that no event has carried yet.
     pub text: String,
     pub usage: Usage,
     pub timings: Timings,
 }
 
 impl<S> Run<S> {
-    /// `cached` tokens of the prompt are computed already; the context has `room` for the answer.
+    /// `cached` tokens of the prompt are computed already; the context has `room` for the output.
     pub fn new(
         owed: Owed,
         prepared: Prepared,
@@ -87,18 +87,18 @@ impl<S> Run<S> {
         self.owed.job()
     }
 
-    /// Why the job need not go on, if so.
+    /// Returns why the job must end now, if there is a reason.
     pub fn end(&self, now: Moment) -> Option<End> {
         self.owed.end(now)
     }
 
-    /// The model ends its answer.
+    /// The model has ended its output.
     pub fn handle_end(&mut self, now: Moment) -> Progress {
         self.note_time(now);
         Progress::Finished(FinishReason::Stop)
     }
 
-    /// The answer goes on with `token`; `append_piece` gives its bytes.
+    /// The output goes on with `token`; `append_piece` appends its bytes.
     pub fn handle_token(
         &mut self,
         token: Token,
@@ -119,14 +119,14 @@ impl<S> Run<S> {
         }
     }
 
-    /// The text for a token event, if there is some and credit for it. Without credit it stays and
-    /// what comes next joins it.
+    /// Returns the text for a token event, if there is some and credit for it. Without credit it
+    /// stays, and the following text joins it.
     pub fn poll_text(&mut self) -> Option<String> {
         let may_go = self.text.is_ready() && self.owed.job().ticket.take_credit();
         may_go.then(|| self.text.take())
     }
 
-    /// The run is over, for whatever reason.
+    /// Ends the run, whatever the reason.
     pub fn end_with_text(mut self) -> Ended {
         self.text.finish();
         let submitted = self.owed.job().submitted;

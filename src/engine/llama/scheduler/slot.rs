@@ -1,10 +1,11 @@
-//! One sequence of the backend: what it holds, who may go on from there, and who runs on it.
+//! One sequence of the backend: its tokens, the jobs that may go on from there, and the running
+//! job.
 //!
-//! A slot keeps its tokens after its job has ended, also if that was cancelled: a retry, or the
-//! next turn of a conversation, begins where they are the same. Two kinds of tokens are told apart,
-//! for a cache must not give one tenant another's text, nor let it be found out by timing: the
-//! first `common` ones come from the daemon itself and serve everyone; the rest serves its tenant
-//! only.
+//! A slot keeps its tokens after its job has ended, even if the job was cancelled: a retry, or the
+//! next turn of a conversation, begins where its tokens are the same. A cache must not show one
+//! tenant another's text, nor let it be found out by timing. So there are two kinds of tokens: the
+//! first `common` ones come from the daemon itself and serve everyone; the rest serves only its
+//! tenant.
 
 use std::cmp::Reverse;
 
@@ -12,13 +13,13 @@ use super::run::Run;
 use super::{Prepared, Token};
 
 pub struct Slot<S> {
-    /// What the backend holds of this sequence.
+    /// The tokens that the backend holds of this sequence.
     pub tokens: Vec<Token>,
-    /// So many of the first tokens are the daemon's own text.
+    /// How many of the first tokens are the daemon's own text.
     pub common: usize,
-    /// For whom the others were computed.
+    /// The tenant whose job computed the others.
     pub tenant: u64,
-    /// When a job came last, in jobs; 0 if none has.
+    /// The number of the last job that used it; 0 if none has.
     pub used: u64,
     pub run: Option<Box<Run<S>>>,
 }
@@ -35,13 +36,13 @@ impl<S> Default for Slot<S> {
     }
 }
 
-/// How far a job may go on from a slot's tokens.
+/// How far a job may reuse a slot's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
     /// As far as they are the same.
     Longest,
-    /// As far as the daemon's own text, or not at all. What lies behind it was computed in batches
-    /// that this job's would not repeat, so that its rounding is another one.
+    /// Up to the end of the daemon's own text, or not at all. Tokens after it were computed in
+    /// batches that this job would not repeat, so they are rounded differently.
     OwnText,
 }
 
@@ -59,8 +60,8 @@ impl<S> Slot<S> {
         self.run.is_none()
     }
 
-    /// How many of the slot's tokens a job of `tenant` may go on from. Never its whole prompt: the
-    /// last token is computed in any case, for the scores after it.
+    /// Returns how many of the slot's tokens a job of `tenant` may reuse. Never its whole prompt:
+    /// the last token is always computed, for the scores after it.
     pub fn reusable(&self, tenant: u64, prepared: &Prepared, reuse: Reuse) -> usize {
         let allowed = match self.tenant == tenant {
             true => self.tokens.len(),
@@ -80,7 +81,7 @@ impl<S> Slot<S> {
         }
     }
 
-    /// The backend has taken all tokens from `length` on.
+    /// Records that the backend has removed all tokens from `length` on.
     pub fn truncate(&mut self, length: usize) {
         self.tokens.truncate(length);
     }
@@ -94,10 +95,10 @@ impl<S> Slot<S> {
     }
 }
 
-/// Chooses a free slot: the one from which this job can go on furthest, else one beside a slot that
-/// runs, for llama.cpp computes only neighbouring sequences in one pass (eight with gaps between
-/// them take more than twice as long), and of several, or if none runs, the one that was not used
-/// for longest, so that what others may come back to is kept as long as there is room.
+/// Chooses a free slot: the one from which this job can reuse most; otherwise one beside a running
+/// slot, because llama.cpp computes only neighbouring sequences in one pass (eight with gaps
+/// between them take more than twice as long). Of several, or if none runs, it takes the least
+/// recently used one, so that text that may be needed again is kept as long as there is room.
 pub fn choose<S>(
     slots: &[Slot<S>],
     tenant: u64,
@@ -108,7 +109,7 @@ pub fn choose<S>(
     let (furthest, reusable) = free()
         .map(|(index, slot)| (index, slot.reusable(tenant, prepared, reuse)))
         .max_by_key(|(index, reusable)| (*reusable, Reverse(*index)))?;
-    // The daemon's own text is kept elsewhere, too: to find it in a slot is no reason to take it.
+    // The daemon's own text is kept elsewhere, too, so a slot is not chosen for it.
     match reusable > prepared.common {
         true => Some(furthest),
         false => free()
@@ -117,7 +118,7 @@ pub fn choose<S>(
     }
 }
 
-/// How many of a slot's two neighbours run.
+/// Returns how many of a slot's two neighbours run.
 fn running_beside<S>(slots: &[Slot<S>], index: usize) -> usize {
     let neighbours = [index.checked_sub(1), Some(index + 1)];
     let neighbours = neighbours.into_iter().flatten();

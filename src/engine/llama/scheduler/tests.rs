@@ -1,5 +1,5 @@
-//! The scheduler over a toy model whose every token is a hash of all tokens before it: one wrong
-//! token in a cache, at any place, and the answer is another.
+//! Tests the scheduler over a toy model whose every token is a hash of all tokens before it: one
+//! wrong token in a cache, at any place, changes the output.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ fn answers_are_the_same_whoever_else_is_there() {
     }
 }
 
-/// Mutations that this test catches: epilogues that are not looked for, or that stay in the text.
+/// Mutations that this test catches: epilogues that are not searched, or that stay in the text.
 #[test]
 fn answer_ends_before_an_epilogue() {
     let mut host = Host::new(1);
@@ -54,8 +54,8 @@ fn answer_ends_before_an_epilogue() {
     assert_eq!(done.finish_reason, FinishReason::Stop);
 }
 
-/// Mutations that this test catches: answers computed together; prompts read together; a piece cut
-/// by who else is there; the longest prefix reused; the own text's end left out of the stops.
+/// Mutations that this test catches: outputs computed together; prompts read together; a piece cut
+/// by the presence of others; the longest prefix reused; the own text's end left out of the stops.
 #[test]
 fn reproducible_answers_do_not_depend_on_batches() {
     let jobs = |host: &Host| -> Vec<Job> {
@@ -90,7 +90,7 @@ fn reproducible_answers_do_not_depend_on_batches() {
     for steps in [0, 1, 2, 5, 40] {
         assert_eq!(together(true, steps), expected, "{steps} steps apart");
     }
-    // The toy does round: without the promise the answers differ.
+    // The toy does round: without the promise the outputs differ.
     assert_ne!(together(false, 1), alone(false));
 }
 
@@ -191,7 +191,7 @@ fn one_who_waits_is_told_at_once_and_costs_no_token() {
         host.failed(2).reason,
         FailReason::Error(ErrorCode::GenerationTimeout)
     );
-    // Nothing was computed for either, and their tenants' budgets are not charged.
+    // Nothing was computed for either, so their tenants' budgets are not charged.
     assert_eq!(host.failed(1).usage, Usage::default());
     assert_eq!(host.failed(2).usage, Usage::default());
     host.run();
@@ -222,7 +222,7 @@ fn cancelled_prompt_stops_within_the_batch_and_its_prefix_serves_the_retry() {
 
 #[test]
 fn one_who_leaves_does_not_hold_up_the_prompts_of_others() {
-    // Two prompts that one chunk has room for.
+    // Two prompts that fit into one chunk together.
     let (one, other) = ("go", "ok");
     assert!(one.len() + other.len() <= CHUNK);
     let mut host = Host::new(2);
@@ -326,7 +326,7 @@ fn prefix_is_reused_within_the_tenant_only() {
     let cached = |request| host.done(request).usage.cached_tokens as usize;
     assert_eq!([cached(0), cached(1), cached(2)], [0, 0, prompt.len() - 1]);
     assert!((0..3).all(|request| host.done(request).text == reference(prompt, 4)));
-    // A conversation goes on from the answer, too.
+    // A conversation goes on from the generated text, too.
     let next = format!("{prompt}{}, and then", host.done(2).text);
     host.submit(Job {
         tenant: 1,
@@ -399,7 +399,7 @@ fn sequences_that_run_together_are_neighbours() {
         });
     }
     host.run();
-    // Slot 0 is the one that was not used for longest; the next ones lie beside those that run.
+    // Slot 0 is the least recently used one; the next ones lie beside those that run.
     let running =
         |host: &Host| -> Vec<usize> { (0..6).filter(|slot| host.phase(*slot).is_some()).collect() };
     for expected in [vec![0], vec![0, 1], vec![0, 1, 2]] {
@@ -523,7 +523,7 @@ fn speed_is_measured_and_confident_after_some_jobs() {
     assert!(cost >= TOKEN_TIME && cost < TOKEN_TIME * 40, "{cost:?}");
 }
 
-/// A daemon whose jobs end in timeouts never learnt how fast it is.
+/// A regression test: a daemon whose jobs all timed out never learned how fast it is.
 #[test]
 fn jobs_that_fail_or_are_cancelled_are_samples_too() {
     let mut host = Host::new(1);
@@ -645,7 +645,7 @@ proptest! {
             let text = streamed + rest;
             prop_assert!(whole.starts_with(&text), "{} is not of {}", text, whole);
             prop_assert!(!is_whole || text == whole, "{} is cut from {}", text, whole);
-            // Beyond the own words, what was cached is text of the same tenant.
+            // After the own words, cached text must be of the same tenant.
             let own = histories.entry(job.tenant).or_default();
             let known = own.iter().map(|held| shared(held, &prepared.tokens)).max().unwrap_or(0);
             prop_assert!(usage.cached_tokens as usize <= known.max(prepared.common));
@@ -667,16 +667,16 @@ fn shared(one: &[Token], other: &[Token]) -> usize {
 struct Toy {
     now: Cell<Moment>,
     sequences: Vec<Vec<Token>>,
-    /// What follows each entry of the last batch, where it was asked for.
+    /// The next token for each entry of the last batch that asked for one.
     rows: Vec<Option<Token>>,
     computed: usize,
-    /// Cancels a ticket once so many tokens were computed.
+    /// Cancels a ticket once this many tokens were computed.
     cancel_at: Option<(usize, Arc<Ticket>)>,
     fails_next: Option<DecodeError>,
     panics_next: bool,
     can_be_cut: bool,
-    /// What a token leaves in the cache depends on its batch's size and its place in it, as with
-    /// kernels that round in another way for another size.
+    /// A token's effect on the cache depends on its batch's size and its place in it, as with
+    /// kernels that round differently for different sizes.
     rounds: bool,
 }
 
@@ -797,7 +797,7 @@ impl Backend for Toy {
     }
 }
 
-/// A letter, or sometimes the end, by FNV-1a over all tokens.
+/// Returns a letter, or sometimes the end, by FNV-1a over all tokens.
 fn next_token(tokens: &[Token]) -> Token {
     let hash = tokens
         .iter()
@@ -832,7 +832,7 @@ fn prepare(prompt: &Prompt) -> Prepared {
         common: own,
         opening,
         closing: None,
-        // The toy's answers hold this letter now and then.
+        // The toy's output contains this letter now and then.
         epilogues: match prompt {
             Prompt::Code {
                 language: Some("cut"),
@@ -850,14 +850,14 @@ fn reference(prompt: &str, max_tokens: usize) -> String {
     )
 }
 
-/// A prompt whose answer has at least so many tokens.
+/// Returns a prompt whose output has at least this many tokens.
 fn talkative(tokens: usize) -> String {
     let prompts = (0..).map(|number| format!("p{number}"));
     let mut long = prompts.filter(|prompt| reference(prompt, tokens).len() == tokens);
     long.next().expect("one in three or so")
 }
 
-/// What the toy answers when nobody else is there.
+/// Returns the toy's output when no other job runs.
 fn reference_of(prompt: &[Token], max_tokens: usize) -> String {
     let mut tokens = prompt.to_vec();
     let mut text = String::new();
@@ -900,7 +900,7 @@ impl Host {
         }
     }
 
-    /// Over a toy that rounds.
+    /// Builds a host over a toy that rounds.
     fn rounding(sequences: usize, is_reproducible: bool) -> Host {
         let mut host = Host::new(sequences);
         host.scheduler.backend.rounds = true;

@@ -1,15 +1,15 @@
-//! Jinja that minijinja does not read by itself, rewritten before it is parsed.
+//! Rewrites Jinja that minijinja does not support, before it is parsed.
 //!
-//! * `{% generation %}` and `{% endgeneration %}` tell a trainer which text the assistant wrote.
-//!   They mean nothing when a model is used: each becomes an `if true`, which keeps what the tag
-//!   says about white space.
-//! * In Python lists and maps change in place (`{% do found.append(x) %}`); minijinja's don't. A
+//! * `{% generation %}` and `{% endgeneration %}` show a trainer which text the assistant wrote.
+//!   They have no effect when a model is used: each becomes an `if true`, which keeps the tag's
+//!   control of white space.
+//! * In Python lists and maps change in place (`{% do found.append(x) %}`); minijinja's do not. A
 //!   list or map literal that is assigned to a name on which the template calls such a method
 //!   becomes a [`growing`] one.
 //!
-//! The source is read as text, not as Jinja: a name decides, wherever it stands. A literal that is
-//! rewritten without need behaves the same. Fuel bounds how far a list grows, as it bounds all
-//! that a template does.
+//! The source is read as text, not as Jinja: a name counts wherever it occurs. A literal that is
+//! rewritten unnecessarily behaves the same. Fuel bounds how far a list grows, as it bounds
+//! everything that a template does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ const METHODS: &[&str] = &[
     "setdefault",
 ];
 
-/// The template in the words of minijinja.
+/// Returns the template in minijinja's syntax.
 pub fn adapted(source: &str) -> String {
     with_growing_literals(&without_training_tags(source))
 }
@@ -89,7 +89,7 @@ fn with_growing_literals(source: &str) -> String {
     adapted
 }
 
-/// The names that one of the methods is called on; of a path the last name.
+/// Returns the names on which one of the methods is called; of a path the last name.
 fn changed_names(source: &str) -> BTreeSet<&str> {
     let mut names = BTreeSet::new();
     for method in METHODS {
@@ -102,14 +102,14 @@ fn changed_names(source: &str) -> BTreeSet<&str> {
     names
 }
 
-/// The identifier that a text ends with, or nothing.
+/// Returns the identifier at the end of a text, or nothing.
 fn last_word(text: &str) -> &str {
     let is_inner = |c: char| c.is_alphanumeric() || c == '_';
     let start = text.trim_end_matches(is_inner).len();
     &text[start..]
 }
 
-/// How many bytes a list or map literal has that a text begins with.
+/// Returns the length in bytes of the list or map literal with which a text begins.
 fn literal_length(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let mut quote = None;
@@ -121,7 +121,7 @@ fn literal_length(text: &str) -> Option<usize> {
             (Some(open), _) if open == character => quote = None,
             (Some(_), _) => {}
             (None, '[' | '{') if depth > 0 || at == 0 => depth += 1,
-            // Something else than a literal.
+            // Not a literal.
             (None, _) if depth == 0 => return None,
             (None, '"' | '\'') => quote = Some(character),
             (None, ']' | '}') => {
@@ -136,7 +136,7 @@ fn literal_length(text: &str) -> Option<usize> {
     None
 }
 
-/// Makes of a literal what changes in place.
+/// Turns a literal into a value that changes in place.
 pub fn growing(value: Value) -> Result<Value, Error> {
     if value.kind() == minijinja::value::ValueKind::Map {
         let mut map = BTreeMap::new();
@@ -157,7 +157,7 @@ struct GrowingList(Mutex<Vec<Value>>);
 struct GrowingMap(Mutex<BTreeMap<Value, Value>>);
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is one call of the standard library's: none is half done after a panic.
+    // Each change is one call of the standard library: none is half done after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

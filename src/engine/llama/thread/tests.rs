@@ -1,4 +1,4 @@
-//! The thread over a back end that panics and hangs when a prompt says so.
+//! Tests the thread over a backend that panics or hangs when a prompt asks for it.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
@@ -15,9 +15,9 @@ use crate::error::ErrorCode;
 use crate::limits::SPEED_CONFIDENT_JOBS;
 use crate::offload::{JobKey, Ticket};
 
-/// Far above what is waited for; reached only by a failure.
+/// Far above the expected time; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Prompts that say what decoding them leads to; their numbers are their first token.
+/// Prompts that make decoding panic or hang; their numbers are their first token.
 const PANIC: &str = "panic";
 const HANG: &str = "hang";
 const CONTEXT: usize = 64;
@@ -54,11 +54,11 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
     let pauses: Vec<_> = std::iter::from_fn(|| restarts.next(start)).collect();
     let expected = (0..ENGINE_RESTARTS_MOST).map(|count| ENGINE_RESTART_PAUSE * 2_u32.pow(count));
     assert_eq!(pauses, expected.collect::<Vec<_>>());
-    // One panic a day does not make a series.
+    // One panic per day does not make a series.
     let later = start + ENGINE_RESTARTS_FORGOTTEN_AFTER;
     assert_eq!(restarts.next(later), Some(ENGINE_RESTART_PAUSE));
 
-    // The second load of this one fails: it is tried as often, and then said.
+    // The second load fails: it is tried as often as allowed, and then reported.
     let host = Host::start_with_loads(1);
     host.submit(PANIC).expect("it is at rest");
     host.wait_for("the end", |host| {
@@ -70,13 +70,13 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
     assert!(matches!(refused, Refused::Unavailable(_)), "{refused:?}");
 }
 
-/// It waited for the deadline of its request, and two seconds more.
+/// A regression test: the job used to wait for its request's deadline, and two seconds more.
 #[test]
 fn job_that_the_thread_has_left_in_the_channel_is_told_its_end() {
     let mut host = Host::start_with_loads(1);
     host.submit(PANIC).expect("it is at rest");
     assert!(matches!(host.next_end(), Event::Failed(_)));
-    // As if the panic came between the look at the state and the sending.
+    // As if the panic came between reading the state and sending.
     let send_late = |host: &Host| {
         let owed = Owed::new(
             host.job("late", PATIENCE),
@@ -129,7 +129,8 @@ fn hang_is_seen_from_outside_and_ends_with_the_step() {
     );
 }
 
-/// One long stall of a small batch made an estimate that refused every prompt for ever.
+/// A regression test: one long stall of a small batch led to an estimate that refused every prompt
+/// for ever.
 #[test]
 fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
     let mut host = Host::start();
@@ -139,7 +140,7 @@ fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
     host.engine.submit(job).expect("it is at rest");
     assert!(matches!(host.next_end(), Event::Done(_)));
 
-    // Beside a job that runs the estimate speaks, but of what has to be computed only.
+    // Beside a running job the estimate counts, but only for what has to be computed.
     host.poison(2);
     let job = host.job(&"x".repeat(100), Duration::from_secs(10));
     let refused = host.engine.submit(job.clone()).unwrap_err();
@@ -169,7 +170,7 @@ impl Host {
         Host::start_with_loads(u32::MAX)
     }
 
-    /// Loading succeeds so many times.
+    /// Loading succeeds this many times.
     fn start_with_loads(most: u32) -> Host {
         let (ends_out, ends) = mpsc::channel();
         let (hangs, hanging) = mpsc::channel();
@@ -237,7 +238,7 @@ impl Host {
         }
     }
 
-    /// Publishes a speed of ten seconds a token, with so many jobs running less one.
+    /// Publishes a speed of ten seconds per token, with `jobs - 1` jobs running.
     fn poison(&self, jobs: u32) {
         self.wait_for("rest", |host| host.engine.gauges().silence.is_zero());
         let mut published = self.engine.shared.published();
@@ -258,7 +259,7 @@ impl Deliver for Ends {
     fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
         let out = self.0.lock().expect("no holder panics");
         for (_, event) in events.drain(..).filter(|(_, event)| event.is_terminal()) {
-            // The host is gone at the end of a test.
+            // At the end of a test the host may be gone.
             let _ = out.send(event);
         }
     }
@@ -291,7 +292,7 @@ fn model() -> ModelInfo {
     }
 }
 
-/// Two sequences; every answer is three times the letter `x`.
+/// Two sequences; every output is three times the letter `x`.
 struct Puppet {
     tokens: Vec<Vec<Token>>,
     hangs: Outbox<()>,
