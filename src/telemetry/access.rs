@@ -1,8 +1,8 @@
-//! The access line: what became of one request, in one structured log line.
+//! The access line: the result of one request in one structured log line.
 //!
 //! Goes through the same bounded queue as every other line, with target `access` and level info.
-//! Strings of the client are escaped where the line is formatted, so none of them can forge a line
-//! or a field.
+//! Strings from the client are escaped where the line is formatted, so they cannot forge a line or
+//! a field.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,20 +17,20 @@ use crate::limits::ACCESS_TEXT_MAX_BYTES;
 /// The target of access lines.
 pub const TARGET: &str = "access";
 
-/// What is known of a request once its answer is complete, or given up.
+/// The facts about a request once its response is complete or abandoned.
 #[derive(Clone, Copy, Debug)]
 pub struct Access<'a> {
     pub request_id: &'a str,
     pub method: &'a str,
-    /// Without its query, which may hold what nobody should find in a log.
+    /// Without its query, which may contain secrets.
     pub path: &'a str,
-    /// The router's word, the same as in the metrics.
+    /// The router's name for the route, the same as in the metrics.
     pub route: &'static str,
     /// As it was sent, or would have been.
     pub status: u16,
-    /// Bytes of the answer's content that were queued for the client.
+    /// Bytes of the response's content that were queued for the client.
     pub bytes: u64,
-    /// From the request's first byte to the answer's last.
+    /// From the request's first byte to the response's last.
     pub duration: Duration,
     /// `None`: a Unix socket.
     pub peer: Option<IpAddr>,
@@ -43,7 +43,7 @@ pub struct Access<'a> {
     pub generation: Option<Generation>,
 }
 
-/// What the engine spent on a request.
+/// The engine's work for a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Generation {
     pub prompt_tokens: u32,
@@ -64,7 +64,7 @@ impl Access<'_> {
     fn line(&self) -> Line {
         let method = self.method;
         let status = self.status;
-        // It stands there twice, and what comes after it must have room.
+        // The path is in the line twice, and the fields after it must have room.
         let path = cut(self.path, ACCESS_TEXT_MAX_BYTES);
         let milliseconds = Milliseconds(self.duration);
         let message = format_args!("{method} {path} {status} {milliseconds}ms");
@@ -116,7 +116,7 @@ impl Generation {
     }
 }
 
-/// Milliseconds with three decimals: microseconds tell the daemon's own time, which is below one.
+/// Milliseconds with three decimals: the daemon's own time is below one millisecond.
 #[derive(Clone, Copy)]
 struct Milliseconds(Duration);
 

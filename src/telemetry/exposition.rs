@@ -1,15 +1,15 @@
 //! The two text formats of `/metrics`: OpenMetrics 1.0.0, and Prometheus' text format 0.0.4.
 //!
-//! The registry writes OpenMetrics alone. [`classic`] makes 0.0.4 of it, line by line, for
-//! scrapers that know nothing else: Go's parser of 0.0.4 refuses a whole page for one metric of the
-//! type `info`. Owns what differs between the two; knows no metric.
+//! The registry writes only OpenMetrics. [`classic`] turns it into 0.0.4, line by line, for
+//! scrapers that know nothing else: Go's parser of 0.0.4 refuses a whole page for one metric of
+//! type `info`. Owns the differences between the two formats; knows no metric.
 //!
 //! | OpenMetrics | 0.0.4 |
 //! | --- | --- |
 //! | a counter's `HELP` and `TYPE` name it without `_total` | with it, as its samples do |
-//! | the same of `info` and `_info`, whose type is `info` | with it, the type is `gauge` |
+//! | the same for `info` and `_info`, whose type is `info` | with it, the type is `gauge` |
 //! | types `unknown`, `stateset`, `gaugehistogram` | `untyped`, `gauge`, `untyped` |
-//! | `# UNIT`, `# EOF`, an exemplar behind a sample | nothing |
+//! | `# UNIT`, `# EOF`, an exemplar after a sample | nothing |
 
 use crate::http::negotiate::MediaType;
 
@@ -30,10 +30,10 @@ impl Exposition {
     }
 }
 
-/// Says in format 0.0.4 what `text` says in OpenMetrics.
+/// Converts `text` from OpenMetrics to format 0.0.4.
 pub fn classic(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // In OpenMetrics `HELP` stands before `TYPE`, and the type decides under which name.
+    // In OpenMetrics `HELP` comes before `TYPE`, and the type decides the name.
     let mut help = None;
     for line in text.lines() {
         let Some(comment) = line.strip_prefix("# ") else {
@@ -57,7 +57,7 @@ pub fn classic(text: &str) -> String {
     out
 }
 
-/// What a metric's name has behind it, and its type.
+/// Returns the suffix of a metric's name, and its type.
 fn classic_type(kind: &str) -> (&'static str, &str) {
     match kind {
         "counter" => ("_total", "counter"),
@@ -69,7 +69,7 @@ fn classic_type(kind: &str) -> (&'static str, &str) {
     }
 }
 
-/// A sample without the exemplar behind it. A label's value may look like one, so quotes count.
+/// Returns a sample without its exemplar. A label's value may look like one, so quotes count.
 fn without_exemplar(sample: &str) -> &str {
     let (mut is_quoted, mut is_escaped) = (false, false);
     for (index, byte) in sample.bytes().enumerate() {
@@ -101,8 +101,8 @@ mod tests {
     use crate::os::process::Usage;
     use crate::telemetry::metrics::Metrics;
 
-    /// Mutations that this test catches: a suffix left out of `classic_type`, an exemplar looked
-    /// for without a look at the quotes, and `UNIT` or `EOF` handed on.
+    /// Mutations that this test catches: a suffix left out of `classic_type`, an exemplar searched
+    /// without regard to quotes, and `UNIT` or `EOF` passed on.
     #[test]
     fn every_type_is_one_that_the_older_format_knows() {
         let open = "\

@@ -1,13 +1,13 @@
-//! How a log line looks: text for people, JSON for collectors, journald's native fields.
+//! The formats of a log line: text for people, JSON for collectors, journald's native fields.
 //!
-//! Pure: a [`Line`] in, bytes out. Used by the writer's thread alone, which keeps the formatter for
-//! the date it has in memory.
+//! Pure: a [`Line`] in, bytes out. Used only by the writer's thread, which keeps the formatter
+//! because it remembers the date.
 //!
 //! Invariants:
-//!  1. One line of input is one line of output (text, JSON): whatever a client put into a path or
-//!     a header, it cannot begin a line of its own.
-//!  2. No byte that moves a terminal's cursor, and no character that reorders text around it,
-//!     leaves here unescaped.
+//!  1. One line of input is one line of output (text, JSON): whatever a client puts into a path or
+//!     a header, it cannot begin another line.
+//!  2. Bytes that move a terminal's cursor, and characters that reorder text around them, are
+//!     always escaped.
 
 use std::fmt::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,9 +22,9 @@ use crate::config::LogFormat;
 #[derive(Debug)]
 pub(super) struct Formatter {
     format: LogFormat,
-    /// The second that `date` stands for: a date costs more to compute than to copy.
+    /// The second that `date` represents: a date costs more to compute than to copy.
     second: i64,
-    /// `2026-01-31T23:59:59`
+    /// Such as `2026-01-31T23:59:59`.
     date: String,
     scratch: String,
 }
@@ -39,7 +39,7 @@ impl Formatter {
         }
     }
 
-    /// Appends `line`, its end included.
+    /// Appends `line`, including its end.
     pub(super) fn append(&mut self, line: &Line, out: &mut Vec<u8>) {
         if self.format == LogFormat::Journald {
             append_journald(line, out);
@@ -98,7 +98,7 @@ impl Formatter {
         out.write_str("}\n")
     }
 
-    /// Appends RFC 3339 in UTC with milliseconds. A clock before 1970 shows as 1970.
+    /// Appends RFC 3339 in UTC with milliseconds. A time before 1970 becomes 1970.
     fn time(&mut self, time: SystemTime) -> fmt::Result {
         let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let second = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
@@ -118,8 +118,8 @@ impl Formatter {
     }
 }
 
-/// One datagram of `systemd.journal-fields(7)` in the native protocol: `KEY=value` lines, or, where
-/// a value holds a line feed, the key, a line feed, the length as 64 bits and the value.
+/// Appends one datagram of `systemd.journal-fields(7)` in the native protocol: `KEY=value` lines.
+/// If a value has a line feed: the key, a line feed, the length as 64 bits and the value.
 fn append_journald(line: &Line, out: &mut Vec<u8>) {
     let priority: &[u8] = match line.level {
         Level::Error => b"3",
@@ -140,8 +140,8 @@ fn append_journald(line: &Line, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends one field; its name becomes what the journal accepts: upper case letters, digits and
-/// underscores, no underscore or digit first (those are the journal's own), at most 64.
+/// Appends one field. Its name is converted to what the journal accepts: upper case letters, digits
+/// and underscores, no underscore or digit first (those are the journal's own), at most 64.
 fn append_journald_field(key: &str, value: &[u8], out: &mut Vec<u8>) {
     let name = key.trim_start_matches(|first: char| !first.is_ascii_alphabetic());
     if name.is_empty() {
@@ -164,7 +164,7 @@ fn append_journald_field(key: &str, value: &[u8], out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// A value of these characters needs no quotes.
+/// Returns whether a value with this byte may go without quotes.
 const fn is_bare(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':' | b'/' | b'@' | b'+')
 }
@@ -177,7 +177,7 @@ const fn is_dangerous(char: char) -> bool {
         | '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A message as it is, with dangerous characters as escapes.
+/// A message with dangerous characters as escapes, otherwise unchanged.
 struct Plain<'a>(&'a str);
 
 impl fmt::Display for Plain<'_> {
@@ -210,13 +210,13 @@ impl fmt::Display for Json<'_> {
             '"' => f.write_str("\\\""),
             '\\' => f.write_str("\\\\"),
             '\n' => f.write_str("\\n"),
-            // All dangerous characters lie in the basic plane, so four digits suffice.
+            // All dangerous characters are in the basic plane, so four digits are enough.
             _ => write!(f, "\\u{:04x}", char as u32),
         })
     }
 }
 
-/// Writes `text` in stretches, with `write_escaped` for each character that `needs` it.
+/// Writes `text` unchanged, but calls `write_escaped` for each character that `needs` it.
 fn escape(
     text: &str,
     f: &mut fmt::Formatter<'_>,
@@ -340,7 +340,7 @@ mod tests {
         assert!(out.starts_with(b"1970-01-01T00:00:00.000Z"));
     }
 
-    /// The receiver's side of the protocol.
+    /// Plays the receiver's part of the protocol.
     fn parse_journald(mut bytes: &[u8]) -> Vec<(String, String)> {
         let mut fields = Vec::new();
         while !bytes.is_empty() {

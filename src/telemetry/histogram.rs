@@ -1,12 +1,12 @@
 //! A histogram of durations that costs two relaxed additions.
 //!
-//! Owns one atomic per bucket and one for the sum. Never locks, never allocates after its making:
-//! the reactor observes several per request and one per turn of the loop, while another thread may
-//! be reading. (`prometheus-client`'s own histogram takes a mutex, which a scrape holds while it
-//! clones the buckets.)
+//! Owns one atomic per bucket and one for the sum. Never locks, and never allocates after its
+//! creation: the reactor observes several values per request and one per turn of the loop, while
+//! another thread may be reading. (`prometheus-client`'s own histogram takes a mutex, which a
+//! scrape holds while it clones the buckets.)
 //!
 //! Invariants:
-//!  1. An observation lands in exactly one bucket; the count is the buckets' sum, so count and
+//!  1. An observation is counted in exactly one bucket; the count is the buckets' sum, so count and
 //!     `+Inf` agree in every scrape. Only the sum may lag behind by observations under way.
 //!  2. A bucket's bound is inclusive (`le`).
 
@@ -26,7 +26,7 @@ pub struct Histogram {
 
 #[derive(Debug)]
 struct Inner {
-    /// Ascending. Microseconds, since integers compare in a cycle and add without rounding.
+    /// Ascending. Microseconds, because integers compare in a cycle and add without rounding.
     bounds_us: &'static [u64],
     /// One more than there are bounds: the last has none.
     buckets: Box<[AtomicU64]>,
@@ -51,10 +51,10 @@ impl Histogram {
         // 2^64 ns are 584 years.
         let nanoseconds = duration.as_nanos().min(u64::MAX as u128) as u64;
         let bounds_us = self.inner.bounds_us;
-        // Rounded up: 10.5 us are not within a bound of 10 us.
+        // Rounded up: 10.5 us exceed a bound of 10 us.
         let microseconds = nanoseconds.div_ceil(1_000);
         let index = bounds_us.partition_point(|bound_us| *bound_us < microseconds);
-        // Relaxed: the numbers guard nothing, and a scrape is a sample anyway.
+        // Relaxed: the numbers guard nothing, and a scrape is only a sample.
         self.inner.buckets[index].fetch_add(1, Ordering::Relaxed);
         self.inner.sum_ns.fetch_add(nanoseconds, Ordering::Relaxed);
     }

@@ -1,8 +1,8 @@
 //! The journal's socket: one datagram per entry (`systemd.io/JOURNAL_NATIVE_PROTOCOL`).
 //!
-//! Owns an unbound datagram socket that is never connected, so that a restarted journal, which
-//! binds a new socket at the same path, is found again by the next entry. Lines are bounded
-//! (`LOG_LINE_MAX_BYTES`), so no entry needs the memory file that the protocol has for long ones.
+//! Owns an unbound datagram socket that is never connected: a restarted journal binds a new socket
+//! at the same path, and the next entry finds it. Lines are bounded (`LOG_LINE_MAX_BYTES`), so no
+//! entry needs the memory file that the protocol has for long ones.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -26,13 +26,14 @@ impl Journal {
             io::Error::new(error.kind(), message)
         })?;
         Ok(Journal {
-            // The first socket was for the check: connected, it would stay with today's journal.
+            // The first socket was only for the check: once connected, it would stay with the
+            // present journal.
             socket: UnixDatagram::unbound()?,
             path: path.to_owned(),
         })
     }
 
-    /// Sends one entry. May wait for the journal, as only the log's own thread may.
+    /// Sends one entry. May wait for the journal, so only the log's own thread may call it.
     pub(super) fn send(&self, entry: &[u8]) -> io::Result<()> {
         self.socket.send_to(entry, &self.path)?;
         Ok(())

@@ -1,15 +1,15 @@
 //! One log line on its way from the thread that wrote it to the thread that formats it.
 //!
-//! A line is one allocation: target, message and fields lie behind each other in one buffer, still
-//! unescaped. Escaping, time stamps and the choice of format cost more than copying, so they are
-//! the writer's work.
+//! A line is one allocation: target, message and fields follow each other in one buffer, still
+//! unescaped. Escaping, time stamps and formatting cost more than copying, so the writer's thread
+//! does them.
 //!
-//! Layout of the buffer: target, message, then for each field one byte of kind, two lengths
-//! (`u32`, little endian), key, value.
+//! Layout of the buffer: target, message, then for each field one byte of kind, two lengths (`u32`,
+//! little endian), key, value.
 //!
 //! Invariants:
-//!  1. The buffer never grows beyond `LOG_LINE_MAX_BYTES` and the small change of its fields'
-//!     heads: what does not fit is cut at a character, and the message says so.
+//!  1. The buffer never grows beyond `LOG_LINE_MAX_BYTES` plus the few bytes of its fields' heads:
+//!     longer text is cut at a character, and the message shows it.
 //!  2. A `Raw` value is a JSON token of ours (number, true, false), never a caller's text.
 
 use std::fmt::{self, Write};
@@ -20,29 +20,29 @@ use log::kv::{self, VisitSource, VisitValue};
 
 use crate::limits::{LOG_LINE_MAX_BYTES, LOG_LINE_TYPICAL_BYTES};
 
-/// What stands at the end of a message that was cut.
+/// The end of a message that was cut.
 const CUT: &str = " [cut]";
 
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) time: SystemTime,
     pub(super) level: Level,
-    /// Source file and line, where the record has them.
+    /// Source file and line, if the record has them.
     pub(super) place: Option<(&'static str, u32)>,
     target_bytes: u32,
     message_bytes: u32,
     buffer: Vec<u8>,
 }
 
-/// How a field is shown.
+/// How to show a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// Any text; to be quoted and escaped.
+    /// Any text; must be quoted and escaped.
     Text = b't',
-    /// A number, `true` or `false`; stands as it is.
+    /// A number, `true` or `false`; shown as it is.
     Raw = b'r',
-    /// Text that the message states already: left out where people read.
+    /// Text that the message contains already: left out where people read.
     StatedText = b'T',
     /// The same for a number.
     StatedRaw = b'R',
@@ -94,12 +94,12 @@ impl Line {
     pub(super) fn from_record(record: &log::Record<'_>) -> Line {
         let mut line = Line::new(record.level(), record.target(), *record.args());
         line.place = record.file_static().zip(record.line());
-        // A visitor that fails has written what it could.
+        // A visitor that fails has already written what it could.
         let _ = record.key_values().visit(&mut line);
         line
     }
 
-    /// Appends a field. `value` is cut to what room is left; a field without any room is left out.
+    /// Appends a field. `value` is cut to the remaining room; a field without any room is left out.
     pub(super) fn field(&mut self, kind: Kind, key: &str, value: impl fmt::Display) {
         let start = self.buffer.len();
         if start + key.len() >= LOG_LINE_MAX_BYTES {
@@ -170,7 +170,7 @@ impl<'kvs> VisitSource<'kvs> for Line {
     }
 }
 
-/// Adds one value of the `log` macros' `key = value` pairs.
+/// Adds one of the `key = value` pairs of the `log` macros.
 struct Field<'a, 'k> {
     line: &'a mut Line,
     key: &'k str,
@@ -193,7 +193,7 @@ impl<'v> VisitValue<'v> for Field<'_, '_> {
     }
 
     fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
-        // JSON has no word for infinity.
+        // JSON cannot represent infinity.
         let kind = if value.is_finite() {
             Kind::Raw
         } else {
@@ -233,7 +233,7 @@ impl Write for Bounded<'_> {
     }
 }
 
-/// The longest beginning of `text` that has at most `bytes` bytes.
+/// Returns the longest beginning of `text` that has at most `bytes` bytes.
 pub(super) fn cut(text: &str, bytes: usize) -> &str {
     let mut end = bytes.min(text.len());
     // At most three steps; 0 is a boundary.
@@ -243,7 +243,7 @@ pub(super) fn cut(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
-/// The buffer's parts were copied from strings at their ends, so they are UTF-8.
+/// The buffer's parts were copied from whole strings, so they are UTF-8.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or("?")
 }

@@ -1,20 +1,21 @@
 //! The `log` crate's logger: a bounded queue, and one thread that writes.
 //!
 //! A caller builds a line and tries to queue it. If the queue is full, the line is dropped and
-//! counted; nobody ever waits for a disk, a terminal or a journal. The thread takes whatever is
-//! queued, formats it into one buffer and writes that at once.
+//! counted; a caller never waits for a disk, a terminal or a journal. The thread takes all queued
+//! lines, formats them into one buffer and writes that at once.
 //!
-//! Between two batches the thread lingers for a moment, not in the queue but in the channel for
-//! commands. A thread that is parked in the queue would cost whoever queues the next line a system
-//! call to wake it: at full load one per request. This way it is at most one per linger.
+//! Between two batches the thread lingers for a moment, waiting for commands instead of lines. If
+//! it waited for lines, the next caller would pay a system call to wake it: at full load one per
+//! request. This way it is at most one per linger.
 //!
-//! The thread's states: idle (parked in both channels), lingering (lines were written), retrying
-//! (the output refuses: the batch is kept, the queue fills behind it, callers drop and count).
+//! The thread's states: idle (waits for lines and commands), lingering (lines were written),
+//! retrying (the output refuses: the batch is kept, the queue fills behind it, callers drop and
+//! count).
 //!
 //! Invariants:
 //!  1. Queueing never blocks and never fails for the caller.
 //!  2. Each line is written once, dropped and counted once, or still on its way.
-//!  3. The thread logs nothing through itself: what it has to say goes into its own batch.
+//!  3. The thread logs nothing through itself: its own messages go into its own batch.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,12 +35,13 @@ use crate::limits::{
     LOG_RETRY_INTERVAL,
 };
 
-/// The installed logger. `log` wants a `'static` one.
+/// The installed logger. `log` requires a `'static` one.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// Starts the writer's thread and installs the logger, once for the process.
 ///
-/// Signals that other threads must not take are to be blocked before: the thread inherits the mask.
+/// The thread inherits the signal mask, so the caller must first block the signals that other
+/// threads must not take.
 pub fn init(settings: &config::Log) -> io::Result<LogHandle> {
     let already = || io::Error::new(io::ErrorKind::AlreadyExists, "a logger is installed");
     if LOGGER.get().is_some() {
@@ -54,21 +56,21 @@ pub fn init(settings: &config::Log) -> io::Result<LogHandle> {
     Ok(handle)
 }
 
-/// Lines that were dropped because the queue was full, since the start.
+/// Returns how many lines were dropped since the start because the queue was full.
 pub fn dropped() -> u64 {
     LOGGER
         .get()
         .map_or(0, |logger| logger.shared.dropped.load(Ordering::Relaxed))
 }
 
-/// Failed writes, since the start. Each is retried.
+/// Returns how many writes failed since the start. Each is retried.
 pub fn write_errors() -> u64 {
     LOGGER.get().map_or(0, |logger| {
         logger.shared.write_errors.load(Ordering::Relaxed)
     })
 }
 
-/// Steers the logger. Dropping it changes nothing.
+/// Controls the logger. Dropping it changes nothing.
 #[derive(Clone, Debug)]
 pub struct LogHandle {
     commands: Sender<Command>,
@@ -76,9 +78,9 @@ pub struct LogHandle {
 }
 
 impl LogHandle {
-    /// USR1: opens the file anew.
+    /// Opens the file again, on SIGUSR1.
     pub fn reopen(&self) {
-        // A full channel has a reopening in it already.
+        // A full channel already holds a request to reopen.
         let _ = self.commands.try_send(Command::Reopen);
     }
 
@@ -86,19 +88,19 @@ impl LogHandle {
         log::set_max_level(level);
     }
 
-    /// Switches access lines. They are of level info: `warn` silences them too.
+    /// Switches access lines. They have level info, so `warn` silences them too.
     pub fn set_access(&self, access: bool) {
         self.shared.access.store(access, Ordering::Relaxed);
     }
 
-    /// Waits until everything that was queued is written, within `LOG_FLUSH_TIMEOUT`; says whether
-    /// it was. The last thing that the daemon does.
+    /// Waits until all queued lines are written, within `LOG_FLUSH_TIMEOUT`; returns whether they
+    /// were. The last act of the daemon.
     pub fn shutdown(&self) -> bool {
         flush(&self.commands)
     }
 }
 
-/// Queues lines. The installed one is reached through `log`'s macros and [`access_logger`].
+/// Queues lines. The installed logger is reached through `log`'s macros and [`access_logger`].
 #[derive(Debug)]
 pub(super) struct Logger {
     lines: Sender<Line>,
@@ -130,7 +132,7 @@ impl log::Log for Logger {
     }
 }
 
-/// The installed logger, if access lines are wanted.
+/// Returns the installed logger if access lines are switched on.
 pub(super) fn access_logger() -> Option<&'static Logger> {
     let logger = LOGGER.get()?;
     let wanted = logger.shared.access.load(Ordering::Relaxed) && Level::Info <= log::max_level();
@@ -147,7 +149,7 @@ struct Shared {
 #[derive(Debug)]
 enum Command {
     Reopen,
-    /// Answered, unless the output refuses, once everything that was queued before is written.
+    /// Acknowledged once everything that was queued before is written, unless the output refuses.
     Flush(Sender<()>),
 }
 
@@ -160,7 +162,7 @@ fn flush(commands: &Sender<Command>) -> bool {
         && wait.recv_deadline(deadline).is_ok()
 }
 
-/// Makes a logger and starts its thread, without installing it.
+/// Creates a logger and starts its thread, without installing it.
 fn start(settings: &config::Log, output: Output) -> io::Result<(Logger, LogHandle)> {
     let (lines, line_receiver) = bounded(LOG_QUEUE_LINES);
     let (commands, command_receiver) = bounded(LOG_COMMANDS);
@@ -203,7 +205,7 @@ struct Writer {
     output: Output,
     batch: Batch,
     next: Next,
-    /// How many drops the log itself has told of.
+    /// How many drops the log itself has reported.
     reported_drops: u64,
 }
 
@@ -219,7 +221,7 @@ enum Next {
 enum Woken {
     Lines,
     Command(Command),
-    /// Nobody is left who could log.
+    /// All senders are gone.
     Orphaned,
 }
 
@@ -232,7 +234,7 @@ impl Writer {
                 Woken::Command(Command::Flush(done)) => {
                     self.write_queued();
                     if self.next != Next::Retry {
-                        // The one who asked may have stopped waiting.
+                        // The requester may have stopped waiting.
                         let _ = done.try_send(());
                     }
                 }
@@ -268,9 +270,10 @@ impl Writer {
         }
     }
 
-    /// Writes what is queued now, batch by batch, until the output refuses.
+    /// Writes the lines queued now, batch by batch, until the output refuses.
     fn write_queued(&mut self) {
-        // What comes in meanwhile is the next round's, else a flood would keep commands waiting.
+        // Lines that come meanwhile wait for the next round; otherwise a flood would delay
+        // commands.
         let mut remaining = self.lines.len();
         self.next = Next::Idle;
         loop {
@@ -281,7 +284,7 @@ impl Writer {
             }
             self.next = Next::Linger;
             if self.output.write(&mut self.batch).is_err() {
-                // Not reported through the log, which is what fails; the metric shows it.
+                // Not reported through the log, which is failing; the metric shows it.
                 self.shared.write_errors.fetch_add(1, Ordering::Relaxed);
                 self.next = Next::Retry;
                 return;
@@ -304,7 +307,7 @@ impl Writer {
         remaining
     }
 
-    /// Tells of dropped lines as soon as there is room to.
+    /// Reports dropped lines as soon as there is room.
     fn report_drops(&mut self) {
         let dropped = self.shared.dropped.load(Ordering::Relaxed);
         let news = dropped - self.reported_drops;
@@ -319,7 +322,7 @@ impl Writer {
     }
 
     fn reopen(&mut self) {
-        // The old file gets what was logged before.
+        // The old file gets the lines that were logged before.
         self.write_queued();
         if let Err(error) = self.output.reopen() {
             let message = format_args!("the old log file stays in use: {error}");
@@ -388,7 +391,7 @@ mod tests {
         assert!(fs::read_to_string(&path).unwrap().ends_with("line 100.\n"));
     }
 
-    /// `/dev/full` answers every write with ENOSPC, as a full disk does.
+    /// `/dev/full` fails every write with ENOSPC, as a full disk does.
     #[test]
     fn a_full_disk_blocks_nobody_and_loses_only_what_is_counted() {
         let folder = tempfile::tempdir().unwrap();
@@ -399,7 +402,7 @@ mod tests {
         assert!(!handle.shutdown(), "nothing can be written");
         assert!(handle.shared.write_errors.load(Ordering::Relaxed) > 0);
 
-        // The thread holds line 0, and as many as a batch more; the queue takes its bound; the
+        // The thread holds line 0, and up to a batch more; the queue holds up to its bound; the
         // rest is dropped.
         let sent = LOG_QUEUE_LINES * 4;
         for number in 1..sent {

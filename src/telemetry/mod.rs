@@ -1,7 +1,7 @@
-//! What the daemon tells about itself: log lines, access lines, metrics, request ids.
+//! The daemon's reports about itself: log lines, access lines, metrics, request ids.
 //!
-//! Nothing here makes a caller wait: lines go through a bounded queue to a thread of their own,
-//! and a metric is an atomic that its owner resolved once.
+//! Nothing here makes a caller wait: lines go through a bounded queue to their own thread, and a
+//! metric is an atomic that its owner resolved once.
 
 pub mod access;
 pub mod compression;

@@ -1,10 +1,11 @@
-//! Where log lines end: stderr, a file, or the journal.
+//! The destinations of log lines: stderr, a file, or the journal.
 //!
-//! Owns the file's descriptor and its path. Writes may block; only the log's own thread comes here.
+//! Owns the file's descriptor and its path. Writes may block, so only the log's own thread calls
+//! this.
 //!
 //! Invariants:
-//!  1. A failed write loses nothing: the batch keeps what was not accepted, to the byte, so a disk
-//!     that was full for an hour leaves neither a torn line nor one twice.
+//!  1. A failed write loses nothing: the batch keeps the bytes that were not accepted. A disk that
+//!     was full for an hour leaves neither a torn line nor a repeated one.
 //!  2. After [`Output::reopen`] the old file is not written again; if reopening fails, it is kept.
 
 use std::collections::VecDeque;
@@ -41,7 +42,7 @@ impl Output {
         }
     }
 
-    /// Opens the file anew, after `logrotate` has renamed the old one.
+    /// Opens the file again, after `logrotate` has renamed the old one.
     pub(super) fn reopen(&mut self) -> io::Result<()> {
         if let Output::File { path, file } = self {
             *file = open_file(path)?;
@@ -49,7 +50,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes as much of `batch` as is accepted; on an error the rest stays in it.
+    /// Writes as much of `batch` as is accepted; after an error the rest stays in it.
     pub(super) fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
         while !batch.is_empty() {
             let result = match self {
@@ -86,7 +87,7 @@ impl Batch {
         self.start == self.bytes.len()
     }
 
-    /// A line was appended to `bytes`.
+    /// Ends a line that was appended to `bytes`.
     pub(super) fn end_line(&mut self) {
         self.ends.push_back(self.bytes.len());
     }
@@ -112,16 +113,16 @@ impl Batch {
     }
 }
 
-/// Never waits: opening a FIFO for writing alone would, until a reader comes, and this happens
-/// before the daemon looks at SIGTERM.
+/// Opens a file without ever waiting. Opening a FIFO only for writing would wait for a reader, at a
+/// time when the daemon does not handle SIGTERM yet.
 ///
-/// A FIFO is opened for reading too, as rsyslog does. So it needs no reader, neither at the start
-/// nor when the log's collector is restarted: the kernel keeps what its pipe holds, then refuses
-/// more, and the lines that wait are kept, dropped and counted like those of a full disk.
+/// So a FIFO is opened for reading too, as rsyslog does. It then needs no reader, neither at the
+/// start nor when the log's collector restarts: the kernel keeps as much as its pipe holds, then
+/// refuses more, and waiting lines are kept, dropped and counted as with a full disk.
 fn open_file(path: &Path) -> io::Result<File> {
     let is_fifo = fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
     let opened = OpenOptions::new()
-        // Appending is what keeps lines whole when `logrotate` copies and truncates.
+        // Appending keeps lines whole when `logrotate` copies and truncates.
         .append(true)
         .read(is_fifo)
         .create(true)
@@ -130,7 +131,8 @@ fn open_file(path: &Path) -> io::Result<File> {
         .open(path);
     opened.map_err(|error| {
         let path_shown = path.display();
-        // ENXIO: nothing answers there, such as a socket. `/dev/stderr` is one under systemd.
+        // ENXIO: it cannot be opened for writing, like a socket. `/dev/stderr` is one under
+        // systemd.
         let hint = match error.raw_os_error() {
             Some(libc::ENXIO) => {
                 "it is a socket or a device; without log.file the log goes to stderr"

@@ -1,12 +1,12 @@
 //! Names for requests: an id of our own, a client's checked one, and the trace they belong to.
 //!
-//! Owns a generator per reactor, seeded once by the kernel; an id costs no system call, no lock
-//! and no allocation. Ids are for finding things, not for guarding them: their randomness is good
-//! enough to be unique and not meant to be unpredictable.
+//! Owns one generator per reactor, seeded once by the kernel; an id costs no system call, no lock
+//! and no allocation. Ids help to find things, not to guard them: they are random enough to be
+//! unique, but not unpredictable.
 //!
 //! Invariants:
-//!  1. An id is 1 to `REQUEST_ID_MAX_BYTES` visible ASCII characters, so it can stand in a header
-//!     as it is. A client's may hold quotes: JSON escapes it like any other text.
+//!  1. An id is 1 to `REQUEST_ID_MAX_BYTES` visible ASCII characters, so it can be put into a
+//!     header as it is. A client's id may contain quotes: JSON escapes it like any other text.
 //!  2. A malformed `traceparent` is ignored and never repaired (W3C Trace Context, section 3.2).
 
 use std::fmt;
@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::core::Moment;
 use crate::limits::REQUEST_ID_MAX_BYTES;
 
-/// A request's id, in place: no allocation.
+/// A request's id, stored in place: no allocation.
 #[derive(Clone, Copy)]
 pub struct RequestId {
     length: u8,
@@ -25,7 +25,7 @@ pub struct RequestId {
 const _: () = assert!(REQUEST_ID_MAX_BYTES <= u8::MAX as usize);
 
 impl RequestId {
-    /// A client's id, if it may be used: visible ASCII, bounded. Otherwise one is made.
+    /// Returns a client's id if it is usable: visible ASCII, bounded.
     pub fn from_client(value: &[u8]) -> Option<RequestId> {
         let visible = value.iter().all(u8::is_ascii_graphic);
         let fits = (1..=REQUEST_ID_MAX_BYTES).contains(&value.len());
@@ -33,11 +33,11 @@ impl RequestId {
     }
 
     pub fn as_str(&self) -> &str {
-        // Only ASCII is ever put in, by invariant 1.
+        // Always ASCII, by invariant 1.
         std::str::from_utf8(&self.bytes[..self.length as usize]).unwrap_or_default()
     }
 
-    /// `ascii` fits: both callers have checked or made it so.
+    /// `ascii` must fit: both callers have checked it or created it so.
     fn from_ascii(ascii: &[u8]) -> RequestId {
         let mut bytes = [0; REQUEST_ID_MAX_BYTES];
         bytes[..ascii.len()].copy_from_slice(ascii);
@@ -68,12 +68,12 @@ impl PartialEq for RequestId {
 
 impl Eq for RequestId {}
 
-/// Makes ids. One per thread that needs some.
+/// Creates ids. Each thread that needs ids has its own.
 #[derive(Clone, Debug)]
 pub struct RequestIds {
     /// State of the SplitMix64 sequence.
     state: u64,
-    /// Added to every number: two threads' sequences differ even where their states meet.
+    /// Added to every number: two threads' sequences differ even if their states meet.
     stream: u64,
     /// The wall clock's milliseconds at `Moment::ZERO`.
     epoch_ms: u64,
@@ -86,8 +86,8 @@ impl RequestIds {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let now_ms = u64::try_from(since_1970.as_millis()).unwrap_or(0);
-        // The kernel's source fails only where a sandbox forbids both getrandom(2) and
-        // /dev/urandom; then the time and a stack address keep generators apart.
+        // The kernel's source fails only if a sandbox forbids both getrandom(2) and /dev/urandom;
+        // then the time and a stack address distinguish generators.
         let fallback =
             since_1970.as_nanos() as u64 ^ (&raw const since_1970 as u64).rotate_left(32);
         RequestIds::seeded(
@@ -97,7 +97,7 @@ impl RequestIds {
         )
     }
 
-    /// The same seeds give the same ids. `epoch_ms`: the wall clock at `Moment::ZERO`.
+    /// The same seeds produce the same ids. `epoch_ms`: the wall clock at `Moment::ZERO`.
     pub fn seeded(state: u64, stream: u64, epoch_ms: u64) -> RequestIds {
         RequestIds {
             state,
@@ -106,7 +106,7 @@ impl RequestIds {
         }
     }
 
-    /// A UUID of version 7 (RFC 9562, section 5.7): ids sort by the time of their making.
+    /// Creates a UUID of version 7 (RFC 9562, section 5.7): ids sort by the time of their creation.
     pub fn make(&mut self, now: Moment) -> RequestId {
         let unix_ms = self.epoch_ms.saturating_add(now.as_millis()) & 0xffff_ffff_ffff;
         let high = unix_ms << 16 | 0x7000 | self.random() & 0xfff;
@@ -129,13 +129,13 @@ impl RequestIds {
         RequestId::from_ascii(&text)
     }
 
-    /// A client's id if it is fit, else one of our own.
+    /// Returns the client's id if it is usable, otherwise a new one.
     pub fn accept_or_make(&mut self, header: Option<&[u8]>, now: Moment) -> RequestId {
         let accepted = header.and_then(RequestId::from_client);
         accepted.unwrap_or_else(|| self.make(now))
     }
 
-    /// Our span of a client's trace, or the first span of a trace of our own.
+    /// Returns our span of a client's trace, or the first span of a new trace.
     pub fn continue_trace(&mut self, traceparent: Option<&[u8]>) -> TraceContext {
         let span_id = self.nonzero().to_be_bytes();
         let parent = traceparent.and_then(TraceContext::parse);
@@ -145,7 +145,7 @@ impl RequestIds {
                 TraceContext {
                     trace_id: trace_id.to_be_bytes(),
                     span_id,
-                    // Random trace ids (level 2's flag) are not claimed: the generator is plain.
+                    // Level 2's flag for random trace ids is not set: the generator is a plain one.
                     flags: 0,
                 }
             },
@@ -162,7 +162,7 @@ impl RequestIds {
         mixed ^ mixed >> 31
     }
 
-    /// Ids of traces and spans that are all zeros are invalid.
+    /// Ids of traces and spans must not be all zeros.
     fn nonzero(&mut self) -> u64 {
         self.random().max(1)
     }
@@ -174,7 +174,7 @@ impl Default for RequestIds {
     }
 }
 
-/// Where a request stands in a distributed trace: the `traceparent` header (W3C Trace Context).
+/// The place of a request in a distributed trace: the `traceparent` header (W3C Trace Context).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     pub trace_id: [u8; 16],
@@ -194,7 +194,7 @@ impl TraceContext {
         let (head, rest) = header.split_at_checked(TraceContext::LENGTH)?;
         let [version] = bytes(&head[0..2])?;
         let dashes = [2, 35, 52].iter().all(|at| head[*at] == b'-');
-        // A later version may go on after a dash; version 00 may not, and ff is no version.
+        // A later version may go on after a dash; version 00 may not, and ff is invalid.
         let end = match version {
             0 => rest.is_empty(),
             0xff => false,
@@ -213,7 +213,8 @@ impl TraceContext {
         self.flags & TraceContext::SAMPLED != 0
     }
 
-    /// The header for a request of ours, or for the answer; of the flags only what we understand.
+    /// Returns the header for a request of ours, or for the response, with only the flags that we
+    /// know.
     pub fn header(&self) -> [u8; 55] {
         let mut header = *b"00-00000000000000000000000000000000-0000000000000000-00";
         hexadecimal(&self.trace_id, &mut header[3..35]);
@@ -222,7 +223,7 @@ impl TraceContext {
         header
     }
 
-    /// 32 hexadecimal digits, for the log.
+    /// Returns 32 hexadecimal digits, for the log.
     pub fn trace_id_digits(&self) -> [u8; 32] {
         let mut digits = [0; 32];
         hexadecimal(&self.trace_id, &mut digits);
@@ -285,7 +286,7 @@ mod tests {
     fn generators_of_two_threads_differ() {
         let now = Moment::from_micros(1);
         assert_ne!(RequestIds::new().make(now), RequestIds::new().make(now));
-        // Even where a state is met again.
+        // The sequences differ even if they reach the same state.
         let mut one = RequestIds::seeded(5, 1, 0);
         let mut two = RequestIds::seeded(5, 2, 0);
         assert_ne!(one.make(now), two.make(now));
