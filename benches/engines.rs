@@ -2,16 +2,16 @@
 //!
 //!     LLAMA_SERVER=/path/to/llama-server cargo bench --bench engines
 //!
-//! `docs/benchmarks.md` says how to get a llama-server. Both apply the model's own template to one
-//! user message that asks for Python, decode greedily, keep 16 sequences and 8,192 tokens of
-//! context, and stream; the client is this process, a thread a stream, on the same cores. Every
-//! stream sends its requests one after another, so at 64 streams 48 requests wait. Prompts never
-//! repeat.
+//! `docs/benchmarks.md` explains how to get a llama-server. Both apply the model's own template to
+//! one user message that asks for Python, decode greedily, keep 16 sequences and 8,192 tokens of
+//! context, and stream. The client is this process, with a thread per stream, on the same cores.
+//! Every stream sends its requests one after another, so at 64 streams 48 requests wait. Prompts
+//! never repeat.
 //!
 //! A third row is the daemon on the same model after `autoglmd model optimize`.
 //!
-//! `ENGINES_STREAMS` (a list), `ENGINES_ROUNDS`, `ENGINES_REQUESTS` (a stream and round),
-//! `ENGINES_THREADS` and `ENGINES_BESIDE=0` (leaves the second part out) change the size of it.
+//! `ENGINES_STREAMS` (a list), `ENGINES_ROUNDS`, `ENGINES_REQUESTS` (per stream and round),
+//! `ENGINES_THREADS` and `ENGINES_BESIDE=0` (leaves the second part out) change its size.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -33,7 +33,7 @@ use support::{mean, parameter, percentile};
 const ANSWER_TOKENS: u32 = 64;
 const PARALLEL: u32 = 16;
 const CONTEXT_TOKENS: u32 = 8_192;
-/// A request beside others that is not answered by then counts as not answered.
+/// A request beside others that has no response by then counts as failed.
 const BESIDE_PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
@@ -105,7 +105,7 @@ fn daemon(model: &Path, threads: usize) -> Daemon {
         .start()
 }
 
-/// The peer, as its own documentation starts it.
+/// The peer, started as its own documentation recommends.
 struct LlamaServer {
     child: Child,
     address: SocketAddr,
@@ -141,7 +141,7 @@ impl LlamaServer {
 
 impl Drop for LlamaServer {
     fn drop(&mut self) {
-        // Fails only if it has ended by itself, and then there is nothing to end.
+        // Fails only if it has ended by itself, and then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -155,22 +155,22 @@ struct Peer<'a> {
     request: Box<RequestOf<'a>>,
     /// The text that one event's data carries.
     text: fn(&Value) -> Option<&str>,
-    /// The tokens of an answer, from the event that tells them.
+    /// The number of output tokens, from the event that contains it.
     tokens: fn(&Value) -> Option<u64>,
     prompts: AtomicUsize,
 }
 
-/// Makes a request's bytes out of a prompt.
+/// Builds a request's bytes for a prompt.
 type RequestOf<'a> = dyn Fn(&str) -> Vec<u8> + Sync + 'a;
 
-/// One answer as its reader saw it.
+/// One response as its reader saw it.
 struct Answer {
     first_token_s: f64,
     whole_s: f64,
     tokens: u64,
 }
 
-/// All answers of one run.
+/// All responses of one run.
 struct Run {
     answers: Vec<Answer>,
     tokens_per_second: f64,
@@ -221,7 +221,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// `streams` readers, each with `requests` one after another.
+    /// Runs `streams` readers, each with `requests` one after another.
     fn run(&self, streams: usize, requests: usize) -> Run {
         let start = Instant::now();
         let answers: Vec<Answer> = std::thread::scope(|scope| {
@@ -246,7 +246,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on its own connection.
     fn ask(&self, patience: Duration) -> io::Result<Answer> {
         let number = self.prompts.fetch_add(1, Ordering::Relaxed);
         let prompt = format!(
@@ -297,7 +297,7 @@ impl<'a> Peer<'a> {
         println!("| {} | {alone} | {idle} | {half_sent} |", self.name);
     }
 
-    /// How long a request takes while these connections are open.
+    /// Returns how long a request takes while these connections are open.
     fn beside(&self, connections: Vec<Connection>) -> String {
         let answer = self.ask(BESIDE_PATIENCE);
         drop(connections);

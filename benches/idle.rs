@@ -1,5 +1,5 @@
-//! What an idle kept connection costs: resident memory with thousands of them on one process, and
-//! a generation served meanwhile. nginx goes through the same.
+//! Measures the cost of an idle kept connection: resident memory of one process with thousands of
+//! them, and a generation served meanwhile. nginx is measured in the same way.
 //!
 //!     cargo bench --bench idle
 //!
@@ -22,11 +22,11 @@ use common::tls::{Authority, without_resumption};
 use common::{Connection, Options, request};
 use support::{Nginx, parameter};
 
-/// Answers of the kind that a health check gets; the daemon's own are as short.
+/// The body of a health check's response; the daemon's own are as short.
 const BODY: &str = "{\"status\":\"ok\"}\n";
 
-/// What the daemon reserves (128), and what is opened meanwhile: with fewer it would close its
-/// oldest idle connections to make room.
+/// The descriptors that the daemon reserves (128), and those opened meanwhile: with fewer it would
+/// close its oldest idle connections to make room.
 const SPARE_DESCRIPTORS: u64 = 200;
 
 fn main() {
@@ -118,8 +118,8 @@ fn nginx_connections(count: usize) -> usize {
     count + count / 8 + 100
 }
 
-/// Opens the connections, each with one answered request behind it, and closes them again.
-/// Returns what `meanwhile` said.
+/// Opens the connections, completes one request on each, and closes them again. Returns the result
+/// of `meanwhile`.
 fn measure<T>(
     name: &str,
     connect: impl Fn() -> io::Result<Connection>,
@@ -128,7 +128,7 @@ fn measure<T>(
     meanwhile: impl Fn() -> T,
 ) -> T {
     let bytes = request("GET", "/livez", &[], b"");
-    // One exchange first: what a server sets up once is no connection's cost.
+    // One exchange first, so that what a server sets up only once is not counted.
     connect().expect("it listens").exchange(&bytes).expect(200);
     let before = process.anonymous_bytes();
     let mut connections = Vec::with_capacity(count);

@@ -1,4 +1,4 @@
-//! The pure mechanisms on the hot path, each alone: nanoseconds that a request pays for them.
+//! The pure mechanisms on the hot path, each alone: nanoseconds that they cost per request.
 //!
 //!     cargo bench --bench micro
 //!
@@ -29,7 +29,7 @@ use autoglmd::store::KeyRing;
 use autoglmd::telemetry::metrics::Metrics;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
-/// What Python's `requests` sends.
+/// The request that Python's `requests` sends.
 const REQUEST: &[u8] = b"POST /api/v1/generate HTTP/1.1\r\n\
     Host: localhost:8080\r\n\
     User-Agent: python-requests/2.32.3\r\n\
@@ -119,8 +119,8 @@ fn output(criterion: &mut Criterion) {
     });
 }
 
-/// The same generation in each form, through the whole service: from a head and a body to an
-/// answer's bytes. What the engine does is left out.
+/// The same generation in each form, through the whole service: from a head and a body to the bytes
+/// of a response. The engine's work is left out.
 fn forms(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("forms");
     for form in ["json", "protobuf", "grpc"] {
@@ -173,7 +173,7 @@ fn form_body(form: &str) -> Vec<u8> {
     }
 }
 
-/// Without keys and rates: they cost the same in every form.
+/// Without keys and rates, which cost the same in every form.
 fn form_service() -> Service {
     let mut config = Config::default();
     config.auth.enabled = false;
@@ -189,7 +189,7 @@ fn form_service() -> Service {
     })
 }
 
-/// One request and its answer, whose bytes it counts.
+/// Serves one request and returns the number of bytes of its response.
 fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usize {
     let (path, content_type) = match form {
         "json" => ("/api/v1/generate", "application/json"),

@@ -1,13 +1,14 @@
-//! The daemon beside nginx: the same request, the same answer, a core each, taking turns.
+//! The daemon beside nginx: the same request, the same response, a core each, taking turns.
 //!
 //!     cargo bench --bench peers
 //!
-//! Ours runs everything that is always on (keys, rate limits, request ids, metrics) with the echo
-//! engine, which costs no model; nginx returns the same bytes from its configuration. wrk loads
-//! one of them at a time from the other core with the original client's body. Rounds alternate, so
-//! that a machine that grows slower or faster does so for both; the table shows medians.
+//! The daemon runs everything that is always on (keys, rate limits, request ids, metrics) with the
+//! echo engine, which computes no model; nginx returns the same bytes from its configuration. wrk
+//! loads one of them at a time from the other core with the original client's body. Rounds
+//! alternate, so that a machine that becomes slower or faster does so for both; the table shows
+//! medians.
 //!
-//! `PEERS_ROUNDS`, `PEERS_SECONDS` and `PEERS_CONNECTIONS` (a list) change the size of it.
+//! `PEERS_ROUNDS`, `PEERS_SECONDS` and `PEERS_CONNECTIONS` (a list) change its size.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -1,8 +1,8 @@
-//! Asks a model all questions, as the daemon does, and keeps what it wrote.
+//! Sends a model all questions, as the daemon does, and keeps its outputs.
 //!
-//! Owns the engine while one variant is asked. Answers are kept in a file below `target/`, one line
-//! of JSON each, under a digest of everything that they depend on. So a run that was interrupted goes
-//! on where it ended, and a changed check or a changed extraction needs no model.
+//! Owns the engine while one variant is asked. Outputs are kept in a file below `target/`, one line
+//! of JSON each, under a digest of everything that they depend on. So an interrupted run continues
+//! where it ended, and a changed check or extraction needs no model.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -29,14 +29,14 @@ const PARALLEL: u32 = 16;
 /// Context of each. The longest request takes about 400 tokens.
 const CONTEXT_TOKENS: u32 = 2048;
 
-/// What a model is asked.
+/// A question for a model.
 #[derive(Clone, Copy)]
 pub struct Question<'a> {
     pub task: &'a Task,
     pub tongue: Tongue,
 }
 
-/// A model, and how it is run and asked.
+/// A model, and how to run and ask it.
 pub struct Variant {
     pub model: String,
     pub path: PathBuf,
@@ -48,19 +48,19 @@ pub struct Variant {
     pub threads: u32,
 }
 
-/// What a model wrote.
+/// The output of a model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Written {
     key: String,
     /// The model's description of itself, with the type of its weights.
     pub weights: String,
     pub text: String,
-    /// Whether the answer ended by itself.
+    /// Whether the output ended by itself.
     pub is_complete: bool,
     pub tokens: u32,
 }
 
-/// All answers that were ever written, by their keys.
+/// All outputs that were ever written, by their keys.
 pub struct Archive {
     file: File,
     written: HashMap<String, Written>,
@@ -99,7 +99,7 @@ impl Archive {
     }
 }
 
-/// The answers to all questions, in their order. `None` where `deadline` came first.
+/// Returns the outputs for all questions, in their order. `None` for those that `deadline` cut off.
 pub fn ask(
     variant: &Variant,
     questions: &[Question<'_>],
@@ -157,7 +157,7 @@ fn write_missing(
     Some(())
 }
 
-/// A digest of everything that an answer depends on.
+/// Returns a digest of everything that an output depends on.
 fn key(variant: &Variant, question: &Question<'_>) -> String {
     let Prompt::Code {
         language,
@@ -212,7 +212,7 @@ fn job(variant: &Variant, question: &Question<'_>, request: u32) -> Job {
     }
 }
 
-/// The engine, and the one channel that all its events come back by.
+/// The engine, and the one channel through which all its events return.
 struct Desk {
     engine: Arc<dyn Engine>,
     events: Receiver<(JobKey, Event)>,
@@ -259,7 +259,7 @@ impl Desk {
         }
     }
 
-    /// The next answer that is complete, and which question it belongs to.
+    /// Returns the next output that is complete, and the question that it belongs to.
     fn next(&self, deadline: Instant) -> Option<(usize, Box<Done>)> {
         let patience = deadline.saturating_duration_since(Instant::now());
         match self.events.recv_timeout(patience) {

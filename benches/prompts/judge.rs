@@ -1,4 +1,4 @@
-//! Whether a program does what its task asks: it is run, in the sandbox.
+//! Checks whether a program does what its task asks, by running it in the sandbox.
 //!
 //! Owns the verdict. Must never run a program outside `autoglmd::sandbox`.
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::languages::{self, DID_NOT_PARSE, MARK, WRONG_RESULT};
 use super::tasks::Task;
 
-/// What became of an answer.
+/// The verdict on an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     Passed,
     DidNotParse,
     DidNotRun,
     WrongResult,
-    /// The answer, or the program, did not end within its bound.
+    /// The output, or the program, did not end within its bound.
     TooLong,
 }
 
@@ -39,14 +39,14 @@ impl Verdict {
     }
 }
 
-/// A verdict, and the program's last words for people.
+/// A verdict, and the program's last lines for people.
 #[derive(Clone, Debug)]
 pub struct Judgement {
     pub verdict: Verdict,
     pub because: String,
 }
 
-/// Runs `program` as an answer to `task`.
+/// Runs `program` for `task`.
 pub fn judge(task: &Task, program: &str) -> Judgement {
     if program.trim().is_empty() {
         return Judgement {
@@ -94,8 +94,8 @@ fn compare(task: &Task, stdout: &str) -> Verdict {
         if is_same_text(printed, &case.stdout) {
             continue;
         }
-        // A status is counted only where the output is wrong: `exit 1` at the end of a script whose
-        // last test was false is common, and harmless.
+        // A status counts only if the output is wrong: `exit 1` at the end of a script whose last
+        // test was false is common, and harmless.
         return match status.trim() {
             "0" => Verdict::WrongResult,
             _ => Verdict::DidNotRun,

@@ -1,20 +1,20 @@
-//! What runs an answer: the files and the shell script for a task in each language.
+//! Runs a program: the files and the shell script for a task in each language.
 //!
-//! Owns how an answer and a check become one program. Everything of a task runs in one script, in
-//! one sandbox: its first lines build the program, the others run it. The script's exit status is
-//! the verdict on a check; programs with cases print, and [`super::judge`] compares.
+//! Owns how a program and a check become one. Everything of a task runs in one script, in one
+//! sandbox: its first lines build the program, the others run it. The script's exit status is the
+//! verdict on a check; programs with cases print, and [`super::judge`] compares.
 //!
-//! A check ends with printing [`MARK`]. An answer that exits with 0 before the check is through
+//! A check ends with printing [`MARK`]. A program that exits with 0 before the check is complete
 //! has not passed.
 
 use super::tasks::{Case, Task};
 
-/// The answer does not compile, or its syntax is wrong.
+/// The program does not compile, or its syntax is wrong.
 pub const DID_NOT_PARSE: i32 = 97;
-/// The check found a result that is not the expected one.
+/// The check found a wrong result.
 pub const WRONG_RESULT: i32 = 98;
 
-/// A line that a check prints when it is through, and a script after each case. No answer knows it.
+/// A line that a check prints at its end, and a script after each case. No model knows it.
 pub const MARK: &str = "--8<-- 7d0c1e52";
 
 /// A script and the files beside it.
@@ -23,7 +23,7 @@ pub struct Run {
     pub script: String,
 }
 
-/// Makes the run of `program` as an answer to `task`.
+/// Prepares a run of `program` for `task`.
 pub fn prepare(task: &Task, program: &str) -> Run {
     let mut files: Vec<(String, String)> = task
         .context
@@ -153,7 +153,7 @@ fn case_script(task: &Task, program: &str, files: &mut Vec<(String, String)>) ->
     script
 }
 
-/// The answer is read as a file of its own, so that it needs no semicolon at its end.
+/// The program is read as its own file, so that it needs no semicolon at its end.
 fn sql_input(case: &Case) -> String {
     format!(
         "{}\n.read answer.sql\n{}\n",
@@ -187,7 +187,7 @@ except AssertionError as error:
 print("\n@MARK@")
 "#;
 
-/// The answer may be an ES module or not: node finds out by the syntax.
+/// The program may be an ES module or not: node detects it by the syntax.
 const JAVASCRIPT: &str = r#"@ANSWER@
 ;(async () => {
   const check = (condition) => { if (!condition) { console.error("wrong", new Error().stack); process.exit(98); } };
@@ -229,7 +229,7 @@ fn go(files: &str) -> String {
 
 const RUSTC: &str = "rustc --edition 2021 -A warnings -C debuginfo=0 -o program";
 
-/// Where the answer alone compiles, it lacks what the check calls.
+/// If the program alone compiles, it lacks a function that the check calls.
 const C_FAILED: &str = "{ gcc -std=gnu17 -w -Werror=implicit-function-declaration -fsyntax-only \
                         answer.c 2>/dev/null || exit 97; exit 1; }\n";
 const CPP_FAILED: &str =
@@ -277,7 +277,7 @@ int main() {
 }
 "#;
 
-/// Initialization runs before the answer's `main`.
+/// Initialization runs before the program's `main`.
 const GO: &str = r#"package main
 
 import (
@@ -304,7 +304,7 @@ func init() {
 }
 "#;
 
-/// A module within the answer's crate sees its private items.
+/// A module within the program's crate sees its private items.
 const RUST: &str = r#"@ANSWER@
 
 #[cfg(test)]

@@ -1,21 +1,21 @@
-//! How good the models are: their programs are run, and counted.
+//! Measures how good the models are: their programs are run, and those that pass are counted.
 //!
-//!     cargo bench --bench prompts                     # what is there, on the held-out half
+//!     cargo bench --bench prompts                     # the available models, on the held-out half
 //!     cargo bench --bench prompts -- --docs           # and its tables into docs/prompts.md
 //!     cargo bench --bench prompts -- --half tuning --models qwen2.5-coder-0.5b-instruct \
 //!         --wordings shipped,bare,expert              # compare wordings
 //!     cargo bench --bench prompts -- --kv f16,q8-0    # compare types of the KV cache
 //!     cargo bench --bench prompts -- --help           # everything else
 //!
-//! Each task of [`tasks`] is put in English and in Chinese to the real engine, greedily, 16 at a
+//! Each task of [`tasks`] is sent in English and in Chinese to the real engine, greedily, 16 at a
 //! time. The program is extracted as the daemon does it ([`autoglmd::engine::code`]) and run in the
-//! daemon's sandbox against checks that no model has seen. The tables have Wilson's intervals at
-//! 95 %; differences are tested in pairs with McNemar's exact test.
+//! daemon's sandbox against checks that no model has seen. The tables have Wilson's intervals at 95
+//! %; differences are tested in pairs with McNemar's exact test.
 //!
-//! Answers are kept in `target/tmp/prompts.jsonl`: a run goes on where the one before it ended, and
-//! prints again without computing. `--fresh` begins a new file.
+//! Outputs are kept in `target/tmp/prompts.jsonl`: a run continues where the previous one ended,
+//! and prints again without computing. `--fresh` begins a new file.
 //!
-//! A model is a name of the catalogue, whose file is looked for in the daemon's cache or in
+//! A model is a name of the catalogue, whose file is searched in the daemon's cache or in
 //! `--models-in`, or the path of a GGUF file whose name begins with such a name.
 
 mod desk;
@@ -65,16 +65,16 @@ struct Options {
     /// Types of the KV cache. Default: the model family's, as in the daemon.
     #[arg(long, value_enum, value_delimiter = ',')]
     kv: Vec<KvOption>,
-    /// Bound of an answer in tokens. Default: the daemon's.
+    /// Bound of an output in tokens. Default: the daemon's.
     #[arg(long)]
     max_tokens: Option<u32>,
-    /// Compute threads. 0: as the daemon chooses. Fewer on a machine that is busy otherwise.
+    /// Compute threads. 0: as the daemon chooses. Use fewer on a machine with other work.
     #[arg(long, default_value_t = 0)]
     threads: u32,
-    /// Ends after so many minutes, and says how to go on.
+    /// Ends after this many minutes, and prints how to continue.
     #[arg(long, default_value_t = 120)]
     minutes: u64,
-    /// Forgets the answers of earlier runs.
+    /// Drops the outputs of earlier runs.
     #[arg(long)]
     fresh: bool,
     /// Prints the programs that failed.
@@ -153,7 +153,7 @@ impl Options {
             && (self.languages.is_empty() || self.languages.iter().any(|it| it == task.language))
     }
 
-    /// Every combination of model, type of cache and wording.
+    /// Returns every combination of model, type of cache and wording.
     fn variants(&self) -> Vec<Variant> {
         let models = match self.models.is_empty() {
             true => CATALOGUE.iter().map(|row| row.name.to_owned()).collect(),
@@ -195,7 +195,7 @@ impl Options {
         kinds.collect()
     }
 
-    /// The catalogue's entry for a model, and its file.
+    /// Returns the catalogue's entry for a model, and its file.
     fn find(&self, model: &str) -> (&'static Entry, PathBuf) {
         let path = match model.ends_with(".gguf") {
             true => PathBuf::from(model),

@@ -1,4 +1,4 @@
-//! The tables, as `docs/prompts.md` has them.
+//! The tables for `docs/prompts.md`.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::judge::{Judgement, Verdict};
 use super::statistics::{Pairs, Share};
 use super::tasks::Tongue;
 
-/// A model's answer, with what became of it.
+/// A model's output, with its verdict.
 pub struct Answer {
     pub written: Written,
     pub program: String,
@@ -22,7 +22,7 @@ impl Answer {
     }
 }
 
-/// A variant with its answers, in the order of the questions.
+/// A variant with its outputs, in the order of the questions.
 pub struct Result<'a> {
     pub variant: &'a Variant,
     pub answers: Vec<Answer>,
@@ -59,7 +59,7 @@ impl Result<'_> {
     }
 }
 
-/// All tables.
+/// Returns all tables.
 pub fn tables(questions: &[Question<'_>], results: &[Result<'_>]) -> String {
     let mut text = String::new();
     overview(&mut text, questions, results);
@@ -166,7 +166,7 @@ fn rows<'a>(text: &mut String, results: &[Result<'a>], cells: impl Fn(&Result<'a
     }
 }
 
-/// Each variant beside the first one, question by question.
+/// Appends each variant beside the first one, question by question.
 fn differences(text: &mut String, results: &[Result<'_>]) {
     let (first, others) = results.split_first().expect("there is one");
     text.push('\n');
@@ -191,7 +191,7 @@ fn differences(text: &mut String, results: &[Result<'_>]) {
     }
 }
 
-/// What failed, for those who look for the reason.
+/// Prints the failures, so that their causes can be found.
 pub fn show_failures(questions: &[Question<'_>], result: &Result<'_>) {
     for (question, answer) in questions.iter().zip(&result.answers) {
         if !answer.has_passed() {

@@ -1,6 +1,6 @@
-//! What few answers can tell: intervals for a share, and a test for a difference.
+//! Statistics for small samples: intervals for a share, and a test for a difference.
 
-/// How many passed, of how many.
+/// How many passed, out of how many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     pub passed: usize,
@@ -27,11 +27,11 @@ impl Share {
     }
 }
 
-/// Two sets of answers to the same questions.
+/// Two sets of outputs for the same questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pairs {
     pub both: usize,
-    /// Questions that only the first, or only the second, has answered well.
+    /// Questions that only the first, or only the second, has solved.
     pub only_first: usize,
     pub only_second: usize,
     pub of: usize,
@@ -48,13 +48,13 @@ impl Pairs {
         }
     }
 
-    /// Second less first, in percentage points.
+    /// Returns second less first, in percentage points.
     pub fn difference(self) -> f64 {
         100.0 * (self.only_second as f64 - self.only_first as f64) / self.of as f64
     }
 
-    /// McNemar's exact test, two-sided: the chance of a difference at least as large if both were
-    /// equally good. Pairs with equal results say nothing about that.
+    /// Returns the p-value of McNemar's exact test, two-sided: the chance of a difference at least
+    /// as large if both were equally good. Pairs with equal results do not count.
     pub fn p_value(self) -> f64 {
         let (few, many) = (
             self.only_first.min(self.only_second),

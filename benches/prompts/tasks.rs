@@ -1,4 +1,4 @@
-//! The tasks: what is asked, and how an answer is checked.
+//! The tasks: what to ask, and how to check the program.
 //!
 //! Owns the files in `tasks/`, which are compiled in; `tasks/README.md` describes their format and
 //! the rules for writing them. Knows no model and runs nothing.
@@ -21,7 +21,7 @@ const FILES: &[(&str, &str)] = &[
     ("sql", include_str!("tasks/sql.toml")),
 ];
 
-/// One request in two tongues, with its check.
+/// One request in English and Chinese, with its check.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
@@ -33,12 +33,12 @@ pub struct Task {
     pub half: Half,
     en: String,
     zh: String,
-    /// Statements that call the functions of an answer.
+    /// Statements that call the functions of the program.
     pub check: Option<String>,
-    /// Runs of an answer that is a whole program.
+    /// Runs of a program that is complete in itself.
     #[serde(default, rename = "case")]
     pub cases: Vec<Case>,
-    /// Files that the model is shown.
+    /// Files that the model sees.
     #[serde(default)]
     pub context: Vec<File>,
     pub right: String,
@@ -50,7 +50,7 @@ pub struct Task {
 pub enum Half {
     /// Chooses wording and parameters.
     Tuning,
-    /// Is reported, and decides nothing.
+    /// Is reported, but decides nothing.
     HeldOut,
 }
 
@@ -62,7 +62,7 @@ pub struct Case {
     #[serde(default)]
     pub stdin: String,
     pub stdout: String,
-    /// SQL only: statements before and after the answer.
+    /// SQL only: statements before and after the program.
     #[serde(default)]
     pub setup: String,
     #[serde(default)]
@@ -95,7 +95,7 @@ impl Task {
     }
 }
 
-/// All tasks. Panics where a file is not as `tasks/README.md` describes it.
+/// Returns all tasks. Panics if a file does not follow `tasks/README.md`.
 pub fn all() -> Vec<Task> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -1,7 +1,7 @@
-//! Ways to ask for a program that are compared with what the daemon does by itself.
+//! Ways to ask for a program, to be compared with the daemon's own.
 //!
-//! A wording is a [`Family`] of its own: everything that a row of the daemon's table decides can
-//! be compared, and a wording that wins is copied into that row.
+//! A wording is a complete [`Family`]: everything that a row of the daemon's table decides can be
+//! compared, and a wording that wins is copied into that row.
 
 use autoglmd::engine::family::{Asking, Family, Opening};
 
@@ -11,7 +11,7 @@ pub struct Wording {
     change: fn(&mut Family),
 }
 
-/// What the daemon does.
+/// The daemon's own wording.
 pub const SHIPPED: &str = "shipped";
 
 pub const WORDINGS: &[Wording] = &[
@@ -131,7 +131,7 @@ impl Wording {
         WORDINGS.iter().find(|wording| wording.name == name)
     }
 
-    /// The changed row. It lives as long as the bench, as the daemon's own rows do.
+    /// Returns the changed row. It lives as long as the bench, as the daemon's own rows do.
     pub fn family(&self, own: &Family) -> &'static Family {
         let mut family = own.clone();
         (self.change)(&mut family);

@@ -1,6 +1,6 @@
-//! What the comparing benches share: nginx as the peer, wrk as the load, numbers, tables.
+//! Shared by the comparing benches: nginx as the peer, wrk as the load, numbers, tables.
 
-// Each bench compiles this module for itself and uses its own part of it.
+// Each bench compiles this module for itself and uses only a part of it.
 #![allow(dead_code)]
 
 use std::fs;
@@ -16,11 +16,11 @@ use tempfile::TempDir;
 use crate::common::process::Process;
 use crate::common::{Connection, Daemon, Options, eventually, request};
 
-/// The core that a measured server has for itself, and the one that its load has.
+/// The core of the measured server alone, and the core of its load.
 pub const SERVER_CORE: usize = 0;
 pub const LOAD_CORE: usize = 1;
 
-/// A parameter of a bench: `name` in the environment, else its default.
+/// Returns a parameter of a bench: `name` in the environment, or its default.
 pub fn parameter<T: std::str::FromStr>(name: &str, default: T) -> T {
     match std::env::var(name) {
         Ok(text) => text
@@ -30,7 +30,7 @@ pub fn parameter<T: std::str::FromStr>(name: &str, default: T) -> T {
     }
 }
 
-/// The middle of what was measured; the mean of the two middle ones of an even number.
+/// Returns the median; the mean of the two middle values of an even number.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -45,7 +45,7 @@ pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The smallest value that this share (0 to 1) of all does not exceed.
+/// Returns the smallest value that this share (0 to 1) of all does not exceed.
 pub fn percentile(values: &[f64], share: f64) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
@@ -55,7 +55,7 @@ pub fn percentile(values: &[f64], share: f64) -> f64 {
 
 /// Moves the calling thread to the load's core, away from the server's.
 pub fn move_to_load_core() {
-    // SAFETY: both calls fill or read a set on this stack, of the size that they are told.
+    // SAFETY: both calls fill or read a set on this stack, and are given its size.
     let moved = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(LOAD_CORE, &mut set);
@@ -64,17 +64,17 @@ pub fn move_to_load_core() {
     assert_eq!(moved, 0, "the load's core is there");
 }
 
-/// Debian's nginx, one process, answering every request with the same bytes.
+/// Debian's nginx, one process, responding to every request with the same bytes.
 pub struct Nginx {
     child: Child,
     address: SocketAddr,
     _folder: TempDir,
 }
 
-/// These nginx writes by itself.
+/// The fields that nginx writes by itself.
 const NGINX_FIELDS: [&str; 4] = ["date", "content-type", "content-length", "connection"];
 
-/// What nginx's one port speaks. In clear text 1.22 cannot tell HTTP/2 from HTTP/1 by itself.
+/// The protocol of nginx's one port. In clear text 1.22 cannot distinguish HTTP/2 from HTTP/1.
 #[derive(Clone, Copy, Debug)]
 pub enum Speaks<'a> {
     Http1,
@@ -112,8 +112,8 @@ impl Speaks<'_> {
     }
 }
 
-/// A daemon for measuring: on the server's core, everything on that is always on, refusing nobody,
-/// and without access lines, for nginx writes none either.
+/// Starts a daemon for measuring: on the server's core, with everything that is always on, without
+/// refusing requests, and without access lines, because nginx writes none either.
 pub fn measured_daemon(options: Options) -> Daemon {
     options
         .set_raw("rate_limit.enabled", "true")
@@ -127,8 +127,8 @@ pub fn measured_daemon(options: Options) -> Daemon {
 }
 
 impl Nginx {
-    /// `body` must hold no `$`, which nginx would take for a variable. `fields` go with each
-    /// answer.
+    /// `body` must not contain `$`, which nginx would take for a variable. `fields` go with each
+    /// response.
     pub fn start(body: &str, fields: &[(String, String)], connections: usize) -> Nginx {
         let nginx = Nginx::start_with(body, fields, connections, &Speaks::Http1);
         let connection = Connection::tcp(nginx.address).expect("it listens");
@@ -136,7 +136,7 @@ impl Nginx {
         nginx
     }
 
-    /// The same over TLS, with OpenSSL's defaults and a cache of sessions, which everybody sets.
+    /// Starts nginx with TLS, with OpenSSL's defaults and a session cache, which is usual.
     pub fn start_tls(
         body: &str,
         fields: &[(String, String)],
@@ -163,8 +163,8 @@ impl Nginx {
     ) -> Nginx {
         assert!(!body.contains('$'), "nginx cannot return a dollar sign");
         let folder = TempDir::new().expect("a folder for nginx");
-        // nginx takes no port 0. Between this line and its start somebody else may take the port;
-        // then nginx says so and the bench is run again.
+        // nginx does not accept port 0. Between this line and its start another process may take
+        // the port; then nginx reports it and the bench must be run again.
         let address = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a port of the kernel's choice");
@@ -223,7 +223,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Fails only if it has ended by itself, and then there is nothing to end.
+        // Fails only if it has ended by itself, and then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -276,7 +276,7 @@ http {{
     )
 }
 
-/// What wrk saw in one run.
+/// The results of wrk in one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub requests: u64,
@@ -285,7 +285,7 @@ pub struct Load {
     pub p99_us: f64,
 }
 
-/// One thread of wrk on the load's core, posting `body` with `key` over kept connections.
+/// Runs one thread of wrk on the load's core, posting `body` with `key` over kept connections.
 pub fn wrk(
     address: SocketAddr,
     key: &str,
@@ -302,7 +302,7 @@ pub fn wrk(
     )
 }
 
-/// The same for a server at `origin`, which may be one of TLS.
+/// Like [`wrk`], for a server at `origin`, which may use TLS.
 pub fn wrk_at(origin: &str, key: &str, body: &str, connections: usize, duration: Duration) -> Load {
     let folder = TempDir::new().expect("a folder for wrk's script");
     let script = folder.path().join("post.lua");
@@ -325,8 +325,8 @@ pub fn wrk_at(origin: &str, key: &str, body: &str, connections: usize, duration:
     })
 }
 
-/// One thread of h2load on the load's core, with `streams` on each of `connections`. A run with a
-/// failed request measures nothing.
+/// Runs one thread of h2load on the load's core, with `streams` on each of `connections`. A run
+/// with a failed request measures nothing.
 pub fn h2load(
     origin: &str,
     key: &str,
@@ -357,7 +357,7 @@ pub fn h2load(
     })
 }
 
-/// h2load tells a mean and no percentiles.
+/// h2load reports a mean and no percentiles.
 fn parse_h2load(text: &str, duration: Duration) -> Option<Load> {
     let line = text
         .lines()
@@ -390,7 +390,7 @@ end
     )
 }
 
-/// The line that the script wrote. A run with a failed request measures nothing.
+/// Parses the line that the script wrote. A run with a failed request measures nothing.
 fn parse_wrk(text: &str) -> Option<Load> {
     let line = text.lines().find_map(|line| line.strip_prefix("result "))?;
     let numbers: Vec<f64> = line
@@ -408,7 +408,7 @@ fn parse_wrk(text: &str) -> Option<Load> {
     })
 }
 
-/// What the figures were made on, for the head of a report.
+/// Returns a description of the machine, for the head of a report.
 pub fn machine() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| {
@@ -424,7 +424,7 @@ pub fn machine() -> String {
     )
 }
 
-/// A program that must be installed, with the command that does it.
+/// Requires a program to be installed, and names the command that installs it.
 pub fn require(program: &str, package: &str) {
     let found = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|folder| is_file(&folder.join(program)))
