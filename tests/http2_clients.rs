@@ -1,4 +1,4 @@
-//! HTTP/2 as real clients speak it: curl, nghttp and Python's `h2`, and what a client sees of a
+//! HTTP/2 as real clients speak it: curl, nghttp and Python's `h2`; and the client's view of a
 //! drain, of a cancelled stream and of a slow neighbour.
 
 mod common;
@@ -18,7 +18,7 @@ use common::{Daemon, Options, python};
 
 // ---- the same answer from one port -----------------------------------------------------------
 
-/// A daemon that speaks TLS and clear text on its one port.
+/// A daemon that serves TLS and clear text on its one port.
 struct House {
     daemon: Daemon,
     roots: PathBuf,
@@ -49,7 +49,7 @@ impl House {
         )
     }
 
-    /// The page as curl gets it, and the version that it spoke.
+    /// Returns the page as curl gets it, and the version that it used.
     fn curl(&self, scheme: &str, arguments: &[&str]) -> (Vec<u8>, String) {
         let port = self.daemon.address().port();
         let output = Command::new("curl")
@@ -99,7 +99,7 @@ fn every_client_gets_the_same_answer_from_one_port() {
     for (scheme, arguments, version) in [
         ("http", &["--http1.1"][..], "HTTP/1.1"),
         ("http", &["--http2-prior-knowledge"], "HTTP/2"),
-        // Asks for an upgrade, which HTTP/2 has no more: the answer stays HTTP/1.1.
+        // Asks for an upgrade, which HTTP/2 no longer has: the response stays HTTP/1.1.
         ("http", &["--http2"], "HTTP/1.1"),
         ("https", &["--http1.1", "--tls-max", "1.2"], "HTTP/1.1"),
         ("https", &["--http1.1", "--tlsv1.3"], "HTTP/1.1"),
@@ -182,7 +182,7 @@ fn python_h2_leaves_when_the_daemon_goes() {
     client.wait().expect("it is ours");
 }
 
-/// A check of the Python client, in clear text and over TLS.
+/// Runs a check of the Python client, in clear text and over TLS.
 fn in_both_ways(check: &str) {
     let house = House::new();
     for roots in [None, Some(house.roots.as_path())] {
@@ -218,7 +218,7 @@ fn a_slow_stream_holds_up_no_neighbour() {
     let daemon = Daemon::echo();
     let target = Target::of(&daemon);
     let mut peer = Peer::open_with(&target, &[(setting::INITIAL_WINDOW_SIZE, 0)]).expect("open");
-    // Half of the streams there may be wait for window all the while.
+    // Half of the possible streams wait for window all the time.
     for number in 0..50 {
         peer.headers(2 * number + 1, &target.get_page());
     }
@@ -270,7 +270,7 @@ fn a_drain_says_goaway_twice_and_closes_who_is_idle() {
     );
 }
 
-/// Who does not answer the PING behind the first GOAWAY is not waited for without end.
+/// A peer that does not acknowledge the PING after the first GOAWAY is not waited for without end.
 #[test]
 fn a_drain_does_not_wait_for_a_silent_peer() {
     let mut daemon = Daemon::echo();
@@ -296,7 +296,7 @@ fn a_request_on_its_way_during_a_drain_is_answered() {
     peer.until("the first GOAWAY", |peer| !peer.goaways().is_empty())
         .expect("a drain");
     peer.data_end(1, &target.body);
-    // The engine takes nothing new, and says so; what it may not be is silence.
+    // The engine takes no new work, and reports it; silence would be wrong.
     let answer = peer.answer(1).expect("an answer");
     assert!([200, 503].contains(&answer.status), "{}", answer.text());
     peer.closed().expect("the end");
@@ -314,7 +314,7 @@ mod model {
     use super::*;
     use common::eventually;
 
-    /// A stream of many tokens on stream 1, which has begun.
+    /// Starts a stream of many tokens on stream 1.
     fn begin(daemon: &Daemon) -> Peer {
         let target = Target::of(daemon);
         let mut peer = Peer::open(&target).expect("it answers");
@@ -338,7 +338,7 @@ mod model {
         peer.send(reset(1, CANCEL));
         let is_idle = || (running(&daemon) == 0.0).then_some(());
         let ((), elapsed) = eventually("the engine is idle", is_idle);
-        // A step of the model on a busy machine, and a look at the metrics.
+        // One step of the model on a busy machine, and one reading of the metrics.
         assert!(elapsed < Duration::from_secs(2), "idle after {elapsed:?}");
         let metrics = daemon.metrics();
         assert_eq!(
@@ -350,7 +350,7 @@ mod model {
 
     #[test]
     fn a_drain_lets_the_running_stream_end() {
-        // A busy machine may need longer than the 30 s of the default for the whole stream.
+        // A busy machine may need longer than the default of 30 s for the whole stream.
         let mut daemon = Options::llama().set("server.drain_timeout", "5m").start();
         let mut peer = begin(&daemon);
         daemon.process().signal(libc::SIGTERM);

@@ -1,4 +1,4 @@
-//! Header blocks that never end, that grow when they are read, or that are nothing but work.
+//! Header blocks that never end, that grow when they are decoded, or that only make work.
 
 use super::common::Daemon;
 use super::common::http2::frame::code::{COMPRESSION_ERROR, ENHANCE_YOUR_CALM, PROTOCOL_ERROR};
@@ -35,7 +35,7 @@ fn continuation_flood_of_empty_frames() {
     });
 }
 
-/// One string that never ends, so that nothing can be decoded and all would have to be kept.
+/// One string that never ends, so that nothing can be decoded and everything would have to be kept.
 #[test]
 fn continuation_flood_of_one_endless_value() {
     withstand(&Attack {
@@ -54,7 +54,7 @@ fn continuation_flood_of_one_endless_value() {
 }
 
 /// A large entry in the table, and blocks that name it thousands of times: a kilobyte of frames
-/// is four megabytes of fields.
+/// becomes four megabytes of fields.
 #[test]
 fn hpack_bomb() {
     withstand(&Attack {
@@ -71,8 +71,8 @@ fn hpack_bomb() {
     });
 }
 
-/// Just below the bound of one request, on as many streams as there may be. Each is a good request,
-/// so nobody is cut off; what they cost together has to be bounded.
+/// Just below the bound of one request, on as many streams as possible. Each is a good request, so
+/// none is cut off; their cost together must be bounded.
 #[test]
 fn header_lists_below_the_bound_on_all_streams() {
     let daemon = Daemon::echo();
@@ -106,7 +106,7 @@ fn header_lists_below_the_bound_on_all_streams() {
     }
 }
 
-/// New entries in every request, each of which evicts those before it.
+/// New entries in every request, each of which evicts the earlier ones.
 #[test]
 fn header_churn() {
     withstand(&Attack {
@@ -121,7 +121,7 @@ fn header_churn() {
     });
 }
 
-/// A frame's worth of size updates before one field: nothing but work for the decoder.
+/// A frame full of size updates before one field: it only makes work for the decoder.
 #[test]
 fn size_update_flood() {
     withstand(&Attack {

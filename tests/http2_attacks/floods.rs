@@ -70,7 +70,7 @@ fn tiny_data_flood() {
 
 #[test]
 fn padding_flood() {
-    // Content of no bytes, and 255 of padding: it is nothing, however long the frame.
+    // Content of no bytes, and 255 of padding: an empty frame, however long.
     withstand(&Attack {
         step: |target, number| match number {
             0 => vec![headers(1, &target.post(), 0)],

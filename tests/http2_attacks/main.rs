@@ -1,9 +1,9 @@
 //! The known attacks on HTTP/2, each from raw frames against the real daemon.
 //!
-//! Each test shows the same four things. The attacker's connection is ended with the protocol's own
-//! word for it, within a bounded number of frames. The daemon spends little time and keeps little
-//! memory. A good client on another connection goes on meanwhile. And the counter that only such a
-//! peer moves has moved.
+//! Each test shows the same four facts. The attacker's connection ends with the protocol's own code
+//! for its attack, within a bounded number of frames. The daemon spends little time and keeps
+//! little memory. A good client on another connection goes on meanwhile. And the counter that only
+//! such a peer moves has moved.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -21,24 +21,24 @@ use common::Daemon;
 use common::http2::frame::Frame;
 use common::http2::{Peer, Target, ensure};
 
-/// Frames after which an attack is a success: far more than any budget, and far less than a flood
-/// would send.
+/// Frames after which an attack counts as a success: far more than any budget, and far less than a
+/// flood would send.
 const FRAMES_MOST: usize = 100_000;
 
-/// Attackers one after another, so that what each leaves behind would add up.
+/// Attackers one after another, so that leftovers of each would add up.
 const ATTACKERS: usize = 4;
 
-/// What one attacker may cost in an unoptimised build, and what all of them may leave behind.
+/// The cost of one attacker in an unoptimised build, and the leftovers of all of them.
 const CPU_MOST: Duration = Duration::from_millis(300);
 const MEMORY_MOST: u64 = 6 << 20;
 
-/// What is known of an attack.
+/// The description of an attack.
 struct Attack {
     /// The frames of one step; numbers count from 0.
     step: fn(&Target, u32) -> Vec<Frame>,
-    /// With which the connection may end.
+    /// Codes with which the connection may end.
     codes: &'static [u32],
-    /// The label of the counter that moves, if it is one of the glitches'.
+    /// The label of the counter that moves, if it is one of the glitches.
     glitch: Option<&'static str>,
 }
 
@@ -86,7 +86,7 @@ fn an_open_stream_flows_through_all_attacks() {
 
 const GLITCHES: &str = "autoglmd_glitches_total";
 
-/// Runs the attack alone, measuring, and then beside a good client.
+/// Measures the attack alone, and then runs it beside a good client.
 #[track_caller]
 fn withstand(attack: &Attack) {
     let daemon = Daemon::echo();
@@ -108,7 +108,7 @@ fn withstand(attack: &Attack) {
         grown < MEMORY_MOST,
         "{ATTACKERS} attackers leave {grown} bytes behind"
     );
-    // What it takes to be cut off, for whoever wants to know: `--nocapture`.
+    // How much it took to be cut off, shown with `--nocapture`.
     let name = std::thread::current().name().map(str::to_owned);
     println!("{name:?}: {frames:?} frames, {spent:?}, {grown} bytes");
     if let Some(kind) = attack.glitch {
@@ -122,7 +122,7 @@ fn withstand(attack: &Attack) {
     });
 }
 
-/// One attacker, to its end. Gives its frames.
+/// Runs one attacker to its end. Returns the number of its frames.
 #[track_caller]
 fn strike(attack: &Attack, target: &Target) -> usize {
     let mut peer = Peer::open(target).expect("it answers");
@@ -137,14 +137,14 @@ fn strike(attack: &Attack, target: &Target) -> usize {
     frames
 }
 
-/// Steps of an attack until the connection ends. Gives the number of frames.
+/// Runs steps of an attack until the connection ends. Returns the number of frames.
 fn flood(peer: &mut Peer, target: &Target, step: fn(&Target, u32) -> Vec<Frame>) -> usize {
     let mut frames = 0;
     for number in 0.. {
         let batch = step(target, number);
         frames += batch.len();
         peer.send_all(&batch);
-        // What the server says is read, as a client would; an error ends the flood.
+        // Reads the server's frames, as a client would; an error ends the flood.
         let _ = peer.drain();
         if peer.is_over() || !peer.goaways().is_empty() || frames >= FRAMES_MOST {
             break;
@@ -153,7 +153,7 @@ fn flood(peer: &mut Peer, target: &Target, step: fn(&Target, u32) -> Vec<Frame>)
     frames
 }
 
-/// A good client's streams, one after another on one connection, while something else goes on.
+/// Runs a good client's streams, one after another on one connection, while `action` runs.
 #[track_caller]
 fn beside_a_good_client(target: &Target, action: impl FnOnce()) {
     let over = AtomicBool::new(false);
@@ -161,7 +161,7 @@ fn beside_a_good_client(target: &Target, action: impl FnOnce()) {
         let good = scope.spawn(|| {
             let mut peer = Peer::open(target).expect("it answers");
             let mut times = Vec::new();
-            // One more than half of all identifiers would take days.
+            // Reaching the last identifier would take days.
             for number in 0.. {
                 let start = Instant::now();
                 stream_on(&mut peer, target, 2 * number + 1);
@@ -169,7 +169,7 @@ fn beside_a_good_client(target: &Target, action: impl FnOnce()) {
                 if over.load(Ordering::Relaxed) {
                     return times;
                 }
-                // A pace, not a wait: the daemon is to serve the attackers too.
+                // A pace, not a wait: the daemon must serve the attackers too.
                 std::thread::park_timeout(Duration::from_millis(5));
             }
             times
@@ -185,7 +185,7 @@ fn beside_a_good_client(target: &Target, action: impl FnOnce()) {
     );
 }
 
-/// One server-sent stream, from its request to its end.
+/// Reads one server-sent stream, from its request to its end.
 fn stream_on(peer: &mut Peer, target: &Target, stream: u32) {
     peer.headers_open(stream, &target.post());
     peer.data_end(stream, br#"{"prompt": "hello", "stream": true}"#);
@@ -193,7 +193,7 @@ fn stream_on(peer: &mut Peer, target: &Target, stream: u32) {
     assert!(answer.text().contains("event: done"), "{}", answer.text());
 }
 
-/// Lets the daemon make what it keeps anyway. Gives its memory.
+/// Lets the daemon allocate the memory that it keeps anyway. Returns its memory.
 fn warm(daemon: &Daemon, target: &Target) -> u64 {
     let mut peer = Peer::open(target).expect("it answers");
     for number in 0..20 {
@@ -207,7 +207,7 @@ fn good_request(target: &Target) {
     peer.works(1).expect("others are served");
 }
 
-/// The numbers above fit together.
+/// Checks that the numbers above fit together.
 #[test]
 fn the_bounds_of_these_tests_make_sense() {
     const BUDGET: RangeInclusive<usize> = 100..=FRAMES_MOST / 10;

@@ -1,4 +1,4 @@
-//! Streams that come to nothing: reset by the attacker, or by us for the attacker's errors.
+//! Streams without a result: reset by the attacker, or by us for the attacker's errors.
 
 use super::common::Daemon;
 use super::common::http2::frame::code::{
@@ -136,7 +136,7 @@ fn resets_of_streams_that_are_over() {
     });
 }
 
-/// Streams that wait for their bodies, until the server has to reset them.
+/// Opens streams that wait for their bodies, until the server must reset them.
 fn made_you_reset(provoke: fn(u32) -> Vec<Frame>) {
     let daemon = Daemon::echo();
     let target = Target::of(&daemon);

@@ -1,4 +1,4 @@
-//! Peers that read or write as slowly as they can, to hold what is theirs in our memory.
+//! Peers that read or write as slowly as they can, to fill our memory with their data.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use super::common::http2::{Peer, Target};
 use super::common::{Daemon, Options, eventually};
 use super::{CPU_MOST, FRAMES_MOST, GLITCHES, MEMORY_MOST, good_request, warm};
 
-/// CVE-2019-9511: a page byte by byte, each byte paid for with a frame.
+/// CVE-2019-9511: a page byte by byte, with a frame paid for each byte.
 #[test]
 fn window_dribble_cve_2019_9511() {
     let daemon = Daemon::echo();
@@ -42,7 +42,7 @@ fn window_dribble_cve_2019_9511() {
     assert!(daemon.metrics().sum(GLITCHES, &[("kind", "control_frame")]) > 0.0);
 }
 
-/// All streams ask for a page and grant no window: CVE-2019-9517's cousin without a full socket.
+/// All streams ask for a page and grant no window: like CVE-2019-9517, without a full socket.
 #[test]
 fn zero_windows_of_many_streams() {
     let daemon = Options::echo().set("limits.write_timeout", "700ms").start();
@@ -77,7 +77,7 @@ fn zero_windows_of_many_streams() {
     assert!(elapsed < Duration::from_secs(15), "too late: {elapsed:?}");
 }
 
-/// CVE-2019-9517: windows as large as they can be, and a socket that nobody reads.
+/// CVE-2019-9517: windows as large as possible, and a socket that is never read.
 #[test]
 fn internal_data_buffering_cve_2019_9517() {
     let daemon = Options::echo().set("limits.write_timeout", "700ms").start();
@@ -118,7 +118,7 @@ fn frames_that_do_not_end() {
     for bytes in [&half_frame[..5], &half_frame[..12], &half_block[..]] {
         let mut peer = Peer::open(&target).expect("it answers");
         let start = Instant::now();
-        // A byte now and then does not extend the time: only the first is what began it.
+        // A byte now and then does not extend the time: only the first byte started it.
         peer.send_raw(bytes);
         peer.closed_within(Duration::from_secs(15))
             .expect("the end");

@@ -1,4 +1,4 @@
-//! RFC 7541: HPACK, as the server decodes it. An error there is one of the whole connection,
+//! RFC 7541: HPACK, as the server decodes it. An error in it ends the whole connection with
 //! COMPRESSION_ERROR (RFC 9113, section 4.3).
 
 use super::common::http2::frame::code::COMPRESSION_ERROR;
@@ -10,13 +10,13 @@ use super::common::http2::hpack::{
 use super::common::http2::{Outcome, Peer, ensure, index};
 use super::{Case, case};
 
-/// `x-kept`, whose entry the cases look for.
+/// `x-kept`, whose entry the cases check.
 const KEPT: (&str, &str) = ("x-kept", "kept");
 
 pub const CASES: &[Case] = &[
     // ---- 2.3: tables ----
     case("rfc7541_2_3_1_every_name_of_the_static_table", |peer| {
-        // Those of fields that mean nothing in a request to us, each with a value.
+        // Names of fields without meaning in a request to us, each with a value.
         for (number, name) in (15..=61).filter(|name| is_harmless(*name)).enumerate() {
             let stream = 2 * number as u32 + 1;
             let block = [peer.target().get(), literal_name(name, "1")].concat();
@@ -129,7 +129,7 @@ pub const CASES: &[Case] = &[
         peer.goaway(&[COMPRESSION_ERROR])
     }),
     case("rfc7541_6_3_size_update_alone_in_its_block", |peer| {
-        // A block of no fields is a request without any, and the table shrinks all the same.
+        // A block without fields is a request without any, but the table shrinks all the same.
         accepted(peer, 1, &literal_indexed(KEPT.0, KEPT.1))?;
         peer.headers(3, &size_update(0));
         peer.malformed(3)?;
@@ -185,7 +185,7 @@ pub const CASES: &[Case] = &[
     }),
     // ---- 5.1: integers ----
     case("rfc7541_5_1_integer_with_needless_zeros", |peer| {
-        // 31 + 0x80-padded zero: a length of 127 written with one byte more than it needs.
+        // 31 + 0x80-padded zero: a length of 127 written with one byte more than necessary.
         let value = "v".repeat(127);
         let length = [0x7f, 0x80, 0x00];
         let block = [&[0][..], &string("x-long"), &length, value.as_bytes()].concat();
@@ -222,7 +222,7 @@ pub const CASES: &[Case] = &[
     case(
         "rfc7541_5_1_integer_that_wraps_around_to_a_good_index",
         |peer| {
-            // 2^32 + 2 as an index: whoever computes in 32 bits sees `:method: GET`.
+            // 2^32 + 2 as an index: a decoder with 32 bits sees `:method: GET`.
             broken(peer, &integer(0x80, 7, (1 << 32) + 2))
         },
     ),
@@ -293,7 +293,7 @@ pub const CASES: &[Case] = &[
     case(
         "rfc7541_5_2_huffman_of_a_control_character_in_a_value",
         |peer| {
-            // No error of compression: the field is malformed.
+            // Not an error of compression: the field is malformed.
             let block = [&[0][..], &string("x-a"), &huffman_string("a\nb")].concat();
             let block = [peer.target().get(), block].concat();
             peer.headers(1, &block);
@@ -312,7 +312,7 @@ pub const CASES: &[Case] = &[
     // ---- 6: representations ----
     case("rfc7541_6_1_index_0", |peer| broken(peer, &indexed(0))),
     case("rfc7541_6_1_index_0_of_many_bytes", |peer| {
-        // 127 + 0 is index 127, which is not there either.
+        // 127 + 0 is index 127, which does not exist either.
         broken(peer, &[0xff, 0x00])
     }),
     case("rfc7541_6_2_1_literal_with_indexing", |peer| {
@@ -341,7 +341,7 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-/// A good GET and these representations are answered with 200.
+/// A good GET with these representations gets status 200.
 fn accepted(peer: &mut Peer, stream: u32, more: &[u8]) -> Outcome {
     let block = [peer.target().get().as_slice(), more].concat();
     peer.headers(stream, &block);
@@ -349,7 +349,7 @@ fn accepted(peer: &mut Peer, stream: u32, more: &[u8]) -> Outcome {
     peer.alive()
 }
 
-/// A good GET and these representations cannot be decoded.
+/// A good GET with these representations cannot be decoded.
 fn broken(peer: &mut Peer, more: &[u8]) -> Outcome {
     broken_on(peer, 1, more)
 }
@@ -375,7 +375,7 @@ fn authority() -> Vec<u8> {
     literal_name(index::AUTHORITY, "localhost")
 }
 
-/// Entries whose field changes nothing about a GET of a small page when its value is `1`.
+/// Entries whose field, with the value `1`, changes nothing about a GET of a small page.
 fn is_harmless(name: u64) -> bool {
     const MEANS_SOMETHING: [u64; 14] = [
         16, // accept-encoding

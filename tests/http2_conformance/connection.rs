@@ -1,4 +1,4 @@
-//! RFC 9113, section 6: the rules of each frame, but for flow control.
+//! RFC 9113, section 6: the rules of each frame, except for flow control.
 
 use super::common::http2::frame::code::{
     CANCEL, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, NO_ERROR, PROTOCOL_ERROR, STREAM_CLOSED,
@@ -236,13 +236,13 @@ pub const CASES: &[Case] = &[
     case(
         "rfc9113_6_5_2_no_concurrent_streams_of_the_server",
         |peer| {
-            // It limits pushes and nothing else.
+            // It limits only pushes.
             peer.settings(&[(setting::MAX_CONCURRENT_STREAMS, 0)]);
             peer.works(1)
         },
     ),
     case("rfc9113_6_5_2_header_list_of_one_byte", |peer| {
-        // Advice to the server, which may send its answer all the same or none at all.
+        // Advice to the server, which may respond all the same or not at all.
         peer.settings(&[(setting::MAX_HEADER_LIST_SIZE, 1)]);
         peer.alive()
     }),
@@ -411,7 +411,7 @@ pub const CASES: &[Case] = &[
         peer.alive()
     }),
     case("rfc9113_6_10_flags_of_continuation_end_no_stream", |peer| {
-        // END_STREAM means nothing there: the request has a body.
+        // END_STREAM has no meaning there: the request has a body.
         let target = peer.target();
         let block = target.post();
         peer.send_all(&[
@@ -428,7 +428,7 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-/// The answer may have been sent already, or not at all; nothing else may happen.
+/// The response may have been sent already, or not at all; nothing else may happen.
 fn reset_after_request(peer: &mut Peer) -> Outcome {
     let block = peer.target().get();
     peer.send_all(&[headers(1, &block, flag::END_STREAM), reset(1, CANCEL)]);

@@ -130,7 +130,7 @@ pub const CASES: &[Case] = &[
         |peer| {
             page_with_window(peer, 10)?;
             peer.send(window_update(0, 1));
-            // The waiting stream holds up nobody: another one has ten bytes of its own.
+            // The waiting stream does not delay others: another one has its own ten bytes.
             let block = peer.target().get_page();
             peer.headers(3, &block);
             peer.until("ten bytes", |peer| peer.so_far(3).body.len() >= 10)?;
@@ -203,7 +203,7 @@ pub const CASES: &[Case] = &[
             peer.works(1)
         },
     ),
-    // ---- the windows that the server gives ----
+    // ---- the windows that the server grants ----
     case("rfc9113_5_2_2_a_body_larger_than_the_window", |peer| {
         let target = peer.target();
         peer.headers_open(1, &target.post());
@@ -214,7 +214,7 @@ pub const CASES: &[Case] = &[
         peer.works(3)
     }),
     case("rfc9113_5_2_2_many_bodies_on_one_connection", |peer| {
-        // The credit of each stream's DATA comes back to the connection.
+        // The credit of each stream's DATA returns to the connection.
         let target = peer.target();
         let body = [vec![b' '; 30_000], target.body.clone()].concat();
         for number in 0..10 {
@@ -252,7 +252,7 @@ pub const CASES: &[Case] = &[
         })
     }),
     case("rfc9113_6_9_1_data_beyond_the_window", |peer| {
-        // Twice what may be sent, at once; whatever credit comes meanwhile is far less.
+        // Twice the allowed bytes, at once; any credit that comes meanwhile is far less.
         let block = peer.target().post();
         peer.headers_open(1, &block);
         let window = initial_window(peer).max(WINDOW_DEFAULT as i64);
@@ -278,7 +278,7 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-/// The page is asked for with this initial window, and its HEADERS have come.
+/// Requests the page with this initial window, and waits for its HEADERS.
 fn page_with_window(peer: &mut Peer, window: u32) -> Outcome {
     peer.stop_reading();
     peer.settings(&[(setting::INITIAL_WINDOW_SIZE, window)]);
@@ -294,13 +294,14 @@ fn whole_page(peer: &mut Peer) -> Outcome {
     peer.alive()
 }
 
-/// The window that the server gives a stream at its beginning.
+/// Returns the window that the server grants a new stream.
 fn initial_window(peer: &Peer) -> i64 {
     let window = peer.server_setting(setting::INITIAL_WINDOW_SIZE);
     window.map_or(WINDOW_DEFAULT as i64, i64::from)
 }
 
-/// What may be sent on a stream of which `sent` bytes were: the connection's window and its own.
+/// Returns how much may be sent on a stream after `sent` bytes: the smaller of its own window and
+/// the connection's.
 fn room(peer: &Peer, window: i64, sent: i64, stream: u32) -> i64 {
     let connection = WINDOW_DEFAULT as i64 + peer.credit(0) - sent;
     (window + peer.credit(stream) - sent).min(connection)

@@ -21,7 +21,7 @@ pub const CASES: &[Case] = &[
     }),
     case("rfc9113_4_1_unknown_type_on_an_idle_stream", |peer| {
         peer.send(Frame::new(UNKNOWN, 0xff, 5, *b"ignore me"));
-        // Had it opened stream 5, 1 would be too low.
+        // If it had opened stream 5, stream 1 would be too low.
         peer.works(1)
     }),
     case("rfc9113_4_1_unknown_type_on_an_open_stream", |peer| {
@@ -278,7 +278,7 @@ pub const CASES: &[Case] = &[
         },
     ),
     case("rfc9113_4_3_1_our_table_of_no_bytes", |peer| {
-        // The peer's decoder refuses a block without the size update that is due.
+        // The peer's decoder refuses a block without the required size update.
         let before = peer.acknowledged();
         peer.settings(&[(setting::HEADER_TABLE_SIZE, 0)]);
         peer.until("the acknowledgement", |peer| peer.acknowledged() > before)?;
@@ -329,7 +329,7 @@ pub const CASES: &[Case] = &[
         ensure(peer.so_far(1).reset.is_none(), || peer.seen())?;
         peer.works(3)
     }),
-    // ---- 5.5 and 7: what nobody knows ----
+    // ---- 5.5 and 7: unknown elements ----
     case("rfc9113_5_5_unknown_settings", |peer| {
         let before = peer.acknowledged();
         peer.settings(&[(0, 1), (0x7777, u32::MAX), (u16::MAX, 0)]);
@@ -344,7 +344,7 @@ pub const CASES: &[Case] = &[
     }),
     case("rfc9113_7_unknown_error_code_of_goaway", |peer| {
         peer.send(frame::goaway(0, 0xdead_beef, b""));
-        // It tells the server that we are going; what it may not do is fail.
+        // It announces to the server that we are going; the server may not fail.
         peer.finish_sending();
         peer.closed()?;
         let errors = peer.goaways().iter().any(|(_, code)| *code != NO_ERROR);
@@ -357,13 +357,13 @@ fn frame_size(peer: &Peer) -> usize {
     size.map_or(FRAME_SIZE_DEFAULT, |size| size as usize)
 }
 
-/// Section 4.2: an error of the whole connection, for the frame could change its state.
+/// Section 4.2: an error of the whole connection, because the frame could change its state.
 fn too_large(peer: &mut Peer, frame: &Frame) -> Outcome {
     peer.send(frame.clone());
     peer.goaway(&[FRAME_SIZE_ERROR])
 }
 
-/// Section 4.3: nothing may stand between HEADERS and its CONTINUATION.
+/// Section 4.3: no frame may come between HEADERS and its CONTINUATION.
 fn inside_block(peer: &mut Peer, other: &Frame) -> Outcome {
     let block = peer.target().get();
     peer.send_all(&[
@@ -374,7 +374,7 @@ fn inside_block(peer: &mut Peer, other: &Frame) -> Outcome {
     peer.goaway(&[PROTOCOL_ERROR])
 }
 
-/// Whether the newest entry of the server's table can be used.
+/// Checks whether the newest entry of the server's table can be used.
 fn entry_is(peer: &mut Peer, stream: u32) -> Outcome {
     let block = [peer.target().get(), hpack::indexed(hpack::DYNAMIC_FIRST)].concat();
     peer.headers(stream, &block);

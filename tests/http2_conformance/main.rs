@@ -1,10 +1,12 @@
 //! HTTP/2 conformance, section by section of RFC 9113 and RFC 7541, from raw frames.
 //!
-//! Each case has a fresh connection to one shared daemon, and its name says its section. All cases
-//! run; those that failed are listed together with what was got instead. A case asks for exactly
-//! what the RFC asks: the error code that it names, and for malformed requests an error of their
-//! stream alone. An endpoint may treat the stream errors of frames as errors of the connection; so
-//! those may be either here, with the right code. After every error of a stream the connection must
+//! Each case has a new connection to one shared daemon, and its name contains its section. All
+//! cases run; those that failed are listed together with what came instead. A case requires exactly
+//! what the RFC requires: the error code that it names, and for malformed requests an error of
+//! their stream alone. An endpoint may treat the stream errors of frames as errors of the
+//! connection, so either is accepted for those, with the correct code. After every error of a
+//! stream the connection must still work, and after every error of the connection it must be
+//! closed.
 //! still work, and after every error of the connection it must be closed.
 //!
 //! Names and values with bytes that none may have are malformed too, but h2 finds them while it
@@ -36,7 +38,7 @@ use common::http2::hpack;
 use common::http2::{Outcome, Peer, Target};
 use common::{Daemon, Options};
 
-/// What the issue of this suite asks for at least.
+/// The least number of cases that this suite must have.
 const CASES_LEAST: usize = 147;
 
 /// Cases that our daemon fails, each with its reason.
@@ -45,7 +47,7 @@ const KNOWN_DEVIATIONS: [(&str, &str); 1] = [(
     "the `http` crate cuts a fragment off before anybody sees it; it has no effect",
 )];
 
-/// Cases at a time: most of their time they wait.
+/// Cases at a time: most of their time is waiting.
 const THREADS: usize = 8;
 
 pub struct Case {
@@ -55,7 +57,7 @@ pub struct Case {
     is_ours: bool,
 }
 
-/// How far the connection of a case is when the case begins.
+/// The state of a case's connection when the case begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Start {
     /// Both prefaces were exchanged and acknowledged.
@@ -82,7 +84,7 @@ const fn fresh(name: &'static str, run: fn(&mut Peer) -> Outcome) -> Case {
     }
 }
 
-/// A case about our daemon's own promises, or about a choice that the RFC leaves.
+/// A case about our daemon's own promises, or about a choice that the RFC leaves open.
 const fn ours(name: &'static str, run: fn(&mut Peer) -> Outcome) -> Case {
     Case {
         is_ours: true,
@@ -90,7 +92,7 @@ const fn ours(name: &'static str, run: fn(&mut Peer) -> Outcome) -> Case {
     }
 }
 
-/// Both.
+/// Both of the above.
 const fn ours_fresh(name: &'static str, run: fn(&mut Peer) -> Outcome) -> Case {
     Case {
         start: Start::Connected,
@@ -145,7 +147,7 @@ fn every_section_is_kept() {
     assert!(!is_whole || cases.len() >= CASES_LEAST, "{}", cases.len());
 }
 
-/// Takes known failures off the list, and puts on it those that did not happen.
+/// Removes known failures from the list, and adds those that did not happen.
 fn account_for_deviations(cases: &[&Case], failures: &mut Vec<String>) {
     for (name, why) in KNOWN_DEVIATIONS {
         let before = failures.len();
@@ -166,7 +168,7 @@ fn target() -> Target {
     }
 }
 
-/// The failures, in the order of the tables.
+/// Runs the cases and returns the failures, in the order of the tables.
 fn run_all(cases: &[&Case], target: &Target) -> Vec<String> {
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
@@ -204,7 +206,7 @@ fn run(case: &Case, target: &Target) -> Outcome {
 
 // ---- the suite's own codec ---------------------------------------------------------------------
 
-/// RFC 7541, appendix C: without these right, nothing else here means anything.
+/// RFC 7541, appendix C: if these were wrong, no other result would count.
 #[test]
 fn the_suites_own_hpack_agrees_with_the_examples_of_the_rfc() {
     assert_eq!(hpack::integer(0, 5, 10), [0b0_1010]);
@@ -218,7 +220,7 @@ fn the_suites_own_hpack_agrees_with_the_examples_of_the_rfc() {
         hpack::literal_indexed("custom-key", "custom-header"),
         b"\x40\x0acustom-key\x0dcustom-header"
     );
-    // C.6: three answers with a table of 256 bytes, so that entries are evicted.
+    // C.6: three responses with a table of 256 bytes, so that entries are evicted.
     let mut decoder = hpack::Decoder::default();
     let resize = hpack::size_update(256);
     let first = b"\x48\x82\x64\x02\x58\x85\xae\xc3\x77\x1a\x4b\x61\x96\xd0\x7a\xbe\x94\x10\x54\xd4\

@@ -87,7 +87,7 @@ pub const CASES: &[Case] = &[
     ),
     case("rfc9113_8_1_dynamic_pseudo_header_in_trailers", |peer| {
         let target = peer.target();
-        // The newest entry is not one, the older is.
+        // The newest entry is not a name, the older one is.
         let more = [
             literal_indexed_name(index::PATH, &target.small),
             literal_indexed("x-trailer", "1"),
@@ -127,7 +127,7 @@ pub const CASES: &[Case] = &[
     case(
         "rfc9113_8_1_early_answer_to_an_unfinished_request",
         |peer| {
-            // Nothing is served there, and no body is needed to say so (section 8.1).
+            // Nothing is served there, and no body is needed to report that (section 8.1).
             let target = peer.target();
             let path = literal_name(index::PATH, "/nowhere");
             let block = [
@@ -139,7 +139,8 @@ pub const CASES: &[Case] = &[
             if target.is_ours {
                 let answer = peer.answer(1)?;
                 ensure(answer.status == 404, || answer.text())?;
-                // NO_ERROR would be right too, but clients that still write take it for a failure.
+                // NO_ERROR would be correct too, but clients that still write take it for a
+                // failure.
                 ensure(answer.reset.is_none(), || peer.seen())?;
             }
             peer.data_end(1, b"late");
@@ -211,7 +212,7 @@ pub const CASES: &[Case] = &[
     case(
         "rfc9113_8_1_1_late_content_length_mismatch_after_the_answer",
         |peer| {
-            // Answered before its body came; the mismatch is still one, and harms nobody.
+            // The response came before the body; the length is still wrong, but harmless.
             let block = peer.target().get_with(&[("content-length", "5")]);
             peer.headers_open(1, &block);
             peer.alive()?;
@@ -305,7 +306,7 @@ pub const CASES: &[Case] = &[
         Ok(())
     }),
     case("rfc9113_8_2_1_delimiters_in_a_name", |peer| {
-        // Section 5.6.2 of RFC 9110: no token.
+        // Section 5.6.2 of RFC 9110: not tokens.
         for name in ["x(", "x,y", "x/y", "x\"", "x@", "x[", "x{", "x="] {
             fresh_bytes(peer, name, "1")?;
         }
@@ -359,7 +360,7 @@ pub const CASES: &[Case] = &[
     ours(
         "rfc9113_8_2_1_other_control_characters_in_a_value",
         |peer| {
-            // RFC 9110, section 5.5: may be refused, and over HTTP/1.1 they are.
+            // RFC 9110, section 5.5: may be refused, and is refused over HTTP/1.1.
             fresh_bytes(peer, "x-value", "a\x1bb")?;
             fresh_bytes(peer, "x-value", "a\x7f")
         },
@@ -410,7 +411,7 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-/// A good GET but for this field.
+/// Sends a good GET with this one malformed field.
 fn field(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     let stream = next_stream(peer);
     let block = [peer.target().get(), literal(name, value)].concat();
@@ -419,8 +420,8 @@ fn field(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     peer.works(stream + 2)
 }
 
-/// The same with bytes that no name or value may have. A decoder may find them, and whoever does
-/// not trust it any more after that ends the connection (section 5.4.1).
+/// The same with bytes that no name or value may have. A decoder may find them, and may then stop
+/// trusting the connection and end it (section 5.4.1).
 fn bytes(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     let block = [peer.target().get(), literal(name, value)].concat();
     peer.headers(1, &block);
@@ -430,13 +431,13 @@ fn bytes(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     }
 }
 
-/// The same on a connection of its own, for cases that try several.
+/// The same on a new connection, for cases that try several.
 fn fresh_bytes(peer: &Peer, name: &str, value: &str) -> Outcome {
     let mut peer = Peer::open(&peer.target())?;
     bytes(&mut peer, name, value).map_err(|error| format!("{name:?}, {value:?}: {error}"))
 }
 
-/// The first stream of which nothing has come.
+/// Returns the first unused stream.
 fn next_stream(peer: &Peer) -> u32 {
     let is_fresh = |stream: &u32| {
         let answer = peer.so_far(*stream);
@@ -445,7 +446,7 @@ fn next_stream(peer: &Peer) -> u32 {
     (1..).step_by(2).find(is_fresh).expect("few are used")
 }
 
-/// A good POST but for these trailers.
+/// Sends a good POST with these bad trailers.
 fn trailers(peer: &mut Peer, block: &[u8]) -> Outcome {
     let target = peer.target();
     peer.headers_open(1, &target.post());
@@ -455,7 +456,7 @@ fn trailers(peer: &mut Peer, block: &[u8]) -> Outcome {
     peer.works(3)
 }
 
-/// A good POST but for this block.
+/// Sends a POST with this block instead of a good one.
 fn whole(peer: &mut Peer, block: &[u8]) -> Outcome {
     let Target { body, .. } = peer.target();
     peer.headers_open(1, block);
@@ -464,7 +465,7 @@ fn whole(peer: &mut Peer, block: &[u8]) -> Outcome {
     peer.works(3)
 }
 
-/// A good POST but for its `content-length`, which is so much more than its body.
+/// Sends a good POST whose `content-length` exceeds its body by `more`.
 fn content_length(peer: &mut Peer, more: i64) -> Outcome {
     let target = peer.target();
     let length = (target.body.len() as i64 + more).to_string();

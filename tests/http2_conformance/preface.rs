@@ -100,7 +100,7 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-/// Sends what is no preface: the end, without a frame other than GOAWAY.
+/// Sends bytes other than a preface: the connection ends, without a frame other than GOAWAY.
 fn refused_as_http1(peer: &mut Peer, bytes: &[u8]) -> Outcome {
     peer.send_raw(bytes);
     peer.send_raw(&settings(&[]).encode());
@@ -108,7 +108,7 @@ fn refused_as_http1(peer: &mut Peer, bytes: &[u8]) -> Outcome {
     is_refusal(&bytes)
 }
 
-/// Nothing, an HTTP/1.1 error, or SETTINGS and GOAWAY.
+/// Accepts nothing, an HTTP/1.1 error, or SETTINGS and GOAWAY.
 fn is_refusal(bytes: &[u8]) -> Outcome {
     let text = String::from_utf8_lossy(bytes).into_owned();
     if let Some(status) = text.strip_prefix("HTTP/1.1 ") {

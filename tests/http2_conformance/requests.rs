@@ -1,4 +1,4 @@
-//! RFC 9113, sections 8.3 to 8.8 and 10.5: what is in a request, and how it is answered.
+//! RFC 9113, sections 8.3 to 8.8 and 10.5: the contents of a request, and the responses to it.
 
 use super::common::http2::frame::code::{
     CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM,
@@ -106,7 +106,7 @@ pub const CASES: &[Case] = &[
     ours(
         "rfc9113_8_3_1_method_in_lower_case_is_another_method",
         |peer| {
-            // RFC 9110, section 9.1: methods are case-sensitive, so nobody knows this one.
+            // RFC 9110, section 9.1: methods are case-sensitive, so this one is unknown.
             let stream = next_stream(peer);
             let block = changed(peer, ":method", "get");
             peer.headers(stream, &block);
@@ -166,7 +166,7 @@ pub const CASES: &[Case] = &[
     ours("rfc9113_8_3_1_neither_host_nor_authority", |peer| {
         without(peer, ":authority")
     }),
-    // HAProxy's `check proto h2` asks so, and takes a reset for a dead server.
+    // HAProxy's `check proto h2` does this, and takes a reset for a dead server.
     ours(
         "rfc9113_8_3_1_options_without_any_host_is_answered",
         |peer| {
@@ -245,7 +245,7 @@ pub const CASES: &[Case] = &[
     ours(
         "rfc9113_8_2_3_a_cookie_in_150_crumbs_is_one_field",
         |peer| {
-            // Never indexed, so that they are no churn of the compression table either.
+            // Never indexed, so that they do not churn the compression table either.
             let crumb = [&b"\x1f\x11\x03"[..], b"a=b"].concat();
             let block = [peer.target().get_page(), crumb.repeat(150)].concat();
             peer.headers(1, &block);
@@ -275,14 +275,14 @@ pub const CASES: &[Case] = &[
         oversized(peer, &block)
     }),
     case("rfc9113_10_5_1_long_list_in_few_bytes", |peer| {
-        // An entry of some 4,000 bytes, named as often as makes the list twice too long.
+        // An entry of some 4,000 bytes, named often enough to make the list twice too long.
         let entry = literal_indexed("x-bomb", "b".repeat(4_000));
         let names = indexed(DYNAMIC_FIRST).repeat(2 * list_most(peer) / 4_000 + 1);
         let block = [peer.target().get(), entry, names].concat();
         oversized(peer, &block)
     }),
     case("rfc9113_10_5_1_list_of_many_times_the_bound", |peer| {
-        // Here even the connection may end: nobody sends such a thing by mistake.
+        // Here even the connection may end: no client sends such a list by mistake.
         let entry = literal_indexed("x-bomb", "b".repeat(4_000));
         let names = indexed(DYNAMIC_FIRST).repeat(50 * list_most(peer) / 4_000);
         let block = [peer.target().get(), entry, names].concat();
@@ -304,7 +304,7 @@ pub const CASES: &[Case] = &[
             || format!("{most:?}"),
         )
     }),
-    // ---- answers ----
+    // ---- responses ----
     ours("rfc9113_8_1_the_same_answers_as_over_http1", same_as_http1),
     case("rfc9110_9_3_2_head_has_no_body", |peer| {
         let block = changed(peer, ":method", "HEAD");
@@ -352,7 +352,7 @@ pub const CASES: &[Case] = &[
     case(
         "rfc9113_8_1_answer_has_date_and_no_connection_fields",
         |peer| {
-            // The peer refuses upper case and connection-specific fields in every answer.
+            // The peer refuses upper case and connection-specific fields in every response.
             let block = peer.target().get();
             peer.headers(1, &block);
             let answer = peer.answer_of(1, 200)?;
@@ -370,7 +370,7 @@ pub const CASES: &[Case] = &[
         )
     }),
     case("rfc9113_8_7_a_refused_stream_was_not_processed", |peer| {
-        // Reset before its body was whole: nothing is ever answered there.
+        // Reset before its body was complete: no response ever comes there.
         let target = peer.target();
         peer.headers_open(1, &target.post());
         peer.send(data(1, &target.body[..3], 0));
@@ -396,7 +396,7 @@ pub const CASES: &[Case] = &[
 
 type Pairs = Vec<(&'static str, String)>;
 
-/// A good GET as a list.
+/// Returns a good GET as a list.
 fn good(peer: &Peer) -> Pairs {
     vec![
         (":method", "GET".to_owned()),
@@ -422,7 +422,7 @@ fn next_stream(peer: &Peer) -> u32 {
     (1..).step_by(2).find(is_fresh).expect("few are used")
 }
 
-/// A request of these fields is malformed.
+/// A request with these fields is malformed.
 fn refused(peer: &mut Peer, pairs: &[(&str, &str)]) -> Outcome {
     refused_block(peer, &fields(pairs))
 }
@@ -434,7 +434,7 @@ fn refused_block(peer: &mut Peer, block: &[u8]) -> Outcome {
     peer.works(stream + 2)
 }
 
-/// A good GET and these fields are malformed.
+/// A good GET with these fields added is malformed.
 fn with(peer: &mut Peer, more: &[(&str, &str)]) -> Outcome {
     let block = peer.target().get_with(more);
     refused_block(peer, &block)
@@ -447,14 +447,14 @@ fn without(peer: &mut Peer, name: &str) -> Outcome {
     refused_block(peer, &fields_of(&pairs))
 }
 
-/// A good GET with this value for that of its own is malformed.
+/// A good GET with this value instead of its own is malformed.
 fn replaced(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     let block = changed(peer, name, value);
     refused_block(peer, &block)
 }
 
-/// A good GET with this in place of its own, or beside it, is malformed, or ends the connection:
-/// what a decoder finds may be that (section 5.4.1).
+/// A good GET with this in place of its own field, or beside it, is malformed, or ends the
+/// connection: an error in decoding may do that (section 5.4.1).
 fn undecodable(peer: &mut Peer, name: &str, value: &str) -> Outcome {
     let is_known = good(peer).iter().any(|(known, _)| *known == name);
     let block = match is_known {
@@ -478,7 +478,7 @@ fn changed(peer: &Peer, name: &str, value: &str) -> Vec<u8> {
     fields_of(&pairs)
 }
 
-/// An error answer or a reset; the tunnel is not there.
+/// An error response or a reset; there is no tunnel.
 fn not_served(peer: &mut Peer) -> Outcome {
     match peer.answer(1) {
         Ok(answer) => ensure(answer.status >= 400, || answer.text())?,
@@ -490,13 +490,13 @@ fn not_served(peer: &mut Peer) -> Outcome {
     peer.works(3)
 }
 
-/// The largest list of fields that the server announced.
+/// Returns the largest list of fields that the server announced.
 fn list_most(peer: &Peer) -> usize {
     let most = peer.server_setting(setting::MAX_HEADER_LIST_SIZE);
     most.map_or(65_536, |most| most as usize)
 }
 
-/// More than the server announced: 431, 414 or a reset of this stream alone.
+/// A list larger than announced: 431, 414 or a reset of this stream alone.
 fn oversized(peer: &mut Peer, block: &[u8]) -> Outcome {
     send_block(peer, block);
     match peer.answer(1) {
@@ -513,7 +513,7 @@ fn oversized(peer: &mut Peer, block: &[u8]) -> Outcome {
     peer.works(3)
 }
 
-/// A request of this block, in as many frames as it needs.
+/// Sends a request with this block, in as many frames as it needs.
 fn send_block(peer: &mut Peer, block: &[u8]) {
     let mut pieces = block.chunks(16_384).peekable();
     let first = pieces.next().expect("not empty");
@@ -533,7 +533,7 @@ fn over_http1(peer: &Peer, method: &str, path: &str) -> Outcome<super::common::A
     Ok(connection.exchange(&request(method, path, &authorization, b"")))
 }
 
-/// Status, type and body of a GET, but for what differs from answer to answer.
+/// Compares status, type and body of a GET, except for what differs from response to response.
 fn same_as_http1(peer: &mut Peer) -> Outcome {
     let target = peer.target();
     let paths = [

@@ -65,7 +65,7 @@ pub const CASES: &[Case] = &[
         peer.works(3)?;
         ensure(peer.so_far(1).status == 0, || peer.seen())
     }),
-    // ---- half-closed (remote): we have ended, the answer has not ----
+    // ---- half-closed (remote): we have ended, the response has not ----
     case("rfc9113_5_1_half_closed_data", |peer| {
         half_closed(peer)?;
         peer.data_end(1, b"x");
@@ -138,7 +138,7 @@ pub const CASES: &[Case] = &[
         peer.goaway(&[PROTOCOL_ERROR, STREAM_CLOSED])
     }),
     case("rfc9113_5_1_closed_window_update_and_reset", |peer| {
-        // These may have been on their way when the answer ended.
+        // These may have been on their way when the response ended.
         peer.works(1)?;
         peer.send(window_update(1, 100));
         peer.send(reset(1, CANCEL));
@@ -171,7 +171,7 @@ pub const CASES: &[Case] = &[
         peer.send(priority(1, 0));
         peer.works(3)
     }),
-    // ---- closed by the server's RST_STREAM: what was on its way is discarded ----
+    // ---- closed by the server's RST_STREAM: frames on their way are discarded ----
     case("rfc9113_5_1_reset_by_the_server_then_data", |peer| {
         reset_by_server(peer)?;
         for _ in 0..8 {
@@ -202,7 +202,7 @@ pub const CASES: &[Case] = &[
     case(
         "rfc9113_5_1_discarded_data_counts_for_the_connection",
         |peer| {
-            // More than a window of it: without the credit back, later bodies would wait for ever.
+            // More than one window: if the credit did not return, later bodies would wait for ever.
             reset_by_server(peer)?;
             let mut sent = 0;
             while sent < 200_000 {
@@ -282,7 +282,7 @@ pub const CASES: &[Case] = &[
         peer.alive()?;
         let untouched = (0..most).all(|number| peer.so_far(2 * number + 1).reset.is_none());
         ensure(untouched, || peer.seen())?;
-        // One ends, and there is a place again.
+        // One ends, and its place is free again.
         peer.data_end(1, &target.body);
         peer.answer_of(1, 200)?;
         peer.works(2 * most + 101)
@@ -323,7 +323,7 @@ pub const CASES: &[Case] = &[
             let stream = 2 * number as u32 + 1;
             let payload = [frame::priority_fields(dependency, 255), block.clone()].concat();
             let flags = flag::END_HEADERS | flag::END_STREAM | flag::PRIORITY;
-            // The second would depend on stream 1, which was closed by then.
+            // The second would depend on stream 1, which is closed by then.
             peer.send(Frame::new(kind::HEADERS, flags, stream, payload));
             peer.answer_of(stream, 200)?;
         }
@@ -364,7 +364,7 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-/// Stream 1 has a whole request; its answer waits for a window.
+/// Stream 1 has a whole request; its response waits for a window.
 fn half_closed(peer: &mut Peer) -> Outcome {
     peer.stop_reading();
     peer.settings(&[(setting::INITIAL_WINDOW_SIZE, 0)]);
@@ -390,7 +390,7 @@ fn reset_by_server(peer: &mut Peer) -> Outcome {
     peer.reset(1, &[FLOW_CONTROL_ERROR])
 }
 
-/// A frame on stream 1, which is closed: either error, and for HEADERS also that of a lower
+/// A frame on stream 1, which is closed: either error, and for HEADERS also the error for a lower
 /// identifier.
 fn closed_error(peer: &mut Peer) -> Outcome {
     let what = "an error of the closed stream";

@@ -1,5 +1,5 @@
-//! What a case may wait for: an answer, a reset, the end. Each is an [`Outcome`] that says what
-//! came instead.
+//! The waits of a case: for a response, a reset, the end. Each returns an [`Outcome`] that
+//! describes what came instead.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Handles everything up to the server's answer to a PING: whatever it had to say about what
-    /// was sent before has come, or never comes.
+    /// Handles all frames up to the server's reply to a PING: a reaction to earlier frames has then
+    /// come, or never comes.
     pub fn alive(&mut self) -> Outcome {
         self.pings += 1;
         let opaque = [b"alive".as_slice(), &self.pings.to_be_bytes()[5..]].concat();
@@ -32,7 +32,7 @@ impl Peer {
         })
     }
 
-    /// The whole answer on this stream.
+    /// Returns the whole response on this stream.
     pub fn answer(&mut self, stream: u32) -> Outcome<Answer> {
         let what = format!("the answer on stream {stream}");
         self.until(&what, |peer| {
@@ -51,7 +51,7 @@ impl Peer {
         }
     }
 
-    /// The whole answer, which has this status.
+    /// Returns the whole response, which must have this status.
     pub fn answer_of(&mut self, stream: u32, status: u16) -> Outcome<Answer> {
         let answer = self.answer(stream)?;
         ensure(answer.status == status, || {
@@ -60,7 +60,8 @@ impl Peer {
         Ok(answer)
     }
 
-    /// A good request on this stream is answered well: connection and compression state are sound.
+    /// A good request on this stream gets a good response: connection and compression state are
+    /// sound.
     pub fn works(&mut self, stream: u32) -> Outcome {
         let block = self.target().get();
         self.headers(stream, &block);
@@ -74,7 +75,7 @@ impl Peer {
         self.alive()
     }
 
-    /// The same, without a look at whether the connection goes on.
+    /// Like `reset`, without checking that the connection goes on.
     pub fn reset_only(&mut self, stream: u32, codes: &[u32]) -> Outcome {
         let what = format!("RST_STREAM[{stream}] {}", names(codes));
         self.until(&what, |peer| {
@@ -90,7 +91,7 @@ impl Peer {
     }
 
     /// A malformed request (RFC 9113, section 8.1.1): PROTOCOL_ERROR on its stream, or a 4xx
-    /// answer, and the connection goes on.
+    /// response, and the connection goes on.
     pub fn malformed(&mut self, stream: u32) -> Outcome {
         let what = format!("PROTOCOL_ERROR or 4xx on stream {stream}");
         self.until(&what, |peer| {
@@ -107,7 +108,7 @@ impl Peer {
         self.alive()
     }
 
-    /// The same, where a server may also end the connection. `true` if it did.
+    /// Like `malformed`, but the server may also end the connection. Returns `true` if it did.
     pub fn malformed_or_goaway(&mut self, stream: u32) -> Outcome<bool> {
         let what = format!("PROTOCOL_ERROR or 4xx on stream {stream}, or GOAWAY");
         let has_error = |peer: &Peer| peer.goaways.iter().any(|(_, code)| *code != 0);

@@ -1,6 +1,6 @@
 //! One HTTP/2 frame (RFC 9113, section 4.1), with every bit the test's choice.
 //!
-//! Nothing here checks what it is given: a length may lie, a reserved bit may be set, a flag may
+//! Nothing here checks its arguments: a length may be wrong, a reserved bit may be set, a flag may
 //! mean nothing.
 
 /// Frame types: RFC 9113, section 6.
@@ -73,7 +73,7 @@ pub mod setting {
 
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const HEAD_BYTES: usize = 9;
-/// What both sides may send before SETTINGS say otherwise: sections 6.5.2 and 6.9.2.
+/// What both sides may send unless SETTINGS change it: sections 6.5.2 and 6.9.2.
 pub const FRAME_SIZE_DEFAULT: usize = 16_384;
 pub const WINDOW_DEFAULT: usize = 65_535;
 
@@ -101,7 +101,7 @@ impl Frame {
         self.encode_with_length(self.payload.len())
     }
 
-    /// With a length that need not be the payload's.
+    /// Encodes with a length that need not be the payload's.
     pub fn encode_with_length(&self, length: usize) -> Vec<u8> {
         let length = u32::try_from(length).expect("a small number").to_be_bytes();
         let mut bytes = length[1..].to_vec();
@@ -111,7 +111,7 @@ impl Frame {
         bytes
     }
 
-    /// The frame at the beginning of `bytes` and its length, if it is there as a whole.
+    /// Returns the frame at the beginning of `bytes` and its length, if it is complete.
     pub fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
         let head = bytes.get(..HEAD_BYTES)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -133,7 +133,7 @@ impl Frame {
     }
 }
 
-/// As a failure shows it.
+/// The form that a failure shows.
 impl std::fmt::Debug for Frame {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         const NAMES: [&str; 10] = [
@@ -215,7 +215,7 @@ pub fn priority(stream: u32, dependency: u32) -> Frame {
     Frame::new(kind::PRIORITY, 0, stream, priority_fields(dependency, 15))
 }
 
-/// The payload of a padded frame: the length of the padding, the content, the padding.
+/// Returns the payload of a padded frame: the length of the padding, the content, the padding.
 pub fn padded(content: &[u8], padding: u8) -> Vec<u8> {
     [&[padding][..], content, &vec![0; padding as usize]].concat()
 }

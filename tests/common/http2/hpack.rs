@@ -1,13 +1,13 @@
-//! HPACK (RFC 7541): an encoder that can also encode wrongly, and a decoder that is strict.
+//! HPACK (RFC 7541): an encoder that can also encode wrongly, and a strict decoder.
 //!
-//! The encoder is functions that append nothing to a table: each gives the bytes of one
-//! representation, right or wrong, and a test puts them together. The decoder keeps the state
-//! that the answers of one connection need and refuses what the RFC refuses.
+//! The encoder is a set of functions that append nothing to a table: each returns the bytes of one
+//! representation, right or wrong, and a test combines them. The decoder keeps the state that the
+//! responses of one connection need and refuses what the RFC refuses.
 
 use std::collections::VecDeque;
 
 /// Lengths in bits of the codes of Appendix B, by symbol; the last is EOS. The code is canonical,
-/// so its lengths are all of it: codes of a length are in the order of their symbols.
+/// so its lengths define it: codes of a length are in the order of their symbols.
 const HUFFMAN_LENGTHS: [u8; 257] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
     28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
@@ -92,7 +92,7 @@ const STATIC_TABLE: [(&str, &str); 61] = [
 pub const DYNAMIC_FIRST: u64 = STATIC_TABLE.len() as u64 + 1;
 /// Section 4.2, and SETTINGS_HEADER_TABLE_SIZE of RFC 9113.
 pub const TABLE_BYTES_DEFAULT: usize = 4_096;
-/// What an entry costs beside its name and value: section 4.1.
+/// The cost of an entry beside its name and value: section 4.1.
 pub const ENTRY_OVERHEAD: usize = 32;
 
 // ---- encoding ----------------------------------------------------------------------------------
@@ -175,19 +175,19 @@ pub fn fields(list: &[(&str, &str)]) -> Vec<u8> {
     literals.collect::<Vec<_>>().concat()
 }
 
-/// The code of `text`, padded with the beginning of EOS as section 5.2 asks.
+/// Returns the code of `text`, padded with the beginning of EOS as section 5.2 requires.
 pub fn huffman(text: &[u8]) -> Vec<u8> {
     let symbols = text.iter().map(|&byte| usize::from(byte));
     pack(symbols, true)
 }
 
-/// The code of `text` and of EOS itself, which no encoder may send.
+/// Returns the code of `text` and of EOS itself, which an encoder must not send.
 pub fn huffman_with_eos(text: &[u8]) -> Vec<u8> {
     let symbols = text.iter().map(|&byte| usize::from(byte));
     pack(symbols.chain([EOS]), true)
 }
 
-/// The code of `text`, padded with zeros: an error.
+/// Returns the code of `text`, padded with zeros: an error.
 pub fn huffman_zero_padded(text: &[u8]) -> Vec<u8> {
     let symbols = text.iter().map(|&byte| usize::from(byte));
     pack(symbols, false)
@@ -230,9 +230,9 @@ pub struct Decoder {
     entries: VecDeque<Field>,
     size: usize,
     size_most: usize,
-    /// What SETTINGS allow.
+    /// The size that SETTINGS allow.
     allowed: usize,
-    /// The lowest allowance since the last block: the next one has to begin with an update to it
+    /// The lowest allowance since the last block: the next one must begin with an update to it
     /// (section 4.2).
     owed: Option<usize>,
 }
@@ -250,7 +250,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// The peer has acknowledged a SETTINGS_HEADER_TABLE_SIZE.
+    /// Records that the peer has acknowledged a SETTINGS_HEADER_TABLE_SIZE.
     pub fn allow(&mut self, bytes: usize) {
         self.allowed = bytes;
         if bytes < self.size_most {

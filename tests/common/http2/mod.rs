@@ -1,14 +1,14 @@
 //! An HTTP/2 client of raw frames, for tests that speak the protocol rightly and wrongly.
 //!
 //! * [`frame`] is one frame, every bit of which is the test's choice.
-//! * [`hpack`] encodes header blocks, rightly and wrongly, and decodes the answers'.
-//! * [`Peer`] is one connection over a blocking socket; `expect` is what may be waited for on it.
-//! * [`Target`] is whom it speaks to, and requests that are known to be good there.
+//! * [`hpack`] encodes header blocks, rightly and wrongly, and decodes those of responses.
+//! * [`Peer`] is one connection over a blocking socket; `expect` has the waits for it.
+//! * [`Target`] is a server, with requests that are known to be good there.
 //!
-//! What a test expects comes as an [`Outcome`], not as a panic, so that a suite can run all of its
-//! cases and list those that failed. Whatever a case is about, the peer also checks the server's
-//! own frames: their sizes, their streams, the order of a header block, the flow-control windows,
-//! the compression.
+//! A test returns an [`Outcome`] instead of panicking, so that a suite can run all of its cases and
+//! list those that failed. Whatever a case is about, the peer also checks the server's own frames:
+//! their sizes, their streams, the order of a header block, the flow-control windows, the
+//! compression.
 
 mod expect;
 pub mod frame;
@@ -23,7 +23,7 @@ pub use peer::{Answer, Peer};
 use self::hpack::{fields, indexed, literal_name};
 use super::{Daemon, PATIENCE};
 
-/// What a case came to; the error says what was got instead.
+/// The result of a case; the error describes what came instead.
 pub type Outcome<T = ()> = Result<T, String>;
 
 /// Fails with the message unless the condition holds.
@@ -31,25 +31,25 @@ pub fn ensure(holds: bool, message: impl FnOnce() -> String) -> Outcome {
     if holds { Ok(()) } else { Err(message()) }
 }
 
-/// A server, and requests that it answers well.
+/// A server, and requests that it serves well.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub address: SocketAddr,
-    /// Answered to everybody, at once.
+    /// Served to every client, at once.
     pub small: String,
-    /// An answer of more than 100 bytes.
+    /// A response of more than 100 bytes.
     pub page: String,
-    /// Where a body may be sent to.
+    /// A path that accepts a body.
     pub post: String,
     pub body: Vec<u8>,
     pub authorization: String,
-    /// Whether it is our own daemon, of which more is expected than the RFC asks.
+    /// Whether it is our own daemon, which must do more than the RFC requires.
     pub is_ours: bool,
-    /// How long anything may take that must happen, however busy the machine is.
+    /// A bound for anything that must happen, however busy the machine is.
     pub patience: Duration,
 }
 
-/// Indices of the static table that requests need.
+/// Indices of the static table for requests.
 pub mod index {
     pub const AUTHORITY: u64 = 1;
     pub const METHOD_GET: u64 = 2;
@@ -72,7 +72,7 @@ impl Target {
         }
     }
 
-    /// Another server, for comparison. It has to answer `/` and `/page`.
+    /// Another server, for comparison. It must serve `/` and `/page`.
     pub fn other(address: SocketAddr) -> Target {
         Target {
             address,
@@ -86,7 +86,7 @@ impl Target {
         }
     }
 
-    /// The block of a GET of this path.
+    /// Returns the block of a GET of this path.
     pub fn get_of(&self, path: &str) -> Vec<u8> {
         [
             indexed(index::METHOD_GET),
@@ -97,28 +97,28 @@ impl Target {
         .concat()
     }
 
-    /// A good GET.
+    /// Returns a good GET.
     pub fn get(&self) -> Vec<u8> {
         self.get_of(&self.small)
     }
 
-    /// A good GET with more fields.
+    /// Returns a good GET with more fields.
     pub fn get_with(&self, more: &[(&str, &str)]) -> Vec<u8> {
         [self.get(), fields(more)].concat()
     }
 
-    /// A GET that is answered with a page.
+    /// Returns a GET whose response is a page.
     pub fn get_page(&self) -> Vec<u8> {
         let authorization = ("authorization", self.authorization.as_str());
         [self.get_of(&self.page), fields(&[authorization])].concat()
     }
 
-    /// A good POST, whose body is to follow.
+    /// Returns a good POST, whose body must follow.
     pub fn post(&self) -> Vec<u8> {
         self.post_with(&[])
     }
 
-    /// A good POST with more fields.
+    /// Returns a good POST with more fields.
     pub fn post_with(&self, more: &[(&str, &str)]) -> Vec<u8> {
         [
             indexed(index::METHOD_POST),

@@ -1,9 +1,9 @@
-//! One connection: sends what it is told, keeps what the server's frames say, checks them.
+//! One connection: sends frames, keeps the server's state from its frames, and checks them.
 //!
 //! States: open; *over* once the server has closed or reset the connection.
 //!
 //! Invariants:
-//!  1. No read waits longer than the target's patience, and a wait that ends so is an error that
+//!  1. No read waits longer than the target's patience; a wait that times out is an error that
 //!     shows the frames that did come.
 //!  2. Everything that comes is seen, in order, by [`Peer::step`] and nothing else.
 //!  3. SETTINGS and PING of the server are acknowledged at once.
@@ -32,15 +32,15 @@ pub struct Peer {
     /// The server's settings.
     settings: BTreeMap<u16, u32>,
     settings_count: usize,
-    /// Our settings that were not yet acknowledged.
+    /// Our settings that have not been acknowledged yet.
     sent: VecDeque<Vec<(u16, u32)>>,
     acknowledged: usize,
     initial_window: i64,
     frame_size: usize,
-    /// What the server may send in all: on the connection, and beyond the initial window on
+    /// How much the server may send in all: on the connection, and beyond the initial window on
     /// streams.
     granted: BTreeMap<u32, i64>,
-    /// The credit that the server gave.
+    /// The credit granted by the server.
     credit: BTreeMap<u32, i64>,
     /// Flow-controlled bytes that were sent.
     sent_data: i64,
@@ -48,16 +48,16 @@ pub struct Peer {
     pub(super) pongs: Vec<Vec<u8>>,
     pub(super) pings: u64,
     pub(super) goaways: Vec<(u32, u32)>,
-    /// Whether DATA is answered with WINDOW_UPDATE.
+    /// Whether DATA is followed by WINDOW_UPDATE.
     is_reading: bool,
     /// Whether PING and SETTINGS are acknowledged.
     is_acknowledging: bool,
     pub(super) is_over: bool,
-    /// A header block that goes on in CONTINUATION.
+    /// A header block that continues in CONTINUATION.
     block: Option<(Frame, Vec<u8>)>,
 }
 
-/// What has come on one stream.
+/// Everything that has come on one stream.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     pub status: u16,
@@ -85,7 +85,7 @@ impl Answer {
 }
 
 impl Peer {
-    /// A connection on which nothing was sent yet.
+    /// Opens a connection without sending anything.
     pub fn connect(target: &Target) -> Outcome<Peer> {
         let stream = TcpStream::connect_timeout(&target.address, target.patience)
             .map_err(|error| format!("cannot connect: {error}"))?;
@@ -118,12 +118,12 @@ impl Peer {
         })
     }
 
-    /// A connection after both prefaces (RFC 9113, section 3.4).
+    /// Opens a connection and completes both prefaces (RFC 9113, section 3.4).
     pub fn open(target: &Target) -> Outcome<Peer> {
         Peer::open_with(target, &[])
     }
 
-    /// The same with these settings.
+    /// Like `open`, with these settings.
     pub fn open_with(target: &Target, pairs: &[(u16, u32)]) -> Outcome<Peer> {
         let mut peer = Peer::connect(target)?;
         peer.send_raw(PREFACE);
@@ -145,7 +145,7 @@ impl Peer {
         self.settings.get(&name).copied()
     }
 
-    /// How many of our SETTINGS were acknowledged.
+    /// Returns how many of our SETTINGS were acknowledged.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged
     }
@@ -158,7 +158,7 @@ impl Peer {
         &self.pongs
     }
 
-    /// Last stream and code of each GOAWAY.
+    /// Returns last stream and code of each GOAWAY.
     pub fn goaways(&self) -> &[(u32, u32)] {
         &self.goaways
     }
@@ -167,22 +167,22 @@ impl Peer {
         self.is_over
     }
 
-    /// What the server granted in WINDOW_UPDATE frames on this stream, 0 for the connection.
+    /// Returns the server's grants in WINDOW_UPDATE frames on this stream, 0 for the connection.
     pub fn credit(&self, stream: u32) -> i64 {
         self.credit.get(&stream).copied().unwrap_or(0)
     }
 
-    /// Bytes that were sent in DATA, on all streams.
+    /// Returns how many bytes were sent in DATA, on all streams.
     pub fn sent_data(&self) -> i64 {
         self.sent_data
     }
 
-    /// What has come on this stream so far.
+    /// Returns what has come on this stream so far.
     pub fn so_far(&self, stream: u32) -> Answer {
         self.answers.get(&stream).cloned().unwrap_or_default()
     }
 
-    /// The frames that came last.
+    /// Returns the frames that came last.
     pub fn seen(&self) -> String {
         let frames: Vec<_> = self.seen.iter().map(|frame| format!("{frame:?}")).collect();
         let end = if self.is_over { "; closed" } else { "" };
@@ -191,12 +191,12 @@ impl Peer {
 
     // ---- sending ----
 
-    /// Bytes as they are. Who has closed already will be noticed by reading.
+    /// Sends bytes as they are. If the server has closed already, reading will notice.
     pub fn send_raw(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// The same, telling whether they could be sent.
+    /// Like `send_raw`, and returns whether they could be sent.
     pub fn try_send_raw(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
@@ -206,7 +206,7 @@ impl Peer {
         self.send_raw(&frame.encode());
     }
 
-    /// All in one write.
+    /// Sends all frames in one write.
     pub fn send_all(&mut self, frames: &[Frame]) {
         for frame in frames {
             self.note_sent(frame);
@@ -219,22 +219,22 @@ impl Peer {
         self.send(settings(pairs));
     }
 
-    /// A request without a body.
+    /// Sends a request without a body.
     pub fn headers(&mut self, stream: u32, block: &[u8]) {
         self.send(frame::headers(stream, block, flag::END_STREAM));
     }
 
-    /// A request whose body follows.
+    /// Sends a request whose body follows.
     pub fn headers_open(&mut self, stream: u32, block: &[u8]) {
         self.send(frame::headers(stream, block, 0));
     }
 
-    /// The last piece of a body.
+    /// Sends the last piece of a body.
     pub fn data_end(&mut self, stream: u32, body: &[u8]) {
         self.send(frame::data(stream, body, flag::END_STREAM));
     }
 
-    /// A piece of a body.
+    /// Sends a piece of a body.
     pub fn data(&mut self, stream: u32, body: &[u8]) {
         self.send(frame::data(stream, body, 0));
     }
@@ -243,17 +243,17 @@ impl Peer {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Takes DATA without giving the windows back.
+    /// Takes DATA without returning the windows.
     pub fn stop_reading(&mut self) {
         self.is_reading = false;
     }
 
-    /// No longer answers PING and SETTINGS.
+    /// Stops acknowledging PING and SETTINGS.
     pub fn stop_acknowledging(&mut self) {
         self.is_acknowledging = false;
     }
 
-    /// For SETTINGS that are sent as raw bytes.
+    /// Records SETTINGS that are sent as raw bytes.
     pub fn note_settings(&mut self, pairs: &[(u16, u32)]) {
         self.sent.push_back(pairs.to_vec());
     }
@@ -280,7 +280,7 @@ impl Peer {
 
     // ---- receiving ----
 
-    /// Everything up to the end as bytes, where no frames are expected.
+    /// Returns everything up to the end as bytes, for cases without frames.
     pub fn raw_until_closed(&mut self) -> Outcome<Vec<u8>> {
         while !self.is_over {
             self.receive()?;
@@ -288,7 +288,7 @@ impl Peer {
         Ok(std::mem::take(&mut self.received))
     }
 
-    /// Handles what has already come and waits for nothing.
+    /// Handles the frames that have already come, without waiting.
     pub fn drain(&mut self) -> Outcome {
         let _ = self.stream.set_nonblocking(true);
         let result = loop {
@@ -310,7 +310,7 @@ impl Peer {
         result
     }
 
-    /// One frame, or the end.
+    /// Handles one frame, or the end.
     pub fn step(&mut self) -> Outcome {
         match self.next()? {
             Some(frame) => self.handle(frame),
@@ -521,7 +521,7 @@ impl Peer {
 
 const NOTHING: &str = "nothing more came";
 
-/// RFC 9113, section 8.3.2: `:status` comes first and is the only pseudo-header of an answer.
+/// RFC 9113, section 8.3.2: `:status` comes first and is the only pseudo-header of a response.
 fn status_of(list: &[Field]) -> Outcome<u16> {
     let first = list.first().filter(|(name, _)| name == ":status");
     let status = first.and_then(|(_, value)| value.parse().ok());
