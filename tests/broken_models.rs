@@ -1,8 +1,8 @@
-//! Models that cannot work: each is refused when it is loaded, in one line that says why, and takes
-//! no process with it but the child that tried it.
+//! Models that cannot work: each is refused when it is loaded, in one line with the reason, and
+//! ends no process except for the child that tried it.
 //!
 //! The files are made here (`common::gguf`): the small model's file, a tiny model, or one that
-//! makes embeddings, with something wrong.
+//! makes embeddings, each with an error.
 
 #![cfg(feature = "llama")]
 
@@ -23,7 +23,7 @@ struct End {
 }
 
 impl End {
-    /// The first line that names all of these.
+    /// Returns the first line that contains all of these.
     fn line_with(&self, words: &[&str]) -> &str {
         let mut lines = self.lines.iter();
         lines
@@ -32,7 +32,7 @@ impl End {
     }
 }
 
-/// `timeout` in front: what should end and does not must not hang the test.
+/// Runs under `timeout`: a command that should end and does not must not hang the test.
 fn run(arguments: &[&str], home: &Path) -> End {
     let output = Command::new("timeout")
         .args(["120", env!("CARGO_BIN_EXE_autoglmd")])
@@ -41,7 +41,7 @@ fn run(arguments: &[&str], home: &Path) -> End {
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("HOME", home)
         .env("STATE_DIRECTORY", home.join("state"))
-        // As the daemon has it for itself.
+        // As the daemon sets it for itself.
         .env("GOMP_SPINCOUNT", "1000")
         .stdin(Stdio::null())
         .output()
@@ -74,7 +74,7 @@ fn template(source: &str) -> Value {
 }
 
 /// Mutation: without `metadata::check` the child ends by SIGABRT, and the daemon with the
-/// assertion's text in the place of these reasons.
+/// assertion's text instead of these reasons.
 #[test]
 fn what_ends_llama_cpp_is_refused_at_the_start_with_its_reason() {
     let tokens = Gguf::tiny().get("tokenizer.ggml.tokens").as_texts();
@@ -130,7 +130,7 @@ fn what_ends_llama_cpp_is_refused_at_the_start_with_its_reason() {
     }
 }
 
-/// The same files, made of the small model itself, as its users would damage it.
+/// The same files, made from the small model itself, as users would damage it.
 #[test]
 fn the_small_model_with_wrong_metadata_is_refused() {
     let small = Gguf::small();
@@ -148,15 +148,15 @@ fn the_small_model_with_wrong_metadata_is_refused() {
     }
 }
 
-/// Assertions of llama.cpp that no check of ours foresees, in loading and in tokenizing: the child's
-/// end is told with what it said last. Mutation: without the child the daemon ends.
+/// Assertions of llama.cpp that no check of ours foresees, in loading and in tokenizing: the
+/// child's end is reported with its last message. Mutation: without the child the daemon ends.
 #[test]
 fn an_end_of_the_child_is_one_line_with_its_cause() {
     let rope = Gguf::tiny().with("llama.rope.scaling.type", Value::text("sideways"));
     let end = serve(&rope);
     assert_eq!(end.code, Some(69), "{:#?}", end.lines);
     end.line_with(&["model.gguf", "SIGABRT", "GGML_ASSERT"]);
-    // A blank is part of a word here, which llama.cpp's own merges rule out.
+    // A space is part of a word here, which llama.cpp's own merges rule out.
     let whitespace = Gguf::tiny().with("tokenizer.ggml.pre", Value::text("whitespace"));
     let end = serve(&whitespace);
     assert_eq!(end.code, Some(69), "{:#?}", end.lines);
@@ -196,7 +196,7 @@ fn files_that_are_cut_off_or_lie_about_their_size_are_refused() {
         lying.bytes(),
         huge.bytes(),
     ];
-    // The head, the vocabulary, the tensors' places, and their data.
+    // The head, the vocabulary, the positions of the tensors, and their data.
     let lengths = [
         24,
         100,
@@ -215,7 +215,7 @@ fn files_that_are_cut_off_or_lie_about_their_size_are_refused() {
     }
 }
 
-/// Whatever stands in the metadata, the daemon's own process ends with 0 or 69, and says why.
+/// Whatever the metadata contain, the daemon's own process ends with 0 or 69, and reports why.
 #[test]
 fn random_metadata_ends_no_daemon() {
     let tiny = Gguf::tiny();
@@ -239,12 +239,12 @@ fn random_metadata_ends_no_daemon() {
         let home = tempfile::tempdir().expect("a temporary folder");
         let path = home.path().join("model.gguf");
         gguf.write(&path);
-        // A daemon that would serve finds no address to do it on, after it has proved the model.
+        // A daemon that would serve finds no address to listen on, after it has proved the model.
         let model = path.to_str().expect("the path is plain");
         let end = run(&["engine-worker", "--prove", model], home.path());
         let names: Vec<&String> = changes.iter().map(|(key, _)| key).collect();
         if !matches!(end.code, Some(0 | 69)) {
-            // The child itself may end anyhow: what counts is that the daemon does not.
+            // The child itself may end in any way: the daemon must not.
             let end = serve(&gguf);
             prop_assert_eq!(end.code, Some(69), "{:?}: {:#?}", names, end.lines);
             let told = end.lines.iter().any(|line| line.contains("model.gguf"));

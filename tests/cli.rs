@@ -1,7 +1,7 @@
-//! The command line as a script sees it: exit codes, what stands on stdout, what a client sends.
+//! The command line as a script sees it: exit codes, the contents of stdout, the client's requests.
 //!
-//! The real binary runs in a folder of its own. Where it needs a server, a listener of the test
-//! plays one, so that every byte of the answer is the test's choice.
+//! The real binary runs in its own folder. If it needs a server, a listener of the test plays one,
+//! so that every byte of the response is the test's choice.
 
 mod common;
 
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use common::player::{answer_once, events, receive, start_server, whole};
 
-/// A home with nothing in it.
+/// An empty home.
 struct Home(TempDir);
 
 impl Home {
@@ -270,8 +270,8 @@ fn a_key_is_made_listed_rotated_and_revoked() {
     home.run(&["key", "revoke", "key_000000000000"]).expect(66);
 }
 
-/// The secret goes out once. A full disk, a pipe that nobody reads and a closed stdout must leave
-/// neither a key that no one holds nor, after a rotation, no secret that works.
+/// The secret is printed once. A full disk, a pipe without a reader and a closed stdout must leave
+/// neither a key whose secret is lost nor, after a rotation, no secret that works.
 #[test]
 fn a_key_that_cannot_be_shown_does_not_stay() {
     let home = Home::new();
@@ -595,7 +595,7 @@ fn ctrl_c_closes_the_connection() {
         .status();
     assert!(kill.unwrap().success());
     assert_eq!(server.join().unwrap(), 0);
-    // What a shell shows as 130.
+    // A shell shows this as 130.
     assert_eq!(child.wait().unwrap().signal(), Some(2));
 }
 

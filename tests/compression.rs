@@ -1,5 +1,5 @@
-//! Content codings seen from outside, with the echo engine: curl and gzip as second opinions,
-//! streams read event by event, and bombs.
+//! Content codings from the client's side, with the echo engine: curl and gzip as independent
+//! decoders, streams read event by event, and bombs.
 
 mod common;
 
@@ -33,7 +33,7 @@ fn encoded(coding: Coding, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Runs a program with this input, and gives what it writes.
+/// Runs a program with this input, and returns its output.
 fn run(program: &str, package: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -43,7 +43,7 @@ fn run(program: &str, package: &str, arguments: &[&str], input: &[u8]) -> Vec<u8
         .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}; apt-get install {package}"));
     let mut stdin = child.stdin.take().expect("it is piped");
-    // What is sent here fits into a pipe, so nobody waits for the other.
+    // The input fits into a pipe, so neither side waits for the other.
     assert!(input.len() <= 64 * 1024);
     stdin.write_all(input).expect("it reads its input");
     drop(stdin);
@@ -158,7 +158,7 @@ fn head_announces_what_get_sends() {
         assert!(get.field(name).is_some(), "{name}: {get}");
         assert_eq!(get.field(name), head.field(name), "{name}");
     }
-    // No body came: the next answer begins where the head ended.
+    // No body came: the next response begins where the head ended.
     connection
         .exchange(&request("GET", "/livez", &[], b""))
         .expect(200);
@@ -221,11 +221,11 @@ fn unknown_coding_gets_the_list() {
 
 // ---- bombs -------------------------------------------------------------------------------------
 
-/// 256 MiB of zeros (32 of brotli's), in kilobytes.
+/// Returns 256 MiB of zeros (32 for brotli) in a few kilobytes.
 fn bomb(coding: Coding) -> Vec<u8> {
     match coding {
-        // A frame with a window of 128 KiB, and blocks that say "128 KiB of this byte" (RFC 8878,
-        // section 3.1.1.2): 2,048 of them.
+        // A frame with a window of 128 KiB, and 2,048 blocks that mean "128 KiB of this byte" (RFC
+        // 8878, section 3.1.1.2).
         Coding::Zstd => {
             let block = [0x02, 0x00, 0x10, 0x00];
             [
@@ -234,7 +234,7 @@ fn bomb(coding: Coding) -> Vec<u8> {
             ]
             .concat()
         }
-        // After a flush the same bytes mean the same again.
+        // After a flush the same bytes have the same meaning again.
         Coding::Gzip | Coding::Deflate => {
             let mut encoder = Encoder::stream(coding).expect("memory");
             let (mut first, mut block) = (Vec::new(), Vec::new());
@@ -268,15 +268,15 @@ fn bombs_get_413_and_cost_bounded_memory() {
         for (coding, bomb) in &bombs {
             for _ in 0..8 {
                 let answer = throw(*coding, bomb);
-                // Of a longer bomb a hundredfold is more than a body may be in any case.
+                // A hundred times a longer bomb exceeds the bound of a body in any case.
                 let is_long = bomb.len() * 100 > MIB;
                 let named = if is_long { "max_body" } else { named };
                 assert!(answer.text().contains(named), "{coding:?}: {answer}");
             }
         }
         let grown = daemon.process().peak_bytes() - before;
-        // The bomb, one buffer of a mebibyte while it grows, and a decoder's window, at the worst
-        // moment.
+        // At the worst moment: the bomb, one buffer of a mebibyte while it grows, and a decoder's
+        // window.
         assert!(grown < 12 * MIB as u64, "bombs cost {grown} bytes");
         let refused = daemon
             .metrics()

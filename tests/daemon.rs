@@ -22,7 +22,7 @@ fn good_file_is_applied_on_hup_without_dropping_a_connection() {
     let large = daemon.generate_request(&json!({ "prompt": "a".repeat(8 * 1024) }));
     connection.exchange(&large).expect(200);
 
-    // Half a request is under way while the file changes.
+    // Half a request has been sent when the file changes.
     connection.send(&large[..100]);
     let changed = options.set("limits.max_body", "1KiB").configuration();
     std::fs::write(daemon.configuration_file(), changed).expect("the file can be written");
@@ -100,7 +100,7 @@ fn saved_file_is_applied_by_itself_where_that_is_switched_on() {
     eventually("the new limit is in force", || {
         (daemon.exchange(&large).status() == 413).then_some(())
     });
-    // And as others do: in place.
+    // As other programs save: in place.
     let changed = options.set("limits.max_body", "1MiB").configuration();
     std::fs::write(daemon.configuration_file(), changed).expect("the file can be written");
     eventually("the old limit is back", || {
@@ -136,7 +136,7 @@ fn request_whose_body_is_under_way_is_answered_during_the_drain() {
     let mut connection = daemon.connect();
     let (head, body) = bytes.split_at(bytes.len() - 10);
     connection.send(head);
-    // An answer on another connection shows that the loop has turned since.
+    // A response on another connection shows that the loop has run a turn since.
     daemon
         .exchange(&request("GET", "/livez", &[], b""))
         .expect(200);
@@ -150,7 +150,7 @@ fn request_whose_body_is_under_way_is_answered_during_the_drain() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
-/// One of two reactors has nothing to wait for and ends first; the daemon still listens to signals.
+/// One of two reactors has nothing to wait for and ends first; the daemon still handles signals.
 #[test]
 fn second_term_cuts_off_what_the_first_one_waits_for() {
     let mut daemon = Options::echo().argument("--reactors").argument("2").start();
@@ -171,7 +171,7 @@ fn second_term_cuts_off_what_the_first_one_waits_for() {
     assert!(start.elapsed() < Duration::from_secs(20));
 }
 
-/// A balancer must not wait on a daemon that will not answer: no listener may stay open behind it.
+/// A load balancer must not wait for a daemon that will not respond: no listener may stay open.
 #[test]
 fn nobody_can_connect_to_a_daemon_that_drains() {
     let folder = tempfile::tempdir().expect("a folder for the socket");
@@ -198,7 +198,7 @@ fn nobody_can_connect_to_a_daemon_that_drains() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
-/// The kernel keeps the address of a daemon that was killed for nobody: the next one starts.
+/// The address of a killed daemon is free again: the next one starts.
 #[test]
 fn daemon_killed_without_warning_starts_again_on_the_same_state() {
     let mut daemon = Daemon::echo();
@@ -272,7 +272,7 @@ fn usr1_opens_the_log_file_anew() {
     let manager = Manager::new(folder.path());
     let socket = folder.path().join("autoglmd.sock");
     let listen = format!("[\"{}\"]", path_argument(&socket));
-    // With a file, stderr says nothing; the service manager is told when the daemon is ready.
+    // With a log file, stderr stays empty; the service manager learns when the daemon is ready.
     let mut daemon = Options::echo()
         .set("log.file", file.to_str().expect("a plain path"))
         .set_raw("server.listen", &listen)
@@ -310,7 +310,7 @@ fn usr1_opens_the_log_file_anew() {
 
 #[test]
 fn json_log_is_one_object_a_line() {
-    // Where a service manager is told, stderr carries the log and no word for people.
+    // With a service manager, stderr carries the log and no text for people.
     let folder = tempfile::tempdir().expect("a folder for the socket");
     let manager = Manager::new(folder.path());
     let daemon = Options::echo()
@@ -328,7 +328,7 @@ fn json_log_is_one_object_a_line() {
     }
 }
 
-/// A log that nobody takes must cost lines, never answers.
+/// A log that is not read must cost lines, never responses.
 #[test]
 fn full_log_pipe_holds_nothing_up_and_is_counted() {
     let folder = tempfile::tempdir().expect("a folder for the sockets");
@@ -383,7 +383,7 @@ fn service_manager_is_told_of_start_reload_and_stop() {
     let before = monotonic_microseconds();
     daemon.process().signal(libc::SIGHUP);
     let reloading = manager.wait_for("RELOADING");
-    // systemd refuses a reload whose time stamp is not in the same message (sd_notify(3)).
+    // systemd refuses a reload without a time stamp in the same message (sd_notify(3)).
     let stamp = reloading.value("MONOTONIC_USEC").expect("a time stamp");
     let stamp: u64 = stamp.parse().expect("a number");
     assert!(
@@ -410,14 +410,14 @@ fn watchdog_is_fed_by_the_loop() {
     for _ in 0..4 {
         manager.wait_for("WATCHDOG");
     }
-    // Half the time out is the rule (sd_watchdog_enabled(3)): four of them in 0.8 s.
+    // Half the timeout is the rule (sd_watchdog_enabled(3)): four of them in 0.8 s.
     assert!(
         start.elapsed() < Duration::from_secs(5),
         "took {:?}",
         start.elapsed()
     );
     let position = daemon.log_position();
-    // A stopped process feeds nobody, which is the point; a continued one does again.
+    // A stopped process does not feed the watchdog, which is the point; a continued one does again.
     daemon.process().signal(libc::SIGSTOP);
     daemon.process().signal(libc::SIGCONT);
     manager.wait_for("WATCHDOG");

@@ -1,9 +1,9 @@
-//! The original client's request, answered by the default model: the program that comes back runs.
+//! The original client's request to the default model: the program that comes back runs.
 //!
-//! The default model is used where its file is in the daemon's cache, or where
-//! `AUTOGLMD_TEST_DEFAULT_MODEL` is `1`, which fetches it, or the path of its file. Elsewhere the
-//! small model answers and only the form of the response is checked. The test says which model it
-//! used, whether it passes or not.
+//! Uses the default model if its file is in the daemon's cache, or if `AUTOGLMD_TEST_DEFAULT_MODEL`
+//! is `1`, which fetches it, or the path of its file. Otherwise the small model is used, and only
+//! the form of the response is checked. The test prints which model it used, whether it passes or
+//! not.
 
 #![cfg(feature = "llama")]
 
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use common::{Options, model};
 
-/// Runs the program, and the first function that sorts the lists as `sorted` does.
+/// Runs the program, and the first of its functions that sorts the lists as `sorted` does.
 const JUDGE: &str = r#"
 import random, sys
 
@@ -58,7 +58,7 @@ fn chinese_quicksort_sorts() {
         ),
     };
     let used = default.as_deref().unwrap_or_else(|| model::path());
-    // Past the harness, which shows what a test prints only if it fails.
+    // Written past the harness, which shows a test's output only if it fails.
     writeln!(
         std::io::stderr(),
         "chinese_quicksort_sorts uses {name}: {}",
@@ -90,7 +90,7 @@ fn chinese_quicksort_sorts() {
     assert!(output.status.success(), "{said}\n{code}");
 }
 
-/// The judge itself is not content with anything: a wrong program is found.
+/// Checks the judge itself: it must find a wrong program.
 #[test]
 fn judge_tells_a_program_that_sorts_from_one_that_does_not() {
     let folder = tempfile::tempdir().expect("a folder for temporary files");

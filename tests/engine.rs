@@ -1,8 +1,8 @@
 //! The engine with the real small model.
 //!
-//! Needs the model's file: `$AUTOGLMD_TEST_MODEL`, else the one in the daemon's own cache, which
-//! the first test that misses it fetches. Nothing here is timed but by bounds that only a hang or a
-//! broken promise can exceed.
+//! Needs the model's file: `$AUTOGLMD_TEST_MODEL`, or the one in the daemon's own cache, which the
+//! first test without it fetches. All time bounds are so wide that only a hang or a broken promise
+//! can exceed them.
 
 #![cfg(feature = "llama")]
 
@@ -26,11 +26,11 @@ use autoglmd::engine::{
 use autoglmd::error::ErrorCode;
 use autoglmd::offload::{CancelReason, JobKey, Ticket};
 
-/// Far longer than anything here takes, even on a busy machine.
+/// Far longer than any step here, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Q4_1 is computed by one kernel, however many rows there are. With other weights the size of the
-/// batch chooses the kernel, and kernels round in different ways: there it only counts.
+/// One kernel computes Q4_1, however many rows there are. With other weights the size of the batch
+/// chooses the kernel, and kernels round differently: there the test only counts.
 #[test]
 fn greedy_answers_are_the_same_alone_and_in_a_batch_where_one_kernel_computes_them() {
     let host = Host::start(16, 512);
@@ -140,7 +140,7 @@ fn chinese_quicksort_is_python_that_parses() {
     assert_parses(&program);
 }
 
-/// The test model's file says what it is; another file of its architecture does not.
+/// The test model's file names its family; another file of its architecture does not.
 #[test]
 fn family_comes_from_the_file_unless_it_is_given() {
     let penalty = |family| {
@@ -222,7 +222,7 @@ fn cancelled_prompt_leaves_the_engine_idle_and_its_prefix_for_the_retry() {
     let ticket = job.ticket.clone();
     let retry = renewed(&job);
     let receiver = host.submit(job);
-    // Some of the prompt is computed, not all: an event would tell of the end.
+    // A part of the prompt is computed, not all: an event would report the end.
     host.wait_until(|engine| engine.gauges().kv_used > 0);
     ticket.cancel(CancelReason::Disconnect);
     let failed = collect(&receiver).outcome.expect_err("a cancelled job");
@@ -242,7 +242,7 @@ fn cancelled_prompt_leaves_the_engine_idle_and_its_prefix_for_the_retry() {
 fn engine_is_idle_within_200_ms_of_a_cancel() {
     let host = Host::start(2, 2048);
     let prompt = |attempt: usize| {
-        // Each begins with another word: nothing of it is computed already.
+        // Each begins with another word, so nothing of it is computed already.
         let job = host.job_of(Prompt::Raw(format!("{attempt} {}", long_text(1500))), 8);
         let before = host.engine.gauges().prompt_tokens;
         time_to_idle(&host, job, |gauges| gauges.prompt_tokens > before)
@@ -253,8 +253,8 @@ fn engine_is_idle_within_200_ms_of_a_cancel() {
         let before = host.engine.gauges().generated_tokens;
         time_to_idle(&host, job, |gauges| gauges.generated_tokens > before + 3)
     };
-    // The best of a few: a machine with other work may hold a thread up, and a batch of prompt
-    // tokens that is computed to its end takes far longer each time.
+    // The best of a few: a machine with other work may delay a thread, but a batch of prompt tokens
+    // that is computed to its end takes far longer each time.
     let promise = Duration::from_millis(200);
     let prompts: Vec<Duration> = (0..5).map(prompt).collect();
     assert!(prompts.iter().any(|took| *took < promise), "{prompts:?}");
@@ -262,8 +262,8 @@ fn engine_is_idle_within_200_ms_of_a_cancel() {
     assert!(answers.iter().any(|took| *took < promise), "{answers:?}");
 }
 
-/// Cancels a job once it is as far as `is_under_way` says; gives how long it takes until the gauges
-/// know of no running sequence.
+/// Cancels a job once `is_under_way` holds; returns how long it takes until the gauges show no
+/// running sequence.
 fn time_to_idle(host: &Host, job: Job, is_under_way: impl Fn(Gauges) -> bool) -> Duration {
     let ticket = job.ticket.clone();
     let receiver = host.submit(job);
@@ -315,7 +315,7 @@ fn deadline_ends_the_answer_with_what_there_is() {
     job.sampling.seed = Some(1);
     job.ticket = Arc::new(Ticket::new(1000));
     job.prompt = Prompt::Raw("Once upon a time".to_owned());
-    // Enough for a token on a busy machine, and for 2000 on none.
+    // Enough for one token on a busy machine, but not for 2000 on any.
     job.deadline = Moment::now() + Duration::from_secs(2);
     let answer = host.run(job);
     let failed = answer.outcome.expect_err("no time for 2000 tokens");
@@ -340,7 +340,7 @@ fn prompt_beyond_the_context_is_refused_by_name() {
             FailReason::Error(ErrorCode::ContextLengthExceeded)
         );
     }
-    // As much as fits is answered, and the answer ends with the context.
+    // As much as fits is generated, and the output ends with the context.
     let done = host.answer(host.job_of(Prompt::Raw(long_text(400)), 100_000));
     assert!(done.usage.prompt_tokens + done.usage.completion_tokens <= 512);
 }
@@ -350,7 +350,7 @@ fn full_queue_refuses_at_once_and_drain_ends_what_was_admitted() {
     let mut settings = settings(1, 512);
     settings.queue = 2;
     let host = Host::start_with(settings);
-    // It holds the only sequence for as long as the queue is being filled, on a busy machine too.
+    // It holds the only sequence while the queue is being filled, on a busy machine too.
     let mut long = host.job_of(Prompt::Raw("Once upon a time".to_owned()), 400);
     long.sampling.temperature = 1.5;
     let mut receivers = vec![host.submit(long)];
@@ -436,14 +436,14 @@ fn model_on_its_way_is_given_up_when_the_drain_begins_and_that_is_no_failure() {
     engine.drain();
     let handle = Arc::downgrade(&engine);
     assert!(matches!(engine.state(), State::Loading { .. }));
-    // Waits for the thread, which ends only because it was told to.
+    // Waits for the thread, which ends only because of the drop.
     drop(engine);
     assert!(handle.upgrade().is_none());
 }
 
 // ---- what the tests stand on -------------------------------------------------------------------
 
-/// An engine, and the mailboxes of those who ask it.
+/// An engine, and the mailboxes of its clients.
 struct Host {
     engine: Arc<dyn Engine>,
     mailboxes: Arc<Mailboxes>,
@@ -463,7 +463,7 @@ impl Deliver for Mailboxes {
     }
 }
 
-/// All that came back for one job.
+/// All events of one job.
 struct Answer {
     tokens: Vec<String>,
     outcome: Result<Done, Failed>,
@@ -558,7 +558,7 @@ impl Host {
     }
 }
 
-/// Observes until there is what was waited for.
+/// Calls `observe` until it returns a value.
 fn wait<T>(mut observe: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -591,7 +591,7 @@ fn collect(receiver: &Receiver<Event>) -> Answer {
     }
 }
 
-/// The same job as a new request.
+/// Returns the same job as a new request.
 fn renewed(job: &Job) -> Job {
     static REQUESTS: Mutex<u32> = Mutex::new(0);
     let mut request = REQUESTS.lock().unwrap();
@@ -652,7 +652,7 @@ fn message(role: &str, content: &str) -> Message {
     }
 }
 
-/// Text of about so many tokens.
+/// Returns text of about this many tokens.
 fn long_text(tokens: usize) -> String {
     const WORDS: [&str; 8] = [
         "time", "water", "house", "people", "place", "work", "day", "world",

@@ -1,10 +1,9 @@
-//! The evaluation's tasks check what they say: each right program passes, each wrong one fails.
+//! Checks the evaluation's tasks: each correct program passes, each wrong one fails.
 //!
 //! The models themselves are judged by `cargo bench --bench prompts`.
-//!
 //! Mutations that `right_programs_pass_and_wrong_ones_fail` catches: a check without its last
 //! statement, `Verdict::Passed` for an exit status of 0 without the mark, `compare` that looks at
-//! the first case only.
+//! only the first case.
 
 #[allow(dead_code)]
 #[path = "../benches/prompts/judge.rs"]
@@ -25,7 +24,7 @@ use judge::{Verdict, judge};
 use statistics::{Pairs, Share};
 use tasks::{Half, Task, Tongue};
 
-/// What runs the programs, with the package that brings it.
+/// The interpreters and compilers for the programs, with the packages that contain them.
 const TOOLS: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("node", "nodejs"),
@@ -143,7 +142,7 @@ fn requests_come_in_two_tongues_and_leave_the_language_to_its_own_member() {
 }
 
 /// Values of R's `binom.confint(method = "wilson")` and `binom.test`. Mutations that it catches: a
-/// one-sided test, and a reach without the correction for few answers.
+/// one-sided test, and a reach without the correction for small samples.
 #[test]
 fn intervals_and_tests_are_those_of_the_books() {
     let near = |found: f64, expected: f64| (found - expected).abs() < 0.05;

@@ -1,7 +1,7 @@
 //! The real engine with the real small model, through the whole daemon.
 //!
-//! The tests take turns: most of them measure, and a model on two cores is slow enough alone.
-//! One daemon serves all tests that leave it as they found it.
+//! The tests take turns: most of them measure, and a model on two cores is slow enough alone. One
+//! daemon serves all tests that leave it as they found it.
 
 #![cfg(feature = "llama")]
 
@@ -23,13 +23,13 @@ fn shared() -> &'static Daemon {
 
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    // A test that failed leaves nothing behind that would harm the next.
+    // A failed test leaves nothing behind that would harm the next.
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // ---- what users do ---------------------------------------------------------------------------
 
-/// The client in the README, word for word but for the address and the key.
+/// The client in the README, word for word except for the address and the key.
 #[test]
 fn original_python_client_prints_python_that_parses() {
     let _turn = turn();
@@ -167,14 +167,14 @@ fn leaving_during_a_long_prompt_frees_the_engine_and_a_retry_finds_the_prefix() 
         let computed = tokens(daemon, "prompt");
         let mut connection = daemon.connect();
         connection.send(&daemon.generate_request(&body));
-        // Some of the prompt, and by far not all of it.
+        // A part of the prompt, and by far not all of it.
         eventually("a batch of the prompt is computed", || {
             (tokens(daemon, "prompt") > computed).then_some(())
         });
         times.push(leave(daemon, connection));
         daemon.generate(&body).expect(200);
         let kept = tokens(daemon, "prompt_cached") - before;
-        // Beyond the server's own prompt, which any request finds.
+        // More than the server's own prompt, which any request finds.
         assert!(kept >= 32.0, "the retry found {kept} tokens computed");
     }
     assert_best(times, Duration::from_millis(200));
@@ -221,7 +221,7 @@ fn leaving_a_request_that_is_not_streamed_frees_the_engine() {
     assert_best(times, Duration::from_millis(200));
 }
 
-/// The dead must not be served from the queue either.
+/// Clients that are gone must not be served from the queue either.
 #[test]
 fn those_who_leave_the_queue_are_never_computed() {
     let _turn = turn();
@@ -246,7 +246,7 @@ fn those_who_leave_the_queue_are_never_computed() {
     drop(waiting);
     drop(running);
     wait_until_idle(&daemon);
-    // What they asked for is twenty times as much.
+    // Their prompts are twenty times as long.
     let computed = tokens(&daemon, "prompt") - before;
     assert!(
         computed < 1_000.0,
@@ -285,7 +285,7 @@ fn interrupted_command_line_client_stops_the_work() {
     common::process::Process(client.id()).signal(libc::SIGINT);
     wait_until_idle(daemon);
     let status = client.wait().expect("the child is ours");
-    // The work was stopped, and did not come to its end.
+    // The work was stopped before its end.
     assert_eq!(disconnected() - before, 1.0);
     assert!(!status.success());
 }
@@ -335,7 +335,8 @@ fn concurrency_of_a_key_is_counted_until_the_work_has_ended() {
     });
 }
 
-/// Health must answer while every sequence is busy: orchestrators kill what does not.
+/// Health checks must get a response while every sequence is busy: orchestrators kill a silent
+/// process.
 #[test]
 fn full_queue_refuses_within_milliseconds_and_health_answers_throughout() {
     let _turn = turn();
@@ -368,8 +369,8 @@ fn full_queue_refuses_within_milliseconds_and_health_answers_throughout() {
         "{} refusals for 80 places",
         refusal_times.len()
     );
-    // A machine with other work may hold up some of three hundred clients, but not all; and
-    // whoever waited for a sequence to end would wait as long as one who was served.
+    // A machine with other work may delay some of three hundred clients, but not all. A client that
+    // had to wait for a sequence to end would wait as long as one that was served.
     refusal_times.sort();
     let quick = refusal_times[refusal_times.len() / 10];
     assert!(
@@ -390,7 +391,7 @@ fn full_queue_refuses_within_milliseconds_and_health_answers_throughout() {
         .expect(200);
 }
 
-/// Five hundred at once is what the daemon promises; `AUTOGLMD_TEST_CROWD` asks for more or less.
+/// The daemon promises five hundred at once; `AUTOGLMD_TEST_CROWD` asks for more or less.
 #[test]
 fn crowd_with_patience_is_served_to_the_last_one() {
     let _turn = turn();
@@ -430,7 +431,7 @@ fn crowd_with_patience_is_served_to_the_last_one() {
     let grown = process.anonymous_bytes().saturating_sub(before.0);
     assert!(grown < 32 << 20, "memory grew by {grown} bytes");
     assert_eq!(process.threads(), before.1);
-    // The last question about the numbers may have its connection for a moment longer.
+    // The connection of the last request for the metrics may be open for a moment longer.
     eventually("all descriptors are closed", || {
         (process.descriptors() <= before.2).then_some(())
     });
@@ -453,7 +454,8 @@ fn drain_lets_running_answers_end_and_takes_no_new_ones() {
     let position = daemon.log_position();
     daemon.process().signal(libc::SIGTERM);
     daemon.wait_for_log(position, "drain");
-    // Who was connected is told, or finds the connection closed; nobody new comes in.
+    // A connected client gets a response, or finds the connection closed; no new connection is
+    // accepted.
     let sent = other.try_send(&request("GET", "/readyz", &[], b""));
     if let Ok(answer) = sent.and_then(|()| other.try_answer()) {
         assert_eq!(answer.status(), 503, "{answer}");
@@ -497,7 +499,7 @@ fn patience_of_the_drain_is_bounded_and_a_second_term_ends_it() {
 
 // ---- helpers ---------------------------------------------------------------------------------
 
-/// About a thousand tokens, and other ones for each number.
+/// About a thousand tokens, different ones for each number.
 fn long_prompt(number: usize) -> String {
     let lines = (0..60).map(|line| {
         format!("value_{number}_{line} = compute(first={line}, second={number}, third=true)\n")
@@ -576,7 +578,7 @@ fn wait_until_idle(daemon: &Daemon) -> Duration {
     elapsed
 }
 
-/// Closes the connection, and tells how long the engine went on.
+/// Closes the connection, and returns how long the engine went on.
 fn leave(daemon: &Daemon, connection: Connection) -> Duration {
     let running = daemon.metrics().value("autoglmd_engine_sequences_running");
     assert_eq!(running, 1.0, "the work ended before the client left");
@@ -584,8 +586,8 @@ fn leave(daemon: &Daemon, connection: Connection) -> Duration {
     wait_until_idle(daemon)
 }
 
-/// One of a few attempts keeps the promise: a machine with other work may hold a thread up in any
-/// of them, and work that goes on to its end takes far longer in each.
+/// One of a few attempts must keep the promise: a machine with other work may delay a thread in any
+/// of them, but work that goes on to its end takes far longer in each.
 fn assert_best(times: Vec<Duration>, bound: Duration) {
     assert!(times.iter().any(|time| *time < bound), "{times:?}");
 }

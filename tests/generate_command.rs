@@ -5,7 +5,7 @@
 //! Mutations, each caught by the test named:
 //! * `wants_colour` always true: `colours_are_for_terminals_that_want_them`
 //! * `Destination::new` not before the request: `file_that_is_there_is_kept`
-//! * `fs::rename` also without --force: the unit of `Destination`, `file_made_meanwhile_is_kept`
+//! * `fs::rename` also without --force: `file_made_meanwhile_is_kept` beside `Destination`
 //! * `confirm` returns true for an empty line: `program_runs_only_after_yes`
 
 mod common;
@@ -42,7 +42,7 @@ fn home() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// A daemon that answers one request with this program.
+/// A daemon that responds to one request with this program.
 fn daemon(language: &str, program: &str) -> String {
     let middle = program.chars().count() / 2;
     let first: String = program.chars().take(middle).collect();
@@ -110,7 +110,7 @@ fn pipes_get_every_byte_and_nothing_else() {
         .unwrap();
     expect(&output, 0);
     assert_eq!(text(&output.stdout), "print('\x1b[31m')\r\n");
-    // A terminal would obey them.
+    // A terminal would obey these bytes.
     let url = daemon("python", "print('\x1b[31m')\n");
     let mut command = command(&home, &["p", "--no-stream", "--url", &url]);
     let (_, shown) = terminal::run(&mut command, "");
@@ -149,7 +149,7 @@ fn file_that_is_there_is_kept() {
     let file = home.path().join("kept.py");
     fs::write(&file, "old").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o754)).unwrap();
-    // Nothing listens there: the file is looked at before the daemon is asked.
+    // Nothing listens there: the file is checked before the daemon is asked.
     let nowhere = "unix:/nowhere/at/all";
     let output = command(&home, &["p", "--url", nowhere, "--out"])
         .arg(&file)
@@ -247,7 +247,7 @@ fn output_and_exit_code_are_those_of_the_program() {
         let mut command = command(&home, &["p", "--url", &url, "--run", "--yes"]);
         command.args(more).output().unwrap()
     };
-    // The language is the one that the daemon has answered with.
+    // The language is the one in the daemon's response.
     let script = "echo $((6 * 7)); echo beside >&2; exit 7";
     let output = run("bash", script, &[]);
     expect(&output, 7);

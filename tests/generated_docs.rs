@@ -1,5 +1,5 @@
-//! Pages that are made from tables in the code. `AUTOGLMD_BLESS=1 cargo test --test generated_docs`
-//! rewrites them; without it, a page that differs from its table fails.
+//! Pages that are generated from tables in the code. `AUTOGLMD_BLESS=1 cargo test --test
+//! generated_docs` rewrites them; without it, a page that differs from its table fails.
 
 use std::path::{Path, PathBuf};
 

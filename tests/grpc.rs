@@ -1,4 +1,4 @@
-//! gRPC over the real binary, by the field's own client: Python's grpcio, with stubs that it makes
+//! gRPC over the real binary, by the usual client: Python's grpcio, with stubs that it generates
 //! from our schema. Each test is a function of `tests/python/grpc_client.py`, which runs over TLS
 //! and in clear text against one port.
 
@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use common::tls::Authority;
 use common::{Daemon, Options, python};
 
-/// A daemon that speaks TLS to who speaks it.
+/// Returns a daemon that speaks TLS with clients that do.
 fn shared() -> &'static Daemon {
     Daemon::shared(|| {
         let authority = Authority::new("the house");
@@ -25,12 +25,12 @@ fn shared() -> &'static Daemon {
     })
 }
 
-/// The certificates that clients of the shared daemon trust.
+/// Returns the certificates that clients of the shared daemon trust.
 fn roots() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("grpc/roots.pem")
 }
 
-/// A check that runs.
+/// A running check.
 struct Client {
     child: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
@@ -64,7 +64,7 @@ impl Client {
         }
     }
 
-    /// Waits until the client says this word.
+    /// Waits until the client prints this word.
     #[track_caller]
     fn wait_for(&mut self, word: &str) {
         let line = self.lines.next();
@@ -72,7 +72,7 @@ impl Client {
         assert_eq!(line.expect("its lines are text"), word);
     }
 
-    /// Lets a client that waits for us go on.
+    /// Lets a client that waits for us continue.
     fn go_on(&mut self) {
         self.stdin.write_all(b"\n").expect("the client reads");
     }
@@ -138,7 +138,7 @@ fn a_hundred_streams_share_one_connection() {
     };
     let before = accepted();
     Client::start(&daemon, "hundred_streams").finish();
-    // One for the client, one for each look at the metrics.
+    // One connection for the client, one for each reading of the metrics.
     assert_eq!(accepted() - before, 2.0);
     let streams = [("route", "grpc_generate_stream"), ("status", "200")];
     let metrics = daemon.metrics();

@@ -1,7 +1,7 @@
 //! HTTP/1.1 over real sockets, against the daemon with the echo engine.
 //!
-//! What can be said about bytes alone is tested beside the parser; here is what needs a socket:
-//! answers in order, closes, limits. What needs a clock or a full kernel is in `pressure.rs`.
+//! The parser's own tests cover bytes alone; here are the tests that need a socket: responses in
+//! order, closes, limits. Tests that need a clock or a full kernel are in `pressure.rs`.
 
 mod common;
 
@@ -106,13 +106,13 @@ fn head_has_the_fields_of_get_and_no_body() {
     let head = connection.head_alone();
     assert_eq!(head.status, 200);
     assert_eq!(head.field("content-length"), get.field("content-length"));
-    // Had a body followed, it would be taken for the head of this answer.
+    // If a body had followed, it would be taken for the head of this response.
     connection
         .exchange(&request("GET", "/livez", &[], b""))
         .expect(200);
 }
 
-/// micro_http lost the answers to these clients: `printf ... | nc` closes its half at once.
+/// micro_http lost the responses to these clients: `printf ... | nc` closes its half at once.
 #[test]
 fn half_closer_gets_its_answers() {
     let daemon = shared();
@@ -125,8 +125,8 @@ fn half_closer_gets_its_answers() {
     assert_eq!(connection.until_closed(), b"");
 }
 
-/// A client that has sent its request and closed may wait for the answer or be gone. An interim
-/// answer, which the first ignores, makes the second one's kernel say so.
+/// A client that has sent its request and closed its side may wait for the response or be gone. An
+/// interim response, which the former ignores, makes the kernel of the latter send a reset.
 #[test]
 fn half_closer_is_probed_while_its_request_is_worked_on() {
     let daemon = shared();
@@ -136,8 +136,8 @@ fn half_closer_is_probed_while_its_request_is_worked_on() {
     assert_eq!(first, 200, "nobody has closed anything");
     connection.rest_of_body().expect("a whole answer");
 
-    // The FIN may come in one batch with the request, or later, when the answer is out already:
-    // a client that is slow to close is not probed.
+    // The FIN may come in one batch with the request, or later, when the response is out already: a
+    // client that is slow to close is not probed.
     eventually("a request and its FIN arrive together", || {
         let mut connection = daemon.connect();
         connection.send(&daemon.request("POST", "/api/v1/generate", SMALL.as_bytes()));
@@ -313,8 +313,8 @@ fn limits_of_head_target_and_body_have_their_own_answers() {
         .expect(200);
 }
 
-/// A client that does not look before it has sent everything must still find the answer: a
-/// close with unread bytes would reset the connection and throw the answer away.
+/// A client that does not read before it has sent everything must still find the response: a close
+/// with unread bytes would reset the connection and lose the response.
 #[test]
 fn client_that_is_still_sending_gets_the_refusal() {
     let daemon = Options::echo().set("limits.max_body", "1KiB").start();
@@ -325,7 +325,7 @@ fn client_that_is_still_sending_gets_the_refusal() {
         head.splice(..3, *b"POST");
         connection.send(&head);
         for _ in 0..64 {
-            // Sending may fail once the daemon has stopped to listen; the answer is there.
+            // Sending may fail once the daemon has stopped reading; the response is there.
             if connection.try_send(&[b'a'; 16 * 1024]).is_err() {
                 break;
             }
@@ -358,7 +358,7 @@ fn connection_is_closed_after_its_last_allowed_request() {
 
 const SMUGGLED: &str = "GET /livez HTTP/1.1\r\nhost: a\r\nx-request-id: smuggled\r\n\r\n";
 
-/// What is wrong, and the bytes. `POST` and `GET` stand for a request line with a host.
+/// The error, and the bytes. `POST` and `GET` stand for a request line with a host.
 const AMBIGUOUS: &[(&str, &str)] = &[
     (
         "both framings",

@@ -1,4 +1,4 @@
-//! Who may do what, and how much of it, seen from outside: keys, scopes, rates.
+//! Permissions and rates from the client's side: keys, scopes, rate limits.
 
 mod common;
 
@@ -10,7 +10,7 @@ fn shared() -> &'static Daemon {
     Daemon::shared(Options::echo)
 }
 
-// ---- who may do what -------------------------------------------------------------------------
+// ---- permissions -----------------------------------------------------------------------------
 
 const PUBLIC: [&str; 3] = ["/livez", "/readyz", "/healthz"];
 const CLOSED: [(&str, &str); 4] = [
@@ -20,8 +20,8 @@ const CLOSED: [(&str, &str); 4] = [
     ("GET", "/metrics"),
 ];
 
-/// Servers in this field guard some paths and forget others; here a path is closed unless it is
-/// listed as public.
+/// Other servers guard some paths and forget others; here a path is closed unless it is listed as
+/// public.
 #[test]
 fn every_route_is_closed_unless_it_is_listed_as_public() {
     let daemon = shared();
@@ -81,7 +81,7 @@ fn credentials_that_are_no_key_are_refused_alike() {
         let answer = daemon.exchange(&request("GET", "/api/v1/models", &fields, b""));
         assert_eq!(answer.status(), 401, "{credentials:?}: {answer}");
     }
-    // The first start shows its key once. What is sent is never shown.
+    // The first start shows its key once. A key that a client sends is never shown.
     let log = daemon.log_lines().join("\n");
     assert!(!log.contains(&almost) && !log.contains(&longer));
 }
@@ -228,7 +228,7 @@ fn rate_of_a_key_is_told_in_every_answer_and_enforced() {
     for left in [2, 1, 0] {
         let answer = ask().expect(200);
         assert_eq!(answer.field("x-ratelimit-limit-requests"), Some("60"));
-        // A slow machine may win a request back on the way.
+        // On a slow machine a request may be refilled on the way.
         assert!(number(&answer, "x-ratelimit-remaining-requests") >= left);
         assert!(answer.field("x-ratelimit-reset-requests").is_some());
     }
@@ -241,7 +241,7 @@ fn rate_of_a_key_is_told_in_every_answer_and_enforced() {
     assert!((1..=1_000).contains(&milliseconds), "{answer}");
     assert_eq!(answer.json()["error"]["retry_after_ms"], milliseconds);
     assert_eq!(number(&answer, "x-ratelimit-remaining-requests"), 0);
-    // Health is not rationed.
+    // Health checks are not limited.
     daemon
         .exchange(&request("GET", "/livez", &[], b""))
         .expect(200);
@@ -252,7 +252,8 @@ fn key_has_its_own_rate_where_it_was_given_one() {
     let daemon = Options::echo()
         .set_raw("rate_limit.enabled", "true")
         .set_raw("rate_limit.requests_per_minute", "6000")
-        // Until the daemon knows the key, this test is a stranger that tries again and again.
+        // Until the daemon knows the key, this test looks like a stranger that tries again and
+        // again.
         .set_raw("rate_limit.unauthenticated_per_minute", "1000000")
         .set_raw("rate_limit.burst", "1000000")
         .start();
@@ -304,7 +305,7 @@ fn number(answer: &Answer, field: &str) -> u64 {
         .unwrap_or_else(|_| panic!("{field} is {value:?}"))
 }
 
-/// Makes a key with the command line tool. It stands alone on a line of stdout.
+/// Creates a key with the command line tool. It is alone on a line of stdout.
 fn make_key(daemon: &Daemon, options: &[&str]) -> String {
     let arguments = [&["key", "create"], options].concat();
     let output = daemon.run(&arguments);
@@ -328,7 +329,7 @@ fn make_key(daemon: &Daemon, options: &[&str]) -> String {
         .to_owned()
 }
 
-/// The id of the key with this name: the first word of its line.
+/// Returns the id of the key with this name: the first word of its line.
 fn key_id(daemon: &Daemon, name: &str) -> String {
     let output = daemon.run(&["key", "list"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

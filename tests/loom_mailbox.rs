@@ -1,7 +1,7 @@
-//! Every interleaving of the mailbox's threads, by loom.
+//! Checks every interleaving of the mailbox's threads, with loom.
 //!
 //! The source is the daemon's own file, compiled against loom's mutex instead of the standard
-//! library's. The bell is modelled as the kernel's `eventfd(2)`: a count that a write raises and
+//! library's. The bell is modelled after the kernel's `eventfd(2)`: a count that a write raises and
 //! that a sleeping reader waits for.
 
 mod sync {
@@ -34,8 +34,8 @@ impl Bell {
         Bell(Arc::new((Mutex::new(Rings::default()), Condvar::new())))
     }
 
-    /// `epoll_wait`: returns once the bell has rung since the last time. If it never rings, loom
-    /// finds that every thread is blocked and fails the model: a lost wake-up.
+    /// Models `epoll_wait`: returns once the bell has rung since the last time. If it never rings,
+    /// loom finds that every thread is blocked and fails the model: a lost wake-up.
     fn sleep(&self) {
         let (rings, rung) = &*self.0;
         let mut rings = rings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +61,7 @@ impl Doorbell for Bell {
     }
 }
 
-/// The reactor: sleeps if it may, then takes what there is.
+/// The reactor: sleeps if it may, then takes all items.
 fn receive(bell: &Bell, receiver: &mut Receiver<u32>, count: usize) -> Vec<u32> {
     let mut received = Vec::new();
     let mut batch = Vec::new();
@@ -117,7 +117,7 @@ fn a_reactor_that_takes_without_having_been_rung_loses_nothing() {
             sender.post(1);
             sender.post(2);
         });
-        // A turn that some other event began.
+        // Another event began this turn.
         let mut early = Vec::new();
         receiver.take(&mut early);
         let mut received = early.clone();
@@ -135,7 +135,7 @@ fn nobody_rings_for_a_reactor_that_is_awake_and_it_does_not_sleep_on_what_came()
         let (sender, mut receiver) = mailbox(Box::new(bell.clone()), KEPT);
         let mut batch = Vec::new();
         assert!(receiver.sleep());
-        // A turn that some other event began: what is posted within it needs no bell.
+        // Another event began this turn: items posted within it need no bell.
         receiver.take(&mut batch);
         let producer = thread::spawn(move || sender.post(1));
         producer.join().unwrap();

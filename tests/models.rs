@@ -1,4 +1,4 @@
-//! How the binary comes by a model, and what it says where that cannot be.
+//! How the binary obtains a model, and its messages if it cannot.
 //!
 //! The sources are servers of the test, or addresses at which nothing listens: no test leaves the
 //! machine.
@@ -20,7 +20,7 @@ fn refusing() -> String {
     format!("http://{address}")
 }
 
-/// Runs the binary on a machine of its own: without models, without a hub, without a registry.
+/// Runs the binary as on a machine without models, without a hub and without a registry.
 fn offline(home: &Path, arguments: &[&str]) -> Output {
     let pip = Command::new("python3")
         .args(["-m", "pip", "--version"])
@@ -115,7 +115,7 @@ fn catalogue_and_import_say_what_they_know() {
     assert_eq!(json[0]["is_default"], true);
     assert_eq!(json[0]["sources"].as_array().map(Vec::len), Some(2));
 
-    // The small model's file, whatever it is called, is known by its digest.
+    // The small model's file is recognised by its digest, whatever its name.
     let file = home.path().join("from-a-stick.gguf");
     std::fs::copy(common::model::path(), &file).expect("room for the small model");
     let file = file.to_str().expect("the path is plain");

@@ -31,7 +31,7 @@ fn header_deadline_is_not_moved_by_dripping_bytes() {
     let answer = drip(&mut connection);
     let elapsed = start.elapsed();
     answer.expect_error(408, "request_timeout");
-    // Whoever watches the log for such peers finds their address there.
+    // Tools that watch the log for such peers find their address there.
     let line = daemon.wait_for_log(0, "request_timeout");
     assert!(line.contains("peer=127.0.0.1"), "{line}");
     assert!(
@@ -88,7 +88,7 @@ fn idle_time_counts_from_the_last_answer() {
     let mut connection = daemon.connect();
     let bytes = request("GET", "/livez", &[], b"");
     let start = Instant::now();
-    // Longer together than the timeout, and each one far shorter, for a busy machine's sake.
+    // Together longer than the timeout, but each one far shorter, in case the machine is busy.
     for _ in 0..5 {
         connection.exchange(&bytes).expect(200);
         assert!(!connection.closed_within(Duration::from_millis(500)));
@@ -99,11 +99,11 @@ fn idle_time_counts_from_the_last_answer() {
 
 // ---- delays ----------------------------------------------------------------------------------
 
-/// A published table shows a gateway that forgot TCP_NODELAY: 40 ms more on each exchange.
+/// A published table shows a gateway without TCP_NODELAY: 40 ms more for each exchange.
 ///
-/// Only an answer of several writes can be delayed: the second one waits for the acknowledgement of
-/// the first, and the client, which has nothing to send, holds that back. A burst of more requests
-/// than are handled at a time makes such an answer.
+/// Only a response of several writes can be delayed: the second one waits for the acknowledgement
+/// of the first, which the client delays because it has nothing to send. A burst of more requests
+/// than are handled at a time makes such a response.
 #[test]
 fn several_small_writes_wait_for_no_delayed_acknowledgement() {
     let daemon = shared();
@@ -121,8 +121,8 @@ fn several_small_writes_wait_for_no_delayed_acknowledgement() {
     // The kernel acknowledges the first segments of a connection at once.
     let mut times = times.split_off(20);
     times.sort();
-    // On a busy machine many exchanges wait for a core. Those that do not show the delay, if it is
-    // there: it is the same for all.
+    // On a busy machine many exchanges wait for a core. Those that do not would show the delay: it
+    // is the same for all.
     let quick = times[times.len() / 10];
     assert!(
         quick < Duration::from_millis(35),
@@ -130,7 +130,7 @@ fn several_small_writes_wait_for_no_delayed_acknowledgement() {
     );
 }
 
-/// The option itself, read from the daemon's own descriptors.
+/// Checks the option itself, read from the daemon's own descriptors.
 #[test]
 fn every_accepted_socket_has_nodelay() {
     let daemon = Daemon::echo();
@@ -142,7 +142,8 @@ fn every_accepted_socket_has_nodelay() {
     }
     match count_nodelay(daemon.process()) {
         Ok(found) => assert_eq!(found, NoDelay { set: 8, unset: 0 }),
-        // A container without CAP_SYS_PTRACE: the test above, which measures, has to do.
+        // A container without CAP_SYS_PTRACE: only the test above, which measures, checks the
+        // option.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             eprintln!("pidfd_getfd(2) is not permitted here; the delay itself is tested instead");
             several_small_writes_wait_for_no_delayed_acknowledgement();
@@ -156,7 +157,7 @@ fn client_that_does_not_read_holds_nobody_up() {
     let daemon = Daemon::echo();
     let mut slow = daemon.connect();
     slow.set_write_timeout(Duration::from_millis(300));
-    // Requests until the daemon stops to read: it neither grows without bound nor waits.
+    // Requests until the daemon stops reading: it neither grows without bound nor waits.
     let batch = daemon.request("GET", "/api/v1/languages", b"").repeat(100);
     let before = daemon.process().resident_bytes();
     let stopped = (0..2_000).any(|_| slow.try_send(&batch).is_err());
@@ -171,7 +172,7 @@ fn client_that_does_not_read_holds_nobody_up() {
             .exchange(&daemon.request("POST", "/api/v1/generate", SMALL.as_bytes()))
             .expect(200);
         let elapsed = start.elapsed();
-        // Whoever waited for the slow one would wait for its write timeout.
+        // A client that had to wait for the slow one would wait for its write timeout.
         assert!(
             elapsed < Duration::from_secs(5),
             "waited {elapsed:?} behind a slow reader"
@@ -238,7 +239,7 @@ fn running_out_of_descriptors_costs_no_cpu_and_heals() {
         })
         .collect();
     let before = process.cpu_time();
-    // The last one waits in the kernel's queue: nothing comes for as long as we look.
+    // The last one waits in the kernel's queue: nothing comes during the time that we look.
     let last = connections.last_mut().expect("64 connections");
     assert!(!last.closed_within(Duration::from_secs(1)));
     let spent = process.cpu_time() - before;
@@ -336,14 +337,14 @@ fn two_reactors_share_the_connections() {
 
 // ---- helpers ---------------------------------------------------------------------------------
 
-/// Sends a byte each 50 ms until an answer comes.
+/// Sends a byte every 50 ms until a response comes.
 fn drip(connection: &mut Connection) -> Answer {
     let start = Instant::now();
     while start.elapsed() < common::PATIENCE {
         if connection.readable_within(Duration::from_millis(50)) {
             return connection.answer();
         }
-        // The daemon may just have closed; then the answer is what came before.
+        // The daemon may just have closed; the response has then come before.
         let _ = connection.try_send(b"a");
     }
     panic!("a minute of single bytes and no answer");

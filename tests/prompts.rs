@@ -1,8 +1,7 @@
-//! Prompts that have ended other servers, and texts that look like a model's own marks.
+//! Prompts that have crashed other servers, and texts that look like a model's own marks.
 //!
-//! The models are tiny ones with the small model's vocabulary (`common::gguf`): what is tried here
-//! is what happens to a text before anything is computed. An engine that fails takes this whole
-//! process with it.
+//! The models are tiny ones with the small model's vocabulary (`common::gguf`): the tests see a
+//! text's way before anything is computed. An engine that crashes ends this whole process.
 
 #![cfg(feature = "llama")]
 
@@ -42,15 +41,15 @@ const RUNS: &[&str] = &[
 
 const RUN_CHARACTERS: usize = 60_000;
 
-/// Mutation: with `TOKENIZER_PIECE_BYTES` at a megabyte this process ends at `deepseek-llm`.
-/// A quarter of `TOKENIZER_STACK_BYTES` still suffices.
+/// Mutation: with `TOKENIZER_PIECE_BYTES` at a megabyte this process ends at `deepseek-llm`. A
+/// quarter of `TOKENIZER_STACK_BYTES` is still enough.
 #[test]
 fn long_runs_of_one_class_end_no_process_whatever_splits_them() {
     let folder = tempfile::tempdir().unwrap();
     let tiny = Gguf::tiny();
     for name in PRE_TOKENIZERS.split_whitespace() {
         let path = folder.path().join("model.gguf");
-        // If this process ends, it was this one.
+        // If this process ends, this was the cause.
         eprintln!("{name}");
         let pre = Value::text(name);
         tiny.clone().with("tokenizer.ggml.pre", pre).write(&path);
@@ -58,7 +57,7 @@ fn long_runs_of_one_class_end_no_process_whatever_splits_them() {
         for run in RUNS {
             let count = RUN_CHARACTERS / run.chars().count();
             let outcome = asker.ask(Prompt::Raw(run.repeat(count)));
-            // A vocabulary that was made for other words may have no token for a text at all.
+            // A vocabulary made for other words may have no token for a text at all.
             let refused = [ErrorCode::ContextLengthExceeded, ErrorCode::InvalidRequest];
             if let Err(failed) = outcome {
                 let reason = failed.reason;
@@ -69,8 +68,8 @@ fn long_runs_of_one_class_end_no_process_whatever_splits_them() {
     }
 }
 
-/// Lines have tokens of their own, so as many lines more are as many tokens more, also beyond what
-/// goes into llama.cpp's tokenizer in one call.
+/// Each line has its own tokens, so more lines are as many more tokens, even beyond the size of one
+/// call to llama.cpp's tokenizer.
 #[test]
 fn long_ordinary_text_has_the_tokens_of_its_lines() {
     let folder = tempfile::tempdir().unwrap();
@@ -96,8 +95,8 @@ fn long_ordinary_text_has_the_tokens_of_its_lines() {
     assert_eq!(many - few, 100 * (more - few));
 }
 
-/// A vocabulary of BPE under the name of another tokenizer: there is no token for a blank, and
-/// llama.cpp throws. Mutation: without the guard this process ends.
+/// A BPE vocabulary under the name of another tokenizer: it has no token for a space, and llama.cpp
+/// throws. Mutation: without the guard this process ends.
 #[test]
 fn tokenizer_that_throws_fails_its_request_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Behind a proxy: whose address counts. HAProxy forwards connections with the PROXY protocol and
-//! requests with `X-Forwarded-For`; peers that nobody trusts try to do the same.
+//! Behind a proxy: which address counts as the client's. HAProxy forwards connections with the
+//! PROXY protocol and requests with `X-Forwarded-For`; untrusted peers try to do the same.
 
 mod common;
 
@@ -12,19 +12,19 @@ use std::sync::Arc;
 use common::tls::Authority;
 use common::{Connection, Daemon, Options, request};
 
-/// HAProxy on an address of its own, in front of one of the daemon's.
+/// HAProxy on its own address, in front of one of the daemon's.
 struct HaProxy {
     process: Child,
     address: SocketAddr,
 }
 
 impl HaProxy {
-    /// `lines` are those of the backend; `DAEMON` in them is the daemon's address.
+    /// `lines` are those of the backend; `DAEMON` in them is replaced by the daemon's address.
     fn start(folder: &Path, mode: &str, daemon: SocketAddr, lines: &str) -> HaProxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let lines = lines.replace("DAEMON", &daemon.to_string());
-        // The listener is its stdin, so that no port has to be guessed.
+        // The listener is its stdin, so that no port must be guessed.
         let configuration = format!(
             "defaults\n  mode {mode}\n  timeout connect 30s\n  timeout client 30s\n  \
              timeout server 30s\nfrontend front\n  bind fd@0\n  default_backend back\n\
@@ -32,7 +32,7 @@ impl HaProxy {
         );
         let file = folder.join(format!("haproxy-{}.cfg", address.port()));
         std::fs::write(&file, configuration).expect("the folder can be written");
-        // Where Debian puts it, which is not in everybody's PATH.
+        // Debian's path, which is not in every PATH.
         let program = ["/usr/sbin/haproxy", "haproxy"];
         let program = program.iter().find(|path| Path::new(path).exists());
         let process = Command::new(program.unwrap_or(&"haproxy"))
@@ -52,8 +52,8 @@ impl Drop for HaProxy {
     }
 }
 
-/// A daemon with an address of each kind, which trusts the proxies of this machine, and clients on
-/// addresses beside theirs.
+/// Starts a daemon with an address of each kind, which trusts the proxies of this machine, and
+/// clients on addresses beside theirs.
 fn daemon(proxies: &str) -> Daemon {
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let site = folder.path().join("site.pem");
@@ -71,7 +71,7 @@ fn daemon(proxies: &str) -> Daemon {
         .start()
 }
 
-/// curl from this address of the machine, through the proxy: its exit code and what it printed.
+/// Runs curl from this address of the machine, through the proxy: returns its exit code and output.
 fn curl(client: &str, url: &str, more: &[&str]) -> (Option<i32>, String) {
     let output = Command::new("curl")
         .args(["-sSk", "-m", "60", "--interface", client, url])
@@ -82,7 +82,7 @@ fn curl(client: &str, url: &str, more: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), text)
 }
 
-/// Whether this access line is about a client with this address.
+/// Returns whether this access line is about a client with this address.
 fn is_of(line: &str, peer: &str) -> bool {
     line.split_whitespace()
         .any(|word| word.strip_prefix("peer=") == Some(peer))
@@ -148,7 +148,7 @@ fn haproxy_hands_on_its_clients_address_to_every_protocol() {
             &rpc,
             "127.0.0.11",
         ),
-        // Sniffed: TLS on the address that takes both.
+        // Sniffed: TLS on the address that accepts both.
         (
             "127.0.0.12",
             plain.replace("http:", "https:") + "/livez",
@@ -212,7 +212,7 @@ fn haproxy_names_its_client_in_x_forwarded_for() {
     for (more, peer) in [
         (&[][..], "127.0.0.7"),
         (&["-H", "X-Forwarded-For: 6.6.6.6"], "127.0.0.7"),
-        // HAProxy hands this on as it came: the two fields disagree.
+        // HAProxy passes this on unchanged, so the two fields disagree.
         (&["-H", "Forwarded: for=6.6.6.6"], "127.0.0.1"),
     ] {
         let position = daemon.log_position();
@@ -222,7 +222,7 @@ fn haproxy_names_its_client_in_x_forwarded_for() {
     }
 }
 
-/// Some thousands of connections by a stranger: closed one by one, counted, told of once.
+/// Thousands of connections by an untrusted peer: closed one by one, counted, logged once.
 #[test]
 fn a_stranger_s_headers_are_closed_counted_and_logged_once() {
     let daemon = daemon(r#"["192.0.2.1"]"#);
@@ -234,7 +234,7 @@ fn a_stranger_s_headers_are_closed_counted_and_logged_once() {
     for _ in 0..count {
         let mut connection = Connection::tcp(proxied).expect("the kernel accepts");
         let get = request("GET", "/livez", &[], b"");
-        // It may be closed before it has said anything.
+        // It may be closed before it has sent anything.
         let _ = connection.try_send(&[&header[..], &get].concat());
         assert!(connection.try_answer().is_err());
     }
@@ -247,7 +247,7 @@ fn a_stranger_s_headers_are_closed_counted_and_logged_once() {
         !lines.iter().any(|line| line.contains("6.6.6.6")),
         "{lines:?}"
     );
-    // A debug build on a machine that is busy; a release build takes 30 us.
+    // For a debug build on a busy machine; a release build takes 30 us.
     assert!(
         spent.as_millis() < 5 * u128::from(count as u32),
         "{spent:?}"

@@ -1,14 +1,14 @@
 //! Request smuggling and framing attacks, as one table.
 //!
-//! A smuggled request exists where two readers cut the same bytes at different places. So each
-//! case here has exactly one right verdict: the requests that every strict reader sees, or one
-//! refusal, after which nothing that follows on the connection is read. Each case is run whole, cut
-//! in two at every place, and byte by byte.
+//! A request can be smuggled if two readers cut the same bytes at different places. So each case
+//! here has exactly one correct verdict: the requests that every strict reader sees, or one
+//! refusal, after which nothing more is read on the connection. Each case is run whole, cut in two
+//! at every place, and byte by byte.
 //!
 //! The names are those of the attacks in the literature: CL.TE, TE.CL and TE.TE from Watchfire
 //! (2005) and PortSwigger's "HTTP Desync Attacks" (2019), TERM.EXT and EXT.TERM from "Funky chunks"
-//! (2025), CVE numbers where a server was known for the mistake. The file is longer than others
-//! here may be, since a table is read by its rows.
+//! (2025), CVE numbers if a server was known for the mistake. The file is longer than others here
+//! may be, because a table is read by its rows.
 
 mod common;
 
@@ -23,7 +23,7 @@ use common::{Answer, Daemon, Options};
 
 const BODY_LIMIT: usize = 1024;
 
-/// What a case must come to.
+/// The expected result of a case.
 #[derive(Clone, Copy, Debug)]
 enum Verdict {
     /// Exactly these requests, `METHOD path body` each, and nothing left over.
@@ -34,7 +34,7 @@ enum Verdict {
     Waits,
 }
 
-/// Refused as the first thing on the connection.
+/// A refusal of the first request on the connection.
 const fn refused(code: ErrorCode) -> Verdict {
     Verdict::Refused(&[], code)
 }
@@ -49,7 +49,7 @@ struct Case {
     verdict: Verdict,
 }
 
-/// A case: its name, the section or the attack that it stands for, its bytes, its verdict.
+/// A case: its name, the section or the attack behind it, its bytes, its verdict.
 const fn case(
     name: &'static str,
     why: &'static str,
@@ -908,12 +908,12 @@ fn every_case_has_one_verdict_however_it_is_cut() {
     }
 }
 
-/// The same table against the real daemon. Whatever is refused gets exactly one answer, a 4xx (or
-/// 501 for what is not served at all), and the close: neither the rest of the bytes nor a request
-/// behind them is ever answered.
+/// The same table against the real daemon. A refused request gets exactly one response, a 4xx (or
+/// 501 for a feature that is not served at all), and the close: neither the rest of the bytes nor a
+/// later request gets a response.
 #[test]
 fn the_daemon_answers_what_is_ambiguous_once_and_closes() {
-    // The daemon serves these; what the codec of HTTP/1.1 says about them is never asked.
+    // The daemon serves these without asking the HTTP/1.1 codec.
     const OTHER_PROTOCOLS: [&str; 2] = ["the preface of HTTP/2", "a TLS handshake"];
     let daemon = Daemon::shared(Options::echo);
     let cases = [FRAMING, LENGTHS, CHUNKS, HEADS, LINES]
@@ -937,7 +937,7 @@ fn the_daemon_answers_what_is_ambiguous_once_and_closes() {
     assert!(refused >= 60, "only {refused} cases were refused");
 }
 
-/// Everything that the daemon answers to these bytes and a good request behind them, until it
+/// Returns all responses of the daemon to these bytes and a good request after them, until it
 /// closes.
 fn answers_until_closed(daemon: &Daemon, wire: &[u8]) -> Vec<Answer> {
     let mut connection = daemon.connect();
@@ -952,7 +952,7 @@ fn answers_until_closed(daemon: &Daemon, wire: &[u8]) -> Vec<Answer> {
     }
 }
 
-/// What is too long for a table.
+/// Cases that are too long for a table.
 #[test]
 fn heads_beyond_their_bounds_are_refused_with_the_right_code() {
     let bounds = Bounds::default();
@@ -1009,15 +1009,15 @@ fn check(case: &Case) {
     }
 }
 
-/// Everything that one connection receives from these pieces: each request as `METHOD path body`,
-/// and the refusal that ended it.
+/// Returns everything that one connection receives from these pieces: each request as `METHOD path
+/// body`, and the refusal that ended it.
 fn receive(pieces: &[&[u8]]) -> (Vec<Vec<u8>>, Option<Malformed>) {
     let mut reception = Reception::new();
     let mut input = Vec::new();
     let mut requests = Vec::new();
     for piece in pieces {
         input.extend_from_slice(piece);
-        // Each pass but the last gets past a head or a request, so a byte has two at most.
+        // Each pass but the last gets past a head or a request, so there are at most two per byte.
         let passes_max = 2 * input.len() + 1;
         let mut passes = 0;
         loop {
@@ -1040,7 +1040,7 @@ enum Step {
     Request(Vec<u8>),
 }
 
-/// One turn of what the reactor's connection does.
+/// Does one turn of the reactor's connection.
 fn advance(reception: &mut Reception, input: &mut Vec<u8>) -> Result<Step, Malformed> {
     let bounds = Bounds::default();
     match reception.poll(input, &bounds)? {

@@ -1,7 +1,7 @@
-//! The sandbox against programs that mean harm: each does its worst, and the machine is as before.
+//! The sandbox against malicious programs: each does its worst, and the machine stays as before.
 //!
-//! The programs are shell and Python scripts, for a shell is everywhere and Python reaches every
-//! system call. A missing program fails a test with the package that has it.
+//! The programs are shell and Python scripts, because a shell is everywhere and Python reaches
+//! every system call. A missing program fails a test with the name of its package.
 //!
 //! Mutations, each caught by the test named:
 //! * `NPROC` left out of `Limits::resources`: `program_that_forks_is_bounded`
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use autoglmd::sandbox::{Ended, Limits, Report, SandboxError, Task, run};
 
-/// A bound for what must end soon. Nothing is asserted about how soon.
+/// A bound for anything that must end soon. How soon is not asserted.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn limits() -> Limits {
@@ -82,12 +82,12 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8").trim_end()
 }
 
-/// A word that no other process has in its command line.
+/// Returns a word that no other process has in its command line.
 fn marker(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
-/// Processes of the machine with this word in their command line.
+/// Returns the machine's processes with this word in their command line.
 fn pids_with(word: &str) -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     let has_word = |entry: &fs::DirEntry| {
@@ -104,7 +104,7 @@ fn processes_with(word: &str) -> usize {
     pids_with(word).len()
 }
 
-// ---- what a program gets ---------------------------------------------------------------------
+// ---- what a program may use ------------------------------------------------------------------
 
 #[test]
 fn program_gets_its_files_input_and_arguments_and_its_end_is_reported() {
@@ -270,7 +270,7 @@ fn program_that_loops_is_ended_by_its_cpu_time() {
     let report = shell_with(limits, "while :; do :; done");
     assert_eq!(report.ended, Ended::OutOfTime);
     assert!(report.cpu >= Duration::from_millis(300), "{:?}", report.cpu);
-    // Several processes that loop share the same time.
+    // Several looping processes share the same time.
     let report = shell_with(
         limits,
         "for i in 1 2 3 4; do (while :; do :; done) & done; wait",
@@ -292,7 +292,7 @@ fn program_that_sleeps_is_ended_by_the_clock() {
 
 #[test]
 fn time_of_killed_processes_counts() {
-    // Busy for a tenth of a second, then ended from outside by its output.
+    // Busy for a tenth of a second, then stopped for its output.
     let script = "
 import time
 while time.process_time() < 0.1:
@@ -303,7 +303,7 @@ while True:
 ";
     let report = python(script);
     assert_eq!(report.ended, Ended::OutOfOutput);
-    // The kernel counts in ticks of 10 ms, user and system time apart.
+    // The kernel counts in ticks of 10 ms, user and system time separately.
     assert!(report.cpu >= Duration::from_millis(50), "{:?}", report.cpu);
 }
 
@@ -595,7 +595,7 @@ fn prepare(wrapper: &[&str], script: &str) -> Command {
     command
 }
 
-/// What `probe` runs in a process of its own; a test by itself, of an empty script.
+/// `prepare` runs this in its own process; by itself it is a test with an empty script.
 #[test]
 fn probe() {
     let script = std::env::var(PROBE).unwrap_or_default();

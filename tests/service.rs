@@ -1,4 +1,5 @@
-//! What a request means: errors, answers, ids and numbers, seen from outside, with the echo engine.
+//! Requests and their effects from the client's side, with the echo engine: errors, responses, ids
+//! and numbers.
 
 mod common;
 
@@ -12,11 +13,11 @@ fn shared() -> &'static Daemon {
 
 // ---- the format of /metrics ------------------------------------------------------------------
 
-/// What Prometheus 2.50 sends.
+/// The `Accept` of Prometheus 2.50.
 const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0,\
     application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
-/// Mutations: `exposition` offers OpenMetrics first to every client; it asks for the name alone.
+/// Mutations: `exposition` offers OpenMetrics first to every client; it checks only the name.
 #[test]
 fn metrics_are_in_the_format_that_is_asked_for() {
     let daemon = shared();
@@ -212,7 +213,7 @@ fn unknown_language_is_answered_with_the_list() {
     }
 }
 
-// ---- answers ---------------------------------------------------------------------------------
+// ---- responses -------------------------------------------------------------------------------
 
 #[test]
 fn answer_has_the_members_of_the_contract_and_says_that_it_is_an_echo() {

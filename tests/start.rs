@@ -1,4 +1,4 @@
-//! Starts that fail, and a start that is broken off: what is said, how it ends, what is left.
+//! Starts that fail, and a start that is interrupted: the messages, the exit codes, the files left.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// A home with nothing in it, and the state folder that a daemon would make there.
+/// An empty home, and the state folder that a daemon would create there.
 struct Home(TempDir);
 
 impl Home {
@@ -26,7 +26,7 @@ impl Home {
         self.0.path().join("state")
     }
 
-    /// `timeout` in front: a start that should fail and serves instead must not hang the test.
+    /// Runs under `timeout`: a start that should fail and serves instead must not hang the test.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -40,7 +40,7 @@ impl Home {
         command
     }
 
-    /// The exit code, and what was said.
+    /// Returns the exit code and the messages.
     fn start(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.command(arguments).output().expect("timeout(1)");
         let said = String::from_utf8(output.stderr).expect("messages are UTF-8");
@@ -57,7 +57,7 @@ fn fifo(home: &Home, name: &str) -> String {
     path.display().to_string()
 }
 
-/// open(2) waits for the other side of a FIFO: a start that does so looks alive, and ignores TERM.
+/// open(2) waits for the other side of a FIFO: such a start would look alive, and ignore SIGTERM.
 #[test]
 fn a_fifo_without_another_side_stops_no_start() {
     let home = Home::new();
@@ -77,7 +77,7 @@ fn a_fifo_without_another_side_stops_no_start() {
     }
 }
 
-/// The lines wait in the pipe for a reader that may come; TERM is obeyed without one.
+/// The lines wait in the pipe for a reader that may come; without one, SIGTERM still works.
 #[test]
 fn a_log_in_a_fifo_needs_no_reader() {
     let home = Home::new();
@@ -86,7 +86,7 @@ fn a_log_in_a_fifo_needs_no_reader() {
     let arguments = [&ECHO[..], &["--config", &config]].concat();
     for reads in [false, true] {
         let mut child = home.command(&arguments).spawn().expect("timeout(1)");
-        // The bootstrap key is made by the first start, after the log was opened.
+        // The first start creates the bootstrap key, after the log was opened.
         let key = home.state().join("bootstrap-key");
         while !key.exists() {
             assert!(child.try_wait().expect("a child").is_none(), "it has ended");
@@ -99,7 +99,7 @@ fn a_log_in_a_fifo_needs_no_reader() {
                 .find(|line| line.as_ref().is_ok_and(|line| line.contains("ready: ")));
             assert!(ready.is_some(), "the pipe ended");
         }
-        // timeout(1) hands the signal on.
+        // timeout(1) passes the signal on.
         let sent = Command::new("kill").arg(child.id().to_string()).status();
         assert!(sent.expect("kill(1)").success());
         let status = child.wait().expect("a child");
@@ -190,7 +190,7 @@ fn a_start_that_cannot_be_names_the_cause_and_the_way_out() {
     }
 }
 
-/// The key of the first start is shown once: a start that comes to nothing must not use that up.
+/// The key of the first start is shown once: a start that fails must not use that up.
 #[test]
 fn a_port_in_use_is_found_before_the_first_key_is_made() {
     let home = Home::new();
@@ -216,7 +216,7 @@ mod loading {
 
     use super::Home;
 
-    /// A model on a disk that does not answer, played by a pipe that nobody writes to.
+    /// A model on a disk that does not respond, simulated by a pipe without a writer.
     #[test]
     fn a_start_that_waits_for_its_model_can_be_broken_off() {
         let home = Home::new();

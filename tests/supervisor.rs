@@ -1,7 +1,7 @@
-//! What keeps the daemon going: its service manager, its engine's life, its own memory.
+//! How the daemon keeps going: with its service manager, its engine's restarts and its own memory.
 //!
-//! Each test plays one fault against the real binary and waits for what must hold. The table of
-//! `docs/reliability.md` names them.
+//! Each test injects one fault into the real binary and waits for the promised reaction. The table
+//! of `docs/reliability.md` names them.
 
 mod common;
 
@@ -31,8 +31,8 @@ fn folder() -> tempfile::TempDir {
 
 // ---- the service manager ---------------------------------------------------------------------
 
-/// A busy manager's queue holds some ten messages. READY was sent once, and lost: the unit stayed
-/// "activating" until its timeout killed it.
+/// A regression test. A busy manager's queue holds about ten messages. READY was sent once, and
+/// lost: the unit stayed "activating" until its timeout killed it.
 #[test]
 fn ready_is_delivered_though_the_managers_queue_was_full() {
     let folder = folder();
@@ -75,7 +75,7 @@ fn refused_reload_is_told_until_one_is_taken() {
     assert!(!status.contains("refused"), "{status}");
 }
 
-/// `systemctl restart` without a socket unit: the manager holds the socket meanwhile.
+/// `systemctl restart` without a socket unit: the manager keeps the socket meanwhile.
 #[test]
 fn restart_refuses_no_connection() {
     let folder = folder();
@@ -102,7 +102,8 @@ fn restart_refuses_no_connection() {
     assert_eq!(refused, 0, "of {answers} answered");
 }
 
-/// An address that left the configuration must not keep its port, nor clients in a queue.
+/// An address that was removed from the configuration must keep neither its port nor waiting
+/// clients.
 #[test]
 fn stored_socket_of_an_address_that_is_gone_is_removed() {
     let folder = folder();
@@ -116,8 +117,8 @@ fn stored_socket_of_an_address_that_is_gone_is_removed() {
     assert!(TcpStream::connect(address).is_err());
 }
 
-/// A file on a network disk that does not answer, played by a pipe without a writer, which is given
-/// up after two seconds. The thread that read it was the one that feeds the watchdog.
+/// A file on a network disk that does not respond, simulated by a pipe without a writer, which is
+/// given up after two seconds. The thread that read it used to be the one that feeds the watchdog.
 #[test]
 fn configuration_that_cannot_be_read_for_long_starves_no_watchdog() {
     let folder = folder();
@@ -137,7 +138,7 @@ fn configuration_that_cannot_be_read_for_long_starves_no_watchdog() {
     assert!(status.contains("last reload was refused"), "{status}");
 }
 
-/// `kill -TERM` and `kill -INT` of one script cut off what was running.
+/// A regression test: one script's `kill -TERM` and `kill -INT` used to cut off running requests.
 #[test]
 fn term_and_int_that_come_together_are_one_wish() {
     let mut daemon = Options::echo().start();
@@ -148,14 +149,14 @@ fn term_and_int_that_come_together_are_one_wish() {
         let open = daemon.metrics().value("autoglmd_connections");
         (open >= 2.0).then_some(())
     });
-    // Both are pending when the process goes on.
+    // Both are pending when the process continues.
     daemon.process().signal(libc::SIGSTOP);
     daemon.process().signal(libc::SIGTERM);
     daemon.process().signal(libc::SIGINT);
     daemon.process().signal(libc::SIGCONT);
     daemon.wait_for_log(0, "draining");
     connection.send(&request[request.len() - 5..]);
-    // Too late to be taken, but it is answered, and not cut off.
+    // Too late to be accepted, but it gets a response and is not cut off.
     connection.answer().expect_error(503, "draining");
     assert_eq!(daemon.wait().code(), Some(0));
     let lines = daemon.log_lines();
@@ -167,7 +168,7 @@ fn term_and_int_that_come_together_are_one_wish() {
 
 // ---- the engine's life -----------------------------------------------------------------------
 
-/// The faults are known to debug builds only, as `AUTOGLMD_FAULT`.
+/// Only debug builds know the faults of `AUTOGLMD_FAULT`.
 #[cfg(all(feature = "llama", debug_assertions))]
 mod faults {
     use super::*;
@@ -181,7 +182,7 @@ mod faults {
         let mut bystander = daemon.connect();
         let body = json!({"prompt": "hello", "max_tokens": 4});
         daemon.generate(&body).expect_error(500, "engine_failed");
-        // It loads again; until then it says so.
+        // It loads again; until then it reports that.
         let (answer, _) = eventually("the engine is back", || {
             let answer = daemon.generate(&body);
             assert!(matches!(answer.status(), 200 | 503), "{}", answer.status());
@@ -196,14 +197,14 @@ mod faults {
             .expect(200);
     }
 
-    /// With a bug that strikes every job the daemon must not stay up and answer 500 for ever.
+    /// With a bug that hits every job, the daemon must not stay up and respond with 500 for ever.
     #[test]
     fn engine_that_panics_again_and_again_ends_the_daemon() {
         let mut daemon = Options::llama()
             .environment("AUTOGLMD_FAULT", "engine-panic:100")
             .start();
         let body = json!({"prompt": "hello", "max_tokens": 4});
-        // Five starts after a panic, and the panic that is one too many.
+        // Five restarts after a panic, and the panic that is one too many.
         for _ in 0..6 {
             eventually("the engine is there", || {
                 (daemon.get("/readyz").status() == 200).then_some(())
@@ -245,8 +246,8 @@ mod faults {
 
 // ---- memory ----------------------------------------------------------------------------------
 
-/// Bodies up to the limit on many connections, none of them complete, with a key. The memory they
-/// took stayed with the process for ever.
+/// Bodies up to the limit on many connections, none of them complete, with a key. Their memory used
+/// to stay with the process for ever.
 #[test]
 fn memory_of_a_flood_of_bodies_goes_back() {
     const CONNECTIONS: usize = 150;
@@ -262,7 +263,7 @@ fn memory_of_a_flood_of_bodies_goes_back() {
         .map(|_| {
             let mut stream = TcpStream::connect(daemon.address()).expect("it accepts");
             stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
-            // The daemon may refuse some of it, and that is good, too.
+            // The daemon may refuse some of it, which is good, too.
             let _ = stream.write_all(head.as_bytes());
             let _ = stream.write_all(&piece);
             stream
@@ -273,8 +274,8 @@ fn memory_of_a_flood_of_bodies_goes_back() {
     expect_return(&daemon, before, peak);
 }
 
-/// The same over HTTP/2, where a few connections bring as much: 31 streams each, every body short
-/// of its end.
+/// The same over HTTP/2, where a few connections carry as much: 31 streams each, every body
+/// incomplete.
 #[test]
 fn memory_of_a_flood_of_streams_goes_back() {
     const CONNECTIONS: usize = 5;
@@ -319,7 +320,7 @@ fn memory_of_a_flood_of_streams_goes_back() {
     expect_return(&daemon, before, peak);
 }
 
-/// Resident memory falls to 120 % of what it was, without a further request.
+/// Checks that resident memory falls to 120 % of the earlier value, without a further request.
 fn expect_return(daemon: &Daemon, before: u64, peak: u64) {
     let (after, took) = eventually("memory goes back", || {
         let after = daemon.process().resident_bytes();
@@ -353,7 +354,7 @@ impl Clients {
                 while !is_over.load(Ordering::Relaxed) {
                     match ask(address) {
                         Ok(true) => drop(answers.fetch_add(1, Ordering::Relaxed)),
-                        // A daemon that drains may close a connection before its request came.
+                        // A draining daemon may close a connection before its request comes.
                         Ok(false) => {}
                         Err(_) => refused += 1,
                     }
@@ -373,7 +374,7 @@ impl Clients {
         (self.answers.load(Ordering::Relaxed) >= count).then_some(())
     }
 
-    /// How many connections were refused, and how many requests answered.
+    /// Returns how many connections were refused, and how many requests got a response.
     fn stop(self) -> (u32, u32) {
         self.is_over.store(true, Ordering::Relaxed);
         let refused = self.thread.join().expect("it does not panic");
@@ -381,7 +382,7 @@ impl Clients {
     }
 }
 
-/// Whether a request was answered; the error is that of connecting.
+/// Returns whether a request got a response; the error is that of connecting.
 fn ask(address: SocketAddr) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,7 +1,7 @@
-//! Chat templates, and texts that hold the names of control tokens.
+//! Chat templates, and texts that contain the names of control tokens.
 //!
-//! The model is a tiny one with the small model's vocabulary: what is tried here is what becomes of
-//! a text before anything is computed.
+//! The model is a tiny one with the small model's vocabulary: the tests see a text's way before
+//! anything is computed.
 
 #![cfg(feature = "llama")]
 
@@ -44,7 +44,7 @@ fn names_of_control_tokens_in_a_text_are_text() {
     }
 }
 
-/// A turn of the assistant's that a client writes is text of the client's turn.
+/// An assistant's turn written by a client is text of the client's turn.
 #[test]
 fn text_can_not_end_its_turn() {
     let (_folder, asker) = asker(None);
@@ -59,8 +59,8 @@ fn text_can_not_end_its_turn() {
     );
 }
 
-/// What one key computed of the daemon's own words is shared, and no word of a client's.
-/// Mutation: looking for the message in the rendered text finds these in the template's tail.
+/// The state that one key computed for the daemon's own words is shared, but no word of a client.
+/// Mutation: searching the rendered text for the message finds these words in the template's tail.
 #[test]
 fn words_of_the_template_in_a_prompt_are_not_taken_for_the_daemon_s() {
     let (_folder, asker) = asker(None);
@@ -90,7 +90,7 @@ fn template_that_cannot_be_used_is_found_when_the_model_is_loaded() {
         let message = outcome
             .err()
             .unwrap_or_else(|| panic!("{value:?} is taken"));
-        // By the name of the metadata's key where it is not even a text.
+        // By the name of the metadata's key if it is not even a text.
         let is_named = message.replace('_', " ").contains("chat template");
         assert!(is_named, "{message}");
     }
@@ -127,7 +127,7 @@ fn template_with_python_s_habits_renders_the_prompt() {
     }
 }
 
-/// Mutation: with one kind of error for both, the model's fault is a client's 400.
+/// Mutation: with one kind of error for both, the model's fault becomes a 400 for the client.
 #[test]
 fn fault_of_the_template_is_not_the_client_s() {
     let source = "{% for m in messages %}{% if m.content == 'trap' %}{{ nofunc() }}{% endif %}\

@@ -1,5 +1,5 @@
 //! TLS over real sockets, against the daemon with the echo engine: handshakes, certificates,
-//! clients' certificates, reloads, and peers that do not speak as they should.
+//! clients' certificates, reloads, and peers that break the protocol.
 
 mod common;
 
@@ -81,12 +81,12 @@ fn site(folder: &Path) -> PathBuf {
     folder.join("site.pem")
 }
 
-/// Paths as TOML writes a list.
+/// Writes paths as a TOML list.
 fn list(paths: &[&Path]) -> String {
     format!("{paths:?}")
 }
 
-/// The certificate that a server shows for this name.
+/// Returns the certificate that a server shows for this name.
 fn shown(address: SocketAddr, authority: &Authority, name: &str) -> Vec<u8> {
     let config = without_resumption(authority.client(None));
     let mut connection = Connection::tls(address, &config, name).expect("a handshake");
@@ -200,7 +200,7 @@ fn sessions_are_resumed_in_both_versions_and_across_a_reload() {
     ] {
         let config = Arc::new(house.authority.client_of(None, &[version]));
         for round in 0..3 {
-            // Reading an answer takes in the ticket that came before it.
+            // Reading a response takes in the ticket that came before it.
             let mut connection = house.connect_as(&config);
             connection.exchange(GET.as_bytes()).expect(200);
             assert_eq!(house.handshakes("resumed", label), f64::from(round));
@@ -237,15 +237,16 @@ fn the_server_name_chooses_among_certificates() {
     assert_eq!(shown("API.example"), made[0]);
     assert_eq!(shown("a.wild.example"), made[1]);
     assert_eq!(shown("wild.example"), made[1]);
-    // One label, as RFC 9525 has it: the first certificate comes, and the client refuses it.
+    // A wildcard covers one label (RFC 9525): the server sends the first certificate, and the
+    // client refuses it.
     let config = Arc::new(house.authority.client(None));
     assert!(Connection::tls(address, &config, "a.b.wild.example").is_err());
     house.connect();
 }
 
-/// RFC 6066, section 3: a server may ignore names that it does not recognize. OpenSSL sends what it
-/// is given; in both versions the handshake ends well, with the first certificate, and so does the
-/// one that resumes it.
+/// RFC 6066, section 3: a server may ignore names that it does not recognize. OpenSSL sends any
+/// name that it is given. In both versions the handshake succeeds, with the first certificate, and
+/// so does the one that resumes it.
 #[test]
 fn server_names_that_are_no_host_names_get_the_first_certificate() {
     let house = House::new();
@@ -423,7 +424,7 @@ fn a_reload_with_a_bad_certificate_is_refused_whole() {
     let metrics = house.daemon.metrics();
     let refused = metrics.sum("autoglmd_config_reloads_total", &[("result", "refused")]);
     assert_eq!(refused, 8.0);
-    // `check` says the same, with the line of the file.
+    // `check` reports the same, with the line of the file.
     let output = house.daemon.run(&[
         "check",
         "--config",
@@ -464,7 +465,7 @@ fn a_daemon_does_not_start_without_its_certificate() {
     );
 }
 
-/// curl, which does not judge the certificate: the status, and its own words.
+/// Runs curl without checking the certificate: returns the status, and curl's own messages.
 fn curl_anyway(address: SocketAddr) -> (String, String) {
     let output = Command::new("curl")
         .args(["-sSk", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"])
@@ -476,7 +477,7 @@ fn curl_anyway(address: SocketAddr) -> (String, String) {
 }
 
 /// A clock without a battery, or a renewal that failed over the holidays. Clients refuse the
-/// certificate; the daemon serves clear text, and whoever decides otherwise.
+/// certificate; the daemon still serves clear text, and clients that accept it all the same.
 #[test]
 fn a_certificate_out_of_its_time_is_served_warned_of_and_measured() {
     let expired = Wanted {
@@ -504,7 +505,7 @@ fn a_certificate_out_of_its_time_is_served_warned_of_and_measured() {
         let is_valid = at("autoglmd_tls_certificate_not_before_seconds") <= now
             && now < at("autoglmd_tls_certificate_expiry_seconds");
         assert!(!is_valid);
-        // The same at a reload, to it and from it; `check` warns and is content.
+        // The same at a reload, to it and from it; `check` warns and succeeds.
         house
             .authority
             .server("localhost")
@@ -556,7 +557,7 @@ fn the_end_of_a_certificate_is_a_metric_and_a_warning_30_days_ahead() {
 
 // ---- clients' certificates -------------------------------------------------------------------
 
-/// A house that asks its clients, and one of them.
+/// Starts a daemon that asks for clients' certificates, and issues one.
 fn asking(mode: &str, clients: &str) -> (House, Issued) {
     let mut client = None;
     let house = House::with(|options, folder, authority| {
@@ -580,7 +581,7 @@ fn asking(mode: &str, clients: &str) -> (House, Issued) {
     (house, client.expect("just made"))
 }
 
-/// The status of a request that needs a key, with these fields.
+/// Returns the status of a request that needs a key, with these fields.
 fn status(connection: &mut Connection, fields: &[(&str, &str)]) -> u16 {
     let bytes = request("GET", "/api/v1/models", fields, b"");
     connection.exchange(&bytes).head.status
@@ -601,7 +602,7 @@ fn a_required_certificate_is_required_and_must_be_signed_by_our_authority() {
         });
         for refused in [None, Some(&stranger)] {
             let config = Arc::new(house.authority.client_of(refused, &[version]));
-            // With TLS 1.3 the client has finished before the server has judged it.
+            // With TLS 1.3 the client has finished before the server has checked it.
             let served = Connection::tls(house.daemon.address(), &config, "localhost").and_then(
                 |mut connection| {
                     connection.try_send(GET.as_bytes())?;
@@ -623,8 +624,8 @@ fn a_required_certificate_is_required_and_must_be_signed_by_our_authority() {
     );
 }
 
-/// The new address comes with a restart, the new rule would come at once: on the old address,
-/// without certificates, or to everybody.
+/// The new address comes with a restart, but the new rule would come at once: on the old address,
+/// without certificates, or for every client.
 #[test]
 fn a_reload_opens_no_door_that_a_restart_would_close() {
     let house = House::with(|options, _, _| options.set_raw("server.listen", r#"["0.0.0.0:0"]"#));
@@ -698,7 +699,7 @@ fn a_certificate_stands_for_a_key_unless_the_request_brings_one() {
             let (_, _) = eventually("the key is known", || {
                 (status(connection, &[]) == 200).then_some(())
             });
-            // The key has one scope, and the header wins, for better and for worse.
+            // The key has only one scope, and the header wins even if it allows less.
             let metrics = request("GET", "/metrics", &[], b"");
             assert_eq!(connection.exchange(&metrics).head.status, 403);
             assert_eq!(
@@ -712,9 +713,9 @@ fn a_certificate_stands_for_a_key_unless_the_request_brings_one() {
             assert_eq!(connection.exchange(&metrics).head.status, 200);
         }
     }
-    // Who shows none is a stranger without a key.
+    // A client without a certificate is a stranger without a key.
     assert_eq!(status(&mut house.connect(), &[]), 401);
-    // A key that is revoked is revoked for its certificate, too.
+    // A revoked key is revoked for its certificate, too.
     let output = house.daemon.run(&["key", "list"]);
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = listed
@@ -732,7 +733,7 @@ fn a_certificate_stands_for_a_key_unless_the_request_brings_one() {
     });
 }
 
-// ---- one port, several languages -------------------------------------------------------------
+// ---- one port, several protocols -------------------------------------------------------------
 
 #[test]
 fn a_listener_speaks_what_its_rule_says() {
@@ -754,7 +755,7 @@ fn a_listener_speaks_what_its_rule_says() {
         let mut connection = Connection::tcp(*address).expect("TCP");
         connection.exchange(GET.as_bytes()).expect(200);
     }
-    // Clear text where only TLS is spoken is told so, and closed.
+    // Clear text to a listener for TLS alone gets an explanation, and the connection is closed.
     let mut connection = Connection::tcp(*tls).expect("TCP");
     let answer = connection.exchange(GET.as_bytes());
     assert_eq!(answer.head.status, 400);
@@ -765,7 +766,7 @@ fn a_listener_speaks_what_its_rule_says() {
     );
     assert_eq!(answer.field("connection"), Some("close"));
     assert_eq!(connection.until_closed(), b"");
-    // A hello where only clear text is spoken gets no answer that it would misread.
+    // A hello to a listener for clear text alone gets no response that it would misread.
     assert!(Connection::tls(*clear, &config, "localhost").is_err());
     let metrics = house.daemon.metrics();
     for reason in ["clear_on_tls", "tls_on_clear"] {
@@ -807,7 +808,7 @@ fn megabytes_go_in_and_a_stream_comes_out() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let config = Arc::new(house.authority.client_of(None, &[version]));
         let mut connection = house.connect_as(&config);
-        // A member that nobody knows is refused by name, after the whole body was read and parsed.
+        // An unknown member is refused by name, after the whole body was read and parsed.
         let answer = connection.exchange(&bytes);
         assert_eq!(answer.head.status, 400, "{}", answer.text());
         assert!(answer.text().contains("surplus"), "{}", answer.text());
@@ -875,7 +876,7 @@ fn who_half_closes_gets_the_answer_and_our_goodbye() {
     let mut connection = house.connect();
     connection.send(&stream);
     connection.session().send_close_notify();
-    // The word travels with the next write; then the socket's half is closed as well.
+    // The alert travels with the next write; then the socket's half is closed as well.
     let mut out = Vec::new();
     connection.session().write_tls(&mut out).expect("a vector");
     connection.socket().write_all(&out).expect("it is read");
@@ -886,7 +887,7 @@ fn who_half_closes_gets_the_answer_and_our_goodbye() {
     assert_eq!(connection.head().expect("a head").status, 200);
     let events = connection.events().all();
     assert_eq!(events.last().expect("events").name, "done");
-    // rustls tells a clean end from a cut one: `UnexpectedEof` without `close_notify`.
+    // rustls distinguishes a clean end from a cut one: `UnexpectedEof` without `close_notify`.
     let end = read_end(&mut connection);
     assert_eq!(end, Ok(()), "we close in good order");
     assert_eq!(
@@ -895,7 +896,7 @@ fn who_half_closes_gets_the_answer_and_our_goodbye() {
     );
 }
 
-/// How a connection ends that has nothing more to say: `Ok` after a `close_notify`.
+/// Returns how a finished connection ends: `Ok` after a `close_notify`.
 fn read_end(connection: &mut Connection) -> Result<(), String> {
     let mut bytes = Vec::new();
     connection
@@ -952,7 +953,7 @@ fn a_cut_off_connection_is_counted() {
 #[test]
 fn garbage_gets_an_alert_in_the_handshake_and_after_it() {
     let house = House::new();
-    // A record of the handshake type whose message is none.
+    // A record of the handshake type whose content is not a handshake message.
     let mut socket = TcpStream::connect(house.daemon.address()).expect("TCP");
     socket
         .write_all(b"\x16\x03\x01\x00\x05hello")
@@ -994,9 +995,9 @@ fn the_beginning_of_a_record_and_then_nothing_is_a_cut_off_connection() {
     );
 }
 
-// ---- peers that mean harm --------------------------------------------------------------------
+// ---- malicious peers -------------------------------------------------------------------------
 
-/// What a client says first.
+/// Returns the first bytes of a client.
 fn hello(authority: &Authority) -> Vec<u8> {
     let name = "localhost".try_into().expect("a name");
     let config = without_resumption(authority.client(None));
@@ -1015,7 +1016,7 @@ fn a_handshake_has_a_deadline_that_drops_of_bytes_do_not_move() {
     let mut dripping = TcpStream::connect(house.daemon.address()).expect("TCP");
     let start = Instant::now();
     let mut bytes = hello.iter();
-    // A byte each 20 ms would take half a minute for the whole hello.
+    // At one byte per 20 ms the whole hello would take half a minute.
     dripping
         .set_read_timeout(Some(Duration::from_millis(20)))
         .expect("an option");
@@ -1075,14 +1076,14 @@ fn a_flood_of_handshakes_leaves_an_open_connection_flowing() {
         socket.write_all(&hello).expect("it is sent");
         flood.push(socket);
     }
-    // While they are worked off, a few at a time, each request is answered.
+    // While they are handled, a few at a time, each request gets a response.
     let mut slowest = Duration::ZERO;
     for _ in 0..20 {
         let start = Instant::now();
         open.exchange(GET.as_bytes()).expect(200);
         slowest = slowest.max(start.elapsed());
     }
-    // Each gets its answer in the end: nobody is starved.
+    // Each gets its response in the end: none is starved.
     for socket in &mut flood {
         let mut first = [0];
         socket.read_exact(&mut first).expect("a server's hello");

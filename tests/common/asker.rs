@@ -1,7 +1,7 @@
 //! An engine in this process, asked one thing at a time.
 //!
-//! What becomes of a prompt before anything is computed can be seen without a daemon. An engine
-//! that fails takes the test's whole process with it.
+//! Shows without a daemon how a prompt is handled before anything is computed. An engine that
+//! crashes ends the test's whole process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Asker {
         Asker::try_start(path).unwrap_or_else(|message| panic!("{message}"))
     }
 
-    /// The error is what the engine says of a model that it refuses.
+    /// The error is the engine's reason for refusing a model.
     pub fn try_start(path: &Path) -> Result<Asker, String> {
         let path = path.to_owned();
         let settings = Settings {
@@ -64,7 +64,7 @@ impl Asker {
         outcome.map(|()| Asker { engine, events })
     }
 
-    /// One token of an answer, which is enough to know that the prompt was computed.
+    /// Asks for one token, which is enough to know that the prompt was computed.
     pub fn ask(&self, prompt: Prompt) -> Result<Done, Failed> {
         self.ask_as(1, prompt)
     }

@@ -1,11 +1,11 @@
-//! A blocking HTTP/1.1 client that hides nothing: bytes out as given, answers parsed strictly.
+//! A blocking HTTP/1.1 client that hides nothing: bytes out as given, responses parsed strictly.
 //!
 //! Owns one socket and the bytes that were received but not yet used. States of a connection's
-//! reading side: between answers, or inside the body of the last head that was read.
+//! reading side: between responses, or inside the body of the last head.
 //!
 //! Invariants:
 //!  1. No read waits longer than [`PATIENCE`] unless a test asks for another bound.
-//!  2. A body is read to its end by its own framing, so the next answer starts where it ended.
+//!  2. A body is read to its end by its own framing, so the next response starts where it ended.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::PATIENCE;
 
-/// A request's bytes: `host` is added, and `content-length` where there is a body or the method
+/// Returns a request's bytes. Adds `host`, and `content-length` if there is a body or the method
 /// promises one.
 pub fn request(method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n").into_bytes();
@@ -41,26 +41,26 @@ pub struct Connection {
     body: Body,
 }
 
-/// How the rest of the answer that is being read is framed.
+/// The framing of the rest of the present response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Body {
-    /// Between answers.
+    /// Between responses.
     None,
     Length(usize),
     Chunked,
     UntilClose,
 }
 
-/// The head of an answer.
+/// The head of a response.
 #[derive(Clone, Debug)]
 pub struct Head {
     pub status: u16,
     pub fields: Vec<(String, String)>,
-    /// Statuses of the 1xx answers that came before.
+    /// Statuses of the 1xx responses that came before.
     pub interim: Vec<u16>,
 }
 
-/// A whole answer.
+/// A whole response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub head: Head,
@@ -90,7 +90,7 @@ impl Connection {
         Ok(Connection::new(Stream::Unix(stream)))
     }
 
-    /// TLS over TCP, its handshake done.
+    /// Connects with TLS over TCP and completes the handshake.
     pub fn tls(
         address: SocketAddr,
         config: &Arc<ClientConfig>,
@@ -109,7 +109,7 @@ impl Connection {
         Ok(Connection::new(Stream::Tls(Box::new(stream))))
     }
 
-    /// The TLS session of a connection that has one.
+    /// Returns the TLS session of a connection that has one.
     pub fn session(&mut self) -> &mut ClientConnection {
         match &mut self.stream {
             Stream::Tls(stream) => &mut stream.conn,
@@ -117,7 +117,7 @@ impl Connection {
         }
     }
 
-    /// The socket below TLS.
+    /// Returns the socket below TLS.
     pub fn socket(&mut self) -> &mut TcpStream {
         match &mut self.stream {
             Stream::Tls(stream) => &mut stream.sock,
@@ -147,7 +147,7 @@ impl Connection {
         }
     }
 
-    /// Closes the sending half only.
+    /// Closes only the sending half.
     pub fn finish_sending(&mut self) {
         match &self.stream {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -175,7 +175,7 @@ impl Connection {
         .expect("the timeout is not zero");
     }
 
-    /// The next whole answer to a request that was not HEAD.
+    /// Returns the next whole response to a request that was not HEAD.
     pub fn answer(&mut self) -> Answer {
         self.try_answer().expect("an answer")
     }
@@ -186,20 +186,20 @@ impl Connection {
         Ok(Answer { head, body })
     }
 
-    /// Sends one request and reads its answer.
+    /// Sends one request and reads its response.
     pub fn exchange(&mut self, bytes: &[u8]) -> Answer {
         self.send(bytes);
         self.answer()
     }
 
-    /// The head of the answer to a HEAD request: whatever it announces, no body follows.
+    /// Returns the head of the response to a HEAD request: whatever it announces, no body follows.
     pub fn head_alone(&mut self) -> Head {
         let head = self.head().expect("an answer");
         self.body = Body::None;
         head
     }
 
-    /// The head of the next answer; 1xx answers before it are noted in it.
+    /// Returns the head of the next response, including the 1xx responses before it.
     pub fn head(&mut self) -> io::Result<Head> {
         assert_eq!(
             self.body,
@@ -218,7 +218,7 @@ impl Connection {
         }
     }
 
-    /// Waits for one interim answer such as `100 Continue`, or returns what came instead.
+    /// Waits for one interim response such as `100 Continue`, or returns what came instead.
     pub fn interim(&mut self) -> io::Result<u16> {
         let head = self.one_head()?;
         if head.status >= 200 {
@@ -227,7 +227,7 @@ impl Connection {
         Ok(head.status)
     }
 
-    /// The next piece of the body: a chunk, or what has come; `None` at its end.
+    /// Returns the next piece of the body: a chunk, or what has come; `None` at its end.
     pub fn piece(&mut self) -> io::Result<Option<Vec<u8>>> {
         let piece = match self.body {
             Body::None | Body::Length(0) => None,
@@ -262,7 +262,7 @@ impl Connection {
         Ok(body)
     }
 
-    /// The server-sent events of the answer whose head was just read.
+    /// Returns the server-sent events of the response whose head was just read.
     pub fn events(&mut self) -> Events<'_> {
         Events {
             connection: self,
@@ -271,7 +271,7 @@ impl Connection {
         }
     }
 
-    /// Everything up to the end of the connection; a reset is an end too.
+    /// Returns everything up to the end of the connection; a reset is an end too.
     pub fn until_closed(&mut self) -> Vec<u8> {
         loop {
             match self.receive() {
@@ -282,7 +282,7 @@ impl Connection {
         }
     }
 
-    /// Whether the daemon has closed the connection, looking for as long as the read timeout.
+    /// Returns whether the daemon closes the connection within this time.
     pub fn closed_within(&mut self, timeout: Duration) -> bool {
         self.set_read_timeout(timeout);
         let closed = matches!(self.receive(), Err(error) if is_end(&error));
@@ -290,7 +290,7 @@ impl Connection {
         closed
     }
 
-    /// Whether something (an answer, or the end) comes within this time.
+    /// Returns whether something (a response, or the end) comes within this time.
     pub fn readable_within(&mut self, timeout: Duration) -> bool {
         self.set_read_timeout(timeout);
         let received = self.receive();
@@ -354,7 +354,7 @@ impl Connection {
         std::mem::replace(&mut self.received, rest)
     }
 
-    /// One read. The end of the stream is `UnexpectedEof`.
+    /// Reads once. The end of the stream is `UnexpectedEof`.
     fn receive(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         let count = match &mut self.stream {
@@ -432,7 +432,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("no JSON ({error}) in {self}"))
     }
 
-    /// The stable word of an error answer.
+    /// Returns the error code of an error response.
     pub fn error_code(&self) -> String {
         let body = self.json();
         let code = body["error"]["code"].as_str();
@@ -440,7 +440,7 @@ impl Answer {
             .to_owned()
     }
 
-    /// Asserts the status and gives the answer on, so that a failure shows all of it.
+    /// Asserts the status and returns the response; a failure shows all of it.
     #[track_caller]
     pub fn expect(self, status: u16) -> Answer {
         assert_eq!(self.status(), status, "{self}");
@@ -470,12 +470,12 @@ impl std::fmt::Display for Answer {
 pub struct Events<'a> {
     connection: &'a mut Connection,
     text: Vec<u8>,
-    /// Comment lines seen, such as pings.
+    /// Comment lines seen so far, such as pings.
     pub comments: usize,
 }
 
 impl Events<'_> {
-    /// The next event; `None` at the end of the answer.
+    /// Returns the next event; `None` at the end of the response.
     pub fn next(&mut self) -> io::Result<Option<Event>> {
         loop {
             if let Some(at) = self.text.windows(2).position(|window| window == b"\n\n") {
@@ -496,7 +496,7 @@ impl Events<'_> {
         }
     }
 
-    /// All that are left.
+    /// Returns all remaining events.
     pub fn all(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(event) = self.next().expect("a whole stream") {

@@ -1,4 +1,4 @@
-//! Many clients at once, and somebody who asks all the while whether the daemon lives.
+//! Many clients at once, while a probe asks all the time whether the daemon lives.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::client::{Answer, request};
 use super::daemon::Daemon;
 
-/// How long `/livez` took while something else was going on, and beside it how long the machine
-/// took for the same between two threads that have nothing else to do. Both in rising order.
+/// How long `/livez` took while something else was going on, and how long the machine took for the
+/// same between two threads that have nothing else to do. Both in rising order.
 pub struct Health {
     daemon: Vec<Duration>,
     machine: Vec<Duration>,
@@ -19,7 +19,7 @@ pub struct Health {
 
 impl Health {
     /// Ninety-nine of a hundred within 50 ms and all within a second, or within three times of what
-    /// the scheduler takes by itself, on two cores that a model and others want as well.
+    /// the scheduler itself takes, on two cores that a model and others use as well.
     pub fn check(&self) {
         assert!(!self.daemon.is_empty(), "nobody asked");
         for (part, bound) in [
@@ -52,7 +52,7 @@ impl std::fmt::Display for Health {
     }
 }
 
-/// Ends [`echo`], whatever becomes of the thread that has this.
+/// Ends [`echo`], however the thread that holds this ends.
 struct EndEcho(SocketAddr);
 
 impl Drop for EndEcho {
@@ -61,7 +61,7 @@ impl Drop for EndEcho {
     }
 }
 
-/// Sends back one byte to each who connects, until a connection brings none.
+/// Sends one byte back to each client that connects, until a connection brings none.
 fn echo(listener: &TcpListener) {
     loop {
         let (mut peer, _) = listener.accept().expect("it listens");
@@ -73,8 +73,8 @@ fn echo(listener: &TcpListener) {
     }
 }
 
-/// Sends all requests at once, each on a connection of its own, and asks for `/livez` all the
-/// while on a connection that is opened anew each time, as a probe does.
+/// Sends all requests at once, each on its own connection, and asks for `/livez` all the while,
+/// each time on a new connection, as a probe does.
 pub fn crowd(
     daemon: &Daemon,
     count: usize,
@@ -102,7 +102,7 @@ pub fn crowd(
                 control.write_all(&[1]).expect("the echo reads");
                 control.read_exact(&mut [0]).expect("the echo writes");
                 machine.push(start.elapsed());
-                // A pace for the probe, not a wait for anything.
+                // The pace of the probe; it waits for nothing.
                 std::thread::park_timeout(Duration::from_millis(20));
             }
             times.sort();

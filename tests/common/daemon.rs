@@ -1,12 +1,12 @@
-//! The real binary as a child process: one folder, one configuration file, ports of the
-//! kernel's choice.
+//! The real binary as a child process: one folder, one configuration file, ports of the kernel's
+//! choice.
 //!
-//! Owns the child, the folder and a thread that reads the child's stderr from its first byte to
-//! its last, so that the child never waits for us and a failed test shows what it said.
+//! Owns the child, the folder and a thread that reads the child's stderr from its first byte to its
+//! last, so that the child never waits for the test and a failed test shows its messages.
 //!
 //! Invariants:
 //!  1. A started daemon is dead when its `Daemon` is dropped, whatever the test did.
-//!  2. Nothing of the user's is read or written: HOME and every XDG folder lie in the folder.
+//!  2. No file of the user is read or written: HOME and every XDG folder are in the folder.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,7 +27,7 @@ use super::metrics::Metrics;
 use super::process::Process;
 use super::{PATIENCE, model};
 
-/// What a test wants of a daemon. Rate limiting is off unless the test switches it on.
+/// A test's settings for a daemon. Rate limiting is off unless the test switches it on.
 #[derive(Clone)]
 pub struct Options {
     settings: BTreeMap<String, String>,
@@ -40,22 +40,22 @@ pub struct Options {
     stderr: StderrUse,
 }
 
-/// What happens to the child's stderr.
+/// The use of the child's stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StderrUse {
-    /// It is read, and [`Daemon`] waits for the line that says `ready`.
+    /// It is read, and [`Daemon`] waits for the line that contains `ready`.
     Read,
-    /// It is a pipe that nobody reads until [`Daemon::read_stderr`]. Nothing is waited for.
+    /// It is a pipe that is not read until [`Daemon::read_stderr`]. Nothing is waited for.
     Stalled,
 }
 
 impl Options {
-    /// The engine that answers at once with a fixed program.
+    /// Uses the engine that returns a fixed program at once.
     pub fn echo() -> Options {
         Options::new("echo")
     }
 
-    /// The real engine with the small model.
+    /// Uses the real engine with the small model.
     pub fn llama() -> Options {
         let options = Options::new("llama");
         options.set(
@@ -102,28 +102,28 @@ impl Options {
         self
     }
 
-    /// A command that ends in `exec`ing what follows it, such as `taskset -c 0`.
+    /// Wraps the daemon in a command that `exec`s its last arguments, such as `taskset -c 0`.
     pub fn wrapped_in(mut self, wrapper: &[&str]) -> Options {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// The child's limit of open descriptors, soft and hard.
+    /// Sets the child's limit of open descriptors, soft and hard.
     pub fn descriptors(mut self, count: u64) -> Options {
         self.descriptors = Some(count);
         self
     }
 
-    /// Passes a listener as descriptor 3, in the way of `sd_listen_fds_with_names(3)`.
+    /// Passes a listener as descriptor 3, as `sd_listen_fds_with_names(3)` expects it.
     pub fn activated_with(mut self, listener: TcpListener, name: &str) -> Options {
         self.passed = Some(Arc::new(listener));
-        // The protocol wants the id of the process that is to take it, which only that one knows.
+        // The protocol needs the id of the receiving process, which only that process knows.
         self.wrapped_in(&["sh", "-c", r#"LISTEN_PID=$$ exec "$0" "$@""#])
             .environment("LISTEN_FDS", "1")
             .environment("LISTEN_FDNAMES", name)
     }
 
-    /// Use a folder that another daemon of this test has used.
+    /// Uses a folder that another daemon of this test has used.
     pub fn in_folder(mut self, folder: Arc<TempDir>) -> Options {
         self.folder = Some(folder);
         self
@@ -134,7 +134,7 @@ impl Options {
         self
     }
 
-    /// The configuration file's text.
+    /// Returns the text of the configuration file.
     pub fn configuration(&self) -> String {
         let mut sections: BTreeMap<&str, String> = BTreeMap::new();
         for (key, value) in &self.settings {
@@ -161,7 +161,7 @@ pub struct Daemon {
     stalled: Option<ChildStderr>,
     addresses: Vec<SocketAddr>,
     key: String,
-    /// Set when the child was seen to have ended.
+    /// Set once the child is known to have ended.
     status: Option<ExitStatus>,
 }
 
@@ -170,7 +170,7 @@ impl Daemon {
         Options::echo().start()
     }
 
-    /// One daemon for many tests of a binary, started by the first that asks.
+    /// Returns one daemon for many tests of a binary, started by the first.
     pub fn shared(options: impl FnOnce() -> Options) -> &'static Daemon {
         SHARED.get_or_init(|| {
             // SAFETY: the handler takes no argument, and a static outlives every exit.
@@ -237,7 +237,7 @@ impl Daemon {
         Process(self.child.id())
     }
 
-    /// The first TCP address.
+    /// Returns the first TCP address.
     pub fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
@@ -246,7 +246,7 @@ impl Daemon {
         &self.addresses
     }
 
-    /// The bootstrap key, which has every scope.
+    /// Returns the bootstrap key, which has every scope.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -271,12 +271,12 @@ impl Daemon {
         Connection::tcp(self.address()).expect("the daemon accepts")
     }
 
-    /// The bytes of a request that carries the bootstrap key.
+    /// Returns the bytes of a request with the bootstrap key.
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         self.request_with(method, path, &[], body)
     }
 
-    /// The same, with more fields.
+    /// Like `request`, with more fields.
     pub fn request_with(
         &self,
         method: &str,
@@ -294,12 +294,12 @@ impl Daemon {
         request(method, path, &fields, body)
     }
 
-    /// The bytes of `POST /api/v1/generate`.
+    /// Returns the bytes of `POST /api/v1/generate`.
     pub fn generate_request(&self, body: &Value) -> Vec<u8> {
         self.request("POST", "/api/v1/generate", body.to_string().as_bytes())
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on its own connection.
     pub fn exchange(&self, bytes: &[u8]) -> Answer {
         self.connect().exchange(bytes)
     }
@@ -336,18 +336,18 @@ impl Daemon {
         self.log.lines()
     }
 
-    /// How many lines the log has now: where a later wait starts to look.
+    /// Returns how many lines the log has now, for a later wait to start from.
     pub fn log_position(&self) -> usize {
         self.log.lines().len()
     }
 
-    /// Waits for a line from `position` on that holds `text`.
+    /// Waits for a line from `position` on that contains `text`.
     pub fn wait_for_log(&self, position: usize, text: &str) -> String {
         self.log
             .wait_for(text, position, |line| line.contains(text))
     }
 
-    /// Waits until the process has ended by itself, and tells how.
+    /// Waits until the process has ended by itself, and returns how.
     pub fn wait(&mut self) -> ExitStatus {
         if self.status.is_none() {
             self.log.wait_for_end();
@@ -356,7 +356,7 @@ impl Daemon {
         self.status.expect("just set")
     }
 
-    /// The same for a daemon whose stderr nobody reads: asks the kernel again and again.
+    /// Like `wait`, for a daemon whose stderr is not read: asks the kernel again and again.
     pub fn wait_while_stalled(&mut self) -> ExitStatus {
         let child = &mut self.child;
         let ended = || child.try_wait().expect("the child is ours");
@@ -368,7 +368,7 @@ impl Daemon {
     /// Ends the process at once, as `kill -9` or the out-of-memory killer would.
     pub fn kill(&mut self) {
         if self.status.is_none() {
-            // Fails only for a child that was already waited for, and this one was not.
+            // Fails only for a child that was already waited for, which is not so here.
             self.child.kill().expect("the child is ours");
             self.status = Some(self.child.wait().expect("the child is ours"));
         }
@@ -377,7 +377,7 @@ impl Daemon {
 
 static SHARED: OnceLock<Daemon> = OnceLock::new();
 
-/// Statics are never dropped; this does for the shared daemon what `drop` does for others.
+/// Statics are never dropped; this ends the shared daemon as `drop` does others.
 extern "C" fn end_shared() {
     if let Some(daemon) = SHARED.get() {
         daemon.process().signal(libc::SIGKILL);
@@ -396,7 +396,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Gives a command a home of its own.
+/// Gives a command its own home.
 pub fn isolate(command: &mut Command, folder: &Path) {
     command
         .env_clear()
@@ -450,8 +450,8 @@ fn command(options: &Options, folder: &Path) -> Command {
         rlim_max: count,
     });
     let passed = options.passed.as_ref().map(|listener| listener.as_raw_fd());
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes
-    // no others, and what it reads was copied into it; the listener lives in `options`.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes no
+    // others, and the data that it reads was copied into it; the listener lives in `options`.
     unsafe { command.pre_exec(move || prepare_child(limit, passed)) };
     command
 }
@@ -466,7 +466,7 @@ fn prepare_child(limit: Option<libc::rlimit>, passed: Option<i32>) -> io::Result
         // `dup2` onto itself would leave close-on-exec set.
         // SAFETY: fcntl(2) changes a flag of a descriptor that this process has.
         Some(3) => checked(unsafe { libc::fcntl(3, libc::F_SETFD, 0) }),
-        // SAFETY: dup2(2) replaces descriptor 3, which nobody in this child uses any more.
+        // SAFETY: dup2(2) replaces descriptor 3, which is not used in this child any more.
         Some(listener) => checked(unsafe { libc::dup2(listener, 3) }),
         None => Ok(()),
     }
@@ -480,7 +480,7 @@ fn checked(result: i32) -> io::Result<()> {
     }
 }
 
-/// The socket address at the beginning of a text; a quotation mark or a space may follow it.
+/// Parses the socket address at the beginning of a text; a quotation mark or a space may follow it.
 fn leading_address(text: &str) -> Option<SocketAddr> {
     let is_part = |character: char| character.is_ascii_hexdigit() || ".:[]".contains(character);
     let end = text
@@ -489,7 +489,7 @@ fn leading_address(text: &str) -> Option<SocketAddr> {
     text[..end].parse().ok()
 }
 
-/// Whether a log line says that the daemon is ready, and not that something is not.
+/// Returns whether a log line reports that the daemon is ready, and not that something is not.
 fn says_ready(line: &str) -> bool {
     let mut words = line.split(|character: char| !character.is_ascii_alphabetic());
     words.any(|word| word == "ready") && !line.contains("not ready")
@@ -564,8 +564,8 @@ impl Log {
         }
     }
 
-    /// A test that failed while it held the lock has left whole lines: poison is no reason to
-    /// hide them.
+    /// A test that failed while it held the lock has left whole lines, so a poisoned lock is
+    /// usable.
     fn lock(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

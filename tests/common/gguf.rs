@@ -1,8 +1,8 @@
 //! Model files for tests: the small model's file with some metadata changed, a tiny model with the
 //! same vocabulary, and a model that makes embeddings.
 //!
-//! Owns what a GGUF file is made of: entries of metadata, and tensors. Values stay in their binary
-//! form, so that a test can also write what no tool would.
+//! Owns the parts of a GGUF file: entries of metadata, and tensors. Values stay in their binary
+//! form, so that a test can also write values that no tool would.
 
 use std::fs;
 use std::path::Path;
@@ -67,7 +67,7 @@ impl Value {
         Value::array(KIND_F32, values.len() as u64, items.collect())
     }
 
-    /// An array that says it has `count` items, whatever its bytes are.
+    /// An array that claims to have `count` items, whatever its bytes are.
     pub fn array(kind: u32, count: u64, items: Vec<u8>) -> Value {
         let mut bytes = kind.to_le_bytes().to_vec();
         bytes.extend(count.to_le_bytes());
@@ -78,7 +78,7 @@ impl Value {
         }
     }
 
-    /// The items of an array of texts.
+    /// Returns the items of an array of texts.
     pub fn as_texts(&self) -> Vec<Vec<u8>> {
         assert_eq!(self.kind, KIND_ARRAY);
         let mut reader = Reader(&self.bytes);
@@ -106,7 +106,7 @@ pub struct Tensor {
 const TENSOR_F32: u32 = 0;
 
 impl Tensor {
-    /// Small numbers that differ: a model of them computes nonsense, but computes.
+    /// Small numbers that differ: a model of them computes nonsense, but it computes.
     fn noise(name: &str, dimensions: &[u64]) -> Tensor {
         let count: u64 = dimensions.iter().product();
         let value = |index: u64| ((index.wrapping_mul(2_654_435_761) >> 7) % 255) as f32 / 512.0;
@@ -124,14 +124,14 @@ impl Tensor {
 pub struct Gguf {
     pub entries: Vec<(String, Value)>,
     pub tensors: Vec<Tensor>,
-    /// What the file says of its counts, where that is to differ from what it has.
+    /// The counts in the file's head, if they are to differ from the real ones.
     pub claims: Option<(u64, u64)>,
 }
 
 const ALIGNMENT: usize = 32;
 
 impl Gguf {
-    /// The small model, whole.
+    /// Reads the whole small model.
     pub fn small() -> Gguf {
         Gguf::read(model::path())
     }
@@ -179,7 +179,7 @@ impl Gguf {
         }
     }
 
-    /// A model of one layer with the small model's vocabulary: it loads in a moment.
+    /// Builds a model of one layer with the small model's vocabulary: it loads in a moment.
     pub fn tiny() -> Gguf {
         const WIDTH: u64 = 64;
         let mut gguf = Gguf::vocabulary_of_small();
@@ -216,7 +216,7 @@ impl Gguf {
         gguf
     }
 
-    /// BERT of one layer: it makes embeddings, and writes no text.
+    /// Builds a BERT of one layer: it makes embeddings, and writes no text.
     pub fn bert() -> Gguf {
         const WIDTH: u64 = 64;
         const CONTEXT: u64 = 512;
@@ -283,7 +283,7 @@ impl Gguf {
         &found.unwrap_or_else(|| panic!("no {key}")).1
     }
 
-    /// With an entry in the place of another one of its name, or a new one.
+    /// Replaces the entry of this name, or adds a new one.
     pub fn with(mut self, key: &str, value: Value) -> Gguf {
         match self.entries.iter_mut().find(|(name, _)| name == key) {
             Some(entry) => entry.1 = value,

@@ -1,4 +1,4 @@
-//! What `/metrics` says at one moment: the Prometheus text format, parsed as far as tests need.
+//! The contents of `/metrics` at one moment: Prometheus' text format, parsed as far as tests need.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ impl Metrics {
         }
     }
 
-    /// The sum of all samples of this name that carry these labels; 0 if there is none.
+    /// Returns the sum of all samples of this name with these labels; 0 if there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let carries = |sample: &&Sample| {
             let has = |(key, value): &(&str, &str)| {
@@ -37,7 +37,7 @@ impl Metrics {
             .sum()
     }
 
-    /// The one sample of this name without labels.
+    /// Returns the one sample of this name without labels.
     #[track_caller]
     pub fn value(&self, name: &str) -> f64 {
         let found = self.samples.iter().find(|sample| sample.name == name);
@@ -69,7 +69,7 @@ fn parse_sample(line: &str) -> Sample {
     }
 }
 
-/// Label values of the daemon come from closed sets, so none holds a comma or a quote.
+/// Label values of the daemon come from closed sets, so none contains a comma or a quote.
 fn parse_labels(text: &str) -> BTreeMap<String, String> {
     let pairs = text.split(',').filter(|pair| !pair.is_empty());
     pairs

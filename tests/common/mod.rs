@@ -1,6 +1,6 @@
-//! What the end-to-end tests and the benches share.
+//! Shared by the end-to-end tests and the benches.
 //!
-//! * [`daemon`] starts the real binary in a folder of its own and ends it.
+//! * [`daemon`] starts the real binary in its own folder and ends it.
 //! * [`client`] speaks HTTP/1.1 byte by byte, so that a test can also speak it wrongly.
 //! * [`http2`] speaks HTTP/2 frame by frame, and wrongly as well.
 //! * [`crowd`] is many clients at once.
@@ -10,10 +10,10 @@
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
 //!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
 //!
-//! Nothing here sleeps to wait for something: a wait ends with a line of the log, an answer, or
-//! a bound that is far above what a working daemon needs.
+//! Nothing here sleeps to wait for something: a wait ends with a line of the log, a response, or a
+//! bound that is far above what a working daemon needs.
 
-// Each test binary compiles this module for itself and uses its own part of it.
+// Each test binary compiles this module for itself and uses only a part of it.
 #![allow(dead_code, unused_imports)]
 
 #[cfg(feature = "llama")]
@@ -37,10 +37,10 @@ use std::time::{Duration, Instant};
 pub use client::{Answer, Connection, request};
 pub use daemon::{Daemon, Options};
 
-/// How long anything may take that must happen, however busy the machine is.
+/// A bound for anything that must happen, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks `probe` again and again until it answers, and tells how long that took.
+/// Calls `probe` again and again until it returns a value, and returns how long that took.
 ///
 /// The probe paces itself: it makes a request, or reads a file that the kernel keeps.
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> (T, Duration) {

@@ -1,6 +1,6 @@
-//! Where the small model is, with which tests compute. The first test that needs it lets the
-//! daemon's own `model pull` bring it; tests that run at the same time wait for that one. The
-//! default model, five times its size, is used where it is.
+//! Finds the small model for tests that compute. The first test that needs it fetches it with the
+//! daemon's own `model pull`; tests that run at the same time wait for that one. The default model,
+//! five times its size, is used if it is there.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 const NAME: &str = "smollm2-135m-instruct";
 
-/// The model's file: `$AUTOGLMD_TEST_MODEL`, else the one in the daemon's own cache.
+/// Returns the model's file: `$AUTOGLMD_TEST_MODEL`, or the one in the daemon's own cache.
 pub fn path() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(find_or_pull)
@@ -26,7 +26,7 @@ fn find_or_pull() -> PathBuf {
         return chosen;
     }
     let file = cache_folder().join("models").join(format!("{NAME}.gguf"));
-    // Held by one test process at a time, and given back by the kernel even if that one dies.
+    // Held by one test process at a time, and released by the kernel even if that one dies.
     let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("model.lock"));
     let lock = lock.expect("cargo made the folder");
     lock.lock().expect("the lock of the model's download");
@@ -43,8 +43,8 @@ fn find_or_pull() -> PathBuf {
 
 const DEFAULT: &str = "qwen2.5-coder-0.5b-instruct";
 
-/// The default model's file, if it may be used: `$AUTOGLMD_TEST_DEFAULT_MODEL` is its path, or `1`,
-/// which fetches it; else the one in the daemon's own cache, if it is there.
+/// Returns the default model's file, if it may be used: `$AUTOGLMD_TEST_DEFAULT_MODEL` is its path,
+/// or `1`, which fetches it; otherwise the one in the daemon's own cache, if it is there.
 pub fn default_path() -> Option<PathBuf> {
     let file = cache_folder()
         .join("models")

@@ -17,7 +17,7 @@ pub struct Manager {
     path: PathBuf,
 }
 
-/// One datagram: `KEY=VALUE` lines, and the listener that a `FDSTORE=1` brings.
+/// One datagram: `KEY=VALUE` lines, and the listener that came with a `FDSTORE=1`.
 #[derive(Debug)]
 pub struct Message {
     text: String,
@@ -41,20 +41,20 @@ impl Manager {
         Manager { socket, path }
     }
 
-    /// What `NOTIFY_SOCKET` must be.
+    /// Returns the value for `NOTIFY_SOCKET`.
     pub fn address(&self) -> &str {
         self.path
             .to_str()
             .expect("temporary folders have plain names")
     }
 
-    /// Reads messages until one holds this key, and returns that one.
+    /// Reads messages until one contains this key, and returns that one.
     #[track_caller]
     pub fn wait_for(&self, key: &str) -> Message {
         self.wait_and_count(key, "").0
     }
 
-    /// The same, and how many messages before it hold the `other` key.
+    /// Like `wait_for`, and returns how many messages before it contain the `other` key.
     #[track_caller]
     pub fn wait_and_count(&self, key: &str, other: &str) -> (Message, usize) {
         let mut seen = Vec::new();
@@ -72,7 +72,7 @@ impl Manager {
         }
     }
 
-    /// Fills the queue, as a manager does that has much to do: the next message finds no room.
+    /// Fills the queue, as if the manager were busy: the next message finds no room.
     pub fn fill(&self) {
         let socket = UnixDatagram::unbound().expect("a socket");
         socket.set_nonblocking(true).expect("it is a socket");

@@ -1,20 +1,20 @@
-//! A server that the test plays: one answer, every byte of which is the test's choice.
+//! A server that the test plays: one response, every byte of which is the test's choice.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
 
-/// Answers one request, then waits until the client has left. Gives the request.
+/// Responds to one request, then waits until the client has left. Returns the request.
 pub fn answer_once(mut stream: impl Read + Write, answer: &[u8]) -> String {
     let request = receive(&mut stream);
     stream.write_all(answer).unwrap();
     stream.flush().unwrap();
-    // Closing while the client may still send would turn the answer into a reset.
+    // Closing while the client may still send would turn the response into a reset.
     let _ = io::copy(&mut stream, &mut io::sink());
     request
 }
 
-/// A whole request: its head in lower case, then its body.
+/// Returns a whole request: its head in lower case, then its body.
 pub fn receive(stream: &mut impl Read) -> String {
     let mut reader = BufReader::with_capacity(1, stream);
     let mut head = String::new();
@@ -50,7 +50,7 @@ pub fn whole(status: &str, media_type: &str, body: &str) -> String {
     )
 }
 
-/// Server-sent events, a chunk each.
+/// Returns server-sent events, one per chunk.
 pub fn events(events: &[(&str, &str)]) -> String {
     let mut text = String::from(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\

@@ -1,4 +1,4 @@
-//! What the kernel says about a process, and the few system calls that tests need.
+//! The kernel's data about a process, and the few system calls that tests need.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,18 +12,18 @@ use socket2::SockRef;
 pub struct Process(pub u32);
 
 impl Process {
-    /// Resident memory in bytes.
+    /// Returns resident memory in bytes.
     pub fn resident_bytes(self) -> u64 {
         self.status_number("VmRSS") * 1024
     }
 
-    /// The most resident memory that the process has had so far.
+    /// Returns the most resident memory that the process has had so far.
     pub fn peak_bytes(self) -> u64 {
         self.status_number("VmHWM") * 1024
     }
 
-    /// Resident memory that is the process's own: the heap, stacks and page tables' contents,
-    /// without mapped files such as the model and the program.
+    /// Returns the resident memory that is the process's own: heap, stacks and page tables'
+    /// contents, without mapped files such as the model and the program.
     pub fn anonymous_bytes(self) -> u64 {
         self.status_number("RssAnon") * 1024
     }
@@ -38,13 +38,13 @@ impl Process {
             .count()
     }
 
-    /// User and system time spent so far, in steps of 10 ms.
+    /// Returns the user and system time used so far, in steps of 10 ms.
     pub fn cpu_time(self) -> Duration {
         let (user, system) = self.times();
         user + system
     }
 
-    /// The same in two parts: in the program, and in the kernel for it.
+    /// Returns the same in two parts: in the program, and in the kernel for it.
     pub fn times(self) -> (Duration, Duration) {
         let text = std::fs::read_to_string(self.proc("stat")).expect("the process lives");
         // The second field is the name in parentheses and may hold spaces; `utime` and `stime`
@@ -56,7 +56,7 @@ impl Process {
                 .next()
                 .and_then(|field| field.parse().ok())
                 .expect("ticks are a number");
-            // USER_HZ is 100 on every architecture that Linux offers to user space.
+            // USER_HZ is 100 on every architecture that Linux presents to user space.
             Duration::from_millis(ticks * 10)
         };
         (time(), time())
@@ -113,7 +113,7 @@ pub struct NoDelay {
     pub unset: usize,
 }
 
-/// Looks at the sockets of another process through duplicates of its descriptors.
+/// Inspects the sockets of another process through duplicates of its descriptors.
 pub fn count_nodelay(process: Process) -> io::Result<NoDelay> {
     // SAFETY: pidfd_open(2) takes two integers and returns a new descriptor or -1.
     let process_descriptor = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, process.0, 0) })?;
@@ -149,7 +149,7 @@ pub fn count_nodelay(process: Process) -> io::Result<NoDelay> {
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let descriptor = i32::try_from(result).ok().filter(|number| *number >= 0);
     let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor for us, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -176,7 +176,7 @@ pub fn allow_descriptors(count: u64) {
     assert_eq!(result, 0, "setrlimit: {}", io::Error::last_os_error());
 }
 
-/// Lets this process and the children it starts from now on run on these cores only.
+/// Restricts this process, and the children that it starts from now on, to these cores.
 pub fn pin_to_cores(process: Process, cores: &[usize]) -> io::Result<()> {
     // SAFETY: a `cpu_set_t` is plain bits; all zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };

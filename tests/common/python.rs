@@ -1,4 +1,4 @@
-//! A Python environment with what the clients of the tests import, made once per target folder and
+//! A Python environment with the imports of the tests' clients, made once per target folder and
 //! list of requirements.
 
 use std::fs::File;

@@ -6,8 +6,8 @@ use std::os::fd::FromRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-/// Runs a command on a terminal of its own, with these lines typed. Returns its exit code, and what
-/// the terminal shows, the typed lines included.
+/// Runs a command on its own terminal, with these lines typed. Returns its exit code, and the
+/// terminal's contents, including the typed lines.
 pub fn run(command: &mut Command, typed: &str) -> (Option<i32>, String) {
     let (mut ours, theirs) = open();
     let share = || theirs.try_clone().expect("a descriptor");
@@ -15,7 +15,7 @@ pub fn run(command: &mut Command, typed: &str) -> (Option<i32>, String) {
     // SAFETY: two system calls, which are allowed between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            // Fails where the process leads a session already, which does as well.
+            // Fails if the process leads a session already, which is fine.
             libc::setsid();
             // Standard input becomes the terminal that /dev/tty names.
             match libc::ioctl(0, libc::TIOCSCTTY, 0) {
@@ -40,7 +40,7 @@ pub fn run(command: &mut Command, typed: &str) -> (Option<i32>, String) {
     (status.code(), shown.replace("\r\n", "\n"))
 }
 
-/// Lets a command run without any terminal, also where the tests themselves have one.
+/// Makes a command run without any terminal, even if the tests themselves have one.
 pub fn detach(command: &mut Command) -> &mut Command {
     // SAFETY: one system call, which is allowed between fork and exec.
     unsafe {
@@ -51,7 +51,7 @@ pub fn detach(command: &mut Command) -> &mut Command {
     }
 }
 
-/// Our end of a new terminal, and that of a program.
+/// Returns our end of a new terminal, and that of a program.
 fn open() -> (File, File) {
     let (mut ours, mut theirs) = (0, 0);
     let none = std::ptr::null_mut();

@@ -12,7 +12,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
-/// An authority of the test's own.
+/// An authority that the test owns.
 pub struct Authority {
     params: CertificateParams,
     key: KeyPair,
@@ -25,15 +25,15 @@ pub struct Issued {
     pub key: KeyPair,
 }
 
-/// What a certificate says.
+/// The contents of a certificate.
 #[derive(Clone, Default)]
 pub struct Wanted<'a> {
     pub hosts: &'a [&'a str],
     pub uri: Option<&'a str>,
     pub common_name: &'a str,
-    /// The first day, counted from today; some years ago unless said.
+    /// The first day, counted from today; some years ago by default.
     pub begins_in_days: Option<i64>,
-    /// From today on; a year unless said. May be negative.
+    /// Counted from today; a year by default. May be negative.
     pub days: Option<i64>,
     pub algorithm: Option<&'static SignatureAlgorithm>,
 }
@@ -74,7 +74,7 @@ impl Authority {
         Issued { certificate, key }
     }
 
-    /// The certificate of a server with this name.
+    /// Issues the certificate of a server with this name.
     pub fn server(&self, host: &str) -> Issued {
         self.issue(&Wanted {
             hosts: &[host],
@@ -90,12 +90,12 @@ impl Authority {
         roots
     }
 
-    /// A client that trusts this authority, and shows `client` if it is asked.
+    /// Returns a client that trusts this authority, and shows `client` if the server asks.
     pub fn client(&self, client: Option<&Issued>) -> ClientConfig {
         self.client_of(client, &[&rustls::version::TLS13, &rustls::version::TLS12])
     }
 
-    /// One that speaks these versions only.
+    /// Like `client`, for these versions only.
     pub fn client_of(
         &self,
         client: Option<&Issued>,
@@ -120,7 +120,7 @@ impl Issued {
         PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
     }
 
-    /// Puts certificate and key into two files of `folder`.
+    /// Writes certificate and key into two files of `folder`.
     pub fn save(&self, folder: &Path, name: &str) -> (PathBuf, PathBuf) {
         let certificate = folder.join(format!("{name}.pem"));
         let key = folder.join(format!("{name}.key"));
@@ -129,7 +129,7 @@ impl Issued {
         (certificate, key)
     }
 
-    /// Puts both into one file, in place of what was there, as a renewal does.
+    /// Writes both into one file, replacing its contents, as a renewal does.
     pub fn save_together(&self, file: &Path) {
         let text = format!("{}{}", self.certificate.pem(), self.key.serialize_pem());
         let temporary = file.with_extension("new");
@@ -144,7 +144,7 @@ pub fn without_resumption(mut config: ClientConfig) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// The date so many days from now.
+/// Returns the date this many days from now.
 fn in_days(days: i64) -> (i32, u8, u8) {
     let at = jiff::Timestamp::now().as_second() + days * 24 * 3_600;
     let at = jiff::Timestamp::from_second(at).expect("a date of our time");

@@ -1,7 +1,7 @@
-//! gRPC's framing and messages: the first byte says where the rest is cut.
+//! gRPC's framing and messages: the first byte decides where the rest is cut.
 //!
-//! What must hold: nothing panics, the pieces give what the whole gives, and no message is larger
-//! than the limit.
+//! Nothing may panic, the pieces must have the result of the whole, and no message may exceed the
+//! limit.
 
 #![no_main]
 
@@ -34,7 +34,7 @@ fuzz_target!(|input: &[u8]| {
         assert!(message.len() <= BOUNDS.bytes);
         let asked = decode::<autoglm::GenerateRequest>(message, "GenerateRequest");
         if let Ok(asked) = asked {
-            // What was read can be written and read again.
+            // A message that was read can be written and read again.
             let again = decode(&asked.encode_to_vec(), "GenerateRequest");
             assert!(again == Ok(asked.clone()) || has_nan(&asked));
         }
@@ -45,7 +45,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// The messages, and how the stream went wrong.
+/// Returns the messages, and the error of the stream.
 fn messages<'a>(
     encoding: Encoding,
     pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -66,7 +66,7 @@ fn messages<'a>(
     (found, end)
 }
 
-/// Such a number is not equal to itself.
+/// A NaN is not equal to itself.
 fn has_nan(asked: &autoglm::GenerateRequest) -> bool {
     let optional = [
         asked.top_p,

@@ -1,8 +1,8 @@
-//! TLS's byte path: a session that is fed what no client would send, before its handshake, in the
+//! TLS's byte path: a session gets bytes that no client would send, before its handshake, in the
 //! middle of it, and after it.
 //!
-//! What must hold: nothing panics; plaintext comes out only as it went in; both queues stay within
-//! their bounds; every buffer that was taken from the pool is given back.
+//! Nothing may panic; plaintext must come out as it went in; both queues must stay within their
+//! bounds; every buffer that was taken from the pool must be returned.
 
 #![no_main]
 
@@ -19,7 +19,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-/// Within a second after 2001, when every certificate of rcgen's is good.
+/// Within a second of 2001, when every certificate of rcgen is valid.
 const NOW: i64 = 1_000_000_000;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -30,14 +30,14 @@ fuzz_target!(|input: &[u8]| {
     };
     let mut house = House::new(mode & 1 == 0);
     match mode >> 1 & 3 {
-        // Its first words are the input's.
+        // The input comes first.
         0 => house.hear(rest),
-        // A good hello, then the input's words.
+        // A good hello, then the input.
         1 => {
             house.step(usize::from(*cut));
             house.hear(rest);
         }
-        // A good handshake and a request, then the input's words.
+        // A good handshake and a request, then the input.
         2 => {
             house.shake_hands(usize::from(*cut));
             house.hear(rest);
@@ -91,7 +91,7 @@ impl House {
         bytes
     }
 
-    /// As the reactor does it: a piece, and what came of it, until the session has failed.
+    /// As the reactor does it: handles a piece and its result, until the session has failed.
     fn hear(&mut self, bytes: &[u8]) {
         for piece in bytes.chunks(limits::TLS_READ_BYTES) {
             if self.failed || self.session.input_is_over() {
@@ -113,7 +113,7 @@ impl House {
         }
     }
 
-    /// What the client has to say, in pieces of `cut` bytes, and the answer to it.
+    /// Sends the client's bytes in pieces of `cut` bytes, and the server's back to it.
     fn step(&mut self, cut: usize) {
         let sent = self.sent();
         sent.chunks(cut.max(1)).for_each(|piece| self.hear(piece));
@@ -139,7 +139,7 @@ impl House {
         assert_eq!(heard, b"hello, client");
     }
 
-    /// Writes all that waits.
+    /// Writes all pending bytes.
     fn said(&mut self) -> Vec<u8> {
         let queue = self.session.queue_mut();
         assert!(
@@ -160,7 +160,7 @@ impl House {
         said
     }
 
-    /// Whatever became of it, the session can be asked for more, closed, and dropped.
+    /// Whatever its state, the session can be asked for more, closed, and dropped.
     fn end(mut self) {
         let much = vec![b'x'; 3 * limits::TLS_CIPHERTEXT_BYTES];
         let taken = self
@@ -174,7 +174,7 @@ impl House {
     }
 }
 
-/// The certificate, and clients of TLS 1.3 and of 1.2 that trust it.
+/// Returns the certificate, and clients of TLS 1.3 and of 1.2 that trust it.
 fn made() -> &'static (Arc<Acceptor>, [Arc<ClientConfig>; 2]) {
     static MADE: OnceLock<(Arc<Acceptor>, [Arc<ClientConfig>; 2])> = OnceLock::new();
     MADE.get_or_init(|| {
