@@ -205,7 +205,7 @@ fn completions_and_manual_pages_are_made() {
 }
 
 #[test]
-fn a_closed_stdout_is_no_panic() {
+fn a_closed_stdout_does_not_panic() {
     let home = Home::new();
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
@@ -314,7 +314,7 @@ fn a_key_that_cannot_be_shown_does_not_stay() {
 }
 
 #[test]
-fn a_result_that_cannot_be_written_is_no_success() {
+fn a_result_that_cannot_be_written_is_a_failure() {
     let home = Home::new();
     home.run(&["key", "create"]).expect(0);
     for arguments in [
@@ -473,7 +473,7 @@ fn the_key_is_that_of_the_flag_the_variable_or_the_bootstrap_file() {
 }
 
 #[test]
-fn errors_are_told_with_their_code_and_the_way_out() {
+fn errors_are_printed_with_their_code_and_the_way_out() {
     let home = Home::new();
     for (status, code, exit, told) in [
         (

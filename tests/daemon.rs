@@ -66,7 +66,7 @@ fn bad_file_is_refused_with_its_line_and_the_old_one_stays() {
 }
 
 #[test]
-fn file_that_vanished_or_is_no_toml_leaves_the_daemon_as_it_is() {
+fn file_that_vanished_or_is_not_toml_leaves_the_daemon_as_it_is() {
     let daemon = Daemon::echo();
     for content in [None, Some("[limits"), Some("\0\0\0")] {
         let file = daemon.configuration_file();
@@ -173,7 +173,7 @@ fn second_term_cuts_off_what_the_first_one_waits_for() {
 
 /// A load balancer must not wait for a daemon that will not respond: no listener may stay open.
 #[test]
-fn nobody_can_connect_to_a_daemon_that_drains() {
+fn draining_daemon_accepts_no_connection() {
     let folder = tempfile::tempdir().expect("a folder for the socket");
     let path = folder.path().join("autoglmd.sock");
     let listen = format!(r#"["127.0.0.1:0", "{}"]"#, path_argument(&path));
@@ -266,7 +266,7 @@ fn address_in_use_is_said_plainly() {
 // ---- logs ------------------------------------------------------------------------------------
 
 #[test]
-fn usr1_opens_the_log_file_anew() {
+fn usr1_reopens_the_log_file() {
     let folder = tempfile::tempdir().expect("a folder for the log");
     let file = folder.path().join("autoglmd.log");
     let manager = Manager::new(folder.path());
@@ -372,7 +372,7 @@ fn full_log_pipe_holds_nothing_up_and_is_counted() {
 // ---- the service manager ---------------------------------------------------------------------
 
 #[test]
-fn service_manager_is_told_of_start_reload_and_stop() {
+fn service_manager_learns_of_start_reload_and_stop() {
     let folder = tempfile::tempdir().expect("a folder for the socket");
     let manager = Manager::new(folder.path());
     let mut daemon = Options::echo()

@@ -92,7 +92,7 @@ fn chinese_quicksort_sorts() {
 
 /// Checks the judge itself: it must find a wrong program.
 #[test]
-fn judge_tells_a_program_that_sorts_from_one_that_does_not() {
+fn judge_passes_a_program_that_sorts_and_fails_one_that_does_not() {
     let folder = tempfile::tempdir().expect("a folder for temporary files");
     let judge = folder.path().join("judge.py");
     std::fs::write(&judge, JUDGE).expect("the folder can be written");

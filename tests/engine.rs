@@ -78,7 +78,7 @@ fn reproducible_answers_are_the_same_alone_and_in_a_batch() {
 }
 
 #[test]
-fn keys_and_values_of_either_type_give_the_same_first_words() {
+fn either_type_of_keys_and_values_leads_to_the_same_first_words() {
     let first_words = |kv_type| {
         let host = Host::start_with(Settings {
             kv_type: Some(kv_type),
@@ -398,7 +398,7 @@ fn dropped_engine_settles_what_it_owes() {
 }
 
 #[test]
-fn missing_and_broken_files_are_told_by_name() {
+fn missing_and_broken_files_are_reported_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
@@ -425,7 +425,7 @@ fn missing_and_broken_files_are_told_by_name() {
 }
 
 #[test]
-fn model_on_its_way_is_given_up_when_the_drain_begins_and_that_is_no_failure() {
+fn drain_cancels_a_model_load_and_that_is_not_a_failure() {
     let obtain = Box::new(|is_wanted: &dyn Fn() -> bool| {
         while is_wanted() {
             thread::yield_now();
@@ -565,7 +565,7 @@ fn wait<T>(mut observe: impl FnMut() -> Option<T>) -> T {
         if let Some(observed) = observe() {
             return observed;
         }
-        assert!(started.elapsed() < PATIENCE, "waited in vain");
+        assert!(started.elapsed() < PATIENCE, "timed out");
         thread::sleep(Duration::from_millis(1));
     }
 }

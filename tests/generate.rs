@@ -104,7 +104,7 @@ fn answer_is_bounded_by_max_tokens_and_ends_before_a_stop_string() {
 }
 
 #[test]
-fn same_seed_gives_the_same_answer_and_another_seed_another() {
+fn same_seed_leads_to_the_same_output_and_another_seed_to_another() {
     let _turn = turn();
     let daemon = shared();
     let with_seed = |seed: u32| {
@@ -118,7 +118,7 @@ fn same_seed_gives_the_same_answer_and_another_seed_another() {
 }
 
 #[test]
-fn greedy_answer_does_not_depend_on_who_else_is_served() {
+fn greedy_output_does_not_depend_on_other_requests() {
     let _turn = turn();
     let daemon = shared();
     let body = |number: usize| {
@@ -223,7 +223,7 @@ fn leaving_a_request_that_is_not_streamed_frees_the_engine() {
 
 /// Clients that are gone must not be served from the queue either.
 #[test]
-fn those_who_leave_the_queue_are_never_computed() {
+fn clients_that_leave_the_queue_are_never_computed() {
     let _turn = turn();
     let daemon = Options::llama()
         .argument("--parallel")
@@ -250,7 +250,7 @@ fn those_who_leave_the_queue_are_never_computed() {
     let computed = tokens(&daemon, "prompt") - before;
     assert!(
         computed < 1_000.0,
-        "{computed} prompt tokens were computed for nobody"
+        "{computed} prompt tokens were computed for clients that had left"
     );
 }
 
@@ -440,7 +440,7 @@ fn crowd_with_patience_is_served_to_the_last_one() {
 // ---- the end of a daemon that is at work -----------------------------------------------------
 
 #[test]
-fn drain_lets_running_answers_end_and_takes_no_new_ones() {
+fn drain_lets_running_requests_end_and_accepts_no_new_ones() {
     let _turn = turn();
     let mut daemon = Options::llama().start();
     let mut other = daemon.connect();

@@ -114,7 +114,7 @@ fn head_has_the_fields_of_get_and_no_body() {
 
 /// micro_http lost the responses to these clients: `printf ... | nc` closes its half at once.
 #[test]
-fn half_closer_gets_its_answers() {
+fn half_closing_client_gets_its_responses() {
     let daemon = shared();
     let mut connection = daemon.connect();
     let one = daemon.request("POST", "/api/v1/generate", SMALL.as_bytes());
@@ -133,7 +133,7 @@ fn half_closer_is_probed_while_its_request_is_worked_on() {
     let mut connection = daemon.connect();
     connection.send(&daemon.request("POST", "/api/v1/generate", SMALL.as_bytes()));
     let first = connection.interim().expect("an answer");
-    assert_eq!(first, 200, "nobody has closed anything");
+    assert_eq!(first, 200, "neither side has closed yet");
     connection.rest_of_body().expect("a whole answer");
 
     // The FIN may come in one batch with the request, or later, when the response is out already: a
@@ -270,7 +270,7 @@ fn expect_continue_is_refused_before_the_body_is_sent() {
 // ---- limits ----------------------------------------------------------------------------------
 
 #[test]
-fn limits_of_head_target_and_body_have_their_own_answers() {
+fn limits_of_head_target_and_body_have_their_own_errors() {
     let daemon = Options::echo()
         .set("limits.max_body", "1KiB")
         .set("limits.max_head", "2KiB")
@@ -462,7 +462,7 @@ fn ambiguous_framing_gets_one_refusal_and_a_close() {
 }
 
 #[test]
-fn bytes_that_are_no_http_are_refused_without_harm() {
+fn bytes_that_are_not_http_are_refused_without_harm() {
     let daemon = shared();
     let tls_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
     for bytes in [

@@ -214,7 +214,7 @@ fn start_python(daemon: &Daemon, roots: Option<&Path>, check: &str) -> Child {
 // ---- streams beside each other ---------------------------------------------------------------
 
 #[test]
-fn a_slow_stream_holds_up_no_neighbour() {
+fn a_slow_stream_does_not_hold_up_its_neighbours() {
     let daemon = Daemon::echo();
     let target = Target::of(&daemon);
     let mut peer = Peer::open_with(&target, &[(setting::INITIAL_WINDOW_SIZE, 0)]).expect("open");
@@ -249,7 +249,7 @@ fn a_slow_stream_holds_up_no_neighbour() {
 // ---- going -----------------------------------------------------------------------------------
 
 #[test]
-fn a_drain_says_goaway_twice_and_closes_who_is_idle() {
+fn a_drain_sends_goaway_twice_and_closes_idle_connections() {
     let mut daemon = Daemon::echo();
     let target = Target::of(&daemon);
     let mut used = Peer::open(&target).expect("it answers");

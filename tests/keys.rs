@@ -61,7 +61,7 @@ fn every_route_is_closed_unless_it_is_listed_as_public() {
 }
 
 #[test]
-fn credentials_that_are_no_key_are_refused_alike() {
+fn credentials_that_are_not_keys_are_refused_alike() {
     let daemon = Daemon::echo();
     let key = daemon.key().to_owned();
     let almost = format!("{}x", &key[..key.len() - 1]);
@@ -218,7 +218,7 @@ fn metrics_may_be_opened_to_loopback() {
 // ---- rates -----------------------------------------------------------------------------------
 
 #[test]
-fn rate_of_a_key_is_told_in_every_answer_and_enforced() {
+fn rate_of_a_key_is_in_every_response_and_enforced() {
     let daemon = Options::echo()
         .set_raw("rate_limit.enabled", "true")
         .set_raw("rate_limit.requests_per_minute", "60")

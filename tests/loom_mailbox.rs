@@ -77,7 +77,7 @@ fn receive(bell: &Bell, receiver: &mut Receiver<u32>, count: usize) -> Vec<u32> 
 }
 
 #[test]
-fn every_item_wakes_a_sleeper_whoever_posts_it() {
+fn every_sender_wakes_a_sleeping_reactor() {
     loom::model(|| {
         let bell = Bell::new();
         let (sender, mut receiver) = mailbox(Box::new(bell.clone()), KEPT);
@@ -129,7 +129,7 @@ fn a_reactor_that_takes_without_having_been_rung_loses_nothing() {
 }
 
 #[test]
-fn nobody_rings_for_a_reactor_that_is_awake_and_it_does_not_sleep_on_what_came() {
+fn awake_reactor_gets_no_ring_and_does_not_sleep_while_items_wait() {
     loom::model(|| {
         let bell = Bell::new();
         let (sender, mut receiver) = mailbox(Box::new(bell.clone()), KEPT);

@@ -105,7 +105,7 @@ fn idle_time_counts_from_the_last_answer() {
 /// of the first, which the client delays because it has nothing to send. A burst of more requests
 /// than are handled at a time makes such a response.
 #[test]
-fn several_small_writes_wait_for_no_delayed_acknowledgement() {
+fn several_small_writes_do_not_wait_for_delayed_acknowledgements() {
     let daemon = shared();
     let mut connection = daemon.connect();
     let burst = request("GET", "/livez", &[], b"").repeat(40);
@@ -146,14 +146,14 @@ fn every_accepted_socket_has_nodelay() {
         // option.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             eprintln!("pidfd_getfd(2) is not permitted here; the delay itself is tested instead");
-            several_small_writes_wait_for_no_delayed_acknowledgement();
+            several_small_writes_do_not_wait_for_delayed_acknowledgements();
         }
         Err(error) => panic!("pidfd_getfd: {error}"),
     }
 }
 
 #[test]
-fn client_that_does_not_read_holds_nobody_up() {
+fn client_that_does_not_read_does_not_hold_up_others() {
     let daemon = Daemon::echo();
     let mut slow = daemon.connect();
     slow.set_write_timeout(Duration::from_millis(300));
@@ -163,7 +163,7 @@ fn client_that_does_not_read_holds_nobody_up() {
     let stopped = (0..2_000).any(|_| slow.try_send(&batch).is_err());
     assert!(
         stopped,
-        "the daemon read 200,000 requests whose answers nobody takes"
+        "the daemon read 200,000 requests whose responses are not read"
     );
     let mut other = daemon.connect();
     for _ in 0..50 {
@@ -260,7 +260,7 @@ fn running_out_of_descriptors_costs_no_cpu_and_heals() {
 }
 
 #[test]
-fn so_few_descriptors_that_one_connection_is_served_at_a_time_are_told() {
+fn too_few_descriptors_for_two_connections_draw_a_warning() {
     let daemon = Options::echo().descriptors(100).start();
     daemon.wait_for_log(0, "RLIMIT_NOFILE = 100");
     for _ in 0..3 {

@@ -44,7 +44,7 @@ const RUN_CHARACTERS: usize = 60_000;
 /// Mutation: with `TOKENIZER_PIECE_BYTES` at a megabyte this process ends at `deepseek-llm`. A
 /// quarter of `TOKENIZER_STACK_BYTES` is still enough.
 #[test]
-fn long_runs_of_one_class_end_no_process_whatever_splits_them() {
+fn long_runs_of_one_class_crash_no_tokenizer() {
     let folder = tempfile::tempdir().unwrap();
     let tiny = Gguf::tiny();
     for name in PRE_TOKENIZERS.split_whitespace() {

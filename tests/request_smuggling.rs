@@ -912,7 +912,7 @@ fn every_case_has_one_verdict_however_it_is_cut() {
 /// 501 for a feature that is not served at all), and the close: neither the rest of the bytes nor a
 /// later request gets a response.
 #[test]
-fn the_daemon_answers_what_is_ambiguous_once_and_closes() {
+fn the_daemon_refuses_ambiguous_requests_once_and_closes() {
     // The daemon serves these without asking the HTTP/1.1 codec.
     const OTHER_PROTOCOLS: [&str; 2] = ["the preface of HTTP/2", "a TLS handshake"];
     let daemon = Daemon::shared(Options::echo);

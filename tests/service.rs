@@ -195,7 +195,7 @@ fn method_media_type_and_path_are_refused_by_their_own_words() {
 }
 
 #[test]
-fn deeply_nested_body_is_refused_and_harms_nobody() {
+fn deeply_nested_body_is_refused_without_harm() {
     let daemon = shared();
     let nested = format!(r#"{{"prompt": {}"#, "[".repeat(100_000));
     let answer = daemon.exchange(&daemon.request("POST", "/api/v1/generate", nested.as_bytes()));

@@ -59,7 +59,7 @@ fn fifo(home: &Home, name: &str) -> String {
 
 /// open(2) waits for the other side of a FIFO: such a start would look alive, and ignore SIGTERM.
 #[test]
-fn a_fifo_without_another_side_stops_no_start() {
+fn a_fifo_without_another_side_does_not_stop_a_start() {
     let home = Home::new();
     let pipe = fifo(&home, "pipe");
     let certificate = format!("[server.tls]\ncertificates = [{pipe:?}]\n");

@@ -55,7 +55,7 @@ fn ready_is_delivered_though_the_managers_queue_was_full() {
 }
 
 #[test]
-fn refused_reload_is_told_until_one_is_taken() {
+fn refused_reload_is_reported_until_one_succeeds() {
     let folder = folder();
     let (manager, options) = managed(&folder, Options::echo());
     let daemon = options.clone().start();
@@ -120,7 +120,7 @@ fn stored_socket_of_an_address_that_is_gone_is_removed() {
 /// A file on a network disk that does not respond, simulated by a pipe without a writer, which is
 /// given up after two seconds. The thread that read it used to be the one that feeds the watchdog.
 #[test]
-fn configuration_that_cannot_be_read_for_long_starves_no_watchdog() {
+fn slow_configuration_file_does_not_starve_the_watchdog() {
     let folder = folder();
     let (manager, options) = managed(&folder, Options::echo());
     let daemon = options.environment("WATCHDOG_USEC", "400000").start();
@@ -140,7 +140,7 @@ fn configuration_that_cannot_be_read_for_long_starves_no_watchdog() {
 
 /// A regression test: one script's `kill -TERM` and `kill -INT` used to cut off running requests.
 #[test]
-fn term_and_int_that_come_together_are_one_wish() {
+fn term_and_int_that_come_together_begin_one_drain() {
     let mut daemon = Options::echo().start();
     let request = daemon.generate_request(&json!({"prompt": "hello"}));
     let mut connection = daemon.connect();
@@ -216,7 +216,7 @@ mod faults {
     }
 
     #[test]
-    fn engine_that_hangs_is_told_and_ends_the_process() {
+    fn engine_that_hangs_is_reported_and_ends_the_process() {
         let folder = folder();
         let (manager, options) = managed(&folder, Options::llama());
         let mut daemon = options

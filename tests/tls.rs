@@ -248,7 +248,7 @@ fn the_server_name_chooses_among_certificates() {
 /// name that it is given. In both versions the handshake succeeds, with the first certificate, and
 /// so does the one that resumes it.
 #[test]
-fn server_names_that_are_no_host_names_get_the_first_certificate() {
+fn server_names_that_are_not_host_names_get_the_first_certificate() {
     let house = House::new();
     let folder = house.files.path();
     for (version, groups) in [("-tls1_2", ""), ("-tls1_3", ""), ("-tls1_3", "P-384:P-256")] {
@@ -627,7 +627,7 @@ fn a_required_certificate_is_required_and_must_be_signed_by_our_authority() {
 /// The new address comes with a restart, but the new rule would come at once: on the old address,
 /// without certificates, or for every client.
 #[test]
-fn a_reload_opens_no_door_that_a_restart_would_close() {
+fn a_reload_grants_no_access_that_a_restart_would_deny() {
     let house = House::with(|options, _, _| options.set_raw("server.listen", r#"["0.0.0.0:0"]"#));
     let file = house.daemon.configuration_file();
     let text = std::fs::read_to_string(&file).expect("the file");
@@ -683,7 +683,11 @@ fn a_certificate_stands_for_a_key_unless_the_request_brings_one() {
     };
     let config = Arc::new(house.authority.client(Some(&client)));
     let mut open = house.connect_as(&config);
-    assert_eq!(status(&mut open, &[]), 401, "nobody is named yet");
+    assert_eq!(
+        status(&mut open, &[]),
+        401,
+        "no certificate is mapped to a key yet"
+    );
     for pair in [
         "dns:agent.example = agents".to_owned(),
         "uri:spiffe://house/agent = agents".to_owned(),
@@ -868,7 +872,7 @@ fn the_same_bytes_cut_anywhere_get_the_same_answer() {
 // ---- ends ------------------------------------------------------------------------------------
 
 #[test]
-fn who_half_closes_gets_the_answer_and_our_goodbye() {
+fn half_closing_client_gets_the_response_and_close_notify() {
     let house = House::new();
     let stream = house
         .daemon

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_told_by_any_of_its_names_or_its_fingerprint() {
+    fn a_certificate_is_recognised_by_any_of_its_names_or_its_fingerprint() {
         let identity = ClientIdentity {
             fingerprint: [0xab; 32],
             names: vec![

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wheel_is_told_only_of_what_comes_earlier() {
+    fn the_wheel_moves_only_for_earlier_deadlines() {
         let mut deadlines = Deadlines::new();
         assert_eq!(deadlines.wheel_move(None), None);
         deadlines.set(DeadlineKind::Idle, at(100));

@@ -32,7 +32,7 @@
 //!   The bytes that wait beside it do count.
 //!
 //! Mutation that a test catches: `level` without `longest_piece`
-//! (`one_answer_beyond_the_hard_mark_is_written_and_more_is_not`).
+//! (`one_long_response_is_written_beyond_the_hard_mark_and_more_is_not`).
 //!
 //! # Invariants
 //!
@@ -425,7 +425,7 @@ mod tests {
     /// A regression test: one long response of a model with a context of a million tokens used to
     /// end its connection.
     #[test]
-    fn one_answer_beyond_the_hard_mark_is_written_and_more_is_not() {
+    fn one_long_response_is_written_beyond_the_hard_mark_and_more_is_not() {
         let mut pool = BufferPool::default();
         for is_copied in [false, true] {
             let mut queue = OutputQueue::new();
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_that_nobody_wrote_to_goes_back() {
+    fn an_unused_tail_returns_to_the_pool() {
         let mut pool = BufferPool::default();
         let mut queue = OutputQueue::new();
         queue.tail(&mut pool);

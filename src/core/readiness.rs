@@ -330,7 +330,7 @@ mod tests {
     proptest! {
         /// No lost wake-up: whatever there is to do is either known here or has an edge coming.
         #[test]
-        fn whatever_can_be_done_is_known_or_announced(steps in steps()) {
+        fn no_readiness_is_lost(steps in steps()) {
             let mut kernel = Kernel::default();
             let mut readiness = Readiness::new();
             for step in steps {

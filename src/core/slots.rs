@@ -192,7 +192,7 @@ impl<T> Slots<T> {
     fn check_slot(&self, index: u32) {
         debug_assert_ne!(
             self.generations[index as usize], 0,
-            "generation 0 is nobody"
+            "generation 0 is in use"
         );
         debug_assert!(self.slab.len() <= self.capacity);
         debug_assert!(self.retired.len() <= self.slab.len());
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn generations_wrap_around_nobody() {
+    fn generations_wrap_around_and_skip_zero() {
         let mut slots = Slots::new(1);
         let key = slots.insert(());
         slots.retire(key);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn generation_zero_names_nobody() {
+    fn generation_zero_resolves_to_nothing() {
         let mut slots = Slots::new(4);
         assert_eq!(slots.get(Key::new(0, 0)), None);
         slots.insert(7);

@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_looks_at_no_more_than_it_may() {
+    fn a_call_looks_at_no_more_entries_than_allowed() {
         let mut wheel = Wheel::new(Moment::ZERO);
         for index in 0..10 {
             wheel.schedule(Key::new(index, 1), at(u64::from(index) * TICK));

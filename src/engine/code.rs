@@ -516,7 +516,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_give_the_same_as_the_whole(scraps in scraps(), cuts in any::<u64>()) {
+        fn pieces_have_the_result_of_the_whole(scraps in scraps(), cuts in any::<u64>()) {
             let whole = scraps.concat();
             for language in [None, Some("python"), Some("rust")] {
                 let at_scraps = streamed(&scraps, language);

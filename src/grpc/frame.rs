@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_framing_is_told_from_what_is_too_large() {
+    fn broken_framing_and_oversized_messages_are_different_errors() {
         let (identity, limit) = (Encoding::Identity, bounds(100));
         for bytes in [
             &b""[..],
@@ -366,7 +366,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_same_bytes_cut_anywhere_give_the_same_messages(
+        fn cuts_do_not_change_the_messages(
             messages in prop::collection::vec(message(), 0..6),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
@@ -394,7 +394,7 @@ mod tests {
         }
 
         #[test]
-        fn hostile_bytes_give_the_same_however_they_are_cut(
+        fn cuts_do_not_change_the_result_of_hostile_bytes(
             bytes in prop::collection::vec(prop_oneof![0..3u8, any::<u8>()], 0..64),
             at: prop::sample::Index,
         ) {

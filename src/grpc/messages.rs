@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_named() {
+    fn a_malformed_message_is_named() {
         for bytes in [
             &b"{\"prompt\": \"x\"}"[..],
             &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f],

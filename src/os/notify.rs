@@ -21,7 +21,7 @@
 //!
 //! Mutations that the tests below catch: `send` that does not keep what was refused
 //! (`state_that_found_the_queue_full_...`), `supersede` that keeps everything
-//! (`latest_state_wins_...`), or that drops RELOADING before READY (`reload_is_told_whole_...`).
+//! (`latest_state_wins_...`), or that drops RELOADING before READY (`both_states_of_a_reload_...`).
 //!
 //! Without `NOTIFY_SOCKET` every call succeeds and sends nothing.
 //!
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn reload_is_told_whole_however_late() {
+    fn both_states_of_a_reload_are_sent_however_late() {
         let (_folder, manager, mut notifier) = stalled();
         for _ in 0..3 {
             notifier.reloading();

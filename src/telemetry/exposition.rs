@@ -192,7 +192,7 @@ state{state=\"a\"} 1
     }
 
     #[test]
-    fn nothing_and_odd_lines_are_no_fault() {
+    fn empty_text_and_odd_lines_pass() {
         assert_eq!(classic(""), "");
         assert_eq!(classic("# EOF\n"), "");
         assert_eq!(classic("# TYPE a\n# HELP\n#\n"), "# TYPE a untyped\n\n");

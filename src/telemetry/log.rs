@@ -393,7 +393,7 @@ mod tests {
 
     /// `/dev/full` fails every write with ENOSPC, as a full disk does.
     #[test]
-    fn a_full_disk_blocks_nobody_and_loses_only_what_is_counted() {
+    fn a_full_disk_blocks_no_caller_and_every_lost_line_is_counted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         symlink("/dev/full", &path).unwrap();

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_traceparent_is_no_traceparent() {
+    fn a_malformed_traceparent_is_ignored() {
         for at in 0..PARENT.len() {
             let mut broken = PARENT.to_vec();
             broken[at] = b'G';

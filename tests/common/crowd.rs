@@ -21,7 +21,7 @@ impl Health {
     /// Ninety-nine of a hundred within 50 ms and all within a second, or within three times of what
     /// the scheduler itself takes, on two cores that a model and others use as well.
     pub fn check(&self) {
-        assert!(!self.daemon.is_empty(), "nobody asked");
+        assert!(!self.daemon.is_empty(), "no probe was sent");
         for (part, bound) in [
             (99, Duration::from_millis(50)),
             (100, Duration::from_secs(1)),

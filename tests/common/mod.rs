@@ -49,7 +49,7 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> (T, Du
         if let Some(found) = probe() {
             return (found, start.elapsed());
         }
-        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out waiting until {what}");
         std::thread::yield_now();
     }
 }

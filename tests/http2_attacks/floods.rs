@@ -27,7 +27,7 @@ fn ping_flood_cve_2019_9512() {
 }
 
 #[test]
-fn ping_flood_whose_answers_nobody_reads() {
+fn ping_flood_without_reading_the_replies() {
     let daemon = Daemon::echo();
     let target = Target::of(&daemon);
     let before = warm(&daemon, &target);

@@ -97,7 +97,7 @@ fn internal_data_buffering_cve_2019_9517() {
     let grown = daemon.process().anonymous_bytes().saturating_sub(before);
     assert!(
         grown < MEMORY_MOST,
-        "{grown} bytes of answers that nobody reads"
+        "{grown} bytes are held for responses that are not read"
     );
     good_request(&target);
     eventually("only the asking connection is left", || {

@@ -365,7 +365,7 @@ fn later_sources_win_and_each_value_knows_its_own() {
 }
 
 #[test]
-fn a_wrong_value_is_told_even_where_a_flag_overrides_it() {
+fn a_wrong_value_is_reported_even_if_a_flag_overrides_it() {
     let flags = Overrides {
         parallel: Some("4".into()),
         ..Overrides::default()
@@ -432,7 +432,7 @@ fn a_named_file_must_exist_and_an_unnamed_one_need_not() {
 }
 
 #[test]
-fn files_that_are_no_text_are_refused() {
+fn files_that_are_not_text_are_refused() {
     let plain = || sources(&[], Overrides::default());
     assert_eq!(
         mistakes(load_with(b"[log]\nfile = \"\xff\"", plain())),

@@ -6,7 +6,7 @@
 //! that exceeds it only logs a warning.
 //!
 //! Mutation that a test catches: `affordable` that always returns the minimum
-//! (`a_machine_or_a_container_that_is_too_small_is_told`).
+//! (`a_machine_or_a_container_that_is_too_small_is_an_error`).
 
 use super::Settings;
 use super::cgroup;
@@ -127,7 +127,7 @@ mod tests {
     /// A regression test: a model of 7 billion parameters without grouped heads, in a container of
     /// 4 GiB: 512 tokens were promised to each of 16 sequences, whatever the memory.
     #[test]
-    fn a_machine_or_a_container_that_is_too_small_is_told() {
+    fn a_machine_or_a_container_that_is_too_small_is_an_error() {
         let per_token = 544 * 1024;
         let least = cache_bytes(CONTEXT_MIN_TOKENS, 16, per_token);
         assert_eq!(
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn kernel_tells_how_much_is_available() {
+    fn kernel_reports_how_much_is_available() {
         assert!(available_bytes().unwrap() > 1 << 20);
         assert!(available_bytes() <= machine_bytes());
     }

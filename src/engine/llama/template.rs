@@ -228,7 +228,7 @@ mod tests {
 
     /// Mutation: without the cause in `raise_exception` a client's mistake looks like the model's.
     #[test]
-    fn refusal_is_told_from_a_broken_template() {
+    fn refusal_and_broken_template_are_different_errors() {
         let messages = [message("tool", "x")];
         let refusing = "{% macro no() %}{{ raise_exception('the first message is the user\\'s') }}\
                         {% endmacro %}{{ no() }}";

@@ -20,7 +20,7 @@
 //! Mutations that the tests below catch: `Restarts::next` that always allows
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
 //! (`panic_fails_its_job_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`), `Over`
-//! without its drop, or `submit` without `settle_if_over` (`job_that_the_thread_has_left_...`).
+//! without its drop, or `submit` without `settle_if_over` (`job_left_in_the_channel_...`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -374,7 +374,7 @@ mod tests {
         }
 
         #[test]
-        fn hostile_bytes_give_the_same_verdict_whatever_the_cuts(
+        fn cuts_do_not_change_the_verdict_on_hostile_bytes(
             wire in prop::collection::vec(
                 prop::sample::select(b"0123456789aF;:\r\n\r\n\r\n x\0\xff".to_vec()),
                 0..60,

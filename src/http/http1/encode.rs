@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn framing_and_persistence_are_told_as_the_version_allows() {
+    fn framing_and_persistence_are_announced_as_the_version_allows() {
         let v10 = Version::Http10;
         let v11 = Version::Http11;
         assert_eq!(BodyFraming::stream(v11), BodyFraming::Chunked);

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_that_exist_elsewhere_are_told_from_nonsense() {
+    fn unsupported_versions_and_nonsense_are_different_errors() {
         for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/3.0"] {
             let text = format!("GET / {version}\r\nHost: h\r\n\r\n");
             assert_eq!(refusal(&text), ErrorCode::NotImplemented, "{version}");

@@ -567,7 +567,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cuts_give_the_requests_of_the_whole(
+        fn cuts_do_not_change_the_requests(
             requests in prop::collection::vec(request(), 1..5),
             damage in prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>())),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_that_are_no_numbers_keep_their_place() {
+    fn words_that_are_not_numbers_keep_their_place() {
         let found: Vec<u64> = numbers(b") S 12 -1 7\n").collect();
         assert_eq!(found, [0, 0, 12, 1, 7]);
     }

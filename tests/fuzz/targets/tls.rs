@@ -106,7 +106,7 @@ impl House {
             {
                 Ok(received) => {
                     let heard = &plaintext[..received.plaintext];
-                    assert!(REQUEST.starts_with(heard), "what nobody said: {heard:?}");
+                    assert!(REQUEST.starts_with(heard), "plaintext that was not sent: {heard:?}");
                 }
                 Err(_) => self.failed = true,
             }

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_throw_gives_its_result() {
+    fn a_call_that_does_not_throw_returns_its_result() {
         assert_eq!(guarded(|| 7), Ok(7));
     }
 }

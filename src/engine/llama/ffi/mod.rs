@@ -147,7 +147,7 @@ mod tests {
 
     /// Mutation: without `ggml_set_abort_callback` there are the lines of a debugger's backtrace.
     #[test]
-    fn an_assertion_is_told_in_one_line_before_the_process_ends() {
+    fn an_assertion_is_reported_in_one_line_before_the_process_ends() {
         if std::env::var_os(ABORTS).is_some() {
             initialize();
             // SAFETY: texts that end in NUL; the format takes no argument.

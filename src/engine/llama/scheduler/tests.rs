@@ -22,7 +22,7 @@ const END: Token = 0;
 const TOKEN_TIME: Duration = Duration::from_millis(1);
 
 #[test]
-fn answers_are_the_same_whoever_else_is_there() {
+fn outputs_do_not_depend_on_other_jobs() {
     let mut host = Host::new(3);
     let prompts: Vec<String> = (0..10)
         .map(|n| format!("prompt {}", "x".repeat(n * 3)))
@@ -142,7 +142,7 @@ fn long_prompt_does_not_stop_the_streams_of_others() {
 }
 
 #[test]
-fn prompts_are_read_as_fast_as_batches_allow_while_nobody_is_answering() {
+fn prompts_are_read_in_whole_batches_while_no_sequence_writes() {
     let mut host = Host::new(2);
     host.submit(host.job(&"p".repeat(BATCH), 3));
     host.scheduler.step();
@@ -167,7 +167,7 @@ fn the_first_of_many_prompts_is_answered_before_the_last_is_read() {
 }
 
 #[test]
-fn one_who_waits_is_told_at_once_and_costs_no_token() {
+fn waiting_job_that_is_cancelled_or_late_ends_at_once_and_costs_no_token() {
     let mut host = Host::new(1);
     host.submit(host.job(&talkative(40), 40));
     host.scheduler.step();
@@ -221,7 +221,7 @@ fn cancelled_prompt_stops_within_the_batch_and_its_prefix_serves_the_retry() {
 }
 
 #[test]
-fn one_who_leaves_does_not_hold_up_the_prompts_of_others() {
+fn cancelled_job_does_not_hold_up_the_prompts_of_others() {
     // Two prompts that fit into one chunk together.
     let (one, other) = ("go", "ok");
     assert!(one.len() + other.len() <= CHUNK);
@@ -476,7 +476,7 @@ fn context_bounds_prompt_and_answer() {
 }
 
 #[test]
-fn model_that_cannot_be_cut_begins_anew() {
+fn model_that_cannot_be_cut_begins_again() {
     let mut host = Host::new(1);
     host.scheduler.backend.can_be_cut = false;
     for _ in 0..2 {

@@ -72,7 +72,7 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
 
 /// A regression test: the job used to wait for its request's deadline, and two seconds more.
 #[test]
-fn job_that_the_thread_has_left_in_the_channel_is_told_its_end() {
+fn job_left_in_the_channel_gets_its_terminal_event() {
     let mut host = Host::start_with_loads(1);
     host.submit(PANIC).expect("it is at rest");
     assert!(matches!(host.next_end(), Event::Failed(_)));

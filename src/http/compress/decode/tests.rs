@@ -61,7 +61,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_flushed_can_be_read_at_once_and_any_cut_gives_the_same(
+    fn flushed_text_can_be_read_at_once_and_cuts_do_not_change_it(
         coding in any_coding(),
         pieces in prop::collection::vec(any_body(), 0..6),
         cuts in prop::collection::vec(0..2_000usize, 0..8),
@@ -107,7 +107,7 @@ proptest! {
     /// Random bytes, and damaged coded bytes: the verdict is the same however they are cut, and the
     /// output never exceeds the bound.
     #[test]
-    fn hostile_bytes_give_one_verdict(
+    fn cuts_do_not_change_whether_hostile_bytes_are_refused(
         coding in any_coding(),
         body in any_body(),
         noise in prop::collection::vec(any::<u8>(), 0..200),
@@ -214,7 +214,7 @@ fn a_small_body_may_be_as_dense_as_it_likes() {
 }
 
 #[test]
-fn each_end_is_told_from_the_other() {
+fn truncated_bodies_and_bytes_after_the_end_are_different_errors() {
     let body = b"some text that is long enough to have a middle".as_slice();
     for coding in Coding::ALL {
         let coded = encoded(coding, body);
