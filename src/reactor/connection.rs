@@ -32,7 +32,8 @@
 use std::io::{self, IoSlice};
 
 use super::close_reason::CloseReason;
-use super::http1::{Context, Http1, Waiting};
+use super::context::{Context, Waiting};
+use super::http1::Http1;
 use super::protocol::Protocol;
 use super::system::{Edge, System};
 use super::transport::{Arrived, Transport};

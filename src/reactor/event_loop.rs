@@ -39,8 +39,8 @@ use std::time::Duration;
 
 use super::close_reason::CloseReason;
 use super::connection::{Connection, Pumped};
+use super::context::Context;
 use super::date::DateCache;
-use super::http1::Context;
 use super::message::Message;
 use super::system::{Edge, Source, System};
 use crate::config::{Config, Opening};

@@ -21,65 +21,23 @@
 //!  2. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.
 //!  3. `request` grows with each exchange, so an event of an earlier one is recognised as stale.
 
-mod answer;
+mod reply;
 
-use std::sync::Arc;
-use std::time::Duration;
+use reply::AnswerFraming;
 
-use answer::AnswerFraming;
-
-use crate::config::Config;
+use super::context::{Context, Used, Waiting, late};
+use crate::core::Moment;
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
-use crate::core::output::{Level, Marks, OutputQueue};
-use crate::core::pool::BufferPool;
-use crate::core::{Key, Moment};
+use crate::core::output::{Level, OutputQueue};
 use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{
-    Accepted, Bounds, Head, HeadSpan, Message, Progress, Reception, Stage as ReceptionStage,
-    Storage, encode,
+    Accepted, Head, HeadSpan, Message, Progress, Reception, Stage as ReceptionStage, Storage,
+    encode,
 };
 use crate::limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::service::{Admitted, Exchange, Flow, Peer, Refusal, Service};
-use crate::telemetry::metrics::Metrics;
-use crate::tls::Acceptor;
-
-/// What a connection's protocol may use while it is at work: its reactor's tools.
-pub struct Context<'a> {
-    pub now: Moment,
-    pub key: Key,
-    pub reactor: u16,
-    pub service: &'a mut Service,
-    pub pool: &'a mut BufferPool,
-    pub config: &'a Config,
-    pub bounds: &'a Bounds,
-    pub marks: Marks,
-    /// The `Date` field's value (RFC 9110, section 6.6.1).
-    pub date: &'a [u8; 29],
-    /// Every answer is the last one of its connection.
-    pub draining: bool,
-    /// What TLS sessions are made from; none where there is no certificate.
-    pub tls: Option<&'a Arc<Acceptor>>,
-    /// Steps of handshakes that are left in this turn.
-    pub handshake_steps: &'a mut u32,
-    /// Until when no more is said of what proxies do wrong.
-    pub proxy_warned_until: &'a mut Moment,
-    pub metrics: &'a Metrics,
-}
-
-/// What a connection waits for; which of its deadlines runs depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiting {
-    /// The first byte of the next request.
-    Request,
-    /// The rest of a head.
-    Head,
-    /// The rest of a body.
-    Body,
-    /// The engine, and us at `until`.
-    Answer { until: Moment },
-}
+use crate::service::{Admitted, Exchange, Flow, Peer, Refusal};
 
 pub struct Http1 {
     reception: Reception,
@@ -555,17 +513,6 @@ impl Http1 {
     }
 }
 
-/// What has become of the bytes that were handed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Up to here they are used up.
-    pub consumed: usize,
-    /// From here on they are used up too, being decoded: `consumed..keep` is what remains.
-    pub keep: usize,
-    /// A valid key has come, or a job runs.
-    pub is_known: bool,
-}
-
 /// What one look at the input has brought.
 enum Step {
     Incomplete {
@@ -585,9 +532,3 @@ enum Step {
 const TOO_SLOW: &str = "the request comes too slowly";
 
 const TOO_ODD: &str = "too many chunks of a few bytes, or empty lines between requests";
-
-pub(super) fn late(part: &str, limit: Duration) -> ApiError {
-    let limit = limit.as_secs_f32();
-    let message = format!("the request's {part} was not complete within {limit} s");
-    ApiError::new(ErrorCode::RequestTimeout, message)
-}

@@ -24,15 +24,15 @@
 //!     marks.
 //!  5. What waits for the peer's window is no work: `has_work` does not stay set for it.
 
-mod outgoing;
 mod reception;
+mod reply;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use h2::Reason;
 
-use super::http1::{Context, Waiting, late};
+use super::context::{Context, Waiting, late};
 use crate::core::Moment;
 use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
@@ -46,7 +46,7 @@ use crate::limits;
 use crate::offload::CancelReason;
 use crate::service::{Flow, Peer, Refusal, Service};
 
-use outgoing::{Outgoing, StreamWriter};
+use reply::{Outgoing, StreamWriter};
 use stream::{Stage, Stream};
 
 pub struct Http2 {

@@ -2,8 +2,9 @@
 //!
 //! In reading order:
 //!
-//! * [`system`]: what the loop asks of the kernel, as a trait; [`real`]: the kernel behind it;
+//! * [`system`]: what the loop asks of the kernel, as a trait; [`epoll`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
+//! * [`context`]: what a connection is lent while it is at work;
 //! * [`connection`]: one socket and its pump; [`close_reason`]: how it may end; [`transport`]: TLS
 //!   below it, or nothing;
 //! * [`protocol`]: which of the two a connection speaks;
@@ -13,13 +14,14 @@
 
 pub mod close_reason;
 pub mod connection;
+pub mod context;
 mod date;
+pub mod epoll;
 pub mod event_loop;
 pub mod http1;
 pub mod http2;
 pub mod message;
 pub mod protocol;
-pub mod real;
 #[cfg(test)]
 mod simulation;
 pub mod system;

@@ -5,7 +5,8 @@
 //! answered when they pass. Both protocols take the same inputs and give the same outputs; this is
 //! where a call finds its own.
 
-use super::http1::{Context, Http1, Used, Waiting};
+use super::context::{Context, Used, Waiting};
+use super::http1::Http1;
 use super::http2::Http2;
 use crate::core::Moment;
 use crate::core::output::OutputQueue;

@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::close_reason::CloseReason;
-use super::http1::Context;
+use super::context::Context;
 use crate::config::{Opening, Security};
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;

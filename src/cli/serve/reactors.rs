@@ -18,9 +18,9 @@ use crate::config::Opening;
 use crate::core::Moment;
 use crate::limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
+use crate::reactor::epoll::Epoll;
 use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
 use crate::reactor::message::Message;
-use crate::reactor::real::Epoll;
 use crate::service::{self, Service};
 use crate::tls::Acceptor;
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::request::Parts;
 
-use super::outgoing::Outgoing;
+use super::reply::Outgoing;
 use super::stream::{Body, Receiving, Stage, Stream};
 use super::{Http2, refuse, writer};
 use crate::core::output::OutputQueue;
@@ -16,7 +16,7 @@ use crate::http::http1::Malformed;
 use crate::http::http2::{Incoming, head};
 use crate::limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::reactor::http1::Context;
+use crate::reactor::context::Context;
 use crate::service::{Admitted, Flow, Intake, Peer, Refusal};
 
 /// How far a body has come.

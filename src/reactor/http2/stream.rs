@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::request::Parts;
 
-use super::outgoing::Outgoing;
+use super::reply::Outgoing;
 use crate::core::Moment;
 use crate::service::{Admitted, Exchange};
 

@@ -12,12 +12,12 @@
 //!
 //! Invariant: an answer's head is written once, and nothing after `Complete`.
 
-use super::Context;
 use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::http::http1::Head;
 use crate::http::http1::encode::{self, BodyFraming};
 use crate::http::{Answer, Fields, Method, Reply, Version};
+use crate::reactor::context::Context;
 use crate::service::Service;
 
 /// See the file's head.
