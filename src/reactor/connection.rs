@@ -32,7 +32,7 @@
 use std::io::{self, IoSlice};
 
 use super::close_reason::CloseReason;
-use super::context::{Context, Waiting};
+use super::context::{Lent, Turn, Waiting};
 use super::http1::Http1;
 use super::protocol::Protocol;
 use super::system::{Edge, System};
@@ -191,20 +191,22 @@ impl<K> Connection<K> {
 
     /// An engine's event for the request that [`Connection::awaits`] it. Bytes of our own making
     /// raise no edge, so a pump has to follow.
-    pub fn handle_event(
-        &mut self,
-        request: u32,
-        event: Event,
-        context: &mut Context<'_>,
-    ) -> Pumped {
-        self.protocol
-            .handle_event(request, event, &mut self.output, context);
+    pub fn handle_event(&mut self, request: u32, event: Event, turn: &mut Turn<'_>) -> Pumped {
+        self.protocol.handle_event(
+            request,
+            event,
+            &mut Lent {
+                peer: &self.peer,
+                output: &mut self.output,
+                turn,
+            },
+        );
         Pumped::Again
     }
 
     /// One of the deadlines has passed, and the last pump has seen all that came before it. The
     /// pump that follows does what it calls for.
-    pub fn handle_deadline(&mut self, kind: DeadlineKind, context: &mut Context<'_>) -> Pumped {
+    pub fn handle_deadline(&mut self, kind: DeadlineKind, turn: &mut Turn<'_>) -> Pumped {
         self.deadlines.clear(kind);
         match kind {
             // The handshake's, or HTTP/2's preface's: nobody knows in which protocol to answer, and
@@ -215,15 +217,22 @@ impl<K> Connection<K> {
                 Pumped::Closed(CloseReason::RequestTimeout)
             }
             DeadlineKind::Header | DeadlineKind::Body => {
-                self.protocol
-                    .handle_late_request(&self.peer, &mut self.output, context);
+                self.protocol.handle_late_request(&mut Lent {
+                    peer: &self.peer,
+                    output: &mut self.output,
+                    turn,
+                });
                 Pumped::Again
             }
             DeadlineKind::Request => {
-                self.protocol.handle_deadline(&mut self.output, context);
+                self.protocol.handle_deadline(&mut Lent {
+                    peer: &self.peer,
+                    output: &mut self.output,
+                    turn,
+                });
                 Pumped::Again
             }
-            DeadlineKind::Idle if self.protocol.handle_idle(context) => Pumped::Again,
+            DeadlineKind::Idle if self.protocol.handle_idle(turn) => Pumped::Again,
             DeadlineKind::Idle => Pumped::Closed(CloseReason::Idle),
             DeadlineKind::WriteStall => Pumped::Closed(CloseReason::WriteTimeout),
             DeadlineKind::Linger => Pumped::Closed(CloseReason::Done),
@@ -232,11 +241,11 @@ impl<K> Connection<K> {
 
     /// Ends what the connection still has to do with others: its job is cancelled, its buffers go
     /// home. The caller closes the socket.
-    pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) -> Pumped {
-        self.protocol.abandon(reason.cancels_as(), context);
-        self.transport.abandon(reason, context);
-        self.output.clear(context.pool);
-        self.release_inbound(context);
+    pub fn abandon(&mut self, reason: CloseReason, turn: &mut Turn<'_>) -> Pumped {
+        self.protocol.abandon(reason.cancels_as(), turn);
+        self.transport.abandon(reason, turn);
+        self.output.clear(turn.pool);
+        self.release_inbound(turn);
         Pumped::Closed(reason)
     }
 
@@ -257,27 +266,22 @@ impl<K> Connection<K> {
     }
 
     /// Forgets what was held back; a buffer that was never taken is not given back.
-    fn release_inbound(&mut self, context: &mut Context<'_>) {
+    fn release_inbound(&mut self, turn: &mut Turn<'_>) {
         if self.inbound.capacity() != 0 {
-            context.pool.give(std::mem::take(&mut self.inbound));
+            turn.pool.give(std::mem::take(&mut self.inbound));
         }
     }
 
     /// Moves the connection along as far as its budget and the sockets allow: read, protocol,
     /// service, output queue, one write.
-    pub fn pump<S>(
-        &mut self,
-        system: &mut S,
-        scratch: &mut [u8],
-        context: &mut Context<'_>,
-    ) -> Pumped
+    pub fn pump<S>(&mut self, system: &mut S, scratch: &mut [u8], turn: &mut Turn<'_>) -> Pumped
     where
         S: System<Socket = K>,
     {
         let exchanges = self.protocol.exchanges();
         let was_handshaking = self.transport.is_handshaking();
         let was_proxied = self.transport.awaits_proxy();
-        match self.advance(system, scratch, context) {
+        match self.advance(system, scratch, turn) {
             Ok(pumped) => {
                 let has_shaken_hands = was_handshaking && !self.transport.is_handshaking();
                 let is_introduced = was_proxied && !self.transport.awaits_proxy();
@@ -286,7 +290,7 @@ impl<K> Connection<K> {
                     // one has its own.
                     self.clear_waiting_deadlines();
                 }
-                self.set_deadlines(context);
+                self.set_deadlines(turn);
                 pumped
             }
             Err(reason) => Pumped::Closed(reason),
@@ -297,7 +301,7 @@ impl<K> Connection<K> {
         &mut self,
         system: &mut S,
         scratch: &mut [u8],
-        context: &mut Context<'_>,
+        turn: &mut Turn<'_>,
     ) -> Result<Pumped, CloseReason>
     where
         S: System<Socket = K>,
@@ -307,33 +311,34 @@ impl<K> Connection<K> {
         if self.readiness.is_hung_up() && !matches!(self.phase, Phase::Lingering { .. }) {
             return Err(CloseReason::Reset);
         }
-        if self.transport.refuses(&self.peer, context) {
+        if self.transport.refuses(&self.peer, turn) {
             return Err(CloseReason::Reset);
         }
         let mut next = Pumped::Waiting;
         if self.phase == Phase::Open {
-            next = self.receive(system, scratch, context)?;
-            self.probe_half_closed_peer(context);
-            self.protocol
-                .poll_output(&self.peer, &mut self.output, context);
+            next = self.receive(system, scratch, turn)?;
+            self.probe_half_closed_peer(turn);
+            self.protocol.poll_output(&mut Lent {
+                peer: &self.peer,
+                output: &mut self.output,
+                turn,
+            });
             if self.protocol.is_over() {
                 self.phase = Phase::Closing;
             }
         }
-        self.flush(system, context)?;
-        if self.phase == Phase::Closing && !self.has_output() && self.transport.close(context.pool)
-        {
-            self.flush(system, context)?;
+        self.flush(system, turn)?;
+        if self.phase == Phase::Closing && !self.has_output() && self.transport.close(turn.pool) {
+            self.flush(system, turn)?;
         }
         if self.phase == Phase::Closing && !self.has_output() {
-            self.begin_lingering(system, context)?;
+            self.begin_lingering(system, turn)?;
         }
         if let Phase::Lingering { .. } = self.phase {
             next = self.discard(system, scratch)?;
         }
         // The write may have made room that `receive` stopped for the lack of.
-        let may_go_on =
-            (self.may_receive(context) && self.has_input()) || self.protocol.has_output();
+        let may_go_on = (self.may_receive(turn) && self.has_input()) || self.protocol.has_output();
         if next == Pumped::Waiting && self.phase == Phase::Open && may_go_on {
             next = Pumped::Again;
         }
@@ -342,8 +347,8 @@ impl<K> Connection<K> {
 
     /// Whether a further request may be taken in: nothing else is in progress, and the peer takes
     /// what it is sent. A client that asks and never reads is thereby not read either.
-    fn may_receive(&self, context: &Context<'_>) -> bool {
-        self.protocol.is_receptive() && self.output.level(&context.marks) < Level::High
+    fn may_receive(&self, turn: &Turn<'_>) -> bool {
+        self.protocol.is_receptive() && self.output.level(&turn.marks) < Level::High
     }
 
     /// Whether there are bytes to look at, here or in the kernel.
@@ -361,33 +366,33 @@ impl<K> Connection<K> {
         &mut self,
         system: &mut S,
         scratch: &mut [u8],
-        context: &mut Context<'_>,
+        turn: &mut Turn<'_>,
     ) -> Result<Pumped, CloseReason>
     where
         S: System<Socket = K>,
     {
         for _ in 0..limits::READS_PER_PUMP {
-            if !self.may_receive(context) {
-                self.protocol.handle_pause(context.now);
+            if !self.may_receive(turn) {
+                self.protocol.handle_pause(turn.now);
                 return Ok(Pumped::Waiting);
             }
             if self.holds_unseen_bytes() {
-                self.handle_held_bytes(context);
+                self.handle_held_bytes(turn);
             } else if self.transport.input_is_over() {
-                return self.handle_end_of_input(context);
+                return self.handle_end_of_input(turn);
             } else if !self.readiness.can_read() {
                 return Ok(Pumped::Waiting);
-            } else if *context.handshake_steps == 0 && self.transport.next_is_dear(context) {
+            } else if *turn.handshake_steps == 0 && self.transport.next_is_dear(turn) {
                 return Ok(Pumped::Deferred);
             } else {
                 let room = self.transport.read_bytes(scratch);
                 match system.read(&self.socket, &mut scratch[..room]) {
-                    Ok(0) => return self.handle_end_of_input(context),
+                    Ok(0) => return self.handle_end_of_input(turn),
                     Ok(length) => {
                         if length < room {
                             self.readiness.short_read();
                         }
-                        self.handle_arrival(scratch, length, context)?;
+                        self.handle_arrival(scratch, length, turn)?;
                     }
                     Err(error) => self.handle_read_error(&error)?,
                 }
@@ -405,36 +410,38 @@ impl<K> Connection<K> {
         &mut self,
         scratch: &mut [u8],
         length: usize,
-        context: &mut Context<'_>,
+        turn: &mut Turn<'_>,
     ) -> Result<(), CloseReason> {
         let arrived = self
             .transport
-            .handle_input(scratch, length, &mut self.peer, context);
+            .handle_input(scratch, length, &mut self.peer, turn);
         match arrived {
             Arrived::Input { place, is_open } => {
                 if is_open {
                     self.protocol
-                        .handle_alpn(self.transport.protocol(), context.now);
+                        .handle_alpn(self.transport.protocol(), turn.now);
                 }
                 if !place.is_empty() {
-                    self.handle_bytes(&mut scratch[place], context);
+                    self.handle_bytes(&mut scratch[place], turn);
                 }
             }
             Arrived::Failed => {
                 // Neither side can be sure any more of what the other one says.
                 let reason = CloseReason::Reset.cancels_as();
-                self.protocol.abandon(reason, context);
-                self.output.clear(context.pool);
-                self.release_inbound(context);
+                self.protocol.abandon(reason, turn);
+                self.output.clear(turn.pool);
+                self.release_inbound(turn);
                 self.phase = Phase::Closing;
             }
             Arrived::ClearText => {
                 let error = ApiError::new(ErrorCode::MalformedHttp, ONLY_TLS);
-                Http1::new(context.now).refuse_connection(
+                Http1::new(turn.now).refuse_connection(
                     error,
-                    &self.peer,
-                    &mut self.output,
-                    context,
+                    &mut Lent {
+                        peer: &self.peer,
+                        output: &mut self.output,
+                        turn,
+                    },
                 );
                 self.phase = Phase::Closing;
             }
@@ -444,48 +451,64 @@ impl<K> Connection<K> {
     }
 
     /// The usual request is used up where it was read; only a tail is copied.
-    fn handle_bytes(&mut self, bytes: &mut [u8], context: &mut Context<'_>) {
-        self.protocol
-            .handle_arrival(bytes.len(), &self.peer, &mut self.output, context);
+    fn handle_bytes(&mut self, bytes: &mut [u8], turn: &mut Turn<'_>) {
+        self.protocol.handle_arrival(
+            bytes.len(),
+            &mut Lent {
+                peer: &self.peer,
+                output: &mut self.output,
+                turn,
+            },
+        );
         if !self.inbound.is_empty() {
             self.inbound.extend_from_slice(bytes);
-            return self.handle_held_bytes(context);
+            return self.handle_held_bytes(turn);
         }
-        let used = self
-            .protocol
-            .handle_input(bytes, &self.peer, &mut self.output, context);
+        let used = self.protocol.handle_input(
+            bytes,
+            &mut Lent {
+                peer: &self.peer,
+                output: &mut self.output,
+                turn,
+            },
+        );
         self.is_known |= used.is_known;
         if used.consumed < used.keep {
-            self.inbound = context.pool.take();
+            self.inbound = turn.pool.take();
             self.inbound
                 .extend_from_slice(&bytes[used.consumed..used.keep]);
         }
     }
 
-    fn handle_held_bytes(&mut self, context: &mut Context<'_>) {
+    fn handle_held_bytes(&mut self, turn: &mut Turn<'_>) {
         let held = &mut self.inbound;
-        let used = self
-            .protocol
-            .handle_input(held, &self.peer, &mut self.output, context);
+        let used = self.protocol.handle_input(
+            held,
+            &mut Lent {
+                peer: &self.peer,
+                output: &mut self.output,
+                turn,
+            },
+        );
         self.is_known |= used.is_known;
         held.truncate(used.keep);
         held.drain(..used.consumed);
         if held.is_empty() {
-            context.pool.give(std::mem::take(held));
+            turn.pool.give(std::mem::take(held));
         }
     }
 
     /// The peer's FIN, between two requests or in the middle of one.
-    fn handle_end_of_input(&mut self, context: &mut Context<'_>) -> Result<Pumped, CloseReason> {
-        self.transport.handle_end_of_input(context.metrics);
-        if self.protocol.handle_end_of_input(context) {
+    fn handle_end_of_input(&mut self, turn: &mut Turn<'_>) -> Result<Pumped, CloseReason> {
+        self.transport.handle_end_of_input(turn.metrics);
+        if self.protocol.handle_end_of_input(turn) {
             return Ok(Pumped::Waiting);
         }
         if self.has_output() {
             // It half-closed after what it had to say, and still waits for our answers. What it
             // did not finish saying holds its places no longer, and is not called late later on.
-            self.protocol.abandon(CancelReason::Disconnect, context);
-            self.release_inbound(context);
+            self.protocol.abandon(CancelReason::Disconnect, turn);
+            self.release_inbound(turn);
             self.phase = Phase::Closing;
             return Ok(Pumped::Waiting);
         }
@@ -508,19 +531,23 @@ impl<K> Connection<K> {
     /// The peer's FIN while its request is being worked on has two meanings that TCP does not tell
     /// apart: "that was all I had to say" and "I am gone". So we say something harmless; a peer
     /// that is gone answers with a reset, and the reset is an edge.
-    fn probe_half_closed_peer(&mut self, context: &mut Context<'_>) {
+    fn probe_half_closed_peer(&mut self, turn: &mut Turn<'_>) {
         if self.readiness.is_read_closed() {
-            self.protocol.probe(&mut self.output, context);
+            self.protocol.probe(&mut Lent {
+                peer: &self.peer,
+                output: &mut self.output,
+                turn,
+            });
         }
     }
 
     /// Writes as much of what waits as the kernel takes.
-    fn flush<S>(&mut self, system: &mut S, context: &mut Context<'_>) -> Result<(), CloseReason>
+    fn flush<S>(&mut self, system: &mut S, turn: &mut Turn<'_>) -> Result<(), CloseReason>
     where
         S: System<Socket = K>,
     {
         while self.has_output() && self.readiness.is_write_ready() {
-            match self.write(system, context.pool) {
+            match self.write(system, turn.pool) {
                 // Something waits and cannot be sent: the keys of TLS 1.2 are worn out after some
                 // hundred gigabytes, and it has no way to change them.
                 Ok(Written { offered: 0, .. }) => return Err(CloseReason::Reset),
@@ -528,7 +555,7 @@ impl<K> Connection<K> {
                     if taken < offered {
                         self.readiness.blocked_write();
                     }
-                    self.handle_taken(taken, context);
+                    self.handle_taken(taken, turn);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -537,8 +564,8 @@ impl<K> Connection<K> {
                 Err(_) => return Err(CloseReason::Reset),
             }
         }
-        match self.output.level(&context.marks) {
-            Level::Low => self.protocol.handle_room(context),
+        match self.output.level(&turn.marks) {
+            Level::Low => self.protocol.handle_room(turn),
             Level::Normal | Level::High => {}
             // Credit keeps streams far below this: something produces without asking.
             Level::Hard => return Err(CloseReason::WriteTimeout),
@@ -547,13 +574,13 @@ impl<K> Connection<K> {
     }
 
     /// The peer has taken some of its output: until when does it have to take more?
-    fn handle_taken(&mut self, bytes: usize, context: &Context<'_>) {
+    fn handle_taken(&mut self, bytes: usize, turn: &Turn<'_>) {
         let kind = DeadlineKind::WriteStall;
         if self.deadlines.is_set(kind) {
             let left = self.output.len();
-            let timeout = context.config.limits.write_timeout;
+            let timeout = turn.config.limits.write_timeout;
             let until = self.deadlines.get(kind);
-            let at = stalls_at(until, Taken { bytes, left }, context.now, timeout);
+            let at = stalls_at(until, Taken { bytes, left }, turn.now, timeout);
             self.deadlines.set(kind, at);
         }
     }
@@ -575,15 +602,11 @@ impl<K> Connection<K> {
         Ok(Written { offered, taken })
     }
 
-    fn begin_lingering<S>(
-        &mut self,
-        system: &mut S,
-        context: &mut Context<'_>,
-    ) -> Result<(), CloseReason>
+    fn begin_lingering<S>(&mut self, system: &mut S, turn: &mut Turn<'_>) -> Result<(), CloseReason>
     where
         S: System<Socket = K>,
     {
-        self.release_inbound(context);
+        self.release_inbound(turn);
         // ENOTCONN: the peer has reset it already, and there is nothing to linger for.
         system
             .shutdown_write(&self.socket)
@@ -591,7 +614,7 @@ impl<K> Connection<K> {
         self.phase = Phase::Lingering { discarded_bytes: 0 };
         self.deadlines.clear_all();
         self.deadlines
-            .set(DeadlineKind::Linger, context.now + limits::LINGER_TIMEOUT);
+            .set(DeadlineKind::Linger, turn.now + limits::LINGER_TIMEOUT);
         Ok(())
     }
 
@@ -629,14 +652,14 @@ impl<K> Connection<K> {
     }
 
     /// Sets the deadlines of the state that the pump has left the connection in.
-    fn set_deadlines(&mut self, context: &Context<'_>) {
+    fn set_deadlines(&mut self, turn: &Turn<'_>) {
         if self.has_output() {
-            let at = context.now + context.config.limits.write_timeout;
+            let at = turn.now + turn.config.limits.write_timeout;
             self.deadlines.set_if_unset(DeadlineKind::WriteStall, at);
         } else {
             self.deadlines.clear(DeadlineKind::WriteStall);
         }
-        match self.running_deadline(context) {
+        match self.running_deadline(turn) {
             None => self.clear_waiting_deadlines(),
             Some((kind, at)) => {
                 let at = match self.deadlines.get(kind) {
@@ -651,17 +674,17 @@ impl<K> Connection<K> {
     }
 
     /// Which of [`WAITING_DEADLINES`] runs, and until when if it begins now.
-    fn running_deadline(&self, context: &Context<'_>) -> Option<(DeadlineKind, Moment)> {
+    fn running_deadline(&self, turn: &Turn<'_>) -> Option<(DeadlineKind, Moment)> {
         if self.phase != Phase::Open {
             return None;
         }
-        let (now, limits) = (context.now, &context.config.limits);
+        let (now, limits) = (turn.now, &turn.config.limits);
         if self.transport.is_handshaking() || self.transport.awaits_proxy() {
             return Some((DeadlineKind::Header, now + limits.header_timeout));
         }
         match self.protocol.waiting() {
             Waiting::Answer { until } => Some((DeadlineKind::Request, until)),
-            _ if !self.may_receive(context) => None,
+            _ if !self.may_receive(turn) => None,
             Waiting::Request if self.has_output() => None,
             Waiting::Request => Some((DeadlineKind::Idle, now + limits.idle_timeout)),
             Waiting::Head => Some((DeadlineKind::Header, now + limits.header_timeout)),

@@ -1,42 +1,54 @@
-//! What a connection is lent while it is at work, and what its protocol says in return.
+//! What a reactor lends a connection, what a connection lends its protocol, and what the protocol
+//! reports back.
 //!
-//! Owns nothing: these are the words that [`super::connection`], [`super::transport`] and the
-//! protocols have in common, so that none of them has to know another one.
+//! Owns nothing but references: these are the types that [`super::connection`],
+//! [`super::transport`] and the protocols have in common, so that none of them has to import
+//! another one. Everything here lives for one call; nothing may be kept.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::core::output::Marks;
+use crate::core::output::{Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::Bounds;
-use crate::service::Service;
+use crate::service::{Peer, Service};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
 
-/// What a connection's protocol may use while it is at work: its reactor's tools.
-pub struct Context<'a> {
+/// What a connection lends its protocol for one call.
+pub struct Lent<'a, 't> {
+    pub peer: &'a Peer,
+    pub output: &'a mut OutputQueue,
+    pub turn: &'a mut Turn<'t>,
+}
+
+/// What a reactor lends a connection for its turn: the time, and everything that the connections of
+/// the reactor share.
+pub struct Turn<'t> {
     pub now: Moment,
+    /// The connection's own key.
     pub key: Key,
+    /// The reactor's index.
     pub reactor: u16,
-    pub service: &'a mut Service,
-    pub pool: &'a mut BufferPool,
-    pub config: &'a Config,
-    pub bounds: &'a Bounds,
+    pub service: &'t mut Service,
+    pub pool: &'t mut BufferPool,
+    pub config: &'t Config,
+    pub bounds: &'t Bounds,
     pub marks: Marks,
     /// The `Date` field's value (RFC 9110, section 6.6.1).
-    pub date: &'a [u8; 29],
-    /// Every answer is the last one of its connection.
+    pub date: &'t [u8; 29],
+    /// The daemon stops: every response is the last one of its connection.
     pub draining: bool,
-    /// What TLS sessions are made from; none where there is no certificate.
-    pub tls: Option<&'a Arc<Acceptor>>,
-    /// Steps of handshakes that are left in this turn.
-    pub handshake_steps: &'a mut u32,
-    /// Until when no more is said of what proxies do wrong.
-    pub proxy_warned_until: &'a mut Moment,
-    pub metrics: &'a Metrics,
+    /// What TLS sessions are made from; `None` without a certificate.
+    pub tls: Option<&'t Arc<Acceptor>>,
+    /// Handshake steps that are left in this turn of the loop.
+    pub handshake_steps: &'t mut u32,
+    /// Faults of proxies are not logged again before this moment.
+    pub proxy_warned_until: &'t mut Moment,
+    pub metrics: &'t Metrics,
 }
 
 /// What a connection waits for; which of its deadlines runs depends on it.

@@ -32,6 +32,7 @@ mod accept;
 mod inspect;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -39,7 +40,7 @@ use std::time::Duration;
 
 use super::close_reason::CloseReason;
 use super::connection::{Connection, Pumped};
-use super::context::Context;
+use super::context::Turn;
 use super::date::DateCache;
 use super::message::Message;
 use super::system::{Edge, Source, System};
@@ -101,15 +102,6 @@ pub struct Parts<S: System> {
     pub heartbeat: Option<Duration>,
 }
 
-/// Whether the loop goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Turn {
-    Go,
-    /// Drained or stopped: no connection is left.
-    Over,
-}
-
 pub struct Reactor<S: System> {
     pub(super) system: S,
     pub(super) slots: Slots<Connection<S::Socket>>,
@@ -163,8 +155,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn context(&mut self, key: Key) -> Context<'_> {
-        Context {
+    fn turn(&mut self, key: Key) -> Turn<'_> {
+        Turn {
             now: self.now,
             key,
             reactor: self.index,
@@ -244,12 +236,13 @@ impl<S: System> Reactor<S> {
 
     /// Turns until the daemon is drained or told to stop. An error is epoll's own, and final.
     pub fn run(&mut self) -> io::Result<()> {
-        while self.turn()? == Turn::Go {}
+        while self.turn()?.is_continue() {}
         Ok(())
     }
 
-    /// One turn of the loop; see the file's head.
-    pub fn turn(&mut self) -> io::Result<Turn> {
+    /// One turn of the loop; see the file's head. `Break`: drained or stopped, and no connection is
+    /// left.
+    pub fn turn(&mut self) -> io::Result<ControlFlow<()>> {
         let timeout = self.timeout();
         self.system.poll(&mut self.edges, timeout)?;
         self.shared.now = self.system.now();
@@ -354,8 +347,8 @@ impl<S: System> Reactor<S> {
             self.shared.metrics.stale_completions.inc();
             return;
         };
-        let context = &mut self.shared.context(key);
-        let pumped = isolated(|| connection.handle_event(job.request, event, context));
+        let turn = &mut self.shared.turn(key);
+        let pumped = isolated(|| connection.handle_event(job.request, event, turn));
         self.settle(key, pumped);
     }
 
@@ -398,8 +391,8 @@ impl<S: System> Reactor<S> {
             };
             let mut pumped = Pumped::Waiting;
             while let Some(kind) = connection.deadlines().expired(now) {
-                let context = &mut self.shared.context(key);
-                pumped = isolated(|| connection.handle_deadline(kind, context));
+                let turn = &mut self.shared.turn(key);
+                pumped = isolated(|| connection.handle_deadline(kind, turn));
                 if let Pumped::Closed(_) = pumped {
                     break;
                 }
@@ -414,9 +407,9 @@ impl<S: System> Reactor<S> {
             return;
         };
         let (system, scratch) = (&mut self.system, &mut self.scratch);
-        let context = &mut self.shared.context(key);
+        let turn = &mut self.shared.turn(key);
         let idle_until = connection.deadlines().get(DeadlineKind::Idle);
-        let pumped = isolated(|| connection.pump(system, scratch, context));
+        let pumped = isolated(|| connection.pump(system, scratch, turn));
         if connection.deadlines().get(DeadlineKind::Idle) != idle_until {
             // It did something. An edge that brought nothing makes nobody less idle.
             self.idle.remove(key);
@@ -469,10 +462,10 @@ impl<S: System> Reactor<S> {
         let Some(mut connection) = self.slots.retire(key) else {
             return;
         };
-        let (context, system) = (&mut self.shared.context(key), &mut self.system);
+        let (turn, system) = (&mut self.shared.turn(key), &mut self.system);
         let _ = isolated(|| {
-            connection.say_goodbye(reason, system, context.pool);
-            connection.abandon(reason, context)
+            connection.say_goodbye(reason, system, turn.pool);
+            connection.abandon(reason, turn)
         });
         self.system.close(connection.into_socket());
         self.wheel.cancel(key);
@@ -506,7 +499,7 @@ impl<S: System> Reactor<S> {
     }
 
     /// Phase 10.
-    fn observe(&mut self) -> Turn {
+    fn observe(&mut self) -> ControlFlow<()> {
         let now = self.system.now();
         self.shared
             .metrics
@@ -530,10 +523,10 @@ impl<S: System> Reactor<S> {
             log::warn!("the drain's time is up; open connections that are cut off: {open}");
         }
         if !self.drain.is_stopping() {
-            return Turn::Go;
+            return ControlFlow::Continue(());
         }
         self.end();
-        Turn::Over
+        ControlFlow::Break(())
     }
 
     /// The last thing that a reactor does.

@@ -25,10 +25,10 @@ mod reply;
 
 use reply::AnswerFraming;
 
-use super::context::{Context, Used, Waiting, late};
+use super::context::{Lent, Turn, Used, Waiting, late};
 use crate::core::Moment;
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
-use crate::core::output::{Level, OutputQueue};
+use crate::core::output::Level;
 use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{
@@ -37,7 +37,7 @@ use crate::http::http1::{
 };
 use crate::limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::service::{Admitted, Exchange, Flow, Peer, Refusal};
+use crate::service::{Admitted, Exchange, Flow, Refusal};
 
 pub struct Http1 {
     reception: Reception,
@@ -110,33 +110,21 @@ impl Http1 {
     }
 
     /// Answers what is no request of this connection, and ends it.
-    pub fn refuse_connection(
-        &mut self,
-        error: ApiError,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
-        let _ = self.refuse_received(error, peer, output, context);
+    pub fn refuse_connection(&mut self, error: ApiError, lent: &mut Lent<'_, '_>) {
+        let _ = self.refuse_received(error, lent);
     }
 
     /// `count` bytes have come, which [`Http1::handle_input`] is given next. A request that comes
     /// too slowly for too long is answered here.
-    pub fn handle_arrival(
-        &mut self,
-        count: usize,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_arrival(&mut self, count: usize, lent: &mut Lent<'_, '_>) {
         if self.waiting() == Waiting::Request {
-            self.handle_pause(context.now);
+            self.handle_pause(lent.turn.now);
         }
-        let drips = self.glitches.poll_drips(context.now);
+        let drips = self.glitches.poll_drips(lent.turn.now);
         self.glitches.handle_bytes(count);
-        if self.is_excess(Glitch::Drip, drips, context) {
+        if self.is_excess(Glitch::Drip, drips, lent.turn) {
             let error = ApiError::new(ErrorCode::RequestTimeout, TOO_SLOW);
-            self.refuse_received(error, peer, output, context);
+            self.refuse_received(error, lent);
         }
     }
 
@@ -151,13 +139,7 @@ impl Http1 {
     ///
     /// It stops early, for the budget or for want of room, only between two requests: what remains
     /// then has not been looked at, and [`Waiting::Request`] says so.
-    pub fn handle_input(
-        &mut self,
-        input: &mut [u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Used {
+    pub fn handle_input(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Used {
         let mut used = Used {
             consumed: 0,
             keep: input.len(),
@@ -167,9 +149,9 @@ impl Http1 {
         while handled < limits::REQUESTS_PER_READ
             && used.consumed < input.len()
             && self.is_receptive()
-            && output.level(&context.marks) < Level::High
+            && lent.output.level(&lent.turn.marks) < Level::High
         {
-            match self.receive(&mut input[used.consumed..], peer, output, context) {
+            match self.receive(&mut input[used.consumed..], lent) {
                 Step::Incomplete { keep } => {
                     used.keep = used.consumed + keep;
                     break;
@@ -180,7 +162,7 @@ impl Http1 {
                     used.is_known |= has_key;
                     handled += 1;
                     // What follows is another request, which has begun only now.
-                    self.handle_pause(context.now);
+                    self.handle_pause(lent.turn.now);
                 }
             }
         }
@@ -192,87 +174,70 @@ impl Http1 {
     }
 
     /// Goes as far with one request as its bytes allow.
-    fn receive(
-        &mut self,
-        input: &mut [u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Step {
-        let step = self.look(input, peer, output, context);
+    fn receive(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Step {
+        let step = self.look(input, lent);
         match step {
             // Its body may be here already.
-            Step::Admitted => self.look(input, peer, output, context),
+            Step::Admitted => self.look(input, lent),
             _ => step,
         }
     }
 
-    fn look(
-        &mut self,
-        input: &mut [u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Step {
-        let progress = self.reception.poll(input, context.bounds);
+    fn look(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Step {
+        let progress = self.reception.poll(input, lent.turn.bounds);
         let tiny_chunks = self.reception.take_tiny_chunks();
         let empty_lines = match &progress {
             Ok(Progress::Head(span)) => u32::from(span.follows_empty_line()),
             _ => 0,
         };
-        if self.is_excess(Glitch::TinyData, tiny_chunks, context)
-            || self.is_excess(Glitch::IgnoredBytes, empty_lines, context)
+        if self.is_excess(Glitch::TinyData, tiny_chunks, lent.turn)
+            || self.is_excess(Glitch::IgnoredBytes, empty_lines, lent.turn)
         {
             let error = ApiError::new(ErrorCode::MalformedHttp, TOO_ODD);
-            return self.refuse_received(error, peer, output, context);
+            return self.refuse_received(error, lent);
         }
         match progress {
             Ok(Progress::Partial { keep }) => Step::Incomplete { keep },
-            Ok(Progress::Head(span)) => self.handle_head(span, input, peer, output, context),
-            Ok(Progress::Complete(message)) => {
-                self.handle_complete(&message, input, peer, output, context)
-            }
-            Err(malformed) => self.refuse_received(malformed.into(), peer, output, context),
+            Ok(Progress::Head(span)) => self.handle_head(span, input, lent),
+            Ok(Progress::Complete(message)) => self.handle_complete(&message, input, lent),
+            Err(malformed) => self.refuse_received(malformed.into(), lent),
         }
     }
 
     /// Counts what the peer may do, but not often. True if it did it too often.
-    fn is_excess(&mut self, glitch: Glitch, count: u32, context: &Context<'_>) -> bool {
+    fn is_excess(&mut self, glitch: Glitch, count: u32, turn: &Turn<'_>) -> bool {
         if count == 0 {
             return false;
         }
-        let counter = context.metrics.glitches(glitch.as_str());
+        let counter = turn.metrics.glitches(glitch.as_str());
         counter.inc_by(count.into());
-        let verdict = self.glitches.handle_glitches(glitch, count, context.now);
+        let verdict = self.glitches.handle_glitches(glitch, count, turn.now);
         verdict == GlitchVerdict::Excess
     }
 
     /// A head is complete: may its body come? The usual request is here whole, and is handled with
     /// this one parse of its head.
-    fn handle_head(
-        &mut self,
-        span: HeadSpan,
-        input: &[u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Step {
+    fn handle_head(&mut self, span: HeadSpan, input: &[u8], lent: &mut Lent<'_, '_>) -> Step {
         let mut storage = Storage::new();
         let head = match span.parse(input, &mut storage) {
             Ok(head) => head,
             Err(malformed) => {
-                let refusal = Refusal::of_peer(malformed.into(), peer);
-                return self.refuse(refusal, output, context);
+                let refusal = Refusal::of_peer(malformed.into(), lent.peer);
+                return self.refuse(refusal, lent);
             }
         };
         let served = self.request.wrapping_add(1);
         // Not "equal": a reload may have lowered it below what was served already.
-        let served_most = context.config.limits.max_requests_per_connection;
+        let served_most = lent.turn.config.limits.max_requests_per_connection;
         let last = !head.keep_alive || (served_most != 0 && served >= served_most);
-        self.framing = AnswerFraming::of(&head, last || context.draining);
-        let admitted = match context.service.admit(&head.request, peer, context.now) {
+        self.framing = AnswerFraming::of(&head, last || lent.turn.draining);
+        let admitted = match lent
+            .turn
+            .service
+            .admit(&head.request, lent.peer, lent.turn.now)
+        {
             Ok(admitted) => admitted,
-            Err(refusal) => return self.refuse_head(&head, refusal, input.len(), output, context),
+            Err(refusal) => return self.refuse_head(&head, refusal, input.len(), lent),
         };
         match self
             .reception
@@ -280,7 +245,7 @@ impl Http1 {
         {
             Ok(Accepted::Complete(message)) => {
                 let has_key = admitted.has_key();
-                self.handle_request(admitted, &head, &input[message.body], output, context);
+                self.handle_request(admitted, &head, &input[message.body], lent);
                 Step::Handled {
                     consumed: message.consumed,
                     has_key,
@@ -288,14 +253,14 @@ impl Http1 {
             }
             Ok(accepted) => {
                 if accepted == Accepted::WaitingForContinue {
-                    output
-                        .tail(context.pool)
+                    lent.output
+                        .tail(lent.turn.pool)
                         .extend_from_slice(encode::CONTINUE);
                 }
                 self.stage = Stage::Receiving(Some(Box::new(admitted)));
                 Step::Admitted
             }
-            Err(malformed) => self.refuse(admitted.refuse(malformed.into()), output, context),
+            Err(malformed) => self.refuse(admitted.refuse(malformed.into()), lent),
         }
     }
 
@@ -306,18 +271,17 @@ impl Http1 {
         head: &Head<'_>,
         refusal: Refusal,
         input_bytes: usize,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
+        lent: &mut Lent<'_, '_>,
     ) -> Step {
         match self.reception.accept(head, input_bytes, input_bytes) {
             Ok(Accepted::Complete(message)) => {
-                self.answer_refusal(refusal, output, context);
+                self.answer_refusal(refusal, lent);
                 Step::Handled {
                     consumed: message.consumed,
                     has_key: false,
                 }
             }
-            _ => self.refuse(refusal, output, context),
+            _ => self.refuse(refusal, lent),
         }
     }
 
@@ -327,9 +291,7 @@ impl Http1 {
         &mut self,
         message: &Message,
         input: &[u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
+        lent: &mut Lent<'_, '_>,
     ) -> Step {
         let mut storage = Storage::new();
         let head = message.head.parse(input, &mut storage);
@@ -337,10 +299,10 @@ impl Http1 {
             // Only what was admitted is polled on, and the same bytes parse as they did before.
             debug_assert!(false, "a request is complete that was never admitted");
             let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
-            return self.refuse(Refusal::of_peer(error, peer), output, context);
+            return self.refuse(Refusal::of_peer(error, lent.peer), lent);
         };
         let (has_key, body) = (admitted.has_key(), &input[message.body.clone()]);
-        self.handle_request(admitted, &head, body, output, context);
+        self.handle_request(admitted, &head, body, lent);
         Step::Handled {
             consumed: message.consumed,
             has_key,
@@ -352,18 +314,17 @@ impl Http1 {
         admitted: Admitted,
         head: &Head<'_>,
         body: &[u8],
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
+        lent: &mut Lent<'_, '_>,
     ) {
         // The drain may have begun while the body was on its way.
-        self.framing.last |= context.draining;
+        self.framing.last |= lent.turn.draining;
         let key = JobKey {
-            reactor: context.reactor,
-            connection: context.key,
+            reactor: lent.turn.reactor,
+            connection: lent.turn.key,
             request: self.request,
         };
-        let now = context.now;
-        let (service, mut reply) = self.framing.writer(output, context);
+        let now = lent.turn.now;
+        let (service, mut reply) = self.framing.writer(lent);
         match service.handle(admitted, &head.request, body, key, now, &mut reply) {
             Some(exchange) => self.stage = Stage::Answering(exchange),
             None => self.finish(),
@@ -378,18 +339,13 @@ impl Http1 {
     }
 
     /// Hands an engine's event to the exchange that awaits it.
-    pub fn handle_event(
-        &mut self,
-        event: Event,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_event(&mut self, event: Event, lent: &mut Lent<'_, '_>) {
         let Stage::Answering(exchange) = &mut self.stage else {
             return;
         };
-        self.framing.last |= context.draining;
-        let now = context.now;
-        let (service, mut reply) = self.framing.writer(output, context);
+        self.framing.last |= lent.turn.draining;
+        let now = lent.turn.now;
+        let (service, mut reply) = self.framing.writer(lent);
         match service.handle_event(exchange, event, now, &mut reply) {
             Flow::Open => {}
             Flow::Finished => self.finish(),
@@ -397,13 +353,13 @@ impl Http1 {
     }
 
     /// The exchange asked to be called now: for a ping, or because its time is up.
-    pub fn handle_deadline(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_>) {
         let Stage::Answering(exchange) = &mut self.stage else {
             return;
         };
-        self.framing.last |= context.draining;
-        let now = context.now;
-        let (service, mut reply) = self.framing.writer(output, context);
+        self.framing.last |= lent.turn.draining;
+        let now = lent.turn.now;
+        let (service, mut reply) = self.framing.writer(lent);
         match service.handle_deadline(exchange, now, &mut reply) {
             Flow::Open => {}
             Flow::Finished => self.finish(),
@@ -411,14 +367,8 @@ impl Http1 {
     }
 
     /// The request that is on its way in has taken too long: this part of it was waited for.
-    pub fn handle_late_request(
-        &mut self,
-        waiting: Waiting,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
-        let limits = &context.config.limits;
+    pub fn handle_late_request(&mut self, waiting: Waiting, lent: &mut Lent<'_, '_>) {
+        let limits = &lent.turn.config.limits;
         let error = match waiting {
             _ if !self.is_receptive() => return,
             Waiting::Head => late("head", limits.header_timeout),
@@ -426,13 +376,13 @@ impl Http1 {
             // The deadline belongs to a request that has been received since.
             Waiting::Request | Waiting::Answer { .. } => return,
         };
-        self.refuse_received(error, peer, output, context);
+        self.refuse_received(error, lent);
     }
 
     /// The output queue has drained: what was held back for the lack of room may come.
-    pub fn handle_room(&mut self, context: &mut Context<'_>) {
+    pub fn handle_room(&mut self, turn: &mut Turn<'_>) {
         if let Stage::Answering(exchange) = &mut self.stage {
-            context.service.handle_room(exchange);
+            turn.service.handle_room(exchange);
         }
     }
 
@@ -440,61 +390,43 @@ impl Http1 {
     ///
     /// An interim answer may come before any final one (RFC 9110, section 15.2); of them all, 100
     /// is the one that every client skips. HTTP/1.0 has none: such a client is believed to wait.
-    pub fn probe(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+    pub fn probe(&mut self, lent: &mut Lent<'_, '_>) {
         if let Stage::Answering(_) = self.stage {
-            self.framing.probe(output, context.pool);
+            self.framing.probe(lent.output, lent.turn.pool);
         }
     }
 
     /// The connection ends: nobody waits for the answer any more.
-    pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Receiving(Some(admitted)) => {
-                context
-                    .service
-                    .abandon_admitted(*admitted, reason, context.now);
+                turn.service.abandon_admitted(*admitted, reason, turn.now);
             }
-            Stage::Answering(exchange) => context.service.abandon(exchange, reason, context.now),
+            Stage::Answering(exchange) => turn.service.abandon(exchange, reason, turn.now),
             Stage::Receiving(None) | Stage::Over => {}
         }
     }
 
     /// Refuses the request that is on its way in.
-    fn refuse_received(
-        &mut self,
-        error: ApiError,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Step {
+    fn refuse_received(&mut self, error: ApiError, lent: &mut Lent<'_, '_>) -> Step {
         let refusal = match self.take_admitted() {
             Some(admitted) => admitted.refuse(error),
-            None => Refusal::of_peer(error, peer),
+            None => Refusal::of_peer(error, lent.peer),
         };
-        self.refuse(refusal, output, context)
+        self.refuse(refusal, lent)
     }
 
     /// Answers with an error and ends the connection: what follows in it can't be trusted, or is
     /// more than we want to read.
-    fn refuse(
-        &mut self,
-        refusal: Refusal,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Step {
+    fn refuse(&mut self, refusal: Refusal, lent: &mut Lent<'_, '_>) -> Step {
         self.framing.last = true;
-        self.answer_refusal(refusal, output, context);
+        self.answer_refusal(refusal, lent);
         Step::Refused
     }
 
-    fn answer_refusal(
-        &mut self,
-        refusal: Refusal,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
-        let now = context.now;
-        let (service, mut reply) = self.framing.writer(output, context);
+    fn answer_refusal(&mut self, refusal: Refusal, lent: &mut Lent<'_, '_>) {
+        let now = lent.turn.now;
+        let (service, mut reply) = self.framing.writer(lent);
         service.refuse(refusal, now, &mut reply);
         self.finish();
     }

@@ -32,11 +32,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use h2::Reason;
 
-use super::context::{Context, Waiting, late};
+use super::context::{Lent, Turn, Waiting, late};
 use crate::core::Moment;
 use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
-use crate::core::output::{Level, OutputQueue};
+use crate::core::output::Level;
 use crate::engine::Event;
 use crate::http::Reply;
 use crate::http::http2::meter::{FrameMeter, Tally};
@@ -44,7 +44,7 @@ use crate::http::http2::{Polled, Server};
 use crate::http::sniff::PREFACE;
 use crate::limits;
 use crate::offload::CancelReason;
-use crate::service::{Flow, Peer, Refusal, Service};
+use crate::service::{Flow, Refusal, Service};
 
 use reply::{Outgoing, StreamWriter};
 use stream::{Stage, Stream};
@@ -173,13 +173,7 @@ impl Http2 {
     // ---- handle ----
 
     /// Takes in all of `input`.
-    pub fn handle_input(
-        &mut self,
-        input: &[u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_input(&mut self, input: &[u8], lent: &mut Lent<'_, '_>) {
         let (preface, frames) = input.split_at(self.preface_left.min(input.len()));
         self.preface_left -= preface.len();
         self.tally.clear();
@@ -189,33 +183,27 @@ impl Http2 {
         self.head_until = match (self.meter.is_within(), self.head_until) {
             (false, _) => Moment::NEVER,
             // Once, at its first byte: dripping does not extend it.
-            (true, Moment::NEVER) => context.now + context.config.limits.header_timeout,
+            (true, Moment::NEVER) => lent.turn.now + lent.turn.config.limits.header_timeout,
             (true, until) => until,
         };
         self.server.feed(preface);
         self.server.feed(frames);
-        let accepted = self.drive(frames, peer, output, context);
+        let accepted = self.drive(frames, lent);
         self.keep_unfinished_block(frames);
-        let resets = self.look_at_touched(output, context);
+        let resets = self.look_at_touched(lent);
         let rejected = self.tally.opened.saturating_sub(accepted);
-        self.count_oddities(rejected + resets, context);
+        self.count_oddities(rejected + resets, lent.turn);
         if let Some(violation) = violation
             && self.state != State::Over
         {
-            self.shut_down(violation.reason, CancelReason::Disconnect, context);
+            self.shut_down(violation.reason, CancelReason::Disconnect, lent.turn);
         }
         self.has_work = true;
     }
 
     /// An engine's event for a request that [`Http2::awaits`] it. What it makes is sent by the
     /// next [`Http2::poll_output`], together with what other events have made.
-    pub fn handle_event(
-        &mut self,
-        request: u32,
-        event: Event,
-        output: &OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
         if self.orphans.contains(&request) {
             if !matches!(event, Event::Token { .. }) {
                 self.orphans.remove(&request);
@@ -228,8 +216,8 @@ impl Http2 {
         let Stage::Answering(exchange) = &mut stream.stage else {
             return;
         };
-        let now = context.now;
-        let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+        let now = lent.turn.now;
+        let (service, mut reply) = writer(&mut stream.outgoing, lent);
         let flow = service.handle_event(exchange, event, now, &mut reply);
         self.holds_credit |= !reply.has_room();
         if stream.outgoing.waiting_bytes() == 0 {
@@ -243,43 +231,47 @@ impl Http2 {
     }
 
     /// The earliest of the deadlines has passed.
-    pub fn handle_deadline(&mut self, output: &OutputQueue, context: &mut Context<'_>) {
-        let now = context.now;
+    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_>) {
+        let now = lent.turn.now;
         let due = self.streams.iter();
         let due = due.filter(|(_, stream)| stream.next_deadline() <= now);
         for id in due.map(|(&id, _)| id).collect::<Vec<_>>() {
-            self.handle_stream_deadline(id, output, context);
+            self.handle_stream_deadline(id, lent);
         }
         if self.head_until <= now {
-            self.shut_down(Reason::ENHANCE_YOUR_CALM, CancelReason::Disconnect, context);
+            self.shut_down(
+                Reason::ENHANCE_YOUR_CALM,
+                CancelReason::Disconnect,
+                lent.turn,
+            );
         }
         if let State::Leaving { until } = self.state
             && until <= now
         {
             match self.streams.is_empty() {
-                true => self.shut_down(Reason::NO_ERROR, CancelReason::Drain, context),
+                true => self.shut_down(Reason::NO_ERROR, CancelReason::Drain, lent.turn),
                 false => self.state = State::Overdue,
             }
         }
     }
 
-    fn handle_stream_deadline(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
-        let now = context.now;
+    fn handle_stream_deadline(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
+        let now = lent.turn.now;
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
         if stream.stalls_at <= now {
             stream.outgoing.reset(Reason::CANCEL);
-            return self.abandon_stream(id, CancelReason::SlowReader, context);
+            return self.abandon_stream(id, CancelReason::SlowReader, lent.turn);
         }
         match std::mem::replace(&mut stream.stage, Stage::Sending) {
             Stage::Receiving(receiving) => {
-                let error = late("body", context.config.limits.body_timeout);
+                let error = late("body", lent.turn.config.limits.body_timeout);
                 let refusal = receiving.admitted.refuse(error);
-                refuse(&mut stream.outgoing, refusal, output, context);
+                refuse(&mut stream.outgoing, refusal, lent);
             }
             Stage::Answering(mut exchange) => {
-                let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+                let (service, mut reply) = writer(&mut stream.outgoing, lent);
                 if service.handle_deadline(&mut exchange, now, &mut reply) == Flow::Open {
                     stream.stage = Stage::Answering(exchange);
                 }
@@ -295,13 +287,13 @@ impl Http2 {
     }
 
     /// The connection has been idle for too long: says so, and ends.
-    pub fn handle_idle(&mut self, context: &mut Context<'_>) {
-        self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
+    pub fn handle_idle(&mut self, turn: &mut Turn<'_>) {
+        self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, turn);
     }
 
     /// The peer's FIN. Who has asked for something may wait for it still; what it did not finish
     /// asking is over.
-    pub fn handle_end_of_input(&mut self, context: &mut Context<'_>) {
+    pub fn handle_end_of_input(&mut self, turn: &mut Turn<'_>) {
         self.input_has_ended = true;
         self.has_work = true;
         let cut_off = self
@@ -309,7 +301,7 @@ impl Http2 {
             .iter()
             .filter(|(_, stream)| stream.is_receiving());
         for id in cut_off.map(|(&id, _)| id).collect::<Vec<_>>() {
-            self.abandon_stream(id, CancelReason::Disconnect, context);
+            self.abandon_stream(id, CancelReason::Disconnect, turn);
         }
         for stream in self.streams.values_mut() {
             stream.stop_lingering();
@@ -329,9 +321,9 @@ impl Http2 {
     }
 
     /// The connection ends: nobody waits for any answer any more.
-    pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
         self.state = State::Over;
-        self.abandon_all(reason, context);
+        self.abandon_all(reason, turn);
         self.orphans.clear();
     }
 
@@ -339,77 +331,60 @@ impl Http2 {
 
     /// Sends what the calls before have brought, and begins to leave when the daemon does. Called
     /// once a pump, before the connection writes.
-    pub fn poll_output(
-        &mut self,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
-        if context.draining && self.state == State::Open {
+    pub fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
+        if lent.turn.draining && self.state == State::Open {
             self.server.begin_shutdown();
-            let until = context.now + limits::HTTP2_GOAWAY_TIMEOUT;
+            let until = lent.turn.now + limits::HTTP2_GOAWAY_TIMEOUT;
             self.state = State::Leaving { until };
             self.has_work = true;
         }
         if std::mem::take(&mut self.has_work) {
-            self.drive(b"", peer, output, context);
+            self.drive(b"", lent);
         }
         if self.state == State::Overdue && self.streams.is_empty() {
-            self.shut_down(Reason::NO_ERROR, CancelReason::Drain, context);
-            self.drive(b"", peer, output, context);
+            self.shut_down(Reason::NO_ERROR, CancelReason::Drain, lent.turn);
+            self.drive(b"", lent);
         }
         if self.input_has_ended && self.state != State::Over {
-            self.give_up_stalled(context);
+            self.give_up_stalled(lent.turn);
             if self.streams.is_empty() {
-                self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, context);
-                self.drive(b"", peer, output, context);
+                self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, lent.turn);
+                self.drive(b"", lent);
             }
         }
     }
 
     /// After the peer's FIN no window will be granted: who needs more waits in vain. What waits
     /// while h2 has room to write waits for window.
-    fn give_up_stalled(&mut self, context: &mut Context<'_>) {
+    fn give_up_stalled(&mut self, turn: &mut Turn<'_>) {
         if self.server.wants_room() {
             return;
         }
         let streams = self.streams.iter();
         let stalled = streams.filter(|(_, stream)| stream.outgoing.waiting_bytes() > 0);
         for id in stalled.map(|(&id, _)| id).collect::<Vec<_>>() {
-            self.abandon_stream(id, CancelReason::Disconnect, context);
+            self.abandon_stream(id, CancelReason::Disconnect, turn);
         }
     }
 
     /// Lets h2 read, write and hand over requests until nothing moves any more. `frames` are those
     /// that it was just fed. Gives the number of requests.
-    fn drive(
-        &mut self,
-        frames: &[u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> u32 {
+    fn drive(&mut self, frames: &[u8], lent: &mut Lent<'_, '_>) -> u32 {
         let mut accepted = 0;
         loop {
-            accepted += self.take_requests(frames, peer, output, context);
-            if !self.push_waiting(context) {
+            accepted += self.take_requests(frames, lent);
+            if !self.push_waiting(lent.turn) {
                 break;
             }
         }
-        self.grant_held_credit(output, context);
+        self.grant_held_credit(lent);
         accepted
     }
 
-    fn take_requests(
-        &mut self,
-        frames: &[u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> u32 {
+    fn take_requests(&mut self, frames: &[u8], lent: &mut Lent<'_, '_>) -> u32 {
         let mut accepted = 0;
         loop {
-            let room = context.marks.high.saturating_sub(output.len());
+            let room = lent.turn.marks.high.saturating_sub(lent.output.len());
             let polled = self.server.poll_request(room);
             if matches!(polled, Polled::Closed) && !frames.is_empty() {
                 let unfinished = std::mem::take(&mut self.unfinished);
@@ -418,16 +393,16 @@ impl Http2 {
             if let Some(bytes) = self.server.take_output() {
                 let earned = bytes.len() as u32 / limits::HTTP2_BYTES_FOR_CONTROL_FRAME;
                 self.glitches.forgive(earned);
-                output.push_bytes(bytes, context.pool);
+                lent.output.push_bytes(bytes, lent.turn.pool);
             }
             match polled {
                 Polled::Request(incoming) => {
                     accepted += 1;
-                    self.handle_request(*incoming, peer, output, context);
+                    self.handle_request(*incoming, lent);
                 }
                 Polled::Waiting => return accepted,
                 Polled::Closed => {
-                    self.abandon_all(CancelReason::Disconnect, context);
+                    self.abandon_all(CancelReason::Disconnect, lent.turn);
                     self.state = State::Over;
                     return accepted;
                 }
@@ -436,7 +411,7 @@ impl Http2 {
     }
 
     /// Streams whose window, or whose room with h2, may have grown.
-    fn push_waiting(&mut self, context: &mut Context<'_>) -> bool {
+    fn push_waiting(&mut self, turn: &mut Turn<'_>) -> bool {
         let mut took = false;
         let mut over = Vec::new();
         for (&id, stream) in &mut self.streams {
@@ -447,13 +422,8 @@ impl Http2 {
                 0 => Moment::NEVER,
                 _ => {
                     let bytes = before - left;
-                    let timeout = context.config.limits.write_timeout;
-                    stalls_at(
-                        stream.stalls_at,
-                        Taken { bytes, left },
-                        context.now,
-                        timeout,
-                    )
+                    let timeout = turn.config.limits.write_timeout;
+                    stalls_at(stream.stalls_at, Taken { bytes, left }, turn.now, timeout)
                 }
             };
             if stream.is_over() {
@@ -466,8 +436,8 @@ impl Http2 {
 
     /// Streams that are short of window are looked at again when the peer has sent something: the
     /// connection's room is no news for them, or the loop would turn for nothing.
-    fn grant_held_credit(&mut self, output: &OutputQueue, context: &mut Context<'_>) {
-        let has_drained = output.level(&context.marks) <= Level::Low;
+    fn grant_held_credit(&mut self, lent: &mut Lent<'_, '_>) {
+        let has_drained = lent.output.level(&lent.turn.marks) <= Level::Low;
         self.awaits_room = self.holds_credit && !has_drained;
         if !self.holds_credit || !has_drained {
             return;
@@ -477,8 +447,8 @@ impl Http2 {
             let Stage::Answering(exchange) = &mut stream.stage else {
                 continue;
             };
-            match stream.outgoing.waiting_bytes() <= context.marks.low {
-                true => context.service.handle_room(exchange),
+            match stream.outgoing.waiting_bytes() <= lent.turn.marks.low {
+                true => lent.turn.service.handle_room(exchange),
                 false => self.holds_credit = true,
             }
         }
@@ -488,7 +458,7 @@ impl Http2 {
 
     /// Looks at the streams that the peer's frames were about: bodies go on, and who was reset is
     /// let go of. Gives the number of those that were reset while there was something to do.
-    fn look_at_touched(&mut self, output: &OutputQueue, context: &mut Context<'_>) -> u32 {
+    fn look_at_touched(&mut self, lent: &mut Lent<'_, '_>) -> u32 {
         let touched = std::mem::take(&mut self.tally.touched);
         let mut resets = 0;
         for &id in &touched {
@@ -496,14 +466,14 @@ impl Http2 {
                 continue;
             };
             if stream.outgoing.was_reset() {
-                self.abandon_stream(id, CancelReason::Disconnect, context);
+                self.abandon_stream(id, CancelReason::Disconnect, lent.turn);
                 resets += 1;
             } else if self.meter.has_malformed_trailers(id) {
-                self.reset_malformed(id, context);
+                self.reset_malformed(id, lent.turn);
             } else if let Stage::Receiving(_) = stream.stage {
-                self.receive(id, output, context);
+                self.receive(id, lent);
             } else if stream.pieces.is_some() {
-                self.receive_pieces(id, output, context);
+                self.receive_pieces(id, lent);
             } else {
                 stream.discard();
                 self.settle(id);
@@ -515,16 +485,16 @@ impl Http2 {
 
     /// Trailers with a pseudo-field make the whole message malformed (RFC 9113, section 8.1), which
     /// is an error of the stream (section 8.1.1).
-    fn reset_malformed(&mut self, id: u32, context: &mut Context<'_>) {
+    fn reset_malformed(&mut self, id: u32, turn: &mut Turn<'_>) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.outgoing.reset(Reason::PROTOCOL_ERROR);
-            self.abandon_stream(id, CancelReason::Disconnect, context);
+            self.abandon_stream(id, CancelReason::Disconnect, turn);
         }
     }
 
     /// `resets` streams cost us an admission and came to nothing: reset by the peer, or by h2 for
     /// the peer's errors. Those with malformed trailers are counted with them.
-    fn count_oddities(&mut self, resets: u32, context: &mut Context<'_>) {
+    fn count_oddities(&mut self, resets: u32, turn: &mut Turn<'_>) {
         let tally = &self.tally;
         let oddities = [
             (Glitch::StreamReset, resets + tally.malformed_trailers),
@@ -542,11 +512,11 @@ impl Http2 {
             if count == 0 {
                 continue;
             }
-            let counter = context.metrics.glitches(glitch.as_str());
+            let counter = turn.metrics.glitches(glitch.as_str());
             counter.inc_by(count.into());
-            let verdict = self.glitches.handle_glitches(glitch, count, context.now);
+            let verdict = self.glitches.handle_glitches(glitch, count, turn.now);
             if verdict == GlitchVerdict::Excess {
-                self.shut_down(Reason::ENHANCE_YOUR_CALM, CancelReason::Disconnect, context);
+                self.shut_down(Reason::ENHANCE_YOUR_CALM, CancelReason::Disconnect, turn);
             }
         }
     }
@@ -562,14 +532,14 @@ impl Http2 {
         }
     }
 
-    fn abandon_stream(&mut self, id: u32, reason: CancelReason, context: &mut Context<'_>) {
+    fn abandon_stream(&mut self, id: u32, reason: CancelReason, turn: &mut Turn<'_>) {
         let Some(stream) = self.streams.remove(&id) else {
             return;
         };
         self.meter.forget(id);
         self.exchanges = self.exchanges.wrapping_add(1);
         self.has_work = true;
-        let (service, now) = (&mut *context.service, context.now);
+        let (service, now) = (&mut *turn.service, turn.now);
         match stream.stage {
             Stage::Receiving(receiving) => {
                 service.abandon_admitted(receiving.admitted, reason, now);
@@ -584,9 +554,9 @@ impl Http2 {
         }
     }
 
-    fn abandon_all(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+    fn abandon_all(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
         while let Some((&id, _)) = self.streams.first_key_value() {
-            self.abandon_stream(id, reason, context);
+            self.abandon_stream(id, reason, turn);
         }
     }
 
@@ -608,9 +578,9 @@ impl Http2 {
     }
 
     /// Ends the connection: GOAWAY with this reason, and nothing after it.
-    fn shut_down(&mut self, reason: Reason, cancel: CancelReason, context: &mut Context<'_>) {
+    fn shut_down(&mut self, reason: Reason, cancel: CancelReason, turn: &mut Turn<'_>) {
         self.server.shut_down(reason);
-        self.abandon_all(cancel, context);
+        self.abandon_all(cancel, turn);
         self.state = State::Over;
         self.has_work = true;
     }
@@ -619,25 +589,19 @@ impl Http2 {
 /// The service, and its way to one stream.
 fn writer<'a>(
     outgoing: &'a mut Outgoing,
-    output: &OutputQueue,
-    context: &'a mut Context<'_>,
+    lent: &'a mut Lent<'_, '_>,
 ) -> (&'a mut Service, StreamWriter<'a>) {
-    let has_room = output.level(&context.marks) < Level::High;
+    let has_room = lent.output.level(&lent.turn.marks) < Level::High;
     let writer = StreamWriter {
         outgoing,
-        date: context.date,
+        date: lent.turn.date,
         has_room,
     };
-    (context.service, writer)
+    (lent.turn.service, writer)
 }
 
-fn refuse(
-    outgoing: &mut Outgoing,
-    refusal: Refusal,
-    output: &OutputQueue,
-    context: &mut Context<'_>,
-) {
-    let now = context.now;
-    let (service, mut reply) = writer(outgoing, output, context);
+fn refuse(outgoing: &mut Outgoing, refusal: Refusal, lent: &mut Lent<'_, '_>) {
+    let now = lent.turn.now;
+    let (service, mut reply) = writer(outgoing, lent);
     service.refuse(refusal, now, &mut reply);
 }

@@ -5,15 +5,13 @@
 //! answered when they pass. Both protocols take the same inputs and give the same outputs; this is
 //! where a call finds its own.
 
-use super::context::{Context, Used, Waiting};
+use super::context::{Lent, Turn, Used, Waiting};
 use super::http1::Http1;
 use super::http2::Http2;
 use crate::core::Moment;
-use crate::core::output::OutputQueue;
 use crate::engine::Event;
 use crate::http::sniff::{Sniffed, sniff};
 use crate::offload::CancelReason;
-use crate::service::Peer;
 
 pub enum Protocol {
     /// Too little has come to tell: nothing, or a beginning of HTTP/2's preface. There is no
@@ -110,16 +108,10 @@ impl Protocol {
     }
 
     /// `count` bytes have come, which [`Protocol::handle_input`] is given next.
-    pub fn handle_arrival(
-        &mut self,
-        count: usize,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_arrival(&mut self, count: usize, lent: &mut Lent<'_, '_>) {
         // HTTP/2's bodies have their deadlines, and a frame or a preface that drips has its own.
         if let Protocol::Http1(http1) = self {
-            http1.handle_arrival(count, peer, output, context);
+            http1.handle_arrival(count, lent);
         }
     }
 
@@ -131,13 +123,7 @@ impl Protocol {
     }
 
     /// Takes in `input`, which starts with the first byte that was not used up before.
-    pub fn handle_input(
-        &mut self,
-        input: &mut [u8],
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) -> Used {
+    pub fn handle_input(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Used {
         if let Protocol::Undecided { has_begun } = self {
             match sniff(input) {
                 Sniffed::Undecided => {
@@ -148,17 +134,16 @@ impl Protocol {
                         is_known: false,
                     };
                 }
-                Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(context.now))),
+                Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(lent.turn.now))),
                 // What is neither is refused by HTTP/1, which says why.
                 Sniffed::Http1 | Sniffed::Tls => {
-                    self.http1(context.now)
-                        .handle_arrival(input.len(), peer, output, context);
+                    self.http1(lent.turn.now).handle_arrival(input.len(), lent);
                 }
             }
         }
         match self {
             Protocol::Http2(http2) => {
-                http2.handle_input(input, peer, output, context);
+                http2.handle_input(input, lent);
                 Used {
                     consumed: input.len(),
                     keep: input.len(),
@@ -166,8 +151,8 @@ impl Protocol {
                 }
             }
             Protocol::Undecided { .. } | Protocol::Http1(_) => {
-                let http1 = self.http1(context.now);
-                http1.handle_input(input, peer, output, context)
+                let http1 = self.http1(lent.turn.now);
+                http1.handle_input(input, lent)
             }
         }
     }
@@ -185,68 +170,57 @@ impl Protocol {
     }
 
     /// An engine's event for the request that [`Protocol::awaits`] it.
-    pub fn handle_event(
-        &mut self,
-        request: u32,
-        event: Event,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
         match self {
             Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.handle_event(event, output, context),
-            Protocol::Http2(http2) => http2.handle_event(request, event, output, context),
+            Protocol::Http1(http1) => http1.handle_event(event, lent),
+            Protocol::Http2(http2) => http2.handle_event(request, event, lent),
         }
     }
 
     /// The moment of [`Waiting::Answer`] has come.
-    pub fn handle_deadline(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_>) {
         match self {
             Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.handle_deadline(output, context),
-            Protocol::Http2(http2) => http2.handle_deadline(output, context),
+            Protocol::Http1(http1) => http1.handle_deadline(lent),
+            Protocol::Http2(http2) => http2.handle_deadline(lent),
         }
     }
 
     /// A head or a body that is on its way in has taken too long.
-    pub fn handle_late_request(
-        &mut self,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn handle_late_request(&mut self, lent: &mut Lent<'_, '_>) {
         let waiting = self.waiting();
         if let Protocol::Http1(http1) = self {
-            http1.handle_late_request(waiting, peer, output, context);
+            http1.handle_late_request(waiting, lent);
         }
     }
 
     /// The connection was idle for its time. `true`: it still has something to say.
-    pub fn handle_idle(&mut self, context: &mut Context<'_>) -> bool {
+    pub fn handle_idle(&mut self, turn: &mut Turn<'_>) -> bool {
         match self {
             Protocol::Undecided { .. } | Protocol::Http1(_) => false,
             Protocol::Http2(http2) => {
-                http2.handle_idle(context);
+                http2.handle_idle(turn);
                 true
             }
         }
     }
 
     /// The output queue has drained: what was held back for the lack of room may come.
-    pub fn handle_room(&mut self, context: &mut Context<'_>) {
+    pub fn handle_room(&mut self, turn: &mut Turn<'_>) {
         match self {
             Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.handle_room(context),
+            Protocol::Http1(http1) => http1.handle_room(turn),
             Protocol::Http2(http2) => http2.handle_room(),
         }
     }
 
     /// The peer's FIN. `true`: it may still wait for answers, and the connection goes on for them.
-    pub fn handle_end_of_input(&mut self, context: &mut Context<'_>) -> bool {
+    pub fn handle_end_of_input(&mut self, turn: &mut Turn<'_>) -> bool {
         match self {
             Protocol::Undecided { .. } | Protocol::Http1(_) => false,
             Protocol::Http2(http2) => {
-                http2.handle_end_of_input(context);
+                http2.handle_end_of_input(turn);
                 true
             }
         }
@@ -255,34 +229,29 @@ impl Protocol {
     // ---- commands ----
 
     /// Says something that a waiting client takes and a dead one's kernel answers with a reset.
-    pub fn probe(&mut self, output: &mut OutputQueue, context: &mut Context<'_>) {
+    pub fn probe(&mut self, lent: &mut Lent<'_, '_>) {
         match self {
             Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.probe(output, context),
+            Protocol::Http1(http1) => http1.probe(lent),
             Protocol::Http2(http2) => http2.probe(),
         }
     }
 
     /// The connection ends: nobody waits for the answer any more.
-    pub fn abandon(&mut self, reason: CancelReason, context: &mut Context<'_>) {
+    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
         match self {
             Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.abandon(reason, context),
-            Protocol::Http2(http2) => http2.abandon(reason, context),
+            Protocol::Http1(http1) => http1.abandon(reason, turn),
+            Protocol::Http2(http2) => http2.abandon(reason, turn),
         }
     }
 
     // ---- poll ----
 
     /// Queues what the calls before have brought, where that is not done yet.
-    pub fn poll_output(
-        &mut self,
-        peer: &Peer,
-        output: &mut OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
         if let Protocol::Http2(http2) = self {
-            http2.poll_output(peer, output, context);
+            http2.poll_output(lent);
         }
     }
 

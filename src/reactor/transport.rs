@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::close_reason::CloseReason;
-use super::context::Context;
+use super::context::Turn;
 use crate::config::{Opening, Security};
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
@@ -94,27 +94,27 @@ impl Transport {
 
     /// Whether a header of this peer would be believed. Asked before a byte of it is read, and
     /// counted where it would not.
-    pub fn refuses(&self, peer: &Peer, context: &mut Context<'_>) -> bool {
+    pub fn refuses(&self, peer: &Peer, turn: &mut Turn<'_>) -> bool {
         if !self.awaits_proxy() {
             return false;
         }
         let is_trusted = match peer.address {
-            PeerAddress::Ip(address) => context.config.server.trusted_proxies.contains(address),
+            PeerAddress::Ip(address) => turn.config.server.trusted_proxies.contains(address),
             // The mode of the socket's file says who may connect.
             PeerAddress::Unix => true,
         };
         if !is_trusted {
             let why = "it is not in server.trusted_proxies";
-            note_refused_proxy("untrusted", &why, peer, context);
+            note_refused_proxy("untrusted", &why, peer, turn);
         }
         !is_trusted
     }
 
     /// Whether what is read next may cost a step of a handshake.
-    pub fn next_is_dear(&self, context: &Context<'_>) -> bool {
+    pub fn next_is_dear(&self, turn: &Turn<'_>) -> bool {
         match self {
             Transport::Undecided(security) | Transport::Proxied(_, security) => {
-                *security != Security::Clear && context.tls.is_some()
+                *security != Security::Clear && turn.tls.is_some()
             }
             Transport::Clear => false,
             Transport::Tls(session) => session.is_handshaking(),
@@ -158,7 +158,7 @@ impl Transport {
         scratch: &mut [u8],
         mut length: usize,
         peer: &mut Peer,
-        context: &mut Context<'_>,
+        turn: &mut Turn<'_>,
     ) -> Arrived {
         if let Transport::Proxied(header, security) = self {
             let security = *security;
@@ -175,7 +175,7 @@ impl Transport {
                     length -= used;
                 }
                 Err(refused) => {
-                    note_refused_proxy(Refused::as_str(refused), &refused, peer, context);
+                    note_refused_proxy(Refused::as_str(refused), &refused, peer, turn);
                     return Arrived::Unanswerable;
                 }
             }
@@ -184,7 +184,7 @@ impl Transport {
             }
         }
         if let Transport::Undecided(security) = *self
-            && let Some(refused) = self.decide(security, &scratch[..length], context)
+            && let Some(refused) = self.decide(security, &scratch[..length], turn)
         {
             return refused;
         }
@@ -195,35 +195,30 @@ impl Transport {
             };
         };
         let (ciphertext, plaintext) = scratch.split_at_mut(limits::TLS_READ_BYTES);
-        match session.handle_input(&mut ciphertext[..length], plaintext, context.pool) {
+        match session.handle_input(&mut ciphertext[..length], plaintext, turn.pool) {
             Ok(received) => {
                 if received.worked {
-                    *context.handshake_steps = context.handshake_steps.saturating_sub(1);
+                    *turn.handshake_steps = turn.handshake_steps.saturating_sub(1);
                 }
                 let is_open = received.handshake.is_some();
                 if let Some(handshake) = received.handshake {
-                    note_handshake(handshake, peer, context.metrics);
+                    note_handshake(handshake, peer, turn.metrics);
                 }
                 let start = limits::TLS_READ_BYTES;
                 let place = start..start + received.plaintext;
                 Arrived::Input { place, is_open }
             }
             Err(failed) => {
-                note_failure(session, &failed, peer, context.metrics);
+                note_failure(session, &failed, peer, turn.metrics);
                 Arrived::Failed
             }
         }
     }
 
     /// The first bytes are here. `Some`: they are not what is spoken here.
-    fn decide(
-        &mut self,
-        security: Security,
-        first: &[u8],
-        context: &Context<'_>,
-    ) -> Option<Arrived> {
+    fn decide(&mut self, security: Security, first: &[u8], turn: &Turn<'_>) -> Option<Arrived> {
         let is_tls = sniff(first) == Sniffed::Tls;
-        *self = match (is_tls, security, context.tls) {
+        *self = match (is_tls, security, turn.tls) {
             (true, Security::Sniffed | Security::Tls, Some(acceptor)) => {
                 match Session::new(acceptor) {
                     Ok(session) => Transport::Tls(session),
@@ -234,11 +229,11 @@ impl Transport {
                 }
             }
             (true, _, _) => {
-                context.metrics.tls_refused("tls_on_clear").inc();
+                turn.metrics.tls_refused("tls_on_clear").inc();
                 return Some(Arrived::Unanswerable);
             }
             (false, Security::Tls, _) => {
-                context.metrics.tls_refused("clear_on_tls").inc();
+                turn.metrics.tls_refused("clear_on_tls").inc();
                 return Some(Arrived::ClearText);
             }
             (false, Security::Sniffed | Security::Clear, _) => Transport::Clear,
@@ -292,17 +287,17 @@ impl Transport {
 
     /// The connection ends: its buffers go home, and a handshake that had begun has come to
     /// nothing.
-    pub fn abandon(&mut self, reason: CloseReason, context: &mut Context<'_>) {
+    pub fn abandon(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
         let Transport::Tls(session) = self else {
             return;
         };
-        session.release(context.pool);
+        session.release(turn.pool);
         if session.is_handshaking() {
             let outcome = match reason {
                 CloseReason::RequestTimeout => "timeout",
                 _ => "abandoned",
             };
-            let handshakes = context.metrics.tls_handshakes(outcome, session.version());
+            let handshakes = turn.metrics.tls_handshakes(outcome, session.version());
             handshakes.inc();
         }
     }
@@ -314,11 +309,11 @@ fn note_refused_proxy(
     reason: &'static str,
     why: &dyn std::fmt::Display,
     peer: &Peer,
-    context: &mut Context<'_>,
+    turn: &mut Turn<'_>,
 ) {
-    context.metrics.proxy_refused(reason).inc();
-    if context.now >= *context.proxy_warned_until {
-        *context.proxy_warned_until = context.now + limits::PROXY_WARNING_INTERVAL;
+    turn.metrics.proxy_refused(reason).inc();
+    if turn.now >= *turn.proxy_warned_until {
+        *turn.proxy_warned_until = turn.now + limits::PROXY_WARNING_INTERVAL;
         let address = peer.address;
         log::warn!("a connection of {address} is closed: {why} (autoglmd_proxy_refused_total)");
     }

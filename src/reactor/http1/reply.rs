@@ -17,7 +17,7 @@ use crate::core::pool::BufferPool;
 use crate::http::http1::Head;
 use crate::http::http1::encode::{self, BodyFraming};
 use crate::http::{Answer, Fields, Method, Reply, Version};
-use crate::reactor::context::Context;
+use crate::reactor::context::{Lent, Turn};
 use crate::service::Service;
 
 /// See the file's head.
@@ -82,21 +82,20 @@ impl AnswerFraming {
     /// A writer for the answer, and the service that is to write it.
     pub fn writer<'a>(
         &'a mut self,
-        output: &'a mut OutputQueue,
-        context: &'a mut Context<'_>,
+        lent: &'a mut Lent<'_, '_>,
     ) -> (&'a mut Service, AnswerWriter<'a>) {
-        let Context {
+        let Turn {
             service,
             pool,
             marks,
             date,
             ..
-        } = context;
+        } = &mut *lent.turn;
         (
             service,
             AnswerWriter {
                 framing: self,
-                output,
+                output: lent.output,
                 pool,
                 marks: *marks,
                 date,

@@ -9,14 +9,13 @@ use http::request::Parts;
 use super::reply::Outgoing;
 use super::stream::{Body, Receiving, Stage, Stream};
 use super::{Http2, refuse, writer};
-use crate::core::output::OutputQueue;
 use crate::error::ErrorCode;
 use crate::http::Method;
 use crate::http::http1::Malformed;
 use crate::http::http2::{Incoming, head};
 use crate::limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::reactor::context::Context;
+use crate::reactor::context::{Lent, Turn};
 use crate::service::{Admitted, Flow, Intake, Peer, Refusal};
 
 /// How far a body has come.
@@ -29,13 +28,7 @@ enum Arrival {
 
 impl Http2 {
     /// A request's head is there: may its body come?
-    pub(super) fn handle_request(
-        &mut self,
-        incoming: Incoming,
-        peer: &Peer,
-        output: &OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub(super) fn handle_request(&mut self, incoming: Incoming, lent: &mut Lent<'_, '_>) {
         let Incoming {
             request,
             mut respond,
@@ -51,7 +44,7 @@ impl Http2 {
         }
         let head_only = parts.method == http::Method::HEAD;
         let mut outgoing = Outgoing::new(respond, head_only);
-        let admitted = match admit(&parts, peer, context) {
+        let admitted = match admit(&parts, lent.peer, lent.turn) {
             Ok((admitted, expects_continue)) => {
                 self.is_known |= admitted.has_key();
                 if expects_continue && !incoming.is_end_stream() {
@@ -60,28 +53,28 @@ impl Http2 {
                 admitted
             }
             Err(refusal) => {
-                refuse(&mut outgoing, refusal, output, context);
+                refuse(&mut outgoing, refusal, lent);
                 let mut stream = Stream::new(Stage::Sending, outgoing);
-                stream.linger(incoming, context.now + limits::LINGER_TIMEOUT);
+                stream.linger(incoming, lent.turn.now + limits::LINGER_TIMEOUT);
                 return self.insert(id, stream);
             }
         };
         if admitted.intake == Intake::Pieces {
-            let exchange = context.service.open(admitted, context.now);
+            let exchange = lent.turn.service.open(admitted, lent.turn.now);
             let mut stream = Stream::new(Stage::Answering(exchange), outgoing);
             stream.pieces = Some(incoming);
             self.insert(id, stream);
-            return self.receive_pieces(id, output, context);
+            return self.receive_pieces(id, lent);
         }
         let receiving = Box::new(Receiving {
             admitted,
             parts,
             incoming,
             body: Body::default(),
-            until: context.now + context.config.limits.body_timeout,
+            until: lent.turn.now + lent.turn.config.limits.body_timeout,
         });
         self.insert(id, Stream::new(Stage::Receiving(receiving), outgoing));
-        self.receive(id, output, context);
+        self.receive(id, lent);
     }
 
     fn insert(&mut self, id: u32, stream: Stream) {
@@ -90,7 +83,7 @@ impl Http2 {
     }
 
     /// Takes in what has come of a body; the request is handled when it is whole.
-    pub(super) fn receive(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
+    pub(super) fn receive(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
         let elsewhere = self.body_bytes();
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
@@ -100,17 +93,17 @@ impl Http2 {
         };
         match receiving.poll(elsewhere) {
             Arrival::Partial => {}
-            Arrival::Gone => self.abandon_stream(id, CancelReason::Disconnect, context),
+            Arrival::Gone => self.abandon_stream(id, CancelReason::Disconnect, lent.turn),
             Arrival::Whole if self.meter.has_malformed_trailers(id) => {
-                self.reset_malformed(id, context);
+                self.reset_malformed(id, lent.turn);
             }
-            Arrival::Whole => self.handle_whole(id, output, context),
+            Arrival::Whole => self.handle_whole(id, lent),
             Arrival::Refused(malformed) => {
                 let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
                 if let Stage::Receiving(receiving) = stage {
                     let refusal = receiving.admitted.refuse(malformed.into());
-                    refuse(&mut stream.outgoing, refusal, output, context);
-                    let until = context.now + limits::LINGER_TIMEOUT;
+                    refuse(&mut stream.outgoing, refusal, lent);
+                    let until = lent.turn.now + limits::LINGER_TIMEOUT;
                     stream.linger(receiving.incoming, until);
                 }
                 self.settle(id);
@@ -119,12 +112,7 @@ impl Http2 {
     }
 
     /// Hands on what has come of a body that its exchange takes in pieces.
-    pub(super) fn receive_pieces(
-        &mut self,
-        id: u32,
-        output: &OutputQueue,
-        context: &mut Context<'_>,
-    ) {
+    pub(super) fn receive_pieces(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
@@ -135,19 +123,19 @@ impl Http2 {
             let (piece, is_end) = match pieces.poll_data(&mut waker) {
                 Poll::Ready(Some(Ok(piece))) => (piece, false),
                 Poll::Ready(None) if self.meter.has_malformed_trailers(id) => {
-                    return self.reset_malformed(id, context);
+                    return self.reset_malformed(id, lent.turn);
                 }
                 // The end may be that of trailers, which are not read.
                 Poll::Ready(None) => (Bytes::new(), true),
                 Poll::Ready(Some(Err(_))) => {
-                    return self.abandon_stream(id, CancelReason::Disconnect, context);
+                    return self.abandon_stream(id, CancelReason::Disconnect, lent.turn);
                 }
                 Poll::Pending => break,
             };
             // Fails only where more is given back than came.
             let _ = pieces.flow_control().release_capacity(piece.len());
-            let now = context.now;
-            let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+            let now = lent.turn.now;
+            let (service, mut reply) = writer(&mut stream.outgoing, lent);
             let flow = service.handle_data(exchange, &piece, is_end, now, &mut reply);
             if flow == Flow::Finished {
                 stream.stage = Stage::Sending;
@@ -159,7 +147,7 @@ impl Http2 {
         self.settle(id);
     }
 
-    fn handle_whole(&mut self, id: u32, output: &OutputQueue, context: &mut Context<'_>) {
+    fn handle_whole(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
@@ -175,14 +163,14 @@ impl Http2 {
             ..
         } = *receiving;
         let key = JobKey {
-            reactor: context.reactor,
-            connection: context.key,
+            reactor: lent.turn.reactor,
+            connection: lent.turn.key,
             request: id,
         };
         let fields = head::fields(&parts);
         let request = head::request(&parts, &fields);
-        let now = context.now;
-        let (service, mut reply) = writer(&mut stream.outgoing, output, context);
+        let now = lent.turn.now;
+        let (service, mut reply) = writer(&mut stream.outgoing, lent);
         let body = body.as_slice();
         if let Some(exchange) = service.handle(admitted, &request, body, key, now, &mut reply) {
             self.is_known |= exchange.has_job();
@@ -203,16 +191,12 @@ impl Http2 {
 }
 
 /// Admits a request by its head. The flag says whether `100 Continue` is waited for.
-fn admit(
-    parts: &Parts,
-    peer: &Peer,
-    context: &mut Context<'_>,
-) -> Result<(Admitted, bool), Refusal> {
-    let announced = head::check(parts, context.bounds)
+fn admit(parts: &Parts, peer: &Peer, turn: &mut Turn<'_>) -> Result<(Admitted, bool), Refusal> {
+    let announced = head::check(parts, turn.bounds)
         .map_err(|malformed| Refusal::of_peer(malformed.into(), peer))?;
     let fields = head::fields(parts);
     let request = head::request(parts, &fields);
-    let admitted = context.service.admit(&request, peer, context.now)?;
+    let admitted = turn.service.admit(&request, peer, turn.now)?;
     let limit = admitted.body_limit as u64;
     match announced.length {
         Some(length) if length > limit && request.method == Method::Post => {

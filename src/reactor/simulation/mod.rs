@@ -36,7 +36,7 @@ use system::Network;
 pub use system::SimulatedKernel;
 
 use super::close_reason::CloseReason;
-use super::event_loop::{Neighbour, Parts, Pulse, Reactor, Turn};
+use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::proxy_header::SIGNATURE;
@@ -171,7 +171,7 @@ impl House {
         let turn = reactor.turn();
         let turn = turn.expect("the simulated kernel has no errors of its own");
         reactor.check();
-        if turn == Turn::Over {
+        if turn.is_break() {
             reactor.check_ended();
             self.reactors[index].reactor = None;
         }
