@@ -1,8 +1,8 @@
 //! What is known of one request, from its head to its access line.
 //!
 //! A [`Call`] is made from the head, travels through [`Admitted`], [`Refusal`] or an exchange, and
-//! ends in [`super::ledger::Ledger::close`]. It owns what it keeps, because the bytes of the head
-//! are gone by then.
+//! ends in [`Ledger::close`](super::request_log::Ledger::close). It owns what it keeps, because the
+//! bytes of the head are gone by then.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,10 +19,10 @@ use crate::http::negotiate::AcceptEncoding;
 use crate::offload::Permit;
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
-use super::auth::Caller;
 use super::form::{Form, Media};
-use super::rate_limit::Level;
-use super::router::{BodyBound, Route, Row};
+use crate::service::admission::auth::Caller;
+use crate::service::admission::rate_limit::Level;
+use crate::service::admission::router::{BodyBound, Route, Row};
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,12 +12,13 @@ use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
 use crate::http::{Fields, Reply, Request, Version};
 
 use super::call::Call;
-use super::coding::StreamCoder;
-use super::headers;
-use super::message::response_of;
-use super::page::{EVENT_STREAM, ErrorBody, JSON, Page, write_json};
-use super::router::{BodyBound, Row, Verbs};
-use super::selection::AnswerObject;
+use crate::service::admission::router::{BodyBound, Row, Verbs};
+use crate::service::api::native::protobuf::response_of;
+use crate::service::api::native::selection::AnswerObject;
+use crate::service::generation::running::Delta;
+use crate::service::response::buffer::{EVENT_STREAM, ErrorBody, JSON, Page, write_json};
+use crate::service::response::coding::StreamCoder;
+use crate::service::response::headers;
 
 /// What a generation's answer can be, the first being what a client gets that takes anything.
 const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaType::Protobuf];
@@ -173,7 +174,7 @@ pub fn start(page: &mut Page, call: &Call, reply: &mut dyn Reply) -> Option<Box<
 /// Appends a piece of the program.
 pub fn append_delta(page: &mut Page, form: Form, text: &str) {
     match form {
-        Form::Json | Form::Protobuf => page.append_event("delta", &super::exchange::Delta { text }),
+        Form::Json | Form::Protobuf => page.append_event("delta", &Delta { text }),
         Form::Grpc(terms) => {
             let chunk = autoglm::GenerateChunk {
                 text: text.to_owned(),

@@ -17,11 +17,10 @@
 //! A request whose [`Intake`] is `Pieces` goes another way: `open` gives its exchange at once, and
 //! `handle_data` takes each piece of its body until it returns `Flow::Finished`.
 //!
-//! Reading order: [`router`] (what there is), [`admission`], [`auth`] and [`rate_limit`] (which
-//! requests may go on, and how many), [`body`] and [`validate`] (what is asked), [`generate`] and
-//! [`exchange`] (a job and its answer), [`message`] (the same in Protobuf), [`info`], [`health`]
-//! and [`reflection`] (all other routes), [`dialogue`] (answers of several messages), [`form`],
-//! [`page`] and [`headers`] (what answers look like), [`ledger`] (what is counted and logged).
+//! Reading order: [`admission`] (which requests may go on, by their heads), [`call`] (what is known
+//! of each), [`api`] (how each API is read, and the routes beside generation), [`generation`] (a
+//! job and its response), [`form`] and [`response`] (what responses are made of), [`request_log`]
+//! (what is counted and logged).
 //!
 //! Must never block, and never panic at what a client sent.
 //!
@@ -31,29 +30,12 @@
 //!  2. Nothing is done for a request that its route's row in [`router::ROUTES`] does not allow.
 
 mod admission;
-mod auth;
-mod body;
+mod api;
 mod call;
-mod client_address;
-mod coding;
-mod dialogue;
-mod exchange;
 mod form;
-mod generate;
-mod headers;
-mod health;
-mod info;
-mod json;
-mod kept;
-mod ledger;
-mod message;
-mod origin;
-mod page;
-pub mod rate_limit;
-mod reflection;
-pub mod router;
-mod selection;
-mod validate;
+mod generation;
+mod request_log;
+mod response;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -74,19 +56,21 @@ use crate::telemetry::access::Generation;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_id::RequestIds;
 
-use admission::not_found;
-use auth::Caller;
+use admission::check::not_found;
+use admission::client_address;
+use admission::rate_limit::Account;
+use admission::router::{self, BodyBound, Route, Verbs};
+use api::native::body;
 use call::{Call, Known};
-use coding::Coder;
 use form::Form;
-use kept::Constants;
-use ledger::{Ledger, Outcome};
-use page::Page;
-use rate_limit::{Account, Limiter};
-use router::{BodyBound, Route, Verbs};
+use request_log::{Ledger, Outcome};
+use response::buffer::Page;
+use response::coding::Coder;
+use response::static_body::Constants;
 
+pub use admission::rate_limit::Limiter;
 pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
-pub use exchange::Exchange;
+pub use generation::running::Exchange;
 
 /// What a service is made of. Cloned for each reactor; what is shared is behind `Arc`s.
 #[derive(Clone)]

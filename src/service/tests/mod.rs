@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::router::Access;
+use super::admission::router::Access;
 use super::*;
 use crate::core::Key;
 use crate::engine::{

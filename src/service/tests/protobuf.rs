@@ -1,6 +1,6 @@
 //! The same messages as `application/x-protobuf` over REST.
 
-use super::super::message::read_request;
+use super::super::api::native::protobuf::read_request;
 use super::*;
 use crate::engine::Prompt;
 use crate::grpc::messages::autoglm::{GenerateRequest, GenerateResponse};

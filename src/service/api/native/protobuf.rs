@@ -1,7 +1,7 @@
 //! The Protobuf form of a generation: `GenerateRequest` in, `GenerateResponse` and `GenerateChunk`
 //! out. gRPC and REST share it.
 //!
-//! Bounds and sentences are those of the JSON form, in [`super::validate`]; where a field's name
+//! Bounds and sentences are those of the JSON form, in [`super::request`]; where a field's name
 //! differs, the schema's stands in the error.
 
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::error::ApiError;
 use crate::grpc::messages::{autoglm, decode};
 use crate::limits;
 
-use super::selection::{AnswerObject, Member};
-use super::validate::{
+use super::request::{
     CacheMode, GenerateRequest, Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P,
     check_text, checked_timeout, empty_stop, known_seed, language_of, no_prompt, out_of_interval,
     out_of_range, too_many, wrong,
 };
+use super::selection::{AnswerObject, Member};
 
 /// Reads a request. `timeout` is what its head says (`grpc-timeout`); of two the smaller counts.
 pub fn read_request(

@@ -12,12 +12,12 @@ use crate::http::Reply;
 use crate::limits;
 use crate::offload::CancelReason;
 
-use super::call::{Admitted, Call};
-use super::coding::message_bounds;
-use super::form::Form;
 use super::health::expired;
-use super::ledger::Outcome;
-use super::{Exchange, Flow, Service};
+use crate::service::call::{Admitted, Call};
+use crate::service::form::Form;
+use crate::service::request_log::Outcome;
+use crate::service::response::coding::message_bounds;
+use crate::service::{Exchange, Flow, Service};
 
 /// A client that asks.
 #[derive(Debug)]
@@ -45,7 +45,8 @@ impl Dialogue {
 }
 
 impl Service {
-    /// A request of [`super::Intake::Pieces`] was admitted: its exchange, before any of its body.
+    /// A request of [`Intake::Pieces`](crate::service::Intake::Pieces) was admitted: its exchange,
+    /// before any of its body.
     pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
         let call = admitted.call;
         let (encoding, timeout) = match call.form {
@@ -93,7 +94,7 @@ impl Service {
     }
 
     /// Called at `next_deadline`.
-    pub(super) fn look_at_questions(
+    pub(in crate::service) fn look_at_questions(
         &mut self,
         dialogue: &mut Dialogue,
         now: Moment,
@@ -118,7 +119,7 @@ impl Service {
         flow
     }
 
-    pub(super) fn abandon_dialogue(
+    pub(in crate::service) fn abandon_dialogue(
         &mut self,
         dialogue: &Dialogue,
         reason: CancelReason,

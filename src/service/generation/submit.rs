@@ -1,7 +1,7 @@
 //! `POST /api/v1/generate` and its siblings of gRPC: from a complete request to a job that runs.
 //!
 //! Whatever can be wrong with a request is found here, before the engine hears of it: the body, the
-//! model, the key's tokens a minute. The job's events are [`super::exchange`]'s business.
+//! model, the key's tokens a minute. The job's events are [`super::running`]'s business.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use crate::http::{Reply, Request};
 use crate::limits;
 use crate::offload::{JobKey, Permit, Ticket};
 
-use super::Service;
-use super::admission::milliseconds_up;
-use super::body::excerpt;
-use super::call::{Admitted, Call};
-use super::coding::message_bounds;
-use super::exchange::{Delivery, Exchange, Reserved, Running, Stream, Work};
-use super::form::Form;
-use super::message::{no_stream, read_request};
-use super::router::Route;
-use super::selection::Selection;
-use super::validate::GenerateRequest;
+use super::running::{Delivery, Exchange, Reserved, Running, Stream, Work};
+use crate::service::Service;
+use crate::service::admission::check::milliseconds_up;
+use crate::service::admission::router::Route;
+use crate::service::api::native::body::excerpt;
+use crate::service::api::native::protobuf::{no_stream, read_request};
+use crate::service::api::native::request::GenerateRequest;
+use crate::service::api::native::selection::Selection;
+use crate::service::call::{Admitted, Call};
+use crate::service::form::Form;
+use crate::service::response::coding::message_bounds;
 
 impl Service {
     /// Turns a complete request into a job, or answers why not.
-    pub(super) fn generate(
+    pub(in crate::service) fn generate(
         &mut self,
         admitted: Admitted,
         request: &Request<'_>,
@@ -135,7 +135,7 @@ impl Service {
     }
 
     /// The message of a method that takes one.
-    pub(super) fn only_message<'b>(
+    pub(in crate::service) fn only_message<'b>(
         &self,
         call: &Call,
         body: &'b [u8],

@@ -22,10 +22,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::call::PeerAddress;
 use crate::config::{ForwardedField, TrustedProxies};
 use crate::http::Request;
 use crate::limits;
+use crate::service::call::PeerAddress;
 
 /// The address that this request is counted, limited and logged under.
 pub fn of(

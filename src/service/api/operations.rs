@@ -12,22 +12,22 @@ use crate::http::{Reply, Request};
 use crate::limits;
 use crate::telemetry::exposition::Exposition;
 
-use super::Service;
-use super::call::Call;
-use super::ledger::Outcome;
-use super::page::{JSON, PLAIN_TEXT, write_json};
-use super::router::{ROUTES, Verbs};
+use crate::service::Service;
+use crate::service::admission::router::{ROUTES, Verbs};
+use crate::service::call::Call;
+use crate::service::request_log::Outcome;
+use crate::service::response::buffer::{JSON, PLAIN_TEXT, write_json};
 
 impl Service {
     /// 200 for as long as this line is reached: the loop turns.
-    pub(super) fn live(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn live(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         self.page.begin(call);
         self.page.body.extend_from_slice(b"ok\n");
         self.send(call, 200, Some(PLAIN_TEXT), now, reply);
     }
 
     /// Whether a generation would be taken.
-    pub(super) fn ready(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn ready(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         let state = self.parts.engine.state();
         let silence;
         let readiness = match &state {
@@ -63,7 +63,7 @@ impl Service {
 
     /// The numbers, in the text format that the scraper asks for. They are never cached, so
     /// `Vary` need not name `Accept`.
-    pub(super) fn show_metrics(
+    pub(in crate::service) fn show_metrics(
         &mut self,
         call: &Call,
         request: &Request<'_>,
@@ -81,7 +81,7 @@ impl Service {
     }
 
     /// The model, in the OpenAI API's form and with what else is known of it.
-    pub(super) fn models(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn models(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         let model = self.model().cloned();
         let data = model.iter().map(|model| ModelObject {
             id: &model.id,
@@ -104,7 +104,12 @@ impl Service {
         self.send(call, 200, Some(JSON), now, reply);
     }
 
-    pub(super) fn languages(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn languages(
+        &mut self,
+        call: &Call,
+        now: Moment,
+        reply: &mut dyn Reply,
+    ) {
         let make = |out: &mut Vec<u8>| {
             let data = LANGUAGES.iter().map(|language| LanguageObject {
                 name: language.name,
@@ -120,12 +125,12 @@ impl Service {
     }
 
     /// What is served here, for people.
-    pub(super) fn index(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn index(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         self.send_constant(call, PLAIN_TEXT, write_index, now, reply);
     }
 
     /// What may be done at a path (RFC 9110, section 9.3.7).
-    pub(super) fn options(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn options(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
         self.page.begin(call);
         let allow = call.row.map_or(ALLOWED_SOMEWHERE, |row| row.verbs.allow());
         self.page.fields.push("allow", allow);

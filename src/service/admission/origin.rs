@@ -9,16 +9,16 @@ use crate::config::Hosts;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 
-use super::Service;
-use super::call::PeerAddress;
 use super::router::{Access, Row};
+use crate::service::Service;
+use crate::service::call::PeerAddress;
 
 impl Service {
     /// Why a request that would be served without a key is refused.
     ///
     /// Only clients that have connected from a loopback address are asked: browsers connect to no
     /// Unix socket, and a page can make up what a forwarding field says.
-    pub(super) fn check_origin(
+    pub(in crate::service) fn check_origin(
         &self,
         row: &Row,
         is_open: bool,

@@ -15,7 +15,7 @@ use crate::telemetry::access::{Access, Generation};
 use crate::telemetry::metrics::{Counter, Histogram, Metrics};
 
 use super::call::Call;
-use super::router::Route;
+use crate::service::admission::router::Route;
 
 /// The status under which an answer is recorded that its client did not wait for: nginx's number.
 pub const STATUS_ABANDONED: u16 = 499;

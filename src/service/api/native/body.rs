@@ -2,7 +2,7 @@
 //!
 //! Owns the way from a hostile body to the members of an object. The body is scanned once, which
 //! finds every error of syntax with its line and column, and each member's value stays the text it
-//! was; [`super::validate`] then reads each as the type its name asks for. An object within a value
+//! was; [`super::request`] then reads each as the type its name asks for. An object within a value
 //! goes the same way. Must never recurse: a thousand brackets cost a thousand bytes of scratch in
 //! the scan and no stack, so a nested body is merely a wrong one.
 

@@ -74,7 +74,7 @@ const SIMILAR: f64 = 0.75;
 
 impl GenerateRequest {
     /// What a request asks for that says nothing: everything but a prompt.
-    pub(super) fn new(limits: &Limits) -> GenerateRequest {
+    pub fn new(limits: &Limits) -> GenerateRequest {
         GenerateRequest {
             prompt: String::new(),
             language: None,
@@ -155,23 +155,23 @@ impl GenerateRequest {
     }
 }
 
-pub(super) fn no_prompt() -> ApiError {
+pub fn no_prompt() -> ApiError {
     wrong("prompt", "is required: say what to write")
 }
 
 /// An interval of numbers.
-pub(super) struct Interval {
+pub struct Interval {
     low: f64,
     /// Whether `low` itself is out.
     low_is_excluded: bool,
     high: f64,
 }
 
-pub(super) const TEMPERATURE: Interval = Interval::closed(0.0, 2.0);
-pub(super) const MIN_P: Interval = Interval::closed(0.0, 1.0);
-pub(super) const PENALTY: Interval = Interval::closed(-2.0, 2.0);
-pub(super) const TOP_P: Interval = Interval::above(0.0, 1.0);
-pub(super) const REPEAT_PENALTY: Interval = Interval::above(0.0, 2.0);
+pub const TEMPERATURE: Interval = Interval::closed(0.0, 2.0);
+pub const MIN_P: Interval = Interval::closed(0.0, 1.0);
+pub const PENALTY: Interval = Interval::closed(-2.0, 2.0);
+pub const TOP_P: Interval = Interval::above(0.0, 1.0);
+pub const REPEAT_PENALTY: Interval = Interval::above(0.0, 2.0);
 
 impl Interval {
     const fn closed(low: f64, high: f64) -> Interval {
@@ -190,7 +190,7 @@ impl Interval {
         }
     }
 
-    pub(super) fn contains(&self, number: f64) -> bool {
+    pub fn contains(&self, number: f64) -> bool {
         let above_low = if self.low_is_excluded {
             number > self.low
         } else {
@@ -210,7 +210,7 @@ fn number(field: &str, value: Value<'_>, interval: &Interval) -> Result<f32, Api
 }
 
 /// A number that is not in its interval.
-pub(super) fn out_of_interval(field: &str, interval: &Interval, given: &str) -> ApiError {
+pub fn out_of_interval(field: &str, interval: &Interval, given: &str) -> ApiError {
     let low = if interval.low_is_excluded {
         "above"
     } else {
@@ -242,17 +242,12 @@ fn seed(value: Value<'_>) -> Result<Option<i64>, ApiError> {
 }
 
 /// What the clients of the field send for "choose one" is no seed.
-pub(super) fn known_seed(seed: i64) -> Option<i64> {
+pub fn known_seed(seed: i64) -> Option<i64> {
     (seed != -1).then_some(seed)
 }
 
 /// An integer that is not in its range.
-pub(super) fn out_of_range<T: std::fmt::Display>(
-    field: &str,
-    low: T,
-    high: T,
-    given: &str,
-) -> ApiError {
+pub fn out_of_range<T: std::fmt::Display>(field: &str, low: T, high: T, given: &str) -> ApiError {
     let problem = format!("must be an integer from {low} to {high}, not {given}");
     wrong(field, &problem)
 }
@@ -288,7 +283,7 @@ fn text<'a>(
     Ok(text)
 }
 
-pub(super) fn check_text(field: &str, text: &str, low: usize, high: usize) -> Result<(), ApiError> {
+pub fn check_text(field: &str, text: &str, low: usize, high: usize) -> Result<(), ApiError> {
     if text.len() > high {
         let problem = format!("is {} bytes long; at most {high} are taken", text.len());
         return Err(wrong(field, &problem));
@@ -307,7 +302,7 @@ fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
 }
 
 /// A timeout within its range; `given` is what the client wrote.
-pub(super) fn checked_timeout(
+pub fn checked_timeout(
     field: &str,
     milliseconds: Option<u32>,
     limits: &Limits,
@@ -334,7 +329,7 @@ fn known_language(value: Value<'_>) -> Result<&'static Language, ApiError> {
     language_of(&name)
 }
 
-pub(super) fn language_of(name: &str) -> Result<&'static Language, ApiError> {
+pub fn language_of(name: &str) -> Result<&'static Language, ApiError> {
     language(name.trim()).ok_or_else(|| {
         let names: Vec<_> = LANGUAGES.iter().map(|language| language.name).collect();
         let (name, names) = (excerpt(name), names.join(", "));
@@ -366,7 +361,7 @@ fn stop(value: Value<'_>) -> Result<Vec<String>, ApiError> {
     items.into_iter().enumerate().map(item).collect()
 }
 
-pub(super) fn empty_stop(field: &str) -> ApiError {
+pub fn empty_stop(field: &str) -> ApiError {
     wrong(
         field,
         "must not be empty: it would end every answer at once",
@@ -449,7 +444,7 @@ fn list<'a>(
     })
 }
 
-pub(super) fn too_many(field: &str, most: usize) -> ApiError {
+pub fn too_many(field: &str, most: usize) -> ApiError {
     wrong(field, &format!("has more than {most} items"))
 }
 
@@ -461,7 +456,7 @@ fn expect(field: &str, value: Value<'_>, kind: Kind) -> Result<(), ApiError> {
     Err(wrong(field, &format!("must be {kind}, not {found}")))
 }
 
-pub(super) fn wrong(field: &str, problem: &str) -> ApiError {
+pub fn wrong(field: &str, problem: &str) -> ApiError {
     let message = format!("`{field}` {problem}");
     ApiError::new(ErrorCode::InvalidParameter, message).with_param(field)
 }

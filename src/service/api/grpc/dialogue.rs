@@ -1,20 +1,21 @@
 //! What answers of gRPC's other services are made of: one message, or any number and an end.
 //!
-//! A generation has its own way, in [`super::exchange`]; here is what health and reflection share.
+//! A generation has its own way, in [`crate::service::generation`]; health and reflection share
+//! what is here.
 
 use crate::core::Moment;
 use crate::error::ApiError;
 use crate::grpc::messages::Message;
 use crate::http::Reply;
 
-use super::Service;
-use super::call::Call;
-use super::form;
-use super::ledger::Outcome;
+use crate::service::Service;
+use crate::service::call::Call;
+use crate::service::form;
+use crate::service::request_log::Outcome;
 
 impl Service {
     /// Answers with one message, and closes the request.
-    pub(super) fn answer_message(
+    pub(in crate::service) fn answer_message(
         &mut self,
         call: &Call,
         message: &impl Message,
@@ -32,7 +33,7 @@ impl Service {
     }
 
     /// Sends one message of several, behind the head if it is the first; gives its bytes.
-    pub(super) fn send_message(
+    pub(in crate::service) fn send_message(
         &mut self,
         call: &Call,
         is_first: bool,
@@ -52,7 +53,7 @@ impl Service {
 
     /// Ends an answer of any number of messages, and closes the request. `bytes`: 0 where the head
     /// is still to come.
-    pub(super) fn end_dialogue(
+    pub(in crate::service) fn end_dialogue(
         &mut self,
         call: &Call,
         bytes: u64,

@@ -10,10 +10,10 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::Fields;
 use crate::http::compress::BODY_CODINGS;
 
-use super::call::Call;
 use super::coding::CONTENT_ENCODING;
-use super::rate_limit::Level;
-use super::router::Row;
+use crate::service::admission::rate_limit::Level;
+use crate::service::admission::router::Row;
+use crate::service::call::Call;
 
 /// Every answer's: its names, and where the caller's buckets stand.
 pub fn identity(fields: &mut Fields, call: &Call, text: &mut String) {

@@ -16,21 +16,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::{Call, Peer, PeerAddress};
+use super::auth::{self, Caller};
+use super::client_address;
 use super::rate_limit::{Account, Bucket, Rate};
 use super::router::{Access, Route, Row, Verbs};
-use super::{Caller, Service, auth, client_address, coding, form};
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_coding};
 use crate::http::{Method, Request};
 use crate::limits;
 use crate::offload::Permit;
+use crate::service::call::{Call, Peer, PeerAddress};
+use crate::service::response::coding;
+use crate::service::{Service, form};
 use crate::store::KeyRecord;
 
 impl Service {
     /// Everything that a head can be refused for, in the order that tells strangers least.
-    pub(super) fn check(
+    pub(in crate::service) fn check(
         &mut self,
         call: &mut Call,
         request: &Request<'_>,
@@ -104,7 +107,11 @@ impl Service {
     }
 
     /// Whose request it is: the peer's or, where that is a trusted proxy, its client's.
-    pub(super) fn sender<'p>(&self, request: &Request<'_>, peer: &'p Peer) -> Cow<'p, Peer> {
+    pub(in crate::service) fn sender<'p>(
+        &self,
+        request: &Request<'_>,
+        peer: &'p Peer,
+    ) -> Cow<'p, Peer> {
         let server = &self.parts.config.server;
         if server.trusted_proxies.is_empty() {
             return Cow::Borrowed(peer);
@@ -253,7 +260,7 @@ impl Service {
     }
 
     /// How many tokens a minute a key may spend.
-    pub(super) fn token_rate(&self, record: &KeyRecord) -> Rate {
+    pub(in crate::service) fn token_rate(&self, record: &KeyRecord) -> Rate {
         let limits = &self.parts.config.rate_limit;
         let per_minute = match limits.enabled {
             true => record.tokens_per_minute.unwrap_or(limits.tokens_per_minute),
@@ -317,7 +324,7 @@ fn is_about_server(request: &Request<'_>) -> bool {
     request.method == Method::Options && request.path == "*"
 }
 
-pub(super) fn not_found() -> ApiError {
+pub fn not_found() -> ApiError {
     let message = "nothing is served at this path; `GET /` lists what is";
     ApiError::new(ErrorCode::NotFound, message)
 }
@@ -331,6 +338,6 @@ fn rate_limited(who: &str, rate: Rate, retry_after: Duration) -> ApiError {
 }
 
 /// Whole milliseconds, rounded up: whoever waits so long has waited long enough.
-pub(super) fn milliseconds_up(duration: Duration) -> u64 {
+pub fn milliseconds_up(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

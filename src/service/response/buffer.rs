@@ -16,10 +16,10 @@ use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Answer, Fields, Reply, sse};
 use crate::limits;
 
-use super::call::Call;
 use super::coding::{Coder, StreamCoder};
 use super::headers;
-use super::kept::KeptBody;
+use super::static_body::KeptBody;
+use crate::service::call::Call;
 
 pub const JSON: &str = "application/json";
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";

@@ -15,11 +15,11 @@ use crate::http::Reply;
 use crate::limits;
 use crate::offload::CancelReason;
 
-use super::body::excerpt;
-use super::call::Call;
-use super::form::Form;
-use super::ledger::Outcome;
-use super::{Exchange, Flow, Service};
+use crate::service::api::native::body::excerpt;
+use crate::service::call::Call;
+use crate::service::form::Form;
+use crate::service::request_log::Outcome;
+use crate::service::{Exchange, Flow, Service};
 
 /// Whose state may be asked for: the daemon's as a whole, and the service's own, which is the same.
 const SERVICES: &[&str] = &["", "AutoGLMService"];
@@ -46,7 +46,7 @@ impl Watch {
 }
 
 impl Service {
-    pub(super) fn check_health(
+    pub(in crate::service) fn check_health(
         &mut self,
         call: &Call,
         body: &[u8],
@@ -67,7 +67,7 @@ impl Service {
         }
     }
 
-    pub(super) fn watch_health(
+    pub(in crate::service) fn watch_health(
         &mut self,
         call: Call,
         body: &[u8],
@@ -101,7 +101,7 @@ impl Service {
     }
 
     /// Tells a watcher what has changed. Called at `next_deadline`.
-    pub(super) fn look_at_health(
+    pub(in crate::service) fn look_at_health(
         &mut self,
         watch: &mut Watch,
         now: Moment,
@@ -133,7 +133,12 @@ impl Service {
         Flow::Finished
     }
 
-    pub(super) fn abandon_watch(&mut self, watch: &Watch, reason: CancelReason, now: Moment) {
+    pub(in crate::service) fn abandon_watch(
+        &mut self,
+        watch: &Watch,
+        reason: CancelReason,
+        now: Moment,
+    ) {
         let bytes = watch.bytes;
         let outcome = Outcome::Abandoned { bytes, reason };
         self.ledger.close(&watch.call, outcome, None, now);
@@ -162,7 +167,7 @@ impl Service {
 }
 
 /// Of a stream that was open for as long as one may be.
-pub(super) fn expired() -> ApiError {
+pub fn expired() -> ApiError {
     let seconds = limits::JOBLESS_STREAM_MAX.as_secs();
     let message = format!("a stream like this may stay open for {seconds} s; open another one");
     ApiError::new(ErrorCode::StreamExpired, message)

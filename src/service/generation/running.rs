@@ -39,16 +39,16 @@ use crate::limits;
 use crate::offload::{CancelReason, Ticket};
 use crate::telemetry::access::Generation;
 
-use super::call::Call;
-use super::coding::StreamCoder;
-use super::form::{self, Form};
-use super::health::Watch;
-use super::ledger::Outcome;
-use super::page::Page;
-use super::rate_limit::Rate;
-use super::reflection::Dialogue;
-use super::selection::{AnswerObject, Selection};
-use super::{Flow, Service};
+use crate::service::admission::rate_limit::Rate;
+use crate::service::api::grpc::health::Watch;
+use crate::service::api::grpc::reflection::Dialogue;
+use crate::service::api::native::selection::{AnswerObject, Selection};
+use crate::service::call::Call;
+use crate::service::form::{self, Form};
+use crate::service::request_log::Outcome;
+use crate::service::response::buffer::Page;
+use crate::service::response::coding::StreamCoder;
+use crate::service::{Flow, Service};
 
 /// A request whose answer is not complete yet.
 #[derive(Debug)]
@@ -63,13 +63,13 @@ pub enum Exchange {
 /// A request whose job runs.
 #[derive(Debug)]
 pub struct Running {
-    pub(super) call: Call,
-    pub(super) work: Work,
+    pub call: Call,
+    pub work: Work,
 }
 
 /// What an exchange knows of its job.
 #[derive(Debug)]
-pub(super) struct Work {
+pub struct Work {
     pub ticket: Arc<Ticket>,
     pub delivery: Delivery,
     /// All that the model has written and an event has brought.
@@ -87,13 +87,13 @@ pub(super) struct Work {
 
 /// How the answer goes out.
 #[derive(Debug)]
-pub(super) enum Delivery {
+pub enum Delivery {
     Whole,
     Stream(Box<Stream>),
 }
 
 #[derive(Debug)]
-pub(super) struct Stream {
+pub struct Stream {
     extractor: Extractor,
     /// All the code that the client was sent.
     code: String,
@@ -111,7 +111,7 @@ pub(super) struct Stream {
 
 /// Tokens taken out of a key's bucket in advance.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reserved {
+pub struct Reserved {
     pub rate: Rate,
     pub tokens: u32,
 }
@@ -527,7 +527,7 @@ impl Reserved {
 }
 
 #[derive(Serialize)]
-pub(super) struct Delta<'a> {
+pub struct Delta<'a> {
     pub text: &'a str,
 }
 

@@ -8,7 +8,7 @@ use crate::http::compress::Coding;
 use crate::http::compress::encode::{Compressor, Effort};
 use crate::limits::compression::KEPT_BODY_BYTES;
 
-use super::router::Route;
+use crate::service::admission::router::Route;
 
 /// One body in all forms that were asked for.
 #[derive(Debug)]

@@ -6,12 +6,12 @@ use crate::engine::{FinishReason, Usage};
 use crate::error::{ApiError, ErrorCode};
 
 use super::body::excerpt;
-use super::json::{Object, push_number, push_optional_text, push_text};
-use super::page::WriteJson;
+use crate::service::response::buffer::WriteJson;
+use crate::service::response::json::{Object, push_number, push_optional_text, push_text};
 
 /// A member of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Member {
+pub enum Member {
     Id,
     Code,
     Language,
@@ -77,7 +77,7 @@ impl Selection {
         Ok(selection)
     }
 
-    pub(super) fn contains(self, member: Member) -> bool {
+    pub fn contains(self, member: Member) -> bool {
         self.0 & 1 << member as u16 != 0
     }
 }

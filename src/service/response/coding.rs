@@ -27,8 +27,8 @@ use crate::limits::compression::{COMPRESSED_STREAMS_MOST, ZSTD_DECODER_WINDOW_LO
 use crate::offload::Permit;
 use crate::telemetry::metrics::Metrics;
 
-use super::kept::KeptBody;
-use super::router::{BodyBound, Row};
+use super::static_body::KeptBody;
+use crate::service::admission::router::{BodyBound, Row};
 
 /// Of the codings that a client likes equally, the one that costs least: at answers' sizes zstd
 /// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.

@@ -1,0 +1,11 @@
+//! What responses are made of, whichever API they belong to.
+//!
+//! Reading order: [`buffer`] (fields and body of one response), [`headers`] (the fields that
+//! responses share), [`json`] (JSON written by hand), [`coding`] (compression), [`static_body`]
+//! (bodies that never change).
+
+pub mod buffer;
+pub mod coding;
+pub mod headers;
+pub mod json;
+pub mod static_body;
