@@ -1,8 +1,8 @@
 //! What is known of one request, from its head to its access line.
 //!
 //! A [`Call`] is made from the head, travels through [`Admitted`], [`Refusal`] or an exchange, and
-//! ends in [`Ledger::close`](super::request_log::Ledger::close). It owns what it keeps, because the
-//! bytes of the head are gone by then.
+//! ends in [`RequestLog::close`](super::request_log::RequestLog::close). It owns what it keeps,
+//! because the bytes of the head are gone by then.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::http::negotiate::AcceptEncoding;
 use crate::offload::Permit;
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
-use super::form::{Form, Media};
+use super::representation::{Media, Representation};
 use crate::service::admission::auth::Caller;
 use crate::service::admission::rate_limit::Level;
 use crate::service::admission::router::{BodyBound, Route, Row};
@@ -95,8 +95,8 @@ pub struct Call {
     pub tokens: Option<Level>,
     /// What the head says about bodies, this way and that.
     pub media: Media,
-    /// In which form it is answered.
-    pub form: Form,
+    /// In which representation it is answered.
+    pub representation: Representation,
 }
 
 impl Call {
@@ -117,15 +117,15 @@ impl Call {
             requests: None,
             tokens: None,
             media: Media::default(),
-            form: Form::Json,
+            representation: Representation::Json,
         }
     }
 
     /// How the messages of a gRPC answer are compressed. A route that takes no compressed messages
     /// sends none.
     pub fn answer_encoding(&self) -> Encoding {
-        match (self.form, self.row.map(|row| row.body)) {
-            (Form::Grpc(terms), Some(BodyBound::MaxBody)) => terms.encoding,
+        match (self.representation, self.row.map(|row| row.body)) {
+            (Representation::Grpc(terms), Some(BodyBound::MaxBody)) => terms.encoding,
             _ => Encoding::Identity,
         }
     }

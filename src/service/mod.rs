@@ -19,8 +19,8 @@
 //!
 //! Reading order: [`admission`] (which requests may go on, by their heads), [`call`] (what is known
 //! of each), [`api`] (how each API is read, and the routes beside generation), [`generation`] (a
-//! job and its response), [`form`] and [`response`] (what responses are made of), [`request_log`]
-//! (what is counted and logged).
+//! job and its response), [`representation`], [`render`] and [`response`] (what responses are made
+//! of), [`request_log`] (what is counted and logged).
 //!
 //! Must never block, and never panic at what a client sent.
 //!
@@ -32,8 +32,9 @@
 mod admission;
 mod api;
 mod call;
-mod form;
 mod generation;
+mod render;
+mod representation;
 mod request_log;
 mod response;
 
@@ -62,11 +63,11 @@ use admission::rate_limit::Account;
 use admission::router::{self, BodyBound, Route, Verbs};
 use api::native::body;
 use call::{Call, Known};
-use form::Form;
-use request_log::{Ledger, Outcome};
-use response::buffer::Page;
+use representation::{Media, Representation};
+use request_log::{Outcome, RequestLog};
+use response::buffer::ResponseBuffer;
 use response::coding::Coder;
-use response::static_body::Constants;
+use response::static_body::StaticBodies;
 
 pub use admission::rate_limit::Limiter;
 pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
@@ -108,9 +109,9 @@ pub struct Service {
     /// The accounts of the keys that this reactor has met, so that the limiter's lock is taken once
     /// for each.
     accounts: HashMap<String, Arc<Account>>,
-    ledger: Ledger,
-    page: Page,
-    constants: Constants,
+    log: RequestLog,
+    buffer: ResponseBuffer,
+    static_bodies: StaticBodies,
     /// The last body that was inflated.
     inflated: Vec<u8>,
     /// The engine's model, once it is known: it never changes for this engine.
@@ -120,15 +121,15 @@ pub struct Service {
 
 impl Service {
     pub fn new(parts: Parts) -> Service {
-        let ledger = Ledger::new(parts.metrics.clone(), parts.config.log.access);
+        let log = RequestLog::new(parts.metrics.clone(), parts.config.log.access);
         let coder = Coder::new(&parts.config, parts.metrics.clone());
         Service {
             parts,
             request_ids: RequestIds::new(),
             accounts: HashMap::new(),
-            ledger,
-            page: Page::new(coder),
-            constants: Constants::default(),
+            log,
+            buffer: ResponseBuffer::new(coder),
+            static_bodies: StaticBodies::default(),
             inflated: Vec::new(),
             model: None,
             is_draining: false,
@@ -153,7 +154,7 @@ impl Service {
         match self.check(&mut call, request, sender, peer.address, &is_local, now) {
             Ok(permit) => Ok(Admitted {
                 intake: match call.route() {
-                    Route::Reflection if call.form.is_grpc() => Intake::Pieces,
+                    Route::Reflection if call.representation.is_grpc() => Intake::Pieces,
                     _ => Intake::Whole,
                 },
                 body_limit: self.body_limit(&call),
@@ -224,7 +225,10 @@ impl Service {
         };
         let mut inflated = std::mem::take(&mut self.inflated);
         let config = &self.parts.config;
-        let result = self.page.coder.inflate(coding, body, config, &mut inflated);
+        let result = self
+            .buffer
+            .coder
+            .inflate(coding, body, config, &mut inflated);
         let exchange = match result {
             Ok(()) => self.handle(admitted, request, &inflated, key, now, reply),
             Err(error) => {
@@ -251,13 +255,13 @@ impl Service {
     /// The client left before its body was whole.
     pub fn abandon_admitted(&mut self, admitted: Admitted, reason: CancelReason, now: Moment) {
         let outcome = Outcome::Abandoned { bytes: 0, reason };
-        self.ledger.close(&admitted.call, outcome, None, now);
+        self.log.close(&admitted.call, outcome, None, now);
     }
 
     /// A new configuration is in force for requests from now on.
     pub fn apply(&mut self, config: Arc<Config>) {
-        self.ledger.set_access_lines(config.log.access);
-        self.page.coder.apply(&config);
+        self.log.set_access_lines(config.log.access);
+        self.buffer.coder.apply(&config);
         self.parts.config = config;
     }
 
@@ -278,8 +282,8 @@ impl Service {
         let client_id = request.header("x-request-id").map(str::as_bytes);
         let traceparent = request.header("traceparent").map(str::as_bytes);
         let row = router::find(request.path);
-        let media = form::Media::of(request, row);
-        let user_agent = match self.ledger.writes_access_lines() {
+        let media = Media::of(request, row);
+        let user_agent = match self.log.writes_access_lines() {
             true => request.header("user-agent"),
             false => None,
         };
@@ -301,7 +305,7 @@ impl Service {
             caller: None,
             requests: None,
             tokens: None,
-            form: Form::of(request, row, &media),
+            representation: Representation::of(request, row, &media),
             media,
         }
     }
@@ -341,13 +345,13 @@ impl Service {
         // Over gRPC the answer's own status is always 200; what is counted and logged is what the
         // same error has elsewhere.
         let (status, code) = (error.code.status(), error.code);
-        let bytes = form::send_error(&mut self.page, call, error, reply);
+        let bytes = render::send_error(&mut self.buffer, call, error, reply);
         let outcome = Outcome::Failed {
             status,
             bytes,
             code,
         };
-        self.ledger.close(call, outcome, generation, now);
+        self.log.close(call, outcome, generation, now);
     }
 }
 

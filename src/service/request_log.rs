@@ -37,7 +37,7 @@ pub enum Outcome {
 
 /// One reactor's counters.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct RequestLog {
     metrics: Metrics,
     routes: [RouteCounters; Route::COUNT],
     access_lines: bool,
@@ -50,9 +50,9 @@ struct RouteCounters {
     duration: Option<Histogram>,
 }
 
-impl Ledger {
-    pub fn new(metrics: Metrics, access_lines: bool) -> Ledger {
-        Ledger {
+impl RequestLog {
+    pub fn new(metrics: Metrics, access_lines: bool) -> RequestLog {
+        RequestLog {
             metrics,
             routes: Default::default(),
             access_lines,

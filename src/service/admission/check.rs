@@ -28,7 +28,7 @@ use crate::limits;
 use crate::offload::Permit;
 use crate::service::call::{Call, Peer, PeerAddress};
 use crate::service::response::coding;
-use crate::service::{Service, form};
+use crate::service::{Service, render};
 use crate::store::KeyRecord;
 
 impl Service {
@@ -46,7 +46,7 @@ impl Service {
             self.take_from_sender(call, request, peer, now)?;
             return match is_about_server(request) {
                 true => Ok(None),
-                false if call.form.is_grpc() => Err(form::no_method()),
+                false if call.representation.is_grpc() => Err(render::no_method()),
                 false => Err(not_found()),
             };
         };
@@ -97,7 +97,7 @@ impl Service {
         check_method(row, request.method)?;
         check_media_types(row, call, request)?;
         // gRPC compresses its messages, and by its own rules.
-        if row.verbs != Verbs::Rpc && !self.page.coder.can_please(call.accept_encoding) {
+        if row.verbs != Verbs::Rpc && !self.buffer.coder.can_please(call.accept_encoding) {
             return Err(coding::no_coding());
         }
         if row.verbs == Verbs::Post {
@@ -286,7 +286,7 @@ fn check_method(row: &Row, method: Method) -> Result<(), ApiError> {
 fn check_media_types(row: &Row, call: &mut Call, request: &Request<'_>) -> Result<(), ApiError> {
     match row.verbs {
         Verbs::Read => return check_no_body(request),
-        Verbs::Rpc => return form::check_rpc(call, request),
+        Verbs::Rpc => return render::check_rpc(call, request),
         Verbs::Post => {}
     }
     let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));

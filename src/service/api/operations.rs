@@ -16,13 +16,14 @@ use crate::service::Service;
 use crate::service::admission::router::{ROUTES, Verbs};
 use crate::service::call::Call;
 use crate::service::request_log::Outcome;
-use crate::service::response::buffer::{JSON, PLAIN_TEXT, write_json};
+use crate::service::response::buffer::{JSON, PLAIN_TEXT};
+use crate::service::response::json::write_json;
 
 impl Service {
     /// 200 for as long as this line is reached: the loop turns.
     pub(in crate::service) fn live(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
-        self.page.begin(call);
-        self.page.body.extend_from_slice(b"ok\n");
+        self.buffer.begin(call);
+        self.buffer.body.extend_from_slice(b"ok\n");
         self.send(call, 200, Some(PLAIN_TEXT), now, reply);
     }
 
@@ -50,13 +51,13 @@ impl Service {
             },
         };
         let is_ready = readiness.state == "ready";
-        self.page.begin(call);
-        self.page.fields.push("cache-control", "no-store");
+        self.buffer.begin(call);
+        self.buffer.fields.push("cache-control", "no-store");
         if !is_ready {
             let seconds = limits::LOADING_RETRY_AFTER_MS.div_ceil(1_000);
-            self.page.fields.push_number("retry-after", seconds);
+            self.buffer.fields.push_number("retry-after", seconds);
         }
-        write_json(&mut self.page.body, &readiness);
+        write_json(&mut self.buffer.body, &readiness);
         let status = if is_ready { 200 } else { 503 };
         self.send(call, status, Some(JSON), now, reply);
     }
@@ -70,13 +71,13 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        let numbers = self.ledger.metrics();
+        let numbers = self.log.metrics();
         numbers.update_engine(&self.parts.engine.gauges());
         let exposition = exposition(request);
         let text = numbers.expose(exposition);
-        self.page.begin(call);
-        self.page.fields.push("cache-control", "no-store");
-        self.page.body.extend_from_slice(text.as_bytes());
+        self.buffer.begin(call);
+        self.buffer.fields.push("cache-control", "no-store");
+        self.buffer.body.extend_from_slice(text.as_bytes());
         self.send(call, 200, Some(exposition.content_type()), now, reply);
     }
 
@@ -93,9 +94,9 @@ impl Service {
             context_length: model.context_length,
         });
         let data = data.collect();
-        self.page.begin(call);
+        self.buffer.begin(call);
         write_json(
-            &mut self.page.body,
+            &mut self.buffer.body,
             &List {
                 object: "list",
                 data,
@@ -131,9 +132,9 @@ impl Service {
 
     /// What may be done at a path (RFC 9110, section 9.3.7).
     pub(in crate::service) fn options(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
-        self.page.begin(call);
+        self.buffer.begin(call);
         let allow = call.row.map_or(ALLOWED_SOMEWHERE, |row| row.verbs.allow());
-        self.page.fields.push("allow", allow);
+        self.buffer.fields.push("allow", allow);
         self.send(call, 204, None, now, reply);
     }
 
@@ -146,17 +147,17 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        self.page.begin(call);
-        let Some(kept) = self.constants.of(call.route(), make) else {
-            make(&mut self.page.body);
+        self.buffer.begin(call);
+        let Some(kept) = self.static_bodies.of(call.route(), make) else {
+            make(&mut self.buffer.body);
             return self.send(call, 200, Some(content_type), now, reply);
         };
-        let bytes = self.page.send_kept(content_type, kept, reply);
+        let bytes = self.buffer.send_static(content_type, kept, reply);
         let outcome = Outcome::Answered { status: 200, bytes };
-        self.ledger.close(call, outcome, None, now);
+        self.log.close(call, outcome, None, now);
     }
 
-    /// Sends what the page holds, and closes the request.
+    /// Sends what the buffer holds, and closes the request.
     fn send(
         &mut self,
         call: &Call,
@@ -165,9 +166,9 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        let bytes = self.page.send(status, content_type, reply);
+        let bytes = self.buffer.send(status, content_type, reply);
         let outcome = Outcome::Answered { status, bytes };
-        self.ledger.close(call, outcome, None, now);
+        self.log.close(call, outcome, None, now);
     }
 }
 

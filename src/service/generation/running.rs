@@ -19,15 +19,13 @@
 //!
 //! Invariants:
 //!  1. Each exchange ends in one terminal answer or in [`Service::abandon`], and is closed in the
-//!     ledger exactly there.
+//!     request log exactly there.
 //!  2. At most `TOKEN_CREDIT` token events are granted, under way or held back: an event that finds
 //!     no room in the output keeps its credit until [`Service::handle_room`].
 //!  3. What is kept of an answer is bounded by the engine's context, which is finite.
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde::Serialize;
 
 use crate::core::Moment;
 use crate::engine::code::{Extractor, extract};
@@ -44,9 +42,10 @@ use crate::service::api::grpc::health::Watch;
 use crate::service::api::grpc::reflection::Dialogue;
 use crate::service::api::native::selection::{AnswerObject, Selection};
 use crate::service::call::Call;
-use crate::service::form::{self, Form};
+use crate::service::render;
+use crate::service::representation::Representation;
 use crate::service::request_log::Outcome;
-use crate::service::response::buffer::Page;
+use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::coding::StreamCoder;
 use crate::service::{Flow, Service};
 
@@ -136,7 +135,7 @@ impl Exchange {
 impl Running {
     fn next_deadline(&self) -> Moment {
         match &self.work.delivery {
-            Delivery::Stream(stream) if !self.call.form.is_grpc() => {
+            Delivery::Stream(stream) if !self.call.representation.is_grpc() => {
                 self.work.deadline.min(stream.ping_due())
             }
             _ => self.work.deadline,
@@ -203,14 +202,14 @@ impl Service {
             return Flow::Finished;
         }
         if let Delivery::Stream(stream) = &mut work.delivery
-            && !call.form.is_grpc()
+            && !call.representation.is_grpc()
             && now >= stream.ping_due()
         {
             // A full output shows by itself that the connection lives.
             if reply.has_room() {
-                self.page.body.clear();
-                sse::comment(&mut self.page.body, "ping");
-                stream.send(&mut self.page, call, Step::Flush, now, reply);
+                self.buffer.body.clear();
+                sse::comment(&mut self.buffer.body, "ping");
+                stream.send(&mut self.buffer, call, Step::Flush, now, reply);
             } else {
                 stream.silent_since = now;
             }
@@ -244,7 +243,7 @@ impl Service {
         work.ticket.cancel(reason);
         let bytes = work.bytes_sent();
         let outcome = Outcome::Abandoned { bytes, reason };
-        self.ledger.close(&call, outcome, None, now);
+        self.log.close(&call, outcome, None, now);
     }
 
     fn handle_token(
@@ -263,13 +262,13 @@ impl Service {
         if work.time_to_first_token.is_none() {
             let duration = now.since(call.started);
             work.time_to_first_token = Some(duration);
-            self.ledger.metrics().time_to_first_token.observe(duration);
+            self.log.metrics().time_to_first_token.observe(duration);
         }
         let code = stream.extractor.push(text);
         if !code.is_empty() {
-            self.page.body.clear();
-            stream.append_delta(&mut self.page, call.form, &code);
-            stream.send(&mut self.page, call, Step::Flush, now, reply);
+            self.buffer.body.clear();
+            stream.append_delta(&mut self.buffer, call.representation, &code);
+            stream.send(&mut self.buffer, call, Step::Flush, now, reply);
         }
         if reply.has_room() {
             work.ticket.grant(1);
@@ -294,29 +293,29 @@ impl Service {
                 work.append_text(std::mem::take(&mut done.text));
                 let code = extract(&work.text, work.language);
                 let object = work.answer(call, &code, &done, self.model.as_ref(), now);
-                self.page.begin(call);
-                form::append_answer(&mut self.page, call.form, &object);
+                self.buffer.begin(call);
+                render::append_answer(&mut self.buffer, call.representation, &object);
                 let (auth, total) = (work.submitted - call.started, now - call.started);
-                self.page
+                self.buffer
                     .push_server_timing(auth, Some(&done.timings), total);
-                self.page.fields.push("cache-control", "no-store");
-                form::send_answer(&mut self.page, call, reply)
+                self.buffer.fields.push("cache-control", "no-store");
+                render::send_answer(&mut self.buffer, call, reply)
             }
             Delivery::Stream(stream) => {
                 let rest = stream.end(&done.text);
-                self.page.body.clear();
-                stream.append_delta(&mut self.page, call.form, &rest);
+                self.buffer.body.clear();
+                stream.append_delta(&mut self.buffer, call.representation, &rest);
                 work.text.push_str(&done.text);
                 let code = std::mem::take(&mut stream.code);
                 let object = work.answer(call, &code, &done, self.model.as_ref(), now);
-                form::append_done(&mut self.page, call.form, &object);
-                work.finish_stream(&mut self.page, call, None, now, reply)
+                render::append_done(&mut self.buffer, call.representation, &object);
+                work.finish_stream(&mut self.buffer, call, None, now, reply)
             }
         };
         let status = 200;
         let outcome = Outcome::Answered { status, bytes };
         let generation = generation(&usage, &done.timings, first_token);
-        self.ledger.close(call, outcome, Some(generation), now);
+        self.log.close(call, outcome, Some(generation), now);
     }
 
     fn handle_failed(
@@ -330,12 +329,10 @@ impl Service {
         work.settle(call, &failed.usage, now);
         let mut error = failure(&failed);
         match (failed.reason, error.code) {
-            (FailReason::Cancelled(reason), _) => self.ledger.metrics().cancelled(reason).inc(),
-            (_, ErrorCode::GenerationTimeout) => self
-                .ledger
-                .metrics()
-                .cancelled(CancelReason::Deadline)
-                .inc(),
+            (FailReason::Cancelled(reason), _) => self.log.metrics().cancelled(reason).inc(),
+            (_, ErrorCode::GenerationTimeout) => {
+                self.log.metrics().cancelled(CancelReason::Deadline).inc()
+            }
             _ => 0,
         };
         let rest = match &mut work.delivery {
@@ -349,17 +346,17 @@ impl Service {
         }
         match &mut work.delivery {
             Delivery::Stream(stream) if stream.is_flowing => {
-                self.page.body.clear();
-                stream.append_delta(&mut self.page, call.form, &rest);
-                form::append_error(&mut self.page, call, &error);
-                let bytes = work.finish_stream(&mut self.page, call, Some(&error), now, reply);
+                self.buffer.body.clear();
+                stream.append_delta(&mut self.buffer, call.representation, &rest);
+                render::append_error(&mut self.buffer, call, &error);
+                let bytes = work.finish_stream(&mut self.buffer, call, Some(&error), now, reply);
                 let (status, code) = (200, error.code);
                 let outcome = Outcome::Failed {
                     status,
                     bytes,
                     code,
                 };
-                self.ledger.close(call, outcome, Some(generation), now);
+                self.log.close(call, outcome, Some(generation), now);
             }
             _ => self.fail(call, &error, Some(generation), now, reply),
         }
@@ -373,7 +370,7 @@ impl Service {
         usage: &Usage,
         timings: &Timings,
     ) -> Option<Duration> {
-        let metrics = self.ledger.metrics();
+        let metrics = self.log.metrics();
         if work.time_to_first_token.is_none() && usage.completion_tokens > 0 {
             let before = work.submitted - call.started;
             let duration = before + timings.queue + timings.prefill;
@@ -441,10 +438,10 @@ impl Work {
         }
     }
 
-    /// Sends the stream's last piece, which the page holds; gives the bytes of the whole stream.
+    /// Sends the stream's last piece from the buffer. Returns the bytes of the whole stream.
     fn finish_stream(
         &mut self,
-        page: &mut Page,
+        buffer: &mut ResponseBuffer,
         call: &Call,
         error: Option<&ApiError>,
         now: Moment,
@@ -452,10 +449,10 @@ impl Work {
     ) -> u64 {
         if let Delivery::Stream(stream) = &mut self.delivery {
             // An error of gRPC is no part of the body; an encoder has an end of its own.
-            if !page.body.is_empty() || stream.coder.is_some() {
-                stream.send(page, call, Step::Finish, now, reply);
+            if !buffer.body.is_empty() || stream.coder.is_some() {
+                stream.send(buffer, call, Step::Finish, now, reply);
             }
-            form::end(call, error, reply);
+            render::end(call, error, reply);
         }
         self.bytes_sent()
     }
@@ -487,17 +484,22 @@ impl Stream {
         rest
     }
 
-    fn append_delta(&mut self, page: &mut Page, form: Form, code: &str) {
+    fn append_delta(
+        &mut self,
+        buffer: &mut ResponseBuffer,
+        representation: Representation,
+        code: &str,
+    ) {
         if !code.is_empty() {
-            form::append_delta(page, form, code);
+            render::append_delta(buffer, representation, code);
             self.code.push_str(code);
         }
     }
 
-    /// Sends what the page's body holds, after the head if that is still to come.
+    /// Sends what the buffer holds, after the head if that is still to come.
     fn send(
         &mut self,
-        page: &mut Page,
+        buffer: &mut ResponseBuffer,
         call: &Call,
         step: Step,
         now: Moment,
@@ -505,13 +507,13 @@ impl Stream {
     ) {
         if !self.is_flowing {
             self.is_flowing = true;
-            page.begin_fields(call);
-            page.fields.push("cache-control", "no-store");
+            buffer.begin_fields(call);
+            buffer.fields.push("cache-control", "no-store");
             // nginx holds answers back to fill its buffers, unless told so.
-            page.fields.push("x-accel-buffering", "no");
-            self.coder = form::start(page, call, reply);
+            buffer.fields.push("x-accel-buffering", "no");
+            self.coder = render::start(buffer, call, reply);
         }
-        self.bytes += page.send_piece(self.coder.as_deref_mut(), step, reply);
+        self.bytes += buffer.send_piece(self.coder.as_deref_mut(), step, reply);
         self.silent_since = now;
     }
 }
@@ -524,11 +526,6 @@ impl Reserved {
             bucket.settle(self.rate, self.tokens, used, now);
         }
     }
-}
-
-#[derive(Serialize)]
-pub struct Delta<'a> {
-    pub text: &'a str,
 }
 
 /// A failed job in the catalogue's words.

@@ -24,7 +24,7 @@ use crate::service::api::native::protobuf::{no_stream, read_request};
 use crate::service::api::native::request::GenerateRequest;
 use crate::service::api::native::selection::Selection;
 use crate::service::call::{Admitted, Call};
-use crate::service::form::Form;
+use crate::service::representation::Representation;
 use crate::service::response::coding::message_bounds;
 
 impl Service {
@@ -125,8 +125,8 @@ impl Service {
     /// Reads the body in the form in which it came.
     fn read_generation(&self, call: &Call, body: &[u8]) -> Result<GenerateRequest, ApiError> {
         let limits = &self.parts.config.limits;
-        match (call.form, call.media.sent) {
-            (Form::Grpc(terms), _) => {
+        match (call.representation, call.media.sent) {
+            (Representation::Grpc(terms), _) => {
                 read_request(&self.only_message(call, body)?, terms.timeout, limits)
             }
             (_, ContentType::Known(MediaType::Protobuf)) => read_request(body, None, limits),
@@ -140,12 +140,12 @@ impl Service {
         call: &Call,
         body: &'b [u8],
     ) -> Result<Cow<'b, [u8]>, ApiError> {
-        let encoding = match call.form {
-            Form::Grpc(terms) => terms.encoding,
-            Form::Json | Form::Protobuf => Encoding::Identity,
+        let encoding = match call.representation {
+            Representation::Grpc(terms) => terms.encoding,
+            Representation::Json | Representation::Protobuf => Encoding::Identity,
         };
         let bounds = message_bounds(&self.parts.config, call.row);
-        self.page.coder.only_message(body, encoding, bounds)
+        self.buffer.coder.only_message(body, encoding, bounds)
     }
 
     /// Refuses a model that is not the loaded one.
@@ -207,9 +207,9 @@ impl Service {
 /// Clients of the OpenAI API say `stream: true` beside `Accept: application/json`, so the two
 /// cannot be made to agree.
 fn wants_stream(asked: &GenerateRequest, call: &Call) -> Result<bool, ApiError> {
-    match (call.form, asked.stream) {
-        (Form::Grpc(_), _) => Ok(call.route() == Route::RpcGenerateStream),
-        (Form::Protobuf, Some(true)) => Err(no_stream()),
+    match (call.representation, asked.stream) {
+        (Representation::Grpc(_), _) => Ok(call.route() == Route::RpcGenerateStream),
+        (Representation::Protobuf, Some(true)) => Err(no_stream()),
         (_, Some(stream)) => Ok(stream),
         (_, None) => Ok(call.media.accepted == Some(MediaType::EventStream)),
     }

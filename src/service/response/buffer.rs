@@ -5,10 +5,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::engine::Timings;
-use crate::error::ApiError;
 use crate::grpc::Encoding;
 use crate::grpc::messages::Message;
 use crate::http::compress::encode::Step;
@@ -18,7 +15,8 @@ use crate::limits;
 
 use super::coding::{Coder, StreamCoder};
 use super::headers;
-use super::static_body::KeptBody;
+use super::json::{WriteJson, write_json};
+use super::static_body::StaticBody;
 use crate::service::call::Call;
 
 pub const JSON: &str = "application/json";
@@ -27,7 +25,7 @@ pub const EVENT_STREAM: &str = "text/event-stream";
 
 /// Call order: `begin`, then fields and body, then `send`, or `send_head` for a stream.
 #[derive(Debug)]
-pub struct Page {
+pub struct ResponseBuffer {
     pub fields: Fields,
     pub body: Vec<u8>,
     /// For values that are put together.
@@ -39,9 +37,9 @@ pub struct Page {
     pub coder: Coder,
 }
 
-impl Page {
-    pub fn new(coder: Coder) -> Page {
-        Page {
+impl ResponseBuffer {
+    pub fn new(coder: Coder) -> ResponseBuffer {
+        ResponseBuffer {
             fields: Fields::new(),
             body: Vec::new(),
             text: String::new(),
@@ -64,13 +62,6 @@ impl Page {
         self.body.clear();
         // One long answer must not cost memory for ever.
         self.body.shrink_to(limits::PAGE_BYTES_KEPT);
-    }
-
-    /// An error answer to `call`, complete but for its sending.
-    pub fn begin_error(&mut self, call: &Call, error: &ApiError) {
-        self.begin(call);
-        headers::error(&mut self.fields, error, call.row);
-        write_json(&mut self.body, &ErrorBody::new(error, call));
     }
 
     /// Adds `Server-Timing`.
@@ -118,14 +109,14 @@ impl Page {
     }
 
     /// Sends the head, and a body that is kept, in the form that suits the client.
-    pub fn send_kept(
+    pub fn send_static(
         &mut self,
         content_type: &'static str,
-        kept: &mut KeptBody,
+        kept: &mut StaticBody,
         reply: &mut dyn Reply,
     ) -> u64 {
         let (accepted, fields) = (self.accepted, &mut self.fields);
-        let body = self.coder.code_kept(accepted, content_type, kept, fields);
+        let body = self.coder.code_static(accepted, content_type, kept, fields);
         let answer = Answer {
             status: 200,
             content_type: Some(content_type),
@@ -169,58 +160,4 @@ impl Page {
         }
         piece.len() as u64
     }
-}
-
-/// What an answer can be made of. Most is written by serde; what every request pays for, by hand.
-pub trait WriteJson {
-    /// Appends the value.
-    fn write_json(&self, out: &mut Vec<u8>);
-}
-
-impl<T: Serialize> WriteJson for T {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        let written = serde_json::to_writer(out, self);
-        // A vector takes every byte, and what is serialized here has neither maps with odd keys nor
-        // numbers that JSON lacks.
-        debug_assert!(written.is_ok(), "{written:?}");
-    }
-}
-
-/// Appends a value as JSON.
-pub fn write_json(out: &mut Vec<u8>, value: &impl WriteJson) {
-    value.write_json(out);
-}
-
-/// The one form that all errors have.
-#[derive(Serialize)]
-pub struct ErrorBody<'a> {
-    error: ErrorObject<'a>,
-}
-
-impl<'a> ErrorBody<'a> {
-    pub fn new(error: &'a ApiError, call: &'a Call) -> ErrorBody<'a> {
-        let error = ErrorObject {
-            message: &error.message,
-            r#type: error.code.family().as_str(),
-            param: error.param.as_deref(),
-            code: error.code.as_str(),
-            request_id: call.request_id.as_str(),
-            retry_after_ms: error.retry_after_ms,
-            partial: error.partial.as_deref(),
-        };
-        ErrorBody { error }
-    }
-}
-
-#[derive(Serialize)]
-struct ErrorObject<'a> {
-    message: &'a str,
-    r#type: &'static str,
-    param: Option<&'a str>,
-    code: &'static str,
-    request_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry_after_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    partial: Option<&'a str>,
 }

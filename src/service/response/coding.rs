@@ -27,7 +27,7 @@ use crate::limits::compression::{COMPRESSED_STREAMS_MOST, ZSTD_DECODER_WINDOW_LO
 use crate::offload::Permit;
 use crate::telemetry::metrics::Metrics;
 
-use super::static_body::KeptBody;
+use super::static_body::StaticBody;
 use crate::service::admission::router::{BodyBound, Row};
 
 /// Of the codings that a client likes equally, the one that costs least: at answers' sizes zstd
@@ -36,7 +36,7 @@ use crate::service::admission::router::{BodyBound, Row};
 const ORDER: &[Coding] = &[Coding::Zstd, Coding::Gzip, Coding::Brotli];
 
 /// What is compressed once is sent in its smallest form.
-const KEPT_ORDER: &[Coding] = &[Coding::Brotli, Coding::Zstd, Coding::Gzip];
+const STATIC_ORDER: &[Coding] = &[Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// The `param` of an error that a content coding caused. A 415 with it lists what is taken, and
 /// one without must not (RFC 9110, section 12.5.3).
@@ -114,11 +114,11 @@ impl Coder {
     }
 
     /// The same for a body that is kept, and compressed when it is first asked for.
-    pub fn code_kept<'b>(
+    pub fn code_static<'b>(
         &mut self,
         accepted: AcceptEncoding,
         content_type: &str,
-        kept: &'b mut KeptBody,
+        kept: &'b mut StaticBody,
         fields: &mut Fields,
     ) -> &'b [u8] {
         let before = kept.plain().len();
@@ -126,7 +126,7 @@ impl Coder {
             return kept.plain();
         }
         fields.push("vary", "Accept-Encoding");
-        let Some(coding) = accepted.choose(KEPT_ORDER) else {
+        let Some(coding) = accepted.choose(STATIC_ORDER) else {
             return kept.plain();
         };
         let counters = self.metrics.compression();

@@ -6,6 +6,28 @@
 //!
 //! Must never write what serde would write otherwise: the tests compare the two.
 
+use serde::Serialize;
+
+/// What an answer can be made of. Most is written by serde; what every request pays for, by hand.
+pub trait WriteJson {
+    /// Appends the value.
+    fn write_json(&self, out: &mut Vec<u8>);
+}
+
+impl<T: Serialize> WriteJson for T {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let written = serde_json::to_writer(out, self);
+        // A vector takes every byte, and what is serialized here has neither maps with odd keys nor
+        // numbers that JSON lacks.
+        debug_assert!(written.is_ok(), "{written:?}");
+    }
+}
+
+/// Appends a value as JSON.
+pub fn write_json(out: &mut Vec<u8>, value: &impl WriteJson) {
+    value.write_json(out);
+}
+
 /// An object that is being written. Its end is a command of its own: nothing is done by dropping.
 pub struct Object<'a> {
     out: &'a mut Vec<u8>,

@@ -1,8 +1,8 @@
-//! Bodies that are sent again and again, each kept in the codings that were asked for.
+//! Bodies that never change, each kept in the content codings that clients asked for.
 //!
-//! Owns a body and its coded forms, each made when it is first asked for, with more effort than an
-//! answer is worth that is sent once. Whoever keeps such bodies bounds them by [`KeptBody::bytes`].
-//! [`Constants`] keeps the answers that never change: one a route, so their number is bounded.
+//! Owns a body and its coded variants. A variant is compressed when a client first asks for it,
+//! with more effort than a response that is sent once would be worth. [`StaticBodies`] holds at
+//! most one body per route, so their number is bounded.
 
 use crate::http::compress::Coding;
 use crate::http::compress::encode::{Compressor, Effort};
@@ -10,16 +10,16 @@ use crate::limits::compression::KEPT_BODY_BYTES;
 
 use crate::service::admission::router::Route;
 
-/// One body in all forms that were asked for.
+/// One body in all variants that were asked for.
 #[derive(Debug)]
-pub struct KeptBody {
+pub struct StaticBody {
     plain: Box<[u8]>,
     /// By `Coding as usize`.
-    forms: [Form; Coding::ALL.len()],
+    variants: [Variant; Coding::ALL.len()],
 }
 
 #[derive(Debug, Default)]
-enum Form {
+enum Variant {
     #[default]
     NotAskedFor,
     /// It would be longer than the plain body.
@@ -27,12 +27,12 @@ enum Form {
     Made(Box<[u8]>),
 }
 
-impl KeptBody {
+impl StaticBody {
     /// `None`: it is too long to be kept.
-    pub fn new(plain: &[u8]) -> Option<KeptBody> {
-        (plain.len() <= KEPT_BODY_BYTES).then(|| KeptBody {
+    pub fn new(plain: &[u8]) -> Option<StaticBody> {
+        (plain.len() <= KEPT_BODY_BYTES).then(|| StaticBody {
             plain: plain.into(),
-            forms: Default::default(),
+            variants: Default::default(),
         })
     }
 
@@ -40,57 +40,57 @@ impl KeptBody {
         &self.plain
     }
 
-    /// What is kept, all forms together, for whoever bounds it. At most `1 + Coding::ALL.len()`
+    /// What is kept, all variants together, for whoever bounds it. At most `1 + Coding::ALL.len()`
     /// times the plain body.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "the cache of answers will count by it")
     )]
     pub fn bytes(&self) -> usize {
-        let forms = self.forms.iter().map(|form| match form {
-            Form::Made(bytes) => bytes.len(),
-            Form::NotAskedFor | Form::Useless => 0,
+        let variants = self.variants.iter().map(|variant| match variant {
+            Variant::Made(bytes) => bytes.len(),
+            Variant::NotAskedFor | Variant::Useless => 0,
         });
-        self.plain.len() + forms.sum::<usize>()
+        self.plain.len() + variants.sum::<usize>()
     }
 
-    /// Whether this form was asked for before.
+    /// Whether this variant was asked for before.
     pub fn has(&self, coding: Coding) -> bool {
-        !matches!(self.forms[coding as usize], Form::NotAskedFor)
+        !matches!(self.variants[coding as usize], Variant::NotAskedFor)
     }
 
-    /// Makes this form.
+    /// Makes this variant.
     pub fn make(&mut self, coding: Coding, compressor: &mut Compressor) {
         let mut out = Vec::new();
         let is_shorter = compressor.compress(coding, Effort::Kept, &self.plain, &mut out);
-        self.forms[coding as usize] = match is_shorter {
-            true => Form::Made(out.into()),
-            false => Form::Useless,
+        self.variants[coding as usize] = match is_shorter {
+            true => Variant::Made(out.into()),
+            false => Variant::Useless,
         };
     }
 
-    /// This form, where it is made and of use.
+    /// This variant, where it is made and of use.
     pub fn coded(&self, coding: Coding) -> Option<&[u8]> {
-        match &self.forms[coding as usize] {
-            Form::Made(bytes) => Some(bytes),
-            Form::NotAskedFor | Form::Useless => None,
+        match &self.variants[coding as usize] {
+            Variant::Made(bytes) => Some(bytes),
+            Variant::NotAskedFor | Variant::Useless => None,
         }
     }
 }
 
 /// The answers that never change, by their route.
 #[derive(Debug, Default)]
-pub struct Constants([Option<KeptBody>; Route::COUNT]);
+pub struct StaticBodies([Option<StaticBody>; Route::COUNT]);
 
-impl Constants {
+impl StaticBodies {
     /// The answer of a route, made by `make` when it is first asked for. `None`: it is too long to
     /// be kept.
-    pub fn of(&mut self, route: Route, make: impl FnOnce(&mut Vec<u8>)) -> Option<&mut KeptBody> {
+    pub fn of(&mut self, route: Route, make: impl FnOnce(&mut Vec<u8>)) -> Option<&mut StaticBody> {
         let place = &mut self.0[route as usize];
         if place.is_none() {
             let mut plain = Vec::new();
             make(&mut plain);
-            *place = KeptBody::new(&plain);
+            *place = StaticBody::new(&plain);
         }
         place.as_mut()
     }
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_form_is_made_once_and_counted() {
         let plain = b"again and again and again and again ".repeat(50);
-        let mut kept = KeptBody::new(&plain).unwrap();
+        let mut kept = StaticBody::new(&plain).unwrap();
         let mut compressor = Compressor::default();
         assert_eq!(kept.bytes(), plain.len());
         for coding in Coding::ALL {
@@ -112,16 +112,16 @@ mod tests {
             assert!(kept.has(coding) && kept.coded(coding).unwrap().len() * 5 < plain.len());
         }
         assert!(kept.bytes() > plain.len() && kept.bytes() < 2 * plain.len());
-        let mut short = KeptBody::new(b"x").unwrap();
+        let mut short = StaticBody::new(b"x").unwrap();
         short.make(Coding::Gzip, &mut compressor);
         assert!(short.has(Coding::Gzip) && short.coded(Coding::Gzip).is_none());
         assert_eq!(short.bytes(), 1);
-        assert!(KeptBody::new(&vec![0; KEPT_BODY_BYTES + 1]).is_none());
+        assert!(StaticBody::new(&vec![0; KEPT_BODY_BYTES + 1]).is_none());
     }
 
     #[test]
     fn a_constant_is_made_once() {
-        let mut constants = Constants::default();
+        let mut constants = StaticBodies::default();
         for _ in 0..2 {
             let body = constants.of(Route::Index, |out| out.push(b'x')).unwrap();
             assert_eq!(body.plain(), b"x");

@@ -10,7 +10,7 @@ use crate::http::Reply;
 
 use crate::service::Service;
 use crate::service::call::Call;
-use crate::service::form;
+use crate::service::render;
 use crate::service::request_log::Outcome;
 
 impl Service {
@@ -22,14 +22,14 @@ impl Service {
         now: Moment,
         reply: &mut dyn Reply,
     ) {
-        self.page.begin(call);
-        if call.form.is_grpc() {
-            self.page.append_message(message, call.answer_encoding());
+        self.buffer.begin(call);
+        if call.representation.is_grpc() {
+            self.buffer.append_message(message, call.answer_encoding());
         }
-        let bytes = form::send_answer(&mut self.page, call, reply);
+        let bytes = render::send_answer(&mut self.buffer, call, reply);
         let status = 200;
         let outcome = Outcome::Answered { status, bytes };
-        self.ledger.close(call, outcome, None, now);
+        self.log.close(call, outcome, None, now);
     }
 
     /// Sends one message of several, behind the head if it is the first; gives its bytes.
@@ -40,15 +40,15 @@ impl Service {
         message: &impl Message,
         reply: &mut dyn Reply,
     ) -> u64 {
-        self.page.begin(call);
-        if call.form.is_grpc() {
-            self.page.append_message(message, call.answer_encoding());
+        self.buffer.begin(call);
+        if call.representation.is_grpc() {
+            self.buffer.append_message(message, call.answer_encoding());
         }
         if is_first {
-            form::start(&mut self.page, call, reply);
+            render::start(&mut self.buffer, call, reply);
         }
-        reply.data(&self.page.body);
-        self.page.body.len() as u64
+        reply.data(&self.buffer.body);
+        self.buffer.body.len() as u64
     }
 
     /// Ends an answer of any number of messages, and closes the request. `bytes`: 0 where the head
@@ -62,10 +62,10 @@ impl Service {
         reply: &mut dyn Reply,
     ) {
         if bytes > 0 {
-            form::end(call, error, reply);
+            render::end(call, error, reply);
         } else {
-            self.page.begin(call);
-            form::end_without_messages(&mut self.page, call, error, reply);
+            self.buffer.begin(call);
+            render::end_without_messages(&mut self.buffer, call, error, reply);
         }
         let outcome = match error {
             None => Outcome::Answered { status: 200, bytes },
@@ -76,6 +76,6 @@ impl Service {
                 code: error.code,
             },
         };
-        self.ledger.close(call, outcome, None, now);
+        self.log.close(call, outcome, None, now);
     }
 }

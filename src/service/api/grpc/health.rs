@@ -17,7 +17,7 @@ use crate::offload::CancelReason;
 
 use crate::service::api::native::body::excerpt;
 use crate::service::call::Call;
-use crate::service::form::Form;
+use crate::service::representation::Representation;
 use crate::service::request_log::Outcome;
 use crate::service::{Exchange, Flow, Service};
 
@@ -81,9 +81,9 @@ impl Service {
                 return None;
             }
         };
-        let timeout = match call.form {
-            Form::Grpc(terms) => terms.timeout,
-            Form::Json | Form::Protobuf => None,
+        let timeout = match call.representation {
+            Representation::Grpc(terms) => terms.timeout,
+            Representation::Json | Representation::Protobuf => None,
         };
         let mut watch = Watch {
             is_known: SERVICES.contains(&&*asked.service),
@@ -141,7 +141,7 @@ impl Service {
     ) {
         let bytes = watch.bytes;
         let outcome = Outcome::Abandoned { bytes, reason };
-        self.ledger.close(&watch.call, outcome, None, now);
+        self.log.close(&watch.call, outcome, None, now);
     }
 
     fn tell(&mut self, watch: &mut Watch, status: ServingStatus, reply: &mut dyn Reply) {

@@ -14,7 +14,7 @@ use crate::offload::CancelReason;
 
 use super::health::expired;
 use crate::service::call::{Admitted, Call};
-use crate::service::form::Form;
+use crate::service::representation::Representation;
 use crate::service::request_log::Outcome;
 use crate::service::response::coding::message_bounds;
 use crate::service::{Exchange, Flow, Service};
@@ -49,9 +49,9 @@ impl Service {
     /// before any of its body.
     pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
         let call = admitted.call;
-        let (encoding, timeout) = match call.form {
-            Form::Grpc(terms) => (terms.encoding, terms.timeout),
-            Form::Json | Form::Protobuf => (Encoding::Identity, None),
+        let (encoding, timeout) = match call.representation {
+            Representation::Grpc(terms) => (terms.encoding, terms.timeout),
+            Representation::Json | Representation::Protobuf => (Encoding::Identity, None),
         };
         let own = timeout.filter(|timeout| *timeout < limits::JOBLESS_STREAM_MAX);
         let bounds = message_bounds(&self.parts.config, call.row);
@@ -127,7 +127,7 @@ impl Service {
     ) {
         let bytes = dialogue.bytes;
         let outcome = Outcome::Abandoned { bytes, reason };
-        self.ledger.close(&dialogue.call, outcome, None, now);
+        self.log.close(&dialogue.call, outcome, None, now);
     }
 
     fn answer_questions(

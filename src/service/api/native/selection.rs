@@ -6,8 +6,9 @@ use crate::engine::{FinishReason, Usage};
 use crate::error::{ApiError, ErrorCode};
 
 use super::body::excerpt;
-use crate::service::response::buffer::WriteJson;
-use crate::service::response::json::{Object, push_number, push_optional_text, push_text};
+use crate::service::response::json::{
+    Object, WriteJson, push_number, push_optional_text, push_text,
+};
 
 /// A member of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,84 @@
+//! In which representation a request is read and its response written, as far as its head says.
+//!
+//! Over REST the response is what `Accept` asks for; where that leaves a choice, the request's own
+//! type. A request of a gRPC method, or one of an unknown path with `application/grpc`, gets gRPC's
+//! status in trailers, also where no message comes before them: a gRPC client reads nothing else.
+//! The head decides, so that a refusal has its representation too.
+
+use crate::grpc::{Terms, terms};
+use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
+use crate::http::{Request, Version};
+
+use super::admission::router::{Row, Verbs};
+
+/// What a generation's answer can be, the first being what a client gets that takes anything.
+const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaType::Protobuf];
+
+/// The same for a client that speaks Protobuf itself.
+const PROTOBUF_OFFERS: &[MediaType] =
+    &[MediaType::Protobuf, MediaType::Json, MediaType::EventStream];
+
+/// The media types of a request's body and of the answer that it wants. Read once for each request,
+/// and only where a route takes a body.
+#[derive(Clone, Copy, Debug)]
+pub struct Media {
+    pub sent: ContentType,
+    /// `None`: nothing that there is.
+    pub accepted: Option<MediaType>,
+}
+
+impl Default for Media {
+    fn default() -> Media {
+        Media {
+            sent: ContentType::Absent,
+            accepted: Some(MediaType::Json),
+        }
+    }
+}
+
+impl Media {
+    pub fn of(request: &Request<'_>, row: Option<&Row>) -> Media {
+        if row.map(|row| row.verbs) != Some(Verbs::Post) {
+            return Media::default();
+        }
+        let sent = content_type(request);
+        let offers = match sent {
+            ContentType::Known(MediaType::Protobuf) => PROTOBUF_OFFERS,
+            _ => OFFERS,
+        };
+        let accepted = choose(request, offers);
+        Media { sent, accepted }
+    }
+}
+
+/// In which representation a request is answered: see the file's head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Representation {
+    #[default]
+    Json,
+    Protobuf,
+    Grpc(Terms),
+}
+
+impl Representation {
+    /// The terms of gRPC are read later, in `check_rpc`: errors in them need a form too.
+    pub fn of(request: &Request<'_>, row: Option<&Row>, media: &Media) -> Representation {
+        match row.map(|row| row.verbs) {
+            Some(Verbs::Read) => Representation::Json,
+            Some(Verbs::Post) if media.accepted == Some(MediaType::Protobuf) => {
+                Representation::Protobuf
+            }
+            Some(Verbs::Post) => Representation::Json,
+            Some(Verbs::Rpc) | None => {
+                match request.version == Version::Http2 && terms::is_grpc(request) {
+                    true => Representation::Grpc(Terms::default()),
+                    false => Representation::Json,
+                }
+            }
+        }
+    }
+
+    pub const fn is_grpc(self) -> bool {
+        matches!(self, Representation::Grpc(_))
+    }
+}
