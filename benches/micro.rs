@@ -21,7 +21,7 @@ use autoglmd::engine::{
 use autoglmd::grpc::messages::{Message as _, autoglm};
 use autoglmd::grpc::{Encoding, frame};
 use autoglmd::http::http1::{Bounds, Progress, Reception, Storage, chunked};
-use autoglmd::http::{Answer, Fields, Method, Reply, Request, Version};
+use autoglmd::http::{Fields, Method, Request, ResponseHead, ResponseSink, Version};
 use autoglmd::offload::JobKey;
 use autoglmd::service::{Flow, Limiter, Parts, Peer, PeerAddress, Service};
 use autoglmd::store::KeyRing;
@@ -240,12 +240,12 @@ fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usiz
 
 struct Counted(usize);
 
-impl Reply for Counted {
-    fn respond(&mut self, _: &Answer<'_>, body: &[u8]) {
+impl ResponseSink for Counted {
+    fn respond(&mut self, _: &ResponseHead<'_>, body: &[u8]) {
         self.0 += body.len();
     }
 
-    fn start(&mut self, _: &Answer<'_>) {}
+    fn start(&mut self, _: &ResponseHead<'_>) {}
 
     fn data(&mut self, bytes: &[u8]) {
         self.0 += bytes.len();

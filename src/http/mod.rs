@@ -1,7 +1,8 @@
 //! HTTP without I/O: bytes in, events out; no socket, no thread, no clock.
 //!
-//! Every protocol turns its input into a [`Request`], and the service responds through a [`Reply`].
-//! HTTP/1.1 is in [`http1`]; each further protocol has its own `Reply`.
+//! Every protocol turns its input into a [`Request`], and the service responds through a
+//! [`ResponseSink`].
+//! HTTP/1.1 is in [`http1`]; each further protocol has its own `ResponseSink`.
 
 use std::ops::Range;
 
@@ -111,7 +112,7 @@ impl<'a> Request<'a> {
 /// The head of a response, without the fields that the protocol itself makes (length, transfer
 /// coding, connection, date).
 #[derive(Clone, Copy, Debug)]
-pub struct Answer<'a> {
+pub struct ResponseHead<'a> {
     pub status: u16,
     pub content_type: Option<&'static str>,
     pub headers: &'a Fields,
@@ -194,12 +195,12 @@ impl Fields {
 
 /// The receiver of a response, whatever the protocol. The service calls either
 /// `respond`, or `start`, any number of `data` and `finish`. No call blocks; everything is queued.
-pub trait Reply {
+pub trait ResponseSink {
     /// Sends a whole response at once.
-    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]);
+    fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]);
 
     /// Sends the head of a response that comes in pieces.
-    fn start(&mut self, answer: &Answer<'_>);
+    fn start(&mut self, answer: &ResponseHead<'_>);
 
     /// Sends one piece, flushed at the end of the turn.
     fn data(&mut self, bytes: &[u8]);

@@ -38,7 +38,7 @@ use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::Level;
 use crate::engine::Event;
-use crate::http::Reply;
+use crate::http::ResponseSink;
 use crate::http::http2::meter::{FrameMeter, Tally};
 use crate::http::http2::{Polled, Server};
 use crate::http::sniff::PREFACE;

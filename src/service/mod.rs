@@ -49,7 +49,7 @@ use crate::engine::{Engine, ModelInfo};
 use crate::error::ApiError;
 use crate::grpc::frame;
 use crate::http::negotiate::AcceptEncoding;
-use crate::http::{Method, Reply, Request};
+use crate::http::{Method, Request, ResponseSink};
 use crate::limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::store::KeyRing;
@@ -174,7 +174,7 @@ impl Service {
         body: &[u8],
         key: JobKey,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
         if admitted.call.body_coding.is_some() {
             return self.handle_coded(admitted, request, body, key, now, reply);
@@ -218,7 +218,7 @@ impl Service {
         body: &[u8],
         key: JobKey,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
         let Some(coding) = admitted.call.body_coding.take() else {
             return self.handle(admitted, request, body, key, now, reply);
@@ -243,7 +243,7 @@ impl Service {
     }
 
     /// Answers a request that was refused, malformed or late.
-    pub fn refuse(&mut self, refusal: Refusal, now: Moment, reply: &mut dyn Reply) {
+    pub fn refuse(&mut self, refusal: Refusal, now: Moment, reply: &mut dyn ResponseSink) {
         let (error, known) = refusal.into_parts();
         let call = match known {
             Known::Call(call) => *call,
@@ -340,7 +340,7 @@ impl Service {
         error: &ApiError,
         generation: Option<Generation>,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         // Over gRPC the answer's own status is always 200; what is counted and logged is what the
         // same error has elsewhere.

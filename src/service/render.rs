@@ -6,7 +6,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::{Message, autoglm};
 use crate::grpc::{self, Encoding, Terms, status};
 use crate::http::negotiate::MediaType;
-use crate::http::{Fields, Reply, Request, Version};
+use crate::http::{Fields, Request, ResponseSink, Version};
 
 use super::admission::router::BodyBound;
 use super::api::native::protobuf::response_of;
@@ -46,7 +46,7 @@ pub fn send_error(
     buffer: &mut ResponseBuffer,
     call: &Call,
     error: &ApiError,
-    reply: &mut dyn Reply,
+    reply: &mut dyn ResponseSink,
 ) -> u64 {
     let http_status = error.code.status();
     match call.representation {
@@ -85,7 +85,7 @@ pub fn append_answer(
 }
 
 /// Sends the whole answer that the buffer holds; gives its body's length.
-pub fn send_answer(buffer: &mut ResponseBuffer, call: &Call, reply: &mut dyn Reply) -> u64 {
+pub fn send_answer(buffer: &mut ResponseBuffer, call: &Call, reply: &mut dyn ResponseSink) -> u64 {
     match call.representation {
         Representation::Json => buffer.send(200, Some(JSON), reply),
         Representation::Protobuf => buffer.send(200, Some(PROTOBUF), reply),
@@ -103,7 +103,7 @@ pub fn send_answer(buffer: &mut ResponseBuffer, call: &Call, reply: &mut dyn Rep
 pub fn start(
     buffer: &mut ResponseBuffer,
     call: &Call,
-    reply: &mut dyn Reply,
+    reply: &mut dyn ResponseSink,
 ) -> Option<Box<StreamCoder>> {
     match call.representation {
         Representation::Json | Representation::Protobuf => {
@@ -161,7 +161,7 @@ pub fn append_error(buffer: &mut ResponseBuffer, call: &Call, error: &ApiError) 
 }
 
 /// Ends an answer that was begun.
-pub fn end(call: &Call, error: Option<&ApiError>, reply: &mut dyn Reply) {
+pub fn end(call: &Call, error: Option<&ApiError>, reply: &mut dyn ResponseSink) {
     match call.representation {
         Representation::Json | Representation::Protobuf => reply.finish(),
         Representation::Grpc(_) => {
@@ -177,7 +177,7 @@ pub fn end_without_messages(
     buffer: &mut ResponseBuffer,
     call: &Call,
     error: Option<&ApiError>,
-    reply: &mut dyn Reply,
+    reply: &mut dyn ResponseSink,
 ) {
     buffer.body.clear();
     push_encodings(&mut buffer.fields, call, Encoding::Identity);

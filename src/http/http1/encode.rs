@@ -5,7 +5,7 @@
 //! allocated once that buffer has grown. No `Server` field is sent: it would only help someone
 //! scanning for vulnerable versions.
 
-use crate::http::{Answer, Fields, Version};
+use crate::http::{Fields, ResponseHead, Version};
 
 /// How the client learns where a response's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub const fn is_bodiless(status: u16) -> bool {
 /// of the connection always closes it.
 pub fn response_head(
     out: &mut Vec<u8>,
-    answer: &Answer<'_>,
+    answer: &ResponseHead<'_>,
     framing: BodyFraming,
     version: Version,
     keep_alive: bool,
@@ -266,7 +266,7 @@ mod tests {
     fn head(status: u16, framing: BodyFraming, version: Version, keep_alive: bool) -> String {
         let mut headers = Fields::new();
         headers.push("x-request-id", "a\r\nb: c");
-        let answer = Answer {
+        let answer = ResponseHead {
             status,
             content_type: Some("application/json"),
             headers: &headers,
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn a_used_buffer_is_not_allocated_again() {
         let headers = Fields::new();
-        let answer = Answer {
+        let answer = ResponseHead {
             status: 200,
             content_type: None,
             headers: &headers,

@@ -16,7 +16,7 @@ use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::http::http1::Head;
 use crate::http::http1::encode::{self, BodyFraming};
-use crate::http::{Answer, Fields, Method, Reply, Version};
+use crate::http::{Fields, Method, ResponseHead, ResponseSink, Version};
 use crate::reactor::context::{Lent, Turn};
 use crate::service::Service;
 
@@ -114,15 +114,15 @@ pub struct AnswerWriter<'a> {
 }
 
 impl AnswerWriter<'_> {
-    fn write_head(&mut self, answer: &Answer<'_>, body: BodyFraming) {
+    fn write_head(&mut self, answer: &ResponseHead<'_>, body: BodyFraming) {
         let AnswerFraming { version, last, .. } = *self.framing;
         let out = self.output.tail(self.pool);
         encode::response_head(out, answer, body, version, !last, self.date);
     }
 }
 
-impl Reply for AnswerWriter<'_> {
-    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]) {
+impl ResponseSink for AnswerWriter<'_> {
+    fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]) {
         self.write_head(answer, BodyFraming::Length(body.len() as u64));
         if !self.framing.head_only && !encode::is_bodiless(answer.status) {
             self.output.tail(self.pool).extend_from_slice(body);
@@ -130,7 +130,7 @@ impl Reply for AnswerWriter<'_> {
         self.framing.progress = AnswerProgress::Complete;
     }
 
-    fn start(&mut self, answer: &Answer<'_>) {
+    fn start(&mut self, answer: &ResponseHead<'_>) {
         let body = BodyFraming::stream(self.framing.version);
         self.framing.last |= body == BodyFraming::UntilClose;
         self.write_head(answer, body);

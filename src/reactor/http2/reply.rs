@@ -21,7 +21,7 @@ use h2::{Reason, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::http::http1::encode::is_bodiless;
-use crate::http::{Answer, Fields, Reply};
+use crate::http::{Fields, ResponseHead, ResponseSink};
 use crate::limits;
 
 /// See the file's head.
@@ -172,8 +172,8 @@ pub struct StreamWriter<'a> {
     pub has_room: bool,
 }
 
-impl Reply for StreamWriter<'_> {
-    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]) {
+impl ResponseSink for StreamWriter<'_> {
+    fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]) {
         let is_bodiless = is_bodiless(answer.status);
         let length = (!is_bodiless).then_some(body.len());
         let response = response(answer, length, self.date);
@@ -185,7 +185,7 @@ impl Reply for StreamWriter<'_> {
         }
     }
 
-    fn start(&mut self, answer: &Answer<'_>) {
+    fn start(&mut self, answer: &ResponseHead<'_>) {
         let response = response(answer, None, self.date);
         self.outgoing.send_head(response, self.outgoing.head_only);
     }
@@ -211,7 +211,11 @@ impl Reply for StreamWriter<'_> {
 }
 
 /// An answer's head. All values that it is made of share one buffer.
-fn response(answer: &Answer<'_>, length: Option<usize>, date: &[u8; 29]) -> http::Response<()> {
+fn response(
+    answer: &ResponseHead<'_>,
+    length: Option<usize>,
+    date: &[u8; 29],
+) -> http::Response<()> {
     let lines = answer.headers.lines();
     let mut digits = itoa::Buffer::new();
     let length = length.map(|length| digits.format(length).as_bytes());

@@ -8,7 +8,7 @@ use crate::core::Moment;
 use crate::engine::State;
 use crate::engine::prompt::LANGUAGES;
 use crate::http::negotiate::{MediaType, choose, names};
-use crate::http::{Reply, Request};
+use crate::http::{Request, ResponseSink};
 use crate::limits;
 use crate::telemetry::exposition::Exposition;
 
@@ -21,14 +21,24 @@ use crate::service::response::json::write_json;
 
 impl Service {
     /// 200 for as long as this line is reached: the loop turns.
-    pub(in crate::service) fn live(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn live(
+        &mut self,
+        call: &Call,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) {
         self.buffer.begin(call);
         self.buffer.body.extend_from_slice(b"ok\n");
         self.send(call, 200, Some(PLAIN_TEXT), now, reply);
     }
 
     /// Whether a generation would be taken.
-    pub(in crate::service) fn ready(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn ready(
+        &mut self,
+        call: &Call,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) {
         let state = self.parts.engine.state();
         let silence;
         let readiness = match &state {
@@ -69,7 +79,7 @@ impl Service {
         call: &Call,
         request: &Request<'_>,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         let numbers = self.log.metrics();
         numbers.update_engine(&self.parts.engine.gauges());
@@ -82,7 +92,12 @@ impl Service {
     }
 
     /// The model, in the OpenAI API's form and with what else is known of it.
-    pub(in crate::service) fn models(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn models(
+        &mut self,
+        call: &Call,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) {
         let model = self.model().cloned();
         let data = model.iter().map(|model| ModelObject {
             id: &model.id,
@@ -109,7 +124,7 @@ impl Service {
         &mut self,
         call: &Call,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         let make = |out: &mut Vec<u8>| {
             let data = LANGUAGES.iter().map(|language| LanguageObject {
@@ -126,12 +141,22 @@ impl Service {
     }
 
     /// What is served here, for people.
-    pub(in crate::service) fn index(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn index(
+        &mut self,
+        call: &Call,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) {
         self.send_constant(call, PLAIN_TEXT, write_index, now, reply);
     }
 
     /// What may be done at a path (RFC 9110, section 9.3.7).
-    pub(in crate::service) fn options(&mut self, call: &Call, now: Moment, reply: &mut dyn Reply) {
+    pub(in crate::service) fn options(
+        &mut self,
+        call: &Call,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) {
         self.buffer.begin(call);
         let allow = call.row.map_or(ALLOWED_SOMEWHERE, |row| row.verbs.allow());
         self.buffer.fields.push("allow", allow);
@@ -145,7 +170,7 @@ impl Service {
         content_type: &'static str,
         make: fn(&mut Vec<u8>),
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         self.buffer.begin(call);
         let Some(kept) = self.static_bodies.of(call.route(), make) else {
@@ -164,7 +189,7 @@ impl Service {
         status: u16,
         content_type: Option<&'static str>,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         let bytes = self.buffer.send(status, content_type, reply);
         let outcome = Outcome::Answered { status, bytes };

@@ -32,7 +32,7 @@ use crate::engine::code::{Extractor, extract};
 use crate::engine::{Done, Event, FailReason, Failed, ModelInfo, Timings, Usage};
 use crate::error::{ApiError, ErrorCode, Family};
 use crate::http::compress::encode::Step;
-use crate::http::{Reply, sse};
+use crate::http::{ResponseSink, sse};
 use crate::limits;
 use crate::offload::{CancelReason, Ticket};
 use crate::telemetry::access::Generation;
@@ -150,7 +150,7 @@ impl Service {
         exchange: &mut Exchange,
         event: Event,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         let Exchange::Generation(running) = exchange else {
             // Of an earlier request's job; the caller's own check is stricter.
@@ -178,7 +178,7 @@ impl Service {
         &mut self,
         exchange: &mut Exchange,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         let running = match exchange {
             Exchange::Generation(running) => running,
@@ -251,7 +251,7 @@ impl Service {
         running: &mut Running,
         text: &str,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         let Running { call, work } = running;
         work.text.push_str(text);
@@ -282,7 +282,7 @@ impl Service {
         running: &mut Running,
         mut done: Done,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         let Running { call, work } = running;
         let usage = done.usage;
@@ -323,7 +323,7 @@ impl Service {
         running: &mut Running,
         failed: Failed,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         let Running { call, work } = running;
         work.settle(call, &failed.usage, now);
@@ -445,7 +445,7 @@ impl Work {
         call: &Call,
         error: Option<&ApiError>,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> u64 {
         if let Delivery::Stream(stream) = &mut self.delivery {
             // An error of gRPC is no part of the body; an encoder has an end of its own.
@@ -503,7 +503,7 @@ impl Stream {
         call: &Call,
         step: Step,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         if !self.is_flowing {
             self.is_flowing = true;

@@ -11,7 +11,7 @@ use crate::engine::{Job, Prompt, Refused};
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::Encoding;
 use crate::http::negotiate::{ContentType, MediaType};
-use crate::http::{Reply, Request};
+use crate::http::{Request, ResponseSink};
 use crate::limits;
 use crate::offload::{JobKey, Permit, Ticket};
 
@@ -36,7 +36,7 @@ impl Service {
         body: &[u8],
         key: JobKey,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
         let Admitted {
             mut call, permit, ..

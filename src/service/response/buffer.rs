@@ -10,7 +10,7 @@ use crate::grpc::Encoding;
 use crate::grpc::messages::Message;
 use crate::http::compress::encode::Step;
 use crate::http::negotiate::AcceptEncoding;
-use crate::http::{Answer, Fields, Reply, sse};
+use crate::http::{Fields, ResponseHead, ResponseSink, sse};
 use crate::limits;
 
 use super::coding::{Coder, StreamCoder};
@@ -95,11 +95,11 @@ impl ResponseBuffer {
         &mut self,
         status: u16,
         content_type: Option<&'static str>,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> u64 {
         let (accepted, fields) = (self.accepted, &mut self.fields);
         let body = self.coder.code(accepted, content_type, &self.body, fields);
-        let answer = Answer {
+        let answer = ResponseHead {
             status,
             content_type,
             headers: fields,
@@ -113,11 +113,11 @@ impl ResponseBuffer {
         &mut self,
         content_type: &'static str,
         kept: &mut StaticBody,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> u64 {
         let (accepted, fields) = (self.accepted, &mut self.fields);
         let body = self.coder.code_static(accepted, content_type, kept, fields);
-        let answer = Answer {
+        let answer = ResponseHead {
             status: 200,
             content_type: Some(content_type),
             headers: fields,
@@ -132,11 +132,11 @@ impl ResponseBuffer {
         &mut self,
         status: u16,
         content_type: &'static str,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Option<Box<StreamCoder>> {
         let fields = &mut self.fields;
         let coder = self.coder.begin_stream(self.accepted, content_type, fields);
-        reply.start(&Answer {
+        reply.start(&ResponseHead {
             status,
             content_type: Some(content_type),
             headers: fields,
@@ -149,7 +149,7 @@ impl ResponseBuffer {
         &mut self,
         coder: Option<&mut StreamCoder>,
         step: Step,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> u64 {
         let piece = match coder {
             Some(coder) => self.coder.code_piece(coder, &self.body, step),

@@ -21,7 +21,7 @@ use crate::engine::{
 };
 use crate::error::ErrorCode;
 use crate::http::http1::target::{self, Target};
-use crate::http::{Answer, Fields, Version};
+use crate::http::{Fields, ResponseHead, Version};
 use crate::store::{KeyRecord, Scopes, Secret};
 
 pub fn config() -> Config {
@@ -135,7 +135,7 @@ impl Recording {
         code.to_owned()
     }
 
-    fn head(&mut self, answer: &Answer<'_>) {
+    fn head(&mut self, answer: &ResponseHead<'_>) {
         assert!(!self.is_started, "a second answer");
         self.is_started = true;
         self.status = answer.status;
@@ -152,14 +152,14 @@ fn owned(fields: &Fields) -> Vec<(String, String)> {
         .collect()
 }
 
-impl Reply for Recording {
-    fn respond(&mut self, answer: &Answer<'_>, body: &[u8]) {
+impl ResponseSink for Recording {
+    fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]) {
         self.head(answer);
         self.body.extend_from_slice(body);
         self.is_finished = true;
     }
 
-    fn start(&mut self, answer: &Answer<'_>) {
+    fn start(&mut self, answer: &ResponseHead<'_>) {
         self.head(answer);
     }
 

@@ -6,7 +6,7 @@
 use crate::core::Moment;
 use crate::error::ApiError;
 use crate::grpc::messages::Message;
-use crate::http::Reply;
+use crate::http::ResponseSink;
 
 use crate::service::Service;
 use crate::service::call::Call;
@@ -20,7 +20,7 @@ impl Service {
         call: &Call,
         message: &impl Message,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         self.buffer.begin(call);
         if call.representation.is_grpc() {
@@ -38,7 +38,7 @@ impl Service {
         call: &Call,
         is_first: bool,
         message: &impl Message,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> u64 {
         self.buffer.begin(call);
         if call.representation.is_grpc() {
@@ -59,7 +59,7 @@ impl Service {
         bytes: u64,
         error: Option<&ApiError>,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         if bytes > 0 {
             render::end(call, error, reply);

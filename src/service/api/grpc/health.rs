@@ -11,7 +11,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::decode;
 use crate::grpc::messages::health::health_check_response::ServingStatus;
 use crate::grpc::messages::health::{HealthCheckRequest, HealthCheckResponse};
-use crate::http::Reply;
+use crate::http::ResponseSink;
 use crate::limits;
 use crate::offload::CancelReason;
 
@@ -51,7 +51,7 @@ impl Service {
         call: &Call,
         body: &[u8],
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) {
         match self.read_health_request(call, body) {
             Ok(asked) if SERVICES.contains(&&*asked.service) => {
@@ -72,7 +72,7 @@ impl Service {
         call: Call,
         body: &[u8],
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
         let asked = match self.read_health_request(&call, body) {
             Ok(asked) => asked,
@@ -105,7 +105,7 @@ impl Service {
         &mut self,
         watch: &mut Watch,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         let (is_over, has_expired) = (now >= watch.ends, now >= watch.expires);
         if now >= watch.look_at || is_over || has_expired {
@@ -144,7 +144,7 @@ impl Service {
         self.log.close(&watch.call, outcome, None, now);
     }
 
-    fn tell(&mut self, watch: &mut Watch, status: ServingStatus, reply: &mut dyn Reply) {
+    fn tell(&mut self, watch: &mut Watch, status: ServingStatus, reply: &mut dyn ResponseSink) {
         watch.told = Some(status);
         watch.bytes += self.send_message(&watch.call, watch.bytes == 0, &response(status), reply);
     }

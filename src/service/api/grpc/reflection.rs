@@ -8,7 +8,7 @@ use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::decode;
 use crate::grpc::{Decoder, Encoding, reflection};
-use crate::http::Reply;
+use crate::http::ResponseSink;
 use crate::limits;
 use crate::offload::CancelReason;
 
@@ -76,7 +76,7 @@ impl Service {
         data: &[u8],
         is_end: bool,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         let Exchange::Reflection(dialogue) = exchange else {
             debug_assert!(false, "this exchange has its body already");
@@ -98,7 +98,7 @@ impl Service {
         &mut self,
         dialogue: &mut Dialogue,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         if now >= dialogue.ends {
             let error = match dialogue.has_own_deadline {
@@ -134,7 +134,7 @@ impl Service {
         &mut self,
         dialogue: &mut Dialogue,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         dialogue.look_at = now + limits::HEALTH_WATCH_INTERVAL;
         loop {
@@ -158,7 +158,7 @@ impl Service {
     fn answer_question(
         &mut self,
         dialogue: &mut Dialogue,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Result<bool, ApiError> {
         let Some(bytes) = dialogue.questions.poll_message()? else {
             return Ok(false);
@@ -181,7 +181,7 @@ impl Service {
         dialogue: &Dialogue,
         error: Option<&ApiError>,
         now: Moment,
-        reply: &mut dyn Reply,
+        reply: &mut dyn ResponseSink,
     ) -> Flow {
         self.end_dialogue(&dialogue.call, dialogue.bytes, error, now, reply);
         Flow::Finished
