@@ -114,7 +114,8 @@ catalogue! {
     NotAcceptable = "not_acceptable", 406, 3, InvalidRequest;
     /// The request was not complete in time; see `limits.header_timeout` and `limits.body_timeout`.
     RequestTimeout = "request_timeout", 408, 4, Timeout;
-    /// The request contradicts another one that is still known.
+    /// Reserved; this version does not send it. The request contradicts another one that is still
+    /// known.
     Conflict = "conflict", 409, 10, InvalidRequest;
     /// The body is larger than `limits.max_body`, as it comes or inflated, or it inflates to more
     /// than `limits.max_inflate_ratio` times its size.
@@ -142,7 +143,8 @@ catalogue! {
     NotImplemented = "not_implemented", 501, 12, InvalidRequest;
     /// gRPC needs HTTP/2, and the request came over HTTP/1.
     HttpVersionNotSupported = "http_version_not_supported", 505, 12, InvalidRequest;
-    /// The upstream server failed or answered nonsense.
+    /// Reserved; this version does not send it. An upstream server failed, or its response made no
+    /// sense.
     UpstreamFailed = "upstream_failed", 502, 14, Server;
     /// The engine's queue is full; `Retry-After` is computed from its measured speed.
     QueueFull = "queue_full", 503, 14, Overloaded;
@@ -156,7 +158,7 @@ catalogue! {
     DeadlineUnmeetable = "deadline_unmeetable", 503, 14, Overloaded;
     /// `timeout` passed during generation; `partial` holds what was written until then.
     GenerationTimeout = "generation_timeout", 504, 4, Timeout;
-    /// The upstream server did not answer in time.
+    /// Reserved; this version does not send it. An upstream server did not respond in time.
     UpstreamTimeout = "upstream_timeout", 504, 4, Timeout;
 }
 
