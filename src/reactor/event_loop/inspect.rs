@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Reactor;
-use crate::limits;
 use crate::offload::JobKey;
 use crate::reactor::simulation::{SimulatedKernel, StreamBound};
 
@@ -51,7 +50,7 @@ impl Reactor<SimulatedKernel> {
             let wire = &network.wires[connection.socket().0];
             let waiting = connection.output_bytes();
             if connection.is_answering() {
-                let most = limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
+                let most = StreamBound::SLOW_READER_BYTES;
                 assert!(waiting <= most, "{key:?} lets {waiting} bytes pile up");
             }
             let queued = self.run_queue.contains(key) || self.deferred.contains(key);

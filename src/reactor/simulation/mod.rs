@@ -81,7 +81,13 @@ impl StreamBound {
     /// text with each line end escaped (one byte more for each `LINE`), in a frame and a chunk.
     pub const EVENTS_BYTES: usize =
         (limits::TOKEN_CREDIT as usize + 1) * (engine::EVENT_BYTES_MOST * 10 / 9 + 100);
+
+    /// What the daemon holds for one slow reader of a stream, before encryption.
+    pub const SLOW_READER_BYTES: usize = limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
 }
+
+// The figure of docs/architecture.md.
+const _: () = assert!(StreamBound::SLOW_READER_BYTES == 138_862);
 
 /// The daemon: its reactors, the engine, and the books.
 struct House {

@@ -1,8 +1,10 @@
 //! Ends: half-closes, resets and bugs, at each stage of a request.
 
 use super::{GET, LOUD, Stage, Wire, generate};
+use crate::limits;
 use crate::offload::CancelReason;
 use crate::reactor::close_reason::CloseReason;
+use crate::reactor::simulation::StreamBound;
 
 #[test]
 fn answers_are_sent_before_the_end_of_input_is_acted_on() {
@@ -64,6 +66,26 @@ fn a_stream_without_a_reader_stops_its_job_and_goes_on_with_one() {
     }
     answer.push_str(&stage.receive_all(wire));
     assert!(answer.contains("event: done"));
+}
+
+/// Mutation: credit that `handle_token` grants whether there is room or not.
+#[test]
+fn a_slow_reader_costs_its_bound_and_no_more() {
+    let mut stage = Stage::with(1, 100, LOUD, |_| {});
+    let wire = stage.connect_slowly(1_000);
+    stage.send(wire, generate(true));
+    stage.settle();
+    let mut most = 0;
+    for _ in 0..20 {
+        stage.generate();
+        let reactor = stage.house.reactors[0].reactor.as_ref().expect("it runs");
+        most = most.max(reactor.output_bytes(wire));
+    }
+    assert!(
+        most > limits::OUTPUT_HIGH_BYTES,
+        "{most} bytes are no slow reader's"
+    );
+    assert!(most <= StreamBound::SLOW_READER_BYTES, "{most} bytes");
 }
 
 #[test]
