@@ -4,7 +4,7 @@
 //! `/proc` and returning memory may take milliseconds, which the supervisor has and a reactor has
 //! not.
 //!
-//! Mutation that a test catches: `is_return_due` without its look at `before`
+//! Mutation that a test catches: `is_due` without its look at `before`
 //! (`memory_goes_back_once_a_burst_is_over`).
 
 use std::time::Instant;

@@ -10,8 +10,8 @@
 //!  3. One that serves no address any more stops listening at once, and its name is removed.
 //!
 //! Mutations that tests catch: `fits` without `only_v6` (`a_stored_socket_serves_...`), no
-//! `shutdown` in `retire` (`one_whose_address_is_gone_...`), no name in `Opened` (the restart in
-//! `tests/daemon.rs`).
+//! `shutdown` in `retire` (`one_whose_address_is_gone_...`), a socket that is stored without its
+//! name (the restart in `tests/daemon.rs`).
 
 use std::fmt::Write as _;
 use std::net::{Shutdown, SocketAddr};
