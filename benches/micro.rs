@@ -22,9 +22,9 @@ use autoglmd::grpc::messages::{Message as _, autoglm};
 use autoglmd::grpc::{Encoding, frame};
 use autoglmd::http::http1::{Bounds, Progress, Reception, Storage, chunked};
 use autoglmd::http::{Fields, Method, Request, ResponseHead, ResponseSink, Version};
+use autoglmd::keys::KeyRing;
 use autoglmd::offload::JobKey;
 use autoglmd::service::{Flow, Limiter, Parts, Peer, PeerAddress, Service};
-use autoglmd::store::KeyRing;
 use autoglmd::telemetry::metrics::Metrics;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 

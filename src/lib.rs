@@ -18,6 +18,9 @@ pub mod engine;
 pub mod config;
 pub mod os;
 pub mod sandbox;
+
+pub mod keys;
+pub mod models;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use autoglmd::engine::code;
 use autoglmd::engine::family::Family;
 use autoglmd::engine::llama::KvType;
-use autoglmd::store::models::{CATALOGUE, Entry};
+use autoglmd::models::{CATALOGUE, Entry};
 use clap::{Parser, ValueEnum};
 
 use desk::{Archive, Question, Variant, Written};

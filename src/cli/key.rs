@@ -12,9 +12,10 @@ use super::console::{fail, file_code, note, printable, put, stdout_is_discarded,
 use super::exit::{self, Code};
 use super::times::{self, End, parse_end, parse_lifetime};
 use crate::config::{Overrides, Sources};
+use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::KEY_NAME_CHARACTERS;
 use crate::store::sqlite::{ListedKey, NewKey, Renewal, Revoked};
-use crate::store::{KeyRecord, KeyStore, Scopes, Secret, StoreError};
+use crate::store::{KeyStore, StoreError};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]

@@ -13,11 +13,11 @@ use super::progress::size;
 use super::times;
 use crate::config::{Overrides, Sources};
 use crate::engine;
-use crate::os::room;
-use crate::store::models::{
+use crate::models::{
     CATALOGUE, DEFAULT_MODEL, Entry, Means, ModelError, ModelFile, Models, Pull, Pulled, Source,
     Verdict,
 };
+use crate::os::room;
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::console;
 use crate::limits::PROGRESS_LINE_BYTES;
-use crate::store::models::Progress;
+use crate::models::Progress;
 
 /// Shows the progress of one pull or verification after the other.
 pub struct ProgressDisplay {

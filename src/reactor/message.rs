@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::config::{Config, Opening};
 use crate::engine::{Deliver, Event};
+use crate::keys::KeyRing;
 use crate::offload::JobKey;
 use crate::offload::mailbox::Sender;
 use crate::service::Peer;
-use crate::store::KeyRing;
 use crate::tls::Acceptor;
 
 /// One letter in a reactor's mailbox.

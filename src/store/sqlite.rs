@@ -32,7 +32,7 @@ use rusqlite::{
 };
 
 use self::undo::{Before, Undo};
-use super::keys::{KeyRecord, KeyRing, Scopes, Secret, random_id};
+use crate::keys::{KeyRecord, KeyRing, Scopes, Secret, random_id};
 use crate::limits::{STORE_BUSY_TIMEOUT, STORE_WAL_ATTEMPTS, STORE_WAL_PAUSE};
 
 /// The database's name in the state folder.

@@ -94,7 +94,7 @@ fn obtain_model(
     use std::ops::ControlFlow;
 
     use crate::cli::model::{ProgressDisplay, means};
-    use crate::store::models::Models;
+    use crate::models::Models;
 
     let mut display = ProgressDisplay::new();
     let found = Models::new(cache_dir).ensure_one_of(models, &means(), &mut |progress| {
@@ -116,7 +116,7 @@ fn obtain_model(
 #[cfg(all(test, feature = "llama"))]
 mod tests {
     use super::*;
-    use crate::store::models::{CATALOGUE, DEFAULT_MODEL};
+    use crate::models::{CATALOGUE, DEFAULT_MODEL};
 
     #[test]
     fn every_family_of_the_catalogue_is_known() {

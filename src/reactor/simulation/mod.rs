@@ -40,10 +40,10 @@ use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::proxy_header::SIGNATURE;
+use crate::keys::KeyRing;
 use crate::limits;
 use crate::offload::mailbox::mailbox;
 use crate::service::{self, Limiter, Service};
-use crate::store::KeyRing;
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::testing;
 

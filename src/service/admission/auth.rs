@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::{ClientIdentity, ClientKey};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
-use crate::store::{KeyRecord, KeyRing, Scopes, Standing};
+use crate::keys::{KeyRecord, KeyRing, Scopes, Standing};
 
 use super::rate_limit::Account;
 

@@ -24,12 +24,12 @@ use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_coding};
 use crate::http::{Method, Request};
+use crate::keys::KeyRecord;
 use crate::limits;
 use crate::offload::Permit;
 use crate::service::call::{Call, Peer, PeerAddress};
 use crate::service::response::coding;
 use crate::service::{Service, render};
-use crate::store::KeyRecord;
 
 impl Service {
     /// Everything that a head can be refused for, in the order that tells strangers least.

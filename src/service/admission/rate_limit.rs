@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::core::Moment;
+use crate::keys::KeyRing;
 use crate::limits;
-use crate::store::KeyRing;
 
 /// Every bucket of the daemon. One is shared by all reactors.
 #[derive(Debug)]
@@ -241,7 +241,7 @@ fn level(rate: Rate, missing: u64) -> Level {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{KeyRecord, Scopes};
+    use crate::keys::{KeyRecord, Scopes};
     use proptest::prelude::*;
 
     fn record() -> KeyRecord {

@@ -7,8 +7,8 @@
 //! and the daemon can disagree about which rule applies.
 
 use crate::http::Method;
+use crate::keys::Scopes;
 use crate::limits::{HEALTH_REQUEST_BYTES_MAX, REFLECTION_QUESTION_BYTES_MAX};
-use crate::store::Scopes;
 
 /// What is served somewhere. The discriminant is the index of the route's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -22,7 +22,7 @@ use crate::engine::{
 use crate::error::ErrorCode;
 use crate::http::http1::target::{self, Target};
 use crate::http::{Fields, ResponseHead, Version};
-use crate::store::{KeyRecord, Scopes, Secret};
+use crate::keys::{KeyRecord, Scopes, Secret};
 
 pub fn config() -> Config {
     Config::default()

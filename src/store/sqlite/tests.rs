@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use super::*;
-use crate::store::keys::Standing;
+use crate::keys::Standing;
 
 fn store() -> (tempfile::TempDir, KeyStore) {
     let folder = tempfile::tempdir().unwrap();

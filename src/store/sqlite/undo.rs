@@ -122,8 +122,8 @@ impl KeyStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::{Secret, Standing};
     use crate::store::sqlite::{NewKey, Renewal};
-    use crate::store::{Secret, Standing};
 
     fn store() -> (tempfile::TempDir, KeyStore) {
         let folder = tempfile::tempdir().unwrap();

@@ -30,8 +30,8 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::keys::KeyRing;
 use super::sqlite::{KeyStore, StoreError};
+use crate::keys::KeyRing;
 use crate::limits::STORE_WATCH_INTERVAL;
 
 /// The handle. Dropping it stops the thread.
@@ -174,7 +174,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::store::keys::Scopes;
+    use crate::keys::Scopes;
     use crate::store::sqlite::{DATABASE_FILE, NewKey};
 
     /// Far above what is waited for; reached only by a failure.
