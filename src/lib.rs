@@ -29,4 +29,7 @@ pub mod service;
 
 pub mod reactor;
 
+pub mod console;
+pub mod supervisor;
+
 pub mod cli;

@@ -4,8 +4,8 @@
 
 use std::io::{self, Write};
 
-use super::exit;
 use crate::config::{self, ConfigErrors, Loaded, Origin, Sources};
+use crate::console::exit;
 use crate::service;
 use crate::tls::{Acceptor, Problem};
 

@@ -20,11 +20,11 @@ use serde_json::{Map, Value};
 use self::destination::Destination;
 use self::printer::{Printer, Stream};
 use super::client::{self, Post, Response, Target};
-use super::console::{fail, note, printable, put};
 use super::events::Events;
-use super::exit::{self, Code};
 use super::times::parse_timeout_ms;
 use crate::config::{Overrides, Sources};
+use crate::console::exit::{self, Code};
+use crate::console::{fail, note, printable, put};
 use crate::engine::prompt;
 use crate::error::ErrorCode;
 use crate::limits::{

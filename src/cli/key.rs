@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::console::{fail, file_code, note, printable, put, stdout_is_discarded, table};
-use super::exit::{self, Code};
 use super::times::{self, End, parse_end, parse_lifetime};
 use crate::config::{Overrides, Sources};
+use crate::console::exit::{self, Code};
+use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
 use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::KEY_NAME_CHARACTERS;
 use crate::store::sqlite::{ListedKey, NewKey, Renewal, Revoked};
@@ -280,25 +280,5 @@ fn future(end: End, now: u64) -> Result<u64, Code> {
 
 /// Says what went wrong with the store, and with which code to end.
 pub fn explain(error: &StoreError) -> Code {
-    fail(code_of(error), error)
-}
-
-/// The code of a store that cannot be used.
-pub fn code_of(error: &StoreError) -> Code {
-    match error {
-        StoreError::File(_, error) => match file_code(error) {
-            exit::NO_INPUT => exit::CANT_CREATE,
-            code => code,
-        },
-        StoreError::Database(_, error) => match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseBusy) => exit::TEMPORARY,
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
-                exit::DATA
-            }
-            _ => exit::IO,
-        },
-        StoreError::UnknownKey(_) => exit::NO_INPUT,
-        StoreError::TooNew { .. } | StoreError::RevokedKey(_) => exit::DATA,
-        StoreError::Random(_) => exit::OS_ERROR,
-    }
+    fail(exit::of_store(error), error)
 }

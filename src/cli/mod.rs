@@ -6,16 +6,13 @@
 
 pub mod check;
 pub mod client;
-pub mod console;
 #[cfg(feature = "llama")]
 pub mod engine_worker;
 pub mod events;
-pub mod exit;
 pub mod generate;
 pub mod key;
 pub mod model;
 pub mod pages;
-pub mod progress;
 pub mod serve;
 pub mod times;
 
@@ -26,8 +23,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use self::exit::Code;
 use crate::config::{Overrides, Sources};
+use crate::console;
+use crate::console::exit::{self, Code};
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {

@@ -6,18 +6,17 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::console::{fail, file_code, note, put, table};
-use super::exit::{self, Code};
-pub use super::progress::ProgressDisplay;
-use super::progress::size;
 use super::times;
 use crate::config::{Overrides, Sources};
+use crate::console::exit::{self, Code};
+use crate::console::progress::ProgressDisplay;
+use crate::console::progress::size;
+use crate::console::{fail, note, put, table};
 use crate::engine;
 use crate::models::{
     CATALOGUE, DEFAULT_MODEL, Entry, Means, ModelError, ModelFile, Models, Pull, Pulled, Source,
     Verdict,
 };
-use crate::os::room;
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -138,15 +137,6 @@ impl Model {
     }
 }
 
-/// What a pull may use of this process and this machine.
-pub fn means() -> Means {
-    Means {
-        available_memory: room::available_memory,
-        free_disk: room::free_disk,
-        ..Means::of_process()
-    }
-}
-
 fn catalogue(as_json: bool) -> Result<(), Code> {
     if as_json {
         let entries: Vec<_> = CATALOGUE.iter().map(entry_to_json).collect();
@@ -216,7 +206,7 @@ fn pull(models: &Models, flags: PullFlags) -> Result<(), Code> {
         sha256: flags.sha256,
         force: flags.force,
     };
-    let means = means();
+    let means = Means::of_process();
     bring(
         models,
         &pull,
@@ -233,7 +223,7 @@ fn optimize(models: &Models, flags: OptimizeFlags) -> Result<(), Code> {
     };
     let means = Means {
         optimize: engine::optimize,
-        ..means()
+        ..Means::of_process()
     };
     bring(
         models,
@@ -363,7 +353,7 @@ pub fn explain(error: &ModelError) -> Code {
         | ModelError::NameTaken { .. }
         | ModelError::OtherFile { .. } => exit::USAGE,
         ModelError::Missing(_) => exit::NO_INPUT,
-        ModelError::File(_, error) => file_code(error),
+        ModelError::File(_, error) => exit::of_file(error),
         ModelError::NoPip
         | ModelError::PipFailed(_)
         | ModelError::Unreachable { .. }

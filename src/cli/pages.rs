@@ -4,9 +4,10 @@ use std::path::Path;
 
 use clap::CommandFactory;
 
-use super::console::{fail, file_code, put};
-use super::exit::{self, Code};
-use super::{Arguments, console};
+use super::Arguments;
+use crate::console;
+use crate::console::exit::{self, Code};
+use crate::console::{fail, put};
 
 pub const COMPLETION_EXAMPLES: &str = "\
 Examples:
@@ -31,7 +32,7 @@ pub fn man(folder: Option<&Path>) -> Result<(), Code> {
         let written = clap_mangen::generate_to(command, folder);
         return written.map_err(|error| {
             fail(
-                file_code(&error),
+                exit::of_file(&error),
                 format_args!("{}: {error}", folder.display()),
             )
         });

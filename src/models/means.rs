@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::source::escape_path;
 use crate::limits::{PULL_CONNECT_TIMEOUT, PULL_RESPONSE_TIMEOUT, PULL_RETRY_PAUSE};
+use crate::os::room;
 
 /// What a pull takes from its process: read once by the caller, so that tests have their own.
 #[derive(Clone, Debug)]
@@ -45,8 +46,8 @@ const SYSTEM_CERTIFICATES: &[&str] = &[
 pub type Optimize = fn(&Path, &Path) -> Result<(), String>;
 
 impl Means {
-    /// As the environment says. `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are read where a
-    /// connection is made, and pip reads its own variables and files.
+    /// As the environment and the machine say. `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are read
+    /// where a connection is made, and pip reads its own variables and files.
     pub fn of_process() -> Means {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Means {
@@ -55,6 +56,8 @@ impl Means {
             certificates: variable("SSL_CERT_FILE")
                 .map(PathBuf::from)
                 .or_else(system_certificates),
+            available_memory: room::available_memory,
+            free_disk: room::free_disk,
             ..Means::default()
         }
     }

@@ -4,8 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use crate::cli::console::{fail, file_code};
-use crate::cli::exit::{self, Code};
+use crate::console::exit::{self, Code};
+use crate::console::fail;
 
 /// Where a program is written to once it is complete.
 pub struct Destination {
@@ -91,7 +91,7 @@ fn exists(path: &Path) -> Code {
 
 fn cannot_write(path: &Path, error: &io::Error) -> Code {
     fail(
-        file_code(error),
+        exit::of_file(error),
         format_args!("{}: {error}", path.display()),
     )
 }

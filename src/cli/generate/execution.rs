@@ -4,8 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::Path;
 
-use crate::cli::console::{fail, file_code, note, printable};
-use crate::cli::exit::{self, Code};
+use crate::console::exit::{self, Code};
+use crate::console::{fail, note, printable};
 use crate::limits::SANDBOX_INPUT_BYTES;
 use crate::sandbox::{self, Ended, Limits, RECIPES, Recipe, Report, SandboxError, Task};
 
@@ -47,7 +47,7 @@ pub fn read_input(path: Option<&Path>) -> Result<Vec<u8>, Code> {
             format_args!("{name}: longer than {SANDBOX_INPUT_BYTES} bytes"),
         )),
         Ok(_) => Ok(input),
-        Err(error) => Err(fail(file_code(&error), format_args!("{name}: {error}"))),
+        Err(error) => Err(fail(exit::of_file(&error), format_args!("{name}: {error}"))),
     }
 }
 

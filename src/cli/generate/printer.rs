@@ -7,8 +7,8 @@ use std::env;
 use std::io::{self, IsTerminal};
 
 use super::highlight::Highlighter;
-use crate::cli::console::{printable, put, show};
-use crate::cli::exit::Code;
+use crate::console::exit::Code;
+use crate::console::{printable, put, show};
 
 /// Where a program is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

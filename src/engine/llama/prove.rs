@@ -3,7 +3,7 @@
 //! Owns the trial: a model is loaded, its template renders a prompt, and tokens are computed,
 //! chosen, saved and restored, in two sequences as in the scheduler. A bad file may make llama.cpp
 //! fail an assertion, divide by zero or loop for ever. Here that is harmless, because the trial
-//! runs in a child process (`cli::engine_worker`).
+//! runs in a child process (`supervisor::prover`).
 
 use std::path::Path;
 

@@ -5,7 +5,10 @@
 //! shows that as 130 and stops its own loop, which it would not if we caught the signal and exited
 //! with a number.
 
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
+
+use crate::store::StoreError;
 
 /// An exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,5 +49,33 @@ pub const CLOSED_PIPE: Code = Code(128 + 13);
 impl From<Code> for ExitCode {
     fn from(code: Code) -> ExitCode {
         ExitCode::from(code.0)
+    }
+}
+
+/// The code for a file that cannot be used.
+pub fn of_file(error: &io::Error) -> Code {
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => NO_PERMISSION,
+        ErrorKind::NotFound => NO_INPUT,
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => CANT_CREATE,
+        _ => IO,
+    }
+}
+
+/// The code for a key store that cannot be used.
+pub fn of_store(error: &StoreError) -> Code {
+    match error {
+        StoreError::File(_, error) => match of_file(error) {
+            NO_INPUT => CANT_CREATE,
+            code => code,
+        },
+        StoreError::Database(_, error) => match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy) => TEMPORARY,
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => DATA,
+            _ => IO,
+        },
+        StoreError::UnknownKey(_) => NO_INPUT,
+        StoreError::TooNew { .. } | StoreError::RevokedKey(_) => DATA,
+        StoreError::Random(_) => OS_ERROR,
     }
 }

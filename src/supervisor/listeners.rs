@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
+use super::Failure;
 use super::stored::{self, Store};
-use super::{Failure, exit};
 use crate::config::{Listen, Opening, Place, Security};
+use crate::console::exit;
 use crate::os::activation::{self, Inherited};
 use crate::os::notify::Notifier;
 use crate::os::socket::{self, Listener, SocketFile};

@@ -54,16 +54,6 @@ pub fn fail(code: Code, text: impl Display) -> Code {
     code
 }
 
-/// The code of a file that cannot be used.
-pub fn file_code(error: &io::Error) -> Code {
-    match error.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => exit::NO_PERMISSION,
-        ErrorKind::NotFound => exit::NO_INPUT,
-        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => exit::CANT_CREATE,
-        _ => exit::IO,
-    }
-}
-
 /// A table: columns as wide as their widest cell, two spaces between them, none at a line's end.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

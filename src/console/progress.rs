@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::console;
+use super::print::note;
 use crate::limits::PROGRESS_LINE_BYTES;
 use crate::models::Progress;
 
@@ -55,7 +55,7 @@ impl ProgressDisplay {
             Form::Bar(bar) => draw(bar, progress, is_new),
             Form::Lines { tenths } => {
                 if let Some(line) = line(progress, is_new, tenths) {
-                    console::note(line);
+                    note(line);
                 }
             }
         }
@@ -114,7 +114,7 @@ fn draw(bar: &ProgressBar, progress: &Progress, is_new: bool) {
         Progress::Checking { done, total } => advance(bar, "checking", *done, Some(*total), is_new),
         told => {
             if let Some(line) = line(told, is_new, &mut 0) {
-                bar.suspend(|| console::note(line));
+                bar.suspend(|| note(line));
             }
         }
     }

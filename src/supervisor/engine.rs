@@ -7,9 +7,9 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use super::Failure;
-#[cfg(not(feature = "llama"))]
-use super::exit;
 use crate::config::{Config, EngineKind};
+#[cfg(not(feature = "llama"))]
+use crate::console::exit;
 use crate::engine::Engine;
 use crate::engine::echo::Echo;
 #[cfg(feature = "llama")]
@@ -50,7 +50,7 @@ fn start_llama(
     config: &Config,
     deliver: Arc<Mailboxes<Socket>>,
 ) -> Result<Arc<dyn Engine>, Failure> {
-    use crate::cli::engine_worker;
+    use super::prover;
     use crate::config::KvType;
     use crate::engine::llama;
 
@@ -77,7 +77,7 @@ fn start_llama(
     let (kv_type, gpu_layers) = (settings.kv_type, settings.gpu_layers);
     let obtain = Box::new(move |is_wanted: &dyn Fn() -> bool| {
         let obtained = obtain_model(&models, &cache_dir, is_wanted)?;
-        engine_worker::prove(&obtained.path, kv_type, gpu_layers, is_wanted)?;
+        prover::prove(&obtained.path, kv_type, gpu_layers, is_wanted)?;
         Ok(obtained)
     });
     llama::start(settings, obtain, deliver)
@@ -93,17 +93,18 @@ fn obtain_model(
 ) -> Result<Obtained, String> {
     use std::ops::ControlFlow;
 
-    use crate::cli::model::{ProgressDisplay, means};
-    use crate::models::Models;
+    use crate::console::progress::ProgressDisplay;
+    use crate::models::{Means, Models};
 
     let mut display = ProgressDisplay::new();
-    let found = Models::new(cache_dir).ensure_one_of(models, &means(), &mut |progress| {
-        display.show(&progress);
-        match is_wanted() {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
-        }
-    });
+    let found =
+        Models::new(cache_dir).ensure_one_of(models, &Means::of_process(), &mut |progress| {
+            display.show(&progress);
+            match is_wanted() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        });
     let found = found.map_err(|error| error.to_string())?;
     Ok(Obtained {
         path: found.path,

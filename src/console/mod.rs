@@ -1,0 +1,16 @@
+//! The terminal's side of a command: what it prints, and the code that it exits with. The commands
+//! and the supervisor share it, so neither needs the other for this.
+//!
+//! In reading order:
+//!
+//! * [`exit`]: the exit codes, and which error has which;
+//! * [`print`]: results to stdout, everything for a person to stderr;
+//! * [`progress`]: how long work shows that it goes on.
+//!
+//! Must never: know a command or a flag.
+
+pub mod exit;
+pub mod print;
+pub mod progress;
+
+pub use print::{fail, note, printable, put, show, stdout_is_discarded, table, unwritten};

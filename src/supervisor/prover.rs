@@ -1,0 +1,173 @@
+//! Tries a model in a child process before the daemon says that it is ready.
+//!
+//! A file that is damaged, or made to be, can end any process that loads it: llama.cpp asserts,
+//! divides by zero, or recurses without an end. That process is a child here
+//! (`autoglmd engine-worker --prove FILE`), and its end becomes one line for the operator.
+//!
+//! Owns the child's command line as the daemon writes it, and the reading of its last words.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use crate::console::{exit, printable};
+use crate::engine::llama::KvType;
+use crate::limits::{PROOF_CAUSE_BYTES, PROOF_LAST_WORDS_BYTES, PROOF_TICK};
+use crate::os::wait::wait_readable;
+
+const KV_TYPES: [(&str, KvType); 2] = [("f16", KvType::F16), ("q8_0", KvType::Q8_0)];
+
+/// The type of this name.
+pub fn kv_type(name: &str) -> Option<KvType> {
+    let mut types = KV_TYPES.into_iter();
+    types.find(|(other, _)| *other == name).map(|(_, kv)| kv)
+}
+
+/// Lets a child process try the model. Ends early, with an error that nobody reads, once
+/// `is_wanted` says no. The error is one line for people.
+pub fn prove(
+    path: &Path,
+    kv_type: Option<KvType>,
+    gpu_layers: u32,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<(), String> {
+    let types = KV_TYPES.into_iter();
+    let mut kv_names = types.filter(|(_, other)| Some(*other) == kv_type);
+    let kv_name = kv_names.next().map(|(name, _)| ["--kv-type", name]);
+    let name = path.display();
+    let mut child = Command::new("/proc/self/exe")
+        .arg("engine-worker")
+        .args(kv_name.into_iter().flatten())
+        .args(["--gpu-layers", &gpu_layers.to_string()])
+        .arg("--prove")
+        .arg(path)
+        // Its panics are read by a program.
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{name}: no process to try the model in: {error}"))?;
+    let said = last_words(&mut child, is_wanted);
+    let status = child
+        .wait()
+        .map_err(|error| format!("{name}: waiting for the process that tries it: {error}"))?;
+    judge(path, status, &said)
+}
+
+/// What the child says until it ends, as far as it matters.
+fn last_words(child: &mut Child, is_wanted: &dyn Fn() -> bool) -> String {
+    let Some(mut stderr) = child.stderr.take() else {
+        return String::new();
+    };
+    let mut said = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let is_ready = wait_readable([stderr.as_fd()], Some(PROOF_TICK));
+        if !is_wanted() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            break;
+        }
+        if let Ok([false]) = is_ready {
+            continue;
+        }
+        match stderr.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => said.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+        let beyond = said.len().saturating_sub(PROOF_LAST_WORDS_BYTES);
+        said.drain(..beyond);
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+fn judge(path: &Path, status: ExitStatus, said: &str) -> Result<(), String> {
+    if status.success() {
+        return Ok(());
+    }
+    let cause = cause(said);
+    if status.code() == Some(i32::from(exit::UNAVAILABLE.0)) {
+        return Err(cause.unwrap_or_else(|| path.display().to_string()));
+    }
+    let end = match status.signal() {
+        Some(libc::SIGKILL) => "was killed (is there enough memory?)".to_owned(),
+        Some(libc::SIGXCPU) => "took too much processor time".to_owned(),
+        Some(signal) => format!("ended by {}", signal_name(signal)),
+        None => format!("ended with {status}"),
+    };
+    let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+    Err(format!(
+        "{}: this model cannot be used; the process that tried it {end}{cause}",
+        path.display()
+    ))
+}
+
+/// The line that tells most: an assertion's, else the last one that is no advice.
+fn cause(said: &str) -> Option<String> {
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines = lines.filter(|line| !line.starts_with("note:"));
+    let assertion = lines.clone().find(|line| line.contains("ends the process"));
+    assertion.or_else(|| lines.next_back()).map(one_line)
+}
+
+/// Without line ends and control characters, and not too long for one line.
+pub fn one_line(text: &str) -> String {
+    let text = printable(&text.replace(['\n', '\t'], " "));
+    match text.char_indices().nth(PROOF_CAUSE_BYTES / 4) {
+        Some((end, _)) if text.len() > PROOF_CAUSE_BYTES => format!("{}…", &text[..end]),
+        _ => text,
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        _ => return format!("signal {signal}"),
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(status: i32, said: &str) -> String {
+        judge(Path::new("a.gguf"), ExitStatus::from_raw(status), said).unwrap_err()
+    }
+
+    #[test]
+    fn end_of_the_child_becomes_one_line_with_its_cause() {
+        let path = Path::new("a.gguf");
+        assert_eq!(judge(path, ExitStatus::from_raw(0), "chatter"), Ok(()));
+        assert_eq!(
+            judged(69 << 8, "chatter\na.gguf: block_count is 0\n"),
+            "a.gguf: block_count is 0"
+        );
+        let said = "x\nllama.cpp ends the process: assertion failed: a.cpp:1: GGML_ASSERT(b)\ny\n";
+        let line = judged(libc::SIGABRT, said);
+        assert!(
+            line.starts_with("a.gguf: ") && line.contains("ended by SIGABRT"),
+            "{line}"
+        );
+        assert!(line.ends_with("GGML_ASSERT(b)"), "{line}");
+        let panicked = "thread 'main' panicked at x.rs:1:\nno such thing\nnote: run with it\n";
+        assert!(judged(101 << 8, panicked).ends_with("exit status: 101: no such thing"));
+        assert!(judged(libc::SIGKILL, "").contains("enough memory"));
+        assert!(judged(libc::SIGFPE, "").ends_with("ended by SIGFPE"));
+    }
+
+    #[test]
+    fn a_line_is_one_and_no_terminal_obeys_it() {
+        assert_eq!(one_line("a\nb\x1b[2J\tc"), "a b[2J c");
+        assert!(one_line(&"中".repeat(9999)).len() <= PROOF_CAUSE_BYTES);
+    }
+}
