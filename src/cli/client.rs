@@ -9,6 +9,7 @@
 //!  2. A body that ends before its framing says so is an error, never a short answer.
 //!  3. Dropping a [`Response`] closes the connection, which is how a request is cancelled.
 
+use std::error::Error;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -17,9 +18,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::http::http1::chunked;
-use crate::limits::{
-    CLIENT_BUFFER_BYTES, CLIENT_CONNECT_TIMEOUT, CLIENT_FIELDS, CLIENT_HEAD_BYTES,
-};
+use crate::http::http1::response::{self, Framing, ResponseHead};
+use crate::http::sse;
+use crate::limits::{CLIENT_BUFFER_BYTES, CLIENT_CONNECT_TIMEOUT, CLIENT_HEAD_BYTES};
 
 /// Where a daemon listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,11 +162,47 @@ impl Response {
     fn receive(mut socket: impl Read + 'static) -> io::Result<Response> {
         let mut buffer = Vec::new();
         loop {
-            let (head, length) = receive_head(&mut socket, &mut buffer)?;
-            buffer.drain(..length);
-            // RFC 9110, section 15.2: any number of interim answers may come first.
+            let head = receive_head(&mut socket, &mut buffer)?;
+            buffer.drain(..head.len);
+            // RFC 9110, section 15.2: any number of interim responses may come first.
             if head.status >= 200 {
-                return head.into_response(Box::new(socket), buffer);
+                return Ok(Response {
+                    status: head.status,
+                    content_type: head.content_type,
+                    body: Body::begin(Box::new(socket), head.framing, buffer)?,
+                });
+            }
+        }
+    }
+
+    /// Reads the body as a stream of events.
+    pub fn into_events(self) -> Events {
+        Events {
+            response: self,
+            reader: sse::Reader::new(),
+        }
+    }
+}
+
+/// The events of a response, in order.
+pub struct Events {
+    response: Response,
+    reader: sse::Reader,
+}
+
+impl Events {
+    /// Waits for the next event. `None`: the stream has ended.
+    pub fn next_event(&mut self) -> io::Result<Option<sse::Event>> {
+        let mut piece = [0; CLIENT_BUFFER_BYTES];
+        loop {
+            if let Some(event) = self.reader.next_event().map_err(nonsense)? {
+                return Ok(Some(event));
+            }
+            match self.response.read(&mut piece) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.reader.handle_bytes(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -177,49 +214,14 @@ impl Read for Response {
     }
 }
 
-/// What of a head matters here.
-struct Head {
-    status: u16,
-    content_type: String,
-    content_length: Option<u64>,
-    is_chunked: bool,
-}
-
-impl Head {
-    /// RFC 9112, section 6.3: the chunked coding, else the length, else the connection's end.
-    fn into_response(self, socket: Box<dyn Read>, received: Vec<u8>) -> io::Result<Response> {
-        let framing = match (self.is_chunked, self.content_length) {
-            _ if matches!(self.status, 204 | 304) => Framing::Finished,
-            (true, Some(_)) => return Err(nonsense("two framings in one answer")),
-            (true, None) => Framing::Chunked(chunked::Decoder::new(usize::MAX)),
-            (false, Some(0)) => Framing::Finished,
-            (false, Some(length)) => Framing::Length(length),
-            (false, None) => Framing::UntilClose,
-        };
-        let mut body = Body {
-            socket,
-            framing,
-            buffer: received,
-            next: 0,
-            end: 0,
-        };
-        body.decode()?;
-        Ok(Response {
-            status: self.status,
-            content_type: self.content_type,
-            body,
-        })
-    }
-}
-
-/// Reads until a whole head is in the buffer; the head and its length.
-fn receive_head(socket: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<(Head, usize)> {
+/// Reads until the buffer holds a whole head.
+fn receive_head(socket: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<ResponseHead> {
     loop {
-        if let Some(found) = parse_head(buffer)? {
-            return Ok(found);
+        if let Some(head) = response::parse(buffer).map_err(nonsense)? {
+            return Ok(head);
         }
         if buffer.len() >= CLIENT_HEAD_BYTES {
-            return Err(nonsense("the answer's head has no end"));
+            return Err(nonsense("the response's head has no end"));
         }
         let mut piece = [0; 4096];
         match socket.read(&mut piece) {
@@ -231,47 +233,8 @@ fn receive_head(socket: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<(Hea
     }
 }
 
-fn parse_head(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
-    let mut fields = [httparse::EMPTY_HEADER; CLIENT_FIELDS];
-    let mut response = httparse::Response::new(&mut fields);
-    let length = match response.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(nonsense(&format!("this is not HTTP: {error}"))),
-    };
-    let mut head = Head {
-        // Set whenever the parser says that the head is complete.
-        status: response.code.unwrap_or(0),
-        content_type: String::new(),
-        content_length: None,
-        is_chunked: false,
-    };
-    for field in response.headers.iter() {
-        let value = str::from_utf8(field.value).unwrap_or("").trim();
-        match field.name {
-            name if name.eq_ignore_ascii_case("content-type") => {
-                value.clone_into(&mut head.content_type)
-            }
-            name if name.eq_ignore_ascii_case("content-length") => {
-                let length = value
-                    .parse()
-                    .map_err(|_| nonsense("content-length is no number"))?;
-                head.content_length = Some(length);
-            }
-            name if name.eq_ignore_ascii_case("transfer-encoding") => {
-                head.is_chunked = value.eq_ignore_ascii_case("chunked");
-                if !head.is_chunked {
-                    return Err(nonsense("a transfer coding that was not asked for"));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(Some((head, length)))
-}
-
-enum Framing {
-    /// Bytes that are still to come.
+/// What of the body is still to come.
+enum Rest {
     Length(u64),
     Chunked(chunked::Decoder),
     UntilClose,
@@ -281,7 +244,7 @@ enum Framing {
 /// The body's bytes, freed of their framing.
 struct Body {
     socket: Box<dyn Read>,
-    framing: Framing,
+    rest: Rest,
     buffer: Vec<u8>,
     /// What may be read: `buffer[next..end]`.
     next: usize,
@@ -289,27 +252,45 @@ struct Body {
 }
 
 impl Body {
+    /// `received` is what came behind the head.
+    fn begin(socket: Box<dyn Read>, framing: Framing, received: Vec<u8>) -> io::Result<Body> {
+        let mut body = Body {
+            socket,
+            rest: match framing {
+                Framing::Empty => Rest::Finished,
+                Framing::Length(length) => Rest::Length(length),
+                Framing::Chunked => Rest::Chunked(chunked::Decoder::new(usize::MAX)),
+                Framing::UntilClose => Rest::UntilClose,
+            },
+            buffer: received,
+            next: 0,
+            end: 0,
+        };
+        body.decode()?;
+        Ok(body)
+    }
+
     /// Takes the framing off what the buffer holds, all of which came from the socket.
     fn decode(&mut self) -> io::Result<()> {
         self.next = 0;
         let length = self.buffer.len();
-        self.end = match &mut self.framing {
-            Framing::Finished => 0,
-            Framing::UntilClose => length,
-            Framing::Length(left) => {
+        self.end = match &mut self.rest {
+            Rest::Finished => 0,
+            Rest::UntilClose => length,
+            Rest::Length(left) => {
                 // What comes behind the body is not ours: the connection is closed after it.
                 let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(length);
                 *left -= taken as u64;
                 if *left == 0 {
-                    self.framing = Framing::Finished;
+                    self.rest = Rest::Finished;
                 }
                 taken
             }
-            Framing::Chunked(decoder) => {
+            Rest::Chunked(decoder) => {
                 let decoded = decoder.decode(&mut self.buffer, 0, 0);
                 let decoded = decoded.map_err(|error| nonsense(error.message))?;
                 if decoded.is_finished {
-                    self.framing = Framing::Finished;
+                    self.rest = Rest::Finished;
                 }
                 decoded.write
             }
@@ -319,15 +300,15 @@ impl Body {
 
     /// Reads more from the socket. `false`: the body is complete.
     fn fill(&mut self) -> io::Result<bool> {
-        if matches!(self.framing, Framing::Finished) {
+        if matches!(self.rest, Rest::Finished) {
             return Ok(false);
         }
         self.buffer.resize(CLIENT_BUFFER_BYTES, 0);
         let count = self.socket.read(&mut self.buffer)?;
         self.buffer.truncate(count);
-        match (count, &self.framing) {
-            (0, Framing::UntilClose) => {
-                self.framing = Framing::Finished;
+        match (count, &self.rest) {
+            (0, Rest::UntilClose) => {
+                self.rest = Rest::Finished;
                 Ok(false)
             }
             (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -351,7 +332,7 @@ impl Read for Body {
     }
 }
 
-fn nonsense(what: &str) -> io::Error {
+fn nonsense(what: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 

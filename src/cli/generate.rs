@@ -9,7 +9,7 @@ mod execution;
 mod highlight;
 mod printer;
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,7 +20,6 @@ use serde_json::{Map, Value};
 use self::destination::Destination;
 use self::printer::{Printer, Stream};
 use super::client::{self, Post, Response, Target};
-use super::events::Events;
 use super::times::parse_timeout_ms;
 use crate::config::{Overrides, Sources};
 use crate::console::exit::{self, Code};
@@ -378,7 +377,7 @@ fn print_answer(mut response: Response, mode: Mode, printer: &mut Printer) -> Re
 
 fn print_events(response: Response, mode: Mode, printer: &mut Printer) -> Result<Answer, End> {
     let status = response.status;
-    let mut events = Events::new(BufReader::new(response));
+    let mut events = response.into_events();
     while let Some(event) = events.next_event()? {
         if mode == Mode::StreamJson {
             put(&format!(

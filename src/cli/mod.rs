@@ -8,7 +8,6 @@ pub mod check;
 pub mod client;
 #[cfg(feature = "llama")]
 pub mod engine_worker;
-pub mod events;
 pub mod generate;
 pub mod key;
 pub mod model;

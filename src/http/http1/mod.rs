@@ -23,13 +23,14 @@
 //!
 //! Reading order: [`reception`] drives the others; [`scanner`] finds the head's end; [`head`] and
 //! [`target`] read it; [`framing`] decides where the body ends; [`chunked`] decodes it; [`encode`]
-//! writes responses.
+//! writes responses. [`response`] is for clients: it reads the head of a response.
 
 pub mod chunked;
 pub mod encode;
 pub mod framing;
 pub mod head;
 pub mod reception;
+pub mod response;
 pub mod scanner;
 pub mod target;
 

@@ -1,4 +1,4 @@
-//! Server-sent events (WHATWG HTML, section 9.2): text into event lines.
+//! Server-sent events, written: text becomes the lines of an event.
 //!
 //! This file owns only the encoding; the service decides when an event or a ping is sent.
 //!
@@ -15,12 +15,11 @@ pub fn event(out: &mut Vec<u8>, name: &str, id: Option<&str>, data: &str) {
     if let Some(id) = id {
         line(out, b"id: ", id);
     }
-    message(out, data);
+    end_with_data(out, data);
 }
 
-/// Appends an event without a name, which browsers deliver as `message`: the OpenAI API's form.
-pub fn message(out: &mut Vec<u8>, data: &str) {
-    out.reserve(data.len() + 16);
+/// Appends the lines of an event's data, and the empty line that ends the event.
+fn end_with_data(out: &mut Vec<u8>, data: &str) {
     for data_line in lines(data) {
         out.extend_from_slice(b"data: ");
         out.extend_from_slice(data_line.as_bytes());
@@ -121,10 +120,9 @@ mod tests {
         let mut out = Vec::new();
         event(&mut out, "delta", Some("7"), "{\"text\":\"a\"}");
         comment(&mut out, "ping");
-        message(&mut out, "[DONE]");
         assert_eq!(
             out,
-            b"event: delta\nid: 7\ndata: {\"text\":\"a\"}\n\n: ping\n\ndata: [DONE]\n\n"
+            b"event: delta\nid: 7\ndata: {\"text\":\"a\"}\n\n: ping\n\n"
         );
     }
 

@@ -1,0 +1,10 @@
+//! Server-sent events (HTML Living Standard, section 9.2), as bytes.
+//!
+//! [`write`] makes the lines of an event, [`read`] takes a stream apart again. Neither waits, and
+//! neither knows a socket.
+
+pub mod read;
+pub mod write;
+
+pub use read::{BadStream, Event, Reader};
+pub use write::{comment, event};
