@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use super::Config;
 use super::rules::{self, Finding};
-use super::schema::{Effect, Key, find, keys};
+use super::schema::{Config, Effect, Key, find, keys};
 
 /// One key whose value differs.
 pub struct Change {

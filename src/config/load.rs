@@ -10,26 +10,12 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
-use super::form::{Refused, Value, describe};
+use super::kind::{Refused, Value, describe};
 use super::problem::{ConfigErrors, Document, Problem, nearest, printable, printable_path, quote};
 use super::rules::{self, Finding};
-use super::schema::{Key, SECTIONS, Section, find, keys};
-use super::sources::{Sources, is_readable};
+use super::schema::{Config, Key, SECTIONS, Section, find, keys};
+use super::sources::{Origin, Sources, is_readable};
 use crate::limits::config as bounds;
-
-/// Where a value comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Default,
-    /// The place in the file's bytes, and its line, from 1.
-    File {
-        span: Range<usize>,
-        line: usize,
-    },
-    Environment(String),
-    Flag(&'static str),
-}
 
 /// A configuration that may be used.
 #[derive(Clone, Debug)]

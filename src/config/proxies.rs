@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use super::words::Word;
 use crate::core::network::Network;
 
 /// Networks, and whether Unix sockets are among them. Empty: no one is believed.
@@ -19,6 +20,14 @@ pub enum ForwardedField {
     Any,
     Forwarded,
     XForwardedFor,
+}
+
+impl Word for ForwardedField {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("any", ForwardedField::Any),
+        ("forwarded", ForwardedField::Forwarded),
+        ("x-forwarded-for", ForwardedField::XForwardedFor),
+    ];
 }
 
 impl TrustedProxies {
@@ -78,6 +87,20 @@ impl TrustedProxies {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::words::word;
+
+    #[test]
+    fn every_word_of_a_type_is_in_its_table() {
+        assert_eq!(
+            [
+                ForwardedField::Any,
+                ForwardedField::Forwarded,
+                ForwardedField::XForwardedFor,
+            ]
+            .map(word),
+            ["any", "forwarded", "x-forwarded-for"]
+        );
+    }
 
     #[test]
     fn the_list_is_read_and_written() {

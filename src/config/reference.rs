@@ -1,8 +1,7 @@
 //! Pages made from the schema: `docs/configuration.md` and the annotated example file.
 
-use super::Config;
-use super::form::Form;
-use super::schema::{Key, SECTIONS};
+use super::kind::Form;
+use super::schema::{Config, Key, SECTIONS};
 
 const HEAD: &str = "\
 # Configuration

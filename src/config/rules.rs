@@ -3,9 +3,11 @@
 //! A rule names the keys it is about. The loader puts the message where the first of them was set,
 //! and leaves out rules about a key whose own value was refused already.
 
-use super::form::word;
+use super::address::{Listen, Place, Security};
+use super::schema::Config;
+use super::tls::ClientCertificates;
 use super::units::{print_duration, print_size_bytes};
-use super::{ClientCertificates, Config, EngineKind, Listen, LogFormat, Place, Security};
+use super::words::{EngineKind, LogFormat, word};
 
 /// A rule that does not hold.
 #[derive(Debug, PartialEq, Eq)]

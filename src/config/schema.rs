@@ -11,11 +11,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::form::{Field, Form, Value, words};
-use super::{
-    ClientCertificates, ClientKey, EngineKind, ForwardedField, Hosts, KvType, Listen, LogFormat,
-    TlsVersion, TrustedProxies,
-};
+use super::address::Listen;
+use super::hosts::Hosts;
+use super::kind::{Field, Form, Value};
+use super::proxies::{ForwardedField, TrustedProxies};
+use super::tls::{ClientCertificates, ClientKey, TlsVersion};
+use super::words::{EngineKind, KvType, LogFormat, words};
 use crate::limits::config as bounds;
 
 /// A group of keys: a `[section]` of the file. A name with a dot is that of a section within

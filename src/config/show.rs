@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::load::{Loaded, Origin};
+use super::load::Loaded;
 use super::problem::printable_path;
 use super::schema::SECTIONS;
+use super::sources::Origin;
 
 /// Valid TOML: saved as a file, it makes the same configuration.
 pub fn show(loaded: &Loaded) -> String {

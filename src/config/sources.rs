@@ -4,9 +4,21 @@
 //! is here are functions of it, so that tests own their environment and a reload sees what the
 //! start saw.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::load::Origin;
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    /// The place in the file's bytes, and its line, from 1.
+    File {
+        span: Range<usize>,
+        line: usize,
+    },
+    Environment(String),
+    Flag(&'static str),
+}
 
 /// What a configuration is made from. Kept by the daemon for its reloads.
 #[derive(Clone, Debug, Default)]

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::form;
+use super::words::{Word, word};
 
 /// `server.tls.min_version`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,21 @@ pub enum ClientCertificates {
 
 impl ClientCertificates {
     pub fn as_str(self) -> &'static str {
-        form::word(self)
+        word(self)
     }
+}
+
+impl Word for TlsVersion {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
+}
+
+impl Word for ClientCertificates {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", ClientCertificates::Off),
+        ("optional", ClientCertificates::Optional),
+        ("required", ClientCertificates::Required),
+    ];
 }
 
 /// Who a client is by its certificate, which one of our authorities has signed.
@@ -162,6 +175,20 @@ impl CredentialPath<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_word_of_a_type_is_in_its_table() {
+        assert_eq!([TlsVersion::V12, TlsVersion::V13].map(word), ["1.2", "1.3"]);
+        assert_eq!(
+            [
+                ClientCertificates::Off,
+                ClientCertificates::Optional,
+                ClientCertificates::Required,
+            ]
+            .map(word),
+            ["off", "optional", "required"]
+        );
+    }
 
     #[test]
     fn pairs_are_read_and_written_alike() {

@@ -10,11 +10,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::address::{Listen, Place};
+use super::hosts::Hosts;
 use super::problem::quote;
-use super::{
-    ClientCertificates, ClientKey, EngineKind, ForwardedField, Hosts, KvType, Listen, LogFormat,
-    Place, TlsVersion, TrustedProxies, units,
-};
+use super::proxies::TrustedProxies;
+use super::tls::ClientKey;
+use super::units;
+use super::words::{Word, word};
 use crate::limits::config as bounds;
 
 /// The form of a key's value. Ranges are inclusive.
@@ -568,64 +570,6 @@ impl Field for Hosts {
     }
 }
 
-/// A type whose values are words.
-pub trait Word: Copy + PartialEq + 'static {
-    const WORDS: &'static [(&'static str, Self)];
-}
-
-impl Word for EngineKind {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("llama", EngineKind::Llama), ("echo", EngineKind::Echo)];
-}
-
-impl Word for KvType {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("auto", KvType::Auto),
-        ("f16", KvType::F16),
-        ("q8_0", KvType::Q8_0),
-    ];
-}
-
-impl Word for LogFormat {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("text", LogFormat::Text),
-        ("json", LogFormat::Json),
-        ("journald", LogFormat::Journald),
-    ];
-}
-
-impl Word for TlsVersion {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
-}
-
-impl Word for ClientCertificates {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("off", ClientCertificates::Off),
-        ("optional", ClientCertificates::Optional),
-        ("required", ClientCertificates::Required),
-    ];
-}
-
-impl Word for ForwardedField {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("any", ForwardedField::Any),
-        ("forwarded", ForwardedField::Forwarded),
-        ("x-forwarded-for", ForwardedField::XForwardedFor),
-    ];
-}
-
-impl Word for log::LevelFilter {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("off", log::LevelFilter::Off),
-        ("error", log::LevelFilter::Error),
-        ("warn", log::LevelFilter::Warn),
-        ("info", log::LevelFilter::Info),
-        ("debug", log::LevelFilter::Debug),
-        ("trace", log::LevelFilter::Trace),
-    ];
-}
-
 impl<T: Word> Field for T {
     fn to_value(&self) -> Value {
         Value::Text(word(*self).to_owned())
@@ -640,18 +584,6 @@ impl<T: Word> Field for T {
             .find(|(word, _)| *word == text)
             .map(|(_, value)| *value)
     }
-}
-
-pub fn words<T: Word>() -> Vec<&'static str> {
-    T::WORDS.iter().map(|(word, _)| *word).collect()
-}
-
-/// The word of a value. A value that its type's table forgot would show as `?`; a test asks all.
-pub fn word<T: Word>(value: T) -> &'static str {
-    T::WORDS
-        .iter()
-        .find(|(_, known)| *known == value)
-        .map_or("?", |(word, _)| word)
 }
 
 /// A TOML string: JSON's escapes are among TOML's, which also wants DEL escaped.
@@ -724,42 +656,8 @@ impl Form {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::words::{EngineKind, words};
     use proptest::prelude::*;
-
-    #[test]
-    fn every_word_of_a_type_is_in_its_table() {
-        assert_eq!(
-            [EngineKind::Llama, EngineKind::Echo].map(word),
-            ["llama", "echo"]
-        );
-        assert_eq!([KvType::Auto, KvType::Q8_0].map(word), ["auto", "q8_0"]);
-        assert_eq!(
-            [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
-            ["text", "json", "journald"]
-        );
-        assert_eq!([TlsVersion::V12, TlsVersion::V13].map(word), ["1.2", "1.3"]);
-        assert_eq!(
-            [
-                ClientCertificates::Off,
-                ClientCertificates::Optional,
-                ClientCertificates::Required,
-            ]
-            .map(word),
-            ["off", "optional", "required"]
-        );
-        assert_eq!(
-            [
-                ForwardedField::Any,
-                ForwardedField::Forwarded,
-                ForwardedField::XForwardedFor,
-            ]
-            .map(word),
-            ["any", "forwarded", "x-forwarded-for"]
-        );
-        for level in log::LevelFilter::iter() {
-            assert_eq!(word(level), level.as_str().to_lowercase());
-        }
-    }
 
     /// Mutations that this test catches: a list that is printed as its first element, and one that
     /// may be empty.

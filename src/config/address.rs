@@ -1,0 +1,231 @@
+//! Where the daemon listens (`server.listen`), and what the connections there begin with.
+//!
+//! Owns the written form of an address. Must never open a socket.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+
+use crate::limits::config as bounds;
+
+/// One listening address, and what may be spoken there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Listen {
+    pub place: Place,
+    pub security: Security,
+    /// `proxy:127.0.0.1:8081`: each connection begins with a header of the PROXY protocol.
+    pub proxied: bool,
+}
+
+/// What the connections of a listener begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    pub proxied: bool,
+    pub security: Security,
+}
+
+impl Opening {
+    /// Of an address without words before it.
+    pub const PLAIN: Opening = Opening {
+        proxied: false,
+        security: Security::Sniffed,
+    };
+}
+
+/// Whether a listener's connections are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// `127.0.0.1:8080`: the first byte of a connection tells, where there are certificates.
+    Sniffed,
+    /// `tls:127.0.0.1:8443`: clear text gets a 400.
+    Tls,
+    /// `clear:127.0.0.1:8080`: a TLS hello is refused.
+    Clear,
+}
+
+/// Where a socket listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// `127.0.0.1:8080`, `[::1]:0`
+    Tcp(SocketAddr),
+    /// `unix:/run/autoglmd.sock`
+    Unix(PathBuf),
+    /// `fd:NAME`: a socket passed in by the service manager (`sd_listen_fds_with_names(3)`).
+    Inherited(String),
+}
+
+impl Listen {
+    /// The address, if it is one of TCP.
+    pub const fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.place {
+            Place::Tcp(address) => Some(*address),
+            Place::Unix(_) | Place::Inherited(_) => None,
+        }
+    }
+
+    /// Where the daemon listens when nobody says otherwise: reachable from this machine only.
+    pub const LOOPBACK: Listen = Listen {
+        place: Place::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080))),
+        security: Security::Sniffed,
+        proxied: false,
+    };
+
+    pub const fn opening(&self) -> Opening {
+        Opening {
+            proxied: self.proxied,
+            security: self.security,
+        }
+    }
+
+    const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
+        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\", \"clear:\" or \
+        \"proxy:\" before it if need be";
+
+    /// A name that begins with `@` is how other programs write an abstract socket (unix(7)).
+    const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
+        every user of this machine could connect (a file of this name is \"unix:./@NAME\")";
+
+    /// What would have been accepted in the place of `text`.
+    pub(crate) fn expected(text: &str) -> &'static str {
+        match text.contains("unix:@") {
+            true => Listen::EXPECTED_PATH,
+            false => Listen::EXPECTED,
+        }
+    }
+
+    /// Reads the written form. `None` where it is none of them; see [`Listen::expected`].
+    pub fn parse(text: &str) -> Option<Listen> {
+        let (proxied, text) = match text.strip_prefix("proxy:") {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (security, place) = match text.split_once(':') {
+            Some(("tls", place)) => (Security::Tls, place),
+            Some(("clear", place)) => (Security::Clear, place),
+            _ => (Security::Sniffed, text),
+        };
+        Some(Listen {
+            place: Place::parse(place)?,
+            security,
+            proxied,
+        })
+    }
+
+    /// Whether only this machine can reach the address. An inherited socket may be anything.
+    pub fn is_local(&self) -> bool {
+        match &self.place {
+            Place::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Place::Unix(_) => true,
+            Place::Inherited(_) => false,
+        }
+    }
+}
+
+impl Place {
+    fn parse(text: &str) -> Option<Place> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let fits = (1..=bounds::UNIX_PATH_BYTES).contains(&path.len());
+            return (fits && is_file_name(path)).then(|| Place::Unix(path.into()));
+        }
+        if let Some(name) = text.strip_prefix("fd:") {
+            // The service manager joins the names with colons (sd_listen_fds_with_names(3)).
+            let valid = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+            let fits = (1..=bounds::DESCRIPTOR_NAME_BYTES).contains(&name.len());
+            return (fits && name.bytes().all(valid)).then(|| Place::Inherited(name.to_owned()));
+        }
+        text.parse().ok().map(Place::Tcp)
+    }
+}
+
+/// Whether a path looks like that of a socket's file. A space at an end or a control character is a
+/// mistake of quoting, and a name that ends with a slash is a folder's.
+fn is_file_name(path: &str) -> bool {
+    let is_plain = path.trim() == path && !path.chars().any(char::is_control);
+    is_plain && !path.starts_with('@') && !path.ends_with('/')
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.proxied {
+            f.write_str("proxy:")?;
+        }
+        match self.security {
+            Security::Sniffed => {}
+            Security::Tls => f.write_str("tls:")?,
+            Security::Clear => f.write_str("clear:")?,
+        }
+        match &self.place {
+            Place::Tcp(address) => write!(f, "{address}"),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+            Place::Inherited(name) => write!(f, "fd:{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_alike() {
+        let longest = format!("unix:/{}", "x".repeat(bounds::UNIX_PATH_BYTES - 1));
+        for text in [
+            "127.0.0.1:8080",
+            "[::1]:0",
+            "unix:/run/a,b.sock",
+            "fd:web",
+            "tls:127.0.0.1:8443",
+            "clear:unix:/run/a.sock",
+            "tls:fd:web",
+            "proxy:127.0.0.1:8081",
+            "proxy:tls:unix:/run/a.sock",
+            &longest,
+        ] {
+            assert_eq!(Listen::parse(text).expect(text).to_string(), text);
+        }
+        let too_long = format!("{longest}x");
+        for text in [
+            "",
+            "8080",
+            "localhost:80",
+            "unix:",
+            "unix:@name",
+            "tls:unix:@name",
+            "unix:/run/a\nb",
+            "unix: /run/a",
+            "unix:/run/",
+            "fd:",
+            "fd:a:b",
+            "fd:a b",
+            "tls:",
+            "tls:clear:127.0.0.1:1",
+            "tls:proxy:127.0.0.1:1",
+            "proxy:proxy:127.0.0.1:1",
+            "proxy:",
+            &too_long,
+        ] {
+            assert_eq!(Listen::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn local_is_what_only_this_machine_reaches() {
+        for text in [
+            "127.9.9.9:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+            "unix:/run/a",
+        ] {
+            assert!(
+                Listen::parse(text).is_some_and(|listen| listen.is_local()),
+                "{text}"
+            );
+        }
+        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "fd:web"] {
+            assert!(
+                Listen::parse(text).is_some_and(|listen| !listen.is_local()),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Types whose values are words of the configuration, such as `engine.kind = "echo"`.
+//!
+//! Owns the table of each type's words, and the types that belong to no other file.
+
+/// A type whose values are words.
+pub trait Word: Copy + PartialEq + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+pub fn words<T: Word>() -> Vec<&'static str> {
+    T::WORDS.iter().map(|(word, _)| *word).collect()
+}
+
+/// The word of a value. A value that its type's table forgot would show as `?`; a test asks all.
+pub fn word<T: Word>(value: T) -> &'static str {
+    T::WORDS
+        .iter()
+        .find(|(_, known)| *known == value)
+        .map_or("?", |(word, _)| word)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    Llama,
+    Echo,
+}
+
+impl EngineKind {
+    pub fn as_str(self) -> &'static str {
+        word(self)
+    }
+}
+
+/// How the KV cache stores its values, by llama.cpp's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// What suits the model.
+    Auto,
+    F16,
+    Q8_0,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+    /// journald's native protocol.
+    Journald,
+}
+
+impl LogFormat {
+    pub fn as_str(self) -> &'static str {
+        word(self)
+    }
+}
+
+impl Word for EngineKind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("llama", EngineKind::Llama), ("echo", EngineKind::Echo)];
+}
+
+impl Word for KvType {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", KvType::Auto),
+        ("f16", KvType::F16),
+        ("q8_0", KvType::Q8_0),
+    ];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("text", LogFormat::Text),
+        ("json", LogFormat::Json),
+        ("journald", LogFormat::Journald),
+    ];
+}
+
+impl Word for log::LevelFilter {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", log::LevelFilter::Off),
+        ("error", log::LevelFilter::Error),
+        ("warn", log::LevelFilter::Warn),
+        ("info", log::LevelFilter::Info),
+        ("debug", log::LevelFilter::Debug),
+        ("trace", log::LevelFilter::Trace),
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_of_a_type_is_in_its_table() {
+        assert_eq!(
+            [EngineKind::Llama, EngineKind::Echo].map(word),
+            ["llama", "echo"]
+        );
+        assert_eq!([KvType::Auto, KvType::Q8_0].map(word), ["auto", "q8_0"]);
+        assert_eq!(
+            [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
+            ["text", "json", "journald"]
+        );
+        for level in log::LevelFilter::iter() {
+            assert_eq!(word(level), level.as_str().to_lowercase());
+        }
+    }
+}
