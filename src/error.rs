@@ -5,6 +5,7 @@
 //! place. `docs/errors.md` is generated from this table and a test keeps the two equal.
 
 use std::fmt;
+use std::time::Duration;
 
 /// The families in the `type` member of an error object, in the OpenAI API's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +183,11 @@ pub struct ApiError {
     pub partial: Option<String>,
 }
 
+/// Whole milliseconds, rounded up: a client that waits this long has waited long enough.
+pub fn milliseconds_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 impl ApiError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
         let message = message.into();
@@ -201,8 +207,8 @@ impl ApiError {
     }
 
     #[must_use]
-    pub fn with_retry_after_ms(mut self, milliseconds: u64) -> ApiError {
-        self.retry_after_ms = Some(milliseconds);
+    pub fn with_retry_after(mut self, wait: Duration) -> ApiError {
+        self.retry_after_ms = Some(milliseconds_up(wait));
         self
     }
 

@@ -41,7 +41,7 @@ const RUNS: &[&str] = &[
 
 const RUN_CHARACTERS: usize = 60_000;
 
-/// Mutation: with `TOKENIZER_PIECE_BYTES` at a megabyte this process ends at `deepseek-llm`. A
+/// Mutation: with `TOKENIZER_PIECE_BYTES_MAX` at a megabyte this process ends at `deepseek-llm`. A
 /// quarter of `TOKENIZER_STACK_BYTES` is still enough.
 #[test]
 fn long_runs_of_one_class_crash_no_tokenizer() {

@@ -3,7 +3,8 @@
 //!
 //! Mutations, each of which fails here:
 //!
-//!  * `echo.rs`: `accept` returns after one connection; `pump` returns after one read (`every_step`).
+//!  * `echo.rs`: `accept` returns after one connection; `pump` returns after one read
+//!    (`every_step`).
 //!  * `echo_slots.rs`: `get_mut` ignores the generation (`a_late_hang_up_reaches_no_other_client`).
 //!  * `echo_readiness.rs`: `handle_short_read` clears the bit behind a FIN
 //!    (`a_client_that_half_closes_at_once_gets_its_echo_and_a_fin`); a full read clears it

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::http::http1::chunked;
 use crate::http::http1::response::{self, Framing, ResponseHead};
 use crate::http::sse;
-use crate::limits::{CLIENT_BUFFER_BYTES, CLIENT_CONNECT_TIMEOUT, CLIENT_HEAD_BYTES};
+use crate::limits::cli as limits;
 
 /// Where a daemon listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ fn connect(target: &Target, patience: Duration) -> io::Result<Box<dyn Socket>> {
 fn dial(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CLIENT_CONNECT_TIMEOUT) {
+        match TcpStream::connect_timeout(&address, limits::CLIENT_CONNECT_TIMEOUT) {
             Ok(socket) => return Ok(socket),
             Err(error) => last = error,
         }
@@ -193,7 +193,7 @@ pub struct Events {
 impl Events {
     /// Waits for the next event. `None`: the stream has ended.
     pub fn next_event(&mut self) -> io::Result<Option<sse::Event>> {
-        let mut piece = [0; CLIENT_BUFFER_BYTES];
+        let mut piece = [0; limits::CLIENT_BUFFER_BYTES];
         loop {
             if let Some(event) = self.reader.next_event().map_err(nonsense)? {
                 return Ok(Some(event));
@@ -220,7 +220,7 @@ fn receive_head(socket: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<Resp
         if let Some(head) = response::parse(buffer).map_err(nonsense)? {
             return Ok(head);
         }
-        if buffer.len() >= CLIENT_HEAD_BYTES {
+        if buffer.len() >= limits::CLIENT_HEAD_BYTES_MAX {
             return Err(nonsense("the response's head has no end"));
         }
         let mut piece = [0; 4096];
@@ -303,7 +303,7 @@ impl Body {
         if matches!(self.rest, Rest::Finished) {
             return Ok(false);
         }
-        self.buffer.resize(CLIENT_BUFFER_BYTES, 0);
+        self.buffer.resize(limits::CLIENT_BUFFER_BYTES, 0);
         let count = self.socket.read(&mut self.buffer)?;
         self.buffer.truncate(count);
         match (count, &self.rest) {
@@ -427,7 +427,11 @@ mod tests {
             );
         }
         let endless = Pieces {
-            bytes: format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(CLIENT_HEAD_BYTES)).into_bytes(),
+            bytes: format!(
+                "HTTP/1.1 200 OK\r\nx: {}",
+                "y".repeat(limits::CLIENT_HEAD_BYTES_MAX)
+            )
+            .into_bytes(),
             size: 1_000,
             next: 0,
         };

@@ -13,7 +13,7 @@ use clap::Args;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note};
 use crate::engine::llama;
-use crate::limits::{PROOF_BYTES_PER_CPU_SECOND, PROOF_CPU_SECONDS};
+use crate::limits::engine as engine_limits;
 use crate::os::worker;
 use crate::supervisor::prover::{kv_type, one_line};
 
@@ -39,7 +39,8 @@ impl EngineWorker {
             .map(|name| kv_type(name).ok_or_else(|| fail(exit::USAGE, "--kv-type is f16 or q8_0")));
         let kv_type = kv_type.transpose()?;
         let bytes = fs::metadata(&self.prove).map_or(0, |metadata| metadata.len());
-        worker::confine(PROOF_CPU_SECONDS + bytes / PROOF_BYTES_PER_CPU_SECOND)
+        let for_bytes = bytes / engine_limits::PROOF_BYTES_PER_CPU_SECOND;
+        worker::confine(engine_limits::PROOF_CPU_TIME.as_secs() + for_bytes)
             .map_err(|error| fail(exit::OS_ERROR, error))?;
         llama::prove(&self.prove, kv_type, self.gpu_layers).map_err(|reason| {
             note(one_line(&reason));

@@ -26,9 +26,7 @@ use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put};
 use crate::engine::prompt;
 use crate::error::ErrorCode;
-use crate::limits::{
-    CLIENT_ANSWER_BYTES, CLIENT_GRACE, CLIENT_KEY_BYTES, CLIENT_PATIENCE, CLIENT_PROMPT_BYTES,
-};
+use crate::limits::cli as limits;
 use crate::os::file;
 use crate::store::sqlite::BOOTSTRAP_FILE;
 
@@ -151,8 +149,10 @@ impl Generate {
         };
         // The daemon keeps the time itself; ours is for a daemon that does not answer at all.
         let patience = match self.timeout {
-            Some(milliseconds) => Duration::from_millis(milliseconds).saturating_add(CLIENT_GRACE),
-            None => CLIENT_PATIENCE,
+            Some(milliseconds) => {
+                Duration::from_millis(milliseconds).saturating_add(limits::CLIENT_GRACE)
+            }
+            None => limits::CLIENT_PATIENCE,
         };
         let response = client::post(&self.url, &post, patience);
         let response = response.map_err(|error| self.unreachable(&error))?;
@@ -262,7 +262,7 @@ impl Generate {
         }
         let (state_dir, _) = sources.state_dir().ok()?;
         let path = state_dir.join(BOOTSTRAP_FILE);
-        let bytes = file::read_up_to(&path, CLIENT_KEY_BYTES as u64).ok()?;
+        let bytes = file::read_up_to(&path, limits::CLIENT_KEY_BYTES_MAX as u64).ok()?;
         parse_key(std::str::from_utf8(&bytes).ok()?.trim()).ok()
     }
 
@@ -354,7 +354,7 @@ fn print_answer(mut response: Response, mode: Mode, printer: &mut Printer) -> Re
     let mut bytes = Vec::new();
     response
         .by_ref()
-        .take(CLIENT_ANSWER_BYTES)
+        .take(limits::CLIENT_RESPONSE_BYTES_MAX)
         .read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     if response.status != 200 {
@@ -503,12 +503,15 @@ fn read_prompt(prompt: String) -> Result<String, Code> {
     let mut text = String::new();
     let read = io::stdin()
         .lock()
-        .take(CLIENT_PROMPT_BYTES + 1)
+        .take(limits::CLIENT_PROMPT_BYTES_MAX + 1)
         .read_to_string(&mut text);
     match read {
-        Ok(_) if text.len() as u64 > CLIENT_PROMPT_BYTES => Err(fail(
+        Ok(_) if text.len() as u64 > limits::CLIENT_PROMPT_BYTES_MAX => Err(fail(
             exit::DATA,
-            format_args!("stdin: more than {CLIENT_PROMPT_BYTES} bytes"),
+            format_args!(
+                "stdin: more than {most} bytes",
+                most = limits::CLIENT_PROMPT_BYTES_MAX
+            ),
         )),
         Ok(_) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -520,7 +523,7 @@ fn read_prompt(prompt: String) -> Result<String, Code> {
 
 /// A key becomes part of a header field, so it must be one word.
 fn parse_key(text: &str) -> Result<String, String> {
-    let fits = (1..=CLIENT_KEY_BYTES).contains(&text.len());
+    let fits = (1..=limits::CLIENT_KEY_BYTES_MAX).contains(&text.len());
     match fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
         false => Err("expected a key such as `autoglmd key create` prints".to_owned()),

@@ -13,7 +13,7 @@ use crate::config::{Overrides, Sources};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
 use crate::keys::{KeyRecord, Scopes, Secret};
-use crate::limits::KEY_NAME_CHARACTERS;
+use crate::limits::keys as keys_limits;
 use crate::store::sqlite::{ListedKey, NewKey, Renewal, Revoked};
 use crate::store::{KeyStore, StoreError};
 
@@ -253,11 +253,12 @@ fn to_json(key: &ListedKey, now: u64) -> serde_json::Value {
 fn parse_name(text: &str) -> Result<String, String> {
     let length = text.chars().count();
     let is_seen = text.trim() == text && !text.chars().any(is_unseen);
-    match is_seen && (1..=KEY_NAME_CHARACTERS).contains(&length) {
+    match is_seen && (1..=keys_limits::NAME_CHARACTERS_MAX).contains(&length) {
         true => Ok(text.to_owned()),
         false => Err(format!(
-            "expected 1 to {KEY_NAME_CHARACTERS} visible characters in one line, without spaces \
-             around them; leave --name out for a key without a name"
+            "expected 1 to {most} visible characters in one line, without spaces \
+             around them; leave --name out for a key without a name",
+            most = keys_limits::NAME_CHARACTERS_MAX
         )),
     }
 }

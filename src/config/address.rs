@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
-use crate::limits::config as bounds;
+use crate::limits::config as limits;
 
 /// One listening address, and what may be spoken there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -124,13 +124,13 @@ impl Listen {
 impl Place {
     fn parse(text: &str) -> Option<Place> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let fits = (1..=bounds::UNIX_PATH_BYTES).contains(&path.len());
+            let fits = (1..=limits::UNIX_PATH_BYTES_MAX).contains(&path.len());
             return (fits && is_file_name(path)).then(|| Place::Unix(path.into()));
         }
         if let Some(name) = text.strip_prefix("fd:") {
             // The service manager joins the names with colons (sd_listen_fds_with_names(3)).
             let valid = |byte: u8| byte.is_ascii_graphic() && byte != b':';
-            let fits = (1..=bounds::DESCRIPTOR_NAME_BYTES).contains(&name.len());
+            let fits = (1..=limits::DESCRIPTOR_NAME_BYTES_MAX).contains(&name.len());
             return (fits && name.bytes().all(valid)).then(|| Place::Inherited(name.to_owned()));
         }
         text.parse().ok().map(Place::Tcp)
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_written_alike() {
-        let longest = format!("unix:/{}", "x".repeat(bounds::UNIX_PATH_BYTES - 1));
+        let longest = format!("unix:/{}", "x".repeat(limits::UNIX_PATH_BYTES_MAX - 1));
         for text in [
             "127.0.0.1:8080",
             "[::1]:0",

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::limits::config as bounds;
+use crate::limits::config as limits;
 
 /// Host names and addresses in the form in which they are compared: lower case, no brackets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ fn parse(text: &str) -> Option<String> {
         return Some(address.to_canonical().to_string());
     }
     let name = text.strip_suffix('.').unwrap_or(text);
-    let is_name = (1..=bounds::HOST_NAME_BYTES).contains(&name.len())
+    let is_name = (1..=limits::HOST_NAME_BYTES_MAX).contains(&name.len())
         && !name.starts_with('.')
         && name
             .bytes()
@@ -126,7 +126,7 @@ mod tests {
         let hosts = Hosts::parse(&["Gpu.example", "[::ffff:192.0.2.7]", "::2"]).expect("hosts");
         assert_eq!(hosts.texts(), ["gpu.example", "192.0.2.7", "::2"]);
         assert_eq!(Hosts::parse(&hosts.texts()), Some(hosts));
-        let long = "a".repeat(bounds::HOST_NAME_BYTES + 1);
+        let long = "a".repeat(limits::HOST_NAME_BYTES_MAX + 1);
         for text in [
             "",
             ".",

@@ -17,7 +17,7 @@ use super::proxies::TrustedProxies;
 use super::tls::ClientKey;
 use super::units;
 use super::words::{Word, word};
-use crate::limits::config as bounds;
+use crate::limits::config as limits;
 
 /// The form of a key's value. Ranges are inclusive.
 pub enum Form {
@@ -136,25 +136,25 @@ impl Form {
                 u64::try_from(time.as_millis()).is_ok_and(|ms| range.contains(&ms))
             }
             (Form::Path, Value::Text(text)) => is_plain(text),
-            (Form::Addresses, Value::Addresses(list)) => bounds::ADDRESSES.contains(&list.len()),
+            (Form::Addresses, Value::Addresses(list)) => limits::ADDRESSES.contains(&list.len()),
             (Form::Models, Value::Texts(list)) => {
-                bounds::MODELS.contains(&list.len())
+                limits::MODELS.contains(&list.len())
                     && list.iter().all(|text| self.takes_element(text))
             }
             (Form::Paths, Value::Texts(list)) => {
-                bounds::CERTIFICATE_FILES.contains(&list.len())
+                limits::CERTIFICATE_FILES.contains(&list.len())
                     && list.iter().all(|text| !text.is_empty() && is_plain(text))
             }
             (Form::ClientKeys, Value::Texts(list)) => {
-                bounds::CLIENT_KEYS.contains(&list.len())
+                limits::CLIENT_KEYS.contains(&list.len())
                     && list.iter().all(|text| ClientKey::parse(text).is_some())
             }
             (Form::Networks, Value::Texts(list)) => {
-                bounds::TRUSTED_PROXIES.contains(&list.len())
+                limits::TRUSTED_PROXIES.contains(&list.len())
                     && list.iter().all(|text| TrustedProxies::takes(text))
             }
             (Form::Hosts, Value::Texts(list)) => {
-                bounds::HOSTS.contains(&list.len()) && list.iter().all(|text| Hosts::takes(text))
+                limits::HOSTS.contains(&list.len()) && list.iter().all(|text| Hosts::takes(text))
             }
             (Form::Switch, Value::Switch(_)) | (Form::Word(_), Value::Text(_)) => true,
             _ => false,
@@ -207,34 +207,37 @@ impl Form {
                     several => format!("one of {}", several.join(", ")),
                 }
             }
-            Form::Path => format!("a path of at most {} bytes, or \"\"", bounds::TEXT_BYTES),
+            Form::Path => format!(
+                "a path of at most {} bytes, or \"\"",
+                limits::TEXT_BYTES_MAX
+            ),
             Form::Addresses => format!(
                 "a list of {} to {} addresses such as [\"127.0.0.1:8080\"]",
-                bounds::ADDRESSES.start(),
-                bounds::ADDRESSES.end()
+                limits::ADDRESSES.start(),
+                limits::ADDRESSES.end()
             ),
             Form::Models => format!(
                 "a model's name or path of 1 to {} bytes, or a list of at most {} of them",
-                bounds::TEXT_BYTES,
-                bounds::MODELS.end()
+                limits::TEXT_BYTES_MAX,
+                limits::MODELS.end()
             ),
             Form::Paths => format!(
                 "a list of at most {} paths such as [\"/etc/autoglmd/site.pem\"]",
-                bounds::CERTIFICATE_FILES.end()
+                limits::CERTIFICATE_FILES.end()
             ),
             Form::ClientKeys => format!(
                 "a list of at most {} pairs such as [\"{}\"]",
-                bounds::CLIENT_KEYS.end(),
+                limits::CLIENT_KEYS.end(),
                 ClientKey::EXAMPLE
             ),
             Form::Networks => format!(
                 "a list of at most {} networks such as [\"{}\"]",
-                bounds::TRUSTED_PROXIES.end(),
+                limits::TRUSTED_PROXIES.end(),
                 TrustedProxies::EXAMPLE
             ),
             Form::Hosts => format!(
                 "a list of at most {} host names such as [\"{}\"]",
-                bounds::HOSTS.end(),
+                limits::HOSTS.end(),
                 Hosts::EXAMPLE
             ),
         }
@@ -272,30 +275,30 @@ impl Form {
             ),
             Form::Word(words) => return words().join(", "),
             Form::Switch => return "true, false".to_owned(),
-            Form::Path => return format!("up to {} bytes", bounds::TEXT_BYTES),
+            Form::Path => return format!("up to {} bytes", limits::TEXT_BYTES_MAX),
             Form::Addresses => (
-                bounds::ADDRESSES.start().to_string(),
-                bounds::ADDRESSES.end().to_string(),
+                limits::ADDRESSES.start().to_string(),
+                limits::ADDRESSES.end().to_string(),
             ),
             Form::Models => (
-                bounds::MODELS.start().to_string(),
-                bounds::MODELS.end().to_string(),
+                limits::MODELS.start().to_string(),
+                limits::MODELS.end().to_string(),
             ),
             Form::Paths => (
-                bounds::CERTIFICATE_FILES.start().to_string(),
-                bounds::CERTIFICATE_FILES.end().to_string(),
+                limits::CERTIFICATE_FILES.start().to_string(),
+                limits::CERTIFICATE_FILES.end().to_string(),
             ),
             Form::ClientKeys => (
-                bounds::CLIENT_KEYS.start().to_string(),
-                bounds::CLIENT_KEYS.end().to_string(),
+                limits::CLIENT_KEYS.start().to_string(),
+                limits::CLIENT_KEYS.end().to_string(),
             ),
             Form::Networks => (
-                bounds::TRUSTED_PROXIES.start().to_string(),
-                bounds::TRUSTED_PROXIES.end().to_string(),
+                limits::TRUSTED_PROXIES.start().to_string(),
+                limits::TRUSTED_PROXIES.end().to_string(),
             ),
             Form::Hosts => (
-                bounds::HOSTS.start().to_string(),
-                bounds::HOSTS.end().to_string(),
+                limits::HOSTS.start().to_string(),
+                limits::HOSTS.end().to_string(),
             ),
         };
         format!("{start} to {end}")
@@ -379,8 +382,8 @@ impl Form {
                 Form::ClientKeys => ClientKey::EXPECTED.to_owned(),
                 Form::Networks => TrustedProxies::EXPECTED.to_owned(),
                 Form::Hosts => Hosts::EXPECTED.to_owned(),
-                Form::Models => format!("a name or path of 1 to {} bytes", bounds::TEXT_BYTES),
-                _ => format!("a path of 1 to {} bytes", bounds::TEXT_BYTES),
+                Form::Models => format!("a name or path of 1 to {} bytes", limits::TEXT_BYTES_MAX),
+                _ => format!("a path of 1 to {} bytes", limits::TEXT_BYTES_MAX),
             },
         }
     }
@@ -623,7 +626,7 @@ fn digits(text: &str) -> Option<u64> {
 
 /// Paths and names end at a NUL once they reach the kernel or the engine.
 fn is_plain(text: &str) -> bool {
-    text.len() <= bounds::TEXT_BYTES && !text.contains('\0')
+    text.len() <= limits::TEXT_BYTES_MAX && !text.contains('\0')
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::problem::{ConfigErrors, Document, Problem, nearest, printable, printa
 use super::rules::{self, Finding};
 use super::schema::{Config, Key, SECTIONS, Section, find, keys};
 use super::sources::{Origin, Sources, is_readable};
-use crate::limits::config as bounds;
+use crate::limits::config as limits;
 
 /// A configuration that may be used.
 #[derive(Clone, Debug)]
@@ -327,11 +327,11 @@ impl Draft {
         let count = self.in_file.len() + self.elsewhere.len();
         let mut problems = Vec::new();
         if let Some(document) = &self.document {
-            let shown = self.in_file.into_iter().take(bounds::PROBLEMS_SHOWN);
+            let shown = self.in_file.into_iter().take(limits::SHOWN_PROBLEMS_MAX);
             problems.extend(shown.map(|(span, message)| document.problem(span, message)));
         }
         problems.extend(self.elsewhere);
-        problems.truncate(bounds::PROBLEMS_SHOWN);
+        problems.truncate(limits::SHOWN_PROBLEMS_MAX);
         ConfigErrors {
             more: count - problems.len(),
             problems,
@@ -355,8 +355,8 @@ fn horizon(
 }
 
 fn read_bounded(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
-    let bytes = crate::os::file::read_up_to(path, bounds::FILE_BYTES)?;
-    match bytes.len() as u64 > bounds::FILE_BYTES {
+    let bytes = crate::os::file::read_up_to(path, limits::FILE_BYTES_MAX)?;
+    match bytes.len() as u64 > limits::FILE_BYTES_MAX {
         true => Err(std::io::Error::other(
             "more than 1 MiB; expected a configuration file",
         )),

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::limits::config as bounds;
+use crate::limits::config as limits;
 
 /// One mistake (or warning) and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,14 +117,14 @@ impl Document {
         let source = self.source(line);
         let width = source.chars().count();
         // A long line is cut so that the caret's surroundings stay in sight.
-        let first = match width > bounds::EXCERPT_CHARACTERS {
-            true => (column - 1).saturating_sub(bounds::EXCERPT_CHARACTERS / 2),
+        let first = match width > limits::EXCERPT_CHARACTERS_MAX {
+            true => (column - 1).saturating_sub(limits::EXCERPT_CHARACTERS_MAX / 2),
             false => 0,
         };
         let shown: String = source
             .chars()
             .skip(first)
-            .take(bounds::EXCERPT_CHARACTERS)
+            .take(limits::EXCERPT_CHARACTERS_MAX)
             .map(visible)
             .collect();
         let marked = self.slice(span).chars();
@@ -158,10 +158,10 @@ impl Document {
 pub fn quote(text: &str) -> String {
     let mut shown: String = text
         .chars()
-        .take(bounds::QUOTE_CHARACTERS)
+        .take(limits::QUOTE_CHARACTERS_MAX)
         .map(visible)
         .collect();
-    if text.chars().nth(bounds::QUOTE_CHARACTERS).is_some() {
+    if text.chars().nth(limits::QUOTE_CHARACTERS_MAX).is_some() {
         shown.push('…');
     }
     shown
@@ -178,7 +178,7 @@ pub fn printable_path(path: &Path) -> String {
 
 /// The nearest of the known names, if any is near enough to have been meant.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    if word.len() > bounds::SUGGESTION_BYTES {
+    if word.len() > limits::SUGGESTION_BYTES_MAX {
         return None;
     }
     let distance =
@@ -226,7 +226,7 @@ mod tests {
         assert!(
             excerpt
                 .lines()
-                .all(|line| line.chars().count() < bounds::EXCERPT_CHARACTERS + 20)
+                .all(|line| line.chars().count() < limits::EXCERPT_CHARACTERS_MAX + 20)
         );
         assert!(excerpt.contains("a\u{fffd}[2Jb") && !excerpt.contains('\x1b'));
     }

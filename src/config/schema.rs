@@ -17,7 +17,8 @@ use super::kind::{Field, Form, Value};
 use super::proxies::{ForwardedField, TrustedProxies};
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
 use super::words::{EngineKind, KvType, LogFormat, words};
-use crate::limits::config as bounds;
+use crate::limits::config as limits;
+use crate::limits::http1 as http1_limits;
 
 /// A group of keys: a `[section]` of the file. A name with a dot is that of a section within
 /// another.
@@ -174,17 +175,17 @@ schema! {
         /// pages that ask. Names and addresses stand without a port.
         hosts: Hosts = Hosts::default(), Form::Hosts, Reload;
         /// Threads that own sockets. One serves tens of thousands of connections.
-        reactors: u16 = 1, Form::Number(bounds::REACTORS), Restart;
+        reactors: u16 = 1, Form::Number(limits::REACTORS), Restart;
         /// Reload when the file, or a certificate that it names, is saved, as SIGHUP does.
         watch_config: bool = false, Form::Switch, Restart;
         /// How long running requests may take to end after SIGTERM.
         drain_timeout: Duration = Duration::from_secs(30),
-            Form::Time(bounds::DRAIN_TIMEOUT_MS), Reload;
+            Form::Time(limits::DRAIN_TIMEOUT_MS), Reload;
         /// Compress answers for clients that ask for it by `Accept-Encoding`.
         compress: bool = true, Form::Switch, Reload;
         /// Answers below this size go out as they are. One that fits into a packet with its head
         /// gains nothing.
-        compress_min: usize = KIB, Form::Size(bounds::COMPRESS_MIN_BYTES), Reload;
+        compress_min: usize = KIB, Form::Size(limits::COMPRESS_MIN_BYTES), Reload;
     }
 
     /// Certificates. A file may be `credential:NAME`: one that the service manager passes in
@@ -221,53 +222,53 @@ schema! {
         /// Apply the limits of this section.
         enabled: bool = true, Form::Switch, Reload;
         /// Requests a key may make a minute.
-        requests_per_minute: u32 = 600, Form::Number(bounds::PER_MINUTE), Reload;
+        requests_per_minute: u32 = 600, Form::Number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Tokens (prompt and answer) a key may spend a minute. 0: no bound.
-        tokens_per_minute: u32 = 0, Form::Number(bounds::TOKENS_PER_MINUTE), Reload;
+        tokens_per_minute: u32 = 0, Form::Number(limits::TOKENS_PER_MINUTE), Reload;
         /// Requests that may come at once before the rate is felt.
-        burst: u32 = 60, Form::Number(bounds::PER_MINUTE), Reload;
+        burst: u32 = 60, Form::Number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Requests an address may make a minute before it has shown a valid key.
-        unauthenticated_per_minute: u32 = 120, Form::Number(bounds::PER_MINUTE), Reload;
+        unauthenticated_per_minute: u32 = 120, Form::Number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Requests a key may have running at once. 0: no bound.
-        concurrency: u32 = 0, Form::Number(bounds::CONCURRENCY), Reload;
+        concurrency: u32 = 0, Form::Number(limits::CONCURRENT_REQUESTS), Reload;
     }
 
     /// Bounds of what one connection and one request may cost.
     limits "limits": Limits {
         /// Connections at once. 0: as many as the descriptor limit allows, less a reserve.
-        max_connections: u32 = 0, Form::Number(bounds::MAX_CONNECTIONS), Restart;
+        max_connections: u32 = 0, Form::Number(limits::CONNECTIONS), Restart;
         /// Bytes of a request's head: request line and fields.
-        max_head: usize = 16 * KIB, Form::Size(bounds::MAX_HEAD_BYTES), Reload;
+        max_head: usize = http1_limits::HEAD_BYTES_DEFAULT, Form::Size(limits::HEAD_BYTES), Reload;
         /// Bytes of a request target. At most `limits.max_head`.
-        max_uri: usize = 8 * KIB, Form::Size(bounds::MAX_URI_BYTES), Reload;
+        max_uri: usize = http1_limits::URI_BYTES_DEFAULT, Form::Size(limits::URI_BYTES), Reload;
         /// Field lines of a head.
-        max_headers: usize = 100, Form::Number(bounds::MAX_HEADERS), Reload;
+        max_headers: usize = http1_limits::FIELDS_DEFAULT, Form::Number(limits::FIELDS), Reload;
         /// Bytes of a request's body, as it comes and after inflating.
-        max_body: usize = MIB, Form::Size(bounds::MAX_BODY_BYTES), Reload;
+        max_body: usize = MIB, Form::Size(limits::BODY_BYTES), Reload;
         /// How many times its own size a compressed body may inflate to, beyond the first 64 KiB.
         /// `limits.max_body` bounds the result as well.
-        max_inflate_ratio: u32 = 100, Form::Number(bounds::MAX_INFLATE_RATIO), Reload;
+        max_inflate_ratio: u32 = 100, Form::Number(limits::INFLATE_RATIO), Reload;
         /// From the first byte of a request to the last of its head.
         header_timeout: Duration = Duration::from_secs(10),
-            Form::Time(bounds::HEADER_TIMEOUT_MS), Reload;
+            Form::Time(limits::HEADER_TIMEOUT_MS), Reload;
         /// From the first byte of a body to its last.
         body_timeout: Duration = Duration::from_secs(30),
-            Form::Time(bounds::BODY_TIMEOUT_MS), Reload;
+            Form::Time(limits::BODY_TIMEOUT_MS), Reload;
         /// Between two requests of a connection.
         idle_timeout: Duration = Duration::from_secs(75),
-            Form::Time(bounds::IDLE_TIMEOUT_MS), Reload;
+            Form::Time(limits::IDLE_TIMEOUT_MS), Reload;
         /// How long the peer may accept no byte of an answer.
         write_timeout: Duration = Duration::from_secs(30),
-            Form::Time(bounds::WRITE_TIMEOUT_MS), Reload;
+            Form::Time(limits::WRITE_TIMEOUT_MS), Reload;
         /// The longest `timeout` that a request may ask for.
         max_request_timeout: Duration = Duration::from_secs(600),
-            Form::Time(bounds::REQUEST_TIMEOUT_MS), Reload;
+            Form::Time(limits::REQUEST_TIMEOUT_MS), Reload;
         /// The `timeout` of a request that names none. At most `limits.max_request_timeout`.
         default_request_timeout: Duration = Duration::from_secs(60),
-            Form::Time(bounds::REQUEST_TIMEOUT_MS), Reload;
+            Form::Time(limits::REQUEST_TIMEOUT_MS), Reload;
         /// Requests on one connection before it is closed. 0: no bound.
         max_requests_per_connection: u32 = 0,
-            Form::Number(bounds::MAX_REQUESTS_PER_CONNECTION), Reload;
+            Form::Number(limits::REQUESTS_PER_CONNECTION), Reload;
     }
 
     /// The model and how it is computed.
@@ -279,32 +280,32 @@ schema! {
         /// list of them, of which the first that can be had is served.
         model: Vec<String> = vec!["qwen2.5-coder-0.5b-instruct".to_owned()], Form::Models, Restart;
         /// Sequences that are decoded together.
-        parallel: u32 = 16, Form::Number(bounds::PARALLEL), Restart;
+        parallel: u32 = 16, Form::Number(limits::SEQUENCES), Restart;
         /// Compute threads. 0: chosen by the machine's cores.
-        threads: u32 = 0, Form::Number(bounds::THREADS), Restart;
+        threads: u32 = 0, Form::Number(limits::THREADS), Restart;
         /// Context of one sequence in tokens. 0: chosen by model and memory.
-        context: u32 = 0, Form::Number(bounds::CONTEXT_TOKENS), Restart;
+        context: u32 = 0, Form::Number(limits::CONTEXT_TOKENS), Restart;
         /// How the KV cache stores its values. `q8_0` (8 bits) takes half the memory of `f16` (16
         /// bits), and reads long prompts at 0.6 of its speed. `auto` is what was measured as the
         /// better one for the model's family. A model whose heads do not fit blocks of 32 always
         /// gets `f16`.
         kv_type: KvType = KvType::Auto, Form::Word(words::<KvType>), Restart;
         /// Jobs that may wait for a sequence; one more is refused with 503 `queue_full`.
-        queue: u32 = 256, Form::Number(bounds::ENGINE_QUEUE_JOBS), Restart;
+        queue: u32 = 256, Form::Number(limits::ENGINE_QUEUE_JOBS), Restart;
         /// Prompt tokens computed between two decode steps: more serves long prompts sooner,
         /// less keeps the running streams flowing.
-        prefill_chunk: u32 = 64, Form::Number(bounds::PREFILL_CHUNK_TOKENS), Restart;
+        prefill_chunk: u32 = 64, Form::Number(limits::PREFILL_CHUNK_TOKENS), Restart;
         /// A greedy answer, or one with a seed, does not depend on what else is computed at the
         /// same time: each sequence is computed by itself. Costs half the speed and more at 16
         /// streams, and a conversation's earlier turns are read again.
         reproducible: bool = false, Form::Switch, Restart;
         /// Layers on the GPU, where a GPU back end is compiled in. 999: all.
-        gpu_layers: u32 = 999, Form::Number(bounds::GPU_LAYERS), Restart;
+        gpu_layers: u32 = 999, Form::Number(limits::GPU_LAYERS), Restart;
         /// How long the engine may go without a sign of life while it has work. After that
         /// `/readyz` says `stalled`; after three times as long the process ends with a failure, so
         /// that its manager starts it again. A sign is a step, and on processors each part of one.
         stall_timeout: Duration = Duration::from_secs(30),
-            Form::Time(bounds::STALL_TIMEOUT_MS), Restart;
+            Form::Time(limits::STALL_TIMEOUT_MS), Restart;
     }
 
     /// What the daemon tells about itself.

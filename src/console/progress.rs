@@ -10,7 +10,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print::note;
-use crate::limits::PROGRESS_LINE_BYTES;
+use crate::limits::console as limits;
 use crate::models::Progress;
 
 /// Shows the progress of one pull or verification after the other.
@@ -167,7 +167,7 @@ fn line(progress: &Progress, is_new: bool, tenths: &mut u64) -> Option<String> {
 fn bytes_line(done: u64, total: Option<u64>, tenths: &mut u64) -> Option<String> {
     let reached = match total {
         Some(total) => done.saturating_mul(10).checked_div(total)?,
-        None => done / PROGRESS_LINE_BYTES,
+        None => done / limits::PROGRESS_LINE_BYTES,
     };
     if reached <= *tenths {
         return None;
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(bytes_line(0, Some(0), &mut 0), None);
         assert!(bytes_line(u64::MAX, Some(1), &mut 0).is_some());
         assert_eq!(
-            bytes_line(PROGRESS_LINE_BYTES, None, &mut 0),
+            bytes_line(limits::PROGRESS_LINE_BYTES, None, &mut 0),
             Some("64.0 MiB".into())
         );
     }

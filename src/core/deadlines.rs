@@ -29,7 +29,7 @@
 use std::time::Duration;
 
 use super::Moment;
-use crate::limits;
+use crate::limits::core as limits;
 
 /// The event that must have happened by a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,7 +170,7 @@ pub fn stalls_at(until: Moment, taken: Taken, now: Moment, timeout: Duration) ->
     if until == Moment::NEVER {
         return most;
     }
-    let whole = timeout.as_micros() * u128::from(limits::WRITE_TIMEOUTS_FOR_OUTPUT);
+    let whole = timeout.as_micros() * u128::from(limits::WRITE_TIMEOUTS_PER_OUTPUT_MAX);
     let all = (taken.bytes + taken.left).max(1) as u128;
     let bought = u64::try_from(whole * taken.bytes as u128 / all).unwrap_or(u64::MAX);
     (until + Duration::from_micros(bought)).min(most)

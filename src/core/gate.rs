@@ -61,14 +61,14 @@
 //! # Invariants
 //!
 //!  1. A listener's ready bit is set by its edge and cleared when its backlog is found empty.
-//!  2. `poll_listener` names at most `ACCEPT_BUDGET` listeners between two `begin_turn`.
+//!  2. `poll_listener` names at most `limits::ACCEPTS_PER_TURN_MAX` listeners between two
+//!     `begin_turn`.
 //!  3. `live` is what the last `begin_turn` said, and what was accepted since.
 
 use std::io::ErrorKind;
-use std::time::Duration;
 
 use super::Moment;
-use crate::limits::{ACCEPT_BUDGET, ACCEPT_PAUSE_MS, GATE_RELIEF_PERCENT, LISTENERS_MOST};
+use crate::limits::core as limits;
 
 /// See the file's head. One for all listeners: descriptors and memory are the process's.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ pub struct Gate {
     paused_until: Moment,
 }
 
-const _: () = assert!(LISTENERS_MOST <= u64::BITS as usize);
+const _: () = assert!(limits::LISTENERS_MAX <= u64::BITS as usize);
 
 /// Whether connections are let in at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Gate {
             maximum: maximum.max(1),
             ready: 0,
             next_listener: 0,
-            budget: ACCEPT_BUDGET,
+            budget: limits::ACCEPTS_PER_TURN_MAX,
             paused_until: Moment::ZERO,
         }
     }
@@ -160,7 +160,7 @@ impl Gate {
     /// The listeners whose backlogs may hold somebody, in no order that matters.
     pub fn ready_listeners(&self) -> impl Iterator<Item = usize> + use<> {
         let ready = self.ready;
-        (0..LISTENERS_MOST).filter(move |listener| ready >> listener & 1 == 1)
+        (0..limits::LISTENERS_MAX).filter(move |listener| ready >> listener & 1 == 1)
     }
 
     /// When accepting goes on without a further edge: `None` if only an edge or a closed
@@ -173,13 +173,13 @@ impl Gate {
 
     /// The listener's edge: somebody waits in its backlog.
     pub fn handle_ready(&mut self, listener: usize) {
-        debug_assert!(listener < LISTENERS_MOST);
+        debug_assert!(listener < limits::LISTENERS_MAX);
         self.ready |= 1 << listener;
     }
 
     /// The listener's backlog was found empty: its next connection makes an edge.
     pub fn handle_nobody_waits(&mut self, listener: usize) {
-        debug_assert!(listener < LISTENERS_MOST);
+        debug_assert!(listener < limits::LISTENERS_MAX);
         self.ready &= !(1 << listener);
     }
 
@@ -226,7 +226,7 @@ impl Gate {
     /// A new turn of the loop, with as many connections open: the budget is whole again. The count
     /// is handed in, for connections also end in other reactors.
     pub fn begin_turn(&mut self, live: usize) {
-        self.budget = ACCEPT_BUDGET;
+        self.budget = limits::ACCEPTS_PER_TURN_MAX;
         self.live = live;
         self.admission = match self.admission {
             Admission::Open if live >= self.maximum => Admission::Full,
@@ -269,13 +269,13 @@ impl Gate {
 
     /// How many connections a gate has whose idle ones made room.
     fn relieved(&self) -> usize {
-        (self.maximum * GATE_RELIEF_PERCENT / 100).min(self.maximum - 1)
+        (self.maximum * limits::GATE_RELIEF_PERCENT / 100).min(self.maximum - 1)
     }
 }
 
 /// What an error of `accept` means, whoever the listener is.
 pub fn classify(kind: ErrorKind, raw_os_error: Option<i32>, now: Moment) -> AcceptVerdict {
-    let pause = AcceptVerdict::Pause(now + Duration::from_millis(ACCEPT_PAUSE_MS));
+    let pause = AcceptVerdict::Pause(now + limits::ACCEPT_PAUSE);
     match kind {
         ErrorKind::WouldBlock => AcceptVerdict::Done,
         ErrorKind::Interrupted | ErrorKind::ConnectionAborted => AcceptVerdict::Retry,
@@ -431,7 +431,7 @@ mod tests {
                 gate.handle_error(0, ErrorKind::ConnectionAborted, Some(103), NOW)
             };
         }
-        assert_eq!(calls, ACCEPT_BUDGET);
+        assert_eq!(calls, limits::ACCEPTS_PER_TURN_MAX);
         assert_eq!(last, AcceptVerdict::Yield);
         assert_eq!(gate.wake_at(), Some(Moment::ZERO), "somebody still waits");
     }

@@ -32,10 +32,7 @@
 //!  2. Below the leak's rate, no number of glitches ever overflows the bucket.
 
 use super::Moment;
-use crate::limits::{
-    GLITCH_BUDGET_POINTS, GLITCH_LEAK_POINTS_PER_SECOND, TRANSFER_RATE_LEAST_BYTES_PER_SECOND,
-    TRANSFER_RATE_WINDOW_MS,
-};
+use crate::limits::core as limits;
 
 /// Something a peer may do, but not often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,8 +116,10 @@ pub struct GlitchBudget {
 const _: () = assert!(size_of::<GlitchBudget>() <= 16);
 
 /// The fewest bytes that a window must have.
-const WINDOW_BYTES_LEAST: u32 =
-    TRANSFER_RATE_LEAST_BYTES_PER_SECOND * TRANSFER_RATE_WINDOW_MS / 1_000;
+const WINDOW_BYTES_LEAST: u32 = limits::TRANSFER_BYTES_PER_SECOND_MIN * WINDOW_MS / 1_000;
+
+/// The length of a window, as the account counts it.
+const WINDOW_MS: u32 = limits::TRANSFER_RATE_WINDOW.as_millis() as u32;
 
 impl GlitchBudget {
     pub fn new(now: Moment) -> GlitchBudget {
@@ -158,7 +157,7 @@ impl GlitchBudget {
     /// than one that dripped through them.
     fn handle_drips(&mut self, count: u32) -> GlitchVerdict {
         for later in (0..count).rev() {
-            let before_ms = later.wrapping_mul(TRANSFER_RATE_WINDOW_MS);
+            let before_ms = later.wrapping_mul(WINDOW_MS);
             let ended_ms = self.window_began_ms.wrapping_sub(before_ms);
             if self.charge(Glitch::Drip, 1, ended_ms) == GlitchVerdict::Excess {
                 return GlitchVerdict::Excess;
@@ -194,13 +193,13 @@ impl GlitchBudget {
     /// call. The caller must report as many of [`Glitch::Drip`].
     pub fn poll_drips(&mut self, now: Moment) -> u32 {
         let elapsed_ms = wrapping_ms(now).wrapping_sub(self.window_began_ms);
-        let windows = elapsed_ms / TRANSFER_RATE_WINDOW_MS;
+        let windows = elapsed_ms / WINDOW_MS;
         if windows == 0 {
             return 0;
         }
         // The bytes belong to the first of these windows; the others had none.
         let is_first_rich = self.window_bytes >= WINDOW_BYTES_LEAST;
-        let into_the_present_ms = elapsed_ms % TRANSFER_RATE_WINDOW_MS;
+        let into_the_present_ms = elapsed_ms % WINDOW_MS;
         self.window_bytes = 0;
         self.window_began_ms = wrapping_ms(now).wrapping_sub(into_the_present_ms);
         windows - u32::from(is_first_rich)
@@ -212,7 +211,7 @@ impl GlitchBudget {
         self.leak(now_ms);
         let added = glitch.points().saturating_mul(1_000).saturating_mul(count);
         self.millipoints = self.millipoints.saturating_add(added);
-        if self.millipoints > GLITCH_BUDGET_POINTS * 1_000 {
+        if self.millipoints > limits::GLITCH_POINTS_MAX * 1_000 {
             GlitchVerdict::Excess
         } else {
             GlitchVerdict::Forgiven
@@ -222,7 +221,7 @@ impl GlitchBudget {
     fn leak(&mut self, now_ms: u32) {
         let elapsed_ms = now_ms.wrapping_sub(self.leaked_at_ms);
         // Points per second equal thousandths of a point per millisecond.
-        let leaked = elapsed_ms.saturating_mul(GLITCH_LEAK_POINTS_PER_SECOND);
+        let leaked = elapsed_ms.saturating_mul(limits::GLITCH_LEAK_POINTS_PER_SECOND);
         self.millipoints = self.millipoints.saturating_sub(leaked);
         self.leaked_at_ms = now_ms;
     }
@@ -248,14 +247,15 @@ mod tests {
         assert_eq!(budget.points(), 1);
         budget.forgive(u32::MAX);
         assert_eq!(budget.points(), 0);
-        let verdict = budget.handle_glitches(Glitch::ControlFrame, GLITCH_BUDGET_POINTS + 1, START);
+        let verdict =
+            budget.handle_glitches(Glitch::ControlFrame, limits::GLITCH_POINTS_MAX + 1, START);
         assert_eq!(verdict, GlitchVerdict::Excess);
     }
 
     #[test]
     fn a_burst_within_the_budget_passes_and_one_more_does_not() {
         let mut budget = GlitchBudget::new(START);
-        let burst = GLITCH_BUDGET_POINTS / Glitch::StreamReset.points();
+        let burst = limits::GLITCH_POINTS_MAX / Glitch::StreamReset.points();
         for _ in 0..burst {
             let verdict = budget.handle_glitch(Glitch::StreamReset, START);
             assert_eq!(verdict, GlitchVerdict::Forgiven);
@@ -268,8 +268,8 @@ mod tests {
     fn a_rate_below_the_leak_is_forgiven_for_ever() {
         let mut budget = GlitchBudget::new(START);
         let mut now = START;
-        let pause = Duration::from_micros(1_000_000 / GLITCH_LEAK_POINTS_PER_SECOND as u64);
-        for _ in 0..10 * GLITCH_BUDGET_POINTS {
+        let pause = Duration::from_micros(1_000_000 / limits::GLITCH_LEAK_POINTS_PER_SECOND as u64);
+        for _ in 0..10 * limits::GLITCH_POINTS_MAX {
             now = now + pause;
             let verdict = budget.handle_glitch(Glitch::ControlFrame, now);
             assert_eq!(verdict, GlitchVerdict::Forgiven);
@@ -280,8 +280,8 @@ mod tests {
     fn a_rate_above_the_leak_is_not() {
         let mut budget = GlitchBudget::new(START);
         let mut now = START;
-        let pause = Duration::from_micros(500_000 / GLITCH_LEAK_POINTS_PER_SECOND as u64);
-        let verdicts = (0..10 * GLITCH_BUDGET_POINTS).map(|_| {
+        let pause = Duration::from_micros(500_000 / limits::GLITCH_LEAK_POINTS_PER_SECOND as u64);
+        let verdicts = (0..10 * limits::GLITCH_POINTS_MAX).map(|_| {
             now = now + pause;
             budget.handle_glitch(Glitch::ControlFrame, now)
         });
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_client_that_drips_is_closed_and_a_slow_one_is_not() {
-        let window = Duration::from_millis(TRANSFER_RATE_WINDOW_MS as u64);
+        let window = limits::TRANSFER_RATE_WINDOW;
         let run = |bytes_per_window: usize| {
             let mut budget = GlitchBudget::new(START);
             budget.begin_transfer(START);
@@ -310,7 +310,7 @@ mod tests {
     fn a_window_is_judged_only_when_it_is_over() {
         let mut budget = GlitchBudget::new(START);
         budget.begin_transfer(START);
-        let just_before = Duration::from_millis(TRANSFER_RATE_WINDOW_MS as u64 - 1);
+        let just_before = limits::TRANSFER_RATE_WINDOW - Duration::from_millis(1);
         assert_eq!(budget.poll_drips(START + just_before), 0);
         // We paused the peer ourselves: the time until then does not count against it.
         let resumed = START + 3 * just_before;
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn silence_costs_what_dripping_through_it_costs() {
-        let window = Duration::from_millis(TRANSFER_RATE_WINDOW_MS as u64);
+        let window = limits::TRANSFER_RATE_WINDOW;
         for windows in 1..10 {
             let mut dripping = GlitchBudget::new(START);
             let mut ended = None;

@@ -42,7 +42,7 @@
 //!  4. After `advance` has emptied the queue it holds no heap memory.
 //!
 //! The bound on bytes also bounds the number of pieces: of two neighbours at least one is a shared
-//! piece longer than `OUTPUT_COPY_MOST_BYTES` or a buffer that is nearly full.
+//! piece longer than `limits::OUTPUT_COPY_BYTES_MAX` or a buffer that is nearly full.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -50,10 +50,7 @@ use std::io::IoSlice;
 use bytes::Bytes;
 
 use super::pool::BufferPool;
-use crate::limits::{
-    OUTPUT_COPY_MOST_BYTES, OUTPUT_HARD_BYTES, OUTPUT_HIGH_BYTES, OUTPUT_LOW_BYTES,
-    OUTPUT_TAIL_ROOM_BYTES,
-};
+use crate::limits::core as limits;
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -101,9 +98,9 @@ pub struct Marks {
 
 impl Marks {
     pub const DEFAULT: Marks = Marks {
-        low: OUTPUT_LOW_BYTES,
-        high: OUTPUT_HIGH_BYTES,
-        hard: OUTPUT_HARD_BYTES,
+        low: limits::OUTPUT_LOW_BYTES,
+        high: limits::OUTPUT_HIGH_BYTES,
+        hard: limits::OUTPUT_BYTES_MAX,
     };
 }
 
@@ -171,12 +168,12 @@ impl OutputQueue {
 
     // ---- commands: fill ----
 
-    /// Returns the buffer to append to, with room for at least `OUTPUT_TAIL_ROOM_BYTES` without
-    /// growing. The caller must only append: the bytes in it belong to earlier responses. If it may
-    /// have appended nothing, it must call [`OutputQueue::release`] afterwards.
+    /// Returns the buffer to append to, with room for at least `limits::OUTPUT_TAIL_ROOM_BYTES`
+    /// without growing. The caller must only append: the bytes in it belong to earlier responses.
+    /// If it may have appended nothing, it must call [`OutputQueue::release`] afterwards.
     pub fn tail(&mut self, pool: &mut BufferPool) -> &mut Vec<u8> {
         let room = self.tail.capacity() - self.tail.len();
-        if room < OUTPUT_TAIL_ROOM_BYTES && !self.tail.is_empty() {
+        if room < limits::OUTPUT_TAIL_ROOM_BYTES && !self.tail.is_empty() {
             self.close_tail();
         }
         if self.tail.capacity() == 0 {
@@ -190,7 +187,7 @@ impl OutputQueue {
         if bytes.is_empty() {
             return;
         }
-        if bytes.len() <= OUTPUT_COPY_MOST_BYTES {
+        if bytes.len() <= limits::OUTPUT_COPY_BYTES_MAX {
             self.tail(pool).extend_from_slice(&bytes);
         } else {
             self.close_tail();
@@ -330,10 +327,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::limits::OUTPUT_SLICES_MOST;
+    use crate::limits::core as limits;
 
     fn front(queue: &OutputQueue) -> Vec<u8> {
-        let mut slices = [IoSlice::new(&[]); OUTPUT_SLICES_MOST];
+        let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MAX];
         let filled = queue.io_slices(&mut slices);
         slices[..filled]
             .iter()
@@ -361,11 +358,11 @@ mod tests {
     fn what_is_large_is_not_copied() {
         let mut pool = BufferPool::default();
         let mut queue = OutputQueue::new();
-        let large = Bytes::from(vec![b'x'; OUTPUT_COPY_MOST_BYTES + 1]);
+        let large = Bytes::from(vec![b'x'; limits::OUTPUT_COPY_BYTES_MAX + 1]);
         queue.tail(&mut pool).push(b'a');
         queue.push_bytes(large.clone(), &mut pool);
         queue.tail(&mut pool).push(b'z');
-        let mut slices = [IoSlice::new(&[]); OUTPUT_SLICES_MOST];
+        let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MAX];
         assert_eq!(queue.io_slices(&mut slices), 3);
         assert_eq!(slices[1].as_ptr(), large.as_ptr());
         assert_eq!(queue.len(), large.len() + 2);
@@ -378,7 +375,7 @@ mod tests {
         for _ in 0..100 {
             let tail = queue.tail(&mut pool);
             let capacity = tail.capacity();
-            tail.extend_from_slice(&[b'x'; OUTPUT_TAIL_ROOM_BYTES - 1]);
+            tail.extend_from_slice(&[b'x'; limits::OUTPUT_TAIL_ROOM_BYTES - 1]);
             assert_eq!(tail.capacity(), capacity);
         }
         queue.check_invariants();
@@ -391,9 +388,12 @@ mod tests {
     fn a_write_that_ends_with_the_last_piece_leaves_the_tail_alone() {
         let mut pool = BufferPool::default();
         let mut queue = OutputQueue::new();
-        queue.push_bytes(vec![b'x'; OUTPUT_COPY_MOST_BYTES + 1].into(), &mut pool);
+        queue.push_bytes(
+            vec![b'x'; limits::OUTPUT_COPY_BYTES_MAX + 1].into(),
+            &mut pool,
+        );
         queue.tail(&mut pool).push(b'z');
-        queue.advance(OUTPUT_COPY_MOST_BYTES + 1, &mut pool);
+        queue.advance(limits::OUTPUT_COPY_BYTES_MAX + 1, &mut pool);
         assert!(queue.chain.is_none());
         assert_eq!(front(&queue), b"z");
     }
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(levels, [Low, Low, Normal, High, High, Hard]);
     }
 
-    const PIECE: usize = 2 * OUTPUT_COPY_MOST_BYTES;
+    const PIECE: usize = 2 * limits::OUTPUT_COPY_BYTES_MAX;
     const MARKS: Marks = Marks {
         low: PIECE,
         high: 3 * PIECE,
@@ -467,7 +467,7 @@ mod tests {
         let size = || {
             prop_oneof![
                 0_usize..20,
-                0..3 * OUTPUT_COPY_MOST_BYTES,
+                0..3 * limits::OUTPUT_COPY_BYTES_MAX,
                 0..2 * 64_usize * 1_024
             ]
         };

@@ -14,7 +14,7 @@
 //!  1. A buffer in the pool is empty and has room for at least `buffer_bytes`.
 //!  2. The buffers in the pool together hold at most `retained_bytes_most` of memory.
 
-use crate::limits::{POOL_BUFFER_BYTES, POOL_GROWTH_MOST, POOL_RETAINED_BYTES};
+use crate::limits::core as limits;
 
 /// See the file's head. Each reactor has its own pool, which therefore needs no lock.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct PoolCounters {
 
 impl Default for BufferPool {
     fn default() -> BufferPool {
-        BufferPool::new(POOL_BUFFER_BYTES, POOL_RETAINED_BYTES)
+        BufferPool::new(limits::POOL_BUFFER_BYTES, limits::POOL_RETAINED_BYTES_MAX)
     }
 }
 
@@ -107,7 +107,8 @@ impl BufferPool {
     pub fn give(&mut self, mut buffer: Vec<u8>) {
         self.counters.given += 1;
         let capacity = buffer.capacity();
-        let fits = (self.buffer_bytes..=self.buffer_bytes * POOL_GROWTH_MOST).contains(&capacity)
+        let fits = (self.buffer_bytes..=self.buffer_bytes * limits::POOL_GROWTH_FACTOR_MAX)
+            .contains(&capacity)
             && self.retained_bytes + capacity <= self.retained_bytes_most;
         if !fits {
             self.counters.freed += 1;
@@ -164,7 +165,7 @@ mod tests {
     fn a_buffer_that_grew_much_is_freed() {
         let mut pool = BufferPool::new(64, usize::MAX);
         let mut buffer = pool.take();
-        buffer.reserve_exact(64 * POOL_GROWTH_MOST + 1);
+        buffer.reserve_exact(64 * limits::POOL_GROWTH_FACTOR_MAX + 1);
         pool.give(buffer);
         assert_eq!((pool.len(), pool.counters().freed), (0, 1));
         // A buffer that `mem::take` has emptied has no memory left to reuse.

@@ -14,8 +14,8 @@
 //! trusted peers.
 //!
 //! Invariants:
-//!  1. At most [`HEAD_BYTES`] bytes are kept, and at most `limits::PROXY_HEADER_BYTES` are taken,
-//!     whatever length the header claims.
+//!  1. At most [`HEAD_BYTES`] bytes are kept, and at most `limits::PROXY_HEADER_BYTES_MAX` are
+//!     taken, whatever length the header claims.
 //!  2. The first byte that cannot belong to a header is refused when it comes: a client that speaks
 //!     HTTP at once does not wait for a timeout.
 //!  3. It does not matter how the header was cut into pieces.
@@ -23,7 +23,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::limits;
+use crate::limits::core as limits;
 
 /// Section 2.2: no protocol that could be confused with this one accepts it as valid.
 pub const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -89,7 +89,7 @@ impl fmt::Display for Refused {
             Refused::TooLong => write!(
                 f,
                 "its header of the PROXY protocol has more than {} bytes",
-                limits::PROXY_HEADER_BYTES
+                limits::PROXY_HEADER_BYTES_MAX
             ),
             Refused::Malformed => f.write_str("its header of the PROXY protocol is malformed"),
         }
@@ -157,7 +157,7 @@ impl ProxyHeader {
             return Ok(FIXED_BYTES);
         }
         let wanted = FIXED_BYTES + usize::from(self.length());
-        match wanted > limits::PROXY_HEADER_BYTES {
+        match wanted > limits::PROXY_HEADER_BYTES_MAX {
             true => Err(Refused::TooLong),
             false => Ok(wanted),
         }
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_bound_is_met_exactly() {
-        let longest = limits::PROXY_HEADER_BYTES - FIXED_BYTES;
+        let longest = limits::PROXY_HEADER_BYTES_MAX - FIXED_BYTES;
         let fits = header(0x20, 0, &vec![0; longest]);
         assert_eq!(read(&fits), Ok(Some((fits.len(), Origin::Sender))));
         let exceeds = header(0x20, 0, &vec![0; longest + 1]);
@@ -315,7 +315,7 @@ mod tests {
             for cut in cuts.into_iter().chain([bytes.len()]) {
                 let end = bytes.len().min(start + cut);
                 result = pieces.handle_input(&bytes[start..end]);
-                prop_assert!(pieces.taken <= limits::PROXY_HEADER_BYTES);
+                prop_assert!(pieces.taken <= limits::PROXY_HEADER_BYTES_MAX);
                 if result != Ok(None) {
                     break;
                 }

@@ -46,12 +46,14 @@
 //!  3. A bucket's bit is set exactly when its list is not empty; likewise the summary's bits.
 
 use super::{Key, Moment};
-use crate::limits::{WHEEL_BUCKETS, WHEEL_TICK_MICROS};
+use crate::limits::core as limits;
 
+/// The width of a bucket, as moments count.
+const TICK_MICROS: u64 = limits::WHEEL_TICK.as_micros() as u64;
 const WORD_BITS: usize = u64::BITS as usize;
-const WORDS: usize = WHEEL_BUCKETS / WORD_BITS;
+const WORDS: usize = limits::WHEEL_BUCKETS / WORD_BITS;
 /// How far after the cursor an entry can be placed.
-const HORIZON_TICKS: u64 = WHEEL_BUCKETS as u64 - 1;
+const HORIZON_TICKS: u64 = limits::WHEEL_BUCKETS as u64 - 1;
 /// Marks the end of a list, and the bucket of an entry that is in none.
 const NO_SLOT: u32 = u32::MAX;
 const NO_BUCKET: u16 = u16::MAX;
@@ -64,7 +66,7 @@ pub struct Wheel {
     /// Indexed by slot; grows with the highest index ever scheduled.
     entries: Vec<Entry>,
     /// The first slot of each bucket's list.
-    heads: Box<[u32; WHEEL_BUCKETS]>,
+    heads: Box<[u32; limits::WHEEL_BUCKETS]>,
     /// A bit for each bucket that is not empty.
     occupied: [u64; WORDS],
     /// A bit for each word of `occupied` that is not zero.
@@ -84,7 +86,7 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() <= 24);
 const _: () = assert!(WORDS == WORD_BITS);
-const _: () = assert!(WHEEL_BUCKETS <= NO_BUCKET as usize);
+const _: () = assert!(limits::WHEEL_BUCKETS <= NO_BUCKET as usize);
 
 impl Entry {
     const VACANT: Entry = Entry {
@@ -103,9 +105,9 @@ impl Entry {
 impl Wheel {
     pub fn new(now: Moment) -> Wheel {
         Wheel {
-            cursor: now.as_micros() / WHEEL_TICK_MICROS,
+            cursor: now.as_micros() / TICK_MICROS,
             entries: Vec::new(),
-            heads: Box::new([NO_SLOT; WHEEL_BUCKETS]),
+            heads: Box::new([NO_SLOT; limits::WHEEL_BUCKETS]),
             occupied: [0; WORDS],
             summary: 0,
             length: 0,
@@ -133,7 +135,7 @@ impl Wheel {
     /// moment in the past means that more is due now.
     pub fn next_expiry(&self) -> Option<Moment> {
         let tick = self.first_occupied()?;
-        Some(Moment::from_micros(tick.saturating_mul(WHEEL_TICK_MICROS)))
+        Some(Moment::from_micros(tick.saturating_mul(TICK_MICROS)))
     }
 
     // ---- commands ----
@@ -170,7 +172,7 @@ impl Wheel {
     /// `at_most` entries; returns whether more are due.
     #[must_use = "what is still due needs another call, not a sleep"]
     pub fn expire(&mut self, now: Moment, expired: &mut Vec<Key>, at_most: usize) -> bool {
-        let now_tick = now.as_micros() / WHEEL_TICK_MICROS;
+        let now_tick = now.as_micros() / TICK_MICROS;
         // The clock has passed a whole circle: see the file's head.
         self.cursor = self.cursor.max(now_tick.saturating_sub(HORIZON_TICKS));
         for _ in 0..at_most {
@@ -214,7 +216,7 @@ impl Wheel {
     /// Returns the bucket in which an entry for `at` belongs now.
     fn bucket_for(&self, at: Moment) -> u16 {
         // Rounded up: when this tick has begun, the moment has passed. Never early.
-        let tick = at.as_micros().div_ceil(WHEEL_TICK_MICROS);
+        let tick = at.as_micros().div_ceil(TICK_MICROS);
         let tick = tick.clamp(self.cursor, self.cursor.saturating_add(HORIZON_TICKS));
         bucket_of(tick) as u16
     }
@@ -235,7 +237,7 @@ impl Wheel {
             let word = (word + 1 + turned.trailing_zeros() as usize) % WORDS;
             word * WORD_BITS + self.occupied[word].trailing_zeros() as usize
         };
-        let distance = (bucket + WHEEL_BUCKETS - start) % WHEEL_BUCKETS;
+        let distance = (bucket + limits::WHEEL_BUCKETS - start) % limits::WHEEL_BUCKETS;
         Some(self.cursor + distance as u64)
     }
 
@@ -287,9 +289,9 @@ impl Wheel {
 
     /// Checks every list: for tests and the simulation. `now` is that of the last `expire`.
     pub fn check_invariants(&self, now: Moment) {
-        let now_tick = now.as_micros() / WHEEL_TICK_MICROS;
+        let now_tick = now.as_micros() / TICK_MICROS;
         let mut linked = 0;
-        for bucket in 0..WHEEL_BUCKETS {
+        for bucket in 0..limits::WHEEL_BUCKETS {
             let (word, bit) = (bucket / WORD_BITS, bucket % WORD_BITS);
             let is_occupied = self.occupied[word] >> bit & 1 == 1;
             assert_eq!(
@@ -298,14 +300,15 @@ impl Wheel {
                 "bit of {bucket}"
             );
             assert_eq!(self.summary >> word & 1 == 1, self.occupied[word] != 0);
-            let distance = (bucket + WHEEL_BUCKETS - bucket_of(self.cursor)) % WHEEL_BUCKETS;
+            let distance =
+                (bucket + limits::WHEEL_BUCKETS - bucket_of(self.cursor)) % limits::WHEEL_BUCKETS;
             let tick = self.cursor + distance as u64;
             let (mut previous, mut index) = (NO_SLOT, self.heads[bucket]);
             while index != NO_SLOT {
                 let entry = &self.entries[index as usize];
                 assert_eq!(entry.bucket as usize, bucket);
                 assert_eq!(entry.previous, previous);
-                let due = entry.at.as_micros().div_ceil(WHEEL_TICK_MICROS);
+                let due = entry.at.as_micros().div_ceil(TICK_MICROS);
                 let in_time = tick <= due.max(self.cursor).max(now_tick);
                 assert!(in_time, "slot {index} would fire late");
                 linked += 1;
@@ -320,7 +323,7 @@ impl Wheel {
 }
 
 const fn bucket_of(tick: u64) -> usize {
-    (tick % WHEEL_BUCKETS as u64) as usize
+    (tick % limits::WHEEL_BUCKETS as u64) as usize
 }
 
 #[cfg(test)]
@@ -331,8 +334,8 @@ mod tests {
 
     use super::*;
 
-    const TICK: u64 = WHEEL_TICK_MICROS;
-    const CIRCLE: u64 = TICK * WHEEL_BUCKETS as u64;
+    const TICK: u64 = TICK_MICROS;
+    const CIRCLE: u64 = TICK * limits::WHEEL_BUCKETS as u64;
 
     const fn at(micros: u64) -> Moment {
         Moment::from_micros(micros)

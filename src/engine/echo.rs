@@ -13,7 +13,7 @@ use super::{
     ModelInfo, Prompt, Refused, State, Timings, Usage,
 };
 use crate::error::ErrorCode;
-use crate::limits::{ECHO_BYTES_PER_TOKEN, ECHO_CONTEXT_TOKENS};
+use crate::limits::engine as limits;
 
 pub struct Echo {
     deliver: Arc<dyn Deliver>,
@@ -62,7 +62,7 @@ impl Engine for Echo {
             id: "echo".to_owned(),
             engine: "echo",
             description: "a fixed program for measuring the daemon, no model".to_owned(),
-            context_length: ECHO_CONTEXT_TOKENS,
+            context_length: limits::ECHO_CONTEXT_TOKENS,
             created: self.created,
             defaults: Defaults::default(),
         })
@@ -101,7 +101,7 @@ impl Answer {
             false => FinishReason::Length,
         };
         let usage = Usage {
-            prompt_tokens: job.prompt.bytes().div_ceil(ECHO_BYTES_PER_TOKEN) as u32,
+            prompt_tokens: job.prompt.bytes().div_ceil(limits::BYTES_PER_TOKEN) as u32,
             cached_tokens: 0,
             completion_tokens: words,
         };

@@ -20,7 +20,7 @@
 
 use super::prompt::Language;
 use super::{Defaults, Sampling};
-use crate::limits::MAX_TOKENS_DEFAULT;
+use crate::limits::engine as limits;
 
 /// Models that are prompted in the same way.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,7 +125,7 @@ pub const NEUTRAL: Family = Family {
         cuts_examples: true,
     },
     repeat_penalty: 1.0,
-    max_tokens: MAX_TOKENS_DEFAULT,
+    max_tokens: limits::GENERATED_TOKENS_DEFAULT,
     kv_type: KvType::F16,
     default_system: None,
     fill: None,
@@ -144,7 +144,7 @@ pub const QWEN_CODER: Family = Family {
         ..NEUTRAL.asking
     },
     repeat_penalty: 1.0,
-    max_tokens: MAX_TOKENS_DEFAULT,
+    max_tokens: limits::GENERATED_TOKENS_DEFAULT,
     kv_type: KvType::F16,
     default_system: Some("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     fill: Some(FillTokens {
@@ -170,7 +170,7 @@ pub const SMOLLM: Family = Family {
         ..NEUTRAL.asking
     },
     repeat_penalty: 1.05,
-    max_tokens: MAX_TOKENS_DEFAULT,
+    max_tokens: limits::GENERATED_TOKENS_DEFAULT,
     kv_type: KvType::Q8_0,
     default_system: Some("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     fill: None,
@@ -350,7 +350,7 @@ mod tests {
         for family in FAMILIES {
             let defaults = family.defaults();
             assert!(defaults.repeat_penalty > 0.0 && defaults.repeat_penalty <= 2.0);
-            assert!((1..=crate::limits::MAX_TOKENS_MAX).contains(&defaults.max_tokens));
+            assert!((1..=limits::GENERATED_TOKENS_MAX).contains(&defaults.max_tokens));
             assert_eq!(family.sampling().repeat_penalty, defaults.repeat_penalty);
         }
         assert_eq!(Defaults::default(), NEUTRAL.defaults());

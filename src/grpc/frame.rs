@@ -16,7 +16,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::compress::Coding;
 use crate::http::compress::decode::{self, Bound, DecodeError};
 use crate::http::compress::encode::encode_whole;
-use crate::limits;
+use crate::limits::grpc as limits;
 
 use super::messages::Message;
 
@@ -129,7 +129,7 @@ pub fn append(out: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
     let encoded = message.encode(out);
     debug_assert!(encoded.is_ok());
     let content = start + PREFIX_BYTES;
-    if encoding == Encoding::Gzip && out.len() - content >= limits::GRPC_GZIP_LEAST_BYTES {
+    if encoding == Encoding::Gzip && out.len() - content >= limits::GZIP_BYTES_MIN {
         let mut packed = Vec::new();
         let is_packed = encode_whole(Coding::Gzip, &out[content..], &mut packed).is_ok();
         if is_packed && packed.len() < out.len() - content {

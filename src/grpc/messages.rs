@@ -8,7 +8,7 @@
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::error::{ApiError, ErrorCode};
-use crate::limits;
+use crate::limits::grpc as limits;
 
 pub use prost::Message;
 

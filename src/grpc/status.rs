@@ -12,7 +12,7 @@ use prost_types::Any;
 
 use crate::error::ApiError;
 use crate::http::Fields;
-use crate::limits;
+use crate::limits::grpc as limits;
 
 use super::messages::Message;
 use super::messages::rpc::{ErrorInfo, RetryInfo, Status};
@@ -57,11 +57,11 @@ pub fn push_ok(fields: &mut Fields) {
 /// Adds the fields of an error.
 pub fn push_error(fields: &mut Fields, error: &ApiError, request_id: &str) {
     fields.push_number("grpc-status", error.code.grpc_status().into());
-    let message = beginning(&error.message, limits::GRPC_MESSAGE_BYTES_MAX);
+    let message = beginning(&error.message, limits::STATUS_MESSAGE_BYTES_MAX);
     fields.push("grpc-message", &percent_encoded(message));
     let mut status = status_of(error, request_id);
     status.message = message.to_owned();
-    if status.encoded_len() > limits::GRPC_DETAILS_BYTES_MAX {
+    if status.encoded_len() > limits::STATUS_DETAILS_BYTES_MAX {
         // Clients accept some kilobytes of trailers, and half a program is of no use.
         let short = ApiError {
             partial: None,
@@ -158,7 +158,7 @@ mod tests {
     fn an_error_has_its_status_its_sentence_and_its_details() {
         let error = ApiError::new(ErrorCode::QueueFull, "full")
             .with_param("p")
-            .with_retry_after_ms(1_500);
+            .with_retry_after(Duration::from_millis(1_500));
         let mut fields = Fields::new();
         push_error(&mut fields, &error, "r-1");
         let names: Vec<_> = fields.iter().map(|(name, _)| name.to_owned()).collect();

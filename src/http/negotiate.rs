@@ -15,7 +15,7 @@
 mod coding;
 
 use crate::http::Request;
-use crate::limits::HTTP_ACCEPT_RANGES_MAX;
+use crate::limits::http as limits;
 
 pub use coding::{AcceptEncoding, BodyCodingError, body_coding};
 
@@ -199,7 +199,7 @@ fn choose_from<'a>(
 fn ranges<'a>(values: impl Iterator<Item = &'a str>) -> impl Iterator<Item = (&'a str, Weight)> {
     values
         .flat_map(|value| split_unquoted(value, b','))
-        .take(HTTP_ACCEPT_RANGES_MAX)
+        .take(limits::ACCEPT_RANGES_MAX)
         .filter_map(|element| {
             let mut parts = split_unquoted(element, b';');
             let range = parts.next()?;
@@ -322,7 +322,7 @@ mod tests {
         for weight in ["2", "1.001", "0.1234", "-1", "+1", "", ".5", "0,5", "1.0.0"] {
             assert_eq!(Weight::parse(weight), None, "{weight}");
         }
-        let many = "image/png,".repeat(HTTP_ACCEPT_RANGES_MAX) + "application/json";
+        let many = "image/png,".repeat(limits::ACCEPT_RANGES_MAX) + "application/json";
         assert_eq!(
             chosen(&[&many], &[Json]),
             None,

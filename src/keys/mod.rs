@@ -27,7 +27,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::limits::{KEY_ID_RANDOM_BYTES, KEY_RANDOM_BYTES, KEY_TEXT_BYTES};
+use crate::limits::keys as limits;
 
 /// What every key begins with, so that secret scanners and people recognise one.
 pub const KEY_PREFIX: &str = "agk_";
@@ -213,7 +213,7 @@ impl KeyRing {
     pub fn find(&self, presented: &str) -> Option<&Arc<KeyRecord>> {
         // The shape of a key is public, so refusing another shape early tells nobody anything,
         // and it bounds the bytes that a stranger can make us hash.
-        if presented.len() != KEY_TEXT_BYTES || !presented.starts_with(KEY_PREFIX) {
+        if presented.len() != limits::TEXT_BYTES || !presented.starts_with(KEY_PREFIX) {
             return None;
         }
         let hash = hash(presented);
@@ -256,16 +256,16 @@ pub struct Secret(String);
 impl Secret {
     /// 32 bytes of the kernel's generator.
     pub fn random() -> Result<Secret, getrandom::Error> {
-        let mut bytes = [0; KEY_RANDOM_BYTES];
+        let mut bytes = [0; limits::RANDOM_BYTES];
         getrandom::fill(&mut bytes)?;
         Ok(Secret::from_bytes(&bytes))
     }
 
-    pub fn from_bytes(bytes: &[u8; KEY_RANDOM_BYTES]) -> Secret {
-        let mut text = String::with_capacity(KEY_TEXT_BYTES);
+    pub fn from_bytes(bytes: &[u8; limits::RANDOM_BYTES]) -> Secret {
+        let mut text = String::with_capacity(limits::TEXT_BYTES);
         text.push_str(KEY_PREFIX);
         push_base64url(bytes, &mut text);
-        debug_assert_eq!(text.len(), KEY_TEXT_BYTES);
+        debug_assert_eq!(text.len(), limits::TEXT_BYTES);
         Secret(text)
     }
 
@@ -286,7 +286,7 @@ impl fmt::Debug for Secret {
 
 /// A new public name for a key. Its bits are few: it must be unique in a store, not secret.
 pub fn random_id() -> Result<String, getrandom::Error> {
-    let mut bytes = [0; KEY_ID_RANDOM_BYTES];
+    let mut bytes = [0; limits::ID_RANDOM_BYTES];
     getrandom::fill(&mut bytes)?;
     let mut id = String::from(KEY_ID_PREFIX);
     for byte in bytes {
@@ -361,7 +361,7 @@ mod tests {
         let (one, two) = (Secret::random().unwrap(), Secret::random().unwrap());
         assert_ne!(one.reveal(), two.reveal());
         for secret in [one, two] {
-            assert_eq!(secret.reveal().len(), KEY_TEXT_BYTES);
+            assert_eq!(secret.reveal().len(), limits::TEXT_BYTES);
             assert!(secret.reveal().starts_with(KEY_PREFIX));
             assert!(!format!("{secret:?}").contains(secret.reveal()));
         }
@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(ring.find(mine.reveal()).unwrap().name, "test");
         assert_eq!(ring.find(other.reveal()), None);
         assert_eq!(ring.find(""), None);
-        assert_eq!(ring.find(&mine.reveal()[..KEY_TEXT_BYTES - 1]), None);
+        assert_eq!(ring.find(&mine.reveal()[..limits::TEXT_BYTES - 1]), None);
         assert_eq!(ring.find(&format!("{}A", mine.reveal())), None);
         // The last character carries only four bits of the key: a text that decodes to the same
         // bytes is still another text.

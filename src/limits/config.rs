@@ -1,6 +1,8 @@
 //! Bounds of the configuration itself: what a file may be, and what its values may be. The
-//! ranges are wide; they exist to catch a slip of the pen (a missing unit, a digit too many)
-//! and to keep arithmetic on the values from overflowing.
+//! ranges are wide; they exist to catch a typo (a missing unit, a digit too many) and to keep
+//! arithmetic on the values from overflowing.
+//!
+//! A range holds the values that a key accepts; its name is the key's.
 
 use std::ops::RangeInclusive;
 
@@ -12,74 +14,127 @@ const GIB: u64 = 1 << 30;
 
 /// A configuration file. The longest sensible one has a few kilobytes; the bound keeps
 /// `--config /dev/zero` from eating the memory.
-pub const FILE_BYTES: u64 = MIB;
-/// Mistakes that are printed at once; the rest is only counted.
-pub const PROBLEMS_SHOWN: usize = 50;
+pub const FILE_BYTES_MAX: u64 = MIB;
+
+/// Mistakes that are printed; the rest is only counted.
+pub const SHOWN_PROBLEMS_MAX: usize = 50;
+
 /// Characters of a source line that are quoted below a mistake: a terminal's width.
-pub const EXCERPT_CHARACTERS: usize = 96;
+pub const EXCERPT_CHARACTERS_MAX: usize = 96;
+
 /// Characters of a wrong value that are quoted inside a message.
-pub const QUOTE_CHARACTERS: usize = 40;
+pub const QUOTE_CHARACTERS_MAX: usize = 40;
+
 /// A misspelt name longer than this gets no suggestion: the comparison is quadratic.
-pub const SUGGESTION_BYTES: usize = 64;
+pub const SUGGESTION_BYTES_MAX: usize = 64;
+
 /// A path or a model's name: PATH_MAX of Linux.
-pub const TEXT_BYTES: usize = 4_096;
+pub const TEXT_BYTES_MAX: usize = 4_096;
+
 /// `sun_path` of `sockaddr_un` has 108 bytes, the last of which is NUL (unix(7)).
-pub const UNIX_PATH_BYTES: usize = 107;
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+
 /// A descriptor's name as the service manager accepts it (sd_pid_notify_with_fds(3)).
-pub const DESCRIPTOR_NAME_BYTES: usize = 255;
+pub const DESCRIPTOR_NAME_BYTES_MAX: usize = 255;
 
 /// `server.listen`: each address is a descriptor in every reactor's interest list.
 pub const ADDRESSES: RangeInclusive<usize> = 1..=64;
+
 /// `server.tls.certificates`: each is a series of its expiry, and one more name to compare with
-/// what a client asks for.
+/// the one that a client asks for.
 pub const CERTIFICATE_FILES: RangeInclusive<usize> = 0..=64;
+
 /// `server.tls.client_keys`: compared one after the other, when a request brings no key.
 pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
+
 /// `engine.model`: tried one after the other, each perhaps with a download.
 pub const MODELS: RangeInclusive<usize> = 1..=16;
+
 /// `server.trusted_proxies`: compared one after the other, for each request.
 pub const TRUSTED_PROXIES: RangeInclusive<usize> = 0..=256;
+
 /// `server.hosts`: compared one after the other, for each request that brings no key.
 pub const HOSTS: RangeInclusive<usize> = 0..=64;
+
 /// A host name's longest text form: RFC 1035, section 2.3.4, less the bytes of the root.
-pub const HOST_NAME_BYTES: usize = 253;
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+
 /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
 pub const REACTORS: RangeInclusive<u64> = 1..=64;
-/// Below a second a busy machine would be taken for a hang.
+
+/// `engine.stall_timeout`: below a second a busy machine would be taken for a hang.
 pub const STALL_TIMEOUT_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;
+
+/// `server.drain_timeout`.
 pub const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=HOUR_MS;
+
 /// `server.compress_min`: below 64 bytes every coding grows what it is given.
 pub const COMPRESS_MIN_BYTES: RangeInclusive<u64> = 64..=GIB;
 
-/// The highest is no limit for people; it lets the benches drive one key with limits on.
-pub const PER_MINUTE: RangeInclusive<u64> = 1..=100_000_000;
+/// Keys `*_per_minute` and `burst` of `rate_limit`. The upper end is far above any real limit; it
+/// lets the benches drive one key with limits on.
+pub const REQUESTS_PER_MINUTE: RangeInclusive<u64> = 1..=100_000_000;
+
+/// `rate_limit.tokens_per_minute`.
 pub const TOKENS_PER_MINUTE: RangeInclusive<u64> = 0..=1_000_000_000;
-pub const CONCURRENCY: RangeInclusive<u64> = 0..=65_536;
 
-/// Linux's hard ceiling for descriptors of a process is `fs.nr_open`, at most 2^30.
-pub const MAX_CONNECTIONS: RangeInclusive<u64> = 0..=10_000_000;
-pub const MAX_HEAD_BYTES: RangeInclusive<u64> = KIB..=MIB;
-pub const MAX_URI_BYTES: RangeInclusive<u64> = 256..=MIB;
-/// The parser's table lies on the stack and has room for so many field lines.
-pub const MAX_HEADERS: RangeInclusive<u64> = 8..=super::HTTP_FIELDS_MAX as u64;
-pub const MAX_BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
-/// deflate reaches 1,032 and the others a million; text that people wrote stays below 20.
-pub const MAX_INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;
-/// Shorter than 100 ms cuts off honest clients on a slow path.
+/// `rate_limit.concurrency`.
+pub const CONCURRENT_REQUESTS: RangeInclusive<u64> = 0..=65_536;
+
+/// `limits.max_connections`: Linux's hard limit for descriptors of a process is `fs.nr_open`, at
+/// most 2^30.
+pub const CONNECTIONS: RangeInclusive<u64> = 0..=10_000_000;
+
+/// `limits.max_head`.
+pub const HEAD_BYTES: RangeInclusive<u64> = KIB..=MIB;
+
+/// `limits.max_uri`.
+pub const URI_BYTES: RangeInclusive<u64> = 256..=MIB;
+
+/// `limits.max_headers`: the parser's table lies on the stack and has room for
+/// [`super::http1::FIELDS_MAX`] field lines.
+pub const FIELDS: RangeInclusive<u64> = 8..=super::http1::FIELDS_MAX as u64;
+
+/// `limits.max_body`.
+pub const BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
+
+/// `limits.max_inflate_ratio`: deflate reaches 1,032 and the others a million; text that people
+/// wrote stays below 20.
+pub const INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;
+
+/// `limits.header_timeout`: shorter than 100 ms cuts off honest clients on a slow path.
 pub const HEADER_TIMEOUT_MS: RangeInclusive<u64> = 100..=600 * SECOND_MS;
-pub const BODY_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
-pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
-pub const WRITE_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
-pub const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
-pub const MAX_REQUESTS_PER_CONNECTION: RangeInclusive<u64> = 0..=1_000_000_000;
 
-/// llama.cpp holds at most 256 sequences in a context (`LLAMA_MAX_SEQ`).
-pub const PARALLEL: RangeInclusive<u64> = 1..=256;
-/// ggml holds at most 512 threads in a pool (`GGML_MAX_N_THREADS`).
+/// `limits.body_timeout`.
+pub const BODY_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+
+/// `limits.idle_timeout`.
+pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
+
+/// `limits.write_timeout`.
+pub const WRITE_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+
+/// `limits.max_request_timeout` and `limits.default_request_timeout`.
+pub const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
+
+/// `limits.max_requests_per_connection`.
+pub const REQUESTS_PER_CONNECTION: RangeInclusive<u64> = 0..=1_000_000_000;
+
+/// `engine.parallel`: llama.cpp holds at most 256 sequences in a context (`LLAMA_MAX_SEQ`).
+pub const SEQUENCES: RangeInclusive<u64> = 1..=256;
+
+/// `engine.threads`: ggml holds at most 512 threads in a pool (`GGML_MAX_N_THREADS`).
 pub const THREADS: RangeInclusive<u64> = 0..=512;
+
+/// `engine.context`.
 pub const CONTEXT_TOKENS: RangeInclusive<u64> = 0..=1_048_576;
+
+/// `engine.queue`.
 pub const ENGINE_QUEUE_JOBS: RangeInclusive<u64> = 1..=65_536;
-/// A chunk is one batch: below 8 the weights are read for nothing, above 8,192 the running
-/// streams stand still for seconds.
+
+/// `engine.prefill_chunk`: a chunk is one batch. Below 8 most of the work of reading the weights is
+/// wasted; above 8,192 the running streams stand still for seconds.
 pub const PREFILL_CHUNK_TOKENS: RangeInclusive<u64> = 8..=8_192;
+
+/// `engine.gpu_layers`; 999 means all.
 pub const GPU_LAYERS: RangeInclusive<u64> = 0..=9_999;

@@ -17,8 +17,8 @@
 //!
 //! Invariants:
 //!  1. The part holds a prefix of the version that its note names, or there is no note.
-//!  2. Attempts end: a failure counts against `PULL_ATTEMPTS` unless the part grew beyond anything
-//!     before it, which a finite file can do only so often.
+//!  2. Attempts end: a failure counts against `limits::PULL_ATTEMPTS_MAX` unless the part grew
+//!     beyond anything before it, which a finite file can do only so often.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -35,10 +35,8 @@ use ureq::{Agent, Body};
 use super::files::{Pace, read_bounded, replace};
 use super::redirect::{Hop, follow};
 use super::{Means, ModelError, Progress, Watch, tell};
-use crate::limits::{
-    CERTIFICATES_BYTES, MODEL_RECORD_BYTES, PULL_ATTEMPTS, PULL_BUFFER_BYTES,
-    PULL_PROGRESS_INTERVAL, PULL_READ_TIMEOUT, PULL_REDIRECTS, PULL_RETRY_PAUSE_MAX,
-};
+use crate::limits::models as limits;
+use crate::limits::tls as tls_limits;
 
 pub(super) struct Wanted<'a> {
     pub url: &'a str,
@@ -93,17 +91,17 @@ pub(super) fn bring(
         let reached = part_bytes(wanted.part);
         failures = if reached > furthest { 1 } else { failures + 1 };
         furthest = furthest.max(reached);
-        if failures >= PULL_ATTEMPTS {
+        if failures >= limits::PULL_ATTEMPTS_MAX {
             return Err(ModelError::Unreachable {
                 url: wanted.url.to_owned(),
                 reason,
             });
         }
         let own = means.retry_pause.saturating_mul(1 << (failures - 1));
-        let pause = wish.unwrap_or(own).min(PULL_RETRY_PAUSE_MAX);
+        let pause = wish.unwrap_or(own).min(limits::PULL_RETRY_PAUSE_MAX);
         let progress = Progress::Retrying {
             attempt: failures + 1,
-            attempts: PULL_ATTEMPTS,
+            attempts: limits::PULL_ATTEMPTS_MAX,
             pause,
             reason,
         };
@@ -145,7 +143,7 @@ fn request(
     resume: Option<&(u64, String)>,
 ) -> Result<Response<Body>, Failure> {
     let mut url = wanted.url.to_owned();
-    for _ in 0..=PULL_REDIRECTS {
+    for _ in 0..=limits::PULL_REDIRECTS_MAX {
         let mut request = agent.get(&url).header("accept-encoding", "identity");
         if let Some(token) = wanted.token.filter(|_| url == wanted.url) {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -165,7 +163,10 @@ fn request(
             }
         };
     }
-    let reason = format!("it redirects more than {PULL_REDIRECTS} times");
+    let reason = format!(
+        "it redirects more than {most} times",
+        most = limits::PULL_REDIRECTS_MAX
+    );
     let url = wanted.url.to_owned();
     Err(ModelError::BadRedirect { url, reason }.into())
 }
@@ -174,7 +175,7 @@ fn request(
 /// server can recognise.
 fn resumable(wanted: &Wanted<'_>) -> Option<(u64, String)> {
     let from = part_bytes(wanted.part);
-    let note = read_bounded(&note_path(wanted.part), MODEL_RECORD_BYTES).ok()?;
+    let note = read_bounded(&note_path(wanted.part), limits::RECORD_BYTES_MAX).ok()?;
     let note: Note = serde_json::from_slice(&note).ok()?;
     let validator = note.validator?;
     (from > 0 && note.url == wanted.url).then_some((from, validator))
@@ -253,7 +254,7 @@ fn copy(
 ) -> Result<(), Failure> {
     let part_error = |error| ModelError::File(wanted.part.to_owned(), error);
     let mut body = response.into_body().into_reader();
-    let mut buffer = vec![0; PULL_BUFFER_BYTES];
+    let mut buffer = vec![0; limits::PULL_BUFFER_BYTES];
     let mut done = from;
     let mut pace = Pace::new();
     tell(watch, Progress::Bytes { done, total })?;
@@ -299,7 +300,7 @@ fn rest(pause: Duration, progress: &Progress, watch: &mut Watch<'_>) -> Result<(
     let mut left = pause;
     tell(watch, progress.clone())?;
     while !left.is_zero() {
-        let slice = left.min(PULL_PROGRESS_INTERVAL);
+        let slice = left.min(limits::PULL_PROGRESS_INTERVAL);
         thread::sleep(slice);
         left -= slice;
         tell(watch, progress.clone())?;
@@ -324,16 +325,16 @@ fn agent(wanted: &Wanted<'_>, means: &Means) -> Result<Agent, ModelError> {
         .timeout_connect(Some(means.connect_timeout))
         .timeout_recv_response(Some(match wanted.has_alternative {
             true => means.response_timeout,
-            false => PULL_READ_TIMEOUT,
+            false => limits::PULL_READ_TIMEOUT,
         }))
         // A bound on silence, not on the whole: a large file over a thin line may take hours.
-        .timeout_per_read(Some(PULL_READ_TIMEOUT))
+        .timeout_per_read(Some(limits::PULL_READ_TIMEOUT))
         .build();
     Ok(config.new_agent())
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, ModelError> {
-    let pem = read_bounded(path, CERTIFICATES_BYTES)
+    let pem = read_bounded(path, tls_limits::CERTIFICATES_BYTES_MAX)
         .map_err(|error| ModelError::File(path.to_owned(), error))?;
     let only_certificates = |item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ModelError, Progress, Watch, tell};
-use crate::limits::{MODEL_RECORD_BYTES, PULL_BUFFER_BYTES, PULL_PROGRESS_INTERVAL};
+use crate::limits::models as limits;
 
 /// What is remembered of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ impl Stamp {
 pub(super) fn identity(path: &Path, watch: &mut Watch<'_>) -> Result<String, ModelError> {
     let file_error = |error| ModelError::File(path.to_owned(), error);
     let stamp = Stamp::of(&fs::metadata(path).map_err(file_error)?);
-    let remembered = read_bounded(&identity_path(path), MODEL_RECORD_BYTES)
+    let remembered = read_bounded(&identity_path(path), limits::RECORD_BYTES_MAX)
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok());
     match remembered {
@@ -114,7 +114,7 @@ pub(super) fn sha256(path: &Path, watch: &mut Watch<'_>) -> Result<[u8; 32], Mod
     let mut file = File::open(path).map_err(file_error)?;
     let total = file.metadata().map_err(file_error)?.len();
     let mut digest = Sha256::new();
-    let mut buffer = vec![0; PULL_BUFFER_BYTES];
+    let mut buffer = vec![0; limits::PULL_BUFFER_BYTES];
     let mut done = 0;
     let mut pace = Pace::new();
     loop {
@@ -138,7 +138,7 @@ pub(super) fn copy(from: &Path, to: &Path, watch: &mut Watch<'_>) -> Result<(), 
     let mut input = File::open(from).map_err(from_error)?;
     let total = Some(input.metadata().map_err(from_error)?.len());
     let mut output = File::create(to).map_err(to_error)?;
-    let mut buffer = vec![0; PULL_BUFFER_BYTES];
+    let mut buffer = vec![0; limits::PULL_BUFFER_BYTES];
     let mut done = 0;
     let mut pace = Pace::new();
     loop {
@@ -167,7 +167,7 @@ impl Pace {
     }
 
     pub(super) fn is_due(&mut self) -> bool {
-        let due = self.last.elapsed() >= PULL_PROGRESS_INTERVAL;
+        let due = self.last.elapsed() >= limits::PULL_PROGRESS_INTERVAL;
         if due {
             self.last = Instant::now();
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::source::escape_path;
-use crate::limits::{PULL_CONNECT_TIMEOUT, PULL_RESPONSE_TIMEOUT, PULL_RETRY_PAUSE};
+use crate::limits::models as limits;
 use crate::os::room;
 
 /// What a pull takes from its process: read once by the caller, so that tests have their own.
@@ -81,9 +81,9 @@ impl Default for Means {
             hub_endpoint: "https://huggingface.co".to_owned(),
             hub_token: None,
             certificates: None,
-            connect_timeout: PULL_CONNECT_TIMEOUT,
-            response_timeout: PULL_RESPONSE_TIMEOUT,
-            retry_pause: PULL_RETRY_PAUSE,
+            connect_timeout: limits::PULL_CONNECT_TIMEOUT,
+            response_timeout: limits::PULL_RESPONSE_TIMEOUT,
+            retry_pause: limits::PULL_RETRY_PAUSE,
             optimize: |_, _| Err("no engine is available".to_owned()),
             available_memory: || None,
             free_disk: |_| None,

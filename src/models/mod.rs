@@ -50,7 +50,7 @@ use self::files::{
     seconds_since_1970, sha256,
 };
 use self::source::check_name;
-use crate::limits::{MODEL_RECORD_BYTES, PULL_PROGRESS_INTERVAL};
+use crate::limits::models as limits;
 
 /// What a pull tells while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -418,7 +418,7 @@ impl Models {
         };
         // A record that cannot be read is as good as none: `verify` then says what it does not
         // know.
-        let record = read_bounded(&self.record_path(name), MODEL_RECORD_BYTES).ok();
+        let record = read_bounded(&self.record_path(name), limits::RECORD_BYTES_MAX).ok();
         Ok(ModelFile {
             name: name.to_owned(),
             path,
@@ -480,7 +480,7 @@ impl Models {
                 // to give up; so we ask a few times a second.
                 Err(TryLockError::WouldBlock) => {
                     tell(watch, Progress::Waiting)?;
-                    thread::sleep(PULL_PROGRESS_INTERVAL);
+                    thread::sleep(limits::PULL_PROGRESS_INTERVAL);
                 }
             }
         }

@@ -11,7 +11,7 @@ use super::{
     CATALOGUE, Entry, Found, Means, ModelError, Models, Origin, Progress, Pull, Pulled, Resource,
     Source, Watch, fetch, tell, wheel,
 };
-use crate::limits::MODEL_MEMORY_BYTES;
+use crate::limits::models as limits;
 
 impl Models {
     pub(super) fn ensure_entry(
@@ -153,7 +153,7 @@ impl Models {
 
 /// What a model takes when it runs.
 fn memory_bytes(entry: &Entry) -> u64 {
-    entry.bytes + MODEL_MEMORY_BYTES
+    entry.bytes + limits::MEMORY_BESIDE_FILE_BYTES
 }
 
 /// Refuses a model that could not be loaded, before it is fetched.

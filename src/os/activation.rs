@@ -17,7 +17,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::socket::Listener;
-use crate::limits::INHERITED_DESCRIPTORS_MAX;
+use crate::limits::os as limits;
 
 /// The first passed descriptor, after standard input, output and error.
 const FIRST: RawFd = 3;
@@ -79,9 +79,9 @@ fn parse(
         return Ok(Vec::new());
     }
     let parsed: Option<RawFd> = count.parse().ok();
-    let known = |count: &RawFd| (0..=INHERITED_DESCRIPTORS_MAX).contains(count);
+    let known = |count: &RawFd| (0..=limits::INHERITED_DESCRIPTORS_MAX).contains(count);
     let Some(count) = parsed.filter(known) else {
-        let maximum = INHERITED_DESCRIPTORS_MAX;
+        let maximum = limits::INHERITED_DESCRIPTORS_MAX;
         return Err(invalid(format!(
             "LISTEN_FDS is {count:?}, not 0 to {maximum}"
         )));

@@ -16,14 +16,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::wait::wait_readable;
-use crate::limits::STREAM_FILE_TIMEOUT;
+use crate::limits::os as limits;
 
 /// Returns the file's content. Content longer than `most_bytes` is cut one byte after that, which
 /// shows the caller that there is more.
 ///
 /// A pipe is read until its writers close it: `--config <(generate-it)` works.
 pub fn read_up_to(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
-    read_within(path, most_bytes, STREAM_FILE_TIMEOUT)
+    read_within(path, most_bytes, limits::STREAM_FILE_TIMEOUT)
 }
 
 fn read_within(path: &Path, most_bytes: u64, patience: Duration) -> io::Result<Vec<u8>> {

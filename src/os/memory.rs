@@ -5,14 +5,14 @@
 //! on, smaller blocks come out of an arena, whose pages stay with the process: after a burst of
 //! large bodies the daemon would keep the burst's memory for ever.
 
-/// Keeps glibc from raising its threshold: blocks from [`LARGE_BLOCK_BYTES`] on are always returned
-/// to the kernel when they are freed. Must be called at the start.
+/// Keeps glibc from raising its threshold: blocks from [`limits::LARGE_BLOCK_BYTES_MIN`] on are
+/// always returned to the kernel when they are freed. Must be called at the start.
 ///
-/// [`LARGE_BLOCK_BYTES`]: crate::limits::LARGE_BLOCK_BYTES
+/// [`limits::LARGE_BLOCK_BYTES_MIN`]: crate::limits::os::LARGE_BLOCK_BYTES_MIN
 pub fn return_large_blocks() {
     #[cfg(target_env = "gnu")]
     {
-        let bytes = crate::limits::LARGE_BLOCK_BYTES;
+        let bytes = crate::limits::os::LARGE_BLOCK_BYTES_MIN;
         // SAFETY: mallopt(3) sets a number of the allocator and reads no memory of ours.
         let is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) };
         if is_set == 0 {

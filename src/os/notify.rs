@@ -41,7 +41,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
-use crate::limits::NOTIFY_STATUS_BYTES;
+use crate::limits::os as limits;
 
 /// The connection to the service manager, if there is one.
 #[derive(Debug)]
@@ -304,7 +304,7 @@ impl Rights {
 
 /// Makes the status one line: a line feed would begin another assignment.
 fn one_line(status: &str) -> String {
-    let mut end = status.len().min(NOTIFY_STATUS_BYTES);
+    let mut end = status.len().min(limits::NOTIFY_STATUS_BYTES_MAX);
     while !status.is_char_boundary(end) {
         end -= 1;
     }
@@ -464,8 +464,11 @@ mod tests {
 
     #[test]
     fn status_is_cut_before_it_is_too_long_to_be_sent() {
-        let text = one_line(&"ä".repeat(NOTIFY_STATUS_BYTES));
-        assert!(text.len() <= NOTIFY_STATUS_BYTES && text.len() > NOTIFY_STATUS_BYTES - 2);
+        let text = one_line(&"ä".repeat(limits::NOTIFY_STATUS_BYTES_MAX));
+        assert!(
+            text.len() <= limits::NOTIFY_STATUS_BYTES_MAX
+                && text.len() > limits::NOTIFY_STATUS_BYTES_MAX - 2
+        );
     }
 
     #[test]

@@ -20,9 +20,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, TcpKeepalive, Type};
 
 use super::wait::wait_readable;
-use crate::limits::{
-    KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, LISTEN_BACKLOG, UNIX_SOCKET_MODE,
-};
+use crate::limits::os as limits;
 
 /// A listening socket of either family.
 #[derive(Debug)]
@@ -120,9 +118,9 @@ pub fn listen_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     // On Linux the file inherits the socket's mode less the umask (unix(7)), so it is never wider
     // than this; the second call restores the bits that the umask took.
     let descriptor = fs::File::from(socket.as_fd().try_clone_to_owned()?);
-    descriptor.set_permissions(fs::Permissions::from_mode(UNIX_SOCKET_MODE))?;
+    descriptor.set_permissions(fs::Permissions::from_mode(limits::UNIX_SOCKET_MODE))?;
     socket.bind(&SockAddr::unix(path)?)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(UNIX_SOCKET_MODE))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(limits::UNIX_SOCKET_MODE))?;
     let file = SocketFile::of(path)?;
     socket.listen(backlog())?;
     socket.set_nonblocking(true)?;
@@ -201,9 +199,9 @@ fn set_tcp_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     // Finds peers that vanished without a FIN; our own timers bound all others.
     let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+        .with_time(limits::KEEPALIVE_IDLE)
+        .with_interval(limits::KEEPALIVE_INTERVAL)
+        .with_retries(limits::KEEPALIVE_PROBES_MAX);
     socket.set_tcp_keepalive(&keepalive)
 }
 
@@ -211,8 +209,8 @@ fn set_tcp_options(socket: &Socket) -> io::Result<()> {
 fn backlog() -> i32 {
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
     let somaxconn = somaxconn.and_then(|text| text.trim().parse().ok());
-    somaxconn.map_or(LISTEN_BACKLOG, |somaxconn: i32| {
-        somaxconn.max(LISTEN_BACKLOG)
+    somaxconn.map_or(limits::BACKLOG_CONNECTIONS_MIN, |somaxconn: i32| {
+        somaxconn.max(limits::BACKLOG_CONNECTIONS_MIN)
     })
 }
 
@@ -313,7 +311,10 @@ mod tests {
             assert!(is_nonblocking_and_cloexec(&accepted));
             assert!(accepted.tcp_nodelay().unwrap());
             assert!(accepted.keepalive().unwrap());
-            assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(
+                accepted.tcp_keepalive_time().unwrap(),
+                limits::KEEPALIVE_IDLE
+            );
         }
     }
 
@@ -348,7 +349,7 @@ mod tests {
         let (listener, file) = listen_unix(&path).unwrap();
         assert!(is_nonblocking_and_cloexec(&listener));
         let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, UNIX_SOCKET_MODE);
+        assert_eq!(mode & 0o777, limits::UNIX_SOCKET_MODE);
         UnixStream::connect(&path).unwrap();
         let address = Listener::Unix(listener).address().unwrap();
         assert_eq!(address, format!("unix:{}", path.display()));

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{self, Component, Path, PathBuf};
 
-use crate::limits::WATCH_LINKS_MAX;
+use crate::limits::os as limits;
 
 /// Watches a few paths.
 #[derive(Debug)]
@@ -178,7 +178,7 @@ fn names_on_the_way(path: &Path) -> io::Result<Vec<(PathBuf, OsString)>> {
             continue;
         }
         found.push((folder.clone(), name));
-        if found.len() > WATCH_LINKS_MAX {
+        if found.len() > limits::WATCH_LINKS_MAX {
             // Opening such a path fails with ELOOP too.
             return Err(io::Error::from_raw_os_error(libc::ELOOP));
         }

@@ -45,7 +45,8 @@ use crate::core::pool::BufferPool;
 use crate::core::readiness::Readiness;
 use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
-use crate::limits;
+use crate::limits::core as core_limits;
+use crate::limits::reactor as limits;
 use crate::offload::CancelReason;
 use crate::service::Peer;
 
@@ -371,7 +372,7 @@ impl<K> Connection<K> {
     where
         S: System<Socket = K>,
     {
-        for _ in 0..limits::READS_PER_PUMP {
+        for _ in 0..limits::READS_PER_TURN_MAX {
             if !self.may_receive(turn) {
                 self.protocol.handle_pause(turn.now);
                 return Ok(Pumped::Waiting);
@@ -591,7 +592,7 @@ impl<K> Connection<K> {
         S: System<Socket = K>,
     {
         let queue = self.transport.queue(&mut self.output, pool);
-        let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+        let mut slices = [IoSlice::new(&[]); core_limits::OUTPUT_SLICES_MAX];
         let count = queue.io_slices(&mut slices);
         let offered = slices[..count].iter().map(|slice| slice.len()).sum();
         if offered == 0 {
@@ -626,7 +627,7 @@ impl<K> Connection<K> {
         let Phase::Lingering { discarded_bytes } = &mut self.phase else {
             return Ok(Pumped::Waiting);
         };
-        for _ in 0..limits::READS_PER_PUMP {
+        for _ in 0..limits::READS_PER_TURN_MAX {
             if !self.readiness.can_read() {
                 return Ok(Pumped::Waiting);
             }
@@ -634,7 +635,7 @@ impl<K> Connection<K> {
                 Ok(0) => return Err(CloseReason::Done),
                 Ok(length) => {
                     *discarded_bytes = discarded_bytes.saturating_add(length as u32);
-                    if *discarded_bytes > limits::LINGER_BYTES {
+                    if *discarded_bytes > limits::LINGER_BYTES_MAX {
                         return Err(CloseReason::Done);
                     }
                     if length < scratch.len() {

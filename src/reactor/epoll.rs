@@ -15,7 +15,7 @@ use socket2::Socket;
 
 use super::system::{Edge, Source, System};
 use crate::core::{Key, Moment};
-use crate::limits;
+use crate::limits::reactor as limits;
 use crate::offload::mailbox::Doorbell;
 use crate::os::socket;
 use crate::service::{Peer, PeerAddress};
@@ -42,7 +42,7 @@ impl Epoll {
                 Interest::READABLE,
             )?;
         }
-        let events = Events::with_capacity(limits::EVENTS_PER_TURN);
+        let events = Events::with_capacity(limits::EVENTS_PER_TURN_MAX);
         Ok(Epoll {
             poll,
             events,

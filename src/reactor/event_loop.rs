@@ -57,7 +57,7 @@ use crate::core::wheel::Wheel;
 use crate::core::{Key, Moment};
 use crate::engine::Event;
 use crate::http::http1::Bounds;
-use crate::limits;
+use crate::limits::reactor as limits;
 use crate::offload::JobKey;
 use crate::offload::mailbox::{Receiver, Sender};
 use crate::service::Service;
@@ -207,7 +207,7 @@ impl<S: System> Reactor<S> {
                 date: DateCache::new(),
                 draining: false,
                 tls: parts.tls,
-                handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN,
+                handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN_MAX,
                 proxy_warned_until: now,
                 closed: CloseReason::ALL
                     .map(|reason| parts.metrics.connections_closed(reason.as_str())),
@@ -227,7 +227,7 @@ impl<S: System> Reactor<S> {
             drain: Drain::new(),
             heartbeat: parts.heartbeat,
             scratch: vec![0; limits::SCRATCH_BYTES].into_boxed_slice(),
-            edges: Vec::with_capacity(limits::EVENTS_PER_TURN),
+            edges: Vec::with_capacity(limits::EVENTS_PER_TURN_MAX),
             letters: Vec::new(),
             expired: Vec::new(),
             system: parts.system,
@@ -280,9 +280,9 @@ impl<S: System> Reactor<S> {
     /// A new turn has new steps for handshakes. Those who waited for one are queued before the
     /// edges of whoever has just come, so that a flood delays everybody and starves nobody.
     fn resume_handshakes(&mut self) {
-        self.shared.handshake_steps = limits::HANDSHAKE_STEPS_PER_TURN;
+        self.shared.handshake_steps = limits::HANDSHAKE_STEPS_PER_TURN_MAX;
         self.deferred.take_turn();
-        for _ in 0..limits::HANDSHAKE_STEPS_PER_TURN {
+        for _ in 0..limits::HANDSHAKE_STEPS_PER_TURN_MAX {
             let Some(key) = self.deferred.pop() else {
                 break;
             };
@@ -384,7 +384,7 @@ impl<S: System> Reactor<S> {
         // What is due beyond the bound makes the next turn's wait zero.
         let _more = self
             .wheel
-            .expire(now, &mut expired, limits::TIMERS_PER_TURN);
+            .expire(now, &mut expired, limits::TIMERS_PER_TURN_MAX);
         for key in expired.drain(..) {
             let Some(connection) = self.slots.get_mut(key) else {
                 continue;
@@ -579,4 +579,4 @@ fn bounds(config: &Config) -> Bounds {
 }
 
 // Not a wish: with 15,000 idle connections every 64 bytes here are a megabyte.
-const _: () = assert!(size_of::<Connection<socket2::Socket>>() <= limits::CONNECTION_BYTES);
+const _: () = assert!(size_of::<Connection<socket2::Socket>>() <= limits::CONNECTION_BYTES_MAX);

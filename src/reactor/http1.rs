@@ -35,7 +35,7 @@ use crate::http::http1::{
     Accepted, Head, HeadSpan, Message, Progress, Reception, Stage as ReceptionStage, Storage,
     encode,
 };
-use crate::limits;
+use crate::limits::reactor as limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::service::{Admitted, Exchange, Flow, Refusal};
 
@@ -146,7 +146,7 @@ impl Http1 {
             is_known: false,
         };
         let mut handled = 0;
-        while handled < limits::REQUESTS_PER_READ
+        while handled < limits::REQUESTS_PER_READ_MAX
             && used.consumed < input.len()
             && self.is_receptive()
             && lent.output.level(&lent.turn.marks) < Level::High

@@ -42,7 +42,7 @@ use crate::http::ResponseSink;
 use crate::http::http2::meter::{FrameMeter, Tally};
 use crate::http::http2::{Polled, Server};
 use crate::http::sniff::PREFACE;
-use crate::limits;
+use crate::limits::http2 as http2_limits;
 use crate::offload::CancelReason;
 use crate::service::{Flow, Refusal, Service};
 
@@ -222,7 +222,7 @@ impl Http2 {
         self.holds_credit |= !reply.has_room();
         if stream.outgoing.waiting_bytes() == 0 {
             // All of it fitted into the window; who grants it byte by byte is forgiven nothing.
-            self.glitches.forgive(limits::HTTP2_POINTS_FOR_EVENT);
+            self.glitches.forgive(http2_limits::POINTS_PER_EVENT);
         }
         if flow == Flow::Finished {
             stream.stage = Stage::Sending;
@@ -334,7 +334,7 @@ impl Http2 {
     pub fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
         if lent.turn.draining && self.state == State::Open {
             self.server.begin_shutdown();
-            let until = lent.turn.now + limits::HTTP2_GOAWAY_TIMEOUT;
+            let until = lent.turn.now + http2_limits::GOAWAY_TIMEOUT;
             self.state = State::Leaving { until };
             self.has_work = true;
         }
@@ -391,7 +391,7 @@ impl Http2 {
                 self.server.correct_goaway(&[&unfinished, frames].concat());
             }
             if let Some(bytes) = self.server.take_output() {
-                let earned = bytes.len() as u32 / limits::HTTP2_BYTES_FOR_CONTROL_FRAME;
+                let earned = bytes.len() as u32 / http2_limits::BYTES_PER_CONTROL_FRAME;
                 self.glitches.forgive(earned);
                 lent.output.push_bytes(bytes, lent.turn.pool);
             }
@@ -528,7 +528,7 @@ impl Http2 {
             self.streams.remove(&id);
             self.meter.forget(id);
             self.exchanges = self.exchanges.wrapping_add(1);
-            self.glitches.forgive(limits::HTTP2_POINTS_FOR_REQUEST);
+            self.glitches.forgive(http2_limits::POINTS_PER_REQUEST);
         }
     }
 
@@ -571,7 +571,7 @@ impl Http2 {
         if from > 0 {
             self.unfinished.clear();
         }
-        match self.unfinished.len() + frames.len() - from <= limits::HTTP2_EXPLAINED_BYTES {
+        match self.unfinished.len() + frames.len() - from <= http2_limits::EXPLAINED_BYTES_MAX {
             true => self.unfinished.extend_from_slice(&frames[from..]),
             false => self.unfinished = Vec::new(),
         }

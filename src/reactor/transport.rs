@@ -35,7 +35,9 @@ use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
 use crate::core::proxy_header::{Origin, ProxyHeader, Refused};
 use crate::http::sniff::{Sniffed, sniff};
-use crate::limits;
+use crate::limits::core as core_limits;
+use crate::limits::reactor as limits;
+use crate::limits::tls as tls_limits;
 use crate::service::{Peer, PeerAddress};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Failed, Handshake, Session};
@@ -127,7 +129,7 @@ impl Transport {
         match self {
             Transport::Clear | Transport::Undecided(Security::Clear) => scratch.len(),
             Transport::Proxied(..) | Transport::Undecided(_) | Transport::Tls(_) => {
-                limits::TLS_READ_BYTES
+                tls_limits::READ_BYTES_MAX
             }
         }
     }
@@ -194,7 +196,7 @@ impl Transport {
                 is_open: false,
             };
         };
-        let (ciphertext, plaintext) = scratch.split_at_mut(limits::TLS_READ_BYTES);
+        let (ciphertext, plaintext) = scratch.split_at_mut(tls_limits::READ_BYTES_MAX);
         match session.handle_input(&mut ciphertext[..length], plaintext, turn.pool) {
             Ok(received) => {
                 if received.worked {
@@ -204,7 +206,7 @@ impl Transport {
                 if let Some(handshake) = received.handshake {
                     note_handshake(handshake, peer, turn.metrics);
                 }
-                let start = limits::TLS_READ_BYTES;
+                let start = tls_limits::READ_BYTES_MAX;
                 let place = start..start + received.plaintext;
                 Arrived::Input { place, is_open }
             }
@@ -274,7 +276,7 @@ impl Transport {
             Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => return output,
         };
         while !output.is_empty() {
-            let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+            let mut slices = [IoSlice::new(&[]); core_limits::OUTPUT_SLICES_MAX];
             let count = output.io_slices(&mut slices);
             let taken = session.handle_output(&slices[..count], pool);
             if taken == 0 {

@@ -25,11 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use self::error::SandboxError;
 pub use self::recipes::{RECIPES, Recipe, recipe};
-use crate::limits::{
-    SANDBOX_ADDRESS_BYTES, SANDBOX_CPU, SANDBOX_DESCRIPTORS, SANDBOX_DISK_BYTES,
-    SANDBOX_MEMORY_BYTES, SANDBOX_OUTPUT_BYTES, SANDBOX_PROCESSES, SANDBOX_READ_BYTES,
-    SANDBOX_STACK_BYTES, SANDBOX_WALL,
-};
+use crate::limits::sandbox as limits;
 use crate::os::namespace::{self, Ids, Notice, Plan, Sandboxed};
 use crate::os::wait::wait_readable_of;
 
@@ -64,12 +60,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            cpu: SANDBOX_CPU,
-            wall: SANDBOX_WALL,
-            memory_bytes: SANDBOX_MEMORY_BYTES,
-            processes: SANDBOX_PROCESSES,
-            disk_bytes: SANDBOX_DISK_BYTES,
-            output_bytes: SANDBOX_OUTPUT_BYTES,
+            cpu: limits::CPU_TIME_DEFAULT,
+            wall: limits::WALL_TIME_DEFAULT,
+            memory_bytes: limits::MEMORY_BYTES_DEFAULT,
+            processes: limits::PROCESSES_DEFAULT,
+            disk_bytes: limits::DISK_BYTES_DEFAULT,
+            output_bytes: limits::OUTPUT_BYTES_DEFAULT,
         }
     }
 }
@@ -84,13 +80,13 @@ impl Limits {
             (libc::RLIMIT_DATA, self.memory_bytes),
             (
                 libc::RLIMIT_AS,
-                SANDBOX_ADDRESS_BYTES.max(self.memory_bytes),
+                limits::ADDRESS_SPACE_BYTES_MAX.max(self.memory_bytes),
             ),
-            (libc::RLIMIT_STACK, SANDBOX_STACK_BYTES),
+            (libc::RLIMIT_STACK, limits::STACK_BYTES),
             // If the caller is not root, init counts as a process of the same user.
             (libc::RLIMIT_NPROC, u64::from(self.processes) + 1),
             (libc::RLIMIT_FSIZE, self.disk_bytes),
-            (libc::RLIMIT_NOFILE, SANDBOX_DESCRIPTORS),
+            (libc::RLIMIT_NOFILE, limits::DESCRIPTORS_MAX),
             (libc::RLIMIT_CORE, 0),
             (libc::RLIMIT_MEMLOCK, 0),
             (libc::RLIMIT_MSGQUEUE, 0),
@@ -206,7 +202,7 @@ impl Output {
             stdout: Vec::new(),
             stderr: Vec::new(),
             left_bytes: limit_bytes,
-            buffer: vec![0; SANDBOX_READ_BYTES],
+            buffer: vec![0; limits::PIPE_READ_BYTES],
         }
     }
 

@@ -18,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::tools::{SYSTEM_FOLDERS, Tools};
 use super::{SandboxError, Task};
-use crate::limits::{SANDBOX_COMMAND_BYTES, SANDBOX_INODES};
+use crate::limits::sandbox as limits;
 use crate::os::namespace::{MACHINE, Step};
 
 const WORK: &str = "/scratch/work";
@@ -166,7 +166,8 @@ fn add_scratch(steps: &mut Vec<Step>, task: &Task<'_>) -> Result<(), SandboxErro
     steps.push(Step::Tmpfs {
         path: text("/scratch"),
         options: text(&format!(
-            "size={bytes},nr_inodes={SANDBOX_INODES},mode=755,uid=1000,gid=1000"
+            "size={bytes},nr_inodes={most},mode=755,uid=1000,gid=1000",
+            most = limits::INODES_MAX
         )),
     });
     steps.push(Step::Seal);
@@ -226,9 +227,10 @@ fn command(words: &[&str], tools: &Tools) -> Result<(CString, Vec<CString>), San
     let Some(name) = words.first() else {
         return Err(bad("the command is empty"));
     };
-    if words.iter().map(|word| word.len()).sum::<usize>() > SANDBOX_COMMAND_BYTES {
+    if words.iter().map(|word| word.len()).sum::<usize>() > limits::COMMAND_BYTES_MAX {
         return Err(bad(&format!(
-            "the command is longer than {SANDBOX_COMMAND_BYTES} bytes"
+            "the command is longer than {most} bytes",
+            most = limits::COMMAND_BYTES_MAX
         )));
     }
     let arguments: Result<Vec<CString>, _> = words.iter().map(|word| CString::new(*word)).collect();

@@ -51,7 +51,8 @@ use crate::grpc::frame;
 use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
-use crate::limits;
+use crate::limits::service as limits;
+use crate::limits::telemetry as telemetry_limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::telemetry::access::Generation;
 use crate::telemetry::metrics::Metrics;
@@ -237,7 +238,7 @@ impl Service {
             }
         };
         inflated.clear();
-        inflated.shrink_to(limits::PAGE_BYTES_KEPT);
+        inflated.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
         self.inflated = inflated;
         exchange
     }
@@ -357,7 +358,7 @@ impl Service {
 
 /// The beginning of a client's text, as much as an access line shows.
 fn bounded(text: &str) -> &str {
-    body::beginning(text, limits::ACCESS_TEXT_BYTES_MAX)
+    body::beginning(text, telemetry_limits::ACCESS_TEXT_BYTES_MAX)
 }
 
 #[cfg(test)]

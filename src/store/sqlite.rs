@@ -33,7 +33,7 @@ use rusqlite::{
 
 use self::undo::{Before, Undo};
 use crate::keys::{KeyRecord, KeyRing, Scopes, Secret, random_id};
-use crate::limits::{STORE_BUSY_TIMEOUT, STORE_WAL_ATTEMPTS, STORE_WAL_PAUSE};
+use crate::limits::store as limits;
 
 /// The database's name in the state folder.
 pub const DATABASE_FILE: &str = "autoglmd.db";
@@ -170,7 +170,7 @@ impl KeyStore {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(of_database)?;
         connection
-            .busy_timeout(STORE_BUSY_TIMEOUT)
+            .busy_timeout(limits::BUSY_TIMEOUT)
             .map_err(of_database)?;
         if user_version(&connection).map_err(of_database)? == 0 {
             let message = "no key database, or not whole yet";
@@ -609,7 +609,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 /// The settings of each connection.
 fn settle(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(STORE_BUSY_TIMEOUT)?;
+    connection.busy_timeout(limits::BUSY_TIMEOUT)?;
     write_ahead(connection)?;
     // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price
     // of one fsync does not matter.
@@ -622,10 +622,10 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
 /// waiting, so we try again ourselves.
 fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     let switch = || connection.pragma_update(None, "journal_mode", "WAL");
-    for _ in 1..STORE_WAL_ATTEMPTS {
+    for _ in 1..limits::WAL_ATTEMPTS_MAX {
         match switch() {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
-                std::thread::sleep(STORE_WAL_PAUSE);
+                std::thread::sleep(limits::WAL_PAUSE);
             }
             done => return done,
         }

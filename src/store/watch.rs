@@ -32,7 +32,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::sqlite::{KeyStore, StoreError};
 use crate::keys::KeyRing;
-use crate::limits::STORE_WATCH_INTERVAL;
+use crate::limits::store as limits;
 
 /// The handle. Dropping it stops the thread.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ enum Health {
 impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
     fn run(mut self, inbox: &Receiver<()>) {
         loop {
-            let read = match inbox.recv_timeout(STORE_WATCH_INTERVAL) {
+            let read = match inbox.recv_timeout(limits::WATCH_INTERVAL) {
                 Ok(()) => self.reopen(),
                 Err(RecvTimeoutError::Timeout) => self.look(),
                 Err(RecvTimeoutError::Disconnected) => return,

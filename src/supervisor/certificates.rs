@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, CredentialPath, Sources};
-use crate::limits;
+use crate::limits::tls as tls_limits;
 use crate::service;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Acceptor, Problem};
@@ -48,7 +48,7 @@ impl Certificates {
         if self.next_look > Instant::now() {
             return;
         }
-        self.next_look = Instant::now() + limits::CERTIFICATE_CHECK_INTERVAL;
+        self.next_look = Instant::now() + tls_limits::CERTIFICATE_CHECK_INTERVAL;
         let certificates = self.acceptor.iter().flat_map(|one| one.certificates());
         let validities = certificates.clone().map(|one| one.validity);
         metrics.set_certificates(validities.map(|one| (one.begins_at, one.expires_at)));

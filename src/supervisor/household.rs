@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use crate::limits;
+use crate::limits::supervisor as limits;
 use crate::os::memory;
 use crate::os::process::Usage;
 use crate::telemetry::metrics::Metrics;
@@ -46,7 +46,7 @@ impl Household {
         let is_early = |at: Option<Instant>, interval| {
             at.is_some_and(|at| now.saturating_duration_since(at) < interval)
         };
-        if is_early(self.sampled_at, limits::SUPERVISOR_TICK) {
+        if is_early(self.sampled_at, limits::TICK) {
             return;
         }
         self.sampled_at = Some(now);
@@ -83,7 +83,7 @@ impl Returns {
         });
         is_rested
             && anonymous <= before
-            && anonymous >= self.floor + limits::MEMORY_RETURN_LEAST_BYTES
+            && anonymous >= self.floor + limits::MEMORY_RETURN_BYTES_MIN
     }
 
     fn handle_return(&mut self, left: u64, now: Instant) {
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn memory_goes_back_once_a_burst_is_over() {
         let start = Instant::now();
-        let at = |seconds: u32| start + seconds * limits::SUPERVISOR_TICK;
+        let at = |seconds: u32| start + seconds * limits::TICK;
         let mut returns = Returns::default();
         assert!(!returns.is_due(13 * MIB, at(0)));
         assert!(!returns.is_due(100 * MIB, at(1)), "it grows");

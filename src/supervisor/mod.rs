@@ -37,7 +37,7 @@ use crate::config::{Config, Loaded, LogFormat, Sources};
 use crate::console::{exit, note};
 use crate::engine::{Engine, State};
 use crate::keys::KeyRing;
-use crate::limits;
+use crate::limits::supervisor as limits;
 use crate::offload::mailbox::Sender;
 use crate::os::notify::Notifier;
 use crate::os::signals::{self, Signal, Signals};
@@ -225,8 +225,8 @@ impl Daemon {
     fn wait(&mut self) -> io::Result<()> {
         let watchdog = self.notifier.watchdog_interval();
         let tick = match self.phase {
-            Phase::Loading => limits::SUPERVISOR_LOADING_TICK,
-            Phase::Serving | Phase::Draining | Phase::Hung => limits::SUPERVISOR_TICK,
+            Phase::Loading => limits::LOADING_TICK,
+            Phase::Serving | Phase::Draining | Phase::Hung => limits::TICK,
         };
         let retry = (self.notifier.has_pending()).then_some(limits::NOTIFY_RETRY);
         let look = self.certificates.until_next_look();
@@ -451,7 +451,7 @@ fn max_connections(config: &Config) -> Result<usize, Failure> {
             );
             Ok(most)
         }
-        0 => Ok(most.min(limits::CONNECTIONS_MOST)),
+        0 => Ok(most.min(limits::CONNECTIONS_MAX)),
         wanted if wanted > most => {
             log::warn!(
                 "limits.max_connections = {wanted} needs more descriptors than RLIMIT_NOFILE = \

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::console::{exit, printable};
 use crate::engine::llama::KvType;
-use crate::limits::{PROOF_CAUSE_BYTES, PROOF_LAST_WORDS_BYTES, PROOF_TICK};
+use crate::limits::engine as engine_limits;
 use crate::os::wait::wait_readable;
 
 const KV_TYPES: [(&str, KvType); 2] = [("f16", KvType::F16), ("q8_0", KvType::Q8_0)];
@@ -65,7 +65,7 @@ fn last_words(child: &mut Child, is_wanted: &dyn Fn() -> bool) -> String {
     let mut said = Vec::new();
     let mut piece = [0; 4096];
     loop {
-        let is_ready = wait_readable([stderr.as_fd()], Some(PROOF_TICK));
+        let is_ready = wait_readable([stderr.as_fd()], Some(engine_limits::PROOF_POLL_INTERVAL));
         if !is_wanted() {
             // It may have ended by itself.
             let _ = child.kill();
@@ -80,7 +80,9 @@ fn last_words(child: &mut Child, is_wanted: &dyn Fn() -> bool) -> String {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => break,
         }
-        let beyond = said.len().saturating_sub(PROOF_LAST_WORDS_BYTES);
+        let beyond = said
+            .len()
+            .saturating_sub(engine_limits::PROOF_LAST_WORDS_BYTES_MAX);
         said.drain(..beyond);
     }
     String::from_utf8_lossy(&said).into_owned()
@@ -118,8 +120,13 @@ fn cause(said: &str) -> Option<String> {
 /// Without line ends and control characters, and not too long for one line.
 pub fn one_line(text: &str) -> String {
     let text = printable(&text.replace(['\n', '\t'], " "));
-    match text.char_indices().nth(PROOF_CAUSE_BYTES / 4) {
-        Some((end, _)) if text.len() > PROOF_CAUSE_BYTES => format!("{}…", &text[..end]),
+    match text
+        .char_indices()
+        .nth(engine_limits::PROOF_CAUSE_BYTES_MAX / 4)
+    {
+        Some((end, _)) if text.len() > engine_limits::PROOF_CAUSE_BYTES_MAX => {
+            format!("{}…", &text[..end])
+        }
         _ => text,
     }
 }
@@ -168,6 +175,6 @@ mod tests {
     #[test]
     fn a_line_is_one_and_no_terminal_obeys_it() {
         assert_eq!(one_line("a\nb\x1b[2J\tc"), "a b[2J c");
-        assert!(one_line(&"中".repeat(9999)).len() <= PROOF_CAUSE_BYTES);
+        assert!(one_line(&"中".repeat(9999)).len() <= engine_limits::PROOF_CAUSE_BYTES_MAX);
     }
 }

@@ -16,7 +16,7 @@ use socket2::Socket;
 use super::listeners::Listeners;
 use crate::config::Opening;
 use crate::core::Moment;
-use crate::limits;
+use crate::limits::offload as offload_limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
 use crate::reactor::epoll::Epoll;
 use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
@@ -85,7 +85,7 @@ impl Birth {
             _ => Vec::new(),
         };
         let epoll = Epoll::new(own)?;
-        let (post, letters) = mailbox(epoll.doorbell()?, limits::MAILBOX_KEPT_ITEMS);
+        let (post, letters) = mailbox(epoll.doorbell()?, offload_limits::MAILBOX_KEPT_ITEMS_MAX);
         Ok(Birth {
             index,
             epoll,

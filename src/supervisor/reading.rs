@@ -17,7 +17,7 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
 use std::time::Instant;
 
-use crate::limits::READING_OVERDUE_AFTER;
+use crate::limits::supervisor as limits;
 
 /// Reads a `T` again and again, when it is asked to.
 pub struct Reading<T> {
@@ -93,7 +93,7 @@ impl<T: Send + 'static> Reading<T> {
     /// What has been read for too long at `now`. Returned once for each reading.
     pub fn take_overdue(&mut self, now: Instant) -> Option<Cause> {
         let (cause, since) = self.running?;
-        let is_overdue = now.saturating_duration_since(since) >= READING_OVERDUE_AFTER;
+        let is_overdue = now.saturating_duration_since(since) >= limits::READING_OVERDUE_AFTER;
         let is_news = is_overdue && !std::mem::replace(&mut self.is_told, is_overdue);
         is_news.then_some(cause)
     }
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(reading.take(), None);
         let now = Instant::now();
         assert_eq!(reading.take_overdue(now), None);
-        let later = now + READING_OVERDUE_AFTER;
+        let later = now + limits::READING_OVERDUE_AFTER;
         assert_eq!(reading.take_overdue(later), Some("SIGHUP"));
         assert_eq!(reading.take_overdue(later), None, "once");
         release.send(7).unwrap();

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits;
+use crate::limits::supervisor as limits;
 
 pub struct Rhythm {
     extended_at: Instant,
@@ -55,7 +55,7 @@ mod tests {
         let watchdog_interval = Duration::from_secs(15);
         let (mut fed, mut extended) = (0, 0);
         for ticks in 1..=6_000 {
-            let now = start + ticks * limits::SUPERVISOR_LOADING_TICK;
+            let now = start + ticks * limits::LOADING_TICK;
             extended += u32::from(rhythm.is_extension_due(now));
             fed += u32::from(rhythm.is_watchdog_due(watchdog_interval, now));
         }

@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::Gauges;
-use crate::limits::SUPERVISOR_TICK;
+use crate::limits::supervisor as limits;
 
 pub struct Vigil {
     beats: u64,
@@ -39,7 +39,7 @@ impl Vigil {
             self.beats = gauges.beats;
             self.watched = Duration::ZERO;
         } else {
-            self.watched += gap.min(2 * SUPERVISOR_TICK);
+            self.watched += gap.min(2 * limits::TICK);
         }
         self.watched
     }
@@ -61,11 +61,11 @@ mod tests {
     fn an_engine_that_hangs_is_watched_for_as_long_as_it_does() {
         let start = Instant::now();
         let mut vigil = Vigil::new(start);
-        let silent = |ticks: u32| gauges(7, ticks * SUPERVISOR_TICK);
+        let silent = |ticks: u32| gauges(7, ticks * limits::TICK);
         assert_eq!(vigil.look(&silent(1), start), Duration::ZERO);
         for ticks in 1..=90 {
-            let now = start + ticks * SUPERVISOR_TICK;
-            assert_eq!(vigil.look(&silent(ticks), now), ticks * SUPERVISOR_TICK);
+            let now = start + ticks * limits::TICK;
+            assert_eq!(vigil.look(&silent(ticks), now), ticks * limits::TICK);
         }
     }
 
@@ -74,12 +74,12 @@ mod tests {
         let start = Instant::now();
         let mut vigil = Vigil::new(start);
         for ticks in 0..100 {
-            let now = start + ticks * SUPERVISOR_TICK;
-            let slow = gauges(u64::from(ticks / 10), SUPERVISOR_TICK);
-            assert!(vigil.look(&slow, now) < 10 * SUPERVISOR_TICK);
+            let now = start + ticks * limits::TICK;
+            let slow = gauges(u64::from(ticks / 10), limits::TICK);
+            assert!(vigil.look(&slow, now) < 10 * limits::TICK);
         }
         for ticks in 100..200 {
-            let now = start + ticks * SUPERVISOR_TICK;
+            let now = start + ticks * limits::TICK;
             let resting = gauges(9, Duration::ZERO);
             assert_eq!(vigil.look(&resting, now), Duration::ZERO);
         }
@@ -90,8 +90,8 @@ mod tests {
         let start = Instant::now();
         let hour = Duration::from_secs(3_600);
         let mut vigil = Vigil::new(start);
-        vigil.look(&gauges(7, SUPERVISOR_TICK), start);
+        vigil.look(&gauges(7, limits::TICK), start);
         let watched = vigil.look(&gauges(7, hour), start + hour);
-        assert!(watched <= 2 * SUPERVISOR_TICK, "{watched:?}");
+        assert!(watched <= 2 * limits::TICK, "{watched:?}");
     }
 }

@@ -12,7 +12,7 @@ use log::Level;
 use super::line::{Kind, Line, cut};
 use super::log::access_logger;
 use crate::error::ErrorCode;
-use crate::limits::ACCESS_TEXT_MAX_BYTES;
+use crate::limits::telemetry as limits;
 
 /// The target of access lines.
 pub const TARGET: &str = "access";
@@ -65,7 +65,7 @@ impl Access<'_> {
         let method = self.method;
         let status = self.status;
         // The path is in the line twice, and the fields after it must have room.
-        let path = cut(self.path, ACCESS_TEXT_MAX_BYTES);
+        let path = cut(self.path, limits::ACCESS_TEXT_BYTES_MAX);
         let milliseconds = Milliseconds(self.duration);
         let message = format_args!("{method} {path} {status} {milliseconds}ms");
         let mut line = Line::new(Level::Info, TARGET, message);
@@ -97,7 +97,7 @@ impl Access<'_> {
             line.field(
                 Kind::Text,
                 "user_agent",
-                cut(user_agent, ACCESS_TEXT_MAX_BYTES),
+                cut(user_agent, limits::ACCESS_TEXT_BYTES_MAX),
             );
         }
         line
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_long_path_leaves_room_for_the_rest() {
-        let path = "/".repeat(crate::limits::LOG_LINE_MAX_BYTES * 2);
+        let path = "/".repeat(limits::LOG_LINE_BYTES_MAX * 2);
         let text = formatted(
             &Access {
                 path: &path,

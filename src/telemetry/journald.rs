@@ -1,8 +1,8 @@
 //! The journal's socket: one datagram per entry (`systemd.io/JOURNAL_NATIVE_PROTOCOL`).
 //!
 //! Owns an unbound datagram socket that is never connected: a restarted journal binds a new socket
-//! at the same path, and the next entry finds it. Lines are bounded (`LOG_LINE_MAX_BYTES`), so no
-//! entry needs the memory file that the protocol has for long ones.
+//! at the same path, and the next entry finds it. Lines are bounded (`limits::LOG_LINE_BYTES_MAX`),
+//! so no entry needs the memory file that the protocol has for long ones.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;

@@ -8,8 +8,8 @@
 //! little endian), key, value.
 //!
 //! Invariants:
-//!  1. The buffer never grows beyond `LOG_LINE_MAX_BYTES` plus the few bytes of its fields' heads:
-//!     longer text is cut at a character, and the message shows it.
+//!  1. The buffer never grows beyond `limits::LOG_LINE_BYTES_MAX` plus the few bytes of its fields'
+//!     heads: longer text is cut at a character, and the message shows it.
 //!  2. A `Raw` value is a JSON token of ours (number, true, false), never a caller's text.
 
 use std::fmt::{self, Write};
@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use log::Level;
 use log::kv::{self, VisitSource, VisitValue};
 
-use crate::limits::{LOG_LINE_MAX_BYTES, LOG_LINE_TYPICAL_BYTES};
+use crate::limits::telemetry as limits;
 
 /// The end of a message that was cut.
 const CUT: &str = " [cut]";
@@ -70,12 +70,12 @@ impl Kind {
 impl Line {
     /// Call order: `new`, then any number of `field`s.
     pub(super) fn new(level: Level, target: &str, message: fmt::Arguments<'_>) -> Line {
-        let mut buffer = Vec::with_capacity(LOG_LINE_TYPICAL_BYTES);
-        let target = cut(target, LOG_LINE_MAX_BYTES / 16);
+        let mut buffer = Vec::with_capacity(limits::LOG_LINE_BYTES_TYPICAL);
+        let target = cut(target, limits::LOG_LINE_BYTES_MAX / 16);
         buffer.extend_from_slice(target.as_bytes());
         let mut writer = Bounded {
             buffer: &mut buffer,
-            end: LOG_LINE_MAX_BYTES,
+            end: limits::LOG_LINE_BYTES_MAX,
         };
         // Fails when the bound is reached, or when a value's own `Display` does.
         if writer.write_fmt(message).is_err() {
@@ -102,7 +102,7 @@ impl Line {
     /// Appends a field. `value` is cut to the remaining room; a field without any room is left out.
     pub(super) fn field(&mut self, kind: Kind, key: &str, value: impl fmt::Display) {
         let start = self.buffer.len();
-        if start + key.len() >= LOG_LINE_MAX_BYTES {
+        if start + key.len() >= limits::LOG_LINE_BYTES_MAX {
             return;
         }
         self.buffer.push(kind as u8);
@@ -113,7 +113,7 @@ impl Line {
         let value_start = self.buffer.len();
         let mut writer = Bounded {
             buffer: &mut self.buffer,
-            end: LOG_LINE_MAX_BYTES,
+            end: limits::LOG_LINE_BYTES_MAX,
         };
         if write!(writer, "{value}").is_err() && kind.is_raw() {
             // Half a number is a wrong number.
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_cut_at_a_character_and_marked() {
-        let long = "快".repeat(LOG_LINE_MAX_BYTES);
+        let long = "快".repeat(limits::LOG_LINE_BYTES_MAX);
         let mut line = Line::new(Level::Info, &long, format_args!("{long}"));
         assert!(line.message().ends_with(CUT));
         assert!(
@@ -310,7 +310,7 @@ mod tests {
         assert!(line.target().chars().all(|char| char == '快'));
         line.field(Kind::Text, "key", &long);
         line.field(Kind::Raw, "number", 123_456);
-        assert!(line.buffer.len() <= LOG_LINE_MAX_BYTES + 64);
+        assert!(line.buffer.len() <= limits::LOG_LINE_BYTES_MAX + 64);
 
         let mut line = Line::new(Level::Info, "t", format_args!("m"));
         line.field(Kind::Text, "first", &long);
@@ -318,6 +318,6 @@ mod tests {
         let fields: Vec<_> = line.fields().collect();
         assert_eq!(fields.len(), 1, "half a number is no number");
         assert!(fields[0].2.chars().all(|char| char == '快'));
-        assert!(line.buffer.len() <= LOG_LINE_MAX_BYTES + 64);
+        assert!(line.buffer.len() <= limits::LOG_LINE_BYTES_MAX + 64);
     }
 }

@@ -30,10 +30,7 @@ use super::format::Formatter;
 use super::line::{Kind, Line};
 use super::output::{Batch, Output};
 use crate::config;
-use crate::limits::{
-    LOG_BATCH_MAX_BYTES, LOG_COMMANDS, LOG_FLUSH_TIMEOUT, LOG_LINGER, LOG_QUEUE_LINES,
-    LOG_RETRY_INTERVAL,
-};
+use crate::limits::telemetry as limits;
 
 /// The installed logger. `log` requires a `'static` one.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
@@ -93,8 +90,8 @@ impl LogHandle {
         self.shared.access.store(access, Ordering::Relaxed);
     }
 
-    /// Waits until all queued lines are written, within `LOG_FLUSH_TIMEOUT`; returns whether they
-    /// were. The last act of the daemon.
+    /// Waits until all queued lines are written, within `limits::LOG_FLUSH_TIMEOUT`; returns
+    /// whether they were. The last act of the daemon.
     pub fn shutdown(&self) -> bool {
         flush(&self.commands)
     }
@@ -154,7 +151,7 @@ enum Command {
 }
 
 fn flush(commands: &Sender<Command>) -> bool {
-    let deadline = Instant::now() + LOG_FLUSH_TIMEOUT;
+    let deadline = Instant::now() + limits::LOG_FLUSH_TIMEOUT;
     let (done, wait) = bounded(1);
     commands
         .send_deadline(Command::Flush(done), deadline)
@@ -164,8 +161,8 @@ fn flush(commands: &Sender<Command>) -> bool {
 
 /// Creates a logger and starts its thread, without installing it.
 fn start(settings: &config::Log, output: Output) -> io::Result<(Logger, LogHandle)> {
-    let (lines, line_receiver) = bounded(LOG_QUEUE_LINES);
-    let (commands, command_receiver) = bounded(LOG_COMMANDS);
+    let (lines, line_receiver) = bounded(limits::LOG_QUEUE_LINES_MAX);
+    let (commands, command_receiver) = bounded(limits::LOG_QUEUE_COMMANDS_MAX);
     let shared = Arc::new(Shared {
         dropped: AtomicU64::new(0),
         write_errors: AtomicU64::new(0),
@@ -245,8 +242,8 @@ impl Writer {
 
     fn wait(&mut self) -> Woken {
         match self.next {
-            Next::Linger => self.wait_for_command(LOG_LINGER),
-            Next::Retry => self.wait_for_command(LOG_RETRY_INTERVAL),
+            Next::Linger => self.wait_for_command(limits::LOG_LINGER),
+            Next::Retry => self.wait_for_command(limits::LOG_RETRY_INTERVAL),
             Next::Idle => {
                 let line = select! {
                     recv(self.lines) -> line => line,
@@ -297,7 +294,7 @@ impl Writer {
 
     /// Formats up to `remaining` lines into the batch, as far as it has room. Returns the rest.
     fn collect(&mut self, mut remaining: usize) -> usize {
-        while remaining > 0 && self.batch.bytes.len() < LOG_BATCH_MAX_BYTES {
+        while remaining > 0 && self.batch.bytes.len() < limits::LOG_BATCH_BYTES_MAX {
             let Ok(line) = self.lines.try_recv() else {
                 return 0;
             };
@@ -311,7 +308,7 @@ impl Writer {
     fn report_drops(&mut self) {
         let dropped = self.shared.dropped.load(Ordering::Relaxed);
         let news = dropped - self.reported_drops;
-        if news == 0 || self.batch.bytes.len() >= LOG_BATCH_MAX_BYTES {
+        if news == 0 || self.batch.bytes.len() >= limits::LOG_BATCH_BYTES_MAX {
             return;
         }
         self.reported_drops = dropped;
@@ -404,7 +401,7 @@ mod tests {
 
         // The thread holds line 0, and up to a batch more; the queue holds up to its bound; the
         // rest is dropped.
-        let sent = LOG_QUEUE_LINES * 4;
+        let sent = limits::LOG_QUEUE_LINES_MAX * 4;
         for number in 1..sent {
             logger.queue(line(number));
         }

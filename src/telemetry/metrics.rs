@@ -25,10 +25,7 @@ use prometheus_client::registry::Registry;
 
 use crate::engine::Gauges;
 use crate::error::ErrorCode;
-use crate::limits::{
-    LOOP_TURN_BUCKETS_US, REQUEST_DURATION_BUCKETS_US, TIME_PER_OUTPUT_TOKEN_BUCKETS_US,
-    TIME_TO_FIRST_TOKEN_BUCKETS_US,
-};
+use crate::limits::telemetry as limits;
 use crate::offload::CancelReason;
 use crate::os::process::Usage;
 use crate::telemetry::compression::Compression;
@@ -77,10 +74,10 @@ handles! {
     connections_accepted: Counter = "connections_accepted", Counter::default();
     /// From the first byte of a prompt's request to its first token.
     time_to_first_token: Histogram = "time_to_first_token_seconds",
-        Histogram::new(TIME_TO_FIRST_TOKEN_BUCKETS_US);
+        Histogram::new(limits::TIME_TO_FIRST_TOKEN_BUCKETS_MICROS);
     /// Time from one generated token to the next, averaged over each answer.
     time_per_output_token: Histogram = "time_per_output_token_seconds",
-        Histogram::new(TIME_PER_OUTPUT_TOKEN_BUCKETS_US);
+        Histogram::new(limits::TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS);
     /// Sequences that are being decoded.
     engine_sequences_running: Gauge = "engine_sequences_running", Gauge::default();
     /// Jobs that wait for a sequence.
@@ -96,7 +93,7 @@ handles! {
     /// Since the engine's last sign of life, while it has work; 0 at rest.
     engine_silence: Gauge = "engine_silence_seconds", Gauge::default();
     /// Work of one turn of the loop, without its wait for events.
-    loop_turn: Histogram = "loop_turn_seconds", Histogram::new(LOOP_TURN_BUCKETS_US);
+    loop_turn: Histogram = "loop_turn_seconds", Histogram::new(limits::LOOP_TURN_BUCKETS_MICROS);
     /// Turns that a mailbox's bell began.
     wakeups: Counter = "wakeups", Counter::default();
     /// Readiness events for a connection that was gone.
@@ -316,7 +313,8 @@ impl Families {
         let codes: Family<Code, Counter> = Family::default();
         let reasons: Family<Reason, Counter> = Family::default();
         let kinds: Family<Kind, Counter> = Family::default();
-        let durations: fn() -> Histogram = || Histogram::new(REQUEST_DURATION_BUCKETS_US);
+        let durations: fn() -> Histogram =
+            || Histogram::new(limits::REQUEST_DURATION_BUCKETS_MICROS);
         let token_kind = |kind| kinds.get_or_create_owned(&Kind { kind });
         let families = Families {
             requests: Family::default(),

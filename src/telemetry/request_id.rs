@@ -5,30 +5,30 @@
 //! unique, but not unpredictable.
 //!
 //! Invariants:
-//!  1. An id is 1 to `REQUEST_ID_MAX_BYTES` visible ASCII characters, so it can be put into a
-//!     header as it is. A client's id may contain quotes: JSON escapes it like any other text.
+//!  1. An id is 1 to `limits::REQUEST_ID_BYTES_MAX` visible ASCII characters, so it can be put into
+//!     a header as it is. A client's id may contain quotes: JSON escapes it like any other text.
 //!  2. A malformed `traceparent` is ignored and never repaired (W3C Trace Context, section 3.2).
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::core::Moment;
-use crate::limits::REQUEST_ID_MAX_BYTES;
+use crate::limits::telemetry as limits;
 
 /// A request's id, stored in place: no allocation.
 #[derive(Clone, Copy)]
 pub struct RequestId {
     length: u8,
-    bytes: [u8; REQUEST_ID_MAX_BYTES],
+    bytes: [u8; limits::REQUEST_ID_BYTES_MAX],
 }
 
-const _: () = assert!(REQUEST_ID_MAX_BYTES <= u8::MAX as usize);
+const _: () = assert!(limits::REQUEST_ID_BYTES_MAX <= u8::MAX as usize);
 
 impl RequestId {
     /// Returns a client's id if it is usable: visible ASCII, bounded.
     pub fn from_client(value: &[u8]) -> Option<RequestId> {
         let visible = value.iter().all(u8::is_ascii_graphic);
-        let fits = (1..=REQUEST_ID_MAX_BYTES).contains(&value.len());
+        let fits = (1..=limits::REQUEST_ID_BYTES_MAX).contains(&value.len());
         (visible && fits).then(|| RequestId::from_ascii(value))
     }
 
@@ -39,7 +39,7 @@ impl RequestId {
 
     /// `ascii` must fit: both callers have checked it or created it so.
     fn from_ascii(ascii: &[u8]) -> RequestId {
-        let mut bytes = [0; REQUEST_ID_MAX_BYTES];
+        let mut bytes = [0; limits::REQUEST_ID_BYTES_MAX];
         bytes[..ascii.len()].copy_from_slice(ascii);
         RequestId {
             length: ascii.len() as u8,
@@ -295,12 +295,12 @@ mod tests {
     #[test]
     fn a_clients_id_is_taken_only_if_it_is_short_and_visible() {
         let mut ids = RequestIds::seeded(1, 2, 0);
-        let longest = [b'x'; REQUEST_ID_MAX_BYTES];
+        let longest = [b'x'; limits::REQUEST_ID_BYTES_MAX];
         for good in [b"a".as_slice(), b"req-42_\"{}", &longest] {
             let id = ids.accept_or_make(Some(good), Moment::ZERO);
             assert_eq!(id.as_str().as_bytes(), good);
         }
-        let too_long = [b'x'; REQUEST_ID_MAX_BYTES + 1];
+        let too_long = [b'x'; limits::REQUEST_ID_BYTES_MAX + 1];
         for bad in [
             b"".as_slice(),
             b"a b",

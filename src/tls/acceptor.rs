@@ -17,7 +17,7 @@ use super::files::{self, Material, Problem, Validity};
 use super::names::Names;
 use super::server_name;
 use crate::config::{ClientCertificates, Config, TlsVersion};
-use crate::limits;
+use crate::limits::tls as limits;
 
 /// The protocols offered by ALPN (RFC 7301), the preferred one first.
 pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -106,7 +106,7 @@ impl Certificate {
     }
 
     /// Returns a warning if the certificate is not valid at `now` (seconds since 1970), or expires
-    /// within `limits::CERTIFICATE_WARNING`.
+    /// within `limits::CERTIFICATE_WARNING_PERIOD`.
     pub fn warning(&self, now: i64) -> Option<String> {
         let Validity {
             begins_at,
@@ -121,7 +121,7 @@ impl Certificate {
             ));
         }
         let left = expires_at.saturating_sub(now);
-        if left >= limits::CERTIFICATE_WARNING.as_secs() as i64 {
+        if left >= limits::CERTIFICATE_WARNING_PERIOD.as_secs() as i64 {
             return None;
         }
         let date = files::date(expires_at);
@@ -152,7 +152,7 @@ impl Resumption {
             }
             _ => Ok(Resumption {
                 tickets: Ticketer::new()?,
-                sessions: ServerSessionMemoryCache::new(limits::TLS_SESSIONS_KEPT),
+                sessions: ServerSessionMemoryCache::new(limits::KEPT_SESSIONS_MAX),
             }),
         }
     }
@@ -187,7 +187,7 @@ fn server_config(
     };
     let mut made = builder.with_cert_resolver(Arc::new(Names::new(materials)));
     made.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-    made.send_tls13_tickets = limits::TLS_TICKETS_PER_HANDSHAKE;
+    made.send_tls13_tickets = limits::TICKETS_PER_HANDSHAKE;
     Ok(made)
 }
 

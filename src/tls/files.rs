@@ -15,7 +15,7 @@ use rustls::{Error, InconsistentKeys, RootCertStore};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::{ClientIdentity, ClientName, Config, CredentialPath};
-use crate::limits;
+use crate::limits::tls as limits;
 use crate::os;
 
 /// A problem with a file of `[server.tls]`.
@@ -204,7 +204,7 @@ pub fn identity(certificate: &CertificateDer<'_>) -> Option<ClientIdentity> {
     let common = parsed.subject().iter_common_name();
     let common = common.filter_map(|attribute| attribute.as_str().ok());
     names.extend(common.map(|name| ClientName::CommonName(name.to_owned())));
-    names.truncate(limits::CLIENT_NAMES_MOST);
+    names.truncate(limits::CLIENT_NAMES_MAX);
     Some(ClientIdentity {
         fingerprint: sha256(certificate),
         names,
@@ -277,13 +277,13 @@ fn pem_error(error: &pem::Error) -> String {
 fn read(path: &Path, credentials: Option<&Path>) -> Result<(PathBuf, Vec<u8>), String> {
     let file = CredentialPath(path).resolve(credentials)?;
     let shown = file.display();
-    match os::file::read_up_to(&file, limits::CERTIFICATES_BYTES) {
+    match os::file::read_up_to(&file, limits::CERTIFICATES_BYTES_MAX) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(format!(
             "{shown} cannot be read: {error}; give this user the right to, or pass it as a \
              credential (LoadCredential=)"
         )),
         Err(error) => Err(format!("{shown} cannot be read: {error}")),
-        Ok(bytes) if bytes.len() as u64 > limits::CERTIFICATES_BYTES => {
+        Ok(bytes) if bytes.len() as u64 > limits::CERTIFICATES_BYTES_MAX => {
             Err(format!("{shown} has more than 16 MiB; expected a PEM file"))
         }
         Ok(bytes) => Ok((file, bytes)),

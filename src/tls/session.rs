@@ -15,8 +15,8 @@
 //! Invariants:
 //!  1. `handle_input` leaves no plaintext behind: what was decrypted has been handed out, so all
 //!     that waits inside is the beginning of a record, or of a message of the handshake.
-//!  2. Both queues are bounded: `limits::TLS_PARTIAL_BYTES` of input;
-//!     `limits::TLS_CIPHERTEXT_BYTES` of output, and one record more; beside it stands what a
+//!  2. Both queues are bounded: `limits::PARTIAL_BYTES_MAX` of input;
+//!     `limits::CIPHERTEXT_BYTES_MAX` of output, and one record more; beside it stands what a
 //!     handshake or an alert adds, which the peer cannot ask for without end.
 //!  3. An idle session holds rustls' own state and no buffer.
 //!
@@ -42,7 +42,8 @@ use super::{files, server_name};
 use crate::config::ClientIdentity;
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
-use crate::limits;
+use crate::limits::core as core_limits;
+use crate::limits::tls as limits;
 
 pub struct Session {
     tls: UnbufferedServerConnection,
@@ -172,7 +173,7 @@ impl Session {
             partial.drain(..result.as_ref().map_or(partial.len(), |used| *used));
             result
         };
-        let too_much = partial.len() > limits::TLS_PARTIAL_BYTES;
+        let too_much = partial.len() > limits::PARTIAL_BYTES_MAX;
         if self.input_is_over || too_much {
             partial.clear();
         }
@@ -288,8 +289,8 @@ impl Session {
         self.write_traffic(pool, |traffic, queue, pool| {
             let mut taken = 0;
             for mut slice in plaintext.iter().map(|slice| &slice[..]) {
-                while !slice.is_empty() && queue.len() < limits::TLS_CIPHERTEXT_BYTES {
-                    let length = slice.len().min(limits::TLS_PLAINTEXT_BYTES);
+                while !slice.is_empty() && queue.len() < limits::CIPHERTEXT_BYTES_MAX {
+                    let length = slice.len().min(limits::RECORD_PLAINTEXT_BYTES_MAX);
                     let (record, rest) = slice.split_at(length);
                     let made = seal(record.len(), queue, pool, |out| {
                         traffic.encrypt(record, out)
@@ -374,9 +375,9 @@ fn seal(
     pool: &mut BufferPool,
     mut make: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> bool {
-    let mut room = payload + limits::TLS_OVERHEAD_BYTES;
+    let mut room = payload + limits::RECORD_OVERHEAD_BYTES_MAX;
     loop {
-        let is_small = room <= limits::OUTPUT_TAIL_ROOM_BYTES;
+        let is_small = room <= core_limits::OUTPUT_TAIL_ROOM_BYTES;
         let mut own = Vec::new();
         let (place, start) = match is_small {
             true => (queue.tail(pool), None),

@@ -211,6 +211,6 @@ fn good_request(target: &Target) {
 #[test]
 fn the_bounds_of_these_tests_make_sense() {
     const BUDGET: RangeInclusive<usize> = 100..=FRAMES_MOST / 10;
-    let budget = autoglmd::limits::GLITCH_BUDGET_POINTS as usize;
+    let budget = autoglmd::limits::core::GLITCH_POINTS_MAX as usize;
     ensure(BUDGET.contains(&budget), || format!("{budget} points")).expect("a budget");
 }

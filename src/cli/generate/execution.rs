@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable};
-use crate::limits::SANDBOX_INPUT_BYTES;
+use crate::limits::cli as limits;
 use crate::sandbox::{self, Ended, Limits, RECIPES, Recipe, Report, SandboxError, Task};
 
 /// The recipe of a language, whose programs must be installed.
@@ -35,16 +35,19 @@ pub fn read_input(path: Option<&Path>) -> Result<Vec<u8>, Code> {
         return Ok(Vec::new());
     };
     let mut input = Vec::new();
-    let limit = SANDBOX_INPUT_BYTES + 1;
+    let limit = limits::PROGRAM_INPUT_BYTES_MAX + 1;
     let read = match path == Path::new("-") {
         true => io::stdin().lock().take(limit).read_to_end(&mut input),
         false => File::open(path).and_then(|file| file.take(limit).read_to_end(&mut input)),
     };
     let name = path.display();
     match read {
-        Ok(_) if input.len() as u64 > SANDBOX_INPUT_BYTES => Err(fail(
+        Ok(_) if input.len() as u64 > limits::PROGRAM_INPUT_BYTES_MAX => Err(fail(
             exit::DATA,
-            format_args!("{name}: longer than {SANDBOX_INPUT_BYTES} bytes"),
+            format_args!(
+                "{name}: longer than {most} bytes",
+                most = limits::PROGRAM_INPUT_BYTES_MAX
+            ),
         )),
         Ok(_) => Ok(input),
         Err(error) => Err(fail(exit::of_file(&error), format_args!("{name}: {error}"))),

@@ -319,7 +319,7 @@ fn many_mistakes_are_counted_and_not_all_printed() {
     let errors = load_text(&text).expect_err("no such keys");
     assert_eq!(
         (errors.problems.len(), errors.more),
-        (bounds::PROBLEMS_SHOWN, 150)
+        (limits::SHOWN_PROBLEMS_MAX, 150)
     );
     assert!(errors.to_string().ends_with("\nand 150 more"));
 }
@@ -438,7 +438,7 @@ fn files_that_are_not_text_are_refused() {
         mistakes(load_with(b"[log]\nfile = \"\xff\"", plain())),
         ["a.toml:2:9: the file is not UTF-8; expected TOML in UTF-8"]
     );
-    let large = vec![b'#'; bounds::FILE_BYTES as usize + 1];
+    let large = vec![b'#'; limits::FILE_BYTES_MAX as usize + 1];
     assert!(mistakes(load_with(&large, plain()))[0].contains("more than 1 MiB"));
     let folder = Sources {
         file: Some(std::env::temp_dir()),

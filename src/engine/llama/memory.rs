@@ -12,10 +12,7 @@ use super::Settings;
 use super::cgroup;
 use super::ffi::{Context, ContextSettings, LoadError, Model};
 use crate::engine::family::Family;
-use crate::limits::{
-    CONTEXT_DEFAULT_TOKENS, CONTEXT_MEMORY_SHARE, CONTEXT_MIN_TOKENS, CONTEXT_STEP_TOKENS,
-    PREFILL_BATCH_TOKENS,
-};
+use crate::limits::engine as limits;
 
 /// Returns the parameters of the context: the settings, and where they leave it open, values chosen
 /// for the model and the machine or container.
@@ -55,7 +52,7 @@ pub fn plan(
         sequences,
         context,
         kv_type,
-        batch: PREFILL_BATCH_TOKENS,
+        batch: limits::PREFILL_BATCH_TOKENS_MAX,
         threads,
     })
 }
@@ -64,15 +61,20 @@ pub fn plan(
 /// minimum if there is only just enough for it, and an error, for people, if there is less. If the
 /// free memory is unknown, returns the minimum.
 fn affordable(available: Option<u64>, sequences: u32, bytes_per_token: u64) -> Result<u32, String> {
-    let least = cache_bytes(CONTEXT_MIN_TOKENS, sequences, bytes_per_token);
+    let least = cache_bytes(limits::CONTEXT_TOKENS_MIN, sequences, bytes_per_token);
     if available.is_some_and(|available| least > available) {
-        return Err(too_large(CONTEXT_MIN_TOKENS, sequences, least, available));
+        return Err(too_large(
+            limits::CONTEXT_TOKENS_MIN,
+            sequences,
+            least,
+            available,
+        ));
     }
-    let bytes = available.unwrap_or(0) / CONTEXT_MEMORY_SHARE;
+    let bytes = available.unwrap_or(0) / limits::CONTEXT_MEMORY_DIVISOR;
     let tokens = bytes / (u64::from(sequences) * bytes_per_token.max(1));
     let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-    let whole_steps = tokens / CONTEXT_STEP_TOKENS * CONTEXT_STEP_TOKENS;
-    Ok(whole_steps.clamp(CONTEXT_MIN_TOKENS, CONTEXT_DEFAULT_TOKENS))
+    let whole_steps = tokens / limits::CONTEXT_STEP_TOKENS * limits::CONTEXT_STEP_TOKENS;
+    Ok(whole_steps.clamp(limits::CONTEXT_TOKENS_MIN, limits::CONTEXT_TOKENS_DEFAULT))
 }
 
 fn cache_bytes(tokens: u32, sequences: u32, bytes_per_token: u64) -> u64 {
@@ -117,11 +119,17 @@ mod tests {
     fn context_fits_its_share_of_memory_in_whole_steps() {
         let gibibyte = 1 << 30;
         let affordable = |bytes| affordable(bytes, 16, 23_040).unwrap();
-        assert_eq!(affordable(Some(1000 * gibibyte)), CONTEXT_DEFAULT_TOKENS);
-        assert_eq!(affordable(None), CONTEXT_MIN_TOKENS);
+        assert_eq!(
+            affordable(Some(1000 * gibibyte)),
+            limits::CONTEXT_TOKENS_DEFAULT
+        );
+        assert_eq!(affordable(None), limits::CONTEXT_TOKENS_MIN);
         let tokens = affordable(Some(2 * gibibyte));
-        assert!(tokens.is_multiple_of(CONTEXT_STEP_TOKENS) && tokens > CONTEXT_MIN_TOKENS);
-        assert!(u64::from(tokens) * 16 * 23_040 <= 2 * gibibyte / CONTEXT_MEMORY_SHARE);
+        assert!(
+            tokens.is_multiple_of(limits::CONTEXT_STEP_TOKENS)
+                && tokens > limits::CONTEXT_TOKENS_MIN
+        );
+        assert!(u64::from(tokens) * 16 * 23_040 <= 2 * gibibyte / limits::CONTEXT_MEMORY_DIVISOR);
     }
 
     /// A regression test: a model of 7 billion parameters without grouped heads, in a container of
@@ -129,10 +137,10 @@ mod tests {
     #[test]
     fn a_machine_or_a_container_that_is_too_small_is_an_error() {
         let per_token = 544 * 1024;
-        let least = cache_bytes(CONTEXT_MIN_TOKENS, 16, per_token);
+        let least = cache_bytes(limits::CONTEXT_TOKENS_MIN, 16, per_token);
         assert_eq!(
             affordable(Some(least), 16, per_token),
-            Ok(CONTEXT_MIN_TOKENS)
+            Ok(limits::CONTEXT_TOKENS_MIN)
         );
         let error = affordable(Some(least - 1), 16, per_token).unwrap_err();
         for part in ["512 tokens", "16 sequences", "4352 MiB", "engine.parallel"] {

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use crate::limits::{GGUF_ENTRIES_MAX, GGUF_ITEMS_MAX, GGUF_LAYERS_MAX, GGUF_TEXT_MAX_BYTES};
+use crate::limits::engine as limits;
 
 /// Refuses a file that cannot become a model that writes text. The reason is for people.
 pub fn check(path: &Path) -> Result<(), String> {
@@ -110,7 +110,7 @@ impl Metadata {
         }
         let of = |name: &str| format!("{architecture}.{name}");
         for (name, least, most) in [
-            ("block_count", 1, GGUF_LAYERS_MAX),
+            ("block_count", 1, limits::GGUF_LAYERS_MAX),
             ("context_length", 1, i128::from(u32::MAX)),
             ("embedding_length", 1, i128::from(i32::MAX)),
         ] {
@@ -213,10 +213,12 @@ impl Reader {
             return Err(format!("GGUF version {version}; 2 and 3 are accepted"));
         }
         let (tensors, entries) = (self.u64()?, self.u64()?);
-        if tensors == 0 || tensors > GGUF_ENTRIES_MAX || entries > GGUF_ENTRIES_MAX {
+        if tensors == 0 || tensors > limits::GGUF_ENTRIES_MAX || entries > limits::GGUF_ENTRIES_MAX
+        {
             return Err(format!(
                 "the file says it has {tensors} tensors and {entries} entries of metadata; from 1 \
-                 to {GGUF_ENTRIES_MAX} are accepted"
+                 to {most} are accepted",
+                most = limits::GGUF_ENTRIES_MAX
             ));
         }
         let mut metadata = Metadata::default();
@@ -254,8 +256,11 @@ impl Reader {
 
     fn array(&mut self) -> Result<Array, String> {
         let (kind, count) = (self.u32()?, self.u64()?);
-        if count > GGUF_ITEMS_MAX {
-            return Err(format!("{count} items; {GGUF_ITEMS_MAX} are accepted"));
+        if count > limits::GGUF_ITEMS_MAX {
+            return Err(format!(
+                "{count} items; {most} are accepted",
+                most = limits::GGUF_ITEMS_MAX
+            ));
         }
         let mut array = Array {
             kind,
@@ -291,7 +296,7 @@ impl Reader {
         if length > self.left {
             return Err(cut_off());
         }
-        if length > GGUF_TEXT_MAX_BYTES {
+        if length > limits::GGUF_TEXT_BYTES_MAX {
             // Some tools put whole licences and tables in; nothing here needs those.
             self.left -= length;
             let skipped = self.file.seek_relative(length as i64);

@@ -54,7 +54,7 @@ use crate::core::Moment;
 use crate::engine::family::Family;
 pub use crate::engine::family::KvType;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
-use crate::limits::{ENGINE_LOADING_END_PATIENCE, ENGINE_RETRY_SECONDS, PROMPT_BYTES_PER_TOKEN};
+use crate::limits::engine as limits;
 use fault::Fault;
 pub use ffi::optimize;
 use model::Llama;
@@ -257,7 +257,7 @@ impl Handle {
     fn time_to_first_token(&self, job: &Job) -> Option<Duration> {
         let now = Moment::now();
         let context = self.shared.model.get()?.context_length as usize;
-        let tokens = job.prompt.bytes() / PROMPT_BYTES_PER_TOKEN;
+        let tokens = job.prompt.bytes() / limits::BYTES_PER_TOKEN;
         if tokens > context {
             // Probably too long: the engine counts the tokens, and reports by how much.
             return None;
@@ -287,7 +287,7 @@ impl Handle {
         let job_cost = self.shared.published().speed.job_cost(Moment::now());
         let waiting = self.shared.queued.load(Ordering::Relaxed);
         match job_cost.unwrap_or_default().saturating_mul(waiting) {
-            Duration::ZERO => Duration::from_secs(ENGINE_RETRY_SECONDS),
+            Duration::ZERO => limits::RETRY_AFTER,
             wait => wait,
         }
     }
@@ -301,7 +301,7 @@ impl Drop for Handle {
         self.shared.is_ending.store(true, Ordering::Release);
         self.sender = None;
         if let State::Loading { .. } = self.state()
-            && self.ended.recv_timeout(ENGINE_LOADING_END_PATIENCE)
+            && self.ended.recv_timeout(limits::LOADING_STOP_PATIENCE)
                 == Err(RecvTimeoutError::Timeout)
         {
             return log::warn!("the model is still on its way, and is not waited for");

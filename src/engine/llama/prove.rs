@@ -13,7 +13,7 @@ use super::model::Llama;
 use super::{KvType, memory};
 use crate::engine::family::Family;
 use crate::engine::{Prompt, Sampling};
-use crate::limits::{PROOF_CONTEXT_TOKENS, PROOF_TOKENS};
+use crate::limits::engine as limits;
 
 /// Characters of each class, alone and beside others, as a request may contain them.
 const TEXTS: &[&str] = &[
@@ -50,9 +50,9 @@ pub fn prove(path: &Path, kv_type: Option<KvType>, gpu_layers: u32) -> Result<()
     let plan = |_: &Model, family: &Family| {
         Ok(ContextSettings {
             sequences: 2,
-            context: PROOF_CONTEXT_TOKENS,
+            context: limits::PROOF_CONTEXT_TOKENS,
             kv_type: kv_type.unwrap_or(family.kv_type),
-            batch: PROOF_TOKENS,
+            batch: limits::PROOF_PROMPT_TOKENS_MAX,
             threads: memory::cores(),
         })
     };
@@ -83,7 +83,7 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
     for text in TEXTS {
         let _ = llama.prepare(&Prompt::Raw(text.repeat(TEXT_REPEATS)));
     }
-    let tokens = &tokens[..tokens.len().min(PROOF_TOKENS as usize)];
+    let tokens = &tokens[..tokens.len().min(limits::PROOF_PROMPT_TOKENS_MAX as usize)];
     if tokens.is_empty() {
         return Err("its tokenizer finds no tokens in a prompt".to_owned());
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::backend::Token;
 use super::ffi::{self, Chain, Context, Model};
 use crate::engine::Sampling;
-use crate::limits::PENALTY_WINDOW_TOKENS;
+use crate::limits::engine as limits;
 
 #[derive(Debug)]
 pub enum Sampler {
@@ -32,7 +32,9 @@ impl Sampler {
         }
         let seed = sampling.seed.map_or_else(drawn_seed, llama_seed);
         let counted = match has_penalties {
-            true => prompt.len().saturating_sub(PENALTY_WINDOW_TOKENS as usize),
+            true => prompt
+                .len()
+                .saturating_sub(limits::PENALTY_WINDOW_TOKENS as usize),
             false => prompt.len(),
         };
         let chain = Chain::new(model.clone(), sampling, seed).and_then(|mut chain| {
@@ -68,7 +70,7 @@ pub struct Penalties {
     repeat: f32,
     frequency: f32,
     presence: f32,
-    /// The last tokens of prompt and output, at most [`PENALTY_WINDOW_TOKENS`].
+    /// The last tokens of prompt and output, at most [`limits::PENALTY_WINDOW_TOKENS`].
     window: VecDeque<Token>,
 }
 
@@ -78,9 +80,11 @@ impl Penalties {
             repeat: sampling.repeat_penalty.clamp(f32::MIN_POSITIVE, 2.0),
             frequency: sampling.frequency_penalty,
             presence: sampling.presence_penalty,
-            window: VecDeque::with_capacity(PENALTY_WINDOW_TOKENS as usize),
+            window: VecDeque::with_capacity(limits::PENALTY_WINDOW_TOKENS as usize),
         };
-        let start = prompt.len().saturating_sub(PENALTY_WINDOW_TOKENS as usize);
+        let start = prompt
+            .len()
+            .saturating_sub(limits::PENALTY_WINDOW_TOKENS as usize);
         prompt[start..]
             .iter()
             .for_each(|token| penalties.accept(*token));
@@ -111,7 +115,7 @@ impl Penalties {
     }
 
     fn accept(&mut self, token: Token) {
-        if self.window.len() == PENALTY_WINDOW_TOKENS as usize {
+        if self.window.len() == limits::PENALTY_WINDOW_TOKENS as usize {
             self.window.pop_front();
         }
         self.window.push_back(token);
@@ -186,7 +190,7 @@ mod tests {
         assert_eq!(scores, [0.0, 1.25, -3.25, 1.0]);
         // The chosen token counts from now on: 4.0 / 2 - 2 * 0.5 - 0.25.
         assert_eq!(penalties.choose(&mut [0.0, 4.0, -1.0, 1.0]), 3);
-        for _ in 0..PENALTY_WINDOW_TOKENS {
+        for _ in 0..limits::PENALTY_WINDOW_TOKENS {
             penalties.accept(0);
         }
         assert_eq!(

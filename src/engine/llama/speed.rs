@@ -18,10 +18,7 @@
 use std::time::Duration;
 
 use crate::core::Moment;
-use crate::limits::{
-    SPEED_CONFIDENT_JOBS, SPEED_FULL_SAMPLE_TOKENS, SPEED_OUTLIER_FACTOR, SPEED_STALE_AFTER,
-    SPEED_WEIGHT,
-};
+use crate::limits::engine as limits;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Speed {
@@ -40,15 +37,17 @@ impl Speed {
     /// Records how long a batch of prompt tokens took. The last few tokens of a prompt reveal
     /// little about the many of the next one, so a small batch weighs less.
     pub fn handle_prompt_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
-        let share = (tokens as f64 / SPEED_FULL_SAMPLE_TOKENS as f64).min(1.0);
+        let share = (tokens as f64 / limits::SPEED_FULL_SAMPLE_TOKENS_MIN as f64).min(1.0);
         let sample = took.as_secs_f64() / tokens.max(1) as f64;
-        self.prompt_token.add(sample, SPEED_WEIGHT * share, now);
+        self.prompt_token
+            .add(sample, limits::SPEED_SAMPLE_WEIGHT * share, now);
     }
 
     /// Records how long a step took that generated one token for each of `tokens` sequences.
     pub fn handle_answer_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
         let sample = took.as_secs_f64() / tokens.max(1) as f64;
-        self.answer_token.add(sample, SPEED_WEIGHT, now);
+        self.answer_token
+            .add(sample, limits::SPEED_SAMPLE_WEIGHT, now);
     }
 
     /// Records the end of a job, complete, failed or cancelled: each made room for the next one.
@@ -63,13 +62,13 @@ impl Speed {
     pub fn job_cost(&self, now: Moment) -> Option<Duration> {
         let prompt = self.prompt_token.fresh(now)? * self.job_prompt.value?;
         let answer = self.answer_token.fresh(now)? * self.job_answer.value?;
-        let is_confident = self.jobs >= SPEED_CONFIDENT_JOBS;
+        let is_confident = self.jobs >= limits::SPEED_CONFIDENT_JOBS_MIN;
         is_confident.then(|| Duration::from_secs_f64((prompt + answer).max(0.0)))
     }
 
     /// Returns how long one token of a prompt takes to compute.
     pub fn prompt_token_cost(&self, now: Moment) -> Option<Duration> {
-        let is_confident = self.jobs >= SPEED_CONFIDENT_JOBS;
+        let is_confident = self.jobs >= limits::SPEED_CONFIDENT_JOBS_MIN;
         self.prompt_token
             .fresh(now)
             .filter(|_| is_confident)
@@ -91,8 +90,8 @@ impl Average {
         self.value = Some(match self.value {
             None => sample,
             Some(value) => {
-                let value = value.min(sample * SPEED_OUTLIER_FACTOR);
-                let sample = sample.min(value * SPEED_OUTLIER_FACTOR);
+                let value = value.min(sample * limits::SPEED_OUTLIER_FACTOR_MAX);
+                let sample = sample.min(value * limits::SPEED_OUTLIER_FACTOR_MAX);
                 value + (sample - value) * weight
             }
         });
@@ -102,13 +101,13 @@ impl Average {
     fn follow(&mut self, sample: f64, now: Moment) {
         self.measured_at = now;
         let value = self.value.unwrap_or(sample);
-        self.value = Some(value + (sample - value) * SPEED_WEIGHT);
+        self.value = Some(value + (sample - value) * limits::SPEED_SAMPLE_WEIGHT);
     }
 
     /// Returns the average, unless its last sample is too old.
     fn fresh(&self, now: Moment) -> Option<f64> {
         self.value
-            .filter(|_| now.since(self.measured_at) < SPEED_STALE_AFTER)
+            .filter(|_| now.since(self.measured_at) < limits::SPEED_STALE_AFTER)
     }
 }
 
@@ -122,7 +121,7 @@ mod tests {
     /// Ten milliseconds per token, measured often enough.
     fn warm() -> Speed {
         let mut speed = Speed::default();
-        for _ in 0..SPEED_CONFIDENT_JOBS {
+        for _ in 0..limits::SPEED_CONFIDENT_JOBS_MIN {
             speed.handle_prompt_batch(100, 1000 * MILLISECOND, NOW);
             speed.handle_answer_batch(16, 160 * MILLISECOND, NOW);
             speed.handle_job(50, 20, NOW);
@@ -139,7 +138,7 @@ mod tests {
         let mut speed = Speed::default();
         speed.handle_prompt_batch(100, 1000 * MILLISECOND, NOW);
         speed.handle_answer_batch(16, 160 * MILLISECOND, NOW);
-        for _ in 1..SPEED_CONFIDENT_JOBS {
+        for _ in 1..limits::SPEED_CONFIDENT_JOBS_MIN {
             speed.handle_job(50, 20, NOW);
             assert_eq!(speed.job_cost(NOW), None);
         }
@@ -165,7 +164,7 @@ mod tests {
         let mut speed = Speed::default();
         speed.handle_prompt_batch(10, Duration::from_secs(45), NOW);
         speed.handle_prompt_batch(100, 1000 * MILLISECOND, NOW);
-        (0..SPEED_CONFIDENT_JOBS).for_each(|_| speed.handle_job(50, 20, NOW));
+        (0..limits::SPEED_CONFIDENT_JOBS_MIN).for_each(|_| speed.handle_job(50, 20, NOW));
         let cost = prompt_token_ms(&speed, NOW);
         assert!(cost <= 40.0, "{cost} ms");
     }
@@ -182,10 +181,10 @@ mod tests {
     #[test]
     fn speed_that_was_not_measured_for_a_while_is_unknown() {
         let mut speed = warm();
-        let later = NOW + SPEED_STALE_AFTER;
+        let later = NOW + limits::SPEED_STALE_AFTER;
         assert!(
             speed
-                .job_cost(NOW + (SPEED_STALE_AFTER - MILLISECOND))
+                .job_cost(NOW + (limits::SPEED_STALE_AFTER - MILLISECOND))
                 .is_some()
         );
         assert_eq!(speed.job_cost(later), None);
@@ -201,10 +200,10 @@ mod tests {
     #[test]
     fn average_follows_what_has_changed() {
         let mut average = Average::default();
-        average.add(1.0, SPEED_WEIGHT, NOW);
-        (0..200).for_each(|_| average.add(8.0, SPEED_WEIGHT, NOW));
+        average.add(1.0, limits::SPEED_SAMPLE_WEIGHT, NOW);
+        (0..200).for_each(|_| average.add(8.0, limits::SPEED_SAMPLE_WEIGHT, NOW));
         assert!((average.value.unwrap() - 8.0).abs() < 0.01);
-        (0..200).for_each(|_| average.add(1.0, SPEED_WEIGHT, NOW));
+        (0..200).for_each(|_| average.add(1.0, limits::SPEED_SAMPLE_WEIGHT, NOW));
         assert!((average.value.unwrap() - 1.0).abs() < 0.01);
     }
 }

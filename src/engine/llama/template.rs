@@ -16,7 +16,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
 
 use crate::engine::Message;
-use crate::limits::{TEMPLATE_FUEL, TEMPLATE_MAX_BYTES};
+use crate::limits::engine as limits;
 
 /// The format of most small models.
 const CHATML: &str = "{% for message in messages %}\
@@ -62,10 +62,11 @@ impl Template {
     pub fn new(source: Option<&str>, start_text: &str, end_text: &str) -> Result<Template, String> {
         let source = source.filter(|source| !source.trim().is_empty());
         let source = source.unwrap_or(CHATML);
-        if source.len() > TEMPLATE_MAX_BYTES {
+        if source.len() > limits::TEMPLATE_BYTES_MAX {
             let bytes = source.len();
             return Err(format!(
-                "it has {bytes} bytes, at most {TEMPLATE_MAX_BYTES} are read"
+                "it has {bytes} bytes, at most {most} are read",
+                most = limits::TEMPLATE_BYTES_MAX
             ));
         }
         let environment = environment(&source::adapted(source)).map_err(|error| says(&error))?;
@@ -134,7 +135,7 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
             .lstrip_blocks(true)
             .build()?,
     );
-    environment.set_fuel(Some(TEMPLATE_FUEL));
+    environment.set_fuel(Some(limits::TEMPLATE_INSTRUCTIONS_MAX));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -275,7 +276,7 @@ mod tests {
                 "{unreadable}"
             );
         }
-        let long = "x".repeat(TEMPLATE_MAX_BYTES + 1);
+        let long = "x".repeat(limits::TEMPLATE_BYTES_MAX + 1);
         assert!(Template::new(Some(&long), "", "").is_err());
     }
 

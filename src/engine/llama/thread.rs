@@ -39,10 +39,7 @@ use super::shared::Shared;
 use super::{Obtain, Obtained, Settings};
 use crate::core::Moment;
 use crate::engine::Deliver;
-use crate::limits::{
-    ENGINE_INTAKE_JOBS, ENGINE_RESTART_LOOK, ENGINE_RESTART_PAUSE, ENGINE_RESTARTS_FORGOTTEN_AFTER,
-    ENGINE_RESTARTS_MOST,
-};
+use crate::limits::engine as limits;
 use crate::offload::CancelReason;
 
 pub enum Message {
@@ -166,7 +163,7 @@ impl<B: Backend> Thread<'_, B> {
                 }
             }
             // Preparing a prompt takes time, too: only a few between two steps.
-            for _ in 0..ENGINE_INTAKE_JOBS {
+            for _ in 0..limits::INTAKE_JOBS_PER_STEP_MAX {
                 match self.receiver.try_recv() {
                     Ok(Message::Job(owed)) => scheduler.admit(*owed),
                     Ok(Message::Drain) => is_draining = true,
@@ -200,7 +197,7 @@ impl<B: Backend> Thread<'_, B> {
             if left.is_zero() {
                 return;
             }
-            thread::sleep(left.min(ENGINE_RESTART_LOOK));
+            thread::sleep(left.min(limits::RESTART_POLL_INTERVAL));
         }
     }
 }
@@ -216,16 +213,16 @@ impl Restarts {
     /// Returns the pause before the next start; `None` if there were too many.
     fn next(&mut self, now: Instant) -> Option<Duration> {
         let is_old =
-            |last: Instant| now.saturating_duration_since(last) >= ENGINE_RESTARTS_FORGOTTEN_AFTER;
+            |last: Instant| now.saturating_duration_since(last) >= limits::RESTARTS_FORGOTTEN_AFTER;
         if self.last.is_some_and(is_old) {
             self.count = 0;
         }
         self.last = Some(now);
-        if self.count >= ENGINE_RESTARTS_MOST {
+        if self.count >= limits::RESTARTS_MAX {
             return None;
         }
         self.count += 1;
-        Some(ENGINE_RESTART_PAUSE * 2_u32.pow(self.count - 1))
+        Some(limits::RESTART_PAUSE * 2_u32.pow(self.count - 1))
     }
 }
 

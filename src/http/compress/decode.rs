@@ -47,7 +47,7 @@ pub enum DecodeError {
     TooLarge,
     /// It decodes to more than its own size allows.
     TooDense,
-    /// It needs a window larger than [`limits::ZSTD_DECODER_WINDOW_LOG`].
+    /// It needs a window larger than [`limits::ZSTD_DECODER_WINDOW_BITS_MAX`].
     WindowTooLarge,
     /// It does not follow its format, or has bytes after its end.
     Malformed,
@@ -204,7 +204,7 @@ impl State {
         Ok(match coding {
             Coding::Zstd => {
                 let mut context = DCtx::try_create().ok_or(DecodeError::Malformed)?;
-                let window = DParameter::WindowLogMax(limits::ZSTD_DECODER_WINDOW_LOG);
+                let window = DParameter::WindowLogMax(limits::ZSTD_DECODER_WINDOW_BITS_MAX);
                 let set = context.set_parameter(window);
                 set.map_err(|_| DecodeError::Malformed)?;
                 State::Zstd(context)

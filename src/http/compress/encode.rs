@@ -78,7 +78,7 @@ impl Compressor {
     fn zstd(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeFailed> {
         if self.zstd.is_none() {
             let level = limits::ZSTD_LEVEL;
-            self.zstd = Some(zstd_context(level, limits::ZSTD_WINDOW_LOG, None)?);
+            self.zstd = Some(zstd_context(level, limits::ZSTD_WINDOW_BITS, None)?);
         }
         let context = self.zstd.as_mut().ok_or(EncodeFailed)?;
         out.reserve(body.len());
@@ -128,8 +128,8 @@ impl Encoder {
         let state = match coding {
             Coding::Zstd => State::Zstd(zstd_context(
                 limits::ZSTD_LEVEL,
-                limits::ZSTD_STREAM_WINDOW_LOG,
-                Some(limits::ZSTD_STREAM_TABLE_LOG),
+                limits::ZSTD_STREAM_WINDOW_BITS,
+                Some(limits::ZSTD_STREAM_TABLE_BITS),
             )?),
             Coding::Gzip => State::Deflate(Compress::new_gzip(gzip_level, window_bits)),
             Coding::Deflate => {
@@ -154,14 +154,14 @@ impl Encoder {
                 limits::BROTLI_QUALITY,
             ),
             Effort::Kept => (
-                limits::ZSTD_KEPT_LEVEL,
-                limits::GZIP_KEPT_LEVEL,
-                limits::BROTLI_KEPT_QUALITY,
+                limits::ZSTD_STATIC_LEVEL,
+                limits::GZIP_STATIC_LEVEL,
+                limits::BROTLI_STATIC_QUALITY,
             ),
         };
         let (gzip, window_bits) = (Compression::new(gzip), limits::GZIP_WINDOW_BITS);
         let state = match coding {
-            Coding::Zstd => State::Zstd(zstd_context(zstd, limits::ZSTD_WINDOW_LOG, None)?),
+            Coding::Zstd => State::Zstd(zstd_context(zstd, limits::ZSTD_WINDOW_BITS, None)?),
             Coding::Gzip => State::Deflate(Compress::new_gzip(gzip, window_bits)),
             Coding::Deflate => {
                 State::Deflate(Compress::new_with_window_bits(gzip, true, window_bits))

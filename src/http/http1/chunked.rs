@@ -24,10 +24,8 @@
 
 use super::{Malformed, is_token_byte, is_value_byte};
 use crate::error::ErrorCode;
-use crate::limits::{
-    HTTP_CHUNK_EXTENSION_BYTES_MAX, HTTP_CHUNK_SIZE_DIGITS_MAX, HTTP_CHUNK_TINY_BYTES,
-    HTTP_TRAILER_BYTES_MAX,
-};
+use crate::limits::http as http_limits;
+use crate::limits::http1 as limits;
 
 /// The state of one chunked body.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +106,8 @@ impl Decoder {
             } else {
                 self.phase = self.next_phase(buffer[read])?;
                 read += 1;
-                let is_tiny = self.phase == Phase::Data && self.size < HTTP_CHUNK_TINY_BYTES;
+                let is_tiny =
+                    self.phase == Phase::Data && self.size < http_limits::BODY_PIECE_BYTES_MIN;
                 tiny_chunks += u32::from(is_tiny);
             }
         }
@@ -154,7 +153,7 @@ impl Decoder {
         let digit = (byte as char)
             .to_digit(16)
             .ok_or(Malformed::bad("a chunk size is not a hexadecimal number"))?;
-        if self.digits == HTTP_CHUNK_SIZE_DIGITS_MAX {
+        if self.digits == limits::CHUNK_SIZE_DIGITS_MAX {
             return Err(Malformed::bad("a chunk size has too many digits"));
         }
         self.digits += 1;
@@ -168,7 +167,7 @@ impl Decoder {
             return Err(Malformed::bad("a chunk extension holds a control byte"));
         }
         self.extension_bytes += 1;
-        match self.extension_bytes > HTTP_CHUNK_EXTENSION_BYTES_MAX {
+        match self.extension_bytes > limits::CHUNK_EXTENSION_BYTES_MAX {
             true => Err(Malformed::bad("the chunk extensions are too long")),
             false => Ok(Phase::Extension),
         }
@@ -188,7 +187,7 @@ impl Decoder {
 
     fn handle_trailer(&mut self, byte: u8) -> Result<Phase, Malformed> {
         self.trailer_bytes += 1;
-        if self.trailer_bytes > HTTP_TRAILER_BYTES_MAX {
+        if self.trailer_bytes > limits::TRAILER_BYTES_MAX {
             return Err(Malformed::new(
                 ErrorCode::HeadersTooLarge,
                 "the trailer section is too long",
@@ -344,12 +343,12 @@ mod tests {
 
     #[test]
     fn extensions_and_trailers_are_bounded_over_the_whole_body() {
-        let extension = "x".repeat(HTTP_CHUNK_EXTENSION_BYTES_MAX as usize / 4);
+        let extension = "x".repeat(limits::CHUNK_EXTENSION_BYTES_MAX as usize / 4);
         let body = |chunks: usize| format!("1;{extension}\r\na\r\n").repeat(chunks);
         assert_eq!(decode(body(4).as_bytes(), &[], 99), Ok(None));
         assert!(decode(body(5).as_bytes(), &[], 99).is_err());
         let trailers = |fields: usize| format!("0\r\n{}", "a:bc\r\n".repeat(fields));
-        let most = HTTP_TRAILER_BYTES_MAX as usize / "a:bc\r".len();
+        let most = limits::TRAILER_BYTES_MAX as usize / "a:bc\r".len();
         assert_eq!(decode(trailers(most).as_bytes(), &[], 99), Ok(None));
         let malformed = decode(trailers(most + 1).as_bytes(), &[], 99).unwrap_err();
         assert_eq!(malformed.code, ErrorCode::HeadersTooLarge);

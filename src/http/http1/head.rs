@@ -16,7 +16,7 @@ use super::framing::FramingFields;
 use super::{Framing, Malformed, target};
 use crate::error::ErrorCode;
 use crate::http::{Method, Request, Version};
-use crate::limits::HTTP_FIELDS_MAX;
+use crate::limits::http1 as limits;
 
 pub(super) const TOO_MANY: Malformed = Malformed::new(
     ErrorCode::HeadersTooLarge,
@@ -24,11 +24,11 @@ pub(super) const TOO_MANY: Malformed = Malformed::new(
 );
 
 /// Room for a head's fields on the stack, uninitialised until `httparse` fills it.
-pub struct Storage<'a>([MaybeUninit<httparse::Header<'a>>; HTTP_FIELDS_MAX]);
+pub struct Storage<'a>([MaybeUninit<httparse::Header<'a>>; limits::FIELDS_MAX]);
 
 impl Storage<'_> {
     pub const fn new() -> Self {
-        Storage([const { MaybeUninit::uninit() }; HTTP_FIELDS_MAX])
+        Storage([const { MaybeUninit::uninit() }; limits::FIELDS_MAX])
     }
 }
 

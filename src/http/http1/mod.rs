@@ -35,7 +35,7 @@ pub mod scanner;
 pub mod target;
 
 use crate::error::{ApiError, ErrorCode};
-use crate::limits;
+use crate::limits::http1 as limits;
 
 pub use framing::Framing;
 pub use head::{Head, Storage};
@@ -55,9 +55,9 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Bounds {
         Bounds {
-            head_bytes_max: limits::HTTP_HEAD_BYTES_DEFAULT,
-            uri_bytes_max: limits::HTTP_URI_BYTES_DEFAULT,
-            fields_max: limits::HTTP_FIELDS_DEFAULT,
+            head_bytes_max: limits::HEAD_BYTES_DEFAULT,
+            uri_bytes_max: limits::URI_BYTES_DEFAULT,
+            fields_max: limits::FIELDS_DEFAULT,
         }
     }
 }

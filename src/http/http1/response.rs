@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use crate::limits::CLIENT_FIELDS;
+use crate::limits::http1 as limits;
 
 /// A head that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl std::error::Error for BadResponse {}
 
 /// Reads the head that `bytes` begins with. Returns none while its end is still to come.
 pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
-    let mut fields = [httparse::EMPTY_HEADER; CLIENT_FIELDS];
+    let mut fields = [httparse::EMPTY_HEADER; limits::RESPONSE_FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     let len = match response.parse(bytes).map_err(BadResponse::NotHttp)? {
         httparse::Status::Complete(len) => len,

@@ -11,7 +11,7 @@
 use super::head::TOO_MANY;
 use super::{Bounds, Malformed, is_token_byte};
 use crate::error::ErrorCode;
-use crate::limits::{HTTP_FIELDS_MAX, HTTP_HEAD_BYTES_CEILING, HTTP_METHOD_BYTES_MAX};
+use crate::limits::http1 as limits;
 
 const TOO_LARGE: Malformed = Malformed::new(
     ErrorCode::HeadersTooLarge,
@@ -111,14 +111,14 @@ impl HeadScanner {
             check_request_line(line, bounds)?;
         }
         self.lines += 1;
-        match self.lines as usize - 1 > bounds.fields_max.min(HTTP_FIELDS_MAX) {
+        match self.lines as usize - 1 > bounds.fields_max.min(limits::FIELDS_MAX) {
             true => Err(TOO_MANY),
             false => Ok(None),
         }
     }
 
     fn window_end(&self, bounds: &Bounds) -> usize {
-        self.start as usize + bounds.head_bytes_max.min(HTTP_HEAD_BYTES_CEILING)
+        self.start as usize + bounds.head_bytes_max.min(limits::HEAD_BYTES_MAX)
     }
 
     /// Refuses a TLS handshake on a clear-text port by its first byte; it need not wait for the
@@ -137,9 +137,9 @@ impl HeadScanner {
 fn check_request_line(line: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
     // " HTTP/1.1" and the CR that a partial line may end with.
     const AFTER_TARGET_BYTES_MAX: usize = 10;
-    let method_window = &line[..line.len().min(HTTP_METHOD_BYTES_MAX + 1)];
+    let method_window = &line[..line.len().min(limits::METHOD_BYTES_MAX + 1)];
     let Some(method_end) = find_space(method_window) else {
-        return match line.len() > HTTP_METHOD_BYTES_MAX {
+        return match line.len() > limits::METHOD_BYTES_MAX {
             // RFC 9112, section 3: a method longer than any that is implemented gets 501.
             true => Err(Malformed::new(
                 ErrorCode::NotImplemented,
@@ -285,7 +285,7 @@ mod tests {
             assert!(scan(&smaller).is_err(), "{smaller:?}");
         }
         // However many fields the configuration allows, the storage holds this many.
-        let fields = "a: b\r\n".repeat(HTTP_FIELDS_MAX);
+        let fields = "a: b\r\n".repeat(limits::FIELDS_MAX);
         let text = format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
         let generous = Bounds {
             fields_max: usize::MAX,

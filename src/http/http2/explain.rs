@@ -19,7 +19,7 @@ use h2::Reason;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-use crate::limits::HTTP2_HEADER_TABLE_BYTES;
+use crate::limits::http2 as limits;
 
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
@@ -187,7 +187,7 @@ impl Reader<'_> {
         while !self.0.is_empty() {
             let index = match self.representation() {
                 Ok(Representation::TableSize(size)) => {
-                    if has_field || size > HTTP2_HEADER_TABLE_BYTES {
+                    if has_field || size > limits::HEADER_TABLE_BYTES {
                         return Some(Reason::COMPRESSION_ERROR);
                     }
                     continue;

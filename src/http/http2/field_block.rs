@@ -18,7 +18,7 @@
 //!
 //! Invariant: the same bytes give the same result, wherever they are cut.
 
-use crate::limits::{HTTP2_HEADER_TABLE_BYTES, HTTP2_INSERTIONS_FREE};
+use crate::limits::http2 as limits;
 
 /// The field blocks of a connection, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct FieldBlock {
 }
 
 /// An entry counts for 32 bytes more than its strings have (RFC 7541, section 4.1).
-const ENTRIES_MAX: u32 = HTTP2_HEADER_TABLE_BYTES / 32;
+const ENTRIES_MAX: u32 = limits::HEADER_TABLE_BYTES / 32;
 const _: () = assert!(ENTRIES_MAX <= u128::BITS);
 
 /// RFC 7541, appendix A: `:authority`, `:method`, `:path`, `:scheme` and `:status` come first.
@@ -81,7 +81,7 @@ enum State {
 impl FieldBlock {
     /// What is more than a request has use for: every change of the table's size, which a client
     /// needs once or twice in a connection (RFC 7541, section 4.2), and fields that are put into
-    /// the table after the first [`HTTP2_INSERTIONS_FREE`] of the block.
+    /// the table after the first [`limits::FREE_INSERTIONS_MAX`] of the block.
     pub fn churn(&self) -> u32 {
         self.churn
     }
@@ -185,7 +185,7 @@ impl FieldBlock {
         match kind {
             Kind::Insertion => {
                 self.insertions += 1;
-                self.churn += u32::from(self.insertions > HTTP2_INSERTIONS_FREE);
+                self.churn += u32::from(self.insertions > limits::FREE_INSERTIONS_MAX);
             }
             Kind::TableSize => self.churn += 1,
             Kind::Indexed | Kind::Literal => {}
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn what_a_request_needs_is_no_churn_and_more_is() {
         let insertion = [0x41, 1, b'x'];
-        let free = HTTP2_INSERTIONS_FREE as usize;
+        let free = limits::FREE_INSERTIONS_MAX as usize;
         assert_eq!(walked(&insertion.repeat(free)).churn(), 0);
         assert_eq!(walked(&insertion.repeat(free + 5)).churn(), 5);
         assert_eq!(walked(&[0x20, 0x3f, 0xe1, 0x1f, 0x82]).churn(), 2);

@@ -30,7 +30,8 @@ use std::collections::BTreeMap;
 use h2::Reason;
 
 use super::field_block::FieldBlock;
-use crate::limits::HTTP2_ENDED_STREAMS;
+use crate::limits::http as http_limits;
+use crate::limits::http2 as limits;
 
 /// RFC 9113, section 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ const PRIORITY_BYTES: usize = 5;
 const HEADER_BYTES: usize = 9;
 
 /// A DATA frame of fewer bytes costs more to frame than it carries.
-const TINY_BYTES: u32 = crate::limits::HTTP_CHUNK_TINY_BYTES as u32;
+const TINY_BYTES: u32 = http_limits::BODY_PIECE_BYTES_MIN as u32;
 
 /// What one batch of bytes held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -351,7 +352,7 @@ impl FrameMeter {
     fn end(&mut self, stream: u32) {
         // Some are never forgotten, since they were over on our side before, or refused. Whoever
         // goes on with a stream that is so old is still refused by h2.
-        if self.ended.len() == HTTP2_ENDED_STREAMS {
+        if self.ended.len() == limits::ENDED_STREAMS_MAX {
             self.ended.pop_first();
         }
         self.ended.insert(stream, false);
@@ -362,7 +363,7 @@ impl FrameMeter {
 mod tests {
     use super::super::testing::frame;
     use super::*;
-    use crate::limits::HTTP2_INSERTIONS_FREE;
+    use crate::limits::http2 as limits;
     use proptest::prelude::*;
 
     fn tally(bytes: &[u8]) -> Tally {
@@ -419,7 +420,7 @@ mod tests {
     #[test]
     fn a_block_is_walked_over_all_its_frames_and_nothing_else() {
         let insertions = |count: u32| [0x41, 1, b'x'].repeat(count as usize);
-        let (one, other) = (insertions(HTTP2_INSERTIONS_FREE), insertions(3));
+        let (one, other) = (insertions(limits::FREE_INSERTIONS_MAX), insertions(3));
         let head = frame(1, 0, 1, &one);
         let rest = frame(9, END_HEADERS, 1, &other);
         assert_eq!(tally(&[head, rest].concat()).header_churn, 3);
@@ -525,11 +526,11 @@ mod tests {
     #[test]
     fn ended_streams_are_a_bounded_memory() {
         let mut meter = begun();
-        for number in 0..4 * HTTP2_ENDED_STREAMS as u32 {
+        for number in 0..4 * limits::ENDED_STREAMS_MAX as u32 {
             let end = frame(1, END_HEADERS | END_STREAM, 2 * number + 1, b"x");
             assert_eq!(meter.handle(&end, &mut Tally::default()), Ok(()));
         }
-        assert_eq!(meter.ended.len(), HTTP2_ENDED_STREAMS);
+        assert_eq!(meter.ended.len(), limits::ENDED_STREAMS_MAX);
     }
 
     #[test]

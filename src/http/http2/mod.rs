@@ -36,7 +36,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 
-use crate::limits;
+use crate::limits::http2 as limits;
 use pipe::{Pipe, PipeEnd};
 
 /// One connection's side of h2.
@@ -184,16 +184,16 @@ impl Default for Server {
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
-        .max_concurrent_streams(limits::HTTP2_STREAMS_MAX)
-        .max_header_list_size(limits::HTTP2_HEADER_LIST_BYTES)
-        .header_table_size(limits::HTTP2_HEADER_TABLE_BYTES)
-        .max_frame_size(limits::HTTP2_FRAME_BYTES)
-        .initial_window_size(limits::HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_send_buffer_size(limits::HTTP2_SEND_BUFFER_BYTES)
-        .max_concurrent_reset_streams(limits::HTTP2_RESETS_REMEMBERED)
-        .reset_stream_duration(limits::HTTP2_RESET_REMEMBERED_FOR)
-        .max_pending_accept_reset_streams(limits::HTTP2_RESETS_MAX)
-        .max_local_error_reset_streams(Some(limits::HTTP2_LOCAL_RESETS_MAX));
+        .max_concurrent_streams(limits::STREAMS_MAX)
+        .max_header_list_size(limits::HEADER_LIST_BYTES_MAX)
+        .header_table_size(limits::HEADER_TABLE_BYTES)
+        .max_frame_size(limits::FRAME_BYTES_MAX)
+        .initial_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(limits::REMEMBERED_RESETS_MAX)
+        .reset_stream_duration(limits::RESETS_REMEMBERED_FOR)
+        .max_pending_accept_reset_streams(limits::UNSEEN_RESETS_MAX)
+        .max_local_error_reset_streams(Some(limits::LOCAL_RESETS_MAX));
     builder
 }

@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::limits;
+use crate::limits::http2 as limits;
 
 /// The connection's end.
 #[derive(Debug, Default)]
@@ -139,9 +139,7 @@ impl AsyncWrite for PipeEnd {
         let count: usize = slices.iter().map(|slice| slice.len()).sum();
         if buffers.outbound.capacity() == 0 {
             // Answers come several at a time; growing step by step would copy the first ones often.
-            buffers
-                .outbound
-                .reserve(count.max(limits::HTTP2_OUTBOUND_BYTES));
+            buffers.outbound.reserve(count.max(limits::OUTBOUND_BYTES));
         }
         for slice in slices {
             buffers.outbound.extend_from_slice(slice);

@@ -12,7 +12,7 @@
 use super::{Weight, field_values, parameter, split_unquoted};
 use crate::http::Request;
 use crate::http::compress::Coding;
-use crate::limits::HTTP_ACCEPT_RANGES_MAX;
+use crate::limits::http as limits;
 
 /// The codings that a client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl AcceptEncoding {
         let mut codings = [None; Coding::ALL.len()];
         let (mut identity, mut any) = (None, None);
         let elements = values.flat_map(|value| split_unquoted(value, b','));
-        for element in elements.take(HTTP_ACCEPT_RANGES_MAX) {
+        for element in elements.take(limits::ACCEPT_RANGES_MAX) {
             let mut parts = split_unquoted(element, b';');
             let Some(name) = parts.next() else { continue };
             let weight = parts
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn elements_beyond_the_bound_are_not_read() {
-        let many = "x,".repeat(HTTP_ACCEPT_RANGES_MAX) + "gzip";
+        let many = "x,".repeat(limits::ACCEPT_RANGES_MAX) + "gzip";
         assert_eq!(parse(&[&many]).choose(OFFERS), None);
     }
 

@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //!  1. The events do not depend on how the stream was cut into pieces.
-//!  2. A line has at most `CLIENT_EVENT_BYTES`, and so has the data of an event.
+//!  2. A line has at most `limits::EVENT_BYTES_MAX`, and so has the data of an event.
 //!  3. An event without its closing empty line is not returned: it may be half of one.
 //!
 //! A line ends with LF or CRLF. The standard also allows a lone CR, which no known server writes;
@@ -24,7 +24,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::limits::CLIENT_EVENT_BYTES;
+use crate::limits::http as limits;
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,8 @@ impl fmt::Display for BadStream {
         match self {
             BadStream::NotUtf8 => f.write_str("an event is not UTF-8"),
             BadStream::TooLong => {
-                write!(f, "an event has more than {CLIENT_EVENT_BYTES} bytes")
+                let most = limits::EVENT_BYTES_MAX;
+                write!(f, "an event has more than {most} bytes")
             }
         }
     }
@@ -90,7 +91,7 @@ impl Reader {
                 "event" => value.clone_into(&mut self.name),
                 "data" => match &mut self.data {
                     None => self.data = Some(value.to_owned()),
-                    Some(data) if data.len() + value.len() < CLIENT_EVENT_BYTES => {
+                    Some(data) if data.len() + value.len() < limits::EVENT_BYTES_MAX => {
                         data.push('\n');
                         data.push_str(value);
                     }
@@ -119,8 +120,8 @@ impl Reader {
         let end = found.map(|offset| self.searched + offset);
         self.searched = end.map_or(self.bytes.len(), |end| end + 1);
         let is_too_long = match end {
-            Some(_) => self.searched - start > CLIENT_EVENT_BYTES,
-            None => self.searched - start >= CLIENT_EVENT_BYTES,
+            Some(_) => self.searched - start > limits::EVENT_BYTES_MAX,
+            None => self.searched - start >= limits::EVENT_BYTES_MAX,
         };
         if is_too_long {
             return Err(BadStream::TooLong);
@@ -186,9 +187,10 @@ mod tests {
 
     #[test]
     fn an_event_without_end_is_refused() {
-        let line = format!("data: {}", "x".repeat(CLIENT_EVENT_BYTES));
+        let line = format!("data: {}", "x".repeat(limits::EVENT_BYTES_MAX));
         let ended = format!("{line}\n\n");
-        let lines = format!("data: {}\n", "x".repeat(1_000)).repeat(CLIENT_EVENT_BYTES / 1_000 + 1);
+        let lines =
+            format!("data: {}\n", "x".repeat(1_000)).repeat(limits::EVENT_BYTES_MAX / 1_000 + 1);
         for text in [line, ended, lines] {
             assert_eq!(read(text.as_bytes(), 1 << 16), Err(BadStream::TooLong));
         }

@@ -7,7 +7,7 @@ use super::{Neighbour, Pulse, Reactor};
 use crate::config::Opening;
 use crate::core::Moment;
 use crate::core::gate::AcceptVerdict;
-use crate::limits;
+use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::connection::Connection;
 use crate::reactor::message::Message;
@@ -97,7 +97,7 @@ impl<S: System> Reactor<S> {
                 log::warn!("accepting pauses: {error}");
                 self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;
             }
-            self.make_room(limits::IDLE_CLOSED_PER_TURN);
+            self.make_room(limits::IDLE_CLOSED_PER_TURN_MAX);
         }
     }
 
@@ -109,7 +109,7 @@ impl<S: System> Reactor<S> {
     /// any reactor, the longest idle first; then those that have neither a job nor a key, the
     /// oldest first. Those of another reactor are its own to end, and it is asked by letter.
     fn make_room(&mut self, wanted: usize) {
-        let wanted = wanted.min(limits::IDLE_CLOSED_PER_TURN);
+        let wanted = wanted.min(limits::IDLE_CLOSED_PER_TURN_MAX);
         let mut left = wanted - self.close_oldest_idle(wanted);
         left -= self.ask_for_room(left, |pulse| &pulse.idle);
         left -= self.evict_strangers(left);

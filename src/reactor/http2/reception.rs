@@ -13,7 +13,8 @@ use crate::error::ErrorCode;
 use crate::http::Method;
 use crate::http::http1::Malformed;
 use crate::http::http2::{Incoming, head};
-use crate::limits;
+use crate::limits::http2 as http2_limits;
+use crate::limits::reactor as limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::reactor::context::{Lent, Turn};
 use crate::service::{Admitted, Flow, Intake, Peer, Refusal};
@@ -38,7 +39,7 @@ impl Http2 {
         if !head::is_well_formed(&parts) {
             return respond.send_reset(Reason::PROTOCOL_ERROR);
         }
-        if self.streams.len() + self.orphans.len() >= limits::HTTP2_STREAMS_MAX as usize {
+        if self.streams.len() + self.orphans.len() >= http2_limits::STREAMS_MAX as usize {
             // RFC 9113, section 8.7: nothing of it was processed, and it can be sent again.
             return respond.send_reset(Reason::REFUSED_STREAM);
         }
@@ -226,7 +227,7 @@ impl Receiving {
                     _ => BODY_TOO_LARGE,
                 });
             }
-            if elsewhere > limits::HTTP2_BODIES_BYTES {
+            if elsewhere > http2_limits::BODIES_BYTES_MAX {
                 return Arrival::Refused(BODIES_TOO_LARGE);
             }
             self.body.push(piece);

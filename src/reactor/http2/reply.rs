@@ -22,7 +22,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderName, He
 
 use crate::http::http1::encode::is_bodiless;
 use crate::http::{Fields, ResponseHead, ResponseSink};
-use crate::limits;
+use crate::limits::core as core_limits;
 
 /// See the file's head.
 pub struct Outgoing {
@@ -206,7 +206,7 @@ impl ResponseSink for StreamWriter<'_> {
     }
 
     fn has_room(&self) -> bool {
-        self.has_room && self.outgoing.waiting_bytes() < limits::OUTPUT_HIGH_BYTES
+        self.has_room && self.outgoing.waiting_bytes() < core_limits::OUTPUT_HIGH_BYTES
     }
 }
 

@@ -41,7 +41,9 @@ use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::proxy_header::SIGNATURE;
 use crate::keys::KeyRing;
-use crate::limits;
+use crate::limits::core as core_limits;
+use crate::limits::offload as offload_limits;
+use crate::limits::service as service_limits;
 use crate::offload::mailbox::mailbox;
 use crate::service::{self, Limiter, Service};
 use crate::telemetry::metrics::{Counter, Metrics};
@@ -80,10 +82,10 @@ impl StreamBound {
     /// All credit's worth of events and the one that crossed the mark. On the wire an event is its
     /// text with each line end escaped (one byte more for each `LINE`), in a frame and a chunk.
     pub const EVENTS_BYTES: usize =
-        (limits::TOKEN_CREDIT as usize + 1) * (engine::EVENT_BYTES_MOST * 10 / 9 + 100);
+        (service_limits::CREDIT_EVENTS as usize + 1) * (engine::EVENT_BYTES_MOST * 10 / 9 + 100);
 
     /// What the daemon holds for one slow reader of a stream, before encryption.
-    pub const SLOW_READER_BYTES: usize = limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
+    pub const SLOW_READER_BYTES: usize = core_limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
 }
 
 // The figure of docs/architecture.md.
@@ -117,7 +119,8 @@ impl House {
         let (mut births, mut neighbours) = (Vec::new(), Vec::new());
         for _ in 0..reactors {
             let kernel = SimulatedKernel::new(&network);
-            let (post, letters) = mailbox(kernel.doorbell(), limits::MAILBOX_KEPT_ITEMS);
+            let (post, letters) =
+                mailbox(kernel.doorbell(), offload_limits::MAILBOX_KEPT_ITEMS_MAX);
             births.push((kernel, letters));
             neighbours.push(Neighbour {
                 mailbox: post,

@@ -19,7 +19,7 @@ use super::engine::{CHATTY, TERSE};
 use super::system::{Network, Wire};
 use super::{Dice, House, Verbosity};
 use crate::config::Config;
-use crate::limits::REQUESTS_PER_READ;
+use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
@@ -217,7 +217,7 @@ fn a_burst_does_not_hold_up_the_others() {
     let answers = stage.on(greedy, |wire| wire.client_reads(usize::MAX));
     let answers = String::from_utf8(answers).expect("answers are UTF-8");
     // A share in each of the turn's two rounds.
-    let share = 2 * REQUESTS_PER_READ;
+    let share = 2 * limits::REQUESTS_PER_READ_MAX;
     assert_eq!(answers.matches("HTTP/1.1 200").count(), share);
     assert!(stage.on(modest, |wire| !wire.to_client.is_empty()));
     let rest = 500 - share;

@@ -106,11 +106,12 @@ mod scenarios {
     use std::time::Duration;
 
     use super::*;
-    use crate::limits;
+    use crate::limits::core as core_limits;
+    use crate::limits::reactor as limits;
     use crate::reactor::simulation::scenarios::{GET, Stage};
     use crate::reactor::simulation::system::Wire;
 
-    const STEPS: usize = limits::HANDSHAKE_STEPS_PER_TURN as usize;
+    const STEPS: usize = limits::HANDSHAKE_STEPS_PER_TURN_MAX as usize;
 
     impl Stage {
         /// What the daemon has to say is heard, and answered below TLS, until both are silent.
@@ -163,7 +164,7 @@ mod scenarios {
         stage.talk(wire, &mut line);
         stage.on(wire, |wire| wire.capacity = 1);
         let mut answer = 0;
-        while stage.output_bytes(wire) + answer < limits::OUTPUT_HIGH_BYTES {
+        while stage.output_bytes(wire) + answer < core_limits::OUTPUT_HIGH_BYTES {
             let before = stage.output_bytes(wire);
             line.say(GET.as_bytes());
             stage.on(wire, |wire| line.send(wire, usize::MAX));
@@ -174,7 +175,7 @@ mod scenarios {
         line.say_goodbye();
         stage.on(wire, |wire| line.send(wire, usize::MAX));
         stage.settle();
-        assert!(stage.output_bytes(wire) >= limits::OUTPUT_HIGH_BYTES);
+        assert!(stage.output_bytes(wire) >= core_limits::OUTPUT_HIGH_BYTES);
         stage.on(wire, |wire| wire.capacity = usize::MAX);
         stage.talk(wire, &mut line);
         assert!(stage.on(wire, |wire| wire.is_over()));

@@ -25,7 +25,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::{AcceptEncoding, ContentType, MediaType, body_coding};
 use crate::http::{Method, Request};
 use crate::keys::KeyRecord;
-use crate::limits;
+use crate::limits::service as limits;
 use crate::offload::Permit;
 use crate::service::call::{Call, Peer, PeerAddress};
 use crate::service::response::coding;
@@ -254,7 +254,7 @@ impl Service {
                 let message =
                     format!("this key has {bound} requests running already, as many as it may");
                 Err(ApiError::new(ErrorCode::TooManyConcurrent, message)
-                    .with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS))
+                    .with_retry_after(limits::BUSY_RETRY_AFTER))
             }
         }
     }
@@ -334,10 +334,5 @@ fn rate_limited(who: &str, rate: Rate, retry_after: Duration) -> ApiError {
         "{who} may make {} requests a minute, {} at once; wait for `Retry-After`",
         rate.per_minute, rate.burst
     );
-    ApiError::new(ErrorCode::RateLimited, message).with_retry_after_ms(milliseconds_up(retry_after))
-}
-
-/// Whole milliseconds, rounded up: whoever waits so long has waited long enough.
-pub fn milliseconds_up(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after)
 }

@@ -24,7 +24,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::config::{ForwardedField, TrustedProxies};
 use crate::http::Request;
-use crate::limits;
+use crate::limits::service as limits;
 use crate::service::call::PeerAddress;
 
 /// The address that this request is counted, limited and logged under.
@@ -99,7 +99,7 @@ impl Walk<'_> {
             };
             for word in words.into_iter().rev() {
                 hops += 1;
-                if hops > limits::FORWARDED_HOPS_MOST || !self.step(word) {
+                if hops > limits::FORWARDED_HOPS_MAX || !self.step(word) {
                     return;
                 }
             }

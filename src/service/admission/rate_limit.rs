@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::core::Moment;
 use crate::keys::KeyRing;
-use crate::limits;
+use crate::limits::service as limits;
 
 /// Every bucket of the daemon. One is shared by all reactors.
 #[derive(Debug)]

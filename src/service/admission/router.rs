@@ -8,7 +8,7 @@
 
 use crate::http::Method;
 use crate::keys::Scopes;
-use crate::limits::{HEALTH_REQUEST_BYTES_MAX, REFLECTION_QUESTION_BYTES_MAX};
+use crate::limits::service as limits;
 
 /// What is served somewhere. The discriminant is the index of the route's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -200,7 +200,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::HealthCheck,
         verbs: Verbs::Rpc,
         access: Access::Public,
-        body: BodyBound::Bytes(HEALTH_REQUEST_BYTES_MAX),
+        body: BodyBound::Bytes(limits::HEALTH_REQUEST_BYTES_MAX),
         summary: "SERVING when the model is loaded",
     },
     Row {
@@ -208,7 +208,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::HealthWatch,
         verbs: Verbs::Rpc,
         access: Access::Public,
-        body: BodyBound::Bytes(HEALTH_REQUEST_BYTES_MAX),
+        body: BodyBound::Bytes(limits::HEALTH_REQUEST_BYTES_MAX),
         summary: "the same, told at each change",
     },
     Row {
@@ -216,7 +216,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Reflection,
         verbs: Verbs::Rpc,
         access: Access::AnyKey,
-        body: BodyBound::Bytes(REFLECTION_QUESTION_BYTES_MAX),
+        body: BodyBound::Bytes(limits::REFLECTION_QUESTION_BYTES_MAX),
         summary: "the schema",
     },
     Row {
@@ -224,7 +224,7 @@ pub const ROUTES: &[Row] = &[
         route: Route::Reflection,
         verbs: Verbs::Rpc,
         access: Access::AnyKey,
-        body: BodyBound::Bytes(REFLECTION_QUESTION_BYTES_MAX),
+        body: BodyBound::Bytes(limits::REFLECTION_QUESTION_BYTES_MAX),
         summary: "the same",
     },
     Row {
@@ -267,7 +267,7 @@ mod tests {
         for row in ROUTES {
             let is_small = match row.body {
                 BodyBound::None => true,
-                BodyBound::Bytes(bytes) => bytes <= HEALTH_REQUEST_BYTES_MAX,
+                BodyBound::Bytes(bytes) => bytes <= limits::HEALTH_REQUEST_BYTES_MAX,
                 BodyBound::MaxBody => false,
             };
             let needs_key = matches!(row.access, Access::Scope(_) | Access::AnyKey);

@@ -9,7 +9,7 @@ use crate::engine::State;
 use crate::engine::prompt::LANGUAGES;
 use crate::http::negotiate::{MediaType, choose, names};
 use crate::http::{Request, ResponseSink};
-use crate::limits;
+use crate::limits::service as limits;
 use crate::telemetry::exposition::Exposition;
 
 use crate::service::Service;
@@ -64,7 +64,7 @@ impl Service {
         self.buffer.begin(call);
         self.buffer.fields.push("cache-control", "no-store");
         if !is_ready {
-            let seconds = limits::LOADING_RETRY_AFTER_MS.div_ceil(1_000);
+            let seconds = limits::LOADING_RETRY_AFTER.as_secs();
             self.buffer.fields.push_number("retry-after", seconds);
         }
         write_json(&mut self.buffer.body, &readiness);

@@ -20,8 +20,8 @@
 //! Invariants:
 //!  1. Each exchange ends in one terminal answer or in [`Service::abandon`], and is closed in the
 //!     request log exactly there.
-//!  2. At most `TOKEN_CREDIT` token events are granted, under way or held back: an event that finds
-//!     no room in the output keeps its credit until [`Service::handle_room`].
+//!  2. At most `limits::CREDIT_EVENTS` token events are granted, under way or held back: an event
+//!     that finds no room in the output keeps its credit until [`Service::handle_room`].
 //!  3. What is kept of an answer is bounded by the engine's context, which is finite.
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::engine::{Done, Event, FailReason, Failed, ModelInfo, Timings, Usage};
 use crate::error::{ApiError, ErrorCode, Family};
 use crate::http::compress::encode::Step;
 use crate::http::{ResponseSink, sse};
-use crate::limits;
+use crate::limits::service as limits;
 use crate::offload::{CancelReason, Ticket};
 use crate::telemetry::access::Generation;
 
@@ -540,7 +540,7 @@ fn failure(failed: &Failed) -> ApiError {
     let error = ApiError::new(code, failed.message.as_str());
     match code.family() {
         Family::Overloaded | Family::Timeout | Family::Server => {
-            error.with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS)
+            error.with_retry_after(limits::BUSY_RETRY_AFTER)
         }
         _ => error,
     }

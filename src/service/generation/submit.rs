@@ -8,16 +8,16 @@ use std::sync::Arc;
 
 use crate::core::Moment;
 use crate::engine::{Job, Prompt, Refused};
-use crate::error::{ApiError, ErrorCode};
+use crate::error::{ApiError, ErrorCode, milliseconds_up};
 use crate::grpc::Encoding;
 use crate::http::negotiate::{ContentType, MediaType};
 use crate::http::{Request, ResponseSink};
-use crate::limits;
+use crate::limits::engine as engine_limits;
+use crate::limits::service as limits;
 use crate::offload::{JobKey, Permit, Ticket};
 
 use super::running::{Delivery, Exchange, Reserved, Running, Stream, Work};
 use crate::service::Service;
-use crate::service::admission::check::milliseconds_up;
 use crate::service::admission::router::Route;
 use crate::service::api::native::body::excerpt;
 use crate::service::api::native::protobuf::{no_stream, read_request};
@@ -26,6 +26,9 @@ use crate::service::api::native::selection::Selection;
 use crate::service::call::{Admitted, Call};
 use crate::service::representation::Representation;
 use crate::service::response::coding::message_bounds;
+
+/// The name by which a request asks for the loaded model, whichever it is.
+const MODEL_ALIAS: &str = "default";
 
 impl Service {
     /// Turns a complete request into a job, or answers why not.
@@ -73,7 +76,7 @@ impl Service {
         };
         let credit = match &delivery {
             Delivery::Whole => 0,
-            Delivery::Stream(_) => limits::TOKEN_CREDIT,
+            Delivery::Stream(_) => limits::CREDIT_EVENTS,
         };
         // While the model is not known the engine refuses the job, so its defaults do not matter.
         let defaults = self.model().map(|model| model.defaults).unwrap_or_default();
@@ -155,7 +158,7 @@ impl Service {
             return Ok(());
         };
         match name {
-            None | Some(limits::MODEL_ALIAS) => Ok(()),
+            None | Some(MODEL_ALIAS) => Ok(()),
             Some(name) if name == model.id => Ok(()),
             Some(name) => {
                 let (name, id) = (excerpt(name), &model.id);
@@ -182,7 +185,7 @@ impl Service {
         }
         let files = asked.context.iter().map(|file| file.text.len());
         let bytes = asked.prompt.len() + files.sum::<usize>();
-        let prompt_tokens = (bytes / limits::ESTIMATED_BYTES_PER_TOKEN) as u32;
+        let prompt_tokens = (bytes / engine_limits::BYTES_PER_TOKEN) as u32;
         let tokens = prompt_tokens.saturating_add(max_tokens);
         match caller.account.tokens.take(rate, tokens, now) {
             Ok(level) => {
@@ -197,7 +200,7 @@ impl Service {
                     rate.per_minute, exceeded.level.remaining
                 );
                 Err(ApiError::new(ErrorCode::TokenBudgetExceeded, message)
-                    .with_retry_after_ms(milliseconds_up(exceeded.retry_after)))
+                    .with_retry_after(exceeded.retry_after))
             }
         }
     }
@@ -221,7 +224,7 @@ fn refusal(refused: Refused) -> ApiError {
     match refused {
         Refused::QueueFull { retry_after } => {
             let message = "the engine's queue is full; wait for `Retry-After`";
-            error(ErrorCode::QueueFull, message).with_retry_after_ms(milliseconds_up(retry_after))
+            error(ErrorCode::QueueFull, message).with_retry_after(retry_after)
         }
         Refused::DeadlineUnmeetable { estimated } => {
             let estimated_ms = milliseconds_up(estimated);
@@ -229,21 +232,19 @@ fn refusal(refused: Refused) -> ApiError {
                 "the answer cannot begin within `timeout`: by the engine's measured speed it \
                  would take {estimated_ms} ms"
             );
-            error(ErrorCode::DeadlineUnmeetable, &message).with_retry_after_ms(estimated_ms)
+            error(ErrorCode::DeadlineUnmeetable, &message).with_retry_after(estimated)
         }
         Refused::Loading => {
             let message = "the model is being loaded; `/readyz` tells when it is there";
-            error(ErrorCode::ModelLoading, message)
-                .with_retry_after_ms(limits::LOADING_RETRY_AFTER_MS)
+            error(ErrorCode::ModelLoading, message).with_retry_after(limits::LOADING_RETRY_AFTER)
         }
         Refused::Unavailable(why) => {
             let message = format!("the engine is not available: {why}");
-            error(ErrorCode::EngineFailed, &message)
-                .with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS)
+            error(ErrorCode::EngineFailed, &message).with_retry_after(limits::BUSY_RETRY_AFTER)
         }
         Refused::Draining => {
             let message = "the daemon is about to stop; send the request elsewhere";
-            error(ErrorCode::Draining, message).with_retry_after_ms(limits::BUSY_RETRY_AFTER_MS)
+            error(ErrorCode::Draining, message).with_retry_after(limits::BUSY_RETRY_AFTER)
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::grpc::messages::Message;
 use crate::http::compress::encode::Step;
 use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Fields, ResponseHead, ResponseSink, sse};
-use crate::limits;
+use crate::limits::service as limits;
 
 use super::coding::{Coder, StreamCoder};
 use super::headers;
@@ -61,7 +61,7 @@ impl ResponseBuffer {
         self.begin_fields(call);
         self.body.clear();
         // One long answer must not cost memory for ever.
-        self.body.shrink_to(limits::PAGE_BYTES_KEPT);
+        self.body.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
     }
 
     /// Adds `Server-Timing`.
@@ -77,7 +77,7 @@ impl ResponseBuffer {
     /// Appends a server-sent event to the body.
     pub fn append_event(&mut self, name: &str, value: &impl WriteJson) {
         self.json.clear();
-        self.json.shrink_to(limits::PAGE_BYTES_KEPT);
+        self.json.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
         write_json(&mut self.json, value);
         // JSON is UTF-8, and what is written here without white space is one line.
         let data = std::str::from_utf8(&self.json).unwrap_or_default();

@@ -7,7 +7,7 @@
 //!  1. An answer has `Content-Encoding` exactly if its body has that coding, also where HEAD leaves
 //!     the body out.
 //!  2. Every answer whose form `Accept-Encoding` decides has `Vary`.
-//!  3. Of a reactor's streams at most `COMPRESSED_STREAMS_MOST` hold an encoder.
+//!  3. Of a reactor's streams at most `limits::COMPRESSED_STREAMS_MAX` hold an encoder.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::http::compress::decode::{Bound, DecodeError, decode_body};
 use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, encode_whole};
 use crate::http::compress::{Coding, is_compressible};
 use crate::http::negotiate::{AcceptEncoding, BodyCodingError};
-use crate::limits::PAGE_BYTES_KEPT;
-use crate::limits::compression::{COMPRESSED_STREAMS_MOST, ZSTD_DECODER_WINDOW_LOG};
+use crate::limits::compression as compression_limits;
+use crate::limits::service as limits;
 use crate::offload::Permit;
 use crate::telemetry::metrics::Metrics;
 
@@ -97,7 +97,7 @@ impl Coder {
         } = self;
         // One long answer must not cost memory for ever.
         coded.clear();
-        coded.shrink_to(PAGE_BYTES_KEPT);
+        coded.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
         let counters = self.metrics.compression();
         let is_better = counters.compressing(coding, || match accepted.refuses_identity() {
             // Rather longer than refused.
@@ -161,7 +161,7 @@ impl Coder {
         }
         fields.push("vary", "Accept-Encoding");
         let coding = accepted.choose(ORDER)?;
-        let permit = Permit::try_take(&self.streams, COMPRESSED_STREAMS_MOST);
+        let permit = Permit::try_take(&self.streams, limits::COMPRESSED_STREAMS_MAX);
         let encoder = permit.zip(Encoder::stream(coding).ok());
         let Some((permit, encoder)) = encoder else {
             self.metrics.compression().busy.inc();
@@ -316,7 +316,7 @@ fn refusal(error: DecodeError, coding: Coding, config: &Config) -> ApiError {
             format!(
                 "the body asks for a window of more than {} MiB (RFC 9659); compress it without \
                  `--long`",
-                (1 << ZSTD_DECODER_WINDOW_LOG) >> 20
+                (1 << compression_limits::ZSTD_DECODER_WINDOW_BITS_MAX) >> 20
             ),
         ),
         DecodeError::Malformed => (

@@ -6,7 +6,7 @@
 
 use crate::http::compress::Coding;
 use crate::http::compress::encode::{Compressor, Effort};
-use crate::limits::compression::KEPT_BODY_BYTES;
+use crate::limits::service as limits;
 
 use crate::service::admission::router::Route;
 
@@ -30,7 +30,7 @@ enum Variant {
 impl StaticBody {
     /// `None`: it is too long to be kept.
     pub fn new(plain: &[u8]) -> Option<StaticBody> {
-        (plain.len() <= KEPT_BODY_BYTES).then(|| StaticBody {
+        (plain.len() <= limits::STATIC_BODY_BYTES_MAX).then(|| StaticBody {
             plain: plain.into(),
             variants: Default::default(),
         })
@@ -116,7 +116,7 @@ mod tests {
         short.make(Coding::Gzip, &mut compressor);
         assert!(short.has(Coding::Gzip) && short.coded(Coding::Gzip).is_none());
         assert_eq!(short.bytes(), 1);
-        assert!(StaticBody::new(&vec![0; KEPT_BODY_BYTES + 1]).is_none());
+        assert!(StaticBody::new(&vec![0; limits::STATIC_BODY_BYTES_MAX + 1]).is_none());
     }
 
     #[test]

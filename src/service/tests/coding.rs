@@ -5,7 +5,7 @@ use crate::http::compress::Coding;
 use crate::http::compress::decode::{Bound, Decoder, decode_body};
 use crate::http::compress::encode::{Encoder, Step};
 use crate::http::compress::testing::code_tables;
-use crate::limits::compression::COMPRESSED_STREAMS_MOST;
+use crate::limits::service as limits;
 
 const LANGUAGES: &str = "/api/v1/languages";
 
@@ -300,10 +300,10 @@ fn streams_beyond_the_encoders_go_out_plain() {
     let sent =
         Sent::generate(r#"{"prompt": "x", "stream": true}"#).header("accept-encoding", "zstd");
     let mut flowing = Vec::new();
-    for number in 0..=COMPRESSED_STREAMS_MOST {
+    for number in 0..=limits::COMPRESSED_STREAMS_MAX {
         let (mut reply, mut exchange) = bench.start(&sent);
         let _ = bench.event(&mut exchange, token("```\none\ntwo\n"), &mut reply);
-        let is_last = number == COMPRESSED_STREAMS_MOST;
+        let is_last = number == limits::COMPRESSED_STREAMS_MAX;
         assert_eq!(coding_of(&reply).is_none(), is_last, "{number}");
         assert_eq!(reply.field("vary"), Some("Accept-Encoding"));
         flowing.push(exchange);

@@ -163,7 +163,7 @@ fn credit_is_held_back_while_the_client_does_not_read() {
     let (mut reply, mut exchange) = bench.start(&sent);
     let ticket = bench.job().ticket;
     let credit = || std::iter::from_fn(|| ticket.take_credit().then_some(())).count();
-    assert_eq!(credit(), limits::TOKEN_CREDIT as usize);
+    assert_eq!(credit(), limits::CREDIT_EVENTS as usize);
     let _ = bench.event(&mut exchange, token("a"), &mut reply);
     assert_eq!(credit(), 1);
     reply.room = false;

@@ -33,7 +33,7 @@ impl Pair {
             client,
             server: Session::new(&acceptor()).expect("a configuration"),
             plaintext: Vec::new(),
-            scratch: vec![0; limits::TLS_READ_BYTES + limits::TLS_RECORD_BYTES],
+            scratch: vec![0; limits::READ_BYTES_MAX + limits::RECORD_BYTES_MAX],
             pool: BufferPool::default(),
         }
     }
@@ -50,7 +50,7 @@ impl Pair {
     }
 
     fn arrive(&mut self, bytes: &[u8]) -> Result<(), Failed> {
-        for piece in bytes.chunks(limits::TLS_READ_BYTES) {
+        for piece in bytes.chunks(limits::READ_BYTES_MAX) {
             let mut piece = piece.to_vec();
             let received =
                 self.server
@@ -139,11 +139,11 @@ fn a_session_runs_from_hello_to_goodbye() {
 fn what_waits_to_be_written_is_bounded() {
     let mut pair = Pair::new(&rustls::version::TLS13);
     pair.shake_hands(|all| all);
-    let much = vec![b'x'; 4 * limits::TLS_CIPHERTEXT_BYTES];
+    let much = vec![b'x'; 4 * limits::CIPHERTEXT_BYTES_MAX];
     let taken = pair
         .server
         .handle_output(&[IoSlice::new(&much)], &mut pair.pool);
-    assert_eq!(taken, limits::TLS_CIPHERTEXT_BYTES);
+    assert_eq!(taken, limits::CIPHERTEXT_BYTES_MAX);
     assert_eq!(
         pair.server
             .handle_output(&[IoSlice::new(&much)], &mut pair.pool),

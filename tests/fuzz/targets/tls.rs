@@ -76,7 +76,7 @@ impl House {
             client: client.expect("a configuration"),
             session: Session::new(acceptor).expect("a configuration"),
             pool: BufferPool::default(),
-            scratch: vec![0; limits::SCRATCH_BYTES],
+            scratch: vec![0; limits::reactor::SCRATCH_BYTES],
             failed: false,
         }
     }
@@ -93,11 +93,11 @@ impl House {
 
     /// As the reactor does it: handles a piece and its result, until the session has failed.
     fn hear(&mut self, bytes: &[u8]) {
-        for piece in bytes.chunks(limits::TLS_READ_BYTES) {
+        for piece in bytes.chunks(limits::tls::READ_BYTES_MAX) {
             if self.failed || self.session.input_is_over() {
                 return;
             }
-            let (ciphertext, plaintext) = self.scratch.split_at_mut(limits::TLS_READ_BYTES);
+            let (ciphertext, plaintext) = self.scratch.split_at_mut(limits::tls::READ_BYTES_MAX);
             ciphertext[..piece.len()].copy_from_slice(piece);
             let ciphertext = &mut ciphertext[..piece.len()];
             match self
@@ -143,13 +143,13 @@ impl House {
     fn said(&mut self) -> Vec<u8> {
         let queue = self.session.queue_mut();
         assert!(
-            queue.len() <= 2 * limits::TLS_CIPHERTEXT_BYTES,
+            queue.len() <= 2 * limits::tls::CIPHERTEXT_BYTES_MAX,
             "{}",
             queue.len()
         );
         let mut said = Vec::new();
         while !queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); limits::OUTPUT_SLICES_MOST];
+            let mut slices = [IoSlice::new(&[]); limits::core::OUTPUT_SLICES_MAX];
             let count = queue.io_slices(&mut slices);
             let start = said.len();
             slices[..count]
@@ -162,11 +162,13 @@ impl House {
 
     /// Whatever its state, the session can be asked for more, closed, and dropped.
     fn end(mut self) {
-        let much = vec![b'x'; 3 * limits::TLS_CIPHERTEXT_BYTES];
+        let much = vec![b'x'; 3 * limits::tls::CIPHERTEXT_BYTES_MAX];
         let taken = self
             .session
             .handle_output(&[IoSlice::new(&much)], &mut self.pool);
-        assert!(taken <= limits::TLS_CIPHERTEXT_BYTES + limits::TLS_PLAINTEXT_BYTES);
+        assert!(
+            taken <= limits::tls::CIPHERTEXT_BYTES_MAX + limits::tls::RECORD_PLAINTEXT_BYTES_MAX
+        );
         self.session.close(&mut self.pool);
         self.said();
         self.session.release(&mut self.pool);

@@ -14,7 +14,7 @@ use std::fmt;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::limits::THROWN_CAUSE_BYTES;
+use crate::limits::engine as limits;
 
 /// Declares functions of llama.cpp as functions that may unwind.
 macro_rules! throwing {
@@ -165,7 +165,8 @@ pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Thrown> {
         call: Some(call),
         result: None,
     };
-    let mut cause: [c_char; THROWN_CAUSE_BYTES] = [0; THROWN_CAUSE_BYTES];
+    let mut cause: [c_char; limits::EXCEPTION_CAUSE_BYTES_MAX] =
+        [0; limits::EXCEPTION_CAUSE_BYTES_MAX];
     let data = (&raw mut task).cast();
     // SAFETY: `data` is the task that `run_task` of the same types expects, and outlives the call;
     // the buffer comes with its length, and the guard ends its text with NUL.
@@ -236,11 +237,12 @@ mod tests {
 
     #[test]
     fn long_message_is_cut() {
-        let text = std::ffi::CString::new("x".repeat(2 * THROWN_CAUSE_BYTES)).unwrap();
+        let text =
+            std::ffi::CString::new("x".repeat(2 * limits::EXCEPTION_CAUSE_BYTES_MAX)).unwrap();
         // SAFETY: a text that ends in NUL.
         let thrown: Result<(), Thrown> = guarded(|| unsafe { throw_runtime_error(text.as_ptr()) });
         let error = thrown.unwrap_err();
-        assert!(error.to_string().len() < THROWN_CAUSE_BYTES + 32);
+        assert!(error.to_string().len() < limits::EXCEPTION_CAUSE_BYTES_MAX + 32);
     }
 
     #[test]

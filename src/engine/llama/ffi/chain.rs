@@ -11,7 +11,7 @@ use super::super::backend::Token;
 use super::Model;
 use super::calls::{self, Thrown, guarded};
 use crate::engine::Sampling;
-use crate::limits::PENALTY_WINDOW_TOKENS;
+use crate::limits::engine as limits;
 
 /// One sequence's samplers, in llama.cpp's order.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Chain {
             if has_penalties(sampling) {
                 let penalties = calls::llama_sampler_init_penalties(
                     vocabulary_size,
-                    PENALTY_WINDOW_TOKENS,
+                    limits::PENALTY_WINDOW_TOKENS,
                     sampling.repeat_penalty.clamp(f32::MIN_POSITIVE, 2.0),
                     sampling.frequency_penalty.clamp(-2.0, 2.0),
                     sampling.presence_penalty.clamp(-2.0, 2.0),

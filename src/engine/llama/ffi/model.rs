@@ -13,7 +13,7 @@ use super::super::KvType;
 use super::super::backend::Token;
 use super::calls::{self, guarded};
 use super::{LoadError, initialize, take_first_error};
-use crate::limits::{METADATA_TEXT_BYTES, PIECE_BYTES};
+use crate::limits::engine as limits;
 
 /// Weights and vocabulary. Immutable once loaded.
 #[derive(Debug)]
@@ -92,11 +92,18 @@ impl Model {
         if !self.is_token(token) {
             return;
         }
-        let mut piece = [0_u8; PIECE_BYTES];
+        let mut piece = [0_u8; limits::TOKEN_TEXT_BYTES_MAX];
         let (vocabulary, data) = (self.vocabulary.as_ptr(), piece.as_mut_ptr().cast());
         // SAFETY: the token is within the vocabulary, and the buffer comes with its length.
         let length = guarded(|| unsafe {
-            calls::llama_token_to_piece(vocabulary, token, data, PIECE_BYTES as i32, 0, false)
+            calls::llama_token_to_piece(
+                vocabulary,
+                token,
+                data,
+                limits::TOKEN_TEXT_BYTES_MAX as i32,
+                0,
+                false,
+            )
         });
         let length = length.inspect_err(|thrown| log::error!("token {token}: {thrown}"));
         if let Some(piece) = usize::try_from(length.unwrap_or(0))
@@ -168,7 +175,7 @@ impl Model {
 
     /// Returns the value of a key of the file's metadata, cut if it is too long to be a name.
     pub fn metadata(&self, key: &CStr) -> Option<String> {
-        let mut text = [0_u8; METADATA_TEXT_BYTES];
+        let mut text = [0_u8; limits::METADATA_TEXT_BYTES_MAX];
         let (model, data, room) = (self.model.as_ptr(), text.as_mut_ptr().cast(), text.len());
         // SAFETY: the key ends in NUL; the buffer comes with its length, and llama.cpp ends the
         // text with NUL within it.

@@ -3,8 +3,9 @@
 //! llama.cpp splits text into words before it makes tokens of them. For pre-tokenizers without
 //! special code it runs `std::regex`, which recurses once for each character of a match: a run of
 //! one kind of character (60,000 times `a`) needs stack in proportion to its length, and overflows
-//! any thread if it is long enough. So no call here gets more than [`TOKENIZER_PIECE_BYTES`], and
-//! all but the shortest run on their own thread, with a stack sized for that.
+//! any thread if it is long enough. So no call here gets more than
+//! [`limits::TOKENIZER_PIECE_BYTES_MAX`], and all but the shortest run on their own thread, with a
+//! stack sized for that.
 //!
 //! Invariants:
 //!  1. No call of llama.cpp's tokenizer gets more than a piece if it may recurse.
@@ -19,7 +20,7 @@ use llama_cpp_sys_2 as sys;
 use super::super::backend::Token;
 use super::Model;
 use super::calls::{self, Thrown, guarded};
-use crate::limits::{TOKENIZER_PIECE_BYTES, TOKENIZER_SHORT_BYTES, TOKENIZER_STACK_BYTES};
+use crate::limits::engine as limits;
 
 impl Model {
     /// Returns the tokens of a text. Names of special tokens in it become those tokens if
@@ -32,7 +33,7 @@ impl Model {
             }
             Ok(tokens)
         };
-        match text.len() <= TOKENIZER_SHORT_BYTES {
+        match text.len() <= limits::TOKENIZER_SHORT_TEXT_BYTES_MAX {
             true => work(),
             false => on_ample_stack(work)?,
         }
@@ -44,7 +45,7 @@ impl Model {
         // SAFETY: the vocabulary is that of a loaded model.
         let kind = unsafe { sys::llama_vocab_type(self.vocabulary.as_ptr()) };
         match kind {
-            sys::LLAMA_VOCAB_TYPE_BPE => TOKENIZER_PIECE_BYTES,
+            sys::LLAMA_VOCAB_TYPE_BPE => limits::TOKENIZER_PIECE_BYTES_MAX,
             _ => usize::MAX,
         }
     }
@@ -75,7 +76,7 @@ impl Model {
 fn on_ample_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thrown> {
     let builder = thread::Builder::new()
         .name("tokenizer".to_owned())
-        .stack_size(TOKENIZER_STACK_BYTES);
+        .stack_size(limits::TOKENIZER_STACK_BYTES);
     thread::scope(|scope| {
         let started = builder
             .spawn_scoped(scope, work)

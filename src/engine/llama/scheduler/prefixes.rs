@@ -4,7 +4,7 @@
 //! given a token that came from a request.
 
 use super::Token;
-use crate::limits::PREFIX_STATES_BYTES;
+use crate::limits::engine as limits;
 
 #[derive(Debug, Default)]
 pub struct Prefixes {
@@ -34,7 +34,7 @@ impl Prefixes {
     pub fn insert(&mut self, tokens: Vec<Token>, state: Vec<u8>) {
         self.bytes += state.len();
         self.entries.push(Prefix { tokens, state });
-        while self.bytes > PREFIX_STATES_BYTES && self.entries.len() > 1 {
+        while self.bytes > limits::PREFIX_STATES_BYTES_MAX && self.entries.len() > 1 {
             self.bytes -= self.entries.remove(0).state.len();
         }
     }
@@ -48,7 +48,7 @@ mod tests {
     fn oldest_states_go_when_the_bound_is_reached() {
         let mut prefixes = Prefixes::default();
         for token in 0..4 {
-            prefixes.insert(vec![token], vec![0; PREFIX_STATES_BYTES / 3]);
+            prefixes.insert(vec![token], vec![0; limits::PREFIX_STATES_BYTES_MAX / 3]);
         }
         assert!(!prefixes.contains(&[0]));
         assert!(prefixes.find(&[1]).is_some() && prefixes.find(&[3]).is_some());

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::Key;
 use crate::engine::{ContextFile, Job, Prompt, Sampling};
-use crate::limits::SPEED_CONFIDENT_JOBS;
+use crate::limits::engine as limits;
 use crate::offload::Ticket;
 
 const CONTEXT: usize = 64;
@@ -527,7 +527,7 @@ fn speed_is_measured_and_confident_after_some_jobs() {
 #[test]
 fn jobs_that_fail_or_are_cancelled_are_samples_too() {
     let mut host = Host::new(1);
-    for number in 0..SPEED_CONFIDENT_JOBS {
+    for number in 0..limits::SPEED_CONFIDENT_JOBS_MIN {
         let deadline = host.now() + TOKEN_TIME * 10;
         host.submit(Job {
             deadline,

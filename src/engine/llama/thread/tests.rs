@@ -12,7 +12,7 @@ use crate::engine::{
     Defaults, Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State,
 };
 use crate::error::ErrorCode;
-use crate::limits::SPEED_CONFIDENT_JOBS;
+use crate::limits::engine as limits;
 use crate::offload::{JobKey, Ticket};
 
 /// Far above the expected time; reached only by a failure.
@@ -52,11 +52,11 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
     let mut restarts = Restarts::default();
     let start = Instant::now();
     let pauses: Vec<_> = std::iter::from_fn(|| restarts.next(start)).collect();
-    let expected = (0..ENGINE_RESTARTS_MOST).map(|count| ENGINE_RESTART_PAUSE * 2_u32.pow(count));
+    let expected = (0..limits::RESTARTS_MAX).map(|count| limits::RESTART_PAUSE * 2_u32.pow(count));
     assert_eq!(pauses, expected.collect::<Vec<_>>());
     // One panic per day does not make a series.
-    let later = start + ENGINE_RESTARTS_FORGOTTEN_AFTER;
-    assert_eq!(restarts.next(later), Some(ENGINE_RESTART_PAUSE));
+    let later = start + limits::RESTARTS_FORGOTTEN_AFTER;
+    assert_eq!(restarts.next(later), Some(limits::RESTART_PAUSE));
 
     // The second load fails: it is tried as often as allowed, and then reported.
     let host = Host::start_with_loads(1);
@@ -65,7 +65,7 @@ fn engine_that_panics_again_and_again_is_given_up_after_longer_and_longer_pauses
         matches!(host.engine.state(), State::Failed(_))
     });
     let loads = host.loads.load(Ordering::Relaxed);
-    assert_eq!(loads, 1 + ENGINE_RESTARTS_MOST);
+    assert_eq!(loads, 1 + limits::RESTARTS_MAX);
     let refused = host.submit("later").unwrap_err();
     assert!(matches!(refused, Refused::Unavailable(_)), "{refused:?}");
 }
@@ -247,7 +247,7 @@ impl Host {
         *speed = Default::default();
         speed.handle_prompt_batch(100, Duration::from_secs(1_000), now);
         speed.handle_answer_batch(1, Duration::from_millis(1), now);
-        (0..SPEED_CONFIDENT_JOBS).for_each(|_| speed.handle_job(1, 1, now));
+        (0..limits::SPEED_CONFIDENT_JOBS_MIN).for_each(|_| speed.handle_job(1, 1, now));
         published.held.clear();
         published.gauges.sequences_running = jobs - 1;
     }

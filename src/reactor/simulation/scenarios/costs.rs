@@ -8,7 +8,7 @@ use super::Stage;
 use super::streams::{call, field, preface};
 use crate::http::compress::testing::code_tables;
 use crate::http::http2::testing::frame;
-use crate::limits;
+use crate::limits::http2 as http2_limits;
 use crate::os::process::thread_cpu_time;
 
 /// What the stage spends on this wire's client until the loop would sleep; and what was answered.
@@ -182,13 +182,13 @@ fn heads_cost_a_stranger_more_than_us() {
 #[test]
 fn a_block_that_is_read_twice_costs_little() {
     let mut block = vec![0x83, 0x86, 0x84, 0x00, 1, b'x', 0xff];
-    let mut length = limits::HTTP2_EXPLAINED_BYTES - 100 - 0x7f;
+    let mut length = http2_limits::EXPLAINED_BYTES_MAX - 100 - 0x7f;
     while length >= 0x80 {
         block.push(length as u8 | 0x80);
         length >>= 7;
     }
     block.push(length as u8);
-    block.resize(limits::HTTP2_EXPLAINED_BYTES - 90, 0xff);
+    block.resize(http2_limits::EXPLAINED_BYTES_MAX - 90, 0xff);
     block.push(0x80);
     let mut parts = block.chunks(16 * 1024).peekable();
     let mut bytes = preface();

@@ -2,7 +2,7 @@
 
 use super::streams::{preface, watch};
 use super::{GET, SECOND, Stage, TERSE, Wire, generate};
-use crate::limits;
+use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 

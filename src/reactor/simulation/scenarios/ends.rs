@@ -1,7 +1,7 @@
 //! Ends: half-closes, resets and bugs, at each stage of a request.
 
 use super::{GET, LOUD, Stage, Wire, generate};
-use crate::limits;
+use crate::limits::core as core_limits;
 use crate::offload::CancelReason;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::simulation::StreamBound;
@@ -82,7 +82,7 @@ fn a_slow_reader_costs_its_bound_and_no_more() {
         most = most.max(reactor.output_bytes(wire));
     }
     assert!(
-        most > limits::OUTPUT_HIGH_BYTES,
+        most > core_limits::OUTPUT_HIGH_BYTES,
         "{most} bytes are no slow reader's"
     );
     assert!(most <= StreamBound::SLOW_READER_BYTES, "{most} bytes");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{LOUD, SECOND, Stage};
 use crate::http::http2::testing::frame;
 use crate::http::sniff::PREFACE;
-use crate::limits;
+use crate::limits::service as service_limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
@@ -90,9 +90,9 @@ fn streams_without_a_job_end_and_their_connection_with_them() {
         stage.send(wire, frame(6, 0, 0, &[0; 8]));
         stage.on(wire, |wire| wire.client_reads(usize::MAX));
         waited += SECOND;
-        assert!(waited < limits::JOBLESS_STREAM_MAX + 100 * SECOND);
+        assert!(waited < service_limits::JOBLESS_STREAM_AGE_MAX + 100 * SECOND);
     }
-    assert!(waited > limits::JOBLESS_STREAM_MAX);
+    assert!(waited > service_limits::JOBLESS_STREAM_AGE_MAX);
     assert_eq!(stage.closed(CloseReason::Evicted), 0);
 }
 

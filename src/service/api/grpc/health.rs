@@ -12,7 +12,7 @@ use crate::grpc::messages::decode;
 use crate::grpc::messages::health::health_check_response::ServingStatus;
 use crate::grpc::messages::health::{HealthCheckRequest, HealthCheckResponse};
 use crate::http::ResponseSink;
-use crate::limits;
+use crate::limits::service as limits;
 use crate::offload::CancelReason;
 
 use crate::service::api::native::body::excerpt;
@@ -90,7 +90,7 @@ impl Service {
             told: None,
             look_at: now,
             ends: timeout.map_or(Moment::NEVER, |timeout| call.started + timeout),
-            expires: call.started + limits::JOBLESS_STREAM_MAX,
+            expires: call.started + limits::JOBLESS_STREAM_AGE_MAX,
             bytes: 0,
             call,
         };
@@ -168,7 +168,7 @@ impl Service {
 
 /// Of a stream that was open for as long as one may be.
 pub fn expired() -> ApiError {
-    let seconds = limits::JOBLESS_STREAM_MAX.as_secs();
+    let seconds = limits::JOBLESS_STREAM_AGE_MAX.as_secs();
     let message = format!("a stream like this may stay open for {seconds} s; open another one");
     ApiError::new(ErrorCode::StreamExpired, message)
 }

@@ -9,7 +9,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::decode;
 use crate::grpc::{Decoder, Encoding, reflection};
 use crate::http::ResponseSink;
-use crate::limits;
+use crate::limits::service as limits;
 use crate::offload::CancelReason;
 
 use super::health::expired;
@@ -53,14 +53,14 @@ impl Service {
             Representation::Grpc(terms) => (terms.encoding, terms.timeout),
             Representation::Json | Representation::Protobuf => (Encoding::Identity, None),
         };
-        let own = timeout.filter(|timeout| *timeout < limits::JOBLESS_STREAM_MAX);
+        let own = timeout.filter(|timeout| *timeout < limits::JOBLESS_STREAM_AGE_MAX);
         let bounds = message_bounds(&self.parts.config, call.row);
         let dialogue = Dialogue {
             questions: Decoder::new(encoding, bounds),
             count: 0,
             is_over: false,
             look_at: now + limits::HEALTH_WATCH_INTERVAL,
-            ends: call.started + own.unwrap_or(limits::JOBLESS_STREAM_MAX),
+            ends: call.started + own.unwrap_or(limits::JOBLESS_STREAM_AGE_MAX),
             has_own_deadline: own.is_some(),
             bytes: 0,
             call,

@@ -14,7 +14,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::error::{ApiError, ErrorCode};
-use crate::limits;
+use crate::limits::service as limits;
 
 /// One member of an object; its value is still text.
 #[derive(Debug)]
@@ -278,7 +278,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-        let mut members = Vec::with_capacity(limits::JSON_MEMBERS_USUAL);
+        let mut members = Vec::with_capacity(limits::JSON_MEMBERS_TYPICAL);
         while let Some(Name(name)) = map.next_key()? {
             if members.len() == limits::JSON_MEMBERS_MAX {
                 return Err(A::Error::custom("too many members"));

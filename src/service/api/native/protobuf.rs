@@ -10,7 +10,8 @@ use crate::config::Limits;
 use crate::engine::{ContextFile, FinishReason};
 use crate::error::ApiError;
 use crate::grpc::messages::{autoglm, decode};
-use crate::limits;
+use crate::limits::engine as engine_limits;
+use crate::limits::service as limits;
 
 use super::request::{
     CacheMode, GenerateRequest, Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P,
@@ -107,7 +108,7 @@ fn set_sampling(
     sampling.top_k = asked.top_k.unwrap_or(sampling.top_k);
     sampling.seed = asked.seed.and_then(known_seed);
     if let Some(max_tokens) = asked.max_tokens {
-        let (low, high) = (1, limits::MAX_TOKENS_MAX);
+        let (low, high) = (1, engine_limits::GENERATED_TOKENS_MAX);
         if !(low..=high).contains(&max_tokens) {
             return Err(out_of_range(
                 "max_tokens",

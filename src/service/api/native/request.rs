@@ -12,7 +12,8 @@ use crate::config::Limits;
 use crate::engine::prompt::{LANGUAGES, Language, language};
 use crate::engine::{ContextFile, Defaults, Sampling};
 use crate::error::{ApiError, ErrorCode};
-use crate::limits;
+use crate::limits::engine as engine_limits;
+use crate::limits::service as limits;
 
 use super::body::{Kind, ListError, Member, Value, excerpt, members};
 
@@ -131,7 +132,8 @@ impl GenerateRequest {
             "top_k" => sampling.top_k = integer("top_k", value, 0, u32::MAX)?,
             "min_p" => sampling.min_p = number("min_p", value, &MIN_P)?,
             "max_tokens" => {
-                let max_tokens = integer("max_tokens", value, 1, limits::MAX_TOKENS_MAX)?;
+                let max_tokens =
+                    integer("max_tokens", value, 1, engine_limits::GENERATED_TOKENS_MAX)?;
                 self.max_tokens = Some(max_tokens);
             }
             "seed" => sampling.seed = seed(value)?,

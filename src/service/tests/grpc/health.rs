@@ -139,7 +139,7 @@ fn a_watch_ends_after_some_minutes_and_its_client_is_told_to_come_again() {
             .service
             .handle_deadline(&mut exchange, now, &mut reply);
     }
-    assert_eq!(bench.now, started + limits::JOBLESS_STREAM_MAX);
+    assert_eq!(bench.now, started + limits::JOBLESS_STREAM_AGE_MAX);
     assert_eq!(
         (reply.grpc_status(), &*reply.reason()),
         (14, "stream_expired")

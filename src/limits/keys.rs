@@ -1,0 +1,16 @@
+//! Bounds of API keys.
+
+/// Random bytes in a key: 256 bits, beyond any search.
+pub const RANDOM_BYTES: usize = 32;
+
+/// Bytes of a key's text: `agk_`, then 32 bytes as base64url without padding.
+pub const TEXT_BYTES: usize = 4 + (RANDOM_BYTES * 4).div_ceil(3);
+
+const _: () = assert!(TEXT_BYTES == 47);
+
+/// Random bytes in a key's public id: 48 bits make a clash among a million keys unlikely (one in
+/// five hundred), and the store refuses a second one.
+pub const ID_RANDOM_BYTES: usize = 6;
+
+/// Characters of a key's own name: it must fit into a line of `key list`.
+pub const NAME_CHARACTERS_MAX: usize = 64;

@@ -1,0 +1,44 @@
+//! Bounds of what the daemon asks of the kernel and of the service manager.
+
+use std::time::Duration;
+
+// ---- sockets ----
+
+/// Connections that may wait to be accepted; `net.core.somaxconn` may allow more. The backlog must
+/// hold the connections that arrive while one turn of the loop is busy.
+pub const BACKLOG_CONNECTIONS_MIN: i32 = 4096;
+
+/// Mode of a Unix socket's file: connecting takes the right to write, which others do not have.
+pub const UNIX_SOCKET_MODE: u32 = 0o660;
+
+/// Silence after which the kernel asks whether a peer still lives. Below the 350 s after which the
+/// usual cloud balancers forget a connection, and above every timer of the daemon.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
+
+/// The time between two such probes.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Unanswered probes after which the connection is dead: a minute.
+pub const KEEPALIVE_PROBES_MAX: u32 = 4;
+
+/// Sockets that a service manager may pass. A larger number means a broken environment.
+pub const INHERITED_DESCRIPTORS_MAX: i32 = 64;
+
+// ---- files ----
+
+/// How long a file that is not a regular one (a FIFO, a terminal) may take to be read. The daemon
+/// reads such a file at the start and at a reload, and a writer that exists writes a configuration
+/// at once.
+pub const STREAM_FILE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Symbolic links on the way to a watched file: the kernel's own bound (path_resolution(7)).
+pub const WATCH_LINKS_MAX: usize = 40;
+
+// ---- process ----
+
+/// Bytes of a status that the service manager is told: a line of a screen or two.
+pub const NOTIFY_STATUS_BYTES_MAX: usize = 512;
+
+/// Blocks of memory of at least this size return to the kernel when they are freed. This is
+/// glibc's initial threshold, which glibc would raise by itself.
+pub const LARGE_BLOCK_BYTES_MIN: i32 = 128 * 1024;

@@ -1,0 +1,65 @@
+//! Bounds of the event loop: what one turn may cost, and how connections come and go.
+
+use std::time::Duration;
+
+// ---- one turn ----
+
+/// Edges taken from the kernel per turn. More are handled later, not lost; at about 10 us each, a
+/// turn stays below 3 ms. Responses are made in one turn and written in the next: they must find
+/// their buffers in the pool, and still be in the processor's cache.
+pub const EVENTS_PER_TURN_MAX: usize = 256;
+
+const _: () = assert!(
+    EVENTS_PER_TURN_MAX * super::core::POOL_BUFFER_BYTES <= super::core::POOL_RETAINED_BYTES_MAX
+);
+
+/// The buffer that every connection of a reactor reads into: a whole usual request, and a quarter
+/// of a socket's receive buffer, at one `read`.
+pub const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// Reads of one connection per turn: a megabyte of body per turn leaves the others their share.
+pub const READS_PER_TURN_MAX: usize = 16;
+
+/// Pipelined requests that are handled between two looks at the other connections.
+pub const REQUESTS_PER_READ_MAX: usize = 32;
+
+/// Timers that fire per turn; the rest fire in the next, which follows at once.
+pub const TIMERS_PER_TURN_MAX: usize = 1024;
+
+/// Steps of handshakes (a key agreement, a signature) per turn. Each takes from 0.1 ms (ECDSA) to
+/// 1 ms (RSA), so a stream waits at most some milliseconds for handshakes; the other handshakes
+/// wait for the next turn, which follows at once.
+pub const HANDSHAKE_STEPS_PER_TURN_MAX: u32 = 8;
+
+// ---- one connection ----
+
+/// Bytes that a connection may take in the slab. An idle one holds no other memory.
+pub const CONNECTION_BYTES_MAX: usize = 256;
+
+/// How long a peer may take to close after we did: several round trips round the world.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes that are read and discarded after our FIN.
+pub const LINGER_BYTES_MAX: u32 = 1024 * 1024;
+
+// ---- accepting ----
+
+/// The log mentions at most this often that accepting pauses.
+pub const ACCEPT_PAUSE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Idle connections closed per turn to make room, as many as nginx closes.
+pub const IDLE_CLOSED_PER_TURN_MAX: usize = 32;
+
+const _: () = assert!(EVENTS_PER_TURN_MAX > IDLE_CLOSED_PER_TURN_MAX);
+
+/// How soon a full daemon looks again whether another reactor has closed a connection.
+pub const FULL_GATE_RETRY: Duration = Duration::from_millis(50);
+
+/// How long a connection that has neither a job nor a key keeps its place at least, on average,
+/// while others wait for it. Evictions are paced so that all of them together take this long to be
+/// replaced: a handshake across the world takes 600 ms, and in a flood of new connections none
+/// would complete if each were evicted by the next.
+pub const EVICTION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A reactor warns at most this often of connections that were refused for a proxy's mistake.
+pub const PROXY_WARNING_INTERVAL: Duration = Duration::from_secs(60);

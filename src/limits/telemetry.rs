@@ -1,0 +1,90 @@
+//! Bounds of the log, the access lines and the histograms.
+
+use std::time::Duration;
+
+// ---- log ----
+
+/// Bytes of one log line, unescaped: message and fields. A longer one is cut. Large enough for a
+/// path or a panic's message, and with all escapes within the journal's datagram (208 KiB).
+pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// The room that most lines need, so that they are made in one allocation.
+pub const LOG_LINE_BYTES_TYPICAL: usize = 320;
+
+/// Lines that wait for the log's thread. One linger at 100,000 lines per second brings 2,000; the
+/// queue's slots take 100 bytes each, touched or not.
+pub const LOG_QUEUE_LINES_MAX: usize = 4096;
+
+/// Commands (reopen, flush) that wait for the log's thread; they come from people.
+pub const LOG_QUEUE_COMMANDS_MAX: usize = 16;
+
+/// Formatted bytes after which a batch is written: few system calls, and little to keep while an
+/// output refuses. A batch may exceed it by one line.
+pub const LOG_BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// How long the log's thread waits between two batches. A reader does not notice 20 ms, and fifty
+/// wake-ups per second cost nothing.
+pub const LOG_LINGER: Duration = Duration::from_millis(20);
+
+/// How long the log's thread waits after a failed write: a full disk is not worth a busy loop.
+pub const LOG_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long the end of the daemon waits for its last lines.
+pub const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+// ---- access lines ----
+
+/// Bytes of a client's path or `User-Agent` in an access line: enough to recognise them, and small
+/// enough that no request writes more to the disk than it sent.
+pub const ACCESS_TEXT_BYTES_MAX: usize = 256;
+
+/// Bytes of a client's `x-request-id`; a longer one is replaced. Two UUIDs or a trace header fit.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+// ---- histograms ----
+
+/// Bounds of `autoglmd_request_duration_seconds`, in microseconds. From half a millisecond (health,
+/// refusals and the echo engine; their spread below it belongs to the loop's own histogram) to ten
+/// minutes, the longest request: two to three bounds per decade tell a factor of two to 2.5 apart.
+pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+    300_000_000,
+    600_000_000,
+];
+
+/// Bounds of `autoglmd_time_to_first_token_seconds`. A cached prompt takes a few milliseconds;
+/// a token that takes more than a minute has waited in the queue, and how long no longer matters.
+pub const TIME_TO_FIRST_TOKEN_BUCKETS_MICROS: &[u64] = &[
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
+];
+
+/// Bounds of `autoglmd_time_per_output_token_seconds`. From a small model on a fast machine (1,000
+/// tokens per second) to slower than a person reads (1 per second); finest between 5 and 100 ms,
+/// where a response turns from faster to slower than its reader.
+pub const TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS: &[u64] = &[
+    1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 40_000, 50_000, 75_000, 100_000,
+    250_000, 500_000, 1_000_000,
+];
+
+/// Bounds of `autoglmd_loop_turn_seconds`. A turn with one request takes about 10 us; one of 10
+/// ms delays all connections visibly, and one of a second is a bug.
+pub const LOOP_TURN_BUCKETS_MICROS: &[u64] = &[
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000,
+];
