@@ -1,4 +1,4 @@
-//! Where the daemon listens (`server.listen`), and what the connections there begin with.
+//! Where the daemon listens (`server.listen`), and how connections there begin.
 //!
 //! Owns the written form of an address. Must never open a socket.
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::limits::config as limits;
 
-/// One listening address, and what may be spoken there.
+/// One listening address, and its protocols.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Listen {
     pub place: Place,
@@ -17,7 +17,7 @@ pub struct Listen {
     pub proxied: bool,
 }
 
-/// What the connections of a listener begin with.
+/// How the connections of a listener begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opening {
     pub proxied: bool,
@@ -25,7 +25,7 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Of an address without words before it.
+    /// For an address without words before it.
     pub const PLAIN: Opening = Opening {
         proxied: false,
         security: Security::Sniffed,
@@ -35,7 +35,7 @@ impl Opening {
 /// Whether a listener's connections are encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Security {
-    /// `127.0.0.1:8080`: the first byte of a connection tells, where there are certificates.
+    /// `127.0.0.1:8080`: if there are certificates, the first byte of a connection decides.
     Sniffed,
     /// `tls:127.0.0.1:8443`: clear text gets a 400.
     Tls,
@@ -55,7 +55,7 @@ pub enum Place {
 }
 
 impl Listen {
-    /// The address, if it is one of TCP.
+    /// Returns the address, if it is a TCP address.
     pub const fn tcp_address(&self) -> Option<SocketAddr> {
         match &self.place {
             Place::Tcp(address) => Some(*address),
@@ -63,7 +63,7 @@ impl Listen {
         }
     }
 
-    /// Where the daemon listens when nobody says otherwise: reachable from this machine only.
+    /// The default address: reachable from this machine only.
     pub const LOOPBACK: Listen = Listen {
         place: Place::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080))),
         security: Security::Sniffed,
@@ -81,11 +81,11 @@ impl Listen {
         \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\", \"clear:\" or \
         \"proxy:\" before it if need be";
 
-    /// A name that begins with `@` is how other programs write an abstract socket (unix(7)).
+    /// Other programs write an abstract socket (unix(7)) as a name that begins with `@`.
     const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
         every user of this machine could connect (a file of this name is \"unix:./@NAME\")";
 
-    /// What would have been accepted in the place of `text`.
+    /// Returns what would be accepted instead of `text`.
     pub(crate) fn expected(text: &str) -> &'static str {
         match text.contains("unix:@") {
             true => Listen::EXPECTED_PATH,
@@ -93,7 +93,7 @@ impl Listen {
         }
     }
 
-    /// Reads the written form. `None` where it is none of them; see [`Listen::expected`].
+    /// Parses the written form; see [`Listen::expected`].
     pub fn parse(text: &str) -> Option<Listen> {
         let (proxied, text) = match text.strip_prefix("proxy:") {
             Some(rest) => (true, rest),
@@ -111,7 +111,8 @@ impl Listen {
         })
     }
 
-    /// Whether only this machine can reach the address. An inherited socket may be anything.
+    /// Returns whether only this machine can reach the address. An inherited socket may be
+    /// anything.
     pub fn is_local(&self) -> bool {
         match &self.place {
             Place::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -137,8 +138,8 @@ impl Place {
     }
 }
 
-/// Whether a path looks like that of a socket's file. A space at an end or a control character is a
-/// mistake of quoting, and a name that ends with a slash is a folder's.
+/// Returns whether a path can be that of a socket's file. A space at an end or a control character
+/// is an error of quoting, and a name that ends with a slash is a folder's.
 fn is_file_name(path: &str) -> bool {
     let is_plain = path.trim() == path && !path.chars().any(char::is_control);
     is_plain && !path.starts_with('@') && !path.ends_with('/')

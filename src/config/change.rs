@@ -1,4 +1,4 @@
-//! What a reload changes: the differences between two configurations, key by key.
+//! Compares two configurations key by key, to find what a reload changes.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::schema::{Config, Effect, Key, find, keys};
 /// One key whose value differs.
 pub struct Change {
     pub key: &'static Key,
-    /// Both as they stand in a file.
+    /// Both as they are written in a file.
     pub before: String,
     pub after: String,
 }
@@ -19,8 +19,8 @@ impl fmt::Display for Change {
     }
 }
 
-/// The keys that differ, in the schema's order. The folders are no keys: nothing moves them
-/// while the process runs.
+/// Returns the keys that differ, in the schema's order. The folders are not keys: they cannot
+/// change while the process runs.
 pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
     let changed = keys().filter(|key| (key.read)(before) != (key.read)(after));
     changed
@@ -32,8 +32,8 @@ pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
         .collect()
 }
 
-/// The configuration that is in force after a reload: of `fresh` what a reload may change, of
-/// `running` the rest.
+/// Returns the configuration in force after a reload: the reloadable keys of `fresh`, and all other
+/// keys of `running`.
 pub fn reloaded(running: &Config, fresh: &Config) -> Config {
     let mut config = running.clone();
     for key in keys().filter(|key| key.effect == Effect::Reload) {
@@ -43,11 +43,11 @@ pub fn reloaded(running: &Config, fresh: &Config) -> Config {
     config
 }
 
-/// What would be wrong with the configuration that [`reloaded`] returns, although nothing is wrong
-/// with `fresh`: a value that only a restart changes is still the old one.
+/// Returns the rules that the result of [`reloaded`] breaks, although `fresh` breaks none: a value
+/// that only a restart changes still has its old value.
 ///
-/// Without this look a file that moves the daemon to a loopback address and switches keys off would
-/// switch them off at once, and move it later.
+/// Without this check, a file that moves the daemon to a loopback address and switches keys off
+/// would switch them off at once, but move it later.
 pub fn contradictions(running: &Config, fresh: &Config) -> Vec<String> {
     let findings = rules::errors(&reloaded(running, fresh));
     let waits = |path: &&&str| {
@@ -66,7 +66,7 @@ pub fn contradictions(running: &Config, fresh: &Config) -> Vec<String> {
     findings.into_iter().map(describe).collect()
 }
 
-/// One line for the log.
+/// Returns one line for the log.
 pub fn summary(changes: &[Change]) -> String {
     let part = |effect: Effect| {
         let listed = changes.iter().filter(|change| change.key.effect == effect);
@@ -120,7 +120,7 @@ mod tests {
         );
     }
 
-    /// A mutation that this test catches: the rules asked about `fresh`.
+    /// A mutation that this test catches: the rules applied to `fresh`.
     #[test]
     fn a_reload_that_waits_for_a_restart_does_not_open_a_door_before_it() {
         let listening = |address: &str| {

@@ -1,7 +1,7 @@
-//! The names of this machine besides those of loopback (`server.hosts`).
+//! The names of this machine other than those of loopback (`server.hosts`).
 //!
-//! Owns: what a name may look like, and when `host[:port]` of a request is one. Knows no request.
-//! Must never: ask a resolver. What a name resolves to is what an attacker chooses.
+//! Owns the syntax of a name, and the comparison with a request's `host[:port]`. Knows no request.
+//! Must never ask a resolver: an attacker chooses what a name resolves to.
 
 use std::net::IpAddr;
 
@@ -19,12 +19,12 @@ impl Hosts {
     pub(crate) const EXPECTED: &'static str =
         "a host name such as \"gpu.example\" or an address, without a scheme or a port";
 
-    /// Whether this text may stand in the list.
+    /// Returns whether this text is allowed in the list.
     pub(crate) fn takes(text: &str) -> bool {
         parse(text).is_some()
     }
 
-    /// Reads the elements of the list. `None` where one of them is no host name.
+    /// Parses the elements of the list. `None` if one of them is not a host name.
     pub fn parse<T: AsRef<str>>(texts: &[T]) -> Option<Hosts> {
         let names = texts.iter().map(|text| parse(text.as_ref()));
         Some(Hosts {
@@ -32,9 +32,9 @@ impl Hosts {
         })
     }
 
-    /// Whether `host[:port]` names this machine: by a loopback name (RFC 6761, section 6.3), by a
-    /// loopback address, or by a name of the list. The port may be any: a forwarded port is
-    /// another one than the daemon's own.
+    /// Returns whether `host[:port]` names this machine: by a loopback name (RFC 6761, section
+    /// 6.3), by a loopback address, or by a name of the list. Any port is accepted, because a
+    /// forwarded port differs from the daemon's own.
     pub fn are_named_by(&self, host: &str) -> bool {
         let name = without_port(host);
         if let Ok(address) = name.parse::<IpAddr>() {
@@ -45,13 +45,13 @@ impl Hosts {
         name == "localhost" || name.ends_with(".localhost") || self.names.contains(&name)
     }
 
-    /// The elements as they stand in a file.
+    /// Returns the elements as they are written in a file.
     pub(crate) fn texts(&self) -> Vec<String> {
         self.names.clone()
     }
 }
 
-/// The name in the form in which it is compared.
+/// Returns the name in the form in which it is compared.
 fn parse(text: &str) -> Option<String> {
     if let Ok(address) = without_brackets(text).parse::<IpAddr>() {
         return Some(address.to_canonical().to_string());

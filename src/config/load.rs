@@ -1,7 +1,7 @@
 //! Defaults < file < environment < flags, with every mistake reported at once.
 //!
-//! Each value is checked even where a later source overrides it: a mistake in the file shall not
-//! wait for the day on which the variable goes away.
+//! Each value is checked even if a later source overrides it: a mistake in the file must not wait
+//! for the day on which the variable goes away.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,22 +17,22 @@ use super::schema::{Config, Key, SECTIONS, Section, find, keys};
 use super::sources::{Origin, Sources, is_readable};
 use crate::limits::config as limits;
 
-/// A configuration that may be used.
+/// A configuration without mistakes.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    /// The file that was read; none where the defaults are in force.
+    /// The file that was read; `None` if the defaults are in force.
     pub file: Option<PathBuf>,
-    /// Where keys come from, by path; a key that is missing here has its default.
+    /// The origins of keys, by path; a key that is missing here has its default.
     pub origins: BTreeMap<&'static str, Origin>,
     pub state_dir_origin: Origin,
     pub cache_dir_origin: Origin,
-    /// What is allowed and seldom meant.
+    /// Settings that are allowed but seldom meant.
     pub warnings: Vec<Problem>,
 }
 
 impl Loaded {
-    /// Where a key's value comes from.
+    /// Returns where a key's value comes from.
     pub fn origin(&self, path: &str) -> &Origin {
         self.origins.get(path).unwrap_or(&Origin::Default)
     }
@@ -74,12 +74,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     })
 }
 
-/// A configuration in the making.
+/// A configuration that is being built.
 #[derive(Default)]
 struct Draft {
     config: Config,
     origins: BTreeMap<&'static str, Origin>,
-    /// Keys whose value was refused somewhere: no rule is asked about them.
+    /// Keys whose value was refused somewhere: rules about them are skipped.
     refused: BTreeSet<&'static str>,
     document: Option<Document>,
     /// Mistakes in the file, by their bytes.
@@ -110,7 +110,7 @@ impl Draft {
         let text = match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => {
-                // The valid part is the same in both, so the place is right in either.
+                // The valid part is the same in both, so the place is correct in either.
                 let bad = error.utf8_error().valid_up_to();
                 let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
                 let document = Document::new(path, text);
@@ -133,8 +133,8 @@ impl Draft {
         self.document = Some(document);
     }
 
-    /// Adds what the parser refused: one mistake a line, and none that only echoes another. What
-    /// the parser made of a broken line says nothing about its author's intent.
+    /// Adds the parser's errors: one mistake per line, and none that only follows from another. The
+    /// parser's reading of a broken line does not reveal its author's intent.
     fn add_syntax(&mut self, document: &Document, errors: &[toml::de::Error]) {
         if errors.is_empty() {
             return;
@@ -213,7 +213,7 @@ impl Draft {
         }
     }
 
-    /// A section within another, such as `[server.tls]`.
+    /// Reads a section within another, such as `[server.tls]`.
     fn read_inner(&mut self, document: &Document, section: &Section, value: &Spanned<DeValue<'_>>) {
         match value.get_ref() {
             DeValue::Table(keys) => self.read_section(document, section, keys),
@@ -275,7 +275,7 @@ impl Draft {
         if (key.write)(&mut self.config, value) {
             self.origins.insert(key.path, origin);
         } else {
-            // A row whose form and field disagree: its own test fails first.
+            // A row whose form and field disagree; its own test fails first.
             let message = format!("{} cannot hold this value; this is a bug", key.path);
             self.elsewhere.push(Problem::new("schema", message));
         }
@@ -312,7 +312,7 @@ impl Draft {
         }
     }
 
-    /// Where the first of the finding's keys was set.
+    /// Returns where the first of the finding's keys was set.
     fn place_of(&self, finding: &Finding) -> Option<&Origin> {
         finding.keys.iter().find_map(|path| self.origins.get(path))
     }
@@ -321,7 +321,7 @@ impl Draft {
         self.in_file.is_empty() && self.elsewhere.is_empty()
     }
 
-    /// The file's mistakes in its order, then the others.
+    /// Returns the file's mistakes in its order, then the others.
     fn into_errors(mut self) -> ConfigErrors {
         self.in_file.sort_by_key(|(span, _)| span.start);
         let count = self.in_file.len() + self.elsewhere.len();
@@ -339,8 +339,8 @@ impl Draft {
     }
 }
 
-/// The line after which a broken file cannot be understood: the first broken line where something
-/// was left open up to the file's end, else the first broken section header.
+/// Returns the line after which a broken file cannot be understood: the first broken line if
+/// something was left open up to the file's end, otherwise the first broken section header.
 fn horizon(
     document: &Document,
     mut broken_lines: impl Iterator<Item = usize>,
@@ -379,7 +379,7 @@ fn refusal(key: &Key, refused: &Refused) -> String {
     format!("{}{element} is {found}; expected {expected}", key.path)
 }
 
-/// The section that is called `name` within another.
+/// Returns the section called `name` within another.
 fn inner_section(outer: &Section, name: &str) -> Option<&'static Section> {
     let is_wanted = |section: &&Section| {
         let inner = section.name.split_once('.');
@@ -388,13 +388,13 @@ fn inner_section(outer: &Section, name: &str) -> Option<&'static Section> {
     SECTIONS.iter().find(is_wanted)
 }
 
-/// Whether it was written as `[name]` or `[[name]]`.
+/// Returns whether it was written as `[name]` or `[[name]]`.
 fn is_section(value: &DeValue<'_>) -> bool {
     let first = value.as_array().and_then(|items| items.first());
     value.is_table() || first.is_some_and(|item| item.get_ref().is_table())
 }
 
-/// A key that stands before any section, or an unknown section.
+/// Returns the message about a key before any section, or about an unknown section.
 fn unknown_at_top(name: &str, is_section: bool) -> String {
     let shown = quote(name);
     if is_section {

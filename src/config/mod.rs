@@ -1,8 +1,8 @@
-//! The configuration in force: text is turned into a checked [`Config`] once; everything else
-//! reads fields. A reload is load, compare, swap.
+//! The configuration in force: text is turned into a checked [`Config`] once; everything else reads
+//! fields. A reload loads, compares and swaps.
 //!
-//! Owns: the schema, the search for the file, precedence, error places. Must never: open a
-//! socket, start a thread, or read a global behind its caller's back: what it reads stands in
+//! Owns the schema, the search for the file, precedence, and the places of mistakes. Must never
+//! open a socket, start a thread, or read a global without its caller's knowledge: all input is in
 //! [`Sources`].
 //!
 //! One table, [`schema`], describes every key. Parsing, checking, `autoglmd check --show`,
@@ -18,7 +18,7 @@
 //!
 //! Invariants:
 //!  1. A `Config` that `load` returns satisfies every range of the schema and every rule.
-//!  2. What `show` prints can be loaded again and gives the same values.
+//!  2. The output of `show` can be loaded again, with the same values.
 //!  3. No text, however hostile, makes `load` panic.
 
 mod address;

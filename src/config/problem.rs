@@ -1,7 +1,7 @@
-//! Mistakes and where they stand: `file:line:column: message`, the source line, a caret.
+//! Mistakes and their places: `file:line:column: message`, the source line, a caret.
 //!
-//! Owns: the text of the file, places in it, and how mistakes look. Must never print a control
-//! character that came out of the file: a terminal would obey it.
+//! Owns the text of the file, places in it, and the form of mistakes. Must never print a control
+//! character that came from the file: a terminal would obey it.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use crate::limits::config as limits;
 /// One mistake (or warning) and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `/etc/autoglmd/autoglmd.toml:3:8`, `AUTOGLMD_LIMITS__MAX_HEAD`, `--parallel`.
+    /// Such as `/etc/autoglmd/autoglmd.toml:3:8`, `AUTOGLMD_LIMITS__MAX_HEAD` or `--parallel`.
     pub place: String,
     pub message: String,
-    /// The source line with a caret below it, where there is one.
+    /// The source line with a caret below it, if there is one.
     pub excerpt: Option<String>,
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for Problem {
 pub struct ConfigErrors {
     /// At least one.
     pub problems: Vec<Problem>,
-    /// Mistakes beyond those.
+    /// The number of further mistakes.
     pub more: usize,
 }
 
@@ -63,11 +63,11 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// A file's text and its name.
+/// The text and the name of a file.
 pub struct Document {
     pub path: PathBuf,
     pub text: String,
-    /// Where each line begins, so that finding the line of a byte is a binary search.
+    /// Where each line begins, so that a binary search finds the line of a byte.
     line_starts: Vec<usize>,
 }
 
@@ -82,7 +82,7 @@ impl Document {
         }
     }
 
-    /// The mistake at a range of bytes of the text.
+    /// Returns the mistake at a range of bytes of the text.
     pub fn problem(&self, span: Range<usize>, message: String) -> Problem {
         let line = self.line(span.start);
         let column = self
@@ -97,13 +97,13 @@ impl Document {
         }
     }
 
-    /// The line of a byte, from 1.
+    /// Returns the line of a byte, from 1.
     pub fn line(&self, offset: usize) -> usize {
         // The first line begins at 0, so there is always one that begins at or before.
         self.line_starts.partition_point(|start| *start <= offset)
     }
 
-    /// A line's text, without its end.
+    /// Returns a line's text, without its end.
     pub fn source(&self, line: usize) -> &str {
         let start = self.line_starts[line - 1];
         let end = self
@@ -116,7 +116,7 @@ impl Document {
     fn excerpt(&self, line: usize, column: usize, span: Range<usize>) -> String {
         let source = self.source(line);
         let width = source.chars().count();
-        // A long line is cut so that the caret's surroundings stay in sight.
+        // A long line is cut so that the caret's surroundings stay visible.
         let first = match width > limits::EXCERPT_CHARACTERS_MAX {
             true => (column - 1).saturating_sub(limits::EXCERPT_CHARACTERS_MAX / 2),
             false => 0,
@@ -140,7 +140,7 @@ impl Document {
         )
     }
 
-    /// A part of the text, cut to characters: parsers may point behind the end.
+    /// Returns a part of the text, cut to characters: parsers may point past the end.
     fn slice(&self, span: Range<usize>) -> &str {
         let boundary = |offset: usize| {
             let mut offset = offset.min(self.text.len());
@@ -154,7 +154,7 @@ impl Document {
     }
 }
 
-/// A value as a message quotes it: one line, and not a long one.
+/// Quotes a value for a message: on one line, and bounded.
 pub fn quote(text: &str) -> String {
     let mut shown: String = text
         .chars()
@@ -167,7 +167,7 @@ pub fn quote(text: &str) -> String {
     shown
 }
 
-/// A whole text on one line.
+/// Returns a whole text on one line.
 pub fn printable(text: &str) -> String {
     text.chars().map(visible).collect()
 }
@@ -176,7 +176,7 @@ pub fn printable_path(path: &Path) -> String {
     printable(&path.to_string_lossy())
 }
 
-/// The nearest of the known names, if any is near enough to have been meant.
+/// Returns the nearest of the known names, if one is near enough to have been meant.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > limits::SUGGESTION_BYTES_MAX {
         return None;
@@ -184,12 +184,12 @@ pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&
     let distance =
         |name: &str| strsim::damerau_levenshtein(&word.to_lowercase(), &name.to_lowercase());
     let best = known.map(|name| (distance(name), name)).min()?;
-    // Two slips in a short word, one in three letters of a long one.
+    // Two typos in a short word, one in three letters of a long one.
     (best.0 <= (best.1.len() / 3).max(2)).then_some(best.1)
 }
 
-/// Tabs become one space, so that the caret stands where it should; control characters show as
-/// a replacement.
+/// Replaces a tab by one space, so that the caret is at the right place, and control characters by
+/// a replacement character.
 fn visible(c: char) -> char {
     match c {
         '\t' => ' ',

@@ -1,22 +1,22 @@
-//! Which peers are proxies whose word about their clients counts (`server.trusted_proxies`), and
-//! where they write it (`server.forwarded_header`).
+//! Proxies whose information about their clients is trusted (`server.trusted_proxies`), and the
+//! field that carries it (`server.forwarded_header`).
 
 use std::net::IpAddr;
 
 use super::words::Word;
 use crate::core::network::Network;
 
-/// Networks, and whether Unix sockets are among them. Empty: no one is believed.
+/// Networks, and whether Unix sockets are among them. If empty, no peer is trusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies {
     networks: Vec<Network>,
     unix: bool,
 }
 
-/// `server.forwarded_header`
+/// The value of `server.forwarded_header`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardedField {
-    /// Either; neither where both are there and disagree.
+    /// Either field; neither if both are present and disagree.
     Any,
     Forwarded,
     XForwardedFor,
@@ -31,7 +31,7 @@ impl Word for ForwardedField {
 }
 
 impl TrustedProxies {
-    /// The word for every peer on a Unix socket.
+    /// The word for all peers on Unix sockets.
     const UNIX: &'static str = "unix";
 
     pub(crate) const EXAMPLE: &'static str = "10.0.0.0/8";
@@ -39,12 +39,12 @@ impl TrustedProxies {
     pub(crate) const EXPECTED: &'static str = "a network such as \"10.0.0.0/8\" or \
         \"2001:db8::/32\", an address, or \"unix\" for the peers on Unix sockets";
 
-    /// Whether this text may stand in the list.
+    /// Returns whether this text is allowed in the list.
     pub(crate) fn takes(text: &str) -> bool {
         text == TrustedProxies::UNIX || Network::parse(text).is_some()
     }
 
-    /// Reads the elements of the list. `None` where one of them is neither a network nor `unix`.
+    /// Parses the elements of the list. `None` if one of them is neither a network nor `unix`.
     pub fn parse<T: AsRef<str>>(texts: &[T]) -> Option<TrustedProxies> {
         let mut proxies = TrustedProxies::default();
         for text in texts {
@@ -66,17 +66,17 @@ impl TrustedProxies {
             .any(|network| network.contains(address))
     }
 
-    /// Whether peers on Unix sockets are believed.
+    /// Returns whether peers on Unix sockets are trusted.
     pub fn has_unix(&self) -> bool {
         self.unix
     }
 
-    /// The first network that holds every address of its family.
+    /// Returns the first network that contains every address of its family.
     pub(crate) fn everything(&self) -> Option<&Network> {
         self.networks.iter().find(|network| network.is_everything())
     }
 
-    /// The elements as they stand in a file.
+    /// Returns the elements as they are written in a file.
     pub(crate) fn texts(&self) -> Vec<String> {
         let networks = self.networks.iter().map(Network::to_string);
         let unix = self.unix.then(|| TrustedProxies::UNIX.to_owned());

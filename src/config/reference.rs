@@ -1,4 +1,4 @@
-//! Pages made from the schema: `docs/configuration.md` and the annotated example file.
+//! Pages generated from the schema: `docs/configuration.md` and the annotated example file.
 
 use super::kind::Form;
 use super::schema::{Config, Key, SECTIONS};
@@ -30,7 +30,7 @@ else `$XDG_STATE_HOME/autoglmd`, else `~/.local/state/autoglmd`. Models: `$CACHE
 This page is made from `src/config/schema.rs`; a test keeps the two equal.
 ";
 
-/// The text of `docs/configuration.md`.
+/// Returns the text of `docs/configuration.md`.
 pub fn reference() -> String {
     let defaults = Config::default();
     let mut text = HEAD.to_owned();
@@ -49,7 +49,7 @@ pub fn reference() -> String {
     text
 }
 
-/// The text of `docs/deploy/autoglmd.toml`: every key with its default and its meaning.
+/// Returns the text of `docs/deploy/autoglmd.toml`: every key with its default and its meaning.
 pub fn example() -> String {
     let defaults = Config::default();
     let mut text = "\
@@ -84,7 +84,7 @@ fn row(key: &Key, defaults: &Config) -> String {
     format!("| `{name}` | {kind} | `{default}` | {range} | {help} | {effect} |\n")
 }
 
-/// Words in comment lines of at most 100 columns.
+/// Wraps words into comment lines of at most 100 columns.
 fn comment(words: &str) -> String {
     const COLUMNS: usize = 100;
     let mut lines = String::new();

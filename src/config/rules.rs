@@ -1,7 +1,7 @@
-//! What holds between several values: each rule is a few lines over a finished `Config`.
+//! Rules between several values: each is a few lines over a finished `Config`.
 //!
-//! A rule names the keys it is about. The loader puts the message where the first of them was set,
-//! and leaves out rules about a key whose own value was refused already.
+//! A rule names its keys. The loader puts the message where the first of them was set, and skips
+//! rules about a key whose own value was already refused.
 
 use super::address::{Listen, Place, Security};
 use super::schema::Config;
@@ -9,14 +9,14 @@ use super::tls::ClientCertificates;
 use super::units::{print_duration, print_size_bytes};
 use super::words::{EngineKind, LogFormat, word};
 
-/// A rule that does not hold.
+/// A broken rule.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finding {
     pub keys: &'static [&'static str],
     pub message: String,
 }
 
-/// What makes the configuration wrong.
+/// Returns the broken rules that make the configuration unusable.
 pub fn errors(config: &Config) -> Vec<Finding> {
     let found = [
         unguarded(config),
@@ -33,7 +33,7 @@ pub fn errors(config: &Config) -> Vec<Finding> {
     found.into_iter().flatten().collect()
 }
 
-/// What is allowed and seldom meant.
+/// Returns settings that are allowed but seldom meant.
 pub fn warnings(config: &Config) -> Vec<Finding> {
     let found = [
         open_door(config),
@@ -155,7 +155,7 @@ fn clients_not_asked(config: &Config) -> Option<Finding> {
     })
 }
 
-/// A listener that takes clear text serves clients without any certificate.
+/// A listener that accepts clear text serves clients without any certificate.
 fn clear_text_beside_required(config: &Config) -> Option<Finding> {
     let mut listeners = config.server.listen.iter();
     let listener = listeners.find(|listen| listen.security != Security::Tls)?;
@@ -184,7 +184,7 @@ fn proxied_without_proxies(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Certificates that nothing can show.
+/// Certificates that no listener can show.
 fn certificates_unused(config: &Config) -> Option<Finding> {
     let mut listeners = config.server.listen.iter();
     let is_clear = listeners.all(|listen| listen.security == Security::Clear);
@@ -353,7 +353,8 @@ mod tests {
         assert_eq!((errors.len(), warnings.len()), (8, 3));
         config.tls.client_certificates = ClientCertificates::Required;
         let unsigned = super::errors(&config);
-        // No authority instead of nobody asked, and `fd:web` takes clear text.
+        // An authority is missing now, not the request for certificates, and `fd:web` accepts clear
+        // text.
         assert_eq!(unsigned.len(), 9);
         for finding in errors.iter().chain(&warnings).chain(&unsigned) {
             assert!(

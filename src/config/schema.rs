@@ -1,12 +1,12 @@
 //! The schema: every section and key of the configuration, in one table.
 //!
-//! A row is: what the key means, its name, the type of its field, its default, its [`Form`] (what
-//! text is accepted), and whether a reload brings it into effect. The structs that the rest of the
-//! daemon reads are made from the rows, so a field without a row, or a row without a field,
-//! cannot exist.
+//! A row has the meaning of the key, its name, the type of its field, its default, its [`Form`]
+//! (the accepted text), and whether a reload applies it. The structs that the rest of the daemon
+//! reads are generated from the rows, so there cannot be a field without a row, or a row without a
+//! field.
 //!
-//! To add a key: add a row. Then `AUTOGLMD_BLESS=1 cargo test --test generated_docs` rewrites the
-//! pages that are made from this table.
+//! To add a key, add a row. Then `AUTOGLMD_BLESS=1 cargo test --test generated_docs` rewrites the
+//! pages that are generated from this table.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,8 +20,7 @@ use super::words::{EngineKind, KvType, LogFormat, words};
 use crate::limits::config as limits;
 use crate::limits::http1 as http1_limits;
 
-/// A group of keys: a `[section]` of the file. A name with a dot is that of a section within
-/// another.
+/// A group of keys: a `[section]` of the file. A name with a dot names a section within another.
 pub struct Section {
     pub name: &'static str,
     help: &'static str,
@@ -30,19 +29,19 @@ pub struct Section {
 
 /// One row of the table.
 pub struct Key {
-    /// `max_head`
+    /// Such as `max_head`.
     pub name: &'static str,
-    /// `limits.max_head`
+    /// Such as `limits.max_head`.
     pub path: &'static str,
     help: &'static str,
     pub form: Form,
     pub effect: Effect,
     pub read: fn(&Config) -> Value,
-    /// False where the value is of another form than the field: a bug in the table.
+    /// Returns false if the value is of another form than the field: a bug in the table.
     pub write: fn(&mut Config, Value) -> bool,
 }
 
-/// When a changed value is in force.
+/// When a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// At once, on a reload.
@@ -62,17 +61,17 @@ impl Section {
 }
 
 impl Key {
-    /// What the key means, in sentences.
+    /// Returns the meaning of the key, in sentences.
     pub fn help(&self) -> &'static str {
         self.help.trim()
     }
 
-    /// The environment variable that overrides the key: `AUTOGLMD_LIMITS__MAX_HEAD`.
+    /// Returns the environment variable that overrides the key: `AUTOGLMD_LIMITS__MAX_HEAD`.
     pub fn variable(&self) -> String {
         format!("AUTOGLMD_{}", self.path.replace('.', "__").to_uppercase())
     }
 
-    /// The key's value in `config`, as it would stand in a file.
+    /// Returns the key's value in `config`, as it is written in a file.
     pub fn print(&self, config: &Config) -> String {
         self.form.print(&(self.read)(config))
     }
@@ -87,7 +86,7 @@ impl Effect {
     }
 }
 
-/// Every key, in the table's order.
+/// Yields every key, in the table's order.
 pub fn keys() -> impl Iterator<Item = &'static Key> {
     SECTIONS.iter().flat_map(|section| section.keys)
 }
@@ -110,11 +109,10 @@ macro_rules! schema {
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Config {
             $($(#[doc = $section_help])+ pub $section: $Section,)+
-            /// `--state-dir`, `$STATE_DIRECTORY`, else the XDG state folder: database and
-            /// bootstrap key. Empty in `Config::default()`: the environment decides it.
+            /// `--state-dir`, `$STATE_DIRECTORY`, or the XDG state folder: database and bootstrap
+            /// key. Empty in `Config::default()`: the environment decides it.
             pub state_dir: PathBuf,
-            /// `$CACHE_DIRECTORY`, else the XDG cache folder: models. Empty in
-            /// `Config::default()`.
+            /// `$CACHE_DIRECTORY`, or the XDG cache folder: models. Empty in `Config::default()`.
             pub cache_dir: PathBuf,
         }
 
@@ -128,7 +126,7 @@ macro_rules! schema {
             }
         )+
 
-        /// The table, as the functions that walk it see it.
+        /// The table, for functions that walk it.
         pub static SECTIONS: &[Section] = &[$(Section {
             name: $section_name,
             help: concat!($($section_help),+),

@@ -7,7 +7,7 @@ use super::problem::printable_path;
 use super::schema::SECTIONS;
 use super::sources::Origin;
 
-/// Valid TOML: saved as a file, it makes the same configuration.
+/// Returns valid TOML, which makes the same configuration when saved as a file.
 pub fn show(loaded: &Loaded) -> String {
     let file = loaded.file.as_deref();
     let name = file.map_or_else(|| "none".to_owned(), printable_path);

@@ -1,8 +1,7 @@
-//! Where configuration comes from: a file, the environment, flags. And the two folders.
+//! The sources of configuration: a file, the environment, flags; and the two folders.
 //!
-//! Everything that is read from the process is read into [`Sources`] once, by its caller; what
-//! is here are functions of it, so that tests own their environment and a reload sees what the
-//! start saw.
+//! The caller reads everything from the process into [`Sources`] once. All functions here work on
+//! that, so that tests control their environment and a reload sees the same as the start.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ pub enum Origin {
     Flag(&'static str),
 }
 
-/// What a configuration is made from. Kept by the daemon for its reloads.
+/// The inputs of a configuration. The daemon keeps them for its reloads.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// `--config`.
@@ -29,7 +28,7 @@ pub struct Sources {
     pub flags: Overrides,
 }
 
-/// What flags set. The texts are checked by the schema, as those of the environment are.
+/// The values of flags. The schema checks the texts, as it does those of the environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--listen`, which may be given several times.
@@ -43,21 +42,21 @@ pub struct Overrides {
     pub log_level: Option<String>,
 }
 
-/// A file to look for.
+/// A possible path of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub path: PathBuf,
-    /// Who named it. Such a file must exist; one that nobody named may be missing.
+    /// The flag or variable that names it. Such a file must exist; others may be missing.
     pub named_by: Option<&'static str>,
 }
 
 const FILE_NAME: &str = "autoglmd.toml";
 const SYSTEM_FILE: &str = "/etc/autoglmd/autoglmd.toml";
-/// Names the file, so it is no key of any section.
+/// It names the file, so it does not belong to any section.
 pub const FILE_VARIABLE: &str = "AUTOGLMD_CONFIG";
 
 impl Sources {
-    /// The environment of this process, with the given file and flags. A variable that is not
+    /// Takes the environment of this process, with the given file and flags. A variable that is not
     /// UTF-8 keeps replacement characters, which [`is_readable`] finds.
     pub fn of_process(file: Option<PathBuf>, flags: Overrides) -> Sources {
         let environment = std::env::vars_os()
@@ -75,7 +74,7 @@ impl Sources {
         }
     }
 
-    /// A variable's value. An empty one counts as unset, as the XDG specification has it.
+    /// Returns a variable's value. An empty one counts as unset, as the XDG specification requires.
     pub fn variable(&self, name: &str) -> Option<&str> {
         let found = self.environment.iter().find(|(known, _)| known == name);
         found
@@ -83,12 +82,12 @@ impl Sources {
             .filter(|value| !value.is_empty())
     }
 
-    /// Where the service manager puts what `LoadCredential=` names (systemd.exec(5)).
+    /// Returns the folder of the files that `LoadCredential=` names (systemd.exec(5)).
     pub fn credentials_dir(&self) -> Option<PathBuf> {
         self.variable("CREDENTIALS_DIRECTORY").map(PathBuf::from)
     }
 
-    /// The files to look for; the first that exists is taken.
+    /// Returns the possible files; the first that exists is used.
     pub fn candidates(&self) -> Vec<Candidate> {
         if let Some(path) = &self.file {
             return vec![Candidate {
@@ -115,7 +114,7 @@ impl Sources {
         candidates
     }
 
-    /// The folder of the database and the bootstrap key.
+    /// Returns the folder of the database and the bootstrap key.
     pub fn state_dir(&self) -> Result<(PathBuf, Origin), String> {
         if let Some(path) = &self.flags.state_dir {
             return match path.as_os_str().is_empty() {
@@ -133,7 +132,7 @@ impl Sources {
         self.folder(&state)
     }
 
-    /// The folder of the models.
+    /// Returns the folder of the models.
     pub fn cache_dir(&self) -> Result<(PathBuf, Origin), String> {
         let cache = Folder {
             what: "models",
@@ -180,7 +179,7 @@ impl Sources {
     }
 }
 
-/// Where a folder may be named.
+/// The names and variables that may name a folder.
 struct Folder {
     what: &'static str,
     service: &'static str,
@@ -190,7 +189,7 @@ struct Folder {
 }
 
 impl Overrides {
-    /// The flags that are given: name, key, text.
+    /// Returns the flags that are given: name, key, text.
     pub fn texts(&self) -> Vec<(&'static str, &'static str, String)> {
         let listen = (!self.listen.is_empty()).then(|| self.listen.join(","));
         [
@@ -208,7 +207,7 @@ impl Overrides {
     }
 }
 
-/// Whether a variable came through the conversion to UTF-8 unharmed.
+/// Returns whether a variable was valid UTF-8.
 pub fn is_readable(text: &str) -> bool {
     !text.contains(char::REPLACEMENT_CHARACTER)
 }

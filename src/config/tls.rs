@@ -1,29 +1,29 @@
-//! The words of `[server.tls]`: versions, what clients are asked for, and whom a client's
-//! certificate stands for.
+//! The values of `[server.tls]`: versions, whether clients need certificates, and which key a
+//! client's certificate stands for.
 //!
-//! Owns: the written form of those, and the comparison of a certificate's names with them. Must
-//! never read a file or a certificate: whoever has read one brings a [`ClientIdentity`].
+//! Owns their written form, and the comparison of a certificate's names with them. Must never read
+//! a file or a certificate: the caller provides a [`ClientIdentity`].
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::words::{Word, word};
 
-/// `server.tls.min_version`
+/// The value of `server.tls.min_version`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsVersion {
     V12,
     V13,
 }
 
-/// `server.tls.client_certificates`
+/// The value of `server.tls.client_certificates`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// Nobody is asked for one.
+    /// Clients are not asked for one.
     Off,
-    /// Everybody is asked; who has none, or shows none, is served by its key alone.
+    /// Clients are asked; one that shows none is served by its key alone.
     Optional,
-    /// No handshake ends well without one.
+    /// A handshake without one fails.
     Required,
 }
 
@@ -46,7 +46,7 @@ impl Word for ClientCertificates {
     ];
 }
 
-/// Who a client is by its certificate, which one of our authorities has signed.
+/// A client's identity by its certificate, which one of our authorities has signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientIdentity {
     /// SHA-256 of the certificate's DER.
@@ -54,7 +54,7 @@ pub struct ClientIdentity {
     pub names: Vec<ClientName>,
 }
 
-/// One of a certificate's names.
+/// One of the names in a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ClientName {
     Dns(String),
@@ -84,9 +84,10 @@ impl ClientKey {
         \"dns:agent.example = key_5f0c92ab61d7\", the name being dns:, uri:, email:, cn: or \
         sha256: and 64 hexadecimal digits";
 
-    /// Reads the written form. `None` where it is none; see [`ClientKey::EXPECTED`].
+    /// Parses the written form; see [`ClientKey::EXPECTED`].
     pub fn parse(text: &str) -> Option<ClientKey> {
-        // A key's name may hold an equals sign, a common name seldom does: the first one parts.
+        // A key's name may contain an equals sign, a common name seldom does: the first one
+        // separates.
         let (pattern, key) = text.split_once(" = ")?;
         let (kind, value) = pattern.trim().split_once(':')?;
         let (value, key) = (value.trim(), key.trim());
@@ -106,7 +107,7 @@ impl ClientKey {
         Some(ClientKey { pattern, key })
     }
 
-    /// Whether this certificate is the one that is meant.
+    /// Returns whether this element is about this certificate.
     pub fn fits(&self, identity: &ClientIdentity) -> bool {
         match &self.pattern {
             Pattern::Name(name) => identity.names.contains(name),
@@ -131,7 +132,7 @@ impl fmt::Display for ClientKey {
     }
 }
 
-/// As `openssl x509 -fingerprint` shows it, with colons between the bytes, or without them.
+/// Parses a fingerprint as `openssl x509 -fingerprint` prints it, with or without colons.
 fn parse_fingerprint(text: &str) -> Option<[u8; 32]> {
     let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
     let mut bytes = [0; 32];
@@ -152,7 +153,7 @@ pub struct CredentialPath<'a>(pub &'a Path);
 impl CredentialPath<'_> {
     const PREFIX: &'static str = "credential:";
 
-    /// The file itself. `folder` is `$CREDENTIALS_DIRECTORY` (systemd.exec(5)).
+    /// Returns the file itself. `folder` is `$CREDENTIALS_DIRECTORY` (systemd.exec(5)).
     pub fn resolve(self, folder: Option<&Path>) -> Result<PathBuf, String> {
         let text = self.0.to_string_lossy();
         let Some(name) = text.strip_prefix(CredentialPath::PREFIX) else {
@@ -164,7 +165,7 @@ impl CredentialPath<'_> {
                  unit, or name the file itself"
             ));
         };
-        // A credential's name is a file's name, and leads nowhere else.
+        // A credential's name is a plain file name and leads nowhere else.
         match name.contains('/') || name == ".." || name.is_empty() {
             true => Err(format!("{text}: expected credential:NAME without a slash")),
             false => Ok(folder.join(name)),

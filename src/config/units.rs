@@ -1,10 +1,10 @@
 //! Durations (`"10s"`, `"250ms"`, `"2m"`, `"1h"`) and sizes (`"64KiB"`, `65536`) as text.
 //!
-//! Whole numbers with one unit, nothing else: `"1.5s"`, `"1h30m"` and `"64k"` are mistakes, since
-//! each of them is read differently by some other program. Units are powers of 1,024, so they
-//! carry the `i` of IEC 80000-13.
+//! Whole numbers with one unit, nothing else: `"1.5s"`, `"1h30m"` and `"64k"` are errors, because
+//! other programs read each of them differently. Units are powers of 1,024, so they have the `i` of
+//! IEC 80000-13.
 //!
-//! Invariant: printing and reading again gives the same value.
+//! Invariant: a printed value is the same when it is read again.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ const SIZE_UNITS: [(&str, u64); 4] = [
     ("B", 1),
 ];
 
-/// Milliseconds of a duration with its unit.
+/// Parses a duration with its unit; returns milliseconds.
 pub fn parse_duration_ms(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     scale(number, unit, &DURATION_UNITS)
 }
 
-/// Bytes of a size; a number without a unit is bytes.
+/// Parses a size; a number without a unit means bytes.
 pub fn parse_size_bytes(text: &str) -> Option<u64> {
     match split(text)? {
         (number, "") => Some(number),
@@ -31,7 +31,7 @@ pub fn parse_size_bytes(text: &str) -> Option<u64> {
     }
 }
 
-/// Parts of a millisecond are cut off: no key can be given in them.
+/// Drops parts of a millisecond: no key can have them.
 pub fn print_duration(duration: Duration) -> String {
     print_duration_ms(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
@@ -43,7 +43,7 @@ pub fn print_duration_ms(milliseconds: u64) -> String {
     }
 }
 
-/// Plain bytes stay a plain number.
+/// Bytes without a larger unit stay a plain number.
 pub fn print_size_bytes(bytes: u64) -> String {
     match bytes {
         0 => "0".to_owned(),
@@ -51,7 +51,7 @@ pub fn print_size_bytes(bytes: u64) -> String {
     }
 }
 
-/// Digits first, then the unit. `None` without digits or with more than an `u64` holds.
+/// Splits digits from the unit. `None` without digits or if the number exceeds a `u64`.
 fn split(text: &str) -> Option<(u64, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())

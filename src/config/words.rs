@@ -1,6 +1,6 @@
 //! Types whose values are words of the configuration, such as `engine.kind = "echo"`.
 //!
-//! Owns the table of each type's words, and the types that belong to no other file.
+//! Owns the words of each type, and the types that belong to no other file.
 
 /// A type whose values are words.
 pub trait Word: Copy + PartialEq + 'static {
@@ -11,7 +11,8 @@ pub fn words<T: Word>() -> Vec<&'static str> {
     T::WORDS.iter().map(|(word, _)| *word).collect()
 }
 
-/// The word of a value. A value that its type's table forgot would show as `?`; a test asks all.
+/// Returns the word of a value. A value missing in its type's table would show as `?`; a test
+/// checks all.
 pub fn word<T: Word>(value: T) -> &'static str {
     T::WORDS
         .iter()
@@ -34,7 +35,7 @@ impl EngineKind {
 /// How the KV cache stores its values, by llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
-    /// What suits the model.
+    /// The better type for the model.
     Auto,
     F16,
     Q8_0,

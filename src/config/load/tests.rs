@@ -26,7 +26,7 @@ fn write(folder: &Path, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Loads a file's text beside the given other sources.
+/// Loads a file's text with the other sources as given.
 fn load_with(bytes: &[u8], mut sources: Sources) -> Result<Loaded, ConfigErrors> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     sources.file = Some(write(folder.path(), bytes));
@@ -37,7 +37,7 @@ fn load_text(text: &str) -> Result<Loaded, ConfigErrors> {
     load_with(text.as_bytes(), sources(&[], Overrides::default()))
 }
 
-/// The mistakes without their excerpts, the file's path reduced to its name.
+/// Returns the mistakes without their excerpts, with the file's path reduced to its name.
 fn mistakes(result: Result<Loaded, ConfigErrors>) -> Vec<String> {
     let errors = result.expect_err("the text is wrong");
     let line = |problem: &Problem| {
@@ -265,7 +265,7 @@ fn all_mistakes_are_reported_at_once_in_the_files_order() {
              \"warn\", \"info\", \"debug\", \"trace\"",
             "a.toml:4:12: engine.parallel is 0; expected a whole number from 1 to 256",
             "a.toml:5:1: unknown key threds in [engine]; did you mean threads?",
-            // max_uri against max_head is no question while max_head itself is wrong.
+            // max_uri is not compared with max_head while max_head itself is wrong.
             "a.toml:7:12: limits.max_head is 1; \
              expected a size such as \"64KiB\", from 1KiB to 1MiB",
             "AUTOGLMD_SERVER__REACTORS: server.reactors is \"many\"; \
@@ -287,7 +287,7 @@ fn broken_toml_is_reported_beside_the_other_mistakes() {
             "[log]\naccess = true\naccess = false\n",
             &["a.toml:3:1: this is not TOML: duplicate key"],
         ),
-        // Below a broken header nobody knows which section a key belongs to.
+        // Below a broken header it is unknown which section a key belongs to.
         (
             "[log]\nlevel = 1\n[server\nreactors = 0\nlisen = 1\n",
             &[
@@ -295,7 +295,7 @@ fn broken_toml_is_reported_beside_the_other_mistakes() {
                 "a.toml:3:8: this is not TOML: unclosed",
             ],
         ),
-        // What is left open swallows the rest of the file.
+        // An open string or list swallows the rest of the file.
         (
             "[server]\nlisten = [\"x\"\nreactors = 0\n[engine]\nkind = 1\n",
             &[
@@ -476,7 +476,7 @@ fn what_is_shown_loads_again() {
     );
 }
 
-/// Text that looks like a configuration, so that the walk goes deeper than the parser.
+/// Text that looks like a configuration, so that the test gets past the parser.
 fn likely_text() -> impl Strategy<Value = String> {
     let names: Vec<_> = keys().map(|key| key.name).collect();
     let sections: Vec<_> = SECTIONS.iter().map(|section| section.name).collect();
@@ -505,7 +505,7 @@ fn likely_text() -> impl Strategy<Value = String> {
     proptest::collection::vec(line, 0..12).prop_map(|lines| lines.concat())
 }
 
-/// Loading ends well or with at least one mistake, and no mistake carries a control character.
+/// Loading succeeds or reports at least one mistake, and no mistake carries a control character.
 fn stands(text: &str) -> Result<(), TestCaseError> {
     let mut draft = Draft {
         document: Some(Document::new("a.toml".into(), text.to_owned())),
