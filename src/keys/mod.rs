@@ -1,26 +1,25 @@
-//! API keys as the service sees them: what a key may do, and how a presented one is found.
+//! API keys as the service sees them: what a key may do, and how to find the presented one.
 //!
 //! Owns the text form of a key, its hash, its scopes and the immutable [`KeyRing`] that every
-//! reactor reads. Must never touch a file, a clock or a thread, and never keeps a key's text:
-//! whoever reads the database, a core dump or a log finds hashes only.
+//! reactor reads. Must never touch a file, a clock or a thread, and never keeps a key's text: the
+//! database, a core dump or a log contains only hashes.
 //!
-//! Why BLAKE3 and no slow password hash: a key is 32 bytes from the kernel's generator, so there
-//! is nothing to guess. Argon2 or bcrypt make each guess of a *human's* password dear; against 256
-//! random bits a guess is hopeless at any price, and the price would be paid by every request.
+//! Why BLAKE3 and not a slow password hash: a key is 32 bytes from the kernel's generator, so
+//! guessing is hopeless. Argon2 or bcrypt make each guess of a *human's* password expensive;
+//! against 256 random bits a guess fails at any price, and every request would pay that price.
 //!
-//! Why the map lookup leaks nothing useful: its time depends on the BLAKE3 hash of what was
-//! presented, not on the text itself. Somebody who measures how far a comparison came learns
-//! leading bits of a stored *hash*; to use them, a text must be found whose hash begins with them,
-//! and each further bit doubles that search, up to a preimage of the whole hash. No such
-//! measurement brings one closer to the text by a character, as comparing texts would. The map's
-//! own seed (SipHash, random in each process) blurs even that. The last word is a comparison of
-//! all 32 bytes in constant time, so that the decision itself never depends on where two hashes
-//! part.
+//! Why the map lookup leaks nothing useful: its time depends on the BLAKE3 hash of the presented
+//! text, not on the text itself. An attacker who measures how far a comparison came learns leading
+//! bits of a stored *hash*. To use them, a text must be found whose hash begins with them, and each
+//! further bit doubles that search, up to a preimage of the whole hash. Comparing texts would
+//! reveal the key character by character; this does not. The map's own seed (SipHash, random in
+//! each process) blurs even that. Finally, all 32 bytes are compared in constant time, so that the
+//! decision itself never depends on where two hashes differ.
 //!
 //! Invariants:
 //!  1. A ring never changes; a change in the store makes a new ring.
 //!  2. Each hash in a ring names one record. Several hashes may name records of one `id`: after a
-//!     rotation the old secret lives on, for a while, beside the new one.
+//!     rotation the old secret stays valid, for a while, beside the new one.
 //!  3. A record found by an old secret expires no later than that secret does.
 
 use std::collections::HashMap;
@@ -29,18 +28,19 @@ use std::sync::Arc;
 
 use crate::limits::keys as limits;
 
-/// What every key begins with, so that secret scanners and people recognise one.
+/// The start of every key, by which secret scanners and people recognise one.
 pub const KEY_PREFIX: &str = "agk_";
 
-/// What every key's public name begins with.
+/// The start of every key's public name.
 pub const KEY_ID_PREFIX: &str = "key_";
 
 /// One API key. The times are seconds since 1970 (UTC).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRecord {
-    /// The key's public name, such as `key_5f0c92ab61d7`: safe to log, and what `revoke` takes.
+    /// The key's public name, such as
+    /// `key_5f0c92ab61d7`: safe to log, and the argument of `revoke`.
     pub id: String,
-    /// What its owner calls it. May be empty.
+    /// The owner's name for it. May be empty.
     pub name: String,
     /// BLAKE3 of the key's text.
     pub hash: [u8; 32],
@@ -48,7 +48,7 @@ pub struct KeyRecord {
     pub created_at: u64,
     /// The first second at which it is no longer accepted. `None`: never.
     pub expires_at: Option<u64>,
-    /// `None`: as the configuration says. `Some(0)`: no bound.
+    /// `None`: the value of the configuration. `Some(0)`: no bound.
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u32>,
     pub concurrency: Option<u32>,
@@ -56,7 +56,7 @@ pub struct KeyRecord {
 }
 
 impl KeyRecord {
-    /// What the key is worth at this second. Revocation outranks expiry.
+    /// Returns whether the key is valid at this second. Revocation outranks expiry.
     pub fn standing(&self, now: u64) -> Standing {
         if self.revoked {
             return Standing::Revoked;
@@ -105,7 +105,7 @@ impl Scopes {
         ("metrics", Scopes::METRICS),
     ];
 
-    /// Whether every right in `wanted` is here.
+    /// Returns whether all rights in `wanted` are included.
     pub const fn contains(self, wanted: Scopes) -> bool {
         self.0 & wanted.0 == wanted.0
     }
@@ -119,7 +119,7 @@ impl Scopes {
         self.0 == 0
     }
 
-    /// Words between commas, in any order: `generate,metrics`. At least one is needed.
+    /// Parses words between commas, in any order: `generate,metrics`. At least one is required.
     pub fn parse(text: &str) -> Result<Scopes, UnknownScope> {
         let mut scopes = Scopes::NONE;
         for word in text.split(',').map(str::trim) {
@@ -130,15 +130,15 @@ impl Scopes {
         Ok(scopes)
     }
 
-    /// As [`Scopes::parse`], but a word that names no scope gives no right and is no error: for
-    /// text that an earlier or a later version of this program has written.
+    /// Like [`Scopes::parse`], but an unknown word grants no right and is not an error: for text
+    /// that an earlier or a later version of this program has written.
     pub fn parse_known(text: &str) -> Scopes {
         let words = text.split(',').map(str::trim);
         let known = words.filter_map(|word| Scopes::parse(word).ok());
         known.fold(Scopes::NONE, Scopes::union)
     }
 
-    /// The rights' words, in a fixed order.
+    /// Yields the words of the rights, in a fixed order.
     pub fn words(self) -> impl Iterator<Item = &'static str> {
         let held =
             move |(word, scope): (&'static str, Scopes)| self.contains(scope).then_some(word);
@@ -180,7 +180,7 @@ impl fmt::Display for UnknownScope {
 
 impl std::error::Error for UnknownScope {}
 
-/// All keys at one moment, revoked ones too. Cheap to share, and never changed.
+/// All keys at one moment, including revoked ones. Cheap to share, and never changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyRing {
     by_hash: HashMap<[u8; 32], Arc<KeyRecord>>,
@@ -201,29 +201,30 @@ impl KeyRing {
         ring
     }
 
-    /// The key with this id or, if there is none, with this name; of several secrets or namesakes
-    /// the one that is good for longest. For whoever is known by other means than the secret.
+    /// Returns the key with this id or, if there is none, with this name; of several secrets or
+    /// namesakes the one that is valid for longest. For clients that are known by other means than
+    /// the secret.
     pub fn find_named(&self, id_or_name: &str) -> Option<&Arc<KeyRecord>> {
         let named = self.by_id.get(id_or_name);
         named.or_else(|| self.by_name.get(id_or_name))
     }
 
-    /// The record of the key whose text this is, whatever its standing: the caller tells a revoked
-    /// key from an unknown one, and counts the two apart.
+    /// Returns the record of the key with this text, whatever its standing: the caller
+    /// distinguishes a revoked key from an unknown one, and counts them separately.
     pub fn find(&self, presented: &str) -> Option<&Arc<KeyRecord>> {
-        // The shape of a key is public, so refusing another shape early tells nobody anything,
-        // and it bounds the bytes that a stranger can make us hash.
+        // The shape of a key is public, so refusing another shape early reveals nothing, and it
+        // bounds the bytes that a stranger can make us hash.
         if presented.len() != limits::TEXT_BYTES || !presented.starts_with(KEY_PREFIX) {
             return None;
         }
         let hash = hash(presented);
         let record = self.by_hash.get(&hash)?;
-        // blake3's own type compares in constant time.
+        // The comparison of blake3's own type takes constant time.
         let is_same = blake3::Hash::from(record.hash) == blake3::Hash::from(hash);
         is_same.then_some(record)
     }
 
-    /// How many secrets there are, revoked and expired ones included.
+    /// Returns how many secrets there are, including revoked and expired ones.
     pub fn len(&self) -> usize {
         self.by_hash.len()
     }
@@ -237,7 +238,7 @@ impl KeyRing {
     }
 }
 
-/// Puts a record under a name, unless a better one stands there.
+/// Enters a record under a name, unless a better one is there.
 fn prefer(known: &mut HashMap<String, Arc<KeyRecord>>, name: &str, record: &Arc<KeyRecord>) {
     let worth = |record: &KeyRecord| {
         let end = record.expires_at.unwrap_or(u64::MAX);
@@ -249,12 +250,12 @@ fn prefer(known: &mut HashMap<String, Arc<KeyRecord>>, name: &str, record: &Arc<
     }
 }
 
-/// The text of a new key, between its making and its being shown once. It is deliberately neither
-/// `Clone` nor printed by `Debug`: the one way out is [`Secret::reveal`].
+/// The text of a new key, between its creation and the one time that it is shown. Deliberately
+/// neither `Clone` nor printed by `Debug`: the only way out is [`Secret::reveal`].
 pub struct Secret(String);
 
 impl Secret {
-    /// 32 bytes of the kernel's generator.
+    /// Takes 32 bytes from the kernel's generator.
     pub fn random() -> Result<Secret, getrandom::Error> {
         let mut bytes = [0; limits::RANDOM_BYTES];
         getrandom::fill(&mut bytes)?;
@@ -284,7 +285,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A new public name for a key. Its bits are few: it must be unique in a store, not secret.
+/// Returns a new public name for a key. It has few bits: it must be unique in a store, not secret.
 pub fn random_id() -> Result<String, getrandom::Error> {
     let mut bytes = [0; limits::ID_RANDOM_BYTES];
     getrandom::fill(&mut bytes)?;
@@ -304,8 +305,8 @@ fn hash(text: &str) -> [u8; 32] {
     *blake3::hash(text.as_bytes()).as_bytes()
 }
 
-/// RFC 4648, section 5, without padding: three bytes become four characters, one or two left over
-/// become two or three.
+/// Encodes by RFC 4648, section 5, without padding: three bytes become four characters, one or two
+/// left over become two or three.
 fn push_base64url(bytes: &[u8], text: &mut String) {
     for chunk in bytes.chunks(3) {
         let mut group = [0; 4];
