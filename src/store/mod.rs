@@ -1,8 +1,8 @@
-//! API keys in SQLite: what outlives the process.
+//! API keys in SQLite: the data that outlives the process.
 //!
-//! Reading order: [`sqlite`] keeps the records in a file; [`watch`] looks at that file from a
-//! thread of its own and passes the reactors a new ring of keys when it has changed. What a key is
-//! stands in [`crate::keys`].
+//! Reading order: [`sqlite`] keeps the records in a file; [`watch`] watches that file from its own
+//! thread and passes a new ring of keys to the reactors when it has changed. [`crate::keys`]
+//! defines the keys.
 
 pub mod sqlite;
 pub mod watch;

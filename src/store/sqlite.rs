@@ -3,20 +3,20 @@
 //! Owns the schema, its migrations, the file's mode and every SQL statement. Must never be called
 //! on a reactor's thread: every call here may wait for the disk or for another process's lock.
 //!
-//! A key is a row of `keys`; the hashes by which it is found are rows of `secrets`. There is one
-//! current secret a key (`valid_until` is NULL), and after a rotation with grace the older ones,
-//! each until its own second. A revoked key's row stays, so that it can be told from an unknown
-//! one and its name stays in the records.
+//! A key is a row of `keys`; its hashes are rows of `secrets`. Each key has one current secret
+//! (`valid_until` is NULL), and after a rotation with grace the older ones, each until its own
+//! second. A revoked key's row stays, so that the key is not taken for an unknown one and its name
+//! stays in the records.
 //!
 //! Invariants:
 //!  1. No text of a key enters the database, only its hash.
 //!  2. Each key has at most one current secret (a unique index sees to it).
-//!  3. Whatever reads and then writes does both in one `BEGIN IMMEDIATE` transaction, so that two
-//!     processes never act on the same stale reading: this is why two daemons that start at once
-//!     make one bootstrap key, and why each migration runs once.
-//!  4. The bootstrap key's file is on the disk before its row is committed: a crash between the
-//!     two leaves a file that opens nothing and the next start replaces it; the other order could
-//!     leave a key that nobody knows.
+//!  3. Every read that is followed by a write is in one `BEGIN IMMEDIATE` transaction with it, so
+//!     that two processes never act on the same stale reading. That is why two daemons that start
+//!     at once make one bootstrap key, and why each migration runs once.
+//!  4. The bootstrap key's file is on the disk before its row is committed. A crash between the two
+//!     leaves a file that opens nothing, which the next start replaces; the other order could leave
+//!     a key whose secret is lost.
 //!  5. The file is 0600 from the moment it exists; SQLite gives its `-wal` and `-shm` its mode.
 
 mod undo;
@@ -41,7 +41,7 @@ pub const DATABASE_FILE: &str = "autoglmd.db";
 /// The bootstrap key's name in the state folder.
 pub const BOOTSTRAP_FILE: &str = "bootstrap-key";
 
-/// What a new key shall be.
+/// The properties of a new key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewKey {
     pub name: String,
@@ -55,19 +55,19 @@ pub struct NewKey {
 /// When a rotated key expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// As long from now as the secret before it was made to live; for ever if that had no end.
+    /// The same lifetime as that of the previous secret, from now on; for ever if that had no end.
     SameLifetime,
     At(u64),
 }
 
-/// When a key was revoked: the first time counts.
+/// The time of a revocation: the first one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revoked {
     Now,
     Before(u64),
 }
 
-/// A key as `list` shows it: the record found by the current secret, and what no request needs.
+/// A key for `list`: the record found by the current secret, and data that no request needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedKey {
     pub record: KeyRecord,
@@ -84,10 +84,10 @@ pub struct Bootstrap {
 
 #[derive(Debug)]
 pub enum StoreError {
-    /// A file or folder, and what became of it.
+    /// A file or folder, and its error.
     File(PathBuf, io::Error),
     Database(PathBuf, rusqlite::Error),
-    /// The database was made by a later version of this program.
+    /// A later version of this program has created the database.
     TooNew {
         path: PathBuf,
         found: usize,
@@ -129,19 +129,19 @@ impl From<getrandom::Error> for StoreError {
     }
 }
 
-/// The open database. One connection: use it from one thread at a time.
+/// The open database. It is one connection, so it must be used from one thread at a time.
 #[derive(Debug)]
 pub struct KeyStore {
     connection: Connection,
     path: PathBuf,
-    /// Device and inode of the file that was opened, to notice when another takes its name.
+    /// Device and inode of the opened file, to notice when another file takes its name.
     identity: (u64, u64),
-    /// What the last change that made a secret found before it.
+    /// The state before the last change that made a secret.
     undo: Option<Undo>,
 }
 
 impl KeyStore {
-    /// Opens `autoglmd.db` in the state folder; makes folder, file and tables where they are
+    /// Opens `autoglmd.db` in the state folder; creates folder, file and tables if they are
     /// missing.
     pub fn open_in(state_dir: &Path) -> Result<KeyStore, StoreError> {
         KeyStore::open(&state_dir.join(DATABASE_FILE))
@@ -160,9 +160,9 @@ impl KeyStore {
         Ok(store)
     }
 
-    /// Opens a database that is there already, and makes none: while an operator puts a backup in
-    /// its place, a new one would be in the way. A file that is empty or half copied is refused
-    /// before anything is written to it.
+    /// Opens an existing database, and creates none: while an operator puts a backup in its place,
+    /// a new one would be in the way. A file that is empty or half copied is refused before
+    /// anything is written to it.
     pub fn open_existing(path: &Path) -> Result<KeyStore, StoreError> {
         let of_file = |error| StoreError::File(path.to_owned(), error);
         let of_database = |error| database_error(path, error);
@@ -191,7 +191,7 @@ impl KeyStore {
         &self.path
     }
 
-    /// Adds a key. Its secret is in the answer and nowhere else.
+    /// Adds a key. Its secret is only in the result.
     pub fn create(&mut self, new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError> {
         let path = self.path.clone();
         let (record, secret) = self.write(|transaction| {
@@ -203,7 +203,7 @@ impl KeyStore {
         Ok((record, secret))
     }
 
-    /// Every key, oldest first.
+    /// Returns every key, oldest first.
     pub fn list(&self) -> Result<Vec<ListedKey>, StoreError> {
         let sql =
             format!("{SELECT_SECRETS} WHERE s.valid_until IS NULL ORDER BY k.created_at, k.id");
@@ -214,7 +214,7 @@ impl KeyStore {
         Ok(self.select(&sql)?.into_iter().map(listed).collect())
     }
 
-    /// The snapshot for the reactors: every secret, those in their grace included.
+    /// Returns the snapshot for the reactors: every secret, including those in their grace.
     pub fn ring(&self) -> Result<KeyRing, StoreError> {
         let stored = self.select(SELECT_SECRETS)?;
         Ok(KeyRing::new(
@@ -222,7 +222,7 @@ impl KeyStore {
         ))
     }
 
-    /// Ends a key for good.
+    /// Revokes a key for good.
     pub fn revoke(&mut self, id: &str, now: u64) -> Result<Revoked, StoreError> {
         let path = self.path.clone();
         self.write(|transaction| {
@@ -241,8 +241,8 @@ impl KeyStore {
         })
     }
 
-    /// Gives a key a new secret. The one before works for `grace` seconds more, but no longer than
-    /// it would have; without grace it is forgotten at once, and so are those of earlier rotations.
+    /// Replaces a key's secret. The previous one works for `grace` seconds more, but no longer than
+    /// it would have; without grace it is deleted at once, and so are those of earlier rotations.
     pub fn rotate(
         &mut self,
         id: &str,
@@ -277,8 +277,8 @@ impl KeyStore {
         Ok((record, secret))
     }
 
-    /// With no key in the store, makes one with every scope, and its file in `state_dir`. A store
-    /// whose keys are all revoked has keys: its owner wanted them gone.
+    /// If the store has no key, creates one with every scope, and its file in `state_dir`. A store
+    /// whose keys are all revoked does have keys: its owner wanted them gone.
     pub fn bootstrap(
         &mut self,
         state_dir: &Path,
@@ -309,15 +309,15 @@ impl KeyStore {
         })
     }
 
-    /// A number that changes when another connection has changed the database, be it in this
-    /// process or in another (SQLite's `PRAGMA data_version`).
+    /// Returns a number that changes when another connection has changed the database, even one of
+    /// this process (SQLite's `PRAGMA data_version`).
     pub fn data_version(&self) -> Result<i64, StoreError> {
         self.connection
             .pragma_query_value(None, "data_version", |row| row.get(0))
             .map_err(|error| database_error(&self.path, error))
     }
 
-    /// Whether the path names another file by now, as after a restored backup.
+    /// Returns whether the path now names another file, as after a restored backup.
     pub fn is_replaced(&self) -> bool {
         identity(&self.path).map_or(true, |found| found != self.identity)
     }
@@ -352,8 +352,9 @@ impl KeyStore {
         Ok(())
     }
 
-    /// Runs `work` in a transaction that holds the write lock from its beginning. An error of
-    /// `work` rolls back.
+    /// Runs
+    /// `work` in a transaction that holds the write lock from its beginning. An error of `work`
+    /// rolls back.
     fn write<T>(
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
@@ -429,7 +430,7 @@ impl StoredSecret {
             id: row.get(0)?,
             name: row.get(1)?,
             hash: row.get(2)?,
-            // A word that is unknown here gives no right; those beside it stay good.
+            // An unknown word grants no right; the others stay valid.
             scopes: Scopes::parse_known(&scopes),
             created_at: from_sql(row.get(4)?),
             expires_at: seconds(5)?,
@@ -446,7 +447,7 @@ impl StoredSecret {
         })
     }
 
-    /// The record as the ring holds it: what is found by an old secret ends with that secret.
+    /// Returns the record for the ring: one that is found by an old secret ends with that secret.
     fn into_record(self) -> KeyRecord {
         let mut record = self.record;
         record.expires_at = match (record.expires_at, self.valid_until) {
@@ -517,8 +518,9 @@ fn insert_secret(
     Ok(())
 }
 
-/// Puts `record.hash` in the place of the key's secrets; those that have time left keep what is
-/// left until `old_end`, the others go.
+/// Makes
+/// `record.hash` the key's current secret. Older secrets with time left keep it, up to `old_end`;
+/// the others are deleted.
 fn replace_secret(
     transaction: &Transaction<'_>,
     record: &KeyRecord,
@@ -550,12 +552,12 @@ fn find(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<Option<Stor
 
 fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    // Nobody's version is negative; as the largest it is refused.
+    // No version of ours is negative; converted to the largest number it is refused.
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Makes the folder (0700) and the file (0600) where they are missing, and takes away what others
-/// may do with the file where that is wider.
+/// Creates the folder (0700) and the file (0600) if they are missing, and removes the rights of
+/// others on the file if they are wider.
 ///
 /// A file that exists is never opened here. POSIX drops *all* of a process's locks on a file when
 /// any of its descriptors for that file is closed (fcntl(2), "record locks"): opening the database
@@ -607,19 +609,19 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// The settings of each connection.
+/// Applies the settings of each connection.
 fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(limits::BUSY_TIMEOUT)?;
     write_ahead(connection)?;
-    // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price
-    // of one fsync does not matter.
+    // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price of
+    // one fsync does not matter.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)
 }
 
-/// Switches to write-ahead logging, where readers never wait for the writer. Two processes that
-/// do so at once on a new file can meet in a deadlock that SQLite answers with BUSY without
-/// waiting, so we try again ourselves.
+/// Switches to write-ahead logging, in which readers never wait for the writer. Two processes that
+/// do so at once on a new file can meet in a deadlock, for which SQLite returns BUSY without
+/// waiting. So this function retries.
 fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     let switch = || connection.pragma_update(None, "journal_mode", "WAL");
     for _ in 1..limits::WAL_ATTEMPTS_MAX {
@@ -633,9 +635,9 @@ fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     switch()
 }
 
-/// Writes the key and a line end to a new file that only its owner may read, and gives it its name
-/// once it is on the disk. The caller holds the database's write lock, so that nobody else uses
-/// the temporary name; one found there is left from a crash.
+/// Writes the key and a line end to a new file that only its owner may read, and renames it once it
+/// is on the disk. The caller holds the database's write lock, so no other process uses the
+/// temporary name; one found there is left from a crash.
 fn write_secret(path: &Path, secret: &Secret) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let temporary = path.with_extension("new");
@@ -658,12 +660,13 @@ fn database_error(path: &Path, error: rusqlite::Error) -> StoreError {
     StoreError::Database(path.to_owned(), error)
 }
 
-/// SQLite's integers are signed. Times beyond its range are "never" for all that matters.
+/// SQLite's integers are signed. Times beyond their range mean "never" in practice.
 fn to_sql(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-/// A time before 1970 was not written by us; as second 0 it is over, which errs on the safe side.
+/// A time before 1970 was not written by us; as second 0 it has passed, which errs on the safe
+/// side.
 fn from_sql(seconds: i64) -> u64 {
     u64::try_from(seconds).unwrap_or(0)
 }

@@ -3,22 +3,23 @@
 //! Owns the daemon's connection to the database. Must never block a caller:
 //! [`StoreWorker::refresh`] leaves a note and returns.
 //!
-//! It sleeps in a channel's receive with a timeout. What ends the sleep says what to do:
+//! It sleeps in a channel's receive with a timeout. The cause of waking decides what it does:
 //!
 //! | woken by            | meaning                     | what it does                             |
 //! | ------------------- | --------------------------- | ---------------------------------------- |
 //! | timeout             | a second has passed         | reads the ring if the database changed   |
-//! | a note              | somebody asked (SIGHUP)     | opens the database again, reads the ring |
+//! | a note              | a refresh, as on SIGHUP     | opens the database again, reads the ring |
 //! | the channel's end   | the handle was dropped      | ends                                     |
 //!
 //! Invariants:
-//!  1. `on_change` is called only with a ring that differs from the one before.
+//!  1. `on_change` is called only with a ring that differs from the previous one.
 //!  2. The version is read before the ring, never after: a change that falls between the two is
 //!     read now and once more a second later, instead of being missed.
-//!  3. A store that cannot be read leaves the last good ring in force, and is said once, not once
-//!     a second.
+//!  3. A store that cannot be read leaves the last good ring in force, and is logged once, not once
+//!     per second.
 //!  4. Dropping the handle ends the thread and waits for that.
-//!  5. A database that was removed is not made again: its place is for the one that is put there.
+//!  5. A removed database is not created again: its place is for the one that an operator puts
+//!     there.
 //!
 //! Mutation that a test catches: `reopen` with `KeyStore::open`
 //! (`a_removed_database_is_not_made_again_...`).
@@ -43,9 +44,8 @@ pub struct StoreWorker {
 }
 
 impl StoreWorker {
-    /// Opens the database here, so that a failure is the caller's, and watches it from a thread.
-    /// The ring of this moment is in the answer; `on_change` gets those that come later, on the
-    /// worker's thread.
+    /// Opens the database here, so that a failure is returned to the caller, and watches it from a
+    /// thread. Returns the present ring; `on_change` gets later ones, on the worker's thread.
     pub fn start(
         path: &Path,
         on_change: impl FnMut(Arc<KeyRing>) + Send + 'static,
@@ -74,7 +74,7 @@ impl StoreWorker {
         Ok((worker, ring))
     }
 
-    /// Asks for a fresh reading, and returns at once.
+    /// Requests a fresh reading, and returns at once.
     pub fn refresh(&self) {
         if let Some(notes) = &self.notes {
             // Full means that a refresh is due anyway; disconnected, that the thread has ended.
@@ -94,7 +94,7 @@ impl Drop for StoreWorker {
     }
 }
 
-/// What the thread owns.
+/// The state of the thread.
 struct Watch<F> {
     path: PathBuf,
     store: KeyStore,
@@ -106,7 +106,7 @@ struct Watch<F> {
 
 enum Health {
     Good,
-    /// The last reading failed, and that was said.
+    /// The last reading failed, and that was logged.
     Failing,
 }
 
@@ -122,7 +122,7 @@ impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
         }
     }
 
-    /// The look of each second: cheap unless something changed.
+    /// Checks the database each second: cheap unless something changed.
     fn look(&mut self) -> Result<(), StoreError> {
         if self.store.is_replaced() || matches!(self.health, Health::Failing) {
             return self.reopen();
@@ -177,7 +177,7 @@ mod tests {
     use crate::keys::Scopes;
     use crate::store::sqlite::{DATABASE_FILE, NewKey};
 
-    /// Far above what is waited for; reached only by a failure.
+    /// Far above the expected time; reached only by a failure.
     const PATIENCE: Duration = Duration::from_secs(30);
 
     fn new_key() -> NewKey {
@@ -253,8 +253,8 @@ mod tests {
         assert!(ring.find(secret.reveal()).is_some());
     }
 
-    /// An operator who restores a backup by `rm` and `cp` met a new, empty database, whose log
-    /// then did not fit the file that was copied over it.
+    /// A regression test: an operator who restored a backup by `rm` and `cp` got a new, empty
+    /// database, whose log then did not fit the file that was copied over it.
     #[test]
     fn a_removed_database_is_not_made_again_and_its_successor_is_read() {
         let folder = tempfile::tempdir().unwrap();

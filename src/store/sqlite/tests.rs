@@ -161,7 +161,7 @@ fn grace_does_not_outlive_the_key_s_own_end_and_the_lifetime_is_renewed() {
 #[test]
 fn only_the_first_start_makes_a_bootstrap_key() {
     let (folder, mut store) = store();
-    // Left by a crash: neither name may stand in the way.
+    // Left by a crash: neither name may be in the way.
     fs::write(folder.path().join("bootstrap-key.new"), "half a k").unwrap();
     fs::write(folder.path().join(BOOTSTRAP_FILE), "agk_of_another_life\n").unwrap();
     let made = store.bootstrap(folder.path(), 5).unwrap().unwrap();

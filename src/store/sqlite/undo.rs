@@ -1,20 +1,20 @@
-//! Takes back a secret that was made and that nobody has seen.
+//! Takes back a secret that was created but could not be shown.
 //!
-//! A key's text leaves the process once, on the standard output. Where that fails (a full disk, a
-//! closed pipe) the secret is lost, and a key that stays valid would be one that no one holds; a
-//! rotated key would even have lost the secret that worked. So the change is undone. It is not held
-//! back until the text is written, because whatever reads the text may use it at once, and because
-//! a pipe that nobody empties would hold the database's write lock.
+//! A key's text leaves the process once, on the standard output. If that fails (a full disk, a
+//! closed pipe) the secret is lost, and a valid key would remain whose secret is unknown; a rotated
+//! key would even have lost the secret that worked. So the change is undone. It is not delayed
+//! until the text is written, because a program that reads the text may use it at once, and because
+//! a pipe that is not emptied would hold the database's write lock.
 
 use rusqlite::{OptionalExtension, Transaction};
 
 use super::{KeyStore, StoreError, database_error};
 
-/// What [`KeyStore::create`] or [`KeyStore::rotate`] found before its change.
+/// The state before a change by [`KeyStore::create`] or [`KeyStore::rotate`].
 #[derive(Debug)]
 pub(super) struct Undo {
     id: String,
-    /// The hash of the secret that was made.
+    /// The hash of the secret that was created.
     made: [u8; 32],
     /// `None`: the key is new.
     before: Option<Before>,
@@ -50,7 +50,7 @@ impl Undo {
         }
     }
 
-    /// `false`: another process has rotated the key since, and its change stays.
+    /// Returns `false` if another process has rotated the key since; its change stays.
     fn apply(&self, transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
         let current: Option<[u8; 32]> = transaction
             .query_row(
