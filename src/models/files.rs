@@ -1,8 +1,8 @@
 //! Files of models: their magic, their digest, and small notes that are replaced whole.
 //!
-//! Owns a file's identity: its SHA-256, which is remembered beside it and believed as long as
-//! device, inode, size and time of change are the same. A file that was overwritten, even by one of
-//! the same size, is read again.
+//! Owns a file's identity: its SHA-256, which is stored beside it and valid as long as device,
+//! inode, size and time of change are the same. A file that was overwritten, even by one of the
+//! same size, is read again.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{ModelError, Progress, Watch, tell};
 use crate::limits::models as limits;
 
-/// What is remembered of a file.
+/// The stored identity of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Remembered {
     sha256: String,
@@ -24,13 +24,13 @@ struct Remembered {
     stamp: Stamp,
 }
 
-/// By this the kernel tells one content of a file from another.
+/// Changes when the content of a file changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
-    /// Since 1970, with the nanoseconds of the second apart.
+    /// Since 1970, with the nanoseconds of the second in a field of their own.
     modified_seconds: i64,
     modified_nanoseconds: i64,
 }
@@ -47,7 +47,8 @@ impl Stamp {
     }
 }
 
-/// The file's SHA-256: the remembered one if the file is still the same, else of every byte.
+/// Returns the file's SHA-256: the stored one if the file is still the same, otherwise it reads
+/// every byte.
 pub(super) fn identity(path: &Path, watch: &mut Watch<'_>) -> Result<String, ModelError> {
     let file_error = |error| ModelError::File(path.to_owned(), error);
     let stamp = Stamp::of(&fs::metadata(path).map_err(file_error)?);
@@ -64,14 +65,14 @@ pub(super) fn identity(path: &Path, watch: &mut Watch<'_>) -> Result<String, Mod
     }
 }
 
-/// Notes the digest of a file that was just read as a whole.
+/// Stores the digest of a file that was just read as a whole.
 pub(super) fn note_identity(path: &Path, sha256: &str) {
     if let Ok(metadata) = fs::metadata(path) {
         remember(path, Stamp::of(&metadata), sha256);
     }
 }
 
-/// A folder that cannot be written costs the next start another reading of the file, no more.
+/// If the folder cannot be written, the next start must read the file again, but nothing is lost.
 fn remember(path: &Path, stamp: Stamp, sha256: &str) {
     let remembered = Remembered {
         sha256: sha256.to_owned(),
@@ -85,13 +86,13 @@ fn remember(path: &Path, stamp: Stamp, sha256: &str) {
     }
 }
 
-/// `.NAME.gguf.identity`, beside the file.
+/// Returns `.NAME.gguf.identity`, beside the file.
 pub(super) fn identity_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.identity"))
 }
 
-/// The first bytes of every GGUF file, since its version 2 in this byte order.
+/// Checks the first bytes of every GGUF file, since its version 2 in this byte order.
 pub(super) fn check_gguf(path: &Path) -> Result<(), ModelError> {
     let file_error = |error| ModelError::File(path.to_owned(), error);
     let mut head = [0; 8];
@@ -131,7 +132,7 @@ pub(super) fn sha256(path: &Path, watch: &mut Watch<'_>) -> Result<[u8; 32], Mod
     }
 }
 
-/// Copies a file, byte by byte: a model in the folder must not change with its original.
+/// Copies a file byte by byte: a model in the folder must not change with its original.
 pub(super) fn copy(from: &Path, to: &Path, watch: &mut Watch<'_>) -> Result<(), ModelError> {
     let from_error = |error| ModelError::File(from.to_owned(), error);
     let to_error = |error| ModelError::File(to.to_owned(), error);
@@ -154,7 +155,7 @@ pub(super) fn copy(from: &Path, to: &Path, watch: &mut Watch<'_>) -> Result<(), 
     }
 }
 
-/// Lets a report through a few times a second.
+/// Lets a report through a few times per second.
 pub(super) struct Pace {
     last: Instant,
 }
@@ -181,7 +182,7 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a small file so that a reader sees the old bytes or the new ones.
+/// Writes a small file so that a reader sees either the old bytes or the new ones.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
@@ -209,7 +210,7 @@ mod tests {
 
     /// Mutations that this test catches: any of the stamp's fields left out of the comparison (the
     /// second file keeps the size, the third the time and the size), and a digest that is not
-    /// remembered.
+    /// stored.
     #[test]
     fn digest_is_remembered_until_the_file_changes() {
         let folder = tempfile::tempdir().unwrap();

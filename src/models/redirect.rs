@@ -1,15 +1,15 @@
 //! Where a redirect leads, and whether it may be followed. Pure.
 //!
-//! A server's `Location` is a stranger's text. Only `http` and `https` name a place that models
-//! come from, and a connection that began encrypted stays so. Anything else, such as `file:` or
-//! `data:`, is refused and not taken for a path.
+//! A server's `Location` is untrusted text. Only `http` and `https` name a place for models, and an
+//! encrypted connection must stay encrypted. Anything else, such as `file:` or `data:`, is refused
+//! and not taken for a path.
 
 use ureq::http::Uri;
 
-/// What a response says about where to look.
+/// The direction that a response gives.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hop {
-    /// It is no redirect.
+    /// It is not a redirect.
     Arrived,
     To(String),
     Refused(&'static str),
@@ -34,10 +34,10 @@ pub(super) fn follow(url: &str, status: u16, location: Option<&str>) -> Hop {
     }
 }
 
-/// The absolute form of a reference.
+/// Returns the absolute form of a reference.
 fn resolve(base: &str, reference: &str) -> Option<String> {
     if has_scheme(reference) {
-        // Without an authority behind it a scheme of ours names nothing.
+        // A scheme of ours without an authority names nothing.
         let is_web = matches!(scheme(reference), Some("http" | "https"));
         let is_whole = reference.parse::<Uri>().is_ok_and(|uri| {
             uri.scheme().is_some() && uri.host().is_some_and(|host| !host.is_empty())
@@ -73,7 +73,7 @@ fn has_scheme(reference: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
-/// The scheme in lower case, as far as it is one that we know.
+/// Returns the scheme in lower case, if it is a known one.
 fn scheme(url: &str) -> Option<&'static str> {
     let (scheme, _) = url.split_once(':')?;
     ["http", "https"]

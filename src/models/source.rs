@@ -1,4 +1,4 @@
-//! Where models come from: the catalogue, URLs, a hub's names, files, and other models. Pure.
+//! The sources of models: the catalogue, URLs, a hub's names, files, and other models. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,18 +6,18 @@ use std::path::PathBuf;
 use super::{Entry, ModelError};
 use crate::limits::models as limits;
 
-/// Where a model comes from.
+/// The source of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Catalogue(&'static Entry),
     Url(String),
-    /// `hub:OWNER/REPO/FILE.gguf`; the file may lie in folders of the repository.
+    /// `hub:OWNER/REPO/FILE.gguf`; the file may be in folders of the repository.
     Hub {
         owner: String,
         repository: String,
         file: String,
     },
-    /// The model of this name, its weights stored in another way.
+    /// The model of this name, with its weights stored in another way.
     Optimized(String),
     /// A file of this machine.
     File(PathBuf),
@@ -49,8 +49,8 @@ impl Source {
             .ok_or_else(|| ModelError::UnknownName(text.to_owned()))
     }
 
-    /// The name under which the file is kept: its own, without folders, query and `.gguf`; one that
-    /// was made here says how its weights are stored.
+    /// Returns the name under which the file is kept: its own, without folders, query and `.gguf`;
+    /// the name of an optimized one shows how its weights are stored.
     pub fn name(&self) -> Result<String, ModelError> {
         let path = match self {
             Source::Catalogue(entry) => return Ok(entry.name.to_owned()),
@@ -69,7 +69,7 @@ impl Source {
     }
 }
 
-/// As it is written on the command line, where it can be given again.
+/// The form of the command line, so that it can be used there again.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -88,7 +88,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// One path component that cannot be `..`, hidden or an option.
+/// Checks that a name is one path component that cannot be `..`, hidden or an option.
 pub(super) fn check_name(name: &str) -> Result<(), ModelError> {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let good = (1..=limits::MODEL_NAME_BYTES_MAX).contains(&name.len())
@@ -100,7 +100,7 @@ pub(super) fn check_name(name: &str) -> Result<(), ModelError> {
     }
 }
 
-/// Percent-encodes what may not stand in a URL's path (RFC 3986, section 3.3).
+/// Percent-encodes bytes that are not allowed in a URL's path (RFC 3986, section 3.3).
 pub(super) fn escape_path(path: &str) -> String {
     let mut escaped = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -145,7 +145,7 @@ mod tests {
         }
         let optimized = Source::Optimized("m.Q4_1".to_owned());
         assert_eq!(optimized.name().unwrap(), "m.Q4_1-q8_0");
-        // A name that cannot be one is refused before anything is fetched.
+        // An impossible name is refused before anything is fetched.
         for unnamed in [
             "https://example.org/",
             "https://example.org/..",

