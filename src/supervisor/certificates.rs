@@ -1,4 +1,5 @@
-//! The certificates in force, as their supervisor sees them: loaded, watched, and warned of.
+//! The certificates in force, as the supervisor handles them: loaded, watched, and checked for
+//! expiry.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Reads and checks every file; `running` is what is in force until now.
+    /// Reads and checks every file; `running` is the set in force until now.
     pub fn load(
         config: &Config,
         sources: &Sources,
@@ -36,14 +37,14 @@ impl Certificates {
         self.acceptor.clone()
     }
 
-    /// How long until the next [`Certificates::look`]; `None` where there is nothing to look at.
+    /// Returns the time until the next [`Certificates::look`]; `None` if there is nothing to check.
     pub fn until_next_look(&self) -> Option<Duration> {
         let wait = self.next_look.saturating_duration_since(Instant::now());
         self.acceptor.as_ref().map(|_| wait)
     }
 
-    /// At the start, after a reload and once a day: publishes when each certificate begins and
-    /// ends, and warns of those that are not valid now, or not for long.
+    /// Must be called at the start, after a reload and once a day: publishes the validity of each
+    /// certificate, and warns of those that are not valid now, or not for long.
     pub fn look(&mut self, metrics: &Metrics) {
         if self.next_look > Instant::now() {
             return;
@@ -57,7 +58,7 @@ impl Certificates {
     }
 }
 
-/// The files whose change is a reason to reload. One that cannot be told is one that cannot be
+/// Returns the files whose change triggers a reload. A file whose path cannot be resolved cannot be
 /// loaded either.
 pub fn files(config: &Config, sources: &Sources) -> Vec<PathBuf> {
     let tls = &config.tls;
@@ -69,7 +70,7 @@ pub fn files(config: &Config, sources: &Sources) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What [`crate::tls::acceptor::Certificate`] counts in.
+/// The unit of [`crate::tls::acceptor::Certificate`].
 fn now() -> i64 {
     i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX)
 }

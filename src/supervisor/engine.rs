@@ -1,4 +1,4 @@
-//! Which engine the configuration asks for, and how it comes by its model.
+//! Chooses the engine by the configuration, and obtains its model.
 
 #[cfg(feature = "llama")]
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::engine::family::Family;
 use crate::engine::llama::Obtained;
 use crate::reactor::message::Mailboxes;
 
-/// What has to happen before anything else, because it may start this program anew.
+/// Must run before anything else, because it may execute this program again.
 pub fn prepare_process(config: &Config) -> Result<(), Failure> {
     #[cfg(feature = "llama")]
     if config.engine.kind == EngineKind::Llama {
@@ -56,7 +56,7 @@ fn start_llama(
 
     let engine = &config.engine;
     let settings = llama::Settings {
-        // Known when the model is obtained.
+        // Known once the model is obtained.
         id: String::new(),
         family: None,
         parallel: engine.parallel,
@@ -84,7 +84,8 @@ fn start_llama(
         .map_err(|error| Failure::os("starting the engine", &error))
 }
 
-/// On the engine's thread, before it loads: the first model of the list that can be had.
+/// Runs on the engine's thread, before it loads: returns the first model of the list that is
+/// available.
 #[cfg(feature = "llama")]
 fn obtain_model(
     models: &[String],
@@ -109,7 +110,7 @@ fn obtain_model(
     Ok(Obtained {
         path: found.path,
         id: Some(found.name),
-        // A file of the catalogue is known by its digest; of any other its metadata decide.
+        // A file of the catalogue is recognised by its digest, any other by its metadata.
         family: found.entry.and_then(|entry| Family::find(entry.family)),
     })
 }

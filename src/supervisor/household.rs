@@ -1,10 +1,9 @@
-//! What the process uses, sampled for `/metrics`, and free memory that goes back to the kernel.
+//! Samples the process's use of resources for `/metrics`, and returns free memory to the kernel.
 //!
-//! Owns the time of the last sample and what the process held after the last return. Reading
-//! `/proc` and returning memory may take milliseconds, which the supervisor has and a reactor has
-//! not.
+//! Owns the time of the last sample and the memory held after the last return. Reading `/proc` and
+//! returning memory may take milliseconds, which the supervisor can afford but a reactor cannot.
 //!
-//! Mutation that a test catches: `is_due` without its look at `before`
+//! Mutation that a test catches: `is_due` without comparing with `before`
 //! (`memory_goes_back_once_a_burst_is_over`).
 
 use std::time::Instant;
@@ -21,13 +20,13 @@ pub struct Household {
     returns: Returns,
 }
 
-/// When free memory goes back.
+/// Decides when to return free memory.
 #[derive(Debug, Default)]
 struct Returns {
     last: Option<Instant>,
     /// Anonymous memory after the last return, or the least since.
     floor: u64,
-    /// Anonymous memory at the look before.
+    /// Anonymous memory at the previous check.
     before: u64,
 }
 
@@ -41,7 +40,7 @@ impl Household {
         }
     }
 
-    /// To be called at each tick of the supervisor.
+    /// Must be called at each tick of the supervisor.
     pub fn look(&mut self, metrics: &Metrics, now: Instant) {
         let is_early = |at: Option<Instant>, interval| {
             at.is_some_and(|at| now.saturating_duration_since(at) < interval)
@@ -70,8 +69,8 @@ impl Household {
 }
 
 impl Returns {
-    /// Whether enough has come together since the last return, and is not growing any more: while
-    /// it does, the memory is in use.
+    /// Returns whether enough memory has come together since the last return and has stopped
+    /// growing: while it grows, it is in use.
     fn is_due(&mut self, anonymous: u64, now: Instant) -> bool {
         let before = std::mem::replace(&mut self.before, anonymous);
         self.floor = match self.floor {
@@ -110,7 +109,7 @@ mod tests {
         assert!(returns.is_due(290 * MIB, at(3)));
         returns.handle_return(20 * MIB, at(3));
         assert!(!returns.is_due(21 * MIB, at(20)));
-        // What cannot be returned is not tried again and again.
+        // A return that freed nothing is not repeated again and again.
         assert!(!returns.is_due(80 * MIB, at(21)));
         assert!(returns.is_due(80 * MIB, at(22)));
         returns.handle_return(80 * MIB, at(22));

@@ -1,7 +1,7 @@
 //! The addresses that the daemon listens on: opened before anything else can fail halfway.
 //!
 //! A socket has one of three origins: a socket unit passed it under its name, the manager kept it
-//! over a restart ([`super::stored`]), or it is opened here and given to the manager to keep.
+//! over a restart ([`super::stored`]), or it is opened here and handed to the manager to keep.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -25,14 +25,14 @@ use crate::os::socket::{self, Listener, SocketFile};
 pub struct Listeners {
     sockets: Vec<Listening>,
     files: Vec<SocketFile>,
-    /// Names in the manager's store whose addresses are not listened on any more.
+    /// Names in the manager's store whose addresses are no longer configured.
     retired: Vec<String>,
 }
 
 struct Listening {
     address: String,
     opening: Opening,
-    /// Opened here, so that the manager does not know it yet.
+    /// Opened here, so the manager does not know it yet.
     is_new: bool,
     socket: Arc<Socket>,
 }
@@ -44,7 +44,7 @@ impl Listeners {
         let mut store = Store::take_from(&mut inherited);
         let v4: Vec<_> = wanted.iter().filter_map(Listen::tcp_address).collect();
         let mut listeners = Listeners::default();
-        // First those that are there, then the others: a port may have to become free for them.
+        // Existing sockets first, then the others: a port may have to become free for them.
         let claimed = claim_all(wanted, &v4, &mut store);
         listeners.retired = store.retire();
         for (listen, claimed) in wanted.iter().zip(claimed) {
@@ -85,8 +85,9 @@ impl Listeners {
         Ok(listeners)
     }
 
-    /// Has the manager keep what it does not know yet, and forget what is not listened on any
-    /// more. The files of Unix sockets stay from now on: the next process listens on them, too.
+    /// Makes the manager keep the new sockets, and forget those of addresses that are no longer
+    /// configured. The files of Unix sockets stay from now on: the next process listens on them,
+    /// too.
     pub fn store_in(&mut self, notifier: &mut Notifier) {
         if !notifier.is_active() {
             return;
@@ -126,17 +127,18 @@ impl Listeners {
         self.sockets.iter().map(|one| one.socket.clone()).collect()
     }
 
-    /// In the order of the sockets.
+    /// Returns the openings in the order of the sockets.
     pub fn openings(&self) -> Vec<Opening> {
         self.sockets.iter().map(|one| one.opening).collect()
     }
 
-    /// As they are written in the configuration; with the port that the kernel chose.
+    /// Returns the addresses as they are written in the configuration, with the port that the
+    /// kernel chose.
     pub fn addresses(&self) -> Vec<String> {
         self.sockets.iter().map(Listening::to_string).collect()
     }
 
-    /// A command line that works now, if there is a key that it can name.
+    /// Returns a command line that works now, if there is a key that it can name.
     pub fn first_steps(&self, state_dir: &Path) -> Option<String> {
         let key = state_dir.join(crate::store::sqlite::BOOTSTRAP_FILE);
         if !key.exists() {
@@ -182,11 +184,11 @@ impl fmt::Display for Listening {
     }
 }
 
-/// A socket that was kept, and its file if it has one.
+/// A kept socket, and its file if it has one.
 type Claimed = Option<(Listener, Option<SocketFile>)>;
 
-/// What of the store serves each of `wanted`. Addresses with a port come first: one that takes any
-/// port must not take another's.
+/// Returns the stored socket for each of `wanted`. Addresses with a port come first: one that
+/// accepts any port must not take another's.
 fn claim_all(wanted: &[Listen], v4: &[SocketAddr], store: &mut Store) -> Vec<Claimed> {
     let mut claimed: Vec<Claimed> = wanted.iter().map(|_| None).collect();
     for is_any_port in [false, true] {

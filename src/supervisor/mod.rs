@@ -1,6 +1,6 @@
-//! The supervisor: puts the daemon together, then watches over it from the main thread.
+//! The supervisor: assembles the daemon, then watches over it from the main thread.
 //!
-//! Owns the order of birth and death, and nothing of the work:
+//! Owns the order in which parts start and stop, and none of their work:
 //!
 //! ```text
 //!   configuration -> signals blocked -> log -> descriptors -> listeners -> keys
@@ -8,9 +8,9 @@
 //!                 -> drain: reactors end -> engine ends -> log flushed
 //! ```
 //!
-//! Signals are blocked before the first thread starts, so that only this one gets them. What may
-//! block for as long as a disk likes (a reload's files, SQLite) happens in a worker: this thread
-//! feeds the watchdog, and reactors serve.
+//! Signals are blocked before the first thread starts, so that only this thread gets them. Work
+//! that may block for as long as a disk does (a reload's files, SQLite) happens in a worker,
+//! because this thread feeds the watchdog, and reactors serve.
 
 mod certificates;
 mod engine;
@@ -58,13 +58,13 @@ use reading::Reading;
 use rhythm::Rhythm;
 use vigil::Vigil;
 
-/// Puts the daemon together; [`Daemon::supervise`] runs it.
+/// Assembles the daemon; [`Daemon::supervise`] runs it.
 pub fn start(sources: &Sources, loaded: Loaded) -> Result<Daemon, Failure> {
     engine::prepare_process(&loaded.config)?;
     Daemon::start(sources, loaded)
 }
 
-/// What keeps the daemon from starting: what it tried, why it failed, what to do.
+/// A failed start: what was tried, why it failed, what to do.
 pub struct Failure {
     message: String,
     pub code: exit::Code,
@@ -106,11 +106,11 @@ pub struct Daemon {
     reading: Reading<Result<(Loaded, Certificates), String>>,
     vigil: Vigil,
     household: Household,
-    /// Why the last reload was refused, until one is not.
+    /// Why the last reload was refused, until one succeeds.
     refusal: Option<String>,
-    /// The status that the service manager was told last.
+    /// The last status that was sent to the service manager.
     told: String,
-    /// The signal that began the drain, and when.
+    /// The signal that began the drain, and its time.
     drained_by: Option<(Signal, Instant)>,
     phase: Phase,
 }
@@ -120,7 +120,7 @@ enum Phase {
     Loading,
     Serving,
     Draining,
-    /// The engine's thread will not end: everything else does, then the process.
+    /// The engine's thread will not end: everything else ends, then the process.
     Hung,
 }
 
@@ -140,7 +140,7 @@ impl Daemon {
         let certificates = Certificates::load(&config, sources, None)
             .map_err(|problems| unusable_certificates(&problems))?;
         let max_connections = max_connections(&config)?;
-        // Before the first start's key is made: a port in use must not cost the one showing of it.
+        // Before the first start's key is created: a port in use must not use up its only display.
         let mut listeners = Listeners::open(&config.server.listen)?;
         let keys = open_store(&config.state_dir)?;
         let metrics = Metrics::new(config.engine.kind.as_str());
@@ -221,7 +221,7 @@ impl Daemon {
         self.finish()
     }
 
-    /// Sleeps until there is something to do, or the next look is due.
+    /// Sleeps until there is something to do, or the next check is due.
     fn wait(&mut self) -> io::Result<()> {
         let watchdog = self.notifier.watchdog_interval();
         let tick = match self.phase {
@@ -272,7 +272,8 @@ impl Daemon {
         }
     }
 
-    /// The first signal drains, the second ends. SIGTERM and SIGINT that come together are one.
+    /// The first signal drains, the second stops. SIGTERM and SIGINT that come together count as
+    /// one.
     fn handle_end_signal(&mut self, signal: Signal, now: Instant) {
         let Some((first, at)) = self.drained_by else {
             self.drained_by = Some((signal, now));
@@ -299,13 +300,13 @@ impl Daemon {
         );
         self.notifier.stopping("draining");
         self.reactors.post(|| Message::Drain(patience));
-        // The reactor takes in who waits already, then closes its listeners. The last descriptor
-        // has to be its own or the service manager's: from then on the kernel refuses a newcomer,
-        // or keeps them for the next process.
+        // The reactor accepts connections that already wait, then closes its listeners. The last
+        // descriptor must be its own or the service manager's: from then on the kernel refuses new
+        // connections, or keeps them for the next process.
         self.listeners = Listeners::default();
     }
 
-    /// Cuts off what runs.
+    /// Cuts off running requests.
     fn stop(&mut self) {
         if self.phase != Phase::Hung {
             self.phase = Phase::Draining;
@@ -343,7 +344,7 @@ impl Daemon {
     }
 
     /// An engine that has failed ends the daemon, and so does one that hangs: only a new process
-    /// helps, and its manager starts one.
+    /// helps, and the service manager starts one.
     fn watch_engine(&mut self) {
         let silent_for = self.vigil.look(&self.engine.gauges(), Instant::now());
         if self.phase != Phase::Serving {
@@ -384,7 +385,7 @@ impl Daemon {
         status
     }
 
-    /// Fed by the loops themselves: one that has not turned for too long starves it.
+    /// The loops themselves feed it: one that has not turned for too long stops the feeding.
     fn feed_watchdog(&self, rhythm: &mut Rhythm) {
         let Some(interval) = self.notifier.watchdog_interval() else {
             return;
@@ -396,7 +397,7 @@ impl Daemon {
         }
     }
 
-    /// On a terminal or in a script, not under a service manager: how to use what just started.
+    /// On a terminal or in a script, but not under a service manager: shows how to use the daemon.
     fn show_first_steps(&self) {
         if self.notifier.is_active() || self.loaded.config.log.format != LogFormat::Text {
             return;
@@ -420,7 +421,7 @@ impl Daemon {
         }
         if self.phase == Phase::Hung {
             self.log.shutdown();
-            // The engine's thread cannot be waited for, and its destructors must not run beside it.
+            // The engine's thread cannot be waited for, and destructors must not run beside it.
             process::exit_at_once(exit::SOFTWARE.0);
         }
         self.engine.drain();
@@ -430,7 +431,7 @@ impl Daemon {
     }
 }
 
-/// What the service manager is told again and again may be lost.
+/// A message that is sent again and again may be lost.
 fn said_at_once(sent: io::Result<()>) {
     if let Err(error) = sent {
         log::debug!("the service manager was not told: {error}");
@@ -463,7 +464,7 @@ fn max_connections(config: &Config) -> Result<usize, Failure> {
     }
 }
 
-/// Opens the database; on the very first start there is a key to show.
+/// Opens the database; on the very first start, returns a key to show.
 fn open_store(state_dir: &Path) -> Result<Option<Bootstrap>, Failure> {
     let mut store = KeyStore::open_in(state_dir).map_err(|error| unusable_store(&error))?;
     store
@@ -478,8 +479,8 @@ fn unusable_store(error: &StoreError) -> Failure {
     )
 }
 
-/// Where a person reads along the key itself is shown, this once. Elsewhere it would stay in a
-/// journal for ever: there only its file is named.
+/// If a person reads the output, the key itself is shown, this once. Elsewhere it would stay in a
+/// journal for ever, so only its file is named.
 fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
     let path = bootstrap.path.display();
     if !person_reads {

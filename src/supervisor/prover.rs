@@ -1,10 +1,10 @@
-//! Tries a model in a child process before the daemon says that it is ready.
+//! Tries a model in a child process before the daemon reports that it is ready.
 //!
-//! A file that is damaged, or made to be, can end any process that loads it: llama.cpp asserts,
-//! divides by zero, or recurses without an end. That process is a child here
+//! A damaged or malicious file can crash any process that loads it: llama.cpp asserts, divides by
+//! zero, or recurses without end. Here that process is a child
 //! (`autoglmd engine-worker --prove FILE`), and its end becomes one line for the operator.
 //!
-//! Owns the child's command line as the daemon writes it, and the reading of its last words.
+//! Owns the child's command line as the daemon writes it, and the reading of its last lines.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -19,14 +19,14 @@ use crate::os::wait::wait_readable;
 
 const KV_TYPES: [(&str, KvType); 2] = [("f16", KvType::F16), ("q8_0", KvType::Q8_0)];
 
-/// The type of this name.
+/// Returns the type of this name.
 pub fn kv_type(name: &str) -> Option<KvType> {
     let mut types = KV_TYPES.into_iter();
     types.find(|(other, _)| *other == name).map(|(_, kv)| kv)
 }
 
-/// Lets a child process try the model. Ends early, with an error that nobody reads, once
-/// `is_wanted` says no. The error is one line for people.
+/// Lets a child process try the model. Ends early, with an error that is not used, once `is_wanted`
+/// returns false. The error is one line for people.
 pub fn prove(
     path: &Path,
     kv_type: Option<KvType>,
@@ -43,7 +43,7 @@ pub fn prove(
         .args(["--gpu-layers", &gpu_layers.to_string()])
         .arg("--prove")
         .arg(path)
-        // Its panics are read by a program.
+        // A program reads its panics.
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -57,7 +57,7 @@ pub fn prove(
     judge(path, status, &said)
 }
 
-/// What the child says until it ends, as far as it matters.
+/// Returns the useful part of the child's output up to its end.
 fn last_words(child: &mut Child, is_wanted: &dyn Fn() -> bool) -> String {
     let Some(mut stderr) = child.stderr.take() else {
         return String::new();
@@ -109,7 +109,7 @@ fn judge(path: &Path, status: ExitStatus, said: &str) -> Result<(), String> {
     ))
 }
 
-/// The line that tells most: an assertion's, else the last one that is no advice.
+/// Returns the most useful line: an assertion's, otherwise the last one that is not advice.
 fn cause(said: &str) -> Option<String> {
     let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut lines = lines.filter(|line| !line.starts_with("note:"));
@@ -117,7 +117,7 @@ fn cause(said: &str) -> Option<String> {
     assertion.or_else(|| lines.next_back()).map(one_line)
 }
 
-/// Without line ends and control characters, and not too long for one line.
+/// Removes line ends and control characters, and cuts the text to one line's length.
 pub fn one_line(text: &str) -> String {
     let text = printable(&text.replace(['\n', '\t'], " "));
     match text

@@ -1,8 +1,8 @@
-//! The reactors' threads, from outside: how they are born, told things, and noticed to have ended.
+//! The reactors' threads from outside: how to start them, send them messages, and notice their end.
 //!
-//! All of them can be written to before the first one runs, since each knows its neighbours and the
-//! engine knows all. Their ends come through a pipe: each thread writes one byte when it ends,
-//! however it does, so that the supervisor can wait for that as it waits for everything else.
+//! Messages can be sent to all of them before the first one runs, because each knows its neighbours
+//! and the engine knows all. Their ends come through a pipe: each thread writes one byte when it
+//! ends, however it ends, so that the supervisor can wait for that like for everything else.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,7 +24,7 @@ use crate::reactor::message::Message;
 use crate::service::{self, Service};
 use crate::tls::Acceptor;
 
-/// Reactors whose threads have not started: everybody can write to them already.
+/// Reactors whose threads have not started: messages can already be sent to them.
 pub struct Births(Vec<Birth>);
 
 struct Birth {
@@ -127,23 +127,23 @@ impl Birth {
     }
 }
 
-/// Says that its thread has ended, be it by a panic.
+/// Reports that its thread has ended, even by a panic.
 struct End(PipeWriter);
 
 impl Drop for End {
     fn drop(&mut self) {
-        // There is room for a byte of each, and the reader lives as long as the supervisor.
+        // The pipe has room for a byte of each, and the reader lives as long as the supervisor.
         let _ = self.0.write_all(&[1]);
     }
 }
 
-/// Reactors at work.
+/// Running reactors.
 pub struct Reactors {
     neighbours: Vec<Neighbour<Socket>>,
     threads: Vec<JoinHandle<io::Result<()>>>,
     /// How many have not ended.
     running: usize,
-    /// A byte from each that has.
+    /// A byte from each that has ended.
     ends: PipeReader,
 }
 
@@ -154,7 +154,7 @@ impl Reactors {
             .for_each(|reactor| reactor.mailbox.post(message()));
     }
 
-    /// Whether each loop has turned within this time.
+    /// Returns whether each loop has turned within this time.
     pub fn have_turned_within(&self, interval: Duration) -> bool {
         let now = Moment::now();
         self.neighbours.iter().all(|reactor| {
@@ -172,16 +172,16 @@ impl Reactors {
         self.ends.as_fd()
     }
 
-    /// Counts those that have ended. Waits for one if none has.
+    /// Counts reactors that have ended. Waits for one if none has.
     pub fn count_ends(&mut self) -> io::Result<()> {
-        // What does not fit is read the next time.
+        // Bytes that do not fit are read the next time.
         let mut bytes = [0; 8];
         let ended = self.ends.read(&mut bytes)?;
         self.running = self.running.saturating_sub(ended);
         Ok(())
     }
 
-    /// Waits for all, and tells what went wrong in them.
+    /// Waits for all, and returns their errors.
     pub fn join(&mut self) -> Vec<String> {
         let mut problems = Vec::new();
         for (index, thread) in self.threads.drain(..).enumerate() {

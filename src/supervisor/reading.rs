@@ -1,11 +1,12 @@
-//! The configuration and the certificates, read on a thread of their own.
+//! Reads the configuration and the certificates on a separate thread.
 //!
-//! Owns that thread while it reads. A file on a network disk that does not answer holds up a
-//! `read` for as long as it likes, and the supervisor has a watchdog to feed meanwhile.
+//! Owns that thread while it reads. A file on a network disk that does not respond holds up a
+//! `read` for as long as it likes, and the supervisor must feed a watchdog meanwhile.
 //!
 //! Invariants:
-//!  1. At most one thread reads, so a disk that never answers costs one thread.
-//!  2. What is asked for while it reads is read once more after it: files may have changed since.
+//!  1. At most one thread reads, so a disk that never responds costs one thread.
+//!  2. A request that comes during a reading leads to one more reading after it: files may have
+//!     changed since.
 //!
 //! Mutations that the tests below catch: reading in `begin` itself (`a_reading_that_hangs_...`),
 //! `again` that is never set (`what_was_asked_for_meanwhile_...`).
@@ -19,13 +20,13 @@ use std::time::Instant;
 
 use crate::limits::supervisor as limits;
 
-/// Reads a `T` again and again, when it is asked to.
+/// Reads a `T` whenever it is asked to.
 pub struct Reading<T> {
-    /// What the running thread was asked for, and since when it reads.
+    /// Why the running thread reads, and since when.
     running: Option<(Cause, Instant)>,
-    /// Whether it was said that this takes long.
+    /// Whether a warning about its duration was logged.
     is_told: bool,
-    /// What was asked for meanwhile.
+    /// The cause of a request that came meanwhile.
     again: Option<Cause>,
     results: Receiver<Option<T>>,
     sender: Sender<Option<T>>,
@@ -66,9 +67,9 @@ impl<T: Send + 'static> Reading<T> {
         thread::Builder::new()
             .name("reading".to_owned())
             .spawn(move || {
-                // A panic has told where it happened, and has no result.
+                // A panic was reported where it happened, and has no result.
                 let result = catch_unwind(AssertUnwindSafe(read)).ok();
-                // Neither fails while the supervisor is there.
+                // Neither fails while the supervisor exists.
                 let _ = sender.send(result);
                 let _ = ringer.write_all(&[1]);
             })?;
@@ -77,11 +78,11 @@ impl<T: Send + 'static> Reading<T> {
         Ok(())
     }
 
-    /// What was read, and why, if it is there. A panic has read nothing.
+    /// Returns the result and its cause, if it has come. A panic has no result.
     pub fn take(&mut self) -> Option<(Cause, Option<T>)> {
         match self.results.try_recv() {
             Ok(result) => {
-                // The byte is there or about to be: it was written after the result was sent.
+                // The byte is there or about to come: it is written after the result is sent.
                 let _ = self.bell.read_exact(&mut [0]);
                 let cause = self.running.take().map(|(cause, _)| cause);
                 Some((cause.unwrap_or_default(), result))
@@ -90,7 +91,7 @@ impl<T: Send + 'static> Reading<T> {
         }
     }
 
-    /// What has been read for too long at `now`. Returned once for each reading.
+    /// Returns the cause of a reading that has taken too long at `now`; once for each reading.
     pub fn take_overdue(&mut self, now: Instant) -> Option<Cause> {
         let (cause, since) = self.running?;
         let is_overdue = now.saturating_duration_since(since) >= limits::READING_OVERDUE_AFTER;
@@ -98,14 +99,14 @@ impl<T: Send + 'static> Reading<T> {
         is_news.then_some(cause)
     }
 
-    /// What was asked for while the last thread was reading.
+    /// Returns the cause of a request that came during the last reading.
     pub fn take_again(&mut self) -> Option<Cause> {
         self.again.take()
     }
 }
 
 impl<T> AsFd for Reading<T> {
-    /// Readable when there is a result.
+    /// Becomes readable when there is a result.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
@@ -124,7 +125,7 @@ mod tests {
     fn a_reading_that_hangs_holds_up_no_other_work() {
         let mut reading = Reading::new().unwrap();
         let (release, hanging) = mpsc::channel::<u32>();
-        // Comes back at once, although nothing can be read.
+        // Returns at once, although nothing can be read.
         reading
             .begin("SIGHUP", move || hanging.recv().unwrap_or(0))
             .unwrap();

@@ -1,6 +1,6 @@
-//! A reload: everything is read and checked again, and put in force as a whole or not at all.
+//! A reload: everything is read and checked again, and applied as a whole or not at all.
 //!
-//! Owns the order of it, and what the service manager is told: RELOADING when it begins, READY with
+//! Owns its order, and the messages to the service manager: RELOADING when it begins, READY with
 //! the outcome in its status when it has ended. The files are read on another thread ([`reading`]).
 //!
 //! [`reading`]: super::reading
@@ -28,7 +28,7 @@ impl Daemon {
         }
     }
 
-    /// Has everything read and checked; what comes of it is for [`Daemon::handle_reading`].
+    /// Starts reading and checking everything; [`Daemon::handle_reading`] handles the result.
     pub(super) fn reload(&mut self, cause: Cause) {
         if self.is_ending() {
             return;
@@ -51,7 +51,7 @@ impl Daemon {
         }
     }
 
-    /// All reactors get the new configuration, or none.
+    /// Sends the new configuration to all reactors, or to none.
     pub(super) fn handle_reading(&mut self) {
         let Some((cause, fresh)) = self.reading.take() else {
             if let Some(cause) = self.reading.take_overdue(Instant::now()) {
@@ -118,7 +118,7 @@ impl Daemon {
     }
 }
 
-/// Everything that a reload may change, or what is wrong with any of it. For a thread that may wait
+/// Returns everything that a reload may change, or all errors in it. Runs on a thread that may wait
 /// for a disk.
 fn read_anew(sources: &Sources, running: &Certificates) -> Result<(Loaded, Certificates), String> {
     let loaded = config::load(sources).map_err(|errors| errors.to_string())?;
@@ -128,7 +128,7 @@ fn read_anew(sources: &Sources, running: &Certificates) -> Result<(Loaded, Certi
     }
 }
 
-/// What a reload reads: the configuration, and the certificates that it names.
+/// Returns the files that a reload reads: the configuration, and the certificates that it names.
 fn watched_files(loaded: &Loaded, sources: &Sources) -> Vec<PathBuf> {
     let certificates = certificates::files(&loaded.config, sources);
     loaded.file.iter().cloned().chain(certificates).collect()

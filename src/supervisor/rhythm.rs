@@ -1,7 +1,6 @@
-//! When the service manager was last told what it wants to hear again and again.
+//! Remembers when the repeated messages to the service manager were last sent.
 //!
-//! Owns two times. Each is its own: one that is told often must not keep the other from being told
-//! at all.
+//! Owns two times, one for each message: a frequent one must not suppress the other.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ impl Rhythm {
         }
     }
 
-    /// Whether more time for loading has to be asked for, well before the last grant ends.
+    /// Returns whether to ask for more loading time, well before the last grant ends.
     pub fn is_extension_due(&mut self, now: Instant) -> bool {
         take_if_due(
             &mut self.extended_at,
@@ -46,8 +45,8 @@ fn take_if_due(told_at: &mut Instant, interval: Duration, now: Instant) -> bool 
 mod tests {
     use super::*;
 
-    /// With the unit's own `WatchdogSec=30s` a loading daemon feeds every 7.5 s and asks for time
-    /// every 15 s.
+    /// With the unit's own `WatchdogSec=30s` a loading daemon feeds the watchdog every 7.5 s and
+    /// asks for time every 15 s.
     #[test]
     fn a_watchdog_that_is_fed_does_not_keep_a_loading_daemon_from_asking_for_time() {
         let start = Instant::now();

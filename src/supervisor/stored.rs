@@ -1,13 +1,13 @@
 //! Listening sockets that the service manager keeps for us over a restart: its descriptor store.
 //!
-//! Owns the names under which they are kept, and which of them serve an address of the
+//! Owns the names under which they are kept, and the choice of those that serve an address of the
 //! configuration. While the daemon restarts, the manager holds the socket open: connections wait in
 //! the kernel's queue, and none is refused.
 //!
 //! Invariants:
-//!  1. A socket is matched with an address by what the kernel says of it, never by its name.
+//!  1. A socket is matched with an address by the kernel's information about it, never by its name.
 //!  2. One socket for each address is kept, under one name for each address.
-//!  3. One that serves no address any more stops listening at once, and its name is removed.
+//!  3. A socket that no longer serves an address stops listening at once, and its name is removed.
 //!
 //! Mutations that tests catch: `fits` without `only_v6` (`a_stored_socket_serves_...`), no
 //! `shutdown` in `retire` (`one_whose_address_is_gone_...`), a socket that is stored without its
@@ -23,25 +23,25 @@ use socket2::SockRef;
 use crate::os::activation::Inherited;
 use crate::os::socket::{Listener, SocketFile};
 
-/// What the names of stored sockets begin with. Those of a socket unit are the administrator's.
+/// The prefix of stored sockets' names. The administrator chooses those of a socket unit.
 const PREFIX: &str = "autoglmd-";
 
 /// The stored sockets that no address has claimed yet.
 pub struct Store(Vec<Inherited>);
 
 impl Store {
-    /// Takes the stored ones out of all that were passed.
+    /// Takes the stored sockets out of all that were passed.
     pub fn take_from(passed: &mut Vec<Inherited>) -> Store {
         let is_stored = |one: &mut Inherited| one.name.starts_with(PREFIX);
         Store(passed.extract_if(.., is_stored).collect())
     }
 
-    /// The socket that listens on this address already. Port 0 is any port.
+    /// Returns the socket that already listens on this address. Port 0 means any port.
     pub fn claim_tcp(&mut self, address: SocketAddr, only_v6: bool) -> Option<Listener> {
         self.claim(|listener| fits(listener, address, only_v6))
     }
 
-    /// The socket that listens on this path already, with the guard of its file.
+    /// Returns the socket that already listens on this path, with the guard of its file.
     pub fn claim_unix(&mut self, path: &Path) -> Option<(Listener, SocketFile)> {
         let kind = path.symlink_metadata().ok()?.file_type();
         if !kind.is_socket() {
@@ -61,9 +61,9 @@ impl Store {
         Some(self.0.swap_remove(index).listener)
     }
 
-    /// Ends those that no address has claimed; returns their names. The manager still holds them
-    /// open, so closing them here would leave clients in a queue that is never read, and the port
-    /// taken.
+    /// Closes the sockets that no address has claimed, and returns their names. The manager still
+    /// holds them open, so closing alone would leave clients in a queue that is never read, and the
+    /// port taken.
     pub fn retire(self) -> Vec<String> {
         let names = self.0.into_iter().map(|one| {
             let socket = match &one.listener {
@@ -94,8 +94,9 @@ fn is_only_v6(listener: &std::net::TcpListener) -> Option<bool> {
     SockRef::from(listener).only_v6().ok()
 }
 
-/// The name for an address as it is written in the configuration. A colon ends a name in
-/// `LISTEN_FDNAMES`, so it becomes a comma; what else may not stand in a name is written in hex.
+/// Returns the name for an address as it is written in the configuration. A colon ends a name in
+/// `LISTEN_FDNAMES`, so it becomes a comma; other characters that are not allowed are written in
+/// hex.
 pub fn name_of(address: &str) -> String {
     let mut name = String::from(PREFIX);
     for byte in address.bytes() {
@@ -150,7 +151,7 @@ mod tests {
         assert!(store.claim_tcp(other, false).is_none());
         assert!(store.claim_tcp(address, false).is_some());
         assert!(store.claim_tcp(address, false).is_none(), "once");
-        // Any port will do where any port was asked for.
+        // If any port was configured, any port will do.
         let mut store = Store(vec![stored(&listener)]);
         let any = SocketAddr::new(address.ip(), 0);
         assert!(store.claim_tcp(any, false).is_some());

@@ -1,11 +1,11 @@
-//! Whether the engine goes on, as the supervisor sees it from one look to the next.
+//! Detects an engine without progress, from one check of the supervisor to the next.
 //!
 //! Owns the time that was watched without a sign of life. Knows no clock: `now` is an argument.
 //!
-//! A process can be stopped as a whole (SIGSTOP, a freezer, a migration). Every clock then says
-//! that the engine was silent for long, and no thread has had the time to do anything about it. So
-//! what counts is not the time since the last sign, but how long the supervisor itself was awake
-//! and saw none: a gap between two looks counts as two ticks at most.
+//! A process can be stopped as a whole (SIGSTOP, a freezer, a migration). Then every clock shows a
+//! long silence of the engine, although its thread had no time to do anything. So the measure is
+//! not the time since the last sign, but how long the supervisor itself was awake and saw none: a
+//! gap between two checks counts as two ticks at most.
 //!
 //! Mutations that the tests below catch: no bound on the gap (`a_process_that_was_stopped_...`),
 //! no comparison of the beats (`an_engine_that_works_slowly_...`).
@@ -30,8 +30,8 @@ impl Vigil {
         }
     }
 
-    /// A look at the engine; returns for how long it was watched and gave no sign of life although
-    /// it has work.
+    /// Checks the engine; returns how long it was watched without a sign of life although it has
+    /// work.
     pub fn look(&mut self, gauges: &Gauges, now: Instant) -> Duration {
         let gap = now.saturating_duration_since(self.looked_at);
         self.looked_at = now;
