@@ -1,9 +1,9 @@
-//! How a command ends: the codes of sysexits(3), so that scripts can tell causes apart.
+//! How a command ends: with the codes of sysexits(3), so that scripts can distinguish causes.
 //!
-//! Two are not in that table. `check` answers a question, so it exits 1 for "no" as grep(1) does.
-//! Interrupted commands are not ended by us at all: SIGINT keeps its default action, and a shell
-//! shows that as 130 and stops its own loop, which it would not if we caught the signal and exited
-//! with a number.
+//! Two rules go beyond that table. `check` is a question, so it exits with 1 for "no", as grep(1)
+//! does. Interrupted commands do not end by a code of ours at all: SIGINT keeps its default action.
+//! A shell shows that as 130 and stops its own loop, which it would not do if we caught the signal
+//! and exited with a number.
 
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
@@ -15,13 +15,13 @@ use crate::store::StoreError;
 pub struct Code(pub u8);
 
 pub const OK: Code = Code(0);
-/// The answer is no: `check` on a bad file, `model verify` on a damaged one.
+/// No: `check` on a bad file, `model verify` on a damaged one.
 pub const NO: Code = Code(1);
 /// Wrong flags or arguments.
 pub const USAGE: Code = Code(64);
-/// What was given is not what it should be: a prompt that is refused, a file that is damaged.
+/// The input is not as it should be: a prompt that is refused, a file that is damaged.
 pub const DATA: Code = Code(65);
-/// A file or a thing that was named is not there.
+/// A named file or object does not exist.
 pub const NO_INPUT: Code = Code(66);
 /// The daemon, a server or a program that is needed cannot be reached.
 pub const UNAVAILABLE: Code = Code(69);
@@ -33,17 +33,17 @@ pub const OS_ERROR: Code = Code(71);
 pub const CANT_CREATE: Code = Code(73);
 /// Reading or writing failed.
 pub const IO: Code = Code(74);
-/// It may go well later: a full queue, a limit, a time that was up.
+/// A retry may succeed later: a full queue, a limit, a timeout.
 pub const TEMPORARY: Code = Code(75);
-/// Not allowed: a missing or refused key, a file of somebody else.
+/// Not allowed: a missing or refused key, a file of another user.
 pub const NO_PERMISSION: Code = Code(77);
 /// The configuration is wrong.
 pub const CONFIG: Code = Code(78);
-/// `generate --run` ended the program at its limit of time; timeout(1) exits with the same.
+/// `generate --run` ended the program at its time limit; timeout(1) exits with the same code.
 pub const OUT_OF_TIME: Code = Code(124);
-/// `generate --run` ended the program at another limit. What the shell shows for SIGKILL.
+/// `generate --run` ended the program at another limit. A shell shows this for SIGKILL.
 pub const KILLED: Code = Code(128 + 9);
-/// Nobody reads our output any more. What the shell shows for a program that SIGPIPE ended.
+/// The reader of our output is gone. A shell shows this for a program that SIGPIPE ended.
 pub const CLOSED_PIPE: Code = Code(128 + 13);
 
 impl From<Code> for ExitCode {
@@ -52,7 +52,7 @@ impl From<Code> for ExitCode {
     }
 }
 
-/// The code for a file that cannot be used.
+/// Returns the code for a file that cannot be used.
 pub fn of_file(error: &io::Error) -> Code {
     match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => NO_PERMISSION,
@@ -62,7 +62,7 @@ pub fn of_file(error: &io::Error) -> Code {
     }
 }
 
-/// The code for a key store that cannot be used.
+/// Returns the code for a key store that cannot be used.
 pub fn of_store(error: &StoreError) -> Code {
     match error {
         StoreError::File(_, error) => match of_file(error) {

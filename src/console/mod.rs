@@ -1,11 +1,11 @@
-//! The terminal's side of a command: what it prints, and the code that it exits with. The commands
-//! and the supervisor share it, so neither needs the other for this.
+//! The terminal's side of a command: its output, and its exit code. The commands and the supervisor
+//! share it, so neither needs the other for this.
 //!
 //! In reading order:
 //!
 //! * [`exit`]: the exit codes, and which error has which;
 //! * [`print`]: results to stdout, everything for a person to stderr;
-//! * [`progress`]: how long work shows that it goes on.
+//! * [`progress`]: shows the progress of long work.
 //!
 //! Must never: know a command or a flag.
 

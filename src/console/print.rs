@@ -1,7 +1,8 @@
-//! What commands print. Results go to stdout, so that they can be piped; everything said to a
-//! person goes to stderr.
+//! The output of commands. Results go to stdout, so that they can be piped; messages for people go
+//! to stderr.
 //!
-//! `println!` panics when nobody reads any more (`autoglmd key list | head -1`); these do not.
+//! `println!` panics when the reader is gone (`autoglmd key list | head -1`); these functions do
+//! not.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -18,17 +19,17 @@ pub fn put(text: &str) -> Result<(), Code> {
     written.map_err(|error| unwritten(&error))
 }
 
-/// The code of a result that stdout did not take.
+/// Returns the code of a result that could not be written to stdout.
 pub fn unwritten(error: &io::Error) -> Code {
     match error.kind() {
-        // The reader of the pipe has what it wanted; the shell's own tools say nothing either.
+        // The reader of the pipe has what it wanted; the shell's own tools are silent too.
         ErrorKind::BrokenPipe => exit::CLOSED_PIPE,
         _ => fail(exit::IO, format_args!("stdout: {error}")),
     }
 }
 
-/// Whether what is written to stdout is thrown away. A stdout that was closed is such a one, too:
-/// Rust's runtime opens `/dev/null` in its place before `main`.
+/// Returns whether output to stdout is discarded. That includes a closed stdout: Rust's runtime
+/// opens `/dev/null` in its place before `main`.
 pub fn stdout_is_discarded() -> bool {
     let descriptor = io::stdout().as_fd().try_clone_to_owned();
     let found = descriptor.and_then(|descriptor| File::from(descriptor).metadata());
@@ -38,7 +39,7 @@ pub fn stdout_is_discarded() -> bool {
     })
 }
 
-/// Writes a line to stderr. Where that fails, no reader is left to tell.
+/// Writes a line to stderr. If that fails, there is no reader left.
 pub fn note(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -48,13 +49,14 @@ pub fn show(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Says why a command ends, and hands the code through.
+/// Prints why a command ends, and returns the code.
 pub fn fail(code: Code, text: impl Display) -> Code {
     note(format_args!("error: {text}"));
     code
 }
 
-/// A table: columns as wide as their widest cell, two spaces between them, none at a line's end.
+/// Formats a table: columns as wide as their widest cell, two spaces between them, none at a line's
+/// end.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell_width =
@@ -79,8 +81,8 @@ pub fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Without control characters but line ends and tabs: a terminal would obey them, and what is
-/// printed here was written by others.
+/// Removes control characters other than line ends and tabs: a terminal would obey them, and the
+/// text comes from others.
 pub fn printable(text: &str) -> String {
     let harmless = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
     text.chars().filter(harmless).collect()

@@ -1,7 +1,8 @@
-//! How long work is shown: a bar on a terminal, plain lines elsewhere. All of it on stderr.
+//! Shows the progress of long work: a bar on a terminal, plain lines elsewhere. All of it on
+//! stderr.
 //!
-//! Plain lines end up in journals and CI logs, so there are few of them: one for each step, and
-//! one for each tenth of the bytes.
+//! Plain lines end up in journals and CI logs, so there are few of them: one for each step, and one
+//! for each tenth of the bytes.
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
@@ -24,7 +25,7 @@ enum Form {
     Lines { tenths: u64 },
 }
 
-/// What was said last: the same step is not announced twice.
+/// The last announced step: the same step is not announced twice.
 #[derive(PartialEq, Eq)]
 enum Step {
     Waiting,
@@ -37,7 +38,7 @@ enum Step {
 }
 
 impl ProgressDisplay {
-    /// A bar if a person looks at stderr.
+    /// Shows a bar if a person reads stderr.
     pub fn new() -> ProgressDisplay {
         let form = match io::stderr().is_terminal() {
             true => Form::Bar(bar()),
@@ -46,7 +47,7 @@ impl ProgressDisplay {
         ProgressDisplay { form, last: None }
     }
 
-    /// To be called with each step.
+    /// Must be called with each step.
     pub fn show(&mut self, progress: &Progress) {
         let step = Step::of(progress);
         let is_new = self.last.as_ref() != Some(&step);
@@ -61,7 +62,7 @@ impl ProgressDisplay {
         }
     }
 
-    /// The same, as a watcher that never asks for the work to end.
+    /// Like `show`, as a watcher that never ends the work.
     pub fn watch(&mut self, progress: Progress) -> ControlFlow<()> {
         self.show(&progress);
         ControlFlow::Continue(())
@@ -132,7 +133,8 @@ fn advance(bar: &ProgressBar, what: &'static str, done: u64, total: Option<u64>,
     bar.set_position(done);
 }
 
-/// The line for a step, if there is one to write: `tenths` remembers how far the last one was.
+/// Returns the line for a step, if there is one to write: `tenths` remembers the last progress
+/// shown.
 fn line(progress: &Progress, is_new: bool, tenths: &mut u64) -> Option<String> {
     match progress {
         Progress::Bytes { done, total } => {
@@ -179,7 +181,7 @@ fn bytes_line(done: u64, total: Option<u64>, tenths: &mut u64) -> Option<String>
     })
 }
 
-/// `93.8 MiB`.
+/// Formats a size such as `93.8 MiB`.
 pub fn size(bytes: u64) -> String {
     let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.into_iter().find(|(_, unit)| bytes >= *unit) {
