@@ -1,6 +1,7 @@
-//! `autoglmd check [--show]`: says whether the configuration can be used, and shows what it is.
+//! `autoglmd check [--show]`: reports whether the configuration can be used, and shows it.
 //!
-//! Starts nothing, opens no socket and no database. The certificates that it names are read.
+//! Starts nothing, opens no socket and no database. Reads the certificates that the configuration
+//! names.
 
 use std::io::{self, Write};
 
@@ -12,9 +13,9 @@ use crate::tls::{Acceptor, Problem};
 const GOOD: u8 = 0;
 const BAD: u8 = 1;
 
-/// The command. `out` gets the verdict or, with `show`, the configuration as TOML; `err` gets
-/// mistakes and warnings. Returns the exit code. A closed `out` does not change it; one that failed
-/// otherwise, such as a full disk's, has not got what was asked for.
+/// Runs the command. `out` gets the verdict or, with `show`, the configuration as TOML; `err` gets
+/// mistakes and warnings. Returns the exit code. A closed `out` does not change it; after any other
+/// failure, such as a full disk, the output is incomplete and the code reports that.
 pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let (code, written) = match config::load(sources) {
         Ok(loaded) => check_certificates(&loaded, sources, show, out, err),
@@ -24,7 +25,7 @@ pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Wri
         .and_then(|()| out.flush())
         .and_then(|()| err.flush());
     match written {
-        // `autoglmd check | head` closes the pipe early; no reader is left to tell.
+        // `autoglmd check | head` closes the pipe early; there is no reader left.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let _ = writeln!(err, "error: stdout: {error}");
             exit::IO.0
@@ -33,7 +34,7 @@ pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Wri
     }
 }
 
-/// A configuration that can be read may name certificates that cannot be used.
+/// A configuration that can be read may still name certificates that cannot be used.
 fn check_certificates(
     loaded: &Loaded,
     sources: &Sources,

@@ -1,13 +1,13 @@
-//! A small blocking HTTP/1.1 client: one request a connection, over TCP or a Unix socket.
+//! A small blocking HTTP/1.1 client: one request per connection, over TCP or a Unix socket.
 //!
-//! Owns the socket and the framing of the answer. It exists because no blocking client crate
-//! speaks over Unix sockets, and one path for both is less than two. It is for the command line
-//! alone: the daemon's own sockets belong to the reactor.
+//! Owns the socket and the framing of the response. It exists because no blocking client crate
+//! supports Unix sockets, and one code path for both is simpler than two. Only the command line
+//! uses it: the daemon's own sockets belong to the reactor.
 //!
 //! Invariants:
-//!  1. What a server sends is bounded: head, fields, and what is held at once of a body.
-//!  2. A body that ends before its framing says so is an error, never a short answer.
-//!  3. Dropping a [`Response`] closes the connection, which is how a request is cancelled.
+//!  1. A server's response is bounded: head, fields, and the part of a body that is held at once.
+//!  2. A body that ends before its framing allows is an error, never a short response.
+//!  3. Dropping a [`Response`] closes the connection, which cancels the request.
 
 use std::error::Error;
 use std::fmt;
@@ -25,7 +25,7 @@ use crate::limits::cli as limits;
 /// Where a daemon listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `http://HOST:PORT`: what is dialled, and what stands in `Host`.
+    /// `http://HOST:PORT`: the address to connect to, and the value of `Host`.
     Tcp { address: String, authority: String },
     /// `unix:/PATH`
     Unix(PathBuf),
@@ -90,7 +90,8 @@ pub struct Post<'a> {
     pub body: &'a [u8],
 }
 
-/// Sends the request and receives the answer's head. `patience` bounds each silence of the server.
+/// Sends the request and receives the head of the response. `patience` bounds each silence of the
+/// server.
 pub fn post(target: &Target, post: &Post<'_>, patience: Duration) -> io::Result<Response> {
     let mut socket = connect(target, patience)?;
     let mut head = format!(
@@ -106,8 +107,8 @@ pub fn post(target: &Target, post: &Post<'_>, patience: Duration) -> io::Result<
         head.push_str(&format!("authorization: Bearer {key}\r\n"));
     }
     head.push_str("\r\n");
-    // A server that refuses by the head alone may close before it has read the body: then its
-    // answer is worth more than our error.
+    // A server that refuses by the head alone may close before it has read the body: its response
+    // is then worth more than our error.
     let sent = socket
         .write_all(head.as_bytes())
         .and_then(|()| socket.write_all(post.body));
@@ -139,7 +140,7 @@ fn connect(target: &Target, patience: Duration) -> io::Result<Box<dyn Socket>> {
     }
 }
 
-/// Tries each address of a name: `localhost` may be `::1` where the daemon listens on `127.0.0.1`.
+/// Tries each address of a name: `localhost` may be `::1` while the daemon listens on `127.0.0.1`.
 fn dial(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
@@ -151,7 +152,7 @@ fn dial(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// An answer whose head is here; its body is read from it.
+/// A response whose head has come; its body is read from it.
 pub struct Response {
     pub status: u16,
     pub content_type: String,
@@ -233,7 +234,7 @@ fn receive_head(socket: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<Resp
     }
 }
 
-/// What of the body is still to come.
+/// How much of the body is still to come.
 enum Rest {
     Length(u64),
     Chunked(chunked::Decoder),
@@ -241,18 +242,18 @@ enum Rest {
     Finished,
 }
 
-/// The body's bytes, freed of their framing.
+/// The body's bytes, without their framing.
 struct Body {
     socket: Box<dyn Read>,
     rest: Rest,
     buffer: Vec<u8>,
-    /// What may be read: `buffer[next..end]`.
+    /// The decoded bytes: `buffer[next..end]`.
     next: usize,
     end: usize,
 }
 
 impl Body {
-    /// `received` is what came behind the head.
+    /// `received` is the data that came after the head.
     fn begin(socket: Box<dyn Read>, framing: Framing, received: Vec<u8>) -> io::Result<Body> {
         let mut body = Body {
             socket,
@@ -270,7 +271,7 @@ impl Body {
         Ok(body)
     }
 
-    /// Takes the framing off what the buffer holds, all of which came from the socket.
+    /// Removes the framing from the buffer's bytes, all of which came from the socket.
     fn decode(&mut self) -> io::Result<()> {
         self.next = 0;
         let length = self.buffer.len();
@@ -278,7 +279,7 @@ impl Body {
             Rest::Finished => 0,
             Rest::UntilClose => length,
             Rest::Length(left) => {
-                // What comes behind the body is not ours: the connection is closed after it.
+                // Bytes after the body are ignored: the connection is closed after it.
                 let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(length);
                 *left -= taken as u64;
                 if *left == 0 {
@@ -298,7 +299,7 @@ impl Body {
         Ok(())
     }
 
-    /// Reads more from the socket. `false`: the body is complete.
+    /// Reads more from the socket. Returns `false` when the body is complete.
     fn fill(&mut self) -> io::Result<bool> {
         if matches!(self.rest, Rest::Finished) {
             return Ok(false);
@@ -319,7 +320,7 @@ impl Body {
 
 impl Read for Body {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        // A piece of framing alone decodes to nothing, and 0 would mean the end.
+        // A piece that is only framing decodes to nothing, and 0 would mean the end.
         while self.next == self.end {
             if !self.fill()? {
                 return Ok(0);
@@ -340,7 +341,7 @@ fn nonsense(what: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
 mod tests {
     use super::*;
 
-    /// A socket that gives a few bytes at a time.
+    /// A socket that returns a few bytes at a time.
     struct Pieces {
         bytes: Vec<u8>,
         size: usize,
@@ -356,7 +357,7 @@ mod tests {
         }
     }
 
-    /// The answer's status and body, which must not depend on how the bytes are cut.
+    /// Returns the status and body of a response; they must not depend on how the bytes are cut.
     fn receive(bytes: &str) -> Result<(u16, String), io::ErrorKind> {
         let read = |size| -> io::Result<(u16, String)> {
             let pieces = Pieces {

@@ -1,7 +1,7 @@
-//! `autoglmd engine-worker`: what the daemon runs in a process of its own.
+//! `autoglmd engine-worker`: runs in a child process of the daemon.
 //!
-//! `--prove FILE` tries a model before the daemon says that it is ready. The daemon's side, and why
-//! there is a process at all, is in [`crate::supervisor::prover`].
+//! `--prove FILE` tries a model before the daemon reports that it is ready.
+//! [`crate::supervisor::prover`] has the daemon's side, and the reason for a separate process.
 //!
 //! Owns the child's command line and its limits.
 

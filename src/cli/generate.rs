@@ -1,8 +1,8 @@
 //! `autoglmd generate`: asks a daemon for a program and prints it as it is written.
 //!
-//! stdout gets the program and nothing else; with `--run` it gets what the program prints, and
-//! the program itself is shown on stderr. Ctrl-C needs no code here: SIGINT ends the process,
-//! the kernel closes its connection, and the daemon cancels the work of a client that left.
+//! stdout gets the program and nothing else; with `--run` it gets the program's output, and the
+//! program itself is shown on stderr. Ctrl-C needs no code here: SIGINT ends the process, the
+//! kernel closes its connection, and the daemon cancels the work of a client that left.
 
 mod destination;
 mod execution;
@@ -100,7 +100,7 @@ Examples:
 
 Ctrl-C stops the daemon's work too.";
 
-/// How the answer comes and is printed.
+/// How the response comes and is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     /// The program as it is written.
@@ -109,7 +109,7 @@ enum Mode {
     StreamJson,
     /// The program, once it is complete.
     Whole,
-    /// The answer's object.
+    /// The response's JSON object.
     WholeJson,
 }
 
@@ -118,7 +118,7 @@ impl Generate {
         let mode = self.mode();
         let language = self.language.as_deref().and_then(prompt::language);
         let language = language.map(|language| language.name);
-        // All that can be refused without the daemon is, before the daemon works.
+        // Everything that can be refused without the daemon is refused before the daemon works.
         let destination = self.destination()?;
         let input = self.check_run(language)?;
         self.prompt = read_prompt(self.prompt)?;
@@ -134,7 +134,7 @@ impl Generate {
         }
     }
 
-    /// Sends the request and prints what comes.
+    /// Sends the request and prints the response.
     fn ask(&self, mode: Mode, printer: &mut Printer) -> Result<Answer, Code> {
         let key = self.find_key();
         let body = self.body(mode);
@@ -147,7 +147,7 @@ impl Generate {
             key: key.as_deref(),
             body: body.as_bytes(),
         };
-        // The daemon keeps the time itself; ours is for a daemon that does not answer at all.
+        // The daemon keeps the deadline itself; ours is for a daemon that does not respond at all.
         let patience = match self.timeout {
             Some(milliseconds) => {
                 Duration::from_millis(milliseconds).saturating_add(limits::CLIENT_GRACE)
@@ -166,17 +166,17 @@ impl Generate {
             .transpose()
     }
 
-    /// Where the program is shown.
+    /// Returns where the program is shown.
     fn stream(&self) -> Stream {
         match (self.run, &self.out) {
-            // Nobody can agree to a program that was not shown.
+            // A program must be shown before the user can agree to it.
             (true, _) => Stream::Stderr,
             (false, Some(_)) if !self.stream => Stream::Nowhere,
             (false, _) => Stream::Stdout,
         }
     }
 
-    /// Checks what --run needs, as far as it is known. Returns the program's input.
+    /// Checks the requirements of --run, as far as they are known. Returns the program's input.
     fn check_run(&self, language: Option<&str>) -> Result<Vec<u8>, Code> {
         if !self.run {
             return Ok(Vec::new());
@@ -246,8 +246,8 @@ impl Generate {
         Value::from(body).to_string()
     }
 
-    /// The flag, the variable, the bootstrap key. Without any the request goes out as it is: a
-    /// daemon may ask for none.
+    /// Returns the key from the flag, the variable, or the bootstrap file. Without any the request
+    /// is sent without a key: a daemon may require none.
     fn find_key(&self) -> Option<String> {
         if let Some(key) = &self.key {
             return Some(key.clone());
@@ -280,13 +280,13 @@ impl Generate {
     }
 }
 
-/// Why no whole answer was printed.
+/// Why no whole program was printed.
 enum End {
-    /// The daemon said so.
+    /// The daemon refused, or failed.
     Refused(Box<Refusal>),
     /// The connection failed in the middle.
     Broken(io::Error),
-    /// stdout failed, and that was said.
+    /// stdout failed, and that was reported.
     Output(Code),
 }
 
@@ -322,7 +322,7 @@ impl End {
     }
 }
 
-/// The error object of every answer that is none.
+/// The error object of every failed response.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Refusal {
@@ -338,7 +338,7 @@ struct Wrapped {
     error: Refusal,
 }
 
-/// The answer's object, as far as it is printed.
+/// The response's object, as far as it is printed.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Answer {
@@ -458,8 +458,8 @@ impl Refusal {
     }
 }
 
-/// What to do about it in this command's own words. The daemon's message has the way out for a
-/// client in general; here are flags.
+/// Returns what to do about it, in terms of this command's flags. The daemon's message has the way
+/// out for clients in general.
 fn way_out(code: ErrorCode) -> Option<&'static str> {
     match code {
         ErrorCode::MissingCredentials => Some(

@@ -1,6 +1,6 @@
-//! `autoglmd key`: keys, in the database that a running daemon watches.
+//! `autoglmd key`: manages keys in the database that a running daemon watches.
 //!
-//! Must never print a key twice or to stderr: stdout gets the key alone, so that
+//! Must never print a key twice or to stderr: stdout gets only the key, so that
 //! `KEY=$(autoglmd key create)` works.
 
 use std::path::PathBuf;
@@ -147,7 +147,7 @@ impl Rotate {
     }
 }
 
-/// A key that is written to nowhere is one that no one holds.
+/// A key that is written nowhere would be lost.
 fn refuse_discarded_stdout() -> Result<(), Code> {
     match stdout_is_discarded() {
         true => Err(fail(
@@ -159,7 +159,8 @@ fn refuse_discarded_stdout() -> Result<(), Code> {
     }
 }
 
-/// The one time that a key's text is seen. A secret that could not be shown is taken back.
+/// Prints a key's text, the only time that it is shown. A secret that could not be shown is taken
+/// back.
 fn hand_over(store: &mut KeyStore, record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
     put(&format!("{}\n", secret.reveal())).inspect_err(|_| withdraw(store, &record.id))?;
     let end = record.expires_at.map_or("never".to_owned(), times::show);
@@ -248,8 +249,8 @@ fn to_json(key: &ListedKey, now: u64) -> serde_json::Value {
     })
 }
 
-/// A name is a column of `key list`, and what `server.tls.client_keys` calls the key by: so it says
-/// something, and looks like what it is.
+/// A name is a column of `key list`, and `server.tls.client_keys` uses it. So it must not be empty,
+/// and must look like what it is.
 fn parse_name(text: &str) -> Result<String, String> {
     let length = text.chars().count();
     let is_seen = text.trim() == text && !text.chars().any(is_unseen);
@@ -263,8 +264,8 @@ fn parse_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Control characters, and those that Unicode calls format characters: they have no shape, or turn
-/// the direction of the text around them.
+/// Returns whether a character is a control character or what Unicode calls a format character:
+/// they have no shape, or turn the direction of the text around them.
 fn is_unseen(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -279,7 +280,7 @@ fn future(end: End, now: u64) -> Result<u64, Code> {
         .map_err(|reason| fail(exit::USAGE, format_args!("--expires: {reason}")))
 }
 
-/// Says what went wrong with the store, and with which code to end.
+/// Prints an error of the store, and returns the exit code.
 pub fn explain(error: &StoreError) -> Code {
     fail(exit::of_store(error), error)
 }

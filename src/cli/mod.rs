@@ -1,7 +1,7 @@
-//! The command line: a file for each command, and here what they share: flags, help, dispatch.
+//! The command line: a file for each command, and here their common parts: flags, help, dispatch.
 //!
 //! Owns the words that users type. Must never decide what a value means: flags that belong to the
-//! configuration go there as text and are checked like a line of its file, so that both have the
+//! configuration are passed on as text and checked like a line of its file, so that both have the
 //! same rules and the same messages.
 
 pub mod check;
@@ -26,7 +26,7 @@ use crate::config::{Overrides, Sources};
 use crate::console;
 use crate::console::exit::{self, Code};
 
-/// Runs the command that this process was started with.
+/// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
     match Arguments::try_parse() {
         Ok(arguments) => arguments.run().into(),
@@ -34,7 +34,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints help or what is wrong with the flags. clap itself would exit with 2.
+/// Prints help or the error in the flags. clap itself would exit with 2.
 fn refuse(error: &clap::Error) -> Code {
     let printed = error.print().and_then(|()| io::stdout().flush());
     match (error.kind(), printed) {
@@ -188,12 +188,12 @@ impl Arguments {
     }
 }
 
-/// Commands say themselves why they fail; what is left is the code.
+/// Commands report their own errors; only the code is left.
 fn end(result: Result<(), Code>) -> Code {
     result.err().unwrap_or(exit::OK)
 }
 
-/// The folder of the database, for commands that take the flag and no configuration file.
+/// Returns the folder of the database, for commands that have the flag and no configuration file.
 fn state_dir(sources: &Sources) -> Result<PathBuf, Code> {
     let found = sources.state_dir().map(|(path, _)| path);
     found.map_err(|reason| console::fail(exit::CONFIG, reason))

@@ -1,4 +1,4 @@
-//! `autoglmd model`: the GGUF files that the daemon can serve.
+//! `autoglmd model`: manages the GGUF files that the daemon can serve.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -344,7 +344,7 @@ fn parse_sha256(text: &str) -> Result<[u8; 32], String> {
     Ok(sum)
 }
 
-/// Says what went wrong with a model, and with which code to end.
+/// Prints an error about a model, and returns the exit code.
 pub fn explain(error: &ModelError) -> Code {
     let code = match error {
         ModelError::BadSource(_)

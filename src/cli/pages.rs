@@ -1,4 +1,4 @@
-//! Pages made from the definition of the command line: shell completions and manual pages.
+//! Pages generated from the definition of the command line: shell completions and manual pages.
 
 use std::path::Path;
 

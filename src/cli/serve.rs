@@ -5,7 +5,7 @@ use crate::console::exit::{self, Code};
 use crate::console::note;
 use crate::supervisor;
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is asked to stop.
 pub fn run(sources: &Sources) -> Code {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,

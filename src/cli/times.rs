@@ -10,7 +10,7 @@ use crate::config::units::parse_duration_ms;
 
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
-/// When something ends, as it was written: some time from now, or at a date.
+/// An end, as it was written: some time from now, or at a date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Seconds from now.
@@ -20,7 +20,7 @@ pub enum End {
 }
 
 impl End {
-    /// Seconds since 1970. What is not in the future is no end to give.
+    /// Returns seconds since 1970. An end must be in the future.
     pub fn at(self, now: u64) -> Result<u64, String> {
         let end = match self {
             End::After(seconds) => now.saturating_add(seconds),
@@ -33,7 +33,7 @@ impl End {
     }
 }
 
-/// `30d`, `12h`, `2027-01-31` (its first moment) or `2027-01-31T12:00:00Z`.
+/// Parses `30d`, `12h`, `2027-01-31` (its first moment) or `2027-01-31T12:00:00Z`.
 pub fn parse_end(text: &str) -> Result<End, String> {
     if let Some(seconds) = parse_seconds(text) {
         return Ok(End::After(seconds));
@@ -50,12 +50,12 @@ pub fn parse_end(text: &str) -> Result<End, String> {
     })
 }
 
-/// `1h`, `30m`, `90s`, `7d`, in whole seconds.
+/// Parses `1h`, `30m`, `90s`, `7d`, in whole seconds.
 pub fn parse_lifetime(text: &str) -> Result<u64, String> {
     parse_seconds(text).ok_or_else(|| "expected a time such as 1h, 30m or 7d".to_owned())
 }
 
-/// `60s`, `500ms`, `2m`.
+/// Parses `60s`, `500ms`, `2m`.
 pub fn parse_timeout_ms(text: &str) -> Result<u64, String> {
     match parse_duration_ms(text) {
         Some(milliseconds) if milliseconds > 0 => Ok(milliseconds),
@@ -68,7 +68,7 @@ pub fn now() -> u64 {
     elapsed.map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// `2027-01-31 12:00:00Z`.
+/// Formats a time as `2027-01-31 12:00:00Z`.
 pub fn show(seconds: u64) -> String {
     let timestamp = i64::try_from(seconds)
         .ok()

@@ -1,4 +1,4 @@
-//! The file of `--out`: there as a whole, or not at all.
+//! The file of `--out`: written as a whole, or not at all.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::console::exit::{self, Code};
 use crate::console::fail;
 
-/// Where a program is written to once it is complete.
+/// The file for a program once it is complete.
 pub struct Destination {
     path: PathBuf,
     may_replace: bool,
@@ -37,7 +37,7 @@ impl Destination {
 
     /// Writes a file beside it and moves it there, so that no reader sees half a program.
     pub fn write(&self, text: &str) -> Result<(), Code> {
-        // A link stays a link: what it leads to is replaced.
+        // A link stays a link: its target is replaced.
         let path = match self.may_replace {
             true => fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone()),
             false => self.path.clone(),
@@ -62,7 +62,7 @@ impl Destination {
             }
             return fs::rename(temporary, path);
         }
-        // A link is made only where nothing is, which rename(2) does not check.
+        // A link is created only if the name is free, which rename(2) does not check.
         fs::hard_link(temporary, path)?;
         fs::remove_file(temporary)
     }

@@ -1,4 +1,4 @@
-//! `--run`: asks, runs the program in the sandbox, and passes its output and its end on.
+//! `--run`: asks, runs the program in the sandbox, and passes on its output and exit code.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
@@ -54,7 +54,7 @@ pub fn read_input(path: Option<&Path>) -> Result<Vec<u8>, Code> {
     }
 }
 
-/// Whether there is a terminal to ask on. Looked at before the daemon works.
+/// Checks that there is a terminal to ask on, before the daemon works.
 pub fn check_terminal() -> Result<(), Code> {
     match Terminal::open() {
         Some(_) => Ok(()),
@@ -66,7 +66,7 @@ pub fn check_terminal() -> Result<(), Code> {
     }
 }
 
-/// Asks whether to run the program that was just shown. Anything but yes is no.
+/// Asks whether to run the program that was just shown. Anything but yes means no.
 pub fn confirm() -> Result<bool, Code> {
     let Some(mut terminal) = Terminal::open() else {
         check_terminal()?;
@@ -78,7 +78,7 @@ pub fn confirm() -> Result<bool, Code> {
     Ok(reply.eq_ignore_ascii_case("y") || reply.eq_ignore_ascii_case("yes"))
 }
 
-/// The user's terminal, even where stdin is a pipe.
+/// The user's terminal, even if stdin is a pipe.
 enum Terminal {
     Standard,
     Controlling(File),
@@ -109,7 +109,7 @@ impl Terminal {
     }
 }
 
-/// Runs a program to its end, and passes its output and its exit code on.
+/// Runs a program to its end, and passes on its output and its exit code.
 pub fn execute(recipe: &Recipe, program: &str, input: &[u8]) -> Result<(), Code> {
     let task = Task {
         files: &[(recipe.file, program.as_bytes())],
@@ -133,7 +133,7 @@ fn explain(error: &SandboxError, recipe: &Recipe) -> Code {
     fail(code, error)
 }
 
-/// Every byte, but no control characters to a terminal.
+/// Passes on every byte, except that a terminal gets no control characters.
 fn pass_on(mut stream: impl Write + IsTerminal, bytes: &[u8]) -> Result<(), Code> {
     let written = match stream.is_terminal() {
         true => stream.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes()),
@@ -146,7 +146,7 @@ fn pass_on(mut stream: impl Write + IsTerminal, bytes: &[u8]) -> Result<(), Code
     })
 }
 
-/// The program's own code, as a shell would have it; a line says which limit it has met.
+/// Returns the program's own code, as a shell would; a line reports which limit it has reached.
 fn code_of(report: &Report, limits: &Limits) -> Result<(), Code> {
     let Limits { cpu, wall, .. } = limits;
     match report.ended {

@@ -1,8 +1,8 @@
 //! Colours for a program that comes in pieces.
 //!
-//! Knows keywords, strings, comments and numbers of the usual languages, which is what makes a
-//! program readable at a glance. A grammar library would know more and weighs megabytes. Languages
-//! without a row here stay plain.
+//! Knows keywords, strings, comments and numbers of the usual languages, which are enough to make a
+//! program readable. A grammar library would know more but takes megabytes. Languages without a row
+//! here stay plain.
 //!
 //! Invariants:
 //! 1. Without its escape sequences, the output is the input.
@@ -10,7 +10,7 @@
 //! 3. Every piece of output ends without a colour, so that an interrupted command leaves the
 //!    terminal as it was.
 
-/// What a piece of a program is.
+/// The kind of a piece of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Plain,
@@ -21,7 +21,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// The sequence that begins it (ECMA-48, SGR), from the eight colours that every terminal has.
+    /// Returns the sequence that begins it (ECMA-48, SGR), from the eight colours that every
+    /// terminal has.
     fn colour(self) -> Option<&'static str> {
         match self {
             Kind::Plain => None,
@@ -38,21 +39,21 @@ const END: &str = "\x1b[0m";
 /// Words and delimiters of some languages.
 #[derive(Debug)]
 struct Grammar {
-    /// As `engine::prompt` names them.
+    /// The names that `engine::prompt` uses.
     languages: &'static [&'static str],
-    /// Between spaces.
+    /// Separated by spaces.
     keywords: &'static str,
     line_comments: &'static [&'static str],
     block_comment: Option<(&'static str, &'static str)>,
-    /// What opens and closes a string; the longest first.
+    /// The delimiters of strings; the longest first.
     quotes: &'static [&'static str],
-    /// Of those, which let a string go on over several lines.
+    /// The delimiters among them whose strings may span lines.
     long_quotes: &'static [&'static str],
     /// Keywords are the same in upper case.
     ignores_case: bool,
-    /// A comment begins at the beginning of a word only: `$#` is none.
+    /// A comment begins only at the beginning of a word: `$#` does not begin one.
     spaced_comments: bool,
-    /// `'a` is not the beginning of a string, `'a'` is one.
+    /// `'a` does not begin a string, but `'a'` is one.
     has_lifetimes: bool,
 }
 
@@ -212,9 +213,9 @@ const GRAMMARS: &[Grammar] = &[
 #[derive(Debug)]
 pub struct Highlighter {
     grammar: &'static Grammar,
-    /// Input whose kind depends on what comes next.
+    /// Input whose kind depends on what follows.
     pending: String,
-    /// What the pending input is within.
+    /// The string or comment around the pending input.
     inside: Option<Inside>,
     /// The character before the pending input.
     previous: char,
@@ -224,7 +225,7 @@ pub struct Highlighter {
 #[derive(Clone, Copy, Debug)]
 struct Inside {
     kind: Kind,
-    /// What ends it, and belongs to it.
+    /// The delimiter that ends it, and belongs to it.
     close: &'static str,
     /// A line's end ends it too.
     ends_with_line: bool,
@@ -244,7 +245,7 @@ impl Highlighter {
         })
     }
 
-    /// Takes the next piece and returns what can be shown of it.
+    /// Takes the next piece and returns as much as can be shown.
     pub fn push(&mut self, text: &str) -> String {
         self.pending.push_str(text);
         self.advance(false)
@@ -276,7 +277,8 @@ impl Highlighter {
         output
     }
 
-    /// The kind and length of what comes next within a string or comment; 0 if it is not decided.
+    /// Returns the kind and length of the next part within a string or comment; length 0 if
+    /// undecided.
     fn within(&mut self, inside: Inside, rest: &str, is_end: bool) -> (Kind, usize) {
         let mut at = 0;
         while let Some(c) = rest[at..].chars().next() {
@@ -304,7 +306,7 @@ impl Highlighter {
         (inside.kind, at)
     }
 
-    /// The same outside of strings and comments.
+    /// Like `within`, outside of strings and comments.
     fn outside(&mut self, rest: &str, is_end: bool) -> (Kind, usize) {
         let grammar = self.grammar;
         let Some(first) = rest.chars().next() else {
@@ -344,7 +346,7 @@ impl Highlighter {
         if first == '\'' && grammar.has_lifetimes {
             return character_literal(rest, is_end);
         }
-        // Of `$name` and `@name`, the name is no keyword.
+        // The name in `$name` and `@name` is not a keyword.
         (Kind::Plain, first.len_utf8())
     }
 
@@ -384,7 +386,7 @@ impl Highlighter {
     }
 }
 
-/// Tells `'a'` and `'\n'` from the lifetime `'a`.
+/// Distinguishes `'a'` and `'\n'` from the lifetime `'a`.
 fn character_literal(rest: &str, is_end: bool) -> (Kind, usize) {
     let mut characters = rest.char_indices().skip(1);
     let is_escape = characters.next().is_some_and(|(_, c)| c == '\\');
@@ -424,7 +426,7 @@ mod tests {
         output
     }
 
-    /// Each character with the colour that it is shown in.
+    /// Returns each character with the colour in which it is shown.
     fn cells(output: &str) -> Vec<(char, String)> {
         let mut cells = Vec::new();
         let mut colour = String::new();
@@ -442,7 +444,7 @@ mod tests {
         cells
     }
 
-    /// The parts that have this colour.
+    /// Returns the parts that have this colour.
     fn parts(language: &str, text: &str, kind: Kind) -> Vec<String> {
         let wanted = kind.colour().expect("a colour");
         coloured(language, &[text])

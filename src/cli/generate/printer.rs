@@ -1,7 +1,7 @@
-//! Where a program goes while it is written: to stdout or stderr, in colours on a terminal.
+//! Shows a program while it is written: on stdout or stderr, in colours on a terminal.
 //!
-//! Keeps the program for what comes after: a file, or a run. Elsewhere than on a terminal every
-//! byte passes unchanged.
+//! Keeps the program for later use in a file or a run. Except on a terminal, every byte passes
+//! unchanged.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -10,11 +10,11 @@ use super::highlight::Highlighter;
 use crate::console::exit::Code;
 use crate::console::{printable, put, show};
 
-/// Where a program is shown.
+/// Where to show a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
-    /// Where stdout belongs to something else: the output of the program.
+    /// If stdout is used for something else: the output of the program.
     Stderr,
     Nowhere,
 }
@@ -54,7 +54,7 @@ impl Printer {
     /// Shows the next piece of the program.
     pub fn push(&mut self, text: &str) -> Result<(), Code> {
         self.program.push_str(text);
-        // A terminal would obey control characters, and what is printed was written by others.
+        // A terminal would obey control characters, and the text comes from others.
         match (&mut self.highlighter, self.is_terminal) {
             (Some(highlighter), _) => {
                 let coloured = highlighter.push(&printable(text));
@@ -78,7 +78,7 @@ impl Printer {
         Ok(())
     }
 
-    /// The whole program, its last line ended.
+    /// Returns the whole program, with its last line ended.
     pub fn program(&self) -> &str {
         &self.program
     }
@@ -95,7 +95,7 @@ impl Printer {
     }
 }
 
-/// What users say against colours: <https://no-color.org>, and a terminal that knows none.
+/// Returns whether the user accepts colours: <https://no-color.org>, and terminals without colours.
 fn wants_colour() -> bool {
     let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
