@@ -1,8 +1,8 @@
-//! What the head of a response says: for those parts of this program that are clients.
+//! Parses the head of a response, for the parts of this program that are clients.
 //!
-//! Owns the meaning of the head, and keeps no byte of it; `httparse` does the cutting. Must never:
-//! wait, or know where the bytes come from. The body's bytes are taken apart elsewhere, by the
-//! [`Framing`] that is found here and, for the chunked coding, by [`super::chunked`].
+//! Owns the meaning of the head, and keeps no byte of it; `httparse` does the parsing. Must never
+//! wait, or know where the bytes come from. The body is decoded elsewhere, by the [`Framing`] that
+//! is found here and, for the chunked coding, by [`super::chunked`].
 //!
 //! Mutations that the tests below catch: no comparison with 204 in `framing`
 //! (`a_head_says_how_the_body_ends`), both framings accepted (`nonsense_is_refused`).
@@ -11,13 +11,13 @@ use std::fmt;
 
 use crate::limits::http1 as limits;
 
-/// A head that was read.
+/// A parsed head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
     pub status: u16,
     pub content_type: String,
     pub framing: Framing,
-    /// Bytes of the head, the empty line at its end included.
+    /// Bytes of the head, including the empty line at its end.
     pub len: usize,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for BadResponse {
 
 impl std::error::Error for BadResponse {}
 
-/// Reads the head that `bytes` begins with. Returns none while its end is still to come.
+/// Parses the head at the beginning of `bytes`. Returns `None` while its end is still to come.
 pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
     let mut fields = [httparse::EMPTY_HEADER; limits::RESPONSE_FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
@@ -90,7 +90,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
     }))
 }
 
-/// RFC 9112, section 6.3: the chunked coding, else the length, else the connection's end.
+/// RFC 9112, section 6.3: the chunked coding, otherwise the length, otherwise the connection's end.
 fn framing(
     status: u16,
     content_length: Option<u64>,

@@ -1,13 +1,13 @@
-//! Server-sent events, read: the bytes of a stream become events.
+//! Reads server-sent events: turns the bytes of a stream into events.
 //!
-//! Owns the bytes of a line whose end is still to come, and the fields of an event whose closing
-//! empty line is still to come. Comments, which the daemon sends while a client waits, are skipped.
+//! Owns the bytes of an incomplete line, and the fields of an event whose closing empty line is
+//! still to come. Comments, which the daemon sends while a client waits, are skipped.
 //!
 //! ```text
 //!   handle_bytes --> bytes --> lines --> name, data --> next_event
 //! ```
 //!
-//! Must never: wait, or know where the bytes come from.
+//! Must never wait, or know where the bytes come from.
 //!
 //! Invariants:
 //!  1. The events do not depend on how the stream was cut into pieces.
@@ -29,7 +29,7 @@ use crate::limits::http as limits;
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// `message` where the server sends no name.
+    /// `message` if the server sends no name.
     pub name: String,
     pub data: String,
 }
@@ -58,10 +58,10 @@ impl std::error::Error for BadStream {}
 /// Reads the events of one stream, in order.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// Received and not read yet, from `next` on.
+    /// Received but unread bytes, from `next` on.
     bytes: Vec<u8>,
     next: usize,
-    /// There is no line end before here.
+    /// There is no line end before this position.
     searched: usize,
     name: String,
     data: Option<String>,
@@ -81,7 +81,7 @@ impl Reader {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Returns the next event that has come in whole.
+    /// Returns the next event that is complete.
     pub fn next_event(&mut self) -> Result<Option<Event>, BadStream> {
         while let Some(line) = self.next_line()? {
             let line = str::from_utf8(&self.bytes[line]).map_err(|_| BadStream::NotUtf8)?;
@@ -113,7 +113,7 @@ impl Reader {
         Ok(None)
     }
 
-    /// Where the next whole line stands, without its end.
+    /// Returns the range of the next whole line, without its end.
     fn next_line(&mut self) -> Result<Option<Range<usize>>, BadStream> {
         let start = self.next;
         let found = memchr::memchr(b'\n', &self.bytes[self.searched..]);
@@ -140,7 +140,7 @@ mod tests {
     use crate::http::sse;
     use proptest::prelude::*;
 
-    /// The events of a text that comes in pieces of `size` bytes.
+    /// Returns the events of a text that comes in pieces of `size` bytes.
     fn read(text: &[u8], size: usize) -> Result<Vec<Event>, BadStream> {
         let mut reader = Reader::new();
         let mut events = Vec::new();

@@ -1,4 +1,4 @@
-//! Server-sent events, written: text becomes the lines of an event.
+//! Writes server-sent events: turns text into the lines of an event.
 //!
 //! This file owns only the encoding; the service decides when an event or a ping is sent.
 //!
