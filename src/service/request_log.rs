@@ -1,12 +1,11 @@
-//! What is counted and logged of every request, once, when it is over.
+//! Counts and logs every request, once, when it has ended.
 //!
-//! Owns this reactor's handles to the counters by route and status, found once and kept: the
-//! shared registry is locked only when a pair of route and status is seen for the first time.
-//! Routes and statuses come from closed sets, so that the number of series is bounded whatever
-//! clients send.
+//! Owns this reactor's handles to the counters by route and status, found once and kept: the shared
+//! registry is locked only when a pair of route and status is seen for the first time. Routes and
+//! statuses come from closed sets, so the number of series is bounded whatever clients send.
 //!
-//! Invariant: each request that was admitted or refused is closed exactly once, by the answer's
-//! last byte or by [`Outcome::Abandoned`].
+//! Invariant: each request that was admitted or refused is closed exactly once, by the last byte of
+//! its response or by [`Outcome::Abandoned`].
 
 use crate::core::Moment;
 use crate::error::ErrorCode;
@@ -17,21 +16,21 @@ use crate::telemetry::metrics::{Counter, Histogram, Metrics};
 use super::call::Call;
 use crate::service::admission::router::Route;
 
-/// The status under which an answer is recorded that its client did not wait for: nginx's number.
+/// The status in the records of a response that its client did not wait for: nginx's number.
 pub const STATUS_ABANDONED: u16 = 499;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
 pub enum Outcome {
-    /// Answered in full.
+    /// The response was sent in full.
     Answered { status: u16, bytes: u64 },
-    /// Answered with an error, or with a stream that ended in one.
+    /// The response was an error, or a stream that ended in one.
     Failed {
         status: u16,
         bytes: u64,
         code: ErrorCode,
     },
-    /// Given up before its answer was complete.
+    /// Abandoned before its response was complete.
     Abandoned { bytes: u64, reason: CancelReason },
 }
 
@@ -45,7 +44,7 @@ pub struct RequestLog {
 
 #[derive(Debug, Default)]
 struct RouteCounters {
-    /// The statuses seen so far: a handful, the most usual mostly first.
+    /// The statuses seen so far: only a few, usually the most common first.
     requests: Vec<(u16, Counter)>,
     duration: Option<Histogram>,
 }
@@ -71,7 +70,7 @@ impl RequestLog {
         self.access_lines = access_lines;
     }
 
-    /// The end of a request.
+    /// Records the end of a request.
     pub fn close(
         &mut self,
         call: &Call,

@@ -1,7 +1,7 @@
-//! Whose request this is.
+//! Finds the key of a request.
 //!
 //! Owns the way from header fields to a key's record. Must never put a presented key into a message
-//! or a log line: what a stranger sends by mistake is often somebody's valid secret.
+//! or a log line: a key sent by mistake is often a valid secret of another service.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ pub struct Caller {
     pub account: Arc<Account>,
 }
 
-/// The record of the valid key that a request presents or, if it presents none, of the one that its
-/// client's certificate stands for.
+/// Returns the record of the valid key that a request presents or, if it presents none, of the key
+/// that its client's certificate stands for.
 pub fn authenticate<'r>(
     request: &Request<'_>,
     client: Option<&ClientIdentity>,
@@ -33,14 +33,14 @@ pub fn authenticate<'r>(
             let message = "the key is not known; make one with `autoglmd key create`";
             ApiError::new(ErrorCode::InvalidKey, message)
         })?,
-        // A key that was sent and cannot be read is a mistake that the certificate does not hide.
+        // A key that was sent but cannot be read is an error, even with a certificate.
         Err(missing) if sends_credentials(request) => return Err(missing),
         Err(missing) => match client.and_then(|client| key_of_client(client, known, keys)) {
             Some(record) => record,
             None => return Err(missing),
         },
     };
-    // Most keys never expire, so most requests ask no clock.
+    // Most keys never expire, so most requests need no clock.
     let now = record.expires_at.map_or(0, |_| wall_clock());
     match record.standing(now) {
         Standing::Valid => Ok(record),
@@ -65,8 +65,8 @@ pub fn require(record: &KeyRecord, scope: Scopes) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorCode::InsufficientScope, message))
 }
 
-/// The key that `server.tls.client_keys` gives this client. Asked for each request, so that a
-/// reload is in force on connections that are open already.
+/// Returns the key that `server.tls.client_keys` assigns to this client. Looked up for each
+/// request, so that a reload also applies to open connections.
 fn key_of_client<'r>(
     client: &ClientIdentity,
     known: &[ClientKey],
@@ -76,13 +76,13 @@ fn key_of_client<'r>(
     keys.find_named(&pair.key)
 }
 
-/// Whether the request brings a key, or tries to.
+/// Returns whether the request carries a key, or tries to.
 pub fn sends_credentials(request: &Request<'_>) -> bool {
     request.header("authorization").is_some() || request.header("x-api-key").is_some()
 }
 
-/// The key in `Authorization: Bearer KEY` (RFC 6750, section 2.1; schemes are compared without
-/// case), else in `x-api-key`.
+/// Returns the key in `Authorization: Bearer KEY` (RFC 6750, section 2.1; schemes are compared
+/// without case), otherwise the one in `x-api-key`.
 fn credentials<'a>(request: &Request<'a>) -> Result<&'a str, ApiError> {
     let missing = |message: &str| ApiError::new(ErrorCode::MissingCredentials, message);
     let key = match request.header("authorization") {

@@ -1,15 +1,15 @@
-//! Whether a request may go on, by its head alone: route, key, rate, method, media types.
+//! Checks by its head alone whether a request may go on: route, key, rate, method, media types.
 //!
 //! Owns the order of these checks. Must never look at a body.
 //!
 //! Invariants:
-//!  1. A request of a route that is not open has shown a valid key before anything else about it
-//!     is checked.
-//!  2. Every request takes from a rate, of its key or of its address, but for probes: a route that
-//!     is open to all, used as it is meant, or `OPTIONS` of it. To refuse a probe costs as much as
-//!     to respond to it, and a balancer whose probe is refused takes the daemon out of service.
-//!     Where it passes on connections without the addresses of clients, any of them could bring
-//!     that about.
+//!  1. A request of a route that is not open has shown a valid key before anything else about it is
+//!     checked.
+//!  2. Every request takes from a rate, that of its key or of its address, except for probes: a
+//!     route that is open to all, used as intended, or `OPTIONS` of it. Refusing a probe costs as
+//!     much as responding to it, and a load balancer whose probe is refused takes the daemon out of
+//!     service. If the balancer forwards connections without the clients' addresses, any client
+//!     could cause that.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -32,7 +32,8 @@ use crate::service::response::coding;
 use crate::service::{Service, render};
 
 impl Service {
-    /// Everything that a head can be refused for, in the order that tells strangers least.
+    /// Checks everything that a head can be refused for, in the order that reveals least to
+    /// strangers.
     pub(in crate::service) fn check(
         &mut self,
         call: &mut Call,
@@ -59,7 +60,7 @@ impl Service {
         let mut is_open = self.is_open(row, is_local);
         let mut origin = self.check_origin(row, is_open, request, connected);
         if origin.is_err() && self.parts.config.auth.enabled && auth::sends_credentials(request) {
-            // A page knows no key, so a request that brings one must prove it instead.
+            // A page knows no key, so a request that carries one must prove it instead.
             (is_open, origin) = (false, Ok(()));
         }
         if !is_open {
@@ -84,7 +85,7 @@ impl Service {
         }
     }
 
-    /// What the route asks of the method and of the fields about bodies.
+    /// Checks the route's requirements on the method and on the fields about bodies.
     fn check_fields(
         &self,
         row: &Row,
@@ -106,7 +107,7 @@ impl Service {
         Ok(())
     }
 
-    /// Whose request it is: the peer's or, where that is a trusted proxy, its client's.
+    /// Returns the request's sender: the peer or, if that is a trusted proxy, its client.
     pub(in crate::service) fn sender<'p>(
         &self,
         request: &Request<'_>,
@@ -127,7 +128,7 @@ impl Service {
         }
     }
 
-    /// Whether a route needs no key for a client that is on this machine, or is not.
+    /// Returns whether a route needs no key for a client on this machine, or elsewhere.
     fn is_open(&self, row: &Row, is_local: &dyn Fn() -> bool) -> bool {
         match row.access {
             Access::Public => true,
@@ -138,11 +139,11 @@ impl Service {
         }
     }
 
-    /// Who sends this; `None` where keys are switched off.
+    /// Returns the caller; `None` if keys are switched off.
     ///
-    /// The strangers' rate is charged for failed attempts alone, after they failed: a valid key is
-    /// never refused for what its neighbours behind the same address do. A key is 256 random bits,
-    /// so nobody comes closer to one by trying, and the look-up costs less than a refusal.
+    /// The strangers' rate is charged only for failed attempts, after they failed: a valid key is
+    /// never refused for the requests of its neighbours behind the same address. A key is 256
+    /// random bits, so trying is hopeless, and the look-up costs less than a refusal.
     fn identify(
         &mut self,
         request: &Request<'_>,
@@ -178,8 +179,8 @@ impl Service {
         account
     }
 
-    /// Counts a request whose response is the same with a key and without one: a valid key takes
-    /// it from its own rate, everyone else from the rate of the address.
+    /// Counts a request whose response is the same with and without a key: a valid key takes it
+    /// from its own rate, all others from the rate of the address.
     fn take_from_sender(
         &mut self,
         call: &mut Call,
@@ -221,7 +222,7 @@ impl Service {
         }
     }
 
-    /// A peer on a Unix socket has no address: who may connect there is the file system's business.
+    /// A peer on a Unix socket has no address: the file system decides who may connect there.
     fn take_from_address(&self, peer: &Peer, per_minute: u32, now: Moment) -> Result<(), ApiError> {
         let limits = &self.parts.config.rate_limit;
         let rate = Rate::new(per_minute, limits.burst);
@@ -241,7 +242,7 @@ impl Service {
         Some(self.parts.limiter.address(address?))
     }
 
-    /// Takes one of the places that a key has for requests at once.
+    /// Takes one of the places that a key has for simultaneous requests.
     fn take_place(&self, call: &Call) -> Result<Option<Permit>, ApiError> {
         let limits = &self.parts.config.rate_limit;
         let Some(caller) = call.caller.as_ref().filter(|_| limits.enabled) else {
@@ -259,7 +260,7 @@ impl Service {
         }
     }
 
-    /// How many tokens a minute a key may spend.
+    /// Returns how many tokens per minute a key may use.
     pub(in crate::service) fn token_rate(&self, record: &KeyRecord) -> Rate {
         let limits = &self.parts.config.rate_limit;
         let per_minute = match limits.enabled {
@@ -307,9 +308,9 @@ fn check_media_types(row: &Row, call: &mut Call, request: &Request<'_>) -> Resul
     Ok(())
 }
 
-/// A body where none belongs is a misunderstanding, and is refused rather than skipped. One that
-/// comes in chunks may turn out to be empty, which is no content (RFC 9112, section 6.3): the limit
-/// of 0 bytes refuses the others.
+/// A body that does not belong there is a misunderstanding, and is refused rather than skipped. A
+/// chunked body may turn out to be empty, which is no content (RFC 9112, section 6.3): the limit of
+/// 0 bytes refuses the others.
 fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
     let length = request.header("content-length").map_or("0", str::trim);
     if length.bytes().all(|digit| digit == b'0') {

@@ -1,7 +1,7 @@
-//! Whose request it is when a proxy brings it: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
+//! Finds a request's client behind proxies: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
 //!
-//! Every proxy adds, at the right end, the address that it was called from. So the fields are read
-//! from the right, beginning with the connection's own peer, and only as long as the one who wrote
+//! Every proxy adds, at the right end, the address of the peer that called it. So the fields are
+//! read from the right, beginning with the connection's own peer, and only as long as each writer
 //! is trusted: the first address that is not a trusted proxy's is the client's.
 //!
 //! ```text
@@ -10,15 +10,15 @@
 //!                    by it    not trusted  so its word   (10.0.0.2) is taken
 //! ```
 //!
-//! Owns that walk. Must never believe a field of a peer that is not trusted, nor a word to the left
-//! of an address that is not.
+//! Owns that walk. Must never trust a field of an untrusted peer, nor an address to the left of an
+//! untrusted one.
 //!
 //! Invariants:
 //!  1. The result is the peer's own address, or one that a trusted proxy wrote.
-//!  2. A word that is not an address (`unknown`, `_hidden`, nonsense) ends the walk at the proxy
-//!     that wrote it: the request counts as the proxy's own.
-//!  3. A proxy adds to one of the two fields and hands on the other as it came, so where both are
-//!     there and do not agree, one of them is the client's invention, and neither is believed.
+//!  2. An element that is not an address (`unknown`, `_hidden`, nonsense) ends the walk at the
+//!     proxy that wrote it: the request counts as the proxy's own.
+//!  3. A proxy adds to one of the two fields and passes the other on unchanged. So if both are
+//!     present and do not agree, the client has invented one of them, and neither is trusted.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -27,7 +27,7 @@ use crate::http::Request;
 use crate::limits::service as limits;
 use crate::service::call::PeerAddress;
 
-/// The address that this request is counted, limited and logged under.
+/// Returns the address under which this request is counted, limited and logged.
 pub fn of(
     request: &Request<'_>,
     peer: PeerAddress,
@@ -57,7 +57,7 @@ pub fn of(
     }
 }
 
-/// Whether a proxy has had this request in its hands, trusted or not. Such a request has come from
+/// Returns whether a proxy, trusted or not, has forwarded this request. Such a request comes from
 /// elsewhere, even over a loopback address.
 pub fn is_forwarded(request: &Request<'_>) -> bool {
     ["forwarded", "x-forwarded-for", "x-real-ip", "via"]
@@ -65,7 +65,7 @@ pub fn is_forwarded(request: &Request<'_>) -> bool {
         .any(|name| has_field(request, name))
 }
 
-/// Even with a value that no header may have.
+/// Finds the field even with a value that no header may have.
 fn has_field(request: &Request<'_>, name: &str) -> bool {
     let mut fields = request.headers.iter();
     fields.any(|field| field.name.eq_ignore_ascii_case(name))
@@ -80,7 +80,7 @@ fn is_trusted(peer: PeerAddress, proxies: &TrustedProxies) -> bool {
 
 struct Walk<'a> {
     proxies: &'a TrustedProxies,
-    /// Who was found so far: the next word was written by it.
+    /// The address found so far, which wrote the next element.
     at: PeerAddress,
 }
 
@@ -106,7 +106,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Goes to the next address on the left. `false`: the walk ends.
+    /// Goes to the next address on the left. Returns `false` if the walk ends.
     fn step(&mut self, word: Word<'_>) -> bool {
         let Word(Some(node)) = word else {
             return false;
@@ -119,22 +119,22 @@ impl Walk<'_> {
     }
 }
 
-/// Takes a field's value apart; `None` where it is malformed.
+/// Splits a field's value into elements; `None` if it is malformed.
 type ReadWords = fn(&str) -> Option<Vec<Word<'_>>>;
 
-/// What one proxy wrote about whom it was called by; `None`: nothing.
+/// The address that one proxy wrote; `None` if it wrote none.
 struct Word<'a>(Option<&'a str>);
 
-/// `X-Forwarded-For`: addresses between commas.
+/// Parses `X-Forwarded-For`: addresses between commas.
 fn forwarded_for(text: &str) -> Option<Vec<Word<'_>>> {
     let items = text.split(',').map(str::trim);
     let items = items.filter(|item| !item.is_empty());
     Some(items.map(|item| Word(Some(item))).collect())
 }
 
-/// `Forwarded`: elements between commas, in them pairs between semicolons, and commas and
-/// semicolons within quotes (RFC 7239, section 4). `None`: malformed, so that nothing of it can be
-/// believed.
+/// Parses `Forwarded`: elements between commas, each with pairs between semicolons; quotes may
+/// contain commas and semicolons (RFC 7239, section 4). `None` if malformed: then no part can be
+/// trusted.
 fn forwarded(text: &str) -> Option<Vec<Word<'_>>> {
     let mut words = Vec::new();
     let mut rest = text.trim();
@@ -151,7 +151,7 @@ fn forwarded(text: &str) -> Option<Vec<Word<'_>>> {
     Some(words)
 }
 
-/// One element up to its comma, and what follows it.
+/// Returns one element up to its comma, and the rest.
 fn element(text: &str) -> Option<(Word<'_>, &str)> {
     let (mut found, mut rest) = (None, text);
     loop {
@@ -173,7 +173,8 @@ fn element(text: &str) -> Option<(Word<'_>, &str)> {
     }
 }
 
-/// A token, or the inside of a quoted string. No address needs an escape, so none is taken.
+/// Reads a token, or the inside of a quoted string. No address needs an escape, so none is
+/// accepted.
 fn value(text: &str) -> Option<(&str, &str)> {
     if let Some(quoted) = text.strip_prefix('"') {
         let (inside, after) = quoted.split_once('"')?;
@@ -184,13 +185,13 @@ fn value(text: &str) -> Option<(&str, &str)> {
     is_token(token).then_some((token, after))
 }
 
-/// RFC 9110, section 5.6.2; and the colons and brackets that many proxies write without quotes.
+/// RFC 9110, section 5.6.2; also the colons and brackets that many proxies write without quotes.
 fn is_token(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:[]".contains(&byte);
     !text.is_empty() && text.bytes().all(is_plain)
 }
 
-/// An address, alone, with a port, in brackets.
+/// Parses an address: alone, with a port, or in brackets.
 fn address(node: &str) -> Option<IpAddr> {
     let plain = node.parse::<IpAddr>().ok();
     let with_port = || node.parse::<SocketAddr>().ok().map(|socket| socket.ip());
@@ -216,7 +217,7 @@ mod tests {
     use crate::http::{Method, Version};
     use proptest::prelude::*;
 
-    /// The address that a request from `peer` with these fields is counted under.
+    /// Returns the address under which a request from `peer` with these fields is counted.
     fn seen(peer: &str, fields: &[(&str, &str)], field: ForwardedField) -> String {
         let proxies = TrustedProxies::parse(&["10.0.0.0/8", "::1", "unix"]).expect("networks");
         let headers = headers(fields);
@@ -290,7 +291,7 @@ mod tests {
             ("for=_hidden", "10.0.0.1"),
             ("for=unknown, for=10.0.0.2", "10.0.0.2"),
             ("proto=http", "10.0.0.1"),
-            // Malformed: a quote that its writer left open may swallow what the proxy added.
+            // Malformed: a quote left open may swallow what the proxy added.
             ("for=\"6.6.6.6, for=1.2.3.4", "10.0.0.1"),
             ("for=\"x, for=\"1.2.3.4\"", "10.0.0.1"),
             ("for=1.2.3.4;for=6.6.6.6", "10.0.0.1"),
@@ -312,7 +313,8 @@ mod tests {
             ("x-forwarded-for", "10.0.0.2"),
         ];
         assert_eq!(seen("10.0.0.1", &lines, ForwardedField::Any), "1.2.3.4");
-        // A line that the client has spoilt is not reached before the proxy's own.
+        // A line that the client has spoilt comes to the left of the proxy's own, and is not
+        // reached.
         let lines = [("forwarded", "for=\"6.6"), ("forwarded", "for=1.2.3.4")];
         assert_eq!(seen("::1", &lines, ForwardedField::Any), "1.2.3.4");
         assert_eq!(seen("unix", &lines, ForwardedField::Any), "1.2.3.4");
@@ -343,7 +345,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client writes on the left, the proxy's word on the right decides.
+        /// Whatever a client writes on the left, the proxy's element on the right decides.
         #[test]
         fn nothing_that_a_client_sends_changes_what_the_proxy_adds(text in "[ -~]{0,80}") {
             let fields = [("x-forwarded-for", text.as_str()), ("x-forwarded-for", "1.2.3.4")];
@@ -352,7 +354,8 @@ mod tests {
             prop_assert_eq!(with("x-forwarded-for", &joined), "1.2.3.4");
             let fields = [("forwarded", text.as_str()), ("forwarded", "for=1.2.3.4")];
             prop_assert_eq!(seen("10.0.0.1", &fields, ForwardedField::Any), "1.2.3.4");
-            // In one line a malformed beginning costs the proxy's word, and gains no other.
+            // In one line a malformed beginning invalidates the proxy's element, and no other
+            // replaces it.
             let client = with("forwarded", &format!("{text}, for=1.2.3.4"));
             prop_assert!(client == "1.2.3.4" || client == "10.0.0.1", "{}", client);
         }

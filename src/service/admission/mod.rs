@@ -1,7 +1,7 @@
-//! Which requests may go on, decided by their heads alone.
+//! Decides by their heads alone which requests may go on.
 //!
 //! Reading order: [`router`] (which paths exist, and who may use them), [`check`] (the order of all
-//! checks), [`client_address`] and [`origin`] (where a request comes from), [`auth`] (whose it is),
+//! checks), [`client_address`] and [`origin`] (where a request comes from), [`auth`] (its key),
 //! [`rate_limit`] (how many a key or an address may send).
 //!
 //! Must never look at a body.

@@ -1,9 +1,9 @@
-//! Whether a request that needs no key may come from a web page.
+//! Detects requests of web pages among those that need no key.
 //!
 //! With keys switched off, and with `metrics.public_on_loopback`, a client on a loopback address is
-//! served without a key, and browsers on the machine reach that address for every page that they
-//! show. Two things tell such a request apart. Its `Origin` is the page's. And a page that lets its
-//! own name resolve to 127.0.0.1 (DNS rebinding) is of the same origin, but asks for that name.
+//! served without a key, and browsers on the machine can reach that address for every page that
+//! they show. Two signs reveal such a request. Its `Origin` is the page's. And a page that makes
+//! its own name resolve to 127.0.0.1 (DNS rebinding) has the same origin, but asks for that name.
 
 use crate::config::Hosts;
 use crate::error::{ApiError, ErrorCode};
@@ -14,10 +14,10 @@ use crate::service::Service;
 use crate::service::call::PeerAddress;
 
 impl Service {
-    /// Why a request that would be served without a key is refused.
+    /// Returns why a request that would be served without a key is refused.
     ///
-    /// Only clients that have connected from a loopback address are asked: browsers connect to no
-    /// Unix socket, and a page can make up what a forwarding field says.
+    /// Only clients that have connected from a loopback address are checked: browsers do not
+    /// connect to Unix sockets, and a page can invent the contents of a forwarding field.
     pub(in crate::service) fn check_origin(
         &self,
         row: &Row,
@@ -35,7 +35,7 @@ impl Service {
     }
 }
 
-/// Refuses what a page of another site sends, and what asks for a host other than this machine.
+/// Refuses requests from pages of other sites, and requests for a host other than this machine.
 fn check(request: &Request<'_>, hosts: &Hosts) -> Result<(), ApiError> {
     if request.host().is_some_and(|host| !hosts.are_named_by(host)) {
         return Err(refusal(

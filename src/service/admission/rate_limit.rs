@@ -1,21 +1,21 @@
-//! How much each key, and each address without one, may ask for.
+//! Limits how much each key, and each address without one, may ask for.
 //!
 //! Owns the buckets that all reactors share. Must never wait and never read the clock: a bucket is
 //! one atomic number, moved by compare-and-swap, and `now` is an argument.
 //!
 //! The algorithm is GCRA (the generic cell rate algorithm of ITU-T I.371), a token bucket that
 //! needs no refilling: a bucket remembers only the moment at which it will be full again. Taking
-//! `n` moves that moment `n` intervals into the future; what would move it further ahead of now
-//! than the burst allows is refused.
+//! `n` moves that moment `n` intervals into the future; a request that would move it further ahead
+//! of now than the burst allows is refused.
 //!
 //! Invariants:
-//!  1. Within any span of time `t` a bucket gives at most `burst + t * per_minute / 60 s`.
-//!  2. What is refused takes nothing: asking again and again never postpones the answer "yes".
-//!  3. Memory is bounded. Keys are made by an administrator, and accounts of keys that are gone are
+//!  1. Within any span of time `t` a bucket grants at most `burst + t * per_minute / 60 s`.
+//!  2. A refused request takes nothing: asking again and again never postpones the next grant.
+//!  3. Memory is bounded. An administrator creates the keys, and accounts of deleted keys are
 //!     dropped. Addresses come from strangers, so they share a table of fixed size: an address is
-//!     hashed, with a seed that nobody outside knows, to one of its buckets. Two addresses that
-//!     meet in one bucket share its rate. The seed makes such a meeting an accident that nobody can
-//!     bring about, and it costs little: only requests *without* a valid key ask this table.
+//!     hashed, with a secret seed, to one of its buckets. Two addresses in the same bucket share
+//!     its rate. The seed makes that an accident that an attacker cannot cause, and it costs
+//!     little: only requests *without* a valid key use this table.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -28,7 +28,7 @@ use crate::core::Moment;
 use crate::keys::KeyRing;
 use crate::limits::service as limits;
 
-/// Every bucket of the daemon. One is shared by all reactors.
+/// Every bucket of the daemon, shared by all reactors.
 #[derive(Debug)]
 pub struct Limiter {
     accounts: Mutex<HashMap<String, Arc<Account>>>,
@@ -36,14 +36,14 @@ pub struct Limiter {
     seed: RandomState,
 }
 
-/// What one key has used up.
+/// The use of one key.
 #[derive(Debug)]
 pub struct Account {
     /// Derived from the key's id: the same after a rotation, and in every process.
     pub tenant: u64,
     pub requests: Bucket,
     pub tokens: Bucket,
-    /// Requests that run now, counted by [`crate::offload::Permit`]s.
+    /// Running requests, counted by [`crate::offload::Permit`]s.
     pub running: Arc<AtomicU32>,
 }
 
@@ -58,7 +58,7 @@ impl Limiter {
         }
     }
 
-    /// The account of a key. A reactor keeps it, so that this lock is not on the hot path.
+    /// Returns the account of a key. A reactor keeps it, so that this lock is not on the hot path.
     pub fn account(&self, key_id: &str) -> Arc<Account> {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = accounts.get(key_id) {
@@ -69,20 +69,20 @@ impl Limiter {
         account
     }
 
-    /// Drops the accounts of keys that are not in the ring. For the one thread that reads rings, in
-    /// their order: reactors take them up at different times, and one that is late would drop the
-    /// account of a new key that another reactor serves already. That key would then have two
-    /// accounts, and twice its rate.
+    /// Drops the accounts of keys that are not in the ring. Must be called only by the one thread
+    /// that reads rings, in their order. Reactors take up rings at different times, and a late one
+    /// would drop the account of a new key that another reactor serves already. That key would then
+    /// have two accounts, and twice its rate.
     ///
-    /// A reactor that has an older ring may ask for the account of a key that is gone. Such an
-    /// account stays until the keys change again.
+    /// A reactor with an older ring may ask for the account of a deleted key. Such an account stays
+    /// until the keys change again.
     pub fn keep(&self, keys: &KeyRing) {
         let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         accounts.retain(|id, _| known.contains(id.as_str()));
     }
 
-    /// The bucket that an address shares with few or no others.
+    /// Returns the bucket that an address shares with few or no others.
     pub fn address(&self, address: IpAddr) -> &Bucket {
         let hash = self.seed.hash_one(network_of(address));
         &self.addresses[hash as usize % limits::ADDRESS_BUCKETS]
@@ -109,8 +109,8 @@ impl Account {
     }
 }
 
-/// Whoever has one IPv6 address has its whole /64, so all of that is one customer. An IPv4 address
-/// in IPv6 clothes is an IPv4 address.
+/// The owner of one IPv6 address has its whole /64, so all of that counts as one client. An IPv4
+/// address mapped into IPv6 counts as IPv4.
 fn network_of(address: IpAddr) -> u128 {
     match address.to_canonical() {
         IpAddr::V4(address) => u128::from(address.to_bits()),
@@ -118,19 +118,19 @@ fn network_of(address: IpAddr) -> u128 {
     }
 }
 
-/// How fast a bucket fills, and how much it holds. Not a bound at all if `per_minute` is 0.
+/// How fast a bucket fills, and how much it holds. Unlimited if `per_minute` is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub per_minute: u32,
-    /// What may be taken at once after a quiet time.
+    /// The number of units that may be taken at once after a quiet time.
     pub burst: u32,
 }
 
-/// Nanoseconds in the minute that every rate is about.
+/// Nanoseconds of a minute, to which every rate refers.
 const MINUTE: u128 = 60_000_000_000;
 
 impl Rate {
-    /// A burst above the minute's sum would make the rate a lie, and one of 0 would forbid all.
+    /// A burst above the minute's sum would break the rate, and one of 0 would forbid everything.
     pub fn new(per_minute: u32, burst: u32) -> Rate {
         let burst = burst.clamp(1, per_minute.max(1));
         Rate { per_minute, burst }
@@ -140,8 +140,8 @@ impl Rate {
         self.per_minute > 0
     }
 
-    /// Nanoseconds that it takes to earn `units`. Rounded down, so that `burst` single units never
-    /// weigh more than the capacity, which is rounded up.
+    /// Returns the nanoseconds that it takes to earn `units`. Rounded down, so that `burst` single
+    /// units never exceed the capacity, which is rounded up.
     fn weight(self, units: u32) -> u64 {
         (u128::from(units) * MINUTE / u128::from(self.per_minute)) as u64
     }
@@ -150,21 +150,21 @@ impl Rate {
         (u128::from(self.burst) * MINUTE).div_ceil(u128::from(self.per_minute)) as u64
     }
 
-    /// Whole units that are earned in `nanoseconds`.
+    /// Returns the whole units that are earned in `nanoseconds`.
     fn units(self, nanoseconds: u64) -> u32 {
         let units = u128::from(nanoseconds) * u128::from(self.per_minute) / MINUTE;
         units.min(u128::from(self.burst)) as u32
     }
 }
 
-/// What a caller is told about a bucket: the `x-ratelimit-*` fields.
+/// The state of a bucket for a caller: the `x-ratelimit-*` fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// Units a minute.
+    /// Units per minute.
     pub limit: u32,
     /// Units that may be taken now.
     pub remaining: u32,
-    /// Until the bucket is full.
+    /// Time until the bucket is full.
     pub reset: Duration,
 }
 
@@ -181,7 +181,8 @@ pub struct Bucket(AtomicU64);
 
 impl Bucket {
     /// Takes `units` out of the bucket, all or nothing. More than the bucket can ever hold counts
-    /// as all it can hold: a request that could never pass would be told to wait for ever.
+    /// as all that it can hold: otherwise a request that can never pass would be asked to wait for
+    /// ever.
     pub fn take(&self, rate: Rate, units: u32, now: Moment) -> Result<Level, Exceeded> {
         debug_assert!(rate.is_bounded());
         let now = nanoseconds(now);
@@ -205,8 +206,8 @@ impl Bucket {
         }
     }
 
-    /// Replaces a reservation of `reserved` units by the `used` ones. A use above the reservation
-    /// makes a debt that the key pays off before it may take again.
+    /// Replaces a reservation of `reserved` units by the `used` ones. Using more than the
+    /// reservation makes a debt, which must be paid off before the key may take again.
     pub fn settle(&self, rate: Rate, reserved: u32, used: u32, now: Moment) {
         debug_assert!(rate.is_bounded());
         let (now, reserved) = (nanoseconds(now), rate.weight(reserved.min(rate.burst)));
@@ -218,7 +219,7 @@ impl Bucket {
                 full_at.saturating_sub(reserved - used)
             })
         };
-        // The closure always has a value, so there is no failure to look at.
+        // The closure always returns a value, so this cannot fail.
         let _ = self
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, settled);
@@ -229,7 +230,7 @@ fn nanoseconds(now: Moment) -> u64 {
     now.as_micros().saturating_mul(1_000)
 }
 
-/// `missing`: nanoseconds until the bucket is full.
+/// Returns the level; `missing` is the nanoseconds until the bucket is full.
 fn level(rate: Rate, missing: u64) -> Level {
     Level {
         limit: rate.per_minute,
@@ -300,9 +301,10 @@ mod tests {
         assert_eq!(bucket.take(rate, 1, at(0)).unwrap().remaining, 499);
         bucket.settle(rate, 1, 1_000, at(0));
         let exceeded = bucket.take(rate, 1, at(0)).unwrap_err();
-        // 1,100 used of 600: the debt of 500 takes 50 s, the one unit asked for a tenth more.
+        // 1,100 used of 600: the debt of 500 takes 50 s, the one requested unit a tenth of a second
+        // more.
         assert_eq!(exceeded.retry_after, Duration::from_millis(50_100));
-        // A bucket that has filled up meanwhile is not filled beyond its brim.
+        // A bucket that has filled up meanwhile does not overflow.
         let (bucket, rate) = (Bucket::default(), Rate::new(60, 60));
         let _ = bucket.take(rate, 10, at(0)).unwrap();
         bucket.settle(rate, 10, 0, at(100_000));
@@ -340,8 +342,8 @@ mod tests {
         assert_eq!(account.tenant, limiter.account("key_1").tenant);
     }
 
-    /// The textbook's bucket: so many units, refilled as time goes by. In units of 1/60,000,000 of
-    /// a unit, so that a microsecond earns a whole number and nothing is rounded.
+    /// The textbook's bucket: a number of units, refilled as time passes. In units of 1/60,000,000
+    /// of a unit, so that a microsecond earns a whole number and nothing is rounded.
     struct Model {
         level: u128,
         seen: u64,
@@ -380,7 +382,8 @@ mod tests {
             }
         }
 
-        /// Any rate: the first invariant, and that a refused caller who waits as told gets through.
+        /// Any rate: the first invariant, and that a refused caller who waits as long as asked gets
+        /// through.
         #[test]
         fn bucket_keeps_its_promises(
             per_minute in 1_u32..5_000_000,
@@ -399,7 +402,7 @@ mod tests {
                 }
                 given += u64::from(units);
                 let earned = u128::from(now.as_micros()) * u128::from(rate.per_minute) / MODEL_UNIT;
-                // One unit for what the weights were rounded by.
+                // One unit for the rounding of the weights.
                 prop_assert!(u128::from(given) <= u128::from(rate.burst) + earned + 1);
             }
         }

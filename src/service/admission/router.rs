@@ -1,16 +1,16 @@
-//! Which paths exist, what may be done there, and who may do it.
+//! The table of paths: which exist, which methods they allow, and who may use them.
 //!
-//! Owns one constant table. A route is closed unless its row says otherwise: a row without
+//! Owns one constant table. A route is closed unless its row opens it: a row without
 //! [`Access::Public`] or [`Access::PublicOnLoopback`] cannot be reached without a key, and a test
 //! walks the table to prove it. Paths are compared byte by byte: `/livez/`, `//livez` and
-//! `/%6civez` are other paths than `/livez`, and nothing is served there, so that no proxy in front
-//! and the daemon can disagree about which rule applies.
+//! `/%6civez` differ from `/livez`, and nothing is served there. So a proxy in front and the daemon
+//! cannot disagree about which rule applies.
 
 use crate::http::Method;
 use crate::keys::Scopes;
 use crate::limits::service as limits;
 
-/// What is served somewhere. The discriminant is the index of the route's counters.
+/// A service of the daemon. The discriminant is the index of the route's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Route {
@@ -26,7 +26,7 @@ pub enum Route {
     Ready,
     Metrics,
     Index,
-    /// A path at which nothing is served.
+    /// A path without a service.
     Unknown,
     /// The request could not be read as far as its path.
     Unread,
@@ -35,7 +35,7 @@ pub enum Route {
 impl Route {
     pub const COUNT: usize = Route::Unread as usize + 1;
 
-    /// The label of metrics and access lines: a closed set, whatever clients ask for.
+    /// Returns the label of metrics and access lines: a closed set, whatever clients ask for.
     pub const fn label(self) -> &'static str {
         match self {
             Route::Generate => "generate",
@@ -60,7 +60,8 @@ impl Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Public,
-    /// Clients on loopback need no key if `metrics.public_on_loopback` is on; else as `Scope`.
+    /// Clients on loopback need no key if
+    /// `metrics.public_on_loopback` is on; otherwise like `Scope`.
     PublicOnLoopback(Scopes),
     /// Holders of a valid key with this scope.
     Scope(Scopes),
@@ -68,19 +69,19 @@ pub enum Access {
     AnyKey,
 }
 
-/// What a route does with its request.
+/// The methods of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbs {
-    /// GET and HEAD; no body is taken.
+    /// GET and HEAD; a body is refused.
     Read,
     /// POST of a JSON or a Protobuf body.
     Post,
-    /// A method of gRPC: POST of messages over HTTP/2.
+    /// A gRPC method: POST of messages over HTTP/2.
     Rpc,
 }
 
 impl Verbs {
-    /// `OPTIONS` is answered before this is asked.
+    /// `OPTIONS` is served before this is called.
     pub const fn include(self, method: Method) -> bool {
         match self {
             Verbs::Read => matches!(method, Method::Get | Method::Head),
@@ -88,7 +89,7 @@ impl Verbs {
         }
     }
 
-    /// The value of `Allow`.
+    /// Returns the value of `Allow`.
     pub const fn allow(self) -> &'static str {
         match self {
             Verbs::Read => "GET, HEAD, OPTIONS",
@@ -97,15 +98,15 @@ impl Verbs {
     }
 }
 
-/// How large a body a route takes, and whether it may be compressed.
+/// How large a body a route accepts, and whether it may be compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyBound {
     /// No body.
     None,
-    /// At most this many bytes, and never compressed: a route that is open without a key must cost
-    /// next to nothing to receive and to read.
+    /// At most this many bytes, and never compressed: a route that needs no key must cost next to
+    /// nothing to receive and to read.
     Bytes(usize),
-    /// `limits.max_body`, before inflating and after.
+    /// `limits.max_body`, both before and after inflating.
     MaxBody,
 }
 
@@ -121,7 +122,7 @@ pub struct Row {
     pub summary: &'static str,
 }
 
-/// Every path there is. The busiest come first: the search goes from the top.
+/// Every path. The busiest come first, because the search goes from the top.
 pub const ROUTES: &[Row] = &[
     Row {
         path: "/api/v1/generate",
@@ -237,7 +238,7 @@ pub const ROUTES: &[Row] = &[
     },
 ];
 
-/// The row of a path.
+/// Returns the row of a path.
 pub fn find(path: &str) -> Option<&'static Row> {
     ROUTES.iter().find(|row| row.path == path)
 }
@@ -261,7 +262,7 @@ mod tests {
         assert_eq!(public, expected);
     }
 
-    /// Whatever comes to a route without a key is small and is read as it is.
+    /// A body for a route without a key is small and is read as it is.
     #[test]
     fn what_is_open_without_a_key_takes_small_bodies_only() {
         for row in ROUTES {

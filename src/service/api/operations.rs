@@ -1,6 +1,6 @@
-//! The routes that are answered on the spot, however busy the engine is.
+//! The routes that are served at once, however busy the engine is.
 //!
-//! Nothing here waits for anything: the engine is asked for numbers that it keeps ready.
+//! Nothing here waits: the engine keeps the numbers ready.
 
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ use crate::service::response::buffer::{JSON, PLAIN_TEXT};
 use crate::service::response::json::write_json;
 
 impl Service {
-    /// 200 for as long as this line is reached: the loop turns.
+    /// Responds with 200 for as long as this line is reached: the loop turns.
     pub(in crate::service) fn live(
         &mut self,
         call: &Call,
@@ -32,7 +32,7 @@ impl Service {
         self.send(call, 200, Some(PLAIN_TEXT), now, reply);
     }
 
-    /// Whether a generation would be taken.
+    /// Responds whether a generation would be accepted.
     pub(in crate::service) fn ready(
         &mut self,
         call: &Call,
@@ -72,8 +72,8 @@ impl Service {
         self.send(call, status, Some(JSON), now, reply);
     }
 
-    /// The numbers, in the text format that the scraper asks for. They are never cached, so
-    /// `Vary` need not name `Accept`.
+    /// Responds with the numbers, in the text format that the scraper asks for. They are never
+    /// cached, so `Vary` need not name `Accept`.
     pub(in crate::service) fn show_metrics(
         &mut self,
         call: &Call,
@@ -91,7 +91,7 @@ impl Service {
         self.send(call, 200, Some(exposition.content_type()), now, reply);
     }
 
-    /// The model, in the OpenAI API's form and with what else is known of it.
+    /// Responds with the model, in the OpenAI API's form and with further properties.
     pub(in crate::service) fn models(
         &mut self,
         call: &Call,
@@ -140,7 +140,7 @@ impl Service {
         self.send_constant(call, JSON, make, now, reply);
     }
 
-    /// What is served here, for people.
+    /// Responds with the list of routes, for people.
     pub(in crate::service) fn index(
         &mut self,
         call: &Call,
@@ -150,7 +150,7 @@ impl Service {
         self.send_constant(call, PLAIN_TEXT, write_index, now, reply);
     }
 
-    /// What may be done at a path (RFC 9110, section 9.3.7).
+    /// Responds with the methods that a path allows (RFC 9110, section 9.3.7).
     pub(in crate::service) fn options(
         &mut self,
         call: &Call,
@@ -163,7 +163,7 @@ impl Service {
         self.send(call, 204, None, now, reply);
     }
 
-    /// Sends an answer that never changes, and closes the request.
+    /// Sends a response that never changes, and closes the request.
     fn send_constant(
         &mut self,
         call: &Call,
@@ -182,7 +182,7 @@ impl Service {
         self.log.close(call, outcome, None, now);
     }
 
-    /// Sends what the buffer holds, and closes the request.
+    /// Sends the buffer's response, and closes the request.
     fn send(
         &mut self,
         call: &Call,
@@ -197,8 +197,8 @@ impl Service {
     }
 }
 
-/// OpenMetrics for scrapers that name it and like it no less than plain text; 0.0.4, which all of
-/// them read, for the others, among them those that `Accept` leaves without either.
+/// Chooses OpenMetrics for scrapers that name it and rank it at least as high as plain text. All
+/// others get 0.0.4, which every scraper can read, even those whose `Accept` allows neither.
 fn exposition(request: &Request<'_>) -> Exposition {
     let offers = match names(request, MediaType::OpenMetrics) {
         true => [MediaType::OpenMetrics, MediaType::PlainText],
@@ -210,7 +210,7 @@ fn exposition(request: &Request<'_>) -> Exposition {
     }
 }
 
-/// What may be done at one path or another: the answer to `OPTIONS *`.
+/// The methods that some path allows: the response to `OPTIONS *`.
 const ALLOWED_SOMEWHERE: &str = "GET, HEAD, POST, OPTIONS";
 
 fn write_index(out: &mut Vec<u8>) {

@@ -1,7 +1,7 @@
-//! One answer while it is being put together, and the JSON forms that answers share.
+//! One response while it is being built, and the JSON forms that responses share.
 //!
-//! Owns the buffers that a reactor fills again and again: an answer allocates only where it is
-//! larger than every one before it.
+//! Owns the buffers that a reactor fills again and again: a response allocates only if it is larger
+//! than every one before it.
 
 use std::time::Duration;
 
@@ -28,11 +28,11 @@ pub const EVENT_STREAM: &str = "text/event-stream";
 pub struct ResponseBuffer {
     pub fields: Fields,
     pub body: Vec<u8>,
-    /// For values that are put together.
+    /// Scratch space for values that are built from parts.
     text: String,
     /// For the data of an event.
     json: Vec<u8>,
-    /// What the client of this answer takes.
+    /// The codings that this client accepts.
     accepted: AcceptEncoding,
     pub coder: Coder,
 }
@@ -49,18 +49,18 @@ impl ResponseBuffer {
         }
     }
 
-    /// The fields of an answer to `call`; the body stays as it is.
+    /// Writes the fields of a response to `call`; the body stays as it is.
     pub fn begin_fields(&mut self, call: &Call) {
         self.fields.clear();
         self.accepted = call.accept_encoding;
         headers::identity(&mut self.fields, call, &mut self.text);
     }
 
-    /// An empty answer to `call`.
+    /// Begins an empty response to `call`.
     pub fn begin(&mut self, call: &Call) {
         self.begin_fields(call);
         self.body.clear();
-        // One long answer must not cost memory for ever.
+        // One long response must not cost memory for ever.
         self.body.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
     }
 
@@ -79,18 +79,18 @@ impl ResponseBuffer {
         self.json.clear();
         self.json.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
         write_json(&mut self.json, value);
-        // JSON is UTF-8, and what is written here without white space is one line.
+        // JSON is UTF-8, and without white space it is one line.
         let data = std::str::from_utf8(&self.json).unwrap_or_default();
         sse::event(&mut self.body, name, None, data);
     }
 
-    /// Appends a message of gRPC to the body.
+    /// Appends a gRPC message to the body.
     pub fn append_message(&mut self, message: &impl Message, encoding: Encoding) {
         self.coder.append_message(&mut self.body, message, encoding);
     }
 
-    /// Sends head and body, compressed where the client asked for it and it is worth it; gives the
-    /// length of what went out.
+    /// Sends head and body, compressed if the client asked for it and it is worth it; returns the
+    /// length of the sent body.
     pub fn send(
         &mut self,
         status: u16,
@@ -108,7 +108,7 @@ impl ResponseBuffer {
         body.len() as u64
     }
 
-    /// Sends the head, and a body that is kept, in the form that suits the client.
+    /// Sends the head, and a kept body, in the form that suits the client.
     pub fn send_static(
         &mut self,
         content_type: &'static str,
@@ -126,8 +126,8 @@ impl ResponseBuffer {
         body.len() as u64
     }
 
-    /// Sends the head of an answer whose body follows in pieces, which go through the coder that
-    /// this gives.
+    /// Sends the head of a response whose body follows in pieces; returns the encoder for the
+    /// pieces.
     pub fn send_head(
         &mut self,
         status: u16,
@@ -144,7 +144,7 @@ impl ResponseBuffer {
         coder
     }
 
-    /// Sends the body as the next piece of a stream; gives the length of what went out.
+    /// Sends the body as the next piece of a stream; returns the length of the sent piece.
     pub fn send_piece(
         &mut self,
         coder: Option<&mut StreamCoder>,

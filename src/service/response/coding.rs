@@ -1,12 +1,12 @@
-//! Content codings at work: which answers are compressed, how streams are, how bodies are inflated.
+//! Decides which responses are compressed and how, and inflates request bodies.
 //!
 //! Owns one reactor's compression contexts and the decisions; the codings themselves are in
-//! [`crate::http::compress`]. Must never touch an answer that its client did not ask for coded.
+//! [`crate::http::compress`]. Must never encode a response whose client did not ask for it.
 //!
 //! Invariants:
-//!  1. An answer has `Content-Encoding` exactly if its body has that coding, also where HEAD leaves
+//!  1. A response has `Content-Encoding` exactly if its body has that coding, even if HEAD leaves
 //!     the body out.
-//!  2. Every answer whose form `Accept-Encoding` decides has `Vary`.
+//!  2. Every response whose form depends on `Accept-Encoding` has `Vary`.
 //!  3. Of a reactor's streams at most `limits::COMPRESSED_STREAMS_MAX` hold an encoder.
 
 use std::borrow::Cow;
@@ -30,25 +30,25 @@ use crate::telemetry::metrics::Metrics;
 use super::static_body::StaticBody;
 use crate::service::admission::router::{BodyBound, Row};
 
-/// Of the codings that a client likes equally, the one that costs least: at answers' sizes zstd
+/// Of the codings that a client likes equally, the cheapest first: at the sizes of responses zstd
 /// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.
 /// `limits::compression` has the figures.
 const ORDER: &[Coding] = &[Coding::Zstd, Coding::Gzip, Coding::Brotli];
 
-/// What is compressed once is sent in its smallest form.
+/// A body that is compressed once is sent in its smallest form.
 const STATIC_ORDER: &[Coding] = &[Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
-/// The `param` of an error that a content coding caused. A 415 with it lists what is taken, and
-/// one without must not (RFC 9110, section 12.5.3).
+/// The `param` of an error that a content coding caused. A 415 with it lists the accepted codings,
+/// and one without it must not (RFC 9110, section 12.5.3).
 pub const CONTENT_ENCODING: &str = "content-encoding";
 
-/// One reactor's tools.
+/// One reactor's compression tools.
 #[derive(Debug)]
 pub struct Coder {
     is_on: bool,
     bytes_min: usize,
     compressor: Compressor,
-    /// The last answer that was compressed.
+    /// The last response that was compressed.
     coded: Vec<u8>,
     /// Streams that hold an encoder.
     streams: Arc<AtomicU32>,
@@ -72,12 +72,12 @@ impl Coder {
         self.bytes_min = config.server.compress_min;
     }
 
-    /// Whether there is a form that the client takes.
+    /// Returns whether there is a form that the client accepts.
     pub fn can_please(&self, accepted: AcceptEncoding) -> bool {
         !accepted.refuses_identity() || (self.is_on && accepted.choose(ORDER).is_some())
     }
 
-    /// The form in which a whole body goes out; the fields say which one it is.
+    /// Returns the form in which a whole body is sent; the fields name it.
     pub fn code<'b>(
         &'b mut self,
         accepted: AcceptEncoding,
@@ -95,12 +95,12 @@ impl Coder {
         let Coder {
             compressor, coded, ..
         } = self;
-        // One long answer must not cost memory for ever.
+        // One long response must not cost memory for ever.
         coded.clear();
         coded.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
         let counters = self.metrics.compression();
         let is_better = counters.compressing(coding, || match accepted.refuses_identity() {
-            // Rather longer than refused.
+            // Better longer than refused.
             true => encode_whole(coding, body, coded).is_ok(),
             false => compressor.compress(coding, Effort::Quick, body, coded),
         });
@@ -113,7 +113,7 @@ impl Coder {
         coded
     }
 
-    /// The same for a body that is kept, and compressed when it is first asked for.
+    /// Like `code`, for a body that is kept, and compressed at the first request.
     pub fn code_static<'b>(
         &mut self,
         accepted: AcceptEncoding,
@@ -142,14 +142,15 @@ impl Coder {
         coded
     }
 
-    /// Small answers are left alone, and so have no `Vary` either: as with nginx, what never
-    /// differs does not say that it could. A client that refuses plain ones gets all coded.
+    /// Small responses are sent as they are, and so have no `Vary` either, as with nginx. A client
+    /// that refuses plain ones gets all of them coded.
     fn may_code(&self, accepted: AcceptEncoding, content_type: Option<&str>, bytes: usize) -> bool {
         let is_small = bytes < self.bytes_min && !accepted.refuses_identity();
         self.is_on && bytes > 0 && !is_small && content_type.is_some_and(is_compressible)
     }
 
-    /// The encoder of a stream that begins, and the fields that say so. `None`: it goes out plain.
+    /// Returns the encoder of a stream that begins, and adds the fields for it. `None`: it is sent
+    /// plain.
     pub fn begin_stream(
         &self,
         accepted: AcceptEncoding,
@@ -177,7 +178,7 @@ impl Coder {
         }))
     }
 
-    /// One piece of a stream, flushed, so that the client sees it at once.
+    /// Encodes one piece of a stream, flushed, so that the client sees it at once.
     pub fn code_piece(&mut self, stream: &mut StreamCoder, piece: &[u8], step: Step) -> &[u8] {
         let StreamCoder { encoder, .. } = stream;
         self.coded.clear();
@@ -185,14 +186,14 @@ impl Coder {
         let coded = &mut self.coded;
         let done = counters.compressing(encoder.coding(), || encoder.encode(piece, step, coded));
         if done.is_err() {
-            // Only for want of memory. What the client has is cut off, and it will notice.
+            // Only for lack of memory. The client's stream is cut off, and it will notice.
             log::error!("an encoder failed; a stream is cut short");
         }
         counters.observe_compressed(encoder.coding(), piece.len(), self.coded.len());
         &self.coded
     }
 
-    /// Appends a message of gRPC, which has its own coding.
+    /// Appends a gRPC message, which has its own coding.
     pub fn append_message(&self, body: &mut Vec<u8>, message: &impl Message, encoding: Encoding) {
         if encoding == Encoding::Identity {
             return frame::append(body, message, encoding);
@@ -204,7 +205,7 @@ impl Coder {
         counters.observe_compressed(coding, before, body.len() - start);
     }
 
-    /// The message of a method that takes one.
+    /// Returns the message of a method that takes one.
     pub fn only_message<'b>(
         &self,
         body: &'b [u8],
@@ -220,7 +221,7 @@ impl Coder {
         Ok(message)
     }
 
-    /// What a request's body is without its coding, in `out`.
+    /// Writes a request's body without its coding into `out`.
     pub fn inflate(
         &self,
         coding: Coding,
@@ -240,7 +241,7 @@ impl Coder {
     }
 }
 
-/// A stream's encoder, for as long as the stream lasts.
+/// The encoder of one stream, for as long as the stream lasts.
 #[derive(Debug)]
 pub struct StreamCoder {
     encoder: Encoder,
@@ -254,7 +255,7 @@ impl Drop for StreamCoder {
     }
 }
 
-/// Bounds of the gRPC messages that a route takes.
+/// Returns the bounds of the gRPC messages that a route accepts.
 pub fn message_bounds(config: &Config, row: Option<&Row>) -> Bounds {
     match row.map_or(BodyBound::None, |row| row.body) {
         BodyBound::None => Bounds {
@@ -272,7 +273,7 @@ pub fn message_bounds(config: &Config, row: Option<&Row>) -> Bounds {
     }
 }
 
-/// 415, with the codings that are taken.
+/// Returns 415, with the accepted codings.
 pub fn unsupported_coding(error: BodyCodingError) -> ApiError {
     let message = match error {
         BodyCodingError::Unknown => {
@@ -287,7 +288,7 @@ pub fn unsupported_coding(error: BodyCodingError) -> ApiError {
     ApiError::new(ErrorCode::UnsupportedMediaType, message).with_param(CONTENT_ENCODING)
 }
 
-/// 406.
+/// Returns 406.
 pub fn no_coding() -> ApiError {
     let message = "`Accept-Encoding` refuses `identity` and takes none of zstd, gzip and br";
     ApiError::new(ErrorCode::NotAcceptable, message)

@@ -1,7 +1,7 @@
-//! The fields that answers have in common.
+//! The fields that responses have in common.
 //!
-//! Owns their names and their spelling. Everything goes into one reusable buffer of fields; what
-//! came from a client goes through [`Fields::push`], which lets no line end pass.
+//! Owns their names and their spelling. Everything goes into one reusable buffer of fields; text
+//! from a client goes through [`Fields::push`], which lets no line end pass.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::service::admission::rate_limit::Level;
 use crate::service::admission::router::Row;
 use crate::service::call::Call;
 
-/// Every answer's: its names, and where the caller's buckets stand.
+/// Adds the fields of every response: its ids, and the state of the caller's buckets.
 pub fn identity(fields: &mut Fields, call: &Call, text: &mut String) {
     fields.push("x-request-id", call.request_id.as_str());
     if let Some(trace) = &call.trace {
@@ -38,11 +38,11 @@ pub fn identity(fields: &mut Fields, call: &Call, text: &mut String) {
     }
 }
 
-/// An error answer's own.
+/// Adds the fields of an error response.
 pub fn error(fields: &mut Fields, error: &ApiError, row: Option<&Row>) {
     fields.push("cache-control", "no-store");
     match error.code {
-        // RFC 9110, section 11.6.1: a 401 names the scheme that it wants.
+        // RFC 9110, section 11.6.1: a 401 must name the required scheme.
         ErrorCode::MissingCredentials => fields.push("www-authenticate", "Bearer"),
         ErrorCode::InvalidKey | ErrorCode::ExpiredKey => {
             fields.push("www-authenticate", "Bearer error=\"invalid_token\"");
@@ -61,8 +61,8 @@ pub fn error(fields: &mut Fields, error: &ApiError, row: Option<&Row>) {
     }
 }
 
-/// `Server-Timing` (W3C): where the time of a complete answer went. `auth` is the time from the
-/// head to the start of the job: credentials, limits, and the arrival of the body.
+/// Adds `Server-Timing` (W3C): how the time of a complete response was spent. `auth` is the time
+/// from the head to the start of the job: credentials, limits, and the arrival of the body.
 pub fn server_timing(
     fields: &mut Fields,
     auth: Duration,
@@ -81,7 +81,7 @@ pub fn server_timing(
     fields.push("server-timing", text);
 }
 
-/// `name;dur=1.234`, in milliseconds.
+/// Appends `name;dur=1.234`, in milliseconds.
 fn push_metric(text: &mut String, name: &str, duration: Duration) {
     if !text.is_empty() {
         text.push_str(", ");
@@ -91,8 +91,8 @@ fn push_metric(text: &mut String, name: &str, duration: Duration) {
     push_thousandths(text, duration.as_micros());
 }
 
-/// `1.234` of 1,234 thousandths. Written by hand: the formatting machinery costs ten times as much
-/// and every answer has five of these.
+/// Appends `1.234` for 1,234 thousandths. Written by hand: the formatting machinery costs ten times
+/// as much, and every response has five of these.
 fn push_thousandths(text: &mut String, thousandths: u128) {
     let thousandths = u64::try_from(thousandths).unwrap_or(u64::MAX);
     let (whole, mut rest) = (thousandths / 1_000, thousandths % 1_000);
@@ -107,8 +107,8 @@ fn push_thousandths(text: &mut String, thousandths: u128) {
     }
 }
 
-/// A bucket's reset in the OpenAI API's way, which is Go's: `120ms`, `8.64s`, `6m0s`. Rounded up
-/// to a millisecond: at that time it is really so.
+/// Formats a bucket's reset as the OpenAI API does, which is Go's way: `120ms`, `8.64s`, `6m0s`.
+/// Rounded up to a millisecond, so that the bucket really is full at that time.
 fn span<'t>(text: &'t mut String, level: &Level) -> &'t str {
     text.clear();
     let below_second = u64::from(level.reset.subsec_nanos().div_ceil(1_000_000));

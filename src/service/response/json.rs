@@ -1,14 +1,14 @@
-//! JSON written by hand, for the answer that every request pays for.
+//! JSON written by hand, for the response that every request pays for.
 //!
-//! serde writes every other answer. It hands each quote, comma and run of text to its writer one by
-//! one and looks at a text byte by byte; here a text is looked at eight bytes at a time and copied
-//! in long runs, which makes the whole answer several times as fast.
+//! serde writes every other response. It hands each quote, comma and run of text to its writer one
+//! by one and looks at a text byte by byte. Here a text is checked eight bytes at a time and copied
+//! in long runs, which makes the whole response several times as fast.
 //!
-//! Must never write what serde would write otherwise: the tests compare the two.
+//! Must always write the same as serde would: the tests compare the two.
 
 use serde::Serialize;
 
-/// What an answer can be made of. Most is written by serde; what every request pays for, by hand.
+/// A value that a response can contain. serde writes most; the code here writes the frequent ones.
 pub trait WriteJson {
     /// Appends the value.
     fn write_json(&self, out: &mut Vec<u8>);
@@ -17,7 +17,7 @@ pub trait WriteJson {
 impl<T: Serialize> WriteJson for T {
     fn write_json(&self, out: &mut Vec<u8>) {
         let written = serde_json::to_writer(out, self);
-        // A vector takes every byte, and what is serialized here has neither maps with odd keys nor
+        // A vector takes every byte, and the serialized values have neither maps with odd keys nor
         // numbers that JSON lacks.
         debug_assert!(written.is_ok(), "{written:?}");
     }
@@ -28,7 +28,7 @@ pub fn write_json(out: &mut Vec<u8>, value: &impl WriteJson) {
     value.write_json(out);
 }
 
-/// An object that is being written. Its end is a command of its own: nothing is done by dropping.
+/// An object that is being written. The caller must end it explicitly: dropping it does nothing.
 pub struct Object<'a> {
     out: &'a mut Vec<u8>,
     is_empty: bool,
@@ -43,8 +43,8 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Begins a member; the caller appends its value. The name is one that needs no escape. Inlined
-    /// because it is known to the compiler then, and is written as the constant that it is.
+    /// Begins a member; the caller appends its value. The name must need no escape. Inlined, so
+    /// that the compiler knows the name and writes it as a constant.
     #[inline]
     pub fn member(&mut self, name: &str) -> &mut Vec<u8> {
         debug_assert!(name.bytes().all(is_clean));
@@ -63,8 +63,9 @@ impl<'a> Object<'a> {
     }
 }
 
-/// Each eight bytes are copied before they are looked at: what must not stay is cut off again. So
-/// the usual text costs a load, a store and a few bit operations for eight bytes.
+/// Appends a text as a JSON string. Copies eight bytes before it checks them, and cuts off again
+/// what must not stay. So ordinary text costs a load, a store and a few bit operations per eight
+/// bytes.
 pub fn push_text(out: &mut Vec<u8>, text: &str) {
     out.reserve(text.len() + 2);
     out.push(b'"');
@@ -100,7 +101,7 @@ pub fn push_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// RFC 8259, section 7.
+/// Appends the escape of a byte (RFC 8259, section 7).
 fn push_escaped(out: &mut Vec<u8>, byte: u8) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let letter = match byte {
@@ -119,17 +120,16 @@ fn push_escaped(out: &mut Vec<u8>, byte: u8) {
     out.extend_from_slice(&[b'\\', letter]);
 }
 
-/// Anything but a quote, a backslash and a control.
+/// Returns whether a byte is not a quote, a backslash or a control character.
 const fn is_clean(byte: u8) -> bool {
     byte >= b' ' && byte != b'"' && byte != b'\\'
 }
 
-/// How many bytes come before the first that must be escaped.
+/// Returns how many bytes come before the first that must be escaped.
 ///
 /// A byte below `n` (up to 128) has its high bit clear and gets it set by subtracting `n`. All
-/// eight are subtracted at once, and only a byte that is found borrows from those above it, so the
-/// first that is found is right. A byte that is equal to another becomes 0 by exclusive or, and so
-/// is below 1.
+/// eight are subtracted at once. Only a found byte borrows from those above it, so the first one
+/// found is correct. A byte that is equal to another becomes 0 by exclusive or, and so is below 1.
 fn clean_bytes(word: [u8; 8]) -> usize {
     const fn eight_times(byte: u8) -> u64 {
         u64::from_le_bytes([byte; 8])
@@ -138,7 +138,7 @@ fn clean_bytes(word: [u8; 8]) -> usize {
     let below = |word: u64, bound: u8| word.wrapping_sub(eight_times(bound)) & !word;
     let equal = |byte: u8| below(word ^ eight_times(byte), 1);
     let found = (below(word, b' ') | equal(b'"') | equal(b'\\')) & eight_times(0x80);
-    // Of a word without any, all 64 bits are trailing zeros.
+    // If no byte is found, all 64 bits are trailing zeros.
     found.trailing_zeros() as usize / 8
 }
 

@@ -1,4 +1,4 @@
-//! What responses are made of, whichever API they belong to.
+//! The parts of responses, whichever API they belong to.
 //!
 //! Reading order: [`buffer`] (fields and body of one response), [`headers`] (the fields that
 //! responses share), [`json`] (JSON written by hand), [`coding`] (compression), [`static_body`]

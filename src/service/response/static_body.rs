@@ -10,7 +10,7 @@ use crate::limits::service as limits;
 
 use crate::service::admission::router::Route;
 
-/// One body in all variants that were asked for.
+/// One body in all requested variants.
 #[derive(Debug)]
 pub struct StaticBody {
     plain: Box<[u8]>,
@@ -28,7 +28,7 @@ enum Variant {
 }
 
 impl StaticBody {
-    /// `None`: it is too long to be kept.
+    /// Returns `None` if the body is too long to be kept.
     pub fn new(plain: &[u8]) -> Option<StaticBody> {
         (plain.len() <= limits::STATIC_BODY_BYTES_MAX).then(|| StaticBody {
             plain: plain.into(),
@@ -40,8 +40,8 @@ impl StaticBody {
         &self.plain
     }
 
-    /// What is kept, all variants together, for whoever bounds it. At most `1 + Coding::ALL.len()`
-    /// times the plain body.
+    /// Returns the size of all variants together, to check their bound: at most
+    /// `1 + Coding::ALL.len()` times the plain body.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "the cache of answers will count by it")
@@ -54,12 +54,12 @@ impl StaticBody {
         self.plain.len() + variants.sum::<usize>()
     }
 
-    /// Whether this variant was asked for before.
+    /// Returns whether this variant was requested before.
     pub fn has(&self, coding: Coding) -> bool {
         !matches!(self.variants[coding as usize], Variant::NotAskedFor)
     }
 
-    /// Makes this variant.
+    /// Creates this variant.
     pub fn make(&mut self, coding: Coding, compressor: &mut Compressor) {
         let mut out = Vec::new();
         let is_shorter = compressor.compress(coding, Effort::Kept, &self.plain, &mut out);
@@ -69,7 +69,7 @@ impl StaticBody {
         };
     }
 
-    /// This variant, where it is made and of use.
+    /// Returns this variant, if it exists and is useful.
     pub fn coded(&self, coding: Coding) -> Option<&[u8]> {
         match &self.variants[coding as usize] {
             Variant::Made(bytes) => Some(bytes),
@@ -78,13 +78,13 @@ impl StaticBody {
     }
 }
 
-/// The answers that never change, by their route.
+/// The responses that never change, by their route.
 #[derive(Debug, Default)]
 pub struct StaticBodies([Option<StaticBody>; Route::COUNT]);
 
 impl StaticBodies {
-    /// The answer of a route, made by `make` when it is first asked for. `None`: it is too long to
-    /// be kept.
+    /// Returns the body of a route, built by `make` at the first request. `None` if it is too long
+    /// to be kept.
     pub fn of(&mut self, route: Route, make: impl FnOnce(&mut Vec<u8>)) -> Option<&mut StaticBody> {
         let place = &mut self.0[route as usize];
         if place.is_none() {

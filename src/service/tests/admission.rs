@@ -1,4 +1,4 @@
-//! What a head can be refused for.
+//! The reasons to refuse a head.
 
 use std::net::Ipv4Addr;
 
@@ -15,7 +15,7 @@ fn without_a_key_only_the_listed_routes_answer() {
         let mut bench = Bench::new();
         let reply = bench.ask(&Sent::get(row.path).method(method));
         if row.access == Access::Public {
-            // gRPC is not spoken over HTTP/1.1.
+            // gRPC does not work over HTTP/1.1.
             let expected = if row.verbs == Verbs::Rpc { 505 } else { 200 };
             assert_eq!(reply.status, expected, "{}", row.path);
         } else {
@@ -106,7 +106,7 @@ fn unknown_paths_and_methods() {
 const LOOPBACK: PeerAddress = PeerAddress::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
 /// A request that may have come from a web page, or not: its target's authority, its fields, and
-/// whether it is served without a key where `server.hosts` has `gpu.example`.
+/// whether it is served without a key if `server.hosts` has `gpu.example`.
 type Page = (&'static str, &'static [(&'static str, &'static str)], bool);
 
 const PAGES: &[Page] = &[
@@ -155,8 +155,8 @@ fn page(
     )
 }
 
-/// Mutations: `check_origin` is not called; `check` reads the `Host` field in place of
-/// `Request::host`; an origin that is not ASCII passes.
+/// Mutations: `check_origin` is not called; `check` reads the
+/// `Host` field instead of `Request::host`; an origin that is not ASCII passes.
 #[test]
 fn without_keys_no_web_page_is_served() {
     for (authority, fields, is_served) in PAGES {
@@ -186,8 +186,8 @@ fn without_keys_no_web_page_is_served() {
     }
 }
 
-/// Mutations: `check_origin` asks for `auth.enabled` alone; a key does not help; a reload of
-/// `server.hosts` is not felt.
+/// Mutations: `check_origin` checks only `auth.enabled`; a key does not help; a reload of
+/// `server.hosts` has no effect.
 #[test]
 fn open_metrics_are_for_no_web_page_either() {
     let config_with = |hosts: &[&str]| {
@@ -210,7 +210,7 @@ fn open_metrics_are_for_no_web_page_either() {
             true => assert_eq!(reply.status, 200, "{target} {fields:?}"),
             false => assert_eq!(reply.error(), "forbidden_origin", "{target} {fields:?}"),
         }
-        // Whatever has a key is no page.
+        // A request with a key does not come from a page.
         assert_eq!(
             bench.ask(&sent.clone().key(FULL)).status,
             200,
@@ -246,7 +246,7 @@ fn strangers_use_up_their_address_and_valid_keys_do_not_feel_it() {
     for sent in [stranger.clone(), Sent::get("/nothing")] {
         let reply = bench.ask(&sent);
         assert_eq!(reply.error(), "rate_limited");
-        // 120 a minute: one in half a second.
+        // 120 per minute: one in half a second.
         assert_eq!(reply.field("retry-after"), Some("1"));
         assert_eq!(reply.field("retry-after-ms"), Some("500"));
         assert_eq!(reply.json()["error"]["retry_after_ms"], 500);
@@ -267,7 +267,7 @@ fn strangers_use_up_their_address_and_valid_keys_do_not_feel_it() {
     assert_eq!(bench.ask(&stranger).error(), "missing_credentials");
 }
 
-/// Mutations that this test catches: `sender` returning the peer; the field believed of any peer.
+/// Mutations that this test catches: `sender` returning the peer; the field trusted from any peer.
 #[test]
 fn a_trusted_proxys_clients_are_strangers_one_by_one() {
     let behind = |proxies: &str| {
@@ -285,10 +285,10 @@ fn a_trusted_proxys_clients_are_strangers_one_by_one() {
         assert_eq!(error, "missing_credentials", "{client}");
         assert_eq!(bench.ask(&from(client)).error(), "rate_limited", "{client}");
     }
-    // Words that the client itself has written change nothing.
+    // Addresses that the client itself has written change nothing.
     let reply = bench.ask(&from("6.6.6.7, 192.0.2.9"));
     assert_eq!(reply.error(), "rate_limited");
-    // A stranger's field is not believed, however often it changes.
+    // An untrusted peer's field is ignored, however often it changes.
     let mut bench = behind("172.16.0.0/12");
     assert_eq!(bench.ask(&from("192.0.2.7")).error(), "missing_credentials");
     assert_eq!(bench.ask(&from("192.0.2.8")).error(), "rate_limited");
@@ -314,7 +314,7 @@ fn a_keys_rate_shows_in_every_answer() {
     assert_eq!(reply.field("retry-after"), Some("15"));
     bench.advance(15_000);
     assert_eq!(bench.ask(&sent).status, 200);
-    // Nothing is bounded, and nothing is said, where limits are off.
+    // If limits are off, nothing is bounded and no field reports a bound.
     let mut bench = Bench::with(|config| config.rate_limit.enabled = false);
     for _ in 0..8 {
         let reply = bench.ask(&sent);
@@ -434,14 +434,14 @@ fn an_unknown_path_takes_from_the_rate_of_its_key() {
     assert_eq!(reply.field("x-ratelimit-remaining-requests"), Some("0"));
     let known = Sent::get("/api/v1/models").key(NARROW);
     assert_eq!(bench.ask(&known).error(), "rate_limited");
-    // Neither another key nor a stranger behind the same address feels it.
+    // Neither another key nor a client without a key behind the same address is affected.
     let other = Sent::get("/nothing").key(FULL);
     assert_eq!(bench.ask(&other).error(), "not_found");
     assert_eq!(bench.ask(&Sent::get("/nothing")).error(), "not_found");
 }
 
-/// Mutations that this test catches: `OPTIONS` of a known path, or of `*`, is counted for nobody;
-/// a key is charged to its address.
+/// Mutations that this test catches: `OPTIONS` of a known path, or of `*`, is not counted; a key is
+/// charged to its address.
 #[test]
 fn options_take_from_the_rate_of_their_key_or_address() {
     for path in ["*", "/api/v1/generate", "/AutoGLMService/Generate"] {
@@ -462,9 +462,9 @@ fn options_take_from_the_rate_of_their_key_or_address() {
     }
 }
 
-/// A balancer takes a server out of service when its probe is refused, and its address may be that
-/// of all clients. Mutations that this test catches: probes are counted; other requests of their
-/// routes are not.
+/// A load balancer takes a server out of service when its probe is refused, and its address may be
+/// that of all clients. Mutations that this test catches: probes are counted; other requests of
+/// their routes are not.
 #[test]
 fn probes_are_never_refused_and_other_requests_of_their_routes_are_counted() {
     let mut bench = Bench::with(|config| config.rate_limit.burst = 2);
@@ -488,8 +488,8 @@ fn probes_are_never_refused_and_other_requests_of_their_routes_are_counted() {
     probe(&mut bench);
 }
 
-/// Reactor 0 has read both rings and serves the new key before reactor 1 reads the first.
-/// Mutation that this test catches: `Service::set_keys` drops accounts from the limiter.
+/// Reactor 0 has read both rings and serves the new key before reactor 1 reads the first. Mutation
+/// that this test catches: `Service::set_keys` drops accounts from the limiter.
 #[test]
 fn a_reactor_with_a_late_ring_leaves_the_accounts_of_the_others() {
     let new = KeyRecord {

@@ -1,4 +1,4 @@
-//! Content codings of answers, streams and bodies.
+//! Content codings of responses, streams and bodies.
 
 use super::*;
 use crate::http::compress::Coding;
@@ -17,7 +17,7 @@ fn coding_of(reply: &Recording) -> Option<Coding> {
     reply.field("content-encoding").and_then(Coding::parse)
 }
 
-/// The body as its own fields say that it is.
+/// Decodes the body by its own fields.
 fn plain(reply: &Recording) -> Vec<u8> {
     let Some(coding) = coding_of(reply) else {
         return reply.body.clone();
@@ -41,7 +41,7 @@ fn number(bench: &Bench, series: &str) -> f64 {
         .unwrap()
 }
 
-/// A whole answer of some kilobytes.
+/// Returns a whole response of some kilobytes.
 fn long_answer(bench: &mut Bench, sent: &Sent<'_>) -> Recording {
     let (mut reply, mut exchange) = bench.start(sent);
     let text = "def one(self, argument):\n    return self.two(argument)\n".repeat(60);
@@ -117,7 +117,7 @@ fn small_answers_and_those_of_a_daemon_that_does_not_compress_are_left_alone() {
     assert_eq!((coding_of(&reply), reply.field("vary")), (None, None));
     let refusing = sent.clone().header("accept-encoding", "gzip, identity;q=0");
     assert_eq!(bench.ask(&refusing).error(), "not_acceptable");
-    // A reload brings it back, with a higher bound.
+    // A reload allows it again, with a higher bound.
     let mut config = config();
     config.server.compress_min = 1 << 20;
     bench.service.apply(Arc::new(config));
@@ -348,8 +348,8 @@ fn bodies_are_inflated() {
     assert!(bench.start_with_body(&sent, body).is_some());
 }
 
-/// The inner body is bounded by what the outer one inflates to, so two codings would let 10 KB buy
-/// the time of a mebibyte. Mutation: `Several` is never returned.
+/// The inner body is bounded by what the outer one inflates to, so with two codings 10 KB could
+/// cost the time of a mebibyte. Mutation: `Several` is never returned.
 #[test]
 fn a_body_that_was_coded_twice_is_refused_unread() {
     let tables = code_tables(b"\x1f\x8b\x08\0\0\0\0\0\0\x03", 31_000);

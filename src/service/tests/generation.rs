@@ -1,4 +1,4 @@
-//! Jobs and their answers.
+//! Jobs and their responses.
 
 use super::*;
 use crate::engine::{FailReason, Failed, Prompt};
@@ -20,7 +20,7 @@ fn failed_with(code: ErrorCode) -> Event {
     failed(FailReason::Error(code), "")
 }
 
-/// The events of a stream: names and data.
+/// Returns the events of a stream: names and data.
 fn events(text: &str) -> Vec<(String, serde_json::Value)> {
     let blocks = text.split_terminator("\n\n");
     let event = |block: &str| {
@@ -197,7 +197,7 @@ fn a_waiting_stream_is_pinged() {
             .handle_deadline(&mut exchange, now, &mut reply);
         assert_eq!((flow, reply.text()), (Flow::Open, expected));
     }
-    // What is full needs no sign of life.
+    // A full output needs no sign of life.
     reply.room = false;
     bench.now = exchange.next_deadline();
     let now = bench.now;
@@ -206,7 +206,7 @@ fn a_waiting_stream_is_pinged() {
         .handle_deadline(&mut exchange, now, &mut reply);
     assert_eq!(reply.text(), ": ping\n\n: ping\n\n");
     assert!(exchange.next_deadline() > now);
-    // An answer in one piece has no pings.
+    // A response in one piece has no pings.
     let (_, exchange) = bench.start(&Sent::generate(r#"{"prompt": "x", "timeout": 20000}"#));
     let deadline = bench.now + Duration::from_secs(20) + limits::ENGINE_GRACE;
     assert_eq!(exchange.next_deadline(), deadline);
@@ -285,7 +285,7 @@ fn time_that_is_up_shows_what_was_written() {
         Some("1")
     );
 
-    // A stream that flows already ends in an event, after the code that was still held back.
+    // A stream that has begun ends in an event, after the code that was still held back.
     let sent = Sent::generate(r#"{"prompt": "x", "stream": true}"#);
     let (mut reply, mut exchange) = bench.start(&sent);
     let _ = bench.event(&mut exchange, token("```\nprint(1)\npr"), &mut reply);
@@ -360,14 +360,14 @@ fn a_key_has_so_many_places_until_its_jobs_have_really_ended() {
     bench
         .service
         .abandon(exchange, CancelReason::Disconnect, now);
-    // The client is gone, the engine has not let go yet.
+    // The client is gone, but the engine has not released the job yet.
     assert_eq!(bench.ask(&sent).error(), "too_many_concurrent");
     bench.engine.jobs.lock().unwrap().clear();
     let _ = bench.start(&sent);
 }
 
 /// Mutations that this test catches: a request's own value that is overwritten, and the neutral
-/// defaults in the place of the model's.
+/// defaults instead of the model's.
 #[test]
 fn what_a_request_leaves_open_is_the_model_s_default() {
     for (body, repeat_penalty, max_tokens) in [
@@ -385,7 +385,7 @@ fn what_a_request_leaves_open_is_the_model_s_default() {
         let effective = (job.sampling.repeat_penalty, job.max_tokens);
         assert_eq!(effective, (repeat_penalty, max_tokens), "{body}");
     }
-    // The reservation is for what may be generated: a token of prompt and 77 of answer.
+    // The reservation covers what may be generated: a token of prompt and 77 of output.
     let mut bench = Bench::new();
     let (mut reply, mut exchange) =
         bench.start(&Sent::generate(r#"{"prompt": "four"}"#).key(NARROW));
@@ -412,7 +412,7 @@ fn tokens_are_reserved_and_settled() {
     assert_eq!(reply.field("x-ratelimit-remaining-tokens"), Some("7"));
     drop(exchange);
     bench.engine.jobs.lock().unwrap().clear();
-    // 24 used by now; what the engine refuses costs nothing.
+    // 24 are used by now; a job that the engine refuses costs nothing.
     *bench.engine.refusal.lock().unwrap() = Some(Refused::Loading);
     let body = r#"{"prompt": "four", "max_tokens": 70}"#;
     let reply = bench.ask(&Sent::generate(body).key(NARROW));
@@ -421,11 +421,11 @@ fn tokens_are_reserved_and_settled() {
     let reply = bench.ask(&Sent::generate(body).key(NARROW));
     assert_eq!(reply.error(), "token_budget_exceeded");
     assert_eq!(reply.field("x-ratelimit-remaining-tokens"), Some("76"));
-    // One token short, at 100 a minute.
+    // One token short, at 100 per minute.
     assert_eq!(reply.field("retry-after-ms"), Some("600"));
 }
 
-/// An engine that was stuck made its jobs free of charge.
+/// A regression test: an engine that was stuck made its jobs free of charge.
 #[test]
 fn what_a_stuck_engine_has_cost_is_not_given_back() {
     let mut bench = Bench::new();
@@ -456,7 +456,7 @@ fn models_are_checked_by_name() {
     let reply = bench.ask(&Sent::generate(r#"{"prompt": "x", "model": "huge"}"#));
     assert_eq!(reply.error(), "model_not_found");
     assert!(reply.text().contains("tiny"));
-    // While none is known the engine's own refusal is the answer.
+    // While no model is known, the engine's own refusal is the response.
     let mut bench = Bench::new();
     *bench.engine.state.lock().unwrap() = State::Loading { percent: 1 };
     *bench.engine.refusal.lock().unwrap() = Some(Refused::Loading);

@@ -1,5 +1,5 @@
-//! The service on a bench: a scripted engine on one side, a recording reply on the other, and a
-//! clock that stands still until it is set.
+//! The service on a test bench: a scripted engine on one side, a recording reply on the other, and
+//! a clock that stands still until it is set.
 
 mod admission;
 mod coding;
@@ -28,13 +28,13 @@ pub fn config() -> Config {
     Config::default()
 }
 
-/// Of the tests' model: other than any in the product.
+/// The defaults of the tests' model, which differ from any in the product.
 pub const DEFAULTS: Defaults = Defaults {
     repeat_penalty: 1.25,
     max_tokens: 77,
 };
 
-/// Submits nothing and answers nothing by itself: the test reads its jobs and writes their events.
+/// Completes no job by itself: the test reads the jobs and writes their events.
 pub struct Scripted {
     pub jobs: Mutex<Vec<Job>>,
     pub refusal: Mutex<Option<Refused>>,
@@ -75,7 +75,7 @@ impl Engine for Scripted {
     fn drain(&self) {}
 }
 
-/// What the service said, as a protocol would send it. Insists on the order of calls.
+/// Records the service's calls, as a protocol would send them. Checks their order.
 #[derive(Debug)]
 pub struct Recording {
     pub status: u16,
@@ -118,7 +118,7 @@ impl Recording {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The error's code, after checking that the answer has the one form of all errors.
+    /// Returns the error's code, after checking that the response has the one form of all errors.
     #[track_caller]
     pub fn error(&self) -> String {
         let json = self.json();
@@ -189,13 +189,13 @@ pub struct Bench {
     requests: AtomicU32,
 }
 
-/// The bench's keys are made of these bytes.
+/// The bench's keys are built from these bytes.
 pub const FULL: u8 = 1;
 pub const NO_SCOPES: u8 = 2;
 pub const EXPIRED: u8 = 3;
 pub const REVOKED: u8 = 4;
 pub const UNKNOWN: u8 = 5;
-/// One request at once, ten tokens a minute more than a short prompt of one token may cost.
+/// One request at once, and per minute ten tokens more than a short prompt of one token may cost.
 pub const NARROW: u8 = 6;
 
 /// The wall clock of the bench, in seconds since 1970.
@@ -352,7 +352,7 @@ impl Bench {
         }
     }
 
-    /// Sends a request that is answered at once.
+    /// Sends a request that is served at once.
     pub fn ask(&mut self, sent: &Sent<'_>) -> Recording {
         let (reply, exchange) = self.send(sent);
         assert!(exchange.is_none());
@@ -379,7 +379,7 @@ impl Bench {
             .clone()
     }
 
-    /// A line of the metrics.
+    /// Returns a line of the metrics.
     pub fn metric(&self, name: &str) -> Option<String> {
         let mut text = String::new();
         self.metrics.encode(&mut text);
@@ -407,7 +407,7 @@ impl<'a> Sent<'a> {
         }
     }
 
-    /// A generation with the full key.
+    /// Returns a generation with the full key.
     pub fn generate(body: &'a str) -> Sent<'a> {
         Sent {
             method: Method::Post,

@@ -9,7 +9,7 @@ use crate::grpc::messages::{Message, autoglm};
 
 const PROTOBUF: &str = "application/x-protobuf";
 
-/// A message of ASCII alone, which these are, is text.
+/// These messages are ASCII, so they are text.
 fn body(request: &GenerateRequest) -> String {
     String::from_utf8(request.encode_to_vec()).unwrap()
 }
@@ -154,7 +154,7 @@ fn errors_are_messages_too() {
         assert_eq!(info.metadata.get("param").map(String::as_str), param);
         assert_eq!(reply.field("grpc-status"), None);
     }
-    // A refusal by the head alone has the form as well.
+    // A refusal by the head alone has the same form.
     let mut bench = Bench::new();
     let stranger = Sent {
         method: Method::Post,

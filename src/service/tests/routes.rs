@@ -1,4 +1,4 @@
-//! The routes that are answered on the spot.
+//! The routes that are served at once.
 
 use super::*;
 use crate::config::TrustedProxies;
@@ -102,7 +102,7 @@ fn metrics_need_their_scope_or_loopback_and_permission() {
         bench.peer = Peer::new(address);
         assert_eq!(bench.ask(&sent).status, status, "{public} {address:?}");
     }
-    // A proxy of this machine: what it brings has come from elsewhere, or so it says itself.
+    // A proxy on this machine: its requests come from elsewhere, or it claims so.
     for (proxies, field, client, status) in [
         (&[][..], "x-forwarded-for", "192.0.2.7", 401),
         (&[], "x-forwarded-for", "127.0.0.1", 401),

@@ -1,7 +1,7 @@
-//! What answers of gRPC's other services are made of: one message, or any number and an end.
+//! The responses of gRPC's other services: one message, or any number and an end.
 //!
-//! A generation has its own way, in [`crate::service::generation`]; health and reflection share
-//! what is here.
+//! A generation has its own code, in [`crate::service::generation`]; health and reflection share
+//! this file.
 
 use crate::core::Moment;
 use crate::error::ApiError;
@@ -14,7 +14,7 @@ use crate::service::render;
 use crate::service::request_log::Outcome;
 
 impl Service {
-    /// Answers with one message, and closes the request.
+    /// Responds with one message, and closes the request.
     pub(in crate::service) fn answer_message(
         &mut self,
         call: &Call,
@@ -32,7 +32,7 @@ impl Service {
         self.log.close(call, outcome, None, now);
     }
 
-    /// Sends one message of several, behind the head if it is the first; gives its bytes.
+    /// Sends one message of several, after the head if it is the first; returns its bytes.
     pub(in crate::service) fn send_message(
         &mut self,
         call: &Call,
@@ -51,8 +51,8 @@ impl Service {
         self.buffer.body.len() as u64
     }
 
-    /// Ends an answer of any number of messages, and closes the request. `bytes`: 0 where the head
-    /// is still to come.
+    /// Ends a response of any number of messages, and closes the request. `bytes` is 0 if the head
+    /// has not been sent yet.
     pub(in crate::service) fn end_dialogue(
         &mut self,
         call: &Call,
@@ -70,7 +70,8 @@ impl Service {
         let outcome = match error {
             None => Outcome::Answered { status: 200, bytes },
             Some(error) => Outcome::Failed {
-                // As in `fail`: what nothing was sent before has the status that it has elsewhere.
+                // As in `fail`: if nothing was sent before, the status is that of the same error
+                // over REST.
                 status: if bytes > 0 { 200 } else { error.code.status() },
                 bytes,
                 code: error.code,

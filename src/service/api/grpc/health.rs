@@ -1,9 +1,9 @@
-//! gRPC's health checks: what `/readyz` says, asked once or watched.
+//! gRPC's health checks: the state of `/readyz`, asked once or watched.
 //!
-//! A watch is an exchange without a job. It looks at the engine at an interval, since nobody tells
-//! a reactor that a model is loaded, and says something when the state has changed. A drain ends
-//! it: the client is to watch another daemon. So does its age: a watch takes no key, and holds a
-//! place.
+//! A watch is an exchange without a job. It checks the engine at an interval, because a reactor is
+//! not notified when a model is loaded, and sends a message when the state has changed. A drain
+//! ends it: the client should watch another daemon. Its age ends it too: a watch needs no key, and
+//! occupies a place.
 
 use crate::core::Moment;
 use crate::engine::State;
@@ -21,7 +21,8 @@ use crate::service::representation::Representation;
 use crate::service::request_log::Outcome;
 use crate::service::{Exchange, Flow, Service};
 
-/// Whose state may be asked for: the daemon's as a whole, and the service's own, which is the same.
+/// Services whose state may be asked for: the daemon as a whole, and its service, which is the
+/// same.
 const SERVICES: &[&str] = &["", "AutoGLMService"];
 
 /// A client that watches.
@@ -29,12 +30,12 @@ const SERVICES: &[&str] = &["", "AutoGLMService"];
 pub struct Watch {
     call: Call,
     is_known: bool,
-    /// What the client was told last.
+    /// The state that the client got last.
     told: Option<ServingStatus>,
     look_at: Moment,
     /// The client's own deadline, if that is before `expires`.
     ends: Moment,
-    /// No watch lasts longer.
+    /// The longest time that a watch may last.
     expires: Moment,
     bytes: u64,
 }
@@ -100,7 +101,7 @@ impl Service {
         }
     }
 
-    /// Tells a watcher what has changed. Called at `next_deadline`.
+    /// Sends a watcher the change, if there is one. Must be called at `next_deadline`.
     pub(in crate::service) fn look_at_health(
         &mut self,
         watch: &mut Watch,
@@ -112,7 +113,7 @@ impl Service {
             watch.look_at = now + limits::HEALTH_WATCH_INTERVAL;
             let status = match watch.is_known {
                 true => self.serving_status(),
-                // The protocol wants the watch to go on: the service may come.
+                // By the protocol the watch goes on: the service may come.
                 false => ServingStatus::ServiceUnknown,
             };
             if watch.told != Some(status) && reply.has_room() {
@@ -166,7 +167,7 @@ impl Service {
     }
 }
 
-/// Of a stream that was open for as long as one may be.
+/// The error of a stream that was open for as long as allowed.
 pub fn expired() -> ApiError {
     let seconds = limits::JOBLESS_STREAM_AGE_MAX.as_secs();
     let message = format!("a stream like this may stay open for {seconds} s; open another one");

@@ -1,8 +1,8 @@
-//! Server reflection: a stream of questions, each answered as soon as it is there.
+//! Server reflection: a stream of requests, each served as soon as it comes.
 //!
-//! A client keeps the stream open, asks, reads, and asks again, so nothing may wait for its end.
-//! Must never answer faster than the client reads: what finds no room waits as the question that it
-//! was, a bounded number of bytes of them.
+//! A client keeps the stream open, asks, reads, and asks again, so no response may wait for the
+//! end. Must never send faster than the client reads: if a response finds no room, its request
+//! waits, up to a bounded number of bytes.
 
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
@@ -24,14 +24,14 @@ use crate::service::{Exchange, Flow, Service};
 pub struct Dialogue {
     call: Call,
     questions: Decoder,
-    /// How many there were.
+    /// How many requests there were.
     count: u32,
-    /// The client has said all that it will.
+    /// The client has ended its side.
     is_over: bool,
-    /// When to look again: soon where questions wait for room in the output, else at an interval,
-    /// for the drain that nobody tells of.
+    /// When to check again: soon if requests wait for room in the output, otherwise at an interval,
+    /// because a drain is not announced.
     look_at: Moment,
-    /// The client's own deadline, or the longest that a stream may last.
+    /// The client's own deadline, or the longest time that a stream may last.
     ends: Moment,
     /// Whether `ends` is the client's.
     has_own_deadline: bool,
@@ -45,8 +45,8 @@ impl Dialogue {
 }
 
 impl Service {
-    /// A request of [`Intake::Pieces`](crate::service::Intake::Pieces) was admitted: its exchange,
-    /// before any of its body.
+    /// Returns the exchange of an admitted request of
+    /// [`Intake::Pieces`](crate::service::Intake::Pieces), before any of its body.
     pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
         let call = admitted.call;
         let (encoding, timeout) = match call.representation {
@@ -68,8 +68,8 @@ impl Service {
         Box::new(Exchange::Reflection(dialogue))
     }
 
-    /// The next piece of a body that comes in pieces, and whether it is the last. An empty piece
-    /// may be the last.
+    /// Takes the next piece of a body that comes in pieces, and whether it is the last. An empty
+    /// piece may be the last.
     pub fn handle_data(
         &mut self,
         exchange: &mut Exchange,
@@ -93,7 +93,7 @@ impl Service {
         self.answer_questions(dialogue, now, reply)
     }
 
-    /// Called at `next_deadline`.
+    /// Must be called at `next_deadline`.
     pub(in crate::service) fn look_at_questions(
         &mut self,
         dialogue: &mut Dialogue,
@@ -154,7 +154,7 @@ impl Service {
         }
     }
 
-    /// Whether there was one.
+    /// Serves the next request. Returns whether there was one.
     fn answer_question(
         &mut self,
         dialogue: &mut Dialogue,

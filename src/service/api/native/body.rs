@@ -1,10 +1,10 @@
 //! JSON bodies, read strictly and without recursion.
 //!
 //! Owns the way from a hostile body to the members of an object. The body is scanned once, which
-//! finds every error of syntax with its line and column, and each member's value stays the text it
-//! was; [`super::request`] then reads each as the type its name asks for. An object within a value
-//! goes the same way. Must never recurse: a thousand brackets cost a thousand bytes of scratch in
-//! the scan and no stack, so a nested body is merely a wrong one.
+//! finds every error of syntax with its line and column, and each member's value stays text;
+//! [`super::request`] then reads each as the type that its name requires. An object within a value
+//! is read in the same way. Must never recurse: a thousand brackets cost a thousand bytes of
+//! scratch in the scan and no stack, so a nested body is only refused.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,12 +23,12 @@ pub struct Member<'a> {
     pub value: Value<'a>,
 }
 
-/// The text of a JSON value, without white space around it, known to be well-formed but for
-/// escapes in strings that stand for no character.
+/// The text of a JSON value, without white space around it. It is known to be well-formed, except
+/// for escapes in strings that represent no character.
 #[derive(Clone, Copy, Debug)]
 pub struct Value<'a>(&'a str);
 
-/// What kind of value a text is; shows itself with its article, for messages.
+/// The kind of a value; displayed with its article, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     String,
@@ -68,15 +68,15 @@ impl<'a> Value<'a> {
         self.0
     }
 
-    /// Reads the value as a scalar type. `None` where it is none of that type.
+    /// Reads the value as a scalar type. `None` if it is not of that type.
     pub fn read<T: Deserialize<'a>>(self) -> Option<T> {
         serde_json::from_str(self.0).ok()
     }
 
     /// Reads the value as an integer of 64 bits, however it is written: JSON has one type of
     /// number, so `10.0` and `1e1` are the integer 10 (RFC 8259, section 6; JSON Schema, section
-    /// 6.1.1). Exact, unlike a detour through `f64`. `None` where the value is not a number, not
-    /// an integer, or does not fit.
+    /// 6.1.1). Exact, unlike a detour through `f64`. `None` if the value is not a number, not an
+    /// integer, or does not fit.
     pub fn read_integer(self) -> Option<i64> {
         match self.kind() {
             Kind::Number => integer_of(self.0),
@@ -84,12 +84,12 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Reads the value as a string, which is the client's own text where it has no escapes.
+    /// Reads the value as a string, which borrows the client's text if it has no escapes.
     pub fn read_text(self) -> Option<Cow<'a, str>> {
         self.read().map(|Name(text)| text)
     }
 
-    /// The values of a list, at most `bound` of them.
+    /// Returns the values of a list, at most `bound` of them.
     pub fn list(self, bound: usize) -> Result<Vec<Value<'a>>, ListError> {
         if self.kind() != Kind::List {
             return Err(ListError::OtherKind);
@@ -101,8 +101,8 @@ impl<'a> Value<'a> {
         Ok(items.into_iter().map(|item| Value(item.get())).collect())
     }
 
-    /// The members of an object, in their order. `None` where it is no object, has a member twice
-    /// or more members than any object here can need.
+    /// Returns the members of an object, in their order. `None` if it is not an object, has a
+    /// member twice or more members than any object here can need.
     pub fn members(self) -> Option<Vec<Member<'a>>> {
         let Members(members) = serde_json::from_str(self.0).ok()?;
         duplicate(&members).is_none().then_some(members)
@@ -115,7 +115,7 @@ pub enum ListError {
     TooLong,
 }
 
-/// The members of the object that a body is.
+/// Returns the members of the object in a body.
 pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let place = error.valid_up_to();
@@ -124,7 +124,7 @@ pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
             false => format!("the body is not UTF-8 from byte {place} on"),
         })
     })?;
-    // RFC 8259, section 8.1: a parser may ignore a byte order mark, and Windows' tools write one.
+    // RFC 8259, section 8.1: a parser may ignore a byte order mark, and tools on Windows write one.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let first = text.trim_ascii_start().bytes().next();
     let Members(members) = serde_json::from_str(text).map_err(|error| {
@@ -145,12 +145,12 @@ pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
     }
 }
 
-/// A byte order mark of UTF-16, in either order.
+/// Returns whether the body begins with a byte order mark of UTF-16, in either order.
 fn is_utf16(body: &[u8]) -> bool {
     body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff")
 }
 
-/// The integer that a JSON number is equal to, if it is one of 64 bits.
+/// Returns the integer that equals a JSON number, if it has 64 bits.
 fn integer_of(number: &str) -> Option<i64> {
     let (is_negative, number) = match number.strip_prefix('-') {
         Some(number) => (true, number),
@@ -162,7 +162,7 @@ fn integer_of(number: &str) -> Option<i64> {
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = || whole.bytes().chain(fraction.bytes());
-    // How many of the digits stand before the point once the exponent has moved it.
+    // How many of the digits are before the point once the exponent has moved it.
     let whole_digits = i64::try_from(whole.len()).ok()?.saturating_add(exponent);
     let split = usize::try_from(whole_digits.max(0)).ok()?;
     if digits().all(|digit| digit == b'0') {
@@ -173,7 +173,7 @@ fn integer_of(number: &str) -> Option<i64> {
     }
     let written = whole.len() + fraction.len();
     let zeros = split.saturating_sub(written);
-    // Longer than any integer that fits: no loop over the zeros that an exponent asks for.
+    // Longer than any integer that fits: no loop over the zeros of a large exponent.
     if zeros > INTEGER_DIGITS_MAX {
         return None;
     }
@@ -193,7 +193,7 @@ fn integer_of(number: &str) -> Option<i64> {
 /// Decimal digits of the largest integer of 64 bits.
 const INTEGER_DIGITS_MAX: usize = 19;
 
-/// What an exponent says; one that does not fit moves the point as far as can be.
+/// Parses an exponent; one that does not fit moves the point as far as possible.
 fn exponent_of(text: &str) -> i64 {
     let most = match text.starts_with('-') {
         true => i64::MIN / 2,
@@ -204,7 +204,7 @@ fn exponent_of(text: &str) -> i64 {
         .clamp(i64::MIN / 2, i64::MAX / 2)
 }
 
-/// The body is JSON, but not an object of a sane size.
+/// Returns the error of a body that is JSON, but not an object of reasonable size.
 fn shape_error(first: Option<u8>) -> ApiError {
     let message = if first == Some(b'{') {
         format!(
@@ -221,7 +221,7 @@ fn invalid_json(message: String) -> ApiError {
     ApiError::new(ErrorCode::InvalidJson, message)
 }
 
-/// What a client sent, cut to a length that a message and a log line can bear.
+/// Cuts a client's text to a length that fits a message and a log line.
 pub fn excerpt(text: &str) -> String {
     let start = beginning(text, limits::EXCERPT_BYTES_MAX);
     if start.len() == text.len() {
@@ -230,7 +230,7 @@ pub fn excerpt(text: &str) -> String {
     format!("{start}...")
 }
 
-/// As many whole characters from the start as fit into `bytes`.
+/// Returns as many whole characters from the start as fit into `bytes`.
 pub fn beginning(text: &str, bytes: usize) -> &str {
     let mut end = text.len().min(bytes);
     // Position 0 is a boundary, and no character is longer than four bytes.
@@ -240,8 +240,8 @@ pub fn beginning(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
-/// The first name that stands twice. Quadratic, in at most `JSON_MEMBERS_MAX` members; a name that
-/// no field can have is not compared, since it may be as long as the body.
+/// Returns the first name that occurs twice. Quadratic, in at most `JSON_MEMBERS_MAX` members; a
+/// name that no field can have is not compared, because it may be as long as the body.
 fn duplicate<'m>(members: &'m [Member<'_>]) -> Option<&'m str> {
     let short = members
         .iter()
@@ -255,10 +255,10 @@ fn duplicate<'m>(members: &'m [Member<'_>]) -> Option<&'m str> {
     })
 }
 
-/// Deserializes from an object whose members it keeps as text.
+/// Deserializes an object and keeps its members' values as text.
 struct Members<'a>(Vec<Member<'a>>);
 
-/// A string that borrows from the input where it has no escapes.
+/// A string that borrows from the input if it has no escapes.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -400,7 +400,7 @@ mod tests {
     fn a_byte_order_mark_is_ignored_and_utf16_is_named() {
         let found = members(b"\xef\xbb\xbf {\"a\": 1}").unwrap();
         assert_eq!(found[0].value.text(), "1");
-        // Once, and at the start alone.
+        // Once, and only at the start.
         for body in [&b"\xef\xbb\xbf\xef\xbb\xbf{}"[..], b" \xef\xbb\xbf{}"] {
             assert_eq!(error(body).code, ErrorCode::InvalidJson);
         }
@@ -417,7 +417,7 @@ mod tests {
         let deep = format!("{{\"x\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
         let found = members(deep.as_bytes()).unwrap();
         assert_eq!(found[0].value.list(8).unwrap()[0].kind(), Kind::List);
-        // Half of it, as an attacker would rather send it.
+        // Only the opening half, as an attacker would send it.
         let open = "[".repeat(2 * depth);
         assert_eq!(error(open.as_bytes()).code, ErrorCode::InvalidRequest);
         let open = format!("{{\"x\": {open}");

@@ -1,8 +1,8 @@
 //! The Protobuf form of a generation: `GenerateRequest` in, `GenerateResponse` and `GenerateChunk`
 //! out. gRPC and REST share it.
 //!
-//! Bounds and sentences are those of the JSON form, in [`super::request`]; where a field's name
-//! differs, the schema's stands in the error.
+//! Bounds and messages are those of the JSON form, in [`super::request`]; if a field's name
+//! differs, the error has the schema's name.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::request::{
 };
 use super::selection::{AnswerObject, Member};
 
-/// Reads a request. `timeout` is what its head says (`grpc-timeout`); of two the smaller counts.
+/// Reads a request. `timeout` is from its head (`grpc-timeout`); of two the smaller counts.
 pub fn read_request(
     bytes: &[u8],
     timeout: Option<Duration>,
@@ -54,8 +54,8 @@ pub fn read_request(
     Ok(request)
 }
 
-/// A client's deadline may be as far as it likes; the daemon's own bound comes first. In the body
-/// it is a number that was asked for, and refused where it is too large.
+/// Returns the effective timeout. A deadline in the head may be as large as the client likes, and
+/// the daemon's own bound comes first. A timeout in the body is refused if it is too large.
 fn timeout_of(
     milliseconds: u32,
     of_head: Option<Duration>,
@@ -122,7 +122,7 @@ fn set_sampling(
     Ok(())
 }
 
-/// No interval contains what is not a number.
+/// No interval contains NaN.
 fn number_in(field: &str, number: f32, interval: &Interval) -> Result<f32, ApiError> {
     match interval.contains(number.into()) {
         true => Ok(number),
@@ -159,13 +159,13 @@ fn context(files: Vec<autoglm::ContextFile>) -> Result<Vec<ContextFile>, ApiErro
     files.into_iter().enumerate().map(check).collect()
 }
 
-/// What a JSON body asks for that its Protobuf answer cannot give.
+/// The error of a JSON body that asks for a stream in Protobuf.
 pub fn no_stream() -> ApiError {
     let problem = "is not there in Protobuf; accept text/event-stream, or call GenerateStream";
     wrong("stream", problem)
 }
 
-/// A complete generation, as far as its members are chosen.
+/// Returns a complete generation with its selected members.
 pub fn response_of(object: &AnswerObject<'_>) -> autoglm::GenerateResponse {
     let chosen = |member| object.selection.contains(member);
     let text = |member, text: &str| match chosen(member) {
@@ -197,7 +197,7 @@ pub fn response_of(object: &AnswerObject<'_>) -> autoglm::GenerateResponse {
         language: text(Member::Language, object.language.unwrap_or_default()),
         model: text(Member::Model, object.model.unwrap_or_default()),
         finish_reason: finish_reason.into(),
-        // No answer is kept yet, so none comes from a cache.
+        // No response is kept yet, so none comes from a cache.
         cached: false,
         usage: chosen(Member::Usage).then_some(usage),
     }

@@ -1,9 +1,8 @@
 //! From the members of a body to a request whose every value is within its bounds.
 //!
-//! Owns the fields of `POST /api/v1/generate`: their types, bounds and the sentences that say what
-//! is wrong with them. Nothing here guesses: a wrong type, an unknown name or a value out of range
-//! is refused with the field's path, its bound and the way out. `null` is the same as absence, as
-//! clients with optional fields send it.
+//! Owns the fields of `POST /api/v1/generate`: their types, bounds and error messages. Nothing here
+//! guesses: a wrong type, an unknown name or a value out of range is refused with the field's path,
+//! its bound and the way out. `null` means absent, as clients with optional fields send it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -23,9 +22,9 @@ pub struct GenerateRequest {
     pub prompt: String,
     pub language: Option<&'static Language>,
     pub timeout: Duration,
-    /// `None`: the loaded one, whichever it is.
+    /// `None`: the loaded model, whichever it is.
     pub model: Option<String>,
-    /// All of it but `repeat_penalty`, whose default depends on the model.
+    /// All of it except `repeat_penalty`, whose default depends on the model.
     pub sampling: Sampling,
     /// `None`: the model's default.
     pub repeat_penalty: Option<f32>,
@@ -33,12 +32,12 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
     pub context: Vec<ContextFile>,
-    /// `None`: as `Accept` says.
+    /// `None`: `Accept` decides.
     pub stream: Option<bool>,
     pub cache: CacheMode,
 }
 
-/// What the client wants of a cache of answers. Every mode is met by generating anew.
+/// The client's wish for a cache of responses. Generating again satisfies every mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {
     #[default]
@@ -70,11 +69,11 @@ const FIELDS: &[&str] = &[
 
 const CONTEXT_FIELDS: &[&str] = &["path", "text"];
 
-/// The similarity from which on a name is taken for a typo of a known one (Jaro-Winkler).
+/// The similarity from which a name is taken for a typo of a known one (Jaro-Winkler).
 const SIMILAR: f64 = 0.75;
 
 impl GenerateRequest {
-    /// What a request asks for that says nothing: everything but a prompt.
+    /// Returns a request in which only a prompt is missing and all else has its default.
     pub fn new(limits: &Limits) -> GenerateRequest {
         GenerateRequest {
             prompt: String::new(),
@@ -91,7 +90,7 @@ impl GenerateRequest {
         }
     }
 
-    /// What is in effect once the model is chosen.
+    /// Returns the effective values once the model is chosen.
     pub fn effective(&self, defaults: Defaults) -> (Sampling, u32) {
         let sampling = Sampling {
             repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
@@ -164,7 +163,7 @@ pub fn no_prompt() -> ApiError {
 /// An interval of numbers.
 pub struct Interval {
     low: f64,
-    /// Whether `low` itself is out.
+    /// Whether `low` itself is excluded.
     low_is_excluded: bool,
     high: f64,
 }
@@ -211,7 +210,7 @@ fn number(field: &str, value: Value<'_>, interval: &Interval) -> Result<f32, Api
         .ok_or_else(|| out_of_interval(field, interval, &excerpt(value.text())))
 }
 
-/// A number that is not in its interval.
+/// The error of a number outside its interval.
 pub fn out_of_interval(field: &str, interval: &Interval, given: &str) -> ApiError {
     let low = if interval.low_is_excluded {
         "above"
@@ -233,7 +232,7 @@ fn integer(field: &str, value: Value<'_>, low: u32, high: u32) -> Result<u32, Ap
         .ok_or_else(|| out_of_range(field, low, high, &excerpt(value.text())))
 }
 
-/// Any integer of 64 bits, of which -1 asks for a random seed.
+/// Reads any integer of 64 bits, of which -1 asks for a random seed.
 fn seed(value: Value<'_>) -> Result<Option<i64>, ApiError> {
     expect("seed", value, Kind::Number)?;
     let seed = value.read_integer().ok_or_else(|| {
@@ -243,12 +242,12 @@ fn seed(value: Value<'_>) -> Result<Option<i64>, ApiError> {
     Ok(known_seed(seed))
 }
 
-/// What the clients of the field send for "choose one" is no seed.
+/// Maps the value that some clients send for "choose one" to no seed.
 pub fn known_seed(seed: i64) -> Option<i64> {
     (seed != -1).then_some(seed)
 }
 
-/// An integer that is not in its range.
+/// The error of an integer outside its range.
 pub fn out_of_range<T: std::fmt::Display>(field: &str, low: T, high: T, given: &str) -> ApiError {
     let problem = format!("must be an integer from {low} to {high}, not {given}");
     wrong(field, &problem)
@@ -264,12 +263,13 @@ fn boolean(field: &str, value: Value<'_>) -> Result<bool, ApiError> {
     value.read().ok_or_else(problem)
 }
 
-/// As `text`, to be kept.
+/// Like `text`, but owned.
 fn owned_text(field: &str, value: Value<'_>, low: usize, high: usize) -> Result<String, ApiError> {
     text(field, value, low, high).map(Cow::into_owned)
 }
 
-/// A string of `low` to `high` bytes that is not white space alone if it must not be empty.
+/// Reads a string of `low` to `high` bytes. If it must not be empty, white space alone is refused
+/// too.
 fn text<'a>(
     field: &str,
     value: Value<'a>,
@@ -278,7 +278,7 @@ fn text<'a>(
 ) -> Result<Cow<'a, str>, ApiError> {
     expect(field, value, Kind::String)?;
     let text = value.read_text().ok_or_else(|| {
-        // The scan has seen quotes and escapes in order; what is left is half a surrogate pair.
+        // The scan has checked quotes and escapes; the only error left is half a surrogate pair.
         wrong(field, "has a \\u escape that stands for no character")
     })?;
     check_text(field, &text, low, high)?;
@@ -303,7 +303,7 @@ fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
     checked_timeout("timeout", milliseconds, limits, given)
 }
 
-/// A timeout within its range; `given` is what the client wrote.
+/// Returns a timeout within its range; `given` is the client's text.
 pub fn checked_timeout(
     field: &str,
     milliseconds: Option<u32>,
@@ -342,9 +342,9 @@ pub fn language_of(name: &str) -> Result<&'static Language, ApiError> {
     })
 }
 
-/// One string or a list of them.
+/// Reads one string or a list of them.
 fn stop(value: Value<'_>) -> Result<Vec<String>, ApiError> {
-    // White space may well be a stop string, so `text` is not asked for a visible one.
+    // White space can be a stop string, so `text` may return invisible text.
     let one = |field: &str, value: Value<'_>| {
         let text = owned_text(field, value, 0, limits::STOP_STRING_BYTES_MAX)?;
         let is_empty = text.is_empty();
@@ -415,7 +415,7 @@ fn context_file(field: &str, value: Value<'_>) -> Result<ContextFile, ApiError> 
 }
 
 fn cache_mode(value: Value<'_>) -> Result<CacheMode, ApiError> {
-    // Compared as a string, not as the text in the body: escapes spell the same word.
+    // Compared as a string, not as the text in the body: escapes can spell the same word.
     let word = match value.kind() {
         Kind::String => value.read_text(),
         _ => None,
@@ -463,7 +463,7 @@ pub fn wrong(field: &str, problem: &str) -> ApiError {
     ApiError::new(ErrorCode::InvalidParameter, message).with_param(field)
 }
 
-/// A name that is not in `known`; `prefix` is the path of the object that it stands in.
+/// The error of a name that is not in `known`; `prefix` is the path of the object around it.
 fn unknown(name: &str, known: &[&str], prefix: &str) -> ApiError {
     let field = format!("{prefix}{}", excerpt(name));
     let problem = match nearest(name, known) {
@@ -473,8 +473,8 @@ fn unknown(name: &str, known: &[&str], prefix: &str) -> ApiError {
     wrong(&field, &problem)
 }
 
-/// The known name that a client may have meant. The comparison takes the product of both lengths,
-/// and a client chooses one of them: a name that is far too long is not compared at all.
+/// Returns the known name that a client may have meant. The comparison takes the product of both
+/// lengths, and a client chooses one of them: a name that is far too long is not compared at all.
 fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     if name.len() > limits::SUGGESTION_NAME_BYTES_MAX {
         return None;
@@ -500,7 +500,8 @@ mod tests {
         GenerateRequest::parse(body.as_bytes(), &limits())
     }
 
-    /// Parses a body with a prompt and these members, which must be refused; gives field and words.
+    /// Parses a body with a prompt and these members, which must be refused; returns field and
+    /// message.
     fn refused(members: &str) -> (String, String) {
         let error = parse(&format!(r#"{{"prompt": "x", {members}}}"#)).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidParameter, "{members}");

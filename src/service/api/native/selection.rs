@@ -1,4 +1,4 @@
-//! The members of a generation's answer, and `?fields=`, which chooses among them.
+//! The members of a generation's response, and `?fields=`, which selects among them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::service::response::json::{
     Object, WriteJson, push_number, push_optional_text, push_text,
 };
 
-/// A member of the answer.
+/// A member of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Member {
     Id,
@@ -53,7 +53,7 @@ impl Member {
     }
 }
 
-/// A set of members: bit `n` stands for `Member::ALL[n]`.
+/// A set of members: bit `n` represents `Member::ALL[n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selection(u16);
 
@@ -83,8 +83,8 @@ impl Selection {
     }
 }
 
-/// Most HTTP libraries write a comma within a query as `%2C`; no member's name needs any other
-/// escape, so nothing else is decoded.
+/// Most HTTP libraries write a comma within a query as `%2C`; members' names need no other escape,
+/// so nothing else is decoded.
 fn split_encoded_commas(text: &str) -> impl Iterator<Item = &str> {
     text.split("%2C").flat_map(|part| part.split("%2c"))
 }
@@ -117,7 +117,7 @@ impl WriteJson for AnswerObject<'_> {
                 Member::Text => push_text(out, self.text),
                 Member::Model => push_optional_text(out, self.model),
                 Member::FinishReason => push_text(out, self.finish_reason.as_str()),
-                // No answer is kept yet, so none comes from a cache.
+                // No response is kept yet, so none comes from a cache.
                 Member::Cached => out.extend_from_slice(b"false"),
                 Member::Usage => write_usage(out, &self.usage),
                 Member::LatencyMs => push_number(out, self.latency.as_millis() as u64),
@@ -137,7 +137,7 @@ fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
         usage.completion_tokens.into(),
     );
     push_number(object.member("total_tokens"), total.into());
-    // Found computed already: a shared prefix, or a retry of what was begun.
+    // Tokens that were already computed: a shared prefix, or a retry.
     let mut details = Object::begin(object.member("prompt_tokens_details"));
     push_number(details.member("cached_tokens"), usage.cached_tokens.into());
     details.end();

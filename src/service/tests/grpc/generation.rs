@@ -20,7 +20,7 @@ fn request(prompt: &str) -> GenerateRequest {
     }
 }
 
-/// As small as gzip makes it.
+/// Compresses as small as gzip can.
 fn packed(bytes: &[u8]) -> Vec<u8> {
     let mut packed = Vec::new();
     let mut encoder = flate2::read::GzEncoder::new(bytes, flate2::Compression::best());
@@ -46,7 +46,7 @@ fn the_first_two_fields_are_answered_byte_for_byte() {
     assert_eq!(reply.body[0], 0);
     let length = u32::from_be_bytes(reply.body[1..5].try_into().unwrap());
     assert_eq!(length as usize, reply.body.len() - 5);
-    // text = "y", latency = 1.5; what follows is skipped by who does not know it.
+    // text = "y", latency = 1.5; a client skips the fields that it does not know.
     assert_eq!(reply.body[5..13], [0x0a, 1, b'y', 0x15, 0, 0, 0xc0, 0x3f]);
     assert_eq!(reply.trailers, [("grpc-status".into(), "0".into())]);
     let labels = r#"autoglmd_requests_total{route="grpc_generate",status="200"}"#;
@@ -369,7 +369,7 @@ fn a_full_queue_says_when_to_come_back() {
     );
     let retry = RetryInfo::decode(&*details[1].value).unwrap();
     assert_eq!(retry.retry_delay.unwrap().nanos, 500_000_000);
-    // What is counted is what REST would have answered.
+    // The counted status is the one that REST would have sent.
     let labels = r#"autoglmd_requests_total{route="grpc_generate",status="503"}"#;
     assert_eq!(bench.metric(labels).as_deref(), Some("1"));
 }

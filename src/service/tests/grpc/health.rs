@@ -21,7 +21,7 @@ fn statuses(reply: &Recording) -> Vec<ServingStatus> {
 
 #[test]
 fn health_is_public_and_follows_readiness() {
-    // No rate refuses a probe.
+    // No rate limit refuses a probe.
     let mut bench = Bench::with(|config| config.rate_limit.burst = 1);
     for (state, expected) in [
         (State::Ready, ServingStatus::Serving),
@@ -38,7 +38,7 @@ fn health_is_public_and_follows_readiness() {
             assert_eq!(reply.grpc_status(), 0);
         }
     }
-    // An empty message is a whole one.
+    // An empty message is complete.
     let empty = Rpc::of_bytes(CHECK, vec![0; 5]).ask(&mut bench);
     assert_eq!(empty.grpc_status(), 0);
     let unknown = Rpc::new(CHECK, &health("other")).ask(&mut bench);
@@ -72,7 +72,7 @@ fn nothing_is_inflated_for_a_client_without_a_key() {
         let inflated = r#"autoglmd_inflated_input_bytes_total{coding="gzip"}"#;
         assert_eq!(bench.metric(inflated).as_deref(), Some("0"));
     }
-    // A client whose channel compresses whatever shrinks is served: a name does not.
+    // A client whose channel compresses only what shrinks is served: a name does not shrink.
     let reply = Rpc::new(CHECK, &health("AutoGLMService"))
         .header("grpc-encoding", "gzip")
         .ask(&mut Bench::new());
@@ -124,7 +124,7 @@ fn a_watch_tells_each_change_until_the_drain() {
     assert_eq!((reply.grpc_status(), &*reply.reason()), (14, "draining"));
 }
 
-/// A watch needs no key, and holds a place. Mutation: `expires` is `Moment::NEVER`.
+/// A watch needs no key, but occupies a place. Mutation: `expires` is `Moment::NEVER`.
 #[test]
 fn a_watch_ends_after_some_minutes_and_its_client_is_told_to_come_again() {
     let mut bench = Bench::new();
@@ -165,7 +165,7 @@ fn a_watch_of_an_unknown_service_waits_for_it_and_keeps_its_deadline() {
         .service
         .handle_deadline(&mut exchange, now, &mut reply);
     assert_eq!((flow, reply.grpc_status()), (Flow::Finished, 4));
-    // One that is given up is counted.
+    // One that is abandoned is counted.
     let (_, exchange) = Rpc::new(WATCH, &health("")).send(&mut bench);
     let now = bench.now;
     let reason = CancelReason::Disconnect;

@@ -1,4 +1,4 @@
-//! gRPC over the service: requests as an HTTP/2 connection would hand them in.
+//! gRPC over the service: requests as an HTTP/2 connection would pass them on.
 
 mod generation;
 mod health;
@@ -152,7 +152,7 @@ impl Recording {
         messages.remove(0)
     }
 
-    /// `grpc-status`, which stands behind the messages or, without any, in the head.
+    /// Returns `grpc-status`, which comes after the messages or, without any, in the head.
     #[track_caller]
     fn grpc_status(&self) -> u8 {
         assert!(self.is_finished);
@@ -171,7 +171,7 @@ impl Recording {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The error's reason, after checking that all its parts agree.
+    /// Returns the error's reason, after checking that all its parts agree.
     #[track_caller]
     fn reason(&self) -> String {
         let status = self.details();

@@ -1,4 +1,4 @@
-//! Reflection, question by question.
+//! Reflection, request by request.
 
 use super::*;
 use crate::grpc::messages::reflection::server_reflection_request::MessageRequest;
@@ -133,7 +133,8 @@ fn reflection_is_bounded() {
         let flow = bench.data(&mut exchange, data, is_end, &mut reply);
         assert_eq!((flow, reply.grpc_status()), (Flow::Finished, status));
     }
-    // No stream lasts for ever, whether its client asks on or is silent; a drain ends it at once.
+    // A stream does not last for ever, whether its client keeps asking or is silent; a drain ends
+    // it at once.
     for (drains, deadline, status) in [(false, "1H", 14), (false, "2M", 4), (true, "1H", 14)] {
         let mut bench = Bench::new();
         let rpc = Rpc::of_bytes(REFLECTION, vec![]).header("grpc-timeout", deadline);
