@@ -58,18 +58,6 @@ impl DeadlineKind {
         DeadlineKind::Request,
         DeadlineKind::Linger,
     ];
-
-    /// Returns the name for logs and metric labels.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            DeadlineKind::Header => "header",
-            DeadlineKind::Body => "body",
-            DeadlineKind::Idle => "idle",
-            DeadlineKind::WriteStall => "write_stall",
-            DeadlineKind::Request => "request",
-            DeadlineKind::Linger => "linger",
-        }
-    }
 }
 
 /// One moment for each [`DeadlineKind`].

@@ -29,9 +29,9 @@ pub struct Drain {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrainState {
+enum DrainState {
     Running,
-    Draining { since: Moment, until: Moment },
+    Draining { until: Moment },
     Stopping(StopReason),
 }
 
@@ -61,10 +61,6 @@ impl Drain {
 
     // ---- getters ----
 
-    pub fn state(&self) -> DrainState {
-        self.state
-    }
-
     pub fn is_running(&self) -> bool {
         self.state == DrainState::Running
     }
@@ -77,7 +73,7 @@ impl Drain {
     /// Returns when [`Drain::poll`] must be called at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         match self.state {
-            DrainState::Draining { until, .. } => Some(until),
+            DrainState::Draining { until } => Some(until),
             DrainState::Running | DrainState::Stopping(_) => None,
         }
     }
@@ -89,7 +85,6 @@ impl Drain {
     pub fn handle_terminate(&mut self, now: Moment, patience: Duration) {
         self.state = match self.state {
             DrainState::Running => DrainState::Draining {
-                since: now,
                 // NEVER would make the drain endless.
                 until: (now + patience).min(Moment::from_micros(u64::MAX - 1)),
             },
@@ -103,7 +98,7 @@ impl Drain {
     /// Must be called at the end of each turn with the number of open connections. Returns the
     /// reason, once, when draining ends.
     pub fn poll(&mut self, now: Moment, connections: usize) -> Option<StopReason> {
-        let DrainState::Draining { until, .. } = self.state else {
+        let DrainState::Draining { until } = self.state else {
             return None;
         };
         let reason = if connections == 0 {
@@ -164,9 +159,9 @@ mod tests {
     fn a_second_signal_ends_at_once_and_a_third_changes_nothing() {
         let mut drain = draining();
         drain.handle_terminate(NOW, PATIENCE);
-        assert_eq!(drain.state(), DrainState::Stopping(StopReason::Forced));
+        assert_eq!(drain.state, DrainState::Stopping(StopReason::Forced));
         drain.handle_terminate(NOW, PATIENCE);
-        assert_eq!(drain.state(), DrainState::Stopping(StopReason::Forced));
+        assert_eq!(drain.state, DrainState::Stopping(StopReason::Forced));
         assert_eq!(drain.poll(NOW, 0), None);
     }
 

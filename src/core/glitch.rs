@@ -131,18 +131,7 @@ impl GlitchBudget {
         }
     }
 
-    // ---- getters ----
-
-    /// Returns how many points were in the bucket when it was last touched.
-    pub fn points(&self) -> u32 {
-        self.millipoints / 1_000
-    }
-
     // ---- handle ----
-
-    pub fn handle_glitch(&mut self, glitch: Glitch, now: Moment) -> GlitchVerdict {
-        self.handle_glitches(glitch, 1, now)
-    }
 
     /// Counts `count` glitches of one kind at once.
     pub fn handle_glitches(&mut self, glitch: Glitch, count: u32, now: Moment) -> GlitchVerdict {
@@ -239,14 +228,18 @@ mod tests {
 
     const START: Moment = Moment::from_micros(77_000_000);
 
+    fn points(budget: &GlitchBudget) -> u32 {
+        budget.millipoints / 1_000
+    }
+
     #[test]
     fn work_makes_up_for_oddities_and_never_for_future_ones() {
         let mut budget = GlitchBudget::new(START);
         let _ = budget.handle_glitches(Glitch::ControlFrame, 3, START);
         budget.forgive(2);
-        assert_eq!(budget.points(), 1);
+        assert_eq!(points(&budget), 1);
         budget.forgive(u32::MAX);
-        assert_eq!(budget.points(), 0);
+        assert_eq!(points(&budget), 0);
         let verdict =
             budget.handle_glitches(Glitch::ControlFrame, limits::GLITCH_POINTS_MAX + 1, START);
         assert_eq!(verdict, GlitchVerdict::Excess);
@@ -257,10 +250,10 @@ mod tests {
         let mut budget = GlitchBudget::new(START);
         let burst = limits::GLITCH_POINTS_MAX / Glitch::StreamReset.points();
         for _ in 0..burst {
-            let verdict = budget.handle_glitch(Glitch::StreamReset, START);
+            let verdict = budget.handle_glitches(Glitch::StreamReset, 1, START);
             assert_eq!(verdict, GlitchVerdict::Forgiven);
         }
-        let verdict = budget.handle_glitch(Glitch::StreamReset, START);
+        let verdict = budget.handle_glitches(Glitch::StreamReset, 1, START);
         assert_eq!(verdict, GlitchVerdict::Excess);
     }
 
@@ -271,7 +264,7 @@ mod tests {
         let pause = Duration::from_micros(1_000_000 / limits::GLITCH_LEAK_POINTS_PER_SECOND as u64);
         for _ in 0..10 * limits::GLITCH_POINTS_MAX {
             now = now + pause;
-            let verdict = budget.handle_glitch(Glitch::ControlFrame, now);
+            let verdict = budget.handle_glitches(Glitch::ControlFrame, 1, now);
             assert_eq!(verdict, GlitchVerdict::Forgiven);
         }
     }
@@ -283,7 +276,7 @@ mod tests {
         let pause = Duration::from_micros(500_000 / limits::GLITCH_LEAK_POINTS_PER_SECOND as u64);
         let verdicts = (0..10 * limits::GLITCH_POINTS_MAX).map(|_| {
             now = now + pause;
-            budget.handle_glitch(Glitch::ControlFrame, now)
+            budget.handle_glitches(Glitch::ControlFrame, 1, now)
         });
         assert!(verdicts.into_iter().any(|v| v == GlitchVerdict::Excess));
     }
@@ -359,9 +352,9 @@ mod tests {
         let after = before + Duration::from_secs(1);
         assert!(wrapping_ms(after) < wrapping_ms(before));
         let mut budget = GlitchBudget::new(before);
-        let _ = budget.handle_glitch(Glitch::StreamReset, before);
-        let _ = budget.handle_glitch(Glitch::ControlFrame, after);
-        assert_eq!(budget.points(), Glitch::ControlFrame.points());
+        let _ = budget.handle_glitches(Glitch::StreamReset, 1, before);
+        let _ = budget.handle_glitches(Glitch::ControlFrame, 1, after);
+        assert_eq!(points(&budget), Glitch::ControlFrame.points());
         budget.handle_bytes(usize::MAX);
         budget.handle_bytes(usize::MAX);
         assert_eq!(budget.poll_drips(before + Duration::from_secs(5)), 0);

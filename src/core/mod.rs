@@ -1,8 +1,8 @@
 //! The reactor's mechanisms, pure: no socket, no thread, no clock. See each file's head.
 
+pub mod accept_gate;
 pub mod deadlines;
 pub mod drain;
-pub mod gate;
 pub mod glitch;
 pub mod idle_list;
 pub mod key;

@@ -75,11 +75,6 @@ impl BufferPool {
         self.buffers.is_empty()
     }
 
-    /// Returns the memory of the buffers in the pool.
-    pub fn retained_bytes(&self) -> usize {
-        self.retained_bytes
-    }
-
     pub fn counters(&self) -> PoolCounters {
         self.counters
     }
@@ -155,7 +150,7 @@ mod tests {
         let buffers: Vec<_> = (0..10).map(|_| pool.take()).collect();
         buffers.into_iter().for_each(|buffer| pool.give(buffer));
         pool.check_invariants();
-        assert!(pool.retained_bytes() <= 256);
+        assert!(pool.retained_bytes <= 256);
         assert!((1..=4).contains(&pool.len()));
         assert_eq!(pool.counters().freed, 10 - pool.len() as u64);
         assert_eq!(pool.outstanding(), 0);

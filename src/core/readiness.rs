@@ -1,4 +1,4 @@
-//! What one socket can do now: two bits for each direction, in one byte.
+//! What the kernel has said about one socket, and not yet taken back: a bit for each direction.
 //!
 //! # Edges are not levels
 //!
@@ -6,55 +6,61 @@
 //! not that something *is so*. Two consequences, and every lost wake-up in this field comes from
 //! forgetting one of them:
 //!
-//! * whoever stops reading before `EAGAIN` must remember that there is more: no event will say it;
-//! * whoever does not want to read now must remember an edge that comes meanwhile.
+//! * a reader that stops before `EAGAIN` must remember that there is more: no event will say it;
+//! * a reader that does not want to read now must remember an edge that comes meanwhile.
 //!
-//! So the event is not the state. The state is here, and events only feed it. Each direction has a
-//! bit *active* (we want it) and a bit *ready* (no `EAGAIN` since the last edge):
+//! So the event is not the state. The state is here, and events only feed it:
 //!
 //! ```text
-//!                     want_read                         The four states of reading. Work is done
-//!      +---------+  ------------->  +----------+        in "go" alone. An edge moves down, EAGAIN
-//!      | stopped |                  | waiting  |        moves up; neither looks left or right, so
-//!      | - -     |  <-------------  | active - |        nothing is lost while we are not looking.
-//!      +---------+    pause_read    +----------+
-//!        |     ^                      |     ^
-//!   edge |     | EAGAIN          edge |     | EAGAIN
-//!        v     |                      v     |
-//!      +---------+    want_read     +--------------+
-//!      | pending |  ------------->  | go           |   <- read(2) here
-//!      | - ready |  <-------------  | active ready |
-//!      +---------+    pause_read    +--------------+
+//!                      an edge, or a new socket
+//!    +-----------+  -------------------------->  +-----------+
+//!    | not ready |                               |   ready   |   a read or write may be tried
+//!    +-----------+  <--------------------------  +-----------+
+//!                      EAGAIN, or a transfer
+//!                      that was cut short
 //! ```
 //!
-//! Nothing here ever calls `epoll_ctl(2)`: each socket is registered once, for both directions, and
-//! pausing is a cleared bit. HAProxy keeps the same two bits (its fd.c has the diagram's ancestor).
+//! # Ready is stored, wanted is computed
+//!
+//! *Ready* is stored because the kernel says it once. *Wanted* is not: whether a connection wants
+//! to read or to write follows from its phase, its protocol and its output, and it can be asked
+//! for at any time (`Connection::wants` in `reactor/connection.rs`). A second copy of the answer,
+//! kept in a bit here, could only disagree with it. HAProxy's `fd.c` does keep such a bit, *active*,
+//! beside *ready*: its poller serves many kinds of owners and cannot ask them.
+//!
+//! So a connection that stops reading, because a response is under way or because its output is
+//! full, changes nothing here and makes no system call. Edges that come meanwhile set their bit, and
+//! once reading is wanted again the bit is there. Nothing here ever calls `epoll_ctl(2)`: each
+//! socket is registered once, for both directions.
 //!
 //! # The short read
 //!
 //! epoll(7) allows a stream's reader to take "fewer bytes than asked for" as the sign that the
 //! buffer is empty, which saves the `read` that would return `EAGAIN`. One trap: when the peer's
 //! FIN is already behind those bytes, its edge has been reported *with* them, and there will be no
-//! other. Once a hang-up has been seen, only a `read` of 0, an error or a true `EAGAIN` counts.
+//! other. Once a FIN or a hang-up has been reported, only a `read` of 0, an error or a true `EAGAIN`
+//! counts.
 //!
 //! # Invariants
 //!
-//!  1. `ready` is set by edges and hang-ups alone and cleared by what the kernel answered alone.
-//!  2. After a hang-up was seen, a short read does not clear `ready`.
+//!  1. Edges alone set a ready bit; the result of a system call alone clears it.
+//!  2. After a FIN or a hang-up was reported, a short read does not clear the bit for reading.
 //!  3. A hang-up makes both directions ready: the next call finds out what happened, at once.
+//!
+//! Mutations that tests catch: `short_read` without its condition
+//! (`a_short_read_after_a_fin_is_not_the_end`), `handle_read_closed` that does not make reading
+//! ready (`no_readiness_is_lost`).
 
-/// See the file's head. A fresh socket wants to read, and may be writable without an edge seen.
+/// See the file's head.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Readiness(u8);
 
-const READ_ACTIVE: u8 = 1 << 0;
-const READ_READY: u8 = 1 << 1;
-const WRITE_ACTIVE: u8 = 1 << 2;
-const WRITE_READY: u8 = 1 << 3;
+const READ_READY: u8 = 1 << 0;
+const WRITE_READY: u8 = 1 << 1;
 /// The peer sends no more: `EPOLLRDHUP`.
-const READ_CLOSED: u8 = 1 << 4;
+const READ_CLOSED: u8 = 1 << 2;
 /// Both directions are gone, or an error is pending: `EPOLLHUP`, `EPOLLERR`.
-const HUNG_UP: u8 = 1 << 5;
+const HUNG_UP: u8 = 1 << 3;
 
 impl Default for Readiness {
     fn default() -> Readiness {
@@ -63,39 +69,21 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// A socket that was just accepted: reading is wanted. Both directions are taken for ready:
-    /// bytes may have come before the registration, and trying costs one `EAGAIN` at most.
+    /// A socket that was just accepted. Both directions are taken for ready: bytes may have come
+    /// before the registration, and trying costs one `EAGAIN` at most.
     pub const fn new() -> Readiness {
-        Readiness(READ_ACTIVE | READ_READY | WRITE_READY)
-    }
-
-    /// A socket that is being connected: nothing is ready until the kernel says so.
-    pub const fn connecting() -> Readiness {
-        Readiness(WRITE_ACTIVE)
+        Readiness(READ_READY | WRITE_READY)
     }
 
     // ---- getters ----
 
-    /// Reading is wanted and may bring something.
+    /// Whether a `read` may be tried.
     pub const fn can_read(self) -> bool {
-        self.0 & (READ_ACTIVE | READ_READY) == READ_ACTIVE | READ_READY
+        self.0 & READ_READY != 0
     }
 
-    /// Writing is wanted and may take something.
+    /// Whether a `write` may be tried.
     pub const fn can_write(self) -> bool {
-        self.0 & (WRITE_ACTIVE | WRITE_READY) == WRITE_ACTIVE | WRITE_READY
-    }
-
-    pub const fn wants_read(self) -> bool {
-        self.0 & READ_ACTIVE != 0
-    }
-
-    pub const fn wants_write(self) -> bool {
-        self.0 & WRITE_ACTIVE != 0
-    }
-
-    /// Whether a `write` may be tried, wanted or not.
-    pub const fn is_write_ready(self) -> bool {
         self.0 & WRITE_READY != 0
     }
 
@@ -119,7 +107,7 @@ impl Readiness {
         self.0 |= WRITE_READY;
     }
 
-    /// The peer has shut down its sending side (`EPOLLRDHUP`). It may still read our answer.
+    /// The peer has shut down its sending side (`EPOLLRDHUP`). It may still read our response.
     pub const fn handle_read_closed(&mut self) {
         self.0 |= READ_CLOSED | READ_READY;
     }
@@ -131,49 +119,29 @@ impl Readiness {
 
     // ---- what the kernel answered ----
 
-    /// `read` said `EAGAIN`.
+    /// `read` returned `EAGAIN`.
     pub const fn blocked_read(&mut self) {
         self.0 &= !READ_READY;
     }
 
-    /// `read` brought fewer bytes than there was room for.
+    /// `read` returned fewer bytes than there was room for.
     pub const fn short_read(&mut self) {
         if !self.is_read_closed() {
             self.0 &= !READ_READY;
         }
     }
 
-    /// `write` said `EAGAIN` or took fewer bytes than it was given: the socket's buffer is full,
-    /// and the kernel has noted that somebody waits for room.
+    /// `write` returned `EAGAIN`, or took fewer bytes than it was given: the socket's buffer is
+    /// full, and the kernel will report when there is room again.
     pub const fn blocked_write(&mut self) {
         self.0 &= !WRITE_READY;
-    }
-
-    // ---- commands ----
-
-    pub const fn want_read(&mut self) {
-        self.0 |= READ_ACTIVE;
-    }
-
-    pub const fn pause_read(&mut self) {
-        self.0 &= !READ_ACTIVE;
-    }
-
-    pub const fn want_write(&mut self) {
-        self.0 |= WRITE_ACTIVE;
-    }
-
-    pub const fn pause_write(&mut self) {
-        self.0 &= !WRITE_ACTIVE;
     }
 }
 
 impl std::fmt::Debug for Readiness {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const NAMES: [(u8, &str); 6] = [
-            (READ_ACTIVE, "read_active"),
+        const NAMES: [(u8, &str); 4] = [
             (READ_READY, "read_ready"),
-            (WRITE_ACTIVE, "write_active"),
             (WRITE_READY, "write_ready"),
             (READ_CLOSED, "read_closed"),
             (HUNG_UP, "hung_up"),
@@ -194,18 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_edge_that_comes_while_paused_is_remembered() {
-        let mut readiness = Readiness::new();
-        readiness.blocked_read();
-        readiness.pause_read();
-        readiness.handle_readable_edge();
-        assert!(!readiness.can_read());
-        readiness.want_read();
-        assert!(readiness.can_read());
-    }
-
-    #[test]
-    fn a_short_read_after_a_hangup_is_not_the_end() {
+    fn a_short_read_after_a_fin_is_not_the_end() {
         let mut readiness = Readiness::new();
         readiness.short_read();
         assert!(!readiness.can_read());
@@ -217,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_half_closed_peer_still_gets_its_answer() {
+    fn a_half_closed_peer_can_still_be_written_to() {
         let mut readiness = Readiness::new();
         readiness.blocked_write();
         readiness.handle_read_closed();
         assert!(readiness.is_read_closed() && !readiness.is_hung_up());
-        assert!(!readiness.is_write_ready());
+        assert!(!readiness.can_write());
         readiness.handle_hangup();
-        assert!(readiness.is_hung_up() && readiness.is_write_ready());
+        assert!(readiness.is_hung_up() && readiness.can_write());
     }
 
     /// A socket as an edge-triggered kernel sees it.
@@ -247,10 +204,6 @@ mod tests {
         Poll,
         Read(usize),
         Write(usize),
-        PauseRead,
-        WantRead,
-        PauseWrite,
-        WantWrite,
     }
 
     impl Kernel {
@@ -266,7 +219,7 @@ mod tests {
                     self.is_finished = true;
                 }
                 Step::PeerReads(bytes) => {
-                    // The kernel tells of room only where a writer has met a full buffer.
+                    // The kernel reports room only where a writer has met a full buffer.
                     self.writable_edge |= self.room == 0;
                     self.room += bytes;
                 }
@@ -279,11 +232,8 @@ mod tests {
                         readiness.blocked_write();
                     }
                 }
+                // Not tried: the next edge sets the bit.
                 Step::Read(_) | Step::Write(_) => {}
-                Step::PauseRead => readiness.pause_read(),
-                Step::WantRead => readiness.want_read(),
-                Step::PauseWrite => readiness.pause_write(),
-                Step::WantWrite => readiness.want_write(),
             }
         }
 
@@ -319,16 +269,13 @@ mod tests {
             4 => Just(Step::Poll),
             6 => (1_usize..9).prop_map(Step::Read),
             5 => (1_usize..9).prop_map(Step::Write),
-            1 => Just(Step::PauseRead),
-            2 => Just(Step::WantRead),
-            1 => Just(Step::PauseWrite),
-            2 => Just(Step::WantWrite),
         ];
         prop::collection::vec(step, 0..80)
     }
 
     proptest! {
-        /// No lost wake-up: whatever there is to do is either known here or has an edge coming.
+        /// No lost wake-up: what can be done is either known here or has an edge coming. A step that
+        /// does not read is a connection that does not want to.
         #[test]
         fn no_readiness_is_lost(steps in steps()) {
             let mut kernel = Kernel::default();
@@ -336,10 +283,10 @@ mod tests {
             for step in steps {
                 kernel.step(&step, &mut readiness);
                 let is_read_announced = kernel.readable_edge || kernel.closed_edge;
-                if readiness.wants_read() && (kernel.received > 0 || kernel.is_finished) {
+                if kernel.received > 0 || kernel.is_finished {
                     prop_assert!(readiness.can_read() || is_read_announced, "after {:?}", step);
                 }
-                if readiness.wants_write() && kernel.room > 0 {
+                if kernel.room > 0 {
                     let is_known = readiness.can_write() || kernel.writable_edge;
                     prop_assert!(is_known, "after {:?}", step);
                 }

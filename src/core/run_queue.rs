@@ -82,10 +82,8 @@ impl RunQueue {
     }
 
     /// Begins a turn, which serves the keys queued until now and none that are queued later.
-    /// Returns how many places the turn has, including those of stale keys.
-    pub fn take_turn(&mut self) -> usize {
+    pub fn take_turn(&mut self) {
         self.turn = self.keys.len();
-        self.turn
     }
 
     /// Returns the next key of this turn, or `None` at its end.
@@ -124,7 +122,7 @@ mod tests {
         assert!(queue.push(second));
         assert!(!queue.push(first));
         queue.check_invariants();
-        assert_eq!(queue.take_turn(), 2);
+        queue.take_turn();
         assert_eq!(queue.pop(), Some(first));
         assert_eq!(queue.pop(), Some(second));
         assert_eq!(queue.pop(), None);
@@ -159,7 +157,7 @@ mod tests {
         queue.push(old);
         assert!(queue.push(new));
         queue.check_invariants();
-        assert_eq!(queue.take_turn(), 2);
+        queue.take_turn();
         assert_eq!(queue.pop(), Some(new));
         assert_eq!(queue.pop(), None);
         queue.check_invariants();

@@ -81,10 +81,6 @@ impl<T> Slots<T> {
         self.len() == 0
     }
 
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     pub fn get(&self, key: Key) -> Option<&T> {
         if !self.is_current(key) {
             return None;
@@ -97,10 +93,6 @@ impl<T> Slots<T> {
             return None;
         }
         self.slab.get_mut(key.index as usize)?.as_mut()
-    }
-
-    pub fn contains(&self, key: Key) -> bool {
-        self.get(key).is_some()
     }
 
     /// Returns the key that the next [`Slots::insert`] will use, so that a socket can be registered
@@ -123,14 +115,6 @@ impl<T> Slots<T> {
         self.slab.iter().filter_map(move |(index, value)| {
             let key = Key::new(index as u32, generations[index]);
             Some((key, value.as_ref()?))
-        })
-    }
-
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
-        let generations = &self.generations;
-        self.slab.iter_mut().filter_map(move |(index, value)| {
-            let key = Key::new(index as u32, generations[index]);
-            Some((key, value.as_mut()?))
         })
     }
 

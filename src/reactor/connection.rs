@@ -40,7 +40,7 @@ use super::transport::{Arrived, Transport};
 use crate::config::Opening;
 use crate::core::Moment;
 use crate::core::deadlines::{DeadlineKind, Deadlines, Taken, stalls_at};
-use crate::core::output::{Level, OutputQueue};
+use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::readiness::Readiness;
 use crate::engine::Event;
@@ -86,6 +86,13 @@ const WAITING_DEADLINES: [DeadlineKind; 4] = [
     DeadlineKind::Request,
 ];
 
+/// What a connection would do next: asked for by the pump and by the simulation alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    pub read: bool,
+    pub write: bool,
+}
+
 /// What a pump leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -119,15 +126,17 @@ impl<K> Connection<K> {
         &self.deadlines
     }
 
-    /// Whether it would read, and whether it would write, if only the kernel let it.
-    #[cfg(test)]
-    pub fn appetite(&self, marks: &crate::core::output::Marks) -> (bool, bool) {
-        let reads = match self.phase {
+    /// What it would do if the kernel let it: see [`crate::core::readiness`]. The peer's bytes are
+    /// wanted while no response is under way that they would have to wait for, and while the peer
+    /// takes what it is sent: a client that asks and never reads is thereby not read either.
+    pub fn wants(&self, marks: &Marks) -> Wants {
+        let read = match self.phase {
             Phase::Open => self.protocol.is_receptive() && self.output.level(marks) < Level::High,
             Phase::Closing => false,
             Phase::Lingering { .. } => true,
         };
-        (reads, self.has_output())
+        let write = self.has_output();
+        Wants { read, write }
     }
 
     #[cfg(test)]
@@ -259,7 +268,7 @@ impl<K> Connection<K> {
             reason,
             CloseReason::Done | CloseReason::Idle | CloseReason::Drain
         );
-        let can_write = self.readiness.is_write_ready() && !self.readiness.is_hung_up();
+        let can_write = self.readiness.can_write() && !self.readiness.is_hung_up();
         if in_good_order && can_write && !self.has_output() && self.transport.close(pool) {
             // The connection ends either way.
             let _ = self.write(system, pool);
@@ -339,17 +348,12 @@ impl<K> Connection<K> {
             next = self.discard(system, scratch)?;
         }
         // The write may have made room that `receive` stopped for the lack of.
-        let may_go_on = (self.may_receive(turn) && self.has_input()) || self.protocol.has_output();
+        let may_go_on =
+            (self.wants(&turn.marks).read && self.has_input()) || self.protocol.has_output();
         if next == Pumped::Waiting && self.phase == Phase::Open && may_go_on {
             next = Pumped::Again;
         }
         Ok(next)
-    }
-
-    /// Whether a further request may be taken in: nothing else is in progress, and the peer takes
-    /// what it is sent. A client that asks and never reads is thereby not read either.
-    fn may_receive(&self, turn: &Turn<'_>) -> bool {
-        self.protocol.is_receptive() && self.output.level(&turn.marks) < Level::High
     }
 
     /// Whether there are bytes to look at, here or in the kernel.
@@ -373,7 +377,7 @@ impl<K> Connection<K> {
         S: System<Socket = K>,
     {
         for _ in 0..limits::READS_PER_TURN_MAX {
-            if !self.may_receive(turn) {
+            if !self.wants(&turn.marks).read {
                 self.protocol.handle_pause(turn.now);
                 return Ok(Pumped::Waiting);
             }
@@ -547,7 +551,7 @@ impl<K> Connection<K> {
     where
         S: System<Socket = K>,
     {
-        while self.has_output() && self.readiness.is_write_ready() {
+        while self.has_output() && self.readiness.can_write() {
             match self.write(system, turn.pool) {
                 // Something waits and cannot be sent: the keys of TLS 1.2 are worn out after some
                 // hundred gigabytes, and it has no way to change them.
@@ -685,7 +689,7 @@ impl<K> Connection<K> {
         }
         match self.protocol.waiting() {
             Waiting::Answer { until } => Some((DeadlineKind::Request, until)),
-            _ if !self.may_receive(turn) => None,
+            _ if !self.wants(&turn.marks).read => None,
             Waiting::Request if self.has_output() => None,
             Waiting::Request => Some((DeadlineKind::Idle, now + limits.idle_timeout)),
             Waiting::Head => Some((DeadlineKind::Header, now + limits.header_timeout)),

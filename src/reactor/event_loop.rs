@@ -45,9 +45,9 @@ use super::date::DateCache;
 use super::message::Message;
 use super::system::{Edge, Source, System};
 use crate::config::{Config, Opening};
+use crate::core::accept_gate::AcceptGate;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
-use crate::core::gate::Gate;
 use crate::core::idle_list::IdleList;
 use crate::core::output::Marks;
 use crate::core::pool::BufferPool;
@@ -105,7 +105,7 @@ pub struct Parts<S: System> {
 pub struct Reactor<S: System> {
     pub(super) system: S,
     pub(super) slots: Slots<Connection<S::Socket>>,
-    gate: Gate,
+    gate: AcceptGate,
     /// Until then no more is said of pauses in accepting: they may come ten times a second.
     pause_told_until: Moment,
     shared: Shared,
@@ -187,7 +187,7 @@ impl<K> Clone for Neighbour<K> {
 impl<S: System> Reactor<S> {
     pub fn new(mut parts: Parts<S>) -> Reactor<S> {
         let now = parts.system.now();
-        let mut gate = Gate::new(parts.max_connections);
+        let mut gate = AcceptGate::new(parts.max_connections);
         // Somebody may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
         Reactor {
@@ -518,7 +518,7 @@ impl<S: System> Reactor<S> {
         self.check_invariants();
         // Those who are on their way to us count: a neighbour may have accepted them for us.
         let placed = self.pulse.connections.load(Ordering::Relaxed) as usize;
-        let open = placed + usize::from(self.gate.somebody_waits());
+        let open = placed + usize::from(self.gate.may_have_waiting());
         if let Some(StopReason::PatienceOver) = self.drain.poll(now, open) {
             log::warn!("the drain's time is up; open connections that are cut off: {open}");
         }

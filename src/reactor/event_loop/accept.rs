@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::{Neighbour, Pulse, Reactor};
 use crate::config::Opening;
 use crate::core::Moment;
-use crate::core::gate::AcceptVerdict;
 use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::connection::Connection;
@@ -17,7 +16,7 @@ use crate::service::Peer;
 impl<S: System> Reactor<S> {
     pub(super) fn accept_connections(&mut self) {
         self.gate.begin_turn(self.total_connections());
-        if self.gate.is_full() && self.somebody_waits_indeed() {
+        if self.gate.is_full() && self.confirm_backlog() {
             self.make_room(self.gate.excess());
         }
         while let Some(listener) = self.gate.poll_listener(self.shared.now) {
@@ -32,24 +31,25 @@ impl<S: System> Reactor<S> {
                 Err(error) => self.handle_accept_error(listener, &error),
             }
         }
-        if self.shared.draining && !self.gate.somebody_waits() {
+        if self.shared.draining && !self.gate.may_have_waiting() {
             // Whoever stood in the backlog when the drain began is in; later ones are refused by
             // the kernel, or wait with the service manager for our successor.
             self.stop_listening();
         }
     }
 
-    /// A full gate accepts nobody, so what it knows of the backlogs is as old as its last accept:
-    /// nobody may be closed for a newcomer who is not there, least of all the one who has just been
-    /// let in and has had no time to say a word.
-    fn somebody_waits_indeed(&mut self) -> bool {
+    /// Asks the kernel whether a connection really waits. A full gate accepts none, so what it knows
+    /// of the backlogs is as old as its last accept; and no established connection may be closed
+    /// for a new one that is not there, least of all the one that has just been accepted and has
+    /// had no time to send a byte.
+    fn confirm_backlog(&mut self) -> bool {
         let gate = &mut self.gate;
         for listener in gate.ready_listeners() {
             if !self.system.has_waiting(listener) {
-                gate.handle_nobody_waits(listener);
+                gate.handle_backlog_empty(listener);
             }
         }
-        gate.somebody_waits()
+        gate.may_have_waiting()
     }
 
     pub(super) fn stop_listening(&mut self) {
@@ -60,7 +60,7 @@ impl<S: System> Reactor<S> {
     /// Places become free in other reactors too, and their closing makes no edge here: whoever
     /// waits at a full gate is not forgotten.
     pub(super) fn retry_full_gate_at(&self) -> Option<Moment> {
-        let waits = self.gate.is_full() && self.gate.somebody_waits();
+        let waits = self.gate.is_full() && self.gate.may_have_waiting();
         waits.then(|| self.shared.now + limits::FULL_GATE_RETRY)
     }
 
@@ -87,12 +87,10 @@ impl<S: System> Reactor<S> {
 
     fn handle_accept_error(&mut self, listener: usize, error: &io::Error) {
         let code = error.raw_os_error();
-        let verdict = self
-            .gate
-            .handle_error(listener, error.kind(), code, self.shared.now);
-        if let AcceptVerdict::Pause(_) = verdict {
+        let now = self.shared.now;
+        let pauses = self.gate.handle_error(listener, error.kind(), code, now);
+        if pauses {
             self.shared.metrics.accept_paused.inc();
-            let now = self.shared.now;
             if self.pause_told_until <= now {
                 log::warn!("accepting pauses: {error}");
                 self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;

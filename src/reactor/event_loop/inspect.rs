@@ -57,17 +57,20 @@ impl Reactor<SimulatedKernel> {
             if queued || wire.has_pending_edge() {
                 continue;
             }
-            assert!(!wire.reset, "{key:?} was reset and nobody noticed");
-            let unread = !wire.to_daemon.is_empty() || wire.client_fin;
-            let (wants_input, has_output) = connection.appetite(&self.shared.marks);
             assert!(
-                !(wants_input && unread),
-                "{key:?} has input and nobody will look"
+                !wire.reset,
+                "lost wake-up: {key:?} was reset and is not queued"
+            );
+            let unread = !wire.to_daemon.is_empty() || wire.client_fin;
+            let wants = connection.wants(&self.shared.marks);
+            assert!(
+                !(wants.read && unread),
+                "lost wake-up: {key:?} has unread input and is not queued"
             );
             let room = wire.to_client.len() < wire.capacity;
             assert!(
-                !(has_output && room),
-                "{key:?} has output and nobody will write it"
+                !(wants.write && room),
+                "lost wake-up: {key:?} has output and is not queued"
             );
         }
     }

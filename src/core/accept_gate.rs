@@ -1,27 +1,29 @@
-//! Who comes in: accepting within a budget, a maximum, and errors that are not ends.
+//! Which connections come in: accepting within a budget, up to a maximum, and through errors.
 //!
 //! # Why accepting needs a state of its own
 //!
 //! A listening socket is registered edge-triggered like all others: one edge says that connections
-//! wait, and nothing is said again until `accept4(2)` has returned `EAGAIN`. Whoever stops before,
-//! be it for fairness, at the maximum, or because descriptors ran out, must remember that somebody
-//! still waits. The classic failure is `EMFILE`: the connection stays in the backlog, a
+//! wait, and nothing is said again until `accept4(2)` has returned `EAGAIN`. A loop that stops
+//! before that, for fairness, at the maximum, or because descriptors ran out, must remember that
+//! connections still wait. The classic failure is `EMFILE`: the connection stays in the backlog, a
 //! level-triggered loop spins on it at full speed, and an edge-triggered one never looks again.
-//! Here each listener has a *ready* bit of our own, and [`Gate::wake_at`] tells the loop when to
-//! come back by itself.
+//! Here each listener has a *ready* bit of our own, and [`AcceptGate::wake_at`] tells the loop when
+//! to come back by itself.
 //!
-//! # Verdicts
+//! # What `accept` returns
 //!
 //! accept(2), "Error handling": Linux passes network errors that are pending on the *new* socket as
 //! the error of `accept`; they say nothing about the listener, and the next in line may be well.
 //!
-//! | answer | verdict |
+//! | result | what the gate does |
 //! | --- | --- |
-//! | a connection | `Retry`; `Yield` once the turn's budget is spent or the gate has closed |
-//! | `EAGAIN` | `Done`: the backlog is empty, an edge will come |
-//! | `ECONNABORTED`, `EINTR`, `EPERM`, network errors | `Retry`, within the budget |
-//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | `Pause`: only time or a closed connection helps |
-//! | anything else | `Pause`: an error nobody has thought of must not become a busy loop |
+//! | a connection | counts it; closes at the maximum |
+//! | `EAGAIN` | clears the ready bit: the backlog is empty, an edge will come |
+//! | `ECONNABORTED`, `EINTR`, `EPERM`, network errors | nothing: the next call may succeed |
+//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | pauses: only time or a closed connection helps |
+//! | anything else | pauses: an unknown error must not become a busy loop |
+//!
+//! All of it is within the turn's budget, and the ready bit stays set when the budget is spent.
 //!
 //! # States
 //!
@@ -36,7 +38,10 @@
 //!
 //! Each place that becomes free is given away at once: a gate that waited for a tenth of them would
 //! leave that tenth empty for as long as all others are busy. Room is made by batches all the same:
-//! where idle connections can be closed for newcomers, [`Gate::excess`] asks for a tenth.
+//! where idle connections can be closed for new ones, [`AcceptGate::excess`] asks for a tenth.
+//!
+//! The maximum is fixed at the start: slots and descriptors are sized by it, so a reload that
+//! changes it asks for a restart.
 //!
 //! Mutation that a test catches: `begin_turn` that reopens at nine tenths
 //! (`closes_at_the_maximum_and_reopens_with_the_first_free_place`).
@@ -53,10 +58,10 @@
 //!   }
 //! ```
 //!
-//! A full gate does not call `accept`, so its ready bits may be stale: the last one that came in
-//! may have been the last one who waited. Before somebody is closed for a newcomer, whoever owns
-//! the listeners looks whether there is one ([`Gate::ready_listeners`],
-//! [`Gate::handle_nobody_waits`]).
+//! A full gate does not call `accept`, so its ready bits may be stale: the last connection that
+//! came in may have been the last one in the backlog. Before an established connection is closed
+//! for a new one, the owner of the listeners asks the kernel whether there is one
+//! ([`AcceptGate::ready_listeners`], [`AcceptGate::handle_backlog_empty`]).
 //!
 //! # Invariants
 //!
@@ -72,11 +77,11 @@ use crate::limits::core as limits;
 
 /// See the file's head. One for all listeners: descriptors and memory are the process's.
 #[derive(Clone, Debug)]
-pub struct Gate {
+pub struct AcceptGate {
     admission: Admission,
     live: usize,
     maximum: usize,
-    /// A bit for each listener whose backlog may hold somebody.
+    /// A bit for each listener whose backlog may hold a connection.
     ready: u64,
     /// The listener to begin with, so that a busy one does not starve its neighbours.
     next_listener: u32,
@@ -90,7 +95,7 @@ const _: () = assert!(limits::LISTENERS_MAX <= u64::BITS as usize);
 
 /// Whether connections are let in at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
+enum Admission {
     Open,
     /// The maximum is reached; open again with the first place that becomes free.
     Full,
@@ -98,23 +103,21 @@ pub enum Admission {
     Shut,
 }
 
-/// What an answer of `accept` means for the next one.
+/// What an error of `accept` says about the next call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AcceptVerdict {
-    /// The backlog is empty. The next edge will tell.
-    Done,
-    /// Call again now.
-    Retry,
-    /// Enough for this turn; there may be more.
-    Yield,
-    /// Out of descriptors or memory: not before this moment.
-    Pause(Moment),
+enum Meaning {
+    /// The backlog is empty.
+    Empty,
+    /// The error was the new connection's: the next call may succeed.
+    NextMaySucceed,
+    /// Out of descriptors or memory, or something unknown.
+    Exhausted,
 }
 
-impl Gate {
+impl AcceptGate {
     /// At most `maximum` connections at once; never less than one.
-    pub fn new(maximum: usize) -> Gate {
-        Gate {
+    pub fn new(maximum: usize) -> AcceptGate {
+        AcceptGate {
             admission: Admission::Open,
             live: 0,
             maximum: maximum.max(1),
@@ -127,29 +130,17 @@ impl Gate {
 
     // ---- getters ----
 
-    pub fn admission(&self) -> Admission {
-        self.admission
-    }
-
-    pub fn live(&self) -> usize {
-        self.live
-    }
-
-    pub fn maximum(&self) -> usize {
-        self.maximum
-    }
-
     /// At the maximum: time to close the oldest idle connections, if there are any.
     pub fn is_full(&self) -> bool {
         self.admission == Admission::Full
     }
 
-    /// Whether somebody may stand in a backlog whom we would let in, now or later.
-    pub fn somebody_waits(&self) -> bool {
+    /// Whether a backlog may hold a connection that we would let in, now or later.
+    pub fn may_have_waiting(&self) -> bool {
         self.ready != 0 && self.admission != Admission::Shut
     }
 
-    /// How many idle connections to close at a full gate, so that newcomers find room for a while.
+    /// How many idle connections to close at a full gate, so that new ones find room for a while.
     pub fn excess(&self) -> usize {
         match self.admission {
             Admission::Full => self.live.saturating_sub(self.relieved()).max(1),
@@ -157,7 +148,7 @@ impl Gate {
         }
     }
 
-    /// The listeners whose backlogs may hold somebody, in no order that matters.
+    /// The listeners whose backlogs may hold a connection, in no order that matters.
     pub fn ready_listeners(&self) -> impl Iterator<Item = usize> + use<> {
         let ready = self.ready;
         (0..limits::LISTENERS_MAX).filter(move |listener| ready >> listener & 1 == 1)
@@ -171,31 +162,27 @@ impl Gate {
 
     // ---- handle: what happened ----
 
-    /// The listener's edge: somebody waits in its backlog.
+    /// The listener's edge: a connection waits in its backlog.
     pub fn handle_ready(&mut self, listener: usize) {
         debug_assert!(listener < limits::LISTENERS_MAX);
         self.ready |= 1 << listener;
     }
 
     /// The listener's backlog was found empty: its next connection makes an edge.
-    pub fn handle_nobody_waits(&mut self, listener: usize) {
+    pub fn handle_backlog_empty(&mut self, listener: usize) {
         debug_assert!(listener < limits::LISTENERS_MAX);
         self.ready &= !(1 << listener);
     }
 
     /// `accept` returned a connection.
-    pub fn handle_accepted(&mut self) -> AcceptVerdict {
+    pub fn handle_accepted(&mut self) {
         self.live += 1;
         if self.live >= self.maximum && self.admission == Admission::Open {
             self.admission = Admission::Full;
         }
-        if self.budget == 0 || self.admission != Admission::Open {
-            return AcceptVerdict::Yield;
-        }
-        AcceptVerdict::Retry
     }
 
-    /// A connection was closed to make room: its place is for a newcomer of this very turn.
+    /// A connection was closed to make room: its place can be taken in this very turn.
     pub fn handle_place_freed(&mut self) {
         self.live = self.live.saturating_sub(1);
         if self.admission == Admission::Full && self.live < self.maximum {
@@ -203,22 +190,23 @@ impl Gate {
         }
     }
 
-    /// `accept` returned an error.
+    /// `accept` returned an error. `true`: accepting pauses, for lack of descriptors or memory.
     pub fn handle_error(
         &mut self,
         listener: usize,
         kind: ErrorKind,
         raw_os_error: Option<i32>,
         now: Moment,
-    ) -> AcceptVerdict {
-        let verdict = classify(kind, raw_os_error, now);
-        match verdict {
-            AcceptVerdict::Done => self.handle_nobody_waits(listener),
-            AcceptVerdict::Pause(until) => self.paused_until = until,
-            AcceptVerdict::Retry if self.budget == 0 => return AcceptVerdict::Yield,
-            AcceptVerdict::Retry | AcceptVerdict::Yield => {}
+    ) -> bool {
+        let meaning = meaning_of(kind, raw_os_error);
+        match meaning {
+            Meaning::Empty => self.handle_backlog_empty(listener),
+            Meaning::NextMaySucceed => {}
+            Meaning::Exhausted => {
+                self.paused_until = now + limits::ACCEPT_PAUSE;
+            }
         }
-        verdict
+        meaning == Meaning::Exhausted
     }
 
     // ---- commands ----
@@ -235,16 +223,6 @@ impl Gate {
         };
     }
 
-    /// Another maximum, after a reload. Connections above it stay.
-    pub fn set_maximum(&mut self, maximum: usize) {
-        self.maximum = maximum.max(1);
-        self.admission = match self.admission {
-            Admission::Shut => Admission::Shut,
-            _ if self.live >= self.maximum => Admission::Full,
-            Admission::Full | Admission::Open => Admission::Open,
-        };
-    }
-
     /// No connection is let in any more.
     pub fn shut(&mut self) {
         self.admission = Admission::Shut;
@@ -252,7 +230,7 @@ impl Gate {
 
     // ---- poll ----
 
-    /// The listener to accept from next, or `None`: nobody waits, or it is not the time.
+    /// The listener to accept from next; `None` if no connection waits, or none may come in now.
     pub fn poll_listener(&mut self, now: Moment) -> Option<usize> {
         let is_open = self.admission == Admission::Open && now >= self.paused_until;
         if !is_open || self.ready == 0 || self.budget == 0 {
@@ -267,21 +245,19 @@ impl Gate {
 
     // ---- helpers ----
 
-    /// How many connections a gate has whose idle ones made room.
+    /// How many connections are left when idle ones have made room.
     fn relieved(&self) -> usize {
         (self.maximum * limits::GATE_RELIEF_PERCENT / 100).min(self.maximum - 1)
     }
 }
 
-/// What an error of `accept` means, whoever the listener is.
-pub fn classify(kind: ErrorKind, raw_os_error: Option<i32>, now: Moment) -> AcceptVerdict {
-    let pause = AcceptVerdict::Pause(now + limits::ACCEPT_PAUSE);
+fn meaning_of(kind: ErrorKind, raw_os_error: Option<i32>) -> Meaning {
     match kind {
-        ErrorKind::WouldBlock => AcceptVerdict::Done,
-        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => AcceptVerdict::Retry,
+        ErrorKind::WouldBlock => Meaning::Empty,
+        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Meaning::NextMaySucceed,
         _ => match raw_os_error {
-            Some(code) if errno::OF_THE_NEW_SOCKET.contains(&code) => AcceptVerdict::Retry,
-            _ => pause,
+            Some(code) if errno::OF_THE_NEW_SOCKET.contains(&code) => Meaning::NextMaySucceed,
+            _ => Meaning::Exhausted,
         },
     }
 }
@@ -324,10 +300,10 @@ mod tests {
     const EMFILE: i32 = 24;
 
     /// Accepts `count` connections, as many turns as it takes.
-    fn fill(gate: &mut Gate, count: usize) {
+    fn fill(gate: &mut AcceptGate, count: usize) {
         gate.handle_ready(0);
         for _ in 0..count {
-            gate.begin_turn(gate.live());
+            gate.begin_turn(gate.live);
             assert_eq!(gate.poll_listener(NOW), Some(0));
             gate.handle_accepted();
         }
@@ -335,27 +311,27 @@ mod tests {
 
     #[test]
     fn closes_at_the_maximum_and_reopens_with_the_first_free_place() {
-        let mut gate = Gate::new(20);
+        let mut gate = AcceptGate::new(20);
         fill(&mut gate, 19);
-        assert_eq!(gate.admission(), Admission::Open);
+        assert_eq!(gate.admission, Admission::Open);
         fill(&mut gate, 1);
         assert!(gate.is_full());
         assert_eq!(gate.excess(), 2);
         assert_eq!(gate.poll_listener(NOW), None);
         assert_eq!(gate.wake_at(), None);
-        gate.begin_turn(gate.live());
+        gate.begin_turn(gate.live);
         assert!(gate.is_full());
-        gate.begin_turn(gate.live() - 1);
+        gate.begin_turn(gate.live - 1);
         // The edge was seen before the gate closed; there will be no second one.
-        assert_eq!(gate.admission(), Admission::Open);
+        assert_eq!(gate.admission, Admission::Open);
         assert_eq!(gate.wake_at(), Some(Moment::ZERO));
-        gate.begin_turn(gate.live());
+        gate.begin_turn(gate.live);
         assert_eq!(gate.poll_listener(NOW), Some(0));
     }
 
     #[test]
-    fn a_place_that_was_freed_for_somebody_who_waits_is_given_away_at_once() {
-        let mut gate = Gate::new(20);
+    fn a_place_that_was_freed_for_a_waiting_connection_is_given_away_at_once() {
+        let mut gate = AcceptGate::new(20);
         fill(&mut gate, 20);
         gate.handle_place_freed();
         assert_eq!(gate.wake_at(), Some(Moment::ZERO));
@@ -365,40 +341,38 @@ mod tests {
         assert!(gate.is_full());
         gate.shut();
         gate.handle_place_freed();
-        assert_eq!(gate.admission(), Admission::Shut);
+        assert_eq!(gate.admission, Admission::Shut);
     }
 
     #[test]
     fn a_stale_ready_bit_is_cleared_and_set_again_by_the_next_edge() {
-        let mut gate = Gate::new(1);
+        let mut gate = AcceptGate::new(1);
         gate.handle_ready(3);
         fill(&mut gate, 1);
         assert_eq!(gate.ready_listeners().collect::<Vec<_>>(), [0, 3]);
         gate.ready_listeners()
-            .for_each(|listener| gate.handle_nobody_waits(listener));
-        assert!(gate.is_full() && !gate.somebody_waits());
+            .for_each(|listener| gate.handle_backlog_empty(listener));
+        assert!(gate.is_full() && !gate.may_have_waiting());
         gate.handle_ready(3);
-        assert!(gate.somebody_waits());
+        assert!(gate.may_have_waiting());
     }
 
     #[test]
     fn a_maximum_of_one_reopens() {
-        let mut gate = Gate::new(1);
+        let mut gate = AcceptGate::new(1);
         fill(&mut gate, 1);
         assert!(gate.is_full());
-        gate.begin_turn(gate.live() - 1);
-        assert_eq!(gate.admission(), Admission::Open);
+        gate.begin_turn(gate.live - 1);
+        assert_eq!(gate.admission, Admission::Open);
     }
 
     #[test]
     fn out_of_descriptors_pauses_and_comes_back_without_an_edge() {
-        let mut gate = Gate::new(10);
+        let mut gate = AcceptGate::new(10);
         gate.handle_ready(0);
         assert_eq!(gate.poll_listener(NOW), Some(0));
-        let verdict = gate.handle_error(0, ErrorKind::Other, Some(EMFILE), NOW);
-        let AcceptVerdict::Pause(until) = verdict else {
-            panic!("{verdict:?}");
-        };
+        assert!(gate.handle_error(0, ErrorKind::Other, Some(EMFILE), NOW));
+        let until = gate.paused_until;
         assert!(until > NOW);
         assert_eq!(gate.poll_listener(NOW), None);
         assert_eq!(gate.wake_at(), Some(until));
@@ -407,10 +381,9 @@ mod tests {
 
     #[test]
     fn an_empty_backlog_waits_for_the_next_edge() {
-        let mut gate = Gate::new(10);
+        let mut gate = AcceptGate::new(10);
         gate.handle_ready(0);
-        let verdict = gate.handle_error(0, ErrorKind::WouldBlock, Some(11), NOW);
-        assert_eq!(verdict, AcceptVerdict::Done);
+        assert!(!gate.handle_error(0, ErrorKind::WouldBlock, Some(11), NOW));
         assert_eq!((gate.poll_listener(NOW), gate.wake_at()), (None, None));
         gate.handle_ready(0);
         assert_eq!(gate.poll_listener(NOW), Some(0));
@@ -418,27 +391,25 @@ mod tests {
 
     #[test]
     fn the_budget_bounds_a_turn_whatever_accept_answers() {
-        let mut gate = Gate::new(usize::MAX / 100);
+        let mut gate = AcceptGate::new(usize::MAX / 100);
         gate.handle_ready(0);
-        gate.begin_turn(gate.live());
+        gate.begin_turn(gate.live);
         let mut calls = 0;
-        let mut last = AcceptVerdict::Done;
         while gate.poll_listener(NOW).is_some() {
             calls += 1;
-            last = if calls % 2 == 0 {
-                gate.handle_accepted()
+            if calls % 2 == 0 {
+                gate.handle_accepted();
             } else {
-                gate.handle_error(0, ErrorKind::ConnectionAborted, Some(103), NOW)
-            };
+                assert!(!gate.handle_error(0, ErrorKind::ConnectionAborted, Some(103), NOW));
+            }
         }
         assert_eq!(calls, limits::ACCEPTS_PER_TURN_MAX);
-        assert_eq!(last, AcceptVerdict::Yield);
-        assert_eq!(gate.wake_at(), Some(Moment::ZERO), "somebody still waits");
+        assert_eq!(gate.wake_at(), Some(Moment::ZERO), "connections still wait");
     }
 
     #[test]
     fn listeners_take_turns() {
-        let mut gate = Gate::new(100);
+        let mut gate = AcceptGate::new(100);
         for listener in [0, 5, 63] {
             gate.handle_ready(listener);
         }
@@ -452,41 +423,27 @@ mod tests {
     fn errors_of_the_new_socket_are_not_the_listeners() {
         for code in errno::OF_THE_NEW_SOCKET {
             let kind = std::io::Error::from_raw_os_error(code).kind();
-            assert_eq!(
-                classify(kind, Some(code), NOW),
-                AcceptVerdict::Retry,
-                "{code}"
-            );
+            let meaning = meaning_of(kind, Some(code));
+            assert_eq!(meaning, Meaning::NextMaySucceed, "{code}");
         }
         // ENOMEM, ENFILE, EMFILE, ENOBUFS; EBADF and EINVAL for "anything else".
         for code in [12, 23, EMFILE, 105, 9, 22] {
             let kind = std::io::Error::from_raw_os_error(code).kind();
-            let verdict = classify(kind, Some(code), NOW);
-            assert!(matches!(verdict, AcceptVerdict::Pause(_)), "{code}");
+            let meaning = meaning_of(kind, Some(code));
+            assert_eq!(meaning, Meaning::Exhausted, "{code}");
         }
     }
 
     #[test]
     fn a_shut_gate_stays_shut() {
-        let mut gate = Gate::new(1);
+        let mut gate = AcceptGate::new(1);
         fill(&mut gate, 1);
         gate.shut();
-        gate.begin_turn(gate.live() - 1);
-        gate.set_maximum(10);
-        assert_eq!(gate.admission(), Admission::Shut);
+        gate.begin_turn(gate.live - 1);
+        assert_eq!(gate.admission, Admission::Shut);
         assert_eq!((gate.poll_listener(NOW), gate.wake_at()), (None, None));
         // An edge that was on its way while the listener closed.
         gate.handle_ready(0);
-        assert!(!gate.somebody_waits());
-    }
-
-    #[test]
-    fn another_maximum_closes_and_opens() {
-        let mut gate = Gate::new(10);
-        fill(&mut gate, 5);
-        gate.set_maximum(5);
-        assert!(gate.is_full());
-        gate.set_maximum(100);
-        assert_eq!(gate.admission(), Admission::Open);
+        assert!(!gate.may_have_waiting());
     }
 }
