@@ -1,39 +1,41 @@
 //! What a reactor lends a connection, what a connection lends its protocol, and what the protocol
 //! reports back.
 //!
-//! Owns nothing but references: these are the types that [`super::connection`],
-//! [`super::transport`] and the protocols have in common, so that none of them has to import
-//! another one. Everything here lives for one call; nothing may be kept.
+//! These are the types that [`super::connection`], [`super::transport`] and the protocols have in
+//! common, so that none of them has to import another one. [`Resources`] is the event loop's own;
+//! what is lent of it lives for one call, and nothing of it may be kept.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::date::DateCache;
 use crate::config::Config;
 use crate::core::output::{Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::Bounds;
+use crate::limits;
 use crate::service::{Peer, Service};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
 
 /// What a connection lends its protocol for one call.
-pub struct Lent<'a, 't> {
+pub struct Lent<'a, 't, H = Service> {
     pub peer: &'a Peer,
     pub output: &'a mut OutputQueue,
-    pub turn: &'a mut Turn<'t>,
+    pub turn: &'a mut Turn<'t, H>,
 }
 
 /// What a reactor lends a connection for its turn: the time, and everything that the connections of
 /// the reactor share.
-pub struct Turn<'t> {
+pub struct Turn<'t, H = Service> {
     pub now: Moment,
     /// The connection's own key.
     pub key: Key,
     /// The reactor's index.
     pub reactor: u16,
-    pub service: &'t mut Service,
+    pub handler: &'t mut H,
     pub pool: &'t mut BufferPool,
     pub config: &'t Config,
     pub bounds: &'t Bounds,
@@ -49,6 +51,84 @@ pub struct Turn<'t> {
     /// Faults of proxies are not logged again before this moment.
     pub proxy_warned_until: &'t mut Moment,
     pub metrics: &'t Metrics,
+}
+
+/// What the connections of one reactor share, in one place so that it can be lent in one piece.
+pub struct Resources<H = Service> {
+    /// The reactor's index.
+    pub reactor: u16,
+    pub now: Moment,
+    pub handler: H,
+    pub pool: BufferPool,
+    pub config: Arc<Config>,
+    pub bounds: Bounds,
+    pub marks: Marks,
+    pub draining: bool,
+    pub tls: Option<Arc<Acceptor>>,
+    pub handshake_steps: u32,
+    pub metrics: Metrics,
+    date: DateCache,
+    proxy_warned_until: Moment,
+}
+
+impl<H> Resources<H> {
+    pub fn new(
+        reactor: u16,
+        now: Moment,
+        handler: H,
+        config: Arc<Config>,
+        metrics: Metrics,
+    ) -> Resources<H> {
+        Resources {
+            reactor,
+            now,
+            handler,
+            pool: BufferPool::default(),
+            bounds: bounds(&config),
+            config,
+            marks: Marks::DEFAULT,
+            draining: false,
+            tls: None,
+            handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN,
+            metrics,
+            date: DateCache::new(),
+            proxy_warned_until: now,
+        }
+    }
+
+    /// What the connection with this key gets to work with.
+    pub fn turn(&mut self, key: Key) -> Turn<'_, H> {
+        Turn {
+            now: self.now,
+            key,
+            reactor: self.reactor,
+            handler: &mut self.handler,
+            pool: &mut self.pool,
+            config: &self.config,
+            bounds: &self.bounds,
+            marks: self.marks,
+            date: self.date.at(self.now),
+            draining: self.draining,
+            tls: self.tls.as_ref(),
+            handshake_steps: &mut self.handshake_steps,
+            proxy_warned_until: &mut self.proxy_warned_until,
+            metrics: &self.metrics,
+        }
+    }
+
+    /// Another configuration is in force.
+    pub fn apply(&mut self, config: Arc<Config>) {
+        self.bounds = bounds(&config);
+        self.config = config;
+    }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        head_bytes_max: config.limits.max_head,
+        uri_bytes_max: config.limits.max_uri,
+        fields_max: config.limits.max_headers,
+    }
 }
 
 /// What a connection waits for; which of its deadlines runs depends on it.

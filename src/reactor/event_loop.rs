@@ -40,8 +40,7 @@ use std::time::Duration;
 
 use super::close_reason::CloseReason;
 use super::connection::{Connection, Pumped};
-use super::context::Turn;
-use super::date::DateCache;
+use super::context::Resources;
 use super::message::Message;
 use super::system::{Edge, Source, System};
 use crate::config::{Config, Opening};
@@ -49,14 +48,11 @@ use crate::core::accept_gate::AcceptGate;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::idle_list::IdleList;
-use crate::core::output::Marks;
-use crate::core::pool::BufferPool;
 use crate::core::run_queue::RunQueue;
 use crate::core::slots::Slots;
 use crate::core::wheel::Wheel;
 use crate::core::{Key, Moment};
 use crate::engine::Event;
-use crate::http::http1::Bounds;
 use crate::limits::reactor as limits;
 use crate::offload::JobKey;
 use crate::offload::mailbox::{Receiver, Sender};
@@ -108,7 +104,9 @@ pub struct Reactor<S: System> {
     gate: AcceptGate,
     /// Until then no more is said of pauses in accepting: they may come ten times a second.
     pause_told_until: Moment,
-    shared: Shared,
+    shared: Resources,
+    /// By [`CloseReason`].
+    closed: [Counter; CloseReason::ALL.len()],
     wheel: Wheel,
     run_queue: RunQueue,
     /// Those whose next step is a handshake's and found none left; the first of them come first in
@@ -134,47 +132,6 @@ pub struct Reactor<S: System> {
     expired: Vec<Key>,
 }
 
-/// What connections use while they are at work, in one place so that it can be lent in one piece.
-struct Shared {
-    index: u16,
-    now: Moment,
-    service: Service,
-    pool: BufferPool,
-    config: Arc<Config>,
-    bounds: Bounds,
-    marks: Marks,
-    date: DateCache,
-    draining: bool,
-    tls: Option<Arc<Acceptor>>,
-    handshake_steps: u32,
-    /// Until then no more is said of connections that were refused for what a proxy did.
-    proxy_warned_until: Moment,
-    metrics: Metrics,
-    /// By [`CloseReason`].
-    closed: [Counter; CloseReason::ALL.len()],
-}
-
-impl Shared {
-    fn turn(&mut self, key: Key) -> Turn<'_> {
-        Turn {
-            now: self.now,
-            key,
-            reactor: self.index,
-            service: &mut self.service,
-            pool: &mut self.pool,
-            config: &self.config,
-            bounds: &self.bounds,
-            marks: self.marks,
-            date: self.date.at(self.now),
-            draining: self.draining,
-            tls: self.tls.as_ref(),
-            handshake_steps: &mut self.handshake_steps,
-            proxy_warned_until: &mut self.proxy_warned_until,
-            metrics: &self.metrics,
-        }
-    }
-}
-
 impl<K> Clone for Neighbour<K> {
     fn clone(&self) -> Neighbour<K> {
         Neighbour {
@@ -187,6 +144,14 @@ impl<K> Clone for Neighbour<K> {
 impl<S: System> Reactor<S> {
     pub fn new(mut parts: Parts<S>) -> Reactor<S> {
         let now = parts.system.now();
+        let mut shared = Resources::new(
+            parts.index,
+            now,
+            parts.service,
+            parts.config,
+            parts.metrics.clone(),
+        );
+        shared.tls = parts.tls;
         let mut gate = AcceptGate::new(parts.max_connections);
         // Somebody may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
@@ -196,23 +161,9 @@ impl<S: System> Reactor<S> {
             slots: Slots::new(2 * parts.max_connections),
             gate,
             pause_told_until: now,
-            shared: Shared {
-                index: parts.index,
-                now,
-                service: parts.service,
-                pool: BufferPool::default(),
-                bounds: bounds(&parts.config),
-                config: parts.config,
-                marks: Marks::DEFAULT,
-                date: DateCache::new(),
-                draining: false,
-                tls: parts.tls,
-                handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN_MAX,
-                proxy_warned_until: now,
-                closed: CloseReason::ALL
-                    .map(|reason| parts.metrics.connections_closed(reason.as_str())),
-                metrics: parts.metrics,
-            },
+            closed: CloseReason::ALL
+                .map(|reason| parts.metrics.connections_closed(reason.as_str())),
+            shared,
             wheel: Wheel::new(now),
             run_queue: RunQueue::new(),
             deferred: RunQueue::new(),
@@ -331,7 +282,7 @@ impl<S: System> Reactor<S> {
             Message::RoomMade => self.asks_at = self.shared.now,
             Message::Apply(config) => self.apply(config),
             Message::Tls(acceptor) => self.shared.tls = acceptor,
-            Message::Keys(keys) => self.shared.service.set_keys(keys),
+            Message::Keys(keys) => self.shared.handler.set_keys(keys),
             Message::Drain(patience) => self.begin_drain(patience),
             Message::Stop => {
                 self.begin_drain(Duration::ZERO);
@@ -353,9 +304,8 @@ impl<S: System> Reactor<S> {
     }
 
     fn apply(&mut self, config: Arc<Config>) {
-        self.shared.bounds = bounds(&config);
-        self.shared.service.apply(config.clone());
-        self.shared.config = config;
+        self.shared.handler.apply(config.clone());
+        self.shared.apply(config);
     }
 
     /// Phase 6. In the first round requests are taken in, and what was answered at once is queued
@@ -476,7 +426,7 @@ impl<S: System> Reactor<S> {
 
     fn count_closed(&self, reason: CloseReason) {
         self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
-        self.shared.closed[reason as usize].inc();
+        self.closed[reason as usize].inc();
         self.shared.metrics.connections.dec();
     }
 
@@ -487,7 +437,7 @@ impl<S: System> Reactor<S> {
         }
         self.drain.handle_terminate(self.shared.now, patience);
         self.shared.draining = true;
-        self.shared.service.set_draining();
+        self.shared.handler.set_draining();
         // Whoever has come is let in, even if the edge that says so is still to come.
         (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
         // Everybody gets a turn. Idle connections are closed in theirs, for a request may have come
@@ -568,14 +518,6 @@ fn isolated(work: impl FnOnce() -> Pumped) -> Pumped {
         log::error!("a bug: the handling of a connection panicked, and the connection is closed");
         Pumped::Closed(CloseReason::Panic)
     })
-}
-
-fn bounds(config: &Config) -> Bounds {
-    Bounds {
-        head_bytes_max: config.limits.max_head,
-        uri_bytes_max: config.limits.max_uri,
-        fields_max: config.limits.max_headers,
-    }
 }
 
 // Not a wish: with 15,000 idle connections every 64 bytes here are a megabyte.

@@ -23,9 +23,10 @@
 
 mod reply;
 
-use reply::AnswerFraming;
+use reply::Framing;
 
 use super::context::{Lent, Turn, Used, Waiting, late};
+use super::handler::{Admission, Handler, Pending};
 use crate::core::Moment;
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::Level;
@@ -37,32 +38,32 @@ use crate::http::http1::{
 };
 use crate::limits::reactor as limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::service::{Admitted, Exchange, Flow, Refusal};
+use crate::service::{Flow, Service};
 
-pub struct Http1 {
+pub struct Http1<H: Handler = Service> {
     reception: Reception,
-    stage: Stage,
-    framing: AnswerFraming,
+    stage: Stage<H>,
+    framing: Framing,
     glitches: GlitchBudget,
     /// The number of the exchange in progress, or of the next one: how many are over.
     request: u32,
 }
 
-enum Stage {
+enum Stage<H: Handler> {
     /// A request is awaited or on its way in; `Some` once its head was admitted.
-    Receiving(Option<Box<Admitted>>),
+    Receiving(Option<Box<H::Admitted>>),
     /// A job runs.
-    Answering(Box<Exchange>),
+    Answering(Box<H::Exchange>),
     /// The last answer of this connection is in the output queue.
     Over,
 }
 
-impl Http1 {
-    pub fn new(now: Moment) -> Http1 {
+impl<H: Handler> Http1<H> {
+    pub fn new(now: Moment) -> Http1<H> {
         Http1 {
             reception: Reception::new(),
             stage: Stage::Receiving(None),
-            framing: AnswerFraming::default(),
+            framing: Framing::default(),
             glitches: GlitchBudget::new(now),
             request: 0,
         }
@@ -110,13 +111,13 @@ impl Http1 {
     }
 
     /// Answers what is no request of this connection, and ends it.
-    pub fn refuse_connection(&mut self, error: ApiError, lent: &mut Lent<'_, '_>) {
+    pub fn refuse_connection(&mut self, error: ApiError, lent: &mut Lent<'_, '_, H>) {
         let _ = self.refuse_received(error, lent);
     }
 
     /// `count` bytes have come, which [`Http1::handle_input`] is given next. A request that comes
     /// too slowly for too long is answered here.
-    pub fn handle_arrival(&mut self, count: usize, lent: &mut Lent<'_, '_>) {
+    pub fn handle_arrival(&mut self, count: usize, lent: &mut Lent<'_, '_, H>) {
         if self.waiting() == Waiting::Request {
             self.handle_pause(lent.turn.now);
         }
@@ -139,7 +140,7 @@ impl Http1 {
     ///
     /// It stops early, for the budget or for want of room, only between two requests: what remains
     /// then has not been looked at, and [`Waiting::Request`] says so.
-    pub fn handle_input(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Used {
+    pub fn handle_input(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Used {
         let mut used = Used {
             consumed: 0,
             keep: input.len(),
@@ -174,7 +175,7 @@ impl Http1 {
     }
 
     /// Goes as far with one request as its bytes allow.
-    fn receive(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Step {
+    fn receive(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
         let step = self.look(input, lent);
         match step {
             // Its body may be here already.
@@ -183,7 +184,7 @@ impl Http1 {
         }
     }
 
-    fn look(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Step {
+    fn look(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
         let progress = self.reception.poll(input, lent.turn.bounds);
         let tiny_chunks = self.reception.take_tiny_chunks();
         let empty_lines = match &progress {
@@ -205,7 +206,7 @@ impl Http1 {
     }
 
     /// Counts what the peer may do, but not often. True if it did it too often.
-    fn is_excess(&mut self, glitch: Glitch, count: u32, turn: &Turn<'_>) -> bool {
+    fn is_excess(&mut self, glitch: Glitch, count: u32, turn: &Turn<'_, H>) -> bool {
         if count == 0 {
             return false;
         }
@@ -217,12 +218,12 @@ impl Http1 {
 
     /// A head is complete: may its body come? The usual request is here whole, and is handled with
     /// this one parse of its head.
-    fn handle_head(&mut self, span: HeadSpan, input: &[u8], lent: &mut Lent<'_, '_>) -> Step {
+    fn handle_head(&mut self, span: HeadSpan, input: &[u8], lent: &mut Lent<'_, '_, H>) -> Step {
         let mut storage = Storage::new();
         let head = match span.parse(input, &mut storage) {
             Ok(head) => head,
             Err(malformed) => {
-                let refusal = Refusal::of_peer(malformed.into(), lent.peer);
+                let refusal = H::refusal_of_peer(lent.peer, malformed.into());
                 return self.refuse(refusal, lent);
             }
         };
@@ -230,10 +231,10 @@ impl Http1 {
         // Not "equal": a reload may have lowered it below what was served already.
         let served_most = lent.turn.config.limits.max_requests_per_connection;
         let last = !head.keep_alive || (served_most != 0 && served >= served_most);
-        self.framing = AnswerFraming::of(&head, last || lent.turn.draining);
+        self.framing = Framing::of(&head, last || lent.turn.draining);
         let admitted = match lent
             .turn
-            .service
+            .handler
             .admit(&head.request, lent.peer, lent.turn.now)
         {
             Ok(admitted) => admitted,
@@ -241,7 +242,7 @@ impl Http1 {
         };
         match self
             .reception
-            .accept(&head, admitted.body_limit, input.len())
+            .accept(&head, admitted.body_limit(), input.len())
         {
             Ok(Accepted::Complete(message)) => {
                 let has_key = admitted.has_key();
@@ -260,7 +261,7 @@ impl Http1 {
                 self.stage = Stage::Receiving(Some(Box::new(admitted)));
                 Step::Admitted
             }
-            Err(malformed) => self.refuse(admitted.refuse(malformed.into()), lent),
+            Err(malformed) => self.refuse(H::refusal(admitted, malformed.into()), lent),
         }
     }
 
@@ -269,9 +270,9 @@ impl Http1 {
     fn refuse_head(
         &mut self,
         head: &Head<'_>,
-        refusal: Refusal,
+        refusal: H::Refusal,
         input_bytes: usize,
-        lent: &mut Lent<'_, '_>,
+        lent: &mut Lent<'_, '_, H>,
     ) -> Step {
         match self.reception.accept(head, input_bytes, input_bytes) {
             Ok(Accepted::Complete(message)) => {
@@ -291,7 +292,7 @@ impl Http1 {
         &mut self,
         message: &Message,
         input: &[u8],
-        lent: &mut Lent<'_, '_>,
+        lent: &mut Lent<'_, '_, H>,
     ) -> Step {
         let mut storage = Storage::new();
         let head = message.head.parse(input, &mut storage);
@@ -299,7 +300,7 @@ impl Http1 {
             // Only what was admitted is polled on, and the same bytes parse as they did before.
             debug_assert!(false, "a request is complete that was never admitted");
             let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
-            return self.refuse(Refusal::of_peer(error, lent.peer), lent);
+            return self.refuse(H::refusal_of_peer(lent.peer, error), lent);
         };
         let (has_key, body) = (admitted.has_key(), &input[message.body.clone()]);
         self.handle_request(admitted, &head, body, lent);
@@ -311,10 +312,10 @@ impl Http1 {
 
     fn handle_request(
         &mut self,
-        admitted: Admitted,
+        admitted: H::Admitted,
         head: &Head<'_>,
         body: &[u8],
-        lent: &mut Lent<'_, '_>,
+        lent: &mut Lent<'_, '_, H>,
     ) {
         // The drain may have begun while the body was on its way.
         self.framing.last |= lent.turn.draining;
@@ -324,14 +325,14 @@ impl Http1 {
             request: self.request,
         };
         let now = lent.turn.now;
-        let (service, mut reply) = self.framing.writer(lent);
-        match service.handle(admitted, &head.request, body, key, now, &mut reply) {
+        let (handler, mut sink) = self.framing.sink(lent);
+        match handler.handle(admitted, &head.request, body, key, now, &mut sink) {
             Some(exchange) => self.stage = Stage::Answering(exchange),
             None => self.finish(),
         }
     }
 
-    fn take_admitted(&mut self) -> Option<Admitted> {
+    fn take_admitted(&mut self) -> Option<H::Admitted> {
         match &mut self.stage {
             Stage::Receiving(admitted) => admitted.take().map(|admitted| *admitted),
             Stage::Answering(_) | Stage::Over => None,
@@ -339,35 +340,35 @@ impl Http1 {
     }
 
     /// Hands an engine's event to the exchange that awaits it.
-    pub fn handle_event(&mut self, event: Event, lent: &mut Lent<'_, '_>) {
+    pub fn handle_event(&mut self, event: Event, lent: &mut Lent<'_, '_, H>) {
         let Stage::Answering(exchange) = &mut self.stage else {
             return;
         };
         self.framing.last |= lent.turn.draining;
         let now = lent.turn.now;
-        let (service, mut reply) = self.framing.writer(lent);
-        match service.handle_event(exchange, event, now, &mut reply) {
+        let (handler, mut sink) = self.framing.sink(lent);
+        match handler.handle_event(exchange, event, now, &mut sink) {
             Flow::Open => {}
             Flow::Finished => self.finish(),
         }
     }
 
     /// The exchange asked to be called now: for a ping, or because its time is up.
-    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_>) {
+    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_, H>) {
         let Stage::Answering(exchange) = &mut self.stage else {
             return;
         };
         self.framing.last |= lent.turn.draining;
         let now = lent.turn.now;
-        let (service, mut reply) = self.framing.writer(lent);
-        match service.handle_deadline(exchange, now, &mut reply) {
+        let (handler, mut sink) = self.framing.sink(lent);
+        match handler.handle_deadline(exchange, now, &mut sink) {
             Flow::Open => {}
             Flow::Finished => self.finish(),
         }
     }
 
     /// The request that is on its way in has taken too long: this part of it was waited for.
-    pub fn handle_late_request(&mut self, waiting: Waiting, lent: &mut Lent<'_, '_>) {
+    pub fn handle_late_request(&mut self, waiting: Waiting, lent: &mut Lent<'_, '_, H>) {
         let limits = &lent.turn.config.limits;
         let error = match waiting {
             _ if !self.is_receptive() => return,
@@ -380,9 +381,9 @@ impl Http1 {
     }
 
     /// The output queue has drained: what was held back for the lack of room may come.
-    pub fn handle_room(&mut self, turn: &mut Turn<'_>) {
+    pub fn handle_room(&mut self, turn: &mut Turn<'_, H>) {
         if let Stage::Answering(exchange) = &mut self.stage {
-            turn.service.handle_room(exchange);
+            turn.handler.handle_room(exchange);
         }
     }
 
@@ -390,44 +391,44 @@ impl Http1 {
     ///
     /// An interim answer may come before any final one (RFC 9110, section 15.2); of them all, 100
     /// is the one that every client skips. HTTP/1.0 has none: such a client is believed to wait.
-    pub fn probe(&mut self, lent: &mut Lent<'_, '_>) {
+    pub fn probe(&mut self, lent: &mut Lent<'_, '_, H>) {
         if let Stage::Answering(_) = self.stage {
             self.framing.probe(lent.output, lent.turn.pool);
         }
     }
 
     /// The connection ends: nobody waits for the answer any more.
-    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
+    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>) {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Receiving(Some(admitted)) => {
-                turn.service.abandon_admitted(*admitted, reason, turn.now);
+                turn.handler.abandon_admitted(*admitted, reason, turn.now);
             }
-            Stage::Answering(exchange) => turn.service.abandon(exchange, reason, turn.now),
+            Stage::Answering(exchange) => turn.handler.abandon(exchange, reason, turn.now),
             Stage::Receiving(None) | Stage::Over => {}
         }
     }
 
     /// Refuses the request that is on its way in.
-    fn refuse_received(&mut self, error: ApiError, lent: &mut Lent<'_, '_>) -> Step {
+    fn refuse_received(&mut self, error: ApiError, lent: &mut Lent<'_, '_, H>) -> Step {
         let refusal = match self.take_admitted() {
-            Some(admitted) => admitted.refuse(error),
-            None => Refusal::of_peer(error, lent.peer),
+            Some(admitted) => H::refusal(admitted, error),
+            None => H::refusal_of_peer(lent.peer, error),
         };
         self.refuse(refusal, lent)
     }
 
     /// Answers with an error and ends the connection: what follows in it can't be trusted, or is
     /// more than we want to read.
-    fn refuse(&mut self, refusal: Refusal, lent: &mut Lent<'_, '_>) -> Step {
+    fn refuse(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) -> Step {
         self.framing.last = true;
         self.answer_refusal(refusal, lent);
         Step::Refused
     }
 
-    fn answer_refusal(&mut self, refusal: Refusal, lent: &mut Lent<'_, '_>) {
+    fn answer_refusal(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
-        let (service, mut reply) = self.framing.writer(lent);
-        service.refuse(refusal, now, &mut reply);
+        let (handler, mut sink) = self.framing.sink(lent);
+        handler.refuse(refusal, now, &mut sink);
         self.finish();
     }
 
@@ -441,7 +442,7 @@ impl Http1 {
         } else {
             Stage::Receiving(None)
         };
-        self.framing = AnswerFraming::default();
+        self.framing = Framing::default();
     }
 }
 

@@ -46,7 +46,7 @@ use crate::limits::http2 as http2_limits;
 use crate::offload::CancelReason;
 use crate::service::{Flow, Refusal, Service};
 
-use reply::{Outgoing, StreamWriter};
+use reply::{Outgoing, Sink};
 use stream::{Stage, Stream};
 
 pub struct Http2 {
@@ -448,7 +448,7 @@ impl Http2 {
                 continue;
             };
             match stream.outgoing.waiting_bytes() <= lent.turn.marks.low {
-                true => lent.turn.service.handle_room(exchange),
+                true => lent.turn.handler.handle_room(exchange),
                 false => self.holds_credit = true,
             }
         }
@@ -539,7 +539,7 @@ impl Http2 {
         self.meter.forget(id);
         self.exchanges = self.exchanges.wrapping_add(1);
         self.has_work = true;
-        let (service, now) = (&mut *turn.service, turn.now);
+        let (service, now) = (&mut *turn.handler, turn.now);
         match stream.stage {
             Stage::Receiving(receiving) => {
                 service.abandon_admitted(receiving.admitted, reason, now);
@@ -590,14 +590,14 @@ impl Http2 {
 fn writer<'a>(
     outgoing: &'a mut Outgoing,
     lent: &'a mut Lent<'_, '_>,
-) -> (&'a mut Service, StreamWriter<'a>) {
+) -> (&'a mut Service, Sink<'a>) {
     let has_room = lent.output.level(&lent.turn.marks) < Level::High;
-    let writer = StreamWriter {
+    let writer = Sink {
         outgoing,
         date: lent.turn.date,
         has_room,
     };
-    (lent.turn.service, writer)
+    (lent.turn.handler, writer)
 }
 
 fn refuse(outgoing: &mut Outgoing, refusal: Refusal, lent: &mut Lent<'_, '_>) {

@@ -4,7 +4,8 @@
 //!
 //! * [`system`]: what the loop asks of the kernel, as a trait; [`epoll`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
-//! * [`context`]: what a connection is lent while it is at work;
+//! * [`context`]: what a connection is lent while it is at work; [`handler`]: what its protocol asks
+//!   of the application;
 //! * [`connection`]: one socket and its pump; [`close_reason`]: how it may end; [`transport`]: TLS
 //!   below it, or nothing;
 //! * [`protocol`]: which of the two a connection speaks;
@@ -18,6 +19,7 @@ pub mod context;
 mod date;
 pub mod epoll;
 pub mod event_loop;
+pub mod handler;
 pub mod http1;
 pub mod http2;
 pub mod message;

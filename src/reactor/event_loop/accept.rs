@@ -129,7 +129,7 @@ impl<S: System> Reactor<S> {
     /// Asks the reactors that have connections of a kind to close some; returns how many they will
     /// close. Nothing is asked again before the last letter can have had its effect.
     fn ask_for_room(&mut self, wanted: usize, kind: fn(&Pulse) -> &AtomicU32) -> usize {
-        let own = usize::from(self.shared.index);
+        let own = usize::from(self.shared.reactor);
         let may_ask = self.shared.now >= self.asks_at;
         let mut left = wanted;
         for (index, other) in self.neighbours.iter().enumerate() {
@@ -180,7 +180,7 @@ impl<S: System> Reactor<S> {
 
     /// Gives a new connection to the reactor that has the fewest; keeps it if that one has ended.
     fn place(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
-        let own = usize::from(self.shared.index);
+        let own = usize::from(self.shared.reactor);
         let least = (0..self.neighbours.len()).min_by_key(|&index| load(&self.neighbours[index]));
         let chosen = least.filter(|&index| index != own);
         let letter = Message::Adopt(socket, peer, opening);

@@ -1,7 +1,7 @@
 //! How the answer to one request is put on the wire.
 //!
 //! Owns what is decided once for each answer (which version, with a body or without, the last of
-//! its connection or not) and how far the answer has come. [`AnswerWriter`] is the service's way
+//! its connection or not) and how far the answer has come. [`Sink`] is the service's way
 //! to the output queue: the service says what, here is said how.
 //!
 //! ```text
@@ -18,21 +18,20 @@ use crate::http::http1::Head;
 use crate::http::http1::encode::{self, BodyFraming};
 use crate::http::{Fields, Method, ResponseHead, ResponseSink, Version};
 use crate::reactor::context::{Lent, Turn};
-use crate::service::Service;
 
 /// See the file's head.
 #[derive(Clone, Copy, Debug)]
-pub struct AnswerFraming {
+pub struct Framing {
     version: Version,
     /// The answer to HEAD has no body (RFC 9110, section 9.3.2).
     head_only: bool,
     /// The connection ends after it.
     pub last: bool,
-    progress: AnswerProgress,
+    progress: Progress,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AnswerProgress {
+enum Progress {
     Nothing,
     /// Nothing but an interim answer.
     Probed,
@@ -44,56 +43,53 @@ enum AnswerProgress {
     Complete,
 }
 
-impl Default for AnswerFraming {
+impl Default for Framing {
     /// Of a request whose head nobody could read.
-    fn default() -> AnswerFraming {
-        AnswerFraming {
+    fn default() -> Framing {
+        Framing {
             version: Version::Http11,
             head_only: false,
             last: false,
-            progress: AnswerProgress::Nothing,
+            progress: Progress::Nothing,
         }
     }
 }
 
-impl AnswerFraming {
-    pub fn of(head: &Head<'_>, last: bool) -> AnswerFraming {
-        AnswerFraming {
+impl Framing {
+    pub fn of(head: &Head<'_>, last: bool) -> Framing {
+        Framing {
             version: head.request.version,
             head_only: head.request.method == Method::Head,
             last,
-            progress: AnswerProgress::Nothing,
+            progress: Progress::Nothing,
         }
     }
 
     pub fn is_complete(&self) -> bool {
-        self.progress == AnswerProgress::Complete
+        self.progress == Progress::Complete
     }
 
     /// Writes an interim answer, where the answer has not begun and the client knows such answers.
     /// Once the answer flows it probes by itself.
     pub fn probe(&mut self, output: &mut OutputQueue, pool: &mut BufferPool) {
-        if self.progress == AnswerProgress::Nothing && self.version >= Version::Http11 {
+        if self.progress == Progress::Nothing && self.version >= Version::Http11 {
             output.tail(pool).extend_from_slice(encode::CONTINUE);
-            self.progress = AnswerProgress::Probed;
+            self.progress = Progress::Probed;
         }
     }
 
-    /// A writer for the answer, and the service that is to write it.
-    pub fn writer<'a>(
-        &'a mut self,
-        lent: &'a mut Lent<'_, '_>,
-    ) -> (&'a mut Service, AnswerWriter<'a>) {
+    /// The way for the response, and the handler that is to send it there.
+    pub fn sink<'a, H>(&'a mut self, lent: &'a mut Lent<'_, '_, H>) -> (&'a mut H, Sink<'a>) {
         let Turn {
-            service,
+            handler,
             pool,
             marks,
             date,
             ..
         } = &mut *lent.turn;
         (
-            service,
-            AnswerWriter {
+            handler,
+            Sink {
                 framing: self,
                 output: lent.output,
                 pool,
@@ -105,36 +101,36 @@ impl AnswerFraming {
 }
 
 /// The service's way to the output queue, in HTTP/1.1's framing.
-pub struct AnswerWriter<'a> {
-    framing: &'a mut AnswerFraming,
+pub struct Sink<'a> {
+    framing: &'a mut Framing,
     output: &'a mut OutputQueue,
     pool: &'a mut BufferPool,
     marks: Marks,
     date: &'a [u8; 29],
 }
 
-impl AnswerWriter<'_> {
+impl Sink<'_> {
     fn write_head(&mut self, answer: &ResponseHead<'_>, body: BodyFraming) {
-        let AnswerFraming { version, last, .. } = *self.framing;
+        let Framing { version, last, .. } = *self.framing;
         let out = self.output.tail(self.pool);
         encode::response_head(out, answer, body, version, !last, self.date);
     }
 }
 
-impl ResponseSink for AnswerWriter<'_> {
+impl ResponseSink for Sink<'_> {
     fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]) {
         self.write_head(answer, BodyFraming::Length(body.len() as u64));
         if !self.framing.head_only && !encode::is_bodiless(answer.status) {
             self.output.tail(self.pool).extend_from_slice(body);
         }
-        self.framing.progress = AnswerProgress::Complete;
+        self.framing.progress = Progress::Complete;
     }
 
     fn start(&mut self, answer: &ResponseHead<'_>) {
         let body = BodyFraming::stream(self.framing.version);
         self.framing.last |= body == BodyFraming::UntilClose;
         self.write_head(answer, body);
-        self.framing.progress = AnswerProgress::Streaming {
+        self.framing.progress = Progress::Streaming {
             chunked: body == BodyFraming::Chunked,
         };
     }
@@ -145,18 +141,18 @@ impl ResponseSink for AnswerWriter<'_> {
         }
         let tail = self.output.tail(self.pool);
         match self.framing.progress {
-            AnswerProgress::Streaming { chunked: true } => encode::chunk(tail, bytes),
+            Progress::Streaming { chunked: true } => encode::chunk(tail, bytes),
             _ => tail.extend_from_slice(bytes),
         }
     }
 
     /// What has no chunks has no trailers either, and the client does without them.
     fn finish_with(&mut self, trailers: &Fields) {
-        let chunked = self.framing.progress == AnswerProgress::Streaming { chunked: true };
+        let chunked = self.framing.progress == Progress::Streaming { chunked: true };
         if chunked && !self.framing.head_only {
             encode::last_chunk(self.output.tail(self.pool), trailers);
         }
-        self.framing.progress = AnswerProgress::Complete;
+        self.framing.progress = Progress::Complete;
     }
 
     fn has_room(&self) -> bool {

@@ -61,7 +61,7 @@ impl Http2 {
             }
         };
         if admitted.intake == Intake::Pieces {
-            let exchange = lent.turn.service.open(admitted, lent.turn.now);
+            let exchange = lent.turn.handler.open(admitted, lent.turn.now);
             let mut stream = Stream::new(Stage::Answering(exchange), outgoing);
             stream.pieces = Some(incoming);
             self.insert(id, stream);
@@ -197,7 +197,7 @@ fn admit(parts: &Parts, peer: &Peer, turn: &mut Turn<'_>) -> Result<(Admitted, b
         .map_err(|malformed| Refusal::of_peer(malformed.into(), peer))?;
     let fields = head::fields(parts);
     let request = head::request(parts, &fields);
-    let admitted = turn.service.admit(&request, peer, turn.now)?;
+    let admitted = turn.handler.admit(&request, peer, turn.now)?;
     let limit = admitted.body_limit as u64;
     match announced.length {
         Some(length) if length > limit && request.method == Method::Post => {

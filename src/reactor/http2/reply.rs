@@ -165,14 +165,14 @@ impl Outgoing {
 }
 
 /// The service's way to one stream, in HTTP/2's framing.
-pub struct StreamWriter<'a> {
+pub struct Sink<'a> {
     pub outgoing: &'a mut Outgoing,
     pub date: &'a [u8; 29],
     /// Whether the connection's output has room.
     pub has_room: bool,
 }
 
-impl ResponseSink for StreamWriter<'_> {
+impl ResponseSink for Sink<'_> {
     fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]) {
         let is_bodiless = is_bodiless(answer.status);
         let length = (!is_bodiless).then_some(body.len());
