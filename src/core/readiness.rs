@@ -25,12 +25,12 @@
 //! *Ready* is stored because the kernel says it once. *Wanted* is not: whether a connection wants
 //! to read or to write follows from its phase, its protocol and its output, and it can be asked
 //! for at any time (`Connection::wants` in `reactor/connection.rs`). A second copy of the answer,
-//! kept in a bit here, could only disagree with it. HAProxy's `fd.c` does keep such a bit, *active*,
-//! beside *ready*: its poller serves many kinds of owners and cannot ask them.
+//! kept in a bit here, could only disagree with it. HAProxy's `fd.c` does keep such a bit,
+//! *active*, beside *ready*: its poller serves many kinds of owners and cannot ask them.
 //!
 //! So a connection that stops reading, because a response is under way or because its output is
-//! full, changes nothing here and makes no system call. Edges that come meanwhile set their bit, and
-//! once reading is wanted again the bit is there. Nothing here ever calls `epoll_ctl(2)`: each
+//! full, changes nothing here and makes no system call. Edges that come meanwhile set their bit,
+//! and once reading is wanted again the bit is there. Nothing here ever calls `epoll_ctl(2)`: each
 //! socket is registered once, for both directions.
 //!
 //! # The short read
@@ -38,8 +38,8 @@
 //! epoll(7) allows a stream's reader to take "fewer bytes than asked for" as the sign that the
 //! buffer is empty, which saves the `read` that would return `EAGAIN`. One trap: when the peer's
 //! FIN is already behind those bytes, its edge has been reported *with* them, and there will be no
-//! other. Once a FIN or a hang-up has been reported, only a `read` of 0, an error or a true `EAGAIN`
-//! counts.
+//! other. Once a FIN or a hang-up has been reported, only a `read` of 0, an error or a true
+//! `EAGAIN` counts.
 //!
 //! # Invariants
 //!
@@ -274,8 +274,8 @@ mod tests {
     }
 
     proptest! {
-        /// No lost wake-up: what can be done is either known here or has an edge coming. A step that
-        /// does not read is a connection that does not want to.
+        /// No lost wake-up: what can be done is either known here or has an edge coming. A step
+        /// that does not read is a connection that does not want to.
         #[test]
         fn no_readiness_is_lost(steps in steps()) {
             let mut kernel = Kernel::default();

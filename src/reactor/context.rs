@@ -1,21 +1,18 @@
-//! What a reactor lends a connection, what a connection lends its protocol, and what the protocol
-//! reports back.
+//! What a reactor lends a connection, and what a connection lends its protocol.
 //!
 //! These are the types that [`super::connection`], [`super::transport`] and the protocols have in
 //! common, so that none of them has to import another one. [`Resources`] is the event loop's own;
 //! what is lent of it lives for one call, and nothing of it may be kept.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::date::DateCache;
 use crate::config::Config;
 use crate::core::output::{Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
-use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::Bounds;
-use crate::limits;
+use crate::limits::reactor as limits;
 use crate::service::{Peer, Service};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
@@ -89,7 +86,7 @@ impl<H> Resources<H> {
             marks: Marks::DEFAULT,
             draining: false,
             tls: None,
-            handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN,
+            handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN_MAX,
             metrics,
             date: DateCache::new(),
             proxy_warned_until: now,
@@ -129,35 +126,4 @@ fn bounds(config: &Config) -> Bounds {
         uri_bytes_max: config.limits.max_uri,
         fields_max: config.limits.max_headers,
     }
-}
-
-/// What a connection waits for; which of its deadlines runs depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiting {
-    /// The first byte of the next request.
-    Request,
-    /// The rest of a head.
-    Head,
-    /// The rest of a body.
-    Body,
-    /// The engine, and us at `until`.
-    Answer { until: Moment },
-}
-
-/// What has become of the bytes that were handed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Up to here they are used up.
-    pub consumed: usize,
-    /// From here on they are used up too, being decoded: `consumed..keep` is what remains.
-    pub keep: usize,
-    /// A valid key has come, or a job runs.
-    pub is_known: bool,
-}
-
-/// The error for a part of a request that was not complete in time.
-pub fn late(part: &str, limit: Duration) -> ApiError {
-    let limit = limit.as_secs_f32();
-    let message = format!("the request's {part} was not complete within {limit} s");
-    ApiError::new(ErrorCode::RequestTimeout, message)
 }

@@ -16,14 +16,14 @@
 //!                                     abandon             if the client leaves before that
 //! ```
 //!
-//! A request whose [`Intake`] is `Pieces` goes another way: `open` returns its exchange at once, and
-//! `handle_data` takes each piece of its body until it returns `Flow::Finished`.
+//! A request whose [`Intake`] is `Pieces` goes another way: `open` returns its exchange at once,
+//! and `handle_data` takes each piece of its body until it returns `Flow::Finished`.
 //!
 //! Why a type parameter and not `dyn Handler`: what a request is remembered by between two calls
 //! (`Admitted`, `Exchange`) belongs to the application, and behind `dyn` it would have to be a
 //! concrete type of `service` or an allocation for each request. Only `Service` is ever compiled
-//! into the daemon, so nothing is dispatched at run time. The parameter defaults to it, so code that
-//! is not a protocol need not name it.
+//! into the daemon, so nothing is dispatched at run time. The parameter defaults to it, so code
+//! that is not a protocol need not name it.
 //!
 //! An application must never block, and never panic at what a client sent.
 

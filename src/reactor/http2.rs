@@ -2,7 +2,7 @@
 //!
 //! Owns what is between h2 (`http::http2`) and the service: the streams, which of them is being
 //! received and which answered, and when each has to be looked at. The same inputs and outputs as
-//! [`super::http1`]: bytes come in by [`Http2::handle_input`], answers go into the connection's
+//! [`super::http1`]: bytes come in by `handle_input`, answers go into the connection's
 //! output queue. It knows no socket.
 //!
 //! ```text
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Bytes that come are driven through h2 at once. All other calls act on streams and their handles
-//! and leave `has_work` behind: the connection's next [`Http2::poll_output`] lets h2 write what all
+//! and leave `has_work` behind: the connection's next `poll` lets h2 write what all
 //! of them have brought. Nobody is woken: see `http::http2`.
 //!
 //! Invariants:
@@ -24,6 +24,7 @@
 //!     marks.
 //!  5. What waits for the peer's window is no work: `has_work` does not stay set for it.
 
+mod machine;
 mod reception;
 mod reply;
 mod stream;
@@ -32,13 +33,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use h2::Reason;
 
-use super::context::{Lent, Turn, Waiting, late};
+use super::context::{Lent, Turn};
+use super::machine::late;
 use crate::core::Moment;
 use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::Level;
-use crate::engine::Event;
-use crate::http::ResponseSink;
 use crate::http::http2::meter::{FrameMeter, Tally};
 use crate::http::http2::{Polled, Server};
 use crate::http::sniff::PREFACE;
@@ -115,123 +115,15 @@ impl Http2 {
         }
     }
 
-    // ---- getters ----
-
-    /// What the connection waits for. All that has a time of its own is one deadline here, the
-    /// earliest, since the connection has one of each kind.
-    pub fn waiting(&self) -> Waiting {
-        let streams = self.streams.values().map(Stream::next_deadline).min();
-        let leaving = match self.state {
-            State::Leaving { until } => Some(until),
-            State::Open | State::Overdue | State::Over => None,
-        };
-        let head = (self.head_until != Moment::NEVER).then_some(self.head_until);
-        match [streams, leaving, head].into_iter().flatten().min() {
-            Some(until) => Waiting::Answer { until },
-            None => Waiting::Request,
-        }
-    }
-
-    pub fn exchanges(&self) -> u32 {
-        self.exchanges
-    }
-
-    pub fn is_receptive(&self) -> bool {
-        self.state != State::Over && !self.input_has_ended
-    }
-
-    pub fn is_over(&self) -> bool {
-        self.state == State::Over
-    }
-
-    /// Whether a valid key has come, or a job has run.
-    pub fn is_known(&self) -> bool {
-        self.is_known
-    }
-
+    #[cfg(test)]
     pub fn is_answering(&self) -> bool {
         !self.streams.is_empty()
     }
 
-    /// Whether [`Http2::poll_output`] has something to do.
-    pub fn has_work(&self) -> bool {
-        self.has_work
-    }
-
-    /// Whether this request's job still has somebody who waits for it, be it only for its end.
-    pub fn awaits(&self, request: u32) -> bool {
-        self.orphans.contains(&request)
-            || matches!(
-                self.streams.get(&request),
-                Some(Stream {
-                    stage: Stage::Answering(_),
-                    ..
-                })
-            )
-    }
-
     // ---- handle ----
 
-    /// Takes in all of `input`.
-    pub fn handle_input(&mut self, input: &[u8], lent: &mut Lent<'_, '_>) {
-        let (preface, frames) = input.split_at(self.preface_left.min(input.len()));
-        self.preface_left -= preface.len();
-        self.tally.clear();
-        let violation = self.meter.handle(frames, &mut self.tally).err();
-        // h2 gets no part of a frame that must not be.
-        let frames = &frames[..violation.map_or(frames.len(), |violation| violation.at)];
-        self.head_until = match (self.meter.is_within(), self.head_until) {
-            (false, _) => Moment::NEVER,
-            // Once, at its first byte: dripping does not extend it.
-            (true, Moment::NEVER) => lent.turn.now + lent.turn.config.limits.header_timeout,
-            (true, until) => until,
-        };
-        self.server.feed(preface);
-        self.server.feed(frames);
-        let accepted = self.drive(frames, lent);
-        self.keep_unfinished_block(frames);
-        let resets = self.look_at_touched(lent);
-        let rejected = self.tally.opened.saturating_sub(accepted);
-        self.count_oddities(rejected + resets, lent.turn);
-        if let Some(violation) = violation
-            && self.state != State::Over
-        {
-            self.shut_down(violation.reason, CancelReason::Disconnect, lent.turn);
-        }
-        self.has_work = true;
-    }
-
-    /// An engine's event for a request that [`Http2::awaits`] it. What it makes is sent by the
-    /// next [`Http2::poll_output`], together with what other events have made.
-    pub fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
-        if self.orphans.contains(&request) {
-            if !matches!(event, Event::Token { .. }) {
-                self.orphans.remove(&request);
-            }
-            return;
-        }
-        let Some(stream) = self.streams.get_mut(&request) else {
-            return;
-        };
-        let Stage::Answering(exchange) = &mut stream.stage else {
-            return;
-        };
-        let now = lent.turn.now;
-        let (service, mut reply) = writer(&mut stream.outgoing, lent);
-        let flow = service.handle_event(exchange, event, now, &mut reply);
-        self.holds_credit |= !reply.has_room();
-        if stream.outgoing.waiting_bytes() == 0 {
-            // All of it fitted into the window; who grants it byte by byte is forgiven nothing.
-            self.glitches.forgive(http2_limits::POINTS_PER_EVENT);
-        }
-        if flow == Flow::Finished {
-            stream.stage = Stage::Sending;
-        }
-        self.settle(request);
-    }
-
     /// The earliest of the deadlines has passed.
-    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_>) {
+    fn handle_earliest_deadline(&mut self, lent: &mut Lent<'_, '_>) {
         let now = lent.turn.now;
         let due = self.streams.iter();
         let due = due.filter(|(_, stream)| stream.next_deadline() <= now);
@@ -281,57 +173,11 @@ impl Http2 {
         self.settle(id);
     }
 
-    /// The output queue has drained: what was held back for the lack of room may come.
-    pub fn handle_room(&mut self) {
-        self.has_work |= self.server.wants_room() || self.awaits_room;
-    }
-
-    /// The connection has been idle for too long: says so, and ends.
-    pub fn handle_idle(&mut self, turn: &mut Turn<'_>) {
-        self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, turn);
-    }
-
-    /// The peer's FIN. Who has asked for something may wait for it still; what it did not finish
-    /// asking is over.
-    pub fn handle_end_of_input(&mut self, turn: &mut Turn<'_>) {
-        self.input_has_ended = true;
-        self.has_work = true;
-        let cut_off = self
-            .streams
-            .iter()
-            .filter(|(_, stream)| stream.is_receiving());
-        for id in cut_off.map(|(&id, _)| id).collect::<Vec<_>>() {
-            self.abandon_stream(id, CancelReason::Disconnect, turn);
-        }
-        for stream in self.streams.values_mut() {
-            stream.stop_lingering();
-        }
-    }
-
-    // ---- commands ----
-
-    /// Says something that a waiting client answers and a dead one's kernel answers with a reset:
-    /// the same question as HTTP/1's, asked with a PING.
-    pub fn probe(&mut self) {
-        if !self.has_probed && !self.streams.is_empty() {
-            self.has_probed = true;
-            self.has_work = true;
-            self.server.probe();
-        }
-    }
-
-    /// The connection ends: nobody waits for any answer any more.
-    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
-        self.state = State::Over;
-        self.abandon_all(reason, turn);
-        self.orphans.clear();
-    }
-
     // ---- poll ----
 
     /// Sends what the calls before have brought, and begins to leave when the daemon does. Called
     /// once a pump, before the connection writes.
-    pub fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
+    fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
         if lent.turn.draining && self.state == State::Open {
             self.server.begin_shutdown();
             let until = lent.turn.now + http2_limits::GOAWAY_TIMEOUT;

@@ -4,15 +4,17 @@
 //!
 //! * [`system`]: what the loop asks of the kernel, as a trait; [`epoll`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
-//! * [`context`]: what a connection is lent while it is at work; [`handler`]: what its protocol asks
-//!   of the application;
-//! * [`connection`]: one socket and its pump; [`close_reason`]: how it may end; [`transport`]: TLS
-//!   below it, or nothing;
-//! * [`protocol`]: which of the two a connection speaks;
-//! * [`http1`], [`http2`]: each between its codec and the service;
+//! * [`context`]: what a connection is lent while it is at work; [`handler`]: what its protocol
+//!   asks of the application;
+//! * [`connection`]: what is done in which phase, and when it ends; [`close_reason`]: how it may
+//!   end;
+//! * [`channel`]: its socket and bytes; [`transport`]: TLS between them, or nothing;
+//! * [`machine`]: what a connection asks of its protocol; [`protocol`]: which one it speaks;
+//! * [`http1`], [`http2`]: each between its codec and the application;
 //! * [`message`]: what other threads may tell the loop;
 //! * `simulation`: the same loop over a kernel made of dice, in the tests.
 
+pub mod channel;
 pub mod close_reason;
 pub mod connection;
 pub mod context;
@@ -22,6 +24,7 @@ pub mod event_loop;
 pub mod handler;
 pub mod http1;
 pub mod http2;
+pub mod machine;
 pub mod message;
 pub mod protocol;
 #[cfg(test)]

@@ -1,102 +1,57 @@
-//! What a connection speaks, and how that is found out.
+//! Which protocol a connection speaks, and how that is found out.
 //!
-//! A connection begins undecided and listens: the first bytes tell (`http::sniff`). Until then it
-//! is idle or waits for a head, with the deadlines that go with it, like one of HTTP/1, but is not
-//! answered when they pass. Both protocols take the same inputs and give the same outputs; this is
-//! where a call finds its own.
+//! A connection begins undecided and listens: TLS may have agreed on a protocol, or the first bytes
+//! tell (`http::sniff`). Until then it is idle or waits for a head, with the deadlines that go with
+//! it, like one of HTTP/1, but nothing is said when they pass: there is no language to say it in.
+//!
+//! ```text
+//!   Undecided ── ALPN, or the first bytes ──> Http1
+//!                                         └─> Http2
+//! ```
+//!
+//! Invariant: what is decided stays.
 
-use super::context::{Lent, Turn, Used, Waiting};
+use super::close_reason::CloseReason;
+use super::context::{Lent, Turn};
 use super::http1::Http1;
 use super::http2::Http2;
+use super::machine::{Input, Machine, Used, Waiting};
 use crate::core::Moment;
+use crate::core::deadlines::DeadlineKind;
 use crate::engine::Event;
 use crate::http::sniff::{Sniffed, sniff};
 use crate::offload::CancelReason;
 
 pub enum Protocol {
-    /// Too little has come to tell: nothing, or a beginning of HTTP/2's preface. There is no
-    /// language to answer in: what ends here ends without a word.
-    Undecided {
-        has_begun: bool,
-    },
+    Undecided(Undecided),
     Http1(Http1),
     Http2(Box<Http2>),
 }
 
-impl Default for Protocol {
-    fn default() -> Protocol {
-        Protocol::new()
-    }
+/// Too little has come to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undecided {
+    Silent,
+    /// A beginning of HTTP/2's preface has come.
+    Begun,
+    Over,
+}
+
+/// Calls the machine of the protocol that is spoken.
+macro_rules! with_machine {
+    ($protocol:expr, $machine:ident => $call:expr) => {
+        match $protocol {
+            Protocol::Undecided($machine) => $call,
+            Protocol::Http1($machine) => $call,
+            Protocol::Http2($machine) => $call,
+        }
+    };
 }
 
 impl Protocol {
     pub const fn new() -> Protocol {
-        Protocol::Undecided { has_begun: false }
+        Protocol::Undecided(Undecided::Silent)
     }
-
-    // ---- getters ----
-
-    pub fn waiting(&self) -> Waiting {
-        match self {
-            Protocol::Undecided {
-                has_begun: true, ..
-            } => Waiting::Head,
-            Protocol::Undecided { .. } => Waiting::Request,
-            Protocol::Http1(http1) => http1.waiting(),
-            Protocol::Http2(http2) => http2.waiting(),
-        }
-    }
-
-    /// How many requests have been answered, or refused.
-    pub fn exchanges(&self) -> u32 {
-        match self {
-            Protocol::Undecided { .. } => 0,
-            Protocol::Http1(http1) => http1.exchanges(),
-            Protocol::Http2(http2) => http2.exchanges(),
-        }
-    }
-
-    /// Whether bytes may be handed in.
-    pub fn is_receptive(&self) -> bool {
-        match self {
-            Protocol::Undecided { .. } => true,
-            Protocol::Http1(http1) => http1.is_receptive(),
-            Protocol::Http2(http2) => http2.is_receptive(),
-        }
-    }
-
-    /// Too few bytes have come to tell HTTP/1 from HTTP/2.
-    pub fn is_undecided(&self) -> bool {
-        matches!(self, Protocol::Undecided { .. })
-    }
-
-    pub fn is_over(&self) -> bool {
-        match self {
-            Protocol::Undecided { .. } => false,
-            Protocol::Http1(http1) => http1.is_over(),
-            Protocol::Http2(http2) => http2.is_over(),
-        }
-    }
-
-    /// Whether this request's job still has somebody who waits for it.
-    pub fn awaits(&self, request: u32) -> bool {
-        match self {
-            Protocol::Undecided { .. } => false,
-            Protocol::Http1(http1) => http1.awaits(request),
-            Protocol::Http2(http2) => http2.awaits(request),
-        }
-    }
-
-    #[cfg(test)]
-    pub fn is_answering(&self) -> bool {
-        match self {
-            Protocol::Undecided { .. } => false,
-            Protocol::Http1(http1) => matches!(http1.waiting(), Waiting::Answer { .. }),
-            Protocol::Http2(http2) => http2.is_answering(),
-        }
-    }
-
-    // ---- handle ----
 
     /// The handshake has agreed on a protocol (RFC 7301); `None` leaves it to the first bytes.
     pub fn handle_alpn(&mut self, agreed: Option<&[u8]>, now: Moment) {
@@ -107,156 +62,129 @@ impl Protocol {
         }
     }
 
-    /// `count` bytes have come, which [`Protocol::handle_input`] is given next.
-    pub fn handle_arrival(&mut self, count: usize, lent: &mut Lent<'_, '_>) {
-        // HTTP/2's bodies have their deadlines, and a frame or a preface that drips has its own.
-        if let Protocol::Http1(http1) = self {
-            http1.handle_arrival(count, lent);
+    #[cfg(test)]
+    pub fn is_answering(&self) -> bool {
+        match self {
+            Protocol::Undecided(_) => false,
+            Protocol::Http1(http1) => matches!(http1.waiting(), Waiting::Response { .. }),
+            Protocol::Http2(http2) => http2.is_answering(),
         }
     }
+}
 
-    /// Nothing is read until `now`: that nothing comes is not the peer's fault.
-    pub fn handle_pause(&mut self, now: Moment) {
-        if let Protocol::Http1(http1) = self {
-            http1.handle_pause(now);
-        }
+impl Machine for Protocol {
+    fn waiting(&self) -> Waiting {
+        with_machine!(self, machine => machine.waiting())
     }
 
-    /// Takes in `input`, which starts with the first byte that was not used up before.
-    pub fn handle_input(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_>) -> Used {
-        if let Protocol::Undecided { has_begun } = self {
-            match sniff(input) {
-                Sniffed::Undecided => {
-                    *has_begun = !input.is_empty();
-                    return Used {
-                        consumed: 0,
-                        keep: input.len(),
-                        is_known: false,
-                    };
-                }
-                Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(lent.turn.now))),
+    fn takes_input(&self) -> bool {
+        with_machine!(self, machine => machine.takes_input())
+    }
+
+    fn exchanges(&self) -> u32 {
+        with_machine!(self, machine => machine.exchanges())
+    }
+
+    fn awaits(&self, request: u32) -> bool {
+        with_machine!(self, machine => machine.awaits(request))
+    }
+
+    /// The first bytes decide, and are then the first of the protocol that they chose.
+    fn handle_input(&mut self, mut input: Input<'_>, lent: &mut Lent<'_, '_>) -> Used {
+        if let Protocol::Undecided(_) = self {
+            let now = lent.turn.now;
+            match sniff(input.bytes) {
+                Sniffed::Undecided => {}
+                Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(now))),
                 // What is neither is refused by HTTP/1, which says why.
-                Sniffed::Http1 | Sniffed::Tls => {
-                    self.http1(lent.turn.now).handle_arrival(input.len(), lent);
-                }
+                Sniffed::Http1 | Sniffed::Tls => *self = Protocol::Http1(Http1::new(now)),
             }
+            input.fresh = input.bytes.len();
         }
+        with_machine!(self, machine => machine.handle_input(input, lent))
+    }
+
+    fn handle_end_of_input(&mut self, lent: &mut Lent<'_, '_>) {
+        with_machine!(self, machine => machine.handle_end_of_input(lent));
+    }
+
+    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
+        with_machine!(self, machine => machine.handle_event(request, event, lent));
+    }
+
+    fn handle_deadline(
+        &mut self,
+        kind: DeadlineKind,
+        lent: &mut Lent<'_, '_>,
+    ) -> Option<CloseReason> {
+        with_machine!(self, machine => machine.handle_deadline(kind, lent))
+    }
+
+    fn probe(&mut self, lent: &mut Lent<'_, '_>) {
+        with_machine!(self, machine => machine.probe(lent));
+    }
+
+    fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
+        with_machine!(self, machine => machine.abandon(reason, turn));
+    }
+
+    fn poll(&mut self, lent: &mut Lent<'_, '_>) -> bool {
+        with_machine!(self, machine => machine.poll(lent))
+    }
+}
+
+impl Machine for Undecided {
+    fn waiting(&self) -> Waiting {
         match self {
-            Protocol::Http2(http2) => {
-                http2.handle_input(input, lent);
-                Used {
-                    consumed: input.len(),
-                    keep: input.len(),
-                    is_known: http2.is_known(),
-                }
-            }
-            Protocol::Undecided { .. } | Protocol::Http1(_) => {
-                let http1 = self.http1(lent.turn.now);
-                http1.handle_input(input, lent)
-            }
+            Undecided::Silent => Waiting::Request,
+            Undecided::Begun => Waiting::Head,
+            Undecided::Over => Waiting::Over,
         }
     }
 
-    /// HTTP/1 from now on, where nothing else is decided.
-    fn http1(&mut self, now: Moment) -> &mut Http1 {
-        if !matches!(self, Protocol::Http1(_)) {
-            *self = Protocol::Http1(Http1::new(now));
+    fn takes_input(&self) -> bool {
+        *self != Undecided::Over
+    }
+
+    fn exchanges(&self) -> u32 {
+        0
+    }
+
+    fn awaits(&self, _: u32) -> bool {
+        false
+    }
+
+    fn handle_input(&mut self, input: Input<'_>, _: &mut Lent<'_, '_>) -> Used {
+        if !input.bytes.is_empty() {
+            *self = Undecided::Begun;
         }
-        match self {
-            Protocol::Http1(http1) => http1,
-            // It has just been made.
-            Protocol::Undecided { .. } | Protocol::Http2(_) => unreachable!(),
+        Used {
+            consumed: 0,
+            keep: input.bytes.len(),
+            is_known: false,
         }
     }
 
-    /// An engine's event for the request that [`Protocol::awaits`] it.
-    pub fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
-        match self {
-            Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.handle_event(event, lent),
-            Protocol::Http2(http2) => http2.handle_event(request, event, lent),
+    fn handle_end_of_input(&mut self, _: &mut Lent<'_, '_>) {
+        *self = Undecided::Over;
+    }
+
+    fn handle_event(&mut self, _: u32, _: Event, _: &mut Lent<'_, '_>) {}
+
+    fn handle_deadline(&mut self, kind: DeadlineKind, _: &mut Lent<'_, '_>) -> Option<CloseReason> {
+        match kind {
+            DeadlineKind::Idle => Some(CloseReason::Idle),
+            _ => Some(CloseReason::RequestTimeout),
         }
     }
 
-    /// The moment of [`Waiting::Answer`] has come.
-    pub fn handle_deadline(&mut self, lent: &mut Lent<'_, '_>) {
-        match self {
-            Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.handle_deadline(lent),
-            Protocol::Http2(http2) => http2.handle_deadline(lent),
-        }
+    fn probe(&mut self, _: &mut Lent<'_, '_>) {}
+
+    fn abandon(&mut self, _: CancelReason, _: &mut Turn<'_>) {
+        *self = Undecided::Over;
     }
 
-    /// A head or a body that is on its way in has taken too long.
-    pub fn handle_late_request(&mut self, lent: &mut Lent<'_, '_>) {
-        let waiting = self.waiting();
-        if let Protocol::Http1(http1) = self {
-            http1.handle_late_request(waiting, lent);
-        }
-    }
-
-    /// The connection was idle for its time. `true`: it still has something to say.
-    pub fn handle_idle(&mut self, turn: &mut Turn<'_>) -> bool {
-        match self {
-            Protocol::Undecided { .. } | Protocol::Http1(_) => false,
-            Protocol::Http2(http2) => {
-                http2.handle_idle(turn);
-                true
-            }
-        }
-    }
-
-    /// The output queue has drained: what was held back for the lack of room may come.
-    pub fn handle_room(&mut self, turn: &mut Turn<'_>) {
-        match self {
-            Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.handle_room(turn),
-            Protocol::Http2(http2) => http2.handle_room(),
-        }
-    }
-
-    /// The peer's FIN. `true`: it may still wait for answers, and the connection goes on for them.
-    pub fn handle_end_of_input(&mut self, turn: &mut Turn<'_>) -> bool {
-        match self {
-            Protocol::Undecided { .. } | Protocol::Http1(_) => false,
-            Protocol::Http2(http2) => {
-                http2.handle_end_of_input(turn);
-                true
-            }
-        }
-    }
-
-    // ---- commands ----
-
-    /// Says something that a waiting client takes and a dead one's kernel answers with a reset.
-    pub fn probe(&mut self, lent: &mut Lent<'_, '_>) {
-        match self {
-            Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.probe(lent),
-            Protocol::Http2(http2) => http2.probe(),
-        }
-    }
-
-    /// The connection ends: nobody waits for the answer any more.
-    pub fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
-        match self {
-            Protocol::Undecided { .. } => {}
-            Protocol::Http1(http1) => http1.abandon(reason, turn),
-            Protocol::Http2(http2) => http2.abandon(reason, turn),
-        }
-    }
-
-    // ---- poll ----
-
-    /// Queues what the calls before have brought, where that is not done yet.
-    pub fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
-        if let Protocol::Http2(http2) = self {
-            http2.poll_output(lent);
-        }
-    }
-
-    /// Whether [`Protocol::poll_output`] would find something to do.
-    pub fn has_output(&self) -> bool {
-        matches!(self, Protocol::Http2(http2) if http2.has_work())
+    fn poll(&mut self, _: &mut Lent<'_, '_>) -> bool {
+        false
     }
 }

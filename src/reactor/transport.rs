@@ -22,7 +22,7 @@
 //!  2. Every handshake is counted once, by how it ended: in `handle_input` if it did something, in
 //!     `abandon` if its connection ended first.
 //!  3. Input that costs a step of a handshake is taken only while the turn's steps last; see
-//!     [`Transport::next_is_dear`].
+//!     [`Transport::next_read_may_handshake`].
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -69,7 +69,7 @@ pub enum Arrived {
 }
 
 impl Arrived {
-    const NOTHING: Arrived = Arrived::Input {
+    pub const NOTHING: Arrived = Arrived::Input {
         place: 0..0,
         is_open: false,
     };
@@ -113,7 +113,7 @@ impl Transport {
     }
 
     /// Whether what is read next may cost a step of a handshake.
-    pub fn next_is_dear(&self, turn: &Turn<'_>) -> bool {
+    pub fn next_read_may_handshake(&self, turn: &Turn<'_>) -> bool {
         match self {
             Transport::Undecided(security) | Transport::Proxied(_, security) => {
                 *security != Security::Clear && turn.tls.is_some()

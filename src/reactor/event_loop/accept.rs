@@ -38,10 +38,10 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Asks the kernel whether a connection really waits. A full gate accepts none, so what it knows
-    /// of the backlogs is as old as its last accept; and no established connection may be closed
-    /// for a new one that is not there, least of all the one that has just been accepted and has
-    /// had no time to send a byte.
+    /// Asks the kernel whether a connection really waits. A full gate accepts none, so what it
+    /// knows of the backlogs is as old as its last accept; and no established connection may be
+    /// closed for a new one that is not there, least of all the one that has just been accepted and
+    /// has had no time to send a byte.
     fn confirm_backlog(&mut self) -> bool {
         let gate = &mut self.gate;
         for listener in gate.ready_listeners() {

@@ -65,6 +65,10 @@ impl Framing {
         }
     }
 
+    pub fn has_not_begun(&self) -> bool {
+        self.progress == Progress::Nothing
+    }
+
     pub fn is_complete(&self) -> bool {
         self.progress == Progress::Complete
     }

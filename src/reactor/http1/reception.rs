@@ -1,0 +1,188 @@
+//! How requests come in: a head, then its body, from bytes that may end anywhere.
+//!
+//! Owns nothing: it drives the codec's [`Reception`](crate::http::http1::Reception) and hands what
+//! is complete to the application. A request that is in the buffer whole is handled with a single
+//! parse of its head and no copy.
+
+use super::reply::Framing;
+use super::{Http1, Stage};
+use crate::core::glitch::Glitch;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::http1::{Accepted, Head, HeadSpan, Message, Progress, Storage, encode};
+use crate::offload::JobKey;
+use crate::reactor::context::Lent;
+use crate::reactor::handler::{Admission, Handler};
+
+/// What one look at the input has brought.
+pub enum Step {
+    Incomplete {
+        keep: usize,
+    },
+    /// The head was found good; the body is to be looked for.
+    Admitted,
+    /// It was answered, and the connection ends.
+    Refused,
+    Handled {
+        consumed: usize,
+        /// Whether it came with a valid key.
+        has_key: bool,
+    },
+}
+
+impl<H: Handler> Http1<H> {
+    /// Goes as far with one request as its bytes allow.
+    pub(super) fn receive(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
+        let step = self.look(input, lent);
+        match step {
+            // Its body may be here already.
+            Step::Admitted => self.look(input, lent),
+            _ => step,
+        }
+    }
+
+    fn look(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
+        let progress = self.reception.poll(input, lent.turn.bounds);
+        let tiny_chunks = self.reception.take_tiny_chunks();
+        let empty_lines = match &progress {
+            Ok(Progress::Head(span)) => u32::from(span.follows_empty_line()),
+            _ => 0,
+        };
+        if self.is_excess(Glitch::TinyData, tiny_chunks, lent.turn)
+            || self.is_excess(Glitch::IgnoredBytes, empty_lines, lent.turn)
+        {
+            let error = ApiError::new(ErrorCode::MalformedHttp, TOO_ODD);
+            return self.refuse_received(error, lent);
+        }
+        match progress {
+            Ok(Progress::Partial { keep }) => Step::Incomplete { keep },
+            Ok(Progress::Head(span)) => self.handle_head(span, input, lent),
+            Ok(Progress::Complete(message)) => self.handle_complete(&message, input, lent),
+            Err(malformed) => self.refuse_received(malformed.into(), lent),
+        }
+    }
+
+    /// A head is complete: may its body come? The usual request is here whole, and is handled with
+    /// this one parse of its head.
+    fn handle_head(&mut self, span: HeadSpan, input: &[u8], lent: &mut Lent<'_, '_, H>) -> Step {
+        let mut storage = Storage::new();
+        let head = match span.parse(input, &mut storage) {
+            Ok(head) => head,
+            Err(malformed) => {
+                let refusal = H::refusal_of_peer(lent.peer, malformed.into());
+                return self.refuse(refusal, lent);
+            }
+        };
+        let served = self.request.wrapping_add(1);
+        // Not "equal": a reload may have lowered it below what was served already.
+        let served_most = lent.turn.config.limits.max_requests_per_connection;
+        let last = !head.keep_alive || (served_most != 0 && served >= served_most);
+        self.framing = Framing::of(&head, last || lent.turn.draining);
+        let admitted = match lent
+            .turn
+            .handler
+            .admit(&head.request, lent.peer, lent.turn.now)
+        {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse_head(&head, refusal, input.len(), lent),
+        };
+        match self
+            .reception
+            .accept(&head, admitted.body_limit(), input.len())
+        {
+            Ok(Accepted::Complete(message)) => {
+                let has_key = admitted.has_key();
+                self.handle_request(admitted, &head, &input[message.body], lent);
+                Step::Handled {
+                    consumed: message.consumed,
+                    has_key,
+                }
+            }
+            Ok(accepted) => {
+                if accepted == Accepted::WaitingForContinue {
+                    lent.output
+                        .tail(lent.turn.pool)
+                        .extend_from_slice(encode::CONTINUE);
+                }
+                self.stage = Stage::Receiving(Some(Box::new(admitted)));
+                Step::Admitted
+            }
+            Err(malformed) => self.refuse(H::refusal(admitted, malformed.into()), lent),
+        }
+    }
+
+    /// The service wants nothing of this request but to answer it. If all of it is here the
+    /// connection lives on; otherwise reading the rest away would cost more than a new connection.
+    fn refuse_head(
+        &mut self,
+        head: &Head<'_>,
+        refusal: H::Refusal,
+        input_bytes: usize,
+        lent: &mut Lent<'_, '_, H>,
+    ) -> Step {
+        match self.reception.accept(head, input_bytes, input_bytes) {
+            Ok(Accepted::Complete(message)) => {
+                self.answer_refusal(refusal, lent);
+                Step::Handled {
+                    consumed: message.consumed,
+                    has_key: false,
+                }
+            }
+            _ => self.refuse(refusal, lent),
+        }
+    }
+
+    /// The rest of a body has come, after its head had been admitted. The head is parsed once more,
+    /// which is cheaper than keeping what borrows from a buffer that grows.
+    fn handle_complete(
+        &mut self,
+        message: &Message,
+        input: &[u8],
+        lent: &mut Lent<'_, '_, H>,
+    ) -> Step {
+        let mut storage = Storage::new();
+        let head = message.head.parse(input, &mut storage);
+        let (Some(admitted), Ok(head)) = (self.take_admitted(), head) else {
+            // Only what was admitted is polled on, and the same bytes parse as they did before.
+            debug_assert!(false, "a request is complete that was never admitted");
+            let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
+            return self.refuse(H::refusal_of_peer(lent.peer, error), lent);
+        };
+        let (has_key, body) = (admitted.has_key(), &input[message.body.clone()]);
+        self.handle_request(admitted, &head, body, lent);
+        Step::Handled {
+            consumed: message.consumed,
+            has_key,
+        }
+    }
+
+    fn handle_request(
+        &mut self,
+        admitted: H::Admitted,
+        head: &Head<'_>,
+        body: &[u8],
+        lent: &mut Lent<'_, '_, H>,
+    ) {
+        // The drain may have begun while the body was on its way.
+        self.framing.last |= lent.turn.draining;
+        let key = JobKey {
+            reactor: lent.turn.reactor,
+            connection: lent.turn.key,
+            request: self.request,
+        };
+        let now = lent.turn.now;
+        let (handler, mut sink) = self.framing.sink(lent);
+        match handler.handle(admitted, &head.request, body, key, now, &mut sink) {
+            Some(exchange) => self.stage = Stage::Answering(exchange),
+            None => self.finish(),
+        }
+    }
+
+    pub(super) fn take_admitted(&mut self) -> Option<H::Admitted> {
+        match &mut self.stage {
+            Stage::Receiving(admitted) => admitted.take().map(|admitted| *admitted),
+            Stage::Answering(_) | Stage::Over => None,
+        }
+    }
+}
+
+const TOO_ODD: &str = "too many chunks of a few bytes, or empty lines between requests";
