@@ -120,7 +120,7 @@ impl Answer {
         }
         if job.deadline <= job.submitted {
             let reason = FailReason::Error(ErrorCode::GenerationTimeout);
-            let message = "the request's time was up before it began";
+            let message = "the request timed out before it began";
             return deliver.deliver_one(job.key, failed(reason, message));
         }
         let mut words = Vec::new();

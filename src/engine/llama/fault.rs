@@ -62,13 +62,13 @@ fn parse(text: &str) -> Result<Fault, String> {
         "engine-abort" => Kind::Abort,
         _ => {
             return Err(format!(
-                "{VARIABLE} is {text:?}; it knows engine-panic, engine-hang and engine-abort"
+                "{VARIABLE} is {text:?}; expected engine-panic, engine-hang or engine-abort"
             ));
         }
     };
-    let times = times
-        .parse()
-        .map_err(|_| format!("{VARIABLE} is {text:?}; after the colon stands a number of steps"))?;
+    let times = times.parse().map_err(|_| {
+        format!("{VARIABLE} is {text:?}; expected a number of steps after the colon")
+    })?;
     Ok(Fault {
         kind: Some(kind),
         times,
@@ -78,7 +78,7 @@ fn parse(text: &str) -> Result<Fault, String> {
 #[cfg(not(debug_assertions))]
 fn parse(text: &str) -> Result<Fault, String> {
     Err(format!(
-        "{VARIABLE} is {text:?}; it is for debug builds of the daemon, and this is a release: \
+        "{VARIABLE} is {text:?}, which works in debug builds only and this is a release build; \
          unset it"
     ))
 }

@@ -42,7 +42,10 @@ pub fn plan(
         }
     };
     if context > trained {
-        log::warn!("engine.context is {context}, the model was trained with {trained} tokens");
+        log::warn!(
+            "engine.context is {context}, but the model was trained with {trained} tokens; it may \
+             write nonsense beyond them"
+        );
     }
     let threads = match settings.threads {
         0 => cores(),
@@ -84,10 +87,10 @@ fn cache_bytes(tokens: u32, sequences: u32, bytes_per_token: u64) -> u64 {
 fn too_large(tokens: u32, sequences: u32, wanted: u64, available: Option<u64>) -> String {
     let (wanted, available) = (wanted >> 20, available.unwrap_or(0) >> 20);
     format!(
-        "{tokens} tokens of context for each of {sequences} sequences take {wanted} MiB, and \
-         {available} MiB are free here, by the machine and the limits of its control groups; \
-         lower engine.parallel or engine.context, take a smaller model, or raise the limit \
-         (MemoryMax= of the unit, --memory of the container)"
+        "{tokens} tokens of context for each of {sequences} sequences need {wanted} MiB, but the \
+         machine and its control groups have {available} MiB free; lower engine.parallel or \
+         engine.context, choose a smaller model, or raise the limit (MemoryMax= of the unit, \
+         --memory of the container)"
     )
 }
 

@@ -15,7 +15,7 @@ use crate::limits::engine as limits;
 /// Refuses a file that cannot become a model that writes text. The reason is for people.
 pub fn check(path: &Path) -> Result<(), String> {
     let file = File::open(path);
-    let file = file.map_err(|error| format!("{error}; `autoglmd model pull` gets it"))?;
+    let file = file.map_err(|error| format!("{error}; download it with `autoglmd model pull`"))?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     let mut reader = Reader {
         file: BufReader::new(file),
@@ -53,7 +53,7 @@ impl Value {
             Value::Integer(_) => "a number",
             Value::Float(_) => "a fraction",
             Value::Bool(_) => "true or false",
-            Value::Text(_) => "a text",
+            Value::Text(_) => "a string",
             Value::Array(_) => "a list",
         }
     }
@@ -88,7 +88,7 @@ impl Metadata {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text)),
-            Some(other) => Err(format!("{key} is {}, and must be a text", other.describe())),
+            Some(other) => Err(format!("{key} is {}; expected a string", other.describe())),
         }
     }
 
@@ -96,7 +96,7 @@ impl Metadata {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Array(array)) => Ok(Some(array)),
-            Some(other) => Err(format!("{key} is {}, and must be a list", other.describe())),
+            Some(other) => Err(format!("{key} is {}; expected a list", other.describe())),
         }
     }
 
@@ -105,7 +105,7 @@ impl Metadata {
         let architecture = self.text(key)?.ok_or_else(|| format!("{key} is missing"))?;
         if WRITES_NO_TEXT.contains(&architecture) {
             return Err(format!(
-                "a model of the kind {architecture} makes embeddings, and writes no text"
+                "{architecture} models produce embeddings and cannot generate text"
             ));
         }
         let of = |name: &str| format!("{architecture}.{name}");
@@ -119,24 +119,23 @@ impl Metadata {
                 Some(Value::Integer(value)) if (least..=most).contains(value) => {}
                 Some(Value::Integer(value)) => {
                     return Err(format!(
-                        "{key} is {value}, and must be from {least} to {most}"
+                        "{key} is {value}; expected a number from {least} to {most}"
                     ));
                 }
                 Some(other) => {
-                    return Err(format!(
-                        "{key} is {}, and must be a number",
-                        other.describe()
-                    ));
+                    return Err(format!("{key} is {}; expected a number", other.describe()));
                 }
                 None => return Err(format!("{key} is missing")),
             }
         }
         if self.entries.get(&of("attention.causal")) == Some(&Value::Bool(false)) {
-            return Err("a model that reads in both directions writes no text".to_owned());
+            return Err("a model with bidirectional attention cannot generate text".to_owned());
         }
         match self.entries.get(&of("pooling_type")) {
             None | Some(Value::Integer(0)) => Ok(()),
-            Some(_) => Err("a model with pooling makes embeddings, and writes no text".to_owned()),
+            Some(_) => {
+                Err("a model with pooling produces embeddings and cannot generate text".to_owned())
+            }
         }
     }
 
@@ -144,13 +143,13 @@ impl Metadata {
         for (key, value) in &self.entries {
             match value {
                 Value::Float(value) if !value.is_finite() => {
-                    return Err(format!("{key} is {value}, and must be a number"));
+                    return Err(format!("{key} is {value}; expected a number"));
                 }
                 Value::Float(value) if key.ends_with("_epsilon") && !(0.0..1.0).contains(value) => {
-                    return Err(format!("{key} is {value}, and must be from 0 to 1"));
+                    return Err(format!("{key} is {value}; expected a number from 0 to 1"));
                 }
                 Value::Array(array) if array.has_nan => {
-                    return Err(format!("{key} has values that are no numbers"));
+                    return Err(format!("{key} has values that are not numbers"));
                 }
                 _ => {}
             }
@@ -173,10 +172,10 @@ impl Metadata {
             .array(key)?
             .ok_or_else(|| format!("{key} is missing"))?;
         if tokens.kind != KIND_TEXT || tokens.count == 0 {
-            return Err(format!("{key} is no list of texts, or an empty one"));
+            return Err(format!("{key} is not a list of strings, or it is empty"));
         }
         if let Some(twice) = &tokens.twice {
-            return Err(format!("{key} has {twice:?} more than once"));
+            return Err(format!("{key} lists {twice:?} more than once"));
         }
         for key in ["tokenizer.ggml.scores", "tokenizer.ggml.token_type"] {
             let Some(array) = self.array(key)? else {
@@ -185,7 +184,7 @@ impl Metadata {
             if array.count != tokens.count {
                 let (count, tokens) = (array.count, tokens.count);
                 return Err(format!(
-                    "{key} has {count} items, and there are {tokens} tokens"
+                    "{key} has {count} items; expected one for each of {tokens} tokens"
                 ));
             }
         }
@@ -210,7 +209,9 @@ impl Reader {
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
-            return Err(format!("GGUF version {version}; 2 and 3 are accepted"));
+            return Err(format!(
+                "GGUF version {version} is not supported; expected 2 or 3"
+            ));
         }
         let (tensors, entries) = (self.u64()?, self.u64()?);
         if tensors == 0 || tensors > limits::GGUF_ENTRIES_MAX || entries > limits::GGUF_ENTRIES_MAX
@@ -229,7 +230,7 @@ impl Reader {
                 .value(kind)
                 .map_err(|reason| format!("{key:.100}: {reason}"))?;
             if metadata.entries.insert(key.clone(), value).is_some() {
-                return Err(format!("{key:.100} stands there twice"));
+                return Err(format!("{key:.100} appears twice"));
             }
         }
         Ok(metadata)
@@ -250,7 +251,7 @@ impl Reader {
             10 => Value::Integer(self.u64()?.into()),
             11 => Value::Integer(i64::from_le_bytes(self.take()?).into()),
             12 => Value::Float(f64::from_le_bytes(self.take()?)),
-            _ => return Err(format!("a value of the unknown type {kind}")),
+            _ => return Err(format!("unknown value type {kind}")),
         })
     }
 
@@ -286,7 +287,7 @@ impl Reader {
 
     fn item(&mut self, kind: u32) -> Result<Value, String> {
         match kind {
-            KIND_ARRAY => Err("a list within a list".to_owned()),
+            KIND_ARRAY => Err("a list within a list is not accepted".to_owned()),
             _ => self.value(kind),
         }
     }
@@ -335,6 +336,5 @@ impl Reader {
 }
 
 fn cut_off() -> String {
-    "the file ends within its metadata; `autoglmd model verify` tells whether it is whole"
-        .to_owned()
+    "the file ends within its metadata; check it with `autoglmd model verify`".to_owned()
 }

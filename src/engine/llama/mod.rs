@@ -195,7 +195,7 @@ impl Engine for Handle {
             State::Loading { .. } => return Err(Refused::Loading),
             State::Failed(message) => return Err(Refused::Unavailable(message)),
             State::Stalled { seconds } => {
-                let message = format!("the engine has made no step for {seconds} s");
+                let message = format!("the engine has made no progress for {seconds} s");
                 return Err(Refused::Unavailable(message));
             }
         }
@@ -304,7 +304,7 @@ impl Drop for Handle {
             && self.ended.recv_timeout(limits::LOADING_STOP_PATIENCE)
                 == Err(RecvTimeoutError::Timeout)
         {
-            return log::warn!("the model is still on its way, and is not waited for");
+            return log::warn!("stopping without waiting for the model load to end");
         }
         if let Some(thread) = self.thread.take() {
             // A panic was reported where it happened.

@@ -74,7 +74,9 @@ impl Drop for Owed {
         let Some(debt) = self.debt.take() else { return };
         let failed = Failed {
             reason: FailReason::Error(ErrorCode::EngineFailed),
-            message: "the engine has ended before the answer; the daemon's log says why".to_owned(),
+            message: "the engine stopped before the response was complete; the reason is in the \
+                      daemon's log"
+                .to_owned(),
             text: String::new(),
             usage: Usage::default(),
             timings: Timings::default(),
@@ -102,9 +104,7 @@ impl End {
     pub fn message(self) -> &'static str {
         match self {
             End::Cancelled(_) => "the request was cancelled",
-            End::Deadline => {
-                "the request's time is up; give it a longer `timeout` or fewer `max_tokens`"
-            }
+            End::Deadline => "the request timed out; raise `timeout` or lower `max_tokens`",
         }
     }
 }

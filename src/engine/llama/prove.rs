@@ -70,10 +70,10 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
     let tokens = match llama.prepare(&prompt) {
         Ok(prepared) => prepared.tokens,
         Err(PrepareError::TooLong) => {
-            return Err("its tokenizer finds a short prompt too long".to_owned());
+            return Err("its tokenizer rejects a short prompt as too long".to_owned());
         }
         Err(PrepareError::Template(says)) => {
-            return Err(format!("its chat template refuses a prompt: {says}"));
+            return Err(format!("its chat template rejects a prompt: {says}"));
         }
         // The template was tried when the model was loaded, so this is an exception of the
         // tokenizer. Other texts may work, and those that do not fail only their own requests.
@@ -85,7 +85,7 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
     }
     let tokens = &tokens[..tokens.len().min(limits::PROOF_PROMPT_TOKENS_MAX as usize)];
     if tokens.is_empty() {
-        return Err("its tokenizer finds no tokens in a prompt".to_owned());
+        return Err("its tokenizer returns no tokens for a prompt".to_owned());
     }
     let mut batch = Batch::default();
     for (index, token) in tokens.iter().enumerate() {
@@ -94,7 +94,9 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
     let last = batch.len() - 1;
     run(llama, &batch)?;
     if !llama.has_scores(last) {
-        return Err("it computes no numbers: weights or metadata are damaged".to_owned());
+        return Err(
+            "it computes values that are not numbers: weights or metadata are damaged".to_owned(),
+        );
     }
     for temperature in [0.0, 1.0] {
         let sampling = Sampling {
@@ -104,7 +106,7 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
         };
         let mut sampler = llama.sampler(&sampling, tokens);
         let token = llama.sample(last, &mut sampler);
-        let token = token.ok_or_else(|| "it chooses no token".to_owned())?;
+        let token = token.ok_or_else(|| "its sampler chooses no token".to_owned())?;
         llama.append_piece(token, &mut Vec::new());
     }
     // A model that cannot do this reads a prompt twice; it is tried because it must not end the

@@ -46,7 +46,9 @@ impl Sampler {
         match chain {
             Ok(chain) => Sampler::Chain(Box::new(chain)),
             Err(thrown) => {
-                log::error!("no chain of samplers, this answer is greedy: {thrown}");
+                log::error!(
+                    "cannot build the sampler chain, so this response is decoded greedily: {thrown}"
+                );
                 Sampler::Greedy
             }
         }

@@ -104,7 +104,7 @@ impl Shared {
     pub fn fail(&self, message: String) {
         // The supervisor logs all lines of a message.
         let cause = message.lines().next().unwrap_or_default();
-        log::error!("the engine has ended: {cause}");
+        log::error!("the engine stopped: {cause}");
         self.heartbeat.rest();
         // The first failure is the cause.
         let _ = self.failure.set(message);

@@ -50,7 +50,7 @@ pub enum TemplateError {
 impl fmt::Display for TemplateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TemplateError::Refused(says) => write!(f, "it refuses the messages: {says}"),
+            TemplateError::Refused(says) => write!(f, "it rejects the messages: {says}"),
             TemplateError::Broken(says) => f.write_str(says),
         }
     }
@@ -65,7 +65,7 @@ impl Template {
         if source.len() > limits::TEMPLATE_BYTES_MAX {
             let bytes = source.len();
             return Err(format!(
-                "it has {bytes} bytes, at most {most} are read",
+                "it has {bytes} bytes; at most {most} are accepted",
                 most = limits::TEMPLATE_BYTES_MAX
             ));
         }

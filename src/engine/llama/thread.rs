@@ -105,11 +105,14 @@ impl<B: Backend> Thread<'_, B> {
                 Err(message) => {
                     let Some(pause) = restarts.next(Instant::now()) else {
                         let count = restarts.count;
-                        return self.give_up(format!("{message}, for the {}th time", count + 1));
+                        return self.give_up(format!(
+                            "{message} (giving up after {} failures)",
+                            count + 1
+                        ));
                     };
                     self.shared.begin_restart();
                     let pause_ms = pause.as_millis();
-                    log::error!("the engine has ended: {message}; it starts in {pause_ms} ms");
+                    log::error!("the engine stopped: {message}; restarting it in {pause_ms} ms");
                     self.pause(pause);
                 }
             }
@@ -122,7 +125,7 @@ impl<B: Backend> Thread<'_, B> {
     fn give_up(&self, message: String) {
         match self.shared.is_wanted() {
             true => self.shared.fail(message),
-            false => log::info!("the model was on its way, and is given up"),
+            false => log::info!("the daemon is stopping; model load cancelled"),
         }
     }
 

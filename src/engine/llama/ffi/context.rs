@@ -103,8 +103,8 @@ impl Context {
             let mebibytes =
                 tokens.saturating_mul(model.cache_bytes_per_token(settings.kv_type)) >> 20;
             LoadError::with_reason(format_args!(
-                "no context for {sequences} sequences of {} tokens (about {mebibytes} MiB): lower \
-                 engine.context or engine.parallel",
+                "cannot allocate a context for {sequences} sequences of {} tokens (about \
+                 {mebibytes} MiB); lower engine.context or engine.parallel",
                 settings.context
             ))
         })?;
@@ -129,7 +129,8 @@ impl Context {
         };
         match memory.is_null() {
             true => Err(LoadError(
-                "this model keeps nothing between tokens: it makes embeddings, and writes no text"
+                "this model has no memory between tokens: it produces embeddings and cannot \
+                 generate text"
                     .to_owned(),
             )),
             false => Ok(made),
@@ -191,7 +192,7 @@ impl Context {
             status
         };
         let status = status.unwrap_or_else(|thrown| {
-            log::error!("computing a batch: {thrown}");
+            log::error!("cannot compute a batch: {thrown}");
             STATUS_THROWN
         });
         if status != 0 {
@@ -300,7 +301,7 @@ impl Context {
     fn fill_arrays(&mut self, batch: &Batch) -> Result<(), DecodeError> {
         if batch.is_empty() || batch.len() > self.batch_limit {
             return Err(DecodeError::Refused(
-                "a batch of a size that the context does not take",
+                "the batch is empty or larger than the context accepts",
             ));
         }
         let arrays = &mut self.arrays;
@@ -309,11 +310,13 @@ impl Context {
         for entry in batch.entries() {
             let Some(end) = ends.get_mut(entry.sequence) else {
                 return Err(DecodeError::Refused(
-                    "a sequence that the context does not have",
+                    "the batch names a sequence that the context does not have",
                 ));
             };
             if !self.model.is_token(entry.token) {
-                return Err(DecodeError::Refused("a token that the model does not have"));
+                return Err(DecodeError::Refused(
+                    "the batch holds a token that the model does not have",
+                ));
             }
             if *end >= self.context_length {
                 return Err(DecodeError::Full);
@@ -326,7 +329,9 @@ impl Context {
             *end += 1;
         }
         if batch.entries().filter(|entry| entry.wants_logits).count() > self.lengths.len() {
-            return Err(DecodeError::Refused("more rows of logits than sequences"));
+            return Err(DecodeError::Refused(
+                "the batch asks for more rows of logits than there are sequences",
+            ));
         }
         // The vector of ids no longer moves.
         arrays
@@ -369,7 +374,7 @@ fn with_suitable_type<T>(wanted: KvType, mut make: impl FnMut(KvType) -> Option<
     }
     let made = make(KvType::F16);
     if made.is_some() {
-        log::warn!("engine.kv_type does not suit this model's heads: f16 takes its place");
+        log::warn!("engine.kv_type does not fit the width of this model's heads; using f16");
     }
     made
 }

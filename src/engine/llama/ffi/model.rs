@@ -80,7 +80,7 @@ impl Model {
         model.longest_piece = model.measured_longest_piece();
         if !can_decode || needs_encoder || model.vocabulary_size == 0 {
             return Err(LoadError(format!(
-                "{name}: this model cannot continue a text: it makes embeddings or translates"
+                "{name}: this model is for embeddings or translation and cannot continue a text"
             )));
         }
         Ok(model)
@@ -278,7 +278,11 @@ fn check_is_gguf(path: &Path) -> Result<(), LoadError> {
     let mut magic = [0; 4];
     std::fs::File::open(path)
         .and_then(|mut file| file.read_exact(&mut magic))
-        .map_err(|error| LoadError(format!("{name}: {error}; `autoglmd model pull` gets it")))?;
+        .map_err(|error| {
+            LoadError(format!(
+                "{name}: {error}; download it with `autoglmd model pull`"
+            ))
+        })?;
     match &magic {
         b"GGUF" => Ok(()),
         _ => Err(LoadError(format!("{name}: not a GGUF file"))),

@@ -39,7 +39,7 @@ pub fn optimize(from: &Path, to: &Path) -> Result<(), String> {
 fn refusal(cause: Option<&str>) -> String {
     let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
     format!(
-        "llama.cpp cannot convert this file{cause}; `autoglmd model verify` tells whether it is \
-         whole, and the disk may be full"
+        "llama.cpp cannot convert this file{cause}; check it with `autoglmd model verify`, and \
+         check that the disk has free space"
     )
 }

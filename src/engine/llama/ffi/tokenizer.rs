@@ -55,7 +55,7 @@ impl Model {
         let mut tokens: Vec<Token> = vec![0; text.len() + 2];
         let (Ok(length), Ok(room)) = (i32::try_from(text.len()), i32::try_from(tokens.len()))
         else {
-            return Err(Thrown::nonsense("a text of more than 2 GiB"));
+            return Err(Thrown::nonsense("the text is larger than 2 GiB"));
         };
         let (vocabulary, data) = (self.vocabulary.as_ptr(), tokens.as_mut_ptr());
         let bytes = text.as_ptr().cast();
@@ -65,7 +65,11 @@ impl Model {
         })?;
         match usize::try_from(count) {
             Ok(count) if count <= tokens.len() => tokens.truncate(count),
-            _ => return Err(Thrown::nonsense("a text has more tokens than bytes")),
+            _ => {
+                return Err(Thrown::nonsense(
+                    "the tokenizer returned more tokens than the text has bytes",
+                ));
+            }
         }
         Ok(tokens)
     }
@@ -78,9 +82,9 @@ fn on_ample_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thrown>
         .name("tokenizer".to_owned())
         .stack_size(limits::TOKENIZER_STACK_BYTES);
     thread::scope(|scope| {
-        let started = builder
-            .spawn_scoped(scope, work)
-            .map_err(|error| Thrown::nonsense(&format!("no thread for the tokenizer: {error}")))?;
+        let started = builder.spawn_scoped(scope, work).map_err(|error| {
+            Thrown::nonsense(&format!("cannot start a thread for the tokenizer: {error}"))
+        })?;
         // A panic in here belongs to the caller.
         started.join().map_err(|panic| resume_unwind(panic))
     })

@@ -123,8 +123,8 @@ impl<B: Backend> Scheduler<B> {
             Ok(prepared) if prepared.tokens.len() >= room => {
                 let length = prepared.tokens.len();
                 let message = format!(
-                    "the prompt has {length} tokens, the model's context has {room} for prompt \
-                     and answer together; shorten the prompt or raise engine.context"
+                    "the prompt has {length} tokens, but the model's context holds {room} for \
+                     prompt and completion together; shorten the prompt or raise engine.context"
                 );
                 let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
                 self.refuse(owed, reason, message);
@@ -132,20 +132,20 @@ impl<B: Backend> Scheduler<B> {
             Ok(prepared) => self.waiting.push_back(Waiting { owed, prepared }),
             Err(PrepareError::TooLong) => {
                 let message = format!(
-                    "the prompt cannot fit the model's context of {room} tokens; shorten it or \
-                     raise engine.context"
+                    "the prompt is too long for the model's context of {room} tokens; shorten it \
+                     or raise engine.context"
                 );
                 let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
                 self.refuse(owed, reason, message);
             }
             Err(PrepareError::Template(says)) => {
-                let message = format!("the model's chat template refuses the messages: {says}");
+                let message = format!("the model's chat template rejects the messages: {says}");
                 let reason = FailReason::Error(ErrorCode::InvalidRequest);
                 self.refuse(owed, reason, message);
             }
             Err(PrepareError::Engine(says)) => {
-                log::error!("a prompt cannot be put into tokens: {says}");
-                let message = format!("the model cannot take this prompt: {says}");
+                log::error!("a prompt cannot be tokenized: {says}");
+                let message = format!("the model cannot process this prompt: {says}");
                 self.refuse(owed, FailReason::Error(ErrorCode::EngineFailed), message);
             }
         }
@@ -456,7 +456,7 @@ impl<B: Backend> Scheduler<B> {
         );
         let indices: Vec<usize> = self.batch.entries().map(|entry| entry.sequence).collect();
         for index in indices {
-            let message = "the engine failed while computing this answer; send it again";
+            let message = "the engine failed while computing this response; send the request again";
             let reason = FailReason::Error(ErrorCode::EngineFailed);
             self.fail(index, reason, message.to_owned());
             self.backend.truncate(index, 0);
@@ -483,7 +483,9 @@ impl<B: Backend> Scheduler<B> {
             return;
         };
         let Some(token) = self.backend.sample(entry, &mut run.sampler) else {
-            let message = "the engine has no scores for this answer; send it again".to_owned();
+            let message =
+                "the engine computed no scores for the next token; send the request again"
+                    .to_owned();
             return self.fail(index, FailReason::Error(ErrorCode::EngineFailed), message);
         };
         let now = self.backend.now();
