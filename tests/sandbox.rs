@@ -628,7 +628,7 @@ fn kernel_that_forbids_namespaces_is_an_error() {
     let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid];
     let output = probe_output(&wrapper, "echo it ran");
     assert!(
-        output.contains("[the kernel refuses the sandbox: creating namespaces"),
+        output.contains("[the kernel refused to set up the sandbox: creating namespaces"),
         "{output}"
     );
     assert!(!output.contains("it ran"), "{output}");

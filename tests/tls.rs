@@ -460,7 +460,7 @@ fn a_daemon_does_not_start_without_its_certificate() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{text}");
     assert!(
-        text.contains("/nowhere/site.pem cannot be read: No such file"),
+        text.contains("cannot read /nowhere/site.pem: No such file"),
         "{text}"
     );
 }

@@ -73,7 +73,7 @@ fn parse(
     };
     let pid: u32 = pid
         .parse()
-        .map_err(|_| invalid(format!("LISTEN_PID is {pid:?}")))?;
+        .map_err(|_| invalid(format!("LISTEN_PID is {pid:?}; expected a process id")))?;
     if pid != own_pid {
         // Meant for the process that started us; its descriptors are not ours.
         return Ok(Vec::new());
@@ -83,7 +83,7 @@ fn parse(
     let Some(count) = parsed.filter(known) else {
         let maximum = limits::INHERITED_DESCRIPTORS_MAX;
         return Err(invalid(format!(
-            "LISTEN_FDS is {count:?}, not 0 to {maximum}"
+            "LISTEN_FDS is {count:?}; expected 0 to {maximum}"
         )));
     };
     let names: Vec<String> = match names {
@@ -94,7 +94,7 @@ fn parse(
     if names.len() != count as usize {
         let named = names.len();
         return Err(invalid(format!(
-            "LISTEN_FDNAMES has {named} names, LISTEN_FDS says {count}"
+            "LISTEN_FDNAMES has {named} names; expected {count}, as in LISTEN_FDS"
         )));
     }
     Ok((FIRST..FIRST + count).zip(names).collect())
@@ -166,7 +166,10 @@ mod tests {
             );
         }
         let error = error("7", "2", Some("only-one")).to_string();
-        assert_eq!(error, "LISTEN_FDNAMES has 1 names, LISTEN_FDS says 2");
+        assert_eq!(
+            error,
+            "LISTEN_FDNAMES has 1 names; expected 2, as in LISTEN_FDS"
+        );
     }
 
     #[test]

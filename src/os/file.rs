@@ -57,7 +57,7 @@ fn read_stream(
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || wait_readable([file.as_fd()], Some(left))? == [false] {
             let message = format!(
-                "it is not a regular file, and its end did not come within {} s",
+                "it is not a regular file and did not end within {} s",
                 patience.as_secs_f32()
             );
             return Err(io::Error::new(ErrorKind::TimedOut, message));

@@ -16,7 +16,10 @@ pub fn return_large_blocks() {
         // SAFETY: mallopt(3) sets a number of the allocator and reads no memory of ours.
         let is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) };
         if is_set == 0 {
-            log::warn!("the allocator's mmap threshold cannot be set");
+            log::warn!(
+                "cannot set the allocator's mmap threshold; freed memory may not return to the \
+                 system"
+            );
         }
     }
 }

@@ -123,7 +123,7 @@ impl Notifier {
     pub fn reloading(&mut self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.tell(Kind::Reloading, &[NotifyState::Reloading, now]),
-            Err(error) => log::error!("the clock cannot be read: {error}"),
+            Err(error) => log::error!("cannot read the clock: {error}"),
         }
     }
 
@@ -185,7 +185,7 @@ impl Notifier {
             };
             if let Err(error) = sent {
                 // A full queue empties, and a manager that is away comes back.
-                return log::debug!("the service manager was not told yet: {error}");
+                return log::debug!("cannot notify the service manager yet: {error}");
             }
             self.pending.pop_front();
         }
@@ -243,7 +243,8 @@ impl Manager {
                 path = OsString::from_vec(bytes);
             }
             _ => {
-                let message = format!("NOTIFY_SOCKET is {address:?}, neither a path nor @name");
+                let message =
+                    format!("NOTIFY_SOCKET is {address:?}; expected an absolute path or @name");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
         }
@@ -322,7 +323,10 @@ fn text_of(states: &[NotifyState<'_>]) -> String {
 
 fn check_name(name: &str) -> io::Result<()> {
     if name.is_empty() || name.len() > 255 || !name.bytes().all(is_name_byte) {
-        let message = format!("{name:?} cannot name a descriptor");
+        let message = format!(
+            "{name:?} cannot name a descriptor; expected 1 to 255 printable ASCII characters \
+             without ':'"
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     Ok(())

@@ -40,12 +40,12 @@ impl Listener {
             }
             Err(error) => return Err(error),
             Ok(found) if found != Type::STREAM => {
-                return invalid("it is not a stream socket: use ListenStream=");
+                return invalid("it is not a stream socket; use ListenStream=");
             }
             Ok(_) => {}
         }
         if !socket.is_listener()? {
-            return invalid("it is not listening: Accept=yes cannot be used");
+            return invalid("it is not listening; use Accept=no");
         }
         socket.set_nonblocking(true)?;
         socket.set_cloexec(true)?;
@@ -55,7 +55,10 @@ impl Listener {
                 Ok(Listener::Tcp(socket.into()))
             }
             Domain::UNIX => Ok(Listener::Unix(OwnedFd::from(socket).into())),
-            _ => invalid("it is neither a TCP nor a Unix socket"),
+            _ => invalid(
+                "it is neither a TCP nor a Unix socket; use ListenStream= with an address or a \
+                 path",
+            ),
         }
     }
 
@@ -221,7 +224,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !metadata.file_type().is_socket() {
-        let message = format!("{} exists and is not a socket", path.display());
+        let message = format!(
+            "{} exists and is not a socket; remove it or listen on another path",
+            path.display()
+        );
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;

@@ -41,15 +41,16 @@ impl fmt::Display for SandboxError {
         match self {
             SandboxError::Refused { step, source } => write!(
                 f,
-                "the kernel refuses the sandbox: {step}: {source}. It needs Linux 5.14 or later \
-                 and user namespaces: look at the sysctls user.max_user_namespaces and, on \
-                 Ubuntu, kernel.apparmor_restrict_unprivileged_userns; a container must allow them"
+                "the kernel refused to set up the sandbox: {step}: {source}. It needs Linux 5.14 \
+                 or later and user namespaces; check the sysctls user.max_user_namespaces and, on \
+                 Ubuntu, kernel.apparmor_restrict_unprivileged_userns, and whether the container \
+                 allows them"
             ),
             SandboxError::NoProgram { name } => {
-                write!(f, "{name} is not installed, or not in a folder of $PATH")
+                write!(f, "{name} is not installed or not in a folder of $PATH")
             }
             SandboxError::NotStarted { program, source } => {
-                write!(f, "{program} cannot be executed: {source}")
+                write!(f, "cannot execute {program}: {source}")
             }
             SandboxError::BadTask { reason } => write!(f, "{reason}"),
             SandboxError::Io { doing, source } => write!(f, "{doing}: {source}"),

@@ -234,7 +234,7 @@ fn command(words: &[&str], tools: &Tools) -> Result<(CString, Vec<CString>), San
         )));
     }
     let arguments: Result<Vec<CString>, _> = words.iter().map(|word| CString::new(*word)).collect();
-    let arguments = arguments.map_err(|_| bad("the command holds a zero byte"))?;
+    let arguments = arguments.map_err(|_| bad("the command contains a zero byte"))?;
     let program = match name.contains('/') {
         true => PathBuf::from(name),
         false => tools.locate(name).ok_or_else(|| SandboxError::NoProgram {

@@ -116,8 +116,8 @@ impl Certificate {
         if now < begins_at {
             let date = files::date(begins_at);
             return Some(format!(
-                "the certificate in {file} is not valid before {date}, and clients will refuse \
-                 it; check the clock (`timedatectl`), or install the right certificate and reload"
+                "the certificate in {file} is not valid before {date}, so clients will reject it; \
+                 check the clock (`timedatectl`), or install the right certificate and reload"
             ));
         }
         let left = expires_at.saturating_sub(now);
@@ -127,12 +127,15 @@ impl Certificate {
         let date = files::date(expires_at);
         Some(match left {
             ..=0 => format!(
-                "the certificate in {file} expired on {date}, and clients will refuse it; renew \
-                 it and reload"
+                "the certificate in {file} expired on {date}, so clients will reject it; renew it \
+                 and reload"
             ),
             _ => {
                 let days = left / (24 * 3_600);
-                format!("the certificate in {file} expires on {date}, in {days} days: renew it")
+                format!(
+                    "the certificate in {file} expires on {date}, in {days} days; renew it and \
+                     reload"
+                )
             }
         })
     }
@@ -176,7 +179,7 @@ fn server_config(
                 _ => verifier.allow_unauthenticated(),
             };
             let verifier = verifier.build().map_err(|error| {
-                let message = format!("the authorities cannot be used: {error}");
+                let message = format!("cannot use these authorities: {error}");
                 vec![Problem {
                     key: "server.tls.client_ca".to_owned(),
                     message,
@@ -202,7 +205,7 @@ fn versions(least: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
 fn internal(error: rustls::Error) -> Vec<Problem> {
     vec![Problem {
         key: "server.tls".to_owned(),
-        message: format!("TLS cannot be set up: {error}"),
+        message: format!("cannot set up TLS: {error}"),
     }]
 }
 

@@ -87,7 +87,7 @@ pub fn read_authorities(path: &Path, credentials: Option<&Path>) -> Result<RootC
         added.map_err(|error| {
             problem(
                 KEY,
-                format!("{file} holds a certificate that is no authority's: {error}"),
+                format!("{file} holds a certificate that is not an authority's: {error}"),
             )
         })?;
     }
@@ -155,12 +155,13 @@ impl Source<'_> {
         let (certificate, key) = (certificate.display(), key.display());
         let message = match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => format!(
-                "the private key in {key} is not that of the first certificate in {certificate}; \
-                 put the server's own certificate first, and name the key that it was made with"
+                "the private key in {key} does not belong to the first certificate in \
+                 {certificate}; put the server's own certificate first, and name the key that it \
+                 was made with"
             ),
             other => format!(
-                "the private key in {key} cannot be used: {other}; expected RSA of 2,048 bits or \
-                 more, ECDSA on P-256, P-384 or P-521, or Ed25519"
+                "cannot use the private key in {key}: {other}; expected RSA of 2,048 bits or more, \
+                 ECDSA on P-256, P-384 or P-521, or Ed25519"
             ),
         };
         problem(&self.key_name(), message)
@@ -175,8 +176,9 @@ struct Leaf {
 
 impl Leaf {
     fn parse(der: &[u8]) -> Result<Leaf, String> {
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| format!("holds something that is no X.509 certificate: {error}"))?;
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| {
+            format!("holds something that is not an X.509 certificate: {error}")
+        })?;
         let validity = certificate.validity();
         Ok(Leaf {
             names: host_names(&certificate),
@@ -236,9 +238,7 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     match found {
         Ok(chain) if !chain.is_empty() => Ok(chain),
         Ok(_) => Err(
-            "holds no certificate; expected PEM, with a line that reads \
-                      -----BEGIN CERTIFICATE-----"
-                .to_owned(),
+            "holds no certificate; expected PEM with a line -----BEGIN CERTIFICATE-----".to_owned(),
         ),
         Err(error) => Err(format!("is not PEM: {}", pem_error(&error))),
     }
@@ -247,16 +247,18 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
 fn unreadable_key(bytes: &[u8], error: &pem::Error, in_certificate_file: bool) -> String {
     let holds = |words: &[u8]| bytes.windows(words.len()).any(|part| part == words);
     if holds(b"ENCRYPTED PRIVATE KEY") || holds(b"Proc-Type: 4,ENCRYPTED") {
-        return "holds a key that a passphrase protects; take it off with `openssl pkey -in FILE \
-                -out NEW` and guard the file by its mode"
+        return "holds a key that is protected by a passphrase; remove it with `openssl pkey -in \
+                FILE -out NEW` and protect the file by its mode"
             .to_owned();
     }
     match error {
         pem::Error::NoItemsFound if in_certificate_file => {
-            "holds no private key, and server.tls.keys names no other file; add it there".to_owned()
+            "holds no private key, and server.tls.keys names no file for it; add the key's file \
+             there"
+                .to_owned()
         }
-        pem::Error::NoItemsFound => "holds no private key; expected PEM, with a line that reads \
-                                     -----BEGIN PRIVATE KEY-----"
+        pem::Error::NoItemsFound => "holds no private key; expected PEM with a line -----BEGIN \
+                                     PRIVATE KEY-----"
             .to_owned(),
         other => format!("is not PEM: {}", pem_error(other)),
     }
@@ -266,7 +268,7 @@ fn unreadable_key(bytes: &[u8], error: &pem::Error, in_certificate_file: bool) -
 fn pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
-            "a section has no -----END line; the file is cut off".to_owned()
+            "a section has no -----END line; the file seems to be cut off".to_owned()
         }
         pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line is malformed".to_owned(),
         pem::Error::Base64Decode(_) => "a section is not base64".to_owned(),
@@ -279,13 +281,13 @@ fn read(path: &Path, credentials: Option<&Path>) -> Result<(PathBuf, Vec<u8>), S
     let shown = file.display();
     match os::file::read_up_to(&file, limits::CERTIFICATES_BYTES_MAX) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(format!(
-            "{shown} cannot be read: {error}; give this user the right to, or pass it as a \
-             credential (LoadCredential=)"
+            "cannot read {shown}: {error}; let this user read it, or pass it as a credential \
+             (LoadCredential=)"
         )),
-        Err(error) => Err(format!("{shown} cannot be read: {error}")),
-        Ok(bytes) if bytes.len() as u64 > limits::CERTIFICATES_BYTES_MAX => {
-            Err(format!("{shown} has more than 16 MiB; expected a PEM file"))
-        }
+        Err(error) => Err(format!("cannot read {shown}: {error}")),
+        Ok(bytes) if bytes.len() as u64 > limits::CERTIFICATES_BYTES_MAX => Err(format!(
+            "{shown} is larger than 16 MiB; expected a PEM file"
+        )),
         Ok(bytes) => Ok((file, bytes)),
     }
 }
