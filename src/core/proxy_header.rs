@@ -78,20 +78,20 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refused::Missing => f.write_str(
-                "it does not begin with a header of the PROXY protocol; add send-proxy-v2 to the \
-                 proxy's server line (and check-send-proxy to its checks), or take \"proxy:\" off \
-                 the address",
+                "it does not begin with a PROXY protocol header; add send-proxy-v2 to the proxy's \
+                 server line (and check-send-proxy to its checks), or remove \"proxy:\" from the \
+                 address",
             ),
             Refused::Version1 => f.write_str(
-                "its header of the PROXY protocol has version 1, and version 2 is accepted; write \
-                 send-proxy-v2 in the place of send-proxy",
+                "its PROXY protocol header has version 1, but only version 2 is accepted; replace \
+                 send-proxy by send-proxy-v2",
             ),
             Refused::TooLong => write!(
                 f,
-                "its header of the PROXY protocol has more than {} bytes",
+                "its PROXY protocol header is longer than {} bytes",
                 limits::PROXY_HEADER_BYTES_MAX
             ),
-            Refused::Malformed => f.write_str("its header of the PROXY protocol is malformed"),
+            Refused::Malformed => f.write_str("its PROXY protocol header is malformed"),
         }
     }
 }

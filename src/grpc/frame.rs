@@ -112,11 +112,15 @@ pub fn only_message(
     bounds: Bounds,
 ) -> Result<Cow<'_, [u8]>, ApiError> {
     if body.is_empty() {
-        return Err(malformed("this method takes one message, and none came"));
+        return Err(malformed(
+            "the request has no message; this method expects one",
+        ));
     }
     let framed = first(body, bounds.bytes)?.ok_or_else(cut_off)?;
     if framed.length() < body.len() {
-        return Err(malformed("this method takes one message, and more came"));
+        return Err(malformed(
+            "the request has more than one message; this method expects one",
+        ));
     }
     framed.content(encoding, bounds)
 }
@@ -154,7 +158,7 @@ fn first(bytes: &[u8], limit: usize) -> Result<Option<Framed<'_>>, ApiError> {
         return Ok(None);
     };
     if flag > 1 {
-        let message = format!("the message's first byte is {flag}; 0 and 1 are defined");
+        let message = format!("the message's compressed flag is {flag}; expected 0 or 1");
         return Err(malformed(&message));
     }
     let Some((length, rest)) = rest.split_first_chunk::<4>() else {
@@ -184,10 +188,11 @@ impl<'a> Framed<'a> {
             // UNIMPLEMENTED, as for an unknown encoding (grpc/grpc, doc/compression.md).
             (true, Encoding::Gzip, None) => Err(ApiError::new(
                 ErrorCode::NotImplemented,
-                "this method takes no compressed messages; send the message as it is",
+                "this method does not accept compressed messages; send the message uncompressed",
             )),
             (true, Encoding::Identity, _) => Err(malformed(
-                "a message has the compressed flag, and no `grpc-encoding` says how",
+                "a message has the compressed flag, but the request has no `grpc-encoding`; send \
+                 `grpc-encoding: gzip`",
             )),
         }
     }
@@ -206,12 +211,12 @@ fn gunzip(packed: &[u8], bytes: usize, ratio: u32) -> Result<Vec<u8>, ApiError> 
         Err(DecodeError::TooDense) => {
             let message = format!(
                 "a message inflates to more than {ratio} times its size \
-                 (`limits.max_inflate_ratio`); send it as it is"
+                 (`limits.max_inflate_ratio`); send it uncompressed"
             );
             Err(ApiError::new(ErrorCode::BodyTooLarge, message))
         }
         Err(DecodeError::WindowTooLarge | DecodeError::Malformed | DecodeError::Truncated) => {
-            Err(malformed("a compressed message is not gzip"))
+            Err(malformed("a compressed message is not valid gzip"))
         }
     }
 }
@@ -225,7 +230,7 @@ fn cut_off() -> ApiError {
 }
 
 fn too_large(limit: usize) -> ApiError {
-    let message = format!("the message is too large; this method takes {limit} bytes at most");
+    let message = format!("the message is too large; this method accepts at most {limit} bytes");
     ApiError::new(ErrorCode::BodyTooLarge, message)
 }
 
@@ -326,7 +331,7 @@ mod tests {
             .collect();
         assert_eq!(gunzip(&gzip(&honest), LIMIT, 100).unwrap(), honest);
         let short = gunzip(&gzip(&honest), LIMIT - 1, 100).unwrap_err();
-        let most = format!("takes {} bytes at most", LIMIT - 1);
+        let most = format!("accepts at most {} bytes", LIMIT - 1);
         assert!(short.message.contains(&most), "{short}");
     }
 

@@ -45,7 +45,9 @@ pub fn decode<M: Message + Default>(bytes: &[u8], name: &str) -> Result<M, ApiEr
     let fields = count_fields(bytes).map_err(|error| wrong(error.to_string()))?;
     if fields > limits::PROTOBUF_FIELDS_MAX {
         let most = limits::PROTOBUF_FIELDS_MAX;
-        return Err(wrong(format!("it has more than {most} fields")));
+        return Err(wrong(format!(
+            "it has more than {most} fields, which is the limit"
+        )));
     }
     M::decode(bytes).map_err(|error| wrong(error.to_string()))
 }

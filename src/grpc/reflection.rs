@@ -36,7 +36,10 @@ pub fn answer(asked: ServerReflectionRequest) -> ServerReflectionResponse {
         }
         Some(Question::AllExtensionNumbersOfType(name)) => not_found(name),
         Some(Question::FileContainingExtension(extension)) => not_found(&extension.containing_type),
-        None => error(INVALID_ARGUMENT, "the request asks for nothing"),
+        None => error(
+            INVALID_ARGUMENT,
+            "the request has no question; set one field of `message_request`",
+        ),
     };
     ServerReflectionResponse {
         valid_host: asked.host.clone(),
@@ -162,7 +165,7 @@ fn qualified(scope: &str, name: &str) -> String {
 }
 
 fn not_found(name: &str) -> Answer {
-    error(NOT_FOUND, &format!("`{name}` is not known here"))
+    error(NOT_FOUND, &format!("unknown symbol or file `{name}`"))
 }
 
 fn error(code: i32, message: &str) -> Answer {

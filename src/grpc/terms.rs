@@ -22,14 +22,14 @@ impl Terms {
     pub fn of(request: &Request<'_>) -> Result<Terms, ApiError> {
         let subtype = request.header("content-type").and_then(subtype);
         if !matches!(subtype, Some("" | "+proto")) {
-            let message = "messages must be Protobuf: `content-type: application/grpc`";
+            let message = "messages must be Protobuf; send `content-type: application/grpc`";
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
         }
         let encoding = match request.header("grpc-encoding").map(str::trim) {
             None | Some("identity") => Encoding::Identity,
             Some("gzip") => Encoding::Gzip,
             Some(_) => {
-                let message = "`grpc-encoding` may be gzip or identity";
+                let message = "unknown `grpc-encoding`; expected gzip or identity";
                 return Err(ApiError::new(ErrorCode::NotImplemented, message));
             }
         };

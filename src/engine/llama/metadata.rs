@@ -217,8 +217,8 @@ impl Reader {
         if tensors == 0 || tensors > limits::GGUF_ENTRIES_MAX || entries > limits::GGUF_ENTRIES_MAX
         {
             return Err(format!(
-                "the file says it has {tensors} tensors and {entries} entries of metadata; from 1 \
-                 to {most} are accepted",
+                "the header claims {tensors} tensors and {entries} metadata entries; expected 1 to \
+                 {most}",
                 most = limits::GGUF_ENTRIES_MAX
             ));
         }
@@ -259,7 +259,7 @@ impl Reader {
         let (kind, count) = (self.u32()?, self.u64()?);
         if count > limits::GGUF_ITEMS_MAX {
             return Err(format!(
-                "{count} items; {most} are accepted",
+                "{count} items; at most {most} are accepted",
                 most = limits::GGUF_ITEMS_MAX
             ));
         }

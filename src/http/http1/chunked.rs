@@ -133,7 +133,7 @@ impl Decoder {
                 Ok(Phase::Size)
             }
             (Phase::DataCr | Phase::DataLf, _) => {
-                Err(Malformed::bad("a chunk is longer than its size says"))
+                Err(Malformed::bad("a chunk is longer than its size"))
             }
             (Phase::TrailerStart, b'\r') => Ok(Phase::EndLf),
             (Phase::EndLf, b'\n') => Ok(Phase::Finished),
@@ -209,7 +209,7 @@ impl Decoder {
 /// 413, for either framing.
 pub(super) const BODY_TOO_LARGE: Malformed = Malformed::new(
     ErrorCode::BodyTooLarge,
-    "the body is larger than this route takes",
+    "the body is larger than this route accepts",
 );
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ pub fn response_head(
     }
     debug_assert!(
         answer.headers.iter().all(|(name, _)| !is_made_here(name)),
-        "the encoder itself makes one of {:?}",
+        "the encoder itself writes one of {:?}",
         answer.headers
     );
     out.extend_from_slice(answer.headers.lines());
@@ -243,7 +243,10 @@ status_lines! {
 }
 
 fn status_line(out: &mut Vec<u8>, status: u16) {
-    debug_assert!((100..1000).contains(&status), "{status} is no HTTP status");
+    debug_assert!(
+        (100..1000).contains(&status),
+        "{status} is not an HTTP status"
+    );
     match known_status_line(status) {
         Some(line) => out.extend_from_slice(line.as_bytes()),
         None => {

@@ -49,7 +49,7 @@ impl FramingFields {
         }
         if !value.eq_ignore_ascii_case(b"chunked") {
             return Err(Malformed::bad(
-                "Transfer-Encoding is something other than chunked",
+                "the only Transfer-Encoding accepted is chunked",
             ));
         }
         self.is_chunked = true;
@@ -60,11 +60,11 @@ impl FramingFields {
     pub fn conclude(self, version: Version) -> Result<Framing, Malformed> {
         match (self.is_chunked, self.length) {
             (true, Some(_)) => Err(Malformed::bad(
-                "Transfer-Encoding and Content-Length stand together",
+                "a request must not have both Transfer-Encoding and Content-Length",
             )),
-            (true, None) if version == Version::Http10 => {
-                Err(Malformed::bad("Transfer-Encoding in an HTTP/1.0 request"))
-            }
+            (true, None) if version == Version::Http10 => Err(Malformed::bad(
+                "an HTTP/1.0 request must not have Transfer-Encoding",
+            )),
             (true, None) => Ok(Framing::Chunked),
             (false, Some(length)) => Ok(Framing::Length(length)),
             (false, None) => Ok(Framing::None),
@@ -85,7 +85,7 @@ fn decimal(value: &[u8]) -> Result<u64, Malformed> {
         number = number
             .checked_mul(10)
             .and_then(|tens| tens.checked_add(u64::from(byte - b'0')))
-            .ok_or(Malformed::bad("Content-Length does not fit 64 bits"))?;
+            .ok_or(Malformed::bad("Content-Length does not fit in 64 bits"))?;
     }
     Ok(number)
 }

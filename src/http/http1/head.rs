@@ -141,7 +141,9 @@ impl ProtocolFields {
         self.has_host = true;
         match target::is_host(value) {
             true => Ok(()),
-            false => Err(Malformed::bad("the Host field is not host[:port]")),
+            false => Err(Malformed::bad(
+                "the Host field is malformed; expected host[:port]",
+            )),
         }
     }
 
@@ -176,7 +178,7 @@ pub fn expects_continue(value: &[u8]) -> Result<bool, Malformed> {
         if !element.eq_ignore_ascii_case(b"100-continue") {
             return Err(Malformed::new(
                 ErrorCode::ExpectationFailed,
-                "Expect asks for something other than 100-continue",
+                "unknown expectation in Expect; only 100-continue is supported",
             ));
         }
         expects = true;
@@ -216,10 +218,10 @@ fn explain_version(bytes: &[u8]) -> Malformed {
         {
             Malformed::new(
                 ErrorCode::NotImplemented,
-                "only HTTP/1.1 and HTTP/1.0 are spoken here",
+                "unsupported HTTP version; this port accepts HTTP/1.1, HTTP/1.0 and HTTP/2",
             )
         }
-        _ => Malformed::bad("the request line does not end with a version of HTTP"),
+        _ => Malformed::bad("the request line does not end with an HTTP version"),
     }
 }
 

@@ -143,7 +143,7 @@ fn check_request_line(line: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
             // RFC 9112, section 3: a method longer than any that is implemented gets 501.
             true => Err(Malformed::new(
                 ErrorCode::NotImplemented,
-                "no method that long exists",
+                "the method is longer than any that HTTP defines",
             )),
             false => Ok(()),
         };
@@ -158,7 +158,7 @@ fn check_request_line(line: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
     }
     match rest.len() - target_bytes > AFTER_TARGET_BYTES_MAX {
         true => Err(Malformed::bad(
-            "the request line does not end with a version",
+            "the request line does not end with an HTTP version",
         )),
         false => Ok(()),
     }

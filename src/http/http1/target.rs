@@ -10,7 +10,7 @@ use crate::error::ErrorCode;
 
 pub const CONNECT_IS_FOR_PROXIES: Malformed = Malformed::new(
     ErrorCode::NotImplemented,
-    "CONNECT is for proxies, and this server is not a proxy",
+    "CONNECT is for proxies; this server is not a proxy",
 );
 
 /// The parts of a target.
@@ -70,7 +70,9 @@ fn split_authority(target: &str) -> Result<(&str, &str), Malformed> {
     let (authority, after) = rest.split_at(end);
     // A user before the host (`user@host`) is refused with it: RFC 9110, section 4.2.4.
     if !is_host(authority.as_bytes()) {
-        return Err(Malformed::bad("the request target names no valid host"));
+        return Err(Malformed::bad(
+            "the request target does not contain a valid host",
+        ));
     }
     Ok((authority, after))
 }
