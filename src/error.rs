@@ -77,87 +77,86 @@ macro_rules! catalogue {
 }
 
 catalogue! {
-    /// The body is not JSON; the message gives line and column. Send one JSON object in UTF-8.
+    /// The body is not valid JSON; the message has line and column. Send one JSON object in UTF-8.
     InvalidJson = "invalid_json", 400, 3, InvalidRequest;
-    /// The body is not the Protobuf message that the route takes; `src/proto/` has the schema.
+    /// The body is not the Protobuf message that the route expects; `src/proto/` has the schema.
     InvalidProtobuf = "invalid_protobuf", 400, 3, InvalidRequest;
-    /// The request as a whole makes no sense, such as a body where none is expected.
+    /// The request as a whole is wrong: for example, it has a body on a route that expects none.
     InvalidRequest = "invalid_request", 400, 3, InvalidRequest;
-    /// One field has a wrong type, an unknown name or a value out of range; `param` names it.
+    /// A field has the wrong type, an unknown name or a value out of range; `param` names it.
     InvalidParameter = "invalid_parameter", 400, 3, InvalidRequest;
-    /// Prompt and `max_tokens` together exceed the model's context. Shorten the one or the other.
+    /// Prompt and `max_tokens` together exceed the model's context. Shorten one of them.
     ContextLengthExceeded = "context_length_exceeded", 400, 3, InvalidRequest;
-    /// The bytes are not HTTP as RFC 9112 allows it; the connection is closed.
+    /// The bytes are not valid HTTP (RFC 9112); the connection is closed.
     MalformedHttp = "malformed_http", 400, 3, InvalidRequest;
-    /// The bytes are not gRPC: a broken message prefix, too few or too many messages, a wrong
-    /// `grpc-timeout`.
+    /// The bytes are not valid gRPC: a broken message prefix, too few or too many messages, or an
+    /// invalid `grpc-timeout`.
     MalformedGrpc = "malformed_grpc", 400, 13, InvalidRequest;
     /// No key was sent. Send `Authorization: Bearer KEY`.
     MissingCredentials = "missing_credentials", 401, 16, Authentication;
-    /// The key is unknown or revoked. Make one with `autoglmd key create`.
+    /// The key is unknown or revoked. Create one with `autoglmd key create`.
     InvalidKey = "invalid_key", 401, 16, Authentication;
-    /// The key has expired. Make a new one with `autoglmd key rotate`.
+    /// The key has expired. Replace it with `autoglmd key rotate`.
     ExpiredKey = "expired_key", 401, 16, Authentication;
     /// The key lacks the scope that this route needs; the message names it.
     InsufficientScope = "insufficient_scope", 403, 7, Permission;
-    /// The request brings no key where none is needed, and it asks for a host that is neither this
-    /// machine nor in `server.hosts`, or a page of another site sent it. Ask for `localhost`, or
-    /// list the host.
+    /// The request has no key and needs none, but its host is neither this machine nor in
+    /// `server.hosts`, or a page of another site sent it. Use `localhost`, or add the host to
+    /// `server.hosts`.
     ForbiddenOrigin = "forbidden_origin", 403, 7, Permission;
     /// Nothing is served at this path.
     NotFound = "not_found", 404, 5, NotFound;
     /// No model of this name is loaded; `GET /api/v1/models` lists them.
     ModelNotFound = "model_not_found", 404, 5, NotFound;
-    /// The path exists, the method does not; `Allow` lists those that do.
+    /// The path exists but does not accept this method; `Allow` lists the methods that it accepts.
     MethodNotAllowed = "method_not_allowed", 405, 12, InvalidRequest;
-    /// None of the media types in `Accept`, or of the codings in `Accept-Encoding`, can be produced
-    /// here.
+    /// The daemon can produce none of the media types in `Accept` or none of the codings in
+    /// `Accept-Encoding`.
     NotAcceptable = "not_acceptable", 406, 3, InvalidRequest;
-    /// The request was not complete in time; see `limits.header_timeout` and `limits.body_timeout`.
+    /// The request did not arrive in time; see `limits.header_timeout` and `limits.body_timeout`.
     RequestTimeout = "request_timeout", 408, 4, Timeout;
-    /// Reserved; this version does not send it. The request contradicts another one that is still
-    /// known.
+    /// Reserved; this version does not send it. The request conflicts with an earlier one.
     Conflict = "conflict", 409, 10, InvalidRequest;
-    /// The body is larger than `limits.max_body`, as it comes or inflated, or it inflates to more
-    /// than `limits.max_inflate_ratio` times its size.
+    /// The body is larger than `limits.max_body`, before or after inflating it, or it inflates to
+    /// more than `limits.max_inflate_ratio` times its size.
     BodyTooLarge = "body_too_large", 413, 8, InvalidRequest;
     /// The request target is longer than `limits.max_uri`.
     UriTooLong = "uri_too_long", 414, 3, InvalidRequest;
-    /// The body's `Content-Type` or `Content-Encoding` is not understood here; `Accept-Encoding`
-    /// lists the codings.
+    /// The body's `Content-Type` or `Content-Encoding` is not supported; the response's
+    /// `Accept-Encoding` lists the codings that are.
     UnsupportedMediaType = "unsupported_media_type", 415, 3, InvalidRequest;
-    /// `Expect` asks for something other than `100-continue`.
+    /// `Expect` has a value other than `100-continue`, the only one that is supported.
     ExpectationFailed = "expectation_failed", 417, 3, InvalidRequest;
     /// The head is larger than `limits.max_head` or has more than `limits.max_headers` fields.
     HeadersTooLarge = "headers_too_large", 431, 8, InvalidRequest;
-    /// The key or the address has used up its requests; wait for `Retry-After`.
+    /// The key or the address has used up its requests per minute; wait for `Retry-After`.
     RateLimited = "rate_limited", 429, 8, RateLimit;
-    /// The key has used up its tokens a minute; wait for `Retry-After`.
+    /// The key has used up its tokens per minute; wait for `Retry-After`.
     TokenBudgetExceeded = "token_budget_exceeded", 429, 8, RateLimit;
-    /// The key has as many requests running as it may; wait for one to end.
+    /// The key has reached its limit of concurrent requests; wait for one to end.
     TooManyConcurrent = "too_many_concurrent", 429, 8, RateLimit;
-    /// A bug in the daemon. The request id finds its log lines.
+    /// A bug in the daemon. Find its log lines by the request id.
     Internal = "internal", 500, 13, Server;
-    /// The model's engine failed on this request. It may be sent again.
+    /// The model's engine failed on this request. Send the request again.
     EngineFailed = "engine_failed", 500, 13, Server;
-    /// The request asks for something that HTTP defines and this daemon does not do.
+    /// The request uses a feature of HTTP that this daemon does not implement.
     NotImplemented = "not_implemented", 501, 12, InvalidRequest;
-    /// gRPC needs HTTP/2, and the request came over HTTP/1.
+    /// gRPC needs HTTP/2, but the request came over HTTP/1.
     HttpVersionNotSupported = "http_version_not_supported", 505, 12, InvalidRequest;
-    /// Reserved; this version does not send it. An upstream server failed, or its response made no
-    /// sense.
+    /// Reserved; this version does not send it. An upstream server failed or sent an invalid
+    /// response.
     UpstreamFailed = "upstream_failed", 502, 14, Server;
     /// The engine's queue is full; `Retry-After` is computed from its measured speed.
     QueueFull = "queue_full", 503, 14, Overloaded;
-    /// The model is still being loaded; `/readyz` tells when it is there.
+    /// The model is still loading; `/readyz` reports when it is ready.
     ModelLoading = "model_loading", 503, 14, Overloaded;
-    /// The daemon is about to stop and takes no new work. Send the request elsewhere.
+    /// The daemon is stopping and accepts no new work. Send the request elsewhere.
     Draining = "draining", 503, 14, Overloaded;
-    /// A stream that is not a generation was open for as long as it may be. Open another one.
+    /// A stream that is not a generation reached its maximum duration. Open a new one.
     StreamExpired = "stream_expired", 503, 14, Overloaded;
-    /// By the engine's measured speed the answer cannot begin within `timeout`.
+    /// At the engine's measured speed the response cannot begin within `timeout`.
     DeadlineUnmeetable = "deadline_unmeetable", 503, 14, Overloaded;
-    /// `timeout` passed during generation; `partial` holds what was written until then.
+    /// `timeout` expired during generation; `partial` holds the text written until then.
     GenerationTimeout = "generation_timeout", 504, 4, Timeout;
     /// Reserved; this version does not send it. An upstream server did not respond in time.
     UpstreamTimeout = "upstream_timeout", 504, 4, Timeout;
@@ -173,7 +172,7 @@ impl fmt::Display for ErrorCode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     pub code: ErrorCode,
-    /// One or two sentences that name the field, the limit and the way out.
+    /// One or two sentences: what was wrong, what is accepted, what to do.
     pub message: String,
     /// The field of the request that caused it, as a JSON path such as `context[2].path`.
     pub param: Option<String>,

@@ -40,17 +40,17 @@ fn errors_page() {
     let mut text = "\
 # Errors
 
-Every refusal and failure has one shape, on every route:
+Every error response has the same shape, on every route:
 
     {\"error\": {\"message\", \"type\", \"param\", \"code\", \"request_id\"}}
 
-with `retry_after_ms` where a retry may succeed and `partial` where a part of the answer was made.
-`code` is a stable word: the same word stands in the log line, in the label of
-`autoglmd_errors_total` and in the reason of a gRPC status. `message` is for people and may change.
+with `retry_after_ms` where a retry may succeed and `partial` where a part of the text was generated.
+`code` is a stable word: it also appears in the log line, in the label of `autoglmd_errors_total`
+and in the reason of a gRPC status. `message` is for people and may change.
 
-This page is made from `src/error.rs`; a test keeps the two equal.
+This page is generated from `src/error.rs`; a test compares the two.
 
-| code | HTTP | gRPC | type | what happened and what to do |
+| code | HTTP | gRPC | type | what was wrong and what to do |
 | --- | --- | --- | --- | --- |
 "
     .to_owned();
