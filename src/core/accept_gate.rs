@@ -12,8 +12,8 @@
 //!
 //! # What `accept` returns
 //!
-//! accept(2), "Error handling": Linux passes network errors that are pending on the *new* socket as
-//! the error of `accept`; they say nothing about the listener, and the next in line may be well.
+//! accept(2), "Error handling": Linux reports network errors that are pending on the *new* socket
+//! as the error of `accept`; they do not concern the listener, and the next connection may be good.
 //!
 //! | result | what the gate does |
 //! | --- | --- |
@@ -68,7 +68,7 @@
 //!  1. A listener's ready bit is set by its edge and cleared when its backlog is found empty.
 //!  2. `poll_listener` names at most `limits::ACCEPTS_PER_TURN_MAX` listeners between two
 //!     `begin_turn`.
-//!  3. `live` is what the last `begin_turn` said, and what was accepted since.
+//!  3. `live` is the number in the last `begin_turn`, plus what was accepted since.
 
 use std::io::ErrorKind;
 
@@ -103,7 +103,7 @@ enum Admission {
     Shut,
 }
 
-/// What an error of `accept` says about the next call.
+/// The meaning of an error of `accept` for the next call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     /// The backlog is empty.
@@ -115,7 +115,7 @@ enum Meaning {
 }
 
 impl AcceptGate {
-    /// At most `maximum` connections at once; never less than one.
+    /// Creates a gate for at most `maximum` connections at once; never less than one.
     pub fn new(maximum: usize) -> AcceptGate {
         AcceptGate {
             admission: Admission::Open,
@@ -130,17 +130,18 @@ impl AcceptGate {
 
     // ---- getters ----
 
-    /// At the maximum: time to close the oldest idle connections, if there are any.
+    /// Returns whether the maximum is reached: the oldest idle connections should be closed.
     pub fn is_full(&self) -> bool {
         self.admission == Admission::Full
     }
 
-    /// Whether a backlog may hold a connection that we would let in, now or later.
+    /// Returns whether a backlog may hold a connection that we would let in, now or later.
     pub fn may_have_waiting(&self) -> bool {
         self.ready != 0 && self.admission != Admission::Shut
     }
 
-    /// How many idle connections to close at a full gate, so that new ones find room for a while.
+    /// Returns how many idle connections to close at a full gate, so that new ones find room for a
+    /// while.
     pub fn excess(&self) -> usize {
         match self.admission {
             Admission::Full => self.live.saturating_sub(self.relieved()).max(1),
@@ -148,33 +149,33 @@ impl AcceptGate {
         }
     }
 
-    /// The listeners whose backlogs may hold a connection, in no order that matters.
+    /// Yields the listeners whose backlogs may hold a connection, in no order that matters.
     pub fn ready_listeners(&self) -> impl Iterator<Item = usize> + use<> {
         let ready = self.ready;
         (0..limits::LISTENERS_MAX).filter(move |listener| ready >> listener & 1 == 1)
     }
 
-    /// When accepting goes on without a further edge: `None` if only an edge or a closed
-    /// connection can change anything, a moment that has passed if there is work now.
+    /// Returns when accepting goes on without a further edge: `None` if only an edge or a closed
+    /// connection can change anything, a moment in the past if there is work now.
     pub fn wake_at(&self) -> Option<Moment> {
         (self.ready != 0 && self.admission == Admission::Open).then_some(self.paused_until)
     }
 
     // ---- handle: what happened ----
 
-    /// The listener's edge: a connection waits in its backlog.
+    /// Handles the listener's edge: a connection waits in its backlog.
     pub fn handle_ready(&mut self, listener: usize) {
         debug_assert!(listener < limits::LISTENERS_MAX);
         self.ready |= 1 << listener;
     }
 
-    /// The listener's backlog was found empty: its next connection makes an edge.
+    /// Records that the listener's backlog was found empty: its next connection makes an edge.
     pub fn handle_backlog_empty(&mut self, listener: usize) {
         debug_assert!(listener < limits::LISTENERS_MAX);
         self.ready &= !(1 << listener);
     }
 
-    /// `accept` returned a connection.
+    /// Counts a connection that `accept` returned.
     pub fn handle_accepted(&mut self) {
         self.live += 1;
         if self.live >= self.maximum && self.admission == Admission::Open {
@@ -182,7 +183,7 @@ impl AcceptGate {
         }
     }
 
-    /// A connection was closed to make room: its place can be taken in this very turn.
+    /// Records that a connection was closed to make room: its place can be taken in this very turn.
     pub fn handle_place_freed(&mut self) {
         self.live = self.live.saturating_sub(1);
         if self.admission == Admission::Full && self.live < self.maximum {
@@ -190,7 +191,8 @@ impl AcceptGate {
         }
     }
 
-    /// `accept` returned an error. `true`: accepting pauses, for lack of descriptors or memory.
+    /// Handles an error of `accept`. Returns whether accepting pauses, for lack of descriptors or
+    /// memory.
     pub fn handle_error(
         &mut self,
         listener: usize,
@@ -211,8 +213,8 @@ impl AcceptGate {
 
     // ---- commands ----
 
-    /// A new turn of the loop, with as many connections open: the budget is whole again. The count
-    /// is handed in, for connections also end in other reactors.
+    /// Begins a turn of the loop with this many open connections: the budget is whole again. The
+    /// count is an argument, because connections also end in other reactors.
     pub fn begin_turn(&mut self, live: usize) {
         self.budget = limits::ACCEPTS_PER_TURN_MAX;
         self.live = live;
@@ -223,14 +225,15 @@ impl AcceptGate {
         };
     }
 
-    /// No connection is let in any more.
+    /// Lets no connection in any more.
     pub fn shut(&mut self) {
         self.admission = Admission::Shut;
     }
 
     // ---- poll ----
 
-    /// The listener to accept from next; `None` if no connection waits, or none may come in now.
+    /// Returns the listener to accept from next; `None` if no connection waits, or none may come in
+    /// now.
     pub fn poll_listener(&mut self, now: Moment) -> Option<usize> {
         let is_open = self.admission == Admission::Open && now >= self.paused_until;
         if !is_open || self.ready == 0 || self.budget == 0 {
@@ -245,7 +248,7 @@ impl AcceptGate {
 
     // ---- helpers ----
 
-    /// How many connections are left when idle ones have made room.
+    /// Returns how many connections are left when idle ones have made room.
     fn relieved(&self) -> usize {
         (self.maximum * limits::GATE_RELIEF_PERCENT / 100).min(self.maximum - 1)
     }
@@ -277,7 +280,7 @@ mod errno {
     pub const EHOSTUNREACH: i32 = 113;
 
     /// accept(2): errors that were pending on the connection that is being accepted, and `EPERM`,
-    /// a firewall's word about that connection.
+    /// with which a firewall forbids that connection.
     pub const OF_THE_NEW_SOCKET: [i32; 10] = [
         EPERM,
         ENONET,
@@ -299,7 +302,7 @@ mod tests {
     const NOW: Moment = Moment::from_micros(1_000_000);
     const EMFILE: i32 = 24;
 
-    /// Accepts `count` connections, as many turns as it takes.
+    /// Accepts `count` connections, in as many turns as it takes.
     fn fill(gate: &mut AcceptGate, count: usize) {
         gate.handle_ready(0);
         for _ in 0..count {

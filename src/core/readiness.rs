@@ -1,9 +1,9 @@
-//! What the kernel has said about one socket, and not yet taken back: a bit for each direction.
+//! The readiness of one socket as the kernel has reported it: a bit for each direction.
 //!
 //! # Edges are not levels
 //!
 //! mio registers sockets with `EPOLLET`: epoll(7) then reports that something *changed*, once, and
-//! not that something *is so*. Two consequences, and every lost wake-up in this field comes from
+//! not that something *is so*. This has two consequences, and every lost wake-up comes from
 //! forgetting one of them:
 //!
 //! * a reader that stops before `EAGAIN` must remember that there is more: no event will say it;
@@ -22,9 +22,9 @@
 //!
 //! # Ready is stored, wanted is computed
 //!
-//! *Ready* is stored because the kernel says it once. *Wanted* is not: whether a connection wants
-//! to read or to write follows from its phase, its protocol and its output, and it can be asked
-//! for at any time (`Connection::wants` in `reactor/connection.rs`). A second copy of the answer,
+//! *Ready* is stored because the kernel reports it once. *Wanted* is not stored: whether a
+//! connection wants to read or to write follows from its phase, its protocol and its output, and
+//! can be computed at any time (`Connection::wants` in `reactor/connection.rs`). A second copy,
 //! kept in a bit here, could only disagree with it. HAProxy's `fd.c` does keep such a bit,
 //! *active*, beside *ready*: its poller serves many kinds of owners and cannot ask them.
 //!
@@ -69,30 +69,30 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// A socket that was just accepted. Both directions are taken for ready: bytes may have come
-    /// before the registration, and trying costs one `EAGAIN` at most.
+    /// A socket that was just accepted. Both directions count as ready: bytes may have come before
+    /// the registration, and trying costs one `EAGAIN` at most.
     pub const fn new() -> Readiness {
         Readiness(READ_READY | WRITE_READY)
     }
 
     // ---- getters ----
 
-    /// Whether a `read` may be tried.
+    /// Returns whether a `read` may be tried.
     pub const fn can_read(self) -> bool {
         self.0 & READ_READY != 0
     }
 
-    /// Whether a `write` may be tried.
+    /// Returns whether a `write` may be tried.
     pub const fn can_write(self) -> bool {
         self.0 & WRITE_READY != 0
     }
 
-    /// The peer has announced the end of its bytes; some may still wait to be read.
+    /// Returns whether the peer has announced the end of its bytes; some may still wait to be read.
     pub const fn is_read_closed(self) -> bool {
         self.0 & (READ_CLOSED | HUNG_UP) != 0
     }
 
-    /// The connection is gone in both directions, or carries an error.
+    /// Returns whether the connection is gone in both directions, or carries an error.
     pub const fn is_hung_up(self) -> bool {
         self.0 & HUNG_UP != 0
     }
