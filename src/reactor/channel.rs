@@ -1,8 +1,8 @@
 //! One socket, and the bytes on their way in and out of it.
 //!
-//! Owns the socket, what the kernel has said about it, TLS or what stands in its place, the input
-//! that is not used up, and the output that is not written. It knows no protocol and no deadline:
-//! [`super::connection`] decides when to read, when to write and when to end.
+//! Owns the socket, its readiness as the kernel has reported it, TLS or its absence, the unused
+//! input and the unwritten output. It knows no protocol and no deadline: [`super::connection`]
+//! decides when to read, when to write and when to end.
 //!
 //! ```text
 //!              read                        hand over
@@ -12,13 +12,15 @@
 //! ```
 //!
 //! Invariants:
-//!  1. One place reads the socket for a protocol (`read`), one reads bytes away (`discard`), and
-//!     one writes (`write`). Each is one system call.
-//!  2. A direction is tried only while its ready bit is set, and the bit is cleared only by
-//!     `WouldBlock` or a short transfer: so no edge is lost.
-//!  3. An idle channel holds no buffer: `inbound` and `output` go back to the pool when empty.
-//!  4. Under TLS the same rules hold for the same bits: what is read is ciphertext, all plaintext
-//!     of a read is handed on at once, and what was encrypted is output until it is written.
+//!  1. One place reads the socket for a protocol
+//!     (`read`), one reads bytes and drops them (`discard`), and one writes (`write`). Each is one
+//!     system call.
+//!  2. A direction is tried only while its ready bit is set, and only `WouldBlock` or a short
+//!     transfer clears the bit: so no edge is lost.
+//!  3. An idle channel holds no buffer: `inbound` and `output` return to the pool when empty.
+//!  4. Under TLS the same rules hold for the same bits: the socket's bytes are ciphertext, all
+//!     plaintext of a read is passed on at once, and encrypted bytes count as output until they are
+//!     written.
 
 use std::io::{self, IoSlice};
 
@@ -42,18 +44,18 @@ pub struct Channel<K> {
     readiness: Readiness,
     transport: Transport,
     /// Bytes that arrived and are not used up: the tail of an incomplete request, or requests that
-    /// wait for the one before them. No allocation while empty.
+    /// wait for the previous one. No allocation while empty.
     inbound: Vec<u8>,
     output: OutputQueue,
 }
 
-/// What one look for input has brought.
+/// The result of one attempt to read.
 pub enum Read {
-    /// Nothing until the next edge.
+    /// No input until the next edge.
     Blocked,
     /// The next bytes may cost a handshake step, and this turn's are used up.
     Deferred,
-    /// The peer's FIN, or TLS's word for it.
+    /// The peer's FIN, or TLS's close_notify.
     End,
     Arrived(Arrived),
 }
@@ -90,22 +92,22 @@ impl<K> Channel<K> {
         self.is_known
     }
 
-    /// What waits to be written and is not encrypted yet.
+    /// Returns the output that has not been encrypted yet.
     pub fn output(&self) -> &OutputQueue {
         &self.output
     }
 
-    /// Whether anything waits to be written, encrypted or not yet.
+    /// Returns whether anything waits to be written, encrypted or not.
     pub fn has_output(&self) -> bool {
         !self.output.is_empty() || self.transport.wants_write()
     }
 
-    /// Whether bytes wait that the protocol did not use up.
+    /// Returns whether it holds bytes that the protocol has not used up.
     pub fn holds_input(&self) -> bool {
         !self.inbound.is_empty()
     }
 
-    /// Whether a read may bring something, as far as the kernel has said.
+    /// Returns whether a read may return something, as far as the kernel has reported.
     pub fn is_readable(&self) -> bool {
         self.readiness.can_read()
     }
@@ -114,12 +116,13 @@ impl<K> Channel<K> {
         self.readiness.can_write()
     }
 
-    /// Whether [`Channel::read`] may bring something: TLS's word for the end does, without a read.
+    /// Returns whether [`Channel::read`] may return something: a close_notify does so without a
+    /// read.
     pub fn has_input(&self) -> bool {
         self.readiness.can_read() || self.transport.input_is_over()
     }
 
-    /// The peer has sent its FIN; bytes before it may still wait to be read.
+    /// Returns whether the peer has sent its FIN; bytes before it may still wait to be read.
     pub fn is_read_closed(&self) -> bool {
         self.readiness.is_read_closed()
     }
@@ -128,14 +131,14 @@ impl<K> Channel<K> {
         self.readiness.is_hung_up()
     }
 
-    /// Whether what was held back for lack of room may be produced.
+    /// Returns whether output that was held back for lack of room may now be produced.
     pub fn has_drained(&self, marks: &Marks) -> bool {
         self.output.level(marks) == Level::Low
     }
 
     // ---- lending ----
 
-    /// What a protocol gets to work with.
+    /// Lends a protocol what it needs.
     pub fn lend<'a, 't>(&'a mut self, turn: &'a mut Turn<'t>) -> Lent<'a, 't> {
         Lent {
             peer: &self.peer,
@@ -144,7 +147,7 @@ impl<K> Channel<K> {
         }
     }
 
-    /// The same, with the input that is held.
+    /// Like `lend`, with the held input.
     pub fn lend_held<'a, 't>(
         &'a mut self,
         turn: &'a mut Turn<'t>,
@@ -159,7 +162,7 @@ impl<K> Channel<K> {
 
     // ---- input ----
 
-    /// Remembers an edge. No I/O: that is for the connection's turn.
+    /// Records an edge. No I/O: that is for the connection's turn.
     pub fn handle_edge(&mut self, edge: &Edge) {
         if edge.readable {
             self.readiness.handle_readable_edge();
@@ -175,7 +178,7 @@ impl<K> Channel<K> {
         }
     }
 
-    /// Looks for input: one `read(2)` at most, into the scratch buffer.
+    /// Tries to read: one `read(2)` at most, into the scratch buffer.
     pub fn read<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -216,17 +219,17 @@ impl<K> Channel<K> {
         }
     }
 
-    /// The peer's FIN was read.
+    /// Handles the peer's FIN.
     pub fn handle_end_of_input(&mut self, turn: &Turn<'_>) {
         self.transport.handle_end_of_input(turn.metrics);
     }
 
-    /// Remembers that the peer has sent a valid key, or had a job run.
+    /// Records whether the peer has sent a valid key, or had a job run.
     pub fn note_known(&mut self, is_known: bool) {
         self.is_known |= is_known;
     }
 
-    /// Keeps bytes that were not used up, behind those that are held already.
+    /// Keeps unused bytes, after those that are held already.
     pub fn hold(&mut self, bytes: &[u8], pool: &mut BufferPool) {
         if bytes.is_empty() {
             return;
@@ -237,7 +240,7 @@ impl<K> Channel<K> {
         self.inbound.extend_from_slice(bytes);
     }
 
-    /// Forgets the part of the held bytes that was used up.
+    /// Drops the held bytes that were used up.
     pub fn release_used(&mut self, used: Used, pool: &mut BufferPool) {
         self.inbound.truncate(used.keep);
         self.inbound.drain(..used.consumed);
@@ -246,14 +249,15 @@ impl<K> Channel<K> {
         }
     }
 
-    /// Forgets what is held. A buffer that was never taken is not given back.
+    /// Drops the held bytes. A buffer that was never taken is not returned.
     pub fn release_input(&mut self, pool: &mut BufferPool) {
         if self.inbound.capacity() != 0 {
             pool.give(std::mem::take(&mut self.inbound));
         }
     }
 
-    /// Reads bytes away with one `read(2)`. Returns how many; 0: none until the next edge.
+    /// Reads bytes with one `read(2)` and drops them. Returns how many; 0 if none come until the
+    /// next edge.
     pub fn discard<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -280,7 +284,7 @@ impl<K> Channel<K> {
 
     // ---- output ----
 
-    /// Writes as much of what waits as the kernel takes. Returns how many bytes that was.
+    /// Writes as much of the output as the kernel takes. Returns how many bytes that was.
     pub fn flush<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -289,8 +293,8 @@ impl<K> Channel<K> {
         let mut total = 0;
         while self.has_output() && self.readiness.can_write() {
             match self.write(system, turn.pool) {
-                // Something waits and cannot be sent: the keys of TLS 1.2 are worn out after some
-                // hundred gigabytes, and it has no way to change them.
+                // Output waits that cannot be sent: the keys of TLS 1.2 are worn out after some
+                // hundred gigabytes, and it cannot change them.
                 Ok(Written { offered: 0, .. }) => return Err(CloseReason::Reset),
                 Ok(Written { offered, taken }) => {
                     if taken < offered {
@@ -307,12 +311,12 @@ impl<K> Channel<K> {
         }
         match self.output.level(&turn.marks) {
             Level::Low | Level::Normal | Level::High => Ok(total),
-            // Credit keeps streams far below this: something produces without asking.
+            // Credit keeps streams far below this: a producer ignores it.
             Level::Hard => Err(CloseReason::WriteTimeout),
         }
     }
 
-    /// The one place that writes, with one call: what waits, or what was made of it by TLS.
+    /// The one place that writes, with one call: the output itself, or its ciphertext.
     fn write<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -332,17 +336,18 @@ impl<K> Channel<K> {
 
     // ---- the end ----
 
-    /// Queues TLS's last word behind everything else, once. `true`: there is something to write.
+    /// Queues TLS's close_notify after everything else, once. Returns whether there is something to
+    /// write.
     pub fn close_transport(&mut self, pool: &mut BufferPool) -> bool {
         self.transport.close(pool)
     }
 
-    /// Sends our FIN. An error (`ENOTCONN`) says that the peer has reset the connection already.
+    /// Sends our FIN. An error (`ENOTCONN`) means that the peer has already reset the connection.
     pub fn shut_down<S: System<Socket = K>>(&mut self, system: &mut S) -> io::Result<()> {
         system.shutdown_write(&self.socket)
     }
 
-    /// Before the socket is closed in good order: TLS says so, if the kernel takes it at once.
+    /// Sends TLS's close_notify before the socket is closed, if the kernel takes it at once.
     pub fn say_goodbye<S: System<Socket = K>>(&mut self, system: &mut S, pool: &mut BufferPool) {
         let can_write = self.readiness.can_write() && !self.readiness.is_hung_up();
         if can_write && !self.has_output() && self.transport.close(pool) {
@@ -351,19 +356,19 @@ impl<K> Channel<K> {
         }
     }
 
-    /// Forgets all output.
+    /// Drops all output.
     pub fn clear_output(&mut self, pool: &mut BufferPool) {
         self.output.clear(pool);
     }
 
-    /// The connection ends: all buffers go back to the pool.
+    /// Ends the channel: all buffers return to the pool.
     pub fn abandon(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
         self.transport.abandon(reason, turn);
         self.output.clear(turn.pool);
         self.release_input(turn.pool);
     }
 
-    /// Invariant 3, after a turn.
+    /// Checks invariant 3, after a turn.
     pub fn check_invariants(&self) {
         assert!(!self.inbound.is_empty() || self.inbound.capacity() == 0);
         assert!(!self.output.is_empty() || !self.output.holds_memory());
@@ -371,7 +376,7 @@ impl<K> Channel<K> {
     }
 }
 
-/// What one call of `write` did.
+/// The result of one call of `write`.
 #[derive(Default)]
 struct Written {
     offered: usize,

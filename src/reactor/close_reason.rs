@@ -1,25 +1,25 @@
-//! How connections end, in words for the metrics, and what that means for their jobs.
+//! The reasons for which connections end, for the metrics and for their jobs.
 
 use crate::offload::CancelReason;
 
 /// Why a connection ended: the label of `autoglmd_connections_closed_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The peer closed in good order, or we did after the last answer.
+    /// The peer closed after all responses, or we did after the last one.
     Done,
-    /// Between two requests for too long, or closed to make room for a new connection.
+    /// Idle between two requests for too long, or closed to make room for a new connection.
     Idle,
     /// Without a job and a key, and closed to make room for a new connection.
     Evicted,
     /// A request did not arrive in time.
     RequestTimeout,
-    /// The peer did not take its answer in time.
+    /// The peer did not take its response in time.
     WriteTimeout,
     /// The peer reset the connection, or left in the middle of a request.
     Reset,
     /// The daemon stops.
     Drain,
-    /// A bug: its handling panicked.
+    /// A bug: the handling of the connection panicked.
     Panic,
 }
 
@@ -48,7 +48,7 @@ impl CloseReason {
         }
     }
 
-    /// What the job of a connection that ends like this is told.
+    /// Returns the reason for which the connection's jobs are cancelled.
     pub const fn cancels_as(self) -> CancelReason {
         match self {
             CloseReason::WriteTimeout => CancelReason::SlowReader,

@@ -1,8 +1,7 @@
-//! One connection: a [`Channel`], the protocol that is spoken over it, and one pump that moves both
-//! along.
+//! One connection: a [`Channel`], the protocol on it, and one pump that advances both.
 //!
-//! Owns the phase, the deadlines and the protocol's state; the socket and the bytes are the
-//! channel's. It must never wait, never read a clock, and never touch another connection.
+//! Owns the phase, the deadlines and the protocol's state; the channel owns the socket and the
+//! bytes. Must never wait, never read a clock, and never touch another connection.
 //!
 //! ```text
 //!             bytes arrive                   response queued
@@ -18,15 +17,16 @@
 //!     `Pumped::Closed`, and the event loop closes it. It may also be closed from outside: idle or
 //!     unknown connections to make room, all of them at the end of a drain, one whose handling
 //!     panicked.
-//!  2. A pump that stops early, for fairness, returns `Pumped::Again`: the ready bit is still set,
-//!     no edge will come, so the run queue must.
-//!  3. The deadlines for idleness, head and body are set once for each request and never moved:
-//!     neither dripping bytes nor edges without bytes extend them. None of them runs while reading
-//!     is paused by us; nor does the idle one while the previous response is still being written.
+//!  2. A pump that stops early, for fairness, returns `Pumped::Again`: the ready bit is still set
+//!     and no edge will come, so the connection must go to the run queue.
+//!  3. The deadlines for idleness, head and body are set once per request and never moved: neither
+//!     dripping bytes nor edges without bytes extend them. None of them runs while we have paused
+//!     reading; the idle one also waits until the previous response has been written.
 //!  4. At most one of these and the request's deadline runs; that of a stalled write runs exactly
 //!     while there is output.
-//!  5. After the peer's FIN no further request begins, and one that it cuts off is over: responses
-//!     to complete requests are sent, and nothing else.
+//!  5. After the peer's FIN no further request begins, and a request that it cuts off is dropped;
+//!     only responses to complete requests are sent.
+//!  6. A lingering connection holds no input and no output, and has only its own deadline.
 //!  6. A lingering connection holds no input and no output, and has no deadline but its own.
 
 use super::channel::{Channel, Read};
@@ -57,9 +57,9 @@ pub struct Connection<K> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// The last response is in the output queue; what still arrives is not read as a request.
+    /// The last response is in the output queue; later input is not read as a request.
     Closing,
-    /// Our FIN is out. Reading on keeps the kernel from answering late bytes with a reset that
+    /// Our FIN is sent. Reading on keeps the kernel from sending a reset for late bytes, which
     /// would destroy our response before the peer has read it (RFC 9112, section 9.6).
     Lingering {
         discarded_bytes: u32,
@@ -74,20 +74,20 @@ const WAITING_DEADLINES: [DeadlineKind; 4] = [
     DeadlineKind::Request,
 ];
 
-/// What a connection would do next if the kernel let it.
+/// The directions in which a connection would go on if the kernel let it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wants {
     pub read: bool,
     pub write: bool,
 }
 
-/// What a pump leaves behind.
+/// The result of a pump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Pumped {
     /// Nothing more can be done until an edge, a completion or a deadline.
     Waiting,
-    /// The budget is used up, not the work.
+    /// The budget is used up, but not the work.
     Again,
     /// A handshake step is next, and this turn's are used up.
     Deferred,
@@ -110,9 +110,9 @@ impl<K> Connection<K> {
         &self.deadlines
     }
 
-    /// What it would do if the kernel let it: see [`crate::core::readiness`]. The peer's bytes are
-    /// wanted while no response is under way that they would have to wait for, and while the peer
-    /// takes what it is sent: a client that asks and never reads is thereby not read either.
+    /// Returns what it would do if the kernel let it: see [`crate::core::readiness`]. The peer's
+    /// bytes are wanted while they need not wait for a running response, and while the peer takes
+    /// its output: a client that asks and never reads is not read either.
     pub fn wants(&self, marks: &Marks) -> Wants {
         let read = match self.phase {
             Phase::Open => {
@@ -144,7 +144,7 @@ impl<K> Connection<K> {
         self.channel.into_socket()
     }
 
-    /// Between two requests: closing now loses nothing.
+    /// Returns whether it is between two requests: closing it now loses nothing.
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Open
             && !self.channel.holds_input()
@@ -153,36 +153,36 @@ impl<K> Connection<K> {
             && self.protocol.waiting() == Waiting::Request
     }
 
-    /// Whether it has shown neither a valid key nor a job since it came: where there is no place
-    /// for a new connection, it is worth less than all but the idle ones.
+    /// Returns whether it has shown neither a valid key nor a job since it came: if there is no
+    /// place for a new connection, it is worth less than all except the idle ones.
     pub fn is_stranger(&self) -> bool {
         !self.channel.is_known()
     }
 
-    /// Whether an event of this request's job is expected.
+    /// Returns whether an event of this request's job is expected.
     pub fn awaits(&self, request: u32) -> bool {
         self.protocol.awaits(request)
     }
 
-    /// Whether there are bytes to look at, here or in the kernel.
+    /// Returns whether there are bytes to read, here or in the kernel.
     fn has_input(&self) -> bool {
         self.channel.has_input() || self.holds_unseen_bytes()
     }
 
-    /// Bytes of the next request that were held back by the last one.
+    /// Returns whether it holds bytes of the next request that had to wait for the last one.
     fn holds_unseen_bytes(&self) -> bool {
         self.channel.holds_input() && self.protocol.waiting() == Waiting::Request
     }
 
     // ---- what happened ----
 
-    /// Remembers an edge. No I/O: that is the pump's.
+    /// Records an edge. The pump does the I/O.
     pub fn handle_edge(&mut self, edge: &Edge) {
         self.channel.handle_edge(edge);
     }
 
-    /// An engine's event for the request that [`Connection::awaits`] it. Bytes of our own making
-    /// raise no edge, so a pump has to follow.
+    /// Handles an engine's event for the request that [`Connection::awaits`] it. Our own bytes
+    /// raise no edge, so a pump must follow.
     pub fn handle_event(&mut self, request: u32, event: Event, turn: &mut Turn<'_>) -> Pumped {
         let lent = &mut self.channel.lend(turn);
         self.protocol.handle_event(request, event, lent);
@@ -190,14 +190,14 @@ impl<K> Connection<K> {
         Pumped::Again
     }
 
-    /// One of the deadlines has passed, and the last pump has seen all that came before it. The
-    /// pump that follows does what it calls for.
+    /// Handles a passed deadline; the last pump has seen all input before it. The pump that follows
+    /// does the consequences.
     pub fn handle_deadline(&mut self, kind: DeadlineKind, turn: &mut Turn<'_>) -> Pumped {
         self.deadlines.clear(kind);
         let end = match kind {
             DeadlineKind::WriteStall => Some(CloseReason::WriteTimeout),
             DeadlineKind::Linger => Some(CloseReason::Done),
-            // Before the end of the handshake nothing can be said.
+            // Before the end of the handshake no response can be sent.
             DeadlineKind::Header if self.channel.transport().is_handshaking() => {
                 Some(CloseReason::RequestTimeout)
             }
@@ -213,15 +213,15 @@ impl<K> Connection<K> {
         end.map_or(Pumped::Again, Pumped::Closed)
     }
 
-    /// Ends what the connection still has to do with others: its job is cancelled, its buffers go
-    /// home. The caller closes the socket.
+    /// Ends the connection's dealings with others: its job is cancelled, its buffers return to the
+    /// pool. The caller closes the socket.
     pub fn abandon(&mut self, reason: CloseReason, turn: &mut Turn<'_>) -> Pumped {
         self.protocol.abandon(reason.cancels_as(), turn);
         self.channel.abandon(reason, turn);
         Pumped::Closed(reason)
     }
 
-    /// Before the socket is closed in good order: TLS says so, if the kernel takes it at once.
+    /// Sends TLS's close_notify before the socket is closed, if the kernel takes it at once.
     pub fn say_goodbye<S: System<Socket = K>>(
         &mut self,
         reason: CloseReason,
@@ -239,7 +239,7 @@ impl<K> Connection<K> {
 
     // ---- the pump ----
 
-    /// Moves the connection along as far as its budget and the sockets allow: read, protocol,
+    /// Advances the connection as far as its budget and the socket allow: read, protocol,
     /// application, output queue, write.
     pub fn pump<S: System<Socket = K>>(
         &mut self,
@@ -255,8 +255,8 @@ impl<K> Connection<K> {
                 let is_introduced = was_proxied && !is_proxied;
                 let has_shaken_hands = was_handshaking && !is_handshaking;
                 if self.protocol.exchanges() != exchanges || has_shaken_hands || is_introduced {
-                    // They were an earlier request's, the handshake's or the proxy's; the present
-                    // one has its own.
+                    // They belonged to an earlier request, the handshake or the proxy; the present
+                    // request has its own.
                     self.clear_waiting_deadlines();
                 }
                 self.set_deadlines(turn);
@@ -270,13 +270,13 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Whether a proxy's header is still to come or to end, and whether a handshake is.
+    /// Returns whether a proxy's header is still incomplete, and whether a handshake is.
     fn opening(&self) -> (bool, bool) {
         let transport = self.channel.transport();
         (transport.awaits_proxy(), transport.is_handshaking())
     }
 
-    /// Each phase does what it can. One that has ended hands over to the next in the same pump.
+    /// Each phase does what it can. A phase that has ended hands over to the next in the same pump.
     fn advance<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -312,7 +312,7 @@ impl<K> Connection<K> {
         }
         let had_room = self.channel.has_drained(&turn.marks);
         self.flush(system, turn)?;
-        // The write may have made the room that reading or producing stopped for.
+        // The write may have made the room for which reading or producing had stopped.
         let may_produce = must_poll_again || !had_room && self.channel.has_drained(&turn.marks);
         let may_read = self.wants(&turn.marks).read && self.has_input();
         Ok(Some(match next {
@@ -321,7 +321,7 @@ impl<K> Connection<K> {
         }))
     }
 
-    /// Phase `Closing`. `None`: everything is written, and our FIN behind it.
+    /// Phase `Closing`. `None`: everything is written, and our FIN after it.
     fn finish<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -335,7 +335,7 @@ impl<K> Connection<K> {
         if self.channel.has_output() {
             return Ok(Some(Pumped::Waiting));
         }
-        // An error: the peer has reset the connection, and there is nothing to linger for.
+        // An error means that the peer has reset the connection, and there is no reason to linger.
         self.channel
             .shut_down(system)
             .map_err(|_| CloseReason::Done)?;
@@ -346,7 +346,7 @@ impl<K> Connection<K> {
         Ok(None)
     }
 
-    /// Phase `Lingering`: reads and forgets until the peer's FIN, within bounds.
+    /// Phase `Lingering`: reads and drops bytes until the peer's FIN, within bounds.
     fn discard<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -368,9 +368,9 @@ impl<K> Connection<K> {
         Ok(Pumped::Again)
     }
 
-    /// Both directions are gone, or an error is pending: nothing that is queued will arrive. A
-    /// lingering connection reads on, for both FINs hang up as well, and closing over unread bytes
-    /// would reset the connection and with it our response.
+    /// Returns an error if both directions are gone, or an error is pending: queued output will not
+    /// arrive. A lingering connection reads on, because two FINs look like a hang-up as well, and
+    /// closing with unread bytes would reset the connection and destroy our response.
     fn check_not_broken(&self) -> Result<(), CloseReason> {
         match self.channel.is_hung_up() {
             true => Err(CloseReason::Reset),
@@ -405,14 +405,14 @@ impl<K> Connection<K> {
                 }
             }
             if self.holds_unseen_bytes() {
-                // Its share of requests is used up, or its room; `serve` sees what is left.
+                // Its share of requests is used up, or its room; `serve` sees the rest.
                 return Ok(Pumped::Waiting);
             }
         }
         Ok(Pumped::Again)
     }
 
-    /// Bytes have been read, which may be TLS's.
+    /// Handles bytes that were read, which may be TLS's.
     fn handle_arrival(
         &mut self,
         arrived: Arrived,
@@ -430,7 +430,7 @@ impl<K> Connection<K> {
                 }
             }
             Arrived::Failed => {
-                // Neither side can be sure any more of what the other one says.
+                // Neither side can be sure of the other's state any more.
                 let reason = CloseReason::Reset.cancels_as();
                 self.protocol.abandon(reason, turn);
                 self.channel.clear_output(turn.pool);
@@ -445,7 +445,8 @@ impl<K> Connection<K> {
         Ok(())
     }
 
-    /// The usual request is used up where it was read; only a tail is copied.
+    /// Passes bytes to the protocol. Usually all are used up where they were read; only a tail is
+    /// copied.
     fn handle_bytes(&mut self, bytes: &mut [u8], turn: &mut Turn<'_>) {
         let fresh = bytes.len();
         if self.channel.holds_input() {
@@ -470,8 +471,8 @@ impl<K> Connection<K> {
         self.channel.release_used(used, turn.pool);
     }
 
-    /// The peer's FIN, between two requests or in the middle of one. A peer that half-closed after
-    /// what it had to say still waits for its responses.
+    /// Handles the peer's FIN, between two requests or in the middle of one. A peer that
+    /// half-closed after its requests still waits for its responses.
     fn handle_end_of_input(&mut self, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
         self.channel.handle_end_of_input(turn);
         self.protocol
@@ -486,20 +487,20 @@ impl<K> Connection<K> {
 
     // ---- output ----
 
-    /// Lets the protocol queue what is due. `true`: it must be polled again.
+    /// Lets the protocol queue its output. Returns whether it must be polled again.
     fn poll(&mut self, turn: &mut Turn<'_>) -> bool {
         let is_read_closed = self.channel.is_read_closed();
         let lent = &mut self.channel.lend(turn);
         if is_read_closed {
-            // The peer's FIN while its request is being worked on has two meanings that TCP does
-            // not tell apart: "that was all I had to say" and "I am gone". So we say something
-            // harmless; a peer that is gone answers with a reset, and the reset is an edge.
+            // The peer's FIN while its request is being served has two meanings that TCP does not
+            // distinguish: "that was my last request" and "I am gone". So we send harmless bytes; a
+            // vanished peer's kernel rejects them with a reset, and the reset is an edge.
             self.protocol.probe(lent);
         }
         self.protocol.poll(lent)
     }
 
-    /// Writes what the kernel takes. Until when does the peer have to take more?
+    /// Writes as much as the kernel takes, and sets the time until which the peer must take more.
     fn flush<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -519,7 +520,7 @@ impl<K> Connection<K> {
 
     // ---- deadlines ----
 
-    /// Sets the deadlines of the state that the pump has left the connection in.
+    /// Sets the deadlines for the state in which the pump has left the connection.
     fn set_deadlines(&mut self, turn: &Turn<'_>) {
         if self.channel.has_output() {
             let at = turn.now + turn.config.limits.write_timeout;
@@ -531,7 +532,7 @@ impl<K> Connection<K> {
             None => self.clear_waiting_deadlines(),
             Some((kind, at)) => {
                 let at = match self.deadlines.get(kind) {
-                    // Absolute, all but the application's own.
+                    // Absolute, except for the application's own.
                     set if set != Moment::NEVER && kind != DeadlineKind::Request => set,
                     _ => at,
                 };
@@ -541,7 +542,7 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Which of [`WAITING_DEADLINES`] runs, and until when if it begins now.
+    /// Returns which of [`WAITING_DEADLINES`] runs, and until when if it begins now.
     fn running_deadline(&self, turn: &Turn<'_>) -> Option<(DeadlineKind, Moment)> {
         if self.phase != Phase::Open {
             return None;
@@ -575,7 +576,7 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Invariants 4 and 6, at any time.
+    /// Checks invariants 4 and 6, at any time.
     pub fn check_invariants(&self) {
         let running = WAITING_DEADLINES.map(|kind| self.deadlines.is_set(kind));
         let running = running.into_iter().filter(|is_set| *is_set).count();
@@ -586,7 +587,7 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Invariants 2 and 4, and those of the channel, after a pump.
+    /// Checks invariants 2 and 4, and those of the channel, after a pump.
     fn check_rest(&self, pumped: Pumped, marks: &Marks) {
         self.channel.check_invariants();
         let stalls = self.deadlines.is_set(DeadlineKind::WriteStall);
@@ -598,7 +599,7 @@ impl<K> Connection<K> {
         );
     }
 
-    /// Whether it could go on without an edge, a completion or a deadline.
+    /// Returns whether it could go on without an edge, a completion or a deadline.
     pub fn can_go_on(&self, marks: &Marks) -> bool {
         let wants = self.wants(marks);
         let has_input = match self.phase {

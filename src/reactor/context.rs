@@ -1,8 +1,8 @@
-//! What a reactor lends a connection, and what a connection lends its protocol.
+//! The data that a reactor lends a connection, and that a connection lends its protocol.
 //!
-//! These are the types that [`super::connection`], [`super::transport`] and the protocols have in
-//! common, so that none of them has to import another one. [`Resources`] is the event loop's own;
-//! what is lent of it lives for one call, and nothing of it may be kept.
+//! [`super::connection`], [`super::transport`] and the protocols share these types, so that none of
+//! them has to import another one. The event loop owns [`Resources`]; what it lends is valid for
+//! one call, and none of it may be kept.
 
 use std::sync::Arc;
 
@@ -17,15 +17,15 @@ use crate::service::{Peer, Service};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
 
-/// What a connection lends its protocol for one call.
+/// A connection lends this to its protocol for one call.
 pub struct Lent<'a, 't, H = Service> {
     pub peer: &'a Peer,
     pub output: &'a mut OutputQueue,
     pub turn: &'a mut Turn<'t, H>,
 }
 
-/// What a reactor lends a connection for its turn: the time, and everything that the connections of
-/// the reactor share.
+/// A reactor lends this to a connection for its turn: the time, and everything that the reactor's
+/// connections share.
 pub struct Turn<'t, H = Service> {
     pub now: Moment,
     /// The connection's own key.
@@ -41,16 +41,16 @@ pub struct Turn<'t, H = Service> {
     pub date: &'t [u8; 29],
     /// The daemon stops: every response is the last one of its connection.
     pub draining: bool,
-    /// What TLS sessions are made from; `None` without a certificate.
+    /// Creates TLS sessions; `None` without a certificate.
     pub tls: Option<&'t Arc<Acceptor>>,
-    /// Handshake steps that are left in this turn of the loop.
+    /// Remaining handshake steps in this turn of the loop.
     pub handshake_steps: &'t mut u32,
-    /// Faults of proxies are not logged again before this moment.
+    /// Errors of proxies are not logged again before this moment.
     pub proxy_warned_until: &'t mut Moment,
     pub metrics: &'t Metrics,
 }
 
-/// What the connections of one reactor share, in one place so that it can be lent in one piece.
+/// The state that the connections of one reactor share, in one place so that it can be lent as one.
 pub struct Resources<H = Service> {
     /// The reactor's index.
     pub reactor: u16,
@@ -93,7 +93,7 @@ impl<H> Resources<H> {
         }
     }
 
-    /// What the connection with this key gets to work with.
+    /// Lends the connection with this key what it needs.
     pub fn turn(&mut self, key: Key) -> Turn<'_, H> {
         Turn {
             now: self.now,
@@ -113,7 +113,7 @@ impl<H> Resources<H> {
         }
     }
 
-    /// Another configuration is in force.
+    /// Applies another configuration.
     pub fn apply(&mut self, config: Arc<Config>) {
         self.bounds = bounds(&config);
         self.config = config;

@@ -1,11 +1,11 @@
-//! The `Date` field's value, made once a second instead of once an answer.
+//! The `Date` field's value, formatted once per second instead of once per response.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::core::Moment;
 use crate::http::http1::encode;
 
-/// The text, and until when it holds.
+/// The text, and how long it is valid.
 pub struct DateCache {
     text: [u8; 29],
     valid_until: Moment,
@@ -19,7 +19,7 @@ impl DateCache {
         }
     }
 
-    /// The wall clock's second at `now`, as RFC 9110, section 5.6.7 writes it.
+    /// Returns the wall clock's second at `now`, in the format of RFC 9110, section 5.6.7.
     pub fn at(&mut self, now: Moment) -> &[u8; 29] {
         if now >= self.valid_until {
             let since_1970 = SystemTime::now()

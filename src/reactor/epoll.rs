@@ -1,7 +1,7 @@
 //! The kernel as the loop's [`System`]: epoll through mio, sockets through socket2.
 //!
-//! Owns the epoll instance and the listeners. It is a translation and nothing else: no decision is
-//! taken here, which is why the simulation may stand in for it.
+//! Owns the epoll instance and the listeners. It only translates and takes no decisions, which is
+//! why the simulation can replace it.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -20,10 +20,10 @@ use crate::offload::mailbox::Doorbell;
 use crate::os::socket;
 use crate::service::{Peer, PeerAddress};
 
-/// Generation 0 is never given to a connection, so its tokens are free for what is not one.
+/// A connection never has generation 0, so its tokens are free for other sources.
 const DOORBELL: Token = Token(0);
 
-/// mio's face of epoll(7).
+/// epoll(7) through mio.
 pub struct Epoll {
     poll: Poll,
     events: Events,
@@ -50,7 +50,7 @@ impl Epoll {
         })
     }
 
-    /// The bell that other threads ring: an eventfd(2) in the same epoll set.
+    /// Returns the bell for other threads: an eventfd(2) in the same epoll set.
     pub fn doorbell(&self) -> io::Result<Box<dyn Doorbell>> {
         Ok(Box::new(EventfdBell(Waker::new(
             self.poll.registry(),
@@ -111,8 +111,8 @@ impl System for Epoll {
 
     fn close_listeners(&mut self) {
         for listener in self.listeners.drain(..) {
-            // Deregistering a descriptor that is registered does not fail; were it to, the token
-            // would name a listener that is no longer there, which the loop ignores.
+            // Deregistering a registered descriptor does not fail. If it did, the token would name
+            // a listener that no longer exists, which the loop ignores.
             let _ = self
                 .poll
                 .registry()
@@ -146,7 +146,7 @@ impl System for Epoll {
     }
 
     fn close(&mut self, socket: Socket) {
-        // close(2) takes the descriptor out of the epoll set: we never duplicate it.
+        // close(2) removes the descriptor from the epoll set, because it is never duplicated.
         drop(socket);
     }
 }

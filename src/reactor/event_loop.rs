@@ -1,23 +1,22 @@
-//! The loop: one thread, one epoll instance, ten phases a turn.
+//! The loop: one thread, one epoll instance, ten phases per turn.
 //!
-//! Owns every connection of its thread and everything they share: slots, wheel, run queue,
-//! buffers, the service. It never waits but in phase 2, and no phase but the fifth, the sixth and
-//! the seventh lets a connection do anything.
+//! Owns every connection of its thread and everything they share: slots, wheel, run queue, buffers,
+//! the service. It waits only in phase 2, and only phases 5, 6 and 7 let a connection do anything.
 //!
 //! ```text
 //!   1 timeout   0 if the run queue holds work, else until the next timer
 //!   2 poll      the only wait
-//!   3 now       the clock is read once; everybody below agrees about the time; handshakes that
-//!               were put off get new steps
+//!   3 now       the clock is read once, so that all phases agree about the time; deferred
+//!               handshakes get new steps
 //!   4 mark      edges set readiness bits and queue their connection: no I/O
 //!   5 mailbox   completions and orders of other threads
 //!   6 run       each queued connection pumps once, within its budget; after each, the mailbox
-//!               again: what it has brought is handled while it is warm in the cache, and written
+//!               again: its events are handled while they are warm in the cache, and written
 //!               in a second round
-//!   7 wheel     deadlines that have passed: after 6, so that what came in time is not called late
-//!               because we looked late
+//!   7 wheel     deadlines that have passed: after 6, so that input that came in time is not
+//!               called late because the loop looked late
 //!   8 accept    after 6 and 7, so that places that became free count
-//!   9 reap      closed slots become free: not before, for phase 4 to 8 may still name them
+//!   9 reap      closed slots become free: not before, because phases 4 to 8 may still name them
 //!  10 observe   gauges, heartbeat, drain
 //! ```
 //!
@@ -60,25 +59,25 @@ use crate::service::Service;
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::Acceptor;
 
-/// What other threads can see of a reactor.
+/// The state of a reactor that other threads can see.
 #[derive(Debug, Default)]
 pub struct Pulse {
     /// Connections that it has, or is about to get.
     pub connections: AtomicU32,
-    /// Of these, as of its last turn: who is idle, and who has neither a job nor a key.
+    /// How many of these, after its last turn, were idle, and how many had neither a job nor a key.
     pub idle: AtomicU32,
     pub strangers: AtomicU32,
-    /// When its last turn ended, in [`Moment`]'s microseconds: the watchdog looks at it.
+    /// When its last turn ended, in [`Moment`]'s microseconds, for the watchdog.
     pub last_turn_micros: AtomicU64,
 }
 
-/// How one reactor reaches another.
+/// The way from one reactor to another.
 pub struct Neighbour<K> {
     pub mailbox: Sender<Message<K>>,
     pub pulse: Arc<Pulse>,
 }
 
-/// What a reactor is made of.
+/// The parts of a reactor.
 pub struct Parts<S: System> {
     pub index: u16,
     pub system: S,
@@ -90,11 +89,11 @@ pub struct Parts<S: System> {
     pub metrics: Metrics,
     pub mailbox: Receiver<Message<S::Socket>>,
     pub pulse: Arc<Pulse>,
-    /// All reactors by index, this one too. Used by the one that accepts.
+    /// All reactors by index, including this one. Used by the one that accepts.
     pub neighbours: Vec<Neighbour<S::Socket>>,
-    /// Connections of the whole daemon at most.
+    /// Maximum number of connections of the whole daemon.
     pub max_connections: usize,
-    /// Wakes up at least this often, for the watchdog.
+    /// It wakes up at least this often, for the watchdog.
     pub heartbeat: Option<Duration>,
 }
 
@@ -102,30 +101,31 @@ pub struct Reactor<S: System> {
     pub(super) system: S,
     pub(super) slots: Slots<Connection<S::Socket>>,
     gate: AcceptGate,
-    /// Until then no more is said of pauses in accepting: they may come ten times a second.
+    /// Pauses in accepting are not logged again before this moment: they may come ten times per
+    /// second.
     pause_told_until: Moment,
     shared: Resources,
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
     wheel: Wheel,
     run_queue: RunQueue,
-    /// Those whose next step is a handshake's and found none left; the first of them come first in
-    /// the next turn.
+    /// Connections whose next step belongs to a handshake and found none left; the first of them go
+    /// first in the next turn.
     deferred: RunQueue,
     openings: Vec<Opening>,
     idle: IdleList,
     /// Connections that are not idle and have neither a job nor a key, the oldest first.
     strangers: IdleList,
-    /// No stranger is evicted before.
+    /// No stranger is evicted before this moment.
     evicts_at: Moment,
-    /// No other reactor is asked to make room before.
+    /// No other reactor is asked to make room before this moment.
     asks_at: Moment,
     mailbox: Receiver<Message<S::Socket>>,
     neighbours: Vec<Neighbour<S::Socket>>,
     pulse: Arc<Pulse>,
     drain: Drain,
     heartbeat: Option<Duration>,
-    /// Everybody reads into this first; nobody keeps anything in it.
+    /// Every connection reads into this first, and keeps nothing in it.
     scratch: Box<[u8]>,
     edges: Vec<Edge>,
     letters: Vec<Message<S::Socket>>,
@@ -153,11 +153,12 @@ impl<S: System> Reactor<S> {
         );
         shared.tls = parts.tls;
         let mut gate = AcceptGate::new(parts.max_connections);
-        // Somebody may have connected before the listeners were registered.
+        // Clients may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
         Reactor {
-            // The gate bounds the connections. Twice as many slots, for in one turn all may close
-            // and as many may come, and a closed slot is free in the next turn only.
+            // The gate bounds the connections. There are twice as many slots, because in one turn
+            // all connections may close and as many may come, and a closed slot is free only in the
+            // next turn.
             slots: Slots::new(2 * parts.max_connections),
             gate,
             pause_told_until: now,
@@ -185,14 +186,14 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Turns until the daemon is drained or told to stop. An error is epoll's own, and final.
+    /// Turns until the daemon is drained or must stop. An error is epoll's own, and final.
     pub fn run(&mut self) -> io::Result<()> {
         while self.turn()?.is_continue() {}
         Ok(())
     }
 
-    /// One turn of the loop; see the file's head. `Break`: drained or stopped, and no connection is
-    /// left.
+    /// Runs one turn of the loop; see the file's head. `Break`: drained or stopped, and no
+    /// connection is left.
     pub fn turn(&mut self) -> io::Result<ControlFlow<()>> {
         let timeout = self.timeout();
         self.system.poll(&mut self.edges, timeout)?;
@@ -207,7 +208,7 @@ impl<S: System> Reactor<S> {
         Ok(self.observe())
     }
 
-    /// Phase 1: how long the kernel may let us sleep.
+    /// Phase 1: returns how long the kernel may let the thread sleep.
     fn timeout(&mut self) -> Option<Duration> {
         let has_work = !self.run_queue.is_empty() || !self.deferred.is_empty();
         if has_work || !self.mailbox.sleep() {
@@ -228,8 +229,8 @@ impl<S: System> Reactor<S> {
             .map(|at| at.since(now))
     }
 
-    /// A new turn has new steps for handshakes. Those who waited for one are queued before the
-    /// edges of whoever has just come, so that a flood delays everybody and starves nobody.
+    /// A new turn has new handshake steps. Connections that wait for one are queued before the
+    /// edges of those that have just come, so that a flood delays all handshakes but starves none.
     fn resume_handshakes(&mut self) {
         self.shared.handshake_steps = limits::HANDSHAKE_STEPS_PER_TURN_MAX;
         self.deferred.take_turn();
@@ -241,7 +242,7 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Phase 4: an edge is remembered, and its connection gets a turn.
+    /// Phase 4: records each edge and queues its connection.
     fn mark_edges(&mut self) {
         for edge in self.edges.drain(..) {
             match edge.source {
@@ -262,8 +263,8 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Phase 5: the whole batch is taken at once. No bell rings from here to the next phase 1,
-    /// which does not let us sleep on what is posted meanwhile.
+    /// Phase 5: takes the whole batch at once. No bell rings from here to the next phase 1, which
+    /// does not let the thread sleep while messages wait.
     fn read_mailbox(&mut self) {
         let mut letters = std::mem::take(&mut self.letters);
         self.mailbox.take(&mut letters);
@@ -278,7 +279,7 @@ impl<S: System> Reactor<S> {
             Message::Engine(key, event) => self.handle_event(key, event),
             Message::Adopt(socket, peer, opening) => self.adopt(socket, peer, opening),
             Message::MakeRoom(wanted) => self.make_room_for_others(wanted),
-            // It has woken us, and phase 8 comes.
+            // It has woken this reactor, and phase 8 follows.
             Message::RoomMade => self.asks_at = self.shared.now,
             Message::Apply(config) => self.apply(config),
             Message::Tls(acceptor) => self.shared.tls = acceptor,
@@ -308,12 +309,12 @@ impl<S: System> Reactor<S> {
         self.shared.apply(config);
     }
 
-    /// Phase 6. In the first round requests are taken in, and what was answered at once is queued
-    /// for the second, which writes it. So a short answer needs no turn of its own, and the answers
-    /// of a turn are written one right after the other: a peer that has many connections (a proxy,
-    /// say) is woken once for all of them and not once for each.
+    /// Phase 6. In the first round requests are read, and responses that are ready at once are
+    /// queued for the second round, which writes them. So a short response needs no turn of its
+    /// own, and the responses of a turn are written one right after the other: a peer that has many
+    /// connections (such as a proxy) is woken once for all of them and not once for each.
     ///
-    /// Who is queued during the second round has its turn in the next one.
+    /// A connection that is queued during the second round has its turn in the next one.
     fn run_connections(&mut self) {
         self.run_queue.take_turn();
         while let Some(key) = self.run_queue.pop() {
@@ -326,12 +327,12 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Phase 7: an entry that fires may be early, since deadlines move without telling the wheel.
-    /// What an expired deadline calls for is done in the next turn, which comes at once.
+    /// Phase 7: an entry that fires may be early, because deadlines move without moving the wheel's
+    /// entry. The consequences of an expired deadline follow in the next turn, which comes at once.
     fn expire_deadlines(&mut self) {
         let now = self.shared.now;
         let mut expired = std::mem::take(&mut self.expired);
-        // What is due beyond the bound makes the next turn's wait zero.
+        // Entries beyond the bound make the next turn's wait zero.
         let _more = self
             .wheel
             .expire(now, &mut expired, limits::TIMERS_PER_TURN_MAX);
@@ -361,7 +362,7 @@ impl<S: System> Reactor<S> {
         let idle_until = connection.deadlines().get(DeadlineKind::Idle);
         let pumped = isolated(|| connection.pump(system, scratch, turn));
         if connection.deadlines().get(DeadlineKind::Idle) != idle_until {
-            // It did something. An edge that brought nothing makes nobody less idle.
+            // It did something. An edge without bytes does not make a connection less idle.
             self.idle.remove(key);
         }
         self.settle(key, pumped);
@@ -430,7 +431,7 @@ impl<S: System> Reactor<S> {
         self.shared.metrics.connections.dec();
     }
 
-    /// No new work; what runs may end.
+    /// Accepts no new work; running requests may end.
     fn begin_drain(&mut self, patience: Duration) {
         if !self.drain.is_running() {
             return;
@@ -438,10 +439,10 @@ impl<S: System> Reactor<S> {
         self.drain.handle_terminate(self.shared.now, patience);
         self.shared.draining = true;
         self.shared.handler.set_draining();
-        // Whoever has come is let in, even if the edge that says so is still to come.
+        // Connections in the backlog are let in, even if their edge is still to come.
         (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
-        // Everybody gets a turn. Idle connections are closed in theirs, for a request may have come
-        // in this very batch; those of HTTP/2 tell their peer that we go.
+        // Every connection gets a turn. Idle ones are closed in theirs, because a request may have
+        // come in this very batch; those of HTTP/2 send their peer a GOAWAY.
         let all: Vec<Key> = self.slots.keys().collect();
         for key in all {
             self.run_queue.push(key);
@@ -466,7 +467,8 @@ impl<S: System> Reactor<S> {
         }
         #[cfg(debug_assertions)]
         self.check_invariants();
-        // Those who are on their way to us count: a neighbour may have accepted them for us.
+        // Connections on their way to this reactor count: a neighbour may have accepted them for
+        // it.
         let placed = self.pulse.connections.load(Ordering::Relaxed) as usize;
         let open = placed + usize::from(self.gate.may_have_waiting());
         if let Some(StopReason::PatienceOver) = self.drain.poll(now, open) {
@@ -479,13 +481,13 @@ impl<S: System> Reactor<S> {
         ControlFlow::Break(())
     }
 
-    /// The last thing that a reactor does.
+    /// The last act of a reactor.
     fn end(&mut self) {
         self.stop_listening();
         let mut letters = Vec::new();
         self.mailbox.close(&mut letters);
         for letter in letters {
-            // Sockets that came too late get a slot, if only to be closed like all others.
+            // Sockets that came too late get a slot, even if only to be closed like all others.
             self.handle_message(letter);
         }
         let left: Vec<Key> = self.slots.keys().collect();
@@ -508,11 +510,11 @@ impl<S: System> Reactor<S> {
     }
 }
 
-/// Runs the handling of one connection. A bug in it costs this connection, whose client may have
-/// sent what nobody thought of, and none of the thousands beside it.
+/// Runs the handling of one connection. A bug in it costs only this connection, whose client may
+/// have sent something unexpected, and none of the thousands beside it.
 ///
-/// What the others share stays usable after a panic: the service begins each answer with an empty
-/// page, metrics are atomics, and a buffer that was lost on the way is one that the pool allocates.
+/// The shared state stays usable after a panic: the service begins each response with an empty
+/// buffer, metrics are atomics, and the pool allocates a buffer that was lost.
 fn isolated(work: impl FnOnce() -> Pumped) -> Pumped {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         log::error!("a bug: the handling of a connection panicked, and the connection is closed");

@@ -1,7 +1,7 @@
-//! What the protocols ask of the application behind them.
+//! The interface between the protocols and the application behind them.
 //!
-//! [`Service`] is the application of the daemon. The trait stands between it and the protocols, so
-//! that a protocol can be tested, and shown in an example, with an application of a few lines:
+//! [`Service`] is the application of the daemon. The trait is between it and the protocols, so that
+//! a protocol can be tested, and shown in an example, with an application of a few lines:
 //! [`super::http1`] has one in its head.
 //!
 //! ```text
@@ -19,13 +19,13 @@
 //! A request whose [`Intake`] is `Pieces` goes another way: `open` returns its exchange at once,
 //! and `handle_data` takes each piece of its body until it returns `Flow::Finished`.
 //!
-//! Why a type parameter and not `dyn Handler`: what a request is remembered by between two calls
-//! (`Admitted`, `Exchange`) belongs to the application, and behind `dyn` it would have to be a
-//! concrete type of `service` or an allocation for each request. Only `Service` is ever compiled
+//! Why a type parameter and not `dyn Handler`: the application's state of a request between two
+//! calls (`Admitted`, `Exchange`) has the application's own types. Behind `dyn` they would have to
+//! be concrete types of `service`, or an allocation per request. Only `Service` is ever compiled
 //! into the daemon, so nothing is dispatched at run time. The parameter defaults to it, so code
-//! that is not a protocol need not name it.
+//! outside the protocols need not name it.
 //!
-//! An application must never block, and never panic at what a client sent.
+//! An application must never block, and never panic because of a client's bytes.
 
 use crate::core::Moment;
 use crate::engine::Event;
@@ -43,7 +43,7 @@ pub trait Handler {
     /// A request that gets an error.
     type Refusal;
 
-    /// From the head alone: may this request go on?
+    /// Decides by the head alone whether this request may go on.
     fn admit(
         &mut self,
         request: &Request<'_>,
@@ -51,7 +51,7 @@ pub trait Handler {
         now: Moment,
     ) -> Result<Self::Admitted, Self::Refusal>;
 
-    /// The whole request is there. `None`: its response is complete in `sink`. `Some`: a job runs,
+    /// Handles a complete request. `None`: its response is complete in `sink`. `Some`: a job runs,
     /// and events that carry `key` will follow.
     fn handle(
         &mut self,
@@ -66,7 +66,7 @@ pub trait Handler {
     /// Begins a request that is taken in pieces.
     fn open(&mut self, admitted: Self::Admitted, now: Moment) -> Box<Self::Exchange>;
 
-    /// One piece of the body of an exchange that was opened.
+    /// Handles one piece of the body of an opened exchange.
     fn handle_data(
         &mut self,
         exchange: &mut Self::Exchange,
@@ -76,7 +76,7 @@ pub trait Handler {
         sink: &mut dyn ResponseSink,
     ) -> Flow;
 
-    /// The engine's event for this exchange.
+    /// Handles an engine's event for this exchange.
     fn handle_event(
         &mut self,
         exchange: &mut Self::Exchange,
@@ -85,7 +85,7 @@ pub trait Handler {
         sink: &mut dyn ResponseSink,
     ) -> Flow;
 
-    /// [`Pending::next_deadline`] has passed.
+    /// Handles a passed [`Pending::next_deadline`].
     fn handle_deadline(
         &mut self,
         exchange: &mut Self::Exchange,
@@ -93,43 +93,43 @@ pub trait Handler {
         sink: &mut dyn ResponseSink,
     ) -> Flow;
 
-    /// The output has drained: what was held back for lack of room may be produced.
+    /// Handles a drained output: output that was held back for lack of room may be produced.
     fn handle_room(&mut self, exchange: &mut Self::Exchange);
 
-    /// The body of an admitted request went wrong.
+    /// Returns the refusal of an admitted request because of its body.
     fn refusal(admitted: Self::Admitted, error: ApiError) -> Self::Refusal;
 
-    /// A request went wrong of which only its sender is known.
+    /// Returns the refusal of a request of which only the sender is known.
     fn refusal_of_peer(peer: &Peer, error: ApiError) -> Self::Refusal;
 
     /// Responds to a refused request.
     fn refuse(&mut self, refusal: Self::Refusal, now: Moment, sink: &mut dyn ResponseSink);
 
-    /// The client left before its response was complete.
+    /// Handles a client that left before its response was complete.
     fn abandon(&mut self, exchange: Box<Self::Exchange>, reason: CancelReason, now: Moment);
 
-    /// The client left before its body was complete.
+    /// Handles a client that left before its body was complete.
     fn abandon_admitted(&mut self, admitted: Self::Admitted, reason: CancelReason, now: Moment);
 }
 
-/// What a protocol has to know of a request that was admitted.
+/// The facts about an admitted request that a protocol needs.
 pub trait Admission {
     fn intake(&self) -> Intake;
 
-    /// Bytes of body that the request may have; 0 where it takes none.
+    /// Returns how many body bytes the request may have; 0 if it takes none.
     fn body_limit(&self) -> usize;
 
-    /// Whether a valid key came with it.
+    /// Returns whether a valid key came with it.
     fn has_key(&self) -> bool;
 }
 
-/// What a protocol has to know of a request whose response is not complete.
+/// The facts about a request with an incomplete response that a protocol needs.
 pub trait Pending {
-    /// When [`Handler::handle_deadline`] has to be called if nothing happens before. It moves with
-    /// every call, so it is read again after each.
+    /// Returns when [`Handler::handle_deadline`] must be called if nothing happens before. It moves
+    /// with every call, so the caller must read it again after each.
     fn next_deadline(&self) -> Moment;
 
-    /// Whether a job runs for it, whose terminal event will come in any case.
+    /// Returns whether a job runs for it, whose terminal event will come in any case.
     fn has_job(&self) -> bool;
 }
 

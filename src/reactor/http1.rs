@@ -1,7 +1,7 @@
 //! HTTP/1.1 on one connection: requests come in one after the other, and each gets its response.
 //!
 //! Owns what is between the codec (`http::http1`) and the application ([`Handler`]): which request
-//! is being received, which one is being answered, and how its response is framed. It knows no
+//! is being received, which one is being served, and how its response is framed. It knows no
 //! socket: bytes come in by [`Machine::handle_input`], responses go into the connection's output
 //! queue.
 //!
@@ -16,9 +16,9 @@
 //! ```
 //!
 //! Invariants; `check_invariants` checks the first two after each call in debug builds:
-//!  1. One request at a time: while one is being answered, later bytes are not looked at
-//!     (RFC 9112, section 9.3.2: responses in the order of the requests).
-//!  2. Every request that was admitted ends in exactly one of: a complete response, `abandon`.
+//!  1. One request at a time: while one is being served, later bytes are not read (RFC 9112,
+//!     section 9.3.2: responses in the order of the requests).
+//!  2. Every admitted request ends in exactly one of: a complete response, `abandon`.
 //!  3. `request` grows with each exchange, so an event of an earlier one is recognised as stale.
 //!
 //! # Example
@@ -149,16 +149,16 @@ pub struct Http1<H: Handler = Service> {
     stage: Stage<H>,
     framing: Framing,
     glitches: GlitchBudget,
-    /// The number of the exchange in progress, or of the next one: how many are over.
+    /// The number of the present or next exchange: how many have ended.
     request: u32,
 }
 
 enum Stage<H: Handler> {
-    /// A request is awaited or on its way in; `Some` once its head was admitted.
+    /// A request is awaited or arriving; `Some` once its head was admitted.
     Receiving(Option<Box<H::Admitted>>),
     /// A job runs.
     Answering(Box<H::Exchange>),
-    /// The last answer of this connection is in the output queue.
+    /// The last response of this connection is in the output queue.
     Over,
 }
 
@@ -173,12 +173,12 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// Responds to what is not a request of HTTP/1 at all. The connection ends with it.
+    /// Responds to bytes that are not an HTTP/1 request at all. The connection ends with it.
     pub fn refuse_connection(error: ApiError, lent: &mut Lent<'_, '_, H>) {
         let _ = Http1::new(lent.turn.now).refuse_received(error, lent);
     }
 
-    /// Whether a valid key has come with the present request, or its job runs.
+    /// Returns whether a valid key came with the present request, or its job runs.
     fn is_known(&self) -> bool {
         match &self.stage {
             Stage::Receiving(admitted) => admitted.as_ref().is_some_and(|it| it.has_key()),
@@ -187,8 +187,8 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// `count` bytes have come, which are looked at next. A request that comes too slowly for too
-    /// long is refused here.
+    /// Counts `count` new bytes, before they are read. Refuses a request that has come too slowly
+    /// for too long.
     fn handle_arrival(&mut self, count: usize, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         if self.waiting() == Waiting::Request {
@@ -202,7 +202,7 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// Counts what the peer may do, but not often. True if it did it too often.
+    /// Counts events that a peer may cause, but not often. Returns whether they were too many.
     fn is_excess(&mut self, glitch: Glitch, count: u32, turn: &Turn<'_, H>) -> bool {
         if count == 0 {
             return false;
@@ -213,7 +213,7 @@ impl<H: Handler> Http1<H> {
         verdict == GlitchVerdict::Excess
     }
 
-    /// The exchange asked to be called now: for a ping, or because its time is up.
+    /// Calls the exchange at its own deadline: for a ping, or because its time has passed.
     fn handle_exchange_deadline(&mut self, lent: &mut Lent<'_, '_, H>) {
         let Stage::Answering(exchange) = &mut self.stage else {
             return;
@@ -227,7 +227,7 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// The request that is on its way in has taken too long.
+    /// Refuses an arriving request that has taken too long.
     fn handle_late_request(&mut self, lent: &mut Lent<'_, '_, H>) {
         let limits = &lent.turn.config.limits;
         let error = match self.waiting() {
@@ -239,7 +239,7 @@ impl<H: Handler> Http1<H> {
         self.refuse_received(error, lent);
     }
 
-    /// Refuses the request that is on its way in.
+    /// Refuses the arriving request.
     fn refuse_received(&mut self, error: ApiError, lent: &mut Lent<'_, '_, H>) -> Step {
         let refusal = match self.take_admitted() {
             Some(admitted) => H::refusal(admitted, error),
@@ -248,8 +248,8 @@ impl<H: Handler> Http1<H> {
         self.refuse(refusal, lent)
     }
 
-    /// Answers with an error and ends the connection: what follows in it can't be trusted, or is
-    /// more than we want to read.
+    /// Responds with an error and ends the connection: the following bytes cannot be trusted, or
+    /// are more than we want to read.
     fn refuse(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) -> Step {
         self.framing.last = true;
         self.answer_refusal(refusal, lent);
@@ -263,7 +263,7 @@ impl<H: Handler> Http1<H> {
         self.finish();
     }
 
-    /// The answer is complete: the next request may come, or none.
+    /// The response is complete: waits for the next request, or ends.
     fn finish(&mut self) {
         debug_assert!(self.framing.is_complete());
         self.request = self.request.wrapping_add(1);
@@ -282,7 +282,7 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// Invariants 1 and 2: the stage, what has been received and what has been sent agree.
+    /// Checks invariants 1 and 2: the stage, the input and the output agree.
     fn check_invariants(&self) {
         match &self.stage {
             Stage::Receiving(None) => {
@@ -335,8 +335,8 @@ impl<H: Handler> Machine<H> for Http1<H> {
         matches!(self.stage, Stage::Answering(_)) && self.request == request
     }
 
-    /// Stops early, for the budget or for lack of room, only between two requests: what remains
-    /// then has not been looked at, and [`Waiting::Request`] says so.
+    /// Stops early, for the budget or for lack of room, only between two requests: the remaining
+    /// bytes have not been read, and [`Waiting::Request`] shows that.
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
         let Input { bytes, fresh } = input;
         if fresh > 0 {
@@ -363,7 +363,7 @@ impl<H: Handler> Machine<H> for Http1<H> {
                     used.consumed += consumed;
                     used.is_known |= has_key;
                     handled += 1;
-                    // What follows is another request, which has begun only now.
+                    // The following bytes are another request, which begins only now.
                     self.glitches.begin_transfer(lent.turn.now);
                 }
             }
@@ -376,8 +376,8 @@ impl<H: Handler> Machine<H> for Http1<H> {
         used
     }
 
-    /// What the peer did not finish saying holds its places no longer, and is not called late later
-    /// on. It is not asked for more: after the FIN no further request can come.
+    /// Drops a request that the FIN has cut off: it frees its places and does not time out later.
+    /// No more input is wanted: after the FIN no further request can come.
     fn handle_end_of_input(&mut self, lent: &mut Lent<'_, '_, H>) {
         self.abandon(CancelReason::Disconnect, lent.turn);
     }
@@ -406,15 +406,15 @@ impl<H: Handler> Machine<H> for Http1<H> {
             DeadlineKind::Idle => return Some(CloseReason::Idle),
             DeadlineKind::Header | DeadlineKind::Body => self.handle_late_request(lent),
             DeadlineKind::Request => self.handle_exchange_deadline(lent),
-            // The connection's own.
+            // These belong to the connection.
             DeadlineKind::WriteStall | DeadlineKind::Linger => {}
         }
         self.debug_check();
         None
     }
 
-    /// An interim response may come before any final one (RFC 9110, section 15.2); of them all, 100
-    /// is the one that every client skips. HTTP/1.0 has none: such a client is believed to wait.
+    /// An interim response may come before any final one (RFC 9110, section 15.2); of these, every
+    /// client skips 100. HTTP/1.0 has none, so such a client is assumed to wait.
     fn probe(&mut self, lent: &mut Lent<'_, '_, H>) {
         if let Stage::Answering(_) = self.stage {
             self.framing.probe(lent.output, lent.turn.pool);
@@ -439,7 +439,7 @@ impl<H: Handler> Machine<H> for Http1<H> {
             lent.turn.handler.handle_room(exchange);
         }
         if !self.takes_input() || level >= Level::High {
-            // Nothing is read until the next pump: that nothing comes is not the peer's fault.
+            // Nothing is read until the next pump, so that the silence is not the peer's fault.
             self.glitches.begin_transfer(lent.turn.now);
         }
         false

@@ -1,9 +1,9 @@
-//! What a connection asks of the protocol that it speaks, whichever that is.
+//! The interface between a connection and its protocol.
 //!
 //! A protocol is a state machine without a socket and without a clock: bytes, events and the time
-//! go in, bytes of responses come out into the connection's output queue. [`super::http1`],
-//! [`super::http2`] and the listening that comes before both ([`super::protocol`]) implement this
-//! one trait, and the connection knows nothing else of them.
+//! go in, and bytes of responses go out into the connection's output queue. [`super::http1`],
+//! [`super::http2`] and the detection that comes before both ([`super::protocol`]) implement this
+//! one trait, and the connection knows nothing else about them.
 //!
 //! The connection calls it like this:
 //!
@@ -31,34 +31,34 @@ use crate::service::Service;
 pub trait Machine<H: Handler = Service> {
     // ---- getters ----
 
-    /// What it waits for; which deadline runs depends on it.
+    /// Returns what it waits for, which decides the deadline that runs.
     fn waiting(&self) -> Waiting;
 
-    /// Whether bytes may be handed in.
+    /// Returns whether bytes may be passed in.
     fn takes_input(&self) -> bool;
 
-    /// How many requests have ended. A deadline that was set before this number changed belongs to
-    /// an earlier request.
+    /// Returns how many requests have ended. A deadline that was set before this number changed
+    /// belongs to an earlier request.
     fn exchanges(&self) -> u32;
 
-    /// Whether an event of this request's job is expected, if only its end.
+    /// Returns whether an event of this request's job is expected, even if only its end.
     fn awaits(&self, request: u32) -> bool;
 
     // ---- handle ----
 
-    /// Takes in bytes, the first of which is the first that was not used up before. What remains is
-    /// handed in again: with more bytes behind it, or after the response that it has to wait for.
+    /// Takes bytes, the first of which is the first that was not used up before. The rest is passed
+    /// in again: with more bytes after it, or after the response that it must wait for.
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used;
 
-    /// The peer's FIN. Requests that it cuts off are over; responses to complete ones may still be
-    /// sent. [`Waiting::Over`] afterwards: nothing is left to be done.
+    /// Handles the peer's FIN. Requests that it cuts off are dropped; responses to complete ones
+    /// may still be sent. If [`Waiting::Over`] follows, nothing is left to do.
     fn handle_end_of_input(&mut self, lent: &mut Lent<'_, '_, H>);
 
-    /// An engine's event for the request that [`Machine::awaits`] it.
+    /// Handles an engine's event for a request that [`Machine::awaits`] it.
     fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_, H>);
 
-    /// The deadline of what it waits for has passed. `Some`: the connection closes at once, and
-    /// without a word, since none would be understood.
+    /// Handles a passed deadline of what it waits for. `Some`: the connection closes at once,
+    /// without a response, because the peer would understand none.
     fn handle_deadline(
         &mut self,
         kind: DeadlineKind,
@@ -67,21 +67,22 @@ pub trait Machine<H: Handler = Service> {
 
     // ---- commands ----
 
-    /// Queues something that a waiting client ignores, and that the kernel of one that is gone
-    /// answers with a reset.
+    /// Queues bytes that a waiting client ignores, and that a vanished client's kernel rejects with
+    /// a reset.
     fn probe(&mut self, lent: &mut Lent<'_, '_, H>);
 
-    /// The connection ends: no response is waited for any more.
+    /// Ends the connection: no response is wanted any more.
     fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>);
 
     // ---- poll ----
 
-    /// Queues what the calls before have brought, and grants what room allows. Called once a pump,
-    /// before the connection writes. `true`: it must be called again, without waiting for anything.
+    /// Queues the results of the calls before, and grants credit as room allows. Called once per
+    /// pump, before the connection writes. Returns whether it must be called again, without waiting
+    /// for anything.
     fn poll(&mut self, lent: &mut Lent<'_, '_, H>) -> bool;
 }
 
-/// What a protocol waits for.
+/// The event that a protocol waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
     /// The first byte of the next request.
@@ -96,19 +97,19 @@ pub enum Waiting {
     Over,
 }
 
-/// Bytes that a protocol is given.
+/// Bytes for a protocol.
 pub struct Input<'a> {
     pub bytes: &'a mut [u8],
     /// How many of them, at the end, are handed in for the first time.
     pub fresh: usize,
 }
 
-/// What has become of an [`Input`].
+/// The result for an [`Input`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Up to here the bytes are used up.
+    /// The bytes before this position are used up.
     pub consumed: usize,
-    /// From here on they are used up too, being decoded: `consumed..keep` is what remains.
+    /// The bytes from here on are used up too, because they are decoded: `consumed..keep` remains.
     pub keep: usize,
     /// A valid key has come, or a job runs.
     pub is_known: bool,

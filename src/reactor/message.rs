@@ -1,4 +1,4 @@
-//! What other threads tell a reactor, and how engines reach its mailbox.
+//! The messages of other threads to a reactor, and the engines' way to its mailbox.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use crate::offload::mailbox::Sender;
 use crate::service::Peer;
 use crate::tls::Acceptor;
 
-/// One letter in a reactor's mailbox.
+/// One message in a reactor's mailbox.
 #[derive(Debug)]
 pub enum Message<K> {
-    /// News of a job.
+    /// An event of a job.
     Engine(JobKey, Event),
-    /// The accepting reactor gives this one a connection.
+    /// A connection that the accepting reactor hands over.
     Adopt(K, Peer, Opening),
-    /// The accepting reactor has no place left: close this many of those who are worth least.
+    /// The accepting reactor has no place left: close this many of the least valuable connections.
     MakeRoom(usize),
-    /// Places have become free; the letter's only purpose is to wake the accepting reactor.
+    /// Places have become free; this message only wakes the accepting reactor.
     RoomMade,
     /// A new configuration is in force.
     Apply(Arc<Config>),
-    /// New connections use this from now on; `None`: there is no TLS.
+    /// New connections use this acceptor from now on; `None`: there is no TLS.
     Tls(Option<Arc<Acceptor>>),
     /// The keys have changed.
     Keys(Arc<KeyRing>),
@@ -34,12 +34,12 @@ pub enum Message<K> {
     Stop,
 }
 
-/// The mailboxes of all reactors, by index: what an engine delivers into.
+/// The mailboxes of all reactors, by index, for an engine's events.
 pub struct Mailboxes<K>(pub Vec<Sender<Message<K>>>);
 
 impl<K: Send> Deliver for Mailboxes<K> {
     fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
-        // A step's events mostly go to one reactor, and always to few: one pass for each.
+        // The events of one step mostly go to one reactor, and always to few: one pass for each.
         for (reactor, mailbox) in self.0.iter().enumerate() {
             let mine = events.extract_if(.., |(key, _)| usize::from(key.reactor) == reactor);
             mailbox.post_all(mine.map(|(key, event)| Message::Engine(key, event)));

@@ -2,17 +2,16 @@
 //!
 //! In reading order:
 //!
-//! * [`system`]: what the loop asks of the kernel, as a trait; [`epoll`]: the kernel behind it;
+//! * [`system`]: the loop's interface to the kernel, as a trait; [`epoll`]: the kernel behind it;
 //! * [`event_loop`]: one turn in ten phases;
-//! * [`context`]: what a connection is lent while it is at work; [`handler`]: what its protocol
-//!   asks of the application;
-//! * [`connection`]: what is done in which phase, and when it ends; [`close_reason`]: how it may
-//!   end;
+//! * [`context`]: the data that a connection is lent for its turn; [`handler`]: the interface
+//!   between its protocol and the application;
+//! * [`connection`]: its phases, and its end; [`close_reason`]: the reasons for that;
 //! * [`channel`]: its socket and bytes; [`transport`]: TLS between them, or nothing;
-//! * [`machine`]: what a connection asks of its protocol; [`protocol`]: which one it speaks;
+//! * [`machine`]: the interface to its protocol; [`protocol`]: chooses the protocol;
 //! * [`http1`], [`http2`]: each between its codec and the application;
-//! * [`message`]: what other threads may tell the loop;
-//! * `simulation`: the same loop over a kernel made of dice, in the tests.
+//! * [`message`]: the messages of other threads to the loop;
+//! * `simulation`: the same loop over a simulated kernel, in the tests.
 
 pub mod channel;
 pub mod close_reason;

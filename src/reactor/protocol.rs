@@ -1,15 +1,15 @@
-//! Which protocol a connection speaks, and how that is found out.
+//! Chooses the protocol of a connection.
 //!
-//! A connection begins undecided and listens: TLS may have agreed on a protocol, or the first bytes
-//! tell (`http::sniff`). Until then it is idle or waits for a head, with the deadlines that go with
-//! it, like one of HTTP/1, but nothing is said when they pass: there is no language to say it in.
+//! A connection begins undecided and listens: TLS may have agreed on a protocol, otherwise the
+//! first bytes decide (`http::sniff`). Until then it is idle or waits for a head, with the same
+//! deadlines as HTTP/1. But when they pass it sends no response, because no protocol is known yet.
 //!
 //! ```text
 //!   Undecided ── ALPN, or the first bytes ──> Http1
 //!                                         └─> Http2
 //! ```
 //!
-//! Invariant: what is decided stays.
+//! Invariant: a decision is final.
 
 use super::close_reason::CloseReason;
 use super::context::{Lent, Turn};
@@ -28,7 +28,7 @@ pub enum Protocol {
     Http2(Box<Http2>),
 }
 
-/// Too little has come to tell.
+/// Too few bytes have come to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undecided {
     Silent,
@@ -37,7 +37,7 @@ pub enum Undecided {
     Over,
 }
 
-/// Calls the machine of the protocol that is spoken.
+/// Calls the machine of the chosen protocol.
 macro_rules! with_machine {
     ($protocol:expr, $machine:ident => $call:expr) => {
         match $protocol {
@@ -53,7 +53,8 @@ impl Protocol {
         Protocol::Undecided(Undecided::Silent)
     }
 
-    /// The handshake has agreed on a protocol (RFC 7301); `None` leaves it to the first bytes.
+    /// Takes the protocol agreed on in the handshake (RFC 7301); `None` leaves it to the first
+    /// bytes.
     pub fn handle_alpn(&mut self, agreed: Option<&[u8]>, now: Moment) {
         match agreed {
             Some(b"h2") => *self = Protocol::Http2(Box::new(Http2::new(now))),
@@ -89,14 +90,14 @@ impl Machine for Protocol {
         with_machine!(self, machine => machine.awaits(request))
     }
 
-    /// The first bytes decide, and are then the first of the protocol that they chose.
+    /// Decides by the first bytes, which are then passed to the chosen protocol.
     fn handle_input(&mut self, mut input: Input<'_>, lent: &mut Lent<'_, '_>) -> Used {
         if let Protocol::Undecided(_) = self {
             let now = lent.turn.now;
             match sniff(input.bytes) {
                 Sniffed::Undecided => {}
                 Sniffed::Http2 => *self = Protocol::Http2(Box::new(Http2::new(now))),
-                // What is neither is refused by HTTP/1, which says why.
+                // If it is neither, HTTP/1 refuses it with the reason.
                 Sniffed::Http1 | Sniffed::Tls => *self = Protocol::Http1(Http1::new(now)),
             }
             input.fresh = input.bytes.len();

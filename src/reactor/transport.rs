@@ -1,8 +1,8 @@
-//! What lies between a socket and its protocol: nothing, or TLS.
+//! The layer between a socket and its protocol: nothing, or TLS.
 //!
-//! Owns the decision, taken by the first byte (`http::sniff`) and the listener's rule, and the glue
-//! to `tls::Session`: which part of the scratch buffer holds what, what is counted. It touches no
-//! socket: the connection reads and writes for it.
+//! Owns the decision, made by the first byte (`http::sniff`) and the listener's rule, and the glue
+//! to `tls::Session`: the parts of the scratch buffer, and what is counted. It touches no socket:
+//! the channel reads and writes for it.
 //!
 //! ```text
 //!                     22, and there are certificates
@@ -18,10 +18,10 @@
 //! ```
 //!
 //! Invariants:
-//!  1. What is decided stays.
-//!  2. Every handshake is counted once, by how it ended: in `handle_input` if it did something, in
-//!     `abandon` if its connection ended first.
-//!  3. Input that costs a step of a handshake is taken only while the turn's steps last; see
+//!  1. A decision is final.
+//!  2. Every handshake is counted once, by its end: in
+//!     `handle_input` if input ended it, in `abandon` if its connection ended first.
+//!  3. Input that costs a handshake step is taken only while the turn's steps last; see
 //!     [`Transport::next_read_may_handshake`].
 
 use std::io::IoSlice;
@@ -43,28 +43,28 @@ use crate::telemetry::metrics::Metrics;
 use crate::tls::{Failed, Handshake, Session};
 
 pub enum Transport {
-    /// A header of the PROXY protocol comes first, and then what the listener's rule allows.
+    /// A header of the PROXY protocol comes first, and then whatever the listener's rule allows.
     Proxied(Box<ProxyHeader>, Security),
-    /// No byte has come. What may come is the listener's rule.
+    /// No byte has come. The listener's rule decides what may come.
     Undecided(Security),
     Clear,
     Tls(Box<Session>),
 }
 
-/// What has come of bytes that were read.
+/// The result of bytes that were read.
 pub enum Arrived {
-    /// What they mean lies in this part of the scratch buffer; it may be nothing.
+    /// Their plaintext is in this part of the scratch buffer; it may be empty.
     Input {
         place: Range<usize>,
         /// The handshake has ended with them.
         is_open: bool,
     },
-    /// The TLS session has failed. Its alert is in the queue; nothing else is to be said.
+    /// The TLS session has failed. Its alert is in the queue; nothing else must be sent.
     Failed,
-    /// Clear text where only TLS is spoken.
+    /// Clear text on a listener for TLS alone.
     ClearText,
-    /// TLS where it is not spoken, or no header where a proxy must send one: there is no response
-    /// that its sender would understand.
+    /// TLS on a listener without it, or no header where a proxy must send one: the sender would
+    /// understand no response.
     Unanswerable,
 }
 
@@ -89,20 +89,20 @@ impl Transport {
         matches!(self, Transport::Tls(session) if session.is_handshaking())
     }
 
-    /// Whether the header of a proxy is still to come, or to end.
+    /// Returns whether a proxy's header is still incomplete.
     pub fn awaits_proxy(&self) -> bool {
         matches!(self, Transport::Proxied(..))
     }
 
-    /// Whether a header of this peer would be believed. Asked before a byte of it is read, and
-    /// counted where it would not.
+    /// Returns whether this peer's header is not trusted, and counts it. Called before a byte of it
+    /// is read.
     pub fn refuses(&self, peer: &Peer, turn: &mut Turn<'_>) -> bool {
         if !self.awaits_proxy() {
             return false;
         }
         let is_trusted = match peer.address {
             PeerAddress::Ip(address) => turn.config.server.trusted_proxies.contains(address),
-            // The mode of the socket's file says who may connect.
+            // The mode of the socket's file decides who may connect.
             PeerAddress::Unix => true,
         };
         if !is_trusted {
@@ -112,7 +112,7 @@ impl Transport {
         !is_trusted
     }
 
-    /// Whether what is read next may cost a step of a handshake.
+    /// Returns whether the next read may cost a handshake step.
     pub fn next_read_may_handshake(&self, turn: &Turn<'_>) -> bool {
         match self {
             Transport::Undecided(security) | Transport::Proxied(_, security) => {
@@ -123,8 +123,8 @@ impl Transport {
         }
     }
 
-    /// How much of the scratch buffer is read into: where TLS is spoken, or may be, the rest is for
-    /// the plaintext.
+    /// Returns how much of the scratch buffer to read into: under TLS, or if TLS is still possible,
+    /// the rest is for the plaintext.
     pub fn read_bytes(&self, scratch: &[u8]) -> usize {
         match self {
             Transport::Clear | Transport::Undecided(Security::Clear) => scratch.len(),
@@ -134,17 +134,17 @@ impl Transport {
         }
     }
 
-    /// The peer has said in so many words that nothing more will come.
+    /// Returns whether the peer has announced the end of its input by close_notify.
     pub fn input_is_over(&self) -> bool {
         matches!(self, Transport::Tls(session) if session.input_is_over())
     }
 
-    /// Whether ciphertext waits to be written.
+    /// Returns whether ciphertext waits to be written.
     pub fn wants_write(&self) -> bool {
         matches!(self, Transport::Tls(session) if !session.queue().is_empty())
     }
 
-    /// What the handshake has agreed to speak.
+    /// Returns the protocol that the handshake has agreed on.
     pub fn protocol(&self) -> Option<&[u8]> {
         match self {
             Transport::Tls(session) => session.protocol(),
@@ -154,7 +154,7 @@ impl Transport {
 
     // ---- input ----
 
-    /// Takes in the first `length` bytes of the scratch buffer.
+    /// Takes the first `length` bytes of the scratch buffer.
     pub fn handle_input(
         &mut self,
         scratch: &mut [u8],
@@ -217,7 +217,7 @@ impl Transport {
         }
     }
 
-    /// The first bytes are here. `Some`: they are not what is spoken here.
+    /// Decides by the first bytes. `Some`: they are not allowed here.
     fn decide(&mut self, security: Security, first: &[u8], turn: &Turn<'_>) -> Option<Arrived> {
         let is_tls = sniff(first) == Sniffed::Tls;
         *self = match (is_tls, security, turn.tls) {
@@ -243,8 +243,8 @@ impl Transport {
         None
     }
 
-    /// The peer's FIN has come. Without the word that announces it in TLS somebody in between may
-    /// have cut off what it had to say. That loses no request: each says itself how long it is.
+    /// Handles the peer's FIN. In TLS, without a close_notify before it, an attacker in between may
+    /// have cut off bytes. That loses no request: each announces its own length.
     pub fn handle_end_of_input(&mut self, metrics: &Metrics) {
         if let Transport::Tls(session) = self
             && session.is_open()
@@ -256,7 +256,7 @@ impl Transport {
 
     // ---- output ----
 
-    /// Queues TLS's own last word, once. `true`: there is something to write now.
+    /// Queues TLS's close_notify, once. Returns whether there is something to write now.
     pub fn close(&mut self, pool: &mut BufferPool) -> bool {
         match self {
             Transport::Tls(session) => session.close(pool),
@@ -264,8 +264,8 @@ impl Transport {
         }
     }
 
-    /// What is to be written next: of TLS, as much of `output` as there is room for is encrypted
-    /// first.
+    /// Returns what to write next. Under TLS, it first encrypts as much of `output` as there is
+    /// room for.
     pub fn queue<'a>(
         &'a mut self,
         output: &'a mut OutputQueue,
@@ -287,8 +287,8 @@ impl Transport {
         session.queue_mut()
     }
 
-    /// The connection ends: its buffers go home, and a handshake that had begun has come to
-    /// nothing.
+    /// Ends the transport: its buffers return to the pool, and an unfinished handshake counts as
+    /// failed.
     pub fn abandon(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
         let Transport::Tls(session) = self else {
             return;
@@ -305,8 +305,8 @@ impl Transport {
     }
 }
 
-/// Counts a connection that was refused for what its proxy did, and warns once in a while: a
-/// balancer that is not set up right makes thousands of them.
+/// Counts a connection that was refused because of its proxy, and warns once in a while: a
+/// misconfigured load balancer makes thousands of them.
 fn note_refused_proxy(
     reason: &'static str,
     why: &dyn std::fmt::Display,
@@ -335,6 +335,6 @@ fn note_failure(session: &Session, failed: &Failed, peer: &Peer, metrics: &Metri
         true => metrics.tls_handshakes("failed", session.version()).inc(),
         false => metrics.tls_broken.inc(),
     };
-    // Scanners cause it all day long: it is news for who looks for it only.
+    // Scanners cause it all day long, so it is logged only at debug level.
     log::debug!("TLS with {:?} failed: {}", peer.address, failed.error);
 }

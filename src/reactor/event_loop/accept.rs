@@ -1,4 +1,4 @@
-//! Phase 8: who comes in, who has to go for it, and which reactor gets it.
+//! Phase 8: accepts connections, makes room for them, and chooses their reactor.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,16 +32,16 @@ impl<S: System> Reactor<S> {
             }
         }
         if self.shared.draining && !self.gate.may_have_waiting() {
-            // Whoever stood in the backlog when the drain began is in; later ones are refused by
-            // the kernel, or wait with the service manager for our successor.
+            // Connections that were in the backlog when the drain began are in; the kernel refuses
+            // later ones, or they wait with the service manager for the next process.
             self.stop_listening();
         }
     }
 
-    /// Asks the kernel whether a connection really waits. A full gate accepts none, so what it
-    /// knows of the backlogs is as old as its last accept; and no established connection may be
+    /// Asks the kernel whether a connection really waits. A full gate accepts none, so its
+    /// knowledge of the backlogs is as old as its last accept. No established connection may be
     /// closed for a new one that is not there, least of all the one that has just been accepted and
-    /// has had no time to send a byte.
+    /// had no time to send a byte.
     fn confirm_backlog(&mut self) -> bool {
         let gate = &mut self.gate;
         for listener in gate.ready_listeners() {
@@ -57,14 +57,14 @@ impl<S: System> Reactor<S> {
         self.system.close_listeners();
     }
 
-    /// Places become free in other reactors too, and their closing makes no edge here: whoever
-    /// waits at a full gate is not forgotten.
+    /// Places become free in other reactors too, and their closing makes no edge here. So
+    /// connections that wait at a full gate are looked for again at this time.
     pub(super) fn retry_full_gate_at(&self) -> Option<Moment> {
         let waits = self.gate.is_full() && self.gate.may_have_waiting();
         waits.then(|| self.shared.now + limits::FULL_GATE_RETRY)
     }
 
-    /// A connection of our own from now on; it was counted when it was placed.
+    /// Takes a connection as its own; it was counted when it was placed.
     pub(super) fn adopt(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
         let Some(key) = self.slots.vacant_key() else {
             return self.give_up(socket, "no slot is free");
@@ -75,7 +75,7 @@ impl<S: System> Reactor<S> {
         let connection = Connection::new(socket, peer, opening);
         let inserted = self.slots.insert(connection);
         debug_assert_eq!(inserted, key);
-        // Bytes may have come before the registration: the first pump reads without an edge.
+        // Bytes may have come before the registration, so the first pump reads without an edge.
         self.run_queue.push(key);
     }
 
@@ -103,9 +103,9 @@ impl<S: System> Reactor<S> {
         self.neighbours.iter().map(load).sum()
     }
 
-    /// Makes room for new connections by ending those that are worth least: first the idle ones of
-    /// any reactor, the longest idle first; then those that have neither a job nor a key, the
-    /// oldest first. Those of another reactor are its own to end, and it is asked by letter.
+    /// Makes room for new connections by ending the least valuable ones: first the idle ones of any
+    /// reactor, the longest idle first; then those that have neither a job nor a key, the oldest
+    /// first. Another reactor must end its own connections, so it is asked by a message.
     fn make_room(&mut self, wanted: usize) {
         let wanted = wanted.min(limits::IDLE_CLOSED_PER_TURN_MAX);
         let mut left = wanted - self.close_oldest_idle(wanted);
@@ -114,20 +114,20 @@ impl<S: System> Reactor<S> {
         self.ask_for_room(left, |pulse| &pulse.strangers);
     }
 
-    /// Another reactor has no place for a new connection.
+    /// Makes room because another reactor has no place for a new connection.
     pub(super) fn make_room_for_others(&mut self, wanted: usize) {
         let closed = self.close_oldest_idle(wanted);
         let evicted = self.evict_strangers(wanted - closed);
         if closed + evicted > 0
             && let Some(acceptor) = self.neighbours.first()
         {
-            // One that has ended has no use for it.
+            // A reactor that has ended does not need it.
             let _ = acceptor.mailbox.offer(Message::RoomMade);
         }
     }
 
-    /// Asks the reactors that have connections of a kind to close some; returns how many they will
-    /// close. Nothing is asked again before the last letter can have had its effect.
+    /// Asks the reactors with connections of a kind to close some; returns how many they will
+    /// close. Asks again only when the last message can have had its effect.
     fn ask_for_room(&mut self, wanted: usize, kind: fn(&Pulse) -> &AtomicU32) -> usize {
         let own = usize::from(self.shared.reactor);
         let may_ask = self.shared.now >= self.asks_at;
@@ -178,7 +178,7 @@ impl<S: System> Reactor<S> {
         evicted
     }
 
-    /// Gives a new connection to the reactor that has the fewest; keeps it if that one has ended.
+    /// Places a new connection in the reactor that has the fewest; keeps it if that one has ended.
     fn place(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
         let own = usize::from(self.shared.reactor);
         let least = (0..self.neighbours.len()).min_by_key(|&index| load(&self.neighbours[index]));
@@ -187,7 +187,8 @@ impl<S: System> Reactor<S> {
         let refused = match chosen.map(|index| &self.neighbours[index]) {
             None => Err(letter),
             Some(other) => {
-                // Counted before it is posted: who drains does not end while somebody is coming.
+                // Counted before it is posted, so that a draining reactor does not end while a
+                // connection is coming.
                 other.pulse.connections.fetch_add(1, Ordering::Relaxed);
                 other.mailbox.offer(letter).inspect_err(|_| {
                     other.pulse.connections.fetch_sub(1, Ordering::Relaxed);

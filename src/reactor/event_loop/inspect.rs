@@ -1,4 +1,4 @@
-//! What the simulation asks a reactor after each of its turns.
+//! The state of a reactor that the simulation checks after each of its turns.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,35 +8,35 @@ use crate::offload::JobKey;
 use crate::reactor::simulation::{SimulatedKernel, StreamBound};
 
 impl Reactor<SimulatedKernel> {
-    /// Connections that it owns.
+    /// Returns how many connections it owns.
     pub fn live(&self) -> usize {
         self.slots.len()
     }
 
-    /// Connections that it owns, or is about to get.
+    /// Returns how many connections it owns, or is about to get.
     pub fn placed(&self) -> usize {
         self.pulse.connections.load(Ordering::Relaxed) as usize
     }
 
-    /// Whether somebody still waits for the events of this job.
+    /// Returns whether the events of this job are still expected.
     pub fn awaits(&self, key: JobKey) -> bool {
         let connection = self.slots.get(key.connection);
         connection.is_some_and(|connection| connection.awaits(key.request))
     }
 
-    /// What waits for this wire's client, not encrypted yet.
+    /// Returns how many bytes wait for this wire's client, not encrypted yet.
     pub fn output_bytes(&self, wire: usize) -> usize {
         let mut connections = self.slots.iter().map(|(_, connection)| connection);
         let found = connections.find(|connection| connection.socket().0 == wire);
         found.map_or(0, |connection| connection.output_bytes())
     }
 
-    /// Buffers of the pool that somebody holds.
+    /// Returns how many buffers of the pool are in use.
     pub fn buffers_out(&self) -> u64 {
         self.shared.pool.outstanding()
     }
 
-    /// Whether its next turn would not wait.
+    /// Returns whether its next turn would not wait.
     pub fn has_work(&mut self) -> bool {
         self.timeout() == Some(Duration::ZERO)
     }
@@ -75,7 +75,7 @@ impl Reactor<SimulatedKernel> {
         }
     }
 
-    /// It has ended: nothing may be left of it.
+    /// Checks that an ended reactor has nothing left.
     pub fn check_ended(&self) {
         assert_eq!(self.live(), 0);
         let counters = self.shared.pool.counters();

@@ -1,8 +1,8 @@
-//! How requests come in: a head, then its body, from bytes that may end anywhere.
+//! Receives requests: a head, then its body, from bytes that may end anywhere.
 //!
-//! Owns nothing: it drives the codec's [`Reception`](crate::http::http1::Reception) and hands what
-//! is complete to the application. A request that is in the buffer whole is handled with a single
-//! parse of its head and no copy.
+//! Owns nothing: it drives the codec's [`Reception`](crate::http::http1::Reception) and passes
+//! complete requests to the application. A request that is in the buffer whole is handled with a
+//! single parse of its head and no copy.
 
 use super::reply::Framing;
 use super::{Http1, Stage};
@@ -13,14 +13,14 @@ use crate::offload::JobKey;
 use crate::reactor::context::Lent;
 use crate::reactor::handler::{Admission, Handler};
 
-/// What one look at the input has brought.
+/// The result of one look at the input.
 pub enum Step {
     Incomplete {
         keep: usize,
     },
-    /// The head was found good; the body is to be looked for.
+    /// The head was accepted; the body is next.
     Admitted,
-    /// It was answered, and the connection ends.
+    /// The client got an error response, and the connection ends.
     Refused,
     Handled {
         consumed: usize,
@@ -34,7 +34,7 @@ impl<H: Handler> Http1<H> {
     pub(super) fn receive(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
         let step = self.look(input, lent);
         match step {
-            // Its body may be here already.
+            // Its body may have come already.
             Step::Admitted => self.look(input, lent),
             _ => step,
         }
@@ -61,8 +61,8 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// A head is complete: may its body come? The usual request is here whole, and is handled with
-    /// this one parse of its head.
+    /// Decides about a complete head. The usual request has come whole, and is handled with this
+    /// one parse of its head.
     fn handle_head(&mut self, span: HeadSpan, input: &[u8], lent: &mut Lent<'_, '_, H>) -> Step {
         let mut storage = Storage::new();
         let head = match span.parse(input, &mut storage) {
@@ -110,8 +110,8 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// The service wants nothing of this request but to answer it. If all of it is here the
-    /// connection lives on; otherwise reading the rest away would cost more than a new connection.
+    /// Responds to a request that the service refuses by its head. If all of it has come the
+    /// connection goes on; otherwise reading the rest would cost more than a new connection.
     fn refuse_head(
         &mut self,
         head: &Head<'_>,
@@ -131,8 +131,8 @@ impl<H: Handler> Http1<H> {
         }
     }
 
-    /// The rest of a body has come, after its head had been admitted. The head is parsed once more,
-    /// which is cheaper than keeping what borrows from a buffer that grows.
+    /// Handles a request whose body has become complete after its head was admitted. The head is
+    /// parsed again, which is cheaper than keeping data that borrows from a growing buffer.
     fn handle_complete(
         &mut self,
         message: &Message,
@@ -142,7 +142,7 @@ impl<H: Handler> Http1<H> {
         let mut storage = Storage::new();
         let head = message.head.parse(input, &mut storage);
         let (Some(admitted), Ok(head)) = (self.take_admitted(), head) else {
-            // Only what was admitted is polled on, and the same bytes parse as they did before.
+            // Only an admitted request is polled further, and the same bytes parse as before.
             debug_assert!(false, "a request is complete that was never admitted");
             let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
             return self.refuse(H::refusal_of_peer(lent.peer, error), lent);
@@ -162,7 +162,7 @@ impl<H: Handler> Http1<H> {
         body: &[u8],
         lent: &mut Lent<'_, '_, H>,
     ) {
-        // The drain may have begun while the body was on its way.
+        // The drain may have begun while the body was arriving.
         self.framing.last |= lent.turn.draining;
         let key = JobKey {
             reactor: lent.turn.reactor,

@@ -1,8 +1,8 @@
-//! How the answer to one request is put on the wire.
+//! Writes the response to one request.
 //!
-//! Owns what is decided once for each answer (which version, with a body or without, the last of
-//! its connection or not) and how far the answer has come. [`Sink`] is the service's way
-//! to the output queue: the service says what, here is said how.
+//! Owns the decisions made once per response (which version, with a body or without, the last of
+//! its connection or not) and how far the response has come. [`Sink`] is the service's way to the
+//! output queue: the service decides what to send, this file how to send it.
 //!
 //! ```text
 //!   Nothing ── probe ──> Probed ── respond ──────────────────> Complete
@@ -10,7 +10,7 @@
 //!   Probed ── start ──> Streaming ── data ──> Streaming ── finish ┘
 //! ```
 //!
-//! Invariant: an answer's head is written once, and nothing after `Complete`.
+//! Invariant: a response's head is written once, and nothing after `Complete`.
 
 use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
@@ -23,7 +23,7 @@ use crate::reactor::context::{Lent, Turn};
 #[derive(Clone, Copy, Debug)]
 pub struct Framing {
     version: Version,
-    /// The answer to HEAD has no body (RFC 9110, section 9.3.2).
+    /// The response to HEAD has no body (RFC 9110, section 9.3.2).
     head_only: bool,
     /// The connection ends after it.
     pub last: bool,
@@ -33,10 +33,10 @@ pub struct Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Nothing,
-    /// Nothing but an interim answer.
+    /// Only an interim response has been sent.
     Probed,
-    /// The head is out. Not `chunked`: to a client of HTTP/1.0, for which the body ends where the
-    /// connection does.
+    /// The head is sent. Not `chunked`: for a client of HTTP/1.0, whose body ends with the
+    /// connection.
     Streaming {
         chunked: bool,
     },
@@ -44,7 +44,7 @@ enum Progress {
 }
 
 impl Default for Framing {
-    /// Of a request whose head nobody could read.
+    /// For a request whose head could not be read.
     fn default() -> Framing {
         Framing {
             version: Version::Http11,
@@ -73,8 +73,8 @@ impl Framing {
         self.progress == Progress::Complete
     }
 
-    /// Writes an interim answer, where the answer has not begun and the client knows such answers.
-    /// Once the answer flows it probes by itself.
+    /// Writes an interim response, if the response has not begun and the client knows interim
+    /// responses. Once the response flows, it probes by itself.
     pub fn probe(&mut self, output: &mut OutputQueue, pool: &mut BufferPool) {
         if self.progress == Progress::Nothing && self.version >= Version::Http11 {
             output.tail(pool).extend_from_slice(encode::CONTINUE);
@@ -82,7 +82,7 @@ impl Framing {
         }
     }
 
-    /// The way for the response, and the handler that is to send it there.
+    /// Returns the sink for the response, and the handler that is to send it there.
     pub fn sink<'a, H>(&'a mut self, lent: &'a mut Lent<'_, '_, H>) -> (&'a mut H, Sink<'a>) {
         let Turn {
             handler,
@@ -150,7 +150,7 @@ impl ResponseSink for Sink<'_> {
         }
     }
 
-    /// What has no chunks has no trailers either, and the client does without them.
+    /// A response without chunks has no trailers either, and the client must do without them.
     fn finish_with(&mut self, trailers: &Fields) {
         let chunked = self.framing.progress == Progress::Streaming { chunked: true };
         if chunked && !self.framing.head_only {

@@ -1,15 +1,15 @@
-//! Answers, as a client reads them: is it whole, is it the one that was asked for, is it right?
+//! Responses as a client reads them, and checks whether they are whole, expected and correct.
 
 use super::client::Expected;
 use super::engine::LINE;
 
-/// What the daemon says to a client whose account of oddities is overdrawn.
+/// The daemon's response to a client with too many glitches.
 const TOO_ODD: &[u8] = b"too many chunks of a few bytes";
 
-/// What stands at the beginning of the bytes that a client has.
+/// The first response in the bytes that a client has.
 pub enum Received {
     Incomplete,
-    /// An interim answer.
+    /// An interim response.
     Continue {
         bytes: usize,
     },
@@ -18,7 +18,7 @@ pub enum Received {
     },
 }
 
-/// Reads the next answer, and checks it once it is whole. `has_ended`: no further byte will come.
+/// Reads the next response, and checks it once it is whole. `has_ended`: no further byte will come.
 pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Received {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut fields);
@@ -52,8 +52,8 @@ pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Re
     let Some((body_bytes, body)) = body else {
         return Received::Incomplete;
     };
-    // A request that was cut off by a time-out has lost its id, and perhaps its method. The small
-    // chunks of a client that was slow may be the last straw.
+    // A request that was cut off by a timeout has lost its id, and perhaps its method. The small
+    // chunks of a slow client may exceed its budget.
     let is_last_straw = code == 400 && body.windows(TOO_ODD.len()).any(|text| text == TOO_ODD);
     if code != 408 && !is_last_straw {
         let statuses = expected.statuses;
@@ -74,7 +74,7 @@ fn with_length(rest: &[u8], length: usize) -> Option<(usize, Vec<u8>)> {
     (rest.len() >= length).then(|| (length, rest[..length].to_vec()))
 }
 
-/// A chunked body's length on the wire and its content, once it is whole.
+/// Returns a chunked body's length on the wire and its content, once it is whole.
 fn chunked(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     let (mut position, mut chunks) = (0, Vec::new());
     loop {
@@ -96,7 +96,7 @@ fn chunked(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     }
 }
 
-/// A stream's pieces make up the program, and its last event says how it ended.
+/// Checks that a stream's pieces make up the program, and that its last event reports how it ended.
 pub fn check_stream(body: &[u8]) {
     let text = std::str::from_utf8(body).expect("events are UTF-8");
     let mut program = String::new();

@@ -1,8 +1,8 @@
-//! Clients of every temper: those who wait politely, who half-close, who vanish, who talk nonsense,
-//! in clear text or over TLS.
+//! Clients of many kinds: those that wait patiently, that half-close, that vanish, that send
+//! nonsense, in clear text or over TLS.
 //!
-//! A client knows what it asked and checks what it gets: each answer whole, in order, once, and
-//! each program as it was written.
+//! A client knows its requests and checks its responses: each whole, in order, once, and each
+//! program as it was generated.
 
 use std::collections::VecDeque;
 
@@ -11,18 +11,18 @@ use super::answer::{self, Received};
 use super::secure::Line;
 use super::system::Network;
 
-/// What a client is about to do.
+/// The next action of a client.
 enum Move {
     Send(Vec<u8>),
-    /// What is no record, to a daemon that expects one.
+    /// Bytes that are not a TLS record, to a daemon that expects one.
     Nonsense,
-    /// It holds its body back until it is told to go on, or gets its answer without.
+    /// It holds its body back until it gets 100 Continue, or a response without it.
     AwaitContinue,
     HalfClose,
     Reset,
 }
 
-/// An answer that is owed.
+/// A response that is due.
 #[derive(Debug)]
 pub struct Expected {
     pub request_id: String,
@@ -33,28 +33,28 @@ pub struct Expected {
 pub struct Client {
     name: u64,
     wire: usize,
-    /// Those who speak TLS do it through this.
+    /// The TLS layer of clients that use it.
     line: Option<Line>,
     moves: VecDeque<Move>,
     expected: VecDeque<Expected>,
     received: Vec<u8>,
-    /// Interim answers that were not waited for yet.
+    /// Interim responses that were not waited for yet.
     continues: u32,
-    /// It goes away in the middle: what it is owed does not matter.
+    /// It leaves in the middle: its responses do not matter.
     vanishes: bool,
     has_said_goodbye: bool,
-    /// Of so many steps it reads in one.
+    /// It reads in one of this many steps.
     reads_one_in: u64,
     done: bool,
 }
 
 pub(super) const OK: &[u16] = &[200];
-/// The dice let some jobs fail, a daemon that drains takes no new ones, and time may be up.
+/// The dice let some jobs fail, a draining daemon accepts no new ones, and deadlines may pass.
 pub(super) const GENERATED: &[u16] = &[200, 500, 503, 504];
 pub(super) const NOT_FOUND: &[u16] = &[404];
 const MALFORMED: &[u16] = &[400];
 
-/// Requests that are sent without waiting for an answer: more than a connection handles at a time.
+/// Requests that are sent without waiting for a response: more than a connection handles at a time.
 const BURST_MOST: u64 = 80;
 
 impl Client {
@@ -80,7 +80,7 @@ impl Client {
         for number in 0..requests {
             match is_old {
                 true => client.ask_as_in_1996(number, number + 1 == requests, dice, &mut unsent),
-                // Answers that are there at once, as those to a burst mostly are.
+                // Responses that come at once, as those to a burst mostly do.
                 false if is_burst && !dice.one_in(BURST_MOST / 4) => {
                     client.ask(number, 4 + dice.below(3), dice, &mut unsent);
                 }
@@ -164,7 +164,7 @@ impl Client {
         unsent.extend_from_slice(text.as_bytes());
     }
 
-    /// HTTP/1.0: a connection that goes on only by agreement, and streams that end with it.
+    /// Sends HTTP/1.0: a connection that goes on only by agreement, and streams that end with it.
     fn ask_as_in_1996(
         &mut self,
         number: u64,
@@ -192,7 +192,7 @@ impl Client {
         unsent.extend_from_slice(text.as_bytes());
     }
 
-    /// Cuts what is sent anywhere: the network knows no requests.
+    /// Cuts the sent bytes anywhere: the network knows no requests.
     fn send(&mut self, unsent: &mut Vec<u8>, dice: &mut Dice) {
         let longest = 1 << dice.below(15);
         let mut bytes = unsent.as_slice();
@@ -209,7 +209,7 @@ impl Client {
         self.done
     }
 
-    /// Does one thing, or nothing, as the dice say.
+    /// Does one thing, or nothing, as the dice decide.
     pub fn step(&mut self, network: &mut Network, must_be_served: bool) {
         if self.done || network.dice.one_in(3) {
             return;
@@ -241,7 +241,8 @@ impl Client {
                 wire.client_resets();
                 self.done = true;
             }
-            // The half-closed one may be gone entirely: its kernel answers what comes with a reset.
+            // The half-closed client may be gone entirely: its kernel answers later bytes with a
+            // reset.
             None if self.vanishes && !wire.closed && !wire.to_client.is_empty() => {
                 wire.client_resets();
                 self.done = true;
@@ -268,8 +269,8 @@ impl Client {
         }
     }
 
-    /// Whoever speaks TLS says goodbye first, mostly, and waits until it is said. Who vanishes does
-    /// not wait.
+    /// Returns whether the client may half-close. With TLS it mostly sends close_notify first, and
+    /// waits until it is sent. A client that vanishes does not wait.
     fn may_half_close(&mut self) -> bool {
         let Some(line) = &mut self.line else {
             return true;

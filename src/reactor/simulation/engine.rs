@@ -1,9 +1,9 @@
-//! An engine that answers when the dice say so, and sometimes too late.
+//! An engine that generates when the dice decide, and sometimes too late.
 //!
-//! It keeps the border's rules as a strict reader of them would: without credit it merges what it
-//! generates into one pending piece, and when that piece is full it waits, for ever if need be. So
-//! credit that is granted too freely floods the daemon, and credit that is forgotten stops the
-//! world; the simulation sees both.
+//! It keeps the border's rules as strictly as possible: without credit it merges its output into
+//! one pending piece, and when that piece is full it waits, for ever if necessary. So credit that
+//! is granted too freely floods the daemon, and forgotten credit stops the world; the simulation
+//! detects both.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,23 +15,23 @@ use crate::engine::{
 use crate::error::ErrorCode;
 use crate::offload::JobKey;
 
-/// What every program here consists of, as often as the dice say.
+/// Every program here consists of this line, repeated as the dice decide.
 pub const LINE: &str = "print(1)\n";
 
-/// A program stands in a fence, or none of it would flow before its end is known.
+/// A program is in a fence; otherwise nothing would flow before its end is known.
 const OPENING: &str = "```python\n";
 
-/// How much an engine has to say.
+/// How much an engine generates.
 #[derive(Clone, Copy, Debug)]
 pub struct Verbosity {
     pub program_lines_least: u64,
     pub program_lines_most: u64,
     pub token_lines_most: u64,
-    /// How seldom it fails in one step.
+    /// It fails in one of this many steps.
     pub fails_one_in: u64,
 }
 
-/// Programs as small as the usual answer, a few lines at a time.
+/// Programs as small as the usual output, a few lines at a time.
 pub const TERSE: Verbosity = Verbosity {
     program_lines_least: 1,
     program_lines_most: 40,
@@ -66,7 +66,7 @@ struct Desk {
     running: Vec<Running>,
     admitted: u64,
     ended: u64,
-    /// Keys of jobs that are over: an event for one of them must find nobody.
+    /// Keys of jobs that have ended: an event for one of them must be dropped.
     past: Vec<JobKey>,
 }
 
@@ -74,9 +74,9 @@ struct Running {
     job: Job,
     /// Lines still to be generated; unknown until the dice have been thrown.
     lines_left: Option<u64>,
-    /// Text that could not be sent for want of credit.
+    /// Text that could not be sent for lack of credit.
     pending: String,
-    /// It was given credit: its answer is a stream. All others get their text at the end.
+    /// It got credit, so its response is a stream. All others get their text at the end.
     streams: bool,
 }
 
@@ -89,12 +89,12 @@ impl SimulatedEngine {
         }
     }
 
-    /// Jobs that still owe their terminal event.
+    /// Returns the number of jobs that still owe their terminal event.
     pub fn running(&self) -> usize {
         self.desk.lock().unwrap().running.len()
     }
 
-    /// Keys of the running jobs that nobody has cancelled.
+    /// Returns the keys of the running jobs that were not cancelled.
     pub fn wanted(&self) -> Vec<JobKey> {
         let desk = self.desk.lock().unwrap();
         let wanted = desk.running.iter().map(|running| &running.job);
@@ -104,13 +104,13 @@ impl SimulatedEngine {
             .collect()
     }
 
-    /// Admitted and ended jobs.
+    /// Returns the numbers of admitted and of ended jobs.
     pub fn totals(&self) -> (u64, u64) {
         let desk = self.desk.lock().unwrap();
         (desk.admitted, desk.ended)
     }
 
-    /// One job gets a token or its end.
+    /// Gives one job a token or its end.
     pub fn step(&self, dice: &mut Dice) {
         let mut desk = self.desk.lock().unwrap();
         let mut events = Vec::new();
@@ -180,7 +180,8 @@ impl Running {
         self.pending.push_str(&LINE.repeat(lines as usize));
     }
 
-    /// Nothing is left to say, and a stream's last piece is not one that waits for credit.
+    /// Returns whether nothing is left to generate, and a stream's last piece does not wait for
+    /// credit.
     fn is_complete(&self) -> bool {
         let waits = self.streams && self.pending.len() >= PENDING_BYTES_FULL;
         self.lines_left == Some(0) && !waits

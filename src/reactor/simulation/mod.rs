@@ -1,19 +1,19 @@
-//! The real loop, the real protocol and the real service over a kernel made of dice.
+//! The real loop, the real protocol and the real service over a simulated kernel.
 //!
-//! A seed decides everything: how bytes are cut, when edges come, who resets, what the engine says
-//! and when, how many reactors there are, and what the supervisor tells them. After every turn the
-//! house rules are checked; in the end the books must balance:
+//! A seed decides everything: how bytes are cut, when edges come, which clients reset, what the
+//! engine generates and when, how many reactors there are, and what the supervisor sends them.
+//! After every turn the house rules are checked; in the end the books must balance:
 //!
-//!  * no lost wake-up: what could go on is queued, or an edge for it is on its way;
+//!  * no lost wake-up: a connection that could go on is queued, or an edge for it is on its way;
 //!  * accepted = placed + closed;
-//!  * each client got its answers whole and in order, except those who went away;
-//!  * a job that nobody waits for any more is cancelled within the turn;
-//!  * what waits for a client that does not read is bounded by the marks and the credit;
+//!  * each client got its responses whole and in order, except those that vanished;
+//!  * a job whose result is no longer wanted is cancelled within the turn;
+//!  * the bytes that wait for a client that does not read are bounded by the marks and the credit;
 //!  * exactly one terminal event for each admitted job;
 //!  * every gauge is back at zero, and every buffer back in the pool.
 //!
-//! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` one again. [`scenarios`]
-//! are runs in which nothing is left to the dice.
+//! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one. [`scenarios`]
+//! are runs without chance.
 
 mod answer;
 mod client;
@@ -49,7 +49,7 @@ use crate::service::{self, Limiter, Service};
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::testing;
 
-/// SplitMix64 (Steele, Lea, Flood 2014): a seed in, the same dice out, on every machine.
+/// SplitMix64 (Steele, Lea, Flood 2014): the same seed leads to the same dice on every machine.
 pub struct Dice(u64);
 
 impl Dice {
@@ -65,7 +65,7 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// 0 up to `bound`, exclusive.
+    /// Returns 0 up to `bound`, exclusive.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
@@ -171,7 +171,7 @@ impl House {
         }
     }
 
-    /// One turn of one reactor; nothing if that one has ended.
+    /// Runs one turn of one reactor; does nothing if that one has ended.
     fn turn(&mut self, index: usize) {
         let Some(reactor) = &mut self.reactors[index].reactor else {
             return;
@@ -219,7 +219,7 @@ impl House {
         self.reactors.iter().all(|member| member.reactor.is_none())
     }
 
-    /// Nothing may be left when all reactors have ended and all jobs with them.
+    /// Checks that nothing is left when all reactors and all jobs have ended.
     fn check_ended(&self) {
         let (admitted, ended) = self.engine.totals();
         assert_eq!(admitted, ended, "one terminal event for each job");
@@ -246,7 +246,7 @@ enum Visitor {
 
 impl Visitor {
     fn new(name: u64, wire: usize, is_narrow: bool, dice: &mut Dice) -> Visitor {
-        // Frames through a hole of a few bytes take longer than any run lasts.
+        // Frames through a pipe of a few bytes take longer than any run lasts.
         match !is_narrow && dice.one_in(3) {
             true => Visitor::Http2(Box::new(Http2Client::new(name, wire, dice))),
             false => Visitor::Http1(Box::new(Client::new(name, wire, is_narrow, dice))),
@@ -268,26 +268,27 @@ impl Visitor {
     }
 }
 
-/// A daemon, its clients, and whoever tells it what to do.
+/// A daemon, its clients, and its supervisor.
 struct World {
     house: House,
     clients: Vec<Visitor>,
     dice: Dice,
-    /// Time-outs are out of reach and there is room for all, so that nobody is closed while idle:
-    /// everybody who waits must be served.
+    /// Timeouts are out of reach and there is room for all, so that no idle connection is closed:
+    /// every waiting client must be served.
     generous: bool,
     patient: bool,
     proxied: bool,
     is_chatty: bool,
 }
 
-/// Clients in a world.
+/// The number of clients in a world.
 const CROWD_MOST: u64 = 16;
 
-/// Whoever can be sent less than this at a time asks little and reads often, or runs take too long.
+/// A client that can receive less than this at a time asks little and reads often, or runs take too
+/// long.
 const NARROW_BYTES: usize = 64;
 
-/// More turns than any run needs; one that comes here has lost somebody.
+/// More turns than any run needs; a run that reaches this has lost a wake-up.
 const TURNS_MOST: u32 = 30_000;
 
 impl World {
@@ -348,7 +349,7 @@ impl World {
         let network = &mut *self.house.network.borrow_mut();
         let name = self.clients.len() as u64;
         if name < crowd && network.dice.one_in(3) {
-            // From one byte at a time to more than any answer.
+            // From one byte at a time to more than any response.
             let narrowest = if self.is_chatty { 12 } else { 0 };
             let capacity = 1 << (narrowest + network.dice.below(18 - narrowest));
             if let Some(wire) = network.connect(capacity) {
@@ -369,7 +370,7 @@ impl World {
         }
     }
 
-    /// Reloads, changed keys, and a machine that stands still for a while.
+    /// Reloads, changes keys, or lets the machine stand still for a while.
     fn let_supervisor_act(&mut self) {
         if self.dice.one_in(100) {
             let config = Arc::new(config(self.patient, self.proxied, &mut self.dice));
@@ -389,7 +390,7 @@ impl World {
         }
     }
 
-    /// Reactors are threads: who is how far ahead of whom is the scheduler's business.
+    /// Reactors are threads: the scheduler decides which of them is ahead.
     fn let_reactors_act(&mut self) {
         for index in 0..self.house.reactors.len() {
             if !self.dice.one_in(4) {
@@ -398,7 +399,7 @@ impl World {
         }
     }
 
-    /// Everybody is told to go, in one way or the other; the daemon must end and owe nothing.
+    /// Ends all reactors, in one way or the other; the daemon must end and owe nothing.
     fn end(&mut self) {
         let patience = Duration::from_secs(1 + self.dice.below(1_000_000));
         match self.dice.below(4) {
@@ -410,13 +411,13 @@ impl World {
             turns += 1;
             assert!(turns < TURNS_MOST, "no end: {}", self.house.describe());
             for client in &mut self.clients {
-                // A daemon that ends may leave later requests of a connection unanswered.
+                // A daemon that ends may leave later requests of a connection without a response.
                 client.step(&mut self.house.network.borrow_mut(), false);
             }
             self.let_engine_act();
             self.let_reactors_act();
         }
-        // Nobody waits for anything: what still runs has been cancelled.
+        // No client waits any more: jobs that still run have been cancelled.
         for _ in 0..TURNS_MOST {
             self.house.engine.step(&mut self.dice);
             if self.house.engine.running() == 0 {
@@ -427,7 +428,8 @@ impl World {
     }
 }
 
-/// A header of the PROXY protocol that names this client, with an extension behind the addresses.
+/// Returns a header of the PROXY protocol that names this client, with an extension after the
+/// addresses.
 fn proxy_header(client: [u8; 4]) -> Vec<u8> {
     let addresses = [&client[..], &[10, 0, 0, 1, 0, 80, 1, 187]].concat();
     let extension = [4, 0, 3, 0, 0, 0];

@@ -1,8 +1,7 @@
-//! Runs in which nothing is left to the dice: one for each way in which a loop may fail.
+//! Runs without chance: one for each way in which a loop may fail.
 //!
-//! Here is the stage that all of them play on, and what concerns budgets and oddities of clients;
-//! the files beside this one are about costs, about time, about ends, about who comes in and goes,
-//! about what changes on the way, about proxies, and about HTTP/2's streams.
+//! This file has the stage that all of them use, and the scenarios of budgets and glitches; the
+//! files beside it are about costs, time, ends, doors, reloads, proxies, and HTTP/2's streams.
 
 mod costs;
 mod deadlines;
@@ -51,7 +50,7 @@ impl Stage {
         }
     }
 
-    /// Turns until every reactor would sleep.
+    /// Runs turns until every reactor would sleep.
     pub fn settle(&mut self) {
         for _ in 0..1_000 {
             let mut works = self.house.network.borrow().has_pending_events();
@@ -66,7 +65,7 @@ impl Stage {
         panic!("a busy loop: {}", self.house.describe());
     }
 
-    /// One turn of each.
+    /// Runs one turn of each.
     pub fn turn(&mut self) {
         (0..self.house.reactors.len()).for_each(|index| self.house.turn(index));
     }
@@ -78,14 +77,14 @@ impl Stage {
         self.settle();
     }
 
-    /// All reactors get a configuration, as after SIGHUP.
+    /// Sends all reactors a configuration, as after SIGHUP.
     fn reload(&mut self, adjust: impl FnOnce(&mut Config)) {
         let config = Arc::new(configuration(adjust));
         self.house.tell_all(|| Message::Apply(config.clone()));
         self.settle();
     }
 
-    /// The engine says all that it can, and the reactors hear it.
+    /// Lets the engine generate all that it can, and the reactors handle it.
     fn generate(&mut self) {
         for _ in 0..200 {
             self.house.engine.step(&mut self.dice);
@@ -110,14 +109,14 @@ impl Stage {
         self.on(wire, |wire| wire.client_sends(bytes.as_ref()));
     }
 
-    /// What has come so far, after the daemon did what it could.
+    /// Returns what has come so far, after the daemon did what it could.
     fn receive(&mut self, wire: usize) -> String {
         self.settle();
         let bytes = self.on(wire, |wire| wire.client_reads(usize::MAX));
         String::from_utf8(bytes).expect("answers are UTF-8")
     }
 
-    /// All that comes to one who reads on.
+    /// Returns all that comes to a client that reads on.
     fn receive_all(&mut self, wire: usize) -> String {
         let mut text = String::new();
         loop {
@@ -145,7 +144,8 @@ impl Stage {
         self.on(wire, |wire| wire.closed)
     }
 
-    /// The daemon has closed it and left nothing unread, so that no reset destroyed an answer.
+    /// Returns whether the daemon has closed it and left nothing unread, so that no reset destroyed
+    /// a response.
     fn is_closed_in_good_order(&mut self, wire: usize) -> bool {
         self.on(wire, |wire| wire.closed && !wire.reset)
     }
@@ -154,7 +154,7 @@ impl Stage {
         self.house.closed[reason as usize].get()
     }
 
-    /// Wires that somebody has accepted and nobody has closed.
+    /// Returns how many wires are accepted and not closed.
     fn open(&self) -> usize {
         self.house.metrics.connections.get() as usize
     }
@@ -168,7 +168,7 @@ fn configuration(adjust: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-/// Programs without end, as far as a test is concerned.
+/// Programs that do not end within a test.
 const LOUD: Verbosity = Verbosity {
     program_lines_least: CHATTY.program_lines_most,
     fails_one_in: u64::MAX,
@@ -235,7 +235,7 @@ fn a_burst_of_large_answers_waits_for_room() {
     assert!(!stage.is_closed(wire));
 }
 
-// ---- oddities ----
+// ---- glitches ----
 
 fn glitches(stage: &Stage, kind: &'static str) -> u64 {
     stage.house.metrics.glitches(kind).get()

@@ -1,8 +1,8 @@
-//! TLS in the simulation: the clients' side of it, and runs about it alone.
+//! TLS in the simulation: the clients' side of it, and scenarios about TLS alone.
 //!
-//! rustls takes its randomness from the kernel and not from our dice. What dice and checks see of
-//! it are lengths, and those do not depend on it: Ed25519 signs in 64 bytes always, and no client
-//! resumes a session. So a seed replays.
+//! rustls takes its randomness from the kernel and not from our dice. The dice and the checks see
+//! only lengths, and those do not depend on it: Ed25519 signatures always have 64 bytes, and no
+//! client resumes a session. So a seed replays.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -16,9 +16,9 @@ use crate::tls::testing::client;
 /// The client's end of a TLS connection, above a [`Wire`].
 pub struct Line {
     tls: Box<ClientConnection>,
-    /// Ciphertext that is not sent yet.
+    /// Ciphertext that has not been sent yet.
     unsent: VecDeque<u8>,
-    /// Once the daemon has refused to go on: why.
+    /// Why the daemon has refused to go on, once it has.
     pub refused: Option<rustls::Error>,
 }
 
@@ -37,7 +37,7 @@ impl Line {
         line
     }
 
-    /// One of either version, as the dice say.
+    /// Returns one of either version, as the dice decide.
     pub fn random(dice: &mut Dice) -> Line {
         Line::new(match dice.one_in(2) {
             true => &rustls::version::TLS12,
@@ -45,7 +45,7 @@ impl Line {
         })
     }
 
-    /// Whether the socket's half may be closed without cutting off what was said.
+    /// Returns whether the socket's half may be closed without cutting off sent data.
     pub fn is_flushed(&self) -> bool {
         !self.tls.is_handshaking() && self.unsent.is_empty()
     }
@@ -60,12 +60,12 @@ impl Line {
         self.collect();
     }
 
-    /// Bytes below TLS that mean nothing.
+    /// Sends meaningless bytes below TLS.
     pub fn say_nonsense(&mut self, bytes: &[u8]) {
         self.unsent.extend(bytes);
     }
 
-    /// Takes in ciphertext; returns its plaintext.
+    /// Takes ciphertext; returns its plaintext.
     pub fn hear(&mut self, mut ciphertext: &[u8]) -> Vec<u8> {
         let mut plaintext = Vec::new();
         while !ciphertext.is_empty() && self.refused.is_none() {
@@ -73,7 +73,7 @@ impl Line {
             if let Err(error) = self.tls.process_new_packets() {
                 self.refused = Some(error);
             }
-            // `WouldBlock` ends it, or the daemon's last word does.
+            // `WouldBlock` ends it, or the daemon's close_notify.
             let _ = self.tls.reader().read_to_end(&mut plaintext);
             if read == 0 {
                 break;
@@ -83,7 +83,7 @@ impl Line {
         plaintext
     }
 
-    /// Sends a piece of what waits, cut anywhere.
+    /// Sends a piece of the pending bytes, cut anywhere.
     pub fn send(&mut self, wire: &mut Wire, at_most: usize) {
         let count = at_most.min(self.unsent.len());
         let bytes: Vec<u8> = self.unsent.drain(..count).collect();
@@ -114,7 +114,7 @@ mod scenarios {
     const STEPS: usize = limits::HANDSHAKE_STEPS_PER_TURN_MAX as usize;
 
     impl Stage {
-        /// What the daemon has to say is heard, and answered below TLS, until both are silent.
+        /// Passes bytes in both directions until both sides are silent; returns the plaintext.
         fn talk(&mut self, wire: usize, line: &mut Line) -> String {
             let mut text = String::new();
             loop {
@@ -147,15 +147,15 @@ mod scenarios {
                 assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
                 assert_eq!(stage.buffers_out(), 0);
             }
-            // Its last word alone, without a FIN, ends the connection.
+            // A close_notify alone, without a FIN, ends the connection.
             line.say_goodbye();
             stage.talk(wire, &mut line);
             assert!(stage.is_closed(wire));
         }
     }
 
-    /// The word came with the last request, whose answer filled the queue: nothing more will come
-    /// from the kernel that could be a reason to look.
+    /// The close_notify came with the last request, whose response filled the queue: the kernel
+    /// will report nothing more that could be a reason to look.
     #[test]
     fn a_goodbye_behind_an_answer_that_fills_the_queue_is_seen() {
         let mut stage = Stage::new(|_| {});
@@ -193,7 +193,8 @@ mod scenarios {
         }
         let answered = |wire: &Wire| !wire.to_client.is_empty();
         for turn in 1..=5 {
-            // Whoever comes later than the flood waits behind it; whoever is in is not delayed.
+            // Connections that come later than the flood wait behind it; established ones are not
+            // delayed.
             stage.send(open, GET);
             stage.turn();
             let text = stage.on(open, |wire| wire.client_reads(usize::MAX));
@@ -202,7 +203,7 @@ mod scenarios {
             assert_eq!(stage.count(&flood[..turn * STEPS], answered), turn * STEPS);
         }
         assert!(stage.house.metrics.tls_handshakes_deferred.get() > 0);
-        // What does nothing dear is not counted as a step: bytes that drip wait for nobody.
+        // Cheap input does not count as a step: dripping bytes do not wait.
         let mut line = Line::new(&rustls::version::TLS13);
         let dripping: Vec<_> = (0..3 * STEPS).map(|_| stage.connect()).collect();
         stage.settle();
@@ -223,7 +224,7 @@ mod scenarios {
         });
         let wire = stage.connect();
         stage.settle();
-        // Before its first byte it is one that is idle.
+        // Before its first byte the connection counts as idle.
         stage.pass(2 * patience);
         let mut line = Line::new(&rustls::version::TLS13);
         for _ in 0..4 {

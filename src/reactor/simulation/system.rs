@@ -1,19 +1,19 @@
-//! A kernel made of dice: sockets with epoll(7)'s edge-triggered rules, and its freedoms used.
+//! A simulated kernel: sockets with epoll(7)'s edge-triggered rules, using all of its freedoms.
 //!
-//! What the real kernel may do and seldom does happens here all the time: reads and writes are cut
-//! short, edges are spurious, descriptors run out, the clock leaps. What it never does must not
-//! happen here either:
+//! Events that a real kernel may cause but seldom does happen here all the time: reads and writes
+//! are cut short, edges are spurious, descriptors run out, the clock leaps. Events that it never
+//! causes must not happen here either:
 //!
 //!  1. A readable edge comes with each arrival, a writable one when a full buffer gets room, and
-//!     both once at registration if they hold then. There is no other edge that may be relied on.
-//!  2. A read is cut short of what is there only in a way that epoll(7) allows: never, unless the
-//!     buffer offered was full. So "fewer bytes than asked for" means "empty".
-//!  3. Bytes arrive in order, each once, FIN after them; a reset destroys what was not read.
+//!     both once at registration if they hold then. No other edge may be relied on.
+//!  2. A read returns less than is there only in the way that epoll(7) allows: if the offered
+//!     buffer was full. So "fewer bytes than asked for" means "empty".
+//!  3. Bytes arrive in order, each once, FIN after them; a reset destroys unread bytes.
 //!  4. Closing a socket that holds unread bytes resets it, and so do bytes that come after a close
-//!     (RFC 2525, section 2.17): what the client has not read of its answer is lost.
+//!     (RFC 2525, section 2.17): the client loses the unread part of its response.
 //!
-//! The network is one; each reactor has a kernel of its own, with its own interest list, and sees
-//! the edges of the sockets that it registered.
+//! There is one network; each reactor has its own kernel, with its own interest list, and sees the
+//! edges of the sockets that it registered.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -36,13 +36,13 @@ pub struct Socket(pub usize);
 /// One TCP connection, seen from both ends.
 #[derive(Debug, Default)]
 pub struct Wire {
-    /// The kernel that it is registered with, and under which key.
+    /// The kernel with which it is registered, and its key.
     registered: Option<(usize, Key)>,
-    /// Sent by the client and not read by the daemon.
+    /// Bytes that the client has sent and the daemon has not read.
     pub to_daemon: VecDeque<u8>,
-    /// Sent by the daemon and not read by the client.
+    /// Bytes that the daemon has sent and the client has not read.
     pub to_client: VecDeque<u8>,
-    /// How many bytes `to_client` holds at most.
+    /// How many bytes `to_client` can hold.
     pub capacity: usize,
     /// The client sends no more.
     pub client_fin: bool,
@@ -57,7 +57,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Whether the daemon will hear of this wire without doing anything.
+    /// Returns whether the daemon will get an edge of this wire without doing anything.
     pub fn has_pending_edge(&self) -> bool {
         self.pending.is_some()
     }
@@ -69,12 +69,12 @@ impl Wire {
         change(self.pending.get_or_insert(edge_of(Source::Connection(key))));
     }
 
-    /// Nothing more will come to the client.
+    /// Returns whether nothing more will come to the client.
     pub fn is_over(&self) -> bool {
         (self.closed || self.daemon_fin || self.reset) && self.to_client.is_empty()
     }
 
-    /// An edge that says nothing new, as the kernel may raise it at any time.
+    /// Raises an edge without news, as the kernel may do at any time.
     pub fn raise_spurious_edge(&mut self) {
         self.raise(|edge| (edge.readable, edge.writable) = (true, true));
     }
@@ -119,30 +119,31 @@ impl Wire {
         });
     }
 
-    /// The client's kernel is told to forget the connection, and its client's unread bytes with it.
+    /// Resets the connection from the daemon's side: the client's kernel drops its unread bytes
+    /// with it.
     fn daemon_resets(&mut self) {
         self.reset = true;
         self.to_client.clear();
     }
 }
 
-/// What all kernels share: the wires, the clock, and the one listener with its backlog.
+/// The state that all kernels share: the wires, the clock, and the one listener with its backlog.
 pub struct Network {
     pub dice: Dice,
     pub clock: Moment,
     pub wires: Vec<Wire>,
-    /// Wires that nobody has accepted yet.
+    /// Wires that have not been accepted yet.
     pub backlog: VecDeque<usize>,
     listening: bool,
     listener_edge: bool,
-    /// While positive, accept fails for want of descriptors, and counts it down.
+    /// While positive, accept fails for lack of descriptors and counts it down.
     pub descriptor_famine: u32,
-    /// What comes first on every connection: a proxy's header, or nothing.
+    /// The first bytes on every connection: a proxy's header, or nothing.
     pub introduction: Vec<u8>,
-    /// Waits last microseconds, not milliseconds: no client seems to drip.
+    /// Waits last microseconds, not milliseconds, so that no client seems to drip.
     pub is_slow: bool,
-    /// Nothing happens but what a test does: no interrupted calls, no late or spurious edges, and
-    /// no time passes.
+    /// Only the test causes events: no interrupted calls, no late or spurious edges, and no time
+    /// passes.
     pub calm: bool,
     bells: Vec<Arc<AtomicBool>>,
 }
@@ -164,8 +165,8 @@ impl Network {
         }))
     }
 
-    /// A client connects; its wire's index, or nothing if nobody listens. `capacity` is how many
-    /// bytes of an answer the kernels on the way hold.
+    /// Connects a client; returns its wire's index, or `None` without a listener. `capacity` is how
+    /// many bytes of a response the kernels on the way hold.
     pub fn connect(&mut self, capacity: usize) -> Option<usize> {
         if !self.listening {
             return None;
@@ -178,13 +179,13 @@ impl Network {
         if !self.introduction.is_empty() {
             self.wires[wire].client_sends(&self.introduction);
         }
-        // The edge is that of the backlog becoming non-empty; more come, and may not.
+        // The edge is that of the backlog becoming non-empty; more may come, or not.
         self.listener_edge |= self.backlog.is_empty() || self.dice.one_in(2);
         self.backlog.push_back(wire);
         Some(wire)
     }
 
-    /// Somebody will be woken without anything further happening.
+    /// Returns whether a reactor will be woken without anything further happening.
     pub fn has_pending_events(&self) -> bool {
         self.listener_edge
             || self.bells.iter().any(|bell| bell.load(Ordering::Relaxed))
@@ -194,12 +195,12 @@ impl Network {
                 .any(|wire| !wire.closed && wire.has_pending_edge())
     }
 
-    /// The news of a connection that waits is late.
+    /// Delays the edge of a waiting connection.
     pub fn hide_listener_edge(&mut self) {
         self.listener_edge = false;
     }
 
-    /// What dice decide unless the network is calm.
+    /// Lets the dice decide unless the network is calm.
     fn mishap(&mut self, one_in: u64) -> bool {
         !self.calm && self.dice.one_in(one_in)
     }
@@ -221,7 +222,7 @@ pub struct SimulatedKernel {
 }
 
 impl SimulatedKernel {
-    /// The kernel with index 0 has the listener.
+    /// Creates a kernel. The one with index 0 has the listener.
     pub fn new(network: &Rc<RefCell<Network>>) -> SimulatedKernel {
         let bell = Arc::new(AtomicBool::new(false));
         let mut shared = network.borrow_mut();
@@ -274,13 +275,13 @@ impl System for SimulatedKernel {
         for wire in 0..network.wires.len() {
             let is_mine =
                 matches!(network.wires[wire].registered, Some((mine, _)) if mine == self.index);
-            // An edge may be late: other turns come between the arrival and its news.
+            // An edge may be late: other turns come between the arrival and its edge.
             if is_mine && network.wires[wire].has_pending_edge() && !network.mishap(4) {
                 edges.extend(network.wires[wire].pending.take());
             }
         }
         if silent && !network.calm {
-            // A wait: to its end, or until something that is none of our business ends it.
+            // Waits to the end, or until an unrelated event ends the wait.
             let steps = 1 << network.dice.below(12);
             let patience = match network.is_slow {
                 true => Duration::from_micros(steps),
@@ -294,7 +295,7 @@ impl System for SimulatedKernel {
             if let Some((index, key)) = network.wires[wire].registered
                 && index == self.index
             {
-                // Spurious, or stale: nothing is said, and perhaps to nobody.
+                // Spurious, or stale, perhaps for a connection that is gone.
                 edges.push(edge_of(Source::Connection(key)));
             }
         }

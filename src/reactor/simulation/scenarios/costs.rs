@@ -1,6 +1,6 @@
-//! What one client can make the loop's thread spend, in its CPU time: never in wall time, which
-//! says more about the machine. The bounds hold for an unoptimised build on a slow core; what they
-//! guard against costs a hundred times as much.
+//! How much of the loop's thread one client can use, in CPU time: never in wall time, which depends
+//! more on the machine. The bounds hold for an unoptimised build on a slow core; the faults that
+//! they detect cost a hundred times as much.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::http::http2::testing::frame;
 use crate::limits::http2 as http2_limits;
 use crate::os::process::thread_cpu_time;
 
-/// What the stage spends on this wire's client until the loop would sleep; and what was answered.
+/// Returns the CPU time that the stage uses for this client until the loop would sleep, and the
+/// response.
 fn cost(stage: &mut Stage, wire: usize, bytes: impl AsRef<[u8]>) -> (Duration, String) {
     stage.settle();
     stage.send(wire, bytes);
@@ -22,8 +23,7 @@ fn cost(stage: &mut Stage, wire: usize, bytes: impl AsRef<[u8]>) -> (Duration, S
     (spent, String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// What a client without a key may cost, all that it sends together. An optimised build takes a
-/// tenth of it.
+/// The cost of all that a client without a key may send. An optimised build takes a tenth of it.
 const STRANGERS_COST_MOST: Duration = Duration::from_millis(250);
 
 fn gzip_tables(bytes: usize) -> Vec<u8> {
@@ -93,7 +93,7 @@ fn tables_on_every_public_route_cost_a_stranger_more_than_us_over_http2() {
         let mut stage = with_keys();
         let wire = stage.connect();
         let streams = (0..31).map(|number| 2 * number + 1);
-        // What the windows allow: 64 KiB a stream, and a mebibyte in all.
+        // As much as the windows allow: 64 KiB per stream, and a mebibyte in all.
         let parts = message[..32 * 1024].chunks(16 * 1024);
         let parts: Vec<_> = parts.collect();
         let mut bytes = preface();
@@ -149,7 +149,7 @@ fn tables_on_every_public_route_cost_a_stranger_more_than_us_over_http1() {
     }
 }
 
-/// Heads that are as long and as many-sided as may be, over and over.
+/// The longest and most varied heads that are allowed, over and over.
 #[test]
 fn heads_cost_a_stranger_more_than_us() {
     let lists = "gzip;q=0.5, ".repeat(400);

@@ -1,14 +1,14 @@
-//! Time: what runs when, what moves it, and what has come at the last moment.
+//! Time: which deadline runs when, what moves it, and input that comes at the last moment.
 
 use super::{GET, LOUD, SECOND, Stage, Wire, generate};
 use crate::offload::CancelReason;
 use crate::reactor::close_reason::CloseReason;
 
-/// Mutation: the write deadline is cleared by each write, as if any byte were enough.
+/// Mutation: each write clears the write deadline, as if any byte were enough.
 #[test]
 fn an_output_that_is_taken_byte_by_byte_stalls_and_a_slow_one_does_not() {
     let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    // Bytes that are read each 20 s, and how long the connection lasts.
+    // Bytes that are read every 20 s, and how long the connection lasts.
     for (bytes, lasts) in [(1, 2), (100, 2), (6_000, 30)] {
         let mut stage = Stage::new(|config| config.limits.write_timeout = 30 * SECOND);
         let wire = stage.connect_slowly(1_000);
@@ -129,7 +129,7 @@ fn each_head_of_a_steady_pipeline_has_a_deadline_of_its_own() {
 
 #[test]
 fn a_deadline_of_a_request_that_has_come_is_none_of_the_next_state() {
-    // The head came slowly; then the client said that this was all. Its answer is read slowly too.
+    // The head came slowly; then the client half-closed. Its response is read slowly too.
     let mut stage = Stage::new(|config| config.limits.header_timeout = 10 * SECOND);
     let wire = stage.connect_slowly(10);
     stage.send(wire, &GET[..9]);
@@ -141,9 +141,9 @@ fn a_deadline_of_a_request_that_has_come_is_none_of_the_next_state() {
     assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
 }
 
-// ---- the last moment: what has come in time counts, even if the loop looks at it late ----
+// ---- the last moment: input in time counts, even if the loop looks at it late ----
 
-/// A daemon in which everything that a peer has to do takes ten seconds at most.
+/// A daemon in which everything that a peer must do takes ten seconds at most.
 fn impatient() -> Stage {
     Stage::new(|config| {
         let limits = &mut config.limits;
@@ -208,7 +208,8 @@ fn a_half_close_in_the_turn_of_the_heads_deadline_is_no_late_head() {
         stage.send(wire, [GET, &GET[..9]].concat());
         stage.settle();
         stage.on(wire, Wire::client_half_closes);
-        // The same turn sees the end of the input and the deadline of what will never be complete.
+        // The same turn sees the end of the input and the deadline of a request that will never be
+        // complete.
         stage.pass(11 * SECOND);
         let answer = stage.receive_all(wire);
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
@@ -222,7 +223,7 @@ fn an_answer_in_the_turn_of_the_requests_deadline_is_given() {
     let wire = stage.connect();
     stage.send(wire, generate(false));
     stage.settle();
-    // Done is in the mailbox, and time is up.
+    // The end of the job is in the mailbox, and its deadline has passed.
     for _ in 0..200 {
         stage.house.engine.step(&mut stage.dice);
     }

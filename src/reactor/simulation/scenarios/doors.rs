@@ -1,4 +1,4 @@
-//! Doors: who comes in, when there is no room, and who is still served when the daemon goes.
+//! Doors: which connections come in, what happens without room, and what a drain still serves.
 
 use super::streams::{preface, watch};
 use super::{GET, SECOND, Stage, TERSE, Wire, generate};
@@ -14,7 +14,7 @@ fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
     let idle: Vec<_> = (0..19).map(|_| stage.connect()).collect();
     stage.settle();
     stage.pass(SECOND);
-    // The second has been heard since, the first has not.
+    // The second has been active since, the first has not.
     stage.on(idle[0], Wire::raise_spurious_edge);
     stage.send(idle[1], GET);
     stage.settle();
@@ -28,19 +28,19 @@ fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
 
 #[test]
 fn nobody_is_closed_for_a_newcomer_who_is_not_there() {
-    // One place: whoever has it waits, says its word late, and is alone.
+    // One place: its connection waits, sends its request late, and is alone.
     let mut stage = Stage::with(1, 1, TERSE, |_| {});
     let only = stage.connect();
     stage.settle();
     stage.pass(SECOND);
     stage.send(only, GET);
     assert!(stage.receive(only).starts_with("HTTP/1.1 200"));
-    // Somebody is there indeed: the place is the newcomer's.
+    // Now a connection really waits: it gets the place.
     let next = stage.connect();
     stage.send(next, GET);
     assert!(stage.receive(next).starts_with("HTTP/1.1 200"));
     assert!(stage.is_closed(only));
-    // No timer runs to look for one who does not wait.
+    // No timer runs to look for a connection that does not wait.
     assert!(!stage.is_closed(next));
 }
 
@@ -59,7 +59,7 @@ fn a_full_house_without_idlers_lets_somebody_in_when_a_place_is_free() {
     busy.iter()
         .for_each(|&wire| stage.on(wire, Wire::client_resets));
     stage.settle();
-    // A place in another reactor makes no edge here: time tells.
+    // A place in another reactor makes no edge here: a timer finds it.
     stage.pass(SECOND);
     assert!(stage.receive(late).starts_with("HTTP/1.1 200"));
 }
@@ -79,7 +79,7 @@ fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
     assert_eq!(stage.house.metrics.accept_paused.get(), 3);
 }
 
-/// Connections that hold a place and give nothing for it: a watch, half a head, half a body.
+/// Connections that hold a place without use: a watch, half a head, half a body.
 fn strangers(stage: &mut Stage, count: usize) -> Vec<usize> {
     let request = generate(false);
     let half_a_body = &request[..request.len() - 9];
@@ -116,7 +116,7 @@ fn strangers_make_room_after_the_idle_and_the_oldest_first() {
     }
     assert!(idle.iter().all(|&wire| stage.is_closed(wire)));
     assert_eq!(stage.closed(CloseReason::Evicted), 0, "the idle come first");
-    // From now on nobody is idle, and each newcomer brings a job and stays.
+    // From now on none is idle, and each new connection brings a job and stays.
     for count in 1..=16 {
         let late = stage.connect();
         stage.send(late, generate(true));
@@ -135,7 +135,7 @@ fn strangers_make_room_after_the_idle_and_the_oldest_first() {
     assert_eq!(stage.house.engine.running(), 19);
 }
 
-/// A flood of newcomers that say nothing of use must leave each other time for a handshake.
+/// A flood of useless new connections must leave each of them time for a handshake.
 #[test]
 fn evictions_are_paced() {
     let mut stage = Stage::with(1, 20, TERSE, |_| {});
@@ -156,7 +156,8 @@ fn evictions_are_paced() {
     );
 }
 
-/// Whoever is worth least may be another reactor's. Mutation: `ask_for_room` returns at once.
+/// The least valuable connection may be another reactor's. Mutation: `ask_for_room` returns at
+/// once.
 #[test]
 fn strangers_and_idlers_of_another_reactor_make_room_too() {
     for is_idle in [false, true] {
@@ -238,7 +239,7 @@ fn a_draining_reactor_waits_for_a_connection_that_is_on_its_way_to_it() {
     stage.house.turn(0);
     let second = stage.connect();
     stage.send(second, GET);
-    // Accepted by the one for the other, which hears of the drain first.
+    // Accepted by one reactor for the other, which gets the drain first.
     let other = stage.house.reactors[1].neighbour.mailbox.clone();
     other.post(Message::Drain(100 * SECOND));
     stage.house.turn(0);
@@ -302,7 +303,7 @@ fn a_drain_whose_descriptors_never_come_back_ends_all_the_same() {
 #[test]
 fn a_connection_that_comes_to_a_draining_reactor_is_served_once_or_closed() {
     let (get, half) = (GET.to_owned(), GET[..9].to_owned());
-    // What it has sent when it is adopted, and what it sends afterwards.
+    // The bytes that it has sent when it is adopted, and those that it sends afterwards.
     for (before, after) in [(get, ""), (half, &GET[9..]), (String::new(), "")] {
         for drains_first in [false, true] {
             let mut stage = Stage::with(2, 100, TERSE, |_| {});

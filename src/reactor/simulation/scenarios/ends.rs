@@ -56,7 +56,7 @@ fn a_stream_without_a_reader_stops_its_job_and_goes_on_with_one() {
     let wire = stage.connect_slowly(1_000);
     stage.send(wire, generate(true));
     stage.settle();
-    // The house checks that what piles up is bounded, and the job that it does not end.
+    // The house checks that the pending bytes are bounded; the job must not end.
     (0..20).for_each(|_| stage.generate());
     assert_eq!(stage.house.engine.running(), 1);
     let mut answer = String::new();
@@ -68,7 +68,7 @@ fn a_stream_without_a_reader_stops_its_job_and_goes_on_with_one() {
     assert!(answer.contains("event: done"));
 }
 
-/// Mutation: credit that `handle_token` grants whether there is room or not.
+/// Mutation: credit that `handle_token` grants even without room.
 #[test]
 fn a_slow_reader_costs_its_bound_and_no_more() {
     let mut stage = Stage::with(1, 100, LOUD, |_| {});
@@ -104,10 +104,10 @@ fn a_bug_in_one_connection_costs_that_one_alone() {
 
 // ---- half-closes ----
 
-/// When the peer's FIN is seen: in the turn that brings its last bytes, or in a later one.
+/// Whether the peer's FIN is seen in the turn of its last bytes, or in a later one.
 const SEEN_LATER: [bool; 2] = [false, true];
 
-/// Answers of at most ten bytes at a time, or all at once.
+/// Responses of at most ten bytes at a time, or all at once.
 const CAPACITIES: [usize; 2] = [10, usize::MAX];
 
 #[test]
@@ -216,7 +216,7 @@ fn a_half_close_while_a_stream_flows_lets_it_flow_to_its_end() {
         for turns_before in [0, 1, 5] {
             let mut stage = Stage::new(|_| {});
             let wire = stage.connect_slowly(capacity);
-            // Behind it half a request, whose rest will not come.
+            // After it half a request, whose rest will not come.
             stage.send(wire, generate(true) + &GET[..9]);
             stage.settle();
             for _ in 0..turns_before {
@@ -239,14 +239,14 @@ fn a_half_close_while_a_stream_flows_lets_it_flow_to_its_end() {
 
 // ---- resets ----
 
-/// What the client has sent and read when its reset comes.
+/// How far the client and the engine are when the reset comes.
 struct Moment {
     name: &'static str,
     sent: String,
     capacity: usize,
-    /// The engine has begun to speak.
+    /// The engine has begun to generate.
     generates: bool,
-    /// The answers have been read.
+    /// The responses have been read.
     reads: bool,
 }
 
@@ -315,7 +315,7 @@ fn a_reset_ends_everything_at_once_whenever_it_comes() {
             if half_closed_before {
                 stage.on(wire, Wire::client_half_closes);
             }
-            // The house checks that no job runs for nobody.
+            // The house checks that no cancelled job keeps running.
             stage.on(wire, Wire::client_resets);
             stage.settle();
             assert!(stage.is_closed(wire), "{}", moment.name);

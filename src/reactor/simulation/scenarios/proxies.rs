@@ -1,7 +1,7 @@
-//! Proxies that forward connections: whose header is believed, and what a header may cost.
+//! Proxies that forward connections: which header is trusted, and what a header may cost.
 //!
-//! Mutations that these scenarios catch: `refuses` without its look at the peer; the header's
-//! deadline left out of `running_deadline`; the bytes behind the header dropped.
+//! Mutations that these scenarios catch: `refuses` without checking the peer; the header's deadline
+//! left out of `running_deadline`; the bytes after the header dropped.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ fn a_peer_that_is_not_trusted_is_closed_before_it_says_anything() {
         [&proxy_header([192, 0, 2, 7]), GET.as_bytes()].concat(),
     );
     assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-    // One that leaves it out closes those whose header is still to come.
+    // One that leaves it out closes connections whose header is still to come.
     let waits = stage.connect();
     stage.settle();
     stage.reload(behind("10.0.0.0/8"));

@@ -1,4 +1,4 @@
-//! Reloads: what a new configuration changes for a request that is on its way in, and what not.
+//! Reloads: the effects of a new configuration on a request that is arriving.
 
 use super::{GET, SECOND, Stage, Wire, generate};
 

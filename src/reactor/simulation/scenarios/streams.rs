@@ -14,12 +14,13 @@ const WINDOW_UPDATE: u8 = 8;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const STREAM: u32 = 1;
 
-/// A field that is put into no table. The name is a literal, or an index as HPACK writes it.
+/// Encodes a field that is put into no table. The name is a literal, or an index as HPACK writes
+/// it.
 pub fn field(name: &[u8], value: &str) -> Vec<u8> {
     [name, &[value.len() as u8], value.as_bytes()].concat()
 }
 
-/// The head of a gRPC call, with `more` fields behind the usual ones.
+/// Returns the head of a gRPC call, with `more` fields after the usual ones.
 pub fn call(stream: u32, path: &str, more: &[u8]) -> Vec<u8> {
     let block = [
         &[0x83, 0x86][..],
@@ -31,7 +32,7 @@ pub fn call(stream: u32, path: &str, more: &[u8]) -> Vec<u8> {
     frame(1, 0x4, stream, &block.concat())
 }
 
-/// A watch of health, which needs no key.
+/// Returns a watch of health, which needs no key.
 pub fn watch(stream: u32) -> Vec<u8> {
     let head = call(stream, "/grpc.health.v1.Health/Watch", &[]);
     [head, frame(0, 0x1, stream, &[0; 5])].concat()
@@ -49,13 +50,13 @@ fn settings(initial_window: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &setting.concat())
 }
 
-/// A request for a stream of events: indexed fields of the static table, and literals.
+/// Returns a request for a stream of events: indexed fields of the static table, and literals.
 fn request() -> Vec<u8> {
     let body = r#"{"prompt":"sort","language":"python","stream":true}"#;
     [head(), frame(0, 0x1, STREAM, body.as_bytes())].concat()
 }
 
-/// The head of one whose body is to follow.
+/// Returns the head of a request whose body is to follow.
 fn head() -> Vec<u8> {
     let block = [
         &[0x83, 0x86][..],
@@ -66,15 +67,15 @@ fn head() -> Vec<u8> {
     frame(1, 0x4, STREAM, &block.concat())
 }
 
-/// No stream without a job is open for ever, and neither is its connection. Mutation: `expires` of
-/// a watch is `Moment::NEVER`.
+/// A stream without a job does not stay open for ever, and neither does its connection. Mutation:
+/// `expires` of a watch is `Moment::NEVER`.
 #[test]
 fn streams_without_a_job_end_and_their_connection_with_them() {
     let mut stage = Stage::new(|_| {});
     let wire = stage.connect();
     let check = "/grpc.health.v1.Health/Check";
     let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
-    // A watch, a request whose body does not come, a dialogue whose client says nothing.
+    // A watch, a request whose body does not come, a dialogue whose client is silent.
     let streams = [
         preface(),
         watch(1),
@@ -86,7 +87,7 @@ fn streams_without_a_job_end_and_their_connection_with_them() {
     let mut waited = Duration::ZERO;
     while !stage.is_closed(wire) {
         stage.pass(SECOND);
-        // A PING is no request, and keeps nobody in.
+        // A PING is not a request, and does not keep the connection open.
         stage.send(wire, frame(6, 0, 0, &[0; 8]));
         stage.on(wire, |wire| wire.client_reads(usize::MAX));
         waited += SECOND;
@@ -96,15 +97,15 @@ fn streams_without_a_job_end_and_their_connection_with_them() {
     assert_eq!(stage.closed(CloseReason::Evicted), 0);
 }
 
-/// What is held back for want of window is no work: the loop sleeps until the peer says something,
-/// and then the stream goes on, and its job with it.
+/// Output that waits for window is not work: the loop sleeps until the peer sends something, and
+/// then the stream goes on, and its job with it.
 #[test]
 fn a_stream_without_window_costs_no_turn_and_goes_on_when_it_has_one() {
     let mut stage = Stage::with(1, 100, LOUD, |_| {});
     let wire = stage.connect();
     stage.send(wire, [PREFACE, &settings(0)[..], &request()].concat());
     stage.settle();
-    // `generate` fails where the loop does not come to rest.
+    // `generate` fails if the loop does not come to rest.
     (0..30).for_each(|_| stage.generate());
     let mut read = || {
         stage.settle();
@@ -125,10 +126,10 @@ fn a_stream_without_window_costs_no_turn_and_goes_on_when_it_has_one() {
     assert!(bytes > 100_000, "{bytes} bytes of a long program");
 }
 
-/// The peer has a stream open and never answers the PING of our GOAWAY. The connection ends with
-/// the stream, and not with the drain's patience.
+/// The peer has a stream open and never acknowledges the PING of our GOAWAY. The connection ends
+/// with the stream, and not with the drain's patience.
 ///
-/// Mutation that this catches: `poll_output` without its look at `State::Overdue`.
+/// Mutation that this catches: `poll_output` without checking for `State::Overdue`.
 #[test]
 fn a_drain_ends_with_the_last_stream_though_the_ping_stays_unanswered() {
     let mut stage = Stage::new(|config| config.limits.body_timeout = 7 * SECOND);
@@ -137,12 +138,12 @@ fn a_drain_ends_with_the_last_stream_though_the_ping_stays_unanswered() {
     stage.settle();
     stage.house.tell_all(|| Message::Drain(40 * SECOND));
     stage.settle();
-    // Longer than our GOAWAY is patient, shorter than a body may take.
+    // Longer than the patience of our GOAWAY, shorter than a body may take.
     stage.pass(6 * SECOND);
     assert!(!stage.is_closed(wire), "its stream may still be answered");
     stage.pass(2 * SECOND);
     stage.on(wire, |wire| wire.client_reads(usize::MAX));
-    // The response is 408, and after it the daemon waits for the peer's FIN alone.
+    // The response is 408, and after it the daemon waits only for the peer's FIN.
     stage.pass(3 * SECOND);
     assert!(stage.is_closed(wire));
 }
