@@ -1,6 +1,7 @@
 //! Checks the evaluation's tasks: each correct program passes, each wrong one fails.
 //!
 //! The models themselves are judged by `cargo bench --bench prompts`.
+//!
 //! Mutations that `right_programs_pass_and_wrong_ones_fail` catches: a check without its last
 //! statement, `Verdict::Passed` for an exit status of 0 without the mark, `compare` that looks at
 //! only the first case.

@@ -4,10 +4,10 @@
 //! returns `WouldBlock`. That costs a useless `read` for each message, and the connection may never
 //! stop early, because nothing notes that there was more.
 //!
-//! Here an edge sets a bit, and only the kernel's answer clears it: `WouldBlock`, or a transfer that
-//! was cut short. epoll(7) allows the second for streams, and it saves the useless `read`. It has
-//! one trap. A FIN that follows the last bytes is reported together with them, so after a hang-up
-//! a short read proves nothing. The daemon's version is `src/core/readiness.rs`.
+//! Here an edge sets a bit, and only the kernel's answer clears it: `WouldBlock`, or a transfer
+//! that was cut short. epoll(7) allows the second for streams, and it saves the useless `read`. It
+//! has one trap. A FIN that follows the last bytes is reported together with them, so after a
+//! hang-up a short read proves nothing. The daemon's version is `src/core/readiness.rs`.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,12 +1,12 @@
 //! Step 3: a run queue. A client that sends without pause gets its share of a turn and no more.
 //!
-//! In `echo_readiness.rs` a connection works until the kernel has nothing left for it. A client that
-//! sends as fast as the loop reads keeps the loop to itself.
+//! In `echo_readiness.rs` a connection works until the kernel has nothing left for it. A client
+//! that sends as fast as the loop reads keeps the loop to itself.
 //!
 //! Here a connection reads at most `READS_PER_TURN` times and then goes to the back of a queue. Its
 //! bit stays set, no edge will come for it, and the queue is what remembers it. So the loop must
-//! not sleep while the queue holds anything: the timeout of `poll` is zero then. The daemon's version
-//! is `src/core/run_queue.rs`.
+//! not sleep while the queue holds anything: the timeout of `poll` is zero then. The daemon's
+//! version is `src/core/run_queue.rs`.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,10 +1,10 @@
 //! Step 4: a timer wheel. A client that says nothing for a minute loses its place.
 //!
 //! One timer for each of ten thousand connections, moved later with every byte: a heap would sort
-//! them again each time. A wheel does not sort. Time is cut into ticks, the ticks lie on a circle of
-//! buckets, and a connection has one entry in the bucket of the tick in which it is to be looked
-//! at. To move a deadline later is to write a field of the connection. The entry stays where
-//! it is, fires early, finds the later deadline, and goes into that one's bucket.
+//! them again each time. A wheel does not sort. Time is cut into ticks, the ticks lie on a circle
+//! of buckets, and a connection has one entry in the bucket of the tick in which it is to be looked
+//! at. To move a deadline later is to write a field of the connection. The entry stays where it is,
+//! fires early, finds the later deadline, and goes into that one's bucket.
 //!
 //! So a silent connection costs one entry, and a busy one costs a look each time its entry fires.
 //! The daemon's version is `src/core/wheel.rs`, and `src/core/deadlines.rs` holds six deadlines in

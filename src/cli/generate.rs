@@ -62,8 +62,8 @@ pub struct Generate {
     /// Where the daemon listens: http://HOST:PORT or unix:/PATH.
     #[arg(long, default_value = "http://127.0.0.1:8080", value_parser = Target::parse)]
     url: Target,
-    /// The key. Others can see it in the list of processes: prefer $AUTOGLMD_KEY
-    /// [default: $AUTOGLMD_KEY, else the bootstrap key].
+    /// The key. Others can see it in the list of processes: prefer $AUTOGLMD_KEY [default:
+    /// $AUTOGLMD_KEY, else the bootstrap key].
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
     key: Option<String>,
     /// Where the bootstrap key is [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].

@@ -2,15 +2,15 @@
 //!
 //! # Why accepting needs a state of its own
 //!
-//! A listening socket is registered edge-triggered like all others: one edge says that connections
-//! wait, and nothing is said again until `accept4(2)` has returned `EAGAIN`. A loop that stops
-//! before that, for fairness, at the maximum, or because descriptors ran out, must remember that
-//! connections still wait. The classic failure is `EMFILE`: the connection stays in the backlog, a
-//! level-triggered loop spins on it at full speed, and an edge-triggered one never looks again.
-//! Here each listener has a *ready* bit of our own, and [`AcceptGate::wake_at`] tells the loop when
-//! to come back by itself.
+//! A listening socket is registered edge-triggered like all others: one edge reports that
+//! connections wait, and no other follows until `accept4(2)` has returned `EAGAIN`. A loop that
+//! stops before that, for fairness, at the maximum, or because descriptors ran out, must remember
+//! that connections still wait. The classic failure is `EMFILE`: the connection stays in the
+//! backlog, a level-triggered loop spins on it at full speed, and an edge-triggered one never looks
+//! again. Here each listener has a *ready* bit of our own, and [`AcceptGate::wake_at`] returns when
+//! the loop must come back by itself.
 //!
-//! # What `accept` returns
+//! # Results of `accept`
 //!
 //! accept(2), "Error handling": Linux reports network errors that are pending on the *new* socket
 //! as the error of `accept`; they do not concern the listener, and the next connection may be good.

@@ -106,9 +106,8 @@ impl Deadlines {
         (moment <= now).then_some(kind)
     }
 
-    /// Returns where to move the connection's entry in the wheel, which is now at
-    /// `scheduled`; `None` if it may stay. It may stay if it is too early, or if no deadline is
-    /// set.
+    /// Returns where to move the connection's entry in the wheel, which is now at `scheduled`;
+    /// `None` if it may stay. It may stay if it is too early, or if no deadline is set.
     pub fn wheel_move(&self, scheduled: Option<Moment>) -> Option<Moment> {
         let (moment, _) = self.earliest()?;
         match scheduled {

@@ -48,7 +48,7 @@ pub enum Glitch {
     TinyData,
     /// Header fields that change the compression table without use.
     HeaderChurn,
-    /// An empty line before a request, or another thing that RFC 9112 tells servers to ignore.
+    /// An empty line before a request, or other bytes that servers should ignore by RFC 9112.
     IgnoredBytes,
     /// A window of time with fewer bytes than the minimum.
     Drip,

@@ -6,7 +6,7 @@
 //! not that something *is so*. This has two consequences, and every lost wake-up comes from
 //! forgetting one of them:
 //!
-//! * a reader that stops before `EAGAIN` must remember that there is more: no event will say it;
+//! * a reader that stops before `EAGAIN` must remember that there is more: no event will report it;
 //! * a reader that does not want to read now must remember an edge that comes meanwhile.
 //!
 //! So the event is not the state. The state is here, and events only feed it:
@@ -117,7 +117,7 @@ impl Readiness {
         self.0 |= HUNG_UP | READ_READY | WRITE_READY;
     }
 
-    // ---- what the kernel answered ----
+    // ---- what the system calls returned ----
 
     /// `read` returned `EAGAIN`.
     pub const fn blocked_read(&mut self) {

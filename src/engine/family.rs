@@ -283,9 +283,8 @@ mod tests {
     }
 
     /// Mutations that this test catches: `||` for the first `&&` of `Signs::fit` (every llama
-    /// becomes SmolLM2), no lower case in
-    /// `is_named` (the catalogue's files are not found), and `NEUTRAL` recognised by its empty
-    /// signs.
+    /// becomes SmolLM2), no lower case in `is_named` (the catalogue's files are not found), and
+    /// `NEUTRAL` recognised by its empty signs.
     #[test]
     fn files_are_recognised_by_their_metadata() {
         for (file, family) in [

@@ -1,8 +1,7 @@
 //! HTTP without I/O: bytes in, events out; no socket, no thread, no clock.
 //!
 //! Every protocol turns its input into a [`Request`], and the service responds through a
-//! [`ResponseSink`].
-//! HTTP/1.1 is in [`http1`]; each further protocol has its own `ResponseSink`.
+//! [`ResponseSink`]. HTTP/1.1 is in [`http1`]; each further protocol has its own `ResponseSink`.
 
 use std::ops::Range;
 
@@ -193,8 +192,8 @@ impl Fields {
     }
 }
 
-/// The receiver of a response, whatever the protocol. The service calls either
-/// `respond`, or `start`, any number of `data` and `finish`. No call blocks; everything is queued.
+/// The receiver of a response, whatever the protocol. The service calls either `respond`, or
+/// `start`, any number of `data` and `finish`. No call blocks; everything is queued.
 pub trait ResponseSink {
     /// Sends a whole response at once.
     fn respond(&mut self, answer: &ResponseHead<'_>, body: &[u8]);

@@ -112,9 +112,8 @@ impl Weight {
     }
 }
 
-/// Returns the client's favourite among
-/// `offers`, which are in the server's order of preference. `None` if it accepts none of them
-/// (406).
+/// Returns the client's favourite among `offers`, which are in the server's order of preference.
+/// `None` if it accepts none of them (406).
 pub fn choose(request: &Request<'_>, offers: &[MediaType]) -> Option<MediaType> {
     choose_from(accept_values(request), offers)
 }

@@ -37,8 +37,8 @@ pub const KEY_ID_PREFIX: &str = "key_";
 /// One API key. The times are seconds since 1970 (UTC).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRecord {
-    /// The key's public name, such as
-    /// `key_5f0c92ab61d7`: safe to log, and the argument of `revoke`.
+    /// The key's public name, such as `key_5f0c92ab61d7`: safe to log, and the argument of
+    /// `revoke`.
     pub id: String,
     /// The owner's name for it. May be empty.
     pub name: String,

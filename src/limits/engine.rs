@@ -123,8 +123,8 @@ pub const PROOF_CONTEXT_TOKENS: u32 = 256;
 /// Tokens of the prompt that a model is proved with: templates put 30 to 60 around a word.
 pub const PROOF_PROMPT_TOKENS_MAX: u32 = 32;
 
-/// Processor time that a proof may take, beside a second for each
-/// [`PROOF_BYTES_PER_CPU_SECOND`] bytes of the file.
+/// Processor time that a proof may take, beside a second for each [`PROOF_BYTES_PER_CPU_SECOND`]
+/// bytes of the file.
 pub const PROOF_CPU_TIME: Duration = Duration::from_secs(600);
 
 /// Bytes of the file that a proof gets one more second for: weights are read, some are put into

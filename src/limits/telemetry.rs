@@ -68,8 +68,8 @@ pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
     600_000_000,
 ];
 
-/// Bounds of `autoglmd_time_to_first_token_seconds`. A cached prompt takes a few milliseconds;
-/// a token that takes more than a minute has waited in the queue, and how long no longer matters.
+/// Bounds of `autoglmd_time_to_first_token_seconds`. A cached prompt takes a few milliseconds; a
+/// token that takes more than a minute has waited in the queue, and how long no longer matters.
 pub const TIME_TO_FIRST_TOKEN_BUCKETS_MICROS: &[u64] = &[
     1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
     5_000_000, 10_000_000, 30_000_000, 60_000_000,

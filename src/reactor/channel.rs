@@ -12,9 +12,8 @@
 //! ```
 //!
 //! Invariants:
-//!  1. One place reads the socket for a protocol
-//!     (`read`), one reads bytes and drops them (`discard`), and one writes (`write`). Each is one
-//!     system call.
+//!  1. One place reads the socket for a protocol (`read`), one reads bytes and drops them
+//!     (`discard`), and one writes (`write`). Each is one system call.
 //!  2. A direction is tried only while its ready bit is set, and only `WouldBlock` or a short
 //!     transfer clears the bit: so no edge is lost.
 //!  3. An idle channel holds no buffer: `inbound` and `output` return to the pool when empty.

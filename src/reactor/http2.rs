@@ -2,8 +2,8 @@
 //!
 //! Owns what is between h2 (`http::http2`) and the service: the streams, which of them is being
 //! received and which answered, and when each has to be looked at. The same inputs and outputs as
-//! [`super::http1`]: bytes come in by `handle_input`, answers go into the connection's
-//! output queue. It knows no socket.
+//! [`super::http1`]: bytes come in by `handle_input`, answers go into the connection's output
+//! queue. It knows no socket.
 //!
 //! ```text
 //!            GOAWAY, GOAWAY           no stream is left
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Bytes that come are driven through h2 at once. All other calls act on streams and their handles
-//! and leave `has_work` behind: the connection's next `poll` lets h2 write what all
-//! of them have brought. Nobody is woken: see `http::http2`.
+//! and leave `has_work` behind: the connection's next `poll` lets h2 write what all of them have
+//! brought. Nobody is woken: see `http::http2`.
 //!
 //! Invariants:
 //!  1. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.

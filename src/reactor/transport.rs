@@ -19,8 +19,8 @@
 //!
 //! Invariants:
 //!  1. A decision is final.
-//!  2. Every handshake is counted once, by its end: in
-//!     `handle_input` if input ended it, in `abandon` if its connection ended first.
+//!  2. Every handshake is counted once, by its end: in `handle_input` if input ended it, in
+//!     `abandon` if its connection ended first.
 //!  3. Input that costs a handshake step is taken only while the turn's steps last; see
 //!     [`Transport::next_read_may_handshake`].
 

@@ -352,9 +352,8 @@ impl KeyStore {
         Ok(())
     }
 
-    /// Runs
-    /// `work` in a transaction that holds the write lock from its beginning. An error of `work`
-    /// rolls back.
+    /// Runs `work` in a transaction that holds the write lock from its beginning. An error of
+    /// `work` rolls back.
     fn write<T>(
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
@@ -518,9 +517,8 @@ fn insert_secret(
     Ok(())
 }
 
-/// Makes
-/// `record.hash` the key's current secret. Older secrets with time left keep it, up to `old_end`;
-/// the others are deleted.
+/// Makes `record.hash` the key's current secret. Older secrets with time left keep it, up to
+/// `old_end`; the others are deleted.
 fn replace_secret(
     transaction: &Transaction<'_>,
     record: &KeyRecord,

@@ -7,7 +7,6 @@
 //! connection, so either is accepted for those, with the correct code. After every error of a
 //! stream the connection must still work, and after every error of the connection it must be
 //! closed.
-//! still work, and after every error of the connection it must be closed.
 //!
 //! Names and values with bytes that none may have are malformed too, but h2 finds them while it
 //! decompresses, where it takes every error for one of the connection. So those cases accept GOAWAY

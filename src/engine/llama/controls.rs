@@ -10,8 +10,8 @@
 //! control token comes from the template. Text without such names has no mark: it is tokenized in
 //! one piece with the template around it, as the model was trained.
 //!
-//! The alternative, marks around every message, would change what templates see
-//! (`trim`, `startswith`, `split`) and cut each prompt where the model expects one text.
+//! The alternative, marks around every message, would change what templates see (`trim`,
+//! `startswith`, `split`) and cut each prompt where the model expects one text.
 //!
 //! Invariants:
 //!  1. A mark is a character that no message of its conversation contains: it cannot be forged.

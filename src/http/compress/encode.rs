@@ -54,9 +54,8 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    /// Replaces the contents of
-    /// `out` by the coded body. Returns false if it would not be shorter; `out` is then
-    /// meaningless.
+    /// Replaces the contents of `out` by the coded body. Returns false if it would not be shorter;
+    /// `out` is then meaningless.
     pub fn compress(
         &mut self,
         coding: Coding,

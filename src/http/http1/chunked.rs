@@ -13,13 +13,13 @@
 //!                   Finished <--LF-- EndLf <--CR-- TrailerStart <--LF-- TrailerLf <--CR--+
 //!                                                        \--> TrailerName --":"--> TrailerValue
 //! ```
+//!
 //! Strict where parsers have disagreed, so that requests could be smuggled between them:
-//! Strict where parsers have disagreed with each other and let requests be smuggled between them:
+//!
 //! 1. A size is hexadecimal digits and nothing else: no sign, `0x`, or white space around it.
 //! 2. Every line ends with CRLF; a CR without LF, or an LF without CR, is refused in a size line,
 //!    in an extension, after the data and in a trailer.
 //! 3. Extensions and trailers are bounded, must hold no control byte, and are dropped.
-//! 4. A chunk that would exceed the body's limit is refused by its size line, before its data.
 //! 4. A chunk that would exceed the body's limit is refused by its size line, before its data.
 
 use super::{Malformed, is_token_byte, is_value_byte};

@@ -241,7 +241,7 @@ impl Client {
                 wire.client_resets();
                 self.done = true;
             }
-            // The half-closed client may be gone entirely: its kernel answers later bytes with a
+            // The half-closed client may be gone entirely: its kernel rejects later bytes with a
             // reset.
             None if self.vanishes && !wire.closed && !wire.to_client.is_empty() => {
                 wire.client_resets();

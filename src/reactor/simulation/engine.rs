@@ -110,7 +110,7 @@ impl SimulatedEngine {
         (desk.admitted, desk.ended)
     }
 
-    /// Gives one job a token or its end.
+    /// Sends one job a token or its end.
     pub fn step(&self, dice: &mut Dice) {
         let mut desk = self.desk.lock().unwrap();
         let mut events = Vec::new();

@@ -75,7 +75,7 @@ impl Dice {
     }
 }
 
-/// What a stream may have under way beside what waits below the high mark.
+/// The bytes that a stream may have under way beside those that wait below the high mark.
 pub struct StreamBound;
 
 impl StreamBound {
@@ -84,7 +84,7 @@ impl StreamBound {
     pub const EVENTS_BYTES: usize =
         (service_limits::CREDIT_EVENTS as usize + 1) * (engine::EVENT_BYTES_MOST * 10 / 9 + 100);
 
-    /// What the daemon holds for one slow reader of a stream, before encryption.
+    /// The most that the daemon holds for one slow reader of a stream, before encryption.
     pub const SLOW_READER_BYTES: usize = core_limits::OUTPUT_HIGH_BYTES + StreamBound::EVENTS_BYTES;
 }
 

@@ -60,8 +60,8 @@ impl Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Public,
-    /// Clients on loopback need no key if
-    /// `metrics.public_on_loopback` is on; otherwise like `Scope`.
+    /// Clients on loopback need no key if `metrics.public_on_loopback` is on; otherwise like
+    /// `Scope`.
     PublicOnLoopback(Scopes),
     /// Holders of a valid key with this scope.
     Scope(Scopes),

@@ -155,8 +155,8 @@ fn page(
     )
 }
 
-/// Mutations: `check_origin` is not called; `check` reads the
-/// `Host` field instead of `Request::host`; an origin that is not ASCII passes.
+/// Mutations: `check_origin` is not called; `check` reads the `Host` field instead of
+/// `Request::host`; an origin that is not ASCII passes.
 #[test]
 fn without_keys_no_web_page_is_served() {
     for (authority, fields, is_served) in PAGES {

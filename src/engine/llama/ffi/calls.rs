@@ -2,8 +2,8 @@
 //!
 //! The binding declares llama.cpp's functions as `extern "C"`: the compiler assumes that such a
 //! call never unwinds, and an exception from it ends the process. Here the same functions are
-//! declared as `extern "C-unwind"`, with the binding's own types, and
-//! [`guarded`] runs them under a C++ `catch` (`guard.cpp`).
+//! declared as `extern "C-unwind"`, with the binding's own types, and [`guarded`] runs them under a
+//! C++ `catch` (`guard.cpp`).
 //!
 //! Invariant: the other files of this folder call functions that allocate, index or compute only
 //! from here and only inside [`guarded`]. From the binding they use directly only plain reads of a
