@@ -45,7 +45,9 @@ const HERE: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 fn connect(address: SocketAddr) -> TcpStream {
     let client = TcpStream::connect(address).expect("the kernel takes it into the backlog");
-    client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let patience = Some(PATIENCE);
+    client.set_read_timeout(patience).expect("a timeout");
+    client.set_write_timeout(patience).expect("a timeout");
     client
 }
 
