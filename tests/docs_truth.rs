@@ -13,7 +13,7 @@
 //! `name` in `path` promises more: the file at that path has the name. A stop of the tour names at
 //! least three things that can be looked up.
 //!
-//! Mutations: a name in a page with one letter changed; `16 reads` beside `READS_PER_PUMP` made 17;
+//! Mutations: a name in a page with one letter changed; `16 reads` beside `READS_PER_PUMP_MAX` made 17;
 //! [`every_kind_of_untruth_is_found`] shows each kind red.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -214,8 +214,8 @@ fn every_kind_of_untruth_is_found() {
         ("It is `NO_SUCH_BOUND`.", "no such constant"),
         ("Look at `autoglmd_no_such_total`.", "no such metric"),
         ("Set `limits.no_such_key`.", "no such key"),
-        ("It takes 17 reads (`READS_PER_PUMP`).", "is 16"),
-        ("`READS_PER_PUMP` (17)", "is 16"),
+        ("It takes 17 reads (`READS_PER_PUMP_MAX`).", "is 16"),
+        ("`READS_PER_PUMP_MAX` (17)", "is 16"),
         ("at the high mark (`OUTPUT_HIGH_BYTES`, 65 KiB)", "is 65536"),
         ("after 3 s (`LINGER_TIMEOUT`)", "is 2000 ms"),
         ("within `limits.write_timeout` (31 s)", "is 30000 ms"),
@@ -232,12 +232,12 @@ fn every_kind_of_untruth_is_found() {
         );
     }
     for text in [
-        "It takes 16 reads (`READS_PER_PUMP`), 64 KiB (`OUTPUT_HIGH_BYTES`) and `LINGER_TIMEOUT` (2 s).",
+        "It takes 16 reads (`READS_PER_PUMP_MAX`), 64 KiB (`OUTPUT_HIGH_BYTES`) and `LINGER_TIMEOUT` (2 s).",
         "See `turn` in `src/reactor/event_loop.rs`, `limits.write_timeout` (30 s), `autoglmd_wakeups_total`.",
     ] {
         assert_eq!(faults(&tree, text, Place::Page), [""; 0], "{text}");
     }
-    let table = "| `READS_PER_PUMP` | 17 | reads |";
+    let table = "| `READS_PER_PUMP_MAX` | 17 | reads |";
     assert_eq!(faults_of_tables(&tree, table).len(), 1);
     for command in [
         "test --test no_such_file",

@@ -5,8 +5,8 @@ use std::time::Duration;
 // ---- one turn ----
 
 /// Edges taken from the kernel per turn. More are handled later, not lost; at about 10 us each, a
-/// turn stays below 3 ms. Responses are made in one turn and written in the next: they must find
-/// their buffers in the pool, and still be in the processor's cache.
+/// turn stays below 3 ms. Responses are made and written in the same turn: they must find their
+/// buffers in the pool, and still be in the processor's cache.
 pub const EVENTS_PER_TURN_MAX: usize = 256;
 
 const _: () = assert!(
@@ -17,8 +17,9 @@ const _: () = assert!(
 /// of a socket's receive buffer, at one `read`.
 pub const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// Reads of one connection per turn: a megabyte of body per turn leaves the others their share.
-pub const READS_PER_TURN_MAX: usize = 16;
+/// Reads of one connection per pump: a megabyte of body leaves the others their share. A turn pumps
+/// a connection at most twice, once in each round.
+pub const READS_PER_PUMP_MAX: usize = 16;
 
 /// Pipelined requests that are handled between two looks at the other connections.
 pub const REQUESTS_PER_READ_MAX: usize = 32;

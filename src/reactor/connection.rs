@@ -355,7 +355,7 @@ impl<K> Connection<K> {
         let Phase::Lingering { discarded_bytes } = &mut self.phase else {
             return Ok(Pumped::Waiting);
         };
-        for _ in 0..limits::READS_PER_TURN_MAX {
+        for _ in 0..limits::READS_PER_PUMP_MAX {
             if !self.channel.is_readable() {
                 return Ok(Pumped::Waiting);
             }
@@ -387,7 +387,7 @@ impl<K> Connection<K> {
         scratch: &mut [u8],
         turn: &mut Turn<'_>,
     ) -> Result<Pumped, CloseReason> {
-        for _ in 0..limits::READS_PER_TURN_MAX {
+        for _ in 0..limits::READS_PER_PUMP_MAX {
             if !self.wants(&turn.marks).read {
                 return Ok(Pumped::Waiting);
             }
