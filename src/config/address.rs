@@ -77,7 +77,7 @@ impl Listen {
         }
     }
 
-    const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
+    pub(crate) const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
         \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\", \"clear:\" or \
         \"proxy:\" before it if need be";
 
@@ -85,15 +85,12 @@ impl Listen {
     const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
         every user of this machine could connect (a file of this name is \"unix:./@NAME\")";
 
-    /// Returns what would be accepted instead of `text`.
-    pub(crate) fn expected(text: &str) -> &'static str {
-        match text.contains("unix:@") {
-            true => Listen::EXPECTED_PATH,
-            false => Listen::EXPECTED,
-        }
+    /// What to say about this text instead of [`Listen::EXPECTED`].
+    pub(crate) fn advice(text: &str) -> Option<&'static str> {
+        text.contains("unix:@").then_some(Listen::EXPECTED_PATH)
     }
 
-    /// Parses the written form; see [`Listen::expected`].
+    /// Parses the written form; see [`Listen::EXPECTED`].
     pub fn parse(text: &str) -> Option<Listen> {
         let (proxied, text) = match text.strip_prefix("proxy:") {
             Some(rest) => (true, rest),

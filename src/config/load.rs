@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::kind::{Refused, Value, describe};
 use super::problem::{ConfigErrors, Document, Problem, nearest, printable, printable_path, quote};
 use super::rules::{self, Finding};
 use super::schema::{Config, Key, SECTIONS, Section, find, keys};
 use super::sources::{Origin, Sources, is_readable};
+use super::value::{Refused, Value, describe};
 use crate::limits::config as limits;
 
 /// A configuration without mistakes.
@@ -253,13 +253,13 @@ impl Draft {
     fn set_text(&mut self, key: &'static Key, text: &str, place: &str, origin: Origin) {
         let read = match is_readable(text) {
             true => key
-                .form
+                .kind
                 .read_text(text)
                 .map_err(|refused| refusal(key, &refused)),
             false => Err(format!(
                 "{} is not UTF-8; expected {}",
                 key.path,
-                key.form.expected()
+                key.kind.expected()
             )),
         };
         match read {
@@ -275,7 +275,7 @@ impl Draft {
         if (key.write)(&mut self.config, value) {
             self.origins.insert(key.path, origin);
         } else {
-            // A row whose form and field disagree; its own test fails first.
+            // A row whose kind and field disagree; its own test fails first.
             let message = format!("{} cannot hold this value; this is a bug", key.path);
             self.elsewhere.push(Problem::new("schema", message));
         }
@@ -365,7 +365,7 @@ fn read_bounded(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
 }
 
 fn read_key(key: &Key, value: &Spanned<DeValue<'_>>) -> Result<Value, (Range<usize>, String)> {
-    key.form
+    key.kind
         .read_toml(value)
         .map_err(|(span, refused)| (span, refusal(key, &refused)))
 }

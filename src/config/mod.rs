@@ -11,7 +11,7 @@
 //! ```text
 //!   defaults < file < environment < flags        each value remembers its Origin
 //!        \      \         \           \
-//!         `------`---------`-----------`--> kind::read_* --> Value --> field of Config
+//!         `------`---------`-----------`--> ValueKind::read_* --> Value --> field of Config
 //!                                                                          |
 //!                 all mistakes at once, with their places <-- rules <------'
 //! ```
@@ -25,6 +25,7 @@ mod address;
 mod change;
 mod hosts;
 mod kind;
+mod kinds;
 mod load;
 mod problem;
 mod proxies;
@@ -35,6 +36,7 @@ mod show;
 mod sources;
 mod tls;
 pub mod units;
+mod value;
 mod words;
 
 pub use address::{Listen, Opening, Place, Security};

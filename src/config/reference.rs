@@ -1,7 +1,7 @@
 //! Pages generated from the schema: `docs/configuration.md` and the annotated example file.
 
-use super::kind::Form;
 use super::schema::{Config, Key, SECTIONS};
+use super::value::Value;
 
 const HEAD: &str = "\
 # Configuration
@@ -65,9 +65,9 @@ pub fn example() -> String {
         ));
         for (index, key) in section.keys.iter().enumerate() {
             let separator = if index == 0 { "" } else { "\n" };
-            let help = match key.form {
-                Form::Switch => key.help().to_owned(),
-                _ => format!("{} Range: {}.", key.help(), key.form.range()),
+            let help = match (key.read)(&defaults) {
+                Value::Switch(_) => key.help().to_owned(),
+                _ => format!("{} Range: {}.", key.help(), key.kind.range()),
             };
             let setting = format!("{} = {}", key.name, key.print(&defaults));
             text.push_str(&format!("{separator}{}{setting}\n", comment(&help)));
@@ -77,8 +77,8 @@ pub fn example() -> String {
 }
 
 fn row(key: &Key, defaults: &Config) -> String {
-    let (name, kind, default) = (key.name, key.form.type_name(), key.print(defaults));
-    let (range, help, effect) = (key.form.range(), key.help(), key.effect.as_str());
+    let (name, kind, default) = (key.name, key.kind.name(), key.print(defaults));
+    let (range, help, effect) = (key.kind.range(), key.help(), key.effect.as_str());
     // A bar would end the cell.
     let help = help.replace('|', "\\|");
     format!("| `{name}` | {kind} | `{default}` | {range} | {help} | {effect} |\n")

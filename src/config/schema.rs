@@ -1,9 +1,9 @@
 //! The schema: every section and key of the configuration, in one table.
 //!
-//! A row has the meaning of the key, its name, the type of its field, its default, its [`Form`]
-//! (the accepted text), and whether a reload applies it. The structs that the rest of the daemon
-//! reads are generated from the rows, so there cannot be a field without a row, or a row without a
-//! field.
+//! A row has the meaning of the key, its name, the type of its field, its default, its
+//! [`ValueKind`] (the accepted text), and whether a reload applies it. The structs that the rest of
+//! the daemon reads are generated from the rows, so there cannot be a field without a row, or a row
+//! without a field.
 //!
 //! To add a key, add a row. Then `AUTOGLMD_BLESS=1 cargo test --test generated_docs` rewrites the
 //! pages that are generated from this table.
@@ -13,10 +13,15 @@ use std::time::Duration;
 
 use super::address::Listen;
 use super::hosts::Hosts;
-use super::kind::{Field, Form, Value};
+use super::kind::ValueKind;
+use super::kinds::{
+    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, SWITCH, number, size, time,
+    word_of,
+};
 use super::proxies::{ForwardedField, TrustedProxies};
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
-use super::words::{EngineKind, KvType, LogFormat, words};
+use super::value::{Field, Value};
+use super::words::{EngineKind, KvType, LogFormat};
 use crate::limits::config as limits;
 use crate::limits::http1 as http1_limits;
 
@@ -34,10 +39,10 @@ pub struct Key {
     /// Such as `limits.max_head`.
     pub path: &'static str,
     help: &'static str,
-    pub form: Form,
+    pub kind: ValueKind,
     pub effect: Effect,
     pub read: fn(&Config) -> Value,
-    /// Returns false if the value is of another form than the field: a bug in the table.
+    /// Returns false if the value is of another kind than the field: a bug in the table.
     pub write: fn(&mut Config, Value) -> bool,
 }
 
@@ -73,7 +78,7 @@ impl Key {
 
     /// Returns the key's value in `config`, as it is written in a file.
     pub fn print(&self, config: &Config) -> String {
-        self.form.print(&(self.read)(config))
+        self.kind.print(&(self.read)(config))
     }
 }
 
@@ -101,7 +106,7 @@ macro_rules! schema {
         $section:ident $section_name:literal: $Section:ident {
             $(
                 $(#[doc = $help:literal])+
-                $name:ident: $type:ty = $default:expr, $form:expr, $effect:ident;
+                $name:ident: $type:ty = $default:expr, $kind:expr, $effect:ident;
             )+
         }
     )+) => {
@@ -134,7 +139,7 @@ macro_rules! schema {
                 name: stringify!($name),
                 path: concat!($section_name, ".", stringify!($name)),
                 help: concat!($($help),+),
-                form: $form,
+                kind: $kind,
                 effect: Effect::$effect,
                 read: |config| config.$section.$name.to_value(),
                 write: |config, value| match Field::from_value(value) {
@@ -158,32 +163,32 @@ schema! {
         /// With `proxy:` before all of it each connection must begin with a header of the PROXY
         /// protocol, version 2, which is accepted from `server.trusted_proxies` and, on a Unix
         /// socket, from every peer.
-        listen: Vec<Listen> = vec![Listen::LOOPBACK], Form::Addresses, Restart;
+        listen: Vec<Listen> = vec![Listen::LOOPBACK], ADDRESSES, Restart;
         /// Proxies whose word about a client's address is believed: networks such as `10.0.0.0/8`,
         /// addresses, or `unix` for the peers on Unix sockets. Empty: no peer is believed.
-        trusted_proxies: TrustedProxies = TrustedProxies::default(), Form::Networks, Reload;
+        trusted_proxies: TrustedProxies = TrustedProxies::default(), NETWORKS, Reload;
         /// The field in which they name the client: `forwarded` (RFC 7239), `x-forwarded-for`, or
         /// `any`. With `any`, a request in which both are there and disagree counts as the proxy's
         /// own.
         forwarded_header: ForwardedField = ForwardedField::Any,
-            Form::Word(words::<ForwardedField>), Reload;
+            word_of::<ForwardedField>(), Reload;
         /// Names of this machine, besides `localhost`, its subdomains and loopback addresses, under
         /// which clients on a loopback address are served without a key: with `auth.enabled =
         /// false`, and `/metrics` with `metrics.public_on_loopback`. Under other names it is web
         /// pages that ask. Names and addresses stand without a port.
-        hosts: Hosts = Hosts::default(), Form::Hosts, Reload;
+        hosts: Hosts = Hosts::default(), HOSTS, Reload;
         /// Threads that own sockets. One serves tens of thousands of connections.
-        reactors: u16 = 1, Form::Number(limits::REACTORS), Restart;
+        reactors: u16 = 1, number(limits::REACTORS), Restart;
         /// Reload when the file, or a certificate that it names, is saved, as SIGHUP does.
-        watch_config: bool = false, Form::Switch, Restart;
+        watch_config: bool = false, SWITCH, Restart;
         /// How long running requests may take to end after SIGTERM.
         drain_timeout: Duration = Duration::from_secs(30),
-            Form::Time(limits::DRAIN_TIMEOUT_MS), Reload;
+            time(limits::DRAIN_TIMEOUT_MS), Reload;
         /// Compress answers for clients that ask for it by `Accept-Encoding`.
-        compress: bool = true, Form::Switch, Reload;
+        compress: bool = true, SWITCH, Reload;
         /// Answers below this size go out as they are. One that fits into a packet with its head
         /// gains nothing.
-        compress_min: usize = KIB, Form::Size(limits::COMPRESS_MIN_BYTES), Reload;
+        compress_min: usize = KIB, size(limits::COMPRESS_MIN_BYTES), Reload;
     }
 
     /// Certificates. A file may be `credential:NAME`: one that the service manager passes in
@@ -191,140 +196,140 @@ schema! {
     tls "server.tls": Tls {
         /// PEM files, each with a certificate and those that lead to its authority. The client's
         /// server name chooses one; the first serves those that name none of them. None: no TLS.
-        certificates: Vec<PathBuf> = Vec::new(), Form::Paths, Reload;
+        certificates: Vec<PathBuf> = Vec::new(), FILES, Reload;
         /// PEM files with the private keys, in the order of `certificates`. None: each
         /// certificate's file holds its key too.
-        keys: Vec<PathBuf> = Vec::new(), Form::Paths, Reload;
+        keys: Vec<PathBuf> = Vec::new(), FILES, Reload;
         /// The oldest version that is spoken.
-        min_version: TlsVersion = TlsVersion::V12, Form::Word(words::<TlsVersion>), Reload;
+        min_version: TlsVersion = TlsVersion::V12, word_of::<TlsVersion>(), Reload;
         /// Whether clients are asked for a certificate: `off`, `optional`, or `required`.
         client_certificates: ClientCertificates = ClientCertificates::Off,
-            Form::Word(words::<ClientCertificates>), Reload;
+            word_of::<ClientCertificates>(), Reload;
         /// PEM file with the authorities of clients' certificates.
-        client_ca: Option<PathBuf> = None, Form::Path, Reload;
+        client_ca: Option<PathBuf> = None, PATH, Reload;
         /// Which API key a client's certificate stands for where the request brings none:
         /// `dns:NAME = KEY`, `uri:`, `email:`, `cn:` or `sha256:FINGERPRINT`. KEY is a key's id or
         /// name. The first that fits is taken.
-        client_keys: Vec<ClientKey> = Vec::new(), Form::ClientKeys, Reload;
+        client_keys: Vec<ClientKey> = Vec::new(), CLIENT_KEYS, Reload;
     }
 
     /// Who may ask.
     auth "auth": Auth {
         /// Ask for a key. Off is allowed only where every address in `server.listen` is a
         /// loopback address or a Unix socket.
-        enabled: bool = true, Form::Switch, Reload;
+        enabled: bool = true, SWITCH, Reload;
     }
 
     /// How much a key, or an address without one, may ask for. A key's own limits come first.
     rate_limit "rate_limit": RateLimit {
         /// Apply the limits of this section.
-        enabled: bool = true, Form::Switch, Reload;
+        enabled: bool = true, SWITCH, Reload;
         /// Requests a key may make a minute.
-        requests_per_minute: u32 = 600, Form::Number(limits::REQUESTS_PER_MINUTE), Reload;
+        requests_per_minute: u32 = 600, number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Tokens (prompt and answer) a key may spend a minute. 0: no bound.
-        tokens_per_minute: u32 = 0, Form::Number(limits::TOKENS_PER_MINUTE), Reload;
+        tokens_per_minute: u32 = 0, number(limits::TOKENS_PER_MINUTE), Reload;
         /// Requests that may come at once before the rate is felt.
-        burst: u32 = 60, Form::Number(limits::REQUESTS_PER_MINUTE), Reload;
+        burst: u32 = 60, number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Requests an address may make a minute before it has shown a valid key.
-        unauthenticated_per_minute: u32 = 120, Form::Number(limits::REQUESTS_PER_MINUTE), Reload;
+        unauthenticated_per_minute: u32 = 120, number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Requests a key may have running at once. 0: no bound.
-        concurrency: u32 = 0, Form::Number(limits::CONCURRENT_REQUESTS), Reload;
+        concurrency: u32 = 0, number(limits::CONCURRENT_REQUESTS), Reload;
     }
 
     /// Bounds of what one connection and one request may cost.
     limits "limits": Limits {
         /// Connections at once. 0: as many as the descriptor limit allows, less a reserve.
-        max_connections: u32 = 0, Form::Number(limits::CONNECTIONS), Restart;
+        max_connections: u32 = 0, number(limits::CONNECTIONS), Restart;
         /// Bytes of a request's head: request line and fields.
-        max_head: usize = http1_limits::HEAD_BYTES_DEFAULT, Form::Size(limits::HEAD_BYTES), Reload;
+        max_head: usize = http1_limits::HEAD_BYTES_DEFAULT, size(limits::HEAD_BYTES), Reload;
         /// Bytes of a request target. At most `limits.max_head`.
-        max_uri: usize = http1_limits::URI_BYTES_DEFAULT, Form::Size(limits::URI_BYTES), Reload;
+        max_uri: usize = http1_limits::URI_BYTES_DEFAULT, size(limits::URI_BYTES), Reload;
         /// Field lines of a head.
-        max_headers: usize = http1_limits::FIELDS_DEFAULT, Form::Number(limits::FIELDS), Reload;
+        max_headers: usize = http1_limits::FIELDS_DEFAULT, number(limits::FIELDS), Reload;
         /// Bytes of a request's body, as it comes and after inflating.
-        max_body: usize = MIB, Form::Size(limits::BODY_BYTES), Reload;
+        max_body: usize = MIB, size(limits::BODY_BYTES), Reload;
         /// How many times its own size a compressed body may inflate to, beyond the first 64 KiB.
         /// `limits.max_body` bounds the result as well.
-        max_inflate_ratio: u32 = 100, Form::Number(limits::INFLATE_RATIO), Reload;
+        max_inflate_ratio: u32 = 100, number(limits::INFLATE_RATIO), Reload;
         /// From the first byte of a request to the last of its head.
         header_timeout: Duration = Duration::from_secs(10),
-            Form::Time(limits::HEADER_TIMEOUT_MS), Reload;
+            time(limits::HEADER_TIMEOUT_MS), Reload;
         /// From the first byte of a body to its last.
         body_timeout: Duration = Duration::from_secs(30),
-            Form::Time(limits::BODY_TIMEOUT_MS), Reload;
+            time(limits::BODY_TIMEOUT_MS), Reload;
         /// Between two requests of a connection.
         idle_timeout: Duration = Duration::from_secs(75),
-            Form::Time(limits::IDLE_TIMEOUT_MS), Reload;
+            time(limits::IDLE_TIMEOUT_MS), Reload;
         /// How long the peer may accept no byte of an answer.
         write_timeout: Duration = Duration::from_secs(30),
-            Form::Time(limits::WRITE_TIMEOUT_MS), Reload;
+            time(limits::WRITE_TIMEOUT_MS), Reload;
         /// The longest `timeout` that a request may ask for.
         max_request_timeout: Duration = Duration::from_secs(600),
-            Form::Time(limits::REQUEST_TIMEOUT_MS), Reload;
+            time(limits::REQUEST_TIMEOUT_MS), Reload;
         /// The `timeout` of a request that names none. At most `limits.max_request_timeout`.
         default_request_timeout: Duration = Duration::from_secs(60),
-            Form::Time(limits::REQUEST_TIMEOUT_MS), Reload;
+            time(limits::REQUEST_TIMEOUT_MS), Reload;
         /// Requests on one connection before it is closed. 0: no bound.
         max_requests_per_connection: u32 = 0,
-            Form::Number(limits::REQUESTS_PER_CONNECTION), Reload;
+            number(limits::REQUESTS_PER_CONNECTION), Reload;
     }
 
     /// The model and how it is computed.
     engine "engine": Engine {
         /// `llama` computes with llama.cpp; `echo` answers at once with a fixed program, for
         /// measuring the daemon without a model.
-        kind: EngineKind = EngineKind::Llama, Form::Word(words::<EngineKind>), Restart;
+        kind: EngineKind = EngineKind::Llama, word_of::<EngineKind>(), Restart;
         /// A model's name, such as `qwen2.5-coder-0.5b-instruct`, or the path of a GGUF file; or a
         /// list of them, of which the first that can be had is served.
-        model: Vec<String> = vec!["qwen2.5-coder-0.5b-instruct".to_owned()], Form::Models, Restart;
+        model: Vec<String> = vec!["qwen2.5-coder-0.5b-instruct".to_owned()], MODELS, Restart;
         /// Sequences that are decoded together.
-        parallel: u32 = 16, Form::Number(limits::SEQUENCES), Restart;
+        parallel: u32 = 16, number(limits::SEQUENCES), Restart;
         /// Compute threads. 0: chosen by the machine's cores.
-        threads: u32 = 0, Form::Number(limits::THREADS), Restart;
+        threads: u32 = 0, number(limits::THREADS), Restart;
         /// Context of one sequence in tokens. 0: chosen by model and memory.
-        context: u32 = 0, Form::Number(limits::CONTEXT_TOKENS), Restart;
+        context: u32 = 0, number(limits::CONTEXT_TOKENS), Restart;
         /// How the KV cache stores its values. `q8_0` (8 bits) takes half the memory of `f16` (16
         /// bits), and reads long prompts at 0.6 of its speed. `auto` is what was measured as the
         /// better one for the model's family. A model whose heads do not fit blocks of 32 always
         /// gets `f16`.
-        kv_type: KvType = KvType::Auto, Form::Word(words::<KvType>), Restart;
+        kv_type: KvType = KvType::Auto, word_of::<KvType>(), Restart;
         /// Jobs that may wait for a sequence; one more is refused with 503 `queue_full`.
-        queue: u32 = 256, Form::Number(limits::ENGINE_QUEUE_JOBS), Restart;
+        queue: u32 = 256, number(limits::ENGINE_QUEUE_JOBS), Restart;
         /// Prompt tokens computed between two decode steps: more serves long prompts sooner,
         /// less keeps the running streams flowing.
-        prefill_chunk: u32 = 64, Form::Number(limits::PREFILL_CHUNK_TOKENS), Restart;
+        prefill_chunk: u32 = 64, number(limits::PREFILL_CHUNK_TOKENS), Restart;
         /// A greedy answer, or one with a seed, does not depend on what else is computed at the
         /// same time: each sequence is computed by itself. Costs half the speed and more at 16
         /// streams, and a conversation's earlier turns are read again.
-        reproducible: bool = false, Form::Switch, Restart;
+        reproducible: bool = false, SWITCH, Restart;
         /// Layers on the GPU, where a GPU back end is compiled in. 999: all.
-        gpu_layers: u32 = 999, Form::Number(limits::GPU_LAYERS), Restart;
+        gpu_layers: u32 = 999, number(limits::GPU_LAYERS), Restart;
         /// How long the engine may go without a sign of life while it has work. After that
         /// `/readyz` says `stalled`; after three times as long the process ends with a failure, so
         /// that its manager starts it again. A sign is a step, and on processors each part of one.
         stall_timeout: Duration = Duration::from_secs(30),
-            Form::Time(limits::STALL_TIMEOUT_MS), Restart;
+            time(limits::STALL_TIMEOUT_MS), Restart;
     }
 
     /// What the daemon tells about itself.
     log "log": Log {
         /// The least important line that is still written.
         level: log::LevelFilter = log::LevelFilter::Info,
-            Form::Word(words::<log::LevelFilter>), Reload;
+            word_of::<log::LevelFilter>(), Reload;
         /// `text` for people, `json` for collectors, `journald` for its native protocol.
-        format: LogFormat = LogFormat::Text, Form::Word(words::<LogFormat>), Restart;
+        format: LogFormat = LogFormat::Text, word_of::<LogFormat>(), Restart;
         /// A file instead of the standard error stream; SIGUSR1 opens it again after rotation.
         /// Empty: the standard error stream.
-        file: Option<PathBuf> = None, Form::Path, Restart;
+        file: Option<PathBuf> = None, PATH, Restart;
         /// One line for each request.
-        access: bool = true, Form::Switch, Reload;
+        access: bool = true, SWITCH, Reload;
     }
 
     /// Measurements for Prometheus.
     metrics "metrics": Metrics {
         /// Serve `/metrics` without a key to clients on a loopback address. What a proxy of this
         /// machine brings is not such a client's: `server.trusted_proxies` tells whose it is.
-        public_on_loopback: bool = false, Form::Switch, Reload;
+        public_on_loopback: bool = false, SWITCH, Reload;
     }
 }
 
@@ -333,13 +338,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_default_passes_through_its_own_form() {
+    fn every_default_passes_through_its_own_kind() {
         let defaults = Config::default();
         for key in keys() {
             let mut copy = Config::default();
             let printed = (key.read)(&defaults);
             assert_eq!(
-                key.form.check(printed.clone()),
+                key.kind.check(printed.clone()),
                 Ok(printed.clone()),
                 "{}",
                 key.path
@@ -352,7 +357,7 @@ mod tests {
     #[test]
     fn both_ends_of_every_range_fit_the_field() {
         for key in keys() {
-            for value in key.form.ends() {
+            for value in key.kind.ends() {
                 let mut config = Config::default();
                 assert!(
                     (key.write)(&mut config, value.clone()),

@@ -166,7 +166,7 @@ fn every_mistake_has_its_place_and_says_what_is_expected() {
         ),
         (
             "[engine]\nmodel = [\"a\", 1]",
-            "a.toml:2:15: engine.model[1] is 1; expected a name or path of 1 to 4096 bytes",
+            "a.toml:2:15: engine.model[1] is 1; expected a model's name or path of 1 to 4096 bytes",
         ),
         (
             "[auth]\nenabled = 1",

@@ -1,0 +1,439 @@
+//! The kinds of value that keys have: one constant each, or one function where a range belongs to
+//! the kind.
+//!
+//! To add a kind: start from [`TEXT`], and say what differs.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::address::{Listen, Place};
+use super::hosts::Hosts;
+use super::kind::{List, ValueKind};
+use super::proxies::TrustedProxies;
+use super::tls::ClientKey;
+use super::units;
+use super::value::{Value, toml_string};
+use super::words::{Word, words};
+use crate::limits::config as limits;
+
+/// Any text: what the other kinds start from.
+const TEXT: ValueKind = ValueKind {
+    name: "string",
+    plural: "strings",
+    example: "",
+    expected: |_| format!("a text of at most {} bytes", limits::TEXT_BYTES_MAX),
+    advice: |_| None,
+    range: |_| format!("up to {} bytes", limits::TEXT_BYTES_MAX),
+    words: Vec::new,
+    bounds: 0..=limits::TEXT_BYTES_MAX as u64,
+    measure: |value| match value {
+        // Paths and names end at a NUL once they reach the kernel or the engine.
+        Value::Text(text) if !text.contains('\0') => Some(text.len() as u64),
+        _ => None,
+    },
+    from_toml: |_| None,
+    from_text: |text| Some(Value::Text(text.to_owned())),
+    print: |value| match value {
+        Value::Text(text) => toml_string(text),
+        _ => String::new(),
+    },
+    list: None,
+};
+
+pub const SWITCH: ValueKind = ValueKind {
+    name: "boolean",
+    expected: |_| "true or false".to_owned(),
+    range: |kind| (kind.words)().join(", "),
+    words: || vec!["true", "false"],
+    bounds: 0..=1,
+    measure: |value| match value {
+        Value::Switch(on) => Some(u64::from(*on)),
+        _ => None,
+    },
+    from_toml: |value| value.as_bool().map(Value::Switch),
+    from_text: |text| text.parse().ok().map(Value::Switch),
+    print: |value| match value {
+        Value::Switch(on) => on.to_string(),
+        _ => String::new(),
+    },
+    ..TEXT
+};
+
+/// A whole number.
+pub const fn number(bounds: RangeInclusive<u64>) -> ValueKind {
+    ValueKind {
+        name: "integer",
+        expected: |kind| format!("a whole number from {}", kind.range()),
+        range: |kind| format!("{} to {}", kind.bounds.start(), kind.bounds.end()),
+        bounds,
+        measure: |value| match value {
+            Value::Number(number) => Some(*number),
+            _ => None,
+        },
+        from_toml: integer,
+        from_text: |text| digits(text).map(Value::Number),
+        print: |value| match value {
+            Value::Number(number) => number.to_string(),
+            _ => String::new(),
+        },
+        ..TEXT
+    }
+}
+
+/// A number of bytes, with or without a unit.
+pub const fn size(bounds: RangeInclusive<u64>) -> ValueKind {
+    ValueKind {
+        name: "size",
+        expected: |kind| format!("a size such as \"64KiB\", from {}", kind.range()),
+        range: |kind| {
+            let [start, end] = [kind.bounds.start(), kind.bounds.end()];
+            let (start, end) = (
+                units::print_size_bytes(*start),
+                units::print_size_bytes(*end),
+            );
+            format!("{start} to {end}")
+        },
+        from_toml: |value| match value {
+            DeValue::String(text) => units::parse_size_bytes(text).map(Value::Number),
+            other => integer(other),
+        },
+        from_text: |text| units::parse_size_bytes(text).map(Value::Number),
+        print: |value| match value {
+            Value::Number(bytes) => match units::print_size_bytes(*bytes) {
+                plain if plain.bytes().all(|byte| byte.is_ascii_digit()) => plain,
+                with_unit => toml_string(&with_unit),
+            },
+            _ => String::new(),
+        },
+        ..number(bounds)
+    }
+}
+
+/// A duration with its unit; the range is in milliseconds.
+pub const fn time(bounds: RangeInclusive<u64>) -> ValueKind {
+    ValueKind {
+        name: "duration",
+        expected: |kind| format!("a duration such as \"10s\", from {}", kind.range()),
+        range: |kind| {
+            let [start, end] = [kind.bounds.start(), kind.bounds.end()];
+            let (start, end) = (
+                units::print_duration_ms(*start),
+                units::print_duration_ms(*end),
+            );
+            format!("{start} to {end}")
+        },
+        bounds,
+        measure: |value| match value {
+            Value::Time(time) => u64::try_from(time.as_millis()).ok(),
+            _ => None,
+        },
+        from_toml: |value| duration(value.as_str()?),
+        from_text: duration,
+        print: |value| match value {
+            Value::Time(time) => toml_string(&units::print_duration(*time)),
+            _ => String::new(),
+        },
+        ..TEXT
+    }
+}
+
+/// One of the words of a type.
+pub const fn word_of<T: Word>() -> ValueKind {
+    ValueKind {
+        name: "word",
+        expected: |kind| {
+            let words = (kind.words)();
+            let quoted: Vec<_> = words.iter().map(|word| format!("{word:?}")).collect();
+            match &quoted[..] {
+                [first, second] => format!("{first} or {second}"),
+                several => format!("one of {}", several.join(", ")),
+            }
+        },
+        range: |kind| (kind.words)().join(", "),
+        words: words::<T>,
+        from_toml: |value| word::<T>(value.as_str()?),
+        from_text: word::<T>,
+        ..TEXT
+    }
+}
+
+/// A path; empty text means none.
+pub const PATH: ValueKind = ValueKind {
+    name: "path",
+    expected: |_| {
+        format!(
+            "a path of at most {} bytes, or \"\"",
+            limits::TEXT_BYTES_MAX
+        )
+    },
+    from_toml: |value| value.as_str().map(|text| Value::Text(text.to_owned())),
+    ..TEXT
+};
+
+/// What stands in a list: any text that its own reader takes.
+const ELEMENT: ValueKind = ValueKind {
+    bounds: 0..=u64::MAX,
+    ..TEXT
+};
+
+const ADDRESS: ValueKind = ValueKind {
+    name: "address",
+    plural: "addresses",
+    example: "127.0.0.1:8080",
+    expected: |_| Listen::EXPECTED.to_owned(),
+    advice: Listen::advice,
+    from_toml: |value| address(value.as_str()?),
+    from_text: address,
+    ..ELEMENT
+};
+
+/// Addresses to listen on. The same one twice could only fail later, when it is bound.
+pub const ADDRESSES: ValueKind = ValueKind {
+    list: Some(List {
+        element: &ADDRESS,
+        may_stand_alone: false,
+        repeats: |one, other| match (place(one), place(other)) {
+            (Some(Place::Tcp(address)), _) if address.port() == 0 => false,
+            (one, other) => one == other,
+        },
+    }),
+    ..list_of(&ADDRESS, limits::ADDRESSES)
+};
+
+const MODEL: ValueKind = ValueKind {
+    expected: |_| {
+        let most = limits::TEXT_BYTES_MAX;
+        format!("a model's name or path of 1 to {most} bytes")
+    },
+    from_toml: |value| model(value.as_str()?),
+    from_text: model,
+    ..TEXT
+};
+
+/// Names or paths of models: one text, or a list of them.
+pub const MODELS: ValueKind = ValueKind {
+    list: Some(List {
+        may_stand_alone: true,
+        ..List::of(&MODEL)
+    }),
+    ..list_of(&MODEL, limits::MODELS)
+};
+
+const FILE: ValueKind = ValueKind {
+    plural: "paths",
+    example: "/etc/autoglmd/site.pem",
+    expected: |_| format!("a path of 1 to {} bytes", limits::TEXT_BYTES_MAX),
+    from_toml: |value| file(value.as_str()?),
+    from_text: file,
+    ..PATH
+};
+
+/// Paths of files.
+pub const FILES: ValueKind = list_of(&FILE, limits::CERTIFICATE_FILES);
+
+const CLIENT_KEY: ValueKind = ValueKind {
+    plural: "pairs",
+    example: ClientKey::EXAMPLE,
+    expected: |_| ClientKey::EXPECTED.to_owned(),
+    from_toml: |value| client_key(value.as_str()?),
+    from_text: client_key,
+    ..ELEMENT
+};
+
+/// Pairs of a client's name and a key.
+pub const CLIENT_KEYS: ValueKind = list_of(&CLIENT_KEY, limits::CLIENT_KEYS);
+
+const NETWORK: ValueKind = ValueKind {
+    plural: "networks",
+    example: TrustedProxies::EXAMPLE,
+    expected: |_| TrustedProxies::EXPECTED.to_owned(),
+    from_toml: |value| network(value.as_str()?),
+    from_text: network,
+    ..ELEMENT
+};
+
+/// Networks of trusted proxies.
+pub const NETWORKS: ValueKind = list_of(&NETWORK, limits::TRUSTED_PROXIES);
+
+const HOST: ValueKind = ValueKind {
+    plural: "host names",
+    example: Hosts::EXAMPLE,
+    expected: |_| Hosts::EXPECTED.to_owned(),
+    from_toml: |value| host(value.as_str()?),
+    from_text: host,
+    ..ELEMENT
+};
+
+/// Names of this machine.
+pub const HOSTS: ValueKind = list_of(&HOST, limits::HOSTS);
+
+/// A list of one kind's values.
+pub const fn list_of(element: &'static ValueKind, bounds: RangeInclusive<usize>) -> ValueKind {
+    ValueKind {
+        expected: ValueKind::expected_list,
+        range: |kind| format!("{} to {}", kind.bounds.start(), kind.bounds.end()),
+        bounds: *bounds.start() as u64..=*bounds.end() as u64,
+        measure: |value| match value {
+            Value::List(list) => Some(list.len() as u64),
+            _ => None,
+        },
+        list: Some(List::of(element)),
+        ..TEXT
+    }
+}
+
+fn integer(value: &DeValue<'_>) -> Option<Value> {
+    let DeValue::Integer(integer) = value else {
+        return None;
+    };
+    let number = u64::from_str_radix(integer.as_str(), integer.radix());
+    number.ok().map(Value::Number)
+}
+
+fn duration(text: &str) -> Option<Value> {
+    let milliseconds = units::parse_duration_ms(text)?;
+    Some(Value::Time(Duration::from_millis(milliseconds)))
+}
+
+fn word<T: Word>(text: &str) -> Option<Value> {
+    text_if(words::<T>().contains(&text), text)
+}
+
+/// In the form in which addresses are printed.
+fn address(text: &str) -> Option<Value> {
+    Listen::parse(text).map(|listen| Value::Text(listen.to_string()))
+}
+
+fn model(text: &str) -> Option<Value> {
+    text_if(!text.trim().is_empty(), text)
+}
+
+fn file(text: &str) -> Option<Value> {
+    text_if(!text.is_empty(), text)
+}
+
+fn client_key(text: &str) -> Option<Value> {
+    text_if(ClientKey::parse(text).is_some(), text)
+}
+
+fn network(text: &str) -> Option<Value> {
+    text_if(TrustedProxies::takes(text), text)
+}
+
+fn host(text: &str) -> Option<Value> {
+    text_if(Hosts::takes(text), text)
+}
+
+fn text_if(is_taken: bool, text: &str) -> Option<Value> {
+    is_taken.then(|| Value::Text(text.to_owned()))
+}
+
+fn place(address: &Value) -> Option<Place> {
+    match address {
+        Value::Text(text) => Listen::parse(text).map(|listen| listen.place),
+        _ => None,
+    }
+}
+
+/// `str::parse` would take `+5` as well.
+fn digits(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::words::EngineKind;
+    use proptest::prelude::*;
+
+    fn texts(list: &[&str]) -> Value {
+        Value::List(list.iter().map(|&text| Value::Text(text.into())).collect())
+    }
+
+    fn read(kind: &ValueKind, text: &str) -> Result<Value, String> {
+        let value = DeValue::parse(text).expect("the test writes TOML");
+        let read = kind.read_toml(&value);
+        read.map_err(|(_, refused)| format!("{}: {}", refused.element, refused.expected))
+    }
+
+    /// Mutations that this test catches: a list that is printed as its first element, and one that
+    /// may be empty.
+    #[test]
+    fn models_are_one_text_or_a_list() {
+        for (text, list) in [
+            (r#""a""#, &["a"][..]),
+            (r#"["a", "/b, c.gguf"]"#, &["a", "/b, c.gguf"]),
+        ] {
+            assert_eq!(read(&MODELS, text), Ok(texts(list)));
+            assert_eq!(MODELS.print(&texts(list)), text);
+        }
+        assert_eq!(read(&MODELS, r#"["a"]"#), Ok(texts(&["a"])));
+        assert_eq!(MODELS.read_text("a, b"), Ok(texts(&["a", "b"])));
+        let many = format!("[{}]", r#""a","#.repeat(17));
+        for wrong in ["[]", r#"[""]"#, r#""""#, "1", "[1]", &many] {
+            assert!(read(&MODELS, wrong).is_err(), "{wrong}");
+        }
+        assert!(MODELS.read_text(" , ").is_err());
+    }
+
+    /// Mutation: `repeats` without its look at the port.
+    #[test]
+    fn an_address_is_listened_on_once_but_any_port_may_be_asked_for_again() {
+        let any = r#"["127.0.0.1:0", "127.0.0.1:0"]"#;
+        assert!(read(&ADDRESSES, any).is_ok());
+        let twice = r#"["127.0.0.1:80", "tls:127.0.0.1:80"]"#;
+        assert_eq!(
+            read(&ADDRESSES, twice),
+            Err("[1]: each address once".to_owned())
+        );
+        let socket = read(&ADDRESSES, r#"["unix:@name"]"#).unwrap_err();
+        assert!(socket.contains("unix:./@NAME"), "{socket}");
+    }
+
+    #[test]
+    fn lists_are_made_of_any_kind() {
+        const PORT: ValueKind = ValueKind {
+            plural: "ports",
+            example: "80",
+            ..number(1..=65_535)
+        };
+        const PORTS: ValueKind = list_of(&PORT, 1..=3);
+        assert_eq!(PORTS.name(), "list of ports");
+        let numbers = |list: &[u64]| Value::List(list.iter().copied().map(Value::Number).collect());
+        assert_eq!(read(&PORTS, "[80, 443]"), Ok(numbers(&[80, 443])));
+        assert_eq!(PORTS.print(&numbers(&[80, 443])), "[80, 443]");
+        assert_eq!(
+            read(&PORTS, "[80, 70000]"),
+            Err("[1]: a whole number from 1 to 65535".to_owned())
+        );
+        assert!(read(&PORTS, "80").is_err() && read(&PORTS, "[1, 2, 3, 4]").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_printed_text_is_read_back_by_toml(text: String) {
+            let printed = PATH.print(&Value::Text(text.clone()));
+            prop_assert!(!printed.contains('\n'));
+            let read = DeValue::parse(&printed).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(read.get_ref().as_str(), Some(text.as_str()));
+        }
+
+        #[test]
+        fn any_plain_text_is_read_or_refused(text: String) {
+            let kinds = [
+                SWITCH, number(0..=9), size(0..=9), time(0..=9), word_of::<EngineKind>(), PATH,
+                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS,
+            ];
+            for kind in kinds {
+                match kind.read_text(&text) {
+                    Ok(value) => prop_assert_eq!(kind.check(value.clone()), Ok(value)),
+                    Err(refused) => prop_assert!(!refused.expected.is_empty()),
+                }
+            }
+        }
+    }
+}
