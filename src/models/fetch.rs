@@ -32,9 +32,11 @@ use ureq::http::{HeaderMap, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use super::error::ModelError;
 use super::files::{Pace, read_bounded, replace};
+use super::means::Means;
+use super::progress::{Progress, Watch, tell};
 use super::redirect::{Hop, follow};
-use super::{Means, ModelError, Progress, Watch, tell};
 use crate::limits::models as limits;
 use crate::limits::tls as tls_limits;
 

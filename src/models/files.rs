@@ -13,7 +13,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{ModelError, Progress, Watch, tell};
+use super::error::ModelError;
+use super::progress::{Progress, Watch, tell};
 use crate::limits::models as limits;
 
 /// The stored identity of a file.

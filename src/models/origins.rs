@@ -7,10 +7,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{
-    CATALOGUE, Entry, Found, Means, ModelError, Models, Origin, Progress, Pull, Pulled, Resource,
-    Source, Watch, fetch, tell, wheel,
-};
+use super::catalogue::{CATALOGUE, Entry, Origin};
+use super::error::{ModelError, Resource};
+use super::folder::{Found, Models, Pull, Pulled};
+use super::means::Means;
+use super::progress::{Progress, Watch, tell};
+use super::source::Source;
+use super::{fetch, wheel};
 use crate::limits::models as limits;
 
 impl Models {

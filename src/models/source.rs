@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Entry, ModelError};
+use super::catalogue::Entry;
+use super::error::ModelError;
 use crate::limits::models as limits;
 
 /// The source of a model.
@@ -116,7 +117,7 @@ pub(super) fn escape_path(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::DEFAULT_MODEL;
+    use super::super::catalogue::DEFAULT_MODEL;
     use super::*;
 
     #[test]

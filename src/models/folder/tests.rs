@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::ops::ControlFlow;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::limits::models as limits;
+use crate::models::{DEFAULT_MODEL, Optimize, Origin, Resource, Wheel};
 
 /// Responds to one request per connection, in the order of its script.
 struct Server {
