@@ -28,7 +28,7 @@ use crate::engine::prompt;
 use crate::error::ErrorCode;
 use crate::limits::cli as limits;
 use crate::os::file;
-use crate::store::sqlite::BOOTSTRAP_FILE;
+use crate::store::BOOTSTRAP_FILE;
 
 const PATH: &str = "/api/v1/generate";
 const KEY_VARIABLE: &str = "AUTOGLMD_KEY";

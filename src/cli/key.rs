@@ -14,8 +14,7 @@ use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
 use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::keys as keys_limits;
-use crate::store::sqlite::{ListedKey, NewKey, Renewal, Revoked};
-use crate::store::{KeyStore, StoreError};
+use crate::store::{KeyStore, ListedKey, NewKey, Renewal, Revoked, Store, StoreError};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -111,7 +110,7 @@ impl Key {
 }
 
 impl Create {
-    fn run(self, store: &mut KeyStore, now: u64) -> Result<(), Code> {
+    fn run(self, store: &mut dyn Store, now: u64) -> Result<(), Code> {
         refuse_discarded_stdout()?;
         let new = NewKey {
             name: self.name.unwrap_or_default(),
@@ -127,7 +126,7 @@ impl Create {
 }
 
 impl Rotate {
-    fn run(self, store: &mut KeyStore, now: u64) -> Result<(), Code> {
+    fn run(self, store: &mut dyn Store, now: u64) -> Result<(), Code> {
         refuse_discarded_stdout()?;
         let renewal = match self.expires {
             Some(end) => Renewal::At(future(end, now)?),
@@ -161,7 +160,7 @@ fn refuse_discarded_stdout() -> Result<(), Code> {
 
 /// Prints a key's text, the only time that it is shown. A secret that could not be shown is taken
 /// back.
-fn hand_over(store: &mut KeyStore, record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
+fn hand_over(store: &mut dyn Store, record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
     put(&format!("{}\n", secret.reveal())).inspect_err(|_| withdraw(store, &record.id))?;
     let end = record.expires_at.map_or("never".to_owned(), times::show);
     note(format_args!(
@@ -172,7 +171,7 @@ fn hand_over(store: &mut KeyStore, record: &KeyRecord, secret: &Secret) -> Resul
     Ok(())
 }
 
-fn withdraw(store: &mut KeyStore, id: &str) {
+fn withdraw(store: &mut dyn Store, id: &str) {
     match store.withdraw() {
         Ok(true) => note("the new key was not shown, so it was taken back: nothing has changed"),
         Ok(false) => note(format_args!(
@@ -185,7 +184,7 @@ fn withdraw(store: &mut KeyStore, id: &str) {
     }
 }
 
-fn revoke(store: &mut KeyStore, id: &str, now: u64) -> Result<(), Code> {
+fn revoke(store: &mut dyn Store, id: &str, now: u64) -> Result<(), Code> {
     note(
         match store.revoke(id, now).map_err(|error| explain(&error))? {
             Revoked::Now => format!("{id} is revoked"),
@@ -195,7 +194,7 @@ fn revoke(store: &mut KeyStore, id: &str, now: u64) -> Result<(), Code> {
     Ok(())
 }
 
-fn list(store: &KeyStore, as_json: bool, now: u64) -> Result<(), Code> {
+fn list(store: &dyn Store, as_json: bool, now: u64) -> Result<(), Code> {
     let keys = store.list().map_err(|error| explain(&error))?;
     if as_json {
         let keys: Vec<_> = keys.iter().map(|key| to_json(key, now)).collect();

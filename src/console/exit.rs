@@ -8,7 +8,7 @@
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use crate::store::StoreError;
+use crate::store::{Fault, StoreError};
 
 /// An exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +69,13 @@ pub fn of_store(error: &StoreError) -> Code {
             NO_INPUT => CANT_CREATE,
             code => code,
         },
-        StoreError::Database(_, error) => match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseBusy) => TEMPORARY,
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => DATA,
-            _ => IO,
+        StoreError::Database { fault, .. } => match fault {
+            Fault::Busy => TEMPORARY,
+            Fault::Damaged => DATA,
+            Fault::Other => IO,
         },
         StoreError::UnknownKey(_) => NO_INPUT,
         StoreError::TooNew { .. } | StoreError::RevokedKey(_) => DATA,
-        StoreError::Random(_) => OS_ERROR,
+        StoreError::Random(_) | StoreError::Thread(_) => OS_ERROR,
     }
 }

@@ -1,13 +1,19 @@
-//! API keys in SQLite: the data that outlives the process.
+//! API keys in a database: the data that outlives the process.
 //!
-//! Reading order: [`sqlite`] keeps the records in a file; [`watch`] watches that file from its own
-//! thread and passes a new ring of keys to the reactors when it has changed. [`crate::keys`]
-//! defines the keys.
+//! In reading order:
+//!
+//! * [`interface`]: the trait of a store, whatever database is behind it;
+//! * [`sqlite`]: the store in one file;
+//! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
+//!
+//! [`crate::keys`] defines the keys.
 
+pub mod interface;
 pub mod sqlite;
 pub mod watch;
 
-pub use sqlite::{
-    BOOTSTRAP_FILE, Bootstrap, DATABASE_FILE, KeyStore, NewKey, Renewal, Revoked, StoreError,
+pub use interface::{
+    BOOTSTRAP_FILE, Bootstrap, Fault, ListedKey, NewKey, Renewal, Revoked, Store, StoreError,
 };
-pub use watch::StoreWorker;
+pub use sqlite::{DATABASE_FILE, KeyStore};
+pub use watch::StoreWatcher;

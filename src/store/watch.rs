@@ -1,15 +1,15 @@
 //! The thread that watches the key store, so that no reactor ever waits for a disk.
 //!
-//! Owns the daemon's connection to the database. Must never block a caller:
-//! [`StoreWorker::refresh`] leaves a note and returns.
+//! Owns the daemon's connection to the store. Must never block a caller:
+//! [`StoreWatcher::refresh`] leaves a note and returns.
 //!
 //! It sleeps in a channel's receive with a timeout. The cause of waking decides what it does:
 //!
-//! | woken by            | meaning                     | what it does                             |
-//! | ------------------- | --------------------------- | ---------------------------------------- |
-//! | timeout             | a second has passed         | reads the ring if the database changed   |
-//! | a note              | a refresh, as on SIGHUP     | opens the database again, reads the ring |
-//! | the channel's end   | the handle was dropped      | ends                                     |
+//! | woken by          | meaning                | what it does                          |
+//! | ----------------- | ---------------------- | ------------------------------------- |
+//! | timeout           | a second has passed    | reads the ring if the store changed   |
+//! | a note            | a refresh, as on HUP   | opens the store again, reads the ring |
+//! | the channel's end | the handle was dropped | ends                                  |
 //!
 //! Invariants:
 //!  1. `on_change` is called only with a ring that differs from the previous one.
@@ -24,40 +24,39 @@
 //! Mutation that a test catches: `reopen` with `KeyStore::open`
 //! (`a_removed_database_is_not_made_again_...`).
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::sqlite::{KeyStore, StoreError};
+use super::interface::{Store, StoreError};
 use crate::keys::KeyRing;
 use crate::limits::store as limits;
 
 /// The handle. Dropping it stops the thread.
 #[derive(Debug)]
-pub struct StoreWorker {
+pub struct StoreWatcher {
     /// `None` only while it is being dropped.
     notes: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl StoreWorker {
-    /// Opens the database here, so that a failure is returned to the caller, and watches it from a
-    /// thread. Returns the present ring; `on_change` gets later ones, on the worker's thread.
+impl StoreWatcher {
+    /// Reads the ring here, so that a failure is returned to the caller, and watches the store from
+    /// a thread. Returns the present ring; `on_change` gets later ones, on that thread. `reopen`
+    /// must not create a store.
     pub fn start(
-        path: &Path,
+        store: Box<dyn Store>,
+        reopen: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
         on_change: impl FnMut(Arc<KeyRing>) + Send + 'static,
-    ) -> Result<(StoreWorker, Arc<KeyRing>), StoreError> {
-        let store = KeyStore::open(path)?;
-        let version = store.data_version()?;
+    ) -> Result<(StoreWatcher, Arc<KeyRing>), StoreError> {
+        let version = store.version()?;
         let ring = Arc::new(store.ring()?);
         // One place is enough: a second note before the first was read asks for nothing new.
         let (notes, inbox) = bounded(1);
         let watch = Watch {
-            path: path.to_owned(),
             store,
+            reopen,
             version,
             ring: Arc::clone(&ring),
             health: Health::Good,
@@ -66,12 +65,12 @@ impl StoreWorker {
         let thread = thread::Builder::new()
             .name("store".into())
             .spawn(move || watch.run(&inbox))
-            .map_err(|error| spawn_error(path, error))?;
-        let worker = StoreWorker {
+            .map_err(StoreError::Thread)?;
+        let watcher = StoreWatcher {
             notes: Some(notes),
             thread: Some(thread),
         };
-        Ok((worker, ring))
+        Ok((watcher, ring))
     }
 
     /// Requests a fresh reading, and returns at once.
@@ -83,7 +82,7 @@ impl StoreWorker {
     }
 }
 
-impl Drop for StoreWorker {
+impl Drop for StoreWatcher {
     fn drop(&mut self) {
         drop(self.notes.take());
         if let Some(thread) = self.thread.take()
@@ -95,9 +94,9 @@ impl Drop for StoreWorker {
 }
 
 /// The state of the thread.
-struct Watch<F> {
-    path: PathBuf,
-    store: KeyStore,
+struct Watch<R, F> {
+    store: Box<dyn Store>,
+    reopen: R,
     version: i64,
     ring: Arc<KeyRing>,
     health: Health,
@@ -110,7 +109,11 @@ enum Health {
     Failing,
 }
 
-impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
+impl<R, F> Watch<R, F>
+where
+    R: FnMut() -> Result<Box<dyn Store>, StoreError>,
+    F: FnMut(Arc<KeyRing>),
+{
     fn run(mut self, inbox: &Receiver<()>) {
         loop {
             let read = match inbox.recv_timeout(limits::WATCH_INTERVAL) {
@@ -127,7 +130,7 @@ impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
         if self.store.is_replaced() || matches!(self.health, Health::Failing) {
             return self.reopen();
         }
-        let version = self.store.data_version()?;
+        let version = self.store.version()?;
         if version == self.version {
             return Ok(());
         }
@@ -135,8 +138,8 @@ impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
-        self.store = KeyStore::open_existing(&self.path)?;
-        let version = self.store.data_version()?;
+        self.store = (self.reopen)()?;
+        let version = self.store.version()?;
         self.read(version)
     }
 
@@ -165,17 +168,15 @@ impl<F: FnMut(Arc<KeyRing>)> Watch<F> {
     }
 }
 
-fn spawn_error(path: &Path, error: io::Error) -> StoreError {
-    StoreError::File(path.to_owned(), error)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
     use crate::keys::Scopes;
-    use crate::store::sqlite::{DATABASE_FILE, NewKey};
+    use crate::store::interface::NewKey;
+    use crate::store::sqlite::{DATABASE_FILE, KeyStore};
 
     /// Far above the expected time; reached only by a failure.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -187,20 +188,23 @@ mod tests {
         }
     }
 
-    fn start(path: &Path) -> (StoreWorker, Arc<KeyRing>, Receiver<Arc<KeyRing>>) {
+    fn start(path: &Path) -> (StoreWatcher, Arc<KeyRing>, Receiver<Arc<KeyRing>>) {
         let (changes, inbox) = crossbeam_channel::unbounded();
-        let (worker, ring) = StoreWorker::start(path, move |ring| {
+        let store = Box::new(KeyStore::open(path).unwrap());
+        let path = path.to_owned();
+        let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);
+        let (watcher, ring) = StoreWatcher::start(store, reopen, move |ring| {
             changes.send(ring).unwrap();
         })
         .unwrap();
-        (worker, ring, inbox)
+        (watcher, ring, inbox)
     }
 
     #[test]
     fn another_connection_s_change_arrives_without_being_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
-        let (worker, first, changes) = start(&path);
+        let (watcher, first, changes) = start(&path);
         assert!(first.is_empty());
         let mut other = KeyStore::open(&path).unwrap();
         let (record, secret) = other.create(&new_key(), 1).unwrap();
@@ -209,7 +213,7 @@ mod tests {
         other.revoke(&record.id, 2).unwrap();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
         assert!(ring.find(secret.reveal()).unwrap().revoked);
-        drop(worker);
+        drop(watcher);
         assert!(
             changes.try_recv().is_err(),
             "a ring came that nothing had changed"
@@ -220,7 +224,7 @@ mod tests {
     fn a_refresh_finds_a_store_that_took_the_place_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
-        let (worker, _, changes) = start(&path);
+        let (watcher, _, changes) = start(&path);
         let backup = folder.path().join("backup/keys.db");
         let mut other = KeyStore::open(&backup).unwrap();
         let (_, secret) = other.create(&new_key(), 1).unwrap();
@@ -230,7 +234,7 @@ mod tests {
             std::fs::remove_file(folder.path().join(log)).unwrap();
         }
         std::fs::rename(&backup, &path).unwrap();
-        worker.refresh();
+        watcher.refresh();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
         assert!(ring.find(secret.reveal()).is_some());
     }
@@ -239,16 +243,16 @@ mod tests {
     fn an_unreadable_store_keeps_the_ring_and_is_taken_up_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
-        let (worker, _, changes) = start(&path);
+        let (watcher, _, changes) = start(&path);
         let aside = folder.path().join("aside.db");
         std::fs::rename(&path, &aside).unwrap();
         std::fs::create_dir(&path).unwrap();
-        worker.refresh();
+        watcher.refresh();
         std::fs::remove_dir(&path).unwrap();
         let mut other = KeyStore::open(&path).unwrap();
         let (_, secret) = other.create(&new_key(), 1).unwrap();
         // Whichever of these the thread meets first, it ends at the new file's ring.
-        worker.refresh();
+        watcher.refresh();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
         assert!(ring.find(secret.reveal()).is_some());
     }
@@ -259,7 +263,7 @@ mod tests {
     fn a_removed_database_is_not_made_again_and_its_successor_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
-        let (worker, _, _changes) = start(&path);
+        let (watcher, _, _changes) = start(&path);
         let backup = folder.path().join("backup.db");
         let mut other = KeyStore::open(&backup).unwrap();
         let (_, secret) = other.create(&new_key(), 1).unwrap();
@@ -269,8 +273,8 @@ mod tests {
             std::fs::remove_file(file).unwrap();
         }
         // The note is read before the thread ends.
-        worker.refresh();
-        drop(worker);
+        watcher.refresh();
+        drop(watcher);
         assert!(!path.exists());
         // The first moment of a copy.
         std::fs::write(&path, "").unwrap();
@@ -288,8 +292,8 @@ mod tests {
     #[test]
     fn dropping_the_handle_ends_the_thread_at_once() {
         let folder = tempfile::tempdir().unwrap();
-        let (worker, _, changes) = start(&folder.path().join(DATABASE_FILE));
-        drop(worker);
+        let (watcher, _, changes) = start(&folder.path().join(DATABASE_FILE));
+        drop(watcher);
         // The thread owned the sender: its end is the channel's end.
         assert_eq!(
             changes.try_recv(),

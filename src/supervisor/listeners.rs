@@ -140,7 +140,7 @@ impl Listeners {
 
     /// Returns a command line that works now, if there is a key that it can name.
     pub fn first_steps(&self, state_dir: &Path) -> Option<String> {
-        let key = state_dir.join(crate::store::sqlite::BOOTSTRAP_FILE);
+        let key = state_dir.join(crate::store::BOOTSTRAP_FILE);
         if !key.exists() {
             return None;
         }

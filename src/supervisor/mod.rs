@@ -46,7 +46,7 @@ use crate::os::watch::FileWatch;
 use crate::os::{memory, process, rlimit};
 use crate::reactor::message::{Mailboxes, Message};
 use crate::service::{self, Limiter};
-use crate::store::{Bootstrap, KeyStore, StoreError, StoreWorker};
+use crate::store::{Bootstrap, DATABASE_FILE, KeyStore, Store, StoreError, StoreWatcher};
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Problem;
@@ -99,7 +99,7 @@ pub struct Daemon {
     log: LogHandle,
     metrics: Metrics,
     engine: Arc<dyn Engine>,
-    store: StoreWorker,
+    store: StoreWatcher,
     reactors: Reactors,
     listeners: Listeners,
     certificates: Certificates,
@@ -498,10 +498,12 @@ fn start_store_worker(
     state_dir: &Path,
     limiter: &Arc<Limiter>,
     mailboxes: &[Sender<Message<Socket>>],
-) -> Result<(StoreWorker, Arc<KeyRing>), Failure> {
+) -> Result<(StoreWatcher, Arc<KeyRing>), Failure> {
     let (limiter, mailboxes) = (Arc::clone(limiter), mailboxes.to_vec());
-    let path = state_dir.join(crate::store::sqlite::DATABASE_FILE);
-    StoreWorker::start(&path, move |keys| {
+    let path = state_dir.join(DATABASE_FILE);
+    let store = KeyStore::open(&path).map_err(|error| unusable_store(&error))?;
+    let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);
+    StoreWatcher::start(Box::new(store), reopen, move |keys| {
         log::info!("{} keys are known", keys.len());
         limiter.keep(&keys);
         mailboxes

@@ -1,5 +1,7 @@
 //! The store on real files, in temporary folders.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Barrier;
 use std::thread;
 

@@ -5,12 +5,13 @@
 //! key would even have lost the secret that worked. So the change is undone. It is not delayed
 //! until the text is written, because a program that reads the text may use it at once, and because
 //! a pipe that is not emptied would hold the database's write lock.
+//!
+//! [`Store::create`]: crate::store::Store::create
+//! [`Store::rotate`]: crate::store::Store::rotate
 
 use rusqlite::{OptionalExtension, Transaction};
 
-use super::{KeyStore, StoreError, database_error};
-
-/// The state before a change by [`KeyStore::create`] or [`KeyStore::rotate`].
+/// The state before a change by [`Store::create`] or [`Store::rotate`].
 #[derive(Debug)]
 pub(super) struct Undo {
     id: String,
@@ -51,7 +52,7 @@ impl Undo {
     }
 
     /// Returns `false` if another process has rotated the key since; its change stays.
-    fn apply(&self, transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
+    pub(super) fn apply(&self, transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
         let current: Option<[u8; 32]> = transaction
             .query_row(
                 "SELECT hash FROM secrets WHERE key_id = ?1 AND valid_until IS NULL",
@@ -104,26 +105,10 @@ impl Before {
     }
 }
 
-impl KeyStore {
-    /// Takes back the last [`KeyStore::create`] or [`KeyStore::rotate`] of this connection, whose
-    /// secret could not be shown. `false`: there was none, or the key has changed since.
-    pub fn withdraw(&mut self) -> Result<bool, StoreError> {
-        let Some(undo) = self.undo.take() else {
-            return Ok(false);
-        };
-        let path = self.path.clone();
-        self.write(|transaction| {
-            undo.apply(transaction)
-                .map_err(|error| database_error(&path, error))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::keys::{Secret, Standing};
-    use crate::store::sqlite::{NewKey, Renewal};
+    use crate::store::{KeyStore, NewKey, Renewal, Store};
 
     fn store() -> (tempfile::TempDir, KeyStore) {
         let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,165 @@
+//! The interface of a key store, whatever database is behind it.
+//!
+//! Must never: name a database. [`sqlite`] is the one that there is; the thread in [`watch`] and
+//! the commands know this trait alone.
+//!
+//! [`sqlite`]: super::sqlite
+//! [`watch`]: super::watch
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::keys::{KeyRecord, KeyRing, Scopes, Secret};
+
+/// The bootstrap key's name in the state folder.
+pub const BOOTSTRAP_FILE: &str = "bootstrap-key";
+
+/// An open store of API keys. One connection: use it from one thread at a time. Each call may wait
+/// for a disk, a network or another process's lock, so none may be made on a reactor's thread.
+pub trait Store: Send {
+    /// Adds a key. Its secret is only in the result.
+    fn create(&mut self, new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError>;
+
+    /// Replaces a key's secret. The previous one works for `grace` seconds more, but no longer than
+    /// it would have; without grace it is deleted at once, and so are those of earlier rotations.
+    fn rotate(
+        &mut self,
+        id: &str,
+        grace: u64,
+        renewal: Renewal,
+        now: u64,
+    ) -> Result<(KeyRecord, Secret), StoreError>;
+
+    /// Takes back the last [`Store::create`] or [`Store::rotate`] of this connection, whose secret
+    /// could not be shown. Returns `false` if there was none, or the key has changed since.
+    fn withdraw(&mut self) -> Result<bool, StoreError>;
+
+    /// Revokes a key for good.
+    fn revoke(&mut self, id: &str, now: u64) -> Result<Revoked, StoreError>;
+
+    /// Returns every key, oldest first.
+    fn list(&self) -> Result<Vec<ListedKey>, StoreError>;
+
+    /// Returns the snapshot for the reactors: every secret, including those in their grace.
+    fn ring(&self) -> Result<KeyRing, StoreError>;
+
+    /// If the store has no key, creates one with every scope, and its file in `state_dir`. A store
+    /// whose keys are all revoked does have keys: its owner wanted them gone.
+    fn bootstrap(&mut self, state_dir: &Path, now: u64) -> Result<Option<Bootstrap>, StoreError>;
+
+    /// Returns a number that changes when another connection has changed the store, even one of
+    /// this process.
+    fn version(&self) -> Result<i64, StoreError>;
+
+    /// Returns whether the store must be opened again, because its name now means another database,
+    /// as after a restored backup.
+    fn is_replaced(&self) -> bool;
+}
+
+/// The properties of a new key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewKey {
+    pub name: String,
+    pub scopes: Scopes,
+    pub expires_at: Option<u64>,
+    pub requests_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u32>,
+    pub concurrency: Option<u32>,
+}
+
+/// When a rotated key expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The same lifetime as that of the previous secret, from now on; for ever if that had no end.
+    SameLifetime,
+    At(u64),
+}
+
+/// The time of a revocation: the first one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revoked {
+    Now,
+    Before(u64),
+}
+
+/// A key for `list`: the record found by the current secret, and data that no request needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedKey {
+    pub record: KeyRecord,
+    pub revoked_at: Option<u64>,
+}
+
+/// The key of the first start: shown once, and kept in a file that only its owner can read.
+#[derive(Debug)]
+pub struct Bootstrap {
+    pub record: KeyRecord,
+    pub secret: Secret,
+    pub path: PathBuf,
+}
+
+#[derive(Debug)]
+pub enum StoreError {
+    /// A file or folder, and its error.
+    File(PathBuf, io::Error),
+    /// The database at `place`; `reason` is its own message.
+    Database {
+        place: PathBuf,
+        fault: Fault,
+        reason: String,
+    },
+    /// A later version of this program has created the database.
+    TooNew {
+        path: PathBuf,
+        found: usize,
+        known: usize,
+    },
+    UnknownKey(String),
+    RevokedKey(String),
+    Random(getrandom::Error),
+    Thread(io::Error),
+}
+
+/// What is the matter with a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Another process holds its lock.
+    Busy,
+    /// It is not a database of ours, or not whole.
+    Damaged,
+    Other,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::File(path, error) => write!(f, "{}: {error}", path.display()),
+            StoreError::Database { place, reason, .. } => {
+                write!(f, "{}: {reason}", place.display())
+            }
+            StoreError::TooNew { path, found, known } => write!(
+                f,
+                "{}: the database has version {found}, this autoglmd knows {known}; \
+                 install the newer autoglmd again",
+                path.display()
+            ),
+            StoreError::UnknownKey(id) => {
+                write!(f, "no key has the id {id}; see `autoglmd key list`")
+            }
+            StoreError::RevokedKey(id) => write!(
+                f,
+                "{id} is revoked, and stays so; make another with `autoglmd key create`"
+            ),
+            StoreError::Thread(error) => write!(f, "no thread can be started: {error}"),
+            StoreError::Random(error) => write!(f, "getrandom(2) failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<getrandom::Error> for StoreError {
+    fn from(error: getrandom::Error) -> StoreError {
+        StoreError::Random(error)
+    }
+}

@@ -1,0 +1,123 @@
+//! The database's file: how it comes into being, who may read it, and how a connection is set up.
+//! And the file of the bootstrap key.
+//!
+//! Owns modes, names and pragmas. Knows no table.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode};
+
+use crate::keys::Secret;
+use crate::limits::store as limits;
+use crate::store::interface::StoreError;
+
+/// Creates the folder (0700) and the file (0600) if they are missing, and removes the rights of
+/// others on the file if they are wider.
+///
+/// A file that exists is never opened here. POSIX drops *all* of a process's locks on a file when
+/// any of its descriptors for that file is closed (fcntl(2), "record locks"): opening the database
+/// for a moment would silently unlock the connection that another thread has to it.
+pub fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
+    let prepare = || -> io::Result<(u64, u64)> {
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            if fs::metadata(folder).is_ok_and(|found| !found.is_dir()) {
+                let message = format!("{} is not a folder", folder.display());
+                return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
+            }
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
+        }
+        let created = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
+        match created {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let metadata = fs::metadata(path)?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("this is not a file"));
+        }
+        if metadata.permissions().mode() & 0o077 != 0 {
+            fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        }
+        Ok((metadata.dev(), metadata.ino()))
+    };
+    prepare().map_err(|error| StoreError::File(path.to_owned(), error))
+}
+
+/// Device and inode of the file that has this name now.
+pub fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    configure(&connection)?;
+    Ok(connection)
+}
+
+/// Applies the settings of each connection.
+pub fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(limits::BUSY_TIMEOUT)?;
+    write_ahead(connection)?;
+    // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price of
+    // one fsync does not matter.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)
+}
+
+/// Switches to write-ahead logging, in which readers never wait for the writer. Two processes that
+/// do so at once on a new file can meet in a deadlock, for which SQLite returns BUSY without
+/// waiting. So this function retries.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let switch = || connection.pragma_update(None, "journal_mode", "WAL");
+    for _ in 1..limits::WAL_ATTEMPTS_MAX {
+        match switch() {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                std::thread::sleep(limits::WAL_PAUSE);
+            }
+            done => return done,
+        }
+    }
+    switch()
+}
+
+/// Writes the key and a line end to a new file that only its owner may read, and renames it once it
+/// is on the disk. The caller holds the database's write lock, so no other process uses the
+/// temporary name; one found there is left from a crash.
+pub fn write_secret(path: &Path, secret: &Secret) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    writeln!(file, "{}", secret.reveal())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// How many steps of the schema the database has seen.
+pub fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    // No version of ours is negative; converted to the largest number it is refused.
+    Ok(usize::try_from(version).unwrap_or(usize::MAX))
+}

@@ -1,0 +1,146 @@
+//! Rows of the database, and the statements that read and write them.
+//!
+//! Owns the SQL of keys and secrets. Knows no transaction: each caller brings its own.
+
+use rusqlite::{OptionalExtension, Row, Transaction};
+
+use crate::keys::{KeyRecord, Scopes};
+use crate::store::interface::Renewal;
+
+pub const SELECT_SECRETS: &str = "
+    SELECT k.id, k.name, s.hash, k.scopes, k.created_at, k.expires_at, k.requests_per_minute,
+           k.tokens_per_minute, k.concurrency, k.revoked_at, s.created_at, s.valid_until
+    FROM keys k JOIN secrets s ON s.key_id = k.id";
+
+/// One row of [`SELECT_SECRETS`].
+pub struct StoredSecret {
+    pub record: KeyRecord,
+    pub revoked_at: Option<u64>,
+    secret_created_at: u64,
+    valid_until: Option<u64>,
+}
+
+impl StoredSecret {
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<StoredSecret> {
+        let seconds = |index| {
+            row.get::<_, Option<i64>>(index)
+                .map(|value| value.map(from_sql))
+        };
+        let scopes: String = row.get(3)?;
+        let revoked_at = seconds(9)?;
+        let record = KeyRecord {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            hash: row.get(2)?,
+            // An unknown word grants no right; the others stay valid.
+            scopes: Scopes::parse_known(&scopes),
+            created_at: from_sql(row.get(4)?),
+            expires_at: seconds(5)?,
+            requests_per_minute: row.get(6)?,
+            tokens_per_minute: row.get(7)?,
+            concurrency: row.get(8)?,
+            revoked: revoked_at.is_some(),
+        };
+        Ok(StoredSecret {
+            record,
+            revoked_at,
+            secret_created_at: from_sql(row.get(10)?),
+            valid_until: seconds(11)?,
+        })
+    }
+
+    /// Returns the record for the ring: one that is found by an old secret ends with that secret.
+    pub fn into_record(self) -> KeyRecord {
+        let mut record = self.record;
+        record.expires_at = match (record.expires_at, self.valid_until) {
+            (Some(key), Some(secret)) => Some(key.min(secret)),
+            (key, secret) => key.or(secret),
+        };
+        record
+    }
+
+    pub fn renewed_expiry(&self, renewal: Renewal, now: u64) -> Option<u64> {
+        match renewal {
+            Renewal::At(end) => Some(end),
+            Renewal::SameLifetime => {
+                let lifetime = self
+                    .record
+                    .expires_at?
+                    .saturating_sub(self.secret_created_at);
+                Some(now.saturating_add(lifetime))
+            }
+        }
+    }
+}
+
+pub fn insert(transaction: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Result<()> {
+    transaction.execute(
+        "INSERT INTO keys (id, name, scopes, created_at, expires_at, requests_per_minute, \
+         tokens_per_minute, concurrency) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        (
+            &record.id,
+            &record.name,
+            record.scopes.to_string(),
+            to_sql(record.created_at),
+            record.expires_at.map(to_sql),
+            record.requests_per_minute,
+            record.tokens_per_minute,
+            record.concurrency,
+        ),
+    )?;
+    insert_secret(transaction, record, record.created_at)
+}
+
+fn insert_secret(
+    transaction: &Transaction<'_>,
+    record: &KeyRecord,
+    now: u64,
+) -> rusqlite::Result<()> {
+    transaction.execute(
+        "INSERT INTO secrets (hash, key_id, created_at) VALUES (?1, ?2, ?3)",
+        (record.hash, &record.id, to_sql(now)),
+    )?;
+    Ok(())
+}
+
+/// Makes `record.hash` the key's current secret. Older secrets with time left keep it, up to
+/// `old_end`; the others are deleted.
+pub fn replace_secret(
+    transaction: &Transaction<'_>,
+    record: &KeyRecord,
+    old_end: u64,
+    now: u64,
+) -> rusqlite::Result<()> {
+    let old_end = to_sql(old_end);
+    transaction.execute(
+        "UPDATE secrets SET valid_until = min(coalesce(valid_until, ?2), ?2) WHERE key_id = ?1",
+        (&record.id, old_end),
+    )?;
+    transaction.execute(
+        "DELETE FROM secrets WHERE key_id = ?1 AND valid_until <= ?2",
+        (&record.id, to_sql(now)),
+    )?;
+    transaction.execute(
+        "UPDATE keys SET expires_at = ?2 WHERE id = ?1",
+        (&record.id, record.expires_at.map(to_sql)),
+    )?;
+    insert_secret(transaction, record, now)
+}
+
+pub fn find(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<Option<StoredSecret>> {
+    let sql = format!("{SELECT_SECRETS} WHERE k.id = ?1 AND s.valid_until IS NULL");
+    transaction
+        .query_row(&sql, [id], StoredSecret::read)
+        .optional()
+}
+
+/// SQLite's integers are signed. Times beyond their range mean "never" in practice.
+pub fn to_sql(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+/// A time before 1970 was not written by us; as second 0 it has passed, which errs on the safe
+/// side.
+fn from_sql(seconds: i64) -> u64 {
+    u64::try_from(seconds).unwrap_or(0)
+}
