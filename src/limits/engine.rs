@@ -10,7 +10,7 @@ use std::time::Duration;
 /// fewer bytes per token; a reservation is settled with the true count when the job has ended.
 pub const BYTES_PER_TOKEN: usize = 4;
 
-/// Tokens to generate unless the request says otherwise: some hundred lines of code. A small model
+/// Tokens to generate if the request sets no maximum: some hundred lines of code. A small model
 /// that has found no end by then will not find one.
 pub const GENERATED_TOKENS_DEFAULT: u32 = 1_024;
 
@@ -25,7 +25,7 @@ pub const PENALTY_WINDOW_TOKENS: i32 = 64;
 
 // ---- context and batches ----
 
-/// The KV cache takes free memory divided by this, unless told otherwise.
+/// The KV cache takes free memory divided by this, unless the configuration sets its size.
 pub const CONTEXT_MEMORY_DIVISOR: u64 = 4;
 
 /// Less context than this is of no use for a program and its prompt.
@@ -137,7 +137,7 @@ pub const PROOF_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes kept of a proof's last output: some lines of llama.cpp and a panic's message.
 pub const PROOF_LAST_WORDS_BYTES_MAX: usize = 16 * 1024;
 
-/// Bytes of the line that tells an operator how a proof ended.
+/// Bytes of the line that reports to an operator how a proof ended.
 pub const PROOF_CAUSE_BYTES_MAX: usize = 1024;
 
 // ---- restarts and the end ----

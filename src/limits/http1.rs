@@ -1,7 +1,7 @@
 //! Bounds of HTTP/1: heads, fields, chunked bodies.
 
-/// Bytes of a request head that are accepted unless the configuration says otherwise: twice what
-/// browsers and proxies send at their worst, and Node's default.
+/// Bytes of a request head that are accepted by default: twice what browsers and proxies send at
+/// their worst, and Node's default.
 pub const HEAD_BYTES_DEFAULT: usize = 16 * 1024;
 
 /// No configuration raises the bound on a head above this: positions in a head fit 32 bits, and no
@@ -12,7 +12,7 @@ pub const HEAD_BYTES_MAX: usize = 1024 * 1024;
 /// recommends.
 pub const URI_BYTES_DEFAULT: usize = 8 * 1024;
 
-/// Field lines of a request unless the configuration says otherwise: Apache's default.
+/// Field lines of a request if the configuration sets no number: Apache's default.
 pub const FIELDS_DEFAULT: usize = 100;
 
 /// Field lines that a parser's storage on the stack holds (32 bytes each, left uninitialised).

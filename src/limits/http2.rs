@@ -85,5 +85,5 @@ pub const POINTS_PER_EVENT: u32 = 2;
 /// the stream and on the connection.
 pub const POINTS_PER_REQUEST: u32 = 3;
 
-/// How long a peer may take to answer the PING of the first GOAWAY during a drain.
+/// How long a peer may take to acknowledge the PING of the first GOAWAY during a drain.
 pub const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,8 +4,8 @@
 //! A user writes `use crate::limits::core as limits`, so names carry no prefix for their module.
 //! Another module's bounds keep that module's name: `use crate::limits::tls as tls_limits`.
 //!
-//! Names end in their unit: `HEAD_BYTES_MAX` is the most that is accepted, `CONTEXT_TOKENS_MIN`
-//! the least, `HEAD_BYTES_DEFAULT` what holds until the configuration says otherwise, and
+//! Names end in their unit: `HEAD_BYTES_MAX` is the most that is accepted, `CONTEXT_TOKENS_MIN` the
+//! least, `HEAD_BYTES_DEFAULT` the value that a configuration may change, and
 //! `LOG_LINE_BYTES_TYPICAL` what room is made for at first. A size without such an ending is exact.
 //! A `Duration` needs no unit. `tests/tidy.rs` checks the endings, and that no two constants
 //! consist of the same words.

@@ -18,7 +18,7 @@ pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 /// The time between two such probes.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Unanswered probes after which the connection is dead: a minute.
+/// Lost probes after which the connection is dead: a minute.
 pub const KEEPALIVE_PROBES_MAX: u32 = 4;
 
 /// Sockets that a service manager may pass. A larger number means a broken environment.
@@ -36,7 +36,7 @@ pub const WATCH_LINKS_MAX: usize = 40;
 
 // ---- process ----
 
-/// Bytes of a status that the service manager is told: a line of a screen or two.
+/// Bytes of a status for the service manager: a line of a screen or two.
 pub const NOTIFY_STATUS_BYTES_MAX: usize = 512;
 
 /// Blocks of memory of at least this size return to the kernel when they are freed. This is

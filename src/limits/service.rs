@@ -63,7 +63,7 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// deadlines once per step, and the longest step is a chunk of a prompt.
 pub const ENGINE_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a refused client is told to wait where nothing better is known: the shortest time that
+/// How long a refused client is asked to wait if nothing better is known: the shortest time that
 /// `Retry-After` can express.
 pub const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-//! What a pull needs from its process and its machine.
+//! The inputs of a pull from its process and its machine.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

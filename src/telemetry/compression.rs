@@ -1,8 +1,8 @@
-//! What content codings save and cost.
+//! Counts how many bytes content codings save and how much time they cost.
 //!
-//! Owns the counters by coding and the clock that they are read from. The clock is the thread's own
-//! CPU time: on a machine whose cores compute a model, wall time would count the waiting for a core
-//! as well. It is a system call, 0.3 us beside the 2 us of the smallest event.
+//! Owns the counters by coding and the clock behind them. The clock is the thread's own CPU time:
+//! on a machine whose cores compute a model, wall time would include the wait for a core. It is a
+//! system call, 0.3 us beside the 2 us of the smallest event.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ pub struct Compression {
     codings: [OfCoding; Coding::ALL.len()],
     /// In the order of `DecodeError::ALL`.
     refused: [Counter; DecodeError::ALL.len()],
-    /// Answers that went out plain because they would not have become smaller.
+    /// Responses that were sent plain because they would not have become smaller.
     pub grew: Counter,
-    /// Streams that went out plain because others had all the encoders.
+    /// Streams that were sent plain because others had all the encoders.
     pub busy: Counter,
     /// Streams that hold an encoder now.
     pub streams: Gauge,
@@ -100,14 +100,14 @@ impl Compression {
         compression
     }
 
-    /// So many bytes of an answer became so many.
+    /// Records that `before` bytes of a response were compressed to `after`.
     pub fn observe_compressed(&self, coding: Coding, before: usize, after: usize) {
         let own = &self.codings[coding as usize];
         own.bytes_in.inc_by(before as u64);
         own.bytes_out.inc_by(after as u64);
     }
 
-    /// So many bytes of a body became so many.
+    /// Records that `before` bytes of a body were inflated to `after`.
     pub fn observe_inflated(&self, coding: Coding, before: usize, after: usize) {
         let own = &self.codings[coding as usize];
         own.inflated_in.inc_by(before as u64);
@@ -118,12 +118,12 @@ impl Compression {
         self.refused[error as usize].inc();
     }
 
-    /// Compresses, by the clock.
+    /// Compresses, and counts the CPU time.
     pub fn compressing<T>(&self, coding: Coding, work: impl FnOnce() -> T) -> T {
         measured(&self.codings[coding as usize].seconds, work)
     }
 
-    /// Seconds that inflating has taken: 0 if nothing ever was.
+    /// Returns the seconds spent on inflating so far.
     #[cfg(test)]
     pub fn inflating_seconds(&self) -> f64 {
         self.codings
@@ -132,7 +132,7 @@ impl Compression {
             .sum()
     }
 
-    /// Inflates, by the clock.
+    /// Inflates, and counts the CPU time.
     pub fn inflating<T>(&self, coding: Coding, work: impl FnOnce() -> T) -> T {
         measured(&self.codings[coding as usize].inflating_seconds, work)
     }

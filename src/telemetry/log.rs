@@ -214,7 +214,7 @@ enum Next {
     Retry,
 }
 
-/// What ended a wait.
+/// The reason why a wait ended.
 enum Woken {
     Lines,
     Command(Command),

@@ -136,7 +136,7 @@ struct Families {
 }
 
 impl Metrics {
-    /// `engine`: what makes the answers, `llama` or `echo`.
+    /// `engine`: the engine's name, `llama` or `echo`.
     pub fn new(engine: &'static str) -> Metrics {
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("autoglmd");
@@ -157,19 +157,20 @@ impl Metrics {
         }
     }
 
-    /// `autoglmd_requests_total{route,status}`: to be kept, since finding it takes a lock.
+    /// `autoglmd_requests_total{route,status}`. Callers should keep it, because finding it takes a
+    /// lock.
     pub fn requests(&self, route: &'static str, status: u16) -> Counter {
         let requests = &self.inner.families.requests;
         requests.get_or_create_owned(&RouteStatus { route, status })
     }
 
-    /// `autoglmd_request_duration_seconds{route}`: to be kept.
+    /// `autoglmd_request_duration_seconds{route}`. Callers should keep it.
     pub fn request_duration(&self, route: &'static str) -> Histogram {
         let durations = &self.inner.families.durations;
         durations.get_or_create_owned(&Route { route })
     }
 
-    /// `autoglmd_connections_closed_total{reason}`: to be kept.
+    /// `autoglmd_connections_closed_total{reason}`. Callers should keep it.
     pub fn connections_closed(&self, reason: &'static str) -> Counter {
         self.inner
             .families
@@ -177,7 +178,7 @@ impl Metrics {
             .get_or_create_owned(&Reason { reason })
     }
 
-    /// `autoglmd_glitches_total{kind}`. They are rare, and not looked for where they are not.
+    /// `autoglmd_glitches_total{kind}`. They are rare, so looking the handle up is cheap enough.
     pub fn glitches(&self, kind: &'static str) -> Counter {
         self.inner
             .families
@@ -222,8 +223,8 @@ impl Metrics {
     /// `autoglmd_tls_certificate_expiry_seconds{certificate}`: by place in the configuration, of
     /// which there are few.
     ///
-    /// Two fixed times, not a verdict: an alert compares them with a clock that is right, which
-    /// this machine's may not be.
+    /// Two fixed times, not a verdict: an alert compares them with a correct clock, which this
+    /// machine may not have.
     pub fn set_certificates(&self, validities: impl Iterator<Item = (i64, i64)>) {
         let families = &self.inner.families;
         families.certificate_begins.clear();
@@ -248,7 +249,7 @@ impl Metrics {
         &self.inner.families.cancelled[reason as usize - 1]
     }
 
-    /// What content codings save and cost.
+    /// Returns the counters of the content codings.
     pub fn compression(&self) -> &Compression {
         &self.inner.families.compression
     }
@@ -274,7 +275,7 @@ impl Metrics {
         }
     }
 
-    /// What the process uses, as its supervisor has sampled it.
+    /// Takes the process's use of resources, as its supervisor has sampled it.
     pub fn set_usage(&self, usage: Usage) {
         *lock(&self.inner.usage) = usage;
     }
@@ -289,7 +290,7 @@ impl Metrics {
         }
     }
 
-    /// The same in the format that the scraper asks for.
+    /// Returns the exposition in the format that the scraper asks for.
     pub fn expose(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         self.encode(&mut text);
@@ -450,8 +451,8 @@ struct Build {
 }
 
 /// Copies the kernel's and the log's numbers at each scrape. The `process_*` names are those that
-/// Prometheus' client libraries share. The kernel's were sampled elsewhere: reading them here would
-/// hold up a reactor.
+/// Prometheus' client libraries share. The supervisor samples the kernel's numbers: reading them
+/// here would hold up a reactor.
 #[derive(Debug)]
 struct ScrapeCollector(Arc<Mutex<Usage>>);
 

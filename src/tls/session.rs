@@ -1,7 +1,7 @@
 //! One connection's TLS: ciphertext in, plaintext out, and the other way round.
 //!
-//! Owns rustls' state of the connection, the beginning of a record whose rest is still to come, and
-//! the queue of ciphertext that waits to be written. It knows no socket and no clock.
+//! Owns rustls' state of the connection, the beginning of an incomplete record, and the queue of
+//! ciphertext that waits to be written. It knows no socket and no clock.
 //!
 //! ```text
 //!   Handshaking ----- done ----> Open ---- close_notify of the peer ----> input is over
@@ -9,24 +9,24 @@
 //!       +---- alert ---> Failed <-+                  ours: nothing is written after it
 //! ```
 //!
-//! Order of calls: [`Session::handle_input`] with each piece that was read; then, as long as the
-//! socket takes it, [`Session::handle_output`], and what [`Session::queue`] holds is written.
+//! Call order: [`Session::handle_input`] with each piece that was read; then, as long as the socket
+//! takes it, [`Session::handle_output`], and the contents of [`Session::queue`] are written.
 //!
 //! Invariants:
-//!  1. `handle_input` leaves no plaintext behind: what was decrypted has been handed out, so all
-//!     that waits inside is the beginning of a record, or of a message of the handshake.
+//!  1. `handle_input` leaves no plaintext behind: all decrypted bytes have been passed on, so only
+//!     the beginning of a record, or of a handshake message, waits inside.
 //!  2. Both queues are bounded: `limits::PARTIAL_BYTES_MAX` of input;
-//!     `limits::CIPHERTEXT_BYTES_MAX` of output, and one record more; beside it stands what a
-//!     handshake or an alert adds, which the peer cannot ask for without end.
+//!     `limits::CIPHERTEXT_BYTES_MAX` of output, and one record more. Handshake messages and alerts
+//!     come on top, and the peer can cause only a few of them.
 //!  3. An idle session holds rustls' own state and no buffer.
 //!
 //! # Why rustls' unbuffered interface
 //!
 //! `ServerConnection` keeps 4 KiB for its next read, for ever: half of what an idle connection
 //! would cost. `UnbufferedServerConnection` works on its caller's bytes, which here are the
-//! reactor's scratch buffer. rustls' next version drops it for a buffered one whose input buffer
-//! is its caller's (rustls #2905, #2940): another name for the same thing, and a change to this
-//! file alone.
+//! reactor's scratch buffer. rustls' next version replaces it by a buffered one whose input buffer
+//! belongs to its caller (rustls #2905, #2940). That is the same under another name, and only this
+//! file will change.
 
 use std::io::IoSlice;
 
@@ -48,17 +48,16 @@ use crate::limits::tls as limits;
 pub struct Session {
     tls: UnbufferedServerConnection,
     stage: Stage,
-    /// The peer has said that nothing more will come.
+    /// The peer has sent its close_notify.
     input_is_over: bool,
     said_goodbye: bool,
-    /// Ciphertext that is still of no use: a record without its end. No allocation while empty.
+    /// Ciphertext that cannot be decrypted yet: an incomplete record. No allocation while empty.
     partial: Vec<u8>,
     queue: OutputQueue,
 }
 
 /// RFC 8446, section 6: a fatal `decode_error` in a record without encryption. rustls ends some
-/// handshakes whose framing is nonsense without a word, and a silent end looks like a broken
-/// network.
+/// handshakes with invalid framing without an alert, and a silent end looks like a broken network.
 const DECODE_ERROR: &[u8] = &[21, 3, 3, 0, 2, 2, 50];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,18 +68,18 @@ enum Stage {
     Failed,
 }
 
-/// What a piece of ciphertext has brought.
+/// The result of a piece of ciphertext.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Received {
     /// Bytes of plaintext, from the beginning of the buffer.
     pub plaintext: usize,
-    /// The handshake has ended well, with this piece.
+    /// The handshake that has succeeded with this piece.
     pub handshake: Option<Handshake>,
-    /// Something dear was done: a key was agreed on, a signature made.
+    /// Whether expensive work was done: a key was agreed on, a signature made.
     pub worked: bool,
 }
 
-/// How a handshake has ended.
+/// The result of a handshake.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Handshake {
     pub version: &'static str,
@@ -92,7 +91,7 @@ pub struct Handshake {
 #[derive(Debug)]
 pub struct Failed {
     pub error: Error,
-    /// Before the handshake had ended.
+    /// Whether it was before the end of the handshake.
     pub in_handshake: bool,
 }
 
@@ -118,22 +117,22 @@ impl Session {
         self.stage == Stage::Open
     }
 
-    /// The peer has closed its side in good order.
+    /// Returns whether the peer has sent its close_notify.
     pub fn input_is_over(&self) -> bool {
         self.input_is_over
     }
 
-    /// Ciphertext that waits to be written.
+    /// Returns the ciphertext that waits to be written.
     pub fn queue(&self) -> &OutputQueue {
         &self.queue
     }
 
-    /// For whoever writes it.
+    /// Returns the same for writing it.
     pub fn queue_mut(&mut self) -> &mut OutputQueue {
         &mut self.queue
     }
 
-    /// What was agreed on by ALPN.
+    /// Returns the protocol that ALPN has agreed on.
     pub fn protocol(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
     }
@@ -148,7 +147,7 @@ impl Session {
 
     // ---- input ----
 
-    /// Takes in what was read. `plaintext` must have room for it and for one record more.
+    /// Takes bytes that were read. `plaintext` must have room for them and for one record more.
     pub fn handle_input(
         &mut self,
         ciphertext: &mut [u8],
@@ -158,7 +157,7 @@ impl Session {
         let mut received = Received::default();
         let mut partial = std::mem::take(&mut self.partial);
         let result = if partial.is_empty() {
-            // The usual records are whole, and are decrypted where they were read.
+            // Usually records are whole, and are decrypted where they were read.
             let result = self.process(ciphertext, plaintext, &mut received, pool);
             if let Ok(used) = result
                 && used < ciphertext.len()
@@ -191,7 +190,7 @@ impl Session {
         }
     }
 
-    /// Goes as far as whole records go; returns how many bytes are used up.
+    /// Processes all whole records; returns how many bytes are used up.
     fn process(
         &mut self,
         ciphertext: &mut [u8],
@@ -227,7 +226,7 @@ impl Session {
                 }
                 ConnectionState::TransmitTlsData(queued) => queued.done(),
                 ConnectionState::PeerClosed => self.input_is_over = true,
-                // Early data is not offered, so it is not sent by anybody whom rustls listens to.
+                // Early data is not offered, so clients that rustls accepts do not send it.
                 ConnectionState::BlockedHandshake
                 | ConnectionState::WriteTraffic(_)
                 | ConnectionState::Closed
@@ -247,13 +246,13 @@ impl Session {
         let in_handshake = self.is_handshaking();
         self.stage = Stage::Failed;
         let waited = self.queue.len();
-        // Only while a message waits: anything else would look at input that is gone.
+        // Only while a message waits: any other call would read input that is gone.
         while self.tls.wants_write() {
             match self.tls.process_tls_records(&mut []).state {
                 Ok(ConnectionState::EncodeTlsData(alert)) => {
                     encode(alert, &mut self.queue, pool);
                 }
-                // Plaintext that came before what went wrong, which nobody will be given.
+                // Plaintext before the error, which is dropped.
                 Ok(ConnectionState::ReadTraffic(mut records)) => {
                     while records.next_record().is_some() {}
                 }
@@ -307,7 +306,8 @@ impl Session {
         .unwrap_or(0)
     }
 
-    /// Queues the last word (RFC 8446, section 6.1), once. `true`: there is now something to write.
+    /// Queues close_notify (RFC 8446, section 6.1), once. Returns whether there is something to
+    /// write now.
     pub fn close(&mut self, pool: &mut BufferPool) -> bool {
         if self.said_goodbye || self.stage != Stage::Open {
             return false;
@@ -319,7 +319,7 @@ impl Session {
         queued == Some(true)
     }
 
-    /// Gives all buffers back.
+    /// Returns all buffers to the pool.
     pub fn release(&mut self, pool: &mut BufferPool) {
         self.queue.clear(pool);
         if self.partial.capacity() != 0 {
@@ -327,14 +327,14 @@ impl Session {
         }
     }
 
-    /// Lets `act` encrypt; `None` where the session does not write any more.
+    /// Lets `act` encrypt; `None` if the session does not write any more.
     fn write_traffic<T>(
         &mut self,
         pool: &mut BufferPool,
         act: impl FnOnce(&mut WriteTraffic<'_, ServerData>, &mut OutputQueue, &mut BufferPool) -> T,
     ) -> Option<T> {
         loop {
-            // The same bytes as when they came: rustls remembers how far it has got in them.
+            // The same bytes as when they came: rustls remembers its position in them.
             match self.tls.process_tls_records(&mut self.partial).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     return Some(act(&mut traffic, &mut self.queue, pool));
@@ -352,7 +352,7 @@ impl Session {
 
 type ServerData = rustls::server::ServerConnectionData;
 
-/// Puts a message of rustls' own into the queue: one of the handshake, or an alert.
+/// Queues a message of rustls' own: one of the handshake, or an alert.
 fn encode(
     mut message: EncodeTlsData<'_, ServerData>,
     queue: &mut OutputQueue,
@@ -368,7 +368,7 @@ fn encode(
     tail.truncate(start + written.unwrap_or(0));
 }
 
-/// Puts one record into the queue. `false`: it cannot be made, for the keys are worn out.
+/// Queues one record. Returns `false` if that is impossible because the keys are worn out.
 fn seal(
     payload: usize,
     queue: &mut OutputQueue,
