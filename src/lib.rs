@@ -1,35 +1,63 @@
 //! Open-AutoGLM's daemon: LLM code generation behind a hand-written mio reactor.
 //!
-//! The modules in reading order, each resting only on those before it:
+//! The modules in reading order; each uses only modules before it.
 
+/// Every way in which the daemon refuses or fails, in one table.
 pub mod error;
+
+/// Every bound that is not configuration, with its reason.
 pub mod limits;
 
+/// The reactor's pure parts: slots, readiness, timer wheel, output queue, accept gate.
 pub mod core;
 
+/// HTTP as a function of bytes: heads, bodies, negotiation, compression, HTTP/2 around `h2`.
 pub mod http;
 
+/// The messages and frames of gRPC.
 pub mod grpc;
 
+/// The kernel's interfaces that `std` lacks; almost all `unsafe` code.
+pub mod os;
+
+/// How other threads post to a reactor: mailbox, tickets, permits.
 pub mod offload;
 
+/// The language model behind a border: jobs go in, events come out. llama.cpp, and an echo.
 pub mod engine;
 
+/// The configuration: schema, sources, reload.
 pub mod config;
-pub mod os;
-pub mod sandbox;
 
-pub mod keys;
-pub mod models;
-pub mod store;
-pub mod telemetry;
+/// TLS as a function of bytes, around `rustls`; certificates and their reload.
 pub mod tls;
 
+/// Runs a program in namespaces, without rights.
+pub mod sandbox;
+
+/// API keys: secrets, scopes, the key ring.
+pub mod keys;
+
+/// The model catalogue and its downloads.
+pub mod models;
+
+/// The database, and the watch over its changes.
+pub mod store;
+
+/// Log, access lines, request ids and metrics.
+pub mod telemetry;
+
+/// What the daemon serves: admission, generations, responses, one folder per API.
 pub mod service;
 
+/// The event loop and its connections: sockets, protocols, deadlines.
 pub mod reactor;
 
+/// What commands and the supervisor print, and their exit codes.
 pub mod console;
+
+/// Starts, watches, reloads and stops the daemon's parts.
 pub mod supervisor;
 
+/// The command line: one file per command.
 pub mod cli;

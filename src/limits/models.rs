@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const MODEL_NAME_BYTES_MAX: usize = 128;
 
 /// Bytes read of the small files beside a model. They hold a URL and a few numbers.
-pub const RECORD_BYTES_MAX: u64 = 64 * 1024;
+pub const MODEL_RECORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// Memory that a model takes beside its file: keys and values, buffers, and the daemon.
 pub const MEMORY_BESIDE_FILE_BYTES: u64 = 256 * 1024 * 1024;

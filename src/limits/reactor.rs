@@ -49,9 +49,9 @@ pub const LINGER_BYTES_MAX: u32 = 1024 * 1024;
 pub const ACCEPT_PAUSE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Idle connections closed per turn to make room, as many as nginx closes.
-pub const IDLE_CLOSED_PER_TURN_MAX: usize = 32;
+pub const IDLE_CONNECTIONS_PER_TURN_MAX: usize = 32;
 
-const _: () = assert!(EVENTS_PER_TURN_MAX > IDLE_CLOSED_PER_TURN_MAX);
+const _: () = assert!(EVENTS_PER_TURN_MAX > IDLE_CONNECTIONS_PER_TURN_MAX);
 
 /// How soon a full daemon looks again whether another reactor has closed a connection.
 pub const FULL_GATE_RETRY: Duration = Duration::from_millis(50);

@@ -177,7 +177,7 @@ fn request(
 /// the server can recognise.
 fn resumable(wanted: &Wanted<'_>) -> Option<(u64, String)> {
     let from = part_bytes(wanted.part);
-    let note = read_bounded(&note_path(wanted.part), limits::RECORD_BYTES_MAX).ok()?;
+    let note = read_bounded(&note_path(wanted.part), limits::MODEL_RECORD_BYTES_MAX).ok()?;
     let note: Note = serde_json::from_slice(&note).ok()?;
     let validator = note.validator?;
     (from > 0 && note.url == wanted.url).then_some((from, validator))

@@ -53,7 +53,7 @@ impl Stamp {
 pub(super) fn identity(path: &Path, watch: &mut Watch<'_>) -> Result<String, ModelError> {
     let file_error = |error| ModelError::File(path.to_owned(), error);
     let stamp = Stamp::of(&fs::metadata(path).map_err(file_error)?);
-    let remembered = read_bounded(&identity_path(path), limits::RECORD_BYTES_MAX)
+    let remembered = read_bounded(&identity_path(path), limits::MODEL_RECORD_BYTES_MAX)
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok());
     match remembered {

@@ -342,7 +342,7 @@ impl Models {
             Err(error) => return Err(ModelError::File(path, error)),
         };
         // An unreadable record counts as none: `verify` then reports that the checksum is unknown.
-        let record = read_bounded(&self.record_path(name), limits::RECORD_BYTES_MAX).ok();
+        let record = read_bounded(&self.record_path(name), limits::MODEL_RECORD_BYTES_MAX).ok();
         Ok(ModelFile {
             name: name.to_owned(),
             path,

@@ -95,7 +95,7 @@ impl<S: System> Reactor<S> {
                 log::warn!("accepting pauses: {error}");
                 self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;
             }
-            self.make_room(limits::IDLE_CLOSED_PER_TURN_MAX);
+            self.make_room(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
         }
     }
 
@@ -107,7 +107,7 @@ impl<S: System> Reactor<S> {
     /// reactor, the longest idle first; then those that have neither a job nor a key, the oldest
     /// first. Another reactor must end its own connections, so it is asked by a message.
     fn make_room(&mut self, wanted: usize) {
-        let wanted = wanted.min(limits::IDLE_CLOSED_PER_TURN_MAX);
+        let wanted = wanted.min(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
         let mut left = wanted - self.close_oldest_idle(wanted);
         left -= self.ask_for_room(left, |pulse| &pulse.idle);
         left -= self.evict_strangers(left);

@@ -7,7 +7,7 @@
 //!
 //! Invariant: the other files of this folder call functions that allocate, index or compute only
 //! from here and only inside [`guarded`]. From the binding they use directly only plain reads of a
-//! field, callbacks and destructors; `tests/arrows.rs` has the list.
+//! field, callbacks and destructors; `tests/tidy/borders.rs` has the list.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
