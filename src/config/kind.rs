@@ -1,7 +1,7 @@
-//! What the text of a value may be: from TOML, or from the plain text of a variable or flag, to a
-//! checked [`Value`], and back to TOML.
+//! The kinds of values: from TOML, or from the plain text of a variable or flag, to a checked
+//! [`Value`], and back to TOML.
 //!
-//! Owns: the walk from text to value, which is the same for every kind, and the wording of "KEY is
+//! Owns the way from text to value, which is the same for every kind, and the wording of "KEY is
 //! FOUND; expected EXPECTED". The kinds themselves are rows in [`kinds`]. Knows no key and no file.
 //!
 //! [`kinds`]: super::kinds
@@ -14,40 +14,40 @@ use toml::de::DeValue;
 use super::problem::quote;
 use super::value::{Refused, Value, describe};
 
-/// A kind of value: what is accepted, and how it is read and printed.
+/// A kind of value: the accepted text, and how it is read and printed.
 pub struct ValueKind {
-    /// One of them, in the documentation: `duration`. See [`ValueKind::name`].
+    /// The name of one value in the documentation: `duration`. See [`ValueKind::name`].
     pub name: &'static str,
-    /// Several of them, and one as it is written: for lists.
+    /// The name of several values, and an example of one: for lists.
     pub plural: &'static str,
     pub example: &'static str,
-    /// What is accepted, in the words of a message.
+    /// Describes the accepted text for a message.
     pub expected: fn(&ValueKind) -> String,
-    /// What to say instead of `expected` where this text was found.
+    /// Returns better advice than `expected` for some texts.
     pub advice: fn(&str) -> Option<&'static str>,
-    /// The allowed values, in the words of the documentation.
+    /// Describes the allowed values for the documentation.
     pub range: fn(&ValueKind) -> String,
-    /// Every value, where there are only a few.
+    /// Returns every value, if there are only a few.
     pub words: fn() -> Vec<&'static str>,
-    /// What `measure` may return: the value of a number, the bytes of a text, the elements of a
-    /// list.
+    /// The allowed results of `measure`: the value of a number, the bytes of a text, the elements
+    /// of a list.
     pub bounds: RangeInclusive<u64>,
-    /// `None` where the value is of another kind.
+    /// Returns `None` if the value is of another kind.
     pub measure: fn(&Value) -> Option<u64>,
     pub from_toml: fn(&DeValue<'_>) -> Option<Value>,
     pub from_text: fn(&str) -> Option<Value>,
-    /// The value as it stands in a file. See [`ValueKind::print`].
+    /// Returns the value as it is written in a file. See [`ValueKind::print`].
     pub print: fn(&Value) -> String,
     /// For a list, which is read and printed element by element.
     pub list: Option<List>,
 }
 
-/// What is special about a list.
+/// The special properties of a list.
 pub struct List {
     pub element: &'static ValueKind,
     /// `model = "a"` means `model = ["a"]`, and is printed so.
     pub may_stand_alone: bool,
-    /// Whether the second element must not stand beside the first.
+    /// Returns whether the second element repeats the first, which is an error.
     pub repeats: fn(&Value, &Value) -> bool,
 }
 
@@ -81,7 +81,7 @@ impl ValueKind {
         self.check(read).map_err(at_value)
     }
 
-    /// Reads the plain text of an environment variable or a flag. That of a list is its elements
+    /// Reads the plain text of an environment variable or a flag. A list is written as its elements
     /// with commas between them.
     pub fn read_text(&self, text: &str) -> Result<Value, Refused> {
         let value = match &self.list {
@@ -92,7 +92,7 @@ impl ValueKind {
         self.check(value)
     }
 
-    /// Whether a value is one of this kind, within its range.
+    /// Checks that a value is one of this kind, within its range.
     pub fn check(&self, value: Value) -> Result<Value, Refused> {
         let is_within =
             (self.measure)(&value).is_some_and(|measure| self.bounds.contains(&measure));
@@ -109,7 +109,7 @@ impl ValueKind {
         Ok(value)
     }
 
-    /// The value as it stands in a file.
+    /// Returns the value as it is written in a file.
     pub fn print(&self, value: &Value) -> String {
         match (&self.list, value) {
             (Some(list), Value::List(items)) => match &items[..] {
@@ -123,17 +123,17 @@ impl ValueKind {
         }
     }
 
-    /// What is accepted, in the words of a message.
+    /// Describes the accepted text for a message.
     pub fn expected(&self) -> String {
         (self.expected)(self)
     }
 
-    /// The allowed values in the documentation.
+    /// Describes the allowed values for the documentation.
     pub fn range(&self) -> String {
         (self.range)(self)
     }
 
-    /// The type's name in the documentation.
+    /// Returns the type's name for the documentation.
     pub fn name(&self) -> String {
         match &self.list {
             None => self.name.to_owned(),
@@ -144,7 +144,7 @@ impl ValueKind {
         }
     }
 
-    /// [`ValueKind::expected`] of a list.
+    /// Returns [`ValueKind::expected`] of a list.
     pub fn expected_list(&self) -> String {
         let (start, end) = (self.bounds.start(), self.bounds.end());
         match &self.list {
@@ -164,7 +164,7 @@ impl ValueKind {
         }
     }
 
-    /// `text` is what was found, where it was a text.
+    /// Refuses a value; `text` is the found text, if it was one.
     fn refuse(&self, found: String, text: Option<&str>) -> Refused {
         let advice = text.and_then(|text| (self.advice)(text));
         Refused {
@@ -219,7 +219,7 @@ impl List {
 }
 
 impl Refused {
-    /// The same, about an element of the list.
+    /// Moves the refusal to an element of the list.
     fn at(self, index: usize) -> Refused {
         Refused {
             element: format!("[{index}]"),
@@ -230,7 +230,7 @@ impl Refused {
 
 #[cfg(test)]
 impl ValueKind {
-    /// The smallest and the largest value, or all of them, where the kind has such.
+    /// Returns the smallest and the largest value, or all of them, if the kind has any.
     pub fn ends(&self) -> Vec<Value> {
         let words = (self.words)();
         if !words.is_empty() {

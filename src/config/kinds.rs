@@ -1,7 +1,7 @@
-//! The kinds of value that keys have: one constant each, or one function where a range belongs to
-//! the kind.
+//! The kinds of values that keys have: one constant each, or one function if a range belongs to the
+//! kind.
 //!
-//! To add a kind: start from [`TEXT`], and say what differs.
+//! To add a kind, start from [`TEXT`] and state the differences.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::value::{Value, toml_string};
 use super::words::{Word, words};
 use crate::limits::config as limits;
 
-/// Any text: what the other kinds start from.
+/// Any text: the starting point of the other kinds.
 const TEXT: ValueKind = ValueKind {
     name: "string",
     plural: "strings",
@@ -172,7 +172,7 @@ pub const PATH: ValueKind = ValueKind {
     ..TEXT
 };
 
-/// What stands in a list: any text that its own reader takes.
+/// An element of a list: any text that its own reader accepts.
 const ELEMENT: ValueKind = ValueKind {
     bounds: 0..=u64::MAX,
     ..TEXT
@@ -301,7 +301,7 @@ fn word<T: Word>(text: &str) -> Option<Value> {
     text_if(words::<T>().contains(&text), text)
 }
 
-/// In the form in which addresses are printed.
+/// Parses an address in the form in which addresses are printed.
 fn address(text: &str) -> Option<Value> {
     Listen::parse(text).map(|listen| Value::Text(listen.to_string()))
 }
@@ -337,7 +337,7 @@ fn place(address: &Value) -> Option<Place> {
     }
 }
 
-/// `str::parse` would take `+5` as well.
+/// `str::parse` would accept `+5` as well.
 fn digits(text: &str) -> Option<u64> {
     text.bytes()
         .all(|byte| byte.is_ascii_digit())
@@ -380,7 +380,7 @@ mod tests {
         assert!(MODELS.read_text(" , ").is_err());
     }
 
-    /// Mutation: `repeats` without its look at the port.
+    /// Mutation: `repeats` without comparing the port.
     #[test]
     fn an_address_is_listened_on_once_but_any_port_may_be_asked_for_again() {
         let any = r#"["127.0.0.1:0", "127.0.0.1:0"]"#;

@@ -1,7 +1,7 @@
 //! A value between its text and its field.
 //!
-//! Owns: what a value may be, how each type of field becomes one and is made from one, and the
-//! words for what was found in a file. Knows no key and no range.
+//! Owns the types of values, their conversion from and to each type of field, and the descriptions
+//! of values found in a file. Knows no key and no range.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,7 +28,8 @@ pub enum Value {
 /// Why a value is refused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refused {
-    /// What is wrong below the key: `[2]` for the third element of a list, else nothing.
+    /// The place of the error below the key: `[2]` for the third element of a list, otherwise
+    /// empty.
     pub element: String,
     pub found: String,
     pub expected: String,
@@ -37,7 +38,7 @@ pub struct Refused {
 /// A field of the configuration that a [`Value`] can be put into.
 pub trait Field: Sized {
     fn to_value(&self) -> Value;
-    /// `None` where the value is of another kind or too large for the type.
+    /// Returns `None` if the value is of another kind or too large for the type.
     fn from_value(value: Value) -> Option<Self>;
 }
 
@@ -86,7 +87,7 @@ impl Field for Duration {
     }
 }
 
-/// Types that are written as one text.
+/// Implements the conversion for types that are written as one text.
 macro_rules! text_field {
     ($($type:ty: $print:expr, $parse:expr;)+) => {$(
         impl Field for $type {
@@ -166,14 +167,14 @@ impl Field for Hosts {
     }
 }
 
-/// A TOML string: JSON's escapes are among TOML's, which also wants DEL escaped.
+/// Returns a TOML string: JSON's escapes are among TOML's, which also requires DEL escaped.
 pub fn toml_string(text: &str) -> String {
     serde_json::Value::from(text)
         .to_string()
         .replace('\x7f', "\\u007f")
 }
 
-/// What a value of the file is, in the words of a message.
+/// Describes a value of the file for a message.
 pub fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => quote(&format!("{text:?}")),

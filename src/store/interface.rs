@@ -1,7 +1,7 @@
 //! The interface of a key store, whatever database is behind it.
 //!
-//! Must never: name a database. [`sqlite`] is the one that there is; the thread in [`watch`] and
-//! the commands know this trait alone.
+//! Must never name a database. [`sqlite`] is the only one so far; the thread in [`watch`] and the
+//! commands know only this trait.
 //!
 //! [`sqlite`]: super::sqlite
 //! [`watch`]: super::watch
@@ -15,8 +15,9 @@ use crate::keys::{KeyRecord, KeyRing, Scopes, Secret};
 /// The bootstrap key's name in the state folder.
 pub const BOOTSTRAP_FILE: &str = "bootstrap-key";
 
-/// An open store of API keys. One connection: use it from one thread at a time. Each call may wait
-/// for a disk, a network or another process's lock, so none may be made on a reactor's thread.
+/// An open store of API keys. It is one connection, so it must be used from one thread at a time.
+/// Each call may wait for a disk, a network or another process's lock, so none may be made on a
+/// reactor's thread.
 pub trait Store: Send {
     /// Adds a key. Its secret is only in the result.
     fn create(&mut self, new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError>;
@@ -120,7 +121,7 @@ pub enum StoreError {
     Thread(io::Error),
 }
 
-/// What is the matter with a database.
+/// The fault of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Another process holds its lock.
