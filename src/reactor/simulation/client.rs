@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::Dice;
-use super::answer::{self, Received};
+use super::response::{self, Expected, Received};
 use super::secure::Line;
 use super::system::Network;
 
@@ -20,14 +20,6 @@ enum Move {
     AwaitContinue,
     HalfClose,
     Reset,
-}
-
-/// A response that is due.
-#[derive(Debug)]
-pub struct Expected {
-    pub request_id: String,
-    pub statuses: &'static [u16],
-    pub head_only: bool,
 }
 
 pub struct Client {
@@ -313,7 +305,7 @@ impl Client {
         let has_ended = wire.daemon_fin && wire.to_client.is_empty() && !wire.reset;
         loop {
             let expected = self.expected.front();
-            match answer::read(&self.received, expected, has_ended) {
+            match response::read(&self.received, expected, has_ended) {
                 Received::Incomplete => return,
                 Received::Continue { bytes } => {
                     self.continues += 1;

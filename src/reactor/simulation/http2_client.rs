@@ -13,8 +13,8 @@ use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 
 use super::Dice;
-use super::answer::check_stream;
 use super::client::{GENERATED, NOT_FOUND, OK, program_wanted};
+use super::response::check_stream;
 use super::system::Network;
 use crate::http::http2::pipe::{Pipe, PipeEnd};
 

@@ -2,7 +2,7 @@
 //!
 //! A seed decides everything: how bytes are cut, when edges come, which clients reset, what the
 //! engine generates and when, how many reactors there are, and what the supervisor sends them.
-//! After every turn the house rules are checked; in the end the books must balance:
+//! After every turn the invariants are checked; in the end the accounts must balance:
 //!
 //!  * no lost wake-up: a connection that could go on is queued, or an edge for it is on its way;
 //!  * accepted = placed + closed;
@@ -15,10 +15,10 @@
 //! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one. [`scenarios`]
 //! are runs without chance.
 
-mod answer;
 mod client;
 mod engine;
 mod http2_client;
+mod response;
 mod scenarios;
 mod secure;
 mod system;
@@ -92,7 +92,7 @@ impl StreamBound {
 const _: () = assert!(StreamBound::SLOW_READER_BYTES == 138_862);
 
 /// The daemon: its reactors, the engine, and the books.
-struct House {
+struct Daemon {
     network: Rc<RefCell<Network>>,
     reactors: Vec<Member>,
     engine: Arc<SimulatedEngine>,
@@ -108,27 +108,27 @@ struct Member {
     reactor: Option<Reactor<SimulatedKernel>>,
 }
 
-impl House {
+impl Daemon {
     fn new(
         network: Rc<RefCell<Network>>,
         reactors: usize,
         max_connections: usize,
         config: &Arc<Config>,
         verbosity: Verbosity,
-    ) -> House {
-        let (mut births, mut neighbours) = (Vec::new(), Vec::new());
+    ) -> Daemon {
+        let (mut ends, mut neighbours) = (Vec::new(), Vec::new());
         for _ in 0..reactors {
             let kernel = SimulatedKernel::new(&network);
-            let (post, letters) =
+            let (sender, receiver) =
                 mailbox(kernel.doorbell(), offload_limits::MAILBOX_KEPT_ITEMS_MAX);
-            births.push((kernel, letters));
+            ends.push((kernel, receiver));
             neighbours.push(Neighbour {
-                mailbox: post,
+                mailbox: sender,
                 pulse: Arc::new(Pulse::default()),
             });
         }
-        let posts = neighbours.iter().map(|member| member.mailbox.clone());
-        let mailboxes = Arc::new(Mailboxes(posts.collect()));
+        let senders = neighbours.iter().map(|member| member.mailbox.clone());
+        let mailboxes = Arc::new(Mailboxes(senders.collect()));
         let engine = Arc::new(SimulatedEngine::new(mailboxes, verbosity));
         let metrics = Metrics::new("simulated");
         let parts = service::Parts {
@@ -140,7 +140,7 @@ impl House {
             wall_clock: || 0,
         };
         let mut members = Vec::new();
-        for (index, (system, letters)) in births.into_iter().enumerate() {
+        for (index, (system, receiver)) in ends.into_iter().enumerate() {
             let reactor = Reactor::new(Parts {
                 index: index as u16,
                 system,
@@ -149,7 +149,7 @@ impl House {
                 tls: Some(testing::acceptor()),
                 openings: config.server.listen.iter().map(Listen::opening).collect(),
                 metrics: metrics.clone(),
-                mailbox: letters,
+                mailbox: receiver,
                 pulse: neighbours[index].pulse.clone(),
                 neighbours: neighbours.clone(),
                 max_connections,
@@ -161,7 +161,7 @@ impl House {
             });
         }
         let closed = CloseReason::ALL.map(|reason| metrics.connections_closed(reason.as_str()));
-        House {
+        Daemon {
             network,
             reactors: members,
             engine,
@@ -270,7 +270,7 @@ impl Visitor {
 
 /// A daemon, its clients, and its supervisor.
 struct World {
-    house: House,
+    daemon: Daemon,
     clients: Vec<Visitor>,
     dice: Dice,
     /// Timeouts are out of reach and there is room for all, so that no idle connection is closed:
@@ -315,7 +315,7 @@ impl World {
             false => engine::TERSE,
         };
         World {
-            house: House::new(network, reactors, max_connections, &config, verbosity),
+            daemon: Daemon::new(network, reactors, max_connections, &config, verbosity),
             clients: Vec::new(),
             dice,
             generous: patient && !cramped,
@@ -331,7 +331,7 @@ impl World {
         let mut turns = 0;
         loop {
             turns += 1;
-            assert!(turns < TURNS_MOST, "no end: {}", self.house.describe());
+            assert!(turns < TURNS_MOST, "no end: {}", self.daemon.describe());
             self.let_clients_act(crowd);
             self.let_engine_act();
             self.let_supervisor_act();
@@ -340,13 +340,13 @@ impl World {
                 break;
             }
             self.let_reactors_act();
-            assert!(!self.house.has_ended());
+            assert!(!self.daemon.has_ended());
         }
         self.end();
     }
 
     fn let_clients_act(&mut self, crowd: u64) {
-        let network = &mut *self.house.network.borrow_mut();
+        let network = &mut *self.daemon.network.borrow_mut();
         let name = self.clients.len() as u64;
         if name < crowd && network.dice.one_in(3) {
             // From one byte at a time to more than any response.
@@ -366,7 +366,7 @@ impl World {
     fn let_engine_act(&mut self) {
         let steps_most = if self.is_chatty { 60 } else { 4 };
         for _ in 0..self.dice.below(steps_most) {
-            self.house.engine.step(&mut self.dice);
+            self.daemon.engine.step(&mut self.dice);
         }
     }
 
@@ -374,27 +374,28 @@ impl World {
     fn let_supervisor_act(&mut self) {
         if self.dice.one_in(100) {
             let config = Arc::new(config(self.patient, self.proxied, &mut self.dice));
-            self.house.tell_all(|| Message::Apply(config.clone()));
+            self.daemon.tell_all(|| Message::Apply(config.clone()));
         }
         if self.dice.one_in(100) {
             let keys = Arc::new(KeyRing::new(Vec::new()));
-            self.house.tell_all(|| Message::Keys(keys.clone()));
+            self.daemon.tell_all(|| Message::Keys(keys.clone()));
         }
         if self.dice.one_in(100) {
             let acceptor = testing::acceptor();
-            self.house.tell_all(|| Message::Tls(Some(acceptor.clone())));
+            self.daemon
+                .tell_all(|| Message::Tls(Some(acceptor.clone())));
         }
         if self.dice.one_in(200) && !self.generous {
-            let network = &mut *self.house.network.borrow_mut();
+            let network = &mut *self.daemon.network.borrow_mut();
             network.clock = network.clock + Duration::from_millis(self.dice.below(100_000));
         }
     }
 
     /// Reactors are threads: the scheduler decides which of them is ahead.
     fn let_reactors_act(&mut self) {
-        for index in 0..self.house.reactors.len() {
+        for index in 0..self.daemon.reactors.len() {
             if !self.dice.one_in(4) {
-                self.house.turn(index);
+                self.daemon.turn(index);
             }
         }
     }
@@ -403,28 +404,28 @@ impl World {
     fn end(&mut self) {
         let patience = Duration::from_secs(1 + self.dice.below(1_000_000));
         match self.dice.below(4) {
-            0 => self.house.tell_all(|| Message::Stop),
-            _ => self.house.tell_all(|| Message::Drain(patience)),
+            0 => self.daemon.tell_all(|| Message::Stop),
+            _ => self.daemon.tell_all(|| Message::Drain(patience)),
         }
         let mut turns = 0;
-        while !self.house.has_ended() {
+        while !self.daemon.has_ended() {
             turns += 1;
-            assert!(turns < TURNS_MOST, "no end: {}", self.house.describe());
+            assert!(turns < TURNS_MOST, "no end: {}", self.daemon.describe());
             for client in &mut self.clients {
                 // A daemon that ends may leave later requests of a connection without a response.
-                client.step(&mut self.house.network.borrow_mut(), false);
+                client.step(&mut self.daemon.network.borrow_mut(), false);
             }
             self.let_engine_act();
             self.let_reactors_act();
         }
         // No client waits any more: jobs that still run have been cancelled.
         for _ in 0..TURNS_MOST {
-            self.house.engine.step(&mut self.dice);
-            if self.house.engine.running() == 0 {
+            self.daemon.engine.step(&mut self.dice);
+            if self.daemon.engine.running() == 0 {
                 break;
             }
         }
-        self.house.check_ended();
+        self.daemon.check_ended();
     }
 }
 
@@ -472,7 +473,7 @@ fn number_from_environment(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn every_seed_keeps_the_house_rules() {
+fn every_seed_keeps_the_invariants() {
     if let Some(seed) = number_from_environment("AUTOGLMD_SIM_SEED") {
         return simulate(seed);
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::engine::{CHATTY, TERSE};
 use super::system::{Network, Wire};
-use super::{Dice, House, Verbosity};
+use super::{Daemon, Dice, Verbosity};
 use crate::config::Config;
 use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
@@ -24,9 +24,9 @@ use crate::reactor::message::Message;
 
 pub const GET: &str = "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
-/// A house whose clients are the test itself.
+/// A daemon whose clients are the test itself.
 pub struct Stage {
-    pub house: House,
+    pub daemon: Daemon,
     dice: Dice,
 }
 
@@ -45,7 +45,7 @@ impl Stage {
         let network = Network::new(1);
         network.borrow_mut().calm = true;
         Stage {
-            house: House::new(network, reactors, max_connections, &config, verbosity),
+            daemon: Daemon::new(network, reactors, max_connections, &config, verbosity),
             dice: Dice::new(1),
         }
     }
@@ -53,8 +53,8 @@ impl Stage {
     /// Runs turns until every reactor would sleep.
     pub fn settle(&mut self) {
         for _ in 0..1_000 {
-            let mut works = self.house.network.borrow().has_pending_events();
-            for member in &mut self.house.reactors {
+            let mut works = self.daemon.network.borrow().has_pending_events();
+            for member in &mut self.daemon.reactors {
                 works |= member.reactor.as_mut().is_some_and(|one| one.has_work());
             }
             if !works {
@@ -62,17 +62,17 @@ impl Stage {
             }
             self.turn();
         }
-        panic!("a busy loop: {}", self.house.describe());
+        panic!("a busy loop: {}", self.daemon.describe());
     }
 
     /// Runs one turn of each.
     pub fn turn(&mut self) {
-        (0..self.house.reactors.len()).for_each(|index| self.house.turn(index));
+        (0..self.daemon.reactors.len()).for_each(|index| self.daemon.turn(index));
     }
 
     pub fn pass(&mut self, time: Duration) {
-        let clock = self.house.network.borrow().clock;
-        self.house.network.borrow_mut().clock = clock + time;
+        let clock = self.daemon.network.borrow().clock;
+        self.daemon.network.borrow_mut().clock = clock + time;
         self.turn();
         self.settle();
     }
@@ -80,20 +80,20 @@ impl Stage {
     /// Sends all reactors a configuration, as after SIGHUP.
     fn reload(&mut self, adjust: impl FnOnce(&mut Config)) {
         let config = Arc::new(configuration(adjust));
-        self.house.tell_all(|| Message::Apply(config.clone()));
+        self.daemon.tell_all(|| Message::Apply(config.clone()));
         self.settle();
     }
 
     /// Lets the engine generate all that it can, and the reactors handle it.
     fn generate(&mut self) {
         for _ in 0..200 {
-            self.house.engine.step(&mut self.dice);
+            self.daemon.engine.step(&mut self.dice);
         }
         self.settle();
     }
 
     fn connect_slowly(&mut self, capacity: usize) -> usize {
-        let wire = self.house.network.borrow_mut().connect(capacity);
+        let wire = self.daemon.network.borrow_mut().connect(capacity);
         wire.expect("the daemon listens")
     }
 
@@ -102,7 +102,7 @@ impl Stage {
     }
 
     pub fn on<T>(&mut self, wire: usize, act: impl FnOnce(&mut Wire) -> T) -> T {
-        act(&mut self.house.network.borrow_mut().wires[wire])
+        act(&mut self.daemon.network.borrow_mut().wires[wire])
     }
 
     pub fn send(&mut self, wire: usize, bytes: impl AsRef<[u8]>) {
@@ -129,13 +129,13 @@ impl Stage {
     }
 
     pub fn output_bytes(&self, wire: usize) -> usize {
-        let live = self.house.reactors.iter();
+        let live = self.daemon.reactors.iter();
         let live = live.filter_map(|member| member.reactor.as_ref());
         live.map(|reactor| reactor.output_bytes(wire)).sum()
     }
 
     pub fn buffers_out(&self) -> u64 {
-        let live = self.house.reactors.iter();
+        let live = self.daemon.reactors.iter();
         let live = live.filter_map(|member| member.reactor.as_ref());
         live.map(|reactor| reactor.buffers_out()).sum()
     }
@@ -151,12 +151,12 @@ impl Stage {
     }
 
     fn closed(&self, reason: CloseReason) -> u64 {
-        self.house.closed[reason as usize].get()
+        self.daemon.closed[reason as usize].get()
     }
 
     /// Returns how many wires are accepted and not closed.
     fn open(&self) -> usize {
-        self.house.metrics.connections.get() as usize
+        self.daemon.metrics.connections.get() as usize
     }
 }
 
@@ -202,7 +202,7 @@ fn a_burst_is_answered_to_its_end_wherever_the_budget_cuts_it() {
         stage.send(wire, GET.repeat(count) + &chunked);
         let answers = stage.receive(wire);
         assert_eq!(answers.matches("HTTP/1.1 200").count(), count);
-        assert_eq!(stage.house.engine.running(), 1, "behind {count}");
+        assert_eq!(stage.daemon.engine.running(), 1, "behind {count}");
     }
 }
 
@@ -238,7 +238,7 @@ fn a_burst_of_large_answers_waits_for_room() {
 // ---- glitches ----
 
 fn glitches(stage: &Stage, kind: &'static str) -> u64 {
-    stage.house.metrics.glitches(kind).get()
+    stage.daemon.metrics.glitches(kind).get()
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_body_in_crumbs_is_refused_and_a_few_crumbs_are_not() {
     stage.send(slices, in_chunks_of(8));
     stage.send(crumbs, in_chunks_of(1));
     assert!(stage.receive(crumbs).starts_with("HTTP/1.1 400"));
-    assert_eq!(stage.house.engine.running(), 1);
+    assert_eq!(stage.daemon.engine.running(), 1);
     assert!(!stage.is_closed(slices));
     assert!(glitches(&stage, "tiny_data") > 500);
 }
@@ -312,7 +312,7 @@ fn a_stall_in_a_body_does_not_make_its_last_small_chunk_one_too_many() {
     stage.pass(14 * SECOND);
     stage.send(wire, "3\r\nx\"}\r\n0\r\n\r\n");
     assert_eq!(stage.receive(wire), "");
-    assert_eq!(stage.house.engine.running(), 1);
+    assert_eq!(stage.daemon.engine.running(), 1);
 }
 
 #[test]

@@ -130,7 +130,7 @@ mod scenarios {
         }
 
         fn count(&mut self, wires: &[usize], holds: impl Fn(&Wire) -> bool) -> usize {
-            let network = self.house.network.borrow();
+            let network = self.daemon.network.borrow();
             let wires = wires.iter().map(|&wire| &network.wires[wire]);
             wires.filter(|wire| holds(wire)).count()
         }
@@ -202,7 +202,7 @@ mod scenarios {
             assert_eq!(stage.count(&flood, answered), turn * STEPS);
             assert_eq!(stage.count(&flood[..turn * STEPS], answered), turn * STEPS);
         }
-        assert!(stage.house.metrics.tls_handshakes_deferred.get() > 0);
+        assert!(stage.daemon.metrics.tls_handshakes_deferred.get() > 0);
         // Cheap input does not count as a step: dripping bytes do not wait.
         let mut line = Line::new(&rustls::version::TLS13);
         let dripping: Vec<_> = (0..3 * STEPS).map(|_| stage.connect()).collect();
@@ -235,7 +235,7 @@ mod scenarios {
         // The first byte was read when a quarter had passed.
         stage.pass(patience / 2);
         assert!(stage.is_closed(wire));
-        let timeouts = stage.house.metrics.tls_handshakes("timeout", "none");
+        let timeouts = stage.daemon.metrics.tls_handshakes("timeout", "none");
         assert_eq!(timeouts.get(), 1);
     }
 
@@ -253,6 +253,6 @@ mod scenarios {
         stage.on(wire, Wire::client_half_closes);
         stage.settle();
         assert!(stage.is_closed(wire));
-        assert_eq!(stage.house.metrics.tls_broken.get(), 1);
+        assert_eq!(stage.daemon.metrics.tls_broken.get(), 1);
     }
 }

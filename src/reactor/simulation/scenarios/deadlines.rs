@@ -225,7 +225,7 @@ fn an_answer_in_the_turn_of_the_requests_deadline_is_given() {
     stage.settle();
     // The end of the job is in the mailbox, and its deadline has passed.
     for _ in 0..200 {
-        stage.house.engine.step(&mut stage.dice);
+        stage.daemon.engine.step(&mut stage.dice);
     }
     stage.pass(11 * SECOND);
     let answer = stage.receive(wire);
@@ -268,9 +268,9 @@ fn a_stalled_reader_of_a_stream_costs_its_job() {
         stage.pass(11 * SECOND);
         assert!(stage.is_closed(wire), "half-closed: {half_closes}");
         assert_eq!(stage.closed(CloseReason::WriteTimeout), 1);
-        let cancelled = stage.house.metrics.cancelled(CancelReason::SlowReader);
+        let cancelled = stage.daemon.metrics.cancelled(CancelReason::SlowReader);
         assert_eq!(cancelled.get(), 1);
-        assert!(stage.house.engine.wanted().is_empty());
+        assert!(stage.daemon.engine.wanted().is_empty());
     }
 }
 

@@ -67,7 +67,7 @@ fn a_full_house_without_idlers_lets_somebody_in_when_a_place_is_free() {
 #[test]
 fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
     let mut stage = Stage::new(|_| {});
-    stage.house.network.borrow_mut().descriptor_famine = 3;
+    stage.daemon.network.borrow_mut().descriptor_famine = 3;
     let wire = stage.connect();
     stage.send(wire, GET);
     stage.settle();
@@ -76,7 +76,7 @@ fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
         stage.pass(SECOND);
     }
     assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
-    assert_eq!(stage.house.metrics.accept_paused.get(), 3);
+    assert_eq!(stage.daemon.metrics.accept_paused.get(), 3);
 }
 
 /// Connections that hold a place without use: a watch, half a head, half a body.
@@ -132,7 +132,7 @@ fn strangers_make_room_after_the_idle_and_the_oldest_first() {
     }
     assert!(!stage.is_closed(worker));
     assert!(newcomers.iter().all(|&wire| !stage.is_closed(wire)));
-    assert_eq!(stage.house.engine.running(), 19);
+    assert_eq!(stage.daemon.engine.running(), 19);
 }
 
 /// A flood of useless new connections must leave each of them time for a handshake.
@@ -176,12 +176,12 @@ fn strangers_and_idlers_of_another_reactor_make_room_too() {
             }
             stage.settle();
         }
-        assert_eq!(stage.house.engine.running(), 4);
+        assert_eq!(stage.daemon.engine.running(), 4);
         let late = stage.connect();
         stage.send(late, GET);
         let answer = stage.receive(late);
         assert!(answer.starts_with("HTTP/1.1 200"), "{is_idle}: {answer:?}");
-        assert_eq!(stage.house.engine.running(), 4);
+        assert_eq!(stage.daemon.engine.running(), 4);
         assert!(others.iter().any(|&wire| stage.is_closed(wire)));
     }
 }
@@ -199,32 +199,32 @@ fn whoever_has_come_when_the_drain_begins_is_served() {
     stage.send(old, GET);
     let new = stage.connect();
     stage.send(new, GET);
-    stage.house.network.borrow_mut().hide_listener_edge();
-    stage.house.tell_all(|| Message::Drain(100 * SECOND));
+    stage.daemon.network.borrow_mut().hide_listener_edge();
+    stage.daemon.tell_all(|| Message::Drain(100 * SECOND));
     for wire in [old, new] {
         let answer = stage.receive(wire);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
         assert!(answer.contains("connection: close"), "{answer:?}");
     }
     assert!(stage.is_closed(idle));
-    assert_eq!(stage.house.network.borrow_mut().connect(1), None);
+    assert_eq!(stage.daemon.network.borrow_mut().connect(1), None);
     for wire in [old, new] {
         stage.on(wire, Wire::client_half_closes);
     }
     stage.settle();
-    assert!(stage.house.has_ended());
-    stage.house.check_ended();
+    assert!(stage.daemon.has_ended());
+    stage.daemon.check_ended();
 }
 
 #[test]
 fn a_connection_is_not_given_to_a_reactor_that_has_ended() {
     let mut stage = Stage::with(2, 100, TERSE, |_| {});
-    stage.house.reactors[1]
+    stage.daemon.reactors[1]
         .neighbour
         .mailbox
         .post(Message::Drain(SECOND));
     stage.settle();
-    assert!(stage.house.reactors[1].reactor.is_none());
+    assert!(stage.daemon.reactors[1].reactor.is_none());
     for _ in 0..3 {
         let wire = stage.connect();
         stage.send(wire, GET);
@@ -236,15 +236,15 @@ fn a_connection_is_not_given_to_a_reactor_that_has_ended() {
 fn a_draining_reactor_waits_for_a_connection_that_is_on_its_way_to_it() {
     let mut stage = Stage::with(2, 100, TERSE, |_| {});
     let first = stage.connect();
-    stage.house.turn(0);
+    stage.daemon.turn(0);
     let second = stage.connect();
     stage.send(second, GET);
     // Accepted by one reactor for the other, which gets the drain first.
-    let other = stage.house.reactors[1].neighbour.mailbox.clone();
+    let other = stage.daemon.reactors[1].neighbour.mailbox.clone();
     other.post(Message::Drain(100 * SECOND));
-    stage.house.turn(0);
+    stage.daemon.turn(0);
     assert_eq!(stage.open(), 2);
-    stage.house.turn(1);
+    stage.daemon.turn(1);
     assert!(stage.receive(second).starts_with("HTTP/1.1 200"));
     assert!(!stage.is_closed(first));
 }
@@ -253,51 +253,51 @@ fn a_draining_reactor_waits_for_a_connection_that_is_on_its_way_to_it() {
 fn a_stop_closes_even_what_lies_in_the_mailbox() {
     let mut stage = Stage::with(2, 100, TERSE, |_| {});
     let wires = [stage.connect(), stage.connect()];
-    let other = stage.house.reactors[1].neighbour.mailbox.clone();
+    let other = stage.daemon.reactors[1].neighbour.mailbox.clone();
     other.post(Message::Stop);
-    stage.house.turn(0);
+    stage.daemon.turn(0);
     assert_eq!(stage.open(), 2);
-    stage.house.tell_all(|| Message::Stop);
+    stage.daemon.tell_all(|| Message::Stop);
     stage.turn();
-    assert!(stage.house.has_ended());
-    stage.house.check_ended();
+    assert!(stage.daemon.has_ended());
+    stage.daemon.check_ended();
     assert!(wires.iter().all(|&wire| stage.is_closed(wire)));
 }
 
 #[test]
 fn a_drain_without_descriptors_serves_whoever_waits_when_there_are_some_again() {
     let mut stage = Stage::new(|_| {});
-    stage.house.network.borrow_mut().descriptor_famine = 3;
+    stage.daemon.network.borrow_mut().descriptor_famine = 3;
     let wire = stage.connect();
     stage.send(wire, GET);
-    stage.house.tell_all(|| Message::Drain(100 * SECOND));
+    stage.daemon.tell_all(|| Message::Drain(100 * SECOND));
     for _ in 0..3 {
         stage.settle();
-        assert!(!stage.house.has_ended(), "somebody waits at the door");
+        assert!(!stage.daemon.has_ended(), "somebody waits at the door");
         stage.pass(SECOND);
     }
     let answer = stage.receive(wire);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
     stage.on(wire, Wire::client_half_closes);
     stage.settle();
-    assert!(stage.house.has_ended());
-    stage.house.check_ended();
+    assert!(stage.daemon.has_ended());
+    stage.daemon.check_ended();
 }
 
 #[test]
 fn a_drain_whose_descriptors_never_come_back_ends_all_the_same() {
     let mut stage = Stage::new(|_| {});
-    stage.house.network.borrow_mut().descriptor_famine = u32::MAX;
+    stage.daemon.network.borrow_mut().descriptor_famine = u32::MAX;
     let wire = stage.connect();
     stage.send(wire, GET);
-    stage.house.tell_all(|| Message::Drain(10 * SECOND));
+    stage.daemon.tell_all(|| Message::Drain(10 * SECOND));
     stage.settle();
     stage.pass(9 * SECOND);
-    assert!(!stage.house.has_ended());
+    assert!(!stage.daemon.has_ended());
     stage.pass(2 * SECOND);
-    assert!(stage.house.has_ended());
+    assert!(stage.daemon.has_ended());
     assert!(stage.is_closed(wire), "the kernel refuses whom nobody took");
-    stage.house.check_ended();
+    stage.daemon.check_ended();
 }
 
 #[test]
@@ -308,20 +308,20 @@ fn a_connection_that_comes_to_a_draining_reactor_is_served_once_or_closed() {
         for drains_first in [false, true] {
             let mut stage = Stage::with(2, 100, TERSE, |_| {});
             let first = stage.connect();
-            stage.house.turn(0);
+            stage.daemon.turn(0);
             let second = stage.connect();
             stage.send(second, &before);
-            let mailbox = stage.house.reactors[1].neighbour.mailbox.clone();
+            let mailbox = stage.daemon.reactors[1].neighbour.mailbox.clone();
             let drain = || mailbox.post(Message::Drain(100 * SECOND));
             // Adopting and draining in one batch, in either order.
             if drains_first {
                 drain();
             }
-            stage.house.turn(0);
+            stage.daemon.turn(0);
             if !drains_first {
                 drain();
             }
-            stage.house.turn(1);
+            stage.daemon.turn(1);
             if !after.is_empty() {
                 stage.send(second, after);
             }
@@ -337,7 +337,7 @@ fn a_connection_that_comes_to_a_draining_reactor_is_served_once_or_closed() {
                 }
             }
             assert!(stage.is_closed_in_good_order(second));
-            assert!(stage.house.reactors[1].reactor.is_none());
+            assert!(stage.daemon.reactors[1].reactor.is_none());
         }
     }
 }
@@ -348,13 +348,13 @@ fn a_drain_that_ends_in_a_stream_cuts_it_off_and_cancels_its_job() {
     let wire = stage.connect();
     stage.send(wire, generate(true));
     stage.settle();
-    stage.house.tell_all(|| Message::Drain(10 * SECOND));
+    stage.daemon.tell_all(|| Message::Drain(10 * SECOND));
     stage.settle();
-    assert_eq!(stage.house.engine.wanted().len(), 1, "it may end");
+    assert_eq!(stage.daemon.engine.wanted().len(), 1, "it may end");
     stage.pass(11 * SECOND);
-    assert!(stage.house.has_ended() && stage.is_closed(wire));
+    assert!(stage.daemon.has_ended() && stage.is_closed(wire));
     assert_eq!(stage.closed(CloseReason::Drain), 1);
-    assert!(stage.house.engine.wanted().is_empty());
+    assert!(stage.daemon.engine.wanted().is_empty());
     stage.generate();
-    stage.house.check_ended();
+    stage.daemon.check_ended();
 }

@@ -39,14 +39,14 @@ fn a_half_closed_client_that_waits_is_told_from_one_that_is_gone() {
         stage.on(wire, Wire::client_half_closes);
         assert_eq!(stage.receive(wire), "HTTP/1.1 100 Continue\r\n\r\n");
     }
-    assert_eq!(stage.house.engine.wanted().len(), 2);
+    assert_eq!(stage.daemon.engine.wanted().len(), 2);
     stage.on(gone, Wire::client_resets);
     stage.settle();
-    assert_eq!(stage.house.engine.wanted().len(), 1);
+    assert_eq!(stage.daemon.engine.wanted().len(), 1);
     stage.generate();
     let answer = stage.receive(waiting);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let disconnected = stage.house.metrics.cancelled(CancelReason::Disconnect);
+    let disconnected = stage.daemon.metrics.cancelled(CancelReason::Disconnect);
     assert_eq!(disconnected.get(), 1);
 }
 
@@ -56,11 +56,11 @@ fn a_stream_without_a_reader_stops_its_job_and_goes_on_with_one() {
     let wire = stage.connect_slowly(1_000);
     stage.send(wire, generate(true));
     stage.settle();
-    // The house checks that the pending bytes are bounded; the job must not end.
+    // The daemon's check sees that the pending bytes are bounded; the job must not end.
     (0..20).for_each(|_| stage.generate());
-    assert_eq!(stage.house.engine.running(), 1);
+    assert_eq!(stage.daemon.engine.running(), 1);
     let mut answer = String::new();
-    while stage.house.engine.running() > 0 {
+    while stage.daemon.engine.running() > 0 {
         answer.push_str(&stage.receive_all(wire));
         stage.generate();
     }
@@ -78,7 +78,7 @@ fn a_slow_reader_costs_its_bound_and_no_more() {
     let mut most = 0;
     for _ in 0..20 {
         stage.generate();
-        let reactor = stage.house.reactors[0].reactor.as_ref().expect("it runs");
+        let reactor = stage.daemon.reactors[0].reactor.as_ref().expect("it runs");
         most = most.max(reactor.output_bytes(wire));
     }
     assert!(
@@ -92,8 +92,8 @@ fn a_slow_reader_costs_its_bound_and_no_more() {
 fn a_bug_in_one_connection_costs_that_one_alone() {
     let mut stage = Stage::new(|_| {});
     let (cursed, healthy) = (stage.connect(), stage.connect());
-    stage.house.panics_expected = 1;
-    let reactor = stage.house.reactors[0].reactor.as_mut();
+    stage.daemon.panics_expected = 1;
+    let reactor = stage.daemon.reactors[0].reactor.as_mut();
     reactor.expect("it runs").system.cursed_wire = Some(cursed);
     stage.send(cursed, GET);
     stage.send(healthy, GET);
@@ -126,7 +126,7 @@ fn a_request_that_was_cut_off_behind_a_whole_one_gets_no_answer_and_costs_none()
             assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{length}: {answer}");
             assert!(answer.ends_with("\r\n\r\nok\n"), "{length}: {answer}");
             assert!(stage.is_closed_in_good_order(wire), "{length}");
-            assert_eq!(stage.house.engine.totals(), (0, 0));
+            assert_eq!(stage.daemon.engine.totals(), (0, 0));
         }
     }
 }
@@ -161,7 +161,7 @@ fn a_request_that_was_cut_off_is_over_before_the_answers_in_front_of_it_are_read
     let cut_off = generate(false);
     stage.send(wire, [GET, &cut_off[..cut_off.len() - 1]].concat());
     stage.settle();
-    let metrics = stage.house.metrics.clone();
+    let metrics = stage.daemon.metrics.clone();
     let disconnected = metrics.cancelled(CancelReason::Disconnect);
     assert_eq!(disconnected.get(), 0);
     stage.on(wire, Wire::client_half_closes);
@@ -220,7 +220,7 @@ fn a_half_close_while_a_stream_flows_lets_it_flow_to_its_end() {
             stage.send(wire, generate(true) + &GET[..9]);
             stage.settle();
             for _ in 0..turns_before {
-                stage.house.engine.step(&mut stage.dice);
+                stage.daemon.engine.step(&mut stage.dice);
                 stage.turn();
             }
             stage.on(wire, Wire::client_half_closes);
@@ -306,7 +306,7 @@ fn a_reset_ends_everything_at_once_whenever_it_comes() {
             stage.send(wire, &moment.sent);
             stage.settle();
             if moment.generates {
-                (0..5).for_each(|_| stage.house.engine.step(&mut stage.dice));
+                (0..5).for_each(|_| stage.daemon.engine.step(&mut stage.dice));
                 stage.settle();
             }
             if moment.reads {
@@ -315,15 +315,15 @@ fn a_reset_ends_everything_at_once_whenever_it_comes() {
             if half_closed_before {
                 stage.on(wire, Wire::client_half_closes);
             }
-            // The house checks that no cancelled job keeps running.
+            // The daemon's check sees that no cancelled job keeps running.
             stage.on(wire, Wire::client_resets);
             stage.settle();
             assert!(stage.is_closed(wire), "{}", moment.name);
             assert_eq!(stage.open(), 0, "{}", moment.name);
-            stage.house.tell_all(|| super::Message::Stop);
+            stage.daemon.tell_all(|| super::Message::Stop);
             stage.settle();
             stage.generate();
-            stage.house.check_ended();
+            stage.daemon.check_ended();
         }
     }
 }

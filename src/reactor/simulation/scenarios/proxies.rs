@@ -23,7 +23,7 @@ fn stage() -> Stage {
 }
 
 fn refused(stage: &Stage, reason: &'static str) -> u64 {
-    stage.house.metrics.proxy_refused(reason).get()
+    stage.daemon.metrics.proxy_refused(reason).get()
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_header_that_drips_has_its_deadline_and_the_request_behind_it_another() {
     stage.send(late, &bytes[..40]);
     stage.pass(2 * SECOND);
     assert!(stage.is_closed(silent) && stage.is_closed(drips));
-    let timeouts = &stage.house.closed[CloseReason::RequestTimeout as usize];
+    let timeouts = &stage.daemon.closed[CloseReason::RequestTimeout as usize];
     assert_eq!(timeouts.get(), 2);
     assert!(!stage.is_closed(late));
     stage.pass(7 * SECOND);
@@ -123,6 +123,6 @@ fn a_check_that_only_connects_is_no_mistake() {
     stage.on(wire, super::Wire::client_half_closes);
     stage.settle();
     assert!(stage.is_closed(wire));
-    let done = &stage.house.closed[CloseReason::Done as usize];
+    let done = &stage.daemon.closed[CloseReason::Done as usize];
     assert_eq!(done.get(), 1);
 }

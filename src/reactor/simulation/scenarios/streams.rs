@@ -113,12 +113,12 @@ fn a_stream_without_window_costs_no_turn_and_goes_on_when_it_has_one() {
     };
     let head = read();
     assert!(head < 1_000, "{head} bytes without any window");
-    assert_eq!(stage.house.engine.running(), 1);
+    assert_eq!(stage.daemon.engine.running(), 1);
     let increment = (1_u32 << 30).to_be_bytes();
     let window = [settings(1 << 30), frame(WINDOW_UPDATE, 0, 0, &increment)];
     stage.send(wire, window.concat());
     let mut bytes = 0;
-    while stage.house.engine.running() > 0 {
+    while stage.daemon.engine.running() > 0 {
         stage.generate();
         stage.settle();
         bytes += stage.on(wire, |wire| wire.client_reads(usize::MAX)).len();
@@ -136,7 +136,7 @@ fn a_drain_ends_with_the_last_stream_though_the_ping_stays_unanswered() {
     let wire = stage.connect();
     stage.send(wire, [PREFACE, &settings(1 << 16)[..], &head()].concat());
     stage.settle();
-    stage.house.tell_all(|| Message::Drain(40 * SECOND));
+    stage.daemon.tell_all(|| Message::Drain(40 * SECOND));
     stage.settle();
     // Longer than the patience of our GOAWAY, shorter than a body may take.
     stage.pass(6 * SECOND);

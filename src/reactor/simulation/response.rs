@@ -1,10 +1,17 @@
 //! Responses as a client reads them, and checks whether they are whole, expected and correct.
 
-use super::client::Expected;
 use super::engine::LINE;
 
 /// The daemon's response to a client with too many glitches.
 const TOO_ODD: &[u8] = b"too many chunks of a few bytes";
+
+/// A response that is due.
+#[derive(Debug)]
+pub struct Expected {
+    pub request_id: String,
+    pub statuses: &'static [u16],
+    pub head_only: bool,
+}
 
 /// The first response in the bytes that a client has.
 pub enum Received {
