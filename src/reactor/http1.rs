@@ -125,6 +125,8 @@
 //! ```
 mod reception;
 mod reply;
+#[cfg(test)]
+mod tests;
 
 use reception::Step;
 use reply::Framing;
