@@ -5,7 +5,7 @@
 //!   Running  ------------>  Draining  ---------------------------------->  Stopping
 //!      |                     |   |        patience is over (PatienceOver)      ^  ^
 //!      |                     |   '---------------------------------------------'  |
-//!      |                     |           terminate again (Forced)                 |
+//!      |                     |               stop (Forced)                        |
 //!      |                     '----------------------------------------------------'
 //! ```
 //!
@@ -80,17 +80,20 @@ impl Drain {
 
     // ---- handle ----
 
-    /// Handles SIGTERM, SIGINT or an administrator's request. The first begins the drain; the
-    /// second ends it.
+    /// The first SIGTERM or SIGINT, or an administrator's request: begins the drain.
     pub fn handle_terminate(&mut self, now: Moment, patience: Duration) {
-        self.state = match self.state {
-            DrainState::Running => DrainState::Draining {
-                // NEVER would make the drain endless.
-                until: (now + patience).min(Moment::from_micros(u64::MAX - 1)),
-            },
-            DrainState::Draining { .. } => DrainState::Stopping(StopReason::Forced),
-            stopping @ DrainState::Stopping(_) => stopping,
-        };
+        if self.is_running() {
+            // NEVER would make the drain endless.
+            let until = (now + patience).min(Moment::from_micros(u64::MAX - 1));
+            self.state = DrainState::Draining { until };
+        }
+    }
+
+    /// A second signal: ends the drain, or the daemon without one.
+    pub fn handle_stop(&mut self) {
+        if !self.is_stopping() {
+            self.state = DrainState::Stopping(StopReason::Forced);
+        }
     }
 
     // ---- poll ----
@@ -158,9 +161,10 @@ mod tests {
     #[test]
     fn a_second_signal_ends_at_once_and_a_third_changes_nothing() {
         let mut drain = draining();
-        drain.handle_terminate(NOW, PATIENCE);
+        drain.handle_stop();
         assert_eq!(drain.state, DrainState::Stopping(StopReason::Forced));
         drain.handle_terminate(NOW, PATIENCE);
+        drain.handle_stop();
         assert_eq!(drain.state, DrainState::Stopping(StopReason::Forced));
         assert_eq!(drain.poll(NOW, 0), None);
     }

@@ -1,30 +1,35 @@
 //! The loop: one thread, one epoll instance, ten phases per turn.
 //!
-//! Owns every connection of its thread and everything they share: slots, wheel, run queue, buffers,
-//! the service. It waits only in phase 2, and only phases 5, 6 and 7 let a connection do anything.
+//! Owns every connection of its thread and everything that they share: slots, wheel, run queue,
+//! buffers, the service. It waits in phase 2 and nowhere else. Connections act in phases 5 to 7; a
+//! connection that is closed in any phase may still write TLS's goodbye.
 //!
 //! ```text
 //!   1 timeout   0 if the run queue holds work, else until the next timer
 //!   2 poll      the only wait
-//!   3 now       the clock is read once, so that all phases agree about the time; deferred
-//!               handshakes get new steps
+//!   3 now       the clock is read, and every phase below uses this time; connections whose next
+//!               handshake step was put off are queued, in front of those with new edges
 //!   4 mark      edges set readiness bits and queue their connection: no I/O
 //!   5 mailbox   completions and orders of other threads
-//!   6 run       each queued connection pumps once, within its budget; after each, the mailbox
-//!               again: its events are handled while they are warm in the cache, and written
-//!               in a second round
-//!   7 wheel     deadlines that have passed: after 6, so that input that came in time is not
-//!               called late because the loop looked late
+//!   6 run       two rounds of the run queue, in which each queued connection pumps once, within
+//!               its budget. After each pump of the first round, the mailbox again: its events are
+//!               handled while the connection is warm in the cache, and written in round two
+//!   7 wheel     deadlines that have passed: after 6, so that a request that arrived in time is not
+//!               late because we looked late
 //!   8 accept    after 6 and 7, so that places that became free count
-//!   9 reap      closed slots become free: not before, because phases 4 to 8 may still name them
-//!  10 observe   gauges, heartbeat, drain
+//!   9 reap      closed slots become free: not before, for phase 4 to 8 may still name them
+//!  10 observe   gauges, heartbeat, drain; the clock is read again, to measure the turn
 //! ```
 //!
-//! Invariants, checked after each turn under debug assertions and by the simulation:
-//!  1. A connection that can go on without the kernel's help is in the run queue.
+//! Invariants, and where each is checked after a turn:
+//!  1. A connection that can go on without the kernel's help is in the run queue, or among the
+//!     deferred. `check_invariants`, in every debug build; the simulation also compares with what
+//!     its kernel holds.
 //!  2. A connection with a deadline has an entry in the wheel that is not later than it.
-//!  3. accepted + adopted = live + closed + handed over.
-//!  4. A slot is not used again within the turn that closed its connection.
+//!     `check_invariants`.
+//!  3. accepted = placed + closed, over all reactors. The simulation, which sees them all.
+//!  4. A slot is not used again within the turn that closed its connection. By construction: only
+//!     `reap` frees slots, and `core::slots` tests it.
 
 mod accept;
 #[cfg(test)]
@@ -64,7 +69,7 @@ use crate::tls::Acceptor;
 pub struct Pulse {
     /// Connections that it has, or is about to get.
     pub connections: AtomicU32,
-    /// How many of these, after its last turn, were idle, and how many had neither a job nor a key.
+    /// Of these, as of its last turn: the idle ones, and those with neither a job nor a key.
     pub idle: AtomicU32,
     pub strangers: AtomicU32,
     /// When its last turn ended, in [`Moment`]'s microseconds, for the watchdog.
@@ -109,8 +114,8 @@ pub struct Reactor<S: System> {
     closed: [Counter; CloseReason::ALL.len()],
     wheel: Wheel,
     run_queue: RunQueue,
-    /// Connections whose next step belongs to a handshake and found none left; the first of them go
-    /// first in the next turn.
+    /// Connections that need a handshake step and found none left; the first of them go first in
+    /// the next turn.
     deferred: RunQueue,
     openings: Vec<Opening>,
     idle: IdleList,
@@ -128,7 +133,7 @@ pub struct Reactor<S: System> {
     /// Every connection reads into this first, and keeps nothing in it.
     scratch: Box<[u8]>,
     edges: Vec<Edge>,
-    letters: Vec<Message<S::Socket>>,
+    messages: Vec<Message<S::Socket>>,
     expired: Vec<Key>,
 }
 
@@ -180,7 +185,7 @@ impl<S: System> Reactor<S> {
             heartbeat: parts.heartbeat,
             scratch: vec![0; limits::SCRATCH_BYTES].into_boxed_slice(),
             edges: Vec::with_capacity(limits::EVENTS_PER_TURN_MAX),
-            letters: Vec::new(),
+            messages: Vec::new(),
             expired: Vec::new(),
             system: parts.system,
         }
@@ -229,8 +234,8 @@ impl<S: System> Reactor<S> {
             .map(|at| at.since(now))
     }
 
-    /// A new turn has new handshake steps. Connections that wait for one are queued before the
-    /// edges of those that have just come, so that a flood delays all handshakes but starves none.
+    /// Phase 3: a new turn has new handshake steps. Connections that waited for one are queued in
+    /// front of those with new edges, so a flood of handshakes delays others and starves none.
     fn resume_handshakes(&mut self) {
         self.shared.handshake_steps = limits::HANDSHAKE_STEPS_PER_TURN_MAX;
         self.deferred.take_turn();
@@ -266,12 +271,12 @@ impl<S: System> Reactor<S> {
     /// Phase 5: takes the whole batch at once. No bell rings from here to the next phase 1, which
     /// does not let the thread sleep while messages wait.
     fn read_mailbox(&mut self) {
-        let mut letters = std::mem::take(&mut self.letters);
-        self.mailbox.take(&mut letters);
-        for letter in letters.drain(..) {
-            self.handle_message(letter);
+        let mut messages = std::mem::take(&mut self.messages);
+        self.mailbox.take(&mut messages);
+        for message in messages.drain(..) {
+            self.handle_message(message);
         }
-        self.letters = letters;
+        self.messages = messages;
     }
 
     fn handle_message(&mut self, message: Message<S::Socket>) {
@@ -287,7 +292,7 @@ impl<S: System> Reactor<S> {
             Message::Drain(patience) => self.begin_drain(patience),
             Message::Stop => {
                 self.begin_drain(Duration::ZERO);
-                self.drain.handle_terminate(self.shared.now, Duration::ZERO);
+                self.drain.handle_stop();
             }
         }
     }
@@ -301,7 +306,7 @@ impl<S: System> Reactor<S> {
         };
         let turn = &mut self.shared.turn(key);
         let pumped = isolated(|| connection.handle_event(job.request, event, turn));
-        self.settle(key, pumped);
+        self.reschedule(key, pumped);
     }
 
     fn apply(&mut self, config: Arc<Config>) {
@@ -309,12 +314,14 @@ impl<S: System> Reactor<S> {
         self.shared.apply(config);
     }
 
-    /// Phase 6. In the first round requests are read, and responses that are ready at once are
-    /// queued for the second round, which writes them. So a short response needs no turn of its
-    /// own, and the responses of a turn are written one right after the other: a peer that has many
-    /// connections (such as a proxy) is woken once for all of them and not once for each.
+    /// Phase 6. In the first round requests are taken in. A response that is complete at once is
+    /// written by the same pump; events that the mailbox brings meanwhile queue their connection
+    /// for the second round, which writes them. So an engine that is quick needs no turn of its
+    /// own, and the responses of a turn are written one right after the other: a peer with many
+    /// connections (a proxy, say) is woken once for all of them and not once for each.
     ///
-    /// A connection that is queued during the second round has its turn in the next one.
+    /// A connection that uses up its reads in both rounds has done 32 of them. What is queued
+    /// during the second round waits for the next turn.
     fn run_connections(&mut self) {
         self.run_queue.take_turn();
         while let Some(key) = self.run_queue.pop() {
@@ -348,7 +355,7 @@ impl<S: System> Reactor<S> {
                     break;
                 }
             }
-            self.settle(key, pumped);
+            self.reschedule(key, pumped);
         }
         self.expired = expired;
     }
@@ -362,15 +369,15 @@ impl<S: System> Reactor<S> {
         let idle_until = connection.deadlines().get(DeadlineKind::Idle);
         let pumped = isolated(|| connection.pump(system, scratch, turn));
         if connection.deadlines().get(DeadlineKind::Idle) != idle_until {
-            // It did something. An edge without bytes does not make a connection less idle.
+            // It did something. A connection is not less idle for an edge that brought nothing.
             self.idle.remove(key);
         }
-        self.settle(key, pumped);
+        self.reschedule(key, pumped);
     }
 
     /// After anything was done to a connection: it is closed, or its entries in run queue, wheel
     /// and idle list say what it is now.
-    fn settle(&mut self, key: Key, pumped: Pumped) {
+    fn reschedule(&mut self, key: Key, pumped: Pumped) {
         if let Pumped::Closed(reason) = pumped {
             return self.close(key, reason);
         }
@@ -441,8 +448,8 @@ impl<S: System> Reactor<S> {
         self.shared.handler.set_draining();
         // Connections in the backlog are let in, even if their edge is still to come.
         (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
-        // Every connection gets a turn. Idle ones are closed in theirs, because a request may have
-        // come in this very batch; those of HTTP/2 send their peer a GOAWAY.
+        // Every connection gets a pump. Idle ones are closed after theirs, for a request may have
+        // come in this very batch; those of HTTP/2 tell their peer that we go.
         let all: Vec<Key> = self.slots.keys().collect();
         for key in all {
             self.run_queue.push(key);
@@ -467,8 +474,7 @@ impl<S: System> Reactor<S> {
         }
         #[cfg(debug_assertions)]
         self.check_invariants();
-        // Connections on their way to this reactor count: a neighbour may have accepted them for
-        // it.
+        // Connections on their way to us count: a neighbour may have accepted them for us.
         let placed = self.pulse.connections.load(Ordering::Relaxed) as usize;
         let open = placed + usize::from(self.gate.may_have_waiting());
         if let Some(StopReason::PatienceOver) = self.drain.poll(now, open) {
@@ -484,11 +490,11 @@ impl<S: System> Reactor<S> {
     /// The last act of a reactor.
     fn end(&mut self) {
         self.stop_listening();
-        let mut letters = Vec::new();
-        self.mailbox.close(&mut letters);
-        for letter in letters {
-            // Sockets that came too late get a slot, even if only to be closed like all others.
-            self.handle_message(letter);
+        let mut messages = Vec::new();
+        self.mailbox.close(&mut messages);
+        for message in messages {
+            // Sockets that came too late get a slot, if only to be closed like all others.
+            self.handle_message(message);
         }
         let left: Vec<Key> = self.slots.keys().collect();
         for key in left {
@@ -496,13 +502,21 @@ impl<S: System> Reactor<S> {
         }
     }
 
+    /// Invariants 1 and 2.
     #[cfg(debug_assertions)]
     fn check_invariants(&self) {
         for (key, connection) in self.slots.iter() {
+            let is_queued = self.run_queue.contains(key);
+            assert!(
+                is_queued
+                    || self.deferred.contains(key)
+                    || !connection.can_go_on(&self.shared.marks),
+                "lost wake-up: {key:?} can go on and is not queued"
+            );
             if let Some((at, kind)) = connection.deadlines().earliest() {
                 let entry = self.wheel.scheduled(key);
                 assert!(
-                    entry.is_some_and(|entry| entry <= at) || self.run_queue.contains(key),
+                    entry.is_some_and(|entry| entry <= at) || is_queued,
                     "{kind:?} of {key:?} at {at:?} has its entry at {entry:?}"
                 );
             }
@@ -510,8 +524,8 @@ impl<S: System> Reactor<S> {
     }
 }
 
-/// Runs the handling of one connection. A bug in it costs only this connection, whose client may
-/// have sent something unexpected, and none of the thousands beside it.
+/// Runs the handling of one connection. A bug in it costs this connection, whose client may have
+/// sent something that no test sends, and none of the thousands beside it.
 ///
 /// The shared state stays usable after a panic: the service begins each response with an empty
 /// buffer, metrics are atomics, and the pool allocates a buffer that was lost.

@@ -170,7 +170,7 @@ impl Http2 {
             }
             Stage::Sending => stream.stop_lingering(),
         }
-        self.settle(id);
+        self.drop_if_over(id);
     }
 
     // ---- poll ----
@@ -276,7 +276,7 @@ impl Http2 {
                 over.push(id);
             }
         }
-        over.into_iter().for_each(|id| self.settle(id));
+        over.into_iter().for_each(|id| self.drop_if_over(id));
         took
     }
 
@@ -322,7 +322,7 @@ impl Http2 {
                 self.receive_pieces(id, lent);
             } else {
                 stream.discard();
-                self.settle(id);
+                self.drop_if_over(id);
             }
         }
         self.tally.touched = touched;
@@ -368,7 +368,7 @@ impl Http2 {
     }
 
     /// After anything was done to a stream: one that is over is let go of.
-    fn settle(&mut self, id: u32) {
+    fn drop_if_over(&mut self, id: u32) {
         self.has_work = true;
         if self.streams.get(&id).is_some_and(Stream::is_over) {
             self.streams.remove(&id);

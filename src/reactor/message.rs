@@ -1,4 +1,8 @@
-//! The messages of other threads to a reactor, and the engines' way to its mailbox.
+//! What other threads tell a reactor, and how engines reach its mailbox.
+//!
+//! A [`Message`] moves its contents: the sender no longer owns the socket, event or
+//! configuration in it. Messages of one sender arrive in order. No message has a reply, so neither
+//! side ever waits for the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +15,16 @@ use crate::offload::mailbox::Sender;
 use crate::service::Peer;
 use crate::tls::Acceptor;
 
-/// One message in a reactor's mailbox.
+/// One item in a reactor's mailbox.
 #[derive(Debug)]
 pub enum Message<K> {
     /// An event of a job.
     Engine(JobKey, Event),
     /// A connection that the accepting reactor hands over.
     Adopt(K, Peer, Opening),
-    /// The accepting reactor has no place left: close this many of the least valuable connections.
+    /// The accepting reactor has no place left: close this many of those that are worth least.
     MakeRoom(usize),
-    /// Places have become free; this message only wakes the accepting reactor.
+    /// Places have become free; the message's only purpose is to wake the accepting reactor.
     RoomMade,
     /// A new configuration is in force.
     Apply(Arc<Config>),

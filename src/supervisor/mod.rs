@@ -53,7 +53,7 @@ use crate::tls::Problem;
 use certificates::Certificates;
 use household::Household;
 use listeners::Listeners;
-use reactors::{Births, Reactors};
+use reactors::{Reactors, Spawner};
 use reading::Reading;
 use rhythm::Rhythm;
 use vigil::Vigil;
@@ -145,9 +145,9 @@ impl Daemon {
         let keys = open_store(&config.state_dir)?;
         let metrics = Metrics::new(config.engine.kind.as_str());
 
-        let births = Births::prepare(config.server.reactors, &listeners)
+        let spawner = Spawner::prepare(config.server.reactors, &listeners)
             .map_err(|error| Failure::os("epoll", &error))?;
-        let mailboxes = births.mailboxes();
+        let mailboxes = spawner.mailboxes();
         let limiter = Arc::new(Limiter::new());
         let store = start_store_worker(&config.state_dir, &limiter, &mailboxes)?;
         let engine = engine::start(&config, Arc::new(Mailboxes(mailboxes)))?;
@@ -160,7 +160,7 @@ impl Daemon {
             wall_clock: service::unix_seconds,
         };
         let heartbeat = notifier.watchdog_interval().map(|interval| interval / 2);
-        let reactors = births
+        let reactors = spawner
             .start(&parts, &certificates.acceptor(), max_connections, heartbeat)
             .map_err(|error| Failure::os("starting a thread", &error))?;
 

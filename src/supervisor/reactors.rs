@@ -25,25 +25,28 @@ use crate::service::{self, Service};
 use crate::tls::Acceptor;
 
 /// Reactors whose threads have not started: messages can already be sent to them.
-pub struct Births(Vec<Birth>);
+pub struct Spawner(Vec<Prepared>);
 
-struct Birth {
+struct Prepared {
     index: u16,
     epoll: Epoll,
     openings: Vec<Opening>,
-    post: Sender<Message<Socket>>,
-    letters: Receiver<Message<Socket>>,
+    sender: Sender<Message<Socket>>,
+    receiver: Receiver<Message<Socket>>,
     pulse: Arc<Pulse>,
 }
 
-impl Births {
-    pub fn prepare(count: u16, listeners: &Listeners) -> io::Result<Births> {
-        let births = (0..count).map(|index| Birth::prepare(index, listeners));
-        Ok(Births(births.collect::<io::Result<_>>()?))
+impl Spawner {
+    pub fn prepare(count: u16, listeners: &Listeners) -> io::Result<Spawner> {
+        let reactors = (0..count).map(|index| Prepared::new(index, listeners));
+        Ok(Spawner(reactors.collect::<io::Result<_>>()?))
     }
 
     pub fn mailboxes(&self) -> Vec<Sender<Message<Socket>>> {
-        self.0.iter().map(|birth| birth.post.clone()).collect()
+        self.0
+            .iter()
+            .map(|reactor| reactor.sender.clone())
+            .collect()
     }
 
     pub fn start(
@@ -54,10 +57,10 @@ impl Births {
         heartbeat: Option<Duration>,
     ) -> io::Result<Reactors> {
         let (ends, writer) = io::pipe()?;
-        let neighbours: Vec<_> = self.0.iter().map(Birth::neighbour).collect();
+        let neighbours: Vec<_> = self.0.iter().map(Prepared::neighbour).collect();
         let mut threads = Vec::new();
-        for birth in self.0 {
-            let mut parts = birth.parts(parts, neighbours.clone(), max_connections, heartbeat);
+        for reactor in self.0 {
+            let mut parts = reactor.parts(parts, neighbours.clone(), max_connections, heartbeat);
             parts.tls.clone_from(tls);
             let end = End(writer.try_clone()?);
             let thread = thread::Builder::new()
@@ -77,28 +80,28 @@ impl Births {
     }
 }
 
-impl Birth {
+impl Prepared {
     /// Only the first one accepts.
-    fn prepare(index: u16, listeners: &Listeners) -> io::Result<Birth> {
+    fn new(index: u16, listeners: &Listeners) -> io::Result<Prepared> {
         let own = match index {
             0 => listeners.sockets(),
             _ => Vec::new(),
         };
         let epoll = Epoll::new(own)?;
-        let (post, letters) = mailbox(epoll.doorbell()?, offload_limits::MAILBOX_KEPT_ITEMS_MAX);
-        Ok(Birth {
+        let (sender, receiver) = mailbox(epoll.doorbell()?, offload_limits::MAILBOX_KEPT_ITEMS_MAX);
+        Ok(Prepared {
             index,
             epoll,
             openings: listeners.openings(),
-            post,
-            letters,
+            sender,
+            receiver,
             pulse: Arc::new(Pulse::default()),
         })
     }
 
     fn neighbour(&self) -> Neighbour<Socket> {
         Neighbour {
-            mailbox: self.post.clone(),
+            mailbox: self.sender.clone(),
             pulse: self.pulse.clone(),
         }
     }
@@ -118,7 +121,7 @@ impl Birth {
             tls: None,
             openings: self.openings,
             metrics: parts.metrics.clone(),
-            mailbox: self.letters,
+            mailbox: self.receiver,
             pulse: self.pulse,
             neighbours,
             max_connections,

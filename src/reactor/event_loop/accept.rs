@@ -1,4 +1,18 @@
-//! Phase 8: accepts connections, makes room for them, and chooses their reactor.
+//! Phase 8: which connections come in, which ones are closed to make room, and which reactor gets a
+//! new one.
+//!
+//! Owns no state: the budget and the maximum are the accept gate's, the two lists of connections
+//! that may be closed are the event loop's. The first reactor accepts for all; it must never wait
+//! for another one, so it only posts messages.
+//!
+//! ```text
+//!   accept ──> place ──> the reactor with the fewest connections: itself, or Message::Adopt
+//!     │
+//!     │ the gate is full, or descriptors ran out
+//!     v
+//!   make_room   1 idle connections of its own      2 Message::MakeRoom to reactors with idle ones
+//!               3 strangers of its own, at a pace  4 Message::MakeRoom to reactors with strangers
+//! ```
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,7 +47,7 @@ impl<S: System> Reactor<S> {
         }
         if self.shared.draining && !self.gate.may_have_waiting() {
             // Connections that were in the backlog when the drain began are in; the kernel refuses
-            // later ones, or they wait with the service manager for the next process.
+            // later ones, or they wait with the service manager for our successor.
             self.stop_listening();
         }
     }
@@ -57,8 +71,8 @@ impl<S: System> Reactor<S> {
         self.system.close_listeners();
     }
 
-    /// Places become free in other reactors too, and their closing makes no edge here. So
-    /// connections that wait at a full gate are looked for again at this time.
+    /// Places become free in other reactors too, and their closing makes no edge here: a full gate
+    /// with a connection in the backlog is tried again by time.
     pub(super) fn retry_full_gate_at(&self) -> Option<Moment> {
         let waits = self.gate.is_full() && self.gate.may_have_waiting();
         waits.then(|| self.shared.now + limits::FULL_GATE_RETRY)
@@ -103,9 +117,9 @@ impl<S: System> Reactor<S> {
         self.neighbours.iter().map(load).sum()
     }
 
-    /// Makes room for new connections by ending the least valuable ones: first the idle ones of any
-    /// reactor, the longest idle first; then those that have neither a job nor a key, the oldest
-    /// first. Another reactor must end its own connections, so it is asked by a message.
+    /// Makes room for new connections by ending those that are worth least: first the idle ones of
+    /// any reactor, the longest idle first; then those that have neither a job nor a key, the
+    /// oldest first. Those of another reactor are its own to end, and it is asked by message.
     fn make_room(&mut self, wanted: usize) {
         let wanted = wanted.min(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
         let mut left = wanted - self.close_oldest_idle(wanted);
@@ -121,13 +135,13 @@ impl<S: System> Reactor<S> {
         if closed + evicted > 0
             && let Some(acceptor) = self.neighbours.first()
         {
-            // A reactor that has ended does not need it.
+            // A reactor that has ended has no use for it.
             let _ = acceptor.mailbox.offer(Message::RoomMade);
         }
     }
 
-    /// Asks the reactors with connections of a kind to close some; returns how many they will
-    /// close. Asks again only when the last message can have had its effect.
+    /// Asks the reactors that have connections of a kind to close some; returns how many they will
+    /// close. Nothing is asked again before the last message can have had its effect.
     fn ask_for_room(&mut self, wanted: usize, kind: fn(&Pulse) -> &AtomicU32) -> usize {
         let own = usize::from(self.shared.reactor);
         let may_ask = self.shared.now >= self.asks_at;
@@ -183,14 +197,14 @@ impl<S: System> Reactor<S> {
         let own = usize::from(self.shared.reactor);
         let least = (0..self.neighbours.len()).min_by_key(|&index| load(&self.neighbours[index]));
         let chosen = least.filter(|&index| index != own);
-        let letter = Message::Adopt(socket, peer, opening);
+        let message = Message::Adopt(socket, peer, opening);
         let refused = match chosen.map(|index| &self.neighbours[index]) {
-            None => Err(letter),
+            None => Err(message),
             Some(other) => {
-                // Counted before it is posted, so that a draining reactor does not end while a
-                // connection is coming.
+                // Counted before it is posted: a reactor that drains does not end while a socket is
+                // on its way to it.
                 other.pulse.connections.fetch_add(1, Ordering::Relaxed);
-                other.mailbox.offer(letter).inspect_err(|_| {
+                other.mailbox.offer(message).inspect_err(|_| {
                     other.pulse.connections.fetch_sub(1, Ordering::Relaxed);
                 })
             }

@@ -129,7 +129,7 @@ impl Machine for Http2 {
         if flow == Flow::Finished {
             stream.stage = Stage::Sending;
         }
-        self.settle(request);
+        self.drop_if_over(request);
     }
 
     fn handle_deadline(

@@ -80,7 +80,7 @@ impl Http2 {
 
     fn insert(&mut self, id: u32, stream: Stream) {
         self.streams.insert(id, stream);
-        self.settle(id);
+        self.drop_if_over(id);
     }
 
     /// Takes in what has come of a body; the request is handled when it is whole.
@@ -107,7 +107,7 @@ impl Http2 {
                     let until = lent.turn.now + limits::LINGER_TIMEOUT;
                     stream.linger(receiving.incoming, until);
                 }
-                self.settle(id);
+                self.drop_if_over(id);
             }
         }
     }
@@ -145,7 +145,7 @@ impl Http2 {
                 stream.pieces = None;
             }
         }
-        self.settle(id);
+        self.drop_if_over(id);
     }
 
     fn handle_whole(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
@@ -177,7 +177,7 @@ impl Http2 {
             self.is_known |= exchange.has_job();
             stream.stage = Stage::Answering(exchange);
         }
-        self.settle(id);
+        self.drop_if_over(id);
     }
 
     /// Bytes of bodies that are on their way in, and not whole.
