@@ -12,17 +12,17 @@ use std::sync::Arc;
 use crate::config::ClientIdentity;
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
-use crate::grpc::Encoding;
-use crate::http::Method;
+use crate::grpc::{Encoding, Terms};
 use crate::http::compress::Coding;
 use crate::http::negotiate::AcceptEncoding;
-use crate::offload::Permit;
+use crate::http::{Method, Request};
+use crate::keys::KeyRecord;
+use crate::offload::{JobKey, Permit};
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
+use super::rate_limit::{Account, Level};
 use super::representation::{Media, Representation};
-use crate::service::admission::auth::Caller;
-use crate::service::admission::rate_limit::Level;
-use crate::service::admission::router::{BodyBound, Route, Row};
+use super::router::{BodyBound, Route, Row, Surface};
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,14 @@ impl PeerAddress {
     }
 }
 
-/// A request, as far as its answer and its records need to know it.
+/// The holder of a valid key.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub record: Arc<KeyRecord>,
+    pub account: Arc<Account>,
+}
+
+/// A request, as far as its response and its records need to know it.
 #[derive(Debug)]
 pub struct Call {
     pub request_id: RequestId,
@@ -86,16 +93,16 @@ pub struct Call {
     /// The content codings that the client takes; none until it has shown that it may use a route
     /// that is not public.
     pub accept_encoding: AcceptEncoding,
-    /// That of its body.
+    /// The content coding of its body.
     pub body_coding: Option<Coding>,
-    /// Who it is, once that is known.
+    /// The holder of its key, once that is known.
     pub caller: Option<Caller>,
     /// The key's buckets after this request, for the `x-ratelimit-*` fields.
     pub requests: Option<Level>,
     pub tokens: Option<Level>,
     /// What the head says about bodies, this way and that.
     pub media: Media,
-    /// In which representation it is answered.
+    /// In which representation its response is written.
     pub representation: Representation,
 }
 
@@ -121,11 +128,29 @@ impl Call {
         }
     }
 
-    /// How the messages of a gRPC answer are compressed. A route that takes no compressed messages
-    /// sends none.
-    pub fn answer_encoding(&self) -> Encoding {
-        match (self.representation, self.row.map(|row| row.body)) {
-            (Representation::Grpc(terms), Some(BodyBound::MaxBody)) => terms.encoding,
+    /// The API whose dialect the response is written in. A request of another kind that comes to a
+    /// gRPC path gets its error in JSON, as at an unknown path.
+    pub fn surface(&self) -> Surface {
+        match (self.representation, self.row.map(|row| row.surface)) {
+            (Representation::Grpc(_), _) => Surface::Grpc,
+            (_, None | Some(Surface::Grpc)) => Surface::Native,
+            (_, Some(surface)) => surface,
+        }
+    }
+
+    /// The terms of a gRPC request; the default ones of any other.
+    pub fn terms(&self) -> Terms {
+        match self.representation {
+            Representation::Grpc(terms) => terms,
+            Representation::Json | Representation::Protobuf => Terms::default(),
+        }
+    }
+
+    /// How the messages of a gRPC response are compressed. A route that takes no compressed
+    /// messages sends none.
+    pub fn response_encoding(&self) -> Encoding {
+        match self.row.map(|row| row.body) {
+            Some(BodyBound::MaxBody) => self.terms().encoding,
             _ => Encoding::Identity,
         }
     }
@@ -148,6 +173,16 @@ pub enum Intake {
     /// [`super::Service::handle_data`] for each piece. The client may wait for an answer to the
     /// first piece before it sends the next.
     Pieces,
+}
+
+/// A complete request on its way to its route.
+#[derive(Clone, Copy)]
+pub struct Incoming<'a> {
+    pub request: &'a Request<'a>,
+    /// Without its content coding.
+    pub body: &'a [u8],
+    /// For the events of the job that it may become.
+    pub key: JobKey,
 }
 
 /// A request whose head was found good; its body may be read.

@@ -5,7 +5,7 @@
 //! ```text
 //! head complete ── admit ──> Ok(Admitted)            read the body, at most body_limit
 //!                    │            │
-//!                    │ Err        ├── handle ──> None: the answer is in `reply`
+//!                    │ Err        ├── handle ──> None: the response is in `reply`
 //!                    v            │      │
 //!                 refuse <── admitted.refuse │ Some(Exchange): more is to come
 //!                                        v
@@ -14,78 +14,64 @@
 //!                                     abandon             if the client leaves before that
 //! ```
 //!
-//! A request whose [`Intake`] is `Pieces` goes another way: `open` gives its exchange at once, and
-//! `handle_data` takes each piece of its body until it returns `Flow::Finished`.
+//! A request whose [`Intake`] is `Pieces` goes another way: `open` returns its exchange at once,
+//! and `handle_data` takes each piece of its body until it returns `Flow::Finished`.
 //!
-//! Reading order: [`admission`] (which requests may go on, by their heads), [`call`] (what is known
-//! of each), [`api`] (how each API is read, and the routes beside generation), [`generation`] (a
-//! job and its response), [`representation`], [`render`] and [`response`] (what responses are made
-//! of), [`request_log`] (what is counted and logged).
+//! Reading order: [`router`] (which paths exist, and who may use them), [`call`] (what is known of
+//! a request), [`desk`] (what every route borrows), [`admission`] (which requests may go on, by
+//! their heads), [`rate_limit`] (how many), [`dialect`] (what tells one API from another), [`api`]
+//! (each API, and the routes beside generation), [`generation`] (a job and its response),
+//! [`exchange`] (responses that are not complete yet), [`representation`] and [`response`] (what
+//! responses are made of), [`request_log`] (what is counted and logged), [`excerpt`].
 //!
-//! Must never block, and never panic at what a client sent.
+//! Must never block, and never panic at what a client sent. Files depend on one another in one
+//! direction: this one knows all the others, and none knows this one.
 //!
 //! Invariants:
-//!  1. Every request gets exactly one answer: from `handle`, from `refuse`, or from the call that
+//!  1. Every request gets exactly one response: from `handle`, from `refuse`, or from the call that
 //!     returns `Flow::Finished`.
 //!  2. Nothing is done for a request that its route's row in [`router::ROUTES`] does not allow.
 
 mod admission;
 mod api;
 mod call;
+mod desk;
+mod dialect;
+mod excerpt;
+mod exchange;
 mod generation;
-mod render;
+mod rate_limit;
 mod representation;
 mod request_log;
 mod response;
+mod router;
 
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::core::Moment;
-use crate::engine::{Engine, ModelInfo};
-use crate::error::ApiError;
-use crate::grpc::frame;
-use crate::http::negotiate::AcceptEncoding;
+use crate::engine::Event;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::limits::service as limits;
-use crate::limits::telemetry as telemetry_limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::telemetry::access::Generation;
-use crate::telemetry::metrics::Metrics;
-use crate::telemetry::request_id::RequestIds;
 
-use admission::check::not_found;
-use admission::client_address;
-use admission::rate_limit::Account;
-use admission::router::{self, BodyBound, Route, Verbs};
-use api::native::body;
-use call::{Call, Known};
-use representation::{Media, Representation};
-use request_log::{Outcome, RequestLog};
-use response::buffer::ResponseBuffer;
-use response::coding::Coder;
+use admission::arrival::{self, Arrival};
+use admission::check::{self, Admission};
+use api::grpc::{health, reflection};
+use api::operations;
+use call::{Call, Incoming, Known};
+use desk::{Desk, Wire};
+use generation::{running, submit};
+use request_log::Outcome;
 use response::static_body::StaticBodies;
+use router::Route;
 
-pub use admission::rate_limit::Limiter;
 pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
-pub use generation::running::Exchange;
-
-/// What a service is made of. Cloned for each reactor; what is shared is behind `Arc`s.
-#[derive(Clone)]
-pub struct Parts {
-    pub config: Arc<Config>,
-    pub keys: Arc<KeyRing>,
-    pub engine: Arc<dyn Engine>,
-    /// One for the whole daemon: a key's rate is the same whichever reactor it meets.
-    pub limiter: Arc<Limiter>,
-    pub metrics: Metrics,
-    /// Seconds since 1970, asked for keys that expire. [`unix_seconds`] outside of tests.
-    pub wall_clock: fn() -> u64,
-}
+pub use desk::{Flow, Parts};
+pub use exchange::Exchange;
+pub use rate_limit::Limiter;
 
 /// The real wall clock, for [`Parts::wall_clock`].
 pub fn unix_seconds() -> u64 {
@@ -94,71 +80,45 @@ pub fn unix_seconds() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// Whether more of an answer will come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Flow {
-    Open,
-    /// The answer is complete in `reply`; the exchange can be dropped.
-    Finished,
-}
-
 /// One reactor's view of all routes.
 pub struct Service {
-    parts: Parts,
-    request_ids: RequestIds,
-    /// The accounts of the keys that this reactor has met, so that the limiter's lock is taken once
-    /// for each.
-    accounts: HashMap<String, Arc<Account>>,
-    log: RequestLog,
-    buffer: ResponseBuffer,
+    desk: Desk,
+    admission: Admission,
     static_bodies: StaticBodies,
     /// The last body that was inflated.
     inflated: Vec<u8>,
-    /// The engine's model, once it is known: it never changes for this engine.
-    model: Option<ModelInfo>,
-    is_draining: bool,
 }
 
 impl Service {
     pub fn new(parts: Parts) -> Service {
-        let log = RequestLog::new(parts.metrics.clone(), parts.config.log.access);
-        let coder = Coder::new(&parts.config, parts.metrics.clone());
         Service {
-            parts,
-            request_ids: RequestIds::new(),
-            accounts: HashMap::new(),
-            log,
-            buffer: ResponseBuffer::new(coder),
+            desk: Desk::new(parts, api::dialect),
+            admission: Admission::default(),
             static_bodies: StaticBodies::default(),
             inflated: Vec::new(),
-            model: None,
-            is_draining: false,
         }
     }
 
-    /// From the head alone: route, credentials, rate limit, media type, body limit. Called once a
-    /// head is complete.
+    /// Decides from the head alone: route, credentials, rate limit, media type, body limit. Called
+    /// once a head is complete.
     pub fn admit(
         &mut self,
         request: &Request<'_>,
         peer: &Peer,
         now: Moment,
     ) -> Result<Admitted, Refusal> {
-        let sender = &*self.sender(request, peer);
-        let mut call = self.begin_call(request, sender, now);
-        // What a proxy of this machine brings has come from elsewhere. Few routes ask.
-        let is_local = || {
-            sender.address.is_local()
-                && !(client_address::is_forwarded(request) && sender.address == peer.address)
+        let sender = &*arrival::sender(request, peer, &self.desk.parts.config.server);
+        let mut call = self.desk.begin_call(request, sender, now);
+        let arrival = Arrival {
+            request,
+            sender,
+            connected: peer.address,
+            now,
         };
-        match self.check(&mut call, request, sender, peer.address, &is_local, now) {
+        match self.admission.check(&self.desk, &mut call, &arrival) {
             Ok(permit) => Ok(Admitted {
-                intake: match call.route() {
-                    Route::Reflection if call.representation.is_grpc() => Intake::Pieces,
-                    _ => Intake::Whole,
-                },
-                body_limit: self.body_limit(&call),
+                intake: check::intake(&call),
+                body_limit: check::body_limit(&self.desk.parts, &call),
                 call,
                 permit,
             }),
@@ -166,8 +126,8 @@ impl Service {
         }
     }
 
-    /// The whole request is there. `None`: answered completely in `reply`. `Some`: a job runs, and
-    /// its events, carrying `key`, will follow.
+    /// Handles a complete request. `None`: the whole response is in `reply`. `Some`: a job runs,
+    /// and its events, carrying `key`, will follow.
     pub fn handle(
         &mut self,
         admitted: Admitted,
@@ -177,63 +137,81 @@ impl Service {
         now: Moment,
         reply: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
-        if admitted.call.body_coding.is_some() {
-            return self.handle_coded(admitted, request, body, key, now, reply);
+        let incoming = Incoming { request, body, key };
+        let wire = &mut Wire { now, sink: reply };
+        match admitted.call.body_coding {
+            Some(_) => self.handle_coded(admitted, incoming, wire),
+            None => self.dispatch(admitted, incoming, wire),
         }
-        let call = &admitted.call;
+    }
+
+    fn dispatch(
+        &mut self,
+        admitted: Admitted,
+        incoming: Incoming<'_>,
+        wire: &mut Wire<'_>,
+    ) -> Option<Box<Exchange>> {
+        let (desk, call) = (&mut self.desk, &admitted.call);
         if call.method == Method::Options {
-            self.options(call, now, reply);
+            operations::options(desk, call, wire);
             return None;
         }
         match call.route() {
             Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
-                return self.generate(admitted, request, body, key, now, reply);
+                let running = submit::generate(desk, admitted, incoming, wire)?;
+                return Some(Box::new(Exchange::Generation(running)));
             }
-            Route::HealthCheck => self.check_health(call, body, now, reply),
-            Route::HealthWatch => return self.watch_health(admitted.call, body, now, reply),
+            Route::HealthCheck => health::check(desk, call, incoming.body, wire),
+            Route::HealthWatch => {
+                let watch = health::watch(desk, admitted.call, incoming.body, wire)?;
+                return Some(Box::new(Exchange::HealthWatch(watch)));
+            }
             Route::Reflection => {
-                let mut exchange = self.open(admitted, now);
-                let flow = self.handle_data(&mut exchange, body, true, now, reply);
-                return (flow == Flow::Open).then_some(exchange);
+                let mut dialogue = reflection::open(desk, admitted.call, wire.now);
+                let flow = reflection::handle_data(desk, &mut dialogue, incoming.body, true, wire);
+                return (flow == Flow::Open).then(|| Box::new(Exchange::Reflection(dialogue)));
             }
-            Route::Live => self.live(call, now, reply),
-            Route::Ready => self.ready(call, now, reply),
-            Route::Metrics => self.show_metrics(call, request, now, reply),
-            Route::Models => self.models(call, now, reply),
-            Route::Languages => self.languages(call, now, reply),
-            Route::Index => self.index(call, now, reply),
-            // Neither is ever admitted; an answer is due all the same.
-            Route::Unknown | Route::Unread => self.fail(call, &not_found(), None, now, reply),
+            Route::Live => operations::live(desk, call, wire),
+            Route::Ready => operations::ready(desk, call, wire),
+            Route::Metrics => operations::metrics(desk, call, incoming.request, wire),
+            Route::Models => operations::models(desk, call, wire),
+            Route::Languages => {
+                operations::languages(desk, &mut self.static_bodies, call, wire);
+            }
+            Route::Index => operations::index(desk, &mut self.static_bodies, call, wire),
+            // Neither is ever admitted; a response is due all the same.
+            Route::Unknown | Route::Unread => {
+                desk.fail(call, &desk.dialect(call.surface()).not_found(), wire);
+            }
         }
         None
     }
 
-    /// The same for a body with a content coding, which comes off first. It is done here, where the
-    /// body is whole, and `limits.max_body` bounds how long it takes: 10 ms for a MiB of text, and
-    /// 280 ms for one that a holder of a key made to be slow (one core, release). No route that is
-    /// open without a key takes a coded body.
+    /// Removes the content coding of a body first. The body is whole here, and `limits.max_body`
+    /// bounds how long this takes: 10 ms for a MiB of text, and 280 ms for one that a holder of a
+    /// key made to be slow (one core, release). No route that is open without a key takes a coded
+    /// body.
     fn handle_coded(
         &mut self,
         mut admitted: Admitted,
-        request: &Request<'_>,
-        body: &[u8],
-        key: JobKey,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
+        incoming: Incoming<'_>,
+        wire: &mut Wire<'_>,
     ) -> Option<Box<Exchange>> {
         let Some(coding) = admitted.call.body_coding.take() else {
-            return self.handle(admitted, request, body, key, now, reply);
+            return self.dispatch(admitted, incoming, wire);
         };
         let mut inflated = std::mem::take(&mut self.inflated);
-        let config = &self.parts.config;
-        let result = self
-            .buffer
-            .coder
-            .inflate(coding, body, config, &mut inflated);
-        let exchange = match result {
-            Ok(()) => self.handle(admitted, request, &inflated, key, now, reply),
+        let (coder, config) = (&self.desk.buffer.coder, &self.desk.parts.config);
+        let exchange = match coder.inflate(coding, incoming.body, config, &mut inflated) {
+            Ok(()) => {
+                let incoming = Incoming {
+                    body: &inflated,
+                    ..incoming
+                };
+                self.dispatch(admitted, incoming, wire)
+            }
             Err(error) => {
-                self.fail(&admitted.call, &error, None, now, reply);
+                self.desk.fail(&admitted.call, &error, wire);
                 None
             }
         };
@@ -243,122 +221,109 @@ impl Service {
         exchange
     }
 
-    /// Answers a request that was refused, malformed or late.
+    /// Returns the exchange of an admitted request of [`Intake::Pieces`], before any of its body.
+    pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
+        let dialogue = reflection::open(&self.desk, admitted.call, now);
+        Box::new(Exchange::Reflection(dialogue))
+    }
+
+    /// Takes the next piece of a body that comes in pieces. An empty piece may be the last.
+    pub fn handle_data(
+        &mut self,
+        exchange: &mut Exchange,
+        data: &[u8],
+        is_end: bool,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) -> Flow {
+        let Exchange::Reflection(dialogue) = exchange else {
+            debug_assert!(false, "this exchange has its body already");
+            return Flow::Open;
+        };
+        let wire = &mut Wire { now, sink: reply };
+        reflection::handle_data(&mut self.desk, dialogue, data, is_end, wire)
+    }
+
+    /// Takes an event of the engine for a running exchange.
+    pub fn handle_event(
+        &mut self,
+        exchange: &mut Exchange,
+        event: Event,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) -> Flow {
+        let Exchange::Generation(running) = exchange else {
+            // Of an earlier request's job; the caller's own check is stricter.
+            return Flow::Open;
+        };
+        let wire = &mut Wire { now, sink: reply };
+        running::handle_event(&mut self.desk, running, event, wire)
+    }
+
+    /// `exchange.next_deadline()` has passed. Nothing happens where it has not.
+    pub fn handle_deadline(
+        &mut self,
+        exchange: &mut Exchange,
+        now: Moment,
+        reply: &mut dyn ResponseSink,
+    ) -> Flow {
+        let (desk, wire) = (&mut self.desk, &mut Wire { now, sink: reply });
+        match exchange {
+            Exchange::Generation(running) => running::handle_deadline(desk, running, wire),
+            Exchange::HealthWatch(watch) => health::handle_deadline(desk, watch, wire),
+            Exchange::Reflection(dialogue) => reflection::handle_deadline(desk, dialogue, wire),
+        }
+    }
+
+    /// The output queue fell below its low mark.
+    pub fn handle_room(&mut self, exchange: &mut Exchange) {
+        if let Exchange::Generation(running) = exchange {
+            running::handle_room(running);
+        }
+    }
+
+    /// The client left, or the drain's patience ended.
+    pub fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {
+        let log = &mut self.desk.log;
+        match *exchange {
+            Exchange::Generation(running) => running::abandon(log, &running, reason, now),
+            Exchange::HealthWatch(watch) => watch.abandon(log, reason, now),
+            Exchange::Reflection(dialogue) => dialogue.abandon(log, reason, now),
+        }
+    }
+
+    /// Responds to a request that was refused, malformed or late.
     pub fn refuse(&mut self, refusal: Refusal, now: Moment, reply: &mut dyn ResponseSink) {
         let (error, known) = refusal.into_parts();
         let call = match known {
             Known::Call(call) => *call,
-            Known::Peer(peer) => Call::unread(self.request_ids.make(now), peer, now),
+            Known::Peer(peer) => Call::unread(self.desk.request_ids.make(now), peer, now),
         };
-        self.fail(&call, &error, None, now, reply);
+        let wire = &mut Wire { now, sink: reply };
+        self.desk.fail(&call, &error, wire);
     }
 
     /// The client left before its body was whole.
     pub fn abandon_admitted(&mut self, admitted: Admitted, reason: CancelReason, now: Moment) {
         let outcome = Outcome::Abandoned { bytes: 0, reason };
-        self.log.close(&admitted.call, outcome, None, now);
+        self.desk.log.close(&admitted.call, outcome, None, now);
     }
 
     /// A new configuration is in force for requests from now on.
     pub fn apply(&mut self, config: Arc<Config>) {
-        self.log.set_access_lines(config.log.access);
-        self.buffer.coder.apply(&config);
-        self.parts.config = config;
+        self.desk.apply(config);
     }
 
-    /// The keys have changed. The limiter's accounts are [`Limiter::keep`]'s to drop: this reactor
-    /// may be late, and others may serve keys that its ring does not have yet.
+    /// The keys have changed.
     pub fn set_keys(&mut self, keys: Arc<KeyRing>) {
-        let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
-        self.accounts.retain(|id, _| known.contains(id.as_str()));
-        self.parts.keys = keys;
+        self.admission.keep(&keys);
+        self.desk.parts.keys = keys;
     }
 
     /// No new generation from now on; running ones end by themselves.
     pub fn set_draining(&mut self) {
-        self.is_draining = true;
+        self.desk.is_draining = true;
     }
-
-    fn begin_call(&mut self, request: &Request<'_>, peer: &Peer, now: Moment) -> Call {
-        let client_id = request.header("x-request-id").map(str::as_bytes);
-        let traceparent = request.header("traceparent").map(str::as_bytes);
-        let row = router::find(request.path);
-        let media = Media::of(request, row);
-        let user_agent = match self.log.writes_access_lines() {
-            true => request.header("user-agent"),
-            false => None,
-        };
-        Call {
-            request_id: self.request_ids.accept_or_make(client_id, now),
-            method: request.method,
-            path: match row {
-                Some(row) => Cow::Borrowed(row.path),
-                None => Cow::Owned(bounded(request.path).to_owned()),
-            },
-            row,
-            started: now,
-            peer: peer.address,
-            user_agent: user_agent.map(|agent| bounded(agent).into()),
-            trace: traceparent.map(|parent| self.request_ids.continue_trace(Some(parent))),
-            // A stranger is answered as it is: a fresh encoder takes longer than the rest.
-            accept_encoding: AcceptEncoding::NONE,
-            body_coding: None,
-            caller: None,
-            requests: None,
-            tokens: None,
-            representation: Representation::of(request, row, &media),
-            media,
-        }
-    }
-
-    /// Bytes of body that a request may have; a bound in messages leaves room for one's prefix.
-    fn body_limit(&self, call: &Call) -> usize {
-        let Some(row) = call.row.filter(|_| call.method == Method::Post) else {
-            return 0;
-        };
-        let prefix = match row.verbs {
-            Verbs::Rpc => frame::PREFIX_BYTES,
-            Verbs::Read | Verbs::Post => 0,
-        };
-        match row.body {
-            BodyBound::None => 0,
-            BodyBound::Bytes(bytes) => bytes + prefix,
-            BodyBound::MaxBody => self.parts.config.limits.max_body + prefix,
-        }
-    }
-
-    fn model(&mut self) -> Option<&ModelInfo> {
-        if self.model.is_none() {
-            self.model = self.parts.engine.model();
-        }
-        self.model.as_ref()
-    }
-
-    /// Answers with an error, and closes the request.
-    fn fail(
-        &mut self,
-        call: &Call,
-        error: &ApiError,
-        generation: Option<Generation>,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) {
-        // Over gRPC the answer's own status is always 200; what is counted and logged is what the
-        // same error has elsewhere.
-        let (status, code) = (error.code.status(), error.code);
-        let bytes = render::send_error(&mut self.buffer, call, error, reply);
-        let outcome = Outcome::Failed {
-            status,
-            bytes,
-            code,
-        };
-        self.log.close(call, outcome, generation, now);
-    }
-}
-
-/// The beginning of a client's text, as much as an access line shows.
-fn bounded(text: &str) -> &str {
-    body::beginning(text, telemetry_limits::ACCESS_TEXT_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -9,21 +9,21 @@ use crate::grpc::{Terms, terms};
 use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
 use crate::http::{Request, Version};
 
-use super::admission::router::{Row, Verbs};
+use super::router::{Row, Surface, Verbs};
 
-/// What a generation's answer can be, the first being what a client gets that takes anything.
+/// What a generation's response can be. A client that accepts anything gets the first.
 const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaType::Protobuf];
 
 /// The same for a client that speaks Protobuf itself.
 const PROTOBUF_OFFERS: &[MediaType] =
     &[MediaType::Protobuf, MediaType::Json, MediaType::EventStream];
 
-/// The media types of a request's body and of the answer that it wants. Read once for each request,
+/// The media types of a request's body and of the response that it wants. Read once per request,
 /// and only where a route takes a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Media {
     pub sent: ContentType,
-    /// `None`: nothing that there is.
+    /// `None`: the client accepts nothing that can be produced here.
     pub accepted: Option<MediaType>,
 }
 
@@ -38,7 +38,7 @@ impl Default for Media {
 
 impl Media {
     pub fn of(request: &Request<'_>, row: Option<&Row>) -> Media {
-        if row.map(|row| row.verbs) != Some(Verbs::Post) {
+        if row.map(|row| (row.surface, row.verbs)) != Some((Surface::Native, Verbs::Post)) {
             return Media::default();
         }
         let sent = content_type(request);
@@ -51,7 +51,7 @@ impl Media {
     }
 }
 
-/// In which representation a request is answered: see the file's head.
+/// In which representation a response is written: see the file's head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Representation {
     #[default]
@@ -61,18 +61,18 @@ pub enum Representation {
 }
 
 impl Representation {
-    /// The terms of gRPC are read later, in `check_rpc`: errors in them need a form too.
+    /// gRPC's terms are read later, by its dialect: errors in them need a representation too.
     pub fn of(request: &Request<'_>, row: Option<&Row>, media: &Media) -> Representation {
-        match row.map(|row| row.verbs) {
-            Some(Verbs::Read) => Representation::Json,
-            Some(Verbs::Post) if media.accepted == Some(MediaType::Protobuf) => {
+        match row.map(|row| row.surface) {
+            Some(Surface::Native) if media.accepted == Some(MediaType::Protobuf) => {
                 Representation::Protobuf
             }
-            Some(Verbs::Post) => Representation::Json,
-            Some(Verbs::Rpc) | None => {
-                match request.version == Version::Http2 && terms::is_grpc(request) {
-                    true => Representation::Grpc(Terms::default()),
-                    false => Representation::Json,
+            Some(Surface::Native) => Representation::Json,
+            Some(Surface::Grpc) | None => {
+                if request.version == Version::Http2 && terms::is_grpc(request) {
+                    Representation::Grpc(Terms::default())
+                } else {
+                    Representation::Json
                 }
             }
         }

@@ -14,7 +14,7 @@ use crate::telemetry::access::{Access, Generation};
 use crate::telemetry::metrics::{Counter, Histogram, Metrics};
 
 use super::call::Call;
-use crate::service::admission::router::Route;
+use crate::service::router::Route;
 
 /// The status in the records of a response that its client did not wait for: nginx's number.
 pub const STATUS_ABANDONED: u16 = 499;

@@ -42,20 +42,6 @@ const EXCEPTIONS: &[(&str, &[&str])] = &[
     ("src/reactor/http1", &["mod", "reception"]),
     ("src/sandbox", &["mod", "view"]),
     (
-        "src/service",
-        &[
-            "admission",
-            "api",
-            "call",
-            "generation",
-            "mod",
-            "render",
-            "representation",
-            "request_log",
-            "response",
-        ],
-    ),
-    (
         "src/supervisor",
         &["engine", "listeners", "mod", "reactors", "reload"],
     ),

@@ -10,15 +10,6 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::keys::{KeyRecord, KeyRing, Scopes, Standing};
 
-use super::rate_limit::Account;
-
-/// The holder of a valid key.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    pub record: Arc<KeyRecord>,
-    pub account: Arc<Account>,
-}
-
 /// Returns the record of the valid key that a request presents or, if it presents none, of the key
 /// that its client's certificate stands for.
 pub fn authenticate<'r>(

@@ -9,34 +9,21 @@ use crate::config::Hosts;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 
-use super::router::{Access, Row};
-use crate::service::Service;
-use crate::service::call::PeerAddress;
-
-impl Service {
-    /// Returns why a request that would be served without a key is refused.
-    ///
-    /// Only clients that have connected from a loopback address are checked: browsers do not
-    /// connect to Unix sockets, and a page can invent the contents of a forwarding field.
-    pub(in crate::service) fn check_origin(
-        &self,
-        row: &Row,
-        is_open: bool,
-        request: &Request<'_>,
-        connected: PeerAddress,
-    ) -> Result<(), ApiError> {
-        let config = &self.parts.config;
-        let needs_no_key = is_open || !config.auth.enabled;
-        let is_loopback = connected.ip().is_some() && connected.is_local();
-        if row.access == Access::Public || !needs_no_key || !is_loopback {
-            return Ok(());
-        }
-        check(request, &config.server.hosts)
-    }
-}
+use super::arrival::Arrival;
 
 /// Refuses requests from pages of other sites, and requests for a host other than this machine.
-fn check(request: &Request<'_>, hosts: &Hosts) -> Result<(), ApiError> {
+///
+/// Only clients that have connected from a loopback address are checked: browsers do not connect to
+/// Unix sockets, and a page can make up what a forwarding field says.
+pub fn check(arrival: &Arrival<'_>, hosts: &Hosts) -> Result<(), ApiError> {
+    let connected = arrival.connected;
+    if connected.ip().is_none() || !connected.is_local() {
+        return Ok(());
+    }
+    check_request(arrival.request, hosts)
+}
+
+fn check_request(request: &Request<'_>, hosts: &Hosts) -> Result<(), ApiError> {
     if request.host().is_some_and(|host| !hosts.are_named_by(host)) {
         return Err(refusal(
             "without a key only `localhost` and the names in `server.hosts` are served; the \

@@ -3,7 +3,20 @@
 //! Reading order: [`native`] (`POST /api/v1/generate`, in JSON and in Protobuf), [`grpc`] (the same
 //! generation over gRPC, health checks and server reflection), [`operations`] (probes, metrics and
 //! listings).
+//!
+//! Owns the choice of a dialect by a row's [`Surface`].
 
 pub mod grpc;
 pub mod native;
 pub mod operations;
+
+use super::dialect::Dialect;
+use super::router::Surface;
+
+/// The dialect of an API.
+pub fn dialect(surface: Surface) -> &'static dyn Dialect {
+    match surface {
+        Surface::Native => &native::dialect::Native,
+        Surface::Grpc => &grpc::dialect::Grpc,
+    }
+}

@@ -28,7 +28,7 @@ use crate::offload::Permit;
 use crate::telemetry::metrics::Metrics;
 
 use super::static_body::StaticBody;
-use crate::service::admission::router::{BodyBound, Row};
+use crate::service::router::{BodyBound, Row};
 
 /// Of the codings that a client likes equally, the cheapest first: at the sizes of responses zstd
 /// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.

@@ -11,9 +11,9 @@ use crate::http::Fields;
 use crate::http::compress::BODY_CODINGS;
 
 use super::coding::CONTENT_ENCODING;
-use crate::service::admission::rate_limit::Level;
-use crate::service::admission::router::Row;
 use crate::service::call::Call;
+use crate::service::rate_limit::Level;
+use crate::service::router::Row;
 
 /// Adds the fields of every response: its ids, and the state of the caller's buckets.
 pub fn identity(fields: &mut Fields, call: &Call, text: &mut String) {

@@ -8,7 +8,7 @@ use crate::http::compress::Coding;
 use crate::http::compress::encode::{Compressor, Effort};
 use crate::limits::service as limits;
 
-use crate::service::admission::router::Route;
+use crate::service::router::Route;
 
 /// One body in all requested variants.
 #[derive(Debug)]
@@ -38,20 +38,6 @@ impl StaticBody {
 
     pub fn plain(&self) -> &[u8] {
         &self.plain
-    }
-
-    /// Returns the size of all variants together, to check their bound: at most
-    /// `1 + Coding::ALL.len()` times the plain body.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the cache of answers will count by it")
-    )]
-    pub fn bytes(&self) -> usize {
-        let variants = self.variants.iter().map(|variant| match variant {
-            Variant::Made(bytes) => bytes.len(),
-            Variant::NotAskedFor | Variant::Useless => 0,
-        });
-        self.plain.len() + variants.sum::<usize>()
     }
 
     /// Returns whether this variant was requested before.
@@ -101,21 +87,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_form_is_made_once_and_counted() {
+    fn a_variant_is_made_once() {
         let plain = b"again and again and again and again ".repeat(50);
         let mut kept = StaticBody::new(&plain).unwrap();
         let mut compressor = Compressor::default();
-        assert_eq!(kept.bytes(), plain.len());
         for coding in Coding::ALL {
             assert!(!kept.has(coding) && kept.coded(coding).is_none());
             kept.make(coding, &mut compressor);
             assert!(kept.has(coding) && kept.coded(coding).unwrap().len() * 5 < plain.len());
         }
-        assert!(kept.bytes() > plain.len() && kept.bytes() < 2 * plain.len());
         let mut short = StaticBody::new(b"x").unwrap();
         short.make(Coding::Gzip, &mut compressor);
         assert!(short.has(Coding::Gzip) && short.coded(Coding::Gzip).is_none());
-        assert_eq!(short.bytes(), 1);
         assert!(StaticBody::new(&vec![0; limits::STATIC_BODY_BYTES_MAX + 1]).is_none());
     }
 

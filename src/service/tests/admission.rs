@@ -10,13 +10,17 @@ fn without_a_key_only_the_listed_routes_answer() {
     for row in router::ROUTES {
         let method = match row.verbs {
             Verbs::Read => Method::Get,
-            Verbs::Post | Verbs::Rpc => Method::Post,
+            Verbs::Post => Method::Post,
         };
         let mut bench = Bench::new();
         let reply = bench.ask(&Sent::get(row.path).method(method));
         if row.access == Access::Public {
             // gRPC does not work over HTTP/1.1.
-            let expected = if row.verbs == Verbs::Rpc { 505 } else { 200 };
+            let expected = if row.surface == Surface::Grpc {
+                505
+            } else {
+                200
+            };
             assert_eq!(reply.status, expected, "{}", row.path);
         } else {
             assert_eq!(reply.error(), "missing_credentials", "{}", row.path);
@@ -499,7 +503,7 @@ fn a_reactor_with_a_late_ring_leaves_the_accounts_of_the_others() {
     let first = Arc::new(KeyRing::new(vec![record(FULL)]));
     let second = Arc::new(KeyRing::new(vec![record(FULL), new]));
     let mut bench = Bench::new();
-    let mut late = Service::new(bench.service.parts.clone());
+    let mut late = Service::new(bench.service.desk.parts.clone());
     let sent = Sent::get("/api/v1/models").key(UNKNOWN);
     for ring in [&first, &second] {
         bench.service.set_keys(Arc::clone(ring));

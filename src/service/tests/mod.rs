@@ -13,16 +13,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::admission::router::Access;
+use super::router::{self, Access, Surface, Verbs};
 use super::*;
 use crate::core::Key;
 use crate::engine::{
-    Defaults, Done, Event, FinishReason, Gauges, Job, Refused, State, Timings, Usage,
+    Defaults, Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings,
+    Usage,
 };
-use crate::error::ErrorCode;
+use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::target::{self, Target};
 use crate::http::{Fields, ResponseHead, Version};
 use crate::keys::{KeyRecord, Scopes, Secret};
+use crate::telemetry::metrics::Metrics;
 
 pub fn config() -> Config {
     Config::default()

@@ -1,6 +1,5 @@
 //! The same messages as `application/x-protobuf` over REST.
 
-use super::super::api::native::protobuf::read_request;
 use super::*;
 use crate::engine::Prompt;
 use crate::grpc::messages::autoglm::{GenerateRequest, GenerateResponse};
@@ -55,11 +54,14 @@ fn what_a_message_leaves_open_is_the_model_s_default() {
             max_tokens,
             ..request("x")
         };
-        let asked = read_request(&body.encode_to_vec(), None, &config().limits);
-        let (sampling, most) = asked.unwrap().effective(DEFAULTS);
+        let mut bench = Bench::new();
+        let sent = Sent::generate("").header("content-type", PROTOBUF);
+        let exchange = bench.start_with_body(&sent, &body.encode_to_vec());
+        assert!(exchange.is_some());
+        let job = bench.job();
         let expected = repeat_penalty.unwrap_or(DEFAULTS.repeat_penalty);
-        assert_eq!(sampling.repeat_penalty, expected);
-        assert_eq!(most, max_tokens.unwrap_or(DEFAULTS.max_tokens));
+        assert_eq!(job.sampling.repeat_penalty, expected);
+        assert_eq!(job.max_tokens, max_tokens.unwrap_or(DEFAULTS.max_tokens));
     }
 }
 

@@ -1,9 +1,9 @@
-//! gRPC's health checks: the state of `/readyz`, asked once or watched.
+//! gRPC's health checks: what `/readyz` reports, asked for once or watched.
 //!
-//! A watch is an exchange without a job. It checks the engine at an interval, because a reactor is
-//! not notified when a model is loaded, and sends a message when the state has changed. A drain
-//! ends it: the client should watch another daemon. Its age ends it too: a watch needs no key, and
-//! occupies a place.
+//! A watch is an exchange without a job. It looks at the engine at an interval, because a reactor
+//! is not told that a model is loaded, and sends a message when the state has changed. A drain ends
+//! it, so that the client watches another daemon. So does its age: a watch takes no key, and holds
+//! a connection's place.
 
 use crate::core::Moment;
 use crate::engine::State;
@@ -11,18 +11,18 @@ use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::decode;
 use crate::grpc::messages::health::health_check_response::ServingStatus;
 use crate::grpc::messages::health::{HealthCheckRequest, HealthCheckResponse};
-use crate::http::ResponseSink;
 use crate::limits::service as limits;
 use crate::offload::CancelReason;
-
-use crate::service::api::native::body::excerpt;
 use crate::service::call::Call;
-use crate::service::representation::Representation;
-use crate::service::request_log::Outcome;
-use crate::service::{Exchange, Flow, Service};
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::excerpt::excerpt;
+use crate::service::request_log::{Outcome, RequestLog};
+use crate::service::response::coding::message_bounds;
 
-/// Services whose state may be asked for: the daemon as a whole, and its service, which is the
-/// same.
+use super::dialogue;
+
+/// The services whose state may be asked for: the daemon as a whole, and its own service, which
+/// has the same state.
 const SERVICES: &[&str] = &["", "AutoGLMService"];
 
 /// A client that watches.
@@ -30,8 +30,8 @@ const SERVICES: &[&str] = &["", "AutoGLMService"];
 pub struct Watch {
     call: Call,
     is_known: bool,
-    /// The state that the client got last.
-    told: Option<ServingStatus>,
+    /// The status that was sent last.
+    sent: Option<ServingStatus>,
     look_at: Moment,
     /// The client's own deadline, if that is before `expires`.
     ends: Moment,
@@ -44,130 +44,102 @@ impl Watch {
     pub fn next_deadline(&self) -> Moment {
         self.look_at.min(self.ends).min(self.expires)
     }
-}
 
-impl Service {
-    pub(in crate::service) fn check_health(
-        &mut self,
-        call: &Call,
-        body: &[u8],
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) {
-        match self.read_health_request(call, body) {
-            Ok(asked) if SERVICES.contains(&&*asked.service) => {
-                let status = self.serving_status();
-                self.answer_message(call, &response(status), now, reply);
-            }
-            Ok(asked) => {
-                let message = format!("no service `{}` is served here", excerpt(&asked.service));
-                let error = ApiError::new(ErrorCode::NotFound, message);
-                self.fail(call, &error, None, now, reply);
-            }
-            Err(error) => self.fail(call, &error, None, now, reply),
-        }
-    }
-
-    pub(in crate::service) fn watch_health(
-        &mut self,
-        call: Call,
-        body: &[u8],
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) -> Option<Box<Exchange>> {
-        let asked = match self.read_health_request(&call, body) {
-            Ok(asked) => asked,
-            Err(error) => {
-                self.fail(&call, &error, None, now, reply);
-                return None;
-            }
-        };
-        let timeout = match call.representation {
-            Representation::Grpc(terms) => terms.timeout,
-            Representation::Json | Representation::Protobuf => None,
-        };
-        let mut watch = Watch {
-            is_known: SERVICES.contains(&&*asked.service),
-            told: None,
-            look_at: now,
-            ends: timeout.map_or(Moment::NEVER, |timeout| call.started + timeout),
-            expires: call.started + limits::JOBLESS_STREAM_AGE_MAX,
-            bytes: 0,
-            call,
-        };
-        match self.look_at_health(&mut watch, now, reply) {
-            Flow::Open => Some(Box::new(Exchange::HealthWatch(watch))),
-            Flow::Finished => None,
-        }
-    }
-
-    /// Sends a watcher the change, if there is one. Must be called at `next_deadline`.
-    pub(in crate::service) fn look_at_health(
-        &mut self,
-        watch: &mut Watch,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) -> Flow {
-        let (is_over, has_expired) = (now >= watch.ends, now >= watch.expires);
-        if now >= watch.look_at || is_over || has_expired {
-            watch.look_at = now + limits::HEALTH_WATCH_INTERVAL;
-            let status = match watch.is_known {
-                true => self.serving_status(),
-                // By the protocol the watch goes on: the service may come.
-                false => ServingStatus::ServiceUnknown,
-            };
-            if watch.told != Some(status) && reply.has_room() {
-                self.tell(watch, status, reply);
-            }
-        }
-        let error = if self.is_draining {
-            let message = "the daemon is about to stop; watch another one";
-            ApiError::new(ErrorCode::Draining, message)
-        } else if is_over {
-            ApiError::new(ErrorCode::RequestTimeout, "the watch's own deadline passed")
-        } else if has_expired {
-            expired()
-        } else {
-            return Flow::Open;
-        };
-        self.end_dialogue(&watch.call, watch.bytes, Some(&error), now, reply);
-        Flow::Finished
-    }
-
-    pub(in crate::service) fn abandon_watch(
-        &mut self,
-        watch: &Watch,
-        reason: CancelReason,
-        now: Moment,
-    ) {
-        let bytes = watch.bytes;
-        let outcome = Outcome::Abandoned { bytes, reason };
-        self.log.close(&watch.call, outcome, None, now);
-    }
-
-    fn tell(&mut self, watch: &mut Watch, status: ServingStatus, reply: &mut dyn ResponseSink) {
-        watch.told = Some(status);
-        watch.bytes += self.send_message(&watch.call, watch.bytes == 0, &response(status), reply);
-    }
-
-    fn serving_status(&self) -> ServingStatus {
-        match self.parts.engine.state() {
-            State::Ready if !self.is_draining => ServingStatus::Serving,
-            _ => ServingStatus::NotServing,
-        }
-    }
-
-    fn read_health_request(
-        &self,
-        call: &Call,
-        body: &[u8],
-    ) -> Result<HealthCheckRequest, ApiError> {
-        let message = self.only_message(call, body)?;
-        decode(&message, "grpc.health.v1.HealthCheckRequest")
+    pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
+        let bytes = self.bytes;
+        log.close(&self.call, Outcome::Abandoned { bytes, reason }, None, now);
     }
 }
 
-/// The error of a stream that was open for as long as allowed.
+/// `Check`: the state now.
+pub fn check(desk: &mut Desk, call: &Call, body: &[u8], wire: &mut Wire<'_>) {
+    match read_request(desk, call, body) {
+        Ok(asked) if SERVICES.contains(&&*asked.service) => {
+            let status = serving_status(desk);
+            dialogue::send_only(desk, call, &response(status), wire);
+        }
+        Ok(asked) => {
+            let message = format!("no service `{}` is served here", excerpt(&asked.service));
+            desk.fail(call, &ApiError::new(ErrorCode::NotFound, message), wire);
+        }
+        Err(error) => desk.fail(call, &error, wire),
+    }
+}
+
+/// `Watch`: the state now, and each change of it. `None`: the response is complete.
+pub fn watch(desk: &mut Desk, call: Call, body: &[u8], wire: &mut Wire<'_>) -> Option<Watch> {
+    let asked = match read_request(desk, &call, body) {
+        Ok(asked) => asked,
+        Err(error) => {
+            desk.fail(&call, &error, wire);
+            return None;
+        }
+    };
+    let timeout = call.terms().timeout;
+    let mut watch = Watch {
+        is_known: SERVICES.contains(&&*asked.service),
+        sent: None,
+        look_at: wire.now,
+        ends: timeout.map_or(Moment::NEVER, |timeout| call.started + timeout),
+        expires: call.started + limits::JOBLESS_STREAM_AGE_MAX,
+        bytes: 0,
+        call,
+    };
+    match handle_deadline(desk, &mut watch, wire) {
+        Flow::Open => Some(watch),
+        Flow::Finished => None,
+    }
+}
+
+/// Sends the state if it has changed. Called at [`Watch::next_deadline`].
+pub fn handle_deadline(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) -> Flow {
+    let (is_over, has_expired) = (wire.now >= watch.ends, wire.now >= watch.expires);
+    if wire.now >= watch.look_at || is_over || has_expired {
+        watch.look_at = wire.now + limits::HEALTH_WATCH_INTERVAL;
+        let status = match watch.is_known {
+            true => serving_status(desk),
+            // By the protocol the watch goes on: the service may come.
+            false => ServingStatus::ServiceUnknown,
+        };
+        if watch.sent != Some(status) && wire.sink.has_room() {
+            send_status(desk, watch, status, wire);
+        }
+    }
+    let error = if desk.is_draining {
+        let message = "the daemon is about to stop; watch another one";
+        ApiError::new(ErrorCode::Draining, message)
+    } else if is_over {
+        ApiError::new(ErrorCode::RequestTimeout, "the watch's own deadline passed")
+    } else if has_expired {
+        expired()
+    } else {
+        return Flow::Open;
+    };
+    dialogue::end(desk, &watch.call, watch.bytes, Some(&error), wire);
+    Flow::Finished
+}
+
+fn send_status(desk: &mut Desk, watch: &mut Watch, status: ServingStatus, wire: &mut Wire<'_>) {
+    watch.sent = Some(status);
+    let is_first = watch.bytes == 0;
+    watch.bytes += dialogue::send_message(desk, &watch.call, is_first, &response(status), wire);
+}
+
+fn serving_status(desk: &Desk) -> ServingStatus {
+    match desk.parts.engine.state() {
+        State::Ready if !desk.is_draining => ServingStatus::Serving,
+        _ => ServingStatus::NotServing,
+    }
+}
+
+fn read_request(desk: &Desk, call: &Call, body: &[u8]) -> Result<HealthCheckRequest, ApiError> {
+    let bounds = message_bounds(&desk.parts.config, call.row);
+    let encoding = call.terms().encoding;
+    let message = desk.buffer.coder.only_message(body, encoding, bounds)?;
+    decode(&message, "grpc.health.v1.HealthCheckRequest")
+}
+
+/// The error of a stream that was open for as long as one may be.
 pub fn expired() -> ApiError {
     let seconds = limits::JOBLESS_STREAM_AGE_MAX.as_secs();
     let message = format!("a stream like this may stay open for {seconds} s; open another one");

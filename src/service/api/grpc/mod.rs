@@ -1,8 +1,10 @@
-//! The gRPC services beside generation.
+//! gRPC: the native API's generation as methods, and the services that gRPC clients expect.
 //!
-//! Reading order: [`dialogue`] (responses of one message or of several), [`health`],
-//! [`reflection`].
+//! Reading order: [`dialect`], [`narrator`] (the response of a generation), [`dialogue`] (responses
+//! of one message or of several), [`health`], [`reflection`].
 
+pub mod dialect;
 pub mod dialogue;
 pub mod health;
+pub mod narrator;
 pub mod reflection;

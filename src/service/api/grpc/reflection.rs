@@ -1,23 +1,22 @@
-//! Server reflection: a stream of requests, each served as soon as it comes.
+//! Server reflection: a stream of questions about the schema.
 //!
-//! A client keeps the stream open, asks, reads, and asks again, so no response may wait for the
-//! end. Must never send faster than the client reads: if a response finds no room, its request
-//! waits, up to a bounded number of bytes.
+//! A client keeps the stream open, asks, reads, and asks again, so a response must not wait for the
+//! stream's end. Must never send faster than the client reads: a question that finds no room in the
+//! output waits undecoded, and the bytes of waiting questions are bounded.
 
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::decode;
-use crate::grpc::{Decoder, Encoding, reflection};
-use crate::http::ResponseSink;
+use crate::grpc::{Decoder, reflection};
 use crate::limits::service as limits;
 use crate::offload::CancelReason;
-
-use super::health::expired;
-use crate::service::call::{Admitted, Call};
-use crate::service::representation::Representation;
-use crate::service::request_log::Outcome;
+use crate::service::call::Call;
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::coding::message_bounds;
-use crate::service::{Exchange, Flow, Service};
+
+use super::dialogue;
+use super::health::expired;
 
 /// A client that asks.
 #[derive(Debug)]
@@ -26,10 +25,10 @@ pub struct Dialogue {
     questions: Decoder,
     /// How many requests there were.
     count: u32,
-    /// The client has ended its side.
+    /// The client's last byte has come.
     is_over: bool,
-    /// When to check again: soon if requests wait for room in the output, otherwise at an interval,
-    /// because a drain is not announced.
+    /// When to look again: soon where questions wait for room in the output, else at an interval,
+    /// because a reactor's exchanges are not told of a drain.
     look_at: Moment,
     /// The client's own deadline, or the longest time that a stream may last.
     ends: Moment,
@@ -42,148 +41,118 @@ impl Dialogue {
     pub fn next_deadline(&self) -> Moment {
         self.look_at.min(self.ends)
     }
+
+    pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
+        let bytes = self.bytes;
+        log.close(&self.call, Outcome::Abandoned { bytes, reason }, None, now);
+    }
 }
 
-impl Service {
-    /// Returns the exchange of an admitted request of
-    /// [`Intake::Pieces`](crate::service::Intake::Pieces), before any of its body.
-    pub fn open(&mut self, admitted: Admitted, now: Moment) -> Box<Exchange> {
-        let call = admitted.call;
-        let (encoding, timeout) = match call.representation {
-            Representation::Grpc(terms) => (terms.encoding, terms.timeout),
-            Representation::Json | Representation::Protobuf => (Encoding::Identity, None),
-        };
-        let own = timeout.filter(|timeout| *timeout < limits::JOBLESS_STREAM_AGE_MAX);
-        let bounds = message_bounds(&self.parts.config, call.row);
-        let dialogue = Dialogue {
-            questions: Decoder::new(encoding, bounds),
-            count: 0,
-            is_over: false,
-            look_at: now + limits::HEALTH_WATCH_INTERVAL,
-            ends: call.started + own.unwrap_or(limits::JOBLESS_STREAM_AGE_MAX),
-            has_own_deadline: own.is_some(),
-            bytes: 0,
-            call,
-        };
-        Box::new(Exchange::Reflection(dialogue))
+/// Begins a dialogue, before any question.
+pub fn open(desk: &Desk, call: Call, now: Moment) -> Dialogue {
+    let terms = call.terms();
+    let own = terms.timeout;
+    let own = own.filter(|timeout| *timeout < limits::JOBLESS_STREAM_AGE_MAX);
+    let bounds = message_bounds(&desk.parts.config, call.row);
+    Dialogue {
+        questions: Decoder::new(terms.encoding, bounds),
+        count: 0,
+        is_over: false,
+        look_at: now + limits::HEALTH_WATCH_INTERVAL,
+        ends: call.started + own.unwrap_or(limits::JOBLESS_STREAM_AGE_MAX),
+        has_own_deadline: own.is_some(),
+        bytes: 0,
+        call,
     }
+}
 
-    /// Takes the next piece of a body that comes in pieces, and whether it is the last. An empty
-    /// piece may be the last.
-    pub fn handle_data(
-        &mut self,
-        exchange: &mut Exchange,
-        data: &[u8],
-        is_end: bool,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) -> Flow {
-        let Exchange::Reflection(dialogue) = exchange else {
-            debug_assert!(false, "this exchange has its body already");
+/// Takes the next piece of the questions. An empty piece may be the last.
+pub fn handle_data(
+    desk: &mut Desk,
+    dialogue: &mut Dialogue,
+    data: &[u8],
+    is_end: bool,
+    wire: &mut Wire<'_>,
+) -> Flow {
+    dialogue.is_over |= is_end;
+    let waiting = dialogue.questions.pending_bytes() + data.len();
+    if waiting > limits::REFLECTION_PENDING_BYTES_MAX && !wire.sink.has_room() {
+        let message = "too many questions wait for their answers to be read";
+        let error = ApiError::new(ErrorCode::BodyTooLarge, message);
+        return finish(desk, dialogue, Some(&error), wire);
+    }
+    dialogue.questions.handle_data(data);
+    respond(desk, dialogue, wire)
+}
+
+/// Called at [`Dialogue::next_deadline`].
+pub fn handle_deadline(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire<'_>) -> Flow {
+    if wire.now >= dialogue.ends {
+        let error = match dialogue.has_own_deadline {
+            true => ApiError::new(ErrorCode::RequestTimeout, "the stream's deadline passed"),
+            false => expired(),
+        };
+        return finish(desk, dialogue, Some(&error), wire);
+    }
+    if wire.now < dialogue.look_at {
+        return Flow::Open;
+    }
+    let flow = respond(desk, dialogue, wire);
+    if flow == Flow::Open && desk.is_draining && wire.sink.has_room() {
+        let message = "the daemon is about to stop; ask another one";
+        let error = ApiError::new(ErrorCode::Draining, message);
+        return finish(desk, dialogue, Some(&error), wire);
+    }
+    flow
+}
+
+/// Responds to the questions that are complete, for as long as there is room.
+fn respond(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire<'_>) -> Flow {
+    dialogue.look_at = wire.now + limits::HEALTH_WATCH_INTERVAL;
+    loop {
+        if !wire.sink.has_room() {
+            dialogue.look_at = wire.now + limits::REFLECTION_RETRY;
             return Flow::Open;
-        };
-        dialogue.is_over |= is_end;
-        let waiting = dialogue.questions.pending_bytes() + data.len();
-        if waiting > limits::REFLECTION_PENDING_BYTES_MAX && !reply.has_room() {
-            let message = "too many questions wait for their answers to be read";
-            let error = ApiError::new(ErrorCode::BodyTooLarge, message);
-            return self.end_reflection(dialogue, Some(&error), now, reply);
         }
-        dialogue.questions.handle_data(data);
-        self.answer_questions(dialogue, now, reply)
-    }
-
-    /// Must be called at `next_deadline`.
-    pub(in crate::service) fn look_at_questions(
-        &mut self,
-        dialogue: &mut Dialogue,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) -> Flow {
-        if now >= dialogue.ends {
-            let error = match dialogue.has_own_deadline {
-                true => ApiError::new(ErrorCode::RequestTimeout, "the stream's deadline passed"),
-                false => expired(),
-            };
-            return self.end_reflection(dialogue, Some(&error), now, reply);
-        }
-        if now < dialogue.look_at {
-            return Flow::Open;
-        }
-        let flow = self.answer_questions(dialogue, now, reply);
-        if flow == Flow::Open && self.is_draining && reply.has_room() {
-            let message = "the daemon is about to stop; ask another one";
-            let error = ApiError::new(ErrorCode::Draining, message);
-            return self.end_reflection(dialogue, Some(&error), now, reply);
-        }
-        flow
-    }
-
-    pub(in crate::service) fn abandon_dialogue(
-        &mut self,
-        dialogue: &Dialogue,
-        reason: CancelReason,
-        now: Moment,
-    ) {
-        let bytes = dialogue.bytes;
-        let outcome = Outcome::Abandoned { bytes, reason };
-        self.log.close(&dialogue.call, outcome, None, now);
-    }
-
-    fn answer_questions(
-        &mut self,
-        dialogue: &mut Dialogue,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) -> Flow {
-        dialogue.look_at = now + limits::HEALTH_WATCH_INTERVAL;
-        loop {
-            if !reply.has_room() {
-                dialogue.look_at = now + limits::REFLECTION_RETRY;
-                return Flow::Open;
+        match respond_once(desk, dialogue, wire) {
+            Ok(true) => {}
+            Ok(false) if !dialogue.is_over => return Flow::Open,
+            Ok(false) => {
+                let error = dialogue.questions.finish().err();
+                return finish(desk, dialogue, error.as_ref(), wire);
             }
-            match self.answer_question(dialogue, reply) {
-                Ok(true) => {}
-                Ok(false) if !dialogue.is_over => return Flow::Open,
-                Ok(false) => {
-                    let error = dialogue.questions.finish().err();
-                    return self.end_reflection(dialogue, error.as_ref(), now, reply);
-                }
-                Err(error) => return self.end_reflection(dialogue, Some(&error), now, reply),
-            }
+            Err(error) => return finish(desk, dialogue, Some(&error), wire),
         }
     }
+}
 
-    /// Serves the next request. Returns whether there was one.
-    fn answer_question(
-        &mut self,
-        dialogue: &mut Dialogue,
-        reply: &mut dyn ResponseSink,
-    ) -> Result<bool, ApiError> {
-        let Some(bytes) = dialogue.questions.poll_message()? else {
-            return Ok(false);
-        };
-        dialogue.count += 1;
-        if dialogue.count > limits::REFLECTION_QUESTIONS_MAX {
-            let most = limits::REFLECTION_QUESTIONS_MAX;
-            let message = format!("a stream may ask {most} questions; open another one");
-            return Err(ApiError::new(ErrorCode::BodyTooLarge, message));
-        }
-        let asked = decode(&bytes, "ServerReflectionRequest")?;
-        let answer = reflection::answer(asked);
-        let is_first = dialogue.bytes == 0;
-        dialogue.bytes += self.send_message(&dialogue.call, is_first, &answer, reply);
-        Ok(true)
+/// Responds to the next question. Returns whether there was one.
+fn respond_once(
+    desk: &mut Desk,
+    dialogue: &mut Dialogue,
+    wire: &mut Wire<'_>,
+) -> Result<bool, ApiError> {
+    let Some(bytes) = dialogue.questions.poll_message()? else {
+        return Ok(false);
+    };
+    dialogue.count += 1;
+    if dialogue.count > limits::REFLECTION_QUESTIONS_MAX {
+        let most = limits::REFLECTION_QUESTIONS_MAX;
+        let message = format!("a stream may ask {most} questions; open another one");
+        return Err(ApiError::new(ErrorCode::BodyTooLarge, message));
     }
+    let response = reflection::answer(decode(&bytes, "ServerReflectionRequest")?);
+    let is_first = dialogue.bytes == 0;
+    dialogue.bytes += dialogue::send_message(desk, &dialogue.call, is_first, &response, wire);
+    Ok(true)
+}
 
-    fn end_reflection(
-        &mut self,
-        dialogue: &Dialogue,
-        error: Option<&ApiError>,
-        now: Moment,
-        reply: &mut dyn ResponseSink,
-    ) -> Flow {
-        self.end_dialogue(&dialogue.call, dialogue.bytes, error, now, reply);
-        Flow::Finished
-    }
+fn finish(
+    desk: &mut Desk,
+    dialogue: &Dialogue,
+    error: Option<&ApiError>,
+    wire: &mut Wire<'_>,
+) -> Flow {
+    dialogue::end(desk, &dialogue.call, dialogue.bytes, error, wire);
+    Flow::Finished
 }

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{ApiError, ErrorCode};
 use crate::limits::service as limits;
+use crate::service::excerpt::excerpt;
 
 /// One member of an object; its value is still text.
 #[derive(Debug)]
@@ -219,25 +220,6 @@ fn shape_error(first: Option<u8>) -> ApiError {
 
 fn invalid_json(message: String) -> ApiError {
     ApiError::new(ErrorCode::InvalidJson, message)
-}
-
-/// Cuts a client's text to a length that fits a message and a log line.
-pub fn excerpt(text: &str) -> String {
-    let start = beginning(text, limits::EXCERPT_BYTES_MAX);
-    if start.len() == text.len() {
-        return text.to_owned();
-    }
-    format!("{start}...")
-}
-
-/// Returns as many whole characters from the start as fit into `bytes`.
-pub fn beginning(text: &str, bytes: usize) -> &str {
-    let mut end = text.len().min(bytes);
-    // Position 0 is a boundary, and no character is longer than four bytes.
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 /// Returns the first name that occurs twice. Quadratic, in at most `JSON_MEMBERS_MAX` members; a

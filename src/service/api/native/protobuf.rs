@@ -1,8 +1,8 @@
 //! The Protobuf form of a generation: `GenerateRequest` in, `GenerateResponse` and `GenerateChunk`
 //! out. gRPC and REST share it.
 //!
-//! Bounds and messages are those of the JSON form, in [`super::request`]; if a field's name
-//! differs, the error has the schema's name.
+//! Bounds and messages are those of the JSON form, in [`super::bounds`]. Where a field's name
+//! differs, the error has the schema's.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::grpc::messages::{autoglm, decode};
 use crate::limits::engine as engine_limits;
 use crate::limits::service as limits;
 
-use super::request::{
-    CacheMode, GenerateRequest, Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P,
-    check_text, checked_timeout, empty_stop, known_seed, language_of, no_prompt, out_of_interval,
-    out_of_range, too_many, wrong,
+use super::bounds::{
+    Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P, check_text, checked_timeout,
+    empty_stop, known_seed, language_of, no_prompt, out_of_interval, out_of_range, too_many, wrong,
 };
-use super::selection::{AnswerObject, Member};
+use super::request::{CacheMode, GenerateRequest};
+use super::selection::{GenerationObject, Member};
 
 /// Reads a request. `timeout` is from its head (`grpc-timeout`); of two the smaller counts.
 pub fn read_request(
@@ -166,38 +166,37 @@ pub fn no_stream() -> ApiError {
 }
 
 /// Returns a complete generation with its selected members.
-pub fn response_of(object: &AnswerObject<'_>) -> autoglm::GenerateResponse {
+pub fn response_of(object: &GenerationObject<'_>) -> autoglm::GenerateResponse {
+    let generation = object.generation;
     let chosen = |member| object.selection.contains(member);
     let text = |member, text: &str| match chosen(member) {
         true => text.to_owned(),
         false => String::new(),
     };
-    let finish_reason = match object.finish_reason {
+    let finish_reason = match generation.finish_reason {
         _ if !chosen(Member::FinishReason) => autoglm::FinishReason::Unspecified,
         FinishReason::Stop => autoglm::FinishReason::Stop,
         FinishReason::Length => autoglm::FinishReason::Length,
     };
+    let usage = generation.usage;
     let usage = autoglm::Usage {
-        prompt_tokens: object.usage.prompt_tokens,
-        completion_tokens: object.usage.completion_tokens,
-        total_tokens: object
-            .usage
-            .prompt_tokens
-            .saturating_add(object.usage.completion_tokens),
-        cached_tokens: object.usage.cached_tokens,
+        prompt_tokens: usage.prompt_tokens,
+        completion_tokens: usage.completion_tokens,
+        total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
+        cached_tokens: usage.cached_tokens,
     };
     autoglm::GenerateResponse {
-        text: text(Member::Text, object.text),
+        text: text(Member::Text, generation.text),
         latency: match chosen(Member::LatencyMs) {
-            true => object.latency.as_secs_f32(),
+            true => generation.latency.as_secs_f32(),
             false => 0.0,
         },
         code: text(Member::Code, object.code),
-        id: text(Member::Id, object.id),
+        id: text(Member::Id, generation.id),
         language: text(Member::Language, object.language.unwrap_or_default()),
-        model: text(Member::Model, object.model.unwrap_or_default()),
+        model: text(Member::Model, generation.model.unwrap_or_default()),
         finish_reason: finish_reason.into(),
-        // No response is kept yet, so none comes from a cache.
+        // Nothing is cached yet, so no response comes from a cache.
         cached: false,
         usage: chosen(Member::Usage).then_some(usage),
     }

@@ -1,20 +1,27 @@
-//! From the members of a body to a request whose every value is within its bounds.
+//! From the members of a JSON body to a request whose every value is within its bounds.
 //!
-//! Owns the fields of `POST /api/v1/generate`: their types, bounds and error messages. Nothing here
-//! guesses: a wrong type, an unknown name or a value out of range is refused with the field's path,
-//! its bound and the way out. `null` means absent, as clients with optional fields send it.
+//! Owns the fields of `POST /api/v1/generate`: their names and types, and the messages about wrong
+//! ones. Nothing here guesses: a wrong type, an unknown name or a value out of range is refused
+//! with the field's path, its bound and the way out. `null` is the same as absence, because clients
+//! with optional fields send it.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::engine::prompt::{LANGUAGES, Language, language};
-use crate::engine::{ContextFile, Defaults, Sampling};
-use crate::error::{ApiError, ErrorCode};
+use crate::engine::prompt::Language;
+use crate::engine::{ContextFile, Prompt, Sampling};
+use crate::error::ApiError;
 use crate::limits::engine as engine_limits;
 use crate::limits::service as limits;
+use crate::service::dialect::{Asked, Narrator};
+use crate::service::excerpt::excerpt;
 
-use super::body::{Kind, ListError, Member, Value, excerpt, members};
+use super::body::{Kind, ListError, Member, Value, members};
+use super::bounds::{
+    Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P, check_text, checked_timeout,
+    empty_stop, known_seed, language_of, no_prompt, out_of_interval, out_of_range, too_many, wrong,
+};
 
 /// A request that can be turned into a job.
 #[derive(Debug, PartialEq)]
@@ -22,9 +29,9 @@ pub struct GenerateRequest {
     pub prompt: String,
     pub language: Option<&'static Language>,
     pub timeout: Duration,
-    /// `None`: the loaded model, whichever it is.
+    /// `None`: the loaded one, whichever it is.
     pub model: Option<String>,
-    /// All of it except `repeat_penalty`, whose default depends on the model.
+    /// All of it but `repeat_penalty`, whose default depends on the model.
     pub sampling: Sampling,
     /// `None`: the model's default.
     pub repeat_penalty: Option<f32>,
@@ -37,7 +44,7 @@ pub struct GenerateRequest {
     pub cache: CacheMode,
 }
 
-/// The client's wish for a cache of responses. Generating again satisfies every mode.
+/// What the client wants of a cache of responses. Nothing is cached yet, so every mode generates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {
     #[default]
@@ -73,7 +80,7 @@ const CONTEXT_FIELDS: &[&str] = &["path", "text"];
 const SIMILAR: f64 = 0.75;
 
 impl GenerateRequest {
-    /// Returns a request in which only a prompt is missing and all else has its default.
+    /// The defaults of every field but the prompt.
     pub fn new(limits: &Limits) -> GenerateRequest {
         GenerateRequest {
             prompt: String::new(),
@@ -90,13 +97,27 @@ impl GenerateRequest {
         }
     }
 
-    /// Returns the effective values once the model is chosen.
-    pub fn effective(&self, defaults: Defaults) -> (Sampling, u32) {
-        let sampling = Sampling {
-            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
-            ..self.sampling.clone()
-        };
-        (sampling, self.max_tokens.unwrap_or(defaults.max_tokens))
+    pub fn language_name(&self) -> Option<&'static str> {
+        self.language.map(|language| language.name)
+    }
+
+    /// The request in the terms that all APIs share. Every cache mode is met by generating, so
+    /// `cache` is not among them; `stream` has become the kind of narrator.
+    pub fn narrated_by(self, narrator: Narrator) -> Asked {
+        Asked {
+            prompt: Prompt::Code {
+                language: self.language_name(),
+                prompt: self.prompt,
+                context: self.context,
+            },
+            model: self.model,
+            timeout: self.timeout,
+            sampling: self.sampling,
+            repeat_penalty: self.repeat_penalty,
+            max_tokens: self.max_tokens,
+            stop: self.stop,
+            narrator,
+        }
     }
 
     pub fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
@@ -156,51 +177,6 @@ impl GenerateRequest {
     }
 }
 
-pub fn no_prompt() -> ApiError {
-    wrong("prompt", "is required: say what to write")
-}
-
-/// An interval of numbers.
-pub struct Interval {
-    low: f64,
-    /// Whether `low` itself is excluded.
-    low_is_excluded: bool,
-    high: f64,
-}
-
-pub const TEMPERATURE: Interval = Interval::closed(0.0, 2.0);
-pub const MIN_P: Interval = Interval::closed(0.0, 1.0);
-pub const PENALTY: Interval = Interval::closed(-2.0, 2.0);
-pub const TOP_P: Interval = Interval::above(0.0, 1.0);
-pub const REPEAT_PENALTY: Interval = Interval::above(0.0, 2.0);
-
-impl Interval {
-    const fn closed(low: f64, high: f64) -> Interval {
-        Interval {
-            low,
-            low_is_excluded: false,
-            high,
-        }
-    }
-
-    const fn above(low: f64, high: f64) -> Interval {
-        Interval {
-            low,
-            low_is_excluded: true,
-            high,
-        }
-    }
-
-    pub fn contains(&self, number: f64) -> bool {
-        let above_low = if self.low_is_excluded {
-            number > self.low
-        } else {
-            number >= self.low
-        };
-        above_low && number <= self.high
-    }
-}
-
 fn number(field: &str, value: Value<'_>, interval: &Interval) -> Result<f32, ApiError> {
     expect(field, value, Kind::Number)?;
     let number = value.read::<f64>();
@@ -208,20 +184,6 @@ fn number(field: &str, value: Value<'_>, interval: &Interval) -> Result<f32, Api
     number
         .map(|number| number as f32)
         .ok_or_else(|| out_of_interval(field, interval, &excerpt(value.text())))
-}
-
-/// The error of a number outside its interval.
-pub fn out_of_interval(field: &str, interval: &Interval, given: &str) -> ApiError {
-    let low = if interval.low_is_excluded {
-        "above"
-    } else {
-        "from"
-    };
-    let Interval {
-        low: from, high, ..
-    } = interval;
-    let problem = format!("must be {low} {from} to {high}, not {given}");
-    wrong(field, &problem)
 }
 
 fn integer(field: &str, value: Value<'_>, low: u32, high: u32) -> Result<u32, ApiError> {
@@ -240,17 +202,6 @@ fn seed(value: Value<'_>) -> Result<Option<i64>, ApiError> {
         out_of_range("seed", i64::MIN, i64::MAX, &given)
     })?;
     Ok(known_seed(seed))
-}
-
-/// Maps the value that some clients send for "choose one" to no seed.
-pub fn known_seed(seed: i64) -> Option<i64> {
-    (seed != -1).then_some(seed)
-}
-
-/// The error of an integer outside its range.
-pub fn out_of_range<T: std::fmt::Display>(field: &str, low: T, high: T, given: &str) -> ApiError {
-    let problem = format!("must be an integer from {low} to {high}, not {given}");
-    wrong(field, &problem)
 }
 
 fn boolean(field: &str, value: Value<'_>) -> Result<bool, ApiError> {
@@ -285,17 +236,6 @@ fn text<'a>(
     Ok(text)
 }
 
-pub fn check_text(field: &str, text: &str, low: usize, high: usize) -> Result<(), ApiError> {
-    if text.len() > high {
-        let problem = format!("is {} bytes long; at most {high} are taken", text.len());
-        return Err(wrong(field, &problem));
-    }
-    if low > 0 && text.trim_start().is_empty() {
-        return Err(wrong(field, "must not be empty"));
-    }
-    Ok(())
-}
-
 fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
     expect("timeout", value, Kind::Number)?;
     let given = || excerpt(value.text());
@@ -303,43 +243,9 @@ fn timeout(value: Value<'_>, limits: &Limits) -> Result<Duration, ApiError> {
     checked_timeout("timeout", milliseconds, limits, given)
 }
 
-/// Returns a timeout within its range; `given` is the client's text.
-pub fn checked_timeout(
-    field: &str,
-    milliseconds: Option<u32>,
-    limits: &Limits,
-    given: impl FnOnce() -> String,
-) -> Result<Duration, ApiError> {
-    let most = u32::try_from(limits.max_request_timeout.as_millis()).unwrap_or(u32::MAX);
-    match milliseconds {
-        Some(milliseconds) if (1..=most).contains(&milliseconds) => {
-            Ok(Duration::from_millis(milliseconds.into()))
-        }
-        _ => {
-            let given = given();
-            let problem = format!(
-                "must be an integer of milliseconds from 1 to {most} \
-                 (`limits.max_request_timeout`), not {given}"
-            );
-            Err(wrong(field, &problem))
-        }
-    }
-}
-
 fn known_language(value: Value<'_>) -> Result<&'static Language, ApiError> {
     let name = text("language", value, 1, limits::NAME_BYTES_MAX)?;
     language_of(&name)
-}
-
-pub fn language_of(name: &str) -> Result<&'static Language, ApiError> {
-    language(name.trim()).ok_or_else(|| {
-        let names: Vec<_> = LANGUAGES.iter().map(|language| language.name).collect();
-        let (name, names) = (excerpt(name), names.join(", "));
-        wrong(
-            "language",
-            &format!("`{name}` is not known; there are {names}"),
-        )
-    })
 }
 
 /// Reads one string or a list of them.
@@ -361,13 +267,6 @@ fn stop(value: Value<'_>) -> Result<Vec<String>, ApiError> {
     let items = list("stop", value, most, "must be a string or a list of strings")?;
     let item = |(index, value)| one(&format!("stop[{index}]"), value);
     items.into_iter().enumerate().map(item).collect()
-}
-
-pub fn empty_stop(field: &str) -> ApiError {
-    wrong(
-        field,
-        "must not be empty: it would end every answer at once",
-    )
 }
 
 fn context(value: Value<'_>) -> Result<Vec<ContextFile>, ApiError> {
@@ -446,21 +345,12 @@ fn list<'a>(
     })
 }
 
-pub fn too_many(field: &str, most: usize) -> ApiError {
-    wrong(field, &format!("has more than {most} items"))
-}
-
 fn expect(field: &str, value: Value<'_>, kind: Kind) -> Result<(), ApiError> {
     if value.kind() == kind {
         return Ok(());
     }
     let (kind, found) = (kind.as_str(), value.kind().as_str());
     Err(wrong(field, &format!("must be {kind}, not {found}")))
-}
-
-pub fn wrong(field: &str, problem: &str) -> ApiError {
-    let message = format!("`{field}` {problem}");
-    ApiError::new(ErrorCode::InvalidParameter, message).with_param(field)
 }
 
 /// The error of a name that is not in `known`; `prefix` is the path of the object around it.
@@ -491,6 +381,8 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::prompt::language;
+    use crate::error::ErrorCode;
 
     fn limits() -> Limits {
         crate::config::Config::default().limits

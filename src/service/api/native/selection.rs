@@ -1,11 +1,9 @@
-//! The members of a generation's response, and `?fields=`, which selects among them.
+//! The members of a generation's response, and `?fields=`, which chooses among them.
 
-use std::time::Duration;
-
-use crate::engine::{FinishReason, Usage};
+use crate::engine::Usage;
 use crate::error::{ApiError, ErrorCode};
-
-use super::body::excerpt;
+use crate::service::dialect::Generation;
+use crate::service::excerpt::excerpt;
 use crate::service::response::json::{
     Object, WriteJson, push_number, push_optional_text, push_text,
 };
@@ -89,21 +87,18 @@ fn split_encoded_commas(text: &str) -> impl Iterator<Item = &str> {
     text.split("%2C").flat_map(|part| part.split("%2c"))
 }
 
-/// A complete generation.
-pub struct AnswerObject<'a> {
+/// A complete generation as the native API shows it.
+pub struct GenerationObject<'a> {
     pub selection: Selection,
-    pub id: &'a str,
-    pub code: &'a str,
     pub language: Option<&'static str>,
-    pub text: &'a str,
-    pub model: Option<&'a str>,
-    pub finish_reason: FinishReason,
-    pub usage: Usage,
-    pub latency: Duration,
+    /// The program within the generation's text.
+    pub code: &'a str,
+    pub generation: &'a Generation<'a>,
 }
 
-impl WriteJson for AnswerObject<'_> {
+impl WriteJson for GenerationObject<'_> {
     fn write_json(&self, out: &mut Vec<u8>) {
+        let generation = self.generation;
         let mut object = Object::begin(out);
         for member in Member::ALL {
             if !self.selection.contains(member) {
@@ -111,23 +106,23 @@ impl WriteJson for AnswerObject<'_> {
             }
             let out = object.member(member.name());
             match member {
-                Member::Id => push_text(out, self.id),
+                Member::Id => push_text(out, generation.id),
                 Member::Code => push_text(out, self.code),
                 Member::Language => push_optional_text(out, self.language),
-                Member::Text => push_text(out, self.text),
-                Member::Model => push_optional_text(out, self.model),
-                Member::FinishReason => push_text(out, self.finish_reason.as_str()),
-                // No response is kept yet, so none comes from a cache.
+                Member::Text => push_text(out, generation.text),
+                Member::Model => push_optional_text(out, generation.model),
+                Member::FinishReason => push_text(out, generation.finish_reason.as_str()),
+                // Nothing is cached yet, so no response comes from a cache.
                 Member::Cached => out.extend_from_slice(b"false"),
-                Member::Usage => write_usage(out, &self.usage),
-                Member::LatencyMs => push_number(out, self.latency.as_millis() as u64),
+                Member::Usage => write_usage(out, &generation.usage),
+                Member::LatencyMs => push_number(out, generation.latency.as_millis() as u64),
             }
         }
         object.end();
     }
 }
 
-/// In the OpenAI API's form.
+/// With the names that the OpenAI API uses.
 fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
     let total = usage.prompt_tokens.saturating_add(usage.completion_tokens);
     let mut object = Object::begin(out);
@@ -137,7 +132,7 @@ fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
         usage.completion_tokens.into(),
     );
     push_number(object.member("total_tokens"), total.into());
-    // Tokens that were already computed: a shared prefix, or a retry.
+    // Not computed again: a shared prefix, or a retry.
     let mut details = Object::begin(object.member("prompt_tokens_details"));
     push_number(details.member("cached_tokens"), usage.cached_tokens.into());
     details.end();
@@ -147,6 +142,8 @@ fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::FinishReason;
+    use std::time::Duration;
 
     fn written(selection: Selection) -> serde_json::Value {
         let usage = Usage {
@@ -154,16 +151,19 @@ mod tests {
             cached_tokens: 3,
             completion_tokens: 7,
         };
-        let object = AnswerObject {
-            selection,
+        let generation = Generation {
             id: "r",
-            code: "x",
-            language: None,
             text: "```\nx\n```",
             model: Some("m"),
             finish_reason: FinishReason::Stop,
             usage,
             latency: Duration::from_micros(2_900),
+        };
+        let object = GenerationObject {
+            selection,
+            language: None,
+            code: "x",
+            generation: &generation,
         };
         let mut out = Vec::new();
         object.write_json(&mut out);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_answer_has_the_members_of_the_contract() {
+    fn the_whole_response_has_the_members_of_the_contract() {
         let expected = serde_json::json!({
             "id": "r", "code": "x", "language": null, "text": "```\nx\n```", "model": "m",
             "finish_reason": "stop", "cached": false, "latency_ms": 2,

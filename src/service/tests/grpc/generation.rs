@@ -221,7 +221,7 @@ fn of_two_deadlines_the_smaller_counts() {
         (Some("99999999H"), 0, 600_000),
     ] {
         let mut bench = Bench::new();
-        let limits = bench.service.parts.config.limits.clone();
+        let limits = bench.service.desk.parts.config.limits.clone();
         let expected = match expected {
             30_000 => limits.default_request_timeout,
             600_000 => limits.max_request_timeout,

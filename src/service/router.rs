@@ -35,6 +35,14 @@ pub enum Route {
 impl Route {
     pub const COUNT: usize = Route::Unread as usize + 1;
 
+    /// Whether a request of this route becomes a job of the engine.
+    pub const fn is_generation(self) -> bool {
+        matches!(
+            self,
+            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream
+        )
+    }
+
     /// Returns the label of metrics and access lines: a closed set, whatever clients ask for.
     pub const fn label(self) -> &'static str {
         match self {
@@ -69,15 +77,22 @@ pub enum Access {
     AnyKey,
 }
 
-/// The methods of a route.
+/// The API that a path belongs to: how its requests are read and its responses written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// REST, in JSON or in Protobuf.
+    Native,
+    /// Methods of gRPC: POST of messages over HTTP/2.
+    Grpc,
+}
+
+/// The methods that a route takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbs {
     /// GET and HEAD; a body is refused.
     Read,
-    /// POST of a JSON or a Protobuf body.
+    /// POST with a body.
     Post,
-    /// A gRPC method: POST of messages over HTTP/2.
-    Rpc,
 }
 
 impl Verbs {
@@ -85,7 +100,7 @@ impl Verbs {
     pub const fn include(self, method: Method) -> bool {
         match self {
             Verbs::Read => matches!(method, Method::Get | Method::Head),
-            Verbs::Post | Verbs::Rpc => matches!(method, Method::Post),
+            Verbs::Post => matches!(method, Method::Post),
         }
     }
 
@@ -93,7 +108,7 @@ impl Verbs {
     pub const fn allow(self) -> &'static str {
         match self {
             Verbs::Read => "GET, HEAD, OPTIONS",
-            Verbs::Post | Verbs::Rpc => "POST, OPTIONS",
+            Verbs::Post => "POST, OPTIONS",
         }
     }
 }
@@ -114,6 +129,7 @@ pub enum BodyBound {
 #[derive(Debug)]
 pub struct Row {
     pub path: &'static str,
+    pub surface: Surface,
     pub route: Route,
     pub verbs: Verbs,
     pub access: Access,
@@ -126,6 +142,7 @@ pub struct Row {
 pub const ROUTES: &[Row] = &[
     Row {
         path: "/api/v1/generate",
+        surface: Surface::Native,
         route: Route::Generate,
         verbs: Verbs::Post,
         access: Access::Scope(Scopes::GENERATE),
@@ -134,22 +151,25 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/AutoGLMService/Generate",
+        surface: Surface::Grpc,
         route: Route::RpcGenerate,
-        verbs: Verbs::Rpc,
+        verbs: Verbs::Post,
         access: Access::Scope(Scopes::GENERATE),
         body: BodyBound::MaxBody,
         summary: "write a program",
     },
     Row {
         path: "/AutoGLMService/GenerateStream",
+        surface: Surface::Grpc,
         route: Route::RpcGenerateStream,
-        verbs: Verbs::Rpc,
+        verbs: Verbs::Post,
         access: Access::Scope(Scopes::GENERATE),
         body: BodyBound::MaxBody,
         summary: "the same, piece by piece",
     },
     Row {
         path: "/livez",
+        surface: Surface::Native,
         route: Route::Live,
         verbs: Verbs::Read,
         access: Access::Public,
@@ -158,6 +178,7 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/healthz",
+        surface: Surface::Native,
         route: Route::Live,
         verbs: Verbs::Read,
         access: Access::Public,
@@ -166,6 +187,7 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/readyz",
+        surface: Surface::Native,
         route: Route::Ready,
         verbs: Verbs::Read,
         access: Access::Public,
@@ -174,6 +196,7 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/metrics",
+        surface: Surface::Native,
         route: Route::Metrics,
         verbs: Verbs::Read,
         access: Access::PublicOnLoopback(Scopes::METRICS),
@@ -182,6 +205,7 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/api/v1/models",
+        surface: Surface::Native,
         route: Route::Models,
         verbs: Verbs::Read,
         access: Access::AnyKey,
@@ -190,6 +214,7 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/api/v1/languages",
+        surface: Surface::Native,
         route: Route::Languages,
         verbs: Verbs::Read,
         access: Access::AnyKey,
@@ -198,38 +223,43 @@ pub const ROUTES: &[Row] = &[
     },
     Row {
         path: "/grpc.health.v1.Health/Check",
+        surface: Surface::Grpc,
         route: Route::HealthCheck,
-        verbs: Verbs::Rpc,
+        verbs: Verbs::Post,
         access: Access::Public,
         body: BodyBound::Bytes(limits::HEALTH_REQUEST_BYTES_MAX),
         summary: "SERVING when the model is loaded",
     },
     Row {
         path: "/grpc.health.v1.Health/Watch",
+        surface: Surface::Grpc,
         route: Route::HealthWatch,
-        verbs: Verbs::Rpc,
+        verbs: Verbs::Post,
         access: Access::Public,
         body: BodyBound::Bytes(limits::HEALTH_REQUEST_BYTES_MAX),
         summary: "the same, told at each change",
     },
     Row {
         path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        surface: Surface::Grpc,
         route: Route::Reflection,
-        verbs: Verbs::Rpc,
+        verbs: Verbs::Post,
         access: Access::AnyKey,
         body: BodyBound::Bytes(limits::REFLECTION_QUESTION_BYTES_MAX),
         summary: "the schema",
     },
     Row {
         path: "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        surface: Surface::Grpc,
         route: Route::Reflection,
-        verbs: Verbs::Rpc,
+        verbs: Verbs::Post,
         access: Access::AnyKey,
         body: BodyBound::Bytes(limits::REFLECTION_QUESTION_BYTES_MAX),
         summary: "the same",
     },
     Row {
         path: "/",
+        surface: Surface::Native,
         route: Route::Index,
         verbs: Verbs::Read,
         access: Access::AnyKey,

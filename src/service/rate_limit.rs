@@ -208,11 +208,11 @@ impl Bucket {
 
     /// Replaces a reservation of `reserved` units by the `used` ones. Using more than the
     /// reservation makes a debt, which must be paid off before the key may take again.
-    pub fn settle(&self, rate: Rate, reserved: u32, used: u32, now: Moment) {
+    pub fn reconcile(&self, rate: Rate, reserved: u32, used: u32, now: Moment) {
         debug_assert!(rate.is_bounded());
         let (now, reserved) = (nanoseconds(now), rate.weight(reserved.min(rate.burst)));
         let used = rate.weight(used);
-        let settled = |full_at: u64| {
+        let reconciled = |full_at: u64| {
             Some(if used > reserved {
                 full_at.max(now).saturating_add(used - reserved)
             } else {
@@ -222,7 +222,7 @@ impl Bucket {
         // The closure always returns a value, so this cannot fail.
         let _ = self
             .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, settled);
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, reconciled);
     }
 }
 
@@ -297,9 +297,9 @@ mod tests {
     fn settling_gives_back_what_was_not_used_and_charges_what_was_used_beyond() {
         let (bucket, rate) = (Bucket::default(), Rate::new(600, 600));
         let _ = bucket.take(rate, 500, at(0)).unwrap();
-        bucket.settle(rate, 500, 100, at(0));
+        bucket.reconcile(rate, 500, 100, at(0));
         assert_eq!(bucket.take(rate, 1, at(0)).unwrap().remaining, 499);
-        bucket.settle(rate, 1, 1_000, at(0));
+        bucket.reconcile(rate, 1, 1_000, at(0));
         let exceeded = bucket.take(rate, 1, at(0)).unwrap_err();
         // 1,100 used of 600: the debt of 500 takes 50 s, the one requested unit a tenth of a second
         // more.
@@ -307,7 +307,7 @@ mod tests {
         // A bucket that has filled up meanwhile does not overflow.
         let (bucket, rate) = (Bucket::default(), Rate::new(60, 60));
         let _ = bucket.take(rate, 10, at(0)).unwrap();
-        bucket.settle(rate, 10, 0, at(100_000));
+        bucket.reconcile(rate, 10, 0, at(100_000));
         assert_eq!(bucket.take(rate, 1, at(100_000)).unwrap().remaining, 59);
     }
 

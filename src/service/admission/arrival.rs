@@ -1,0 +1,46 @@
+//! A request whose head has arrived, and where it comes from.
+
+use std::borrow::Cow;
+
+use crate::config;
+use crate::core::Moment;
+use crate::http::Request;
+use crate::service::call::{Peer, PeerAddress};
+
+use super::client_address;
+
+/// What the checks of a head look at.
+pub struct Arrival<'a> {
+    pub request: &'a Request<'a>,
+    /// The peer or, where that is a trusted proxy, its client.
+    pub sender: &'a Peer,
+    /// The other end of the connection.
+    pub connected: PeerAddress,
+    pub now: Moment,
+}
+
+impl Arrival<'_> {
+    /// Whether the sender is on this machine. What a proxy of this machine brings has come from
+    /// elsewhere.
+    pub fn is_local(&self) -> bool {
+        let came_through_proxy =
+            self.sender.address == self.connected && client_address::is_forwarded(self.request);
+        self.sender.address.is_local() && !came_through_proxy
+    }
+}
+
+/// The sender of a request: the peer or, where that is a trusted proxy, its client.
+pub fn sender<'p>(request: &Request<'_>, peer: &'p Peer, server: &config::Server) -> Cow<'p, Peer> {
+    if server.trusted_proxies.is_empty() {
+        return Cow::Borrowed(peer);
+    }
+    let (proxies, field) = (&server.trusted_proxies, server.forwarded_header);
+    let address = client_address::of(request, peer.address, proxies, field);
+    if address == peer.address {
+        return Cow::Borrowed(peer);
+    }
+    Cow::Owned(Peer {
+        address,
+        client: peer.client.clone(),
+    })
+}

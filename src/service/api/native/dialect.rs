@@ -1,0 +1,145 @@
+//! The native API's dialect: REST, in JSON or in Protobuf.
+
+use crate::error::{ApiError, ErrorCode};
+use crate::grpc::status;
+use crate::http::negotiate::{ContentType, MediaType};
+use crate::http::{Request, ResponseSink};
+use crate::service::call::Call;
+use crate::service::dialect::{Asked, Dialect, Narrator, Received};
+use crate::service::representation::Representation;
+use crate::service::response::buffer::{EVENT_STREAM, JSON, ResponseBuffer};
+use crate::service::response::coding::StreamCoder;
+use crate::service::response::headers;
+use crate::service::response::json::write_json;
+use crate::service::router::{Row, Verbs};
+
+use super::error::ErrorBody;
+use super::narrator::{Events, Object, Shape, append};
+use super::protobuf::{no_stream, read_request};
+use super::request::GenerateRequest;
+use super::selection::Selection;
+
+const PROTOBUF: &str = MediaType::Protobuf.content_type();
+
+/// See the file's head.
+pub struct Native;
+
+impl Dialect for Native {
+    fn check_head(
+        &self,
+        row: &Row,
+        call: &mut Call,
+        request: &Request<'_>,
+    ) -> Result<(), ApiError> {
+        match row.verbs {
+            Verbs::Read => check_no_body(request),
+            Verbs::Post => check_media_types(call),
+        }
+    }
+
+    fn not_found(&self) -> ApiError {
+        let message = "nothing is served at this path; `GET /` lists what is";
+        ApiError::new(ErrorCode::NotFound, message)
+    }
+
+    fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
+        let (call, limits) = (received.call, &received.config.limits);
+        let asked = match call.media.sent {
+            ContentType::Known(MediaType::Protobuf) => read_request(received.body, None, limits)?,
+            _ => GenerateRequest::parse(received.body, limits)?,
+        };
+        let shape = Shape {
+            selection: Selection::parse(received.request.query_value("fields"))?,
+            language: asked.language_name(),
+        };
+        let narrator = if wants_stream(&asked, call)? {
+            Narrator::Pieces(Box::new(Events::new(shape)))
+        } else {
+            Narrator::Whole(Box::new(Object(shape)))
+        };
+        Ok(asked.narrated_by(narrator))
+    }
+
+    fn send_error(
+        &self,
+        buffer: &mut ResponseBuffer,
+        call: &Call,
+        error: &ApiError,
+        sink: &mut dyn ResponseSink,
+    ) -> u64 {
+        buffer.begin(call);
+        headers::error(&mut buffer.fields, error, call.row);
+        let content_type = match call.representation {
+            Representation::Protobuf => {
+                let message = status::status_of(error, call.request_id.as_str());
+                append(&mut buffer.body, &message);
+                PROTOBUF
+            }
+            _ => {
+                write_json(&mut buffer.body, &ErrorBody::new(error, call));
+                JSON
+            }
+        };
+        buffer.send(error.code.status(), Some(content_type), sink)
+    }
+
+    fn send(&self, buffer: &mut ResponseBuffer, call: &Call, sink: &mut dyn ResponseSink) -> u64 {
+        let content_type = match call.representation {
+            Representation::Protobuf => PROTOBUF,
+            _ => JSON,
+        };
+        buffer.send(200, Some(content_type), sink)
+    }
+
+    fn start(
+        &self,
+        buffer: &mut ResponseBuffer,
+        _call: &Call,
+        sink: &mut dyn ResponseSink,
+    ) -> Option<Box<StreamCoder>> {
+        buffer.send_head(200, EVENT_STREAM, sink)
+    }
+
+    fn end(&self, _call: &Call, _error: Option<&ApiError>, sink: &mut dyn ResponseSink) {
+        sink.finish();
+    }
+}
+
+/// The body's `stream` decides; where it is absent, `Accept` does. Clients of the OpenAI API send
+/// `stream: true` beside `Accept: application/json`, so the two cannot be required to agree.
+fn wants_stream(asked: &GenerateRequest, call: &Call) -> Result<bool, ApiError> {
+    match (call.representation, asked.stream) {
+        (Representation::Protobuf, Some(true)) => Err(no_stream()),
+        (_, Some(stream)) => Ok(stream),
+        (_, None) => Ok(call.media.accepted == Some(MediaType::EventStream)),
+    }
+}
+
+fn check_media_types(call: &Call) -> Result<(), ApiError> {
+    match call.media.sent {
+        ContentType::Absent | ContentType::Known(MediaType::Json | MediaType::Protobuf) => {}
+        ContentType::Known(_) | ContentType::Unsupported => {
+            let message = "the body must be JSON in UTF-8, or application/x-protobuf; with curl, \
+                           add -H 'content-type: application/json'";
+            return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+        }
+    }
+    if call.media.accepted.is_none() {
+        let message = "answers are application/json, text/event-stream or \
+                       application/x-protobuf; `Accept` takes none of them";
+        return Err(ApiError::new(ErrorCode::NotAcceptable, message));
+    }
+    Ok(())
+}
+
+/// A body where none belongs is a misunderstanding, and is refused rather than skipped. A chunked
+/// body may turn out to be empty, which is no content (RFC 9112, section 6.3): the limit of 0 bytes
+/// refuses the others.
+fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
+    let length = request.header("content-length").map_or("0", str::trim);
+    if length.bytes().all(|digit| digit == b'0') {
+        return Ok(());
+    }
+    let message = "this request takes no body";
+    Err(ApiError::new(ErrorCode::InvalidRequest, message))
+}

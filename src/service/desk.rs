@@ -1,0 +1,184 @@
+//! What every route borrows: the reactor's tools for putting a response together and recording it.
+//!
+//! Owns one of each tool per reactor. A route is a function on `&mut Desk` that ends in [`fail`],
+//! [`send`] or another call that closes the request in the log.
+//!
+//! [`fail`]: Desk::fail
+//! [`send`]: Desk::send
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::core::Moment;
+use crate::engine::{Engine, ModelInfo};
+use crate::error::ApiError;
+use crate::http::negotiate::AcceptEncoding;
+use crate::http::{Request, ResponseSink};
+use crate::keys::KeyRing;
+use crate::limits::telemetry as telemetry_limits;
+use crate::telemetry::access::Generation;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::request_id::RequestIds;
+
+use super::call::{Call, Peer};
+use super::dialect::Dialect;
+use super::excerpt::beginning;
+use super::rate_limit::Limiter;
+use super::representation::{Media, Representation};
+use super::request_log::{Outcome, RequestLog};
+use super::response::buffer::ResponseBuffer;
+use super::response::coding::Coder;
+use super::router::{self, Surface};
+
+/// What a service is made of. Each reactor has a clone; the shared parts are behind `Arc`s.
+#[derive(Clone)]
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub keys: Arc<KeyRing>,
+    pub engine: Arc<dyn Engine>,
+    /// One for the whole daemon: a key's rate is the same on every reactor.
+    pub limiter: Arc<Limiter>,
+    pub metrics: Metrics,
+    /// Seconds since 1970, read for keys that expire. [`unix_seconds`](super::unix_seconds) outside
+    /// of tests.
+    pub wall_clock: fn() -> u64,
+}
+
+/// Whether more of a response will come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Flow {
+    Open,
+    /// The response is complete; the exchange can be dropped.
+    Finished,
+}
+
+/// Where the response goes, and the time of this call.
+pub struct Wire<'a> {
+    pub now: Moment,
+    pub sink: &'a mut dyn ResponseSink,
+}
+
+/// One reactor's compression tools.
+pub struct Desk {
+    pub parts: Parts,
+    pub request_ids: RequestIds,
+    pub log: RequestLog,
+    pub buffer: ResponseBuffer,
+    /// The engine's model, once it is known: it never changes for this engine.
+    pub model: Option<ModelInfo>,
+    pub is_draining: bool,
+    /// The table of dialects. A function, because the APIs know the desk and not the reverse.
+    dialects: fn(Surface) -> &'static dyn Dialect,
+}
+
+impl Desk {
+    pub fn new(parts: Parts, dialects: fn(Surface) -> &'static dyn Dialect) -> Desk {
+        let log = RequestLog::new(parts.metrics.clone(), parts.config.log.access);
+        let coder = Coder::new(&parts.config, parts.metrics.clone());
+        Desk {
+            parts,
+            request_ids: RequestIds::new(),
+            log,
+            buffer: ResponseBuffer::new(coder),
+            model: None,
+            is_draining: false,
+            dialects,
+        }
+    }
+
+    /// Puts a new configuration in force.
+    pub fn apply(&mut self, config: Arc<Config>) {
+        self.log.set_access_lines(config.log.access);
+        self.buffer.coder.apply(&config);
+        self.parts.config = config;
+    }
+
+    /// Begins the record of a request. Its end is [`RequestLog::close`].
+    pub fn begin_call(&mut self, request: &Request<'_>, sender: &Peer, now: Moment) -> Call {
+        let client_id = request.header("x-request-id").map(str::as_bytes);
+        let traceparent = request.header("traceparent").map(str::as_bytes);
+        let row = router::find(request.path);
+        let media = Media::of(request, row);
+        let user_agent = match self.log.writes_access_lines() {
+            true => request.header("user-agent"),
+            false => None,
+        };
+        Call {
+            request_id: self.request_ids.accept_or_make(client_id, now),
+            method: request.method,
+            path: match row {
+                Some(row) => Cow::Borrowed(row.path),
+                None => Cow::Owned(logged(request.path).to_owned()),
+            },
+            row,
+            started: now,
+            peer: sender.address,
+            user_agent: user_agent.map(|agent| logged(agent).into()),
+            trace: traceparent.map(|parent| self.request_ids.continue_trace(Some(parent))),
+            // Nothing is compressed without a key: an encoder costs more than all else.
+            accept_encoding: AcceptEncoding::NONE,
+            body_coding: None,
+            caller: None,
+            requests: None,
+            tokens: None,
+            representation: Representation::of(request, row, &media),
+            media,
+        }
+    }
+
+    pub fn dialect(&self, surface: Surface) -> &'static dyn Dialect {
+        (self.dialects)(surface)
+    }
+
+    pub fn model(&mut self) -> Option<&ModelInfo> {
+        if self.model.is_none() {
+            self.model = self.parts.engine.model();
+        }
+        self.model.as_ref()
+    }
+
+    /// Responds with an error, and closes the request.
+    pub fn fail(&mut self, call: &Call, error: &ApiError, wire: &mut Wire<'_>) {
+        self.fail_generation(call, error, None, wire);
+    }
+
+    /// Responds with an error after the engine has worked for the request.
+    pub fn fail_generation(
+        &mut self,
+        call: &Call,
+        error: &ApiError,
+        generation: Option<Generation>,
+        wire: &mut Wire<'_>,
+    ) {
+        let dialect = self.dialect(call.surface());
+        let bytes = dialect.send_error(&mut self.buffer, call, error, wire.sink);
+        // Over gRPC the response's own status is always 200. Log and metrics have the status that
+        // the same error has elsewhere.
+        let outcome = Outcome::Failed {
+            status: error.code.status(),
+            bytes,
+            code: error.code,
+        };
+        self.log.close(call, outcome, generation, wire.now);
+    }
+
+    /// Sends the fields and the body that the buffer holds, and closes the request.
+    pub fn send(
+        &mut self,
+        call: &Call,
+        status: u16,
+        content_type: Option<&'static str>,
+        wire: &mut Wire<'_>,
+    ) {
+        let bytes = self.buffer.send(status, content_type, wire.sink);
+        let outcome = Outcome::Answered { status, bytes };
+        self.log.close(call, outcome, None, wire.now);
+    }
+}
+
+/// The beginning of a client's text, as much as an access line shows.
+fn logged(text: &str) -> &str {
+    beginning(text, telemetry_limits::ACCESS_TEXT_BYTES_MAX)
+}

@@ -1,0 +1,36 @@
+//! A request whose response is not complete yet.
+//!
+//! Owns the choice between the kinds of exchange; what each does is in its own file.
+
+use crate::core::Moment;
+
+use super::api::grpc::health::Watch;
+use super::api::grpc::reflection::Dialogue;
+use super::generation::running::Running;
+
+/// A request whose response is not complete yet.
+#[derive(Debug)]
+pub enum Exchange {
+    Generation(Running),
+    /// Without a job: a client that watches the daemon's health.
+    HealthWatch(Watch),
+    /// Without a job: a client that asks about the schema.
+    Reflection(Dialogue),
+}
+
+impl Exchange {
+    /// Whether a job runs for it, whose terminal event will come in any case.
+    pub const fn has_job(&self) -> bool {
+        matches!(self, Exchange::Generation(_))
+    }
+
+    /// When [`handle_deadline`](super::Service::handle_deadline) must be called, if nothing happens
+    /// before. Every event moves it, so the reactor reads it again after each call.
+    pub fn next_deadline(&self) -> Moment {
+        match self {
+            Exchange::Generation(running) => running.next_deadline(),
+            Exchange::HealthWatch(watch) => watch.next_deadline(),
+            Exchange::Reflection(dialogue) => dialogue.next_deadline(),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Tokens taken out of a key's bucket before a job, and corrected after it.
+
+use crate::config;
+use crate::core::Moment;
+use crate::error::{ApiError, ErrorCode};
+use crate::keys::KeyRecord;
+use crate::limits::engine as engine_limits;
+use crate::service::call::Call;
+use crate::service::rate_limit::Rate;
+
+/// What one job may cost, taken in advance.
+#[derive(Clone, Copy, Debug)]
+pub struct Reserved {
+    rate: Rate,
+    tokens: u32,
+}
+
+impl Reserved {
+    /// Takes what a prompt of `prompt_bytes` and a response of `max_tokens` may cost out of the
+    /// key's tokens per minute. `None` where those are not bounded.
+    pub fn take(
+        limits: &config::RateLimit,
+        call: &mut Call,
+        prompt_bytes: usize,
+        max_tokens: u32,
+        now: Moment,
+    ) -> Result<Option<Reserved>, ApiError> {
+        let Some(caller) = &call.caller else {
+            return Ok(None);
+        };
+        let rate = token_rate(limits, &caller.record);
+        if !rate.is_bounded() {
+            return Ok(None);
+        }
+        let prompt_tokens = (prompt_bytes / engine_limits::BYTES_PER_TOKEN) as u32;
+        let tokens = prompt_tokens.saturating_add(max_tokens);
+        match caller.account.tokens.take(rate, tokens, now) {
+            Ok(level) => {
+                call.tokens = Some(level);
+                Ok(Some(Reserved { rate, tokens }))
+            }
+            Err(exceeded) => {
+                call.tokens = Some(exceeded.level);
+                let message = format!(
+                    "this may cost {tokens} tokens, and of {} a minute {} are left; \
+                     wait, or lower `max_tokens`",
+                    rate.per_minute, exceeded.level.remaining
+                );
+                Err(ApiError::new(ErrorCode::TokenBudgetExceeded, message)
+                    .with_retry_after(exceeded.retry_after))
+            }
+        }
+    }
+
+    /// Replaces the reservation by what was used.
+    pub fn reconcile(self, call: &Call, used: u32, now: Moment) {
+        if let Some(caller) = &call.caller {
+            let bucket = &caller.account.tokens;
+            bucket.reconcile(self.rate, self.tokens, used, now);
+        }
+    }
+}
+
+/// How many tokens per minute a key may spend.
+fn token_rate(limits: &config::RateLimit, record: &KeyRecord) -> Rate {
+    let per_minute = match limits.enabled {
+        true => record.tokens_per_minute.unwrap_or(limits.tokens_per_minute),
+        false => 0,
+    };
+    Rate::new(per_minute, per_minute)
+}

@@ -1,0 +1,137 @@
+//! A response in pieces on its way out: head, pings, credit.
+//!
+//! What the pieces say is the narrator's business; here is when they go out, and how much the
+//! engine may produce ahead.
+
+use crate::core::Moment;
+use crate::error::ApiError;
+use crate::http::compress::encode::Step;
+use crate::limits::service as limits;
+use crate::offload::Ticket;
+use crate::service::call::Call;
+use crate::service::desk::{Desk, Wire};
+use crate::service::dialect::Pieces;
+use crate::service::response::coding::StreamCoder;
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Stream {
+    pub pieces: Box<dyn Pieces>,
+    /// Whether the head is sent.
+    is_flowing: bool,
+    /// When the last bytes were sent; a ping is due an interval later.
+    silent_since: Moment,
+    /// Credit of delivered events that found the output full.
+    held_credit: u32,
+    /// Bytes of content that were sent, in the coding in which they were sent.
+    bytes: u64,
+    /// Once it flows, for a client that takes a coding.
+    coder: Option<Box<StreamCoder>>,
+}
+
+impl Stream {
+    pub fn new(pieces: Box<dyn Pieces>, now: Moment) -> Stream {
+        Stream {
+            pieces,
+            is_flowing: false,
+            silent_since: now,
+            held_credit: 0,
+            bytes: 0,
+            coder: None,
+        }
+    }
+
+    pub const fn is_flowing(&self) -> bool {
+        self.is_flowing
+    }
+
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// When the next ping is due, in a dialect that has pings.
+    pub fn ping_due(&self) -> Moment {
+        match self.pieces.ping() {
+            Some(_) => self.silent_since + limits::PING_INTERVAL,
+            None => Moment::NEVER,
+        }
+    }
+
+    /// Sends a ping if one is due.
+    pub fn ping(&mut self, desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
+        let Some(append) = self.pieces.ping() else {
+            return;
+        };
+        if wire.now < self.ping_due() {
+            return;
+        }
+        // A full output shows by itself that the connection lives.
+        if wire.sink.has_room() {
+            desk.buffer.body.clear();
+            append(&mut desk.buffer.body);
+            self.send(desk, call, Step::Flush, wire);
+        } else {
+            self.silent_since = wire.now;
+        }
+    }
+
+    /// Sends what the model's next text adds to the response, if anything.
+    pub fn push(&mut self, desk: &mut Desk, call: &Call, text: &str, wire: &mut Wire<'_>) {
+        desk.buffer.body.clear();
+        self.pieces.push(&mut desk.buffer, call, text);
+        if !desk.buffer.body.is_empty() {
+            self.send(desk, call, Step::Flush, wire);
+        }
+    }
+
+    /// Returns the credit of one delivered event to the engine, or holds it while the output is
+    /// full.
+    pub fn return_credit(&mut self, ticket: &Ticket, wire: &Wire<'_>) {
+        if wire.sink.has_room() {
+            ticket.grant(1);
+        } else {
+            self.held_credit += 1;
+        }
+    }
+
+    /// The output has room again.
+    pub fn release_credit(&mut self, ticket: &Ticket) {
+        if self.held_credit > 0 {
+            ticket.grant(self.held_credit);
+            self.held_credit = 0;
+        }
+    }
+
+    /// Sends the last piece, which the buffer holds, and the end. Returns the bytes of all pieces.
+    pub fn finish(
+        &mut self,
+        desk: &mut Desk,
+        call: &Call,
+        error: Option<&ApiError>,
+        wire: &mut Wire<'_>,
+    ) -> u64 {
+        // The body may have nothing left to say; an encoder has an end of its own even then.
+        if !desk.buffer.body.is_empty() || self.coder.is_some() {
+            self.send(desk, call, Step::Finish, wire);
+        }
+        desk.dialect(call.surface()).end(call, error, wire.sink);
+        self.bytes
+    }
+
+    /// Sends what the buffer's body holds, after the head if that is still to come.
+    fn send(&mut self, desk: &mut Desk, call: &Call, step: Step, wire: &mut Wire<'_>) {
+        if !self.is_flowing {
+            self.is_flowing = true;
+            let dialect = desk.dialect(call.surface());
+            let buffer = &mut desk.buffer;
+            buffer.begin_fields(call);
+            buffer.fields.push("cache-control", "no-store");
+            // nginx holds responses back to fill its buffers, unless this field forbids it.
+            buffer.fields.push("x-accel-buffering", "no");
+            self.coder = dialect.start(buffer, call, wire.sink);
+        }
+        let coder = self.coder.as_deref_mut();
+        self.bytes += desk.buffer.send_piece(coder, step, wire.sink);
+        self.silent_since = wire.now;
+    }
+}
