@@ -82,7 +82,7 @@ impl Ran {
 // ---- usage -----------------------------------------------------------------------------------
 
 #[test]
-fn wrong_flags_exit_with_64_and_say_which() {
+fn wrong_flags_exit_with_64_and_are_named() {
     let home = Home::new();
     for (arguments, named) in [
         (&["--no-such-flag"][..], "--no-such-flag"),

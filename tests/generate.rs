@@ -293,7 +293,7 @@ fn interrupted_command_line_client_stops_the_work() {
 // ---- deadlines and crowds --------------------------------------------------------------------
 
 #[test]
-fn deadline_ends_the_work_and_the_answer_says_how_far_it_came() {
+fn deadline_ends_the_work_and_the_response_has_the_partial_text() {
     let _turn = turn();
     let daemon = shared();
     wait_until_idle(daemon);

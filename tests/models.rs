@@ -97,7 +97,7 @@ fn first_start_without_any_source_ends_with_every_way_out() {
 }
 
 #[test]
-fn catalogue_and_import_say_what_they_know() {
+fn catalogue_and_import_print_what_they_know() {
     let home = TempDir::new().expect("a folder for temporary files");
     let output = offline(home.path(), &["model", "catalogue"]);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

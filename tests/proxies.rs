@@ -224,7 +224,7 @@ fn haproxy_names_its_client_in_x_forwarded_for() {
 
 /// Thousands of connections by an untrusted peer: closed one by one, counted, logged once.
 #[test]
-fn a_stranger_s_headers_are_closed_counted_and_logged_once() {
+fn untrusted_proxy_headers_are_refused_counted_and_logged_once() {
     let daemon = daemon(r#"["192.0.2.1"]"#);
     let proxied = daemon.addresses()[1];
     let position = daemon.log_position();

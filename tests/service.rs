@@ -216,7 +216,7 @@ fn unknown_language_is_answered_with_the_list() {
 // ---- responses -------------------------------------------------------------------------------
 
 #[test]
-fn answer_has_the_members_of_the_contract_and_says_that_it_is_an_echo() {
+fn response_has_the_documented_members_and_names_the_echo_engine() {
     let daemon = shared();
     let answer = daemon
         .generate(&json!({"prompt": "hello", "language": "python"}))

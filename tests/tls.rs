@@ -740,7 +740,7 @@ fn a_certificate_stands_for_a_key_unless_the_request_brings_one() {
 // ---- one port, several protocols -------------------------------------------------------------
 
 #[test]
-fn a_listener_speaks_what_its_rule_says() {
+fn a_listener_speaks_only_the_protocols_of_its_rule() {
     let house = House::with(|options, _, _| {
         options.set_raw(
             "server.listen",
@@ -927,7 +927,7 @@ fn read_end(connection: &mut Connection) -> Result<(), String> {
 }
 
 #[test]
-fn an_idle_connection_is_closed_with_a_goodbye() {
+fn an_idle_connection_is_closed_with_close_notify() {
     let house = House::with(|options, _, _| options.set("limits.idle_timeout", "200ms"));
     let mut connection = house.connect();
     connection.exchange(GET.as_bytes()).expect(200);

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_file_gives_0_and_warnings_do_not_change_that() {
+    fn a_good_file_exits_with_0_and_warnings_do_not_change_that() {
         assert_eq!(
             check("[log]\nlevel = \"debug\"", false),
             (0, "a.toml: good\n".into(), "".into())
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_gives_1_and_every_mistake() {
+    fn a_bad_file_exits_with_1_and_prints_every_mistake() {
         let (code, out, err) = check("[limits]\nmax_body = \"1kb\"\nmax_hed = 1", true);
         assert_eq!((code, out.as_str()), (1, ""));
         assert_eq!(
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_panic() {
+    fn a_closed_pipe_does_not_panic() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_breaks_off_is_no_answer() {
+    fn a_response_that_breaks_off_is_an_error() {
         for cut in [
             "",
             "HTTP/1.1 200 O",

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_and_flag_says_what_it_is_for() {
+    fn every_command_and_flag_has_a_help_text() {
         fn walk(command: &clap::Command) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for argument in command.get_arguments() {

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_seems_to_ask_for_certificates_or_to_speak_tls_is_told() {
+    fn settings_that_only_seem_to_require_certificates_or_tls_are_reported() {
         let mut config = Config::default();
         config.tls.certificates = vec!["/tmp/site.pem".into()];
         config.tls.client_ca = Some("/tmp/ca.pem".into());

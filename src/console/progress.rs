@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_unknown_or_no_total_are_no_trouble() {
+    fn bytes_of_unknown_or_zero_total_are_shown() {
         assert_eq!(bytes_line(0, Some(0), &mut 0), None);
         assert!(bytes_line(u64::MAX, Some(1), &mut 0).is_some());
         assert_eq!(

@@ -257,7 +257,7 @@ mod tests {
     /// Mutations that this test catches: `own` counted after the task, no closing for a fence, a
     /// closing without an opening, the system message after the user's.
     #[test]
-    fn conversation_has_the_form_that_the_family_says() {
+    fn conversation_has_the_form_of_its_family() {
         const FAMILY: Family = Family {
             asking: Asking {
                 system: Some("You write {}."),

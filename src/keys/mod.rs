@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revoked_key_is_found_so_that_the_caller_can_tell() {
+    fn a_revoked_key_is_found_so_that_it_is_not_called_unknown() {
         let secret = Secret::from_bytes(&[3; 32]);
         let mut revoked = record(&secret);
         revoked.revoked = true;

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn settling_gives_back_what_was_not_used_and_charges_what_was_used_beyond() {
+    fn settling_returns_unused_units_and_charges_those_used_beyond() {
         let (bucket, rate) = (Bucket::default(), Rate::new(600, 600));
         let _ = bucket.take(rate, 500, at(0)).unwrap();
         bucket.reconcile(rate, 500, 100, at(0));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_that_make_no_sense_are_mended() {
+    fn impossible_bounds_are_corrected() {
         assert_eq!(Rate::new(10, 60).burst, 10);
         assert_eq!(Rate::new(10, 0).burst, 1);
         assert!(!Rate::new(0, 60).is_bounded());

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_for_both_families_is_no_socket_for_one() {
+    fn a_socket_for_both_families_does_not_serve_as_one_for_ipv6_alone() {
         let listener = socket::listen_tcp("[::]:0".parse().unwrap(), false).unwrap();
         let address = listener.local_addr().unwrap();
         let mut store = Store(vec![stored(&listener)]);

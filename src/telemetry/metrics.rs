@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_gives_the_same_counter_again_and_totals_never_go_back() {
+    fn a_family_returns_the_same_counter_again_and_totals_never_decrease() {
         let metrics = Metrics::new("echo");
         metrics.requests("livez", 200).inc();
         metrics.clone().requests("livez", 200).inc();

@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn keywords_strings_comments_and_numbers_are_told_apart() {
+    fn keywords_strings_comments_and_numbers_are_distinguished() {
         let text = "def f(x):  # for\n    return \"if # not\" + 'it\\'s' + str(12)\n";
         assert_eq!(parts("python", text, Kind::Keyword), ["def", "return"]);
         let comment: String = parts("python", text, Kind::Comment).concat();

@@ -48,7 +48,7 @@ fn mistakes(result: Result<Loaded, ConfigErrors>) -> Vec<String> {
 }
 
 #[test]
-fn every_mistake_has_its_place_and_says_what_is_expected() {
+fn every_mistake_has_its_place_and_what_is_expected() {
     let table: &[(&str, &str)] = &[
         (
             "[serverr]\n",

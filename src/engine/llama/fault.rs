@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_strikes_as_often_as_it_says() {
+    fn a_fault_strikes_as_often_as_requested() {
         let mut fault = parse("engine-panic:2").unwrap();
         for _ in 0..2 {
             assert!(std::panic::catch_unwind(move || fault.strike()).is_err());

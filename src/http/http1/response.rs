@@ -5,7 +5,7 @@
 //! is found here and, for the chunked coding, by [`super::chunked`].
 //!
 //! Mutations that the tests below catch: no comparison with 204 in `framing`
-//! (`a_head_says_how_the_body_ends`), both framings accepted (`nonsense_is_refused`).
+//! (`a_head_decides_how_the_body_ends`), both framings accepted (`nonsense_is_refused`).
 
 use std::fmt;
 
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_how_the_body_ends() {
+    fn a_head_decides_how_the_body_ends() {
         for (head, status, framing) in [
             ("200 OK\r\nContent-Length: 5", 200, Framing::Length(5)),
             ("200 OK\r\ncontent-length: 0", 200, Framing::Empty),

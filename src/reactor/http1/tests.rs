@@ -292,7 +292,10 @@ fn a_request_that_the_fin_cuts_off_is_abandoned_once() {
         assert_eq!(bench.http1.waiting(), Waiting::Over);
         bench.with(|http1, lent| http1.abandon(CancelReason::Drain, lent.turn));
         assert_eq!(bench.resources.handler.abandoned, abandoned);
-        assert!(bench.sent().is_empty(), "there is nobody to respond to");
+        assert!(
+            bench.sent().is_empty(),
+            "the client is gone, so nothing may be sent"
+        );
     }
 }
 

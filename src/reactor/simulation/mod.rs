@@ -204,7 +204,7 @@ impl Daemon {
             let reactor = &self.reactors[usize::from(key.reactor)].reactor;
             assert!(
                 reactor.as_ref().is_some_and(|reactor| reactor.awaits(key)),
-                "{key:?} runs for nobody"
+                "{key:?} runs although its client is gone"
             );
         }
     }

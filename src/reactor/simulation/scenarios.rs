@@ -316,7 +316,7 @@ fn a_stall_in_a_body_does_not_make_its_last_small_chunk_one_too_many() {
 }
 
 #[test]
-fn silence_between_two_requests_is_no_drip() {
+fn silence_between_two_requests_is_not_a_drip() {
     let mut stage = Stage::new(|config| config.limits.idle_timeout = 3_600 * SECOND);
     let wire = stage.connect();
     for _ in 0..10 {

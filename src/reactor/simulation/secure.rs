@@ -157,7 +157,7 @@ mod scenarios {
     /// The close_notify came with the last request, whose response filled the queue: the kernel
     /// will report nothing more that could be a reason to look.
     #[test]
-    fn a_goodbye_behind_an_answer_that_fills_the_queue_is_seen() {
+    fn a_close_notify_behind_a_response_that_fills_the_queue_is_seen() {
         let mut stage = Stage::new(|_| {});
         let (wire, mut line) = (stage.connect(), Line::new(&rustls::version::TLS13));
         line.say(GET.as_bytes());

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_missing_credentials() {
+    fn malformed_keys_count_as_missing_credentials() {
         for fields in [
             &[][..],
             &[("authorization", "")],

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_not_believed() {
+    fn an_untrusted_peer_is_not_believed() {
         let fields = [("x-forwarded-for", "1.2.3.4"), ("forwarded", "for=1.2.3.4")];
         for field in [&fields[..1], &fields[1..], &fields[..]] {
             for peer in ["203.0.113.9", "127.0.0.1", "2001:db8::1"] {

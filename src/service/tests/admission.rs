@@ -242,7 +242,7 @@ fn the_server_as_a_whole_has_options() {
 }
 
 #[test]
-fn strangers_use_up_their_address_and_valid_keys_do_not_feel_it() {
+fn requests_without_a_key_use_up_their_address_and_not_that_of_valid_keys() {
     let mut bench = Bench::with(|config| config.rate_limit.burst = 2);
     let stranger = Sent::get("/api/v1/models");
     assert_eq!(bench.ask(&stranger).error(), "missing_credentials");
@@ -273,7 +273,7 @@ fn strangers_use_up_their_address_and_valid_keys_do_not_feel_it() {
 
 /// Mutations that this test catches: `sender` returning the peer; the field trusted from any peer.
 #[test]
-fn a_trusted_proxys_clients_are_strangers_one_by_one() {
+fn clients_of_a_trusted_proxy_are_limited_one_by_one() {
     let behind = |proxies: &str| {
         let mut bench = Bench::with(|config| {
             config.rate_limit.burst = 1;

@@ -213,7 +213,7 @@ fn a_waiting_stream_is_pinged() {
 }
 
 #[test]
-fn what_the_engine_refuses_is_told_with_the_time_to_wait() {
+fn a_refusal_of_the_engine_carries_the_time_to_wait() {
     let mut bench = Bench::new();
     let seconds = Duration::from_secs;
     for (refused, code, retry_after) in [

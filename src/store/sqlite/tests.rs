@@ -252,7 +252,7 @@ fn a_step_runs_once_and_a_failing_one_leaves_no_trace() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_an_error() {
+fn a_file_that_is_not_a_database_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(DATABASE_FILE);
     fs::write(&path, "this is not SQLite, and long enough to be looked at").unwrap();

@@ -134,7 +134,7 @@ mod tests {
 
     /// A mutation that this test catches: `expires_at` not restored.
     #[test]
-    fn a_rotation_that_was_not_shown_gives_back_the_secret_that_worked() {
+    fn a_rotation_that_was_not_shown_restores_the_secret_that_worked() {
         let (_folder, mut store) = store();
         let new = NewKey {
             expires_at: Some(1_000),

@@ -76,7 +76,7 @@ fn with_keys() -> Stage {
 /// each in an optimised build when they were inflated. Mutation: `BodyBound::MaxBody` in the rows
 /// of health.
 #[test]
-fn tables_on_every_public_route_cost_a_stranger_more_than_us_over_http2() {
+fn code_tables_on_every_public_route_cost_their_sender_more_than_us_over_http2() {
     let tables = gzip_tables(1 << 20);
     let message = [&[1][..], &(tables.len() as u32).to_be_bytes(), &tables].concat();
     let gzip = field(b"\x00\x0dgrpc-encoding", "gzip");
@@ -114,7 +114,7 @@ fn tables_on_every_public_route_cost_a_stranger_more_than_us_over_http2() {
 }
 
 #[test]
-fn tables_on_every_public_route_cost_a_stranger_more_than_us_over_http1() {
+fn code_tables_on_every_public_route_cost_their_sender_more_than_us_over_http1() {
     let tables = gzip_tables(60_000);
     for (method, path) in [
         ("POST", "/livez"),
@@ -151,7 +151,7 @@ fn tables_on_every_public_route_cost_a_stranger_more_than_us_over_http1() {
 
 /// The longest and most varied heads that are allowed, over and over.
 #[test]
-fn heads_cost_a_stranger_more_than_us() {
+fn heads_cost_their_sender_more_than_us() {
     let lists = "gzip;q=0.5, ".repeat(400);
     for fields in [
         format!("accept-encoding: {lists}\r\n"),

@@ -201,7 +201,7 @@ fn a_reader_that_made_room_at_the_last_moment_gets_the_rest() {
 }
 
 #[test]
-fn a_half_close_in_the_turn_of_the_heads_deadline_is_no_late_head() {
+fn a_half_close_in_the_turn_of_the_heads_deadline_is_not_a_late_head() {
     for capacity in [10, usize::MAX] {
         let mut stage = impatient();
         let wire = stage.connect_slowly(capacity);

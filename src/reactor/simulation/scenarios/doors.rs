@@ -9,7 +9,7 @@ use crate::reactor::message::Message;
 // ---- coming in ----
 
 #[test]
-fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
+fn a_waiting_connection_gets_the_place_of_the_longest_idle_one_at_once() {
     let mut stage = Stage::with(1, 20, TERSE, |_| {});
     let idle: Vec<_> = (0..19).map(|_| stage.connect()).collect();
     stage.settle();
@@ -27,7 +27,7 @@ fn whoever_waits_at_a_full_gate_gets_the_place_of_the_longest_idle_at_once() {
 }
 
 #[test]
-fn nobody_is_closed_for_a_newcomer_who_is_not_there() {
+fn idle_connections_are_not_evicted_unless_a_client_waits() {
     // One place: its connection waits, sends its request late, and is alone.
     let mut stage = Stage::with(1, 1, TERSE, |_| {});
     let only = stage.connect();
@@ -45,7 +45,7 @@ fn nobody_is_closed_for_a_newcomer_who_is_not_there() {
 }
 
 #[test]
-fn a_full_house_without_idlers_lets_somebody_in_when_a_place_is_free() {
+fn a_full_daemon_without_idle_connections_accepts_when_a_place_is_free() {
     let mut stage = Stage::with(2, 2, TERSE, |_| {});
     let busy: Vec<_> = (0..2).map(|_| stage.connect()).collect();
     for &wire in &busy {
@@ -189,7 +189,7 @@ fn strangers_and_idlers_of_another_reactor_make_room_too() {
 // ---- going ----
 
 #[test]
-fn whoever_has_come_when_the_drain_begins_is_served() {
+fn connections_that_came_before_the_drain_are_served() {
     let mut stage = Stage::new(|_| {});
     let idle = stage.connect();
     let old = stage.connect();
@@ -265,7 +265,7 @@ fn a_stop_closes_even_what_lies_in_the_mailbox() {
 }
 
 #[test]
-fn a_drain_without_descriptors_serves_whoever_waits_when_there_are_some_again() {
+fn a_drain_without_descriptors_serves_waiting_connections_once_there_are_some() {
     let mut stage = Stage::new(|_| {});
     stage.daemon.network.borrow_mut().descriptor_famine = 3;
     let wire = stage.connect();
@@ -273,7 +273,10 @@ fn a_drain_without_descriptors_serves_whoever_waits_when_there_are_some_again() 
     stage.daemon.tell_all(|| Message::Drain(100 * SECOND));
     for _ in 0..3 {
         stage.settle();
-        assert!(!stage.daemon.has_ended(), "somebody waits at the door");
+        assert!(
+            !stage.daemon.has_ended(),
+            "a connection still waits in the backlog"
+        );
         stage.pass(SECOND);
     }
     let answer = stage.receive(wire);
@@ -296,7 +299,10 @@ fn a_drain_whose_descriptors_never_come_back_ends_all_the_same() {
     assert!(!stage.daemon.has_ended());
     stage.pass(2 * SECOND);
     assert!(stage.daemon.has_ended());
-    assert!(stage.is_closed(wire), "the kernel refuses whom nobody took");
+    assert!(
+        stage.is_closed(wire),
+        "the kernel refuses connections that were not accepted"
+    );
     stage.daemon.check_ended();
 }
 

@@ -31,7 +31,7 @@ fn a_refusal_survives_what_the_client_was_still_sending() {
 }
 
 #[test]
-fn a_half_closed_client_that_waits_is_told_from_one_that_is_gone() {
+fn a_half_closed_client_that_waits_is_distinguished_from_one_that_is_gone() {
     let mut stage = Stage::new(|_| {});
     let (waiting, gone) = (stage.connect(), stage.connect());
     for wire in [waiting, gone] {
@@ -171,7 +171,7 @@ fn a_request_that_was_cut_off_is_over_before_the_answers_in_front_of_it_are_read
 }
 
 #[test]
-fn a_client_that_was_told_to_continue_may_leave_instead() {
+fn a_client_may_leave_after_100_continue() {
     let head = "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n\
                 content-length: 20\r\n\r\n";
     for later in SEEN_LATER {

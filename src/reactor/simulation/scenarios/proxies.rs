@@ -45,7 +45,7 @@ fn a_request_may_come_with_the_header_or_behind_it_in_pieces() {
 }
 
 #[test]
-fn a_peer_that_is_not_trusted_is_closed_before_it_says_anything() {
+fn an_untrusted_peer_is_closed_before_its_first_byte_is_read() {
     let mut stage = Stage::new(behind("10.0.0.0/8"));
     let (silent, loud) = (stage.connect(), stage.connect());
     stage.send(
@@ -116,7 +116,7 @@ fn a_header_that_drips_has_its_deadline_and_the_request_behind_it_another() {
 }
 
 #[test]
-fn a_check_that_only_connects_is_no_mistake() {
+fn a_health_check_that_only_connects_counts_as_done() {
     let mut stage = stage();
     let wire = stage.connect();
     stage.settle();

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_syntax_tell_line_and_column() {
+    fn syntax_errors_have_line_and_column() {
         for (body, place) in [
             ("{\"a\": 1,\n \"b\": }", "line 2 column 7"),
             ("{\"a\": 1", "line 1 column 7"),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_with_the_way_out() {
+    fn a_body_that_is_not_an_object_is_refused_with_the_way_out() {
         for body in ["[]", "1", "\"x\"", "null", " true "] {
             let error = error(body.as_bytes());
             assert_eq!(error.code, ErrorCode::InvalidRequest, "{body}");

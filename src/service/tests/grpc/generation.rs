@@ -351,7 +351,7 @@ fn what_is_wrong_with_a_call_is_said_in_its_status() {
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_back() {
+fn a_full_queue_returns_when_to_retry() {
     let mut bench = Bench::new();
     let retry_after = Duration::from_millis(1_500);
     *bench.engine.refusal.lock().unwrap() = Some(Refused::QueueFull { retry_after });

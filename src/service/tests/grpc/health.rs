@@ -98,7 +98,7 @@ fn a_health_request_may_have_a_kilobyte() {
 }
 
 #[test]
-fn a_watch_tells_each_change_until_the_drain() {
+fn a_watch_reports_each_change_until_the_drain() {
     let mut bench = Bench::new();
     *bench.engine.state.lock().unwrap() = State::Loading { percent: 0 };
     let (mut reply, exchange) = Rpc::new(WATCH, &health("")).without_key().send(&mut bench);
@@ -126,7 +126,7 @@ fn a_watch_tells_each_change_until_the_drain() {
 
 /// A watch needs no key, but occupies a place. Mutation: `expires` is `Moment::NEVER`.
 #[test]
-fn a_watch_ends_after_some_minutes_and_its_client_is_told_to_come_again() {
+fn a_watch_ends_after_some_minutes_with_a_status_to_retry() {
     let mut bench = Bench::new();
     let (mut reply, exchange) = Rpc::new(WATCH, &health("")).without_key().send(&mut bench);
     let mut exchange = exchange.unwrap();
