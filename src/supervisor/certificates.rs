@@ -5,34 +5,39 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::failure::Failure;
+use super::part::{Birth, Part, Settings};
 use crate::config::{Config, CredentialPath, Sources};
+use crate::console::exit;
 use crate::limits::tls as tls_limits;
 use crate::service;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Acceptor, Problem};
 
-#[derive(Clone)]
 pub struct Certificates {
     acceptor: Option<Arc<Acceptor>>,
     next_look: Instant,
 }
 
-impl Certificates {
-    /// Reads and checks every file; `running` is the set in force until now.
-    pub fn load(
-        config: &Config,
-        sources: &Sources,
-        running: Option<&Certificates>,
-    ) -> Result<Certificates, Vec<Problem>> {
-        let running = running.and_then(|running| running.acceptor.as_deref());
-        let credentials = sources.credentials_dir();
-        let acceptor = Acceptor::load(config, credentials.as_deref(), running)?;
+impl Part for Certificates {
+    fn start(birth: &mut Birth) -> Result<Certificates, Failure> {
+        birth.acceptor = load(&birth.config, &birth.sources, None).map_err(|problems| {
+            let lines: Vec<_> = problems.iter().map(Problem::to_string).collect();
+            Failure::new(exit::CONFIG, lines.join("\n"))
+        })?;
         Ok(Certificates {
-            acceptor,
+            acceptor: birth.acceptor.clone(),
             next_look: Instant::now(),
         })
     }
 
+    fn apply(&mut self, settings: &Settings) {
+        self.acceptor.clone_from(&settings.acceptor);
+        self.next_look = Instant::now();
+    }
+}
+
+impl Certificates {
     pub fn acceptor(&self) -> Option<Arc<Acceptor>> {
         self.acceptor.clone()
     }
@@ -56,6 +61,16 @@ impl Certificates {
         let warnings = certificates.filter_map(|one| one.warning(now()));
         warnings.for_each(|warning| log::warn!("{warning}"));
     }
+}
+
+/// Reads and checks every file; `running` is what is in force until now.
+pub fn load(
+    config: &Config,
+    sources: &Sources,
+    running: Option<&Acceptor>,
+) -> Result<Option<Arc<Acceptor>>, Vec<Problem>> {
+    let credentials = sources.credentials_dir();
+    Acceptor::load(config, credentials.as_deref(), running)
 }
 
 /// Returns the files whose change triggers a reload. A file whose path cannot be resolved cannot be

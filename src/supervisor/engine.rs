@@ -1,12 +1,14 @@
 //! Chooses the engine by the configuration, and obtains its model.
 
+use std::ops::Deref;
 #[cfg(feature = "llama")]
 use std::path::Path;
 use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::Failure;
+use super::failure::Failure;
+use super::part::{Birth, Part};
 use crate::config::{Config, EngineKind};
 #[cfg(not(feature = "llama"))]
 use crate::console::exit;
@@ -30,8 +32,36 @@ pub fn prepare_process(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The engine, as a part.
+pub struct EnginePart {
+    engine: Arc<dyn Engine>,
+}
+
+impl Part for EnginePart {
+    fn start(birth: &mut Birth) -> Result<EnginePart, Failure> {
+        let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
+        let deliver = Arc::new(Mailboxes(mailboxes.unwrap_or_default()));
+        let engine = start(&birth.config, deliver)?;
+        birth.engine = Some(engine.clone());
+        Ok(EnginePart { engine })
+    }
+
+    fn join(&mut self) -> bool {
+        self.engine.drain();
+        true
+    }
+}
+
+impl Deref for EnginePart {
+    type Target = dyn Engine;
+
+    fn deref(&self) -> &(dyn Engine + 'static) {
+        &*self.engine
+    }
+}
+
 /// Returns at once; a model is obtained and loaded on the engine's own thread.
-pub fn start(config: &Config, deliver: Arc<Mailboxes<Socket>>) -> Result<Arc<dyn Engine>, Failure> {
+fn start(config: &Config, deliver: Arc<Mailboxes<Socket>>) -> Result<Arc<dyn Engine>, Failure> {
     match config.engine.kind {
         EngineKind::Echo => Ok(Echo::new(deliver)),
         #[cfg(feature = "llama")]

@@ -9,15 +9,20 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::Socket;
 
-use super::Failure;
+use super::failure::Failure;
+use super::part::{Birth, Part};
+use super::spawner::Spawner;
 use super::stored::{self, Store};
-use crate::config::{Listen, Opening, Place, Security};
+use crate::config::{Config, Listen, Opening, Place, Security};
 use crate::console::exit;
+use crate::limits::supervisor as limits;
 use crate::os::activation::{self, Inherited};
 use crate::os::notify::Notifier;
+use crate::os::rlimit;
 use crate::os::socket::{self, Listener, SocketFile};
 
 /// Open listening sockets. Dropping it removes the files of the Unix ones.
@@ -37,8 +42,27 @@ struct Listening {
     socket: Arc<Socket>,
 }
 
+impl Part for Listeners {
+    fn start(birth: &mut Birth) -> Result<Listeners, Failure> {
+        birth.max_connections = max_connections(&birth.config)?;
+        let listeners = Listeners::open(&birth.config.server.listen)?;
+        let (sockets, openings) = (listeners.sockets(), listeners.openings());
+        let spawner = Spawner::prepare(birth.config.server.reactors, &sockets, &openings)
+            .map_err(|error| Failure::os("epoll", &error))?;
+        birth.spawner = Some(spawner);
+        Ok(listeners)
+    }
+
+    /// The reactor accepts connections that already wait, then closes its listeners. The last
+    /// descriptor must be its own or the service manager's: from then on the kernel refuses new
+    /// connections, or keeps them for the next process.
+    fn drain(&mut self, _: Duration) {
+        *self = Listeners::default();
+    }
+}
+
 impl Listeners {
-    pub fn open(wanted: &[Listen]) -> Result<Listeners, Failure> {
+    fn open(wanted: &[Listen]) -> Result<Listeners, Failure> {
         let mut inherited = activation::take()
             .map_err(|error| Failure::os("a socket of the service manager", &error))?;
         let mut store = Store::take_from(&mut inherited);
@@ -123,12 +147,12 @@ impl Listeners {
         Ok(())
     }
 
-    pub fn sockets(&self) -> Vec<Arc<Socket>> {
+    fn sockets(&self) -> Vec<Arc<Socket>> {
         self.sockets.iter().map(|one| one.socket.clone()).collect()
     }
 
     /// Returns the openings in the order of the sockets.
-    pub fn openings(&self) -> Vec<Opening> {
+    fn openings(&self) -> Vec<Opening> {
         self.sockets.iter().map(|one| one.opening).collect()
     }
 
@@ -208,6 +232,32 @@ fn claim_all(wanted: &[Listen], v4: &[SocketAddr], store: &mut Store) -> Vec<Cla
         }
     }
     claimed
+}
+
+/// As many as the descriptors allow, less those for files, epoll, database and pipes.
+fn max_connections(config: &Config) -> Result<usize, Failure> {
+    let limit = rlimit::raise_descriptor_limit()
+        .map_err(|error| Failure::os("raising RLIMIT_NOFILE", &error))?;
+    let allowed = usize::try_from(limit.soft).unwrap_or(usize::MAX);
+    let most = allowed.saturating_sub(limits::RESERVED_DESCRIPTORS).max(1);
+    match config.limits.max_connections as usize {
+        0 if allowed <= limits::RESERVED_DESCRIPTORS => {
+            log::warn!(
+                "RLIMIT_NOFILE = {allowed} is no more than the daemon needs for itself: one \
+                 connection is served at a time (raise it with `ulimit -n` or LimitNOFILE=)"
+            );
+            Ok(most)
+        }
+        0 => Ok(most.min(limits::CONNECTIONS_MAX)),
+        wanted if wanted > most => {
+            log::warn!(
+                "limits.max_connections = {wanted} needs more descriptors than RLIMIT_NOFILE = \
+                 {allowed} gives: {most} are served (raise it with `ulimit -n` or LimitNOFILE=)"
+            );
+            Ok(most)
+        }
+        wanted => Ok(wanted),
+    }
 }
 
 /// A unit may pass several sockets under one name.

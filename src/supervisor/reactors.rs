@@ -1,144 +1,24 @@
-//! The reactors' threads from outside: how to start them, send them messages, and notice their end.
+//! The reactors' threads, from outside: how they are told things, and noticed to have ended.
 //!
-//! Messages can be sent to all of them before the first one runs, because each knows its neighbours
-//! and the engine knows all. Their ends come through a pipe: each thread writes one byte when it
-//! ends, however it ends, so that the supervisor can wait for that like for everything else.
+//! Their ends come through a pipe: each thread writes one byte when it ends, however it does, so
+//! that the supervisor can wait for that as it waits for everything else.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::Socket;
 
-use super::listeners::Listeners;
-use crate::config::Opening;
+use super::failure::Failure;
+use super::part::{Birth, Part, Settings};
+use super::spawner::Common;
+use crate::console::exit;
 use crate::core::Moment;
-use crate::limits::offload as offload_limits;
-use crate::offload::mailbox::{Receiver, Sender, mailbox};
-use crate::reactor::epoll::Epoll;
-use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
+use crate::reactor::event_loop::Neighbour;
 use crate::reactor::message::Message;
-use crate::service::{self, Service};
-use crate::tls::Acceptor;
-
-/// Reactors whose threads have not started: messages can already be sent to them.
-pub struct Spawner(Vec<Prepared>);
-
-struct Prepared {
-    index: u16,
-    epoll: Epoll,
-    openings: Vec<Opening>,
-    sender: Sender<Message<Socket>>,
-    receiver: Receiver<Message<Socket>>,
-    pulse: Arc<Pulse>,
-}
-
-impl Spawner {
-    pub fn prepare(count: u16, listeners: &Listeners) -> io::Result<Spawner> {
-        let reactors = (0..count).map(|index| Prepared::new(index, listeners));
-        Ok(Spawner(reactors.collect::<io::Result<_>>()?))
-    }
-
-    pub fn mailboxes(&self) -> Vec<Sender<Message<Socket>>> {
-        self.0
-            .iter()
-            .map(|reactor| reactor.sender.clone())
-            .collect()
-    }
-
-    pub fn start(
-        self,
-        parts: &service::Parts,
-        tls: &Option<Arc<Acceptor>>,
-        max_connections: usize,
-        heartbeat: Option<Duration>,
-    ) -> io::Result<Reactors> {
-        let (ends, writer) = io::pipe()?;
-        let neighbours: Vec<_> = self.0.iter().map(Prepared::neighbour).collect();
-        let mut threads = Vec::new();
-        for reactor in self.0 {
-            let mut parts = reactor.parts(parts, neighbours.clone(), max_connections, heartbeat);
-            parts.tls.clone_from(tls);
-            let end = End(writer.try_clone()?);
-            let thread = thread::Builder::new()
-                .name(format!("reactor-{}", parts.index))
-                .spawn(move || {
-                    let _end = end;
-                    Reactor::new(parts).run()
-                })?;
-            threads.push(thread);
-        }
-        Ok(Reactors {
-            running: threads.len(),
-            neighbours,
-            threads,
-            ends,
-        })
-    }
-}
-
-impl Prepared {
-    /// Only the first one accepts.
-    fn new(index: u16, listeners: &Listeners) -> io::Result<Prepared> {
-        let own = match index {
-            0 => listeners.sockets(),
-            _ => Vec::new(),
-        };
-        let epoll = Epoll::new(own)?;
-        let (sender, receiver) = mailbox(epoll.doorbell()?, offload_limits::MAILBOX_KEPT_ITEMS_MAX);
-        Ok(Prepared {
-            index,
-            epoll,
-            openings: listeners.openings(),
-            sender,
-            receiver,
-            pulse: Arc::new(Pulse::default()),
-        })
-    }
-
-    fn neighbour(&self) -> Neighbour<Socket> {
-        Neighbour {
-            mailbox: self.sender.clone(),
-            pulse: self.pulse.clone(),
-        }
-    }
-
-    fn parts(
-        self,
-        parts: &service::Parts,
-        neighbours: Vec<Neighbour<Socket>>,
-        max_connections: usize,
-        heartbeat: Option<Duration>,
-    ) -> event_loop::Parts<Epoll> {
-        event_loop::Parts {
-            index: self.index,
-            system: self.epoll,
-            service: Service::new(parts.clone()),
-            config: parts.config.clone(),
-            tls: None,
-            openings: self.openings,
-            metrics: parts.metrics.clone(),
-            mailbox: self.receiver,
-            pulse: self.pulse,
-            neighbours,
-            max_connections,
-            heartbeat,
-        }
-    }
-}
-
-/// Reports that its thread has ended, even by a panic.
-struct End(PipeWriter);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        // The pipe has room for a byte of each, and the reader lives as long as the supervisor.
-        let _ = self.0.write_all(&[1]);
-    }
-}
+use crate::service;
 
 /// Running reactors.
 pub struct Reactors {
@@ -150,11 +30,70 @@ pub struct Reactors {
     ends: PipeReader,
 }
 
+impl Part for Reactors {
+    fn start(birth: &mut Birth) -> Result<Reactors, Failure> {
+        let (Some(spawner), Some(engine)) = (birth.spawner.take(), birth.engine.clone()) else {
+            return Err(Failure::new(
+                exit::SOFTWARE,
+                "the reactors are born before the engine",
+            ));
+        };
+        let common = Common {
+            service: service::Parts {
+                config: birth.config.clone(),
+                keys: birth.keys.clone(),
+                engine,
+                limiter: birth.limiter.clone(),
+                metrics: birth.metrics.clone(),
+                wall_clock: service::unix_seconds,
+            },
+            max_connections: birth.max_connections,
+            heartbeat: birth.heartbeat,
+        };
+        let spawned = spawner.spawn(&common, &birth.acceptor);
+        let spawned = spawned.map_err(|error| Failure::os("starting a thread", &error))?;
+        Ok(Reactors {
+            running: spawned.threads.len(),
+            neighbours: spawned.neighbours,
+            threads: spawned.threads,
+            ends: spawned.ends,
+        })
+    }
+
+    fn apply(&mut self, settings: &Settings) {
+        self.post(|| Message::Tls(settings.acceptor.clone()));
+        self.post(|| Message::Apply(settings.config.clone()));
+    }
+
+    fn drain(&mut self, patience: Duration) {
+        self.post(|| Message::Drain(patience));
+    }
+
+    /// Waits for all, and logs what went wrong in them.
+    fn join(&mut self) -> bool {
+        let mut is_good = true;
+        for (index, thread) in self.threads.drain(..).enumerate() {
+            match thread.join() {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => log::error!("reactor {index} ended: {error}"),
+                Err(_) => log::error!("reactor {index} ended: a panic, see above"),
+            }
+            is_good = false;
+        }
+        is_good
+    }
+}
+
 impl Reactors {
-    pub fn post(&self, message: impl Fn() -> Message<Socket>) {
+    fn post(&self, message: impl Fn() -> Message<Socket>) {
         self.neighbours
             .iter()
             .for_each(|reactor| reactor.mailbox.post(message()));
+    }
+
+    /// Cuts off running requests.
+    pub fn stop(&self) {
+        self.post(|| Message::Stop);
     }
 
     /// Returns whether each loop has turned within this time.
@@ -182,18 +121,5 @@ impl Reactors {
         let ended = self.ends.read(&mut bytes)?;
         self.running = self.running.saturating_sub(ended);
         Ok(())
-    }
-
-    /// Waits for all, and returns their errors.
-    pub fn join(&mut self) -> Vec<String> {
-        let mut problems = Vec::new();
-        for (index, thread) in self.threads.drain(..).enumerate() {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => problems.push(format!("reactor {index} ended: {error}")),
-                Err(_) => problems.push(format!("reactor {index} ended: a panic, see above")),
-            }
-        }
-        problems
     }
 }

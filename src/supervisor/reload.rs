@@ -5,16 +5,15 @@
 //!
 //! [`reading`]: super::reading
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::certificates::{self, Certificates};
+use super::daemon::{Daemon, Phase};
+use super::files::{self, Fresh};
+use super::part::Settings;
 use super::reading::Cause;
-use super::{Daemon, Phase, lines};
-use crate::config::{self, Loaded, Sources};
+use crate::config;
 use crate::os::watch::FileWatch;
-use crate::reactor::message::Message;
 
 impl Daemon {
     pub(super) fn handle_file_change(&mut self) {
@@ -37,11 +36,11 @@ impl Daemon {
         if self.phase == Phase::Serving {
             self.notifier.reloading();
         }
-        self.store.refresh();
-        let (sources, running) = (self.sources.clone(), self.certificates.clone());
+        self.parts.keys.refresh();
+        let (sources, running) = (self.sources.clone(), self.parts.certificates.acceptor());
         let begun = self
             .reading
-            .begin(cause, move || read_anew(&sources, &running));
+            .begin(cause, move || files::read(&sources, running.as_deref()));
         if let Err(error) = begun {
             self.refuse_reload(
                 cause,
@@ -63,10 +62,10 @@ impl Daemon {
             return;
         }
         match fresh {
-            Some(Ok((loaded, certificates))) => {
-                let wrong = config::contradictions(&self.loaded.config, &loaded.config);
+            Some(Ok(fresh)) => {
+                let wrong = config::contradictions(&self.loaded.config, &fresh.0.config);
                 match wrong.is_empty() {
-                    true => self.put_in_force(cause, loaded, certificates),
+                    true => self.put_in_force(cause, fresh),
                     false => self.refuse_reload(cause, &wrong.join("\n")),
                 }
             }
@@ -94,52 +93,24 @@ impl Daemon {
         }
     }
 
-    fn put_in_force(&mut self, cause: &str, mut fresh: Loaded, certificates: Certificates) {
+    fn put_in_force(&mut self, cause: &str, (mut fresh, acceptor): Fresh) {
         self.metrics.config_reloads(true).inc();
         self.refusal = None;
         let changes = config::diff(&self.loaded.config, &fresh.config);
         log::info!("{cause}: {}", config::summary(&changes));
         fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
-        self.log.set_level(fresh.config.log.level);
-        self.log.set_access(fresh.config.log.access);
-        let config = Arc::new(fresh.config.clone());
-        let acceptor = certificates.acceptor();
-        self.reactors.post(|| Message::Tls(acceptor.clone()));
-        self.reactors.post(|| Message::Apply(config.clone()));
+        let settings = Settings {
+            config: Arc::new(fresh.config.clone()),
+            acceptor,
+        };
+        self.parts.apply(&settings);
         self.loaded = fresh;
-        self.certificates = certificates;
         if let Some(watch) = &mut self.watch {
-            let files = watched_files(&self.loaded, &self.sources);
+            let files = files::of(&self.loaded, &self.sources);
             if let Err(error) = watch.watch(&files) {
                 log::error!("watching the configuration's files: {error}; watching ends");
                 self.watch = None;
             }
         }
     }
-}
-
-/// Returns everything that a reload may change, or all errors in it. Runs on a thread that may wait
-/// for a disk.
-fn read_anew(sources: &Sources, running: &Certificates) -> Result<(Loaded, Certificates), String> {
-    let loaded = config::load(sources).map_err(|errors| errors.to_string())?;
-    match Certificates::load(&loaded.config, sources, Some(running)) {
-        Ok(certificates) => Ok((loaded, certificates)),
-        Err(problems) => Err(lines(&problems)),
-    }
-}
-
-/// Returns the files that a reload reads: the configuration, and the certificates that it names.
-fn watched_files(loaded: &Loaded, sources: &Sources) -> Vec<PathBuf> {
-    let certificates = certificates::files(&loaded.config, sources);
-    loaded.file.iter().cloned().chain(certificates).collect()
-}
-
-pub(super) fn watch_files(loaded: &Loaded, sources: &Sources) -> Option<FileWatch> {
-    let files = watched_files(loaded, sources);
-    if !loaded.config.server.watch_config || files.is_empty() {
-        return None;
-    }
-    FileWatch::new(&files)
-        .inspect_err(|error| log::error!("the configuration's files cannot be watched: {error}"))
-        .ok()
 }

@@ -41,10 +41,6 @@ const EXCEPTIONS: &[(&str, &[&str])] = &[
     ("src/os/namespace", &["child", "mod"]),
     ("src/reactor/http1", &["mod", "reception"]),
     ("src/sandbox", &["mod", "view"]),
-    (
-        "src/supervisor",
-        &["engine", "listeners", "mod", "reactors", "reload"],
-    ),
 ];
 
 /// Mutation: `use super::slots::Slots;` in `src/core/key.rs` fails here.

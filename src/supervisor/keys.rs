@@ -1,0 +1,84 @@
+//! The API keys, as a part: the store is opened, watched, and its rings go to the reactors.
+//!
+//! Owns the thread that watches the store. The key of the first start is made here, and shown by
+//! [`show_bootstrap_key`] once everything else has started.
+
+use std::sync::Arc;
+
+use super::failure::Failure;
+use super::part::{Birth, Part};
+use crate::console::{exit, note};
+use crate::keys::KeyRing;
+use crate::reactor::message::Message;
+use crate::service;
+use crate::store::{Bootstrap, DATABASE_FILE, KeyStore, Store, StoreError, StoreWatcher};
+
+pub struct Keys {
+    /// `None` once it has ended.
+    watcher: Option<StoreWatcher>,
+}
+
+impl Keys {
+    /// Has the store opened and read again.
+    pub fn refresh(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.refresh();
+        }
+    }
+}
+
+impl Part for Keys {
+    fn start(birth: &mut Birth) -> Result<Keys, Failure> {
+        let state_dir = &birth.config.state_dir;
+        let mut store = KeyStore::open_in(state_dir).map_err(|error| unusable(&error))?;
+        birth.bootstrap = store
+            .bootstrap(state_dir, service::unix_seconds())
+            .map_err(|error| unusable(&error))?;
+        let path = state_dir.join(DATABASE_FILE);
+        let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);
+        let limiter = birth.limiter.clone();
+        let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
+        let mailboxes = mailboxes.unwrap_or_default();
+        let on_change = move |keys: Arc<KeyRing>| {
+            log::info!("loaded {} API keys", keys.len());
+            limiter.keep(&keys);
+            for mailbox in &mailboxes {
+                mailbox.post(Message::Keys(keys.clone()));
+            }
+        };
+        let started = StoreWatcher::start(Box::new(store), reopen, on_change);
+        let (watcher, ring) = started.map_err(|error| unusable(&error))?;
+        birth.keys = ring;
+        Ok(Keys {
+            watcher: Some(watcher),
+        })
+    }
+
+    fn join(&mut self) -> bool {
+        // Dropping it ends its thread, and waits for that.
+        self.watcher = None;
+        true
+    }
+}
+
+fn unusable(error: &StoreError) -> Failure {
+    Failure::new(
+        exit::of_store(error),
+        format!("the key store: {error}; --state-dir names another folder"),
+    )
+}
+
+/// If a person reads the output, the key itself is shown, this once. Elsewhere it would stay in a
+/// journal for ever, so only its file is named.
+pub fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
+    let path = bootstrap.path.display();
+    if !person_reads {
+        return log::info!("first start: a key with every scope was made and is kept in {path}");
+    }
+    log::logger().flush();
+    note(format_args!(
+        "\nThis is the first start: a key with every scope was made, and is shown only now.\n\n    \
+         {}\n\nIt is kept in {path} (mode 0600). Make others with `autoglmd key create`.\n",
+        bootstrap.secret.reveal(),
+    ));
+}
