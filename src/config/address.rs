@@ -85,7 +85,7 @@ impl Listen {
     const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
         every user of this machine could connect (a file of this name is \"unix:./@NAME\")";
 
-    /// What to say about this text instead of [`Listen::EXPECTED`].
+    /// Returns better advice about this text than [`Listen::EXPECTED`], if there is any.
     pub(crate) fn advice(text: &str) -> Option<&'static str> {
         text.contains("unix:@").then_some(Listen::EXPECTED_PATH)
     }

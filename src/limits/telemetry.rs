@@ -45,7 +45,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Bounds of `autoglmd_request_duration_seconds`, in microseconds. From half a millisecond (health,
 /// refusals and the echo engine; their spread below it belongs to the loop's own histogram) to ten
-/// minutes, the longest request: two to three bounds per decade tell a factor of two to 2.5 apart.
+/// minutes, the longest request: two to three bounds per decade distinguish durations that differ
+/// by a factor of two to 2.5.
 pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
     500,
     1_000,

@@ -314,14 +314,14 @@ impl<S: System> Reactor<S> {
         self.shared.apply(config);
     }
 
-    /// Phase 6. In the first round requests are taken in. A response that is complete at once is
-    /// written by the same pump; events that the mailbox brings meanwhile queue their connection
-    /// for the second round, which writes them. So an engine that is quick needs no turn of its
-    /// own, and the responses of a turn are written one right after the other: a peer with many
-    /// connections (a proxy, say) is woken once for all of them and not once for each.
+    /// Phase 6. The first round takes in requests. The same pump writes a response that is complete
+    /// at once; events that the mailbox brings meanwhile queue their connection for the second
+    /// round, which writes them. So a quick engine needs no turn of its own, and the responses of a
+    /// turn are written one right after the other: a peer with many connections (such as a proxy)
+    /// is woken once for all of them and not once for each.
     ///
-    /// A connection that uses up its reads in both rounds has done 32 of them. What is queued
-    /// during the second round waits for the next turn.
+    /// A connection that uses up its reads in both rounds has done 32 of them. Connections that are
+    /// queued during the second round wait for the next turn.
     fn run_connections(&mut self) {
         self.run_queue.take_turn();
         while let Some(key) = self.run_queue.pop() {
@@ -375,8 +375,8 @@ impl<S: System> Reactor<S> {
         self.reschedule(key, pumped);
     }
 
-    /// After anything was done to a connection: it is closed, or its entries in run queue, wheel
-    /// and idle list say what it is now.
+    /// Follows anything that was done to a connection: closes it, or brings its entries in run
+    /// queue, wheel and idle list up to date.
     fn reschedule(&mut self, key: Key, pumped: Pumped) {
         if let Pumped::Closed(reason) = pumped {
             return self.close(key, reason);
@@ -449,7 +449,7 @@ impl<S: System> Reactor<S> {
         // Connections in the backlog are let in, even if their edge is still to come.
         (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
         // Every connection gets a pump. Idle ones are closed after theirs, for a request may have
-        // come in this very batch; those of HTTP/2 tell their peer that we go.
+        // come in this very batch; those of HTTP/2 send their peer a GOAWAY.
         let all: Vec<Key> = self.slots.keys().collect();
         for key in all {
             self.run_queue.push(key);

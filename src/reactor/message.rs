@@ -1,4 +1,4 @@
-//! What other threads tell a reactor, and how engines reach its mailbox.
+//! The messages of other threads to a reactor, and the engines' way to its mailbox.
 //!
 //! A [`Message`] moves its contents: the sender no longer owns the socket, event or
 //! configuration in it. Messages of one sender arrive in order. No message has a reply, so neither

@@ -1,7 +1,7 @@
-//! What is known of one request, from its head to its access line.
+//! The facts about one request, from its head to its access line.
 //!
-//! A [`Call`] is made from the head, travels through [`Admitted`], [`Refusal`] or an exchange, and
-//! ends in [`RequestLog::close`](super::request_log::RequestLog::close). It owns what it keeps,
+//! A [`Call`] is created from the head, passes through [`Admitted`], [`Refusal`] or an exchange,
+//! and ends in [`RequestLog::close`](super::request_log::RequestLog::close). It owns its data,
 //! because the bytes of the head are gone by then.
 
 use std::borrow::Cow;
@@ -24,11 +24,11 @@ use super::rate_limit::{Account, Level};
 use super::representation::{Media, Representation};
 use super::router::{BodyBound, Route, Row, Surface};
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub address: PeerAddress,
-    /// Who it is by its certificate, if it was asked for one and has one.
+    /// The identity in its certificate, if it was asked for one and has one.
     pub client: Option<Arc<ClientIdentity>>,
 }
 
@@ -64,8 +64,8 @@ impl PeerAddress {
         }
     }
 
-    /// Whether the peer is on this machine. What came through a proxy of this machine is not told
-    /// from it here.
+    /// Returns whether the peer is on this machine. Requests through a proxy of this machine look
+    /// the same here.
     pub fn is_local(self) -> bool {
         self.ip().is_none_or(|ip| ip.to_canonical().is_loopback())
     }
@@ -78,7 +78,7 @@ pub struct Caller {
     pub account: Arc<Account>,
 }
 
-/// A request, as far as its response and its records need to know it.
+/// A request, with the facts that its response and its records need.
 #[derive(Debug)]
 pub struct Call {
     pub request_id: RequestId,
@@ -90,24 +90,24 @@ pub struct Call {
     pub peer: PeerAddress,
     pub user_agent: Option<Box<str>>,
     pub trace: Option<TraceContext>,
-    /// The content codings that the client takes; none until it has shown that it may use a route
+    /// The content codings that the client accepts; none until it has shown that it may use a route
     /// that is not public.
     pub accept_encoding: AcceptEncoding,
     /// The content coding of its body.
     pub body_coding: Option<Coding>,
-    /// The holder of its key, once that is known.
+    /// The holder of its key, once it is known.
     pub caller: Option<Caller>,
     /// The key's buckets after this request, for the `x-ratelimit-*` fields.
     pub requests: Option<Level>,
     pub tokens: Option<Level>,
-    /// What the head says about bodies, this way and that.
+    /// The media types of the request's and the response's body, by the head.
     pub media: Media,
-    /// In which representation its response is written.
+    /// The representation of the response.
     pub representation: Representation,
 }
 
 impl Call {
-    /// Of a request whose head could not be read.
+    /// A request whose head could not be read.
     pub fn unread(request_id: RequestId, peer: PeerAddress, now: Moment) -> Call {
         Call {
             request_id,
@@ -128,7 +128,7 @@ impl Call {
         }
     }
 
-    /// The API whose dialect the response is written in. A request of another kind that comes to a
+    /// Returns the API whose dialect the response is written in. A request of another kind to a
     /// gRPC path gets its error in JSON, as at an unknown path.
     pub fn surface(&self) -> Surface {
         match (self.representation, self.row.map(|row| row.surface)) {
@@ -138,7 +138,7 @@ impl Call {
         }
     }
 
-    /// The terms of a gRPC request; the default ones of any other.
+    /// Returns the terms of a gRPC request; the default ones of any other.
     pub fn terms(&self) -> Terms {
         match self.representation {
             Representation::Grpc(terms) => terms,
@@ -146,7 +146,7 @@ impl Call {
         }
     }
 
-    /// How the messages of a gRPC response are compressed. A route that takes no compressed
+    /// Returns the compression of a gRPC response's messages. A route that accepts no compressed
     /// messages sends none.
     pub fn response_encoding(&self) -> Encoding {
         match self.row.map(|row| row.body) {
@@ -169,9 +169,9 @@ impl Call {
 pub enum Intake {
     /// Collected first: [`super::Service::handle`] gets all of it.
     Whole,
-    /// As it comes, over HTTP/2 alone: [`super::Service::open`], then
-    /// [`super::Service::handle_data`] for each piece. The client may wait for an answer to the
-    /// first piece before it sends the next.
+    /// In pieces, only over HTTP/2: [`super::Service::open`], then [`super::Service::handle_data`]
+    /// for each piece. The client may wait for a response to the first piece before it sends the
+    /// next.
     Pieces,
 }
 
@@ -179,31 +179,31 @@ pub enum Intake {
 #[derive(Clone, Copy)]
 pub struct Incoming<'a> {
     pub request: &'a Request<'a>,
-    /// Without its content coding.
+    /// The body without its content coding.
     pub body: &'a [u8],
-    /// For the events of the job that it may become.
+    /// The key for the events of the job that it may become.
     pub key: JobKey,
 }
 
-/// A request whose head was found good; its body may be read.
+/// A request with an accepted head; its body may be read.
 #[derive(Debug)]
 pub struct Admitted {
     pub intake: Intake,
-    /// Bytes of body that this route takes at most; 0 where it takes none.
+    /// Maximum number of body bytes of this route; 0 if it takes none.
     pub body_limit: usize,
     pub(super) call: Call,
-    /// The place that the request takes among those its key may have running.
+    /// The place that the request takes among its key's running requests.
     pub(super) permit: Option<Permit>,
 }
 
 impl Admitted {
-    /// Whether a valid key came with it.
+    /// Returns whether a valid key came with it.
     pub const fn has_key(&self) -> bool {
         self.call.caller.is_some()
     }
 
-    /// The body went wrong: the refusal keeps the request's id, route and start. How large it may
-    /// be is known here, and not where it was found to be larger.
+    /// Refuses the request because of its body: the refusal keeps the request's id, route and
+    /// start. The bound of the body is known here, not where the body was found to exceed it.
     pub fn refuse(self, mut error: ApiError) -> Refusal {
         if error.code == ErrorCode::BodyTooLarge {
             let limit = self.body_limit;
@@ -214,7 +214,7 @@ impl Admitted {
                 Some(BodyBound::Bytes(_)) if limit > 0 => {
                     format!("the body is larger than the {limit} bytes that this path takes")
                 }
-                // As of one whose length was announced: see `check_no_body`.
+                // Like a body whose length was announced: see `check_no_body`.
                 _ => {
                     error.code = ErrorCode::InvalidRequest;
                     "this request takes no body".to_owned()
@@ -225,15 +225,15 @@ impl Admitted {
     }
 }
 
-/// A request that gets an error for an answer, with what is known of it.
+/// A request that gets an error response, with the facts about it.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Boxed, so that the way of the admitted does not carry an error's room.
+    /// Boxed, so that an admitted request does not carry the space of an error.
     error: Box<ApiError>,
     known: Known,
 }
 
-/// What is known of a refused request.
+/// The facts about a refused request.
 #[derive(Debug)]
 pub(super) enum Known {
     /// Its head could not be read.
@@ -242,7 +242,7 @@ pub(super) enum Known {
 }
 
 impl Refusal {
-    /// Of a request whose head could not be read: at least its sender is known.
+    /// For a request whose head could not be read: at least its sender is known.
     pub fn of_peer(error: ApiError, peer: &Peer) -> Refusal {
         Refusal::with(error, Known::Peer(peer.address))
     }

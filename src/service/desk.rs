@@ -1,4 +1,4 @@
-//! What every route borrows: the reactor's tools for putting a response together and recording it.
+//! The tools that every route borrows to build a response and record it.
 //!
 //! Owns one of each tool per reactor. A route is a function on `&mut Desk` that ends in [`fail`],
 //! [`send`] or another call that closes the request in the log.
@@ -31,7 +31,7 @@ use super::response::buffer::ResponseBuffer;
 use super::response::coding::Coder;
 use super::router::{self, Surface};
 
-/// What a service is made of. Each reactor has a clone; the shared parts are behind `Arc`s.
+/// The parts of a service. Each reactor has a clone; shared parts are behind `Arc`s.
 #[derive(Clone)]
 pub struct Parts {
     pub config: Arc<Config>,
@@ -54,13 +54,13 @@ pub enum Flow {
     Finished,
 }
 
-/// Where the response goes, and the time of this call.
+/// The destination of a response, and the time of this call.
 pub struct Wire<'a> {
     pub now: Moment,
     pub sink: &'a mut dyn ResponseSink,
 }
 
-/// One reactor's compression tools.
+/// One reactor's tools: see the file's head.
 pub struct Desk {
     pub parts: Parts,
     pub request_ids: RequestIds,
@@ -88,7 +88,7 @@ impl Desk {
         }
     }
 
-    /// Puts a new configuration in force.
+    /// Applies a new configuration.
     pub fn apply(&mut self, config: Arc<Config>) {
         self.log.set_access_lines(config.log.access);
         self.buffer.coder.apply(&config);
@@ -117,7 +117,7 @@ impl Desk {
             peer: sender.address,
             user_agent: user_agent.map(|agent| logged(agent).into()),
             trace: traceparent.map(|parent| self.request_ids.continue_trace(Some(parent))),
-            // Nothing is compressed without a key: an encoder costs more than all else.
+            // Nothing is compressed without a key: an encoder costs more than all the rest.
             accept_encoding: AcceptEncoding::NONE,
             body_coding: None,
             caller: None,
@@ -154,8 +154,8 @@ impl Desk {
     ) {
         let dialect = self.dialect(call.surface());
         let bytes = dialect.send_error(&mut self.buffer, call, error, wire.sink);
-        // Over gRPC the response's own status is always 200. Log and metrics have the status that
-        // the same error has elsewhere.
+        // Over gRPC the response's own status is always 200. Log and metrics have the status of the
+        // same error over REST.
         let outcome = Outcome::Failed {
             status: error.code.status(),
             bytes,
@@ -164,7 +164,7 @@ impl Desk {
         self.log.close(call, outcome, generation, wire.now);
     }
 
-    /// Sends the fields and the body that the buffer holds, and closes the request.
+    /// Sends the buffer's fields and body, and closes the request.
     pub fn send(
         &mut self,
         call: &Call,
@@ -178,7 +178,7 @@ impl Desk {
     }
 }
 
-/// The beginning of a client's text, as much as an access line shows.
+/// Returns the beginning of a client's text, as much as an access line shows.
 fn logged(text: &str) -> &str {
     beginning(text, telemetry_limits::ACCESS_TEXT_BYTES_MAX)
 }

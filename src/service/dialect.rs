@@ -1,12 +1,12 @@
-//! How one API is read and written: all that tells it apart from the others.
+//! The interface of one API: everything in which it differs from the others.
 //!
-//! A [`Dialect`] reads requests, frames responses and writes errors. For each generation it makes a
-//! [`Narrator`], which writes that one response: what the model's text becomes (a program without
-//! its fences, or the text as it is), ids, indices, event numbers. Admission and generation know
-//! these traits alone, so that a new API is a new folder in [`super::api`] and rows in the router's
-//! table.
+//! A [`Dialect`] reads requests, frames responses and writes errors. For each generation it creates
+//! a [`Narrator`], which writes that one response: it turns the model's text into the API's form (a
+//! program without its fences, or the text as it is) and adds ids, indices and event numbers.
+//! Admission and generation know only these two traits, so a new API is a new folder in
+//! [`super::api`] and rows in the router's table.
 //!
-//! Nothing here may wait, and nothing may be sent but through the sink.
+//! Nothing here may wait, and everything must be sent through the sink.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -23,11 +23,11 @@ use super::router::Row;
 
 /// One API: how its requests are read, and how its responses are framed.
 pub trait Dialect: Sync {
-    /// Checks what a head says of its body and of the response's media type.
+    /// Checks a head's fields about its body and the response's media type.
     fn check_head(&self, row: &Row, call: &mut Call, request: &Request<'_>)
     -> Result<(), ApiError>;
 
-    /// The error for a path at which nothing is served.
+    /// Returns the error for a path at which nothing is served.
     fn not_found(&self) -> ApiError;
 
     /// Reads the request of a generation.
@@ -42,8 +42,7 @@ pub trait Dialect: Sync {
         sink: &mut dyn ResponseSink,
     ) -> u64;
 
-    /// Sends a whole response, whose fields and body the buffer holds. Returns the bytes of its
-    /// body.
+    /// Sends the buffer's fields and body as a whole response. Returns the bytes of its body.
     fn send(&self, buffer: &mut ResponseBuffer, call: &Call, sink: &mut dyn ResponseSink) -> u64;
 
     /// Sends the head of a response in pieces; the buffer holds its fields. Returns the encoder
@@ -55,11 +54,11 @@ pub trait Dialect: Sync {
         sink: &mut dyn ResponseSink,
     ) -> Option<Box<StreamCoder>>;
 
-    /// Ends a response that was started, after its last piece.
+    /// Ends a response that has begun, after its last piece.
     fn end(&self, call: &Call, error: Option<&ApiError>, sink: &mut dyn ResponseSink);
 }
 
-/// The complete request of a generation, and what reading it takes.
+/// The complete request of a generation, and the inputs for reading it.
 pub struct Received<'a> {
     pub call: &'a Call,
     pub request: &'a Request<'a>,
@@ -82,12 +81,12 @@ pub struct Asked {
     /// `None`: the model's default.
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
-    /// Whether the response goes out whole or in pieces, and what it looks like.
+    /// Whether the response is sent whole or in pieces, and its form.
     pub narrator: Narrator,
 }
 
 impl Asked {
-    /// Fills in the defaults of the chosen model. Returns the number of tokens to generate at most.
+    /// Fills in the defaults of the chosen model. Returns the maximum number of tokens to generate.
     pub fn complete(&mut self, defaults: Defaults) -> u32 {
         self.sampling.repeat_penalty = self.repeat_penalty.unwrap_or(defaults.repeat_penalty);
         self.max_tokens.unwrap_or(defaults.max_tokens)
@@ -108,18 +107,18 @@ pub trait Whole: Debug {
     /// Appends the body.
     fn write(&self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>);
 
-    /// What a client may have of a generation that ran out of time after `text`.
+    /// Returns the part that a client may get of a generation whose deadline passed after `text`.
     fn partial(&self, text: &str) -> String;
 }
 
 /// Writes a response that is sent in pieces: `push` any number of times, `end_text`, then `done` or
 /// `failed`.
 pub trait Pieces: Debug {
-    /// Appends what the model's next text adds to the response: nothing, where that is not decided
-    /// yet.
+    /// Appends the addition of the model's next text to the response: nothing if that is not
+    /// decided yet.
     fn push(&mut self, buffer: &mut ResponseBuffer, call: &Call, text: &str);
 
-    /// Takes the model's last text. What it adds is appended by `done` or `failed`.
+    /// Takes the model's last text. `done` or `failed` appends its addition.
     fn end_text(&mut self, text: &str);
 
     /// Appends the rest of a response that is complete.
@@ -128,10 +127,11 @@ pub trait Pieces: Debug {
     /// Appends the rest of a response that cannot be completed, after its head was sent.
     fn failed(&mut self, buffer: &mut ResponseBuffer, call: &Call, error: &ApiError);
 
-    /// What a client may have of a generation that ran out of time, all pieces together.
+    /// Returns the part that a client may get of a generation whose deadline passed, all pieces
+    /// together.
     fn partial(&self) -> String;
 
-    /// Appends what keeps a silent stream alive. `None`: the protocol below has pings of its own.
+    /// Returns the function that appends a ping. `None`: the protocol below has its own pings.
     fn ping(&self) -> Option<fn(&mut Vec<u8>)>;
 }
 

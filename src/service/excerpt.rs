@@ -1,8 +1,8 @@
-//! Beginnings of what clients sent, short enough for a message or a log line.
+//! Beginnings of clients' texts, short enough for a message or a log line.
 
 use crate::limits::service as limits;
 
-/// The text, cut to a length that a message and a log line can bear.
+/// Cuts a text to a length that fits a message and a log line.
 pub fn excerpt(text: &str) -> String {
     let start = beginning(text, limits::EXCERPT_BYTES_MAX);
     if start.len() == text.len() {

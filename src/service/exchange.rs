@@ -1,6 +1,6 @@
 //! A request whose response is not complete yet.
 //!
-//! Owns the choice between the kinds of exchange; what each does is in its own file.
+//! Owns the choice between the kinds of exchange; each kind has its own file.
 
 use crate::core::Moment;
 
@@ -19,13 +19,13 @@ pub enum Exchange {
 }
 
 impl Exchange {
-    /// Whether a job runs for it, whose terminal event will come in any case.
+    /// Returns whether a job runs for it, whose terminal event will come in any case.
     pub const fn has_job(&self) -> bool {
         matches!(self, Exchange::Generation(_))
     }
 
-    /// When [`handle_deadline`](super::Service::handle_deadline) must be called, if nothing happens
-    /// before. Every event moves it, so the reactor reads it again after each call.
+    /// Returns when [`handle_deadline`](super::Service::handle_deadline) must be called, if nothing
+    /// happens before. Every event moves it, so the caller must read it again after each call.
     pub fn next_deadline(&self) -> Moment {
         match self {
             Exchange::Generation(running) => running.next_deadline(),

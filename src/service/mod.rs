@@ -1,6 +1,6 @@
-//! What a request means, whatever protocol brought it.
+//! Handles requests, whatever protocol carried them.
 //!
-//! The reactor owns one [`Service`] for each of its threads and calls it in this order:
+//! The reactor owns one [`Service`] in each of its threads and calls it in this order:
 //!
 //! ```text
 //! head complete ── admit ──> Ok(Admitted)            read the body, at most body_limit
@@ -17,15 +17,15 @@
 //! A request whose [`Intake`] is `Pieces` goes another way: `open` returns its exchange at once,
 //! and `handle_data` takes each piece of its body until it returns `Flow::Finished`.
 //!
-//! Reading order: [`router`] (which paths exist, and who may use them), [`call`] (what is known of
-//! a request), [`desk`] (what every route borrows), [`admission`] (which requests may go on, by
-//! their heads), [`rate_limit`] (how many), [`dialect`] (what tells one API from another), [`api`]
-//! (each API, and the routes beside generation), [`generation`] (a job and its response),
-//! [`exchange`] (responses that are not complete yet), [`representation`] and [`response`] (what
-//! responses are made of), [`request_log`] (what is counted and logged), [`excerpt`].
+//! Reading order: [`router`] (which paths exist, and who may use them), [`call`] (the facts about a
+//! request), [`desk`] (the tools of every route), [`admission`] (which requests may go on, by their
+//! heads), [`rate_limit`] (how many), [`dialect`] (the interface of an API), [`api`] (each API, and
+//! the routes beside generation), [`generation`] (a job and its response), [`exchange`] (incomplete
+//! responses), [`representation`] and [`response`] (the forms and parts of responses),
+//! [`request_log`] (counts and logs), [`excerpt`].
 //!
-//! Must never block, and never panic at what a client sent. Files depend on one another in one
-//! direction: this one knows all the others, and none knows this one.
+//! Must never block, and never panic because of a client's bytes. Files depend on one another in
+//! one direction: this one knows all the others, and none knows this one.
 //!
 //! Invariants:
 //!  1. Every request gets exactly one response: from `handle`, from `refuse`, or from the call that
@@ -99,7 +99,7 @@ impl Service {
         }
     }
 
-    /// Decides from the head alone: route, credentials, rate limit, media type, body limit. Called
+    /// Decides by the head alone: route, credentials, rate limit, media type, body limit. Called
     /// once a head is complete.
     pub fn admit(
         &mut self,
@@ -126,7 +126,7 @@ impl Service {
         }
     }
 
-    /// Handles a complete request. `None`: the whole response is in `reply`. `Some`: a job runs,
+    /// Handles a complete request. `None`: the response is complete in `reply`. `Some`: a job runs,
     /// and its events, carrying `key`, will follow.
     pub fn handle(
         &mut self,
@@ -179,7 +179,7 @@ impl Service {
                 operations::languages(desk, &mut self.static_bodies, call, wire);
             }
             Route::Index => operations::index(desk, &mut self.static_bodies, call, wire),
-            // Neither is ever admitted; a response is due all the same.
+            // Neither is ever admitted, but it must get a response all the same.
             Route::Unknown | Route::Unread => {
                 desk.fail(call, &desk.dialect(call.surface()).not_found(), wire);
             }
@@ -187,9 +187,9 @@ impl Service {
         None
     }
 
-    /// Removes the content coding of a body first. The body is whole here, and `limits.max_body`
+    /// Decodes a body with a content coding first. The body is complete here, and `limits.max_body`
     /// bounds how long this takes: 10 ms for a MiB of text, and 280 ms for one that a holder of a
-    /// key made to be slow (one core, release). No route that is open without a key takes a coded
+    /// key made to be slow (one core, release). A route that is open without a key accepts no coded
     /// body.
     fn handle_coded(
         &mut self,
@@ -244,7 +244,7 @@ impl Service {
         reflection::handle_data(&mut self.desk, dialogue, data, is_end, wire)
     }
 
-    /// Takes an event of the engine for a running exchange.
+    /// Handles an event of the engine for a running exchange.
     pub fn handle_event(
         &mut self,
         exchange: &mut Exchange,
@@ -253,14 +253,14 @@ impl Service {
         reply: &mut dyn ResponseSink,
     ) -> Flow {
         let Exchange::Generation(running) = exchange else {
-            // Of an earlier request's job; the caller's own check is stricter.
+            // It belongs to an earlier request's job; the caller's own check is stricter.
             return Flow::Open;
         };
         let wire = &mut Wire { now, sink: reply };
         running::handle_event(&mut self.desk, running, event, wire)
     }
 
-    /// `exchange.next_deadline()` has passed. Nothing happens where it has not.
+    /// Handles a passed `exchange.next_deadline()`. Does nothing if it has not passed.
     pub fn handle_deadline(
         &mut self,
         exchange: &mut Exchange,
@@ -275,14 +275,14 @@ impl Service {
         }
     }
 
-    /// The output queue fell below its low mark.
+    /// Handles an output queue below its low mark.
     pub fn handle_room(&mut self, exchange: &mut Exchange) {
         if let Exchange::Generation(running) = exchange {
             running::handle_room(running);
         }
     }
 
-    /// The client left, or the drain's patience ended.
+    /// Abandons an exchange: the client left, or the drain's patience ended.
     pub fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {
         let log = &mut self.desk.log;
         match *exchange {
@@ -303,24 +303,24 @@ impl Service {
         self.desk.fail(&call, &error, wire);
     }
 
-    /// The client left before its body was whole.
+    /// Records that the client left before its body was complete.
     pub fn abandon_admitted(&mut self, admitted: Admitted, reason: CancelReason, now: Moment) {
         let outcome = Outcome::Abandoned { bytes: 0, reason };
         self.desk.log.close(&admitted.call, outcome, None, now);
     }
 
-    /// A new configuration is in force for requests from now on.
+    /// Applies a new configuration to requests from now on.
     pub fn apply(&mut self, config: Arc<Config>) {
         self.desk.apply(config);
     }
 
-    /// The keys have changed.
+    /// Takes new keys.
     pub fn set_keys(&mut self, keys: Arc<KeyRing>) {
         self.admission.keep(&keys);
         self.desk.parts.keys = keys;
     }
 
-    /// No new generation from now on; running ones end by themselves.
+    /// Accepts no new generation from now on; running ones end by themselves.
     pub fn set_draining(&mut self) {
         self.desk.is_draining = true;
     }

@@ -1,9 +1,9 @@
-//! In which representation a request is read and its response written, as far as its head says.
+//! The representations in which a request is read and its response written, decided by its head.
 //!
-//! Over REST the response is what `Accept` asks for; where that leaves a choice, the request's own
-//! type. A request of a gRPC method, or one of an unknown path with `application/grpc`, gets gRPC's
-//! status in trailers, also where no message comes before them: a gRPC client reads nothing else.
-//! The head decides, so that a refusal has its representation too.
+//! Over REST, `Accept` chooses the response's; if that leaves a choice, the request's own type
+//! decides. A gRPC method's request, or one of an unknown path with `application/grpc`, gets gRPC's
+//! status in trailers, even if no message comes before them: a gRPC client reads nothing else. The
+//! head decides, so a refusal has its representation too.
 
 use crate::grpc::{Terms, terms};
 use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
@@ -11,15 +11,15 @@ use crate::http::{Request, Version};
 
 use super::router::{Row, Surface, Verbs};
 
-/// What a generation's response can be. A client that accepts anything gets the first.
+/// Possible types of a generation's response. A client that accepts anything gets the first.
 const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaType::Protobuf];
 
-/// The same for a client that speaks Protobuf itself.
+/// The same for a client that itself sends Protobuf.
 const PROTOBUF_OFFERS: &[MediaType] =
     &[MediaType::Protobuf, MediaType::Json, MediaType::EventStream];
 
-/// The media types of a request's body and of the response that it wants. Read once per request,
-/// and only where a route takes a body.
+/// The media types of a request's body and of the response that it accepts. Read once per request,
+/// and only if a route takes a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Media {
     pub sent: ContentType,
@@ -51,7 +51,7 @@ impl Media {
     }
 }
 
-/// In which representation a response is written: see the file's head.
+/// The representation of a response: see the file's head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Representation {
     #[default]

@@ -157,7 +157,7 @@ struct Bench {
     http1: Http1<Echo>,
     output: OutputQueue,
     resources: Resources<Echo>,
-    /// What was not used up.
+    /// Bytes that the machine has not used up.
     held: Vec<u8>,
 }
 
@@ -182,7 +182,7 @@ impl Bench {
         call(&mut self.http1, lent)
     }
 
-    /// Bytes come; what is not used up is held.
+    /// Receives bytes, and holds those that the machine does not use up.
     fn receive(&mut self, bytes: &[u8]) -> Used {
         let mut held = std::mem::take(&mut self.held);
         held.extend_from_slice(bytes);
@@ -211,7 +211,7 @@ impl Bench {
         self.resources.now = self.resources.now + std::time::Duration::from_secs(seconds);
     }
 
-    /// Everything that was sent since the last look.
+    /// Returns everything that was sent since the last call.
     fn sent(&mut self) -> String {
         let mut text = String::new();
         while !self.output.is_empty() {
@@ -236,7 +236,7 @@ fn requests_are_answered_in_order_up_to_the_budget_of_a_read() {
     assert_eq!(used.consumed, GET.len() * REQUESTS_PER_READ_MAX);
     assert_eq!(bench.http1.waiting(), Waiting::Request);
     assert_eq!(bench.sent().matches("/a:").count(), REQUESTS_PER_READ_MAX);
-    // What is held is looked at again although nothing new has come.
+    // The machine looks at the held bytes again although nothing new has come.
     bench.receive(b"");
     assert_eq!(bench.sent().matches("/a:").count(), 2);
     assert!(bench.held.is_empty());
@@ -341,7 +341,8 @@ fn a_full_output_stops_requests_and_an_empty_one_grants_credit() {
     assert_eq!(bench.resources.handler.granted, 1);
 }
 
-/// A body of a byte every two seconds. Where reading was paused before each byte, it is in time.
+/// Sends a body of a byte every two seconds. Where reading was paused before each byte, it is in
+/// time.
 fn drip(is_paused: bool) -> String {
     let mut bench = Bench::new();
     let high = bench.resources.marks.high;

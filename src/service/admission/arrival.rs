@@ -1,4 +1,4 @@
-//! A request whose head has arrived, and where it comes from.
+//! A request whose head has arrived, and its origin.
 
 use std::borrow::Cow;
 
@@ -9,10 +9,10 @@ use crate::service::call::{Peer, PeerAddress};
 
 use super::client_address;
 
-/// What the checks of a head look at.
+/// The inputs of the checks of a head.
 pub struct Arrival<'a> {
     pub request: &'a Request<'a>,
-    /// The peer or, where that is a trusted proxy, its client.
+    /// The peer or, if that is a trusted proxy, its client.
     pub sender: &'a Peer,
     /// The other end of the connection.
     pub connected: PeerAddress,
@@ -20,8 +20,8 @@ pub struct Arrival<'a> {
 }
 
 impl Arrival<'_> {
-    /// Whether the sender is on this machine. What a proxy of this machine brings has come from
-    /// elsewhere.
+    /// Returns whether the sender is on this machine. Requests through a proxy of this machine come
+    /// from elsewhere.
     pub fn is_local(&self) -> bool {
         let came_through_proxy =
             self.sender.address == self.connected && client_address::is_forwarded(self.request);
@@ -29,7 +29,7 @@ impl Arrival<'_> {
     }
 }
 
-/// The sender of a request: the peer or, where that is a trusted proxy, its client.
+/// Returns the sender of a request: the peer or, if that is a trusted proxy, its client.
 pub fn sender<'p>(request: &Request<'_>, peer: &'p Peer, server: &config::Server) -> Cow<'p, Peer> {
     if server.trusted_proxies.is_empty() {
         return Cow::Borrowed(peer);

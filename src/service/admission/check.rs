@@ -35,14 +35,14 @@ use crate::service::router::{Access, BodyBound, Route, Row, Surface, Verbs};
 /// One reactor's part in the checks.
 #[derive(Default)]
 pub struct Admission {
-    /// The accounts of the keys that this reactor has met, so that the limiter's lock is taken once
-    /// for each.
+    /// The accounts of the keys that this reactor has seen, so that the limiter's lock is taken
+    /// once for each.
     accounts: HashMap<String, Arc<Account>>,
 }
 
 impl Admission {
-    /// Everything that a head can be refused for, in the order that tells strangers least. Returns
-    /// the permit that counts a generation among those of its key.
+    /// Checks everything that a head can be refused for, in the order that reveals least to
+    /// strangers. Returns the permit that counts a generation among those of its key.
     pub fn check(
         &mut self,
         desk: &Desk,
@@ -89,15 +89,15 @@ impl Admission {
         }
     }
 
-    /// Forgets the accounts of keys that are gone. The limiter's own are
-    /// [`keep`](crate::service::rate_limit::Limiter::keep)'s to drop: this reactor may be late, and
-    /// others may serve keys that its ring does not have yet.
+    /// Drops the accounts of deleted keys from this reactor. Only
+    /// [`keep`](crate::service::rate_limit::Limiter::keep) drops the limiter's own: this reactor
+    /// may be late, and others may serve keys that its ring does not have yet.
     pub fn keep(&mut self, keys: &KeyRing) {
         let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
         self.accounts.retain(|id, _| known.contains(id.as_str()));
     }
 
-    /// The holder of the request's key; `None` where keys are switched off.
+    /// Returns the holder of the request's key; `None` if keys are switched off.
     ///
     /// The strangers' rate is charged only for failed attempts, after they failed: a valid key is
     /// never refused for the requests of its neighbours behind the same address. A key is 256
@@ -157,7 +157,7 @@ impl Admission {
     }
 }
 
-/// How the body of an admitted request is taken in.
+/// Returns how the body of an admitted request is read.
 pub fn intake(call: &Call) -> Intake {
     match call.route() {
         Route::Reflection if call.representation.is_grpc() => Intake::Pieces,
@@ -165,7 +165,8 @@ pub fn intake(call: &Call) -> Intake {
     }
 }
 
-/// Bytes of body that a request may have; a bound in messages leaves room for one's prefix.
+/// Returns how many body bytes a request may have; a bound in messages leaves room for one's
+/// prefix.
 pub fn body_limit(parts: &Parts, call: &Call) -> usize {
     let Some(row) = call.row.filter(|_| call.method == Method::Post) else {
         return 0;
@@ -181,7 +182,7 @@ pub fn body_limit(parts: &Parts, call: &Call) -> usize {
     }
 }
 
-/// Whether a route needs no key for this client.
+/// Returns whether a route needs no key for this client.
 fn is_open(parts: &Parts, row: &Row, arrival: &Arrival<'_>) -> bool {
     match row.access {
         Access::Public => true,
@@ -207,7 +208,7 @@ fn check_origin(
     }
 }
 
-/// What the route requires of the method and of the fields about bodies.
+/// Checks the route's requirements on the method and on the fields about bodies.
 fn check_fields(
     desk: &Desk,
     row: &Row,
@@ -288,7 +289,7 @@ fn take_from_address(
     }
 }
 
-/// Takes one of the permits that a key has for requests at once.
+/// Takes one of the permits that a key has for simultaneous requests.
 fn take_permit(parts: &Parts, call: &Call) -> Result<Option<Permit>, ApiError> {
     let limits = &parts.config.rate_limit;
     let Some(caller) = call.caller.as_ref().filter(|_| limits.enabled) else {

@@ -14,7 +14,7 @@ use super::arrival::Arrival;
 /// Refuses requests from pages of other sites, and requests for a host other than this machine.
 ///
 /// Only clients that have connected from a loopback address are checked: browsers do not connect to
-/// Unix sockets, and a page can make up what a forwarding field says.
+/// Unix sockets, and a page can invent the contents of a forwarding field.
 pub fn check(arrival: &Arrival<'_>, hosts: &Hosts) -> Result<(), ApiError> {
     let connected = arrival.connected;
     if connected.ip().is_none() || !connected.is_local() {

@@ -13,7 +13,7 @@ pub mod operations;
 use super::dialect::Dialect;
 use super::router::Surface;
 
-/// The dialect of an API.
+/// Returns the dialect of an API.
 pub fn dialect(surface: Surface) -> &'static dyn Dialect {
     match surface {
         Surface::Native => &native::dialect::Native,

@@ -61,8 +61,8 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
     desk.send(call, status, Some(JSON), wire);
 }
 
-/// The metrics, in the text format that the scraper asks for. They are never cached, so `Vary` need
-/// not name `Accept`.
+/// Responds with the metrics, in the text format that the scraper asks for. They are never cached,
+/// so `Vary` need not name `Accept`.
 pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
     let metrics = desk.log.metrics();
     metrics.update_engine(&desk.parts.engine.gauges());
@@ -74,7 +74,7 @@ pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut W
     desk.send(call, 200, Some(exposition.content_type()), wire);
 }
 
-/// The loaded model, with the OpenAI API's members and a few more.
+/// Responds with the loaded model, with the OpenAI API's members and a few more.
 pub fn models(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
     let model = desk.model().cloned();
     let data = model.iter().map(|model| ModelObject {
@@ -95,7 +95,7 @@ pub fn models(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
     desk.send(call, 200, Some(JSON), wire);
 }
 
-/// The languages that programs can be written in.
+/// Responds with the languages that programs can be written in.
 pub fn languages(desk: &mut Desk, bodies: &mut StaticBodies, call: &Call, wire: &mut Wire<'_>) {
     send_static(desk, bodies, call, (JSON, write_languages), wire);
 }

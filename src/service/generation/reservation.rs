@@ -8,7 +8,7 @@ use crate::limits::engine as engine_limits;
 use crate::service::call::Call;
 use crate::service::rate_limit::Rate;
 
-/// What one job may cost, taken in advance.
+/// The possible cost of one job, taken in advance.
 #[derive(Clone, Copy, Debug)]
 pub struct Reserved {
     rate: Rate,
@@ -16,8 +16,8 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Takes what a prompt of `prompt_bytes` and a response of `max_tokens` may cost out of the
-    /// key's tokens per minute. `None` where those are not bounded.
+    /// Takes the possible cost of a prompt of `prompt_bytes` and a response of `max_tokens` out of
+    /// the key's tokens per minute. `None` if those are not bounded.
     pub fn take(
         limits: &config::RateLimit,
         call: &mut Call,
@@ -52,7 +52,7 @@ impl Reserved {
         }
     }
 
-    /// Replaces the reservation by what was used.
+    /// Replaces the reservation by the tokens used.
     pub fn reconcile(self, call: &Call, used: u32, now: Moment) {
         if let Some(caller) = &call.caller {
             let bucket = &caller.account.tokens;
@@ -61,7 +61,7 @@ impl Reserved {
     }
 }
 
-/// How many tokens per minute a key may spend.
+/// Returns how many tokens per minute a key may use.
 fn token_rate(limits: &config::RateLimit, record: &KeyRecord) -> Rate {
     let per_minute = match limits.enabled {
         true => record.tokens_per_minute.unwrap_or(limits.tokens_per_minute),

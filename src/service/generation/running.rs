@@ -1,7 +1,6 @@
 //! A running generation: from its job's events to the last byte of its response.
 //!
-//! Must never wait: what it needs to know later comes as an event, a deadline or room in the
-//! output.
+//! Must never wait: later facts come as an event, a deadline or room in the output.
 //!
 //! States of a response:
 //!
@@ -22,7 +21,7 @@
 //!     exactly there.
 //!  2. At most `limits::CREDIT_EVENTS` token events are granted, under way or held back: an event
 //!     that finds no room in the output keeps its credit until [`handle_room`].
-//!  3. What is kept of a response is bounded by the engine's context, which is finite.
+//!  3. The kept part of a response is bounded by the engine's context, which is finite.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,30 +40,30 @@ use crate::telemetry::access;
 use super::reservation::Reserved;
 use super::stream::Stream;
 
-/// A request whose job runs.
+/// A request with a running job.
 #[derive(Debug)]
 pub struct Running {
     pub call: Call,
     pub work: Work,
 }
 
-/// What a generation knows of its job.
+/// The facts about a generation's job.
 #[derive(Debug)]
 pub struct Work {
     pub ticket: Arc<Ticket>,
     pub delivery: Delivery,
-    /// All that the model has written and an event has brought.
+    /// All text that the model has written and events have delivered.
     pub text: String,
     pub reserved: Option<Reserved>,
     pub submitted: Moment,
-    /// The engine ends the job at the request's own deadline; this one, a grace later, is for an
-    /// engine that does not.
+    /// The engine ends the job at the request's own deadline; this deadline, a grace period later,
+    /// is for an engine that does not.
     pub deadline: Moment,
     /// From the head to the first token's arrival.
     pub time_to_first_token: Option<Duration>,
 }
 
-/// How the response goes out.
+/// How the response is sent.
 #[derive(Debug)]
 pub enum Delivery {
     Whole(Box<dyn Whole>),
@@ -79,8 +78,8 @@ impl Delivery {
         }
     }
 
-    /// How many token events the engine may send before any of them is delivered. A response in
-    /// one piece comes in one terminal event, which needs no credit.
+    /// Returns how many token events the engine may send before any of them is delivered. A
+    /// response in one piece comes in one terminal event, which needs no credit.
     pub const fn credit(&self) -> u32 {
         match self {
             Delivery::Whole(_) => 0,
@@ -98,7 +97,7 @@ impl Running {
     }
 }
 
-/// An event of the engine.
+/// Handles an event of the engine.
 pub fn handle_event(
     desk: &mut Desk,
     running: &mut Running,
@@ -121,8 +120,8 @@ pub fn handle_event(
     }
 }
 
-/// [`Running::next_deadline`] has passed: a ping is due, or the engine is stuck. Nothing happens
-/// where it has not.
+/// Handles a passed [`Running::next_deadline`]: a ping is due, or the engine is stuck. Does nothing
+/// if it has not passed.
 pub fn handle_deadline(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'_>) -> Flow {
     let Running { call, work } = running;
     if wire.now < work.deadline {
@@ -146,7 +145,7 @@ pub fn handle_deadline(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'
     Flow::Finished
 }
 
-/// The output queue fell below its low mark: grants the credit that was held back.
+/// Handles an output queue below its low mark: grants the credit that was held back.
 pub fn handle_room(running: &mut Running) {
     let work = &mut running.work;
     if let Delivery::Stream(stream) = &mut work.delivery {
@@ -154,10 +153,10 @@ pub fn handle_room(running: &mut Running) {
     }
 }
 
-/// The client left, or the drain's patience ended: stops the job.
+/// Stops the job: the client left, or the drain's patience ended.
 ///
-/// The reservation of tokens stays taken: how much the job has cost is never learnt here, and a
-/// client that hangs up must not get for nothing what others pay for.
+/// The reservation of tokens stays taken: the cost of the job is never known here, and a client
+/// must not get work for free by hanging up.
 pub fn abandon(log: &mut RequestLog, running: &Running, reason: CancelReason, now: Moment) {
     let Running { call, work } = running;
     work.ticket.cancel(reason);
@@ -288,7 +287,7 @@ impl Work {
         }
     }
 
-    /// What the client may have of the response so far.
+    /// Returns the part of the response that a client may get so far.
     fn partial(&self) -> String {
         match &self.delivery {
             Delivery::Whole(whole) => whole.partial(&self.text),
@@ -297,7 +296,7 @@ impl Work {
     }
 }
 
-/// A response in one piece comes in one event, whose text is kept as it is.
+/// Appends the last text. A response in one piece comes in one event, whose text is kept as it is.
 fn append_text(text: &mut String, last: String) {
     if text.is_empty() {
         *text = last;
@@ -306,13 +305,13 @@ fn append_text(text: &mut String, last: String) {
     }
 }
 
-/// The catalogue's error for a failed job.
+/// Returns a failed job as an error of the catalogue.
 fn failure(failed: &Failed) -> ApiError {
     let code = match failed.reason {
         FailReason::Error(code) => code,
         FailReason::Cancelled(CancelReason::Deadline) => ErrorCode::GenerationTimeout,
         FailReason::Cancelled(CancelReason::Drain) => ErrorCode::Draining,
-        // After the other reasons to cancel the exchange is gone, and no event finds it.
+        // For other reasons to cancel, the exchange is already gone, and no event finds it.
         FailReason::Cancelled(_) => ErrorCode::EngineFailed,
     };
     let error = ApiError::new(code, failed.message.as_str());
@@ -324,7 +323,7 @@ fn failure(failed: &Failed) -> ApiError {
     }
 }
 
-/// Why a failed job counts as cancelled, if it does.
+/// Returns why a failed job counts as cancelled, if it does.
 fn cancel_reason(reason: FailReason, code: ErrorCode) -> Option<CancelReason> {
     match reason {
         FailReason::Cancelled(reason) => Some(reason),
@@ -334,7 +333,7 @@ fn cancel_reason(reason: FailReason, code: ErrorCode) -> Option<CancelReason> {
     }
 }
 
-/// What the access line reports of a generation.
+/// Returns the figures of a generation for the access line.
 fn figures(usage: &Usage, timings: &Timings, first_token: Option<Duration>) -> access::Generation {
     access::Generation {
         prompt_tokens: usage.prompt_tokens,

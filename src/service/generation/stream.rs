@@ -1,7 +1,7 @@
-//! A response in pieces on its way out: head, pings, credit.
+//! A response in pieces: head, pings, credit.
 //!
-//! What the pieces say is the narrator's business; here is when they go out, and how much the
-//! engine may produce ahead.
+//! The narrator decides the contents of the pieces; this file decides when they are sent, and how
+//! much the engine may produce ahead.
 
 use crate::core::Moment;
 use crate::error::ApiError;
@@ -17,15 +17,15 @@ use crate::service::response::coding::StreamCoder;
 #[derive(Debug)]
 pub struct Stream {
     pub pieces: Box<dyn Pieces>,
-    /// Whether the head is sent.
+    /// Whether the head has been sent.
     is_flowing: bool,
     /// When the last bytes were sent; a ping is due an interval later.
     silent_since: Moment,
     /// Credit of delivered events that found the output full.
     held_credit: u32,
-    /// Bytes of content that were sent, in the coding in which they were sent.
+    /// Bytes of content that were sent, counted after coding.
     bytes: u64,
-    /// Once it flows, for a client that takes a coding.
+    /// Set once the stream flows, for a client that accepts a coding.
     coder: Option<Box<StreamCoder>>,
 }
 
@@ -49,7 +49,7 @@ impl Stream {
         self.bytes
     }
 
-    /// When the next ping is due, in a dialect that has pings.
+    /// Returns when the next ping is due, in a dialect that has pings.
     pub fn ping_due(&self) -> Moment {
         match self.pieces.ping() {
             Some(_) => self.silent_since + limits::PING_INTERVAL,
@@ -65,7 +65,7 @@ impl Stream {
         if wire.now < self.ping_due() {
             return;
         }
-        // A full output shows by itself that the connection lives.
+        // A full output shows by itself that the connection is alive.
         if wire.sink.has_room() {
             desk.buffer.body.clear();
             append(&mut desk.buffer.body);
@@ -75,7 +75,7 @@ impl Stream {
         }
     }
 
-    /// Sends what the model's next text adds to the response, if anything.
+    /// Sends the addition of the model's next text to the response, if there is any.
     pub fn push(&mut self, desk: &mut Desk, call: &Call, text: &str, wire: &mut Wire<'_>) {
         desk.buffer.body.clear();
         self.pieces.push(&mut desk.buffer, call, text);
@@ -94,7 +94,7 @@ impl Stream {
         }
     }
 
-    /// The output has room again.
+    /// Returns the held credit: the output has room again.
     pub fn release_credit(&mut self, ticket: &Ticket) {
         if self.held_credit > 0 {
             ticket.grant(self.held_credit);
@@ -102,7 +102,7 @@ impl Stream {
         }
     }
 
-    /// Sends the last piece, which the buffer holds, and the end. Returns the bytes of all pieces.
+    /// Sends the buffer as the last piece, and the end. Returns the bytes of all pieces.
     pub fn finish(
         &mut self,
         desk: &mut Desk,
@@ -110,7 +110,7 @@ impl Stream {
         error: Option<&ApiError>,
         wire: &mut Wire<'_>,
     ) -> u64 {
-        // The body may have nothing left to say; an encoder has an end of its own even then.
+        // The body may be empty; even then an encoder has its own end.
         if !desk.buffer.body.is_empty() || self.coder.is_some() {
             self.send(desk, call, Step::Finish, wire);
         }
@@ -118,7 +118,7 @@ impl Stream {
         self.bytes
     }
 
-    /// Sends what the buffer's body holds, after the head if that is still to come.
+    /// Sends the buffer's body, after the head if that has not been sent yet.
     fn send(&mut self, desk: &mut Desk, call: &Call, step: Step, wire: &mut Wire<'_>) {
         if !self.is_flowing {
             self.is_flowing = true;

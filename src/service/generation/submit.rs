@@ -1,7 +1,7 @@
-//! From a complete request to a job that runs.
+//! From a complete request to a running job.
 //!
-//! Whatever can be wrong with a request is found here, before the engine gets it: the body, the
-//! model, the key's tokens per minute. What follows the job is in [`super::running`].
+//! All errors of a request are found here, before the engine gets it: in the body, the model, the
+//! key's tokens per minute. [`super::running`] handles the job's events.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::running::{Delivery, Running, Work};
 /// The name by which a request asks for the loaded model, whichever it is.
 const MODEL_ALIAS: &str = "default";
 
-/// Turns a complete request into a job, or responds with the reason why not.
+/// Turns a complete request into a job, or responds why not.
 pub fn generate(
     desk: &mut Desk,
     admitted: Admitted,
@@ -51,7 +51,7 @@ fn submit(
         return Err(refusal(Refused::Draining));
     }
     let mut asked = read(desk, call, incoming)?;
-    // While the model is not known, the engine refuses the job, so its defaults do not matter.
+    // While the model is unknown, the engine refuses the job, so its defaults do not matter.
     let model = desk.model();
     check_model(model, asked.model.as_deref())?;
     let max_tokens = asked.complete(model.map(|model| model.defaults).unwrap_or_default());
@@ -93,7 +93,7 @@ fn submit(
     })
 }
 
-/// Reads the request as its API writes it.
+/// Reads the request in the format of its API.
 fn read(desk: &Desk, call: &Call, incoming: Incoming<'_>) -> Result<Asked, ApiError> {
     desk.dialect(call.surface()).read(&Received {
         call,
@@ -104,7 +104,7 @@ fn read(desk: &Desk, call: &Call, incoming: Incoming<'_>) -> Result<Asked, ApiEr
     })
 }
 
-/// Refuses a model that is not the loaded one. While none is known, the engine refuses the job.
+/// Refuses a model other than the loaded one. While it is unknown, the engine refuses the job.
 fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiError> {
     match (model, name) {
         (None, _) | (_, None | Some(MODEL_ALIAS)) => Ok(()),
@@ -117,7 +117,7 @@ fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiE
     }
 }
 
-/// The catalogue's error for a job that the engine refused.
+/// Returns the engine's refusal as an error of the catalogue.
 fn refusal(refused: Refused) -> ApiError {
     let error = |code, message: &str| ApiError::new(code, message);
     match refused {

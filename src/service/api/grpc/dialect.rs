@@ -1,4 +1,4 @@
-//! gRPC's dialect: messages behind prefixes, and the status in trailers.
+//! gRPC's dialect: messages after prefixes, and the status in trailers.
 
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{self, Encoding, Terms, status};

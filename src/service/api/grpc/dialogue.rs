@@ -40,8 +40,8 @@ pub fn send_message(
     buffer.body.len() as u64
 }
 
-/// Ends a response of any number of messages, and closes the request. `bytes`: 0 where the head is
-/// still to come.
+/// Ends a response of any number of messages, and closes the request. `bytes` is 0 if the head has
+/// not been sent yet.
 pub fn end(
     desk: &mut Desk,
     call: &Call,
@@ -57,8 +57,8 @@ pub fn end(
     let outcome = match error {
         None => Outcome::Answered { status: 200, bytes },
         Some(error) => Outcome::Failed {
-            // As in `Desk::fail`: an error before the first message has the status that it has
-            // elsewhere.
+            // As in `Desk::fail`: an error before the first message has the status that it has over
+            // REST.
             status: if bytes > 0 { 200 } else { error.code.status() },
             bytes,
             code: error.code,

@@ -1,9 +1,9 @@
-//! gRPC's health checks: what `/readyz` reports, asked for once or watched.
+//! gRPC's health checks: the state of `/readyz`, asked for once or watched.
 //!
-//! A watch is an exchange without a job. It looks at the engine at an interval, because a reactor
-//! is not told that a model is loaded, and sends a message when the state has changed. A drain ends
-//! it, so that the client watches another daemon. So does its age: a watch takes no key, and holds
-//! a connection's place.
+//! A watch is an exchange without a job. It checks the engine at an interval, because a reactor is
+//! not notified when a model is loaded, and sends a message when the state has changed. A drain
+//! ends it, so that the client watches another daemon. So does its age: a watch needs no key, and
+//! occupies a connection's place.
 
 use crate::core::Moment;
 use crate::engine::State;
@@ -51,7 +51,7 @@ impl Watch {
     }
 }
 
-/// `Check`: the state now.
+/// `Check`: responds with the present state.
 pub fn check(desk: &mut Desk, call: &Call, body: &[u8], wire: &mut Wire<'_>) {
     match read_request(desk, call, body) {
         Ok(asked) if SERVICES.contains(&&*asked.service) => {
@@ -66,7 +66,7 @@ pub fn check(desk: &mut Desk, call: &Call, body: &[u8], wire: &mut Wire<'_>) {
     }
 }
 
-/// `Watch`: the state now, and each change of it. `None`: the response is complete.
+/// `Watch`: sends the present state, and each change of it. `None`: the response is complete.
 pub fn watch(desk: &mut Desk, call: Call, body: &[u8], wire: &mut Wire<'_>) -> Option<Watch> {
     let asked = match read_request(desk, &call, body) {
         Ok(asked) => asked,
@@ -91,7 +91,7 @@ pub fn watch(desk: &mut Desk, call: Call, body: &[u8], wire: &mut Wire<'_>) -> O
     }
 }
 
-/// Sends the state if it has changed. Called at [`Watch::next_deadline`].
+/// Sends the state if it has changed. Must be called at [`Watch::next_deadline`].
 pub fn handle_deadline(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) -> Flow {
     let (is_over, has_expired) = (wire.now >= watch.ends, wire.now >= watch.expires);
     if wire.now >= watch.look_at || is_over || has_expired {
@@ -139,7 +139,7 @@ fn read_request(desk: &Desk, call: &Call, body: &[u8]) -> Result<HealthCheckRequ
     decode(&message, "grpc.health.v1.HealthCheckRequest")
 }
 
-/// The error of a stream that was open for as long as one may be.
+/// The error of a stream that was open for as long as allowed.
 pub fn expired() -> ApiError {
     let seconds = limits::JOBLESS_STREAM_AGE_MAX.as_secs();
     let message = format!("a stream like this may stay open for {seconds} s; open another one");

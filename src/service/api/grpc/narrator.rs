@@ -82,7 +82,7 @@ impl Pieces for Chunks {
         self.code.as_str().to_owned()
     }
 
-    /// HTTP/2 has pings of its own.
+    /// HTTP/2 has its own pings.
     fn ping(&self) -> Option<fn(&mut Vec<u8>)> {
         None
     }

@@ -25,10 +25,10 @@ pub struct Dialogue {
     questions: Decoder,
     /// How many requests there were.
     count: u32,
-    /// The client's last byte has come.
+    /// The client has ended its side.
     is_over: bool,
-    /// When to look again: soon where questions wait for room in the output, else at an interval,
-    /// because a reactor's exchanges are not told of a drain.
+    /// When to check again: soon if questions wait for room in the output, otherwise at an
+    /// interval, because a drain is not announced to a reactor's exchanges.
     look_at: Moment,
     /// The client's own deadline, or the longest time that a stream may last.
     ends: Moment,
@@ -85,7 +85,7 @@ pub fn handle_data(
     respond(desk, dialogue, wire)
 }
 
-/// Called at [`Dialogue::next_deadline`].
+/// Must be called at [`Dialogue::next_deadline`].
 pub fn handle_deadline(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire<'_>) -> Flow {
     if wire.now >= dialogue.ends {
         let error = match dialogue.has_own_deadline {

@@ -1,7 +1,7 @@
-//! The bounds of a generation's fields, and what is said where one is not kept.
+//! The bounds of a generation's fields, and the errors of values outside them.
 //!
 //! Shared by the JSON form and the Protobuf form of a request, so that both have the same bounds
-//! and the same sentences.
+//! and the same messages.
 
 use std::time::Duration;
 

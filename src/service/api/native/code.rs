@@ -1,4 +1,4 @@
-//! The program within what the model writes, as it grows.
+//! The program within the model's output, as it grows.
 
 use crate::engine::code::Extractor;
 
@@ -25,21 +25,21 @@ impl CodeStream {
         self.code.push_str(&self.extractor.push(text));
     }
 
-    /// The model's last text: no line is held back any more.
+    /// Takes the model's last text: no line is held back any more.
     pub fn end(&mut self, text: &str) {
         self.push(text);
-        // Ending takes the extractor apart; an unused one takes its place.
+        // Ending consumes the extractor; an unused one takes its place.
         let extractor = std::mem::replace(&mut self.extractor, Extractor::new(None));
         self.code.push_str(&extractor.finish());
     }
 
-    /// The code that no call has returned before.
+    /// Returns the code that no call has returned before.
     pub fn take(&mut self) -> &str {
         let start = std::mem::replace(&mut self.taken, self.code.len());
         &self.code[start..]
     }
 
-    /// All the code so far.
+    /// Returns all the code so far.
     pub fn as_str(&self) -> &str {
         &self.code
     }

@@ -105,8 +105,9 @@ impl Dialect for Native {
     }
 }
 
-/// The body's `stream` decides; where it is absent, `Accept` does. Clients of the OpenAI API send
-/// `stream: true` beside `Accept: application/json`, so the two cannot be required to agree.
+/// Decides whether to stream: by the body's `stream`, or if it is absent by `Accept`. Clients of
+/// the OpenAI API send `stream: true` with `Accept: application/json`, so the two cannot be
+/// required to agree.
 fn wants_stream(asked: &GenerateRequest, call: &Call) -> Result<bool, ApiError> {
     match (call.representation, asked.stream) {
         (Representation::Protobuf, Some(true)) => Err(no_stream()),
@@ -132,9 +133,9 @@ fn check_media_types(call: &Call) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A body where none belongs is a misunderstanding, and is refused rather than skipped. A chunked
-/// body may turn out to be empty, which is no content (RFC 9112, section 6.3): the limit of 0 bytes
-/// refuses the others.
+/// Refuses a body where the route takes none, because the client has misunderstood something. A
+/// chunked body may turn out to be empty, which counts as no body (RFC 9112, section 6.3): the
+/// limit of 0 bytes refuses the others.
 fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
     let length = request.header("content-length").map_or("0", str::trim);
     if length.bytes().all(|digit| digit == b'0') {

@@ -1,4 +1,4 @@
-//! How the native API writes the response of a generation: one object, or server-sent events.
+//! Writes the native API's response of a generation: one object, or server-sent events.
 
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ use super::error::ErrorBody;
 use super::protobuf::response_of;
 use super::selection::{GenerationObject, Selection};
 
-/// What one request asks of its response.
+/// The form of one response.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub selection: Selection,
@@ -25,7 +25,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The members that were chosen, of a generation whose program is `code`.
+    /// Returns the selected members of a generation whose program is `code`.
     pub fn object<'a>(
         &self,
         code: &'a str,

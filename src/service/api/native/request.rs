@@ -44,7 +44,7 @@ pub struct GenerateRequest {
     pub cache: CacheMode,
 }
 
-/// What the client wants of a cache of responses. Nothing is cached yet, so every mode generates.
+/// The client's wish for a cache of responses. Nothing is cached yet, so every mode generates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {
     #[default]

@@ -1,4 +1,4 @@
-//! The members of a generation's response, and `?fields=`, which chooses among them.
+//! The members of a generation's response, and `?fields=`, which selects among them.
 
 use crate::engine::Usage;
 use crate::error::{ApiError, ErrorCode};
@@ -132,7 +132,7 @@ fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
         usage.completion_tokens.into(),
     );
     push_number(object.member("total_tokens"), total.into());
-    // Not computed again: a shared prefix, or a retry.
+    // Tokens that were already computed: a shared prefix, or a retry.
     let mut details = Object::begin(object.member("prompt_tokens_details"));
     push_number(details.member("cached_tokens"), usage.cached_tokens.into());
     details.end();
