@@ -78,12 +78,14 @@ impl Listen {
     }
 
     pub(crate) const EXPECTED: &'static str = "an address such as \"127.0.0.1:8080\", \
-        \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", with \"tls:\", \"clear:\" or \
-        \"proxy:\" before it if need be";
+                                               \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \
+                                               \"fd:NAME\", optionally with \"tls:\", \"clear:\" \
+                                               or \"proxy:\" before it";
 
     /// Other programs write an abstract socket (unix(7)) as a name that begins with `@`.
-    const EXPECTED_PATH: &'static str = "the path of a file: an abstract socket has no mode, so \
-        every user of this machine could connect (a file of this name is \"unix:./@NAME\")";
+    const EXPECTED_PATH: &'static str = "the path of a file; every user of this machine could \
+                                         connect to an abstract socket (for a file of this name \
+                                         write \"unix:./@NAME\")";
 
     /// Returns better advice about this text than [`Listen::EXPECTED`], if there is any.
     pub(crate) fn advice(text: &str) -> Option<&'static str> {

@@ -58,7 +58,7 @@ pub fn contradictions(running: &Config, fresh: &Config) -> Vec<String> {
     let describe = |finding: Finding| {
         let keys: Vec<_> = finding.keys.iter().filter(waits).copied().collect();
         format!(
-            "{}; a reload does not change {}: restart the daemon",
+            "{}; a reload does not change {}, so restart the daemon",
             finding.message,
             keys.join(" and ")
         )
@@ -135,8 +135,9 @@ mod tests {
         let found = contradictions(&running, &fresh);
         assert_eq!(found.len(), 1);
         assert!(
-            found[0].contains("auth.enabled is false and server.listen has \"0.0.0.0:80\"")
-                && found[0].ends_with("a reload does not change server.listen: restart the daemon"),
+            found[0].contains("auth.enabled is false, but server.listen has \"0.0.0.0:80\"")
+                && found[0]
+                    .ends_with("a reload does not change server.listen, so restart the daemon"),
             "{found:?}"
         );
         let mut fresh = listening("tls:0.0.0.0:80");

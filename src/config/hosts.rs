@@ -17,7 +17,7 @@ impl Hosts {
     pub(crate) const EXAMPLE: &'static str = "gpu.example";
 
     pub(crate) const EXPECTED: &'static str =
-        "a host name such as \"gpu.example\" or an address, without a scheme or a port";
+        "a host name such as \"gpu.example\" or an address, without scheme and port";
 
     /// Returns whether this text is allowed in the list.
     pub(crate) fn takes(text: &str) -> bool {

@@ -98,7 +98,7 @@ impl Draft {
             let message = match candidate.named_by {
                 None if missing => continue,
                 None => format!("cannot be read: {error}"),
-                Some(by) => format!("cannot be read: {error}; the file is named by {by}"),
+                Some(by) => format!("cannot be read: {error}; {by} names this file"),
             };
             self.elsewhere
                 .push(Problem::new(printable_path(&candidate.path), message));
@@ -276,7 +276,7 @@ impl Draft {
             self.origins.insert(key.path, origin);
         } else {
             // A row whose kind and field disagree; its own test fails first.
-            let message = format!("{} cannot hold this value; this is a bug", key.path);
+            let message = format!("{} cannot hold this value (a bug)", key.path);
             self.elsewhere.push(Problem::new("schema", message));
         }
     }
@@ -414,11 +414,11 @@ fn unknown_at_top(name: &str, is_section: bool) -> String {
         Some(key) => {
             let section = key.path.rsplit_once('.').unwrap_or_default().0;
             format!(
-                "{shown} stands in no section; did you mean {} in [{section}]?",
+                "key {shown} is outside any section; did you mean {} in [{section}]?",
                 key.name
             )
         }
-        None => format!("{shown} stands in no section and is no key of any"),
+        None => format!("unknown key {shown} outside any section"),
     }
 }
 

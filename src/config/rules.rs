@@ -54,7 +54,7 @@ fn unguarded(config: &Config) -> Option<Finding> {
     (!config.auth.enabled).then(|| Finding {
         keys: &["auth.enabled", "server.listen"],
         message: format!(
-            "auth.enabled is false and server.listen has \"{exposed}\"; without keys every \
+            "auth.enabled is false, but server.listen has \"{exposed}\"; without keys every \
              address must be a loopback address or a Unix socket"
         ),
     })
@@ -95,8 +95,8 @@ fn journald_file(config: &Config) -> Option<Finding> {
     let both = config.log.format == LogFormat::Journald && config.log.file.is_some();
     both.then(|| Finding {
         keys: &["log.file", "log.format"],
-        message: "log.file is set and log.format is \"journald\", which writes to no file; \
-                  expected \"text\" or \"json\", or no file"
+        message: "log.file is set, but log.format = \"journald\" writes to the journal; set \
+                  log.format to \"text\" or \"json\", or remove log.file"
             .to_owned(),
     })
 }
@@ -106,9 +106,9 @@ fn unpaired_keys(config: &Config) -> Option<Finding> {
     (keys != 0 && keys != certificates).then(|| Finding {
         keys: &["server.tls.keys", "server.tls.certificates"],
         message: format!(
-            "server.tls.keys has {keys} files and server.tls.certificates {certificates}; \
-             expected as many, in the same order, or none where each certificate's file holds its \
-             key too"
+            "server.tls.keys has {keys} files, but server.tls.certificates has {certificates}; \
+             expected the same number in the same order, or no keys if each certificate's file \
+             holds its key"
         ),
     })
 }
@@ -119,7 +119,7 @@ fn tls_without_certificate(config: &Config) -> Option<Finding> {
     config.tls.certificates.is_empty().then(|| Finding {
         keys: &["server.listen", "server.tls.certificates"],
         message: format!(
-            "server.listen has \"{listener}\" and server.tls.certificates is empty; TLS needs a \
+            "server.listen has \"{listener}\", but server.tls.certificates is empty; TLS needs a \
              certificate"
         ),
     })
@@ -130,8 +130,8 @@ fn clients_without_authority(config: &Config) -> Option<Finding> {
     (asked && config.tls.client_ca.is_none()).then(|| Finding {
         keys: &["server.tls.client_certificates", "server.tls.client_ca"],
         message: format!(
-            "server.tls.client_certificates is {:?} and server.tls.client_ca names no file; \
-             expected the PEM file of the authorities that sign clients' certificates",
+            "server.tls.client_certificates is {:?}, but server.tls.client_ca is empty; set it to \
+             the PEM file of the authorities that sign clients' certificates",
             word(config.tls.client_certificates)
         ),
     })
@@ -148,8 +148,8 @@ fn clients_not_asked(config: &Config) -> Option<Finding> {
     off.then(|| Finding {
         keys,
         message: format!(
-            "{} is set and server.tls.client_certificates is \"off\": no client is asked for a \
-             certificate; expected \"optional\" or \"required\"",
+            "{} is set, but server.tls.client_certificates is \"off\", so no client sends a \
+             certificate; set it to \"optional\" or \"required\"",
             keys[0]
         ),
     })
@@ -163,9 +163,9 @@ fn clear_text_beside_required(config: &Config) -> Option<Finding> {
     required.then(|| Finding {
         keys: &["server.tls.client_certificates", "server.listen"],
         message: format!(
-            "server.tls.client_certificates is \"required\" and server.listen has \"{listener}\", \
-             which takes clear text, where no certificate can be asked for; put \"tls:\" before \
-             every address, or ask with \"optional\""
+            "server.tls.client_certificates is \"required\", but server.listen has \"{listener}\", \
+             which accepts clear text without a certificate; put \"tls:\" before every address, or \
+             use \"optional\""
         ),
     })
 }
@@ -178,8 +178,8 @@ fn proxied_without_proxies(config: &Config) -> Option<Finding> {
     proxies.is_empty().then(|| Finding {
         keys: &["server.listen", "server.trusted_proxies"],
         message: format!(
-            "server.listen has \"{listener}\" and server.trusted_proxies is empty, so every \
-             connection would be refused; name the proxies' addresses there"
+            "server.listen has \"{listener}\", but server.trusted_proxies is empty, so every \
+             connection would be refused; add the proxies' addresses to server.trusted_proxies"
         ),
     })
 }
@@ -190,8 +190,8 @@ fn certificates_unused(config: &Config) -> Option<Finding> {
     let is_clear = listeners.all(|listen| listen.security == Security::Clear);
     (is_clear && !config.tls.certificates.is_empty()).then(|| Finding {
         keys: &["server.tls.certificates", "server.listen"],
-        message: "server.tls.certificates is set and every address in server.listen begins with \
-                  \"clear:\": TLS is spoken nowhere"
+        message: "server.tls.certificates is set, but every address in server.listen begins with \
+                  \"clear:\", so TLS is never used"
             .to_owned(),
     })
 }
@@ -201,8 +201,8 @@ fn everybody_trusted(config: &Config) -> Option<Finding> {
     Some(Finding {
         keys: &["server.trusted_proxies"],
         message: format!(
-            "server.trusted_proxies has \"{network}\": every client may choose the address that it \
-             is limited and logged under"
+            "server.trusted_proxies has \"{network}\", so every client may choose the address \
+             under which it is limited and logged"
         ),
     })
 }
@@ -210,7 +210,7 @@ fn everybody_trusted(config: &Config) -> Option<Finding> {
 fn open_door(config: &Config) -> Option<Finding> {
     (!config.auth.enabled).then(|| Finding {
         keys: &["auth.enabled"],
-        message: "auth.enabled is false: everybody on this machine may generate without a key"
+        message: "auth.enabled is false: every user of this machine may generate without a key"
             .to_owned(),
     })
 }
@@ -219,7 +219,7 @@ fn echo(config: &Config) -> Option<Finding> {
     (config.engine.kind == EngineKind::Echo).then(|| Finding {
         keys: &["engine.kind"],
         message: format!(
-            "engine.kind is {:?}: every answer is the same fixed program, made by no model",
+            "engine.kind is {:?}: every response is the same fixed program and no model runs",
             word(config.engine.kind)
         ),
     })
@@ -230,7 +230,8 @@ fn wide_chunk(config: &Config) -> Option<Finding> {
     (context != 0 && chunk > context).then(|| Finding {
         keys: &["engine.prefill_chunk", "engine.context"],
         message: format!(
-            "engine.prefill_chunk is {chunk} and engine.context {context}: no prompt fills a chunk"
+            "engine.prefill_chunk is {chunk}, but engine.context is {context}, so no prompt fills \
+             a chunk"
         ),
     })
 }
@@ -279,11 +280,7 @@ mod tests {
         config.tls.client_certificates = ClientCertificates::Optional;
         assert_eq!((errors(&config), warnings(&config)), (vec![], vec![]));
         config.server.listen = vec![Listen::parse("clear:127.0.0.1:1").expect("an address")];
-        assert!(
-            warnings(&config)[0]
-                .message
-                .ends_with("TLS is spoken nowhere")
-        );
+        assert!(warnings(&config)[0].message.ends_with("TLS is never used"));
     }
 
     #[test]

@@ -80,9 +80,10 @@ enum Pattern {
 impl ClientKey {
     pub(crate) const EXAMPLE: &'static str = "dns:agent.example = key_5f0c92ab61d7";
 
-    pub(crate) const EXPECTED: &'static str = "a name and a key such as \
-        \"dns:agent.example = key_5f0c92ab61d7\", the name being dns:, uri:, email:, cn: or \
-        sha256: and 64 hexadecimal digits";
+    pub(crate) const EXPECTED: &'static str = "a name and a key such as \"dns:agent.example = \
+                                               key_5f0c92ab61d7\"; the name begins with dns:, \
+                                               uri:, email: or cn:, or is sha256: and 64 \
+                                               hexadecimal digits";
 
     /// Parses the written form; see [`ClientKey::EXPECTED`].
     pub fn parse(text: &str) -> Option<ClientKey> {
@@ -162,7 +163,7 @@ impl CredentialPath<'_> {
         let Some(folder) = folder else {
             return Err(format!(
                 "{text}: $CREDENTIALS_DIRECTORY is not set; add LoadCredential={name}:/path to the \
-                 unit, or name the file itself"
+                 unit, or use the path of the file"
             ));
         };
         // A credential's name is a plain file name and leads nowhere else.

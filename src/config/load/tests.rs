@@ -93,11 +93,11 @@ fn every_mistake_has_its_place_and_what_is_expected() {
         ),
         (
             "lisen = []",
-            "a.toml:1:1: lisen stands in no section; did you mean listen in [server]?",
+            "a.toml:1:1: key lisen is outside any section; did you mean listen in [server]?",
         ),
         (
             "zzzzzz = 1",
-            "a.toml:1:1: zzzzzz stands in no section and is no key of any",
+            "a.toml:1:1: unknown key zzzzzz outside any section",
         ),
         (
             "[server.tls]\nkeyz = []",
@@ -114,8 +114,8 @@ fn every_mistake_has_its_place_and_what_is_expected() {
         (
             "[server.tls]\nclient_keys = [\"cn:a\"]",
             "a.toml:2:16: server.tls.client_keys[0] is \"cn:a\"; expected a name and a key such as \
-             \"dns:agent.example = key_5f0c92ab61d7\", the name being dns:, uri:, email:, cn: or \
-             sha256: and 64 hexadecimal digits",
+             \"dns:agent.example = key_5f0c92ab61d7\"; the name begins with dns:, uri:, email: or \
+             cn:, or is sha256: and 64 hexadecimal digits",
         ),
         (
             "\n[server]\n  lisen = []",
@@ -210,7 +210,7 @@ fn every_mistake_has_its_place_and_what_is_expected() {
             "[server]\nlisten = [\n  \"127.0.0.1:80\",\n  \"localhost\",\n]",
             "a.toml:4:3: server.listen[1] is \"localhost\"; expected an address such as \
              \"127.0.0.1:8080\", \"[::1]:8080\", \"unix:/run/autoglmd.sock\" or \"fd:NAME\", \
-             with \"tls:\", \"clear:\" or \"proxy:\" before it if need be",
+             optionally with \"tls:\", \"clear:\" or \"proxy:\" before it",
         ),
         (
             "[server]\nlisten = [\"[::1]:1\", \"[::1]:1\"]",
@@ -218,7 +218,7 @@ fn every_mistake_has_its_place_and_what_is_expected() {
         ),
         (
             "[auth]\nenabled = false\n[server]\nlisten = [\"0.0.0.0:80\"]",
-            "a.toml:2:11: auth.enabled is false and server.listen has \"0.0.0.0:80\"; \
+            "a.toml:2:11: auth.enabled is false, but server.listen has \"0.0.0.0:80\"; \
              without keys every address must be a loopback address or a Unix socket",
         ),
         (
@@ -232,8 +232,8 @@ fn every_mistake_has_its_place_and_what_is_expected() {
         ),
         (
             "[log]\nformat = \"journald\"\nfile = \"/a\"",
-            "a.toml:3:8: log.file is set and log.format is \"journald\", which writes to no file; \
-             expected \"text\" or \"json\", or no file",
+            "a.toml:3:8: log.file is set, but log.format = \"journald\" writes to the journal; set \
+             log.format to \"text\" or \"json\", or remove log.file",
         ),
     ];
     for (text, message) in table {
@@ -413,7 +413,7 @@ fn a_named_file_must_exist_and_an_unnamed_one_need_not() {
         "{found:?}"
     );
     assert!(
-        found[0].ends_with("; the file is named by --config"),
+        found[0].ends_with("; --config names this file"),
         "{found:?}"
     );
 
