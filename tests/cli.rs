@@ -90,7 +90,7 @@ fn wrong_flags_exit_with_64_and_are_named() {
         (&["key"], "Usage"),
         (
             &["key", "create", "--scopes", "root"],
-            "generate, admin and metrics",
+            "generate, admin or metrics",
         ),
         (&["key", "create", "--rate", "-1"], "-1"),
         (&["key", "create", "--expires", "soon"], "30d"),
@@ -123,7 +123,7 @@ fn wrong_flags_exit_with_64_and_are_named() {
         ),
         (
             &["generate", "x", "--url", "unix:@name"],
-            "no abstract sockets",
+            "abstract sockets",
         ),
         (&["generate", "x", "--timeout", "10"], "30s"),
         (&["generate", "x", "--key", "two words"], "key create"),
@@ -520,7 +520,11 @@ fn errors_are_printed_with_their_code_and_the_way_out() {
     }
     let (url, _server) = start_server(whole("502 Bad Gateway", "text/html", "<h1>no</h1>"));
     let ran = home.run(&["generate", "x", "--url", &url]).expect(69);
-    assert!(ran.err.contains("the server answers 502"), "{}", ran.err);
+    assert!(
+        ran.err.contains("the server responded with status 502"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -535,7 +539,7 @@ fn an_error_in_the_middle_of_a_stream_is_an_error() {
     let (url, _server) = start_server(events(&[("delta", r#"{"text":"a"}"#)]));
     let ran = home.run(&["generate", "x", "--url", &url]).expect(74);
     assert!(
-        ran.err.contains("before the answer was complete"),
+        ran.err.contains("before the response was complete"),
         "{}",
         ran.err
     );

@@ -130,5 +130,5 @@ fn catalogue_and_import_print_what_they_know() {
     let output = offline(home.path(), &["model", "import", file, name[0], name[1]]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(64), "{said}");
-    assert!(said.contains("give it another --name"), "{said}");
+    assert!(said.contains("choose another --name"), "{said}");
 }

@@ -237,7 +237,7 @@ mod faults {
                 return;
             }
         };
-        told("stalled: no step of the engine");
+        told("stalled: no progress of the engine");
         told("the engine hangs");
         assert_eq!(daemon.wait().code(), Some(70));
         daemon.wait_for_log(0, "the engine hangs: no sign of life");

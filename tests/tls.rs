@@ -643,7 +643,7 @@ fn a_reload_grants_no_access_that_a_restart_would_deny() {
         ),
     ] {
         std::fs::write(&file, changed).expect("the file");
-        house.reload("a reload does not change server.listen: restart the daemon");
+        house.reload("a reload does not change server.listen, so restart the daemon");
         let port = house.daemon.address().port();
         let mut connection = Connection::tcp(([127, 0, 0, 1], port).into()).expect("TCP");
         connection.exchange(GET.as_bytes()).expect(200);
@@ -663,7 +663,7 @@ fn a_required_certificate_beside_clear_text_is_refused() {
         let output = house.daemon.run(&arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("which takes clear text"), "{said}");
+        assert!(said.contains("which accepts clear text"), "{said}");
     }
 }
 
@@ -764,7 +764,7 @@ fn a_listener_speaks_only_the_protocols_of_its_rule() {
     let answer = connection.exchange(GET.as_bytes());
     assert_eq!(answer.head.status, 400);
     assert!(
-        answer.text().contains("only TLS is spoken on this address"),
+        answer.text().contains("this address accepts only TLS"),
         "{}",
         answer.text()
     );

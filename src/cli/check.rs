@@ -82,7 +82,7 @@ fn accept(loaded: &Loaded, show: bool, out: &mut dyn Write, err: &mut dyn Write)
     match (show, &loaded.file) {
         (true, _) => write!(out, "{}", config::show(loaded)),
         (false, Some(file)) => writeln!(out, "{}: good", file.display()),
-        (false, None) => writeln!(out, "no file: the defaults are in force; good"),
+        (false, None) => writeln!(out, "no configuration file; the defaults are in force"),
     }
 }
 

@@ -35,7 +35,10 @@ impl Target {
     pub fn parse(text: &str) -> Result<Target, String> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return match path.starts_with('@') {
-                true => Err("expected unix:/PATH; the daemon has no abstract sockets".to_owned()),
+                true => Err(
+                    "expected unix:/PATH; the daemon does not listen on abstract sockets"
+                        .to_owned(),
+                ),
                 false => Ok(Target::Unix(path.into())),
             };
         }
@@ -142,7 +145,7 @@ fn connect(target: &Target, patience: Duration) -> io::Result<Box<dyn Socket>> {
 
 /// Tries each address of a name: `localhost` may be `::1` while the daemon listens on `127.0.0.1`.
 fn dial(address: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, limits::CLIENT_CONNECT_TIMEOUT) {
             Ok(socket) => return Ok(socket),

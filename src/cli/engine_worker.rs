@@ -33,10 +33,10 @@ pub struct EngineWorker {
 
 impl EngineWorker {
     pub fn run(self) -> Result<(), Code> {
-        let kv_type = self
-            .kv_type
-            .as_deref()
-            .map(|name| kv_type(name).ok_or_else(|| fail(exit::USAGE, "--kv-type is f16 or q8_0")));
+        let kv_type = self.kv_type.as_deref().map(|name| {
+            kv_type(name)
+                .ok_or_else(|| fail(exit::USAGE, "unknown --kv-type; expected f16 or q8_0"))
+        });
         let kv_type = kv_type.transpose()?;
         let bytes = fs::metadata(&self.prove).map_or(0, |metadata| metadata.len());
         let for_bytes = bytes / engine_limits::PROOF_BYTES_PER_CPU_SECOND;

@@ -204,7 +204,7 @@ impl Generate {
         input: &[u8],
     ) -> Result<(), Code> {
         let Some(language) = language.or(answer.language.as_deref()) else {
-            let reason = "the program's language is not known; name it with --language";
+            let reason = "the program's language is unknown; set it with --language";
             return Err(fail(exit::USAGE, reason));
         };
         let recipe = execution::recipe(language)?;
@@ -269,7 +269,8 @@ impl Generate {
     fn unreachable(&self, error: &io::Error) -> Code {
         let hint = match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
-                "; is the daemon running? `autoglmd serve` starts it, --url says where it is"
+                "; is the daemon running? Start it with `autoglmd serve`, or set its address with \
+                 --url"
             }
             _ => "",
         };
@@ -310,11 +311,11 @@ impl End {
             End::Broken(error) => match error.kind() {
                 io::ErrorKind::UnexpectedEof => fail(
                     exit::IO,
-                    format_args!("{url}: the connection ended before the answer was complete"),
+                    format_args!("{url}: the connection ended before the response was complete"),
                 ),
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => fail(
                     exit::TEMPORARY,
-                    format_args!("{url}: the daemon is silent for too long"),
+                    format_args!("{url}: the daemon sent nothing for too long"),
                 ),
                 _ => fail(exit::IO, format_args!("{url}: {error}")),
             },
@@ -422,7 +423,7 @@ fn refusal(status: u16, text: &str) -> End {
         Ok(wrapped) => wrapped.error,
         // Not our daemon, or a proxy before it.
         Err(_) => Refusal {
-            message: format!("the server answers {status}"),
+            message: format!("the server responded with status {status}"),
             ..Refusal::default()
         },
     }))
@@ -463,11 +464,11 @@ impl Refusal {
 fn way_out(code: ErrorCode) -> Option<&'static str> {
     match code {
         ErrorCode::MissingCredentials => Some(
-            "give a key with --key or AUTOGLMD_KEY; `autoglmd key create` makes one, and \
-             --state-dir says where the bootstrap key is",
+            "set a key with --key or AUTOGLMD_KEY (`autoglmd key create` makes one), or the folder \
+             of the bootstrap key with --state-dir",
         ),
-        ErrorCode::GenerationTimeout => Some("give it a longer --timeout"),
-        ErrorCode::DeadlineUnmeetable => Some("give it a longer --timeout, or try later"),
+        ErrorCode::GenerationTimeout => Some("use a longer --timeout"),
+        ErrorCode::DeadlineUnmeetable => Some("use a longer --timeout, or try again later"),
         ErrorCode::ContextLengthExceeded => Some("shorten the prompt, or lower --max-tokens"),
         _ => None,
     }
@@ -485,7 +486,7 @@ fn exit_code(code: ErrorCode) -> Code {
 
 fn note_cut(answer: &Answer) {
     if answer.finish_reason.as_deref() == Some("length") {
-        note("note: the answer was cut at its longest length; --max-tokens allows more");
+        note("note: the program was cut off at the token limit; raise --max-tokens");
     }
 }
 
@@ -509,13 +510,13 @@ fn read_prompt(prompt: String) -> Result<String, Code> {
         Ok(_) if text.len() as u64 > limits::CLIENT_PROMPT_BYTES_MAX => Err(fail(
             exit::DATA,
             format_args!(
-                "stdin: more than {most} bytes",
+                "stdin: the prompt is longer than {most} bytes",
                 most = limits::CLIENT_PROMPT_BYTES_MAX
             ),
         )),
         Ok(_) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(fail(exit::DATA, "stdin: this is not UTF-8"))
+            Err(fail(exit::DATA, "stdin: the prompt is not UTF-8"))
         }
         Err(error) => Err(fail(exit::IO, format_args!("stdin: {error}"))),
     }

@@ -140,7 +140,7 @@ impl Rotate {
                 "the old secret works until {}",
                 times::show(now.saturating_add(grace))
             ),
-            None => "the old secret works no more".to_owned(),
+            None => "the old secret no longer works".to_owned(),
         });
         Ok(())
     }
@@ -151,8 +151,8 @@ fn refuse_discarded_stdout() -> Result<(), Code> {
     match stdout_is_discarded() {
         true => Err(fail(
             exit::IO,
-            "stdout is closed or /dev/null, and the key is shown there once; send it to a file or \
-             a variable: KEY=$(autoglmd key create)",
+            "stdout is closed or /dev/null, but the key is printed there, once; redirect it to a \
+             file or a variable: KEY=$(autoglmd key create)",
         )),
         false => Ok(()),
     }
@@ -167,19 +167,19 @@ fn hand_over(store: &mut dyn Store, record: &KeyRecord, secret: &Secret) -> Resu
         "{}: scopes {}, expires: {end}",
         record.id, record.scopes
     ));
-    note("keep the key above: it is not shown again");
+    note("keep the key above; it is not shown again");
     Ok(())
 }
 
 fn withdraw(store: &mut dyn Store, id: &str) {
     match store.withdraw() {
-        Ok(true) => note("the new key was not shown, so it was taken back: nothing has changed"),
+        Ok(true) => note("the new key could not be shown and was removed; nothing has changed"),
         Ok(false) => note(format_args!(
-            "the new key of {id} was not shown; `autoglmd key rotate {id}` makes another"
+            "the new key of {id} could not be shown; make another with `autoglmd key rotate {id}`"
         )),
         Err(error) => note(format_args!(
-            "error: {error}; {id} has a key that was not shown: revoke it with \
-             `autoglmd key revoke {id}`"
+            "error: {error}; {id} has a key that was not shown; revoke it with `autoglmd key \
+             revoke {id}`"
         )),
     }
 }
@@ -188,7 +188,7 @@ fn revoke(store: &mut dyn Store, id: &str, now: u64) -> Result<(), Code> {
     note(
         match store.revoke(id, now).map_err(|error| explain(&error))? {
             Revoked::Now => format!("{id} is revoked"),
-            Revoked::Before(then) => format!("{id} was revoked already, at {}", times::show(then)),
+            Revoked::Before(then) => format!("{id} was already revoked, at {}", times::show(then)),
         },
     );
     Ok(())
@@ -201,7 +201,7 @@ fn list(store: &dyn Store, as_json: bool, now: u64) -> Result<(), Code> {
         return put(&format!("{:#}\n", serde_json::Value::from(keys)));
     }
     if keys.is_empty() {
-        note("there is no key yet; the daemon's first start makes one, and so does `key create`");
+        note("there is no key yet; start the daemon once, or run `autoglmd key create`");
         return Ok(());
     }
     let titles = [
@@ -216,7 +216,7 @@ fn to_row(key: &ListedKey, now: u64) -> Vec<String> {
     let record = &key.record;
     let bound = |bound: Option<u32>| match bound {
         None => "-".to_owned(),
-        Some(0) => "no bound".to_owned(),
+        Some(0) => "no limit".to_owned(),
         Some(bound) => bound.to_string(),
     };
     vec![
@@ -256,8 +256,8 @@ fn parse_name(text: &str) -> Result<String, String> {
     match is_seen && (1..=keys_limits::NAME_CHARACTERS_MAX).contains(&length) {
         true => Ok(text.to_owned()),
         false => Err(format!(
-            "expected 1 to {most} visible characters in one line, without spaces \
-             around them; leave --name out for a key without a name",
+            "expected 1 to {most} visible characters on one line, without leading or trailing \
+             spaces; omit --name for a key without a name",
             most = keys_limits::NAME_CHARACTERS_MAX
         )),
     }

@@ -195,7 +195,7 @@ fn import(models: &Models, flags: ImportFlags) -> Result<(), Code> {
         display.watch(step)
     });
     drop(display);
-    show_path(imported, "it is here already")
+    show_path(imported, "already present")
 }
 
 fn pull(models: &Models, flags: PullFlags) -> Result<(), Code> {
@@ -211,7 +211,7 @@ fn pull(models: &Models, flags: PullFlags) -> Result<(), Code> {
         models,
         &pull,
         &means,
-        "it is here already; --force fetches it again",
+        "already present; pass --force to download it again",
     )
 }
 
@@ -229,7 +229,7 @@ fn optimize(models: &Models, flags: OptimizeFlags) -> Result<(), Code> {
         models,
         &pull,
         &means,
-        "it is here already; --force makes it again",
+        "already present; pass --force to make it again",
     )
 }
 
@@ -259,7 +259,7 @@ fn list(models: &Models, as_json: bool) -> Result<(), Code> {
         return put(&format!("{:#}\n", serde_json::Value::from(files)));
     }
     if files.is_empty() {
-        note("no model is here yet; `autoglmd model pull` fetches the default one");
+        note("no model is stored yet; download the default one with `autoglmd model pull`");
         return Ok(());
     }
     let mut rows = vec![
@@ -306,13 +306,13 @@ fn verify(models: &Models, name: Option<String>) -> Result<(), Code> {
         let text = match verdict.map_err(|error| explain(&error))? {
             Verdict::Good { sha256 } => format!("{name}: good, SHA-256 {sha256}\n"),
             Verdict::Unknown { sha256 } => {
-                format!("{name}: nobody noted its checksum; SHA-256 {sha256}\n")
+                format!("{name}: no checksum is on record; SHA-256 {sha256}\n")
             }
             Verdict::Damaged { expected, found } => {
                 end = Err(exit::NO);
                 format!(
-                    "{name}: damaged: SHA-256 {found}, expected {expected}; \
-                     `autoglmd model pull --force` fetches it again\n"
+                    "{name}: damaged: SHA-256 is {found}, expected {expected}; download it again \
+                     with `autoglmd model pull --force`\n"
                 )
             }
         };
@@ -326,7 +326,7 @@ fn remove(models: &Models, name: &str) -> Result<(), Code> {
     let removed = models.remove(name, &mut |step| display.watch(step));
     drop(display);
     let bytes = removed.map_err(|error| explain(&error))?;
-    note(format_args!("{name} is deleted, {} are free", size(bytes)));
+    note(format_args!("deleted {name}; freed {}", size(bytes)));
     Ok(())
 }
 

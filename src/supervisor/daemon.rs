@@ -101,7 +101,7 @@ impl Daemon {
         self.household.look(&self.metrics, Instant::now());
         while self.parts.reactors.are_running() {
             if let Err(error) = self.wait() {
-                log::error!("the supervisor cannot wait: {error}");
+                log::error!("the supervisor's poll failed: {error}");
                 self.stop();
                 break;
             }
@@ -138,7 +138,7 @@ impl Daemon {
         if somebody_ended {
             self.parts.reactors.count_ends()?;
             if !self.is_ending() {
-                log::error!("a reactor has ended by itself: the daemon stops");
+                log::error!("a reactor ended unexpectedly; stopping the daemon");
                 self.stop();
             }
         }
@@ -158,13 +158,15 @@ impl Daemon {
                     self.parts.log.reopen();
                     match &self.loaded.config.log.file {
                         Some(path) => log::info!("SIGUSR1: reopened {}", path.display()),
-                        None => log::info!("SIGUSR1: log.file is not set, nothing is reopened"),
+                        None => {
+                            log::info!("SIGUSR1: log.file is not set; there is nothing to reopen")
+                        }
                     }
                 }
                 Ok(Some(signal @ (Signal::Terminate | Signal::Interrupt))) => {
                     self.handle_end_signal(signal, Instant::now());
                 }
-                Err(error) => return log::error!("reading a signal: {error}"),
+                Err(error) => return log::error!("cannot read a signal: {error}"),
             }
         }
     }
@@ -183,7 +185,7 @@ impl Daemon {
         let is_same_wish =
             signal != first && now.saturating_duration_since(at) < limits::SIGNALS_TOGETHER;
         if !is_same_wish {
-            log::warn!("second signal: ending at once");
+            log::warn!("second signal: exiting at once");
             self.stop();
         }
     }
@@ -192,7 +194,7 @@ impl Daemon {
         self.phase = Phase::Draining;
         let patience = self.loaded.config.server.drain_timeout;
         log::info!(
-            "draining: running requests have {} s to end",
+            "draining: running requests have {} s to finish",
             patience.as_secs_f32()
         );
         self.notifier.stopping("draining");
@@ -229,7 +231,7 @@ impl Daemon {
                 // A line break within a line of the log would be escaped.
                 let mut lines = why.lines();
                 let cause = lines.next().unwrap_or_default();
-                log::error!("the engine cannot start: {cause}");
+                log::error!("cannot start the engine: {cause}");
                 lines.for_each(|line| log::error!("{line}"));
                 self.begin_drain();
             }
@@ -245,12 +247,12 @@ impl Daemon {
         }
         let hung_after = self.loaded.config.engine.stall_timeout * limits::ENGINE_HUNG_STALLS;
         if let State::Failed(why) = self.parts.engine.state() {
-            log::error!("the engine has failed: {why}; the daemon ends");
+            log::error!("the engine has failed: {why}; stopping the daemon");
             return self.begin_drain();
         }
         if silent_for >= hung_after {
             let seconds = silent_for.as_secs();
-            log::error!("the engine hangs: no sign of life for {seconds} s; the process ends");
+            log::error!("the engine hangs: no sign of life for {seconds} s; ending the process");
             self.notifier.stopping("the engine hangs");
             self.phase = Phase::Hung;
             return self.stop();
@@ -266,8 +268,10 @@ impl Daemon {
         let model = self.parts.engine.model();
         let model = model.map_or_else(|| "no model".to_owned(), |model| model.id);
         let mut status = match self.parts.engine.state() {
-            State::Stalled { seconds } => format!("stalled: no step of the engine for {seconds} s"),
-            State::Loading { percent } => format!("loading {model} again, {percent} %"),
+            State::Stalled { seconds } => {
+                format!("stalled: no progress of the engine for {seconds} s")
+            }
+            State::Loading { percent } => format!("reloading {model}, {percent} %"),
             State::Failed(why) => format!("the engine has failed: {why}"),
             State::Ready => format!("serving {model}"),
         };
@@ -325,6 +329,6 @@ impl Daemon {
 /// A message that is sent again and again may be lost.
 fn said_at_once(sent: io::Result<()>) {
     if let Err(error) = sent {
-        log::debug!("the service manager was not told: {error}");
+        log::debug!("cannot notify the service manager: {error}");
     }
 }

@@ -69,7 +69,7 @@ fn start(config: &Config, deliver: Arc<Mailboxes<Socket>>) -> Result<Arc<dyn Eng
         #[cfg(not(feature = "llama"))]
         EngineKind::Llama => Err(Failure::new(
             exit::CONFIG,
-            "engine.kind = \"llama\" is not compiled in: build with the feature `llama`, or start \
+            "engine.kind = \"llama\" is not compiled in; build with the feature `llama`, or start \
              with `--engine echo`",
         )),
     }

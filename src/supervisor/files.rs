@@ -37,7 +37,7 @@ pub fn watch(loaded: &Loaded, sources: &Sources) -> Option<FileWatch> {
         return None;
     }
     FileWatch::new(&files)
-        .inspect_err(|error| log::error!("the configuration's files cannot be watched: {error}"))
+        .inspect_err(|error| log::error!("cannot watch the configuration's files: {error}"))
         .ok()
 }
 

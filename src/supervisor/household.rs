@@ -63,7 +63,7 @@ impl Household {
             let left = Usage::now(false).anonymous_bytes.unwrap_or(0);
             self.returns.handle_return(left, now);
             let freed = anonymous.saturating_sub(left) >> 20;
-            log::debug!("{freed} MiB of free memory went back to the kernel");
+            log::debug!("returned {freed} MiB of free memory to the kernel");
         }
     }
 }

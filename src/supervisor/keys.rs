@@ -64,7 +64,7 @@ impl Part for Keys {
 fn unusable(error: &StoreError) -> Failure {
     Failure::new(
         exit::of_store(error),
-        format!("the key store: {error}; --state-dir names another folder"),
+        format!("cannot open the key store: {error}; choose another folder with --state-dir"),
     )
 }
 
@@ -73,7 +73,7 @@ fn unusable(error: &StoreError) -> Failure {
 pub fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
     let path = bootstrap.path.display();
     if !person_reads {
-        return log::info!("first start: a key with every scope was made and is kept in {path}");
+        return log::info!("first start: created a key with every scope; it is kept in {path}");
     }
     log::logger().flush();
     note(format_args!(

@@ -102,7 +102,7 @@ impl Listeners {
         }
         for unused in inherited {
             log::warn!(
-                "the passed socket {:?} is not in server.listen: unused",
+                "the passed socket {:?} is not in server.listen and stays unused",
                 unused.name
             );
         }
@@ -125,7 +125,7 @@ impl Listeners {
             results.push(notifier.store(&stored::name_of(&one.address), one.socket.as_fd()));
         }
         for error in results.into_iter().filter_map(Result::err) {
-            log::warn!("the service manager cannot keep a socket over a restart: {error}");
+            log::warn!("the service manager cannot keep a socket across a restart: {error}");
         }
         self.files.drain(..).for_each(SocketFile::keep);
     }
@@ -243,16 +243,16 @@ fn max_connections(config: &Config) -> Result<usize, Failure> {
     match config.limits.max_connections as usize {
         0 if allowed <= limits::RESERVED_DESCRIPTORS => {
             log::warn!(
-                "RLIMIT_NOFILE = {allowed} is no more than the daemon needs for itself: one \
-                 connection is served at a time (raise it with `ulimit -n` or LimitNOFILE=)"
+                "RLIMIT_NOFILE = {allowed} is only enough for the daemon's own files, so it serves \
+                 one connection at a time; raise it with `ulimit -n` or LimitNOFILE="
             );
             Ok(most)
         }
         0 => Ok(most.min(limits::CONNECTIONS_MAX)),
         wanted if wanted > most => {
             log::warn!(
-                "limits.max_connections = {wanted} needs more descriptors than RLIMIT_NOFILE = \
-                 {allowed} gives: {most} are served (raise it with `ulimit -n` or LimitNOFILE=)"
+                "limits.max_connections = {wanted} exceeds RLIMIT_NOFILE = {allowed}; serving at \
+                 most {most} connections; raise the limit with `ulimit -n` or LimitNOFILE="
             );
             Ok(most)
         }
@@ -275,7 +275,7 @@ fn not_passed(name: &str, inherited: &[Inherited]) -> Failure {
     Failure::new(
         exit::UNAVAILABLE,
         format!(
-            "server.listen wants fd:{name}, but no socket of this name was passed (passed: \
+            "server.listen has fd:{name}, but no socket of this name was passed (passed: \
              {passed}); set FileDescriptorName={name} in the socket unit"
         ),
     )
@@ -283,12 +283,14 @@ fn not_passed(name: &str, inherited: &[Inherited]) -> Failure {
 
 fn cannot_listen(listen: &Listen, error: &io::Error) -> Failure {
     let hint = match (&listen.place, error.kind()) {
-        (_, ErrorKind::AddrInUse) => "; stop that one, or choose another address with --listen",
+        (_, ErrorKind::AddrInUse) => {
+            "; stop the other program, or choose another address with --listen"
+        }
         (Place::Tcp(address), ErrorKind::PermissionDenied) if address.port() < 1024 => {
             "; ports below 1024 need CAP_NET_BIND_SERVICE"
         }
         (Place::Unix(_), ErrorKind::PermissionDenied) => "; this user may not write to its folder",
-        (Place::Unix(_), ErrorKind::NotFound) => "; its folder has to be made first",
+        (Place::Unix(_), ErrorKind::NotFound) => "; create its folder first",
         (Place::Tcp(_), ErrorKind::AddrNotAvailable) => "; this machine has no such address",
         _ => "",
     };

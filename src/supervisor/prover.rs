@@ -49,11 +49,11 @@ pub fn prove(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("{name}: no process to try the model in: {error}"))?;
+        .map_err(|error| format!("{name}: cannot start a process to test the model: {error}"))?;
     let said = last_words(&mut child, is_wanted);
-    let status = child
-        .wait()
-        .map_err(|error| format!("{name}: waiting for the process that tries it: {error}"))?;
+    let status = child.wait().map_err(|error| {
+        format!("{name}: cannot wait for the process that tests the model: {error}")
+    })?;
     judge(path, status, &said)
 }
 
@@ -99,12 +99,12 @@ fn judge(path: &Path, status: ExitStatus, said: &str) -> Result<(), String> {
     let end = match status.signal() {
         Some(libc::SIGKILL) => "was killed (is there enough memory?)".to_owned(),
         Some(libc::SIGXCPU) => "took too much processor time".to_owned(),
-        Some(signal) => format!("ended by {}", signal_name(signal)),
+        Some(signal) => format!("was ended by {}", signal_name(signal)),
         None => format!("ended with {status}"),
     };
     let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
     Err(format!(
-        "{}: this model cannot be used; the process that tried it {end}{cause}",
+        "{}: this model cannot be used; the process that tested it {end}{cause}",
         path.display()
     ))
 }

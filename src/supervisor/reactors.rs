@@ -76,7 +76,7 @@ impl Part for Reactors {
             match thread.join() {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => log::error!("reactor {index} ended: {error}"),
-                Err(_) => log::error!("reactor {index} ended: a panic, see above"),
+                Err(_) => log::error!("reactor {index} ended by a panic, see above"),
             }
             is_good = false;
         }

@@ -20,7 +20,7 @@ impl Daemon {
         match self.watch.as_mut().map(FileWatch::changed) {
             Some(Ok(true)) => self.reload("a file was saved"),
             Some(Err(error)) => {
-                log::error!("watching the configuration's files: {error}; watching ends");
+                log::error!("cannot watch the configuration's files any longer: {error}");
                 self.watch = None;
             }
             Some(Ok(false)) | None => {}
@@ -44,7 +44,7 @@ impl Daemon {
         if let Err(error) = begun {
             self.refuse_reload(
                 cause,
-                &format!("no thread can be started to read it: {error}"),
+                &format!("cannot start a thread to read the files: {error}"),
             );
             self.end_reload();
         }
@@ -54,7 +54,9 @@ impl Daemon {
     pub(super) fn handle_reading(&mut self) {
         let Some((cause, fresh)) = self.reading.take() else {
             if let Some(cause) = self.reading.take_overdue(Instant::now()) {
-                log::warn!("{cause}: the files are still being read; does their disk answer?");
+                log::warn!(
+                    "{cause}: the files are still being read; check that their disk responds"
+                );
             }
             return;
         };
@@ -80,7 +82,7 @@ impl Daemon {
 
     fn refuse_reload(&mut self, cause: &str, text: &str) {
         self.metrics.config_reloads(false).inc();
-        log::error!("{cause}: the configuration stays as it was");
+        log::error!("{cause}: reload refused; the old configuration stays in force");
         // A line break within a line would be escaped.
         text.lines().for_each(|line| log::error!("{line}"));
         self.refusal = text.lines().next().map(str::to_owned);
@@ -108,7 +110,7 @@ impl Daemon {
         if let Some(watch) = &mut self.watch {
             let files = files::of(&self.loaded, &self.sources);
             if let Err(error) = watch.watch(&files) {
-                log::error!("watching the configuration's files: {error}; watching ends");
+                log::error!("cannot watch the configuration's files any longer: {error}");
                 self.watch = None;
             }
         }

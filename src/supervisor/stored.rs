@@ -71,7 +71,7 @@ impl Store {
                 Listener::Unix(listener) => SockRef::from(listener),
             };
             if let Err(error) = socket.shutdown(Shutdown::Both) {
-                log::warn!("the stored socket {} cannot be ended: {error}", one.name);
+                log::warn!("cannot shut down the stored socket {}: {error}", one.name);
             }
             one.name
         });

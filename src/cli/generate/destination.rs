@@ -18,7 +18,10 @@ impl Destination {
     pub fn new(path: PathBuf, may_replace: bool) -> Result<Destination, Code> {
         match fs::metadata(&path) {
             Ok(found) if !found.is_file() => {
-                let reason = format!("{}: not a regular file; --out writes one", path.display());
+                let reason = format!(
+                    "{}: not a regular file; --out writes regular files only",
+                    path.display()
+                );
                 return Err(fail(exit::CANT_CREATE, reason));
             }
             Ok(_) if !may_replace => return Err(exists(&path)),

@@ -14,7 +14,7 @@ pub fn recipe(language: &str) -> Result<&'static Recipe, Code> {
     let Some(recipe) = sandbox::recipe(language) else {
         let known: Vec<&str> = RECIPES.iter().map(|recipe| recipe.language).collect();
         let known = known.join(", ");
-        let reason = format!("--run does not know how to run {language}; it runs {known}");
+        let reason = format!("--run cannot run {language}; it runs {known}");
         return Err(fail(exit::USAGE, reason));
     };
     match recipe.is_installed() {
@@ -60,8 +60,7 @@ pub fn check_terminal() -> Result<(), Code> {
         Some(_) => Ok(()),
         None => Err(fail(
             exit::USAGE,
-            "--run asks before it runs a program, and there is no terminal; pass --yes to run \
-             without asking",
+            "--run asks for confirmation, but there is no terminal; pass --yes to run without it",
         )),
     }
 }
@@ -153,11 +152,13 @@ fn code_of(report: &Report, limits: &Limits) -> Result<(), Code> {
         Ended::Exited(0) => return Ok(()),
         Ended::Exited(code) => return Err(Code(code as u8)),
         Ended::Signalled(signal) => {
-            note(format_args!("note: signal {signal} ended the program"));
+            note(format_args!(
+                "note: the program was ended by signal {signal}"
+            ));
             return Err(Code(128_u8.wrapping_add(signal as u8)));
         }
         Ended::OutOfTime => note(format_args!(
-            "note: the program was ended at its limit of {cpu:?} CPU time or {wall:?}"
+            "note: the program was ended at the limit of {cpu:?} CPU time or {wall:?} in total"
         )),
         Ended::OutOfOutput => note(format_args!(
             "note: the program was ended at its limit of {} bytes of output",
