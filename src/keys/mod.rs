@@ -173,7 +173,7 @@ impl fmt::Display for UnknownScope {
         let UnknownScope(word) = self;
         write!(
             f,
-            "\"{word}\" is no scope; there are generate, admin and metrics"
+            "unknown scope \"{word}\"; expected generate, admin or metrics"
         )
     }
 }

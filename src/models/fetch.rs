@@ -127,7 +127,7 @@ fn attempt(agent: &Agent, wanted: &Wanted<'_>, watch: &mut Watch<'_>) -> Result<
         (206, Some((from, _))) => go_on(wanted, response, from, watch),
         (416, Some((from, _))) => nothing_more(wanted, &response, from),
         (status @ (408 | 429 | 500..=599), _) => Err(Failure::Passing {
-            reason: format!("the server responds with {status}"),
+            reason: format!("the server responded with {status}"),
             pause: retry_after(response.headers()),
         }),
         (status, _) => Err(Failure::Final(ModelError::Refused {
@@ -166,7 +166,7 @@ fn request(
         };
     }
     let reason = format!(
-        "it redirects more than {most} times",
+        "more than {most} redirects",
         most = limits::PULL_REDIRECTS_MAX
     );
     let url = wanted.url.to_owned();
@@ -221,7 +221,7 @@ fn go_on(
         _ => {
             return Err(discard(
                 wanted,
-                "the server sent another range than was asked for",
+                "the server sent another range than requested",
             ));
         }
     };
@@ -241,7 +241,7 @@ fn nothing_more(wanted: &Wanted<'_>, response: &Response<Body>, from: u64) -> Re
         }) if total == from => Ok(()),
         _ => Err(discard(
             wanted,
-            "what had arrived is not part of the server's file",
+            "the stored part does not belong to the server's file",
         )),
     }
 }

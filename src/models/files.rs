@@ -83,7 +83,7 @@ fn remember(path: &Path, stamp: Stamp, sha256: &str) {
         .map_err(io::Error::from)
         .and_then(|bytes| replace(&identity_path(path), &bytes));
     if let Err(error) = written {
-        log::debug!("the digest of {} is not kept: {error}", path.display());
+        log::debug!("cannot store the digest of {}: {error}", path.display());
     }
 }
 

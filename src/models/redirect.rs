@@ -21,16 +21,16 @@ pub(super) fn follow(url: &str, status: u16, location: Option<&str>) -> Hop {
         return Hop::Arrived;
     }
     let Some(location) = location else {
-        return Hop::Refused("it redirects without saying where to");
+        return Hop::Refused("a redirect has no Location");
     };
     let target = location.split('#').next().unwrap_or(location);
     let Some(next) = resolve(url, target) else {
-        return Hop::Refused("it redirects to something that is not an address");
+        return Hop::Refused("a redirect's Location is not a URL");
     };
     match (scheme(url), scheme(&next)) {
         (_, Some("https")) | (Some("http"), Some("http")) => Hop::To(next),
-        (_, Some("http")) => Hop::Refused("it redirects from https to http"),
-        _ => Hop::Refused("it redirects to something that is neither http nor https"),
+        (_, Some("http")) => Hop::Refused("a redirect leads from https to http"),
+        _ => Hop::Refused("a redirect leads to a scheme other than http and https"),
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(from("?d"), to("https://h:1/a/b?d"));
         assert_eq!(
             from("c:d/e:f/../g"),
-            Hop::Refused("it redirects to something that is neither http nor https")
+            Hop::Refused("a redirect leads to a scheme other than http and https")
         );
         for wrong in [
             "file:///etc/passwd",

@@ -306,7 +306,7 @@ fn telling_line(tail: &str) -> String {
     let line = find(&["connection broken by", "HTTP error", "Error: "])
         .or_else(|| find(&["ERROR"]))
         .or_else(|| tail.lines().next_back())
-        .unwrap_or("it said nothing");
+        .unwrap_or("no output");
     line.trim()
         .chars()
         .take(limits::PIP_LINE_BYTES_MAX as usize / 4)
@@ -348,7 +348,7 @@ fn attend(
         }
         match grown.1.elapsed() > limits::PULL_READ_TIMEOUT {
             true => Err(ModelError::PipFailed(format!(
-                "nothing came for {} s",
+                "no data for {} s",
                 limits::PULL_READ_TIMEOUT.as_secs()
             ))),
             false => Ok(()),

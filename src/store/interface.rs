@@ -140,16 +140,19 @@ impl fmt::Display for StoreError {
             }
             StoreError::TooNew { path, found, known } => write!(
                 f,
-                "{}: the database has version {found}, this autoglmd knows {known}; \
-                 install the newer autoglmd again",
+                "{}: the database has version {found}, but this autoglmd supports {known}; install \
+                 the newer autoglmd again",
                 path.display()
             ),
             StoreError::UnknownKey(id) => {
-                write!(f, "no key has the id {id}; see `autoglmd key list`")
+                write!(
+                    f,
+                    "no key has the id {id}; list the ids with `autoglmd key list`"
+                )
             }
             StoreError::RevokedKey(id) => write!(
                 f,
-                "{id} is revoked, and stays so; make another with `autoglmd key create`"
+                "{id} is revoked for good; make another key with `autoglmd key create`"
             ),
             StoreError::Thread(error) => write!(f, "no thread can be started: {error}"),
             StoreError::Random(error) => write!(f, "getrandom(2) failed: {error}"),

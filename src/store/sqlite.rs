@@ -84,7 +84,7 @@ impl KeyStore {
             .busy_timeout(limits::BUSY_TIMEOUT)
             .map_err(of_database)?;
         if user_version(&connection).map_err(of_database)? == 0 {
-            let message = "no key database, or not whole yet";
+            let message = "no key database, or not complete yet";
             return Err(of_file(io::Error::new(io::ErrorKind::InvalidData, message)));
         }
         configure(&connection).map_err(of_database)?;

@@ -157,11 +157,11 @@ where
         match (read, &self.health) {
             (Ok(()), Health::Good) | (Err(_), Health::Failing) => {}
             (Ok(()), Health::Failing) => {
-                log::info!("the key store can be read again");
+                log::info!("the key store is readable again");
                 self.health = Health::Good;
             }
             (Err(error), Health::Good) => {
-                log::warn!("the key store cannot be read, the keys stay as they are: {error}");
+                log::warn!("cannot read the key store: {error}; the keys stay as they are");
                 self.health = Health::Failing;
             }
         }

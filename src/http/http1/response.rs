@@ -43,7 +43,7 @@ pub enum BadResponse {
 impl fmt::Display for BadResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadResponse::NotHttp(error) => write!(f, "this is not HTTP: {error}"),
+            BadResponse::NotHttp(error) => write!(f, "the response is not HTTP: {error}"),
             BadResponse::ContentLength => f.write_str("content-length is not a number"),
             BadResponse::TransferCoding => {
                 f.write_str("transfer-encoding is not \"chunked\", and no other was asked for")

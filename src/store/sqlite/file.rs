@@ -46,7 +46,7 @@ pub fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
         }
         let metadata = fs::metadata(path)?;
         if !metadata.is_file() {
-            return Err(io::Error::other("this is not a file"));
+            return Err(io::Error::other("not a regular file"));
         }
         if metadata.permissions().mode() & 0o077 != 0 {
             fs::set_permissions(path, Permissions::from_mode(0o600))?;
