@@ -610,4 +610,4 @@ impl<K> Connection<K> {
     }
 }
 
-const ONLY_TLS: &str = "only TLS is spoken on this address: use https://";
+const ONLY_TLS: &str = "this address accepts only TLS; use https://";

@@ -448,4 +448,4 @@ impl<H: Handler> Machine<H> for Http1<H> {
     }
 }
 
-const TOO_SLOW: &str = "the request comes too slowly";
+const TOO_SLOW: &str = "the request arrives too slowly";

@@ -225,7 +225,7 @@ impl Transport {
                 match Session::new(acceptor) {
                     Ok(session) => Transport::Tls(session),
                     Err(error) => {
-                        log::error!("a TLS session cannot be made: {error}");
+                        log::error!("cannot create a TLS session: {error}");
                         return Some(Arrived::Unanswerable);
                     }
                 }
@@ -317,7 +317,9 @@ fn note_refused_proxy(
     if turn.now >= *turn.proxy_warned_until {
         *turn.proxy_warned_until = turn.now + limits::PROXY_WARNING_INTERVAL;
         let address = peer.address;
-        log::warn!("a connection of {address} is closed: {why} (autoglmd_proxy_refused_total)");
+        log::warn!(
+            "closed a connection from {address}: {why} (counted in autoglmd_proxy_refused_total)"
+        );
     }
 }
 

@@ -212,12 +212,12 @@ impl Admitted {
                     format!("the body is larger than {limit} bytes (`limits.max_body`)")
                 }
                 Some(BodyBound::Bytes(_)) if limit > 0 => {
-                    format!("the body is larger than the {limit} bytes that this path takes")
+                    format!("the body is larger than {limit} bytes, the limit of this path")
                 }
                 // Like a body whose length was announced: see `check_no_body`.
                 _ => {
                     error.code = ErrorCode::InvalidRequest;
-                    "this request takes no body".to_owned()
+                    "this request must not have a body".to_owned()
                 }
             };
         }

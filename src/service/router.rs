@@ -174,7 +174,7 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Read,
         access: Access::Public,
         body: BodyBound::None,
-        summary: "200 for as long as the daemon runs",
+        summary: "200 while the daemon runs",
     },
     Row {
         path: "/healthz",
@@ -192,7 +192,7 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Read,
         access: Access::Public,
         body: BodyBound::None,
-        summary: "200 when the model is loaded, else 503",
+        summary: "200 if the model is loaded, else 503",
     },
     Row {
         path: "/metrics",
@@ -201,7 +201,7 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Read,
         access: Access::PublicOnLoopback(Scopes::METRICS),
         body: BodyBound::None,
-        summary: "numbers for Prometheus, as text",
+        summary: "metrics for Prometheus, as text",
     },
     Row {
         path: "/api/v1/models",
@@ -228,7 +228,7 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Post,
         access: Access::Public,
         body: BodyBound::Bytes(limits::HEALTH_REQUEST_BYTES_MAX),
-        summary: "SERVING when the model is loaded",
+        summary: "SERVING if the model is loaded",
     },
     Row {
         path: "/grpc.health.v1.Health/Watch",
@@ -237,7 +237,7 @@ pub const ROUTES: &[Row] = &[
         verbs: Verbs::Post,
         access: Access::Public,
         body: BodyBound::Bytes(limits::HEALTH_REQUEST_BYTES_MAX),
-        summary: "the same, told at each change",
+        summary: "the same, sent at each change",
     },
     Row {
         path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

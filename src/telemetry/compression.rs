@@ -52,16 +52,28 @@ impl Compression {
             registry.register(name, help, family.clone());
             Coding::ALL.map(|coding| family.get_or_create_owned(&Label::of(coding)))
         };
-        let mut bytes_in = counters("compressed_input_bytes", "Answers before compression");
-        let mut bytes_out = counters("compressed_output_bytes", "Answers after compression");
-        let mut inflated_in = counters("inflated_input_bytes", "Compressed bodies as they came");
-        let mut inflated_out = counters("inflated_output_bytes", "Bodies after inflating");
+        let mut bytes_in = counters(
+            "compressed_input_bytes",
+            "Bytes of responses before compression",
+        );
+        let mut bytes_out = counters(
+            "compressed_output_bytes",
+            "Bytes of responses after compression",
+        );
+        let mut inflated_in = counters(
+            "inflated_input_bytes",
+            "Bytes of compressed bodies as received",
+        );
+        let mut inflated_out = counters("inflated_output_bytes", "Bytes of bodies after inflating");
         let mut clocks = |name, help| {
             let family: Family<Label, Seconds> = Family::default();
             registry.register(name, help, family.clone());
             Coding::ALL.map(|coding| family.get_or_create_owned(&Label::of(coding)))
         };
-        let mut seconds = clocks("compression_cpu_seconds", "CPU time of compressing answers");
+        let mut seconds = clocks(
+            "compression_cpu_seconds",
+            "CPU time of compressing responses",
+        );
         let mut inflating = clocks("inflation_cpu_seconds", "CPU time of inflating bodies");
         let (refused, skipped) = (Family::<Reason, Counter>::default(), Family::default());
         registry.register(
@@ -71,7 +83,7 @@ impl Compression {
         );
         registry.register(
             "compression_skipped",
-            "Answers sent plain although their client takes a coding",
+            "Responses sent uncompressed although their client accepts a coding",
             skipped.clone(),
         );
         let skip = |reason| skipped.get_or_create_owned(&Reason { reason });

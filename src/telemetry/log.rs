@@ -322,7 +322,8 @@ impl Writer {
         // The old file gets the lines that were logged before.
         self.write_queued();
         if let Err(error) = self.output.reopen() {
-            let message = format_args!("the old log file stays in use: {error}");
+            let message =
+                format_args!("cannot reopen the log file, so the old one stays in use: {error}");
             self.append(&Line::new(Level::Error, module_path!(), message));
         }
         self.write_queued();
@@ -442,7 +443,7 @@ mod tests {
         logger.queue(line(7));
         assert!(handle.shutdown());
         let text = fs::read_to_string(outer.join("log")).unwrap();
-        assert!(text.contains("the old log file stays in use"), "{text}");
+        assert!(text.contains("so the old one stays in use"), "{text}");
         assert!(text.ends_with("line 7.\n"));
     }
 

@@ -286,7 +286,7 @@ impl Metrics {
         if text::encode(out, &self.inner.registry).is_err() {
             // Writing to a string does not fail, so only an encoder's own refusal comes here.
             out.truncate(length);
-            log::error!("the metrics could not be encoded");
+            log::error!("cannot encode the metrics");
         }
     }
 
@@ -349,10 +349,10 @@ impl Families {
             tokens_generated: token_kind("generated"),
             compression: Compression::register(registry),
         };
-        registry.register("requests", "Answers sent", families.requests.clone());
+        registry.register("requests", "Responses sent", families.requests.clone());
         registry.register(
             "request_duration_seconds",
-            "From a request's first byte to its answer's last",
+            "From a request's first byte to its response's last",
             families.durations.clone(),
         );
         registry.register(
@@ -362,28 +362,28 @@ impl Families {
         );
         registry.register(
             "glitches",
-            "Oddities of peers: legal, and too many of them end a connection",
+            "Anomalies of peers: legal, but too many of them end a connection",
             families.glitches.clone(),
         );
         registry.register("config_reloads", "Reloads tried", families.reloads.clone());
         registry.register(
             "tls_handshakes",
-            "TLS handshakes, by how they ended",
+            "TLS handshakes, by outcome",
             families.handshakes.clone(),
         );
         registry.register(
             "tls_refused",
-            "Connections that spoke TLS where it is not spoken, or clear text where only TLS is",
+            "Connections that sent TLS to a clear-text address, or clear text to a TLS address",
             families.tls_refused.clone(),
         );
         registry.register(
             "proxy_refused",
-            "Connections closed for a PROXY header that was missing, malformed or not believed",
+            "Connections closed for a PROXY header that was missing, malformed or not trusted",
             families.proxy_refused.clone(),
         );
         registry.register(
             "tls_certificate_expiry_seconds",
-            "When a certificate ends, in seconds since 1970",
+            "When a certificate expires, in seconds since 1970",
             families.certificate_ends.clone(),
         );
         registry.register(
@@ -391,11 +391,11 @@ impl Families {
             "When a certificate becomes valid, in seconds since 1970",
             families.certificate_begins.clone(),
         );
-        registry.register("errors", "Errors answered, by the catalogue's code", codes);
+        registry.register("errors", "Error responses, by the catalogue's code", codes);
         registry.register("cancelled", "Jobs that were stopped", reasons);
         registry.register(
             "tokens",
-            "Tokens computed, found in the cache, generated",
+            "Prompt tokens computed, prompt tokens found in the cache, and tokens generated",
             kinds,
         );
         families
@@ -461,7 +461,7 @@ impl Collector for ScrapeCollector {
         for (name, help, total) in [
             (
                 "autoglmd_log_dropped",
-                "Log lines dropped, the queue being full.",
+                "Log lines dropped because the queue was full.",
                 dropped(),
             ),
             (
@@ -496,7 +496,7 @@ impl Collector for ScrapeCollector {
             }
         }
         if let Some(seconds) = usage.start_time_seconds {
-            let help = "Start of the process, in seconds since 1970.";
+            let help = "Start time of the process, in seconds since 1970.";
             sample(
                 &mut encoder,
                 "process_start_time_seconds",

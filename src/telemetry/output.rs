@@ -32,7 +32,7 @@ impl Output {
             }
             (Some(_), LogFormat::Journald) => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "log.format = \"journald\" goes to the journal: take log.file out",
+                "log.format = \"journald\" writes to the journal; remove log.file",
             )),
             (None, LogFormat::Text | LogFormat::Json) => Ok(Output::Stderr),
             (Some(path), LogFormat::Text | LogFormat::Json) => Ok(Output::File {
@@ -135,10 +135,11 @@ fn open_file(path: &Path) -> io::Result<File> {
         // systemd.
         let hint = match error.raw_os_error() {
             Some(libc::ENXIO) => {
-                "it is a socket or a device; without log.file the log goes to stderr"
+                "it is a socket or a device; use a file or a FIFO, or remove log.file to log to \
+                 stderr"
             }
             Some(libc::EISDIR) => "it is a folder; expected a file in it",
-            _ => "its folder has to be there, and writable",
+            _ => "its folder must exist and be writable",
         };
         let message = format!("cannot open the log file {path_shown}: {error}; {hint}");
         io::Error::new(error.kind(), message)

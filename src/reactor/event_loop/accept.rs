@@ -94,7 +94,7 @@ impl<S: System> Reactor<S> {
     }
 
     fn give_up(&mut self, socket: S::Socket, why: &str) {
-        log::warn!("a connection is closed before its first request: {why}");
+        log::warn!("closed a connection before its first request: {why}");
         self.system.close(socket);
         self.count_closed(CloseReason::Reset);
     }
@@ -106,7 +106,7 @@ impl<S: System> Reactor<S> {
         if pauses {
             self.shared.metrics.accept_paused.inc();
             if self.pause_told_until <= now {
-                log::warn!("accepting pauses: {error}");
+                log::warn!("accept paused: {error}");
                 self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;
             }
             self.make_room(limits::IDLE_CONNECTIONS_PER_TURN_MAX);

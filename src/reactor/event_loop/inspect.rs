@@ -51,7 +51,10 @@ impl Reactor<SimulatedKernel> {
             let waiting = connection.output_bytes();
             if connection.is_answering() {
                 let most = StreamBound::SLOW_READER_BYTES;
-                assert!(waiting <= most, "{key:?} lets {waiting} bytes pile up");
+                assert!(
+                    waiting <= most,
+                    "{key:?} has {waiting} bytes of output, above its bound"
+                );
             }
             let queued = self.run_queue.contains(key) || self.deferred.contains(key);
             if queued || wire.has_pending_edge() {

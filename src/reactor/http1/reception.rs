@@ -143,7 +143,7 @@ impl<H: Handler> Http1<H> {
         let head = message.head.parse(input, &mut storage);
         let (Some(admitted), Ok(head)) = (self.take_admitted(), head) else {
             // Only an admitted request is polled further, and the same bytes parse as before.
-            debug_assert!(false, "a request is complete that was never admitted");
+            debug_assert!(false, "a request is complete but was never admitted");
             let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
             return self.refuse(H::refusal_of_peer(lent.peer, error), lent);
         };

@@ -154,7 +154,7 @@ impl Http2 {
         };
         let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
         let Stage::Receiving(receiving) = stage else {
-            debug_assert!(false, "a request is whole that was not received");
+            debug_assert!(false, "a request is complete but was not received");
             return;
         };
         let Receiving {
@@ -248,8 +248,11 @@ const BODY_TOO_LARGE: Malformed = Malformed::new(
 
 const BODIES_TOO_LARGE: Malformed = Malformed::new(
     ErrorCode::TooManyConcurrent,
-    "the bodies on their way in on this connection are larger than 32 MiB together; send fewer \
-     at once",
+    "the bodies being received on this connection are larger than 32 MiB together; send fewer at \
+     once",
 );
 
-const NO_BODY: Malformed = Malformed::new(ErrorCode::InvalidRequest, "this request takes no body");
+const NO_BODY: Malformed = Malformed::new(
+    ErrorCode::InvalidRequest,
+    "this request must not have a body",
+);

@@ -21,7 +21,7 @@ pub fn authenticate<'r>(
 ) -> Result<&'r Arc<KeyRecord>, ApiError> {
     let record = match credentials(request) {
         Ok(presented) => keys.find(presented).ok_or_else(|| {
-            let message = "the key is not known; make one with `autoglmd key create`";
+            let message = "unknown key; create one with `autoglmd key create`";
             ApiError::new(ErrorCode::InvalidKey, message)
         })?,
         // A key that was sent but cannot be read is an error, even with a certificate.
@@ -36,7 +36,7 @@ pub fn authenticate<'r>(
     match record.standing(now) {
         Standing::Valid => Ok(record),
         Standing::Revoked => {
-            let message = "the key was revoked; make one with `autoglmd key create`";
+            let message = "the key was revoked; create one with `autoglmd key create`";
             Err(ApiError::new(ErrorCode::InvalidKey, message))
         }
         Standing::Expired => {
@@ -52,7 +52,7 @@ pub fn require(record: &KeyRecord, scope: Scopes) -> Result<(), ApiError> {
         return Ok(());
     }
     let held = record.scopes;
-    let message = format!("this needs the scope `{scope}`; the key has `{held}`");
+    let message = format!("this route needs the scope `{scope}`, but the key has `{held}`");
     Err(ApiError::new(ErrorCode::InsufficientScope, message))
 }
 
@@ -85,9 +85,9 @@ fn credentials<'a>(request: &Request<'a>) -> Result<&'a str, ApiError> {
     };
     match key {
         Some(key) if !key.is_empty() => Ok(key),
-        _ if request.header("authorization").is_some() => {
-            Err(missing("`Authorization` must read `Bearer KEY`"))
-        }
+        _ if request.header("authorization").is_some() => Err(missing(
+            "malformed `Authorization`; send `Authorization: Bearer KEY`",
+        )),
         _ => Err(missing("no key was sent; send `Authorization: Bearer KEY`")),
     }
 }

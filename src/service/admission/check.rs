@@ -242,7 +242,7 @@ fn check_method(row: &Row, method: Method) -> Result<(), ApiError> {
         return Err(ApiError::new(ErrorCode::NotImplemented, message));
     }
     let (path, allow, method) = (row.path, row.verbs.allow(), method.as_str());
-    let message = format!("{path} takes {allow}, not {method}");
+    let message = format!("{path} accepts {allow}, not {method}");
     Err(ApiError::new(ErrorCode::MethodNotAllowed, message))
 }
 
@@ -299,8 +299,9 @@ fn take_permit(parts: &Parts, call: &Call) -> Result<Option<Permit>, ApiError> {
     match Permit::try_take(&caller.account.running, bound) {
         Some(permit) => Ok(Some(permit)),
         None => {
-            let message =
-                format!("this key has {bound} requests running already, as many as it may");
+            let message = format!(
+                "this key already has {bound} requests running (its limit); wait for one to end"
+            );
             Err(ApiError::new(ErrorCode::TooManyConcurrent, message)
                 .with_retry_after(limits::BUSY_RETRY_AFTER))
         }
@@ -314,7 +315,7 @@ fn is_about_server(request: &Request<'_>) -> bool {
 
 fn rate_limited(who: &str, rate: Rate, retry_after: Duration) -> ApiError {
     let message = format!(
-        "{who} may make {} requests a minute, {} at once; wait for `Retry-After`",
+        "{who} may make {} requests per minute, {} at once; wait for `Retry-After`",
         rate.per_minute, rate.burst
     );
     ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after)

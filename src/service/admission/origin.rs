@@ -26,8 +26,8 @@ pub fn check(arrival: &Arrival<'_>, hosts: &Hosts) -> Result<(), ApiError> {
 fn check_request(request: &Request<'_>, hosts: &Hosts) -> Result<(), ApiError> {
     if request.host().is_some_and(|host| !hosts.are_named_by(host)) {
         return Err(refusal(
-            "without a key only `localhost` and the names in `server.hosts` are served; the \
-             request asks for another host",
+            "without a key only `localhost` and the names in `server.hosts` are served, but the \
+             request names another host",
         ));
     }
     let mut origins = request
@@ -42,7 +42,7 @@ fn check_request(request: &Request<'_>, hosts: &Hosts) -> Result<(), ApiError> {
     if is_foreign || request.header("sec-fetch-site") == Some("cross-site") {
         return Err(refusal(
             "without a key only pages of `localhost` and of the names in `server.hosts` are \
-             served; a page of another site sent this request",
+             served, but a page of another site sent this request",
         ));
     }
     Ok(())

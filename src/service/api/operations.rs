@@ -37,7 +37,7 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
             ..Readiness::of("loading")
         },
         State::Stalled { seconds } => {
-            silence = format!("the engine has made no step for {seconds} s");
+            silence = format!("the engine has made no progress for {seconds} s");
             Readiness {
                 message: Some(&silence),
                 ..Readiness::of("stalled")

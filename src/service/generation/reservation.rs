@@ -42,8 +42,8 @@ impl Reserved {
             Err(exceeded) => {
                 call.tokens = Some(exceeded.level);
                 let message = format!(
-                    "this may cost {tokens} tokens, and of {} a minute {} are left; \
-                     wait, or lower `max_tokens`",
+                    "this request may use {tokens} tokens, but of {} per minute {} are left; wait \
+                     for `Retry-After`, or lower `max_tokens`",
                     rate.per_minute, exceeded.level.remaining
                 );
                 Err(ApiError::new(ErrorCode::TokenBudgetExceeded, message)

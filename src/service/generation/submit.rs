@@ -111,7 +111,7 @@ fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiE
         (Some(model), Some(name)) if name == model.id => Ok(()),
         (Some(model), Some(name)) => {
             let (name, id) = (excerpt(name), &model.id);
-            let message = format!("the model `{name}` is not loaded; `{id}` is");
+            let message = format!("the model `{name}` is not loaded; use `{id}`");
             Err(ApiError::new(ErrorCode::ModelNotFound, message).with_param("model"))
         }
     }
@@ -128,13 +128,13 @@ fn refusal(refused: Refused) -> ApiError {
         Refused::DeadlineUnmeetable { estimated } => {
             let estimated_ms = milliseconds_up(estimated);
             let message = format!(
-                "the answer cannot begin within `timeout`: by the engine's measured speed it \
-                 would take {estimated_ms} ms"
+                "the response cannot begin within `timeout`: at the engine's measured speed it \
+                 would take {estimated_ms} ms; raise `timeout` or try again later"
             );
             error(ErrorCode::DeadlineUnmeetable, &message).with_retry_after(estimated)
         }
         Refused::Loading => {
-            let message = "the model is being loaded; `/readyz` tells when it is there";
+            let message = "the model is still loading; `/readyz` reports when it is ready";
             error(ErrorCode::ModelLoading, message).with_retry_after(limits::LOADING_RETRY_AFTER)
         }
         Refused::Unavailable(why) => {
@@ -142,7 +142,7 @@ fn refusal(refused: Refused) -> ApiError {
             error(ErrorCode::EngineFailed, &message).with_retry_after(limits::BUSY_RETRY_AFTER)
         }
         Refused::Draining => {
-            let message = "the daemon is about to stop; send the request elsewhere";
+            let message = "the daemon is stopping; send the request elsewhere";
             error(ErrorCode::Draining, message).with_retry_after(limits::BUSY_RETRY_AFTER)
         }
     }

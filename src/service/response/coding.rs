@@ -187,7 +187,7 @@ impl Coder {
         let done = counters.compressing(encoder.coding(), || encoder.encode(piece, step, coded));
         if done.is_err() {
             // Only for lack of memory. The client's stream is cut off, and it will notice.
-            log::error!("an encoder failed; a stream is cut short");
+            log::error!("an encoder failed; the stream is cut off");
         }
         counters.observe_compressed(encoder.coding(), piece.len(), self.coded.len());
         &self.coded
@@ -277,12 +277,12 @@ pub fn message_bounds(config: &Config, row: Option<&Row>) -> Bounds {
 pub fn unsupported_coding(error: BodyCodingError) -> ApiError {
     let message = match error {
         BodyCodingError::Unknown => {
-            "`Content-Encoding` names an unknown coding; gzip, deflate, br and zstd are taken; \
-             send the body in one of them, or as it is"
+            "unknown coding in `Content-Encoding`; expected gzip, deflate, br or zstd, or an \
+             uncompressed body"
         }
         BodyCodingError::Several => {
-            "`Content-Encoding` names more than one coding; one of gzip, deflate, br and zstd is \
-             taken; compress the body once"
+            "`Content-Encoding` names more than one coding; compress the body once, with gzip, \
+             deflate, br or zstd"
         }
     };
     ApiError::new(ErrorCode::UnsupportedMediaType, message).with_param(CONTENT_ENCODING)
@@ -290,7 +290,7 @@ pub fn unsupported_coding(error: BodyCodingError) -> ApiError {
 
 /// Returns 406.
 pub fn no_coding() -> ApiError {
-    let message = "`Accept-Encoding` refuses `identity` and takes none of zstd, gzip and br";
+    let message = "`Accept-Encoding` excludes `identity` and allows none of zstd, gzip and br";
     ApiError::new(ErrorCode::NotAcceptable, message)
 }
 
@@ -308,25 +308,25 @@ fn refusal(error: DecodeError, coding: Coding, config: &Config) -> ApiError {
             ErrorCode::BodyTooLarge,
             format!(
                 "the body inflates to more than {} times its size (`limits.max_inflate_ratio`); \
-                 send it as it is",
+                 send it uncompressed",
                 limits.max_inflate_ratio
             ),
         ),
         DecodeError::WindowTooLarge => (
             ErrorCode::BodyTooLarge,
             format!(
-                "the body asks for a window of more than {} MiB (RFC 9659); compress it without \
+                "the body needs a zstd window of more than {} MiB (RFC 9659); compress it without \
                  `--long`",
                 (1 << compression_limits::ZSTD_DECODER_WINDOW_BITS_MAX) >> 20
             ),
         ),
         DecodeError::Malformed => (
             ErrorCode::InvalidRequest,
-            format!("the body is not {name}, as `Content-Encoding` says"),
+            format!("the body is not valid {name}, which `Content-Encoding` names"),
         ),
         DecodeError::Truncated => (
             ErrorCode::InvalidRequest,
-            format!("the body ends early: {name}, as `Content-Encoding` says, is not complete"),
+            format!("the body ends early: its {name} data is incomplete"),
         ),
     };
     ApiError::new(code, message).with_param(CONTENT_ENCODING)

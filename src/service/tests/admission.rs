@@ -400,7 +400,7 @@ fn a_request_that_goes_wrong_after_its_head_keeps_its_id() {
         .service
         .refuse(admitted.refuse(error), bench.now, &mut reply);
     assert_eq!(reply.error(), "invalid_request");
-    assert!(reply.text().contains("this request takes no body"));
+    assert!(reply.text().contains("this request must not have a body"));
     assert_eq!(reply.field("x-request-id"), Some("mine-1"));
     let labels = r#"autoglmd_requests_total{route="livez",status="400"}"#;
     assert_eq!(bench.metric(labels).as_deref(), Some("1"));

@@ -388,8 +388,14 @@ fn bodies_that_cannot_be_inflated_are_refused_by_their_limit() {
             "ratio",
         ),
         ("zstd", &zstd_window, "body_too_large", "8 MiB", "window"),
-        ("gzip", b"{}", "invalid_request", "not gzip", "malformed"),
-        ("br", &gzip, "invalid_request", "not br", "malformed"),
+        (
+            "gzip",
+            b"{}",
+            "invalid_request",
+            "not valid gzip",
+            "malformed",
+        ),
+        ("br", &gzip, "invalid_request", "not valid br", "malformed"),
         (
             "gzip",
             &gzip[..20],

@@ -32,7 +32,7 @@ fn live_is_always_and_ready_is_not() {
         (reply.status, &reply.json()["state"]),
         (503, &"stalled".into())
     );
-    assert!(reply.text().contains("no step for 31 s"));
+    assert!(reply.text().contains("no progress for 31 s"));
 
     *bench.engine.state.lock().unwrap() = State::Failed("no such file".into());
     let reply = bench.ask(&Sent::get("/readyz"));

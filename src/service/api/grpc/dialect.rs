@@ -26,12 +26,11 @@ impl Dialect for Grpc {
         request: &Request<'_>,
     ) -> Result<(), ApiError> {
         if request.version < Version::Http2 {
-            let message = "this is a method of gRPC, which needs HTTP/2; over HTTP/1.1 there is \
-                           POST /api/v1/generate";
+            let message = "gRPC methods need HTTP/2; over HTTP/1.1 use POST /api/v1/generate";
             return Err(ApiError::new(ErrorCode::HttpVersionNotSupported, message));
         }
         if !call.representation.is_grpc() {
-            let message = "this is a method of gRPC; send `content-type: application/grpc`";
+            let message = "this path is a gRPC method; send `content-type: application/grpc`";
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
         }
         call.representation = Representation::Grpc(Terms::of(request)?);
@@ -39,7 +38,7 @@ impl Dialect for Grpc {
     }
 
     fn not_found(&self) -> ApiError {
-        let message = "no such method is served here; server reflection lists those that are";
+        let message = "unknown method; server reflection lists the methods";
         ApiError::new(ErrorCode::NotImplemented, message)
     }
 

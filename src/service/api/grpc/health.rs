@@ -59,7 +59,7 @@ pub fn check(desk: &mut Desk, call: &Call, body: &[u8], wire: &mut Wire<'_>) {
             dialogue::send_only(desk, call, &response(status), wire);
         }
         Ok(asked) => {
-            let message = format!("no service `{}` is served here", excerpt(&asked.service));
+            let message = format!("unknown service `{}`", excerpt(&asked.service));
             desk.fail(call, &ApiError::new(ErrorCode::NotFound, message), wire);
         }
         Err(error) => desk.fail(call, &error, wire),
@@ -106,10 +106,13 @@ pub fn handle_deadline(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) 
         }
     }
     let error = if desk.is_draining {
-        let message = "the daemon is about to stop; watch another one";
+        let message = "the daemon is stopping; watch another one";
         ApiError::new(ErrorCode::Draining, message)
     } else if is_over {
-        ApiError::new(ErrorCode::RequestTimeout, "the watch's own deadline passed")
+        ApiError::new(
+            ErrorCode::RequestTimeout,
+            "the deadline of the watch expired",
+        )
     } else if has_expired {
         expired()
     } else {
@@ -142,7 +145,7 @@ fn read_request(desk: &Desk, call: &Call, body: &[u8]) -> Result<HealthCheckRequ
 /// The error of a stream that was open for as long as allowed.
 pub fn expired() -> ApiError {
     let seconds = limits::JOBLESS_STREAM_AGE_MAX.as_secs();
-    let message = format!("a stream like this may stay open for {seconds} s; open another one");
+    let message = format!("the stream reached its limit of {seconds} s; open a new one");
     ApiError::new(ErrorCode::StreamExpired, message)
 }
 

@@ -77,7 +77,7 @@ pub fn handle_data(
     dialogue.is_over |= is_end;
     let waiting = dialogue.questions.pending_bytes() + data.len();
     if waiting > limits::REFLECTION_PENDING_BYTES_MAX && !wire.sink.has_room() {
-        let message = "too many questions wait for their answers to be read";
+        let message = "too many questions are pending; read the responses";
         let error = ApiError::new(ErrorCode::BodyTooLarge, message);
         return finish(desk, dialogue, Some(&error), wire);
     }
@@ -89,7 +89,10 @@ pub fn handle_data(
 pub fn handle_deadline(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire<'_>) -> Flow {
     if wire.now >= dialogue.ends {
         let error = match dialogue.has_own_deadline {
-            true => ApiError::new(ErrorCode::RequestTimeout, "the stream's deadline passed"),
+            true => ApiError::new(
+                ErrorCode::RequestTimeout,
+                "the deadline of the stream expired",
+            ),
             false => expired(),
         };
         return finish(desk, dialogue, Some(&error), wire);
@@ -99,7 +102,7 @@ pub fn handle_deadline(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire
     }
     let flow = respond(desk, dialogue, wire);
     if flow == Flow::Open && desk.is_draining && wire.sink.has_room() {
-        let message = "the daemon is about to stop; ask another one";
+        let message = "the daemon is stopping; use another one";
         let error = ApiError::new(ErrorCode::Draining, message);
         return finish(desk, dialogue, Some(&error), wire);
     }
@@ -138,7 +141,7 @@ fn respond_once(
     dialogue.count += 1;
     if dialogue.count > limits::REFLECTION_QUESTIONS_MAX {
         let most = limits::REFLECTION_QUESTIONS_MAX;
-        let message = format!("a stream may ask {most} questions; open another one");
+        let message = format!("the stream reached its limit of {most} questions; open a new one");
         return Err(ApiError::new(ErrorCode::BodyTooLarge, message));
     }
     let response = reflection::answer(decode(&bytes, "ServerReflectionRequest")?);

@@ -122,7 +122,7 @@ pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
         let place = error.valid_up_to();
         invalid_json(match is_utf16(body) {
             true => "the body is UTF-16; send it in UTF-8".to_owned(),
-            false => format!("the body is not UTF-8 from byte {place} on"),
+            false => format!("the body is not UTF-8 at byte {place}; send it in UTF-8"),
         })
     })?;
     // RFC 8259, section 8.1: a parser may ignore a byte order mark, and tools on Windows write one.
@@ -134,7 +134,7 @@ pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
         } else if first.is_none() {
             invalid_json("the body is empty; send one JSON object".to_owned())
         } else {
-            invalid_json(format!("the body is not JSON: {error}"))
+            invalid_json(format!("the body is not valid JSON: {error}"))
         }
     })?;
     match duplicate(&members) {
@@ -209,7 +209,7 @@ fn exponent_of(text: &str) -> i64 {
 fn shape_error(first: Option<u8>) -> ApiError {
     let message = if first == Some(b'{') {
         format!(
-            "the body has more than {} members",
+            "the body has more than {} members, which is the limit",
             limits::JSON_MEMBERS_MAX
         )
     } else {

@@ -11,7 +11,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::service::excerpt::excerpt;
 
 pub fn no_prompt() -> ApiError {
-    wrong("prompt", "is required: say what to write")
+    wrong("prompt", "is required")
 }
 
 /// An interval of numbers.
@@ -82,7 +82,7 @@ pub fn out_of_range<T: std::fmt::Display>(field: &str, low: T, high: T, given: &
 
 pub fn check_text(field: &str, text: &str, low: usize, high: usize) -> Result<(), ApiError> {
     if text.len() > high {
-        let problem = format!("is {} bytes long; at most {high} are taken", text.len());
+        let problem = format!("is {} bytes long; at most {high} are accepted", text.len());
         return Err(wrong(field, &problem));
     }
     if low > 0 && text.trim_start().is_empty() {
@@ -120,7 +120,7 @@ pub fn language_of(name: &str) -> Result<&'static Language, ApiError> {
         let (name, names) = (excerpt(name), names.join(", "));
         wrong(
             "language",
-            &format!("`{name}` is not known; there are {names}"),
+            &format!("unknown language `{name}`; expected {names}"),
         )
     })
 }
@@ -128,7 +128,7 @@ pub fn language_of(name: &str) -> Result<&'static Language, ApiError> {
 pub fn empty_stop(field: &str) -> ApiError {
     wrong(
         field,
-        "must not be empty: it would end every answer at once",
+        "must not be empty, because it would end every response at once",
     )
 }
 

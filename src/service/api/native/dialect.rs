@@ -38,7 +38,7 @@ impl Dialect for Native {
     }
 
     fn not_found(&self) -> ApiError {
-        let message = "nothing is served at this path; `GET /` lists what is";
+        let message = "nothing is served at this path; `GET /` lists the paths";
         ApiError::new(ErrorCode::NotFound, message)
     }
 
@@ -126,8 +126,8 @@ fn check_media_types(call: &Call) -> Result<(), ApiError> {
         }
     }
     if call.media.accepted.is_none() {
-        let message = "answers are application/json, text/event-stream or \
-                       application/x-protobuf; `Accept` takes none of them";
+        let message = "`Accept` allows none of application/json, text/event-stream and \
+                       application/x-protobuf";
         return Err(ApiError::new(ErrorCode::NotAcceptable, message));
     }
     Ok(())
@@ -141,6 +141,6 @@ fn check_no_body(request: &Request<'_>) -> Result<(), ApiError> {
     if length.bytes().all(|digit| digit == b'0') {
         return Ok(());
     }
-    let message = "this request takes no body";
+    let message = "this request must not have a body";
     Err(ApiError::new(ErrorCode::InvalidRequest, message))
 }

@@ -161,7 +161,7 @@ fn context(files: Vec<autoglm::ContextFile>) -> Result<Vec<ContextFile>, ApiErro
 
 /// The error of a JSON body that asks for a stream in Protobuf.
 pub fn no_stream() -> ApiError {
-    let problem = "is not there in Protobuf; accept text/event-stream, or call GenerateStream";
+    let problem = "is not available in Protobuf; accept text/event-stream, or call GenerateStream";
     wrong("stream", problem)
 }
 

@@ -230,7 +230,7 @@ fn text<'a>(
     expect(field, value, Kind::String)?;
     let text = value.read_text().ok_or_else(|| {
         // The scan has checked quotes and escapes; the only error left is half a surrogate pair.
-        wrong(field, "has a \\u escape that stands for no character")
+        wrong(field, "has a \\u escape that is not a character")
     })?;
     check_text(field, &text, low, high)?;
     Ok(text)
@@ -275,7 +275,7 @@ fn context(value: Value<'_>) -> Result<Vec<ContextFile>, ApiError> {
         "context",
         value,
         most,
-        "must be a list of {\"path\", \"text\"}",
+        "must be a list of objects with \"path\" and \"text\"",
     )?;
     let item = |(index, value)| context_file(&format!("context[{index}]"), value);
     items.into_iter().enumerate().map(item).collect()
@@ -358,7 +358,7 @@ fn unknown(name: &str, known: &[&str], prefix: &str) -> ApiError {
     let field = format!("{prefix}{}", excerpt(name));
     let problem = match nearest(name, known) {
         Some(nearest) => format!("is not a field; did you mean `{prefix}{nearest}`?"),
-        None => format!("is not a field; there are {}", known.join(", ")),
+        None => format!("is not a field; expected {}", known.join(", ")),
     };
     wrong(&field, &problem)
 }
@@ -550,7 +550,7 @@ mod tests {
             (
                 r#""language": "klingon""#,
                 "language",
-                "there are python, javascript",
+                "expected python, javascript",
             ),
             (r#""language": 5"#, "language", "must be a string"),
             (
@@ -589,13 +589,13 @@ mod tests {
                 "context[0].pth",
                 "did you mean `context[0].path`?",
             ),
-            (r#""model": "\ud800""#, "model", "stands for no character"),
+            (r#""model": "\ud800""#, "model", "is not a character"),
             (
                 r#""max_token": 5"#,
                 "max_token",
                 "did you mean `max_tokens`?",
             ),
-            (r#""zzz": 5"#, "zzz", "there are prompt, language"),
+            (r#""zzz": 5"#, "zzz", "expected prompt, language"),
         ] {
             let (param, message) = refused(members);
             assert_eq!(param, field, "{members}");

@@ -67,7 +67,7 @@ impl Selection {
         for name in value.split([',']).flat_map(split_encoded_commas) {
             let Some(member) = Member::ALL.iter().find(|member| member.name() == name) else {
                 let (name, all) = (excerpt(name), Member::ALL.map(Member::name).join(", "));
-                let message = format!("`fields` names `{name}`; there are {all}");
+                let message = format!("unknown field `{name}`; expected {all}");
                 let error = ApiError::new(ErrorCode::InvalidParameter, message);
                 return Err(error.with_param("fields"));
             };
