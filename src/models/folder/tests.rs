@@ -1020,7 +1020,10 @@ fn a_redirect_to_anything_but_a_web_server_is_refused() {
         }
     });
     let error = pull(&models, &url, None).unwrap_err();
-    assert!(error.to_string().contains("more than 10 redirects"), "{error}");
+    assert!(
+        error.to_string().contains("more than 10 redirects"),
+        "{error}"
+    );
 }
 
 #[test]
