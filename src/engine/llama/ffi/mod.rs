@@ -153,7 +153,7 @@ mod tests {
             // SAFETY: texts that end in NUL; the format takes no argument.
             unsafe { sys::ggml_abort(c"model.cpp".as_ptr(), 7, c"injected".as_ptr()) };
         }
-        let name = "engine::llama::ffi::tests::an_assertion_is_reported_in_one_line_before_the_process_ends";
+        let name = "ffi::tests::an_assertion_is_reported_in_one_line_before_the_process_ends";
         let output = Command::new(std::env::current_exe().expect("this test"))
             .args(["--nocapture", name])
             .env(ABORTS, "1")
