@@ -31,3 +31,9 @@ mod callers;
 
 #[path = "tidy/captions.rs"]
 mod captions;
+
+#[path = "tidy/tree.rs"]
+mod tree;
+
+#[path = "tidy/docs.rs"]
+mod docs;

@@ -1,28 +1,9 @@
-//! The docs are true: what they name in backticks exists, and a value that they state beside a
-//! constant or a configuration key is the value that it has.
-//!
-//! Read are the tour, the architecture, the operations page and the head of each source file; of
-//! these, everything in backticks outside blocks of code. A name is one of
-//!
-//!  * a file or folder: it is there;
-//!  * a constant: `const` declares it;
-//!  * a metric, a configuration key: the table that makes it has it;
-//!  * a name with an underscore, a `::`, a capital or a call's parentheses: the code has it;
-//!  * in a page, any other word: the code has it, or [`FOREIGN`] lists it as someone else's.
-//!
-//! `name` in `path` promises more: the file at that path has the name. A stop of the tour names at
-//! least three things that can be looked up.
-//!
-//! Mutations: a name in a page with one letter changed; `16 reads` beside `READS_PER_PUMP_MAX` made 17;
-//! [`every_kind_of_untruth_is_found`] shows each kind red.
+//! What the repository has that its pages can name: files, words of code, constants with their
+//! values, metrics and configuration keys.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-const PAGES: [&str; 3] = ["docs/tour.md", "docs/architecture.md", "docs/operations.md"];
-
-/// A stop that names less teaches words and not the code.
-const NAMES_OF_A_STOP_MIN: usize = 3;
+use super::source::root;
 
 /// What belongs to the kernel, to a protocol, to a crate or to another program.
 const FOREIGN: [&str; 5] = [
@@ -51,393 +32,44 @@ const FOREIGN: [&str; 5] = [
      python3 util-linux netcat-openbsd nghttp2-client docker wc",
 ];
 
-fn is_foreign(name: &str) -> bool {
+pub fn is_foreign(name: &str) -> bool {
     let mut words = FOREIGN.iter().flat_map(|group| group.split(' '));
     words.any(|word| word == name)
 }
 
+/// The files of this test.
+pub const OWN: [&str; 2] = ["tests/tidy/docs.rs", "tests/tidy/tree.rs"];
+
 /// Files that the daemon or its tests meet and this repository does not hold.
-const FOREIGN_FILES: &[&str] = &["llama.h", "NAME.gguf", "autoglmd.toml"];
-
-// ---- the tests ------------------------------------------------------------------------------
-
-#[test]
-fn every_name_in_the_pages_exists_and_has_its_value() {
-    let tree = Tree::read();
-    let mut wrong = Vec::new();
-    for page in PAGES {
-        let text = tree
-            .texts
-            .get(page)
-            .unwrap_or_else(|| panic!("{page} is gone"));
-        for paragraph in paragraphs(text) {
-            wrong.extend(
-                faults(&tree, &paragraph, Place::Page)
-                    .iter()
-                    .map(|it| format!("{page}: {it}")),
-            );
-        }
-        wrong.extend(
-            faults_of_tables(&tree, text)
-                .iter()
-                .map(|it| format!("{page}: {it}")),
-        );
-    }
-    assert!(
-        wrong.is_empty(),
-        "the docs are not true:\n{}",
-        wrong.join("\n")
-    );
-}
-
-#[test]
-fn every_name_in_a_head_exists_and_has_its_value() {
-    let tree = Tree::read();
-    let mut wrong = Vec::new();
-    let sources = |path: &str| path.ends_with(".rs") && path != file!();
-    for (path, text) in tree.texts.iter().filter(|(path, _)| sources(path)) {
-        let head: Vec<&str> = text
-            .lines()
-            .map_while(|line| line.strip_prefix("//!"))
-            .collect();
-        for paragraph in paragraphs(&head.join("\n").replace("\n ", "\n")) {
-            wrong.extend(
-                faults(&tree, &paragraph, Place::Head)
-                    .iter()
-                    .map(|it| format!("{path}: {it}")),
-            );
-        }
-    }
-    assert!(
-        wrong.is_empty(),
-        "heads are not true:\n{}",
-        wrong.join("\n")
-    );
-}
-
-#[test]
-fn every_stop_of_the_tour_names_what_can_be_looked_up() {
-    let tree = Tree::read();
-    let stops = stops(&tree.texts["docs/tour.md"]);
-    assert!(stops.len() > 10, "{} stops", stops.len());
-    for (title, text) in stops {
-        let names: BTreeSet<String> = paragraphs(&text)
-            .iter()
-            .flat_map(|paragraph| spans(paragraph))
-            .map(|span| span.text)
-            .filter(|name| tree.can_be_looked_up(name))
-            .collect();
-        assert!(
-            names.len() >= NAMES_OF_A_STOP_MIN,
-            "{title} names {names:?} alone"
-        );
-    }
-}
-
-/// The lines that the tour shows as added stand in the steps of its smallest reactor.
-#[test]
-fn every_line_that_the_tour_adds_stands_in_a_step() {
-    let tree = Tree::read();
-    let steps: BTreeSet<&str> = tree
-        .texts
-        .iter()
-        .filter(|(path, _)| path.starts_with("docs/tour/"))
-        .flat_map(|(_, text)| text.lines().map(str::trim))
-        .collect();
-    let added: Vec<&str> = tree.texts["docs/tour.md"]
-        .lines()
-        .filter_map(|line| line.strip_prefix("    +"))
-        .collect();
-    assert!(!added.is_empty(), "the tour shows no steps");
-    for line in added {
-        assert!(steps.contains(line.trim()), "no step has the line {line:?}");
-    }
-}
-
-/// A code that the page of errors lists is sent somewhere, or the page says that it is not.
-#[test]
-fn every_error_code_is_sent_or_reserved() {
-    let tree = Tree::read();
-    let catalogue = &tree.texts["src/error.rs"];
-    let is_source = |path: &str| path.starts_with("src/") && path != "src/error.rs";
-    let sources = tree.texts.iter().filter(|(path, _)| is_source(path));
-    let sources: Vec<&str> = sources.map(|(_, text)| text.as_str()).collect();
-    let (mut codes, mut is_reserved) = (0, false);
-    for line in catalogue.lines().map(str::trim) {
-        is_reserved |= line.starts_with("/// Reserved; this version does not send it.");
-        let Some((name, rest)) = line.split_once(" = \"") else {
-            continue;
-        };
-        if is_identifier(name) && rest.ends_with(';') {
-            let sent = format!("ErrorCode::{name}");
-            let is_sent = sources.iter().any(|text| text.contains(&sent));
-            assert_ne!(
-                is_sent, is_reserved,
-                "{name}: is it sent, and what does its text say?"
-            );
-            (codes, is_reserved) = (codes + 1, false);
-        }
-    }
-    assert!(codes > 30, "{codes} codes");
-}
-
-/// A filter that matches no test passes: the commands of the pages must not rot into that.
-#[test]
-fn every_cargo_command_in_the_docs_finds_what_it_names() {
-    let tree = Tree::read();
-    let mut wrong = Vec::new();
-    for (page, text) in tree.texts.iter().filter(|(path, _)| path.ends_with(".md")) {
-        for command in text.split("cargo ").skip(1) {
-            let command = command
-                .split(['`', '\n', '|', ')'])
-                .next()
-                .unwrap_or_default();
-            wrong.extend(fault_of_command(&tree, command).map(|it| format!("{page}: {it}")));
-        }
-    }
-    assert!(
-        wrong.is_empty(),
-        "commands that find nothing:\n{}",
-        wrong.join("\n")
-    );
-}
-
-#[test]
-fn every_kind_of_untruth_is_found() {
-    let tree = Tree::read();
-    for (text, found) in [
-        ("Read `src/reactor/nowhere.rs`.", "no such file"),
-        ("Read `core/nowhere.rs`.", "no such file"),
-        ("Call `Reactor::no_such_call`.", "not in the code"),
-        ("Call `no_such_call`.", "not in the code"),
-        ("Call `vanished()`.", "not in the code"),
-        ("It is `NO_SUCH_BOUND`.", "no such constant"),
-        ("Look at `autoglmd_no_such_total`.", "no such metric"),
-        ("Set `limits.no_such_key`.", "no such key"),
-        ("It takes 17 reads (`READS_PER_PUMP_MAX`).", "is 16"),
-        ("`READS_PER_PUMP_MAX` (17)", "is 16"),
-        ("at the high mark (`OUTPUT_HIGH_BYTES`, 65 KiB)", "is 65536"),
-        ("after 3 s (`LINGER_TIMEOUT`)", "is 2000 ms"),
-        ("within `limits.write_timeout` (31 s)", "is 30000 ms"),
-        (
-            "See `turn` in `src/core/wheel.rs`.",
-            "src/core/wheel.rs has no",
-        ),
-        ("a word such as `wibble`", "not in the code"),
-    ] {
-        let faults = faults(&tree, text, Place::Page);
-        assert!(
-            faults.iter().any(|fault| fault.contains(found)),
-            "{text}: {faults:?}"
-        );
-    }
-    for text in [
-        "It takes 16 reads (`READS_PER_PUMP_MAX`), 64 KiB (`OUTPUT_HIGH_BYTES`) and `LINGER_TIMEOUT` (2 s).",
-        "See `turn` in `src/reactor/event_loop.rs`, `limits.write_timeout` (30 s), `autoglmd_wakeups_total`.",
-    ] {
-        assert_eq!(faults(&tree, text, Place::Page), [""; 0], "{text}");
-    }
-    let table = "| `READS_PER_PUMP_MAX` | 17 | reads |";
-    assert_eq!(faults_of_tables(&tree, table).len(), 1);
-    for command in [
-        "test --test no_such_file",
-        "test --lib no_such_filter",
-        "run --example no_such",
-    ] {
-        assert!(fault_of_command(&tree, command).is_some(), "{command}");
-    }
-}
-
-// ---- what the pages say ---------------------------------------------------------------------
+const FOREIGN_FILES: &[&str] = &["llama.h", "NAME.gguf", "autoglmd.toml", "docs/style.md"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     Page,
     Head,
 }
 
 /// Text in backticks, and what stands around it.
-struct Span<'a> {
-    text: String,
-    before: &'a str,
-    after: &'a str,
+pub struct Span<'a> {
+    pub text: String,
+    pub before: &'a str,
+    pub after: &'a str,
 }
-
-/// The text without blocks of code, one string for each paragraph, item or row.
-fn paragraphs(text: &str) -> Vec<String> {
-    let (mut found, mut current) = (Vec::new(), String::new());
-    let (mut is_fenced, mut was_blank) = (false, true);
-    for line in text.lines() {
-        let trimmed = line.trim_start();
-        if trimmed.starts_with("```") {
-            is_fenced = !is_fenced;
-            continue;
-        }
-        let is_item = ["* ", "- ", "| ", "#"]
-            .iter()
-            .any(|mark| trimmed.starts_with(mark))
-            || trimmed
-                .split_once(". ")
-                .is_some_and(|(number, _)| number.parse::<u32>().is_ok());
-        // Four blanks begin a block after a blank line, and go on an item otherwise.
-        let is_block = line.starts_with("    ") && was_blank && !is_item;
-        if trimmed.is_empty() || is_item {
-            found.push(std::mem::take(&mut current));
-        }
-        was_blank = trimmed.is_empty() || is_block;
-        if !is_fenced && !is_block {
-            current.push_str(trimmed);
-            current.push(' ');
-        }
-    }
-    found.push(current);
-    found.retain(|paragraph| !paragraph.trim().is_empty());
-    found
-}
-
-fn spans(paragraph: &str) -> Vec<Span<'_>> {
-    let ticks: Vec<usize> = paragraph.match_indices('`').map(|(at, _)| at).collect();
-    let pairs = ticks.chunks_exact(2).map(|pair| Span {
-        text: paragraph[pair[0] + 1..pair[1]].to_owned(),
-        before: &paragraph[..pair[0]],
-        after: &paragraph[pair[1] + 1..],
-    });
-    pairs.collect()
-}
-
-fn faults(tree: &Tree, paragraph: &str, place: Place) -> Vec<String> {
-    let spans = spans(paragraph);
-    let mut wrong = Vec::new();
-    for (at, span) in spans.iter().enumerate() {
-        wrong.extend(tree.fault_of_name(&span.text, place));
-        wrong.extend(tree.fault_of_value(span));
-        // `name` in `path`, and `name` and `name` in `path`.
-        let promised = spans[at..].windows(2).find_map(|pair| {
-            let between = &pair[0].after[..pair[0].after.len() - pair[1].after.len()];
-            let between = between.split('`').next().unwrap_or_default().trim();
-            match between {
-                "in" | "of" if tree.path_of(&pair[1].text).is_some() => {
-                    Some(Some(pair[1].text.as_str()))
-                }
-                "," | "and" | ", and" => None,
-                _ => Some(None),
-            }
-        });
-        if let Some(Some(path)) = promised {
-            let file = tree.path_of(path).expect("it was found above");
-            let name = last_name(&span.text);
-            let has_it = tree.path_of(&span.text).is_some() || tree.file_has(&file, &name);
-            if is_identifier(&name) && !is_foreign(&name) && !has_it {
-                wrong.push(format!("{file} has no `{}`", span.text));
-            }
-        }
-    }
-    wrong
-}
-
-/// A row with one constant or key and one value: they belong together.
-fn faults_of_tables(tree: &Tree, text: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for row in text.lines().filter(|line| line.starts_with("| ")) {
-        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let name = |cell: &&str| {
-            let name = cell.strip_prefix('`')?.strip_suffix('`')?;
-            tree.value_of(name).map(|value| (name.to_owned(), value))
-        };
-        let names: Vec<_> = cells.iter().filter_map(name).collect();
-        let stated: Vec<_> = cells.iter().filter_map(|cell| quantity(cell)).collect();
-        if let ([(name, value)], [stated]) = (&names[..], &stated[..])
-            && !value.iter().any(|value| value.is(*stated))
-        {
-            wrong.push(format!("`{name}` is {}: {row}", shown(value)));
-        }
-    }
-    wrong
-}
-
-fn stops(tour: &str) -> Vec<(String, String)> {
-    let mut stops: Vec<(String, String)> = Vec::new();
-    for line in tour.lines() {
-        let title = line.strip_prefix("## ");
-        if let Some(title) = title {
-            stops.push((title.to_owned(), String::new()));
-        } else if let Some((_, text)) = stops.last_mut() {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    stops.retain(|(title, _)| title.starts_with(|first: char| first.is_ascii_digit()));
-    stops
-}
-
-fn fault_of_command(tree: &Tree, command: &str) -> Option<String> {
-    let words: Vec<&str> = command
-        .split_whitespace()
-        .take_while(|word| *word != "--")
-        .collect();
-    let after = |flag: &str| {
-        let at = words.iter().position(|word| *word == flag)?;
-        words.get(at + 1).copied()
-    };
-    for (flag, folder) in [
-        ("--test", "tests"),
-        ("--bench", "benches"),
-        ("--example", "docs/tour"),
-    ] {
-        if let Some(name) = after(flag) {
-            let is_there = tree.is_file(&format!("{folder}/{name}.rs"))
-                || tree.is_file(&format!("{folder}/{name}/main.rs"));
-            if !is_there && is_identifier(name) {
-                return Some(format!("cargo {command}: {folder} has no {name}"));
-            }
-        }
-    }
-    if words.first() != Some(&"test") {
-        return None;
-    }
-    let flags_with_value = ["--test", "--bench", "--example", "--features", "-p"];
-    let mut filter = None;
-    let mut words = words.iter().skip(1);
-    while let Some(word) = words.next() {
-        if flags_with_value.contains(word) {
-            words.next();
-        } else if !word.starts_with('-') {
-            filter = Some(*word);
-        }
-    }
-    let filter = filter?;
-    let folder = after("--test").map_or("src/".to_owned(), |name| format!("tests/{name}"));
-    let files = tree
-        .tests
-        .iter()
-        .filter(|(path, _)| path.starts_with(&folder));
-    let mut names = files.flat_map(|(path, tests)| {
-        let module = path.trim_end_matches(".rs").replace('/', "::");
-        tests
-            .iter()
-            .map(move |test| format!("{module}::tests::{test}"))
-    });
-    let is_there =
-        names.any(|name| name.contains(filter) || name.replace("::tests", "").contains(filter));
-    (!is_there).then(|| format!("cargo {command}: no test of {folder} matches"))
-}
-
-// ---- what the tree has ----------------------------------------------------------------------
 
 /// A number with its unit taken off: bytes, milliseconds, or things.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Value {
+pub enum Value {
     Plain(u128),
     Milliseconds(u128),
 }
 
 impl Value {
-    fn is(self, stated: Value) -> bool {
+    pub fn is(self, stated: Value) -> bool {
         self == stated
     }
 }
 
-fn shown(values: &[Value]) -> String {
+pub fn shown(values: &[Value]) -> String {
     let show = |value: &Value| match value {
         Value::Plain(number) => number.to_string(),
         Value::Milliseconds(number) => format!("{number} ms"),
@@ -445,9 +77,9 @@ fn shown(values: &[Value]) -> String {
     values.iter().map(show).collect::<Vec<_>>().join(" or ")
 }
 
-struct Tree {
+pub struct Tree {
     /// By path: sources, tests, benches and pages.
-    texts: BTreeMap<String, String>,
+    pub texts: BTreeMap<String, String>,
     folders: BTreeSet<String>,
     /// The words of code, strings included, comments not: by path, and of all.
     words: BTreeMap<String, BTreeSet<String>>,
@@ -458,12 +90,12 @@ struct Tree {
     /// By key with its section: the default.
     keys: BTreeMap<String, String>,
     /// By path: the tests that a file has.
-    tests: BTreeMap<String, Vec<String>>,
+    pub tests: BTreeMap<String, Vec<String>>,
 }
 
 impl Tree {
-    fn read() -> Tree {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    pub fn read() -> Tree {
+        let root = root();
         let mut tree = Tree {
             texts: BTreeMap::new(),
             folders: BTreeSet::new(),
@@ -485,7 +117,7 @@ impl Tree {
         tree
     }
 
-    fn collect(&mut self, root: &Path, folder: &str) {
+    fn collect(&mut self, root: &std::path::Path, folder: &str) {
         self.folders.insert(folder.to_owned());
         for entry in std::fs::read_dir(root.join(folder)).expect("a folder of the tree") {
             let entry = entry.expect("an entry");
@@ -498,7 +130,7 @@ impl Tree {
         }
     }
 
-    fn add(&mut self, root: &Path, name: &str) {
+    fn add(&mut self, root: &std::path::Path, name: &str) {
         // A file that is no text is there all the same.
         let text = std::fs::read(root.join(name)).expect("it was listed");
         let text = String::from_utf8(text).unwrap_or_default();
@@ -515,7 +147,8 @@ impl Tree {
     fn add_code(&mut self, name: &str, text: &str) {
         let is_code = |line: &&str| !line.trim_start().starts_with("//");
         let code: Vec<&str> = text.lines().filter(is_code).collect();
-        let is_own = name == file!();
+        // These two speak of names that nothing has.
+        let is_own = OWN.contains(&name);
         let words: BTreeSet<String> = code.iter().flat_map(|line| words_of(line)).collect();
         for (at, line) in code.iter().enumerate() {
             if let Some(function) = line.split("fn ").nth(1) {
@@ -555,12 +188,12 @@ impl Tree {
         }
     }
 
-    fn is_file(&self, path: &str) -> bool {
+    pub fn is_file(&self, path: &str) -> bool {
         self.texts.contains_key(path)
     }
 
     /// The file or folder that a page names, from the root or from `src`.
-    fn path_of(&self, name: &str) -> Option<String> {
+    pub fn path_of(&self, name: &str) -> Option<String> {
         let name = name.trim_end_matches('/');
         let below = [
             format!("src/{name}"),
@@ -572,7 +205,7 @@ impl Tree {
         candidates.find(|path| is_path && (self.is_file(path) || self.folders.contains(path)))
     }
 
-    fn file_has(&self, path: &str, name: &str) -> bool {
+    pub fn file_has(&self, path: &str, name: &str) -> bool {
         let below = format!("{path}/");
         let mut files = self
             .words
@@ -608,7 +241,7 @@ impl Tree {
     }
 
     /// Whether a reader can find it: a file, a function, a constant, a metric, a key.
-    fn can_be_looked_up(&self, name: &str) -> bool {
+    pub fn can_be_looked_up(&self, name: &str) -> bool {
         let last = last_name(name);
         self.path_of(name).is_some()
             || self.is_key(name)
@@ -617,7 +250,7 @@ impl Tree {
             || (self.functions.contains(&last) && !is_foreign(name))
     }
 
-    fn fault_of_name(&self, name: &str, place: Place) -> Option<String> {
+    pub fn fault_of_name(&self, name: &str, place: Place) -> Option<String> {
         // `key = value` and `NAME=value` speak of the name.
         let name = name.split([' ', '=']).next().unwrap_or_default();
         let is_call = name.ends_with(')');
@@ -722,7 +355,7 @@ impl Tree {
     }
 
     /// A value that stands beside the name: `NAME` (16), `NAME`, 16 KiB), 16 reads (`NAME`).
-    fn fault_of_value(&self, span: &Span<'_>) -> Option<String> {
+    pub fn fault_of_value(&self, span: &Span<'_>) -> Option<String> {
         let values = self.value_of(&span.text)?;
         let after = span.after.strip_prefix(" (").or_else(|| {
             let rest = span.after.strip_prefix(", ")?;
@@ -749,7 +382,7 @@ impl Tree {
     }
 
     /// What a constant or a key is, if it is a number or a time.
-    fn value_of(&self, name: &str) -> Option<Vec<Value>> {
+    pub fn value_of(&self, name: &str) -> Option<Vec<Value>> {
         if let Some(default) = self.keys.get(name) {
             return quantity(default.trim_matches('"')).map(|value| vec![value]);
         }
@@ -841,7 +474,7 @@ fn keys_of(page: &str) -> BTreeMap<String, String> {
 }
 
 /// "64 KiB", "1,024", "30 s", `"30s"`: a number at the beginning, and its unit.
-fn quantity(text: &str) -> Option<Value> {
+pub fn quantity(text: &str) -> Option<Value> {
     let text = text.trim_start();
     let end = text
         .find(|it: char| !it.is_ascii_digit() && it != ',' && it != '_')
@@ -873,7 +506,7 @@ fn words_of(line: &str) -> impl Iterator<Item = String> {
 }
 
 /// `b` of `a::b`, `a.b` and `b()`.
-fn last_name(name: &str) -> String {
+pub fn last_name(name: &str) -> String {
     let name = name.split(['(', ' ', '=', '{']).next().unwrap_or_default();
     name.rsplit([':', '.'])
         .next()
@@ -881,7 +514,7 @@ fn last_name(name: &str) -> String {
         .to_owned()
 }
 
-fn is_identifier(name: &str) -> bool {
+pub fn is_identifier(name: &str) -> bool {
     name.starts_with(|first: char| first.is_alphabetic() || first == '_')
         && name.chars().all(|it| it.is_alphanumeric() || it == '_')
 }
