@@ -16,7 +16,7 @@ use autoglmd::core::{Key, Moment};
 use autoglmd::engine::family::Family;
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State, prompt,
+    ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State, language, prompt,
 };
 use autoglmd::offload::{JobKey, Ticket};
 use serde::{Deserialize, Serialize};
@@ -167,7 +167,7 @@ fn key(variant: &Variant, question: &Question<'_>) -> String {
     else {
         unreachable!("a program is asked for")
     };
-    let language = language.and_then(prompt::language);
+    let language = language.and_then(language::language);
     let all = format!(
         "{} {:?} {:?} {:?} {} {PARALLEL} {CONTEXT_TOKENS} {}",
         variant.digest,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use autoglmd::engine::prompt;
+use autoglmd::engine::language;
 
 use super::desk::{Question, Variant, Written};
 use super::judge::{Judgement, Verdict};
@@ -115,7 +115,7 @@ fn by_language(text: &mut String, questions: &[Question<'_>], results: &[Result<
         .map(|question| question.task.language)
         .collect();
     languages.dedup();
-    let title = |name: &&str| prompt::language(name).map_or("", |language| language.title);
+    let title = |name: &&str| language::language(name).map_or("", |language| language.title);
     text.push('\n');
     head(text, &languages.iter().map(title).collect::<Vec<_>>());
     rows(text, results, |result| {

@@ -24,7 +24,7 @@ use super::times::parse_timeout_ms;
 use crate::config::{Overrides, Sources};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put};
-use crate::engine::prompt;
+use crate::engine::language;
 use crate::error::ErrorCode;
 use crate::limits::cli as limits;
 use crate::os::file;
@@ -116,7 +116,7 @@ enum Mode {
 impl Generate {
     pub fn run(mut self) -> Result<(), Code> {
         let mode = self.mode();
-        let language = self.language.as_deref().and_then(prompt::language);
+        let language = self.language.as_deref().and_then(language::language);
         let language = language.map(|language| language.name);
         // Everything that can be refused without the daemon is refused before the daemon works.
         let destination = self.destination()?;

@@ -22,14 +22,14 @@
 use std::borrow::Cow;
 use std::cell::LazyCell;
 
-use super::prompt::{self, Language};
+use super::language::{self, Language};
 
 /// Returns the code of a whole output. Of several fenced blocks, it is the longest of those that
 /// are marked as `language`, otherwise of those without a mark, otherwise of all. In an output
 /// without a fence, the code goes from the first to the last line that does not read as prose.
 pub fn extract<'a>(text: &'a str, language: Option<&str>) -> Cow<'a, str> {
     // Most outputs have one block, which needs no rank and so no language.
-    let language = LazyCell::new(|| language.and_then(prompt::language));
+    let language = LazyCell::new(|| language.and_then(language::language));
     let mut best: Option<Block<'_>> = None;
     let mut rest = text;
     while let Some((block, after)) = next_block(rest) {
@@ -74,7 +74,7 @@ impl Extractor {
             passing: None,
         };
         Extractor {
-            language: language.and_then(prompt::language),
+            language: language.and_then(language::language),
             state,
         }
     }

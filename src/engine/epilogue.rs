@@ -9,7 +9,7 @@
 //! A request that asks for a whole program, for examples or for tests keeps everything: the text
 //! below such a comment may be what it asked for.
 
-use super::prompt::Language;
+use super::language::Language;
 
 /// The words after the comment's mark.
 const PHRASES: &[&str] = &[
@@ -85,7 +85,7 @@ pub fn epilogues(language: Option<&Language>, request: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::prompt::language;
+    use super::super::language::language;
     use super::*;
 
     fn ends(name: &str, request: &str) -> bool {

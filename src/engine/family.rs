@@ -18,7 +18,7 @@
 //!  1. Names are unique, and a name once published stays: records and the catalogue refer to it.
 //!  2. No file is recognised as two families.
 
-use super::prompt::Language;
+use super::language::Language;
 use super::{Defaults, Sampling};
 use crate::limits::engine as limits;
 
@@ -255,9 +255,15 @@ impl Signs {
     }
 }
 
+impl Default for Defaults {
+    fn default() -> Defaults {
+        NEUTRAL.defaults()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::prompt::language;
+    use super::super::language::language;
     use super::*;
 
     fn traits(architecture: &str, name: &str, basename: &str, template: &str) -> Traits {

@@ -11,8 +11,5 @@ pub mod reflection;
 pub mod status;
 pub mod terms;
 
-/// The media type of every response.
-pub const CONTENT_TYPE: &str = "application/grpc";
-
 pub use frame::{Bounds, Decoder, Encoding};
-pub use terms::Terms;
+pub use terms::{CONTENT_TYPE, Terms};

@@ -6,8 +6,10 @@ use std::time::Duration;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 
-use super::CONTENT_TYPE;
 use super::Encoding;
+
+/// The media type of every response.
+pub const CONTENT_TYPE: &str = "application/grpc";
 
 /// The terms that the head of a request sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,32 +15,7 @@ use crate::source::{Source, sources};
 /// in a circle any more: take it out of the list then.
 const EXCEPTIONS: &[(&str, &[&str])] = &[
     ("src/cli", &["key", "mod", "pages"]),
-    (
-        "src/engine",
-        &["epilogue", "family", "llama", "mod", "prompt"],
-    ),
-    ("src/engine/llama", &["memory", "mod", "prove", "thread"]),
-    (
-        "src/engine/llama/ffi",
-        &["chain", "context", "mod", "model", "quantize"],
-    ),
-    ("src/grpc", &["mod", "terms"]),
-    (
-        "src/http/http1",
-        &[
-            "chunked",
-            "framing",
-            "head",
-            "mod",
-            "reception",
-            "scanner",
-            "target",
-        ],
-    ),
-    ("src/http/negotiate", &["coding", "mod"]),
-    ("src/os/namespace", &["child", "mod"]),
     ("src/reactor/http1", &["mod", "reception"]),
-    ("src/sandbox", &["mod", "view"]),
 ];
 
 /// Mutation: `use super::slots::Slots;` in `src/core/key.rs` fails here.

@@ -15,7 +15,6 @@ const COLUMNS_MAX: usize = 100;
 const LONG_FILES: &[&str] = &[
     "src/reactor/connection.rs",
     "src/engine/llama/scheduler/mod.rs",
-    "src/os/namespace/child.rs",
 ];
 
 /// Functions that are still longer, as `src/file.rs: name`.

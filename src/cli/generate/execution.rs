@@ -180,12 +180,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::prompt;
+    use crate::engine::language;
 
     #[test]
     fn every_recipe_is_for_a_language_of_the_table() {
         for recipe in RECIPES {
-            let row = prompt::language(recipe.language).expect(recipe.language);
+            let row = language::language(recipe.language).expect(recipe.language);
             assert_eq!(row.name, recipe.language);
             assert_eq!(recipe.file, format!("main.{}", row.extension));
         }

@@ -39,7 +39,7 @@ const END: &str = "\x1b[0m";
 /// Words and delimiters of some languages.
 #[derive(Debug)]
 struct Grammar {
-    /// The names that `engine::prompt` uses.
+    /// The names that `engine::language` uses.
     languages: &'static [&'static str],
     /// Separated by spaces.
     keywords: &'static str,
@@ -417,7 +417,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::prompt;
+    use crate::engine::language;
 
     fn coloured(language: &str, pieces: &[&str]) -> String {
         let mut highlighter = Highlighter::of(language).expect("a grammar");
@@ -458,7 +458,7 @@ mod tests {
     fn every_row_is_for_languages_of_the_table() {
         for name in GRAMMARS.iter().flat_map(|row| row.languages) {
             assert!(
-                prompt::LANGUAGES.iter().any(|row| row.name == *name),
+                language::LANGUAGES.iter().any(|row| row.name == *name),
                 "{name}"
             );
         }

@@ -15,6 +15,7 @@ use super::sampler::Sampler;
 use super::template::{PROBE, Template, TemplateError};
 use crate::core::Moment;
 use crate::engine::family::{Family, Traits};
+use crate::engine::language;
 use crate::engine::prompt::{self, Conversation};
 use crate::engine::{Message, Prompt, Sampling};
 
@@ -227,7 +228,7 @@ impl Backend for Llama {
                 prompt,
                 context,
             } => {
-                let language = language.and_then(prompt::language);
+                let language = language.and_then(language::language);
                 let family = self.family;
                 self.prepare_code(prompt::conversation(family, language, prompt, context))
             }

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::engine::State;
-use crate::engine::prompt::LANGUAGES;
+use crate::engine::language::LANGUAGES;
 use crate::http::Request;
 use crate::http::negotiate::{MediaType, choose, names};
 use crate::limits::service as limits;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::engine::prompt::{LANGUAGES, Language, language};
+use crate::engine::language::{LANGUAGES, Language, language};
 use crate::error::{ApiError, ErrorCode};
 use crate::service::excerpt::excerpt;
 

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::engine::prompt::Language;
+use crate::engine::language::Language;
 use crate::engine::{ContextFile, Prompt, Sampling};
 use crate::error::ApiError;
 use crate::limits::engine as engine_limits;
@@ -381,7 +381,7 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::prompt::language;
+    use crate::engine::language::language;
     use crate::error::ErrorCode;
 
     fn limits() -> Limits {

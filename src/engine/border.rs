@@ -1,0 +1,314 @@
+//! The types that cross the border between the daemon and an engine.
+//!
+//! Jobs and events are plain data. Knows no engine, no template and no model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::Moment;
+use crate::error::ErrorCode;
+use crate::offload::{CancelReason, JobKey, Ticket};
+
+/// One request for generated text, complete in itself.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub key: JobKey,
+    /// The owner of this conversation: a computed prefix is shared only within one tenant.
+    pub tenant: u64,
+    pub prompt: Prompt,
+    pub sampling: Sampling,
+    /// Maximum number of tokens to generate; the engine clips it to the room in its context.
+    pub max_tokens: u32,
+    /// Generation ends before the first of these strings; none of them is part of the output.
+    pub stop: Vec<String>,
+    /// When the whole request, including queueing and prompt, expires.
+    pub deadline: Moment,
+    pub submitted: Moment,
+    pub ticket: Arc<Ticket>,
+}
+
+/// The text that the model is to continue, before any template is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A request for a program; the engine adds the system prompt that suits its model.
+    Code {
+        language: Option<&'static str>,
+        prompt: String,
+        context: Vec<ContextFile>,
+    },
+    /// A conversation, rendered with the model's own chat template.
+    Chat(Vec<Message>),
+    /// Text that the model continues, without a template.
+    Raw(String),
+}
+
+impl Prompt {
+    /// Returns the number of bytes that came from the request.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Prompt::Code {
+                prompt, context, ..
+            } => prompt.len() + context.iter().map(ContextFile::bytes).sum::<usize>(),
+            Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Prompt::Raw(text) => text.len(),
+        }
+    }
+}
+
+/// A file that the model is to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextFile {
+    pub path: String,
+    pub text: String,
+}
+
+impl ContextFile {
+    fn bytes(&self) -> usize {
+        self.path.len() + self.text.len()
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    pub content: String,
+}
+
+/// How the next token is chosen. The fields' meanings and defaults are llama.cpp's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy. At most 2.
+    pub temperature: f32,
+    /// In (0, 1]; 1 switches it off.
+    pub top_p: f32,
+    /// 0 switches it off.
+    pub top_k: u32,
+    /// In [0, 1]; 0 switches it off.
+    pub min_p: f32,
+    /// The same seed, prompt and model produce the same output; `None` draws one.
+    pub seed: Option<i64>,
+    /// In [-2, 2], as in the OpenAI API; 0 switches it off.
+    pub frequency_penalty: f32,
+    /// In [-2, 2], as in the OpenAI API; 0 switches it off.
+    pub presence_penalty: f32,
+    /// In (0, 2]; 1 switches it off.
+    pub repeat_penalty: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repeat_penalty: 1.0,
+        }
+    }
+}
+
+/// An engine's report about a job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A piece of the output: one token's text, or several merged for lack of credit. Always whole
+    /// UTF-8 characters, never part of a stop string.
+    Token { text: String },
+    /// The output is complete.
+    Done(Box<Done>),
+    /// The job ended without a complete output.
+    Failed(Box<Failed>),
+}
+
+impl Event {
+    /// Returns whether this is the one event that ends its job.
+    pub fn is_terminal(&self) -> bool {
+        !matches!(self, Event::Token { .. })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// The text that no `Token` event has carried yet: all of it if credit was 0.
+    pub text: String,
+    pub finish_reason: FinishReason,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failed {
+    pub reason: FailReason,
+    /// For people: what failed and the way out.
+    pub message: String,
+    /// Text that was generated until then and that no `Token` event has carried yet.
+    pub text: String,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailReason {
+    /// The ticket was cancelled; only the counters use this.
+    Cancelled(CancelReason),
+    /// An error of the catalogue, such as `generation_timeout` or `context_length_exceeded`.
+    Error(ErrorCode),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended its output, or a stop string was met.
+    Stop,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+}
+
+impl FinishReason {
+    /// Returns the OpenAI API's word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+/// Tokens spent on one job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    /// How many of `prompt_tokens` were already computed.
+    pub cached_tokens: u32,
+    pub completion_tokens: u32,
+}
+
+/// How long the parts of one job took, for `Server-Timing`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// From `submitted` to the first prompt token's computation.
+    pub queue: Duration,
+    /// Computing the prompt, up to the first generated token.
+    pub prefill: Duration,
+    /// From the first generated token to the last.
+    pub decode: Duration,
+}
+
+/// Why a job was not admitted. Returned at once, on the caller's stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The queue is at its bound; the wait is computed from measured speed.
+    QueueFull { retry_after: Duration },
+    /// By measured speed the first token would come later than the deadline.
+    DeadlineUnmeetable { estimated: Duration },
+    /// The model is being loaded.
+    Loading,
+    /// The engine could not be started, or has stopped, for this reason.
+    Unavailable(String),
+    /// The engine is draining.
+    Draining,
+}
+
+/// Whether an engine can take jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// 0 to 100.
+    Loading {
+        percent: u8,
+    },
+    Ready,
+    /// A step does not end: this long there was no sign of life.
+    Stalled {
+        seconds: u64,
+    },
+    Failed(String),
+}
+
+/// A description of a model, for `/api/v1/models` and for the `model` member of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    pub id: String,
+    /// The engine: `llama` or `echo`.
+    pub engine: &'static str,
+    /// The model's own description, such as `llama 135M Q4_1`.
+    pub description: String,
+    /// Context of one sequence, in tokens.
+    pub context_length: u32,
+    /// When the model was loaded, in seconds since 1970.
+    pub created: u64,
+    pub defaults: Defaults,
+}
+
+/// Values for parameters that a request for a program leaves open. They depend on the model, so
+/// they are known once the model is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    pub repeat_penalty: f32,
+    pub max_tokens: u32,
+}
+
+/// Numbers for `/metrics`, read at each scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gauges {
+    pub sequences_running: u32,
+    pub queue_depth: u32,
+    /// Totals since the start.
+    pub prompt_tokens: u64,
+    pub prompt_cached_tokens: u64,
+    pub generated_tokens: u64,
+    pub decode_steps: u64,
+    /// Cells of the KV cache that hold a token, and the number of all cells.
+    pub kv_used: u64,
+    pub kv_size: u64,
+    /// Signs of life: steps, and parts of steps. They do not change while the engine is at rest.
+    pub beats: u64,
+    /// Time without a sign of life although there is work; zero at rest.
+    pub silence: Duration,
+    /// How often the engine was restarted after a panic.
+    pub restarts: u64,
+}
+
+impl Gauges {
+    /// Returns the totals, with all else at zero: a restarted engine continues from these.
+    pub fn totals(self) -> Gauges {
+        Gauges {
+            prompt_tokens: self.prompt_tokens,
+            prompt_cached_tokens: self.prompt_cached_tokens,
+            generated_tokens: self.generated_tokens,
+            decode_steps: self.decode_steps,
+            kv_size: self.kv_size,
+            ..Gauges::default()
+        }
+    }
+}
+
+/// Turns jobs into generated text. All methods return at once and may be called from any thread.
+pub trait Engine: Send + Sync {
+    /// Admits a job, or returns why not. After `Ok`, exactly one terminal event will follow.
+    fn submit(&self, job: Job) -> Result<(), Refused>;
+
+    fn state(&self) -> State;
+
+    /// Returns the model, as soon as it is known.
+    fn model(&self) -> Option<ModelInfo>;
+
+    fn gauges(&self) -> Gauges;
+
+    /// Admits no more jobs, and ends once all admitted jobs have had their terminal event.
+    fn drain(&self);
+}
+
+/// The destination of an engine's events: the mailboxes of all reactors.
+pub trait Deliver: Send + Sync {
+    /// Delivers all of `events` and leaves it empty. One call wakes each reactor at most once, so
+    /// an engine should collect the events of one step. Never blocks.
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>);
+
+    /// Delivers a single event.
+    fn deliver_one(&self, key: JobKey, event: Event) {
+        self.deliver(&mut vec![(key, event)]);
+    }
+}
