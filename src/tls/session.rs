@@ -4,9 +4,11 @@
 //! ciphertext that waits to be written. It knows no socket and no clock.
 //!
 //! ```text
-//!   Handshaking ----- done ----> Open ---- close_notify of the peer ----> input is over
-//!       |                         |                                          |
-//!       +---- alert ---> Failed <-+                  ours: nothing is written after it
+//!   Handshaking ----- done ----> Open { read, write }
+//!       |                          |      |     |
+//!       |                          |      |     our close_notify: nothing is written after it
+//!       |                          |      close_notify of the peer: its input is over
+//!       +---- alert ---> Failed <--+
 //! ```
 //!
 //! Call order: [`Session::handle_input`] with each piece that was read; then, as long as the socket
@@ -19,6 +21,13 @@
 //!     `limits::CIPHERTEXT_BYTES_MAX` of output, and one record more. Handshake messages and alerts
 //!     come on top, and the peer can cause only a few of them.
 //!  3. An idle session holds rustls' own state and no buffer.
+//!  4. After the peer's close_notify no input is kept.
+//!
+//! [`Session::check_invariants`] checks 2 to 4 under debug assertions, after each public change.
+//!
+//! Mutations that the tests catch: `partial` not cleared after close_notify
+//! (`a_session_runs_from_hello_to_goodbye`), a buffer kept while empty
+//! (`pieces_do_not_matter`), no bound in `handle_output` (`what_waits_to_be_written_is_bounded`).
 //!
 //! # Why rustls' unbuffered interface
 //!
@@ -48,9 +57,6 @@ use crate::limits::tls as limits;
 pub struct Session {
     tls: UnbufferedServerConnection,
     stage: Stage,
-    /// The peer has sent its close_notify.
-    input_is_over: bool,
-    said_goodbye: bool,
     /// Ciphertext that cannot be decrypted yet: an incomplete record. No allocation while empty.
     partial: Vec<u8>,
     queue: OutputQueue,
@@ -62,10 +68,34 @@ const DECODE_ERROR: &[u8] = &[21, 3, 3, 0, 2, 2, 50];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Handshaking,
-    Open,
+    /// `read` is closed if the peer gives up before the end of the handshake.
+    Handshaking {
+        read: Side,
+    },
+    Open {
+        read: Side,
+        write: Side,
+    },
     /// Its alert is in the queue, and no plaintext goes in or out any more.
-    Failed,
+    Failed {
+        read: Side,
+    },
+}
+
+/// One direction of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Open,
+    /// close_notify was the last word: the peer's, or ours.
+    Closed,
+}
+
+impl Stage {
+    fn read(&mut self) -> &mut Side {
+        match self {
+            Stage::Handshaking { read } | Stage::Open { read, .. } | Stage::Failed { read } => read,
+        }
+    }
 }
 
 /// The result of a piece of ciphertext.
@@ -99,9 +129,7 @@ impl Session {
     pub fn new(acceptor: &Acceptor) -> Result<Box<Session>, Error> {
         Ok(Box::new(Session {
             tls: UnbufferedServerConnection::new(acceptor.config())?,
-            stage: Stage::Handshaking,
-            input_is_over: false,
-            said_goodbye: false,
+            stage: Stage::Handshaking { read: Side::Open },
             partial: Vec::new(),
             queue: OutputQueue::new(),
         }))
@@ -110,16 +138,28 @@ impl Session {
     // ---- getters ----
 
     pub fn is_handshaking(&self) -> bool {
-        self.stage == Stage::Handshaking
+        matches!(self.stage, Stage::Handshaking { .. })
     }
 
     pub fn is_open(&self) -> bool {
-        self.stage == Stage::Open
+        matches!(self.stage, Stage::Open { .. })
     }
 
     /// Returns whether the peer has sent its close_notify.
     pub fn input_is_over(&self) -> bool {
-        self.input_is_over
+        let mut stage = self.stage;
+        *stage.read() == Side::Closed
+    }
+
+    /// Returns whether plaintext can still be encrypted.
+    fn can_write(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Open {
+                write: Side::Open,
+                ..
+            }
+        )
     }
 
     /// Returns the ciphertext that waits to be written.
@@ -173,7 +213,7 @@ impl Session {
             result
         };
         let too_much = partial.len() > limits::PARTIAL_BYTES_MAX;
-        if self.input_is_over || too_much {
+        if self.input_is_over() || too_much {
             partial.clear();
         }
         match partial.is_empty() {
@@ -184,10 +224,12 @@ impl Session {
             Ok(_) if too_much => Err(Error::General("a message without end".to_owned())),
             result => result,
         };
-        match result {
+        let result = match result {
             Ok(_) => Ok(received),
             Err(error) => Err(self.fail(error, pool)),
-        }
+        };
+        self.check_invariants();
+        result
     }
 
     /// Processes all whole records; returns how many bytes are used up.
@@ -221,11 +263,11 @@ impl Session {
                     }
                 }
                 ConnectionState::EncodeTlsData(message) => {
-                    received.worked |= self.stage == Stage::Handshaking;
+                    received.worked |= matches!(self.stage, Stage::Handshaking { .. });
                     encode(message, &mut self.queue, pool);
                 }
                 ConnectionState::TransmitTlsData(queued) => queued.done(),
-                ConnectionState::PeerClosed => self.input_is_over = true,
+                ConnectionState::PeerClosed => *self.stage.read() = Side::Closed,
                 // Early data is not offered, so clients that rustls accepts do not send it.
                 ConnectionState::BlockedHandshake
                 | ConnectionState::WriteTraffic(_)
@@ -234,8 +276,11 @@ impl Session {
                 | _ => break,
             }
         }
-        if self.is_handshaking() && !self.tls.is_handshaking() {
-            self.stage = Stage::Open;
+        if let Stage::Handshaking { read } = self.stage
+            && !self.tls.is_handshaking()
+        {
+            let write = Side::Open;
+            self.stage = Stage::Open { read, write };
             received.worked = true;
             received.handshake = Some(self.handshake());
         }
@@ -244,7 +289,8 @@ impl Session {
 
     fn fail(&mut self, error: Error, pool: &mut BufferPool) -> Failed {
         let in_handshake = self.is_handshaking();
-        self.stage = Stage::Failed;
+        let read = *self.stage.read();
+        self.stage = Stage::Failed { read };
         let waited = self.queue.len();
         // Only while a message waits: any other call would read input that is gone.
         while self.tls.wants_write() {
@@ -282,10 +328,11 @@ impl Session {
 
     /// Encrypts as much of `plaintext` as the queue has room for. Returns how much that was.
     pub fn handle_output(&mut self, plaintext: &[IoSlice<'_>], pool: &mut BufferPool) -> usize {
-        if self.stage != Stage::Open || self.said_goodbye {
+        if !self.can_write() {
             return 0;
         }
-        self.write_traffic(pool, |traffic, queue, pool| {
+        let waited = self.queue.len();
+        let taken = self.write_traffic(pool, |traffic, queue, pool| {
             let mut taken = 0;
             for mut slice in plaintext.iter().map(|slice| &slice[..]) {
                 while !slice.is_empty() && queue.len() < limits::CIPHERTEXT_BYTES_MAX {
@@ -302,20 +349,32 @@ impl Session {
                 }
             }
             taken
-        })
-        .unwrap_or(0)
+        });
+        // Invariant 2: this is the only place where the queue grows by the caller's will.
+        debug_assert!(
+            self.queue.len() <= waited.max(limits::CIPHERTEXT_BYTES_MAX) + limits::RECORD_BYTES_MAX,
+            "the queue has no bound"
+        );
+        self.check_invariants();
+        taken.unwrap_or(0)
     }
 
     /// Queues close_notify (RFC 8446, section 6.1), once. Returns whether there is something to
     /// write now.
     pub fn close(&mut self, pool: &mut BufferPool) -> bool {
-        if self.said_goodbye || self.stage != Stage::Open {
+        let Stage::Open {
+            read,
+            write: Side::Open,
+        } = self.stage
+        else {
             return false;
-        }
-        self.said_goodbye = true;
+        };
+        let write = Side::Closed;
+        self.stage = Stage::Open { read, write };
         let queued = self.write_traffic(pool, |traffic, queue, pool| {
             seal(0, queue, pool, |out| traffic.queue_close_notify(out))
         });
+        self.check_invariants();
         queued == Some(true)
     }
 
@@ -325,6 +384,28 @@ impl Session {
         if self.partial.capacity() != 0 {
             pool.give(std::mem::take(&mut self.partial));
         }
+        self.check_invariants();
+    }
+
+    /// Checks invariants 2 to 4 in debug builds; see the head of this file.
+    fn check_invariants(&self) {
+        debug_assert!(
+            self.partial.len() <= limits::PARTIAL_BYTES_MAX,
+            "2: {} bytes wait for the rest of a record",
+            self.partial.len()
+        );
+        debug_assert!(
+            !self.partial.is_empty() || self.partial.capacity() == 0,
+            "3: an empty buffer is kept"
+        );
+        debug_assert!(
+            !self.queue.is_empty() || !self.queue.holds_memory(),
+            "3: an empty queue keeps its memory"
+        );
+        debug_assert!(
+            !self.input_is_over() || self.partial.is_empty(),
+            "4: input is kept after close_notify"
+        );
     }
 
     /// Lets `act` encrypt; `None` if the session does not write any more.
@@ -343,7 +424,7 @@ impl Session {
                     encode(message, &mut self.queue, pool);
                 }
                 Ok(ConnectionState::TransmitTlsData(queued)) => queued.done(),
-                Ok(ConnectionState::PeerClosed) => self.input_is_over = true,
+                Ok(ConnectionState::PeerClosed) => *self.stage.read() = Side::Closed,
                 _ => return None,
             }
         }
