@@ -97,7 +97,9 @@ impl Key {
             state_dir: self.state_dir,
             ..Overrides::default()
         };
-        let state_dir = super::state_dir(&Sources::of_process(None, flags))?;
+        let (state_dir, _) = Sources::of_process(None, flags)
+            .state_dir()
+            .map_err(|reason| fail(exit::CONFIG, reason))?;
         let mut store = KeyStore::open_in(&state_dir).map_err(|error| explain(&error))?;
         let now = times::now();
         match self.command {

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Overrides, Sources};
 use crate::console;
@@ -182,8 +182,12 @@ impl Arguments {
             Some(Command::Generate(generate)) => end(generate.run()),
             #[cfg(feature = "llama")]
             Some(Command::EngineWorker(worker)) => end(worker.run()),
-            Some(Command::Completions { shell }) => end(pages::completions(shell)),
-            Some(Command::Man { folder }) => end(pages::man(folder.as_deref())),
+            Some(Command::Completions { shell }) => {
+                end(pages::completions(Arguments::command(), shell))
+            }
+            Some(Command::Man { folder }) => {
+                end(pages::man(Arguments::command(), folder.as_deref()))
+            }
         }
     }
 }
@@ -193,16 +197,8 @@ fn end(result: Result<(), Code>) -> Code {
     result.err().unwrap_or(exit::OK)
 }
 
-/// Returns the folder of the database, for commands that have the flag and no configuration file.
-fn state_dir(sources: &Sources) -> Result<PathBuf, Code> {
-    let found = sources.state_dir().map(|(path, _)| path);
-    found.map_err(|reason| console::fail(exit::CONFIG, reason))
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {

@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use clap::CommandFactory;
+use clap::Command;
 
-use super::Arguments;
-use crate::console;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, put};
 
@@ -20,14 +18,13 @@ Examples:
   autoglmd man | man -l -
   autoglmd man --folder ~/.local/share/man/man1";
 
-pub fn completions(shell: clap_complete::Shell) -> Result<(), Code> {
+pub fn completions(mut command: Command, shell: clap_complete::Shell) -> Result<(), Code> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "autoglmd", &mut script);
+    clap_complete::generate(shell, &mut command, "autoglmd", &mut script);
     put_bytes(script)
 }
 
-pub fn man(folder: Option<&Path>) -> Result<(), Code> {
-    let command = Arguments::command();
+pub fn man(command: Command, folder: Option<&Path>) -> Result<(), Code> {
     if let Some(folder) = folder {
         let written = clap_mangen::generate_to(command, folder);
         return written.map_err(|error| {
@@ -45,6 +42,6 @@ pub fn man(folder: Option<&Path>) -> Result<(), Code> {
 
 fn put_bytes(bytes: Vec<u8>) -> Result<(), Code> {
     let text = String::from_utf8(bytes);
-    let text = text.map_err(|error| console::fail(exit::SOFTWARE, error))?;
+    let text = text.map_err(|error| fail(exit::SOFTWARE, error))?;
     put(&text)
 }
