@@ -254,7 +254,7 @@ schema! {
         /// From the first byte of a request to the last of its head.
         header_timeout: Duration = Duration::from_secs(10),
             time(limits::HEADER_TIMEOUT_MS), Reload;
-        /// From the first byte of a body to its last.
+        /// From the end of a request's head to the last byte of its body.
         body_timeout: Duration = Duration::from_secs(30),
             time(limits::BODY_TIMEOUT_MS), Reload;
         /// Between two requests of a connection.
