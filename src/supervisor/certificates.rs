@@ -1,4 +1,4 @@
-//! The certificates in force, as the supervisor handles them: loaded, watched, and checked for
+//! The certificates in force, from the supervisor's side: loads, watches and checks them for
 //! expiry.
 
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ impl Certificates {
     }
 }
 
-/// Reads and checks every file; `running` is what is in force until now.
+/// Reads and checks every file; `running` is the set in force until now.
 pub fn load(
     config: &Config,
     sources: &Sources,

@@ -1,7 +1,7 @@
-//! The daemon, as its supervisor sees it: parts that live on their own threads, and a loop on the
-//! main thread that waits for signals, saved files and ends.
+//! The running daemon, from the supervisor's side: parts with threads of their own, and a loop on
+//! the main thread that waits for signals, saved files and the end of reactors.
 //!
-//! Owns the phase of the daemon's life, and what the service manager was told.
+//! Owns the phase of the daemon's life, and the last status that the service manager received.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -171,12 +171,11 @@ impl Daemon {
         }
     }
 
-    /// The first signal drains, the second stops. SIGTERM and SIGINT that come together count as
-    /// one.
+    /// The first signal drains, the second stops. SIGTERM and SIGINT together count as one.
     fn handle_end_signal(&mut self, signal: Signal, now: Instant) {
         let Some((first, at)) = self.drained_by else {
             self.drained_by = Some((signal, now));
-            // A drain that has another cause is ended by the first signal.
+            // The first signal ends a drain that has another cause.
             return match self.phase {
                 Phase::Loading | Phase::Serving => self.begin_drain(),
                 Phase::Draining | Phase::Hung => self.stop(),
@@ -282,7 +281,8 @@ impl Daemon {
         status
     }
 
-    /// The loops themselves feed it: one that has not turned for too long stops the feeding.
+    /// The loops themselves feed the watchdog: one that has not turned for too long stops the
+    /// feeding.
     fn feed_watchdog(&self, rhythm: &mut Rhythm) {
         let Some(interval) = self.notifier.watchdog_interval() else {
             return;
@@ -294,7 +294,7 @@ impl Daemon {
         }
     }
 
-    /// On a terminal or in a script, but not under a service manager: shows how to use the daemon.
+    /// Shows how to use the daemon: on a terminal and in a script, but not under a service manager.
     fn show_first_steps(&self) {
         if self.notifier.is_active() || self.loaded.config.log.format != LogFormat::Text {
             return;
@@ -309,7 +309,7 @@ impl Daemon {
         }
     }
 
-    /// The reactors have ended; the other parts follow, the log last.
+    /// Ends the other parts after the reactors, the log last.
     fn finish(mut self) -> exit::Code {
         if self.phase == Phase::Hung {
             self.parts.reactors.join();
@@ -326,7 +326,8 @@ impl Daemon {
     }
 }
 
-/// A message that is sent again and again may be lost.
+/// Ignores a failure, except for the debug log: this message is sent again and again, so one may be
+/// lost.
 fn said_at_once(sent: io::Result<()>) {
     if let Err(error) = sent {
         log::debug!("cannot notify the service manager: {error}");

@@ -1,11 +1,12 @@
-//! Why the daemon cannot start.
+//! The failure of a start.
 
 use std::fmt;
 use std::io;
 
 use crate::console::exit::{self, Code};
 
-/// What keeps the daemon from starting: what it tried, why that failed, what to do.
+/// The reason why the daemon cannot start: the step that failed, its error, and a remedy if one is
+/// known.
 pub struct Failure {
     message: String,
     pub code: Code,

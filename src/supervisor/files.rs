@@ -1,7 +1,7 @@
-//! What a reload reads, and the watch over it.
+//! The files that a reload reads, and the watch over them.
 //!
-//! Owns the list of those files. Reading them may take as long as a disk likes, so [`read`] is for
-//! a thread that may wait.
+//! Owns the list of those files. A disk may take any time to read them, so [`read`] must run on a
+//! thread that may wait.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::tls::{Acceptor, Problem};
 /// A configuration, and the certificates that it names.
 pub type Fresh = (Loaded, Option<Arc<Acceptor>>);
 
-/// Reads and checks everything that a reload may change, or returns what is wrong with any of it.
-/// `running` is what is in force until now.
+/// Reads and checks everything that a reload may change, or returns every error in it. `running` is
+/// the set of certificates in force until now.
 pub fn read(sources: &Sources, running: Option<&Acceptor>) -> Result<Fresh, String> {
     let loaded = config::load(sources).map_err(|errors| errors.to_string())?;
     match certificates::load(&loaded.config, sources, running) {

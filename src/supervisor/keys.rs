@@ -1,7 +1,7 @@
-//! The API keys, as a part: the store is opened, watched, and its rings go to the reactors.
+//! The API keys, as a part: opens the store, watches it, and sends its rings to the reactors.
 //!
-//! Owns the thread that watches the store. The key of the first start is made here, and shown by
-//! [`show_bootstrap_key`] once everything else has started.
+//! Owns the thread that watches the store. The key of the first start is created here;
+//! [`show_bootstrap_key`] shows it once everything else has started.
 
 use std::sync::Arc;
 
@@ -14,12 +14,12 @@ use crate::service;
 use crate::store::{Bootstrap, DATABASE_FILE, KeyStore, Store, StoreError, StoreWatcher};
 
 pub struct Keys {
-    /// `None` once it has ended.
+    /// `None` once its thread has ended.
     watcher: Option<StoreWatcher>,
 }
 
 impl Keys {
-    /// Has the store opened and read again.
+    /// Makes the watcher open and read the store again.
     pub fn refresh(&self) {
         if let Some(watcher) = &self.watcher {
             watcher.refresh();
@@ -55,7 +55,7 @@ impl Part for Keys {
     }
 
     fn join(&mut self) -> bool {
-        // Dropping it ends its thread, and waits for that.
+        // Dropping the watcher ends its thread and waits for it.
         self.watcher = None;
         true
     }
@@ -68,7 +68,7 @@ fn unusable(error: &StoreError) -> Failure {
     )
 }
 
-/// If a person reads the output, the key itself is shown, this once. Elsewhere it would stay in a
+/// Shows the key itself, this once, if a person reads the output. Elsewhere it would stay in a
 /// journal for ever, so only its file is named.
 pub fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
     let path = bootstrap.path.display();

@@ -1,4 +1,5 @@
-//! The addresses that the daemon listens on: opened before anything else can fail halfway.
+//! The addresses that the daemon listens on. They are opened before the keys and the engine start,
+//! so that an occupied port has no side effects.
 //!
 //! A socket has one of three origins: a socket unit passed it under its name, the manager kept it
 //! over a restart ([`super::stored`]), or it is opened here and handed to the manager to keep.
@@ -37,7 +38,7 @@ pub struct Listeners {
 struct Listening {
     address: String,
     opening: Opening,
-    /// Opened here, so the manager does not know it yet.
+    /// The socket was opened here, so the manager does not know it yet.
     is_new: bool,
     socket: Arc<Socket>,
 }
@@ -53,9 +54,9 @@ impl Part for Listeners {
         Ok(listeners)
     }
 
-    /// The reactor accepts connections that already wait, then closes its listeners. The last
-    /// descriptor must be its own or the service manager's: from then on the kernel refuses new
-    /// connections, or keeps them for the next process.
+    /// Drops its descriptors. The reactor accepts connections that already wait, then closes its
+    /// own; the last one must be the reactor's or the service manager's: from then on the kernel
+    /// refuses new connections, or keeps them for the next process.
     fn drain(&mut self, _: Duration) {
         *self = Listeners::default();
     }
@@ -234,7 +235,7 @@ fn claim_all(wanted: &[Listen], v4: &[SocketAddr], store: &mut Store) -> Vec<Cla
     claimed
 }
 
-/// As many as the descriptors allow, less those for files, epoll, database and pipes.
+/// Returns the descriptors that remain for connections after files, epoll, database and pipes.
 fn max_connections(config: &Config) -> Result<usize, Failure> {
     let limit = rlimit::raise_descriptor_limit()
         .map_err(|error| Failure::os("raising RLIMIT_NOFILE", &error))?;
@@ -260,7 +261,7 @@ fn max_connections(config: &Config) -> Result<usize, Failure> {
     }
 }
 
-/// A unit may pass several sockets under one name.
+/// Takes all sockets of this name: a unit may pass several.
 fn take_named(inherited: &mut Vec<Inherited>, name: &str) -> Vec<Inherited> {
     inherited.extract_if(.., |one| one.name == name).collect()
 }

@@ -1,4 +1,4 @@
-//! The log, as a part: the first to be born, and the last to end.
+//! The log, as a part: the first to start, and the last to end.
 
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
@@ -8,7 +8,7 @@ use crate::telemetry::log::{LogHandle, init};
 pub struct Log(LogHandle);
 
 impl Log {
-    /// SIGUSR1: opens the file again, which may have been rotated away.
+    /// SIGUSR1: opens the file again, because it may have been rotated away.
     pub fn reopen(&self) {
         self.0.reopen();
     }

@@ -3,22 +3,22 @@
 //! Owns the order in which parts start and stop, and none of their work:
 //!
 //! ```text
-//!   configuration -> signals blocked -> log -> descriptors -> listeners -> keys
+//!   configuration -> signals blocked -> log -> certificates -> listeners -> keys
 //!                 -> engine -> reactors -> (ready) -> signals, file watch, watchdog ...
-//!                 -> drain: reactors end -> engine ends -> log flushed
+//!                 -> drain: reactors end -> engine ends -> keys' thread ends -> log flushed
 //! ```
 //!
 //! In reading order:
 //!
-//! * [`part`] and [`parts`]: the four moments of a part's life, and the list of the parts;
+//! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
 //! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`keys`], [`engine`] (with
 //!   [`prover`]), [`reactors`] (with [`spawner`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
-//! * [`rhythm`], [`vigil`], [`household`]: what that loop looks after, each without a clock.
+//! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
-//! Signals are blocked before the first thread starts, so that only this thread gets them. Work
-//! that may block for as long as a disk does (a reload's files, SQLite) happens in a worker,
-//! because this thread feeds the watchdog, and reactors serve.
+//! Signals are blocked before the first thread starts, so that only this thread receives them. Work
+//! that may block for as long as a disk does (reading a reload's files, SQLite) happens in a
+//! worker, because this thread feeds the watchdog and reactors serve.
 
 mod certificates;
 mod daemon;

@@ -1,6 +1,6 @@
-//! What the supervisor asks of each part of the daemon, and what the parts pass on to each other.
+//! The interface of a part of the daemon, and the things that parts pass on to each other.
 //!
-//! Owns the four moments of a part's life, and nothing of its work. The list of the parts, in order
+//! Owns the four steps of a part's life, and nothing of its work. The list of the parts, in order
 //! of birth, is in [`parts`].
 //!
 //! [`parts`]: super::parts
@@ -20,8 +20,8 @@ use crate::tls::Acceptor;
 
 /// A part of the daemon with a life of its own.
 pub trait Part {
-    /// Begins its work. A part takes from `birth` what the parts before it have left there, and
-    /// leaves what those after it need. Where it fails, the parts before it are dropped.
+    /// Starts the part. It takes from `birth` what the parts before it have left there, and leaves
+    /// what those after it need. If it fails, the parts before it are dropped.
     fn start(birth: &mut Birth) -> Result<Self, Failure>
     where
         Self: Sized;
@@ -29,42 +29,43 @@ pub trait Part {
     /// Puts the settings of a reload in force.
     fn apply(&mut self, _settings: &Settings) {}
 
-    /// Takes on nothing more. What runs has `patience` to end by itself.
+    /// Accepts no more work. Running work has `patience` to end by itself.
     fn drain(&mut self, _patience: Duration) {}
 
-    /// Waits for its end, after [`Part::drain`]. `false`: something went wrong, and was logged.
+    /// Waits for the part's end, after [`Part::drain`]. `false`: something went wrong, and was
+    /// logged.
     fn join(&mut self) -> bool {
         true
     }
 }
 
-/// What a reload has read and checked.
+/// The settings that a reload has read and checked.
 pub struct Settings {
     pub config: Arc<Config>,
     pub acceptor: Option<Arc<Acceptor>>,
 }
 
-/// What is known when the parts are born. Each `Option` is filled by the part that it names.
+/// The things that are known when the parts start. The part that is named fills its field.
 pub struct Birth {
-    /// What is unusual about the configuration, for the log.
+    /// Warnings about the configuration, for the log.
     pub warnings: Vec<String>,
     pub config: Arc<Config>,
     pub sources: Sources,
     pub metrics: Metrics,
     pub limiter: Arc<Limiter>,
-    /// How often a reactor has to turn; `None` where there is no watchdog.
+    /// The time within which a reactor must turn; `None` without a watchdog.
     pub heartbeat: Option<Duration>,
-    /// The certificates: what sessions share.
+    /// From the certificates: the acceptor that all sessions share.
     pub acceptor: Option<Arc<Acceptor>>,
-    /// The listeners: how many descriptors are left for connections.
+    /// From the listeners: the number of descriptors that are left for connections.
     pub max_connections: usize,
-    /// The listeners: reactors that can be written to, and do not run yet.
+    /// From the listeners: reactors that already receive messages, but do not run yet.
     pub spawner: Option<Spawner>,
-    /// The keys: the ring of this moment.
+    /// From the keys: the present ring.
     pub keys: Arc<KeyRing>,
-    /// The keys: on the very first start there is one to show.
+    /// From the keys: the key of the very first start, which must be shown.
     pub bootstrap: Option<Bootstrap>,
-    /// The engine.
+    /// From the engine part.
     pub engine: Option<Arc<dyn Engine>>,
 }
 

@@ -1,9 +1,9 @@
 //! The daemon's parts, in order of birth.
 //!
-//! Owns that order. Each part may rest on those above it, so the last one born drains and ends
+//! Owns that order. Each part may depend on those above it, so the last one born drains and ends
 //! first.
 //!
-//! To add a part: implement [`Part`], and give it its line here, in the struct and in
+//! To add a part: implement [`Part`], and add it to the struct, to [`Parts::start`] and to
 //! [`Parts::list`].
 //!
 //! Mutation that the test below catches: `drain` without `rev`.
@@ -22,7 +22,8 @@ use super::reactors::Reactors;
 pub struct Parts {
     pub log: Log,
     pub certificates: Certificates,
-    /// Before the keys, whose first start shows one: a port in use must not cost that showing.
+    /// Before the keys: the key of the first start is shown only once, so an occupied port must be
+    /// found before that key is created.
     pub listeners: Listeners,
     pub keys: Keys,
     pub engine: EnginePart,
@@ -31,7 +32,7 @@ pub struct Parts {
 
 impl Parts {
     pub fn start(birth: &mut Birth) -> Result<Parts, Failure> {
-        // Evaluated in the order in which they are written.
+        // Rust evaluates the fields in the order in which they are written here.
         Ok(Parts {
             log: Log::start(birth)?,
             certificates: Certificates::start(birth)?,
@@ -61,7 +62,7 @@ impl Parts {
         drain(self.list(), patience);
     }
 
-    /// Waits for all. `false`: something went wrong in one of them.
+    /// Waits for all parts. `false`: something went wrong in one of them.
     pub fn join(&mut self) -> bool {
         join(self.list())
     }
@@ -88,7 +89,7 @@ mod tests {
     use std::rc::Rc;
     use std::sync::Arc;
 
-    /// Writes down what is asked of it.
+    /// Writes down every call.
     struct Told {
         name: &'static str,
         ends_well: bool,

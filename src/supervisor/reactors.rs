@@ -1,7 +1,7 @@
-//! The reactors' threads, from outside: how they are told things, and noticed to have ended.
+//! The reactors' threads, from outside: sends them messages, and notices their ends.
 //!
-//! Their ends come through a pipe: each thread writes one byte when it ends, however it does, so
-//! that the supervisor can wait for that as it waits for everything else.
+//! Their ends come through a pipe: each thread writes one byte when it ends, for whatever reason,
+//! so that the supervisor can wait for it as for everything else.
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,9 +24,9 @@ use crate::service;
 pub struct Reactors {
     neighbours: Vec<Neighbour<Socket>>,
     threads: Vec<JoinHandle<io::Result<()>>>,
-    /// How many have not ended.
+    /// The number of reactors that have not ended.
     running: usize,
-    /// A byte from each that has ended.
+    /// Brings a byte from each reactor that has ended.
     ends: PipeReader,
 }
 
@@ -69,7 +69,7 @@ impl Part for Reactors {
         self.post(|| Message::Drain(patience));
     }
 
-    /// Waits for all, and logs what went wrong in them.
+    /// Waits for all threads, and logs what went wrong in them.
     fn join(&mut self) -> bool {
         let mut is_good = true;
         for (index, thread) in self.threads.drain(..).enumerate() {
@@ -109,7 +109,7 @@ impl Reactors {
         self.running > 0
     }
 
-    /// Readable when a reactor has ended.
+    /// The descriptor that is readable when a reactor has ended.
     pub fn ends(&self) -> BorrowedFd<'_> {
         self.ends.as_fd()
     }

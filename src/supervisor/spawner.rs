@@ -1,7 +1,7 @@
-//! How reactors are born: all of them can be written to before the first one runs, since each knows
-//! its neighbours, and the engine and the key store know all.
+//! Creates the reactors. Messages can be sent to all of them before the first one runs, because
+//! each knows its neighbours, and the engine and the key store know all.
 //!
-//! Owns the making of their epolls, mailboxes and threads.
+//! Owns the creation of their epolls, mailboxes and threads.
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Spawner {
         self.0.iter().map(|one| one.sender.clone()).collect()
     }
 
-    /// Starts a thread for each. `tls` is what their sessions share.
+    /// Starts a thread for each reactor. Their sessions share `tls`.
     pub fn spawn(self, common: &Common, tls: &Option<Arc<Acceptor>>) -> io::Result<Spawned> {
         let (ends, writer) = io::pipe()?;
         let neighbours: Vec<_> = self.0.iter().map(Prepared::neighbour).collect();
@@ -70,7 +70,7 @@ impl Spawner {
     }
 }
 
-/// What all reactors get alike.
+/// The things that are the same for all reactors.
 pub struct Common {
     pub service: service::Parts,
     pub max_connections: usize,
@@ -81,12 +81,12 @@ pub struct Common {
 pub struct Spawned {
     pub neighbours: Vec<Neighbour<Socket>>,
     pub threads: Vec<JoinHandle<io::Result<()>>>,
-    /// A byte from each that has ended.
+    /// Brings a byte from each reactor that has ended.
     pub ends: PipeReader,
 }
 
 impl Prepared {
-    /// Only the first one accepts.
+    /// Only the first reactor gets the sockets, because only it accepts.
     fn new(index: u16, sockets: &[Arc<Socket>], openings: &[Opening]) -> io::Result<Prepared> {
         let own = match index {
             0 => sockets.to_vec(),
@@ -138,7 +138,8 @@ struct End(PipeWriter);
 
 impl Drop for End {
     fn drop(&mut self) {
-        // The pipe has room for a byte of each, and the reader lives as long as the supervisor.
+        // The pipe has room for a byte of each reactor, and the reader lives as long as the
+        // supervisor.
         let _ = self.0.write_all(&[1]);
     }
 }
