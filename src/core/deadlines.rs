@@ -1,8 +1,9 @@
 //! The named deadlines of one connection, and why moving them is nearly free.
 //!
-//! A busy connection moves its idle deadline at every byte. If each deadline were a timer of its
-//! own, every byte would cost a removal and an insertion in the timer structure. So there are two
-//! levels, and only the lower one is touched often:
+//! A busy connection sets and clears its deadlines with every request, and moves that for a stalled
+//! write with every write. If each deadline were a timer of its own, each of these would cost a
+//! removal and an insertion in the timer structure. So there are two levels, and only the lower one
+//! is touched often:
 //!
 //! * **here**, a fixed table with a [`Moment`] for each kind; setting one writes a field;
 //! * **in the [wheel](super::wheel)**, one entry for the whole connection, which is only a promise

@@ -1,4 +1,5 @@
-//! The reactor's mechanisms, pure: no socket, no thread, no clock. See each file's head.
+//! The reactor's mechanisms, pure: no socket, no thread, and the time is an argument. The one
+//! function that reads the clock, [`Moment::now`], is for callers outside. See each file's head.
 
 pub mod accept_gate;
 pub mod deadlines;

@@ -3,10 +3,11 @@
 //! Readiness events, completions and timers do no I/O. They record what has changed and push the
 //! connection's key here; the loop then pumps each connection once, within a budget. This keeps one
 //! fast peer from starving all others: a connection that stops because its budget is used up pushes
-//! itself again, behind all the others, and waits for the *next* turn. nginx calls its equivalent
-//! "posted events".
+//! itself again, behind all the others, and waits for the queue's *next* turn. nginx calls its
+//! equivalent "posted events".
 //!
-//! A turn is a snapshot of the queue's length:
+//! A turn of the queue is a snapshot of its length. The loop takes two of them in each turn of its
+//! own (`run_connections`), so a connection is pumped at most twice between two polls:
 //!
 //! ```text
 //!   queue.take_turn();                        // everything queued until now

@@ -90,7 +90,8 @@ impl Ticket {
             .find(|known| *known as u8 == reason)
     }
 
-    /// Called by the reactor when `events` delivered token events have left the output queue.
+    /// Called by the reactor for `events` delivered token events: when they are queued, if the
+    /// output has room for more, and otherwise when it has drained.
     pub fn grant(&self, events: u32) {
         self.credit.fetch_add(events, Ordering::Relaxed);
     }

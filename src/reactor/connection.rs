@@ -29,6 +29,8 @@
 //!  6. A lingering connection holds no input and no output, and has only its own deadline.
 //!  6. A lingering connection holds no input and no output, and has no deadline but its own.
 
+mod deadlines;
+
 use super::channel::{Channel, Read};
 use super::close_reason::CloseReason;
 use super::context::Turn;
@@ -38,7 +40,6 @@ use super::protocol::Protocol;
 use super::system::{Edge, System};
 use super::transport::Arrived;
 use crate::config::Opening;
-use crate::core::Moment;
 use crate::core::deadlines::{DeadlineKind, Deadlines, Taken, stalls_at};
 use crate::core::output::{Level, Marks};
 use crate::core::pool::BufferPool;
@@ -65,14 +66,6 @@ enum Phase {
         discarded_bytes: u32,
     },
 }
-
-/// Of these, only the one for what the connection waits for runs.
-const WAITING_DEADLINES: [DeadlineKind; 4] = [
-    DeadlineKind::Idle,
-    DeadlineKind::Header,
-    DeadlineKind::Body,
-    DeadlineKind::Request,
-];
 
 /// The directions in which a connection would go on if the kernel let it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -518,56 +511,6 @@ impl<K> Connection<K> {
         Ok(())
     }
 
-    // ---- deadlines ----
-
-    /// Sets the deadlines for the state in which the pump has left the connection.
-    fn set_deadlines(&mut self, turn: &Turn<'_>) {
-        if self.channel.has_output() {
-            let at = turn.now + turn.config.limits.write_timeout;
-            self.deadlines.set_if_unset(DeadlineKind::WriteStall, at);
-        } else {
-            self.deadlines.clear(DeadlineKind::WriteStall);
-        }
-        match self.running_deadline(turn) {
-            None => self.clear_waiting_deadlines(),
-            Some((kind, at)) => {
-                let at = match self.deadlines.get(kind) {
-                    // Absolute, except for the application's own.
-                    set if set != Moment::NEVER && kind != DeadlineKind::Request => set,
-                    _ => at,
-                };
-                self.clear_waiting_deadlines();
-                self.deadlines.set(kind, at);
-            }
-        }
-    }
-
-    /// Returns which of [`WAITING_DEADLINES`] runs, and until when if it begins now.
-    fn running_deadline(&self, turn: &Turn<'_>) -> Option<(DeadlineKind, Moment)> {
-        if self.phase != Phase::Open {
-            return None;
-        }
-        let (now, limits) = (turn.now, &turn.config.limits);
-        if self.opening() != (false, false) {
-            return Some((DeadlineKind::Header, now + limits.header_timeout));
-        }
-        match self.protocol.waiting() {
-            Waiting::Response { until } => Some((DeadlineKind::Request, until)),
-            _ if !self.wants(&turn.marks).read => None,
-            Waiting::Request if self.channel.has_output() => None,
-            Waiting::Request => Some((DeadlineKind::Idle, now + limits.idle_timeout)),
-            Waiting::Head => Some((DeadlineKind::Header, now + limits.header_timeout)),
-            Waiting::Body => Some((DeadlineKind::Body, now + limits.body_timeout)),
-            Waiting::Over => None,
-        }
-    }
-
-    fn clear_waiting_deadlines(&mut self) {
-        for kind in WAITING_DEADLINES {
-            self.deadlines.clear(kind);
-        }
-    }
-
     // ---- checks ----
 
     fn debug_check(&self) {
@@ -578,7 +521,7 @@ impl<K> Connection<K> {
 
     /// Checks invariants 4 and 6, at any time.
     pub fn check_invariants(&self) {
-        let running = WAITING_DEADLINES.map(|kind| self.deadlines.is_set(kind));
+        let running = deadlines::WAITING.map(|kind| self.deadlines.is_set(kind));
         let running = running.into_iter().filter(|is_set| *is_set).count();
         assert!(running <= 1, "{:?}", self.deadlines);
         if let Phase::Lingering { .. } = self.phase {

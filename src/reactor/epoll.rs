@@ -31,8 +31,8 @@ pub struct Epoll {
 }
 
 impl Epoll {
-    /// Listeners are shared with the service manager's descriptor store, hence the `Arc`. Only the
-    /// reactor that accepts gets any.
+    /// Only the reactor that accepts gets listeners. They are shared with the supervisor, which
+    /// owns them.
     pub fn new(listeners: Vec<Arc<Socket>>) -> io::Result<Epoll> {
         let poll = Poll::new()?;
         for (index, listener) in listeners.iter().enumerate() {

@@ -1,9 +1,9 @@
 //! The seam between the loop and the kernel: every system call that the loop makes, as a trait.
 //!
 //! The loop is written once, against [`System`]. [`super::epoll::Epoll`] is the kernel; the
-//! simulator in `simulation` is its fault-injecting twin, which produces short reads, resets and a
-//! full descriptor table as often as a test wants them. Nothing else in the crate may touch a
-//! socket.
+//! simulator in `simulation` is its fault-injecting twin, which produces short writes, late edges,
+//! resets and a full descriptor table as often as a test wants them. Nothing else in the crate may
+//! touch a socket.
 //!
 //! Both sides keep epoll(7)'s edge-triggered contract:
 //!

@@ -1,7 +1,7 @@
 //! A simulated kernel: sockets with epoll(7)'s edge-triggered rules, using all of its freedoms.
 //!
-//! Events that a real kernel may cause but seldom does happen here all the time: reads and writes
-//! are cut short, edges are spurious, descriptors run out, the clock leaps. Events that it never
+//! Events that a real kernel may cause but seldom does happen here all the time: writes are cut
+//! short, edges are late or spurious, descriptors run out, the clock leaps. Events that it never
 //! causes must not happen here either:
 //!
 //!  1. A readable edge comes with each arrival, a writable one when a full buffer gets room, and
