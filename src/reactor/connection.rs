@@ -93,7 +93,7 @@ impl<K> Connection<K> {
             channel: Channel::new(socket, peer, opening),
             phase: Phase::Open,
             deadlines: Deadlines::new(),
-            protocol: Protocol::new(),
+            protocol: Protocol::default(),
         }
     }
 

@@ -48,11 +48,13 @@ macro_rules! with_machine {
     };
 }
 
-impl Protocol {
-    pub const fn new() -> Protocol {
+impl Default for Protocol {
+    fn default() -> Protocol {
         Protocol::Undecided(Undecided::Silent)
     }
+}
 
+impl Protocol {
     /// Takes the protocol agreed on in the handshake (RFC 7301); `None` leaves it to the first
     /// bytes.
     pub fn handle_alpn(&mut self, agreed: Option<&[u8]>, now: Moment) {
