@@ -67,6 +67,14 @@ enum Phase {
     },
 }
 
+/// Of these, only the one for what the connection waits for runs.
+const WAITING: [DeadlineKind; 4] = [
+    DeadlineKind::Idle,
+    DeadlineKind::Header,
+    DeadlineKind::Body,
+    DeadlineKind::Request,
+];
+
 /// The directions in which a connection would go on if the kernel let it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wants {
@@ -521,7 +529,7 @@ impl<K> Connection<K> {
 
     /// Checks invariants 4 and 6, at any time.
     pub fn check_invariants(&self) {
-        let running = deadlines::WAITING.map(|kind| self.deadlines.is_set(kind));
+        let running = WAITING.map(|kind| self.deadlines.is_set(kind));
         let running = running.into_iter().filter(|is_set| *is_set).count();
         assert!(running <= 1, "{:?}", self.deadlines);
         if let Phase::Lingering { .. } = self.phase {

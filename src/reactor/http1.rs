@@ -128,7 +128,6 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-use reception::Step;
 use reply::Framing;
 
 use super::close_reason::CloseReason;
@@ -142,7 +141,6 @@ use crate::core::output::Level;
 use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{Reception, Stage as ReceptionStage};
-use crate::limits::reactor as limits;
 use crate::offload::CancelReason;
 use crate::service::{Flow, Service};
 
@@ -177,7 +175,7 @@ impl<H: Handler> Http1<H> {
 
     /// Responds to bytes that are not an HTTP/1 request at all. The connection ends with it.
     pub fn refuse_connection(error: ApiError, lent: &mut Lent<'_, '_, H>) {
-        let _ = Http1::new(lent.turn.now).refuse_received(error, lent);
+        Http1::new(lent.turn.now).refuse_received(error, lent);
     }
 
     /// Returns whether a valid key came with the present request, or its job runs.
@@ -242,20 +240,19 @@ impl<H: Handler> Http1<H> {
     }
 
     /// Refuses the arriving request.
-    fn refuse_received(&mut self, error: ApiError, lent: &mut Lent<'_, '_, H>) -> Step {
+    fn refuse_received(&mut self, error: ApiError, lent: &mut Lent<'_, '_, H>) {
         let refusal = match self.take_admitted() {
             Some(admitted) => H::refusal(admitted, error),
             None => H::refusal_of_peer(lent.peer, error),
         };
-        self.refuse(refusal, lent)
+        self.refuse(refusal, lent);
     }
 
     /// Responds with an error and ends the connection: the following bytes cannot be trusted, or
     /// are more than we want to read.
-    fn refuse(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) -> Step {
+    fn refuse(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) {
         self.framing.last = true;
         self.answer_refusal(refusal, lent);
-        Step::Refused
     }
 
     fn answer_refusal(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) {
@@ -337,43 +334,12 @@ impl<H: Handler> Machine<H> for Http1<H> {
         matches!(self.stage, Stage::Answering(_)) && self.request == request
     }
 
-    /// Stops early, for the budget or for lack of room, only between two requests: the remaining
-    /// bytes have not been read, and [`Waiting::Request`] shows that.
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
         let Input { bytes, fresh } = input;
         if fresh > 0 {
             self.handle_arrival(fresh, lent);
         }
-        let mut used = Used {
-            consumed: 0,
-            keep: bytes.len(),
-            is_known: false,
-        };
-        let mut handled = 0;
-        while handled < limits::REQUESTS_PER_READ_MAX
-            && used.consumed < bytes.len()
-            && self.takes_input()
-            && lent.output.level(&lent.turn.marks) < Level::High
-        {
-            match self.receive(&mut bytes[used.consumed..], lent) {
-                Step::Incomplete { keep } => {
-                    used.keep = used.consumed + keep;
-                    break;
-                }
-                Step::Admitted | Step::Refused => {}
-                Step::Handled { consumed, has_key } => {
-                    used.consumed += consumed;
-                    used.is_known |= has_key;
-                    handled += 1;
-                    // The following bytes are another request, which begins only now.
-                    self.glitches.begin_transfer(lent.turn.now);
-                }
-            }
-        }
-        if self.waiting() == Waiting::Over {
-            used.consumed = bytes.len();
-        }
-        used.is_known |= self.is_known();
+        let used = self.receive(bytes, lent);
         self.debug_check();
         used
     }

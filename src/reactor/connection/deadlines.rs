@@ -15,19 +15,11 @@
 //! None of the first three runs while the connection does not want to read: the peer cannot be late
 //! with bytes that we would not take.
 
-use super::{Connection, Phase};
+use super::{Connection, Phase, WAITING};
 use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
 use crate::reactor::context::Turn;
 use crate::reactor::machine::{Machine, Waiting};
-
-/// Of these, only the one for what the connection waits for runs.
-pub const WAITING: [DeadlineKind; 4] = [
-    DeadlineKind::Idle,
-    DeadlineKind::Header,
-    DeadlineKind::Body,
-    DeadlineKind::Request,
-];
 
 impl<K> Connection<K> {
     /// Sets the deadlines for the state in which the pump has left the connection.

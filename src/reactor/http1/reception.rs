@@ -7,14 +7,17 @@
 use super::reply::Framing;
 use super::{Http1, Stage};
 use crate::core::glitch::Glitch;
+use crate::core::output::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{Accepted, Head, HeadSpan, Message, Progress, Storage, encode};
+use crate::limits::reactor as limits;
 use crate::offload::JobKey;
 use crate::reactor::context::Lent;
 use crate::reactor::handler::{Admission, Handler};
+use crate::reactor::machine::{Machine, Used, Waiting};
 
 /// The result of one look at the input.
-pub enum Step {
+enum Step {
     Incomplete {
         keep: usize,
     },
@@ -30,8 +33,45 @@ pub enum Step {
 }
 
 impl<H: Handler> Http1<H> {
+    /// Takes in requests, one after the other. It stops early, for the budget or for lack of room,
+    /// only between two requests: what remains then has not been looked at, and
+    /// [`Waiting::Request`] says so.
+    pub(super) fn receive(&mut self, bytes: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Used {
+        let mut used = Used {
+            consumed: 0,
+            keep: bytes.len(),
+            is_known: false,
+        };
+        let mut handled = 0;
+        while handled < limits::REQUESTS_PER_READ_MAX
+            && used.consumed < bytes.len()
+            && self.takes_input()
+            && lent.output.level(&lent.turn.marks) < Level::High
+        {
+            match self.receive_one(&mut bytes[used.consumed..], lent) {
+                Step::Incomplete { keep } => {
+                    used.keep = used.consumed + keep;
+                    break;
+                }
+                Step::Admitted | Step::Refused => {}
+                Step::Handled { consumed, has_key } => {
+                    used.consumed += consumed;
+                    used.is_known |= has_key;
+                    handled += 1;
+                    // The following bytes are another request, which begins only now.
+                    self.glitches.begin_transfer(lent.turn.now);
+                }
+            }
+        }
+        if self.waiting() == Waiting::Over {
+            used.consumed = bytes.len();
+        }
+        used.is_known |= self.is_known();
+        used
+    }
+
     /// Goes as far with one request as its bytes allow.
-    pub(super) fn receive(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
+    fn receive_one(&mut self, input: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Step {
         let step = self.look(input, lent);
         match step {
             // Its body may have come already.
@@ -51,13 +91,17 @@ impl<H: Handler> Http1<H> {
             || self.is_excess(Glitch::IgnoredBytes, empty_lines, lent.turn)
         {
             let error = ApiError::new(ErrorCode::MalformedHttp, TOO_ODD);
-            return self.refuse_received(error, lent);
+            self.refuse_received(error, lent);
+            return Step::Refused;
         }
         match progress {
             Ok(Progress::Partial { keep }) => Step::Incomplete { keep },
             Ok(Progress::Head(span)) => self.handle_head(span, input, lent),
             Ok(Progress::Complete(message)) => self.handle_complete(&message, input, lent),
-            Err(malformed) => self.refuse_received(malformed.into(), lent),
+            Err(malformed) => {
+                self.refuse_received(malformed.into(), lent);
+                Step::Refused
+            }
         }
     }
 
@@ -69,7 +113,7 @@ impl<H: Handler> Http1<H> {
             Ok(head) => head,
             Err(malformed) => {
                 let refusal = H::refusal_of_peer(lent.peer, malformed.into());
-                return self.refuse(refusal, lent);
+                return self.refused(refusal, lent);
             }
         };
         let served = self.request.wrapping_add(1);
@@ -106,7 +150,7 @@ impl<H: Handler> Http1<H> {
                 self.stage = Stage::Receiving(Some(Box::new(admitted)));
                 Step::Admitted
             }
-            Err(malformed) => self.refuse(H::refusal(admitted, malformed.into()), lent),
+            Err(malformed) => self.refused(H::refusal(admitted, malformed.into()), lent),
         }
     }
 
@@ -127,7 +171,7 @@ impl<H: Handler> Http1<H> {
                     has_key: false,
                 }
             }
-            _ => self.refuse(refusal, lent),
+            _ => self.refused(refusal, lent),
         }
     }
 
@@ -145,7 +189,7 @@ impl<H: Handler> Http1<H> {
             // Only an admitted request is polled further, and the same bytes parse as before.
             debug_assert!(false, "a request is complete but was never admitted");
             let error = ApiError::new(ErrorCode::Internal, "the request was lost on the way");
-            return self.refuse(H::refusal_of_peer(lent.peer, error), lent);
+            return self.refused(H::refusal_of_peer(lent.peer, error), lent);
         };
         let (has_key, body) = (admitted.has_key(), &input[message.body.clone()]);
         self.handle_request(admitted, &head, body, lent);
@@ -182,6 +226,12 @@ impl<H: Handler> Http1<H> {
             Stage::Receiving(admitted) => admitted.take().map(|admitted| *admitted),
             Stage::Answering(_) | Stage::Over => None,
         }
+    }
+
+    /// Refuses a request whose connection ends with it.
+    fn refused(&mut self, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) -> Step {
+        self.refuse(refusal, lent);
+        Step::Refused
     }
 }
 
