@@ -6,28 +6,28 @@ use super::value::Value;
 const HEAD: &str = "\
 # Configuration
 
-One TOML file. `--config FILE` names it, else `$AUTOGLMD_CONFIG`; else the daemon takes the first
-that exists of `$CONFIGURATION_DIRECTORY/autoglmd.toml` and `/etc/autoglmd/autoglmd.toml`; else the
-defaults below are in force. [deploy/autoglmd.toml](deploy/autoglmd.toml) is an example with every
-key.
+The configuration is one TOML file: the one that `--config FILE` names, else `$AUTOGLMD_CONFIG`, else
+the first that exists of `$CONFIGURATION_DIRECTORY/autoglmd.toml` and `/etc/autoglmd/autoglmd.toml`.
+Without a file the defaults below are in force. [deploy/autoglmd.toml](deploy/autoglmd.toml) is an
+example with every key.
 
-The file overrides a default, the environment overrides the file, a flag overrides them all. The
-variable of a key is `AUTOGLMD_SECTION__KEY`, such as `AUTOGLMD_LIMITS__MAX_BODY=2MiB`; the
-addresses of `AUTOGLMD_SERVER__LISTEN` stand with commas between them.
+The file overrides a default, the environment overrides the file, and a flag overrides both. The
+variable of a key is `AUTOGLMD_SECTION__KEY`, such as `AUTOGLMD_LIMITS__MAX_BODY=2MiB`. The addresses
+in `AUTOGLMD_SERVER__LISTEN` are separated by commas.
 
-    autoglmd check           every mistake with file, line, column and what is expected
+    autoglmd check           every mistake with file, line, column and the accepted values
     autoglmd check --show    the whole configuration in force, with each value's source
 
 Unknown sections, keys and variables are mistakes. A *duration* is a whole number with `ms`, `s`,
 `m` or `h`; a *size* is a number of bytes or a whole number with `B`, `KiB`, `MiB` or `GiB`. SIGHUP
-reloads: the whole file is checked first, and with any mistake the old configuration stays. Keys
-marked *restart* keep their running value until the next start.
+reloads: the whole file is checked first, and with any mistake the old configuration stays in force.
+Keys marked *restart* keep their running value until the next start.
 
-Two folders are no keys. State (database, bootstrap key): `--state-dir`, else `$STATE_DIRECTORY`,
+Two folders are not keys. State (database, bootstrap key): `--state-dir`, else `$STATE_DIRECTORY`,
 else `$XDG_STATE_HOME/autoglmd`, else `~/.local/state/autoglmd`. Models: `$CACHE_DIRECTORY`, else
 `$XDG_CACHE_HOME/autoglmd`, else `~/.cache/autoglmd`.
 
-This page is made from `src/config/schema.rs`; a test keeps the two equal.
+This page is generated from `src/config/schema.rs`; a test compares the two.
 ";
 
 /// Returns the text of `docs/configuration.md`.
@@ -53,8 +53,8 @@ pub fn reference() -> String {
 pub fn example() -> String {
     let defaults = Config::default();
     let mut text = "\
-# autoglmd.toml: every key with its default. Keep the lines that you change, drop the rest.
-# `autoglmd check --config FILE` finds mistakes; SIGHUP (systemctl reload autoglmd) reloads.
+# autoglmd.toml: every key with its default. Keep the lines that you change and remove the rest.
+# `autoglmd check --config FILE` reports mistakes; SIGHUP (systemctl reload autoglmd) reloads.
 "
     .to_owned();
     for section in SECTIONS {

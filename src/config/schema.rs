@@ -155,132 +155,132 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 schema! {
-    /// Addresses, threads, and how the daemon ends.
+    /// Addresses, threads, and the end of the daemon.
     server "server": Server {
-        /// Where to listen: `127.0.0.1:8080`, `[::1]:8080`, `unix:/path`, or `fd:NAME` for a
-        /// socket that the service manager passes in. With `tls:` before it only TLS is spoken
-        /// there, with `clear:` only clear text; without, both are, where there are certificates.
-        /// With `proxy:` before all of it each connection must begin with a header of the PROXY
-        /// protocol, version 2, which is accepted from `server.trusted_proxies` and, on a Unix
-        /// socket, from every peer.
+        /// Addresses to listen on: `127.0.0.1:8080`, `[::1]:8080`, `unix:/path`, or `fd:NAME` for a
+        /// socket that the service manager passes in. With `tls:` before it an address accepts only
+        /// TLS, with `clear:` only clear text; without either it accepts both if there are
+        /// certificates. With `proxy:` before everything else each connection must begin with a
+        /// header of the PROXY protocol, version 2; the header is accepted from
+        /// `server.trusted_proxies` and, on a Unix socket, from every peer.
         listen: Vec<Listen> = vec![Listen::LOOPBACK], ADDRESSES, Restart;
-        /// Proxies whose word about a client's address is believed: networks such as `10.0.0.0/8`,
+        /// Proxies whose claim about a client's address is believed: networks such as `10.0.0.0/8`,
         /// addresses, or `unix` for the peers on Unix sockets. Empty: no peer is believed.
         trusted_proxies: TrustedProxies = TrustedProxies::default(), NETWORKS, Reload;
-        /// The field in which they name the client: `forwarded` (RFC 7239), `x-forwarded-for`, or
-        /// `any`. With `any`, a request in which both are there and disagree counts as the proxy's
-        /// own.
+        /// The field in which the proxies name the client: `forwarded` (RFC 7239),
+        /// `x-forwarded-for`, or `any`. With `any`, a request that has both fields and in which
+        /// they disagree counts as the proxy's own.
         forwarded_header: ForwardedField = ForwardedField::Any,
             word_of::<ForwardedField>(), Reload;
         /// Names of this machine, besides `localhost`, its subdomains and loopback addresses, under
         /// which clients on a loopback address are served without a key: with `auth.enabled =
-        /// false`, and `/metrics` with `metrics.public_on_loopback`. Under other names it is web
-        /// pages that ask. Names and addresses stand without a port.
+        /// false`, and `/metrics` with `metrics.public_on_loopback`. Requests under other names
+        /// come from web pages and are refused. Names and addresses are written without a port.
         hosts: Hosts = Hosts::default(), HOSTS, Reload;
         /// Threads that own sockets. One serves tens of thousands of connections.
         reactors: u16 = 1, number(limits::REACTORS), Restart;
         /// Reload when the file, or a certificate that it names, is saved, as SIGHUP does.
         watch_config: bool = false, SWITCH, Restart;
-        /// How long running requests may take to end after SIGTERM.
+        /// Time that running requests have to finish after SIGTERM.
         drain_timeout: Duration = Duration::from_secs(30),
             time(limits::DRAIN_TIMEOUT_MS), Reload;
-        /// Compress answers for clients that ask for it by `Accept-Encoding`.
+        /// Compress responses for clients that request it with `Accept-Encoding`.
         compress: bool = true, SWITCH, Reload;
-        /// Answers below this size go out as they are. One that fits into a packet with its head
-        /// gains nothing.
+        /// Responses below this size are sent uncompressed. A response that fits into one packet
+        /// with its head gains nothing from compression.
         compress_min: usize = KIB, size(limits::COMPRESS_MIN_BYTES), Reload;
     }
 
-    /// Certificates. A file may be `credential:NAME`: one that the service manager passes in
+    /// Certificates. A file may be `credential:NAME`: a file that the service manager passes in
     /// (`LoadCredential=NAME:...`).
     tls "server.tls": Tls {
         /// PEM files, each with a certificate and those that lead to its authority. The client's
-        /// server name chooses one; the first serves those that name none of them. None: no TLS.
+        /// server name selects one; the first serves clients that name none of them. Empty: no TLS.
         certificates: Vec<PathBuf> = Vec::new(), FILES, Reload;
-        /// PEM files with the private keys, in the order of `certificates`. None: each
+        /// PEM files with the private keys, in the order of `certificates`. Empty: each
         /// certificate's file holds its key too.
         keys: Vec<PathBuf> = Vec::new(), FILES, Reload;
-        /// The oldest version that is spoken.
+        /// The oldest version of TLS that is accepted.
         min_version: TlsVersion = TlsVersion::V12, word_of::<TlsVersion>(), Reload;
         /// Whether clients are asked for a certificate: `off`, `optional`, or `required`.
         client_certificates: ClientCertificates = ClientCertificates::Off,
             word_of::<ClientCertificates>(), Reload;
-        /// PEM file with the authorities of clients' certificates.
+        /// PEM file with the authorities that sign clients' certificates.
         client_ca: Option<PathBuf> = None, PATH, Reload;
-        /// Which API key a client's certificate stands for where the request brings none:
+        /// The API key for a client's certificate, used if the request has no key of its own:
         /// `dns:NAME = KEY`, `uri:`, `email:`, `cn:` or `sha256:FINGERPRINT`. KEY is a key's id or
-        /// name. The first that fits is taken.
+        /// name. The first pair that matches is used.
         client_keys: Vec<ClientKey> = Vec::new(), CLIENT_KEYS, Reload;
     }
 
-    /// Who may ask.
+    /// Authentication.
     auth "auth": Auth {
-        /// Ask for a key. Off is allowed only where every address in `server.listen` is a
-        /// loopback address or a Unix socket.
+        /// Require a key. `false` is allowed only if every address in `server.listen` is a loopback
+        /// address or a Unix socket.
         enabled: bool = true, SWITCH, Reload;
     }
 
-    /// How much a key, or an address without one, may ask for. A key's own limits come first.
+    /// Limits per key, and per address without a key. A key's own limits take precedence.
     rate_limit "rate_limit": RateLimit {
         /// Apply the limits of this section.
         enabled: bool = true, SWITCH, Reload;
-        /// Requests a key may make a minute.
+        /// Requests per minute of a key.
         requests_per_minute: u32 = 600, number(limits::REQUESTS_PER_MINUTE), Reload;
-        /// Tokens (prompt and answer) a key may spend a minute. 0: no bound.
+        /// Tokens (prompt and completion) per minute of a key. 0: no limit.
         tokens_per_minute: u32 = 0, number(limits::TOKENS_PER_MINUTE), Reload;
-        /// Requests that may come at once before the rate is felt.
+        /// Requests that may arrive at once before the rate applies.
         burst: u32 = 60, number(limits::REQUESTS_PER_MINUTE), Reload;
-        /// Requests an address may make a minute before it has shown a valid key.
+        /// Requests per minute of an address that has not shown a valid key.
         unauthenticated_per_minute: u32 = 120, number(limits::REQUESTS_PER_MINUTE), Reload;
-        /// Requests a key may have running at once. 0: no bound.
+        /// Concurrent requests of a key. 0: no limit.
         concurrency: u32 = 0, number(limits::CONCURRENT_REQUESTS), Reload;
     }
 
-    /// Bounds of what one connection and one request may cost.
+    /// Limits of one connection and one request.
     limits "limits": Limits {
-        /// Connections at once. 0: as many as the descriptor limit allows, less a reserve.
+        /// Concurrent connections. 0: as many as the descriptor limit allows, less a reserve.
         max_connections: u32 = 0, number(limits::CONNECTIONS), Restart;
-        /// Bytes of a request's head: request line and fields.
+        /// Size of a request's head: request line and fields.
         max_head: usize = http1_limits::HEAD_BYTES_DEFAULT, size(limits::HEAD_BYTES), Reload;
-        /// Bytes of a request target. At most `limits.max_head`.
+        /// Size of a request target. At most `limits.max_head`.
         max_uri: usize = http1_limits::URI_BYTES_DEFAULT, size(limits::URI_BYTES), Reload;
         /// Field lines of a head.
         max_headers: usize = http1_limits::FIELDS_DEFAULT, number(limits::FIELDS), Reload;
-        /// Bytes of a request's body, as it comes and after inflating.
+        /// Size of a request's body, as received and after inflating.
         max_body: usize = MIB, size(limits::BODY_BYTES), Reload;
         /// How many times its own size a compressed body may inflate to, beyond the first 64 KiB.
         /// `limits.max_body` bounds the result as well.
         max_inflate_ratio: u32 = 100, number(limits::INFLATE_RATIO), Reload;
-        /// From the first byte of a request to the last of its head.
+        /// Time from the first byte of a request to the last byte of its head.
         header_timeout: Duration = Duration::from_secs(10),
             time(limits::HEADER_TIMEOUT_MS), Reload;
-        /// From the end of a request's head to the last byte of its body.
+        /// Time from the end of a request's head to the last byte of its body.
         body_timeout: Duration = Duration::from_secs(30),
             time(limits::BODY_TIMEOUT_MS), Reload;
-        /// Between two requests of a connection.
+        /// Time between two requests of a connection.
         idle_timeout: Duration = Duration::from_secs(75),
             time(limits::IDLE_TIMEOUT_MS), Reload;
-        /// How long the peer may accept no byte of an answer.
+        /// Time in which the peer must read at least a byte of a response.
         write_timeout: Duration = Duration::from_secs(30),
             time(limits::WRITE_TIMEOUT_MS), Reload;
-        /// The longest `timeout` that a request may ask for.
+        /// The longest `timeout` that a request may set.
         max_request_timeout: Duration = Duration::from_secs(600),
             time(limits::REQUEST_TIMEOUT_MS), Reload;
-        /// The `timeout` of a request that names none. At most `limits.max_request_timeout`.
+        /// The `timeout` of a request that sets none. At most `limits.max_request_timeout`.
         default_request_timeout: Duration = Duration::from_secs(60),
             time(limits::REQUEST_TIMEOUT_MS), Reload;
-        /// Requests on one connection before it is closed. 0: no bound.
+        /// Requests on one connection before it is closed. 0: no limit.
         max_requests_per_connection: u32 = 0,
             number(limits::REQUESTS_PER_CONNECTION), Reload;
     }
 
-    /// The model and how it is computed.
+    /// The model and its computation.
     engine "engine": Engine {
-        /// `llama` computes with llama.cpp; `echo` answers at once with a fixed program, for
-        /// measuring the daemon without a model.
+        /// `llama` computes with llama.cpp; `echo` returns a fixed program at once, for measuring
+        /// the daemon without a model.
         kind: EngineKind = EngineKind::Llama, word_of::<EngineKind>(), Restart;
         /// A model's name, such as `qwen2.5-coder-0.5b-instruct`, or the path of a GGUF file; or a
-        /// list of them, of which the first that can be had is served.
+        /// list of them, of which the first available one is served.
         model: Vec<String> = vec!["qwen2.5-coder-0.5b-instruct".to_owned()], MODELS, Restart;
         /// Sequences that are decoded together.
         parallel: u32 = 16, number(limits::SEQUENCES), Restart;
@@ -288,47 +288,49 @@ schema! {
         threads: u32 = 0, number(limits::THREADS), Restart;
         /// Context of one sequence in tokens. 0: chosen by model and memory.
         context: u32 = 0, number(limits::CONTEXT_TOKENS), Restart;
-        /// How the KV cache stores its values. `q8_0` (8 bits) takes half the memory of `f16` (16
-        /// bits), and reads long prompts at 0.6 of its speed. `auto` is what was measured as the
-        /// better one for the model's family. A model whose heads do not fit blocks of 32 always
-        /// gets `f16`.
+        /// The type of the KV cache's values. `q8_0` (8 bits) takes half the memory of `f16` (16
+        /// bits), and reads long prompts at 0.6 of its speed. `auto` uses the type that measured
+        /// better for the model's family. A model whose heads do not fit blocks of 32 always uses
+        /// `f16`.
         kv_type: KvType = KvType::Auto, word_of::<KvType>(), Restart;
-        /// Jobs that may wait for a sequence; one more is refused with 503 `queue_full`.
+        /// Jobs that may wait for a sequence; a further job is refused with 503 `queue_full`.
         queue: u32 = 256, number(limits::ENGINE_QUEUE_JOBS), Restart;
-        /// Prompt tokens computed between two decode steps: more serves long prompts sooner,
-        /// less keeps the running streams flowing.
+        /// Prompt tokens computed between two decode steps. A larger chunk finishes long prompts
+        /// sooner, a smaller one delays running streams less.
         prefill_chunk: u32 = 64, number(limits::PREFILL_CHUNK_TOKENS), Restart;
-        /// A greedy answer, or one with a seed, does not depend on what else is computed at the
-        /// same time: each sequence is computed by itself. Costs half the speed and more at 16
+        /// Make greedy or seeded output independent of the other requests that are computed at the
+        /// same time, by computing each sequence by itself. Costs half the speed or more at 16
         /// streams, and a conversation's earlier turns are read again.
         reproducible: bool = false, SWITCH, Restart;
-        /// Layers on the GPU, where a GPU back end is compiled in. 999: all.
+        /// Layers on the GPU, if a GPU back end is compiled in. 999: all.
         gpu_layers: u32 = 999, number(limits::GPU_LAYERS), Restart;
-        /// How long the engine may go without a sign of life while it has work. After that
-        /// `/readyz` says `stalled`; after three times as long the process ends with a failure, so
-        /// that its manager starts it again. A sign is a step, and on processors each part of one.
+        /// Time that the engine may spend on its work without a sign of life. After that `/readyz`
+        /// reports `stalled`; after three times as long the process exits with a failure, so that
+        /// its manager starts it again. A sign of life is a step, and on processors each part of
+        /// one.
         stall_timeout: Duration = Duration::from_secs(30),
             time(limits::STALL_TIMEOUT_MS), Restart;
     }
 
-    /// What the daemon tells about itself.
+    /// Logging.
     log "log": Log {
-        /// The least important line that is still written.
+        /// The least important level that is logged.
         level: log::LevelFilter = log::LevelFilter::Info,
             word_of::<log::LevelFilter>(), Reload;
         /// `text` for people, `json` for collectors, `journald` for its native protocol.
         format: LogFormat = LogFormat::Text, word_of::<LogFormat>(), Restart;
-        /// A file instead of the standard error stream; SIGUSR1 opens it again after rotation.
-        /// Empty: the standard error stream.
+        /// A file instead of the standard error stream; SIGUSR1 reopens it after rotation. Empty:
+        /// the standard error stream.
         file: Option<PathBuf> = None, PATH, Restart;
-        /// One line for each request.
+        /// Log one line for each request.
         access: bool = true, SWITCH, Reload;
     }
 
-    /// Measurements for Prometheus.
+    /// Metrics for Prometheus.
     metrics "metrics": Metrics {
-        /// Serve `/metrics` without a key to clients on a loopback address. What a proxy of this
-        /// machine brings is not such a client's: `server.trusted_proxies` tells whose it is.
+        /// Serve `/metrics` without a key to clients on a loopback address. Requests from a proxy
+        /// on this machine do not count as local, unless `server.trusted_proxies` leads to an
+        /// address of this machine.
         public_on_loopback: bool = false, SWITCH, Reload;
     }
 }
