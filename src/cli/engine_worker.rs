@@ -17,13 +17,13 @@ use crate::limits::engine as engine_limits;
 use crate::os::worker;
 use crate::supervisor::prover::{kv_type, one_line};
 
-/// The daemon's own child process; not for people.
+/// The daemon's own child process; not for direct use.
 #[derive(Args, Debug)]
 pub struct EngineWorker {
     /// Load a model, render its template, compute some tokens; exit 0, or 69 with the reason.
     #[arg(long, value_name = "FILE")]
     prove: PathBuf,
-    /// How keys and values are kept: f16 or q8_0 [default: by the model's family].
+    /// The type of the KV cache: f16 or q8_0 [default: by the model's family].
     #[arg(long, value_name = "TYPE")]
     kv_type: Option<String>,
     /// Layers on the GPU.

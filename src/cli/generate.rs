@@ -36,7 +36,7 @@ const KEY_VARIABLE: &str = "AUTOGLMD_KEY";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Generate {
-    /// What to write, in any language; `-` reads it from stdin.
+    /// The task, in any natural language; `-` reads it from stdin.
     prompt: String,
     /// The programming language.
     #[arg(short, long)]
@@ -50,26 +50,26 @@ pub struct Generate {
     /// The longest time to wait, such as 30s.
     #[arg(long, value_name = "TIME", value_parser = parse_timeout_ms)]
     timeout: Option<u64>,
-    /// Which model [default: the daemon's].
+    /// The model [default: the daemon's].
     #[arg(long)]
     model: Option<String>,
-    /// The longest answer.
+    /// The maximum length of the program, in tokens.
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// 0 is the same each time; higher is more varied.
+    /// 0 always chooses the most likely token; higher values vary more.
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
-    /// Where the daemon listens: http://HOST:PORT or unix:/PATH.
+    /// The daemon's address: http://HOST:PORT or unix:/PATH.
     #[arg(long, default_value = "http://127.0.0.1:8080", value_parser = Target::parse)]
     url: Target,
-    /// The key. Others can see it in the list of processes: prefer $AUTOGLMD_KEY [default:
-    /// $AUTOGLMD_KEY, else the bootstrap key].
+    /// The API key. Other users can see it in the list of processes, so prefer $AUTOGLMD_KEY
+    /// [default: $AUTOGLMD_KEY, else the bootstrap key].
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
     key: Option<String>,
-    /// Where the bootstrap key is [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
+    /// The folder of the bootstrap key [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Print the whole answer as JSON; with --stream each event as a line.
+    /// Print the whole response as JSON; with --stream each event as a line.
     #[arg(long)]
     json: bool,
     /// Write the program to a file, which must not exist; with --stream print it too.
@@ -78,14 +78,14 @@ pub struct Generate {
     /// Let --out replace a file.
     #[arg(long, requires = "out")]
     force: bool,
-    /// Show the program, ask, and run it in a sandbox: no network, none of your files, bounded
-    /// time and memory.
+    /// Show the program, ask for confirmation, and run it in a sandbox: no network, none of your
+    /// files, limited time and memory.
     #[arg(long, conflicts_with = "json")]
     run: bool,
-    /// Let --run run the program without asking.
+    /// Run the program without asking for confirmation.
     #[arg(long, requires = "run")]
     yes: bool,
-    /// What --run gives to the program as its standard input; `-` is stdin [default: nothing].
+    /// The program's standard input for --run: a file, or `-` for stdin [default: empty].
     #[arg(long, value_name = "FILE", requires = "run")]
     input: Option<PathBuf>,
 }

@@ -19,7 +19,7 @@ use crate::store::{KeyStore, ListedKey, NewKey, Renewal, Revoked, Store, StoreEr
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Key {
-    /// Where the database is [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
+    /// The folder of the database [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
     #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -38,55 +38,56 @@ A daemon that runs under a service manager has its own state folder: name it wit
 
 #[derive(Debug, Subcommand)]
 enum KeyCommand {
-    /// Make a key and print it. It is shown this once: only its hash is kept.
+    /// Create a key and print it. It is shown only once, because only its hash is stored.
     Create(Create),
     /// List all keys, revoked and expired ones too.
     List {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// End keys for good.
+    /// Revoke keys for good.
     Revoke {
-        /// As `key list` shows them.
+        /// Ids as in `key list`.
         #[arg(value_name = "ID", required = true)]
         ids: Vec<String>,
     },
-    /// Give a key a new secret, and print that. Its name, scopes and limits stay.
+    /// Replace the secret of a key and print the new one. Name, scopes and limits stay.
     Rotate(Rotate),
 }
 
 #[derive(Args, Debug)]
 struct Create {
-    /// What you call it.
+    /// A name for the key, for your own use.
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
-    /// Words between commas: generate, admin, metrics.
+    /// Scopes, separated by commas: generate, admin, metrics.
     #[arg(long, default_value = "generate", value_parser = Scopes::parse)]
     scopes: Scopes,
-    /// Requests a minute; 0 is no bound [default: as the configuration says].
+    /// Requests per minute; 0: no limit [default: rate_limit.requests_per_minute].
     #[arg(long, value_name = "N")]
     rate: Option<u32>,
-    /// Tokens a minute, of prompts and answers; 0 is no bound [default: likewise].
+    /// Tokens per minute, prompt and completion; 0: no limit [default:
+    /// rate_limit.tokens_per_minute].
     #[arg(long, value_name = "N")]
     tokens_per_minute: Option<u32>,
-    /// Requests at once; 0 is no bound [default: likewise].
+    /// Concurrent requests; 0: no limit [default: rate_limit.concurrency].
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
-    /// 30d, 12h, 2027-01-31 (UTC) [default: never].
+    /// When the key expires: 30d, 12h, 2027-01-31 (UTC) [default: never].
     #[arg(long, value_name = "WHEN", value_parser = parse_end)]
     expires: Option<End>,
 }
 
 #[derive(Args, Debug)]
 struct Rotate {
-    /// As `key list` shows it.
+    /// The id as in `key list`.
     #[arg(value_name = "ID")]
     id: String,
     /// How long the old secret still works [default: not at all].
     #[arg(long, value_name = "TIME", value_parser = parse_lifetime)]
     grace: Option<u64>,
-    /// When the key expires [default: the time it was made for, counted from now].
+    /// When the key expires [default: its original lifetime, counted from now].
     #[arg(long, value_name = "WHEN", value_parser = parse_end)]
     expires: Option<End>,
 }

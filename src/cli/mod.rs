@@ -62,12 +62,12 @@ Without a command, autoglmd serves.
 
 Examples:
   autoglmd                                     serve on 127.0.0.1:8080
-  autoglmd --listen 0.0.0.0:8080 --parallel 8  serve elsewhere, eight answers at a time
-  autoglmd generate \"quicksort\" -l python      ask the daemon for a program
-  autoglmd key create --name ci --expires 30d  make a key
-  autoglmd check --show                        see the configuration in force
+  autoglmd --listen 0.0.0.0:8080 --parallel 8  serve on all addresses, eight requests at a time
+  autoglmd generate \"quicksort\" -l python      get a program from the daemon
+  autoglmd key create --name ci --expires 30d  create a key
+  autoglmd check --show                        print the configuration in force
 
-Exit codes are those of sysexits(3): 64 wrong flags, 65 refused input, 69 cannot be reached,
+Exit codes are those of sysexits(3): 64 wrong flags, 65 refused input, 69 not reachable,
 75 try again later, 77 not allowed, 78 wrong configuration.";
 
 #[derive(Debug, Subcommand)]
@@ -75,7 +75,7 @@ enum Command {
     /// Serve. This is what autoglmd does without a command.
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeFlags),
-    /// Check the configuration: exit 0, or 1 with every mistake and its place.
+    /// Check the configuration: exit 0, or 1 with the place of every mistake.
     #[command(after_help = CHECK_EXAMPLES)]
     Check {
         /// Print the whole configuration in force, with each value's source.
@@ -84,13 +84,13 @@ enum Command {
         #[command(flatten)]
         flags: ServeFlags,
     },
-    /// Make, list, revoke and rotate keys. Takes effect in a running daemon within a second.
+    /// Create, list, revoke and rotate keys. A running daemon applies a change within two seconds.
     Key(key::Key),
-    /// Fetch, list, verify and remove models.
+    /// Download, list, verify and remove models.
     Model(model::Model),
-    /// Ask the daemon for a program, and print it as it is written.
+    /// Get a program from the daemon and print it while it is generated.
     Generate(generate::Generate),
-    /// The daemon's own child process; not for people.
+    /// The daemon's own child process; not for direct use.
     #[cfg(feature = "llama")]
     #[command(hide = true)]
     EngineWorker(engine_worker::EngineWorker),
@@ -100,7 +100,7 @@ enum Command {
     /// Print the manual page, or write one for each command into a folder.
     #[command(after_help = pages::MAN_EXAMPLES)]
     Man {
-        /// Write a page for each command here, instead of printing one.
+        /// The folder for a page per command, instead of printing one page.
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
     },
@@ -111,7 +111,7 @@ Examples:
   autoglmd serve --config ./autoglmd.toml
   autoglmd serve --listen 127.0.0.1:0 --listen unix:/run/autoglmd.sock
   autoglmd serve --model ~/models/qwen2.5-coder-7b-q4_k_m.gguf --parallel 4
-  autoglmd serve --engine echo               answers at once, for measuring the daemon
+  autoglmd serve --engine echo               a fixed program, for measuring the daemon
 
 Signals: TERM and INT drain, a second one ends at once; HUP reloads; USR1 reopens log files.";
 
@@ -129,25 +129,25 @@ pub struct ServeFlags {
     /// IP:PORT, unix:/PATH or fd:NAME; may be given several times [default: 127.0.0.1:8080].
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
-    /// Where the database and the bootstrap key are.
+    /// The folder of the database and the bootstrap key.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// A model's name, or a GGUF file.
+    /// A model's name, or the path of a GGUF file.
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// What generates: llama, or echo for measurements.
+    /// The engine: llama, or echo for measurements.
     #[arg(long, value_name = "KIND")]
     engine: Option<String>,
-    /// Answers that are generated together.
+    /// Sequences that are decoded together.
     #[arg(long, value_name = "N")]
     parallel: Option<String>,
-    /// Compute threads; 0 chooses by the machine.
+    /// Compute threads; 0 chooses by the machine's cores.
     #[arg(long, value_name = "N")]
     threads: Option<String>,
-    /// Event loops.
+    /// Reactors: threads with an event loop.
     #[arg(long, value_name = "N")]
     reactors: Option<String>,
-    /// off, error, warn, info, debug or trace.
+    /// The log level: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
 }

