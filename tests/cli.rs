@@ -284,8 +284,8 @@ fn a_key_that_cannot_be_shown_does_not_stay() {
     let device = |path: &str| Stdio::from(File::options().write(true).open(path).unwrap());
     let outputs = || {
         [
-            (device("/dev/full"), 74, "taken back"),
-            (closed(), 141, "taken back"),
+            (device("/dev/full"), 74, "was removed"),
+            (closed(), 141, "was removed"),
             (device("/dev/null"), 74, "/dev/null"),
         ]
     };
@@ -617,7 +617,7 @@ fn a_model_is_pulled_listed_verified_and_removed() {
     assert!(
         pulled
             .err
-            .contains("fetching tiny from hub:own/repo/tiny.gguf\n"),
+            .contains("downloading tiny from hub:own/repo/tiny.gguf\n"),
         "{}",
         pulled.err
     );
@@ -666,7 +666,7 @@ fn a_model_is_optimized_beside_itself() {
     let path = folder.join("small-q8_0.gguf");
     assert_eq!(made.out, format!("{}\n", path.display()));
     assert!(
-        made.err.contains("making small-q8_0 out of small\n"),
+        made.err.contains("making small-q8_0 from small\n"),
         "{}",
         made.err
     );

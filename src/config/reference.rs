@@ -6,14 +6,14 @@ use super::value::Value;
 const HEAD: &str = "\
 # Configuration
 
-The configuration is one TOML file: the one that `--config FILE` names, else `$AUTOGLMD_CONFIG`, else
-the first that exists of `$CONFIGURATION_DIRECTORY/autoglmd.toml` and `/etc/autoglmd/autoglmd.toml`.
-Without a file the defaults below are in force. [deploy/autoglmd.toml](deploy/autoglmd.toml) is an
-example with every key.
+The configuration is one TOML file: the one that `--config FILE` names, else `$AUTOGLMD_CONFIG`,
+else the first that exists of `$CONFIGURATION_DIRECTORY/autoglmd.toml` and
+`/etc/autoglmd/autoglmd.toml`. Without a file the defaults below are in force.
+[deploy/autoglmd.toml](deploy/autoglmd.toml) is an example with every key.
 
 The file overrides a default, the environment overrides the file, and a flag overrides both. The
-variable of a key is `AUTOGLMD_SECTION__KEY`, such as `AUTOGLMD_LIMITS__MAX_BODY=2MiB`. The addresses
-in `AUTOGLMD_SERVER__LISTEN` are separated by commas.
+variable of a key is `AUTOGLMD_SECTION__KEY`, such as `AUTOGLMD_LIMITS__MAX_BODY=2MiB`. The
+addresses in `AUTOGLMD_SERVER__LISTEN` are separated by commas.
 
     autoglmd check           every mistake with file, line, column and the accepted values
     autoglmd check --show    the whole configuration in force, with each value's source

@@ -110,7 +110,7 @@ fn bar() -> ProgressBar {
 
 fn draw(bar: &ProgressBar, progress: &Progress, is_new: bool) {
     match progress {
-        Progress::Bytes { done, total } => advance(bar, "fetching", *done, *total, is_new),
+        Progress::Bytes { done, total } => advance(bar, "downloading", *done, *total, is_new),
         Progress::Joining { done, total } => advance(bar, "joining", *done, Some(*total), is_new),
         Progress::Checking { done, total } => advance(bar, "checking", *done, Some(*total), is_new),
         told => {

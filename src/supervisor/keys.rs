@@ -77,7 +77,7 @@ pub fn show_bootstrap_key(bootstrap: &Bootstrap, person_reads: bool) {
     }
     log::logger().flush();
     note(format_args!(
-        "\nThis is the first start. A key with every scope was created; it is shown only now:\n\n    \
+        "\nThis is the first start. Here is a key with every scope, shown only now:\n\n    \
          {}\n\nIt is kept in {path} (mode 0600). Create others with `autoglmd key create`.\n",
         bootstrap.secret.reveal(),
     ));
