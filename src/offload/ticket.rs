@@ -108,14 +108,15 @@ impl Ticket {
     }
 }
 
-/// One of the places that a key may occupy at once. Dropping it frees the place.
+/// One of a bounded number of places: of a key's requests at once, of the engine's queue, of
+/// compressed streams. Dropping it frees the place.
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicU32>);
 
 impl Permit {
     /// Takes a place if fewer than `bound` are taken. A `bound` of 0 means no bound.
     pub fn try_take(taken: &Arc<AtomicU32>, bound: u32) -> Option<Permit> {
-        // Checking and raising are one atomic step: two reactors cannot both take the last place.
+        // Checking and raising are one atomic step: two threads cannot both take the last place.
         taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 (bound == 0 || count < bound).then(|| count.saturating_add(1))

@@ -55,11 +55,12 @@ use crate::engine::family::Family;
 pub use crate::engine::family::KvType;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
 use crate::limits::engine as limits;
+use crate::offload::Permit;
 use fault::Fault;
 pub use ffi::optimize;
 use model::Llama;
 pub use openmp::ensure_short_spin;
-use owed::{Owed, Place};
+use owed::Owed;
 pub use prove::prove;
 pub use settings::{Obtain, Obtained, Settings};
 use shared::Shared;
@@ -157,13 +158,13 @@ impl Engine for Handle {
         {
             return Err(Refused::DeadlineUnmeetable { estimated });
         }
-        let Some(place) = Place::take(&self.shared.queued, self.queue) else {
+        let Some(permit) = Permit::try_take(&self.shared.queued, self.queue) else {
             return Err(Refused::QueueFull {
                 retry_after: self.time_to_empty_queue(),
             });
         };
-        let owed = Box::new(Owed::new(job, Some(place), self.deliver.clone()));
-        // The place that was taken guarantees room in the channel.
+        let owed = Box::new(Owed::new(job, Some(permit), self.deliver.clone()));
+        // The permit guarantees room in the channel.
         let sent = self
             .sender
             .as_ref()
@@ -174,7 +175,7 @@ impl Engine for Handle {
             }
             return Err(Refused::Draining);
         }
-        thread::settle_if_over(&self.shared, &self.left);
+        thread::drop_jobs_if_over(&self.shared, &self.left);
         Ok(())
     }
 

@@ -2,21 +2,20 @@
 //!
 //! Owns the promise of [`Engine::submit`](crate::engine::Engine::submit): exactly one terminal
 //! event for each admitted job, even if the engine's thread panics. An [`Owed`] can only be
-//! settled, which consumes it, or taken back; dropping it delivers a failure.
+//! delivered, which consumes it, or taken back; dropping it delivers a failure.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::core::Moment;
 use crate::engine::{Deliver, Event, FailReason, Failed, Job, Timings, Usage};
 use crate::error::ErrorCode;
-use crate::offload::{CancelReason, JobKey};
+use crate::offload::{CancelReason, JobKey, Permit};
 
 pub struct Owed {
-    /// `None` once settled or taken back.
+    /// `None` once delivered or taken back.
     debt: Option<Debt>,
     /// Held until the job gets a sequence.
-    place: Option<Place>,
+    permit: Option<Permit>,
 }
 
 struct Debt {
@@ -25,10 +24,10 @@ struct Debt {
 }
 
 impl Owed {
-    pub fn new(job: Job, place: Option<Place>, deliver: Arc<dyn Deliver>) -> Owed {
+    pub fn new(job: Job, permit: Option<Permit>, deliver: Arc<dyn Deliver>) -> Owed {
         Owed {
             debt: Some(Debt { job, deliver }),
-            place,
+            permit,
         }
     }
 
@@ -43,7 +42,7 @@ impl Owed {
 
     /// Frees the job's place in the queue: the job has got a sequence.
     pub fn leave_queue(&mut self) {
-        self.place = None;
+        self.permit = None;
     }
 
     /// Returns why the job must end now, if there is a reason.
@@ -56,7 +55,7 @@ impl Owed {
     }
 
     /// Delivers the terminal event.
-    pub fn settle(mut self, event: Event, events: &mut Vec<(JobKey, Event)>) {
+    pub fn deliver(mut self, event: Event, events: &mut Vec<(JobKey, Event)>) {
         debug_assert!(event.is_terminal());
         if let Some(debt) = self.debt.take() {
             events.push((debt.job.key, event));
@@ -106,29 +105,5 @@ impl End {
             End::Cancelled(_) => "the request was cancelled",
             End::Deadline => "the request timed out; raise `timeout` or lower `max_tokens`",
         }
-    }
-}
-
-/// One place in the bounded queue. Dropping it frees the place.
-#[derive(Debug)]
-pub struct Place(Arc<AtomicU32>);
-
-impl Place {
-    /// Takes a place unless `bound` are taken. Checking and counting are one step, so that
-    /// simultaneous callers cannot exceed the bound together.
-    pub fn take(taken: &Arc<AtomicU32>, bound: u32) -> Option<Place> {
-        // Relaxed: a count, which publishes no other data.
-        taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                (count < bound).then_some(count + 1)
-            })
-            .is_ok()
-            .then(|| Place(taken.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

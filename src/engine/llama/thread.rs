@@ -20,7 +20,7 @@
 //! Mutations that the tests below catch: `Restarts::next` that always allows
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
 //! (`panic_fails_its_job_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`), `Over`
-//! without its drop, or `submit` without `settle_if_over` (`job_left_in_the_channel_...`).
+//! without its drop, or `submit` without `drop_jobs_if_over` (`job_left_in_the_channel_...`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -62,14 +62,14 @@ impl<'a> Over<'a> {
 impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::SeqCst);
-        settle_if_over(self.shared, self.receiver);
+        drop_jobs_if_over(self.shared, self.receiver);
     }
 }
 
 /// If the thread has ended, drops the jobs in the channel; each then reports its own failure.
 /// Called by the thread after it has published its end, and by a caller after it has sent a job:
 /// one of the two finds the job.
-pub fn settle_if_over(shared: &Shared, receiver: &Receiver<Message>) {
+pub fn drop_jobs_if_over(shared: &Shared, receiver: &Receiver<Message>) {
     // The fence keeps the order: send, then read the state; publish the end, then receive.
     fence(Ordering::SeqCst);
     if shared.is_over.load(Ordering::SeqCst) {

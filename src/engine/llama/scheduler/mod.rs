@@ -521,7 +521,7 @@ impl<B: Backend> Scheduler<B> {
         };
         ended
             .owed
-            .settle(Event::Done(Box::new(done)), &mut self.events);
+            .deliver(Event::Done(Box::new(done)), &mut self.events);
     }
 
     /// Ends a job whose output is incomplete. Its slot keeps the computed tokens.
@@ -540,7 +540,7 @@ impl<B: Backend> Scheduler<B> {
         };
         ended
             .owed
-            .settle(Event::Failed(Box::new(failed)), &mut self.events);
+            .deliver(Event::Failed(Box::new(failed)), &mut self.events);
     }
 
     /// Records the cost of a job that has just left its slot, complete or not.
@@ -570,7 +570,7 @@ impl<B: Backend> Scheduler<B> {
                 ..Timings::default()
             },
         };
-        owed.settle(Event::Failed(Box::new(failed)), &mut self.events);
+        owed.deliver(Event::Failed(Box::new(failed)), &mut self.events);
     }
 
     /// Delivers the events so far. Also called between the two batches of a step: new tokens need
@@ -601,7 +601,7 @@ impl<B: Backend> Scheduler<B> {
 }
 
 impl<B: Backend> Drop for Scheduler<B> {
-    /// Events that are settled already go out before dropping the fields settles the rest.
+    /// Events that are ready go out before dropping the fields delivers the failures of the rest.
     fn drop(&mut self) {
         self.flush();
     }

@@ -488,7 +488,7 @@ fn model_that_cannot_be_cut_begins_again() {
 }
 
 #[test]
-fn panic_settles_every_job() {
+fn panic_delivers_a_failure_to_every_job() {
     let mut host = Host::new(1);
     host.submit(host.job(&talkative(40), 50));
     host.submit(host.job("waits", 5));

@@ -97,7 +97,7 @@ fn job_left_in_the_channel_gets_its_terminal_event() {
         host.engine.shared.is_over.load(Ordering::SeqCst)
     });
     send_late(&host);
-    settle_if_over(&host.engine.shared, &host.engine.left);
+    drop_jobs_if_over(&host.engine.shared, &host.engine.left);
     assert!(matches!(host.next_end(), Event::Failed(_)), "by its sender");
 }
 
