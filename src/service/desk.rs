@@ -173,7 +173,7 @@ impl Desk {
         wire: &mut Wire<'_>,
     ) {
         let bytes = self.buffer.send(status, content_type, wire.sink);
-        let outcome = Outcome::Answered { status, bytes };
+        let outcome = Outcome::Completed { status, bytes };
         self.log.close(call, outcome, None, wire.now);
     }
 }

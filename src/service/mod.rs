@@ -5,7 +5,7 @@
 //! ```text
 //! head complete ── admit ──> Ok(Admitted)            read the body, at most body_limit
 //!                    │            │
-//!                    │ Err        ├── handle ──> None: the response is in `reply`
+//!                    │ Err        ├── handle ──> None: the response is in `sink`
 //!                    v            │      │
 //!                 refuse <── admitted.refuse │ Some(Exchange): more is to come
 //!                                        v
@@ -126,7 +126,7 @@ impl Service {
         }
     }
 
-    /// Handles a complete request. `None`: the response is complete in `reply`. `Some`: a job runs,
+    /// Handles a complete request. `None`: the response is complete in `sink`. `Some`: a job runs,
     /// and its events, carrying `key`, will follow.
     pub fn handle(
         &mut self,
@@ -135,10 +135,10 @@ impl Service {
         body: &[u8],
         key: JobKey,
         now: Moment,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
         let incoming = Incoming { request, body, key };
-        let wire = &mut Wire { now, sink: reply };
+        let wire = &mut Wire { now, sink };
         match admitted.call.body_coding {
             Some(_) => self.handle_coded(admitted, incoming, wire),
             None => self.dispatch(admitted, incoming, wire),
@@ -234,13 +234,13 @@ impl Service {
         data: &[u8],
         is_end: bool,
         now: Moment,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> Flow {
         let Exchange::Reflection(dialogue) = exchange else {
             debug_assert!(false, "this exchange has its body already");
             return Flow::Open;
         };
-        let wire = &mut Wire { now, sink: reply };
+        let wire = &mut Wire { now, sink };
         reflection::handle_data(&mut self.desk, dialogue, data, is_end, wire)
     }
 
@@ -250,13 +250,13 @@ impl Service {
         exchange: &mut Exchange,
         event: Event,
         now: Moment,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> Flow {
         let Exchange::Generation(running) = exchange else {
             // It belongs to an earlier request's job; the caller's own check is stricter.
             return Flow::Open;
         };
-        let wire = &mut Wire { now, sink: reply };
+        let wire = &mut Wire { now, sink };
         running::handle_event(&mut self.desk, running, event, wire)
     }
 
@@ -265,9 +265,9 @@ impl Service {
         &mut self,
         exchange: &mut Exchange,
         now: Moment,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> Flow {
-        let (desk, wire) = (&mut self.desk, &mut Wire { now, sink: reply });
+        let (desk, wire) = (&mut self.desk, &mut Wire { now, sink });
         match exchange {
             Exchange::Generation(running) => running::handle_deadline(desk, running, wire),
             Exchange::HealthWatch(watch) => health::handle_deadline(desk, watch, wire),
@@ -293,13 +293,13 @@ impl Service {
     }
 
     /// Responds to a request that was refused, malformed or late.
-    pub fn refuse(&mut self, refusal: Refusal, now: Moment, reply: &mut dyn ResponseSink) {
+    pub fn refuse(&mut self, refusal: Refusal, now: Moment, sink: &mut dyn ResponseSink) {
         let (error, known) = refusal.into_parts();
         let call = match known {
             Known::Call(call) => *call,
             Known::Peer(peer) => Call::unread(self.desk.request_ids.make(now), peer, now),
         };
-        let wire = &mut Wire { now, sink: reply };
+        let wire = &mut Wire { now, sink };
         self.desk.fail(&call, &error, wire);
     }
 

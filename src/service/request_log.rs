@@ -23,7 +23,7 @@ pub const STATUS_ABANDONED: u16 = 499;
 #[derive(Clone, Copy, Debug)]
 pub enum Outcome {
     /// The response was sent in full.
-    Answered { status: u16, bytes: u64 },
+    Completed { status: u16, bytes: u64 },
     /// The response was an error, or a stream that ended in one.
     Failed {
         status: u16,
@@ -79,7 +79,7 @@ impl RequestLog {
         now: Moment,
     ) {
         let (status, bytes, code) = match outcome {
-            Outcome::Answered { status, bytes } => (status, bytes, None),
+            Outcome::Completed { status, bytes } => (status, bytes, None),
             Outcome::Failed {
                 status,
                 bytes,

@@ -127,7 +127,7 @@ fn send_static(
         return desk.send(call, 200, Some(content_type), wire);
     };
     let bytes = desk.buffer.send_static(content_type, body, wire.sink);
-    let outcome = Outcome::Answered { status: 200, bytes };
+    let outcome = Outcome::Completed { status: 200, bytes };
     desk.log.close(call, outcome, None, wire.now);
 }
 

@@ -189,7 +189,7 @@ fn handle_done(desk: &mut Desk, running: &mut Running, done: Done, wire: &mut Wi
     let first_token = observe_speed(&desk.log, call, work, &done);
     let figures = figures(&done.usage, &done.timings, first_token);
     let bytes = send_done(desk, call, work, done, wire);
-    let outcome = Outcome::Answered { status: 200, bytes };
+    let outcome = Outcome::Completed { status: 200, bytes };
     desk.log.close(call, outcome, Some(figures), wire.now);
 }
 

@@ -95,34 +95,34 @@ impl ResponseBuffer {
         &mut self,
         status: u16,
         content_type: Option<&'static str>,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> u64 {
         let (accepted, fields) = (self.accepted, &mut self.fields);
         let body = self.coder.code(accepted, content_type, &self.body, fields);
-        let answer = ResponseHead {
+        let head = ResponseHead {
             status,
             content_type,
             headers: fields,
         };
-        reply.respond(&answer, body);
+        sink.respond(&head, body);
         body.len() as u64
     }
 
-    /// Sends the head, and a kept body, in the form that suits the client.
+    /// Sends the head and a static body, in the coding that suits the client.
     pub fn send_static(
         &mut self,
         content_type: &'static str,
-        kept: &mut StaticBody,
-        reply: &mut dyn ResponseSink,
+        body: &mut StaticBody,
+        sink: &mut dyn ResponseSink,
     ) -> u64 {
         let (accepted, fields) = (self.accepted, &mut self.fields);
-        let body = self.coder.code_static(accepted, content_type, kept, fields);
-        let answer = ResponseHead {
+        let body = self.coder.code_static(accepted, content_type, body, fields);
+        let head = ResponseHead {
             status: 200,
             content_type: Some(content_type),
             headers: fields,
         };
-        reply.respond(&answer, body);
+        sink.respond(&head, body);
         body.len() as u64
     }
 
@@ -132,11 +132,11 @@ impl ResponseBuffer {
         &mut self,
         status: u16,
         content_type: &'static str,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> Option<Box<StreamCoder>> {
         let fields = &mut self.fields;
         let coder = self.coder.begin_stream(self.accepted, content_type, fields);
-        reply.start(&ResponseHead {
+        sink.start(&ResponseHead {
             status,
             content_type: Some(content_type),
             headers: fields,
@@ -149,14 +149,14 @@ impl ResponseBuffer {
         &mut self,
         coder: Option<&mut StreamCoder>,
         step: Step,
-        reply: &mut dyn ResponseSink,
+        sink: &mut dyn ResponseSink,
     ) -> u64 {
         let piece = match coder {
             Some(coder) => self.coder.code_piece(coder, &self.body, step),
             None => &self.body,
         };
         if !piece.is_empty() {
-            reply.data(piece);
+            sink.data(piece);
         }
         piece.len() as u64
     }

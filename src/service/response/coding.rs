@@ -118,24 +118,24 @@ impl Coder {
         &mut self,
         accepted: AcceptEncoding,
         content_type: &str,
-        kept: &'b mut StaticBody,
+        body: &'b mut StaticBody,
         fields: &mut Fields,
     ) -> &'b [u8] {
-        let before = kept.plain().len();
+        let before = body.plain().len();
         if !self.may_code(accepted, Some(content_type), before) {
-            return kept.plain();
+            return body.plain();
         }
         fields.push("vary", "Accept-Encoding");
         let Some(coding) = accepted.choose(STATIC_ORDER) else {
-            return kept.plain();
+            return body.plain();
         };
         let counters = self.metrics.compression();
-        if !kept.has(coding) {
-            counters.compressing(coding, || kept.make(coding, &mut self.compressor));
+        if !body.has(coding) {
+            counters.compressing(coding, || body.make(coding, &mut self.compressor));
         }
-        let Some(coded) = kept.coded(coding) else {
+        let Some(coded) = body.coded(coding) else {
             counters.grew.inc();
-            return kept.plain();
+            return body.plain();
         };
         counters.observe_compressed(coding, before, coded.len());
         fields.push("content-encoding", coding.name());

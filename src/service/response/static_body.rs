@@ -89,12 +89,12 @@ mod tests {
     #[test]
     fn a_variant_is_made_once() {
         let plain = b"again and again and again and again ".repeat(50);
-        let mut kept = StaticBody::new(&plain).unwrap();
+        let mut body = StaticBody::new(&plain).unwrap();
         let mut compressor = Compressor::default();
         for coding in Coding::ALL {
-            assert!(!kept.has(coding) && kept.coded(coding).is_none());
-            kept.make(coding, &mut compressor);
-            assert!(kept.has(coding) && kept.coded(coding).unwrap().len() * 5 < plain.len());
+            assert!(!body.has(coding) && body.coded(coding).is_none());
+            body.make(coding, &mut compressor);
+            assert!(body.has(coding) && body.coded(coding).unwrap().len() * 5 < plain.len());
         }
         let mut short = StaticBody::new(b"x").unwrap();
         short.make(Coding::Gzip, &mut compressor);
@@ -103,12 +103,12 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_is_made_once() {
-        let mut constants = StaticBodies::default();
+    fn a_static_body_is_made_once() {
+        let mut bodies = StaticBodies::default();
         for _ in 0..2 {
-            let body = constants.of(Route::Index, |out| out.push(b'x')).unwrap();
+            let body = bodies.of(Route::Index, |out| out.push(b'x')).unwrap();
             assert_eq!(body.plain(), b"x");
-            let again = constants.of(Route::Index, |_| panic!("made again"));
+            let again = bodies.of(Route::Index, |_| panic!("made again"));
             assert!(again.is_some());
         }
     }

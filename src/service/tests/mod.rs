@@ -3,6 +3,7 @@
 
 mod admission;
 mod coding;
+mod dialect;
 mod generation;
 mod grpc;
 mod protobuf;

@@ -18,7 +18,7 @@ pub fn send_only(desk: &mut Desk, call: &Call, message: &impl Message, wire: &mu
     buffer.begin(call);
     buffer.append_message(message, call.response_encoding());
     let bytes = Grpc.send(buffer, call, wire.sink);
-    let outcome = Outcome::Answered { status: 200, bytes };
+    let outcome = Outcome::Completed { status: 200, bytes };
     desk.log.close(call, outcome, None, wire.now);
 }
 
@@ -55,7 +55,7 @@ pub fn end(
         end_without_messages(&mut desk.buffer, call, error, wire.sink);
     }
     let outcome = match error {
-        None => Outcome::Answered { status: 200, bytes },
+        None => Outcome::Completed { status: 200, bytes },
         Some(error) => Outcome::Failed {
             // As in `Desk::fail`: an error before the first message has the status that it has over
             // REST.
