@@ -1,21 +1,22 @@
-//! HTTP/2 and TLS beside nginx: the same request, the same answer, a core each, taking turns.
+//! HTTP/2 and TLS compared with nginx: the same request and the same response, on one core each,
+//! taking turns.
 //!
 //!     cargo bench --bench protocols
 //!
 //! * HTTP/2 in clear text and over TLS 1.3: h2load posts the original client's body on 16
 //!   connections with 16 streams each;
-//! * HTTP/1.1 over TLS 1.3: wrk does on 64 kept connections;
-//! * full handshakes of TLS 1.3 without resumption, one after the other on 8 threads, with one
-//!   request each, ECDSA on P-256 on both sides.
+//!  * HTTP/1.1 over TLS 1.3: wrk does the same on 64 kept connections;
+//!  * full handshakes of TLS 1.3 without resumption, one after the other on 8 threads, with one
+//!    request each, ECDSA on P-256 on both sides.
 //!
-//! Ours runs everything that is always on, with the echo engine; nginx returns the same bytes from
-//! its configuration. "A core's worth" is what one core would do if it did nothing else: a second
-//! by the CPU time of the server's process for one of them. Where the load's core is the slower
-//! one, it says more than the rate. Of a handshake's time more than half is the kernel's: both ends
-//! of the connection are in one machine and wait for its locks. What the program itself does for
-//! it is under "user".
+//! Our server runs everything that is always on, with the echo engine; nginx returns the same bytes
+//! from its configuration. "A core's worth" is the rate of one core that does nothing else: one
+//! second divided by the server's CPU time for one request or handshake. It is the better figure
+//! where the load's core is the slower one. More than half of a handshake's time is the kernel's:
+//! both ends of the connection are in one machine and wait for its locks. The share of the program
+//! itself is under "user".
 //!
-//! `PROTOCOLS_ROUNDS` and `PROTOCOLS_SECONDS` change the size of it.
+//! `PROTOCOLS_ROUNDS` and `PROTOCOLS_SECONDS` set the number and the length of the rounds.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -45,11 +46,11 @@ const HANDSHAKE_THREADS: usize = 8;
 struct Round {
     a_second: f64,
     cpu_us: f64,
-    /// Of it in the program itself, not in the kernel.
+    /// The part of it in the program itself, not in the kernel.
     user_us: f64,
 }
 
-/// A server, and how it is reached.
+/// A server, and the way to reach it.
 struct Peer {
     name: &'static str,
     address: SocketAddr,
@@ -138,7 +139,7 @@ fn main() {
     assert_eq!(refused, 0.0, "a refused request measures something else");
 }
 
-/// Alternating rounds of both, and a row for each.
+/// Runs alternating rounds of both, and prints a row for each.
 fn compare(what: &str, mut peers: [Peer; 2], rounds: usize, load: impl Fn(SocketAddr) -> Load) {
     for _ in 0..rounds {
         for peer in &mut peers {
@@ -204,7 +205,7 @@ impl Peer {
     }
 }
 
-/// Connects, shakes hands, asks once and leaves, on the load's core.
+/// Connects, shakes hands, sends one request and leaves, on the load's core.
 fn handshakes(address: SocketAddr, client: &Arc<ClientConfig>, duration: Duration) -> Load {
     let (done, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
     let bytes = request("GET", "/livez", &[("connection", "close")], b"");
