@@ -41,14 +41,28 @@ impl Hosts {
             let address = address.to_canonical();
             return address.is_loopback() || self.names.contains(&address.to_string());
         }
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        name == "localhost" || name.ends_with(".localhost") || self.names.contains(&name)
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let is_local = match name.len().checked_sub(LOCALHOST.len()) {
+            Some(0) => name.eq_ignore_ascii_case(LOCALHOST),
+            Some(at) => name.as_bytes()[at - 1] == b'.' && ends_with(name, LOCALHOST),
+            None => false,
+        };
+        // Compared in place: this is asked for each request.
+        is_local || self.names.iter().any(|it| it.eq_ignore_ascii_case(name))
     }
 
     /// Returns the elements as they are written in a file.
     pub(crate) fn texts(&self) -> Vec<String> {
         self.names.clone()
     }
+}
+
+const LOCALHOST: &str = "localhost";
+
+/// Returns whether `text` ends with `end`, in upper or lower case.
+fn ends_with(text: &str, end: &str) -> bool {
+    let tail = text.len().checked_sub(end.len());
+    tail.is_some_and(|at| text.as_bytes()[at..].eq_ignore_ascii_case(end.as_bytes()))
 }
 
 /// Returns the name in the form in which it is compared.

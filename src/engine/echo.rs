@@ -132,6 +132,7 @@ impl Answer {
             words.push((job.key, Event::Token { text }));
             rest = after;
         }
+        // Allocates per request, twice: an event owns its text, and the rare large one is boxed.
         let done = Event::Done(Box::new(Done {
             text: rest.to_owned(),
             finish_reason: self.finish_reason,

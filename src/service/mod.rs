@@ -159,6 +159,7 @@ impl Service {
         match call.route() {
             Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
                 let running = submit::generate(desk, admitted, incoming, wire)?;
+                // Allocates per request: idle connections do not pay for its size.
                 return Some(Box::new(Exchange::Generation(running)));
             }
             Route::HealthCheck => health::check(desk, call, incoming.body, wire),

@@ -59,6 +59,7 @@ fn submit(
     let reserved = Reserved::take(rates, call, asked.prompt.bytes(), max_tokens, now)?;
     let delivery = Delivery::new(asked.narrator, now);
     let credit = delivery.credit();
+    // Allocates per request: the engine and the response share it.
     let ticket = Arc::new(match permit {
         Some(permit) => Ticket::with_permit(credit, permit),
         None => Ticket::new(credit),

@@ -260,6 +260,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+        // Allocates per request: members borrow from the body, so no list can be kept for the next.
         let mut members = Vec::with_capacity(limits::JSON_MEMBERS_TYPICAL);
         while let Some(Name(name)) = map.next_key()? {
             if members.len() == limits::JSON_MEMBERS_MAX {

@@ -55,6 +55,7 @@ impl Dialect for Native {
         let narrator = if wants_stream(&asked, call)? {
             Narrator::Pieces(Box::new(Events::new(shape)))
         } else {
+            // Allocates per request: the dialect is chosen at run time and outlives the request.
             Narrator::Whole(Box::new(Object(shape)))
         };
         Ok(asked.narrated_by(narrator))

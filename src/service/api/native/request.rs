@@ -216,6 +216,7 @@ fn boolean(field: &str, value: Value<'_>) -> Result<bool, ApiError> {
 
 /// Like `text`, but owned.
 fn owned_text(field: &str, value: Value<'_>, low: usize, high: usize) -> Result<String, ApiError> {
+    // Allocates per request: a prompt outlives the buffer that it came in.
     text(field, value, low, high).map(Cow::into_owned)
 }
 

@@ -1,0 +1,293 @@
+//! Allocations per request, counted by the allocator itself on the reactor's thread.
+//!
+//! A reactor that keeps its buffers allocates nothing for a request that it answers from memory, and
+//! for a generation only the values that outlive the call. Both are asserted exactly: one more
+//! allocation per request fails here. It is then either avoided, or gets a row below and a comment
+//! with its reason where it is made.
+//!
+//! Mutations that these tests catch: `BufferPool::give` that drops its buffer
+//! (`a_route_that_is_answered_from_memory_allocates_nothing`), `Hosts::are_named_by` that compares a
+//! name in lower case (`a_generation_allocates_the_named_exceptions_and_nothing_else`).
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use autoglmd::config::{Config, Opening};
+use autoglmd::engine::echo::Echo;
+use autoglmd::keys::KeyRing;
+use autoglmd::offload::mailbox::{Sender, mailbox};
+use autoglmd::reactor::epoll::Epoll;
+use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
+use autoglmd::reactor::message::{Mailboxes, Message};
+use autoglmd::service::{self, Limiter, Service};
+use autoglmd::telemetry::metrics::Metrics;
+use socket2::Socket;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Where the allocations of a few requests were made, by function.
+static PLACES: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+
+#[derive(Clone, Copy, PartialEq)]
+enum Watch {
+    Off,
+    Count,
+    /// Asks each allocation where it was made. Slow.
+    Name,
+}
+
+/// What the reactor's thread is told to do by the test: 0, 1 or 2, as [`Watch`].
+static WATCH: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Whether this thread is watched, and not busy with naming an allocation.
+    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn note() {
+    if !IS_WATCHED.try_with(Cell::get).unwrap_or(false) {
+        return;
+    }
+    match WATCH.load(Ordering::SeqCst) {
+        1 => _ = ALLOCATIONS.fetch_add(1, Ordering::SeqCst),
+        2 => {
+            IS_WATCHED.set(false);
+            let trace = Backtrace::force_capture().to_string();
+            let names = trace
+                .lines()
+                .filter_map(|line| line.trim().split_once(": "));
+            // Behind the allocator's own frames: who wanted the memory, and on whose behalf.
+            let callers = names
+                .skip_while(|(_, name)| !name.contains("__rust_"))
+                .skip(1);
+            let name: Vec<&str> = callers.map(|(_, name)| name).take(14).collect();
+            let name = name.join(" < ");
+            let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+            *places.entry(name).or_default() += 1;
+            drop(places);
+            IS_WATCHED.set(true);
+        }
+        _ => {}
+    }
+}
+
+// SAFETY: every call is the system allocator's; what is added to it allocates only while its thread
+// is not watched, so it never calls itself without end.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: as the caller of this function promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: as the caller of this function promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note();
+        // SAFETY: as the caller of this function promises.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as the caller of this function promises.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One reactor with the echo engine, on a port that the kernel chose.
+struct Daemon {
+    address: SocketAddr,
+    sender: Sender<Message<Socket>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    fn start() -> Daemon {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        listener.set_nonblocking(true).expect("a socket");
+        let address = listener.local_addr().expect("it is bound");
+        let epoll = Epoll::new(vec![Arc::new(Socket::from(listener))]).expect("epoll");
+        let (sender, receiver) = mailbox(epoll.doorbell().expect("an eventfd"), 64);
+        let pulse = Arc::new(Pulse::default());
+        let engine = Echo::new(Arc::new(Mailboxes(vec![sender.clone()])));
+        let mut config = Config::default();
+        config.auth.enabled = false;
+        config.rate_limit.enabled = false;
+        config.log.access = false;
+        let (config, metrics) = (Arc::new(config), Metrics::new("echo"));
+        let service = service::Parts {
+            config: config.clone(),
+            keys: Arc::new(KeyRing::new(Vec::new())),
+            engine,
+            limiter: Arc::new(Limiter::new()),
+            metrics: metrics.clone(),
+            wall_clock: || 0,
+        };
+        let neighbour = Neighbour {
+            mailbox: sender.clone(),
+            pulse: pulse.clone(),
+        };
+        let parts = Parts {
+            index: 0,
+            system: epoll,
+            service: Service::new(service),
+            config,
+            tls: None,
+            openings: vec![Opening::PLAIN],
+            metrics,
+            mailbox: receiver,
+            pulse,
+            neighbours: vec![neighbour],
+            max_connections: 16,
+            heartbeat: None,
+        };
+        let thread = thread::spawn(move || {
+            let mut reactor = Reactor::new(parts);
+            IS_WATCHED.set(true);
+            reactor.run().expect("epoll works");
+            IS_WATCHED.set(false);
+        });
+        Daemon {
+            address,
+            sender,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.sender.post(Message::Stop);
+        let ended = self.thread.take().expect("it is joined once").join();
+        assert!(ended.is_ok() || thread::panicking(), "the reactor panicked");
+    }
+}
+
+/// A client that keeps its connection.
+struct Client(TcpStream);
+
+impl Client {
+    fn connect(daemon: &Daemon) -> Client {
+        let stream = TcpStream::connect(daemon.address).expect("the reactor listens");
+        let patience = Some(Duration::from_secs(60));
+        stream.set_read_timeout(patience).expect("a socket");
+        Client(stream)
+    }
+
+    /// Sends a request as often as that, and reads each response to its end.
+    fn ask(&mut self, request: &str, times: u64) {
+        let mut buffer = [0; 16 * 1024];
+        for _ in 0..times {
+            self.0.write_all(request.as_bytes()).expect("it is taken");
+            let mut length = 0;
+            loop {
+                let count = self.0.read(&mut buffer[length..]).expect("a response");
+                assert!(count > 0, "the connection was closed");
+                length += count;
+                let text = std::str::from_utf8(&buffer[..length]).expect("UTF-8");
+                let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                    continue;
+                };
+                assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+                let fields = head.lines().filter_map(|line| line.split_once(": "));
+                let mut lengths = fields.filter(|(name, _)| name == &"content-length");
+                let (_, expected) = lengths.next().expect("a length");
+                if body.len() == expected.parse::<usize>().expect("a number") {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn watch<T>(&mut self, watch: Watch, call: impl FnOnce(&mut Client) -> T) -> T {
+        WATCH.store(watch as u64, Ordering::SeqCst);
+        let result = call(self);
+        WATCH.store(Watch::Off as u64, Ordering::SeqCst);
+        result
+    }
+}
+
+/// Requests before the first that counts: buffers have their size, tables their rows.
+const WARM_UP: u64 = 200;
+
+const COUNTED: u64 = 500;
+
+const NAMED: u64 = 10;
+
+/// How many allocations `COUNTED` requests make, and which functions make those of one.
+fn measure(request: &str) -> (u64, BTreeMap<String, u64>) {
+    // The allocator's counters are the process's.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let daemon = Daemon::start();
+    let mut client = Client::connect(&daemon);
+    client.ask(request, WARM_UP);
+    ALLOCATIONS.store(0, Ordering::SeqCst);
+    client.watch(Watch::Count, |client| client.ask(request, COUNTED));
+    let count = ALLOCATIONS.load(Ordering::SeqCst);
+    PLACES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clear();
+    client.watch(Watch::Name, |client| client.ask(request, NAMED));
+    let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    let each = places
+        .iter()
+        .map(|(name, count)| (name.clone(), count.div_ceil(NAMED)));
+    (count, each.collect())
+}
+
+#[test]
+fn a_route_that_is_answered_from_memory_allocates_nothing() {
+    let (count, places) = measure("GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert_eq!(count, 0, "{places:#?}");
+}
+
+/// What a generation may allocate on the reactor's thread, where the echo engine runs too: the file,
+/// which has the reason in a comment, and how often.
+const EXCEPTIONS: &[(&str, u64)] = &[
+    ("src/service/api/native/body.rs", 1),
+    ("src/service/api/native/dialect.rs", 1),
+    ("src/service/api/native/request.rs", 1),
+    ("src/service/generation/submit.rs", 1),
+    ("src/service/mod.rs", 1),
+    ("src/engine/echo.rs", 2),
+];
+
+#[test]
+fn a_generation_allocates_the_named_exceptions_and_nothing_else() {
+    for (file, count) in EXCEPTIONS {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let text = std::fs::read_to_string(path).expect("the file of an exception");
+        let reason = match count {
+            1 => "// Allocates per request: ",
+            _ => "// Allocates per request, twice: ",
+        };
+        assert_eq!(text.matches(reason).count(), 1, "{file}");
+    }
+    let body = r#"{"prompt":"sort a list","language":"python"}"#;
+    let (count, places) = measure(&format!(
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    let excepted = EXCEPTIONS.iter().map(|(_, count)| count).sum::<u64>();
+    assert_eq!(count, COUNTED * excepted, "{places:#?}");
+}
