@@ -339,7 +339,7 @@ fn read_source(source: &str, is_test: bool) -> Vec<(usize, Kind, String)> {
             flush_comment(&mut comment, &mut found);
             let (length, literal) = token(rest);
             if let Some(literal) = literal.filter(|literal| !in_tests && literal.contains(' ')) {
-                found.push((line, Kind::Message, literal.to_owned()));
+                found.push((line, Kind::Message, without_arguments(literal)));
             }
             length
         };
@@ -350,6 +350,20 @@ fn read_source(source: &str, is_test: bool) -> Vec<(usize, Kind, String)> {
     }
     flush_comment(&mut comment, &mut found);
     found
+}
+
+/// `{name:?}` becomes `{}`: a variable's name is not a word that a user sees.
+fn without_arguments(literal: &str) -> String {
+    let mut plain = String::with_capacity(literal.len());
+    let mut depth = 0;
+    for character in literal.chars() {
+        depth -= i32::from(character == '}');
+        if depth <= 0 {
+            plain.push(character);
+        }
+        depth += i32::from(character == '{');
+    }
+    plain
 }
 
 /// The length of the token at the beginning of `rest`, and its text if it is a string literal.
@@ -654,7 +668,7 @@ fn sentences_without_a_subject_are_told_from_questions() {
 #[test]
 fn comments_and_literals_are_found_where_they_stand() {
     let source = "//! Head\n//! goes on.\n//!\n//! * item\nfn a<'a>(x: &'a str) -> char {\n    \
-                  let s = r#\"raw \"// no\"#; // Tail.\n    // Next.\n    f(\"a \\\" // b\", '\"')\n}\n\
+                  let s = r#\"raw {said:?} \"// no\"#; // Tail.\n    // Next.\n    f(\"a \\\" // b\", '\"')\n}\n\
                   #[cfg(test)]\nmod tests {\n    // In tests.\n    fn f() { g(\"x y\") }\n}\n";
     let found = read_source(source, false);
     let found: Vec<(usize, Kind, &str)> = found
@@ -664,7 +678,7 @@ fn comments_and_literals_are_found_where_they_stand() {
     let expected = [
         (1, Kind::Prose, "Head goes on."),
         (4, Kind::Prose, "item"),
-        (6, Kind::Message, "raw \"// no"),
+        (6, Kind::Message, "raw {} \"// no"),
         (6, Kind::Prose, "Tail."),
         (7, Kind::Prose, "Next."),
         (8, Kind::Message, "a \\\" // b"),
