@@ -5,9 +5,9 @@
 //!
 //! * HTTP/2 in clear text and over TLS 1.3: h2load posts the original client's body on 16
 //!   connections with 16 streams each;
-//!  * HTTP/1.1 over TLS 1.3: wrk does the same on 64 kept connections;
-//!  * full handshakes of TLS 1.3 without resumption, one after the other on 8 threads, with one
-//!    request each, ECDSA on P-256 on both sides.
+//! * HTTP/1.1 over TLS 1.3: wrk does the same on 64 kept connections;
+//! * full handshakes of TLS 1.3 without resumption, one after the other on 8 threads, with one
+//!   request each, ECDSA on P-256 on both sides.
 //!
 //! Our server runs everything that is always on, with the echo engine; nginx returns the same bytes
 //! from its configuration. "A core's worth" is the rate of one core that does nothing else: one

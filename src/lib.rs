@@ -47,13 +47,13 @@ pub mod store;
 /// Log, access lines, request ids and metrics.
 pub mod telemetry;
 
-/// What the daemon serves: admission, generations, responses, one folder per API.
+/// The service: admission, generations, responses, one folder per API.
 pub mod service;
 
 /// The event loop and its connections: sockets, protocols, deadlines.
 pub mod reactor;
 
-/// What commands and the supervisor print, and their exit codes.
+/// The printed output of the commands and the supervisor, and their exit codes.
 pub mod console;
 
 /// Starts, watches, reloads and stops the daemon's parts.

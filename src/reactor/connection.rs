@@ -67,7 +67,7 @@ enum Phase {
     },
 }
 
-/// Of these, only the one for what the connection waits for runs.
+/// At most one of these runs at a time: see [`deadlines`].
 const WAITING: [DeadlineKind; 4] = [
     DeadlineKind::Idle,
     DeadlineKind::Header,

@@ -1,4 +1,4 @@
-//! What a sandbox is to run, and within which limits.
+//! The program that a sandbox runs, and its limits.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What init is to do, and what it reports.
+//! The tasks of a sandbox's init, and its reports.
 
 use std::ffi::CString;
 use std::io;

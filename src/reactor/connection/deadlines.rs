@@ -1,9 +1,9 @@
-//! Which of a connection's deadlines runs.
+//! Chooses which of a connection's deadlines run.
 //!
-//! Owns no state: it derives the table in `core::deadlines` from the phase, the transport and the
-//! state of the protocol, after each pump.
+//! Owns no state: after each pump it derives the running deadlines
+//! ([`crate::core::deadlines`]) from the phase, the transport and the state of the protocol.
 //!
-//! | the connection waits for | what runs |
+//! | the connection waits for | running deadline |
 //! | --- | --- |
 //! | a proxy's header, a handshake | `Header` |
 //! | the first byte of a request, with all output written | `Idle` |

@@ -33,9 +33,9 @@ enum Step {
 }
 
 impl<H: Handler> Http1<H> {
-    /// Takes in requests, one after the other. It stops early, for the budget or for lack of room,
-    /// only between two requests: what remains then has not been looked at, and
-    /// [`Waiting::Request`] says so.
+    /// Receives requests, one after the other. Stops early, for the budget or for lack of room,
+    /// only between two requests: the remaining bytes have not been read, and [`Waiting::Request`]
+    /// shows that.
     pub(super) fn receive(&mut self, bytes: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Used {
         let mut used = Used {
             consumed: 0,

@@ -28,7 +28,7 @@ impl Dialect for Plain {
         ApiError::new(ErrorCode::NotFound, "try elsewhere")
     }
 
-    /// The body is the prompt; `?stream` asks for pieces.
+    /// The body is the prompt; `?stream` asks for a response in pieces.
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
         let prompt = std::str::from_utf8(received.body)
             .map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "not text"))?;
