@@ -23,11 +23,13 @@
 
 pub mod explain;
 pub mod field_block;
+pub mod frame;
 pub mod head;
 pub mod meter;
 pub mod pipe;
 #[cfg(test)]
 pub mod testing;
+pub mod window;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
