@@ -39,6 +39,14 @@ pub const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// The buffer in which a connection's output is made: a dozen or so short responses.
 pub const OUTBOUND_BYTES: usize = 16 * 1024;
 
+/// Bytes of one field block, in all its frames: enough for a list that is refused with a response,
+/// even if none of its fields is compressed.
+pub const FIELD_BLOCK_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of fields from which on a request is not refused with a response but ends the connection:
+/// no client names one large field hundreds of times by mistake.
+pub const EXCESSIVE_HEADER_LIST_BYTES_MIN: usize = 16 * HEADER_LIST_BYTES_MAX as usize;
+
 /// Bytes of all bodies that one connection is receiving. Each body has the configuration's bound
 /// as well.
 pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;

@@ -25,6 +25,7 @@ pub mod explain;
 pub mod field_block;
 pub mod frame;
 pub mod head;
+pub mod hpack;
 pub mod meter;
 pub mod pipe;
 #[cfg(test)]

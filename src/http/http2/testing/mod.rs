@@ -1,4 +1,6 @@
-//! Frames for the tests of this crate.
+//! Frames for the tests of this crate, and a pipe to h2's client.
+
+pub mod pipe;
 
 /// A frame as it stands on the wire (RFC 9113, section 4.1), right or wrong.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
