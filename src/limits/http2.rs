@@ -33,12 +33,6 @@ const _: () = {
 
 // ---- what a connection holds ----
 
-/// Bytes of one stream that h2 holds for the socket; the rest waits in the stream.
-pub const SEND_BUFFER_BYTES: usize = 64 * 1024;
-
-/// The buffer in which a connection's output is made: a dozen or so short responses.
-pub const OUTBOUND_BYTES: usize = 16 * 1024;
-
 /// Bytes of one field block, in all its frames: enough for a list that is refused with a response,
 /// even if none of its fields is compressed.
 pub const FIELD_BLOCK_BYTES_MAX: usize = 64 * 1024;
@@ -51,28 +45,11 @@ pub const EXCESSIVE_HEADER_LIST_BYTES_MIN: usize = 16 * HEADER_LIST_BYTES_MAX as
 /// as well.
 pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Bytes of an unfinished field block that are kept, to be read once more should h2 refuse it.
-pub const EXPLAINED_BYTES_MAX: usize = 64 * 1024;
-
 // ---- streams that have ended ----
 
 /// Streams that we have reset and still remember, so that frames which were under way are not taken
 /// for errors.
 pub const REMEMBERED_RESETS_MAX: usize = 64;
-
-/// How long they are remembered: several round trips round the world.
-pub const RESETS_REMEMBERED_FOR: Duration = Duration::from_secs(2);
-
-/// Streams that the peer has reset before they were looked at: more end the connection
-/// (CVE-2023-44487). All that arrive in one read are looked at together, so this bounds a burst.
-pub const UNSEEN_RESETS_MAX: usize = 64;
-
-/// Streams that we had to reset for the peer's errors: more end the connection (CVE-2025-8671).
-pub const LOCAL_RESETS_MAX: usize = 128;
-
-/// Streams that the peer has ended and that are remembered in case another frame follows. More than
-/// may be open at once, because some end first on our side.
-pub const ENDED_STREAMS_MAX: usize = 4 * STREAMS_MAX as usize;
 
 // ---- the account of glitches ----
 

@@ -1,9 +1,10 @@
 //! HTTP/2 on one connection: many requests at once, each on a stream of its own.
 //!
-//! Owns what is between h2 (`http::http2`) and the service: the streams, which of them is being
-//! received and which answered, and when each has to be looked at. The same inputs and outputs as
-//! [`super::http1`]: bytes come in by `handle_input`, answers go into the connection's output
-//! queue. It knows no socket.
+//! Owns what is between the protocol (`http::http2`) and the application
+//! ([`Handler`]): which request is being received and which one is being
+//! served, when each is due, and the budget for oddities. It knows no socket: bytes come in by
+//! [`Machine::handle_input`](super::machine::Machine::handle_input), responses go into the
+//! connection's output queue.
 //!
 //! ```text
 //!            GOAWAY, GOAWAY           no stream is left
@@ -11,71 +12,161 @@
 //!    └── an error of the peer, its FIN, too many oddities ──^
 //! ```
 //!
-//! Bytes that come are driven through h2 at once. All other calls act on streams and their handles
-//! and leave `has_work` behind: the connection's next `poll` lets h2 write what all of them have
-//! brought. Nobody is woken: see `http::http2`.
+//! Every call leaves its frames in the protocol's output. `handle_input` and `poll` move them to
+//! the connection's queue; the other calls leave that to the next `poll`, which sends the results
+//! of all of them together.
 //!
-//! Invariants:
-//!  1. Every request that was admitted ends in exactly one of: a complete answer, `abandon`.
+//! Invariants; `check_invariants` checks 3, 5 and 6 after each flush in debug builds:
+//!  1. Every admitted request ends in exactly one of: a complete response, `abandon`.
 //!  2. A stream's number is its request's, so an event of a stream that is gone is recognised.
-//!  3. A stream that was given up while its job runs stays among the orphans until the job has
+//!  3. A stream that was abandoned while its job runs stays among the orphans until the job has
 //!     ended, and counts against the peer's streams: resets cannot pile up work.
 //!  4. Memory for one connection is bounded by its streams, its bodies' bytes and the output's
 //!     marks.
-//!  5. What waits for the peer's window is no work: `has_work` does not stay set for it.
+//!  5. After a flush nothing is left in the protocol's output, and without streams it holds no
+//!     buffer.
+//!  6. Each stream here is one of the protocol's, and only a response can wait for window.
+//!
+//! # Example
+//!
+//! The machine with an application that greets every request: the one of [`super::http1`].
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use autoglmd::config::Config;
+//! use autoglmd::core::output::OutputQueue;
+//! use autoglmd::core::{Key, Moment};
+//! # use autoglmd::engine::Event;
+//! # use autoglmd::error::ApiError;
+//! # use autoglmd::http::{Fields, Request, ResponseHead, ResponseSink};
+//! # use autoglmd::offload::{CancelReason, JobKey};
+//! use autoglmd::reactor::context::{Lent, Resources};
+//! # use autoglmd::reactor::handler::{Admission, Handler, Pending};
+//! use autoglmd::reactor::http2::Http2;
+//! use autoglmd::reactor::machine::{Input, Machine, Waiting};
+//! # use autoglmd::service::{Flow, Intake};
+//! use autoglmd::service::{Peer, PeerAddress};
+//! use autoglmd::telemetry::metrics::Metrics;
+//! #
+//! # struct Greeter;
+//! # struct Welcome;
+//! # enum Never {}
+//! # impl Handler for Greeter {
+//! #   type Admitted = Welcome;
+//! #   type Exchange = Never;
+//! #   type Refusal = ApiError;
+//! #   fn admit(&mut self, _: &Request<'_>, _: &Peer, _: Moment) -> Result<Welcome, ApiError> {
+//! #       Ok(Welcome)
+//! #   }
+//! #   fn handle(
+//! #       &mut self, _: Welcome, request: &Request<'_>, _: &[u8], _: JobKey, _: Moment,
+//! #       sink: &mut dyn ResponseSink,
+//! #   ) -> Option<Box<Never>> {
+//! #       let head = ResponseHead { status: 200, content_type: None, headers: &Fields::new() };
+//! #       sink.respond(&head, format!("hello, {}", request.path).as_bytes());
+//! #       None
+//! #   }
+//! #   fn refuse(&mut self, error: ApiError, _: Moment, sink: &mut dyn ResponseSink) {
+//! #       let status = error.code.status();
+//! #       let head = ResponseHead { status, content_type: None, headers: &Fields::new() };
+//! #       sink.respond(&head, error.message.as_bytes());
+//! #   }
+//! #   fn refusal(_: Welcome, error: ApiError) -> ApiError { error }
+//! #   fn refusal_of_peer(_: &Peer, error: ApiError) -> ApiError { error }
+//! #   fn abandon_admitted(&mut self, _: Welcome, _: CancelReason, _: Moment) {}
+//! #   fn open(&mut self, _: Welcome, _: Moment) -> Box<Never> { unreachable!() }
+//! #   fn handle_data(
+//! #       &mut self, it: &mut Never, _: &[u8], _: bool, _: Moment, _: &mut dyn ResponseSink,
+//! #   ) -> Flow { match *it {} }
+//! #   fn handle_event(
+//! #       &mut self, it: &mut Never, _: Event, _: Moment, _: &mut dyn ResponseSink,
+//! #   ) -> Flow { match *it {} }
+//! #   fn handle_deadline(
+//! #       &mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink,
+//! #   ) -> Flow { match *it {} }
+//! #   fn handle_room(&mut self, it: &mut Never) { match *it {} }
+//! #   fn abandon(&mut self, it: Box<Never>, _: CancelReason, _: Moment) { match *it {} }
+//! # }
+//! # impl Admission for Welcome {
+//! #     fn intake(&self) -> Intake { Intake::Whole }
+//! #     fn body_limit(&self) -> usize { 0 }
+//! #     fn has_key(&self) -> bool { false }
+//! # }
+//! # impl Pending for Never {
+//! #     fn next_deadline(&self) -> Moment { match *self {} }
+//! #     fn has_job(&self) -> bool { match *self {} }
+//! # }
+//!
+//! let now = Moment::from_micros(1_000_000);
+//! let (config, metrics) = (Arc::new(Config::default()), Metrics::new("example"));
+//! let mut resources = Resources::new(0, now, Greeter, config, metrics);
+//! let mut output = OutputQueue::new();
+//! let mut http2 = Http2::<Greeter>::new(now);
+//!
+//! // The preface, SETTINGS, and HEADERS on stream 1: GET, http, the path "/a", the host "x".
+//! let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
+//!     \0\0\0\x04\0\0\0\0\0\
+//!     \0\0\x09\x01\x05\0\0\0\x01\x82\x86\x04\x02/a\x01\x01x"
+//!     .to_vec();
+//! let fresh = bytes.len();
+//! http2.handle_input(
+//!     Input { bytes: &mut bytes, fresh },
+//!     &mut Lent {
+//!         peer: &Peer::new(PeerAddress::Unix),
+//!         output: &mut output,
+//!         turn: &mut resources.turn(Key::new(0, 1)),
+//!     },
+//! );
+//! assert_eq!(http2.waiting(), Waiting::Request);
+//! assert_eq!(http2.exchanges(), 1);
+//! let mut slices = [std::io::IoSlice::new(&[])];
+//! output.io_slices(&mut slices);
+//! // DATA of nine bytes, which ends stream 1.
+//! assert!(slices[0].ends_with(b"\0\0\x09\0\x01\0\0\0\x01hello, /a"));
+//! ```
 
 mod machine;
 mod reception;
 mod reply;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use h2::Reason;
-
 use super::context::{Lent, Turn};
+use super::handler::{Handler, Pending};
 use super::machine::late;
 use crate::core::Moment;
 use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::Level;
-use crate::http::http2::meter::{FrameMeter, Tally};
-use crate::http::http2::{Polled, Server};
-use crate::http::sniff::PREFACE;
+use crate::http::http2::connection::Connection;
+use crate::http::http2::frame::{FrameReader, Reason};
+use crate::limits::core as core_limits;
 use crate::limits::http2 as http2_limits;
 use crate::offload::CancelReason;
-use crate::service::{Flow, Refusal, Service};
+use crate::service::{Flow, Service};
 
-use reply::{Outgoing, Sink};
+use reply::Sink;
 use stream::{Stage, Stream};
 
-pub struct Http2 {
-    server: Server,
-    meter: FrameMeter,
-    tally: Tally,
-    /// The beginning of a field block that was fed and goes on.
-    unfinished: Vec<u8>,
-    /// Bytes of the preface that are still to come; the meter begins behind it.
-    preface_left: usize,
+pub struct Http2<H: Handler = Service> {
+    reader: FrameReader,
+    connection: Connection,
     /// By their numbers.
-    streams: BTreeMap<u32, Stream>,
+    streams: BTreeMap<u32, Stream<H>>,
     /// Requests whose stream is gone and whose job has not ended.
     orphans: BTreeSet<u32>,
     glitches: GlitchBudget,
     state: State,
-    /// How many requests have been answered, refused or given up.
+    input: InputState,
+    credit: Credit,
+    /// How many requests have been answered, refused or abandoned.
     exchanges: u32,
-    /// A frame or a head that has begun has to be whole by then.
+    /// A frame or a head that has begun must be whole by then.
     head_until: Moment,
-    /// The peer has sent its FIN: it gets the answers that it waits for, and nothing is read.
-    input_has_ended: bool,
-    has_probed: bool,
-    /// A handle was used since h2 was last polled.
-    has_work: bool,
-    /// A stream was told that there is no room, and may hold credit back.
-    holds_credit: bool,
-    /// It is the connection's output that has to drain before that can be looked at.
-    awaits_room: bool,
     /// A valid key has come, or a job has run.
     is_known: bool,
 }
@@ -83,34 +174,48 @@ pub struct Http2 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// The peer knows that we go; by then it must have said so.
+    /// The peer was told that we leave, and must acknowledge it by then.
     Leaving {
         until: Moment,
     },
-    /// It has not said so. Its streams are waited for, and the connection ends with the last.
+    /// It has not. The connection ends with its last stream.
     Overdue,
     Over,
 }
 
-impl Http2 {
-    pub fn new(now: Moment) -> Http2 {
+/// The peer's side of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InputState {
+    Open,
+    /// The peer has sent its FIN. It gets the responses that it waits for, and nothing is read.
+    Ended {
+        /// A PING has asked whether the peer is still there.
+        is_probed: bool,
+    },
+}
+
+/// What the jobs may produce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Credit {
+    Granted,
+    /// A stream had no room, so its job may have credit to come. Each poll looks again, once the
+    /// output has drained.
+    Held,
+}
+
+impl<H: Handler> Http2<H> {
+    pub fn new(now: Moment) -> Http2<H> {
         Http2 {
-            server: Server::new(),
-            meter: FrameMeter::default(),
-            tally: Tally::default(),
-            unfinished: Vec::new(),
-            preface_left: PREFACE.len(),
+            reader: FrameReader::default(),
+            connection: Connection::new(),
             streams: BTreeMap::new(),
             orphans: BTreeSet::new(),
             glitches: GlitchBudget::new(now),
             state: State::Open,
+            input: InputState::Open,
+            credit: Credit::Granted,
             exchanges: 0,
             head_until: Moment::NEVER,
-            input_has_ended: false,
-            has_probed: false,
-            has_work: false,
-            holds_credit: false,
-            awaits_room: false,
             is_known: false,
         }
     }
@@ -122,8 +227,35 @@ impl Http2 {
 
     // ---- handle ----
 
+    /// Reads frames until the bytes are used up or the connection has ended.
+    fn handle_bytes(&mut self, bytes: &[u8], lent: &mut Lent<'_, '_, H>) {
+        self.connection.begin_batch();
+        let mut reader = std::mem::take(&mut self.reader);
+        let mut rest = bytes;
+        while !self.connection.is_closed() {
+            match reader.next(rest) {
+                Ok((used, Some(frame))) => {
+                    rest = &rest[used..];
+                    let event = self.connection.handle_frame(&frame);
+                    self.handle_frame_event(event, lent);
+                }
+                Ok((_, None)) => break,
+                Err(reason) => self.connection.close(reason),
+            }
+        }
+        let is_within = reader.is_within() || self.connection.is_within_block();
+        self.reader = reader;
+        self.head_until = match (is_within, self.head_until) {
+            (false, _) => Moment::NEVER,
+            // Once, at its first byte: dripping does not extend it.
+            (true, Moment::NEVER) => lent.turn.now + lent.turn.config.limits.header_timeout,
+            (true, until) => until,
+        };
+        self.count_oddities(lent.turn);
+    }
+
     /// The earliest of the deadlines has passed.
-    fn handle_earliest_deadline(&mut self, lent: &mut Lent<'_, '_>) {
+    fn handle_earliest_deadline(&mut self, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         let due = self.streams.iter();
         let due = due.filter(|(_, stream)| stream.next_deadline() <= now);
@@ -131,11 +263,8 @@ impl Http2 {
             self.handle_stream_deadline(id, lent);
         }
         if self.head_until <= now {
-            self.shut_down(
-                Reason::ENHANCE_YOUR_CALM,
-                CancelReason::Disconnect,
-                lent.turn,
-            );
+            let reason = Reason::ENHANCE_YOUR_CALM;
+            self.shut_down(reason, CancelReason::Disconnect, lent.turn);
         }
         if let State::Leaving { until } = self.state
             && until <= now
@@ -147,209 +276,133 @@ impl Http2 {
         }
     }
 
-    fn handle_stream_deadline(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
+    fn handle_stream_deadline(&mut self, id: u32, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
         if stream.stalls_at <= now {
-            stream.outgoing.reset(Reason::CANCEL);
             return self.abandon_stream(id, CancelReason::SlowReader, lent.turn);
         }
-        match std::mem::replace(&mut stream.stage, Stage::Sending) {
-            Stage::Receiving(receiving) => {
+        match &mut stream.stage {
+            Stage::Receiving(_) => {
                 let error = late("body", lent.turn.config.limits.body_timeout);
-                let refusal = receiving.admitted.refuse(error);
-                refuse(&mut stream.outgoing, refusal, lent);
-            }
-            Stage::Answering(mut exchange) => {
-                let (service, mut reply) = writer(&mut stream.outgoing, lent);
-                if service.handle_deadline(&mut exchange, now, &mut reply) == Flow::Open {
-                    stream.stage = Stage::Answering(exchange);
+                if let Stage::Receiving(receiving) = stream.take_stage() {
+                    self.refuse(id, H::refusal(receiving.admitted, error), lent);
                 }
             }
-            Stage::Sending => stream.stop_lingering(),
-        }
-        self.drop_if_over(id);
-    }
-
-    // ---- poll ----
-
-    /// Sends what the calls before have brought, and begins to leave when the daemon does. Called
-    /// once a pump, before the connection writes.
-    fn poll_output(&mut self, lent: &mut Lent<'_, '_>) {
-        if lent.turn.draining && self.state == State::Open {
-            self.server.begin_shutdown();
-            let until = lent.turn.now + http2_limits::GOAWAY_TIMEOUT;
-            self.state = State::Leaving { until };
-            self.has_work = true;
-        }
-        if std::mem::take(&mut self.has_work) {
-            self.drive(b"", lent);
-        }
-        if self.state == State::Overdue && self.streams.is_empty() {
-            self.shut_down(Reason::NO_ERROR, CancelReason::Drain, lent.turn);
-            self.drive(b"", lent);
-        }
-        if self.input_has_ended && self.state != State::Over {
-            self.give_up_stalled(lent.turn);
-            if self.streams.is_empty() {
-                self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, lent.turn);
-                self.drive(b"", lent);
-            }
-        }
-    }
-
-    /// After the peer's FIN no window will be granted: who needs more waits in vain. What waits
-    /// while h2 has room to write waits for window.
-    fn give_up_stalled(&mut self, turn: &mut Turn<'_>) {
-        if self.server.wants_room() {
-            return;
-        }
-        let streams = self.streams.iter();
-        let stalled = streams.filter(|(_, stream)| stream.outgoing.waiting_bytes() > 0);
-        for id in stalled.map(|(&id, _)| id).collect::<Vec<_>>() {
-            self.abandon_stream(id, CancelReason::Disconnect, turn);
-        }
-    }
-
-    /// Lets h2 read, write and hand over requests until nothing moves any more. `frames` are those
-    /// that it was just fed. Gives the number of requests.
-    fn drive(&mut self, frames: &[u8], lent: &mut Lent<'_, '_>) -> u32 {
-        let mut accepted = 0;
-        loop {
-            accepted += self.take_requests(frames, lent);
-            if !self.push_waiting(lent.turn) {
-                break;
-            }
-        }
-        self.grant_held_credit(lent);
-        accepted
-    }
-
-    fn take_requests(&mut self, frames: &[u8], lent: &mut Lent<'_, '_>) -> u32 {
-        let mut accepted = 0;
-        loop {
-            let room = lent.turn.marks.high.saturating_sub(lent.output.len());
-            let polled = self.server.poll_request(room);
-            if matches!(polled, Polled::Closed) && !frames.is_empty() {
-                let unfinished = std::mem::take(&mut self.unfinished);
-                self.server.correct_goaway(&[&unfinished, frames].concat());
-            }
-            if let Some(bytes) = self.server.take_output() {
-                let earned = bytes.len() as u32 / http2_limits::BYTES_PER_CONTROL_FRAME;
-                self.glitches.forgive(earned);
-                lent.output.push_bytes(bytes, lent.turn.pool);
-            }
-            match polled {
-                Polled::Request(incoming) => {
-                    accepted += 1;
-                    self.handle_request(*incoming, lent);
-                }
-                Polled::Waiting => return accepted,
-                Polled::Closed => {
-                    self.abandon_all(CancelReason::Disconnect, lent.turn);
-                    self.state = State::Over;
-                    return accepted;
+            Stage::Answering { exchange, .. } => {
+                let (handler, mut sink) = writer(&mut self.connection, id, lent);
+                if handler.handle_deadline(exchange, now, &mut sink) == Flow::Finished {
+                    self.finish(id, lent.turn);
                 }
             }
+            Stage::Sending { lingers_until } => {
+                *lingers_until = Moment::NEVER;
+                self.settle(id);
+            }
         }
     }
 
-    /// Streams whose window, or whose room with h2, may have grown.
-    fn push_waiting(&mut self, turn: &mut Turn<'_>) -> bool {
-        let mut took = false;
-        let mut over = Vec::new();
+    // ---- output ----
+
+    /// Before the application may write: a buffer for the protocol, and how much DATA it may hold.
+    fn prepare(&mut self, lent: &mut Lent<'_, '_, H>) {
+        let room = lent.turn.marks.high.saturating_sub(lent.output.len());
+        self.connection.set_room(room);
+        self.borrow_buffer(lent.turn);
+    }
+
+    /// Everything that is written needs a buffer of the pool, because it returns there.
+    fn borrow_buffer(&mut self, turn: &mut Turn<'_, H>) {
+        let buffer = self.connection.output_mut();
+        if buffer.capacity() == 0 {
+            *buffer = turn.pool.take();
+        }
+    }
+
+    /// Writes what windows and room allow, and moves it to the connection's queue.
+    fn flush(&mut self, lent: &mut Lent<'_, '_, H>) {
+        self.connection.write_waiting();
+        self.watch_stalls(lent.turn);
+        let buffer = self.connection.output_mut();
+        let earned = buffer.len() as u32 / http2_limits::BYTES_PER_CONTROL_FRAME;
+        self.glitches.forgive(earned);
+        for piece in buffer.chunks(core_limits::OUTPUT_COPY_BYTES_MAX) {
+            lent.output.tail(lent.turn.pool).extend_from_slice(piece);
+        }
+        buffer.clear();
+        if self.connection.is_closed() || self.connection.has_left() {
+            self.state = State::Over;
+            self.abandon_all(CancelReason::Disconnect, lent.turn);
+        }
+        if self.streams.is_empty() {
+            self.return_buffer(lent.turn);
+        }
+        self.debug_check();
+    }
+
+    /// Returns the protocol's buffer: an idle connection holds none.
+    fn return_buffer(&mut self, turn: &mut Turn<'_, H>) {
+        let buffer = self.connection.output_mut();
+        if buffer.capacity() != 0 {
+            turn.pool.give(std::mem::take(buffer));
+        }
+    }
+
+    /// Sets the deadline of each stream whose bytes wait for the peer, and removes those that have
+    /// ended.
+    fn watch_stalls(&mut self, turn: &Turn<'_, H>) {
+        let timeout = turn.config.limits.write_timeout;
         for (&id, stream) in &mut self.streams {
-            let before = stream.outgoing.waiting_bytes();
-            took |= stream.outgoing.push();
-            let left = stream.outgoing.waiting_bytes();
+            let (bytes, left) = self.connection.take_progress(id);
             stream.stalls_at = match left {
                 0 => Moment::NEVER,
-                _ => {
-                    let bytes = before - left;
-                    let timeout = turn.config.limits.write_timeout;
-                    stalls_at(stream.stalls_at, Taken { bytes, left }, turn.now, timeout)
-                }
+                _ => stalls_at(stream.stalls_at, Taken { bytes, left }, turn.now, timeout),
             };
-            if stream.is_over() {
-                over.push(id);
-            }
         }
-        over.into_iter().for_each(|id| self.drop_if_over(id));
-        took
+        self.settle_all();
     }
 
-    /// Streams that are short of window are looked at again when the peer has sent something: the
-    /// connection's room is no news for them, or the loop would turn for nothing.
-    fn grant_held_credit(&mut self, lent: &mut Lent<'_, '_>) {
-        let has_drained = lent.output.level(&lent.turn.marks) <= Level::Low;
-        self.awaits_room = self.holds_credit && !has_drained;
-        if !self.holds_credit || !has_drained {
+    /// Grants the credit that was held for lack of room, to streams that have some.
+    fn grant_held_credit(&mut self, lent: &mut Lent<'_, '_, H>) {
+        let has_drained = lent.output.level(&lent.turn.marks) == Level::Low;
+        if self.credit == Credit::Granted || !has_drained {
             return;
         }
-        self.holds_credit = false;
-        for stream in self.streams.values_mut() {
-            let Stage::Answering(exchange) = &mut stream.stage else {
+        self.credit = Credit::Granted;
+        for (&id, stream) in &mut self.streams {
+            let Stage::Answering { exchange, .. } = &mut stream.stage else {
                 continue;
             };
-            match stream.outgoing.waiting_bytes() <= lent.turn.marks.low {
+            match self.connection.waiting_bytes(id) <= lent.turn.marks.low {
                 true => lent.turn.handler.handle_room(exchange),
-                false => self.holds_credit = true,
+                false => self.credit = Credit::Held,
             }
+        }
+    }
+
+    /// After the peer's FIN no window will be granted, so a stream that needs some cannot go on.
+    /// What waits while there is room waits for window.
+    fn give_up_stalled(&mut self, turn: &mut Turn<'_, H>) {
+        if self.connection.wants_room() {
+            return;
+        }
+        let streams = self.streams.keys().copied();
+        let stalled = streams.filter(|&id| self.connection.waiting_bytes(id) > 0);
+        for id in stalled.collect::<Vec<_>>() {
+            self.abandon_stream(id, CancelReason::Disconnect, turn);
         }
     }
 
     // ---- helpers ----
 
-    /// Looks at the streams that the peer's frames were about: bodies go on, and who was reset is
-    /// let go of. Gives the number of those that were reset while there was something to do.
-    fn look_at_touched(&mut self, lent: &mut Lent<'_, '_>) -> u32 {
-        let touched = std::mem::take(&mut self.tally.touched);
-        let mut resets = 0;
-        for &id in &touched {
-            let Some(stream) = self.streams.get_mut(&id) else {
-                continue;
-            };
-            if stream.outgoing.was_reset() {
-                self.abandon_stream(id, CancelReason::Disconnect, lent.turn);
-                resets += 1;
-            } else if self.meter.has_malformed_trailers(id) {
-                self.reset_malformed(id, lent.turn);
-            } else if let Stage::Receiving(_) = stream.stage {
-                self.receive(id, lent);
-            } else if stream.pieces.is_some() {
-                self.receive_pieces(id, lent);
-            } else {
-                stream.discard();
-                self.drop_if_over(id);
-            }
-        }
-        self.tally.touched = touched;
-        resets
-    }
-
-    /// Trailers with a pseudo-field make the whole message malformed (RFC 9113, section 8.1), which
-    /// is an error of the stream (section 8.1.1).
-    fn reset_malformed(&mut self, id: u32, turn: &mut Turn<'_>) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.outgoing.reset(Reason::PROTOCOL_ERROR);
-            self.abandon_stream(id, CancelReason::Disconnect, turn);
-        }
-    }
-
-    /// `resets` streams cost us an admission and came to nothing: reset by the peer, or by h2 for
-    /// the peer's errors. Those with malformed trailers are counted with them.
-    fn count_oddities(&mut self, resets: u32, turn: &mut Turn<'_>) {
-        let tally = &self.tally;
+    fn count_oddities(&mut self, turn: &mut Turn<'_, H>) {
+        let tally = self.connection.tally();
         let oddities = [
-            (Glitch::StreamReset, resets + tally.malformed_trailers),
+            (Glitch::StreamReset, tally.resets),
             (Glitch::EmptyFrame, tally.empty_frames),
-            // A reset of a stream that is over already costs no more than another frame.
-            (
-                Glitch::ControlFrame,
-                tally.control_frames + tally.resets.saturating_sub(resets),
-            ),
+            (Glitch::ControlFrame, tally.control_frames),
             (Glitch::TinyData, tally.tiny_data),
             (Glitch::HeaderChurn, tally.header_churn),
             (Glitch::IgnoredBytes, tally.ignored_frames),
@@ -362,92 +415,105 @@ impl Http2 {
             counter.inc_by(count.into());
             let verdict = self.glitches.handle_glitches(glitch, count, turn.now);
             if verdict == GlitchVerdict::Excess {
-                self.shut_down(Reason::ENHANCE_YOUR_CALM, CancelReason::Disconnect, turn);
+                let reason = Reason::ENHANCE_YOUR_CALM;
+                self.shut_down(reason, CancelReason::Disconnect, turn);
             }
         }
     }
 
-    /// After anything was done to a stream: one that is over is let go of.
-    fn drop_if_over(&mut self, id: u32) {
-        self.has_work = true;
-        if self.streams.get(&id).is_some_and(Stream::is_over) {
+    /// Removes a stream that has ended. A complete response without the rest of its request ends
+    /// the stream once nobody lingers for it.
+    fn settle(&mut self, id: u32) {
+        let Some(Stage::Sending { lingers_until }) = self.streams.get(&id).map(|it| &it.stage)
+        else {
+            return;
+        };
+        if *lingers_until == Moment::NEVER && self.connection.awaits_end(id) {
+            // RFC 9113, section 8.1.
+            self.connection.reset(id, Reason::NO_ERROR);
+        }
+        if !self.connection.has_stream(id) {
             self.streams.remove(&id);
-            self.meter.forget(id);
             self.exchanges = self.exchanges.wrapping_add(1);
             self.glitches.forgive(http2_limits::POINTS_PER_REQUEST);
         }
     }
 
-    fn abandon_stream(&mut self, id: u32, reason: CancelReason, turn: &mut Turn<'_>) {
-        let Some(stream) = self.streams.remove(&id) else {
-            return;
-        };
-        self.meter.forget(id);
-        self.exchanges = self.exchanges.wrapping_add(1);
-        self.has_work = true;
-        let (service, now) = (&mut *turn.handler, turn.now);
-        match stream.stage {
-            Stage::Receiving(receiving) => {
-                service.abandon_admitted(receiving.admitted, reason, now);
-            }
-            Stage::Answering(exchange) => {
-                if exchange.has_job() {
-                    self.orphans.insert(id);
-                }
-                service.abandon(exchange, reason, now);
-            }
-            Stage::Sending => {}
+    fn settle_all(&mut self) {
+        let sending = self.streams.iter().filter(|(_, it)| it.is_sending());
+        for id in sending.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.settle(id);
         }
     }
 
-    fn abandon_all(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
+    fn abandon_stream(&mut self, id: u32, reason: CancelReason, turn: &mut Turn<'_, H>) {
+        let Some(stream) = self.streams.remove(&id) else {
+            return;
+        };
+        if self.connection.has_stream(id) {
+            self.connection.reset(id, Reason::CANCEL);
+        }
+        self.exchanges = self.exchanges.wrapping_add(1);
+        let (handler, now) = (&mut *turn.handler, turn.now);
+        match stream.stage {
+            Stage::Receiving(receiving) => {
+                handler.abandon_admitted(receiving.admitted, reason, now);
+            }
+            Stage::Answering { exchange, .. } => {
+                if exchange.has_job() {
+                    self.orphans.insert(id);
+                }
+                handler.abandon(exchange, reason, now);
+            }
+            Stage::Sending { .. } => {}
+        }
+    }
+
+    fn abandon_all(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>) {
         while let Some((&id, _)) = self.streams.first_key_value() {
             self.abandon_stream(id, reason, turn);
         }
     }
 
-    /// Keeps what the batch has brought of a field block that goes on in the next one, should h2
-    /// refuse it: see `http::http2::explain`. Of more than the bound it keeps nothing, and h2's own
-    /// error code stands.
-    fn keep_unfinished_block(&mut self, frames: &[u8]) {
-        let Some(from) = self.meter.unfinished_block() else {
-            self.unfinished = Vec::new();
-            return;
-        };
-        if from > 0 {
-            self.unfinished.clear();
-        }
-        match self.unfinished.len() + frames.len() - from <= http2_limits::EXPLAINED_BYTES_MAX {
-            true => self.unfinished.extend_from_slice(&frames[from..]),
-            false => self.unfinished = Vec::new(),
-        }
-    }
-
     /// Ends the connection: GOAWAY with this reason, and nothing after it.
-    fn shut_down(&mut self, reason: Reason, cancel: CancelReason, turn: &mut Turn<'_>) {
-        self.server.shut_down(reason);
+    fn shut_down(&mut self, reason: Reason, cancel: CancelReason, turn: &mut Turn<'_, H>) {
+        self.borrow_buffer(turn);
+        self.connection.close(reason);
         self.abandon_all(cancel, turn);
         self.state = State::Over;
-        self.has_work = true;
+    }
+
+    fn debug_check(&self) {
+        if cfg!(debug_assertions) {
+            self.check_invariants();
+        }
+    }
+
+    /// Checks invariants 3, 5 and 6 of the file's head.
+    pub fn check_invariants(&self) {
+        let both = self.streams.len() + self.orphans.len();
+        assert!(both <= http2_limits::STREAMS_MAX as usize, "invariant 3");
+        assert!(self.orphans.iter().all(|id| !self.streams.contains_key(id)));
+        assert!(!self.connection.has_output(), "invariant 5");
+        for (&id, stream) in &self.streams {
+            assert!(self.connection.has_stream(id), "invariant 6");
+            assert!(!stream.is_receiving() || self.connection.waiting_bytes(id) == 0);
+        }
     }
 }
 
-/// The service, and its way to one stream.
-fn writer<'a>(
-    outgoing: &'a mut Outgoing,
-    lent: &'a mut Lent<'_, '_>,
-) -> (&'a mut Service, Sink<'a>) {
-    let has_room = lent.output.level(&lent.turn.marks) < Level::High;
-    let writer = Sink {
-        outgoing,
+/// The application, and its way to one stream.
+fn writer<'a, H: Handler>(
+    connection: &'a mut Connection,
+    stream: u32,
+    lent: &'a mut Lent<'_, '_, H>,
+) -> (&'a mut H, Sink<'a>) {
+    let made = lent.output.len() + connection.output_bytes();
+    let sink = Sink {
+        connection,
+        stream,
         date: lent.turn.date,
-        has_room,
+        has_room: made < lent.turn.marks.high,
     };
-    (lent.turn.handler, writer)
-}
-
-fn refuse(outgoing: &mut Outgoing, refusal: Refusal, lent: &mut Lent<'_, '_>) {
-    let now = lent.turn.now;
-    let (service, mut reply) = writer(outgoing, lent);
-    service.refuse(refusal, now, &mut reply);
+    (lent.turn.handler, sink)
 }

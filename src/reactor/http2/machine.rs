@@ -1,25 +1,23 @@
-//! HTTP/2 as a connection sees it: bytes, events and deadlines go in, `poll` sends what they
-//! brought.
-
-use h2::Reason;
+//! HTTP/2 as a connection sees it: bytes, events and deadlines go in, `poll` sends their results.
 
 use super::stream::{Stage, Stream};
-use super::{Http2, State, writer};
+use super::{Credit, Http2, InputState, State, writer};
 use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
-use crate::core::output::Level;
 use crate::engine::Event;
 use crate::http::ResponseSink;
+use crate::http::http2::frame::Reason;
 use crate::limits::http2 as http2_limits;
 use crate::offload::CancelReason;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::context::{Lent, Turn};
+use crate::reactor::handler::Handler;
 use crate::reactor::machine::{Input, Machine, Used, Waiting};
 use crate::service::Flow;
 
-impl Machine for Http2 {
-    /// All that has a time of its own is one deadline here, the earliest, since the connection has
-    /// one of each kind.
+impl<H: Handler> Machine<H> for Http2<H> {
+    /// Everything that has a time of its own is one deadline here, the earliest, because the
+    /// connection has one of each kind.
     fn waiting(&self) -> Waiting {
         let leaving = match self.state {
             State::Leaving { until } => Some(until),
@@ -30,12 +28,16 @@ impl Machine for Http2 {
         let head = (self.head_until != Moment::NEVER).then_some(self.head_until);
         match [streams, leaving, head].into_iter().flatten().min() {
             Some(until) => Waiting::Response { until },
+            // The end of a response is still to be sent, by the next `poll`.
+            None if self.connection.has_output() => Waiting::Response {
+                until: Moment::NEVER,
+            },
             None => Waiting::Request,
         }
     }
 
     fn takes_input(&self) -> bool {
-        self.state != State::Over && !self.input_has_ended
+        self.state != State::Over && self.input == InputState::Open
     }
 
     fn exchanges(&self) -> u32 {
@@ -47,96 +49,78 @@ impl Machine for Http2 {
             || matches!(
                 self.streams.get(&request),
                 Some(Stream {
-                    stage: Stage::Answering(_),
+                    stage: Stage::Answering { .. },
                     ..
                 })
             )
     }
 
     /// Takes in all of `input`.
-    fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_>) -> Used {
-        let input = &*input.bytes;
-        let (preface, frames) = input.split_at(self.preface_left.min(input.len()));
-        self.preface_left -= preface.len();
-        self.tally.clear();
-        let violation = self.meter.handle(frames, &mut self.tally).err();
-        // h2 gets no part of a frame that must not be.
-        let frames = &frames[..violation.map_or(frames.len(), |violation| violation.at)];
-        self.head_until = match (self.meter.is_within(), self.head_until) {
-            (false, _) => Moment::NEVER,
-            // Once, at its first byte: dripping does not extend it.
-            (true, Moment::NEVER) => lent.turn.now + lent.turn.config.limits.header_timeout,
-            (true, until) => until,
-        };
-        self.server.feed(preface);
-        self.server.feed(frames);
-        let accepted = self.drive(frames, lent);
-        self.keep_unfinished_block(frames);
-        let resets = self.look_at_touched(lent);
-        let rejected = self.tally.opened.saturating_sub(accepted);
-        self.count_oddities(rejected + resets, lent.turn);
-        if let Some(violation) = violation
-            && self.state != State::Over
-        {
-            self.shut_down(violation.reason, CancelReason::Disconnect, lent.turn);
-        }
-        self.has_work = true;
+    fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
+        self.prepare(lent);
+        self.handle_bytes(input.bytes, lent);
+        self.flush(lent);
         Used {
-            consumed: input.len(),
-            keep: input.len(),
+            consumed: input.bytes.len(),
+            keep: input.bytes.len(),
             is_known: self.is_known,
         }
     }
 
-    fn handle_end_of_input(&mut self, lent: &mut Lent<'_, '_>) {
-        self.input_has_ended = true;
-        self.has_work = true;
-        let cut_off = self
-            .streams
-            .iter()
-            .filter(|(_, stream)| stream.is_receiving());
-        for id in cut_off.map(|(&id, _)| id).collect::<Vec<_>>() {
+    fn handle_end_of_input(&mut self, lent: &mut Lent<'_, '_, H>) {
+        self.input = InputState::Ended { is_probed: false };
+        self.prepare(lent);
+        let streams = self.streams.iter();
+        let unfinished = streams.filter(|(_, stream)| stream.is_receiving());
+        for id in unfinished.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.abandon_stream(id, CancelReason::Disconnect, lent.turn);
         }
         for stream in self.streams.values_mut() {
-            stream.stop_lingering();
+            if let Stage::Sending { lingers_until } = &mut stream.stage {
+                *lingers_until = Moment::NEVER;
+            }
         }
+        self.settle_all();
     }
 
-    /// An engine's event for a request that [`Machine::awaits`] it. What it makes is sent by the
-    /// next [`Machine::poll`], together with what other events have made.
-    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
+    /// Handles an engine's event. The next [`Machine::poll`] sends the result, together with those
+    /// of other events.
+    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_, H>) {
         if self.orphans.contains(&request) {
             if !matches!(event, Event::Token { .. }) {
                 self.orphans.remove(&request);
             }
             return;
         }
+        self.prepare(lent);
         let Some(stream) = self.streams.get_mut(&request) else {
             return;
         };
-        let Stage::Answering(exchange) = &mut stream.stage else {
+        let Stage::Answering { exchange, .. } = &mut stream.stage else {
             return;
         };
         let now = lent.turn.now;
-        let (service, mut reply) = writer(&mut stream.outgoing, lent);
-        let flow = service.handle_event(exchange, event, now, &mut reply);
-        self.holds_credit |= !reply.has_room();
-        if stream.outgoing.waiting_bytes() == 0 {
-            // All of it fitted into the window; who grants it byte by byte is forgiven nothing.
+        let (handler, mut sink) = writer(&mut self.connection, request, lent);
+        let flow = handler.handle_event(exchange, event, now, &mut sink);
+        if !sink.has_room() {
+            self.credit = Credit::Held;
+        }
+        if self.connection.waiting_bytes(request) == 0 {
+            // All of it fitted into the window. A peer that grants it byte by byte is forgiven
+            // nothing.
             self.glitches.forgive(http2_limits::POINTS_PER_EVENT);
         }
         if flow == Flow::Finished {
-            stream.stage = Stage::Sending;
+            self.finish(request, lent.turn);
         }
-        self.drop_if_over(request);
     }
 
     fn handle_deadline(
         &mut self,
         kind: DeadlineKind,
-        lent: &mut Lent<'_, '_>,
+        lent: &mut Lent<'_, '_, H>,
     ) -> Option<CloseReason> {
+        self.prepare(lent);
         match kind {
             // The peer is told before the connection ends.
             DeadlineKind::Idle => {
@@ -153,25 +137,50 @@ impl Machine for Http2 {
     }
 
     /// The same question as HTTP/1's, asked with a PING.
-    fn probe(&mut self, _: &mut Lent<'_, '_>) {
-        if !self.has_probed && !self.streams.is_empty() {
-            self.has_probed = true;
-            self.has_work = true;
-            self.server.probe();
+    fn probe(&mut self, lent: &mut Lent<'_, '_, H>) {
+        if self.input == (InputState::Ended { is_probed: false }) && !self.streams.is_empty() {
+            self.input = InputState::Ended { is_probed: true };
+            self.prepare(lent);
+            self.connection.probe();
         }
     }
 
-    fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
+    fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>) {
         self.state = State::Over;
+        self.borrow_buffer(turn);
         self.abandon_all(reason, turn);
         self.orphans.clear();
+        self.return_buffer(turn);
     }
 
-    fn poll(&mut self, lent: &mut Lent<'_, '_>) -> bool {
-        if lent.output.level(&lent.turn.marks) == Level::Low {
-            self.has_work |= self.server.wants_room() || self.awaits_room;
+    /// Never asks to be called again: what waits for window goes on with the peer's next frame,
+    /// and what waits for room with the next drained output.
+    fn poll(&mut self, lent: &mut Lent<'_, '_, H>) -> bool {
+        self.prepare(lent);
+        if lent.turn.draining && self.state == State::Open {
+            self.connection.begin_shutdown();
+            let until = lent.turn.now + http2_limits::GOAWAY_TIMEOUT;
+            self.state = State::Leaving { until };
         }
-        self.poll_output(lent);
-        self.has_work
+        self.flush(lent);
+        if self.state != State::Over && self.input != InputState::Open {
+            self.give_up_stalled(lent.turn);
+        }
+        if self.state != State::Over && self.streams.is_empty() {
+            match (self.state, self.input) {
+                (State::Overdue, _) => {
+                    self.shut_down(Reason::NO_ERROR, CancelReason::Drain, lent.turn);
+                }
+                (_, InputState::Ended { .. }) => {
+                    self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, lent.turn);
+                }
+                _ => {}
+            }
+        }
+        if self.connection.has_output() {
+            self.flush(lent);
+        }
+        self.grant_held_credit(lent);
+        false
     }
 }

@@ -1,183 +1,198 @@
-//! How requests come in: a head from h2, then its body, frame by frame.
+//! How requests come in: a head, then its body, piece by piece.
 
-use std::task::{Poll, Waker};
-
-use bytes::Bytes;
-use h2::Reason;
-use http::request::Parts;
-
-use super::reply::Outgoing;
-use super::stream::{Body, Receiving, Stage, Stream};
-use super::{Http2, refuse, writer};
+use super::stream::{Receiving, Stage, Stream};
+use super::{Http2, writer};
+use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::http::Method;
 use crate::http::http1::Malformed;
-use crate::http::http2::{Incoming, head};
+use crate::http::http2::connection::Event;
+use crate::http::http2::frame::Reason;
+use crate::http::http2::head::{self, Head};
 use crate::limits::http2 as http2_limits;
 use crate::limits::reactor as limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::reactor::context::{Lent, Turn};
-use crate::service::{Admitted, Flow, Intake, Peer, Refusal};
+use crate::reactor::handler::{Admission, Handler, Pending};
+use crate::service::{Flow, Intake};
 
-/// How far a body has come.
-enum Arrival {
-    Partial,
-    Whole,
-    Gone,
-    Refused(Malformed),
-}
-
-impl Http2 {
-    /// A request's head is there: may its body come?
-    pub(super) fn handle_request(&mut self, incoming: Incoming, lent: &mut Lent<'_, '_>) {
-        let Incoming {
-            request,
-            mut respond,
-        } = incoming;
-        let id = respond.stream_id().as_u32();
-        let (parts, incoming) = request.into_parts();
-        if !head::is_well_formed(&parts) {
-            return respond.send_reset(Reason::PROTOCOL_ERROR);
+impl<H: Handler> Http2<H> {
+    /// What a frame has left to do.
+    pub(super) fn handle_frame_event(&mut self, event: Event<'_>, lent: &mut Lent<'_, '_, H>) {
+        match event {
+            Event::Nothing => {}
+            Event::Request {
+                stream,
+                head,
+                has_body,
+            } => self.handle_head(stream, head, has_body, lent),
+            Event::Data {
+                stream,
+                bytes,
+                is_end,
+            } => self.handle_data(stream, bytes, is_end, lent),
+            Event::Reset { stream } => {
+                self.abandon_stream(stream, CancelReason::Disconnect, lent.turn);
+            }
         }
+    }
+
+    /// A request's head is there: may its body come?
+    fn handle_head(
+        &mut self,
+        id: u32,
+        head: Box<Head>,
+        has_body: bool,
+        lent: &mut Lent<'_, '_, H>,
+    ) {
         if self.streams.len() + self.orphans.len() >= http2_limits::STREAMS_MAX as usize {
             // RFC 9113, section 8.7: nothing of it was processed, and it can be sent again.
-            return respond.send_reset(Reason::REFUSED_STREAM);
+            return self.connection.reset(id, Reason::REFUSED_STREAM);
         }
-        let head_only = parts.method == http::Method::HEAD;
-        let mut outgoing = Outgoing::new(respond, head_only);
-        let admitted = match admit(&parts, lent.peer, lent.turn) {
+        let admitted = match admit(&head, lent) {
             Ok((admitted, expects_continue)) => {
                 self.is_known |= admitted.has_key();
-                if expects_continue && !incoming.is_end_stream() {
-                    outgoing.send_continue();
+                if expects_continue && has_body {
+                    self.connection.send_continue(id);
                 }
                 admitted
             }
             Err(refusal) => {
-                refuse(&mut outgoing, refusal, lent);
-                let mut stream = Stream::new(Stage::Sending, outgoing);
-                stream.linger(incoming, lent.turn.now + limits::LINGER_TIMEOUT);
-                return self.insert(id, stream);
+                self.streams.insert(id, Stream::new(Stage::SENDING));
+                return self.refuse(id, refusal, lent);
             }
         };
-        if admitted.intake == Intake::Pieces {
+        if admitted.intake() == Intake::Pieces {
             let exchange = lent.turn.handler.open(admitted, lent.turn.now);
-            let mut stream = Stream::new(Stage::Answering(exchange), outgoing);
-            stream.pieces = Some(incoming);
-            self.insert(id, stream);
-            return self.receive_pieces(id, lent);
+            let stage = Stage::Answering {
+                exchange,
+                takes_pieces: true,
+            };
+            self.streams.insert(id, Stream::new(stage));
+            if !has_body {
+                self.handle_data(id, b"", true, lent);
+            }
+            return;
         }
-        let receiving = Box::new(Receiving {
+        let receiving = Receiving {
             admitted,
-            parts,
-            incoming,
-            body: Body::default(),
+            head,
+            body: Vec::new(),
             until: lent.turn.now + lent.turn.config.limits.body_timeout,
-        });
-        self.insert(id, Stream::new(Stage::Receiving(receiving), outgoing));
-        self.receive(id, lent);
+        };
+        if has_body {
+            let stage = Stage::Receiving(Box::new(receiving));
+            self.streams.insert(id, Stream::new(stage));
+        } else {
+            self.streams.insert(id, Stream::new(Stage::SENDING));
+            self.handle_whole(id, receiving, b"", lent);
+        }
     }
 
-    fn insert(&mut self, id: u32, stream: Stream) {
-        self.streams.insert(id, stream);
-        self.drop_if_over(id);
-    }
-
-    /// Takes in what has come of a body; the request is handled when it is whole.
-    pub(super) fn receive(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
+    /// A piece of a body.
+    fn handle_data(&mut self, id: u32, piece: &[u8], is_end: bool, lent: &mut Lent<'_, '_, H>) {
         let elsewhere = self.body_bytes();
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        let Stage::Receiving(receiving) = &mut stream.stage else {
-            return;
-        };
-        match receiving.poll(elsewhere) {
-            Arrival::Partial => {}
-            Arrival::Gone => self.abandon_stream(id, CancelReason::Disconnect, lent.turn),
-            Arrival::Whole if self.meter.has_malformed_trailers(id) => {
-                self.reset_malformed(id, lent.turn);
-            }
-            Arrival::Whole => self.handle_whole(id, lent),
-            Arrival::Refused(malformed) => {
-                let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
-                if let Stage::Receiving(receiving) = stage {
-                    let refusal = receiving.admitted.refuse(malformed.into());
-                    refuse(&mut stream.outgoing, refusal, lent);
-                    let until = lent.turn.now + limits::LINGER_TIMEOUT;
-                    stream.linger(receiving.incoming, until);
+        match &mut stream.stage {
+            Stage::Receiving(receiving) => {
+                if let Err(malformed) = receiving.check(piece.len(), elsewhere) {
+                    return self.refuse_body(id, malformed, lent);
                 }
-                self.drop_if_over(id);
+                if !is_end {
+                    return receiving.body.extend_from_slice(piece);
+                }
+                if let Stage::Receiving(receiving) = stream.take_stage() {
+                    self.handle_whole(id, *receiving, piece, lent);
+                }
             }
+            Stage::Answering {
+                exchange,
+                takes_pieces,
+            } if *takes_pieces => {
+                let now = lent.turn.now;
+                let (handler, mut sink) = writer(&mut self.connection, id, lent);
+                let flow = handler.handle_data(exchange, piece, is_end, now, &mut sink);
+                *takes_pieces = !is_end;
+                if flow == Flow::Finished {
+                    self.finish(id, lent.turn);
+                }
+            }
+            Stage::Answering { .. } | Stage::Sending { .. } => self.settle(id),
         }
     }
 
-    /// Hands on what has come of a body that its exchange takes in pieces.
-    pub(super) fn receive_pieces(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
-        let Some(stream) = self.streams.get_mut(&id) else {
-            return;
-        };
-        let mut waker = std::task::Context::from_waker(Waker::noop());
-        while let (Stage::Answering(exchange), Some(pieces)) =
-            (&mut stream.stage, &mut stream.pieces)
-        {
-            let (piece, is_end) = match pieces.poll_data(&mut waker) {
-                Poll::Ready(Some(Ok(piece))) => (piece, false),
-                Poll::Ready(None) if self.meter.has_malformed_trailers(id) => {
-                    return self.reset_malformed(id, lent.turn);
-                }
-                // The end may be that of trailers, which are not read.
-                Poll::Ready(None) => (Bytes::new(), true),
-                Poll::Ready(Some(Err(_))) => {
-                    return self.abandon_stream(id, CancelReason::Disconnect, lent.turn);
-                }
-                Poll::Pending => break,
-            };
-            // Fails only where more is given back than came.
-            let _ = pieces.flow_control().release_capacity(piece.len());
-            let now = lent.turn.now;
-            let (service, mut reply) = writer(&mut stream.outgoing, lent);
-            let flow = service.handle_data(exchange, &piece, is_end, now, &mut reply);
-            if flow == Flow::Finished {
-                stream.stage = Stage::Sending;
-            }
-            if is_end || flow == Flow::Finished {
-                stream.pieces = None;
-            }
-        }
-        self.drop_if_over(id);
-    }
-
-    fn handle_whole(&mut self, id: u32, lent: &mut Lent<'_, '_>) {
-        let Some(stream) = self.streams.get_mut(&id) else {
-            return;
-        };
-        let stage = std::mem::replace(&mut stream.stage, Stage::Sending);
-        let Stage::Receiving(receiving) = stage else {
-            debug_assert!(false, "a request is complete but was not received");
-            return;
-        };
+    /// The request is whole; `last` is the rest of its body. The usual body is one frame, and is
+    /// not copied.
+    fn handle_whole(
+        &mut self,
+        id: u32,
+        receiving: Receiving<H>,
+        last: &[u8],
+        lent: &mut Lent<'_, '_, H>,
+    ) {
         let Receiving {
             admitted,
-            parts,
-            body,
+            head,
+            mut body,
             ..
-        } = *receiving;
+        } = receiving;
+        let body = if body.is_empty() {
+            last
+        } else {
+            body.extend_from_slice(last);
+            &body
+        };
         let key = JobKey {
             reactor: lent.turn.reactor,
             connection: lent.turn.key,
             request: id,
         };
-        let fields = head::fields(&parts);
-        let request = head::request(&parts, &fields);
+        let fields = head.fields();
+        let request = head.request(&fields);
         let now = lent.turn.now;
-        let (service, mut reply) = writer(&mut stream.outgoing, lent);
-        let body = body.as_slice();
-        if let Some(exchange) = service.handle(admitted, &request, body, key, now, &mut reply) {
+        let (handler, mut sink) = writer(&mut self.connection, id, lent);
+        let exchange = handler.handle(admitted, &request, body, key, now, &mut sink);
+        drop(fields);
+        self.connection.recycle(*head);
+        if let (Some(exchange), Some(stream)) = (exchange, self.streams.get_mut(&id)) {
             self.is_known |= exchange.has_job();
-            stream.stage = Stage::Answering(exchange);
+            stream.stage = Stage::Answering {
+                exchange,
+                takes_pieces: false,
+            };
         }
-        self.drop_if_over(id);
+        self.settle(id);
+    }
+
+    fn refuse_body(&mut self, id: u32, malformed: Malformed, lent: &mut Lent<'_, '_, H>) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && let Stage::Receiving(receiving) = stream.take_stage()
+        {
+            let refusal = H::refusal(receiving.admitted, malformed.into());
+            self.refuse(id, refusal, lent);
+        }
+    }
+
+    /// Sends a refusal, and lets the rest of the body come for a while.
+    pub(super) fn refuse(&mut self, id: u32, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) {
+        let now = lent.turn.now;
+        let (handler, mut sink) = writer(&mut self.connection, id, lent);
+        handler.refuse(refusal, now, &mut sink);
+        self.finish(id, lent.turn);
+    }
+
+    /// The response is complete. If the request is not, the rest of it is let come for a while.
+    pub(super) fn finish(&mut self, id: u32, turn: &Turn<'_, H>) {
+        let lingers_until = match self.connection.ignore_body(id) {
+            true => turn.now + limits::LINGER_TIMEOUT,
+            false => Moment::NEVER,
+        };
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.stage = Stage::Sending { lingers_until };
+        }
+        self.settle(id);
     }
 
     /// Bytes of bodies that are on their way in, and not whole.
@@ -185,58 +200,46 @@ impl Http2 {
         let streams = self.streams.values();
         let bytes = streams.map(|stream| match &stream.stage {
             Stage::Receiving(receiving) => receiving.body.len(),
-            Stage::Answering(_) | Stage::Sending => 0,
+            Stage::Answering { .. } | Stage::Sending { .. } => 0,
         });
         bytes.sum()
     }
 }
 
 /// Admits a request by its head. The flag says whether `100 Continue` is waited for.
-fn admit(parts: &Parts, peer: &Peer, turn: &mut Turn<'_>) -> Result<(Admitted, bool), Refusal> {
-    let announced = head::check(parts, turn.bounds)
-        .map_err(|malformed| Refusal::of_peer(malformed.into(), peer))?;
-    let fields = head::fields(parts);
-    let request = head::request(parts, &fields);
+fn admit<H: Handler>(
+    head: &Head,
+    lent: &mut Lent<'_, '_, H>,
+) -> Result<(H::Admitted, bool), H::Refusal> {
+    let Lent { peer, turn, .. } = lent;
+    let announced = head::check(head, turn.bounds)
+        .map_err(|malformed| H::refusal_of_peer(peer, malformed.into()))?;
+    let fields = head.fields();
+    let request = head.request(&fields);
     let admitted = turn.handler.admit(&request, peer, turn.now)?;
-    let limit = admitted.body_limit as u64;
+    let limit = admitted.body_limit() as u64;
     match announced.length {
         Some(length) if length > limit && request.method == Method::Post => {
-            Err(admitted.refuse(BODY_TOO_LARGE.into()))
+            Err(H::refusal(admitted, BODY_TOO_LARGE.into()))
         }
         _ => Ok((admitted, announced.expects_continue)),
     }
 }
 
-impl Receiving {
-    /// Takes in frames, while `elsewhere` bytes wait in all bodies of the connection.
-    fn poll(&mut self, mut elsewhere: usize) -> Arrival {
-        let mut context = std::task::Context::from_waker(Waker::noop());
-        loop {
-            let piece = match self.incoming.poll_data(&mut context) {
-                Poll::Ready(Some(Ok(piece))) => piece,
-                Poll::Ready(Some(Err(_))) => return Arrival::Gone,
-                Poll::Ready(None) => break,
-                Poll::Pending => return Arrival::Partial,
-            };
-            // Fails only where more is given back than came.
-            let _ = self.incoming.flow_control().release_capacity(piece.len());
-            elsewhere += piece.len();
-            if self.body.len() + piece.len() > self.admitted.body_limit {
-                return Arrival::Refused(match self.admitted.body_limit {
-                    0 => NO_BODY,
-                    _ => BODY_TOO_LARGE,
-                });
-            }
-            if elsewhere > http2_limits::BODIES_BYTES_MAX {
-                return Arrival::Refused(BODIES_TOO_LARGE);
-            }
-            self.body.push(piece);
+impl<H: Handler> Receiving<H> {
+    /// Checks whether `bytes` more may come, while `elsewhere` bytes wait in all bodies of the
+    /// connection.
+    fn check(&self, bytes: usize, elsewhere: usize) -> Result<(), Malformed> {
+        let limit = self.admitted.body_limit();
+        if self.body.len() + bytes > limit {
+            return Err(match limit {
+                0 => NO_BODY,
+                _ => BODY_TOO_LARGE,
+            });
         }
-        // The end may be that of trailers, which are read and not used.
-        match self.incoming.poll_trailers(&mut context) {
-            Poll::Ready(Ok(_)) => Arrival::Whole,
-            Poll::Ready(Err(_)) => Arrival::Gone,
-            Poll::Pending => Arrival::Partial,
+        match elsewhere + bytes > http2_limits::BODIES_BYTES_MAX {
+            true => Err(BODIES_TOO_LARGE),
+            false => Ok(()),
         }
     }
 }
@@ -248,11 +251,8 @@ const BODY_TOO_LARGE: Malformed = Malformed::new(
 
 const BODIES_TOO_LARGE: Malformed = Malformed::new(
     ErrorCode::TooManyConcurrent,
-    "the bodies being received on this connection are larger than 32 MiB together; send fewer at \
-     once",
+    "the bodies on their way in on this connection are larger than 32 MiB together; send fewer \
+     at once",
 );
 
-const NO_BODY: Malformed = Malformed::new(
-    ErrorCode::InvalidRequest,
-    "this request must not have a body",
-);
+const NO_BODY: Malformed = Malformed::new(ErrorCode::InvalidRequest, "this request takes no body");

@@ -16,13 +16,10 @@ use super::Dice;
 use super::client::{GENERATED, NOT_FOUND, OK, program_wanted};
 use super::response::check_stream;
 use super::system::Network;
-use crate::http::http2::pipe::{Pipe, PipeEnd};
+use crate::http::http2::testing::pipe::{Pipe, PipeEnd};
 
 /// Requests of one client at most: a few more than it has under way at once.
 const REQUESTS_MOST: u64 = 12;
-
-/// The output that h2 may make at once here; nothing depends on it.
-const ROOM_BYTES: usize = 1 << 20;
 
 pub struct Http2Client {
     name: u64,
@@ -73,7 +70,6 @@ impl Http2Client {
         builder
             .initial_window_size(1 << (8 + dice.below(12)))
             .initial_connection_window_size(1 << (16 + dice.below(6)));
-        pipe.set_room(ROOM_BYTES);
         // It writes and does not wait for an answer, so one poll is enough.
         let handshake = pin!(builder.handshake(end));
         let mut context = Context::from_waker(Waker::noop());
@@ -138,10 +134,7 @@ impl Http2Client {
 
     /// Cuts what is sent anywhere.
     fn send(&mut self, network: &mut Network) {
-        if let Some(bytes) = self.pipe.take_output() {
-            self.unsent.extend_from_slice(&bytes);
-        }
-        self.pipe.set_room(ROOM_BYTES);
+        self.unsent.extend_from_slice(&self.pipe.take_output());
         let longest = 1 << network.dice.below(15);
         let count = (network.dice.below(longest) as usize + 1).min(self.unsent.len());
         if count > 0 && !network.wires[self.wire].client_fin {

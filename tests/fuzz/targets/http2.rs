@@ -1,67 +1,54 @@
-//! The HTTP/2 pipe: frame meter, h2 behind it, and the reading of what h2 died of. The first byte
-//! says where the rest is cut.
+//! HTTP/2's protocol: any bytes behind the preface. The first byte says where the rest is cut.
 //!
-//! What must hold: nothing panics, the meter's verdict and tally do not depend on the cuts, and h2
-//! never writes more than it was given room for and one frame.
+//! What must hold: nothing panics, the invariants hold after every frame, events and output do not
+//! depend on the cuts, and no more is written than there is room for, one frame and what the frames
+//! ask for by themselves.
 
 #![no_main]
 
-use autoglmd::http::http2::explain::explain;
-use autoglmd::http::http2::meter::{FrameMeter, Tally};
-use autoglmd::http::http2::{Polled, Server};
+use autoglmd::http::http2::connection::{Connection, Event};
+use autoglmd::http::http2::frame::FrameReader;
 use autoglmd::http::sniff::PREFACE;
+use autoglmd::http::{Fields, ResponseHead};
 use libfuzzer_sys::fuzz_target;
 
 const ROOM_BYTES: usize = 64 * 1024;
-/// h2's write buffer, and the head and payload of a frame behind it.
-const BEYOND_BYTES: usize = 64 * 1024;
+const DATE: &[u8; 29] = b"Sun, 06 Nov 1994 08:49:37 GMT";
 
 fuzz_target!(|input: &[u8]| {
     let Some((&cut, bytes)) = input.split_first() else {
         return;
     };
     let size = usize::from(cut).max(1);
-    let (tally, is_violated) = measure([bytes]);
-    assert_eq!((tally, is_violated), measure(bytes.chunks(size)));
-    explain(bytes, u32::from(cut));
-
-    let mut server = Server::new();
-    server.feed(PREFACE);
-    for piece in bytes.chunks(size) {
-        server.feed(piece);
-        if !answer_all(&mut server) {
-            return;
-        }
-    }
-    server.begin_shutdown();
-    answer_all(&mut server);
+    assert_eq!(run([bytes]), run(bytes.chunks(size)));
 });
 
-/// Answers every request with nothing. `false`: the connection is over.
-fn answer_all(server: &mut Server) -> bool {
-    loop {
-        let polled = server.poll_request(ROOM_BYTES);
-        let written = server.take_output().map_or(0, |bytes| bytes.len());
-        assert!(written <= ROOM_BYTES + BEYOND_BYTES);
-        match polled {
-            Polled::Request(mut incoming) => {
-                let response = http::Response::new(());
-                // Fails where the stream is gone.
-                let _ = incoming.respond.send_response(response, true);
+/// Answers every request at once. Returns the bytes of all responses and other frames.
+fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let (mut reader, mut connection) = (FrameReader::default(), Connection::new());
+    connection.set_room(ROOM_BYTES);
+    connection.begin_batch();
+    for piece in [PREFACE.as_slice()].into_iter().chain(pieces) {
+        let mut rest = piece;
+        while !connection.is_closed() {
+            match reader.next(rest) {
+                Ok((used, Some(frame))) => {
+                    rest = &rest[used..];
+                    if let Event::Request { stream, .. } = connection.handle_frame(&frame) {
+                        let head = ResponseHead {
+                            status: 200,
+                            content_type: None,
+                            headers: &Fields::new(),
+                        };
+                        connection.respond(stream, &head, &[b'x'; 300], DATE);
+                    }
+                    connection.write_waiting();
+                    connection.check_invariants();
+                }
+                Ok((_, None)) => break,
+                Err(reason) => connection.close(reason),
             }
-            Polled::Waiting => return true,
-            Polled::Closed => return false,
         }
     }
-}
-
-/// What the meter makes of the pieces, and whether it refuses a frame.
-fn measure<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Tally, bool) {
-    let (mut meter, mut tally) = (FrameMeter::default(), Tally::default());
-    for piece in pieces {
-        if meter.handle(piece, &mut tally).is_err() {
-            return (tally, true);
-        }
-    }
-    (tally, false)
+    std::mem::take(connection.output_mut())
 }

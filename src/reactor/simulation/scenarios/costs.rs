@@ -177,18 +177,18 @@ fn heads_cost_their_sender_more_than_us() {
     }
 }
 
-/// A field block that h2 refuses is read once more, for the right error code: 64 KiB of the longest
-/// codes that there are. Mutation: search the lengths for each bit's symbol, which takes seconds.
+/// The longest field block that is decoded: 64 KiB of Huffman's longest codes. Mutation: search the
+/// lengths for each bit's symbol, which takes seconds.
 #[test]
-fn a_block_that_is_read_twice_costs_little() {
+fn the_longest_field_block_costs_little() {
     let mut block = vec![0x83, 0x86, 0x84, 0x00, 1, b'x', 0xff];
-    let mut length = http2_limits::EXPLAINED_BYTES_MAX - 100 - 0x7f;
+    let mut length = http2_limits::FIELD_BLOCK_BYTES_MAX - 100 - 0x7f;
     while length >= 0x80 {
         block.push(length as u8 | 0x80);
         length >>= 7;
     }
     block.push(length as u8);
-    block.resize(http2_limits::EXPLAINED_BYTES_MAX - 90, 0xff);
+    block.resize(http2_limits::FIELD_BLOCK_BYTES_MAX - 90, 0xff);
     block.push(0x80);
     let mut parts = block.chunks(16 * 1024).peekable();
     let mut bytes = preface();
