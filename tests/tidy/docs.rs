@@ -1,14 +1,15 @@
 //! The docs are true: what they name in backticks exists, and a value that they state beside a
 //! constant or a configuration key is the value that it has.
 //!
-//! Read are the tour, the architecture, the operations page and the head of each source file; of
-//! these, everything in backticks outside blocks of code. A name is one of
+//! The test reads the tour, the architecture, the operations page, the glossary and the head of
+//! each source file: everything in backticks outside blocks of code. A name is one of
 //!
 //!  * a file or folder: it is there;
 //!  * a constant: `const` declares it;
 //!  * a metric, a configuration key: the table that makes it has it;
 //!  * a name with an underscore, a `::`, a capital or a call's parentheses: the code has it;
-//!  * in a page, any other word: the code has it, or `FOREIGN` in `tests/tidy/tree.rs` lists it as someone else's.
+//!  * in a page, any other word: the code has it, or `FOREIGN` in `tests/tidy/tree.rs` lists it as
+//!    another program's.
 //!
 //! `name` in `path` promises more: the file at that path has the name. A stop of the tour names at
 //! least three things that can be looked up.
@@ -20,7 +21,12 @@ use std::collections::BTreeSet;
 
 use super::tree::{OWN, Place, Span, Tree, is_foreign, is_identifier, last_name, quantity, shown};
 
-const PAGES: [&str; 3] = ["docs/tour.md", "docs/architecture.md", "docs/operations.md"];
+const PAGES: [&str; 4] = [
+    "docs/tour.md",
+    "docs/architecture.md",
+    "docs/operations.md",
+    "docs/glossary.md",
+];
 
 /// A stop that names less teaches words and not the code.
 const NAMES_OF_A_STOP_MIN: usize = 3;
