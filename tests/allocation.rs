@@ -1,9 +1,9 @@
 //! Allocations per request, counted by the allocator itself on the reactor's thread.
 //!
-//! A reactor that keeps its buffers allocates nothing for a request that it answers from memory, and
-//! for a generation only the values that outlive the call. Both are asserted exactly: one more
-//! allocation per request fails here. It is then either avoided, or gets a row below and a comment
-//! with its reason where it is made.
+//! A reactor that keeps its buffers allocates nothing for a request that it can serve from memory,
+//! and for a generation only the values that outlive the call. The tests assert both numbers
+//! exactly, so one more allocation per request fails here. Avoid it, or add a row below and a
+//! comment with the reason at the place of the allocation.
 //!
 //! Mutations that these tests catch: `BufferPool::give` that drops its buffer
 //! (`a_route_that_is_answered_from_memory_allocates_nothing`), `Hosts::are_named_by` that compares a
@@ -42,11 +42,11 @@ static PLACES: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
 enum Watch {
     Off,
     Count,
-    /// Asks each allocation where it was made. Slow.
+    /// Finds the place of each allocation. Slow.
     Name,
 }
 
-/// What the reactor's thread is told to do by the test: 0, 1 or 2, as [`Watch`].
+/// The test's order to the reactor's thread: 0, 1 or 2, as [`Watch`].
 static WATCH: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
@@ -66,7 +66,8 @@ fn note() {
             let names = trace
                 .lines()
                 .filter_map(|line| line.trim().split_once(": "));
-            // Behind the allocator's own frames: who wanted the memory, and on whose behalf.
+            // Behind the allocator's own frames: the function that needed the memory, and its
+            // callers.
             let callers = names
                 .skip_while(|(_, name)| !name.contains("__rust_"))
                 .skip(1);
@@ -81,7 +82,7 @@ fn note() {
     }
 }
 
-// SAFETY: every call is the system allocator's; what is added to it allocates only while its thread
+// SAFETY: every call is the system allocator's; the code around it allocates only while its thread
 // is not watched, so it never calls itself without end.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -191,7 +192,7 @@ impl Client {
         Client(stream)
     }
 
-    /// Sends a request as often as that, and reads each response to its end.
+    /// Sends a request this many times, and reads each response to its end.
     fn ask(&mut self, request: &str, times: u64) {
         let mut buffer = [0; 16 * 1024];
         for _ in 0..times {
@@ -224,16 +225,16 @@ impl Client {
     }
 }
 
-/// Requests before the first that counts: buffers have their size, tables their rows.
+/// Requests before the first counted one: afterwards buffers have their size and tables their rows.
 const WARM_UP: u64 = 200;
 
 const COUNTED: u64 = 500;
 
 const NAMED: u64 = 10;
 
-/// How many allocations `COUNTED` requests make, and which functions make those of one.
+/// Returns the allocations that `COUNTED` requests make, and the functions that make those of one.
 fn measure(request: &str) -> (u64, BTreeMap<String, u64>) {
-    // The allocator's counters are the process's.
+    // The allocator counts for the whole process.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let daemon = Daemon::start();
@@ -260,8 +261,8 @@ fn a_route_that_is_answered_from_memory_allocates_nothing() {
     assert_eq!(count, 0, "{places:#?}");
 }
 
-/// What a generation may allocate on the reactor's thread, where the echo engine runs too: the file,
-/// which has the reason in a comment, and how often.
+/// The allocations that a generation may make on the reactor's thread, where the echo engine runs
+/// too: the file that has the reason in a comment, and their number.
 const EXCEPTIONS: &[(&str, u64)] = &[
     ("src/service/api/native/body.rs", 1),
     ("src/service/api/native/dialect.rs", 1),

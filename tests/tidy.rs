@@ -1,9 +1,9 @@
-//! The structure of the code, kept by tests: one rule a file under `tests/tidy/`.
+//! The structure of the code, kept by tests: one rule per file under `tests/tidy/`.
 //!
-//! Where the code breaks a rule still, the rule has a list of exceptions. It can only shrink: an
-//! exception that is not needed any more fails the test.
+//! Where the code still breaks a rule, the rule has a list of exceptions. It can only shrink: an
+//! exception that is no longer needed fails the test.
 //!
-//! This file uses `std` alone, so that plain `rustc --edition=2024 --test` compiles it too.
+//! This file uses only `std`, so that plain `rustc --edition=2024 --test` compiles it too.
 
 #[path = "tidy/source.rs"]
 mod source;

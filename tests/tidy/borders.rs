@@ -1,16 +1,16 @@
-//! What some folders must not touch: sockets and clocks in the pure ones, `mio` outside the
-//! reactor, `unsafe` outside `os` and the border to llama.cpp.
+//! The borders of some folders: no sockets and clocks in the pure ones, no `mio` outside the
+//! reactor, no `unsafe` outside `os` and the border to llama.cpp.
 
 use std::fmt::Write as _;
 
 use crate::source::{Source, sources};
 
-/// What `core` may use of other crates: it is pure.
+/// The crates and modules that `core` may use: it is pure.
 const CRATES_OF_CORE: &[&str] = &[
     "std", "core", "alloc", "bytes", "slab", "proptest", "self", "super",
 ];
 
-/// What `http` must not touch: no socket, no thread, no clock.
+/// The names that `http` must not use: no socket, no thread, no clock.
 const FOREIGN_TO_HTTP: &[&str] = &[
     "std::net",
     "std::thread",
@@ -85,9 +85,9 @@ fn unsafe_is_in_os_and_at_the_border_to_llama_only() {
     );
 }
 
-/// What `engine/llama/ffi` takes from the binding directly: plain reads of a field, callbacks,
-/// defaults and destructors; `ggml_abort` does not return, and only a test calls it. Everything
-/// else may throw, and is declared in `calls.rs`.
+/// The functions of the binding that `engine/llama/ffi` calls directly: plain reads of a field,
+/// callbacks, defaults and destructors; `ggml_abort` does not return, and only a test calls it. All
+/// other functions may throw, and are declared in `calls.rs`.
 const CALLS_THAT_NEVER_THROW: &[&str] = &[
     "ggml_abort",
     "ggml_set_abort_callback",

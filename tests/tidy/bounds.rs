@@ -1,15 +1,15 @@
-//! How the constants of `src/limits` are named.
+//! The names of the constants of `src/limits`.
 //!
-//! The last words are the unit and, where it is a bound, `MAX` or `MIN`. A time is a `Duration`.
-//! No two constants consist of the same words: the second of such a pair once bounded the same
-//! text as the first, with another value.
+//! The last words are the unit and, for a bound, `MAX` or `MIN`. A time is a `Duration`. No two
+//! constants consist of the same words: there was such a pair once, and its two constants bounded
+//! the same text with different values.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::source::{Source, sources};
 
-/// Words that say what `MAX`, `MIN` and `Duration` say.
+/// Words that mean the same as `MAX`, `MIN` and `Duration`.
 const OTHER_SPELLINGS: &[&str] = &[
     "MOST", "LEAST", "CEILING", "FLOOR", "LIMIT", "BOUND", "UPPER", "LOWER", "MAXIMUM", "MINIMUM",
 ];
@@ -17,7 +17,8 @@ const OTHER_SPELLINGS: &[&str] = &[
 /// Words that may follow the unit.
 const BOUNDS: &[&str] = &["MAX", "MIN", "DEFAULT", "TYPICAL"];
 
-/// Units of time; only a list of them or a range of the configuration is no `Duration`.
+/// Units of time. A constant in such a unit must be a `Duration`, unless it is a list or a range of
+/// the configuration.
 const TIMES: &[&str] = &["MS", "MICROS", "US", "NANOS", "SECONDS", "MINUTES", "HOURS"];
 
 /// Units of everything else: the word before `PER`, before the bound, or the last one.

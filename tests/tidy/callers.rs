@@ -1,15 +1,16 @@
 //! No public function without a caller outside tests.
 //!
-//! The compiler does not see them: it takes a `pub` function of a library for somebody else's. A
-//! name is looked for in all product code and in the benches; a function whose name another one
-//! shares is not seen here.
+//! The compiler does not find them, because other crates may call a `pub` function of a library.
+//! This test looks for each name in all product code and in the benches; it misses a function that
+//! shares its name with another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::source::{collect, root, sources, without_comments_and_literals};
 
-/// Functions that still have none, as `src/file.rs: name`. The test fails when one of them has.
+/// Functions that still have no caller, as `src/file.rs: name`. The test fails when one of them has
+/// got one.
 const EXCEPTIONS: &[&str] = &[
     "src/core/pool.rs: outstanding",
     "src/http/http1/encode.rs: continue_100",
@@ -50,7 +51,7 @@ fn each_public_function_has_a_caller_outside_tests() {
     assert!(wrong.is_empty(), "public functions:\n{wrong}");
 }
 
-/// The functions that `code` declares, and whether each is public in some measure.
+/// Returns the functions that `code` declares, and whether each is public to some extent.
 fn functions(code: &str) -> Vec<(String, bool)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("fn ") {
@@ -70,7 +71,7 @@ fn functions(code: &str) -> Vec<(String, bool)> {
     found
 }
 
-/// Every name that `code` mentions, but for those that a `fn` before them declares.
+/// Returns every name that `code` mentions, except the names that a `fn` before them declares.
 fn mentioned(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut previous = "";

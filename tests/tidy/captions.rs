@@ -1,4 +1,4 @@
-//! `src/lib.rs` says in a line what each module is.
+//! Each module has a caption of one line in `src/lib.rs`.
 
 use std::fmt::Write as _;
 

@@ -1,9 +1,9 @@
 //! No circle among the files of a folder.
 //!
-//! Two files that need each other are one file in two places: neither can be read, tested or moved
-//! without the other. A folder's entries are its files and its folders; `mod.rs` (or the file
+//! Two files that need each other are really one file in two places: neither can be read, tested or
+//! moved without the other. A folder's entries are its files and its folders; `mod.rs` (or the file
 //! beside a folder, `http1.rs` for `http1/`) is one of them. A name that `mod.rs` only passes on by
-//! `use` counts as its owner's, so that `super::Name` for such a name is not a circle.
+//! `use` belongs to the file that defines it, so using it as `super::Name` makes no circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 use crate::paths::{Written, paths};
 use crate::source::{Source, sources};
 
-/// Folders that still have a circle, and the entries in it. The test fails when one of them is not
-/// in a circle any more: take it out of the list then.
+/// Folders that still have a circle, and the entries in it. The test fails when one of them has
+/// left its circle: remove it from the list then.
 const EXCEPTIONS: &[(&str, &[&str])] = &[];
 
 /// Mutation: `use super::slots::Slots;` in `src/core/key.rs` fails here.
@@ -54,7 +54,7 @@ fn no_circle_among_the_files_of_a_folder() {
     assert!(wrong.is_empty(), "circles:\n{wrong}");
 }
 
-/// Which file uses which, with one path that shows it.
+/// The uses between files, each with one path that shows it.
 struct Graph {
     edges: BTreeMap<(String, String), String>,
 }
@@ -79,7 +79,7 @@ impl Graph {
         Graph { edges }
     }
 
-    /// The edges between the entries of each folder.
+    /// Returns the edges between the entries of each folder.
     fn folders(&self) -> BTreeMap<String, Edges> {
         let mut folders: BTreeMap<String, Edges> = BTreeMap::new();
         for ((from, to), why) in &self.edges {
@@ -101,17 +101,18 @@ impl Graph {
     }
 }
 
-/// `src/reactor/http1.rs` and `src/reactor/http1/mod.rs` are both `src`, `reactor`, `http1`.
+/// Returns `src`, `reactor`, `http1` for both `src/reactor/http1.rs` and
+/// `src/reactor/http1/mod.rs`.
 fn parts(name: &str) -> Vec<String> {
     let stem = name.trim_end_matches(".rs").trim_end_matches("/mod");
     stem.split('/').map(str::to_owned).collect()
 }
 
-/// The crate's modules and what each one imports.
+/// The crate's modules and the imports of each.
 struct Crate {
-    /// `["core", "wheel"]` to the file.
+    /// From the module (`["core", "wheel"]`) to the file.
     modules: BTreeMap<Written, String>,
-    /// For each file, its imports by the name that it knows them under; a glob under `*`.
+    /// For each file its imports, by the name that the file uses; a glob under `*`.
     imports: BTreeMap<String, Vec<(Written, String)>>,
     used: BTreeMap<String, Vec<(bool, Written)>>,
 }
@@ -141,7 +142,7 @@ impl Crate {
         self.used[&source.name].clone()
     }
 
-    /// The path from the root of the crate.
+    /// Returns the path from the root of the crate.
     fn absolute(&self, source: &Source, path: &Written) -> Written {
         self.absolute_in(&module_path(&source.name), path)
     }
@@ -175,8 +176,8 @@ impl Crate {
         base
     }
 
-    /// The file that defines what an absolute path names: the deepest module on it, unless that
-    /// module imported the name from elsewhere.
+    /// Returns the file that defines the target of an absolute path: the deepest module on it,
+    /// unless that module imported the name from elsewhere.
     fn owner(&self, path: &Written, depth: usize) -> Option<String> {
         if path.is_empty() || depth > 8 {
             return None;
@@ -198,7 +199,7 @@ impl Crate {
     }
 }
 
-/// `src/core/wheel.rs` is `core::wheel`, `src/core/mod.rs` is `core`.
+/// Returns `core::wheel` for `src/core/wheel.rs`, and `core` for `src/core/mod.rs`.
 fn module_path(name: &str) -> Written {
     let parts = parts(name);
     let parts = parts.into_iter().skip(1);
@@ -207,7 +208,7 @@ fn module_path(name: &str) -> Written {
         .collect()
 }
 
-/// The entries from which a way leads back to themselves.
+/// Returns the entries from which a way leads back to themselves.
 fn in_circles(edges: &Edges) -> BTreeSet<String> {
     let nodes: BTreeSet<&String> = edges.keys().flat_map(|(from, to)| [from, to]).collect();
     let reaches = |start: &String| {

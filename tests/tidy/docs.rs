@@ -1,5 +1,5 @@
-//! The docs are true: what they name in backticks exists, and a value that they state beside a
-//! constant or a configuration key is the value that it has.
+//! The docs are true: every name in backticks exists, and a value beside a constant or a
+//! configuration key is that constant's or key's value.
 //!
 //! The test reads the tour, the architecture, the operations page, the glossary and the head of
 //! each source file: everything in backticks outside blocks of code. A name is one of
@@ -12,10 +12,10 @@
 //!    another program's.
 //!
 //! `name` in `path` promises more: the file at that path has the name. A stop of the tour names at
-//! least three things that can be looked up.
+//! least three things that a reader can look up.
 //!
-//! Mutations: a name in a page with one letter changed; `16 reads` beside `READS_PER_PUMP_MAX` made 17;
-//! `every_kind_of_untruth_is_found` shows each kind red.
+//! Mutations: a name in a page with one letter changed; `16 reads` beside `READS_PER_PUMP_MAX` made
+//! 17; `every_kind_of_untruth_is_found` shows each kind red.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ const PAGES: [&str; 4] = [
     "docs/glossary.md",
 ];
 
-/// A stop that names less teaches words and not the code.
+/// A stop with fewer names teaches words and not the code.
 const NAMES_OF_A_STOP_MIN: usize = 3;
 
 // ---- the tests ------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ fn every_stop_of_the_tour_names_what_can_be_looked_up() {
     }
 }
 
-/// The lines that the tour shows as added stand in the steps of its smallest reactor.
+/// The steps of the tour's smallest reactor contain the lines that the tour shows as added.
 #[test]
 fn every_line_that_the_tour_adds_stands_in_a_step() {
     let tree = Tree::read();
@@ -126,7 +126,7 @@ fn every_line_that_the_tour_adds_stands_in_a_step() {
     }
 }
 
-/// A code that the page of errors lists is sent somewhere, or the page says that it is not.
+/// Each code on the page of errors is sent somewhere, or the page marks it as reserved.
 #[test]
 fn every_error_code_is_sent_or_reserved() {
     let tree = Tree::read();
@@ -153,7 +153,7 @@ fn every_error_code_is_sent_or_reserved() {
     assert!(codes > 30, "{codes} codes");
 }
 
-/// A filter that matches no test passes: the commands of the pages must not rot into that.
+/// The commands on the pages must find their tests, because a filter that matches no test passes.
 #[test]
 fn every_cargo_command_in_the_docs_finds_what_it_names() {
     let tree = Tree::read();
@@ -222,7 +222,7 @@ fn every_kind_of_untruth_is_found() {
 
 // ---- what the pages say ---------------------------------------------------------------------
 
-/// The text without blocks of code, one string for each paragraph, item or row.
+/// Returns the text without blocks of code, one string for each paragraph, item or row.
 fn paragraphs(text: &str) -> Vec<String> {
     let (mut found, mut current) = (Vec::new(), String::new());
     let (mut is_fenced, mut was_blank) = (false, true);
@@ -238,7 +238,7 @@ fn paragraphs(text: &str) -> Vec<String> {
             || trimmed
                 .split_once(". ")
                 .is_some_and(|(number, _)| number.parse::<u32>().is_ok());
-        // Four blanks begin a block after a blank line, and go on an item otherwise.
+        // Four blanks begin a block after a blank line, and continue an item otherwise.
         let is_block = line.starts_with("    ") && was_blank && !is_item;
         if trimmed.is_empty() || is_item {
             found.push(std::mem::take(&mut current));
@@ -294,7 +294,7 @@ fn faults(tree: &Tree, paragraph: &str, place: Place) -> Vec<String> {
     wrong
 }
 
-/// A row with one constant or key and one value: they belong together.
+/// Checks each row that has one constant or key and one value: they belong together.
 fn faults_of_tables(tree: &Tree, text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     for row in text.lines().filter(|line| line.starts_with("| ")) {

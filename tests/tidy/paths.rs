@@ -1,12 +1,13 @@
-//! The paths that a file's code names: `use` trees unfolded, and paths in expressions and types.
+//! Collects the paths that a file's code names: `use` trees unfolded, and paths in expressions and
+//! types.
 
 /// A path as it is written, such as `["super", "call", "Call"]`.
 pub type Written = Vec<String>;
 
-/// What a file imports, and every other path of two names and more.
+/// A file's imports, and every other path of two names and more.
 #[derive(Default)]
 pub struct Paths {
-    /// The path, and the name under which the file knows it; `*` for a glob.
+    /// The path, and the file's name for it; `*` for a glob.
     pub imports: Vec<(Written, String)>,
     pub others: Vec<Written>,
 }
@@ -27,7 +28,7 @@ pub fn paths(code: &str) -> Paths {
     paths
 }
 
-/// The start of the next `use` declaration.
+/// Returns the start of the next `use` declaration.
 fn next_use(code: &str, from: usize) -> Option<usize> {
     code[from..].match_indices("use ").find_map(|(at, _)| {
         let before = code[..from + at].trim_end_matches([' ', '\t']);
@@ -37,7 +38,7 @@ fn next_use(code: &str, from: usize) -> Option<usize> {
     })
 }
 
-/// `a::{b, c::d as e}` is `a::b` and `a::c::d`.
+/// Turns `a::{b, c::d as e}` into `a::b` and `a::c::d`.
 fn unfold(tree: &str, prefix: &mut Written, found: &mut Vec<(Written, String)>) {
     let tree = tree.trim();
     if tree.is_empty() {
@@ -78,7 +79,7 @@ fn unfold(tree: &str, prefix: &mut Written, found: &mut Vec<(Written, String)>) 
     prefix.truncate(depth);
 }
 
-/// The parts between the commas of a group, which ends at its closing brace.
+/// Returns the parts between the commas of a group, which ends at its closing brace.
 fn branches(group: &str) -> Vec<&str> {
     let mut depth = 1;
     let mut start = 0;
@@ -100,7 +101,7 @@ fn branches(group: &str) -> Vec<&str> {
     found
 }
 
-/// Paths of two names and more outside `use`.
+/// Returns the paths of two names and more outside `use`.
 fn others(code: &str) -> Vec<Written> {
     let bytes = code.as_bytes();
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';

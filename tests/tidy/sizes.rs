@@ -1,4 +1,4 @@
-//! How long functions, files and lines may be.
+//! The maximum lengths of functions, files and lines.
 //!
 //! A function that fits on a screen can be read without scrolling back; a file that has grown
 //! above its bound usually holds two things. Tests are not counted.
@@ -11,7 +11,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const FILE_LINES_MAX: usize = 600;
 const COLUMNS_MAX: usize = 100;
 
-/// Files that are still longer. The test fails when one of them is not any more.
+/// Files that are still longer. The test fails when one of them has become shorter.
 const LONG_FILES: &[&str] = &["src/engine/llama/scheduler/mod.rs"];
 
 /// Functions that are still longer, as `src/file.rs: name`.
@@ -72,7 +72,7 @@ fn assert_excepted(long: Vec<(String, usize)>, excepted: &[&str], what: &str) {
     assert!(wrong.is_empty(), "{what}:\n{wrong}");
 }
 
-/// The lines of a file, comments included and tests excluded.
+/// Returns the number of a file's lines, comments included and tests excluded.
 fn product_lines(file: &Source) -> usize {
     let is_of_test = |(code, product): &(&str, &str)| code != product;
     let all = file.text.lines().count();
@@ -101,7 +101,8 @@ fn long_functions(file: &Source) -> Vec<(String, usize)> {
     found
 }
 
-/// The brace at which a function's body begins; none for a declaration or a type.
+/// Returns the position of the brace at which a function's body begins; none for a declaration or a
+/// type.
 fn body_at(code: &str, from: usize) -> Option<usize> {
     let mut at = from;
     while let Some(byte) = code.as_bytes().get(at) {

@@ -1,4 +1,4 @@
-//! The sources as the rules see them: without comments and literals, and without tests.
+//! The sources as the rules need them: without comments and literals, and without tests.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub struct Source {
     pub product: String,
 }
 
-/// Every file of `src`, in the order of its names.
+/// Returns every file of `src`, in the order of its names.
 pub fn sources() -> Vec<Source> {
     let mut paths = Vec::new();
     collect(&root().join("src"), &mut paths);
@@ -39,7 +39,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All Rust files under `folder`, in the order of their names.
+/// Collects all Rust files under `folder`, in the order of their names.
 pub fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     let entries = std::fs::read_dir(folder).expect("the folder can be read");
     for entry in entries {
@@ -71,8 +71,8 @@ impl Source {
         }
     }
 
-    /// The folder of the files that this one declares as its modules: `src/reactor/http1` for both
-    /// `src/reactor/http1.rs` and `src/reactor/http1/mod.rs`.
+    /// Returns the folder of the files that this one declares as its modules: `src/reactor/http1`
+    /// for both `src/reactor/http1.rs` and `src/reactor/http1/mod.rs`.
     pub fn folder(&self) -> &str {
         let stem = self.name.trim_end_matches(".rs");
         for root in ["/mod", "/lib", "/main"] {
@@ -84,7 +84,7 @@ impl Source {
     }
 }
 
-/// The folder or stem of each module that this file declares for tests only.
+/// Returns the folder or stem of each module that this file declares for tests only.
 fn test_modules(source: &Source) -> Vec<String> {
     let mut found = Vec::new();
     for (start, end) in tests_of(&source.code) {
@@ -105,7 +105,7 @@ fn blank_all(text: &str) -> String {
     text.chars().map(keep).collect()
 }
 
-/// Blanks in place of each item that is compiled for tests only.
+/// Puts blanks in place of each item that is compiled for tests only.
 fn without_tests(code: &str) -> String {
     let mut product = code.to_owned();
     for (start, end) in tests_of(code) {
@@ -114,7 +114,7 @@ fn without_tests(code: &str) -> String {
     product
 }
 
-/// Where the items are that a `cfg` with `test` in it stands before.
+/// Returns the places of the items behind a `cfg` with `test` in it.
 fn tests_of(code: &str) -> Vec<(usize, usize)> {
     let mut found: Vec<(usize, usize)> = Vec::new();
     for (start, _) in code.match_indices("#[cfg(") {
@@ -131,7 +131,7 @@ fn tests_of(code: &str) -> Vec<(usize, usize)> {
     found
 }
 
-/// The end of the item, field or statement that begins at `from`, past its attributes.
+/// Returns the end of the item, field or statement that begins at `from`, past its attributes.
 fn end_of_item(code: &str, from: usize) -> usize {
     const KEYWORDS: &[&str] = &[
         "pub",
@@ -177,7 +177,7 @@ fn end_of_item(code: &str, from: usize) -> usize {
     at
 }
 
-/// The position of the bracket that closes the one at `open`.
+/// Returns the position of the bracket that closes the one at `open`.
 pub fn matching(code: &str, open: usize) -> usize {
     let mut depth = 0_usize;
     for (at, byte) in code.bytes().enumerate().skip(open) {
@@ -193,7 +193,7 @@ pub fn matching(code: &str, open: usize) -> usize {
     code.len() - 1
 }
 
-/// Blanks in place of comments, strings and character literals, byte for byte.
+/// Puts blanks in place of comments, strings and character literals, byte for byte.
 pub fn without_comments_and_literals(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -217,7 +217,8 @@ pub fn without_comments_and_literals(text: &str) -> String {
     String::from_utf8(out).expect("literals were replaced whole")
 }
 
-/// Whether a word goes on at `at`: the `r` of `for"` begins no raw string, that of `br"` does.
+/// Returns whether a word continues at `at`: the `r` of `for"` begins no raw string, that of `br"`
+/// does.
 fn is_word(bytes: &[u8], at: usize) -> bool {
     let before = |back: usize| at.checked_sub(back).map(|at| bytes[at]);
     let is_word = |byte: Option<u8>| byte.is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -275,7 +276,7 @@ fn end_of_raw_string(bytes: &[u8], from: usize) -> usize {
     length.map_or(bytes.len(), |length| start + length + end.len())
 }
 
-/// `'x'` or `'\n'`, and not the `'a` of a lifetime.
+/// Recognises `'x'` and `'\n'`, but not the `'a` of a lifetime.
 fn end_of_character(bytes: &[u8], from: usize) -> usize {
     match bytes.get(from + 1) {
         Some(b'\\') => {

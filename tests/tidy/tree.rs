@@ -1,11 +1,11 @@
-//! What the repository has that its pages can name: files, words of code, constants with their
+//! The things in the repository that its pages can name: files, words of code, constants with their
 //! values, metrics and configuration keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::source::root;
 
-/// What belongs to the kernel, to a protocol, to a crate or to another program.
+/// Names that belong to the kernel, to a protocol, to a crate or to another program.
 const FOREIGN: [&str; 5] = [
     // system calls, errors and options
     "accept4 bpf close connect epoll_create1 epoll_ctl epoll_wait eventfd io_uring listen \
@@ -40,7 +40,7 @@ pub fn is_foreign(name: &str) -> bool {
 /// The files of this test.
 pub const OWN: [&str; 2] = ["tests/tidy/docs.rs", "tests/tidy/tree.rs"];
 
-/// Files that the daemon or its tests meet and this repository does not hold.
+/// Files that the daemon or its tests use but this repository does not hold.
 const FOREIGN_FILES: &[&str] = &["llama.h", "NAME.gguf", "autoglmd.toml"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,14 +49,14 @@ pub enum Place {
     Head,
 }
 
-/// Text in backticks, and what stands around it.
+/// Text in backticks, and the text around it.
 pub struct Span<'a> {
     pub text: String,
     pub before: &'a str,
     pub after: &'a str,
 }
 
-/// A number with its unit taken off: bytes, milliseconds, or things.
+/// A number without its unit: bytes, milliseconds, or things.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
     Plain(u128),
@@ -85,11 +85,11 @@ pub struct Tree {
     words: BTreeMap<String, BTreeSet<String>>,
     vocabulary: BTreeSet<String>,
     functions: BTreeSet<String>,
-    /// By name: what stands behind `=`, more than once where modules share a name.
+    /// By name: the text behind `=`, more than once where modules share a name.
     constants: BTreeMap<String, Vec<String>>,
     /// By key with its section: the default.
     keys: BTreeMap<String, String>,
-    /// By path: the tests that a file has.
+    /// By path: the tests of a file.
     pub tests: BTreeMap<String, Vec<String>>,
 }
 
@@ -131,7 +131,7 @@ impl Tree {
     }
 
     fn add(&mut self, root: &std::path::Path, name: &str) {
-        // A file that is no text is there all the same.
+        // A file that is no text counts as well.
         let text = std::fs::read(root.join(name)).expect("it was listed");
         let text = String::from_utf8(text).unwrap_or_default();
         if name.ends_with(".rs")
@@ -147,7 +147,7 @@ impl Tree {
     fn add_code(&mut self, name: &str, text: &str) {
         let is_code = |line: &&str| !line.trim_start().starts_with("//");
         let code: Vec<&str> = text.lines().filter(is_code).collect();
-        // These two speak of names that nothing has.
+        // These two mention names that nothing has.
         let is_own = OWN.contains(&name);
         let words: BTreeSet<String> = code.iter().flat_map(|line| words_of(line)).collect();
         for (at, line) in code.iter().enumerate() {
@@ -192,7 +192,7 @@ impl Tree {
         self.texts.contains_key(path)
     }
 
-    /// The file or folder that a page names, from the root or from `src`.
+    /// Returns the file or folder that a page names, from the root or from `src`.
     pub fn path_of(&self, name: &str) -> Option<String> {
         let name = name.trim_end_matches('/');
         let below = [
@@ -240,7 +240,7 @@ impl Tree {
         self.keys.contains_key(name)
     }
 
-    /// Whether a reader can find it: a file, a function, a constant, a metric, a key.
+    /// Returns whether a reader can find the name: a file, a function, a constant, a metric, a key.
     pub fn can_be_looked_up(&self, name: &str) -> bool {
         let last = last_name(name);
         self.path_of(name).is_some()
@@ -251,7 +251,7 @@ impl Tree {
     }
 
     pub fn fault_of_name(&self, name: &str, place: Place) -> Option<String> {
-        // `key = value` and `NAME=value` speak of the name.
+        // `key = value` and `NAME=value` name the key.
         let name = name.split([' ', '=']).next().unwrap_or_default();
         let is_call = name.ends_with(')');
         // A manual page: poll(2).
@@ -354,7 +354,7 @@ impl Tree {
         self.vocabulary.contains(word) || self.folders.contains(&format!("src/{word}"))
     }
 
-    /// A value that stands beside the name: `NAME` (16), `NAME`, 16 KiB), 16 reads (`NAME`).
+    /// Checks the value beside a name: `NAME` (16), `NAME`, 16 KiB), 16 reads (`NAME`).
     pub fn fault_of_value(&self, span: &Span<'_>) -> Option<String> {
         let values = self.value_of(&span.text)?;
         let after = span.after.strip_prefix(" (").or_else(|| {
@@ -381,7 +381,7 @@ impl Tree {
         })
     }
 
-    /// What a constant or a key is, if it is a number or a time.
+    /// Returns the value of a constant or a key, if it is a number or a time.
     pub fn value_of(&self, name: &str) -> Option<Vec<Value>> {
         if let Some(default) = self.keys.get(name) {
             return quantity(default.trim_matches('"')).map(|value| vec![value]);
@@ -405,7 +405,7 @@ impl Tree {
         (!values.is_empty()).then_some(values)
     }
 
-    /// Products and sums of numbers and constants, and durations of them.
+    /// Evaluates products and sums of numbers and constants, and durations of them.
     fn evaluate(&self, expression: &str, depth: u32) -> Option<Value> {
         if depth > 8 {
             return None;
@@ -452,7 +452,7 @@ impl Tree {
     }
 }
 
-/// The keys and defaults of the generated page.
+/// Returns the keys and defaults of the generated page.
 fn keys_of(page: &str) -> BTreeMap<String, String> {
     let (mut keys, mut section) = (BTreeMap::new(), String::new());
     for line in page.lines() {
@@ -473,7 +473,7 @@ fn keys_of(page: &str) -> BTreeMap<String, String> {
     keys
 }
 
-/// "64 KiB", "1,024", "30 s", `"30s"`: a number at the beginning, and its unit.
+/// Parses "64 KiB", "1,024", "30 s", `"30s"`: a number at the beginning, and its unit.
 pub fn quantity(text: &str) -> Option<Value> {
     let text = text.trim_start();
     let end = text
@@ -505,7 +505,7 @@ fn words_of(line: &str) -> impl Iterator<Item = String> {
         .map(str::to_owned)
 }
 
-/// `b` of `a::b`, `a.b` and `b()`.
+/// Returns `b` for `a::b`, `a.b` and `b()`.
 pub fn last_name(name: &str) -> String {
     let name = name.split(['(', ' ', '=', '{']).next().unwrap_or_default();
     name.rsplit([':', '.'])
