@@ -478,7 +478,7 @@ impl<S: System> Reactor<S> {
         let placed = self.pulse.connections.load(Ordering::Relaxed) as usize;
         let open = placed + usize::from(self.gate.may_have_waiting());
         if let Some(StopReason::PatienceOver) = self.drain.poll(now, open) {
-            log::warn!("the drain's time is up; open connections that are cut off: {open}");
+            log::warn!("the drain timeout expired; closing {open} open connections");
         }
         if !self.drain.is_stopping() {
             return ControlFlow::Continue(());
@@ -531,7 +531,7 @@ impl<S: System> Reactor<S> {
 /// buffer, metrics are atomics, and the pool allocates a buffer that was lost.
 fn isolated(work: impl FnOnce() -> Pumped) -> Pumped {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        log::error!("a bug: the handling of a connection panicked, and the connection is closed");
+        log::error!("a bug: the handling of a connection panicked; the connection is closed");
         Pumped::Closed(CloseReason::Panic)
     })
 }

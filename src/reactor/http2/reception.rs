@@ -251,8 +251,11 @@ const BODY_TOO_LARGE: Malformed = Malformed::new(
 
 const BODIES_TOO_LARGE: Malformed = Malformed::new(
     ErrorCode::TooManyConcurrent,
-    "the bodies on their way in on this connection are larger than 32 MiB together; send fewer \
-     at once",
+    "the bodies being received on this connection are larger than 32 MiB together; send fewer at \
+     once",
 );
 
-const NO_BODY: Malformed = Malformed::new(ErrorCode::InvalidRequest, "this request takes no body");
+const NO_BODY: Malformed = Malformed::new(
+    ErrorCode::InvalidRequest,
+    "this request must not have a body",
+);
