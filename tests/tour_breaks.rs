@@ -1,7 +1,7 @@
-//! The deliberate breaks at the end of the tour's stops. Each is a patch in `docs/tour/`, and the
+//! The deliberate breaks at the end of the tour's stops: each is a patch in `docs/tour/`, and the
 //! simulation catches each.
 //!
-//! A patch begins with a few lines about itself, before the first `---`:
+//! A patch begins with lines of its own, before the first `---`:
 //!
 //! ```text
 //! Stop 4: a short read is taken for the end, even behind a FIN.
@@ -10,17 +10,17 @@
 //! says: has unread input
 //! ```
 //!
-//! `every_break_fits_the_code` reads the texts only: it checks that each stop of the tour names its
-//! patch, that the patch applies to this tree, and that the test exists. It needs no build, so it
-//! runs with all others. `every_break_is_caught` builds each broken tree, without llama.cpp and in
-//! one folder, and checks that the test fails with the words that the patch promises:
+//! `every_break_fits_the_code` looks at the text: that each stop of the tour names its patch, that the
+//! patch applies to this tree, and that the test exists. It needs no build, so it runs with all
+//! others. `every_break_is_caught` builds each broken tree, without llama.cpp and in one folder, and
+//! sees the test fail with the words that the patch promises:
 //!
 //! ```text
 //!   cargo test --no-default-features --test tour_breaks -- --ignored --nocapture
 //!   AUTOGLMD_BREAK=04 cargo test --no-default-features --test tour_breaks -- --ignored
 //! ```
 //!
-//! Mutations: a patch that changes only a comment is not caught, and fails; a patch with a changed
+//! Mutations: a patch that changes a comment alone is not caught, and fails; a patch with a changed
 //! context line does not apply.
 
 use std::fmt::Write as _;
@@ -37,7 +37,7 @@ struct Break {
     /// The test's filter, and the seed if the test is the simulation's own.
     filter: String,
     seed: Option<String>,
-    /// The failing test's output must contain this.
+    /// What the failing test prints.
     says: String,
 }
 
@@ -88,7 +88,7 @@ impl Break {
     /// Applies the patch to a tree, or only tries to.
     fn apply(&self, tree: &Path, options: &[&str]) -> Output {
         let mut patch = Command::new("git");
-        // The copy is no repository, and git must not take it for a part of the one above it.
+        // The copy is no repository, and must not be taken for a part of the one above it.
         let above = tree.parent().expect("the tree has a parent");
         patch
             .env("GIT_CEILING_DIRECTORIES", above)
@@ -153,7 +153,7 @@ fn every_break_fits_the_code() {
     );
 }
 
-/// Takes minutes, not seconds: docs/reliability.md names its command, and ordinary runs skip it.
+/// Minutes, not seconds: a command of docs/reliability.md, and not of every run.
 #[test]
 #[ignore = "builds the library once for each break: see the head of this file"]
 fn every_break_is_caught() {
@@ -171,7 +171,7 @@ fn every_break_is_caught() {
         let text = [output.stdout, output.stderr]
             .map(|it| String::from_utf8_lossy(&it).into_owned())
             .concat();
-        // A failed build exits with 101, too, but only a failed test prints this result.
+        // 101 is a test that failed; a build that failed says so instead.
         let is_caught = output.status.code() == Some(101) && text.contains("test result: FAILED");
         if is_caught && text.contains(&broken.says) {
             println!("{}: caught", broken.name);
@@ -210,8 +210,9 @@ fn has_test(folder: &Path, name: &str) -> bool {
         })
 }
 
-/// Copies the files that a build of the library reads. Leaves unchanged files alone, so that little
-/// is built for each break.
+/// What a build of the library reads, as it stands here. Files that have not changed are left
+/// alone, so that one break after the other builds little. `.cargo` is not copied: cargo finds the
+/// one above, and two of them would add up to other flags, hence to a build of all dependencies.
 fn copy_tree(tree: &Path) {
     for name in [
         "src",
@@ -221,7 +222,6 @@ fn copy_tree(tree: &Path) {
         "Cargo.toml",
         "Cargo.lock",
         "build.rs",
-        ".cargo",
     ] {
         let from = root().join(name);
         if from.exists() {
