@@ -137,6 +137,9 @@ fn every_break_fits_the_code() {
         {
             writeln!(wrong, "{name}: the tour does not name seed {seed}").expect("a string");
         }
+        if !tour.contains(&broken.says) {
+            writeln!(wrong, "{name}: the tour does not show {:?}", broken.says).expect("a string");
+        }
         let checked = broken.apply(root(), &["--check"]);
         if !checked.status.success() {
             let why = String::from_utf8_lossy(&checked.stderr);
