@@ -213,9 +213,9 @@ fn has_test(folder: &Path, name: &str) -> bool {
         })
 }
 
-/// What a build of the library reads, as it stands here. Files that have not changed are left
-/// alone, so that one break after the other builds little. `.cargo` is not copied: cargo finds the
-/// one above, and two of them would add up to other flags, hence to a build of all dependencies.
+/// Copies the files that a build of the library reads. Leaves unchanged files alone, so that little
+/// is built for each break. Leaves `.cargo` out: cargo finds the one above, and both together would
+/// double the compiler's flags and so build every dependency again.
 fn copy_tree(tree: &Path) {
     for name in [
         "src",
