@@ -1,8 +1,8 @@
 //! HTTP/2 on one connection: many requests at once, each on a stream of its own.
 //!
-//! Owns what is between the protocol (`http::http2`) and the application
-//! ([`Handler`]): which request is being received and which one is being
-//! served, when each is due, and the budget for oddities. It knows no socket: bytes come in by
+//! Owns the link between the protocol (`http::http2`) and the application ([`Handler`]): which
+//! request is being received and which one is being served, when each is due, and the budget for
+//! oddities. It knows no socket: bytes come in by
 //! [`Machine::handle_input`](super::machine::Machine::handle_input), responses go into the
 //! connection's output queue.
 //!
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Every call leaves its frames in the protocol's output. `handle_input` and `poll` move them to
-//! the connection's queue; the other calls leave that to the next `poll`, which sends the results
-//! of all of them together.
+//! the connection's queue; the other calls leave that to the next `poll`, which sends all results
+//! together.
 //!
 //! Invariants; `check_invariants` checks 3, 5 and 6 after each flush in debug builds:
 //!  1. Every admitted request ends in exactly one of: a complete response, `abandon`.
@@ -23,13 +23,12 @@
 //!     ended, and counts against the peer's streams: resets cannot pile up work.
 //!  4. Memory for one connection is bounded by its streams, its bodies' bytes and the output's
 //!     marks.
-//!  5. After a flush nothing is left in the protocol's output, and without streams it holds no
-//!     buffer.
+//!  5. After a flush the protocol's output is empty, and without streams it holds no buffer.
 //!  6. Each stream here is one of the protocol's, and only a response can wait for window.
 //!
 //! # Example
 //!
-//! The machine with an application that greets every request: the one of [`super::http1`].
+//! The machine with the application of [`super::http1`], which greets every request.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -163,9 +162,9 @@ pub struct Http2<H: Handler = Service> {
     state: State,
     input: InputState,
     credit: Credit,
-    /// How many requests have been answered, refused or abandoned.
+    /// The number of requests that got a response, were refused or were abandoned.
     exchanges: u32,
-    /// A frame or a head that has begun must be whole by then.
+    /// A frame or a head that has begun must be complete by then.
     head_until: Moment,
     /// A valid key has come, or a job has run.
     is_known: bool,
@@ -174,11 +173,11 @@ pub struct Http2<H: Handler = Service> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// The peer was told that we leave, and must acknowledge it by then.
+    /// The peer was sent a GOAWAY, and must acknowledge it by then.
     Leaving {
         until: Moment,
     },
-    /// It has not. The connection ends with its last stream.
+    /// The peer has not acknowledged it. The connection ends with its last stream.
     Overdue,
     Over,
 }
@@ -187,18 +186,19 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InputState {
     Open,
-    /// The peer has sent its FIN. It gets the responses that it waits for, and nothing is read.
+    /// The peer has sent its FIN. It gets the responses that it waits for, and nothing more is
+    /// read.
     Ended {
-        /// A PING has asked whether the peer is still there.
+        /// A PING was sent, to find out whether the peer is still there.
         is_probed: bool,
     },
 }
 
-/// What the jobs may produce.
+/// Whether jobs may produce more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Credit {
     Granted,
-    /// A stream had no room, so its job may have credit to come. Each poll looks again, once the
+    /// A stream had no room, so credit of its job may be held back. Each poll looks again, once the
     /// output has drained.
     Held,
 }
@@ -247,14 +247,14 @@ impl<H: Handler> Http2<H> {
         self.reader = reader;
         self.head_until = match (is_within, self.head_until) {
             (false, _) => Moment::NEVER,
-            // Once, at its first byte: dripping does not extend it.
+            // Set once, at its first byte: dripping does not extend it.
             (true, Moment::NEVER) => lent.turn.now + lent.turn.config.limits.header_timeout,
             (true, until) => until,
         };
         self.count_oddities(lent.turn);
     }
 
-    /// The earliest of the deadlines has passed.
+    /// Handles the earliest of the deadlines, which has passed.
     fn handle_earliest_deadline(&mut self, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         let due = self.streams.iter();
@@ -306,7 +306,7 @@ impl<H: Handler> Http2<H> {
 
     // ---- output ----
 
-    /// Before the application may write: a buffer for the protocol, and how much DATA it may hold.
+    /// Must precede the application's writes: borrows a buffer, and sets the room for DATA.
     fn prepare(&mut self, lent: &mut Lent<'_, '_, H>) {
         let room = lent.turn.marks.high.saturating_sub(lent.output.len());
         self.connection.set_room(room);
@@ -321,7 +321,7 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// Writes what windows and room allow, and moves it to the connection's queue.
+    /// Writes as much as windows and room allow, and moves it to the connection's queue.
     fn flush(&mut self, lent: &mut Lent<'_, '_, H>) {
         self.connection.write_waiting();
         self.watch_stalls(lent.turn);
@@ -382,8 +382,8 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// After the peer's FIN no window will be granted, so a stream that needs some cannot go on.
-    /// What waits while there is room waits for window.
+    /// Ends the streams that need more window. After the peer's FIN none will be granted, so they
+    /// cannot go on. Bytes that wait although there is room wait for window.
     fn give_up_stalled(&mut self, turn: &mut Turn<'_, H>) {
         if self.connection.wants_room() {
             return;
@@ -421,8 +421,8 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// Removes a stream that has ended. A complete response without the rest of its request ends
-    /// the stream once nobody lingers for it.
+    /// Removes a stream that has ended. A complete response whose request is incomplete ends its
+    /// stream as soon as the rest of the body is no longer read.
     fn settle(&mut self, id: u32) {
         let Some(Stage::Sending { lingers_until }) = self.streams.get(&id).map(|it| &it.stage)
         else {
@@ -502,7 +502,7 @@ impl<H: Handler> Http2<H> {
     }
 }
 
-/// The application, and its way to one stream.
+/// Returns the application, and its sink for one stream.
 fn writer<'a, H: Handler>(
     connection: &'a mut Connection,
     stream: u32,

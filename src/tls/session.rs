@@ -26,8 +26,8 @@
 //! [`Session::check_invariants`] checks 2 to 4 under debug assertions, after each public change.
 //!
 //! Mutations that the tests catch: `partial` not cleared after close_notify
-//! (`a_session_runs_from_hello_to_goodbye`), a buffer kept while empty
-//! (`pieces_do_not_matter`), no bound in `handle_output` (`what_waits_to_be_written_is_bounded`).
+//! (`a_session_runs_from_hello_to_goodbye`), a buffer kept while empty (`pieces_do_not_matter`), no
+//! bound in `handle_output` (`what_waits_to_be_written_is_bounded`).
 //!
 //! # Why rustls' unbuffered interface
 //!

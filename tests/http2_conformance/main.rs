@@ -1,22 +1,21 @@
 //! HTTP/2 conformance, section by section of RFC 9113 and RFC 7541, from raw frames.
 //!
 //! Each case has a new connection to one shared daemon, and its name contains its section. All
-//! cases run; those that failed are listed together with what came instead. A case requires exactly
-//! what the RFC requires: the error code that it names, and for malformed requests an error of
-//! their stream alone. An endpoint may treat the stream errors of frames as errors of the
-//! connection, so either is accepted for those, with the correct code. After every error of a
-//! stream the connection must still work, and after every error of the connection it must be
-//! closed.
+//! cases run; the failed ones are listed together with what came instead. A case requires exactly
+//! what the RFC requires: the error code that it names, and for malformed requests only an error of
+//! their stream. An endpoint may treat the stream errors of frames as errors of the connection, so
+//! either is accepted for those, with the correct code. After every error of a stream the
+//! connection must still work, and after every error of the connection it must be closed.
 //!
-//! Names and values with bytes that none may have are malformed too. A decoder that finds them may
-//! take them for an error of the connection, so those cases accept GOAWAY PROTOCOL_ERROR as well:
-//! `Peer::malformed_or_goaway`. Deviations that are known stand in [`KNOWN_DEVIATIONS`]; those cases
-//! have to fail, so that the list shrinks when one is fixed.
+//! Names and values with bytes that no name or value may have are malformed too. A decoder that
+//! finds them may treat them as an error of the connection, so those cases accept GOAWAY
+//! PROTOCOL_ERROR as well: `Peer::malformed_or_goaway`. [`KNOWN_DEVIATIONS`] lists the known
+//! deviations; their cases must fail, so that the list shrinks when one is fixed.
 //!
 //! `AUTOGLMD_CONFORMANCE_ADDRESS=127.0.0.1:8081` runs the cases against another server, for
-//! comparison; it has to answer GET of `/` and `/page` (more than 100 bytes) with 200. Cases that
-//! ask for more than the RFC does are left out then. `AUTOGLMD_CONFORMANCE_ONLY=text` runs the
-//! cases whose names contain the text.
+//! comparison; it must respond to GET of `/` and `/page` (more than 100 bytes) with 200. Cases that
+//! require more than the RFC are left out then. `AUTOGLMD_CONFORMANCE_ONLY=text` runs the cases
+//! whose names contain the text.
 
 #[path = "../common/mod.rs"]
 mod common;

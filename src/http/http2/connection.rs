@@ -6,25 +6,24 @@
 //!   bytes <── output_mut ── output <── respond, send, finish, reset <── the caller
 //! ```
 //!
-//! Owns the streams, the windows of both sides and the table of the peer's fields. What a frame
-//! asks for by itself (acknowledgements, credit, resets) is in the output when `handle_frame`
-//! returns; the event says what is left for the caller to do. The caller names streams by their
-//! numbers, and a number whose stream is gone is ignored: the peer may reset it at any time.
+//! Owns the streams, the windows of both sides and the table of the peer's fields. Frames that are
+//! due as a mere consequence of a frame (acknowledgements, credit, resets) are in the output when
+//! `handle_frame` returns; the event names the work that is left for the caller. The caller names
+//! streams by their numbers. A number whose stream is gone is ignored, because the peer may reset a
+//! stream at any time.
 //!
-//! Frames that carry no message are handled in [`control`], and responses are written in
-//! [`sending`].
+//! [`control`] handles frames that carry no message, and [`sending`] writes responses.
 //!
 //! Errors of the connection end it: GOAWAY is the last frame of the output, and every later frame
-//! is ignored. Errors of a stream reset it. The [`Tally`] counts what is legal and odd; its budget
-//! is the caller's.
-//!
+//! is ignored. Errors of a stream reset it. The [`Tally`] counts frames that are legal but odd; the
+//! caller has the budget for them.
 //! Invariants:
 //!  1. Memory is bounded: streams by `STREAMS_MAX`, an unfinished field block by
 //!     `FIELD_BLOCK_BYTES_MAX`, the table by `HEADER_TABLE_BYTES`, streams that were reset by
 //!     `REMEMBERED_RESETS_MAX`. The caller bounds the bytes that wait.
 //!  2. A stream that can send is in the queue, and no stream is in it twice.
 //!  3. Nothing is written after the last GOAWAY.
-//!  4. DATA is never more than both windows allow.
+//!  4. DATA never exceeds either window.
 
 mod control;
 mod sending;
@@ -41,7 +40,7 @@ use super::window::{ReceiveWindow, SendWindow, WINDOW_DEFAULT};
 use crate::limits::http as http_limits;
 use crate::limits::http2 as limits;
 
-/// What a frame leaves for the caller to do.
+/// The work that a frame leaves for the caller.
 #[derive(Debug)]
 pub enum Event<'a> {
     Nothing,
@@ -51,32 +50,32 @@ pub enum Event<'a> {
         head: Box<Head>,
         has_body: bool,
     },
-    /// A part of a body, perhaps an empty one.
+    /// A part of a body. It may be empty.
     Data {
         stream: u32,
         bytes: &'a [u8],
         is_end: bool,
     },
-    /// The stream is gone: the peer has reset it, or was at fault.
+    /// The stream is gone: the peer has reset it, or has made an error.
     Reset {
         stream: u32,
     },
 }
 
-/// What was odd in a batch of frames, and how often.
+/// Counts the odd frames of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Streams that cost an admission and came to nothing: reset by the peer, or by us for its
-    /// errors, or malformed, or more than there may be.
+    /// Streams that cost an admission and brought nothing: reset by the peer, reset by us for an
+    /// error of the peer, malformed, or above the bound on streams.
     pub resets: u32,
-    /// DATA, HEADERS or CONTINUATION that bring nothing and end nothing.
+    /// DATA, HEADERS or CONTINUATION that carry nothing and end nothing.
     pub empty_frames: u32,
-    /// SETTINGS, PING, GOAWAY, WINDOW_UPDATE, and resets of streams that were over.
+    /// SETTINGS, PING, GOAWAY, WINDOW_UPDATE, and resets of streams that had already ended.
     pub control_frames: u32,
     pub tiny_data: u32,
     /// PRIORITY and extensions.
     pub ignored_frames: u32,
-    /// Changes of the compression table that no request has use for.
+    /// Changes of the compression table that no request needs.
     pub header_churn: u32,
 }
 
@@ -85,12 +84,12 @@ pub struct Tally {
 pub struct Connection {
     phase: Phase,
     streams: BTreeMap<u32, Stream>,
-    /// The numbers of streams that can send, each with its turn.
+    /// The numbers of streams that can send, in the order of their turns.
     sendable: VecDeque<u32>,
     /// Streams that we have reset, and whose frames may still be on their way.
     reset: VecDeque<u32>,
     highest_stream: u32,
-    /// Streams from here on were opened in the present batch.
+    /// Streams from this number on were opened in the present batch.
     batch_begins: u32,
     block: Option<Block>,
     decoder: Decoder,
@@ -98,9 +97,9 @@ pub struct Connection {
     spare: FieldList,
     send_window: SendWindow,
     receive_window: ReceiveWindow,
-    /// What the peer grants a stream at its beginning.
+    /// The window that the peer grants a new stream.
     initial_send_window: u32,
-    /// The next field block has to tell the peer that our table is empty.
+    /// The next field block must announce to the peer that our table is empty.
     owes_table_size: bool,
     tally: Tally,
     output: Vec<u8>,
@@ -113,16 +112,16 @@ enum Phase {
     /// Our SETTINGS are still to be sent.
     New,
     Open,
-    /// The peer has been told that we go, and not yet said that it knows.
+    /// The peer was sent the first GOAWAY, and has not yet acknowledged the PING behind it.
     Leaving,
-    /// It knows: no stream above this one is taken.
+    /// The peer has acknowledged it: no stream above this one is accepted.
     Left {
         last: u32,
     },
     Closed,
 }
 
-/// A field block that goes on in CONTINUATION.
+/// A field block that continues in CONTINUATION.
 #[derive(Debug)]
 struct Block {
     stream: u32,
@@ -162,12 +161,12 @@ impl Connection {
 
     // ---- getters ----
 
-    /// Nothing is read or written any more, but for what is in the output.
+    /// Returns whether nothing is read or written any more, except the rest of the output.
     pub fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }
 
-    /// Whether the peer has to go on with a head that it has begun.
+    /// Returns whether the peer must continue a head that it has begun.
     pub fn is_within_block(&self) -> bool {
         self.block.is_some()
     }
@@ -176,7 +175,7 @@ impl Connection {
         self.streams.contains_key(&stream)
     }
 
-    /// Whether our side of this stream has ended and the peer's has not.
+    /// Returns whether our side of this stream has ended and the peer's has not.
     pub fn awaits_end(&self, stream: u32) -> bool {
         let stream = self.streams.get(&stream);
         stream.is_some_and(|it| it.local == Local::Ended)
@@ -192,7 +191,7 @@ impl Connection {
 
     // ---- handle ----
 
-    /// Frames that came together follow. Forgets the tally of those before.
+    /// Begins a batch: the frames that came together. Forgets the tally of the batch before.
     pub fn begin_batch(&mut self) {
         self.greet();
         self.tally = Tally::default();
@@ -203,7 +202,7 @@ impl Connection {
         self.tally
     }
 
-    /// Takes in a frame of the peer's.
+    /// Handles a frame of the peer.
     pub fn handle_frame<'a>(&mut self, frame: &Frame<'a>) -> Event<'a> {
         if self.is_closed() {
             return Event::Nothing;
@@ -216,7 +215,7 @@ impl Connection {
         event
     }
 
-    /// An error is one of the connection.
+    /// An error that it returns is one of the connection.
     fn dispatch<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Reason> {
         if self.block.is_some() && frame.kind != Kind::Continuation {
             return Err(Reason::PROTOCOL_ERROR);
@@ -230,7 +229,7 @@ impl Connection {
             Kind::Settings => self.handle_settings(frame)?,
             Kind::Ping => self.handle_ping(frame)?,
             Kind::GoAway if frame.stream == 0 => self.tally.control_frames += 1,
-            // RFC 9113, section 6.3: on stream 0 it is an error still.
+            // RFC 9113, section 6.3: on stream 0 it is still an error.
             Kind::Priority if frame.stream != 0 => self.tally.ignored_frames += 1,
             Kind::Unknown => self.tally.ignored_frames += 1,
             Kind::GoAway | Kind::Priority | Kind::PushPromise => {
@@ -316,8 +315,8 @@ impl Connection {
         Ok(Event::Nothing)
     }
 
-    /// A whole field block: a head, or trailers. It is decoded whatever becomes of it, for the
-    /// table's sake.
+    /// Handles a complete field block: a head, or trailers. Decodes it in any case, to keep the
+    /// table right.
     fn handle_block<'a>(
         &mut self,
         id: u32,
@@ -353,7 +352,7 @@ impl Connection {
         })
     }
 
-    /// The head of a new stream.
+    /// Handles the head of a new stream.
     fn handle_head<'a>(&mut self, id: u32, ends_stream: bool, list: FieldList) -> Event<'a> {
         self.highest_stream = id;
         if let Phase::Left { .. } = self.phase {
@@ -385,9 +384,10 @@ impl Connection {
 
     // ---- commands ----
 
-    /// Tells the peer that no stream will be taken which is not on its way already. GOAWAY goes out
-    /// twice (RFC 9113, section 6.8): at once with the highest number there is, and with the last
-    /// stream's own when the peer has answered the PING behind it.
+    /// Announces to the peer that no new stream will be accepted, except those that are already on
+    /// their way. GOAWAY is sent twice (RFC 9113, section 6.8): at once with the highest possible
+    /// number, and with the last stream's own number when the peer has acknowledged the PING behind
+    /// it.
     pub fn begin_shutdown(&mut self) {
         self.greet();
         if self.phase == Phase::Open {
@@ -397,7 +397,7 @@ impl Connection {
         }
     }
 
-    /// Ends all streams and the connection, with GOAWAY for the last frame.
+    /// Ends all streams and the connection, with GOAWAY as the last frame.
     pub fn close(&mut self, reason: Reason) {
         if self.is_closed() {
             return;
@@ -414,14 +414,14 @@ impl Connection {
         self.block = None;
     }
 
-    /// Sends something that a peer which is there answers.
+    /// Sends a PING, which any living peer acknowledges.
     pub fn probe(&mut self) {
         if !self.is_closed() {
             frame::put_ping(&mut self.output, 0, PROBE);
         }
     }
 
-    /// The peer knows that we leave, and no stream is left.
+    /// Returns whether the peer knows that we leave, and no stream is left.
     pub fn has_left(&self) -> bool {
         matches!(self.phase, Phase::Left { .. }) && self.streams.is_empty()
     }
@@ -439,7 +439,7 @@ impl Connection {
         self.reset.push_back(id);
     }
 
-    /// Opens the window of this stream's body no further. `true`: the body has not ended.
+    /// Stops granting window for this stream's body. `true`: the body has not ended.
     pub fn ignore_body(&mut self, id: u32) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
@@ -450,21 +450,21 @@ impl Connection {
         stream.remote == Remote::Unwanted
     }
 
-    /// Gives the buffers of a head back, for the next one.
+    /// Takes back the buffers of a head, for the next one.
     pub fn recycle(&mut self, head: Head) {
         self.spare = head.into_list();
     }
 
     // ---- poll ----
 
-    /// What is to be sent: the caller takes the bytes and gives the buffer back.
+    /// Returns the bytes to be sent: the caller takes them and returns the buffer.
     pub fn output_mut(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
 
     // ---- helpers ----
 
-    /// Our side of the preface, before everything else (RFC 9113, section 3.4).
+    /// Writes our side of the preface, before everything else (RFC 9113, section 3.4).
     fn greet(&mut self) {
         if self.phase != Phase::New {
             return;
@@ -481,9 +481,8 @@ impl Connection {
         frame::put_window_update(&mut self.output, 0, window - WINDOW_DEFAULT);
     }
 
-    /// RFC 9113, section 5.1: on a stream that was never opened, no other frame than HEADERS and
-    /// PRIORITY may come.
-    /// We open none, so every even one is such.
+    /// RFC 9113, section 5.1: on a stream that was never opened, only HEADERS and PRIORITY may
+    /// come. We open none, so every even one is such a stream.
     fn check_not_idle(&self, id: u32) -> Result<(), Reason> {
         match id.is_multiple_of(2) || id > self.highest_stream {
             true => Err(Reason::PROTOCOL_ERROR),
@@ -491,7 +490,8 @@ impl Connection {
         }
     }
 
-    /// A frame of a stream that is gone: it may have been on its way when we ended the stream.
+    /// Ignores a frame of a stream that is gone if it may have been on its way when we ended the
+    /// stream.
     fn ignore_late(&self, id: u32) -> Result<(), Reason> {
         let is_beyond = matches!(self.phase, Phase::Left { last } if id > last);
         match is_beyond || self.reset.contains(&id) {
@@ -500,7 +500,7 @@ impl Connection {
         }
     }
 
-    /// Resets a stream for an error of the peer's.
+    /// Resets a stream for an error of the peer.
     fn fail_stream<'a>(&mut self, id: u32, reason: Reason) -> Event<'a> {
         self.tally.resets += 1;
         self.reset(id, reason);
@@ -522,7 +522,7 @@ impl Connection {
         removed.is_some()
     }
 
-    /// A stream that can send takes its place in the queue.
+    /// Puts the stream into the queue if it can send.
     fn enqueue(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.is_sendable()

@@ -1,14 +1,15 @@
-//! Frames (RFC 9113, sections 4 and 6): what each one is, where it begins and ends, and how one is
-//! written.
+//! Frames (RFC 9113, sections 4 and 6): their types and lengths, how they are cut from bytes, and
+//! how they are written.
 //!
-//! [`FrameReader`] cuts the peer's bytes into frames. A frame that lies whole in one read is
-//! borrowed from it; only one that a read cuts in two is copied. The reader refuses what a frame's
-//! nine-byte header alone shows to be wrong, before it waits for the payload: a first frame that is
-//! not SETTINGS, a frame that is too long, and a length that the frame's type cannot have.
+//! [`FrameReader`] cuts the peer's bytes into frames. A frame that lies completely in one read is
+//! borrowed from it; only a frame that is spread over several reads is copied. The reader refuses
+//! every frame whose nine-byte header alone shows an error, before it waits for the payload: a
+//! first frame that is not SETTINGS, a frame that is too long, and a length that the frame's type
+//! cannot have.
 //!
 //! The functions at the end append frames to a buffer. They know lengths and flags, not streams.
 //!
-//! Must never look at a payload further than its padding.
+//! Must never read more of a payload than its padding.
 //!
 //! Invariants:
 //!  1. The same bytes yield the same frames, wherever the reads cut them.
@@ -43,8 +44,8 @@ pub mod setting {
     pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 }
 
-/// Why a stream or a connection ends (RFC 9113, section 7). Peers may send codes that are not
-/// listed here.
+/// The reason why a stream or a connection ends (RFC 9113, section 7). Peers may send codes that
+/// are not listed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason(pub u32);
 
@@ -65,7 +66,7 @@ impl Reason {
 pub enum Kind {
     Data,
     Headers,
-    /// Deprecated by RFC 9113: its length is checked, its content is not read.
+    /// Deprecated by RFC 9113: its length is checked, its content ignored.
     Priority,
     ResetStream,
     Settings,
@@ -110,7 +111,7 @@ impl Kind {
     }
 }
 
-/// One whole frame.
+/// One complete frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     pub kind: Kind,
@@ -124,7 +125,8 @@ impl<'a> Frame<'a> {
         self.flags & flag != 0
     }
 
-    /// The payload of DATA without its padding; `None` if the padding is as long as the payload.
+    /// Returns the payload of DATA without its padding; `None` if the padding is as long as the
+    /// payload.
     pub fn data(&self) -> Option<&'a [u8]> {
         if !self.has(flag::PADDED) {
             return Some(self.payload);
@@ -133,7 +135,7 @@ impl<'a> Frame<'a> {
         rest.get(..rest.len().checked_sub(padding.into())?)
     }
 
-    /// The part of a field block that HEADERS carries, without padding and priority.
+    /// Returns the part of a field block that HEADERS carries, without padding and priority.
     pub fn fragment(&self) -> Option<&'a [u8]> {
         let content = self.data()?;
         match self.has(flag::PRIORITY) {
@@ -142,13 +144,13 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// The four bytes at the payload's start, without the reserved bit.
+    /// Returns the number in the payload's first four bytes, without the reserved bit.
     pub fn number(&self) -> u32 {
         let bytes = self.payload.first_chunk::<4>();
         bytes.map_or(0, |&bytes| u32::from_be_bytes(bytes) & STREAM_MAX)
     }
 
-    /// The pairs of SETTINGS.
+    /// Returns the pairs of SETTINGS.
     pub fn settings(&self) -> impl Iterator<Item = (u16, u32)> + use<'a> {
         let (pairs, _) = self.payload.as_chunks::<6>();
         pairs
@@ -164,7 +166,7 @@ pub struct FrameReader {
     has_begun: bool,
     /// The beginning of a frame; or all of it, once it has been returned.
     partial: Vec<u8>,
-    /// `partial` was returned as a frame.
+    /// Whether `partial` was returned as a frame.
     is_taken: bool,
 }
 
@@ -180,14 +182,14 @@ impl Default for FrameReader {
 }
 
 impl FrameReader {
-    /// Whether the peer is in the middle of a frame or of the preface.
+    /// Returns whether the peer is in the middle of a frame or of the preface.
     pub fn is_within(&self) -> bool {
         let is_within_preface = self.preface_left > 0 && self.preface_left < PREFACE.len();
         is_within_preface || (!self.partial.is_empty() && !self.is_taken)
     }
 
-    /// Takes the next frame from `input`, which begins where the last call stopped. Returns how
-    /// many bytes were used; without a frame it has used all of them.
+    /// Takes the next frame from `input`, which begins where the last call stopped. Returns the
+    /// number of bytes used; if there is no frame, all of them were.
     pub fn next<'a>(&'a mut self, input: &'a [u8]) -> Result<(usize, Option<Frame<'a>>), Reason> {
         if self.is_taken {
             self.partial.clear();
@@ -221,8 +223,8 @@ impl FrameReader {
         Ok((preface + used, Some(Frame { payload, ..frame })))
     }
 
-    /// Copies what is missing of the present frame. Returns how much of `rest` that was, and
-    /// whether the frame is whole.
+    /// Copies the missing part of the present frame. Returns the number of bytes that it took from
+    /// `rest`, and whether the frame is complete.
     fn collect(&mut self, rest: &[u8]) -> Result<(usize, bool), Reason> {
         let wanted = HEADER_BYTES.saturating_sub(self.partial.len());
         let (start, rest) = rest.split_at(wanted.min(rest.len()));
@@ -250,7 +252,8 @@ impl FrameReader {
         Ok(count)
     }
 
-    /// A header that has just become whole: its payload's length, and the frame without it.
+    /// Reads a header that has just become complete. Returns its payload's length, and the frame
+    /// without its payload.
     fn read_header(
         &mut self,
         header: &[u8; HEADER_BYTES],
@@ -302,7 +305,7 @@ pub fn put_data(out: &mut Vec<u8>, stream: u32, payload: &[u8], flags: u8) {
     out.extend_from_slice(payload);
 }
 
-/// A field block, which `write` appends; in several frames if it is longer than one.
+/// Writes a field block, which `write` appends; in several frames if it is longer than one.
 pub fn put_headers(out: &mut Vec<u8>, stream: u32, flags: u8, write: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     let whole = flags | flag::END_HEADERS;
@@ -367,7 +370,7 @@ mod tests {
     use super::super::testing::frame;
     use super::*;
 
-    /// A reader behind the preface and the first SETTINGS.
+    /// Returns a reader that has read the preface and the first SETTINGS.
     fn begun() -> FrameReader {
         FrameReader {
             preface_left: 0,
@@ -378,7 +381,7 @@ mod tests {
 
     type Owned = (Kind, u8, u32, Vec<u8>);
 
-    /// All frames of the pieces, and the error that ended them.
+    /// Returns all frames of the pieces, and the error that ended them.
     fn read<'a>(
         reader: &mut FrameReader,
         pieces: impl IntoIterator<Item = &'a [u8]>,

@@ -1,9 +1,9 @@
-//! A request's head: what RFC 9113, section 8, asks of a list of fields, and the form that all
+//! A request's head: the rules of RFC 9113, section 8, for a list of fields, and the form that all
 //! protocols share.
 //!
-//! [`Head::read`] refuses what is malformed, which is an error of the stream. [`check`] refuses,
-//! with a response, what is well formed and cannot be served: it is larger than the configuration
-//! allows, names no host, or is CONNECT. [`are_trailers`] checks the fields behind a body.
+//! [`Head::read`] refuses malformed heads, which are errors of the stream. [`check`] refuses, with
+//! a response, well-formed heads that cannot be served: they are larger than the configuration
+//! allows, name no host, or are CONNECT. [`are_trailers`] checks the fields behind a body.
 
 use crate::error::ErrorCode;
 use crate::http::http1::target::{CONNECT_IS_FOR_PROXIES, is_host};
@@ -16,34 +16,35 @@ use super::hpack::FieldList;
 #[derive(Debug, Default)]
 pub struct Head {
     list: FieldList,
-    /// Where the pseudo-fields stand in the list.
+    /// The places of the pseudo-fields in the list.
     method: Option<usize>,
     scheme: Option<usize>,
     authority: Option<usize>,
     path: Option<usize>,
-    /// How many pseudo-fields there are: they come first.
+    /// The number of pseudo-fields, which come first.
     pseudo_fields: usize,
     content_length: Option<u64>,
 }
 
-/// What is read of a head besides the request itself.
+/// Facts of a head that are not in the request itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// The body's length, where the peer has named it.
+    /// The body's length, if the peer has announced it.
     pub length: Option<u64>,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
 }
 
 impl Head {
-    /// The head that these fields are; `None` if they are malformed. Fields that are missing
-    /// because the list was too long are not missed here: [`check`] refuses the request for them.
+    /// Returns the head that consists of these fields; `None` if they are malformed. Does not
+    /// complain about fields that are missing because the list was too long: [`check`] refuses that
+    /// request.
     pub fn read(list: FieldList) -> Option<Head> {
         let mut head = Head::default();
         let mut host = None;
         for (at, (name, value)) in list.iter().enumerate() {
             if name.first() == Some(&b':') {
-                // Behind another field, or a second time, it is malformed (section 8.3).
+                // After another field, or a second time, it is malformed (section 8.3).
                 let place = head.pseudo_field(name)?;
                 if place.replace(at).is_some() || head.pseudo_fields != at {
                     return None;
@@ -74,7 +75,7 @@ impl Head {
         }
     }
 
-    /// RFC 9110, section 8.6: digits, and the same ones if it stands there twice.
+    /// RFC 9110, section 8.6: digits, and the same number if the field occurs twice.
     fn add_content_length(&mut self, value: &[u8]) -> Option<()> {
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
             return None;
@@ -84,7 +85,7 @@ impl Head {
         before.is_none_or(|before| before == length).then_some(())
     }
 
-    /// The bytes that the body has to have, where the peer has named them.
+    /// Returns the bytes that the body must have, if the peer has announced them.
     pub fn content_length(&self) -> Option<u64> {
         self.content_length
     }
@@ -98,7 +99,7 @@ impl Head {
         text(value.unwrap_or_default())
     }
 
-    /// The fields, without pseudo-fields.
+    /// Returns the fields without pseudo-fields.
     fn regular(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.list.iter().skip(self.pseudo_fields)
     }
@@ -107,7 +108,7 @@ impl Head {
         self.authority.map(|at| self.pseudo_value(Some(at)))
     }
 
-    /// The field lines in the form that requests have.
+    /// Returns the field lines in the form that requests use.
     pub fn fields(&self) -> Vec<httparse::Header<'_>> {
         let mut fields = Vec::with_capacity(self.list.len() + 1);
         // RFC 9113, section 8.3.1: `:authority` stands for Host.
@@ -126,7 +127,7 @@ impl Head {
         fields
     }
 
-    /// The request that the head and its [`fields`](Head::fields) are.
+    /// Returns the request of this head and its [`fields`](Head::fields).
     pub fn request<'a>(&'a self, fields: &'a [httparse::Header<'a>]) -> Request<'a> {
         let target = self.pseudo_value(self.path);
         let (path, query) = match target.split_once('?') {
@@ -143,13 +144,13 @@ impl Head {
         }
     }
 
-    /// The buffers, for the next head.
+    /// Returns the buffers, for the next head.
     pub fn into_list(self) -> FieldList {
         self.list
     }
 }
 
-/// Names are tokens, and what [`is_request`] lets pass of the pseudo-fields is ASCII.
+/// Names are tokens, and [`is_request`] accepts only pseudo-fields of ASCII.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
@@ -180,15 +181,15 @@ fn is_scheme(scheme: &[u8]) -> bool {
     scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_further)
 }
 
-/// A path with a query, by the rules of HTTP/1's target; or `*`, of the server itself.
+/// Accepts a path with a query, by the rules of HTTP/1's target; or `*`, for the server itself.
 fn is_path(method: &[u8], path: &[u8]) -> bool {
     let is_of_server = method == b"OPTIONS" && path == b"*";
     let is_good = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
     is_of_server || (path.first() == Some(&b'/') && path.iter().all(is_good))
 }
 
-/// At most one host is named, perhaps in both places; by the rules of HTTP/1's Host, which knows no
-/// user. [`check`] answers a request that names none.
+/// Accepts at most one host, perhaps named in both places, by the rules of HTTP/1's Host, which
+/// allows no user. [`check`] refuses a request that names none.
 fn is_one_host(authority: Option<&[u8]>, host: Option<&[u8]>) -> bool {
     match (authority, host) {
         (Some(authority), Some(host)) => is_host(authority) && authority.eq_ignore_ascii_case(host),
@@ -197,7 +198,7 @@ fn is_one_host(authority: Option<&[u8]>, host: Option<&[u8]>) -> bool {
     }
 }
 
-/// Whether the fields behind a body are well formed: none of them is a pseudo-field.
+/// Returns whether the fields behind a body are well formed: none of them is a pseudo-field.
 pub fn are_trailers(list: &FieldList) -> bool {
     list.iter().all(|(name, value)| is_field(name, value))
 }
@@ -224,8 +225,9 @@ fn is_connection_specific(name: &[u8], value: &[u8]) -> bool {
     }
 }
 
-/// Refuses, with a response, what is larger than the configuration allows, what names no host (a
-/// health check of a balancer may not, and learns more from a 400 than from a reset), and CONNECT.
+/// Refuses, with a response, a head that is larger than the configuration allows or names no host
+/// (a balancer's health check may name none, and learns more from a 400 than from a reset), and
+/// CONNECT.
 pub fn check(head: &Head, bounds: &Bounds) -> Result<Announced, Malformed> {
     if head.list.is_oversized() {
         return Err(FIELDS_TOO_LONG);
@@ -336,7 +338,7 @@ mod tests {
         assert_eq!(code("/abcd", &[]), Err(ErrorCode::UriTooLong));
         let two = [("a", "1"), ("b", "2")];
         assert_eq!(code("/", &two), Err(ErrorCode::HeadersTooLarge));
-        // A cookie in crumbs is one field, and no other field is.
+        // The crumbs of a cookie count as one field; other fields of the same name do not.
         let crumbs = [("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")];
         assert!(code("/", &crumbs).is_ok());
         let beside = [crumbs[0], crumbs[1], ("a", "1")];

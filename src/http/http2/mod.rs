@@ -7,11 +7,12 @@
 //!                           Stream  Decoder, encode (hpack)
 //! ```
 //!
-//! In reading order: [`frame`] (what the peer's bytes are), [`window`] (flow control), [`hpack`]
-//! (how fields are written), [`head`] (a request as the service sees it), [`stream`] and
-//! [`connection`] (the protocol's state, and what each frame does to it).
+//! In reading order: [`frame`] (cuts the peer's bytes into frames, and writes ours), [`window`]
+//! (flow control), [`hpack`] (the coding of fields), [`head`] (a request in the form that the
+//! service knows), [`stream`] and [`connection`] (the protocol's state, and the effect of each
+//! frame on it).
 //!
-//! `docs/architecture.md` tells why this is the project's own code and not the `h2` crate.
+//! `docs/architecture.md` explains why this is the project's own code and not the `h2` crate.
 
 pub mod connection;
 pub mod frame;

@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //!  1. `send_window` may be negative (section 6.9.2); nothing is sent while it is not positive.
-//!  2. Bytes wait only in `Body` and `Ending`; in `Ending` some always do.
+//!  2. Bytes wait only in `Body` and `Ending`; in `Ending` there are always some.
 
 use bytes::{Buf, BytesMut};
 
@@ -25,13 +25,13 @@ pub struct Stream {
     pub local: Local,
     pub send_window: SendWindow,
     pub receive_window: ReceiveWindow,
-    /// What the peer has announced of its body and not sent.
+    /// The bytes of the body that the peer has announced and not yet sent.
     pub content_left: Option<u64>,
     /// The response to HEAD has no body (RFC 9110, section 9.3.2).
     pub head_only: bool,
-    /// The stream stands in the connection's queue.
+    /// The stream is in the connection's queue.
     pub is_queued: bool,
-    /// Bytes that the peer has granted no window for, or the socket no room.
+    /// Bytes that wait because the peer has granted no window, or the socket has no room.
     pub waiting: BytesMut,
     /// Bytes that were sent since [`Stream::take_progress`].
     pub sent: usize,
@@ -41,7 +41,7 @@ pub struct Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remote {
     Open,
-    /// Its body is no longer of interest: its window is not opened.
+    /// The body is no longer wanted: no more window is granted for it.
     Unwanted,
     Ended,
 }
@@ -52,7 +52,7 @@ pub enum Local {
     /// No response yet, but perhaps an interim one.
     Head,
     Body,
-    /// The body is complete; behind it trailers may follow, as a field block.
+    /// The body is complete; trailers may follow it, as a field block.
     Ending(Option<Vec<u8>>),
     Ended,
 }
@@ -76,17 +76,17 @@ impl Stream {
         self.remote == Remote::Ended && self.local == Local::Ended
     }
 
-    /// Whether DATA could be sent now, if the connection's window and the socket have room.
+    /// Returns whether DATA could be sent now, if the connection's window and the socket have room.
     pub fn is_sendable(&self) -> bool {
         !self.waiting.is_empty() && self.send_window.is_open()
     }
 
-    /// Bytes sent since the last call, and those that wait.
+    /// Returns the bytes sent since the last call, and those that wait.
     pub fn take_progress(&mut self) -> (usize, usize) {
         (std::mem::take(&mut self.sent), self.waiting.len())
     }
 
-    /// Takes `count` bytes off those that wait.
+    /// Removes `count` bytes from those that wait.
     pub fn advance(&mut self, count: usize) {
         self.waiting.advance(count);
         if self.waiting.is_empty() {
@@ -94,7 +94,7 @@ impl Stream {
         }
     }
 
-    /// Content of DATA has come; it must not be more than was announced (RFC 9113, section 8.1.1).
+    /// Counts content of DATA. It must not exceed the announced length (RFC 9113, section 8.1.1).
     pub fn handle_content(&mut self, bytes: usize) -> Result<(), Reason> {
         if let Some(left) = &mut self.content_left {
             *left = left
@@ -104,7 +104,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The peer's side ends; nothing that was announced may be missing.
+    /// Ends the peer's side. No announced byte may be missing.
     pub fn handle_end(&mut self) -> Result<(), Reason> {
         self.remote = Remote::Ended;
         match self.content_left {

@@ -1,4 +1,5 @@
-//! Flow control (RFC 9113, section 5.2): what we may send, and what the peer may.
+//! Flow control (RFC 9113, section 5.2): the bytes that we may send, and those that the peer may
+//! send.
 
 use super::frame::{Reason, STREAM_MAX};
 
@@ -8,7 +9,7 @@ const WINDOW_MAX: i64 = STREAM_MAX as i64;
 /// RFC 9113, section 6.9.2: before any SETTINGS.
 pub const WINDOW_DEFAULT: u32 = 65_535;
 
-/// What the peer has granted us. SETTINGS may make it negative.
+/// The window that the peer has granted us. SETTINGS may make it negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendWindow(i64);
 
@@ -17,7 +18,7 @@ impl SendWindow {
         SendWindow(bytes as i64)
     }
 
-    /// How much may be sent.
+    /// Returns the bytes that may be sent.
     pub fn bytes(self) -> usize {
         self.0.max(0) as usize
     }
@@ -31,7 +32,7 @@ impl SendWindow {
         self.0 -= bytes as i64;
     }
 
-    /// Grows by what the peer grants, or changes with its SETTINGS.
+    /// Grows by a grant of the peer, or changes with its SETTINGS.
     pub fn grow(&mut self, bytes: i64) -> Result<(), Reason> {
         self.0 += bytes;
         match self.0 <= WINDOW_MAX {
@@ -41,12 +42,12 @@ impl SendWindow {
     }
 }
 
-/// What we have granted the peer. Bytes are credited once they are read, which is at once, and the
-/// peer is told when half of the window is used up.
+/// The window that we have granted the peer. Bytes are credited once they are read, which is at
+/// once, and a WINDOW_UPDATE is due when half of the window is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiveWindow {
     size: u32,
-    /// What the peer may send still.
+    /// The bytes that the peer may still send.
     left: u32,
 }
 
@@ -55,14 +56,14 @@ impl ReceiveWindow {
         ReceiveWindow { size, left: size }
     }
 
-    /// A frame with this payload has come, padding included.
+    /// Counts a frame with this payload, padding included.
     pub fn take(&mut self, bytes: usize) -> Result<(), Reason> {
         let left = (self.left as usize).checked_sub(bytes);
         self.left = left.ok_or(Reason::FLOW_CONTROL_ERROR)? as u32;
         Ok(())
     }
 
-    /// The increment of the WINDOW_UPDATE that is due, if one is.
+    /// Returns the increment of the WINDOW_UPDATE that is due, if one is.
     pub fn credit(&mut self) -> Option<u32> {
         if self.left > self.size / 2 {
             return None;
@@ -77,7 +78,7 @@ impl ReceiveWindow {
 mod tests {
     use super::*;
 
-    /// Mutations: `grow` without its bound; a window that is clamped at nothing.
+    /// Mutations: `grow` without its bound; a window that is clamped at zero.
     #[test]
     fn what_may_be_sent_can_be_less_than_nothing() {
         let mut window = SendWindow::new(20);

@@ -1,4 +1,5 @@
-//! HTTP/2 as a connection sees it: bytes, events and deadlines go in, `poll` sends their results.
+//! HTTP/2 from the connection's side: bytes, events and deadlines go in, `poll` sends their
+//! results.
 
 use super::stream::{Stage, Stream};
 use super::{Credit, Http2, InputState, State, writer};
@@ -16,8 +17,8 @@ use crate::reactor::machine::{Input, Machine, Used, Waiting};
 use crate::service::Flow;
 
 impl<H: Handler> Machine<H> for Http2<H> {
-    /// Everything that has a time of its own is one deadline here, the earliest, because the
-    /// connection has one of each kind.
+    /// All deadlines become one here, the earliest, because the connection has only one of each
+    /// kind.
     fn waiting(&self) -> Waiting {
         let leaving = match self.state {
             State::Leaving { until } => Some(until),
@@ -28,7 +29,7 @@ impl<H: Handler> Machine<H> for Http2<H> {
         let head = (self.head_until != Moment::NEVER).then_some(self.head_until);
         match [streams, leaving, head].into_iter().flatten().min() {
             Some(until) => Waiting::Response { until },
-            // The end of a response is still to be sent, by the next `poll`.
+            // The next `poll` still has to send the end of a response.
             None if self.connection.has_output() => Waiting::Response {
                 until: Moment::NEVER,
             },
@@ -55,7 +56,7 @@ impl<H: Handler> Machine<H> for Http2<H> {
             )
     }
 
-    /// Takes in all of `input`.
+    /// Uses up all of `input`.
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
         self.prepare(lent);
         self.handle_bytes(input.bytes, lent);
@@ -106,8 +107,8 @@ impl<H: Handler> Machine<H> for Http2<H> {
             self.credit = Credit::Held;
         }
         if self.connection.waiting_bytes(request) == 0 {
-            // All of it fitted into the window. A peer that grants it byte by byte is forgiven
-            // nothing.
+            // All of it fitted into the window. A peer that grants the window byte by byte is
+            // forgiven nothing.
             self.glitches.forgive(http2_limits::POINTS_PER_EVENT);
         }
         if flow == Flow::Finished {
@@ -122,12 +123,12 @@ impl<H: Handler> Machine<H> for Http2<H> {
     ) -> Option<CloseReason> {
         self.prepare(lent);
         match kind {
-            // The peer is told before the connection ends.
+            // The peer gets a GOAWAY before the connection ends.
             DeadlineKind::Idle => {
                 self.shut_down(Reason::NO_ERROR, CancelReason::Disconnect, lent.turn);
             }
             DeadlineKind::Request => self.handle_earliest_deadline(lent),
-            // A head and a body have their deadlines in `waiting`; the others are the connection's.
+            // `waiting` has the deadlines of heads and bodies; the others belong to the connection.
             DeadlineKind::Header
             | DeadlineKind::Body
             | DeadlineKind::WriteStall
@@ -136,7 +137,7 @@ impl<H: Handler> Machine<H> for Http2<H> {
         None
     }
 
-    /// The same question as HTTP/1's, asked with a PING.
+    /// Asks the peer with a PING whether it is still there, as HTTP/1 does in its own way.
     fn probe(&mut self, lent: &mut Lent<'_, '_, H>) {
         if self.input == (InputState::Ended { is_probed: false }) && !self.streams.is_empty() {
             self.input = InputState::Ended { is_probed: true };
@@ -153,8 +154,8 @@ impl<H: Handler> Machine<H> for Http2<H> {
         self.return_buffer(turn);
     }
 
-    /// Never asks to be called again: what waits for window goes on with the peer's next frame,
-    /// and what waits for room with the next drained output.
+    /// Never asks to be called again: the peer's next frame resumes bytes that wait for window, and
+    /// the next drained output those that wait for room.
     fn poll(&mut self, lent: &mut Lent<'_, '_, H>) -> bool {
         self.prepare(lent);
         if lent.turn.draining && self.state == State::Open {

@@ -1,4 +1,4 @@
-//! How requests come in: a head, then its body, piece by piece.
+//! Receives requests: a head, then its body, piece by piece.
 
 use super::stream::{Receiving, Stage, Stream};
 use super::{Http2, writer};
@@ -17,7 +17,7 @@ use crate::reactor::handler::{Admission, Handler, Pending};
 use crate::service::{Flow, Intake};
 
 impl<H: Handler> Http2<H> {
-    /// What a frame has left to do.
+    /// Does the rest of the work for a frame.
     pub(super) fn handle_frame_event(&mut self, event: Event<'_>, lent: &mut Lent<'_, '_, H>) {
         match event {
             Event::Nothing => {}
@@ -37,7 +37,7 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// A request's head is there: may its body come?
+    /// Handles the head of a request: decides whether its body may come.
     fn handle_head(
         &mut self,
         id: u32,
@@ -46,7 +46,7 @@ impl<H: Handler> Http2<H> {
         lent: &mut Lent<'_, '_, H>,
     ) {
         if self.streams.len() + self.orphans.len() >= http2_limits::STREAMS_MAX as usize {
-            // RFC 9113, section 8.7: nothing of it was processed, and it can be sent again.
+            // RFC 9113, section 8.7: nothing of it was processed, so it can be sent again.
             return self.connection.reset(id, Reason::REFUSED_STREAM);
         }
         let admitted = match admit(&head, lent) {
@@ -89,7 +89,7 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// A piece of a body.
+    /// Handles a piece of a body.
     fn handle_data(&mut self, id: u32, piece: &[u8], is_end: bool, lent: &mut Lent<'_, '_, H>) {
         let elsewhere = self.body_bytes();
         let Some(stream) = self.streams.get_mut(&id) else {
@@ -123,8 +123,8 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// The request is whole; `last` is the rest of its body. The usual body is one frame, and is
-    /// not copied.
+    /// Handles a complete request; `last` is the rest of its body. The usual body is one frame, and
+    /// is not copied.
     fn handle_whole(
         &mut self,
         id: u32,
@@ -175,7 +175,7 @@ impl<H: Handler> Http2<H> {
         }
     }
 
-    /// Sends a refusal, and lets the rest of the body come for a while.
+    /// Sends a refusal. Reads the rest of the body for a while.
     pub(super) fn refuse(&mut self, id: u32, refusal: H::Refusal, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         let (handler, mut sink) = writer(&mut self.connection, id, lent);
@@ -183,7 +183,8 @@ impl<H: Handler> Http2<H> {
         self.finish(id, lent.turn);
     }
 
-    /// The response is complete. If the request is not, the rest of it is let come for a while.
+    /// Handles the end of a response. If the request is incomplete, reads the rest of it for a
+    /// while.
     pub(super) fn finish(&mut self, id: u32, turn: &Turn<'_, H>) {
         let lingers_until = match self.connection.ignore_body(id) {
             true => turn.now + limits::LINGER_TIMEOUT,
@@ -195,7 +196,7 @@ impl<H: Handler> Http2<H> {
         self.settle(id);
     }
 
-    /// Bytes of bodies that are on their way in, and not whole.
+    /// Returns the bytes of all incomplete bodies.
     fn body_bytes(&self) -> usize {
         let streams = self.streams.values();
         let bytes = streams.map(|stream| match &stream.stage {
@@ -206,7 +207,7 @@ impl<H: Handler> Http2<H> {
     }
 }
 
-/// Admits a request by its head. The flag says whether `100 Continue` is waited for.
+/// Admits a request by its head. The flag is true if the client waits for `100 Continue`.
 fn admit<H: Handler>(
     head: &Head,
     lent: &mut Lent<'_, '_, H>,
@@ -227,8 +228,8 @@ fn admit<H: Handler>(
 }
 
 impl<H: Handler> Receiving<H> {
-    /// Checks whether `bytes` more may come, while `elsewhere` bytes wait in all bodies of the
-    /// connection.
+    /// Checks whether `bytes` more may come, while all bodies of the connection hold `elsewhere`
+    /// bytes.
     fn check(&self, bytes: usize, elsewhere: usize) -> Result<(), Malformed> {
         let limit = self.admitted.body_limit();
         if self.body.len() + bytes > limit {

@@ -1,11 +1,11 @@
-//! The application's way to one stream.
+//! The application's sink for one stream.
 
 use crate::http::http2::connection::Connection;
 use crate::http::{Fields, ResponseHead, ResponseSink};
 use crate::limits::core as core_limits;
 
-/// One stream's response, in HTTP/2's framing. A stream that is gone takes everything in silence:
-/// its event has come, or comes with the next frames.
+/// One stream's response, in HTTP/2's framing. A stream that is gone ignores everything: its event
+/// has come, or comes with the next frames.
 pub struct Sink<'a> {
     pub connection: &'a mut Connection,
     pub stream: u32,

@@ -7,7 +7,7 @@
 //!       └── refused, or complete at once ───────────────────────^
 //! ```
 //!
-//! A request that is taken in pieces is in `Answering` from its head on.
+//! A request whose body is taken in pieces is in `Answering` from its head on.
 
 use crate::core::Moment;
 use crate::http::http2::head::Head;
@@ -16,7 +16,7 @@ use crate::reactor::handler::{Handler, Pending};
 /// See the file's head.
 pub struct Stream<H: Handler> {
     pub stage: Stage<H>,
-    /// The peer has until then to grant window for what waits.
+    /// The peer must grant window for the waiting bytes by then.
     pub stalls_at: Moment,
 }
 
@@ -29,8 +29,8 @@ pub enum Stage<H: Handler> {
     },
     /// The response is complete. A part of it may wait for window, and the request's body may not
     /// have ended. The rest of a body is read and forgotten until the given moment, as HTTP/1
-    /// lingers: a client that writes takes a reset for a failure, and may not look at the response
-    /// that it has got.
+    /// lingers: a client that is still writing treats a reset as a failure, and may not look at the
+    /// response that it has got.
     Sending {
         lingers_until: Moment,
     },
@@ -41,12 +41,12 @@ pub struct Receiving<H: Handler> {
     pub admitted: H::Admitted,
     pub head: Box<Head>,
     pub body: Vec<u8>,
-    /// The body has to be whole by then.
+    /// The body must be complete by then.
     pub until: Moment,
 }
 
 impl<H: Handler> Stage<H> {
-    /// Nothing is left but to send what waits.
+    /// Only waiting bytes are left to send.
     pub const SENDING: Stage<H> = Stage::Sending {
         lingers_until: Moment::NEVER,
     };
@@ -60,12 +60,12 @@ impl<H: Handler> Stream<H> {
         }
     }
 
-    /// Takes the stage out, to put another one in its place.
+    /// Takes the stage out, so that another one can take its place.
     pub fn take_stage(&mut self) -> Stage<H> {
         std::mem::replace(&mut self.stage, Stage::SENDING)
     }
 
-    /// When it has to be looked at, if nothing happens before.
+    /// Returns the moment at which the stream must be looked at if nothing happens before.
     pub fn next_deadline(&self) -> Moment {
         let until = match &self.stage {
             Stage::Receiving(receiving) => receiving.until,

@@ -1,5 +1,5 @@
-//! The machine with an application of a few lines: paths below `/job` run a job, all others are
-//! answered at once.
+//! The machine with an application of a few lines: paths below `/job` run a job, all others get
+//! their response at once.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ const PAGE: [u8; 1_000] = [b'x'; 1_000];
 
 #[derive(Default)]
 struct App {
-    /// What became of requests that got no complete response.
+    /// The reasons for which requests got no complete response.
     abandoned: Vec<CancelReason>,
     rooms: u32,
 }
@@ -160,7 +160,7 @@ impl Pending for Job {
     }
 }
 
-/// A machine and what a connection would hold for it.
+/// A machine and the things that a connection would hold for it.
 struct Stage {
     http2: Http2<App>,
     resources: Resources<App>,
@@ -171,7 +171,7 @@ struct Stage {
 type Sent = (Kind, u8, u32, Vec<u8>);
 
 impl Stage {
-    /// Behind both prefaces.
+    /// Opens a connection: both prefaces have been read.
     fn new() -> Stage {
         let now = Moment::from_micros(1_000_000);
         let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test"));
@@ -181,7 +181,7 @@ impl Stage {
             output: OutputQueue::new(),
             theirs: FrameReader::default(),
         };
-        // The reader is one of a server, which expects a preface.
+        // This reader is a server's, so it expects a preface.
         assert!(stage.theirs.next(PREFACE).is_ok());
         stage.feed(&[&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat());
         assert_eq!(stage.sent().len(), 3);
@@ -243,7 +243,7 @@ impl Stage {
         frames
     }
 
-    /// The same, without payloads.
+    /// Like `sent`, without payloads.
     fn sent_heads(&mut self) -> Vec<(Kind, u32)> {
         self.sent().into_iter().map(|it| (it.0, it.2)).collect()
     }
@@ -347,7 +347,7 @@ fn a_peer_that_grants_no_window_is_given_up() {
     assert!(stage.http2.awaits(3), "the other stream goes on");
 }
 
-/// Mutations: credit that is never granted again; granted while the window is closed.
+/// Mutations: credit that is never granted again; credit granted while the window is closed.
 #[test]
 fn held_credit_comes_with_the_window() {
     let mut stage = Stage::new();
@@ -404,8 +404,8 @@ fn a_refused_body_is_let_come_for_a_while() {
     assert_eq!(stage.http2.exchanges(), 1);
 }
 
-/// Mutations: the connection ends at once, or never; `waiting` without `has_output`, for which the
-/// event loop would close the connection as an idle one.
+/// Mutations: the connection ends at once, or never; `waiting` without `has_output`, which would
+/// make the event loop close the connection as an idle one.
 #[test]
 fn a_drain_ends_with_the_last_stream() {
     let mut stage = Stage::new();
@@ -413,7 +413,7 @@ fn a_drain_ends_with_the_last_stream() {
     stage.sent();
     stage.resources.draining = true;
     assert_eq!(stage.sent_heads(), [(Kind::GoAway, 0), (Kind::Ping, 0)]);
-    // The peer does not answer.
+    // The peer does not acknowledge the PING.
     stage.pass_deadline();
     assert_ne!(stage.http2.waiting(), Waiting::Over);
     stage.event(1, failed());

@@ -1,9 +1,8 @@
 //! Clients of HTTP/2: h2's own client over the simulated wire, polled by hand like our server.
 //!
-//! What the daemon sends is read by an implementation that was not made with it: an answer in the
-//! wrong state, a window that is overdrawn or a field block that cannot be decoded is an error
-//! here. The dice decide who resets streams, who grants no window for a while, and how bytes are
-//! cut.
+//! An independent implementation reads what the daemon sends: a response in the wrong state, a
+//! window that is overdrawn or a field block that cannot be decoded is an error here. The dice
+//! decide who resets streams, who grants no window for a while, and how bytes are cut.
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
@@ -30,7 +29,7 @@ pub struct Http2Client {
     left: u64,
     asked: u64,
     under_way: Vec<Asked>,
-    /// What h2 has written and the wire has not got.
+    /// Bytes that h2 has written and the wire has not got.
     unsent: Vec<u8>,
     vanishes: bool,
     reads_one_in: u64,
@@ -42,7 +41,7 @@ enum State {
     Over,
 }
 
-/// One request and its answer, as far as it has come.
+/// One request, and its response as far as it has come.
 struct Asked {
     id: String,
     statuses: &'static [u16],
@@ -66,11 +65,11 @@ impl Http2Client {
     pub fn new(name: u64, wire: usize, dice: &mut Dice) -> Http2Client {
         let (pipe, end) = Pipe::new();
         let mut builder = Builder::new();
-        // From a window that takes one small answer to one that takes all of them.
+        // From a window for one small response to one for all of them.
         builder
             .initial_window_size(1 << (8 + dice.below(12)))
             .initial_connection_window_size(1 << (16 + dice.below(6)));
-        // It writes and does not wait for an answer, so one poll is enough.
+        // It writes and does not wait for the peer, so one poll is enough.
         let handshake = pin!(builder.handshake(end));
         let mut context = Context::from_waker(Waker::noop());
         let Poll::Ready(Ok((requests, connection))) = handshake.poll(&mut context) else {
@@ -95,7 +94,7 @@ impl Http2Client {
         self.done
     }
 
-    /// Does a little of everything, as the dice say.
+    /// Does a little of everything, as the dice decide.
     pub fn step(&mut self, network: &mut Network, must_be_served: bool) {
         if self.done || network.dice.one_in(3) {
             return;
@@ -132,7 +131,7 @@ impl Http2Client {
         }
     }
 
-    /// Cuts what is sent anywhere.
+    /// Cuts the sent bytes anywhere.
     fn send(&mut self, network: &mut Network) {
         self.unsent.extend_from_slice(&self.pipe.take_output());
         let longest = 1 << network.dice.below(15);
@@ -145,7 +144,7 @@ impl Http2Client {
 
     fn poll(&mut self, dice: &mut Dice) {
         let mut context = Context::from_waker(Waker::noop());
-        // Twice: what was said to the handles is written by the second.
+        // Twice: the second writes the commands that were given to the handles.
         for _ in 0..2 {
             let State::Open(_, connection) = &mut self.state else {
                 return;
@@ -199,10 +198,10 @@ impl Http2Client {
 }
 
 impl Asked {
-    /// `true`: nothing more is expected of it.
+    /// `true`: nothing more is expected of this request.
     fn advance(&mut self, dice: &mut Dice, context: &mut Context<'_>) -> bool {
         if dice.one_in(200) {
-            // Letting go of the handles resets the stream.
+            // Dropping the handles resets the stream.
             if let Some((mut stream, _)) = self.rest.take() {
                 stream.send_reset(Reason::CANCEL);
             }
@@ -212,7 +211,8 @@ impl Asked {
         match &mut self.answer {
             Answer::Awaited(response) => match Pin::new(response).poll(context) {
                 Poll::Pending => false,
-                // The connection has ended, or the stream was refused: a daemon that drains may.
+                // The connection has ended, or the stream was refused: a daemon that drains may
+                // refuse it.
                 Poll::Ready(Err(error)) => {
                     assert!(!error.is_library(), "the daemon broke a rule: {error}");
                     true
@@ -234,7 +234,7 @@ impl Asked {
         }
     }
 
-    /// In one frame or in two.
+    /// Sends the rest of the body in one frame or in two.
     fn send_body(&mut self, dice: &mut Dice) {
         let Some((stream, body)) = &mut self.rest else {
             return;
@@ -245,7 +245,7 @@ impl Asked {
         };
         let piece = body.split_to(count);
         let is_last = body.is_empty();
-        // An answer that came before the end of the body has ended the stream.
+        // A response that came before the end of the body has ended the stream.
         let _ = stream.send_data(piece, is_last);
         if is_last {
             self.rest = None;

@@ -1,8 +1,8 @@
-//! HTTP/2's protocol: any bytes behind the preface. The first byte says where the rest is cut.
+//! HTTP/2's protocol: any bytes behind the preface. The first byte decides where the rest is cut.
 //!
-//! What must hold: nothing panics, the invariants hold after every frame, events and output do not
-//! depend on the cuts, and no more is written than there is room for, one frame and what the frames
-//! ask for by themselves.
+//! Checks that nothing panics, that the invariants hold after every frame, that events and output
+//! do not depend on the cuts, and that the output exceeds its room by no more than one frame and
+//! the frames that are due as a mere consequence of others.
 
 #![no_main]
 
@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(run([bytes]), run(bytes.chunks(size)));
 });
 
-/// Answers every request at once. Returns the bytes of all responses and other frames.
+/// Responds to every request at once. Returns the bytes of all responses and other frames.
 fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let (mut reader, mut connection) = (FrameReader::default(), Connection::new());
     connection.set_room(ROOM_BYTES);

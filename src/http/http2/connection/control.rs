@@ -9,7 +9,7 @@ impl Connection {
         let id = frame.stream;
         self.check_not_idle(id)?;
         let was_open = self.remove(id);
-        // The peer cannot have seen a response to what it sent together with the reset.
+        // The peer cannot have seen a response to a request that it sent together with the reset.
         match was_open || id >= self.batch_begins {
             true => self.tally.resets += 1,
             false => self.tally.control_frames += 1,
@@ -68,7 +68,8 @@ impl Connection {
                 setting::MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => {
                     return Err(Reason::PROTOCOL_ERROR);
                 }
-                // Ours are never longer than the least that it may ask for.
+                // The frames that we send are never longer than the smallest size that the peer may
+                // set.
                 _ => {}
             }
         }
@@ -76,7 +77,7 @@ impl Connection {
         Ok(())
     }
 
-    /// RFC 9113, section 6.9.2: all streams' windows change with it.
+    /// RFC 9113, section 6.9.2: the windows of all streams change with it.
     fn handle_initial_window(&mut self, bytes: u32) -> Result<(), Reason> {
         if bytes > STREAM_MAX {
             return Err(Reason::FLOW_CONTROL_ERROR);

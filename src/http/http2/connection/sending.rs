@@ -1,6 +1,6 @@
-//! How responses are sent.
+//! Sends responses.
 //!
-//! Heads are written at once. DATA is written as far as three things allow: the stream's window,
+//! Heads are written at once. DATA is written as far as three bounds allow: the stream's window,
 //! the connection's, and the room that the caller has for output ([`Connection::set_room`]). The
 //! rest waits in its stream. Streams that could send take turns, a frame each.
 
@@ -14,24 +14,24 @@ use crate::http::{Fields, ResponseHead};
 impl Connection {
     // ---- getters ----
 
-    /// Bytes of this stream that wait for window or room.
+    /// Returns the bytes of this stream that wait for window or room.
     pub fn waiting_bytes(&self, id: u32) -> usize {
         self.streams.get(&id).map_or(0, |it| it.waiting.len())
     }
 
-    /// Whether more would be written if there were room.
+    /// Returns whether more would be written if there were room.
     pub fn wants_room(&self) -> bool {
         !self.sendable.is_empty() && self.send_window.is_open()
     }
 
     // ---- commands ----
 
-    /// Says up to which length of the output DATA may be written.
+    /// Sets the length of the output up to which DATA may be written.
     pub fn set_room(&mut self, bytes: usize) {
         self.room = bytes;
     }
 
-    /// Writes what the windows and the room allow of what waits.
+    /// Writes as much of the waiting bytes as windows and room allow.
     pub fn write_waiting(&mut self) {
         while self.has_room() {
             let Some(id) = self.sendable.pop_front() else {
@@ -63,14 +63,14 @@ impl Connection {
         self.debug_check();
     }
 
-    /// `100 Continue` (RFC 9110, section 15.2.1).
+    /// Sends `100 Continue` (RFC 9110, section 15.2.1).
     pub fn send_continue(&mut self, id: u32) {
         if self.has_stream(id) {
             self.put_block(id, 0, |block| encode::status(block, 100));
         }
     }
 
-    /// A whole response.
+    /// Sends a whole response.
     pub fn respond(&mut self, id: u32, answer: &ResponseHead<'_>, body: &[u8], date: &[u8; 29]) {
         let is_bodiless = is_bodiless(answer.status);
         let length = (!is_bodiless).then_some(body.len());
@@ -79,17 +79,17 @@ impl Connection {
         }
     }
 
-    /// The head of a response that comes in pieces.
+    /// Sends the head of a response that comes in pieces.
     pub fn start(&mut self, id: u32, answer: &ResponseHead<'_>, date: &[u8; 29]) {
         self.send_head(id, answer, None, date, false);
     }
 
-    /// A piece of a response.
+    /// Sends a piece of a response.
     pub fn send(&mut self, id: u32, bytes: &[u8]) {
         self.push(id, bytes, Local::Body);
     }
 
-    /// The end of a response, perhaps with trailers.
+    /// Ends a response, perhaps with trailers.
     pub fn finish(&mut self, id: u32, trailers: &Fields) {
         let mut block = Vec::new();
         for (name, value) in trailers.iter() {
@@ -101,7 +101,7 @@ impl Connection {
 
     // ---- poll ----
 
-    /// Bytes of this stream that were sent since the last call, and those that wait.
+    /// Returns the bytes of this stream that were sent since the last call, and those that wait.
     pub fn take_progress(&mut self, id: u32) -> (usize, usize) {
         self.streams
             .get_mut(&id)
@@ -110,7 +110,7 @@ impl Connection {
 
     // ---- helpers ----
 
-    /// Whether DATA may be written at all.
+    /// Returns whether any DATA may be written.
     fn has_room(&self) -> bool {
         self.output.len() < self.room && self.send_window.is_open()
     }
@@ -158,7 +158,7 @@ impl Connection {
         });
     }
 
-    /// Sends what can be sent at once, and lets the rest wait.
+    /// Sends as much as possible at once, and lets the rest wait.
     fn push(&mut self, id: u32, mut bytes: &[u8], next: Local) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
@@ -195,7 +195,8 @@ impl Connection {
         self.enqueue(id);
     }
 
-    /// Writes the end that is due once nothing waits, and drops a stream that is over.
+    /// Writes the end that is due once nothing waits, and drops a stream that has ended on both
+    /// sides.
     fn write_end(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;

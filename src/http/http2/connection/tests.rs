@@ -30,7 +30,7 @@ struct Wire {
     theirs: FrameReader,
 }
 
-/// What an event is about, without what it borrows.
+/// The kind and numbers of an event, without the parts that it borrows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Request(u32, bool),
@@ -41,7 +41,7 @@ enum Seen {
 type Sent = (Kind, u8, u32, Vec<u8>);
 
 impl Wire {
-    /// Behind both prefaces.
+    /// Opens a connection: both prefaces have been read.
     fn open() -> Wire {
         let mut wire = Wire {
             reader: FrameReader::default(),
@@ -49,7 +49,7 @@ impl Wire {
             theirs: FrameReader::default(),
         };
         wire.connection.set_room(ROOM);
-        // The reader is one of a server, which expects a preface.
+        // This reader is a server's, so it expects a preface.
         assert_eq!(wire.theirs.next(PREFACE), Ok((PREFACE.len(), None)));
         assert_eq!(
             wire.feed(&[&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat()),
@@ -94,7 +94,7 @@ impl Wire {
         seen
     }
 
-    /// The frames that were sent since the last call.
+    /// Returns the frames that were sent since the last call.
     fn sent(&mut self) -> Vec<Sent> {
         let bytes = std::mem::take(self.connection.output_mut());
         let (mut rest, mut frames) = (&bytes[..], Vec::new());
@@ -110,7 +110,7 @@ impl Wire {
         frames
     }
 
-    /// The bodies of all DATA that was sent, and whether each ended its stream.
+    /// Returns the sizes of all DATA that was sent, and whether each ended its stream.
     fn sent_data(&mut self) -> Vec<(u32, usize, bool)> {
         let sent = self.sent().into_iter();
         let data = sent.filter(|it| it.0 == Kind::Data);
@@ -161,7 +161,7 @@ fn respond(wire: &mut Wire, stream: u32, body: &[u8]) {
         .respond(stream, &answer(&headers), body, NOW);
 }
 
-/// Mutations: END_STREAM on HEADERS; a stream that is kept when it is over.
+/// Mutations: END_STREAM on HEADERS; a stream that is kept after both sides have ended.
 #[test]
 fn a_request_is_answered_and_its_stream_is_gone() {
     let mut wire = Wire::open();
@@ -182,7 +182,7 @@ fn a_request_is_answered_and_its_stream_is_gone() {
     assert_eq!((sent[0].0, sent[0].1), (Kind::Headers, flag::END_HEADERS));
     assert_eq!(sent[1], (Kind::Data, flag::END_STREAM, 1, b"body".to_vec()));
     assert!(!wire.connection.has_stream(1));
-    // Whatever is said on it afterwards is ignored.
+    // Later commands for this stream are ignored.
     respond(&mut wire, 1, b"again");
     assert_eq!(wire.sent(), []);
 }
@@ -206,10 +206,10 @@ fn data_is_bounded_by_both_windows_and_the_room() {
     assert_eq!(wire.sent_data(), [(1, 10, false), (3, 10, false)]);
     assert_eq!(wire.connection.take_progress(1), (10, 20));
     assert_eq!(wire.connection.take_progress(1), (0, 20));
-    // The stream's.
+    // The stream's window.
     wire.feed(&frame(WINDOW_UPDATE, 0, 3, &number(5)));
     assert_eq!(wire.sent_data(), [(3, 5, false)]);
-    // The room's.
+    // The room.
     wire.connection.set_room(0);
     wire.feed(&frame(WINDOW_UPDATE, 0, 1, &number(100)));
     assert_eq!(wire.sent_data(), []);
@@ -217,7 +217,8 @@ fn data_is_bounded_by_both_windows_and_the_room() {
     wire.connection.set_room(ROOM);
     wire.connection.write_waiting();
     assert_eq!(wire.sent_data(), [(1, 20, true)]);
-    // The connection's, by turns: both have room of their own for more than it has.
+    // The connection's window, by turns: each stream's own window allows more than the
+    // connection's.
     let settings = [&[0, 4][..], &number(1 << 20)].concat();
     wire.feed(
         &[
@@ -238,7 +239,7 @@ fn data_is_bounded_by_both_windows_and_the_room() {
     assert_eq!(turns, [5, 7, 5]);
 }
 
-/// Mutation: `handle_initial_window` that changes later streams alone.
+/// Mutation: `handle_initial_window` that changes later streams only.
 #[test]
 fn settings_change_the_windows_of_open_streams() {
     let mut wire = Wire::open();
@@ -260,7 +261,7 @@ fn settings_change_the_windows_of_open_streams() {
     assert_eq!(wire.goaway(), Some(Reason::FLOW_CONTROL_ERROR));
 }
 
-/// Mutations: the end without its trailers; trailers before what waits.
+/// Mutations: the end without its trailers; trailers before the waiting bytes.
 #[test]
 fn trailers_follow_the_last_data() {
     let mut wire = Wire::open();
@@ -312,7 +313,7 @@ fn credit_follows_what_was_read() {
     assert_eq!(sent.last().map(|it| &it.3[..]), Some(&number(3)[..]));
 }
 
-/// Each ends the connection with its own code, and nothing is read or written after that.
+/// Each error ends the connection with its own code, and nothing is read or written after that.
 #[test]
 fn errors_of_the_connection() {
     let settings =
@@ -386,7 +387,7 @@ fn errors_of_the_connection() {
     }
 }
 
-/// Each resets its stream, is counted, and leaves the connection as it was.
+/// Each error resets its stream, is counted, and leaves the connection as it was.
 #[test]
 fn errors_of_a_stream() {
     let open = request(1, flag::END_HEADERS);
@@ -444,7 +445,7 @@ fn errors_of_a_stream() {
         assert_eq!(sent, [reset], "{bytes:?}");
         assert_eq!(wire.connection.tally().resets, 1);
         assert!(!wire.connection.has_stream(1));
-        // What was on its way is ignored; a field block is still decoded.
+        // Frames that were on their way are ignored; a field block is still decoded.
         let kept = frame(HEADERS, WHOLE, 1, b"\x40\x01x\x01y");
         let late = [
             frame(DATA, 0, 1, b"late"),
@@ -471,7 +472,8 @@ fn streams_above_the_bound_are_refused() {
     assert_eq!(wire.connection.tally().resets, 1);
 }
 
-/// Mutation: a reset of a stream that was answered in the same batch is a control frame.
+/// Mutation: the reset of a stream that got its response in the same batch counts as a control
+/// frame.
 #[test]
 fn oddities_are_counted_as_what_they_are() {
     let mut wire = Wire::open();
@@ -525,7 +527,7 @@ fn a_field_block_of_several_frames_is_one() {
     assert_eq!(wire.goaway(), Some(Reason::ENHANCE_YOUR_CALM));
 }
 
-/// Mutations: one GOAWAY; a stream that is taken after the second.
+/// Mutations: one GOAWAY; a stream that is accepted after the second.
 #[test]
 fn leaving_takes_two_goaways() {
     let mut wire = Wire::open();
@@ -534,7 +536,7 @@ fn leaving_takes_two_goaways() {
     let sent = wire.sent();
     assert_eq!(sent[0].3, [number(STREAM_MAX), number(0)].concat());
     let ping = sent[1].3.clone();
-    // It was on its way.
+    // This request was on its way.
     assert_eq!(wire.feed(&request(3, WHOLE)), [Seen::Request(3, false)]);
     wire.feed(&frame(PING, flag::ACK, 0, &ping));
     assert_eq!(wire.sent()[0].3, [number(3), number(0)].concat());
@@ -575,7 +577,7 @@ fn settings_come_first_even_without_a_word_of_the_peer() {
 }
 
 proptest! {
-    /// Whatever comes, nothing panics, the invariants hold, and no window is overdrawn.
+    /// Whatever frames come, nothing panics, the invariants hold, and no window is overdrawn.
     #[test]
     fn any_frames_leave_a_state_that_makes_sense(
         frames in prop::collection::vec(

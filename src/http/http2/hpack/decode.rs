@@ -1,14 +1,14 @@
-//! From a field block to a list of fields.
+//! Decodes a field block into a list of fields.
 //!
 //! Owns the table that the peer fills. Decodes every block to its end, however long the list
-//! becomes: a field that was skipped would be missing in the table, and every later block would be
-//! read wrong. Once the list is over its bound, fields are decoded and not kept.
+//! becomes: a skipped field would be missing in the table, and every later block would be decoded
+//! wrongly. Once the list exceeds its bound, fields are decoded but not kept.
 //!
-//! The work for a block is linear in its bytes, but for what it inserts into the table and takes
-//! out of it again, which is counted as churn. A list that is many times too long is an attack
-//! ("HPACK bomb") and ends the connection.
+//! The work for a block is linear in its bytes. The only exception is the work for fields that it
+//! inserts into the table and removes from it again, which is counted as churn. A list that is many
+//! times too long is an attack ("HPACK bomb") and ends the connection.
 //!
-//! Invariant: the same blocks give the same lists; what a field means is not asked here.
+//! Invariant: the same blocks give the same lists, whatever the fields mean.
 
 use super::huffman;
 use super::table::{ENTRY_OVERHEAD_BYTES, Table};
@@ -20,12 +20,13 @@ use crate::limits::http2 as limits;
 pub struct FieldList {
     text: Vec<u8>,
     spans: Vec<Span>,
-    /// As SETTINGS_MAX_HEADER_LIST_SIZE counts (RFC 9113, section 6.5.2), with what was not kept.
+    /// Counted as for SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113, section 6.5.2), including the fields
+    /// that were not kept.
     bytes: usize,
 }
 
-/// Where a field's value begins and ends in the text; its name ends where its value begins, and
-/// begins where the field before it ends.
+/// The place of a field's value in the text. Its name ends where its value begins, and begins where
+/// the field before it ends.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     value: u32,
@@ -41,12 +42,12 @@ impl FieldList {
         self.spans.is_empty()
     }
 
-    /// Whether fields are missing for the list's length.
+    /// Returns whether fields are missing because the list is too long.
     pub fn is_oversized(&self) -> bool {
         self.bytes > limits::HEADER_LIST_BYTES_MAX as usize
     }
 
-    /// Name and value of the field at this place.
+    /// Returns name and value of the field at this place.
     pub fn get(&self, at: usize) -> Option<(&[u8], &[u8])> {
         let span = self.spans.get(at)?;
         let before = at.checked_sub(1).map(|before| self.spans[before].end);
@@ -55,7 +56,7 @@ impl FieldList {
         Some((&self.text[start..value], &self.text[value..end]))
     }
 
-    /// Names and values, in their order.
+    /// Returns names and values, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut start = 0;
         self.spans.iter().map(move |span| {
@@ -77,7 +78,7 @@ impl FieldList {
         self.spans.last().map_or(0, |span| span.end as usize)
     }
 
-    /// The field that was appended to the text is whole. It is kept if the list is not too long.
+    /// Completes the field that was appended to the text. Keeps it if the list is not too long.
     fn close(&mut self, value: usize) -> Result<(), Reason> {
         let start = self.start();
         self.bytes += self.text.len() - start + ENTRY_OVERHEAD_BYTES;
@@ -106,15 +107,15 @@ pub struct Decoder {
 const UNDECODABLE: Reason = Reason::COMPRESSION_ERROR;
 
 impl Decoder {
-    /// Appends the fields of a whole block to an empty list. Returns its churn: how often it
-    /// changed the table's size, which a client needs once or twice in a connection, and how many
-    /// fields it put into the table after the first [`limits::FREE_INSERTIONS_MAX`].
+    /// Appends the fields of a complete block to an empty list. Returns its churn: the number of
+    /// changes of the table's size, which a client needs once or twice in a connection, and of
+    /// fields that it put into the table after the first [`limits::FREE_INSERTIONS_MAX`].
     pub fn decode(&mut self, block: &[u8], list: &mut FieldList) -> Result<u32, Reason> {
         let mut reader = Reader(block);
         let (mut churn, mut insertions, mut has_field) = (0, 0, false);
         while let Some(&first) = reader.0.first() {
             if first & 0xe0 == 0x20 {
-                // RFC 7541, section 4.2: sizes stand before all fields.
+                // RFC 7541, section 4.2: sizes come before all fields.
                 let size = reader.integer(5)?;
                 if has_field || !self.table.resize(size) {
                     return Err(UNDECODABLE);
@@ -311,7 +312,8 @@ mod tests {
         assert!(decode(&mut Decoder::default(), &block).is_ok());
     }
 
-    /// Mutations: `close` without `truncate`; without the excess; a list that is never too long.
+    /// Mutations: `close` without `truncate`; `close` without the excess; a list that is never too
+    /// long.
     #[test]
     fn a_list_that_is_too_long_is_decoded_and_not_kept() {
         let mut decoder = Decoder::default();
@@ -324,7 +326,7 @@ mod tests {
         assert!(list.is_oversized());
         assert_eq!(list.len(), 4);
         assert!(list.text.len() <= limits::HEADER_LIST_BYTES_MAX as usize);
-        // What came behind it is in the table all the same.
+        // The field behind it is in the table all the same.
         assert_eq!(decode(&mut decoder, b"\xbe"), expected(&[("y", "z")]));
         let bomb = [&entry[..], &[0xbe].repeat(1_000)].concat();
         assert_eq!(decode(&mut decoder, &bomb), Err(Reason::ENHANCE_YOUR_CALM));
@@ -341,7 +343,7 @@ mod tests {
         assert_eq!(limits::HEADER_TABLE_BYTES, 4_096, "the size update above");
     }
 
-    /// Fields for which h2's table has names of their own, and others.
+    /// Returns fields whose names h2's table has, and others.
     fn field() -> impl Strategy<Value = (String, String)> {
         let name = prop_oneof![
             "x-[a-z]{0,8}",
@@ -363,7 +365,7 @@ mod tests {
                 let block = client.block(&fields);
                 let mut decoded = decode(&mut decoder, &block).unwrap();
                 decoded.retain(|(name, _)| !name.starts_with(':'));
-                // h2 groups fields of one name and trims nothing.
+                // h2 groups fields of one name, and trims nothing.
                 let mut sent: Pairs = fields
                     .into_iter()
                     .map(|(name, value)| (name, value.trim().to_owned()))
@@ -425,7 +427,7 @@ mod tests {
                 }
             }
 
-            /// The field block of a GET with these fields.
+            /// Returns the field block of a GET with these fields.
             pub fn block(&mut self, fields: &Pairs) -> Vec<u8> {
                 let mut request = http::Request::get("http://h/");
                 for (name, value) in fields {

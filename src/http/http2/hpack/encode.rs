@@ -1,4 +1,5 @@
-//! From fields to a field block: prefixes of static indices, and literals that no table keeps.
+//! Encodes fields into a field block: indices of the static table, and literals that no table
+//! keeps.
 
 use super::table::static_name;
 
@@ -7,14 +8,14 @@ const DATE: u32 = 33;
 const CONTENT_LENGTH: u32 = 28;
 const CONTENT_TYPE: u32 = 31;
 
-/// Tells the peer that the encoder's table has room for nothing (RFC 7541, section 6.3). That is
-/// due once, at the beginning of a block, after the peer has bounded it below the default; the
-/// table has never held anything, and no later bound is below this one.
+/// Announces to the peer that the encoder's table has no room (RFC 7541, section 6.3). This is due
+/// once, at the beginning of a block, after the peer has bounded the table below the default; the
+/// table has never held anything, and no later bound is below zero.
 pub fn empty_table(block: &mut Vec<u8>) {
     block.push(0x20);
 }
 
-/// `:status`, always first (RFC 9113, section 8.3).
+/// Writes `:status`, which always comes first (RFC 9113, section 8.3).
 pub fn status(block: &mut Vec<u8>, status: u16) {
     let index = match status {
         200 => 8,
@@ -45,7 +46,8 @@ pub fn content_length(block: &mut Vec<u8>, bytes: usize) {
     named(block, CONTENT_LENGTH, digits.format(bytes).as_bytes());
 }
 
-/// Any field. Names are lower case and values hold no control character: `Fields::push` insists.
+/// Writes any field. Names are lower case and values hold no control character: `Fields::push`
+/// checks that.
 pub fn field(block: &mut Vec<u8>, name: &str, value: &[u8]) {
     match static_name(name) {
         Some(index) => named(block, index, value),
@@ -57,13 +59,14 @@ pub fn field(block: &mut Vec<u8>, name: &str, value: &[u8]) {
     }
 }
 
-/// A literal without indexing, its name by a static index (RFC 7541, section 6.2.2).
+/// Writes a literal without indexing, whose name is given by a static index (RFC 7541, section
+/// 6.2.2).
 fn named(block: &mut Vec<u8>, name: u32, value: &[u8]) {
     integer(block, 0, 4, name);
     string(block, value);
 }
 
-/// A string as it is (RFC 7541, section 5.2).
+/// Writes a string without Huffman's code (RFC 7541, section 5.2).
 fn string(block: &mut Vec<u8>, text: &[u8]) {
     integer(block, 0, 7, text.len() as u32);
     block.extend_from_slice(text);

@@ -1,8 +1,8 @@
 //! The code of HPACK's strings (RFC 7541, appendix B).
 //!
 //! The code is canonical: codes of one length are numbered in the order of their symbols, and
-//! longer ones follow on shorter ones. So the lengths are all that has to be written down, and the
-//! tables are computed from them at compile time.
+//! longer ones follow shorter ones. So this file needs only the lengths, and computes the tables
+//! from them at compile time.
 //!
 //! Decoding looks at eight bits at a time: every letter and digit has a code of eight bits at most,
 //! so one lookup decodes it. A longer code is searched for length by length. Either way the work is
@@ -35,15 +35,16 @@ const LENGTH_MAX: u32 = 30;
 /// Bits that one lookup decodes.
 const LOOKUP_BITS: u32 = 8;
 
-/// The tables of the code, by length in bits where nothing else is said.
+/// The tables of the code. The index is the length in bits unless a comment names another.
 struct Code {
     first: [u32; LENGTH_MAX as usize + 1],
     count: [u32; LENGTH_MAX as usize + 1],
-    /// Where the symbols of a length begin in `symbols`.
+    /// The places in `symbols` where the symbols of a length begin.
     start: [u32; LENGTH_MAX as usize + 1],
-    /// By length, then by value.
+    /// Ordered by length, then by value.
     symbols: [u16; LENGTHS.len()],
-    /// By the next eight bits: symbol and length. A length of 0 says that the code is longer.
+    /// Indexed by the next eight bits: symbol and length. A length of 0 means that the code is
+    /// longer.
     short: [(u8, u8); 1 << LOOKUP_BITS],
 }
 
@@ -77,7 +78,8 @@ impl Code {
         code
     }
 
-    /// Enters the next code of this length into `short`, once for each way its eight bits can end.
+    /// Enters the next code of this length into `short`, once for each possible end of its eight
+    /// bits.
     const fn add_short(&mut self, symbol: usize, length: usize) {
         if length > LOOKUP_BITS as usize {
             return;
@@ -91,7 +93,7 @@ impl Code {
         }
     }
 
-    /// The code that the top of `bits` begins with, if it is longer than eight bits.
+    /// Returns the code at the top of `bits` if it is longer than eight bits.
     fn long(&self, bits: u32) -> Option<(u16, u32)> {
         (LOOKUP_BITS + 1..=LENGTH_MAX).find_map(|length| {
             let offset = (bits >> (32 - length)).checked_sub(self.first[length as usize])?;
@@ -102,11 +104,11 @@ impl Code {
     }
 }
 
-/// Appends the decoded text. `false`: the code has no such beginning or end.
+/// Appends the decoded text. `false`: the code is wrong, or ends wrongly.
 #[must_use]
 pub fn decode(coded: &[u8], text: &mut Vec<u8>) -> bool {
     let mut rest = coded.iter();
-    // The next bits, from the top; behind them ones, which EOS consists of.
+    // The next bits, from the top; the bits behind them are ones, like those of EOS.
     let (mut bits, mut count) = (u64::MAX, 0);
     loop {
         while count <= 56
@@ -118,14 +120,15 @@ pub fn decode(coded: &[u8], text: &mut Vec<u8>) -> bool {
         }
         let (symbol, length) = match CODE.short[(bits >> 56) as usize] {
             (_, 0) => match CODE.long((bits >> 32) as u32) {
-                // EOS in full has no place in a string. Its beginning is how a string may end.
+                // A complete EOS is not allowed in a string. A string may end with the beginning of
+                // one.
                 Some((256, _)) | None => return count < 8 && is_padding(bits),
                 Some((symbol, length)) => (symbol as u8, length),
             },
             (symbol, length) => (symbol, u32::from(length)),
         };
         if length > count {
-            // Fewer bits are left than this code has, so they begin EOS or are wrong.
+            // Fewer bits are left than this code has, so they are the beginning of EOS or wrong.
             return count < 8 && is_padding(bits);
         }
         text.push(symbol);
@@ -134,7 +137,7 @@ pub fn decode(coded: &[u8], text: &mut Vec<u8>) -> bool {
     }
 }
 
-/// Whether all that is left are ones.
+/// Returns whether all remaining bits are ones.
 fn is_padding(bits: u64) -> bool {
     bits == u64::MAX
 }
@@ -150,7 +153,7 @@ mod tests {
         decode(coded, &mut text).then_some(text)
     }
 
-    /// Bit by bit, from the lengths alone: slow, and nothing shared with the tables above.
+    /// Encodes bit by bit, from the lengths alone: slow, and independent of the tables above.
     fn encode(text: &[u8]) -> Vec<u8> {
         let code = |symbol: usize| {
             let length = LENGTHS[symbol];
@@ -196,7 +199,7 @@ mod tests {
     /// Mutations: padding of any bits, of a whole byte, EOS taken for a symbol.
     #[test]
     fn what_is_not_the_code_is_refused() {
-        // 'a' is 00011: three bits are left, which have to be ones.
+        // 'a' is 00011: the three bits that are left must be ones.
         assert_eq!(decoded(&[0b0001_1111]).as_deref(), Some(&b"a"[..]));
         assert_eq!(decoded(&[0b0001_1000]), None);
         assert_eq!(decoded(&[0b0001_1101]), None);

@@ -8,7 +8,7 @@
 use crate::limits::http2 as limits;
 use std::collections::VecDeque;
 
-/// What an entry counts beside its strings (RFC 7541, section 4.1).
+/// The bytes that an entry counts in addition to its strings (RFC 7541, section 4.1).
 pub const ENTRY_OVERHEAD_BYTES: usize = 32;
 
 /// RFC 7541, appendix A; index 1 comes first.
@@ -32,7 +32,7 @@ const STATIC: [(&str, &str); 61] = [
     ("vary", ""), ("via", ""), ("www-authenticate", ""),
 ];
 
-/// The index of a name in the static table, as long as it is one that responses have.
+/// Returns the index of a name in the static table, for the names that responses have.
 pub fn static_name(name: &str) -> Option<u32> {
     let index = match name {
         "accept-ranges" => 18,
@@ -57,10 +57,10 @@ pub fn static_name(name: &str) -> Option<u32> {
     Some(index)
 }
 
-/// Both tables, as one peer sees them.
+/// Both tables, in the state that one peer has given them.
 #[derive(Debug)]
 pub struct Table {
-    /// The newest first.
+    /// The newest comes first.
     entries: VecDeque<Entry>,
     bytes: usize,
     bytes_max: usize,
@@ -90,7 +90,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Name and value at an index (RFC 7541, section 2.3.3).
+    /// Returns name and value at an index (RFC 7541, section 2.3.3).
     pub fn get(&self, index: u32) -> Option<(&[u8], &[u8])> {
         let index = (index as usize).checked_sub(1)?;
         if let Some((name, value)) = STATIC.get(index) {
@@ -114,7 +114,8 @@ impl Table {
         self.debug_check();
     }
 
-    /// The peer chooses the table's size (RFC 7541, section 6.3). `false`: it is more than ours.
+    /// Changes the table's size, which the peer chooses (RFC 7541, section 6.3). `false`: it is
+    /// more than we allow.
     #[must_use]
     pub fn resize(&mut self, bytes_max: u32) -> bool {
         if bytes_max > limits::HEADER_TABLE_BYTES {
@@ -126,7 +127,7 @@ impl Table {
         true
     }
 
-    /// Drops the oldest entries until `bytes_most` are left at most.
+    /// Drops the oldest entries until at most `bytes_most` bytes are left.
     fn evict(&mut self, bytes_most: usize) {
         while self.bytes > bytes_most
             && let Some(oldest) = self.entries.pop_back()
@@ -176,7 +177,7 @@ mod tests {
         assert!(table.resize(2 * 34 - 1));
         assert_eq!(table.get(62), Some((&b"b"[..], &b"2"[..])));
         assert_eq!(table.get(63), None);
-        // Larger than the table: nothing is left.
+        // The entry is larger than the table: nothing is left.
         table.insert(b"c", &[b'x'; 99]);
         assert_eq!(table.get(62), None);
         assert!(!table.resize(limits::HEADER_TABLE_BYTES + 1));

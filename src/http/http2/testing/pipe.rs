@@ -1,5 +1,5 @@
-//! The pipe that h2's client takes for its socket: two buffers in memory. The test holds the other
-//! end, and polls h2 after every change, so that no waker is ever needed.
+//! A pipe that serves h2's client as its socket: two buffers in memory. The test holds the other
+//! end, and polls h2 after every change, so no waker is ever needed.
 
 use std::io;
 use std::pin::Pin;
@@ -28,12 +28,12 @@ impl Pipe {
         (Pipe(Arc::clone(&buffers)), PipeEnd(buffers))
     }
 
-    /// Puts in what h2's peer has sent.
+    /// Adds bytes that h2's peer has sent.
     pub fn feed(&self, bytes: &[u8]) {
         lock(&self.0).inbound.extend_from_slice(bytes);
     }
 
-    /// What h2 has written.
+    /// Takes the bytes that h2 has written.
     pub fn take_output(&self) -> Vec<u8> {
         std::mem::take(&mut lock(&self.0).outbound)
     }
