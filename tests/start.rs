@@ -167,7 +167,7 @@ fn a_start_that_cannot_be_names_the_cause_and_the_way_out() {
         (
             ["--listen", "unix:/nowhere/a"],
             69,
-            ["/nowhere/a", "folder", "made first"],
+            ["/nowhere/a", "create its folder", "first"],
         ),
         (
             ["--parallel", "0"],

@@ -72,10 +72,10 @@ handles! {
     connections: Gauge = "connections", Gauge::default();
     /// Connections that were accepted.
     connections_accepted: Counter = "connections_accepted", Counter::default();
-    /// From the first byte of a prompt's request to its first token.
+    /// Time from the first byte of a request to its first token.
     time_to_first_token: Histogram = "time_to_first_token_seconds",
         Histogram::new(limits::TIME_TO_FIRST_TOKEN_BUCKETS_MICROS);
-    /// Time from one generated token to the next, averaged over each answer.
+    /// Time from one generated token to the next, averaged over each response.
     time_per_output_token: Histogram = "time_per_output_token_seconds",
         Histogram::new(limits::TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS);
     /// Sequences that are being decoded.
@@ -90,23 +90,23 @@ handles! {
     engine_decode_steps: Counter = "engine_decode_steps", Counter::default();
     /// Starts of the engine after a panic.
     engine_restarts: Counter = "engine_restarts", Counter::default();
-    /// Since the engine's last sign of life, while it has work; 0 at rest.
+    /// Time since the engine's last sign of life while it has work; 0 at rest.
     engine_silence: Gauge = "engine_silence_seconds", Gauge::default();
     /// Work of one turn of the loop, without its wait for events.
     loop_turn: Histogram = "loop_turn_seconds", Histogram::new(limits::LOOP_TURN_BUCKETS_MICROS);
-    /// Turns that a mailbox's bell began.
+    /// Turns that began with a ring of the mailbox's bell.
     wakeups: Counter = "wakeups", Counter::default();
     /// Readiness events for a connection that was gone.
     stale_events: Counter = "stale_events", Counter::default();
     /// Engine events for a request that was gone.
     stale_completions: Counter = "stale_completions", Counter::default();
-    /// Times that accepting was paused for want of descriptors or places.
+    /// Times that accepting paused because descriptors or slots ran out.
     accept_paused: Counter = "accept_paused", Counter::default();
-    /// Turns of a handshake that were put off, the turn's steps being used up.
+    /// Handshake steps that were deferred because the turn's steps were used up.
     tls_handshakes_deferred: Counter = "tls_handshakes_deferred", Counter::default();
-    /// TLS sessions that ended with an alert of ours after their handshake.
+    /// TLS sessions that the daemon ended with an alert after their handshake.
     tls_broken: Counter = "tls_broken", Counter::default();
-    /// TLS connections that ended without the word that announces it.
+    /// TLS connections that ended without close_notify.
     tls_truncated: Counter = "tls_truncated", Counter::default();
     /// Watchdog messages sent to the service manager.
     watchdog_fed: Counter = "watchdog_fed", Counter::default();
