@@ -10,12 +10,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::config;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note};
 use crate::engine::llama;
 use crate::limits::engine as engine_limits;
 use crate::os::worker;
-use crate::supervisor::prover::{kv_type, one_line};
+use crate::supervisor::prover::one_line;
 
 /// The daemon's own child process; not for direct use.
 #[derive(Args, Debug)]
@@ -23,9 +24,9 @@ pub struct EngineWorker {
     /// Load a model, render its template, compute some tokens; exit 0, or 69 with the reason.
     #[arg(long, value_name = "FILE")]
     prove: PathBuf,
-    /// The type of the KV cache: f16 or q8_0 [default: by the model's family].
-    #[arg(long, value_name = "TYPE")]
-    kv_type: Option<String>,
+    /// The type of the KV cache: f16, q8_0, or auto for that of the model's family.
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    kv_type: String,
     /// Layers on the GPU.
     #[arg(long, value_name = "N", default_value_t = 0)]
     gpu_layers: u32,
@@ -33,11 +34,8 @@ pub struct EngineWorker {
 
 impl EngineWorker {
     pub fn run(self) -> Result<(), Code> {
-        let kv_type = self.kv_type.as_deref().map(|name| {
-            kv_type(name)
-                .ok_or_else(|| fail(exit::USAGE, "unknown --kv-type; expected f16 or q8_0"))
-        });
-        let kv_type = kv_type.transpose()?;
+        let kv_type = config::parse_word(&self.kv_type)
+            .ok_or_else(|| fail(exit::USAGE, "unknown --kv-type; expected auto, f16 or q8_0"))?;
         let bytes = fs::metadata(&self.prove).map_or(0, |metadata| metadata.len());
         let for_bytes = bytes / engine_limits::PROOF_BYTES_PER_CPU_SECOND;
         worker::confine(engine_limits::PROOF_CPU_TIME.as_secs() + for_bytes)

@@ -1,13 +1,17 @@
 //! Compares two configurations key by key, to find what a reload changes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
+use super::named::MODELS;
 use super::rules::{self, Finding};
-use super::schema::{Config, Effect, Key, find, keys};
+use super::schema::{Config, Effect, find, keys};
+use super::value::Value;
 
 /// One key whose value differs.
 pub struct Change {
-    pub key: &'static Key,
+    pub path: String,
+    pub effect: Effect,
     /// Both as they are written in a file.
     pub before: String,
     pub after: String,
@@ -15,7 +19,7 @@ pub struct Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} -> {}", self.key.path, self.before, self.after)
+        write!(f, "{} {} -> {}", self.path, self.before, self.after)
     }
 }
 
@@ -23,13 +27,38 @@ impl fmt::Display for Change {
 /// change while the process runs.
 pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
     let changed = keys().filter(|key| (key.read)(before) != (key.read)(after));
-    changed
-        .map(|key| Change {
-            key,
-            before: key.print(before),
-            after: key.print(after),
-        })
-        .collect()
+    let changes = changed.map(|key| Change {
+        path: key.path.to_owned(),
+        effect: key.effect,
+        before: key.print(before),
+        after: key.print(after),
+    });
+    changes.chain(diff_models(before, after)).collect()
+}
+
+/// Returns the changed keys of `[models."NAME"]`, all of which need a restart.
+fn diff_models(before: &Config, after: &Config) -> Vec<Change> {
+    let names: BTreeSet<&String> = before.models.keys().chain(after.models.keys()).collect();
+    let mut changes = Vec::new();
+    for name in names {
+        for key in MODELS.keys {
+            let read = |config: &Config| config.models.get(name).and_then(key.read);
+            let (old, new) = (read(before), read(after));
+            if old == new {
+                continue;
+            }
+            let print = |value: Option<Value>| {
+                value.map_or_else(|| "unset".to_owned(), |value| key.kind.print(&value))
+            };
+            changes.push(Change {
+                path: format!("{}.{}", MODELS.path(name), key.name),
+                effect: Effect::Restart,
+                before: print(old),
+                after: print(new),
+            });
+        }
+    }
+    changes
 }
 
 /// Returns the configuration in force after a reload: the reloadable keys of `fresh`, and all other
@@ -69,7 +98,7 @@ pub fn contradictions(running: &Config, fresh: &Config) -> Vec<String> {
 /// Returns one line for the log.
 pub fn summary(changes: &[Change]) -> String {
     let part = |effect: Effect| {
-        let listed = changes.iter().filter(|change| change.key.effect == effect);
+        let listed = changes.iter().filter(|change| change.effect == effect);
         listed.map(Change::to_string).collect::<Vec<_>>().join(", ")
     };
     match (
@@ -114,10 +143,7 @@ mod tests {
         assert_eq!(after.limits, changed().limits);
         assert_eq!(after.engine, Config::default().engine);
         let left = diff(&after, &changed());
-        assert!(
-            left.iter()
-                .all(|change| change.key.effect == Effect::Restart)
-        );
+        assert!(left.iter().all(|change| change.effect == Effect::Restart));
     }
 
     /// A mutation that this test catches: the rules applied to `fresh`.

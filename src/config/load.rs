@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::named::{MODELS, NamedSection};
 use super::problem::{ConfigErrors, Document, Problem, nearest, printable, printable_path, quote};
 use super::rules::{self, Finding};
 use super::schema::{Config, Key, SECTIONS, Section, find, keys};
@@ -24,7 +25,7 @@ pub struct Loaded {
     /// The file that was read; `None` if the defaults are in force.
     pub file: Option<PathBuf>,
     /// The origins of keys, by path; a key that is missing here has its default.
-    pub origins: BTreeMap<&'static str, Origin>,
+    pub origins: BTreeMap<String, Origin>,
     pub state_dir_origin: Origin,
     pub cache_dir_origin: Origin,
     /// Settings that are allowed but seldom meant.
@@ -78,7 +79,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 #[derive(Default)]
 struct Draft {
     config: Config,
-    origins: BTreeMap<&'static str, Origin>,
+    origins: BTreeMap<String, Origin>,
     /// Keys whose value was refused somewhere: rules about them are skipped.
     refused: BTreeSet<&'static str>,
     document: Option<Document>,
@@ -168,6 +169,15 @@ impl Draft {
                 .iter()
                 .find(|section| section.name == name.get_ref() && !section.name.contains('.'));
             match (known, value.get_ref()) {
+                (None, DeValue::Table(sections)) if name.get_ref() == MODELS.name => {
+                    self.read_named(document, &MODELS, sections, |config| &mut config.models);
+                }
+                (None, other) if name.get_ref() == MODELS.name => {
+                    let (name, found) = (MODELS.name, describe(other));
+                    let message =
+                        format!("{name} is {found}; expected sections: [{name}.\"NAME\"]");
+                    self.in_file.push((value.span(), message));
+                }
                 (Some(section), DeValue::Table(keys)) => self.read_section(document, section, keys),
                 (Some(section), other) => {
                     let (name, found) = (section.name, describe(other));
@@ -225,6 +235,48 @@ impl Draft {
         }
     }
 
+    /// Reads all sections of one kind, such as `[models."NAME"]`.
+    fn read_named<T: Default>(
+        &mut self,
+        document: &Document,
+        table: &'static NamedSection<T>,
+        sections: &DeTable<'_>,
+        map: fn(&mut Config) -> &mut BTreeMap<String, T>,
+    ) {
+        for (name, value) in sections {
+            let path = table.path(name.get_ref());
+            let shown = quote(&path);
+            let DeValue::Table(keys) = value.get_ref() else {
+                let (kind, found) = (table.name, describe(value.get_ref()));
+                let message = format!("{shown} is {found}; expected a section: [{kind}.\"NAME\"]");
+                self.in_file.push((value.span(), message));
+                continue;
+            };
+            let count = map(&mut self.config).len();
+            if name.get_ref().trim().is_empty() || count >= limits::SECTION_NAMES_MAX {
+                let most = limits::SECTION_NAMES_MAX;
+                let message =
+                    format!("[{shown}]: expected at most {most} sections, each with a name");
+                self.in_file.push((name.span(), message));
+                continue;
+            }
+            let mut section = T::default();
+            for (key, value) in keys {
+                let line = document.line(key.span().start);
+                match read_named_key(table, &shown, key.get_ref(), value, &mut section) {
+                    Ok(()) => {
+                        let span = value.span();
+                        let path = format!("{path}.{}", key.get_ref());
+                        self.origins.insert(path, Origin::File { span, line });
+                    }
+                    Err((Some(span), message)) => self.in_file.push((span, message)),
+                    Err((None, message)) => self.in_file.push((key.span(), message)),
+                }
+            }
+            map(&mut self.config).insert(name.get_ref().clone().into_owned(), section);
+        }
+    }
+
     fn read_environment(&mut self, sources: &Sources) {
         for (name, text) in &sources.environment {
             let ours = name
@@ -255,7 +307,7 @@ impl Draft {
             true => key
                 .kind
                 .read_text(text)
-                .map_err(|refused| refusal(key, &refused)),
+                .map_err(|refused| refusal(key.path, &refused)),
             false => Err(format!(
                 "{} is not UTF-8; expected {}",
                 key.path,
@@ -273,7 +325,7 @@ impl Draft {
 
     fn set(&mut self, key: &'static Key, value: Value, origin: Origin) {
         if (key.write)(&mut self.config, value) {
-            self.origins.insert(key.path, origin);
+            self.origins.insert(key.path.to_owned(), origin);
         } else {
             // A row whose kind and field disagree; its own test fails first.
             let message = format!("{} cannot hold this value (a bug)", key.path);
@@ -314,7 +366,7 @@ impl Draft {
 
     /// Returns where the first of the finding's keys was set.
     fn place_of(&self, finding: &Finding) -> Option<&Origin> {
-        finding.keys.iter().find_map(|path| self.origins.get(path))
+        finding.keys.iter().find_map(|path| self.origins.get(*path))
     }
 
     fn is_clean(&self) -> bool {
@@ -367,16 +419,45 @@ fn read_bounded(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
 fn read_key(key: &Key, value: &Spanned<DeValue<'_>>) -> Result<Value, (Range<usize>, String)> {
     key.kind
         .read_toml(value)
-        .map_err(|(span, refused)| (span, refusal(key, &refused)))
+        .map_err(|(span, refused)| (span, refusal(key.path, &refused)))
 }
 
-fn refusal(key: &Key, refused: &Refused) -> String {
+/// Reads one key into its section. The error has the place of the value, or none if the key itself
+/// is unknown.
+fn read_named_key<T>(
+    table: &'static NamedSection<T>,
+    section_path: &str,
+    name: &str,
+    value: &Spanned<DeValue<'_>>,
+    section: &mut T,
+) -> Result<(), (Option<Range<usize>>, String)> {
+    let Some(key) = table.find(name) else {
+        let known: Vec<_> = table.keys.iter().map(|key| key.name).collect();
+        let (shown, known) = (quote(name), known.join(", "));
+        let message = format!("unknown key {shown} in [{section_path}]; expected one of {known}");
+        return Err((None, message));
+    };
+    let read = key.kind.read_toml(value).map_err(|(span, refused)| {
+        let path = format!("{section_path}.{}", key.name);
+        (Some(span), refusal(&path, &refused))
+    })?;
+    match (key.write)(section, read) {
+        true => Ok(()),
+        // A row whose kind and field disagree; its own test fails first.
+        false => Err((
+            None,
+            format!("{name} cannot hold this value; this is a bug"),
+        )),
+    }
+}
+
+fn refusal(path: &str, refused: &Refused) -> String {
     let Refused {
         element,
         found,
         expected,
     } = refused;
-    format!("{}{element} is {found}; expected {expected}", key.path)
+    format!("{path}{element} is {found}; expected {expected}")
 }
 
 /// Returns the section called `name` within another.
@@ -399,10 +480,15 @@ fn unknown_at_top(name: &str, is_section: bool) -> String {
     let shown = quote(name);
     if is_section {
         let known = SECTIONS.iter().map(|section| section.name);
+        let known = known.chain([MODELS.name]);
         return match nearest(name, known.clone()) {
             Some(near) => format!("unknown section [{shown}]; did you mean [{near}]?"),
             None => {
-                let known: Vec<_> = known.map(|name| format!("[{name}]")).collect();
+                let header = |name: &str| match name == MODELS.name {
+                    true => format!("[{name}.\"NAME\"]"),
+                    false => format!("[{name}]"),
+                };
+                let known: Vec<_> = known.map(header).collect();
                 format!(
                     "unknown section [{shown}]; expected one of {}",
                     known.join(", ")

@@ -27,6 +27,7 @@ mod hosts;
 mod kind;
 mod kinds;
 mod load;
+mod named;
 mod problem;
 mod proxies;
 mod reference;
@@ -43,6 +44,7 @@ pub use address::{Listen, Opening, Place, Security};
 pub use change::{Change, contradictions, diff, reloaded, summary};
 pub use hosts::Hosts;
 pub use load::{Loaded, load};
+pub use named::Model;
 pub use problem::{ConfigErrors, Problem};
 pub use proxies::{ForwardedField, TrustedProxies};
 pub use reference::{example, reference};
@@ -52,4 +54,4 @@ pub use sources::{Origin, Overrides, Sources};
 pub use tls::{
     ClientCertificates, ClientIdentity, ClientKey, ClientName, CredentialPath, TlsVersion,
 };
-pub use words::{EngineKind, KvType, LogFormat};
+pub use words::{EngineKind, LogFormat, parse_word, word};

@@ -1,5 +1,6 @@
 //! Pages generated from the schema: `docs/configuration.md` and the annotated example file.
 
+use super::named::MODELS;
 use super::schema::{Config, Key, SECTIONS};
 use super::value::Value;
 
@@ -13,7 +14,8 @@ else the first that exists of `$CONFIGURATION_DIRECTORY/autoglmd.toml` and
 
 The file overrides a default, the environment overrides the file, and a flag overrides both. The
 variable of a key is `AUTOGLMD_SECTION__KEY`, such as `AUTOGLMD_LIMITS__MAX_BODY=2MiB`. The
-addresses in `AUTOGLMD_SERVER__LISTEN` are separated by commas.
+addresses in `AUTOGLMD_SERVER__LISTEN` are separated by commas. The keys of sections with names,
+such as `[models.\"NAME\"]`, have no variables.
 
     autoglmd check           every mistake with file, line, column and the accepted values
     autoglmd check --show    the whole configuration in force, with each value's source
@@ -46,6 +48,16 @@ pub fn reference() -> String {
             text.push_str(&row(key, &defaults));
         }
     }
+    let (name, help) = (MODELS.name, MODELS.help());
+    text.push_str(&format!("\n## `[{name}.\"NAME\"]`\n\n{help}\n\n"));
+    text.push_str("| key | type | range | meaning | in force after |\n");
+    text.push_str("| --- | --- | --- | --- | --- |\n");
+    for key in MODELS.keys {
+        let (name, kind, range, help) = (key.name, key.kind.name(), key.kind.range(), key.help());
+        text.push_str(&format!(
+            "| `{name}` | {kind} | {range} | {help} | restart |\n"
+        ));
+    }
     text
 }
 
@@ -72,6 +84,15 @@ pub fn example() -> String {
             let setting = format!("{} = {}", key.name, key.print(&defaults));
             text.push_str(&format!("{separator}{}{setting}\n", comment(&help)));
         }
+    }
+    let model = defaults.engine.model.first().map_or("", String::as_str);
+    text.push_str(&format!(
+        "\n{}# [{}]\n",
+        comment(MODELS.help()),
+        MODELS.path(model)
+    ));
+    for key in MODELS.keys {
+        text.push_str(&format!("{}# {} = ...\n", comment(key.help()), key.name));
     }
     text
 }

@@ -3,7 +3,11 @@
 //! A rule names its keys. The loader puts the message where the first of them was set, and skips
 //! rules about a key whose own value was already refused.
 
+use std::path::Path;
+
 use super::address::{Listen, Place, Security};
+use super::named::MODELS;
+use super::problem::quote;
 use super::schema::Config;
 use super::tls::ClientCertificates;
 use super::units::{print_duration, print_size_bytes};
@@ -41,6 +45,7 @@ pub fn warnings(config: &Config) -> Vec<Finding> {
         everybody_trusted(config),
         echo(config),
         wide_chunk(config),
+        unused_model_section(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -232,6 +237,24 @@ fn wide_chunk(config: &Config) -> Option<Finding> {
         message: format!(
             "engine.prefill_chunk is {chunk}, but engine.context is {context}, so no prompt fills \
              a chunk"
+        ),
+    })
+}
+
+fn unused_model_section(config: &Config) -> Option<Finding> {
+    let is_served = |name: &String| {
+        let names = |model: &String| {
+            let stem = Path::new(model).file_stem();
+            model == name || stem.is_some_and(|stem| stem == name.as_str())
+        };
+        config.engine.model.iter().any(names)
+    };
+    let name = config.models.keys().find(|name| !is_served(name))?;
+    Some(Finding {
+        keys: &["engine.model"],
+        message: format!(
+            "engine.model does not have the model of [{}], so that section has no effect",
+            quote(&MODELS.path(name))
         ),
     })
 }

@@ -8,6 +8,7 @@
 //! To add a key, add a row. Then `AUTOGLMD_BLESS=1 cargo test --test generated_docs` rewrites the
 //! pages that are generated from this table.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,10 +19,12 @@ use super::kinds::{
     ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, SWITCH, number, size, time,
     word_of,
 };
+use super::named::Model;
 use super::proxies::{ForwardedField, TrustedProxies};
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
 use super::value::{Field, Value};
-use super::words::{EngineKind, KvType, LogFormat};
+use super::words::{EngineKind, LogFormat};
+use crate::engine::family::KvType;
 use crate::limits::config as limits;
 use crate::limits::http1 as http1_limits;
 
@@ -119,6 +122,8 @@ macro_rules! schema {
             pub state_dir: PathBuf,
             /// `$CACHE_DIRECTORY`, or the XDG cache folder: models. Empty in `Config::default()`.
             pub cache_dir: PathBuf,
+            /// The sections `[models."NAME"]`, by name.
+            pub models: BTreeMap<String, Model>,
         }
 
         $(
@@ -292,7 +297,7 @@ schema! {
         /// bits), and reads long prompts at 0.6 of its speed. `auto` uses the type that measured
         /// better for the model's family. A model whose heads do not fit blocks of 32 always uses
         /// `f16`.
-        kv_type: KvType = KvType::Auto, word_of::<KvType>(), Restart;
+        kv_type: Option<KvType> = None, word_of::<Option<KvType>>(), Restart;
         /// Jobs that may wait for a sequence; a further job is refused with 503 `queue_full`.
         queue: u32 = 256, number(limits::ENGINE_QUEUE_JOBS), Restart;
         /// Prompt tokens computed between two decode steps. A larger chunk finishes long prompts

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::load::Loaded;
+use super::named::MODELS;
 use super::problem::printable_path;
 use super::schema::SECTIONS;
 use super::sources::Origin;
@@ -28,6 +29,18 @@ pub fn show(loaded: &Loaded) -> String {
         for key in section.keys {
             let setting = format!("{} = {}", key.name, key.print(&loaded.config));
             let source = source(loaded.origin(key.path), file);
+            text.push_str(&format!("{setting:<48} # {source}\n"));
+        }
+    }
+    for (name, model) in &loaded.config.models {
+        let path = MODELS.path(name);
+        text.push_str(&format!("\n[{path}]\n"));
+        for key in MODELS.keys {
+            let Some(value) = (key.read)(model) else {
+                continue;
+            };
+            let setting = format!("{} = {}", key.name, key.kind.print(&value));
+            let source = source(loaded.origin(&format!("{path}.{}", key.name)), file);
             text.push_str(&format!("{setting:<48} # {source}\n"));
         }
     }

@@ -13,7 +13,7 @@ use super::hosts::Hosts;
 use super::problem::quote;
 use super::proxies::TrustedProxies;
 use super::tls::ClientKey;
-use super::words::{Word, word};
+use super::words::{Word, parse_word, word};
 
 /// A value that was read, or that is to be printed.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,13 +124,10 @@ impl<T: Word> Field for T {
     }
 
     fn from_value(value: Value) -> Option<T> {
-        let Value::Text(text) = value else {
-            return None;
-        };
-        T::WORDS
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map(|(_, value)| *value)
+        match value {
+            Value::Text(text) => parse_word(&text),
+            _ => None,
+        }
     }
 }
 

@@ -2,9 +2,17 @@
 //!
 //! Owns the words of each type, and the types that belong to no other file.
 
+use crate::engine::family::KvType;
+
 /// A type whose values are words.
 pub trait Word: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
+}
+
+/// Returns the value of a word.
+pub fn parse_word<T: Word>(text: &str) -> Option<T> {
+    let found = T::WORDS.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value)
 }
 
 pub fn words<T: Word>() -> Vec<&'static str> {
@@ -32,15 +40,6 @@ impl EngineKind {
     }
 }
 
-/// How the KV cache stores its values, by llama.cpp's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// The better type for the model.
-    Auto,
-    F16,
-    Q8_0,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -60,11 +59,12 @@ impl Word for EngineKind {
         &[("llama", EngineKind::Llama), ("echo", EngineKind::Echo)];
 }
 
-impl Word for KvType {
+/// `auto` leaves it to the model's family.
+impl Word for Option<KvType> {
     const WORDS: &'static [(&'static str, Self)] = &[
-        ("auto", KvType::Auto),
-        ("f16", KvType::F16),
-        ("q8_0", KvType::Q8_0),
+        ("auto", None),
+        ("f16", Some(KvType::F16)),
+        ("q8_0", Some(KvType::Q8_0)),
     ];
 }
 
@@ -97,7 +97,10 @@ mod tests {
             [EngineKind::Llama, EngineKind::Echo].map(word),
             ["llama", "echo"]
         );
-        assert_eq!([KvType::Auto, KvType::Q8_0].map(word), ["auto", "q8_0"]);
+        assert_eq!(
+            [None, Some(KvType::F16), Some(KvType::Q8_0)].map(word),
+            ["auto", "f16", "q8_0"]
+        );
         assert_eq!(
             [LogFormat::Text, LogFormat::Json, LogFormat::Journald].map(word),
             ["text", "json", "journald"]

@@ -50,6 +50,9 @@ pub const CLIENT_KEYS: RangeInclusive<usize> = 0..=256;
 /// `engine.model`: tried one after the other, each perhaps with a download.
 pub const MODELS: RangeInclusive<usize> = 1..=16;
 
+/// Sections such as `[models."NAME"]`, of one kind: more than the models that one list may have.
+pub const SECTION_NAMES_MAX: usize = 64;
+
 /// `server.trusted_proxies`: compared one after the other, for each request.
 pub const TRUSTED_PROXIES: RangeInclusive<usize> = 0..=256;
 

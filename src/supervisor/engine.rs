@@ -1,5 +1,7 @@
 //! Chooses the engine by the configuration, and obtains its model.
 
+#[cfg(feature = "llama")]
+use std::collections::BTreeMap;
 use std::ops::Deref;
 #[cfg(feature = "llama")]
 use std::path::Path;
@@ -9,6 +11,8 @@ use socket2::Socket;
 
 use super::failure::Failure;
 use super::part::{Birth, Part};
+#[cfg(feature = "llama")]
+use crate::config::Model;
 use crate::config::{Config, EngineKind};
 #[cfg(not(feature = "llama"))]
 use crate::console::exit;
@@ -17,7 +21,7 @@ use crate::engine::echo::Echo;
 #[cfg(feature = "llama")]
 use crate::engine::family::Family;
 #[cfg(feature = "llama")]
-use crate::engine::llama::Obtained;
+use crate::engine::llama::{self, Obtained};
 use crate::reactor::message::Mailboxes;
 
 /// Must run before anything else, because it may execute this program again.
@@ -81,37 +85,50 @@ fn start_llama(
     deliver: Arc<Mailboxes<Socket>>,
 ) -> Result<Arc<dyn Engine>, Failure> {
     use super::prover;
-    use crate::config::KvType;
-    use crate::engine::llama;
 
+    let (engine, settings) = (&config.engine, settings(config));
+    let (models, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
+    let (sections, common) = (config.models.clone(), settings.clone());
+    let obtain = Box::new(move |is_wanted: &dyn Fn() -> bool| {
+        let mut obtained = obtain_model(&models, &cache_dir, is_wanted)?;
+        describe(&mut obtained, &sections);
+        let own = obtained.adjust(&common);
+        prover::prove(&obtained.path, own.kv_type, own.gpu_layers, is_wanted)?;
+        Ok(obtained)
+    });
+    llama::start(settings, obtain, deliver)
+        .map_err(|error| Failure::os("starting the engine", &error))
+}
+
+/// Returns what the configuration says of every model alike.
+#[cfg(feature = "llama")]
+fn settings(config: &Config) -> llama::Settings {
     let engine = &config.engine;
-    let settings = llama::Settings {
+    llama::Settings {
         // Known once the model is obtained.
         id: String::new(),
         family: None,
         parallel: engine.parallel,
         threads: engine.threads,
         context: engine.context,
-        kv_type: match engine.kv_type {
-            KvType::Auto => None,
-            KvType::F16 => Some(llama::KvType::F16),
-            KvType::Q8_0 => Some(llama::KvType::Q8_0),
-        },
+        kv_type: engine.kv_type,
         queue: engine.queue,
         prefill_chunk: engine.prefill_chunk,
         is_reproducible: engine.reproducible,
         gpu_layers: engine.gpu_layers,
         stall_timeout: engine.stall_timeout,
-    };
-    let (models, cache_dir) = (engine.model.clone(), config.cache_dir.clone());
-    let (kv_type, gpu_layers) = (settings.kv_type, settings.gpu_layers);
-    let obtain = Box::new(move |is_wanted: &dyn Fn() -> bool| {
-        let obtained = obtain_model(&models, &cache_dir, is_wanted)?;
-        prover::prove(&obtained.path, kv_type, gpu_layers, is_wanted)?;
-        Ok(obtained)
-    });
-    llama::start(settings, obtain, deliver)
-        .map_err(|error| Failure::os("starting the engine", &error))
+    }
+}
+
+/// Adds what the model's section says of it, if it has one.
+#[cfg(feature = "llama")]
+fn describe(obtained: &mut Obtained, sections: &BTreeMap<String, Model>) {
+    let section = obtained.id.as_ref().and_then(|id| sections.get(id));
+    if let Some(section) = section {
+        obtained.context = section.context;
+        obtained.kv_type = section.kv_type;
+        obtained.gpu_layers = section.gpu_layers;
+    }
 }
 
 /// Runs on the engine's thread, before it loads: returns the first model of the list that is
@@ -142,6 +159,7 @@ fn obtain_model(
         id: Some(found.name),
         // A file of the catalogue is recognised by its digest, any other by its metadata.
         family: found.entry.and_then(|entry| Family::find(entry.family)),
+        ..Obtained::default()
     })
 }
 
@@ -157,5 +175,33 @@ mod tests {
             assert_eq!(family, Some(entry.family), "{}", entry.name);
         }
         assert_eq!(Config::default().engine.model, [DEFAULT_MODEL]);
+    }
+
+    /// Mutation: `adjust` that keeps the settings' own context.
+    #[test]
+    fn a_models_section_wins_over_the_engines() {
+        let section = Model {
+            context: Some(2_048),
+            kv_type: Some(None),
+            ..Model::default()
+        };
+        let sections = BTreeMap::from([("small".to_owned(), section)]);
+        let of = |id: &str| {
+            let mut obtained = Obtained {
+                id: Some(id.to_owned()),
+                ..Obtained::default()
+            };
+            describe(&mut obtained, &sections);
+            obtained
+        };
+        let common = llama::Settings {
+            context: 4_096,
+            kv_type: Some(llama::KvType::F16),
+            gpu_layers: 7,
+            ..settings(&Config::default())
+        };
+        let own = of("small").adjust(&common);
+        assert_eq!((own.context, own.kv_type, own.gpu_layers), (2_048, None, 7));
+        assert_eq!(of("other").adjust(&common), common);
     }
 }

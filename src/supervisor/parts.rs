@@ -78,8 +78,11 @@ fn drain<const N: usize>(parts: [&mut dyn Part; N], patience: Duration) {
 }
 
 fn join<const N: usize>(parts: [&mut dyn Part; N]) -> bool {
-    let last_first = parts.into_iter().rev();
-    last_first.fold(true, |is_good, part| part.join() && is_good)
+    let mut is_good = true;
+    for part in parts.into_iter().rev() {
+        is_good &= part.join();
+    }
+    is_good
 }
 
 #[cfg(test)]

@@ -12,18 +12,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use crate::config::word;
 use crate::console::{exit, printable};
 use crate::engine::llama::KvType;
 use crate::limits::engine as engine_limits;
 use crate::os::wait::wait_readable;
-
-const KV_TYPES: [(&str, KvType); 2] = [("f16", KvType::F16), ("q8_0", KvType::Q8_0)];
-
-/// Returns the type of this name.
-pub fn kv_type(name: &str) -> Option<KvType> {
-    let mut types = KV_TYPES.into_iter();
-    types.find(|(other, _)| *other == name).map(|(_, kv)| kv)
-}
 
 /// Lets a child process try the model. Ends early, with an error that is not used, once `is_wanted`
 /// returns false. The error is one line for people.
@@ -33,13 +26,10 @@ pub fn prove(
     gpu_layers: u32,
     is_wanted: &dyn Fn() -> bool,
 ) -> Result<(), String> {
-    let types = KV_TYPES.into_iter();
-    let mut kv_names = types.filter(|(_, other)| Some(*other) == kv_type);
-    let kv_name = kv_names.next().map(|(name, _)| ["--kv-type", name]);
     let name = path.display();
     let mut child = Command::new("/proc/self/exe")
         .arg("engine-worker")
-        .args(kv_name.into_iter().flatten())
+        .args(["--kv-type", word(kv_type)])
         .args(["--gpu-layers", &gpu_layers.to_string()])
         .arg("--prove")
         .arg(path)

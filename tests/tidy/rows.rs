@@ -19,7 +19,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("os", &["limits"]),
     ("offload", &["core"]),
     ("engine", &["error", "limits", "core", "offload"]),
-    ("config", &["limits", "core", "os"]),
+    ("config", &["limits", "core", "os", "engine"]),
     ("tls", &["limits", "core", "os", "config"]),
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits"]),

@@ -57,7 +57,8 @@ fn every_mistake_has_its_place_and_what_is_expected() {
         (
             "[upstairs]",
             "a.toml:1:2: unknown section [upstairs]; expected one of [server], \
-             [server.tls], [auth], [rate_limit], [limits], [engine], [log], [metrics]",
+             [server.tls], [auth], [rate_limit], [limits], [engine], [log], [metrics], \
+             [models.\"NAME\"]",
         ),
         (
             "[server.lisen]",
@@ -542,4 +543,46 @@ proptest! {
         draft.read_environment(&Sources { environment: vec![(name, text)], ..Sources::default() });
         let _ = draft.into_errors().to_string();
     }
+}
+
+/// Mutations: `read_named` without its look at the table's keys, and `show` without the names.
+#[test]
+fn sections_with_names_are_read_shown_and_compared() {
+    let text = "[models.\"a.b\"]\ncontext = 4096\nkv_type = \"auto\"\n[models.small]\n";
+    let loaded = load_text(text).expect("a good file");
+    let model = &loaded.config.models["a.b"];
+    assert_eq!((model.context, model.kv_type), (Some(4_096), Some(None)));
+    assert_eq!(model.gpu_layers, None);
+    assert_eq!(loaded.config.models.len(), 2);
+    let message = &loaded.warnings[0].message;
+    assert!(message.contains("[models.\"a.b\"], so that section has no effect"));
+    let shown = show(&loaded);
+    assert!(
+        shown.contains("\n[models.\"a.b\"]\ncontext = 4096 "),
+        "{shown}"
+    );
+    let again = load_text(&shown).expect("what is shown can be loaded");
+    assert_eq!(again.config, loaded.config);
+    let changes = crate::config::diff(&crate::config::Config::default(), &loaded.config);
+    let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    assert!(changes.contains(&"models.\"a.b\".context unset -> 4096".to_owned()));
+}
+
+#[test]
+fn mistakes_in_sections_with_names_have_their_places() {
+    let text = "[models.small]\ncontext = \"x\"\nsize = 1\n[models]\nlarge = 3\n";
+    let found = mistakes(load_text(text));
+    let expected = [
+        "a.toml:2:11: models.\"small\".context is \"x\"; expected a whole number",
+        "a.toml:3:1: unknown key size in [models.\"small\"]; expected one of context, kv_type,",
+        "a.toml:5:9: models.\"large\" is 3; expected a section: [models.\"NAME\"]",
+    ];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}");
+    }
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(
+        mistakes(load_text("models = 3")),
+        ["a.toml:1:10: models is 3; expected sections: [models.\"NAME\"]"]
+    );
 }

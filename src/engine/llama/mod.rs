@@ -265,6 +265,7 @@ impl Drop for Handle {
 }
 
 fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Llama, String> {
+    let settings = &obtained.adjust(settings);
     let mut progress = |fraction: f32| {
         shared
             .percent

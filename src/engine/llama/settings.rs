@@ -41,6 +41,24 @@ pub struct Obtained {
     pub id: Option<String>,
     /// Replaces [`Settings::family`].
     pub family: Option<&'static Family>,
+    /// Replaces [`Settings::context`].
+    pub context: Option<u32>,
+    /// Replaces [`Settings::kv_type`].
+    pub kv_type: Option<Option<KvType>>,
+    /// Replaces [`Settings::gpu_layers`].
+    pub gpu_layers: Option<u32>,
+}
+
+impl Obtained {
+    /// Returns the settings of this model.
+    pub fn adjust(&self, settings: &Settings) -> Settings {
+        Settings {
+            context: self.context.unwrap_or(settings.context),
+            kv_type: self.kv_type.unwrap_or(settings.kv_type),
+            gpu_layers: self.gpu_layers.unwrap_or(settings.gpu_layers),
+            ..settings.clone()
+        }
+    }
 }
 
 impl From<PathBuf> for Obtained {
