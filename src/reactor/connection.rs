@@ -27,7 +27,6 @@
 //!  5. After the peer's FIN no further request begins, and a request that it cuts off is dropped;
 //!     only responses to complete requests are sent.
 //!  6. A lingering connection holds no input and no output, and has only its own deadline.
-//!  6. A lingering connection holds no input and no output, and has no deadline but its own.
 
 mod deadlines;
 

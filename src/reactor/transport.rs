@@ -8,7 +8,7 @@
 //!                     22, and there are certificates
 //!   Undecided(rule) ------------------------------------> Tls(session)
 //!         ^
-//!         | the header is whole: the peer is whom it names
+//!         | the header is complete: the peer is the client that it names
 //!   Proxied(header, rule) ---- anything else, or a peer that is not trusted: a close
 //!
 //!   Undecided(rule)
