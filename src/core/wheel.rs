@@ -196,7 +196,7 @@ impl Wheel {
     // ---- helpers ----
 
     /// Moves the cursor to the first occupied tick up to `now_tick`, or behind `now_tick` if there
-    /// is none. Returns whether it stands on an occupied one.
+    /// is none. Returns whether its tick is occupied.
     fn seek_due(&mut self, now_tick: u64) -> bool {
         if self.cursor > now_tick {
             return false;

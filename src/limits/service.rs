@@ -92,7 +92,7 @@ pub const JOBLESS_STREAM_AGE_MAX: Duration = Duration::from_secs(300);
 /// Bytes of the message that asks for a service's health: its name. It needs no key.
 pub const HEALTH_REQUEST_BYTES_MAX: usize = 1_024;
 
-/// How often the state of watched services is looked at.
+/// The interval between two looks at the state of watched services.
 pub const HEALTH_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Questions in one reflection stream. A client that asks for every symbol asks about fifty.

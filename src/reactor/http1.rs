@@ -9,7 +9,7 @@
 //!            head complete, admitted          body complete, a job runs
 //!  Receiving(None) ------> Receiving(Some) ------------------> Answering
 //!      ^  |                     |    |                             |
-//!      |  | refused             |    | answered at once            | response complete
+//!      |  | refused             |    | complete at once            | response complete
 //!      |  v                     v    v                             v
 //!      |  Over <--------- not persistent --------------------------+
 //!      +----------------- persistent ------------------------------+

@@ -52,7 +52,7 @@ impl StoreWatcher {
     ) -> Result<(StoreWatcher, Arc<KeyRing>), StoreError> {
         let version = store.version()?;
         let ring = Arc::new(store.ring()?);
-        // One place is enough: a second note before the first was read asks for nothing new.
+        // One place is enough: a second note before the first was read would add nothing.
         let (notes, inbox) = bounded(1);
         let watch = Watch {
             store,

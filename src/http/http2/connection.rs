@@ -17,6 +17,7 @@
 //! Errors of the connection end it: GOAWAY is the last frame of the output, and every later frame
 //! is ignored. Errors of a stream reset it. The [`Tally`] counts frames that are legal but odd; the
 //! caller has the budget for them.
+//!
 //! Invariants:
 //!  1. Memory is bounded: streams by `STREAMS_MAX`, an unfinished field block by
 //!     `FIELD_BLOCK_BYTES_MAX`, the table by `HEADER_TABLE_BYTES`, streams that were reset by

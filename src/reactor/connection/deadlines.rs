@@ -1,7 +1,7 @@
 //! Chooses which of a connection's deadlines run.
 //!
-//! Owns no state: after each pump it derives the running deadlines
-//! ([`crate::core::deadlines`]) from the phase, the transport and the state of the protocol.
+//! Owns no state: after each pump it derives the running deadlines ([`crate::core::deadlines`])
+//! from the phase, the transport and the state of the protocol.
 //!
 //! | the connection waits for | running deadline |
 //! | --- | --- |
