@@ -37,6 +37,10 @@ const _: () = {
 /// even if none of its fields is compressed.
 pub const FIELD_BLOCK_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes of the buffer that a connection keeps for the fields of its next request: a browser's fit
+/// into it. A larger one is freed after its request.
+pub const SPARE_FIELDS_BYTES_MAX: usize = 4 * 1024;
+
 /// Bytes of fields from which on a request is not refused with a response but ends the connection:
 /// no client names one large field hundreds of times by mistake.
 pub const EXCESSIVE_HEADER_LIST_BYTES_MIN: usize = 16 * HEADER_LIST_BYTES_MAX as usize;

@@ -288,7 +288,10 @@ impl<H: Handler> Http2<H> {
             Stage::Receiving(_) => {
                 let error = late("body", lent.turn.config.limits.body_timeout);
                 if let Stage::Receiving(receiving) = stream.take_stage() {
-                    self.refuse(id, H::refusal(receiving.admitted, error), lent);
+                    let (handler, mut sink) = writer(&mut self.connection, id, lent);
+                    handler.refuse(H::refusal(receiving.admitted, error), now, &mut sink);
+                    // The body had its time, so the daemon does not wait for the rest of it.
+                    self.settle(id);
                 }
             }
             Stage::Answering { exchange, .. } => {

@@ -325,7 +325,6 @@ impl Connection {
         block: &[u8],
     ) -> Result<Event<'a>, Reason> {
         let mut list = std::mem::take(&mut self.spare);
-        list.clear();
         self.tally.header_churn += self.decoder.decode(block, &mut list)?;
         if id > self.highest_stream {
             return Ok(self.handle_head(id, ends_stream, list));
@@ -341,7 +340,7 @@ impl Connection {
             return Err(Reason::STREAM_CLOSED);
         }
         let is_good = ends_stream && are_trailers(&list) && stream.handle_end().is_ok();
-        self.spare = list;
+        self.spare = list.emptied();
         if !is_good {
             return Ok(self.fail_stream(id, Reason::PROTOCOL_ERROR));
         }
@@ -453,7 +452,7 @@ impl Connection {
 
     /// Takes back the buffers of a head, for the next one.
     pub fn recycle(&mut self, head: Head) {
-        self.spare = head.into_list();
+        self.spare = head.into_list().emptied();
     }
 
     // ---- poll ----

@@ -71,17 +71,17 @@ impl Connection {
     }
 
     /// Sends a whole response.
-    pub fn respond(&mut self, id: u32, answer: &ResponseHead<'_>, body: &[u8], date: &[u8; 29]) {
-        let is_bodiless = is_bodiless(answer.status);
+    pub fn respond(&mut self, id: u32, head: &ResponseHead<'_>, body: &[u8], date: &[u8; 29]) {
+        let is_bodiless = is_bodiless(head.status);
         let length = (!is_bodiless).then_some(body.len());
-        if self.send_head(id, answer, length, date, body.is_empty() || is_bodiless) {
+        if self.send_head(id, head, length, date, body.is_empty() || is_bodiless) {
             self.push(id, body, Local::Ending(None));
         }
     }
 
     /// Sends the head of a response that comes in pieces.
-    pub fn start(&mut self, id: u32, answer: &ResponseHead<'_>, date: &[u8; 29]) {
-        self.send_head(id, answer, None, date, false);
+    pub fn start(&mut self, id: u32, head: &ResponseHead<'_>, date: &[u8; 29]) {
+        self.send_head(id, head, None, date, false);
     }
 
     /// Sends a piece of a response.
@@ -119,7 +119,7 @@ impl Connection {
     fn send_head(
         &mut self,
         id: u32,
-        answer: &ResponseHead<'_>,
+        head: &ResponseHead<'_>,
         length: Option<usize>,
         date: &[u8; 29],
         is_whole: bool,
@@ -132,15 +132,15 @@ impl Connection {
         stream.local = if is_whole { Local::Ended } else { Local::Body };
         let flags = if is_whole { flag::END_STREAM } else { 0 };
         self.put_block(id, flags, |block| {
-            encode::status(block, answer.status);
+            encode::status(block, head.status);
             encode::date(block, date);
-            if let Some(content_type) = answer.content_type {
+            if let Some(content_type) = head.content_type {
                 encode::content_type(block, content_type);
             }
             if let Some(length) = length {
                 encode::content_length(block, length);
             }
-            for (name, value) in answer.headers.iter() {
+            for (name, value) in head.headers.iter() {
                 encode::field(block, name, value);
             }
         });

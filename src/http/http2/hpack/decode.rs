@@ -67,11 +67,14 @@ impl FieldList {
         })
     }
 
-    /// Empties the list and keeps its buffers.
-    pub fn clear(&mut self) {
+    /// Returns an empty list with the same buffers, unless they are too large to be kept.
+    pub fn emptied(mut self) -> FieldList {
+        if self.text.capacity() > limits::SPARE_FIELDS_BYTES_MAX {
+            return FieldList::default();
+        }
         self.text.clear();
         self.spans.clear();
-        self.bytes = 0;
+        FieldList { bytes: 0, ..self }
     }
 
     fn start(&self) -> usize {
@@ -330,6 +333,21 @@ mod tests {
         assert_eq!(decode(&mut decoder, b"\xbe"), expected(&[("y", "z")]));
         let bomb = [&entry[..], &[0xbe].repeat(1_000)].concat();
         assert_eq!(decode(&mut decoder, &bomb), Err(Reason::ENHANCE_YOUR_CALM));
+    }
+
+    /// Mutations: `emptied` without its bound; buffers that are never kept.
+    #[test]
+    fn small_buffers_are_kept_for_the_next_list() {
+        let mut list = FieldList::default();
+        let field = [&b"\x00\x01x\x7f\x80\x1f"[..], &[b'v'; 0x7f + 0xf80]].concat();
+        Decoder::default()
+            .decode(&field.repeat(3), &mut list)
+            .unwrap();
+        assert_eq!(list.emptied().text.capacity(), 0);
+        let mut list = FieldList::default();
+        Decoder::default().decode(b"\x82", &mut list).unwrap();
+        let list = list.emptied();
+        assert!(list.is_empty() && list.text.capacity() > 0);
     }
 
     /// Mutations: no churn for sizes; every insertion is churn; none is.
