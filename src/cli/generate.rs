@@ -459,8 +459,8 @@ impl Refusal {
     }
 }
 
-/// Returns what to do about it, in terms of this command's flags. The daemon's message has the way
-/// out for clients in general.
+/// Returns the remedy in terms of this command's flags. The daemon's message has the remedy for
+/// clients in general.
 fn way_out(code: ErrorCode) -> Option<&'static str> {
     match code {
         ErrorCode::MissingCredentials => Some(

@@ -327,7 +327,8 @@ impl Draft {
         if (key.write)(&mut self.config, value) {
             self.origins.insert(key.path.to_owned(), origin);
         } else {
-            // A row whose kind and field disagree; its own test fails first.
+            // Only if kind and field of a row disagree, which the table's own test would find
+            // first.
             let message = format!("{} cannot hold this value (a bug)", key.path);
             self.elsewhere.push(Problem::new("schema", message));
         }
@@ -443,7 +444,7 @@ fn read_named_key<T>(
     })?;
     match (key.write)(section, read) {
         true => Ok(()),
-        // A row whose kind and field disagree; its own test fails first.
+        // Only if kind and field of a row disagree, which the table's own test would find first.
         false => Err((
             None,
             format!("{name} cannot hold this value; this is a bug"),

@@ -1,12 +1,12 @@
-//! Sections with names, which may be there several times: `[models."NAME"]`.
+//! Sections with names, such as `[models."NAME"]`. A configuration may have several of a kind.
 //!
 //! A row has the meaning of the key, its name, the type of its value and its [`ValueKind`], as in
-//! the schema. It has no default: a key that is absent leaves the matter to the section without a
-//! name, such as `[engine]`. No variable and no flag reaches these keys, and a reload does not
-//! change them.
+//! the schema. It has no default: an absent key leaves the section without a name in force, such as
+//! `[engine]`. Variables and flags cannot set these keys, and a reload does not change them.
 //!
-//! To add a key, add a row. To add a kind of section, add a table and a field of `Config`, and walk
-//! it where `MODELS` is walked: in `load`, `show`, `change`, `rules` and `reference`.
+//! To add a key, add a row. To add a kind of section, add a table and a field of `Config`, and go
+//! through it wherever `MODELS` is gone through: in `load`, `show`, `change`, `rules` and
+//! `reference`.
 
 use super::kind::ValueKind;
 use super::kinds::{number, word_of};

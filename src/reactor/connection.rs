@@ -110,9 +110,10 @@ impl<K> Connection<K> {
         &self.deadlines
     }
 
-    /// Returns what it would do if the kernel let it: see [`crate::core::readiness`]. The peer's
-    /// bytes are wanted while they need not wait for a running response, and while the peer takes
-    /// its output: a client that asks and never reads is not read either.
+    /// Returns the directions in which it would go on if the kernel let it: see
+    /// [`crate::core::readiness`]. The peer's bytes are wanted while they need not wait for a
+    /// running response, and while the peer takes its output: a client that sends requests and
+    /// never reads is not read either.
     pub fn wants(&self, marks: &Marks) -> Wants {
         let read = match self.phase {
             Phase::Open => {

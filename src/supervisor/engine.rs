@@ -100,7 +100,7 @@ fn start_llama(
         .map_err(|error| Failure::os("starting the engine", &error))
 }
 
-/// Returns what the configuration says of every model alike.
+/// Returns the settings that are the same for every model.
 #[cfg(feature = "llama")]
 fn settings(config: &Config) -> llama::Settings {
     let engine = &config.engine;
@@ -120,7 +120,7 @@ fn settings(config: &Config) -> llama::Settings {
     }
 }
 
-/// Adds what the model's section says of it, if it has one.
+/// Adds the settings of the model's own section, if it has one.
 #[cfg(feature = "llama")]
 fn describe(obtained: &mut Obtained, sections: &BTreeMap<String, Model>) {
     let section = obtained.id.as_ref().and_then(|id| sections.get(id));
