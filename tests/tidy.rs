@@ -37,3 +37,6 @@ mod tree;
 
 #[path = "tidy/docs.rs"]
 mod docs;
+
+#[path = "tidy/prose.rs"]
+mod prose;
