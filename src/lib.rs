@@ -11,7 +11,7 @@ pub mod limits;
 /// The reactor's pure parts: slots, readiness, timer wheel, output queue, accept gate.
 pub mod core;
 
-/// HTTP as a function of bytes: heads, bodies, negotiation, compression, HTTP/2 around `h2`.
+/// HTTP as a function of bytes: heads, bodies, negotiation, compression, HTTP/2.
 pub mod http;
 
 /// The messages and frames of gRPC.

@@ -1,4 +1,4 @@
-//! Clients of HTTP/2: h2's own client over the simulated wire, polled by hand like our server.
+//! Clients of HTTP/2: the client of the h2 crate over the simulated wire, polled by hand.
 //!
 //! An independent implementation reads what the daemon sends: a response in the wrong state, a
 //! window that is overdrawn or a field block that cannot be decoded is an error here. The dice
