@@ -17,7 +17,7 @@ use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::limits::telemetry as telemetry_limits;
-use crate::telemetry::access::Generation;
+use crate::telemetry::access::Figures;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_id::RequestIds;
 
@@ -101,9 +101,10 @@ impl Desk {
         let traceparent = request.header("traceparent").map(str::as_bytes);
         let row = router::find(request.path);
         let media = Media::of(request, row);
-        let user_agent = match self.log.writes_access_lines() {
-            true => request.header("user-agent"),
-            false => None,
+        let user_agent = if self.log.writes_access_lines() {
+            request.header("user-agent")
+        } else {
+            None
         };
         Call {
             request_id: self.request_ids.accept_or_make(client_id, now),
@@ -149,7 +150,7 @@ impl Desk {
         &mut self,
         call: &Call,
         error: &ApiError,
-        generation: Option<Generation>,
+        figures: Option<Figures>,
         wire: &mut Wire<'_>,
     ) {
         let dialect = self.dialect(call.surface());
@@ -161,7 +162,7 @@ impl Desk {
             bytes,
             code: error.code,
         };
-        self.log.close(call, outcome, generation, wire.now);
+        self.log.close(call, outcome, figures, wire.now);
     }
 
     /// Sends the buffer's fields and body, and closes the request.

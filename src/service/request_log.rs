@@ -10,7 +10,7 @@
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::CancelReason;
-use crate::telemetry::access::{Access, Generation};
+use crate::telemetry::access::{Access, Figures};
 use crate::telemetry::metrics::{Counter, Histogram, Metrics};
 
 use super::call::Call;
@@ -71,13 +71,7 @@ impl RequestLog {
     }
 
     /// Records the end of a request.
-    pub fn close(
-        &mut self,
-        call: &Call,
-        outcome: Outcome,
-        generation: Option<Generation>,
-        now: Moment,
-    ) {
+    pub fn close(&mut self, call: &Call, outcome: Outcome, figures: Option<Figures>, now: Moment) {
         let (status, bytes, code) = match outcome {
             Outcome::Completed { status, bytes } => (status, bytes, None),
             Outcome::Failed {
@@ -115,7 +109,7 @@ impl RequestLog {
             trace_id: trace_digits
                 .as_ref()
                 .and_then(|digits| std::str::from_utf8(digits).ok()),
-            generation,
+            figures,
         };
         access.log();
     }

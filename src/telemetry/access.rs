@@ -40,12 +40,12 @@ pub struct Access<'a> {
     pub user_agent: Option<&'a str>,
     /// The trace that the request belongs to, as 32 hexadecimal digits.
     pub trace_id: Option<&'a str>,
-    pub generation: Option<Generation>,
+    pub figures: Option<Figures>,
 }
 
-/// The engine's work for a request.
+/// The engine's work for a request, in figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Generation {
+pub struct Figures {
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub completion_tokens: u32,
@@ -89,8 +89,8 @@ impl Access<'_> {
                 line.field(Kind::Text, name, value);
             }
         }
-        if let Some(generation) = &self.generation {
-            generation.append(&mut line);
+        if let Some(figures) = &self.figures {
+            figures.append(&mut line);
         }
         // Last: it is long, and the first to be cut.
         if let Some(user_agent) = self.user_agent {
@@ -104,7 +104,7 @@ impl Access<'_> {
     }
 }
 
-impl Generation {
+impl Figures {
     fn append(&self, line: &mut Line) {
         line.field(Kind::Raw, "prompt_tokens", self.prompt_tokens);
         line.field(Kind::Raw, "cached_tokens", self.cached_tokens);
@@ -147,7 +147,7 @@ mod tests {
             error: Some(ErrorCode::QueueFull),
             user_agent: Some("curl/8.0\n{\"level\":\"error\"}\x1b[31m status=200"),
             trace_id: None,
-            generation: Some(Generation {
+            figures: Some(Figures {
                 prompt_tokens: 10,
                 cached_tokens: 4,
                 completion_tokens: 0,

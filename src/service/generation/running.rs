@@ -35,7 +35,7 @@ use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::{Generation, Narrator, Whole};
 use crate::service::request_log::{Outcome, RequestLog};
-use crate::telemetry::access;
+use crate::telemetry::access::Figures;
 
 use super::reservation::Reserved;
 use super::stream::Stream;
@@ -334,8 +334,8 @@ fn cancel_reason(reason: FailReason, code: ErrorCode) -> Option<CancelReason> {
 }
 
 /// Returns the figures of a generation for the access line.
-fn figures(usage: &Usage, timings: &Timings, first_token: Option<Duration>) -> access::Generation {
-    access::Generation {
+fn figures(usage: &Usage, timings: &Timings, first_token: Option<Duration>) -> Figures {
+    Figures {
         prompt_tokens: usage.prompt_tokens,
         cached_tokens: usage.cached_tokens,
         completion_tokens: usage.completion_tokens,
