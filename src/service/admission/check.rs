@@ -52,9 +52,10 @@ impl Admission {
         let (parts, request) = (&desk.parts, arrival.request);
         let Some(row) = call.row else {
             self.take_from_sender(parts, call, arrival)?;
-            return match is_about_server(request) {
-                true => Ok(None),
-                false => Err(desk.dialect(call.surface()).not_found()),
+            return if is_about_server(request) {
+                Ok(None)
+            } else {
+                Err(desk.dialect(call.surface()).not_found())
             };
         };
         if request.method == Method::Options {
@@ -83,9 +84,10 @@ impl Admission {
             self.take_from_sender(parts, call, arrival)?;
         }
         checked?;
-        match row.route.is_generation() {
-            true => take_permit(parts, call),
-            false => Ok(None),
+        if row.route.is_generation() {
+            take_permit(parts, call)
+        } else {
+            Ok(None)
         }
     }
 

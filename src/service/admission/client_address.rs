@@ -46,9 +46,10 @@ pub fn of(
     match (field, has("forwarded"), has("x-forwarded-for")) {
         (ForwardedField::Any, true, true) => {
             let standard = walk(ForwardedField::Forwarded);
-            match standard == walk(ForwardedField::XForwardedFor) {
-                true => standard,
-                false => peer,
+            if standard == walk(ForwardedField::XForwardedFor) {
+                standard
+            } else {
+                peer
             }
         }
         (ForwardedField::Any, true, false) => walk(ForwardedField::Forwarded),

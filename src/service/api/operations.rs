@@ -134,9 +134,10 @@ fn send_static(
 /// Chooses OpenMetrics for scrapers that name it and rank it at least as high as plain text. All
 /// others get 0.0.4, which every scraper can read, even those whose `Accept` allows neither.
 fn exposition(request: &Request<'_>) -> Exposition {
-    let offers = match names(request, MediaType::OpenMetrics) {
-        true => [MediaType::OpenMetrics, MediaType::PlainText],
-        false => [MediaType::PlainText, MediaType::OpenMetrics],
+    let offers = if names(request, MediaType::OpenMetrics) {
+        [MediaType::OpenMetrics, MediaType::PlainText]
+    } else {
+        [MediaType::PlainText, MediaType::OpenMetrics]
     };
     match choose(request, &offers) {
         Some(MediaType::OpenMetrics) => Exposition::OpenMetrics,

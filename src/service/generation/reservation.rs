@@ -63,9 +63,10 @@ impl Reserved {
 
 /// Returns how many tokens per minute a key may use.
 fn token_rate(limits: &config::RateLimit, record: &KeyRecord) -> Rate {
-    let per_minute = match limits.enabled {
-        true => record.tokens_per_minute.unwrap_or(limits.tokens_per_minute),
-        false => 0,
+    let per_minute = if limits.enabled {
+        record.tokens_per_minute.unwrap_or(limits.tokens_per_minute)
+    } else {
+        0
     };
     Rate::new(per_minute, per_minute)
 }

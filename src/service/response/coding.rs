@@ -99,10 +99,13 @@ impl Coder {
         coded.clear();
         coded.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
         let counters = self.metrics.compression();
-        let is_better = counters.compressing(coding, || match accepted.refuses_identity() {
-            // Better longer than refused.
-            true => encode_whole(coding, body, coded).is_ok(),
-            false => compressor.compress(coding, Effort::Quick, body, coded),
+        let is_better = counters.compressing(coding, || {
+            if accepted.refuses_identity() {
+                // Better longer than refused.
+                encode_whole(coding, body, coded).is_ok()
+            } else {
+                compressor.compress(coding, Effort::Quick, body, coded)
+            }
         });
         if !is_better {
             counters.grew.inc();

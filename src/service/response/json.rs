@@ -82,9 +82,10 @@ pub fn push_text(out: &mut Vec<u8>, text: &str) {
         }
     }
     for &byte in rest {
-        match is_clean(byte) {
-            true => out.push(byte),
-            false => push_escaped(out, byte),
+        if is_clean(byte) {
+            out.push(byte)
+        } else {
+            push_escaped(out, byte)
         }
     }
     out.push(b'"');

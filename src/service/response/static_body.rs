@@ -49,9 +49,10 @@ impl StaticBody {
     pub fn make(&mut self, coding: Coding, compressor: &mut Compressor) {
         let mut out = Vec::new();
         let is_shorter = compressor.compress(coding, Effort::Kept, &self.plain, &mut out);
-        self.variants[coding as usize] = match is_shorter {
-            true => Variant::Made(out.into()),
-            false => Variant::Useless,
+        self.variants[coding as usize] = if is_shorter {
+            Variant::Made(out.into())
+        } else {
+            Variant::Useless
         };
     }
 

@@ -96,10 +96,11 @@ pub fn handle_deadline(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) 
     let (is_over, has_expired) = (wire.now >= watch.ends, wire.now >= watch.expires);
     if wire.now >= watch.look_at || is_over || has_expired {
         watch.look_at = wire.now + limits::HEALTH_WATCH_INTERVAL;
-        let status = match watch.is_known {
-            true => serving_status(desk),
+        let status = if watch.is_known {
+            serving_status(desk)
+        } else {
             // By the protocol the watch goes on: the service may come.
-            false => ServingStatus::ServiceUnknown,
+            ServingStatus::ServiceUnknown
         };
         if watch.sent != Some(status) && wire.sink.has_room() {
             send_status(desk, watch, status, wire);

@@ -88,12 +88,13 @@ pub fn handle_data(
 /// Must be called at [`Dialogue::next_deadline`].
 pub fn handle_deadline(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire<'_>) -> Flow {
     if wire.now >= dialogue.ends {
-        let error = match dialogue.has_own_deadline {
-            true => ApiError::new(
+        let error = if dialogue.has_own_deadline {
+            ApiError::new(
                 ErrorCode::RequestTimeout,
                 "the deadline of the stream expired",
-            ),
-            false => expired(),
+            )
+        } else {
+            expired()
         };
         return finish(desk, dialogue, Some(&error), wire);
     }

@@ -120,9 +120,10 @@ pub enum ListError {
 pub fn members(body: &[u8]) -> Result<Vec<Member<'_>>, ApiError> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let place = error.valid_up_to();
-        invalid_json(match is_utf16(body) {
-            true => "the body is UTF-16; send it in UTF-8".to_owned(),
-            false => format!("the body is not UTF-8 at byte {place}; send it in UTF-8"),
+        invalid_json(if is_utf16(body) {
+            "the body is UTF-16; send it in UTF-8".to_owned()
+        } else {
+            format!("the body is not UTF-8 at byte {place}; send it in UTF-8")
         })
     })?;
     // RFC 8259, section 8.1: a parser may ignore a byte order mark, and tools on Windows write one.
@@ -183,9 +184,10 @@ fn integer_of(number: &str) -> Option<i64> {
     for digit in digits {
         let digit = i64::from(digit - b'0');
         integer = integer.checked_mul(10)?;
-        integer = match is_negative {
-            true => integer.checked_sub(digit)?,
-            false => integer.checked_add(digit)?,
+        integer = if is_negative {
+            integer.checked_sub(digit)?
+        } else {
+            integer.checked_add(digit)?
         };
     }
     Some(integer)
@@ -196,9 +198,10 @@ const INTEGER_DIGITS_MAX: usize = 19;
 
 /// Parses an exponent; one that does not fit moves the point as far as possible.
 fn exponent_of(text: &str) -> i64 {
-    let most = match text.starts_with('-') {
-        true => i64::MIN / 2,
-        false => i64::MAX / 2,
+    let most = if text.starts_with('-') {
+        i64::MIN / 2
+    } else {
+        i64::MAX / 2
     };
     text.parse::<i64>()
         .unwrap_or(most)

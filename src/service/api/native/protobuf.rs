@@ -124,9 +124,10 @@ fn set_sampling(
 
 /// No interval contains NaN.
 fn number_in(field: &str, number: f32, interval: &Interval) -> Result<f32, ApiError> {
-    match interval.contains(number.into()) {
-        true => Ok(number),
-        false => Err(out_of_interval(field, interval, &number.to_string())),
+    if interval.contains(number.into()) {
+        Ok(number)
+    } else {
+        Err(out_of_interval(field, interval, &number.to_string()))
     }
 }
 
@@ -169,9 +170,12 @@ pub fn no_stream() -> ApiError {
 pub fn response_of(object: &GenerationObject<'_>) -> autoglm::GenerateResponse {
     let generation = object.generation;
     let chosen = |member| object.selection.contains(member);
-    let text = |member, text: &str| match chosen(member) {
-        true => text.to_owned(),
-        false => String::new(),
+    let text = |member, text: &str| {
+        if chosen(member) {
+            text.to_owned()
+        } else {
+            String::new()
+        }
     };
     let finish_reason = match generation.finish_reason {
         _ if !chosen(Member::FinishReason) => autoglm::FinishReason::Unspecified,
@@ -187,9 +191,10 @@ pub fn response_of(object: &GenerationObject<'_>) -> autoglm::GenerateResponse {
     };
     autoglm::GenerateResponse {
         text: text(Member::Text, generation.text),
-        latency: match chosen(Member::LatencyMs) {
-            true => generation.latency.as_secs_f32(),
-            false => 0.0,
+        latency: if chosen(Member::LatencyMs) {
+            generation.latency.as_secs_f32()
+        } else {
+            0.0
         },
         code: text(Member::Code, object.code),
         id: text(Member::Id, generation.id),
