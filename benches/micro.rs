@@ -14,7 +14,7 @@ use autoglmd::config::Config;
 use autoglmd::core::output::OutputQueue;
 use autoglmd::core::pool::BufferPool;
 use autoglmd::core::wheel::Wheel;
-use autoglmd::core::{Key, Moment};
+use autoglmd::core::{Key, Moment, UnixSeconds};
 use autoglmd::engine::{
     Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings, Usage,
 };
@@ -184,7 +184,7 @@ fn form_service() -> Service {
         engine: Arc::new(NoEngine),
         limiter: Arc::new(Limiter::new()),
         metrics: Metrics::new("bench"),
-        wall_clock: || 0,
+        wall_clock: UnixSeconds::default,
     })
 }
 

@@ -21,6 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use autoglmd::config::{Config, Opening};
+use autoglmd::core::UnixSeconds;
 use autoglmd::engine::echo::Echo;
 use autoglmd::keys::KeyRing;
 use autoglmd::offload::mailbox::{Sender, mailbox};
@@ -139,7 +140,7 @@ impl Daemon {
             engine,
             limiter: Arc::new(Limiter::new()),
             metrics: metrics.clone(),
-            wall_clock: || 0,
+            wall_clock: UnixSeconds::default,
         };
         let neighbour = Neighbour {
             mailbox: sender.clone(),

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use crate::config::{self, ConfigErrors, Loaded, Origin, Sources};
 use crate::console::exit;
-use crate::service;
+use crate::core::UnixSeconds;
 use crate::tls::{Acceptor, Problem};
 
 const GOOD: u8 = 0;
@@ -42,7 +42,7 @@ fn check_certificates(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> (u8, io::Result<()>) {
-    let now = i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX);
+    let now = UnixSeconds::now().as_i64();
     let credentials = sources.credentials_dir();
     match Acceptor::load(&loaded.config, credentials.as_deref(), None) {
         Ok(acceptor) => {

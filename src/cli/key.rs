@@ -12,6 +12,7 @@ use super::times::{self, End, parse_end, parse_lifetime};
 use crate::config::{Overrides, Sources};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
+use crate::core::UnixSeconds;
 use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::keys as keys_limits;
 use crate::store::{KeyStore, ListedKey, NewKey, Renewal, Revoked, Store, StoreError};
@@ -102,7 +103,7 @@ impl Key {
             .state_dir()
             .map_err(|reason| fail(exit::CONFIG, reason))?;
         let mut store = KeyStore::open_in(&state_dir).map_err(|error| explain(&error))?;
-        let now = times::now();
+        let now = UnixSeconds::now().as_u64();
         match self.command {
             KeyCommand::Create(create) => create.run(&mut store, now),
             KeyCommand::List { json } => list(&store, json, now),

@@ -1,7 +1,5 @@
 //! Times as people write them on the command line, and as tables show them. All are in UTC.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -61,11 +59,6 @@ pub fn parse_timeout_ms(text: &str) -> Result<u64, String> {
         Some(milliseconds) if milliseconds > 0 => Ok(milliseconds),
         _ => Err("expected a time such as 30s, 500ms or 2m".to_owned()),
     }
-}
-
-pub fn now() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
-    elapsed.map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// Formats a time as `2027-01-31 12:00:00Z`.

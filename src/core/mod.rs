@@ -18,4 +18,4 @@ pub mod time;
 pub mod wheel;
 
 pub use key::Key;
-pub use time::Moment;
+pub use time::{Moment, UnixSeconds};

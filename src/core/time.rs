@@ -5,7 +5,7 @@
 
 use std::ops::{Add, Sub};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A point in monotonic time (`CLOCK_MONOTONIC`), in microseconds since [`Moment::epoch`].
 ///
@@ -64,5 +64,45 @@ impl Sub<Moment> for Moment {
 
     fn sub(self, earlier: Moment) -> Duration {
         self.since(earlier)
+    }
+}
+
+/// A point in wall-clock time, in whole seconds since 1970 (UTC): for what outlives the process,
+/// such as the end of a key. It may jump; deadlines are [`Moment`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixSeconds(u64);
+
+impl UnixSeconds {
+    pub const fn new(seconds: u64) -> UnixSeconds {
+        UnixSeconds(seconds)
+    }
+
+    /// Reads the wall clock. A clock that is set before 1970 reads as 1970.
+    pub fn now() -> UnixSeconds {
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+        UnixSeconds(elapsed.map_or(0, |elapsed| elapsed.as_secs()))
+    }
+
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the same as X.509 counts, whose times may lie before 1970.
+    pub fn as_i64(self) -> i64 {
+        i64::try_from(self.0).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutation: `as_i64` with a plain `as`.
+    #[test]
+    fn seconds_since_1970_are_counted_and_never_turn_negative() {
+        let now = UnixSeconds::now();
+        assert!(now > UnixSeconds::new(1_700_000_000), "{now:?}");
+        assert_eq!(UnixSeconds::new(7).as_i64(), 7);
+        assert_eq!(UnixSeconds::new(u64::MAX).as_i64(), i64::MAX);
     }
 }

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{
     Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job,
     ModelInfo, Prompt, Refused, State, Timings, Usage,
 };
+use crate::core::UnixSeconds;
 use crate::error::ErrorCode;
 use crate::limits::engine as limits;
 
@@ -25,12 +25,9 @@ pub struct Echo {
 
 impl Echo {
     pub fn new(deliver: Arc<dyn Deliver>) -> Arc<Echo> {
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         Arc::new(Echo {
             deliver,
-            created: since_1970.as_secs(),
+            created: UnixSeconds::now().as_u64(),
             is_draining: AtomicBool::new(false),
             prompt_tokens: AtomicU64::new(0),
             generated_tokens: AtomicU64::new(0),

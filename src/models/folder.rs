@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use super::catalogue::Entry;
 use super::error::ModelError;
 use super::files::{
-    check_gguf, hex, identity, identity_path, note_identity, read_bounded, replace,
-    seconds_since_1970, sha256,
+    check_gguf, hex, identity, identity_path, note_identity, read_bounded, replace, sha256,
 };
 use super::means::Means;
 use super::progress::{Progress, Watch, tell};
 use super::source::{Source, check_name};
 use super::{fetch, files};
+use crate::core::UnixSeconds;
 use crate::limits::models as limits;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -482,7 +482,7 @@ impl Models {
                 source: from.to_owned(),
                 sha256: found.clone(),
                 bytes: file.metadata()?.len(),
-                pulled_at: seconds_since_1970(),
+                pulled_at: UnixSeconds::now().as_u64(),
             };
             replace(
                 &self.record_path(name),

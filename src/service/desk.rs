@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::core::Moment;
+use crate::core::{Moment, UnixSeconds};
 use crate::engine::{Engine, ModelInfo};
 use crate::error::ApiError;
 use crate::http::negotiate::AcceptEncoding;
@@ -40,9 +40,8 @@ pub struct Parts {
     /// One for the whole daemon: a key's rate is the same on every reactor.
     pub limiter: Arc<Limiter>,
     pub metrics: Metrics,
-    /// Seconds since 1970, read for keys that expire. [`unix_seconds`](super::unix_seconds) outside
-    /// of tests.
-    pub wall_clock: fn() -> u64,
+    /// Read for keys that expire; [`UnixSeconds::now`] outside of tests.
+    pub wall_clock: fn() -> UnixSeconds,
 }
 
 /// Whether more of a response will come.

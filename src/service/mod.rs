@@ -47,7 +47,6 @@ mod response;
 mod router;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::core::Moment;
@@ -72,13 +71,6 @@ pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
 pub use desk::{Flow, Parts};
 pub use exchange::Exchange;
 pub use rate_limit::Limiter;
-
-/// The real wall clock, for [`Parts::wall_clock`].
-pub fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
 
 /// One reactor's view of all routes.
 pub struct Service {

@@ -9,8 +9,8 @@ use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use crate::config::{Config, CredentialPath, Sources};
 use crate::console::exit;
+use crate::core::UnixSeconds;
 use crate::limits::tls as tls_limits;
-use crate::service;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{Acceptor, Problem};
 
@@ -87,5 +87,5 @@ pub fn files(config: &Config, sources: &Sources) -> Vec<PathBuf> {
 
 /// The unit of [`crate::tls::acceptor::Certificate`].
 fn now() -> i64 {
-    i64::try_from(service::unix_seconds()).unwrap_or(i64::MAX)
+    UnixSeconds::now().as_i64()
 }

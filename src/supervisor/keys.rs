@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::console::{exit, note};
+use crate::core::UnixSeconds;
 use crate::keys::KeyRing;
 use crate::reactor::message::Message;
-use crate::service;
 use crate::store::{Bootstrap, DATABASE_FILE, KeyStore, Store, StoreError, StoreWatcher};
 
 pub struct Keys {
@@ -32,7 +32,7 @@ impl Part for Keys {
         let state_dir = &birth.config.state_dir;
         let mut store = KeyStore::open_in(state_dir).map_err(|error| unusable(&error))?;
         birth.bootstrap = store
-            .bootstrap(state_dir, service::unix_seconds())
+            .bootstrap(state_dir, UnixSeconds::now().as_u64())
             .map_err(|error| unusable(&error))?;
         let path = state_dir.join(DATABASE_FILE);
         let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);

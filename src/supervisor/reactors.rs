@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use super::spawner::Common;
 use crate::console::exit;
-use crate::core::Moment;
+use crate::core::{Moment, UnixSeconds};
 use crate::reactor::event_loop::Neighbour;
 use crate::reactor::message::Message;
 use crate::service;
@@ -45,7 +45,7 @@ impl Part for Reactors {
                 engine,
                 limiter: birth.limiter.clone(),
                 metrics: birth.metrics.clone(),
-                wall_clock: service::unix_seconds,
+                wall_clock: UnixSeconds::now,
             },
             max_connections: birth.max_connections,
             heartbeat: birth.heartbeat,

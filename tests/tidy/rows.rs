@@ -23,7 +23,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("tls", &["limits", "core", "os", "config"]),
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits"]),
-    ("models", &["limits", "os"]),
+    ("models", &["limits", "core", "os"]),
     ("store", &["limits", "keys"]),
     (
         "telemetry",
@@ -88,6 +88,7 @@ const ROWS: &[(&str, &[&str])] = &[
         &[
             "error",
             "limits",
+            "core",
             "http",
             "os",
             "engine",
@@ -97,7 +98,6 @@ const ROWS: &[(&str, &[&str])] = &[
             "keys",
             "models",
             "store",
-            "service",
             "console",
             "supervisor",
         ],

@@ -46,11 +46,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use crate::core::Moment;
+use crate::core::{Moment, UnixSeconds};
 use crate::engine::family::Family;
 pub use crate::engine::family::KvType;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
@@ -281,16 +281,13 @@ fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Lla
         plan,
     )
     .map_err(|error| error.to_string())?;
-    let since_1970 = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     // Set only here.
     let _ = shared.model.set(ModelInfo {
         id: obtained.id.clone().unwrap_or_else(|| settings.id.clone()),
         engine: "llama",
         description: llama.description(),
         context_length: backend::Backend::context_length(&llama) as u32,
-        created: since_1970.as_secs(),
+        created: UnixSeconds::now().as_u64(),
         defaults: llama.family().defaults(),
     });
     Ok(llama)

@@ -39,6 +39,7 @@ use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
+use crate::core::UnixSeconds;
 use crate::core::proxy_header::SIGNATURE;
 use crate::keys::KeyRing;
 use crate::limits::core as core_limits;
@@ -137,7 +138,7 @@ impl Daemon {
             engine: engine.clone(),
             limiter: Arc::new(Limiter::new()),
             metrics: metrics.clone(),
-            wall_clock: || 0,
+            wall_clock: UnixSeconds::default,
         };
         let mut members = Vec::new();
         for (index, (system, receiver)) in ends.into_iter().enumerate() {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::config::{ClientIdentity, ClientKey};
+use crate::core::UnixSeconds;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::keys::{KeyRecord, KeyRing, Scopes, Standing};
@@ -17,7 +18,7 @@ pub fn authenticate<'r>(
     client: Option<&ClientIdentity>,
     known: &[ClientKey],
     keys: &'r KeyRing,
-    wall_clock: fn() -> u64,
+    wall_clock: fn() -> UnixSeconds,
 ) -> Result<&'r Arc<KeyRecord>, ApiError> {
     let record = match credentials(request) {
         Ok(presented) => keys.find(presented).ok_or_else(|| {
@@ -32,7 +33,7 @@ pub fn authenticate<'r>(
         },
     };
     // Most keys never expire, so most requests need no clock.
-    let now = record.expires_at.map_or(0, |_| wall_clock());
+    let now = record.expires_at.map_or(0, |_| wall_clock().as_u64());
     match record.standing(now) {
         Standing::Valid => Ok(record),
         Standing::Revoked => {

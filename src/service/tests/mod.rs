@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::router::{self, Access, Surface, Verbs};
 use super::*;
-use crate::core::Key;
+use crate::core::{Key, UnixSeconds};
 use crate::engine::{
     Defaults, Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings,
     Usage,
@@ -265,7 +265,7 @@ impl Bench {
             engine: engine.clone(),
             limiter: Arc::new(Limiter::new()),
             metrics: metrics.clone(),
-            wall_clock: || WALL_CLOCK,
+            wall_clock: || UnixSeconds::new(WALL_CLOCK),
         };
         let address = PeerAddress::Ip(IpAddr::from([192, 0, 2, 1]));
         Bench {
