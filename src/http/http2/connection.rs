@@ -71,7 +71,8 @@ pub struct Tally {
     pub resets: u32,
     /// DATA, HEADERS or CONTINUATION that carry nothing and end nothing.
     pub empty_frames: u32,
-    /// SETTINGS, PING, GOAWAY, WINDOW_UPDATE, and resets of streams that had already ended.
+    /// SETTINGS, PING, GOAWAY, WINDOW_UPDATE, resets of streams that had already ended, and heads
+    /// after our last GOAWAY.
     pub control_frames: u32,
     pub tiny_data: u32,
     /// PRIORITY and extensions.
@@ -356,6 +357,7 @@ impl Connection {
     fn handle_head<'a>(&mut self, id: u32, ends_stream: bool, list: FieldList) -> Event<'a> {
         self.highest_stream = id;
         if let Phase::Left { .. } = self.phase {
+            self.tally.control_frames += 1;
             return Event::Nothing;
         }
         if self.streams.len() >= limits::STREAMS_MAX as usize {

@@ -58,13 +58,19 @@ impl Connection {
         if frame.has(flag::ACK) {
             return Ok(());
         }
+        let mut initial_window = None;
         for (name, value) in frame.settings() {
             match name {
                 setting::HEADER_TABLE_SIZE => {
                     self.owes_table_size |= value < limits::HEADER_TABLE_BYTES;
                 }
                 setting::ENABLE_PUSH if value > 1 => return Err(Reason::PROTOCOL_ERROR),
-                setting::INITIAL_WINDOW_SIZE => self.handle_initial_window(value)?,
+                setting::INITIAL_WINDOW_SIZE if value > STREAM_MAX => {
+                    return Err(Reason::FLOW_CONTROL_ERROR);
+                }
+                // A frame may name it 2,700 times, and each change walks over all streams. So only
+                // the last one is applied.
+                setting::INITIAL_WINDOW_SIZE => initial_window = Some(value),
                 setting::MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => {
                     return Err(Reason::PROTOCOL_ERROR);
                 }
@@ -73,15 +79,15 @@ impl Connection {
                 _ => {}
             }
         }
+        if let Some(bytes) = initial_window {
+            self.handle_initial_window(bytes)?;
+        }
         frame::put_settings_ack(&mut self.output);
         Ok(())
     }
 
     /// RFC 9113, section 6.9.2: the windows of all streams change with it.
     fn handle_initial_window(&mut self, bytes: u32) -> Result<(), Reason> {
-        if bytes > STREAM_MAX {
-            return Err(Reason::FLOW_CONTROL_ERROR);
-        }
         let change = i64::from(bytes) - i64::from(self.initial_send_window);
         self.initial_send_window = bytes;
         for (&id, stream) in &mut self.streams {

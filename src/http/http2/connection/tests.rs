@@ -261,6 +261,20 @@ fn settings_change_the_windows_of_open_streams() {
     assert_eq!(wire.goaway(), Some(Reason::FLOW_CONTROL_ERROR));
 }
 
+/// Mutation: each of the values is applied, which overflows the window in between.
+#[test]
+fn the_last_of_equal_settings_is_applied() {
+    let mut wire = Wire::open();
+    let grant = frame(WINDOW_UPDATE, 0, 1, &number(10));
+    wire.feed(&[request(1, flag::END_HEADERS), grant].concat());
+    let value = |bytes| [&[0, 4][..], &number(bytes)].concat();
+    let settings = [value(STREAM_MAX), value(100)].concat();
+    wire.feed(&frame(SETTINGS, 0, 0, &settings));
+    assert!(!wire.connection.is_closed());
+    respond(&mut wire, 1, &[b'a'; 200]);
+    assert_eq!(wire.sent_data(), [(1, 110, false)]);
+}
+
 /// Mutations: the end without its trailers; trailers before the waiting bytes.
 #[test]
 fn trailers_follow_the_last_data() {
@@ -541,6 +555,7 @@ fn leaving_takes_two_goaways() {
     wire.feed(&frame(PING, flag::ACK, 0, &ping));
     assert_eq!(wire.sent()[0].3, [number(3), number(0)].concat());
     assert_eq!(wire.feed(&request(5, flag::END_HEADERS)), []);
+    assert_eq!(wire.connection.tally().control_frames, 1);
     assert_eq!(wire.feed(&frame(DATA, flag::END_STREAM, 5, b"late")), []);
     assert!(!wire.connection.is_closed() && !wire.connection.has_left());
     respond(&mut wire, 1, b"");
