@@ -20,6 +20,9 @@ pub mod grpc;
 /// The kernel's interfaces that `std` lacks; almost all `unsafe` code.
 pub mod os;
 
+/// Log, access lines, request ids and metrics.
+pub mod telemetry;
+
 /// How other threads post to a reactor: mailbox, tickets, permits.
 pub mod offload;
 
@@ -43,9 +46,6 @@ pub mod models;
 
 /// The database, and the watch over its changes.
 pub mod store;
-
-/// Log, access lines, request ids and metrics.
-pub mod telemetry;
 
 /// The service: admission, generations, responses, one folder per API.
 pub mod service;

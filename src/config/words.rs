@@ -3,6 +3,7 @@
 //! Owns the words of each type, and the types that belong to no other file.
 
 use crate::engine::family::KvType;
+pub use crate::telemetry::LogFormat;
 
 /// A type whose values are words.
 pub trait Word: Copy + PartialEq + 'static {
@@ -38,14 +39,6 @@ impl EngineKind {
     pub fn as_str(self) -> &'static str {
         word(self)
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
-    /// journald's native protocol.
-    Journald,
 }
 
 impl LogFormat {

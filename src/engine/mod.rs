@@ -17,6 +17,7 @@ pub mod family;
 pub mod language;
 #[cfg(feature = "llama")]
 pub mod llama;
+pub mod metrics;
 pub mod prompt;
 
 pub use border::{

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::date::DateCache;
+use super::metrics::ReactorSeries;
 use crate::config::Config;
 use crate::core::output::{Marks, OutputQueue};
 use crate::core::pool::BufferPool;
@@ -14,7 +15,6 @@ use crate::core::{Key, Moment};
 use crate::http::http1::Bounds;
 use crate::limits::reactor as limits;
 use crate::service::{Peer, Service};
-use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
 
 /// A connection lends this to its protocol for one call.
@@ -47,7 +47,7 @@ pub struct Turn<'t, H = Service> {
     pub handshake_steps: &'t mut u32,
     /// Errors of proxies are not logged again before this moment.
     pub proxy_warned_until: &'t mut Moment,
-    pub metrics: &'t Metrics,
+    pub metrics: &'t ReactorSeries,
 }
 
 /// The state that the connections of one reactor share, in one place so that it can be lent as one.
@@ -63,7 +63,7 @@ pub struct Resources<H = Service> {
     pub draining: bool,
     pub tls: Option<Arc<Acceptor>>,
     pub handshake_steps: u32,
-    pub metrics: Metrics,
+    pub metrics: Arc<ReactorSeries>,
     date: DateCache,
     proxy_warned_until: Moment,
 }
@@ -74,7 +74,7 @@ impl<H> Resources<H> {
         now: Moment,
         handler: H,
         config: Arc<Config>,
-        metrics: Metrics,
+        metrics: Arc<ReactorSeries>,
     ) -> Resources<H> {
         Resources {
             reactor,

@@ -154,7 +154,7 @@ impl<S: System> Reactor<S> {
             now,
             parts.service,
             parts.config,
-            parts.metrics.clone(),
+            parts.metrics.series(),
         );
         shared.tls = parts.tls;
         let mut gate = AcceptGate::new(parts.max_connections);
@@ -167,8 +167,7 @@ impl<S: System> Reactor<S> {
             slots: Slots::new(2 * parts.max_connections),
             gate,
             pause_told_until: now,
-            closed: CloseReason::ALL
-                .map(|reason| parts.metrics.connections_closed(reason.as_str())),
+            closed: CloseReason::ALL.map(|reason| shared.metrics.closed.get(reason)),
             shared,
             wheel: Wheel::new(now),
             run_queue: RunQueue::new(),

@@ -100,7 +100,7 @@
 //! # }
 //!
 //! let now = Moment::from_micros(1_000_000);
-//! let (config, metrics) = (Arc::new(Config::default()), Metrics::new("example"));
+//! let (config, metrics) = (Arc::new(Config::default()), Metrics::new("example").series());
 //! let mut resources = Resources::new(0, now, Greeter, config, metrics);
 //! let mut output = OutputQueue::new();
 //! let mut http1 = Http1::<Greeter>::new(now);
@@ -207,7 +207,7 @@ impl<H: Handler> Http1<H> {
         if count == 0 {
             return false;
         }
-        let counter = turn.metrics.glitches(glitch.as_str());
+        let counter = turn.metrics.glitches.get(glitch);
         counter.inc_by(count.into());
         let verdict = self.glitches.handle_glitches(glitch, count, turn.now);
         verdict == GlitchVerdict::Excess

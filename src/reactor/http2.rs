@@ -414,7 +414,7 @@ impl<H: Handler> Http2<H> {
             if count == 0 {
                 continue;
             }
-            let counter = turn.metrics.glitches(glitch.as_str());
+            let counter = turn.metrics.glitches.get(glitch);
             counter.inc_by(count.into());
             let verdict = self.glitches.handle_glitches(glitch, count, turn.now);
             if verdict == GlitchVerdict::Excess {

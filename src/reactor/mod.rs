@@ -25,6 +25,7 @@ pub mod http1;
 pub mod http2;
 pub mod machine;
 pub mod message;
+pub mod metrics;
 pub mod protocol;
 #[cfg(test)]
 mod simulation;

@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use super::close_reason::CloseReason;
 use super::context::Turn;
+use super::metrics::{HandshakeOutcome, ReactorSeries, TlsRefusal};
 use crate::config::{Opening, Security};
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
@@ -39,7 +40,6 @@ use crate::limits::core as core_limits;
 use crate::limits::reactor as limits;
 use crate::limits::tls as tls_limits;
 use crate::service::{Peer, PeerAddress};
-use crate::telemetry::metrics::Metrics;
 use crate::tls::{Failed, Handshake, Session};
 
 pub enum Transport {
@@ -231,11 +231,11 @@ impl Transport {
                 }
             }
             (true, _, _) => {
-                turn.metrics.tls_refused("tls_on_clear").inc();
+                turn.metrics.tls_refused.get(TlsRefusal::TlsOnClear).inc();
                 return Some(Arrived::Unanswerable);
             }
             (false, Security::Tls, _) => {
-                turn.metrics.tls_refused("clear_on_tls").inc();
+                turn.metrics.tls_refused.get(TlsRefusal::ClearOnTls).inc();
                 return Some(Arrived::ClearText);
             }
             (false, Security::Sniffed | Security::Clear, _) => Transport::Clear,
@@ -245,7 +245,7 @@ impl Transport {
 
     /// Handles the peer's FIN. In TLS, without a close_notify before it, an attacker in between may
     /// have cut off bytes. That loses no request: each announces its own length.
-    pub fn handle_end_of_input(&mut self, metrics: &Metrics) {
+    pub fn handle_end_of_input(&mut self, metrics: &ReactorSeries) {
         if let Transport::Tls(session) = self
             && session.is_open()
             && !session.input_is_over()
@@ -296,10 +296,13 @@ impl Transport {
         session.release(turn.pool);
         if session.is_handshaking() {
             let outcome = match reason {
-                CloseReason::RequestTimeout => "timeout",
-                _ => "abandoned",
+                CloseReason::RequestTimeout => HandshakeOutcome::Timeout,
+                _ => HandshakeOutcome::Abandoned,
             };
-            let handshakes = turn.metrics.tls_handshakes(outcome, session.version());
+            let handshakes = turn
+                .metrics
+                .tls_handshakes
+                .get((outcome, session.version()));
             handshakes.inc();
         }
     }
@@ -313,7 +316,7 @@ fn note_refused_proxy(
     peer: &Peer,
     turn: &mut Turn<'_>,
 ) {
-    turn.metrics.proxy_refused(reason).inc();
+    turn.metrics.proxy_refused.get(reason).inc();
     if turn.now >= *turn.proxy_warned_until {
         *turn.proxy_warned_until = turn.now + limits::PROXY_WARNING_INTERVAL;
         let address = peer.address;
@@ -323,18 +326,24 @@ fn note_refused_proxy(
     }
 }
 
-fn note_handshake(handshake: Handshake, peer: &mut Peer, metrics: &Metrics) {
+fn note_handshake(handshake: Handshake, peer: &mut Peer, metrics: &ReactorSeries) {
     let outcome = match handshake.resumed {
-        true => "resumed",
-        false => "full",
+        true => HandshakeOutcome::Resumed,
+        false => HandshakeOutcome::Full,
     };
-    metrics.tls_handshakes(outcome, handshake.version).inc();
+    metrics
+        .tls_handshakes
+        .get((outcome, handshake.version))
+        .inc();
     peer.client = handshake.client.map(Arc::new);
 }
 
-fn note_failure(session: &Session, failed: &Failed, peer: &Peer, metrics: &Metrics) {
+fn note_failure(session: &Session, failed: &Failed, peer: &Peer, metrics: &ReactorSeries) {
     match failed.in_handshake {
-        true => metrics.tls_handshakes("failed", session.version()).inc(),
+        true => {
+            let label = (HandshakeOutcome::Failed, session.version());
+            metrics.tls_handshakes.get(label).inc()
+        }
         false => metrics.tls_broken.inc(),
     };
     // Scanners cause it all day long, so it is logged only at debug level.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::core::{Moment, UnixSeconds};
+use crate::engine::metrics::EngineSeries;
 use crate::engine::{Engine, ModelInfo};
 use crate::error::ApiError;
 use crate::http::negotiate::AcceptEncoding;
@@ -64,6 +65,7 @@ pub struct Desk {
     pub parts: Parts,
     pub request_ids: RequestIds,
     pub log: RequestLog,
+    pub engine_series: Arc<EngineSeries>,
     pub buffer: ResponseBuffer,
     /// The engine's model, once it is known: it never changes for this engine.
     pub model: Option<ModelInfo>,
@@ -74,12 +76,14 @@ pub struct Desk {
 
 impl Desk {
     pub fn new(parts: Parts, dialects: fn(Surface) -> &'static dyn Dialect) -> Desk {
-        let log = RequestLog::new(parts.metrics.clone(), parts.config.log.access);
-        let coder = Coder::new(&parts.config, parts.metrics.clone());
+        let log = RequestLog::new(parts.metrics.series(), parts.config.log.access);
+        let engine_series = parts.metrics.series();
+        let coder = Coder::new(&parts.config, parts.metrics.series());
         Desk {
             parts,
             request_ids: RequestIds::new(),
             log,
+            engine_series,
             buffer: ResponseBuffer::new(coder),
             model: None,
             is_draining: false,

@@ -40,6 +40,7 @@ mod dialect;
 mod excerpt;
 mod exchange;
 mod generation;
+pub mod metrics;
 mod rate_limit;
 mod representation;
 mod request_log;
@@ -55,6 +56,8 @@ use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey};
+pub use response::compression::CompressionSeries;
+pub use router::Route;
 
 use admission::arrival::{self, Arrival};
 use admission::check::{self, Admission};
@@ -65,7 +68,6 @@ use desk::{Desk, Wire};
 use generation::{running, submit};
 use request_log::Outcome;
 use response::static_body::StaticBodies;
-use router::Route;
 
 pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
 pub use desk::{Flow, Parts};

@@ -7,13 +7,16 @@
 //! Invariant: each request that was admitted or refused is closed exactly once, by the last byte of
 //! its response or by [`Outcome::Abandoned`].
 
+use std::sync::Arc;
+
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::CancelReason;
 use crate::telemetry::access::{Access, Figures};
-use crate::telemetry::metrics::{Counter, Histogram, Metrics};
+use crate::telemetry::metrics::{Counter, Histogram};
 
 use super::call::Call;
+use super::metrics::ServiceSeries;
 use crate::service::router::Route;
 
 /// The status in the records of a response that its client did not wait for: nginx's number.
@@ -37,7 +40,7 @@ pub enum Outcome {
 /// One reactor's counters.
 #[derive(Debug)]
 pub struct RequestLog {
-    metrics: Metrics,
+    metrics: Arc<ServiceSeries>,
     routes: [RouteCounters; Route::COUNT],
     access_lines: bool,
 }
@@ -50,7 +53,7 @@ struct RouteCounters {
 }
 
 impl RequestLog {
-    pub fn new(metrics: Metrics, access_lines: bool) -> RequestLog {
+    pub fn new(metrics: Arc<ServiceSeries>, access_lines: bool) -> RequestLog {
         RequestLog {
             metrics,
             routes: Default::default(),
@@ -58,7 +61,7 @@ impl RequestLog {
         }
     }
 
-    pub const fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &ServiceSeries {
         &self.metrics
     }
 
@@ -80,14 +83,14 @@ impl RequestLog {
                 code,
             } => (status, bytes, Some(code)),
             Outcome::Abandoned { bytes, reason } => {
-                self.metrics.cancelled(reason).inc();
+                self.metrics.cancelled.get(reason).inc();
                 (STATUS_ABANDONED, bytes, None)
             }
         };
         let duration = now.since(call.started);
         self.count(call.route(), status, duration);
         if let Some(code) = code {
-            self.metrics.errors(code).inc();
+            self.metrics.errors.get(code).inc();
         }
         if !self.access_lines {
             return;
@@ -103,7 +106,7 @@ impl RequestLog {
             duration,
             peer: call.peer.ip(),
             key_id: call.caller.as_ref().map(|caller| caller.record.id.as_str()),
-            error: code,
+            error: code.map(ErrorCode::as_str),
             user_agent: call.user_agent.as_deref(),
             // Hexadecimal digits are ASCII.
             trace_id: trace_digits
@@ -121,7 +124,7 @@ impl RequestLog {
                 counter.inc();
             }
             None => {
-                let counter = self.metrics.requests(route.label(), status);
+                let counter = self.metrics.requests.get((route, status));
                 counter.inc();
                 counters.requests.push((status, counter));
             }
@@ -129,7 +132,7 @@ impl RequestLog {
         let metrics = &self.metrics;
         let histogram = counters
             .duration
-            .get_or_insert_with(|| metrics.request_duration(route.label()));
+            .get_or_insert_with(|| metrics.durations.get(route));
         histogram.observe(duration);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
+use super::metrics::SupervisorSeries;
 use super::part::{Birth, Part, Settings};
 use crate::config::{Config, CredentialPath, Sources};
 use crate::console::exit;
@@ -57,7 +58,10 @@ impl Certificates {
         self.next_look = Instant::now() + tls_limits::CERTIFICATE_CHECK_INTERVAL;
         let certificates = self.acceptor.iter().flat_map(|one| one.certificates());
         let validities = certificates.clone().map(|one| one.validity);
-        metrics.set_certificates(validities.map(|one| (one.begins_at, one.expires_at)));
+        let validities = validities.map(|one| (one.begins_at, one.expires_at));
+        metrics
+            .series::<SupervisorSeries>()
+            .set_certificates(validities);
         let warnings = certificates.filter_map(|one| one.warning(now()));
         warnings.for_each(|warning| log::warn!("{warning}"));
     }

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::files::{self, Fresh};
 use super::household::Household;
 use super::keys::show_bootstrap_key;
+use super::metrics::SupervisorSeries;
 use super::part::{Birth, Part};
 use super::parts::Parts;
 use super::reading::Reading;
@@ -82,11 +83,11 @@ impl Daemon {
             watch: files::watch(&loaded, sources),
             loaded,
             notifier,
-            metrics: birth.metrics,
+            metrics: birth.metrics.clone(),
             parts,
             reading: Reading::new().map_err(|error| Failure::os("a pipe", &error))?,
             vigil: Vigil::new(Instant::now()),
-            household: Household::new(),
+            household: Household::new(&birth.metrics),
             refusal: None,
             told: String::new(),
             drained_by: None,
@@ -98,7 +99,7 @@ impl Daemon {
     pub fn supervise(mut self) -> exit::Code {
         let mut rhythm = Rhythm::new(Instant::now());
         self.parts.certificates.look(&self.metrics);
-        self.household.look(&self.metrics, Instant::now());
+        self.household.look(Instant::now());
         while self.parts.reactors.are_running() {
             if let Err(error) = self.wait() {
                 log::error!("the supervisor's poll failed: {error}");
@@ -109,7 +110,7 @@ impl Daemon {
             self.handle_file_change();
             self.handle_reading();
             self.parts.certificates.look(&self.metrics);
-            self.household.look(&self.metrics, Instant::now());
+            self.household.look(Instant::now());
             self.note_readiness(&mut rhythm);
             self.watch_engine();
             self.notifier.flush();
@@ -290,7 +291,7 @@ impl Daemon {
         let is_healthy = self.parts.reactors.have_turned_within(interval);
         if is_healthy && rhythm.is_watchdog_due(interval, Instant::now()) {
             said_at_once(self.notifier.watchdog());
-            self.metrics.watchdog_fed.inc();
+            self.metrics.series::<SupervisorSeries>().watchdog_fed.inc();
         }
     }
 

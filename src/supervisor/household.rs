@@ -8,6 +8,7 @@
 
 use std::time::Instant;
 
+use super::metrics::UsageCollector;
 use crate::limits::supervisor as limits;
 use crate::os::memory;
 use crate::os::process::Usage;
@@ -17,6 +18,7 @@ pub struct Household {
     sampled_at: Option<Instant>,
     listed_at: Option<Instant>,
     usage: Usage,
+    published: UsageCollector,
     returns: Returns,
 }
 
@@ -31,17 +33,20 @@ struct Returns {
 }
 
 impl Household {
-    pub fn new() -> Household {
+    pub fn new(metrics: &Metrics) -> Household {
+        let published = UsageCollector::default();
+        metrics.register_collector(Box::new(published.clone()));
         Household {
             sampled_at: None,
             listed_at: None,
             usage: Usage::default(),
+            published,
             returns: Returns::default(),
         }
     }
 
     /// Must be called at each tick of the supervisor.
-    pub fn look(&mut self, metrics: &Metrics, now: Instant) {
+    pub fn look(&mut self, now: Instant) {
         let is_early = |at: Option<Instant>, interval| {
             at.is_some_and(|at| now.saturating_duration_since(at) < interval)
         };
@@ -56,7 +61,7 @@ impl Household {
         let known = self.usage.open_descriptors;
         self.usage = Usage::now(may_list);
         self.usage.open_descriptors = self.usage.open_descriptors.or(known);
-        metrics.set_usage(self.usage);
+        self.published.set(self.usage);
         let anonymous = self.usage.anonymous_bytes.unwrap_or(0);
         if self.returns.is_due(anonymous, now) {
             memory::trim();

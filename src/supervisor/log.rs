@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use crate::console::exit;
-use crate::telemetry::log::{LogHandle, init};
+use crate::telemetry::log::{LogHandle, Settings as LogSettings, init};
 
 pub struct Log(LogHandle);
 
@@ -21,7 +21,13 @@ impl Log {
 
 impl Part for Log {
     fn start(birth: &mut Birth) -> Result<Log, Failure> {
-        let handle = init(&birth.config.log);
+        let log = &birth.config.log;
+        let handle = init(&LogSettings {
+            level: log.level,
+            format: log.format,
+            file: log.file.clone(),
+            access: log.access,
+        });
         let handle = handle
             .map_err(|error| Failure::new(exit::CANT_CREATE, format!("log.file: {error}")))?;
         for warning in birth.warnings.drain(..) {

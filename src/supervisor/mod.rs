@@ -29,6 +29,7 @@ mod household;
 mod keys;
 mod listeners;
 mod log;
+mod metrics;
 mod part;
 mod parts;
 #[cfg(feature = "llama")]

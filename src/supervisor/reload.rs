@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::daemon::{Daemon, Phase};
 use super::files::{self, Fresh};
+use super::metrics::{ReloadResult, SupervisorSeries};
 use super::part::Settings;
 use super::reading::Cause;
 use crate::config;
@@ -80,8 +81,13 @@ impl Daemon {
         }
     }
 
+    fn count_reload(&self, result: ReloadResult) {
+        let series = self.metrics.series::<SupervisorSeries>();
+        series.reloads.get(result).inc();
+    }
+
     fn refuse_reload(&mut self, cause: &str, text: &str) {
-        self.metrics.config_reloads(false).inc();
+        self.count_reload(ReloadResult::Refused);
         log::error!("{cause}: reload refused; the old configuration stays in force");
         // A line break within a line would be escaped.
         text.lines().for_each(|line| log::error!("{line}"));
@@ -96,7 +102,7 @@ impl Daemon {
     }
 
     fn put_in_force(&mut self, cause: &str, (mut fresh, acceptor): Fresh) {
-        self.metrics.config_reloads(true).inc();
+        self.count_reload(ReloadResult::Succeeded);
         self.refusal = None;
         let changes = config::diff(&self.loaded.config, &fresh.config);
         log::info!("{cause}: {}", config::summary(&changes));

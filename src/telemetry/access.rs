@@ -11,7 +11,6 @@ use log::Level;
 
 use super::line::{Kind, Line, cut};
 use super::log::access_logger;
-use crate::error::ErrorCode;
 use crate::limits::telemetry as limits;
 
 /// The target of access lines.
@@ -36,7 +35,7 @@ pub struct Access<'a> {
     pub peer: Option<IpAddr>,
     /// The key's public id, never the key.
     pub key_id: Option<&'a str>,
-    pub error: Option<ErrorCode>,
+    pub error: Option<&'a str>,
     pub user_agent: Option<&'a str>,
     /// The trace that the request belongs to, as 32 hexadecimal digits.
     pub trace_id: Option<&'a str>,
@@ -82,7 +81,7 @@ impl Access<'_> {
         }
         for (name, value) in [
             ("key_id", self.key_id),
-            ("error", self.error.map(ErrorCode::as_str)),
+            ("error", self.error),
             ("trace_id", self.trace_id),
         ] {
             if let Some(value) = value {
@@ -130,7 +129,7 @@ impl std::fmt::Display for Milliseconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LogFormat;
+    use crate::telemetry::LogFormat;
     use crate::telemetry::format::Formatter;
 
     fn access() -> Access<'static> {
@@ -144,7 +143,7 @@ mod tests {
             duration: Duration::from_micros(12_345),
             peer: Some(IpAddr::from([127, 0, 0, 1])),
             key_id: Some("k_1"),
-            error: Some(ErrorCode::QueueFull),
+            error: Some("queue_full"),
             user_agent: Some("curl/8.0\n{\"level\":\"error\"}\x1b[31m status=200"),
             trace_id: None,
             figures: Some(Figures {

@@ -16,7 +16,15 @@ use jiff::Timestamp;
 use log::Level;
 
 use super::line::Line;
-use crate::config::LogFormat;
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+    /// journald's native protocol.
+    Journald,
+}
 
 /// Turns lines into bytes in one format.
 #[derive(Debug)]

@@ -28,8 +28,8 @@ use log::{Level, LevelFilter, Metadata, Record};
 
 use super::format::Formatter;
 use super::line::{Kind, Line};
+pub use super::output::Settings;
 use super::output::{Batch, Output};
-use crate::config;
 use crate::limits::telemetry as limits;
 
 /// The installed logger. `log` requires a `'static` one.
@@ -39,7 +39,7 @@ static LOGGER: OnceLock<Logger> = OnceLock::new();
 ///
 /// The thread inherits the signal mask, so the caller must first block the signals that other
 /// threads must not take.
-pub fn init(settings: &config::Log) -> io::Result<LogHandle> {
+pub fn init(settings: &Settings) -> io::Result<LogHandle> {
     let already = || io::Error::new(io::ErrorKind::AlreadyExists, "a logger is installed");
     if LOGGER.get().is_some() {
         return Err(already());
@@ -160,7 +160,7 @@ fn flush(commands: &Sender<Command>) -> bool {
 }
 
 /// Creates a logger and starts its thread, without installing it.
-fn start(settings: &config::Log, output: Output) -> io::Result<(Logger, LogHandle)> {
+fn start(settings: &Settings, output: Output) -> io::Result<(Logger, LogHandle)> {
     let (lines, line_receiver) = bounded(limits::LOG_QUEUE_LINES_MAX);
     let (commands, command_receiver) = bounded(limits::LOG_QUEUE_COMMANDS_MAX);
     let shared = Arc::new(Shared {
@@ -338,14 +338,14 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LogFormat;
+    use crate::telemetry::LogFormat;
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixDatagram;
     use std::path::Path;
 
-    fn settings(file: Option<&Path>, format: LogFormat) -> config::Log {
-        config::Log {
+    fn settings(file: Option<&Path>, format: LogFormat) -> Settings {
+        Settings {
             level: LevelFilter::Info,
             format,
             file: file.map(Path::to_owned),

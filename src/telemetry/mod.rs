@@ -4,7 +4,6 @@
 //! metric is an atomic that its owner resolved once.
 
 pub mod access;
-pub mod compression;
 pub mod exposition;
 pub mod histogram;
 pub mod log;
@@ -15,3 +14,5 @@ mod format;
 mod journald;
 mod line;
 mod output;
+
+pub use format::LogFormat;

@@ -14,8 +14,19 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::format::LogFormat;
 use super::journald::{self, Journal};
-use crate::config::{self, LogFormat};
+
+/// How the log is written.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub level: log::LevelFilter,
+    pub format: LogFormat,
+    /// A file instead of the standard error stream.
+    pub file: Option<PathBuf>,
+    /// Whether each request has a line.
+    pub access: bool,
+}
 
 #[derive(Debug)]
 pub(super) enum Output {
@@ -25,7 +36,7 @@ pub(super) enum Output {
 }
 
 impl Output {
-    pub(super) fn open(settings: &config::Log) -> io::Result<Output> {
+    pub(super) fn open(settings: &Settings) -> io::Result<Output> {
         match (&settings.file, settings.format) {
             (None, LogFormat::Journald) => {
                 Journal::open(Path::new(journald::SOCKET)).map(Output::Journal)

@@ -17,20 +17,18 @@ const ROWS: &[(&str, &[&str])] = &[
     ("http", &["limits", "error"]),
     ("grpc", &["limits", "error", "http"]),
     ("os", &["limits"]),
+    ("telemetry", &["limits", "core"]),
     ("offload", &["core"]),
-    ("engine", &["error", "limits", "core", "offload"]),
-    ("config", &["limits", "core", "os", "engine"]),
+    (
+        "engine",
+        &["error", "limits", "core", "telemetry", "offload"],
+    ),
+    ("config", &["limits", "core", "os", "telemetry", "engine"]),
     ("tls", &["limits", "core", "os", "config"]),
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits"]),
     ("models", &["limits", "core", "os"]),
     ("store", &["limits", "keys"]),
-    (
-        "telemetry",
-        &[
-            "error", "limits", "core", "http", "os", "offload", "engine", "config",
-        ],
-    ),
     (
         "service",
         &[
@@ -39,6 +37,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "core",
             "http",
             "grpc",
+            "os",
             "offload",
             "engine",
             "config",

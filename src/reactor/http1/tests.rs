@@ -164,7 +164,7 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let now = Moment::from_micros(1_000_000);
-        let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test"));
+        let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test").series());
         Bench {
             http1: Http1::new(now),
             output: OutputQueue::new(),

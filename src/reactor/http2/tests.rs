@@ -174,7 +174,7 @@ impl Stage {
     /// Opens a connection: both prefaces have been read.
     fn new() -> Stage {
         let now = Moment::from_micros(1_000_000);
-        let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test"));
+        let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test").series());
         let mut stage = Stage {
             http2: Http2::new(now),
             resources: Resources::new(0, now, App::default(), config, metrics),

@@ -46,6 +46,9 @@ use crate::limits::core as core_limits;
 use crate::limits::offload as offload_limits;
 use crate::limits::service as service_limits;
 use crate::offload::mailbox::mailbox;
+use crate::reactor::metrics::ReactorSeries;
+use crate::service::CompressionSeries;
+use crate::service::metrics::ServiceSeries;
 use crate::service::{self, Limiter, Service};
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::testing;
@@ -97,7 +100,9 @@ struct Daemon {
     network: Rc<RefCell<Network>>,
     reactors: Vec<Member>,
     engine: Arc<SimulatedEngine>,
-    metrics: Metrics,
+    metrics: Arc<ReactorSeries>,
+    served: Arc<ServiceSeries>,
+    coded: Arc<CompressionSeries>,
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
     panics_expected: u64,
@@ -161,12 +166,15 @@ impl Daemon {
                 reactor: Some(reactor),
             });
         }
-        let closed = CloseReason::ALL.map(|reason| metrics.connections_closed(reason.as_str()));
+        let series = metrics.series::<ReactorSeries>();
+        let closed = CloseReason::ALL.map(|reason| series.closed.get(reason));
         Daemon {
             network,
             reactors: members,
             engine,
-            metrics,
+            metrics: series,
+            served: metrics.series(),
+            coded: metrics.series(),
             closed,
             panics_expected: 0,
         }

@@ -18,6 +18,7 @@ use super::engine::{CHATTY, TERSE};
 use super::system::{Network, Wire};
 use super::{Daemon, Dice, Verbosity};
 use crate::config::Config;
+use crate::core::glitch::Glitch;
 use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
@@ -237,8 +238,8 @@ fn a_burst_of_large_answers_waits_for_room() {
 
 // ---- glitches ----
 
-fn glitches(stage: &Stage, kind: &'static str) -> u64 {
-    stage.daemon.metrics.glitches(kind).get()
+fn glitches(stage: &Stage, kind: Glitch) -> u64 {
+    stage.daemon.metrics.glitches.get(kind).get()
 }
 
 #[test]
@@ -260,7 +261,7 @@ fn a_body_in_crumbs_is_refused_and_a_few_crumbs_are_not() {
     assert!(stage.receive(crumbs).starts_with("HTTP/1.1 400"));
     assert_eq!(stage.daemon.engine.running(), 1);
     assert!(!stage.is_closed(slices));
-    assert!(glitches(&stage, "tiny_data") > 500);
+    assert!(glitches(&stage, Glitch::TinyData) > 500);
 }
 
 #[test]
@@ -274,7 +275,7 @@ fn empty_lines_between_requests_are_ignored_but_not_for_ever() {
     }
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 500);
     assert_eq!(answers.matches("HTTP/1.1 400").count(), 1);
-    assert_eq!(glitches(&stage, "ignored_bytes"), 501);
+    assert_eq!(glitches(&stage, Glitch::IgnoredBytes), 501);
 }
 
 #[test]
@@ -293,7 +294,7 @@ fn a_body_that_drips_is_refused_before_a_patient_deadline() {
     }
     assert!(stage.receive(dripping).starts_with("HTTP/1.1 408"));
     assert_eq!(stage.receive(slow), "");
-    assert_eq!(glitches(&stage, "drip"), 4);
+    assert_eq!(glitches(&stage, Glitch::Drip), 4);
 }
 
 #[test]
@@ -327,5 +328,5 @@ fn silence_between_two_requests_is_not_a_drip() {
         assert!(stage.receive(wire).starts_with("HTTP/1.1 200"));
         stage.pass(600 * SECOND);
     }
-    assert_eq!(glitches(&stage, "drip"), 0);
+    assert_eq!(glitches(&stage, Glitch::Drip), 0);
 }

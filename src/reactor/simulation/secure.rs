@@ -108,6 +108,7 @@ mod scenarios {
     use super::*;
     use crate::limits::core as core_limits;
     use crate::limits::reactor as limits;
+    use crate::reactor::metrics::HandshakeOutcome;
     use crate::reactor::simulation::scenarios::{GET, Stage};
     use crate::reactor::simulation::system::Wire;
 
@@ -235,7 +236,11 @@ mod scenarios {
         // The first byte was read when a quarter had passed.
         stage.pass(patience / 2);
         assert!(stage.is_closed(wire));
-        let timeouts = stage.daemon.metrics.tls_handshakes("timeout", "none");
+        let timeouts = stage
+            .daemon
+            .metrics
+            .tls_handshakes
+            .get((HandshakeOutcome::Timeout, "none"));
         assert_eq!(timeouts.get(), 1);
     }
 

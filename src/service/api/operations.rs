@@ -64,8 +64,8 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
 /// Responds with the metrics, in the text format that the scraper asks for. They are never cached,
 /// so `Vary` need not name `Accept`.
 pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
-    let metrics = desk.log.metrics();
-    metrics.update_engine(&desk.parts.engine.gauges());
+    let metrics = &desk.parts.metrics;
+    desk.engine_series.update(&desk.parts.engine.gauges());
     let exposition = exposition(request);
     let text = metrics.expose(exposition);
     desk.buffer.begin(call);

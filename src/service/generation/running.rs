@@ -237,7 +237,7 @@ fn handle_failed(desk: &mut Desk, running: &mut Running, failed: &Failed, wire: 
     work.reconcile(call, &failed.usage, wire.now);
     let mut error = failure(failed);
     if let Some(reason) = cancel_reason(failed.reason, error.code) {
-        desk.log.metrics().cancelled(reason).inc();
+        desk.log.metrics().cancelled.get(reason).inc();
     }
     if let Delivery::Stream(stream) = &mut work.delivery {
         stream.pieces.end_text(&failed.text);

@@ -25,8 +25,8 @@ use crate::http::negotiate::{AcceptEncoding, BodyCodingError};
 use crate::limits::compression as compression_limits;
 use crate::limits::service as limits;
 use crate::offload::Permit;
-use crate::telemetry::metrics::Metrics;
 
+use super::compression::{CompressionSeries, Skipped};
 use super::static_body::StaticBody;
 use crate::service::router::{BodyBound, Row};
 
@@ -52,18 +52,18 @@ pub struct Coder {
     coded: Vec<u8>,
     /// Streams that hold an encoder.
     streams: Arc<AtomicU32>,
-    metrics: Metrics,
+    counters: Arc<CompressionSeries>,
 }
 
 impl Coder {
-    pub fn new(config: &Config, metrics: Metrics) -> Coder {
+    pub fn new(config: &Config, counters: Arc<CompressionSeries>) -> Coder {
         Coder {
             is_on: config.server.compress,
             bytes_min: config.server.compress_min,
             compressor: Compressor::default(),
             coded: Vec::new(),
             streams: Arc::default(),
-            metrics,
+            counters,
         }
     }
 
@@ -98,7 +98,7 @@ impl Coder {
         // One long response must not cost memory for ever.
         coded.clear();
         coded.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
-        let counters = self.metrics.compression();
+        let counters = &self.counters;
         let is_better = counters.compressing(coding, || {
             if accepted.refuses_identity() {
                 // Better longer than refused.
@@ -108,7 +108,7 @@ impl Coder {
             }
         });
         if !is_better {
-            counters.grew.inc();
+            counters.skipped.get(Skipped::Grew).inc();
             return body;
         }
         counters.observe_compressed(coding, body.len(), coded.len());
@@ -132,12 +132,12 @@ impl Coder {
         let Some(coding) = accepted.choose(STATIC_ORDER) else {
             return body.plain();
         };
-        let counters = self.metrics.compression();
+        let counters = &self.counters;
         if !body.has(coding) {
             counters.compressing(coding, || body.make(coding, &mut self.compressor));
         }
         let Some(coded) = body.coded(coding) else {
-            counters.grew.inc();
+            counters.skipped.get(Skipped::Grew).inc();
             return body.plain();
         };
         counters.observe_compressed(coding, before, coded.len());
@@ -168,15 +168,15 @@ impl Coder {
         let permit = Permit::try_take(&self.streams, limits::COMPRESSED_STREAMS_MAX);
         let encoder = permit.zip(Encoder::stream(coding).ok());
         let Some((permit, encoder)) = encoder else {
-            self.metrics.compression().busy.inc();
+            self.counters.skipped.get(Skipped::Busy).inc();
             return None;
         };
         fields.push("content-encoding", coding.name());
-        let metrics = self.metrics.clone();
-        metrics.compression().streams.inc();
+        let counters = self.counters.clone();
+        counters.streams.inc();
         Some(Box::new(StreamCoder {
             encoder,
-            metrics,
+            counters,
             _permit: permit,
         }))
     }
@@ -185,7 +185,7 @@ impl Coder {
     pub fn code_piece(&mut self, stream: &mut StreamCoder, piece: &[u8], step: Step) -> &[u8] {
         let StreamCoder { encoder, .. } = stream;
         self.coded.clear();
-        let counters = self.metrics.compression();
+        let counters = &self.counters;
         let coded = &mut self.coded;
         let done = counters.compressing(encoder.coding(), || encoder.encode(piece, step, coded));
         if done.is_err() {
@@ -202,7 +202,7 @@ impl Coder {
             return frame::append(body, message, encoding);
         }
         let (coding, start) = (Coding::Gzip, body.len());
-        let counters = self.metrics.compression();
+        let counters = &self.counters;
         counters.compressing(coding, || frame::append(body, message, encoding));
         let before = frame::PREFIX_BYTES + message.encoded_len();
         counters.observe_compressed(coding, before, body.len() - start);
@@ -218,7 +218,7 @@ impl Coder {
         if encoding == Encoding::Identity || bounds.inflate_ratio.is_none() {
             return frame::only_message(body, encoding, bounds);
         }
-        let (coding, counters) = (Coding::Gzip, self.metrics.compression());
+        let (coding, counters) = (Coding::Gzip, &self.counters);
         let message = counters.inflating(coding, || frame::only_message(body, encoding, bounds))?;
         counters.observe_inflated(coding, body.len(), message.len());
         Ok(message)
@@ -234,11 +234,11 @@ impl Coder {
     ) -> Result<(), ApiError> {
         let limits = &config.limits;
         let bound = Bound::of(body.len(), limits.max_body, limits.max_inflate_ratio);
-        let counters = self.metrics.compression();
+        let counters = &self.counters;
         let result = counters.inflating(coding, || decode_body(coding, body, bound, out));
         counters.observe_inflated(coding, body.len(), out.len());
         result.map_err(|error| {
-            counters.observe_refused(error);
+            counters.refused.get(error).inc();
             refusal(error, coding, config)
         })
     }
@@ -248,13 +248,13 @@ impl Coder {
 #[derive(Debug)]
 pub struct StreamCoder {
     encoder: Encoder,
-    metrics: Metrics,
+    counters: Arc<CompressionSeries>,
     _permit: Permit,
 }
 
 impl Drop for StreamCoder {
     fn drop(&mut self) {
-        self.metrics.compression().streams.dec();
+        self.counters.streams.dec();
     }
 }
 

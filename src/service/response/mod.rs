@@ -6,6 +6,7 @@
 
 pub mod buffer;
 pub mod coding;
+pub mod compression;
 pub mod headers;
 pub mod json;
 pub mod static_body;

@@ -108,7 +108,7 @@ fn code_tables_on_every_public_route_cost_their_sender_more_than_us_over_http2()
         let (last, _) = cost(&mut stage, wire, ends.collect::<Vec<_>>().concat());
         let spent = first + last;
         assert!(spent < STRANGERS_COST_MOST, "{path}: {spent:?}");
-        let counters = stage.daemon.metrics.compression();
+        let counters = &stage.daemon.coded;
         assert_eq!(counters.inflating_seconds(), 0.0, "{path}");
     }
 }
@@ -143,7 +143,7 @@ fn code_tables_on_every_public_route_cost_their_sender_more_than_us_over_http1()
             let wire = stage.connect();
             let (spent, _) = cost(&mut stage, wire, bytes);
             assert!(spent < STRANGERS_COST_MOST, "{method} {path}: {spent:?}");
-            let counters = stage.daemon.metrics.compression();
+            let counters = &stage.daemon.coded;
             assert_eq!(counters.inflating_seconds(), 0.0, "{path}");
         }
     }

@@ -268,7 +268,7 @@ fn a_stalled_reader_of_a_stream_costs_its_job() {
         stage.pass(11 * SECOND);
         assert!(stage.is_closed(wire), "half-closed: {half_closes}");
         assert_eq!(stage.closed(CloseReason::WriteTimeout), 1);
-        let cancelled = stage.daemon.metrics.cancelled(CancelReason::SlowReader);
+        let cancelled = stage.daemon.served.cancelled.get(CancelReason::SlowReader);
         assert_eq!(cancelled.get(), 1);
         assert!(stage.daemon.engine.wanted().is_empty());
     }

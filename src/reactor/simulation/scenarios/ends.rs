@@ -46,7 +46,7 @@ fn a_half_closed_client_that_waits_is_distinguished_from_one_that_is_gone() {
     stage.generate();
     let answer = stage.receive(waiting);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let disconnected = stage.daemon.metrics.cancelled(CancelReason::Disconnect);
+    let disconnected = stage.daemon.served.cancelled.get(CancelReason::Disconnect);
     assert_eq!(disconnected.get(), 1);
 }
 
@@ -161,8 +161,8 @@ fn a_request_that_was_cut_off_is_over_before_the_answers_in_front_of_it_are_read
     let cut_off = generate(false);
     stage.send(wire, [GET, &cut_off[..cut_off.len() - 1]].concat());
     stage.settle();
-    let metrics = stage.daemon.metrics.clone();
-    let disconnected = metrics.cancelled(CancelReason::Disconnect);
+    let served = stage.daemon.served.clone();
+    let disconnected = served.cancelled.get(CancelReason::Disconnect);
     assert_eq!(disconnected.get(), 0);
     stage.on(wire, Wire::client_half_closes);
     stage.settle();

@@ -23,7 +23,7 @@ fn stage() -> Stage {
 }
 
 fn refused(stage: &Stage, reason: &'static str) -> u64 {
-    stage.daemon.metrics.proxy_refused(reason).get()
+    stage.daemon.metrics.proxy_refused.get(reason).get()
 }
 
 #[test]
