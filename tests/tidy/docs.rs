@@ -174,6 +174,62 @@ fn every_cargo_command_in_the_docs_finds_what_it_names() {
     );
 }
 
+/// A link to another page, or to a heading of one, leads there.
+///
+/// Mutation: a heading of the architecture renamed, to which the tour links.
+#[test]
+fn every_link_between_pages_leads_somewhere() {
+    let tree = Tree::read();
+    let pages = tree.texts.iter().filter(|(path, _)| path.ends_with(".md"));
+    let mut wrong = Vec::new();
+    for (page, text) in pages {
+        let folder = page.rsplit_once('/').map_or("", |(folder, _)| folder);
+        for link in text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap_or_default();
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            if link.contains("://")
+                || link.contains(' ')
+                || !(file.is_empty() || file.ends_with(".md"))
+            {
+                continue;
+            }
+            let target = match (file, folder) {
+                ("", _) => page.clone(),
+                (file, "") => file.to_owned(),
+                (file, folder) => match file.strip_prefix("../") {
+                    Some(above) => above.to_owned(),
+                    None => format!("{folder}/{file}"),
+                },
+            };
+            let headings = |text: &String| {
+                text.lines()
+                    .any(|line| anchor(line).as_deref() == Some(heading))
+            };
+            let leads = tree
+                .texts
+                .get(&target)
+                .is_some_and(|text| heading.is_empty() || headings(text));
+            if !leads {
+                wrong.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "links that lead nowhere:\n{}",
+        wrong.join("\n")
+    );
+}
+
+/// The anchor of a heading, as the usual readers of Markdown make it.
+fn anchor(line: &str) -> Option<String> {
+    let title = line.strip_prefix('#')?.trim_start_matches('#').trim();
+    let kept = title
+        .chars()
+        .filter(|it| it.is_alphanumeric() || " -_".contains(*it));
+    Some(kept.collect::<String>().to_lowercase().replace(' ', "-"))
+}
+
 #[test]
 fn every_kind_of_untruth_is_found() {
     let tree = Tree::read();
