@@ -5,13 +5,13 @@
 //! key would even have lost the secret that worked. So the change is undone. It is not delayed
 //! until the text is written, because a program that reads the text may use it at once, and because
 //! a pipe that is not emptied would hold the database's write lock.
-//!
-//! [`Store::create`]: crate::store::Store::create
-//! [`Store::rotate`]: crate::store::Store::rotate
 
 use rusqlite::{OptionalExtension, Transaction};
 
 /// The state before a change by [`Store::create`] or [`Store::rotate`].
+///
+/// [`Store::create`]: crate::store::Store::create
+/// [`Store::rotate`]: crate::store::Store::rotate
 #[derive(Debug)]
 pub(super) struct Undo {
     id: String,
