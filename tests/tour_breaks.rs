@@ -243,8 +243,23 @@ fn copy(from: &Path, to: &Path) {
         return;
     }
     std::fs::create_dir_all(to).expect("a folder below target/");
+    for entry in std::fs::read_dir(to).expect("a folder") {
+        let old = entry.expect("an entry");
+        // A module that has moved would be there twice.
+        if !from.join(old.file_name()).exists() {
+            remove(&old.path());
+        }
+    }
     for entry in std::fs::read_dir(from).expect("a folder") {
         let entry = entry.expect("an entry");
         copy(&entry.path(), &to.join(entry.file_name()));
     }
+}
+
+fn remove(path: &Path) {
+    let removed = match path.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false => std::fs::remove_file(path),
+    };
+    removed.expect("a path below target/");
 }
