@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Gauges;
 
 crate::families! {
-    /// What the engine does and has done.
+    /// The engine's present state and its work so far.
     pub struct EngineSeries {
         /// Sequences that are being decoded.
         sequences_running: Gauge = "engine_sequences_running", "autoglmd.engine.sequence.running",
@@ -27,7 +27,7 @@ crate::families! {
     }
 }
 
-/// What was done with a token.
+/// The engine's work for a token: computed as part of a prompt, found in the cache, or generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
     Prompt,

@@ -7,7 +7,7 @@ use crate::offload::CancelReason;
 use super::router::Route;
 
 crate::families! {
-    /// What was asked for, and what came of it.
+    /// Requests, generations, and their outcomes.
     pub struct ServiceSeries {
         /// Time from the first byte of a request to its first token.
         time_to_first_token: Histogram(telemetry_limits::TIME_TO_FIRST_TOKEN_BUCKETS_MICROS) =
