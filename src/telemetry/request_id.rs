@@ -209,7 +209,8 @@ impl TraceContext {
         (dashes && end && valid).then_some(context)
     }
 
-    pub const fn is_sampled(&self) -> bool {
+    #[cfg(test)]
+    const fn is_sampled(&self) -> bool {
         self.flags & TraceContext::SAMPLED != 0
     }
 

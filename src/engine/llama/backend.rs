@@ -127,6 +127,14 @@ impl Batch {
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
     }
+
+    /// Yields each sequence of the batch once, in rising order.
+    pub fn sequences(&self) -> impl Iterator<Item = usize> {
+        let neighbours = self
+            .entries
+            .chunk_by(|left, right| left.sequence == right.sequence);
+        neighbours.map(|entries| entries[0].sequence)
+    }
 }
 
 /// Why a batch was not computed as a whole. [`Backend::length`] returns what its sequences hold.
@@ -140,4 +148,20 @@ pub enum DecodeError {
     Refused(&'static str),
     /// The computation failed, with llama.cpp's status.
     Failed(i32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutation: `<=` in place of `==` in `sequences` joins all of them to one.
+    #[test]
+    fn each_sequence_of_a_batch_comes_once() {
+        let mut batch = Batch::default();
+        assert_eq!(batch.sequences().count(), 0);
+        for sequence in [0, 0, 2, 5, 5, 5] {
+            batch.push(sequence, 1, false);
+        }
+        assert_eq!(batch.sequences().collect::<Vec<_>>(), [0, 2, 5]);
+    }
 }

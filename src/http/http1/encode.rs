@@ -104,10 +104,6 @@ pub fn last_chunk(out: &mut Vec<u8>, trailers: &Fields) {
     out.extend_from_slice(b"\r\n");
 }
 
-pub fn continue_100(out: &mut Vec<u8>) {
-    out.extend_from_slice(CONTINUE);
-}
-
 /// Formats seconds since 1970 as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7), as far
 /// as a year of four digits allows.
 pub fn http_date(unix_seconds: u64) -> [u8; 29] {

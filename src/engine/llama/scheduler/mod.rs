@@ -402,17 +402,9 @@ impl<B: Backend> Scheduler<B> {
     /// Computes the batch. On failure its jobs fail with it; returns whether it was computed.
     fn compute(&mut self) -> bool {
         let slots = &self.slots;
-        let runs: Vec<&Run<B::Sampler>> = self
-            .batch
-            .entries()
-            .map(|entry| entry.sequence)
-            .scan(usize::MAX, |last, index| {
-                Some((std::mem::replace(last, index), index))
-            })
-            .filter(|(last, index)| last != index)
-            .filter_map(|(_, index)| slots[index].run.as_deref())
-            .collect();
-        let owed: Vec<&Owed> = runs.iter().map(|run| &run.owed).collect();
+        let sequences = self.batch.sequences();
+        let runs = sequences.filter_map(|index| slots[index].run.as_deref());
+        let owed: Vec<&Owed> = runs.map(|run| &run.owed).collect();
         // One job that is still wanted keeps the batch going: otherwise clients that come and go
         // could hold up the prompts of all others.
         let heartbeat = &self.heartbeat;
