@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A file of `src`.
+#[derive(Clone)]
 pub struct Source {
     /// Relative to the repository: `src/core/wheel.rs`.
     pub name: String,
@@ -16,8 +18,13 @@ pub struct Source {
     pub product: String,
 }
 
-/// Returns every file of `src`, in the order of its names.
+/// Returns every file of `src`, in the order of its names. They are read once for all rules.
 pub fn sources() -> Vec<Source> {
+    static READ: OnceLock<Vec<Source>> = OnceLock::new();
+    READ.get_or_init(read_sources).clone()
+}
+
+fn read_sources() -> Vec<Source> {
     let mut paths = Vec::new();
     collect(&root().join("src"), &mut paths);
     assert!(paths.len() > 20, "no sources under src");
