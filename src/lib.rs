@@ -2,62 +2,62 @@
 //!
 //! The modules in reading order; each uses only modules before it.
 
-/// Every way in which the daemon refuses or fails, in one table.
+// Every way in which the daemon refuses or fails, in one table.
 pub mod error;
 
-/// Every bound that is not configuration, with its reason.
+// Every bound that is not configuration, with its reason.
 pub mod limits;
 
-/// The reactor's pure parts: slots, readiness, timer wheel, output queue, accept gate.
+// The reactor's pure parts: slots, readiness, timer wheel, output queue, accept gate.
 pub mod core;
 
-/// HTTP as a function of bytes: heads, bodies, negotiation, compression, HTTP/2.
+// HTTP as a function of bytes: heads, bodies, negotiation, compression, HTTP/2.
 pub mod http;
 
-/// The messages and frames of gRPC.
+// The messages and frames of gRPC.
 pub mod grpc;
 
-/// The kernel's interfaces that `std` lacks; almost all `unsafe` code.
+// The kernel's interfaces that `std` lacks; almost all `unsafe` code.
 pub mod os;
 
-/// Log, access lines, request ids and metrics.
+// Log, access lines, request ids and metrics.
 pub mod telemetry;
 
-/// How other threads post to a reactor: mailbox, tickets, permits.
+// How other threads post to a reactor: mailbox, tickets, permits.
 pub mod offload;
 
-/// The language model behind a border: jobs go in, events come out. llama.cpp, and an echo.
+// The language model behind a border: jobs go in, events come out. llama.cpp, and an echo.
 pub mod engine;
 
-/// The configuration: schema, sources, reload.
+// The configuration: schema, sources, reload.
 pub mod config;
 
-/// TLS as a function of bytes, around `rustls`; certificates and their reload.
+// TLS as a function of bytes, around `rustls`; certificates and their reload.
 pub mod tls;
 
-/// Runs a program in namespaces, without rights.
+// Runs a program in namespaces, without rights.
 pub mod sandbox;
 
-/// API keys: secrets, scopes, the key ring.
+// API keys: secrets, scopes, the key ring.
 pub mod keys;
 
-/// The model catalogue and its downloads.
+// The model catalogue and its downloads.
 pub mod models;
 
-/// The database, and the watch over its changes.
+// The database, and the watch over its changes.
 pub mod store;
 
-/// The service: admission, generations, responses, one folder per API.
+// The service: admission, generations, responses, one folder per API.
 pub mod service;
 
-/// The event loop and its connections: sockets, protocols, deadlines.
+// The event loop and its connections: sockets, protocols, deadlines.
 pub mod reactor;
 
-/// The printed output of the commands and the supervisor, and their exit codes.
+// The printed output of the commands and the supervisor, and their exit codes.
 pub mod console;
 
-/// Starts, watches, reloads and stops the daemon's parts.
+// Starts, watches, reloads and stops the daemon's parts.
 pub mod supervisor;
 
-/// The command line: one file per command.
+// The command line: one file per command.
 pub mod cli;

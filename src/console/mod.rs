@@ -4,7 +4,7 @@
 //! In reading order:
 //!
 //! * [`exit`]: the exit codes, and which error has which;
-//! * [`print`]: results to stdout, everything for a person to stderr;
+//! * [`mod@print`]: results to stdout, everything for a person to stderr;
 //! * [`progress`]: shows the progress of long work.
 //!
 //! Must never: know a command or a flag.

@@ -1,7 +1,7 @@
 //! Server-sent events (HTML Living Standard, section 9.2), as bytes.
 //!
-//! [`write`] makes the lines of an event, [`read`] turns a stream back into events. Neither waits,
-//! and neither knows a socket.
+//! [`mod@write`] makes the lines of an event, [`read`] turns a stream back into events. Neither
+//! waits, and neither knows a socket.
 
 pub mod read;
 pub mod write;
