@@ -82,6 +82,25 @@ pub const WORDINGS: &[Wording] = &[
         },
     },
     Wording {
+        name: "complete-after",
+        change: |family| {
+            family.asking = Asking {
+                before: "",
+                after: "\n\nWrite complete, correct {} code with all imports.",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
+        name: "program-complete",
+        change: |family| {
+            family.asking = Asking {
+                after: "\n\nThe code must be complete and correct, with all imports.",
+                ..PROGRAM
+            };
+        },
+    },
+    Wording {
         name: "expert",
         change: |family| {
             family.asking = Asking {
@@ -122,6 +141,7 @@ const PROGRAM: Asking = Asking {
     before_in: &[],
     before_any: "",
     after: "",
+    after_in: &[],
     opening: Opening::Fence,
     cuts_examples: true,
 };

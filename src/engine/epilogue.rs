@@ -21,10 +21,15 @@ const PHRASES: &[&str] = &[
     "Test the ",
     "Testing the ",
     "Test cases",
+    "Check function",
+    "Check the ",
+    "Run the check",
+    "Run the test",
     "示例用法",
     "使用示例",
     "示例：",
     "测试",
+    "检查函数",
     "调用示例",
 ];
 

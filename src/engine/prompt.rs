@@ -69,9 +69,10 @@ pub fn conversation(
         own,
         opening,
         closing,
-        epilogues: match asking.cuts_examples {
-            true => epilogues(language, prompt),
-            false => Vec::new(),
+        epilogues: if asking.cuts_examples {
+            epilogues(language, prompt)
+        } else {
+            Vec::new()
         },
     }
 }
@@ -113,6 +114,7 @@ mod tests {
                 before_in: &[],
                 before_any: "Any: ",
                 after: " ({} only)",
+                after_in: &[("python", ", all of it")],
                 opening: Opening::Fence,
                 cuts_examples: true,
             },
@@ -131,6 +133,9 @@ mod tests {
             (asked.opening.as_str(), asked.closing),
             ("```cpp\n", Some("\n```"))
         );
+
+        let asked = conversation(&FAMILY, language("python"), "sum", &[]);
+        assert_eq!(asked.messages[1].content, "In Python: sum, all of it");
 
         let asked = conversation(&FAMILY, None, "sum", &[]);
         assert_eq!(asked.messages[1].content, "Any: sum");
