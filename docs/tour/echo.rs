@@ -8,8 +8,8 @@
 //! Three rules carry it, and the daemon keeps the same three:
 //!
 //!  1. Every socket is non-blocking and is registered once, for both directions, edge-triggered.
-//!  2. After an edge, work goes on until the kernel returns `WouldBlock`, because no second edge
-//!     reports what is left.
+//!  2. After an edge, work goes on until the kernel returns `WouldBlock`, because no edge reports
+//!     what is left: only a new arrival makes one.
 //!  3. Bytes that the kernel does not take now wait in the connection. While they wait, nothing
 //!     more is read: a client that does not read its echo is not read either.
 //!
@@ -94,7 +94,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Takes connections in until the backlog is empty: only then does the next one make an edge.
+    /// Takes connections in until the backlog is empty: no edge reports those that are left in it.
     fn accept(&mut self) -> io::Result<()> {
         loop {
             match self.listener.accept() {

@@ -4,7 +4,7 @@
 //! that sends as fast as the loop reads keeps the loop to itself.
 //!
 //! Here a connection reads at most `READS_PER_TURN` times and then goes to the back of a queue. Its
-//! bit stays set, no edge will come for it, and the queue is what remembers it. So the loop must
+//! bit stays set, no edge reports what it left, and the queue is what remembers it. So the loop must
 //! not sleep while the queue holds anything: the timeout of `poll` is zero then. The daemon's
 //! version is `src/core/run_queue.rs`.
 
@@ -198,7 +198,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Takes connections in until the backlog is empty: only then does the next one make an edge.
+    /// Takes connections in until the backlog is empty: no edge reports those that are left in it.
     fn accept(&mut self) -> io::Result<()> {
         loop {
             match self.listener.accept() {

@@ -289,7 +289,7 @@ impl Reactor {
         }
     }
 
-    /// Takes connections in until the backlog is empty: only then does the next one make an edge.
+    /// Takes connections in until the backlog is empty: no edge reports those that are left in it.
     fn accept(&mut self) -> io::Result<()> {
         loop {
             match self.listener.accept() {
