@@ -109,7 +109,10 @@ impl<S: System> Reactor<S> {
                 log::warn!("accept paused: {error}");
                 self.pause_told_until = now + limits::ACCEPT_PAUSE_LOG_INTERVAL;
             }
-            self.make_room(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
+            // The kernel reserves a descriptor before it looks at the backlog, which may be empty.
+            if self.confirm_backlog() {
+                self.make_room(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
+            }
         }
     }
 

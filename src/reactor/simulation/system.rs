@@ -312,12 +312,13 @@ impl System for SimulatedKernel {
             self.has_listener() && network.listening,
             "accept without a listener"
         );
-        if network.backlog.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
+        // As on Linux: a descriptor is reserved before the backlog is looked at.
         if network.descriptor_famine > 0 {
             network.descriptor_famine -= 1;
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        if network.backlog.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         if network.mishap(20) {
             return Err(io::ErrorKind::ConnectionAborted.into());

@@ -79,6 +79,32 @@ fn descriptors_that_run_out_pause_accepting_without_a_busy_loop() {
     assert_eq!(stage.daemon.metrics.accept_paused.get(), 3);
 }
 
+/// `accept4` reserves a descriptor before it looks at the backlog, so it fails with `EMFILE` where
+/// no connection waits too.
+///
+/// Mutation that this catches: `handle_accept_error` without `confirm_backlog`.
+#[test]
+fn descriptors_that_run_out_close_no_connection_while_none_waits() {
+    let mut stage = Stage::new(|_| {});
+    let idle = stage.connect();
+    stage.send(idle, GET);
+    stage.settle();
+    assert!(stage.receive(idle).starts_with("HTTP/1.1 200"));
+    stage.connect();
+    {
+        let network = &mut *stage.daemon.network.borrow_mut();
+        // Another process with the same listener was faster.
+        network.backlog.clear();
+        network.descriptor_famine = 1;
+    }
+    stage.settle();
+    assert_eq!(stage.daemon.metrics.accept_paused.get(), 1);
+    assert!(!stage.is_closed(idle), "nobody needs its place");
+    stage.send(idle, GET);
+    stage.settle();
+    assert!(stage.receive(idle).starts_with("HTTP/1.1 200"));
+}
+
 /// Connections that hold a place without use: a watch, half a head, half a body.
 fn strangers(stage: &mut Stage, count: usize) -> Vec<usize> {
     let request = generate(false);
