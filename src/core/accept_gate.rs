@@ -3,12 +3,13 @@
 //! # Why accepting needs a state of its own
 //!
 //! A listening socket is registered edge-triggered like all others: one edge reports that
-//! connections wait, and no other follows until `accept4(2)` has returned `EAGAIN`. A loop that
-//! stops before that, for fairness, at the maximum, or because descriptors ran out, must remember
-//! that connections still wait. The classic failure is `EMFILE`: the connection stays in the
-//! backlog, a level-triggered loop spins on it at full speed, and an edge-triggered one never looks
-//! again. Here each listener has a *ready* bit of our own, and [`AcceptGate::wake_at`] returns when
-//! the loop must come back by itself.
+//! connections wait, and no edge reports the ones that were left; only a new arrival makes another.
+//! A loop that stops before `accept4(2)` has returned `EAGAIN`, for fairness, at the maximum, or
+//! because descriptors ran out, must remember that connections still wait. The classic failure is
+//! `EMFILE`: the connection stays in the backlog, a level-triggered loop spins on it at full speed,
+//! and an edge-triggered one does not look again before the next client comes. Here each listener
+//! has a *ready* bit of our own, and [`AcceptGate::wake_at`] returns when the loop must come back
+//! by itself.
 //!
 //! # Results of `accept`
 //!
@@ -20,10 +21,15 @@
 //! | a connection | counts it; closes at the maximum |
 //! | `EAGAIN` | clears the ready bit: the backlog is empty, an edge will come |
 //! | `ECONNABORTED`, `EINTR`, `EPERM`, network errors | nothing: the next call may succeed |
-//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | pauses: only time or a closed connection helps |
+//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | pauses for `ACCEPT_PAUSE`, whatever closes meanwhile
+//! |
 //! | anything else | pauses: an unknown error must not become a busy loop |
 //!
 //! All of it is within the turn's budget, and the ready bit stays set when the budget is spent.
+//!
+//! Out of descriptors, the event loop closes idle connections to make room, if the backlog really
+//! holds one: the kernel reserves the descriptor first, so `EMFILE` comes with an empty backlog
+//! too.
 //!
 //! # States
 //!

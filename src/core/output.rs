@@ -25,8 +25,10 @@
 //! [`OutputQueue::level`] compares the queue with three [`Marks`]; the connection acts on the
 //! result:
 //!
-//! * `High`: stop reading from this peer, and grant its job no more credit;
-//! * `Low`: go on. Between the marks nothing changes, so the two do not alternate at every write;
+//! * `High`: stop reading from this peer, and grant its job no more credit. Below it, reading goes
+//!   on;
+//! * `Low`: grant the credit that was held back. It waits for this mark, so that the engine does
+//!   not stop and go on at every write;
 //! * `Hard`: close. A producer did not stop at `High`. A single piece longer than `High` does not
 //!   count, however long it is: it is one whole response, whose length the engine's context bounds.
 //!   The bytes that wait beside it do count.
@@ -107,11 +109,11 @@ impl Marks {
 /// How full a queue is. The order is the order of urgency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// At most `low`: a stopped producer goes on.
+    /// At most `low`: credit that was held back is granted.
     Low,
-    /// Between the marks: nothing changes.
+    /// Between the marks: the peer is read, and credit stays held back.
     Normal,
-    /// At least `high`: stop producing.
+    /// At least `high`: the peer is not read, and no credit is granted.
     High,
     /// At least `hard`: close.
     Hard,

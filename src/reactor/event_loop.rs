@@ -5,7 +5,8 @@
 //! connection that is closed in any phase may still write TLS's goodbye.
 //!
 //! ```text
-//!   1 timeout   0 if the run queue holds work, else until the next timer
+//!   1 timeout   0 if a connection is queued or deferred or the mailbox holds a message, else until
+//!               the next timer
 //!   2 poll      the only wait
 //!   3 now       the clock is read, and every phase below uses this time; connections whose next
 //!               handshake step was put off are queued, in front of those with new edges

@@ -8,9 +8,10 @@
 //! Both sides keep epoll(7)'s edge-triggered contract:
 //!
 //!  1. A socket is registered once, for both directions, and never again.
-//!  2. An event means that a direction *became* ready. There is no second event until a call has
-//!     returned `WouldBlock` (or, for a stream socket, a read or write was cut short) and the
-//!     direction has become ready again.
+//!  2. An event means that a direction *became* ready, or that more has arrived. No event reports
+//!     what was left over: after it only a new arrival, or room in a buffer that was full, makes
+//!     another. So a direction counts as ready until a call has returned `WouldBlock` (or, for a
+//!     stream socket, a read or write was cut short).
 //!  3. An event may be spurious, and it may carry the key of a connection that is gone.
 
 use std::io::{self, IoSlice};
