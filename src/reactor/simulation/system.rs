@@ -138,6 +138,9 @@ pub struct Network {
     listener_edge: bool,
     /// While positive, accept fails for lack of descriptors and counts it down.
     pub descriptor_famine: u32,
+    /// Whether accept reserves a descriptor before it looks at the backlog, as on Linux, and so
+    /// fails although no connection waits. Random worlds do without: the tour names their seeds.
+    pub reserves_first: bool,
     /// The first bytes on every connection: a proxy's header, or nothing.
     pub introduction: Vec<u8>,
     /// Waits last microseconds, not milliseconds, so that no client seems to drip.
@@ -158,6 +161,7 @@ impl Network {
             listening: true,
             listener_edge: false,
             descriptor_famine: 0,
+            reserves_first: false,
             introduction: Vec::new(),
             is_slow: false,
             calm: false,
@@ -312,7 +316,9 @@ impl System for SimulatedKernel {
             self.has_listener() && network.listening,
             "accept without a listener"
         );
-        // As on Linux: a descriptor is reserved before the backlog is looked at.
+        if network.backlog.is_empty() && !network.reserves_first {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         if network.descriptor_famine > 0 {
             network.descriptor_famine -= 1;
             return Err(io::Error::from_raw_os_error(libc::EMFILE));

@@ -96,6 +96,7 @@ fn descriptors_that_run_out_close_no_connection_while_none_waits() {
         // Another process with the same listener was faster.
         network.backlog.clear();
         network.descriptor_famine = 1;
+        network.reserves_first = true;
     }
     stage.settle();
     assert_eq!(stage.daemon.metrics.accept_paused.get(), 1);
