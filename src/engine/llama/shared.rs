@@ -90,8 +90,14 @@ impl Shared {
     }
 
     /// Records that the engine has panicked: no job is taken until the model is loaded again.
-    pub fn begin_restart(&self) {
+    pub fn end_serving(&self) {
         self.is_ready.store(false, Ordering::Release);
+        self.percent.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts a restart, and forgets what was measured on the model that is gone.
+    pub fn begin_restart(&self) {
+        // A load that fails leaves its progress behind.
         self.percent.store(0, Ordering::Relaxed);
         self.heartbeat.rest();
         self.restarts.fetch_add(1, Ordering::Relaxed);

@@ -14,13 +14,16 @@
 //!     cause, and no others. Jobs in the channel are left to the next engine.
 //!  2. The totals of the gauges never decrease.
 //!  3. While a job is in the scheduler, the heartbeat is at work.
-//!  4. A job in the channel gets its terminal event even if the thread ends before it takes the
+//!  4. No caller sees `Ready` after a job has failed by a panic, until the model is loaded again.
+//!  5. A job in the channel gets its terminal event even if the thread ends before it takes the
 //!     job: a bounded channel keeps its contents when its receiver goes.
 //!
 //! Mutations that the tests below catch: `Restarts::next` that always allows
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
-//! (`panic_fails_its_job_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`), `Over`
-//! without its drop, or `submit` without `drop_jobs_if_over` (`job_left_in_the_channel_...`).
+//! (`panic_fails_its_job_...`), `load_and_serve` without `end_serving`
+//! (`client_of_a_failed_job_never_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`),
+//! `Over` without its drop, or `submit` without `drop_jobs_if_over`
+//! (`job_left_in_the_channel_...`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -129,7 +132,7 @@ impl<B: Backend> Thread<'_, B> {
         }
     }
 
-    /// A panic drops everything on its way, and each job reports its own failure.
+    /// A panic drops the scheduler, and each of its jobs reports its own failure.
     fn load_and_serve(&mut self, model: &Obtained, is_serving: &mut bool) -> Result<(), String> {
         let backend = (self.load)(model)?;
         *is_serving = true;
@@ -143,8 +146,16 @@ impl<B: Backend> Thread<'_, B> {
         scheduler.resume(self.shared.published().gauges);
         self.publish(&scheduler);
         self.shared.is_ready.store(true, Ordering::Release);
-        self.serve(&mut scheduler);
-        Ok(())
+        let served = caught(|| {
+            self.serve(&mut scheduler);
+            Ok(())
+        });
+        if served.is_err() {
+            // Before the jobs report it: a client that learns of the failure and then asks for
+            // readiness must not be sent to an engine that is about to load again.
+            self.shared.end_serving();
+        }
+        served
     }
 
     /// Takes jobs in and lets the scheduler step.

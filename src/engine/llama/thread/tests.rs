@@ -1,8 +1,8 @@
 //! Tests the thread over a backend that panics or hangs when a prompt asks for it.
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{self, Receiver as Inbox, Sender as Outbox};
+use std::sync::{Mutex, OnceLock};
 
 use super::super::backend::{Batch, DecodeError, PrepareError, Prepared, Token};
 use super::super::{Handle, start_with};
@@ -45,6 +45,20 @@ fn panic_fails_its_job_and_the_next_one_is_answered_by_a_new_engine() {
         "{after:?}"
     );
     assert_eq!(after.queue_depth, 0);
+}
+
+/// A regression test: freeing the model takes time, and until then the engine seemed to be ready.
+#[test]
+fn client_of_a_failed_job_never_finds_a_ready_engine() {
+    let mut host = Host::start();
+    host.submit("before").expect("it is at rest");
+    let (end, state) = host.next_end_and_state();
+    assert!(matches!(end, Event::Done(_)));
+    assert_eq!(state, State::Ready);
+    host.submit(PANIC).expect("it is at rest");
+    let (end, state) = host.next_end_and_state();
+    assert!(matches!(end, Event::Failed(_)));
+    assert_eq!(state, State::Loading { percent: 0 });
 }
 
 #[test]
@@ -159,7 +173,8 @@ fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
 
 struct Host {
     engine: Handle,
-    ends: Inbox<Event>,
+    /// Each terminal event, and the state when it was delivered.
+    ends: Inbox<(Event, State)>,
     loads: Arc<AtomicU32>,
     hanging: Inbox<()>,
     release: Outbox<()>,
@@ -189,10 +204,17 @@ impl Host {
             })
         };
         let obtain: Obtain = Box::new(|_| Ok(Obtained::default()));
-        let deliver = Arc::new(Ends(Mutex::new(ends_out)));
-        let engine = start_with(settings(), obtain, load, deliver, Fault::default());
+        let deliver = Arc::new(Ends {
+            out: Mutex::new(ends_out),
+            shared: OnceLock::new(),
+        });
+        let fault = Fault::default();
+        let engine = start_with(settings(), obtain, load, deliver.clone(), fault)
+            .expect("a thread can be started");
+        // No job has been submitted, so no event has come.
+        let _ = deliver.shared.set(engine.shared.clone());
         let host = Host {
-            engine: engine.expect("a thread can be started"),
+            engine,
             ends,
             loads,
             hanging,
@@ -227,6 +249,10 @@ impl Host {
     }
 
     fn next_end(&mut self) -> Event {
+        self.next_end_and_state().0
+    }
+
+    fn next_end_and_state(&mut self) -> (Event, State) {
         self.ends.recv_timeout(PATIENCE).expect("a terminal event")
     }
 
@@ -253,14 +279,18 @@ impl Host {
     }
 }
 
-struct Ends(Mutex<Outbox<Event>>);
+struct Ends {
+    out: Mutex<Outbox<(Event, State)>>,
+    shared: OnceLock<Arc<Shared>>,
+}
 
 impl Deliver for Ends {
     fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
-        let out = self.0.lock().expect("no holder panics");
+        let out = self.out.lock().expect("no holder panics");
+        let shared = self.shared.get().expect("set before the first job");
         for (_, event) in events.drain(..).filter(|(_, event)| event.is_terminal()) {
             // At the end of a test the host may be gone.
-            let _ = out.send(event);
+            let _ = out.send((event, shared.state(Moment::now())));
         }
     }
 }
