@@ -119,9 +119,13 @@ fn a_session_runs_from_hello_to_goodbye() {
         assert_eq!(pair.server.handle_output(&answer, &mut pair.pool), 6);
         assert_eq!(pair.answer(), b"answer");
         pair.client.send_close_notify();
-        let sent = pair.sent();
+        // The beginning of a record that must not come any more.
+        let late = &[23, 3, 3];
+        let sent = [&pair.sent()[..], late].concat();
         pair.arrive(&sent).expect("a good record");
-        assert!(pair.server.input_is_over());
+        assert!(pair.server.input_is_over() && pair.server.partial.is_empty());
+        pair.arrive(late).expect("nothing is read");
+        assert!(pair.server.partial.is_empty());
         // The other direction is still open (RFC 8446, section 6.1).
         assert_eq!(pair.server.handle_output(&answer, &mut pair.pool), 6);
         assert!(pair.server.close(&mut pair.pool));
