@@ -631,7 +631,7 @@ fn sentences_without_a_subject_differ_from_questions() {
 /// at its first quote shows code as a comment.
 #[test]
 fn comments_and_literals_are_found_where_they_stand() {
-    let source = "//! Head\n//! goes on.\n//!\n//! * item\nfn a<'a>(x: &'a str) -> char {\n    \
+    let source = "//! Head\n//! goes on.\n//!\n//! * item\nfn a<'a>(x: &'a str) -> &'a str {\n    \
                   let s = r#\"raw {said:?} \"// no\"#; // Tail.\n    // Next.\n    f(\"a \\\" // b\", '\"')\n}\n\
                   #[cfg(test)]\nmod tests {\n    // In tests.\n    fn f() { g(\"x y\") }\n}\n";
     let found = read_source(source, false);
