@@ -98,7 +98,7 @@
 //! # }
 //!
 //! let now = Moment::from_micros(1_000_000);
-//! let (config, metrics) = (Arc::new(Config::default()), Metrics::new("example"));
+//! let (config, metrics) = (Arc::new(Config::default()), Metrics::new("example").series());
 //! let mut resources = Resources::new(0, now, Greeter, config, metrics);
 //! let mut output = OutputQueue::new();
 //! let mut http2 = Http2::<Greeter>::new(now);
