@@ -63,7 +63,7 @@ pub use openmp::ensure_short_spin;
 use owed::Owed;
 pub use prove::prove;
 pub use settings::{Obtain, Obtained, Settings};
-use shared::Shared;
+use shared::{Life, Shared};
 use thread::{Message, Over, Thread};
 
 /// Starts the engine's thread, which obtains and loads the model; returns at once.
@@ -150,7 +150,7 @@ impl Engine for Handle {
                 return Err(Refused::Unavailable(message));
             }
         }
-        if self.shared.is_draining.load(Ordering::Acquire) {
+        if self.shared.life() >= Life::Draining {
             return Err(Refused::Draining);
         }
         if let Some(estimated) = self.time_to_first_token(&job)
@@ -192,7 +192,7 @@ impl Engine for Handle {
     }
 
     fn drain(&self) {
-        if !self.shared.is_draining.swap(true, Ordering::AcqRel)
+        if self.shared.advance(Life::Draining)
             && let Some(sender) = &self.sender
         {
             // This fails only if the thread has ended, which is the aim of draining.
@@ -249,7 +249,7 @@ impl Drop for Handle {
     /// wait while the model is being fetched or loaded: an unresponsive server or disk would keep
     /// the process alive.
     fn drop(&mut self) {
-        self.shared.is_ending.store(true, Ordering::Release);
+        self.shared.advance(Life::Ending);
         self.sender = None;
         if let State::Loading { .. } = self.state()
             && self.ended.recv_timeout(limits::LOADING_STOP_PATIENCE)
@@ -267,9 +267,7 @@ impl Drop for Handle {
 fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Llama, String> {
     let settings = &obtained.adjust(settings);
     let mut progress = |fraction: f32| {
-        shared
-            .percent
-            .store((fraction.clamp(0.0, 1.0) * 100.0) as u8, Ordering::Relaxed);
+        shared.set_percent((fraction.clamp(0.0, 1.0) * 100.0) as u8);
         shared.is_wanted()
     };
     let plan = |model: &ffi::Model, family: &Family| memory::plan(settings, model, family);

@@ -1,9 +1,16 @@
 //! The state that the engine's thread shares with its callers.
 //!
-//! Owns flags, counts and the numbers of the last step. The lock must never be held during a step
-//! or a call into llama.cpp, because reactors take it, too.
+//! Owns two states, counts and the numbers of the last step. The lock must never be held during a
+//! step or a call into llama.cpp, because reactors take it, too.
+//!
+//! The states are independent, because an engine may be drained while it loads its model:
+//!
+//! ```text
+//!   Life, which only advances:     Running -> Draining -> Ending -> Over
+//!   the model, set by the thread:  loading (0 to 100 %) <-> ready;  failed for good
+//! ```
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -12,17 +19,29 @@ use super::speed::Speed;
 use crate::core::Moment;
 use crate::engine::{Gauges, ModelInfo, State};
 
+/// How far the engine's life has gone. A later state includes the earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Life {
+    Running,
+    /// No job is taken any more; those that were taken are finished.
+    Draining,
+    /// The engine's owner is gone: the thread must end at once.
+    Ending,
+    /// The thread takes no more messages.
+    Over,
+}
+
+/// What [`Shared::loaded`] holds while the model can be used; a percentage is at most 100.
+const READY: u8 = u8::MAX;
+
 #[derive(Debug, Default)]
 pub struct Shared {
     /// Jobs that were submitted and have no sequence yet.
     pub queued: Arc<AtomicU32>,
-    pub is_ready: AtomicBool,
-    pub is_draining: AtomicBool,
-    /// The engine's owner is gone: the thread must end at once.
-    pub is_ending: AtomicBool,
-    /// The thread takes no more messages.
-    pub is_over: AtomicBool,
-    pub percent: AtomicU8,
+    life: AtomicU8,
+    /// The percentage of the model that is loaded, or [`READY`].
+    loaded: AtomicU8,
     failure: OnceLock<String>,
     pub model: OnceLock<ModelInfo>,
     pub heartbeat: Arc<Heartbeat>,
@@ -49,25 +68,47 @@ impl Shared {
         }
     }
 
+    pub fn life(&self) -> Life {
+        // Sequentially consistent: see `drop_jobs_if_over`.
+        match self.life.load(Ordering::SeqCst) {
+            0 => Life::Running,
+            1 => Life::Draining,
+            2 => Life::Ending,
+            _ => Life::Over,
+        }
+    }
+
+    /// Advances the life to `to`; returns whether it had not got there before.
+    pub fn advance(&self, to: Life) -> bool {
+        self.life.fetch_max(to as u8, Ordering::SeqCst) < to as u8
+    }
+
     /// Returns whether a model that is still being fetched or loaded would be used.
     pub fn is_wanted(&self) -> bool {
-        !self.is_draining.load(Ordering::Acquire) && !self.is_ending.load(Ordering::Acquire)
+        self.life() == Life::Running
+    }
+
+    /// Records the progress of loading, in percent.
+    pub fn set_percent(&self, percent: u8) {
+        self.loaded.store(percent.min(100), Ordering::Release);
+    }
+
+    /// Records that the model can be used.
+    pub fn begin_serving(&self) {
+        self.loaded.store(READY, Ordering::Release);
     }
 
     pub fn state(&self, now: Moment) -> State {
-        let silence = self.heartbeat.silence(now);
         if let Some(message) = self.failure.get() {
-            State::Failed(message.clone())
-        } else if !self.is_ready.load(Ordering::Acquire) {
-            State::Loading {
-                percent: self.percent.load(Ordering::Relaxed),
-            }
-        } else if silence >= self.stall_timeout {
-            State::Stalled {
+            return State::Failed(message.clone());
+        }
+        let silence = self.heartbeat.silence(now);
+        match self.loaded.load(Ordering::Acquire) {
+            READY if silence >= self.stall_timeout => State::Stalled {
                 seconds: silence.as_secs(),
-            }
-        } else {
-            State::Ready
+            },
+            READY => State::Ready,
+            percent => State::Loading { percent },
         }
     }
 
@@ -91,14 +132,13 @@ impl Shared {
 
     /// Records that the engine has panicked: no job is taken until the model is loaded again.
     pub fn end_serving(&self) {
-        self.is_ready.store(false, Ordering::Release);
-        self.percent.store(0, Ordering::Relaxed);
+        self.set_percent(0);
     }
 
     /// Counts a restart, and forgets what was measured on the model that is gone.
     pub fn begin_restart(&self) {
         // A load that fails leaves its progress behind.
-        self.percent.store(0, Ordering::Relaxed);
+        self.set_percent(0);
         self.heartbeat.rest();
         self.restarts.fetch_add(1, Ordering::Relaxed);
         let mut published = self.published();
@@ -114,5 +154,35 @@ impl Shared {
         self.heartbeat.rest();
         // The first failure is the cause.
         let _ = self.failure.set(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutation that this test catches: `store` for `fetch_max`, which takes an engine that has
+    /// ended back to draining.
+    #[test]
+    fn life_only_advances() {
+        let shared = Shared::default();
+        assert!(shared.is_wanted());
+        assert!(shared.advance(Life::Draining));
+        assert!(!shared.advance(Life::Draining));
+        assert!(shared.advance(Life::Over));
+        assert!(!shared.advance(Life::Ending));
+        assert_eq!(shared.life(), Life::Over);
+    }
+
+    /// Mutation that this test catches: a percentage that is not bounded may be taken for ready.
+    #[test]
+    fn progress_is_never_taken_for_ready() {
+        let shared = Shared::new(Duration::from_secs(1));
+        shared.set_percent(u8::MAX);
+        assert_eq!(shared.state(Moment::now()), State::Loading { percent: 100 });
+        shared.begin_serving();
+        assert_eq!(shared.state(Moment::now()), State::Ready);
+        shared.end_serving();
+        assert_eq!(shared.state(Moment::now()), State::Loading { percent: 0 });
     }
 }

@@ -38,7 +38,7 @@ use super::backend::Backend;
 use super::fault::Fault;
 use super::owed::Owed;
 use super::scheduler::Scheduler;
-use super::shared::Shared;
+use super::shared::{Life, Shared};
 use super::{Obtain, Obtained, Settings};
 use crate::core::Moment;
 use crate::engine::Deliver;
@@ -64,7 +64,7 @@ impl<'a> Over<'a> {
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
-        self.shared.is_over.store(true, Ordering::SeqCst);
+        self.shared.advance(Life::Over);
         drop_jobs_if_over(self.shared, self.receiver);
     }
 }
@@ -75,7 +75,7 @@ impl Drop for Over<'_> {
 pub fn drop_jobs_if_over(shared: &Shared, receiver: &Receiver<Message>) {
     // The fence keeps the order: send, then read the state; publish the end, then receive.
     fence(Ordering::SeqCst);
-    if shared.is_over.load(Ordering::SeqCst) {
+    if shared.life() == Life::Over {
         receiver.try_iter().for_each(drop);
     }
 }
@@ -126,9 +126,10 @@ impl<B: Backend> Thread<'_, B> {
     }
 
     fn give_up(&self, message: String) {
-        match self.shared.is_wanted() {
-            true => self.shared.fail(message),
-            false => log::info!("the daemon is stopping; model load cancelled"),
+        if self.shared.is_wanted() {
+            self.shared.fail(message);
+        } else {
+            log::info!("the daemon is stopping; model load cancelled");
         }
     }
 
@@ -145,7 +146,7 @@ impl<B: Backend> Thread<'_, B> {
         );
         scheduler.resume(self.shared.published().gauges);
         self.publish(&scheduler);
-        self.shared.is_ready.store(true, Ordering::Release);
+        self.shared.begin_serving();
         let served = caught(|| {
             self.serve(&mut scheduler);
             Ok(())
@@ -162,7 +163,7 @@ impl<B: Backend> Thread<'_, B> {
     fn serve(&mut self, scheduler: &mut Scheduler<B>) {
         let heartbeat = &self.shared.heartbeat;
         let mut is_draining = false;
-        while !self.shared.is_ending.load(Ordering::Acquire) {
+        while self.shared.life() < Life::Ending {
             if scheduler.is_idle() {
                 if is_draining && self.receiver.is_empty() {
                     return;

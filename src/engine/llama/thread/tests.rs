@@ -107,9 +107,7 @@ fn job_left_in_the_channel_gets_its_terminal_event() {
     host.wait_for("the pause", |host| host.engine.gauges().restarts > 0);
     send_late(&host);
     assert!(matches!(host.next_end(), Event::Failed(_)), "by the thread");
-    host.wait_for("the end", |host| {
-        host.engine.shared.is_over.load(Ordering::SeqCst)
-    });
+    host.wait_for("the end", |host| host.engine.shared.life() == Life::Over);
     send_late(&host);
     drop_jobs_if_over(&host.engine.shared, &host.engine.left);
     assert!(matches!(host.next_end(), Event::Failed(_)), "by its sender");
