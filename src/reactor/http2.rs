@@ -238,6 +238,10 @@ impl<H: Handler> Http2<H> {
                     rest = &rest[used..];
                     let event = self.connection.handle_frame(&frame);
                     self.handle_frame_event(event, lent);
+                    if !self.connection.is_within_block() {
+                        // What has begun behind this frame has a deadline of its own.
+                        self.head_until = Moment::NEVER;
+                    }
                 }
                 Ok((_, None)) => break,
                 Err(reason) => self.connection.close(reason),

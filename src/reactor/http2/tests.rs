@@ -426,6 +426,37 @@ fn a_drain_ends_with_the_last_stream() {
     assert_eq!(stage.http2.waiting(), Waiting::Over);
 }
 
+/// A slow upload: each read ends within a frame, and none takes long. A frame or a head that does
+/// take long has the deadline of its first byte.
+///
+/// Mutations: `handle_bytes` keeps the deadline of a frame that is complete; it forgets that of a
+/// head which continues; it moves the deadline at each byte.
+#[test]
+fn each_frame_has_a_deadline_of_its_own() {
+    let mut stage = Stage::new();
+    let data = frame(0, 0, 1, &[b'x'; 2]);
+    let (start, end) = data.split_at(5);
+    let started_at = stage.resources.now;
+    let timeout = stage.resources.config.limits.header_timeout;
+    stage.feed(&[&request(1, flag::END_HEADERS, "/")[..], start].concat());
+    for round in 1..=3 {
+        stage.resources.now = started_at + timeout / 2 * round;
+        stage.feed(&[end, start].concat());
+        let until = stage.resources.now + timeout;
+        assert_eq!(stage.http2.waiting(), Waiting::Response { until });
+    }
+    let head_at = stage.resources.now;
+    let head = request(3, flag::END_STREAM, "/");
+    stage.feed(&[end, &head, &frame(9, 0, 3, b"\x10")[..1]].concat());
+    stage.resources.now = head_at + timeout / 2;
+    stage.feed(&[&frame(9, 0, 3, b"\x10")[1..], &[0]].concat());
+    let until = head_at + timeout;
+    assert_eq!(stage.http2.waiting(), Waiting::Response { until });
+    stage.pass_deadline();
+    assert_eq!(stage.sent_heads().last(), Some(&(Kind::GoAway, 0)));
+    assert_eq!(stage.http2.waiting(), Waiting::Over);
+}
+
 /// Mutation: `count_oddities` without its verdict.
 #[test]
 fn too_many_oddities_end_the_connection() {
