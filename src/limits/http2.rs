@@ -52,8 +52,8 @@ pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
 // ---- streams that have ended ----
 
 /// Streams that we have reset and still remember, so that frames which were under way are not taken
-/// for errors.
-pub const REMEMBERED_RESETS_MAX: usize = 64;
+/// for errors: all streams of a connection may be reset at the same moment.
+pub const REMEMBERED_RESETS_MAX: usize = STREAMS_MAX as usize;
 
 // ---- the account of glitches ----
 

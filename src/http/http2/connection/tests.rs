@@ -486,6 +486,23 @@ fn streams_above_the_bound_are_refused() {
     assert_eq!(wire.connection.tally().resets, 1);
 }
 
+/// Mutation: fewer resets are remembered than there can be streams.
+#[test]
+fn late_data_of_any_reset_stream_is_ignored() {
+    let mut wire = Wire::open();
+    let streams = (0..limits::STREAMS_MAX).map(|number| 2 * number + 1);
+    for stream in streams.clone() {
+        wire.feed(&request(stream, flag::END_HEADERS));
+    }
+    for stream in streams.clone() {
+        wire.connection.reset(stream, Reason::NO_ERROR);
+    }
+    for stream in streams {
+        wire.feed(&frame(DATA, flag::END_STREAM, stream, b"late"));
+        assert!(!wire.connection.is_closed(), "stream {stream}");
+    }
+}
+
 /// Mutation: the reset of a stream that got its response in the same batch counts as a control
 /// frame.
 #[test]
