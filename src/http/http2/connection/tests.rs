@@ -1,5 +1,7 @@
 //! The protocol alone: frames in, events and frames out.
 
+mod sessions;
+
 use proptest::prelude::*;
 
 use super::*;
