@@ -265,7 +265,8 @@ schema! {
         /// Time between two requests of a connection.
         idle_timeout: Duration = Duration::from_secs(75),
             time(limits::IDLE_TIMEOUT_MS), Reload;
-        /// Time in which the peer must read at least a byte of a response.
+        /// Time in which the peer must read the first byte of its output. Each byte that it reads
+        /// then adds its share of ten such times.
         write_timeout: Duration = Duration::from_secs(30),
             time(limits::WRITE_TIMEOUT_MS), Reload;
         /// The longest `timeout` that a request may set.
