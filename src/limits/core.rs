@@ -1,4 +1,5 @@
-//! Bounds of the reactor's building blocks: timer wheel, buffers, output, accept gate, glitches.
+//! Bounds of the reactor's building blocks: timer wheel, buffers, output, account of buffered
+//! memory, accept gate, glitches.
 
 use std::time::Duration;
 
@@ -60,6 +61,14 @@ const _: () = assert!(POOL_BUFFER_BYTES * POOL_GROWTH_FACTOR_MAX <= POOL_RETAINE
 /// default timeout of 30 s that is 218 bytes per second of an output at its high mark, less than a
 /// modem of 1990, and less still of a smaller one.
 pub const WRITE_TIMEOUTS_PER_OUTPUT_MAX: u32 = 10;
+
+// ---- the account of buffered memory ----
+
+/// Requests without a key are refused from this part of the bound on. What is left serves holders
+/// of keys while strangers hold all that they can.
+pub const BUFFERED_ANONYMOUS_PERCENT: usize = 75;
+
+const _: () = assert!(BUFFERED_ANONYMOUS_PERCENT <= 100);
 
 // ---- accepting ----
 
