@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use autoglmd::core::{Key, Moment};
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, Message, Prompt,
-    Refused, Sampling, State, code, family,
+    Class, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, Message,
+    Prompt, Refused, Sampling, State, code, family,
 };
 use autoglmd::error::ErrorCode;
 use autoglmd::offload::{CancelReason, JobKey, Ticket};
@@ -508,6 +508,8 @@ impl Host {
                 request: 0,
             },
             tenant: 1,
+            class: Class::Live,
+            weight: 1,
             prompt,
             sampling: Sampling::default(),
             max_tokens,

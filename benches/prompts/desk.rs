@@ -16,7 +16,8 @@ use autoglmd::core::{Key, Moment};
 use autoglmd::engine::family::Family;
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State, language, prompt,
+    Class, ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State, language,
+    prompt,
 };
 use autoglmd::offload::{JobKey, Ticket};
 use serde::{Deserialize, Serialize};
@@ -202,6 +203,8 @@ fn job(variant: &Variant, question: &Question<'_>, request: u32) -> Job {
             request,
         },
         tenant: 1,
+        class: Class::Live,
+        weight: 1,
         prompt: prompt(question),
         sampling: variant.family.sampling(),
         max_tokens: variant.max_tokens,

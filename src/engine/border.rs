@@ -13,8 +13,13 @@ use crate::offload::{CancelReason, JobKey, Ticket};
 #[derive(Clone, Debug)]
 pub struct Job {
     pub key: JobKey,
-    /// The owner of this conversation: a computed prefix is shared only within one tenant.
+    /// The owner of this conversation: a computed prefix is shared only within one tenant, and the
+    /// engine's work is divided between tenants.
     pub tenant: u64,
+    pub class: Class,
+    /// The tenant's share of the engine beside other tenants: one of weight 3 gets three times as
+    /// much as one of weight 1. At least 1.
+    pub weight: u16,
     pub prompt: Prompt,
     pub sampling: Sampling,
     /// Maximum number of tokens to generate; the engine clips it to the room in its context.
@@ -40,6 +45,17 @@ pub enum Prompt {
     Chat(Vec<Message>),
     /// Text that the model continues, without a template.
     Raw(String),
+}
+
+/// What a job is for, which decides what may happen to it when there is too much work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A client waits for the result.
+    #[default]
+    Live,
+    /// No client waits: the job is kept on disk and runs when there is room. Once admitted it is
+    /// never refused to make room for another.
+    Background,
 }
 
 impl Prompt {
@@ -157,6 +173,9 @@ pub enum FailReason {
     Cancelled(CancelReason),
     /// An error of the catalogue, such as `generation_timeout` or `context_length_exceeded`.
     Error(ErrorCode),
+    /// The queue was full, and this job was the newest of the tenant with the most waiting jobs, so
+    /// its place went to another tenant.
+    CrowdedOut { retry_after: Duration },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -271,7 +271,7 @@ echo "Hello from the echo engine\n";
 mod tests {
     use super::*;
     use crate::core::{Key, Moment};
-    use crate::engine::{Sampling, code};
+    use crate::engine::{Class, Sampling, code};
     use crate::offload::{CancelReason, JobKey, Ticket};
     use std::sync::Mutex;
 
@@ -292,6 +292,8 @@ mod tests {
                 request: 3,
             },
             tenant: 1,
+            class: Class::Live,
+            weight: 1,
             prompt: Prompt::Code {
                 language: Some("python"),
                 prompt: "anything".to_owned(),

@@ -21,8 +21,8 @@ pub mod metrics;
 pub mod prompt;
 
 pub use border::{
-    ContextFile, Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges,
-    Job, Message, ModelInfo, Prompt, Refused, Sampling, State, Timings, Usage,
+    Class, ContextFile, Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason,
+    Gauges, Job, Message, ModelInfo, Prompt, Refused, Sampling, State, Timings, Usage,
 };
 
 /// Writes a GGUF model to another file with its weights as `q8_0`. Takes about a second per 100 MB

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use autoglmd::core::{Key, Moment};
 use autoglmd::engine::llama::{self, KvType, Settings};
-use autoglmd::engine::{Deliver, Done, Engine, Event, Failed, Job, Prompt, Sampling, State};
+use autoglmd::engine::{Class, Deliver, Done, Engine, Event, Failed, Job, Prompt, Sampling, State};
 use autoglmd::offload::{JobKey, Ticket};
 
 use super::{PATIENCE, eventually};
@@ -78,6 +78,8 @@ impl Asker {
         let job = Job {
             key,
             tenant,
+            class: Class::Live,
+            weight: 1,
             prompt,
             sampling: Sampling::default(),
             max_tokens: 1,

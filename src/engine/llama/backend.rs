@@ -6,6 +6,8 @@
 //! A backend has a number of sequences. Each holds the tokens computed so far; a batch appends to
 //! them; truncating removes from the end. Sequences share nothing.
 
+use std::sync::Arc;
+
 use crate::core::Moment;
 use crate::engine::{Prompt, Sampling};
 
@@ -25,8 +27,8 @@ pub trait Backend {
     /// Returns how many tokens one batch may have.
     fn batch_limit(&self) -> usize;
 
-    /// Renders a prompt with the model's template and tokenizes it. The error is for the client.
-    fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError>;
+    /// Returns the part of the model that prepares prompts.
+    fn preparer(&self) -> Arc<dyn Prepare>;
     /// Creates the sampler of a sequence whose output follows `prompt`.
     fn sampler(&self, sampling: &Sampling, prompt: &[Token]) -> Self::Sampler;
 
@@ -53,6 +55,16 @@ pub trait Backend {
     /// Replaces the contents of a sequence by a copy of `length` tokens. On failure the sequence is
     /// empty.
     fn restore(&mut self, sequence: usize, state: &[u8], length: usize) -> bool;
+}
+
+/// The part of a model that prepares prompts. It computes nothing with the model, so it works on
+/// any thread, beside the computation, and it may outlive the backend.
+pub trait Prepare: Send + Sync {
+    /// Returns the bytes of the longest prompt that can fit the context.
+    fn bytes_max(&self) -> usize;
+
+    /// Renders a prompt with the model's template and tokenizes it. The error is for the client.
+    fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError>;
 }
 
 /// A prompt, ready for the model.

@@ -14,6 +14,7 @@
 //! * [`shared`], [`heartbeat`]: the engine's state as other threads see it.
 //! * [`controls`]: keeps the text of a client from becoming control tokens.
 //! * [`metadata`], [`prove`]: models that are refused, and why.
+//! * [`preparer`]: from the prompt of a request to tokens.
 //! * [`model`], [`ffi`]: llama.cpp behind the trait; all `unsafe` is in the latter.
 //!
 //! States: `Loading` until the model is loaded, then `Ready` until drained; `Stalled` while a step
@@ -31,6 +32,7 @@ mod metadata;
 mod model;
 mod openmp;
 mod owed;
+mod preparer;
 mod prove;
 mod sampler;
 mod scheduler;

@@ -67,7 +67,8 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
         prompt: "add".to_owned(),
         context: Vec::new(),
     };
-    let tokens = match llama.prepare(&prompt) {
+    let preparer = llama.preparer();
+    let tokens = match preparer.prepare(&prompt) {
         Ok(prepared) => prepared.tokens,
         Err(PrepareError::TooLong) => {
             return Err("its tokenizer rejects a short prompt as too long".to_owned());
@@ -81,7 +82,7 @@ fn compute(llama: &mut Llama) -> Result<(), String> {
     };
     // An exception of the tokenizer fails one request; a failed assertion would end the daemon.
     for text in TEXTS {
-        let _ = llama.prepare(&Prompt::Raw(text.repeat(TEXT_REPEATS)));
+        let _ = preparer.prepare(&Prompt::Raw(text.repeat(TEXT_REPEATS)));
     }
     let tokens = &tokens[..tokens.len().min(limits::PROOF_PROMPT_TOKENS_MAX as usize)];
     if tokens.is_empty() {

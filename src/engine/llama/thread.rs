@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use super::backend::Backend;
+use super::backend::{Backend, Prepare};
 use super::fault::Fault;
 use super::owed::Owed;
 use super::scheduler::Scheduler;
@@ -137,6 +137,7 @@ impl<B: Backend> Thread<'_, B> {
     fn load_and_serve(&mut self, model: &Obtained, is_serving: &mut bool) -> Result<(), String> {
         let backend = (self.load)(model)?;
         *is_serving = true;
+        let preparer = backend.preparer();
         let mut scheduler = Scheduler::new(
             backend,
             self.settings.prefill_chunk as usize,
@@ -148,7 +149,7 @@ impl<B: Backend> Thread<'_, B> {
         self.publish(&scheduler);
         self.shared.begin_serving();
         let served = caught(|| {
-            self.serve(&mut scheduler);
+            self.serve(&mut scheduler, &*preparer);
             Ok(())
         });
         if served.is_err() {
@@ -160,7 +161,11 @@ impl<B: Backend> Thread<'_, B> {
     }
 
     /// Takes jobs in and lets the scheduler step.
-    fn serve(&mut self, scheduler: &mut Scheduler<B>) {
+    fn serve(&mut self, scheduler: &mut Scheduler<B>, preparer: &dyn Prepare) {
+        let admit = |scheduler: &mut Scheduler<B>, owed: Owed| {
+            let prepared = preparer.prepare(&owed.job().prompt);
+            scheduler.admit(owed, prepared);
+        };
         let heartbeat = &self.shared.heartbeat;
         let mut is_draining = false;
         while self.shared.life() < Life::Ending {
@@ -172,7 +177,7 @@ impl<B: Backend> Thread<'_, B> {
                 let message = self.receiver.recv();
                 heartbeat.begin(Moment::now());
                 match message {
-                    Ok(Message::Job(owed)) => scheduler.admit(*owed),
+                    Ok(Message::Job(owed)) => admit(scheduler, *owed),
                     Ok(Message::Drain) => is_draining = true,
                     Err(_) => return,
                 }
@@ -180,7 +185,7 @@ impl<B: Backend> Thread<'_, B> {
             // Preparing a prompt takes time, too: only a few between two steps.
             for _ in 0..limits::INTAKE_JOBS_PER_STEP_MAX {
                 match self.receiver.try_recv() {
-                    Ok(Message::Job(owed)) => scheduler.admit(*owed),
+                    Ok(Message::Job(owed)) => admit(scheduler, *owed),
                     Ok(Message::Drain) => is_draining = true,
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }

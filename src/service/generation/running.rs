@@ -309,12 +309,16 @@ fn append_text(text: &mut String, last: String) {
 fn failure(failed: &Failed) -> ApiError {
     let code = match failed.reason {
         FailReason::Error(code) => code,
+        FailReason::CrowdedOut { .. } => ErrorCode::QueueFull,
         FailReason::Cancelled(CancelReason::Deadline) => ErrorCode::GenerationTimeout,
         FailReason::Cancelled(CancelReason::Drain) => ErrorCode::Draining,
         // For other reasons to cancel, the exchange is already gone, and no event finds it.
         FailReason::Cancelled(_) => ErrorCode::EngineFailed,
     };
     let error = ApiError::new(code, failed.message.as_str());
+    if let FailReason::CrowdedOut { retry_after } = failed.reason {
+        return error.with_retry_after(retry_after);
+    }
     match code.family() {
         Family::Overloaded | Family::Timeout | Family::Server => {
             error.with_retry_after(limits::BUSY_RETRY_AFTER)
@@ -330,6 +334,7 @@ fn cancel_reason(reason: FailReason, code: ErrorCode) -> Option<CancelReason> {
         FailReason::Error(_) => {
             (code == ErrorCode::GenerationTimeout).then_some(CancelReason::Deadline)
         }
+        FailReason::CrowdedOut { .. } => None,
     }
 }
 

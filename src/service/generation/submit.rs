@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::core::Moment;
-use crate::engine::{Job, ModelInfo, Refused};
+use crate::engine::{Class, Job, ModelInfo, Refused};
 use crate::error::{ApiError, ErrorCode, milliseconds_up};
 use crate::limits::service as limits;
 use crate::offload::{Permit, Ticket};
@@ -69,6 +69,8 @@ fn submit(
     let job = Job {
         key: incoming.key,
         tenant: caller.map_or(0, |caller| caller.account.tenant),
+        class: Class::Live,
+        weight: 1,
         prompt: asked.prompt,
         sampling: asked.sampling,
         max_tokens,

@@ -108,13 +108,14 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Takes a job into the queue. A job that cannot be served fails at once.
-    pub fn admit(&mut self, owed: Owed) {
+    /// Takes a job into the queue with its prepared prompt, or with the reason why it has none. A
+    /// job that cannot be served fails at once.
+    pub fn admit(&mut self, owed: Owed, prepared: Result<Prepared, PrepareError>) {
         if let Some(end) = owed.end(self.backend.now()) {
             return self.refuse(owed, end.reason(), end.message().to_owned());
         }
         let room = self.backend.context_length();
-        match self.backend.prepare(&owed.job().prompt) {
+        match prepared {
             Ok(prepared) if prepared.tokens.is_empty() => {
                 let reason = FailReason::Error(ErrorCode::InvalidRequest);
                 self.refuse(owed, reason, "the prompt has no tokens".to_owned());

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::backend::Prepare;
 use super::*;
 use crate::core::Key;
-use crate::engine::{ContextFile, Job, Prompt, Sampling};
+use crate::engine::{Class, ContextFile, Job, Prompt, Sampling};
 use crate::limits::engine as limits;
 use crate::offload::Ticket;
 
@@ -715,8 +716,8 @@ impl Backend for Toy {
         BATCH
     }
 
-    fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError> {
-        Ok(prepare(prompt))
+    fn preparer(&self) -> Arc<dyn Prepare> {
+        unreachable!("the host prepares the prompts")
     }
 
     fn sampler(&self, _: &Sampling, _: &[Token]) {}
@@ -920,6 +921,8 @@ impl Host {
                 request: 0,
             },
             tenant: 1,
+            class: Class::Live,
+            weight: 1,
             prompt: Prompt::Raw(prompt.to_owned()),
             sampling: Sampling::default(),
             max_tokens,
@@ -947,8 +950,9 @@ impl Host {
     fn submit(&mut self, mut job: Job) {
         job.key.request = self.submitted;
         self.submitted += 1;
-        self.scheduler
-            .admit(Owed::new(job, None, self.mailbox.clone()));
+        let prepared = Ok(prepare(&job.prompt));
+        let owed = Owed::new(job, None, self.mailbox.clone());
+        self.scheduler.admit(owed, prepared);
     }
 
     fn run(&mut self) {

@@ -4,12 +4,12 @@ use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{self, Receiver as Inbox, Sender as Outbox};
 use std::sync::{Mutex, OnceLock};
 
-use super::super::backend::{Batch, DecodeError, PrepareError, Prepared, Token};
+use super::super::backend::{Batch, DecodeError, Prepare, PrepareError, Prepared, Token};
 use super::super::{Handle, start_with};
 use super::*;
 use crate::core::Key;
 use crate::engine::{
-    Defaults, Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State,
+    Class, Defaults, Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State,
 };
 use crate::error::ErrorCode;
 use crate::limits::engine as limits;
@@ -236,6 +236,8 @@ impl Host {
                 request: 0,
             },
             tenant: 1,
+            class: Class::Live,
+            weight: 1,
             prompt: Prompt::Raw(prompt.to_owned()),
             sampling: Sampling::default(),
             max_tokens: 3,
@@ -339,6 +341,30 @@ impl Puppet {
     }
 }
 
+/// Prepares the prompts of the puppet.
+struct Clerk;
+
+impl Prepare for Clerk {
+    fn bytes_max(&self) -> usize {
+        CONTEXT
+    }
+
+    fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError> {
+        let Prompt::Raw(text) = prompt else {
+            unreachable!("the host sends nothing else");
+        };
+        let first = match text.as_str() {
+            PANIC => PANIC_TOKEN,
+            HANG => HANG_TOKEN,
+            _ => LETTER,
+        };
+        Ok(Prepared {
+            tokens: vec![first, LETTER],
+            ..Prepared::default()
+        })
+    }
+}
+
 impl Backend for Puppet {
     type Sampler = ();
 
@@ -358,19 +384,8 @@ impl Backend for Puppet {
         32
     }
 
-    fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError> {
-        let Prompt::Raw(text) = prompt else {
-            unreachable!("the host sends nothing else");
-        };
-        let first = match text.as_str() {
-            PANIC => PANIC_TOKEN,
-            HANG => HANG_TOKEN,
-            _ => LETTER,
-        };
-        Ok(Prepared {
-            tokens: vec![first, LETTER],
-            ..Prepared::default()
-        })
+    fn preparer(&self) -> Arc<dyn Prepare> {
+        Arc::new(Clerk)
     }
 
     fn sampler(&self, _: &Sampling, _: &[Token]) {}
