@@ -37,6 +37,7 @@ pub struct Options {
     descriptors: Option<u64>,
     passed: Option<Arc<TcpListener>>,
     folder: Option<Arc<TempDir>>,
+    binary: Option<PathBuf>,
     stderr: StderrUse,
 }
 
@@ -73,6 +74,7 @@ impl Options {
             descriptors: None,
             passed: None,
             folder: None,
+            binary: None,
             stderr: StderrUse::Read,
         };
         options
@@ -126,6 +128,12 @@ impl Options {
     /// Uses a folder that another daemon of this test has used.
     pub fn in_folder(mut self, folder: Arc<TempDir>) -> Options {
         self.folder = Some(folder);
+        self
+    }
+
+    /// Runs another program than the one that was built with this test.
+    pub fn binary(mut self, binary: &Path) -> Options {
+        self.binary = Some(binary.to_owned());
         self
     }
 
@@ -321,9 +329,7 @@ impl Daemon {
         // A command that should fail and serves instead must not hang the test.
         let mut command = Command::new("timeout");
         isolate(&mut command, self.folder.path());
-        command
-            .args(["60", env!("CARGO_BIN_EXE_autoglmd")])
-            .args(arguments);
+        command.args(["60", &binary()]).args(arguments);
         if matches!(arguments.first(), Some(&"key")) {
             command.arg("--state-dir").arg(self.state_folder());
         }
@@ -421,9 +427,19 @@ pub fn isolate(command: &mut Command, folder: &Path) {
     }
 }
 
+/// Returns the daemon's program: the one that was built with this test, or another one to be
+/// compared with it.
+fn binary() -> String {
+    let other = std::env::var("AUTOGLMD_TEST_BINARY");
+    other.unwrap_or_else(|_| env!("CARGO_BIN_EXE_autoglmd").to_owned())
+}
+
 fn command(options: &Options, folder: &Path) -> Command {
     let mut words = options.wrapper.clone();
-    words.push(env!("CARGO_BIN_EXE_autoglmd").to_owned());
+    words.push(match &options.binary {
+        Some(binary) => binary.display().to_string(),
+        None => binary(),
+    });
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
     command
