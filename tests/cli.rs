@@ -93,6 +93,9 @@ fn wrong_flags_exit_with_64_and_are_named() {
             "generate, admin or metrics",
         ),
         (&["key", "create", "--rate", "-1"], "-1"),
+        (&["key", "create", "--weight", "0"], "from 1 to 100"),
+        (&["key", "set", "key_1", "--weight", "101"], "from 1 to 100"),
+        (&["key", "set", "key_1"], "--weight"),
         (&["key", "create", "--expires", "soon"], "30d"),
         (
             &["key", "create", "--expires", "2001-01-01"],
@@ -246,8 +249,18 @@ fn a_key_is_made_listed_rotated_and_revoked() {
     let lifetime =
         listed[0]["expires_at"].as_u64().unwrap() - listed[0]["created_at"].as_u64().unwrap();
     assert_eq!(lifetime, 30 * 24 * 60 * 60);
+    assert_eq!(listed[0]["weight"], 1);
 
+    let weight = || home.run(&["key", "list", "--json"]).expect(0).json()[0]["weight"].clone();
+    let set = home.run(&["key", "set", &id, "--weight", "3"]).expect(0);
+    assert!(
+        set.err.contains("the weight 3") && set.out.is_empty(),
+        "{}",
+        set.err
+    );
+    assert_eq!(weight(), 3);
     let rotated = home.run(&["key", "rotate", &id, "--grace", "1h"]).expect(0);
+    assert_eq!(weight(), 3, "it stays");
     assert_ne!(rotated.out, made.out);
     assert!(
         rotated.err.contains("the old secret works until"),
@@ -267,6 +280,7 @@ fn a_key_is_made_listed_rotated_and_revoked() {
     assert_eq!(table.lines().count(), 2, "{table}");
 
     home.run(&["key", "rotate", &id]).expect(65);
+    home.run(&["key", "set", &id, "--weight", "2"]).expect(65);
     home.run(&["key", "revoke", "key_000000000000"]).expect(66);
 }
 

@@ -32,6 +32,7 @@ Examples:
   KEY=$(autoglmd key create --name ci)
   autoglmd key create --name team --rate 120 --concurrency 4 --expires 30d
   autoglmd key create --name prometheus --scopes metrics
+  autoglmd key set key_5f0c92ab61d7 --weight 3
   autoglmd key rotate key_5f0c92ab61d7 --grace 1h
   autoglmd key list --json | jq -r '.[] | select(.status == \"valid\") | .id'
 
@@ -53,8 +54,10 @@ enum KeyCommand {
         #[arg(value_name = "ID", required = true)]
         ids: Vec<String>,
     },
-    /// Replace the secret of a key and print the new one. Name, scopes and limits stay.
+    /// Replace the secret of a key and print the new one. Name, scopes, limits and weight stay.
     Rotate(Rotate),
+    /// Change the weight of a key. Its secret stays.
+    Set(Set),
 }
 
 #[derive(Args, Debug)]
@@ -75,6 +78,9 @@ struct Create {
     /// Concurrent requests; 0: no limit [default: rate_limit.concurrency].
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
+    /// The key's share of the engine beside other keys, from 1 to 100 [default: 1].
+    #[arg(long, value_name = "N", value_parser = parse_weight)]
+    weight: Option<u16>,
     /// When the key expires: 30d, 12h, 2027-01-31 (UTC) [default: never].
     #[arg(long, value_name = "WHEN", value_parser = parse_end)]
     expires: Option<End>,
@@ -93,6 +99,16 @@ struct Rotate {
     expires: Option<End>,
 }
 
+#[derive(Args, Debug)]
+struct Set {
+    /// The id as in `key list`.
+    #[arg(value_name = "ID")]
+    id: String,
+    /// The key's share of the engine beside other keys, from 1 to 100.
+    #[arg(long, value_name = "N", value_parser = parse_weight)]
+    weight: u16,
+}
+
 impl Key {
     pub fn run(self) -> Result<(), Code> {
         let flags = Overrides {
@@ -109,6 +125,7 @@ impl Key {
             KeyCommand::List { json } => list(&store, json, now),
             KeyCommand::Revoke { ids } => ids.iter().try_for_each(|id| revoke(&mut store, id, now)),
             KeyCommand::Rotate(rotate) => rotate.run(&mut store, now),
+            KeyCommand::Set(set) => set.run(&mut store),
         }
     }
 }
@@ -123,6 +140,7 @@ impl Create {
             requests_per_minute: self.rate,
             tokens_per_minute: self.tokens_per_minute,
             concurrency: self.concurrency,
+            weight: self.weight.unwrap_or(keys_limits::WEIGHT_DEFAULT),
         };
         let (record, secret) = store.create(&new, now).map_err(|error| explain(&error))?;
         hand_over(store, &record, &secret)
@@ -146,6 +164,15 @@ impl Rotate {
             ),
             None => "the old secret no longer works".to_owned(),
         });
+        Ok(())
+    }
+}
+
+impl Set {
+    fn run(self, store: &mut dyn Store) -> Result<(), Code> {
+        let set = store.set_weight(&self.id, self.weight);
+        set.map_err(|error| explain(&error))?;
+        note(format_args!("{} has the weight {}", self.id, self.weight));
         Ok(())
     }
 }
@@ -210,6 +237,7 @@ fn list(store: &dyn Store, as_json: bool, now: u64) -> Result<(), Code> {
     }
     let titles = [
         "ID", "NAME", "SCOPES", "STATUS", "CREATED", "EXPIRES", "RATE", "TOKENS", "AT ONCE",
+        "WEIGHT",
     ];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     rows.extend(keys.iter().map(|key| to_row(key, now)));
@@ -233,6 +261,7 @@ fn to_row(key: &ListedKey, now: u64) -> Vec<String> {
         bound(record.requests_per_minute),
         bound(record.tokens_per_minute),
         bound(record.concurrency),
+        record.weight.to_string(),
     ]
 }
 
@@ -249,6 +278,7 @@ fn to_json(key: &ListedKey, now: u64) -> serde_json::Value {
         "requests_per_minute": record.requests_per_minute,
         "tokens_per_minute": record.tokens_per_minute,
         "concurrency": record.concurrency,
+        "weight": record.weight,
     })
 }
 
@@ -265,6 +295,16 @@ fn parse_name(text: &str) -> Result<String, String> {
             most = keys_limits::NAME_CHARACTERS_MAX
         )),
     }
+}
+
+fn parse_weight(text: &str) -> Result<u16, String> {
+    let (least, most) = (keys_limits::WEIGHT_DEFAULT, keys_limits::WEIGHT_MAX);
+    let weight = text.parse().ok();
+    weight
+        .filter(|weight| (least..=most).contains(weight))
+        .ok_or_else(|| {
+            format!("expected a whole number from {least} to {most}; a key is created with {least}")
+        })
 }
 
 /// Returns whether a character is a control character or what Unicode calls a format character:

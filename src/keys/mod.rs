@@ -52,6 +52,8 @@ pub struct KeyRecord {
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u32>,
     pub concurrency: Option<u32>,
+    /// Its share of the engine beside other keys: from 1 to [`limits::WEIGHT_MAX`].
+    pub weight: u16,
     pub revoked: bool,
 }
 
@@ -334,6 +336,7 @@ mod tests {
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrency: None,
+            weight: limits::WEIGHT_DEFAULT,
             revoked: false,
         }
     }

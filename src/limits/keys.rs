@@ -12,5 +12,12 @@ const _: () = assert!(TEXT_BYTES == 47);
 /// five hundred), and the store refuses a second one.
 pub const ID_RANDOM_BYTES: usize = 6;
 
+/// The weight of a key that was given none.
+pub const WEIGHT_DEFAULT: u16 = 1;
+
+/// The largest weight of a key. A hundred times the share of another key is as good as all of the
+/// engine; more would only make the other key wait longer for its turn.
+pub const WEIGHT_MAX: u16 = 100;
+
 /// Characters of a key's own name: it must fit into a line of `key list`.
 pub const NAME_CHARACTERS_MAX: usize = 64;

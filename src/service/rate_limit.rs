@@ -256,6 +256,7 @@ mod tests {
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrency: None,
+            weight: 1,
             revoked: false,
         }
     }

@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::keys::{KeyRecord, KeyRing, Scopes, Secret};
+use crate::limits::keys as limits;
 
 /// The bootstrap key's name in the state folder.
 pub const BOOTSTRAP_FILE: &str = "bootstrap-key";
@@ -36,6 +37,9 @@ pub trait Store: Send {
     /// could not be shown. Returns `false` if there was none, or the key has changed since.
     fn withdraw(&mut self) -> Result<bool, StoreError>;
 
+    /// Changes a key's weight. Its secrets stay.
+    fn set_weight(&mut self, id: &str, weight: u16) -> Result<(), StoreError>;
+
     /// Revokes a key for good.
     fn revoke(&mut self, id: &str, now: u64) -> Result<Revoked, StoreError>;
 
@@ -59,7 +63,7 @@ pub trait Store: Send {
 }
 
 /// The properties of a new key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewKey {
     pub name: String,
     pub scopes: Scopes,
@@ -67,6 +71,21 @@ pub struct NewKey {
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u32>,
     pub concurrency: Option<u32>,
+    pub weight: u16,
+}
+
+impl Default for NewKey {
+    fn default() -> NewKey {
+        NewKey {
+            name: String::new(),
+            scopes: Scopes::NONE,
+            expires_at: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            concurrency: None,
+            weight: limits::WEIGHT_DEFAULT,
+        }
+    }
 }
 
 /// When a rotated key expires.
@@ -109,10 +128,12 @@ pub enum StoreError {
         fault: Fault,
         reason: String,
     },
-    /// A later version of this program has created the database.
+    /// A later version of this program has changed the database in a way that this one cannot
+    /// work with.
     TooNew {
         path: PathBuf,
-        found: usize,
+        /// The lowest version that can.
+        needed: usize,
         known: usize,
     },
     UnknownKey(String),
@@ -138,10 +159,14 @@ impl fmt::Display for StoreError {
             StoreError::Database { place, reason, .. } => {
                 write!(f, "{}: {reason}", place.display())
             }
-            StoreError::TooNew { path, found, known } => write!(
+            StoreError::TooNew {
+                path,
+                needed,
+                known,
+            } => write!(
                 f,
-                "{}: the database has version {found}, but this autoglmd supports {known}; install \
-                 the newer autoglmd again",
+                "{}: the database needs an autoglmd that supports version {needed} of it, but this \
+                 one supports {known}; install the newer autoglmd again",
                 path.display()
             ),
             StoreError::UnknownKey(id) => {

@@ -1,6 +1,6 @@
 //! The keys in one SQLite file, shared by the daemon and by `autoglmd key` in other processes.
 //!
-//! Owns the schema, its migrations, the file's mode and every SQL statement. Must never be called
+//! Owns the schema, its steps, the file's mode and every SQL statement. Must never be called
 //! on a reactor's thread: every call here may wait for the disk or for another process's lock.
 //!
 //! A key is a row of `keys`; its hashes are rows of `secrets`. Each key has one current secret
@@ -21,6 +21,7 @@
 
 mod file;
 mod rows;
+mod schema;
 mod undo;
 
 use std::io;
@@ -28,8 +29,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use self::file::{configure, connect, identity, prepare_file, user_version, write_secret};
+use self::file::{configure, connect, identity, prepare_file, write_secret};
 use self::rows::{SELECT_SECRETS, StoredSecret, find, insert, replace_secret, to_sql};
+use self::schema::{STEPS, Schema, Step};
 use self::undo::{Before, Undo};
 use super::interface::{
     BOOTSTRAP_FILE, Bootstrap, Fault, ListedKey, NewKey, Renewal, Revoked, Store, StoreError,
@@ -67,7 +69,7 @@ impl KeyStore {
             identity,
             undo: None,
         };
-        store.migrate(MIGRATIONS)?;
+        store.migrate(STEPS)?;
         Ok(store)
     }
 
@@ -83,7 +85,7 @@ impl KeyStore {
         connection
             .busy_timeout(limits::BUSY_TIMEOUT)
             .map_err(of_database)?;
-        if user_version(&connection).map_err(of_database)? == 0 {
+        if Schema::read(&connection).map_err(of_database)?.version == 0 {
             let message = "no key database, or not complete yet";
             return Err(of_file(io::Error::new(io::ErrorKind::InvalidData, message)));
         }
@@ -94,35 +96,35 @@ impl KeyStore {
             identity,
             undo: None,
         };
-        store.migrate(MIGRATIONS)?;
+        store.migrate(STEPS)?;
         Ok(store)
     }
 
     /// Applies the steps that this database has not seen, each in its own transaction.
-    fn migrate(&mut self, steps: &[&str]) -> Result<(), StoreError> {
+    fn migrate(&mut self, steps: &[Step]) -> Result<(), StoreError> {
         let path = self.path.clone();
+        let of_database = |error| database_error(&path, error);
         let known = steps.len();
         // The usual case takes no lock.
-        if user_version(&self.connection).map_err(|e| database_error(&path, e))? == known {
+        let found = Schema::read(&self.connection).map_err(of_database)?;
+        if found.version >= known && found.min_reader <= known {
             return Ok(());
         }
         for (index, step) in steps.iter().enumerate() {
             self.write(|transaction| {
                 // Read inside the transaction: another process may just have done this step.
-                let found = user_version(transaction).map_err(|e| database_error(&path, e))?;
-                if found > known {
+                let found = Schema::read(transaction).map_err(of_database)?;
+                if found.min_reader > known {
                     return Err(StoreError::TooNew {
                         path: path.clone(),
-                        found,
+                        needed: found.min_reader,
                         known,
                     });
                 }
-                if found > index {
+                if found.version > index {
                     return Ok(());
                 }
-                transaction
-                    .execute_batch(&format!("{step}; PRAGMA user_version = {}", index + 1))
-                    .map_err(|error| database_error(&path, error))
+                step.apply(transaction, index + 1).map_err(of_database)
             })?;
         }
         Ok(())
@@ -212,6 +214,22 @@ impl Store for KeyStore {
         })
     }
 
+    fn set_weight(&mut self, id: &str, weight: u16) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let of_database = |error| database_error(&path, error);
+        self.write(|transaction| {
+            let found = find(transaction, id).map_err(of_database)?;
+            let key = found.ok_or_else(|| StoreError::UnknownKey(id.to_owned()))?;
+            if key.record.revoked {
+                return Err(StoreError::RevokedKey(id.to_owned()));
+            }
+            transaction
+                .execute("UPDATE keys SET weight = ?2 WHERE id = ?1", (id, weight))
+                .map_err(of_database)?;
+            Ok(())
+        })
+    }
+
     fn revoke(&mut self, id: &str, now: u64) -> Result<Revoked, StoreError> {
         let path = self.path.clone();
         self.write(|transaction| {
@@ -285,31 +303,6 @@ impl Store for KeyStore {
     }
 }
 
-/// The schema's history. Append steps; never change one that was released.
-const MIGRATIONS: &[&str] = &["
-    CREATE TABLE keys (
-        id                  TEXT PRIMARY KEY,
-        name                TEXT NOT NULL,
-        scopes              TEXT NOT NULL,
-        created_at          INTEGER NOT NULL,
-        expires_at          INTEGER,
-        revoked_at          INTEGER,
-        requests_per_minute INTEGER,
-        tokens_per_minute   INTEGER,
-        concurrency         INTEGER
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE secrets (
-        hash        BLOB PRIMARY KEY CHECK (length(hash) = 32),
-        key_id      TEXT NOT NULL REFERENCES keys (id),
-        created_at  INTEGER NOT NULL,
-        valid_until INTEGER
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE UNIQUE INDEX current_secrets ON secrets (key_id) WHERE valid_until IS NULL;
-    CREATE INDEX secrets_of_keys ON secrets (key_id)
-"];
-
 fn draw(new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError> {
     let secret = Secret::random()?;
     let record = KeyRecord {
@@ -322,6 +315,7 @@ fn draw(new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError> {
         requests_per_minute: new.requests_per_minute,
         tokens_per_minute: new.tokens_per_minute,
         concurrency: new.concurrency,
+        weight: new.weight,
         revoked: false,
     };
     Ok((record, secret))

@@ -219,6 +219,7 @@ pub fn record(byte: u8) -> KeyRecord {
         requests_per_minute: None,
         tokens_per_minute: None,
         concurrency: None,
+        weight: 1,
         revoked: false,
     }
 }

@@ -114,10 +114,3 @@ pub fn write_secret(path: &Path, secret: &Secret) -> io::Result<()> {
     fs::rename(&temporary, path)?;
     File::open(folder)?.sync_all()
 }
-
-/// How many steps of the schema the database has seen.
-pub fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    // No version of ours is negative; converted to the largest number it is refused.
-    Ok(usize::try_from(version).unwrap_or(usize::MAX))
-}

@@ -5,11 +5,12 @@
 use rusqlite::{OptionalExtension, Row, Transaction};
 
 use crate::keys::{KeyRecord, Scopes};
+use crate::limits::keys as limits;
 use crate::store::interface::Renewal;
 
 pub const SELECT_SECRETS: &str = "
     SELECT k.id, k.name, s.hash, k.scopes, k.created_at, k.expires_at, k.requests_per_minute,
-           k.tokens_per_minute, k.concurrency, k.revoked_at, s.created_at, s.valid_until
+           k.tokens_per_minute, k.concurrency, k.revoked_at, s.created_at, s.valid_until, k.weight
     FROM keys k JOIN secrets s ON s.key_id = k.id";
 
 /// One row of [`SELECT_SECRETS`].
@@ -39,6 +40,7 @@ impl StoredSecret {
             requests_per_minute: row.get(6)?,
             tokens_per_minute: row.get(7)?,
             concurrency: row.get(8)?,
+            weight: weight_from_sql(row.get(12)?),
             revoked: revoked_at.is_some(),
         };
         Ok(StoredSecret {
@@ -76,7 +78,7 @@ impl StoredSecret {
 pub fn insert(transaction: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Result<()> {
     transaction.execute(
         "INSERT INTO keys (id, name, scopes, created_at, expires_at, requests_per_minute, \
-         tokens_per_minute, concurrency) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+         tokens_per_minute, concurrency, weight) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         (
             &record.id,
             &record.name,
@@ -86,6 +88,7 @@ pub fn insert(transaction: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Re
             record.requests_per_minute,
             record.tokens_per_minute,
             record.concurrency,
+            record.weight,
         ),
     )?;
     insert_secret(transaction, record, record.created_at)
@@ -132,6 +135,13 @@ pub fn find(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<Option<
     transaction
         .query_row(&sql, [id], StoredSecret::read)
         .optional()
+}
+
+/// No weight outside of the bounds was written by us. The nearest one that is allowed is used, so
+/// that the key still works.
+fn weight_from_sql(weight: i64) -> u16 {
+    let (least, most) = (limits::WEIGHT_DEFAULT, limits::WEIGHT_MAX);
+    weight.clamp(least.into(), most.into()) as u16
 }
 
 /// SQLite's integers are signed. Times beyond their range mean "never" in practice.

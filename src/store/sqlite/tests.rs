@@ -22,6 +22,7 @@ fn new_key(expires_at: Option<u64>) -> NewKey {
         requests_per_minute: Some(10),
         tokens_per_minute: None,
         concurrency: Some(0),
+        weight: 7,
     }
 }
 
@@ -39,7 +40,7 @@ fn a_created_key_is_found_again_after_reopening() {
     let store = KeyStore::open_in(folder.path()).unwrap();
     let ring = store.ring().unwrap();
     assert_eq!(**ring.find(secret.reveal()).unwrap(), record);
-    assert_eq!(record.concurrency, Some(0));
+    assert_eq!((record.concurrency, record.weight), (Some(0), 7));
     let listed = store.list().unwrap();
     assert_eq!(
         listed,
@@ -218,37 +219,168 @@ fn daemons_that_start_at_once_make_one_key_between_them() {
 }
 
 #[test]
-fn a_step_runs_once_and_a_failing_one_leaves_no_trace() {
-    let (folder, mut store) = store();
-    let first = MIGRATIONS[0];
-    let broken = "CREATE TABLE extra (x) STRICT; CREATE TABLE nonsense (";
-    assert!(store.migrate(&[first, broken]).is_err());
-    let tables = |store: &KeyStore| -> i64 {
-        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'extra'";
+fn a_weight_is_changed_without_a_new_secret() {
+    let (_folder, mut store) = store();
+    let (record, secret) = store.create(&new_key(None), 1).unwrap();
+    store.set_weight(&record.id, 3).unwrap();
+    let ring = store.ring().unwrap();
+    assert_eq!(ring.find(secret.reveal()).unwrap().weight, 3);
+    let unknown = store.set_weight("key_none", 3);
+    assert!(matches!(unknown, Err(StoreError::UnknownKey(_))));
+    store.revoke(&record.id, 2).unwrap();
+    let revoked = store.set_weight(&record.id, 4);
+    assert!(matches!(revoked, Err(StoreError::RevokedKey(_))));
+}
+
+#[test]
+fn a_weight_that_no_command_has_written_is_brought_into_bounds() {
+    let (_folder, mut store) = store();
+    store.create(&new_key(None), 1).unwrap();
+    for (written, read) in [(1_000_000, 100), (100, 100), (1, 1)] {
+        let set = "UPDATE keys SET weight = ?1";
+        store.connection.execute(set, [written]).unwrap();
+        assert_eq!(store.list().unwrap()[0].record.weight, read);
+    }
+    assert!(
         store
             .connection
-            .query_row(sql, (), |row| row.get(0))
-            .unwrap()
-    };
-    assert_eq!(tables(&store), 0);
-    assert_eq!(user_version(&store.connection).unwrap(), 1);
-    store
-        .migrate(&[first, "CREATE TABLE extra (x INTEGER) STRICT"])
-        .unwrap();
-    store
-        .migrate(&[first, "CREATE TABLE extra (x INTEGER) STRICT"])
-        .unwrap();
-    assert_eq!(tables(&store), 1);
+            .execute("UPDATE keys SET weight = 0", ())
+            .is_err()
+    );
+}
 
-    let older = KeyStore::open_in(folder.path());
-    assert!(matches!(
-        older,
-        Err(StoreError::TooNew {
-            found: 2,
-            known: 1,
-            ..
-        })
-    ));
+// ---- the schema ----------------------------------------------------------------------------
+
+/// A step of a later program.
+fn later(sql: &'static str, min_reader: usize) -> Step {
+    Step { sql, min_reader }
+}
+
+fn tables_named(store: &KeyStore, name: &str) -> i64 {
+    let sql = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
+    let count = store.connection.query_row(sql, [name], |row| row.get(0));
+    count.unwrap()
+}
+
+#[test]
+fn a_step_runs_once_and_a_failing_one_leaves_no_trace() {
+    let (_folder, mut store) = store();
+    let steps = |sql| [STEPS, &[later(sql, 1)]].concat();
+    let broken = steps("CREATE TABLE extra (x) STRICT; CREATE TABLE nonsense (");
+    assert!(store.migrate(&broken).is_err());
+    assert_eq!(tables_named(&store, "extra"), 0);
+    let found = Schema::read(&store.connection).unwrap();
+    assert_eq!(found.version, STEPS.len());
+    for _ in 0..2 {
+        let whole = steps("CREATE TABLE extra (x INTEGER) STRICT");
+        store.migrate(&whole).unwrap();
+        assert_eq!(tables_named(&store, "extra"), 1);
+        let found = Schema::read(&store.connection).unwrap();
+        assert_eq!(found.version, STEPS.len() + 1);
+    }
+}
+
+#[test]
+fn a_program_works_while_its_version_is_at_least_min_reader() {
+    let (folder, mut store) = store();
+    let (_, secret) = store.create(&new_key(None), 1).unwrap();
+    let harmless = later("CREATE TABLE extra (x INTEGER) STRICT", STEPS.len());
+    let mut steps = [STEPS, &[harmless]].concat();
+    store.migrate(&steps).unwrap();
+    let older = KeyStore::open_in(folder.path()).unwrap();
+    assert_eq!(standing(&older, &secret, 1), Some(Standing::Valid));
+
+    let needed = steps.len() + 1;
+    steps.push(later("DROP TABLE extra", needed));
+    store.migrate(&steps).unwrap();
+    for older in [
+        KeyStore::open_in(folder.path()),
+        KeyStore::open_existing(&folder.path().join(DATABASE_FILE)),
+    ] {
+        let error = older.unwrap_err();
+        assert!(
+            matches!(error, StoreError::TooNew { needed: found, known, .. }
+                if (found, known) == (needed, STEPS.len())),
+            "{error}"
+        );
+    }
+    store.migrate(&steps).unwrap();
+}
+
+/// The statements are those of the first version, word by word.
+#[test]
+fn programs_of_the_first_version_read_and_write_a_database_of_this_one() {
+    const NONE: Option<i64> = None;
+    let (folder, mut store) = store();
+    let (_, mine) = store.create(&new_key(None), 1).unwrap();
+    let version: i64 = store
+        .connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap();
+    assert_eq!(version, 1, "a program of version 1 refuses any other");
+    let theirs = Secret::from_bytes(&[9; 32]);
+    let other = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
+    other
+        .execute(
+            "INSERT INTO keys (id, name, scopes, created_at, expires_at, requests_per_minute, \
+             tokens_per_minute, concurrency) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            ("key_1", "", "generate", 1, NONE, NONE, NONE, NONE),
+        )
+        .unwrap();
+    other
+        .execute(
+            "INSERT INTO secrets (hash, key_id, created_at) VALUES (?1, ?2, ?3)",
+            (theirs.hash(), "key_1", 1),
+        )
+        .unwrap();
+    let count: i64 = other
+        .query_row(
+            "SELECT count(*) FROM (SELECT k.id, k.name, s.hash, k.scopes, k.created_at, \
+             k.expires_at, k.requests_per_minute, k.tokens_per_minute, k.concurrency, \
+             k.revoked_at, s.created_at, s.valid_until FROM keys k JOIN secrets s ON s.key_id = \
+             k.id)",
+            (),
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(count, 2);
+    let ring = store.ring().unwrap();
+    assert_eq!(ring.find(mine.reveal()).unwrap().weight, 7);
+    assert_eq!(ring.find(theirs.reveal()).unwrap().weight, 1);
+}
+
+#[test]
+fn a_database_of_the_first_version_keeps_its_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(DATABASE_FILE);
+    let secret = Secret::from_bytes(&[9; 32]);
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(STEPS[0].sql).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    let found = Schema::read(&old).unwrap();
+    assert_eq!((found.version, found.min_reader), (1, 1));
+    old.execute(
+        "INSERT INTO keys (id, name, scopes, created_at) VALUES ('key_1', 'ci', 'generate', 1)",
+        (),
+    )
+    .unwrap();
+    old.execute(
+        "INSERT INTO secrets (hash, key_id, created_at) VALUES (?1, 'key_1', 1)",
+        [secret.hash()],
+    )
+    .unwrap();
+    drop(old);
+    for _ in 0..2 {
+        let store = KeyStore::open_existing(&path).unwrap();
+        let found = Schema::read(&store.connection).unwrap();
+        assert_eq!((found.version, found.min_reader), (STEPS.len(), 1));
+        let listed = store.list().unwrap();
+        assert_eq!(
+            (listed[0].record.name.as_str(), listed[0].record.weight),
+            ("ci", 1)
+        );
+        assert_eq!(standing(&store, &secret, 1), Some(Standing::Valid));
+    }
 }
 
 #[test]
