@@ -1,0 +1,7 @@
+//! Tests the scheduler over a toy model.
+
+mod any_schedule;
+mod batching;
+mod ending;
+mod prefixes;
+mod toy;
