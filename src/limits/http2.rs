@@ -49,6 +49,12 @@ pub const EXCESSIVE_HEADER_LIST_BYTES_MIN: usize = 16 * HEADER_LIST_BYTES_MAX as
 /// as well.
 pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+// ---- one pump ----
+
+/// Frames after which the pump's time is asked although no request was handled: 32 tiny frames on a
+/// connection full of streams take some ten microseconds.
+pub const FRAMES_PER_CLOCK_READING: u32 = 32;
+
 // ---- streams that have ended ----
 
 /// Streams that we have reset and still remember, so that frames which were under way are not taken

@@ -24,6 +24,32 @@ pub const READS_PER_PUMP_MAX: usize = 16;
 /// Pipelined requests that are handled between two looks at the other connections.
 pub const REQUESTS_PER_READ_MAX: usize = 32;
 
+/// How long a connection's pump may go on with further requests, frames and streams: the others
+/// wait for it. It is asked between two of them, so one step more may follow, and what follows the
+/// budget waits for the next pump. Some hundred usual requests fit.
+pub const PUMP_TIME_MAX: Duration = Duration::from_millis(1);
+
+/// When phase 5 ends, counted from the turn's beginning: messages that are left wait, in order, for
+/// the next turn. A message takes some microseconds, the last one of a long response more.
+pub const MESSAGES_TIME_MAX: Duration = Duration::from_millis(5);
+
+/// When phase 6 ends, counted likewise: connections that are left stay in the run queue, in order.
+/// Timers, new connections and the drain wait for no more than this.
+pub const ROUNDS_TIME_MAX: Duration = Duration::from_millis(10);
+
+/// When phase 7 ends, counted likewise: deadlines that are left expire in the next turn.
+pub const TIMERS_TIME_MAX: Duration = Duration::from_millis(15);
+
+const _: () = {
+    assert!(PUMP_TIME_MAX.as_nanos() < MESSAGES_TIME_MAX.as_nanos());
+    assert!(MESSAGES_TIME_MAX.as_nanos() < ROUNDS_TIME_MAX.as_nanos());
+    assert!(ROUNDS_TIME_MAX.as_nanos() < TIMERS_TIME_MAX.as_nanos());
+};
+
+/// Pumps, messages or timers between two readings of the clock. A reading takes about 25 ns, which
+/// is nothing beside eight pumps; a pump that has used all of its own time is noticed at once.
+pub const ITEMS_PER_CLOCK_READING: u32 = 8;
+
 /// Timers that fire per turn; the rest fire in the next, which follows at once.
 pub const TIMERS_PER_TURN_MAX: usize = 1024;
 

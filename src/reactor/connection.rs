@@ -170,9 +170,9 @@ impl<K> Connection<K> {
         self.channel.has_input() || self.holds_unseen_bytes()
     }
 
-    /// Returns whether it holds bytes of the next request that had to wait for the last one.
+    /// Returns whether it holds bytes that had to wait for the last request, or for their time.
     fn holds_unseen_bytes(&self) -> bool {
-        self.channel.holds_input() && self.protocol.waiting() == Waiting::Request
+        self.channel.holds_input() && self.protocol.has_stopped_early()
     }
 
     // ---- what happened ----
@@ -381,7 +381,7 @@ impl<K> Connection<K> {
 
     // ---- input ----
 
-    /// Reads and handles requests, up to its budget.
+    /// Reads and handles requests, within its counts and its time.
     fn receive<S: System<Socket = K>>(
         &mut self,
         system: &mut S,
@@ -406,8 +406,11 @@ impl<K> Connection<K> {
                 }
             }
             if self.holds_unseen_bytes() {
-                // Its share of requests is used up, or its room; `serve` sees the rest.
+                // Its share of requests is used up, its time or its room; `serve` sees the rest.
                 return Ok(Pumped::Waiting);
+            }
+            if self.channel.has_input() && turn.budget.is_spent() {
+                break;
             }
         }
         Ok(Pumped::Again)

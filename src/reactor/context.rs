@@ -4,11 +4,13 @@
 //! them has to import another one. The event loop owns [`Resources`]; what it lends is valid for
 //! one call, and none of it may be kept.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::date::DateCache;
 use super::metrics::ReactorSeries;
 use crate::config::Config;
+use crate::core::budget::{Budget, Clock};
 use crate::core::output::{Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
@@ -27,7 +29,11 @@ pub struct Lent<'a, 't, H = Service> {
 /// A reactor lends this to a connection for its turn: the time, and everything that the reactor's
 /// connections share.
 pub struct Turn<'t, H = Service> {
+    /// When the turn began: the time of all its decisions, however long it takes.
     pub now: Moment,
+    /// The time of this call. Asked after a request, a frame or a stream, if another one is to
+    /// follow; when it is spent, the rest waits for the connection's next pump.
+    pub budget: Budget<'t>,
     /// The connection's own key.
     pub key: Key,
     /// The reactor's index.
@@ -64,6 +70,8 @@ pub struct Resources<H = Service> {
     pub tls: Option<Arc<Acceptor>>,
     pub handshake_steps: u32,
     pub metrics: Arc<ReactorSeries>,
+    /// For budgets alone: a decision uses `now`.
+    clock: Rc<Clock>,
     date: DateCache,
     proxy_warned_until: Moment,
 }
@@ -88,6 +96,7 @@ impl<H> Resources<H> {
             tls: None,
             handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN_MAX,
             metrics,
+            clock: Rc::new(Moment::now),
             date: DateCache::new(),
             proxy_warned_until: now,
         }
@@ -97,6 +106,7 @@ impl<H> Resources<H> {
     pub fn turn(&mut self, key: Key) -> Turn<'_, H> {
         Turn {
             now: self.now,
+            budget: Budget::new(limits::PUMP_TIME_MAX, &*self.clock),
             key,
             reactor: self.reactor,
             handler: &mut self.handler,
@@ -111,6 +121,11 @@ impl<H> Resources<H> {
             proxy_warned_until: &mut self.proxy_warned_until,
             metrics: &self.metrics,
         }
+    }
+
+    /// Uses another clock than the process's, for budgets.
+    pub fn set_clock(&mut self, clock: Rc<Clock>) {
+        self.clock = clock;
     }
 
     /// Applies another configuration.

@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::Socket;
 
 use super::system::{Edge, Source, System};
+use crate::core::budget::Clock;
 use crate::core::{Key, Moment};
 use crate::limits::reactor as limits;
 use crate::offload::mailbox::Doorbell;
@@ -90,6 +92,10 @@ impl System for Epoll {
 
     fn now(&mut self) -> Moment {
         Moment::now()
+    }
+
+    fn clock(&self) -> Rc<Clock> {
+        Rc::new(Moment::now)
     }
 
     fn accept(&mut self, listener: usize) -> io::Result<(Socket, Peer)> {

@@ -5,8 +5,8 @@
 //! connection that is closed in any phase may still write TLS's goodbye.
 //!
 //! ```text
-//!   1 timeout   0 if a connection is queued or deferred or the mailbox holds a message, else until
-//!               the next timer
+//!   1 timeout   0 if a connection is queued or deferred or a message waits, else until the next
+//!               timer
 //!   2 poll      the only wait
 //!   3 now       the clock is read, and every phase below uses this time; connections whose next
 //!               handshake step was put off are queued, in front of those with new edges
@@ -22,6 +22,10 @@
 //!  10 observe   gauges, heartbeat, drain; the clock is read again, to measure the turn
 //! ```
 //!
+//! Phases 5 to 7 end when their time is used up (`core::budget`): what is left stays queued, in
+//! order, and the next turn comes at once. So each phase, and the kernel, gets its turn whatever
+//! the clients of another one do.
+//!
 //! Invariants, and where each is checked after a turn:
 //!  1. A connection that can go on without the kernel's help is in the run queue, or among the
 //!     deferred. `check_invariants`, in every debug build; the simulation also compares with what
@@ -36,6 +40,7 @@ mod accept;
 #[cfg(test)]
 mod inspect;
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -50,6 +55,7 @@ use super::message::Message;
 use super::system::{Edge, Source, System};
 use crate::config::{Config, Opening};
 use crate::core::accept_gate::AcceptGate;
+use crate::core::budget::Phase;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::idle_list::IdleList;
@@ -134,7 +140,10 @@ pub struct Reactor<S: System> {
     /// Every connection reads into this first, and keeps nothing in it.
     scratch: Box<[u8]>,
     edges: Vec<Edge>,
+    /// The mailbox's next batch, as it was taken.
     messages: Vec<Message<S::Socket>>,
+    /// Messages for which there was no time: older than all others.
+    unread: VecDeque<Message<S::Socket>>,
     expired: Vec<Key>,
 }
 
@@ -158,6 +167,7 @@ impl<S: System> Reactor<S> {
             parts.metrics.series(),
         );
         shared.tls = parts.tls;
+        shared.set_clock(parts.system.clock());
         let mut gate = AcceptGate::new(parts.max_connections);
         // Clients may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
@@ -186,6 +196,7 @@ impl<S: System> Reactor<S> {
             scratch: vec![0; limits::SCRATCH_BYTES].into_boxed_slice(),
             edges: Vec::with_capacity(limits::EVENTS_PER_TURN_MAX),
             messages: Vec::new(),
+            unread: VecDeque::new(),
             expired: Vec::new(),
             system: parts.system,
         }
@@ -205,7 +216,7 @@ impl<S: System> Reactor<S> {
         self.shared.now = self.system.now();
         self.resume_handshakes();
         self.mark_edges();
-        self.read_mailbox();
+        self.read_mailbox(&mut self.phase(limits::MESSAGES_TIME_MAX));
         self.run_connections();
         self.expire_deadlines();
         self.accept_connections();
@@ -213,9 +224,15 @@ impl<S: System> Reactor<S> {
         Ok(self.observe())
     }
 
+    /// Returns the time of a phase that ends so long after the turn's beginning.
+    fn phase(&self, time: Duration) -> Phase {
+        Phase::new(self.shared.now + time, limits::ITEMS_PER_CLOCK_READING)
+    }
+
     /// Phase 1: returns how long the kernel may let the thread sleep.
     fn timeout(&mut self) -> Option<Duration> {
-        let has_work = !self.run_queue.is_empty() || !self.deferred.is_empty();
+        let has_work =
+            !self.run_queue.is_empty() || !self.deferred.is_empty() || !self.unread.is_empty();
         if has_work || !self.mailbox.sleep() {
             return Some(Duration::ZERO);
         }
@@ -268,14 +285,27 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Phase 5: takes the whole batch at once. No bell rings from here to the next phase 1, which
-    /// does not let the thread sleep while messages wait.
-    fn read_mailbox(&mut self) {
+    /// Phase 5: takes the whole batch at once, and handles as much of it as there is time for. No
+    /// bell rings from here to the next phase 1, which does not let the thread sleep while messages
+    /// wait.
+    fn read_mailbox(&mut self, phase: &mut Phase) {
+        while let Some(message) = self.unread.pop_front() {
+            self.handle_message(message);
+            if phase.is_spent(|| self.system.now()) {
+                // The mailbox keeps what has come since.
+                return;
+            }
+        }
         let mut messages = std::mem::take(&mut self.messages);
         self.mailbox.take(&mut messages);
-        for message in messages.drain(..) {
+        let mut batch = messages.drain(..);
+        for message in batch.by_ref() {
             self.handle_message(message);
+            if phase.is_spent(|| self.system.now()) {
+                break;
+            }
         }
+        self.unread.extend(batch);
         self.messages = messages;
     }
 
@@ -321,16 +351,21 @@ impl<S: System> Reactor<S> {
     /// is woken once for all of them and not once for each.
     ///
     /// A connection that uses up its reads in both rounds has done 32 of them. Connections that are
-    /// queued during the second round wait for the next turn.
+    /// queued during the second round wait for the next turn, and so do those for which there is no
+    /// time: they are in front of all that are queued later.
     fn run_connections(&mut self) {
-        self.run_queue.take_turn();
-        while let Some(key) = self.run_queue.pop() {
-            self.pump(key);
-            self.read_mailbox();
-        }
-        self.run_queue.take_turn();
-        while let Some(key) = self.run_queue.pop() {
-            self.pump(key);
+        let phase = &mut self.phase(limits::ROUNDS_TIME_MAX);
+        for reads_mailbox in [true, false] {
+            self.run_queue.take_turn();
+            while let Some(key) = self.run_queue.pop() {
+                self.pump(key, phase);
+                if phase.is_spent(|| self.system.now()) {
+                    return;
+                }
+                if reads_mailbox {
+                    self.read_mailbox(phase);
+                }
+            }
         }
     }
 
@@ -343,7 +378,9 @@ impl<S: System> Reactor<S> {
         let _more = self
             .wheel
             .expire(now, &mut expired, limits::TIMERS_PER_TURN_MAX);
-        for key in expired.drain(..) {
+        let mut phase = self.phase(limits::TIMERS_TIME_MAX);
+        let mut batch = expired.drain(..);
+        for key in batch.by_ref() {
             let Some(connection) = self.slots.get_mut(key) else {
                 continue;
             };
@@ -356,11 +393,18 @@ impl<S: System> Reactor<S> {
                 }
             }
             self.reschedule(key, pumped);
+            if phase.is_spent(|| self.system.now()) {
+                break;
+            }
+        }
+        for key in batch.filter(|&key| self.slots.get(key).is_some()) {
+            // In the past, so the next turn's wait is zero.
+            self.wheel.schedule(key, now);
         }
         self.expired = expired;
     }
 
-    fn pump(&mut self, key: Key) {
+    fn pump(&mut self, key: Key, phase: &mut Phase) {
         let Some(connection) = self.slots.get_mut(key) else {
             return;
         };
@@ -368,6 +412,9 @@ impl<S: System> Reactor<S> {
         let turn = &mut self.shared.turn(key);
         let idle_until = connection.deadlines().get(DeadlineKind::Idle);
         let pumped = isolated(|| connection.pump(system, scratch, turn));
+        if pumped == Pumped::Again {
+            phase.handle_long_piece();
+        }
         if connection.deadlines().get(DeadlineKind::Idle) != idle_until {
             // It did something. A connection is not less idle for an edge that brought nothing.
             self.idle.remove(key);
@@ -490,7 +537,7 @@ impl<S: System> Reactor<S> {
     /// The last act of a reactor.
     fn end(&mut self) {
         self.stop_listening();
-        let mut messages = Vec::new();
+        let mut messages = Vec::from(std::mem::take(&mut self.unread));
         self.mailbox.close(&mut messages);
         for message in messages {
             // Sockets that came too late get a slot, if only to be closed like all others.

@@ -326,6 +326,11 @@ impl<H: Handler> Machine<H> for Http1<H> {
         matches!(self.stage, Stage::Receiving(_))
     }
 
+    /// It stops between two requests, never within one.
+    fn has_stopped_early(&self) -> bool {
+        self.waiting() == Waiting::Request
+    }
+
     fn exchanges(&self) -> u32 {
         self.request
     }

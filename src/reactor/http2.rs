@@ -25,6 +25,9 @@
 //!     marks.
 //!  5. After a flush the protocol's output is empty, and without streams it holds no buffer.
 //!  6. Each stream here is one of the protocol's, and only a response can wait for window.
+//!  7. Between two frames the machine may stop because its time is used up. The connection keeps
+//!     the rest of the bytes and passes them in again: of several streams that one read completes,
+//!     those that were not handled are still there, as frames.
 //!
 //! # Example
 //!
@@ -162,6 +165,8 @@ pub struct Http2<H: Handler = Service> {
     state: State,
     input: InputState,
     credit: Credit,
+    /// Its time was over before the last bytes were used up.
+    has_stopped_early: bool,
     /// The number of requests that got a response, were refused or were abandoned.
     exchanges: u32,
     /// A frame or a head that has begun must be complete by then.
@@ -214,6 +219,7 @@ impl<H: Handler> Http2<H> {
             state: State::Open,
             input: InputState::Open,
             credit: Credit::Granted,
+            has_stopped_early: false,
             exchanges: 0,
             head_until: Moment::NEVER,
             is_known: false,
@@ -227,25 +233,39 @@ impl<H: Handler> Http2<H> {
 
     // ---- handle ----
 
-    /// Reads frames until the bytes are used up or the connection has ended.
-    fn handle_bytes(&mut self, bytes: &[u8], lent: &mut Lent<'_, '_, H>) {
-        self.connection.begin_batch();
+    /// Reads frames until the bytes or the pump's time are used up, or the connection has ended.
+    /// Returns the number of bytes that are left.
+    fn handle_bytes(&mut self, bytes: &[u8], lent: &mut Lent<'_, '_, H>) -> usize {
+        match std::mem::take(&mut self.has_stopped_early) {
+            true => self.connection.resume_batch(),
+            false => self.connection.begin_batch(),
+        }
         let mut reader = std::mem::take(&mut self.reader);
-        let mut rest = bytes;
-        while !self.connection.is_closed() {
+        let (mut rest, mut frames) = (bytes, 0);
+        while !self.connection.is_closed() && !self.has_stopped_early {
             match reader.next(rest) {
                 Ok((used, Some(frame))) => {
                     rest = &rest[used..];
+                    frames += 1;
                     let event = self.connection.handle_frame(&frame);
-                    self.handle_frame_event(event, lent);
+                    let has_worked = self.handle_frame_event(event, lent);
                     if !self.connection.is_within_block() {
-                        // What has begun behind this frame has a deadline of its own.
+                        // A head that has begun behind this frame has a deadline of its own.
                         self.head_until = Moment::NEVER;
                     }
+                    let asks = has_worked || frames % http2_limits::FRAMES_PER_CLOCK_READING == 0;
+                    self.has_stopped_early =
+                        asks && !rest.is_empty() && lent.turn.budget.is_spent();
                 }
-                Ok((_, None)) => break,
+                Ok((_, None)) => {
+                    rest = &[];
+                    break;
+                }
                 Err(reason) => self.connection.close(reason),
             }
+        }
+        if self.connection.is_closed() {
+            (rest, self.has_stopped_early) = (&[], false);
         }
         let is_within = reader.is_within() || self.connection.is_within_block();
         self.reader = reader;
@@ -256,15 +276,20 @@ impl<H: Handler> Http2<H> {
             (true, until) => until,
         };
         self.count_oddities(lent.turn);
+        rest.len()
     }
 
-    /// Handles the earliest of the deadlines, which has passed.
+    /// Handles the deadlines that have passed, the streams' first. Those for which there is no time
+    /// are still in the past, and are handled in the next turn.
     fn handle_earliest_deadline(&mut self, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         let due = self.streams.iter();
         let due = due.filter(|(_, stream)| stream.next_deadline() <= now);
         for id in due.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.handle_stream_deadline(id, lent);
+            if lent.turn.budget.is_spent() {
+                return;
+            }
         }
         if self.head_until <= now {
             let reason = Reason::ENHANCE_YOUR_CALM;

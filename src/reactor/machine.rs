@@ -37,6 +37,11 @@ pub trait Machine<H: Handler = Service> {
     /// Returns whether bytes may be passed in.
     fn takes_input(&self) -> bool;
 
+    /// Returns whether it stopped between two requests or frames although it had more bytes: its
+    /// time was over, or the output had no room. The bytes that it left need nothing but another
+    /// call.
+    fn has_stopped_early(&self) -> bool;
+
     /// Returns how many requests have ended. A deadline that was set before this number changed
     /// belongs to an earlier request.
     fn exchanges(&self) -> u32;
@@ -47,7 +52,8 @@ pub trait Machine<H: Handler = Service> {
     // ---- handle ----
 
     /// Takes bytes, the first of which is the first that was not used up before. The rest is passed
-    /// in again: with more bytes after it, or after the response that it must wait for.
+    /// in again: with more bytes after it, after the response that it must wait for, or in the next
+    /// pump ([`Machine::has_stopped_early`]).
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used;
 
     /// Handles the peer's FIN. Requests that it cuts off are dropped; responses to complete ones

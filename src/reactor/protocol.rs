@@ -84,6 +84,10 @@ impl Machine for Protocol {
         with_machine!(self, machine => machine.takes_input())
     }
 
+    fn has_stopped_early(&self) -> bool {
+        with_machine!(self, machine => machine.has_stopped_early())
+    }
+
     fn exchanges(&self) -> u32 {
         with_machine!(self, machine => machine.exchanges())
     }
@@ -147,6 +151,10 @@ impl Machine for Undecided {
 
     fn takes_input(&self) -> bool {
         *self != Undecided::Over
+    }
+
+    fn has_stopped_early(&self) -> bool {
+        false
     }
 
     fn exchanges(&self) -> u32 {

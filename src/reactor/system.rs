@@ -15,8 +15,10 @@
 //!  3. An event may be spurious, and it may carry the key of a connection that is gone.
 
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::time::Duration;
 
+use crate::core::budget::Clock;
 use crate::core::{Key, Moment};
 use crate::service::Peer;
 
@@ -52,6 +54,9 @@ pub trait System {
 
     /// Reads the monotonic clock.
     fn now(&mut self) -> Moment;
+
+    /// Returns the same clock, for the budgets of code that knows no system.
+    fn clock(&self) -> Rc<Clock>;
 
     /// Takes one connection out of a listener's backlog, non-blocking and close-on-exec.
     fn accept(&mut self, listener: usize) -> io::Result<(Self::Socket, Peer)>;

@@ -40,6 +40,7 @@ const UNITS: &[&str] = &[
     "FACTOR",
     "FIELDS",
     "FILES",
+    "FRAMES",
     "HOPS",
     "HOSTS",
     "INODES",

@@ -200,6 +200,12 @@ impl Connection {
         self.batch_begins = self.highest_stream + 1;
     }
 
+    /// Goes on with a batch that was interrupted between two frames: a stream that it has opened
+    /// and now resets was never meant. Forgets the tally of the part before.
+    pub fn resume_batch(&mut self) {
+        self.tally = Tally::default();
+    }
+
     pub fn tally(&self) -> Tally {
         self.tally
     }

@@ -33,9 +33,9 @@ enum Step {
 }
 
 impl<H: Handler> Http1<H> {
-    /// Receives requests, one after the other. Stops early, for the budget or for lack of room,
-    /// only between two requests: the remaining bytes have not been read, and [`Waiting::Request`]
-    /// shows that.
+    /// Receives requests, one after the other. Stops early, for its count, its time or lack of
+    /// room, only between two requests: the remaining bytes have not been read, and
+    /// [`Waiting::Request`] shows that.
     pub(super) fn receive(&mut self, bytes: &mut [u8], lent: &mut Lent<'_, '_, H>) -> Used {
         let mut used = Used {
             consumed: 0,
@@ -47,6 +47,7 @@ impl<H: Handler> Http1<H> {
             && used.consumed < bytes.len()
             && self.takes_input()
             && lent.output.level(&lent.turn.marks) < Level::High
+            && (handled == 0 || !lent.turn.budget.is_spent())
         {
             match self.receive_one(&mut bytes[used.consumed..], lent) {
                 Step::Incomplete { keep } => {

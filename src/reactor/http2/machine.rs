@@ -41,6 +41,10 @@ impl<H: Handler> Machine<H> for Http2<H> {
         self.state != State::Over && self.input == InputState::Open
     }
 
+    fn has_stopped_early(&self) -> bool {
+        self.has_stopped_early
+    }
+
     fn exchanges(&self) -> u32 {
         self.exchanges
     }
@@ -56,13 +60,13 @@ impl<H: Handler> Machine<H> for Http2<H> {
             )
     }
 
-    /// Uses up all of `input`.
+    /// Uses up all of `input`, unless its time is used up before.
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
         self.prepare(lent);
-        self.handle_bytes(input.bytes, lent);
+        let left = self.handle_bytes(input.bytes, lent);
         self.flush(lent);
         Used {
-            consumed: input.bytes.len(),
+            consumed: input.bytes.len() - left,
             keep: input.bytes.len(),
             is_known: self.is_known,
         }

@@ -17,22 +17,35 @@ use crate::reactor::handler::{Admission, Handler, Pending};
 use crate::service::{Flow, Intake};
 
 impl<H: Handler> Http2<H> {
-    /// Does the rest of the work for a frame.
-    pub(super) fn handle_frame_event(&mut self, event: Event<'_>, lent: &mut Lent<'_, '_, H>) {
+    /// Does the rest of the work for a frame. Returns whether that may have been much: a request
+    /// was handled, or a piece of one.
+    pub(super) fn handle_frame_event(
+        &mut self,
+        event: Event<'_>,
+        lent: &mut Lent<'_, '_, H>,
+    ) -> bool {
         match event {
-            Event::Nothing => {}
+            Event::Nothing => false,
             Event::Request {
                 stream,
                 head,
                 has_body,
-            } => self.handle_head(stream, head, has_body, lent),
+            } => {
+                self.handle_head(stream, head, has_body, lent);
+                !has_body
+            }
             Event::Data {
                 stream,
                 bytes,
                 is_end,
-            } => self.handle_data(stream, bytes, is_end, lent),
+            } => {
+                self.handle_data(stream, bytes, is_end, lent);
+                let stream = self.streams.get(&stream);
+                is_end || stream.is_some_and(|it| !it.is_receiving())
+            }
             Event::Reset { stream } => {
                 self.abandon_stream(stream, CancelReason::Disconnect, lent.turn);
+                true
             }
         }
     }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Dice;
+use crate::core::budget::Clock;
 use crate::core::{Key, Moment};
 use crate::offload::mailbox::Doorbell;
 use crate::reactor::system::{Edge, Source, System};
@@ -131,6 +132,11 @@ impl Wire {
 pub struct Network {
     pub dice: Dice,
     pub clock: Moment,
+    /// Decides how long the reactors' work takes. Dice of its own, so that a clock that is read
+    /// once more changes nothing else.
+    pace: Dice,
+    /// How much later it is at each reading of a calm network's clock: the time of one step.
+    pub step: Duration,
     pub wires: Vec<Wire>,
     /// Wires that have not been accepted yet.
     pub backlog: VecDeque<usize>,
@@ -156,6 +162,8 @@ impl Network {
         Rc::new(RefCell::new(Network {
             dice: Dice::new(seed),
             clock: Moment::from_micros(1_000_000),
+            pace: Dice::new(!seed),
+            step: Duration::ZERO,
             wires: Vec::new(),
             backlog: VecDeque::new(),
             listening: true,
@@ -202,6 +210,19 @@ impl Network {
     /// Delays the edge of a waiting connection.
     pub fn hide_listener_edge(&mut self) {
         self.listener_edge = false;
+    }
+
+    /// Reads the clock for a reactor at work. Since the last reading some time has passed: mostly
+    /// a few microseconds, often more than a pump may take, and sometimes the machine stood still.
+    fn read_clock(&mut self) -> Moment {
+        let passed = match self.pace.below(64) {
+            _ if self.calm => self.step,
+            0 if !self.is_slow => Duration::from_millis(self.pace.below(20_000)),
+            1..16 => Duration::from_micros(self.pace.below(4_000)),
+            _ => Duration::from_micros(self.pace.below(20)),
+        };
+        self.clock = self.clock + passed;
+        self.clock
     }
 
     /// Lets the dice decide unless the network is calm.
@@ -307,7 +328,12 @@ impl System for SimulatedKernel {
     }
 
     fn now(&mut self) -> Moment {
-        self.network.borrow().clock
+        self.network.borrow_mut().read_clock()
+    }
+
+    fn clock(&self) -> Rc<Clock> {
+        let network = self.network.clone();
+        Rc::new(move || network.borrow_mut().read_clock())
     }
 
     fn accept(&mut self, _listener: usize) -> io::Result<(Socket, Peer)> {
