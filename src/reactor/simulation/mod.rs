@@ -12,8 +12,8 @@
 //!  * exactly one terminal event for each admitted job;
 //!  * every gauge is back at zero, and every buffer back in the pool.
 //!
-//! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one. [`scenarios`]
-//! are runs without chance.
+//! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one ([`seeds`]).
+//! [`scenarios`] are runs without chance.
 
 mod client;
 mod engine;
@@ -21,6 +21,7 @@ mod http2_client;
 mod response;
 mod scenarios;
 mod secure;
+mod seeds;
 mod system;
 
 use std::cell::RefCell;
@@ -473,20 +474,7 @@ fn simulate(seed: u64) {
     }
 }
 
-fn number_from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text}: expected a whole number")),
-    )
-}
-
 #[test]
 fn every_seed_keeps_the_invariants() {
-    if let Some(seed) = number_from_environment("AUTOGLMD_SIM_SEED") {
-        return simulate(seed);
-    }
-    for seed in 0..number_from_environment("AUTOGLMD_SIM_SEEDS").unwrap_or(256) {
-        simulate(seed);
-    }
+    seeds::try_all(seeds::asked_for(), simulate);
 }
