@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use autoglmd::config::{Config, Opening};
 use autoglmd::core::UnixSeconds;
+use autoglmd::core::places::Places;
 use autoglmd::engine::echo::Echo;
 use autoglmd::keys::KeyRing;
 use autoglmd::offload::mailbox::{Sender, mailbox};
@@ -157,7 +158,7 @@ impl Daemon {
             mailbox: receiver,
             pulse,
             neighbours: vec![neighbour],
-            max_connections: 16,
+            places: Arc::new(Places::new(16)),
             heartbeat: None,
         };
         let thread = thread::spawn(move || {

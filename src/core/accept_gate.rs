@@ -18,7 +18,7 @@
 //!
 //! | result | what the gate does |
 //! | --- | --- |
-//! | a connection | counts it; closes at the maximum |
+//! | a connection | nothing: the place that it took stays taken |
 //! | `EAGAIN` | clears the ready bit: the backlog is empty, an edge will come |
 //! | `ECONNABORTED`, `EINTR`, `EPERM`, network errors | nothing: the next call may succeed |
 //! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | pauses for `ACCEPT_PAUSE`, whatever closes meanwhile
@@ -31,34 +31,31 @@
 //! holds one: the kernel reserves the descriptor first, so `EMFILE` comes with an empty backlog
 //! too.
 //!
-//! # States
+//! # Several gates
 //!
-//! ```text
-//!            live = maximum               shut
-//!   Open  -------------------->  Full  ---------->  Shut
-//!    |   <--------------------                        ^
-//!    |     live < maximum                             |
-//!    '------------------------------------------------'
-//!                          shut
-//! ```
+//! Each reactor has a gate of its own. Their listeners are the same, and so are their
+//! [`Places`]: a gate takes a place before each `accept`, and gives it back if no connection came.
+//! So the maximum is the daemon's, and the gates are all full or all open.
 //!
 //! Each place that becomes free is given away at once: a gate that waited for a tenth of them would
 //! leave that tenth empty for as long as all others are busy. Room is made by batches all the same:
-//! where idle connections can be closed for new ones, [`AcceptGate::excess`] asks for a tenth.
+//! where idle connections can be closed for new ones, [`Places::excess`] asks for a tenth. A place
+//! that becomes free in another reactor makes no edge, so a full gate with a connection in its
+//! backlog looks again by time ([`AcceptGate::wake_at`]).
 //!
 //! The maximum is fixed at the start: slots and descriptors are sized by it, so a reload that
 //! changes it asks for a restart.
 //!
-//! Mutation that a test catches: `begin_turn` that reopens at nine tenths
+//! Mutation that a test catches: `poll_listener` that leaves a tenth of the places free
 //! (`closes_at_the_maximum_and_reopens_with_the_first_free_place`).
 //!
 //! # Call order in a turn
 //!
 //! ```text
-//!   gate.begin_turn(connections);
+//!   gate.begin_turn();
 //!   while let Some(listener) = gate.poll_listener(now) {
 //!       match accept(listener) {
-//!           Ok(socket) => gate.handle_accepted(),
+//!           Ok(socket) => (),
 //!           Err(error) => gate.handle_error(listener, error.kind(), error.raw_os_error(), now),
 //!       }
 //!   }
@@ -74,19 +71,21 @@
 //!  1. A listener's ready bit is set by its edge and cleared when its backlog is found empty.
 //!  2. `poll_listener` names at most `limits::ACCEPTS_PER_TURN_MAX` listeners between two
 //!     `begin_turn`.
-//!  3. `live` is the number in the last `begin_turn`, plus what was accepted since.
+//!  3. A listener that `poll_listener` names comes with a place.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use super::Moment;
+use super::places::Places;
 use crate::limits::core as limits;
 
 /// See the file's head. One for all listeners: descriptors and memory are the process's.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AcceptGate {
-    admission: Admission,
-    live: usize,
-    maximum: usize,
+    places: Arc<Places>,
+    /// The daemon stops: no connection is let in any more.
+    is_shut: bool,
     /// A bit for each listener whose backlog may hold a connection.
     ready: u64,
     /// The listener to begin with, so that a busy one does not starve its neighbours.
@@ -98,16 +97,6 @@ pub struct AcceptGate {
 }
 
 const _: () = assert!(limits::LISTENERS_MAX <= u64::BITS as usize);
-
-/// Whether connections are let in at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
-    Open,
-    /// The maximum is reached; open again with the first place that becomes free.
-    Full,
-    /// The daemon stops: never again.
-    Shut,
-}
 
 /// The meaning of an error of `accept` for the next call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,12 +110,10 @@ enum Meaning {
 }
 
 impl AcceptGate {
-    /// Creates a gate for at most `maximum` connections at once; never less than one.
-    pub fn new(maximum: usize) -> AcceptGate {
+    pub fn new(places: Arc<Places>) -> AcceptGate {
         AcceptGate {
-            admission: Admission::Open,
-            live: 0,
-            maximum: maximum.max(1),
+            places,
+            is_shut: false,
             ready: 0,
             next_listener: 0,
             budget: limits::ACCEPTS_PER_TURN_MAX,
@@ -136,23 +123,15 @@ impl AcceptGate {
 
     // ---- getters ----
 
-    /// Returns whether the maximum is reached: the oldest idle connections should be closed.
+    /// Returns whether the maximum is reached: the connections that are worth least should be
+    /// closed.
     pub fn is_full(&self) -> bool {
-        self.admission == Admission::Full
+        !self.is_shut && self.places.are_all_taken()
     }
 
     /// Returns whether a backlog may hold a connection that we would let in, now or later.
     pub fn may_have_waiting(&self) -> bool {
-        self.ready != 0 && self.admission != Admission::Shut
-    }
-
-    /// Returns how many idle connections to close at a full gate, so that new ones find room for a
-    /// while.
-    pub fn excess(&self) -> usize {
-        match self.admission {
-            Admission::Full => self.live.saturating_sub(self.relieved()).max(1),
-            Admission::Open | Admission::Shut => 0,
-        }
+        self.ready != 0 && !self.is_shut
     }
 
     /// Yields the listeners whose backlogs may hold a connection, in no order that matters.
@@ -161,10 +140,15 @@ impl AcceptGate {
         (0..limits::LISTENERS_MAX).filter(move |listener| ready >> listener & 1 == 1)
     }
 
-    /// Returns when accepting goes on without a further edge: `None` if only an edge or a closed
-    /// connection can change anything, a moment in the past if there is work now.
-    pub fn wake_at(&self) -> Option<Moment> {
-        (self.ready != 0 && self.admission == Admission::Open).then_some(self.paused_until)
+    /// Returns when accepting goes on without a further edge: `None` if only an edge can change
+    /// anything, a moment in the past if there is work now.
+    pub fn wake_at(&self, now: Moment) -> Option<Moment> {
+        // Asked once: another reactor may free a place between two questions.
+        let resumes_at = match self.places.are_all_taken() {
+            true => now + limits::FULL_GATE_RETRY,
+            false => self.paused_until,
+        };
+        self.may_have_waiting().then_some(resumes_at)
     }
 
     // ---- handle: what happened ----
@@ -181,24 +165,8 @@ impl AcceptGate {
         self.ready &= !(1 << listener);
     }
 
-    /// Counts a connection that `accept` returned.
-    pub fn handle_accepted(&mut self) {
-        self.live += 1;
-        if self.live >= self.maximum && self.admission == Admission::Open {
-            self.admission = Admission::Full;
-        }
-    }
-
-    /// Records that a connection was closed to make room: its place can be taken in this very turn.
-    pub fn handle_place_freed(&mut self) {
-        self.live = self.live.saturating_sub(1);
-        if self.admission == Admission::Full && self.live < self.maximum {
-            self.admission = Admission::Open;
-        }
-    }
-
-    /// Handles an error of `accept`. Returns whether accepting pauses, for lack of descriptors or
-    /// memory.
+    /// Handles an error of `accept`: the place is free again. Returns whether accepting pauses, for
+    /// lack of descriptors or memory.
     pub fn handle_error(
         &mut self,
         listener: usize,
@@ -206,6 +174,7 @@ impl AcceptGate {
         raw_os_error: Option<i32>,
         now: Moment,
     ) -> bool {
+        self.places.give_back();
         let meaning = meaning_of(kind, raw_os_error);
         match meaning {
             Meaning::Empty => self.handle_backlog_empty(listener),
@@ -219,30 +188,23 @@ impl AcceptGate {
 
     // ---- commands ----
 
-    /// Begins a turn of the loop with this many open connections: the budget is whole again. The
-    /// count is an argument, because connections also end in other reactors.
-    pub fn begin_turn(&mut self, live: usize) {
+    /// Begins a turn of the loop: the budget is whole again.
+    pub fn begin_turn(&mut self) {
         self.budget = limits::ACCEPTS_PER_TURN_MAX;
-        self.live = live;
-        self.admission = match self.admission {
-            Admission::Open if live >= self.maximum => Admission::Full,
-            Admission::Full if live < self.maximum => Admission::Open,
-            unchanged => unchanged,
-        };
     }
 
     /// Lets no connection in any more.
     pub fn shut(&mut self) {
-        self.admission = Admission::Shut;
+        self.is_shut = true;
     }
 
     // ---- poll ----
 
-    /// Returns the listener to accept from next; `None` if no connection waits, or none may come in
-    /// now.
+    /// Returns the listener to accept from next, and takes a place for its connection; `None` if no
+    /// connection waits, or none may come in now.
     pub fn poll_listener(&mut self, now: Moment) -> Option<usize> {
-        let is_open = self.admission == Admission::Open && now >= self.paused_until;
-        if !is_open || self.ready == 0 || self.budget == 0 {
+        let is_open = !self.is_shut && now >= self.paused_until;
+        if !is_open || self.ready == 0 || self.budget == 0 || !self.places.take() {
             return None;
         }
         self.budget -= 1;
@@ -250,13 +212,6 @@ impl AcceptGate {
         let listener = (turned.trailing_zeros() + self.next_listener) % u64::BITS;
         self.next_listener = (listener + 1) % u64::BITS;
         Some(listener as usize)
-    }
-
-    // ---- helpers ----
-
-    /// Returns how many connections are left when idle ones have made room.
-    fn relieved(&self) -> usize {
-        (self.maximum * limits::GATE_RELIEF_PERCENT / 100).min(self.maximum - 1)
     }
 }
 
@@ -308,117 +263,118 @@ mod tests {
     const NOW: Moment = Moment::from_micros(1_000_000);
     const EMFILE: i32 = 24;
 
+    fn gate(maximum: usize) -> AcceptGate {
+        AcceptGate::new(Arc::new(Places::new(maximum)))
+    }
+
     /// Accepts `count` connections, in as many turns as it takes.
     fn fill(gate: &mut AcceptGate, count: usize) {
         gate.handle_ready(0);
         for _ in 0..count {
-            gate.begin_turn(gate.live);
+            gate.begin_turn();
             assert_eq!(gate.poll_listener(NOW), Some(0));
-            gate.handle_accepted();
         }
     }
 
     #[test]
     fn closes_at_the_maximum_and_reopens_with_the_first_free_place() {
-        let mut gate = AcceptGate::new(20);
+        let mut gate = gate(20);
         fill(&mut gate, 19);
-        assert_eq!(gate.admission, Admission::Open);
+        assert!(!gate.is_full());
         fill(&mut gate, 1);
         assert!(gate.is_full());
-        assert_eq!(gate.excess(), 2);
+        assert_eq!(gate.places.excess(), 2);
         assert_eq!(gate.poll_listener(NOW), None);
-        assert_eq!(gate.wake_at(), None);
-        gate.begin_turn(gate.live);
-        assert!(gate.is_full());
-        gate.begin_turn(gate.live - 1);
         // The edge was seen before the gate closed; there will be no second one.
-        assert_eq!(gate.admission, Admission::Open);
-        assert_eq!(gate.wake_at(), Some(Moment::ZERO));
-        gate.begin_turn(gate.live);
+        assert_eq!(gate.wake_at(NOW), Some(NOW + limits::FULL_GATE_RETRY));
+        gate.places.give_back();
+        assert_eq!(gate.wake_at(NOW), Some(Moment::ZERO));
+        gate.begin_turn();
         assert_eq!(gate.poll_listener(NOW), Some(0));
+        assert!(gate.is_full());
     }
 
     #[test]
-    fn a_place_that_was_freed_for_a_waiting_connection_is_given_away_at_once() {
-        let mut gate = AcceptGate::new(20);
-        fill(&mut gate, 20);
-        gate.handle_place_freed();
-        assert_eq!(gate.wake_at(), Some(Moment::ZERO));
-        gate.begin_turn(19);
-        assert_eq!(gate.poll_listener(NOW), Some(0));
-        gate.handle_accepted();
-        assert!(gate.is_full());
-        gate.shut();
-        gate.handle_place_freed();
-        assert_eq!(gate.admission, Admission::Shut);
+    fn gates_share_their_places() {
+        let mut first = gate(2);
+        let mut second = AcceptGate::new(first.places.clone());
+        fill(&mut first, 1);
+        fill(&mut second, 1);
+        assert!(first.is_full() && second.is_full());
+        assert_eq!(second.poll_listener(NOW), None);
+        first.places.give_back();
+        assert_eq!(second.poll_listener(NOW), Some(0));
     }
 
     #[test]
     fn a_stale_ready_bit_is_cleared_and_set_again_by_the_next_edge() {
-        let mut gate = AcceptGate::new(1);
+        let mut gate = gate(1);
         gate.handle_ready(3);
         fill(&mut gate, 1);
         assert_eq!(gate.ready_listeners().collect::<Vec<_>>(), [0, 3]);
         gate.ready_listeners()
             .for_each(|listener| gate.handle_backlog_empty(listener));
         assert!(gate.is_full() && !gate.may_have_waiting());
+        assert_eq!(gate.wake_at(NOW), None);
         gate.handle_ready(3);
         assert!(gate.may_have_waiting());
     }
 
     #[test]
     fn a_maximum_of_one_reopens() {
-        let mut gate = AcceptGate::new(1);
+        let mut gate = gate(1);
         fill(&mut gate, 1);
         assert!(gate.is_full());
-        gate.begin_turn(gate.live - 1);
-        assert_eq!(gate.admission, Admission::Open);
+        gate.places.give_back();
+        assert!(!gate.is_full());
     }
 
     #[test]
     fn out_of_descriptors_pauses_and_comes_back_without_an_edge() {
-        let mut gate = AcceptGate::new(10);
+        let mut gate = gate(10);
         gate.handle_ready(0);
         assert_eq!(gate.poll_listener(NOW), Some(0));
         assert!(gate.handle_error(0, ErrorKind::Other, Some(EMFILE), NOW));
+        assert_eq!(gate.places.taken(), 0, "no connection came");
         let until = gate.paused_until;
         assert!(until > NOW);
         assert_eq!(gate.poll_listener(NOW), None);
-        assert_eq!(gate.wake_at(), Some(until));
+        assert_eq!(gate.wake_at(NOW), Some(until));
         assert_eq!(gate.poll_listener(until), Some(0));
     }
 
     #[test]
     fn an_empty_backlog_waits_for_the_next_edge() {
-        let mut gate = AcceptGate::new(10);
+        let mut gate = gate(10);
         gate.handle_ready(0);
+        assert_eq!(gate.poll_listener(NOW), Some(0));
         assert!(!gate.handle_error(0, ErrorKind::WouldBlock, Some(11), NOW));
-        assert_eq!((gate.poll_listener(NOW), gate.wake_at()), (None, None));
+        assert_eq!((gate.poll_listener(NOW), gate.wake_at(NOW)), (None, None));
         gate.handle_ready(0);
         assert_eq!(gate.poll_listener(NOW), Some(0));
     }
 
     #[test]
     fn the_budget_bounds_a_turn_whatever_accept_answers() {
-        let mut gate = AcceptGate::new(usize::MAX / 100);
+        let mut gate = gate(usize::MAX / 100);
         gate.handle_ready(0);
-        gate.begin_turn(gate.live);
+        gate.begin_turn();
         let mut calls = 0;
         while gate.poll_listener(NOW).is_some() {
             calls += 1;
-            if calls % 2 == 0 {
-                gate.handle_accepted();
-            } else {
+            if calls % 2 == 1 {
                 assert!(!gate.handle_error(0, ErrorKind::ConnectionAborted, Some(103), NOW));
             }
         }
         assert_eq!(calls, limits::ACCEPTS_PER_TURN_MAX);
-        assert_eq!(gate.wake_at(), Some(Moment::ZERO), "connections still wait");
+        assert_eq!(gate.places.taken() as u32, calls / 2);
+        let wakes_at = gate.wake_at(NOW);
+        assert_eq!(wakes_at, Some(Moment::ZERO), "connections still wait");
     }
 
     #[test]
     fn listeners_take_turns() {
-        let mut gate = AcceptGate::new(100);
+        let mut gate = gate(100);
         for listener in [0, 5, 63] {
             gate.handle_ready(listener);
         }
@@ -445,12 +401,13 @@ mod tests {
 
     #[test]
     fn a_shut_gate_stays_shut() {
-        let mut gate = AcceptGate::new(1);
+        let mut gate = gate(1);
         fill(&mut gate, 1);
         gate.shut();
-        gate.begin_turn(gate.live - 1);
-        assert_eq!(gate.admission, Admission::Shut);
-        assert_eq!((gate.poll_listener(NOW), gate.wake_at()), (None, None));
+        gate.begin_turn();
+        gate.places.give_back();
+        assert!(!gate.is_full());
+        assert_eq!((gate.poll_listener(NOW), gate.wake_at(NOW)), (None, None));
         // An edge that was on its way while the listener closed.
         gate.handle_ready(0);
         assert!(!gate.may_have_waiting());

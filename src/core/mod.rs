@@ -11,6 +11,7 @@ pub mod idle_list;
 pub mod key;
 pub mod network;
 pub mod output;
+pub mod places;
 pub mod pool;
 pub mod proxy_header;
 pub mod readiness;

@@ -83,6 +83,10 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At a full gate, idle connections are closed down to this part of the maximum.
 pub const GATE_RELIEF_PERCENT: usize = 90;
 
+/// How soon a full gate looks again whether a place has become free, and how long one reactor waits
+/// for another one to make room before it passes it over.
+pub const FULL_GATE_RETRY: Duration = Duration::from_millis(50);
+
 /// Listening sockets of one process: one bit each in the gate.
 pub const LISTENERS_MAX: usize = 64;
 

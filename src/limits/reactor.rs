@@ -80,8 +80,9 @@ pub const IDLE_CONNECTIONS_PER_TURN_MAX: usize = 32;
 
 const _: () = assert!(EVENTS_PER_TURN_MAX > IDLE_CONNECTIONS_PER_TURN_MAX);
 
-/// How soon a full daemon looks again whether another reactor has closed a connection.
-pub const FULL_GATE_RETRY: Duration = Duration::from_millis(50);
+/// A reactor whose turn has lasted this long is held up: no new connection is handed to it, and no
+/// other reactor waits for it to make room. A turn with its 256 edges takes about as long.
+pub const HELD_UP_AFTER: Duration = Duration::from_millis(2);
 
 /// How long a connection that has neither a job nor a key keeps its place at least, on average,
 /// while others wait for it. Evictions are paced so that all of them together take this long to be

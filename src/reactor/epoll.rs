@@ -1,7 +1,8 @@
 //! The kernel as the loop's [`System`]: epoll through mio, sockets through socket2.
 //!
-//! Owns the epoll instance and the listeners. It only translates and takes no decisions, which is
-//! why the simulation can replace it.
+//! Owns the epoll instance, and a share in the listeners: all reactors watch the same ones, and the
+//! kernel wakes one of them for each connection. It only translates and takes no decisions, which
+//! is why the simulation can replace it.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -19,6 +20,7 @@ use crate::core::budget::Clock;
 use crate::core::{Key, Moment};
 use crate::limits::reactor as limits;
 use crate::offload::mailbox::Doorbell;
+use crate::os::epoll::add_exclusive;
 use crate::os::socket;
 use crate::service::{Peer, PeerAddress};
 
@@ -33,16 +35,11 @@ pub struct Epoll {
 }
 
 impl Epoll {
-    /// Only the reactor that accepts gets listeners. They are shared with the supervisor, which
-    /// owns them.
+    /// The listeners are shared with the other reactors, and with the supervisor, which owns them.
     pub fn new(listeners: Vec<Arc<Socket>>) -> io::Result<Epoll> {
         let poll = Poll::new()?;
         for (index, listener) in listeners.iter().enumerate() {
-            poll.registry().register(
-                &mut SourceFd(&listener.as_raw_fd()),
-                Token(1 + index),
-                Interest::READABLE,
-            )?;
+            add_exclusive(&poll, &**listener, 1 + index)?;
         }
         let events = Events::with_capacity(limits::EVENTS_PER_TURN_MAX);
         Ok(Epoll {

@@ -39,13 +39,16 @@
 mod accept;
 #[cfg(test)]
 mod inspect;
+mod pulse;
+
+pub use pulse::{Neighbour, Pulse};
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::close_reason::CloseReason;
@@ -59,6 +62,7 @@ use crate::core::budget::Phase;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::idle_list::IdleList;
+use crate::core::places::Places;
 use crate::core::run_queue::RunQueue;
 use crate::core::slots::Slots;
 use crate::core::wheel::Wheel;
@@ -66,28 +70,10 @@ use crate::core::{Key, Moment};
 use crate::engine::Event;
 use crate::limits::reactor as limits;
 use crate::offload::JobKey;
-use crate::offload::mailbox::{Receiver, Sender};
+use crate::offload::mailbox::Receiver;
 use crate::service::Service;
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::Acceptor;
-
-/// The state of a reactor that other threads can see.
-#[derive(Debug, Default)]
-pub struct Pulse {
-    /// Connections that it has, or is about to get.
-    pub connections: AtomicU32,
-    /// Of these, as of its last turn: the idle ones, and those with neither a job nor a key.
-    pub idle: AtomicU32,
-    pub strangers: AtomicU32,
-    /// When its last turn ended, in [`Moment`]'s microseconds, for the watchdog.
-    pub last_turn_micros: AtomicU64,
-}
-
-/// The way from one reactor to another.
-pub struct Neighbour<K> {
-    pub mailbox: Sender<Message<K>>,
-    pub pulse: Arc<Pulse>,
-}
 
 /// The parts of a reactor.
 pub struct Parts<S: System> {
@@ -101,10 +87,10 @@ pub struct Parts<S: System> {
     pub metrics: Metrics,
     pub mailbox: Receiver<Message<S::Socket>>,
     pub pulse: Arc<Pulse>,
-    /// All reactors by index, including this one. Used by the one that accepts.
+    /// All reactors by index, including this one.
     pub neighbours: Vec<Neighbour<S::Socket>>,
-    /// Maximum number of connections of the whole daemon.
-    pub max_connections: usize,
+    /// The places of the whole daemon.
+    pub places: Arc<Places>,
     /// It wakes up at least this often, for the watchdog.
     pub heartbeat: Option<Duration>,
 }
@@ -128,10 +114,11 @@ pub struct Reactor<S: System> {
     idle: IdleList,
     /// Connections that are not idle and have neither a job nor a key, the oldest first.
     strangers: IdleList,
-    /// No stranger is evicted before this moment.
-    evicts_at: Moment,
-    /// No other reactor is asked to make room before this moment.
+    places: Arc<Places>,
+    /// Another reactor has been asked to make room; nothing else is done for it before this moment.
     asks_at: Moment,
+    /// By reactor: it has not answered yet.
+    is_asked: Vec<bool>,
     mailbox: Receiver<Message<S::Socket>>,
     neighbours: Vec<Neighbour<S::Socket>>,
     pulse: Arc<Pulse>,
@@ -147,15 +134,6 @@ pub struct Reactor<S: System> {
     expired: Vec<Key>,
 }
 
-impl<K> Clone for Neighbour<K> {
-    fn clone(&self) -> Neighbour<K> {
-        Neighbour {
-            mailbox: self.mailbox.clone(),
-            pulse: self.pulse.clone(),
-        }
-    }
-}
-
 impl<S: System> Reactor<S> {
     pub fn new(mut parts: Parts<S>) -> Reactor<S> {
         let now = parts.system.now();
@@ -168,14 +146,14 @@ impl<S: System> Reactor<S> {
         );
         shared.tls = parts.tls;
         shared.set_clock(parts.system.clock());
-        let mut gate = AcceptGate::new(parts.max_connections);
+        let mut gate = AcceptGate::new(parts.places.clone());
         // Clients may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
         Reactor {
             // The gate bounds the connections. There are twice as many slots, because in one turn
             // all connections may close and as many may come, and a closed slot is free only in the
             // next turn.
-            slots: Slots::new(2 * parts.max_connections),
+            slots: Slots::new(2 * parts.places.maximum()),
             gate,
             pause_told_until: now,
             closed: CloseReason::ALL.map(|reason| shared.metrics.closed.get(reason)),
@@ -186,8 +164,9 @@ impl<S: System> Reactor<S> {
             openings: parts.openings,
             idle: IdleList::new(),
             strangers: IdleList::new(),
-            evicts_at: now,
+            places: parts.places,
             asks_at: now,
+            is_asked: vec![false; parts.neighbours.len()],
             mailbox: parts.mailbox,
             neighbours: parts.neighbours,
             pulse: parts.pulse,
@@ -214,6 +193,7 @@ impl<S: System> Reactor<S> {
         let timeout = self.timeout();
         self.system.poll(&mut self.edges, timeout)?;
         self.shared.now = self.system.now();
+        self.pulse.begin_turn(self.shared.now);
         self.resume_handshakes();
         self.mark_edges();
         self.read_mailbox(&mut self.phase(limits::MESSAGES_TIME_MAX));
@@ -239,8 +219,7 @@ impl<S: System> Reactor<S> {
         let now = self.shared.now;
         let next_timer = [
             self.wheel.next_expiry(),
-            self.gate.wake_at(),
-            self.retry_full_gate_at(),
+            self.gate.wake_at(now),
             self.drain.deadline(),
             self.heartbeat.map(|heartbeat| now + heartbeat),
         ];
@@ -313,9 +292,8 @@ impl<S: System> Reactor<S> {
         match message {
             Message::Engine(key, event) => self.handle_event(key, event),
             Message::Adopt(socket, peer, opening) => self.adopt(socket, peer, opening),
-            Message::MakeRoom(wanted) => self.make_room_for_others(wanted),
-            // It has woken this reactor, and phase 8 follows.
-            Message::RoomMade => self.asks_at = self.shared.now,
+            Message::MakeRoom(request) => self.make_room_for_another(request),
+            Message::RoomMade(reactor) => self.handle_room_made(reactor),
             Message::Apply(config) => self.apply(config),
             Message::Tls(acceptor) => self.shared.tls = acceptor,
             Message::Keys(keys) => self.shared.handler.set_keys(keys),
@@ -437,12 +415,14 @@ impl<S: System> Reactor<S> {
             }
             self.strangers.remove(key);
             if !self.idle.contains(key) {
-                self.idle.push(key);
+                self.idle.push(key, self.shared.now);
             }
         } else {
             self.idle.remove(key);
             match connection.is_stranger() {
-                true if !self.strangers.contains(key) => self.strangers.push(key),
+                true if !self.strangers.contains(key) => {
+                    self.strangers.push(key, self.shared.now);
+                }
                 true => {}
                 false => self.strangers.remove(key),
             }
@@ -481,6 +461,7 @@ impl<S: System> Reactor<S> {
 
     fn count_closed(&self, reason: CloseReason) {
         self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
+        self.places.give_back();
         self.closed[reason as usize].inc();
         self.shared.metrics.connections.dec();
     }
@@ -510,15 +491,7 @@ impl<S: System> Reactor<S> {
             .metrics
             .loop_turn
             .observe(now.since(self.shared.now));
-        self.pulse
-            .last_turn_micros
-            .store(now.as_micros(), Ordering::Relaxed);
-        for (count, list) in [
-            (&self.pulse.idle, &self.idle),
-            (&self.pulse.strangers, &self.strangers),
-        ] {
-            count.store(list.len() as u32, Ordering::Relaxed);
-        }
+        self.pulse.end_turn(now, &self.idle, &self.strangers);
         #[cfg(debug_assertions)]
         self.check_invariants();
         // Connections on their way to us count: a neighbour may have accepted them for us.

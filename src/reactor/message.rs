@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, Opening};
+use crate::core::idle_list::Since;
 use crate::engine::{Deliver, Event};
 use crate::keys::KeyRing;
 use crate::offload::JobKey;
@@ -20,12 +21,12 @@ use crate::tls::Acceptor;
 pub enum Message<K> {
     /// An event of a job.
     Engine(JobKey, Event),
-    /// A connection that the accepting reactor hands over.
+    /// A connection that the reactor which accepted it hands over.
     Adopt(K, Peer, Opening),
-    /// The accepting reactor has no place left: close this many of those that are worth least.
-    MakeRoom(usize),
-    /// Places have become free; the message's only purpose is to wake the accepting reactor.
-    RoomMade,
+    /// A client waits, all places are taken, and your connections are worth least.
+    MakeRoom(RoomRequest),
+    /// The answer of the reactor with this index: it has closed what there was to close.
+    RoomMade(u16),
     /// A new configuration is in force.
     Apply(Arc<Config>),
     /// New connections use this acceptor from now on; `None`: there is no TLS.
@@ -36,6 +37,27 @@ pub enum Message<K> {
     Drain(Duration),
     /// End now.
     Stop,
+}
+
+/// What a connection is worth while another one waits for its place. None that shows a key or has a
+/// job is closed for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// Between two requests.
+    Idle,
+    /// At work, with neither a job nor a key.
+    Stranger,
+}
+
+/// Asks for places of one kind of connections, the oldest first.
+#[derive(Clone, Copy, Debug)]
+pub struct RoomRequest {
+    /// The reactor that asks, and waits for the answer.
+    pub asker: u16,
+    pub worth: Worth,
+    pub wanted: usize,
+    /// Those that are younger are worth more than some in other reactors.
+    pub horizon: Since,
 }
 
 /// The mailboxes of all reactors, by index, for an engine's events.

@@ -5,6 +5,7 @@
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use super::spawner::Common;
 use crate::console::exit;
+use crate::core::places::Places;
 use crate::core::{Moment, UnixSeconds};
 use crate::reactor::event_loop::Neighbour;
 use crate::reactor::message::Message;
@@ -47,7 +49,7 @@ impl Part for Reactors {
                 metrics: birth.metrics.clone(),
                 wall_clock: UnixSeconds::now,
             },
-            max_connections: birth.max_connections,
+            places: Arc::new(Places::new(birth.max_connections)),
             heartbeat: birth.heartbeat,
         };
         let spawned = spawner.spawn(&common, &birth.acceptor);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use crate::config::Opening;
+use crate::core::places::Places;
 use crate::limits::offload as offload_limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
 use crate::reactor::epoll::Epoll;
@@ -73,7 +74,7 @@ impl Spawner {
 /// The things that are the same for all reactors.
 pub struct Common {
     pub service: service::Parts,
-    pub max_connections: usize,
+    pub places: Arc<Places>,
     pub heartbeat: Option<Duration>,
 }
 
@@ -86,13 +87,9 @@ pub struct Spawned {
 }
 
 impl Prepared {
-    /// Only the first reactor gets the sockets, because only it accepts.
+    /// Every reactor accepts, from the same sockets.
     fn new(index: u16, sockets: &[Arc<Socket>], openings: &[Opening]) -> io::Result<Prepared> {
-        let own = match index {
-            0 => sockets.to_vec(),
-            _ => Vec::new(),
-        };
-        let epoll = Epoll::new(own)?;
+        let epoll = Epoll::new(sockets.to_vec())?;
         let (sender, receiver) = mailbox(epoll.doorbell()?, offload_limits::MAILBOX_KEPT_ITEMS_MAX);
         Ok(Prepared {
             index,
@@ -127,7 +124,7 @@ impl Prepared {
             mailbox: self.receiver,
             pulse: self.pulse,
             neighbours,
-            max_connections: common.max_connections,
+            places: common.places.clone(),
             heartbeat: common.heartbeat,
         }
     }

@@ -1,42 +1,62 @@
 //! Phase 8: which connections come in, which ones are closed to make room, and which reactor gets a
 //! new one.
 //!
-//! Owns no state: the budget and the maximum are the accept gate's, the two lists of connections
-//! that may be closed are the event loop's. The first reactor accepts for all; it must never wait
-//! for another one, so it only posts messages.
+//! Owns no state: the budget and the ready bits are the accept gate's, the places the daemon's, the
+//! two lists of connections that may be closed the event loop's. Every reactor accepts, from the
+//! same listeners. None must ever wait for another one, so they only post messages.
 //!
 //! ```text
 //!   accept ──> place ──> the reactor with the fewest connections: itself, or Message::Adopt
 //!     │
-//!     │ the gate is full, or descriptors ran out
+//!     │ all places are taken, or descriptors ran out
 //!     v
-//!   make_room   1 idle connections of its own      2 Message::MakeRoom to reactors with idle ones
-//!               3 strangers of its own, at a pace  4 Message::MakeRoom to reactors with strangers
+//!   make_room ──> the connection that is worth least, of all reactors:
+//!                 1 the longest idle    2 the oldest stranger, at a pace
+//!                 its own are closed, another reactor's by Message::MakeRoom
 //! ```
+//!
+//! # Oldest first, over all reactors
+//!
+//! Each reactor publishes the age of its oldest connection of either kind at the end of each turn.
+//! The reactor that needs a place compares them, and closes or asks for those that are at least as
+//! old as the oldest of every other reactor. So the order is exact, up to one step of
+//! [`Since`](crate::core::idle_list::Since) (66 ms) and one turn. There are two exceptions. A
+//! reactor that is held up, or has not answered within `FULL_GATE_RETRY`, is passed over: a new
+//! connection does not wait for it. And two reactors that need places at the same time may ask the
+//! same one, which then closes one connection more, if a client still waits.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::{Neighbour, Pulse, Reactor};
 use crate::config::Opening;
-use crate::core::Moment;
+use crate::core::idle_list::{IdleList, Since};
+use crate::limits::core as core_limits;
 use crate::limits::reactor as limits;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::connection::Connection;
-use crate::reactor::message::Message;
+use crate::reactor::message::{Message, RoomRequest, Worth};
 use crate::reactor::system::System;
 use crate::service::Peer;
 
+/// The reactor whose oldest connection of a kind is the oldest of all.
+struct Oldest {
+    reactor: usize,
+    since: Since,
+    /// The age of the oldest one in any other reactor.
+    horizon: Since,
+}
+
 impl<S: System> Reactor<S> {
     pub(super) fn accept_connections(&mut self) {
-        self.gate.begin_turn(self.total_connections());
+        self.gate.begin_turn();
         if self.gate.is_full() && self.confirm_backlog() {
-            self.make_room(self.gate.excess());
+            self.make_room(self.places.excess());
         }
         while let Some(listener) = self.gate.poll_listener(self.shared.now) {
             match self.system.accept(listener) {
                 Ok((socket, peer)) => {
-                    self.gate.handle_accepted();
                     self.shared.metrics.connections_accepted.inc();
                     self.shared.metrics.connections.inc();
                     let opening = self.openings.get(listener).copied();
@@ -69,13 +89,6 @@ impl<S: System> Reactor<S> {
     pub(super) fn stop_listening(&mut self) {
         self.gate.shut();
         self.system.close_listeners();
-    }
-
-    /// Places become free in other reactors too, and their closing makes no edge here: a full gate
-    /// with a connection in the backlog is tried again by time.
-    pub(super) fn retry_full_gate_at(&self) -> Option<Moment> {
-        let waits = self.gate.is_full() && self.gate.may_have_waiting();
-        waits.then(|| self.shared.now + limits::FULL_GATE_RETRY)
     }
 
     /// Takes a connection as its own; it was counted when it was placed.
@@ -116,92 +129,148 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    fn total_connections(&self) -> usize {
-        self.neighbours.iter().map(load).sum()
-    }
+    // ---- making room ----
 
     /// Makes room for new connections by ending those that are worth least: first the idle ones of
     /// any reactor, the longest idle first; then those that have neither a job nor a key, the
     /// oldest first. Those of another reactor are its own to end, and it is asked by message.
     fn make_room(&mut self, wanted: usize) {
-        let wanted = wanted.min(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
-        let mut left = wanted - self.close_oldest_idle(wanted);
-        left -= self.ask_for_room(left, |pulse| &pulse.idle);
-        left -= self.evict_strangers(left);
-        self.ask_for_room(left, |pulse| &pulse.strangers);
-    }
-
-    /// Makes room because another reactor has no place for a new connection.
-    pub(super) fn make_room_for_others(&mut self, wanted: usize) {
-        let closed = self.close_oldest_idle(wanted);
-        let evicted = self.evict_strangers(wanted - closed);
-        if closed + evicted > 0
-            && let Some(acceptor) = self.neighbours.first()
-        {
-            // A reactor that has ended has no use for it.
-            let _ = acceptor.mailbox.offer(Message::RoomMade);
+        let own = usize::from(self.shared.reactor);
+        let mut left = wanted.min(limits::IDLE_CONNECTIONS_PER_TURN_MAX);
+        // An unanswered request is about to make room, so nothing else is closed meanwhile.
+        while left > 0 && self.asks_at <= self.shared.now {
+            let Some((worth, oldest)) = self.worth_least() else {
+                return;
+            };
+            if oldest.reactor == own {
+                left -= self.end_oldest(worth, left, oldest.horizon);
+            } else {
+                self.ask_for_room(oldest.reactor, worth, left, oldest.horizon);
+            }
         }
     }
 
-    /// Asks the reactors that have connections of a kind to close some; returns how many they will
-    /// close. Nothing is asked again before the last message can have had its effect.
-    fn ask_for_room(&mut self, wanted: usize, kind: fn(&Pulse) -> &AtomicU32) -> usize {
-        let own = usize::from(self.shared.reactor);
-        let may_ask = self.shared.now >= self.asks_at;
-        let mut left = wanted;
+    fn worth_least(&self) -> Option<(Worth, Oldest)> {
+        let idle = self.oldest(&self.idle, |pulse| &pulse.idle_since);
+        let idle = idle.map(|oldest| (Worth::Idle, oldest));
+        idle.or_else(|| {
+            if !self.places.may_evict(self.shared.now) {
+                return None;
+            }
+            let stranger = self.oldest(&self.strangers, |pulse| &pulse.stranger_since);
+            stranger.map(|oldest| (Worth::Stranger, oldest))
+        })
+    }
+
+    /// Finds the oldest connection of a kind, of all reactors that can be expected to answer.
+    fn oldest(&self, own: &IdleList, published: fn(&Pulse) -> &AtomicU32) -> Option<Oldest> {
+        let mut oldest = Oldest {
+            reactor: usize::from(self.shared.reactor),
+            since: own.oldest_since(),
+            horizon: Since::NEVER,
+        };
         for (index, other) in self.neighbours.iter().enumerate() {
-            let count = kind(&other.pulse).load(Ordering::Relaxed) as usize;
-            let share = count.min(left);
-            if index == own || share == 0 {
+            let is_own = index == usize::from(self.shared.reactor);
+            if is_own || self.is_asked[index] || other.pulse.is_held_up(self.shared.now) {
                 continue;
             }
-            if may_ask && other.mailbox.offer(Message::MakeRoom(share)).is_err() {
-                continue;
+            let since = Since::from_bits(published(&other.pulse).load(Ordering::Relaxed));
+            if since < oldest.since {
+                (oldest.reactor, oldest.horizon) = (index, oldest.since);
+                oldest.since = since;
+            } else {
+                oldest.horizon = oldest.horizon.min(since);
             }
-            left -= share;
-            self.asks_at = self.asks_at.max(self.shared.now + limits::FULL_GATE_RETRY);
         }
-        wanted - left
+        (oldest.since < Since::NEVER).then_some(oldest)
     }
 
-    fn close_oldest_idle(&mut self, wanted: usize) -> usize {
-        let mut closed = 0;
-        while closed < wanted
-            && let Some(key) = self.idle.oldest()
-        {
-            self.close(key, CloseReason::Idle);
-            self.gate.handle_place_freed();
-            closed += 1;
+    /// Posts a request for room. A reactor that has ended is not asked again.
+    fn ask_for_room(&mut self, reactor: usize, worth: Worth, wanted: usize, horizon: Since) {
+        self.is_asked[reactor] = true;
+        let request = RoomRequest {
+            asker: self.shared.reactor,
+            worth,
+            wanted,
+            horizon,
+        };
+        let mailbox = &self.neighbours[reactor].mailbox;
+        if mailbox.offer(Message::MakeRoom(request)).is_ok() {
+            self.asks_at = self.shared.now + core_limits::FULL_GATE_RETRY;
         }
-        closed
     }
 
-    /// Evicts at a pace that leaves each of them, on average, the time that a handshake takes.
-    fn evict_strangers(&mut self, wanted: usize) -> usize {
-        let now = self.shared.now;
-        if self.evicts_at > now {
-            return 0;
+    /// Makes room because another reactor has asked for it, unless the client has been let in
+    /// meanwhile.
+    pub(super) fn make_room_for_another(&mut self, request: RoomRequest) {
+        let may_close = match request.worth {
+            Worth::Idle => true,
+            Worth::Stranger => self.places.may_evict(self.shared.now),
+        };
+        if may_close && self.has_waiting() {
+            self.end_oldest(request.worth, request.wanted, request.horizon);
         }
-        let pause = limits::EVICTION_PATIENCE / self.strangers.len().max(1) as u32;
-        let mut evicted = 0;
-        while evicted < wanted
-            && let Some(key) = self.strangers.oldest()
-        {
-            self.close(key, CloseReason::Evicted);
-            self.gate.handle_place_freed();
-            evicted += 1;
+        if let Some(asker) = self.neighbours.get(usize::from(request.asker)) {
+            // A reactor that has ended has no use for it.
+            let _ = asker.mailbox.offer(Message::RoomMade(self.shared.reactor));
         }
-        self.evicts_at = now + pause * evicted as u32;
-        evicted
     }
 
-    /// Places a new connection in the reactor that has the fewest; keeps it if that one has ended.
-    fn place(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
+    /// Returns whether a client waits with a listener, or there is none any more to ask.
+    fn has_waiting(&mut self) -> bool {
+        let count = self.system.listeners();
+        count == 0 || (0..count).any(|listener| self.system.has_waiting(listener))
+    }
+
+    /// The message has woken this reactor, and phase 8 follows.
+    pub(super) fn handle_room_made(&mut self, reactor: u16) {
+        self.is_asked[usize::from(reactor)] = false;
+        self.asks_at = self.shared.now;
+    }
+
+    /// Ends the oldest connections of a kind, down to those that are younger than the horizon, at
+    /// least one and at most `wanted`. Returns how many.
+    fn end_oldest(&mut self, worth: Worth, wanted: usize, horizon: Since) -> usize {
+        let pause = self.eviction_pause();
+        let mut ended = 0;
+        while ended < wanted {
+            let (list, reason) = match worth {
+                Worth::Idle => (&self.idle, CloseReason::Idle),
+                Worth::Stranger => (&self.strangers, CloseReason::Evicted),
+            };
+            let is_next = ended == 0 || list.oldest_since() <= horizon;
+            let Some(key) = list.oldest().filter(|_| is_next) else {
+                break;
+            };
+            self.close(key, reason);
+            ended += 1;
+        }
+        if worth == Worth::Stranger {
+            let until = self.shared.now + pause * ended as u32;
+            self.places.put_off_evictions(until);
+        }
+        ended
+    }
+
+    /// Returns the time from one eviction to the next that leaves each stranger of the daemon, on
+    /// average, the time that a handshake takes.
+    fn eviction_pause(&self) -> Duration {
         let own = usize::from(self.shared.reactor);
-        let least = (0..self.neighbours.len()).min_by_key(|&index| load(&self.neighbours[index]));
-        let chosen = least.filter(|&index| index != own);
+        let others = self.neighbours.iter().enumerate();
+        let others = others.filter(|(index, _)| *index != own);
+        let others = others.map(|(_, other)| other.pulse.strangers.load(Ordering::Relaxed));
+        let all = self.strangers.len() as u32 + others.sum::<u32>();
+        limits::EVICTION_PATIENCE / all.max(1)
+    }
+
+    // ---- placing ----
+
+    /// Places a new connection in the reactor that has the fewest, unless that one is held up or
+    /// has ended; then in this one. A busy reactor is not woken for a new connection in the first
+    /// place, and must not get one by message either.
+    fn place(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
         let message = Message::Adopt(socket, peer, opening);
-        let refused = match chosen.map(|index| &self.neighbours[index]) {
+        let refused = match self.less_loaded() {
             None => Err(message),
             Some(other) => {
                 // Counted before it is posted: a reactor that drains does not end while a socket is
@@ -217,8 +286,20 @@ impl<S: System> Reactor<S> {
             self.adopt(socket, peer, opening);
         }
     }
+
+    /// Returns the reactor with the fewest connections, if it has fewer than this one and takes new
+    /// ones soon.
+    fn less_loaded(&self) -> Option<&Neighbour<S::Socket>> {
+        let own = load(&self.pulse);
+        let now = self.shared.now;
+        let lighter = self
+            .neighbours
+            .iter()
+            .filter(|other| load(&other.pulse) < own && !other.pulse.is_held_up(now));
+        lighter.min_by_key(|other| load(&other.pulse))
+    }
 }
 
-fn load<K>(other: &Neighbour<K>) -> usize {
-    other.pulse.connections.load(Ordering::Relaxed) as usize
+fn load(pulse: &Pulse) -> u32 {
+    pulse.connections.load(Ordering::Relaxed)
 }

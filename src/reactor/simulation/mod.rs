@@ -41,6 +41,7 @@ use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::UnixSeconds;
+use crate::core::places::Places;
 use crate::core::proxy_header::SIGNATURE;
 use crate::keys::KeyRing;
 use crate::limits::core as core_limits;
@@ -104,6 +105,7 @@ struct Daemon {
     metrics: Arc<ReactorSeries>,
     served: Arc<ServiceSeries>,
     coded: Arc<CompressionSeries>,
+    places: Arc<Places>,
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
     panics_expected: u64,
@@ -146,6 +148,7 @@ impl Daemon {
             metrics: metrics.clone(),
             wall_clock: UnixSeconds::default,
         };
+        let places = Arc::new(Places::new(max_connections));
         let mut members = Vec::new();
         for (index, (system, receiver)) in ends.into_iter().enumerate() {
             let reactor = Reactor::new(Parts {
@@ -159,7 +162,7 @@ impl Daemon {
                 mailbox: receiver,
                 pulse: neighbours[index].pulse.clone(),
                 neighbours: neighbours.clone(),
-                max_connections,
+                places: places.clone(),
                 heartbeat: None,
             });
             members.push(Member {
@@ -176,6 +179,7 @@ impl Daemon {
             metrics: series,
             served: metrics.series(),
             coded: metrics.series(),
+            places,
             closed,
             panics_expected: 0,
         }
@@ -207,6 +211,8 @@ impl Daemon {
             open,
             "accepted = placed + closed"
         );
+        let taken = self.places.taken() as u64;
+        assert_eq!(taken, open, "a place for each open connection");
         assert!(self.reactors.iter().map(live).sum::<u64>() <= open);
         let panics = self.closed[CloseReason::Panic as usize].get();
         assert!(panics <= self.panics_expected, "a panic, see above");

@@ -1,7 +1,8 @@
 //! Runs without chance: one for each way in which a loop may fail.
 //!
 //! This file has the stage that all of them use, and the scenarios of budgets and glitches; the
-//! files beside it are about costs, time, ends, doors, reloads, proxies, and HTTP/2's streams.
+//! files beside it are about costs, time, ends, doors, reloads, proxies, room for new connections,
+//! and HTTP/2's streams.
 
 mod costs;
 mod deadlines;
@@ -9,6 +10,7 @@ mod doors;
 mod ends;
 mod proxies;
 mod reloads;
+mod rooms;
 mod streams;
 
 use std::sync::Arc;

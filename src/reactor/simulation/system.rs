@@ -13,7 +13,9 @@
 //!     (RFC 2525, section 2.17): the client loses the unread part of its response.
 //!
 //! There is one network; each reactor has its own kernel, with its own interest list, and sees the
-//! edges of the sockets that it registered.
+//! edges of the sockets that it registered. All of them watch the one listener with
+//! `EPOLLEXCLUSIVE`: a connection's edge comes to one kernel, and perhaps to others. The backlog is
+//! refused when the last kernel has closed the listener.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -140,8 +142,11 @@ pub struct Network {
     pub wires: Vec<Wire>,
     /// Wires that have not been accepted yet.
     pub backlog: VecDeque<usize>,
-    listening: bool,
-    listener_edge: bool,
+    /// By kernel: whether it watches the listener, and whether an edge of it is to come.
+    listening: Vec<bool>,
+    listener_edges: Vec<bool>,
+    /// The kernel that sleeps, so that the listener's edges come to it, if the network is calm.
+    pub sleeper: usize,
     /// While positive, accept fails for lack of descriptors and counts it down.
     pub descriptor_famine: u32,
     /// Whether accept reserves a descriptor before it looks at the backlog, as on Linux, and so
@@ -166,8 +171,9 @@ impl Network {
             step: Duration::ZERO,
             wires: Vec::new(),
             backlog: VecDeque::new(),
-            listening: true,
-            listener_edge: false,
+            listening: Vec::new(),
+            listener_edges: Vec::new(),
+            sleeper: 0,
             descriptor_famine: 0,
             reserves_first: false,
             introduction: Vec::new(),
@@ -180,7 +186,7 @@ impl Network {
     /// Connects a client; returns its wire's index, or `None` without a listener. `capacity` is how
     /// many bytes of a response the kernels on the way hold.
     pub fn connect(&mut self, capacity: usize) -> Option<usize> {
-        if !self.listening {
+        if !self.listening.contains(&true) {
             return None;
         }
         self.wires.push(Wire {
@@ -192,14 +198,32 @@ impl Network {
             self.wires[wire].client_sends(&self.introduction);
         }
         // The edge is that of the backlog becoming non-empty; more may come, or not.
-        self.listener_edge |= self.backlog.is_empty() || self.dice.one_in(2);
+        if self.backlog.is_empty() || self.dice.one_in(2) {
+            self.raise_listener_edge();
+        }
         self.backlog.push_back(wire);
         Some(wire)
     }
 
+    /// Wakes one of the kernels that watch the listener. Others may be awake, and see the edge too.
+    fn raise_listener_edge(&mut self) {
+        let watching = (0..self.listening.len()).filter(|&kernel| self.listening[kernel]);
+        let watching: Vec<usize> = watching.collect();
+        if self.calm || watching.len() == 1 {
+            let sleeps = watching.contains(&self.sleeper);
+            let woken = if sleeps { self.sleeper } else { watching[0] };
+            self.listener_edges[woken] = true;
+            return;
+        }
+        let woken = self.dice.below(watching.len() as u64) as usize;
+        for (number, &kernel) in watching.iter().enumerate() {
+            self.listener_edges[kernel] |= number == woken || self.dice.one_in(8);
+        }
+    }
+
     /// Returns whether a reactor will be woken without anything further happening.
     pub fn has_pending_events(&self) -> bool {
-        self.listener_edge
+        self.listener_edges.contains(&true)
             || self.bells.iter().any(|bell| bell.load(Ordering::Relaxed))
             || self
                 .wires
@@ -209,7 +233,7 @@ impl Network {
 
     /// Delays the edge of a waiting connection.
     pub fn hide_listener_edge(&mut self) {
-        self.listener_edge = false;
+        self.listener_edges.fill(false);
     }
 
     /// Reads the clock for a reactor at work. Since the last reading some time has passed: mostly
@@ -247,11 +271,13 @@ pub struct SimulatedKernel {
 }
 
 impl SimulatedKernel {
-    /// Creates a kernel. The one with index 0 has the listener.
+    /// Creates a kernel, which watches the listener.
     pub fn new(network: &Rc<RefCell<Network>>) -> SimulatedKernel {
         let bell = Arc::new(AtomicBool::new(false));
         let mut shared = network.borrow_mut();
         shared.bells.push(bell.clone());
+        shared.listening.push(true);
+        shared.listener_edges.push(false);
         SimulatedKernel {
             index: shared.bells.len() - 1,
             network: network.clone(),
@@ -269,7 +295,7 @@ impl SimulatedKernel {
     }
 
     fn has_listener(&self) -> bool {
-        self.index == 0
+        self.network.borrow().listening[self.index]
     }
 }
 
@@ -290,8 +316,8 @@ impl System for SimulatedKernel {
             network.clock = network.clock + Duration::from_micros(network.dice.below(50));
         }
         let silent = !network.has_pending_events();
-        if self.index == 0 && network.listener_edge && !network.mishap(4) {
-            network.listener_edge = false;
+        if network.listener_edges[self.index] && !network.mishap(4) {
+            network.listener_edges[self.index] = false;
             edges.push(edge_of(Source::Listener(0)));
         }
         if self.bell.swap(false, Ordering::Relaxed) {
@@ -338,10 +364,7 @@ impl System for SimulatedKernel {
 
     fn accept(&mut self, _listener: usize) -> io::Result<(Socket, Peer)> {
         let network = &mut *self.network.borrow_mut();
-        assert!(
-            self.has_listener() && network.listening,
-            "accept without a listener"
-        );
+        assert!(network.listening[self.index], "accept without a listener");
         if network.backlog.is_empty() && !network.reserves_first {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -376,7 +399,11 @@ impl System for SimulatedKernel {
             return;
         }
         let network = &mut *self.network.borrow_mut();
-        network.listening = false;
+        network.listening[self.index] = false;
+        network.listener_edges[self.index] = false;
+        if network.listening.contains(&true) {
+            return;
+        }
         for wire in network.backlog.drain(..) {
             network.wires[wire].daemon_resets();
             network.wires[wire].closed = true;
