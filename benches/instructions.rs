@@ -209,6 +209,8 @@ impl Measured {
     fn control(&self, arguments: &[&str]) {
         let Process(id) = self.daemon.process();
         let output = Command::new("callgrind_control")
+            // Where valgrind has its pipe.
+            .env("TMPDIR", self.daemon.folder().path())
             .args(arguments)
             .arg(id.to_string())
             .output()
@@ -226,7 +228,7 @@ impl Measured {
             let text = std::fs::read_to_string(&file).ok()?;
             let line = text
                 .lines()
-                .find_map(|line| line.strip_prefix("totals: "))?;
+                .find_map(|line| line.strip_prefix("summary: "))?;
             line.trim().parse().ok()
         });
         total
