@@ -184,6 +184,7 @@ fn form_service() -> Service {
         engine: Arc::new(NoEngine),
         limiter: Arc::new(Limiter::new()),
         metrics: Metrics::new("bench"),
+        workers: Arc::default(),
         wall_clock: UnixSeconds::default,
     })
 }

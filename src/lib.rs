@@ -23,7 +23,7 @@ pub mod os;
 // Log, access lines, request ids and metrics.
 pub mod telemetry;
 
-// How other threads post to a reactor: mailbox, tickets, permits.
+// How a reactor and other threads share work: mailbox, tickets, permits, workers.
 pub mod offload;
 
 // The language model behind a border: jobs go in, events come out. llama.cpp, and an echo.

@@ -141,6 +141,7 @@ impl Daemon {
             engine,
             limiter: Arc::new(Limiter::new()),
             metrics: metrics.clone(),
+            workers: Arc::default(),
             wall_clock: UnixSeconds::default,
         };
         let neighbour = Neighbour {

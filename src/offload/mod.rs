@@ -4,14 +4,24 @@
 //! the reactor's [`mailbox`]. Both carry a [`JobKey`], so a late event finds either the request
 //! that it belongs to or none. Beside them, a shared [`Ticket`] carries the two signals that must
 //! overtake the queues: cancellation, and credit for token events.
+//!
+//! Work that takes a processor's time, and not a model's, goes to the [`workers`]: inflating and
+//! parsing a long body, rendering and tokenizing a prompt. Their [`fair_queue`] divides their time
+//! between the tenants.
 
+pub mod fair_queue;
 pub mod mailbox;
+pub mod metrics;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod ticket;
+pub mod workers;
 
 use crate::core::Key;
 
 pub use ticket::{CancelReason, Permit, Ticket};
+pub use workers::{Task, Workers};
 
 /// Names the request that a job's events belong to: its reactor, connection and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! The primitives that [`super::mailbox`] is built from, named in one place so that its model test
-//! can compile the same file against loom's.
+//! The primitives that [`super::mailbox`] and [`super::workers`] are built from, named in one place
+//! so that their model tests can compile the same files against loom's.
 
-pub use std::sync::{Arc, Mutex, MutexGuard};
+pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};

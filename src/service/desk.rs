@@ -18,6 +18,8 @@ use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::limits::telemetry as telemetry_limits;
+use crate::offload::Workers;
+use crate::offload::metrics::WorkerSeries;
 use crate::telemetry::access::Figures;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_id::RequestIds;
@@ -40,6 +42,8 @@ pub struct Parts {
     pub engine: Arc<dyn Engine>,
     /// One for the whole daemon: a key's rate is the same on every reactor.
     pub limiter: Arc<Limiter>,
+    /// One for the whole daemon, for work that takes longer than a reactor may.
+    pub workers: Arc<Workers>,
     pub metrics: Metrics,
     /// Read for keys that expire; [`UnixSeconds::now`] outside of tests.
     pub wall_clock: fn() -> UnixSeconds,
@@ -66,6 +70,7 @@ pub struct Desk {
     pub request_ids: RequestIds,
     pub log: RequestLog,
     pub engine_series: Arc<EngineSeries>,
+    pub worker_series: Arc<WorkerSeries>,
     pub buffer: ResponseBuffer,
     /// The engine's model, once it is known: it never changes for this engine.
     pub model: Option<ModelInfo>,
@@ -78,12 +83,14 @@ impl Desk {
     pub fn new(parts: Parts, dialects: fn(Surface) -> &'static dyn Dialect) -> Desk {
         let log = RequestLog::new(parts.metrics.series(), parts.config.log.access);
         let engine_series = parts.metrics.series();
+        let worker_series = parts.metrics.series();
         let coder = Coder::new(&parts.config, parts.metrics.series());
         Desk {
             parts,
             request_ids: RequestIds::new(),
             log,
             engine_series,
+            worker_series,
             buffer: ResponseBuffer::new(coder),
             model: None,
             is_draining: false,

@@ -121,6 +121,7 @@ mod tests {
     use super::*;
     use crate::core::glitch::Glitch;
     use crate::engine::metrics::EngineSeries;
+    use crate::offload::metrics::WorkerSeries;
     use crate::reactor::close_reason::CloseReason;
     use crate::reactor::metrics::{HandshakeOutcome, ReactorSeries, TlsRefusal};
     use crate::service::metrics::ServiceSeries;
@@ -135,6 +136,7 @@ mod tests {
         collector.set(usage);
         metrics.register_collector(Box::new(collector));
         metrics.series::<EngineSeries>();
+        metrics.series::<WorkerSeries>();
         metrics.series::<CompressionSeries>();
         let service = metrics.series::<ServiceSeries>();
         service.requests.get((Route::Generate, 200)).inc();
@@ -224,6 +226,7 @@ mod tests {
     fn each_row_has_its_own_name_for_opentelemetry() {
         let tables = [
             EngineSeries::ROWS,
+            WorkerSeries::ROWS,
             CompressionSeries::ROWS,
             ServiceSeries::ROWS,
             ReactorSeries::ROWS,

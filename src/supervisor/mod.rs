@@ -4,15 +4,16 @@
 //!
 //! ```text
 //!   configuration -> signals blocked -> log -> certificates -> listeners -> keys
-//!                 -> engine -> reactors -> (ready) -> signals, file watch, watchdog ...
-//!                 -> drain: reactors end -> engine ends -> keys' thread ends -> log flushed
+//!                 -> workers -> engine -> reactors -> (ready) -> signals, file watch, watchdog ...
+//!                 -> drain: reactors end -> engine ends -> workers end -> keys' thread ends
+//!                 -> log flushed
 //! ```
 //!
 //! In reading order:
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
-//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`keys`], [`engine`] (with
-//!   [`prover`]), [`reactors`] (with [`spawner`]): the parts;
+//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`keys`], [`workers`],
+//!   [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
@@ -41,6 +42,7 @@ mod rhythm;
 mod spawner;
 mod stored;
 mod vigil;
+mod workers;
 
 pub use daemon::Daemon;
 pub use failure::Failure;

@@ -13,6 +13,7 @@ use super::spawner::Spawner;
 use crate::config::{Config, Loaded, Sources};
 use crate::engine::Engine;
 use crate::keys::KeyRing;
+use crate::offload::Workers;
 use crate::service::Limiter;
 use crate::store::Bootstrap;
 use crate::telemetry::metrics::Metrics;
@@ -53,6 +54,8 @@ pub struct Birth {
     pub sources: Sources,
     pub metrics: Metrics,
     pub limiter: Arc<Limiter>,
+    /// The engine and the reactors send it tasks.
+    pub workers: Arc<Workers>,
     /// The time within which a reactor must turn; `None` without a watchdog.
     pub heartbeat: Option<Duration>,
     /// From the certificates: the acceptor that all sessions share.
@@ -80,6 +83,7 @@ impl Birth {
             metrics: Metrics::new(loaded.config.engine.kind.as_str()),
             sources: sources.clone(),
             limiter: Arc::new(Limiter::new()),
+            workers: Arc::default(),
             heartbeat,
             acceptor: None,
             max_connections: 0,

@@ -18,6 +18,7 @@ use super::listeners::Listeners;
 use super::log::Log;
 use super::part::{Birth, Part, Settings};
 use super::reactors::Reactors;
+use super::workers::WorkerThreads;
 
 pub struct Parts {
     pub log: Log,
@@ -26,6 +27,7 @@ pub struct Parts {
     /// found before that key is created.
     pub listeners: Listeners,
     pub keys: Keys,
+    pub workers: WorkerThreads,
     pub engine: EnginePart,
     pub reactors: Reactors,
 }
@@ -38,17 +40,19 @@ impl Parts {
             certificates: Certificates::start(birth)?,
             listeners: Listeners::start(birth)?,
             keys: Keys::start(birth)?,
+            workers: WorkerThreads::start(birth)?,
             engine: EnginePart::start(birth)?,
             reactors: Reactors::start(birth)?,
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 6] {
+    fn list(&mut self) -> [&mut dyn Part; 7] {
         [
             &mut self.log,
             &mut self.certificates,
             &mut self.listeners,
             &mut self.keys,
+            &mut self.workers,
             &mut self.engine,
             &mut self.reactors,
         ]

@@ -46,6 +46,7 @@ impl Part for Reactors {
                 keys: birth.keys.clone(),
                 engine,
                 limiter: birth.limiter.clone(),
+                workers: birth.workers.clone(),
                 metrics: birth.metrics.clone(),
                 wall_clock: UnixSeconds::now,
             },

@@ -83,6 +83,7 @@ const UNITS: &[&str] = &[
     "STEPS",
     "STREAMS",
     "STRINGS",
+    "TASKS",
     "THREADS",
     "TICKETS",
     "TIMEOUTS",

@@ -18,7 +18,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("grpc", &["limits", "error", "http"]),
     ("os", &["limits"]),
     ("telemetry", &["limits", "core"]),
-    ("offload", &["core"]),
+    ("offload", &["limits", "core", "telemetry"]),
     (
         "engine",
         &["error", "limits", "core", "telemetry", "offload"],

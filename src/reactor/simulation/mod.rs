@@ -146,6 +146,7 @@ impl Daemon {
             engine: engine.clone(),
             limiter: Arc::new(Limiter::new()),
             metrics: metrics.clone(),
+            workers: Arc::default(),
             wall_clock: UnixSeconds::default,
         };
         let places = Arc::new(Places::new(max_connections));

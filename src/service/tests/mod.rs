@@ -266,6 +266,7 @@ impl Bench {
             engine: engine.clone(),
             limiter: Arc::new(Limiter::new()),
             metrics: metrics.clone(),
+            workers: Arc::default(),
             wall_clock: || UnixSeconds::new(WALL_CLOCK),
         };
         let address = PeerAddress::Ip(IpAddr::from([192, 0, 2, 1]));

@@ -1,0 +1,5 @@
+//! Tests beside the model tests, which compile the files themselves and so must not find tests in
+//! them.
+
+mod fair_queue;
+mod workers;

@@ -1,0 +1,227 @@
+//! A few threads that do the work a reactor must not do itself, because it takes milliseconds.
+//!
+//! Owns the waiting tasks, in a [`FairQueue`], and the loop that a worker's thread runs; the
+//! supervisor starts the threads. One pool serves the whole daemon: reactors send it bodies, the
+//! engine prompts.
+//!
+//! ```text
+//!   reactor, engine ── submit ──> [ FairQueue ] ── work ──> Task::run ──> the owner's mailbox
+//!                        │ Full                     │                            ^
+//!                        v                          │ no longer wanted,          │
+//!                  the task comes back              v panicked, closed           │
+//!                                               its drop answers ────────────────┘
+//! ```
+//!
+//! # The rules of a task
+//!
+//! A task owns everything that it needs, and the way to its owner's mailbox. It answers exactly
+//! once: by `run`, or by its `Drop` if it was dropped without a run or in the middle of one. So an
+//! owner gets its answer also if a task panics, or when the pool closes. A task never waits.
+//!
+//! # Why no wake-up is lost
+//!
+//! `asleep` counts the threads that wait for a task, and is changed under the lock of the queue. A
+//! thread looks into the queue and counts itself under one lock; the condition variable releases
+//! that lock and waits in one step. So a task that comes later finds the count, and wakes one
+//! thread. If no thread sleeps, none needs waking: each looks into the queue again before it
+//! sleeps. This spares the system call of a notification while the workers are busy. The model test
+//! tries every interleaving.
+//!
+//! # Invariants
+//!
+//!  1. A task that was admitted runs once or is dropped once. Never under the lock.
+//!  2. When all threads sleep, the queue is empty, or a thread is about to wake.
+//!  3. After `close` nothing is admitted and nothing waits; threads end after their present task.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::fair_queue::{Bounds, FairQueue};
+use super::sync::{Condvar, Mutex, MutexGuard};
+use crate::limits::offload as limits;
+
+/// A piece of work for a thread other than the owner's. See the file's head for its rules.
+pub trait Task: Send {
+    /// Returns whether the owner still waits for the result. Asked before `run`.
+    fn is_wanted(&self) -> bool;
+
+    fn run(self: Box<Self>);
+}
+
+/// The pool has no place left for this tenant; the task comes back.
+#[derive(Debug)]
+pub struct Full<T>(pub T);
+
+/// See the file's head.
+pub struct Workers {
+    state: Mutex<State>,
+    task_came: Condvar,
+}
+
+struct State {
+    queue: FairQueue<Box<dyn Task>>,
+    /// Threads that wait to be woken.
+    asleep: usize,
+    is_open: bool,
+    figures: Figures,
+}
+
+/// Numbers for `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Tasks that wait, and the bytes that they declare.
+    pub waiting: usize,
+    pub waiting_bytes: u64,
+    /// Totals since the start: tasks that ran to their end, that were dropped because their owner
+    /// had left, that panicked, that found no place.
+    pub done: u64,
+    pub unwanted: u64,
+    pub panicked: u64,
+    pub refused: u64,
+    /// CPU time of all of them.
+    pub busy: Duration,
+}
+
+impl Default for Workers {
+    fn default() -> Workers {
+        Workers::new(Bounds {
+            items: limits::WAITING_TASKS_MAX,
+            bytes: limits::WAITING_TASKS_BYTES_MAX,
+            visit_bytes: limits::WORKER_VISIT_BYTES,
+            item_bytes_min: limits::TASK_BYTES_MIN,
+        })
+    }
+}
+
+impl Workers {
+    pub fn new(bounds: Bounds) -> Workers {
+        Workers {
+            state: Mutex::new(State {
+                queue: FairQueue::new(bounds),
+                asleep: 0,
+                is_open: true,
+                figures: Figures::default(),
+            }),
+            task_came: Condvar::new(),
+        }
+    }
+
+    // ---- getters ----
+
+    pub fn figures(&self) -> Figures {
+        let state = self.lock();
+        Figures {
+            waiting: state.queue.len(),
+            waiting_bytes: state.queue.bytes(),
+            ..state.figures
+        }
+    }
+
+    // ---- commands ----
+
+    /// Puts a task into its tenant's line. `bytes` is what it works on: tenants that wait at the
+    /// same time get the same number of bytes done.
+    pub fn submit<T: Task + 'static>(
+        &self,
+        tenant: u64,
+        bytes: u32,
+        task: T,
+    ) -> Result<(), Full<T>> {
+        // Allocates before the lock is taken.
+        let task = Box::new(task);
+        let mut state = self.lock();
+        if !state.is_open || !state.queue.admits(tenant, bytes) {
+            state.figures.refused += 1;
+            drop(state);
+            return Err(Full(*task));
+        }
+        state.queue.push(tenant, bytes, task);
+        let must_wake = state.asleep > 0;
+        drop(state);
+        if must_wake {
+            self.task_came.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Runs tasks on the calling thread until the pool closes. `cpu_time` reads the thread's clock.
+    pub fn work(&self, cpu_time: fn() -> Duration) {
+        while let Some(task) = self.wait_for_task() {
+            self.execute(task, cpu_time);
+        }
+    }
+
+    /// Runs the next task on the calling thread, if one waits: a pool without threads, for tests.
+    #[cfg(test)]
+    pub fn run_one(&self) -> bool {
+        let task = self.lock().queue.pop();
+        let is_some = task.is_some();
+        if let Some(task) = task {
+            self.execute(task, Duration::default);
+        }
+        is_some
+    }
+
+    /// Removes the next task, if one waits: the caller runs it when it likes, or drops it.
+    #[cfg(test)]
+    pub fn take_one(&self) -> Option<Box<dyn Task>> {
+        self.lock().queue.pop()
+    }
+
+    /// Drops all waiting tasks and ends the threads.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.is_open = false;
+        let left = state.queue.take_all();
+        drop(state);
+        self.task_came.notify_all();
+        // Their drops answer their owners, without the lock.
+        drop(left);
+    }
+
+    /// `None`: the pool is closed.
+    fn wait_for_task(&self) -> Option<Box<dyn Task>> {
+        let mut state = self.lock();
+        loop {
+            if !state.is_open {
+                return None;
+            }
+            if let Some(task) = state.queue.pop() {
+                return Some(task);
+            }
+            state.asleep += 1;
+            let woken = self.task_came.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+            state.asleep -= 1;
+        }
+    }
+
+    fn execute(&self, task: Box<dyn Task>, cpu_time: fn() -> Duration) {
+        let start = cpu_time();
+        // A task that panics has answered by its drop; nothing of it is used again.
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            let is_wanted = task.is_wanted();
+            if is_wanted {
+                task.run();
+            }
+            is_wanted
+        }));
+        let spent = cpu_time().saturating_sub(start);
+        if ran.is_err() {
+            log::error!("a worker's task panicked, see above; its request fails");
+        }
+        let figures = &mut self.lock().figures;
+        match ran {
+            Ok(true) => figures.done += 1,
+            Ok(false) => figures.unwanted += 1,
+            Err(_) => figures.panicked += 1,
+        }
+        figures.busy += spent;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code of a task runs under the lock, and the queue's own does not panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
