@@ -48,6 +48,48 @@ pub const PREFIX_STATES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// more than it takes itself.
 pub const INTAKE_JOBS_PER_STEP_MAX: usize = 16;
 
+// ---- sharing the engine ----
+
+/// Tokens after which a job yields its sequence to a tenant that waits and has had less: some
+/// twenty lines of code, and a copy of a sequence takes about as long as one of them.
+pub const SEAT_SHARE_TOKENS: u32 = 256;
+
+/// Time after which it does so: with many sequences on a slow machine a stream makes few tokens.
+pub const SEAT_SHARE_TIME: Duration = Duration::from_secs(4);
+
+/// A job keeps a sequence for at least this long, even if its tenant has others and another tenant
+/// has none: moving a job costs some 20 ms.
+pub const SEAT_LENT_TIME_MIN: Duration = Duration::from_millis(100);
+
+/// Jobs that yield in one step: at some 20 ms each they do not double the time of a step.
+pub const YIELDED_JOBS_PER_STEP_MAX: usize = 4;
+
+/// Jobs that have yielded and wait to go on, and as many paused streams beside them. Above it jobs
+/// keep their sequences until they end.
+pub const YIELDED_JOBS_MAX: usize = 256;
+
+/// Copies of the sequences of jobs that have yielded: ten of 2,048 tokens for a model of half a
+/// billion parameters. A job without a copy reads its tokens again.
+pub const SAVED_STATES_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Tenants at rest whose use of the engine is remembered.
+pub const RESTING_LINES_MAX: usize = 4_096;
+
+/// Waiting jobs that are checked for their end in one step, in turn: all of a queue of the default
+/// size. A check takes some 20 ns, so a queue of 65,536 costs no more.
+pub const SWEPT_JOBS_PER_STEP_MAX: usize = 256;
+
+/// Background jobs that have waited this long go before live ones, one at a time.
+pub const BACKGROUND_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A stream without credit for this long pauses. A client that still reads drains its connection's
+/// buffers much faster.
+pub const CREDIT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often an engine that has only paused streams looks for credit: credit is a counter, and
+/// granting it wakes no thread.
+pub const CREDIT_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
 // ---- measured speed ----
 
 /// When a client may come back to a full queue as long as no speed was measured.

@@ -52,6 +52,7 @@ impl CancelReason {
 pub struct Ticket {
     cancelled: AtomicU8,
     credit: AtomicU32,
+    is_streamed: bool,
     /// Held for its `Drop` alone.
     _permit: Option<Permit>,
 }
@@ -62,6 +63,7 @@ impl Ticket {
         Ticket {
             cancelled: AtomicU8::new(0),
             credit: AtomicU32::new(credit),
+            is_streamed: credit > 0,
             _permit: None,
         }
     }
@@ -88,6 +90,12 @@ impl Ticket {
         CancelReason::ALL
             .into_iter()
             .find(|known| *known as u8 == reason)
+    }
+
+    /// Returns whether token events are sent at all: then lack of credit means that the client does
+    /// not read.
+    pub fn is_streamed(&self) -> bool {
+        self.is_streamed
     }
 
     /// Called by the reactor for `events` delivered token events: when they are queued, if the

@@ -32,7 +32,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::{Receiver, Select, TryRecvError};
 
 use super::backend::{Backend, Prepare};
 use super::fault::Fault;
@@ -181,6 +181,12 @@ impl<B: Backend> Thread<'_, B> {
                     Ok(Message::Drain) => is_draining = true,
                     Err(_) => return,
                 }
+            }
+            if let Some(pause) = scheduler.pause() {
+                // A new job ends the wait.
+                let mut ready = Select::new();
+                ready.recv(self.receiver);
+                let _ = ready.ready_timeout(pause);
             }
             // Preparing a prompt takes time, too: only a few between two steps.
             for _ in 0..limits::INTAKE_JOBS_PER_STEP_MAX {

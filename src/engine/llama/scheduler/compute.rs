@@ -17,11 +17,16 @@ impl<B: Backend> Scheduler<B> {
     pub(super) fn answer(&mut self) {
         let mut next: Vec<(usize, Token)> = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
-            if let Some(Phase::Answer { next: token }) = slot.run.as_ref().map(|run| run.phase) {
+            let run = slot.run.as_ref().filter(|run| !run.is_paused());
+            if let Some(Phase::Answer { next: token }) = run.map(|run| run.phase) {
                 next.push((index, token));
             }
         }
-        let together = if self.is_reproducible { 1 } else { next.len() };
+        let together = if self.terms.is_reproducible {
+            1
+        } else {
+            next.len()
+        };
         let started = self.backend.now();
         let mut computed = 0;
         for tokens in next.chunks(together.max(1)) {
@@ -61,9 +66,9 @@ impl<B: Backend> Scheduler<B> {
             }
         }
         let limit = self.backend.batch_limit();
-        let chunk = self.prefill_chunk.min(limit);
+        let chunk = self.terms.prefill_chunk.min(limit);
         let first = if is_answering { chunk } else { limit };
-        let pieces = match self.is_reproducible {
+        let pieces = match self.terms.is_reproducible {
             true => pieces::oldest(&readers),
             false => pieces::share(readers, first, chunk),
         };
@@ -92,8 +97,8 @@ impl<B: Backend> Scheduler<B> {
         let slot = &self.slots[index];
         let Some(run) = &slot.run else { return 0 };
         let computed = slot.tokens.len();
-        if self.is_reproducible {
-            let chunk = self.prefill_chunk.min(self.backend.batch_limit());
+        if self.terms.is_reproducible {
+            let chunk = self.terms.prefill_chunk.min(self.backend.batch_limit());
             let end = pieces::next_stop(computed, slot.common, run.prompt.len(), chunk);
             return end.saturating_sub(computed);
         }
@@ -152,17 +157,29 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Restores invariant 1 after a batch, however much of it was computed.
+    /// Restores invariant 1 after a batch, however much of it was computed, and charges the lines
+    /// for what was.
     fn note_lengths(&mut self) {
         for entry in self.batch.entries() {
             let slot = &mut self.slots[entry.sequence];
             if slot.tokens.len() < self.backend.length(entry.sequence) {
                 slot.tokens.push(entry.token);
+                slot.computed += 1;
             }
         }
-        for entry in self.batch.entries() {
-            let length = self.backend.length(entry.sequence);
-            self.slots[entry.sequence].truncate(length);
+        for index in self.batch.sequences() {
+            let length = self.backend.length(index);
+            let slot = &mut self.slots[index];
+            slot.truncate(length);
+            let computed = std::mem::take(&mut slot.computed);
+            if let Some(run) = &mut slot.run {
+                let is_prompt = run.phase == Phase::Prompt;
+                let charged = run.note_computed(computed);
+                let reserved = charged.min(run.tenure.reserved);
+                run.tenure.reserved -= reserved;
+                self.queue.charge(run.line, charged, reserved);
+                self.gauges.prompt_tokens += u64::from(if is_prompt { charged } else { 0 });
+            }
         }
     }
 

@@ -5,10 +5,20 @@
 //!
 //! ```text
 //!   step: sweep ── cancelled and expired jobs leave, waiting and running ones
-//!         seat ─── waiting jobs get the free slots
+//!         pace ─── streams whose client has stopped reading pause, others go on
+//!         seat ─── waiting jobs get the free slots, or one whose job has to yield
 //!         answer ─ one batch: the next token of every sequence that is writing its output
 //!         read ─── one batch: a bounded piece of the prompts that are still being read
 //! ```
+//!
+//! In reading order:
+//!
+//! * [`queue`]: the lines of waiting jobs, and how many tokens each has got.
+//! * [`seats`]: which job yields its slot.
+//! * [`seating`]: moves jobs between lines and slots.
+//! * [`run`], [`slot`], [`saved`], [`prefixes`]: a job, its slot, and copies of sequences.
+//! * [`pieces`], [`compute`]: the batches.
+//! * [`ending`]: the terminal events.
 //!
 //! Sequences join and leave between steps. Because `read` is bounded while any sequence writes, a
 //! long prompt never stops the streams of others for longer than one piece takes. Prompts and
@@ -20,7 +30,7 @@
 //!  2. A job's cache contains only tokens of its own prompt, wherever they were computed; reused
 //!     tokens beyond the daemon's own text were computed for the same tenant.
 //!  3. A job leaves by exactly one terminal event ([`Owed`]).
-//!  4. Each step frees a slot, computes a token, or leaves nothing to do.
+//!  4. Each step frees a slot, computes a token, or leaves nothing to do but wait for credit.
 //!  5. In reproducible mode a batch holds one sequence, and that sequence's own prompt decides
 //!     where it begins and ends. llama.cpp uses other kernels, which round differently, for a batch
 //!     of another size.
@@ -29,14 +39,17 @@ mod compute;
 mod ending;
 mod pieces;
 mod prefixes;
+mod queue;
 mod run;
+mod saved;
 mod seating;
+mod seats;
 mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::backend::{Backend, Batch, PrepareError, Prepared, Token};
 use super::heartbeat::Heartbeat;
@@ -45,9 +58,14 @@ use super::speed::Speed;
 use crate::core::Moment;
 use crate::engine::{Deliver, Event, FailReason, FinishReason, Gauges, Timings, Usage};
 use crate::error::ErrorCode;
+use crate::limits::engine as limits;
 use crate::offload::{CancelReason, JobKey};
 
 use prefixes::Prefixes;
+use queue::Queue;
+use run::Yielded;
+use saved::Saved;
+use seats::Share;
 use slot::Slot;
 
 pub struct Scheduler<B: Backend> {
@@ -56,14 +74,16 @@ pub struct Scheduler<B: Backend> {
     /// Gets a beat for each sign of life within a step.
     heartbeat: Arc<Heartbeat>,
     slots: Vec<Slot<B::Sampler>>,
-    waiting: VecDeque<Waiting>,
+    queue: Queue<Waiting<B::Sampler>>,
+    /// Paused jobs that have given their slots away.
+    aside: Vec<Yielded<B::Sampler>>,
+    saved: Saved,
     prefixes: Prefixes,
     speed: Speed,
     gauges: Gauges,
-    /// Prompt tokens computed in one step while any sequence is writing.
-    prefill_chunk: usize,
-    /// Whether an output must not depend on what else is computed (invariant 5).
-    is_reproducible: bool,
+    terms: Terms,
+    /// Since when background jobs wait and none of them runs.
+    background_since: Option<Moment>,
     /// Counts the jobs that got a slot; orders slots by use.
     seated: u64,
     // Both are empty between steps and kept for their memory.
@@ -72,9 +92,32 @@ pub struct Scheduler<B: Backend> {
 }
 
 /// A job that waits for a slot.
-struct Waiting {
-    owed: Owed,
-    prepared: Prepared,
+enum Waiting<S> {
+    Fresh { owed: Owed, prepared: Prepared },
+    Begun(Box<Yielded<S>>),
+}
+
+impl<S> Waiting<S> {
+    fn owed(&self) -> &Owed {
+        match self {
+            Waiting::Fresh { owed, .. } => owed,
+            Waiting::Begun(yielded) => &yielded.run.owed,
+        }
+    }
+}
+
+/// The rules by which jobs share the slots.
+struct Terms {
+    /// Prompt tokens computed in one step while any sequence is writing.
+    prefill_chunk: usize,
+    /// Whether an output must not depend on what else is computed (invariant 5).
+    is_reproducible: bool,
+    /// How long a job may keep its slot while others wait.
+    share: Share,
+    /// How long a stream may have no credit before it pauses.
+    credit_patience: Duration,
+    /// How long the background waits before it goes first.
+    background_patience: Duration,
 }
 
 impl<B: Backend> Scheduler<B> {
@@ -92,15 +135,23 @@ impl<B: Backend> Scheduler<B> {
             deliver,
             heartbeat,
             slots,
-            waiting: VecDeque::new(),
+            queue: Queue::default(),
+            aside: Vec::new(),
+            saved: Saved::new(limits::SAVED_STATES_BYTES_MAX),
             prefixes: Prefixes::default(),
             speed: Speed::default(),
             gauges: Gauges {
                 kv_size,
                 ..Gauges::default()
             },
-            prefill_chunk: prefill_chunk.max(1),
-            is_reproducible,
+            terms: Terms {
+                prefill_chunk: prefill_chunk.max(1),
+                is_reproducible,
+                share: Share::default(),
+                credit_patience: limits::CREDIT_PATIENCE,
+                background_patience: limits::BACKGROUND_PATIENCE,
+            },
+            background_since: None,
             seated: 0,
             batch: Batch::default(),
             events: Vec::new(),
@@ -129,7 +180,11 @@ impl<B: Backend> Scheduler<B> {
                 let reason = FailReason::Error(ErrorCode::ContextLengthExceeded);
                 self.refuse(owed, reason, message);
             }
-            Ok(prepared) => self.waiting.push_back(Waiting { owed, prepared }),
+            Ok(prepared) => {
+                let (line, weight) = (run::line_of(owed.job()), owed.job().weight);
+                self.queue
+                    .push(line, weight, Waiting::Fresh { owed, prepared });
+            }
             Err(PrepareError::TooLong) => {
                 let message = format!(
                     "the prompt is too long for the model's context of {room} tokens; shorten it \
@@ -153,8 +208,10 @@ impl<B: Backend> Scheduler<B> {
 
     /// Runs one step. Must be called as long as [`Scheduler::is_idle`] returns false.
     pub fn step(&mut self) {
-        self.sweep();
+        self.sweep(limits::SWEPT_JOBS_PER_STEP_MAX);
+        self.pace();
         self.seat();
+        self.flush();
         self.answer();
         self.flush();
         self.read();
@@ -165,7 +222,15 @@ impl<B: Backend> Scheduler<B> {
 
     /// Returns whether no job runs and none waits.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.slots.iter().all(Slot::is_free)
+        self.queue.is_empty() && self.aside.is_empty() && self.slots.iter().all(Slot::is_free)
+    }
+
+    /// Returns how long to wait before the next step if nothing can be computed: every job is a
+    /// stream whose client has stopped reading. A new job ends the wait.
+    pub fn pause(&self) -> Option<Duration> {
+        let mut runs = self.slots.iter().filter_map(|slot| slot.run.as_ref());
+        let is_paused = self.queue.is_empty() && runs.all(|run| run.is_paused());
+        (is_paused && !self.is_idle()).then_some(limits::CREDIT_POLL_INTERVAL)
     }
 
     pub fn gauges(&self) -> Gauges {
@@ -194,41 +259,16 @@ impl<B: Backend> Scheduler<B> {
 
     /// Ends every job now: the results are no longer wanted.
     pub fn cancel_all(&mut self, reason: CancelReason) {
-        let jobs = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.run.as_ref())
-            .map(|run| run.job());
-        for job in jobs.chain(self.waiting.iter().map(|waiting| waiting.owed.job())) {
+        let runs = self.slots.iter().filter_map(|slot| slot.run.as_ref());
+        let running = runs.map(|run| run.job());
+        let aside = self.aside.iter().map(|yielded| yielded.run.job());
+        let waiting = self.queue.jobs().map(|waiting| waiting.owed().job());
+        for job in running.chain(aside).chain(waiting) {
             job.ticket.cancel(reason);
         }
-        self.sweep();
+        self.sweep(usize::MAX);
         self.flush();
         self.count();
-    }
-
-    /// Removes cancelled and expired jobs: they cost no further token and need no slot to learn
-    /// their end.
-    fn sweep(&mut self) {
-        let now = self.backend.now();
-        for _ in 0..self.waiting.len() {
-            // The loop runs as often as there are entries.
-            let Some(waiting) = self.waiting.pop_front() else {
-                break;
-            };
-            match waiting.owed.end(now) {
-                None => self.waiting.push_back(waiting),
-                Some(end) => {
-                    let message = end.message().to_owned();
-                    self.refuse(waiting.owed, end.reason(), message);
-                }
-            }
-        }
-        for index in 0..self.slots.len() {
-            if let Some(end) = self.slots[index].run.as_ref().and_then(|run| run.end(now)) {
-                self.fail(index, end.reason(), end.message().to_owned());
-            }
-        }
     }
 
     /// Delivers the events so far. Also called between the two batches of a step: new tokens need
@@ -243,7 +283,7 @@ impl<B: Backend> Scheduler<B> {
     fn count(&mut self) {
         self.gauges.sequences_running =
             self.slots.iter().filter(|slot| !slot.is_free()).count() as u32;
-        self.gauges.queue_depth = self.waiting.len() as u32;
+        self.gauges.queue_depth = self.queue.len() as u32;
         self.gauges.kv_used = self.slots.iter().map(|slot| slot.tokens.len() as u64).sum();
     }
 

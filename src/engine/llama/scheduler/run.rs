@@ -3,18 +3,35 @@
 //! ```text
 //!   Prompt ── the prompt's last token is computed ──> Answer ── end, stop string or bound ──> over
 //! ```
+//!
+//! A job may leave its slot in either phase, and go on later where it was ([`Yielded`]). Its text,
+//! its sampler and its accounts stay with it.
+
+use std::time::Duration;
 
 use super::super::text::{Stop, Text};
+use super::queue::{Line, Place};
+use super::saved::State;
 use super::{End, FinishReason, Moment, Owed, Prepared, Timings, Token, Usage};
 use crate::engine::Job;
 
 pub struct Run<S> {
     pub owed: Owed,
+    pub line: Line,
+    pub place: Place,
+    /// The tokens to read before the output goes on: the prompt, or, if the job has lost its
+    /// sequence, also the output so far.
     pub prompt: Vec<Token>,
     pub sampler: S,
     pub phase: Phase,
     /// The maximum number of output tokens.
     pub max_tokens: u32,
+    pub tenure: Tenure,
+    pace: Pace,
+    /// Tokens that were computed before and are computed again. They are not charged.
+    lost: u32,
+    /// Tokens of the prompt that were computed for this job.
+    read: u32,
     text: Text,
     usage: Usage,
     started: Moment,
@@ -30,6 +47,40 @@ pub enum Phase {
     Answer { next: Token },
 }
 
+/// The time of a job on its present slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tenure {
+    pub since: Moment,
+    /// Tokens computed since then.
+    pub tokens: u32,
+    /// Tokens that are reserved in the account of its line.
+    pub reserved: u32,
+    /// It is a background job that got the slot because it had waited too long.
+    pub is_aged: bool,
+}
+
+/// Whether the client reads the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    Going,
+    /// Text waits for credit.
+    Starved {
+        since: Moment,
+    },
+    /// The job computes nothing until there is credit.
+    Paused,
+}
+
+/// A job that has yielded its slot.
+pub struct Yielded<S> {
+    pub run: Box<Run<S>>,
+    /// The tokens of its sequence, and how many of the first tokens are the daemon's own text.
+    pub tokens: Vec<Token>,
+    pub common: usize,
+    /// A copy of the sequence, if there was room for it.
+    pub state: Option<State>,
+}
+
 /// Whether the output goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -42,6 +93,8 @@ pub struct Ended {
     pub owed: Owed,
     /// The text that no event has carried yet.
     pub text: String,
+    /// Tokens of the prompt that were computed for it.
+    pub read: u32,
     pub usage: Usage,
     pub timings: Timings,
 }
@@ -49,7 +102,7 @@ pub struct Ended {
 impl<S> Run<S> {
     /// `cached` tokens of the prompt are computed already; the context has `room` for the output.
     pub fn new(
-        owed: Owed,
+        (owed, place): (Owed, Place),
         prepared: Prepared,
         cached: usize,
         room: usize,
@@ -74,10 +127,16 @@ impl<S> Run<S> {
                 cached_tokens: cached as u32,
                 completion_tokens: 0,
             },
+            line: line_of(job),
             owed,
+            place,
             prompt: prepared.tokens,
             sampler,
             phase: Phase::Prompt,
+            tenure: Tenure::default(),
+            pace: Pace::Going,
+            lost: 0,
+            read: 0,
             started: now,
             answered: None,
         }
@@ -126,6 +185,62 @@ impl<S> Run<S> {
         may_go.then(|| self.text.take())
     }
 
+    /// Returns how many tokens to reserve: those that are still to be read from the `held` ones on,
+    /// and an output of at most `share` tokens.
+    pub fn expected_tokens(&self, held: usize, share: u32) -> u32 {
+        let reading = self.prompt.len().saturating_sub(held) as u32;
+        let left = self.max_tokens - self.usage.completion_tokens.min(self.max_tokens);
+        reading
+            .saturating_sub(self.lost)
+            .saturating_add(left.min(share))
+    }
+
+    /// Counts computed tokens. Returns how many of them are charged to the job's line.
+    pub fn note_computed(&mut self, tokens: u32) -> u32 {
+        self.tenure.tokens += tokens;
+        let again = tokens.min(self.lost);
+        self.lost -= again;
+        let new = tokens - again;
+        if self.phase == Phase::Prompt {
+            let unread = self.usage.prompt_tokens - self.usage.cached_tokens;
+            self.read = (self.read + new).min(unread);
+        }
+        new
+    }
+
+    /// Its sequence is lost except for `held` tokens: reads the others again, and then goes on.
+    pub fn read_again(&mut self, mut tokens: Vec<Token>, held: usize) {
+        self.lost += (tokens.len() - held) as u32;
+        if let Phase::Answer { next } = self.phase {
+            tokens.push(next);
+            self.prompt = tokens;
+            self.phase = Phase::Prompt;
+        }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.pace == Pace::Paused
+    }
+
+    /// Follows the client's credit: without any for `patience`, the job pauses. Returns text that
+    /// was waiting for credit.
+    pub fn pace(&mut self, now: Moment, patience: Duration) -> Option<String> {
+        // Only a streamed output that has begun can have a reader that has stopped.
+        let is_streaming = self.answered.is_some() && self.owed.job().ticket.is_streamed();
+        if !is_streaming || !self.text.is_ready() {
+            self.pace = Pace::Going;
+            return None;
+        }
+        let text = self.poll_text();
+        self.pace = match (&text, self.pace) {
+            (Some(_), _) => Pace::Going,
+            (None, Pace::Going) => Pace::Starved { since: now },
+            (None, Pace::Starved { since }) if now.since(since) < patience => self.pace,
+            (None, _) => Pace::Paused,
+        };
+        text
+    }
+
     /// Ends the run, whatever the reason.
     pub fn end_with_text(mut self) -> Ended {
         self.text.finish();
@@ -133,6 +248,7 @@ impl<S> Run<S> {
         let (first, last) = self.answered.unwrap_or((self.started, self.started));
         Ended {
             text: self.text.take(),
+            read: self.read,
             usage: self.usage,
             timings: Timings {
                 queue: self.started.since(submitted),
@@ -146,5 +262,13 @@ impl<S> Run<S> {
     fn note_time(&mut self, now: Moment) {
         let first = self.answered.map_or(now, |(first, _)| first);
         self.answered = Some((first, now));
+    }
+}
+
+/// Returns the line that a job waits in.
+pub fn line_of(job: &Job) -> Line {
+    Line {
+        class: job.class,
+        tenant: job.tenant,
     }
 }

@@ -9,12 +9,14 @@
 
 use std::cmp::Reverse;
 
+use super::Token;
 use super::run::Run;
-use super::{Prepared, Token};
 
 pub struct Slot<S> {
     /// The tokens that the backend holds of this sequence.
     pub tokens: Vec<Token>,
+    /// How many of them the last batch computed; 0 between batches.
+    pub computed: u32,
     /// How many of the first tokens are the daemon's own text.
     pub common: usize,
     /// The tenant whose job computed the others.
@@ -28,12 +30,22 @@ impl<S> Default for Slot<S> {
     fn default() -> Slot<S> {
         Slot {
             tokens: Vec::new(),
+            computed: 0,
             common: 0,
             tenant: 0,
             used: 0,
             run: None,
         }
     }
+}
+
+/// The tokens that a job wants to go on from.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub tenant: u64,
+    pub tokens: &'a [Token],
+    /// How many of the first tokens are the daemon's own text.
+    pub common: usize,
 }
 
 /// How far a job may reuse a slot's tokens.
@@ -62,21 +74,19 @@ impl<S> Slot<S> {
 
     /// Returns how many of the slot's tokens a job of `tenant` may reuse. Never its whole prompt:
     /// the last token is always computed, for the scores after it.
-    pub fn reusable(&self, tenant: u64, prepared: &Prepared, reuse: Reuse) -> usize {
-        let allowed = match self.tenant == tenant {
+    pub fn reusable(&self, wanted: Wanted<'_>, reuse: Reuse) -> usize {
+        let allowed = match self.tenant == wanted.tenant {
             true => self.tokens.len(),
-            false => self.common.min(prepared.common),
+            false => self.common.min(wanted.common),
         };
         let bound = allowed
-            .min(prepared.tokens.len().saturating_sub(1))
+            .min(wanted.tokens.len().saturating_sub(1))
             .min(self.tokens.len());
-        let pairs = self.tokens[..bound].iter().zip(&prepared.tokens);
+        let pairs = self.tokens[..bound].iter().zip(wanted.tokens);
         let longest = pairs.take_while(|(held, wanted)| held == wanted).count();
         match reuse {
             Reuse::Longest => longest,
-            Reuse::OwnText if self.common == prepared.common && longest >= self.common => {
-                self.common
-            }
+            Reuse::OwnText if self.common == wanted.common && longest >= self.common => self.common,
             Reuse::OwnText => 0,
         }
     }
@@ -99,18 +109,13 @@ impl<S> Slot<S> {
 /// slot, because llama.cpp computes only neighbouring sequences in one pass (eight with gaps
 /// between them take more than twice as long). Of several, or if none runs, it takes the least
 /// recently used one, so that text that may be needed again is kept as long as there is room.
-pub fn choose<S>(
-    slots: &[Slot<S>],
-    tenant: u64,
-    prepared: &Prepared,
-    reuse: Reuse,
-) -> Option<usize> {
+pub fn choose<S>(slots: &[Slot<S>], wanted: Wanted<'_>, reuse: Reuse) -> Option<usize> {
     let free = || slots.iter().enumerate().filter(|(_, slot)| slot.is_free());
     let (furthest, reusable) = free()
-        .map(|(index, slot)| (index, slot.reusable(tenant, prepared, reuse)))
+        .map(|(index, slot)| (index, slot.reusable(wanted, reuse)))
         .max_by_key(|(index, reusable)| (*reusable, Reverse(*index)))?;
     // The daemon's own text is kept elsewhere, too, so a slot is not chosen for it.
-    match reusable > prepared.common {
+    match reusable > wanted.common {
         true => Some(furthest),
         false => free()
             .min_by_key(|(index, slot)| (Reverse(running_beside(slots, *index)), slot.used, *index))

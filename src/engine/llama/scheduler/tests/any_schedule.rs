@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::toy::*;
+use crate::engine::llama::scheduler::saved::Saved;
+use crate::engine::llama::scheduler::seats::Share;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -57,8 +59,18 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 proptest! {
     #[test]
-    fn every_job_has_one_terminal_event_and_its_own_answer(actions in actions()) {
-        let mut host = Host::new(3);
+    fn every_job_has_one_terminal_event_and_its_own_answer(
+        actions in actions(),
+        sequences in 1..4_usize,
+        share in 1..9_u32,
+        bytes_max in prop_oneof![Just(0), Just(200), Just(1 << 20)],
+        patience in 0..50_u32,
+    ) {
+        let mut host = Host::new(sequences);
+        host.scheduler.terms.share = Share { tokens: share, time: TOKEN_TIME * 100 };
+        host.scheduler.terms.credit_patience = TOKEN_TIME * patience;
+        host.scheduler.terms.background_patience = TOKEN_TIME * 50;
+        host.scheduler.saved = Saved::new(bytes_max);
         let mut jobs: Vec<Job> = Vec::new();
         for action in actions {
             match action {
@@ -69,7 +81,9 @@ proptest! {
                     };
                     let deadline = host.now() + Duration::from_millis(time);
                     let ticket = Arc::new(Ticket::new(credit));
-                    let job = Job { tenant, max_tokens, deadline, ticket, ..job };
+                    let class = if tenant == 2 { Class::Background } else { Class::Live };
+                    let weight = 1 + max_tokens as u16 % 3;
+                    let job = Job { tenant, class, weight, max_tokens, deadline, ticket, ..job };
                     jobs.push(job.clone());
                     host.submit(job);
                 }

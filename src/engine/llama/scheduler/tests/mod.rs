@@ -3,5 +3,7 @@
 mod any_schedule;
 mod batching;
 mod ending;
+mod fairness;
+mod pausing;
 mod prefixes;
 mod toy;

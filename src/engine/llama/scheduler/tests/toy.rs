@@ -31,6 +31,8 @@ pub struct Toy {
     /// The next token for each entry of the last batch that asked for one.
     pub rows: Vec<Option<Token>>,
     pub computed: usize,
+    /// The same by the first token of the sequence.
+    pub tally: HashMap<Token, usize>,
     /// Cancels a ticket once this many tokens were computed.
     pub cancel_at: Option<(usize, Arc<Ticket>)>,
     pub fails_next: Option<DecodeError>,
@@ -48,6 +50,7 @@ impl Toy {
             sequences: vec![Vec::new(); sequences],
             rows: Vec::new(),
             computed: 0,
+            tally: HashMap::new(),
             cancel_at: None,
             fails_next: None,
             panics_next: false,
@@ -107,8 +110,10 @@ impl Backend for Toy {
             sequence.push(entry.token ^ rounding as Token);
             self.rows
                 .push(entry.wants_logits.then(|| next_token(sequence)));
+            let first = sequence[0];
             self.now.set(self.now() + TOKEN_TIME);
             self.computed += 1;
+            *self.tally.entry(first).or_default() += 1;
             if let Some((_, ticket)) = self.cancel_at.take_if(|(at, _)| *at == self.computed) {
                 ticket.cancel(CancelReason::Disconnect);
             }
@@ -265,7 +270,7 @@ impl Host {
     pub fn rounding(sequences: usize, is_reproducible: bool) -> Host {
         let mut host = Host::new(sequences);
         host.scheduler.backend.rounds = true;
-        host.scheduler.is_reproducible = is_reproducible;
+        host.scheduler.terms.is_reproducible = is_reproducible;
         host
     }
 
@@ -318,12 +323,21 @@ impl Host {
     pub fn run(&mut self) {
         // Each step does something, so this many are enough for everything.
         for _ in 0..10_000 {
-            self.scheduler.step();
+            self.step();
             if self.scheduler.is_idle() {
                 return;
             }
         }
         panic!("the scheduler does not come to an end");
+    }
+
+    /// Lets the scheduler step, and time pass if nothing can be computed.
+    pub fn step(&mut self) {
+        self.scheduler.step();
+        if let Some(pause) = self.scheduler.pause() {
+            let now = &self.scheduler.backend.now;
+            now.set(now.get() + pause);
+        }
     }
 
     pub fn phase(&self, slot: usize) -> Option<Phase> {
