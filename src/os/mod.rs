@@ -4,6 +4,7 @@
 //! descriptor. Nothing here knows HTTP, engines or configuration files.
 
 pub mod activation;
+pub mod cgroup;
 pub mod epoll;
 pub mod file;
 pub mod memory;

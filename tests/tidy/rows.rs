@@ -21,7 +21,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("offload", &["limits", "core", "telemetry"]),
     (
         "engine",
-        &["error", "limits", "core", "telemetry", "offload"],
+        &["error", "limits", "core", "os", "telemetry", "offload"],
     ),
     ("config", &["limits", "core", "os", "telemetry", "engine"]),
     ("tls", &["limits", "core", "os", "config"]),

@@ -9,10 +9,10 @@
 //! (`a_machine_or_a_container_that_is_too_small_is_an_error`).
 
 use super::Settings;
-use super::cgroup;
 use super::ffi::{Context, ContextSettings, LoadError, Model};
 use crate::engine::family::Family;
 use crate::limits::engine as limits;
+use crate::os::cgroup;
 
 /// Returns the parameters of the context: the settings, and where they leave it open, values chosen
 /// for the model and the machine or container.

@@ -22,7 +22,6 @@
 //! being fetched or loaded.
 
 mod backend;
-mod cgroup;
 mod controls;
 mod fault;
 mod ffi;
