@@ -3,7 +3,8 @@
 //! Reads the limits of the process's control group and of all groups above it, of version 2
 //! (`memory.max`, `memory.high`) and version 1 (`memory.limit_in_bytes`). A container, a unit with
 //! `MemoryMax=` and a pod are such groups: a process beyond its limit is killed, however much
-//! memory the machine has left. Owns nothing; reads files below a root that is an argument.
+//! memory the machine has left. [`room`] is what is left of the tightest limit now, [`limit`] the
+//! lowest limit itself. Owns nothing; reads files below a root that is an argument.
 //!
 //! Used memory is the group's usage less its inactive file pages, as container managers count it:
 //! the kernel frees those pages before it kills anything.
@@ -16,31 +17,89 @@ use std::path::{Component, Path, PathBuf};
 
 /// Returns the bytes that may still be taken within every limit; `None` without a limit.
 pub fn room() -> Option<u64> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    room_in(Path::new("/sys/fs/cgroup"), &own)
+    least(Path::new(MOUNT), &own_groups()?, Group::room)
 }
 
-/// Like `room`, with the file system at `root`, for a process in the groups that `own` lists, one
-/// `number:controllers:path` per line (cgroups(7)).
-fn room_in(root: &Path, own: &str) -> Option<u64> {
-    let rooms = own.lines().flat_map(|line| {
+/// Returns the lowest limit; `None` without one.
+pub fn limit() -> Option<u64> {
+    least(Path::new(MOUNT), &own_groups()?, |group| {
+        Some(group.limit_and_used()?.0)
+    })
+}
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+fn own_groups() -> Option<String> {
+    fs::read_to_string("/proc/self/cgroup").ok()
+}
+
+/// Returns the least that `look` finds in a group of a process in the groups that `own` lists, one
+/// `number:controllers:path` per line (cgroups(7)), with the file system at `root`.
+fn least(root: &Path, own: &str, look: fn(&Group) -> Option<u64>) -> Option<u64> {
+    let found = own.lines().flat_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next().unwrap_or(""), fields.next().unwrap_or("/"));
-        match controllers {
+        let (version, mounts) = match controllers {
             // Where both versions are mounted, version 2 has its own folder.
-            "" => [root.to_owned(), root.join("unified")]
-                .iter()
-                .flat_map(|mount| groups(mount, path))
-                .filter_map(|group| room_v2(&group))
-                .min(),
+            "" => (&V2, vec![root.to_owned(), root.join("unified")]),
             _ if controllers.split(',').any(|one| one == "memory") => {
-                let groups = groups(&root.join("memory"), path);
-                groups.filter_map(|group| room_v1(&group)).min()
+                (&V1, vec![root.join("memory")])
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        let groups = mounts.iter().flat_map(|mount| groups(mount, path));
+        let found = groups.filter_map(|folder| look(&Group { folder, version }));
+        found.min()
     });
-    rooms.min()
+    found.min()
+}
+
+/// The file names of one version of control groups.
+struct Version {
+    limits: &'static [&'static str],
+    used: &'static str,
+    /// The line of `memory.stat` with the file pages that the kernel frees first.
+    inactive: &'static str,
+}
+
+const V2: Version = Version {
+    limits: &["memory.max", "memory.high"],
+    used: "memory.current",
+    inactive: "inactive_file",
+};
+
+const V1: Version = Version {
+    limits: &["memory.limit_in_bytes"],
+    used: "memory.usage_in_bytes",
+    inactive: "total_inactive_file",
+};
+
+struct Group {
+    folder: PathBuf,
+    version: &'static Version,
+}
+
+impl Group {
+    fn room(&self) -> Option<u64> {
+        let (limit, used) = self.limit_and_used()?;
+        Some(limit.saturating_sub(used))
+    }
+
+    fn limit_and_used(&self) -> Option<(u64, u64)> {
+        let limits = self.version.limits.iter();
+        let limits = limits.filter_map(|name| number(&self.folder.join(name)));
+        // Version 2 writes "max", which does not parse; version 1 the largest number of pages.
+        let limit = limits.filter(|&limit| limit < i64::MAX as u64 / 2).min()?;
+        let used = number(&self.folder.join(self.version.used)).unwrap_or(0);
+        Some((limit, used.saturating_sub(self.inactive())))
+    }
+
+    fn inactive(&self) -> u64 {
+        let text = fs::read_to_string(self.folder.join("memory.stat")).unwrap_or_default();
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(key, _)| *key == self.version.inactive);
+        found.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0)
+    }
 }
 
 /// Yields the group's folder and all above it, up to the mount. In a container the path may be that
@@ -58,33 +117,6 @@ fn groups(mount: &Path, path: &str) -> impl Iterator<Item = PathBuf> + use<> {
         let parts = names[..depth].iter();
         parts.fold(mount.clone(), |path, name| path.join(name))
     })
-}
-
-fn room_v2(group: &Path) -> Option<u64> {
-    // "max" does not parse, and does not limit.
-    let limits = ["memory.max", "memory.high"];
-    let limit = limits.iter().filter_map(|name| number(&group.join(name)));
-    let used = number(&group.join("memory.current")).unwrap_or(0);
-    Some(left(limit.min()?, used, inactive(group, "inactive_file")))
-}
-
-fn room_v1(group: &Path) -> Option<u64> {
-    let limit = number(&group.join("memory.limit_in_bytes"))?;
-    // "No limit" is the largest possible number of pages.
-    let limit = (limit < i64::MAX as u64 / 2).then_some(limit)?;
-    let used = number(&group.join("memory.usage_in_bytes")).unwrap_or(0);
-    Some(left(limit, used, inactive(group, "total_inactive_file")))
-}
-
-fn left(limit: u64, used: u64, inactive: u64) -> u64 {
-    limit.saturating_sub(used.saturating_sub(inactive))
-}
-
-fn inactive(group: &Path, name: &str) -> u64 {
-    let text = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    let found = lines.find(|(key, _)| *key == name);
-    found.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0)
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -111,7 +143,11 @@ mod tests {
         }
 
         fn room(&self, own: &str) -> Option<u64> {
-            room_in(self.0.path(), own)
+            least(self.0.path(), own, Group::room)
+        }
+
+        fn limit(&self, own: &str) -> Option<u64> {
+            least(self.0.path(), own, |group| Some(group.limit_and_used()?.0))
         }
     }
 
@@ -128,6 +164,7 @@ mod tests {
             9_223_372_036_854_771_712_u64,
         );
         assert_eq!(tree.room("1:memory:/a\n0::/a\n"), None);
+        assert_eq!(tree.limit("1:memory:/a\n0::/a\n"), None);
     }
 
     #[test]
@@ -149,6 +186,7 @@ mod tests {
         tree.write("a", "memory.max", 400 * MIB);
         tree.write("a", "memory.current", 350 * MIB);
         assert_eq!(tree.room("0::/a/b\n"), Some(50 * MIB));
+        assert_eq!(tree.limit("0::/a/b\n"), Some(400 * MIB));
     }
 
     #[test]

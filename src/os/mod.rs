@@ -4,7 +4,7 @@
 //! descriptor. Nothing here knows HTTP, engines or configuration files.
 
 pub mod activation;
-pub mod cgroup;
+mod cgroup;
 pub mod epoll;
 pub mod file;
 pub mod memory;

@@ -12,7 +12,7 @@ use super::Settings;
 use super::ffi::{Context, ContextSettings, LoadError, Model};
 use crate::engine::family::Family;
 use crate::limits::engine as limits;
-use crate::os::cgroup;
+use crate::os::room::available_memory;
 
 /// Returns the parameters of the context: the settings, and where they leave it open, values chosen
 /// for the model and the machine or container.
@@ -28,7 +28,7 @@ pub fn plan(
         tokens => tokens,
     };
     let per_token = model.cache_bytes_per_token(kv_type);
-    let available = available_bytes();
+    let available = available_memory();
     let context = match settings.context {
         0 => affordable(available, sequences, per_token)
             .map_err(LoadError)?
@@ -94,22 +94,6 @@ fn too_large(tokens: u32, sequences: u32, wanted: u64, available: Option<u64>) -
     )
 }
 
-/// Returns the bytes available without swapping and without being killed for taking them.
-fn available_bytes() -> Option<u64> {
-    let of_machine = machine_bytes();
-    let of_groups = cgroup::room();
-    of_machine.into_iter().chain(of_groups).min()
-}
-
-fn machine_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
 pub(super) fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
 }
@@ -149,11 +133,5 @@ mod tests {
         for part in ["512 tokens", "16 sequences", "4352 MiB", "engine.parallel"] {
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn kernel_reports_how_much_is_available() {
-        assert!(available_bytes().unwrap() > 1 << 20);
-        assert!(available_bytes() <= machine_bytes());
     }
 }
