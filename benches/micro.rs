@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use autoglmd::config::Config;
+use autoglmd::core::buffered::Account;
 use autoglmd::core::output::OutputQueue;
 use autoglmd::core::pool::BufferPool;
 use autoglmd::core::wheel::Wheel;
@@ -183,6 +184,7 @@ fn form_service() -> Service {
         keys: Arc::new(KeyRing::new(Vec::new())),
         engine: Arc::new(NoEngine),
         limiter: Arc::new(Limiter::new()),
+        buffered: Account::new(usize::MAX),
         metrics: Metrics::new("bench"),
         workers: Arc::default(),
         wall_clock: UnixSeconds::default,

@@ -148,6 +148,9 @@ catalogue! {
     UpstreamFailed = "upstream_failed", 502, 14, Server;
     /// The engine's queue is full; `Retry-After` is computed from its measured speed.
     QueueFull = "queue_full", 503, 14, Overloaded;
+    /// The memory for incomplete requests and unread responses is in use (`limits.max_buffered`);
+    /// wait for `Retry-After`. A request that arrives in one piece needs none of it.
+    BuffersFull = "buffers_full", 503, 14, Overloaded;
     /// The model is still loading; `/readyz` reports when it is ready.
     ModelLoading = "model_loading", 503, 14, Overloaded;
     /// The daemon is stopping and accepts no new work. Send the request elsewhere.

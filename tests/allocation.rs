@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use autoglmd::config::{Config, Opening};
 use autoglmd::core::UnixSeconds;
+use autoglmd::core::buffered::Account;
 use autoglmd::core::places::Places;
 use autoglmd::engine::echo::Echo;
 use autoglmd::keys::KeyRing;
@@ -140,6 +141,7 @@ impl Daemon {
             keys: Arc::new(KeyRing::new(Vec::new())),
             engine,
             limiter: Arc::new(Limiter::new()),
+            buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             workers: Arc::default(),
             wall_clock: UnixSeconds::default,

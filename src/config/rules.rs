@@ -26,6 +26,7 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         unguarded(config),
         long_uri(config),
         long_default(config),
+        narrow_buffers(config),
         journald_file(config),
         unpaired_keys(config),
         tls_without_certificate(config),
@@ -92,6 +93,19 @@ fn long_default(config: &Config) -> Option<Finding> {
              limits.max_request_timeout, which is {}",
             print_duration(default),
             print_duration(most)
+        ),
+    })
+}
+
+/// A growing body takes up to twice its length.
+fn narrow_buffers(config: &Config) -> Option<Finding> {
+    let (buffered, body) = (config.limits.max_buffered, config.limits.max_body);
+    (buffered != 0 && buffered / 2 < body).then(|| Finding {
+        keys: &["limits.max_buffered", "limits.max_body"],
+        message: format!(
+            "limits.max_buffered is {}; expected at least twice limits.max_body, which is {}",
+            print_size_bytes(buffered as u64),
+            print_size_bytes(body as u64)
         ),
     })
 }
@@ -364,18 +378,19 @@ mod tests {
         config.tls.keys = vec!["/tmp/a".into()];
         config.tls.client_keys = vec![ClientKey::parse("cn:a = b").expect("a pair")];
         config.limits.max_uri = config.limits.max_head + 1;
+        config.limits.max_buffered = config.limits.max_body;
         config.limits.default_request_timeout = config.limits.max_request_timeout * 2;
         config.log.format = LogFormat::Journald;
         config.log.file = Some("/tmp/a".into());
         config.engine.kind = EngineKind::Echo;
         config.engine.context = 16;
         let (errors, warnings) = (errors(&config), warnings(&config));
-        assert_eq!((errors.len(), warnings.len()), (8, 3));
+        assert_eq!((errors.len(), warnings.len()), (9, 3));
         config.tls.client_certificates = ClientCertificates::Required;
         let unsigned = super::errors(&config);
         // An authority is missing now, not the request for certificates, and `fd:web` accepts clear
         // text.
-        assert_eq!(unsigned.len(), 9);
+        assert_eq!(unsigned.len(), 10);
         for finding in errors.iter().chain(&warnings).chain(&unsigned) {
             assert!(
                 finding.keys.iter().all(|path| schema::find(path).is_some()),

@@ -241,7 +241,7 @@ schema! {
         concurrency: u32 = 0, number(limits::CONCURRENT_REQUESTS), Reload;
     }
 
-    /// Limits of one connection and one request.
+    /// Limits of one connection and one request, and of all connections together.
     limits "limits": Limits {
         /// Concurrent connections. 0: as many as the descriptor limit allows, less a reserve.
         max_connections: u32 = 0, number(limits::CONNECTIONS), Restart;
@@ -253,6 +253,12 @@ schema! {
         max_headers: usize = http1_limits::FIELDS_DEFAULT, number(limits::FIELDS), Reload;
         /// Size of a request's body, as received and after inflating.
         max_body: usize = MIB, size(limits::BODY_BYTES), Reload;
+        /// Memory of all connections together for requests that are not complete and responses that
+        /// are not read. Above it, requests whose rest is still to come are refused with 503
+        /// `buffers_full`; those without a key from three quarters of it on. At least twice
+        /// `limits.max_body`. 0: a 64th of the memory that the machine and the process's control
+        /// groups allow, but between 16 MiB and 48 MiB, and at least four times `limits.max_body`.
+        max_buffered: usize = 0, size(limits::BUFFERED_BYTES), Reload;
         /// How many times its own size a compressed body may inflate to, beyond the first 64 KiB.
         /// `limits.max_body` bounds the result as well.
         max_inflate_ratio: u32 = 100, number(limits::INFLATE_RATIO), Reload;

@@ -70,6 +70,8 @@ struct Chain {
     pieces: VecDeque<Piece>,
     /// The length of all pieces, including the written part of the first.
     pieces_bytes: usize,
+    /// The memory of all pieces.
+    memory_bytes: usize,
     /// How much of the first piece is written, or of the tail if there are no pieces.
     written: usize,
 }
@@ -86,6 +88,13 @@ impl Piece {
         match self {
             Piece::Pooled(buffer) => buffer,
             Piece::Shared(bytes) => bytes,
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Piece::Pooled(buffer) => buffer.capacity(),
+            Piece::Shared(bytes) => bytes.len(),
         }
     }
 }
@@ -166,6 +175,11 @@ impl OutputQueue {
     /// Returns whether the queue owns heap memory.
     pub fn holds_memory(&self) -> bool {
         self.tail.capacity() != 0 || self.chain.is_some()
+    }
+
+    /// Returns the memory that it owns: more than the bytes that wait.
+    pub fn memory_bytes(&self) -> usize {
+        self.tail.capacity() + self.chain.as_ref().map_or(0, |chain| chain.memory_bytes)
     }
 
     // ---- commands: fill ----
@@ -281,6 +295,7 @@ impl OutputQueue {
     fn push_piece(&mut self, piece: Piece) {
         let chain = self.chain.get_or_insert_default();
         chain.pieces_bytes += piece.as_slice().len();
+        chain.memory_bytes += piece.memory_bytes();
         chain.pieces.push_back(piece);
     }
 
@@ -297,6 +312,8 @@ impl OutputQueue {
         let lengths = chain.pieces.iter().map(|piece| piece.as_slice().len());
         assert!(lengths.clone().all(|length| length > 0));
         assert_eq!(lengths.sum::<usize>(), chain.pieces_bytes);
+        let memory = chain.pieces.iter().map(Piece::memory_bytes);
+        assert_eq!(memory.sum::<usize>(), chain.memory_bytes);
         let front = chain.pieces.front().map(Piece::as_slice);
         assert!(chain.written < front.unwrap_or(&self.tail).len());
         assert!(front.is_some() || chain.written > 0);
@@ -315,6 +332,7 @@ impl Chain {
             count -= length - self.written;
             self.written = 0;
             self.pieces_bytes -= length;
+            self.memory_bytes -= front.memory_bytes();
             if let Some(Piece::Pooled(buffer)) = self.pieces.pop_front() {
                 pool.give(buffer);
             }
@@ -524,8 +542,9 @@ mod tests {
                 queue.check_invariants();
                 pool.check_invariants();
                 prop_assert_eq!(queue.len(), queued - written);
+                prop_assert!(queue.memory_bytes() >= queue.len());
                 if queue.is_empty() {
-                    prop_assert!(!queue.holds_memory());
+                    prop_assert!(!queue.holds_memory() && queue.memory_bytes() == 0);
                     prop_assert_eq!(pool.outstanding(), 0);
                 }
             }

@@ -114,6 +114,12 @@ impl BufferPool {
         self.buffers.push(buffer);
     }
 
+    /// Frees all buffers that are in the pool.
+    pub fn release_free(&mut self) {
+        self.retained_bytes = 0;
+        self.buffers = Vec::new();
+    }
+
     /// Checks every buffer: for tests and the simulation.
     pub fn check_invariants(&self) {
         let capacities = self.buffers.iter().map(Vec::capacity);
@@ -154,6 +160,18 @@ mod tests {
         assert!((1..=4).contains(&pool.len()));
         assert_eq!(pool.counters().freed, 10 - pool.len() as u64);
         assert_eq!(pool.outstanding(), 0);
+    }
+
+    #[test]
+    fn free_buffers_can_be_released() {
+        let mut pool = BufferPool::new(64, 1_024);
+        let (one, other) = (pool.take(), pool.take());
+        pool.give(one);
+        pool.release_free();
+        pool.check_invariants();
+        assert!(pool.is_empty());
+        pool.give(other);
+        assert_eq!((pool.len(), pool.outstanding()), (1, 0));
     }
 
     #[test]

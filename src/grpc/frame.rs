@@ -81,6 +81,11 @@ impl Decoder {
         self.pending.len() - self.start
     }
 
+    /// Returns the memory that it holds.
+    pub fn buffered_bytes(&self) -> usize {
+        self.pending.capacity()
+    }
+
     /// Returns the next whole message. After an error the stream is meaningless.
     pub fn poll_message(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
         let Some(framed) = first(&self.pending[self.start..], self.bounds.bytes)? else {

@@ -56,6 +56,9 @@ pub const BROTLI_STREAM_QUALITY: u32 = 3;
 /// Brotli's window for a stream: 16 KiB, as zstd's.
 pub const BROTLI_STREAM_WINDOW_BITS: u32 = 14;
 
+/// What the encoder of any stream holds: see the table above.
+pub const STREAM_ENCODER_BYTES_MAX: usize = 305 * 1024;
+
 /// The room that an encoder finds for its output at a time: most events need less.
 pub const ENCODER_ROOM_BYTES: usize = 1024;
 

@@ -101,6 +101,9 @@ pub const FIELDS: RangeInclusive<u64> = 8..=super::http1::FIELDS_MAX as u64;
 /// `limits.max_body`.
 pub const BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
 
+/// `limits.max_buffered`.
+pub const BUFFERED_BYTES: RangeInclusive<u64> = 0..=1024 * GIB;
+
 /// `limits.max_inflate_ratio`: deflate reaches 1,032 and the others a million; text that people
 /// wrote stays below 20.
 pub const INFLATE_RATIO: RangeInclusive<u64> = 10..=1_000_000;

@@ -64,10 +64,16 @@ pub const WRITE_TIMEOUTS_PER_OUTPUT_MAX: u32 = 10;
 
 // ---- the account of buffered memory ----
 
+/// Bytes by which a reactor's connections may differ from what the account of the whole daemon
+/// knows: eight buffers of the pool, so that a reactor touches the shared number once for many
+/// requests, and 64 reactors hide 4 MiB at most.
+pub const BUFFERED_STEP_BYTES: usize = 64 * 1024;
+
 /// Requests without a key are refused from this part of the bound on. What is left serves holders
 /// of keys while strangers hold all that they can.
 pub const BUFFERED_ANONYMOUS_PERCENT: usize = 75;
 
+const _: () = assert!(BUFFERED_STEP_BYTES >= POOL_BUFFER_BYTES);
 const _: () = assert!(BUFFERED_ANONYMOUS_PERCENT <= 100);
 
 // ---- accepting ----

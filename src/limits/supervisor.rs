@@ -39,6 +39,21 @@ pub const MEMORY_RETURN_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// The least time between two such returns.
 pub const MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The account of buffered memory takes the allowed memory divided by this, unless the
+/// configuration sets it: the model needs the rest.
+pub const BUFFERED_MEMORY_DIVISOR: u64 = 64;
+
+/// It takes at least this: a few bodies of the usual maximum at once.
+pub const BUFFERED_BYTES_MIN: usize = 16 * 1024 * 1024;
+
+/// It takes at most this: 48 slow bodies of the usual maximum, or 350 slow readers of streams, are
+/// more than a model on one machine serves. Hostile clients cannot make the process grow by more
+/// than 64 MiB then.
+pub const BUFFERED_BYTES_MAX: usize = 48 * 1024 * 1024;
+
+/// But at least so many bodies of the configured maximum.
+pub const BUFFERED_BODIES_FACTOR_MIN: usize = 4;
+
 // ---- descriptors ----
 
 /// How often descriptors are counted where the kernel reports their number only by a list (before

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::config::Config;
+use crate::core::buffered::Account;
 use crate::core::{Moment, UnixSeconds};
 use crate::engine::metrics::EngineSeries;
 use crate::engine::{Engine, ModelInfo};
@@ -42,6 +43,8 @@ pub struct Parts {
     pub engine: Arc<dyn Engine>,
     /// One for the whole daemon: a key's rate is the same on every reactor.
     pub limiter: Arc<Limiter>,
+    /// One for the whole daemon: the memory that slow peers make it hold.
+    pub buffered: Account,
     /// One for the whole daemon, for work that takes longer than a reactor may.
     pub workers: Arc<Workers>,
     pub metrics: Metrics,
@@ -83,8 +86,12 @@ impl Desk {
     pub fn new(parts: Parts, dialects: fn(Surface) -> &'static dyn Dialect) -> Desk {
         let log = RequestLog::new(parts.metrics.series(), parts.config.log.access);
         let engine_series = parts.metrics.series();
+        let coder = Coder::new(
+            &parts.config,
+            parts.metrics.series(),
+            parts.buffered.clone(),
+        );
         let worker_series = parts.metrics.series();
-        let coder = Coder::new(&parts.config, parts.metrics.series());
         Desk {
             parts,
             request_ids: RequestIds::new(),

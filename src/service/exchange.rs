@@ -24,6 +24,15 @@ impl Exchange {
         matches!(self, Exchange::Generation(_))
     }
 
+    /// Returns the memory that it holds until its response is complete.
+    pub fn buffered_bytes(&self) -> usize {
+        match self {
+            Exchange::Generation(running) => running.work.text.capacity(),
+            Exchange::HealthWatch(_) => 0,
+            Exchange::Reflection(dialogue) => dialogue.buffered_bytes(),
+        }
+    }
+
     /// Returns when [`handle_deadline`](super::Service::handle_deadline) must be called, if nothing
     /// happens before. Every event moves it, so the caller must read it again after each call.
     pub fn next_deadline(&self) -> Moment {

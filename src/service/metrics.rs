@@ -1,5 +1,6 @@
 //! The service's series in `/metrics`: requests, generations, errors.
 
+use crate::core::buffered::Account;
 use crate::error::ErrorCode;
 use crate::limits::telemetry as telemetry_limits;
 use crate::offload::CancelReason;
@@ -23,8 +24,23 @@ crate::families! {
             "request_duration_seconds" { route: Route }, "http.server.request.duration";
         /// Error responses, by the catalogue's code.
         errors: Counter = "errors" [ code: ErrorCode ], "autoglmd.http.server.error";
+        /// Memory held for incomplete requests and unread responses.
+        buffered: Gauge = "buffered_bytes", "autoglmd.buffer.usage";
+        /// The most of it that was held at once.
+        buffered_most: Gauge = "buffered_most_bytes", "autoglmd.buffer.peak";
+        /// The bound on it, `limits.max_buffered`.
+        buffered_limit: Gauge = "buffered_limit_bytes", "autoglmd.buffer.limit";
         /// Jobs that were stopped.
         cancelled: Counter = "cancelled" [ reason: CancelReason ], "autoglmd.job.cancelled";
+    }
+}
+
+impl ServiceSeries {
+    /// Copies the account's numbers, before the registry is encoded.
+    pub fn update(&self, buffered: &Account) {
+        self.buffered.set(buffered.held() as i64);
+        self.buffered_most.set(buffered.held_most() as i64);
+        self.buffered_limit.set(buffered.bound() as i64);
     }
 }
 

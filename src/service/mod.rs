@@ -51,6 +51,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::core::Moment;
+use crate::core::buffered::Account;
 use crate::engine::Event;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
@@ -91,6 +92,11 @@ impl Service {
             static_bodies: StaticBodies::default(),
             inflated: Vec::new(),
         }
+    }
+
+    /// Returns the account of the memory that slow peers make the daemon hold.
+    pub fn buffered(&self) -> &Account {
+        &self.desk.parts.buffered
     }
 
     /// Decides by the head alone: route, credentials, rate limit, media type, body limit. Called

@@ -119,11 +119,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::core::buffered::Claim;
     use crate::core::glitch::Glitch;
     use crate::engine::metrics::EngineSeries;
     use crate::offload::metrics::WorkerSeries;
     use crate::reactor::close_reason::CloseReason;
-    use crate::reactor::metrics::{HandshakeOutcome, ReactorSeries, TlsRefusal};
+    use crate::reactor::metrics::{HandshakeOutcome, Part, ReactorSeries, TlsRefusal};
     use crate::service::metrics::ServiceSeries;
     use crate::service::{CompressionSeries, Route};
     use crate::telemetry::exposition::Exposition;
@@ -145,6 +146,8 @@ mod tests {
         let reactor = metrics.series::<ReactorSeries>();
         reactor.closed.get(CloseReason::Idle).inc();
         reactor.glitches.get(Glitch::Drip).inc();
+        let refused = (Claim::Anonymous, Part::Head);
+        reactor.buffers_refused.get(refused).inc();
         let handshake = (HandshakeOutcome::Full, "1.3");
         reactor.tls_handshakes.get(handshake).inc();
         reactor.tls_refused.get(TlsRefusal::ClearOnTls).inc();

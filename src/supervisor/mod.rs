@@ -13,7 +13,7 @@
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
 //! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`keys`], [`workers`],
-//!   [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`]): the parts;
+//!   [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
@@ -21,6 +21,7 @@
 //! that may block for as long as a disk does (reading a reload's files, SQLite) happens in a
 //! worker, because this thread feeds the watchdog and reactors serve.
 
+mod buffers;
 mod certificates;
 mod daemon;
 mod engine;

@@ -8,9 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::buffers;
 use super::failure::Failure;
 use super::spawner::Spawner;
 use crate::config::{Config, Loaded, Sources};
+use crate::core::buffered::Account;
 use crate::engine::Engine;
 use crate::keys::KeyRing;
 use crate::offload::Workers;
@@ -54,6 +56,8 @@ pub struct Birth {
     pub sources: Sources,
     pub metrics: Metrics,
     pub limiter: Arc<Limiter>,
+    /// The memory of all connections.
+    pub buffered: Account,
     /// The engine and the reactors send it tasks.
     pub workers: Arc<Workers>,
     /// The time within which a reactor must turn; `None` without a watchdog.
@@ -83,6 +87,7 @@ impl Birth {
             metrics: Metrics::new(loaded.config.engine.kind.as_str()),
             sources: sources.clone(),
             limiter: Arc::new(Limiter::new()),
+            buffered: Account::new(buffers::bound(&loaded.config)),
             workers: Arc::default(),
             heartbeat,
             acceptor: None,

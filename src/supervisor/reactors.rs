@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::buffers;
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use super::spawner::Common;
 use crate::console::exit;
+use crate::core::buffered::Account;
 use crate::core::places::Places;
 use crate::core::{Moment, UnixSeconds};
 use crate::reactor::event_loop::Neighbour;
@@ -30,6 +32,7 @@ pub struct Reactors {
     running: usize,
     /// Brings a byte from each reactor that has ended.
     ends: PipeReader,
+    buffered: Account,
 }
 
 impl Part for Reactors {
@@ -46,6 +49,7 @@ impl Part for Reactors {
                 keys: birth.keys.clone(),
                 engine,
                 limiter: birth.limiter.clone(),
+                buffered: birth.buffered.clone(),
                 workers: birth.workers.clone(),
                 metrics: birth.metrics.clone(),
                 wall_clock: UnixSeconds::now,
@@ -60,10 +64,13 @@ impl Part for Reactors {
             neighbours: spawned.neighbours,
             threads: spawned.threads,
             ends: spawned.ends,
+            buffered: birth.buffered.clone(),
         })
     }
 
     fn apply(&mut self, settings: &Settings) {
+        // Read here, because a reactor must not read files.
+        self.buffered.set_bound(buffers::bound(&settings.config));
         self.post(|| Message::Tls(settings.acceptor.clone()));
         self.post(|| Message::Apply(settings.config.clone()));
     }

@@ -66,6 +66,7 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
 pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
     let metrics = &desk.parts.metrics;
     desk.engine_series.update(&desk.parts.engine.gauges());
+    desk.log.metrics().update(&desk.parts.buffered);
     desk.worker_series.update(&desk.parts.workers.figures());
     let exposition = exposition(request);
     let text = metrics.expose(exposition);

@@ -7,13 +7,15 @@
 //!  1. A response has `Content-Encoding` exactly if its body has that coding, even if HEAD leaves
 //!     the body out.
 //!  2. Every response whose form depends on `Accept-Encoding` has `Vary`.
-//!  3. Of a reactor's streams at most `limits::COMPRESSED_STREAMS_MAX` hold an encoder.
+//!  3. Of a reactor's streams at most `limits::COMPRESSED_STREAMS_MAX` hold an encoder, and each
+//!     encoder has a share of the account of buffered memory.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::config::Config;
+use crate::core::buffered::{Account, Claim, Share};
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::Message;
 use crate::grpc::{Bounds, Encoding, frame};
@@ -52,17 +54,20 @@ pub struct Coder {
     coded: Vec<u8>,
     /// Streams that hold an encoder.
     streams: Arc<AtomicU32>,
+    /// The account in which their memory counts.
+    buffered: Account,
     counters: Arc<CompressionSeries>,
 }
 
 impl Coder {
-    pub fn new(config: &Config, counters: Arc<CompressionSeries>) -> Coder {
+    pub fn new(config: &Config, counters: Arc<CompressionSeries>, buffered: Account) -> Coder {
         Coder {
             is_on: config.server.compress,
             bytes_min: config.server.compress_min,
             compressor: Compressor::default(),
             coded: Vec::new(),
             streams: Arc::default(),
+            buffered,
             counters,
         }
     }
@@ -166,7 +171,14 @@ impl Coder {
         fields.push("vary", "Accept-Encoding");
         let coding = accepted.choose(ORDER)?;
         let permit = Permit::try_take(&self.streams, limits::COMPRESSED_STREAMS_MAX);
-        let encoder = permit.zip(Encoder::stream(coding).ok());
+        // A public route compresses nothing, so its client has shown a key if there are any.
+        let mut share = self.buffered.share(Claim::Keyed);
+        let has_room = share
+            .resize(compression_limits::STREAM_ENCODER_BYTES_MAX)
+            .is_ok();
+        let encoder = permit
+            .filter(|_| has_room)
+            .zip(Encoder::stream(coding).ok());
         let Some((permit, encoder)) = encoder else {
             self.counters.skipped.get(Skipped::Busy).inc();
             return None;
@@ -178,6 +190,7 @@ impl Coder {
             encoder,
             counters,
             _permit: permit,
+            _share: share,
         }))
     }
 
@@ -250,6 +263,7 @@ pub struct StreamCoder {
     encoder: Encoder,
     counters: Arc<CompressionSeries>,
     _permit: Permit,
+    _share: Share,
 }
 
 impl Drop for StreamCoder {

@@ -48,7 +48,7 @@ crate::families! {
 pub enum Skipped {
     /// It would not have become smaller.
     Grew,
-    /// Other streams had all the encoders.
+    /// Other streams had all the encoders, or all the memory for them.
     Busy,
 }
 

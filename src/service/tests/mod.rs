@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::router::{self, Access, Surface, Verbs};
 use super::*;
+use crate::core::buffered::Account;
 use crate::core::{Key, UnixSeconds};
 use crate::engine::{
     Defaults, Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings,
@@ -265,6 +266,7 @@ impl Bench {
             keys: Arc::new(ring()),
             engine: engine.clone(),
             limiter: Arc::new(Limiter::new()),
+            buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             workers: Arc::default(),
             wall_clock: || UnixSeconds::new(WALL_CLOCK),

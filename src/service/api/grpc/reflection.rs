@@ -42,6 +42,11 @@ impl Dialogue {
         self.look_at.min(self.ends)
     }
 
+    /// Returns the memory of questions that wait.
+    pub fn buffered_bytes(&self) -> usize {
+        self.questions.buffered_bytes()
+    }
+
     pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
         let bytes = self.bytes;
         log.close(&self.call, Outcome::Abandoned { bytes, reason }, None, now);
