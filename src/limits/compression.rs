@@ -56,7 +56,7 @@ pub const BROTLI_STREAM_QUALITY: u32 = 3;
 /// Brotli's window for a stream: 16 KiB, as zstd's.
 pub const BROTLI_STREAM_WINDOW_BITS: u32 = 14;
 
-/// What the encoder of any stream holds: see the table above.
+/// Memory that the encoder of a stream holds, in any coding: the table above has the figures.
 pub const STREAM_ENCODER_BYTES_MAX: usize = 305 * 1024;
 
 /// The room that an encoder finds for its output at a time: most events need less.

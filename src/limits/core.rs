@@ -69,8 +69,8 @@ pub const WRITE_TIMEOUTS_PER_OUTPUT_MAX: u32 = 10;
 /// requests, and 64 reactors hide 4 MiB at most.
 pub const BUFFERED_STEP_BYTES: usize = 64 * 1024;
 
-/// Requests without a key are refused from this part of the bound on. What is left serves holders
-/// of keys while strangers hold all that they can.
+/// Requests without a key are refused from this part of the bound on. The rest serves holders of
+/// keys while strangers hold their part.
 pub const BUFFERED_ANONYMOUS_PERCENT: usize = 75;
 
 const _: () = assert!(BUFFERED_STEP_BYTES >= POOL_BUFFER_BYTES);

@@ -51,7 +51,7 @@ pub const BUFFERED_BYTES_MIN: usize = 16 * 1024 * 1024;
 /// than 64 MiB then.
 pub const BUFFERED_BYTES_MAX: usize = 48 * 1024 * 1024;
 
-/// But at least so many bodies of the configured maximum.
+/// It takes at least this many bodies of the configured maximum.
 pub const BUFFERED_BODIES_FACTOR_MIN: usize = 4;
 
 // ---- descriptors ----

@@ -26,9 +26,11 @@ use std::io::{self, IoSlice};
 use super::close_reason::CloseReason;
 use super::context::{Lent, Turn};
 use super::machine::Used;
+use super::metrics::Part;
 use super::system::{Edge, System};
 use super::transport::{Arrived, Transport};
 use crate::config::Opening;
+use crate::core::buffered::Claim;
 use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::readiness::Readiness;
@@ -99,6 +101,12 @@ impl<K> Channel<K> {
     /// Returns whether anything waits to be written, encrypted or not.
     pub fn has_output(&self) -> bool {
         !self.output.is_empty() || self.transport.wants_write()
+    }
+
+    /// Returns the memory of its input and its output.
+    pub fn buffered_bytes(&self) -> usize {
+        let queues = self.inbound.capacity() + self.output.memory_bytes();
+        queues + self.transport.buffered_bytes()
     }
 
     /// Returns whether it holds bytes that the protocol has not used up.
@@ -205,7 +213,11 @@ impl<K> Channel<K> {
                 }
                 let transport = &mut self.transport;
                 let arrived = transport.handle_input(scratch, length, &mut self.peer, turn);
-                Ok(Read::Arrived(arrived))
+                let waits = !self.is_known && self.transport.is_within_record();
+                match waits && !turn.admits(Claim::Anonymous, Part::Frame) {
+                    true => Err(CloseReason::Evicted),
+                    false => Ok(Read::Arrived(arrived)),
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readiness.blocked_read();

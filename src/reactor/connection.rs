@@ -165,6 +165,11 @@ impl<K> Connection<K> {
         self.protocol.awaits(request)
     }
 
+    /// Returns the memory that it holds because its peer has not sent or not read everything.
+    pub fn buffered_bytes(&self) -> usize {
+        self.channel.buffered_bytes() + self.protocol.buffered_bytes()
+    }
+
     /// Returns whether there are bytes to read, here or in the kernel.
     fn has_input(&self) -> bool {
         self.channel.has_input() || self.holds_unseen_bytes()

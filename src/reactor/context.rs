@@ -8,14 +8,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::date::DateCache;
-use super::metrics::ReactorSeries;
+use super::metrics::{Part, ReactorSeries};
 use crate::config::Config;
 use crate::core::budget::{Budget, Clock};
+use crate::core::buffered::{Account, Claim, Tally};
 use crate::core::output::{Marks, OutputQueue};
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
+use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::Bounds;
 use crate::limits::reactor as limits;
+use crate::limits::service as service_limits;
 use crate::service::{Peer, Service};
 use crate::tls::Acceptor;
 
@@ -40,6 +43,8 @@ pub struct Turn<'t, H = Service> {
     pub reactor: u16,
     pub handler: &'t mut H,
     pub pool: &'t mut BufferPool,
+    /// The memory of this reactor's connections.
+    pub buffered: &'t Tally,
     pub config: &'t Config,
     pub bounds: &'t Bounds,
     pub marks: Marks,
@@ -56,6 +61,29 @@ pub struct Turn<'t, H = Service> {
     pub metrics: &'t ReactorSeries,
 }
 
+impl<H> Turn<'_, H> {
+    /// Returns whether memory may be held for the rest of a request. If not, counts the refusal and
+    /// returns the pool's free buffers to the allocator.
+    pub fn admits(&mut self, claim: Claim, part: Part) -> bool {
+        let is_admitted = self.buffered.admits(claim);
+        if !is_admitted {
+            self.metrics.buffers_refused.get((claim, part)).inc();
+            self.pool.release_free();
+        }
+        is_admitted
+    }
+}
+
+/// Returns the refusal of a request for whose rest there is no memory.
+pub fn buffers_full() -> ApiError {
+    ApiError::new(ErrorCode::BuffersFull, BUFFERS_FULL)
+        .with_retry_after(service_limits::BUSY_RETRY_AFTER)
+}
+
+const BUFFERS_FULL: &str = "the daemon holds as many incomplete requests and unread responses as \
+                            `limits.max_buffered` allows; wait for `Retry-After`, or send the \
+                            request in one piece";
+
 /// The state that the connections of one reactor share, in one place so that it can be lent as one.
 pub struct Resources<H = Service> {
     /// The reactor's index.
@@ -63,6 +91,7 @@ pub struct Resources<H = Service> {
     pub now: Moment,
     pub handler: H,
     pub pool: BufferPool,
+    pub buffered: Tally,
     pub config: Arc<Config>,
     pub bounds: Bounds,
     pub marks: Marks,
@@ -89,6 +118,7 @@ impl<H> Resources<H> {
             now,
             handler,
             pool: BufferPool::default(),
+            buffered: Tally::new(Account::new(usize::MAX)),
             bounds: bounds(&config),
             config,
             marks: Marks::DEFAULT,
@@ -111,6 +141,7 @@ impl<H> Resources<H> {
             reactor: self.reactor,
             handler: &mut self.handler,
             pool: &mut self.pool,
+            buffered: &self.buffered,
             config: &self.config,
             bounds: &self.bounds,
             marks: self.marks,

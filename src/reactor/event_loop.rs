@@ -59,6 +59,7 @@ use super::system::{Edge, Source, System};
 use crate::config::{Config, Opening};
 use crate::core::accept_gate::AcceptGate;
 use crate::core::budget::Phase;
+use crate::core::buffered::Tally;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::idle_list::IdleList;
@@ -137,6 +138,7 @@ pub struct Reactor<S: System> {
 impl<S: System> Reactor<S> {
     pub fn new(mut parts: Parts<S>) -> Reactor<S> {
         let now = parts.system.now();
+        let buffered = Tally::new(parts.service.buffered().clone());
         let mut shared = Resources::new(
             parts.index,
             now,
@@ -146,6 +148,7 @@ impl<S: System> Reactor<S> {
         );
         shared.tls = parts.tls;
         shared.set_clock(parts.system.clock());
+        shared.buffered = buffered;
         let mut gate = AcceptGate::new(parts.places.clone());
         // Clients may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
@@ -400,8 +403,8 @@ impl<S: System> Reactor<S> {
         self.reschedule(key, pumped);
     }
 
-    /// Follows anything that was done to a connection: closes it, or brings its entries in run
-    /// queue, wheel and idle list up to date.
+    /// Follows anything that was done to a connection: closes it, or brings its memory in the tally
+    /// and its entries in run queue, wheel and idle list up to date.
     fn reschedule(&mut self, key: Key, pumped: Pumped) {
         if let Pumped::Closed(reason) = pumped {
             return self.close(key, reason);
@@ -409,6 +412,7 @@ impl<S: System> Reactor<S> {
         let Some(connection) = self.slots.get_mut(key) else {
             return;
         };
+        self.shared.buffered.set(key, connection.buffered_bytes());
         if connection.is_idle() {
             if self.shared.draining {
                 return self.close(key, CloseReason::Drain);
@@ -452,6 +456,7 @@ impl<S: System> Reactor<S> {
             connection.say_goodbye(reason, system, turn.pool);
             connection.abandon(reason, turn)
         });
+        self.shared.buffered.set(key, 0);
         self.system.close(connection.into_socket());
         self.wheel.cancel(key);
         self.idle.remove(key);

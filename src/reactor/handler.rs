@@ -131,6 +131,11 @@ pub trait Pending {
 
     /// Returns whether a job runs for it, whose terminal event will come in any case.
     fn has_job(&self) -> bool;
+
+    /// Returns the memory that it holds until its response is complete.
+    fn buffered_bytes(&self) -> usize {
+        0
+    }
 }
 
 impl Handler for Service {
@@ -239,5 +244,9 @@ impl Pending for Exchange {
 
     fn has_job(&self) -> bool {
         Exchange::has_job(self)
+    }
+
+    fn buffered_bytes(&self) -> usize {
+        Exchange::buffered_bytes(self)
     }
 }

@@ -339,6 +339,13 @@ impl<H: Handler> Machine<H> for Http1<H> {
         matches!(self.stage, Stage::Answering(_)) && self.request == request
     }
 
+    fn buffered_bytes(&self) -> usize {
+        match &self.stage {
+            Stage::Answering(exchange) => exchange.buffered_bytes(),
+            Stage::Receiving(_) | Stage::Over => 0,
+        }
+    }
+
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
         let Input { bytes, fresh } = input;
         if fresh > 0 {

@@ -49,6 +49,9 @@ pub trait Machine<H: Handler = Service> {
     /// Returns whether an event of this request's job is expected, even if only its end.
     fn awaits(&self, request: u32) -> bool;
 
+    /// Returns the memory that it holds for its peer, beside the connection's input and output.
+    fn buffered_bytes(&self) -> usize;
+
     // ---- handle ----
 
     /// Takes bytes, the first of which is the first that was not used up before. The rest is passed

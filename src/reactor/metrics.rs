@@ -1,5 +1,6 @@
 //! The reactor's series in `/metrics`.
 
+use crate::core::buffered::Claim;
 use crate::core::glitch::Glitch;
 use crate::limits::telemetry as telemetry_limits;
 
@@ -35,6 +36,9 @@ crate::families! {
             "autoglmd.connection.closed";
         /// Anomalies of peers: legal, but too many of them end a connection.
         glitches: Counter = "glitches" { kind: Glitch }, "autoglmd.connection.glitch";
+        /// Requests refused, and connections closed, because no memory may be held for their rest.
+        buffers_refused: Counter = "buffers_refused" { claim: Claim, part: Part },
+            "autoglmd.buffer.refused";
         /// TLS handshakes, by outcome.
         tls_handshakes: Counter = "tls_handshakes"
             { outcome: HandshakeOutcome, version: &'static str }, "autoglmd.tls.handshake";
@@ -43,6 +47,25 @@ crate::families! {
         /// Connections closed for a PROXY header that was missing, malformed or not trusted.
         proxy_refused: Counter = "proxy_refused" { reason: &'static str },
             "autoglmd.proxy.refused";
+    }
+}
+
+/// The part of a request whose rest is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A TLS record, or a frame of HTTP/2.
+    Frame,
+    Head,
+    Body,
+}
+
+impl Part {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Part::Frame => "frame",
+            Part::Head => "head",
+            Part::Body => "body",
+        }
     }
 }
 
@@ -86,5 +109,7 @@ impl TlsRefusal {
 
 crate::label!(CloseReason, as_str);
 crate::label!(Glitch, as_str);
+crate::label!(Claim, as_str);
 crate::label!(HandshakeOutcome, as_str);
+crate::label!(Part, as_str);
 crate::label!(TlsRefusal, as_str);

@@ -96,6 +96,10 @@ impl Machine for Protocol {
         with_machine!(self, machine => machine.awaits(request))
     }
 
+    fn buffered_bytes(&self) -> usize {
+        with_machine!(self, machine => machine.buffered_bytes())
+    }
+
     /// Decides by the first bytes, which are then passed to the chosen protocol.
     fn handle_input(&mut self, mut input: Input<'_>, lent: &mut Lent<'_, '_>) -> Used {
         if let Protocol::Undecided(_) = self {
@@ -163,6 +167,10 @@ impl Machine for Undecided {
 
     fn awaits(&self, _: u32) -> bool {
         false
+    }
+
+    fn buffered_bytes(&self) -> usize {
+        0
     }
 
     fn handle_input(&mut self, input: Input<'_>, _: &mut Lent<'_, '_>) -> Used {

@@ -144,6 +144,19 @@ impl Transport {
         matches!(self, Transport::Tls(session) if !session.queue().is_empty())
     }
 
+    /// Returns the memory of its buffers.
+    pub fn buffered_bytes(&self) -> usize {
+        match self {
+            Transport::Tls(session) => session.buffered_bytes(),
+            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => 0,
+        }
+    }
+
+    /// Returns whether the beginning of a record waits for its rest.
+    pub fn is_within_record(&self) -> bool {
+        matches!(self, Transport::Tls(session) if session.is_within_record())
+    }
+
     /// Returns the protocol that the handshake has agreed on.
     pub fn protocol(&self) -> Option<&[u8]> {
         match self {

@@ -1,7 +1,8 @@
-//! How much memory all connections together may hold: `limits.max_buffered`, or a part of the memory
-//! that the machine and its control groups allow.
+//! How much memory all connections together may hold: `limits.max_buffered`, or a part of the
+//! memory that the machine and its control groups allow.
 //!
-//! Mutation that the test below catches: `max_body` ignored (`the_bound_follows_memory_and_bodies`).
+//! Mutation that the test below catches: `max_body` is ignored
+//! (`the_bound_follows_memory_and_bodies`).
 
 use crate::config::Config;
 use crate::limits::supervisor as limits;

@@ -378,6 +378,16 @@ impl Session {
         queued == Some(true)
     }
 
+    /// Returns the memory of its buffers.
+    pub fn buffered_bytes(&self) -> usize {
+        self.partial.capacity() + self.queue.memory_bytes()
+    }
+
+    /// Returns whether the beginning of a record waits for its rest.
+    pub fn is_within_record(&self) -> bool {
+        !self.partial.is_empty()
+    }
+
     /// Returns all buffers to the pool.
     pub fn release(&mut self, pool: &mut BufferPool) {
         self.queue.clear(pool);

@@ -191,6 +191,20 @@ impl Connection {
         self.output.len()
     }
 
+    /// Returns the memory of its output, of an unfinished field block, and of the bytes that wait
+    /// in streams.
+    pub fn buffered_bytes(&self) -> usize {
+        let block = self
+            .block
+            .as_ref()
+            .map_or(0, |block| block.bytes.capacity());
+        let waiting = self
+            .streams
+            .values()
+            .map(|stream| stream.waiting.capacity());
+        self.output.capacity() + block + waiting.sum::<usize>()
+    }
+
     // ---- handle ----
 
     /// Begins a batch: the frames that came together. Forgets the tally of the batch before.

@@ -188,6 +188,11 @@ impl FrameReader {
         is_within_preface || (!self.partial.is_empty() && !self.is_taken)
     }
 
+    /// Returns the memory that it holds.
+    pub fn buffered_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
     /// Takes the next frame from `input`, which begins where the last call stopped. Returns the
     /// number of bytes used; if there is no frame, all of them were.
     pub fn next<'a>(&'a mut self, input: &'a [u8]) -> Result<(usize, Option<Frame<'a>>), Reason> {

@@ -144,6 +144,11 @@ impl Head {
         }
     }
 
+    /// Returns the memory that it holds.
+    pub fn memory_bytes(&self) -> usize {
+        self.list.memory_bytes()
+    }
+
     /// Returns the buffers, for the next head.
     pub fn into_list(self) -> FieldList {
         self.list

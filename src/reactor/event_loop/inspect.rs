@@ -45,6 +45,13 @@ impl Reactor<SimulatedKernel> {
         self.slots.check_invariants();
         self.run_queue.check_invariants();
         self.shared.pool.check_invariants();
+        self.shared.buffered.check_invariants();
+        let held = self.slots.iter().map(|(_, one)| one.buffered_bytes());
+        assert_eq!(
+            self.shared.buffered.held(),
+            held.sum::<usize>(),
+            "a connection's memory was not counted again"
+        );
         let network = self.system.network();
         for (key, connection) in self.slots.iter() {
             let wire = &network.wires[connection.socket().0];
@@ -81,6 +88,11 @@ impl Reactor<SimulatedKernel> {
     /// Checks that an ended reactor has nothing left.
     pub fn check_ended(&self) {
         assert_eq!(self.live(), 0);
+        assert_eq!(
+            self.shared.buffered.held(),
+            0,
+            "memory of ended connections"
+        );
         let counters = self.shared.pool.counters();
         assert_eq!(
             counters.taken, counters.given,

@@ -6,15 +6,17 @@
 
 use super::reply::Framing;
 use super::{Http1, Stage};
+use crate::core::buffered::Claim;
 use crate::core::glitch::Glitch;
 use crate::core::output::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{Accepted, Head, HeadSpan, Message, Progress, Storage, encode};
 use crate::limits::reactor as limits;
 use crate::offload::JobKey;
-use crate::reactor::context::Lent;
+use crate::reactor::context::{Lent, buffers_full};
 use crate::reactor::handler::{Admission, Handler};
 use crate::reactor::machine::{Machine, Used, Waiting};
+use crate::reactor::metrics::Part;
 
 /// The result of one look at the input.
 enum Step {
@@ -96,7 +98,7 @@ impl<H: Handler> Http1<H> {
             return Step::Refused;
         }
         match progress {
-            Ok(Progress::Partial { keep }) => Step::Incomplete { keep },
+            Ok(Progress::Partial { keep }) => self.wait_for_rest(keep, lent),
             Ok(Progress::Head(span)) => self.handle_head(span, input, lent),
             Ok(Progress::Complete(message)) => self.handle_complete(&message, input, lent),
             Err(malformed) => {
@@ -104,6 +106,19 @@ impl<H: Handler> Http1<H> {
                 Step::Refused
             }
         }
+    }
+
+    /// Lets the beginning of a request wait for its rest, if there is memory for it.
+    fn wait_for_rest(&mut self, keep: usize, lent: &mut Lent<'_, '_, H>) -> Step {
+        let part = match self.stage {
+            Stage::Receiving(Some(_)) => Part::Body,
+            _ => Part::Head,
+        };
+        if lent.turn.admits(Claim::of(self.is_known()), part) {
+            return Step::Incomplete { keep };
+        }
+        self.refuse_received(buffers_full(), lent);
+        Step::Refused
     }
 
     /// Decides about a complete head. The usual request has come whole, and is handled with this
@@ -144,6 +159,10 @@ impl<H: Handler> Http1<H> {
             }
             Ok(accepted) => {
                 if accepted == Accepted::WaitingForContinue {
+                    let claim = Claim::of(admitted.has_key());
+                    if !lent.turn.admits(claim, Part::Body) {
+                        return self.refused(H::refusal(admitted, buffers_full()), lent);
+                    }
                     lent.output
                         .tail(lent.turn.pool)
                         .extend_from_slice(encode::CONTINUE);

@@ -60,10 +60,20 @@ impl<H: Handler> Machine<H> for Http2<H> {
             )
     }
 
+    fn buffered_bytes(&self) -> usize {
+        let streams = self.streams.values().map(Stream::buffered_bytes);
+        let frames = self.reader.buffered_bytes() + self.connection.buffered_bytes();
+        frames + streams.sum::<usize>()
+    }
+
     /// Uses up all of `input`, unless its time is used up before.
     fn handle_input(&mut self, input: Input<'_>, lent: &mut Lent<'_, '_, H>) -> Used {
         self.prepare(lent);
         let left = self.handle_bytes(input.bytes, lent);
+        if left == 0 {
+            // Otherwise the rest of what has begun may be among the bytes that are left.
+            self.give_up_beginnings(lent);
+        }
         self.flush(lent);
         Used {
             consumed: input.bytes.len() - left,

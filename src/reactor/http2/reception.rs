@@ -3,6 +3,7 @@
 use super::stream::{Receiving, Stage, Stream};
 use super::{Http2, writer};
 use crate::core::Moment;
+use crate::core::buffered::Claim;
 use crate::error::ErrorCode;
 use crate::http::Method;
 use crate::http::http1::Malformed;
@@ -12,8 +13,9 @@ use crate::http::http2::head::{self, Head};
 use crate::limits::http2 as http2_limits;
 use crate::limits::reactor as limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::reactor::context::{Lent, Turn};
+use crate::reactor::context::{Lent, Turn, buffers_full};
 use crate::reactor::handler::{Admission, Handler, Pending};
+use crate::reactor::metrics::Part;
 use crate::service::{Flow, Intake};
 
 impl<H: Handler> Http2<H> {
@@ -114,6 +116,10 @@ impl<H: Handler> Http2<H> {
                     return self.refuse_body(id, malformed, lent);
                 }
                 if !is_end {
+                    let claim = Claim::of(receiving.admitted.has_key());
+                    if !lent.turn.admits(claim, Part::Body) {
+                        return self.refuse_for_memory(id, lent);
+                    }
                     return receiving.body.extend_from_slice(piece);
                 }
                 if let Stage::Receiving(receiving) = stream.take_stage() {
@@ -184,6 +190,44 @@ impl<H: Handler> Http2<H> {
             && let Stage::Receiving(receiving) = stream.take_stage()
         {
             let refusal = H::refusal(receiving.admitted, malformed.into());
+            self.refuse(id, refusal, lent);
+        }
+    }
+
+    /// If there is no memory, gives up what has only begun: requests whose body has not, and the
+    /// frame or the head of a peer that has shown no key.
+    pub(super) fn give_up_beginnings(&mut self, lent: &mut Lent<'_, '_, H>) {
+        if lent.turn.buffered.admits(Claim::Anonymous) {
+            return;
+        }
+        let begun = self.streams.iter().filter_map(|(&id, stream)| {
+            let Stage::Receiving(receiving) = &stream.stage else {
+                return None;
+            };
+            let claim = Claim::of(receiving.admitted.has_key());
+            receiving.body.is_empty().then_some((id, claim))
+        });
+        for (id, claim) in begun.collect::<Vec<_>>() {
+            if !lent.turn.admits(claim, Part::Body) {
+                self.refuse_for_memory(id, lent);
+            }
+        }
+        let part = match self.connection.is_within_block() {
+            true => Part::Head,
+            false => Part::Frame,
+        };
+        let is_within = part == Part::Head || self.reader.is_within();
+        if is_within && !self.is_known && !lent.turn.admits(Claim::Anonymous, part) {
+            let reason = Reason::ENHANCE_YOUR_CALM;
+            self.shut_down(reason, CancelReason::Disconnect, lent.turn);
+        }
+    }
+
+    fn refuse_for_memory(&mut self, id: u32, lent: &mut Lent<'_, '_, H>) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && let Stage::Receiving(receiving) = stream.take_stage()
+        {
+            let refusal = H::refusal(receiving.admitted, buffers_full());
             self.refuse(id, refusal, lent);
         }
     }

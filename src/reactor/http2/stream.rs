@@ -75,6 +75,17 @@ impl<H: Handler> Stream<H> {
         until.min(self.stalls_at)
     }
 
+    /// Returns the memory that it holds until its response is complete.
+    pub fn buffered_bytes(&self) -> usize {
+        match &self.stage {
+            Stage::Receiving(receiving) => {
+                receiving.head.memory_bytes() + receiving.body.capacity()
+            }
+            Stage::Answering { exchange, .. } => exchange.buffered_bytes(),
+            Stage::Sending { .. } => 0,
+        }
+    }
+
     pub fn is_receiving(&self) -> bool {
         matches!(self.stage, Stage::Receiving(_))
     }

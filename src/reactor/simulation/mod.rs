@@ -10,6 +10,7 @@
 //!  * a job whose result is no longer wanted is cancelled within the turn;
 //!  * the bytes that wait for a client that does not read are bounded by the marks and the credit;
 //!  * exactly one terminal event for each admitted job;
+//!  * the account of buffered memory has what the connections hold, and nothing when none is left;
 //!  * every gauge is back at zero, and every buffer back in the pool.
 //!
 //! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one ([`seeds`]).
@@ -28,6 +29,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use client::Client;
@@ -41,6 +43,7 @@ use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::UnixSeconds;
+use crate::core::buffered::{Account, Claim};
 use crate::core::places::Places;
 use crate::core::proxy_header::SIGNATURE;
 use crate::keys::KeyRing;
@@ -48,7 +51,7 @@ use crate::limits::core as core_limits;
 use crate::limits::offload as offload_limits;
 use crate::limits::service as service_limits;
 use crate::offload::mailbox::mailbox;
-use crate::reactor::metrics::ReactorSeries;
+use crate::reactor::metrics::{Part, ReactorSeries};
 use crate::service::CompressionSeries;
 use crate::service::metrics::ServiceSeries;
 use crate::service::{self, Limiter, Service};
@@ -105,6 +108,7 @@ struct Daemon {
     metrics: Arc<ReactorSeries>,
     served: Arc<ServiceSeries>,
     coded: Arc<CompressionSeries>,
+    buffered: Account,
     places: Arc<Places>,
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
@@ -140,11 +144,13 @@ impl Daemon {
         let mailboxes = Arc::new(Mailboxes(senders.collect()));
         let engine = Arc::new(SimulatedEngine::new(mailboxes, verbosity));
         let metrics = Metrics::new("simulated");
+        let buffered = Account::new(bound(config));
         let parts = service::Parts {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
             engine: engine.clone(),
             limiter: Arc::new(Limiter::new()),
+            buffered: buffered.clone(),
             metrics: metrics.clone(),
             workers: Arc::default(),
             wall_clock: UnixSeconds::default,
@@ -180,6 +186,7 @@ impl Daemon {
             metrics: series,
             served: metrics.series(),
             coded: metrics.series(),
+            buffered,
             places,
             closed,
             panics_expected: 0,
@@ -226,6 +233,17 @@ impl Daemon {
         }
     }
 
+    /// Returns how often a request or a connection was refused for lack of memory.
+    fn refused_for_memory(&self) -> u64 {
+        let refused = &self.metrics.buffers_refused;
+        let claims = [Claim::Anonymous, Claim::Keyed];
+        let parts = [Part::Frame, Part::Head, Part::Body];
+        let labels = claims
+            .iter()
+            .flat_map(|&claim| parts.map(|part| (claim, part)));
+        labels.map(|label| refused.get(label).get()).sum()
+    }
+
     fn tell_all(&self, message: impl Fn() -> Message<system::Socket>) {
         for member in &self.reactors {
             member.neighbour.mailbox.post(message());
@@ -243,6 +261,11 @@ impl Daemon {
         assert_eq!(self.metrics.connections.get(), 0);
         let wires = &self.network.borrow().wires;
         assert!(wires.iter().all(|wire| wire.closed), "a socket leaked");
+        assert_eq!(
+            self.buffered.held(),
+            0,
+            "memory is counted that nothing holds"
+        );
     }
 
     fn describe(&self) -> String {
@@ -295,6 +318,8 @@ struct World {
     generous: bool,
     patient: bool,
     proxied: bool,
+    /// There is memory for next to nothing.
+    is_tight: bool,
     is_chatty: bool,
 }
 
@@ -315,7 +340,8 @@ impl World {
         let is_chatty = dice.one_in(24);
         // A quarter of the worlds is behind a proxy that forwards connections.
         let proxied = seed % 4 == 3;
-        let config = Arc::new(config(patient, proxied, &mut dice));
+        let is_tight = seed % 8 == 5;
+        let config = Arc::new(config(patient, proxied, is_tight, &mut dice));
         let network = Network::new(dice.next());
         if proxied {
             network.borrow_mut().introduction = proxy_header([192, 0, 2, 7]);
@@ -335,9 +361,10 @@ impl World {
             daemon: Daemon::new(network, reactors, max_connections, &config, verbosity),
             clients: Vec::new(),
             dice,
-            generous: patient && !cramped,
+            generous: patient && !cramped && !is_tight,
             patient,
             proxied,
+            is_tight,
             is_chatty,
         }
     }
@@ -390,7 +417,9 @@ impl World {
     /// Reloads, changes keys, or lets the machine stand still for a while.
     fn let_supervisor_act(&mut self) {
         if self.dice.one_in(100) {
-            let config = Arc::new(config(self.patient, self.proxied, &mut self.dice));
+            let config = config(self.patient, self.proxied, self.is_tight, &mut self.dice);
+            let config = Arc::new(config);
+            self.daemon.buffered.set_bound(bound(&config));
             self.daemon.tell_all(|| Message::Apply(config.clone()));
         }
         if self.dice.one_in(100) {
@@ -454,7 +483,15 @@ fn proxy_header(client: [u8; 4]) -> Vec<u8> {
     [&SIGNATURE[..], &[0x21, 0x11, 0, 18], &addresses, &extension].concat()
 }
 
-fn config(patient: bool, proxied: bool, dice: &mut Dice) -> Config {
+/// Returns the bound of the account of buffered memory, which the supervisor sets.
+fn bound(config: &Config) -> usize {
+    match config.limits.max_buffered {
+        0 => usize::MAX,
+        bytes => bytes,
+    }
+}
+
+fn config(patient: bool, proxied: bool, is_tight: bool, dice: &mut Dice) -> Config {
     let mut config = Config::default();
     if proxied {
         config.server.listen = vec![Listen::parse("proxy:127.0.0.1:1").expect("an address")];
@@ -470,18 +507,33 @@ fn config(patient: bool, proxied: bool, dice: &mut Dice) -> Config {
     limits.write_timeout = seconds(1 + dice.below(10));
     limits.default_request_timeout = seconds(1 + dice.below(30));
     limits.max_request_timeout = limits.default_request_timeout;
+    if is_tight {
+        // From no buffer of the pool at all to a few.
+        limits.max_buffered = 1 << (10 + dice.below(7));
+    }
     config
 }
 
-fn simulate(seed: u64) {
-    let run = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
-    if let Err(panic) = run {
+/// Runs a world. Returns how often it refused something for lack of memory.
+fn simulate(seed: u64) -> u64 {
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed);
+        world.run();
+        world.daemon.refused_for_memory()
+    }));
+    run.unwrap_or_else(|panic| {
         eprintln!("replay with AUTOGLMD_SIM_SEED={seed}");
-        resume_unwind(panic);
-    }
+        resume_unwind(panic)
+    })
 }
 
 #[test]
 fn every_seed_keeps_the_invariants() {
-    seeds::try_all(seeds::asked_for(), simulate);
+    let (seeds, refused) = (seeds::asked_for(), AtomicU64::new(0));
+    let is_whole = seeds.contains(&0) && seeds.contains(&255);
+    seeds::try_all(seeds, |seed| {
+        refused.fetch_add(simulate(seed), Ordering::Relaxed);
+    });
+    let refused = refused.into_inner();
+    assert!(refused > 0 || !is_whole, "no world was short of memory");
 }

@@ -5,6 +5,10 @@ use super::engine::LINE;
 /// The daemon's response to a client with too many glitches.
 const TOO_ODD: &[u8] = b"too many chunks of a few bytes";
 
+/// The daemon's response when it has no memory for the rest of a request, whose head may not be
+/// complete.
+const FULL: &[u8] = b"buffers_full";
+
 /// A response that is due.
 #[derive(Debug)]
 pub struct Expected {
@@ -51,7 +55,8 @@ pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Re
     });
     let rest = &received[head_bytes..];
     let body = match field("content-length") {
-        _ if expected.head_only && code != 408 => Some((0, Vec::new())),
+        // A request whose head was not complete has no method yet.
+        _ if expected.head_only && !matches!(code, 408 | 503) => Some((0, Vec::new())),
         Some(length) => with_length(rest, length.parse().expect("a length is a number")),
         None if field("transfer-encoding").is_some() => chunked(rest),
         None => has_ended.then(|| (rest.len(), rest.to_vec())),
@@ -61,8 +66,9 @@ pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Re
     };
     // A request that was cut off by a timeout has lost its id, and perhaps its method. The small
     // chunks of a slow client may exceed its budget.
+    let is_full = code == 503 && body.windows(FULL.len()).any(|text| text == FULL);
     let is_last_straw = code == 400 && body.windows(TOO_ODD.len()).any(|text| text == TOO_ODD);
-    if code != 408 && !is_last_straw {
+    if code != 408 && !is_last_straw && !is_full {
         let statuses = expected.statuses;
         assert!(statuses.contains(&code), "{code} instead of {expected:?}");
         if !expected.request_id.is_empty() {

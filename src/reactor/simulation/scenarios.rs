@@ -1,9 +1,10 @@
 //! Runs without chance: one for each way in which a loop may fail.
 //!
 //! This file has the stage that all of them use, and the scenarios of budgets and glitches; the
-//! files beside it are about costs, time, ends, doors, reloads, proxies, room for new connections,
-//! and HTTP/2's streams.
+//! files beside it are about memory, costs, time, ends, doors, reloads, proxies, room for new
+//! connections, and HTTP/2's streams.
 
+mod buffers;
 mod costs;
 mod deadlines;
 mod doors;

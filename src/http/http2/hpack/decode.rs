@@ -42,6 +42,11 @@ impl FieldList {
         self.spans.is_empty()
     }
 
+    /// Returns the memory that it holds.
+    pub fn memory_bytes(&self) -> usize {
+        self.text.capacity() + self.spans.capacity() * size_of::<Span>()
+    }
+
     /// Returns whether fields are missing because the list is too long.
     pub fn is_oversized(&self) -> bool {
         self.bytes > limits::HEADER_LIST_BYTES_MAX as usize
