@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::config::ClientIdentity;
 use crate::core::Moment;
+use crate::core::bucket::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{Encoding, Terms};
 use crate::http::compress::Coding;
@@ -20,7 +21,7 @@ use crate::keys::KeyRecord;
 use crate::offload::{JobKey, Permit};
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
-use super::rate_limit::{Account, Level};
+use super::rate_limit::Account;
 use super::representation::{Media, Representation};
 use super::router::{BodyBound, Route, Row, Surface};
 

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::bucket::Rate;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::frame;
 use crate::http::negotiate::{AcceptEncoding, body_coding};
@@ -29,7 +30,7 @@ use crate::service::response::coding;
 use super::arrival::Arrival;
 use super::auth;
 use super::origin;
-use crate::service::rate_limit::{Account, Rate};
+use crate::service::rate_limit::Account;
 use crate::service::router::{Access, BodyBound, Route, Row, Surface, Verbs};
 
 /// One reactor's part in the checks.

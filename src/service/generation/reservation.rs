@@ -2,11 +2,11 @@
 
 use crate::config;
 use crate::core::Moment;
+use crate::core::bucket::Rate;
 use crate::error::{ApiError, ErrorCode};
 use crate::keys::KeyRecord;
 use crate::limits::engine as engine_limits;
 use crate::service::call::Call;
-use crate::service::rate_limit::Rate;
 
 /// The possible cost of one job, taken in advance.
 #[derive(Clone, Copy, Debug)]

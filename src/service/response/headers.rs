@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::core::bucket::Level;
 use crate::engine::Timings;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Fields;
@@ -12,7 +13,6 @@ use crate::http::compress::BODY_CODINGS;
 
 use super::coding::CONTENT_ENCODING;
 use crate::service::call::Call;
-use crate::service::rate_limit::Level;
 use crate::service::router::Row;
 
 /// Adds the fields of every response: its ids, and the state of the caller's buckets.
