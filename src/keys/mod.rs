@@ -5,6 +5,7 @@
 //!
 //! * [`record`]: what a key may do;
 //! * [`secret`]: its text, and the hash of it;
+//! * [`account`]: its use by this process, in numbers that all reactors share;
 //! * [`ring`]: all keys at one moment, as every reactor reads them.
 //!
 //! Why BLAKE3 and not a slow password hash: a key is 32 bytes from the kernel's generator, so
@@ -19,10 +20,12 @@
 //! each process) blurs even that. Finally, all 32 bytes are compared in constant time, so that the
 //! decision itself never depends on where two hashes differ.
 
+pub mod account;
 pub mod record;
 pub mod ring;
 pub mod secret;
 
+pub use account::Account;
 pub use record::{KeyRecord, Scopes, Standing, UnknownScope};
-pub use ring::KeyRing;
+pub use ring::{ChangedKey, Holder, KeyRing};
 pub use secret::{KEY_ID_PREFIX, KEY_PREFIX, Secret, random_id};

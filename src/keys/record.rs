@@ -22,7 +22,8 @@ pub struct KeyRecord {
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u32>,
     pub concurrency: Option<u32>,
-    /// Its share of the engine beside other keys: from 1 to [`WEIGHT_MAX`](crate::limits::keys::WEIGHT_MAX).
+    /// Its share of the engine beside other keys: from 1 to
+    /// [`WEIGHT_MAX`](crate::limits::keys::WEIGHT_MAX).
     pub weight: u16,
     pub revoked: bool,
 }

@@ -12,6 +12,10 @@ const _: () = assert!(TEXT_BYTES == 47);
 /// five hundred), and the store refuses a second one.
 pub const ID_RANDOM_BYTES: usize = 6;
 
+/// Shards of each index of the ring: one for each value of a byte. A change copies one shard of
+/// each index: 4,000 pointers of a million. Shards that are empty are one.
+pub const RING_SHARDS: usize = 256;
+
 /// The weight of a key that was given none.
 pub const WEIGHT_DEFAULT: u16 = 1;
 

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// Entries of the history of changed keys: 10,000 creations or revocations between two looks of a
+/// daemon. After more of them it reads all keys, which takes seconds for a million. An entry is
+/// 40 bytes.
+pub const HISTORY_ENTRIES: u32 = 10_000;
+
 /// How long a statement waits for another process's lock: a commit takes milliseconds, so after
 /// this long the other process hangs.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

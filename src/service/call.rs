@@ -17,11 +17,10 @@ use crate::grpc::{Encoding, Terms};
 use crate::http::compress::Coding;
 use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Method, Request};
-use crate::keys::KeyRecord;
+use crate::keys::Holder;
 use crate::offload::{JobKey, Permit};
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
-use super::rate_limit::Account;
 use super::representation::{Media, Representation};
 use super::router::{BodyBound, Route, Row, Surface};
 
@@ -72,13 +71,6 @@ impl PeerAddress {
     }
 }
 
-/// The holder of a valid key.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    pub record: Arc<KeyRecord>,
-    pub account: Arc<Account>,
-}
-
 /// A request, with the facts that its response and its records need.
 #[derive(Debug)]
 pub struct Call {
@@ -96,8 +88,8 @@ pub struct Call {
     pub accept_encoding: AcceptEncoding,
     /// The content coding of its body.
     pub body_coding: Option<Coding>,
-    /// The holder of its key, once it is known.
-    pub caller: Option<Caller>,
+    /// The holder of its key, once that has been shown to be valid.
+    pub caller: Option<Arc<Holder>>,
     /// The key's buckets after this request, for the `x-ratelimit-*` fields.
     pub requests: Option<Level>,
     pub tokens: Option<Level>,

@@ -61,7 +61,7 @@ pub use response::compression::CompressionSeries;
 pub use router::Route;
 
 use admission::arrival::{self, Arrival};
-use admission::check::{self, Admission};
+use admission::check;
 use api::grpc::{health, reflection};
 use api::operations;
 use call::{Call, Incoming, Known};
@@ -78,7 +78,6 @@ pub use rate_limit::Limiter;
 /// One reactor's view of all routes.
 pub struct Service {
     desk: Desk,
-    admission: Admission,
     static_bodies: StaticBodies,
     /// The last body that was inflated.
     inflated: Vec<u8>,
@@ -88,7 +87,6 @@ impl Service {
     pub fn new(parts: Parts) -> Service {
         Service {
             desk: Desk::new(parts, api::dialect),
-            admission: Admission::default(),
             static_bodies: StaticBodies::default(),
             inflated: Vec::new(),
         }
@@ -115,7 +113,7 @@ impl Service {
             connected: peer.address,
             now,
         };
-        match self.admission.check(&self.desk, &mut call, &arrival) {
+        match check::check_head(&self.desk, &mut call, &arrival) {
             Ok(permit) => Ok(Admitted {
                 intake: check::intake(&call),
                 body_limit: check::body_limit(&self.desk.parts, &call),
@@ -315,9 +313,9 @@ impl Service {
         self.desk.apply(config);
     }
 
-    /// Takes new keys.
+    /// Takes new keys. The thread that has read them holds the old ring longer than this reactor
+    /// does, so nothing is freed here.
     pub fn set_keys(&mut self, keys: Arc<KeyRing>) {
-        self.admission.keep(&keys);
         self.desk.parts.keys = keys;
     }
 

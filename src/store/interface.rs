@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::keys::{KeyRecord, KeyRing, Scopes, Secret};
+use crate::keys::{ChangedKey, KeyRecord, Scopes, Secret};
 use crate::limits::keys as limits;
 
 /// The bootstrap key's name in the state folder.
@@ -46,8 +46,10 @@ pub trait Store: Send {
     /// Returns every key, oldest first.
     fn list(&self) -> Result<Vec<ListedKey>, StoreError>;
 
-    /// Returns the snapshot for the reactors: every secret, including those in their grace.
-    fn ring(&self) -> Result<KeyRing, StoreError>;
+    /// Reads the keys that have changed since a mark, or all keys if the store does not remember
+    /// that mark. The records are those for the reactors: one for every secret, including those in
+    /// their grace.
+    fn read(&self, since: Option<Mark>) -> Result<Reading, StoreError>;
 
     /// If the store has no key, creates one with every scope, and its file in `state_dir`. A store
     /// whose keys are all revoked does have keys: its owner wanted them gone.
@@ -60,6 +62,29 @@ pub trait Store: Send {
     /// Returns whether the store must be opened again, because its name now means another database,
     /// as after a restored backup.
     fn is_replaced(&self) -> bool;
+}
+
+/// A moment in the store's history of changes. Another store, or the same one after a backup was
+/// put back, has other marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub number: i64,
+    pub token: i64,
+}
+
+/// The result of [`Store::read`].
+#[derive(Debug)]
+pub struct Reading {
+    pub keys: ReadKeys,
+    /// The moment of this reading. `None`: the store has no history, so the next reading is whole.
+    pub mark: Option<Mark>,
+}
+
+#[derive(Debug)]
+pub enum ReadKeys {
+    All(Vec<KeyRecord>),
+    /// Each key once.
+    Changed(Vec<ChangedKey>),
 }
 
 /// The properties of a new key.

@@ -19,6 +19,7 @@
 //!     a key whose secret is lost.
 //!  5. The file is 0600 from the moment it exists; SQLite gives its `-wal` and `-shm` its mode.
 
+mod changes;
 mod file;
 mod rows;
 mod schema;
@@ -30,13 +31,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use self::file::{configure, connect, identity, prepare_file, write_secret};
-use self::rows::{SELECT_SECRETS, StoredSecret, find, insert, replace_secret, to_sql};
+use self::rows::{SELECT_SECRETS, StoredSecret, all_records, find, insert, replace_secret, to_sql};
 use self::schema::{STEPS, Schema, Step};
 use self::undo::{Before, Undo};
 use super::interface::{
-    BOOTSTRAP_FILE, Bootstrap, Fault, ListedKey, NewKey, Renewal, Revoked, Store, StoreError,
+    BOOTSTRAP_FILE, Bootstrap, Fault, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
+    Store, StoreError,
 };
-use crate::keys::{KeyRecord, KeyRing, Scopes, Secret, random_id};
+use crate::keys::{KeyRecord, Scopes, Secret, random_id};
 use crate::limits::store as limits;
 
 /// The database's name in the state folder.
@@ -146,6 +148,14 @@ impl KeyStore {
             .commit()
             .map_err(|error| database_error(path, error))?;
         Ok(value)
+    }
+
+    #[cfg(test)]
+    pub fn ring(&self) -> Result<crate::keys::KeyRing, StoreError> {
+        let ReadKeys::All(records) = self.read(None)?.keys else {
+            unreachable!("no mark was given");
+        };
+        Ok(crate::keys::KeyRing::new(records))
     }
 
     fn select(&self, sql: &str) -> Result<Vec<StoredSecret>, StoreError> {
@@ -258,11 +268,20 @@ impl Store for KeyStore {
         Ok(self.select(&sql)?.into_iter().map(listed).collect())
     }
 
-    fn ring(&self) -> Result<KeyRing, StoreError> {
-        let stored = self.select(SELECT_SECRETS)?;
-        Ok(KeyRing::new(
-            stored.into_iter().map(StoredSecret::into_record).collect(),
-        ))
+    fn read(&self, since: Option<Mark>) -> Result<Reading, StoreError> {
+        let read = || -> rusqlite::Result<Reading> {
+            // The mark and the keys must be of one moment.
+            let transaction = self.connection.unchecked_transaction()?;
+            let mark = changes::newest(&transaction)?;
+            let keys = match since {
+                Some(since) if changes::remembers(&transaction, since)? => {
+                    ReadKeys::Changed(changes::keys_since(&transaction, since)?)
+                }
+                _ => ReadKeys::All(all_records(&transaction)?),
+            };
+            Ok(Reading { keys, mark })
+        };
+        read().map_err(|error| database_error(&self.path, error))
     }
 
     fn bootstrap(&mut self, state_dir: &Path, now: u64) -> Result<Option<Bootstrap>, StoreError> {

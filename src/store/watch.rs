@@ -5,11 +5,15 @@
 //!
 //! It sleeps in a channel's receive with a timeout. The cause of waking decides what it does:
 //!
-//! | woken by          | meaning                | what it does                          |
-//! | ----------------- | ---------------------- | ------------------------------------- |
-//! | timeout           | a second has passed    | reads the ring if the store changed   |
-//! | a note            | a refresh, as on HUP   | opens the store again, reads the ring |
-//! | the channel's end | the handle was dropped | ends                                  |
+//! | woken by          | meaning                | what it does                         |
+//! | ----------------- | ---------------------- | ------------------------------------ |
+//! | timeout           | a second has passed    | reads the keys that have changed     |
+//! | a note            | a refresh, as on HUP   | opens the store again, reads all     |
+//! | the channel's end | the handle was dropped | ends                                 |
+//!
+//! Reactors take up a new ring when they read their mailbox, and drop the old one. The last to drop
+//! it frees it, which takes long for a large ring. So this thread keeps each old ring until no
+//! reactor has it any more, and frees it itself.
 //!
 //! Invariants:
 //!  1. `on_change` is called only with a ring that differs from the previous one.
@@ -20,16 +24,20 @@
 //!  4. Dropping the handle ends the thread and waits for that.
 //!  5. A removed database is not created again: its place is for the one that an operator puts
 //!     there.
+//!  6. While the thread runs, no ring that it has passed on is freed by another thread.
+//!  7. A mark belongs to an open store: after opening it again, all keys are read.
 //!
-//! Mutation that a test catches: `reopen` with `KeyStore::open`
-//! (`a_removed_database_is_not_made_again_...`).
+//! Mutations that tests catch: `reopen` with `KeyStore::open`
+//! (`a_removed_database_is_not_made_again_...`), `publish` without `retired`
+//! (`a_replaced_ring_is_freed_by_this_thread`), `reopen` that keeps its mark
+//! (`a_refresh_reads_all_keys_...`).
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::interface::{Store, StoreError};
+use super::interface::{Mark, ReadKeys, Store, StoreError};
 use crate::keys::KeyRing;
 use crate::limits::store as limits;
 
@@ -51,14 +59,17 @@ impl StoreWatcher {
         on_change: impl FnMut(Arc<KeyRing>) + Send + 'static,
     ) -> Result<(StoreWatcher, Arc<KeyRing>), StoreError> {
         let version = store.version()?;
-        let ring = Arc::new(store.ring()?);
+        let reading = store.read(None)?;
+        let ring = Arc::new(after(&KeyRing::default(), reading.keys).unwrap_or_default());
         // One place is enough: a second note before the first was read would add nothing.
         let (notes, inbox) = bounded(1);
         let watch = Watch {
             store,
             reopen,
             version,
+            mark: reading.mark,
             ring: Arc::clone(&ring),
+            retired: Vec::new(),
             health: Health::Good,
             on_change,
         };
@@ -98,9 +109,20 @@ struct Watch<R, F> {
     store: Box<dyn Store>,
     reopen: R,
     version: i64,
+    mark: Option<Mark>,
     ring: Arc<KeyRing>,
+    /// Replaced rings that a reactor may still have.
+    retired: Vec<Arc<KeyRing>>,
     health: Health,
     on_change: F,
+}
+
+/// Returns the ring after a reading; `None` if nothing has changed.
+fn after(ring: &KeyRing, keys: ReadKeys) -> Option<KeyRing> {
+    match keys {
+        ReadKeys::All(records) => ring.replaced(records),
+        ReadKeys::Changed(keys) => ring.changed(keys),
+    }
 }
 
 enum Health {
@@ -122,6 +144,7 @@ where
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             self.note_health(read);
+            self.free_retired();
         }
     }
 
@@ -139,18 +162,31 @@ where
 
     fn reopen(&mut self) -> Result<(), StoreError> {
         self.store = (self.reopen)()?;
+        self.mark = None;
         let version = self.store.version()?;
         self.read(version)
     }
 
     fn read(&mut self, version: i64) -> Result<(), StoreError> {
-        let ring = self.store.ring()?;
+        let reading = self.store.read(self.mark)?;
         self.version = version;
-        if ring != *self.ring {
-            self.ring = Arc::new(ring);
-            (self.on_change)(Arc::clone(&self.ring));
+        self.mark = reading.mark;
+        if let Some(ring) = after(&self.ring, reading.keys) {
+            self.publish(ring);
         }
         Ok(())
+    }
+
+    fn publish(&mut self, ring: KeyRing) {
+        let old = std::mem::replace(&mut self.ring, Arc::new(ring));
+        self.retired.push(old);
+        (self.on_change)(Arc::clone(&self.ring));
+    }
+
+    /// Frees the old rings that are nowhere else. A count of one stays one: only a holder could
+    /// make another.
+    fn free_retired(&mut self) {
+        self.retired.retain(|ring| Arc::strong_count(ring) > 1);
     }
 
     fn note_health(&mut self, read: Result<(), StoreError>) {
@@ -209,10 +245,10 @@ mod tests {
         let mut other = KeyStore::open(&path).unwrap();
         let (record, secret) = other.create(&new_key(), 1).unwrap();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
-        assert_eq!(ring.find(secret.reveal()).unwrap().id, record.id);
+        assert_eq!(ring.find(secret.reveal()).unwrap().record.id, record.id);
         other.revoke(&record.id, 2).unwrap();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
-        assert!(ring.find(secret.reveal()).unwrap().revoked);
+        assert!(ring.find(secret.reveal()).unwrap().record.revoked);
         drop(watcher);
         assert!(
             changes.try_recv().is_err(),
@@ -296,8 +332,83 @@ mod tests {
         drop(watcher);
         // The thread owned the sender: its end is the channel's end.
         assert_eq!(
-            changes.try_recv(),
-            Err(crossbeam_channel::TryRecvError::Disconnected)
+            changes.try_recv().err(),
+            Some(crossbeam_channel::TryRecvError::Disconnected)
         );
+    }
+
+    /// The state of the thread, on the test's own.
+    fn watch(
+        path: &Path,
+    ) -> (
+        Watch<impl FnMut() -> Result<Box<dyn Store>, StoreError>, impl FnMut(Arc<KeyRing>)>,
+        Receiver<Arc<KeyRing>>,
+    ) {
+        let (changes, inbox) = crossbeam_channel::unbounded();
+        let store = KeyStore::open(path).unwrap();
+        let path = path.to_owned();
+        let reading = store.read(None).unwrap();
+        let watch = Watch {
+            version: store.version().unwrap(),
+            mark: reading.mark,
+            ring: Arc::new(store.ring().unwrap()),
+            retired: Vec::new(),
+            store: Box::new(store),
+            reopen: move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _),
+            health: Health::Good,
+            on_change: move |ring| changes.send(ring).unwrap(),
+        };
+        (watch, inbox)
+    }
+
+    /// The test is the reactors, and drops their rings.
+    #[test]
+    fn a_replaced_ring_is_freed_by_this_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        let (mut watch, inbox) = watch(&path);
+        let mut other = KeyStore::open(&path).unwrap();
+        let mut rings = vec![Arc::clone(&watch.ring)];
+        for time in 1..4 {
+            other.create(&new_key(), time).unwrap();
+            watch.look().unwrap();
+            rings.push(inbox.try_recv().unwrap());
+        }
+        // One reactor is late, and still reads the third of four.
+        let (late, weak) = (Arc::clone(&rings[2]), rings.iter().map(Arc::downgrade));
+        let weak: Vec<_> = weak.collect();
+        drop(rings);
+        assert!(
+            weak.iter().all(|ring| ring.strong_count() >= 1),
+            "a reactor freed one"
+        );
+        watch.free_retired();
+        let counts: Vec<_> = weak.iter().map(std::sync::Weak::strong_count).collect();
+        assert_eq!(counts, [0, 0, 2, 1]);
+        drop(late);
+        assert_eq!(weak[2].strong_count(), 1, "the late reactor freed it");
+        watch.free_retired();
+        assert_eq!(weak[2].strong_count(), 0);
+    }
+
+    /// A program that switches the triggers off leaves no history; a refresh does not rely on one.
+    #[test]
+    fn a_refresh_reads_all_keys_whatever_the_history_contains() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATABASE_FILE);
+        let mut other = KeyStore::open(&path).unwrap();
+        let (record, secret) = other.create(&new_key(), 1).unwrap();
+        let (mut watch, inbox) = watch(&path);
+        let raw = rusqlite::Connection::open(&path).unwrap();
+        raw.execute_batch("DROP TRIGGER key_updated").unwrap();
+        other.revoke(&record.id, 2).unwrap();
+        watch.look().unwrap();
+        assert!(
+            inbox.try_recv().is_err(),
+            "the test is wrong: it was noticed"
+        );
+        watch.reopen().unwrap();
+        let ring = inbox.try_recv().unwrap();
+        assert!(ring.find(secret.reveal()).unwrap().record.revoked);
     }
 }

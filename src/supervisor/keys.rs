@@ -36,12 +36,10 @@ impl Part for Keys {
             .map_err(|error| unusable(&error))?;
         let path = state_dir.join(DATABASE_FILE);
         let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);
-        let limiter = birth.limiter.clone();
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let mailboxes = mailboxes.unwrap_or_default();
         let on_change = move |keys: Arc<KeyRing>| {
             log::info!("loaded {} API keys", keys.len());
-            limiter.keep(&keys);
             for mailbox in &mailboxes {
                 mailbox.post(Message::Keys(keys.clone()));
             }

@@ -78,6 +78,7 @@ const UNITS: &[&str] = &[
     "RETRIES",
     "SEQUENCES",
     "SESSIONS",
+    "SHARDS",
     "SLICES",
     "STALLS",
     "STEPS",

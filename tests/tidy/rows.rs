@@ -26,7 +26,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("config", &["limits", "core", "os", "telemetry", "engine"]),
     ("tls", &["limits", "core", "os", "config"]),
     ("sandbox", &["limits", "os"]),
-    ("keys", &["limits"]),
+    ("keys", &["limits", "core"]),
     ("models", &["limits", "core", "os"]),
     ("store", &["limits", "keys"]),
     (

@@ -1,6 +1,6 @@
 //! Finds the key of a request.
 //!
-//! Owns the way from header fields to a key's record. Must never put a presented key into a message
+//! Owns the way from header fields to a key's holder. Must never put a presented key into a message
 //! or a log line: a key sent by mistake is often a valid secret of another service.
 
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use crate::config::{ClientIdentity, ClientKey};
 use crate::core::UnixSeconds;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
-use crate::keys::{KeyRecord, KeyRing, Scopes, Standing};
+use crate::keys::{Holder, KeyRecord, KeyRing, Scopes, Standing};
 
-/// Returns the record of the valid key that a request presents or, if it presents none, of the key
+/// Returns the holder of the valid key that a request presents or, if it presents none, of the key
 /// that its client's certificate stands for.
 pub fn authenticate<'r>(
     request: &Request<'_>,
@@ -19,8 +19,8 @@ pub fn authenticate<'r>(
     known: &[ClientKey],
     keys: &'r KeyRing,
     wall_clock: fn() -> UnixSeconds,
-) -> Result<&'r Arc<KeyRecord>, ApiError> {
-    let record = match credentials(request) {
+) -> Result<&'r Arc<Holder>, ApiError> {
+    let holder = match credentials(request) {
         Ok(presented) => keys.find(presented).ok_or_else(|| {
             let message = "unknown key; create one with `autoglmd key create`";
             ApiError::new(ErrorCode::InvalidKey, message)
@@ -28,14 +28,15 @@ pub fn authenticate<'r>(
         // A key that was sent but cannot be read is an error, even with a certificate.
         Err(missing) if sends_credentials(request) => return Err(missing),
         Err(missing) => match client.and_then(|client| key_of_client(client, known, keys)) {
-            Some(record) => record,
+            Some(holder) => holder,
             None => return Err(missing),
         },
     };
+    let record = &holder.record;
     // Most keys never expire, so most requests need no clock.
     let now = record.expires_at.map_or(0, |_| wall_clock().as_u64());
     match record.standing(now) {
-        Standing::Valid => Ok(record),
+        Standing::Valid => Ok(holder),
         Standing::Revoked => {
             let message = "the key was revoked; create one with `autoglmd key create`";
             Err(ApiError::new(ErrorCode::InvalidKey, message))
@@ -63,7 +64,7 @@ fn key_of_client<'r>(
     client: &ClientIdentity,
     known: &[ClientKey],
     keys: &'r KeyRing,
-) -> Option<&'r Arc<KeyRecord>> {
+) -> Option<&'r Arc<Holder>> {
     let pair = known.iter().find(|pair| pair.fits(client))?;
     keys.find_named(&pair.key)
 }

@@ -11,7 +11,6 @@
 //!     service. If the balancer forwards connections without the clients' addresses, any client
 //!     could cause that.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,143 +19,100 @@ use crate::error::{ApiError, ErrorCode};
 use crate::grpc::frame;
 use crate::http::negotiate::{AcceptEncoding, body_coding};
 use crate::http::{Method, Request};
-use crate::keys::KeyRing;
+use crate::keys::Holder;
 use crate::limits::service as limits;
 use crate::offload::Permit;
-use crate::service::call::{Call, Caller, Intake};
+use crate::service::call::{Call, Intake};
 use crate::service::desk::{Desk, Parts};
 use crate::service::response::coding;
 
 use super::arrival::Arrival;
 use super::auth;
 use super::origin;
-use crate::service::rate_limit::Account;
 use crate::service::router::{Access, BodyBound, Route, Row, Surface, Verbs};
 
-/// One reactor's part in the checks.
-#[derive(Default)]
-pub struct Admission {
-    /// The accounts of the keys that this reactor has seen, so that the limiter's lock is taken
-    /// once for each.
-    accounts: HashMap<String, Arc<Account>>,
+/// Checks everything that a head can be refused for, in the order that reveals least to
+/// strangers. Returns the permit that counts a generation among those of its key.
+pub fn check_head(
+    desk: &Desk,
+    call: &mut Call,
+    arrival: &Arrival<'_>,
+) -> Result<Option<Permit>, ApiError> {
+    let (parts, request) = (&desk.parts, arrival.request);
+    let Some(row) = call.row else {
+        take_from_sender(parts, call, arrival)?;
+        return if is_about_server(request) {
+            Ok(None)
+        } else {
+            Err(desk.dialect(call.surface()).not_found())
+        };
+    };
+    if request.method == Method::Options {
+        if row.access != Access::Public {
+            take_from_sender(parts, call, arrival)?;
+        }
+        return Ok(None);
+    }
+    let mut is_open = is_open(parts, row, arrival);
+    let mut origin = check_origin(parts, row, is_open, arrival);
+    if origin.is_err() && parts.config.auth.enabled && auth::sends_credentials(request) {
+        // A page knows no key, so a request that carries one must prove it instead.
+        (is_open, origin) = (false, Ok(()));
+    }
+    if !is_open {
+        call.caller = identify(parts, arrival)?;
+        take_request(parts, call, arrival)?;
+        if let (Some(caller), Access::Scope(scope) | Access::PublicOnLoopback(scope)) =
+            (&call.caller, row.access)
+        {
+            auth::require(&caller.record, scope)?;
+        }
+    }
+    let checked = origin.and_then(|()| check_fields(desk, row, call, request));
+    if is_open && checked.is_err() {
+        take_from_sender(parts, call, arrival)?;
+    }
+    checked?;
+    if row.route.is_generation() {
+        take_permit(parts, call)
+    } else {
+        Ok(None)
+    }
 }
 
-impl Admission {
-    /// Checks everything that a head can be refused for, in the order that reveals least to
-    /// strangers. Returns the permit that counts a generation among those of its key.
-    pub fn check(
-        &mut self,
-        desk: &Desk,
-        call: &mut Call,
-        arrival: &Arrival<'_>,
-    ) -> Result<Option<Permit>, ApiError> {
-        let (parts, request) = (&desk.parts, arrival.request);
-        let Some(row) = call.row else {
-            self.take_from_sender(parts, call, arrival)?;
-            return if is_about_server(request) {
-                Ok(None)
-            } else {
-                Err(desk.dialect(call.surface()).not_found())
-            };
-        };
-        if request.method == Method::Options {
-            if row.access != Access::Public {
-                self.take_from_sender(parts, call, arrival)?;
-            }
-            return Ok(None);
-        }
-        let mut is_open = is_open(parts, row, arrival);
-        let mut origin = check_origin(parts, row, is_open, arrival);
-        if origin.is_err() && parts.config.auth.enabled && auth::sends_credentials(request) {
-            // A page knows no key, so a request that carries one must prove it instead.
-            (is_open, origin) = (false, Ok(()));
-        }
-        if !is_open {
-            call.caller = self.identify(parts, arrival)?;
-            take_request(parts, call, arrival)?;
-            if let (Some(caller), Access::Scope(scope) | Access::PublicOnLoopback(scope)) =
-                (&call.caller, row.access)
-            {
-                auth::require(&caller.record, scope)?;
-            }
-        }
-        let checked = origin.and_then(|()| check_fields(desk, row, call, request));
-        if is_open && checked.is_err() {
-            self.take_from_sender(parts, call, arrival)?;
-        }
-        checked?;
-        if row.route.is_generation() {
-            take_permit(parts, call)
-        } else {
-            Ok(None)
+/// Returns the holder of the request's key; `None` if keys are switched off.
+///
+/// The strangers' rate is charged only for failed attempts, after they failed: a valid key is
+/// never refused for the requests of its neighbours behind the same address. A key is 256
+/// random bits, so trying is hopeless, and the look-up costs less than a refusal.
+fn identify(parts: &Parts, arrival: &Arrival<'_>) -> Result<Option<Arc<Holder>>, ApiError> {
+    let config = &parts.config;
+    if !config.auth.enabled {
+        return Ok(None);
+    }
+    let client = arrival.sender.client.as_deref();
+    let (known, clock) = (&config.tls.client_keys, parts.wall_clock);
+    match auth::authenticate(arrival.request, client, known, &parts.keys, clock) {
+        Ok(holder) => Ok(Some(Arc::clone(holder))),
+        Err(error) => {
+            let per_minute = config.rate_limit.unauthenticated_per_minute;
+            take_from_address(parts, arrival, per_minute)?;
+            Err(error)
         }
     }
+}
 
-    /// Drops the accounts of deleted keys from this reactor. Only
-    /// [`keep`](crate::service::rate_limit::Limiter::keep) drops the limiter's own: this reactor
-    /// may be late, and others may serve keys that its ring does not have yet.
-    pub fn keep(&mut self, keys: &KeyRing) {
-        let known: HashSet<&str> = keys.records().map(|record| record.id.as_str()).collect();
-        self.accounts.retain(|id, _| known.contains(id.as_str()));
-    }
-
-    /// Returns the holder of the request's key; `None` if keys are switched off.
-    ///
-    /// The strangers' rate is charged only for failed attempts, after they failed: a valid key is
-    /// never refused for the requests of its neighbours behind the same address. A key is 256
-    /// random bits, so trying is hopeless, and the look-up costs less than a refusal.
-    fn identify(
-        &mut self,
-        parts: &Parts,
-        arrival: &Arrival<'_>,
-    ) -> Result<Option<Caller>, ApiError> {
-        let config = &parts.config;
-        if !config.auth.enabled {
-            return Ok(None);
+/// Counts a request whose response is the same with a key and without one: a valid key takes
+/// it from its own rate, every other request from the rate of its address.
+fn take_from_sender(parts: &Parts, call: &mut Call, arrival: &Arrival<'_>) -> Result<(), ApiError> {
+    match identify(parts, arrival) {
+        Ok(caller) => {
+            call.caller = caller;
+            take_request(parts, call, arrival)
         }
-        let client = arrival.sender.client.as_deref();
-        let (known, clock) = (&config.tls.client_keys, parts.wall_clock);
-        match auth::authenticate(arrival.request, client, known, &parts.keys, clock) {
-            Ok(record) => {
-                let record = Arc::clone(record);
-                let account = self.account(parts, &record.id);
-                Ok(Some(Caller { record, account }))
-            }
-            Err(error) => {
-                let per_minute = config.rate_limit.unauthenticated_per_minute;
-                take_from_address(parts, arrival, per_minute)?;
-                Err(error)
-            }
-        }
-    }
-
-    fn account(&mut self, parts: &Parts, key_id: &str) -> Arc<Account> {
-        if let Some(account) = self.accounts.get(key_id) {
-            return Arc::clone(account);
-        }
-        let account = parts.limiter.account(key_id);
-        self.accounts
-            .insert(key_id.to_owned(), Arc::clone(&account));
-        account
-    }
-
-    /// Counts a request whose response is the same with a key and without one: a valid key takes
-    /// it from its own rate, every other request from the rate of its address.
-    fn take_from_sender(
-        &mut self,
-        parts: &Parts,
-        call: &mut Call,
-        arrival: &Arrival<'_>,
-    ) -> Result<(), ApiError> {
-        match self.identify(parts, arrival) {
-            Ok(caller) => {
-                call.caller = caller;
-                take_request(parts, call, arrival)
-            }
-            Err(error) if error.code == ErrorCode::RateLimited => Err(error),
-            // Without a valid key, which `identify` has charged to the address.
-            Err(_) => Ok(()),
-        }
+        Err(error) if error.code == ErrorCode::RateLimited => Err(error),
+        // Without a valid key, which `identify` has charged to the address.
+        Err(_) => Ok(()),
     }
 }
 

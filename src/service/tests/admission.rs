@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::config::{Hosts, TrustedProxies};
+use crate::keys::ChangedKey;
 
 #[test]
 fn without_a_key_only_the_listed_routes_answer() {
@@ -493,7 +494,7 @@ fn probes_are_never_refused_and_other_requests_of_their_routes_are_counted() {
 }
 
 /// Reactor 0 has read both rings and serves the new key before reactor 1 reads the first. Mutation
-/// that this test catches: `Service::set_keys` drops accounts from the limiter.
+/// that this test catches: `KeyRing::changed` makes an account for every change.
 #[test]
 fn a_reactor_with_a_late_ring_leaves_the_accounts_of_the_others() {
     let new = KeyRecord {
@@ -501,7 +502,16 @@ fn a_reactor_with_a_late_ring_leaves_the_accounts_of_the_others() {
         ..record(UNKNOWN)
     };
     let first = Arc::new(KeyRing::new(vec![record(FULL)]));
-    let second = Arc::new(KeyRing::new(vec![record(FULL), new]));
+    let third = KeyRecord {
+        weight: 2,
+        ..new.clone()
+    };
+    let change = |record: KeyRecord| ChangedKey {
+        id: record.id.clone(),
+        records: vec![record],
+    };
+    let second = Arc::new(first.changed([change(new)]).unwrap());
+    let third = Arc::new(second.changed([change(third)]).unwrap());
     let mut bench = Bench::new();
     let mut late = Service::new(bench.service.desk.parts.clone());
     let sent = Sent::get("/api/v1/models").key(UNKNOWN);
@@ -511,7 +521,7 @@ fn a_reactor_with_a_late_ring_leaves_the_accounts_of_the_others() {
     for _ in 0..4 {
         assert_eq!(bench.ask(&sent).status, 200);
     }
-    for ring in [&first, &second] {
+    for ring in [&first, &second, &third] {
         late.set_keys(Arc::clone(ring));
     }
     std::mem::swap(&mut bench.service, &mut late);

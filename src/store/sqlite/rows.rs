@@ -2,7 +2,7 @@
 //!
 //! Owns the SQL of keys and secrets. Knows no transaction: each caller brings its own.
 
-use rusqlite::{OptionalExtension, Row, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use crate::keys::{KeyRecord, Scopes};
 use crate::limits::keys as limits;
@@ -73,6 +73,14 @@ impl StoredSecret {
             }
         }
     }
+}
+
+pub fn all_records(connection: &Connection) -> rusqlite::Result<Vec<KeyRecord>> {
+    let mut statement = connection.prepare(SELECT_SECRETS)?;
+    let stored = statement.query_map((), StoredSecret::read)?;
+    stored
+        .map(|row| row.map(StoredSecret::into_record))
+        .collect()
 }
 
 pub fn insert(transaction: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Result<()> {

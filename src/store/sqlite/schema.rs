@@ -70,6 +70,39 @@ pub const STEPS: &[Step] = &[
     ALTER TABLE keys ADD COLUMN owner TEXT",
         min_reader: 1,
     },
+    // `changes` has the readers. A key without a secret is in no ring, so its insertion is not in
+    // the history. The first row is there because a reader needs one to remember. 10,000 is
+    // `limits::store::HISTORY_ENTRIES`.
+    Step {
+        sql: "
+    CREATE TABLE key_changes (
+        number INTEGER PRIMARY KEY,
+        key_id TEXT NOT NULL,
+        token  INTEGER NOT NULL DEFAULT (random())
+    ) STRICT;
+
+    INSERT INTO key_changes (key_id) VALUES ('');
+
+    CREATE TRIGGER history_is_bounded AFTER INSERT ON key_changes BEGIN
+        DELETE FROM key_changes WHERE number <= new.number - 10000;
+    END;
+    CREATE TRIGGER key_updated AFTER UPDATE ON keys BEGIN
+        INSERT INTO key_changes (key_id) VALUES (old.id), (new.id);
+    END;
+    CREATE TRIGGER key_deleted AFTER DELETE ON keys BEGIN
+        INSERT INTO key_changes (key_id) VALUES (old.id);
+    END;
+    CREATE TRIGGER secret_inserted AFTER INSERT ON secrets BEGIN
+        INSERT INTO key_changes (key_id) VALUES (new.key_id);
+    END;
+    CREATE TRIGGER secret_updated AFTER UPDATE ON secrets BEGIN
+        INSERT INTO key_changes (key_id) VALUES (old.key_id), (new.key_id);
+    END;
+    CREATE TRIGGER secret_deleted AFTER DELETE ON secrets BEGIN
+        INSERT INTO key_changes (key_id) VALUES (old.key_id);
+    END",
+        min_reader: 1,
+    },
 ];
 
 impl Step {

@@ -7,6 +7,7 @@ use std::thread;
 
 use super::*;
 use crate::keys::Standing;
+use crate::limits::store as history_limits;
 
 fn store() -> (tempfile::TempDir, KeyStore) {
     let folder = tempfile::tempdir().unwrap();
@@ -29,7 +30,7 @@ fn new_key(expires_at: Option<u64>) -> NewKey {
 fn standing(store: &KeyStore, secret: &Secret, now: u64) -> Option<Standing> {
     let ring = store.ring().unwrap();
     ring.find(secret.reveal())
-        .map(|record| record.standing(now))
+        .map(|holder| holder.record.standing(now))
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn a_created_key_is_found_again_after_reopening() {
     drop(store);
     let store = KeyStore::open_in(folder.path()).unwrap();
     let ring = store.ring().unwrap();
-    assert_eq!(**ring.find(secret.reveal()).unwrap(), record);
+    assert_eq!(ring.find(secret.reveal()).unwrap().record, record);
     assert_eq!((record.concurrency, record.weight), (Some(0), 7));
     let listed = store.list().unwrap();
     assert_eq!(
@@ -133,8 +134,8 @@ fn rotating_with_grace_lets_the_old_secret_live_that_long() {
     assert_eq!(standing(&store, &new, 160), Some(Standing::Valid));
     let ring = store.ring().unwrap();
     assert_eq!(
-        ring.find(old.reveal()).unwrap().id,
-        ring.find(new.reveal()).unwrap().id
+        ring.find(old.reveal()).unwrap().record.id,
+        ring.find(new.reveal()).unwrap().record.id
     );
     assert_eq!(store.list().unwrap().len(), 1);
 }
@@ -224,7 +225,7 @@ fn a_weight_is_changed_without_a_new_secret() {
     let (record, secret) = store.create(&new_key(None), 1).unwrap();
     store.set_weight(&record.id, 3).unwrap();
     let ring = store.ring().unwrap();
-    assert_eq!(ring.find(secret.reveal()).unwrap().weight, 3);
+    assert_eq!(ring.find(secret.reveal()).unwrap().record.weight, 3);
     let unknown = store.set_weight("key_none", 3);
     assert!(matches!(unknown, Err(StoreError::UnknownKey(_))));
     store.revoke(&record.id, 2).unwrap();
@@ -247,6 +248,133 @@ fn a_weight_that_no_command_has_written_is_brought_into_bounds() {
             .execute("UPDATE keys SET weight = 0", ())
             .is_err()
     );
+}
+
+// ---- the history of changes ----------------------------------------------------------------
+
+/// Returns the ids that have changed since a mark, and moves it.
+fn changed_ids(store: &KeyStore, mark: &mut Option<Mark>) -> Option<Vec<String>> {
+    let reading = store.read(*mark).unwrap();
+    *mark = reading.mark;
+    match reading.keys {
+        ReadKeys::All(_) => None,
+        ReadKeys::Changed(keys) => Some(keys.into_iter().map(|key| key.id).collect()),
+    }
+}
+
+/// Each step changes one key, and the ring that follows the history must be that of all keys.
+#[test]
+fn every_kind_of_change_is_in_the_history() {
+    let (folder, mut store) = store();
+    let watched = KeyStore::open_in(folder.path()).unwrap();
+    let other = store.create(&new_key(None), 1).unwrap().0;
+    let reading = watched.read(None).unwrap();
+    let (mut ring, mut mark) = (watched.ring().unwrap(), reading.mark);
+    let mut expect = |id: &str, what: &str| {
+        let reading = watched.read(mark).unwrap();
+        mark = reading.mark;
+        let ReadKeys::Changed(keys) = reading.keys else {
+            panic!("{what}: everything was read");
+        };
+        let ids: Vec<&str> = keys.iter().map(|key| key.id.as_str()).collect();
+        assert_eq!(ids, [id], "{what}");
+        ring = ring.changed(keys).expect(what);
+        let ReadKeys::All(records) = watched.read(None).unwrap().keys else {
+            unreachable!("no mark was given");
+        };
+        assert!(
+            ring.replaced(records).is_none(),
+            "{what}: not the ring of all keys"
+        );
+    };
+    let (record, _) = store.create(&new_key(None), 1).unwrap();
+    expect(&record.id, "a creation");
+    store.withdraw().unwrap();
+    expect(&record.id, "a creation that is taken back");
+    let id = store.create(&new_key(None), 1).unwrap().0.id;
+    expect(&id, "a creation");
+    for grace in [0, 60, 0] {
+        let rotated = store.rotate(&id, grace, Renewal::SameLifetime, 2);
+        rotated.unwrap();
+        expect(&id, "a rotation");
+    }
+    store.withdraw().unwrap();
+    expect(&id, "a rotation that is taken back");
+    store.set_weight(&id, 3).unwrap();
+    expect(&id, "a weight");
+    store.revoke(&other.id, 3).unwrap();
+    expect(&other.id, "a revocation");
+    let raw = |sql: &str| store.connection.execute(sql, [&id]).unwrap();
+    raw("UPDATE secrets SET valid_until = 9 WHERE key_id = ?1");
+    expect(&id, "a secret's end");
+    raw("DELETE FROM secrets WHERE key_id = ?1");
+    expect(&id, "deleted secrets");
+}
+
+#[test]
+fn a_key_that_lost_its_secrets_may_be_deleted_and_nothing_is_read_twice() {
+    let (_folder, mut store) = store();
+    let (record, _) = store.create(&new_key(None), 1).unwrap();
+    let mut mark = store.read(None).unwrap().mark;
+    assert_eq!(changed_ids(&store, &mut mark), Some(Vec::new()));
+    for table in ["secrets WHERE key_id", "keys WHERE id"] {
+        let sql = format!("DELETE FROM {table} = ?1");
+        store.connection.execute(&sql, [&record.id]).unwrap();
+        let expected = Some(vec![record.id.clone()]);
+        assert_eq!(changed_ids(&store, &mut mark), expected, "{sql}");
+    }
+    assert_eq!(changed_ids(&store, &mut mark), Some(Vec::new()));
+}
+
+/// As after `.restore` in SQLite's shell, which replaces the contents of the same file.
+#[test]
+fn a_history_of_another_database_is_not_taken_for_the_same() {
+    let (_folder, mut one) = store();
+    let (_other_folder, mut other) = store();
+    for store in [&mut one, &mut other] {
+        store.create(&new_key(None), 1).unwrap();
+    }
+    let mark = one.read(None).unwrap().mark;
+    let number = |mark: Option<Mark>| mark.unwrap().number;
+    assert_eq!(number(mark), number(other.read(None).unwrap().mark));
+    assert_eq!(changed_ids(&other, &mut mark.clone()), None);
+    other.create(&new_key(None), 1).unwrap();
+    assert_eq!(changed_ids(&other, &mut mark.clone()), None);
+    // And without any history.
+    let all = "DELETE FROM key_changes";
+    other.connection.execute(all, ()).unwrap();
+    let mut mark = mark;
+    assert_eq!(changed_ids(&other, &mut mark), None);
+    assert_eq!(mark, None);
+    assert_eq!(changed_ids(&other, &mut mark), None);
+}
+
+#[test]
+fn the_history_is_bounded_and_a_reader_that_stayed_away_reads_everything() {
+    let (_folder, store) = store();
+    let mut mark = store.read(None).unwrap().mark;
+    let fill = |rows: u32| {
+        let sql = "
+            INSERT INTO key_changes (key_id)
+            WITH RECURSIVE numbers (number) AS (
+                SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < ?1
+            )
+            SELECT 'key_1' FROM numbers";
+        store.connection.execute(sql, [rows]).unwrap();
+    };
+    let rows = || -> u32 {
+        let sql = "SELECT count(*) FROM key_changes";
+        let count = store.connection.query_row(sql, (), |row| row.get(0));
+        count.unwrap()
+    };
+    fill(history_limits::HISTORY_ENTRIES - 1);
+    assert_eq!(rows(), history_limits::HISTORY_ENTRIES);
+    let expected = Some(vec!["key_1".to_owned()]);
+    assert_eq!(changed_ids(&store, &mut mark), expected);
+    fill(history_limits::HISTORY_ENTRIES);
+    assert_eq!(rows(), history_limits::HISTORY_ENTRIES);
+    assert_eq!(changed_ids(&store, &mut mark), None);
+    assert_eq!(changed_ids(&store, &mut mark), Some(Vec::new()));
 }
 
 // ---- the schema ----------------------------------------------------------------------------
@@ -345,8 +473,8 @@ fn programs_of_the_first_version_read_and_write_a_database_of_this_one() {
         .unwrap();
     assert_eq!(count, 2);
     let ring = store.ring().unwrap();
-    assert_eq!(ring.find(mine.reveal()).unwrap().weight, 7);
-    assert_eq!(ring.find(theirs.reveal()).unwrap().weight, 1);
+    assert_eq!(ring.find(mine.reveal()).unwrap().record.weight, 7);
+    assert_eq!(ring.find(theirs.reveal()).unwrap().record.weight, 1);
 }
 
 #[test]

@@ -119,7 +119,7 @@ mod tests {
     fn standing(store: &KeyStore, secret: &Secret, now: u64) -> Option<Standing> {
         let ring = store.ring().unwrap();
         ring.find(secret.reveal())
-            .map(|record| record.standing(now))
+            .map(|holder| holder.record.standing(now))
     }
 
     #[test]

@@ -1,0 +1,33 @@
+//! The use of one API key: its rates, and its running requests.
+//!
+//! Owns the numbers that all reactors share for a key. They are atomics, so nothing here waits.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use crate::core::bucket::Bucket;
+
+/// The account of one key, shared by its secrets, by rings and by reactors.
+#[derive(Debug)]
+pub struct Account {
+    /// Derived from the key's id: the same after a rotation, and in every process.
+    pub tenant: u64,
+    pub requests: Bucket,
+    pub tokens: Bucket,
+    /// The number of running requests. Each request holds a permit of its own on it.
+    pub running: Arc<AtomicU32>,
+}
+
+impl Account {
+    pub fn new(key_id: &str) -> Account {
+        let hash = blake3::hash(key_id.as_bytes());
+        let mut tenant = [0; 8];
+        tenant.copy_from_slice(&hash.as_bytes()[..8]);
+        Account {
+            tenant: u64::from_le_bytes(tenant),
+            requests: Bucket::default(),
+            tokens: Bucket::default(),
+            running: Arc::default(),
+        }
+    }
+}
