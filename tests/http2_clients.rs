@@ -309,16 +309,22 @@ fn a_request_on_its_way_during_a_drain_is_answered() {
 
 #[cfg(feature = "llama")]
 mod model {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use common::eventually;
+    use common::http2::hpack::{fields, indexed, literal_name};
+    use common::http2::index;
 
     /// Starts a stream of many tokens on stream 1.
     fn begin(daemon: &Daemon) -> Peer {
+        let body = json!({"prompt": "count to a thousand", "stream": true, "max_tokens": 400});
+        begin_long(daemon, &body)
+    }
+
+    fn begin_long(daemon: &Daemon, body: &Value) -> Peer {
         let target = Target::of(daemon);
         let mut peer = Peer::open(&target).expect("it answers");
-        let body = json!({"prompt": "count to a thousand", "stream": true, "max_tokens": 400});
         peer.headers_open(1, &target.post());
         peer.data_end(1, body.to_string().as_bytes());
         let has_begun = |peer: &Peer| peer.so_far(1).text().contains("event: delta");
@@ -346,6 +352,69 @@ mod model {
             1.0
         );
         peer.works(3).expect("the connection goes on");
+    }
+
+    /// Starts a stream over gRPC on stream 3.
+    fn begin_call(peer: &mut Peer, daemon: &Daemon) {
+        let block = [
+            indexed(index::METHOD_POST),
+            indexed(index::SCHEME_HTTP),
+            literal_name(index::PATH, "/AutoGLMService/GenerateStream"),
+            literal_name(index::AUTHORITY, "localhost"),
+            fields(&[
+                ("authorization", &*daemon.authorization()),
+                ("content-type", "application/grpc"),
+                ("te", "trailers"),
+            ]),
+        ];
+        // Field 1 of `GenerateRequest`, in a message of this length.
+        let prompt = b"count to a million";
+        let message = [&[0x0a, prompt.len() as u8][..], prompt].concat();
+        let prefix = [0, 0, 0, 0, message.len() as u8];
+        peer.headers_open(3, &block.concat());
+        peer.data_end(3, &[&prefix[..], &message].concat());
+        let has_begun = |peer: &Peer| !peer.so_far(3).body.is_empty();
+        peer.until("the first message", has_begun).expect("a call");
+    }
+
+    /// Streams over HTTP/1.1, HTTP/2 and gRPC, which a drain with little patience cuts off: each
+    /// client gets the reason as the last thing. Mutation: `Connection::cut_off` without its part
+    /// for the protocol.
+    #[test]
+    fn a_stream_that_the_drain_cuts_off_gets_its_error() {
+        let options = Options::llama().set("server.drain_timeout", "100ms");
+        let mut daemon = options.start();
+        let body = json!({"prompt": "count to a thousand", "stream": true, "max_tokens": 1_500,
+                          "temperature": 2.0});
+        let mut old = daemon.connect();
+        old.send(&daemon.generate_request(&body));
+        old.head().expect("a stream");
+        let mut peer = begin_long(&daemon, &body);
+        begin_call(&mut peer, &daemon);
+        daemon.process().signal(libc::SIGTERM);
+        let events = old.events().all();
+        let last = events.last().expect("events");
+        assert_eq!(last.name, "error");
+        assert_eq!(last.json()["error"]["code"], "draining");
+        let text = peer.answer_of(1, 200).expect("the stream").text();
+        let (_, last) = text.rsplit_once("event: ").expect("events");
+        assert!(last.starts_with("error\ndata: "), "{last}");
+        assert!(last.contains(r#""code":"draining""#), "{last}");
+        let call = peer.answer_of(3, 200).expect("the call");
+        let status = call.trailers.iter().find(|(name, _)| name == "grpc-status");
+        assert_eq!(
+            status.map(|(_, value)| value.as_str()),
+            Some("14"),
+            "UNAVAILABLE"
+        );
+        peer.closed().expect("the end");
+        assert_eq!(
+            peer.goaways().last(),
+            Some(&(3, NO_ERROR)),
+            "{}",
+            peer.seen()
+        );
+        assert!(daemon.wait().success());
     }
 
     #[test]

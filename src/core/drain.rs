@@ -11,13 +11,21 @@
 //!
 //! While draining, no new connection is accepted, idle connections are closed, and running requests
 //! get responses with `connection: close`. Connections that are still open when the patience ends
-//! are abandoned: their jobs are cancelled and their sockets closed.
+//! are cut off: their requests get an error, their jobs are cancelled and their sockets closed.
+//!
+//! Both ends of a drain concern every connection, and there may be a million of them. So each is a
+//! walk over the slots, some hundred in a turn of the loop ([`Drain::poll_slots`]), between which
+//! the loop does all of its other work. The first walk comes to every slot once. The second one
+//! begins again at its end, because connections that were on their way may come while it goes on.
 //!
 //! # Invariants
 //!
 //!  1. States only move forward.
 //!  2. Draining ends: `deadline` is always a moment that will be reached.
+//!  3. A walk comes to every slot that has a tenant when it begins, unless the next walk begins
+//!     before.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::Moment;
@@ -26,6 +34,8 @@ use super::Moment;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
     state: DrainState,
+    /// Where the present walk goes on.
+    next_slot: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +66,20 @@ impl Drain {
     pub const fn new() -> Drain {
         Drain {
             state: DrainState::Running,
+            next_slot: 0,
         }
     }
 
     // ---- getters ----
+
+    /// Returns whether a walk has slots left; `slots` is the number of all.
+    pub fn is_walking(&self, slots: u32) -> bool {
+        match self.state {
+            DrainState::Running => false,
+            DrainState::Draining { .. } => self.next_slot < slots,
+            DrainState::Stopping(_) => slots > 0,
+        }
+    }
 
     pub fn is_running(&self) -> bool {
         self.state == DrainState::Running
@@ -92,7 +112,7 @@ impl Drain {
     /// A second signal: ends the drain, or the daemon without one.
     pub fn handle_stop(&mut self) {
         if !self.is_stopping() {
-            self.state = DrainState::Stopping(StopReason::Forced);
+            self.stop(StopReason::Forced);
         }
     }
 
@@ -111,8 +131,28 @@ impl Drain {
         } else {
             return None;
         };
-        self.state = DrainState::Stopping(reason);
+        self.stop(reason);
         Some(reason)
+    }
+
+    /// Returns the next slots of the walk: at most `most`, of `slots` in all.
+    pub fn poll_slots(&mut self, slots: u32, most: u32) -> Range<u32> {
+        if !self.is_walking(slots) {
+            return 0..0;
+        }
+        let start = match self.next_slot {
+            next if next < slots => next,
+            _ => 0,
+        };
+        self.next_slot = slots.min(start + most);
+        start..self.next_slot
+    }
+
+    // ---- helpers ----
+
+    fn stop(&mut self, reason: StopReason) {
+        self.state = DrainState::Stopping(reason);
+        self.next_slot = 0;
     }
 }
 
@@ -167,6 +207,27 @@ mod tests {
         drain.handle_stop();
         assert_eq!(drain.state, DrainState::Stopping(StopReason::Forced));
         assert_eq!(drain.poll(NOW, 0), None);
+    }
+
+    /// Mutations: the second walk goes on where the first one stopped, or ends at the last slot.
+    #[test]
+    fn each_walk_comes_to_every_slot_and_the_second_one_again() {
+        let mut drain = Drain::new();
+        assert_eq!(drain.poll_slots(5, 2), 0..0);
+        drain.handle_terminate(NOW, PATIENCE);
+        assert_eq!(
+            [drain.poll_slots(5, 2), drain.poll_slots(5, 2)],
+            [0..2, 2..4]
+        );
+        // A slot that is new since then is walked too.
+        assert_eq!(drain.poll_slots(6, 9), 4..6);
+        assert!(!drain.is_walking(6));
+        assert_eq!(drain.poll_slots(6, 9), 0..0);
+        drain.handle_stop();
+        assert_eq!(drain.poll_slots(6, 4), 0..4);
+        assert_eq!(drain.poll_slots(6, 4), 4..6);
+        assert_eq!(drain.poll_slots(6, 4), 0..4);
+        assert!(drain.is_walking(6));
     }
 
     #[test]

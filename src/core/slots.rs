@@ -33,6 +33,8 @@
 //! that long (half a day at 100,000 connections per second, all through one slot) to be mistaken
 //! for a live one.
 
+use std::ops::Range;
+
 use slab::Slab;
 
 use super::Key;
@@ -118,8 +120,18 @@ impl<T> Slots<T> {
         })
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = Key> {
-        self.iter().map(|(key, _)| key)
+    /// Returns how many slots have ever had a tenant: the end of a walk over all of them.
+    pub fn extent(&self) -> u32 {
+        self.generations.len() as u32
+    }
+
+    /// Yields the keys of the live values in a range of slots. The cost is that of the range and
+    /// not that of all slots.
+    pub fn keys_in(&self, slots: Range<u32>) -> impl Iterator<Item = Key> {
+        slots.filter_map(|index| {
+            let key = Key::new(index, *self.generations.get(index as usize)?);
+            self.get(key).map(|_| key)
+        })
     }
 
     // ---- commands ----
@@ -310,6 +322,10 @@ mod tests {
                 }
                 let listed = slots.iter().map(|(key, serial)| (key, *serial));
                 prop_assert_eq!(&listed.collect::<HashMap<_, _>>(), &live);
+                let (half, all) = (slots.extent() / 2, slots.extent());
+                let walked = slots.keys_in(0..half).chain(slots.keys_in(half..all));
+                let listed = slots.iter().map(|(key, _)| key);
+                prop_assert_eq!(walked.collect::<Vec<_>>(), listed.collect::<Vec<_>>());
             }
         }
     }

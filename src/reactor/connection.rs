@@ -29,6 +29,7 @@
 //!  6. A lingering connection holds no input and no output, and has only its own deadline.
 
 mod deadlines;
+mod end;
 
 use super::channel::{Channel, Read};
 use super::close_reason::CloseReason;
@@ -41,7 +42,6 @@ use super::transport::Arrived;
 use crate::config::Opening;
 use crate::core::deadlines::{DeadlineKind, Deadlines, Taken, stalls_at};
 use crate::core::output::{Level, Marks};
-use crate::core::pool::BufferPool;
 use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::limits::reactor as limits;
@@ -225,22 +225,6 @@ impl<K> Connection<K> {
         self.protocol.abandon(reason.cancels_as(), turn);
         self.channel.abandon(reason, turn);
         Pumped::Closed(reason)
-    }
-
-    /// Sends TLS's close_notify before the socket is closed, if the kernel takes it at once.
-    pub fn say_goodbye<S: System<Socket = K>>(
-        &mut self,
-        reason: CloseReason,
-        system: &mut S,
-        pool: &mut BufferPool,
-    ) {
-        let in_good_order = matches!(
-            reason,
-            CloseReason::Done | CloseReason::Idle | CloseReason::Drain
-        );
-        if in_good_order {
-            self.channel.say_goodbye(system, pool);
-        }
     }
 
     // ---- the pump ----

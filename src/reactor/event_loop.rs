@@ -14,7 +14,8 @@
 //!   5 mailbox   completions and orders of other threads
 //!   6 run       two rounds of the run queue, in which each queued connection pumps once, within
 //!               its budget. After each pump of the first round, the mailbox again: its events are
-//!               handled while the connection is warm in the cache, and written in round two
+//!               handled while the connection is warm in the cache, and written in round two. In a
+//!               drain, some more connections are queued before
 //!   7 wheel     deadlines that have passed: after 6, so that a request that arrived in time is not
 //!               late because we looked late
 //!   8 accept    after 6 and 7, so that places that became free count
@@ -37,6 +38,7 @@
 //!     `reap` frees slots, and `core::slots` tests it.
 
 mod accept;
+mod drain;
 #[cfg(test)]
 mod inspect;
 mod pulse;
@@ -200,6 +202,7 @@ impl<S: System> Reactor<S> {
         self.resume_handshakes();
         self.mark_edges();
         self.read_mailbox(&mut self.phase(limits::MESSAGES_TIME_MAX));
+        self.walk_connections();
         self.run_connections();
         self.expire_deadlines();
         self.accept_connections();
@@ -216,7 +219,8 @@ impl<S: System> Reactor<S> {
     fn timeout(&mut self) -> Option<Duration> {
         let has_work =
             !self.run_queue.is_empty() || !self.deferred.is_empty() || !self.unread.is_empty();
-        if has_work || !self.mailbox.sleep() {
+        let drains = self.drain.is_walking(self.slots.extent());
+        if has_work || drains || !self.mailbox.sleep() {
             return Some(Duration::ZERO);
         }
         let now = self.shared.now;
@@ -378,9 +382,12 @@ impl<S: System> Reactor<S> {
                 break;
             }
         }
-        for key in batch.filter(|&key| self.slots.get(key).is_some()) {
-            // In the past, so the next turn's wait is zero.
-            self.wheel.schedule(key, now);
+        for key in batch {
+            let connection = self.slots.get(key);
+            if let Some((at, _)) = connection.and_then(|it| it.deadlines().earliest()) {
+                // If it has passed, the wheel's next tick comes back to it.
+                self.wheel.schedule(key, at);
+            }
         }
         self.expired = expired;
     }
@@ -471,24 +478,6 @@ impl<S: System> Reactor<S> {
         self.shared.metrics.connections.dec();
     }
 
-    /// Accepts no new work; running requests may end.
-    fn begin_drain(&mut self, patience: Duration) {
-        if !self.drain.is_running() {
-            return;
-        }
-        self.drain.handle_terminate(self.shared.now, patience);
-        self.shared.draining = true;
-        self.shared.handler.set_draining();
-        // Connections in the backlog are let in, even if their edge is still to come.
-        (0..self.system.listeners()).for_each(|listener| self.gate.handle_ready(listener));
-        // Every connection gets a pump. Idle ones are closed after theirs, for a request may have
-        // come in this very batch; those of HTTP/2 send their peer a GOAWAY.
-        let all: Vec<Key> = self.slots.keys().collect();
-        for key in all {
-            self.run_queue.push(key);
-        }
-    }
-
     /// Phase 10.
     fn observe(&mut self) -> ControlFlow<()> {
         let now = self.system.now();
@@ -505,25 +494,9 @@ impl<S: System> Reactor<S> {
         if let Some(StopReason::PatienceOver) = self.drain.poll(now, open) {
             log::warn!("the drain timeout expired; closing {open} open connections");
         }
-        if !self.drain.is_stopping() {
-            return ControlFlow::Continue(());
-        }
-        self.end();
-        ControlFlow::Break(())
-    }
-
-    /// The last act of a reactor.
-    fn end(&mut self) {
-        self.stop_listening();
-        let mut messages = Vec::from(std::mem::take(&mut self.unread));
-        self.mailbox.close(&mut messages);
-        for message in messages {
-            // Sockets that came too late get a slot, if only to be closed like all others.
-            self.handle_message(message);
-        }
-        let left: Vec<Key> = self.slots.keys().collect();
-        for key in left {
-            self.close(key, CloseReason::Drain);
+        match self.drain.is_stopping() {
+            true => self.cut_off_connections(now),
+            false => ControlFlow::Continue(()),
         }
     }
 

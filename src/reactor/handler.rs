@@ -14,6 +14,7 @@
 //!            handle_event, handle_deadline, handle_room   until Flow::Finished
 //!                                        │
 //!                                     abandon             if the client leaves before that
+//!                                     cut_off             if the daemon's patience ends
 //! ```
 //!
 //! A request whose [`Intake`] is `Pieces` goes another way: `open` returns its exchange at once,
@@ -104,6 +105,10 @@ pub trait Handler {
 
     /// Responds to a refused request.
     fn refuse(&mut self, refusal: Self::Refusal, now: Moment, sink: &mut dyn ResponseSink);
+
+    /// Completes a response with the error `draining`: the daemon ends now. The exchange's job is
+    /// cancelled.
+    fn cut_off(&mut self, exchange: &mut Self::Exchange, now: Moment, sink: &mut dyn ResponseSink);
 
     /// Handles a client that left before its response was complete.
     fn abandon(&mut self, exchange: Box<Self::Exchange>, reason: CancelReason, now: Moment);
@@ -212,6 +217,10 @@ impl Handler for Service {
 
     fn refuse(&mut self, refusal: Refusal, now: Moment, sink: &mut dyn ResponseSink) {
         Service::refuse(self, refusal, now, sink);
+    }
+
+    fn cut_off(&mut self, exchange: &mut Exchange, now: Moment, sink: &mut dyn ResponseSink) {
+        Service::cut_off(self, exchange, now, sink);
     }
 
     fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {

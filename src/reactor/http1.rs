@@ -87,6 +87,7 @@
 //! #       &mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink,
 //! #   ) -> Flow { match *it {} }
 //! #   fn handle_room(&mut self, it: &mut Never) { match *it {} }
+//! #   fn cut_off(&mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink) { match *it {} }
 //! #   fn abandon(&mut self, it: Box<Never>, _: CancelReason, _: Moment) { match *it {} }
 //! }
 //! # impl Admission for Welcome {
@@ -133,7 +134,7 @@ use reply::Framing;
 use super::close_reason::CloseReason;
 use super::context::{Lent, Turn};
 use super::handler::{Admission, Handler, Pending};
-use super::machine::{Input, Machine, Used, Waiting, late};
+use super::machine::{Input, Machine, Used, Waiting, cut_off, late};
 use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
@@ -399,6 +400,19 @@ impl<H: Handler> Machine<H> for Http1<H> {
         if let Stage::Answering(_) = self.stage {
             self.framing.probe(lent.output, lent.turn.pool);
         }
+    }
+
+    fn cut_off(&mut self, lent: &mut Lent<'_, '_, H>) {
+        if let Stage::Answering(exchange) = &mut self.stage {
+            self.framing.last = true;
+            let now = lent.turn.now;
+            let (handler, mut sink) = self.framing.sink(lent);
+            handler.cut_off(exchange, now, &mut sink);
+            self.finish();
+        } else if matches!(self.waiting(), Waiting::Head | Waiting::Body) {
+            self.refuse_received(cut_off(), lent);
+        }
+        self.debug_check();
     }
 
     fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>) {

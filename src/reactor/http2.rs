@@ -88,6 +88,7 @@
 //! #       &mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink,
 //! #   ) -> Flow { match *it {} }
 //! #   fn handle_room(&mut self, it: &mut Never) { match *it {} }
+//! #   fn cut_off(&mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink) { match *it {} }
 //! #   fn abandon(&mut self, it: Box<Never>, _: CancelReason, _: Moment) { match *it {} }
 //! # }
 //! # impl Admission for Welcome {
@@ -139,7 +140,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::context::{Lent, Turn};
 use super::handler::{Handler, Pending};
-use super::machine::late;
+use super::machine::{cut_off, late};
 use crate::core::Moment;
 use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
@@ -280,7 +281,7 @@ impl<H: Handler> Http2<H> {
     }
 
     /// Handles the deadlines that have passed, the streams' first. Those for which there is no time
-    /// are still in the past, and are handled in the next turn.
+    /// are still in the past, so the wheel's next tick comes back to them.
     fn handle_earliest_deadline(&mut self, lent: &mut Lent<'_, '_, H>) {
         let now = lent.turn.now;
         let due = self.streams.iter();
@@ -475,6 +476,27 @@ impl<H: Handler> Http2<H> {
         let sending = self.streams.iter().filter(|(_, it)| it.is_sending());
         for id in sending.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.settle(id);
+        }
+    }
+
+    /// Ends a stream's response with the error `draining`.
+    fn cut_off_stream(&mut self, id: u32, lent: &mut Lent<'_, '_, H>) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        match &mut stream.stage {
+            Stage::Receiving(_) => {
+                if let Stage::Receiving(receiving) = stream.take_stage() {
+                    self.refuse(id, H::refusal(receiving.admitted, cut_off()), lent);
+                }
+            }
+            Stage::Answering { exchange, .. } => {
+                let now = lent.turn.now;
+                let (handler, mut sink) = writer(&mut self.connection, id, lent);
+                handler.cut_off(exchange, now, &mut sink);
+                self.finish(id, lent.turn);
+            }
+            Stage::Sending { .. } => {}
         }
     }
 

@@ -12,7 +12,7 @@
 //!                   poll                    queue what is due; the connection writes it
 //!   an event        awaits, handle_event    a pump follows
 //!   a deadline      waiting, handle_deadline
-//!   the end         abandon
+//!   the end         abandon, or cut_off before it at the end of a drain
 //! ```
 
 use std::time::Duration;
@@ -24,6 +24,7 @@ use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
 use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
+use crate::limits::service as service_limits;
 use crate::offload::CancelReason;
 use crate::service::Service;
 
@@ -80,6 +81,10 @@ pub trait Machine<H: Handler = Service> {
     /// a reset.
     fn probe(&mut self, lent: &mut Lent<'_, '_, H>);
 
+    /// Queues the error `draining` as the end of every response that is not complete: the daemon
+    /// ends now. Requests of which not even a head has begun get none.
+    fn cut_off(&mut self, lent: &mut Lent<'_, '_, H>);
+
     /// Ends the connection: no response is wanted any more.
     fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>);
 
@@ -122,6 +127,12 @@ pub struct Used {
     pub keep: usize,
     /// A valid key has come, or a job runs.
     pub is_known: bool,
+}
+
+/// The error for a request that the end of a drain finds half received.
+pub fn cut_off() -> ApiError {
+    let message = "the daemon has stopped before the request was complete; send it again";
+    ApiError::new(ErrorCode::Draining, message).with_retry_after(service_limits::BUSY_RETRY_AFTER)
 }
 
 /// The error for a part of a request that was not complete in time.

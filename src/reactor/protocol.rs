@@ -135,6 +135,10 @@ impl Machine for Protocol {
         with_machine!(self, machine => machine.probe(lent));
     }
 
+    fn cut_off(&mut self, lent: &mut Lent<'_, '_>) {
+        with_machine!(self, machine => machine.cut_off(lent));
+    }
+
     fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_>) {
         with_machine!(self, machine => machine.abandon(reason, turn));
     }
@@ -198,6 +202,10 @@ impl Machine for Undecided {
     }
 
     fn probe(&mut self, _: &mut Lent<'_, '_>) {}
+
+    fn cut_off(&mut self, _: &mut Lent<'_, '_>) {
+        *self = Undecided::Over;
+    }
 
     fn abandon(&mut self, _: CancelReason, _: &mut Turn<'_>) {
         *self = Undecided::Over;

@@ -281,7 +281,18 @@ impl Service {
         }
     }
 
-    /// Abandons an exchange: the client left, or the drain's patience ended.
+    /// Completes a response with the error `draining`, and stops its job: the drain's patience has
+    /// ended.
+    pub fn cut_off(&mut self, exchange: &mut Exchange, now: Moment, sink: &mut dyn ResponseSink) {
+        let (desk, wire) = (&mut self.desk, &mut Wire { now, sink });
+        match exchange {
+            Exchange::Generation(running) => running::cut_off(desk, running, wire),
+            Exchange::HealthWatch(watch) => health::cut_off(desk, watch, wire),
+            Exchange::Reflection(dialogue) => reflection::cut_off(desk, dialogue, wire),
+        }
+    }
+
+    /// Abandons an exchange: its client left.
     pub fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {
         let log = &mut self.desk.log;
         match *exchange {

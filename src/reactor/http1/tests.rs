@@ -8,6 +8,7 @@
 //! an earlier request for the present one's (`a_late_head_is_refused_and_a_new_request_is_not`).
 
 use std::io::IoSlice;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
@@ -143,6 +144,10 @@ impl Handler for Echo {
         respond(sink, error.code.status(), &error.message);
     }
 
+    fn cut_off(&mut self, _: &mut Job, _: Moment, sink: &mut dyn ResponseSink) {
+        respond(sink, 503, "the daemon ends");
+    }
+
     fn abandon(&mut self, _: Box<Job>, _: CancelReason, _: Moment) {
         self.abandoned.push("job");
     }
@@ -165,10 +170,12 @@ impl Bench {
     fn new() -> Bench {
         let now = Moment::from_micros(1_000_000);
         let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test").series());
+        let mut resources = Resources::new(0, now, Echo::default(), config, metrics);
+        resources.set_clock(Rc::new(move || now));
         Bench {
             http1: Http1::new(now),
             output: OutputQueue::new(),
-            resources: Resources::new(0, now, Echo::default(), config, metrics),
+            resources,
             held: Vec::new(),
         }
     }

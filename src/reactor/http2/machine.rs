@@ -160,6 +160,18 @@ impl<H: Handler> Machine<H> for Http2<H> {
         }
     }
 
+    fn cut_off(&mut self, lent: &mut Lent<'_, '_, H>) {
+        self.prepare(lent);
+        for id in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.cut_off_stream(id, lent);
+        }
+        // As far as windows and room allow, with the results of the calls before. Then the GOAWAY,
+        // behind which nothing follows; it may be among these results.
+        self.flush(lent);
+        self.shut_down(Reason::NO_ERROR, CancelReason::Drain, lent.turn);
+        self.flush(lent);
+    }
+
     fn abandon(&mut self, reason: CancelReason, turn: &mut Turn<'_, H>) {
         self.state = State::Over;
         self.borrow_buffer(turn);

@@ -1,6 +1,7 @@
 //! The machine with an application of a few lines: paths below `/job` run a job, all others get
 //! their response at once.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
@@ -127,6 +128,11 @@ impl Handler for App {
         sink.respond(&head, b"");
     }
 
+    fn cut_off(&mut self, _: &mut Job, _: Moment, sink: &mut dyn ResponseSink) {
+        sink.data(b"the daemon ends");
+        sink.finish();
+    }
+
     fn abandon(&mut self, _: Box<Job>, reason: CancelReason, _: Moment) {
         self.abandoned.push(reason);
     }
@@ -175,9 +181,11 @@ impl Stage {
     fn new() -> Stage {
         let now = Moment::from_micros(1_000_000);
         let (config, metrics) = (Arc::new(Config::default()), Metrics::new("test").series());
+        let mut resources = Resources::new(0, now, App::default(), config, metrics);
+        resources.set_clock(Rc::new(move || now));
         let mut stage = Stage {
             http2: Http2::new(now),
-            resources: Resources::new(0, now, App::default(), config, metrics),
+            resources,
             output: OutputQueue::new(),
             theirs: FrameReader::default(),
         };

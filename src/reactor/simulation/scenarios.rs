@@ -8,6 +8,7 @@ mod buffers;
 mod costs;
 mod deadlines;
 mod doors;
+mod drains;
 mod ends;
 mod proxies;
 mod reloads;

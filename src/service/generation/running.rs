@@ -153,7 +153,22 @@ pub fn handle_room(running: &mut Running) {
     }
 }
 
-/// Stops the job: the client left, or the drain's patience ended.
+/// Ends the response with the error `draining`, and stops the job: the drain's patience has ended.
+/// The reservation stays taken, as in [`abandon`].
+pub fn cut_off(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'_>) {
+    running.work.ticket.cancel(CancelReason::Drain);
+    running.work.reserved = None;
+    let failed = Failed {
+        reason: FailReason::Cancelled(CancelReason::Drain),
+        message: "the daemon has stopped before the response was complete".to_owned(),
+        text: String::new(),
+        usage: Usage::default(),
+        timings: Timings::default(),
+    };
+    handle_failed(desk, running, &failed, wire);
+}
+
+/// Stops the job: the client left.
 ///
 /// The reservation of tokens stays taken: the cost of the job is never known here, and a client
 /// must not get work for free by hanging up.

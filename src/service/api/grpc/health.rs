@@ -107,8 +107,7 @@ pub fn handle_deadline(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) 
         }
     }
     let error = if desk.is_draining {
-        let message = "the daemon is stopping; watch another one";
-        ApiError::new(ErrorCode::Draining, message)
+        draining()
     } else if is_over {
         ApiError::new(
             ErrorCode::RequestTimeout,
@@ -121,6 +120,11 @@ pub fn handle_deadline(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) 
     };
     dialogue::end(desk, &watch.call, watch.bytes, Some(&error), wire);
     Flow::Finished
+}
+
+/// Ends the watch because the daemon ends.
+pub fn cut_off(desk: &mut Desk, watch: &mut Watch, wire: &mut Wire<'_>) {
+    dialogue::end(desk, &watch.call, watch.bytes, Some(&draining()), wire);
 }
 
 fn send_status(desk: &mut Desk, watch: &mut Watch, status: ServingStatus, wire: &mut Wire<'_>) {
@@ -141,6 +145,11 @@ fn read_request(desk: &Desk, call: &Call, body: &[u8]) -> Result<HealthCheckRequ
     let encoding = call.terms().encoding;
     let message = desk.buffer.coder.only_message(body, encoding, bounds)?;
     decode(&message, "grpc.health.v1.HealthCheckRequest")
+}
+
+fn draining() -> ApiError {
+    let message = "the daemon is stopping; watch another one";
+    ApiError::new(ErrorCode::Draining, message)
 }
 
 /// The error of a stream that was open for as long as allowed.

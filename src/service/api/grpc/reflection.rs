@@ -108,11 +108,25 @@ pub fn handle_deadline(desk: &mut Desk, dialogue: &mut Dialogue, wire: &mut Wire
     }
     let flow = respond(desk, dialogue, wire);
     if flow == Flow::Open && desk.is_draining && wire.sink.has_room() {
-        let message = "the daemon is stopping; use another one";
-        let error = ApiError::new(ErrorCode::Draining, message);
-        return finish(desk, dialogue, Some(&error), wire);
+        return finish(desk, dialogue, Some(&draining()), wire);
     }
     flow
+}
+
+/// Ends the dialogue because the daemon ends.
+pub fn cut_off(desk: &mut Desk, dialogue: &Dialogue, wire: &mut Wire<'_>) {
+    dialogue::end(
+        desk,
+        &dialogue.call,
+        dialogue.bytes,
+        Some(&draining()),
+        wire,
+    );
+}
+
+fn draining() -> ApiError {
+    let message = "the daemon is stopping; use another one";
+    ApiError::new(ErrorCode::Draining, message)
 }
 
 /// Responds to the questions that are complete, for as long as there is room.
