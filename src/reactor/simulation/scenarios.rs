@@ -14,6 +14,7 @@ mod proxies;
 mod reloads;
 mod rooms;
 mod streams;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
