@@ -25,6 +25,7 @@ use autoglmd::engine::{
 };
 use autoglmd::error::ErrorCode;
 use autoglmd::offload::{CancelReason, JobKey, Ticket};
+use common::workers::workers;
 
 /// Far longer than any step here, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -330,16 +331,18 @@ fn deadline_ends_the_answer_with_what_there_is() {
 #[test]
 fn prompt_beyond_the_context_is_refused_by_name() {
     let host = Host::start(2, 512);
-    for text in [long_text(600), "word ".repeat(400_000)] {
-        let failed = host
-            .run(host.job_of(Prompt::Raw(text), 8))
-            .outcome
-            .expect_err("too long");
-        assert_eq!(
-            failed.reason,
-            FailReason::Error(ErrorCode::ContextLengthExceeded)
-        );
-    }
+    // Its tokens must be counted.
+    let long = host.run(host.job_of(Prompt::Raw(long_text(600)), 8));
+    let failed = long.outcome.expect_err("too long");
+    assert_eq!(
+        failed.reason,
+        FailReason::Error(ErrorCode::ContextLengthExceeded)
+    );
+    // By its bytes alone it cannot fit, so nothing waits and nothing is counted.
+    let longer = Prompt::Raw("word ".repeat(400_000));
+    let (_, refused) = host.try_submit(host.job_of(longer, 8));
+    let context_length = 512;
+    assert_eq!(refused, Err(Refused::TooLong { context_length }));
     // As much as fits is generated, and the output ends with the context.
     let done = host.answer(host.job_of(Prompt::Raw(long_text(400)), 100_000));
     assert!(done.usage.prompt_tokens + done.usage.completion_tokens <= 512);
@@ -414,7 +417,7 @@ fn missing_and_broken_files_are_reported_by_name() {
         let obtained = path.clone();
         let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(obtained.into()));
         let mailboxes = Arc::new(Mailboxes::default());
-        let engine = llama::start(settings(1, 512), obtain, mailboxes).unwrap();
+        let engine = llama::start(settings(1, 512), obtain, mailboxes, workers()).unwrap();
         let failure = wait(|| match engine.state() {
             State::Failed(message) => Some(message),
             State::Loading { .. } | State::Ready | State::Stalled { .. } => None,
@@ -432,7 +435,13 @@ fn drain_cancels_a_model_load_and_that_is_not_a_failure() {
         }
         Err("given up".to_owned())
     });
-    let engine = llama::start(settings(1, 512), obtain, Arc::new(Mailboxes::default())).unwrap();
+    let engine = llama::start(
+        settings(1, 512),
+        obtain,
+        Arc::new(Mailboxes::default()),
+        workers(),
+    )
+    .unwrap();
     engine.drain();
     let handle = Arc::downgrade(&engine);
     assert!(matches!(engine.state(), State::Loading { .. }));
@@ -481,7 +490,7 @@ impl Host {
     fn start_with_model(settings: Settings, path: PathBuf) -> Host {
         let mailboxes = Arc::new(Mailboxes::default());
         let obtain = Box::new(|_: &dyn Fn() -> bool| Ok(path.into()));
-        let engine = llama::start(settings, obtain, mailboxes.clone()).unwrap();
+        let engine = llama::start(settings, obtain, mailboxes.clone(), workers()).unwrap();
         let host = Host { engine, mailboxes };
         host.wait_until(|engine| match engine.state() {
             State::Ready => true,

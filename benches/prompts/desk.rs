@@ -23,6 +23,7 @@ use autoglmd::offload::{JobKey, Ticket};
 use serde::{Deserialize, Serialize};
 
 use super::tasks::{Task, Tongue};
+use super::workers::workers;
 
 /// Sequences that are computed together.
 const PARALLEL: u32 = 16;
@@ -250,7 +251,8 @@ impl Desk {
         };
         let path = variant.path.clone();
         let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path.into()));
-        let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).expect("a thread");
+        let engine =
+            llama::start(settings, obtain, Arc::new(Mailbox(sender)), workers()).expect("a thread");
         loop {
             match engine.state() {
                 State::Ready => return Desk { engine, events },

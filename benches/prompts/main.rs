@@ -26,6 +26,8 @@ mod statistics;
 #[allow(dead_code)]
 mod tasks;
 mod wordings;
+#[path = "../../tests/common/workers.rs"]
+mod workers;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

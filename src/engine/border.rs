@@ -47,7 +47,7 @@ pub enum Prompt {
     Raw(String),
 }
 
-/// What a job is for, which decides what may happen to it when there is too much work.
+/// The purpose of a job. It decides how the engine may treat the job when there is too much work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// A client waits for the result.
@@ -221,6 +221,8 @@ pub struct Timings {
 pub enum Refused {
     /// The queue is at its bound; the wait is computed from measured speed.
     QueueFull { retry_after: Duration },
+    /// The prompt has more bytes than any prompt that fits the model's context.
+    TooLong { context_length: u32 },
     /// By measured speed the first token would come later than the deadline.
     DeadlineUnmeetable { estimated: Duration },
     /// The model is being loaded.

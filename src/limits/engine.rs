@@ -44,9 +44,9 @@ pub const PREFILL_BATCH_TOKENS_MAX: u32 = 512;
 /// language for a model of 7 billion parameters.
 pub const PREFIX_STATES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Jobs that the engine tokenizes between two steps: at 100 us each they do not delay a token by
-/// more than it takes itself.
-pub const INTAKE_JOBS_PER_STEP_MAX: usize = 16;
+/// Jobs that may wait above `engine.queue` until the engine's thread has made room for them: as
+/// many as come from other tenants during a step of a quarter of a second at 250 per second.
+pub const QUEUE_SLACK_JOBS: u32 = 64;
 
 // ---- sharing the engine ----
 
@@ -200,3 +200,7 @@ pub const RESTARTS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// stops at the next bytes, llama.cpp's loading at the next tensor, and a thread that takes longer
 /// hangs.
 pub const LOADING_STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long an engine that stops waits for prompts that are being prepared: ten times as long as
+/// the largest prompt of the default body takes.
+pub const PREPARING_STOP_PATIENCE: Duration = Duration::from_secs(2);

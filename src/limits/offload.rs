@@ -13,6 +13,10 @@ pub const WORKER_THREADS_MIN: usize = 2;
 /// See [`WORKER_THREADS_MIN`].
 pub const WORKER_THREADS_MAX: usize = 4;
 
+/// The stack of each of these threads: the 16 MiB that tokenizing needs, and one for everything
+/// else. It takes memory only as far as it is touched.
+pub const WORKER_STACK_BYTES: usize = 17 * 1024 * 1024;
+
 /// Tasks that may wait, of all tenants: two for each place in the queue of an engine, and as many
 /// again for bodies. A single tenant gets half of them.
 pub const WAITING_TASKS_MAX: usize = 1_024;

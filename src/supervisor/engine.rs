@@ -22,6 +22,7 @@ use crate::engine::echo::Echo;
 use crate::engine::family::Family;
 #[cfg(feature = "llama")]
 use crate::engine::llama::{self, Obtained};
+use crate::offload::Workers;
 use crate::reactor::message::Mailboxes;
 
 /// Must run before anything else, because it may execute this program again.
@@ -45,7 +46,7 @@ impl Part for EnginePart {
     fn start(birth: &mut Birth) -> Result<EnginePart, Failure> {
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let deliver = Arc::new(Mailboxes(mailboxes.unwrap_or_default()));
-        let engine = start(&birth.config, deliver)?;
+        let engine = start(&birth.config, deliver, &birth.workers)?;
         birth.engine = Some(engine.clone());
         Ok(EnginePart { engine })
     }
@@ -65,11 +66,17 @@ impl Deref for EnginePart {
 }
 
 /// Returns at once; a model is obtained and loaded on the engine's own thread.
-fn start(config: &Config, deliver: Arc<Mailboxes<Socket>>) -> Result<Arc<dyn Engine>, Failure> {
+fn start(
+    config: &Config,
+    deliver: Arc<Mailboxes<Socket>>,
+    workers: &Arc<Workers>,
+) -> Result<Arc<dyn Engine>, Failure> {
+    #[cfg(not(feature = "llama"))]
+    let _ = workers;
     match config.engine.kind {
         EngineKind::Echo => Ok(Echo::new(deliver)),
         #[cfg(feature = "llama")]
-        EngineKind::Llama => start_llama(config, deliver),
+        EngineKind::Llama => start_llama(config, deliver, workers.clone()),
         #[cfg(not(feature = "llama"))]
         EngineKind::Llama => Err(Failure::new(
             exit::CONFIG,
@@ -83,6 +90,7 @@ fn start(config: &Config, deliver: Arc<Mailboxes<Socket>>) -> Result<Arc<dyn Eng
 fn start_llama(
     config: &Config,
     deliver: Arc<Mailboxes<Socket>>,
+    workers: Arc<Workers>,
 ) -> Result<Arc<dyn Engine>, Failure> {
     use super::prover;
 
@@ -96,7 +104,7 @@ fn start_llama(
         prover::prove(&obtained.path, own.kv_type, own.gpu_layers, is_wanted)?;
         Ok(obtained)
     });
-    llama::start(settings, obtain, deliver)
+    llama::start(settings, obtain, deliver, workers)
         .map_err(|error| Failure::os("starting the engine", &error))
 }
 

@@ -27,6 +27,7 @@ impl Part for WorkerThreads {
             let workers = part.workers.clone();
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
+                .stack_size(limits::WORKER_STACK_BYTES)
                 .spawn(move || workers.work(thread_cpu_time))
                 .map_err(|error| Failure::os("starting a thread", &error))?;
             part.threads.push(thread);

@@ -13,6 +13,7 @@ use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{Class, Deliver, Done, Engine, Event, Failed, Job, Prompt, Sampling, State};
 use autoglmd::offload::{JobKey, Ticket};
 
+use super::workers::workers;
 use super::{PATIENCE, eventually};
 
 pub struct Asker {
@@ -55,7 +56,7 @@ impl Asker {
         };
         let (sender, events) = channel();
         let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path.into()));
-        let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender))).unwrap();
+        let engine = llama::start(settings, obtain, Arc::new(Mailbox(sender)), workers()).unwrap();
         let (outcome, _) = eventually("the model", || match engine.state() {
             State::Ready => Some(Ok(())),
             State::Loading { .. } | State::Stalled { .. } => None,

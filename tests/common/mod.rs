@@ -9,6 +9,7 @@
 //! * [`asker`] asks an engine in this process; [`gguf`] makes model files, sound and broken ones.
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
 //!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
+//! * [`workers`] prepares prompts for an engine in this process.
 //!
 //! Nothing here sleeps to wait for something: a wait ends with a line of the log, a response, or a
 //! bound that is far above what a working daemon needs.
@@ -31,6 +32,7 @@ pub mod process;
 pub mod python;
 pub mod terminal;
 pub mod tls;
+pub mod workers;
 
 use std::time::{Duration, Instant};
 

@@ -6,6 +6,7 @@
 //! A backend has a number of sequences. Each holds the tokens computed so far; a batch appends to
 //! them; truncating removes from the end. Sequences share nothing.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::core::Moment;
@@ -59,7 +60,7 @@ pub trait Backend {
 
 /// The part of a model that prepares prompts. It computes nothing with the model, so it works on
 /// any thread, beside the computation, and it may outlive the backend.
-pub trait Prepare: Send + Sync {
+pub trait Prepare: fmt::Debug + Send + Sync {
     /// Returns the bytes of the longest prompt that can fit the context.
     fn bytes_max(&self) -> usize;
 

@@ -1,14 +1,16 @@
 //! GGUF models in this process, through llama.cpp, with continuous batching.
 //!
-//! Owns the engine's thread, and the queue that leads to it. Only that thread touches the model;
-//! all others reach it through a bounded channel and a few atomics, and its events go to their
-//! mailboxes. Must never block a caller.
+//! Owns the engine's thread, and the queue that leads to it. Only that thread computes with the
+//! model; all others reach it through a bounded channel and a few atomics, and its events go to
+//! their mailboxes. Prompts are prepared by workers on their way to it. Must never block a caller.
 //!
 //! In reading order:
 //!
 //! * [`backend`]: what a model must be able to do, as a trait.
 //! * [`scheduler`]: decides what is computed next; pure, and tested with a toy model.
 //! * [`owed`]: a job and the terminal event that it is owed.
+//! * [`places`]: the queue's bound, and each tenant's share of it; [`estimates`] of the wait.
+//! * [`intake`]: the way of a job to the engine's thread; its prompt is prepared there.
 //! * [`text`], [`sampler`], [`template`], [`speed`]: the parts of the scheduler and the model.
 //! * [`thread`]: the engine's thread, and how it survives a panic.
 //! * [`shared`], [`heartbeat`]: the engine's state as other threads see it.
@@ -23,14 +25,17 @@
 
 mod backend;
 mod controls;
+mod estimates;
 mod fault;
 mod ffi;
 mod heartbeat;
+mod intake;
 mod memory;
 mod metadata;
 mod model;
 mod openmp;
 mod owed;
+mod places;
 mod preparer;
 mod prove;
 mod sampler;
@@ -45,39 +50,42 @@ mod thread;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::core::{Moment, UnixSeconds};
 use crate::engine::family::Family;
 pub use crate::engine::family::KvType;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
 use crate::limits::engine as limits;
-use crate::offload::Permit;
+use crate::offload::Workers;
 use fault::Fault;
 pub use ffi::optimize;
+use intake::{Exit, Intake};
 use model::Llama;
 pub use openmp::ensure_short_spin;
 use owed::Owed;
+use places::Places;
 pub use prove::prove;
 pub use settings::{Obtain, Obtained, Settings};
 use shared::{Life, Shared};
-use thread::{Message, Over, Thread};
+use thread::{Over, Thread};
 
-/// Starts the engine's thread, which obtains and loads the model; returns at once.
+/// Starts the engine's thread, which obtains and loads the model; returns at once. The `workers`
+/// prepare the prompts; their threads must have [`limits::TOKENIZER_STACK_BYTES`] of stack, or
+/// every longer text gets a thread of its own.
 pub fn start(
     settings: Settings,
     obtain: Obtain,
     deliver: Arc<dyn Deliver>,
+    workers: Arc<Workers>,
 ) -> io::Result<Arc<dyn Engine>> {
     let fault = Fault::from_environment().map_err(io::Error::other)?;
     let load =
         |model: &Obtained, settings: &Settings, shared: &Shared| load(model, settings, shared);
     Ok(Arc::new(start_with(
-        settings, obtain, load, deliver, fault,
+        settings, obtain, load, deliver, workers, fault,
     )?))
 }
 
@@ -87,14 +95,20 @@ fn start_with<B: backend::Backend>(
     obtain: Obtain,
     load: impl Fn(&Obtained, &Settings, &Shared) -> Result<B, String> + Send + 'static,
     deliver: Arc<dyn Deliver>,
+    workers: Arc<Workers>,
     fault: Fault,
 ) -> io::Result<Handle> {
-    // One place more than the queue's bound, for the order to drain.
-    let (sender, receiver) = crossbeam_channel::bounded(settings.queue as usize + 1);
+    let room = Places::most(settings.queue) as usize;
+    let (sender, receiver) = crossbeam_channel::bounded(room);
     let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
-    let shared = Arc::new(Shared::new(settings.stall_timeout));
-    let (queue, parallel) = (settings.queue, settings.parallel);
-    let left = receiver.clone();
+    let (preparing, prepared) = crossbeam_channel::bounded::<Infallible>(0);
+    let shared = Arc::new(Shared::new(settings.queue, settings.stall_timeout));
+    let parallel = settings.parallel;
+    let exit = Exit {
+        shared: shared.clone(),
+        sender,
+        left: receiver.clone(),
+    };
     let thread = {
         let (deliver, shared) = (deliver.clone(), shared.clone());
         std::thread::Builder::new()
@@ -114,30 +128,32 @@ fn start_with<B: backend::Backend>(
             })?
     };
     Ok(Handle {
-        queue,
         parallel,
-        sender: Some(sender),
-        left,
+        intake: Some(Intake {
+            workers,
+            exit,
+            ending: preparing,
+        }),
         shared,
         deliver,
         thread: Some(thread),
         ended,
+        prepared,
     })
 }
 
 /// The engine as its callers hold it.
 struct Handle {
-    queue: u32,
     parallel: u32,
     /// `None` only while it is being dropped.
-    sender: Option<Sender<Message>>,
-    /// The channel's other end, for jobs that the thread left in it when it ended.
-    left: Receiver<Message>,
+    intake: Option<Intake>,
     shared: Arc<Shared>,
     deliver: Arc<dyn Deliver>,
     thread: Option<JoinHandle<()>>,
     /// Disconnected when the thread ends, so that waiting for the thread can have a timeout.
     ended: Receiver<Infallible>,
+    /// Disconnected when no job is being prepared any more and none will be.
+    prepared: Receiver<Infallible>,
 }
 
 impl Engine for Handle {
@@ -151,33 +167,32 @@ impl Engine for Handle {
                 return Err(Refused::Unavailable(message));
             }
         }
+        // A panic may come between the line above and this one.
+        let preparer = self.shared.preparer().ok_or(Refused::Loading)?;
+        let intake = self.intake.as_ref().ok_or(Refused::Draining)?;
+        let under_way = intake.begin();
         if self.shared.life() >= Life::Draining {
             return Err(Refused::Draining);
         }
-        if let Some(estimated) = self.time_to_first_token(&job)
+        if job.prompt.bytes() > preparer.bytes_max() {
+            let model = self.shared.model.get();
+            let context_length = model.map_or(0, |model| model.context_length);
+            return Err(Refused::TooLong { context_length });
+        }
+        if let Some(estimated) = self.shared.time_to_first_token(&job, self.parallel)
             && job.submitted + estimated >= job.deadline
         {
             return Err(Refused::DeadlineUnmeetable { estimated });
         }
-        let Some(permit) = Permit::try_take(&self.shared.queued, self.queue) else {
-            return Err(Refused::QueueFull {
-                retry_after: self.time_to_empty_queue(),
-            });
-        };
-        let owed = Box::new(Owed::new(job, Some(permit), self.deliver.clone()));
-        // The permit guarantees room in the channel.
-        let sent = self
-            .sender
-            .as_ref()
-            .map(|sender| sender.try_send(Message::Job(owed)));
-        if let Some(Err(error)) = sent {
-            if let Message::Job(owed) = error.into_inner() {
-                owed.take_back();
-            }
-            return Err(Refused::Draining);
-        }
-        thread::drop_jobs_if_over(&self.shared, &self.left);
-        Ok(())
+        let tenant = job.tenant;
+        let place = self.shared.places.try_take(tenant, job.class, job.weight);
+        let place = place.ok_or_else(|| self.queue_full(tenant))?;
+        let owed = Owed::new(job, Some(place), self.deliver.clone());
+        let sent = intake.submit(owed, preparer, under_way);
+        sent.map_err(|owed| {
+            owed.take_back();
+            self.queue_full(tenant)
+        })
     }
 
     fn state(&self) -> State {
@@ -193,65 +208,28 @@ impl Engine for Handle {
     }
 
     fn drain(&self) {
-        if self.shared.advance(Life::Draining)
-            && let Some(sender) = &self.sender
-        {
-            // This fails only if the thread has ended, which is the aim of draining.
-            let _ = sender.try_send(Message::Drain);
+        if self.shared.advance(Life::Draining) {
+            self.shared.wake();
         }
     }
 }
 
 impl Handle {
-    /// Returns when a job that is submitted now would get its first token, by measured speed.
-    /// `None` while too little is known, and while the engine is at rest: refusing a job would
-    /// teach it nothing, and computing the job delays no other.
-    fn time_to_first_token(&self, job: &Job) -> Option<Duration> {
-        let now = Moment::now();
-        let context = self.shared.model.get()?.context_length as usize;
-        let tokens = job.prompt.bytes() / limits::BYTES_PER_TOKEN;
-        if tokens > context {
-            // Probably too long: the engine counts the tokens, and reports by how much.
-            return None;
-        }
-        let before = self.shared.queued.load(Ordering::Relaxed);
-        let published = self.shared.published();
-        let running = published.gauges.sequences_running;
-        if running == 0 && before == 0 {
-            return None;
-        }
-        let job_cost = published.speed.job_cost(now)?;
-        let prompt_token_cost = published.speed.prompt_token_cost(now)?;
-        // The sequences of the tenant may hold the beginning of this prompt, which is then not
-        // computed again. That is certain only after the prompt is tokenized.
-        let held = published.held.iter();
-        let own = held.filter_map(|(tenant, held)| (*tenant == job.tenant).then_some(*held));
-        let computed = tokens.saturating_sub(own.max().unwrap_or(0));
-        // The engine finishes one job per `job_cost`, and the next one begins.
-        let is_full = running >= self.parallel;
-        let waiting = if is_full { before + 1 } else { before };
-        let reading = prompt_token_cost.checked_mul(u32::try_from(computed).ok()?)?;
-        Some(job_cost.saturating_mul(waiting).saturating_add(reading))
-    }
-
-    /// Returns when all jobs that wait now will have begun, by measured speed.
-    fn time_to_empty_queue(&self) -> Duration {
-        let job_cost = self.shared.published().speed.job_cost(Moment::now());
-        let waiting = self.shared.queued.load(Ordering::Relaxed);
-        match job_cost.unwrap_or_default().saturating_mul(waiting) {
-            Duration::ZERO => limits::RETRY_AFTER,
-            wait => wait,
+    fn queue_full(&self, tenant: u64) -> Refused {
+        Refused::QueueFull {
+            retry_after: self.shared.time_to_empty_queue(tenant),
         }
     }
 }
 
 impl Drop for Handle {
-    /// Ends the thread and waits for it, so that the model's memory is free afterwards. Does not
-    /// wait while the model is being fetched or loaded: an unresponsive server or disk would keep
-    /// the process alive.
+    /// Ends the thread and waits for it and for prompts that are being prepared, so that the
+    /// model's memory is free afterwards. Does not wait while the model is being fetched or loaded:
+    /// an unresponsive server or disk would keep the process alive.
     fn drop(&mut self) {
         self.shared.advance(Life::Ending);
-        self.sender = None;
+        self.shared.wake();
+        self.intake = None;
         if let State::Loading { .. } = self.state()
             && self.ended.recv_timeout(limits::LOADING_STOP_PATIENCE)
                 == Err(RecvTimeoutError::Timeout)
@@ -261,6 +239,12 @@ impl Drop for Handle {
         if let Some(thread) = self.thread.take() {
             // A panic was reported where it happened.
             let _ = thread.join();
+        }
+        // Workers drop what waits, and finish what they have begun.
+        if self.prepared.recv_timeout(limits::PREPARING_STOP_PATIENCE)
+            == Err(RecvTimeoutError::Timeout)
+        {
+            log::warn!("stopping without waiting for prompts that are being prepared");
         }
     }
 }

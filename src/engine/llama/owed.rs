@@ -6,16 +6,17 @@
 
 use std::sync::Arc;
 
+use super::places::Place;
 use crate::core::Moment;
 use crate::engine::{Deliver, Event, FailReason, Failed, Job, Timings, Usage};
 use crate::error::ErrorCode;
-use crate::offload::{CancelReason, JobKey, Permit};
+use crate::offload::{CancelReason, JobKey};
 
 pub struct Owed {
     /// `None` once delivered or taken back.
     debt: Option<Debt>,
     /// Held until the job gets a sequence.
-    permit: Option<Permit>,
+    place: Option<Place>,
 }
 
 struct Debt {
@@ -24,10 +25,10 @@ struct Debt {
 }
 
 impl Owed {
-    pub fn new(job: Job, permit: Option<Permit>, deliver: Arc<dyn Deliver>) -> Owed {
+    pub fn new(job: Job, place: Option<Place>, deliver: Arc<dyn Deliver>) -> Owed {
         Owed {
             debt: Some(Debt { job, deliver }),
-            permit,
+            place,
         }
     }
 
@@ -42,7 +43,7 @@ impl Owed {
 
     /// Frees the job's place in the queue: the job has got a sequence.
     pub fn leave_queue(&mut self) {
-        self.permit = None;
+        self.place = None;
     }
 
     /// Returns why the job must end now, if there is a reason.
@@ -60,6 +61,25 @@ impl Owed {
         if let Some(debt) = self.debt.take() {
             events.push((debt.job.key, event));
         }
+    }
+
+    /// Delivers the end of a job that is due to end and has never had a sequence; of any other job,
+    /// the engine's failure.
+    pub fn end_if_due(mut self, now: Moment) {
+        let Some(end) = self.end(now) else { return };
+        let Some(debt) = self.debt.take() else { return };
+        let failed = Failed {
+            reason: end.reason(),
+            message: end.message().to_owned(),
+            text: String::new(),
+            usage: Usage::default(),
+            timings: Timings {
+                queue: now.since(debt.job.submitted),
+                ..Timings::default()
+            },
+        };
+        debt.deliver
+            .deliver_one(debt.job.key, Event::Failed(Box::new(failed)));
     }
 
     /// Cancels the debt: the job was not admitted after all.

@@ -11,10 +11,14 @@
 //! ```
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender};
+
+use super::backend::Prepare;
 use super::heartbeat::Heartbeat;
+use super::places::Places;
 use super::speed::Speed;
 use crate::core::Moment;
 use crate::engine::{Gauges, ModelInfo, State};
@@ -32,13 +36,18 @@ pub enum Life {
     Over,
 }
 
-/// What [`Shared::loaded`] holds while the model can be used; a percentage is at most 100.
+/// The value of [`Shared::loaded`] while the model can be used; a percentage is at most 100.
 const READY: u8 = u8::MAX;
 
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// Jobs that were submitted and have no sequence yet.
-    pub queued: Arc<AtomicU32>,
+    /// The places of the jobs that were submitted and have no sequence yet.
+    pub places: Arc<Places>,
+    /// Jobs that are being prepared; [`super::intake`] explains the order of reads and writes.
+    pub under_way: AtomicU32,
+    /// Prepares prompts for the engine that serves; `None` while none does.
+    preparer: Mutex<Option<Arc<dyn Prepare>>>,
+    wakes: Wakes,
     life: AtomicU8,
     /// The percentage of the model that is loaded, or [`READY`].
     loaded: AtomicU8,
@@ -51,6 +60,18 @@ pub struct Shared {
     published: Mutex<Published>,
 }
 
+/// An order to the thread, if it waits for a job, to look at the state again. One order
+/// stands for any number of them.
+#[derive(Debug)]
+struct Wakes(Sender<()>, Receiver<()>);
+
+impl Default for Wakes {
+    fn default() -> Wakes {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        Wakes(sender, receiver)
+    }
+}
+
 /// The numbers after a step.
 #[derive(Debug, Default)]
 pub struct Published {
@@ -61,8 +82,10 @@ pub struct Published {
 }
 
 impl Shared {
-    pub fn new(stall_timeout: Duration) -> Shared {
+    /// At most about `queue` jobs may wait for a sequence.
+    pub fn new(queue: u32, stall_timeout: Duration) -> Shared {
         Shared {
+            places: Arc::new(Places::new(queue)),
             stall_timeout,
             ..Shared::default()
         }
@@ -88,13 +111,40 @@ impl Shared {
         self.life() == Life::Running
     }
 
+    /// Makes the thread look at the state, if it waits for a job.
+    pub fn wake(&self) {
+        // A full channel holds an order that the thread has not taken yet.
+        let _ = self.wakes.0.try_send(());
+    }
+
+    pub fn wakes(&self) -> &Receiver<()> {
+        &self.wakes.1
+    }
+
+    /// Returns whether the thread has nothing left to wait for: it drains, and all jobs that were
+    /// submitted have come. Must be called before a look into the channel.
+    pub fn is_last_job_sent(&self) -> bool {
+        self.life() >= Life::Draining && self.under_way.load(Ordering::SeqCst) == 0
+    }
+
+    /// Returns the preparer of prompts, if the engine serves.
+    pub fn preparer(&self) -> Option<Arc<dyn Prepare>> {
+        self.lock_preparer().clone()
+    }
+
+    fn lock_preparer(&self) -> MutexGuard<'_, Option<Arc<dyn Prepare>>> {
+        // One pointer: a holder's panic cannot leave it half written.
+        self.preparer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Records the progress of loading, in percent.
     pub fn set_percent(&self, percent: u8) {
         self.loaded.store(percent.min(100), Ordering::Release);
     }
 
-    /// Records that the model can be used.
-    pub fn begin_serving(&self) {
+    /// Records that the model can be used, and prepares prompts.
+    pub fn begin_serving(&self, preparer: Arc<dyn Prepare>) {
+        *self.lock_preparer() = Some(preparer);
         self.loaded.store(READY, Ordering::Release);
     }
 
@@ -114,8 +164,8 @@ impl Shared {
 
     pub fn gauges(&self, now: Moment) -> Gauges {
         Gauges {
-            // Jobs in the channel wait, too.
-            queue_depth: self.queued.load(Ordering::Relaxed),
+            // Jobs that are being prepared and jobs in the channel wait, too.
+            queue_depth: self.places.total(),
             beats: self.heartbeat.beats(),
             silence: self.heartbeat.silence(now),
             restarts: self.restarts.load(Ordering::Relaxed),
@@ -127,11 +177,13 @@ impl Shared {
         // Numbers that are copied whole: a holder's panic cannot leave them half written.
         self.published
             .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records that the engine has panicked: no job is taken until the model is loaded again.
     pub fn end_serving(&self) {
+        // The model is freed with its last user, which may be a job that is being prepared.
+        *self.lock_preparer() = None;
         self.set_percent(0);
     }
 
@@ -177,10 +229,10 @@ mod tests {
     /// Mutation that this test catches: a percentage that is not bounded may be taken for ready.
     #[test]
     fn progress_is_never_taken_for_ready() {
-        let shared = Shared::new(Duration::from_secs(1));
+        let shared = Shared::new(1, Duration::from_secs(1));
         shared.set_percent(u8::MAX);
         assert_eq!(shared.state(Moment::now()), State::Loading { percent: 100 });
-        shared.begin_serving();
+        shared.loaded.store(READY, Ordering::Release);
         assert_eq!(shared.state(Moment::now()), State::Ready);
         shared.end_serving();
         assert_eq!(shared.state(Moment::now()), State::Loading { percent: 0 });

@@ -28,15 +28,14 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, TryRecvError};
+use crossbeam_channel::{Receiver, select};
 
-use super::backend::{Backend, Prepare};
+use super::backend::Backend;
 use super::fault::Fault;
-use super::owed::Owed;
+use super::intake::{Arrival, drop_jobs_if_over};
 use super::scheduler::Scheduler;
 use super::shared::{Life, Shared};
 use super::{Obtain, Obtained, Settings};
@@ -45,19 +44,14 @@ use crate::engine::Deliver;
 use crate::limits::engine as limits;
 use crate::offload::CancelReason;
 
-pub enum Message {
-    Job(Box<Owed>),
-    Drain,
-}
-
 /// Reports the thread's end, however it ends.
 pub struct Over<'a> {
     shared: &'a Shared,
-    receiver: &'a Receiver<Message>,
+    receiver: &'a Receiver<Box<Arrival>>,
 }
 
 impl<'a> Over<'a> {
-    pub fn new(shared: &'a Shared, receiver: &'a Receiver<Message>) -> Over<'a> {
+    pub fn new(shared: &'a Shared, receiver: &'a Receiver<Box<Arrival>>) -> Over<'a> {
         Over { shared, receiver }
     }
 }
@@ -69,22 +63,11 @@ impl Drop for Over<'_> {
     }
 }
 
-/// If the thread has ended, drops the jobs in the channel; each then reports its own failure.
-/// Called by the thread after it has published its end, and by a caller after it has sent a job:
-/// one of the two finds the job.
-pub fn drop_jobs_if_over(shared: &Shared, receiver: &Receiver<Message>) {
-    // The fence keeps the order: send, then read the state; publish the end, then receive.
-    fence(Ordering::SeqCst);
-    if shared.life() == Life::Over {
-        receiver.try_iter().for_each(drop);
-    }
-}
-
 /// The state of the thread; it lives as long as the thread does.
 pub struct Thread<'a, B: Backend> {
     pub settings: &'a Settings,
     pub load: &'a dyn Fn(&Obtained) -> Result<B, String>,
-    pub receiver: &'a Receiver<Message>,
+    pub receiver: &'a Receiver<Box<Arrival>>,
     pub deliver: Arc<dyn Deliver>,
     pub shared: &'a Shared,
     pub fault: Fault,
@@ -147,9 +130,9 @@ impl<B: Backend> Thread<'_, B> {
         );
         scheduler.resume(self.shared.published().gauges);
         self.publish(&scheduler);
-        self.shared.begin_serving();
+        self.shared.begin_serving(preparer);
         let served = caught(|| {
-            self.serve(&mut scheduler, &*preparer);
+            self.serve(&mut scheduler);
             Ok(())
         });
         if served.is_err() {
@@ -161,42 +144,41 @@ impl<B: Backend> Thread<'_, B> {
     }
 
     /// Takes jobs in and lets the scheduler step.
-    fn serve(&mut self, scheduler: &mut Scheduler<B>, preparer: &dyn Prepare) {
-        let admit = |scheduler: &mut Scheduler<B>, owed: Owed| {
-            let prepared = preparer.prepare(&owed.job().prompt);
+    fn serve(&mut self, scheduler: &mut Scheduler<B>) {
+        let heartbeat = &self.shared.heartbeat;
+        let admit = |scheduler: &mut Scheduler<B>, arrival: Box<Arrival>| {
+            let Arrival { owed, prepared } = *arrival;
             scheduler.admit(owed, prepared);
         };
-        let heartbeat = &self.shared.heartbeat;
-        let mut is_draining = false;
         while self.shared.life() < Life::Ending {
             if scheduler.is_idle() {
-                if is_draining && self.receiver.is_empty() {
+                heartbeat.rest();
+                if self.shared.is_last_job_sent() && self.receiver.is_empty() {
                     return;
                 }
-                heartbeat.rest();
-                let message = self.receiver.recv();
-                heartbeat.begin(Moment::now());
-                match message {
-                    Ok(Message::Job(owed)) => admit(scheduler, *owed),
-                    Ok(Message::Drain) => is_draining = true,
-                    Err(_) => return,
+                select! {
+                    recv(self.receiver) -> arrival => {
+                        heartbeat.begin(Moment::now());
+                        // Not disconnected: the owner keeps a sender until this thread has ended.
+                        arrival.into_iter().for_each(|arrival| admit(scheduler, arrival));
+                    }
+                    recv(self.shared.wakes()) -> _ => continue,
                 }
             }
             if let Some(pause) = scheduler.pause() {
-                // A new job ends the wait.
-                let mut ready = Select::new();
-                ready.recv(self.receiver);
-                let _ = ready.ready_timeout(pause);
-            }
-            // Preparing a prompt takes time, too: only a few between two steps.
-            for _ in 0..limits::INTAKE_JOBS_PER_STEP_MAX {
-                match self.receiver.try_recv() {
-                    Ok(Message::Job(owed)) => admit(scheduler, *owed),
-                    Ok(Message::Drain) => is_draining = true,
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                select! {
+                    recv(self.receiver) -> arrival => {
+                        arrival.into_iter().for_each(|arrival| admit(scheduler, arrival));
+                    }
+                    recv(self.shared.wakes()) -> _ => {}
+                    default(pause) => {}
                 }
-                heartbeat.beat(Moment::now());
             }
+            // All that have come, so that the scheduler can choose fairly between them.
+            for arrival in self.receiver.try_iter().take(self.receiver.len()) {
+                admit(scheduler, arrival);
+            }
+            heartbeat.beat(Moment::now());
             if !scheduler.is_idle() {
                 self.fault.strike();
             }

@@ -70,7 +70,7 @@ fn submit(
         key: incoming.key,
         tenant: caller.map_or(0, |caller| caller.account.tenant),
         class: Class::Live,
-        weight: 1,
+        weight: caller.map_or(1, |caller| caller.record.weight),
         prompt: asked.prompt,
         sampling: asked.sampling,
         max_tokens,
@@ -127,6 +127,13 @@ fn refusal(refused: Refused) -> ApiError {
         Refused::QueueFull { retry_after } => {
             let message = "the engine's queue is full; wait for `Retry-After`";
             error(ErrorCode::QueueFull, message).with_retry_after(retry_after)
+        }
+        Refused::TooLong { context_length } => {
+            let message = format!(
+                "the prompt is too long for the model's context of {context_length} tokens; \
+                 shorten it or raise engine.context"
+            );
+            error(ErrorCode::ContextLengthExceeded, &message)
         }
         Refused::DeadlineUnmeetable { estimated } => {
             let estimated_ms = milliseconds_up(estimated);

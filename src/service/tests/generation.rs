@@ -1,7 +1,7 @@
 //! Jobs and their responses.
 
 use super::*;
-use crate::engine::{FailReason, Failed, Prompt};
+use crate::engine::{Class, FailReason, Failed, Prompt};
 
 const FENCED: &str = "Here:\n```python\nprint(1)\nprint(2)\n```\nDone.";
 const CODE: &str = "print(1)\nprint(2)";
@@ -493,4 +493,33 @@ fn tenants_differ_by_key_and_not_by_request() {
     let mine = tenant(FULL);
     assert_eq!(mine, tenant(FULL));
     assert_ne!(mine, tenant(NARROW));
+}
+
+/// Mutation: a job that always has the weight of an anonymous one.
+#[test]
+fn a_keys_weight_comes_to_the_engine() {
+    let mut bench = Bench::new();
+    let mut job = |byte| {
+        let _ = bench.start(&Sent::generate(r#"{"prompt": "x"}"#).key(byte));
+        bench.job()
+    };
+    assert_eq!((job(FULL).weight, job(NARROW).weight), (1, 3));
+    assert_eq!(job(FULL).class, Class::Live, "a client waits for it");
+}
+
+/// Mutation: `failure` without its retry.
+#[test]
+fn a_job_that_made_room_for_another_tenant_says_when_to_come_back() {
+    let mut bench = Bench::new();
+    let (mut reply, exchange) = bench.send(&Sent::generate(r#"{"prompt": "x"}"#));
+    let reason = FailReason::CrowdedOut {
+        retry_after: Duration::from_millis(2_300),
+    };
+    let _ = bench.event(
+        &mut exchange.expect("a job"),
+        failed(reason, ""),
+        &mut reply,
+    );
+    assert_eq!(reply.error(), "queue_full");
+    assert_eq!(reply.field("retry-after"), Some("3"));
 }

@@ -242,6 +242,7 @@ fn ring() -> KeyRing {
         requests_per_minute: Some(4),
         tokens_per_minute: Some(100),
         concurrency: Some(1),
+        weight: 3,
         ..record(NARROW)
     };
     KeyRing::new(vec![record(FULL), no_scopes, expired, revoked, narrow])

@@ -158,7 +158,7 @@ fn without_keys_everybody_is_served_at_the_rate_of_an_address() {
         ..Sent::generate(r#"{"prompt": "x"}"#)
     });
     assert!(exchange.is_some());
-    assert_eq!(bench.job().tenant, 0);
+    assert_eq!((bench.job().tenant, bench.job().weight), (0, 1));
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! Tests the thread over a backend that panics or hangs when a prompt asks for it.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver as Inbox, Sender as Outbox};
 use std::sync::{Mutex, OnceLock};
 
+use crossbeam_channel::RecvTimeoutError;
+
 use super::super::backend::{Batch, DecodeError, Prepare, PrepareError, Prepared, Token};
+use super::super::intake::Exit;
+use super::super::owed::Owed;
 use super::super::{Handle, start_with};
 use super::*;
 use crate::core::Key;
@@ -13,13 +17,16 @@ use crate::engine::{
 };
 use crate::error::ErrorCode;
 use crate::limits::engine as limits;
-use crate::offload::{JobKey, Ticket};
+use crate::offload::{CancelReason, JobKey, Ticket, Workers};
 
 /// Far above the expected time; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Prompts that make decoding panic or hang; their numbers are their first token.
 const PANIC: &str = "panic";
 const HANG: &str = "hang";
+/// Prompts that the preparer panics at, or refuses.
+const BREAK: &str = "break";
+const REFUSE: &str = "refuse";
 const CONTEXT: usize = 64;
 
 #[test]
@@ -92,24 +99,22 @@ fn job_left_in_the_channel_gets_its_terminal_event() {
     assert!(matches!(host.next_end(), Event::Failed(_)));
     // As if the panic came between reading the state and sending.
     let send_late = |host: &Host| {
-        let owed = Owed::new(
-            host.job("late", PATIENCE),
-            None,
-            host.engine.deliver.clone(),
-        );
-        let sender = host
-            .engine
+        let job = host.job("late", PATIENCE);
+        let owed = Owed::new(job, None, host.engine.deliver.clone());
+        let prepared = Ok(Prepared::default());
+        let sent = host
+            .exit()
             .sender
-            .as_ref()
-            .expect("it is not being dropped");
-        assert!(sender.try_send(Message::Job(Box::new(owed))).is_ok());
+            .try_send(Box::new(Arrival { owed, prepared }));
+        assert!(sent.is_ok(), "there is room");
     };
     host.wait_for("the pause", |host| host.engine.gauges().restarts > 0);
     send_late(&host);
     assert!(matches!(host.next_end(), Event::Failed(_)), "by the thread");
     host.wait_for("the end", |host| host.engine.shared.life() == Life::Over);
     send_late(&host);
-    drop_jobs_if_over(&host.engine.shared, &host.engine.left);
+    let exit = host.exit();
+    drop_jobs_if_over(&exit.shared, &exit.left);
     assert!(matches!(host.next_end(), Event::Failed(_)), "by its sender");
 }
 
@@ -148,8 +153,11 @@ fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
     let mut host = Host::start();
     host.poison(1);
     let job = host.job(&"x".repeat(100), Duration::from_secs(10));
-    assert!(host.engine.time_to_first_token(&job).is_none(), "at rest");
-    host.engine.submit(job).expect("it is at rest");
+    assert!(
+        host.engine.shared.time_to_first_token(&job, 2).is_none(),
+        "at rest"
+    );
+    host.send(job).expect("it is at rest");
     assert!(matches!(host.next_end(), Event::Done(_)));
 
     // Beside a running job the estimate counts, but only for what has to be computed.
@@ -163,14 +171,153 @@ fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
     host.engine.shared.published().held = vec![(job.tenant + 1, 25)];
     assert!(host.engine.submit(job.clone()).is_err(), "another tenant's");
     host.engine.shared.published().held = vec![(job.tenant, 25)];
-    host.engine.submit(job).expect("all of it may be cached");
+    host.send(job).expect("all of it may be cached");
     assert!(matches!(host.next_end(), Event::Done(_)));
+}
+
+// ---- preparing --------------------------------------------------------------------------------
+
+#[test]
+fn job_whose_client_has_left_is_not_prepared() {
+    let mut host = Host::start();
+    let job = host.job(REFUSE, PATIENCE);
+    host.engine.submit(job.clone()).expect("it is at rest");
+    job.ticket.cancel(CancelReason::Disconnect);
+    assert!(host.workers.run_one());
+    let Event::Failed(failed) = host.next_end() else {
+        panic!("a job without a client was answered");
+    };
+    let reason = FailReason::Cancelled(CancelReason::Disconnect);
+    assert_eq!(
+        failed.reason, reason,
+        "a preparation would say something else"
+    );
+    assert_eq!(host.engine.gauges().queue_depth, 0);
+
+    host.engine
+        .submit(host.job(REFUSE, Duration::ZERO))
+        .expect("the worker looks at deadlines");
+    assert!(host.workers.run_one());
+    let Event::Failed(failed) = host.next_end() else {
+        panic!("a late job was answered");
+    };
+    assert_eq!(
+        failed.reason,
+        FailReason::Error(ErrorCode::GenerationTimeout)
+    );
+}
+
+#[test]
+fn panic_in_a_preparation_fails_its_job_and_nothing_else() {
+    let mut host = Host::start();
+    host.submit(BREAK).expect("it is at rest");
+    let (end, state) = host.next_end_and_state();
+    let Event::Failed(failed) = end else {
+        panic!("a job without a prompt was answered");
+    };
+    assert_eq!(failed.reason, FailReason::Error(ErrorCode::EngineFailed));
+    assert_eq!(state, State::Ready);
+    host.submit("after").expect("it is at rest");
+    assert!(matches!(host.next_end(), Event::Done(_)));
+    let gauges = host.engine.gauges();
+    assert_eq!((gauges.restarts, gauges.queue_depth), (0, 0));
+}
+
+#[test]
+fn drain_waits_for_jobs_that_are_being_prepared() {
+    let mut host = Host::start();
+    host.engine
+        .submit(host.job("last", PATIENCE))
+        .expect("it is at rest");
+    host.engine.drain();
+    // The thread takes the second order only after it has looked at everything and stayed.
+    for _ in 0..2 {
+        host.wait_for("a look at the state", |host| {
+            host.engine.shared.wakes().is_empty()
+        });
+        host.engine.shared.wake();
+    }
+    let refused = host.engine.submit(host.job("late", PATIENCE)).unwrap_err();
+    assert_eq!(refused, Refused::Draining);
+    assert!(host.workers.run_one());
+    assert!(matches!(host.next_end(), Event::Done(_)));
+    assert_eq!(
+        host.engine.ended.recv_timeout(PATIENCE),
+        Err(RecvTimeoutError::Disconnected)
+    );
+
+    // The last job never comes to the thread, which has to learn that, too.
+    let mut host = Host::start();
+    let job = host.job("last", PATIENCE);
+    host.engine.submit(job.clone()).expect("it is at rest");
+    host.engine.drain();
+    host.wait_for("a look at the state", |host| {
+        host.engine.shared.wakes().is_empty()
+    });
+    job.ticket.cancel(CancelReason::Disconnect);
+    assert!(host.workers.run_one());
+    assert!(matches!(host.next_end(), Event::Failed(_)));
+    assert_eq!(
+        host.engine.ended.recv_timeout(PATIENCE),
+        Err(RecvTimeoutError::Disconnected)
+    );
+}
+
+#[test]
+fn full_pool_refuses_without_an_event() {
+    let host = Host::start();
+    host.workers.close();
+    let refused = host.submit("too many").unwrap_err();
+    assert!(matches!(refused, Refused::QueueFull { .. }), "{refused:?}");
+    assert!(host.ends.try_recv().is_err(), "a refusal and an event");
+    assert_eq!(host.engine.gauges().queue_depth, 0);
+    let under_way = host.engine.shared.under_way.load(Ordering::SeqCst);
+    assert_eq!(under_way, 0, "a drain would wait for ever");
+}
+
+#[test]
+fn prompt_that_can_never_fit_is_refused_before_it_waits() {
+    let host = Host::start();
+    let refused = host.submit(&"x".repeat(Clerk.bytes_max() + 1)).unwrap_err();
+    let context_length = CONTEXT as u32;
+    assert_eq!(refused, Refused::TooLong { context_length });
+    assert!(!host.workers.run_one(), "no worker has seen it");
+}
+
+#[test]
+fn end_of_the_engine_cancels_what_waits_for_a_worker() {
+    let host = Host::start();
+    host.engine
+        .submit(host.job("waits", PATIENCE))
+        .expect("it is at rest");
+    let Host {
+        engine,
+        ends,
+        workers,
+        ..
+    } = host;
+    let shared = engine.shared.clone();
+    let dropping = thread::spawn(move || drop(engine));
+    while shared.life() < Life::Ending {
+        thread::yield_now();
+    }
+    assert!(workers.run_one());
+    dropping
+        .join()
+        .expect("it waits for the worker, and no longer");
+    let (end, _) = ends.recv_timeout(PATIENCE).expect("a terminal event");
+    let Event::Failed(failed) = end else {
+        panic!("a job without an engine was answered");
+    };
+    assert_eq!(failed.reason, FailReason::Cancelled(CancelReason::Drain));
 }
 
 // ---- the host and its back end -----------------------------------------------------------------
 
 struct Host {
     engine: Handle,
+    /// Without threads: the test runs the tasks.
+    workers: Arc<Workers>,
     /// Each terminal event, and the state when it was delivered.
     ends: Inbox<(Event, State)>,
     loads: Arc<AtomicU32>,
@@ -206,13 +353,21 @@ impl Host {
             out: Mutex::new(ends_out),
             shared: OnceLock::new(),
         });
-        let fault = Fault::default();
-        let engine = start_with(settings(), obtain, load, deliver.clone(), fault)
-            .expect("a thread can be started");
+        let (workers, fault) = (Arc::new(Workers::default()), Fault::default());
+        let engine = start_with(
+            settings(),
+            obtain,
+            load,
+            deliver.clone(),
+            workers.clone(),
+            fault,
+        )
+        .expect("a thread can be started");
         // No job has been submitted, so no event has come.
         let _ = deliver.shared.set(engine.shared.clone());
         let host = Host {
             engine,
+            workers,
             ends,
             loads,
             hanging,
@@ -225,7 +380,23 @@ impl Host {
     }
 
     fn submit(&self, prompt: &str) -> Result<(), Refused> {
-        self.engine.submit(self.job(prompt, PATIENCE))
+        self.send(self.job(prompt, PATIENCE))
+    }
+
+    /// Submits a job and prepares it.
+    fn send(&self, job: Job) -> Result<(), Refused> {
+        self.engine.submit(job)?;
+        assert!(self.workers.run_one(), "the job");
+        Ok(())
+    }
+
+    fn exit(&self) -> &Exit {
+        &self
+            .engine
+            .intake
+            .as_ref()
+            .expect("it is not being dropped")
+            .exit
     }
 
     fn job(&self, prompt: &str, time: Duration) -> Job {
@@ -342,11 +513,12 @@ impl Puppet {
 }
 
 /// Prepares the prompts of the puppet.
+#[derive(Debug)]
 struct Clerk;
 
 impl Prepare for Clerk {
     fn bytes_max(&self) -> usize {
-        CONTEXT
+        2 * CONTEXT
     }
 
     fn prepare(&self, prompt: &Prompt) -> Result<Prepared, PrepareError> {
@@ -356,6 +528,8 @@ impl Prepare for Clerk {
         let first = match text.as_str() {
             PANIC => PANIC_TOKEN,
             HANG => HANG_TOKEN,
+            BREAK => panic!("the prompt says so"),
+            REFUSE => return Err(PrepareError::Template("no".to_owned())),
             _ => LETTER,
         };
         Ok(Prepared {
