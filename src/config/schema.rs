@@ -245,6 +245,11 @@ schema! {
     limits "limits": Limits {
         /// Concurrent connections. 0: as many as the descriptor limit allows, less a reserve.
         max_connections: u32 = 0, number(limits::CONNECTIONS), Restart;
+        /// Concurrent connections of one client network: an IPv4 address, or the first 64 bits of
+        /// an IPv6 address. 0: half of the maximum. Loopback, Unix sockets and
+        /// `server.trusted_proxies` are exempt; on a `proxy:` address the client in the header
+        /// counts.
+        max_connections_per_network: u32 = 0, number(limits::CONNECTIONS), Reload;
         /// Size of a request's head: request line and fields.
         max_head: usize = http1_limits::HEAD_BYTES_DEFAULT, size(limits::HEAD_BYTES), Reload;
         /// Size of a request target. At most `limits.max_head`.

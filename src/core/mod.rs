@@ -11,6 +11,7 @@ pub mod glitch;
 pub mod idle_list;
 pub mod key;
 pub mod network;
+pub mod network_counts;
 pub mod output;
 pub mod places;
 pub mod pool;

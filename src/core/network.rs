@@ -1,4 +1,5 @@
-//! Networks of IP addresses in CIDR notation (RFC 4632): which peers are trusted proxies.
+//! Networks of IP addresses: in CIDR notation (RFC 4632), for the peers that are trusted proxies,
+//! and those that count as one client.
 //!
 //! Invariants:
 //!  1. A network depends on its address and prefix alone, not on the spelling: `10.1.2.3/8` is
@@ -8,6 +9,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
+
+/// Returns the network that counts as one client. The owner of one IPv6 address has its whole /64,
+/// so all of that is one; an IPv4 address is one by itself, and so is one that is mapped into IPv6.
+pub fn client_network(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits() >> 64 << 64,
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {

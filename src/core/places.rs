@@ -2,9 +2,10 @@
 //! accepts them.
 //!
 //! Owns the numbers that all reactors share. Each change is one atomic instruction, so no reactor
-//! waits for another one. A place is taken before `accept4(2)` is called and given back where its
-//! connection is closed. A share of the maximum for each reactor would leave places idle in one
-//! reactor while another one closes connections for lack of them.
+//! waits for another one. Only the table of client networks has locks; see its file's head. A place
+//! is taken before `accept4(2)` is called and given back where its connection is closed. A share of
+//! the maximum for each reactor would leave places idle in one reactor while another one closes
+//! connections for lack of them.
 //!
 //! Invariants:
 //!  1. At no moment are more than `maximum` places taken.
@@ -17,6 +18,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::Moment;
+use super::network_counts::NetworkCounts;
 use crate::limits::core as limits;
 
 /// See the file's head.
@@ -26,6 +28,10 @@ pub struct Places {
     taken: AtomicUsize,
     /// No connection that is at work is evicted before this moment.
     evicts_at_micros: AtomicU64,
+    /// The connections of each client network.
+    networks: NetworkCounts,
+    /// No warning about a network before this moment.
+    warns_at_micros: AtomicU64,
 }
 
 impl Default for Places {
@@ -41,6 +47,8 @@ impl Places {
             maximum: maximum.max(1),
             taken: AtomicUsize::new(0),
             evicts_at_micros: AtomicU64::new(0),
+            networks: NetworkCounts::new(),
+            warns_at_micros: AtomicU64::new(0),
         }
     }
 
@@ -77,6 +85,30 @@ impl Places {
     pub fn give_back(&self) {
         let before = self.taken.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "a place comes back that was not taken");
+    }
+
+    // ---- client networks ----
+
+    pub const fn networks(&self) -> &NetworkCounts {
+        &self.networks
+    }
+
+    /// Returns how many connections one client network may have; 0 means half of the maximum.
+    pub fn network_maximum(&self, configured: usize) -> usize {
+        match configured {
+            0 => (self.maximum / 2).max(1),
+            some => some,
+        }
+    }
+
+    /// Returns whether a refused connection may be logged: once per minute, in one reactor.
+    pub fn may_warn_of_network(&self, now: Moment) -> bool {
+        let next = (now + limits::NETWORK_WARNING_INTERVAL).as_micros();
+        let is_due = |at: u64| (at <= now.as_micros()).then_some(next);
+        let order = Ordering::Relaxed;
+        self.warns_at_micros
+            .fetch_update(order, order, is_due)
+            .is_ok()
     }
 
     // ---- the pace of evictions ----
@@ -138,6 +170,24 @@ mod tests {
             }
         });
         assert_eq!(places.taken(), 0);
+    }
+
+    #[test]
+    fn one_network_has_half_of_the_places_unless_configured() {
+        let places = Places::new(5);
+        assert_eq!(places.network_maximum(0), 2);
+        assert_eq!(places.network_maximum(4), 4);
+        assert_eq!(Places::new(1).network_maximum(0), 1);
+    }
+
+    #[test]
+    fn warnings_of_networks_come_once_a_minute() {
+        let places = Places::new(1);
+        let start = Moment::from_micros(7);
+        assert!(places.may_warn_of_network(start));
+        assert!(!places.may_warn_of_network(start));
+        let later = start + limits::NETWORK_WARNING_INTERVAL;
+        assert!(places.may_warn_of_network(later) && !places.may_warn_of_network(later));
     }
 
     #[test]

@@ -84,8 +84,8 @@ pub const TOKENS_PER_MINUTE: RangeInclusive<u64> = 0..=1_000_000_000;
 /// `rate_limit.concurrency`.
 pub const CONCURRENT_REQUESTS: RangeInclusive<u64> = 0..=65_536;
 
-/// `limits.max_connections`: Linux's hard limit for descriptors of a process is `fs.nr_open`, at
-/// most 2^30.
+/// `limits.max_connections` and `limits.max_connections_per_network`: Linux's hard limit for
+/// descriptors of a process is `fs.nr_open`, at most 2^30.
 pub const CONNECTIONS: RangeInclusive<u64> = 0..=10_000_000;
 
 /// `limits.max_head`.

@@ -81,6 +81,10 @@ impl<K> Channel<K> {
         &self.socket
     }
 
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
     pub fn into_socket(self) -> K {
         self.socket
     }

@@ -11,6 +11,8 @@ pub enum CloseReason {
     Idle,
     /// Without a job and a key, and closed to make room for a new connection.
     Evicted,
+    /// Its client network has too many connections.
+    NetworkLimit,
     /// A request did not arrive in time.
     RequestTimeout,
     /// The peer did not take its response in time.
@@ -24,10 +26,11 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [CloseReason; 8] = [
+    pub const ALL: [CloseReason; 9] = [
         CloseReason::Done,
         CloseReason::Idle,
         CloseReason::Evicted,
+        CloseReason::NetworkLimit,
         CloseReason::RequestTimeout,
         CloseReason::WriteTimeout,
         CloseReason::Reset,
@@ -40,6 +43,7 @@ impl CloseReason {
             CloseReason::Done => "done",
             CloseReason::Idle => "idle",
             CloseReason::Evicted => "evicted",
+            CloseReason::NetworkLimit => "network_limit",
             CloseReason::RequestTimeout => "request_timeout",
             CloseReason::WriteTimeout => "write_timeout",
             CloseReason::Reset => "reset",

@@ -141,6 +141,10 @@ impl<K> Connection<K> {
         self.protocol.is_answering()
     }
 
+    pub fn peer(&self) -> &Peer {
+        self.channel.peer()
+    }
+
     pub fn into_socket(self) -> K {
         self.channel.into_socket()
     }
@@ -434,6 +438,7 @@ impl<K> Connection<K> {
                 self.protocol.abandon(CloseReason::Reset.cancels_as(), turn);
             }
             Arrived::Unanswerable => return Err(CloseReason::Reset),
+            Arrived::Crowded => return Err(CloseReason::NetworkLimit),
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::core::budget::{Budget, Clock};
 use crate::core::buffered::{Account, Claim, Tally};
 use crate::core::output::{Marks, OutputQueue};
+use crate::core::places::Places;
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
 use crate::error::{ApiError, ErrorCode};
@@ -58,6 +59,8 @@ pub struct Turn<'t, H = Service> {
     pub handshake_steps: &'t mut u32,
     /// Errors of proxies are not logged again before this moment.
     pub proxy_warned_until: &'t mut Moment,
+    /// The places of the whole daemon, and who has them.
+    pub places: &'t Places,
     pub metrics: &'t ReactorSeries,
 }
 
@@ -98,6 +101,7 @@ pub struct Resources<H = Service> {
     pub draining: bool,
     pub tls: Option<Arc<Acceptor>>,
     pub handshake_steps: u32,
+    pub places: Arc<Places>,
     pub metrics: Arc<ReactorSeries>,
     /// For budgets alone: a decision uses `now`.
     clock: Rc<Clock>,
@@ -125,6 +129,7 @@ impl<H> Resources<H> {
             draining: false,
             tls: None,
             handshake_steps: limits::HANDSHAKE_STEPS_PER_TURN_MAX,
+            places: Arc::default(),
             metrics,
             clock: Rc::new(Moment::now),
             date: DateCache::new(),
@@ -150,6 +155,7 @@ impl<H> Resources<H> {
             tls: self.tls.as_ref(),
             handshake_steps: &mut self.handshake_steps,
             proxy_warned_until: &mut self.proxy_warned_until,
+            places: &self.places,
             metrics: &self.metrics,
         }
     }

@@ -53,6 +53,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::client_network;
 use super::close_reason::CloseReason;
 use super::connection::{Connection, Pumped};
 use super::context::Resources;
@@ -117,7 +118,6 @@ pub struct Reactor<S: System> {
     idle: IdleList,
     /// Connections that are not idle and have neither a job nor a key, the oldest first.
     strangers: IdleList,
-    places: Arc<Places>,
     /// Another reactor has been asked to make room; nothing else is done for it before this moment.
     asks_at: Moment,
     /// By reactor: it has not answered yet.
@@ -151,6 +151,7 @@ impl<S: System> Reactor<S> {
         shared.tls = parts.tls;
         shared.set_clock(parts.system.clock());
         shared.buffered = buffered;
+        shared.places = parts.places.clone();
         let mut gate = AcceptGate::new(parts.places.clone());
         // Clients may have connected before the listeners were registered.
         (0..parts.system.listeners()).for_each(|listener| gate.handle_ready(listener));
@@ -169,7 +170,6 @@ impl<S: System> Reactor<S> {
             openings: parts.openings,
             idle: IdleList::new(),
             strangers: IdleList::new(),
-            places: parts.places,
             asks_at: now,
             is_asked: vec![false; parts.neighbours.len()],
             mailbox: parts.mailbox,
@@ -464,6 +464,7 @@ impl<S: System> Reactor<S> {
             connection.abandon(reason, turn)
         });
         self.shared.buffered.set(key, 0);
+        client_network::leave(connection.peer(), &self.shared.places);
         self.system.close(connection.into_socket());
         self.wheel.cancel(key);
         self.idle.remove(key);
@@ -473,7 +474,7 @@ impl<S: System> Reactor<S> {
 
     fn count_closed(&self, reason: CloseReason) {
         self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
-        self.places.give_back();
+        self.shared.places.give_back();
         self.closed[reason as usize].inc();
         self.shared.metrics.connections.dec();
     }

@@ -8,12 +8,14 @@
 //!   between its protocol and the application;
 //! * [`connection`]: its phases, and its end; [`close_reason`]: the reasons for that;
 //! * [`channel`]: its socket and bytes; [`transport`]: TLS between them, or nothing;
+//! * `client_network`: which of them count for their client's network;
 //! * [`machine`]: the interface to its protocol; [`protocol`]: chooses the protocol;
 //! * [`http1`], [`http2`]: each between its codec and the application;
 //! * [`message`]: the messages of other threads to the loop;
 //! * `simulation`: the same loop over a simulated kernel, in the tests.
 
 pub mod channel;
+mod client_network;
 pub mod close_reason;
 pub mod connection;
 pub mod context;

@@ -28,6 +28,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::client_network;
 use super::close_reason::CloseReason;
 use super::context::Turn;
 use super::metrics::{HandshakeOutcome, ReactorSeries, TlsRefusal};
@@ -66,6 +67,8 @@ pub enum Arrived {
     /// TLS on a listener without it, or no header where a proxy must send one: the sender would
     /// understand no response.
     Unanswerable,
+    /// The client that a proxy has named has too many connections.
+    Crowded,
 }
 
 impl Arrived {
@@ -184,6 +187,9 @@ impl Transport {
                         Origin::Address(address) => peer.address = PeerAddress::Ip(address),
                         Origin::Unix => peer.address = PeerAddress::Unix,
                         Origin::Sender => {}
+                    }
+                    if !client_network::enter(peer, turn.places, turn.config, turn.now) {
+                        return Arrived::Crowded;
                     }
                     *self = Transport::Undecided(security);
                     scratch.copy_within(used..length, 0);

@@ -30,6 +30,8 @@ pub struct Peer {
     pub address: PeerAddress,
     /// The identity in its certificate, if it was asked for one and has one.
     pub client: Option<Arc<ClientIdentity>>,
+    /// It counts among the connections of its client network.
+    pub is_counted: bool,
 }
 
 impl Peer {
@@ -37,6 +39,7 @@ impl Peer {
         Peer {
             address,
             client: None,
+            is_counted: false,
         }
     }
 }

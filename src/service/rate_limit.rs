@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
 use crate::core::bucket::Bucket;
+use crate::core::network::client_network;
 use crate::limits::service as limits;
 
 /// The buckets of all addresses.
@@ -33,7 +34,7 @@ impl Limiter {
 
     /// Returns the bucket that an address shares with few or no others.
     pub fn address(&self, address: IpAddr) -> &Bucket {
-        let hash = self.seed.hash_one(network_of(address));
+        let hash = self.seed.hash_one(client_network(address));
         &self.addresses[hash as usize % limits::ADDRESS_BUCKETS]
     }
 }
@@ -44,22 +45,13 @@ impl Default for Limiter {
     }
 }
 
-/// The owner of one IPv6 address has its whole /64, so all of that counts as one client. An IPv4
-/// address mapped into IPv6 counts as IPv4.
-fn network_of(address: IpAddr) -> u128 {
-    match address.to_canonical() {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits() >> 64 << 64,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_ipv6_customer_has_one_bucket_and_mapped_addresses_are_ipv4() {
-        let network = |text: &str| network_of(text.parse().unwrap());
+        let network = |text: &str| client_network(text.parse().unwrap());
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1:2"));
         assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));

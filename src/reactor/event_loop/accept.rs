@@ -34,6 +34,7 @@ use crate::config::Opening;
 use crate::core::idle_list::{IdleList, Since};
 use crate::limits::core as core_limits;
 use crate::limits::reactor as limits;
+use crate::reactor::client_network;
 use crate::reactor::close_reason::CloseReason;
 use crate::reactor::connection::Connection;
 use crate::reactor::message::{Message, RoomRequest, Worth};
@@ -52,16 +53,11 @@ impl<S: System> Reactor<S> {
     pub(super) fn accept_connections(&mut self) {
         self.gate.begin_turn();
         if self.gate.is_full() && self.confirm_backlog() {
-            self.make_room(self.places.excess());
+            self.make_room(self.shared.places.excess());
         }
         while let Some(listener) = self.gate.poll_listener(self.shared.now) {
             match self.system.accept(listener) {
-                Ok((socket, peer)) => {
-                    self.shared.metrics.connections_accepted.inc();
-                    self.shared.metrics.connections.inc();
-                    let opening = self.openings.get(listener).copied();
-                    self.place(socket, peer, opening.unwrap_or(Opening::PLAIN));
-                }
+                Ok((socket, peer)) => self.handle_accepted(listener, socket, peer),
                 Err(error) => self.handle_accept_error(listener, &error),
             }
         }
@@ -70,6 +66,23 @@ impl<S: System> Reactor<S> {
             // later ones, or they wait with the service manager for our successor.
             self.stop_listening();
         }
+    }
+
+    fn handle_accepted(&mut self, listener: usize, socket: S::Socket, mut peer: Peer) {
+        let shared = &self.shared;
+        shared.metrics.connections_accepted.inc();
+        shared.metrics.connections.inc();
+        let opening = self.openings.get(listener).copied();
+        let opening = opening.unwrap_or(Opening::PLAIN);
+        // Behind a proxy the header names the client.
+        let is_welcome = opening.proxied
+            || client_network::enter(&mut peer, &shared.places, &shared.config, shared.now);
+        if !is_welcome {
+            self.pulse.connections.fetch_add(1, Ordering::Relaxed);
+            self.system.close(socket);
+            return self.count_closed(CloseReason::NetworkLimit);
+        }
+        self.place(socket, peer, opening);
     }
 
     /// Asks the kernel whether a connection really waits. A full gate accepts none, so its
@@ -94,10 +107,10 @@ impl<S: System> Reactor<S> {
     /// Takes a connection as its own; it was counted when it was placed.
     pub(super) fn adopt(&mut self, socket: S::Socket, peer: Peer, opening: Opening) {
         let Some(key) = self.slots.vacant_key() else {
-            return self.give_up(socket, "no slot is free");
+            return self.give_up(socket, &peer, "no slot is free");
         };
         if let Err(error) = self.system.register(&socket, key) {
-            return self.give_up(socket, &error.to_string());
+            return self.give_up(socket, &peer, &error.to_string());
         }
         let connection = Connection::new(socket, peer, opening);
         let inserted = self.slots.insert(connection);
@@ -106,8 +119,9 @@ impl<S: System> Reactor<S> {
         self.run_queue.push(key);
     }
 
-    fn give_up(&mut self, socket: S::Socket, why: &str) {
+    fn give_up(&mut self, socket: S::Socket, peer: &Peer, why: &str) {
         log::warn!("closed a connection before its first request: {why}");
+        client_network::leave(peer, &self.shared.places);
         self.system.close(socket);
         self.count_closed(CloseReason::Reset);
     }
@@ -154,7 +168,7 @@ impl<S: System> Reactor<S> {
         let idle = self.oldest(&self.idle, |pulse| &pulse.idle_since);
         let idle = idle.map(|oldest| (Worth::Idle, oldest));
         idle.or_else(|| {
-            if !self.places.may_evict(self.shared.now) {
+            if !self.shared.places.may_evict(self.shared.now) {
                 return None;
             }
             let stranger = self.oldest(&self.strangers, |pulse| &pulse.stranger_since);
@@ -205,7 +219,7 @@ impl<S: System> Reactor<S> {
     pub(super) fn make_room_for_another(&mut self, request: RoomRequest) {
         let may_close = match request.worth {
             Worth::Idle => true,
-            Worth::Stranger => self.places.may_evict(self.shared.now),
+            Worth::Stranger => self.shared.places.may_evict(self.shared.now),
         };
         if may_close && self.has_waiting() {
             self.end_oldest(request.worth, request.wanted, request.horizon);
@@ -247,7 +261,7 @@ impl<S: System> Reactor<S> {
         }
         if worth == Worth::Stranger {
             let until = self.shared.now + pause * ended as u32;
-            self.places.put_off_evictions(until);
+            self.shared.places.put_off_evictions(until);
         }
         ended
     }

@@ -11,6 +11,8 @@
 //!  * the bytes that wait for a client that does not read are bounded by the marks and the credit;
 //!  * exactly one terminal event for each admitted job;
 //!  * the account of buffered memory has what the connections hold, and nothing when none is left;
+//!  * the maximum of connections holds for all reactors together, and no client network has a count
+//!    in the end;
 //!  * every gauge is back at zero, and every buffer back in the pool.
 //!
 //! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one ([`seeds`]).
@@ -26,6 +28,7 @@ mod seeds;
 mod system;
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -259,6 +262,12 @@ impl Daemon {
         let (admitted, ended) = self.engine.totals();
         assert_eq!(admitted, ended, "one terminal event for each job");
         assert_eq!(self.metrics.connections.get(), 0);
+        let networks = self.places.networks().totals();
+        assert_eq!(
+            networks,
+            (0, 0),
+            "a connection is still counted for its network"
+        );
         let wires = &self.network.borrow().wires;
         assert!(wires.iter().all(|wire| wire.closed), "a socket leaked");
         assert_eq!(
@@ -347,6 +356,11 @@ impl World {
             network.borrow_mut().introduction = proxy_header([192, 0, 2, 7]);
         }
         network.borrow_mut().is_slow = patient && !cramped;
+        if !proxied {
+            // Two client networks, and this machine.
+            let addresses = [[192, 0, 2, 1], [192, 0, 2, 2], [127, 0, 0, 1]];
+            network.borrow_mut().addresses = addresses.map(IpAddr::from).to_vec();
+        }
         let mut max_connections = CROWD_MOST as usize;
         if cramped {
             network.borrow_mut().descriptor_famine = dice.below(20) as u32;
@@ -511,6 +525,8 @@ fn config(patient: bool, proxied: bool, is_tight: bool, dice: &mut Dice) -> Conf
         // From no buffer of the pool at all to a few.
         limits.max_buffered = 1 << (10 + dice.below(7));
     }
+    // A patient world refuses no connection; in the others a network has half of the places.
+    limits.max_connections_per_network = if patient { CROWD_MOST as u32 } else { 0 };
     config
 }
 

@@ -20,6 +20,7 @@
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -152,6 +153,8 @@ pub struct Network {
     /// Whether accept reserves a descriptor before it looks at the backlog, as on Linux, and so
     /// fails although no connection waits. Random worlds do without: the tour names their seeds.
     pub reserves_first: bool,
+    /// The addresses that clients come from, in turn.
+    pub addresses: Vec<IpAddr>,
     /// The first bytes on every connection: a proxy's header, or nothing.
     pub introduction: Vec<u8>,
     /// Waits last microseconds, not milliseconds, so that no client seems to drip.
@@ -176,6 +179,7 @@ impl Network {
             sleeper: 0,
             descriptor_famine: 0,
             reserves_first: false,
+            addresses: vec![[127, 0, 0, 1].into()],
             introduction: Vec::new(),
             is_slow: false,
             calm: false,
@@ -382,7 +386,8 @@ impl System for SimulatedKernel {
             .backlog
             .pop_front()
             .ok_or(io::ErrorKind::WouldBlock)?;
-        let address = PeerAddress::Ip([127, 0, 0, 1].into());
+        let address = network.addresses[wire % network.addresses.len()];
+        let address = PeerAddress::Ip(address);
         Ok((Socket(wire), Peer::new(address)))
     }
 

@@ -42,5 +42,6 @@ pub fn sender<'p>(request: &Request<'_>, peer: &'p Peer, server: &config::Server
     Cow::Owned(Peer {
         address,
         client: peer.client.clone(),
+        is_counted: false,
     })
 }
