@@ -15,7 +15,8 @@
 //!   6 run       two rounds of the run queue, in which each queued connection pumps once, within
 //!               its budget. After each pump of the first round, the mailbox again: its events are
 //!               handled while the connection is warm in the cache, and written in round two. In a
-//!               drain, some more connections are queued before
+//!               drain, some more connections are queued before. Behind the rounds, the connections
+//!               that had more to do than a pump has time for, for about a millisecond
 //!   7 wheel     deadlines that have passed: after 6, so that a request that arrived in time is not
 //!               late because we looked late
 //!   8 accept    after 6 and 7, so that places that became free count
@@ -111,6 +112,8 @@ pub struct Reactor<S: System> {
     closed: [Counter; CloseReason::ALL.len()],
     wheel: Wheel,
     run_queue: RunQueue,
+    /// Connections that had more to do than their last pump had time for: behind all others.
+    unfinished: RunQueue,
     /// Connections that need a handshake step and found none left; the first of them go first in
     /// the next turn.
     deferred: RunQueue,
@@ -166,6 +169,7 @@ impl<S: System> Reactor<S> {
             shared,
             wheel: Wheel::new(now),
             run_queue: RunQueue::new(),
+            unfinished: RunQueue::new(),
             deferred: RunQueue::new(),
             openings: parts.openings,
             idle: IdleList::new(),
@@ -218,9 +222,9 @@ impl<S: System> Reactor<S> {
     /// Phase 1: returns how long the kernel may let the thread sleep.
     fn timeout(&mut self) -> Option<Duration> {
         let has_work =
-            !self.run_queue.is_empty() || !self.deferred.is_empty() || !self.unread.is_empty();
+            !self.run_queue.is_empty() || !self.unfinished.is_empty() || !self.deferred.is_empty();
         let drains = self.drain.is_walking(self.slots.extent());
-        if has_work || drains || !self.mailbox.sleep() {
+        if has_work || drains || !self.unread.is_empty() || !self.mailbox.sleep() {
             return Some(Duration::ZERO);
         }
         let now = self.shared.now;
@@ -261,7 +265,9 @@ impl<S: System> Reactor<S> {
                 Source::Connection(key) => match self.slots.get_mut(key) {
                     Some(connection) => {
                         connection.handle_edge(&edge);
-                        self.run_queue.push(key);
+                        if !self.unfinished.contains(key) {
+                            self.run_queue.push(key);
+                        }
                     }
                     None => {
                         self.shared.metrics.stale_events.inc();
@@ -335,10 +341,16 @@ impl<S: System> Reactor<S> {
     /// turn are written one right after the other: a peer with many connections (such as a proxy)
     /// is woken once for all of them and not once for each.
     ///
-    /// A connection that uses up its reads in both rounds has done 32 of them. Connections that are
-    /// queued during the second round wait for the next turn, and so do those for which there is no
-    /// time: they are in front of all that are queued later.
+    /// A connection whose pump stops early, for its time or its counts, goes on behind the others,
+    /// in this turn if there is time. Connections that are queued during the second round wait for
+    /// the next turn, and so do those for which there is no time: they are in front of all that are
+    /// queued later.
     fn run_connections(&mut self) {
+        self.run_rounds();
+        self.run_unfinished();
+    }
+
+    fn run_rounds(&mut self) {
         let phase = &mut self.phase(limits::ROUNDS_TIME_MAX);
         for reads_mailbox in [true, false] {
             self.run_queue.take_turn();
@@ -350,6 +362,23 @@ impl<S: System> Reactor<S> {
                 if reads_mailbox {
                     self.read_mailbox(phase);
                 }
+            }
+        }
+    }
+
+    /// Pumps connections that had more to do than their time allowed: for about as long as one of
+    /// them may take, and at least one, however busy the loop is. In front of the others they would
+    /// hold up each small request by a pump for each client that always has more.
+    fn run_unfinished(&mut self) {
+        if self.unfinished.is_empty() {
+            return;
+        }
+        let phase = &mut Phase::new(self.system.now() + limits::PUMP_TIME_MAX, 1);
+        self.unfinished.take_turn();
+        while let Some(key) = self.unfinished.pop() {
+            self.pump(key, phase);
+            if phase.is_spent(|| self.system.now()) {
+                return;
             }
         }
     }
@@ -402,6 +431,7 @@ impl<S: System> Reactor<S> {
         let pumped = isolated(|| connection.pump(system, scratch, turn));
         if pumped == Pumped::Again {
             phase.handle_long_piece();
+            self.unfinished.push(key);
         }
         if connection.deadlines().get(DeadlineKind::Idle) != idle_until {
             // It did something. A connection is not less idle for an edge that brought nothing.
@@ -442,14 +472,20 @@ impl<S: System> Reactor<S> {
             self.wheel.schedule(key, at);
         }
         match pumped {
-            Pumped::Again => {
-                self.run_queue.push(key);
-            }
+            Pumped::Again => self.enqueue(key),
             Pumped::Deferred => {
                 self.shared.metrics.tls_handshakes_deferred.inc();
                 self.deferred.push(key);
             }
             Pumped::Waiting | Pumped::Closed(_) => {}
+        }
+    }
+
+    /// Queues a connection for its next pump. An unfinished one keeps its place behind the others,
+    /// whatever else happens to it.
+    fn enqueue(&mut self, key: Key) {
+        if !self.unfinished.contains(key) {
+            self.run_queue.push(key);
         }
     }
 
@@ -505,7 +541,7 @@ impl<S: System> Reactor<S> {
     #[cfg(debug_assertions)]
     fn check_invariants(&self) {
         for (key, connection) in self.slots.iter() {
-            let is_queued = self.run_queue.contains(key);
+            let is_queued = self.run_queue.contains(key) || self.unfinished.contains(key);
             assert!(
                 is_queued
                     || self.deferred.contains(key)

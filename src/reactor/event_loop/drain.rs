@@ -48,7 +48,9 @@ impl<S: System> Reactor<S> {
         let most = most.max(limits::DRAINED_CONNECTIONS_PER_TURN_MIN);
         let slots = self.drain.poll_slots(self.slots.extent(), most);
         for key in self.slots.keys_in(slots) {
-            self.run_queue.push(key);
+            if !self.unfinished.contains(key) {
+                self.run_queue.push(key);
+            }
         }
     }
 

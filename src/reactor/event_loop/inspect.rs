@@ -44,6 +44,7 @@ impl Reactor<SimulatedKernel> {
     pub fn check(&self) {
         self.slots.check_invariants();
         self.run_queue.check_invariants();
+        self.unfinished.check_invariants();
         self.shared.pool.check_invariants();
         self.shared.buffered.check_invariants();
         let held = self.slots.iter().map(|(_, one)| one.buffered_bytes());
@@ -63,7 +64,8 @@ impl Reactor<SimulatedKernel> {
                     "{key:?} has {waiting} bytes of output, above its bound"
                 );
             }
-            let queued = self.run_queue.contains(key) || self.deferred.contains(key);
+            let queues = [&self.run_queue, &self.unfinished, &self.deferred];
+            let queued = queues.iter().any(|queue| queue.contains(key));
             if queued || wire.has_pending_edge() {
                 continue;
             }

@@ -12,6 +12,9 @@
 //!    [`deadlines_of_many_streams_are_handled_in_several_turns`];
 //!  * `run_connections` does not ask, or takes a connection out of the queue that it does not pump:
 //!    [`connections_without_time_stay_in_order`];
+//!  * `pump` does not push an early end to `unfinished`, an edge queues an unfinished connection in
+//!    front of the others, or `run_unfinished` does not ask:
+//!    [`clients_that_always_have_more_wait_behind_the_others`];
 //!  * `read_mailbox` does not ask, drops its leftover messages, or sleeps on them:
 //!    [`messages_without_time_stay_in_order`];
 //!  * `expire_deadlines` drops the keys for which it has no time:
@@ -92,6 +95,51 @@ fn slow_requests_of_one_client_share_a_turn() {
     assert_eq!(answers(&stage.arrived(greedy)), 8);
     assert_eq!(answers(&stage.arrived(modest)), 1);
     assert_eq!(answers(stage.receive(greedy).as_bytes()), 12);
+}
+
+/// Ten clients that send more than is read, in each turn, and one that sends a small request now
+/// and then: it waits for a pump or two, and not for ten.
+#[test]
+fn clients_that_always_have_more_wait_behind_the_others() {
+    let mut stage = Stage::new(|_| {});
+    let greedy: Vec<_> = (0..10).map(|_| stage.connect()).collect();
+    let modest = stage.connect();
+    stage.settle();
+    stage.set_step(PUMP_STEP);
+    for &wire in &greedy {
+        stage.send(wire, GET.repeat(100));
+    }
+    // Each has its first pump, in which nothing shows yet that it has more. A turn has no time for
+    // ten of these.
+    (0..2).for_each(|_| stage.turn());
+    for _ in 0..20 {
+        for &wire in &greedy {
+            stage.send(wire, GET);
+        }
+        stage.send(modest, GET);
+        let before = stage.daemon.network.borrow().clock;
+        stage.turn();
+        assert_eq!(answers(&stage.arrived(modest)), 1);
+        let took = stage.daemon.network.borrow().clock.since(before);
+        assert!(took < 5 * limits::PUMP_TIME_MAX, "{took:?}");
+    }
+    // They take turns: none of them is finished before another has begun.
+    let served = greedy.iter().map(|&wire| answers(&stage.arrived(wire)));
+    let served: Vec<_> = served.collect();
+    let (least, most) = (served.iter().min(), served.iter().max());
+    assert!(least > Some(&4) && most < Some(&40), "{served:?}");
+    for wire in greedy {
+        stage.receive(wire);
+    }
+    assert!(
+        stage
+            .daemon
+            .network
+            .borrow()
+            .wires
+            .iter()
+            .all(|wire| wire.to_daemon.is_empty())
+    );
 }
 
 #[test]
