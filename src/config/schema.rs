@@ -260,9 +260,10 @@ schema! {
         max_body: usize = MIB, size(limits::BODY_BYTES), Reload;
         /// Memory of all connections together for requests that are not complete and responses that
         /// are not read. Above it, requests whose rest is still to come are refused with 503
-        /// `buffers_full`; those without a key from three quarters of it on. At least twice
-        /// `limits.max_body`. 0: a 64th of the memory that the machine and the process's control
-        /// groups allow, but between 16 MiB and 48 MiB, and at least four times `limits.max_body`.
+        /// `buffers_full`; those without a key from three quarters of it on, and those of one key
+        /// beyond a quarter. At least twice `limits.max_body`. 0: a 64th of the memory that the
+        /// machine and the process's control groups allow, but between 16 MiB and 48 MiB, and at
+        /// least four times `limits.max_body`.
         max_buffered: usize = 0, size(limits::BUFFERED_BYTES), Reload;
         /// How many times its own size a compressed body may inflate to, beyond the first 64 KiB.
         /// `limits.max_body` bounds the result as well.

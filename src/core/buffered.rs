@@ -6,19 +6,21 @@
 //! new requests are refused, those without a key first; running ones go on.
 //!
 //! ```text
-//!   reactor 0: Tally --- in steps of 64 KiB ---+
-//!   reactor 1: Tally --------------------------+--> Account { held, bound }
-//!   a body on a worker: Share -----------------+
-//!   an encoder of a stream: Share -------------+
+//!   reactor 0: Tally ---- in steps of 64 KiB ----+
+//!   reactor 1: Tally ----------------------------+--> Account { held, bound }
+//!   a body on another thread: Share -------------+
+//!   an encoder of a stream: Share ---------------+
 //! ```
 //!
 //! A [`Share`] is for memory that has one owner: it is taken before the memory, may be refused, and
-//! is given back when it is dropped. A [`Tally`] is for the memory of all connections of a reactor,
-//! which has been taken already when it is counted: the reactor counts a connection's bytes again
-//! after everything that it has done with that connection. So no path that ends a
-//! connection can forget to give something back. A tally is not atomic; it changes the account only
-//! once it is a whole step away from what the account knows. A request that arrives whole and whose
-//! response leaves at once changes neither.
+//! is given back when it is dropped. Each key has a small account of its own as well, from which
+//! its incomplete bodies take shares: one key cannot use up the daemon's.
+//!
+//! A [`Tally`] is for the memory of all connections of a reactor, which has been taken already when
+//! it is counted: the reactor counts a connection's bytes again after everything that it has done
+//! with that connection. So no path that ends a connection can forget to give something back. A
+//! tally is not atomic; it changes the account only once it is a whole step away from what the
+//! account knows. A request that arrives whole and whose response leaves at once changes neither.
 //!
 //! # What the bound promises
 //!
@@ -126,9 +128,13 @@ impl Account {
         let bound = self.bound();
         match claim {
             Claim::Keyed => bound,
-            // Divided first: the bound may be as large as a number can be.
-            Claim::Anonymous => bound / 100 * limits::BUFFERED_ANONYMOUS_PERCENT,
+            Claim::Anonymous => percent(bound, limits::BUFFERED_ANONYMOUS_PERCENT),
         }
+    }
+
+    /// Returns the bytes that the incomplete bodies of one key may have.
+    pub fn bound_of_key(&self) -> usize {
+        percent(self.bound(), limits::BUFFERED_KEY_PERCENT)
     }
 
     // ---- commands ----
@@ -158,6 +164,11 @@ impl Account {
         let before = self.0.held.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "more was given back than taken");
     }
+}
+
+/// Divides first, because the bound may be as large as a number can be.
+const fn percent(bound: usize, percent: usize) -> usize {
+    bound / 100 * percent
 }
 
 // ---- memory with one owner ----------------------------------------------------------------------

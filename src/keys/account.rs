@@ -1,11 +1,13 @@
-//! The use of one API key: its rates, and its running requests.
+//! The use of one API key: its rates, its running requests, and the memory of those that are not
+//! complete.
 //!
 //! Owns the numbers that all reactors share for a key. They are atomics, so nothing here waits.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
 
 use crate::core::bucket::Bucket;
+use crate::core::buffered;
 
 /// The account of one key, shared by its secrets, by rings and by reactors.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct Account {
     pub tokens: Bucket,
     /// The number of running requests. Each request holds a permit of its own on it.
     pub running: Arc<AtomicU32>,
+    /// The memory of its incomplete bodies. Most keys never have any.
+    buffered: OnceLock<buffered::Account>,
 }
 
 impl Account {
@@ -28,6 +32,13 @@ impl Account {
             requests: Bucket::default(),
             tokens: Bucket::default(),
             running: Arc::default(),
+            buffered: OnceLock::new(),
         }
+    }
+
+    /// Returns the account of the memory of its incomplete bodies. It has no room until its bound
+    /// is set, because the bound is that of the request that asks.
+    pub fn buffered(&self) -> &buffered::Account {
+        self.buffered.get_or_init(|| buffered::Account::new(0))
     }
 }

@@ -73,6 +73,10 @@ pub const BUFFERED_STEP_BYTES: usize = 64 * 1024;
 /// keys while strangers hold their part.
 pub const BUFFERED_ANONYMOUS_PERCENT: usize = 75;
 
+/// The incomplete bodies of one key may have this part of the bound; one body of the configured
+/// maximum always fits. So four floods with different keys are needed to hold up all others.
+pub const BUFFERED_KEY_PERCENT: usize = 25;
+
 const _: () = assert!(BUFFERED_STEP_BYTES >= POOL_BUFFER_BYTES);
 const _: () = assert!(BUFFERED_ANONYMOUS_PERCENT <= 100);
 

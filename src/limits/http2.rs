@@ -55,6 +55,15 @@ pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// connection full of streams take some ten microseconds.
 pub const FRAMES_PER_CLOCK_READING: u32 = 32;
 
+/// Bytes of all responses that wait for the peer's window or for room, for a connection: above it,
+/// a stream with more than [`STREAM_WAITING_FREE_BYTES`] has no room for more. Without it each of
+/// [`STREAMS_MAX`] streams whose windows are closed could hold the output's high mark.
+pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes that may always wait in a stream, so that streams that are not read do not stop one that
+/// is.
+pub const STREAM_WAITING_FREE_BYTES: usize = 4 * 1024;
+
 // ---- streams that have ended ----
 
 /// Streams that we have reset and still remember, so that frames which were under way are not taken

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::date::DateCache;
+use super::handler::Admission;
 use super::metrics::{Part, ReactorSeries};
 use crate::config::Config;
 use crate::core::budget::{Budget, Clock};
@@ -16,10 +17,8 @@ use crate::core::output::{Marks, OutputQueue};
 use crate::core::places::Places;
 use crate::core::pool::BufferPool;
 use crate::core::{Key, Moment};
-use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::Bounds;
 use crate::limits::reactor as limits;
-use crate::limits::service as service_limits;
 use crate::service::{Peer, Service};
 use crate::tls::Acceptor;
 
@@ -70,22 +69,33 @@ impl<H> Turn<'_, H> {
     pub fn admits(&mut self, claim: Claim, part: Part) -> bool {
         let is_admitted = self.buffered.admits(claim);
         if !is_admitted {
-            self.metrics.buffers_refused.get((claim, part)).inc();
-            self.pool.release_free();
+            self.note_refused(claim, part);
         }
         is_admitted
     }
-}
 
-/// Returns the refusal of a request for whose rest there is no memory.
-pub fn buffers_full() -> ApiError {
-    ApiError::new(ErrorCode::BuffersFull, BUFFERS_FULL)
-        .with_retry_after(service_limits::BUSY_RETRY_AFTER)
-}
+    /// The same for the body of an admitted request, of which `bytes` have come: one key may hold a
+    /// part of all memory, and in any case one request of the largest kind.
+    pub fn admits_body(&mut self, admitted: &mut impl Admission, bytes: usize) -> bool {
+        let claim = Claim::of(admitted.has_key());
+        if !self.admits(claim, Part::Body) {
+            return false;
+        }
+        let limits = &self.config.limits;
+        let most = self.buffered.account().bound_of_key();
+        let most = most.max(limits.max_body.saturating_add(limits.max_head));
+        let is_admitted = admitted.hold(bytes, most).is_ok();
+        if !is_admitted {
+            self.note_refused(claim, Part::Body);
+        }
+        is_admitted
+    }
 
-const BUFFERS_FULL: &str = "the daemon holds as many incomplete requests and unread responses as \
-                            `limits.max_buffered` allows; wait for `Retry-After`, or send the \
-                            request in one piece";
+    fn note_refused(&mut self, claim: Claim, part: Part) {
+        self.metrics.buffers_refused.get((claim, part)).inc();
+        self.pool.release_free();
+    }
+}
 
 /// The state that the connections of one reactor share, in one place so that it can be lent as one.
 pub struct Resources<H = Service> {

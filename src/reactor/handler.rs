@@ -29,6 +29,7 @@
 //! An application must never block, and never panic because of a client's bytes.
 
 use crate::core::Moment;
+use crate::core::buffered::Full;
 use crate::engine::Event;
 use crate::error::ApiError;
 use crate::http::{Request, ResponseSink};
@@ -126,6 +127,12 @@ pub trait Admission {
 
     /// Returns whether a valid key came with it.
     fn has_key(&self) -> bool;
+
+    /// Takes memory for the `bytes` of its body that have come. All incomplete bodies of a client
+    /// may have `most` together, if the application tells clients apart.
+    fn hold(&mut self, _bytes: usize, _most: usize) -> Result<(), Full> {
+        Ok(())
+    }
 }
 
 /// The facts about a request with an incomplete response that a protocol needs.
@@ -243,6 +250,10 @@ impl Admission for Admitted {
 
     fn has_key(&self) -> bool {
         Admitted::has_key(self)
+    }
+
+    fn hold(&mut self, bytes: usize, most: usize) -> Result<(), Full> {
+        Admitted::hold(self, bytes, most)
     }
 }
 

@@ -142,6 +142,7 @@ use super::context::{Lent, Turn};
 use super::handler::{Handler, Pending};
 use super::machine::{cut_off, late};
 use crate::core::Moment;
+use crate::core::buffered::Claim;
 use crate::core::deadlines::{Taken, stalls_at};
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::Level;
@@ -568,6 +569,10 @@ fn writer<'a, H: Handler>(
         stream,
         date: lent.turn.date,
         has_room: made < lent.turn.marks.high,
+        waiting_most: match lent.turn.buffered.admits(Claim::Keyed) {
+            true => http2_limits::WAITING_BYTES_MAX,
+            false => 0,
+        },
     };
     (lent.turn.handler, sink)
 }

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use crate::config::ClientIdentity;
 use crate::core::Moment;
 use crate::core::bucket::Level;
+use crate::core::buffered::{Claim, Full, Share};
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{Encoding, Terms};
 use crate::http::compress::Coding;
 use crate::http::negotiate::AcceptEncoding;
 use crate::http::{Method, Request};
 use crate::keys::Holder;
+use crate::limits::service as limits;
 use crate::offload::{JobKey, Permit};
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
@@ -190,12 +192,28 @@ pub struct Admitted {
     pub(super) call: Call,
     /// The place that the request takes among its key's running requests.
     pub(super) permit: Option<Permit>,
+    /// The part of its key's memory that its body takes while it is incomplete.
+    pub(super) share: Option<Box<Share>>,
 }
 
 impl Admitted {
     /// Returns whether a valid key came with it.
     pub const fn has_key(&self) -> bool {
         self.call.caller.is_some()
+    }
+
+    /// Takes memory for the `bytes` of its body that have come. All incomplete bodies of a key may
+    /// have `most` together.
+    pub fn hold(&mut self, bytes: usize, most: usize) -> Result<(), Full> {
+        let Some(caller) = &self.call.caller else {
+            return Ok(());
+        };
+        let account = caller.account.buffered();
+        account.set_bound(most);
+        let share = self
+            .share
+            .get_or_insert_with(|| Box::new(account.share(Claim::Keyed)));
+        share.resize(bytes)
     }
 
     /// Refuses the request because of its body: the refusal keeps the request's id, route and
@@ -220,6 +238,15 @@ impl Admitted {
         Refusal::of(self.call, error)
     }
 }
+
+/// Returns the error of a request for which there is no memory.
+pub fn buffers_full() -> ApiError {
+    ApiError::new(ErrorCode::BuffersFull, BUFFERS_FULL).with_retry_after(limits::BUSY_RETRY_AFTER)
+}
+
+const BUFFERS_FULL: &str = "all requests that the daemon holds, or those of this key, are as large \
+                            as `limits.max_buffered` allows; wait for `Retry-After`, or send the \
+                            request in one piece";
 
 /// A request that gets an error response, with the facts about it.
 #[derive(Debug)]

@@ -70,7 +70,7 @@ use generation::{running, submit};
 use request_log::Outcome;
 use response::static_body::StaticBodies;
 
-pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal};
+pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal, buffers_full};
 pub use desk::{Flow, Parts};
 pub use exchange::Exchange;
 pub use rate_limit::Limiter;
@@ -119,6 +119,7 @@ impl Service {
                 body_limit: check::body_limit(&self.desk.parts, &call),
                 call,
                 permit,
+                share: None,
             }),
             Err(error) => Err(Refusal::of(call, error)),
         }

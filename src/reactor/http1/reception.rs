@@ -13,10 +13,11 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{Accepted, Head, HeadSpan, Message, Progress, Storage, encode};
 use crate::limits::reactor as limits;
 use crate::offload::JobKey;
-use crate::reactor::context::{Lent, buffers_full};
+use crate::reactor::context::Lent;
 use crate::reactor::handler::{Admission, Handler};
 use crate::reactor::machine::{Machine, Used, Waiting};
 use crate::reactor::metrics::Part;
+use crate::service::buffers_full;
 
 /// The result of one look at the input.
 enum Step {
@@ -110,11 +111,11 @@ impl<H: Handler> Http1<H> {
 
     /// Lets the beginning of a request wait for its rest, if there is memory for it.
     fn wait_for_rest(&mut self, keep: usize, lent: &mut Lent<'_, '_, H>) -> Step {
-        let part = match self.stage {
-            Stage::Receiving(Some(_)) => Part::Body,
-            _ => Part::Head,
+        let is_admitted = match &mut self.stage {
+            Stage::Receiving(Some(admitted)) => lent.turn.admits_body(&mut **admitted, keep),
+            _ => lent.turn.admits(Claim::Anonymous, Part::Head),
         };
-        if lent.turn.admits(Claim::of(self.is_known()), part) {
+        if is_admitted {
             return Step::Incomplete { keep };
         }
         self.refuse_received(buffers_full(), lent);

@@ -13,10 +13,10 @@ use crate::http::http2::head::{self, Head};
 use crate::limits::http2 as http2_limits;
 use crate::limits::reactor as limits;
 use crate::offload::{CancelReason, JobKey};
-use crate::reactor::context::{Lent, Turn, buffers_full};
+use crate::reactor::context::{Lent, Turn};
 use crate::reactor::handler::{Admission, Handler, Pending};
 use crate::reactor::metrics::Part;
-use crate::service::{Flow, Intake};
+use crate::service::{Flow, Intake, buffers_full};
 
 impl<H: Handler> Http2<H> {
     /// Does the rest of the work for a frame. Returns whether that may have been much: a request
@@ -116,8 +116,8 @@ impl<H: Handler> Http2<H> {
                     return self.refuse_body(id, malformed, lent);
                 }
                 if !is_end {
-                    let claim = Claim::of(receiving.admitted.has_key());
-                    if !lent.turn.admits(claim, Part::Body) {
+                    let bytes = receiving.body.len() + piece.len();
+                    if !lent.turn.admits_body(&mut receiving.admitted, bytes) {
                         return self.refuse_for_memory(id, lent);
                     }
                     return receiving.body.extend_from_slice(piece);

@@ -3,6 +3,7 @@
 use crate::http::http2::connection::Connection;
 use crate::http::{Fields, ResponseHead, ResponseSink};
 use crate::limits::core as core_limits;
+use crate::limits::http2 as http2_limits;
 
 /// One stream's response, in HTTP/2's framing. A stream that is gone ignores everything: its event
 /// has come, or comes with the next frames.
@@ -12,6 +13,8 @@ pub struct Sink<'a> {
     pub date: &'a [u8; 29],
     /// Whether the connection's output has room.
     pub has_room: bool,
+    /// The bytes of all streams that may wait.
+    pub waiting_most: usize,
 }
 
 impl ResponseSink for Sink<'_> {
@@ -32,6 +35,10 @@ impl ResponseSink for Sink<'_> {
     }
 
     fn has_room(&self) -> bool {
-        self.has_room && self.connection.waiting_bytes(self.stream) < core_limits::OUTPUT_HIGH_BYTES
+        let waiting = self.connection.waiting_bytes(self.stream);
+        self.has_room
+            && waiting < core_limits::OUTPUT_HIGH_BYTES
+            && (waiting < http2_limits::STREAM_WAITING_FREE_BYTES
+                || self.connection.all_waiting_bytes() < self.waiting_most)
     }
 }

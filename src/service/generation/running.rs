@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::Moment;
+use crate::core::buffered::Share;
 use crate::engine::{Done, Event, FailReason, Failed, Timings, Usage};
 use crate::error::{ApiError, ErrorCode, Family};
 use crate::limits::service as limits;
@@ -61,6 +62,8 @@ pub struct Work {
     pub deadline: Moment,
     /// From the head to the first token's arrival.
     pub time_to_first_token: Option<Duration>,
+    /// The memory of its prompt, which may wait in the engine's queue.
+    pub _memory: Share,
 }
 
 /// How the response is sent.

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use crate::core::Moment;
+use crate::core::buffered::{Claim, Full};
 use crate::engine::{Class, Job, ModelInfo, Refused};
 use crate::error::{ApiError, ErrorCode, milliseconds_up};
 use crate::limits::service as limits;
 use crate::offload::{Permit, Ticket};
-use crate::service::call::{Admitted, Call, Incoming};
+use crate::service::call::{Admitted, Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Wire};
 use crate::service::dialect::{Asked, Received};
 use crate::service::excerpt::excerpt;
@@ -55,6 +56,9 @@ fn submit(
     let model = desk.model();
     check_model(model, asked.model.as_deref())?;
     let max_tokens = asked.complete(model.map(|model| model.defaults).unwrap_or_default());
+    let mut memory = desk.parts.buffered.share(Claim::of(call.caller.is_some()));
+    let taken = memory.resize(asked.prompt.bytes());
+    taken.map_err(|Full| buffers_full())?;
     let rates = &desk.parts.config.rate_limit;
     let reserved = Reserved::take(rates, call, asked.prompt.bytes(), max_tokens, now)?;
     let delivery = Delivery::new(asked.narrator, now);
@@ -93,6 +97,7 @@ fn submit(
         submitted: now,
         deadline: deadline + limits::ENGINE_GRACE,
         time_to_first_token: None,
+        _memory: memory,
     })
 }
 

@@ -19,6 +19,11 @@ impl Connection {
         self.streams.get(&id).map_or(0, |it| it.waiting.len())
     }
 
+    /// Returns the bytes of all streams that wait for window or room.
+    pub fn all_waiting_bytes(&self) -> usize {
+        self.streams.values().map(|it| it.waiting.len()).sum()
+    }
+
     /// Returns whether more would be written if there were room.
     pub fn wants_room(&self) -> bool {
         !self.sendable.is_empty() && self.send_window.is_open()
