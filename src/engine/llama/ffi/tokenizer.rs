@@ -4,8 +4,9 @@
 //! special code it runs `std::regex`, which recurses once for each character of a match: a run of
 //! one kind of character (60,000 times `a`) needs stack in proportion to its length, and overflows
 //! any thread if it is long enough. So no call here gets more than
-//! [`limits::TOKENIZER_PIECE_BYTES_MAX`], and all but the shortest run on their own thread, with a
-//! stack sized for that.
+//! [`limits::TOKENIZER_PIECE_BYTES_MAX`], and all but the shortest run on a stack sized for that:
+//! that of a worker, which prepares the prompts of requests; on any other thread, that of a thread
+//! of their own.
 //!
 //! Invariants:
 //!  1. No call of llama.cpp's tokenizer gets more than a piece if it may recurse.
@@ -21,6 +22,7 @@ use super::super::backend::Token;
 use super::Model;
 use super::calls::{self, Thrown, guarded};
 use crate::limits::engine as limits;
+use crate::os::process::stack_left;
 
 impl Model {
     /// Returns the tokens of a text. Names of special tokens in it become those tokens if
@@ -33,7 +35,8 @@ impl Model {
             }
             Ok(tokens)
         };
-        match text.len() <= limits::TOKENIZER_SHORT_TEXT_BYTES_MAX {
+        let is_short = text.len() <= limits::TOKENIZER_SHORT_TEXT_BYTES_MAX;
+        match is_short || stack_left() >= limits::TOKENIZER_STACK_BYTES {
             true => work(),
             false => on_ample_stack(work)?,
         }
@@ -75,8 +78,8 @@ impl Model {
     }
 }
 
-/// Runs `work` on a thread whose stack is large enough for a piece, and waits for it. The system
-/// gets the stack's memory back afterwards.
+/// Runs `work` on a thread of its own whose stack is large enough for a piece, and waits for it.
+/// The system gets the stack's memory back afterwards.
 fn on_ample_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Thrown> {
     let builder = thread::Builder::new()
         .name("tokenizer".to_owned())
