@@ -348,6 +348,38 @@ fn prompt_beyond_the_context_is_refused_by_name() {
     assert!(done.usage.prompt_tokens + done.usage.completion_tokens <= 512);
 }
 
+/// Mutation: a queue that is served in the order of arrival, which answers seven of the eight jobs
+/// first.
+#[test]
+fn a_short_job_does_not_wait_for_the_flood_of_another_tenant() {
+    let host = Host::start(2, 1024);
+    let long = |index| format!("{index} {}", long_text(200));
+    let flood: Vec<Job> = (0..8)
+        .map(|index| host.job_of(Prompt::Raw(long(index)), 40))
+        .collect();
+    let short = Job {
+        tenant: 2,
+        ..host.job_of(Prompt::Raw("Once upon a time".to_owned()), 4)
+    };
+    let receivers: Vec<_> = flood.iter().map(|job| host.submit(job.clone())).collect();
+    let own = host.submit(short.clone());
+    // By the engine's clock, so that a busy machine does not change the order.
+    let end = |job: &Job, receiver: &Receiver<Event>| {
+        let timings = collect(receiver).outcome.expect("an answer").timings;
+        job.submitted + (timings.queue + timings.prefill + timings.decode)
+    };
+    let own_end = end(&short, &own);
+    let ends = flood
+        .iter()
+        .zip(&receivers)
+        .map(|(job, receiver)| end(job, receiver));
+    let before = ends.filter(|end| *end < own_end).count();
+    assert!(
+        before <= 4,
+        "{before} of the flood's jobs were answered before"
+    );
+}
+
 #[test]
 fn full_queue_refuses_at_once_and_drain_ends_what_was_admitted() {
     let mut settings = settings(1, 512);

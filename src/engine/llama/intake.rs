@@ -131,8 +131,10 @@ impl Task for Preparation {
     }
 
     fn run(mut self: Box<Self>) {
-        let Some(owed) = &self.owed else { return };
-        let prepared = self.preparer.prepare(&owed.job().prompt);
+        let Some(owed) = &mut self.owed else { return };
+        // The text is much larger than its tokens, and the job may wait for long.
+        let prompt = owed.take_prompt();
+        let prepared = self.preparer.prepare(&prompt);
         if let Some(owed) = self.owed.take() {
             self.exit.send(Arrival { owed, prepared });
         }

@@ -4,11 +4,12 @@
 //! event for each admitted job, even if the engine's thread panics. An [`Owed`] can only be
 //! delivered, which consumes it, or taken back; dropping it delivers a failure.
 
+use std::mem;
 use std::sync::Arc;
 
 use super::places::Place;
 use crate::core::Moment;
-use crate::engine::{Deliver, Event, FailReason, Failed, Job, Timings, Usage};
+use crate::engine::{Deliver, Event, FailReason, Failed, Job, Prompt, Timings, Usage};
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey};
 
@@ -39,6 +40,15 @@ impl Owed {
             .as_ref()
             .expect("an owed job is there until it is consumed")
             .job
+    }
+
+    /// Takes the prompt's text out of the job.
+    pub fn take_prompt(&mut self) -> Prompt {
+        let nothing = Prompt::Raw(String::new());
+        let debt = self.debt.as_mut();
+        debt.map_or(nothing.clone(), |debt| {
+            mem::replace(&mut debt.job.prompt, nothing)
+        })
     }
 
     /// Frees the job's place in the queue: the job has got a sequence.

@@ -114,6 +114,17 @@ impl Places {
         self.counts().total
     }
 
+    /// Returns how many jobs wait above the bound and must make room.
+    pub fn excess(&self) -> u32 {
+        self.counts().total.saturating_sub(self.bound)
+    }
+
+    /// Returns whether no tenant has more live jobs waiting.
+    pub fn is_longest(&self, tenant: u64) -> bool {
+        let counts = self.counts();
+        counts.live_of(tenant) == counts.longest
+    }
+
     /// Returns what waits beside a job of this tenant.
     pub fn outlook(&self, tenant: u64, weight: u16) -> Outlook {
         let counts = self.counts();

@@ -22,8 +22,9 @@
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
 //! (`panic_fails_its_job_...`), `load_and_serve` without `end_serving`
 //! (`client_of_a_failed_job_never_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`),
-//! `Over` without its drop, or `submit` without `drop_jobs_if_over`
-//! (`job_left_in_the_channel_...`).
+//! `serve` without `make_room`, or with one that spares no tenant
+//! (`full_queue_makes_room_for_a_tenant_that_has_few`), `Over` without its drop, or `submit`
+//! without `drop_jobs_if_over` (`job_left_in_the_channel_...`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -178,6 +179,7 @@ impl<B: Backend> Thread<'_, B> {
             for arrival in self.receiver.try_iter().take(self.receiver.len()) {
                 admit(scheduler, arrival);
             }
+            self.make_room(scheduler);
             heartbeat.beat(Moment::now());
             if !scheduler.is_idle() {
                 self.fault.strike();
@@ -187,6 +189,19 @@ impl<B: Backend> Thread<'_, B> {
             self.publish(scheduler);
         }
         scheduler.cancel_all(CancelReason::Drain);
+    }
+
+    /// Refuses jobs of the tenant with the most of them while the queue is above its bound. If most
+    /// of its jobs are still being prepared, it has to wait for them.
+    fn make_room(&self, scheduler: &mut Scheduler<B>) {
+        let places = &self.shared.places;
+        let excess = places.excess();
+        if excess > 0 {
+            scheduler.make_room(excess, &|tenant| {
+                let is_longest = places.is_longest(tenant);
+                is_longest.then(|| self.shared.time_to_empty_queue(tenant))
+            });
+        }
     }
 
     fn publish(&self, scheduler: &Scheduler<B>) {

@@ -66,14 +66,18 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// Refuses up to `jobs` live jobs that have not begun, because the queue is above its bound:
-    /// each time the newest one of the tenant with the most of them. `retry_after` returns when a
-    /// tenant may come back.
-    pub fn make_room(&mut self, jobs: u32, retry_after: &dyn Fn(u64) -> Duration) {
+    /// each time the newest one of the tenant with the most of them. `retry_after` returns when
+    /// that tenant may come back; or `None` if another one has more jobs that have not come here
+    /// yet.
+    pub fn make_room(&mut self, jobs: u32, retry_after: &dyn Fn(u64) -> Option<Duration>) {
         for _ in 0..jobs {
+            let longest = self.queue.longest();
+            let Some(retry_after) = longest.and_then(|line| retry_after(line.tenant)) else {
+                break;
+            };
             let Some(Waiting::Fresh { owed, .. }) = self.queue.pop_newest_of_longest() else {
                 break;
             };
-            let retry_after = retry_after(owed.job().tenant);
             let message = "the queue is full, and this client has the most requests in it";
             let reason = FailReason::CrowdedOut { retry_after };
             self.refuse(owed, reason, message.to_owned());

@@ -160,6 +160,11 @@ impl<T> Queue<T> {
         self.remove(place).map(|job| (place, job))
     }
 
+    /// Returns the live line with the most jobs that have not begun.
+    pub fn longest(&self) -> Option<Line> {
+        self.longest.last().map(|(_, line)| *line)
+    }
+
     /// Takes the newest job that has not begun from the live line with the most of them.
     pub fn pop_newest_of_longest(&mut self) -> Option<T> {
         let (_, line) = *self.longest.last()?;

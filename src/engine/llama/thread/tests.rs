@@ -175,6 +175,63 @@ fn engine_at_rest_takes_any_job_whatever_it_has_measured() {
     assert!(matches!(host.next_end(), Event::Done(_)));
 }
 
+/// A job of another tenant, above the bound.
+#[test]
+fn full_queue_makes_room_for_a_tenant_that_has_few() {
+    let mut host = Host::start();
+    host.submit(HANG).expect("it is at rest");
+    let () = host.hanging.recv_timeout(PATIENCE).expect("it hangs");
+    let queue = settings().queue;
+    (0..queue).for_each(|_| host.submit("flood").expect("there is room"));
+    let refused = host.submit("flood").unwrap_err();
+    assert!(matches!(refused, Refused::QueueFull { .. }), "{refused:?}");
+    let tenant = 2;
+    let other = |host: &Host| Job {
+        tenant,
+        ..host.job("other", PATIENCE)
+    };
+    host.send(other(&host)).expect("its tenant has none");
+    host.release.send(()).expect("it waits");
+    let mut crowded_out = 0;
+    for _ in 0..queue + 2 {
+        if let Event::Failed(failed) = host.next_end() {
+            let reason = failed.reason;
+            assert!(
+                matches!(reason, FailReason::CrowdedOut { .. }),
+                "{reason:?}"
+            );
+            crowded_out += 1;
+        }
+    }
+    assert_eq!(crowded_out, 1);
+    assert_eq!(host.engine.gauges().queue_depth, 0);
+
+    // While the flood is still being prepared, the tenant with few makes no room for it.
+    host.submit(HANG).expect("it is at rest");
+    let () = host.hanging.recv_timeout(PATIENCE).expect("it hangs");
+    let flood: Vec<_> = (0..queue).map(|_| host.job("flood", PATIENCE)).collect();
+    flood
+        .into_iter()
+        .for_each(|job| host.engine.submit(job).expect("there is room"));
+    host.engine
+        .submit(other(&host))
+        .expect("its tenant has none");
+    // The other tenant's task is the last one of all, and is done first.
+    let mut tasks: Vec<_> = std::iter::from_fn(|| host.workers.take_one()).collect();
+    tasks.pop().expect("nine tasks").run();
+    host.release.send(()).expect("it waits");
+    for _ in 0..2 {
+        assert!(matches!(host.next_end(), Event::Done(_)), "a job made room");
+    }
+    tasks.into_iter().for_each(|task| task.run());
+    for _ in 0..queue {
+        assert!(
+            matches!(host.next_end(), Event::Done(_)),
+            "there is room now"
+        );
+    }
+}
+
 // ---- preparing --------------------------------------------------------------------------------
 
 #[test]

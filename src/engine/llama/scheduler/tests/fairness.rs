@@ -245,7 +245,9 @@ fn the_newest_jobs_of_the_longest_line_make_room() {
         host.submit(background(&host, "b", 2));
     }
     host.step();
-    let retry_after = |tenant: u64| Duration::from_secs(tenant);
+    let retry_after = |tenant: u64| Some(Duration::from_secs(tenant));
+    host.scheduler.make_room(9, &|_| None);
+    assert_eq!(host.scheduler.gauges().queue_depth, 13, "others have more");
     host.scheduler.make_room(2, &retry_after);
     for request in [2, 3] {
         let retry_after = Duration::from_secs(1);
