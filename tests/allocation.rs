@@ -5,7 +5,8 @@
 //! exactly, so one more allocation per request fails here. Avoid it, or add a row below and a
 //! comment with the reason at the place of the allocation.
 //!
-//! Mutations that these tests catch: `BufferPool::give` that drops its buffer
+//! Mutations that these tests catch: `set_keys` that clones the ring instead of its pointer
+//! (`new_keys_cost_a_reactor_no_allocation_and_nothing_to_free`), `BufferPool::give` that drops its buffer
 //! (`a_route_that_is_answered_from_memory_allocates_nothing`), `Hosts::are_named_by` that compares a
 //! name in lower case (`a_generation_allocates_the_named_exceptions_and_nothing_else`).
 
@@ -25,7 +26,7 @@ use autoglmd::core::UnixSeconds;
 use autoglmd::core::buffered::Account;
 use autoglmd::core::places::Places;
 use autoglmd::engine::echo::Echo;
-use autoglmd::keys::KeyRing;
+use autoglmd::keys::{ChangedKey, KeyRecord, KeyRing, Scopes, Secret};
 use autoglmd::offload::mailbox::{Sender, mailbox};
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
@@ -37,6 +38,9 @@ use socket2::Socket;
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that the reactor's thread freed.
+static FREED_BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// Where the allocations of a few requests were made, by function.
 static PLACES: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
@@ -85,6 +89,13 @@ fn note() {
     }
 }
 
+fn note_free(bytes: usize) {
+    let is_watched = IS_WATCHED.try_with(Cell::get).unwrap_or(false);
+    if is_watched && WATCH.load(Ordering::SeqCst) == Watch::Count as u64 {
+        FREED_BYTES.fetch_add(bytes as u64, Ordering::SeqCst);
+    }
+}
+
 // SAFETY: every call is the system allocator's; the code around it allocates only while its thread
 // is not watched, so it never calls itself without end.
 unsafe impl GlobalAlloc for Counting {
@@ -107,6 +118,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        note_free(layout.size());
         // SAFETY: as the caller of this function promises.
         unsafe { System.dealloc(block, layout) }
     }
@@ -237,10 +249,11 @@ const COUNTED: u64 = 500;
 
 const NAMED: u64 = 10;
 
+/// The allocator counts for the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Returns the allocations that `COUNTED` requests make, and the functions that make those of one.
 fn measure(request: &str) -> (u64, BTreeMap<String, u64>) {
-    // The allocator counts for the whole process.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let daemon = Daemon::start();
     let mut client = Client::connect(&daemon);
@@ -264,6 +277,69 @@ fn measure(request: &str) -> (u64, BTreeMap<String, u64>) {
 fn a_route_that_is_answered_from_memory_allocates_nothing() {
     let (count, places) = measure("GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert_eq!(count, 0, "{places:#?}");
+}
+
+fn key(number: u32) -> KeyRecord {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&number.to_le_bytes());
+    KeyRecord {
+        id: format!("key_{number:012x}"),
+        name: format!("client {number}"),
+        hash: Secret::from_bytes(&bytes).hash(),
+        scopes: Scopes::GENERATE,
+        created_at: 0,
+        expires_at: None,
+        requests_per_minute: None,
+        tokens_per_minute: None,
+        concurrency: None,
+        weight: 1,
+        revoked: false,
+    }
+}
+
+/// The thread that has read the keys holds the old ring, so the reactor drops no more than a count.
+/// Where that thread does not, which is the last part of this test, the reactor frees the ring.
+#[test]
+fn new_keys_cost_a_reactor_no_allocation_and_nothing_to_free() {
+    const KEYS: u32 = 20_000;
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let daemon = Daemon::start();
+    let mut client = Client::connect(&daemon);
+    let request = "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    client.ask(request, WARM_UP);
+    let first = Arc::new(KeyRing::new((0..KEYS).map(key).collect()));
+    daemon.sender.post(Message::Keys(Arc::clone(&first)));
+    client.ask(request, WARM_UP);
+    let revoked = KeyRecord {
+        revoked: true,
+        ..key(7)
+    };
+    let change = ChangedKey {
+        id: revoked.id.clone(),
+        records: vec![revoked],
+    };
+    let second = Arc::new(first.changed([change]).expect("a key is revoked"));
+    let mut swap = |next: &Arc<KeyRing>, old: std::sync::Weak<KeyRing>, left: usize| {
+        ALLOCATIONS.store(0, Ordering::SeqCst);
+        FREED_BYTES.store(0, Ordering::SeqCst);
+        client.watch(Watch::Count, |client| {
+            daemon.sender.post(Message::Keys(Arc::clone(next)));
+            // Until the reactor has read its mailbox, which may be after the next request.
+            while old.strong_count() > left {
+                client.ask(request, 1);
+            }
+            client.ask(request, 1);
+        });
+        let allocations = ALLOCATIONS.load(Ordering::SeqCst);
+        (allocations, FREED_BYTES.load(Ordering::SeqCst))
+    };
+    assert_eq!(swap(&second, Arc::downgrade(&first), 1), (0, 0));
+    let other = Arc::new(KeyRing::new(Vec::new()));
+    let old = Arc::downgrade(&second);
+    drop((first, second));
+    let (allocations, freed) = swap(&other, old, 0);
+    assert_eq!(allocations, 0);
+    assert!(freed > 100 * u64::from(KEYS), "the test is wrong: {freed}");
 }
 
 /// The allocations that a generation may make on the reactor's thread, where the echo engine runs

@@ -2,6 +2,11 @@
 
 mod common;
 
+use std::path::Path;
+use std::time::Duration;
+
+use autoglmd::os::process::thread_cpu_time;
+use autoglmd::store::{DATABASE_FILE, KeyStore, NewKey, Store as _, StoreWatcher};
 use serde_json::json;
 
 use common::{Answer, Daemon, Options, eventually, request};
@@ -292,6 +297,68 @@ fn address_that_tries_keys_is_slowed_down_and_a_valid_key_is_not() {
     let answer = answer.expect_error(429, "rate_limited");
     assert!(number(&answer, "retry-after") >= 1);
     daemon.get("/api/v1/models").expect(200);
+}
+
+// ---- many keys -------------------------------------------------------------------------------
+
+/// A database of `count` keys, as `key create` would have left it, with secrets that no client has.
+fn fill(path: &Path, count: u32) {
+    let connection = rusqlite::Connection::open(path).expect("the database");
+    let sql = "
+        BEGIN;
+        CREATE TEMP TABLE numbers AS
+            WITH RECURSIVE numbers (number) AS (
+                SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < COUNT
+            )
+            SELECT number FROM numbers;
+        INSERT INTO keys (id, name, scopes, created_at)
+            SELECT printf('key_%012x', number), 'client ' || number, 'generate', number
+            FROM numbers;
+        INSERT INTO secrets (hash, key_id, created_at)
+            SELECT randomblob(32), printf('key_%012x', number), number FROM numbers;
+        COMMIT";
+    let sql = sql.replace("COUNT", &count.to_string());
+    connection.execute_batch(&sql).expect("the rows");
+}
+
+/// What a change costs the store's thread, beside reading all keys. `AUTOGLMD_MANY_KEYS` sets
+/// another number of keys. Mutation that this test catches: a watcher that forgets its mark.
+#[test]
+fn a_change_among_many_keys_is_read_without_the_others() {
+    let count = std::env::var("AUTOGLMD_MANY_KEYS").ok();
+    let count = count.map_or(200_000, |count| count.parse().expect("a number"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(DATABASE_FILE);
+    let mut store = KeyStore::open(&path).expect("a database");
+    fill(&path, count);
+    let new = NewKey::default();
+    let (record, secret) = store.create(&new, 1).expect("a key");
+
+    let before = thread_cpu_time();
+    let (changes, inbox) = std::sync::mpsc::channel();
+    let again = path.clone();
+    let (watcher, ring) = StoreWatcher::start(
+        Box::new(KeyStore::open(&path).expect("the database")),
+        move || KeyStore::open_existing(&again).map(|store| Box::new(store) as _),
+        move |ring| changes.send((ring, thread_cpu_time())).expect("it waits"),
+    )
+    .expect("a thread");
+    let whole = thread_cpu_time() - before;
+    assert_eq!(ring.len(), count as usize + 1);
+
+    let (mut spent, mut longest) = (Duration::ZERO, Duration::ZERO);
+    for weight in 2..6 {
+        store.set_weight(&record.id, weight).expect("a change");
+        let patience = Duration::from_secs(60);
+        let (ring, until_now) = inbox.recv_timeout(patience).expect("a ring");
+        let holder = ring.find(secret.reveal()).expect("the key");
+        assert_eq!(holder.record.weight, weight);
+        longest = longest.max(until_now - spent);
+        spent = until_now;
+    }
+    drop(watcher);
+    println!("{count} keys: {whole:?} for all of them, {longest:?} for one that has changed");
+    assert!(longest * 20 < whole, "{longest:?} of {whole:?}");
 }
 
 // ---- helpers ---------------------------------------------------------------------------------

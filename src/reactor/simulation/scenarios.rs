@@ -1,8 +1,8 @@
 //! Runs without chance: one for each way in which a loop may fail.
 //!
 //! This file has the stage that all of them use, and the scenarios of budgets and glitches; the
-//! files beside it are about memory, costs, time, ends, doors, client networks, reloads, proxies,
-//! room for new connections, and HTTP/2's streams.
+//! files beside it are about memory, costs, time, ends, doors, keys, client networks, reloads,
+//! proxies, room for new connections, and HTTP/2's streams.
 
 mod buffers;
 mod costs;
@@ -10,6 +10,7 @@ mod deadlines;
 mod doors;
 mod drains;
 mod ends;
+mod keys;
 mod networks;
 mod proxies;
 mod reloads;
