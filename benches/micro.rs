@@ -25,7 +25,7 @@ use autoglmd::http::http1::{Bounds, Progress, Reception, Storage, chunked};
 use autoglmd::http::{Fields, Method, Request, ResponseHead, ResponseSink, Version};
 use autoglmd::keys::KeyRing;
 use autoglmd::offload::JobKey;
-use autoglmd::service::{Flow, Limiter, Parts, Peer, PeerAddress, Service};
+use autoglmd::service::{Completion, Flow, Limiter, Parts, Peer, PeerAddress, Reply, Service};
 use autoglmd::telemetry::metrics::Metrics;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -173,6 +173,13 @@ fn form_body(form: &str) -> Vec<u8> {
     }
 }
 
+/// The bodies here are too short for workers.
+struct NoReplies;
+
+impl Reply for NoReplies {
+    fn reply(&self, _: JobKey, _: Completion) {}
+}
+
 /// Without keys and rates, which cost the same in every form.
 fn form_service() -> Service {
     let mut config = Config::default();
@@ -187,6 +194,7 @@ fn form_service() -> Service {
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("bench"),
         workers: Arc::default(),
+        replies: Arc::new(NoReplies),
         wall_clock: UnixSeconds::default,
     })
 }
@@ -223,7 +231,7 @@ fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usiz
     };
     let mut reply = Counted(0);
     let admitted = service.admit(&request, &peer, now).expect("a good head");
-    let exchange = service.handle(admitted, &request, body, key, now, &mut reply);
+    let exchange = service.handle(admitted, &request, body.into(), key, now, &mut reply);
     let done = Done {
         text: format!("```python\n{}```", PROGRAM.repeat(3)),
         finish_reason: FinishReason::Stop,
@@ -236,7 +244,8 @@ fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usiz
     };
     let mut exchange = exchange.expect("a good body");
     let event = Event::Done(Box::new(done));
-    let flow = service.handle_event(&mut exchange, event, now, &mut reply);
+    let completion = Completion::Event(event);
+    let flow = service.handle_event(&mut exchange, completion, now, &mut reply);
     assert_eq!(flow, Flow::Finished);
     reply.0
 }

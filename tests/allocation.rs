@@ -142,7 +142,8 @@ impl Daemon {
         let epoll = Epoll::new(vec![Arc::new(Socket::from(listener))]).expect("epoll");
         let (sender, receiver) = mailbox(epoll.doorbell().expect("an eventfd"), 64);
         let pulse = Arc::new(Pulse::default());
-        let engine = Echo::new(Arc::new(Mailboxes(vec![sender.clone()])));
+        let mailboxes = Arc::new(Mailboxes(vec![sender.clone()]));
+        let engine = Echo::new(mailboxes.clone());
         let mut config = Config::default();
         config.auth.enabled = false;
         config.rate_limit.enabled = false;
@@ -156,6 +157,7 @@ impl Daemon {
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             workers: Arc::default(),
+            replies: mailboxes,
             wall_clock: UnixSeconds::default,
         };
         let neighbour = Neighbour {

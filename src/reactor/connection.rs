@@ -42,10 +42,9 @@ use super::transport::Arrived;
 use crate::config::Opening;
 use crate::core::deadlines::{DeadlineKind, Deadlines, Taken, stalls_at};
 use crate::core::output::{Level, Marks};
-use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::limits::reactor as limits;
-use crate::service::Peer;
+use crate::service::{Completion, Peer};
 
 pub struct Connection<K> {
     channel: Channel<K>,
@@ -191,11 +190,16 @@ impl<K> Connection<K> {
         self.channel.handle_edge(edge);
     }
 
-    /// Handles an engine's event for the request that [`Connection::awaits`] it. Our own bytes
-    /// raise no edge, so a pump must follow.
-    pub fn handle_event(&mut self, request: u32, event: Event, turn: &mut Turn<'_>) -> Pumped {
+    /// Handles a message of the engine or a worker for the request that [`Connection::awaits`] it.
+    /// Our own bytes raise no edge, so a pump must follow.
+    pub fn handle_event(
+        &mut self,
+        request: u32,
+        completion: Completion,
+        turn: &mut Turn<'_>,
+    ) -> Pumped {
         let lent = &mut self.channel.lend(turn);
-        self.protocol.handle_event(request, event, lent);
+        self.protocol.handle_event(request, completion, lent);
         self.debug_check();
         Pumped::Again
     }

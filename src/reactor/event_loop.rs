@@ -72,11 +72,10 @@ use crate::core::run_queue::RunQueue;
 use crate::core::slots::Slots;
 use crate::core::wheel::Wheel;
 use crate::core::{Key, Moment};
-use crate::engine::Event;
 use crate::limits::reactor as limits;
 use crate::offload::JobKey;
 use crate::offload::mailbox::Receiver;
-use crate::service::Service;
+use crate::service::{Completion, Service};
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::Acceptor;
 
@@ -303,7 +302,8 @@ impl<S: System> Reactor<S> {
 
     fn handle_message(&mut self, message: Message<S::Socket>) {
         match message {
-            Message::Engine(key, event) => self.handle_event(key, event),
+            Message::Engine(key, event) => self.handle_event(key, Completion::Event(event)),
+            Message::Worker(key, completion) => self.handle_event(key, completion),
             Message::Adopt(socket, peer, opening) => self.adopt(socket, peer, opening),
             Message::MakeRoom(request) => self.make_room_for_another(request),
             Message::RoomMade(reactor) => self.handle_room_made(reactor),
@@ -318,7 +318,7 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    fn handle_event(&mut self, job: JobKey, event: Event) {
+    fn handle_event(&mut self, job: JobKey, completion: Completion) {
         let key = job.connection;
         let connection = self.slots.get_mut(key);
         let Some(connection) = connection.filter(|one| one.awaits(job.request)) else {
@@ -326,7 +326,7 @@ impl<S: System> Reactor<S> {
             return;
         };
         let turn = &mut self.shared.turn(key);
-        let pumped = isolated(|| connection.handle_event(job.request, event, turn));
+        let pumped = isolated(|| connection.handle_event(job.request, completion, turn));
         self.reschedule(key, pumped);
     }
 

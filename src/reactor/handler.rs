@@ -28,13 +28,14 @@
 //!
 //! An application must never block, and never panic because of a client's bytes.
 
+use std::borrow::Cow;
+
 use crate::core::Moment;
 use crate::core::buffered::Full;
-use crate::engine::Event;
 use crate::error::ApiError;
 use crate::http::{Request, ResponseSink};
 use crate::offload::{CancelReason, JobKey};
-use crate::service::{Admitted, Exchange, Flow, Intake, Peer, Refusal, Service};
+use crate::service::{Admitted, Completion, Exchange, Flow, Intake, Peer, Refusal, Service};
 
 /// See the file's head.
 pub trait Handler {
@@ -53,13 +54,13 @@ pub trait Handler {
         now: Moment,
     ) -> Result<Self::Admitted, Self::Refusal>;
 
-    /// Handles a complete request. `None`: its response is complete in `sink`. `Some`: a job runs,
-    /// and events that carry `key` will follow.
+    /// Handles a complete request. `None`: its response is complete in `sink`. `Some`: messages
+    /// that carry `key` will follow.
     fn handle(
         &mut self,
         admitted: Self::Admitted,
         request: &Request<'_>,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
         key: JobKey,
         now: Moment,
         sink: &mut dyn ResponseSink,
@@ -78,11 +79,11 @@ pub trait Handler {
         sink: &mut dyn ResponseSink,
     ) -> Flow;
 
-    /// Handles an engine's event for this exchange.
+    /// Handles a message of the engine or of a worker for this exchange.
     fn handle_event(
         &mut self,
         exchange: &mut Self::Exchange,
-        event: Event,
+        completion: Completion,
         now: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Flow;
@@ -168,7 +169,7 @@ impl Handler for Service {
         &mut self,
         admitted: Admitted,
         request: &Request<'_>,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
         key: JobKey,
         now: Moment,
         sink: &mut dyn ResponseSink,
@@ -194,11 +195,11 @@ impl Handler for Service {
     fn handle_event(
         &mut self,
         exchange: &mut Exchange,
-        event: Event,
+        completion: Completion,
         now: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Flow {
-        Service::handle_event(self, exchange, event, now, sink)
+        Service::handle_event(self, exchange, completion, now, sink)
     }
 
     fn handle_deadline(

@@ -26,12 +26,12 @@
 //! The machine with the smallest application there is, which greets every request:
 //!
 //! ```
+//! use std::borrow::Cow;
 //! use std::sync::Arc;
 //!
 //! use autoglmd::config::Config;
 //! use autoglmd::core::output::OutputQueue;
 //! use autoglmd::core::{Key, Moment};
-//! use autoglmd::engine::Event;
 //! use autoglmd::error::ApiError;
 //! use autoglmd::http::{Fields, Request, ResponseHead, ResponseSink};
 //! use autoglmd::offload::{CancelReason, JobKey};
@@ -39,7 +39,7 @@
 //! use autoglmd::reactor::handler::{Admission, Handler, Pending};
 //! use autoglmd::reactor::http1::Http1;
 //! use autoglmd::reactor::machine::{Input, Machine, Waiting};
-//! use autoglmd::service::{Flow, Intake, Peer, PeerAddress};
+//! use autoglmd::service::{Completion, Flow, Intake, Peer, PeerAddress};
 //! use autoglmd::telemetry::metrics::Metrics;
 //!
 //! struct Greeter;
@@ -59,7 +59,7 @@
 //!         &mut self,
 //!         _: Welcome,
 //!         request: &Request<'_>,
-//!         _body: &[u8],
+//!         _body: Cow<'_, [u8]>,
 //!         _: JobKey,
 //!         _: Moment,
 //!         sink: &mut dyn ResponseSink,
@@ -81,7 +81,7 @@
 //! #       &mut self, it: &mut Never, _: &[u8], _: bool, _: Moment, _: &mut dyn ResponseSink,
 //! #   ) -> Flow { match *it {} }
 //! #   fn handle_event(
-//! #       &mut self, it: &mut Never, _: Event, _: Moment, _: &mut dyn ResponseSink,
+//! #       &mut self, it: &mut Never, _: Completion, _: Moment, _: &mut dyn ResponseSink,
 //! #   ) -> Flow { match *it {} }
 //! #   fn handle_deadline(
 //! #       &mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink,
@@ -139,11 +139,10 @@ use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::glitch::{Glitch, GlitchBudget, GlitchVerdict};
 use crate::core::output::Level;
-use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::{Reception, Stage as ReceptionStage};
 use crate::offload::CancelReason;
-use crate::service::{Flow, Service};
+use crate::service::{Completion, Flow, Service};
 
 pub struct Http1<H: Handler = Service> {
     reception: Reception,
@@ -363,7 +362,7 @@ impl<H: Handler> Machine<H> for Http1<H> {
         self.abandon(CancelReason::Disconnect, lent.turn);
     }
 
-    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_, H>) {
+    fn handle_event(&mut self, request: u32, completion: Completion, lent: &mut Lent<'_, '_, H>) {
         debug_assert!(self.awaits(request), "an event of another request");
         let Stage::Answering(exchange) = &mut self.stage else {
             return;
@@ -371,7 +370,7 @@ impl<H: Handler> Machine<H> for Http1<H> {
         self.framing.last |= lent.turn.draining;
         let now = lent.turn.now;
         let (handler, mut sink) = self.framing.sink(lent);
-        match handler.handle_event(exchange, event, now, &mut sink) {
+        match handler.handle_event(exchange, completion, now, &mut sink) {
             Flow::Open => {}
             Flow::Finished => self.finish(),
         }

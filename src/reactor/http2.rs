@@ -34,12 +34,12 @@
 //! The machine with the application of [`super::http1`], which greets every request.
 //!
 //! ```
+//! # use std::borrow::Cow;
 //! use std::sync::Arc;
 //!
 //! use autoglmd::config::Config;
 //! use autoglmd::core::output::OutputQueue;
 //! use autoglmd::core::{Key, Moment};
-//! # use autoglmd::engine::Event;
 //! # use autoglmd::error::ApiError;
 //! # use autoglmd::http::{Fields, Request, ResponseHead, ResponseSink};
 //! # use autoglmd::offload::{CancelReason, JobKey};
@@ -47,7 +47,7 @@
 //! # use autoglmd::reactor::handler::{Admission, Handler, Pending};
 //! use autoglmd::reactor::http2::Http2;
 //! use autoglmd::reactor::machine::{Input, Machine, Waiting};
-//! # use autoglmd::service::{Flow, Intake};
+//! # use autoglmd::service::{Completion, Flow, Intake};
 //! use autoglmd::service::{Peer, PeerAddress};
 //! use autoglmd::telemetry::metrics::Metrics;
 //! #
@@ -62,7 +62,7 @@
 //! #       Ok(Welcome)
 //! #   }
 //! #   fn handle(
-//! #       &mut self, _: Welcome, request: &Request<'_>, _: &[u8], _: JobKey, _: Moment,
+//! #       &mut self, _: Welcome, request: &Request<'_>, _: Cow<'_, [u8]>, _: JobKey, _: Moment,
 //! #       sink: &mut dyn ResponseSink,
 //! #   ) -> Option<Box<Never>> {
 //! #       let head = ResponseHead { status: 200, content_type: None, headers: &Fields::new() };
@@ -82,7 +82,7 @@
 //! #       &mut self, it: &mut Never, _: &[u8], _: bool, _: Moment, _: &mut dyn ResponseSink,
 //! #   ) -> Flow { match *it {} }
 //! #   fn handle_event(
-//! #       &mut self, it: &mut Never, _: Event, _: Moment, _: &mut dyn ResponseSink,
+//! #       &mut self, it: &mut Never, _: Completion, _: Moment, _: &mut dyn ResponseSink,
 //! #   ) -> Flow { match *it {} }
 //! #   fn handle_deadline(
 //! #       &mut self, it: &mut Never, _: Moment, _: &mut dyn ResponseSink,

@@ -22,11 +22,10 @@ use super::context::{Lent, Turn};
 use super::handler::Handler;
 use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
-use crate::engine::Event;
 use crate::error::{ApiError, ErrorCode};
 use crate::limits::service as service_limits;
 use crate::offload::CancelReason;
-use crate::service::Service;
+use crate::service::{Completion, Service};
 
 /// See the file's head.
 pub trait Machine<H: Handler = Service> {
@@ -64,8 +63,8 @@ pub trait Machine<H: Handler = Service> {
     /// may still be sent. If [`Waiting::Over`] follows, nothing is left to do.
     fn handle_end_of_input(&mut self, lent: &mut Lent<'_, '_, H>);
 
-    /// Handles an engine's event for a request that [`Machine::awaits`] it.
-    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_, H>);
+    /// Handles a message of the engine or a worker for a request that [`Machine::awaits`] it.
+    fn handle_event(&mut self, request: u32, completion: Completion, lent: &mut Lent<'_, '_, H>);
 
     /// Handles a passed deadline of what it waits for. `Some`: the connection closes at once,
     /// without a response, because the peer would understand none.

@@ -13,7 +13,7 @@ use crate::engine::{Deliver, Event};
 use crate::keys::KeyRing;
 use crate::offload::JobKey;
 use crate::offload::mailbox::Sender;
-use crate::service::Peer;
+use crate::service::{Completion, Peer, Reply};
 use crate::tls::Acceptor;
 
 /// One item in a reactor's mailbox.
@@ -21,6 +21,8 @@ use crate::tls::Acceptor;
 pub enum Message<K> {
     /// An event of a job.
     Engine(JobKey, Event),
+    /// A worker has done its task for a request.
+    Worker(JobKey, Completion),
     /// A connection that the reactor which accepted it hands over.
     Adopt(K, Peer, Opening),
     /// A client waits, all places are taken, and your connections are worth least.
@@ -60,7 +62,7 @@ pub struct RoomRequest {
     pub horizon: Since,
 }
 
-/// The mailboxes of all reactors, by index, for an engine's events.
+/// The mailboxes of all reactors, by index, for an engine's events and the workers' results.
 pub struct Mailboxes<K>(pub Vec<Sender<Message<K>>>);
 
 impl<K: Send> Deliver for Mailboxes<K> {
@@ -81,6 +83,15 @@ impl<K: Send> Deliver for Mailboxes<K> {
         match self.0.get(usize::from(key.reactor)) {
             Some(mailbox) => mailbox.post(Message::Engine(key, event)),
             None => debug_assert!(false, "the event names a reactor that does not exist"),
+        }
+    }
+}
+
+impl<K: Send> Reply for Mailboxes<K> {
+    fn reply(&self, key: JobKey, completion: Completion) {
+        match self.0.get(usize::from(key.reactor)) {
+            Some(mailbox) => mailbox.post(Message::Worker(key, completion)),
+            None => debug_assert!(false, "the task names a reactor that does not exist"),
         }
     }
 }

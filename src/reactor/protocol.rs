@@ -18,9 +18,9 @@ use super::http2::Http2;
 use super::machine::{Input, Machine, Used, Waiting};
 use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
-use crate::engine::Event;
 use crate::http::sniff::{Sniffed, sniff};
 use crate::offload::CancelReason;
+use crate::service::Completion;
 
 pub enum Protocol {
     Undecided(Undecided),
@@ -119,8 +119,8 @@ impl Machine for Protocol {
         with_machine!(self, machine => machine.handle_end_of_input(lent));
     }
 
-    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_>) {
-        with_machine!(self, machine => machine.handle_event(request, event, lent));
+    fn handle_event(&mut self, request: u32, completion: Completion, lent: &mut Lent<'_, '_>) {
+        with_machine!(self, machine => machine.handle_event(request, completion, lent));
     }
 
     fn handle_deadline(
@@ -192,7 +192,7 @@ impl Machine for Undecided {
         *self = Undecided::Over;
     }
 
-    fn handle_event(&mut self, _: u32, _: Event, _: &mut Lent<'_, '_>) {}
+    fn handle_event(&mut self, _: u32, _: Completion, _: &mut Lent<'_, '_>) {}
 
     fn handle_deadline(&mut self, kind: DeadlineKind, _: &mut Lent<'_, '_>) -> Option<CloseReason> {
         match kind {

@@ -138,10 +138,7 @@ impl Call {
 
     /// Returns the terms of a gRPC request; the default ones of any other.
     pub fn terms(&self) -> Terms {
-        match self.representation {
-            Representation::Grpc(terms) => terms,
-            Representation::Json | Representation::Protobuf => Terms::default(),
-        }
+        self.representation.terms()
     }
 
     /// Returns the compression of a gRPC response's messages. A route that accepts no compressed
@@ -151,6 +148,12 @@ impl Call {
             Some(BodyBound::MaxBody) => self.terms().encoding,
             _ => Encoding::Identity,
         }
+    }
+
+    /// Returns the tenant that its work is done for: anonymous clients are one together.
+    pub fn tenant(&self) -> u64 {
+        let caller = self.caller.as_ref();
+        caller.map_or(0, |caller| caller.account.tenant)
     }
 
     pub fn route(&self) -> Route {
@@ -174,11 +177,10 @@ pub enum Intake {
 }
 
 /// A complete request on its way to its route.
-#[derive(Clone, Copy)]
 pub struct Incoming<'a> {
     pub request: &'a Request<'a>,
-    /// The body without its content coding.
-    pub body: &'a [u8],
+    /// Owned if the connection has no other use for it.
+    pub body: Cow<'a, [u8]>,
     /// The key for the events of the job that it may become.
     pub key: JobKey,
 }

@@ -26,8 +26,10 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_id::RequestIds;
 
 use super::call::{Call, Peer};
+use super::completion::Reply;
 use super::dialect::Dialect;
 use super::excerpt::beginning;
+use super::inflation::Inflater;
 use super::rate_limit::Limiter;
 use super::representation::{Media, Representation};
 use super::request_log::{Outcome, RequestLog};
@@ -47,6 +49,8 @@ pub struct Parts {
     pub buffered: Account,
     /// One for the whole daemon, for work that takes longer than a reactor may.
     pub workers: Arc<Workers>,
+    /// The workers' way back to this and the other reactors.
+    pub replies: Arc<dyn Reply>,
     pub metrics: Metrics,
     /// Read for keys that expire; [`UnixSeconds::now`] outside of tests.
     pub wall_clock: fn() -> UnixSeconds,
@@ -75,6 +79,7 @@ pub struct Desk {
     pub engine_series: Arc<EngineSeries>,
     pub worker_series: Arc<WorkerSeries>,
     pub buffer: ResponseBuffer,
+    pub inflater: Inflater,
     /// The engine's model, once it is known: it never changes for this engine.
     pub model: Option<ModelInfo>,
     pub is_draining: bool,
@@ -86,11 +91,9 @@ impl Desk {
     pub fn new(parts: Parts, dialects: fn(Surface) -> &'static dyn Dialect) -> Desk {
         let log = RequestLog::new(parts.metrics.series(), parts.config.log.access);
         let engine_series = parts.metrics.series();
-        let coder = Coder::new(
-            &parts.config,
-            parts.metrics.series(),
-            parts.buffered.clone(),
-        );
+        let compression = parts.metrics.series();
+        let inflater = Inflater(Arc::clone(&compression));
+        let coder = Coder::new(&parts.config, compression, parts.buffered.clone());
         let worker_series = parts.metrics.series();
         Desk {
             parts,
@@ -99,6 +102,7 @@ impl Desk {
             engine_series,
             worker_series,
             buffer: ResponseBuffer::new(coder),
+            inflater,
             model: None,
             is_draining: false,
             dialects,

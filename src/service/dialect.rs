@@ -11,14 +11,16 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::Limits;
 use crate::engine::{Defaults, FinishReason, Prompt, Sampling, Usage};
 use crate::error::ApiError;
 use crate::http::{Request, ResponseSink};
 
 use super::call::Call;
+use super::inflation::Inflater;
+use super::representation::{Media, Representation};
 use super::response::buffer::ResponseBuffer;
-use super::response::coding::{Coder, StreamCoder};
+use super::response::coding::StreamCoder;
 use super::router::Row;
 
 /// One API: how its requests are read, and how its responses are framed.
@@ -60,11 +62,30 @@ pub trait Dialect: Sync {
 
 /// The complete request of a generation, and the inputs for reading it.
 pub struct Received<'a> {
-    pub call: &'a Call,
-    pub request: &'a Request<'a>,
+    pub form: Form,
+    /// The value of `?fields=`.
+    pub fields: Option<&'a str>,
     pub body: &'a [u8],
-    pub config: &'a Config,
-    pub coder: &'a Coder,
+    pub limits: &'a Limits,
+    pub inflater: &'a Inflater,
+}
+
+/// The facts of a head that decide how its body is read. Plain data: a worker reads long bodies.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub row: Option<&'static Row>,
+    pub media: Media,
+    pub representation: Representation,
+}
+
+impl Form {
+    pub fn of(call: &Call) -> Form {
+        Form {
+            row: call.row,
+            media: call.media,
+            representation: call.representation,
+        }
+    }
 }
 
 /// A generation as a client asks for it, whichever API it speaks.
@@ -103,7 +124,7 @@ pub enum Narrator {
 }
 
 /// Writes a response that is sent at once.
-pub trait Whole: Debug {
+pub trait Whole: Debug + Send {
     /// Appends the body.
     fn write(&self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>);
 
@@ -113,7 +134,7 @@ pub trait Whole: Debug {
 
 /// Writes a response that is sent in pieces: `push` any number of times, `end_text`, then `done` or
 /// `failed`.
-pub trait Pieces: Debug {
+pub trait Pieces: Debug + Send {
     /// Appends the addition of the model's next text to the response: nothing if that is not
     /// decided yet.
     fn push(&mut self, buffer: &mut ResponseBuffer, call: &Call, text: &str);

@@ -19,7 +19,8 @@ pub enum Exchange {
 }
 
 impl Exchange {
-    /// Returns whether a job runs for it, whose terminal event will come in any case.
+    /// Returns whether a job runs for it or a worker reads it, so that a last message will come in
+    /// any case.
     pub const fn has_job(&self) -> bool {
         matches!(self, Exchange::Generation(_))
     }
@@ -27,7 +28,7 @@ impl Exchange {
     /// Returns the memory that it holds until its response is complete.
     pub fn buffered_bytes(&self) -> usize {
         match self {
-            Exchange::Generation(running) => running.work.text.capacity(),
+            Exchange::Generation(running) => running.buffered_bytes(),
             Exchange::HealthWatch(_) => 0,
             Exchange::Reflection(dialogue) => dialogue.buffered_bytes(),
         }

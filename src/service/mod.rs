@@ -20,8 +20,9 @@
 //! Reading order: [`router`] (which paths exist, and who may use them), [`call`] (the facts about a
 //! request), [`desk`] (the tools of every route), [`admission`] (which requests may go on, by their
 //! heads), [`rate_limit`] (how many), [`dialect`] (the interface of an API), [`api`] (each API, and
-//! the routes beside generation), [`generation`] (a job and its response), [`exchange`] (incomplete
-//! responses), [`representation`] and [`response`] (the forms and parts of responses),
+//! the routes beside generation), [`inflation`] (bodies without their codings), [`generation`] (a
+//! job and its response), [`exchange`] (incomplete responses) and [`completion`] (the messages for
+//! them), [`representation`] and [`response`] (the forms and parts of responses),
 //! [`request_log`] (counts and logs), [`excerpt`].
 //!
 //! Must never block, and never panic because of a client's bytes. Files depend on one another in
@@ -35,11 +36,13 @@
 mod admission;
 mod api;
 mod call;
+mod completion;
 mod desk;
 mod dialect;
 mod excerpt;
 mod exchange;
 mod generation;
+mod inflation;
 pub mod metrics;
 mod rate_limit;
 mod representation;
@@ -47,15 +50,14 @@ mod request_log;
 mod response;
 mod router;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::config::Config;
 use crate::core::Moment;
 use crate::core::buffered::Account;
-use crate::engine::Event;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
-use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey};
 pub use response::compression::CompressionSeries;
 pub use router::Route;
@@ -71,6 +73,7 @@ use request_log::Outcome;
 use response::static_body::StaticBodies;
 
 pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal, buffers_full};
+pub use completion::{Completion, Reply};
 pub use desk::{Flow, Parts};
 pub use exchange::Exchange;
 pub use rate_limit::Limiter;
@@ -79,8 +82,6 @@ pub use rate_limit::Limiter;
 pub struct Service {
     desk: Desk,
     static_bodies: StaticBodies,
-    /// The last body that was inflated.
-    inflated: Vec<u8>,
 }
 
 impl Service {
@@ -88,7 +89,6 @@ impl Service {
         Service {
             desk: Desk::new(parts, api::dialect),
             static_bodies: StaticBodies::default(),
-            inflated: Vec::new(),
         }
     }
 
@@ -125,23 +125,19 @@ impl Service {
         }
     }
 
-    /// Handles a complete request. `None`: the response is complete in `sink`. `Some`: a job runs,
-    /// and its events, carrying `key`, will follow.
+    /// Handles a complete request. `None`: the response is complete in `sink`. `Some`: a worker
+    /// reads its body or a job runs, and messages that carry `key` will follow.
     pub fn handle(
         &mut self,
         admitted: Admitted,
         request: &Request<'_>,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
         key: JobKey,
         now: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Option<Box<Exchange>> {
         let incoming = Incoming { request, body, key };
-        let wire = &mut Wire { now, sink };
-        match admitted.call.body_coding {
-            Some(_) => self.handle_coded(admitted, incoming, wire),
-            None => self.dispatch(admitted, incoming, wire),
-        }
+        self.dispatch(admitted, incoming, &mut Wire { now, sink })
     }
 
     fn dispatch(
@@ -161,14 +157,14 @@ impl Service {
                 // Allocates per request: idle connections do not pay for its size.
                 return Some(Box::new(Exchange::Generation(running)));
             }
-            Route::HealthCheck => health::check(desk, call, incoming.body, wire),
+            Route::HealthCheck => health::check(desk, call, &incoming.body, wire),
             Route::HealthWatch => {
-                let watch = health::watch(desk, admitted.call, incoming.body, wire)?;
+                let watch = health::watch(desk, admitted.call, &incoming.body, wire)?;
                 return Some(Box::new(Exchange::HealthWatch(watch)));
             }
             Route::Reflection => {
                 let mut dialogue = reflection::open(desk, admitted.call, wire.now);
-                let flow = reflection::handle_data(desk, &mut dialogue, incoming.body, true, wire);
+                let flow = reflection::handle_data(desk, &mut dialogue, &incoming.body, true, wire);
                 return (flow == Flow::Open).then(|| Box::new(Exchange::Reflection(dialogue)));
             }
             Route::Live => operations::live(desk, call, wire),
@@ -185,40 +181,6 @@ impl Service {
             }
         }
         None
-    }
-
-    /// Decodes a body with a content coding first. The body is complete here, and `limits.max_body`
-    /// bounds how long this takes: 10 ms for a MiB of text, and 280 ms for one that a holder of a
-    /// key made to be slow (one core, release). A route that is open without a key accepts no coded
-    /// body.
-    fn handle_coded(
-        &mut self,
-        mut admitted: Admitted,
-        incoming: Incoming<'_>,
-        wire: &mut Wire<'_>,
-    ) -> Option<Box<Exchange>> {
-        let Some(coding) = admitted.call.body_coding.take() else {
-            return self.dispatch(admitted, incoming, wire);
-        };
-        let mut inflated = std::mem::take(&mut self.inflated);
-        let (coder, config) = (&self.desk.buffer.coder, &self.desk.parts.config);
-        let exchange = match coder.inflate(coding, incoming.body, config, &mut inflated) {
-            Ok(()) => {
-                let incoming = Incoming {
-                    body: &inflated,
-                    ..incoming
-                };
-                self.dispatch(admitted, incoming, wire)
-            }
-            Err(error) => {
-                self.desk.fail(&admitted.call, &error, wire);
-                None
-            }
-        };
-        inflated.clear();
-        inflated.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
-        self.inflated = inflated;
-        exchange
     }
 
     /// Returns the exchange of an admitted request of [`Intake::Pieces`], before any of its body.
@@ -244,11 +206,11 @@ impl Service {
         reflection::handle_data(&mut self.desk, dialogue, data, is_end, wire)
     }
 
-    /// Handles an event of the engine for a running exchange.
+    /// Handles a message of a worker or of the engine for a running exchange.
     pub fn handle_event(
         &mut self,
         exchange: &mut Exchange,
-        event: Event,
+        completion: Completion,
         now: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Flow {
@@ -257,7 +219,11 @@ impl Service {
             return Flow::Open;
         };
         let wire = &mut Wire { now, sink };
-        running::handle_event(&mut self.desk, running, event, wire)
+        let desk = &mut self.desk;
+        match completion {
+            Completion::Event(event) => running::handle_event(desk, running, event, wire),
+            Completion::Read(read) => submit::resume(desk, running, *read, wire),
+        }
     }
 
     /// Handles a passed `exchange.next_deadline()`. Does nothing if it has not passed.

@@ -78,6 +78,14 @@ impl Representation {
         }
     }
 
+    /// Returns the terms of a gRPC request; the default ones of any other.
+    pub fn terms(self) -> Terms {
+        match self {
+            Representation::Grpc(terms) => terms,
+            Representation::Json | Representation::Protobuf => Terms::default(),
+        }
+    }
+
     pub const fn is_grpc(self) -> bool {
         matches!(self, Representation::Grpc(_))
     }

@@ -21,7 +21,7 @@ use crate::core::buffered::Account;
 use crate::core::places::Places;
 use crate::core::{Moment, UnixSeconds};
 use crate::reactor::event_loop::Neighbour;
-use crate::reactor::message::Message;
+use crate::reactor::message::{Mailboxes, Message};
 use crate::service;
 
 /// Running reactors.
@@ -51,6 +51,7 @@ impl Part for Reactors {
                 limiter: birth.limiter.clone(),
                 buffered: birth.buffered.clone(),
                 workers: birth.workers.clone(),
+                replies: Arc::new(Mailboxes(spawner.mailboxes())),
                 metrics: birth.metrics.clone(),
                 wall_clock: UnixSeconds::now,
             },

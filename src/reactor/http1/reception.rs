@@ -236,7 +236,7 @@ impl<H: Handler> Http1<H> {
         };
         let now = lent.turn.now;
         let (handler, mut sink) = self.framing.sink(lent);
-        match handler.handle(admitted, &head.request, body, key, now, &mut sink) {
+        match handler.handle(admitted, &head.request, body.into(), key, now, &mut sink) {
             Some(exchange) => self.stage = Stage::Answering(exchange),
             None => self.finish(),
         }

@@ -7,6 +7,7 @@
 //! (`a_pause_of_ours_is_not_the_peers_silence`); `handle_deadline` that takes a passed deadline of
 //! an earlier request for the present one's (`a_late_head_is_refused_and_a_new_request_is_not`).
 
+use std::borrow::Cow;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::*;
 use crate::config::Config;
 use crate::core::Key;
 use crate::core::output::OutputQueue;
-use crate::engine::{FailReason, Failed, Timings, Usage};
+use crate::engine::{Event, FailReason, Failed, Timings, Usage};
 use crate::http::{Fields, Request, ResponseHead, ResponseSink};
 use crate::limits::reactor::REQUESTS_PER_READ_MAX;
 use crate::offload::JobKey;
@@ -82,7 +83,7 @@ impl Handler for Echo {
         &mut self,
         _: Admitted,
         request: &Request<'_>,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
         _: JobKey,
         _: Moment,
         sink: &mut dyn ResponseSink,
@@ -90,7 +91,7 @@ impl Handler for Echo {
         if request.path == "/job" {
             return Some(Box::new(Job));
         }
-        let body = String::from_utf8_lossy(body);
+        let body = String::from_utf8_lossy(&body);
         respond(sink, 200, &format!("{}:{body}", request.path));
         None
     }
@@ -113,11 +114,11 @@ impl Handler for Echo {
     fn handle_event(
         &mut self,
         _: &mut Job,
-        event: Event,
+        completion: Completion,
         _: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Flow {
-        if !event.is_terminal() {
+        if !completion.is_last() {
             return Flow::Open;
         }
         respond(sink, 200, "the job");
@@ -210,7 +211,7 @@ impl Bench {
             timings: Timings::default(),
         };
         let request = self.http1.exchanges();
-        let event = Event::Failed(Box::new(failed));
+        let event = Completion::Event(Event::Failed(Box::new(failed)));
         self.with(|http1, lent| http1.handle_event(request, event, lent));
     }
 

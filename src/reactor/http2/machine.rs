@@ -5,7 +5,6 @@ use super::stream::{Stage, Stream};
 use super::{Credit, Http2, InputState, State, writer};
 use crate::core::Moment;
 use crate::core::deadlines::DeadlineKind;
-use crate::engine::Event;
 use crate::http::ResponseSink;
 use crate::http::http2::frame::Reason;
 use crate::limits::http2 as http2_limits;
@@ -14,7 +13,7 @@ use crate::reactor::close_reason::CloseReason;
 use crate::reactor::context::{Lent, Turn};
 use crate::reactor::handler::Handler;
 use crate::reactor::machine::{Input, Machine, Used, Waiting};
-use crate::service::Flow;
+use crate::service::{Completion, Flow};
 
 impl<H: Handler> Machine<H> for Http2<H> {
     /// All deadlines become one here, the earliest, because the connection has only one of each
@@ -98,11 +97,11 @@ impl<H: Handler> Machine<H> for Http2<H> {
         self.settle_all();
     }
 
-    /// Handles an engine's event. The next [`Machine::poll`] sends the result, together with those
-    /// of other events.
-    fn handle_event(&mut self, request: u32, event: Event, lent: &mut Lent<'_, '_, H>) {
+    /// Handles a message of the engine or a worker. The next [`Machine::poll`] sends the result,
+    /// together with those of other events.
+    fn handle_event(&mut self, request: u32, completion: Completion, lent: &mut Lent<'_, '_, H>) {
         if self.orphans.contains(&request) {
-            if !matches!(event, Event::Token { .. }) {
+            if completion.is_last() {
                 self.orphans.remove(&request);
             }
             return;
@@ -116,7 +115,7 @@ impl<H: Handler> Machine<H> for Http2<H> {
         };
         let now = lent.turn.now;
         let (handler, mut sink) = writer(&mut self.connection, request, lent);
-        let flow = handler.handle_event(exchange, event, now, &mut sink);
+        let flow = handler.handle_event(exchange, completion, now, &mut sink);
         if !sink.has_room() {
             self.credit = Credit::Held;
         }

@@ -1,5 +1,7 @@
 //! Receives requests: a head, then its body, piece by piece.
 
+use std::borrow::Cow;
+
 use super::stream::{Receiving, Stage, Stream};
 use super::{Http2, writer};
 use crate::core::Moment;
@@ -158,10 +160,10 @@ impl<H: Handler> Http2<H> {
             ..
         } = receiving;
         let body = if body.is_empty() {
-            last
+            Cow::Borrowed(last)
         } else {
             body.extend_from_slice(last);
-            &body
+            Cow::Owned(body)
         };
         let key = JobKey {
             reactor: lent.turn.reactor,

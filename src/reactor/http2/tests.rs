@@ -1,6 +1,7 @@
 //! The machine with an application of a few lines: paths below `/job` run a job, all others get
 //! their response at once.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use crate::offload::JobKey;
 use crate::reactor::context::Resources;
 use crate::reactor::handler::Admission;
 use crate::reactor::machine::{Input, Machine, Waiting};
-use crate::service::{Intake, Peer, PeerAddress};
+use crate::service::{Completion, Intake, Peer, PeerAddress};
 use crate::telemetry::metrics::Metrics;
 
 const HEADERS: u8 = 1;
@@ -53,7 +54,7 @@ impl Handler for App {
         &mut self,
         _: Ticket,
         request: &Request<'_>,
-        _: &[u8],
+        _: Cow<'_, [u8]>,
         _: JobKey,
         _: Moment,
         sink: &mut dyn ResponseSink,
@@ -89,18 +90,20 @@ impl Handler for App {
     fn handle_event(
         &mut self,
         _: &mut Job,
-        event: Event,
+        completion: Completion,
         _: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Flow {
-        match event {
-            Event::Token { text } => sink.data(text.as_bytes()),
-            Event::Done(_) | Event::Failed(_) => {
+        match completion {
+            Completion::Event(Event::Token { text }) => {
+                sink.data(text.as_bytes());
+                Flow::Open
+            }
+            _ => {
                 sink.finish();
-                return Flow::Finished;
+                Flow::Finished
             }
         }
-        Flow::Open
     }
 
     fn handle_deadline(&mut self, _: &mut Job, _: Moment, _: &mut dyn ResponseSink) -> Flow {
@@ -218,7 +221,8 @@ impl Stage {
     }
 
     fn event(&mut self, request: u32, event: Event) {
-        self.call(|http2, lent| http2.handle_event(request, event, lent));
+        let completion = Completion::Event(event);
+        self.call(|http2, lent| http2.handle_event(request, completion, lent));
     }
 
     /// Advances the clock to the machine's own deadline.

@@ -10,6 +10,8 @@ use super::Dice;
 use super::response::{self, Expected, Received};
 use super::secure::Line;
 use super::system::Network;
+use crate::http::compress::Coding;
+use crate::http::compress::encode::encode_whole;
 
 /// The next action of a client.
 enum Move {
@@ -118,9 +120,18 @@ impl Client {
         let post =
             format!("POST /api/v1/generate HTTP/1.1\r\n{fields}content-type: application/json\r\n");
         let text = match kind {
-            0 | 1 => {
+            0 => {
                 self.expect(id, GENERATED, false);
                 format!("{post}content-length: {length}\r\n\r\n{body}")
+            }
+            1 => {
+                self.expect(id, GENERATED, false);
+                let body = compressed(&body);
+                let length = body.len();
+                let head =
+                    format!("{post}content-encoding: gzip\r\ncontent-length: {length}\r\n\r\n");
+                unsent.extend_from_slice(head.as_bytes());
+                return unsent.extend_from_slice(&body);
             }
             2 => {
                 self.expect(id, GENERATED, false);
@@ -319,6 +330,13 @@ impl Client {
             }
         }
     }
+}
+
+/// A body that workers read.
+pub(super) fn compressed(body: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_whole(Coding::Gzip, body.as_bytes(), &mut out).expect("memory suffices");
+    out
 }
 
 pub(super) fn program_wanted(dice: &mut Dice) -> String {

@@ -12,7 +12,7 @@ use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 
 use super::Dice;
-use super::client::{GENERATED, NOT_FOUND, OK, program_wanted};
+use super::client::{GENERATED, NOT_FOUND, OK, compressed, program_wanted};
 use super::response::check_stream;
 use super::system::Network;
 use crate::http::http2::testing::pipe::{Pipe, PipeEnd};
@@ -179,9 +179,15 @@ impl Http2Client {
         let request = http::Request::builder()
             .method(method)
             .uri(format!("http://localhost{path}"))
-            .header("x-request-id", &id)
-            .body(());
-        let request = request.expect("it is well formed");
+            .header("x-request-id", &id);
+        let (request, body) = match !body.is_empty() && dice.one_in(3) {
+            true => (
+                request.header("content-encoding", "gzip"),
+                compressed(&body),
+            ),
+            false => (request, body.into_bytes()),
+        };
+        let request = request.body(()).expect("it is well formed");
         let Ok((response, stream)) = requests.send_request(request, body.is_empty()) else {
             return;
         };

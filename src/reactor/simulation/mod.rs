@@ -26,6 +26,7 @@ mod scenarios;
 mod secure;
 mod seeds;
 mod system;
+mod workers;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ use engine::{SimulatedEngine, Verbosity};
 use http2_client::Http2Client;
 use system::Network;
 pub use system::SimulatedKernel;
+use workers::SimulatedWorkers;
 
 use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
@@ -108,6 +110,7 @@ struct Daemon {
     network: Rc<RefCell<Network>>,
     reactors: Vec<Member>,
     engine: Arc<SimulatedEngine>,
+    workers: SimulatedWorkers,
     metrics: Arc<ReactorSeries>,
     served: Arc<ServiceSeries>,
     coded: Arc<CompressionSeries>,
@@ -145,7 +148,8 @@ impl Daemon {
         }
         let senders = neighbours.iter().map(|member| member.mailbox.clone());
         let mailboxes = Arc::new(Mailboxes(senders.collect()));
-        let engine = Arc::new(SimulatedEngine::new(mailboxes, verbosity));
+        let engine = Arc::new(SimulatedEngine::new(mailboxes.clone(), verbosity));
+        let workers = SimulatedWorkers::new();
         let metrics = Metrics::new("simulated");
         let buffered = Account::new(bound(config));
         let parts = service::Parts {
@@ -155,7 +159,8 @@ impl Daemon {
             limiter: Arc::new(Limiter::new()),
             buffered: buffered.clone(),
             metrics: metrics.clone(),
-            workers: Arc::default(),
+            workers: workers.pool.clone(),
+            replies: mailboxes.clone(),
             wall_clock: UnixSeconds::default,
         };
         let places = Arc::new(Places::new(max_connections));
@@ -186,6 +191,7 @@ impl Daemon {
             network,
             reactors: members,
             engine,
+            workers,
             metrics: series,
             served: metrics.series(),
             coded: metrics.series(),
@@ -201,7 +207,9 @@ impl Daemon {
         let Some(reactor) = &mut self.reactors[index].reactor else {
             return;
         };
+        self.network.borrow_mut().stopwatch.begin();
         let turn = reactor.turn();
+        self.network.borrow_mut().stopwatch.lap();
         let turn = turn.expect("the simulated kernel has no errors of its own");
         reactor.check();
         if turn.is_break() {
@@ -422,6 +430,7 @@ impl World {
     }
 
     fn let_engine_act(&mut self) {
+        self.daemon.workers.step(&mut self.dice);
         let steps_most = if self.is_chatty { 60 } else { 4 };
         for _ in 0..self.dice.below(steps_most) {
             self.daemon.engine.step(&mut self.dice);
@@ -478,6 +487,7 @@ impl World {
             self.let_engine_act();
             self.let_reactors_act();
         }
+        self.daemon.workers.end();
         // No client waits any more: jobs that still run have been cancelled.
         for _ in 0..TURNS_MOST {
             self.daemon.engine.step(&mut self.dice);
@@ -527,6 +537,8 @@ fn config(patient: bool, proxied: bool, is_tight: bool, dice: &mut Dice) -> Conf
     }
     // A patient world refuses no connection; in the others a network has half of the places.
     limits.max_connections_per_network = if patient { CROWD_MOST as u32 } else { 0 };
+    // A few compressed bytes may become a long body, so workers read them.
+    limits.max_inflate_ratio = 1_000_000;
     config
 }
 

@@ -30,6 +30,7 @@ use super::Dice;
 use crate::core::budget::Clock;
 use crate::core::{Key, Moment};
 use crate::offload::mailbox::Doorbell;
+use crate::os::process::thread_cpu_time;
 use crate::reactor::system::{Edge, Source, System};
 use crate::service::{Peer, PeerAddress};
 
@@ -131,6 +132,32 @@ impl Wire {
     }
 }
 
+/// Measures the steps of the loop, from one reading of the clock to the next: budgets read it after
+/// each request, frame and message. In the thread's CPU time, whatever the simulated clock shows.
+#[derive(Default)]
+pub struct Stopwatch {
+    pub is_on: bool,
+    since: Duration,
+    pub longest: Duration,
+}
+
+impl Stopwatch {
+    /// A turn begins.
+    pub fn begin(&mut self) {
+        if self.is_on {
+            self.since = thread_cpu_time();
+        }
+    }
+
+    /// A step has ended, and the next one begins.
+    pub fn lap(&mut self) {
+        if self.is_on {
+            self.longest = self.longest.max(thread_cpu_time() - self.since);
+            self.since = thread_cpu_time();
+        }
+    }
+}
+
 /// The state that all kernels share: the wires, the clock, and the one listener with its backlog.
 pub struct Network {
     pub dice: Dice,
@@ -140,6 +167,7 @@ pub struct Network {
     pace: Dice,
     /// How much later it is at each reading of a calm network's clock: the time of one step.
     pub step: Duration,
+    pub stopwatch: Stopwatch,
     pub wires: Vec<Wire>,
     /// Wires that have not been accepted yet.
     pub backlog: VecDeque<usize>,
@@ -172,6 +200,7 @@ impl Network {
             clock: Moment::from_micros(1_000_000),
             pace: Dice::new(!seed),
             step: Duration::ZERO,
+            stopwatch: Stopwatch::default(),
             wires: Vec::new(),
             backlog: VecDeque::new(),
             listening: Vec::new(),
@@ -243,6 +272,7 @@ impl Network {
     /// Reads the clock for a reactor at work. Since the last reading some time has passed: mostly
     /// a few microseconds, often more than a pump may take, and sometimes the machine stood still.
     fn read_clock(&mut self) -> Moment {
+        self.stopwatch.lap();
         let passed = match self.pace.below(64) {
             _ if self.calm => self.step,
             0 if !self.is_slow => Duration::from_millis(self.pace.below(20_000)),

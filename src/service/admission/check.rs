@@ -24,6 +24,7 @@ use crate::limits::service as limits;
 use crate::offload::Permit;
 use crate::service::call::{Call, Intake};
 use crate::service::desk::{Desk, Parts};
+use crate::service::inflation::unsupported_coding;
 use crate::service::response::coding;
 
 use super::arrival::Arrival;
@@ -187,7 +188,7 @@ fn check_fields(
         return Err(coding::no_coding());
     }
     if row.verbs == Verbs::Post {
-        call.body_coding = body_coding(request).map_err(coding::unsupported_coding)?;
+        call.body_coding = body_coding(request).map_err(unsupported_coding)?;
     }
     Ok(())
 }

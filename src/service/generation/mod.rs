@@ -1,10 +1,12 @@
 //! A generation, from a complete request to the last byte of its response.
 //!
-//! Reading order: [`submit`] (a request becomes a job), [`reservation`] (the tokens that it may
+//! Reading order: [`reading`] (a long body at a worker), [`submit`] (a request becomes a
+//! job), [`reservation`] (the tokens that it may
 //! cost), [`running`] (the job's events become a response), [`stream`] (a response in pieces).
 //!
 //! Must never know which API a request came by: that is its dialect's and its narrator's business.
 
+pub mod reading;
 pub mod reservation;
 pub mod running;
 pub mod stream;

@@ -1,8 +1,10 @@
-//! A running generation: from its job's events to the last byte of its response.
+//! A running generation: from its complete body to the last byte of its response.
 //!
-//! Must never wait: later facts come as an event, a deadline or room in the output.
+//! Must never wait: later facts come as a message of a worker, an event, a deadline or room in the
+//! output.
 //!
-//! States of a response:
+//! A long body is read by a worker first (`Reading`), all others are `Working` at once. States of a
+//! response from there on:
 //!
 //! ```text
 //!   Whole ───────────── Done, Failed, deadline ───────> one response, Finished
@@ -38,14 +40,23 @@ use crate::service::dialect::{Generation, Narrator, Whole};
 use crate::service::request_log::{Outcome, RequestLog};
 use crate::telemetry::access::Figures;
 
+use super::reading::Reading;
 use super::reservation::Reserved;
 use super::stream::Stream;
 
-/// A request with a running job.
+/// A request that is complete, and whose response is not.
 #[derive(Debug)]
 pub struct Running {
     pub call: Call,
-    pub work: Work,
+    pub stage: Stage,
+}
+
+#[derive(Debug)]
+pub enum Stage {
+    /// A worker reads its body.
+    Reading(Reading),
+    /// Its job runs.
+    Working(Work),
 }
 
 /// The facts about a generation's job.
@@ -81,6 +92,14 @@ impl Delivery {
         }
     }
 
+    /// Returns the bytes of content that were sent.
+    pub const fn bytes(&self) -> u64 {
+        match self {
+            Delivery::Whole(_) => 0,
+            Delivery::Stream(stream) => stream.bytes(),
+        }
+    }
+
     /// Returns how many token events the engine may send before any of them is delivered. A
     /// response in one piece comes in one terminal event, which needs no credit.
     pub const fn credit(&self) -> u32 {
@@ -92,10 +111,22 @@ impl Delivery {
 }
 
 impl Running {
+    /// Returns the memory that it holds. A body at a worker has a share of its own.
+    pub fn buffered_bytes(&self) -> usize {
+        match &self.stage {
+            Stage::Reading(_) => 0,
+            Stage::Working(work) => work.text.capacity(),
+        }
+    }
+
     pub fn next_deadline(&self) -> Moment {
-        match &self.work.delivery {
-            Delivery::Whole(_) => self.work.deadline,
-            Delivery::Stream(stream) => self.work.deadline.min(stream.ping_due()),
+        let work = match &self.stage {
+            Stage::Reading(reading) => return reading.deadline,
+            Stage::Working(work) => work,
+        };
+        match &work.delivery {
+            Delivery::Whole(_) => work.deadline,
+            Delivery::Stream(stream) => work.deadline.min(stream.ping_due()),
         }
     }
 }
@@ -107,26 +138,66 @@ pub fn handle_event(
     event: Event,
     wire: &mut Wire<'_>,
 ) -> Flow {
+    let Running { call, stage } = running;
+    match stage {
+        Stage::Working(work) => handle_work_event(desk, call, work, event, wire),
+        // It has no job yet.
+        Stage::Reading(_) => Flow::Open,
+    }
+}
+
+fn handle_work_event(
+    desk: &mut Desk,
+    call: &Call,
+    work: &mut Work,
+    event: Event,
+    wire: &mut Wire<'_>,
+) -> Flow {
     match event {
         Event::Token { text } => {
-            handle_token(desk, running, &text, wire);
+            handle_token(desk, call, work, &text, wire);
             Flow::Open
         }
         Event::Done(done) => {
-            handle_done(desk, running, *done, wire);
+            handle_done(desk, call, work, *done, wire);
             Flow::Finished
         }
         Event::Failed(failed) => {
-            handle_failed(desk, running, &failed, wire);
+            handle_failed(desk, call, work, &failed, wire);
             Flow::Finished
         }
     }
 }
 
-/// Handles a passed [`Running::next_deadline`]: a ping is due, or the engine is stuck. Does nothing
-/// if it has not passed.
+/// Handles a passed [`Running::next_deadline`]: a ping is due, or the worker or the engine is
+/// stuck. Does nothing if it has not passed.
 pub fn handle_deadline(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'_>) -> Flow {
-    let Running { call, work } = running;
+    let Running { call, stage } = running;
+    match stage {
+        Stage::Reading(reading) if wire.now < reading.deadline => Flow::Open,
+        Stage::Reading(reading) => {
+            reading.ticket.cancel(CancelReason::Deadline);
+            let message = "the body was not read in time; send it again later";
+            let error = ApiError::new(ErrorCode::GenerationTimeout, message)
+                .with_retry_after(limits::BUSY_RETRY_AFTER);
+            desk.log
+                .metrics()
+                .cancelled
+                .get(CancelReason::Deadline)
+                .inc();
+            desk.fail(call, &error, wire);
+            Flow::Finished
+        }
+        Stage::Working(work) => handle_work_deadline(desk, call, work, wire),
+    }
+}
+
+fn handle_work_deadline(
+    desk: &mut Desk,
+    call: &Call,
+    work: &mut Work,
+    wire: &mut Wire<'_>,
+) -> Flow {
     if wire.now < work.deadline {
         if let Delivery::Stream(stream) = &mut work.delivery {
             stream.ping(desk, call, wire);
@@ -144,14 +215,15 @@ pub fn handle_deadline(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'
         usage: Usage::default(),
         timings: Timings::default(),
     };
-    handle_failed(desk, running, &failed, wire);
+    handle_failed(desk, call, work, &failed, wire);
     Flow::Finished
 }
 
 /// Handles an output queue below its low mark: grants the credit that was held back.
 pub fn handle_room(running: &mut Running) {
-    let work = &mut running.work;
-    if let Delivery::Stream(stream) = &mut work.delivery {
+    if let Stage::Working(work) = &mut running.stage
+        && let Delivery::Stream(stream) = &mut work.delivery
+    {
         stream.release_credit(&work.ticket);
     }
 }
@@ -159,34 +231,46 @@ pub fn handle_room(running: &mut Running) {
 /// Ends the response with the error `draining`, and stops the job: the drain's patience has ended.
 /// The reservation stays taken, as in [`abandon`].
 pub fn cut_off(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'_>) {
-    running.work.ticket.cancel(CancelReason::Drain);
-    running.work.reserved = None;
+    let Running { call, stage } = running;
+    let work = match stage {
+        Stage::Working(work) => work,
+        Stage::Reading(reading) => {
+            reading.ticket.cancel(CancelReason::Drain);
+            desk.log.metrics().cancelled.get(CancelReason::Drain).inc();
+            let error = ApiError::new(ErrorCode::Draining, CUT_OFF)
+                .with_retry_after(limits::BUSY_RETRY_AFTER);
+            return desk.fail(call, &error, wire);
+        }
+    };
+    work.ticket.cancel(CancelReason::Drain);
+    work.reserved = None;
     let failed = Failed {
         reason: FailReason::Cancelled(CancelReason::Drain),
-        message: "the daemon has stopped before the response was complete".to_owned(),
+        message: CUT_OFF.to_owned(),
         text: String::new(),
         usage: Usage::default(),
         timings: Timings::default(),
     };
-    handle_failed(desk, running, &failed, wire);
+    handle_failed(desk, call, work, &failed, wire);
 }
+
+const CUT_OFF: &str = "the daemon has stopped before the response was complete";
 
 /// Stops the job: the client left.
 ///
 /// The reservation of tokens stays taken: the cost of the job is never known here, and a client
 /// must not get work for free by hanging up.
 pub fn abandon(log: &mut RequestLog, running: &Running, reason: CancelReason, now: Moment) {
-    let Running { call, work } = running;
-    work.ticket.cancel(reason);
-    let bytes = match &work.delivery {
-        Delivery::Whole(_) => 0,
-        Delivery::Stream(stream) => stream.bytes(),
+    let Running { call, stage } = running;
+    let (ticket, bytes) = match stage {
+        Stage::Reading(reading) => (&reading.ticket, 0),
+        Stage::Working(work) => (&work.ticket, work.delivery.bytes()),
     };
+    ticket.cancel(reason);
     log.close(call, Outcome::Abandoned { bytes, reason }, None, now);
 }
 
-fn handle_token(desk: &mut Desk, running: &mut Running, text: &str, wire: &mut Wire<'_>) {
-    let Running { call, work } = running;
+fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire: &mut Wire<'_>) {
     work.text.push_str(text);
     // A response in one piece has no credit, so the engine sends no such event for it.
     let Delivery::Stream(stream) = &mut work.delivery else {
@@ -201,8 +285,7 @@ fn handle_token(desk: &mut Desk, running: &mut Running, text: &str, wire: &mut W
     stream.return_credit(&work.ticket, wire);
 }
 
-fn handle_done(desk: &mut Desk, running: &mut Running, done: Done, wire: &mut Wire<'_>) {
-    let Running { call, work } = running;
+fn handle_done(desk: &mut Desk, call: &Call, work: &mut Work, done: Done, wire: &mut Wire<'_>) {
     work.reconcile(call, &done.usage, wire.now);
     let first_token = observe_speed(&desk.log, call, work, &done);
     let figures = figures(&done.usage, &done.timings, first_token);
@@ -250,8 +333,13 @@ fn send_done(
     }
 }
 
-fn handle_failed(desk: &mut Desk, running: &mut Running, failed: &Failed, wire: &mut Wire<'_>) {
-    let Running { call, work } = running;
+fn handle_failed(
+    desk: &mut Desk,
+    call: &Call,
+    work: &mut Work,
+    failed: &Failed,
+    wire: &mut Wire<'_>,
+) {
     work.reconcile(call, &failed.usage, wire.now);
     let mut error = failure(failed);
     if let Some(reason) = cancel_reason(failed.reason, error.code) {

@@ -6,23 +6,24 @@
 use std::sync::Arc;
 
 use crate::core::Moment;
-use crate::core::buffered::{Claim, Full};
+use crate::core::buffered::{Claim, Full, Share};
 use crate::engine::{Class, Job, ModelInfo, Refused};
 use crate::error::{ApiError, ErrorCode, milliseconds_up};
 use crate::limits::service as limits;
-use crate::offload::{Permit, Ticket};
+use crate::offload::{JobKey, Permit, Ticket};
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
-use crate::service::desk::{Desk, Wire};
-use crate::service::dialect::{Asked, Received};
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::dialect::Asked;
 use crate::service::excerpt::excerpt;
 
+use super::reading::{self, Reader};
 use super::reservation::Reserved;
-use super::running::{Delivery, Running, Work};
+use super::running::{Delivery, Running, Stage, Work};
 
 /// The name by which a request asks for the loaded model, whichever it is.
 const MODEL_ALIAS: &str = "default";
 
-/// Turns a complete request into a job, or responds why not.
+/// Turns a complete request into a job, or gives its body to a worker, or responds why not.
 pub fn generate(
     desk: &mut Desk,
     admitted: Admitted,
@@ -30,10 +31,13 @@ pub fn generate(
     wire: &mut Wire<'_>,
 ) -> Option<Running> {
     let Admitted {
-        mut call, permit, ..
+        mut call,
+        permit,
+        share,
+        ..
     } = admitted;
-    match submit(desk, &mut call, permit, incoming, wire.now) {
-        Ok(work) => Some(Running { call, work }),
+    match begin(desk, &mut call, (permit, share), incoming, wire.now) {
+        Ok(stage) => Some(Running { call, stage }),
         Err(error) => {
             desk.fail(&call, &error, wire);
             None
@@ -41,17 +45,68 @@ pub fn generate(
     }
 }
 
+fn begin(
+    desk: &mut Desk,
+    call: &mut Call,
+    (permit, share): (Option<Permit>, Option<Box<Share>>),
+    incoming: Incoming<'_>,
+    now: Moment,
+) -> Result<Stage, ApiError> {
+    if desk.is_draining {
+        return Err(refusal(Refused::Draining));
+    }
+    // Allocates per request: the response shares it with a worker and with the engine.
+    let ticket = Arc::new(match permit {
+        Some(permit) => Ticket::with_permit(0, permit),
+        None => Ticket::new(0),
+    });
+    let reader = Reader::of(desk, call);
+    if reader.is_long(&incoming.body) {
+        let reading = reading::begin(desk, call, reader, incoming, ticket, share)?;
+        return Ok(Stage::Reading(reading));
+    }
+    let fields = incoming.request.query_value("fields");
+    let asked = reader.read(fields, &incoming.body)?;
+    submit(desk, call, asked, ticket, incoming.key, now).map(Stage::Working)
+}
+
+/// Continues with a request that a worker has read.
+pub fn resume(
+    desk: &mut Desk,
+    running: &mut Running,
+    read: Result<Asked, ApiError>,
+    wire: &mut Wire<'_>,
+) -> Flow {
+    let Running { call, stage } = running;
+    let Stage::Reading(reading) = stage else {
+        debug_assert!(false, "its body was read before");
+        return Flow::Open;
+    };
+    let (ticket, key) = (Arc::clone(&reading.ticket), reading.key);
+    match read.and_then(|asked| submit(desk, call, asked, ticket, key, wire.now)) {
+        Ok(work) => {
+            *stage = Stage::Working(work);
+            Flow::Open
+        }
+        Err(error) => {
+            desk.fail(call, &error, wire);
+            Flow::Finished
+        }
+    }
+}
+
+/// Submits the job of a request. All errors are found before the engine gets it.
 fn submit(
     desk: &mut Desk,
     call: &mut Call,
-    permit: Option<Permit>,
-    incoming: Incoming<'_>,
+    mut asked: Asked,
+    ticket: Arc<Ticket>,
+    key: JobKey,
     now: Moment,
 ) -> Result<Work, ApiError> {
     if desk.is_draining {
         return Err(refusal(Refused::Draining));
     }
-    let mut asked = read(desk, call, incoming)?;
     // While the model is unknown, the engine refuses the job, so its defaults do not matter.
     let model = desk.model();
     check_model(model, asked.model.as_deref())?;
@@ -62,19 +117,16 @@ fn submit(
     let rates = &desk.parts.config.rate_limit;
     let reserved = Reserved::take(rates, call, asked.prompt.bytes(), max_tokens, now)?;
     let delivery = Delivery::new(asked.narrator, now);
-    let credit = delivery.credit();
-    // Allocates per request: the engine and the response share it.
-    let ticket = Arc::new(match permit {
-        Some(permit) => Ticket::with_permit(credit, permit),
-        None => Ticket::new(credit),
-    });
+    ticket.grant(delivery.credit());
     let deadline = call.started + asked.timeout;
-    let caller = call.caller.as_ref();
     let job = Job {
-        key: incoming.key,
-        tenant: caller.map_or(0, |caller| caller.account.tenant),
+        key,
+        tenant: call.tenant(),
         class: Class::Live,
-        weight: caller.map_or(1, |caller| caller.record.weight),
+        weight: call
+            .caller
+            .as_ref()
+            .map_or(1, |caller| caller.record.weight),
         prompt: asked.prompt,
         sampling: asked.sampling,
         max_tokens,
@@ -98,17 +150,6 @@ fn submit(
         deadline: deadline + limits::ENGINE_GRACE,
         time_to_first_token: None,
         _memory: memory,
-    })
-}
-
-/// Reads the request in the format of its API.
-fn read(desk: &Desk, call: &Call, incoming: Incoming<'_>) -> Result<Asked, ApiError> {
-    desk.dialect(call.surface()).read(&Received {
-        call,
-        request: incoming.request,
-        body: incoming.body,
-        config: &desk.parts.config,
-        coder: &desk.buffer.coder,
     })
 }
 

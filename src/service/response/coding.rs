@@ -1,4 +1,4 @@
-//! Decides which responses are compressed and how, and inflates request bodies.
+//! Decides which responses are compressed and how.
 //!
 //! Owns one reactor's compression contexts and the decisions; the codings themselves are in
 //! [`crate::http::compress`]. Must never encode a response whose client did not ask for it.
@@ -10,7 +10,6 @@
 //!  3. Of a reactor's streams at most `limits::COMPRESSED_STREAMS_MAX` hold an encoder, and each
 //!     encoder has a share of the account of buffered memory.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -18,19 +17,17 @@ use crate::config::Config;
 use crate::core::buffered::{Account, Claim, Share};
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::Message;
-use crate::grpc::{Bounds, Encoding, frame};
+use crate::grpc::{Encoding, frame};
 use crate::http::Fields;
-use crate::http::compress::decode::{Bound, DecodeError, decode_body};
 use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, encode_whole};
 use crate::http::compress::{Coding, is_compressible};
-use crate::http::negotiate::{AcceptEncoding, BodyCodingError};
+use crate::http::negotiate::AcceptEncoding;
 use crate::limits::compression as compression_limits;
 use crate::limits::service as limits;
 use crate::offload::Permit;
 
 use super::compression::{CompressionSeries, Skipped};
 use super::static_body::StaticBody;
-use crate::service::router::{BodyBound, Row};
 
 /// Of the codings that a client likes equally, the cheapest first: at the sizes of responses zstd
 /// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.
@@ -39,10 +36,6 @@ const ORDER: &[Coding] = &[Coding::Zstd, Coding::Gzip, Coding::Brotli];
 
 /// A body that is compressed once is sent in its smallest form.
 const STATIC_ORDER: &[Coding] = &[Coding::Brotli, Coding::Zstd, Coding::Gzip];
-
-/// The `param` of an error that a content coding caused. A 415 with it lists the accepted codings,
-/// and one without it must not (RFC 9110, section 12.5.3).
-pub const CONTENT_ENCODING: &str = "content-encoding";
 
 /// One reactor's compression tools.
 #[derive(Debug)]
@@ -220,41 +213,6 @@ impl Coder {
         let before = frame::PREFIX_BYTES + message.encoded_len();
         counters.observe_compressed(coding, before, body.len() - start);
     }
-
-    /// Returns the message of a method that takes one.
-    pub fn only_message<'b>(
-        &self,
-        body: &'b [u8],
-        encoding: Encoding,
-        bounds: Bounds,
-    ) -> Result<Cow<'b, [u8]>, ApiError> {
-        if encoding == Encoding::Identity || bounds.inflate_ratio.is_none() {
-            return frame::only_message(body, encoding, bounds);
-        }
-        let (coding, counters) = (Coding::Gzip, &self.counters);
-        let message = counters.inflating(coding, || frame::only_message(body, encoding, bounds))?;
-        counters.observe_inflated(coding, body.len(), message.len());
-        Ok(message)
-    }
-
-    /// Writes a request's body without its coding into `out`.
-    pub fn inflate(
-        &self,
-        coding: Coding,
-        body: &[u8],
-        config: &Config,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ApiError> {
-        let limits = &config.limits;
-        let bound = Bound::of(body.len(), limits.max_body, limits.max_inflate_ratio);
-        let counters = &self.counters;
-        let result = counters.inflating(coding, || decode_body(coding, body, bound, out));
-        counters.observe_inflated(coding, body.len(), out.len());
-        result.map_err(|error| {
-            counters.refused.get(error).inc();
-            refusal(error, coding, config)
-        })
-    }
 }
 
 /// The encoder of one stream, for as long as the stream lasts.
@@ -272,79 +230,8 @@ impl Drop for StreamCoder {
     }
 }
 
-/// Returns the bounds of the gRPC messages that a route accepts.
-pub fn message_bounds(config: &Config, row: Option<&Row>) -> Bounds {
-    match row.map_or(BodyBound::None, |row| row.body) {
-        BodyBound::None => Bounds {
-            bytes: 0,
-            inflate_ratio: None,
-        },
-        BodyBound::Bytes(bytes) => Bounds {
-            bytes,
-            inflate_ratio: None,
-        },
-        BodyBound::MaxBody => Bounds {
-            bytes: config.limits.max_body,
-            inflate_ratio: Some(config.limits.max_inflate_ratio),
-        },
-    }
-}
-
-/// Returns 415, with the accepted codings.
-pub fn unsupported_coding(error: BodyCodingError) -> ApiError {
-    let message = match error {
-        BodyCodingError::Unknown => {
-            "unknown coding in `Content-Encoding`; expected gzip, deflate, br or zstd, or an \
-             uncompressed body"
-        }
-        BodyCodingError::Several => {
-            "`Content-Encoding` names more than one coding; compress the body once, with gzip, \
-             deflate, br or zstd"
-        }
-    };
-    ApiError::new(ErrorCode::UnsupportedMediaType, message).with_param(CONTENT_ENCODING)
-}
-
 /// Returns 406.
 pub fn no_coding() -> ApiError {
     let message = "`Accept-Encoding` excludes `identity` and allows none of zstd, gzip and br";
     ApiError::new(ErrorCode::NotAcceptable, message)
-}
-
-fn refusal(error: DecodeError, coding: Coding, config: &Config) -> ApiError {
-    let (limits, name) = (&config.limits, coding.name());
-    let (code, message) = match error {
-        DecodeError::TooLarge => (
-            ErrorCode::BodyTooLarge,
-            format!(
-                "the body inflates to more than `limits.max_body`, which is {} bytes",
-                limits.max_body
-            ),
-        ),
-        DecodeError::TooDense => (
-            ErrorCode::BodyTooLarge,
-            format!(
-                "the body inflates to more than {} times its size (`limits.max_inflate_ratio`); \
-                 send it uncompressed",
-                limits.max_inflate_ratio
-            ),
-        ),
-        DecodeError::WindowTooLarge => (
-            ErrorCode::BodyTooLarge,
-            format!(
-                "the body needs a zstd window of more than {} MiB (RFC 9659); compress it without \
-                 `--long`",
-                (1 << compression_limits::ZSTD_DECODER_WINDOW_BITS_MAX) >> 20
-            ),
-        ),
-        DecodeError::Malformed => (
-            ErrorCode::InvalidRequest,
-            format!("the body is not valid {name}, which `Content-Encoding` names"),
-        ),
-        DecodeError::Truncated => (
-            ErrorCode::InvalidRequest,
-            format!("the body ends early: its {name} data is incomplete"),
-        ),
-    };
-    ApiError::new(code, message).with_param(CONTENT_ENCODING)
 }

@@ -11,9 +11,12 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::Fields;
 use crate::http::compress::BODY_CODINGS;
 
-use super::coding::CONTENT_ENCODING;
 use crate::service::call::Call;
 use crate::service::router::Row;
+
+/// The `param` of an error that a content coding caused. A 415 with it lists the accepted codings,
+/// and one without it must not (RFC 9110, section 12.5.3).
+pub const CONTENT_ENCODING: &str = "content-encoding";
 
 /// Adds the fields of every response: its ids, and the state of the caller's buckets.
 pub fn identity(fields: &mut Fields, call: &Call, text: &mut String) {

@@ -28,11 +28,11 @@ impl Dialect for Plain {
         ApiError::new(ErrorCode::NotFound, "try elsewhere")
     }
 
-    /// The body is the prompt; `?stream` asks for a response in pieces.
+    /// The body is the prompt; `?fields=stream` asks for a response in pieces.
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
         let prompt = std::str::from_utf8(received.body)
             .map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "not text"))?;
-        let narrator = match received.request.query {
+        let narrator = match received.fields {
             Some("stream") => Narrator::Pieces(Box::new(Numbered(0))),
             _ => Narrator::Whole(Box::new(Plain)),
         };
@@ -151,7 +151,7 @@ fn an_api_of_raw_text_needs_no_other_admission_and_no_other_generation() {
     let flow = bench.event(&mut exchange, done(FENCED), &mut reply);
     assert_eq!((flow, reply.text()), (Flow::Finished, FENCED));
 
-    let (mut reply, mut exchange) = bench.start(&sent("/api/v1/generate?stream", "once"));
+    let (mut reply, mut exchange) = bench.start(&sent("/api/v1/generate?fields=stream", "once"));
     assert!(bench.job().ticket.take_credit());
     assert_eq!(
         bench.event(&mut exchange, token("```"), &mut reply),
@@ -182,7 +182,7 @@ fn an_api_has_errors_of_its_own_shape() {
     assert_eq!(reply.status, 401);
     assert!(reply.text().starts_with("error: no key was sent"));
 
-    let (mut reply, mut exchange) = bench.start(&sent("/api/v1/generate?stream", "x"));
+    let (mut reply, mut exchange) = bench.start(&sent("/api/v1/generate?fields=stream", "x"));
     assert_eq!(
         bench.event(&mut exchange, token("a"), &mut reply),
         Flow::Open

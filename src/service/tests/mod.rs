@@ -6,6 +6,7 @@ mod coding;
 mod dialect;
 mod generation;
 mod grpc;
+mod long_bodies;
 mod protobuf;
 mod routes;
 
@@ -26,6 +27,8 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::target::{self, Target};
 use crate::http::{Fields, ResponseHead, Version};
 use crate::keys::{KeyRecord, Scopes, Secret};
+use crate::limits::service as limits;
+use crate::offload::Workers;
 use crate::telemetry::metrics::Metrics;
 
 pub fn config() -> Config {
@@ -183,11 +186,31 @@ impl ResponseSink for Recording {
     }
 }
 
+/// The results of the workers, until a test takes them.
+#[derive(Default)]
+pub struct Replies(Mutex<Vec<Completion>>);
+
+impl Replies {
+    pub fn take(&self) -> Vec<Completion> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl Reply for Replies {
+    fn reply(&self, _: JobKey, completion: Completion) {
+        self.0.lock().unwrap().push(completion);
+    }
+}
+
 /// A service with everything around it.
 pub struct Bench {
     pub service: Service,
     pub engine: Arc<Scripted>,
     pub metrics: Metrics,
+    pub workers: Arc<Workers>,
+    pub replies: Arc<Replies>,
+    /// The test runs the workers' tasks itself.
+    pub are_workers_slow: bool,
     pub peer: Peer,
     pub now: Moment,
     requests: AtomicU32,
@@ -262,6 +285,7 @@ impl Bench {
             state: Mutex::new(State::Ready),
         });
         let metrics = Metrics::new("test");
+        let (workers, replies) = (Arc::new(Workers::default()), Arc::new(Replies::default()));
         let parts = Parts {
             config: Arc::new(config),
             keys: Arc::new(ring()),
@@ -269,7 +293,8 @@ impl Bench {
             limiter: Arc::new(Limiter::new()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
-            workers: Arc::default(),
+            workers: workers.clone(),
+            replies: replies.clone(),
             wall_clock: || UnixSeconds::new(WALL_CLOCK),
         };
         let address = PeerAddress::Ip(IpAddr::from([192, 0, 2, 1]));
@@ -277,6 +302,9 @@ impl Bench {
             service: Service::new(parts),
             engine,
             metrics,
+            workers,
+            replies,
+            are_workers_slow: false,
             peer: Peer::new(address),
             now: Moment::from_micros(5_000_000),
             requests: AtomicU32::new(0),
@@ -350,14 +378,36 @@ impl Bench {
                     body.len() <= admitted.body_limit,
                     "the reactor would refuse"
                 );
-                self.service
-                    .handle(admitted, &request, body, job_key, self.now, reply)
+                let service = &mut self.service;
+                let exchange =
+                    service.handle(admitted, &request, body.into(), job_key, self.now, reply);
+                self.run_workers(exchange, reply)
             }
             Err(refusal) => {
                 self.service.refuse(refusal, self.now, reply);
                 None
             }
         }
+    }
+
+    /// Runs the workers' tasks, as their threads would, and hands in the results for this exchange.
+    pub fn run_workers(
+        &mut self,
+        exchange: Option<Box<Exchange>>,
+        reply: &mut Recording,
+    ) -> Option<Box<Exchange>> {
+        let mut exchange = exchange?;
+        if self.are_workers_slow {
+            return Some(exchange);
+        }
+        while self.workers.run_one() {}
+        for completion in self.replies.take() {
+            let service = &mut self.service;
+            if service.handle_event(&mut exchange, completion, self.now, reply) == Flow::Finished {
+                return None;
+            }
+        }
+        Some(exchange)
     }
 
     /// Sends a request that is served at once.
@@ -374,7 +424,9 @@ impl Bench {
     }
 
     pub fn event(&mut self, exchange: &mut Exchange, event: Event, reply: &mut Recording) -> Flow {
-        self.service.handle_event(exchange, event, self.now, reply)
+        let completion = Completion::Event(event);
+        self.service
+            .handle_event(exchange, completion, self.now, reply)
     }
 
     pub fn job(&self) -> Job {

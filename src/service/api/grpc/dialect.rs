@@ -8,9 +8,10 @@ use crate::service::api::native::protobuf::read_request;
 use crate::service::api::native::selection::Selection;
 use crate::service::call::Call;
 use crate::service::dialect::{Asked, Dialect, Narrator, Received};
+use crate::service::inflation::message_bounds;
 use crate::service::representation::Representation;
 use crate::service::response::buffer::ResponseBuffer;
-use crate::service::response::coding::{StreamCoder, message_bounds};
+use crate::service::response::coding::StreamCoder;
 use crate::service::router::{BodyBound, Route, Row};
 
 use super::narrator::{Chunks, OneMessage};
@@ -44,23 +45,23 @@ impl Dialect for Grpc {
 
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
         let Received {
-            call,
-            request,
+            form,
+            fields,
             body,
-            config,
-            coder,
+            limits,
+            inflater,
         } = *received;
-        let terms = call.terms();
-        let bounds = message_bounds(config, call.row);
-        let message = coder.only_message(body, terms.encoding, bounds)?;
-        let asked = read_request(&message, terms.timeout, &config.limits)?;
+        let terms = form.representation.terms();
+        let bounds = message_bounds(limits, form.row);
+        let message = inflater.only_message(body, terms.encoding, bounds)?;
+        let asked = read_request(&message, terms.timeout, limits)?;
         let shape = Shape {
-            selection: Selection::parse(request.query_value("fields"))?,
+            selection: Selection::parse(fields)?,
             language: asked.language_name(),
         };
         // The method's name decides.
-        let narrator = match call.route() {
-            Route::RpcGenerateStream => Narrator::Pieces(Box::new(Chunks::new(shape))),
+        let narrator = match form.row.map(|row| row.route) {
+            Some(Route::RpcGenerateStream) => Narrator::Pieces(Box::new(Chunks::new(shape))),
             _ => Narrator::Whole(Box::new(OneMessage(shape))),
         };
         Ok(asked.narrated_by(narrator))

@@ -16,8 +16,8 @@ use crate::offload::CancelReason;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::excerpt::excerpt;
+use crate::service::inflation::message_bounds;
 use crate::service::request_log::{Outcome, RequestLog};
-use crate::service::response::coding::message_bounds;
 
 use super::dialogue;
 
@@ -141,9 +141,9 @@ fn serving_status(desk: &Desk) -> ServingStatus {
 }
 
 fn read_request(desk: &Desk, call: &Call, body: &[u8]) -> Result<HealthCheckRequest, ApiError> {
-    let bounds = message_bounds(&desk.parts.config, call.row);
+    let bounds = message_bounds(&desk.parts.config.limits, call.row);
     let encoding = call.terms().encoding;
-    let message = desk.buffer.coder.only_message(body, encoding, bounds)?;
+    let message = desk.inflater.only_message(body, encoding, bounds)?;
     decode(&message, "grpc.health.v1.HealthCheckRequest")
 }
 

@@ -12,8 +12,8 @@ use crate::limits::service as limits;
 use crate::offload::CancelReason;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::inflation::message_bounds;
 use crate::service::request_log::{Outcome, RequestLog};
-use crate::service::response::coding::message_bounds;
 
 use super::dialogue;
 use super::health::expired;
@@ -58,7 +58,7 @@ pub fn open(desk: &Desk, call: Call, now: Moment) -> Dialogue {
     let terms = call.terms();
     let own = terms.timeout;
     let own = own.filter(|timeout| *timeout < limits::JOBLESS_STREAM_AGE_MAX);
-    let bounds = message_bounds(&desk.parts.config, call.row);
+    let bounds = message_bounds(&desk.parts.config.limits, call.row);
     Dialogue {
         questions: Decoder::new(terms.encoding, bounds),
         count: 0,

@@ -5,7 +5,7 @@ use crate::grpc::status;
 use crate::http::negotiate::{ContentType, MediaType};
 use crate::http::{Request, ResponseSink};
 use crate::service::call::Call;
-use crate::service::dialect::{Asked, Dialect, Narrator, Received};
+use crate::service::dialect::{Asked, Dialect, Form, Narrator, Received};
 use crate::service::representation::Representation;
 use crate::service::response::buffer::{EVENT_STREAM, JSON, ResponseBuffer};
 use crate::service::response::coding::StreamCoder;
@@ -43,16 +43,16 @@ impl Dialect for Native {
     }
 
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
-        let (call, limits) = (received.call, &received.config.limits);
-        let asked = match call.media.sent {
+        let (form, limits) = (received.form, received.limits);
+        let asked = match form.media.sent {
             ContentType::Known(MediaType::Protobuf) => read_request(received.body, None, limits)?,
             _ => GenerateRequest::parse(received.body, limits)?,
         };
         let shape = Shape {
-            selection: Selection::parse(received.request.query_value("fields"))?,
+            selection: Selection::parse(received.fields)?,
             language: asked.language_name(),
         };
-        let narrator = if wants_stream(&asked, call)? {
+        let narrator = if wants_stream(&asked, form)? {
             Narrator::Pieces(Box::new(Events::new(shape)))
         } else {
             // Allocates per request: the dialect is chosen at run time and outlives the request.
@@ -109,11 +109,11 @@ impl Dialect for Native {
 /// Decides whether to stream: by the body's `stream`, or if it is absent by `Accept`. Clients of
 /// the OpenAI API send `stream: true` with `Accept: application/json`, so the two cannot be
 /// required to agree.
-fn wants_stream(asked: &GenerateRequest, call: &Call) -> Result<bool, ApiError> {
-    match (call.representation, asked.stream) {
+fn wants_stream(asked: &GenerateRequest, form: Form) -> Result<bool, ApiError> {
+    match (form.representation, asked.stream) {
         (Representation::Protobuf, Some(true)) => Err(no_stream()),
         (_, Some(stream)) => Ok(stream),
-        (_, None) => Ok(call.media.accepted == Some(MediaType::EventStream)),
+        (_, None) => Ok(form.media.accepted == Some(MediaType::EventStream)),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::grpc::messages::rpc::{ErrorInfo, Status};
 
 /// A call of a method with the full key.
 #[derive(Clone)]
-struct Rpc<'a> {
+pub struct Rpc<'a> {
     path: &'a str,
     version: Version,
     headers: Vec<(&'a str, String)>,
@@ -23,7 +23,7 @@ impl<'a> Rpc<'a> {
         Rpc::of_bytes(path, framed(message, Encoding::Identity))
     }
 
-    fn of_bytes(path: &'a str, body: Vec<u8>) -> Rpc<'a> {
+    pub fn of_bytes(path: &'a str, body: Vec<u8>) -> Rpc<'a> {
         let authorization = format!("Bearer {}", key(FULL));
         Rpc {
             path,
@@ -79,7 +79,7 @@ impl<'a> Rpc<'a> {
         }
     }
 
-    fn send(&self, bench: &mut Bench) -> (Recording, Option<Box<Exchange>>) {
+    pub fn send(&self, bench: &mut Bench) -> (Recording, Option<Box<Exchange>>) {
         let mut reply = Recording::new();
         let exchange = self.admit(bench, &mut reply, |bench, admitted, request, reply| {
             let now = bench.now;
@@ -94,7 +94,9 @@ impl<'a> Rpc<'a> {
                 request: bench.requests.fetch_add(1, Ordering::Relaxed),
             };
             let service = &mut bench.service;
-            service.handle(admitted, request, &self.body, job_key, now, reply)
+            let body = self.body.as_slice().into();
+            let exchange = service.handle(admitted, request, body, job_key, now, reply);
+            bench.run_workers(exchange, reply)
         });
         assert_eq!(reply.is_finished, exchange.is_none());
         (reply, exchange)
