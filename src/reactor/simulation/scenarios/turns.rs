@@ -6,6 +6,7 @@
 //! Mutations of the budgets, and the scenario that fails:
 //!
 //!  * `Http1::receive` does not ask for its time: [`slow_requests_of_one_client_share_a_turn`];
+//!  * `Connection::receive` does not ask between two reads: [`reads_of_one_client_share_a_turn`];
 //!  * HTTP/2 does not ask, reports the bytes that are left as used up, or forgets that it stopped
 //!    early: [`streams_that_one_read_completes_are_handled_in_several_turns`];
 //!  * HTTP/2 handles all of its streams' deadlines at once, or drops those that are left:
@@ -16,17 +17,22 @@
 //!    front of the others, or `run_unfinished` does not ask:
 //!    [`clients_that_always_have_more_wait_behind_the_others`];
 //!  * `read_mailbox` does not ask, drops its leftover messages, or sleeps on them:
-//!    [`messages_without_time_stay_in_order`];
+//!    [`messages_without_time_stay_in_order`],
+//!    [`the_loop_does_not_sleep_on_messages_without_time`];
+//!  * `resume_batch` is `begin_batch`:
+//!    [`resets_in_the_same_read_are_counted_wherever_the_pump_stops`];
 //!  * `expire_deadlines` drops the keys for which it has no time:
 //!    [`timers_without_time_expire_a_tick_later`].
 
 use std::time::Duration;
 
 use super::streams::{call, field, preface};
-use super::{GET, SECOND, Stage, TERSE, Wire, generate};
+use super::{GET, SECOND, Stage, TERSE, Wire, generate, glitches};
+use crate::core::glitch::Glitch;
 use crate::http::http2::testing::frame;
 use crate::limits::{core as core_limits, reactor as limits};
 use crate::reactor::close_reason::CloseReason;
+use crate::reactor::message::Message;
 
 /// Three steps use up a pump's time.
 const PUMP_STEP: Duration = Duration::from_micros(400);
@@ -95,6 +101,25 @@ fn slow_requests_of_one_client_share_a_turn() {
     assert_eq!(answers(&stage.arrived(greedy)), 8);
     assert_eq!(answers(&stage.arrived(modest)), 1);
     assert_eq!(answers(stage.receive(greedy).as_bytes()), 12);
+}
+
+/// A body that has all come is read in several turns.
+#[test]
+fn reads_of_one_client_share_a_turn() {
+    let mut stage = Stage::new(|_| {});
+    let (greedy, modest) = (stage.connect(), stage.connect());
+    stage.settle();
+    stage.set_step(PUMP_STEP);
+    let head =
+        "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 900000\r\n\r\n";
+    stage.send(greedy, [head.as_bytes(), &[b' '; 900_000]].concat());
+    stage.send(modest, GET);
+    stage.turn();
+    let unread = stage.on(greedy, |wire| wire.to_daemon.len());
+    // Four reads in each of two pumps.
+    assert!(unread >= 900_000 - 8 * limits::SCRATCH_BYTES, "{unread}");
+    assert_eq!(answers(&stage.arrived(modest)), 1);
+    assert!(stage.receive(greedy).starts_with("HTTP/1.1 400"));
 }
 
 /// Ten clients that send more than is read, in each turn, and one that sends a small request now
@@ -239,6 +264,7 @@ fn messages_without_time_stay_in_order() {
     }
     stage.settle();
     stage.set_step(PHASE_STEP);
+    let jobs = stage.daemon.engine.wanted();
     let mut steps = 0;
     while stage.daemon.engine.running() > 0 {
         stage.daemon.engine.step(&mut stage.dice);
@@ -246,14 +272,50 @@ fn messages_without_time_stay_in_order() {
         assert!(steps < 10_000, "the engine does not end its jobs");
     }
     stage.turn();
-    let has_come = |stage: &mut Stage, wire| stage.on(wire, |wire| !wire.to_client.is_empty());
-    let served = wires.iter().filter(|&&wire| has_come(&mut stage, wire));
-    assert!(served.count() < 12, "some wait for the next turn");
+    let reactor = stage.daemon.reactors[0].reactor.as_ref().expect("it runs");
+    let waiting = jobs.iter().filter(|&&job| reactor.awaits(job)).count();
+    assert!(
+        (8..20).contains(&waiting),
+        "{waiting} wait for the next turn"
+    );
     for wire in wires {
         assert!(
             stage.receive(wire).starts_with("HTTP/1.1 "),
             "a job's end is lost"
         );
+    }
+}
+
+/// Messages that queue no connection are work all the same.
+#[test]
+fn the_loop_does_not_sleep_on_messages_without_time() {
+    let mut stage = Stage::new(|_| {});
+    stage.settle();
+    stage.set_step(PHASE_STEP);
+    for _ in 0..20 {
+        stage.daemon.tell_all(|| Message::Tls(None));
+    }
+    stage.daemon.tell_all(|| Message::Drain(SECOND));
+    stage.turn();
+    assert!(!stage.daemon.has_ended(), "the last message waits");
+    stage.settle();
+    assert!(stage.daemon.has_ended());
+}
+
+/// A stream that one read opens and resets was never meant, even if the pump stops between the two.
+#[test]
+fn resets_in_the_same_read_are_counted_wherever_the_pump_stops() {
+    for step in [Duration::ZERO, PUMP_STEP] {
+        let mut stage = Stage::new(|_| {});
+        let wire = stage.connect();
+        stage.send(wire, preface());
+        stage.settle();
+        stage.set_step(step);
+        let reset = |stream| frame(3, 0, stream, &[0, 0, 0, 8]);
+        let streams = odd(20).map(|stream| [get(stream), reset(stream)].concat());
+        stage.send(wire, streams.collect::<Vec<_>>().concat());
+        stage.settle();
+        assert_eq!(glitches(&stage, Glitch::StreamReset), 20, "{step:?}");
     }
 }
 
