@@ -60,7 +60,6 @@ fn greedy_answers_are_the_same_alone_and_in_a_batch_where_one_kernel_computes_th
 fn reproducible_answers_are_the_same_alone_and_in_a_batch() {
     let host = Host::start_with(Settings {
         is_reproducible: true,
-        prefill_chunk: 16,
         ..settings(8, 1024)
     });
     let code = (0..6).map(|index| host.job(&question(index), 24));
@@ -659,7 +658,7 @@ fn settings(parallel: u32, context: u32) -> Settings {
         context,
         kv_type: None,
         queue: 256,
-        prefill_chunk: 128,
+        prompt_budget: Duration::from_millis(250),
         is_reproducible: false,
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),

@@ -244,7 +244,7 @@ impl Desk {
             context: CONTEXT_TOKENS,
             kv_type: Some(variant.kv_type),
             queue: 1024,
-            prefill_chunk: 512,
+            prompt_budget: Duration::from_millis(250),
             is_reproducible: false,
             gpu_layers: 0,
             stall_timeout: Duration::from_secs(300),

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::deprecated::Deprecated;
 use super::named::{MODELS, NamedSection};
 use super::problem::{ConfigErrors, Document, Problem, nearest, printable, printable_path, quote};
 use super::rules::{self, Finding};
@@ -57,10 +58,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         return Err(draft.into_errors());
     };
     let warnings = rules::warnings(&draft.config);
-    let warnings = warnings
-        .iter()
-        .map(|finding| draft.problem(finding))
-        .collect();
+    let warnings = warnings.iter().map(|finding| draft.problem(finding));
+    let warnings = warnings.chain(draft.deprecated.iter().cloned()).collect();
     Ok(Loaded {
         config: Config {
             state_dir,
@@ -86,6 +85,8 @@ struct Draft {
     /// Mistakes in the file, by their bytes.
     in_file: Vec<(Range<usize>, String)>,
     elsewhere: Vec<Problem>,
+    /// Warnings about keys of earlier versions.
+    deprecated: Vec<Problem>,
 }
 
 impl Draft {
@@ -198,6 +199,11 @@ impl Draft {
                 self.read_inner(document, inner, value);
                 continue;
             }
+            if let Some(old) = Deprecated::find(section.name, name.get_ref()) {
+                self.deprecated
+                    .push(document.problem(name.span(), old.message()));
+                continue;
+            }
             let Some(key) = section.find(name.get_ref()) else {
                 self.in_file
                     .push((name.span(), unknown_in(section, name.get_ref())));
@@ -283,6 +289,10 @@ impl Draft {
                 .strip_prefix("AUTOGLMD_")
                 .is_some_and(|rest| rest.contains("__"));
             if !ours {
+                continue;
+            }
+            if let Some(old) = Deprecated::find_variable(name) {
+                self.deprecated.push(Problem::new(name, old.message()));
                 continue;
             }
             match keys().find(|key| key.variable() == *name) {

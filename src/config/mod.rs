@@ -23,6 +23,7 @@
 
 mod address;
 mod change;
+mod deprecated;
 mod hosts;
 mod kind;
 mod kinds;

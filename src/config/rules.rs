@@ -45,7 +45,6 @@ pub fn warnings(config: &Config) -> Vec<Finding> {
         certificates_unused(config),
         everybody_trusted(config),
         echo(config),
-        wide_chunk(config),
         unused_model_section(config),
     ];
     found.into_iter().flatten().collect()
@@ -244,17 +243,6 @@ fn echo(config: &Config) -> Option<Finding> {
     })
 }
 
-fn wide_chunk(config: &Config) -> Option<Finding> {
-    let (chunk, context) = (config.engine.prefill_chunk, config.engine.context);
-    (context != 0 && chunk > context).then(|| Finding {
-        keys: &["engine.prefill_chunk", "engine.context"],
-        message: format!(
-            "engine.prefill_chunk is {chunk}, but engine.context is {context}, so no prompt fills \
-             a chunk"
-        ),
-    })
-}
-
 fn unused_model_section(config: &Config) -> Option<Finding> {
     let is_served = |name: &String| {
         let names = |model: &String| {
@@ -383,9 +371,8 @@ mod tests {
         config.log.format = LogFormat::Journald;
         config.log.file = Some("/tmp/a".into());
         config.engine.kind = EngineKind::Echo;
-        config.engine.context = 16;
         let (errors, warnings) = (errors(&config), warnings(&config));
-        assert_eq!((errors.len(), warnings.len()), (9, 3));
+        assert_eq!((errors.len(), warnings.len()), (9, 2));
         config.tls.client_certificates = ClientCertificates::Required;
         let unsigned = super::errors(&config);
         // An authority is missing now, not the request for certificates, and `fd:web` accepts clear

@@ -313,9 +313,10 @@ schema! {
         kv_type: Option<KvType> = None, word_of::<Option<KvType>>(), Restart;
         /// Jobs that may wait for a sequence; a further job is refused with 503 `queue_full`.
         queue: u32 = 256, number(limits::ENGINE_QUEUE_JOBS), Restart;
-        /// Prompt tokens computed between two decode steps. A larger chunk finishes long prompts
-        /// sooner, a smaller one delays running streams less.
-        prefill_chunk: u32 = 64, number(limits::PREFILL_CHUNK_TOKENS), Restart;
+        /// Time for reading prompts between two steps of the running streams. A longer one reads
+        /// long prompts with less work, a shorter one delays running streams and new requests less.
+        prompt_budget: Duration = Duration::from_millis(250),
+            time(limits::PROMPT_BUDGET_MS), Restart;
         /// Make greedy or seeded output independent of the other requests that are computed at the
         /// same time, by computing each sequence by itself. Costs half the speed or more at 16
         /// streams, and a conversation's earlier turns are read again.

@@ -40,6 +40,23 @@ pub const CONTEXT_STEP_TOKENS: u32 = 256;
 /// Tokens in one batch of prompts.
 pub const PREFILL_BATCH_TOKENS_MAX: u32 = 512;
 
+/// Prompt tokens of a step as long as no speed was measured.
+pub const PROMPT_STEP_TOKENS_TYPICAL: usize = 64;
+
+/// A step reads at least this many, however slow the machine is: reading the weights for fewer
+/// costs as much.
+pub const PROMPT_STEP_TOKENS_MIN: usize = 16;
+
+/// Weight of a batch of full size in the measured cost of a prompt token. It is high, so that the
+/// budget holds again a few steps after the machine got other work.
+pub const PROMPT_COST_WEIGHT: f64 = 0.5;
+
+/// The share of the prompt tokens that all prompts get in turn; the rest goes to the shortest.
+pub const PROMPT_TURN_DIVISOR: usize = 4;
+
+/// The piece of a prompt that is read at once in reproducible mode. It depends on no measurement.
+pub const REPRODUCIBLE_PIECE_TOKENS: usize = 64;
+
 /// Computed states of the daemon's own prompts: one per language, some 20 tokens each; 1 MiB per
 /// language for a model of 7 billion parameters.
 pub const PREFIX_STATES_BYTES_MAX: usize = 64 * 1024 * 1024;

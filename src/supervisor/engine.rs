@@ -121,7 +121,7 @@ fn settings(config: &Config) -> llama::Settings {
         context: engine.context,
         kv_type: engine.kv_type,
         queue: engine.queue,
-        prefill_chunk: engine.prefill_chunk,
+        prompt_budget: engine.prompt_budget,
         is_reproducible: engine.reproducible,
         gpu_layers: engine.gpu_layers,
         stall_timeout: engine.stall_timeout,

@@ -50,7 +50,7 @@ impl Asker {
             context: 2048,
             kv_type: Some(KvType::F16),
             queue: 4,
-            prefill_chunk: 128,
+            prompt_budget: Duration::from_millis(250),
             gpu_layers: 0,
             is_reproducible: false,
         };

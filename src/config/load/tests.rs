@@ -477,6 +477,24 @@ fn what_is_shown_loads_again() {
     );
 }
 
+/// Mutations that this test catches: an old key that is unknown; no warning about it.
+#[test]
+fn keys_of_earlier_versions_are_accepted_with_a_warning() {
+    let variables = [("AUTOGLMD_ENGINE__PREFILL_CHUNK", "x")];
+    let flags = Overrides::default();
+    let text = b"[engine]\nqueue = 7\nprefill_chunk = 128\n";
+    let loaded = load_with(text, sources(&variables, flags)).expect("a good file");
+    assert_eq!(loaded.config.engine.queue, 7);
+    let found: Vec<_> = loaded
+        .warnings
+        .iter()
+        .map(|warning| &warning.message)
+        .collect();
+    let expected = "engine.prefill_chunk is deprecated and ignored; set engine.prompt_budget, a \
+                    time instead of a number of tokens";
+    assert_eq!(found, [expected, expected]);
+}
+
 /// Text that looks like a configuration, so that the test gets past the parser.
 fn likely_text() -> impl Strategy<Value = String> {
     let names: Vec<_> = keys().map(|key| key.name).collect();

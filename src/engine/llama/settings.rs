@@ -22,8 +22,8 @@ pub struct Settings {
     pub kv_type: Option<KvType>,
     /// Jobs that may wait for a sequence.
     pub queue: u32,
-    /// Prompt tokens computed between two tokens of running outputs.
-    pub prefill_chunk: u32,
+    /// Time for reading prompts between two tokens of running outputs.
+    pub prompt_budget: Duration,
     /// Output does not depend on what else is computed, at the price of speed.
     pub is_reproducible: bool,
     /// Layers on the GPU, if a GPU backend is compiled in.

@@ -9,7 +9,6 @@
 //!  2. A single sample far below the average corrects the average at once.
 //!  3. A speed that has not been measured for a while is unknown, and refuses no job.
 //!  4. Before there are enough measurements there is no estimate.
-//!  4. Before enough was measured there is no estimate.
 //!
 //! Mutations that the tests below catch: no clamp in `Average::add` (`one_long_stall_...`), no age
 //! in `Average::fresh` (`speed_that_was_not_measured_...`), no weight by tokens
@@ -78,14 +77,19 @@ impl Speed {
 
 /// An exponentially weighted moving average.
 #[derive(Clone, Copy, Debug, Default)]
-struct Average {
+pub struct Average {
     value: Option<f64>,
     measured_at: Moment,
 }
 
 impl Average {
+    /// Returns the average, however old.
+    pub fn value(&self) -> Option<f64> {
+        self.value
+    }
+
     /// Adds a measurement of time, which may be an outlier.
-    fn add(&mut self, sample: f64, weight: f64, now: Moment) {
+    pub fn add(&mut self, sample: f64, weight: f64, now: Moment) {
         self.measured_at = now;
         self.value = Some(match self.value {
             None => sample,

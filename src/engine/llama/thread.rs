@@ -124,7 +124,7 @@ impl<B: Backend> Thread<'_, B> {
         let preparer = backend.preparer();
         let mut scheduler = Scheduler::new(
             backend,
-            self.settings.prefill_chunk as usize,
+            self.settings.prompt_budget,
             self.settings.is_reproducible,
             self.deliver.clone(),
             self.shared.heartbeat.clone(),

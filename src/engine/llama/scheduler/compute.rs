@@ -48,32 +48,36 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Reads a piece of the prompts, the oldest job's first. While no sequence is writing, that job
-    /// may take a whole batch. More than a chunk for several together would only make the first
-    /// output wait for the last prompt, because the cost of a batch grows with its tokens.
+    /// Reads pieces of the prompts, as many tokens as the budget of a step allows. More would make
+    /// the streams, and the requests that arrive now, wait for them.
     pub(super) fn read(&mut self) {
         let mut readers: Vec<Reader> = Vec::new();
-        let mut is_answering = false;
         for (index, slot) in self.slots.iter().enumerate() {
-            match slot.run.as_ref().map(|run| run.phase) {
-                Some(Phase::Prompt) => readers.push(Reader {
+            let run = slot.run.as_ref();
+            if let Some(run) = run.filter(|run| run.phase == Phase::Prompt) {
+                readers.push(Reader {
                     used: slot.used,
                     index,
                     piece: self.piece_length(index),
-                }),
-                Some(Phase::Answer { .. }) => is_answering = true,
-                None => {}
+                    left: run.prompt.len().saturating_sub(slot.tokens.len()),
+                    passed: run.passed,
+                });
             }
         }
-        let limit = self.backend.batch_limit();
-        let chunk = self.terms.prefill_chunk.min(limit);
-        let first = if is_answering { chunk } else { limit };
         let pieces = match self.terms.is_reproducible {
-            true => pieces::oldest(&readers),
-            false => pieces::share(readers, first, chunk),
+            true => pieces::one(&readers),
+            false => (self.terms.divide)(readers, self.budget.tokens()),
         };
         if pieces.is_empty() {
             return;
+        }
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let is_read = pieces
+                .binary_search_by_key(&index, |(index, _)| *index)
+                .is_ok();
+            if let Some(run) = &mut slot.run {
+                run.passed = if is_read { 0 } else { run.passed + 1 };
+            }
         }
         let started = self.backend.now();
         let last_entries = self.fill_with_prompts(&pieces);
@@ -81,6 +85,7 @@ impl<B: Backend> Scheduler<B> {
             let now = self.backend.now();
             let took = now.since(started);
             self.speed.handle_prompt_batch(self.batch.len(), took, now);
+            self.budget.handle_batch(self.batch.len(), took, now);
             for (index, entry) in last_entries {
                 self.keep_prefix(index);
                 if let Some(entry) = entry {
@@ -98,7 +103,7 @@ impl<B: Backend> Scheduler<B> {
         let Some(run) = &slot.run else { return 0 };
         let computed = slot.tokens.len();
         if self.terms.is_reproducible {
-            let chunk = self.terms.prefill_chunk.min(self.backend.batch_limit());
+            let chunk = self.terms.piece_tokens.min(self.backend.batch_limit());
             let end = pieces::next_stop(computed, slot.common, run.prompt.len(), chunk);
             return end.saturating_sub(computed);
         }

@@ -17,11 +17,11 @@
 //! * [`seats`]: which job yields its slot.
 //! * [`seating`]: moves jobs between lines and slots.
 //! * [`run`], [`slot`], [`saved`], [`prefixes`]: a job, its slot, and copies of sequences.
-//! * [`pieces`], [`compute`]: the batches.
+//! * [`budget`], [`pieces`], [`compute`]: the batches.
 //! * [`ending`]: the terminal events.
 //!
-//! Sequences join and leave between steps. Because `read` is bounded while any sequence writes, a
-//! long prompt never stops the streams of others for longer than one piece takes. Prompts and
+//! Sequences join and leave between steps. Because the time of `read` is bounded, a long prompt
+//! never holds up streams, or requests that have just arrived, for longer than that. Prompts and
 //! outputs go in separate batches: with separate streams llama.cpp splits a batch into passes of as
 //! many tokens for each sequence, so mixing the two would save no pass.
 //!
@@ -35,6 +35,7 @@
 //!     where it begins and ends. llama.cpp uses other kernels, which round differently, for a batch
 //!     of another size.
 
+mod budget;
 mod compute;
 mod ending;
 mod pieces;
@@ -61,6 +62,8 @@ use crate::error::ErrorCode;
 use crate::limits::engine as limits;
 use crate::offload::{CancelReason, JobKey};
 
+use budget::Budget;
+use pieces::Reader;
 use prefixes::Prefixes;
 use queue::Queue;
 use run::Yielded;
@@ -82,6 +85,7 @@ pub struct Scheduler<B: Backend> {
     speed: Speed,
     gauges: Gauges,
     terms: Terms,
+    budget: Budget,
     /// Since when background jobs wait and none of them runs.
     background_since: Option<Moment>,
     /// Counts the jobs that got a slot; orders slots by use.
@@ -108,10 +112,12 @@ impl<S> Waiting<S> {
 
 /// The rules by which jobs share the slots.
 struct Terms {
-    /// Prompt tokens computed in one step while any sequence is writing.
-    prefill_chunk: usize,
     /// Whether an output must not depend on what else is computed (invariant 5).
     is_reproducible: bool,
+    /// The tokens of a piece in that case.
+    piece_tokens: usize,
+    /// Divides the tokens of a step among the prompts.
+    divide: fn(Vec<Reader>, usize) -> Vec<(usize, usize)>,
     /// How long a job may keep its slot while others wait.
     share: Share,
     /// How long a stream may have no credit before it pauses.
@@ -123,13 +129,14 @@ struct Terms {
 impl<B: Backend> Scheduler<B> {
     pub fn new(
         backend: B,
-        prefill_chunk: usize,
+        prompt_budget: Duration,
         is_reproducible: bool,
         deliver: Arc<dyn Deliver>,
         heartbeat: Arc<Heartbeat>,
     ) -> Scheduler<B> {
         let slots = (0..backend.sequences()).map(|_| Slot::default()).collect();
         let kv_size = (backend.sequences() * backend.context_length()) as u64;
+        let budget = Budget::new(prompt_budget, backend.batch_limit());
         Scheduler {
             backend,
             deliver,
@@ -145,12 +152,14 @@ impl<B: Backend> Scheduler<B> {
                 ..Gauges::default()
             },
             terms: Terms {
-                prefill_chunk: prefill_chunk.max(1),
                 is_reproducible,
+                piece_tokens: limits::REPRODUCIBLE_PIECE_TOKENS,
+                divide: pieces::shortest_first,
                 share: Share::default(),
                 credit_patience: limits::CREDIT_PATIENCE,
                 background_patience: limits::BACKGROUND_PATIENCE,
             },
+            budget,
             background_since: None,
             seated: 0,
             batch: Batch::default(),

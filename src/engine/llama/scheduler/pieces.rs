@@ -1,4 +1,12 @@
 //! Decides which pieces of which prompts one batch reads. Pure.
+//!
+//! The prompt with the fewest tokens left is read first, so that a short one does not wait for a
+//! long one. A quarter of each step goes to the prompts in turn, so that a long one is read beside
+//! short ones that never end.
+
+use std::cmp::Reverse;
+
+use crate::limits::engine as limits;
 
 /// A prompt that is being read.
 #[derive(Clone, Copy, Debug)]
@@ -9,31 +17,51 @@ pub struct Reader {
     pub index: usize,
     /// How many tokens may be read in one batch.
     pub piece: usize,
+    /// How many tokens are left of the prompt.
+    pub left: usize,
+    /// The steps that have read other prompts since its last piece.
+    pub passed: u32,
 }
 
-/// Takes the oldest prompt's piece up to `first` tokens, then others' until `chunk` tokens are
-/// reached. Returns slots, in rising order, and their numbers of tokens.
-pub fn share(mut readers: Vec<Reader>, first: usize, chunk: usize) -> Vec<(usize, usize)> {
-    readers.sort_unstable_by_key(|reader| (reader.used, reader.index));
-    let mut taken = 0;
-    let mut pieces: Vec<(usize, usize)> = Vec::new();
-    for reader in readers {
-        let bound = if taken == 0 { first } else { chunk };
-        let piece = reader.piece.min(bound.saturating_sub(taken));
-        taken += piece;
-        if piece > 0 {
-            pieces.push((reader.index, piece));
+/// Divides up to `tokens` among the prompts. Returns slots, in rising order, and their numbers of
+/// tokens.
+pub fn shortest_first(mut readers: Vec<Reader>, tokens: usize) -> Vec<(usize, usize)> {
+    readers.sort_unstable_by_key(|reader| (reader.left, reader.used));
+    let passed = readers.iter().filter(|reader| reader.passed > 0);
+    let next = passed
+        .max_by_key(|reader| reader.passed)
+        .map(|reader| reader.index);
+    let in_turn = |reader: &Reader| match Some(reader.index) == next {
+        true => reader
+            .piece
+            .min(tokens.div_ceil(limits::PROMPT_TURN_DIVISOR)),
+        false => 0,
+    };
+    let mut pieces: Vec<(usize, usize)> = Vec::with_capacity(readers.len());
+    let mut left = tokens - readers.iter().map(in_turn).sum::<usize>().min(tokens);
+    for reader in &readers {
+        let reserved = in_turn(reader);
+        let more = (reader.piece - reserved).min(left);
+        left -= more;
+        if reserved + more > 0 {
+            pieces.push((reader.index, reserved + more));
         }
     }
     pieces.sort_unstable();
     pieces
 }
 
-/// Takes the oldest prompt's piece, whole and alone.
-pub fn oldest(readers: &[Reader]) -> Vec<(usize, usize)> {
+/// Takes one prompt's piece, whole and alone: the shortest prompt's, and now and then that of the
+/// one passed over longest.
+pub fn one(readers: &[Reader]) -> Vec<(usize, usize)> {
     let readers = readers.iter().filter(|reader| reader.piece > 0);
-    let oldest = readers.min_by_key(|reader| (reader.used, reader.index));
-    oldest
+    let urgency = |reader: &&Reader| {
+        let is_late = reader.passed as usize >= limits::PROMPT_TURN_DIVISOR;
+        let passed = if is_late { reader.passed } else { 0 };
+        (Reverse(passed), reader.left, reader.used)
+    };
+    let first = readers.min_by_key(urgency);
+    first
         .map(|reader| (reader.index, reader.piece))
         .into_iter()
         .collect()
@@ -52,21 +80,82 @@ pub fn next_stop(computed: usize, common: usize, length: usize, chunk: usize) ->
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn reader(used: u64, index: usize, piece: usize) -> Reader {
-        Reader { used, index, piece }
+    const LATE: u32 = limits::PROMPT_TURN_DIVISOR as u32;
+
+    fn reader(used: u64, index: usize, left: usize, passed: u32) -> Reader {
+        let piece = left;
+        Reader {
+            used,
+            index,
+            piece,
+            left,
+            passed,
+        }
+    }
+
+    /// The policy that was measured and not chosen: equal shares for all prompts.
+    pub fn equal_shares(mut readers: Vec<Reader>, tokens: usize) -> Vec<(usize, usize)> {
+        readers.sort_unstable_by_key(|reader| (reader.left, reader.used));
+        let mut left = tokens;
+        let mut pieces = Vec::new();
+        for (number, reader) in readers.iter().enumerate() {
+            let share = left.div_ceil(readers.len() - number);
+            let piece = reader.piece.min(share);
+            left -= piece;
+            if piece > 0 {
+                pieces.push((reader.index, piece));
+            }
+        }
+        pieces.sort_unstable();
+        pieces
+    }
+
+    /// Mutations that this test catches: the oldest first; a prompt in turn that takes the whole
+    /// step; no turns; tokens of a piece counted twice.
+    #[test]
+    fn shortest_prompt_is_read_first_and_others_have_a_quarter_in_turn() {
+        let long = reader(1, 0, 90, 0);
+        let short = reader(2, 1, 3, 0);
+        let other = reader(3, 2, 20, 0);
+        assert_eq!(
+            shortest_first(vec![long, short, other], 16),
+            [(1, 3), (2, 13)]
+        );
+        assert_eq!(shortest_first(vec![long, short], 16), [(0, 13), (1, 3)]);
+        assert_eq!(shortest_first(vec![long], 16), [(0, 16)]);
+        let late = Reader {
+            passed: LATE,
+            ..long
+        };
+        assert_eq!(
+            shortest_first(vec![late, short, other], 16),
+            [(0, 4), (1, 3), (2, 9)]
+        );
+        assert_eq!(shortest_first(vec![late, short], 16), [(0, 13), (1, 3)]);
+        assert_eq!(shortest_first(vec![late], 16), [(0, 16)]);
+        // The one that was passed over longest has its turn.
+        let later = Reader {
+            passed: LATE + 1,
+            ..other
+        };
+        assert_eq!(shortest_first(vec![late, later], 16), [(2, 16)]);
+        assert_eq!(shortest_first(vec![reader(1, 0, 0, 0)], 16), []);
+        assert_eq!(shortest_first(vec![late, short], 1), [(0, 1)]);
     }
 
     #[test]
-    fn oldest_reads_first_and_others_fill_the_chunk() {
-        let readers = vec![reader(2, 0, 9), reader(1, 1, 3), reader(3, 2, 9)];
-        assert_eq!(share(readers.clone(), 4, 4), [(0, 1), (1, 3)]);
-        assert_eq!(share(readers.clone(), 16, 8), [(0, 5), (1, 3)]);
-        assert_eq!(share(readers.clone(), 16, 2), [(1, 3)]);
-        assert_eq!(oldest(&readers), [(1, 3)]);
-        assert_eq!(oldest(&[reader(1, 0, 0)]), []);
+    fn one_prompt_is_read_alone_in_reproducible_mode() {
+        let (long, short) = (reader(1, 0, 90, 0), reader(2, 1, 3, 0));
+        assert_eq!(one(&[long, short]), [(1, 3)]);
+        let late = Reader {
+            passed: LATE,
+            ..long
+        };
+        assert_eq!(one(&[late, short]), [(0, 90)]);
+        assert_eq!(one(&[reader(1, 0, 0, 0)]), []);
     }
 
     /// Mutations that this test catches: stops counted from where the reading began; no stop at the

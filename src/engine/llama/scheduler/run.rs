@@ -27,6 +27,8 @@ pub struct Run<S> {
     /// The maximum number of output tokens.
     pub max_tokens: u32,
     pub tenure: Tenure,
+    /// The steps that have read other prompts since its last piece.
+    pub passed: u32,
     pace: Pace,
     /// Tokens that were computed before and are computed again. They are not charged.
     lost: u32,
@@ -134,6 +136,7 @@ impl<S> Run<S> {
             sampler,
             phase: Phase::Prompt,
             tenure: Tenure::default(),
+            passed: 0,
             pace: Pace::Going,
             lost: 0,
             read: 0,

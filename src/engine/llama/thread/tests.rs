@@ -532,7 +532,7 @@ fn settings() -> Settings {
         context: 0,
         kv_type: None,
         queue: 8,
-        prefill_chunk: 16,
+        prompt_budget: Duration::from_millis(250),
         is_reproducible: false,
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),

@@ -107,13 +107,50 @@ fn long_prompt_does_not_stop_the_streams_of_others() {
     assert_eq!(host.tokens(0).len() - before, steps, "a token each step");
 }
 
+/// Mutation that this test catches: a whole batch while no sequence writes.
 #[test]
-fn prompts_are_read_in_whole_batches_while_no_sequence_writes() {
+fn the_budget_holds_while_no_sequence_writes() {
     let mut host = Host::new(2);
-    host.submit(host.job(&"p".repeat(BATCH), 3));
+    host.submit(host.job(&"p".repeat(3 * CHUNK), 3));
     host.scheduler.step();
-    assert_eq!(host.scheduler.gauges().decode_steps, 1);
-    assert!(matches!(host.phase(0), Some(Phase::Answer { .. })));
+    assert_eq!(host.scheduler.gauges().prompt_tokens as usize, CHUNK);
+    assert_eq!(host.phase(0), Some(Phase::Prompt));
+}
+
+/// Mutation that this test catches: prompts read in order of arrival.
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let mut host = Host::new(2);
+    host.submit(host.job(&"long ".repeat(11), 3));
+    host.scheduler.step();
+    host.submit(host.job("b", 3));
+    host.scheduler.step();
+    assert!(matches!(host.phase(1), Some(Phase::Answer { .. })));
+    host.run();
+    assert_eq!(host.done(0).text, reference(&"long ".repeat(11), 3));
+}
+
+/// Mutation that this test catches: prompts that are passed over for ever (no `in_turn`).
+#[test]
+fn a_long_prompt_is_read_beside_short_ones_that_never_end() {
+    let mut host = Host::new(4);
+    host.submit(host.job(&"long ".repeat(8), 3));
+    for number in 0..400 {
+        // Three of them fill each step.
+        let flood = (0..3).map(|tenant| Job {
+            tenant: 2 + tenant,
+            ..host.job(&format!("s{}", number % 10).repeat(2), 1)
+        });
+        flood
+            .collect::<Vec<Job>>()
+            .into_iter()
+            .for_each(|job| host.submit(job));
+        host.scheduler.step();
+        if host.outcome(0).is_some() {
+            break;
+        }
+    }
+    assert_eq!(host.done(0).text, reference(&"long ".repeat(8), 3));
 }
 
 #[test]

@@ -57,17 +57,17 @@ fn cancelled_prompt_stops_within_the_batch_and_its_prefix_serves_the_retry() {
     let mut host = Host::new(1);
     let prompt = "a prompt that is cancelled before its end";
     let job = host.job(prompt, 5);
-    host.scheduler.backend.cancel_at = Some((20, job.ticket.clone()));
+    host.scheduler.backend.cancel_at = Some((18, job.ticket.clone()));
     host.submit(job);
     host.run();
     assert_eq!(
         host.failed(0).reason,
         FailReason::Cancelled(CancelReason::Disconnect)
     );
-    assert_eq!(host.scheduler.gauges().kv_used, 20, "not a token more");
+    assert_eq!(host.scheduler.gauges().kv_used, 18, "not a token more");
     host.submit(host.job(prompt, 5));
     host.run();
-    assert_eq!(host.done(1).usage.cached_tokens, 20);
+    assert_eq!(host.done(1).usage.cached_tokens, 18);
     assert_eq!(host.done(1).text, reference(prompt, 5));
 }
 

@@ -5,5 +5,6 @@ mod batching;
 mod ending;
 mod fairness;
 mod pausing;
+mod policies;
 mod prefixes;
 mod toy;

@@ -258,7 +258,13 @@ impl Host {
     pub fn new(sequences: usize) -> Host {
         let mailbox = Arc::new(Mailbox::default());
         let toy = Toy::new(sequences);
-        let scheduler = Scheduler::new(toy, CHUNK, false, mailbox.clone(), Arc::default());
+        // Time for a chunk and a bit.
+        let budget = TOKEN_TIME * CHUNK as u32 + TOKEN_TIME / 2;
+        let mut scheduler = Scheduler::new(toy, budget, false, mailbox.clone(), Arc::default());
+        scheduler.budget.bounds = 1..=BATCH;
+        let now = scheduler.backend.now();
+        scheduler.budget.handle_batch(1, TOKEN_TIME, now);
+        scheduler.terms.piece_tokens = CHUNK;
         Host {
             scheduler,
             mailbox,

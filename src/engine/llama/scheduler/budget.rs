@@ -1,0 +1,117 @@
+//! How many prompt tokens one step may read: as many as the engine computes in a given time.
+//!
+//! Owns the measured cost of a token. A batch of prompts delays the next token of every stream, and
+//! the first token of every request that arrives meanwhile, so its bound is a time. The bound holds
+//! also while no sequence writes: the next request may come at any moment.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::super::speed::Average;
+use crate::core::Moment;
+use crate::limits::engine as limits;
+
+#[derive(Debug)]
+pub struct Budget {
+    time: Duration,
+    /// The least and the most tokens, however fast the engine is.
+    pub bounds: RangeInclusive<usize>,
+    /// Seconds per token, in batches of about the present size.
+    cost: Average,
+}
+
+impl Budget {
+    pub fn new(time: Duration, batch_limit: usize) -> Budget {
+        let least = limits::PROMPT_STEP_TOKENS_MIN.min(batch_limit);
+        Budget {
+            time,
+            bounds: least..=batch_limit,
+            cost: Average::default(),
+        }
+    }
+
+    /// Returns the tokens of the next step.
+    pub fn tokens(&self) -> usize {
+        let tokens = match self.cost.value() {
+            Some(cost) => (self.time.as_secs_f64() / cost.max(f64::MIN_POSITIVE)) as usize,
+            None => limits::PROMPT_STEP_TOKENS_TYPICAL,
+        };
+        tokens.clamp(*self.bounds.start(), *self.bounds.end())
+    }
+
+    /// Records how long a batch took. A batch much smaller than the budget shows mostly its fixed
+    /// cost, and weighs less.
+    pub fn handle_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
+        let share = (tokens as f64 / self.tokens() as f64).min(1.0);
+        let sample = took.as_secs_f64() / tokens.max(1) as f64;
+        self.cost
+            .add(sample, limits::PROMPT_COST_WEIGHT * share, now);
+    }
+}
+
+/// Mutations that these tests catch: no bound below or above; a cost that is not measured; one slow
+/// batch that counts in full (`Average::add` without its clamp).
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment::from_micros(1);
+
+    fn after(token_time: Duration, batches: usize) -> Budget {
+        let mut budget = Budget::new(Duration::from_millis(250), 512);
+        for _ in 0..batches {
+            let tokens = budget.tokens();
+            budget.handle_batch(tokens, token_time * tokens as u32, NOW);
+        }
+        budget
+    }
+
+    #[test]
+    fn a_step_has_as_many_tokens_as_the_time_allows() {
+        assert_eq!(
+            after(Duration::ZERO, 0).tokens(),
+            limits::PROMPT_STEP_TOKENS_TYPICAL
+        );
+        let tokens = after(Duration::from_millis(5), 1).tokens();
+        assert!((49..=50).contains(&tokens), "{tokens}");
+        assert_eq!(
+            after(Duration::from_secs(1), 9).tokens(),
+            limits::PROMPT_STEP_TOKENS_MIN
+        );
+        assert_eq!(after(Duration::from_micros(1), 9).tokens(), 512);
+    }
+
+    #[test]
+    fn the_budget_follows_a_machine_that_gets_slower_and_faster() {
+        let mut budget = after(Duration::from_millis(1), 9);
+        assert!((240..=251).contains(&budget.tokens()));
+        for _ in 0..5 {
+            let tokens = budget.tokens();
+            budget.handle_batch(tokens, Duration::from_millis(8) * tokens as u32, NOW);
+        }
+        assert!((31..=40).contains(&budget.tokens()), "{}", budget.tokens());
+        for _ in 0..12 {
+            let tokens = budget.tokens();
+            budget.handle_batch(tokens, Duration::from_millis(1) * tokens as u32, NOW);
+        }
+        assert!(
+            (200..=251).contains(&budget.tokens()),
+            "{}",
+            budget.tokens()
+        );
+    }
+
+    #[test]
+    fn a_pause_of_the_process_does_not_stop_reading() {
+        let mut budget = after(Duration::from_millis(1), 9);
+        budget.handle_batch(250, Duration::from_secs(3_600), NOW);
+        assert!(budget.tokens() > 80, "{}", budget.tokens());
+    }
+
+    #[test]
+    fn the_last_tokens_of_a_prompt_reveal_little() {
+        let mut budget = after(Duration::from_millis(1), 9);
+        budget.handle_batch(1, Duration::from_millis(40), NOW);
+        assert!(budget.tokens() > 240, "{}", budget.tokens());
+    }
+}
