@@ -138,8 +138,8 @@ pub const CONTEXT_TOKENS: RangeInclusive<u64> = 0..=1_048_576;
 /// `engine.queue`.
 pub const ENGINE_QUEUE_JOBS: RangeInclusive<u64> = 1..=65_536;
 
-/// `engine.prompt_budget`. Below 10 ms most of the work of reading the weights is wasted; above 10 s
-/// clients take the running streams for dead.
+/// `engine.prompt_budget`. Below 10 ms most of the work of reading the weights is wasted; above
+/// 10 s clients take the running streams for dead.
 pub const PROMPT_BUDGET_MS: RangeInclusive<u64> = 10..=10_000;
 
 /// `engine.gpu_layers`; 999 means all.

@@ -54,7 +54,7 @@ impl<B: Backend> Scheduler<B> {
         let mut readers: Vec<Reader> = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
             let run = slot.run.as_ref();
-            if let Some(run) = run.filter(|run| run.phase == Phase::Prompt) {
+            if let Some(run) = run.filter(|run| run.phase == Phase::Prompt && !run.is_paused()) {
                 readers.push(Reader {
                     used: slot.used,
                     index,
