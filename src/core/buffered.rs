@@ -358,6 +358,12 @@ mod tests {
         assert_eq!(account.held(), STEP, "a byte is left");
         tally.set(TWO, 0);
         assert_eq!(account.held(), 0);
+        // What is left after a step down may be less than a step.
+        tally.set(ONE, 3 * STEP);
+        tally.set(ONE, 10);
+        assert_eq!(account.held(), 10);
+        tally.set(ONE, 0);
+        assert_eq!(account.held(), 0);
     }
 
     #[test]
