@@ -217,8 +217,7 @@ impl<K> Channel<K> {
                 }
                 let transport = &mut self.transport;
                 let arrived = transport.handle_input(scratch, length, &mut self.peer, turn);
-                let waits = !self.is_known && self.transport.is_within_record();
-                match waits && !turn.admits(Claim::Anonymous, Part::Frame) {
+                match self.transport.is_within_record() && !self.may_wait(turn) {
                     true => Err(CloseReason::Evicted),
                     false => Ok(Read::Arrived(arrived)),
                 }
@@ -232,6 +231,13 @@ impl<K> Channel<K> {
             }
             Err(_) => Err(CloseReason::Reset),
         }
+    }
+
+    /// Returns whether the beginning of a TLS record may wait for its rest. A client's first
+    /// message often comes in two pieces, before it can show a key, and has as much room as a key.
+    fn may_wait(&self, turn: &mut Turn<'_>) -> bool {
+        let claim = Claim::of(self.transport.is_handshaking());
+        self.is_known || turn.admits(claim, Part::Frame)
     }
 
     /// Handles the peer's FIN.

@@ -9,7 +9,8 @@ pub enum CloseReason {
     Done,
     /// Idle between two requests for too long, or closed to make room for a new connection.
     Idle,
-    /// Without a job and a key, and closed to make room for a new connection.
+    /// Without a job and a key, and closed to make room for a new connection, or because there was
+    /// no memory for the rest of its record.
     Evicted,
     /// Its client network has too many connections.
     NetworkLimit,
