@@ -23,7 +23,7 @@ use crate::limits::service as limits;
 use crate::offload::{JobKey, Permit};
 use crate::telemetry::request_id::{RequestId, TraceContext};
 
-use super::representation::{Media, Representation};
+use super::representation::{Form, Media, Representation};
 use super::router::{BodyBound, Route, Row, Surface};
 
 /// The other end of a connection.
@@ -141,12 +141,15 @@ impl Call {
         self.representation.terms()
     }
 
-    /// Returns the compression of a gRPC response's messages. A route that accepts no compressed
-    /// messages sends none.
     pub fn response_encoding(&self) -> Encoding {
-        match self.row.map(|row| row.body) {
-            Some(BodyBound::MaxBody) => self.terms().encoding,
-            _ => Encoding::Identity,
+        self.form().response_encoding()
+    }
+
+    pub fn form(&self) -> Form {
+        Form {
+            row: self.row,
+            media: self.media,
+            representation: self.representation,
         }
     }
 

@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::offload::JobKey;
 
 use super::dialect::Asked;
+use super::response::buffer::Written;
 
 /// One message. It names its request by the [`JobKey`] that it comes with.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub enum Completion {
     Event(Event),
     /// A worker has read its body.
     Read(Box<Result<Asked, ApiError>>),
+    /// A worker has written its response; `None` if the task was lost.
+    Written(Option<Box<Written>>),
 }
 
 impl Completion {
@@ -21,7 +24,7 @@ impl Completion {
     pub fn is_last(&self) -> bool {
         match self {
             Completion::Event(event) => event.is_terminal(),
-            Completion::Read(_) => true,
+            Completion::Read(_) | Completion::Written(_) => true,
         }
     }
 }

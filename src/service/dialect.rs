@@ -9,6 +9,7 @@
 //! Nothing here may wait, and everything must be sent through the sink.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Limits;
@@ -18,7 +19,7 @@ use crate::http::{Request, ResponseSink};
 
 use super::call::Call;
 use super::inflation::Inflater;
-use super::representation::{Media, Representation};
+use super::representation::Form;
 use super::response::buffer::ResponseBuffer;
 use super::response::coding::StreamCoder;
 use super::router::Row;
@@ -47,6 +48,9 @@ pub trait Dialect: Sync {
     /// Sends the buffer's fields and body as a whole response. Returns the bytes of its body.
     fn send(&self, buffer: &mut ResponseBuffer, call: &Call, sink: &mut dyn ResponseSink) -> u64;
 
+    /// Returns the media type of a whole response.
+    fn content_type(&self, form: Form) -> &'static str;
+
     /// Sends the head of a response in pieces; the buffer holds its fields. Returns the encoder
     /// that the pieces must go through, if there is one.
     fn start(
@@ -68,24 +72,6 @@ pub struct Received<'a> {
     pub body: &'a [u8],
     pub limits: &'a Limits,
     pub inflater: &'a Inflater,
-}
-
-/// The facts of a head that decide how its body is read. Plain data: a worker reads long bodies.
-#[derive(Clone, Copy, Debug)]
-pub struct Form {
-    pub row: Option<&'static Row>,
-    pub media: Media,
-    pub representation: Representation,
-}
-
-impl Form {
-    pub fn of(call: &Call) -> Form {
-        Form {
-            row: call.row,
-            media: call.media,
-            representation: call.representation,
-        }
-    }
 }
 
 /// A generation as a client asks for it, whichever API it speaks.
@@ -118,15 +104,15 @@ impl Asked {
 #[derive(Debug)]
 pub enum Narrator {
     /// At once, when the job is done.
-    Whole(Box<dyn Whole>),
+    Whole(Arc<dyn Whole>),
     /// While the model writes.
     Pieces(Box<dyn Pieces>),
 }
 
 /// Writes a response that is sent at once.
-pub trait Whole: Debug + Send {
+pub trait Whole: Debug + Send + Sync {
     /// Appends the body.
-    fn write(&self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>);
+    fn write(&self, buffer: &mut ResponseBuffer, form: Form, generation: &Generation<'_>);
 
     /// Returns the part that a client may get of a generation whose deadline passed after `text`.
     fn partial(&self, text: &str) -> String;

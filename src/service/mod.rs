@@ -223,6 +223,7 @@ impl Service {
         match completion {
             Completion::Event(event) => running::handle_event(desk, running, event, wire),
             Completion::Read(read) => submit::resume(desk, running, *read, wire),
+            Completion::Written(written) => running::finish_writing(desk, running, written, wire),
         }
     }
 

@@ -5,11 +5,11 @@
 //! status in trailers, even if no message comes before them: a gRPC client reads nothing else. The
 //! head decides, so a refusal has its representation too.
 
-use crate::grpc::{Terms, terms};
+use crate::grpc::{Encoding, Terms, terms};
 use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
 use crate::http::{Request, Version};
 
-use super::router::{Row, Surface, Verbs};
+use super::router::{BodyBound, Row, Surface, Verbs};
 
 /// Possible types of a generation's response. A client that accepts anything gets the first.
 const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaType::Protobuf];
@@ -88,5 +88,25 @@ impl Representation {
 
     pub const fn is_grpc(self) -> bool {
         matches!(self, Representation::Grpc(_))
+    }
+}
+
+/// The facts of a head that decide the form of its body and of the response. Plain data: a worker
+/// reads long bodies and writes long responses.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub row: Option<&'static Row>,
+    pub media: Media,
+    pub representation: Representation,
+}
+
+impl Form {
+    /// Returns the compression of a gRPC response's messages. A route that accepts no compressed
+    /// messages sends none.
+    pub fn response_encoding(self) -> Encoding {
+        match self.row.map(|row| row.body) {
+            Some(BodyBound::MaxBody) => self.representation.terms().encoding,
+            _ => Encoding::Identity,
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`reading`] (a long body at a worker), [`submit`] (a request becomes a
 //! job), [`reservation`] (the tokens that it may
-//! cost), [`running`] (the job's events become a response), [`stream`] (a response in pieces).
+//! cost), [`running`] (the job's events become a response), [`stream`] (a response in pieces),
+//! [`writing`] (a long response at a worker).
 //!
 //! Must never know which API a request came by: that is its dialect's and its narrator's business.
 
@@ -11,3 +12,4 @@ pub mod reservation;
 pub mod running;
 pub mod stream;
 pub mod submit;
+pub mod writing;

@@ -20,8 +20,9 @@ use crate::offload::{JobKey, Task, Ticket, workers};
 use crate::service::call::{Call, Incoming, buffers_full};
 use crate::service::completion::{Completion, Reply};
 use crate::service::desk::Desk;
-use crate::service::dialect::{Asked, Dialect, Form, Received};
+use crate::service::dialect::{Asked, Dialect, Received};
 use crate::service::inflation::Inflater;
+use crate::service::representation::Form;
 
 /// A request whose body a worker reads.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl Reader {
     pub fn of(desk: &Desk, call: &Call) -> Reader {
         Reader {
             dialect: desk.dialect(call.surface()),
-            form: Form::of(call),
+            form: call.form(),
             coding: call.body_coding,
             config: Arc::clone(&desk.parts.config),
             inflater: desk.inflater.clone(),

@@ -33,16 +33,18 @@ use crate::core::buffered::Share;
 use crate::engine::{Done, Event, FailReason, Failed, Timings, Usage};
 use crate::error::{ApiError, ErrorCode, Family};
 use crate::limits::service as limits;
-use crate::offload::{CancelReason, Ticket};
+use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::{Generation, Narrator, Whole};
 use crate::service::request_log::{Outcome, RequestLog};
+use crate::service::response::buffer::Written;
 use crate::telemetry::access::Figures;
 
 use super::reading::Reading;
 use super::reservation::Reserved;
 use super::stream::Stream;
+use super::writing::{self, Ended, Writing};
 
 /// A request that is complete, and whose response is not.
 #[derive(Debug)]
@@ -57,12 +59,15 @@ pub enum Stage {
     Reading(Reading),
     /// Its job runs.
     Working(Work),
+    /// A worker writes its response.
+    Writing(Box<Writing>),
 }
 
 /// The facts about a generation's job.
 #[derive(Debug)]
 pub struct Work {
     pub ticket: Arc<Ticket>,
+    pub key: JobKey,
     pub delivery: Delivery,
     /// All text that the model has written and events have delivered.
     pub text: String,
@@ -80,7 +85,7 @@ pub struct Work {
 /// How the response is sent.
 #[derive(Debug)]
 pub enum Delivery {
-    Whole(Box<dyn Whole>),
+    Whole(Arc<dyn Whole>),
     Stream(Stream),
 }
 
@@ -116,12 +121,14 @@ impl Running {
         match &self.stage {
             Stage::Reading(_) => 0,
             Stage::Working(work) => work.text.capacity(),
+            Stage::Writing(writing) => writing.bytes,
         }
     }
 
     pub fn next_deadline(&self) -> Moment {
         let work = match &self.stage {
             Stage::Reading(reading) => return reading.deadline,
+            Stage::Writing(writing) => return writing.next_deadline(),
             Stage::Working(work) => work,
         };
         match &work.delivery {
@@ -140,10 +147,74 @@ pub fn handle_event(
 ) -> Flow {
     let Running { call, stage } = running;
     match stage {
+        Stage::Working(work) if is_long(work, &event) => {
+            if let Some(writing) = begin_writing(desk, call, work, event, wire.now) {
+                *stage = Stage::Writing(Box::new(writing));
+            }
+            Flow::Open
+        }
         Stage::Working(work) => handle_work_event(desk, call, work, event, wire),
-        // It has no job yet.
-        Stage::Reading(_) => Flow::Open,
+        // It has no job yet, or none any more.
+        Stage::Reading(_) | Stage::Writing(_) => Flow::Open,
     }
+}
+
+/// Sends the response that a worker has written; `None` if its task was lost.
+pub fn finish_writing(
+    desk: &mut Desk,
+    running: &Running,
+    written: Option<Box<Written>>,
+    wire: &mut Wire<'_>,
+) -> Flow {
+    let Running { call, stage } = running;
+    let Stage::Writing(writing) = stage else {
+        debug_assert!(false, "nothing was to be written");
+        return Flow::Open;
+    };
+    writing::finish(desk, call, writing, written, wire);
+    Flow::Finished
+}
+
+/// Returns whether the response takes a worker: a long one in one piece.
+fn is_long(work: &Work, event: &Event) -> bool {
+    match (event, &work.delivery) {
+        (Event::Done(done), Delivery::Whole(_)) => {
+            done.text.len() > limits::WRITE_AT_ONCE_BYTES_MAX
+        }
+        _ => false,
+    }
+}
+
+/// Sends the text of a response in one piece to a worker. `None`: it is not one.
+fn begin_writing(
+    desk: &mut Desk,
+    call: &Call,
+    work: &mut Work,
+    event: Event,
+    now: Moment,
+) -> Option<Writing> {
+    let Event::Done(mut done) = event else {
+        return None;
+    };
+    let Delivery::Whole(whole) = &work.delivery else {
+        return None;
+    };
+    let whole = Arc::clone(whole);
+    work.reconcile(call, &done.usage, now);
+    let first_token = observe_speed(&desk.log, call, work, &done);
+    append_text(&mut work.text, std::mem::take(&mut done.text));
+    let ended = Ended {
+        ticket: Arc::clone(&work.ticket),
+        key: work.key,
+        deadline: now + limits::WRITING_TIME_MAX,
+        auth: work.submitted - call.started,
+        figures: figures(&done.usage, &done.timings, first_token),
+        timings: done.timings,
+        finish_reason: done.finish_reason,
+        usage: done.usage,
+    };
+    let text = std::mem::take(&mut work.text);
+    Some(writing::begin(desk, call, whole, text, ended, now))
 }
 
 fn handle_work_event(
@@ -189,6 +260,7 @@ pub fn handle_deadline(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'
             Flow::Finished
         }
         Stage::Working(work) => handle_work_deadline(desk, call, work, wire),
+        Stage::Writing(writing) => writing::handle_deadline(desk, call, writing, wire),
     }
 }
 
@@ -241,6 +313,11 @@ pub fn cut_off(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'_>) {
                 .with_retry_after(limits::BUSY_RETRY_AFTER);
             return desk.fail(call, &error, wire);
         }
+        Stage::Writing(writing) => {
+            let error = ApiError::new(ErrorCode::Draining, CUT_OFF)
+                .with_retry_after(limits::BUSY_RETRY_AFTER);
+            return writing::fail(desk, call, writing, CancelReason::Drain, &error, wire);
+        }
     };
     work.ticket.cancel(CancelReason::Drain);
     work.reserved = None;
@@ -264,6 +341,7 @@ pub fn abandon(log: &mut RequestLog, running: &Running, reason: CancelReason, no
     let Running { call, stage } = running;
     let (ticket, bytes) = match stage {
         Stage::Reading(reading) => (&reading.ticket, 0),
+        Stage::Writing(writing) => (&writing.ticket, 0),
         Stage::Working(work) => (&work.ticket, work.delivery.bytes()),
     };
     ticket.cancel(reason);
@@ -319,7 +397,7 @@ fn send_done(
     match &mut work.delivery {
         Delivery::Whole(whole) => {
             buffer.begin(call);
-            whole.write(buffer, call, &generation);
+            whole.write(buffer, call.form(), &generation);
             let auth = work.submitted - call.started;
             buffer.push_server_timing(auth, Some(&done.timings), generation.latency);
             buffer.fields.push("cache-control", "no-store");

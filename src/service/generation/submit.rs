@@ -143,6 +143,7 @@ fn submit(
     }
     Ok(Work {
         ticket,
+        key,
         delivery,
         text: String::new(),
         reserved,

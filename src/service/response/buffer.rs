@@ -34,7 +34,17 @@ pub struct ResponseBuffer {
     json: Vec<u8>,
     /// The codings that this client accepts.
     accepted: AcceptEncoding,
+    /// The body has its coding, and the fields name it.
+    is_coded: bool,
     pub coder: Coder,
+}
+
+/// A response as it is sent.
+#[derive(Debug)]
+pub struct Written {
+    pub body: Vec<u8>,
+    /// Those that its coding needs.
+    pub fields: Fields,
 }
 
 impl ResponseBuffer {
@@ -45,6 +55,7 @@ impl ResponseBuffer {
             text: String::new(),
             json: Vec::new(),
             accepted: AcceptEncoding::NONE,
+            is_coded: false,
             coder,
         }
     }
@@ -52,6 +63,7 @@ impl ResponseBuffer {
     /// Writes the fields of a response to `call`; the body stays as it is.
     pub fn begin_fields(&mut self, call: &Call) {
         self.fields.clear();
+        self.is_coded = false;
         self.accepted = call.accept_encoding;
         headers::identity(&mut self.fields, call, &mut self.text);
     }
@@ -62,6 +74,34 @@ impl ResponseBuffer {
         self.body.clear();
         // One long response must not cost memory for ever.
         self.body.shrink_to(limits::RESPONSE_BUFFER_KEPT_BYTES_MAX);
+    }
+
+    /// Begins a response whose body another buffer has made, with the fields for its coding.
+    pub fn begin_written(&mut self, call: &Call, body: Vec<u8>, fields: &Fields) {
+        self.begin(call);
+        self.body = body;
+        self.is_coded = true;
+        for (name, value) in fields.iter() {
+            self.fields
+                .push(name, std::str::from_utf8(value).unwrap_or_default());
+        }
+    }
+
+    /// Returns the body, compressed if the client asked for it and it is worth it, for
+    /// [`ResponseBuffer::begin_written`] of another buffer.
+    pub fn into_written(mut self, accepted: AcceptEncoding, content_type: &str) -> Written {
+        let (fields, length) = (&mut self.fields, self.body.len());
+        let coded = self
+            .coder
+            .code(accepted, Some(content_type), &self.body, fields);
+        let body = match coded.len() < length || accepted.refuses_identity() {
+            true => coded.to_vec(),
+            false => self.body,
+        };
+        Written {
+            body,
+            fields: self.fields,
+        }
     }
 
     /// Adds `Server-Timing`.
@@ -98,7 +138,12 @@ impl ResponseBuffer {
         sink: &mut dyn ResponseSink,
     ) -> u64 {
         let (accepted, fields) = (self.accepted, &mut self.fields);
-        let body = self.coder.code(accepted, content_type, &self.body, fields);
+        let body = match self.is_coded {
+            true => &self.body,
+            false => self
+                .coder
+                .code_quickly(accepted, content_type, &self.body, fields),
+        };
         let head = ResponseHead {
             status,
             content_type,

@@ -75,6 +75,26 @@ impl Coder {
         !accepted.refuses_identity() || (self.is_on && accepted.choose(ORDER).is_some())
     }
 
+    /// Like `code`, within the time of a reactor's step: a longer body is sent as it is, unless its
+    /// client refuses that. Long responses of generations do not come here: workers code them.
+    pub fn code_quickly<'b>(
+        &'b mut self,
+        accepted: AcceptEncoding,
+        content_type: Option<&str>,
+        body: &'b [u8],
+        fields: &mut Fields,
+    ) -> &'b [u8] {
+        let is_long = body.len() > limits::CODE_AT_ONCE_BYTES_MAX;
+        if !is_long || accepted.refuses_identity() {
+            return self.code(accepted, content_type, body, fields);
+        }
+        if self.may_code(accepted, content_type, body.len()) {
+            fields.push("vary", "Accept-Encoding");
+            self.counters.skipped.get(Skipped::Long).inc();
+        }
+        body
+    }
+
     /// Returns the form in which a whole body is sent; the fields name it.
     pub fn code<'b>(
         &'b mut self,

@@ -50,15 +50,18 @@ pub enum Skipped {
     Grew,
     /// Other streams had all the encoders, or all the memory for them.
     Busy,
+    /// It would have taken longer than a reactor may.
+    Long,
 }
 
 impl Skipped {
-    const ALL: [Skipped; 2] = [Skipped::Grew, Skipped::Busy];
+    const ALL: [Skipped; 3] = [Skipped::Grew, Skipped::Busy, Skipped::Long];
 
     const fn as_str(self) -> &'static str {
         match self {
             Skipped::Grew => "grew",
             Skipped::Busy => "busy",
+            Skipped::Long => "long",
         }
     }
 }

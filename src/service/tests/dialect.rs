@@ -4,12 +4,15 @@
 //! are. Mutations that this test catches: `generation` extracts code from the text; `Stream::ping`
 //! appends the native ping; `Desk::fail` writes the native error.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::engine::{FailReason, Failed, Prompt, Sampling};
 use crate::http::ResponseSink;
 use crate::service::call::Call;
 use crate::service::desk::Desk;
 use crate::service::dialect::{Asked, Dialect, Generation, Narrator, Pieces, Received, Whole};
+use crate::service::representation::Form;
 use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::coding::StreamCoder;
 use crate::service::router::Row;
@@ -34,7 +37,7 @@ impl Dialect for Plain {
             .map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "not text"))?;
         let narrator = match received.fields {
             Some("stream") => Narrator::Pieces(Box::new(Numbered(0))),
-            _ => Narrator::Whole(Box::new(Plain)),
+            _ => Narrator::Whole(Arc::new(Plain)),
         };
         Ok(Asked {
             prompt: Prompt::Raw(prompt.to_owned()),
@@ -60,6 +63,10 @@ impl Dialect for Plain {
         buffer.send(error.code.status(), Some("text/plain"), sink)
     }
 
+    fn content_type(&self, _: Form) -> &'static str {
+        "text/plain"
+    }
+
     fn send(&self, buffer: &mut ResponseBuffer, _: &Call, sink: &mut dyn ResponseSink) -> u64 {
         buffer.send(200, Some("text/plain"), sink)
     }
@@ -79,7 +86,7 @@ impl Dialect for Plain {
 }
 
 impl Whole for Plain {
-    fn write(&self, buffer: &mut ResponseBuffer, _: &Call, generation: &Generation<'_>) {
+    fn write(&self, buffer: &mut ResponseBuffer, _: Form, generation: &Generation<'_>) {
         append(buffer, generation.text);
     }
 

@@ -7,6 +7,7 @@ mod dialect;
 mod generation;
 mod grpc;
 mod long_bodies;
+mod long_responses;
 mod protobuf;
 mod routes;
 
@@ -423,8 +424,23 @@ impl Bench {
         (reply, exchange.expect("a job"))
     }
 
+    /// Hands in an event. Workers write the response to it if it is long.
     pub fn event(&mut self, exchange: &mut Exchange, event: Event, reply: &mut Recording) -> Flow {
-        let completion = Completion::Event(event);
+        let flow = self.complete(exchange, Completion::Event(event), reply);
+        if flow == Flow::Finished || self.are_workers_slow {
+            return flow;
+        }
+        while self.workers.run_one() {}
+        let written = self.replies.take().pop();
+        written.map_or(flow, |written| self.complete(exchange, written, reply))
+    }
+
+    pub fn complete(
+        &mut self,
+        exchange: &mut Exchange,
+        completion: Completion,
+        reply: &mut Recording,
+    ) -> Flow {
         self.service
             .handle_event(exchange, completion, self.now, reply)
     }

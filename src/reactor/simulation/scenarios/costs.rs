@@ -217,7 +217,9 @@ fn no_compressed_body_holds_the_loop() {
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
         assert_short(spent, "code tables");
         for (name, body) in worst_bodies(bytes) {
-            for coding in Coding::ALL {
+            // Making the others from a megabyte takes a debug build a minute.
+            let codings = Coding::ALL.iter().copied();
+            for coding in codings.filter(|one| bytes < 100_000 || *one == Coding::Gzip) {
                 let mut packed = Vec::new();
                 assert!(encode_whole(coding, body.as_bytes(), &mut packed).is_ok());
                 let wire = stage.connect();

@@ -1,5 +1,7 @@
 //! gRPC's dialect: messages after prefixes, and the status in trailers.
 
+use std::sync::Arc;
+
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{self, Encoding, Terms, status};
 use crate::http::{Fields, Request, ResponseSink, Version};
@@ -9,7 +11,7 @@ use crate::service::api::native::selection::Selection;
 use crate::service::call::Call;
 use crate::service::dialect::{Asked, Dialect, Narrator, Received};
 use crate::service::inflation::message_bounds;
-use crate::service::representation::Representation;
+use crate::service::representation::{Form, Representation};
 use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::coding::StreamCoder;
 use crate::service::router::{BodyBound, Route, Row};
@@ -62,7 +64,7 @@ impl Dialect for Grpc {
         // The method's name decides.
         let narrator = match form.row.map(|row| row.route) {
             Some(Route::RpcGenerateStream) => Narrator::Pieces(Box::new(Chunks::new(shape))),
-            _ => Narrator::Whole(Box::new(OneMessage(shape))),
+            _ => Narrator::Whole(Arc::new(OneMessage(shape))),
         };
         Ok(asked.narrated_by(narrator))
     }
@@ -83,6 +85,10 @@ impl Dialect for Grpc {
         sink.data(&buffer.body);
         self.end(call, None, sink);
         buffer.body.len() as u64
+    }
+
+    fn content_type(&self, _: Form) -> &'static str {
+        grpc::CONTENT_TYPE
     }
 
     fn start(

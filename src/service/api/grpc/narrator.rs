@@ -8,6 +8,7 @@ use crate::service::api::native::narrator::Shape;
 use crate::service::api::native::protobuf::response_of;
 use crate::service::call::Call;
 use crate::service::dialect::{Generation, Pieces, Whole};
+use crate::service::representation::Form;
 use crate::service::response::buffer::ResponseBuffer;
 
 /// The response of `Generate`.
@@ -15,10 +16,10 @@ use crate::service::response::buffer::ResponseBuffer;
 pub struct OneMessage(pub Shape);
 
 impl Whole for OneMessage {
-    fn write(&self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>) {
+    fn write(&self, buffer: &mut ResponseBuffer, form: Form, generation: &Generation<'_>) {
         let code = extract(generation.text, self.0.language);
         let object = self.0.object(&code, generation);
-        buffer.append_message(&response_of(&object), call.response_encoding());
+        buffer.append_message(&response_of(&object), form.response_encoding());
     }
 
     fn partial(&self, text: &str) -> String {

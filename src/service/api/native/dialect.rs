@@ -1,12 +1,14 @@
 //! The native API's dialect: REST, in JSON or in Protobuf.
 
+use std::sync::Arc;
+
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::status;
 use crate::http::negotiate::{ContentType, MediaType};
 use crate::http::{Request, ResponseSink};
 use crate::service::call::Call;
-use crate::service::dialect::{Asked, Dialect, Form, Narrator, Received};
-use crate::service::representation::Representation;
+use crate::service::dialect::{Asked, Dialect, Narrator, Received};
+use crate::service::representation::{Form, Representation};
 use crate::service::response::buffer::{EVENT_STREAM, JSON, ResponseBuffer};
 use crate::service::response::coding::StreamCoder;
 use crate::service::response::headers;
@@ -56,7 +58,7 @@ impl Dialect for Native {
             Narrator::Pieces(Box::new(Events::new(shape)))
         } else {
             // Allocates per request: the dialect is chosen at run time and outlives the request.
-            Narrator::Whole(Box::new(Object(shape)))
+            Narrator::Whole(Arc::new(Object(shape)))
         };
         Ok(asked.narrated_by(narrator))
     }
@@ -85,11 +87,15 @@ impl Dialect for Native {
     }
 
     fn send(&self, buffer: &mut ResponseBuffer, call: &Call, sink: &mut dyn ResponseSink) -> u64 {
-        let content_type = match call.representation {
+        let content_type = self.content_type(call.form());
+        buffer.send(200, Some(content_type), sink)
+    }
+
+    fn content_type(&self, form: Form) -> &'static str {
+        match form.representation {
             Representation::Protobuf => PROTOBUF,
             _ => JSON,
-        };
-        buffer.send(200, Some(content_type), sink)
+        }
     }
 
     fn start(

@@ -8,7 +8,7 @@ use crate::grpc::messages::Message;
 use crate::http::sse;
 use crate::service::call::Call;
 use crate::service::dialect::{Generation, Pieces, Whole};
-use crate::service::representation::Representation;
+use crate::service::representation::{Form, Representation};
 use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::json::write_json;
 
@@ -45,10 +45,10 @@ impl Shape {
 pub struct Object(pub Shape);
 
 impl Whole for Object {
-    fn write(&self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>) {
+    fn write(&self, buffer: &mut ResponseBuffer, form: Form, generation: &Generation<'_>) {
         let code = extract(generation.text, self.0.language);
         let object = self.0.object(&code, generation);
-        match call.representation {
+        match form.representation {
             Representation::Protobuf => append(&mut buffer.body, &response_of(&object)),
             _ => write_json(&mut buffer.body, &object),
         }

@@ -1,0 +1,244 @@
+//! A long response in one piece, which a worker builds and compresses.
+//!
+//! Extracting the program from 200 KB, escaping both and compressing them takes 10 ms. The reactor
+//! only copies the result into the output. A stream needs no worker: its pieces are short.
+//!
+//! Owns the facts about the response that the reactor needs when it comes back, and the task of the
+//! worker. If the pool has no place, the task waits here and is tried again: the generation has
+//! cost too much to refuse it now.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::core::Moment;
+use crate::core::buffered::Account;
+use crate::engine::{FinishReason, Timings, Usage};
+use crate::error::{ApiError, ErrorCode};
+use crate::http::negotiate::AcceptEncoding;
+use crate::limits::service as limits;
+use crate::offload::{CancelReason, JobKey, Task, Ticket, workers};
+use crate::service::call::Call;
+use crate::service::completion::{Completion, Reply};
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::dialect::{Generation, Whole};
+use crate::service::representation::Form;
+use crate::service::request_log::Outcome;
+use crate::service::response::buffer::{ResponseBuffer, Written};
+use crate::service::response::coding::Coder;
+use crate::service::response::compression::CompressionSeries;
+use crate::telemetry::access::Figures;
+
+/// A response at a worker.
+#[derive(Debug)]
+pub struct Writing {
+    pub ticket: Arc<Ticket>,
+    /// The pool was full: the task is tried again at the given time.
+    waiting: Option<(Box<WriteTask>, Moment)>,
+    /// Memory of the text and of the response.
+    pub bytes: usize,
+    deadline: Moment,
+    /// From the head to the job.
+    auth: Duration,
+    timings: Timings,
+    figures: Figures,
+    latency: Duration,
+}
+
+/// The facts about a job that has ended, beside its text.
+pub struct Ended {
+    pub ticket: Arc<Ticket>,
+    pub key: JobKey,
+    pub deadline: Moment,
+    pub auth: Duration,
+    pub timings: Timings,
+    pub figures: Figures,
+    pub finish_reason: FinishReason,
+    pub usage: Usage,
+}
+
+/// Sends the response to the workers.
+pub fn begin(
+    desk: &mut Desk,
+    call: &Call,
+    whole: Arc<dyn Whole>,
+    text: String,
+    ended: Ended,
+    now: Moment,
+) -> Writing {
+    let form = call.form();
+    let task = WriteTask {
+        whole,
+        id: call.request_id.as_str().to_owned(),
+        text,
+        model: desk.model().map(|model| model.id.clone()),
+        finish_reason: ended.finish_reason,
+        usage: ended.usage,
+        latency: now - call.started,
+        form,
+        content_type: desk.dialect(call.surface()).content_type(form),
+        accepted: call.accept_encoding,
+        config: Arc::clone(&desk.parts.config),
+        series: desk.parts.metrics.series(),
+        buffered: desk.parts.buffered.clone(),
+        key: ended.key,
+        ticket: Arc::clone(&ended.ticket),
+        replies: Some(Arc::clone(&desk.parts.replies)),
+    };
+    let mut writing = Writing {
+        ticket: ended.ticket,
+        // The text, the program in it, and both once more in the response.
+        bytes: 4 * task.text.len(),
+        waiting: Some((Box::new(task), now)),
+        deadline: ended.deadline,
+        auth: ended.auth,
+        timings: ended.timings,
+        figures: ended.figures,
+        latency: now - call.started,
+    };
+    writing.submit(desk, call, now);
+    writing
+}
+
+impl Writing {
+    pub fn next_deadline(&self) -> Moment {
+        let retry = self.waiting.as_ref().map(|(_, retry)| *retry);
+        retry.unwrap_or(self.deadline).min(self.deadline)
+    }
+
+    fn submit(&mut self, desk: &Desk, call: &Call, now: Moment) {
+        let Some((task, _)) = self.waiting.take() else {
+            return;
+        };
+        let bytes = u32::try_from(self.bytes).unwrap_or(u32::MAX);
+        let submitted = desk.parts.workers.submit(call.tenant(), bytes, *task);
+        if let Err(workers::Full(task)) = submitted {
+            self.waiting = Some((Box::new(task), now + limits::WORKER_RETRY));
+        }
+    }
+}
+
+/// Handles a passed [`Writing::next_deadline`].
+pub fn handle_deadline(
+    desk: &mut Desk,
+    call: &Call,
+    writing: &mut Writing,
+    wire: &mut Wire<'_>,
+) -> Flow {
+    if wire.now < writing.deadline {
+        if wire.now >= writing.next_deadline() {
+            writing.submit(desk, call, wire.now);
+        }
+        return Flow::Open;
+    }
+    let message = "the response was not written in time";
+    let error = ApiError::new(ErrorCode::GenerationTimeout, message);
+    fail(desk, call, writing, CancelReason::Deadline, &error, wire);
+    Flow::Finished
+}
+
+/// Ends the response with an error.
+pub fn fail(
+    desk: &mut Desk,
+    call: &Call,
+    writing: &mut Writing,
+    reason: CancelReason,
+    error: &ApiError,
+    wire: &mut Wire<'_>,
+) {
+    writing.ticket.cancel(reason);
+    desk.log.metrics().cancelled.get(reason).inc();
+    desk.fail_generation(call, error, Some(writing.figures), wire);
+}
+
+/// Sends what a worker has written. `None`: the task was lost.
+pub fn finish(
+    desk: &mut Desk,
+    call: &Call,
+    writing: &Writing,
+    written: Option<Box<Written>>,
+    wire: &mut Wire<'_>,
+) {
+    let Some(written) = written else {
+        let message = "the response could not be written because of a fault of the daemon";
+        let error = ApiError::new(ErrorCode::Internal, message);
+        return desk.fail_generation(call, &error, Some(writing.figures), wire);
+    };
+    let dialect = desk.dialect(call.surface());
+    let buffer = &mut desk.buffer;
+    buffer.begin_written(call, written.body, &written.fields);
+    buffer.push_server_timing(writing.auth, Some(&writing.timings), writing.latency);
+    buffer.fields.push("cache-control", "no-store");
+    let bytes = dialect.send(buffer, call, wire.sink);
+    let outcome = Outcome::Completed { status: 200, bytes };
+    desk.log
+        .close(call, outcome, Some(writing.figures), wire.now);
+}
+
+/// A response at a worker.
+struct WriteTask {
+    whole: Arc<dyn Whole>,
+    id: String,
+    text: String,
+    model: Option<String>,
+    finish_reason: FinishReason,
+    usage: Usage,
+    latency: Duration,
+    form: Form,
+    content_type: &'static str,
+    accepted: AcceptEncoding,
+    config: Arc<Config>,
+    series: Arc<CompressionSeries>,
+    buffered: Account,
+    key: JobKey,
+    ticket: Arc<Ticket>,
+    /// `None` once it has replied.
+    replies: Option<Arc<dyn Reply>>,
+}
+
+impl fmt::Debug for WriteTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteTask").finish_non_exhaustive()
+    }
+}
+
+impl WriteTask {
+    fn write(&self) -> Written {
+        let coder = Coder::new(&self.config, self.series.clone(), self.buffered.clone());
+        let mut buffer = ResponseBuffer::new(coder);
+        let generation = Generation {
+            id: &self.id,
+            text: &self.text,
+            model: self.model.as_deref(),
+            finish_reason: self.finish_reason,
+            usage: self.usage,
+            latency: self.latency,
+        };
+        self.whole.write(&mut buffer, self.form, &generation);
+        buffer.into_written(self.accepted, self.content_type)
+    }
+
+    fn reply(&mut self, written: Option<Written>) {
+        if let Some(replies) = self.replies.take() {
+            replies.reply(self.key, Completion::Written(written.map(Box::new)));
+        }
+    }
+}
+
+impl Task for WriteTask {
+    fn is_wanted(&self) -> bool {
+        self.ticket.cancelled().is_none()
+    }
+
+    fn run(mut self: Box<WriteTask>) {
+        let written = self.write();
+        self.reply(Some(written));
+    }
+}
+
+impl Drop for WriteTask {
+    fn drop(&mut self) {
+        self.reply(None);
+    }
+}
