@@ -72,7 +72,8 @@ pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Re
         let statuses = expected.statuses;
         assert!(statuses.contains(&code), "{code} instead of {expected:?}");
         if !expected.request_id.is_empty() {
-            assert_eq!(field("x-request-id"), Some(expected.request_id.as_str()));
+            let (id, text) = (field("x-request-id"), String::from_utf8_lossy(&body));
+            assert_eq!(id, Some(expected.request_id.as_str()), "{code}: {text}");
         }
     }
     if field("content-type").is_some_and(|media| media.starts_with("text/event-stream")) {
