@@ -544,12 +544,15 @@ fn config(patient: bool, proxied: bool, is_tight: bool, dice: &mut Dice) -> Conf
 
 /// Runs a world. Returns how often it refused something for lack of memory.
 fn simulate(seed: u64) -> u64 {
+    let mut world = World::new(seed);
     let run = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed);
         world.run();
         world.daemon.refused_for_memory()
     }));
     run.unwrap_or_else(|panic| {
+        for (reason, count) in CloseReason::ALL.iter().zip(&world.daemon.closed) {
+            eprintln!("closed for {reason:?}: {}", count.get());
+        }
         eprintln!("replay with AUTOGLMD_SIM_SEED={seed}");
         resume_unwind(panic)
     })

@@ -9,6 +9,9 @@ const TOO_ODD: &[u8] = b"too many chunks of a few bytes";
 /// complete.
 const FULL: &[u8] = b"buffers_full";
 
+/// The daemon's response to a request that a drain's end has cut off.
+const CUT_OFF: &[u8] = b"the daemon has stopped before the request was complete";
+
 /// A response that is due.
 #[derive(Debug)]
 pub struct Expected {
@@ -64,11 +67,12 @@ pub fn read(received: &[u8], expected: Option<&Expected>, has_ended: bool) -> Re
     let Some((body_bytes, body)) = body else {
         return Received::Incomplete;
     };
-    // A request that was cut off by a timeout has lost its id, and perhaps its method. The small
-    // chunks of a slow client may exceed its budget.
-    let is_full = code == 503 && body.windows(FULL.len()).any(|text| text == FULL);
-    let is_last_straw = code == 400 && body.windows(TOO_ODD.len()).any(|text| text == TOO_ODD);
-    if code != 408 && !is_last_straw && !is_full {
+    // A request that was cut off by a timeout or by the end of a drain has lost its id, and perhaps
+    // its method. The small chunks of a slow client may exceed its budget.
+    let says = |text: &[u8]| body.windows(text.len()).any(|window| window == text);
+    let is_cut_off = code == 408 || code == 503 && (says(FULL) || says(CUT_OFF));
+    let is_last_straw = code == 400 && says(TOO_ODD);
+    if !is_cut_off && !is_last_straw {
         let statuses = expected.statuses;
         assert!(statuses.contains(&code), "{code} instead of {expected:?}");
         if !expected.request_id.is_empty() {
