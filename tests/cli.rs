@@ -145,6 +145,7 @@ fn help_goes_to_stdout_with_examples() {
         "serve",
         "check",
         "key",
+        "store",
         "model",
         "generate",
         "completions",
@@ -282,6 +283,56 @@ fn a_key_is_made_listed_rotated_and_revoked() {
     home.run(&["key", "rotate", &id]).expect(65);
     home.run(&["key", "set", &id, "--weight", "2"]).expect(65);
     home.run(&["key", "revoke", "key_000000000000"]).expect(66);
+}
+
+#[test]
+fn a_database_is_checked_and_brought_up_to_date() {
+    let home = Home::new();
+    let check = || home.run(&["store", "check"]);
+    let missing = check().expect(66);
+    assert!(missing.err.contains("autoglmd.db"), "{}", missing.err);
+    home.run(&["key", "create"]).expect(0);
+    let sound = check().expect(0);
+    assert!(
+        sound.out.ends_with("\nkeys: 1\nsecrets: 1\nproblems: 0\n"),
+        "{}",
+        sound.out
+    );
+    let json = home.run(&["store", "check", "--json"]).expect(0).json();
+    assert_eq!(json["version"], json["supported"]);
+    assert_eq!(json["problems"], serde_json::json!([]));
+    let done = home.run(&["store", "migrate"]).expect(0);
+    assert!(done.err.contains("already at version"), "{}", done.err);
+
+    let path = json["path"].as_str().unwrap();
+    let raw = rusqlite::Connection::open(path).unwrap();
+    raw.execute("DELETE FROM secrets", ()).unwrap();
+    for command in ["check", "migrate"] {
+        let wrong = home.run(&["store", command]).expect(65);
+        assert!(wrong.err.contains("has no secret"), "{}", wrong.err);
+    }
+    raw.execute("DELETE FROM keys", ()).unwrap();
+    check().expect(0);
+    // The first version, which had neither the other tables nor the other columns.
+    raw.execute_batch(
+        "
+        DROP TRIGGER key_updated; DROP TRIGGER key_deleted; DROP TRIGGER secret_inserted;
+        DROP TRIGGER secret_updated; DROP TRIGGER secret_deleted;
+        DROP TABLE key_changes; DROP TABLE schema;
+        ALTER TABLE keys DROP COLUMN weight; ALTER TABLE keys DROP COLUMN allowed_models;
+        ALTER TABLE keys DROP COLUMN webhook_secret; ALTER TABLE keys DROP COLUMN owner;
+    ",
+    )
+    .unwrap();
+    let old = check().expect(0);
+    assert!(
+        old.out.contains("\nversion: 1 (this program has "),
+        "{}",
+        old.out
+    );
+    let done = home.run(&["store", "migrate"]).expect(0);
+    assert!(done.err.contains("from version 1 to "), "{}", done.err);
+    home.run(&["key", "create", "--weight", "2"]).expect(0);
 }
 
 /// The secret is printed once. A full disk, a pipe without a reader and a closed stdout must leave

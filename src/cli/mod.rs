@@ -13,6 +13,7 @@ pub mod key;
 pub mod model;
 pub mod pages;
 pub mod serve;
+pub mod store;
 pub mod times;
 
 use std::io::{self, Write};
@@ -86,6 +87,8 @@ enum Command {
     },
     /// Create, list, revoke and rotate keys. A running daemon applies a change within two seconds.
     Key(key::Key),
+    /// Check the key database, or bring it to this program's version.
+    Store(store::Store),
     /// Download, list, verify and remove models.
     Model(model::Model),
     /// Get a program from the daemon and print it while it is generated.
@@ -177,6 +180,7 @@ impl Arguments {
                 let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
                 Code(check::run(&flags.into_sources(), show, &mut out, &mut err))
             }
+            Some(Command::Store(store)) => end(store.run()),
             Some(Command::Key(key)) => end(key.run()),
             Some(Command::Model(model)) => end(model.run()),
             Some(Command::Generate(generate)) => end(generate.run()),

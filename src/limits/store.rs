@@ -7,6 +7,9 @@ use std::time::Duration;
 /// 40 bytes.
 pub const HISTORY_ENTRIES: u32 = 10_000;
 
+/// Problems of each kind that a check of the database names: the first ones show what is wrong.
+pub const EXAMINED_PROBLEMS_MAX: u32 = 20;
+
 /// How long a statement waits for another process's lock: a commit takes milliseconds, so after
 /// this long the other process hangs.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -87,6 +87,27 @@ pub enum ReadKeys {
     Changed(Vec<ChangedKey>),
 }
 
+/// What a look at a store has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examination {
+    pub version: usize,
+    pub min_reader: usize,
+    /// The version of this program.
+    pub known: usize,
+    /// The numbers of keys and of secrets; `None`: the tables cannot be read.
+    pub keys: Option<u32>,
+    pub secrets: Option<u32>,
+    /// What is wrong, for people.
+    pub problems: Vec<String>,
+}
+
+impl Examination {
+    /// Returns whether this program may work with the store.
+    pub fn is_readable(&self) -> bool {
+        self.min_reader <= self.known
+    }
+}
+
 /// The properties of a new key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewKey {

@@ -13,8 +13,8 @@ pub mod sqlite;
 pub mod watch;
 
 pub use interface::{
-    BOOTSTRAP_FILE, Bootstrap, Fault, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
-    Store, StoreError,
+    BOOTSTRAP_FILE, Bootstrap, Examination, Fault, ListedKey, Mark, NewKey, ReadKeys, Reading,
+    Renewal, Revoked, Store, StoreError,
 };
 pub use sqlite::{DATABASE_FILE, KeyStore};
 pub use watch::StoreWatcher;

@@ -20,6 +20,7 @@
 //!  5. The file is 0600 from the moment it exists; SQLite gives its `-wal` and `-shm` its mode.
 
 mod changes;
+mod examine;
 mod file;
 mod rows;
 mod schema;
@@ -35,8 +36,8 @@ use self::rows::{SELECT_SECRETS, StoredSecret, all_records, find, insert, replac
 use self::schema::{STEPS, Schema, Step};
 use self::undo::{Before, Undo};
 use super::interface::{
-    BOOTSTRAP_FILE, Bootstrap, Fault, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
-    Store, StoreError,
+    BOOTSTRAP_FILE, Bootstrap, Examination, Fault, ListedKey, Mark, NewKey, ReadKeys, Reading,
+    Renewal, Revoked, Store, StoreError,
 };
 use crate::keys::{KeyRecord, Scopes, Secret, random_id};
 use crate::limits::store as limits;
@@ -88,8 +89,7 @@ impl KeyStore {
             .busy_timeout(limits::BUSY_TIMEOUT)
             .map_err(of_database)?;
         if Schema::read(&connection).map_err(of_database)?.version == 0 {
-            let message = "no key database, or not complete yet";
-            return Err(of_file(io::Error::new(io::ErrorKind::InvalidData, message)));
+            return Err(unfinished(path));
         }
         configure(&connection).map_err(of_database)?;
         let mut store = KeyStore {
@@ -100,6 +100,17 @@ impl KeyStore {
         };
         store.migrate(STEPS)?;
         Ok(store)
+    }
+
+    /// Looks at a database without changing it, whatever its version.
+    pub fn examine(path: &Path) -> Result<Examination, StoreError> {
+        // Where there is no file, SQLite would only say that it cannot open it.
+        identity(path).map_err(|error| StoreError::File(path.to_owned(), error))?;
+        let found = examine::examine(path).map_err(|error| database_error(path, error))?;
+        match found.version {
+            0 => Err(unfinished(path)),
+            _ => Ok(found),
+        }
     }
 
     /// Applies the steps that this database has not seen, each in its own transaction.
@@ -338,6 +349,12 @@ fn draw(new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError> {
         revoked: false,
     };
     Ok((record, secret))
+}
+
+fn unfinished(path: &Path) -> StoreError {
+    let message = "no key database, or not complete yet";
+    let error = io::Error::new(io::ErrorKind::InvalidData, message);
+    StoreError::File(path.to_owned(), error)
 }
 
 fn database_error(path: &Path, error: rusqlite::Error) -> StoreError {

@@ -377,6 +377,105 @@ fn the_history_is_bounded_and_a_reader_that_stayed_away_reads_everything() {
     assert_eq!(changed_ids(&store, &mut mark), Some(Vec::new()));
 }
 
+// ---- a look from outside -------------------------------------------------------------------
+
+fn problems(path: &Path) -> Vec<String> {
+    KeyStore::examine(path).unwrap().problems
+}
+
+#[test]
+fn a_look_counts_and_changes_nothing_whatever_the_version() {
+    let (folder, mut store) = store();
+    let path = folder.path().join(DATABASE_FILE);
+    let (record, _) = store.create(&new_key(None), 1).unwrap();
+    let rotated = store.rotate(&record.id, 60, Renewal::SameLifetime, 2);
+    rotated.unwrap();
+    let found = KeyStore::examine(&path).unwrap();
+    assert_eq!((found.keys, found.secrets), (Some(1), Some(2)));
+    assert_eq!(
+        (found.version, found.min_reader, found.known),
+        (STEPS.len(), 1, STEPS.len())
+    );
+    assert!(
+        found.is_readable() && found.problems.is_empty(),
+        "{found:?}"
+    );
+
+    let steps = [STEPS, &[later("DROP TABLE secrets", STEPS.len() + 1)]].concat();
+    store.migrate(&steps).unwrap();
+    let found = KeyStore::examine(&path).unwrap();
+    assert!(
+        !found.is_readable() && found.version == steps.len(),
+        "{found:?}"
+    );
+
+    let old = folder.path().join("old.db");
+    let first = Connection::open(&old).unwrap();
+    first.execute_batch(STEPS[0].sql).unwrap();
+    first.pragma_update(None, "user_version", 1).unwrap();
+    for _ in 0..2 {
+        assert_eq!(KeyStore::examine(&old).unwrap().version, 1);
+    }
+}
+
+/// Mutation that this test catches: `orphans` that looks for one of the two only.
+#[test]
+fn a_look_names_damage_and_rows_without_their_counterpart() {
+    let (folder, mut store) = store();
+    let path = folder.path().join(DATABASE_FILE);
+    let (one, _) = store.create(&new_key(None), 1).unwrap();
+    let (two, _) = store.create(&new_key(None), 1).unwrap();
+    let raw = Connection::open(&path).unwrap();
+    raw.pragma_update(None, "foreign_keys", false).unwrap();
+    raw.execute("DELETE FROM secrets WHERE key_id = ?1", [&one.id])
+        .unwrap();
+    raw.execute("DELETE FROM keys WHERE id = ?1", [&two.id])
+        .unwrap();
+    let found = problems(&path);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].contains(&one.id) && found[1].contains(&two.id),
+        "{found:?}"
+    );
+
+    // A page of an index is lost.
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'current_secrets'";
+    let root: u32 = raw.query_row(root, (), |row| row.get(0)).unwrap();
+    let page: u32 = raw
+        .pragma_query_value(None, "page_size", |row| row.get(0))
+        .unwrap();
+    drop((raw, store));
+    let mut bytes = fs::read(&path).unwrap();
+    let (start, end) = ((root - 1) * page, root * page);
+    bytes[start as usize..end as usize].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let found = KeyStore::examine(&path).unwrap();
+    assert!(!found.problems.is_empty());
+    assert_eq!(found.keys, None);
+}
+
+#[test]
+fn a_look_at_nothing_makes_no_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(DATABASE_FILE);
+    assert!(matches!(
+        KeyStore::examine(&path),
+        Err(StoreError::File(..))
+    ));
+    assert!(!path.exists());
+    fs::write(&path, "").unwrap();
+    assert!(matches!(
+        KeyStore::examine(&path),
+        Err(StoreError::File(..))
+    ));
+    let other = "this is not SQLite, and long enough to be looked at";
+    fs::write(&path, other).unwrap();
+    let Err(StoreError::Database { fault, .. }) = KeyStore::examine(&path) else {
+        panic!("it was taken for a database");
+    };
+    assert_eq!(fault, Fault::Damaged);
+}
+
 // ---- the schema ----------------------------------------------------------------------------
 
 /// A step of a later program.

@@ -1,0 +1,154 @@
+//! `autoglmd store`: looks after the database of keys.
+//!
+//! Must never create a database: `check` and `migrate` are for one that exists.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::key::explain;
+use crate::config::{Overrides, Sources};
+use crate::console::exit::{self, Code};
+use crate::console::{fail, note, put};
+use crate::store::{DATABASE_FILE, Examination, KeyStore, StoreError};
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Store {
+    /// The folder of the database [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: StoreCommand,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  autoglmd store check                                   exit 0 if the database is sound, else 65
+  autoglmd store check --json | jq .version
+  autoglmd store migrate --state-dir /var/lib/autoglmd   before the new daemon starts
+
+Both may run beside a daemon. A daemon that runs under a service manager has its own state folder:
+name it with --state-dir.";
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Check the database without changing it: version, damage, keys without secrets.
+    Check {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring the database to this program's version. A daemon does so, too, when it starts.
+    Migrate,
+}
+
+impl Store {
+    pub fn run(self) -> Result<(), Code> {
+        let flags = Overrides {
+            state_dir: self.state_dir,
+            ..Overrides::default()
+        };
+        let (state_dir, _) = Sources::of_process(None, flags)
+            .state_dir()
+            .map_err(|reason| fail(exit::CONFIG, reason))?;
+        let path = state_dir.join(DATABASE_FILE);
+        let found = KeyStore::examine(&path).map_err(|error| match error {
+            StoreError::File(path, error) => {
+                let advice = "the first start of a daemon creates it; --state-dir names its folder";
+                let message = format!("{}: {error}; {advice}", path.display());
+                fail(exit::of_file(&error), message)
+            }
+            error => explain(&error),
+        })?;
+        match self.command {
+            StoreCommand::Check { json } => check(&path, &found, json),
+            StoreCommand::Migrate => migrate(&path, &found),
+        }
+    }
+}
+
+fn check(path: &Path, found: &Examination, as_json: bool) -> Result<(), Code> {
+    put(&match as_json {
+        true => format!("{:#}\n", to_json(path, found)),
+        false => to_text(path, found),
+    })?;
+    refuse_unsound(path, found)
+}
+
+/// Prints each problem, and returns an error if there is one.
+fn refuse_unsound(path: &Path, found: &Examination) -> Result<(), Code> {
+    if !found.is_readable() {
+        return Err(fail(
+            exit::DATA,
+            format_args!(
+                "{}: the database needs an autoglmd that supports version {} of it, but this one \
+                 supports {}; install the newer autoglmd again",
+                path.display(),
+                found.min_reader,
+                found.known
+            ),
+        ));
+    }
+    if found.problems.is_empty() {
+        return Ok(());
+    }
+    found.problems.iter().for_each(note);
+    Err(fail(
+        exit::DATA,
+        format_args!(
+            "{}: the database is not sound; put a backup in its place, or delete the rows named \
+             above",
+            path.display()
+        ),
+    ))
+}
+
+fn migrate(path: &Path, found: &Examination) -> Result<(), Code> {
+    refuse_unsound(path, found)?;
+    // Opening applies the steps.
+    KeyStore::open_existing(path).map_err(|error| explain(&error))?;
+    note(match found.version < found.known {
+        true => format!(
+            "{}: from version {} to {}",
+            path.display(),
+            found.version,
+            found.known
+        ),
+        false => format!("{}: already at version {}", path.display(), found.version),
+    });
+    Ok(())
+}
+
+fn to_text(path: &Path, found: &Examination) -> String {
+    let Examination { version, known, .. } = found;
+    let comparison = if version == known {
+        "the version of this program".to_owned()
+    } else {
+        format!(
+            "this program has {known}, and needs at least {}",
+            found.min_reader
+        )
+    };
+    let number = |count: Option<u32>| count.map_or("unknown".to_owned(), |count| count.to_string());
+    format!(
+        "{}\nversion: {version} ({comparison})\nkeys: {}\nsecrets: {}\nproblems: {}\n",
+        path.display(),
+        number(found.keys),
+        number(found.secrets),
+        found.problems.len()
+    )
+}
+
+fn to_json(path: &Path, found: &Examination) -> serde_json::Value {
+    json!({
+        "path": path.display().to_string(),
+        "version": found.version,
+        "min_reader": found.min_reader,
+        "supported": found.known,
+        "keys": found.keys,
+        "secrets": found.secrets,
+        "problems": found.problems,
+    })
+}
