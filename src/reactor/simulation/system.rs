@@ -275,8 +275,10 @@ impl Network {
         self.stopwatch.lap();
         let passed = match self.pace.below(64) {
             _ if self.calm => self.step,
-            0 if !self.is_slow => Duration::from_millis(self.pace.below(20_000)),
-            1..16 => Duration::from_micros(self.pace.below(4_000)),
+            // No client may seem to drip, and there are some ten thousand readings.
+            0 if self.is_slow => Duration::from_micros(self.pace.below(3_000)),
+            0 => Duration::from_millis(self.pace.below(20_000)),
+            1..16 if !self.is_slow => Duration::from_micros(self.pace.below(4_000)),
             _ => Duration::from_micros(self.pace.below(20)),
         };
         self.clock = self.clock + passed;
