@@ -136,6 +136,8 @@ pub mod tests {
         );
         assert_eq!(shortest_first(vec![late, short], 16), [(0, 13), (1, 3)]);
         assert_eq!(shortest_first(vec![late], 16), [(0, 16)]);
+        let passed = Reader { passed: 1, ..short };
+        assert_eq!(shortest_first(vec![passed], 16), [(1, 3)]);
         // The one that was passed over longest has its turn.
         let later = Reader {
             passed: LATE + 1,

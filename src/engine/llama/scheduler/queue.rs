@@ -269,9 +269,6 @@ impl<T> Queue<T> {
             None => Account::new(self.base(line.class)),
         };
         let result = change(&mut account);
-        if account.is_active() {
-            account.computed = account.computed.max(self.base(line.class));
-        }
         self.enter_indexes(line, &account);
         self.accounts.insert(line, account);
         self.raise_base(line.class);

@@ -2,8 +2,8 @@
 //! are not charged (`tokens_divide_by_weight_...`); a new line that begins at zero
 //! (`time_without_work_earns_no_credit`); a line at rest that is forgotten although it is ahead
 //! (`a_line_that_is_ahead_stays_so_...`); no reservation (`sequences_that_are_free_at_once_...`); a
-//! job that is put back behind the others (`a_job_that_is_put_back_keeps_its_place`); begun jobs
-//! among those that make room (`newest_job_of_the_longest_line_...`); a sweep that begins at the
+//! job that is put back behind the others (`a_job_that_is_put_back_keeps_its_place`); the oldest
+//! job of a line that makes room (`newest_job_of_the_longest_line_...`); a sweep that begins at the
 //! front each time (`a_sweep_goes_round`).
 
 use proptest::prelude::*;
