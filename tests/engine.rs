@@ -55,6 +55,39 @@ fn greedy_answers_are_the_same_alone_and_in_a_batch_where_one_kernel_computes_th
     }
 }
 
+/// One sequence, and two tenants with long outputs, which are streamed so that each token shows that
+/// the engine goes on. Mutation that this test catches: `victim` without its reason `spent`.
+#[test]
+fn a_job_that_yields_its_sequence_goes_on_with_the_same_text() {
+    // One thread: several wait for each other, which takes long on a busy machine.
+    let host = Host::start_with(Settings {
+        threads: 1,
+        ..settings(1, 1024)
+    });
+    let job = |tenant: u64| Job {
+        tenant,
+        ticket: Arc::new(Ticket::new(1_000)),
+        ..host.job_of(Prompt::Raw(long_text(30 + tenant as usize)), 280)
+    };
+    let alone = [1, 2].map(|tenant| host.run(job(tenant)));
+    let together = [1, 2].map(|tenant| host.submit(job(tenant)));
+    let together = together.map(|receiver| collect(&receiver));
+    let text = |answer: &Answer| {
+        let done = answer.outcome.as_ref().expect("an answer");
+        answer.tokens.concat() + &done.text
+    };
+    for (answer, alone) in together.iter().zip(&alone) {
+        assert_eq!(text(answer), text(alone));
+    }
+    let timings = |answer: &Answer| answer.outcome.as_ref().expect("an answer").timings;
+    let [first, second] = [timings(&together[0]), timings(&together[1])];
+    let whole = first.queue + first.prefill + first.decode;
+    assert!(
+        second.queue < whole,
+        "the second began meanwhile: {first:?}, {second:?}"
+    );
+}
+
 /// The scheduler's own tests list the mutations.
 #[test]
 fn reproducible_answers_are_the_same_alone_and_in_a_batch() {
