@@ -32,6 +32,8 @@ pub struct Client {
     moves: VecDeque<Move>,
     expected: VecDeque<Expected>,
     received: Vec<u8>,
+    /// The response before those that are due, for a failure's message.
+    last: Vec<u8>,
     /// Interim responses that were not waited for yet.
     continues: u32,
     /// It leaves in the middle: its responses do not matter.
@@ -61,6 +63,7 @@ impl Client {
             moves: VecDeque::new(),
             expected: VecDeque::new(),
             received: Vec::new(),
+            last: Vec::new(),
             continues: 0,
             vanishes: dice.one_in(4),
             has_said_goodbye: false,
@@ -261,9 +264,10 @@ impl Client {
         if wire.is_over() {
             assert!(
                 self.vanishes || self.expected.is_empty() || !must_be_served,
-                "client {} was left with {:?} unanswered",
+                "client {} was left with {:?} unanswered after {}",
                 self.name,
                 self.expected,
+                String::from_utf8_lossy(&self.last),
             );
             if !wire.client_fin {
                 wire.client_half_closes();
@@ -325,7 +329,7 @@ impl Client {
                 Received::Final { bytes } => {
                     self.continues = 0;
                     self.expected.pop_front();
-                    self.received.drain(..bytes);
+                    self.last = self.received.drain(..bytes).collect();
                 }
             }
         }
