@@ -76,10 +76,14 @@ fn refused_reload_is_reported_until_one_succeeds() {
 }
 
 /// `systemctl restart` without a socket unit: the manager keeps the socket meanwhile.
+/// Two reactors accept from it: each drains the backlog before it lets go of the socket.
 #[test]
 fn restart_refuses_no_connection() {
     let folder = folder();
-    let (manager, options) = managed(&folder, Options::echo());
+    let (manager, options) = managed(
+        &folder,
+        Options::echo().argument("--reactors").argument("2"),
+    );
     let mut first = options.clone().start();
     let mut stored = manager.wait_for("FDSTORE");
     let name = stored.value("FDNAME").expect("a name").to_owned();
