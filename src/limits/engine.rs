@@ -43,6 +43,11 @@ pub const PREFILL_BATCH_TOKENS_MAX: u32 = 512;
 /// Prompt tokens of a step as long as no speed was measured.
 pub const PROMPT_STEP_TOKENS_TYPICAL: usize = 64;
 
+/// Beside outputs a step reads prompts for at most this many times as long as it has computed
+/// outputs. A stream beside long prompts then has a third of its speed, and the prompts two thirds
+/// of the engine.
+pub const PROMPT_TIME_FACTOR_MAX: u32 = 2;
+
 /// A step reads at least this many, however slow the machine is: reading the weights for fewer
 /// costs as much.
 pub const PROMPT_STEP_TOKENS_MIN: usize = 16;

@@ -30,10 +30,15 @@ impl Budget {
         }
     }
 
-    /// Returns the tokens of the next step.
-    pub fn tokens(&self) -> usize {
+    /// Returns the tokens of the next step. `answering` is how long this step has computed outputs:
+    /// beside them the prompts may take a multiple of that, because their next tokens wait.
+    pub fn tokens(&self, answering: Duration) -> usize {
+        let time = match answering {
+            Duration::ZERO => self.time,
+            _ => self.time.min(answering * limits::PROMPT_TIME_FACTOR_MAX),
+        };
         let tokens = match self.cost.value() {
-            Some(cost) => (self.time.as_secs_f64() / cost.max(f64::MIN_POSITIVE)) as usize,
+            Some(cost) => (time.as_secs_f64() / cost.max(f64::MIN_POSITIVE)) as usize,
             None => limits::PROMPT_STEP_TOKENS_TYPICAL,
         };
         tokens.clamp(*self.bounds.start(), *self.bounds.end())
@@ -42,7 +47,7 @@ impl Budget {
     /// Records how long a batch took. A batch much smaller than the budget shows mostly its fixed
     /// cost, and weighs less.
     pub fn handle_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
-        let share = (tokens as f64 / self.tokens() as f64).min(1.0);
+        let share = (tokens as f64 / self.tokens(Duration::ZERO) as f64).min(1.0);
         let sample = took.as_secs_f64() / tokens.max(1) as f64;
         self.cost
             .add(sample, limits::PROMPT_COST_WEIGHT * share, now);
@@ -60,7 +65,7 @@ mod tests {
     fn after(token_time: Duration, batches: usize) -> Budget {
         let mut budget = Budget::new(Duration::from_millis(250), 512);
         for _ in 0..batches {
-            let tokens = budget.tokens();
+            let tokens = budget.tokens(Duration::ZERO);
             budget.handle_batch(tokens, token_time * tokens as u32, NOW);
         }
         budget
@@ -69,35 +74,52 @@ mod tests {
     #[test]
     fn a_step_has_as_many_tokens_as_the_time_allows() {
         assert_eq!(
-            after(Duration::ZERO, 0).tokens(),
+            after(Duration::ZERO, 0).tokens(Duration::ZERO),
             limits::PROMPT_STEP_TOKENS_TYPICAL
         );
-        let tokens = after(Duration::from_millis(5), 1).tokens();
+        let tokens = after(Duration::from_millis(5), 1).tokens(Duration::ZERO);
         assert!((49..=50).contains(&tokens), "{tokens}");
         assert_eq!(
-            after(Duration::from_secs(1), 9).tokens(),
+            after(Duration::from_secs(1), 9).tokens(Duration::ZERO),
             limits::PROMPT_STEP_TOKENS_MIN
         );
-        assert_eq!(after(Duration::from_micros(1), 9).tokens(), 512);
+        assert_eq!(
+            after(Duration::from_micros(1), 9).tokens(Duration::ZERO),
+            512
+        );
+    }
+
+    /// Mutation: outputs that are not looked at.
+    #[test]
+    fn beside_outputs_the_prompts_take_a_multiple_of_their_time() {
+        let budget = after(Duration::from_millis(1), 9);
+        let (short, long) = (Duration::from_millis(50), Duration::from_secs(1));
+        assert!((96..=100).contains(&budget.tokens(short)));
+        assert_eq!(budget.tokens(long), budget.tokens(Duration::ZERO));
+        assert_eq!(budget.tokens(short / 1_000), limits::PROMPT_STEP_TOKENS_MIN);
     }
 
     #[test]
     fn the_budget_follows_a_machine_that_gets_slower_and_faster() {
         let mut budget = after(Duration::from_millis(1), 9);
-        assert!((240..=251).contains(&budget.tokens()));
+        assert!((240..=251).contains(&budget.tokens(Duration::ZERO)));
         for _ in 0..5 {
-            let tokens = budget.tokens();
+            let tokens = budget.tokens(Duration::ZERO);
             budget.handle_batch(tokens, Duration::from_millis(8) * tokens as u32, NOW);
         }
-        assert!((31..=40).contains(&budget.tokens()), "{}", budget.tokens());
+        assert!(
+            (31..=40).contains(&budget.tokens(Duration::ZERO)),
+            "{}",
+            budget.tokens(Duration::ZERO)
+        );
         for _ in 0..12 {
-            let tokens = budget.tokens();
+            let tokens = budget.tokens(Duration::ZERO);
             budget.handle_batch(tokens, Duration::from_millis(1) * tokens as u32, NOW);
         }
         assert!(
-            (200..=251).contains(&budget.tokens()),
+            (200..=251).contains(&budget.tokens(Duration::ZERO)),
             "{}",
-            budget.tokens()
+            budget.tokens(Duration::ZERO)
         );
     }
 
@@ -105,13 +127,21 @@ mod tests {
     fn a_pause_of_the_process_does_not_stop_reading() {
         let mut budget = after(Duration::from_millis(1), 9);
         budget.handle_batch(250, Duration::from_secs(3_600), NOW);
-        assert!(budget.tokens() > 80, "{}", budget.tokens());
+        assert!(
+            budget.tokens(Duration::ZERO) > 80,
+            "{}",
+            budget.tokens(Duration::ZERO)
+        );
     }
 
     #[test]
     fn the_last_tokens_of_a_prompt_reveal_little() {
         let mut budget = after(Duration::from_millis(1), 9);
         budget.handle_batch(1, Duration::from_millis(40), NOW);
-        assert!(budget.tokens() > 240, "{}", budget.tokens());
+        assert!(
+            budget.tokens(Duration::ZERO) > 240,
+            "{}",
+            budget.tokens(Duration::ZERO)
+        );
     }
 }

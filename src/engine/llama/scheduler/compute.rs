@@ -3,6 +3,8 @@
 //! Builds the batches, computes them and handles their results. Keeps invariants 1 and 5 of the
 //! scheduler. Must never choose who gets a sequence: `seating` does.
 
+use std::time::Duration;
+
 use super::super::backend::{Backend, DecodeError, Token};
 use super::super::owed::Owed;
 use super::Scheduler;
@@ -28,6 +30,7 @@ impl<B: Backend> Scheduler<B> {
             next.len()
         };
         let started = self.backend.now();
+        self.answering = Duration::ZERO;
         let mut computed = 0;
         for tokens in next.chunks(together.max(1)) {
             self.batch.clear();
@@ -44,6 +47,7 @@ impl<B: Backend> Scheduler<B> {
         if computed > 0 {
             let now = self.backend.now();
             let took = now.since(started);
+            self.answering = took;
             self.speed.handle_answer_batch(computed, took, now);
         }
     }
@@ -66,7 +70,7 @@ impl<B: Backend> Scheduler<B> {
         }
         let pieces = match self.terms.is_reproducible {
             true => pieces::one(&readers),
-            false => (self.terms.divide)(readers, self.budget.tokens()),
+            false => (self.terms.divide)(readers, self.budget.tokens(self.answering)),
         };
         if pieces.is_empty() {
             return;

@@ -86,6 +86,8 @@ pub struct Scheduler<B: Backend> {
     gauges: Gauges,
     terms: Terms,
     budget: Budget,
+    /// How long this step has computed outputs.
+    answering: Duration,
     /// Since when background jobs wait and none of them runs.
     background_since: Option<Moment>,
     /// Counts the jobs that got a slot; orders slots by use.
@@ -160,6 +162,7 @@ impl<B: Backend> Scheduler<B> {
                 background_patience: limits::BACKGROUND_PATIENCE,
             },
             budget,
+            answering: Duration::ZERO,
             background_since: None,
             seated: 0,
             batch: Batch::default(),
