@@ -75,11 +75,14 @@ struct Measured {
     dumps: usize,
 }
 
+/// Sends this many batches of requests.
+type Way = fn(&Measured, usize);
+
 /// Returns the instructions of one request, by way of asking.
 fn count(binary: Option<&str>, requests: usize) -> Vec<(&'static str, f64)> {
     let mut measured = Measured::start(binary);
     let batches = requests / BATCH;
-    let ways: [(&'static str, fn(&Measured, usize)); 9] = [
+    let ways: [(&'static str, Way); 9] = [
         ("GET /livez, HTTP/1.1", |it, batches| {
             let bytes = request("GET", "/livez", &[], b"");
             one_by_one(&mut it.daemon.connect(), &bytes, batches * BATCH);

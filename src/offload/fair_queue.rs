@@ -77,7 +77,7 @@ impl<T> FairQueue<T> {
     // ---- getters ----
 
     /// Returns how many items wait.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.items
     }
 

@@ -112,7 +112,7 @@ impl Workers {
     pub fn figures(&self) -> Figures {
         let state = self.lock();
         Figures {
-            waiting: state.queue.len(),
+            waiting: state.queue.waiting(),
             waiting_bytes: state.queue.bytes(),
             ..state.figures
         }

@@ -228,7 +228,8 @@ mod tests {
         let (changes, inbox) = crossbeam_channel::unbounded();
         let store = Box::new(KeyStore::open(path).unwrap());
         let path = path.to_owned();
-        let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);
+        let reopen =
+            move || KeyStore::open_existing(&path).map(|store| Box::new(store) as Box<dyn Store>);
         let (watcher, ring) = StoreWatcher::start(store, reopen, move |ring| {
             changes.send(ring).unwrap();
         })
@@ -337,26 +338,26 @@ mod tests {
         );
     }
 
+    type Reopen = Box<dyn FnMut() -> Result<Box<dyn Store>, StoreError>>;
+    type OnChange = Box<dyn FnMut(Arc<KeyRing>)>;
+
     /// The state of the thread, on the test's own.
-    fn watch(
-        path: &Path,
-    ) -> (
-        Watch<impl FnMut() -> Result<Box<dyn Store>, StoreError>, impl FnMut(Arc<KeyRing>)>,
-        Receiver<Arc<KeyRing>>,
-    ) {
+    fn watch(path: &Path) -> (Watch<Reopen, OnChange>, Receiver<Arc<KeyRing>>) {
         let (changes, inbox) = crossbeam_channel::unbounded();
         let store = KeyStore::open(path).unwrap();
         let path = path.to_owned();
         let reading = store.read(None).unwrap();
+        let reopen: Reopen = Box::new(move || Ok(Box::new(KeyStore::open_existing(&path)?)));
+        let on_change: OnChange = Box::new(move |ring| changes.send(ring).unwrap());
         let watch = Watch {
             version: store.version().unwrap(),
             mark: reading.mark,
             ring: Arc::new(store.ring().unwrap()),
             retired: Vec::new(),
             store: Box::new(store),
-            reopen: move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _),
+            reopen,
             health: Health::Good,
-            on_change: move |ring| changes.send(ring).unwrap(),
+            on_change,
         };
         (watch, inbox)
     }

@@ -66,11 +66,11 @@ impl Asker {
     }
 
     /// Asks for one token, which is enough to know that the prompt was computed.
-    pub fn ask(&self, prompt: Prompt) -> Result<Done, Failed> {
+    pub fn ask(&self, prompt: Prompt) -> Result<Done, Box<Failed>> {
         self.ask_as(1, prompt)
     }
 
-    pub fn ask_as(&self, tenant: u64, prompt: Prompt) -> Result<Done, Failed> {
+    pub fn ask_as(&self, tenant: u64, prompt: Prompt) -> Result<Done, Box<Failed>> {
         let key = JobKey {
             reactor: 0,
             connection: Key::new(0, 0),
@@ -92,7 +92,7 @@ impl Asker {
         self.engine.submit(job).expect("an engine that is idle");
         match self.events.recv_timeout(Duration::from_secs(120)) {
             Ok(Event::Done(done)) => Ok(*done),
-            Ok(Event::Failed(failed)) => Err(*failed),
+            Ok(Event::Failed(failed)) => Err(failed),
             other => panic!("{other:?}"),
         }
     }

@@ -95,7 +95,7 @@ impl Intake {
         owed: Owed,
         preparer: Arc<dyn Prepare>,
         under_way: UnderWay,
-    ) -> Result<(), Owed> {
+    ) -> Result<(), Box<Owed>> {
         let job = owed.job();
         let (tenant, bytes) = (job.tenant, job.prompt.bytes());
         let preparation = Preparation {
@@ -108,7 +108,10 @@ impl Intake {
         match self.workers.submit(tenant, bytes, preparation) {
             Ok(()) => Ok(()),
             // Still there: only `run` takes it, and the task did not run.
-            Err(Full(mut preparation)) => preparation.owed.take().map_or(Ok(()), Err),
+            Err(Full(mut preparation)) => match preparation.owed.take() {
+                Some(owed) => Err(Box::new(owed)),
+                None => Ok(()),
+            },
         }
     }
 }

@@ -103,7 +103,7 @@ fn all_that_waits_can_be_taken_at_once() {
     let mut queue = queue();
     let count = fill(&mut queue, 1, 10) + fill(&mut queue, 2, 10);
     assert_eq!(queue.take_all().len(), count as usize);
-    assert_eq!((queue.len(), queue.bytes(), queue.pop()), (0, 0, None));
+    assert_eq!((queue.waiting(), queue.bytes(), queue.pop()), (0, 0, None));
     queue.push(1, 10, (1, 0));
     assert_eq!(queue.pop(), Some((1, 0)));
 }
@@ -152,7 +152,7 @@ proptest! {
             }
             let sum: u64 = waiting.values().flatten().map(|&(_, price)| price).sum();
             let count: usize = waiting.values().map(VecDeque::len).sum();
-            prop_assert_eq!((queue.len(), queue.bytes()), (count, sum));
+            prop_assert_eq!((queue.waiting(), queue.bytes()), (count, sum));
             prop_assert!(count <= BOUNDS.items && sum <= BOUNDS.bytes);
         }
     }

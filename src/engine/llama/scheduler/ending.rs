@@ -60,7 +60,7 @@ impl<B: Backend> Scheduler<B> {
     pub(super) fn end_waiting(&mut self, waiting: Waiting<B::Sampler>, end: End) {
         let (reason, message) = (end.reason(), end.message().to_owned());
         match waiting {
-            Waiting::Fresh { owed, .. } => self.refuse(owed, reason, message),
+            Waiting::Fresh { owed, .. } => self.refuse(*owed, reason, message),
             Waiting::Begun(yielded) => self.fail_run(*yielded.run, reason, message),
         }
     }
@@ -80,7 +80,7 @@ impl<B: Backend> Scheduler<B> {
             };
             let message = "the queue is full, and this client has the most requests in it";
             let reason = FailReason::CrowdedOut { retry_after };
-            self.refuse(owed, reason, message.to_owned());
+            self.refuse(*owed, reason, message.to_owned());
         }
         self.flush();
         self.count();

@@ -99,7 +99,7 @@ pub struct Scheduler<B: Backend> {
 
 /// A job that waits for a slot.
 enum Waiting<S> {
-    Fresh { owed: Owed, prepared: Prepared },
+    Fresh { owed: Box<Owed>, prepared: Prepared },
     Begun(Box<Yielded<S>>),
 }
 
@@ -194,6 +194,7 @@ impl<B: Backend> Scheduler<B> {
             }
             Ok(prepared) => {
                 let (line, weight) = (run::line_of(owed.job()), owed.job().weight);
+                let owed = Box::new(owed);
                 self.queue
                     .push(line, weight, Waiting::Fresh { owed, prepared });
             }

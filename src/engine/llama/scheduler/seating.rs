@@ -117,7 +117,7 @@ impl<B: Backend> Scheduler<B> {
                 ..Tenure::default()
             };
             match waiting {
-                Waiting::Fresh { owed, prepared } => self.start((owed, place), prepared, tenure),
+                Waiting::Fresh { owed, prepared } => self.start((*owed, place), prepared, tenure),
                 Waiting::Begun(yielded) => self.resume_run(*yielded, tenure),
             }
             if grant.is_aged {
