@@ -311,7 +311,8 @@ schema! {
         /// better for the model's family. A model whose heads do not fit blocks of 32 always uses
         /// `f16`.
         kv_type: Option<KvType> = None, word_of::<Option<KvType>>(), Restart;
-        /// Jobs that may wait for a sequence; a further job is refused with 503 `queue_full`.
+        /// Jobs that may wait for a sequence. Beyond that the newest job of the key with the most
+        /// waiting jobs is refused with 503 `queue_full`.
         queue: u32 = 256, number(limits::ENGINE_QUEUE_JOBS), Restart;
         /// Time for reading prompts between two steps of the running streams. A longer one reads
         /// long prompts with less work, a shorter one delays running streams and new requests less.

@@ -50,7 +50,11 @@ pub const PROMPT_TIME_FACTOR_MAX: u32 = 2;
 
 /// A step reads at least this many, however slow the machine is: reading the weights for fewer
 /// costs as much.
-pub const PROMPT_STEP_TOKENS_MIN: usize = 16;
+pub const PROMPT_STEP_TOKENS_MIN: usize = 8;
+
+/// A step of fewer tokens reads one prompt. llama.cpp computes pieces of several sequences in
+/// passes of as many tokens for each, and a pass of few tokens costs nearly what one of many does.
+pub const PROMPT_STEP_DIVIDED_TOKENS_MIN: usize = 64;
 
 /// Weight of a batch of full size in the measured cost of a prompt token. It is high, so that the
 /// budget holds again a few steps after the machine got other work.

@@ -2,7 +2,7 @@
 //!
 //! The prompt with the fewest tokens left is read first, so that a short one does not wait for a
 //! long one. A quarter of each step goes to the prompts in turn, so that a long one is read beside
-//! short ones that never end.
+//! short ones that never end. A step of few tokens is one prompt's, and every fourth goes in turn.
 
 use std::cmp::Reverse;
 
@@ -23,9 +23,21 @@ pub struct Reader {
     pub passed: u32,
 }
 
-/// Divides up to `tokens` among the prompts. Returns slots, in rising order, and their numbers of
-/// tokens.
+/// Takes up to `tokens` of the prompts: of one prompt if they are few
+/// (`PROMPT_STEP_DIVIDED_TOKENS_MIN`), else [`divided`]. Returns slots, in rising order, and their
+/// numbers of tokens.
 pub fn shortest_first(mut readers: Vec<Reader>, tokens: usize) -> Vec<(usize, usize)> {
+    if tokens >= limits::PROMPT_STEP_DIVIDED_TOKENS_MIN {
+        return divided(readers, tokens);
+    }
+    for reader in &mut readers {
+        reader.piece = reader.piece.min(tokens);
+    }
+    one(&readers)
+}
+
+/// Divides up to `tokens` among the prompts, the shortest first and a quarter in turn.
+pub fn divided(mut readers: Vec<Reader>, tokens: usize) -> Vec<(usize, usize)> {
     readers.sort_unstable_by_key(|reader| (reader.left, reader.used));
     let passed = readers.iter().filter(|reader| reader.passed > 0);
     let next = passed
@@ -120,31 +132,40 @@ pub mod tests {
         let long = reader(1, 0, 90, 0);
         let short = reader(2, 1, 3, 0);
         let other = reader(3, 2, 20, 0);
-        assert_eq!(
-            shortest_first(vec![long, short, other], 16),
-            [(1, 3), (2, 13)]
-        );
-        assert_eq!(shortest_first(vec![long, short], 16), [(0, 13), (1, 3)]);
-        assert_eq!(shortest_first(vec![long], 16), [(0, 16)]);
+        assert_eq!(divided(vec![long, short, other], 16), [(1, 3), (2, 13)]);
+        assert_eq!(divided(vec![long, short], 16), [(0, 13), (1, 3)]);
+        assert_eq!(divided(vec![long], 16), [(0, 16)]);
         let late = Reader {
             passed: LATE,
             ..long
         };
         assert_eq!(
-            shortest_first(vec![late, short, other], 16),
+            divided(vec![late, short, other], 16),
             [(0, 4), (1, 3), (2, 9)]
         );
-        assert_eq!(shortest_first(vec![late, short], 16), [(0, 13), (1, 3)]);
-        assert_eq!(shortest_first(vec![late], 16), [(0, 16)]);
+        assert_eq!(divided(vec![late, short], 16), [(0, 13), (1, 3)]);
+        assert_eq!(divided(vec![late], 16), [(0, 16)]);
         let passed = Reader { passed: 1, ..short };
-        assert_eq!(shortest_first(vec![passed], 16), [(1, 3)]);
+        assert_eq!(divided(vec![passed], 16), [(1, 3)]);
         // The one that was passed over longest has its turn.
         let later = Reader {
             passed: LATE + 1,
             ..other
         };
-        assert_eq!(shortest_first(vec![late, later], 16), [(2, 16)]);
-        assert_eq!(shortest_first(vec![reader(1, 0, 0, 0)], 16), []);
+        assert_eq!(divided(vec![late, later], 16), [(2, 16)]);
+        assert_eq!(divided(vec![reader(1, 0, 0, 0)], 16), []);
+    }
+
+    /// Mutation: a small step that is divided.
+    #[test]
+    fn a_small_step_reads_one_prompt() {
+        let (long, short) = (reader(1, 0, 900, 1), reader(2, 1, 3, 0));
+        assert_eq!(shortest_first(vec![long, short], 16), [(1, 3)]);
+        let late = Reader {
+            passed: LATE,
+            ..long
+        };
+        assert_eq!(shortest_first(vec![late, short], 16), [(0, 16)]);
         assert_eq!(shortest_first(vec![late, short], 1), [(0, 1)]);
     }
 

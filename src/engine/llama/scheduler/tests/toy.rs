@@ -14,6 +14,7 @@ pub use super::super::*;
 use crate::core::Key;
 pub use crate::engine::llama::backend::DecodeError;
 use crate::engine::llama::backend::Prepare;
+use crate::engine::llama::scheduler::pieces::divided;
 pub use crate::engine::{Class, Done, Failed, Job, Sampling};
 use crate::engine::{ContextFile, Prompt};
 pub use crate::limits::engine as limits;
@@ -265,6 +266,8 @@ impl Host {
         let now = scheduler.backend.now();
         scheduler.budget.handle_batch(1, TOKEN_TIME, now);
         scheduler.terms.piece_tokens = CHUNK;
+        // The toy's steps are all small.
+        scheduler.terms.divide = divided;
         Host {
             scheduler,
             mailbox,
