@@ -193,12 +193,13 @@ impl Daemon {
     fn begin_drain(&mut self) {
         self.phase = Phase::Draining;
         let patience = self.loaded.config.server.drain_timeout;
+        // Before the log line: a request that is sent after it finds a reactor that drains.
+        self.parts.drain(patience);
+        self.notifier.stopping("draining");
         log::info!(
             "draining: running requests have {} s to finish",
             patience.as_secs_f32()
         );
-        self.notifier.stopping("draining");
-        self.parts.drain(patience);
     }
 
     /// Cuts off running requests.
