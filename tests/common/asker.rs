@@ -10,7 +10,11 @@ use std::time::Duration;
 
 use autoglmd::core::{Key, Moment};
 use autoglmd::engine::llama::{self, KvType, Settings};
-use autoglmd::engine::{Class, Deliver, Done, Engine, Event, Failed, Job, Prompt, Sampling, State};
+use autoglmd::engine::{
+    Class, Deliver, Done, Engine, Event, FailReason, Failed, Job, Prompt, Refused, Sampling, State,
+    Timings, Usage,
+};
+use autoglmd::error::ErrorCode;
 use autoglmd::offload::{JobKey, Ticket};
 
 use super::workers::workers;
@@ -89,11 +93,27 @@ impl Asker {
             submitted: Moment::now(),
             ticket: Arc::new(Ticket::new(0)),
         };
-        self.engine.submit(job).expect("an engine that is idle");
+        match self.engine.submit(job) {
+            Ok(()) => {}
+            Err(Refused::TooLong { .. }) => return Err(Box::new(too_long())),
+            Err(refused) => panic!("an idle engine refuses: {refused:?}"),
+        }
         match self.events.recv_timeout(Duration::from_secs(120)) {
             Ok(Event::Done(done)) => Ok(*done),
             Ok(Event::Failed(failed)) => Err(failed),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// A prompt that has more bytes than the context can hold is refused before a worker sees it; to a
+/// test, that is the same as a prompt of too many tokens.
+fn too_long() -> Failed {
+    Failed {
+        reason: FailReason::Error(ErrorCode::ContextLengthExceeded),
+        message: "more bytes than the context can hold".to_owned(),
+        text: String::new(),
+        usage: Usage::default(),
+        timings: Timings::default(),
     }
 }
