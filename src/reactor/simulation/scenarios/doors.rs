@@ -100,7 +100,7 @@ fn descriptors_that_run_out_close_no_connection_while_none_waits() {
     }
     stage.settle();
     assert_eq!(stage.daemon.metrics.accept_paused.get(), 1);
-    assert!(!stage.is_closed(idle), "nobody needs its place");
+    assert!(!stage.is_closed(idle), "no client needs its place");
     stage.send(idle, GET);
     stage.settle();
     assert!(stage.receive(idle).starts_with("HTTP/1.1 200"));
