@@ -111,13 +111,7 @@ struct Set {
 
 impl Key {
     pub fn run(self) -> Result<(), Code> {
-        let flags = Overrides {
-            state_dir: self.state_dir,
-            ..Overrides::default()
-        };
-        let (state_dir, _) = Sources::of_process(None, flags)
-            .state_dir()
-            .map_err(|reason| fail(exit::CONFIG, reason))?;
+        let state_dir = state_folder(self.state_dir)?;
         let mut store = KeyStore::open_in(&state_dir).map_err(|error| explain(&error))?;
         let now = UnixSeconds::now().as_u64();
         match self.command {
@@ -326,4 +320,15 @@ fn future(end: End, now: u64) -> Result<u64, Code> {
 /// Prints an error of the store, and returns the exit code.
 pub fn explain(error: &StoreError) -> Code {
     fail(exit::of_store(error), error)
+}
+
+/// Returns the state folder of a command: that of the flag, or the one that a daemon would use.
+pub fn state_folder(flag: Option<PathBuf>) -> Result<PathBuf, Code> {
+    let flags = Overrides {
+        state_dir: flag,
+        ..Overrides::default()
+    };
+    let found = Sources::of_process(None, flags).state_dir();
+    let (folder, _) = found.map_err(|reason| fail(exit::CONFIG, reason))?;
+    Ok(folder)
 }

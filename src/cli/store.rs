@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::key::explain;
-use crate::config::{Overrides, Sources};
+use super::key::{explain, state_folder};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
 use crate::store::{DATABASE_FILE, Examination, KeyStore, StoreError};
@@ -46,13 +45,7 @@ enum StoreCommand {
 
 impl Store {
     pub fn run(self) -> Result<(), Code> {
-        let flags = Overrides {
-            state_dir: self.state_dir,
-            ..Overrides::default()
-        };
-        let (state_dir, _) = Sources::of_process(None, flags)
-            .state_dir()
-            .map_err(|reason| fail(exit::CONFIG, reason))?;
+        let state_dir = state_folder(self.state_dir)?;
         let path = state_dir.join(DATABASE_FILE);
         let found = KeyStore::examine(&path).map_err(|error| match error {
             StoreError::File(path, error) => {

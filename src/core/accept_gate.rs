@@ -21,8 +21,7 @@
 //! | a connection | nothing: the place that it took stays taken |
 //! | `EAGAIN` | clears the ready bit: the backlog is empty, an edge will come |
 //! | `ECONNABORTED`, `EINTR`, `EPERM`, network errors | nothing: the next call may succeed |
-//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | pauses for `ACCEPT_PAUSE`, whatever closes meanwhile
-//! |
+//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | pauses for `ACCEPT_PAUSE`, even if others close |
 //! | anything else | pauses: an unknown error must not become a busy loop |
 //!
 //! All of it is within the turn's budget, and the ready bit stays set when the budget is spent.

@@ -29,9 +29,9 @@
 //! the clients of another one do.
 //!
 //! Invariants, and where each is checked after a turn:
-//!  1. A connection that can go on without the kernel's help is in the run queue, or among the
-//!     deferred. `check_invariants`, in every debug build; the simulation also compares with what
-//!     its kernel holds.
+//!  1. A connection that can go on without the kernel's help is in the run queue, among the
+//!     unfinished (its last pump stopped early), or among the deferred. `check_invariants`, in
+//!     every debug build; the simulation also compares with what its kernel holds.
 //!  2. A connection with a deadline has an entry in the wheel that is not later than it.
 //!     `check_invariants`.
 //!  3. accepted = placed + closed, over all reactors. The simulation, which sees them all.

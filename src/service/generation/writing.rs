@@ -1,7 +1,9 @@
 //! A long response in one piece, which a worker builds and compresses.
 //!
 //! Extracting the program from 200 KB, escaping both and compressing them takes 10 ms. The reactor
-//! only copies the result into the output. A stream needs no worker: its pieces are short.
+//! only copies the result into the output. The pieces of a stream are short, except for its last
+//! event, which repeats the program: the reactor writes that one all the same, because the encoder
+//! of a compressed stream stays with its connection.
 //!
 //! Owns the facts about the response that the reactor needs when it comes back, and the task of the
 //! worker. If the pool has no place, the task waits here and is tried again: the generation has
