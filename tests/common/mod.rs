@@ -30,6 +30,7 @@ pub mod notify;
 pub mod player;
 pub mod process;
 pub mod python;
+pub mod redis;
 pub mod terminal;
 pub mod tls;
 pub mod workers;
