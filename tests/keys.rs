@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use autoglmd::os::process::thread_cpu_time;
-use autoglmd::store::{DATABASE_FILE, KeyStore, NewKey, Store as _, StoreWatcher};
+use autoglmd::store::{DATABASE_FILE, Keys as _, NewKey, SqliteStore, StoreWatcher};
 use serde_json::json;
 
 use common::{Answer, Daemon, Options, eventually, request};
@@ -331,7 +331,7 @@ fn a_change_among_many_keys_is_read_without_the_others() {
     let count = count.map_or(50_000, |count| count.parse().expect("a number"));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(DATABASE_FILE);
-    let mut store = KeyStore::open(&path).expect("a database");
+    let mut store = SqliteStore::open(&path).expect("a database");
     fill(&path, count);
     let new = NewKey::default();
     let (record, secret) = store.create(&new, 1).expect("a key");
@@ -340,8 +340,8 @@ fn a_change_among_many_keys_is_read_without_the_others() {
     let (changes, inbox) = std::sync::mpsc::channel();
     let again = path.clone();
     let (watcher, ring) = StoreWatcher::start(
-        Box::new(KeyStore::open(&path).expect("the database")),
-        move || KeyStore::open_existing(&again).map(|store| Box::new(store) as _),
+        Box::new(SqliteStore::open(&path).expect("the database")),
+        move || SqliteStore::open_existing(&again).map(|store| Box::new(store) as _),
         move |ring| changes.send((ring, thread_cpu_time())).expect("it waits"),
     )
     .expect("a thread");

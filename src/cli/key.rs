@@ -15,7 +15,7 @@ use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
 use crate::core::UnixSeconds;
 use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::keys as keys_limits;
-use crate::store::{KeyStore, ListedKey, NewKey, Renewal, Revoked, Store, StoreError};
+use crate::store::{Keys, ListedKey, NewKey, Renewal, Revoked, SqliteStore, StoreError};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -112,7 +112,7 @@ struct Set {
 impl Key {
     pub fn run(self) -> Result<(), Code> {
         let state_dir = state_folder(self.state_dir)?;
-        let mut store = KeyStore::open_in(&state_dir).map_err(|error| explain(&error))?;
+        let mut store = SqliteStore::open_in(&state_dir).map_err(|error| explain(&error))?;
         let now = UnixSeconds::now().as_u64();
         match self.command {
             KeyCommand::Create(create) => create.run(&mut store, now),
@@ -125,7 +125,7 @@ impl Key {
 }
 
 impl Create {
-    fn run(self, store: &mut dyn Store, now: u64) -> Result<(), Code> {
+    fn run(self, store: &mut dyn Keys, now: u64) -> Result<(), Code> {
         refuse_discarded_stdout()?;
         let new = NewKey {
             name: self.name.unwrap_or_default(),
@@ -142,7 +142,7 @@ impl Create {
 }
 
 impl Rotate {
-    fn run(self, store: &mut dyn Store, now: u64) -> Result<(), Code> {
+    fn run(self, store: &mut dyn Keys, now: u64) -> Result<(), Code> {
         refuse_discarded_stdout()?;
         let renewal = match self.expires {
             Some(end) => Renewal::At(future(end, now)?),
@@ -163,7 +163,7 @@ impl Rotate {
 }
 
 impl Set {
-    fn run(self, store: &mut dyn Store) -> Result<(), Code> {
+    fn run(self, store: &mut dyn Keys) -> Result<(), Code> {
         let set = store.set_weight(&self.id, self.weight);
         set.map_err(|error| explain(&error))?;
         note(format_args!("{} has the weight {}", self.id, self.weight));
@@ -185,7 +185,7 @@ fn refuse_discarded_stdout() -> Result<(), Code> {
 
 /// Prints a key's text, the only time that it is shown. A secret that could not be shown is taken
 /// back.
-fn hand_over(store: &mut dyn Store, record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
+fn hand_over(store: &mut dyn Keys, record: &KeyRecord, secret: &Secret) -> Result<(), Code> {
     put(&format!("{}\n", secret.reveal())).inspect_err(|_| withdraw(store, &record.id))?;
     let end = record.expires_at.map_or("never".to_owned(), times::show);
     note(format_args!(
@@ -196,7 +196,7 @@ fn hand_over(store: &mut dyn Store, record: &KeyRecord, secret: &Secret) -> Resu
     Ok(())
 }
 
-fn withdraw(store: &mut dyn Store, id: &str) {
+fn withdraw(store: &mut dyn Keys, id: &str) {
     match store.withdraw() {
         Ok(true) => note("the new key could not be shown and was removed; nothing has changed"),
         Ok(false) => note(format_args!(
@@ -209,7 +209,7 @@ fn withdraw(store: &mut dyn Store, id: &str) {
     }
 }
 
-fn revoke(store: &mut dyn Store, id: &str, now: u64) -> Result<(), Code> {
+fn revoke(store: &mut dyn Keys, id: &str, now: u64) -> Result<(), Code> {
     note(
         match store.revoke(id, now).map_err(|error| explain(&error))? {
             Revoked::Now => format!("{id} is revoked"),
@@ -219,7 +219,7 @@ fn revoke(store: &mut dyn Store, id: &str, now: u64) -> Result<(), Code> {
     Ok(())
 }
 
-fn list(store: &dyn Store, as_json: bool, now: u64) -> Result<(), Code> {
+fn list(store: &dyn Keys, as_json: bool, now: u64) -> Result<(), Code> {
     let keys = store.list().map_err(|error| explain(&error))?;
     if as_json {
         let keys: Vec<_> = keys.iter().map(|key| to_json(key, now)).collect();

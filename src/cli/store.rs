@@ -10,7 +10,7 @@ use serde_json::json;
 use super::key::{explain, state_folder};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
-use crate::store::{DATABASE_FILE, Examination, KeyStore, StoreError};
+use crate::store::{DATABASE_FILE, Examination, SqliteStore, StoreError};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -47,7 +47,7 @@ impl Store {
     pub fn run(self) -> Result<(), Code> {
         let state_dir = state_folder(self.state_dir)?;
         let path = state_dir.join(DATABASE_FILE);
-        let found = KeyStore::examine(&path).map_err(|error| match error {
+        let found = SqliteStore::examine(&path).map_err(|error| match error {
             StoreError::File(path, error) => {
                 let advice = "the first start of a daemon creates it; --state-dir names its folder";
                 let message = format!("{}: {error}; {advice}", path.display());
@@ -101,7 +101,7 @@ fn refuse_unsound(path: &Path, found: &Examination) -> Result<(), Code> {
 fn migrate(path: &Path, found: &Examination) -> Result<(), Code> {
     refuse_unsound(path, found)?;
     // Opening applies the steps.
-    KeyStore::open_existing(path).map_err(|error| explain(&error))?;
+    SqliteStore::open_existing(path).map_err(|error| explain(&error))?;
     note(match found.version < found.known {
         true => format!(
             "{}: from version {} to {}",

@@ -1,20 +1,26 @@
-//! API keys in a database: the data that outlives the process.
+//! The data that outlives the process: API keys in a database.
 //!
 //! In reading order:
 //!
-//! * [`interface`]: the trait of a store, whatever database is behind it;
+//! * [`error`]: what can go wrong;
+//! * [`interface`]: the traits of a store, whatever database is behind it;
 //! * [`sqlite`]: the store in one file;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
 //! [`crate::keys`] defines the keys.
 
+pub mod error;
+
 pub mod interface;
+
 pub mod sqlite;
+
 pub mod watch;
 
-pub use interface::{
-    BOOTSTRAP_FILE, Bootstrap, Examination, Fault, ListedKey, Mark, NewKey, ReadKeys, Reading,
-    Renewal, Revoked, Store, StoreError,
+pub use error::{Fault, StoreError};
+pub use interface::keys::{
+    BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };
-pub use sqlite::{DATABASE_FILE, KeyStore};
+pub use interface::{Examination, Store};
+pub use sqlite::{DATABASE_FILE, SqliteStore};
 pub use watch::StoreWatcher;

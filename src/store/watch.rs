@@ -27,7 +27,7 @@
 //!  6. While the thread runs, no ring that it has passed on is freed by another thread.
 //!  7. A mark belongs to an open store: after opening it again, all keys are read.
 //!
-//! Mutations that tests catch: `reopen` with `KeyStore::open`
+//! Mutations that tests catch: `reopen` with `SqliteStore::open`
 //! (`a_removed_database_is_not_made_again_...`), `publish` without `retired`
 //! (`a_replaced_ring_is_freed_by_this_thread`), `reopen` that keeps its mark
 //! (`a_refresh_reads_all_keys_...`).
@@ -37,7 +37,9 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::interface::{Mark, ReadKeys, Store, StoreError};
+use super::error::StoreError;
+use super::interface::Store;
+use super::interface::keys::{Mark, ReadKeys};
 use crate::keys::KeyRing;
 use crate::limits::store as limits;
 
@@ -211,8 +213,8 @@ mod tests {
 
     use super::*;
     use crate::keys::Scopes;
-    use crate::store::interface::NewKey;
-    use crate::store::sqlite::{DATABASE_FILE, KeyStore};
+    use crate::store::interface::keys::{Keys, NewKey};
+    use crate::store::sqlite::{DATABASE_FILE, SqliteStore};
 
     /// Far above the expected time; reached only by a failure.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -226,10 +228,11 @@ mod tests {
 
     fn start(path: &Path) -> (StoreWatcher, Arc<KeyRing>, Receiver<Arc<KeyRing>>) {
         let (changes, inbox) = crossbeam_channel::unbounded();
-        let store = Box::new(KeyStore::open(path).unwrap());
+        let store = Box::new(SqliteStore::open(path).unwrap());
         let path = path.to_owned();
-        let reopen =
-            move || KeyStore::open_existing(&path).map(|store| Box::new(store) as Box<dyn Store>);
+        let reopen = move || {
+            SqliteStore::open_existing(&path).map(|store| Box::new(store) as Box<dyn Store>)
+        };
         let (watcher, ring) = StoreWatcher::start(store, reopen, move |ring| {
             changes.send(ring).unwrap();
         })
@@ -243,7 +246,7 @@ mod tests {
         let path = folder.path().join(DATABASE_FILE);
         let (watcher, first, changes) = start(&path);
         assert!(first.is_empty());
-        let mut other = KeyStore::open(&path).unwrap();
+        let mut other = SqliteStore::open(&path).unwrap();
         let (record, secret) = other.create(&new_key(), 1).unwrap();
         let ring = changes.recv_timeout(PATIENCE).unwrap();
         assert_eq!(ring.find(secret.reveal()).unwrap().record.id, record.id);
@@ -263,7 +266,7 @@ mod tests {
         let path = folder.path().join(DATABASE_FILE);
         let (watcher, _, changes) = start(&path);
         let backup = folder.path().join("backup/keys.db");
-        let mut other = KeyStore::open(&backup).unwrap();
+        let mut other = SqliteStore::open(&backup).unwrap();
         let (_, secret) = other.create(&new_key(), 1).unwrap();
         // Closing the last connection folds the log into the file, which can then be moved.
         drop(other);
@@ -286,7 +289,7 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         watcher.refresh();
         std::fs::remove_dir(&path).unwrap();
-        let mut other = KeyStore::open(&path).unwrap();
+        let mut other = SqliteStore::open(&path).unwrap();
         let (_, secret) = other.create(&new_key(), 1).unwrap();
         // Whichever of these the thread meets first, it ends at the new file's ring.
         watcher.refresh();
@@ -302,7 +305,7 @@ mod tests {
         let path = folder.path().join(DATABASE_FILE);
         let (watcher, _, _changes) = start(&path);
         let backup = folder.path().join("backup.db");
-        let mut other = KeyStore::open(&backup).unwrap();
+        let mut other = SqliteStore::open(&backup).unwrap();
         let (_, secret) = other.create(&new_key(), 1).unwrap();
         drop(other);
         for log in ["", "-wal", "-shm"] {
@@ -315,14 +318,14 @@ mod tests {
         assert!(!path.exists());
         // The first moment of a copy.
         std::fs::write(&path, "").unwrap();
-        assert!(KeyStore::open_existing(&path).is_err());
+        assert!(SqliteStore::open_existing(&path).is_err());
         assert_eq!(
             path.metadata().unwrap().len(),
             0,
             "nothing is written to it"
         );
         std::fs::copy(&backup, &path).unwrap();
-        let ring = KeyStore::open_existing(&path).unwrap().ring().unwrap();
+        let ring = SqliteStore::open_existing(&path).unwrap().ring().unwrap();
         assert!(ring.find(secret.reveal()).is_some());
     }
 
@@ -344,10 +347,10 @@ mod tests {
     /// The state of the thread, on the test's own.
     fn watch(path: &Path) -> (Watch<Reopen, OnChange>, Receiver<Arc<KeyRing>>) {
         let (changes, inbox) = crossbeam_channel::unbounded();
-        let store = KeyStore::open(path).unwrap();
+        let store = SqliteStore::open(path).unwrap();
         let path = path.to_owned();
         let reading = store.read(None).unwrap();
-        let reopen: Reopen = Box::new(move || Ok(Box::new(KeyStore::open_existing(&path)?)));
+        let reopen: Reopen = Box::new(move || Ok(Box::new(SqliteStore::open_existing(&path)?)));
         let on_change: OnChange = Box::new(move |ring| changes.send(ring).unwrap());
         let watch = Watch {
             version: store.version().unwrap(),
@@ -368,7 +371,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
         let (mut watch, inbox) = watch(&path);
-        let mut other = KeyStore::open(&path).unwrap();
+        let mut other = SqliteStore::open(&path).unwrap();
         let mut rings = vec![Arc::clone(&watch.ring)];
         for time in 1..4 {
             other.create(&new_key(), time).unwrap();
@@ -397,7 +400,7 @@ mod tests {
     fn a_refresh_reads_all_keys_whatever_the_history_contains() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
-        let mut other = KeyStore::open(&path).unwrap();
+        let mut other = SqliteStore::open(&path).unwrap();
         let (record, secret) = other.create(&new_key(), 1).unwrap();
         let (mut watch, inbox) = watch(&path);
         let raw = rusqlite::Connection::open(&path).unwrap();

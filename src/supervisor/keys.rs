@@ -11,7 +11,7 @@ use crate::console::{exit, note};
 use crate::core::UnixSeconds;
 use crate::keys::KeyRing;
 use crate::reactor::message::Message;
-use crate::store::{Bootstrap, DATABASE_FILE, KeyStore, Store, StoreError, StoreWatcher};
+use crate::store::{Bootstrap, DATABASE_FILE, Keys as _, SqliteStore, StoreError, StoreWatcher};
 
 pub struct Keys {
     /// `None` once its thread has ended.
@@ -30,12 +30,12 @@ impl Keys {
 impl Part for Keys {
     fn start(birth: &mut Birth) -> Result<Keys, Failure> {
         let state_dir = &birth.config.state_dir;
-        let mut store = KeyStore::open_in(state_dir).map_err(|error| unusable(&error))?;
+        let mut store = SqliteStore::open_in(state_dir).map_err(|error| unusable(&error))?;
         birth.bootstrap = store
             .bootstrap(state_dir, UnixSeconds::now().as_u64())
             .map_err(|error| unusable(&error))?;
         let path = state_dir.join(DATABASE_FILE);
-        let reopen = move || KeyStore::open_existing(&path).map(|store| Box::new(store) as _);
+        let reopen = move || SqliteStore::open_existing(&path).map(|store| Box::new(store) as _);
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let mailboxes = mailboxes.unwrap_or_default();
         let on_change = move |keys: Arc<KeyRing>| {

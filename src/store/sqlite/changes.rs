@@ -17,7 +17,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::rows::{SELECT_SECRETS, StoredSecret};
 use crate::keys::ChangedKey;
-use crate::store::interface::Mark;
+use crate::store::interface::keys::Mark;
 
 pub fn newest(connection: &Connection) -> rusqlite::Result<Option<Mark>> {
     let sql = "SELECT number, token FROM key_changes ORDER BY number DESC LIMIT 1";

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::keys::Secret;
 use crate::limits::store as limits;
-use crate::store::interface::StoreError;
+use crate::store::error::StoreError;
 
 /// Creates the folder (0700) and the file (0600) if they are missing, and removes the rights of
 /// others on the file if they are wider.

@@ -2,11 +2,11 @@
 //!
 //! Owns the SQL of keys and secrets. Knows no transaction: each caller brings its own.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::keys::{KeyRecord, Scopes};
 use crate::limits::keys as limits;
-use crate::store::interface::Renewal;
+use crate::store::interface::keys::Renewal;
 
 pub const SELECT_SECRETS: &str = "
     SELECT k.id, k.name, s.hash, k.scopes, k.created_at, k.expires_at, k.requests_per_minute,
@@ -83,8 +83,8 @@ pub fn all_records(connection: &Connection) -> rusqlite::Result<Vec<KeyRecord>> 
         .collect()
 }
 
-pub fn insert(transaction: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Result<()> {
-    transaction.execute(
+pub fn insert(connection: &Connection, record: &KeyRecord) -> rusqlite::Result<()> {
+    connection.execute(
         "INSERT INTO keys (id, name, scopes, created_at, expires_at, requests_per_minute, \
          tokens_per_minute, concurrency, weight) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         (
@@ -99,15 +99,11 @@ pub fn insert(transaction: &Transaction<'_>, record: &KeyRecord) -> rusqlite::Re
             record.weight,
         ),
     )?;
-    insert_secret(transaction, record, record.created_at)
+    insert_secret(connection, record, record.created_at)
 }
 
-fn insert_secret(
-    transaction: &Transaction<'_>,
-    record: &KeyRecord,
-    now: u64,
-) -> rusqlite::Result<()> {
-    transaction.execute(
+fn insert_secret(connection: &Connection, record: &KeyRecord, now: u64) -> rusqlite::Result<()> {
+    connection.execute(
         "INSERT INTO secrets (hash, key_id, created_at) VALUES (?1, ?2, ?3)",
         (record.hash, &record.id, to_sql(now)),
     )?;
@@ -117,30 +113,30 @@ fn insert_secret(
 /// Makes `record.hash` the key's current secret. Older secrets with time left keep it, up to
 /// `old_end`; the others are deleted.
 pub fn replace_secret(
-    transaction: &Transaction<'_>,
+    connection: &Connection,
     record: &KeyRecord,
     old_end: u64,
     now: u64,
 ) -> rusqlite::Result<()> {
     let old_end = to_sql(old_end);
-    transaction.execute(
+    connection.execute(
         "UPDATE secrets SET valid_until = min(coalesce(valid_until, ?2), ?2) WHERE key_id = ?1",
         (&record.id, old_end),
     )?;
-    transaction.execute(
+    connection.execute(
         "DELETE FROM secrets WHERE key_id = ?1 AND valid_until <= ?2",
         (&record.id, to_sql(now)),
     )?;
-    transaction.execute(
+    connection.execute(
         "UPDATE keys SET expires_at = ?2 WHERE id = ?1",
         (&record.id, record.expires_at.map(to_sql)),
     )?;
-    insert_secret(transaction, record, now)
+    insert_secret(connection, record, now)
 }
 
-pub fn find(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<Option<StoredSecret>> {
+pub fn find(connection: &Connection, id: &str) -> rusqlite::Result<Option<StoredSecret>> {
     let sql = format!("{SELECT_SECRETS} WHERE k.id = ?1 AND s.valid_until IS NULL");
-    transaction
+    connection
         .query_row(&sql, [id], StoredSecret::read)
         .optional()
 }

@@ -17,7 +17,7 @@
 //! (`programs_of_the_first_version_...`), a step without its `min_reader` row
 //! (`a_program_works_while_...`).
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::Connection;
 
 /// One step of the schema's history.
 #[derive(Clone, Copy)]
@@ -107,17 +107,17 @@ pub const STEPS: &[Step] = &[
 
 impl Step {
     /// Makes `version` out of the one before. All of it is in the caller's transaction.
-    pub fn apply(&self, transaction: &Transaction<'_>, version: usize) -> rusqlite::Result<()> {
-        transaction.execute_batch(self.sql)?;
+    pub fn apply(&self, connection: &Connection, version: usize) -> rusqlite::Result<()> {
+        connection.execute_batch(self.sql)?;
         if version >= FIRST_WITH_ROWS {
             for (name, value) in [("version", version), ("min_reader", self.min_reader)] {
-                transaction.execute(
+                connection.execute(
                     "INSERT OR REPLACE INTO schema (name, value) VALUES (?1, ?2)",
                     (name, value as i64),
                 )?;
             }
         }
-        transaction.pragma_update(None, "user_version", self.min_reader as i64)
+        connection.pragma_update(None, "user_version", self.min_reader as i64)
     }
 }
 

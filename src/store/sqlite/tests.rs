@@ -2,16 +2,25 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 
-use super::*;
-use crate::keys::Standing;
-use crate::limits::store as history_limits;
+use rusqlite::Connection;
 
-fn store() -> (tempfile::TempDir, KeyStore) {
+use super::DATABASE_FILE;
+use super::connection::SqliteStore;
+use super::schema::{STEPS, Schema, Step};
+use crate::keys::{Scopes, Secret, Standing};
+use crate::limits::store as history_limits;
+use crate::store::{
+    BOOTSTRAP_FILE, Bootstrap, Fault, Keys, ListedKey, Mark, NewKey, ReadKeys, Renewal, Revoked,
+    StoreError,
+};
+
+fn store() -> (tempfile::TempDir, SqliteStore) {
     let folder = tempfile::tempdir().unwrap();
-    let store = KeyStore::open_in(folder.path()).unwrap();
+    let store = SqliteStore::open_in(folder.path()).unwrap();
     (folder, store)
 }
 
@@ -27,7 +36,7 @@ fn new_key(expires_at: Option<u64>) -> NewKey {
     }
 }
 
-fn standing(store: &KeyStore, secret: &Secret, now: u64) -> Option<Standing> {
+fn standing(store: &SqliteStore, secret: &Secret, now: u64) -> Option<Standing> {
     let ring = store.ring().unwrap();
     ring.find(secret.reveal())
         .map(|holder| holder.record.standing(now))
@@ -38,7 +47,7 @@ fn a_created_key_is_found_again_after_reopening() {
     let (folder, mut store) = store();
     let (record, secret) = store.create(&new_key(Some(500)), 100).unwrap();
     drop(store);
-    let store = KeyStore::open_in(folder.path()).unwrap();
+    let store = SqliteStore::open_in(folder.path()).unwrap();
     let ring = store.ring().unwrap();
     assert_eq!(ring.find(secret.reveal()).unwrap().record, record);
     assert_eq!((record.concurrency, record.weight), (Some(0), 7));
@@ -75,7 +84,7 @@ fn neither_the_database_nor_its_log_holds_a_key_s_text() {
 fn files_are_private_even_where_they_were_not() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("deep/state");
-    let mut store = KeyStore::open_in(&state).unwrap();
+    let mut store = SqliteStore::open_in(&state).unwrap();
     store.create(&new_key(None), 1).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
@@ -85,7 +94,7 @@ fn files_are_private_even_where_they_were_not() {
     drop(store);
     let database = state.join(DATABASE_FILE);
     fs::set_permissions(&database, Permissions::from_mode(0o644)).unwrap();
-    KeyStore::open(&database).unwrap();
+    SqliteStore::open(&database).unwrap();
     assert_eq!(mode(&database), 0o600);
 }
 
@@ -201,7 +210,7 @@ fn daemons_that_start_at_once_make_one_key_between_them() {
     let barrier = Barrier::new(DAEMONS);
     let start = || {
         barrier.wait();
-        let mut store = KeyStore::open_in(folder.path()).unwrap();
+        let mut store = SqliteStore::open_in(folder.path()).unwrap();
         store.bootstrap(folder.path(), 1).unwrap()
     };
     let made: Vec<Bootstrap> = thread::scope(|scope| {
@@ -212,7 +221,7 @@ fn daemons_that_start_at_once_make_one_key_between_them() {
             .collect()
     });
     assert_eq!(made.len(), 1);
-    let store = KeyStore::open_in(folder.path()).unwrap();
+    let store = SqliteStore::open_in(folder.path()).unwrap();
     assert_eq!(store.list().unwrap().len(), 1);
     let kept = fs::read_to_string(folder.path().join(BOOTSTRAP_FILE)).unwrap();
     assert_eq!(standing(&store, &made[0].secret, 1), Some(Standing::Valid));
@@ -253,7 +262,7 @@ fn a_weight_that_no_command_has_written_is_brought_into_bounds() {
 // ---- the history of changes ----------------------------------------------------------------
 
 /// Returns the ids that have changed since a mark, and moves it.
-fn changed_ids(store: &KeyStore, mark: &mut Option<Mark>) -> Option<Vec<String>> {
+fn changed_ids(store: &SqliteStore, mark: &mut Option<Mark>) -> Option<Vec<String>> {
     let reading = store.read(*mark).unwrap();
     *mark = reading.mark;
     match reading.keys {
@@ -266,7 +275,7 @@ fn changed_ids(store: &KeyStore, mark: &mut Option<Mark>) -> Option<Vec<String>>
 #[test]
 fn every_kind_of_change_is_in_the_history() {
     let (folder, mut store) = store();
-    let watched = KeyStore::open_in(folder.path()).unwrap();
+    let watched = SqliteStore::open_in(folder.path()).unwrap();
     let other = store.create(&new_key(None), 1).unwrap().0;
     let reading = watched.read(None).unwrap();
     let (mut ring, mut mark) = (watched.ring().unwrap(), reading.mark);
@@ -380,7 +389,7 @@ fn the_history_is_bounded_and_a_reader_that_stayed_away_reads_everything() {
 // ---- a look from outside -------------------------------------------------------------------
 
 fn problems(path: &Path) -> Vec<String> {
-    KeyStore::examine(path).unwrap().problems
+    SqliteStore::examine(path).unwrap().problems
 }
 
 #[test]
@@ -390,7 +399,7 @@ fn a_look_counts_and_changes_nothing_whatever_the_version() {
     let (record, _) = store.create(&new_key(None), 1).unwrap();
     let rotated = store.rotate(&record.id, 60, Renewal::SameLifetime, 2);
     rotated.unwrap();
-    let found = KeyStore::examine(&path).unwrap();
+    let found = SqliteStore::examine(&path).unwrap();
     assert_eq!((found.keys, found.secrets), (Some(1), Some(2)));
     assert_eq!(
         (found.version, found.min_reader, found.known),
@@ -403,7 +412,7 @@ fn a_look_counts_and_changes_nothing_whatever_the_version() {
 
     let steps = [STEPS, &[later("DROP TABLE secrets", STEPS.len() + 1)]].concat();
     store.migrate(&steps).unwrap();
-    let found = KeyStore::examine(&path).unwrap();
+    let found = SqliteStore::examine(&path).unwrap();
     assert!(
         !found.is_readable() && found.version == steps.len(),
         "{found:?}"
@@ -414,7 +423,7 @@ fn a_look_counts_and_changes_nothing_whatever_the_version() {
     first.execute_batch(STEPS[0].sql).unwrap();
     first.pragma_update(None, "user_version", 1).unwrap();
     for _ in 0..2 {
-        assert_eq!(KeyStore::examine(&old).unwrap().version, 1);
+        assert_eq!(SqliteStore::examine(&old).unwrap().version, 1);
     }
 }
 
@@ -449,7 +458,7 @@ fn a_look_names_damage_and_rows_without_their_counterpart() {
     let (start, end) = ((root - 1) * page, root * page);
     bytes[start as usize..end as usize].fill(0);
     fs::write(&path, bytes).unwrap();
-    let found = KeyStore::examine(&path).unwrap();
+    let found = SqliteStore::examine(&path).unwrap();
     assert!(!found.problems.is_empty());
     assert_eq!(found.keys, None);
 }
@@ -459,18 +468,18 @@ fn a_look_at_nothing_makes_no_database() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(DATABASE_FILE);
     assert!(matches!(
-        KeyStore::examine(&path),
+        SqliteStore::examine(&path),
         Err(StoreError::File(..))
     ));
     assert!(!path.exists());
     fs::write(&path, "").unwrap();
     assert!(matches!(
-        KeyStore::examine(&path),
+        SqliteStore::examine(&path),
         Err(StoreError::File(..))
     ));
     let other = "this is not SQLite, and long enough to be looked at";
     fs::write(&path, other).unwrap();
-    let Err(StoreError::Database { fault, .. }) = KeyStore::examine(&path) else {
+    let Err(StoreError::Database { fault, .. }) = SqliteStore::examine(&path) else {
         panic!("it was taken for a database");
     };
     assert_eq!(fault, Fault::Damaged);
@@ -483,7 +492,7 @@ fn later(sql: &'static str, min_reader: usize) -> Step {
     Step { sql, min_reader }
 }
 
-fn tables_named(store: &KeyStore, name: &str) -> i64 {
+fn tables_named(store: &SqliteStore, name: &str) -> i64 {
     let sql = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
     let count = store.connection.query_row(sql, [name], |row| row.get(0));
     count.unwrap()
@@ -514,15 +523,15 @@ fn a_program_works_while_its_version_is_at_least_min_reader() {
     let harmless = later("CREATE TABLE extra (x INTEGER) STRICT", STEPS.len());
     let mut steps = [STEPS, &[harmless]].concat();
     store.migrate(&steps).unwrap();
-    let older = KeyStore::open_in(folder.path()).unwrap();
+    let older = SqliteStore::open_in(folder.path()).unwrap();
     assert_eq!(standing(&older, &secret, 1), Some(Standing::Valid));
 
     let needed = steps.len() + 1;
     steps.push(later("DROP TABLE extra", needed));
     store.migrate(&steps).unwrap();
     for older in [
-        KeyStore::open_in(folder.path()),
-        KeyStore::open_existing(&folder.path().join(DATABASE_FILE)),
+        SqliteStore::open_in(folder.path()),
+        SqliteStore::open_existing(&folder.path().join(DATABASE_FILE)),
     ] {
         let error = older.unwrap_err();
         assert!(
@@ -598,7 +607,7 @@ fn a_database_of_the_first_version_keeps_its_keys() {
     .unwrap();
     drop(old);
     for _ in 0..2 {
-        let store = KeyStore::open_existing(&path).unwrap();
+        let store = SqliteStore::open_existing(&path).unwrap();
         let found = Schema::read(&store.connection).unwrap();
         assert_eq!((found.version, found.min_reader), (STEPS.len(), 1));
         let listed = store.list().unwrap();
@@ -615,6 +624,6 @@ fn a_file_that_is_not_a_database_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(DATABASE_FILE);
     fs::write(&path, "this is not SQLite, and long enough to be looked at").unwrap();
-    let error = KeyStore::open(&path).unwrap_err().to_string();
+    let error = SqliteStore::open(&path).unwrap_err().to_string();
     assert!(error.contains("autoglmd.db"), "{error}");
 }

@@ -6,12 +6,12 @@
 //! until the text is written, because a program that reads the text may use it at once, and because
 //! a pipe that is not emptied would hold the database's write lock.
 
-use rusqlite::{OptionalExtension, Transaction};
+use rusqlite::{Connection, OptionalExtension};
 
-/// The state before a change by [`Store::create`] or [`Store::rotate`].
+/// The state before a change by [`Keys::create`] or [`Keys::rotate`].
 ///
-/// [`Store::create`]: crate::store::Store::create
-/// [`Store::rotate`]: crate::store::Store::rotate
+/// [`Keys::create`]: crate::store::Keys::create
+/// [`Keys::rotate`]: crate::store::Keys::rotate
 #[derive(Debug)]
 pub(super) struct Undo {
     id: String,
@@ -52,8 +52,8 @@ impl Undo {
     }
 
     /// Returns `false` if another process has rotated the key since; its change stays.
-    pub(super) fn apply(&self, transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
-        let current: Option<[u8; 32]> = transaction
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let current: Option<[u8; 32]> = connection
             .query_row(
                 "SELECT hash FROM secrets WHERE key_id = ?1 AND valid_until IS NULL",
                 [&self.id],
@@ -63,17 +63,17 @@ impl Undo {
         if current != Some(self.made) {
             return Ok(false);
         }
-        transaction.execute("DELETE FROM secrets WHERE key_id = ?1", [&self.id])?;
+        connection.execute("DELETE FROM secrets WHERE key_id = ?1", [&self.id])?;
         let Some(before) = &self.before else {
-            transaction.execute("DELETE FROM keys WHERE id = ?1", [&self.id])?;
+            connection.execute("DELETE FROM keys WHERE id = ?1", [&self.id])?;
             return Ok(true);
         };
-        transaction.execute(
+        connection.execute(
             "UPDATE keys SET expires_at = ?2 WHERE id = ?1",
             (&self.id, before.expires_at),
         )?;
         for secret in &before.secrets {
-            transaction.execute(
+            connection.execute(
                 "INSERT INTO secrets (hash, key_id, created_at, valid_until) \
                  VALUES (?1, ?2, ?3, ?4)",
                 (secret.hash, &self.id, secret.created_at, secret.valid_until),
@@ -84,13 +84,13 @@ impl Undo {
 }
 
 impl Before {
-    pub(super) fn read(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<Before> {
+    pub(super) fn read(connection: &Connection, id: &str) -> rusqlite::Result<Before> {
         let expires_at =
-            transaction.query_row("SELECT expires_at FROM keys WHERE id = ?1", [id], |row| {
+            connection.query_row("SELECT expires_at FROM keys WHERE id = ?1", [id], |row| {
                 row.get(0)
             })?;
         let sql = "SELECT hash, created_at, valid_until FROM secrets WHERE key_id = ?1";
-        let mut statement = transaction.prepare(sql)?;
+        let mut statement = connection.prepare(sql)?;
         let secrets = statement.query_map([id], |row| {
             Ok(StoredHash {
                 hash: row.get(0)?,
@@ -108,15 +108,15 @@ impl Before {
 #[cfg(test)]
 mod tests {
     use crate::keys::{Secret, Standing};
-    use crate::store::{KeyStore, NewKey, Renewal, Store};
+    use crate::store::{Keys, NewKey, Renewal, SqliteStore};
 
-    fn store() -> (tempfile::TempDir, KeyStore) {
+    fn store() -> (tempfile::TempDir, SqliteStore) {
         let folder = tempfile::tempdir().unwrap();
-        let store = KeyStore::open_in(folder.path()).unwrap();
+        let store = SqliteStore::open_in(folder.path()).unwrap();
         (folder, store)
     }
 
-    fn standing(store: &KeyStore, secret: &Secret, now: u64) -> Option<Standing> {
+    fn standing(store: &SqliteStore, secret: &Secret, now: u64) -> Option<Standing> {
         let ring = store.ring().unwrap();
         ring.find(secret.reveal())
             .map(|holder| holder.record.standing(now))
@@ -160,7 +160,7 @@ mod tests {
         store
             .rotate(&record.id, 0, Renewal::SameLifetime, 2)
             .unwrap();
-        let mut other = KeyStore::open_in(folder.path()).unwrap();
+        let mut other = SqliteStore::open_in(folder.path()).unwrap();
         let rotated = other.rotate(&record.id, 0, Renewal::SameLifetime, 3);
         let (_, secret) = rotated.unwrap();
         assert!(!store.withdraw().unwrap());

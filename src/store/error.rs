@@ -1,0 +1,80 @@
+//! What can go wrong with a store, whatever database is behind it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Debug)]
+pub enum StoreError {
+    /// A file or folder, and its error.
+    File(PathBuf, io::Error),
+    /// The database at `place`; `reason` is its own message.
+    Database {
+        place: PathBuf,
+        fault: Fault,
+        reason: String,
+    },
+    /// A later version of this program has changed the database in a way that this one cannot
+    /// work with.
+    TooNew {
+        path: PathBuf,
+        /// The lowest version that can.
+        needed: usize,
+        known: usize,
+    },
+    UnknownKey(String),
+    RevokedKey(String),
+    Random(getrandom::Error),
+    Thread(io::Error),
+}
+
+/// The fault of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Another process holds its lock.
+    Busy,
+    /// It is not a database of ours, or not whole.
+    Damaged,
+    Other,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::File(path, error) => write!(f, "{}: {error}", path.display()),
+            StoreError::Database { place, reason, .. } => {
+                write!(f, "{}: {reason}", place.display())
+            }
+            StoreError::TooNew {
+                path,
+                needed,
+                known,
+            } => write!(
+                f,
+                "{}: the database needs an autoglmd that supports version {needed} of it, but this \
+                 one supports {known}; install the newer autoglmd again",
+                path.display()
+            ),
+            StoreError::UnknownKey(id) => {
+                write!(
+                    f,
+                    "no key has the id {id}; list the ids with `autoglmd key list`"
+                )
+            }
+            StoreError::RevokedKey(id) => write!(
+                f,
+                "{id} is revoked for good; make another key with `autoglmd key create`"
+            ),
+            StoreError::Thread(error) => write!(f, "no thread can be started: {error}"),
+            StoreError::Random(error) => write!(f, "getrandom(2) failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<getrandom::Error> for StoreError {
+    fn from(error: getrandom::Error) -> StoreError {
+        StoreError::Random(error)
+    }
+}

@@ -1,0 +1,44 @@
+//! The interface of a store, whatever database is behind it.
+//!
+//! Each kind of data has a trait and a file of its own here, and one in the folder of each database
+//! that implements it: [`keys`]. [`Store`] is all of them together.
+//!
+//! Must never name a database. The threads and the commands know only these traits.
+
+pub mod keys;
+
+use super::error::StoreError;
+use keys::Keys;
+
+/// An open store. It is one connection, so it must be used from one thread at a time. Each call may
+/// wait for a disk, a network or another process's lock, so none may be made on a reactor's thread.
+pub trait Store: Keys + Send {
+    /// Returns a number that changes when another connection has changed the store, even one of
+    /// this process.
+    fn version(&self) -> Result<i64, StoreError>;
+
+    /// Returns whether the store must be opened again, because its name now means another database,
+    /// as after a restored backup.
+    fn is_replaced(&self) -> bool;
+}
+
+/// What a look at a store has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examination {
+    pub version: usize,
+    pub min_reader: usize,
+    /// The version of this program.
+    pub known: usize,
+    /// The numbers of keys and of secrets; `None`: the tables cannot be read.
+    pub keys: Option<u32>,
+    pub secrets: Option<u32>,
+    /// What is wrong, for people.
+    pub problems: Vec<String>,
+}
+
+impl Examination {
+    /// Returns whether this program may work with the store.
+    pub fn is_readable(&self) -> bool {
+        self.min_reader <= self.known
+    }
+}

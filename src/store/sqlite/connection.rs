@@ -1,0 +1,172 @@
+//! The open database: how it is opened, brought up to date, and written to.
+//!
+//! Owns the connection and its transactions. Knows no table.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::examine;
+use super::file::{configure, connect, identity, prepare_file};
+use super::schema::{STEPS, Schema, Step};
+use super::undo::Undo;
+use crate::limits::store as limits;
+use crate::store::error::{Fault, StoreError};
+use crate::store::interface::{Examination, Store};
+
+/// The database's name in the state folder.
+pub const DATABASE_FILE: &str = "autoglmd.db";
+
+/// The open database. It is one connection, so it must be used from one thread at a time.
+#[derive(Debug)]
+pub struct SqliteStore {
+    pub(super) connection: Connection,
+    pub(super) path: PathBuf,
+    /// Device and inode of the opened file, to notice when another file takes its name.
+    identity: (u64, u64),
+    /// The state before the last change that made a secret.
+    pub(super) undo: Option<Undo>,
+}
+
+impl SqliteStore {
+    /// Opens `autoglmd.db` in the state folder; creates folder, file and tables if they are
+    /// missing.
+    pub fn open_in(state_dir: &Path) -> Result<SqliteStore, StoreError> {
+        SqliteStore::open(&state_dir.join(DATABASE_FILE))
+    }
+
+    pub fn open(path: &Path) -> Result<SqliteStore, StoreError> {
+        let identity = prepare_file(path)?;
+        let connection = connect(path).map_err(|error| database_error(path, error))?;
+        let mut store = SqliteStore {
+            connection,
+            path: path.to_owned(),
+            identity,
+            undo: None,
+        };
+        store.migrate(STEPS)?;
+        Ok(store)
+    }
+
+    /// Opens an existing database, and creates none: while an operator puts a backup in its place,
+    /// a new one would be in the way. A file that is empty or half copied is refused before
+    /// anything is written to it.
+    pub fn open_existing(path: &Path) -> Result<SqliteStore, StoreError> {
+        let of_file = |error| StoreError::File(path.to_owned(), error);
+        let of_database = |error| database_error(path, error);
+        let identity = identity(path).map_err(of_file)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(of_database)?;
+        connection
+            .busy_timeout(limits::BUSY_TIMEOUT)
+            .map_err(of_database)?;
+        if Schema::read(&connection).map_err(of_database)?.version == 0 {
+            return Err(unfinished(path));
+        }
+        configure(&connection).map_err(of_database)?;
+        let mut store = SqliteStore {
+            connection,
+            path: path.to_owned(),
+            identity,
+            undo: None,
+        };
+        store.migrate(STEPS)?;
+        Ok(store)
+    }
+
+    /// Looks at a database without changing it, whatever its version.
+    pub fn examine(path: &Path) -> Result<Examination, StoreError> {
+        // Where there is no file, SQLite would only say that it cannot open it.
+        identity(path).map_err(|error| StoreError::File(path.to_owned(), error))?;
+        let found = examine::examine(path).map_err(|error| database_error(path, error))?;
+        match found.version {
+            0 => Err(unfinished(path)),
+            _ => Ok(found),
+        }
+    }
+
+    /// Applies the steps that this database has not seen, each in its own transaction.
+    pub(super) fn migrate(&mut self, steps: &[Step]) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let of_database = |error| database_error(&path, error);
+        let known = steps.len();
+        // The usual case takes no lock.
+        let found = Schema::read(&self.connection).map_err(of_database)?;
+        if found.version >= known && found.min_reader <= known {
+            return Ok(());
+        }
+        for (index, step) in steps.iter().enumerate() {
+            self.write(|transaction| {
+                // Read inside the transaction: another process may just have done this step.
+                let found = Schema::read(transaction).map_err(of_database)?;
+                if found.min_reader > known {
+                    return Err(StoreError::TooNew {
+                        path: path.clone(),
+                        needed: found.min_reader,
+                        known,
+                    });
+                }
+                if found.version > index {
+                    return Ok(());
+                }
+                step.apply(transaction, index + 1).map_err(of_database)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs `work` in a transaction that holds the write lock from its beginning, or at a savepoint
+    /// of the group that has begun. An error of `work` rolls back.
+    pub(super) fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let path = &self.path;
+        let of_database = |error| database_error(path, error);
+        let connection = &mut self.connection;
+        if connection.is_autocommit() {
+            let transaction = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(of_database)?;
+            let value = work(&transaction)?;
+            transaction.commit().map_err(of_database)?;
+            return Ok(value);
+        }
+        let savepoint = connection.savepoint().map_err(of_database)?;
+        let value = work(&savepoint)?;
+        savepoint.commit().map_err(of_database)?;
+        Ok(value)
+    }
+}
+
+impl Store for SqliteStore {
+    /// SQLite's `PRAGMA data_version`.
+    fn version(&self) -> Result<i64, StoreError> {
+        self.connection
+            .pragma_query_value(None, "data_version", |row| row.get(0))
+            .map_err(|error| database_error(&self.path, error))
+    }
+
+    fn is_replaced(&self) -> bool {
+        identity(&self.path).map_or(true, |found| found != self.identity)
+    }
+}
+
+fn unfinished(path: &Path) -> StoreError {
+    let message = "no key database, or not complete yet";
+    let error = io::Error::new(io::ErrorKind::InvalidData, message);
+    StoreError::File(path.to_owned(), error)
+}
+
+pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> StoreError {
+    StoreError::Database {
+        place: path.to_owned(),
+        fault: match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => Fault::Busy,
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Fault::Damaged,
+            _ => Fault::Other,
+        },
+        reason: error.to_string(),
+    }
+}
