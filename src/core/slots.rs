@@ -29,8 +29,11 @@
 //!  3. Live and retired slots together never exceed the capacity given at construction.
 //!  4. Generations outlive their tenants: they are kept beside the slab, four bytes per slot.
 //!
-//! A generation wraps after 2^32 - 1 tenants of one slot. A stale key would have to be kept for
-//! that long (half a day at 100,000 connections per second, all through one slot) to be mistaken
+//!  5. All generations of one table carry the bits of its [`Kind`], so a key of another kind finds
+//!     nothing.
+//!
+//! A generation wraps after 2^30 - 1 tenants of one slot. A stale key would have to be kept for
+//! that long (three hours at 100,000 connections per second, all through one slot) to be mistaken
 //! for a live one.
 
 use std::ops::Range;
@@ -38,6 +41,7 @@ use std::ops::Range;
 use slab::Slab;
 
 use super::Key;
+use super::key::Kind;
 
 /// Values that are named by [`Key`]; see the file's head.
 ///
@@ -52,14 +56,12 @@ pub struct Slots<T> {
     /// Slots that wait for [`Slots::reap`].
     retired: Vec<u32>,
     capacity: usize,
+    kind: Kind,
 }
 
-/// The generation of each slot's first tenant.
-const FIRST_GENERATION: u32 = 1;
-
 impl<T> Slots<T> {
-    /// Creates room for at most `capacity` values at once.
-    pub fn new(capacity: usize) -> Slots<T> {
+    /// Creates room for at most `capacity` values of this kind at once.
+    pub fn new(kind: Kind, capacity: usize) -> Slots<T> {
         assert!(
             capacity <= u32::MAX as usize,
             "a key's index has 32 bits: {capacity} slots are too many"
@@ -69,6 +71,7 @@ impl<T> Slots<T> {
             generations: Vec::new(),
             retired: Vec::new(),
             capacity,
+            kind,
         }
     }
 
@@ -107,7 +110,7 @@ impl<T> Slots<T> {
         let generation = self.generations.get(index).copied();
         Some(Key::new(
             index as u32,
-            generation.unwrap_or(FIRST_GENERATION),
+            generation.unwrap_or(first_generation(self.kind)),
         ))
     }
 
@@ -145,7 +148,7 @@ impl<T> Slots<T> {
     pub fn insert(&mut self, value: T) -> Key {
         let key = self.vacant_key().expect("the caller saw a vacant key");
         if key.index as usize == self.generations.len() {
-            self.generations.push(FIRST_GENERATION);
+            self.generations.push(first_generation(self.kind));
         }
         let index = self.slab.insert(Some(value));
         debug_assert_eq!(index, key.index as usize);
@@ -160,7 +163,7 @@ impl<T> Slots<T> {
             return None;
         }
         let value = self.slab.get_mut(key.index as usize)?.take()?;
-        self.generations[key.index as usize] = next_generation(key.generation);
+        self.generations[key.index as usize] = next_generation(self.kind, key.generation);
         self.retired.push(key.index);
         self.check_slot(key.index);
         Some(value)
@@ -198,17 +201,25 @@ impl<T> Slots<T> {
     pub fn check_invariants(&self) {
         assert!(self.slab.len() <= self.capacity);
         assert!(self.slab.capacity() == 0 || self.generations.len() >= self.slab.len());
+        let kinds = self.generations.iter().map(|one| Key::new(0, *one).kind());
+        assert!(kinds.into_iter().all(|kind| kind == self.kind));
         assert!(self.generations.iter().all(|generation| *generation != 0));
         let closed = self.slab.iter().filter(|(_, value)| value.is_none());
         assert_eq!(closed.count(), self.retired.len());
     }
 }
 
-/// Wraps around and skips zero, which no tenant has.
-const fn next_generation(generation: u32) -> u32 {
-    match generation.wrapping_add(1) {
-        0 => FIRST_GENERATION,
-        next => next,
+/// Returns the generation of each slot's first tenant.
+const fn first_generation(kind: Kind) -> u32 {
+    kind.bits() | 1
+}
+
+/// Wraps around within the kind's generations and skips zero, which no tenant has.
+const fn next_generation(kind: Kind, generation: u32) -> u32 {
+    let count = generation.wrapping_add(1) & ((1 << Kind::GENERATION_BITS) - 1);
+    match count {
+        0 => first_generation(kind),
+        _ => kind.bits() | count,
     }
 }
 
@@ -222,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_retired_slot_stays_closed_until_it_is_reaped() {
-        let mut slots = Slots::new(1);
+        let mut slots = Slots::new(Kind::Client, 1);
         let first = slots.insert("first");
         assert_eq!(slots.vacant_key(), None, "full");
         assert_eq!(slots.retire(first), Some("first"));
@@ -241,22 +252,25 @@ mod tests {
 
     #[test]
     fn generations_wrap_around_and_skip_zero() {
-        let mut slots = Slots::new(1);
-        let key = slots.insert(());
-        slots.retire(key);
-        slots.reap();
-        slots.generations[0] = u32::MAX;
-        let last = slots.insert(());
-        assert_eq!(last.generation, u32::MAX);
-        slots.retire(last);
-        slots.reap();
-        assert_eq!(slots.insert(()).generation, FIRST_GENERATION);
-        slots.check_invariants();
+        for kind in [Kind::Client, Kind::Outbound] {
+            let mut slots = Slots::new(kind, 1);
+            let key = slots.insert(());
+            slots.retire(key);
+            slots.reap();
+            let highest = kind.bits() | ((1 << Kind::GENERATION_BITS) - 1);
+            slots.generations[0] = highest;
+            let last = slots.insert(());
+            assert_eq!(last.generation, highest);
+            slots.retire(last);
+            slots.reap();
+            assert_eq!(slots.insert(()).generation, first_generation(kind));
+            slots.check_invariants();
+        }
     }
 
     #[test]
     fn generation_zero_resolves_to_nothing() {
-        let mut slots = Slots::new(4);
+        let mut slots = Slots::new(Kind::Client, 4);
         assert_eq!(slots.get(Key::new(0, 0)), None);
         slots.insert(7);
         assert_eq!(slots.get(Key::new(0, 0)), None);
@@ -285,7 +299,7 @@ mod tests {
         /// Each value is its own serial number: a key finds its own value or nothing.
         #[test]
         fn no_key_ever_finds_another_tenant(steps in steps(), capacity in 1_usize..6) {
-            let mut slots = Slots::new(capacity);
+            let mut slots = Slots::new(Kind::Client, capacity);
             let mut given: Vec<Key> = Vec::new();
             let mut live: HashMap<Key, usize> = HashMap::new();
             let mut unreaped = 0;

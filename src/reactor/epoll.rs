@@ -159,6 +159,6 @@ fn source_of(token: Token) -> Source {
     match (key.generation, key.index) {
         (0, 0) => Source::Doorbell,
         (0, listener) => Source::Listener(listener as usize - 1),
-        _ => Source::Connection(key),
+        _ => Source::Client(key),
     }
 }

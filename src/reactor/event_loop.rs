@@ -67,6 +67,7 @@ use crate::core::buffered::Tally;
 use crate::core::deadlines::DeadlineKind;
 use crate::core::drain::{Drain, StopReason};
 use crate::core::idle_list::IdleList;
+use crate::core::key::Kind;
 use crate::core::places::Places;
 use crate::core::run_queue::RunQueue;
 use crate::core::slots::Slots;
@@ -161,7 +162,7 @@ impl<S: System> Reactor<S> {
             // The gate bounds the connections. There are twice as many slots, because in one turn
             // all connections may close and as many may come, and a closed slot is free only in the
             // next turn.
-            slots: Slots::new(2 * parts.places.maximum()),
+            slots: Slots::new(Kind::Client, 2 * parts.places.maximum()),
             gate,
             pause_told_until: now,
             closed: CloseReason::ALL.map(|reason| shared.metrics.closed.get(reason)),
@@ -261,7 +262,7 @@ impl<S: System> Reactor<S> {
                     self.shared.metrics.wakeups.inc();
                 }
                 Source::Listener(index) => self.gate.handle_ready(index),
-                Source::Connection(key) => match self.slots.get_mut(key) {
+                Source::Client(key) => match self.slots.get_mut(key) {
                     Some(connection) => {
                         connection.handle_edge(&edge);
                         if !self.unfinished.contains(key) {

@@ -29,7 +29,8 @@ pub enum Source {
     Doorbell,
     /// A connection may wait in the backlog of the listener with this index.
     Listener(usize),
-    Connection(Key),
+    /// A client's connection.
+    Client(Key),
 }
 
 /// One edge: `source` became ready in some way.

@@ -71,7 +71,7 @@ impl Wire {
         let Some((_, key)) = self.registered else {
             return;
         };
-        change(self.pending.get_or_insert(edge_of(Source::Connection(key))));
+        change(self.pending.get_or_insert(edge_of(Source::Client(key))));
     }
 
     /// Returns whether nothing more will come to the client.
@@ -383,7 +383,7 @@ impl System for SimulatedKernel {
                 && index == self.index
             {
                 // Spurious, or stale, perhaps for a connection that is gone.
-                edges.push(edge_of(Source::Connection(key)));
+                edges.push(edge_of(Source::Client(key)));
             }
         }
         Ok(())
