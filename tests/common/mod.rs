@@ -10,6 +10,7 @@
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
 //!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
 //! * [`workers`] prepares prompts for an engine in this process.
+//! * [`postgres`] starts a PostgreSQL server of the test's own, and stops, freezes and kills it.
 //!
 //! Nothing here sleeps to wait for something: a wait ends with a line of the log, a response, or a
 //! bound that is far above what a working daemon needs.
@@ -28,6 +29,7 @@ pub mod metrics;
 pub mod model;
 pub mod notify;
 pub mod player;
+pub mod postgres;
 pub mod process;
 pub mod python;
 pub mod redis;
