@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use autoglmd::cache::lru::Item;
+use autoglmd::cache::shards::Shards;
 use autoglmd::config::Config;
 use autoglmd::core::buffered::Account;
 use autoglmd::core::output::OutputQueue;
@@ -292,5 +294,56 @@ impl Engine for NoEngine {
     fn drain(&self) {}
 }
 
-criterion_group!(benches, head, chunked_body, wheel, output, forms);
+/// Look-ups and replacements in the cache, which must cost the same for a million entries.
+fn cache(criterion: &mut Criterion) {
+    const ENTRY_BYTES: usize = 1_024;
+    let mut group = criterion.benchmark_group("cache");
+    for entries in [1_000u64, 1_000_000] {
+        let shards: Shards<[u64; 4], Arc<()>> = Shards::new(entries as usize * ENTRY_BYTES);
+        let mut removed = Vec::new();
+        let mut store = |number: u64| {
+            let key = [number; 4];
+            let item = Item {
+                tenant: number % 8,
+                value: Arc::new(()),
+                bytes: ENTRY_BYTES,
+                expires: Moment::NEVER,
+            };
+            let mut shard = shards.of(&key);
+            shard
+                .insert(key, item, Moment::ZERO, &mut removed)
+                .expect("it fits");
+            drop(shard);
+            removed.clear();
+        };
+        (0..2 * entries).for_each(&mut store);
+        let mut number = 2 * entries;
+        group.bench_function(format!("replace one of {entries} entries"), |bencher| {
+            bencher.iter(|| {
+                number += 1;
+                store(number);
+            });
+        });
+        let held: usize = shards.each().map(|shard| shard.len()).sum();
+        let mut hits = 0u64;
+        group.bench_function(format!("look up one of {entries} entries"), |bencher| {
+            bencher.iter(|| {
+                // An odd factor visits the recent half of the entries in no order.
+                hits = hits.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let key = [number - hits % (held as u64 / 2); 4];
+                black_box(shards.of(&key).get(&key, Moment::ZERO).cloned())
+            });
+        });
+        for mut shard in shards.each() {
+            let max_bytes = shard.max_bytes() / 2;
+            shard.set_max_bytes(max_bytes, Moment::ZERO, &mut removed);
+            shard.remove_tenant(0, &mut removed);
+            assert!(!shard.is_empty() && shard.tenants() == 7);
+            drop(shard.take_all());
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, head, chunked_body, wheel, output, cache, forms);
 criterion_main!(benches);

@@ -47,6 +47,9 @@ pub mod models;
 // The database, and the watch over its changes.
 pub mod store;
 
+// Results that were computed once: entries bounded by bytes.
+pub mod cache;
+
 // The service: admission, generations, responses, one folder per API.
 pub mod service;
 

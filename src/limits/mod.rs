@@ -43,6 +43,8 @@ pub mod config;
 
 pub mod sandbox;
 
+pub mod cache;
+
 pub mod service;
 
 pub mod reactor;

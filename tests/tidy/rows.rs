@@ -29,6 +29,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("keys", &["limits", "core"]),
     ("models", &["limits", "core", "os"]),
     ("store", &["limits", "keys"]),
+    ("cache", &["limits", "core"]),
     (
         "service",
         &[
