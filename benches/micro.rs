@@ -19,7 +19,8 @@ use autoglmd::core::pool::BufferPool;
 use autoglmd::core::wheel::Wheel;
 use autoglmd::core::{Key, Moment, UnixSeconds};
 use autoglmd::engine::{
-    Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings, Usage,
+    Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, Served, State, Timings,
+    Usage,
 };
 use autoglmd::grpc::messages::{Message as _, autoglm};
 use autoglmd::grpc::{Encoding, frame};
@@ -243,6 +244,7 @@ fn exchange(service: &mut Service, form: &str, body: &[u8], now: Moment) -> usiz
             completion_tokens: 300,
         },
         timings: Timings::default(),
+        served: Served::default(),
     };
     let mut exchange = exchange.expect("a good body");
     let event = Event::Done(Box::new(done));

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use autoglmd::core::{Key, Moment};
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    Class, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job, Message,
-    Prompt, Refused, Sampling, State, code, family,
+    CacheMode, Class, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges,
+    GenerationId, Job, Message, Prompt, Refused, Sampling, State, code, family,
 };
 use autoglmd::error::ErrorCode;
 use autoglmd::offload::{CancelReason, JobKey, Ticket};
@@ -580,6 +580,7 @@ impl Host {
                 connection: Key::new(0, 0),
                 request: 0,
             },
+            id: GenerationId::from_client(b"1").unwrap(),
             tenant: 1,
             class: Class::Live,
             weight: 1,
@@ -589,6 +590,7 @@ impl Host {
             stop: Vec::new(),
             deadline: Moment::NEVER,
             submitted: Moment::now(),
+            cache: CacheMode::Bypass,
             ticket: Arc::new(Ticket::new(0)),
         })
     }
@@ -649,6 +651,7 @@ fn collect(receiver: &Receiver<Event>) -> Answer {
     let mut tokens = Vec::new();
     loop {
         match receiver.recv_timeout(PATIENCE).expect("an event") {
+            Event::Served(served) => panic!("{served:?}"),
             Event::Token { text } => tokens.push(text),
             Event::Done(done) => {
                 return Answer {

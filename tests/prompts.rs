@@ -60,7 +60,7 @@ fn long_runs_of_one_class_crash_no_tokenizer() {
             // A vocabulary made for other words may have no token for a text at all.
             let refused = [ErrorCode::ContextLengthExceeded, ErrorCode::InvalidRequest];
             if let Err(failed) = outcome {
-                let reason = failed.reason;
+                let reason = failed.reason.clone();
                 let is_expected = refused.map(FailReason::Error).contains(&reason);
                 assert!(is_expected, "{name}: {run:?}: {failed:?}");
             }

@@ -16,8 +16,8 @@ use autoglmd::core::{Key, Moment};
 use autoglmd::engine::family::Family;
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    Class, ContextFile, Deliver, Done, Engine, Event, FinishReason, Job, Prompt, State, language,
-    prompt,
+    CacheMode, Class, ContextFile, Deliver, Done, Engine, Event, FinishReason, GenerationId, Job,
+    Prompt, State, language, prompt,
 };
 use autoglmd::offload::{JobKey, Ticket};
 use serde::{Deserialize, Serialize};
@@ -203,6 +203,7 @@ fn job(variant: &Variant, question: &Question<'_>, request: u32) -> Job {
             connection: Key::new(0, 0),
             request,
         },
+        id: GenerationId::from_client(b"1").unwrap(),
         tenant: 1,
         class: Class::Live,
         weight: 1,
@@ -212,6 +213,7 @@ fn job(variant: &Variant, question: &Question<'_>, request: u32) -> Job {
         stop: Vec::new(),
         deadline: Moment::NEVER,
         submitted: Moment::now(),
+        cache: CacheMode::Bypass,
         ticket: Arc::new(Ticket::new(0)),
     }
 }
@@ -270,7 +272,7 @@ impl Desk {
         match self.events.recv_timeout(patience) {
             Ok((key, Event::Done(done))) => Some((key.request as usize, done)),
             Ok((_, Event::Failed(failed))) => panic!("{}", failed.message),
-            Ok((_, Event::Token { .. })) => unreachable!("no credit was given"),
+            Ok((_, Event::Served(_) | Event::Token { .. })) => unreachable!("no credit was given"),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => panic!("the engine stopped"),
         }

@@ -8,11 +8,14 @@ use std::time::Duration;
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey, Ticket};
+use crate::telemetry::request_id::RequestId;
 
 /// One request for generated text, complete in itself.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub key: JobKey,
+    /// The id of the generation, for the case that later requests get its result.
+    pub id: GenerationId,
     /// The owner of this conversation: a computed prefix is shared only within one tenant, and the
     /// engine's work is divided between tenants.
     pub tenant: u64,
@@ -29,7 +32,23 @@ pub struct Job {
     /// When the whole request, including queueing and prompt, expires.
     pub deadline: Moment,
     pub submitted: Moment,
+    pub cache: CacheMode,
     pub ticket: Arc<Ticket>,
+}
+
+/// Names a generation in its response and, if the response is used again, in those later ones.
+pub type GenerationId = RequestId;
+
+/// The client's wish for a cache of results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// A result that was computed for an equal request may be used.
+    #[default]
+    Use,
+    /// The result is computed, and used for later requests.
+    Refresh,
+    /// The result is computed and not kept.
+    Bypass,
 }
 
 /// The text that the model is to continue, before any template is applied.
@@ -131,6 +150,9 @@ impl Default for Sampling {
 /// An engine's report about a job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The source of a stream's output, before its first token. Only an engine that reuses results
+    /// sends it; without it the verdict is [`Verdict::Bypass`]. Takes no credit.
+    Served(Box<Served>),
     /// A piece of the output: one token's text, or several merged for lack of credit. Always whole
     /// UTF-8 characters, never part of a stop string.
     Token { text: String },
@@ -143,7 +165,7 @@ pub enum Event {
 impl Event {
     /// Returns whether this is the one event that ends its job.
     pub fn is_terminal(&self) -> bool {
-        !matches!(self, Event::Token { .. })
+        matches!(self, Event::Done(_) | Event::Failed(_))
     }
 }
 
@@ -152,8 +174,73 @@ pub struct Done {
     /// The text that no `Token` event has carried yet: all of it if credit was 0.
     pub text: String,
     pub finish_reason: FinishReason,
+    /// Of the computation, even if it was made for another request.
     pub usage: Usage,
+    /// Of this job: zero if nothing was computed for it.
     pub timings: Timings,
+    pub served: Served,
+}
+
+/// The source of a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    pub verdict: Verdict,
+    /// The time since the result was complete.
+    pub age: Duration,
+    /// Whether an equal request may get this result: nothing in it was left to chance.
+    pub is_reproducible: bool,
+    /// The generation that computed the result; `None`: this one.
+    pub origin: Option<Origin>,
+}
+
+/// An earlier generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub id: GenerationId,
+    /// From its submission to its end.
+    pub latency: Duration,
+}
+
+/// What a cache of results did for a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// The result was computed for this job, and kept.
+    Miss,
+    /// The result was there.
+    Hit,
+    /// The result was in the cache that several daemons share.
+    Shared,
+    /// An equal job was running, and its result is this job's as well.
+    Joined,
+    /// The cache was not asked, or there is none.
+    #[default]
+    Bypass,
+}
+
+impl Verdict {
+    pub const ALL: [Verdict; 5] = [
+        Verdict::Miss,
+        Verdict::Hit,
+        Verdict::Shared,
+        Verdict::Joined,
+        Verdict::Bypass,
+    ];
+
+    /// Returns the value of the field `x-cache`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Miss => "miss",
+            Verdict::Hit => "hit",
+            Verdict::Shared => "shared",
+            Verdict::Joined => "joined",
+            Verdict::Bypass => "bypass",
+        }
+    }
+
+    /// Returns whether the result was computed for another job.
+    pub const fn is_cached(self) -> bool {
+        matches!(self, Verdict::Hit | Verdict::Shared | Verdict::Joined)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -167,7 +254,7 @@ pub struct Failed {
     pub timings: Timings,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FailReason {
     /// The ticket was cancelled; only the counters use this.
     Cancelled(CancelReason),
@@ -176,6 +263,8 @@ pub enum FailReason {
     /// The queue was full, and this job was the newest of the tenant with the most waiting jobs, so
     /// its place went to another tenant.
     CrowdedOut { retry_after: Duration },
+    /// An engine behind the one that admitted the job has refused it.
+    Refused(Refused),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,6 +399,10 @@ impl Gauges {
 pub trait Engine: Send + Sync {
     /// Admits a job, or returns why not. After `Ok`, exactly one terminal event will follow.
     fn submit(&self, job: Job) -> Result<(), Refused>;
+
+    /// Reports that the ticket of an admitted job was cancelled. An engine that looks at the
+    /// ticket by itself does nothing here.
+    fn cancel(&self, _key: JobKey) {}
 
     fn state(&self) -> State;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{
     Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job,
-    ModelInfo, Prompt, Refused, State, Timings, Usage,
+    ModelInfo, Prompt, Refused, Served, State, Timings, Usage,
 };
 use crate::core::UnixSeconds;
 use crate::error::ErrorCode;
@@ -135,6 +135,7 @@ impl Answer {
             finish_reason: self.finish_reason,
             usage: self.usage,
             timings: Timings::default(),
+            served: Served::default(),
         }));
         if words.is_empty() {
             return deliver.deliver_one(job.key, done);
@@ -271,7 +272,7 @@ echo "Hello from the echo engine\n";
 mod tests {
     use super::*;
     use crate::core::{Key, Moment};
-    use crate::engine::{Class, Sampling, code};
+    use crate::engine::{CacheMode, Class, GenerationId, Sampling, code};
     use crate::offload::{CancelReason, JobKey, Ticket};
     use std::sync::Mutex;
 
@@ -291,6 +292,7 @@ mod tests {
                 connection: Key::new(1, 2),
                 request: 3,
             },
+            id: GenerationId::from_client(b"1").unwrap(),
             tenant: 1,
             class: Class::Live,
             weight: 1,
@@ -304,6 +306,7 @@ mod tests {
             stop: Vec::new(),
             deadline: Moment::from_micros(10),
             submitted: Moment::ZERO,
+            cache: CacheMode::Use,
             ticket: Arc::new(Ticket::new(credit)),
         }
     }

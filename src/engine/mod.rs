@@ -3,8 +3,9 @@
 //! A [`Job`] goes in through [`Engine::submit`], which never blocks. Its [`Event`]s come back
 //! through the mailbox of the reactor that sent it: as many `Token`s as the ticket's credit allows,
 //! then exactly one terminal event, `Done` or `Failed`, for every admitted job, even a cancelled
-//! one. Nothing here assumes that the engine is a thread: jobs and events are plain data, so it can
-//! as well be a child process or another machine.
+//! one. [`Engine::cancel`] is called for each job whose ticket was cancelled. Nothing here assumes
+//! that the engine is a thread: jobs and events are plain data, so it can as well be a child
+//! process or another machine.
 //!
 //! * [`echo`] returns a fixed program at once, for measuring the daemon itself.
 //! * `llama` runs GGUF models in process through llama.cpp, with continuous batching.
@@ -21,8 +22,9 @@ pub mod metrics;
 pub mod prompt;
 
 pub use border::{
-    Class, ContextFile, Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason,
-    Gauges, Job, Message, ModelInfo, Prompt, Refused, Sampling, State, Timings, Usage,
+    CacheMode, Class, ContextFile, Defaults, Deliver, Done, Engine, Event, FailReason, Failed,
+    FinishReason, Gauges, GenerationId, Job, Message, ModelInfo, Origin, Prompt, Refused, Sampling,
+    Served, State, Timings, Usage, Verdict,
 };
 
 /// Writes a GGUF model to another file with its weights as `q8_0`. Takes about a second per 100 MB

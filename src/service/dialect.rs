@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::engine::{Defaults, FinishReason, Prompt, Sampling, Usage};
+use crate::engine::{CacheMode, Defaults, FinishReason, Prompt, Sampling, Usage};
 use crate::error::ApiError;
 use crate::http::{Request, ResponseSink};
 
@@ -88,6 +88,7 @@ pub struct Asked {
     /// `None`: the model's default.
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
+    pub cache: CacheMode,
     /// Whether the response is sent whole or in pieces, and its form.
     pub narrator: Narrator,
 }
@@ -150,5 +151,7 @@ pub struct Generation<'a> {
     pub model: Option<&'a str>,
     pub finish_reason: FinishReason,
     pub usage: Usage,
+    /// Whether another generation computed it; `id` and `latency` are then of that one.
+    pub is_cached: bool,
     pub latency: Duration,
 }

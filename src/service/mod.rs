@@ -262,9 +262,10 @@ impl Service {
 
     /// Abandons an exchange: its client left.
     pub fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {
-        let log = &mut self.desk.log;
+        let desk = &mut self.desk;
+        let log = &mut desk.log;
         match *exchange {
-            Exchange::Generation(running) => running::abandon(log, &running, reason, now),
+            Exchange::Generation(running) => running::abandon(desk, &running, reason, now),
             Exchange::HealthWatch(watch) => watch.abandon(log, reason, now),
             Exchange::Reflection(dialogue) => dialogue.abandon(log, reason, now),
         }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use autoglmd::core::{Key, Moment};
 use autoglmd::engine::llama::{self, KvType, Settings};
 use autoglmd::engine::{
-    Class, Deliver, Done, Engine, Event, FailReason, Failed, Job, Prompt, Refused, Sampling, State,
-    Timings, Usage,
+    CacheMode, Class, Deliver, Done, Engine, Event, FailReason, Failed, GenerationId, Job, Prompt,
+    Refused, Sampling, State, Timings, Usage,
 };
 use autoglmd::error::ErrorCode;
 use autoglmd::offload::{JobKey, Ticket};
@@ -82,6 +82,7 @@ impl Asker {
         };
         let job = Job {
             key,
+            id: GenerationId::from_client(b"1").unwrap(),
             tenant,
             class: Class::Live,
             weight: 1,
@@ -91,6 +92,7 @@ impl Asker {
             stop: Vec::new(),
             deadline: Moment::NEVER,
             submitted: Moment::now(),
+            cache: CacheMode::Bypass,
             ticket: Arc::new(Ticket::new(0)),
         };
         match self.engine.submit(job) {

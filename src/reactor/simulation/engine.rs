@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::Dice;
 use crate::engine::{
     Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason, Gauges, Job,
-    ModelInfo, Refused, State, Timings, Usage,
+    ModelInfo, Refused, Served, State, Timings, Usage,
 };
 use crate::error::ErrorCode;
 use crate::offload::JobKey;
@@ -194,6 +194,7 @@ fn done(text: String) -> Event {
         finish_reason: FinishReason::Stop,
         usage: Usage::default(),
         timings: Timings::default(),
+        served: Served::default(),
     }))
 }
 

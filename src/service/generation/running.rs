@@ -30,8 +30,8 @@ use std::time::Duration;
 
 use crate::core::Moment;
 use crate::core::buffered::Share;
-use crate::engine::{Done, Event, FailReason, Failed, Timings, Usage};
-use crate::error::{ApiError, ErrorCode, Family};
+use crate::engine::{Done, Event, FailReason, Failed, Served, Timings, Usage};
+use crate::error::{ApiError, ErrorCode};
 use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::service::call::Call;
@@ -41,6 +41,7 @@ use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::Written;
 use crate::telemetry::access::Figures;
 
+use super::failure::{cancel_reason, failure};
 use super::reading::Reading;
 use super::reservation::Reserved;
 use super::stream::Stream;
@@ -78,6 +79,8 @@ pub struct Work {
     pub deadline: Moment,
     /// From the head to the first token's arrival.
     pub time_to_first_token: Option<Duration>,
+    /// The source of the result, as far as it is known.
+    pub served: Served,
     /// The memory of its prompt, which may wait in the engine's queue.
     pub _memory: Share,
 }
@@ -200,6 +203,7 @@ fn begin_writing(
         return None;
     };
     let whole = Arc::clone(whole);
+    work.served = done.served;
     work.reconcile(call, &done.usage, now);
     let first_token = observe_speed(&desk.log, call, work, &done);
     append_text(&mut work.text, std::mem::take(&mut done.text));
@@ -212,6 +216,7 @@ fn begin_writing(
         timings: done.timings,
         finish_reason: done.finish_reason,
         usage: done.usage,
+        served: done.served,
     };
     let text = std::mem::take(&mut work.text);
     Some(writing::begin(desk, call, whole, text, ended, now))
@@ -225,6 +230,10 @@ fn handle_work_event(
     wire: &mut Wire<'_>,
 ) -> Flow {
     match event {
+        Event::Served(served) => {
+            work.served = *served;
+            Flow::Open
+        }
         Event::Token { text } => {
             handle_token(desk, call, work, &text, wire);
             Flow::Open
@@ -276,7 +285,7 @@ fn handle_work_deadline(
         }
         return Flow::Open;
     }
-    work.ticket.cancel(CancelReason::Deadline);
+    work.cancel(desk, CancelReason::Deadline);
     // The reservation stays taken, as in `abandon`: the engine has worked for this job and has not
     // reported how much.
     work.reserved = None;
@@ -319,7 +328,7 @@ pub fn cut_off(desk: &mut Desk, running: &mut Running, wire: &mut Wire<'_>) {
             return writing::fail(desk, call, writing, CancelReason::Drain, &error, wire);
         }
     };
-    work.ticket.cancel(CancelReason::Drain);
+    work.cancel(desk, CancelReason::Drain);
     work.reserved = None;
     let failed = Failed {
         reason: FailReason::Cancelled(CancelReason::Drain),
@@ -337,15 +346,19 @@ const CUT_OFF: &str = "the daemon has stopped before the response was complete";
 ///
 /// The reservation of tokens stays taken: the cost of the job is never known here, and a client
 /// must not get work for free by hanging up.
-pub fn abandon(log: &mut RequestLog, running: &Running, reason: CancelReason, now: Moment) {
+pub fn abandon(desk: &mut Desk, running: &Running, reason: CancelReason, now: Moment) {
     let Running { call, stage } = running;
-    let (ticket, bytes) = match stage {
-        Stage::Reading(reading) => (&reading.ticket, 0),
-        Stage::Writing(writing) => (&writing.ticket, 0),
-        Stage::Working(work) => (&work.ticket, work.delivery.bytes()),
-    };
-    ticket.cancel(reason);
-    log.close(call, Outcome::Abandoned { bytes, reason }, None, now);
+    let mut bytes = 0;
+    match stage {
+        Stage::Reading(reading) => reading.ticket.cancel(reason),
+        Stage::Writing(writing) => writing.ticket.cancel(reason),
+        Stage::Working(work) => {
+            bytes = work.delivery.bytes();
+            work.cancel(desk, reason);
+        }
+    }
+    let outcome = Outcome::Abandoned { bytes, reason };
+    desk.log.close(call, outcome, None, now);
 }
 
 fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire: &mut Wire<'_>) {
@@ -364,6 +377,7 @@ fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire:
 }
 
 fn handle_done(desk: &mut Desk, call: &Call, work: &mut Work, done: Done, wire: &mut Wire<'_>) {
+    work.served = done.served;
     work.reconcile(call, &done.usage, wire.now);
     let first_token = observe_speed(&desk.log, call, work, &done);
     let figures = figures(&done.usage, &done.timings, first_token);
@@ -384,13 +398,18 @@ fn send_done(
         stream.pieces.end_text(&done.text);
     }
     append_text(&mut work.text, std::mem::take(&mut done.text));
+    let latency = wire.now - call.started;
+    let origin = done.served.origin;
     let generation = Generation {
-        id: call.request_id.as_str(),
+        id: origin
+            .as_ref()
+            .map_or(call.request_id.as_str(), |origin| origin.id.as_str()),
         text: &work.text,
         model: desk.model.as_ref().map(|model| model.id.as_str()),
         finish_reason: done.finish_reason,
         usage: done.usage,
-        latency: wire.now - call.started,
+        is_cached: done.served.verdict.is_cached(),
+        latency: origin.map_or(latency, |origin| origin.latency),
     };
     let dialect = desk.dialect(call.surface());
     let buffer = &mut desk.buffer;
@@ -399,7 +418,7 @@ fn send_done(
             buffer.begin(call);
             whole.write(buffer, call.form(), &generation);
             let auth = work.submitted - call.started;
-            buffer.push_server_timing(auth, Some(&done.timings), generation.latency);
+            buffer.push_server_timing(auth, Some(&done.timings), latency);
             buffer.fields.push("cache-control", "no-store");
             dialect.send(buffer, call, wire.sink)
         }
@@ -420,7 +439,7 @@ fn handle_failed(
 ) {
     work.reconcile(call, &failed.usage, wire.now);
     let mut error = failure(failed);
-    if let Some(reason) = cancel_reason(failed.reason, error.code) {
+    if let Some(reason) = cancel_reason(&failed.reason, error.code) {
         desk.log.metrics().cancelled.get(reason).inc();
     }
     if let Delivery::Stream(stream) = &mut work.delivery {
@@ -449,6 +468,10 @@ fn handle_failed(
 
 /// Records how fast the response was. Returns the time to its first token.
 fn observe_speed(log: &RequestLog, call: &Call, work: &mut Work, done: &Done) -> Option<Duration> {
+    // A result of another job says nothing about the engine's speed.
+    if work.served.verdict.is_cached() {
+        return work.time_to_first_token;
+    }
     let (metrics, usage, timings) = (log.metrics(), &done.usage, &done.timings);
     if work.time_to_first_token.is_none() && usage.completion_tokens > 0 {
         let before = work.submitted - call.started;
@@ -464,9 +487,18 @@ fn observe_speed(log: &RequestLog, call: &Call, work: &mut Work, done: &Done) ->
 }
 
 impl Work {
+    fn cancel(&self, desk: &Desk, reason: CancelReason) {
+        self.ticket.cancel(reason);
+        desk.parts.engine.cancel(self.key);
+    }
+
+    /// Charges the key for the tokens. A result that was computed for another request is free.
     fn reconcile(&self, call: &Call, usage: &Usage, now: Moment) {
         if let Some(reserved) = &self.reserved {
-            let used = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+            let used = match self.served.verdict.is_cached() {
+                true => 0,
+                false => usage.prompt_tokens.saturating_add(usage.completion_tokens),
+            };
             reserved.reconcile(call, used, now);
         }
     }
@@ -486,39 +518,6 @@ fn append_text(text: &mut String, last: String) {
         *text = last;
     } else {
         text.push_str(&last);
-    }
-}
-
-/// Returns a failed job as an error of the catalogue.
-fn failure(failed: &Failed) -> ApiError {
-    let code = match failed.reason {
-        FailReason::Error(code) => code,
-        FailReason::CrowdedOut { .. } => ErrorCode::QueueFull,
-        FailReason::Cancelled(CancelReason::Deadline) => ErrorCode::GenerationTimeout,
-        FailReason::Cancelled(CancelReason::Drain) => ErrorCode::Draining,
-        // For other reasons to cancel, the exchange is already gone, and no event finds it.
-        FailReason::Cancelled(_) => ErrorCode::EngineFailed,
-    };
-    let error = ApiError::new(code, failed.message.as_str());
-    if let FailReason::CrowdedOut { retry_after } = failed.reason {
-        return error.with_retry_after(retry_after);
-    }
-    match code.family() {
-        Family::Overloaded | Family::Timeout | Family::Server => {
-            error.with_retry_after(limits::BUSY_RETRY_AFTER)
-        }
-        _ => error,
-    }
-}
-
-/// Returns why a failed job counts as cancelled, if it does.
-fn cancel_reason(reason: FailReason, code: ErrorCode) -> Option<CancelReason> {
-    match reason {
-        FailReason::Cancelled(reason) => Some(reason),
-        FailReason::Error(_) => {
-            (code == ErrorCode::GenerationTimeout).then_some(CancelReason::Deadline)
-        }
-        FailReason::CrowdedOut { .. } => None,
     }
 }
 

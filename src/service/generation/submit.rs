@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::core::Moment;
 use crate::core::buffered::{Claim, Full, Share};
-use crate::engine::{Class, Job, ModelInfo, Refused};
-use crate::error::{ApiError, ErrorCode, milliseconds_up};
+use crate::engine::{Class, Job, ModelInfo, Refused, Served};
+use crate::error::{ApiError, ErrorCode};
 use crate::limits::service as limits;
 use crate::offload::{JobKey, Permit, Ticket};
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
@@ -16,6 +16,7 @@ use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::Asked;
 use crate::service::excerpt::excerpt;
 
+use super::failure::refusal;
 use super::reading::{self, Reader};
 use super::reservation::Reserved;
 use super::running::{Delivery, Running, Stage, Work};
@@ -121,6 +122,7 @@ fn submit(
     let deadline = call.started + asked.timeout;
     let job = Job {
         key,
+        id: call.request_id,
         tenant: call.tenant(),
         class: Class::Live,
         weight: call
@@ -133,6 +135,7 @@ fn submit(
         stop: asked.stop,
         deadline,
         submitted: now,
+        cache: asked.cache,
         ticket: Arc::clone(&ticket),
     };
     if let Err(refused) = desk.parts.engine.submit(job) {
@@ -150,6 +153,7 @@ fn submit(
         submitted: now,
         deadline: deadline + limits::ENGINE_GRACE,
         time_to_first_token: None,
+        served: Served::default(),
         _memory: memory,
     })
 }
@@ -163,44 +167,6 @@ fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiE
             let (name, id) = (excerpt(name), &model.id);
             let message = format!("the model `{name}` is not loaded; use `{id}`");
             Err(ApiError::new(ErrorCode::ModelNotFound, message).with_param("model"))
-        }
-    }
-}
-
-/// Returns the engine's refusal as an error of the catalogue.
-fn refusal(refused: Refused) -> ApiError {
-    let error = |code, message: &str| ApiError::new(code, message);
-    match refused {
-        Refused::QueueFull { retry_after } => {
-            let message = "the engine's queue is full; wait for `Retry-After`";
-            error(ErrorCode::QueueFull, message).with_retry_after(retry_after)
-        }
-        Refused::TooLong { context_length } => {
-            let message = format!(
-                "the prompt is too long for the model's context of {context_length} tokens; \
-                 shorten it or raise engine.context"
-            );
-            error(ErrorCode::ContextLengthExceeded, &message)
-        }
-        Refused::DeadlineUnmeetable { estimated } => {
-            let estimated_ms = milliseconds_up(estimated);
-            let message = format!(
-                "the response cannot begin within `timeout`: at the engine's measured speed it \
-                 would take {estimated_ms} ms; raise `timeout` or try again later"
-            );
-            error(ErrorCode::DeadlineUnmeetable, &message).with_retry_after(estimated)
-        }
-        Refused::Loading => {
-            let message = "the model is still loading; `/readyz` reports when it is ready";
-            error(ErrorCode::ModelLoading, message).with_retry_after(limits::LOADING_RETRY_AFTER)
-        }
-        Refused::Unavailable(why) => {
-            let message = format!("the engine is not available: {why}");
-            error(ErrorCode::EngineFailed, &message).with_retry_after(limits::BUSY_RETRY_AFTER)
-        }
-        Refused::Draining => {
-            let message = "the daemon is stopping; send the request elsewhere";
-            error(ErrorCode::Draining, message).with_retry_after(limits::BUSY_RETRY_AFTER)
         }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::core::Moment;
 use crate::core::buffered::Account;
-use crate::engine::{FinishReason, Timings, Usage};
+use crate::engine::{FinishReason, GenerationId, Served, Timings, Usage};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::AcceptEncoding;
 use crate::limits::service as limits;
@@ -58,6 +58,7 @@ pub struct Ended {
     pub figures: Figures,
     pub finish_reason: FinishReason,
     pub usage: Usage,
+    pub served: Served,
 }
 
 /// Sends the response to the workers.
@@ -70,14 +71,17 @@ pub fn begin(
     now: Moment,
 ) -> Writing {
     let form = call.form();
+    let latency = now - call.started;
+    let origin = ended.served.origin;
     let task = WriteTask {
         whole,
-        id: call.request_id.as_str().to_owned(),
+        id: origin.map_or(call.request_id, |origin| origin.id),
         text,
         model: desk.model().map(|model| model.id.clone()),
         finish_reason: ended.finish_reason,
         usage: ended.usage,
-        latency: now - call.started,
+        is_cached: ended.served.verdict.is_cached(),
+        latency: origin.map_or(latency, |origin| origin.latency),
         form,
         content_type: desk.dialect(call.surface()).content_type(form),
         accepted: call.accept_encoding,
@@ -97,7 +101,7 @@ pub fn begin(
         auth: ended.auth,
         timings: ended.timings,
         figures: ended.figures,
-        latency: now - call.started,
+        latency,
     };
     writing.submit(desk, call, now);
     writing
@@ -181,11 +185,12 @@ pub fn finish(
 /// A response at a worker.
 struct WriteTask {
     whole: Arc<dyn Whole>,
-    id: String,
+    id: GenerationId,
     text: String,
     model: Option<String>,
     finish_reason: FinishReason,
     usage: Usage,
+    is_cached: bool,
     latency: Duration,
     form: Form,
     content_type: &'static str,
@@ -210,11 +215,12 @@ impl WriteTask {
         let coder = Coder::new(&self.config, self.series.clone(), self.buffered.clone());
         let mut buffer = ResponseBuffer::new(coder);
         let generation = Generation {
-            id: &self.id,
+            id: self.id.as_str(),
             text: &self.text,
             model: self.model.as_deref(),
             finish_reason: self.finish_reason,
             usage: self.usage,
+            is_cached: self.is_cached,
             latency: self.latency,
         };
         self.whole.write(&mut buffer, self.form, &generation);

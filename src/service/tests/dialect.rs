@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::engine::{FailReason, Failed, Prompt, Sampling};
+use crate::engine::{CacheMode, FailReason, Failed, Prompt, Sampling};
 use crate::http::ResponseSink;
 use crate::service::call::Call;
 use crate::service::desk::Desk;
@@ -40,6 +40,7 @@ impl Dialect for Plain {
             _ => Narrator::Whole(Arc::new(Plain)),
         };
         Ok(Asked {
+            cache: CacheMode::Use,
             prompt: Prompt::Raw(prompt.to_owned()),
             model: None,
             timeout: Duration::from_secs(60),

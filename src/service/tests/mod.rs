@@ -10,6 +10,7 @@ mod long_bodies;
 mod long_responses;
 mod protobuf;
 mod routes;
+mod served;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,8 +22,8 @@ use super::*;
 use crate::core::buffered::Account;
 use crate::core::{Key, UnixSeconds};
 use crate::engine::{
-    Defaults, Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, State, Timings,
-    Usage,
+    Defaults, Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, Served, State,
+    Timings, Usage,
 };
 use crate::error::{ApiError, ErrorCode};
 use crate::http::http1::target::{self, Target};
@@ -45,6 +46,7 @@ pub const DEFAULTS: Defaults = Defaults {
 /// Completes no job by itself: the test reads the jobs and writes their events.
 pub struct Scripted {
     pub jobs: Mutex<Vec<Job>>,
+    pub cancelled: Mutex<Vec<JobKey>>,
     pub refusal: Mutex<Option<Refused>>,
     pub state: Mutex<State>,
 }
@@ -56,6 +58,10 @@ impl Engine for Scripted {
         }
         self.jobs.lock().unwrap().push(job);
         Ok(())
+    }
+
+    fn cancel(&self, key: JobKey) {
+        self.cancelled.lock().unwrap().push(key);
     }
 
     fn state(&self) -> State {
@@ -282,6 +288,7 @@ impl Bench {
         change(&mut config);
         let engine = Arc::new(Scripted {
             jobs: Mutex::default(),
+            cancelled: Mutex::default(),
             refusal: Mutex::default(),
             state: Mutex::new(State::Ready),
         });
@@ -532,5 +539,6 @@ pub fn done(text: &str) -> Event {
         finish_reason: FinishReason::Stop,
         usage: USAGE,
         timings: TIMINGS,
+        served: Served::default(),
     }))
 }

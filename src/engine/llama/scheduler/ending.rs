@@ -6,7 +6,7 @@ use super::super::backend::Backend;
 use super::super::owed::{End, Owed};
 use super::run::{Ended, Run};
 use super::{Scheduler, Waiting};
-use crate::engine::{Done, Event, FailReason, Failed, FinishReason, Timings, Usage};
+use crate::engine::{Done, Event, FailReason, Failed, FinishReason, Served, Timings, Usage};
 
 impl<B: Backend> Scheduler<B> {
     /// Ends a job whose output is complete.
@@ -21,6 +21,7 @@ impl<B: Backend> Scheduler<B> {
             finish_reason,
             usage: ended.usage,
             timings: ended.timings,
+            served: Served::default(),
         };
         ended
             .owed

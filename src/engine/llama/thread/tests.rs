@@ -13,7 +13,8 @@ use super::super::{Handle, start_with};
 use super::*;
 use crate::core::Key;
 use crate::engine::{
-    Class, Defaults, Engine, Event, FailReason, Job, ModelInfo, Prompt, Refused, Sampling, State,
+    CacheMode, Class, Defaults, Engine, Event, FailReason, GenerationId, Job, ModelInfo, Prompt,
+    Refused, Sampling, State,
 };
 use crate::error::ErrorCode;
 use crate::limits::engine as limits;
@@ -463,6 +464,7 @@ impl Host {
                 connection: Key::new(0, 0),
                 request: 0,
             },
+            id: GenerationId::from_client(b"1").unwrap(),
             tenant: 1,
             class: Class::Live,
             weight: 1,
@@ -472,6 +474,7 @@ impl Host {
             stop: Vec::new(),
             deadline: Moment::now() + time,
             submitted: Moment::now(),
+            cache: CacheMode::Bypass,
             ticket: Arc::new(Ticket::new(0)),
         }
     }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::engine::{ContextFile, FinishReason};
+use crate::engine::{CacheMode, ContextFile, FinishReason};
 use crate::error::ApiError;
 use crate::grpc::messages::{autoglm, decode};
 use crate::limits::engine as engine_limits;
@@ -17,7 +17,7 @@ use super::bounds::{
     Interval, MIN_P, PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P, check_text, checked_timeout,
     empty_stop, known_seed, language_of, no_prompt, out_of_interval, out_of_range, too_many, wrong,
 };
-use super::request::{CacheMode, GenerateRequest};
+use super::request::GenerateRequest;
 use super::selection::{GenerationObject, Member};
 
 /// Reads a request. `timeout` is from its head (`grpc-timeout`); of two the smaller counts.
@@ -44,7 +44,7 @@ pub fn read_request(
         Ok(autoglm::CacheMode::Use) => CacheMode::Use,
         Ok(autoglm::CacheMode::Refresh) => CacheMode::Refresh,
         Ok(autoglm::CacheMode::Bypass) => CacheMode::Bypass,
-        Err(_) => return Err(out_of_range("cache", 0, 2, &asked.cache.to_string())),
+        Err(_) => return Err(unknown_cache_mode(asked.cache)),
     };
     set_sampling(&mut request, &asked)?;
     request.stop = stop(asked.stop)?;
@@ -160,6 +160,13 @@ fn context(files: Vec<autoglm::ContextFile>) -> Result<Vec<ContextFile>, ApiErro
     files.into_iter().enumerate().map(check).collect()
 }
 
+fn unknown_cache_mode(given: i32) -> ApiError {
+    let problem = format!(
+        "must be CACHE_MODE_USE (0), CACHE_MODE_REFRESH (1) or CACHE_MODE_BYPASS (2), not {given}"
+    );
+    wrong("cache", &problem)
+}
+
 /// The error of a JSON body that asks for a stream in Protobuf.
 pub fn no_stream() -> ApiError {
     let problem = "is not available in Protobuf; accept text/event-stream, or call GenerateStream";
@@ -201,8 +208,7 @@ pub fn response_of(object: &GenerationObject<'_>) -> autoglm::GenerateResponse {
         language: text(Member::Language, object.language.unwrap_or_default()),
         model: text(Member::Model, generation.model.unwrap_or_default()),
         finish_reason: finish_reason.into(),
-        // Nothing is cached yet, so no response comes from a cache.
-        cached: false,
+        cached: chosen(Member::Cached) && generation.is_cached,
         usage: chosen(Member::Usage).then_some(usage),
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::Limits;
 use crate::engine::language::Language;
-use crate::engine::{ContextFile, Prompt, Sampling};
+use crate::engine::{CacheMode, ContextFile, Prompt, Sampling};
 use crate::error::ApiError;
 use crate::limits::engine as engine_limits;
 use crate::limits::service as limits;
@@ -42,15 +42,6 @@ pub struct GenerateRequest {
     /// `None`: `Accept` decides.
     pub stream: Option<bool>,
     pub cache: CacheMode,
-}
-
-/// The client's wish for a cache of responses. Nothing is cached yet, so every mode generates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CacheMode {
-    #[default]
-    Use,
-    Refresh,
-    Bypass,
 }
 
 /// Every field that a body may have.
@@ -101,8 +92,7 @@ impl GenerateRequest {
         self.language.map(|language| language.name)
     }
 
-    /// The request in the terms that all APIs share. Every cache mode is met by generating, so
-    /// `cache` is not among them; `stream` has become the kind of narrator.
+    /// The request in the terms that all APIs share; `stream` has become the kind of narrator.
     pub fn narrated_by(self, narrator: Narrator) -> Asked {
         Asked {
             prompt: Prompt::Code {
@@ -116,6 +106,7 @@ impl GenerateRequest {
             repeat_penalty: self.repeat_penalty,
             max_tokens: self.max_tokens,
             stop: self.stop,
+            cache: self.cache,
             narrator,
         }
     }

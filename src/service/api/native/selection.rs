@@ -5,7 +5,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::service::dialect::Generation;
 use crate::service::excerpt::excerpt;
 use crate::service::response::json::{
-    Object, WriteJson, push_number, push_optional_text, push_text,
+    Object, WriteJson, push_number, push_optional_text, push_text, write_json,
 };
 
 /// A member of the response.
@@ -112,8 +112,7 @@ impl WriteJson for GenerationObject<'_> {
                 Member::Text => push_text(out, generation.text),
                 Member::Model => push_optional_text(out, generation.model),
                 Member::FinishReason => push_text(out, generation.finish_reason.as_str()),
-                // Nothing is cached yet, so no response comes from a cache.
-                Member::Cached => out.extend_from_slice(b"false"),
+                Member::Cached => write_json(out, &generation.is_cached),
                 Member::Usage => write_usage(out, &generation.usage),
                 Member::LatencyMs => push_number(out, generation.latency.as_millis() as u64),
             }
@@ -157,6 +156,7 @@ mod tests {
             model: Some("m"),
             finish_reason: FinishReason::Stop,
             usage,
+            is_cached: false,
             latency: Duration::from_micros(2_900),
         };
         let object = GenerationObject {

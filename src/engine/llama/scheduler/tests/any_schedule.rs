@@ -111,7 +111,7 @@ proptest! {
             let (rest, usage, is_whole) = match events.last().unwrap() {
                 Event::Done(done) => (&done.text, done.usage, true),
                 Event::Failed(failed) => (&failed.text, failed.usage, false),
-                Event::Token { .. } => unreachable!("the last event is terminal"),
+                Event::Served(_) | Event::Token { .. } => unreachable!("it is terminal"),
             };
             let text = streamed + rest;
             prop_assert!(whole.starts_with(&text), "{} is not of {}", text, whole);

@@ -15,8 +15,8 @@ use crate::core::Key;
 pub use crate::engine::llama::backend::DecodeError;
 use crate::engine::llama::backend::Prepare;
 use crate::engine::llama::scheduler::pieces::divided;
+use crate::engine::{CacheMode, ContextFile, GenerationId, Prompt};
 pub use crate::engine::{Class, Done, Failed, Job, Sampling};
-use crate::engine::{ContextFile, Prompt};
 pub use crate::limits::engine as limits;
 pub use crate::offload::Ticket;
 
@@ -294,6 +294,7 @@ impl Host {
                 connection: Key::new(0, 0),
                 request: 0,
             },
+            id: GenerationId::from_client(b"1").unwrap(),
             tenant: 1,
             class: Class::Live,
             weight: 1,
@@ -303,6 +304,7 @@ impl Host {
             stop: Vec::new(),
             deadline: Moment::NEVER,
             submitted: self.now(),
+            cache: CacheMode::Bypass,
             ticket: Arc::new(Ticket::new(0)),
         }
     }
@@ -366,7 +368,7 @@ impl Host {
         events
             .filter_map(|event| match event {
                 Event::Token { text } => Some(text),
-                Event::Done(_) | Event::Failed(_) => None,
+                Event::Served(_) | Event::Done(_) | Event::Failed(_) => None,
             })
             .collect()
     }
