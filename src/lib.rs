@@ -44,11 +44,17 @@ pub mod keys;
 // The model catalogue and its downloads.
 pub mod models;
 
+// Durable jobs: their states, events and records.
+pub mod jobs;
+
 // The database, and the watch over its changes.
 pub mod store;
 
 // Results that were computed once: entries bounded by bytes.
 pub mod cache;
+
+// Runs durable jobs: claims them, computes them, saves what they write.
+pub mod runner;
 
 // The service: admission, generations, responses, one folder per API.
 pub mod service;

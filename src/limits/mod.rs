@@ -35,6 +35,8 @@ pub mod models;
 
 pub mod keys;
 
+pub mod jobs;
+
 pub mod store;
 
 pub mod telemetry;

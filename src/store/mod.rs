@@ -18,6 +18,7 @@ pub mod sqlite;
 pub mod watch;
 
 pub use error::{Fault, StoreError};
+pub use interface::jobs::{FinishedJob, Jobs, RememberedJob};
 pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };

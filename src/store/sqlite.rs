@@ -34,6 +34,8 @@ mod undo;
 
 mod keys;
 
+mod jobs;
+
 mod examine;
 
 pub use connection::{DATABASE_FILE, SqliteStore};

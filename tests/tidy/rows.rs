@@ -28,8 +28,10 @@ const ROWS: &[(&str, &[&str])] = &[
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits", "core"]),
     ("models", &["limits", "core", "os"]),
-    ("store", &["limits", "keys"]),
+    ("jobs", &[]),
+    ("store", &["limits", "keys", "jobs"]),
     ("cache", &["limits", "core"]),
+    ("runner", &["error", "limits", "jobs", "store"]),
     (
         "service",
         &[

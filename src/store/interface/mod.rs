@@ -1,18 +1,21 @@
 //! The interface of a store, whatever database is behind it.
 //!
 //! Each kind of data has a trait and a file of its own here, and one in the folder of each database
-//! that implements it: [`keys`]. [`Store`] is all of them together.
+//! that implements it: [`keys`], [`jobs`]. [`Store`] is all of them together.
 //!
 //! Must never name a database. The threads and the commands know only these traits.
 
 pub mod keys;
 
+pub mod jobs;
+
 use super::error::StoreError;
+use jobs::Jobs;
 use keys::Keys;
 
 /// An open store. It is one connection, so it must be used from one thread at a time. Each call may
 /// wait for a disk, a network or another process's lock, so none may be made on a reactor's thread.
-pub trait Store: Keys + Send {
+pub trait Store: Keys + Jobs + Send {
     /// Returns a number that changes when another connection has changed the store, even one of
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;

@@ -19,6 +19,8 @@
 
 use rusqlite::Connection;
 
+mod jobs;
+
 /// One step of the schema's history.
 #[derive(Clone, Copy)]
 pub struct Step {
@@ -101,6 +103,10 @@ pub const STEPS: &[Step] = &[
     CREATE TRIGGER secret_deleted AFTER DELETE ON secrets BEGIN
         INSERT INTO key_changes (key_id) VALUES (old.key_id);
     END",
+        min_reader: 1,
+    },
+    Step {
+        sql: jobs::TABLES,
         min_reader: 1,
     },
 ];

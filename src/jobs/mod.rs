@@ -1,0 +1,27 @@
+//! Durable jobs: generations that are kept in the store, and run without a client that waits.
+//!
+//! Owns their terms: what a job is asked for, the states of its life, its events. Pure: no store,
+//! no thread, no clock. Times are milliseconds since 1970, because they outlive the process.
+//!
+//! In reading order:
+//!
+//! * [`id`]: the name of a job;
+//! * [`life`]: its states, and who may change them;
+//! * [`event`]: the history that clients follow;
+//! * [`request`]: what it generates, and how that ended;
+//! * [`record`]: all of it, as it is stored.
+//!
+//! The engine has jobs too, which live in memory. A durable job becomes one of those for each
+//! attempt to run it.
+
+pub mod event;
+pub mod id;
+pub mod life;
+pub mod record;
+pub mod request;
+
+pub use event::{EventId, EventKind, JobEvent};
+pub use id::JobId;
+pub use life::{Fenced, Life, Opening, State, TakenBack};
+pub use record::{JobRecord, JobSummary, JobTotals, NewJob};
+pub use request::{Completion, Ending, Failure, JobRequest};

@@ -1,0 +1,64 @@
+//! A job as the store keeps it.
+
+use super::{JobId, Life, State};
+
+/// A job on its way into the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewJob {
+    pub id: JobId,
+    /// The id of the API key that it belongs to; empty for clients without one.
+    pub key_id: String,
+    pub created_at: u64,
+    /// If no attempt has begun by then, it expires.
+    pub expires_at: u64,
+    /// A [`JobRequest`](super::JobRequest), as JSON.
+    pub request: String,
+    pub callback_url: Option<String>,
+}
+
+/// Everything about a job except its events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRecord {
+    pub id: JobId,
+    pub key_id: String,
+    pub life: Life,
+    pub created_at: u64,
+    /// The beginning of the first attempt.
+    pub started_at: Option<u64>,
+    pub finished_at: Option<u64>,
+    /// Of an unfinished job: when it expires if it waits then. Of a finished one: when it is
+    /// deleted.
+    pub expires_at: u64,
+    /// A [`JobRequest`](super::JobRequest), as JSON; empty once the job is finished.
+    pub request: String,
+    /// An [`Ending`](super::Ending), as JSON.
+    pub ending: Option<String>,
+    pub callback_url: Option<String>,
+}
+
+/// A job in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobSummary {
+    pub id: JobId,
+    pub state: State,
+    pub attempt: u32,
+    pub created_at: u64,
+    pub started_at: Option<u64>,
+    pub finished_at: Option<u64>,
+    pub expires_at: u64,
+}
+
+/// The amounts that the store holds, of one key or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobTotals {
+    pub queued: u64,
+    pub running: u64,
+    /// Of requests, results and events.
+    pub bytes: u64,
+}
+
+impl JobTotals {
+    pub const fn unfinished(&self) -> u64 {
+        self.queued + self.running
+    }
+}

@@ -1,0 +1,265 @@
+//! Changes of jobs on a real store.
+
+use super::*;
+use crate::jobs::{Completion, EventId};
+use crate::store::{Jobs, SqliteStore};
+
+const KEEP_MS: u64 = 1_000;
+
+const ROOM: Bounds = Bounds {
+    jobs: 100,
+    jobs_of_key: 100,
+    bytes: 1 << 20,
+};
+
+fn store() -> (tempfile::TempDir, SqliteStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open_in(folder.path()).unwrap();
+    (folder, store)
+}
+
+fn id(number: u8) -> JobId {
+    JobId::new(number.into(), [number; 10])
+}
+
+fn new_job(number: u8, key_id: &str) -> NewJob {
+    NewJob {
+        id: id(number),
+        key_id: key_id.to_owned(),
+        created_at: 100,
+        expires_at: 500,
+        request: r#"{"prompt":"x"}"#.to_owned(),
+        callback_url: None,
+    }
+}
+
+fn accept_one(store: &mut SqliteStore, number: u8, key_id: &str) {
+    let accepted = accept(store, &new_job(number, key_id), &ROOM, None).unwrap();
+    assert_eq!(accepted, Acceptance::New);
+}
+
+fn state(store: &mut SqliteStore, id: JobId) -> State {
+    store.job_life(id).unwrap().unwrap().state
+}
+
+fn history(store: &mut SqliteStore, id: JobId) -> Vec<String> {
+    let events = store
+        .job_events(id, EventId::BEGINNING, usize::MAX)
+        .unwrap();
+    let shown = events
+        .iter()
+        .map(|event| format!("{} {} {}", event.id, event.kind.as_str(), event.text));
+    shown.map(|line| line.trim_end().to_owned()).collect()
+}
+
+fn part(number: u8, attempt: u32, text: &str, next: Next) -> Write {
+    Write {
+        id: id(number),
+        attempt,
+        text: text.to_owned(),
+        next,
+    }
+}
+
+fn completed() -> Next {
+    Next::End(Ending::Completed(Completion::default()))
+}
+
+#[test]
+fn each_bound_is_kept_and_named() {
+    let (_folder, mut store) = store();
+    accept_one(&mut store, 1, "a");
+    accept_one(&mut store, 2, "a");
+    accept_one(&mut store, 3, "b");
+    let each = limits::ROW_BYTES + 14;
+    for (bounds, key, expected) in [
+        (
+            Bounds {
+                jobs_of_key: 2,
+                ..ROOM
+            },
+            "a",
+            Some(Bound::JobsOfKey),
+        ),
+        (
+            Bounds {
+                jobs_of_key: 2,
+                ..ROOM
+            },
+            "b",
+            None,
+        ),
+        (Bounds { jobs: 3, ..ROOM }, "c", Some(Bound::Jobs)),
+        (
+            Bounds {
+                bytes: 4 * each,
+                ..ROOM
+            },
+            "b",
+            Some(Bound::BytesOfKey),
+        ),
+        (
+            Bounds {
+                bytes: 12 * each,
+                ..ROOM
+            },
+            "a",
+            None,
+        ),
+        (
+            Bounds {
+                bytes: 4 * each - 1,
+                ..ROOM
+            },
+            "c",
+            Some(Bound::BytesOfKey),
+        ),
+    ] {
+        let reached = reached(&mut store, &new_job(9, key), &bounds).unwrap();
+        assert_eq!(reached, expected, "{bounds:?} {key}");
+    }
+    let few = Bounds { jobs: 3, ..ROOM };
+    let refused = accept(&mut store, &new_job(9, "c"), &few, None).unwrap();
+    assert_eq!(refused, Acceptance::Full(Bound::Jobs));
+    assert_eq!(store.job(id(9)).unwrap(), None);
+    // Finished jobs take bytes alone.
+    cancel(&mut store, "b", id(3), 200, KEEP_MS).unwrap();
+    let accepted = accept(&mut store, &new_job(9, "c"), &few, None).unwrap();
+    assert_eq!(accepted, Acceptance::New);
+}
+
+/// Mutation: `accept` that ignores the digest.
+#[test]
+fn a_retry_gets_the_first_job_and_another_request_a_conflict() {
+    let (_folder, mut store) = store();
+    let retry = |digest: u8| Idempotency {
+        key: "once".to_owned(),
+        digest: [digest; 32],
+        expires_at: 400,
+    };
+    let mut ask = |number, key, at, digest| {
+        let job = NewJob {
+            created_at: at,
+            ..new_job(number, key)
+        };
+        accept(&mut store, &job, &ROOM, Some(&retry(digest))).unwrap()
+    };
+    assert_eq!(ask(1, "a", 100, 7), Acceptance::New);
+    assert!(matches!(ask(2, "a", 200, 7), Acceptance::Known(job) if job.id == id(1)));
+    assert_eq!(ask(3, "a", 200, 8), Acceptance::Conflict);
+    assert_eq!(ask(4, "b", 200, 8), Acceptance::New, "of another key");
+    assert_eq!(
+        ask(5, "a", 400, 8),
+        Acceptance::New,
+        "the first has expired"
+    );
+}
+
+#[test]
+fn an_attempt_writes_its_history_and_ends_once() {
+    let (_folder, mut store) = store();
+    accept_one(&mut store, 1, "a");
+    let claimed = claim(&mut store, 9, 100, 200).unwrap();
+    assert_eq!((claimed.len(), claimed[0].life.attempt), (1, 1));
+    assert!(claim(&mut store, 9, 100, 200).unwrap().is_empty());
+    let run = || Next::Run { lease_until: 300 };
+    let mut save = |part: Write| write(&mut store, &part, 150, KEEP_MS).unwrap();
+    assert_eq!(save(part(1, 1, "fn ", run())), Ok(()));
+    assert_eq!(save(part(1, 1, "", run())), Ok(()));
+    assert_eq!(save(part(1, 2, "no", run())), Err(Fenced));
+    assert_eq!(
+        save(part(1, 1, "x", Next::Wait { postponed: None })),
+        Ok(())
+    );
+    assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
+    claim(&mut store, 9, 160, 260).unwrap();
+    let mut save = |part: Write| write(&mut store, &part, 170, KEEP_MS).unwrap();
+    assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
+    assert_eq!(save(part(1, 2, "fn", completed())), Ok(()));
+    assert_eq!(save(part(1, 2, "again", completed())), Err(Fenced));
+    assert_eq!(
+        history(&mut store, id(1)),
+        [
+            "1.1 delta fn",
+            "1.2 delta x",
+            "2.0 reset",
+            "2.1 delta fn",
+            "2.2 done"
+        ]
+        .iter()
+        .fold(vec!["1.0 started".to_owned()], |mut all, line| {
+            all.push((*line).to_owned());
+            all
+        })
+    );
+    let job = store.job(id(1)).unwrap().unwrap();
+    assert_eq!((job.finished_at, job.expires_at), (Some(170), 1_170));
+}
+
+#[test]
+fn a_key_cancels_its_own_jobs_in_any_state() {
+    let (_folder, mut store) = store();
+    accept_one(&mut store, 1, "a");
+    accept_one(&mut store, 2, "a");
+    claim(&mut store, 1, 100, 200).unwrap();
+    assert_eq!(cancel(&mut store, "b", id(1), 110, KEEP_MS).unwrap(), None);
+    assert_eq!(cancel(&mut store, "a", id(9), 110, KEEP_MS).unwrap(), None);
+    for number in [1, 2] {
+        let job = cancel(&mut store, "a", id(number), 110, KEEP_MS)
+            .unwrap()
+            .unwrap();
+        assert_eq!(job.life.state, State::Cancelled);
+    }
+    assert_eq!(
+        write(&mut store, &part(1, 1, "x", completed()), 120, 1).unwrap(),
+        Err(Fenced)
+    );
+    let again = cancel(&mut store, "a", id(1), 190, KEEP_MS)
+        .unwrap()
+        .unwrap();
+    assert_eq!(again.finished_at, Some(110), "the first time counts");
+    assert_eq!(history(&mut store, id(1)), ["1.0 started", "1.1 cancelled"]);
+    assert_eq!(history(&mut store, id(2)), ["0.1 cancelled"]);
+}
+
+#[test]
+fn a_sweep_takes_back_expires_and_deletes() {
+    let (_folder, mut store) = store();
+    (1..=3).for_each(|number| accept_one(&mut store, number, "a"));
+    for lost in 1..=limits::LOST_ATTEMPTS_MAX {
+        let now = 100 * u64::from(lost);
+        assert_eq!(claim(&mut store, 1, now, now + 50).unwrap()[0].id, id(1));
+        let (changed, _) = sweep(&mut store, now + 49, KEEP_MS, 9).unwrap();
+        assert!(changed.is_empty());
+        let (changed, has_more) = sweep(&mut store, now + 50, KEEP_MS, 9).unwrap();
+        assert_eq!((changed, has_more), (vec![id(1)], false));
+        let expected = match lost {
+            limits::LOST_ATTEMPTS_MAX => State::Failed,
+            _ => State::Queued,
+        };
+        assert_eq!(state(&mut store, id(1)), expected);
+    }
+    let (changed, has_more) = sweep(&mut store, 500, KEEP_MS, 1).unwrap();
+    assert_eq!((changed, has_more), (vec![id(2)], true));
+    sweep(&mut store, 501, KEEP_MS, 9).unwrap();
+    assert_eq!(state(&mut store, id(3)), State::Expired);
+    assert_eq!(history(&mut store, id(3)), ["0.1 expired"]);
+    sweep(&mut store, 501 + KEEP_MS, KEEP_MS, 9).unwrap();
+    assert_eq!(
+        store.job_totals(None).unwrap(),
+        crate::jobs::JobTotals::default()
+    );
+}
+
+/// Mutation: `Next::Lose` that does not count.
+#[test]
+fn an_attempt_that_the_engine_loses_waits_again_but_not_for_ever() {
+    let (_folder, mut store) = store();
+    accept_one(&mut store, 1, "a");
+    for attempt in 1..=limits::LOST_ATTEMPTS_MAX {
+        claim(&mut store, 1, 100, 200).unwrap();
+        let lost = part(1, attempt, "", Next::Lose);
+        assert_eq!(write(&mut store, &lost, 110, KEEP_MS).unwrap(), Ok(()));
+    }
+    assert_eq!(state(&mut store, id(1)), State::Failed);
+}

@@ -1,0 +1,427 @@
+//! Durable jobs in SQLite.
+//!
+//! Owns the statements on `jobs`, `job_events`, `job_totals` and `idempotency`. A transaction is
+//! begun by the caller: each call is one statement, or a few that belong to one job.
+//!
+//! `job_totals` has a row for each key with jobs, and one for all keys together. Triggers maintain
+//! it, so that no program can forget to, and so that neither a bound nor the choice of the next job
+//! has to count rows.
+//!
+//! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
+//! `next_waiting_job` without `running` in its order (`keys_take_turns_...`); `job_events` that
+//! reads from `after` on (`events_are_read_from_any_place_...`); a statement without its index
+//! (`no_statement_reads_all_jobs`).
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::SqliteStore;
+use super::connection::database_error;
+use super::rows::to_sql;
+use crate::jobs::{
+    EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, State,
+};
+use crate::limits::jobs as limits;
+use crate::store::StoreError;
+use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
+
+const SELECT_JOB: &str = "
+    SELECT id, key_id, state, attempt, sequence, lost, lease_until, created_at, started_at,
+           finished_at, expires_at, request, ending, callback_url
+    FROM jobs WHERE id = ?1";
+
+const SELECT_LIFE: &str = "
+    SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = ?1";
+
+/// The row of `job_totals` for all keys together. No key has this id.
+const ALL_KEYS: &str = "*";
+
+impl Jobs for SqliteStore {
+    fn insert_job(&mut self, job: &NewJob) -> Result<(), StoreError> {
+        self.run(|connection| {
+            let sql = "INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, \
+                       callback_url, request) VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7)";
+            let bytes = limits::ROW_BYTES + job.request.len() as u64;
+            connection.prepare_cached(sql)?.execute(params![
+                job.id.as_bytes(),
+                job.key_id,
+                to_sql(job.created_at),
+                to_sql(job.expires_at),
+                to_sql(bytes),
+                job.callback_url,
+                job.request,
+            ])?;
+            Ok(())
+        })
+    }
+
+    fn job(&mut self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(SELECT_JOB)?;
+            statement.query_row([id.as_bytes()], record).optional()
+        })
+    }
+
+    fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError> {
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(SELECT_LIFE)?;
+            let life = statement.query_row([id.as_bytes()], |row| life(row, 0));
+            life.optional()
+        })
+    }
+
+    fn save_job_life(&mut self, id: JobId, life: &Life, now: u64) -> Result<(), StoreError> {
+        self.run(|connection| {
+            let sql = "UPDATE jobs SET state = ?2, attempt = ?3, sequence = ?4, lost = ?5, \
+                       lease_until = ?6, started_at = CASE WHEN ?2 = 'running' \
+                       THEN coalesce(started_at, ?7) ELSE started_at END WHERE id = ?1";
+            connection.prepare_cached(sql)?.execute(params![
+                id.as_bytes(),
+                life.state.as_str(),
+                life.attempt,
+                life.sequence,
+                life.lost,
+                to_sql(life.lease_until),
+                to_sql(now),
+            ])?;
+            Ok(())
+        })
+    }
+
+    fn finish_job(&mut self, id: JobId, end: &FinishedJob<'_>) -> Result<(), StoreError> {
+        self.run(|connection| {
+            let sql = "UPDATE jobs SET state = ?2, attempt = ?3, sequence = ?4, lost = ?5, \
+                       lease_until = 0, finished_at = ?6, expires_at = ?7, ending = ?8, \
+                       bytes = bytes - length(CAST(request AS BLOB)) + ?9, request = '' \
+                       WHERE id = ?1";
+            connection.prepare_cached(sql)?.execute(params![
+                id.as_bytes(),
+                end.life.state.as_str(),
+                end.life.attempt,
+                end.life.sequence,
+                end.life.lost,
+                to_sql(end.finished_at),
+                to_sql(end.expires_at),
+                end.ending,
+                end.ending.map_or(0, str::len) as i64,
+            ])?;
+            Ok(())
+        })
+    }
+
+    fn push_job_event(&mut self, id: JobId, event: &JobEvent) -> Result<(), StoreError> {
+        self.run(|connection| {
+            let sql = "INSERT INTO job_events (job, attempt, sequence, kind, text) \
+                       VALUES (?1, ?2, ?3, ?4, ?5)";
+            connection.prepare_cached(sql)?.execute(params![
+                id.as_bytes(),
+                event.id.attempt,
+                event.id.sequence,
+                event.kind.as_str(),
+                event.text,
+            ])?;
+            let bytes = limits::EVENT_BYTES + event.text.len() as u64;
+            let sql = "UPDATE jobs SET bytes = bytes + ?2 WHERE id = ?1";
+            let mut statement = connection.prepare_cached(sql)?;
+            statement.execute(params![id.as_bytes(), to_sql(bytes)])?;
+            Ok(())
+        })
+    }
+
+    fn job_events(
+        &mut self,
+        id: JobId,
+        after: EventId,
+        bytes_max: usize,
+    ) -> Result<Vec<JobEvent>, StoreError> {
+        self.run(|connection| {
+            let sql = "SELECT attempt, sequence, kind, text FROM job_events WHERE job = ?1 AND \
+                       (attempt, sequence) > (?2, ?3) ORDER BY attempt, sequence";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows =
+                statement.query(params![id.as_bytes(), after.attempt, after.sequence])?;
+            let (mut events, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                let event = event(row)?;
+                bytes += event.text.len() + limits::EVENT_BYTES as usize;
+                events.push(event);
+                if bytes >= bytes_max {
+                    break;
+                }
+            }
+            Ok(events)
+        })
+    }
+
+    fn next_waiting_job(&mut self, now: u64) -> Result<Option<JobId>, StoreError> {
+        self.run(|connection| {
+            let sql = "SELECT key_id FROM job_totals INDEXED BY turns_of_keys \
+                       WHERE queued > 0 AND key_id <> '*' AND not_before <= ?1 \
+                       ORDER BY running, turn LIMIT 1";
+            let mut statement = connection.prepare_cached(sql)?;
+            let key: Option<String> = statement
+                .query_row([to_sql(now)], |row| row.get(0))
+                .optional()?;
+            let Some(key) = key else {
+                return Ok(None);
+            };
+            // The row of all keys counts the turns.
+            let turn = "UPDATE job_totals SET turn = turn + 1 WHERE key_id = '*'";
+            connection.prepare_cached(turn)?.execute(())?;
+            let turn = "UPDATE job_totals SET turn = (SELECT turn FROM job_totals \
+                        WHERE key_id = '*') WHERE key_id = ?1";
+            connection.prepare_cached(turn)?.execute([&key])?;
+            let sql = "SELECT id FROM jobs WHERE key_id = ?1 AND state = 'queued' \
+                       ORDER BY id LIMIT 1";
+            let mut statement = connection.prepare_cached(sql)?;
+            statement.query_row([&key], |row| job_id(row, 0)).optional()
+        })
+    }
+
+    fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError> {
+        self.run(|connection| {
+            let sql = "UPDATE job_totals SET not_before = ?2 WHERE key_id = ?1";
+            let mut statement = connection.prepare_cached(sql)?;
+            statement.execute(params![key_id, to_sql(until)])?;
+            Ok(())
+        })
+    }
+
+    fn job_totals(&mut self, key_id: Option<&str>) -> Result<JobTotals, StoreError> {
+        self.run(|connection| {
+            let sql = "SELECT queued, running, bytes FROM job_totals WHERE key_id = ?1";
+            let mut statement = connection.prepare_cached(sql)?;
+            let totals = statement.query_row([key_id.unwrap_or(ALL_KEYS)], |row| {
+                Ok(JobTotals {
+                    queued: unsigned(row, 0)?,
+                    running: unsigned(row, 1)?,
+                    bytes: unsigned(row, 2)?,
+                })
+            });
+            Ok(totals.optional()?.unwrap_or_default())
+        })
+    }
+
+    fn job_page(
+        &mut self,
+        key_id: &str,
+        state: Option<State>,
+        before: Option<JobId>,
+        limit: u32,
+    ) -> Result<Vec<JobSummary>, StoreError> {
+        // After every id that there can be.
+        let before = before.map_or([0xff; JobId::BYTES], |id| *id.as_bytes());
+        self.run(|connection| {
+            let sql = match state {
+                None => PAGE,
+                Some(_) => PAGE_OF_STATE,
+            };
+            let mut statement = connection.prepare_cached(sql)?;
+            let word = state.map_or("", State::as_str);
+            let rows = statement.query_map(params![key_id, word, before, limit], summary)?;
+            rows.collect()
+        })
+    }
+
+    fn lost_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.ids(LOST, now, limit)
+    }
+
+    fn overdue_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.ids(OVERDUE, now, limit)
+    }
+
+    fn delete_old_jobs(&mut self, now: u64, limit: u32) -> Result<u32, StoreError> {
+        let mut deleted = 0;
+        for state in State::ALL.into_iter().filter(|state| state.is_finished()) {
+            deleted += self.run(|connection| {
+                let mut statement = connection.prepare_cached(DELETE_OLD)?;
+                statement.execute(params![state.as_str(), to_sql(now), limit - deleted])
+            })? as u32;
+        }
+        deleted += self.run(|connection| {
+            let mut statement = connection.prepare_cached(FORGET_OLD)?;
+            statement.execute(params![to_sql(now), limit - deleted])
+        })? as u32;
+        Ok(deleted)
+    }
+
+    fn erase_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError> {
+        let deleted = self.run(|connection| {
+            let sql = "DELETE FROM jobs WHERE rowid IN \
+                       (SELECT rowid FROM jobs WHERE key_id = ?1 LIMIT ?2)";
+            let deleted = connection
+                .prepare_cached(sql)?
+                .execute(params![key_id, limit])?;
+            let sql = "DELETE FROM idempotency WHERE key_id = ?1";
+            connection.prepare_cached(sql)?.execute([key_id])?;
+            Ok(deleted)
+        })?;
+        Ok(deleted as u32)
+    }
+
+    fn remembered_job(
+        &mut self,
+        key_id: &str,
+        key: &str,
+        now: u64,
+    ) -> Result<Option<RememberedJob>, StoreError> {
+        self.run(|connection| {
+            let sql = "SELECT job, digest, expires_at FROM idempotency \
+                       WHERE key_id = ?1 AND key = ?2 AND expires_at > ?3";
+            let mut statement = connection.prepare_cached(sql)?;
+            let found = statement.query_row(params![key_id, key, to_sql(now)], |row| {
+                Ok(RememberedJob {
+                    id: job_id(row, 0)?,
+                    digest: row.get(1)?,
+                    expires_at: unsigned(row, 2)?,
+                })
+            });
+            found.optional()
+        })
+    }
+
+    fn remember_job(
+        &mut self,
+        key_id: &str,
+        key: &str,
+        job: &RememberedJob,
+    ) -> Result<(), StoreError> {
+        self.run(|connection| {
+            let sql = "INSERT OR REPLACE INTO idempotency (key_id, key, digest, job, expires_at) \
+                       VALUES (?1, ?2, ?3, ?4, ?5)";
+            connection.prepare_cached(sql)?.execute(params![
+                key_id,
+                key,
+                job.digest,
+                job.id.as_bytes(),
+                to_sql(job.expires_at),
+            ])?;
+            Ok(())
+        })
+    }
+}
+
+const PAGE: &str = "
+    SELECT id, state, attempt, created_at, started_at, finished_at, expires_at
+    FROM jobs INDEXED BY jobs_of_keys
+    WHERE key_id = ?1 AND ?2 = '' AND id < ?3 ORDER BY id DESC LIMIT ?4";
+
+const PAGE_OF_STATE: &str = "
+    SELECT id, state, attempt, created_at, started_at, finished_at, expires_at
+    FROM jobs INDEXED BY jobs_of_keys_by_state
+    WHERE key_id = ?1 AND state = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4";
+
+const LOST: &str = "
+    SELECT id FROM jobs INDEXED BY leases_of_jobs
+    WHERE state = 'running' AND lease_until <= ?1
+    ORDER BY lease_until LIMIT ?2";
+
+const OVERDUE: &str = "
+    SELECT id FROM jobs WHERE state = 'queued' AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
+
+const DELETE_OLD: &str = "
+    DELETE FROM jobs WHERE rowid IN
+        (SELECT rowid FROM jobs WHERE state = ?1 AND expires_at <= ?2 LIMIT ?3)";
+
+const FORGET_OLD: &str = "
+    DELETE FROM idempotency WHERE (key_id, key) IN
+        (SELECT key_id, key FROM idempotency WHERE expires_at <= ?1 LIMIT ?2)";
+
+impl SqliteStore {
+    fn run<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        work(&self.connection).map_err(|error| database_error(&self.path, error))
+    }
+
+    fn ids(&mut self, sql: &str, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(sql)?;
+            let rows = statement.query_map(params![to_sql(now), limit], |row| job_id(row, 0))?;
+            rows.collect()
+        })
+    }
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
+    Ok(JobRecord {
+        id: job_id(row, 0)?,
+        key_id: row.get(1)?,
+        life: life(row, 2)?,
+        created_at: unsigned(row, 7)?,
+        started_at: optional(row, 8)?,
+        finished_at: optional(row, 9)?,
+        expires_at: unsigned(row, 10)?,
+        request: row.get(11)?,
+        ending: row.get(12)?,
+        callback_url: row.get(13)?,
+    })
+}
+
+fn summary(row: &Row<'_>) -> rusqlite::Result<JobSummary> {
+    Ok(JobSummary {
+        id: job_id(row, 0)?,
+        state: state(row, 1)?,
+        attempt: row.get(2)?,
+        created_at: unsigned(row, 3)?,
+        started_at: optional(row, 4)?,
+        finished_at: optional(row, 5)?,
+        expires_at: unsigned(row, 6)?,
+    })
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<JobEvent> {
+    let word: String = row.get(2)?;
+    Ok(JobEvent {
+        id: EventId {
+            attempt: row.get(0)?,
+            sequence: row.get(1)?,
+        },
+        kind: EventKind::parse(&word).ok_or_else(|| unknown(2, &word))?,
+        text: row.get(3)?,
+    })
+}
+
+/// Reads the five columns of a life.
+fn life(row: &Row<'_>, first: usize) -> rusqlite::Result<Life> {
+    Ok(Life {
+        state: state(row, first)?,
+        attempt: row.get(first + 1)?,
+        sequence: row.get(first + 2)?,
+        lost: row.get(first + 3)?,
+        lease_until: unsigned(row, first + 4)?,
+    })
+}
+
+fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<State> {
+    let word: String = row.get(column)?;
+    State::parse(&word).ok_or_else(|| unknown(column, &word))
+}
+
+fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {
+    row.get(column).map(JobId::from_bytes)
+}
+
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(from_sql)
+}
+
+fn optional(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+    let value: Option<i64> = row.get(column)?;
+    Ok(value.map(from_sql))
+}
+
+/// No time or number of ours is negative.
+fn from_sql(stored: i64) -> u64 {
+    u64::try_from(stored).unwrap_or(0)
+}
+
+/// A word that a later version has written.
+fn unknown(column: usize, word: &str) -> rusqlite::Error {
+    let error = format!("unknown word `{word}`");
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into())
+}
+
+#[cfg(test)]
+mod tests;
