@@ -17,7 +17,7 @@ use autoglmd::core::buffered::Account;
 use autoglmd::core::output::OutputQueue;
 use autoglmd::core::pool::BufferPool;
 use autoglmd::core::wheel::Wheel;
-use autoglmd::core::{Key, Moment, UnixSeconds};
+use autoglmd::core::{Key, Moment, UnixMillis};
 use autoglmd::engine::{
     Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, Served, State, Timings,
     Usage,
@@ -198,7 +198,8 @@ fn form_service() -> Service {
         metrics: Metrics::new("bench"),
         workers: Arc::default(),
         replies: Arc::new(NoReplies),
-        wall_clock: UnixSeconds::default,
+        wall_clock: UnixMillis::default,
+        seed: 0,
     })
 }
 

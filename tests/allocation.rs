@@ -22,7 +22,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use autoglmd::config::{Config, Opening};
-use autoglmd::core::UnixSeconds;
+use autoglmd::core::UnixMillis;
 use autoglmd::core::buffered::Account;
 use autoglmd::core::places::Places;
 use autoglmd::engine::echo::Echo;
@@ -158,7 +158,8 @@ impl Daemon {
             metrics: metrics.clone(),
             workers: Arc::default(),
             replies: mailboxes,
-            wall_clock: UnixSeconds::default,
+            wall_clock: UnixMillis::default,
+            seed: 0,
         };
         let neighbour = Neighbour {
             mailbox: sender.clone(),

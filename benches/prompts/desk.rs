@@ -203,7 +203,7 @@ fn job(variant: &Variant, question: &Question<'_>, request: u32) -> Job {
             connection: Key::new(0, 0),
             request,
         },
-        id: GenerationId::from_client(b"1").unwrap(),
+        id: GenerationId::FIRST,
         tenant: 1,
         class: Class::Live,
         weight: 1,

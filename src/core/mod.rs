@@ -23,4 +23,4 @@ pub mod time;
 pub mod wheel;
 
 pub use key::Key;
-pub use time::{Moment, UnixSeconds};
+pub use time::{Moment, UnixMillis, UnixSeconds};

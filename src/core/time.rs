@@ -93,6 +93,31 @@ impl UnixSeconds {
     }
 }
 
+/// A point in wall-clock time, in milliseconds since 1970 (UTC): for ids and records. It may jump.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixMillis(u64);
+
+impl UnixMillis {
+    pub const fn new(milliseconds: u64) -> UnixMillis {
+        UnixMillis(milliseconds)
+    }
+
+    /// Reads the wall clock. A clock that is set before 1970 reads as 1970.
+    pub fn now() -> UnixMillis {
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+        UnixMillis(elapsed.map_or(0, |elapsed| elapsed.as_millis() as u64))
+    }
+
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the second that it is in.
+    pub const fn as_seconds(self) -> UnixSeconds {
+        UnixSeconds(self.0 / 1_000)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey, Ticket};
-use crate::telemetry::request_id::RequestId;
+use crate::telemetry::id::Id;
 
 /// One request for generated text, complete in itself.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub struct Job {
 }
 
 /// Names a generation in its response and, if the response is used again, in those later ones.
-pub type GenerationId = RequestId;
+pub type GenerationId = Id;
 
 /// The client's wish for a cache of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

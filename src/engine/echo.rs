@@ -292,7 +292,7 @@ mod tests {
                 connection: Key::new(1, 2),
                 request: 3,
             },
-            id: GenerationId::from_client(b"1").unwrap(),
+            id: GenerationId::FIRST,
             tenant: 1,
             class: Class::Live,
             weight: 1,

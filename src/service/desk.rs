@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::core::buffered::Account;
-use crate::core::{Moment, UnixSeconds};
+use crate::core::{Moment, UnixMillis};
 use crate::engine::metrics::EngineSeries;
 use crate::engine::{Engine, ModelInfo};
 use crate::error::ApiError;
@@ -22,7 +22,9 @@ use crate::limits::telemetry as telemetry_limits;
 use crate::offload::Workers;
 use crate::offload::metrics::WorkerSeries;
 use crate::telemetry::access::Figures;
+use crate::telemetry::id::{Id, IdKind, Ids};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::random::SplitMix64;
 use crate::telemetry::request_id::RequestIds;
 
 use super::call::{Call, Peer};
@@ -52,8 +54,10 @@ pub struct Parts {
     /// The workers' way back to this and the other reactors.
     pub replies: Arc<dyn Reply>,
     pub metrics: Metrics,
-    /// Read for keys that expire; [`UnixSeconds::now`] outside of tests.
-    pub wall_clock: fn() -> UnixSeconds,
+    /// Read for keys that expire, ids and records; [`UnixMillis::now`] outside of tests.
+    pub wall_clock: fn() -> UnixMillis,
+    /// Seeds this reactor's ids; from the kernel outside of tests.
+    pub seed: u64,
 }
 
 /// Whether more of a response will come.
@@ -75,6 +79,8 @@ pub struct Wire<'a> {
 pub struct Desk {
     pub parts: Parts,
     pub request_ids: RequestIds,
+    /// Of generations.
+    pub ids: Ids,
     pub log: RequestLog,
     pub engine_series: Arc<EngineSeries>,
     pub worker_series: Arc<WorkerSeries>,
@@ -95,9 +101,14 @@ impl Desk {
         let inflater = Inflater(Arc::clone(&compression));
         let coder = Coder::new(&parts.config, compression, parts.buffered.clone());
         let worker_series = parts.metrics.series();
+        let mut seeds = SplitMix64::new(parts.seed, 0);
+        let mut random = || SplitMix64::new(seeds.draw(), seeds.draw());
+        let now = ((parts.wall_clock)(), Moment::now());
+        let (request_ids, ids) = (RequestIds::new(random(), now), Ids::new(random()));
         Desk {
             parts,
-            request_ids: RequestIds::new(),
+            request_ids,
+            ids,
             log,
             engine_series,
             worker_series,
@@ -159,6 +170,11 @@ impl Desk {
             self.model = self.parts.engine.model();
         }
         self.model.as_ref()
+    }
+
+    /// Returns an id for a new generation.
+    pub fn generation_id(&mut self) -> Id {
+        self.ids.make(IdKind::Generation, (self.parts.wall_clock)())
     }
 
     /// Responds with an error, and closes the request.

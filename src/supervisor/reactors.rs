@@ -19,7 +19,7 @@ use super::spawner::Common;
 use crate::console::exit;
 use crate::core::buffered::Account;
 use crate::core::places::Places;
-use crate::core::{Moment, UnixSeconds};
+use crate::core::{Moment, UnixMillis};
 use crate::reactor::event_loop::Neighbour;
 use crate::reactor::message::{Mailboxes, Message};
 use crate::service;
@@ -53,7 +53,8 @@ impl Part for Reactors {
                 workers: birth.workers.clone(),
                 replies: Arc::new(Mailboxes(spawner.mailboxes())),
                 metrics: birth.metrics.clone(),
-                wall_clock: UnixSeconds::now,
+                wall_clock: UnixMillis::now,
+                seed: 0,
             },
             places: Arc::new(Places::new(birth.max_connections)),
             heartbeat: birth.heartbeat,

@@ -18,6 +18,7 @@ use crate::reactor::epoll::Epoll;
 use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
 use crate::reactor::message::Message;
 use crate::service::{self, Service};
+use crate::telemetry::random::random_seed;
 use crate::tls::Acceptor;
 
 /// Reactors whose threads have not started: messages can already be sent to them.
@@ -116,7 +117,10 @@ impl Prepared {
         event_loop::Parts {
             index: self.index,
             system: self.epoll,
-            service: Service::new(common.service.clone()),
+            service: Service::new(service::Parts {
+                seed: random_seed(),
+                ..common.service.clone()
+            }),
             config: common.service.config.clone(),
             tls: None,
             openings: self.openings,

@@ -1,6 +1,6 @@
 //! Names for requests: an id of our own, a client's checked one, and the trace they belong to.
 //!
-//! Owns one generator per reactor, seeded once by the kernel; an id costs no system call, no lock
+//! Owns one generator per reactor; an id costs no system call, no lock
 //! and no allocation. Ids help to find things, not to guard them: they are random enough to be
 //! unique, but not unpredictable.
 //!
@@ -10,10 +10,12 @@
 //!  2. A malformed `traceparent` is ignored and never repaired (W3C Trace Context, section 3.2).
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::core::Moment;
+use uuid::Builder;
+
+use crate::core::{Moment, UnixMillis};
 use crate::limits::telemetry as limits;
+use crate::telemetry::random::SplitMix64;
 
 /// A request's id, stored in place: no allocation.
 #[derive(Clone, Copy)]
@@ -71,61 +73,29 @@ impl Eq for RequestId {}
 /// Creates ids. Each thread that needs ids has its own.
 #[derive(Clone, Debug)]
 pub struct RequestIds {
-    /// State of the SplitMix64 sequence.
-    state: u64,
-    /// Added to every number: two threads' sequences differ even if their states meet.
-    stream: u64,
+    random: SplitMix64,
     /// The wall clock's milliseconds at `Moment::ZERO`.
     epoch_ms: u64,
 }
 
 impl RequestIds {
-    /// Seeds the generator and reads both clocks.
-    pub fn new() -> RequestIds {
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let now_ms = u64::try_from(since_1970.as_millis()).unwrap_or(0);
-        // The kernel's source fails only if a sandbox forbids both getrandom(2) and /dev/urandom;
-        // then the time and a stack address distinguish generators.
-        let fallback =
-            since_1970.as_nanos() as u64 ^ (&raw const since_1970 as u64).rotate_left(32);
-        RequestIds::seeded(
-            getrandom::u64().unwrap_or(fallback),
-            getrandom::u64().unwrap_or(fallback.rotate_left(17)),
-            now_ms.saturating_sub(Moment::now().as_millis()),
-        )
-    }
-
-    /// The same seeds produce the same ids. `epoch_ms`: the wall clock at `Moment::ZERO`.
-    pub fn seeded(state: u64, stream: u64, epoch_ms: u64) -> RequestIds {
+    /// `now`: the same moment on both clocks.
+    pub fn new(random: SplitMix64, now: (UnixMillis, Moment)) -> RequestIds {
         RequestIds {
-            state,
-            stream,
-            epoch_ms,
+            random,
+            epoch_ms: now.0.as_u64().saturating_sub(now.1.as_millis()),
         }
     }
 
     /// Creates a UUID of version 7 (RFC 9562, section 5.7): ids sort by the time of their creation.
     pub fn make(&mut self, now: Moment) -> RequestId {
         let unix_ms = self.epoch_ms.saturating_add(now.as_millis()) & 0xffff_ffff_ffff;
-        let high = unix_ms << 16 | 0x7000 | self.random() & 0xfff;
-        let low = 0b10 << 62 | self.random() >> 2;
-        let mut digits = [0; 32];
-        hexadecimal(
-            &(u128::from(high) << 64 | u128::from(low)).to_be_bytes(),
-            &mut digits,
-        );
-        let mut text = [b'-'; 36];
-        for (from, to) in [
-            (0..8, 0),
-            (8..12, 9),
-            (12..16, 14),
-            (16..20, 19),
-            (20..32, 24),
-        ] {
-            text[to..to + from.len()].copy_from_slice(&digits[from]);
-        }
+        let mut tail = [0; 10];
+        tail[..2].copy_from_slice(&(self.random.draw() as u16).to_be_bytes());
+        tail[2..].copy_from_slice(&self.random.draw().to_be_bytes());
+        let uuid = Builder::from_unix_timestamp_millis(unix_ms, &tail).into_uuid();
+        let mut text = [0; 36];
+        uuid.hyphenated().encode_lower(&mut text);
         RequestId::from_ascii(&text)
     }
 
@@ -141,7 +111,7 @@ impl RequestIds {
         let parent = traceparent.and_then(TraceContext::parse);
         parent.map_or_else(
             || {
-                let trace_id = u128::from(self.nonzero()) << 64 | u128::from(self.random());
+                let trace_id = u128::from(self.nonzero()) << 64 | u128::from(self.random.draw());
                 TraceContext {
                     trace_id: trace_id.to_be_bytes(),
                     span_id,
@@ -153,24 +123,9 @@ impl RequestIds {
         )
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014): one addition and a mix, full period.
-    fn random(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state ^ self.stream;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
     /// Ids of traces and spans must not be all zeros.
     fn nonzero(&mut self) -> u64 {
-        self.random().max(1)
-    }
-}
-
-impl Default for RequestIds {
-    fn default() -> RequestIds {
-        RequestIds::new()
+        self.random.draw().max(1)
     }
 }
 
@@ -262,11 +217,16 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    fn seeded(state: u64, stream: u64, epoch_ms: u64) -> RequestIds {
+        let now = (UnixMillis::new(epoch_ms), Moment::ZERO);
+        RequestIds::new(SplitMix64::new(state, stream), now)
+    }
+
     const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
     fn ids_are_uuids_that_sort_by_time_and_do_not_repeat() {
-        let mut ids = RequestIds::seeded(1, 2, 1_700_000_000_000);
+        let mut ids = seeded(1, 2, 1_700_000_000_000);
         let mut seen = HashSet::new();
         let mut previous = String::new();
         for millisecond in 0..5_000 {
@@ -286,16 +246,17 @@ mod tests {
     #[test]
     fn generators_of_two_threads_differ() {
         let now = Moment::from_micros(1);
-        assert_ne!(RequestIds::new().make(now), RequestIds::new().make(now));
+        let (mut one, mut two) = (seeded(5, 1, 0), seeded(6, 1, 0));
+        assert_ne!(one.make(now), two.make(now));
         // The sequences differ even if they reach the same state.
-        let mut one = RequestIds::seeded(5, 1, 0);
-        let mut two = RequestIds::seeded(5, 2, 0);
+        let mut one = seeded(5, 1, 0);
+        let mut two = seeded(5, 2, 0);
         assert_ne!(one.make(now), two.make(now));
     }
 
     #[test]
     fn a_clients_id_is_taken_only_if_it_is_short_and_visible() {
-        let mut ids = RequestIds::seeded(1, 2, 0);
+        let mut ids = seeded(1, 2, 0);
         let longest = [b'x'; limits::REQUEST_ID_BYTES_MAX];
         for good in [b"a".as_slice(), b"req-42_\"{}", &longest] {
             let id = ids.accept_or_make(Some(good), Moment::ZERO);
@@ -319,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_trace_is_continued_with_a_span_of_our_own() {
-        let mut ids = RequestIds::seeded(1, 2, 0);
+        let mut ids = seeded(1, 2, 0);
         let parent = TraceContext::parse(PARENT).unwrap();
         assert!(parent.is_sampled());
         assert_eq!(parent.header(), PARENT);

@@ -82,7 +82,7 @@ impl Asker {
         };
         let job = Job {
             key,
-            id: GenerationId::from_client(b"1").unwrap(),
+            id: GenerationId::FIRST,
             tenant,
             class: Class::Live,
             weight: 1,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use autoglmd::config::{Config, Opening};
 use autoglmd::core::buffered::Account;
 use autoglmd::core::places::Places;
-use autoglmd::core::{Moment, UnixSeconds};
+use autoglmd::core::{Moment, UnixMillis};
 use autoglmd::engine::echo::Echo;
 use autoglmd::engine::{Engine, Gauges, Job, ModelInfo, Refused, State};
 use autoglmd::keys::KeyRing;
@@ -164,6 +164,7 @@ fn service_parts(engine: Arc<dyn Engine>, mailboxes: Arc<Mailboxes<Socket>>) -> 
         metrics: Metrics::new("echo"),
         workers: Arc::default(),
         replies: mailboxes,
-        wall_clock: UnixSeconds::default,
+        wall_clock: UnixMillis::default,
+        seed: 0,
     }
 }

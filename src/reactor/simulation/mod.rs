@@ -47,7 +47,7 @@ use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use crate::config::{Config, Listen, TrustedProxies};
-use crate::core::UnixSeconds;
+use crate::core::UnixMillis;
 use crate::core::buffered::{Account, Claim};
 use crate::core::places::Places;
 use crate::core::proxy_header::SIGNATURE;
@@ -161,7 +161,8 @@ impl Daemon {
             metrics: metrics.clone(),
             workers: workers.pool.clone(),
             replies: mailboxes.clone(),
-            wall_clock: UnixSeconds::default,
+            wall_clock: UnixMillis::default,
+            seed: 0,
         };
         let places = Arc::new(Places::new(max_connections));
         let mut members = Vec::new();
@@ -169,7 +170,10 @@ impl Daemon {
             let reactor = Reactor::new(Parts {
                 index: index as u16,
                 system,
-                service: Service::new(parts.clone()),
+                service: Service::new(service::Parts {
+                    seed: index as u64,
+                    ..parts.clone()
+                }),
                 config: config.clone(),
                 tls: Some(testing::acceptor()),
                 openings: config.server.listen.iter().map(Listen::opening).collect(),

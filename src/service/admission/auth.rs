@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::config::{ClientIdentity, ClientKey};
-use crate::core::UnixSeconds;
+use crate::core::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::keys::{Holder, KeyRecord, KeyRing, Scopes, Standing};
@@ -18,7 +18,7 @@ pub fn authenticate<'r>(
     client: Option<&ClientIdentity>,
     known: &[ClientKey],
     keys: &'r KeyRing,
-    wall_clock: fn() -> UnixSeconds,
+    wall_clock: fn() -> UnixMillis,
 ) -> Result<&'r Arc<Holder>, ApiError> {
     let holder = match credentials(request) {
         Ok(presented) => keys.find(presented).ok_or_else(|| {
@@ -34,7 +34,9 @@ pub fn authenticate<'r>(
     };
     let record = &holder.record;
     // Most keys never expire, so most requests need no clock.
-    let now = record.expires_at.map_or(0, |_| wall_clock().as_u64());
+    let now = record
+        .expires_at
+        .map_or(0, |_| wall_clock().as_seconds().as_u64());
     match record.standing(now) {
         Standing::Valid => Ok(holder),
         Standing::Revoked => {

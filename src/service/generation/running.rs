@@ -40,6 +40,7 @@ use crate::service::dialect::{Generation, Narrator, Whole};
 use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::Written;
 use crate::telemetry::access::Figures;
+use crate::telemetry::id::Id;
 
 use super::failure::{cancel_reason, failure};
 use super::reading::Reading;
@@ -67,6 +68,8 @@ pub enum Stage {
 /// The facts about a generation's job.
 #[derive(Debug)]
 pub struct Work {
+    /// Of the generation, in the response and in its record.
+    pub id: Id,
     pub ticket: Arc<Ticket>,
     pub key: JobKey,
     pub delivery: Delivery,
@@ -208,6 +211,7 @@ fn begin_writing(
     let first_token = observe_speed(&desk.log, call, work, &done);
     append_text(&mut work.text, std::mem::take(&mut done.text));
     let ended = Ended {
+        id: work.id,
         ticket: Arc::clone(&work.ticket),
         key: work.key,
         deadline: now + limits::WRITING_TIME_MAX,
@@ -403,7 +407,7 @@ fn send_done(
     let generation = Generation {
         id: origin
             .as_ref()
-            .map_or(call.request_id.as_str(), |origin| origin.id.as_str()),
+            .map_or(work.id.as_str(), |origin| origin.id.as_str()),
         text: &work.text,
         model: desk.model.as_ref().map(|model| model.id.as_str()),
         finish_reason: done.finish_reason,

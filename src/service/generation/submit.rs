@@ -112,6 +112,7 @@ fn submit(
     let model = desk.model();
     check_model(model, asked.model.as_deref())?;
     let max_tokens = asked.complete(model.map(|model| model.defaults).unwrap_or_default());
+    let id = desk.generation_id();
     let mut memory = desk.parts.buffered.share(Claim::of(call.caller.is_some()));
     let taken = memory.resize(asked.prompt.bytes());
     taken.map_err(|Full| buffers_full())?;
@@ -122,7 +123,7 @@ fn submit(
     let deadline = call.started + asked.timeout;
     let job = Job {
         key,
-        id: call.request_id,
+        id,
         tenant: call.tenant(),
         class: Class::Live,
         weight: call
@@ -145,6 +146,7 @@ fn submit(
         return Err(refusal(refused));
     }
     Ok(Work {
+        id,
         ticket,
         key,
         delivery,

@@ -31,6 +31,7 @@ use crate::service::response::buffer::{ResponseBuffer, Written};
 use crate::service::response::coding::Coder;
 use crate::service::response::compression::CompressionSeries;
 use crate::telemetry::access::Figures;
+use crate::telemetry::id::Id;
 
 /// A response at a worker.
 #[derive(Debug)]
@@ -50,6 +51,7 @@ pub struct Writing {
 
 /// The facts about a job that has ended, beside its text.
 pub struct Ended {
+    pub id: Id,
     pub ticket: Arc<Ticket>,
     pub key: JobKey,
     pub deadline: Moment,
@@ -75,7 +77,7 @@ pub fn begin(
     let origin = ended.served.origin;
     let task = WriteTask {
         whole,
-        id: origin.map_or(call.request_id, |origin| origin.id),
+        id: origin.map_or(ended.id, |origin| origin.id),
         text,
         model: desk.model().map(|model| model.id.clone()),
         finish_reason: ended.finish_reason,

@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::router::{self, Access, Surface, Verbs};
 use super::*;
 use crate::core::buffered::Account;
-use crate::core::{Key, UnixSeconds};
+use crate::core::{Key, UnixMillis};
 use crate::engine::{
     Defaults, Done, Engine, Event, FinishReason, Gauges, Job, ModelInfo, Refused, Served, State,
     Timings, Usage,
@@ -303,7 +303,8 @@ impl Bench {
             metrics: metrics.clone(),
             workers: workers.clone(),
             replies: replies.clone(),
-            wall_clock: || UnixSeconds::new(WALL_CLOCK),
+            wall_clock: || UnixMillis::new(WALL_CLOCK * 1_000),
+            seed: 0,
         };
         let address = PeerAddress::Ip(IpAddr::from([192, 0, 2, 1]));
         Bench {

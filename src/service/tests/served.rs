@@ -14,7 +14,7 @@ fn joined() -> Served {
         age: Duration::from_secs(1),
         is_reproducible: true,
         origin: Some(Origin {
-            id: GenerationId::from_client(b"first").unwrap(),
+            id: GenerationId::FIRST,
             latency: Duration::from_millis(777),
         }),
     }
@@ -47,7 +47,11 @@ fn a_result_of_another_request_keeps_its_id_and_is_free() {
             let event = done_of("```\nx\n```".into(), joined());
             let _ = bench.event(&mut exchange, event, &mut reply);
             let text = reply.text();
-            for part in [r#""id":"first""#, r#""cached":true"#, r#""latency_ms":777"#] {
+            for part in [
+                r#""id":"gen_00000000-0000-7000-8000-000000000000""#,
+                r#""cached":true"#,
+                r#""latency_ms":777"#,
+            ] {
                 assert!(text.contains(part), "{text}");
             }
             // The second one passes only because the first one was free: 81 of 100 are reserved.
@@ -71,7 +75,7 @@ fn a_long_result_of_another_request_keeps_its_id_too() {
     let json = reply.json();
     assert_eq!(
         (&json["id"], &json["cached"]),
-        (&"first".into(), &true.into())
+        (&GenerationId::FIRST.as_str().into(), &true.into())
     );
     assert_eq!(json["latency_ms"], 777);
 }

@@ -75,11 +75,12 @@ fn a_generation_is_answered_whole() {
     bench.advance(250);
     let flow = bench.event(&mut exchange.unwrap(), done(FENCED), &mut reply);
     assert_eq!(flow, Flow::Finished);
+    let received = reply.message::<GenerateResponse>();
     let expected = GenerateResponse {
         text: FENCED.into(),
         latency: 0.25,
         code: CODE.into(),
-        id: "r-1".into(),
+        id: received.id.clone(),
         language: "python".into(),
         model: "tiny".into(),
         finish_reason: autoglm::FinishReason::Stop.into(),
@@ -91,7 +92,8 @@ fn a_generation_is_answered_whole() {
             cached_tokens: 4,
         }),
     };
-    assert_eq!(reply.message::<GenerateResponse>(), expected);
+    assert!(received.id.starts_with("gen_"), "{}", received.id);
+    assert_eq!(received, expected);
     assert_eq!(reply.grpc_status(), 0);
     assert_eq!(reply.field("x-request-id"), Some("r-1"));
     assert_eq!(reply.field("grpc-accept-encoding"), Some("identity,gzip"));

@@ -294,7 +294,7 @@ impl Host {
                 connection: Key::new(0, 0),
                 request: 0,
             },
-            id: GenerationId::from_client(b"1").unwrap(),
+            id: GenerationId::FIRST,
             tenant: 1,
             class: Class::Live,
             weight: 1,
