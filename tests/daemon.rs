@@ -12,6 +12,31 @@ use serde_json::json;
 use common::notify::Manager;
 use common::{Connection, Daemon, Options, eventually, request};
 
+// ---- threads ---------------------------------------------------------------------------------
+
+/// On a core that they share, the reactor's clients do not wait for the log, the store or a long
+/// body. Mutation: `give_way` left out where one of these threads starts.
+#[test]
+fn threads_whose_owner_can_wait_let_the_reactors_go_first() {
+    let daemon = Daemon::echo();
+    // A thread sets its own niceness, a moment after its start.
+    eventually("each thread has its niceness", || {
+        let threads = daemon.process().niceness_of_threads();
+        let of = |name: &str| {
+            let named = threads.iter().filter(|(it, _)| it.starts_with(name));
+            let mut levels: Vec<i32> = named.map(|(_, niceness)| *niceness).collect();
+            levels.dedup();
+            levels
+        };
+        let [usual] = of("reactor-")[..] else {
+            return None;
+        };
+        let nicer = (usual + 10).min(19);
+        let all = ["worker-", "log", "store"].iter();
+        all.clone().all(|name| of(name) == [nicer]).then_some(())
+    });
+}
+
 // ---- reload ----------------------------------------------------------------------------------
 
 #[test]

@@ -39,6 +39,12 @@ pub const WATCH_LINKS_MAX: usize = 40;
 /// Bytes of a status for the service manager: a line of a screen or two.
 pub const NOTIFY_STATUS_BYTES_MAX: usize = 512;
 
+/// What a thread whose owner can wait adds to its niceness (nice(2)). Each step makes its share of
+/// a core a fifth smaller, so beside a busy reactor it keeps a tenth of a core that both want. A
+/// kernel with a tick of 4 ms lets threads of the same niceness run for a tick or more each, and a
+/// reactor waited as long for each of them.
+pub const YIELDING_NICENESS_LEVEL: i32 = 10;
+
 /// Blocks of memory of at least this size return to the kernel when they are freed. This is
 /// glibc's initial threshold, which glibc would raise by itself.
 pub const LARGE_BLOCK_BYTES_MIN: i32 = 128 * 1024;

@@ -10,6 +10,8 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::limits::os as limits;
+
 /// One reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
@@ -152,6 +154,18 @@ pub fn thread_cpu_time() -> Duration {
     Duration::new(whole, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Lets threads of the usual priority go first on a core that they share with the calling thread,
+/// which must be one whose owner can wait: it keeps a tenth of a core that is busy, and all of one
+/// that is not. Without privileges this cannot be taken back.
+///
+/// A reactor may wait for a lock that this thread holds. It sleeps then, so on a core that only the
+/// two of them want, the thread runs at once.
+pub fn give_way() {
+    // SAFETY: nice(2) takes a number. On Linux it concerns the calling thread alone. It fails only
+    // for a lower niceness, and even then the thread would do its work all the same.
+    unsafe { libc::nice(limits::YIELDING_NICENESS_LEVEL) };
+}
+
 /// Ends the process at once: runs no destructor and waits for no thread, because one may never end.
 pub fn exit_at_once(code: u8) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory of ours.
@@ -188,6 +202,22 @@ mod tests {
         }
         let other = std::thread::spawn(thread_cpu_time).join().unwrap();
         assert!(other < thread_cpu_time(), "{other:?}");
+    }
+
+    /// Mutation: the niceness of the whole process is changed (`PRIO_PGRP`), or none.
+    #[test]
+    fn a_thread_that_gives_way_is_nicer_than_the_others() {
+        // SAFETY: getpriority(2) takes numbers and touches no memory of ours.
+        let niceness = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = niceness();
+        let nicer = std::thread::spawn(move || {
+            give_way();
+            niceness()
+        });
+        let lowest = 19;
+        let expected = (before + limits::YIELDING_NICENESS_LEVEL).min(lowest);
+        assert_eq!(nicer.join().unwrap(), expected);
+        assert_eq!(niceness(), before);
     }
 
     /// Mutation: the stack's size in place of what is left of it.

@@ -42,6 +42,7 @@ use super::interface::Store;
 use super::interface::keys::{Mark, ReadKeys};
 use crate::keys::KeyRing;
 use crate::limits::store as limits;
+use crate::os::process::give_way;
 
 /// The handle. Dropping it stops the thread.
 #[derive(Debug)]
@@ -77,7 +78,10 @@ impl StoreWatcher {
         };
         let thread = thread::Builder::new()
             .name("store".into())
-            .spawn(move || watch.run(&inbox))
+            .spawn(move || {
+                give_way();
+                watch.run(&inbox);
+            })
             .map_err(StoreError::Thread)?;
         let watcher = StoreWatcher {
             notes: Some(notes),

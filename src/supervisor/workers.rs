@@ -1,7 +1,9 @@
 //! The workers, as a part: the threads that run the pool's tasks.
 //!
-//! Owns the threads. They outlive the engine and the reactors, which send them tasks until their
-//! own ends, so a drain does not concern them.
+//! Owns the threads. Reactors go first on a core that they share with them, because a task may take
+//! 280 ms, and a reactor's clients wait for as long as it cannot run. The threads outlive the
+//! engine and the reactors, which send them tasks until their own ends, so a drain does not concern
+//! them.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -10,7 +12,7 @@ use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::limits::offload as limits;
 use crate::offload::Workers;
-use crate::os::process::thread_cpu_time;
+use crate::os::process::{give_way, thread_cpu_time};
 
 pub struct WorkerThreads {
     workers: Arc<Workers>,
@@ -28,7 +30,10 @@ impl Part for WorkerThreads {
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .stack_size(limits::WORKER_STACK_BYTES)
-                .spawn(move || workers.work(thread_cpu_time))
+                .spawn(move || {
+                    give_way();
+                    workers.work(thread_cpu_time);
+                })
                 .map_err(|error| Failure::os("starting a thread", &error))?;
             part.threads.push(thread);
         }

@@ -31,6 +31,7 @@ use super::line::{Kind, Line};
 pub use super::output::Settings;
 use super::output::{Batch, Output};
 use crate::limits::telemetry as limits;
+use crate::os::process::give_way;
 
 /// The installed logger. `log` requires a `'static` one.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
@@ -178,9 +179,11 @@ fn start(settings: &Settings, output: Output) -> io::Result<(Logger, LogHandle)>
         next: Next::Idle,
         reported_drops: 0,
     };
-    thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(|| writer.run())?;
+    thread::Builder::new().name("log".to_owned()).spawn(|| {
+        // The lines of a whole batch are formatted at once, and no client waits for them.
+        give_way();
+        writer.run();
+    })?;
     let handle = LogHandle {
         commands: commands.clone(),
         shared: shared.clone(),

@@ -62,6 +62,23 @@ impl Process {
         (time(), time())
     }
 
+    /// Returns name and niceness of each thread.
+    pub fn niceness_of_threads(self) -> Vec<(String, i32)> {
+        let threads = std::fs::read_dir(self.proc("task")).expect("the process lives");
+        let read = |folder: PathBuf| -> Option<(String, i32)> {
+            let name = std::fs::read_to_string(folder.join("comm")).ok()?;
+            let text = std::fs::read_to_string(folder.join("stat")).ok()?;
+            // The 19th field, of which the second is the name: see `times`.
+            let (_, after_name) = text.rsplit_once(')')?;
+            let niceness = after_name.split_whitespace().nth(16)?.parse().ok()?;
+            Some((name.trim().to_owned(), niceness))
+        };
+        // A thread that has ended meanwhile has no files.
+        threads
+            .filter_map(|entry| read(entry.ok()?.path()))
+            .collect()
+    }
+
     pub fn is_alive(self) -> bool {
         self.proc("stat").exists()
     }

@@ -17,7 +17,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("http", &["limits", "error"]),
     ("grpc", &["limits", "error", "http"]),
     ("os", &["limits"]),
-    ("telemetry", &["limits", "core"]),
+    ("telemetry", &["limits", "core", "os"]),
     ("offload", &["limits", "core", "telemetry"]),
     (
         "engine",
@@ -29,7 +29,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("keys", &["limits", "core"]),
     ("models", &["limits", "core", "os"]),
     ("jobs", &[]),
-    ("store", &["limits", "keys", "jobs"]),
+    ("store", &["limits", "os", "keys", "jobs"]),
     ("cache", &["limits", "core"]),
     ("runner", &["error", "limits", "jobs", "store"]),
     (
