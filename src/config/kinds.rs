@@ -12,6 +12,7 @@ use super::address::{Listen, Place};
 use super::hosts::Hosts;
 use super::kind::{List, ValueKind};
 use super::proxies::TrustedProxies;
+use super::redis_url::RedisUrl;
 use super::tls::ClientKey;
 use super::units;
 use super::value::{Value, toml_string};
@@ -172,6 +173,16 @@ pub const PATH: ValueKind = ValueKind {
     ..TEXT
 };
 
+/// The address of Redis; empty text means none.
+pub const REDIS_URL: ValueKind = ValueKind {
+    name: "URL",
+    expected: |_| RedisUrl::EXPECTED.to_owned(),
+    advice: RedisUrl::advice,
+    from_toml: |value| redis_url(value.as_str()?),
+    from_text: redis_url,
+    ..TEXT
+};
+
 /// An element of a list: any text that its own reader accepts.
 const ELEMENT: ValueKind = ValueKind {
     bounds: 0..=u64::MAX,
@@ -322,6 +333,10 @@ fn network(text: &str) -> Option<Value> {
     text_if(TrustedProxies::takes(text), text)
 }
 
+fn redis_url(text: &str) -> Option<Value> {
+    text_if(text.is_empty() || RedisUrl::parse(text).is_some(), text)
+}
+
 fn host(text: &str) -> Option<Value> {
     text_if(Hosts::takes(text), text)
 }
@@ -426,7 +441,7 @@ mod tests {
         fn any_plain_text_is_read_or_refused(text: String) {
             let kinds = [
                 SWITCH, number(0..=9), size(0..=9), time(0..=9), word_of::<EngineKind>(), PATH,
-                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS,
+                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS, REDIS_URL,
             ];
             for kind in kinds {
                 match kind.read_text(&text) {

@@ -31,6 +31,7 @@ mod load;
 mod named;
 mod problem;
 mod proxies;
+mod redis_url;
 mod reference;
 mod rules;
 mod schema;
@@ -48,8 +49,11 @@ pub use load::{Loaded, load};
 pub use named::Model;
 pub use problem::{ConfigErrors, Problem};
 pub use proxies::{ForwardedField, TrustedProxies};
+pub use redis_url::{RedisHost, RedisServers, RedisUrl};
 pub use reference::{example, reference};
-pub use schema::{Auth, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server, Tls};
+pub use schema::{
+    Auth, CacheShared, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server, Tls,
+};
 pub use show::show;
 pub use sources::{Origin, Overrides, Sources};
 pub use tls::{

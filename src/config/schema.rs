@@ -16,11 +16,12 @@ use super::address::Listen;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, SWITCH, number, size, time,
-    word_of,
+    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, REDIS_URL, SWITCH, number, size,
+    time, word_of,
 };
 use super::named::Model;
 use super::proxies::{ForwardedField, TrustedProxies};
+use super::redis_url::RedisUrl;
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
 use super::value::{Field, Value};
 use super::words::{EngineKind, LogFormat};
@@ -330,6 +331,26 @@ schema! {
         /// one.
         stall_timeout: Duration = Duration::from_secs(30),
             time(limits::STALL_TIMEOUT_MS), Restart;
+    }
+
+    /// Redis, which several daemons share: for the responses that one of them has computed, for the
+    /// limits of keys, and for notices of changed keys. Without it each daemon works by itself. A
+    /// daemon that loses it goes on without it, and comes back to it by itself.
+    cache_shared "cache.shared": CacheShared {
+        /// One server, `redis://HOST:PORT/DATABASE` or `redis+unix:/PATH`; a set under Sentinel,
+        /// `redis+sentinel://HOST:PORT,HOST:PORT/MASTER`; or a cluster,
+        /// `redis+cluster://HOST:PORT,HOST:PORT`. `rediss` in place of `redis` means TLS. A user
+        /// is named before the hosts, as in `redis://USER@HOST`; sentinels are asked without user
+        /// and password. Empty: no Redis.
+        url: Option<RedisUrl> = None, REDIS_URL, Restart;
+        /// File with the password, or `credential:NAME`. It is read at each connect.
+        password_file: Option<PathBuf> = None, PATH, Restart;
+        /// PEM file with the authorities that sign the servers' certificates. Empty: those of the
+        /// system.
+        ca: Option<PathBuf> = None, PATH, Restart;
+        /// Time for a connect, and for the round trip of a batch. Requests that wait behind a
+        /// server that has just been lost wait up to three times as long.
+        timeout: Duration = Duration::from_millis(100), time(limits::SHARED_TIMEOUT_MS), Restart;
     }
 
     /// Logging.

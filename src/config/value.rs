@@ -12,6 +12,7 @@ use super::address::Listen;
 use super::hosts::Hosts;
 use super::problem::quote;
 use super::proxies::TrustedProxies;
+use super::redis_url::RedisUrl;
 use super::tls::ClientKey;
 use super::words::{Word, parse_word, word};
 
@@ -116,6 +117,13 @@ text_field! {
         |text| Some((!text.is_empty()).then(|| text.into()));
     Listen: Listen::to_string, |text| Listen::parse(&text);
     ClientKey: ClientKey::to_string, |text| ClientKey::parse(&text);
+    // Empty text means none.
+    Option<RedisUrl>:
+        |url| url.as_ref().map_or_else(String::new, RedisUrl::to_string),
+        |text| match text.is_empty() {
+            true => Some(None),
+            false => RedisUrl::parse(&text).map(Some),
+        };
 }
 
 impl<T: Word> Field for T {

@@ -144,3 +144,10 @@ pub const PROMPT_BUDGET_MS: RangeInclusive<u64> = 10..=10_000;
 
 /// `engine.gpu_layers`; 999 means all.
 pub const GPU_LAYERS: RangeInclusive<u64> = 0..=9_999;
+
+/// Hosts in `cache.shared.url`: sentinels, or the first nodes of a cluster to ask.
+pub const REDIS_HOSTS: RangeInclusive<usize> = 1..=32;
+
+/// `cache.shared.timeout`: a shorter one fails on an honest network; a longer one makes a miss
+/// slower than the computation that it was to save.
+pub const SHARED_TIMEOUT_MS: RangeInclusive<u64> = 5..=5_000;
