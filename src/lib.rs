@@ -50,6 +50,9 @@ pub mod jobs;
 // The database, and the watch over its changes.
 pub mod store;
 
+// Redis on its own thread: servers, pipelines, and what happens when they are lost.
+pub mod redis;
+
 // Results that were computed once: entries bounded by bytes.
 pub mod cache;
 

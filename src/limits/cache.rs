@@ -13,3 +13,7 @@ pub const TENANT_BYTES: usize = 96;
 pub const SHARDS: usize = 16;
 
 const _: () = assert!(TABLE_BLOCK_ITEMS.is_power_of_two());
+
+/// Bytes of an entry in the level that daemons share: a response of 250,000 tokens. Longer ones
+/// stay in the memory of the daemon that has computed them.
+pub const SHARED_ENTRY_BYTES_MAX: usize = 1 << 20;

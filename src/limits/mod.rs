@@ -39,6 +39,8 @@ pub mod jobs;
 
 pub mod store;
 
+pub mod redis;
+
 pub mod telemetry;
 
 pub mod config;

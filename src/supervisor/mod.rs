@@ -3,16 +3,16 @@
 //! Owns the order in which parts start and stop, and none of their work:
 //!
 //! ```text
-//!   configuration -> signals blocked -> log -> certificates -> listeners -> keys
+//!   configuration -> signals blocked -> log -> certificates -> listeners -> Redis -> keys
 //!                 -> workers -> engine -> reactors -> (ready) -> signals, file watch, watchdog ...
 //!                 -> drain: reactors end -> engine ends -> workers end -> keys' thread ends
-//!                 -> log flushed
+//!                 -> Redis's thread ends -> log flushed
 //! ```
 //!
 //! In reading order:
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
-//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`keys`], [`workers`],
+//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`], [`workers`],
 //!   [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
@@ -38,6 +38,7 @@ mod parts;
 pub mod prover;
 mod reactors;
 mod reading;
+mod redis;
 mod reload;
 mod rhythm;
 mod spawner;

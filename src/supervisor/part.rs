@@ -16,6 +16,7 @@ use crate::core::buffered::Account;
 use crate::engine::Engine;
 use crate::keys::KeyRing;
 use crate::offload::Workers;
+use crate::redis;
 use crate::service::Limiter;
 use crate::store::Bootstrap;
 use crate::telemetry::metrics::Metrics;
@@ -68,6 +69,8 @@ pub struct Birth {
     pub max_connections: usize,
     /// From the listeners: reactors that already receive messages, but do not run yet.
     pub spawner: Option<Spawner>,
+    /// From Redis: the way to its thread; `None` without Redis.
+    pub redis: Option<redis::Handle>,
     /// From the keys: the present ring.
     pub keys: Arc<KeyRing>,
     /// From the keys: the key of the very first start, which must be shown.
@@ -93,6 +96,7 @@ impl Birth {
             acceptor: None,
             max_connections: 0,
             spawner: None,
+            redis: None,
             keys: Arc::default(),
             bootstrap: None,
             engine: None,

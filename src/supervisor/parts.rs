@@ -18,6 +18,7 @@ use super::listeners::Listeners;
 use super::log::Log;
 use super::part::{Birth, Part, Settings};
 use super::reactors::Reactors;
+use super::redis::Redis;
 use super::workers::WorkerThreads;
 
 pub struct Parts {
@@ -26,6 +27,8 @@ pub struct Parts {
     /// Before the keys: the key of the first start is shown only once, so an occupied port must be
     /// found before that key is created.
     pub listeners: Listeners,
+    /// Before the keys, whose limits and notices it carries.
+    pub redis: Redis,
     pub keys: Keys,
     pub workers: WorkerThreads,
     pub engine: EnginePart,
@@ -39,6 +42,7 @@ impl Parts {
             log: Log::start(birth)?,
             certificates: Certificates::start(birth)?,
             listeners: Listeners::start(birth)?,
+            redis: Redis::start(birth)?,
             keys: Keys::start(birth)?,
             workers: WorkerThreads::start(birth)?,
             engine: EnginePart::start(birth)?,
@@ -46,11 +50,12 @@ impl Parts {
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 7] {
+    fn list(&mut self) -> [&mut dyn Part; 8] {
         [
             &mut self.log,
             &mut self.certificates,
             &mut self.listeners,
+            &mut self.redis,
             &mut self.keys,
             &mut self.workers,
             &mut self.engine,

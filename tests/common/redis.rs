@@ -158,6 +158,11 @@ impl Server {
         }
     }
 
+    /// Sets the lines of the configuration for the next start.
+    pub fn set_lines(&mut self, lines: &[&str]) {
+        self.lines = lines.iter().map(|&line| line.to_owned()).collect();
+    }
+
     /// Starts a killed server again, on the same port.
     pub fn restart(&mut self) {
         self.kill();
@@ -232,6 +237,9 @@ impl SentinelSet {
     }
 }
 
+/// A third, rounded up.
+const SLOTS_PER_NODE: usize = 5_462;
+
 /// Three masters that share the slots.
 pub struct Cluster {
     pub nodes: Vec<Server>,
@@ -242,7 +250,8 @@ impl Cluster {
         let nodes: Vec<Server> = (0..3).map(|_| Cluster::node()).collect();
         for (index, node) in nodes.iter().enumerate() {
             let mut connection = node.connect();
-            let (first, last) = (index * 5_462, ((index + 1) * 5_462).min(16_384) - 1);
+            let first = index * SLOTS_PER_NODE;
+            let last = (first + SLOTS_PER_NODE).min(16_384) - 1;
             let mut command = redis::cmd("CLUSTER");
             let command = command.arg("ADDSLOTSRANGE").arg(first).arg(last);
             command.exec(&mut connection).expect("the slots are free");
@@ -291,6 +300,28 @@ impl Cluster {
         let mut lines = server.lines.iter();
         let port = lines.find_map(|line| line.strip_prefix("cluster-port "));
         port.expect("a node has one").parse().expect("a number")
+    }
+
+    /// Returns which node has a slot at the start.
+    pub fn node_of_slot(&self, slot: u16) -> usize {
+        usize::from(slot) / SLOTS_PER_NODE
+    }
+
+    /// Gives a slot without keys to another node.
+    pub fn move_empty_slot(&self, slot: u16, to: usize) {
+        let mut id = redis::cmd("CLUSTER");
+        let id: String = id
+            .arg("MYID")
+            .query(&mut self.nodes[to].connect())
+            .expect("an id");
+        // The new node first: it must not refuse the slot that others give to it.
+        let others = (0..self.nodes.len()).filter(|index| *index != to);
+        for index in std::iter::once(to).chain(others) {
+            let mut command = redis::cmd("CLUSTER");
+            command.arg("SETSLOT").arg(slot).arg("NODE").arg(&id);
+            let set = command.exec(&mut self.nodes[index].connect());
+            set.expect("the slot has no keys");
+        }
     }
 
     fn wait_until_whole(&self) {

@@ -30,7 +30,8 @@ const ROWS: &[(&str, &[&str])] = &[
     ("models", &["limits", "core", "os"]),
     ("jobs", &[]),
     ("store", &["limits", "os", "keys", "jobs"]),
-    ("cache", &["limits", "core"]),
+    ("redis", &["limits", "core", "os", "config"]),
+    ("cache", &["limits", "core", "redis"]),
     ("runner", &["error", "limits", "jobs", "store"]),
     (
         "service",
@@ -79,6 +80,8 @@ const ROWS: &[(&str, &[&str])] = &[
             "keys",
             "models",
             "store",
+            "redis",
+            "cache",
             "telemetry",
             "service",
             "reactor",
