@@ -2,7 +2,20 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use autoglmd::cache::shared::{EntryId, RedisLevel, SharedLevel, SharedSeries};
+use autoglmd::config::{CacheShared, RedisUrl};
+use autoglmd::core::Moment;
+use autoglmd::redis::metrics::RedisSeries;
+use autoglmd::redis::slots::slot_of;
+use autoglmd::redis::{Handle, Link, Reply, Request, Settings};
+use autoglmd::telemetry::metrics::Metrics;
+use crossbeam_channel::{Receiver, bounded};
+
 use common::redis::{Cluster, SentinelSet, Server};
+use common::{PATIENCE, eventually};
 
 /// The harness itself: what the other tests rest on.
 #[test]
@@ -36,4 +49,329 @@ fn a_set_under_sentinel_and_a_cluster_start() {
     assert!(set.url().starts_with("redis+sentinel://127.0.0.1:"));
     let cluster = Cluster::start();
     assert_eq!(cluster.nodes.len(), 3);
+}
+
+// ---- the connection ----
+
+/// A timeout that only a lost server meets, however busy the machine is.
+const SHORT: Duration = Duration::from_millis(300);
+
+/// A connection of the daemon's own kind.
+struct Client {
+    _link: Link,
+    handle: Handle,
+    series: Arc<RedisSeries>,
+}
+
+impl Client {
+    fn to(url: &str, timeout: Duration) -> Client {
+        Client::with(CacheShared {
+            url: RedisUrl::parse(url),
+            timeout,
+            ..CacheShared::default()
+        })
+    }
+
+    fn with(config: CacheShared) -> Client {
+        let settings = Settings::of(&config, None).unwrap().expect("a URL");
+        let series: Arc<RedisSeries> = Metrics::new("echo").series();
+        let (link, handle) = Link::start(settings, Arc::clone(&series)).unwrap();
+        Client {
+            _link: link,
+            handle,
+            series,
+        }
+    }
+
+    fn connected(self) -> Client {
+        eventually("a server is connected", || {
+            self.handle.is_up().then_some(())
+        });
+        self
+    }
+
+    /// Submits a command; the reply arrives in the receiver.
+    fn submit(&self, key: &str, words: &[&str]) -> Option<Receiver<Reply>> {
+        let (sender, replies) = bounded(1);
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        let request = Request::new(key, &words, Moment::NEVER, move |reply| {
+            sender.send(reply).expect("the test waits for it");
+        });
+        self.handle.submit(request).ok().map(|()| replies)
+    }
+
+    fn ask(&self, key: &str, words: &[&str]) -> Reply {
+        match self.submit(key, words) {
+            Some(replies) => replies.recv_timeout(PATIENCE).expect("exactly one reply"),
+            None => Reply::Failed,
+        }
+    }
+
+    fn set(&self, key: &str, value: &str) -> bool {
+        self.ask(key, &["SET", key, value]) == Reply::Nothing
+    }
+
+    fn get(&self, key: &str) -> Reply {
+        self.ask(key, &["GET", key])
+    }
+}
+
+fn bytes(text: &str) -> Reply {
+    Reply::Bytes(text.as_bytes().to_owned())
+}
+
+/// Mutation: `serve` that takes one request. The server stands still until all wait.
+#[test]
+fn requests_that_wait_go_together() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    let before = client.series.batches.get();
+    server.pause();
+    let replies: Vec<Receiver<Reply>> = (0..200)
+        .map(|_| client.submit("n", &["INCR", "n"]).expect("there is room"))
+        .collect();
+    server.resume();
+    for (number, reply) in (1..).zip(replies) {
+        assert_eq!(reply.recv_timeout(PATIENCE), Ok(Reply::Number(number)));
+    }
+    let batches = client.series.batches.get() - before;
+    assert!(batches <= 2, "200 requests went in {batches} pipelines");
+}
+
+/// Mutation: the bytes of a refused or served request are not given back.
+#[test]
+fn a_full_queue_refuses_and_has_room_again() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    server.pause();
+    let long = "x".repeat(4 << 20);
+    let accepted: Vec<Receiver<Reply>> = (0..40)
+        .filter_map(|_| client.submit("a", &["SET", "a", &long]))
+        .collect();
+    // One or more are with the thread; the queue holds three, with their commands' own bytes.
+    assert!((3..=8).contains(&accepted.len()), "{}", accepted.len());
+    server.resume();
+    for reply in accepted {
+        assert_eq!(reply.recv_timeout(PATIENCE), Ok(Reply::Nothing));
+    }
+    for _ in 0..8 {
+        assert!(client.set("a", &long));
+    }
+}
+
+/// Mutation: `submit` that ignores `is_up`.
+#[test]
+fn without_a_server_requests_are_refused_at_once() {
+    let mut server = Server::start();
+    let client = Client::to(&server.url(), SHORT).connected();
+    server.kill();
+    eventually("the loss is seen", || {
+        (client.get("a") == Reply::Failed && !client.handle.is_up()).then_some(())
+    });
+    assert!(client.submit("a", &["GET", "a"]).is_none());
+    assert_eq!(client.series.up.get(), 0);
+    server.restart();
+    let client = client.connected();
+    assert!(client.set("a", "1"));
+    assert_eq!(client.get("a"), bytes("1"));
+}
+
+/// Mutation: the connection is kept after a timeout, and the next reply is that of an earlier
+/// request.
+#[test]
+fn a_stopped_server_costs_a_timeout_and_its_late_replies_are_not_taken() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), SHORT).connected();
+    assert!(client.set("early", "early") && client.set("late", "late"));
+    server.pause();
+    assert_eq!(client.get("early"), Reply::Failed);
+    eventually("the loss is seen", || {
+        (!client.handle.is_up()).then_some(())
+    });
+    server.resume();
+    let client = client.connected();
+    for _ in 0..20 {
+        assert_eq!(client.get("late"), bytes("late"));
+    }
+}
+
+#[test]
+fn a_password_is_read_at_each_connect() {
+    let mut server = Server::with(&["requirepass first"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "first\n").unwrap();
+    let client = Client::with(CacheShared {
+        url: RedisUrl::parse(&server.url()),
+        password_file: Some(file.clone()),
+        timeout: PATIENCE,
+        ..CacheShared::default()
+    })
+    .connected();
+    assert!(client.set("a", "1"));
+    std::fs::write(&file, "second").unwrap();
+    server.set_lines(&["requirepass second"]);
+    server.restart();
+    let (set, _) = eventually("it is connected again", || {
+        client.set("a", "2").then_some(())
+    });
+    assert_eq!((set, client.get("a")), ((), bytes("2")));
+}
+
+#[test]
+fn tls_is_verified_against_the_configured_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| folder.path().join(name));
+    std::fs::write(&certificate, signed.cert.pem()).unwrap();
+    std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
+    let server = Server::with_tls(&certificate, &key, &certificate);
+    let config = CacheShared {
+        url: RedisUrl::parse(&server.url()),
+        ca: Some(certificate),
+        timeout: PATIENCE,
+        ..CacheShared::default()
+    };
+    let client = Client::with(config.clone()).connected();
+    assert!(client.set("a", "1"));
+    assert_eq!(client.get("a"), bytes("1"));
+    // The system's authorities have not signed it.
+    let stranger = Client::with(CacheShared { ca: None, ..config });
+    let series = &stranger.series;
+    assert_eq!(stranger.get("a"), Reply::Failed);
+    assert_eq!((series.up.get(), stranger.handle.is_up()), (0, false));
+}
+
+/// Mutation: a master that is kept after `READONLY`, or one that is found only once.
+#[test]
+fn another_master_is_found_through_the_sentinels() {
+    let mut set = SentinelSet::start();
+    let client = Client::to(&set.url(), SHORT * 4).connected();
+    assert!(client.set("a", "1"));
+    set.master.kill();
+    eventually("the replica has become the master", || {
+        client.set("a", "2").then_some(())
+    });
+    let found: String = redis::cmd("GET")
+        .arg("a")
+        .query(&mut set.replica.connect())
+        .unwrap();
+    assert_eq!(found, "2");
+}
+
+/// Mutation: no new map after `MOVED`, or one dead node that ends all.
+#[test]
+fn a_cluster_serves_all_slots_that_it_has_and_follows_them() {
+    let mut cluster = Cluster::start();
+    let client = Client::to(&cluster.url(), SHORT * 4).connected();
+    let keys: Vec<String> = (0..60).map(|number| format!("key-{number}")).collect();
+    for key in &keys {
+        eventually("its node is connected", || {
+            client.set(key, key).then_some(())
+        });
+    }
+    assert!(keys.iter().all(|key| client.get(key) == bytes(key)));
+    let held: Vec<usize> = cluster
+        .nodes
+        .iter()
+        .map(|node| redis::cmd("DBSIZE").query(&mut node.connect()).unwrap())
+        .collect();
+    assert!(held.iter().all(|count| *count > 0), "{held:?}");
+
+    // Keys with one tag are together, and their slot moves to another node.
+    let slot = slot_of(b"{tag}");
+    let from = cluster.node_of_slot(slot);
+    let to = (from + 1) % 3;
+    cluster.move_empty_slot(slot, to);
+    eventually("the moved slot is found", || {
+        client.set("{tag}a", "1").then_some(())
+    });
+    let there: Option<String> = redis::cmd("GET")
+        .arg("{tag}a")
+        .query(&mut cluster.nodes[to].connect())
+        .unwrap();
+    assert_eq!(there.as_deref(), Some("1"));
+
+    cluster.nodes[from].kill();
+    let is_there = |key: &&String| cluster.node_of_slot(slot_of(key.as_bytes())) != from;
+    let (there, gone): (Vec<&String>, Vec<&String>) = keys.iter().partition(is_there);
+    eventually("the others serve", || {
+        there
+            .iter()
+            .all(|key| client.get(key) == bytes(key))
+            .then_some(())
+    });
+    assert!(gone.iter().all(|key| client.get(key) == Reply::Failed));
+    assert!(client.handle.is_up());
+    cluster.nodes[from].restart();
+    for key in gone {
+        eventually("the node is used again", || {
+            client.set(key, key).then_some(())
+        });
+    }
+}
+
+// ---- entries ----
+
+/// Mutation: GET in place of GETRANGE.
+#[test]
+fn a_value_that_is_too_long_or_foreign_is_a_miss() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    let series: Arc<SharedSeries> = Metrics::new("echo").series();
+    let level = RedisLevel::new(client.handle.clone(), Arc::clone(&series));
+    let id = EntryId {
+        digest: [1; 32],
+        model: [2; 32],
+    };
+    let get = |id| {
+        let (sender, entries) = bounded(1);
+        assert!(level.get(
+            id,
+            Moment::NEVER,
+            Box::new(move |entry| {
+                sender.send(entry).expect("the test waits for it");
+            })
+        ));
+        entries.recv_timeout(PATIENCE).expect("called once")
+    };
+    assert_eq!(get(id), None);
+    level.put(id, b"an entry", PATIENCE);
+    assert_eq!(get(id).as_deref(), Some(&b"an entry"[..]));
+    let other = EntryId {
+        model: [3; 32],
+        ..id
+    };
+    assert_eq!(get(other), None, "of another model");
+    level.remove(&id.digest);
+    assert_eq!(get(id), None);
+    level.put(id, &vec![7; 2 << 20], PATIENCE);
+    assert_eq!(get(id), None, "it was too long to be stored");
+    let mut direct = server.connect();
+    let key = format!("autoglmd:entry:{}", "01".repeat(32));
+    let mut set = |value: &[u8]| {
+        redis::cmd("SET")
+            .arg(&key)
+            .arg(value)
+            .exec(&mut direct)
+            .unwrap()
+    };
+    for value in [&b"a stranger's"[..], &vec![b'x'; 64 << 20]] {
+        set(value);
+        let before = client.handle.is_up();
+        assert_eq!(get(id), None);
+        assert!(before && client.handle.is_up());
+    }
+    // A list is not a text: the server refuses the command, and the connection stays.
+    redis::cmd("DEL").arg(&key).exec(&mut direct).unwrap();
+    redis::cmd("LPUSH")
+        .arg(&key)
+        .arg(1)
+        .exec(&mut direct)
+        .unwrap();
+    assert_eq!(get(id), None);
+    assert!(client.handle.is_up());
+    use autoglmd::cache::shared::Verdict::{Foreign, Hit, Lost, Miss};
+    let count = |verdict| series.lookups.get(verdict).get();
+    assert_eq!([Hit, Miss, Foreign, Lost].map(count), [1, 3, 3, 1]);
 }

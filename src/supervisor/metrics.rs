@@ -119,12 +119,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::cache::shared::SharedSeries;
     use crate::core::buffered::Claim;
     use crate::core::glitch::Glitch;
     use crate::engine::metrics::EngineSeries;
     use crate::offload::metrics::WorkerSeries;
     use crate::reactor::close_reason::CloseReason;
     use crate::reactor::metrics::{HandshakeOutcome, Part, ReactorSeries, TlsRefusal};
+    use crate::redis::metrics::RedisSeries;
     use crate::service::metrics::ServiceSeries;
     use crate::service::{CompressionSeries, Route};
     use crate::telemetry::exposition::Exposition;
@@ -138,6 +140,8 @@ mod tests {
         metrics.register_collector(Box::new(collector));
         metrics.series::<EngineSeries>();
         metrics.series::<WorkerSeries>();
+        metrics.series::<RedisSeries>();
+        metrics.series::<SharedSeries>();
         metrics.series::<CompressionSeries>();
         let service = metrics.series::<ServiceSeries>();
         service.requests.get((Route::Generate, 200)).inc();
@@ -230,6 +234,8 @@ mod tests {
         let tables = [
             EngineSeries::ROWS,
             WorkerSeries::ROWS,
+            RedisSeries::ROWS,
+            SharedSeries::ROWS,
             CompressionSeries::ROWS,
             ServiceSeries::ROWS,
             ReactorSeries::ROWS,
