@@ -29,7 +29,7 @@ pub struct Job {
     pub max_tokens: u32,
     /// Generation ends before the first of these strings; none of them is part of the output.
     pub stop: Vec<String>,
-    /// When the whole request, including queueing and prompt, expires.
+    /// When the whole request, including queueing and prompt, expires. The ticket may extend it.
     pub deadline: Moment,
     pub submitted: Moment,
     pub cache: CacheMode,
@@ -403,6 +403,14 @@ pub trait Engine: Send + Sync {
     /// Reports that the ticket of an admitted job was cancelled. An engine that looks at the
     /// ticket by itself does nothing here.
     fn cancel(&self, _key: JobKey) {}
+
+    /// Reports that a ticket has got credit after the engine had found none. An engine that looks
+    /// again by itself does nothing here.
+    fn handle_credit(&self, _key: JobKey) {}
+
+    /// Reports that the deadline of an admitted job has passed. An engine that looks at the clock
+    /// by itself does nothing here.
+    fn handle_deadline(&self, _key: JobKey) {}
 
     fn state(&self) -> State;
 

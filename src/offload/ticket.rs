@@ -1,6 +1,7 @@
-//! The state that a request shares with its job: a flag to stop, and credit for token events.
+//! The state that a request shares with its job: a flag to stop, credit for token events, and more
+//! time than the job was submitted with.
 //!
-//! Owns two atomics and, for a key whose concurrency is bounded, one [`Permit`]. The request and
+//! Owns three atomics and, for a key whose concurrency is bounded, one [`Permit`]. The request and
 //! the job each hold the ticket by `Arc`; neither ever waits on it.
 //!
 //! Invariants:
@@ -8,11 +9,23 @@
 //!  2. Only the reactor grants credit and only the engine takes it, so an event sent on credit has
 //!     room in the reactor's accounts until it is delivered.
 //!  3. A terminal event (done, failed) needs no credit: exactly one follows every admitted job.
-//!  4. A permit is released when the last holder drops the ticket, which is when the job has really
+//!  4. After a take of credit that found none, the next grant reports it, exactly once: an engine
+//!     that does not poll learns from it that it may go on.
+//!  5. A job's time is extended or has expired, never both in this order: an extension that comes
+//!     too late is refused.
+//!  6. A permit is released when the last holder drops the ticket, which is when the job has really
 //!     ended: a client that hangs up does not get its place back before the engine has stopped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crate::core::Moment;
+
+/// The value of `credit` after a take that found none.
+const STARVED: u32 = u32::MAX;
+
+/// The value of `extended` once the job's time has ended.
+const EXPIRED: u64 = u64::MAX;
 
 /// Why the result of a job is no longer wanted. The word is the label of
 /// `autoglmd_cancelled_total`.
@@ -51,7 +64,10 @@ impl CancelReason {
 #[derive(Debug)]
 pub struct Ticket {
     cancelled: AtomicU8,
+    /// Or [`STARVED`].
     credit: AtomicU32,
+    /// Microseconds of a moment that may be later than the job's own deadline, or [`EXPIRED`].
+    extended: AtomicU64,
     is_streamed: bool,
     /// Held for its `Drop` alone.
     _permit: Option<Permit>,
@@ -63,6 +79,7 @@ impl Ticket {
         Ticket {
             cancelled: AtomicU8::new(0),
             credit: AtomicU32::new(credit),
+            extended: AtomicU64::new(0),
             is_streamed: credit > 0,
             _permit: None,
         }
@@ -99,20 +116,57 @@ impl Ticket {
     }
 
     /// Called by the reactor for `events` delivered token events: when they are queued, if the
-    /// output has room for more, and otherwise when it has drained.
-    pub fn grant(&self, events: u32) {
-        self.credit.fetch_add(events, Ordering::Relaxed);
+    /// output has room for more, and otherwise when it has drained. Returns whether the engine has
+    /// found none since the last grant.
+    #[must_use]
+    pub fn grant(&self, events: u32) -> bool {
+        // Relaxed, here and in `take_credit`: the engine takes a lock before it acts on the result.
+        let before = self
+            .credit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |credit| {
+                let is_starved = credit == STARVED;
+                (events > 0).then(|| if is_starved { events } else { credit + events })
+            });
+        before == Ok(STARVED)
     }
 
     /// Called by the engine: takes credit for one token event. If there is none, returns false, and
     /// the engine must merge tokens and wait.
     #[must_use]
     pub fn take_credit(&self) -> bool {
-        self.credit
+        let before = self
+            .credit
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |credit| {
-                credit.checked_sub(1)
+                (credit != STARVED).then(|| credit.checked_sub(1).unwrap_or(STARVED))
+            });
+        before.is_ok_and(|credit| credit > 0)
+    }
+
+    /// Moves the end of the job's time to then, if that is later. Returns false if its time has
+    /// ended: the job ends, and there is no way back.
+    #[must_use]
+    pub fn extend(&self, until: Moment) -> bool {
+        let until = until.as_micros().min(EXPIRED - 1);
+        self.extended
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |extended| {
+                (extended != EXPIRED).then(|| extended.max(until))
             })
             .is_ok()
+    }
+
+    /// Called by the engine: returns whether the time of a job with this deadline has ended. Once
+    /// it has, that does not change.
+    #[must_use]
+    pub fn expire(&self, deadline: Moment, now: Moment) -> bool {
+        if now < deadline {
+            return false;
+        }
+        let before = self
+            .extended
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |extended| {
+                (extended <= now.as_micros()).then_some(EXPIRED)
+            });
+        before.is_ok() || before == Err(EXPIRED)
     }
 }
 
@@ -158,10 +212,42 @@ mod tests {
         let ticket = Ticket::new(1);
         assert!(ticket.take_credit());
         assert!(!ticket.take_credit());
-        ticket.grant(2);
+        let _ = ticket.grant(2);
         assert!(ticket.take_credit());
         assert!(ticket.take_credit());
         assert!(!ticket.take_credit());
+    }
+
+    /// Mutations: `take_credit` that leaves a zero; `grant` that keeps [`STARVED`], or that takes a
+    /// grant of nothing for one.
+    #[test]
+    fn a_grant_tells_whether_the_engine_has_found_none() {
+        let ticket = Ticket::new(0);
+        assert!(!ticket.grant(1), "no take has found none");
+        assert!(ticket.take_credit());
+        assert!(!ticket.take_credit());
+        assert!(!ticket.take_credit(), "twice is the same as once");
+        assert!(!ticket.grant(0), "there is still none");
+        assert!(ticket.grant(1));
+        assert!(!ticket.grant(1), "it has been told");
+        assert!(ticket.take_credit() && ticket.take_credit());
+    }
+
+    /// Mutations: `expire` without its mark, or that does not look at the extension; `extend` that
+    /// shortens.
+    #[test]
+    fn time_is_extended_until_it_has_ended() {
+        let second = |second: u64| Moment::from_micros(second * 1_000_000);
+        let ticket = Ticket::new(0);
+        assert!(!ticket.expire(second(5), second(4)));
+        assert!(ticket.extend(second(9)) && ticket.extend(second(7)));
+        assert!(!ticket.expire(second(5), second(8)));
+        assert!(ticket.expire(second(5), second(9)));
+        assert!(ticket.expire(second(5), second(9)), "it stays so");
+        assert!(!ticket.extend(second(20)));
+        assert!(ticket.expire(second(5), second(10)));
+        let without = Ticket::new(0);
+        assert!(without.expire(second(5), second(5)));
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl Service {
     /// Handles an output queue below its low mark.
     pub fn handle_room(&mut self, exchange: &mut Exchange) {
         if let Exchange::Generation(running) = exchange {
-            running::handle_room(running);
+            running::handle_room(&self.desk, running);
         }
     }
 

@@ -61,7 +61,10 @@ impl Owed {
         let job = self.job();
         match job.ticket.cancelled() {
             Some(reason) => Some(End::Cancelled(reason)),
-            None => (job.deadline <= now).then_some(End::Deadline),
+            None => job
+                .ticket
+                .expire(job.deadline, now)
+                .then_some(End::Deadline),
         }
     }
 

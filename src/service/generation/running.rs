@@ -77,9 +77,11 @@ pub struct Work {
     pub text: String,
     pub reserved: Option<Reserved>,
     pub submitted: Moment,
-    /// The engine ends the job at the request's own deadline; this deadline, a grace period later,
-    /// is for an engine that does not.
+    /// The engine ends the job then. A grace period later the service does, for an engine that does
+    /// not.
     pub deadline: Moment,
+    /// Whether the deadline has passed, and the engine was told so.
+    pub is_overdue: bool,
     /// From the head to the first token's arrival.
     pub time_to_first_token: Option<Duration>,
     /// The source of the result, as far as it is known.
@@ -138,8 +140,8 @@ impl Running {
             Stage::Working(work) => work,
         };
         match &work.delivery {
-            Delivery::Whole(_) => work.deadline,
-            Delivery::Stream(stream) => work.deadline.min(stream.ping_due()),
+            Delivery::Whole(_) => work.due(),
+            Delivery::Stream(stream) => work.due().min(stream.ping_due()),
         }
     }
 }
@@ -283,10 +285,15 @@ fn handle_work_deadline(
     work: &mut Work,
     wire: &mut Wire<'_>,
 ) -> Flow {
-    if wire.now < work.deadline {
+    if wire.now < work.due() {
         if let Delivery::Stream(stream) = &mut work.delivery {
             stream.ping(desk, call, wire);
         }
+        return Flow::Open;
+    }
+    if !work.is_overdue {
+        work.is_overdue = true;
+        desk.parts.engine.handle_deadline(work.key);
         return Flow::Open;
     }
     work.cancel(desk, CancelReason::Deadline);
@@ -305,11 +312,12 @@ fn handle_work_deadline(
 }
 
 /// Handles an output queue below its low mark: grants the credit that was held back.
-pub fn handle_room(running: &mut Running) {
+pub fn handle_room(desk: &Desk, running: &mut Running) {
     if let Stage::Working(work) = &mut running.stage
         && let Delivery::Stream(stream) = &mut work.delivery
+        && stream.release_credit(&work.ticket)
     {
-        stream.release_credit(&work.ticket);
+        desk.parts.engine.handle_credit(work.key);
     }
 }
 
@@ -377,7 +385,9 @@ fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire:
         desk.log.metrics().time_to_first_token.observe(duration);
     }
     stream.push(desk, call, text, wire);
-    stream.return_credit(&work.ticket, wire);
+    if stream.return_credit(&work.ticket, wire) {
+        desk.parts.engine.handle_credit(work.key);
+    }
 }
 
 fn handle_done(desk: &mut Desk, call: &Call, work: &mut Work, done: Done, wire: &mut Wire<'_>) {
@@ -491,6 +501,14 @@ fn observe_speed(log: &RequestLog, call: &Call, work: &mut Work, done: &Done) ->
 }
 
 impl Work {
+    /// Returns when the engine or, after its grace, the service ends the job.
+    fn due(&self) -> Moment {
+        match self.is_overdue {
+            true => self.deadline + limits::ENGINE_GRACE,
+            false => self.deadline,
+        }
+    }
+
     fn cancel(&self, desk: &Desk, reason: CancelReason) {
         self.ticket.cancel(reason);
         desk.parts.engine.cancel(self.key);

@@ -85,21 +85,17 @@ impl Stream {
     }
 
     /// Returns the credit of one delivered event to the engine, or holds it while the output is
-    /// full.
-    pub fn return_credit(&mut self, ticket: &Ticket, wire: &Wire<'_>) {
-        if wire.sink.has_room() {
-            ticket.grant(1);
-        } else {
-            self.held_credit += 1;
-        }
+    /// full. Returns whether the engine must be told: it has found none.
+    #[must_use]
+    pub fn return_credit(&mut self, ticket: &Ticket, wire: &Wire<'_>) -> bool {
+        self.held_credit += 1;
+        wire.sink.has_room() && self.release_credit(ticket)
     }
 
-    /// Returns the held credit: the output has room again.
-    pub fn release_credit(&mut self, ticket: &Ticket) {
-        if self.held_credit > 0 {
-            ticket.grant(self.held_credit);
-            self.held_credit = 0;
-        }
+    /// Returns the held credit: the output has room again. Returns whether the engine must be told.
+    #[must_use]
+    pub fn release_credit(&mut self, ticket: &Ticket) -> bool {
+        ticket.grant(std::mem::take(&mut self.held_credit))
     }
 
     /// Sends the buffer as the last piece, and the end. Returns the bytes of all pieces.

@@ -9,7 +9,6 @@ use crate::core::Moment;
 use crate::core::buffered::{Claim, Full, Share};
 use crate::engine::{Class, Job, ModelInfo, Refused, Served};
 use crate::error::{ApiError, ErrorCode};
-use crate::limits::service as limits;
 use crate::offload::{JobKey, Permit, Ticket};
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Flow, Wire};
@@ -119,7 +118,8 @@ fn submit(
     let rates = &desk.parts.config.rate_limit;
     let reserved = Reserved::take(rates, call, asked.prompt.bytes(), max_tokens, now)?;
     let delivery = Delivery::new(asked.narrator, now);
-    ticket.grant(delivery.credit());
+    // The first grant: no engine has looked for credit yet.
+    let _ = ticket.grant(delivery.credit());
     let deadline = call.started + asked.timeout;
     let job = Job {
         key,
@@ -153,7 +153,8 @@ fn submit(
         text: String::new(),
         reserved,
         submitted: now,
-        deadline: deadline + limits::ENGINE_GRACE,
+        deadline,
+        is_overdue: false,
         time_to_first_token: None,
         served: Served::default(),
         _memory: memory,

@@ -47,6 +47,8 @@ pub const DEFAULTS: Defaults = Defaults {
 pub struct Scripted {
     pub jobs: Mutex<Vec<Job>>,
     pub cancelled: Mutex<Vec<JobKey>>,
+    pub credited: Mutex<Vec<JobKey>>,
+    pub overdue: Mutex<Vec<JobKey>>,
     pub refusal: Mutex<Option<Refused>>,
     pub state: Mutex<State>,
 }
@@ -62,6 +64,14 @@ impl Engine for Scripted {
 
     fn cancel(&self, key: JobKey) {
         self.cancelled.lock().unwrap().push(key);
+    }
+
+    fn handle_credit(&self, key: JobKey) {
+        self.credited.lock().unwrap().push(key);
+    }
+
+    fn handle_deadline(&self, key: JobKey) {
+        self.overdue.lock().unwrap().push(key);
     }
 
     fn state(&self) -> State {
@@ -289,6 +299,8 @@ impl Bench {
         let engine = Arc::new(Scripted {
             jobs: Mutex::default(),
             cancelled: Mutex::default(),
+            credited: Mutex::default(),
+            overdue: Mutex::default(),
             refusal: Mutex::default(),
             state: Mutex::new(State::Ready),
         });
@@ -461,6 +473,12 @@ impl Bench {
             .last()
             .expect("a job")
             .clone()
+    }
+
+    /// Advances the clock to the exchange's deadline, which it handles.
+    pub fn pass_deadline(&mut self, exchange: &mut Exchange, reply: &mut Recording) -> Flow {
+        self.now = exchange.next_deadline();
+        self.service.handle_deadline(exchange, self.now, reply)
     }
 
     /// Returns a line of the metrics.

@@ -123,15 +123,35 @@ fn the_engine_hears_of_every_cancelled_job() {
     assert_eq!(heard(&bench), [bench.job().key]);
 
     let (mut reply, mut exchange) = bench.start(&sent);
-    let until = exchange.next_deadline();
-    let _ = bench
-        .service
-        .handle_deadline(&mut exchange, until, &mut reply);
+    let _ = bench.pass_deadline(&mut exchange, &mut reply);
+    assert_eq!(heard(&bench), [], "the deadline is reported first");
+    let _ = bench.pass_deadline(&mut exchange, &mut reply);
     assert_eq!(heard(&bench), [bench.job().key]);
 
     let (mut reply, mut exchange) = bench.start(&sent);
     bench.service.cut_off(&mut exchange, now, &mut reply);
     assert_eq!(heard(&bench), [bench.job().key]);
+}
+
+/// Mutations: `return_credit` or `release_credit` whose answer is dropped.
+#[test]
+fn an_engine_that_has_found_no_credit_is_told_of_the_next_grant() {
+    let mut bench = Bench::new();
+    let (mut reply, mut exchange) =
+        bench.start(&Sent::generate(r#"{"prompt": "x", "stream": true}"#));
+    let job = bench.job();
+    let told = |bench: &Bench| std::mem::take(&mut *bench.engine.credited.lock().unwrap());
+    let _ = bench.event(&mut exchange, token("```\none\n"), &mut reply);
+    assert_eq!(told(&bench), [], "it had credit left");
+    while job.ticket.take_credit() {}
+    let _ = bench.event(&mut exchange, token("two\n"), &mut reply);
+    assert_eq!(told(&bench), [job.key]);
+    while job.ticket.take_credit() {}
+    reply.room = false;
+    let _ = bench.event(&mut exchange, token("three\n"), &mut reply);
+    assert_eq!(told(&bench), []);
+    bench.service.handle_room(&mut exchange);
+    assert_eq!(told(&bench), [job.key]);
 }
 
 /// Mutation: `submit` that always uses the cache.

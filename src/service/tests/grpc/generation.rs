@@ -106,10 +106,7 @@ fn a_stream_sends_pieces_and_then_the_whole() {
     let (mut reply, exchange) = Rpc::new(STREAM, &request("x")).send(&mut bench);
     let mut exchange = exchange.unwrap();
     let job = bench.job();
-    assert_eq!(
-        exchange.next_deadline(),
-        job.deadline + limits::ENGINE_GRACE
-    );
+    assert_eq!(exchange.next_deadline(), job.deadline);
     assert_eq!(
         bench.event(&mut exchange, token("Here:\n```python\n"), &mut reply),
         Flow::Open

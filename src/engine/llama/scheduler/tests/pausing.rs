@@ -34,12 +34,12 @@ fn a_reader_that_has_stopped_costs_no_tokens_until_it_reads_again() {
     assert!(host.scheduler.pause().is_some() && !host.scheduler.is_idle());
     (0..30).for_each(|_| host.step());
     assert_eq!(host.scheduler.gauges().generated_tokens, generated);
-    ticket.grant(1);
+    let _ = ticket.grant(1);
     host.step();
     // Everything that has waited comes at once, and the job goes on.
     assert_eq!(host.tokens(0).concat().len() as u64, generated);
     assert!(host.scheduler.gauges().generated_tokens > generated);
-    ticket.grant(100);
+    let _ = ticket.grant(100);
     host.run();
     let text = host.tokens(0).concat() + &host.done(0).text;
     assert_eq!(text, reference(&prompt, 40));
@@ -71,7 +71,7 @@ fn any_waiting_job_gets_the_sequence_of_a_paused_one() {
     let others = "of the same tenant".len() + 4;
     assert_eq!(host.scheduler.backend.computed, computed + others);
     assert!(!host.scheduler.is_idle() && host.scheduler.pause().is_some());
-    ticket.grant(100);
+    let _ = ticket.grant(100);
     host.run();
     let text = host.tokens(0).concat() + &host.done(0).text;
     assert_eq!(text, reference(&prompt, 40));
