@@ -196,6 +196,7 @@ fn form_service() -> Service {
         limiter: Arc::new(Limiter::new()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("bench"),
+        requests: Arc::default(),
         workers: Arc::default(),
         replies: Arc::new(NoReplies),
         wall_clock: UnixMillis::default,

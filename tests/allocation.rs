@@ -156,6 +156,7 @@ impl Daemon {
             limiter: Arc::new(Limiter::new()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
+            requests: Arc::default(),
             workers: Arc::default(),
             replies: mailboxes,
             wall_clock: UnixMillis::default,

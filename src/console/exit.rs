@@ -76,6 +76,7 @@ pub fn of_store(error: &StoreError) -> Code {
         },
         StoreError::UnknownKey(_) => NO_INPUT,
         StoreError::TooNew { .. } | StoreError::RevokedKey(_) => DATA,
+        StoreError::Panicked => SOFTWARE,
         StoreError::Random(_) | StoreError::Thread(_) => OS_ERROR,
     }
 }

@@ -24,3 +24,27 @@ pub const WAL_PAUSE: Duration = Duration::from_millis(20);
 /// How often the store is asked whether another process changed it. A revoked key is refused
 /// within this time and one reading of the key ring; asking costs one look at shared memory.
 pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tasks that may wait for the store: a disk that stands still for a second fills it at 4,000 per
+/// second.
+pub const WAITING_ROW_TASKS_MAX: usize = 4_096;
+
+/// What they may hold together, beside their own structures.
+pub const WAITING_ROW_TASKS_BYTES_MAX: u64 = 32 << 20;
+
+/// What one tenant's tasks may hold before another one's turn comes.
+pub const ROW_TASK_VISIT_BYTES: u64 = 64 << 10;
+
+/// What a task counts at least: its structure, and its part of a transaction.
+pub const ROW_TASK_BYTES_MIN: u32 = 1 << 10;
+
+/// Tasks in one transaction: all that came during the commit before, at 10,000 per second and a
+/// commit of 25 ms.
+pub const GROUP_TASKS_MAX: usize = 256;
+
+/// How long a transaction goes on taking tasks. The first task waits for the commit of all, and
+/// other processes wait for the lock.
+pub const GROUP_TIME_MAX: Duration = Duration::from_millis(50);
+
+/// How long the store's thread sleeps while no task comes.
+pub const IDLE_INTERVAL: Duration = Duration::from_millis(250);

@@ -21,6 +21,7 @@ use crate::keys::KeyRing;
 use crate::limits::telemetry as telemetry_limits;
 use crate::offload::Workers;
 use crate::offload::metrics::WorkerSeries;
+use crate::store::Requests;
 use crate::telemetry::access::Figures;
 use crate::telemetry::id::{Id, IdKind, Ids};
 use crate::telemetry::metrics::Metrics;
@@ -54,6 +55,8 @@ pub struct Parts {
     /// The workers' way back to this and the other reactors.
     pub replies: Arc<dyn Reply>,
     pub metrics: Metrics,
+    /// One for the whole daemon: the way to the store.
+    pub requests: Arc<Requests>,
     /// Read for keys that expire, ids and records; [`UnixMillis::now`] outside of tests.
     pub wall_clock: fn() -> UnixMillis,
     /// Seeds this reactor's ids; from the kernel outside of tests.

@@ -1,4 +1,4 @@
-//! What can go wrong with a store, whatever database is behind it.
+//! The errors of a store, whatever database is behind it.
 
 use std::fmt;
 use std::io;
@@ -26,6 +26,8 @@ pub enum StoreError {
     RevokedKey(String),
     Random(getrandom::Error),
     Thread(io::Error),
+    /// A task failed by a fault of the daemon.
+    Panicked,
 }
 
 /// The fault of a database.
@@ -66,6 +68,7 @@ impl fmt::Display for StoreError {
                 "{id} is revoked for good; make another key with `autoglmd key create`"
             ),
             StoreError::Thread(error) => write!(f, "no thread can be started: {error}"),
+            StoreError::Panicked => f.write_str("a fault of the daemon, see above in the log"),
             StoreError::Random(error) => write!(f, "getrandom(2) failed: {error}"),
         }
     }

@@ -5,6 +5,7 @@
 //! * [`error`]: what can go wrong;
 //! * [`interface`]: the traits of a store, whatever database is behind it;
 //! * [`sqlite`]: the store in one file;
+//! * [`requests`]: the queue of tasks for the store's thread, and [`worker`], that thread;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
 //! [`crate::keys`] defines the keys.
@@ -15,6 +16,10 @@ pub mod interface;
 
 pub mod sqlite;
 
+pub mod requests;
+
+pub mod worker;
+
 pub mod watch;
 
 pub use error::{Fault, StoreError};
@@ -23,5 +28,7 @@ pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };
 pub use interface::{Examination, Store};
+pub use requests::{Requests, StoreTask};
 pub use sqlite::{DATABASE_FILE, SqliteStore};
 pub use watch::StoreWatcher;
+pub use worker::StoreWorker;

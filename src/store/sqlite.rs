@@ -36,6 +36,8 @@ mod keys;
 
 mod jobs;
 
+mod groups;
+
 mod examine;
 
 pub use connection::{DATABASE_FILE, SqliteStore};

@@ -4,16 +4,18 @@
 //!
 //! ```text
 //!   configuration -> signals blocked -> log -> certificates -> listeners -> Redis -> keys
-//!                 -> workers -> engine -> reactors -> (ready) -> signals, file watch, watchdog ...
-//!                 -> drain: reactors end -> engine ends -> workers end -> keys' thread ends
-//!                 -> Redis's thread ends -> log flushed
+//!                 -> store -> workers -> engine -> reactors -> (ready)
+//!                 -> signals, file watch, watchdog ...
+//!                 -> drain: reactors end -> engine ends -> workers end -> store ends
+//!                 -> keys' thread ends -> Redis's thread ends -> log flushed
 //! ```
 //!
 //! In reading order:
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
-//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`], [`workers`],
-//!   [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]): the parts;
+//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`],
+//!   [`requests`], [`workers`], [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`] and
+//!   [`buffers`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
@@ -40,6 +42,7 @@ mod reactors;
 mod reading;
 mod redis;
 mod reload;
+mod requests;
 mod rhythm;
 mod spawner;
 mod stored;

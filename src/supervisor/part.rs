@@ -18,7 +18,7 @@ use crate::keys::KeyRing;
 use crate::offload::Workers;
 use crate::redis;
 use crate::service::Limiter;
-use crate::store::Bootstrap;
+use crate::store::{Bootstrap, Requests};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
 
@@ -61,6 +61,8 @@ pub struct Birth {
     pub buffered: Account,
     /// The engine and the reactors send it tasks.
     pub workers: Arc<Workers>,
+    /// The tasks for the store.
+    pub requests: Arc<Requests>,
     /// The time within which a reactor must turn; `None` without a watchdog.
     pub heartbeat: Option<Duration>,
     /// From the certificates: the acceptor that all sessions share.
@@ -92,6 +94,7 @@ impl Birth {
             limiter: Arc::new(Limiter::new()),
             buffered: Account::new(buffers::bound(&loaded.config)),
             workers: Arc::default(),
+            requests: Arc::default(),
             heartbeat,
             acceptor: None,
             max_connections: 0,

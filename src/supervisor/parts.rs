@@ -19,6 +19,7 @@ use super::log::Log;
 use super::part::{Birth, Part, Settings};
 use super::reactors::Reactors;
 use super::redis::Redis;
+use super::requests::StoreRequests;
 use super::workers::WorkerThreads;
 
 pub struct Parts {
@@ -30,6 +31,7 @@ pub struct Parts {
     /// Before the keys, whose limits and notices it carries.
     pub redis: Redis,
     pub keys: Keys,
+    pub requests: StoreRequests,
     pub workers: WorkerThreads,
     pub engine: EnginePart,
     pub reactors: Reactors,
@@ -44,19 +46,21 @@ impl Parts {
             listeners: Listeners::start(birth)?,
             redis: Redis::start(birth)?,
             keys: Keys::start(birth)?,
+            requests: StoreRequests::start(birth)?,
             workers: WorkerThreads::start(birth)?,
             engine: EnginePart::start(birth)?,
             reactors: Reactors::start(birth)?,
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 8] {
+    fn list(&mut self) -> [&mut dyn Part; 9] {
         [
             &mut self.log,
             &mut self.certificates,
             &mut self.listeners,
             &mut self.redis,
             &mut self.keys,
+            &mut self.requests,
             &mut self.workers,
             &mut self.engine,
             &mut self.reactors,

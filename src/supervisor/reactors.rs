@@ -53,6 +53,7 @@ impl Part for Reactors {
                 workers: birth.workers.clone(),
                 replies: Arc::new(Mailboxes(spawner.mailboxes())),
                 metrics: birth.metrics.clone(),
+                requests: birth.requests.clone(),
                 wall_clock: UnixMillis::now,
                 seed: 0,
             },

@@ -162,6 +162,7 @@ fn service_parts(engine: Arc<dyn Engine>, mailboxes: Arc<Mailboxes<Socket>>) -> 
         limiter: Arc::new(Limiter::new()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("echo"),
+        requests: Arc::default(),
         workers: Arc::default(),
         replies: mailboxes,
         wall_clock: UnixMillis::default,

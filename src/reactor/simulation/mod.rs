@@ -159,6 +159,7 @@ impl Daemon {
             limiter: Arc::new(Limiter::new()),
             buffered: buffered.clone(),
             metrics: metrics.clone(),
+            requests: Arc::default(),
             workers: workers.pool.clone(),
             replies: mailboxes.clone(),
             wall_clock: UnixMillis::default,

@@ -313,6 +313,7 @@ impl Bench {
             limiter: Arc::new(Limiter::new()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
+            requests: Arc::default(),
             workers: workers.clone(),
             replies: replies.clone(),
             wall_clock: || UnixMillis::new(WALL_CLOCK * 1_000),

@@ -15,7 +15,7 @@ use keys::Keys;
 
 /// An open store. It is one connection, so it must be used from one thread at a time. Each call may
 /// wait for a disk, a network or another process's lock, so none may be made on a reactor's thread.
-pub trait Store: Keys + Jobs + Send {
+pub trait Store: Keys + Jobs + Groups + Send {
     /// Returns a number that changes when another connection has changed the store, even one of
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;
@@ -25,7 +25,26 @@ pub trait Store: Keys + Jobs + Send {
     fn is_replaced(&self) -> bool;
 }
 
-/// What a look at a store has found.
+/// One task's part of a group.
+pub type Work<'a> = &'a mut dyn FnMut(&mut dyn Store) -> Result<(), StoreError>;
+
+/// Tasks that share one transaction, and its commit. The writes of the other traits between
+/// [`Groups::begin`] and [`Groups::commit`] belong to it.
+pub trait Groups {
+    fn begin(&mut self) -> Result<(), StoreError>;
+
+    /// Runs one task at a savepoint. The inner error is the task's own: what it wrote is taken
+    /// back, and the group goes on. The outer one means that the whole group is lost.
+    fn attempt(&mut self, work: Work<'_>) -> Result<Result<(), StoreError>, StoreError>;
+
+    /// Returns once all of it would survive a power cut.
+    fn commit(&mut self) -> Result<(), StoreError>;
+
+    /// Takes back all of the group, if it is not lost already.
+    fn roll_back(&mut self);
+}
+
+/// The findings of a look at a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examination {
     pub version: usize,
@@ -35,7 +54,7 @@ pub struct Examination {
     /// The numbers of keys and of secrets; `None`: the tables cannot be read.
     pub keys: Option<u32>,
     pub secrets: Option<u32>,
-    /// What is wrong, for people.
+    /// The faults, for people.
     pub problems: Vec<String>,
 }
 

@@ -77,7 +77,7 @@ impl SqliteStore {
 
     /// Looks at a database without changing it, whatever its version.
     pub fn examine(path: &Path) -> Result<Examination, StoreError> {
-        // Where there is no file, SQLite would only say that it cannot open it.
+        // Where there is no file, SQLite would only report that it cannot open it.
         identity(path).map_err(|error| StoreError::File(path.to_owned(), error))?;
         let found = examine::examine(path).map_err(|error| database_error(path, error))?;
         match found.version {

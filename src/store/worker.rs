@@ -1,0 +1,388 @@
+//! The store's own thread: takes tasks from [`Requests`], and runs them in groups.
+//!
+//! Owns a connection of its own to the store. It is a neighbour of [`watch`] and not a part of it:
+//! that one may read a million keys for seconds, while a client waits here for its row.
+//!
+//! Invariants:
+//!  1. Each task of a group is finished after its transaction has ended: with `Ok` only if that was
+//!     committed and the task itself did not fail.
+//!  2. A store that cannot be opened, or whose transaction was lost, fails the tasks of this group
+//!     and nothing else: the next group opens it again.
+//!  3. Dropping the handle runs what still waits, ends the thread, and waits for that.
+//!
+//! Mutations that the tests below catch: a commit for each task
+//! (`all_waiting_tasks_share_one_commit`), no savepoint (`a_task_that_fails_leaves_nothing_...`),
+//! `finish` before the commit (`a_finished_task_is_seen_by_another_connection`), a lost transaction
+//! that is committed as far as it goes (`a_lost_transaction_fails_...`), a panic that is
+//! passed on (`a_task_that_panics_...`).
+//!
+//! [`watch`]: super::watch
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use super::error::StoreError;
+use super::interface::Store;
+use super::requests::{Requests, StoreTask};
+use crate::limits::store as limits;
+use crate::os::process::give_way;
+
+/// The handle. Dropping it stops the thread.
+pub struct StoreWorker {
+    requests: Arc<Requests>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl StoreWorker {
+    /// Starts the thread. `open` opens the store, now and after each failure; it must not create
+    /// one.
+    pub fn start(
+        requests: Arc<Requests>,
+        open: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
+    ) -> Result<StoreWorker, StoreError> {
+        let worker = Worker {
+            requests: Arc::clone(&requests),
+            open,
+            store: None,
+        };
+        let thread = thread::Builder::new()
+            .name("store-requests".into())
+            .spawn(move || {
+                give_way();
+                worker.run();
+            })
+            .map_err(StoreError::Thread)?;
+        Ok(StoreWorker {
+            requests,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for StoreWorker {
+    fn drop(&mut self) {
+        self.requests.close();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of the store's requests has panicked");
+        }
+    }
+}
+
+/// The state of the thread.
+struct Worker<O> {
+    requests: Arc<Requests>,
+    open: O,
+    /// `None` until it is needed, and after a failure.
+    store: Option<Box<dyn Store>>,
+}
+
+impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
+    fn run(mut self) {
+        let mut taken = Vec::new();
+        while self.requests.take(&mut taken, limits::IDLE_INTERVAL) {
+            while !taken.is_empty() {
+                self.run_group(&mut taken);
+            }
+        }
+    }
+
+    /// Runs tasks in one transaction, all of them or as many as fit into the time of a group.
+    fn run_group(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
+        let mut group = Group::default();
+        let committed = match self.ready_store() {
+            Ok(store) => group.run(&mut **store, taken),
+            Err(error) => {
+                group.take_all(taken);
+                Err(error)
+            }
+        };
+        if committed.is_err() {
+            self.store = None;
+        }
+        group.finish(committed.as_ref().map(|_| ()));
+    }
+
+    fn ready_store(&mut self) -> Result<&mut Box<dyn Store>, StoreError> {
+        let open = match self.store.take() {
+            Some(store) if !store.is_replaced() => store,
+            _ => (self.open)()?,
+        };
+        Ok(self.store.insert(open))
+    }
+}
+
+/// The tasks of one transaction, with the failures of single ones.
+#[derive(Default)]
+struct Group(Vec<(Box<dyn StoreTask>, Option<StoreError>)>);
+
+impl Group {
+    /// Runs tasks in order, and commits. An error means that none of them left anything.
+    fn run(
+        &mut self,
+        store: &mut dyn Store,
+        taken: &mut Vec<Box<dyn StoreTask>>,
+    ) -> Result<(), StoreError> {
+        if let Err(error) = store.begin() {
+            self.take_all(taken);
+            return Err(error);
+        }
+        let start = Instant::now();
+        let mut waiting = std::mem::take(taken).into_iter();
+        for mut task in waiting.by_ref() {
+            if !task.is_wanted() {
+                continue;
+            }
+            let ran = store.attempt(&mut |store| {
+                let ran = catch_unwind(AssertUnwindSafe(|| task.run(store)));
+                ran.unwrap_or(Err(StoreError::Panicked))
+            });
+            match ran {
+                Ok(own) => self.0.push((task, own.err())),
+                Err(lost) => {
+                    self.0.push((task, None));
+                    self.0.extend(waiting.map(|task| (task, None)));
+                    store.roll_back();
+                    return Err(lost);
+                }
+            }
+            if start.elapsed() >= limits::GROUP_TIME_MAX {
+                break;
+            }
+        }
+        taken.extend(waiting);
+        store.commit().inspect_err(|_| store.roll_back())
+    }
+
+    fn take_all(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
+        self.0.extend(taken.drain(..).map(|task| (task, None)));
+    }
+
+    fn finish(self, committed: Result<(), &StoreError>) {
+        for (task, own) in self.0 {
+            let result = match (&committed, &own) {
+                (Err(error), _) => Err(*error),
+                (Ok(()), Some(error)) => Err(error),
+                (Ok(()), None) => Ok(()),
+            };
+            let finished = catch_unwind(AssertUnwindSafe(|| task.finish(result)));
+            if finished.is_err() {
+                log::error!("a task of the store panicked, see above; its request fails");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::interface::keys::{Keys, NewKey};
+    use crate::store::requests::Full;
+    use crate::store::sqlite::{DATABASE_FILE, SqliteStore};
+
+    /// A task's work in the store.
+    type Act = Box<dyn FnMut(&mut dyn Store) -> Result<(), StoreError> + Send>;
+
+    /// Reports its result and the number of keys that another connection sees then.
+    struct Probe {
+        act: Act,
+        path: PathBuf,
+        results: Sender<(Result<(), String>, usize)>,
+    }
+
+    impl StoreTask for Probe {
+        fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+            (self.act)(store)
+        }
+
+        fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
+            let result = result.map_err(ToString::to_string);
+            self.results.send((result, keys_in(&self.path))).unwrap();
+        }
+    }
+
+    fn keys_in(path: &Path) -> usize {
+        SqliteStore::open(path).unwrap().list().unwrap().len()
+    }
+
+    fn create(store: &mut dyn Store) -> Result<(), StoreError> {
+        store.create(&NewKey::default(), 1).map(|_| ())
+    }
+
+    /// A store without its thread: tasks wait until `start`.
+    struct Bench {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        requests: Arc<Requests>,
+        results: Receiver<(Result<(), String>, usize)>,
+        sender: Sender<(Result<(), String>, usize)>,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(DATABASE_FILE);
+            SqliteStore::open(&path).unwrap();
+            let (sender, results) = channel();
+            Bench {
+                _folder: folder,
+                path,
+                requests: Arc::default(),
+                results,
+                sender,
+            }
+        }
+
+        fn submit(
+            &self,
+            act: impl FnMut(&mut dyn Store) -> Result<(), StoreError> + Send + 'static,
+        ) {
+            let probe = Probe {
+                act: Box::new(act),
+                path: self.path.clone(),
+                results: self.sender.clone(),
+            };
+            self.requests.submit(1, Box::new(probe)).unwrap();
+        }
+
+        fn start(&self) -> StoreWorker {
+            let path = self.path.clone();
+            let open = move || SqliteStore::open_existing(&path).map(|store| Box::new(store) as _);
+            StoreWorker::start(Arc::clone(&self.requests), open).unwrap()
+        }
+
+        fn results(&self, count: usize) -> Vec<(Result<(), String>, usize)> {
+            let next = || self.results.recv_timeout(Duration::from_secs(30)).unwrap();
+            (0..count).map(|_| next()).collect()
+        }
+    }
+
+    #[test]
+    fn all_waiting_tasks_share_one_commit() {
+        let bench = Bench::new();
+        for _ in 0..20 {
+            bench.submit(create);
+        }
+        let worker = bench.start();
+        let results = bench.results(20);
+        // The first one already sees what the last one has written.
+        assert!(results.iter().all(|result| *result == (Ok(()), 20)));
+        drop(worker);
+    }
+
+    #[test]
+    fn a_task_that_fails_leaves_nothing_and_does_not_disturb_the_others() {
+        let bench = Bench::new();
+        bench.submit(create);
+        bench.submit(|store| {
+            create(store)?;
+            Err(StoreError::UnknownKey("key_x".into()))
+        });
+        bench.submit(create);
+        let _worker = bench.start();
+        let results = bench.results(3);
+        assert_eq!((&results[0], &results[2]), (&(Ok(()), 2), &(Ok(()), 2)));
+        assert!(results[1].0.as_ref().unwrap_err().contains("key_x"));
+    }
+
+    #[test]
+    fn a_task_that_panics_fails_alone() {
+        let bench = Bench::new();
+        bench.submit(|store| {
+            create(store)?;
+            panic!("the test expects this panic");
+        });
+        bench.submit(create);
+        let _worker = bench.start();
+        let results = bench.results(2);
+        assert!(results[0].0.is_err());
+        assert_eq!(results[1], (Ok(()), 1));
+    }
+
+    #[test]
+    fn a_finished_task_is_seen_by_another_connection() {
+        let bench = Bench::new();
+        let _worker = bench.start();
+        for keys in 1..4 {
+            bench.submit(create);
+            assert_eq!(bench.results(1), [(Ok(()), keys)]);
+        }
+    }
+
+    #[test]
+    fn a_lost_transaction_fails_every_task_and_the_next_group_works() {
+        let bench = Bench::new();
+        bench.submit(create);
+        bench.submit(|store| {
+            store.roll_back();
+            Err(StoreError::UnknownKey("lost".into()))
+        });
+        bench.submit(create);
+        let _worker = bench.start();
+        for (result, keys) in bench.results(3) {
+            assert!(result.unwrap_err().contains("lost"));
+            assert_eq!(keys, 0);
+        }
+        bench.submit(create);
+        assert_eq!(bench.results(1), [(Ok(()), 1)]);
+    }
+
+    #[test]
+    fn what_waits_at_the_end_is_run_and_later_tasks_are_refused() {
+        let bench = Bench::new();
+        for _ in 0..limits::GROUP_TASKS_MAX + 1 {
+            bench.submit(|_| Ok(()));
+        }
+        drop(bench.start());
+        bench.results(limits::GROUP_TASKS_MAX + 1);
+        let probe = Probe {
+            act: Box::new(create),
+            path: bench.path.clone(),
+            results: bench.sender.clone(),
+        };
+        assert_eq!(bench.requests.submit(1, Box::new(probe)), Err(Full));
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_opened_fails_its_tasks_and_is_tried_again() {
+        let bench = Bench::new();
+        let elsewhere = bench.path.with_extension("elsewhere");
+        std::fs::rename(&bench.path, &elsewhere).unwrap();
+        let mut tries = 0;
+        let path = bench.path.clone();
+        let worker = StoreWorker::start(Arc::clone(&bench.requests), move || {
+            tries += 1;
+            if tries == 2 {
+                std::fs::rename(&elsewhere, &path).unwrap();
+            }
+            SqliteStore::open_existing(&path).map(|store| Box::new(store) as _)
+        });
+        let (sender, results) = channel();
+        let outcomes = [(); 2].map(|()| {
+            let task = Box::new(Note(sender.clone()));
+            bench.requests.submit(1, task).unwrap();
+            results.recv_timeout(Duration::from_secs(30)).unwrap()
+        });
+        assert_eq!(outcomes, [false, true]);
+        drop(worker);
+    }
+
+    struct Note(Sender<bool>);
+
+    impl StoreTask for Note {
+        fn run(&mut self, _: &mut dyn Store) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
+            self.0.send(result.is_ok()).unwrap();
+        }
+    }
+}
