@@ -139,6 +139,7 @@ impl OutputQueue {
     // ---- getters ----
 
     /// Returns how many bytes wait.
+    #[inline]
     pub fn len(&self) -> usize {
         match &self.chain {
             None => self.tail.len(),
@@ -150,20 +151,23 @@ impl OutputQueue {
         self.len() == 0
     }
 
+    /// Asked some ten times for each request, nearly always of a queue that is short.
+    #[inline]
     pub fn level(&self, marks: &Marks) -> Level {
         let waiting = self.len();
-        if waiting >= marks.hard && self.is_beyond(marks) {
-            Level::Hard
-        } else if waiting >= marks.high {
-            Level::High
-        } else if waiting > marks.low {
-            Level::Normal
-        } else {
+        if waiting <= marks.low {
             Level::Low
+        } else if waiting < marks.high {
+            Level::Normal
+        } else if waiting >= marks.hard && self.is_beyond(marks) {
+            Level::Hard
+        } else {
+            Level::High
         }
     }
 
     /// Returns whether the hard mark is reached without counting the longest piece.
+    #[cold]
     fn is_beyond(&self, marks: &Marks) -> bool {
         let chained = self.chain.iter().flat_map(|chain| &chain.pieces);
         let lengths = chained.map(|piece| piece.as_slice().len());

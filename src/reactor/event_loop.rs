@@ -288,8 +288,11 @@ impl<S: System> Reactor<S> {
                 return;
             }
         }
+        self.mailbox.take(&mut self.messages);
+        if self.messages.is_empty() {
+            return;
+        }
         let mut messages = std::mem::take(&mut self.messages);
-        self.mailbox.take(&mut messages);
         let mut batch = messages.drain(..);
         for message in batch.by_ref() {
             self.handle_message(message);
@@ -328,7 +331,13 @@ impl<S: System> Reactor<S> {
         };
         let turn = &mut self.shared.turn(key);
         let pumped = isolated(|| connection.handle_event(job.request, completion, turn));
-        self.reschedule(key, pumped);
+        if let Pumped::Closed(reason) = pumped {
+            return self.close(key, reason);
+        }
+        // A pump follows in any case, and then `reschedule`. Only memory is counted at once: many
+        // events may come before the pump.
+        self.shared.buffered.set(key, connection.buffered_bytes());
+        self.enqueue(key);
     }
 
     fn apply(&mut self, config: Arc<Config>) {
@@ -393,6 +402,10 @@ impl<S: System> Reactor<S> {
         let _more = self
             .wheel
             .expire(now, &mut expired, limits::TIMERS_PER_TURN_MAX);
+        if expired.is_empty() {
+            self.expired = expired;
+            return;
+        }
         let mut phase = self.phase(limits::TIMERS_TIME_MAX);
         let mut batch = expired.drain(..);
         for key in batch.by_ref() {
