@@ -3,26 +3,23 @@
 //! Must never print a key twice or to stderr: stdout gets only the key, so that
 //! `KEY=$(autoglmd key create)` works.
 
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::database::{Database, explain};
 use super::times::{self, End, parse_end, parse_lifetime};
-use crate::config::{Overrides, Sources};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
 use crate::core::UnixSeconds;
 use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::keys as keys_limits;
-use crate::store::{Keys, ListedKey, NewKey, Renewal, Revoked, SqliteStore, StoreError};
+use crate::store::{Keys, ListedKey, NewKey, Renewal, Revoked};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Key {
-    /// The folder of the database [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
-    #[arg(long, value_name = "DIR", global = true)]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    database: Database,
     #[command(subcommand)]
     command: KeyCommand,
 }
@@ -111,15 +108,19 @@ struct Set {
 
 impl Key {
     pub fn run(self) -> Result<(), Code> {
-        let state_dir = state_folder(self.state_dir)?;
-        let mut store = SqliteStore::open_in(&state_dir).map_err(|error| explain(&error))?;
+        let mut store = self
+            .database
+            .place()?
+            .open()
+            .map_err(|error| explain(&error))?;
+        let store = &mut *store;
         let now = UnixSeconds::now().as_u64();
         match self.command {
-            KeyCommand::Create(create) => create.run(&mut store, now),
-            KeyCommand::List { json } => list(&store, json, now),
-            KeyCommand::Revoke { ids } => ids.iter().try_for_each(|id| revoke(&mut store, id, now)),
-            KeyCommand::Rotate(rotate) => rotate.run(&mut store, now),
-            KeyCommand::Set(set) => set.run(&mut store),
+            KeyCommand::Create(create) => create.run(store, now),
+            KeyCommand::List { json } => list(store, json, now),
+            KeyCommand::Revoke { ids } => ids.iter().try_for_each(|id| revoke(store, id, now)),
+            KeyCommand::Rotate(rotate) => rotate.run(store, now),
+            KeyCommand::Set(set) => set.run(store),
         }
     }
 }
@@ -315,20 +316,4 @@ fn is_unseen(character: char) -> bool {
 fn future(end: End, now: u64) -> Result<u64, Code> {
     end.at(now)
         .map_err(|reason| fail(exit::USAGE, format_args!("--expires: {reason}")))
-}
-
-/// Prints an error of the store, and returns the exit code.
-pub fn explain(error: &StoreError) -> Code {
-    fail(exit::of_store(error), error)
-}
-
-/// Returns the state folder of a command: that of the flag, or the one that a daemon would use.
-pub fn state_folder(flag: Option<PathBuf>) -> Result<PathBuf, Code> {
-    let flags = Overrides {
-        state_dir: flag,
-        ..Overrides::default()
-    };
-    let found = Sources::of_process(None, flags).state_dir();
-    let (folder, _) = found.map_err(|reason| fail(exit::CONFIG, reason))?;
-    Ok(folder)
 }

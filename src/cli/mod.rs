@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod client;
+pub mod database;
 #[cfg(feature = "llama")]
 pub mod engine_worker;
 pub mod generate;

@@ -2,22 +2,19 @@
 //!
 //! Must never create a database: `check` and `migrate` are for one that exists.
 
-use std::path::{Path, PathBuf};
-
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::key::{explain, state_folder};
+use super::database::{Database, explain};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
-use crate::store::{DATABASE_FILE, Examination, SqliteStore, StoreError};
+use crate::store::{Examination, Place, StoreError};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Store {
-    /// The folder of the database [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
-    #[arg(long, value_name = "DIR", global = true)]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    database: Database,
     #[command(subcommand)]
     command: StoreCommand,
 }
@@ -45,9 +42,8 @@ enum StoreCommand {
 
 impl Store {
     pub fn run(self) -> Result<(), Code> {
-        let state_dir = state_folder(self.state_dir)?;
-        let path = state_dir.join(DATABASE_FILE);
-        let found = SqliteStore::examine(&path).map_err(|error| match error {
+        let place = self.database.place()?;
+        let found = place.examine().map_err(|error| match error {
             StoreError::File(path, error) => {
                 let advice = "the first start of a daemon creates it; --state-dir names its folder";
                 let message = format!("{}: {error}; {advice}", path.display());
@@ -56,31 +52,29 @@ impl Store {
             error => explain(&error),
         })?;
         match self.command {
-            StoreCommand::Check { json } => check(&path, &found, json),
-            StoreCommand::Migrate => migrate(&path, &found),
+            StoreCommand::Check { json } => check(&place, &found, json),
+            StoreCommand::Migrate => migrate(&place, &found),
         }
     }
 }
 
-fn check(path: &Path, found: &Examination, as_json: bool) -> Result<(), Code> {
+fn check(place: &Place, found: &Examination, as_json: bool) -> Result<(), Code> {
     put(&match as_json {
-        true => format!("{:#}\n", to_json(path, found)),
-        false => to_text(path, found),
+        true => format!("{:#}\n", to_json(place, found)),
+        false => to_text(place, found),
     })?;
-    refuse_unsound(path, found)
+    refuse_unsound(place, found)
 }
 
 /// Prints each problem, and returns an error if there is one.
-fn refuse_unsound(path: &Path, found: &Examination) -> Result<(), Code> {
+fn refuse_unsound(place: &Place, found: &Examination) -> Result<(), Code> {
     if !found.is_readable() {
         return Err(fail(
             exit::DATA,
             format_args!(
-                "{}: the database needs an autoglmd that supports version {} of it, but this one \
-                 supports {}; install the newer autoglmd again",
-                path.display(),
-                found.min_reader,
-                found.known
+                "{place}: the database needs an autoglmd that supports version {} of it, but this \
+                 one supports {}; install the newer autoglmd again",
+                found.min_reader, found.known
             ),
         ));
     }
@@ -91,30 +85,24 @@ fn refuse_unsound(path: &Path, found: &Examination) -> Result<(), Code> {
     Err(fail(
         exit::DATA,
         format_args!(
-            "{}: the database is not sound; put a backup in its place, or delete the rows named \
-             above",
-            path.display()
+            "{place}: the database is not sound; put a backup in its place, or delete the rows \
+             named above"
         ),
     ))
 }
 
-fn migrate(path: &Path, found: &Examination) -> Result<(), Code> {
-    refuse_unsound(path, found)?;
+fn migrate(place: &Place, found: &Examination) -> Result<(), Code> {
+    refuse_unsound(place, found)?;
     // Opening applies the steps.
-    SqliteStore::open_existing(path).map_err(|error| explain(&error))?;
+    place.open_existing().map_err(|error| explain(&error))?;
     note(match found.version < found.known {
-        true => format!(
-            "{}: from version {} to {}",
-            path.display(),
-            found.version,
-            found.known
-        ),
-        false => format!("{}: already at version {}", path.display(), found.version),
+        true => format!("{place}: from version {} to {}", found.version, found.known),
+        false => format!("{place}: already at version {}", found.version),
     });
     Ok(())
 }
 
-fn to_text(path: &Path, found: &Examination) -> String {
+fn to_text(place: &Place, found: &Examination) -> String {
     let Examination { version, known, .. } = found;
     let comparison = if version == known {
         "the version of this program".to_owned()
@@ -126,17 +114,16 @@ fn to_text(path: &Path, found: &Examination) -> String {
     };
     let number = |count: Option<u32>| count.map_or("unknown".to_owned(), |count| count.to_string());
     format!(
-        "{}\nversion: {version} ({comparison})\nkeys: {}\nsecrets: {}\nproblems: {}\n",
-        path.display(),
+        "{place}\nversion: {version} ({comparison})\nkeys: {}\nsecrets: {}\nproblems: {}\n",
         number(found.keys),
         number(found.secrets),
         found.problems.len()
     )
 }
 
-fn to_json(path: &Path, found: &Examination) -> serde_json::Value {
+fn to_json(place: &Place, found: &Examination) -> serde_json::Value {
     json!({
-        "path": path.display().to_string(),
+        "path": place.to_string(),
         "version": found.version,
         "min_reader": found.min_reader,
         "supported": found.known,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::address::{Listen, Place};
+use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::{List, ValueKind};
 use super::proxies::TrustedProxies;
@@ -280,6 +281,17 @@ const HOST: ValueKind = ValueKind {
 /// Names of this machine.
 pub const HOSTS: ValueKind = list_of(&HOST, limits::HOSTS);
 
+/// `sqlite`, or the URL of a PostgreSQL database.
+pub const STORE_URL: ValueKind = ValueKind {
+    name: "url",
+    expected: |_| StoreUrl::EXPECTED.to_owned(),
+    advice: StoreUrl::advice,
+    range: |_| "`sqlite`, `postgres://...`".to_owned(),
+    from_toml: |value| store_url(value.as_str()?),
+    from_text: store_url,
+    ..TEXT
+};
+
 /// A list of one kind's values.
 pub const fn list_of(element: &'static ValueKind, bounds: RangeInclusive<usize>) -> ValueKind {
     ValueKind {
@@ -339,6 +351,10 @@ fn redis_url(text: &str) -> Option<Value> {
 
 fn host(text: &str) -> Option<Value> {
     text_if(Hosts::takes(text), text)
+}
+
+fn store_url(text: &str) -> Option<Value> {
+    text_if(StoreUrl::parse(text).is_some(), text)
 }
 
 fn text_if(is_taken: bool, text: &str) -> Option<Value> {

@@ -23,6 +23,7 @@
 
 mod address;
 mod change;
+mod database;
 mod deprecated;
 mod hosts;
 mod kind;
@@ -44,6 +45,7 @@ mod words;
 
 pub use address::{Listen, Opening, Place, Security};
 pub use change::{Change, contradictions, diff, reloaded, summary};
+pub use database::{PostgresUrl, StoreUrl};
 pub use hosts::Hosts;
 pub use load::{Loaded, load};
 pub use named::Model;
@@ -52,7 +54,7 @@ pub use proxies::{ForwardedField, TrustedProxies};
 pub use redis_url::{RedisHost, RedisServers, RedisUrl};
 pub use reference::{example, reference};
 pub use schema::{
-    Auth, CacheShared, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server, Tls,
+    Auth, CacheShared, Config, Effect, Engine, Limits, Log, Metrics, RateLimit, Server, Store, Tls,
 };
 pub use show::show;
 pub use sources::{Origin, Overrides, Sources};

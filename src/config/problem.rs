@@ -114,7 +114,7 @@ impl Document {
     }
 
     fn excerpt(&self, line: usize, column: usize, span: Range<usize>) -> String {
-        let source = self.source(line);
+        let source = without_password(self.source(line));
         let width = source.chars().count();
         // A long line is cut so that the caret's surroundings stay visible.
         let first = match width > limits::EXCERPT_CHARACTERS_MAX {
@@ -156,7 +156,7 @@ impl Document {
 
 /// Quotes a value for a message: on one line, and bounded.
 pub fn quote(text: &str) -> String {
-    let mut shown: String = text
+    let mut shown: String = without_password(text)
         .chars()
         .take(limits::QUOTE_CHARACTERS_MAX)
         .map(visible)
@@ -186,6 +186,45 @@ pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&
     let best = known.map(|name| (distance(name), name)).min()?;
     // Two typos in a short word, one in three letters of a long one.
     (best.0 <= (best.1.len() / 3).max(2)).then_some(best.1)
+}
+
+/// Replaces the password of each URL by as many stars, so that places stay the same: messages are
+/// logged, and a URL with a password is often in the wrong key, or has a typo elsewhere.
+fn without_password(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(scheme) = rest.find("://") {
+        let start = scheme + "://".len();
+        let url = &rest[start..];
+        let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
+        let end = url.find(is_end).unwrap_or(url.len());
+        let secret = secret_of(&url[..end]);
+        shown.push_str(&rest[..start + secret.start]);
+        shown.extend(url[secret.clone()].chars().map(|_| '*'));
+        rest = &url[secret.end..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+/// Returns the place of the password in a URL without its scheme; an empty one at its end if it has
+/// none.
+fn secret_of(url: &str) -> Range<usize> {
+    const PARAMETER: &str = "password=";
+    // A password with an `@` of its own is wrong, and it is one all the same.
+    if let Some(at) = url.rfind('@')
+        && let Some(colon) = url[..at].find(':')
+    {
+        return colon + 1..at;
+    }
+    match url.find(PARAMETER) {
+        Some(start) => {
+            let start = start + PARAMETER.len();
+            let length = url[start..].find('&').unwrap_or(url.len() - start);
+            start..start + length
+        }
+        None => url.len()..url.len(),
+    }
 }
 
 /// Replaces a tab by one space, so that the caret is at the right place, and control characters by
@@ -229,6 +268,30 @@ mod tests {
                 .all(|line| line.chars().count() < limits::EXCERPT_CHARACTERS_MAX + 20)
         );
         assert!(excerpt.contains("a\u{fffd}[2Jb") && !excerpt.contains('\x1b'));
+    }
+
+    /// Mutation that this test catches: `find('@')`, which shows the end of a password.
+    #[test]
+    fn passwords_in_urls_are_not_shown() {
+        for (text, shown) in [
+            ("postgres://me:p@ss@db/a", "postgres://me:****@db/a"),
+            (
+                "\"redis://:wörd@db\" x://a:b@c",
+                "\"redis://:****@db\" x://a:*@c",
+            ),
+            ("a://b/c?password=xyz&d=e", "a://b/c?password=***&d=e"),
+            ("a://b:1/c://d", "a://b:1/c://d"),
+            ("://", "://"),
+            ("no URL: at@all", "no URL: at@all"),
+        ] {
+            assert_eq!(without_password(text), shown);
+            assert_eq!(quote(text), shown);
+        }
+        let problem = document("a = \"b://c:d@e\"").problem(4..15, String::new());
+        assert_eq!(
+            problem.excerpt.as_deref(),
+            Some("  1 | a = \"b://c:*@e\"\n    |     ^^^^^^^^^^^")
+        );
     }
 
     #[test]

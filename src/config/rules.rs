@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::address::{Listen, Place, Security};
+use super::database::StoreUrl;
 use super::named::MODELS;
 use super::problem::quote;
 use super::schema::Config;
@@ -34,6 +35,8 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         clients_not_asked(config),
         clear_text_beside_required(config),
         proxied_without_proxies(config),
+        database_without_authority(config),
+        password_without_server(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -93,6 +96,29 @@ fn long_default(config: &Config) -> Option<Finding> {
             print_duration(default),
             print_duration(most)
         ),
+    })
+}
+
+fn database_without_authority(config: &Config) -> Option<Finding> {
+    let store = &config.store;
+    (store.url.needs_tls() && store.ca.is_none()).then(|| Finding {
+        keys: &["store.url", "store.ca"],
+        message:
+            "store.url leads to another machine or requires TLS, but store.ca is not set; set \
+                  it to the file with the authorities, such as \
+                  /etc/ssl/certs/ca-certificates.crt, or add ?sslmode=disable to the URL"
+                .to_owned(),
+    })
+}
+
+fn password_without_server(config: &Config) -> Option<Finding> {
+    let store = &config.store;
+    let is_unused = store.url == StoreUrl::Sqlite && store.password_file.is_some();
+    is_unused.then(|| Finding {
+        keys: &["store.password_file", "store.url"],
+        message: "store.password_file is set, but store.url is \"sqlite\", which needs no \
+                  password; set store.url or remove it"
+            .to_owned(),
     })
 }
 

@@ -13,11 +13,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::Listen;
+use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, REDIS_URL, SWITCH, number, size,
-    time, word_of,
+    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, REDIS_URL, STORE_URL, SWITCH,
+    number, size, time, word_of,
 };
 use super::named::Model;
 use super::proxies::{ForwardedField, TrustedProxies};
@@ -351,6 +352,28 @@ schema! {
         /// Time for a connect, and for the round trip of a batch. Requests that wait behind a
         /// server that has just been lost wait up to three times as long.
         timeout: Duration = Duration::from_millis(100), time(limits::SHARED_TIMEOUT_MS), Restart;
+    }
+
+    /// The database: keys.
+    store "store": Store {
+        /// `sqlite`: a file in the state folder. `postgres://USER@HOST:PORT/DATABASE`: a PostgreSQL
+        /// database, which several daemons may share; a Unix socket is written as its folder with
+        /// `%2F` for `/`. Connections to other machines are encrypted, unless the URL ends with
+        /// `?sslmode=disable`.
+        url: StoreUrl = StoreUrl::Sqlite, STORE_URL, Restart;
+        /// A file with the password for `store.url`, on its first line; read for each connection. A
+        /// file may be `credential:NAME`.
+        password_file: Option<PathBuf> = None, PATH, Restart;
+        /// PEM file with the authorities that sign the database server's certificate, such as
+        /// `/etc/ssl/certs/ca-certificates.crt`. Needed for encrypted connections. A file may be
+        /// `credential:NAME`.
+        ca: Option<PathBuf> = None, PATH, Restart;
+        /// Time for a connection to the database server, up to the first statement.
+        connect_timeout: Duration = Duration::from_secs(5),
+            time(limits::STORE_TIMEOUT_MS), Restart;
+        /// Time for one statement, after which the database server cancels it.
+        statement_timeout: Duration = Duration::from_secs(5),
+            time(limits::STORE_TIMEOUT_MS), Restart;
     }
 
     /// Logging.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::address::Listen;
+use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::problem::quote;
 use super::proxies::TrustedProxies;
@@ -124,6 +125,7 @@ text_field! {
             true => Some(None),
             false => RedisUrl::parse(&text).map(Some),
         };
+    StoreUrl: |url| url.as_str().to_owned(), |text| StoreUrl::parse(&text);
 }
 
 impl<T: Word> Field for T {

@@ -72,6 +72,8 @@ pub fn of_store(error: &StoreError) -> Code {
         StoreError::Database { fault, .. } => match fault {
             Fault::Busy => TEMPORARY,
             Fault::Damaged => DATA,
+            Fault::Unreachable => UNAVAILABLE,
+            Fault::Denied => NO_PERMISSION,
             Fault::Other => IO,
         },
         StoreError::UnknownKey(_) => NO_INPUT,

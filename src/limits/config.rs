@@ -123,6 +123,10 @@ pub const WRITE_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
 /// `limits.max_request_timeout` and `limits.default_request_timeout`.
 pub const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
 
+/// `store.connect_timeout` and `store.statement_timeout`: below 100 ms a busy server would seem
+/// dead; a daemon that ends waits for its last statement this long.
+pub const STORE_TIMEOUT_MS: RangeInclusive<u64> = 100..=60 * SECOND_MS;
+
 /// `limits.max_requests_per_connection`.
 pub const REQUESTS_PER_CONNECTION: RangeInclusive<u64> = 0..=1_000_000_000;
 

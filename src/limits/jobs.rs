@@ -12,3 +12,7 @@ pub const LOST_ATTEMPTS_MAX: u32 = 3;
 
 /// One key's jobs may take a quarter of `jobs.max_size`, as its bodies may of the memory.
 pub const KEY_BYTES_DIVISOR: u64 = 4;
+
+/// Keys that a daemon looks at for the next job in a database that it shares. Other daemons may be
+/// taking the only jobs of all of them; then this one asks again later.
+pub const WAITING_KEYS_MAX: u32 = 64;

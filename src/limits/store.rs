@@ -22,8 +22,25 @@ pub const WAL_ATTEMPTS_MAX: u32 = 250;
 pub const WAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often the store is asked whether another process changed it. A revoked key is refused
-/// within this time and one reading of the key ring; asking costs one look at shared memory.
-pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// within this time and one reading of the key ring, together within a second; asking costs one
+/// look at shared memory, or one statement of a database server.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How much longer than `store.statement_timeout` a reply of the database server is waited for: its
+/// own message that it has cancelled the statement takes this long at most.
+pub const REPLY_MARGIN: Duration = Duration::from_secs(1);
+
+/// How many times `store.statement_timeout` the database server keeps a transaction in which it
+/// hears nothing: a daemon that works needs milliseconds between two statements.
+pub const IDLE_TRANSACTION_FACTOR: u32 = 2;
+
+/// How long one step of the schema may take, or the wait for another daemon that does it: an index
+/// of a million rows takes seconds.
+pub const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a connection to a database server is silent before TCP checks whether the server is
+/// still there. The daemon looks at its keys more often.
+pub const SILENCE_BEFORE_PROBES: Duration = Duration::from_secs(30);
 
 /// Tasks that may wait for the store: a disk that stands still for a second fills it at 4,000 per
 /// second.

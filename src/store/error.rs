@@ -10,14 +10,14 @@ pub enum StoreError {
     File(PathBuf, io::Error),
     /// The database at `place`; `reason` is its own message.
     Database {
-        place: PathBuf,
+        place: String,
         fault: Fault,
         reason: String,
     },
     /// A later version of this program has changed the database in a way that this one cannot
     /// work with.
     TooNew {
-        path: PathBuf,
+        place: String,
         /// The lowest version that can.
         needed: usize,
         known: usize,
@@ -37,6 +37,10 @@ pub enum Fault {
     Busy,
     /// It is not a database of ours, or not whole.
     Damaged,
+    /// Its server cannot be reached, or has closed the connection, or is silent.
+    Unreachable,
+    /// Its server refuses user, password or certificate, or a right is missing.
+    Denied,
     Other,
 }
 
@@ -45,17 +49,16 @@ impl fmt::Display for StoreError {
         match self {
             StoreError::File(path, error) => write!(f, "{}: {error}", path.display()),
             StoreError::Database { place, reason, .. } => {
-                write!(f, "{}: {reason}", place.display())
+                write!(f, "{place}: {reason}")
             }
             StoreError::TooNew {
-                path,
+                place,
                 needed,
                 known,
             } => write!(
                 f,
-                "{}: the database needs an autoglmd that supports version {needed} of it, but this \
-                 one supports {known}; install the newer autoglmd again",
-                path.display()
+                "{place}: the database needs an autoglmd that supports version {needed} of it, but \
+                 this one supports {known}; install the newer autoglmd again"
             ),
             StoreError::UnknownKey(id) => {
                 write!(

@@ -4,7 +4,10 @@
 //!
 //! * [`error`]: what can go wrong;
 //! * [`interface`]: the traits of a store, whatever database is behind it;
+//! * [`stored`] and [`new_key`]: what databases have in common;
 //! * [`sqlite`]: the store in one file;
+//! * [`postgres`]: the store in a database server;
+//! * [`place`]: which of them it is;
 //! * [`requests`]: the queue of tasks for the store's thread, and [`worker`], that thread;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
@@ -14,7 +17,15 @@ pub mod error;
 
 pub mod interface;
 
+mod stored;
+
+mod new_key;
+
 pub mod sqlite;
+
+pub mod postgres;
+
+pub mod place;
 
 pub mod requests;
 
@@ -28,7 +39,12 @@ pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };
 pub use interface::{Examination, Store};
+pub use place::Place;
+pub use postgres::Target;
 pub use requests::{Requests, StoreTask};
 pub use sqlite::{DATABASE_FILE, SqliteStore};
 pub use watch::StoreWatcher;
 pub use worker::StoreWorker;
+
+#[cfg(test)]
+mod tests;

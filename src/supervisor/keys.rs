@@ -3,15 +3,20 @@
 //! Owns the thread that watches the store. The key of the first start is created here;
 //! [`show_bootstrap_key`] shows it once everything else has started.
 
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::database;
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::console::{exit, note};
 use crate::core::UnixSeconds;
 use crate::keys::KeyRing;
 use crate::reactor::message::Message;
-use crate::store::{Bootstrap, DATABASE_FILE, Keys as _, SqliteStore, StoreError, StoreWatcher};
+use crate::store::{Bootstrap, Place, StoreError, StoreWatcher};
 
 pub struct Keys {
     /// `None` once its thread has ended.
@@ -30,12 +35,16 @@ impl Keys {
 impl Part for Keys {
     fn start(birth: &mut Birth) -> Result<Keys, Failure> {
         let state_dir = &birth.config.state_dir;
-        let mut store = SqliteStore::open_in(state_dir).map_err(|error| unusable(&error))?;
+        let place = database::place(&birth.config, &birth.sources);
+        let place = place.map_err(|reason| Failure::new(exit::CONFIG, reason))?;
+        let unusable = |error: &StoreError| unusable(&place, error);
+        prepare_folder(state_dir).map_err(|error| unusable(&error))?;
+        let mut store = place.open().map_err(|error| unusable(&error))?;
         birth.bootstrap = store
             .bootstrap(state_dir, UnixSeconds::now().as_u64())
             .map_err(|error| unusable(&error))?;
-        let path = state_dir.join(DATABASE_FILE);
-        let reopen = move || SqliteStore::open_existing(&path).map(|store| Box::new(store) as _);
+        let reopened = place.clone();
+        let reopen = move || reopened.open_existing();
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let mailboxes = mailboxes.unwrap_or_default();
         let on_change = move |keys: Arc<KeyRing>| {
@@ -44,7 +53,7 @@ impl Part for Keys {
                 mailbox.post(Message::Keys(keys.clone()));
             }
         };
-        let started = StoreWatcher::start(Box::new(store), reopen, on_change);
+        let started = StoreWatcher::start(store, reopen, on_change);
         let (watcher, ring) = started.map_err(|error| unusable(&error))?;
         birth.keys = ring;
         Ok(Keys {
@@ -59,11 +68,24 @@ impl Part for Keys {
     }
 }
 
-fn unusable(error: &StoreError) -> Failure {
-    Failure::new(
-        exit::of_store(error),
-        format!("cannot open the key store: {error}; choose another folder with --state-dir"),
-    )
+/// The key of the first start has its file there, wherever the store is.
+fn prepare_folder(state_dir: &Path) -> Result<(), StoreError> {
+    let mut folder = DirBuilder::new();
+    let created = folder.recursive(true).mode(0o700).create(state_dir);
+    match created {
+        // The store's own message is better.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        created => created.map_err(|error| StoreError::File(state_dir.to_owned(), error)),
+    }
+}
+
+fn unusable(place: &Place, error: &StoreError) -> Failure {
+    let advice = match place {
+        Place::Sqlite(_) => "choose another folder with --state-dir",
+        Place::Postgres(_) => "see `store` in the configuration: `autoglmd check --show`",
+    };
+    let message = format!("cannot open the key store: {error}; {advice}");
+    Failure::new(exit::of_store(error), message)
 }
 
 /// Shows the key itself, this once, if a person reads the output. Elsewhere it would stay in a

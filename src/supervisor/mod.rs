@@ -13,9 +13,9 @@
 //! In reading order:
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
-//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`],
-//!   [`requests`], [`workers`], [`engine`] (with [`prover`]), [`reactors`] (with [`spawner`] and
-//!   [`buffers`]): the parts;
+//! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`] (with
+//!   [`database`]), [`requests`], [`workers`], [`engine`] (with [`prover`]), [`reactors`] (with
+//!   [`spawner`] and [`buffers`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
@@ -26,6 +26,7 @@
 mod buffers;
 mod certificates;
 mod daemon;
+pub mod database;
 mod engine;
 mod failure;
 mod files;

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use super::database;
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::console::exit;
-use crate::store::{DATABASE_FILE, SqliteStore, StoreWorker};
+use crate::store::StoreWorker;
 
 pub struct StoreRequests {
     /// `None` once its thread has ended.
@@ -17,8 +18,9 @@ pub struct StoreRequests {
 
 impl Part for StoreRequests {
     fn start(birth: &mut Birth) -> Result<StoreRequests, Failure> {
-        let path = birth.config.state_dir.join(DATABASE_FILE);
-        let open = move || SqliteStore::open_existing(&path).map(|store| Box::new(store) as _);
+        let place = database::place(&birth.config, &birth.sources);
+        let place = place.map_err(|reason| Failure::new(exit::CONFIG, reason))?;
+        let open = move || place.open_existing();
         let started = StoreWorker::start(Arc::clone(&birth.requests), open);
         let worker = started.map_err(|error| {
             Failure::new(

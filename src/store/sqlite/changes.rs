@@ -15,9 +15,10 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::rows::{SELECT_SECRETS, StoredSecret};
+use super::rows::{SELECT_SECRETS, read};
 use crate::keys::ChangedKey;
 use crate::store::interface::keys::Mark;
+use crate::store::stored::StoredSecret;
 
 pub fn newest(connection: &Connection) -> rusqlite::Result<Option<Mark>> {
     let sql = "SELECT number, token FROM key_changes ORDER BY number DESC LIMIT 1";
@@ -43,7 +44,7 @@ pub fn keys_since(connection: &Connection, mark: Mark) -> rusqlite::Result<Vec<C
     let mut changed = Vec::new();
     for id in ids.query_map([mark.number], |row| row.get(0))? {
         let id: String = id?;
-        let stored = secrets.query_map([&id], StoredSecret::read)?;
+        let stored = secrets.query_map([&id], read)?;
         let records = stored.map(|row| row.map(StoredSecret::into_record));
         let records = records.collect::<rusqlite::Result<_>>()?;
         changed.push(ChangedKey { id, records });

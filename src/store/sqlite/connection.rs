@@ -30,12 +30,13 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens `autoglmd.db` in the state folder; creates folder, file and tables if they are
-    /// missing.
+    /// Opens `autoglmd.db` in a folder.
+    #[cfg(test)]
     pub fn open_in(state_dir: &Path) -> Result<SqliteStore, StoreError> {
         SqliteStore::open(&state_dir.join(DATABASE_FILE))
     }
 
+    /// Opens the database; creates folder, file and tables if they are missing.
     pub fn open(path: &Path) -> Result<SqliteStore, StoreError> {
         let identity = prepare_file(path)?;
         let connection = connect(path).map_err(|error| database_error(path, error))?;
@@ -102,7 +103,7 @@ impl SqliteStore {
                 let found = Schema::read(transaction).map_err(of_database)?;
                 if found.min_reader > known {
                     return Err(StoreError::TooNew {
-                        path: path.clone(),
+                        place: path.display().to_string(),
                         needed: found.min_reader,
                         known,
                     });
@@ -161,7 +162,7 @@ fn unfinished(path: &Path) -> StoreError {
 
 pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> StoreError {
     StoreError::Database {
-        place: path.to_owned(),
+        place: path.display().to_string(),
         fault: match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy) => Fault::Busy,
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Fault::Damaged,

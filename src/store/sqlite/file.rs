@@ -1,16 +1,13 @@
 //! The database's file: how it comes into being, who may read it, and how a connection is set up.
-//! And the file of the bootstrap key.
-//!
 //! Owns modes, names and pragmas. Knows no table.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode};
 
-use crate::keys::Secret;
 use crate::limits::store as limits;
 use crate::store::error::StoreError;
 
@@ -92,25 +89,4 @@ fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
         }
     }
     switch()
-}
-
-/// Writes the key and a line end to a new file that only its owner may read, and renames it once it
-/// is on the disk. The caller holds the database's write lock, so no other process uses the
-/// temporary name; one found there is left from a crash.
-pub fn write_secret(path: &Path, secret: &Secret) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let temporary = path.with_extension("new");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    writeln!(file, "{}", secret.reveal())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(folder)?.sync_all()
 }

@@ -16,13 +16,13 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
 use super::connection::database_error;
-use super::rows::to_sql;
 use crate::jobs::{
     EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, State,
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
 use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
+use crate::store::stored::{from_sql, to_sql};
 
 const SELECT_JOB: &str = "
     SELECT id, key_id, state, attempt, sequence, lost, lease_until, created_at, started_at,
@@ -410,11 +410,6 @@ fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
 fn optional(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     let value: Option<i64> = row.get(column)?;
     Ok(value.map(from_sql))
-}
-
-/// No time or number of ours is negative.
-fn from_sql(stored: i64) -> u64 {
-    u64::try_from(stored).unwrap_or(0)
 }
 
 /// A word that a later version has written.

@@ -4,16 +4,15 @@ use std::path::Path;
 
 use super::changes;
 use super::connection::{SqliteStore, database_error};
-use super::file::write_secret;
-use super::rows::{
-    SELECT_SECRETS, StoredSecret, all_records, find, insert, replace_secret, to_sql,
-};
+use super::rows::{SELECT_SECRETS, all_records, find, insert, read, replace_secret};
 use super::undo::{Before, Undo};
-use crate::keys::{KeyRecord, Scopes, Secret, random_id};
+use crate::keys::{KeyRecord, Secret};
 use crate::store::error::StoreError;
 use crate::store::interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };
+use crate::store::new_key::{bootstrap_key, draw, write_secret};
+use crate::store::stored::{StoredSecret, to_sql};
 
 impl SqliteStore {
     #[cfg(test)]
@@ -27,7 +26,7 @@ impl SqliteStore {
     fn select(&self, sql: &str) -> Result<Vec<StoredSecret>, StoreError> {
         let rows = || -> rusqlite::Result<Vec<StoredSecret>> {
             let mut statement = self.connection.prepare(sql)?;
-            statement.query_map((), StoredSecret::read)?.collect()
+            statement.query_map((), read)?.collect()
         };
         rows().map_err(|error| database_error(&self.path, error))
     }
@@ -153,11 +152,7 @@ impl Keys for SqliteStore {
     fn bootstrap(&mut self, state_dir: &Path, now: u64) -> Result<Option<Bootstrap>, StoreError> {
         let database = self.path.clone();
         let path = state_dir.join(BOOTSTRAP_FILE);
-        let new = NewKey {
-            name: "bootstrap".into(),
-            scopes: Scopes::ALL,
-            ..NewKey::default()
-        };
+        let new = bootstrap_key();
         self.write(|transaction| {
             let keys: i64 = transaction
                 .query_row("SELECT count(*) FROM keys", (), |row| row.get(0))
@@ -175,22 +170,4 @@ impl Keys for SqliteStore {
             }))
         })
     }
-}
-
-fn draw(new: &NewKey, now: u64) -> Result<(KeyRecord, Secret), StoreError> {
-    let secret = Secret::random()?;
-    let record = KeyRecord {
-        id: random_id()?,
-        name: new.name.clone(),
-        hash: secret.hash(),
-        scopes: new.scopes,
-        created_at: now,
-        expires_at: new.expires_at,
-        requests_per_minute: new.requests_per_minute,
-        tokens_per_minute: new.tokens_per_minute,
-        concurrency: new.concurrency,
-        weight: new.weight,
-        revoked: false,
-    };
-    Ok((record, secret))
 }

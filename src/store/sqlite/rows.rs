@@ -5,79 +5,46 @@
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::keys::{KeyRecord, Scopes};
-use crate::limits::keys as limits;
-use crate::store::interface::keys::Renewal;
+use crate::store::stored::{StoredSecret, from_sql, to_sql, weight_from_sql};
 
 pub const SELECT_SECRETS: &str = "
     SELECT k.id, k.name, s.hash, k.scopes, k.created_at, k.expires_at, k.requests_per_minute,
            k.tokens_per_minute, k.concurrency, k.revoked_at, s.created_at, s.valid_until, k.weight
     FROM keys k JOIN secrets s ON s.key_id = k.id";
 
-/// One row of [`SELECT_SECRETS`].
-pub struct StoredSecret {
-    pub record: KeyRecord,
-    pub revoked_at: Option<u64>,
-    secret_created_at: u64,
-    valid_until: Option<u64>,
-}
-
-impl StoredSecret {
-    pub fn read(row: &Row<'_>) -> rusqlite::Result<StoredSecret> {
-        let seconds = |index| {
-            row.get::<_, Option<i64>>(index)
-                .map(|value| value.map(from_sql))
-        };
-        let scopes: String = row.get(3)?;
-        let revoked_at = seconds(9)?;
-        let record = KeyRecord {
-            id: row.get(0)?,
-            name: row.get(1)?,
-            hash: row.get(2)?,
-            // An unknown word grants no right; the others stay valid.
-            scopes: Scopes::parse_known(&scopes),
-            created_at: from_sql(row.get(4)?),
-            expires_at: seconds(5)?,
-            requests_per_minute: row.get(6)?,
-            tokens_per_minute: row.get(7)?,
-            concurrency: row.get(8)?,
-            weight: weight_from_sql(row.get(12)?),
-            revoked: revoked_at.is_some(),
-        };
-        Ok(StoredSecret {
-            record,
-            revoked_at,
-            secret_created_at: from_sql(row.get(10)?),
-            valid_until: seconds(11)?,
-        })
-    }
-
-    /// Returns the record for the ring: one that is found by an old secret ends with that secret.
-    pub fn into_record(self) -> KeyRecord {
-        let mut record = self.record;
-        record.expires_at = match (record.expires_at, self.valid_until) {
-            (Some(key), Some(secret)) => Some(key.min(secret)),
-            (key, secret) => key.or(secret),
-        };
-        record
-    }
-
-    pub fn renewed_expiry(&self, renewal: Renewal, now: u64) -> Option<u64> {
-        match renewal {
-            Renewal::At(end) => Some(end),
-            Renewal::SameLifetime => {
-                let lifetime = self
-                    .record
-                    .expires_at?
-                    .saturating_sub(self.secret_created_at);
-                Some(now.saturating_add(lifetime))
-            }
-        }
-    }
+/// Reads one row of [`SELECT_SECRETS`].
+pub fn read(row: &Row<'_>) -> rusqlite::Result<StoredSecret> {
+    let seconds = |index| {
+        row.get::<_, Option<i64>>(index)
+            .map(|value| value.map(from_sql))
+    };
+    let scopes: String = row.get(3)?;
+    let revoked_at = seconds(9)?;
+    let record = KeyRecord {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        hash: row.get(2)?,
+        // An unknown word grants no right; the others stay valid.
+        scopes: Scopes::parse_known(&scopes),
+        created_at: from_sql(row.get(4)?),
+        expires_at: seconds(5)?,
+        requests_per_minute: row.get(6)?,
+        tokens_per_minute: row.get(7)?,
+        concurrency: row.get(8)?,
+        weight: weight_from_sql(row.get(12)?),
+        revoked: revoked_at.is_some(),
+    };
+    Ok(StoredSecret {
+        record,
+        revoked_at,
+        created_at: from_sql(row.get(10)?),
+        valid_until: seconds(11)?,
+    })
 }
 
 pub fn all_records(connection: &Connection) -> rusqlite::Result<Vec<KeyRecord>> {
     let mut statement = connection.prepare(SELECT_SECRETS)?;
-    let stored = statement.query_map((), StoredSecret::read)?;
+    let stored = statement.query_map((), read)?;
     stored
         .map(|row| row.map(StoredSecret::into_record))
         .collect()
@@ -136,25 +103,5 @@ pub fn replace_secret(
 
 pub fn find(connection: &Connection, id: &str) -> rusqlite::Result<Option<StoredSecret>> {
     let sql = format!("{SELECT_SECRETS} WHERE k.id = ?1 AND s.valid_until IS NULL");
-    connection
-        .query_row(&sql, [id], StoredSecret::read)
-        .optional()
-}
-
-/// No weight outside of the bounds was written by us. The nearest one that is allowed is used, so
-/// that the key still works.
-fn weight_from_sql(weight: i64) -> u16 {
-    let (least, most) = (limits::WEIGHT_DEFAULT, limits::WEIGHT_MAX);
-    weight.clamp(least.into(), most.into()) as u16
-}
-
-/// SQLite's integers are signed. Times beyond their range mean "never" in practice.
-pub fn to_sql(seconds: u64) -> i64 {
-    i64::try_from(seconds).unwrap_or(i64::MAX)
-}
-
-/// A time before 1970 was not written by us; as second 0 it has passed, which errs on the safe
-/// side.
-fn from_sql(seconds: i64) -> u64 {
-    u64::try_from(seconds).unwrap_or(0)
+    connection.query_row(&sql, [id], read).optional()
 }

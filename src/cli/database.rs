@@ -1,0 +1,40 @@
+//! The database of a command: that of the daemon with the same configuration.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{self, Overrides, Sources};
+use crate::console::exit::{self, Code};
+use crate::console::fail;
+use crate::store::{Place, StoreError};
+use crate::supervisor::database;
+
+/// Flags that name the database.
+#[derive(Args, Debug)]
+pub struct Database {
+    /// The configuration file [default: $AUTOGLMD_CONFIG, else /etc/autoglmd/autoglmd.toml].
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// The folder of the database [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+}
+
+impl Database {
+    pub fn place(self) -> Result<Place, Code> {
+        let flags = Overrides {
+            state_dir: self.state_dir,
+            ..Overrides::default()
+        };
+        let sources = Sources::of_process(self.config, flags);
+        let loaded = config::load(&sources).map_err(|errors| fail(exit::CONFIG, errors))?;
+        let place = database::place(&loaded.config, &sources);
+        place.map_err(|reason| fail(exit::CONFIG, reason))
+    }
+}
+
+/// Prints an error of the store, and returns the exit code.
+pub fn explain(error: &StoreError) -> Code {
+    fail(exit::of_store(error), error)
+}

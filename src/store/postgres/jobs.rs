@@ -1,0 +1,431 @@
+//! Durable jobs in PostgreSQL.
+//!
+//! Owns the statements on `jobs`, `job_events`, `job_totals` and `idempotency`. A transaction is
+//! begun by the caller: each call is one statement, or a few that belong to one job.
+//!
+//! Several daemons work on these tables at once. A job that is about to change is locked by its
+//! row, and one that is taken from the queue is passed over by the others (`SKIP LOCKED`). A
+//! request with `Idempotency-Key` holds a lock on that key, so that its retry on another daemon
+//! waits and finds the job. The bounds on jobs may be exceeded by the jobs that other daemons
+//! accept at the same moment.
+//!
+//! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
+//! `next_waiting_job` without `running` in its order (`keys_take_turns_...`) or without
+//! `SKIP LOCKED` (`a_job_that_another_daemon_takes_...`); `remembered_job` without its lock
+//! (`a_retry_on_another_daemon_...`).
+
+use tokio_postgres::Row;
+
+use super::connection::PostgresStore;
+use super::session::{Parameters, Unread};
+use crate::jobs::{
+    EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, State,
+};
+use crate::limits::jobs as limits;
+use crate::store::StoreError;
+use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
+use crate::store::stored::{from_sql, to_sql};
+
+pub(super) const SELECT_JOB: &str = "
+    SELECT id, key_id, state, attempt, sequence, lost, lease_until, created_at, started_at,
+           finished_at, expires_at, request, ending, callback_url
+    FROM jobs WHERE id = $1";
+
+pub(super) const LOCK_LIFE: &str = "
+    SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = $1 FOR UPDATE";
+
+impl Jobs for PostgresStore {
+    fn insert_job(&mut self, job: &NewJob) -> Result<(), StoreError> {
+        let sql = "
+            INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, callback_url,
+                              request)
+            VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7)";
+        let bytes = limits::ROW_BYTES + job.request.len() as u64;
+        self.execute(
+            sql,
+            &[
+                &bytes_of(&job.id),
+                &job.key_id,
+                &to_sql(job.created_at),
+                &to_sql(job.expires_at),
+                &to_sql(bytes),
+                &job.callback_url,
+                &job.request,
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn job(&mut self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.session.first(SELECT_JOB, &[&bytes_of(&id)], record)
+    }
+
+    fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError> {
+        let read = |row: &Row| life(row, 0);
+        self.session.first(LOCK_LIFE, &[&bytes_of(&id)], read)
+    }
+
+    fn save_job_life(&mut self, id: JobId, life: &Life, now: u64) -> Result<(), StoreError> {
+        let sql = "
+            UPDATE jobs SET state = $2, attempt = $3, sequence = $4, lost = $5, lease_until = $6,
+                started_at = CASE WHEN $2 = 'running' THEN coalesce(started_at, $7)
+                             ELSE started_at END
+            WHERE id = $1";
+        self.execute(
+            sql,
+            &[
+                &bytes_of(&id),
+                &life.state.as_str(),
+                &i64::from(life.attempt),
+                &i64::from(life.sequence),
+                &i64::from(life.lost),
+                &to_sql(life.lease_until),
+                &to_sql(now),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn finish_job(&mut self, id: JobId, end: &FinishedJob<'_>) -> Result<(), StoreError> {
+        let sql = "
+            UPDATE jobs SET state = $2, attempt = $3, sequence = $4, lost = $5, lease_until = 0,
+                finished_at = $6, expires_at = $7, ending = $8,
+                bytes = bytes - octet_length(request) + $9, request = ''
+            WHERE id = $1";
+        self.execute(
+            sql,
+            &[
+                &bytes_of(&id),
+                &end.life.state.as_str(),
+                &i64::from(end.life.attempt),
+                &i64::from(end.life.sequence),
+                &i64::from(end.life.lost),
+                &to_sql(end.finished_at),
+                &to_sql(end.expires_at),
+                &end.ending,
+                &(end.ending.map_or(0, str::len) as i64),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn push_job_event(&mut self, id: JobId, event: &JobEvent) -> Result<(), StoreError> {
+        let sql = "
+            INSERT INTO job_events (job, attempt, sequence, kind, text)
+            VALUES ($1, $2, $3, $4, $5)";
+        self.execute(
+            sql,
+            &[
+                &bytes_of(&id),
+                &i64::from(event.id.attempt),
+                &i64::from(event.id.sequence),
+                &event.kind.as_str(),
+                &event.text.as_bytes(),
+            ],
+        )?;
+        let bytes = limits::EVENT_BYTES + event.text.len() as u64;
+        let sql = "UPDATE jobs SET bytes = bytes + $2 WHERE id = $1";
+        self.execute(sql, &[&bytes_of(&id), &to_sql(bytes)])?;
+        Ok(())
+    }
+
+    fn job_events(
+        &mut self,
+        id: JobId,
+        after: EventId,
+        bytes_max: usize,
+    ) -> Result<Vec<JobEvent>, StoreError> {
+        // The server adds up the sizes, so that no more events than wanted are sent.
+        let sql = "
+            SELECT attempt, sequence, kind, text FROM (
+                SELECT attempt, sequence, kind, text,
+                       sum(octet_length(text) + $5::bigint) OVER (ORDER BY attempt, sequence)
+                           - octet_length(text) - $5::bigint AS bytes_before
+                FROM job_events WHERE job = $1 AND (attempt, sequence) > ($2, $3)
+            ) AS events
+            WHERE bytes_before < $4::bigint ORDER BY attempt, sequence";
+        self.session.query(
+            sql,
+            &[
+                &bytes_of(&id),
+                &i64::from(after.attempt),
+                &i64::from(after.sequence),
+                &to_sql(bytes_max as u64),
+                &to_sql(limits::EVENT_BYTES),
+            ],
+            event,
+        )
+    }
+
+    fn next_waiting_job(&mut self, now: u64) -> Result<Option<JobId>, StoreError> {
+        let keys: Vec<String> = self.session.query(
+            NEXT_KEYS,
+            &[&to_sql(now), &i64::from(limits::WAITING_KEYS_MAX)],
+            |row| Ok(row.try_get(0)?),
+        )?;
+        for key in keys {
+            let next = self
+                .session
+                .first(NEXT_OF_KEY, &[&key], |row| job_id(row, 0))?;
+            if let Some(next) = next {
+                let sql = "UPDATE job_totals SET turn = nextval('job_turns') WHERE key_id = $1";
+                self.execute(sql, &[&key])?;
+                return Ok(Some(next));
+            }
+        }
+        Ok(None)
+    }
+
+    fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError> {
+        let sql = "UPDATE job_totals SET not_before = $2 WHERE key_id = $1";
+        self.execute(sql, &[&key_id, &to_sql(until)])?;
+        Ok(())
+    }
+
+    fn job_totals(&mut self, key_id: Option<&str>) -> Result<JobTotals, StoreError> {
+        let totals = match key_id {
+            Some(key_id) => self.session.first(TOTALS_OF_KEY, &[&key_id], totals),
+            None => self.session.first(TOTALS_OF_ALL, &[], totals),
+        };
+        totals.map(Option::unwrap_or_default)
+    }
+
+    fn job_page(
+        &mut self,
+        key_id: &str,
+        state: Option<State>,
+        before: Option<JobId>,
+        limit: u32,
+    ) -> Result<Vec<JobSummary>, StoreError> {
+        // After every id that there can be.
+        let before = before.map_or([0xff; JobId::BYTES], |id| *id.as_bytes());
+        let (before, limit) = (&before[..], i64::from(limit));
+        match state.map(State::as_str) {
+            None => {
+                let parameters: Parameters<'_> = &[&key_id, &before, &limit];
+                self.session.query(PAGE, parameters, summary)
+            }
+            Some(state) => {
+                let parameters: Parameters<'_> = &[&key_id, &before, &limit, &state];
+                self.session.query(PAGE_OF_STATE, parameters, summary)
+            }
+        }
+    }
+
+    fn lost_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.ids(LOST, now, limit)
+    }
+
+    fn overdue_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.ids(OVERDUE, now, limit)
+    }
+
+    fn delete_old_jobs(&mut self, now: u64, limit: u32) -> Result<u32, StoreError> {
+        let mut deleted = 0;
+        for state in State::ALL.into_iter().filter(|state| state.is_finished()) {
+            let rest = i64::from(limit - deleted);
+            deleted += self.execute(DELETE_OLD, &[&state.as_str(), &to_sql(now), &rest])?;
+        }
+        let rest = i64::from(limit - deleted);
+        deleted += self.execute(FORGET_OLD, &[&to_sql(now), &rest])?;
+        Ok(deleted)
+    }
+
+    fn erase_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError> {
+        let sql = "
+            DELETE FROM jobs WHERE id IN
+                (SELECT id FROM jobs WHERE key_id = $1 ORDER BY id LIMIT $2 FOR UPDATE)";
+        let deleted = self.execute(sql, &[&key_id, &i64::from(limit)])?;
+        self.execute("DELETE FROM idempotency WHERE key_id = $1", &[&key_id])?;
+        Ok(deleted)
+    }
+
+    fn remembered_job(
+        &mut self,
+        key_id: &str,
+        key: &str,
+        now: u64,
+    ) -> Result<Option<RememberedJob>, StoreError> {
+        // Two statements, so that the second one sees what was committed during the first.
+        let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1, hashtext($2)))";
+        self.execute(sql, &[&key, &key_id])?;
+        let sql = "
+            SELECT job, digest, expires_at FROM idempotency
+            WHERE key_id = $1 AND key = $2 AND expires_at > $3";
+        self.session
+            .first(sql, &[&key_id, &key, &to_sql(now)], |row| {
+                let digest: &[u8] = row.try_get(1)?;
+                Ok(RememberedJob {
+                    id: job_id(row, 0)?,
+                    digest: digest.try_into().map_err(|_| unknown("digest"))?,
+                    expires_at: unsigned(row, 2)?,
+                })
+            })
+    }
+
+    fn remember_job(
+        &mut self,
+        key_id: &str,
+        key: &str,
+        job: &RememberedJob,
+    ) -> Result<(), StoreError> {
+        let sql = "
+            INSERT INTO idempotency (key_id, key, digest, job, expires_at)
+            VALUES ($1, $2, $3, $4, $5)
+            ON CONFLICT (key_id, key) DO UPDATE SET digest = excluded.digest, job = excluded.job,
+                expires_at = excluded.expires_at";
+        let (digest, expires_at) = (&job.digest[..], to_sql(job.expires_at));
+        self.execute(
+            sql,
+            &[&key_id, &key, &digest, &bytes_of(&job.id), &expires_at],
+        )?;
+        Ok(())
+    }
+}
+
+const NEXT_KEYS: &str = "
+    SELECT key_id FROM job_totals WHERE queued > 0 AND not_before <= $1
+    ORDER BY running, turn, key_id LIMIT $2";
+
+pub(super) const NEXT_OF_KEY: &str = "
+    SELECT id FROM jobs WHERE key_id = $1 AND state = 'queued'
+    ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED";
+
+pub(super) const TOTALS_OF_KEY: &str =
+    "SELECT queued, running, bytes FROM job_totals WHERE key_id = $1";
+
+const TOTALS_OF_ALL: &str = "
+    SELECT coalesce(sum(queued), 0)::bigint, coalesce(sum(running), 0)::bigint,
+           coalesce(sum(bytes), 0)::bigint
+    FROM job_totals";
+
+pub(super) const PAGE: &str = "
+    SELECT id, state, attempt, created_at, started_at, finished_at, expires_at FROM jobs
+    WHERE key_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
+
+pub(super) const PAGE_OF_STATE: &str = "
+    SELECT id, state, attempt, created_at, started_at, finished_at, expires_at FROM jobs
+    WHERE key_id = $1 AND state = $4 AND id < $2 ORDER BY id DESC LIMIT $3";
+
+pub(super) const LOST: &str = "
+    SELECT id FROM jobs WHERE state = 'running' AND lease_until <= $1
+    ORDER BY lease_until LIMIT $2";
+
+pub(super) const OVERDUE: &str = "
+    SELECT id FROM jobs WHERE state = 'queued' AND expires_at <= $1 ORDER BY expires_at LIMIT $2";
+
+pub(super) const DELETE_OLD: &str = "
+    DELETE FROM jobs WHERE id IN (
+        SELECT id FROM jobs WHERE state = $1 AND expires_at <= $2
+        ORDER BY expires_at LIMIT $3 FOR UPDATE SKIP LOCKED)";
+
+pub(super) const FORGET_OLD: &str = "
+    DELETE FROM idempotency WHERE (key_id, key) IN (
+        SELECT key_id, key FROM idempotency WHERE expires_at <= $1
+        ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+
+impl PostgresStore {
+    /// Returns the number of changed rows.
+    fn execute(&self, sql: &str, parameters: Parameters<'_>) -> Result<u32, StoreError> {
+        let changed = self.session.execute(sql, parameters)?;
+        Ok(u32::try_from(changed).unwrap_or(u32::MAX))
+    }
+
+    fn ids(&mut self, sql: &str, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        let parameters: Parameters<'_> = &[&to_sql(now), &i64::from(limit)];
+        self.session.query(sql, parameters, |row| job_id(row, 0))
+    }
+}
+
+fn record(row: &Row) -> Result<JobRecord, Unread> {
+    Ok(JobRecord {
+        id: job_id(row, 0)?,
+        key_id: row.try_get(1)?,
+        life: life(row, 2)?,
+        created_at: unsigned(row, 7)?,
+        started_at: optional(row, 8)?,
+        finished_at: optional(row, 9)?,
+        expires_at: unsigned(row, 10)?,
+        request: row.try_get(11)?,
+        ending: row.try_get(12)?,
+        callback_url: row.try_get(13)?,
+    })
+}
+
+fn summary(row: &Row) -> Result<JobSummary, Unread> {
+    Ok(JobSummary {
+        id: job_id(row, 0)?,
+        state: state(row, 1)?,
+        attempt: small(row, 2)?,
+        created_at: unsigned(row, 3)?,
+        started_at: optional(row, 4)?,
+        finished_at: optional(row, 5)?,
+        expires_at: unsigned(row, 6)?,
+    })
+}
+
+fn event(row: &Row) -> Result<JobEvent, Unread> {
+    let word: &str = row.try_get(2)?;
+    let text: Vec<u8> = row.try_get(3)?;
+    Ok(JobEvent {
+        id: EventId {
+            attempt: small(row, 0)?,
+            sequence: small(row, 1)?,
+        },
+        kind: EventKind::parse(word).ok_or_else(|| unknown(word))?,
+        text: String::from_utf8(text).map_err(|_| unknown("text"))?,
+    })
+}
+
+fn totals(row: &Row) -> Result<JobTotals, Unread> {
+    Ok(JobTotals {
+        queued: unsigned(row, 0)?,
+        running: unsigned(row, 1)?,
+        bytes: unsigned(row, 2)?,
+    })
+}
+
+/// Reads the five columns of a life.
+fn life(row: &Row, first: usize) -> Result<Life, Unread> {
+    Ok(Life {
+        state: state(row, first)?,
+        attempt: small(row, first + 1)?,
+        sequence: small(row, first + 2)?,
+        lost: small(row, first + 3)?,
+        lease_until: unsigned(row, first + 4)?,
+    })
+}
+
+fn state(row: &Row, column: usize) -> Result<State, Unread> {
+    let word: &str = row.try_get(column)?;
+    State::parse(word).ok_or_else(|| unknown(word))
+}
+
+fn bytes_of(id: &JobId) -> &[u8] {
+    &id.as_bytes()[..]
+}
+
+fn job_id(row: &Row, column: usize) -> Result<JobId, Unread> {
+    let bytes: &[u8] = row.try_get(column)?;
+    let bytes = bytes.try_into().map_err(|_| unknown("id"))?;
+    Ok(JobId::from_bytes(bytes))
+}
+
+fn unsigned(row: &Row, column: usize) -> Result<u64, Unread> {
+    Ok(from_sql(row.try_get(column)?))
+}
+
+fn small(row: &Row, column: usize) -> Result<u32, Unread> {
+    let value: i64 = row.try_get(column)?;
+    Ok(u32::try_from(value).unwrap_or(u32::MAX))
+}
+
+fn optional(row: &Row, column: usize) -> Result<Option<u64>, Unread> {
+    let value: Option<i64> = row.try_get(column)?;
+    Ok(value.map(from_sql))
+}
+
+/// A value that a later version has written.
+fn unknown(word: &str) -> Unread {
+    Unread::Content(format!("unknown value `{word}`"))
+}

@@ -1,0 +1,400 @@
+//! The store on a real server: connections, migrations, and a server that ends or falls silent.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use super::connection::PostgresStore;
+use super::jobs;
+use super::schema::{STEPS, Schema, Step};
+use super::session::Session;
+use super::target::Target;
+use crate::jobs::{JobId, NewJob};
+use crate::store::interface::Groups;
+use crate::store::interface::jobs::RememberedJob;
+use crate::store::tests::server::{PASSWORD, Postgres, Way};
+use crate::store::tests::{Bed, PostgresBed, target};
+use crate::store::{Fault, Jobs, Keys, NewKey, Place, Store, StoreError};
+
+fn bed() -> (PostgresBed, Target) {
+    let bed = PostgresBed::new();
+    let target = target_of(&bed);
+    (bed, target)
+}
+
+fn target_of(bed: &PostgresBed) -> Target {
+    match bed.place() {
+        Place::Postgres(target) => (**target).clone(),
+        Place::Sqlite(_) => unreachable!("it is PostgreSQL's"),
+    }
+}
+
+fn fault<T>(result: Result<T, StoreError>) -> Fault {
+    match result.err().expect("it fails") {
+        StoreError::Database { fault, reason, .. } => {
+            assert!(!reason.contains(PASSWORD), "{reason}");
+            fault
+        }
+        error => panic!("{error}"),
+    }
+}
+
+/// A step of a later program.
+fn later(sql: &'static str, min_reader: usize) -> Step {
+    Step { sql, min_reader }
+}
+
+// ---- the schema ----------------------------------------------------------------------------
+
+#[test]
+fn connections_that_open_at_once_migrate_once() {
+    const DAEMONS: usize = 8;
+    let (bed, target) = bed();
+    let barrier = Barrier::new(DAEMONS);
+    let steps = [STEPS, &[later("CREATE TABLE extra AS SELECT 1 AS x", 1)]].concat();
+    thread::scope(|scope| {
+        for _ in 0..DAEMONS {
+            scope.spawn(|| {
+                barrier.wait();
+                let mut store = PostgresStore::open(&target).unwrap();
+                store.migrate(&steps).unwrap();
+            });
+        }
+    });
+    assert_eq!(bed.count("extra"), 1);
+    let found = PostgresStore::examine(&target).unwrap();
+    assert_eq!((found.version, found.known), (STEPS.len() + 1, STEPS.len()));
+}
+
+#[test]
+fn a_step_runs_once_and_a_failing_one_leaves_no_trace() {
+    let (bed, target) = bed();
+    let mut store = PostgresStore::open(&target).unwrap();
+    let steps = |sql| [STEPS, &[later(sql, 1)]].concat();
+    let broken = steps("CREATE TABLE extra (x INTEGER); CREATE TABLE nonsense (");
+    assert!(store.migrate(&broken).is_err());
+    assert!(bed.try_raw("SELECT * FROM extra").is_err());
+    let found = Schema::read(&store.session).unwrap();
+    assert_eq!(found.version, STEPS.len());
+    for _ in 0..2 {
+        let whole = steps("CREATE TABLE extra (x INTEGER)");
+        store.migrate(&whole).unwrap();
+        let found = Schema::read(&store.session).unwrap();
+        assert_eq!(found.version, STEPS.len() + 1);
+    }
+}
+
+/// Mutation that this test catches: `migrate` that compares versions alone.
+#[test]
+fn a_program_works_while_its_version_is_at_least_min_reader() {
+    let (_bed, target) = bed();
+    let mut store = PostgresStore::open(&target).unwrap();
+    let harmless = later("CREATE TABLE extra (x INTEGER)", STEPS.len());
+    let mut steps = [STEPS, &[harmless]].concat();
+    store.migrate(&steps).unwrap();
+    PostgresStore::open(&target).unwrap();
+
+    let needed = steps.len() + 1;
+    steps.push(later("DROP TABLE extra", needed));
+    store.migrate(&steps).unwrap();
+    for older in [
+        PostgresStore::open(&target),
+        PostgresStore::open_existing(&target),
+    ] {
+        let error = older.err().expect("it is refused");
+        assert!(
+            matches!(error, StoreError::TooNew { needed: found, known, .. }
+                if (found, known) == (needed, STEPS.len())),
+            "{error}"
+        );
+    }
+    assert!(!PostgresStore::examine(&target).unwrap().is_readable());
+    store.migrate(&steps).unwrap();
+}
+
+/// As while `pg_restore` fills it.
+#[test]
+fn an_empty_database_is_not_filled_by_a_daemon_that_runs() {
+    let (bed, target) = bed();
+    assert_eq!(fault(PostgresStore::open_existing(&target)), Fault::Damaged);
+    assert_eq!(fault(PostgresStore::examine(&target)), Fault::Damaged);
+    assert!(bed.try_raw("SELECT * FROM keys").is_err());
+}
+
+#[test]
+fn a_look_names_keys_that_nothing_opens() {
+    let (bed, target) = bed();
+    let mut store = PostgresStore::open(&target).unwrap();
+    let (one, _) = store.create(&NewKey::default(), 1).unwrap();
+    store.create(&NewKey::default(), 1).unwrap();
+    let found = PostgresStore::examine(&target).unwrap();
+    assert_eq!((found.keys, found.secrets), (Some(2), Some(2)));
+    assert!(found.problems.is_empty(), "{found:?}");
+    bed.raw(&format!("DELETE FROM secrets WHERE key_id = '{}'", one.id));
+    let found = PostgresStore::examine(&target).unwrap();
+    assert!(found.problems[0].contains(&one.id), "{found:?}");
+}
+
+// ---- the history of changes ----------------------------------------------------------------
+
+/// The transaction that took its number first is committed last. Without the lock a reader would
+/// see the later number, and never the earlier one.
+///
+/// Mutation that this test catches: `note_key_changes` without its lock.
+#[test]
+fn changes_become_visible_in_the_order_of_their_numbers() {
+    let (_bed, target) = bed();
+    let mut one = PostgresStore::open(&target).unwrap();
+    let (slow, _) = one.create(&NewKey::default(), 1).unwrap();
+    let (fast, _) = one.create(&NewKey::default(), 1).unwrap();
+    let mark = one.read(None).unwrap().mark;
+    let mut other = PostgresStore::open(&target).unwrap();
+    let revoked = one.write(|session| {
+        let sql = "UPDATE keys SET revoked_at = 2 WHERE id = $1";
+        session.execute(sql, &[&slow.id])?;
+        // It waits for the lock, so it is committed after this transaction.
+        let thread = thread::spawn(move || other.revoke(&fast.id, 2).map(|_| other));
+        let mut count = 0;
+        while count == 0 && !thread.is_finished() {
+            count = waiting_for_locks(session);
+        }
+        assert_eq!(count, 1, "the other transaction did not wait");
+        Ok(thread)
+    });
+    let other = revoked.unwrap().join().unwrap().unwrap();
+    let reading = other.read(mark).unwrap();
+    let crate::store::ReadKeys::Changed(keys) = reading.keys else {
+        panic!("everything was read");
+    };
+    assert_eq!(keys.len(), 2);
+}
+
+// ---- connections ---------------------------------------------------------------------------
+
+#[test]
+fn a_wrong_password_user_or_database_is_named_and_the_password_is_not() {
+    let server = Postgres::shared();
+    let bed = PostgresBed::on(server, Way::Tcp);
+    let right = target_of(&bed);
+    PostgresStore::open(&right).unwrap();
+    assert!(!format!("{right:?}").contains(PASSWORD), "{right:?}");
+
+    let mut wrong = right.clone();
+    wrong.password_file = None;
+    assert_eq!(fault(PostgresStore::open(&wrong)), Fault::Unreachable);
+    let mut wrong = right.clone();
+    wrong.password_file = Some(bed.folder().join("none"));
+    assert_eq!(fault(PostgresStore::open(&wrong)), Fault::Denied);
+    let file = right.password_file.clone().unwrap();
+    std::fs::write(&file, "another password\n").unwrap();
+    assert_eq!(fault(PostgresStore::open(&right)), Fault::Denied);
+    // A file that is replaced is read again.
+    std::fs::write(&file, PASSWORD).unwrap();
+    PostgresStore::open(&right).unwrap();
+    let mut wrong = right.clone();
+    wrong.settings.dbname("no_such_database");
+    assert_eq!(fault(PostgresStore::open(&wrong)), Fault::Denied);
+}
+
+/// Mutations that this test catches: `wait` without its timeout, `is_lost` that asks the client
+/// alone.
+#[test]
+fn a_silent_server_ends_each_call_in_its_time_and_a_new_connection_heals() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Postgres::start();
+    let database = server.database();
+    let target = target(&server, &database, Way::Tcp, folder.path());
+    let mut hasty = target.clone();
+    hasty.connect_timeout = Duration::from_millis(100);
+    let mut store = PostgresStore::open(&target).unwrap();
+    let (record, _) = store.create(&NewKey::default(), 1).unwrap();
+    assert!(!store.is_replaced());
+
+    server.freeze();
+    let soon = Duration::from_millis(100);
+    let asked = store.session.patiently(soon, || store.version());
+    assert_eq!(fault(asked), Fault::Unreachable);
+    assert!(
+        store.is_replaced(),
+        "a late reply would be taken for another"
+    );
+    assert_eq!(fault(store.version()), Fault::Unreachable);
+    assert_eq!(
+        fault(PostgresStore::open_existing(&hasty)),
+        Fault::Unreachable
+    );
+    server.thaw();
+    let store = PostgresStore::open_existing(&target).unwrap();
+    assert_eq!(store.list().unwrap()[0].record, record);
+
+    server.kill();
+    assert_eq!(fault(store.version()), Fault::Unreachable);
+    assert!(store.is_replaced());
+    assert_eq!(
+        fault(PostgresStore::open_existing(&target)),
+        Fault::Unreachable
+    );
+    server.restart();
+    let store = PostgresStore::open_existing(&target).unwrap();
+    assert_eq!(store.list().unwrap()[0].record, record);
+}
+
+/// The server's own bound: the connection stays.
+#[test]
+fn a_statement_that_waits_for_a_lock_is_cancelled_and_the_connection_stays() {
+    let (_bed, mut target) = bed();
+    target.statement_timeout = Duration::from_millis(200);
+    let mut one = PostgresStore::open(&target).unwrap();
+    let (record, _) = one.create(&NewKey::default(), 1).unwrap();
+    let mut other = PostgresStore::open(&target).unwrap();
+    let refused = one.write(|session| {
+        session.execute("SELECT 1 FROM keys WHERE id = $1 FOR UPDATE", &[&record.id])?;
+        Ok(fault(other.revoke(&record.id, 2)))
+    });
+    assert_eq!(refused.unwrap(), Fault::Busy);
+    assert!(!other.is_replaced());
+    other.revoke(&record.id, 2).unwrap();
+}
+
+// ---- jobs ----------------------------------------------------------------------------------
+
+fn new_job(number: u8, key_id: &str) -> NewJob {
+    NewJob {
+        id: JobId::new(number.into(), [number; 10]),
+        key_id: key_id.to_owned(),
+        created_at: 1,
+        expires_at: 5_000,
+        request: "{}".to_owned(),
+        callback_url: None,
+    }
+}
+
+#[test]
+fn a_job_that_another_daemon_takes_is_passed_over_without_waiting() {
+    let (_bed, target) = bed();
+    let mut one = PostgresStore::open(&target).unwrap();
+    let mut other = PostgresStore::open(&target).unwrap();
+    let jobs = [new_job(1, "key_a"), new_job(2, "key_b")];
+    for job in &jobs {
+        one.insert_job(job).unwrap();
+    }
+    one.begin().unwrap();
+    assert_eq!(one.next_waiting_job(1).unwrap(), Some(jobs[0].id));
+    assert_eq!(other.next_waiting_job(1).unwrap(), Some(jobs[1].id));
+    one.commit().unwrap();
+}
+
+/// Mutation that this test catches: `NEXT_OF_KEY` without `FOR UPDATE`.
+#[test]
+fn daemons_that_take_jobs_at_once_run_each_once() {
+    const DAEMONS: usize = 4;
+    const JOBS: u8 = 40;
+    let (_bed, target) = bed();
+    let mut store = PostgresStore::open(&target).unwrap();
+    for number in 0..JOBS {
+        let key = format!("key_{}", number % 3);
+        store.insert_job(&new_job(number, &key)).unwrap();
+    }
+    let run = || {
+        let mut store = PostgresStore::open(&target).unwrap();
+        let mut taken = Vec::new();
+        // A daemon that finds all waiting jobs locked by others asks again.
+        while store.job_totals(None).unwrap().queued > 0 {
+            store.begin().unwrap();
+            if let Some(job) = store.next_waiting_job(1).unwrap() {
+                let mut life = store.job_life(job).unwrap().unwrap();
+                life.claim(100).unwrap();
+                store.save_job_life(job, &life, 1).unwrap();
+                taken.push(job);
+            }
+            store.commit().unwrap();
+        }
+        taken
+    };
+    let mut taken: Vec<JobId> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..DAEMONS).map(|_| scope.spawn(run)).collect();
+        let taken = threads.into_iter().map(|thread| thread.join().unwrap());
+        taken.flatten().collect()
+    });
+    taken.sort();
+    let all: Vec<JobId> = (0..JOBS).map(|number| new_job(number, "").id).collect();
+    assert_eq!(taken, all);
+}
+
+#[test]
+fn a_retry_on_another_daemon_waits_and_finds_the_job() {
+    let (_bed, target) = bed();
+    let mut one = PostgresStore::open(&target).unwrap();
+    let mut other = PostgresStore::open(&target).unwrap();
+    let remembered = RememberedJob {
+        id: new_job(1, "").id,
+        digest: [7; 32],
+        expires_at: 100,
+    };
+    one.begin().unwrap();
+    assert_eq!(one.remembered_job("key_a", "retry", 1).unwrap(), None);
+    let thread = thread::spawn(move || other.remembered_job("key_a", "retry", 1));
+    while waiting_for_locks(&one.session) == 0 && !thread.is_finished() {}
+    one.remember_job("key_a", "retry", &remembered).unwrap();
+    one.commit().unwrap();
+    assert_eq!(thread.join().unwrap().unwrap(), Some(remembered));
+}
+
+/// The plans of PostgreSQL depend on the tables' contents, so there are some.
+///
+/// Mutations that this test catches: each index of `jobs` and `idempotency` that is left out.
+#[test]
+fn no_statement_reads_all_jobs() {
+    let (bed, target) = bed();
+    let store = PostgresStore::open(&target).unwrap();
+    bed.raw(
+        "ALTER TABLE jobs DISABLE TRIGGER USER;
+         INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, request)
+         SELECT decode(lpad(to_hex(n), 32, '0'), 'hex'), 'key_' || n % 50,
+                (ARRAY['queued', 'running', 'completed', 'failed'])[n % 4 + 1], n, n, 1, '{}'
+         FROM generate_series(1, 100000) AS n;
+         INSERT INTO job_totals (key_id, queued) SELECT 'key_' || n, 500
+         FROM generate_series(0, 49) AS n;
+         INSERT INTO idempotency
+         SELECT 'key_' || n % 50, n::text, decode(repeat('00', 32), 'hex'),
+                decode(lpad(to_hex(n), 32, '0'), 'hex'), n
+         FROM generate_series(1, 100000) AS n;
+         ANALYZE",
+    );
+    let id = "decode(lpad('7', 32, '0'), 'hex')";
+    for (sql, values) in [
+        (jobs::SELECT_JOB, vec![id]),
+        (jobs::LOCK_LIFE, vec![id]),
+        (jobs::NEXT_OF_KEY, vec!["'key_7'"]),
+        (jobs::TOTALS_OF_KEY, vec!["'key_7'"]),
+        (jobs::PAGE, vec!["'key_7'", id, "20"]),
+        (jobs::PAGE_OF_STATE, vec!["'key_7'", id, "20", "'failed'"]),
+        (jobs::LOST, vec!["900", "20"]),
+        (jobs::OVERDUE, vec!["900", "20"]),
+        (jobs::DELETE_OLD, vec!["'failed'", "900", "20"]),
+        (jobs::FORGET_OLD, vec!["900", "20"]),
+    ] {
+        let plan = plan(&store, sql, &values);
+        let scans = plan.iter().filter(|line| line.contains("Seq Scan on"));
+        // The totals are few.
+        let mut scans = scans.filter(|line| !line.contains("job_totals"));
+        assert_eq!(scans.next(), None, "{sql}: {plan:#?}");
+    }
+}
+
+/// Returns the lines of a plan. The values are those that the statement would have.
+fn plan(store: &PostgresStore, sql: &str, values: &[&str]) -> Vec<String> {
+    let mut sql = format!("EXPLAIN {sql}");
+    for (index, value) in values.iter().enumerate() {
+        sql = sql.replace(&format!("${}", index + 1), value);
+    }
+    let lines = store.session.query(&sql, &[], |row| Ok(row.try_get(0)?));
+    lines.unwrap()
+}
+
+/// Returns how many connections to the same database wait for an advisory lock.
+fn waiting_for_locks(session: &Session) -> i64 {
+    let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    session.value(sql, &[]).unwrap()
+}

@@ -1,0 +1,298 @@
+//! Jobs in a store, whatever database is behind it.
+
+use super::{Bed, on_each_database};
+use crate::jobs::{
+    Ending, EventId, EventKind, Failure, JobEvent, JobId, JobTotals, Life, NewJob, State,
+};
+use crate::store::Store;
+use crate::store::interface::jobs::{FinishedJob, RememberedJob};
+
+on_each_database!(
+    a_job_is_read_as_it_was_saved,
+    keys_take_turns_whatever_the_number_of_their_jobs,
+    the_jobs_of_a_key_can_be_put_off,
+    totals_are_what_a_count_would_find,
+    events_are_read_from_any_place_in_pieces_of_a_size,
+    pages_follow_each_other_without_gap_or_overlap,
+    lost_overdue_and_old_jobs_are_found_by_their_times,
+    a_key_of_idempotency_names_a_job_of_one_api_key_until_it_expires,
+);
+
+const KEY: &str = "key_one";
+const OTHER: &str = "key_two";
+
+fn id(number: u8) -> JobId {
+    JobId::new(number.into(), [number; 10])
+}
+
+fn new_job(number: u8, key_id: &str) -> NewJob {
+    NewJob {
+        id: id(number),
+        key_id: key_id.to_owned(),
+        created_at: 1_000 + u64::from(number),
+        expires_at: 5_000,
+        request: r#"{"prompt":"x"}"#.to_owned(),
+        callback_url: None,
+    }
+}
+
+fn insert(store: &mut dyn Store, numbers: impl IntoIterator<Item = u8>, key_id: &str) {
+    for number in numbers {
+        store.insert_job(&new_job(number, key_id)).unwrap();
+    }
+}
+
+/// Claims the job that the store names next.
+fn claim_next(store: &mut dyn Store, now: u64) -> Option<JobId> {
+    let next = store.next_waiting_job(now).unwrap()?;
+    let mut life = store.job_life(next).unwrap().unwrap();
+    life.claim(now + 100).unwrap();
+    store.save_job_life(next, &life, now).unwrap();
+    Some(next)
+}
+
+fn finish(store: &mut dyn Store, job: JobId, end: State, expires_at: u64) {
+    let mut life = store.job_life(job).unwrap().unwrap();
+    match end {
+        State::Cancelled => life.cancel().map(drop).unwrap(),
+        end => life.finish(life.attempt, end).map(drop).unwrap(),
+    }
+    let ending = Ending::Failed(Failure::default()).to_json();
+    let end = FinishedJob {
+        life: &life,
+        finished_at: 2_000,
+        expires_at,
+        ending: Some(&ending),
+    };
+    store.finish_job(job, &end).unwrap();
+}
+
+fn event(attempt: u32, sequence: u32, text: &str) -> JobEvent {
+    JobEvent {
+        id: EventId { attempt, sequence },
+        kind: EventKind::Delta,
+        text: text.to_owned(),
+    }
+}
+
+/// Mutations: `save_job_life` that moves `started_at`; `finish_job` that keeps the request.
+fn a_job_is_read_as_it_was_saved<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    let new = NewJob {
+        callback_url: Some("https://example.com/done".to_owned()),
+        ..new_job(1, KEY)
+    };
+    store.insert_job(&new).unwrap();
+    let read = store.job(id(1)).unwrap().unwrap();
+    assert_eq!(read.life, Life::NEW);
+    assert_eq!((read.key_id.as_str(), read.created_at), (KEY, 1_001));
+    assert_eq!(read.request, new.request);
+    assert_eq!(read.callback_url, new.callback_url);
+    assert_eq!(
+        (read.started_at, read.finished_at, read.ending),
+        (None, None, None)
+    );
+
+    assert_eq!(claim_next(store, 1_500), Some(id(1)));
+    let mut life = store.job_life(id(1)).unwrap().unwrap();
+    assert_eq!(
+        (life.state, life.attempt, life.lease_until),
+        (State::Running, 1, 1_600)
+    );
+    life.release(1).unwrap();
+    store.save_job_life(id(1), &life, 1_550).unwrap();
+    claim_next(store, 1_700);
+    finish(store, id(1), State::Failed, 9_000);
+    let read = store.job(id(1)).unwrap().unwrap();
+    assert_eq!((read.life.state, read.life.attempt), (State::Failed, 2));
+    assert_eq!(
+        (read.started_at, read.finished_at),
+        (Some(1_500), Some(2_000))
+    );
+    assert_eq!((read.expires_at, read.request.as_str()), (9_000, ""));
+    assert!(matches!(
+        Ending::parse(&read.ending.unwrap()),
+        Some(Ending::Failed(_))
+    ));
+    assert_eq!(store.job(id(2)).unwrap(), None);
+    assert!(store.insert_job(&new).is_err(), "an id is used once");
+}
+
+/// Mutation: `next_waiting_job` that looks at the oldest job alone, or does not move the turn.
+fn keys_take_turns_whatever_the_number_of_their_jobs<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=4, KEY);
+    insert(store, 5..=6, OTHER);
+    insert(store, [7], "");
+    let claimed: Vec<_> = std::iter::from_fn(|| claim_next(store, 10)).collect();
+    assert_eq!(claimed, [7, 1, 5, 2, 6, 3, 4].map(id));
+
+    // One running job of each kind: the key without one comes first.
+    finish(store, id(5), State::Completed, 9_000);
+    finish(store, id(6), State::Completed, 9_000);
+    insert(store, [8], KEY);
+    insert(store, [9], OTHER);
+    assert_eq!(claim_next(store, 10), Some(id(9)));
+    assert_eq!(claim_next(store, 10), Some(id(8)));
+}
+
+/// Mutation: `next_waiting_job` without `not_before`.
+fn the_jobs_of_a_key_can_be_put_off<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, [1], KEY);
+    insert(store, [2], OTHER);
+    store.postpone_jobs(KEY, 50).unwrap();
+    assert_eq!(claim_next(store, 49), Some(id(2)));
+    assert_eq!(claim_next(store, 49), None);
+    assert_eq!(claim_next(store, 50), Some(id(1)));
+}
+
+fn totals_are_what_a_count_would_find<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=5, KEY);
+    insert(store, 6..=7, OTHER);
+    let check = |store: &mut dyn Store| {
+        for key in [Some(KEY), Some(OTHER), None] {
+            let totals = store.job_totals(key).unwrap();
+            let count = |what: &str| -> u64 {
+                let of_key = key.map_or("true".to_owned(), |key| format!("key_id = '{key}'"));
+                bed.number(&format!("SELECT {what} FROM jobs WHERE {of_key}"))
+            };
+            let counted = JobTotals {
+                queued: count("coalesce(sum(CASE state WHEN 'queued' THEN 1 END), 0)"),
+                running: count("coalesce(sum(CASE state WHEN 'running' THEN 1 END), 0)"),
+                bytes: count(
+                    "coalesce(sum(512 + length(request) + coalesce(length(ending), 0) +
+                         (SELECT coalesce(sum(64 + length(text)), 0)
+                          FROM job_events WHERE job = id)), 0)",
+                ),
+            };
+            assert_eq!(totals, counted, "{key:?}");
+        }
+    };
+    check(store);
+    claim_next(store, 10);
+    claim_next(store, 10);
+    store
+        .push_job_event(id(1), &event(1, 1, "fn main"))
+        .unwrap();
+    store.push_job_event(id(6), &event(1, 1, "x")).unwrap();
+    check(store);
+    finish(store, id(1), State::Completed, 20);
+    finish(store, id(2), State::Cancelled, 30);
+    check(store);
+    assert_eq!(store.delete_old_jobs(25, 10).unwrap(), 1);
+    check(store);
+    while store.erase_jobs(KEY, 2).unwrap() == 2 {}
+    check(store);
+    assert_eq!(store.job_totals(Some(KEY)).unwrap(), JobTotals::default());
+    let rows = bed.number(&format!(
+        "SELECT count(*) FROM job_totals WHERE key_id = '{KEY}'"
+    ));
+    assert_eq!(rows, 0, "a key without jobs has no row");
+}
+
+fn events_are_read_from_any_place_in_pieces_of_a_size<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, [1, 2], KEY);
+    let events: Vec<_> = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (10, 1)]
+        .map(|(attempt, sequence)| event(attempt, sequence, "sixteen bytes \0é"))
+        .into();
+    for event in &events {
+        store.push_job_event(id(1), event).unwrap();
+    }
+    let mut read = |after, bytes| store.job_events(id(1), after, bytes).unwrap();
+    assert_eq!(read(EventId::BEGINNING, usize::MAX), events);
+    for (index, event) in events.iter().enumerate() {
+        assert_eq!(read(event.id, usize::MAX), events[index + 1..]);
+    }
+    assert_eq!(read(EventId::BEGINNING, 1), events[..1], "one at least");
+    assert_eq!(read(events[0].id, 82), events[1..3]);
+    assert_eq!(store.job_events(id(2), EventId::BEGINNING, 1).unwrap(), []);
+}
+
+fn pages_follow_each_other_without_gap_or_overlap<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, (1..=9).rev(), KEY);
+    insert(store, [10], OTHER);
+    for _ in 0..5 {
+        claim_next(store, 10);
+    }
+    for (state, expected) in [
+        (None, vec![9, 8, 7, 6, 5, 4, 3, 2, 1]),
+        (Some(State::Queued), vec![9, 8, 7, 6, 5]),
+        (Some(State::Running), vec![4, 3, 2, 1]),
+        (Some(State::Failed), vec![]),
+    ] {
+        let (mut found, mut before) = (Vec::new(), None);
+        loop {
+            let page = store.job_page(KEY, state, before, 2).unwrap();
+            found.extend(page.iter().map(|job| job.id));
+            match page.last() {
+                Some(last) if page.len() == 2 => before = Some(last.id),
+                _ => break,
+            }
+        }
+        let expected: Vec<_> = expected.into_iter().map(id).collect();
+        assert_eq!(found, expected, "{state:?}");
+    }
+}
+
+fn lost_overdue_and_old_jobs_are_found_by_their_times<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=3, KEY);
+    claim_next(store, 1_000);
+    assert_eq!(store.lost_jobs(1_099, 9).unwrap(), []);
+    assert_eq!(store.lost_jobs(1_100, 9).unwrap(), [id(1)]);
+    assert_eq!(store.overdue_jobs(4_999, 9).unwrap(), []);
+    assert_eq!(store.overdue_jobs(5_000, 9).unwrap(), [2, 3].map(id));
+    assert_eq!(store.overdue_jobs(5_000, 1).unwrap(), [id(2)]);
+    assert_eq!(
+        store.delete_old_jobs(9_999, 9).unwrap(),
+        0,
+        "none is finished"
+    );
+    finish(store, id(1), State::Completed, 6_000);
+    finish(store, id(2), State::Cancelled, 6_001);
+    store.push_job_event(id(1), &event(1, 1, "x")).unwrap();
+    assert_eq!(store.delete_old_jobs(6_000, 9).unwrap(), 1);
+    assert_eq!(store.job(id(1)).unwrap(), None);
+    assert_eq!(store.job_events(id(1), EventId::BEGINNING, 1).unwrap(), []);
+    assert!(store.job(id(2)).unwrap().is_some());
+}
+
+/// Mutations: `remembered_job` without `expires_at` or without the API key.
+fn a_key_of_idempotency_names_a_job_of_one_api_key_until_it_expires<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    let remembered = RememberedJob {
+        id: id(1),
+        digest: [7; 32],
+        expires_at: 100,
+    };
+    store.remember_job(KEY, "retry-1", &remembered).unwrap();
+    let mut find = |key_id, key, now| store.remembered_job(key_id, key, now).unwrap();
+    assert_eq!(find(KEY, "retry-1", 99), Some(remembered));
+    assert_eq!(find(KEY, "retry-1", 100), None);
+    assert_eq!(find(KEY, "retry-2", 0), None);
+    assert_eq!(find(OTHER, "retry-1", 0), None);
+    let later = RememberedJob {
+        id: id(2),
+        expires_at: 300,
+        ..remembered
+    };
+    store.remember_job(KEY, "retry-1", &later).unwrap();
+    assert_eq!(
+        store.remembered_job(KEY, "retry-1", 200).unwrap(),
+        Some(later)
+    );
+    assert_eq!(store.delete_old_jobs(300, 9).unwrap(), 1);
+    assert_eq!(store.remembered_job(KEY, "retry-1", 0).unwrap(), None);
+}

@@ -1,0 +1,166 @@
+//! The same tests for every database: a test is a function over a [`Bed`], and runs on each.
+//!
+//! PostgreSQL's tests share one server, and each has a database of its own.
+
+mod jobs;
+mod keys;
+
+#[path = "../../../tests/common/postgres.rs"]
+pub mod server;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use self::server::{Postgres, Way};
+use super::{DATABASE_FILE, Place, Store, Target};
+
+/// A store of a test's own, and the folder of its daemon.
+pub trait Bed: Sized + Sync {
+    fn new() -> Self;
+
+    fn place(&self) -> &Place;
+
+    /// The state folder.
+    fn folder(&self) -> &Path;
+
+    /// Runs a statement as another program would.
+    fn try_raw(&self, sql: &str) -> Result<(), String>;
+
+    /// Returns the number that a statement selects.
+    fn number(&self, sql: &str) -> u64;
+
+    /// Returns the number of a table's rows.
+    fn count(&self, table: &str) -> u32 {
+        self.number(&format!("SELECT count(*) FROM {table}")) as u32
+    }
+
+    fn raw(&self, sql: &str) {
+        let done = self.try_raw(sql);
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    fn open(&self) -> Box<dyn Store> {
+        self.place().open().unwrap()
+    }
+}
+
+pub struct SqliteBed {
+    folder: TempDir,
+    place: Place,
+}
+
+impl Bed for SqliteBed {
+    fn new() -> SqliteBed {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::Sqlite(folder.path().join(DATABASE_FILE));
+        SqliteBed { folder, place }
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn try_raw(&self, sql: &str) -> Result<(), String> {
+        let connection = rusqlite::Connection::open(self.folder().join(DATABASE_FILE));
+        let done = connection.and_then(|connection| {
+            connection.busy_timeout(crate::limits::store::BUSY_TIMEOUT)?;
+            connection.execute_batch(sql)
+        });
+        done.map_err(|error| error.to_string())
+    }
+
+    fn number(&self, sql: &str) -> u64 {
+        let connection = rusqlite::Connection::open(self.folder().join(DATABASE_FILE)).unwrap();
+        let number: i64 = connection.query_row(sql, (), |row| row.get(0)).unwrap();
+        number as u64
+    }
+}
+
+pub struct PostgresBed {
+    folder: TempDir,
+    pub server: Arc<Postgres>,
+    pub database: String,
+    place: Place,
+}
+
+impl PostgresBed {
+    /// A database on this server, reached in this way.
+    pub fn on(server: Arc<Postgres>, way: Way) -> PostgresBed {
+        let folder = tempfile::tempdir().unwrap();
+        let database = server.database();
+        let target = target(&server, &database, way, folder.path());
+        PostgresBed {
+            folder,
+            place: Place::Postgres(Box::new(target)),
+            server,
+            database,
+        }
+    }
+}
+
+/// Returns the target of a database, whose password is in the folder.
+pub fn target(server: &Postgres, database: &str, way: Way, folder: &Path) -> Target {
+    let password_file = folder.join("password");
+    std::fs::write(&password_file, format!("{}\n", server::PASSWORD)).unwrap();
+    let url = server.url(database, way);
+    let mut settings: tokio_postgres::Config = url.parse().unwrap();
+    settings.ssl_mode(tokio_postgres::config::SslMode::Disable);
+    Target {
+        name: url,
+        settings,
+        password_file: Some(password_file),
+        ca: None,
+        connect_timeout: Duration::from_secs(30),
+        statement_timeout: Duration::from_secs(30),
+    }
+}
+
+impl Bed for PostgresBed {
+    fn new() -> PostgresBed {
+        PostgresBed::on(Postgres::shared(), Way::Socket)
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn try_raw(&self, sql: &str) -> Result<(), String> {
+        self.server.try_sql(&self.database, sql).map(drop)
+    }
+
+    fn number(&self, sql: &str) -> u64 {
+        self.server.sql(&self.database, sql).parse().unwrap()
+    }
+}
+
+/// Makes a test for each database out of functions over a [`Bed`].
+macro_rules! on_each_database {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[test]
+            fn $name() {
+                super::$name::<crate::store::tests::SqliteBed>();
+            })+
+        }
+
+        mod postgres {
+            $(#[test]
+            fn $name() {
+                super::$name::<crate::store::tests::PostgresBed>();
+            })+
+        }
+    };
+}
+
+pub(crate) use on_each_database;
