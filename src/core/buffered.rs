@@ -30,6 +30,8 @@
 //!  * `limits::BUFFERED_STEP_BYTES` for each reactor, which the others do not see yet, and what one
 //!    connection takes in before it is counted again: one pump, `READS_PER_PUMP_MAX` reads of
 //!    `SCRATCH_BYTES`, 1 MiB (twice as much once a growing vector has doubled);
+//!  * the text of running generations that several requests wait for, which the engine's context
+//!    bounds for each of its sequences;
 //!  * for connections with a valid key or a job: what they had sent behind a running request, at
 //!    most one read and one frame each, and the output of requests that had been admitted, which
 //!    the marks of each connection bound.
@@ -199,6 +201,18 @@ impl Share {
         }
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// Changes the share to this many bytes, whether or not there is room: of memory that a running
+    /// request has taken already, and that another bound limits.
+    pub fn set(&mut self, bytes: usize) {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => {
+                self.account.take(more);
+            }
+            None => self.account.give_back(self.bytes - bytes),
+        }
+        self.bytes = bytes;
     }
 }
 

@@ -347,6 +347,9 @@ pub struct ModelInfo {
     pub description: String,
     /// Context of one sequence, in tokens.
     pub context_length: u32,
+    /// A digest of everything about the model that decides its output: its file, its family's
+    /// wording, its settings. Zero for an engine without a model.
+    pub fingerprint: [u8; 32],
     /// When the model was loaded, in seconds since 1970.
     pub created: u64,
     pub defaults: Defaults,

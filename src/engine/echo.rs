@@ -60,6 +60,7 @@ impl Engine for Echo {
             engine: "echo",
             description: "a fixed program for measuring the daemon, no model".to_owned(),
             context_length: limits::ECHO_CONTEXT_TOKENS,
+            fingerprint: [0; 32],
             created: self.created,
             defaults: Defaults::default(),
         })

@@ -12,6 +12,26 @@ pub const TENANT_BYTES: usize = 96;
 /// microsecond, so that with eight reactors two meet in one part at less than one request in ten.
 pub const SHARDS: usize = 16;
 
+/// Bytes that a block of the allocator costs beside its contents: a header, and rounding.
+pub const BLOCK_BYTES: usize = 16;
+
+/// An entry expires up to this part of its TTL earlier than others.
+pub const TTL_JITTER_DIVISOR: u32 = 10;
+
+/// Token events of a running generation that several requests may wait for: all of them, because
+/// it does not wait for any of its clients. Far above `engine::GENERATED_TOKENS_MAX`.
+pub const FLIGHT_CREDIT_EVENTS: u32 = 1 << 30;
+
+/// Bytes of one token event of a stream that catches up: a typical program is one or two of them.
+pub const PIECE_BYTES_MAX: usize = 1024;
+
+/// Streams that are sent a piece when a generation has written a token: the engine's thread makes
+/// the copies, and has 0.2 ms for them.
+pub const TURN_STREAMS_MAX: usize = 512;
+
+/// Bytes of all pieces of such a turn.
+pub const TURN_BYTES_MAX: usize = 256 * 1024;
+
 const _: () = assert!(TABLE_BLOCK_ITEMS.is_power_of_two());
 
 /// Bytes of an entry in the level that daemons share: a response of 250,000 tokens. Longer ones

@@ -164,6 +164,7 @@ fn obtain_model(
     let found = found.map_err(|error| error.to_string())?;
     Ok(Obtained {
         path: found.path,
+        sha256: found.sha256,
         id: Some(found.name),
         // A file of the catalogue is recognised by its digest, any other by its metadata.
         family: found.entry.and_then(|entry| Family::find(entry.family)),

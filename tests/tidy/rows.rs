@@ -31,7 +31,10 @@ const ROWS: &[(&str, &[&str])] = &[
     ("jobs", &[]),
     ("store", &["limits", "os", "offload", "keys", "jobs"]),
     ("redis", &["limits", "core", "os", "config"]),
-    ("cache", &["limits", "core", "redis"]),
+    (
+        "cache",
+        &["error", "limits", "core", "offload", "engine", "redis"],
+    ),
     ("runner", &["error", "limits", "jobs", "store"]),
     (
         "service",

@@ -270,8 +270,27 @@ fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Lla
         engine: "llama",
         description: llama.description(),
         context_length: backend::Backend::context_length(&llama) as u32,
+        fingerprint: fingerprint(obtained, settings, &llama),
         created: UnixSeconds::now().as_u64(),
         defaults: llama.family().defaults(),
     });
     Ok(llama)
+}
+
+/// Returns a digest of everything about a model that decides its output. The daemon's version
+/// stands for its own words around a prompt, and for llama.cpp's.
+fn fingerprint(obtained: &Obtained, settings: &Settings, llama: &Llama) -> [u8; 32] {
+    let context = backend::Backend::context_length(llama);
+    let version = env!("CARGO_PKG_VERSION");
+    let file = match obtained.sha256.is_empty() {
+        true => format!("{:?} {}", obtained.path, llama.description()),
+        false => obtained.sha256.clone(),
+    };
+    let way = (
+        settings.kv_type,
+        settings.gpu_layers,
+        settings.is_reproducible,
+    );
+    let facts = format!("{version} {file} {:?} {context} {way:?}", llama.family());
+    *blake3::hash(facts.as_bytes()).as_bytes()
 }

@@ -37,6 +37,8 @@ pub struct Settings {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Obtained {
     pub path: PathBuf,
+    /// Of the file; empty if it is not known.
+    pub sha256: String,
     /// Replaces [`Settings::id`].
     pub id: Option<String>,
     /// Replaces [`Settings::family`].

@@ -231,6 +231,7 @@ impl Engine for SimulatedEngine {
             engine: "echo",
             description: "simulated".into(),
             context_length: 4096,
+            fingerprint: [0; 32],
             created: 0,
             defaults: Defaults::default(),
         })

@@ -84,6 +84,7 @@ impl Engine for Scripted {
             engine: "llama",
             description: "a model of the tests".into(),
             context_length: 2_048,
+            fingerprint: [0; 32],
             created: 7,
             defaults: DEFAULTS,
         })

@@ -549,6 +549,7 @@ fn model() -> ModelInfo {
         engine: "llama",
         description: String::new(),
         context_length: CONTEXT as u32,
+        fingerprint: [0; 32],
         created: 0,
     }
 }

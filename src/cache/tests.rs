@@ -1,0 +1,637 @@
+//! The engine in front of an engine, with an engine behind it whose every event the test writes.
+//!
+//! Mutations that these tests catch:
+//!
+//!  * a joiner that begins a flight, or a leader that does not open its own
+//!    (`equal_jobs_at_once_are_one_generation`);
+//!  * a digest without the tenant (`tenants_do_not_meet`);
+//!  * a last client whose job is not cancelled, whose terminal event comes before the job's, or
+//!    whose flight stays open (`the_job_ends_when_the_last_client_leaves`);
+//!  * `extend` that is not called (`the_latest_deadline_counts`);
+//!  * a refusal that fails those with more time
+//!    (`a_deadline_that_is_too_early_for_the_engine_fails_one_alone`);
+//!  * `finish` without replays, or a replay without its account
+//!    (`a_slow_reader_holds_an_offset_and_nothing_else`);
+//!  * `close` that leaves the flight open, a seat that is not moved after a removal, an offset that
+//!    does not advance (`any_schedule`).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::cached::{Cached, Results, Settings};
+use super::table::FLIGHTS;
+use crate::core::buffered::Account;
+use crate::core::{Key, Moment};
+use crate::engine::echo::Echo;
+use crate::engine::{
+    CacheMode, Class, Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason,
+    Gauges, GenerationId, Job, ModelInfo, Prompt, Refused, Sampling, Served, State, Timings, Usage,
+    Verdict,
+};
+use crate::error::ErrorCode;
+use crate::limits::cache as limits;
+use crate::offload::{CancelReason, JobKey, Ticket};
+
+mod any_schedule;
+
+const SECOND: Duration = Duration::from_secs(1);
+const TTL: Duration = Duration::from_secs(100);
+
+const USAGE: Usage = Usage {
+    prompt_tokens: 5,
+    cached_tokens: 2,
+    completion_tokens: 3,
+};
+
+pub fn model() -> ModelInfo {
+    ModelInfo {
+        id: "tiny".into(),
+        engine: "llama",
+        description: String::new(),
+        context_length: 100,
+        fingerprint: [7; 32],
+        created: 0,
+        defaults: Defaults::default(),
+    }
+}
+
+/// A greedy job of tenant 1 with a minute; the number names its request.
+pub fn job(prompt: &str, request: u32) -> Job {
+    Job {
+        key: JobKey {
+            reactor: 0,
+            connection: Key::new(1, 1),
+            request,
+        },
+        id: GenerationId::FIRST,
+        tenant: 1,
+        class: Class::Live,
+        weight: 1,
+        prompt: Prompt::Raw(prompt.to_owned()),
+        sampling: Sampling::default(),
+        max_tokens: 10,
+        stop: Vec::new(),
+        deadline: Moment::ZERO + 60 * SECOND,
+        submitted: Moment::ZERO,
+        cache: CacheMode::Use,
+        ticket: Arc::new(Ticket::new(0)),
+    }
+}
+
+fn stream(prompt: &str, request: u32, credit: u32) -> Job {
+    Job {
+        ticket: Arc::new(Ticket::new(credit)),
+        ..job(prompt, request)
+    }
+}
+
+/// Called in the middle of a submission.
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// Completes no job by itself.
+#[derive(Default)]
+struct Scripted {
+    jobs: Mutex<Vec<Job>>,
+    refusals: Mutex<Vec<Refused>>,
+    hook: Mutex<Option<Hook>>,
+    cancelled: Mutex<Vec<JobKey>>,
+    overdue: Mutex<Vec<JobKey>>,
+}
+
+impl Engine for Scripted {
+    fn submit(&self, job: Job) -> Result<(), Refused> {
+        if let Some(hook) = self.hook.lock().unwrap().take() {
+            hook();
+        }
+        if let Some(refused) = self.refusals.lock().unwrap().pop() {
+            return Err(refused);
+        }
+        self.jobs.lock().unwrap().push(job);
+        Ok(())
+    }
+
+    fn cancel(&self, key: JobKey) {
+        self.cancelled.lock().unwrap().push(key);
+    }
+
+    fn handle_deadline(&self, key: JobKey) {
+        self.overdue.lock().unwrap().push(key);
+    }
+
+    fn state(&self) -> State {
+        State::Ready
+    }
+
+    fn model(&self) -> Option<ModelInfo> {
+        Some(model())
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges::default()
+    }
+
+    fn drain(&self) {}
+}
+
+#[derive(Default)]
+struct Mailbox(Mutex<Vec<(JobKey, Event)>>);
+
+impl Deliver for Mailbox {
+    fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        self.0.lock().unwrap().append(events);
+    }
+}
+
+struct Bench {
+    cached: Arc<Cached>,
+    results: Arc<Results>,
+    inner: Arc<Scripted>,
+    mailbox: Arc<Mailbox>,
+    account: Account,
+    now: Arc<AtomicU64>,
+}
+
+fn results(mailbox: &Arc<Mailbox>, account: &Account, now: &Arc<AtomicU64>) -> Arc<Results> {
+    let settings = Settings {
+        max_bytes: 16 << 20,
+        ttl: TTL,
+        is_enabled: true,
+    };
+    let now = Arc::clone(now);
+    let clock = move || Moment::from_micros(now.load(Ordering::Relaxed));
+    let (mailbox, account) = (mailbox.clone(), account.clone());
+    Arc::new(Results::new(mailbox, account, settings, Box::new(clock)))
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let (mailbox, account) = (Arc::new(Mailbox::default()), Account::new(1 << 30));
+        let (now, inner) = (Arc::default(), Arc::new(Scripted::default()));
+        let results = results(&mailbox, &account, &now);
+        Bench {
+            cached: Arc::new(Cached::new(results.clone(), inner.clone())),
+            results,
+            inner,
+            mailbox,
+            account,
+            now,
+        }
+    }
+
+    fn submit(&self, job: &Job) {
+        self.cached.submit(job.clone()).expect("it is admitted");
+    }
+
+    /// Returns the jobs that the engine behind has got.
+    fn jobs(&self) -> Vec<Job> {
+        self.inner.jobs.lock().unwrap().clone()
+    }
+
+    fn set_now(&self, now: Moment) {
+        self.now.store(now.as_micros(), Ordering::Relaxed);
+    }
+
+    fn token(&self, job: &Job, text: &str) {
+        let text = text.to_owned();
+        self.results.deliver_one(job.key, Event::Token { text });
+    }
+
+    fn done(&self, job: &Job, text: &str) {
+        let done = Done {
+            text: text.to_owned(),
+            finish_reason: FinishReason::Stop,
+            usage: USAGE,
+            timings: Timings::default(),
+            served: Served::default(),
+        };
+        self.results
+            .deliver_one(job.key, Event::Done(Box::new(done)));
+    }
+
+    fn fail(&self, job: &Job, reason: FailReason, text: &str) {
+        let failed = Failed {
+            reason,
+            message: "why".to_owned(),
+            text: text.to_owned(),
+            usage: USAGE,
+            timings: Timings::default(),
+        };
+        self.results
+            .deliver_one(job.key, Event::Failed(Box::new(failed)));
+    }
+
+    /// Takes the events of a request.
+    fn events(&self, job: &Job) -> Vec<Event> {
+        let mut all = self.mailbox.0.lock().unwrap();
+        let (mine, others) = all.drain(..).partition(|(key, _)| *key == job.key);
+        *all = others;
+        let mine: Vec<(JobKey, Event)> = mine;
+        mine.into_iter().map(|(_, event)| event).collect()
+    }
+
+    /// Takes the text and the source of a request that is done.
+    fn result(&self, job: &Job) -> (String, Served) {
+        let (mut text, mut served) = (String::new(), None);
+        for event in self.events(job) {
+            assert!(served.is_none(), "nothing follows the end");
+            match event {
+                Event::Served(_) => assert!(text.is_empty()),
+                Event::Token { text: more } => text.push_str(&more),
+                Event::Done(done) => {
+                    text.push_str(&done.text);
+                    served = Some(done.served);
+                }
+                Event::Failed(failed) => panic!("{failed:?}"),
+            }
+        }
+        (text, served.expect("an end"))
+    }
+
+    fn failure(&self, job: &Job) -> Failed {
+        match self.events(job).pop() {
+            Some(Event::Failed(failed)) => *failed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn leave(&self, job: &Job) {
+        job.ticket.cancel(CancelReason::Disconnect);
+        self.cached.cancel(job.key);
+    }
+}
+
+fn cancelled(reason: CancelReason) -> FailReason {
+    FailReason::Cancelled(reason)
+}
+
+#[test]
+fn equal_jobs_at_once_are_one_generation() {
+    let bench = Bench::new();
+    let jobs: Vec<Job> = (0..500)
+        .map(|request| match request % 2 {
+            0 => job("x", request),
+            _ => stream("x", request, 32),
+        })
+        .collect();
+    jobs.iter().for_each(|job| bench.submit(job));
+    let [inner] = &bench.jobs()[..] else {
+        panic!("one generation")
+    };
+    assert_eq!(
+        (inner.key.reactor, inner.cache),
+        (FLIGHTS, CacheMode::Bypass)
+    );
+    bench.token(inner, "a");
+    bench.token(inner, "bc");
+    bench.set_now(Moment::ZERO + SECOND);
+    bench.done(inner, "d");
+    for (index, job) in jobs.iter().enumerate() {
+        let (text, served) = bench.result(job);
+        assert_eq!(text, "abcd");
+        assert!(served.is_reproducible);
+        match index {
+            0 => assert_eq!((served.verdict, served.origin), (Verdict::Miss, None)),
+            _ => {
+                let latency = served.origin.map(|origin| origin.latency);
+                assert_eq!((served.verdict, latency), (Verdict::Joined, Some(SECOND)));
+            }
+        }
+    }
+    // Another one finds the result.
+    bench.set_now(Moment::ZERO + 3 * SECOND);
+    let later = |job: Job| Job {
+        submitted: Moment::ZERO + 3 * SECOND,
+        ..job
+    };
+    for job in [later(job("x", 600)), later(stream("x", 601, 1))] {
+        bench.submit(&job);
+        let (text, served) = bench.result(&job);
+        assert_eq!((text.as_str(), served.verdict), ("abcd", Verdict::Hit));
+        assert_eq!(served.age, 2 * SECOND);
+        assert_eq!(served.origin.map(|origin| origin.id), Some(job.id));
+    }
+    assert_eq!(bench.jobs().len(), 1);
+    // Until it expires.
+    bench.submit(&Job {
+        submitted: Moment::ZERO + SECOND + TTL,
+        ..job("x", 602)
+    });
+    assert_eq!(bench.jobs().len(), 2);
+}
+
+#[test]
+fn tenants_do_not_meet() {
+    let bench = Bench::new();
+    bench.submit(&job("x", 0));
+    bench.submit(&Job {
+        tenant: 2,
+        ..job("x", 1)
+    });
+    bench.submit(&job("y", 2));
+    let jobs = bench.jobs();
+    assert_eq!(jobs.len(), 3);
+    let tenants = jobs.iter().map(|job| job.tenant);
+    assert_eq!(tenants.collect::<Vec<_>>(), [1, 2, 1]);
+}
+
+/// Mutation: a stream that is served at the end alone.
+#[test]
+fn a_stream_gets_what_there_is_and_then_each_token() {
+    let bench = Bench::new();
+    let (first, late) = (stream("x", 0, 9), stream("x", 1, 9));
+    bench.submit(&first);
+    let inner = &bench.jobs()[0];
+    bench.token(inner, "ab");
+    bench.submit(&late);
+    bench.token(inner, "c");
+    let tokens = |job| {
+        let events = bench.events(job).into_iter();
+        let text = |event| match event {
+            Event::Served(served) => Some(served.verdict.as_str().to_owned()),
+            Event::Token { text } => Some(text),
+            _ => None,
+        };
+        events.filter_map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(tokens(&first), ["miss", "ab", "c"]);
+    assert_eq!(tokens(&late), ["joined", "ab", "c"]);
+}
+
+#[test]
+fn the_job_ends_when_the_last_client_leaves() {
+    let bench = Bench::new();
+    let (one, other) = (job("x", 0), stream("x", 1, 1));
+    bench.submit(&one);
+    bench.submit(&other);
+    let inner = &bench.jobs()[0];
+    bench.leave(&one);
+    assert_eq!(
+        bench.failure(&one).reason,
+        cancelled(CancelReason::Disconnect)
+    );
+    assert_eq!(inner.ticket.cancelled(), None, "one client waits");
+    bench.leave(&other);
+    assert_eq!(inner.ticket.cancelled(), Some(CancelReason::Disconnect));
+    assert_eq!(*bench.inner.cancelled.lock().unwrap(), [inner.key]);
+    assert!(
+        bench.events(&other).is_empty(),
+        "the engine has not stopped yet"
+    );
+    // It does not get in the way of the next one.
+    let next = job("x", 2);
+    bench.submit(&next);
+    assert_eq!(bench.jobs().len(), 2);
+    bench.fail(inner, cancelled(CancelReason::Disconnect), "");
+    assert_eq!(
+        bench.failure(&other).reason,
+        cancelled(CancelReason::Disconnect)
+    );
+    bench.done(&bench.jobs()[1], "x");
+    assert_eq!(bench.result(&next).0, "x");
+    assert!(bench.results.is_empty());
+}
+
+#[test]
+fn a_slow_reader_holds_an_offset_and_nothing_else() {
+    let bench = Bench::new();
+    let (slow, fast, whole) = (stream("x", 0, 1), stream("x", 1, 1 << 20), job("x", 2));
+    for job in [&slow, &fast, &whole] {
+        bench.submit(job);
+    }
+    let inner = &bench.jobs()[0];
+    let text = "é".repeat(2 * limits::PIECE_BYTES_MAX);
+    for part in text.as_bytes().chunks(64) {
+        bench.token(inner, std::str::from_utf8(part).unwrap());
+    }
+    assert!(bench.account.held() >= text.len());
+    bench.done(inner, "");
+    assert_eq!(bench.result(&fast).0, text);
+    assert_eq!(bench.result(&whole).0, text);
+    let mut got = String::new();
+    let mut rounds = 0;
+    while !bench.results.is_empty() {
+        assert!(bench.account.held() >= text.len());
+        for event in bench.events(&slow) {
+            if let Event::Token { text } = event {
+                got.push_str(&text);
+            }
+        }
+        assert!(slow.ticket.grant(1), "it waits for this");
+        bench.cached.handle_credit(slow.key);
+        rounds += 1;
+        assert!(rounds < 10);
+    }
+    let (rest, _) = bench.result(&slow);
+    assert_eq!(got + &rest, text);
+    assert_eq!(bench.account.held(), 0);
+    // A hit is played at the reader's pace, too; and it can be cancelled.
+    let hit = stream("x", 3, 1);
+    bench.submit(&hit);
+    assert_eq!(bench.events(&hit).len(), 2);
+    assert!(bench.account.held() >= text.len());
+    bench.leave(&hit);
+    assert_eq!(
+        bench.failure(&hit).reason,
+        cancelled(CancelReason::Disconnect)
+    );
+    assert_eq!(bench.account.held(), 0);
+}
+
+#[test]
+fn the_latest_deadline_counts() {
+    let bench = Bench::new();
+    let until = |seconds: u32| Moment::ZERO + seconds * SECOND;
+    let with = |deadline, job| Job { deadline, ..job };
+    let first = with(until(10), stream("x", 0, 9));
+    let second = with(until(20), job("x", 1));
+    bench.submit(&first);
+    bench.submit(&second);
+    let inner = &bench.jobs()[0];
+    bench.token(inner, "ab");
+    bench.set_now(until(10));
+    assert!(!inner.ticket.expire(inner.deadline, until(10)));
+    bench.cached.handle_deadline(first.key);
+    let failed = bench.failure(&first);
+    let timeout = FailReason::Error(ErrorCode::GenerationTimeout);
+    assert_eq!((failed.reason, failed.text.as_str()), (timeout.clone(), ""));
+    // The last one's deadline is the job's.
+    bench.set_now(until(20));
+    bench.cached.handle_deadline(second.key);
+    assert_eq!(inner.ticket.cancelled(), None);
+    assert_eq!(*bench.inner.overdue.lock().unwrap(), [inner.key]);
+    assert!(inner.ticket.expire(inner.deadline, until(20)));
+    bench.fail(inner, timeout.clone(), "c");
+    let failed = bench.failure(&second);
+    assert_eq!((failed.reason, failed.text.as_str()), (timeout, "abc"));
+    assert_eq!(failed.usage, Usage::default(), "the first one has paid");
+}
+
+/// Mutation: `leave` that reports the job's deadline although it is later.
+#[test]
+fn a_deadline_that_is_earlier_than_the_jobs_cancels_it() {
+    let bench = Bench::new();
+    let until = |seconds: u32| Moment::ZERO + seconds * SECOND;
+    let short = Job {
+        deadline: until(10),
+        ..job("x", 0)
+    };
+    let long = job("x", 1);
+    bench.submit(&short);
+    bench.submit(&long);
+    let inner = &bench.jobs()[0];
+    bench.leave(&long);
+    bench.set_now(until(10));
+    bench.cached.handle_deadline(short.key);
+    assert_eq!(inner.ticket.cancelled(), Some(CancelReason::Deadline));
+    bench.fail(inner, cancelled(CancelReason::Deadline), "");
+    let timeout = FailReason::Error(ErrorCode::GenerationTimeout);
+    assert_eq!(bench.failure(&short).reason, timeout);
+}
+
+/// Mutation: `join` that does not look at the result of the extension.
+#[test]
+fn a_job_whose_time_has_ended_is_not_joined() {
+    let bench = Bench::new();
+    bench.submit(&job("x", 0));
+    let inner = &bench.jobs()[0];
+    assert!(inner.ticket.expire(inner.deadline, inner.deadline));
+    bench.submit(&job("x", 1));
+    assert_eq!(bench.jobs().len(), 2);
+}
+
+#[test]
+fn a_refusal_is_returned_and_leaves_nothing() {
+    let bench = Bench::new();
+    bench.inner.refusals.lock().unwrap().push(Refused::Loading);
+    assert_eq!(bench.cached.submit(job("x", 0)), Err(Refused::Loading));
+    assert!(bench.results.is_empty());
+    assert!(bench.mailbox.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_deadline_that_is_too_early_for_the_engine_fails_one_alone() {
+    let unmeetable = Refused::DeadlineUnmeetable { estimated: SECOND };
+    for (refused, is_retried) in [(unmeetable, true), (Refused::Loading, false)] {
+        let bench = Bench::new();
+        let follower = Job {
+            deadline: Moment::ZERO + 90 * SECOND,
+            ..job("x", 1)
+        };
+        let (cached, second) = (bench.cached.clone(), follower.clone());
+        let hook = move || cached.submit(second).expect("it follows");
+        *bench.inner.hook.lock().unwrap() = Some(Box::new(hook));
+        bench.inner.refusals.lock().unwrap().push(refused.clone());
+        assert_eq!(bench.cached.submit(job("x", 0)), Err(refused.clone()));
+        if is_retried {
+            let inner = &bench.jobs()[0];
+            assert_eq!(inner.deadline, follower.deadline);
+            bench.done(inner, "x");
+            assert_eq!(bench.result(&follower).0, "x");
+        } else {
+            assert_eq!(
+                bench.failure(&follower).reason,
+                FailReason::Refused(refused)
+            );
+        }
+        assert!(bench.results.is_empty());
+    }
+}
+
+/// Mutations: a failure that is stored; usage for every follower.
+#[test]
+fn a_failure_is_every_followers_and_is_not_kept() {
+    let bench = Bench::new();
+    let (one, other) = (stream("x", 0, 1), job("x", 1));
+    bench.submit(&one);
+    bench.submit(&other);
+    let inner = &bench.jobs()[0];
+    bench.token(inner, "a");
+    bench.fail(inner, FailReason::Error(ErrorCode::EngineFailed), "b");
+    let engine_failed = FailReason::Error(ErrorCode::EngineFailed);
+    let (failed, follower) = (bench.failure(&one), bench.failure(&other));
+    assert_eq!(
+        (failed.reason, failed.text.as_str()),
+        (engine_failed.clone(), "b")
+    );
+    assert_eq!(
+        (follower.reason, follower.text.as_str()),
+        (engine_failed, "ab")
+    );
+    assert_eq!((failed.usage, follower.usage), (USAGE, Usage::default()));
+    bench.submit(&job("x", 2));
+    assert_eq!(bench.jobs().len(), 2);
+}
+
+/// Mutations: `refresh` that finds the entry, or that does not replace it; `bypass` with a digest.
+#[test]
+fn the_clients_wish_is_honoured() {
+    let bench = Bench::new();
+    let with = |cache, job| Job { cache, ..job };
+    bench.submit(&job("x", 0));
+    bench.done(&bench.jobs()[0], "old");
+    let refreshed = with(CacheMode::Refresh, job("x", 1));
+    bench.submit(&refreshed);
+    bench.done(&bench.jobs()[1], "new");
+    assert_eq!(bench.result(&refreshed).0, "new");
+    let hit = job("x", 2);
+    bench.submit(&hit);
+    assert_eq!(bench.result(&hit).0, "new");
+    let bypassed = with(CacheMode::Bypass, job("x", 3));
+    let mut drawn = job("x", 4);
+    drawn.sampling.temperature = 1.0;
+    for job in [bypassed, drawn] {
+        bench.submit(&job);
+        let inner = bench.jobs().pop().unwrap();
+        assert_eq!((inner.key, inner.cache), (job.key, job.cache));
+        assert!(Arc::ptr_eq(&inner.ticket, &job.ticket));
+        bench.leave(&job);
+        assert_eq!(bench.inner.cancelled.lock().unwrap().pop(), Some(job.key));
+        bench.done(&inner, "own");
+        let (text, served) = bench.result(&job);
+        assert_eq!((text.as_str(), served), ("own", Served::default()));
+    }
+}
+
+/// Mutation: `join` without its look at the classes.
+#[test]
+fn a_live_request_does_not_wait_behind_background_work() {
+    let bench = Bench::new();
+    let background = |request| Job {
+        class: Class::Background,
+        ..job("x", request)
+    };
+    bench.submit(&background(0));
+    bench.submit(&background(1));
+    assert_eq!(bench.jobs().len(), 1);
+    bench.submit(&job("x", 2));
+    assert_eq!(bench.jobs().len(), 2);
+    bench.submit(&background(3));
+    bench.submit(&job("x", 4));
+    assert_eq!(bench.jobs().len(), 2);
+    bench.jobs().iter().for_each(|job| bench.done(job, "x"));
+    (0..5).for_each(|request| assert_eq!(bench.result(&job("x", request)).0, "x"));
+    assert!(bench.results.is_empty());
+}
+
+/// Echo completes a job within `submit`. Mutation: a lock that is held across that call hangs here.
+#[test]
+fn an_engine_may_complete_a_job_at_once() {
+    let (mailbox, account) = (Arc::new(Mailbox::default()), Account::new(1 << 30));
+    let results = results(&mailbox, &account, &Arc::default());
+    let cached = Cached::new(results.clone(), Echo::new(results.clone()));
+    let verdicts = [0, 1].map(|request| {
+        let job = stream("x", request, 32);
+        cached.submit(job.clone()).unwrap();
+        let events: Vec<_> = mailbox.0.lock().unwrap().drain(..).collect();
+        assert!(events.iter().all(|(key, _)| *key == job.key));
+        match &events.last().unwrap().1 {
+            Event::Done(done) => done.served.verdict,
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(verdicts, [Verdict::Miss, Verdict::Hit]);
+    assert!(results.is_empty());
+    cached.drain();
+    assert_eq!(cached.submit(job("x", 2)), Err(Refused::Draining));
+}
