@@ -84,8 +84,8 @@ pub const LOADING_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 // ---- responses ----
 
-/// Text of a generation whose response in one piece the reactor writes itself: with gzip it takes
-/// 0.9 ms. A worker writes longer ones.
+/// Text of a generation whose response the reactor writes itself: with gzip it takes 0.9 ms. A
+/// worker writes longer ones, or the last event of a longer stream.
 pub const WRITE_AT_ONCE_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes that a reactor compresses at once, 28 ns each with gzip. A longer body that no worker has

@@ -129,8 +129,8 @@ pub trait Pieces: Debug + Send {
     /// Takes the model's last text. `done` or `failed` appends its addition.
     fn end_text(&mut self, text: &str);
 
-    /// Appends the rest of a response that is complete.
-    fn done(&mut self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>);
+    /// Appends the rest of a response that is complete. Called by a worker if the text is long.
+    fn done(&mut self, buffer: &mut ResponseBuffer, form: Form, generation: &Generation<'_>);
 
     /// Appends the rest of a response that cannot be completed, after its head was sent.
     fn failed(&mut self, buffer: &mut ResponseBuffer, call: &Call, error: &ApiError);

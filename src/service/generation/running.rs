@@ -46,7 +46,7 @@ use super::failure::{cancel_reason, failure};
 use super::reading::Reading;
 use super::reservation::Reserved;
 use super::stream::Stream;
-use super::writing::{self, Ended, Writing};
+use super::writing::{self, Ended, Part, Writing};
 
 /// A request that is complete, and whose response is not.
 #[derive(Debug)]
@@ -95,6 +95,8 @@ pub struct Work {
 pub enum Delivery {
     Whole(Arc<dyn Whole>),
     Stream(Stream),
+    /// A worker has what writes the rest.
+    AtWorker,
 }
 
 impl Delivery {
@@ -108,7 +110,7 @@ impl Delivery {
     /// Returns the bytes of content that were sent.
     pub const fn bytes(&self) -> u64 {
         match self {
-            Delivery::Whole(_) => 0,
+            Delivery::Whole(_) | Delivery::AtWorker => 0,
             Delivery::Stream(stream) => stream.bytes(),
         }
     }
@@ -117,7 +119,7 @@ impl Delivery {
     /// response in one piece comes in one terminal event, which needs no credit.
     pub const fn credit(&self) -> u32 {
         match self {
-            Delivery::Whole(_) => 0,
+            Delivery::Whole(_) | Delivery::AtWorker => 0,
             Delivery::Stream(_) => limits::CREDIT_EVENTS,
         }
     }
@@ -140,7 +142,7 @@ impl Running {
             Stage::Working(work) => work,
         };
         match &work.delivery {
-            Delivery::Whole(_) => work.due(),
+            Delivery::Whole(_) | Delivery::AtWorker => work.due(),
             Delivery::Stream(stream) => work.due().min(stream.ping_due()),
         }
     }
@@ -156,7 +158,7 @@ pub fn handle_event(
     let Running { call, stage } = running;
     match stage {
         Stage::Working(work) if is_long(work, &event) => {
-            if let Some(writing) = begin_writing(desk, call, work, event, wire.now) {
+            if let Some(writing) = begin_writing(desk, call, work, event, wire) {
                 *stage = Stage::Writing(Box::new(writing));
             }
             Flow::Open
@@ -170,7 +172,7 @@ pub fn handle_event(
 /// Sends the response that a worker has written; `None` if its task was lost.
 pub fn finish_writing(
     desk: &mut Desk,
-    running: &Running,
+    running: &mut Running,
     written: Option<Box<Written>>,
     wire: &mut Wire<'_>,
 ) -> Flow {
@@ -183,31 +185,34 @@ pub fn finish_writing(
     Flow::Finished
 }
 
-/// Returns whether the response takes a worker: a long one in one piece.
+/// Returns whether the response takes a worker: its last event repeats a long text.
 fn is_long(work: &Work, event: &Event) -> bool {
-    match (event, &work.delivery) {
-        (Event::Done(done), Delivery::Whole(_)) => {
-            done.text.len() > limits::WRITE_AT_ONCE_BYTES_MAX
-        }
+    match event {
+        Event::Done(done) => work.text.len() + done.text.len() > limits::WRITE_AT_ONCE_BYTES_MAX,
         _ => false,
     }
 }
 
-/// Sends the text of a response in one piece to a worker. `None`: it is not one.
+/// Sends the text of a complete response to a worker. `None`: it is not complete.
 fn begin_writing(
     desk: &mut Desk,
     call: &Call,
     work: &mut Work,
     event: Event,
-    now: Moment,
+    wire: &mut Wire<'_>,
 ) -> Option<Writing> {
     let Event::Done(mut done) = event else {
         return None;
     };
-    let Delivery::Whole(whole) = &work.delivery else {
-        return None;
+    let part = match std::mem::replace(&mut work.delivery, Delivery::AtWorker) {
+        Delivery::Whole(whole) => Part::Whole(whole),
+        Delivery::Stream(mut stream) => {
+            stream.pieces.end_text(&done.text);
+            Part::Ending(stream.into_ending(desk, call, wire))
+        }
+        Delivery::AtWorker => return None,
     };
-    let whole = Arc::clone(whole);
+    let now = wire.now;
     work.served = done.served;
     work.reconcile(call, &done.usage, now);
     let first_token = observe_speed(&desk.log, call, work, &done);
@@ -225,7 +230,7 @@ fn begin_writing(
         served: done.served,
     };
     let text = std::mem::take(&mut work.text);
-    Some(writing::begin(desk, call, whole, text, ended, now))
+    Some(writing::begin(desk, call, part, text, ended, now))
 }
 
 fn handle_work_event(
@@ -363,7 +368,10 @@ pub fn abandon(desk: &mut Desk, running: &Running, reason: CancelReason, now: Mo
     let mut bytes = 0;
     match stage {
         Stage::Reading(reading) => reading.ticket.cancel(reason),
-        Stage::Writing(writing) => writing.ticket.cancel(reason),
+        Stage::Writing(writing) => {
+            bytes = writing.sent.unwrap_or(0);
+            writing.ticket.cancel(reason);
+        }
         Stage::Working(work) => {
             bytes = work.delivery.bytes();
             work.cancel(desk, reason);
@@ -438,9 +446,10 @@ fn send_done(
         }
         Delivery::Stream(stream) => {
             buffer.body.clear();
-            stream.pieces.done(buffer, call, &generation);
+            stream.pieces.done(buffer, call.form(), &generation);
             stream.finish(desk, call, None, wire)
         }
+        Delivery::AtWorker => 0,
     }
 }
 
@@ -460,7 +469,7 @@ fn handle_failed(
         stream.pieces.end_text(&failed.text);
     }
     work.text.push_str(&failed.text);
-    if error.code == ErrorCode::GenerationTimeout {
+    if error.code == ErrorCode::GenerationTimeout && work.may_repeat_text(call) {
         error = error.with_partial(work.partial());
     }
     let figures = figures(&failed.usage, &failed.timings, work.time_to_first_token);
@@ -525,11 +534,24 @@ impl Work {
         }
     }
 
+    /// Returns whether an error may repeat the text. Compressing a long one takes milliseconds, so
+    /// a stream's client, which has the text already, does not get it again, and neither does a
+    /// client that accepts nothing uncompressed.
+    fn may_repeat_text(&self, call: &Call) -> bool {
+        let is_delivered = match &self.delivery {
+            Delivery::Stream(stream) => stream.is_flowing(),
+            Delivery::Whole(_) | Delivery::AtWorker => false,
+        };
+        let is_coded = is_delivered || call.accept_encoding.refuses_identity();
+        !is_coded || self.text.len() <= limits::WRITE_AT_ONCE_BYTES_MAX
+    }
+
     /// Returns the part of the response that a client may get so far.
     fn partial(&self) -> String {
         match &self.delivery {
             Delivery::Whole(whole) => whole.partial(&self.text),
             Delivery::Stream(stream) => stream.pieces.partial(),
+            Delivery::AtWorker => String::new(),
         }
     }
 }

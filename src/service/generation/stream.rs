@@ -13,6 +13,15 @@ use crate::service::desk::{Desk, Wire};
 use crate::service::dialect::Pieces;
 use crate::service::response::coding::StreamCoder;
 
+/// Everything that writes the last piece of a stream.
+#[derive(Debug)]
+pub struct Ending {
+    pub pieces: Box<dyn Pieces>,
+    pub coder: Option<Box<StreamCoder>>,
+    /// Bytes of content that were sent before, counted after coding.
+    pub sent: u64,
+}
+
 /// See the file's head.
 #[derive(Debug)]
 pub struct Stream {
@@ -114,18 +123,34 @@ impl Stream {
         self.bytes
     }
 
-    /// Sends the buffer's body, after the head if that has not been sent yet.
-    fn send(&mut self, desk: &mut Desk, call: &Call, step: Step, wire: &mut Wire<'_>) {
-        if !self.is_flowing {
-            self.is_flowing = true;
-            let dialect = desk.dialect(call.surface());
-            let buffer = &mut desk.buffer;
-            buffer.begin_fields(call);
-            buffer.fields.push("cache-control", "no-store");
-            // nginx holds responses back to fill its buffers, unless this field forbids it.
-            buffer.fields.push("x-accel-buffering", "no");
-            self.coder = dialect.start(buffer, call, wire.sink);
+    /// Sends the head if that has not been sent yet, and hands over the rest of the stream.
+    pub fn into_ending(mut self, desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) -> Ending {
+        self.start(desk, call, wire);
+        Ending {
+            pieces: self.pieces,
+            coder: self.coder,
+            sent: self.bytes,
         }
+    }
+
+    /// Sends the head, once.
+    fn start(&mut self, desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
+        if self.is_flowing {
+            return;
+        }
+        self.is_flowing = true;
+        let dialect = desk.dialect(call.surface());
+        let buffer = &mut desk.buffer;
+        buffer.begin_fields(call);
+        buffer.fields.push("cache-control", "no-store");
+        // nginx holds responses back to fill its buffers, unless this field forbids it.
+        buffer.fields.push("x-accel-buffering", "no");
+        self.coder = dialect.start(buffer, call, wire.sink);
+    }
+
+    /// Sends the buffer's body, after the head.
+    fn send(&mut self, desk: &mut Desk, call: &Call, step: Step, wire: &mut Wire<'_>) {
+        self.start(desk, call, wire);
         let coder = self.coder.as_deref_mut();
         self.bytes += desk.buffer.send_piece(coder, step, wire.sink);
         self.silent_since = wire.now;

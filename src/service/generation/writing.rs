@@ -1,9 +1,10 @@
-//! A long response in one piece, which a worker builds and compresses.
+//! The end of a long response, which a worker builds and compresses: a response in one piece, or
+//! the last piece of a stream.
 //!
 //! Extracting the program from 200 KB, escaping both and compressing them takes 10 ms. The reactor
-//! only copies the result into the output. The pieces of a stream are short, except for its last
-//! event, which repeats the program: the reactor writes that one all the same, because the encoder
-//! of a compressed stream stays with its connection.
+//! only copies the result into the output. The pieces of a stream are short, except for the last,
+//! which repeats the program. The stream's narrator and its encoder go with it to the worker, and
+//! end there: nothing of the stream is written afterwards.
 //!
 //! Owns the facts about the response that the reactor needs when it comes back, and the task of the
 //! worker. If the pool has no place, the task waits here and is tried again: the generation has
@@ -18,6 +19,7 @@ use crate::core::Moment;
 use crate::core::buffered::Account;
 use crate::engine::{FinishReason, GenerationId, Served, Timings, Usage};
 use crate::error::{ApiError, ErrorCode};
+use crate::http::compress::encode::Step;
 use crate::http::negotiate::AcceptEncoding;
 use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey, Task, Ticket, workers};
@@ -33,6 +35,8 @@ use crate::service::response::compression::CompressionSeries;
 use crate::telemetry::access::Figures;
 use crate::telemetry::id::Id;
 
+use super::stream::Ending;
+
 /// A response at a worker.
 #[derive(Debug)]
 pub struct Writing {
@@ -47,6 +51,16 @@ pub struct Writing {
     timings: Timings,
     figures: Figures,
     latency: Duration,
+    /// For a stream: the bytes of content that were sent before.
+    pub sent: Option<u64>,
+}
+
+/// What the worker writes.
+pub enum Part {
+    /// All of it.
+    Whole(Arc<dyn Whole>),
+    /// The last piece; everything before it is sent.
+    Ending(Ending),
 }
 
 /// The facts about a job that has ended, beside its text.
@@ -67,16 +81,20 @@ pub struct Ended {
 pub fn begin(
     desk: &mut Desk,
     call: &Call,
-    whole: Arc<dyn Whole>,
+    part: Part,
     text: String,
     ended: Ended,
     now: Moment,
 ) -> Writing {
+    let sent = match &part {
+        Part::Whole(_) => None,
+        Part::Ending(ending) => Some(ending.sent),
+    };
     let form = call.form();
     let latency = now - call.started;
     let origin = ended.served.origin;
     let task = WriteTask {
-        whole,
+        part,
         id: origin.map_or(ended.id, |origin| origin.id),
         text,
         model: desk.model().map(|model| model.id.clone()),
@@ -104,6 +122,7 @@ pub fn begin(
         timings: ended.timings,
         figures: ended.figures,
         latency,
+        sent,
     };
     writing.submit(desk, call, now);
     writing
@@ -157,28 +176,71 @@ pub fn fail(
 ) {
     writing.ticket.cancel(reason);
     desk.log.metrics().cancelled.get(reason).inc();
-    desk.fail_generation(call, error, Some(writing.figures), wire);
+    respond_with_error(desk, call, writing, error, wire);
+}
+
+/// Sends the error. A stream gets it as its last piece if no worker has begun to write that one;
+/// otherwise the stream ends without it, so a client finds that the last piece is missing.
+fn respond_with_error(
+    desk: &mut Desk,
+    call: &Call,
+    writing: &mut Writing,
+    error: &ApiError,
+    wire: &mut Wire<'_>,
+) {
+    let Some(mut bytes) = writing.sent else {
+        return desk.fail_generation(call, error, Some(writing.figures), wire);
+    };
+    if let Some((mut task, _)) = writing.waiting.take() {
+        task.replies = None;
+        if let Part::Ending(ending) = &mut task.part {
+            let buffer = &mut desk.buffer;
+            buffer.body.clear();
+            ending.pieces.failed(buffer, call, error);
+            bytes += buffer.send_piece(ending.coder.as_deref_mut(), Step::Finish, wire.sink);
+        }
+    }
+    desk.dialect(call.surface())
+        .end(call, Some(error), wire.sink);
+    let outcome = Outcome::Failed {
+        status: 200,
+        bytes,
+        code: error.code,
+    };
+    desk.log
+        .close(call, outcome, Some(writing.figures), wire.now);
 }
 
 /// Sends what a worker has written. `None`: the task was lost.
 pub fn finish(
     desk: &mut Desk,
     call: &Call,
-    writing: &Writing,
+    writing: &mut Writing,
     written: Option<Box<Written>>,
     wire: &mut Wire<'_>,
 ) {
     let Some(written) = written else {
         let message = "the response could not be written because of a fault of the daemon";
         let error = ApiError::new(ErrorCode::Internal, message);
-        return desk.fail_generation(call, &error, Some(writing.figures), wire);
+        return respond_with_error(desk, call, writing, &error, wire);
     };
     let dialect = desk.dialect(call.surface());
     let buffer = &mut desk.buffer;
-    buffer.begin_written(call, written.body, &written.fields);
-    buffer.push_server_timing(writing.auth, Some(&writing.timings), writing.latency);
-    buffer.fields.push("cache-control", "no-store");
-    let bytes = dialect.send(buffer, call, wire.sink);
+    let bytes = match writing.sent {
+        None => {
+            buffer.begin_written(call, written.body, &written.fields);
+            buffer.push_server_timing(writing.auth, Some(&writing.timings), writing.latency);
+            buffer.fields.push("cache-control", "no-store");
+            dialect.send(buffer, call, wire.sink)
+        }
+        Some(sent) => {
+            if !written.body.is_empty() {
+                wire.sink.data(&written.body);
+            }
+            dialect.end(call, None, wire.sink);
+            sent + written.body.len() as u64
+        }
+    };
     let outcome = Outcome::Completed { status: 200, bytes };
     desk.log
         .close(call, outcome, Some(writing.figures), wire.now);
@@ -186,7 +248,7 @@ pub fn finish(
 
 /// A response at a worker.
 struct WriteTask {
-    whole: Arc<dyn Whole>,
+    part: Part,
     id: GenerationId,
     text: String,
     model: Option<String>,
@@ -213,7 +275,7 @@ impl fmt::Debug for WriteTask {
 }
 
 impl WriteTask {
-    fn write(&self) -> Written {
+    fn write(&mut self) -> Written {
         let coder = Coder::new(&self.config, self.series.clone(), self.buffered.clone());
         let mut buffer = ResponseBuffer::new(coder);
         let generation = Generation {
@@ -225,8 +287,16 @@ impl WriteTask {
             is_cached: self.is_cached,
             latency: self.latency,
         };
-        self.whole.write(&mut buffer, self.form, &generation);
-        buffer.into_written(self.accepted, self.content_type)
+        match &mut self.part {
+            Part::Whole(whole) => {
+                whole.write(&mut buffer, self.form, &generation);
+                buffer.into_written(self.accepted, self.content_type)
+            }
+            Part::Ending(ending) => {
+                ending.pieces.done(&mut buffer, self.form, &generation);
+                buffer.into_last_piece(ending.coder.as_deref_mut())
+            }
+        }
     }
 
     fn reply(&mut self, written: Option<Written>) {

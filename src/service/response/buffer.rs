@@ -104,6 +104,21 @@ impl ResponseBuffer {
         }
     }
 
+    /// Returns the body as the last piece of a stream, through its encoder if it has one.
+    pub fn into_last_piece(mut self, coder: Option<&mut StreamCoder>) -> Written {
+        let body = match coder {
+            Some(coder) => self
+                .coder
+                .code_piece(coder, &self.body, Step::Finish)
+                .to_vec(),
+            None => self.body,
+        };
+        Written {
+            body,
+            fields: self.fields,
+        }
+    }
+
     /// Adds `Server-Timing`.
     pub fn push_server_timing(
         &mut self,

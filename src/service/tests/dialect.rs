@@ -114,7 +114,7 @@ impl Pieces for Numbered {
 
     fn end_text(&mut self, _text: &str) {}
 
-    fn done(&mut self, buffer: &mut ResponseBuffer, _: &Call, generation: &Generation<'_>) {
+    fn done(&mut self, buffer: &mut ResponseBuffer, _: Form, generation: &Generation<'_>) {
         let tokens = generation.usage.completion_tokens;
         self.line(buffer, &format!("done after {tokens}"));
     }

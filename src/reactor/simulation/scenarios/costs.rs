@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use super::super::engine::Verbosity;
 use super::Stage;
 use super::streams::{call, field, preface};
 use crate::http::compress::Coding;
@@ -260,6 +261,53 @@ fn streams_that_end_at_once_are_read_one_after_the_other() {
         stage.daemon.engine.running()
     );
     assert_short(first.max(second), "31 streams");
+}
+
+/// A program of 200 KB, and no failure.
+const LONG: Verbosity = Verbosity {
+    program_lines_least: 22_000,
+    program_lines_most: 22_000,
+    token_lines_most: 100,
+    fails_one_in: u64::MAX,
+};
+
+/// Mutation: `is_long` that is false for a stream: 3 ms for 50 KB in gzip.
+#[test]
+fn no_end_of_a_response_holds_the_loop() {
+    for body in [r#"{"prompt": "x"}"#, r#"{"prompt": "x", "stream": true}"#] {
+        for coding in ["identity", "gzip", "zstd", "br"] {
+            let mut stage = Stage::with(1, 100, LONG, |_| {});
+            let wire = stage.connect();
+            let fields = format!("HTTP/1.1\r\naccept-encoding: {coding}\r\n");
+            stage.send(wire, post(body).replacen("HTTP/1.1\r\n", &fields, 1));
+            stage.settle();
+            let mut bytes = 0;
+            let mut longest = Duration::ZERO;
+            while stage.daemon.engine.running() > 0 {
+                stage.daemon.engine.step(&mut stage.dice);
+                measure(&mut stage, true);
+                stage.settle();
+                longest = longest.max(measure(&mut stage, false));
+                bytes += stage.on(wire, |wire| wire.client_reads(usize::MAX)).len();
+            }
+            assert!(bytes > 500, "{body} in {coding}: {bytes}");
+            assert_short(longest, &format!("{body} in {coding}"));
+        }
+    }
+}
+
+#[test]
+fn the_metrics_do_not_hold_the_loop() {
+    let mut stage = Stage::new(|_| {});
+    for coding in ["identity", "gzip", "gzip, identity;q=0"] {
+        let wire = stage.connect();
+        let head = format!(
+            "GET /metrics HTTP/1.1\r\nhost: localhost\r\naccept-encoding: {coding}\r\n\r\n"
+        );
+        let (spent, answer) = cost(&mut stage, wire, head);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_short(spent, &format!("metrics in {coding}"));
+    }
 }
 
 // ---- clients without a key ----

@@ -43,14 +43,14 @@ impl Chunks {
         }
     }
 
-    fn append_code(&mut self, buffer: &mut ResponseBuffer, call: &Call) {
+    fn append_code(&mut self, buffer: &mut ResponseBuffer, form: Form) {
         let text = self.code.take();
         if !text.is_empty() {
             let chunk = GenerateChunk {
                 text: text.to_owned(),
                 response: None,
             };
-            buffer.append_message(&chunk, call.response_encoding());
+            buffer.append_message(&chunk, form.response_encoding());
         }
     }
 }
@@ -58,25 +58,25 @@ impl Chunks {
 impl Pieces for Chunks {
     fn push(&mut self, buffer: &mut ResponseBuffer, call: &Call, text: &str) {
         self.code.push(text);
-        self.append_code(buffer, call);
+        self.append_code(buffer, call.form());
     }
 
     fn end_text(&mut self, text: &str) {
         self.code.end(text);
     }
 
-    fn done(&mut self, buffer: &mut ResponseBuffer, call: &Call, generation: &Generation<'_>) {
-        self.append_code(buffer, call);
+    fn done(&mut self, buffer: &mut ResponseBuffer, form: Form, generation: &Generation<'_>) {
+        self.append_code(buffer, form);
         let object = self.shape.object(self.code.as_str(), generation);
         let chunk = GenerateChunk {
             text: String::new(),
             response: Some(response_of(&object)),
         };
-        buffer.append_message(&chunk, call.response_encoding());
+        buffer.append_message(&chunk, form.response_encoding());
     }
 
     fn failed(&mut self, buffer: &mut ResponseBuffer, call: &Call, _error: &ApiError) {
-        self.append_code(buffer, call);
+        self.append_code(buffer, call.form());
     }
 
     fn partial(&self) -> String {

@@ -92,7 +92,7 @@ impl Pieces for Events {
         self.code.end(text);
     }
 
-    fn done(&mut self, buffer: &mut ResponseBuffer, _call: &Call, generation: &Generation<'_>) {
+    fn done(&mut self, buffer: &mut ResponseBuffer, _form: Form, generation: &Generation<'_>) {
         self.append_delta(buffer);
         let object = self.shape.object(self.code.as_str(), generation);
         buffer.append_event("done", &object);
