@@ -46,12 +46,32 @@ enum State {
     Spent,
 }
 
+/// How much of a budget has been used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// At most one step was done.
+    OneStep,
+    /// Several steps, within the time.
+    Steps,
+    /// All of it.
+    All,
+}
+
 impl<'c> Budget<'c> {
     pub const fn new(time: Duration, clock: &'c (dyn Fn() -> Moment + 'c)) -> Budget<'c> {
         Budget {
             clock,
             time,
             state: State::Whole,
+        }
+    }
+
+    /// Returns how much of it has been used. Reads no clock.
+    pub const fn used(&self) -> Use {
+        match self.state {
+            State::Whole => Use::OneStep,
+            State::Begun { .. } => Use::Steps,
+            State::Spent => Use::All,
         }
     }
 
@@ -143,7 +163,12 @@ mod tests {
         let clock = || steps.read(MILLISECOND / 2);
         let mut budget = Budget::new(MILLISECOND, &clock);
         assert_eq!(steps.readings.get(), 0, "a single step reads no clock");
-        let answers: Vec<bool> = (0..5).map(|_| budget.is_spent()).collect();
+        assert_eq!(budget.used(), Use::OneStep);
+        assert!(!budget.is_spent());
+        assert_eq!(budget.used(), Use::Steps);
+        let mut answers = vec![false];
+        answers.extend((0..4).map(|_| budget.is_spent()));
+        assert_eq!(budget.used(), Use::All);
         assert_eq!(answers, [false, false, true, true, true]);
         assert_eq!(steps.readings.get(), 3, "a spent budget reads no clock");
     }

@@ -26,8 +26,9 @@ pub const REQUESTS_PER_READ_MAX: usize = 32;
 
 /// How long a connection's pump may go on with further requests, frames and streams: the others
 /// wait for it. It is asked between two of them, so one step more may follow, and what follows the
-/// budget waits for the next pump. Some hundred usual requests fit.
-pub const PUMP_TIME_MAX: Duration = Duration::from_millis(1);
+/// budget waits for the next pump. Some thirty usual requests fit, or a megabyte that is only
+/// copied. A client that sends more is greedy, and waits for all others.
+pub const PUMP_TIME_MAX: Duration = Duration::from_micros(250);
 
 /// When phase 5 ends, counted from the turn's beginning: messages that are left wait, in order, for
 /// the next turn. A message takes some microseconds, the last one of a long response more.
@@ -55,9 +56,9 @@ pub const ITEMS_PER_CLOCK_READING: u32 = 8;
 pub const TIMERS_PER_TURN_MAX: usize = 1024;
 
 /// Steps of handshakes (a key agreement, a signature) per turn. Each takes from 0.1 ms (ECDSA) to
-/// 1 ms (RSA), so a stream waits at most some milliseconds for handshakes; the other handshakes
-/// wait for the next turn, which follows at once.
-pub const HANDSHAKE_STEPS_PER_TURN_MAX: u32 = 8;
+/// 1 ms (RSA), so a request waits at most two milliseconds for handshakes. The other handshakes
+/// wait for the next turn, which follows at once: a turn costs a hundredth of such a step.
+pub const HANDSHAKE_STEPS_PER_TURN_MAX: u32 = 2;
 
 // ---- one connection ----
 

@@ -30,6 +30,7 @@ use super::metrics::Part;
 use super::system::{Edge, System};
 use super::transport::{Arrived, Transport};
 use crate::config::Opening;
+use crate::core::budget::Use;
 use crate::core::buffered::Claim;
 use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
@@ -42,6 +43,8 @@ pub struct Channel<K> {
     peer: Peer,
     /// The peer has sent a valid key, or had a job run.
     is_known: bool,
+    /// It has used up the time of a pump, and each of its later pumps took several steps.
+    is_greedy: bool,
     readiness: Readiness,
     transport: Transport,
     /// Bytes that arrived and are not used up: the tail of an incomplete request, or requests that
@@ -67,6 +70,7 @@ impl<K> Channel<K> {
             socket,
             peer,
             is_known: false,
+            is_greedy: false,
             readiness: Readiness::new(),
             transport: Transport::new(opening),
             inbound: Vec::new(),
@@ -91,6 +95,10 @@ impl<K> Channel<K> {
 
     pub fn transport(&self) -> &Transport {
         &self.transport
+    }
+
+    pub const fn is_greedy(&self) -> bool {
+        self.is_greedy
     }
 
     pub fn is_known(&self) -> bool {
@@ -248,6 +256,16 @@ impl<K> Channel<K> {
     /// Records whether the peer has sent a valid key, or had a job run.
     pub fn note_known(&mut self, is_known: bool) {
         self.is_known |= is_known;
+    }
+
+    /// Records how much of its time the connection's pump has used.
+    pub const fn note_used(&mut self, used: Use) {
+        match used {
+            Use::OneStep => self.is_greedy = false,
+            // One that leaves a little of its time is as greedy as before.
+            Use::Steps => {}
+            Use::All => self.is_greedy = true,
+        }
     }
 
     /// Keeps unused bytes, after those that are held already.

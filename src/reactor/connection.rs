@@ -163,6 +163,11 @@ impl<K> Connection<K> {
         !self.channel.is_known()
     }
 
+    /// Returns whether its pumps are long, so that those of other connections must come first.
+    pub fn is_greedy(&self) -> bool {
+        self.channel.is_greedy()
+    }
+
     /// Returns whether an event of this request's job is expected.
     pub fn awaits(&self, request: u32) -> bool {
         self.protocol.awaits(request)
@@ -247,7 +252,9 @@ impl<K> Connection<K> {
     ) -> Pumped {
         let exchanges = self.protocol.exchanges();
         let (was_proxied, was_handshaking) = self.opening();
-        match self.advance(system, scratch, turn) {
+        let advanced = self.advance(system, scratch, turn);
+        self.channel.note_used(turn.budget.used());
+        match advanced {
             Ok(pumped) => {
                 let (is_proxied, is_handshaking) = self.opening();
                 let is_introduced = was_proxied && !is_proxied;

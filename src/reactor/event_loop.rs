@@ -15,8 +15,8 @@
 //!   6 run       two rounds of the run queue, in which each queued connection pumps once, within
 //!               its budget. After each pump of the first round, the mailbox again: its events are
 //!               handled while the connection is warm in the cache, and written in round two. In a
-//!               drain, some more connections are queued before. Behind the rounds, the connections
-//!               that had more to do than a pump has time for, for about a millisecond
+//!               drain, some more connections are queued before. Behind the rounds, the greedy
+//!               connections, for about as long as one pump
 //!   7 wheel     deadlines that have passed: after 6, so that a request that arrived in time is not
 //!               late because we looked late
 //!   8 accept    after 6 and 7, so that places that became free count
@@ -112,7 +112,8 @@ pub struct Reactor<S: System> {
     closed: [Counter; CloseReason::ALL.len()],
     wheel: Wheel,
     run_queue: RunQueue,
-    /// Connections that had more to do than their last pump had time for: behind all others.
+    /// Connections that had more to do than their last pump had time for, and what comes for those
+    /// of which that is known: behind all others.
     unfinished: RunQueue,
     /// Connections that need a handshake step and found none left; the first of them go first in
     /// the next turn.
@@ -265,7 +266,9 @@ impl<S: System> Reactor<S> {
                 Source::Client(key) => match self.slots.get_mut(key) {
                     Some(connection) => {
                         connection.handle_edge(&edge);
-                        if !self.unfinished.contains(key) {
+                        if connection.is_greedy() {
+                            self.unfinished.push(key);
+                        } else if !self.unfinished.contains(key) {
                             self.run_queue.push(key);
                         }
                     }
@@ -352,7 +355,10 @@ impl<S: System> Reactor<S> {
     /// is woken once for all of them and not once for each.
     ///
     /// A connection whose pump stops early, for its time or its counts, goes on behind the others,
-    /// in this turn if there is time. Connections that are queued during the second round wait for
+    /// in this turn if there is time. One that has used up a pump's time stays behind the others
+    /// until a pump of a single step is enough for it: otherwise each client of a flood would have
+    /// a whole pump in front of the others as often as its socket was empty for a moment.
+    /// Connections that are queued during the second round wait for
     /// the next turn, and so do those for which there is no time: they are in front of all that are
     /// queued later.
     fn run_connections(&mut self) {
@@ -376,9 +382,9 @@ impl<S: System> Reactor<S> {
         }
     }
 
-    /// Pumps connections that had more to do than their time allowed: for about as long as one of
-    /// them may take, and at least one, however busy the loop is. In front of the others they would
-    /// hold up each small request by a pump for each client that always has more.
+    /// Pumps greedy connections: for about as long as one of them may take, and at least one,
+    /// however busy the loop is. In front of the others they would hold up each small request by a
+    /// pump for each client that always has more.
     fn run_unfinished(&mut self) {
         if self.unfinished.is_empty() {
             return;

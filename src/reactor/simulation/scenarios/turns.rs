@@ -16,6 +16,8 @@
 //!  * `pump` does not push an early end to `unfinished`, an edge queues an unfinished connection in
 //!    front of the others, or `run_unfinished` does not ask:
 //!    [`clients_that_always_have_more_wait_behind_the_others`];
+//!  * `is_greedy` that is always false, or that ends with a pump of several steps:
+//!    [`clients_that_had_more_stay_behind_the_others`];
 //!  * `read_mailbox` does not ask, drops its leftover messages, or sleeps on them:
 //!    [`messages_without_time_stay_in_order`],
 //!    [`the_loop_does_not_sleep_on_messages_without_time`];
@@ -35,7 +37,12 @@ use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
 /// Three steps use up a pump's time.
-const PUMP_STEP: Duration = Duration::from_micros(400);
+const PUMP_STEP: Duration = Duration::from_micros(100);
+
+const _: () = {
+    let pump = limits::PUMP_TIME_MAX.as_micros();
+    assert!(2 * PUMP_STEP.as_micros() < pump && pump < 3 * PUMP_STEP.as_micros());
+};
 
 /// One step uses up the time of every phase.
 const PHASE_STEP: Duration = Duration::from_millis(16);
@@ -97,7 +104,7 @@ fn slow_requests_of_one_client_share_a_turn() {
     stage.send(greedy, GET.repeat(20));
     stage.send(modest, GET);
     stage.turn();
-    // Four in each of the two rounds: the first one is not measured, and three steps follow.
+    // Four in each of two pumps: the first one is not measured, and three steps follow.
     assert_eq!(answers(&stage.arrived(greedy)), 8);
     assert_eq!(answers(&stage.arrived(modest)), 1);
     assert_eq!(answers(stage.receive(greedy).as_bytes()), 12);
@@ -165,6 +172,45 @@ fn clients_that_always_have_more_wait_behind_the_others() {
             .iter()
             .all(|wire| wire.to_daemon.is_empty())
     );
+}
+
+/// The same if nothing is left of what the ten have sent when the small request comes: they are
+/// known. One that has become modest is served like the others.
+#[test]
+fn clients_that_had_more_stay_behind_the_others() {
+    let mut stage = Stage::new(|_| {});
+    let greedy: Vec<_> = (0..10).map(|_| stage.connect()).collect();
+    let modest = stage.connect();
+    stage.settle();
+    stage.set_step(PUMP_STEP);
+    for requests in [20, 2, 2, 2] {
+        for &wire in &greedy {
+            stage.send(wire, GET.repeat(requests));
+        }
+        stage.send(modest, GET);
+        let before = stage.daemon.network.borrow().clock;
+        stage.turn();
+        assert_eq!(answers(&stage.arrived(modest)), 1);
+        let took = stage.daemon.network.borrow().clock.since(before);
+        assert!(
+            requests == 20 || took < 5 * limits::PUMP_TIME_MAX,
+            "{took:?}"
+        );
+        stage.settle();
+        for &wire in &greedy {
+            assert_eq!(answers(&stage.arrived(wire)), requests);
+        }
+    }
+    for served in [0, 1] {
+        stage.send(greedy[0], GET);
+        (1..10).for_each(|other| stage.send(greedy[other], GET.repeat(4)));
+        // The first one is in front of the nine from the second time on.
+        stage.turn();
+        let is_served = answers(&stage.arrived(greedy[0])) == 1;
+        assert!(is_served || served == 0);
+        stage.settle();
+        (0..10).for_each(|wire| drop(stage.arrived(greedy[wire])));
+    }
 }
 
 #[test]
