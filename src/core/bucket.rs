@@ -125,6 +125,27 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// Returns the state for a caller that takes nothing.
+    pub fn level(&self, rate: Rate, now: Moment) -> Level {
+        let full_at = self.0.load(Ordering::Relaxed);
+        level(rate, full_at.saturating_sub(nanoseconds(now)))
+    }
+
+    /// Sets the bucket to be full in `ahead`, and `units` later than that, or earlier.
+    pub fn set(&self, rate: Rate, ahead: Duration, units: i64, now: Moment) {
+        let most = u64::MAX / 4;
+        let ahead = u64::try_from(ahead.as_nanos()).unwrap_or(most).min(most);
+        let weight = rate.weight(units.unsigned_abs().min(u64::from(u32::MAX)) as u32);
+        let full_at = nanoseconds(now).saturating_add(ahead);
+        let full_at = match units < 0 {
+            true => full_at.saturating_sub(weight),
+            false => full_at.saturating_add(weight),
+        };
+        self.0.store(full_at, Ordering::Relaxed);
+    }
+}
+
 fn nanoseconds(now: Moment) -> u64 {
     now.as_micros().saturating_mul(1_000)
 }

@@ -10,6 +10,7 @@ pub mod drain;
 pub mod glitch;
 pub mod idle_list;
 pub mod key;
+pub mod lease;
 pub mod network;
 pub mod network_counts;
 pub mod output;

@@ -1,5 +1,5 @@
 //! Bounds of the reactor's building blocks: timer wheel, buffers, output, account of buffered
-//! memory, accept gate, glitches.
+//! memory, accept gate, glitches, shared buckets.
 
 use std::time::Duration;
 
@@ -133,3 +133,13 @@ const _: () = assert!(GLITCH_POINTS_MAX <= u32::MAX / 1_000 / 2);
 const _: () = assert!(
     TRANSFER_BYTES_PER_SECOND_MIN as u128 * TRANSFER_RATE_WINDOW.as_millis() <= u32::MAX as u128
 );
+
+// ---- shared buckets ----
+
+/// How long a request is asked to wait whose daemon has taken a whole lease that the common count
+/// has not confirmed: longer than a round trip.
+pub const LEASE_RETRY: Duration = Duration::from_millis(20);
+
+/// How many bursts may be missing in a shared bucket: a debt of leases and of long outputs. More
+/// would only come from a clock that has jumped.
+pub const LEASE_DEBT_FACTOR_MAX: u32 = 10;
