@@ -193,7 +193,7 @@ fn form_service() -> Service {
         config: Arc::new(config),
         keys: Arc::new(KeyRing::new(Vec::new())),
         engine: Arc::new(NoEngine),
-        limiter: Arc::new(Limiter::new()),
+        limiter: Arc::new(Limiter::default()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("bench"),
         requests: Arc::default(),

@@ -153,7 +153,7 @@ impl Daemon {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
             engine,
-            limiter: Arc::new(Limiter::new()),
+            limiter: Arc::new(Limiter::default()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             requests: Arc::default(),

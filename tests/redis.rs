@@ -3,11 +3,14 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use autoglmd::cache::shared::{EntryId, RedisLevel, SharedLevel, SharedSeries};
 use autoglmd::config::{CacheShared, RedisUrl};
 use autoglmd::core::Moment;
+use autoglmd::core::bucket::Rate;
+use autoglmd::keys::{Account, Holder, KeyRecord, Scopes};
+use autoglmd::leases::{Draw, Leases, Unit};
 use autoglmd::redis::metrics::RedisSeries;
 use autoglmd::redis::slots::slot_of;
 use autoglmd::redis::{Handle, Link, Reply, Request, Settings};
@@ -374,4 +377,105 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
     use autoglmd::cache::shared::Verdict::{Foreign, Hit, Lost, Miss};
     let count = |verdict| series.lookups.get(verdict).get();
     assert_eq!([Hit, Miss, Foreign, Lost].map(count), [1, 3, 3, 1]);
+}
+
+// ---- leases ----
+
+fn holder() -> Arc<Holder> {
+    let record = KeyRecord {
+        id: "key_000000000000".to_owned(),
+        name: String::new(),
+        hash: [0; 32],
+        scopes: Scopes::GENERATE,
+        created_at: 0,
+        expires_at: None,
+        requests_per_minute: None,
+        tokens_per_minute: None,
+        concurrency: None,
+        weight: 1,
+        revoked: false,
+    };
+    let account = Arc::new(Account::new(&record.id));
+    Arc::new(Holder { record, account })
+}
+
+/// Four daemons take as fast as they can, through the real count.
+///
+/// Mutations: reports that are not sent; a script that returns 0; keys without their hash tag do
+/// not fail here, but in the cluster below.
+#[test]
+fn four_daemons_never_take_more_than_the_limit_and_a_lease_each() {
+    let server = Server::start();
+    let rate = Rate::new(6_000, 100);
+    let start = Instant::now();
+    let taken: u32 = std::thread::scope(|scope| {
+        let daemons: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let client = Client::to(&server.url(), PATIENCE).connected();
+                    let (leases, holder) = (Leases::new(client.handle.clone()), holder());
+                    let draw = Draw {
+                        unit: Unit::Requests,
+                        rate,
+                        units: 1,
+                        percent: 10,
+                    };
+                    let tries = (0..3_000).filter(|number| {
+                        if number % 8 == 0 {
+                            std::thread::yield_now();
+                        }
+                        leases.take(&holder, draw, Moment::now()).is_ok()
+                    });
+                    tries.count() as u32
+                })
+            })
+            .collect();
+        daemons.into_iter().map(|one| one.join().unwrap()).sum()
+    });
+    let earned = start.elapsed().as_millis() as u32 / 10 + 1;
+    println!("{taken} of 12,000 taken, {earned} earned");
+    assert!(
+        taken <= 100 + earned + 4 * 10,
+        "{taken} taken, {earned} earned"
+    );
+    assert!(taken >= 100, "{taken} taken");
+}
+
+/// Both buckets of a key are on one node, and tokens that were not used are given back.
+#[test]
+fn a_cluster_counts_requests_and_tokens() {
+    let cluster = Cluster::start();
+    let client = Client::to(&cluster.url(), PATIENCE).connected();
+    let [requests, tokens] = ["requests", "tokens"]
+        .map(|unit| slot_of(format!("autoglmd:{{key_000000000000}}:{unit}").as_bytes()));
+    assert_eq!(requests, tokens);
+    eventually("its node is connected", || {
+        client.set("{key_000000000000}", "").then_some(())
+    });
+    let (leases, holder, rate) = (
+        Leases::new(client.handle.clone()),
+        holder(),
+        Rate::new(60, 60),
+    );
+    let draw = Draw {
+        unit: Unit::Tokens,
+        rate,
+        units: 50,
+        percent: 100,
+    };
+    let (level, reservation) = leases.reserve(&holder, draw, Moment::now()).unwrap();
+    assert_eq!(level.remaining, 10);
+    reservation.reconcile(&holder, 5, Moment::now());
+    let node = &cluster.nodes[cluster.node_of_slot(tokens)];
+    let mut direct = node.connect();
+    let (left, _) = eventually("the count knows of 5", || {
+        let mut get = redis::cmd("PTTL");
+        let left: i64 = get
+            .arg("autoglmd:{key_000000000000}:tokens")
+            .query(&mut direct)
+            .ok()?;
+        // A token takes a second, and the count lives a second longer than it must.
+        (1..=6_000).contains(&left).then_some(left)
+    });
+    assert!(left > 0);
 }

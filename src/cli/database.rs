@@ -22,12 +22,17 @@ pub struct Database {
 }
 
 impl Database {
-    pub fn place(self) -> Result<Place, Code> {
+    /// Returns the sources of the daemon's configuration.
+    pub fn sources(&self) -> Sources {
         let flags = Overrides {
-            state_dir: self.state_dir,
+            state_dir: self.state_dir.clone(),
             ..Overrides::default()
         };
-        let sources = Sources::of_process(self.config, flags);
+        Sources::of_process(self.config.clone(), flags)
+    }
+
+    pub fn place(&self) -> Result<Place, Code> {
+        let sources = self.sources();
         let loaded = config::load(&sources).map_err(|errors| fail(exit::CONFIG, errors))?;
         let place = database::place(&loaded.config, &sources);
         place.map_err(|reason| fail(exit::CONFIG, reason))

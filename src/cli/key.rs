@@ -6,8 +6,10 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::announce::announce;
 use super::database::{Database, explain};
 use super::times::{self, End, parse_end, parse_lifetime};
+use crate::bus::Notice;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
 use crate::core::UnixSeconds;
@@ -108,6 +110,7 @@ struct Set {
 
 impl Key {
     pub fn run(self) -> Result<(), Code> {
+        let sources = self.database.sources();
         let mut store = self
             .database
             .place()?
@@ -118,7 +121,13 @@ impl Key {
         match self.command {
             KeyCommand::Create(create) => create.run(store, now),
             KeyCommand::List { json } => list(store, json, now),
-            KeyCommand::Revoke { ids } => ids.iter().try_for_each(|id| revoke(store, id, now)),
+            KeyCommand::Revoke { ids } => {
+                let revoked = ids.iter().try_for_each(|id| revoke(store, id, now));
+                // Also those before one that failed.
+                let notices: Vec<Notice> = ids.into_iter().map(Notice::Key).collect();
+                announce(&notices, &sources);
+                revoked
+            }
             KeyCommand::Rotate(rotate) => rotate.run(store, now),
             KeyCommand::Set(set) => set.run(store),
         }

@@ -4,6 +4,7 @@
 //! configuration are passed on as text and checked like a line of its file, so that both have the
 //! same rules and the same messages.
 
+mod announce;
 pub mod check;
 pub mod client;
 pub mod database;

@@ -241,6 +241,11 @@ schema! {
         unauthenticated_per_minute: u32 = 120, number(limits::REQUESTS_PER_MINUTE), Reload;
         /// Concurrent requests of a key. 0: no limit.
         concurrency: u32 = 0, number(limits::CONCURRENT_REQUESTS), Reload;
+        /// With `cache.shared.url`, the limits of a key hold for all daemons together. Each daemon
+        /// may take this part of a burst, in percent, before the common count has confirmed it:
+        /// the daemons together may exceed a limit by that much each, and one that gets more within
+        /// a round trip refuses the rest.
+        lease: u32 = 50, number(limits::LEASE_PERCENT), Reload;
     }
 
     /// Limits of one connection and one request, and of all connections together.

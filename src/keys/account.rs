@@ -6,16 +6,16 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
-use crate::core::bucket::Bucket;
 use crate::core::buffered;
+use crate::core::lease::Lease;
 
 /// The account of one key, shared by its secrets, by rings and by reactors.
 #[derive(Debug)]
 pub struct Account {
     /// Derived from the key's id: the same after a rotation, and in every process.
     pub tenant: u64,
-    pub requests: Bucket,
-    pub tokens: Bucket,
+    pub requests: Lease,
+    pub tokens: Lease,
     /// The number of running requests. Each request holds a permit of its own on it.
     pub running: Arc<AtomicU32>,
     /// The memory of its incomplete bodies. Most keys never have any.
@@ -29,8 +29,8 @@ impl Account {
         tenant.copy_from_slice(&hash.as_bytes()[..8]);
         Account {
             tenant: u64::from_le_bytes(tenant),
-            requests: Bucket::default(),
-            tokens: Bucket::default(),
+            requests: Lease::default(),
+            tokens: Lease::default(),
             running: Arc::default(),
             buffered: OnceLock::new(),
         }

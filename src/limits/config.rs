@@ -155,3 +155,6 @@ pub const REDIS_HOSTS: RangeInclusive<usize> = 1..=32;
 /// `cache.shared.timeout`: a shorter one fails on an honest network; a longer one makes a miss
 /// slower than the computation that it was to save.
 pub const SHARED_TIMEOUT_MS: RangeInclusive<u64> = 5..=5_000;
+
+/// `rate_limit.lease`, in percent.
+pub const LEASE_PERCENT: RangeInclusive<u64> = 1..=100;

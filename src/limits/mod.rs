@@ -41,6 +41,8 @@ pub mod store;
 
 pub mod redis;
 
+pub mod bus;
+
 pub mod telemetry;
 
 pub mod config;

@@ -180,9 +180,11 @@ impl Dialer {
             }
             _ => Client::open(info)?,
         };
-        let connection = client.get_connection_with_timeout(timeout)?;
+        let mut connection = client.get_connection_with_timeout(timeout)?;
         connection.set_read_timeout(Some(timeout))?;
         connection.set_write_timeout(Some(timeout))?;
+        // The kernel accepts connections for a process that is stopped.
+        cmd("PING").exec(&mut connection)?;
         Ok(connection)
     }
 }

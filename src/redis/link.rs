@@ -13,6 +13,7 @@
 //! that are not given back (`a_full_queue_refuses_...`), `submit` that ignores `is_up`
 //! (`without_a_server_...`).
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -43,6 +44,14 @@ pub struct Handle {
 struct Shared {
     is_up: AtomicBool,
     waiting_bytes: AtomicUsize,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle")
+            .field("is_up", &self.is_up())
+            .finish()
+    }
 }
 
 impl Handle {

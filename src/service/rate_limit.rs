@@ -1,7 +1,8 @@
 //! Limits how often each address may send requests without a valid key.
 //!
 //! Owns the buckets of addresses, which all reactors share; [`crate::core::bucket`] has their
-//! arithmetic. A key's own buckets are in its account ([`crate::keys::Account`]).
+//! arithmetic. A key's own buckets are in its account ([`crate::keys::Account`]); those of several
+//! daemons are counted together by [`Leases`].
 //!
 //! Invariant: memory is bounded. Addresses come from strangers, so they share a table of fixed
 //! size: an address is hashed, with a secret seed, to one of its buckets. Two addresses in the same
@@ -13,22 +14,27 @@ use std::net::IpAddr;
 
 use crate::core::bucket::Bucket;
 use crate::core::network::client_network;
+use crate::leases::Leases;
 use crate::limits::service as limits;
 
-/// The buckets of all addresses.
+/// The buckets of all addresses, and the way to the common count of keys.
 #[derive(Debug)]
 pub struct Limiter {
     addresses: Box<[Bucket]>,
     seed: RandomState,
+    /// The count of keys' units over all daemons.
+    pub leases: Leases,
 }
 
 impl Limiter {
-    pub fn new() -> Limiter {
+    /// Makes the limiter of a daemon, which counts alone with [`Leases::default`].
+    pub fn new(leases: Leases) -> Limiter {
         Limiter {
             addresses: (0..limits::ADDRESS_BUCKETS)
                 .map(|_| Bucket::default())
                 .collect(),
             seed: RandomState::new(),
+            leases,
         }
     }
 
@@ -41,7 +47,7 @@ impl Limiter {
 
 impl Default for Limiter {
     fn default() -> Limiter {
-        Limiter::new()
+        Limiter::new(Leases::default())
     }
 }
 

@@ -43,7 +43,7 @@ pub use place::Place;
 pub use postgres::Target;
 pub use requests::{Requests, StoreTask};
 pub use sqlite::{DATABASE_FILE, SqliteStore};
-pub use watch::StoreWatcher;
+pub use watch::{Looks, StoreWatcher};
 pub use worker::StoreWorker;
 
 #[cfg(test)]

@@ -277,6 +277,9 @@ impl Daemon {
             State::Ready => format!("serving {model}"),
         };
         status += &format!(" on {}", self.parts.listeners.addresses().join(", "));
+        if self.parts.bus.is_connected() == Some(false) {
+            status += "; the bus to other daemons is lost";
+        }
         if let Some(refusal) = &self.refusal {
             status += &format!("; the last reload was refused: {refusal}");
         }

@@ -56,6 +56,7 @@ impl Part for Keys {
         let started = StoreWatcher::start(store, reopen, on_change);
         let (watcher, ring) = started.map_err(|error| unusable(&error))?;
         birth.keys = ring;
+        birth.looks = Some(watcher.looks());
         Ok(Keys {
             watcher: Some(watcher),
         })

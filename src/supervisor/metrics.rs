@@ -119,6 +119,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::bus::metrics::BusSeries;
     use crate::cache::shared::SharedSeries;
     use crate::core::buffered::Claim;
     use crate::core::glitch::Glitch;
@@ -141,6 +142,7 @@ mod tests {
         metrics.series::<EngineSeries>();
         metrics.series::<WorkerSeries>();
         metrics.series::<RedisSeries>();
+        metrics.series::<BusSeries>();
         metrics.series::<SharedSeries>();
         metrics.series::<CompressionSeries>();
         let service = metrics.series::<ServiceSeries>();
@@ -235,6 +237,7 @@ mod tests {
             EngineSeries::ROWS,
             WorkerSeries::ROWS,
             RedisSeries::ROWS,
+            BusSeries::ROWS,
             SharedSeries::ROWS,
             CompressionSeries::ROWS,
             ServiceSeries::ROWS,

@@ -4,18 +4,18 @@
 //!
 //! ```text
 //!   configuration -> signals blocked -> log -> certificates -> listeners -> Redis -> keys
-//!                 -> store -> workers -> engine -> reactors -> (ready)
+//!                 -> bus -> store -> workers -> engine -> reactors -> (ready)
 //!                 -> signals, file watch, watchdog ...
 //!                 -> drain: reactors end -> engine ends -> workers end -> store ends
-//!                 -> keys' thread ends -> Redis's thread ends -> log flushed
+//!                 -> bus ends -> keys' thread ends -> Redis's thread ends -> log flushed
 //! ```
 //!
 //! In reading order:
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
 //! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`] (with
-//!   [`database`]), [`requests`], [`workers`], [`engine`] (with [`prover`]), [`reactors`] (with
-//!   [`spawner`] and [`buffers`]): the parts;
+//!   [`database`]), [`bus`], [`requests`], [`workers`], [`engine`] (with [`prover`]), [`reactors`]
+//!   (with [`spawner`] and [`buffers`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
@@ -24,6 +24,7 @@
 //! worker, because this thread feeds the watchdog and reactors serve.
 
 mod buffers;
+mod bus;
 mod certificates;
 mod daemon;
 pub mod database;

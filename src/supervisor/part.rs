@@ -18,7 +18,7 @@ use crate::keys::KeyRing;
 use crate::offload::Workers;
 use crate::redis;
 use crate::service::Limiter;
-use crate::store::{Bootstrap, Requests};
+use crate::store::{Bootstrap, Looks, Requests};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
 
@@ -72,9 +72,11 @@ pub struct Birth {
     /// From the listeners: reactors that already receive messages, but do not run yet.
     pub spawner: Option<Spawner>,
     /// From Redis: the way to its thread; `None` without Redis.
-    pub redis: Option<redis::Handle>,
+    pub redis: Option<(redis::Settings, redis::Handle)>,
     /// From the keys: the present ring.
     pub keys: Arc<KeyRing>,
+    /// From the keys: the way to have changed keys read at once.
+    pub looks: Option<Looks>,
     /// From the keys: the key of the very first start, which must be shown.
     pub bootstrap: Option<Bootstrap>,
     /// From the engine part.
@@ -91,7 +93,7 @@ impl Birth {
             config: Arc::new(loaded.config.clone()),
             metrics: Metrics::new(loaded.config.engine.kind.as_str()),
             sources: sources.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: Arc::new(Limiter::default()),
             buffered: Account::new(buffers::bound(&loaded.config)),
             workers: Arc::default(),
             requests: Arc::default(),
@@ -101,6 +103,7 @@ impl Birth {
             spawner: None,
             redis: None,
             keys: Arc::default(),
+            looks: None,
             bootstrap: None,
             engine: None,
         }

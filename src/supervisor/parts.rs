@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use super::bus::Bus;
 use super::certificates::Certificates;
 use super::engine::EnginePart;
 use super::failure::Failure;
@@ -31,6 +32,7 @@ pub struct Parts {
     /// Before the keys, whose limits and notices it carries.
     pub redis: Redis,
     pub keys: Keys,
+    pub bus: Bus,
     pub requests: StoreRequests,
     pub workers: WorkerThreads,
     pub engine: EnginePart,
@@ -46,6 +48,7 @@ impl Parts {
             listeners: Listeners::start(birth)?,
             redis: Redis::start(birth)?,
             keys: Keys::start(birth)?,
+            bus: Bus::start(birth)?,
             requests: StoreRequests::start(birth)?,
             workers: WorkerThreads::start(birth)?,
             engine: EnginePart::start(birth)?,
@@ -53,13 +56,14 @@ impl Parts {
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 9] {
+    fn list(&mut self) -> [&mut dyn Part; 10] {
         [
             &mut self.log,
             &mut self.certificates,
             &mut self.listeners,
             &mut self.redis,
             &mut self.keys,
+            &mut self.bus,
             &mut self.requests,
             &mut self.workers,
             &mut self.engine,

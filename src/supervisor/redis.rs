@@ -1,9 +1,13 @@
 //! Redis, as a part: its thread, and the way to it for the parts after it.
 
+use std::sync::Arc;
+
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::console::exit;
+use crate::leases::Leases;
 use crate::redis::{Link, Settings};
+use crate::service::Limiter;
 
 pub struct Redis {
     /// `None` without Redis, and once its thread has ended.
@@ -18,9 +22,10 @@ impl Part for Redis {
         let Some(settings) = settings else {
             return Ok(Redis { link: None });
         };
-        let (link, handle) = Link::start(settings, birth.metrics.series())
+        let (link, handle) = Link::start(settings.clone(), birth.metrics.series())
             .map_err(|error| Failure::os("the thread of Redis", &error))?;
-        birth.redis = Some(handle);
+        birth.limiter = Arc::new(Limiter::new(Leases::new(handle.clone())));
+        birth.redis = Some((settings, handle));
         Ok(Redis { link: Some(link) })
     }
 

@@ -159,7 +159,7 @@ fn service_parts(engine: Arc<dyn Engine>, mailboxes: Arc<Mailboxes<Socket>>) -> 
         config: Arc::new(config),
         keys: Arc::new(KeyRing::new(Vec::new())),
         engine,
-        limiter: Arc::new(Limiter::new()),
+        limiter: Arc::new(Limiter::default()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("echo"),
         requests: Arc::default(),

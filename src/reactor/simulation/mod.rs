@@ -156,7 +156,7 @@ impl Daemon {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
             engine: engine.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: Arc::new(Limiter::default()),
             buffered: buffered.clone(),
             metrics: metrics.clone(),
             requests: Arc::default(),

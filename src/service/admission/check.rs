@@ -20,6 +20,7 @@ use crate::grpc::frame;
 use crate::http::negotiate::{AcceptEncoding, body_coding};
 use crate::http::{Method, Request};
 use crate::keys::Holder;
+use crate::leases::{Draw, Unit};
 use crate::limits::service as limits;
 use crate::offload::Permit;
 use crate::service::call::{Call, Intake};
@@ -217,7 +218,13 @@ fn take_request(parts: &Parts, call: &mut Call, arrival: &Arrival<'_>) -> Result
     if !limits.enabled || !rate.is_bounded() {
         return Ok(());
     }
-    match caller.account.requests.take(rate, 1, arrival.now) {
+    let draw = Draw {
+        unit: Unit::Requests,
+        rate,
+        units: 1,
+        percent: limits.lease,
+    };
+    match parts.limiter.leases.take(caller, draw, arrival.now) {
         Ok(level) => {
             call.requests = Some(level);
             Ok(())

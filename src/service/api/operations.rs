@@ -31,7 +31,10 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
     let silence;
     let readiness = match &state {
         _ if desk.is_draining => Readiness::of("draining"),
-        State::Ready => Readiness::of("ready"),
+        State::Ready => Readiness {
+            message: desk.parts.limiter.leases.problem(),
+            ..Readiness::of("ready")
+        },
         State::Loading { percent } => Readiness {
             percent: Some(*percent),
             ..Readiness::of("loading")

@@ -5,21 +5,19 @@ use crate::core::Moment;
 use crate::core::bucket::Rate;
 use crate::error::{ApiError, ErrorCode};
 use crate::keys::KeyRecord;
+use crate::leases::{Draw, Leases, Reservation, Unit};
 use crate::limits::engine as engine_limits;
 use crate::service::call::Call;
 
 /// The possible cost of one job, taken in advance.
-#[derive(Clone, Copy, Debug)]
-pub struct Reserved {
-    rate: Rate,
-    tokens: u32,
-}
+#[derive(Clone, Debug)]
+pub struct Reserved(Reservation);
 
 impl Reserved {
     /// Takes the possible cost of a prompt of `prompt_bytes` and a response of `max_tokens` out of
     /// the key's tokens per minute. `None` if those are not bounded.
     pub fn take(
-        limits: &config::RateLimit,
+        (leases, limits): (&Leases, &config::RateLimit),
         call: &mut Call,
         prompt_bytes: usize,
         max_tokens: u32,
@@ -34,10 +32,16 @@ impl Reserved {
         }
         let prompt_tokens = (prompt_bytes / engine_limits::BYTES_PER_TOKEN) as u32;
         let tokens = prompt_tokens.saturating_add(max_tokens);
-        match caller.account.tokens.take(rate, tokens, now) {
-            Ok(level) => {
+        let draw = Draw {
+            unit: Unit::Tokens,
+            rate,
+            units: tokens,
+            percent: limits.lease,
+        };
+        match leases.reserve(caller, draw, now) {
+            Ok((level, reservation)) => {
                 call.tokens = Some(level);
-                Ok(Some(Reserved { rate, tokens }))
+                Ok(Some(Reserved(reservation)))
             }
             Err(exceeded) => {
                 call.tokens = Some(exceeded.level);
@@ -53,10 +57,9 @@ impl Reserved {
     }
 
     /// Replaces the reservation by the tokens used.
-    pub fn reconcile(self, call: &Call, used: u32, now: Moment) {
+    pub fn reconcile(&self, call: &Call, used: u32, now: Moment) {
         if let Some(caller) = &call.caller {
-            let bucket = &caller.account.tokens;
-            bucket.reconcile(self.rate, self.tokens, used, now);
+            self.0.reconcile(caller, used, now);
         }
     }
 }

@@ -115,8 +115,8 @@ fn submit(
     let mut memory = desk.parts.buffered.share(Claim::of(call.caller.is_some()));
     let taken = memory.resize(asked.prompt.bytes());
     taken.map_err(|Full| buffers_full())?;
-    let rates = &desk.parts.config.rate_limit;
-    let reserved = Reserved::take(rates, call, asked.prompt.bytes(), max_tokens, now)?;
+    let counts = (&desk.parts.limiter.leases, &desk.parts.config.rate_limit);
+    let reserved = Reserved::take(counts, call, asked.prompt.bytes(), max_tokens, now)?;
     let delivery = Delivery::new(asked.narrator, now);
     // The first grant: no engine has looked for credit yet.
     let _ = ticket.grant(delivery.credit());

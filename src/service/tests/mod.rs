@@ -311,7 +311,7 @@ impl Bench {
             config: Arc::new(config),
             keys: Arc::new(ring()),
             engine: engine.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: Arc::new(Limiter::default()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             requests: Arc::default(),

@@ -1,0 +1,194 @@
+//! Several daemons on one store: notices of changed keys, and limits that hold for all together.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::redis::Server;
+use common::{Daemon, Options, eventually, request};
+use serde_json::json;
+
+/// Two daemons on one database and one Redis.
+struct Pair {
+    daemons: [Daemon; 2],
+}
+
+impl Pair {
+    fn start(server: &Server, set: impl Fn(Options) -> Options) -> Pair {
+        let options = || {
+            let options = Options::echo()
+                .set("cache.shared.url", &server.url())
+                .set("cache.shared.timeout", "300ms");
+            set(options)
+        };
+        let first = options().start();
+        let second = options().in_folder(first.folder()).start();
+        let pair = Pair {
+            daemons: [first, second],
+        };
+        pair.wait_for("autoglmd_redis_up", 1.0);
+        pair.wait_for("autoglmd_bus_up", 1.0);
+        pair
+    }
+
+    fn wait_for(&self, gauge: &str, value: f64) {
+        for daemon in &self.daemons {
+            eventually(gauge, || {
+                (daemon.metrics().sum(gauge, &[]) == value).then_some(())
+            });
+        }
+    }
+
+    fn wait_for_in_log(&self, text: &str) {
+        for daemon in &self.daemons {
+            daemon.wait_for_log(0, text);
+        }
+    }
+
+    /// Creates a key, and returns its id and its text once both daemons accept it.
+    fn create_key(&self) -> (String, String) {
+        let output = self.daemons[0].run(&["key", "create"]);
+        let key = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let (id, _) = said.split_once(':').expect("the id is shown");
+        for daemon in &self.daemons {
+            eventually("the key is accepted", || {
+                (models(daemon, &key) == 200).then_some(())
+            });
+        }
+        (id.to_owned(), key)
+    }
+
+    /// Revokes a key, and returns how long both daemons accepted it after the command's end.
+    fn revoke(&self, id: &str, key: &str) -> Duration {
+        let config = self.daemons[0].configuration_file();
+        let config = config.to_str().unwrap();
+        let output = self.daemons[0].run(&["key", "revoke", id, "--config", config]);
+        assert!(output.status.success(), "{output:?}");
+        let start = Instant::now();
+        for daemon in &self.daemons {
+            eventually("the key is refused", || {
+                (models(daemon, key) == 401).then_some(())
+            });
+        }
+        start.elapsed()
+    }
+}
+
+fn models(daemon: &Daemon, key: &str) -> u16 {
+    let authorization = format!("Bearer {key}");
+    let fields = [("authorization", authorization.as_str())];
+    let answer = daemon.exchange(&request("GET", "/api/v1/models", &fields, b""));
+    answer.status()
+}
+
+/// The bound is the daemon's promise: a second. By polling alone ten revocations take about as many
+/// seconds, because each follows a look at once.
+///
+/// Mutations: `announce` without the notices; `on_notice` that does not ask for a look.
+#[test]
+fn a_key_revoked_on_one_machine_is_refused_by_all_at_once() {
+    let server = Server::start();
+    let pair = Pair::start(&server, |options| options);
+    let mut all = Duration::ZERO;
+    for _ in 0..10 {
+        let (id, key) = pair.create_key();
+        all += pair.revoke(&id, &key);
+    }
+    println!("10 revocations on two daemons: {all:?}");
+    assert!(all < Duration::from_secs(5), "{all:?}");
+    for daemon in &pair.daemons {
+        let received = daemon
+            .metrics()
+            .sum("autoglmd_bus_notices_received_total", &[]);
+        assert!(received >= 10.0, "{received} notices");
+    }
+}
+
+/// Mutation: no `Notice::All` after a connect.
+#[test]
+fn a_lost_bus_is_reported_and_the_store_is_polled() {
+    let mut server = Server::start();
+    let pair = Pair::start(&server, |options| options);
+    let (id, key) = pair.create_key();
+    server.kill();
+    pair.wait_for("autoglmd_bus_up", 0.0);
+    pair.wait_for("autoglmd_redis_up", 0.0);
+    for daemon in &pair.daemons {
+        daemon.wait_for_log(0, "the bus is lost");
+        let ready = daemon.get("/readyz").expect(200);
+        assert!(ready.text().contains("Redis is lost"), "{}", ready.text());
+    }
+    println!("revoked without a bus: {:?}", pair.revoke(&id, &key));
+    let (id, key) = pair.create_key();
+    server.restart();
+    pair.wait_for("autoglmd_bus_up", 1.0);
+    pair.wait_for("autoglmd_redis_up", 1.0);
+    pair.revoke(&id, &key);
+    let ready = pair.daemons[0].get("/readyz").expect(200);
+    assert!(!ready.text().contains("Redis"), "{}", ready.text());
+}
+
+/// Mutation: no PING on a silent connection.
+#[test]
+fn a_stopped_redis_is_noticed_and_holds_no_request_up() {
+    let server = Server::start();
+    // The test's own questions for metrics take from the limits, too. The lease is a whole burst: a
+    // smaller one would end before the loss is noticed.
+    let pair = Pair::start(&server, |options| {
+        options
+            .set_raw("rate_limit.enabled", "true")
+            .set_raw("rate_limit.requests_per_minute", "600000")
+            .set_raw("rate_limit.burst", "100000")
+            .set_raw("rate_limit.lease", "100")
+    });
+    server.pause();
+    for daemon in &pair.daemons {
+        for _ in 0..50 {
+            let answer = daemon.generate(&json!({"prompt": "a"}));
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+        }
+    }
+    pair.wait_for("autoglmd_bus_up", 0.0);
+    pair.wait_for("autoglmd_redis_up", 0.0);
+    let (id, key) = pair.create_key();
+    pair.revoke(&id, &key);
+    server.resume();
+    pair.wait_for("autoglmd_bus_up", 1.0);
+    pair.wait_for("autoglmd_redis_up", 1.0);
+}
+
+/// Mutations: reports that are not sent; `take` that never asks for the common count.
+#[test]
+fn daemons_share_the_limit_of_a_key() {
+    let mut server = Server::start();
+    let pair = Pair::start(&server, |options| {
+        options
+            .set_raw("rate_limit.enabled", "true")
+            .set_raw("rate_limit.requests_per_minute", "60")
+            .set_raw("rate_limit.burst", "20")
+            .set_raw("rate_limit.lease", "10")
+    });
+    let (_, key) = pair.create_key();
+    let start = Instant::now();
+    let mut accepted = 0;
+    for turn in 0..80 {
+        let daemon = &pair.daemons[turn % 2];
+        accepted += u32::from(models(daemon, &key) == 200);
+    }
+    // A unit per second is earned. `create_key` has taken some before.
+    let earned = start.elapsed().as_secs() as u32 + 1;
+    println!("{accepted} of 80 accepted, {earned} earned");
+    assert!(accepted <= 20 + earned + 2 * 2, "{accepted} accepted");
+    assert!(accepted >= 10, "{accepted} accepted");
+    // Without Redis each applies the limit alone, and says so.
+    server.kill();
+    pair.wait_for_in_log("is lost");
+    let (_, other) = pair.create_key();
+    let alone: Vec<usize> = pair
+        .daemons
+        .iter()
+        .map(|daemon| (0..40).filter(|_| models(daemon, &other) == 200).count())
+        .collect();
+    assert!(alone.iter().all(|count| *count >= 15), "{alone:?}");
+}
