@@ -4,7 +4,8 @@
 //!     STRANGERS_SECONDS=5 STRANGERS_EACH=true cargo bench --bench strangers     # to find a cause
 //!
 //! The daemon has core 0 and the echo engine, with everything that is always on. Ten processes on
-//! core 1, at the lowest priority there, do one attack of [`attacks`] each, all at once. Meanwhile
+//! core 1 do one attack of [`attacks`] each, all at once, at the lowest priority that the kernel has
+//! (SCHED_IDLE): with another one the client waits for its own core, up to a tick. Meanwhile
 //! a client with another key sends on core 1, every ten milliseconds, a request for
 //! `/api/v1/languages`, one for a generation, and one for `/livez` on a new connection. It does the
 //! same before and after the attack, alone. The attack has three parts: without a key in clear
@@ -177,9 +178,10 @@ impl Attackers {
         let program = std::env::current_exe().expect("this program has a file");
         let start = |number: usize| {
             let attack = attacks[number % attacks.len()];
-            let mut command = Command::new("nice");
+            let mut command = Command::new("chrt");
             command
-                .args(["-n", "19", "taskset", "-c", &support::LOAD_CORE.to_string()])
+                .args(["--idle", "0", "taskset", "-c"])
+                .arg(support::LOAD_CORE.to_string())
                 .arg(&program)
                 .env("STRANGERS_ATTACK", attack.name)
                 .env("STRANGERS_ADDRESS", daemon.address().to_string())
@@ -194,7 +196,7 @@ impl Attackers {
                     Ok(())
                 });
             }
-            command.spawn().expect("nice and taskset are installed")
+            command.spawn().expect("chrt and taskset are installed")
         };
         Attackers((0..ATTACKERS).map(start).collect())
     }
