@@ -156,13 +156,14 @@ impl Measured {
             .set_raw("rate_limit.requests_per_minute", "100000000")
             .set_raw("rate_limit.burst", "100000000")
             .set_raw("log.access", "false")
+            .with_cache()
             .wrapped_in(&["valgrind", "-q", "--tool=callgrind", &file]);
         if let Some(binary) = binary {
             options = options.binary(Path::new(binary));
         }
         let daemon = options.start();
-        let mut body =
-            json!({"prompt": "实现快速排序算法", "language": "python", "timeout": 10000});
+        let mut body = json!({"prompt": "实现快速排序算法", "language": "python", "timeout": 10000,
+                   "cache": "bypass"});
         let generation = daemon.generate_request(&body);
         body["stream"] = json!(true);
         let stream = daemon.generate_request(&body);

@@ -28,7 +28,9 @@ use autoglmd::http::http1::{Bounds, Progress, Reception, Storage, chunked};
 use autoglmd::http::{Fields, Method, Request, ResponseHead, ResponseSink, Version};
 use autoglmd::keys::KeyRing;
 use autoglmd::offload::JobKey;
-use autoglmd::service::{Completion, Flow, Limiter, Parts, Peer, PeerAddress, Reply, Service};
+use autoglmd::service::{
+    Completion, Flow, Limiter, Parts, Peer, PeerAddress, Reply, Responses, Service,
+};
 use autoglmd::telemetry::metrics::Metrics;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -189,14 +191,16 @@ fn form_service() -> Service {
     config.auth.enabled = false;
     config.rate_limit.enabled = false;
     config.log.access = false;
+    config.cache.enabled = false;
     Service::new(Parts {
-        config: Arc::new(config),
+        config: Arc::new(config.clone()),
         keys: Arc::new(KeyRing::new(Vec::new())),
         engine: Arc::new(NoEngine),
         limiter: Arc::new(Limiter::default()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("bench"),
         requests: Arc::default(),
+        responses: Arc::new(Responses::new([7; 32], &config.cache)),
         workers: Arc::default(),
         replies: Arc::new(NoReplies),
         wall_clock: UnixMillis::default,

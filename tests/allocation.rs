@@ -31,7 +31,7 @@ use autoglmd::offload::mailbox::{Sender, mailbox};
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
-use autoglmd::service::{self, Limiter, Service};
+use autoglmd::service::{self, Limiter, Responses, Service};
 use autoglmd::telemetry::metrics::Metrics;
 use socket2::Socket;
 
@@ -157,6 +157,7 @@ impl Daemon {
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             requests: Arc::default(),
+            responses: Arc::new(Responses::new([7; 32], &config.cache)),
             workers: Arc::default(),
             replies: mailboxes,
             wall_clock: UnixMillis::default,
@@ -368,12 +369,25 @@ fn a_generation_allocates_the_named_exceptions_and_nothing_else() {
         };
         assert_eq!(text.matches(reason).count(), 1, "{file}");
     }
-    let body = r#"{"prompt":"sort a list","language":"python"}"#;
-    let (count, places) = measure(&format!(
+    let body = r#"{"prompt":"sort a list","language":"python","cache":"bypass"}"#;
+    let (count, places) = measure(&generation(body));
+    let excepted = EXCEPTIONS.iter().map(|(_, count)| count).sum::<u64>();
+    assert_eq!(count, COUNTED * excepted, "{places:#?}");
+}
+
+/// Mutation: a hit that copies the stored body into a vector of its own.
+#[test]
+fn a_generation_that_is_in_the_cache_allocates_nothing() {
+    let (count, places) = measure(&generation(
+        r#"{"prompt":"sort a list","language":"python"}"#,
+    ));
+    assert_eq!(count, 0, "{places:#?}");
+}
+
+fn generation(body: &str) -> String {
+    format!(
         "POST /api/v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
-    ));
-    let excepted = EXCEPTIONS.iter().map(|(_, count)| count).sum::<u64>();
-    assert_eq!(count, COUNTED * excepted, "{places:#?}");
+    )
 }

@@ -1,7 +1,7 @@
 //! Memory for results that were computed once.
 //!
 //! Reading order: [`lru`] (entries bounded by bytes), [`shards`] (the same for all reactors),
-//! [`shared`] (the level that several daemons have in Redis).
+//! [`metrics`], [`shared`] (the level that several daemons have in Redis).
 //!
 //! The second level is an engine in front of an engine: [`key`] (which requests are equal),
 //! [`entry`] (a finished generation), [`flight`] (a running one, and the requests that wait for
@@ -12,6 +12,7 @@ mod entry;
 mod flight;
 mod key;
 pub mod lru;
+pub mod metrics;
 pub mod shards;
 pub mod shared;
 mod table;

@@ -41,6 +41,11 @@ impl<K: Eq + Hash, V> Shards<K, V> {
         lock(&self.shards[hash as usize % limits::SHARDS])
     }
 
+    /// Locks a shard by its number, below [`limits::SHARDS`].
+    pub fn at(&self, index: usize) -> MutexGuard<'_, Lru<K, V>> {
+        lock(&self.shards[index])
+    }
+
     /// Locks one shard after the other.
     pub fn each(&self) -> impl Iterator<Item = MutexGuard<'_, Lru<K, V>>> {
         self.shards.iter().map(lock)

@@ -185,26 +185,10 @@ impl Draft {
                     let message = format!("{name} is {found}; expected a section: [{name}]");
                     self.in_file.push((value.span(), message));
                 }
-                (None, DeValue::Table(inner)) if holds_sections(name.get_ref()) => {
-                    self.read_outer(document, name.get_ref(), inner);
-                }
                 (None, other) => {
                     let message = unknown_at_top(name.get_ref(), is_section(other));
                     self.in_file.push((name.span(), message));
                 }
-            }
-        }
-    }
-
-    /// Reads a section that has no keys of its own.
-    fn read_outer(&mut self, document: &Document, outer: &str, table: &DeTable<'_>) {
-        for (name, value) in table {
-            let path = format!("{outer}.{}", name.get_ref());
-            match SECTIONS.iter().find(|section| section.name == path) {
-                Some(section) => self.read_inner(document, section, value),
-                None => self
-                    .in_file
-                    .push((name.span(), unknown_at_top(&path, true))),
             }
         }
     }
@@ -494,12 +478,6 @@ fn inner_section(outer: &Section, name: &str) -> Option<&'static Section> {
         inner.is_some_and(|parts| parts == (outer.name, name))
     };
     SECTIONS.iter().find(is_wanted)
-}
-
-fn holds_sections(outer: &str) -> bool {
-    let parts = |section: &Section| section.name.split_once('.');
-    let mut inner = SECTIONS.iter().filter_map(parts);
-    inner.any(|(name, _)| name == outer)
 }
 
 /// Returns whether it was written as `[name]` or `[[name]]`.

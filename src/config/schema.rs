@@ -339,6 +339,22 @@ schema! {
             time(limits::STALL_TIMEOUT_MS), Restart;
     }
 
+    /// Results that were computed once. A response is used again for its key's later requests that
+    /// are equal, if nothing in it was left to chance: the temperature is 0, or there is a seed.
+    cache "cache": Cache {
+        /// Use results again. `false` empties the cache.
+        enabled: bool = true, SWITCH, Reload;
+        /// Memory for results, half of it for finished responses. A key that fills it removes its
+        /// own entries first: one with less than an equal share loses none to other keys.
+        max_size: usize = 64 * MIB, size(limits::CACHE_BYTES), Reload;
+        /// Time for which a result is used again. Each one takes up to a tenth off, by chance, so
+        /// that results don't expire together.
+        ttl: Duration = Duration::from_secs(3_600), time(limits::CACHE_TTL_MS), Reload;
+        /// The same for a refusal that would recur: a prompt that is too long. 0: not at all.
+        negative_ttl: Duration = Duration::from_secs(10),
+            time(limits::CACHE_NEGATIVE_TTL_MS), Reload;
+    }
+
     /// Redis, which several daemons share: for the responses that one of them has computed, for the
     /// limits of keys, and for notices of changed keys. Without it each daemon works by itself. A
     /// daemon that loses it goes on without it, and comes back to it by itself.

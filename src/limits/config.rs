@@ -98,6 +98,15 @@ pub const URI_BYTES: RangeInclusive<u64> = 256..=MIB;
 /// [`super::http1::FIELDS_MAX`] field lines.
 pub const FIELDS: RangeInclusive<u64> = 8..=super::http1::FIELDS_MAX as u64;
 
+/// `cache.max_size`: below a mebibyte a shard could not hold one long response.
+pub const CACHE_BYTES: RangeInclusive<u64> = MIB..=1024 * GIB;
+
+/// `cache.ttl`.
+pub const CACHE_TTL_MS: RangeInclusive<u64> = SECOND_MS..=30 * 24 * HOUR_MS;
+
+/// `cache.negative_ttl`: a longer one would outlive most changes that make a prompt fit.
+pub const CACHE_NEGATIVE_TTL_MS: RangeInclusive<u64> = 0..=HOUR_MS;
+
 /// `limits.max_body`.
 pub const BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
 

@@ -8,11 +8,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::ClientIdentity;
 use crate::core::Moment;
 use crate::core::bucket::Level;
 use crate::core::buffered::{Claim, Full, Share};
+use crate::engine::Verdict;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{Encoding, Terms};
 use crate::http::compress::Coding;
@@ -25,6 +27,14 @@ use crate::telemetry::request_id::{RequestId, TraceContext};
 
 use super::representation::{Form, Media, Representation};
 use super::router::{BodyBound, Route, Row, Surface};
+
+/// What the cache did for a generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Reuse {
+    pub verdict: Verdict,
+    /// The time since the result was complete.
+    pub age: Duration,
+}
 
 /// The other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +112,8 @@ pub struct Call {
     pub media: Media,
     /// The representation of the response.
     pub representation: Representation,
+    /// Of a generation, once it is known: for the response's fields.
+    pub reuse: Option<Reuse>,
 }
 
 impl Call {
@@ -123,6 +135,7 @@ impl Call {
             tokens: None,
             media: Media::default(),
             representation: Representation::Json,
+            reuse: None,
         }
     }
 

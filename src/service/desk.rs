@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::cache::metrics::CacheSeries;
 use crate::config::Config;
 use crate::core::buffered::Account;
 use crate::core::{Moment, UnixMillis};
@@ -37,6 +38,7 @@ use super::rate_limit::Limiter;
 use super::representation::{Media, Representation};
 use super::request_log::{Outcome, RequestLog};
 use super::response::buffer::ResponseBuffer;
+use super::response::cached::{Lookup, Responses};
 use super::response::coding::Coder;
 use super::router::{self, Surface};
 
@@ -50,6 +52,8 @@ pub struct Parts {
     pub limiter: Arc<Limiter>,
     /// One for the whole daemon: the memory that slow peers make it hold.
     pub buffered: Account,
+    /// One for the whole daemon: finished responses.
+    pub responses: Arc<Responses>,
     /// One for the whole daemon, for work that takes longer than a reactor may.
     pub workers: Arc<Workers>,
     /// The workers' way back to this and the other reactors.
@@ -89,6 +93,8 @@ pub struct Desk {
     pub worker_series: Arc<WorkerSeries>,
     pub buffer: ResponseBuffer,
     pub inflater: Inflater,
+    pub cache_series: Arc<CacheSeries>,
+    pub lookup: Lookup,
     /// The engine's model, once it is known: it never changes for this engine.
     pub model: Option<ModelInfo>,
     pub is_draining: bool,
@@ -108,6 +114,8 @@ impl Desk {
         let mut random = || SplitMix64::new(seeds.draw(), seeds.draw());
         let now = ((parts.wall_clock)(), Moment::now());
         let (request_ids, ids) = (RequestIds::new(random(), now), Ids::new(random()));
+        let cache_series = parts.metrics.series();
+        let lookup = Lookup::new(&cache_series);
         Desk {
             parts,
             request_ids,
@@ -117,6 +125,8 @@ impl Desk {
             worker_series,
             buffer: ResponseBuffer::new(coder),
             inflater,
+            cache_series,
+            lookup,
             model: None,
             is_draining: false,
             dialects,
@@ -128,6 +138,7 @@ impl Desk {
         self.log.set_access_lines(config.log.access);
         self.buffer.coder.apply(&config);
         self.parts.config = config;
+        self.lookup.key = None;
     }
 
     /// Begins the record of a request. Its end is [`RequestLog::close`].
@@ -160,6 +171,7 @@ impl Desk {
             requests: None,
             tokens: None,
             representation: Representation::of(request, row, &media),
+            reuse: None,
             media,
         }
     }
@@ -178,6 +190,17 @@ impl Desk {
     /// Returns an id for a new generation.
     pub fn generation_id(&mut self) -> Id {
         self.ids.make(IdKind::Generation, (self.parts.wall_clock)())
+    }
+
+    /// Returns the key of digests of requests; `None`: no response is looked up.
+    pub fn digest_key(&mut self) -> Option<[u8; 32]> {
+        if self.lookup.key.is_none() && self.parts.config.cache.enabled {
+            let config = Arc::clone(&self.parts.config);
+            let responses = Arc::clone(&self.parts.responses);
+            let model = self.model()?;
+            self.lookup.key = Some(responses.digest_key(&config, model));
+        }
+        self.lookup.key
     }
 
     /// Responds with an error, and closes the request.

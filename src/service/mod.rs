@@ -59,6 +59,7 @@ use crate::core::buffered::Account;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::offload::{CancelReason, JobKey};
+pub use response::cached::Responses;
 pub use response::compression::CompressionSeries;
 pub use router::Route;
 

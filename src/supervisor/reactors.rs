@@ -16,13 +16,14 @@ use super::buffers;
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use super::spawner::Common;
+use crate::config::Config;
 use crate::console::exit;
 use crate::core::buffered::Account;
 use crate::core::places::Places;
 use crate::core::{Moment, UnixMillis};
 use crate::reactor::event_loop::Neighbour;
 use crate::reactor::message::{Mailboxes, Message};
-use crate::service;
+use crate::service::{self, Responses};
 
 /// Running reactors.
 pub struct Reactors {
@@ -33,6 +34,7 @@ pub struct Reactors {
     /// Brings a byte from each reactor that has ended.
     ends: PipeReader,
     buffered: Account,
+    responses: Arc<Responses>,
 }
 
 impl Part for Reactors {
@@ -43,6 +45,7 @@ impl Part for Reactors {
                 "the reactors are born before the engine",
             ));
         };
+        let responses = responses(&birth.config)?;
         let common = Common {
             service: service::Parts {
                 config: birth.config.clone(),
@@ -50,6 +53,7 @@ impl Part for Reactors {
                 engine,
                 limiter: birth.limiter.clone(),
                 buffered: birth.buffered.clone(),
+                responses: responses.clone(),
                 workers: birth.workers.clone(),
                 replies: Arc::new(Mailboxes(spawner.mailboxes())),
                 metrics: birth.metrics.clone(),
@@ -68,12 +72,15 @@ impl Part for Reactors {
             threads: spawned.threads,
             ends: spawned.ends,
             buffered: birth.buffered.clone(),
+            responses,
         })
     }
 
     fn apply(&mut self, settings: &Settings) {
         // Read here, because a reactor must not read files.
         self.buffered.set_bound(buffers::bound(&settings.config));
+        // Shrinking takes milliseconds.
+        self.responses.apply(&settings.config.cache, Moment::now());
         self.post(|| Message::Tls(settings.acceptor.clone()));
         self.post(|| Message::Apply(settings.config.clone()));
     }
@@ -135,4 +142,14 @@ impl Reactors {
         self.running = self.running.saturating_sub(ended);
         Ok(())
     }
+}
+
+/// Returns an empty cache of responses, with a secret of this process.
+fn responses(config: &Config) -> Result<Arc<Responses>, Failure> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|error| {
+        let message = format!("getrandom(2) failed: {error}");
+        Failure::new(exit::OS_ERROR, message)
+    })?;
+    Ok(Arc::new(Responses::new(secret, &config.cache)))
 }

@@ -27,7 +27,8 @@ use super::metrics::Metrics;
 use super::process::Process;
 use super::{PATIENCE, model};
 
-/// A test's settings for a daemon. Rate limiting is off unless the test switches it on.
+/// A test's settings for a daemon. Rate limiting is off unless the test switches it on, and so is
+/// the cache: equal requests of a test are to be computed.
 #[derive(Clone)]
 pub struct Options {
     settings: BTreeMap<String, String>,
@@ -35,6 +36,7 @@ pub struct Options {
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
     descriptors: Option<u64>,
+    has_cache: bool,
     passed: Option<Arc<TcpListener>>,
     folder: Option<Arc<TempDir>>,
     binary: Option<PathBuf>,
@@ -72,6 +74,7 @@ impl Options {
             environment: Vec::new(),
             wrapper: Vec::new(),
             descriptors: None,
+            has_cache: false,
             passed: None,
             folder: None,
             binary: None,
@@ -107,6 +110,12 @@ impl Options {
     /// Wraps the daemon in a command that `exec`s its last arguments, such as `taskset -c 0`.
     pub fn wrapped_in(mut self, wrapper: &[&str]) -> Options {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Leaves the cache as the configuration has it.
+    pub fn with_cache(mut self) -> Options {
+        self.has_cache = true;
         self
     }
 
@@ -451,6 +460,9 @@ fn command(options: &Options, folder: &Path) -> Command {
         .arg(folder.join("state"))
         .args(&options.arguments);
     isolate(&mut command, folder);
+    if !options.has_cache {
+        command.env("AUTOGLMD_CACHE__ENABLED", "false");
+    }
     command.envs(
         options
             .environment

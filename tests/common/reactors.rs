@@ -17,7 +17,7 @@ use autoglmd::os::process::thread_cpu_time;
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
-use autoglmd::service::{self, Limiter, Service};
+use autoglmd::service::{self, Limiter, Responses, Service};
 use autoglmd::telemetry::metrics::Metrics;
 use socket2::Socket;
 
@@ -155,14 +155,16 @@ fn service_parts(engine: Arc<dyn Engine>, mailboxes: Arc<Mailboxes<Socket>>) -> 
     config.auth.enabled = false;
     config.rate_limit.enabled = false;
     config.log.access = false;
+    config.cache.enabled = false;
     service::Parts {
-        config: Arc::new(config),
+        config: Arc::new(config.clone()),
         keys: Arc::new(KeyRing::new(Vec::new())),
         engine,
         limiter: Arc::new(Limiter::default()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("echo"),
         requests: Arc::default(),
+        responses: Arc::new(Responses::new([7; 32], &config.cache)),
         workers: Arc::default(),
         replies: mailboxes,
         wall_clock: UnixMillis::default,

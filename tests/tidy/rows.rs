@@ -33,7 +33,15 @@ const ROWS: &[(&str, &[&str])] = &[
     ("redis", &["limits", "core", "os", "config"]),
     (
         "cache",
-        &["error", "limits", "core", "offload", "engine", "redis"],
+        &[
+            "error",
+            "limits",
+            "core",
+            "telemetry",
+            "offload",
+            "engine",
+            "redis",
+        ],
     ),
     ("runner", &["error", "limits", "jobs", "store"]),
     ("bus", &["limits", "core", "redis"]),
@@ -54,6 +62,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "store",
             "leases",
             "telemetry",
+            "cache",
         ],
     ),
     (

@@ -57,8 +57,8 @@ fn every_mistake_has_its_place_and_what_is_expected() {
         (
             "[upstairs]",
             "a.toml:1:2: unknown section [upstairs]; expected one of [server], \
-             [server.tls], [auth], [rate_limit], [limits], [engine], [cache.shared], [store], \
-             [log], [metrics], [models.\"NAME\"]",
+             [server.tls], [auth], [rate_limit], [limits], [engine], [cache], \
+             [cache.shared], [store], [log], [metrics], [models.\"NAME\"]",
         ),
         (
             "[server.lisen]",

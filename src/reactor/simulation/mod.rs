@@ -59,7 +59,7 @@ use crate::offload::mailbox::mailbox;
 use crate::reactor::metrics::{Part, ReactorSeries};
 use crate::service::CompressionSeries;
 use crate::service::metrics::ServiceSeries;
-use crate::service::{self, Limiter, Service};
+use crate::service::{self, Limiter, Responses, Service};
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::testing;
 
@@ -160,6 +160,7 @@ impl Daemon {
             buffered: buffered.clone(),
             metrics: metrics.clone(),
             requests: Arc::default(),
+            responses: Arc::new(Responses::new([7; 32], &config.cache)),
             workers: workers.pool.clone(),
             replies: mailboxes.clone(),
             wall_clock: UnixMillis::default,
@@ -342,6 +343,7 @@ struct World {
     proxied: bool,
     /// There is memory for next to nothing.
     is_tight: bool,
+    has_cache: bool,
     is_chatty: bool,
 }
 
@@ -363,7 +365,11 @@ impl World {
         // A quarter of the worlds is behind a proxy that forwards connections.
         let proxied = seed % 4 == 3;
         let is_tight = seed % 8 == 5;
-        let config = Arc::new(config(patient, proxied, is_tight, &mut dice));
+        // All requests of a world are equal, so a cache would leave nothing for the engine.
+        let has_cache = seed % 8 == 2;
+        let mut config = config(patient, proxied, is_tight, &mut dice);
+        config.cache.enabled = has_cache;
+        let config = Arc::new(config);
         let network = Network::new(dice.next());
         if proxied {
             network.borrow_mut().introduction = proxy_header([192, 0, 2, 7]);
@@ -392,6 +398,7 @@ impl World {
             patient,
             proxied,
             is_tight,
+            has_cache,
             is_chatty,
         }
     }
@@ -445,7 +452,8 @@ impl World {
     /// Reloads, changes keys, or lets the machine stand still for a while.
     fn let_supervisor_act(&mut self) {
         if self.dice.one_in(100) {
-            let config = config(self.patient, self.proxied, self.is_tight, &mut self.dice);
+            let mut config = config(self.patient, self.proxied, self.is_tight, &mut self.dice);
+            config.cache.enabled = self.has_cache;
             let config = Arc::new(config);
             self.daemon.buffered.set_bound(bound(&config));
             self.daemon.tell_all(|| Message::Apply(config.clone()));

@@ -176,6 +176,7 @@ fn configuration(adjust: impl FnOnce(&mut Config)) -> Config {
     let mut config = Config::default();
     config.auth.enabled = false;
     config.rate_limit.enabled = false;
+    config.cache.enabled = false;
     adjust(&mut config);
     config
 }

@@ -42,6 +42,7 @@ use crate::service::response::buffer::Written;
 use crate::telemetry::access::Figures;
 use crate::telemetry::id::Id;
 
+use super::cached::{self, Keeping};
 use super::failure::{cancel_reason, failure};
 use super::reading::Reading;
 use super::reservation::Reserved;
@@ -86,6 +87,8 @@ pub struct Work {
     pub time_to_first_token: Option<Duration>,
     /// The source of the result, as far as it is known.
     pub served: Served,
+    /// What becomes of the response.
+    pub keeping: Keeping,
     /// The memory of its prompt, which may wait in the engine's queue.
     pub _memory: Share,
 }
@@ -196,7 +199,7 @@ fn is_long(work: &Work, event: &Event) -> bool {
 /// Sends the text of a complete response to a worker. `None`: it is not complete.
 fn begin_writing(
     desk: &mut Desk,
-    call: &Call,
+    call: &mut Call,
     work: &mut Work,
     event: Event,
     wire: &mut Wire<'_>,
@@ -204,6 +207,8 @@ fn begin_writing(
     let Event::Done(mut done) = event else {
         return None;
     };
+    // Before the head of a stream, which may be sent only now.
+    work.note_source(call, done.served);
     let part = match std::mem::replace(&mut work.delivery, Delivery::AtWorker) {
         Delivery::Whole(whole) => Part::Whole(whole),
         Delivery::Stream(mut stream) => {
@@ -213,7 +218,7 @@ fn begin_writing(
         Delivery::AtWorker => return None,
     };
     let now = wire.now;
-    work.served = done.served;
+    cached::count(desk, call, work.keeping);
     work.reconcile(call, &done.usage, now);
     let first_token = observe_speed(&desk.log, call, work, &done);
     append_text(&mut work.text, std::mem::take(&mut done.text));
@@ -235,14 +240,14 @@ fn begin_writing(
 
 fn handle_work_event(
     desk: &mut Desk,
-    call: &Call,
+    call: &mut Call,
     work: &mut Work,
     event: Event,
     wire: &mut Wire<'_>,
 ) -> Flow {
     match event {
         Event::Served(served) => {
-            work.served = *served;
+            work.note_source(call, *served);
             Flow::Open
         }
         Event::Token { text } => {
@@ -250,6 +255,7 @@ fn handle_work_event(
             Flow::Open
         }
         Event::Done(done) => {
+            work.note_source(call, done.served);
             handle_done(desk, call, work, *done, wire);
             Flow::Finished
         }
@@ -399,8 +405,8 @@ fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire:
 }
 
 fn handle_done(desk: &mut Desk, call: &Call, work: &mut Work, done: Done, wire: &mut Wire<'_>) {
-    work.served = done.served;
     work.reconcile(call, &done.usage, wire.now);
+    cached::count(desk, call, work.keeping);
     let first_token = observe_speed(&desk.log, call, work, &done);
     let figures = figures(&done.usage, &done.timings, first_token);
     let bytes = send_done(desk, call, work, done, wire);
@@ -442,7 +448,11 @@ fn send_done(
             let auth = work.submitted - call.started;
             buffer.push_server_timing(auth, Some(&done.timings), latency);
             buffer.fields.push("cache-control", "no-store");
-            dialect.send(buffer, call, wire.sink)
+            let bytes = dialect.send(buffer, call, wire.sink);
+            let response = (&**whole, &generation);
+            let tools = (&desk.parts, buffer);
+            cached::keep(tools, call, work.keeping, response, &work.served, wire.now);
+            bytes
         }
         Delivery::Stream(stream) => {
             buffer.body.clear();
@@ -462,6 +472,8 @@ fn handle_failed(
 ) {
     work.reconcile(call, &failed.usage, wire.now);
     let mut error = failure(failed);
+    cached::keep_refusal(desk, work.keeping, &error, wire.now);
+    cached::count(desk, call, work.keeping);
     if let Some(reason) = cancel_reason(&failed.reason, error.code) {
         desk.log.metrics().cancelled.get(reason).inc();
     }
@@ -510,6 +522,11 @@ fn observe_speed(log: &RequestLog, call: &Call, work: &mut Work, done: &Done) ->
 }
 
 impl Work {
+    fn note_source(&mut self, call: &mut Call, served: Served) {
+        self.served = served;
+        cached::note_source(call, self.keeping, &self.served);
+    }
+
     /// Returns when the engine or, after its grace, the service ends the job.
     fn due(&self) -> Moment {
         match self.is_overdue {

@@ -12,9 +12,10 @@ use crate::error::{ApiError, ErrorCode};
 use crate::offload::{JobKey, Permit, Ticket};
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Flow, Wire};
-use crate::service::dialect::Asked;
+use crate::service::dialect::{Asked, Narrator};
 use crate::service::excerpt::excerpt;
 
+use super::cached::{self, Keeping};
 use super::failure::refusal;
 use super::reading::{self, Reader};
 use super::reservation::Reserved;
@@ -36,18 +37,36 @@ pub fn generate(
         share,
         ..
     } = admitted;
-    match begin(desk, &mut call, (permit, share), incoming, wire.now) {
+    let mut keeping = cached::respond(desk, &mut call, &incoming, wire)?;
+    let asker = (&mut call, &mut keeping);
+    match begin(desk, asker, (permit, share), incoming, wire.now) {
         Ok(stage) => Some(Running { call, stage }),
         Err(error) => {
-            desk.fail(&call, &error, wire);
+            refuse(desk, &mut call, keeping, &error, wire);
             None
         }
     }
 }
 
-fn begin(
+/// Responds with the error for which a request does not become a job.
+fn refuse(
     desk: &mut Desk,
     call: &mut Call,
+    keeping: Keeping,
+    error: &ApiError,
+    wire: &mut Wire<'_>,
+) {
+    if !matches!(keeping, Keeping::Undecided(_)) {
+        cached::note_source(call, keeping, &Served::default());
+        cached::keep_refusal(desk, keeping, error, wire.now);
+        cached::count(desk, call, keeping);
+    }
+    desk.fail(call, error, wire);
+}
+
+fn begin(
+    desk: &mut Desk,
+    (call, keeping): (&mut Call, &mut Keeping),
     (permit, share): (Option<Permit>, Option<Box<Share>>),
     incoming: Incoming<'_>,
     now: Moment,
@@ -67,7 +86,8 @@ fn begin(
     }
     let fields = incoming.request.query_value("fields");
     let asked = reader.read(fields, &incoming.body)?;
-    submit(desk, call, asked, ticket, incoming.key, now).map(Stage::Working)
+    let asker = (call, keeping);
+    submit(desk, asker, asked, ticket, incoming.key, now).map(Stage::Working)
 }
 
 /// Continues with a request that a worker has read.
@@ -83,13 +103,15 @@ pub fn resume(
         return Flow::Open;
     };
     let (ticket, key) = (Arc::clone(&reading.ticket), reading.key);
-    match read.and_then(|asked| submit(desk, call, asked, ticket, key, wire.now)) {
+    let mut keeping = Keeping::Undecided(None);
+    let asker = (&mut *call, &mut keeping);
+    match read.and_then(|asked| submit(desk, asker, asked, ticket, key, wire.now)) {
         Ok(work) => {
             *stage = Stage::Working(work);
             Flow::Open
         }
         Err(error) => {
-            desk.fail(call, &error, wire);
+            refuse(desk, call, keeping, &error, wire);
             Flow::Finished
         }
     }
@@ -98,7 +120,7 @@ pub fn resume(
 /// Submits the job of a request. All errors are found before the engine gets it.
 fn submit(
     desk: &mut Desk,
-    call: &mut Call,
+    (call, keeping): (&mut Call, &mut Keeping),
     mut asked: Asked,
     ticket: Arc<Ticket>,
     key: JobKey,
@@ -107,6 +129,8 @@ fn submit(
     if desk.is_draining {
         return Err(refusal(Refused::Draining));
     }
+    let is_whole = matches!(asked.narrator, Narrator::Whole(_));
+    keeping.decide(asked.cache, &asked.sampling, is_whole);
     // While the model is unknown, the engine refuses the job, so its defaults do not matter.
     let model = desk.model();
     check_model(model, asked.model.as_deref())?;
@@ -145,6 +169,7 @@ fn submit(
         }
         return Err(refusal(refused));
     }
+    cached::note_source(call, *keeping, &Served::default());
     Ok(Work {
         id,
         ticket,
@@ -157,6 +182,7 @@ fn submit(
         is_overdue: false,
         time_to_first_token: None,
         served: Served::default(),
+        keeping: *keeping,
         _memory: memory,
     })
 }

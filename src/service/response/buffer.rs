@@ -17,6 +17,7 @@ use super::coding::{Coder, StreamCoder};
 use super::headers;
 use super::json::{WriteJson, write_json};
 use super::static_body::StaticBody;
+use super::stored_body::StoredBody;
 use crate::service::call::Call;
 
 pub const JSON: &str = "application/json";
@@ -85,6 +86,21 @@ impl ResponseBuffer {
             self.fields
                 .push(name, std::str::from_utf8(value).unwrap_or_default());
         }
+    }
+
+    /// Begins a response whose body was stored, in the coding that suits the client. Returns whether
+    /// a coding of it was made and kept.
+    pub fn begin_stored(&mut self, call: &Call, content_type: &str, body: &StoredBody) -> bool {
+        self.begin(call);
+        let (accepted, fields) = (self.accepted, &mut self.fields);
+        // A body for a client that refuses plain ones is coded when it is sent.
+        self.is_coded = !accepted.refuses_identity();
+        let (coded, has_grown) = match self.is_coded {
+            true => self.coder.code_stored(accepted, content_type, body, fields),
+            false => (body.plain(), false),
+        };
+        self.body.extend_from_slice(coded);
+        has_grown
     }
 
     /// Returns the body, compressed if the client asked for it and it is worth it, for

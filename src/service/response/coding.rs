@@ -28,6 +28,7 @@ use crate::offload::Permit;
 
 use super::compression::{CompressionSeries, Skipped};
 use super::static_body::StaticBody;
+use super::stored_body::StoredBody;
 
 /// Of the codings that a client likes equally, the cheapest first: at the sizes of responses zstd
 /// takes half of gzip's time and gets as small, and brotli's tables alone take longer than both.
@@ -161,6 +162,48 @@ impl Coder {
         counters.observe_compressed(coding, before, coded.len());
         fields.push("content-encoding", coding.name());
         coded
+    }
+
+    /// Like `code_quickly`, for a body that all reactors share. Returns also whether a coding of it
+    /// was made.
+    pub fn code_stored<'b>(
+        &mut self,
+        accepted: AcceptEncoding,
+        content_type: &str,
+        body: &'b StoredBody,
+        fields: &mut Fields,
+    ) -> (&'b [u8], bool) {
+        let plain = body.plain();
+        if !self.may_code(accepted, Some(content_type), plain.len()) {
+            return (plain, false);
+        }
+        fields.push("vary", "Accept-Encoding");
+        let Some(coding) = accepted.choose(ORDER) else {
+            return (plain, false);
+        };
+        let is_new = body.variant(coding).is_none();
+        if is_new && plain.len() > limits::CODE_AT_ONCE_BYTES_MAX {
+            self.counters.skipped.get(Skipped::Long).inc();
+            return (plain, false);
+        }
+        let counters = &self.counters;
+        if is_new {
+            let Coder {
+                compressor, coded, ..
+            } = self;
+            coded.clear();
+            let is_shorter = counters.compressing(coding, || {
+                compressor.compress(coding, Effort::Quick, plain, coded)
+            });
+            body.keep(coding, is_shorter.then_some(coded.as_slice()));
+        }
+        let Some(coded) = body.variant(coding).flatten() else {
+            counters.skipped.get(Skipped::Grew).inc();
+            return (plain, is_new);
+        };
+        counters.observe_compressed(coding, plain.len(), coded.len());
+        fields.push("content-encoding", coding.name());
+        (coded, is_new)
     }
 
     /// Small responses are sent as they are, and so have no `Vary` either, as with nginx. A client

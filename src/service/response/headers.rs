@@ -29,6 +29,12 @@ pub fn identity(fields: &mut Fields, call: &Call, text: &mut String) {
             std::str::from_utf8(&header).unwrap_or_default(),
         );
     }
+    if let Some(reuse) = &call.reuse {
+        fields.push("x-cache", reuse.verdict.as_str());
+        if reuse.verdict.is_cached() {
+            fields.push_number("age", reuse.age.as_secs());
+        }
+    }
     if let Some(level) = &call.requests {
         fields.push_number("x-ratelimit-limit-requests", level.limit.into());
         fields.push_number("x-ratelimit-remaining-requests", level.remaining.into());

@@ -10,7 +10,7 @@ use crate::keys::ChangedKey;
 fn without_a_key_only_the_listed_routes_answer() {
     for row in router::ROUTES {
         let method = match row.verbs {
-            Verbs::Read => Method::Get,
+            Verbs::Read | Verbs::ReadDelete => Method::Get,
             Verbs::Post => Method::Post,
         };
         let mut bench = Bench::new();
@@ -237,7 +237,10 @@ fn the_server_as_a_whole_has_options() {
     let mut bench = Bench::new();
     let reply = bench.ask(&Sent::get("*").method(Method::Options));
     assert_eq!((reply.status, reply.text()), (204, ""));
-    assert_eq!(reply.field("allow"), Some("GET, HEAD, POST, OPTIONS"));
+    assert_eq!(
+        reply.field("allow"),
+        Some("GET, HEAD, POST, DELETE, OPTIONS")
+    );
     let reply = bench.ask(&Sent::get("*").method(Method::Get));
     assert_eq!(reply.error(), "not_found");
 }

@@ -2,6 +2,7 @@
 //! a clock that stands still until it is set.
 
 mod admission;
+mod cached;
 mod coding;
 mod dialect;
 mod generation;
@@ -33,8 +34,11 @@ use crate::limits::service as limits;
 use crate::offload::Workers;
 use crate::telemetry::metrics::Metrics;
 
+/// Without the cache: equal requests of a test are to reach the engine.
 pub fn config() -> Config {
-    Config::default()
+    let mut config = Config::default();
+    config.cache.enabled = false;
+    config
 }
 
 /// The defaults of the tests' model, which differ from any in the product.
@@ -225,6 +229,7 @@ pub struct Bench {
     pub service: Service,
     pub engine: Arc<Scripted>,
     pub metrics: Metrics,
+    pub responses: Arc<Responses>,
     pub workers: Arc<Workers>,
     pub replies: Arc<Replies>,
     /// The test runs the workers' tasks itself.
@@ -297,6 +302,8 @@ impl Bench {
     pub fn with(change: impl FnOnce(&mut Config)) -> Bench {
         let mut config = config();
         change(&mut config);
+        let config = Arc::new(config);
+        let responses = Arc::new(Responses::new([7; 32], &config.cache));
         let engine = Arc::new(Scripted {
             jobs: Mutex::default(),
             cancelled: Mutex::default(),
@@ -308,13 +315,14 @@ impl Bench {
         let metrics = Metrics::new("test");
         let (workers, replies) = (Arc::new(Workers::default()), Arc::new(Replies::default()));
         let parts = Parts {
-            config: Arc::new(config),
+            config: config.clone(),
             keys: Arc::new(ring()),
             engine: engine.clone(),
             limiter: Arc::new(Limiter::default()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             requests: Arc::default(),
+            responses: responses.clone(),
             workers: workers.clone(),
             replies: replies.clone(),
             wall_clock: || UnixMillis::new(WALL_CLOCK * 1_000),
@@ -325,6 +333,7 @@ impl Bench {
             service: Service::new(parts),
             engine,
             metrics,
+            responses,
             workers,
             replies,
             are_workers_slow: false,
