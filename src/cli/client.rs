@@ -84,29 +84,34 @@ impl fmt::Display for Target {
     }
 }
 
-/// A `POST` of JSON.
-pub struct Post<'a> {
+/// A request without a body, or with JSON.
+pub struct Request<'a> {
+    pub method: &'static str,
     pub path: &'a str,
     pub accept: &'a str,
     /// Visible ASCII, so that it cannot become more than one field.
     pub key: Option<&'a str>,
-    pub body: &'a [u8],
+    pub json: Option<&'a [u8]>,
 }
 
 /// Sends the request and receives the head of the response. `patience` bounds each silence of the
 /// server.
-pub fn post(target: &Target, post: &Post<'_>, patience: Duration) -> io::Result<Response> {
+pub fn send(target: &Target, request: &Request<'_>, patience: Duration) -> io::Result<Response> {
     let mut socket = connect(target, patience)?;
     let mut head = format!(
-        "POST {} HTTP/1.1\r\nhost: {}\r\naccept: {}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nconnection: close\r\nuser-agent: autoglmd/{}\r\n",
-        post.path,
+        "{} {} HTTP/1.1\r\nhost: {}\r\naccept: {}\r\nconnection: close\r\n\
+         user-agent: autoglmd/{}\r\n",
+        request.method,
+        request.path,
         target.authority(),
-        post.accept,
-        post.body.len(),
+        request.accept,
         env!("CARGO_PKG_VERSION"),
     );
-    if let Some(key) = post.key {
+    if let Some(json) = request.json {
+        head.push_str("content-type: application/json\r\n");
+        head.push_str(&format!("content-length: {}\r\n", json.len()));
+    }
+    if let Some(key) = request.key {
         head.push_str(&format!("authorization: Bearer {key}\r\n"));
     }
     head.push_str("\r\n");
@@ -114,7 +119,7 @@ pub fn post(target: &Target, post: &Post<'_>, patience: Duration) -> io::Result<
     // is then worth more than our error.
     let sent = socket
         .write_all(head.as_bytes())
-        .and_then(|()| socket.write_all(post.body));
+        .and_then(|()| socket.write_all(request.json.unwrap_or_default()));
     match (Response::receive(socket), sent) {
         (Err(_), Err(error)) => Err(error),
         (received, _) => received,

@@ -19,19 +19,15 @@ use serde_json::{Map, Value};
 
 use self::destination::Destination;
 use self::printer::{Printer, Stream};
-use super::client::{self, Post, Response, Target};
+use super::client::{self, Request, Response, Target};
+use super::daemon::{DaemonFlags, Refusal, refusal};
 use super::times::parse_timeout_ms;
-use crate::config::{Overrides, Sources};
 use crate::console::exit::{self, Code};
-use crate::console::{fail, note, printable, put};
+use crate::console::{fail, note, put};
 use crate::engine::language;
-use crate::error::ErrorCode;
 use crate::limits::cli as limits;
-use crate::os::file;
-use crate::store::BOOTSTRAP_FILE;
 
 const PATH: &str = "/api/v1/generate";
-const KEY_VARIABLE: &str = "AUTOGLMD_KEY";
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -59,16 +55,8 @@ pub struct Generate {
     /// 0 always chooses the most likely token; higher values vary more.
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
-    /// The daemon's address: http://HOST:PORT or unix:/PATH.
-    #[arg(long, default_value = "http://127.0.0.1:8080", value_parser = Target::parse)]
-    url: Target,
-    /// The API key. Other users can see it in the list of processes, so prefer $AUTOGLMD_KEY
-    /// [default: $AUTOGLMD_KEY, else the bootstrap key].
-    #[arg(long, value_name = "KEY", value_parser = parse_key)]
-    key: Option<String>,
-    /// The folder of the bootstrap key [default: $STATE_DIRECTORY, else ~/.local/state/autoglmd].
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: DaemonFlags,
     /// Print the whole response as JSON; with --stream each event as a line.
     #[arg(long)]
     json: bool,
@@ -136,16 +124,17 @@ impl Generate {
 
     /// Sends the request and prints the response.
     fn ask(&self, mode: Mode, printer: &mut Printer) -> Result<Answer, Code> {
-        let key = self.find_key();
+        let key = self.daemon.find_key();
         let body = self.body(mode);
-        let post = Post {
+        let request = Request {
+            method: "POST",
             path: PATH,
             accept: match mode {
                 Mode::Stream | Mode::StreamJson => "text/event-stream, application/json",
                 Mode::Whole | Mode::WholeJson => "application/json",
             },
             key: key.as_deref(),
-            body: body.as_bytes(),
+            json: Some(body.as_bytes()),
         };
         // The daemon keeps the deadline itself; ours is for a daemon that does not respond at all.
         let patience = match self.timeout {
@@ -154,10 +143,10 @@ impl Generate {
             }
             None => limits::CLIENT_PATIENCE,
         };
-        let response = client::post(&self.url, &post, patience);
-        let response = response.map_err(|error| self.unreachable(&error))?;
+        let response = client::send(&self.daemon.url, &request, patience);
+        let response = response.map_err(|error| self.daemon.unreachable(&error))?;
         let printed = print_answer(response, mode, printer);
-        printed.map_err(|end| end.explain(&self.url))
+        printed.map_err(|end| end.explain(&self.daemon.url))
     }
 
     fn destination(&self) -> Result<Option<Destination>, Code> {
@@ -245,40 +234,6 @@ impl Generate {
         }
         Value::from(body).to_string()
     }
-
-    /// Returns the key from the flag, the variable, or the bootstrap file. Without any the request
-    /// is sent without a key: a daemon may require none.
-    fn find_key(&self) -> Option<String> {
-        if let Some(key) = &self.key {
-            return Some(key.clone());
-        }
-        let flags = Overrides {
-            state_dir: self.state_dir.clone(),
-            ..Overrides::default()
-        };
-        let sources = Sources::of_process(None, flags);
-        if let Some(key) = sources.variable(KEY_VARIABLE) {
-            return parse_key(key).ok();
-        }
-        let (state_dir, _) = sources.state_dir().ok()?;
-        let path = state_dir.join(BOOTSTRAP_FILE);
-        let bytes = file::read_up_to(&path, limits::CLIENT_KEY_BYTES_MAX as u64).ok()?;
-        parse_key(std::str::from_utf8(&bytes).ok()?.trim()).ok()
-    }
-
-    fn unreachable(&self, error: &io::Error) -> Code {
-        let hint = match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
-                "; is the daemon running? Start it with `autoglmd serve`, or set its address with \
-                 --url"
-            }
-            _ => "",
-        };
-        fail(
-            exit::UNAVAILABLE,
-            format_args!("{}: {error}{hint}", self.url),
-        )
-    }
 }
 
 /// Why no whole program was printed.
@@ -323,22 +278,6 @@ impl End {
     }
 }
 
-/// The error object of every failed response.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Refusal {
-    message: String,
-    code: String,
-    param: Option<String>,
-    request_id: Option<String>,
-    retry_after_ms: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Wrapped {
-    error: Refusal,
-}
-
 /// The response's object, as far as it is printed.
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -359,7 +298,7 @@ fn print_answer(mut response: Response, mode: Mode, printer: &mut Printer) -> Re
         .read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     if response.status != 200 {
-        return Err(refusal(response.status, &text));
+        return Err(End::Refused(Box::new(refusal(response.status, &text))));
     }
     match mode {
         Mode::WholeJson | Mode::StreamJson => {
@@ -396,7 +335,7 @@ fn print_events(response: Response, mode: Mode, printer: &mut Printer) -> Result
             }
             "error" => {
                 printer.finish()?;
-                return Err(refusal(status, &event.data));
+                return Err(End::Refused(Box::new(refusal(status, &event.data))));
             }
             _ => {}
         }
@@ -415,73 +354,6 @@ fn delta(text: &str) -> io::Result<String> {
     }
     let delta: Delta = serde_json::from_str(text).map_err(io::Error::from)?;
     Ok(delta.text)
-}
-
-fn refusal(status: u16, text: &str) -> End {
-    let wrapped: Result<Wrapped, _> = serde_json::from_str(text);
-    End::Refused(Box::new(match wrapped {
-        Ok(wrapped) => wrapped.error,
-        // Not our daemon, or a proxy before it.
-        Err(_) => Refusal {
-            message: format!("the server responded with status {status}"),
-            ..Refusal::default()
-        },
-    }))
-}
-
-impl Refusal {
-    fn explain(&self) -> Code {
-        let known = ErrorCode::ALL
-            .iter()
-            .find(|code| code.as_str() == self.code);
-        let message = printable(&self.message);
-        let exit_code = known.map_or(exit::UNAVAILABLE, |code| exit_code(*code));
-        match self.code.as_str() {
-            "" => fail(exit_code, message),
-            code => fail(exit_code, format_args!("{}: {message}", printable(code))),
-        };
-        if let Some(param) = &self.param {
-            note(format_args!("  field: {}", printable(param)));
-        }
-        if let Some(way_out) = known.and_then(|code| way_out(*code)) {
-            note(format_args!("  {way_out}"));
-        }
-        if let Some(milliseconds) = self.retry_after_ms {
-            note(format_args!(
-                "  try again in {} s",
-                milliseconds.div_ceil(1_000)
-            ));
-        }
-        if let Some(id) = &self.request_id {
-            note(format_args!("  request id: {}", printable(id)));
-        }
-        exit_code
-    }
-}
-
-/// Returns the remedy in terms of this command's flags. The daemon's message has the remedy for
-/// clients in general.
-fn way_out(code: ErrorCode) -> Option<&'static str> {
-    match code {
-        ErrorCode::MissingCredentials => Some(
-            "set a key with --key or AUTOGLMD_KEY (`autoglmd key create` makes one), or the folder \
-             of the bootstrap key with --state-dir",
-        ),
-        ErrorCode::GenerationTimeout => Some("use a longer --timeout"),
-        ErrorCode::DeadlineUnmeetable => Some("use a longer --timeout, or try again later"),
-        ErrorCode::ContextLengthExceeded => Some("shorten the prompt, or lower --max-tokens"),
-        _ => None,
-    }
-}
-
-fn exit_code(code: ErrorCode) -> Code {
-    match code.status() {
-        401 | 403 => exit::NO_PERMISSION,
-        408 | 429 | 503 | 504 => exit::TEMPORARY,
-        500 => exit::SOFTWARE,
-        501 | 502 => exit::UNAVAILABLE,
-        _ => exit::DATA,
-    }
 }
 
 fn note_cut(answer: &Answer) {
@@ -519,14 +391,5 @@ fn read_prompt(prompt: String) -> Result<String, Code> {
             Err(fail(exit::DATA, "stdin: the prompt is not UTF-8"))
         }
         Err(error) => Err(fail(exit::IO, format_args!("stdin: {error}"))),
-    }
-}
-
-/// A key becomes part of a header field, so it must be one word.
-fn parse_key(text: &str) -> Result<String, String> {
-    let fits = (1..=limits::CLIENT_KEY_BYTES_MAX).contains(&text.len());
-    match fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(text.to_owned()),
-        false => Err("expected a key such as `autoglmd key create` prints".to_owned()),
     }
 }

@@ -5,8 +5,10 @@
 //! same rules and the same messages.
 
 mod announce;
+pub mod cache;
 pub mod check;
 pub mod client;
+pub mod daemon;
 pub mod database;
 #[cfg(feature = "llama")]
 pub mod engine_worker;
@@ -91,6 +93,8 @@ enum Command {
     Key(key::Key),
     /// Check the key database, or bring it to this program's version.
     Store(store::Store),
+    /// Show or purge the cache of a running daemon.
+    Cache(cache::Cache),
     /// Download, list, verify and remove models.
     Model(model::Model),
     /// Get a program from the daemon and print it while it is generated.
@@ -184,6 +188,7 @@ impl Arguments {
             }
             Some(Command::Store(store)) => end(store.run()),
             Some(Command::Key(key)) => end(key.run()),
+            Some(Command::Cache(cache)) => end(cache.run()),
             Some(Command::Model(model)) => end(model.run()),
             Some(Command::Generate(generate)) => end(generate.run()),
             #[cfg(feature = "llama")]

@@ -9,6 +9,14 @@ use std::sync::{Arc, OnceLock};
 use crate::core::buffered;
 use crate::core::lease::Lease;
 
+/// Returns the tenant that a key's work is done for.
+pub fn tenant_of(key_id: &str) -> u64 {
+    let hash = blake3::hash(key_id.as_bytes());
+    let mut tenant = [0; 8];
+    tenant.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(tenant)
+}
+
 /// The account of one key, shared by its secrets, by rings and by reactors.
 #[derive(Debug)]
 pub struct Account {
@@ -24,11 +32,8 @@ pub struct Account {
 
 impl Account {
     pub fn new(key_id: &str) -> Account {
-        let hash = blake3::hash(key_id.as_bytes());
-        let mut tenant = [0; 8];
-        tenant.copy_from_slice(&hash.as_bytes()[..8]);
         Account {
-            tenant: u64::from_le_bytes(tenant),
+            tenant: tenant_of(key_id),
             requests: Lease::default(),
             tokens: Lease::default(),
             running: Arc::default(),

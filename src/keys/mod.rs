@@ -25,7 +25,7 @@ pub mod record;
 pub mod ring;
 pub mod secret;
 
-pub use account::Account;
+pub use account::{Account, tenant_of};
 pub use record::{KeyRecord, Scopes, Standing, UnknownScope};
 pub use ring::{ChangedKey, Holder, KeyRing};
 pub use secret::{KEY_ID_PREFIX, KEY_PREFIX, Secret, random_id};

@@ -66,7 +66,7 @@ pub use router::Route;
 use admission::arrival::{self, Arrival};
 use admission::check;
 use api::grpc::{health, reflection};
-use api::operations;
+use api::{admin, operations};
 use call::{Call, Incoming, Known};
 use desk::{Desk, Wire};
 use generation::{running, submit};
@@ -171,6 +171,7 @@ impl Service {
             Route::Live => operations::live(desk, call, wire),
             Route::Ready => operations::ready(desk, call, wire),
             Route::Metrics => operations::metrics(desk, call, incoming.request, wire),
+            Route::AdminCache => admin::cache(desk, call, incoming.request, wire),
             Route::Models => operations::models(desk, call, wire),
             Route::Languages => {
                 operations::languages(desk, &mut self.static_bodies, call, wire);

@@ -25,6 +25,7 @@ pub enum Route {
     Live,
     Ready,
     Metrics,
+    AdminCache,
     Index,
     /// A path without a service.
     Unknown,
@@ -57,6 +58,7 @@ impl Route {
             Route::Live => "livez",
             Route::Ready => "readyz",
             Route::Metrics => "metrics",
+            Route::AdminCache => "admin_cache",
             Route::Index => "index",
             Route::Unknown => "unknown",
             Route::Unread => "unread",
@@ -91,6 +93,8 @@ pub enum Surface {
 pub enum Verbs {
     /// GET and HEAD; a body is refused.
     Read,
+    /// GET, HEAD and DELETE; a body is refused.
+    ReadDelete,
     /// POST with a body.
     Post,
 }
@@ -100,6 +104,9 @@ impl Verbs {
     pub const fn include(self, method: Method) -> bool {
         match self {
             Verbs::Read => matches!(method, Method::Get | Method::Head),
+            Verbs::ReadDelete => {
+                matches!(method, Method::Get | Method::Head | Method::Delete)
+            }
             Verbs::Post => matches!(method, Method::Post),
         }
     }
@@ -108,6 +115,7 @@ impl Verbs {
     pub const fn allow(self) -> &'static str {
         match self {
             Verbs::Read => "GET, HEAD, OPTIONS",
+            Verbs::ReadDelete => "GET, HEAD, DELETE, OPTIONS",
             Verbs::Post => "POST, OPTIONS",
         }
     }
@@ -222,6 +230,15 @@ pub const ROUTES: &[Row] = &[
         summary: "the languages that programs can be written in",
     },
     Row {
+        path: "/api/v1/admin/cache",
+        surface: Surface::Native,
+        route: Route::AdminCache,
+        verbs: Verbs::ReadDelete,
+        access: Access::Scope(Scopes::ADMIN),
+        body: BodyBound::None,
+        summary: "the cache; DELETE purges it",
+    },
+    Row {
         path: "/grpc.health.v1.Health/Check",
         surface: Surface::Grpc,
         route: Route::HealthCheck,
@@ -303,7 +320,7 @@ mod tests {
             };
             let needs_key = matches!(row.access, Access::Scope(_) | Access::AnyKey);
             assert!(is_small || needs_key, "{} is open", row.path);
-            assert_eq!(row.body == BodyBound::None, row.verbs == Verbs::Read);
+            assert_eq!(row.body == BodyBound::None, row.verbs != Verbs::Post);
         }
     }
 

@@ -120,9 +120,11 @@ mod tests {
 
     use super::*;
     use crate::bus::metrics::BusSeries;
+    use crate::cache::metrics::{CacheSeries, Level};
     use crate::cache::shared::SharedSeries;
     use crate::core::buffered::Claim;
     use crate::core::glitch::Glitch;
+    use crate::engine::Verdict;
     use crate::engine::metrics::EngineSeries;
     use crate::offload::metrics::WorkerSeries;
     use crate::reactor::close_reason::CloseReason;
@@ -144,6 +146,8 @@ mod tests {
         metrics.series::<RedisSeries>();
         metrics.series::<BusSeries>();
         metrics.series::<SharedSeries>();
+        let cache = metrics.series::<CacheSeries>();
+        cache.verdicts.get((Level::Response, Verdict::Hit)).inc();
         metrics.series::<CompressionSeries>();
         let service = metrics.series::<ServiceSeries>();
         service.requests.get((Route::Generate, 200)).inc();

@@ -2,10 +2,11 @@
 //!
 //! Reading order: [`native`] (`POST /api/v1/generate`, in JSON and in Protobuf), [`grpc`] (the same
 //! generation over gRPC, health checks and server reflection), [`operations`] (probes, metrics and
-//! listings).
+//! listings), [`admin`] (the administrators' routes).
 //!
 //! Owns the choice of a dialect by a row's [`Surface`].
 
+pub mod admin;
 pub mod grpc;
 pub mod native;
 pub mod operations;

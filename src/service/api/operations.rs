@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use crate::cache::metrics::Level;
 use crate::engine::State;
 use crate::engine::language::LANGUAGES;
 use crate::http::Request;
@@ -71,6 +72,8 @@ pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut W
     desk.engine_series.update(&desk.parts.engine.gauges());
     desk.log.metrics().update(&desk.parts.buffered);
     desk.worker_series.update(&desk.parts.workers.figures());
+    let responses = desk.parts.responses.figures();
+    desk.cache_series.update(Level::Response, &responses);
     let exposition = exposition(request);
     let text = metrics.expose(exposition);
     desk.buffer.begin(call);
@@ -151,7 +154,7 @@ fn exposition(request: &Request<'_>) -> Exposition {
 }
 
 /// The methods that some path allows: the response to `OPTIONS *`.
-const ALLOWED_SOMEWHERE: &str = "GET, HEAD, POST, OPTIONS";
+const ALLOWED_SOMEWHERE: &str = "GET, HEAD, POST, DELETE, OPTIONS";
 
 fn write_languages(out: &mut Vec<u8>) {
     let data = LANGUAGES.iter().map(|language| LanguageObject {
@@ -173,7 +176,7 @@ fn write_index(out: &mut Vec<u8>) {
     for row in ROUTES {
         let method = match (row.surface, row.verbs) {
             (Surface::Grpc, _) => "gRPC",
-            (_, Verbs::Read) => "GET",
+            (_, Verbs::Read | Verbs::ReadDelete) => "GET",
             (_, Verbs::Post) => "POST",
         };
         let line = format!("{method:<5} {:<18} {}\n", row.path, row.summary);

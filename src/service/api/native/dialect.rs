@@ -34,7 +34,7 @@ impl Dialect for Native {
         request: &Request<'_>,
     ) -> Result<(), ApiError> {
         match row.verbs {
-            Verbs::Read => check_no_body(request),
+            Verbs::Read | Verbs::ReadDelete => check_no_body(request),
             Verbs::Post => check_media_types(call),
         }
     }
