@@ -33,7 +33,7 @@ pub const TURN_STREAMS_MAX: usize = 512;
 pub const TURN_BYTES_MAX: usize = 256 * 1024;
 
 /// Levels that share `cache.max_size` in equal parts: finished responses, and results of engines.
-pub const LEVELS: usize = 2;
+pub const LEVEL_SIZE_DIVISOR: usize = 2;
 
 /// A body that is longer is not looked up before it is read: a digest of this much takes 30 us.
 /// Workers read longer ones, and the second level finds those.
@@ -41,7 +41,7 @@ pub const REQUEST_BYTES_MAX: usize = 64 * 1024;
 
 /// Counters by which a tenant's entries become stale. Of a thousand tenants that are active at
 /// once, one in four shares a counter.
-pub const EPOCHS: usize = 4_096;
+pub const EPOCH_BUCKETS: usize = 4_096;
 
 /// A lower bound is reached in steps of this size, each of which holds a lock: a few hundred
 /// entries, 50 us.

@@ -1,9 +1,9 @@
 //! A generation, from a complete request to the last byte of its response.
 //!
-//! Reading order: [`cached`] (a response that is there already), [`reading`] (a long body at a worker), [`submit`] (a request becomes a
-//! job), [`reservation`] (the tokens that it may cost), [`running`] (the job's events become a
-//! response), [`failure`] (or an error), [`stream`] (a response in pieces), [`writing`] (a long
-//! response at a worker).
+//! Reading order: [`cached`] (a response that is there already), [`reading`] (a long body at a
+//! worker), [`submit`] (a request becomes a job), [`reservation`] (the tokens that it may cost),
+//! [`running`] (the job's events become a response), [`failure`] (or an error), [`stream`] (a
+//! response in pieces), [`writing`] (a long response at a worker).
 //!
 //! Must never know which API a request came by: that is its dialect's and its narrator's business.
 

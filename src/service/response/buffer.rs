@@ -88,8 +88,8 @@ impl ResponseBuffer {
         }
     }
 
-    /// Begins a response whose body was stored, in the coding that suits the client. Returns whether
-    /// a coding of it was made and kept.
+    /// Begins a response whose body was stored, in the coding that suits the client. Returns
+    /// whether a coding of it was made and kept.
     pub fn begin_stored(&mut self, call: &Call, content_type: &str, body: &StoredBody) -> bool {
         self.begin(call);
         let (accepted, fields) = (self.accepted, &mut self.fields);

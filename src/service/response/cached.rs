@@ -20,7 +20,7 @@
 //!   and of all tenants at the time of its look-up, and is not found once one of them has moved on.
 //!   A response that was being computed meanwhile was looked up before, so it is stale as well.
 //!   Tenants share a table of epochs: a refresh also makes those of one tenant in
-//!   [`limits::EPOCHS`] miss once.
+//!   [`limits::EPOCH_BUCKETS`] miss once.
 //!
 //! Invariants:
 //!  1. All entries and their tables are below the bound, at any time, and a tenant cannot remove
@@ -127,7 +127,9 @@ impl Responses {
         Responses {
             shards: Shards::new(bound(config)),
             secret,
-            tenant_epochs: (0..limits::EPOCHS).map(|_| AtomicU32::new(0)).collect(),
+            tenant_epochs: (0..limits::EPOCH_BUCKETS)
+                .map(|_| AtomicU32::new(0))
+                .collect(),
             epoch_of_all: AtomicU32::new(0),
             evicted: AtomicU64::new(0),
         }
@@ -270,7 +272,7 @@ impl Responses {
 
     /// A tenant's number is a part of a hash, so its lower bits spread.
     fn tenant_epoch(&self, tenant: u64) -> &AtomicU32 {
-        &self.tenant_epochs[tenant as usize % limits::EPOCHS]
+        &self.tenant_epochs[tenant as usize % limits::EPOCH_BUCKETS]
     }
 }
 
@@ -292,7 +294,7 @@ impl Stored {
 /// Returns the bound of this level.
 fn bound(config: &Cache) -> usize {
     match config.enabled {
-        true => config.max_size / limits::LEVELS,
+        true => config.max_size / limits::LEVEL_SIZE_DIVISOR,
         false => 0,
     }
 }
