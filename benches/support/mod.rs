@@ -161,6 +161,53 @@ impl Nginx {
         connections: usize,
         speaks: &Speaks<'_>,
     ) -> Nginx {
+        let text = |address, _: &Path| {
+            let origin = origin(body, fields);
+            configuration(
+                &format!("listen {address} {}", speaks.flags()),
+                speaks,
+                connections,
+                "",
+                &origin,
+            )
+        };
+        Nginx::launch(body, text)
+    }
+
+    /// Starts nginx with a cache in front of such a server, which it asks once. The cache's key is of
+    /// the client's key, the path and the body.
+    pub fn start_caching(
+        body: &str,
+        fields: &[(String, String)],
+        connections: usize,
+        speaks: &Speaks<'_>,
+    ) -> Nginx {
+        let text = |address, folder: &Path| {
+            let socket = folder.join("behind.sock");
+            let socket = socket.display();
+            let behind = format!(
+                "proxy_cache_path cache levels=1:2 keys_zone=hits:16m;
+    server {{ listen unix:{socket}; location / {{ {} }} }}",
+                origin(body, fields)
+            );
+            let cached = format!(
+                "proxy_pass http://unix:{socket}:;
+            proxy_cache hits; proxy_cache_methods POST; proxy_cache_valid 200 1h;
+            proxy_cache_key $http_authorization$request_uri$request_body;
+            proxy_ignore_headers Cache-Control Vary; add_header x-nginx $upstream_cache_status;"
+            );
+            configuration(
+                &format!("listen {address} {}", speaks.flags()),
+                speaks,
+                connections,
+                &behind,
+                &cached,
+            )
+        };
+        Nginx::launch(body, text)
+    }
+
+    fn launch(body: &str, configuration: impl FnOnce(SocketAddr, &Path) -> String) -> Nginx {
         assert!(!body.contains('$'), "nginx cannot return a dollar sign");
         let folder = TempDir::new().expect("a folder for nginx");
         // nginx does not accept port 0. Between this line and its start another process may take
@@ -169,11 +216,7 @@ impl Nginx {
             .and_then(|listener| listener.local_addr())
             .expect("a port of the kernel's choice");
         let file = folder.path().join("nginx.conf");
-        fs::write(
-            &file,
-            configuration(address, body, fields, connections, speaks),
-        )
-        .expect("a fresh folder");
+        fs::write(&file, configuration(address, folder.path())).expect("a fresh folder");
         let core = SERVER_CORE.to_string();
         let mut child = Command::new("taskset")
             .args(["-c", &core, "nginx", "-p"])
@@ -229,19 +272,24 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(
-    address: SocketAddr,
-    body: &str,
-    fields: &[(String, String)],
-    connections: usize,
-    speaks: &Speaks<'_>,
-) -> String {
+/// Returns the lines of a location that returns these bytes.
+fn origin(body: &str, fields: &[(String, String)]) -> String {
     let quoted = body.replace('\\', "\\\\").replace('"', "\\\"");
     let added: String = fields
         .iter()
         .filter(|(name, _)| !NGINX_FIELDS.contains(&name.as_str()))
         .map(|(name, value)| format!("add_header {name} \"{value}\"; "))
         .collect();
+    format!("default_type application/json; {added} return 200 \"{quoted}\";")
+}
+
+fn configuration(
+    listen: &str,
+    speaks: &Speaks<'_>,
+    connections: usize,
+    before: &str,
+    location: &str,
+) -> String {
     format!(
         r#"daemon off;
 master_process off;
@@ -259,19 +307,17 @@ http {{
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
     tcp_nodelay on;
+    {before}
     server {{
-        listen {address} {flags} backlog=4096;
+        {listen} backlog=4096;
         {tls}
         location / {{
-            default_type application/json;
-            {added}
-            return 200 "{quoted}";
+            {location}
         }}
     }}
 }}
 "#,
         descriptors = connections + 64,
-        flags = speaks.flags(),
         tls = speaks.lines(),
     )
 }
@@ -355,6 +401,50 @@ pub fn h2load(
             String::from_utf8_lossy(&output.stderr)
         )
     })
+}
+
+/// Like [`h2load`], with percentiles: each request is logged, which costs the load's core more.
+pub fn h2load_timed(
+    origin: &str,
+    key: &str,
+    body: &str,
+    (connections, streams): (usize, usize),
+    duration: Duration,
+) -> Load {
+    let folder = TempDir::new().expect("a folder for the body");
+    let (file, log) = (folder.path().join("body.json"), folder.path().join("log"));
+    fs::write(&file, body).expect("a fresh folder");
+    let output = Command::new("taskset")
+        .args(["-c", &LOAD_CORE.to_string(), "h2load", "-t1"])
+        .args(["-c", &connections.to_string(), "-m", &streams.to_string()])
+        .args(["-D", &duration.as_secs().to_string(), "--warm-up-time=1"])
+        .arg(format!("--log-file={}", log.display()))
+        .arg("-d")
+        .arg(&file)
+        .args(["-H", "content-type: application/json"])
+        .args(["-H", &format!("authorization: Bearer {key}")])
+        .arg(format!("{origin}/api/v1/generate"))
+        .output()
+        .expect("h2load and taskset are installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // A line is the start, the status and the time in microseconds.
+    let lines = fs::read_to_string(&log).unwrap_or_default();
+    let times: Vec<f64> = lines
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2)?.parse().ok())
+        .collect();
+    let load = parse_h2load(&text, duration).filter(|_| !times.is_empty());
+    let load = load.unwrap_or_else(|| {
+        panic!(
+            "h2load said:\n{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    });
+    Load {
+        p50_us: percentile(&times, 0.5),
+        p99_us: percentile(&times, 0.99),
+        ..load
+    }
 }
 
 /// h2load reports a mean and no percentiles.
