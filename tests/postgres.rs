@@ -2,7 +2,14 @@
 
 mod common;
 
-use common::postgres::{Postgres, Way};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::json;
+
+use common::postgres::{PASSWORD, Postgres, Way};
+use common::{Connection, Daemon, Options, eventually, request};
 
 /// The other tests rely on these properties of the harness.
 ///
@@ -35,5 +42,170 @@ fn a_server_is_killed_frozen_and_found_again_at_its_address() {
         assert!(std::net::TcpStream::connect(address).is_err());
         server.restart();
         assert_eq!(server.sql(&database, "SELECT value FROM kept"), "1");
+    }
+}
+
+/// A daemon's settings for a database, and the folder with its password. The server's address and
+/// password are in the configuration, as those of a server elsewhere would be.
+fn options(server: &Postgres, database: &str) -> Options {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, PASSWORD).expect("the folder can be written");
+    Options::echo()
+        .in_folder(Arc::new(folder))
+        .set("store.url", &server.url(database, Way::Tcp))
+        .set("store.password_file", &password.display().to_string())
+}
+
+/// Runs a command with the daemon's configuration. Returns its output, both streams, and its code.
+fn run(daemon: &Daemon, arguments: &[&str]) -> (String, String, Option<i32>) {
+    let file = daemon.configuration_file().display().to_string();
+    let arguments = [arguments, &["--config", &file]].concat();
+    let output = daemon.run(&arguments);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(!format!("{out}{err}").contains(PASSWORD), "{out}{err}");
+    (out, err, output.status.code())
+}
+
+fn create_key(daemon: &Daemon) -> (String, String) {
+    let (secret, message, code) = run(daemon, &["key", "create"]);
+    assert_eq!(code, Some(0), "{message}");
+    let id = message.split(':').next().expect("the id is first");
+    (secret, id.to_owned())
+}
+
+fn models(address: SocketAddr, secret: &str) -> u16 {
+    let authorization = format!("Bearer {secret}");
+    let fields = [("authorization", authorization.as_str())];
+    let request = request("GET", "/api/v1/models", &fields, b"");
+    let mut connection = Connection::tcp(address).expect("it accepts");
+    connection.exchange(&request).status()
+}
+
+fn await_status(address: SocketAddr, secret: &str, status: u16) {
+    let what = format!("{address} returns {status}");
+    eventually(&what, || (models(address, secret) == status).then_some(()));
+}
+
+#[test]
+fn commands_and_the_daemon_share_a_database_and_never_show_its_password() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let daemon = options(&server, &database).start();
+    assert!(!daemon.state_folder().join("autoglmd.db").exists());
+    assert_eq!(models(daemon.address(), daemon.key()), 200);
+
+    let (secret, id) = create_key(&daemon);
+    await_status(daemon.address(), &secret, 200);
+    let (_, message, code) = run(&daemon, &["key", "revoke", &id]);
+    assert_eq!(code, Some(0), "{message}");
+    await_status(daemon.address(), &secret, 401);
+    let (list, _, _) = run(&daemon, &["key", "list"]);
+    assert!(list.contains(&id), "{list}");
+
+    let (checked, message, code) = run(&daemon, &["store", "check"]);
+    assert_eq!(code, Some(0), "{message}");
+    let place = server.url(&database, Way::Tcp);
+    assert!(
+        checked.starts_with(&place) && checked.contains("keys: 2"),
+        "{checked}"
+    );
+    let (_, message, code) = run(&daemon, &["store", "migrate"]);
+    assert!(code == Some(0) && message.contains("already"), "{message}");
+    let (shown, _, _) = run(&daemon, &["check", "--show"]);
+    assert!(shown.contains(&place), "{shown}");
+
+    std::fs::write(daemon.folder().path().join("password"), "wrong\n").expect("a file");
+    let (_, message, code) = run(&daemon, &["key", "list"]);
+    assert!(
+        code == Some(77) && message.contains("authentication"),
+        "{message}"
+    );
+    let log = daemon.log_lines().join("\n");
+    assert!(!log.contains(PASSWORD), "{log}");
+}
+
+/// Mutations that this test catches: `Session::wait` without its timeout (the thread hangs while the
+/// server is frozen, and the test with it), `is_replaced` that is always false (the daemon keeps a
+/// connection that has ended).
+#[test]
+fn a_server_that_is_killed_frozen_or_stopped_costs_no_request() {
+    let server = Postgres::start();
+    let database = server.database();
+    let daemon = options(&server, &database)
+        .set("store.connect_timeout", "3s")
+        .set("store.statement_timeout", "1s")
+        .start();
+    let stop = AtomicBool::new(false);
+    let served = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let request = daemon.generate_request(&json!({"prompt": "x", "cache": "bypass"}));
+                let mut connection = daemon.connect();
+                while !stop.load(Ordering::Relaxed) {
+                    connection.exchange(&request).expect(200);
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let faults: [(fn(&Postgres), fn(&Postgres)); 3] = [
+            (Postgres::freeze, Postgres::thaw),
+            (Postgres::kill, Postgres::restart),
+            (Postgres::stop, Postgres::restart),
+        ];
+        for (begin, end) in faults {
+            let position = daemon.log_position();
+            begin(&server);
+            daemon.wait_for_log(position, "cannot read the key store");
+            let before = served.load(Ordering::Relaxed);
+            eventually("requests are served meanwhile", || {
+                (served.load(Ordering::Relaxed) > before + 20).then_some(())
+            });
+            end(&server);
+            daemon.wait_for_log(position, "the key store is readable again");
+        }
+        let (secret, _) = create_key(&daemon);
+        await_status(daemon.address(), &secret, 200);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn daemons_that_share_a_database_refuse_a_key_that_one_of_them_revoked() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let mut daemons = vec![options(&server, &database).start()];
+    // The first start of all made the key; the others find it in the database.
+    let key = daemons[0].state_folder().join("bootstrap-key");
+    for _ in 1..3 {
+        let folder = Arc::new(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder"));
+        std::fs::create_dir(folder.path().join("state")).expect("a folder");
+        std::fs::copy(&key, folder.path().join("state/bootstrap-key")).expect("a file");
+        std::fs::write(folder.path().join("password"), PASSWORD).expect("a file");
+        let password = folder.path().join("password").display().to_string();
+        let options = options(&server, &database).in_folder(folder);
+        daemons.push(options.set("store.password_file", &password).start());
+    }
+    let addresses: Vec<SocketAddr> = daemons.iter().map(Daemon::address).collect();
+    let (secret, id) = create_key(&daemons[2]);
+    addresses
+        .iter()
+        .for_each(|address| await_status(*address, &secret, 200));
+    run(&daemons[1], &["key", "revoke", &id]);
+    addresses
+        .iter()
+        .for_each(|address| await_status(*address, &secret, 401));
+
+    // One that is killed takes nothing with it.
+    let (secret, id) = create_key(&daemons[0]);
+    daemons.remove(0).kill();
+    for address in &addresses[1..] {
+        await_status(*address, &secret, 200);
+    }
+    run(&daemons[0], &["key", "revoke", &id]);
+    for address in &addresses[1..] {
+        await_status(*address, &secret, 401);
     }
 }

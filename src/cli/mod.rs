@@ -89,7 +89,7 @@ enum Command {
         #[command(flatten)]
         flags: ServeFlags,
     },
-    /// Create, list, revoke and rotate keys. A running daemon applies a change within two seconds.
+    /// Create, list, revoke and rotate keys. A running daemon applies a change within a second.
     Key(key::Key),
     /// Check the key database, or bring it to this program's version.
     Store(store::Store),

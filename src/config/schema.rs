@@ -375,7 +375,7 @@ schema! {
         timeout: Duration = Duration::from_millis(100), time(limits::SHARED_TIMEOUT_MS), Restart;
     }
 
-    /// The database: keys.
+    /// The database: keys, jobs.
     store "store": Store {
         /// `sqlite`: a file in the state folder. `postgres://USER@HOST:PORT/DATABASE`: a PostgreSQL
         /// database, which several daemons may share; a Unix socket is written as its folder with
@@ -389,6 +389,9 @@ schema! {
         /// `/etc/ssl/certs/ca-certificates.crt`. Needed for encrypted connections. A file may be
         /// `credential:NAME`.
         ca: Option<PathBuf> = None, PATH, Restart;
+        /// Connections to the database server for requests and jobs, each with its thread. One more
+        /// watches the keys.
+        pool_size: u16 = 4, number(limits::STORE_CONNECTIONS), Restart;
         /// Time for a connection to the database server, up to the first statement.
         connect_timeout: Duration = Duration::from_secs(5),
             time(limits::STORE_TIMEOUT_MS), Restart;

@@ -132,6 +132,9 @@ pub const WRITE_TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
 /// `limits.max_request_timeout` and `limits.default_request_timeout`.
 pub const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 100..=24 * HOUR_MS;
 
+/// `store.pool_size`: a server of PostgreSQL accepts 100 connections by default, of all daemons.
+pub const STORE_CONNECTIONS: RangeInclusive<u64> = 1..=64;
+
 /// `store.connect_timeout` and `store.statement_timeout`: below 100 ms a busy server would seem
 /// dead; a daemon that ends waits for its last statement this long.
 pub const STORE_TIMEOUT_MS: RangeInclusive<u64> = 100..=60 * SECOND_MS;

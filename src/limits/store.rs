@@ -26,6 +26,10 @@ pub const WAL_PAUSE: Duration = Duration::from_millis(20);
 /// look at shared memory, or one statement of a database server.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The longest pause before a store that cannot be read is opened again: a server that comes back
+/// is found within this time, and each daemon tries once in it.
+pub const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+
 /// How much longer than `store.statement_timeout` a reply of the database server is waited for: its
 /// own message that it has cancelled the statement takes this long at most.
 pub const REPLY_MARGIN: Duration = Duration::from_secs(1);

@@ -21,7 +21,8 @@
 //!  2. The version is read before the ring, never after: a change that falls between the two is
 //!     read now and once more a second later, instead of being missed.
 //!  3. A store that cannot be read leaves the last good ring in force, and is logged once, not once
-//!     per second.
+//!     per look. It is opened again after growing pauses with a random part, so that daemons that
+//!     lost the same server do not come back to it at the same moment.
 //!  4. Dropping the handle ends the thread and waits for that.
 //!  5. A removed database is not created again: its place is for the one that an operator puts
 //!     there.
@@ -35,6 +36,7 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
@@ -162,7 +164,9 @@ fn after(ring: &KeyRing, keys: ReadKeys) -> Option<KeyRing> {
 enum Health {
     Good,
     /// The last reading failed, and that was logged.
-    Failing,
+    Failing {
+        pause: Duration,
+    },
 }
 
 impl<R, F> Watch<R, F>
@@ -178,16 +182,25 @@ where
                     Err(_) => return,
                 },
                 recv(self.asked) -> _ => self.look(),
-                default(limits::WATCH_INTERVAL) => self.look(),
+                default(self.pause()) => self.look(),
             };
             self.note_health(read);
             self.free_retired();
         }
     }
 
-    /// Checks the database each second: cheap unless something changed.
+    /// Returns the time until the next look.
+    fn pause(&self) -> Duration {
+        match self.health {
+            Health::Good => limits::WATCH_INTERVAL,
+            // Without random bytes the pauses are only more alike.
+            Health::Failing { pause } => shortened(pause, getrandom::u32().unwrap_or(0)),
+        }
+    }
+
+    /// Checks the database: cheap unless something changed.
     fn look(&mut self) -> Result<(), StoreError> {
-        if self.store.is_replaced() || matches!(self.health, Health::Failing) {
+        if self.store.is_replaced() || matches!(self.health, Health::Failing { .. }) {
             return self.reopen();
         }
         let version = self.store.version()?;
@@ -227,24 +240,35 @@ where
     }
 
     fn note_health(&mut self, read: Result<(), StoreError>) {
-        match (read, &self.health) {
-            (Ok(()), Health::Good) | (Err(_), Health::Failing) => {}
-            (Ok(()), Health::Failing) => {
+        match (read, &mut self.health) {
+            (Ok(()), Health::Good) => {}
+            (Err(_), Health::Failing { pause }) => {
+                *pause = (*pause * 2).min(limits::REOPEN_PAUSE_MAX);
+            }
+            (Ok(()), Health::Failing { .. }) => {
                 log::info!("the key store is readable again");
                 self.health = Health::Good;
             }
             (Err(error), Health::Good) => {
                 log::warn!("cannot read the key store: {error}; the keys stay as they are");
-                self.health = Health::Failing;
+                self.health = Health::Failing {
+                    pause: limits::WATCH_INTERVAL,
+                };
             }
         }
     }
 }
 
+/// Returns between half and all of a pause.
+fn shortened(pause: Duration, random: u32) -> Duration {
+    let half = pause / 2;
+    half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::keys::Scopes;
@@ -473,5 +497,30 @@ mod tests {
         watch.reopen().unwrap();
         let ring = inbox.try_recv().unwrap();
         assert!(ring.find(secret.reveal()).unwrap().record.revoked);
+    }
+
+    /// Mutations that this test catches: a pause that does not grow, or does not end.
+    #[test]
+    fn pauses_grow_up_to_a_bound_and_have_a_random_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut watch, _inbox) = watch(&folder.path().join(DATABASE_FILE));
+        assert_eq!(watch.pause(), limits::WATCH_INTERVAL);
+        let mut longest = Vec::new();
+        for _ in 0..8 {
+            watch.note_health(Err(StoreError::UnknownKey(String::new())));
+            let Health::Failing { pause } = watch.health else {
+                panic!("it fails");
+            };
+            assert!(watch.pause() >= pause / 2 && watch.pause() <= pause);
+            longest.push(pause);
+        }
+        assert!(longest[1] == longest[0] * 2 && longest[7] == limits::REOPEN_PAUSE_MAX);
+        watch.note_health(Ok(()));
+        assert_eq!(watch.pause(), limits::WATCH_INTERVAL);
+        let whole = Duration::from_secs(4);
+        for (random, shown) in [(0, 2), (u32::MAX / 2, 3), (u32::MAX, 4)] {
+            let found = shortened(whole, random);
+            assert!(found.abs_diff(Duration::from_secs(shown)) < Duration::from_millis(1));
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! The queue of tasks for the store, as a part: its thread runs them from the birth of the daemon
-//! until the reactors have ended.
+//! The queue of tasks for the store, as a part: its threads run them from the birth of the daemon
+//! until the reactors have ended. With SQLite it is one thread, with PostgreSQL a pool of them,
+//! each with a connection of its own.
 //!
 //! Born after the keys, which create the database.
 
@@ -9,33 +10,39 @@ use super::database;
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::console::exit;
-use crate::store::StoreWorker;
+use crate::store::{Place, StoreWorker};
 
 pub struct StoreRequests {
-    /// `None` once its thread has ended.
-    worker: Option<StoreWorker>,
+    /// Empty once their threads have ended.
+    workers: Vec<StoreWorker>,
 }
 
 impl Part for StoreRequests {
     fn start(birth: &mut Birth) -> Result<StoreRequests, Failure> {
         let place = database::place(&birth.config, &birth.sources);
         let place = place.map_err(|reason| Failure::new(exit::CONFIG, reason))?;
-        let open = move || place.open_existing();
-        let started = StoreWorker::start(Arc::clone(&birth.requests), open);
-        let worker = started.map_err(|error| {
+        // SQLite has one writer at a time.
+        let threads = match place {
+            Place::Sqlite(_) => 1,
+            Place::Postgres(_) => birth.config.store.pool_size,
+        };
+        let start = |_| {
+            let place = place.clone();
+            StoreWorker::start(Arc::clone(&birth.requests), move || place.open_existing())
+        };
+        let workers: Result<Vec<_>, _> = (0..threads).map(start).collect();
+        let workers = workers.map_err(|error| {
             Failure::new(
                 exit::of_store(&error),
                 format!("the store's thread: {error}"),
             )
         })?;
-        Ok(StoreRequests {
-            worker: Some(worker),
-        })
+        Ok(StoreRequests { workers })
     }
 
     fn join(&mut self) -> bool {
-        // Dropping the worker runs what waits, ends its thread and waits for it.
-        self.worker = None;
+        // Dropping the first worker closes the queue, and dropping each waits for its thread.
+        self.workers.clear();
         true
     }
 }
