@@ -1,30 +1,30 @@
 //! One socket, and the bytes on their way in and out of it.
 //!
-//! Owns the socket, its readiness as the kernel has reported it, TLS or its absence, the unused
-//! input and the unwritten output. It knows no protocol and no deadline: [`super::connection`]
-//! decides when to read, when to write and when to end.
+//! Owns the endpoint, TLS or its absence, the unused input and the unwritten output. It knows no
+//! protocol and no deadline: [`super::connection`] decides when to read, when to write and when to
+//! end.
 //!
 //! ```text
 //!              read                        hand over
-//!   socket ------------> transport ----> [ inbound ] ----> the protocol
-//!          <------------           <---- [ output  ] <----
+//!   endpoint ----------> transport ----> [ inbound ] ----> the protocol
+//!            <----------           <---- [ output  ] <----
 //!              flush                       lend
 //! ```
 //!
 //! Invariants:
-//!  1. One place reads the socket for a protocol (`read`), one reads bytes and drops them
-//!     (`discard`), and one writes (`write`). Each is one system call.
-//!  2. A direction is tried only while its ready bit is set, and only `WouldBlock` or a short
-//!     transfer clears the bit: so no edge is lost.
+//!  1. One place reads for a protocol (`read`), one reads bytes and drops them (`discard`), and one
+//!     writes (`write`). Each is one system call, made by the endpoint.
+//!  2. A direction is tried only while its ready bit is set.
 //!  3. An idle channel holds no buffer: `inbound` and `output` return to the pool when empty.
 //!  4. Under TLS the same rules hold for the same bits: the socket's bytes are ciphertext, all
 //!     plaintext of a read is passed on at once, and encrypted bytes count as output until they are
 //!     written.
 
-use std::io::{self, IoSlice};
+use std::io;
 
 use super::close_reason::CloseReason;
 use super::context::{Lent, Turn};
+use super::endpoint::{Endpoint, Received, Written};
 use super::machine::Used;
 use super::metrics::Part;
 use super::system::{Edge, System};
@@ -34,18 +34,11 @@ use crate::core::budget::Use;
 use crate::core::buffered::Claim;
 use crate::core::output::{Level, Marks, OutputQueue};
 use crate::core::pool::BufferPool;
-use crate::core::readiness::Readiness;
-use crate::limits::core as core_limits;
 use crate::service::Peer;
 
 pub struct Channel<K> {
-    socket: K,
+    endpoint: Endpoint<K>,
     peer: Peer,
-    /// The peer has sent a valid key, or had a job run.
-    is_known: bool,
-    /// It has used up the time of a pump, and each of its later pumps took several steps.
-    is_greedy: bool,
-    readiness: Readiness,
     transport: Transport,
     /// Bytes that arrived and are not used up: the tail of an incomplete request, or requests that
     /// wait for the previous one. No allocation while empty.
@@ -67,11 +60,8 @@ pub enum Read {
 impl<K> Channel<K> {
     pub fn new(socket: K, peer: Peer, opening: Opening) -> Channel<K> {
         Channel {
-            socket,
+            endpoint: Endpoint::new(socket),
             peer,
-            is_known: false,
-            is_greedy: false,
-            readiness: Readiness::new(),
             transport: Transport::new(opening),
             inbound: Vec::new(),
             output: OutputQueue::new(),
@@ -82,7 +72,7 @@ impl<K> Channel<K> {
 
     #[cfg(test)]
     pub fn socket(&self) -> &K {
-        &self.socket
+        self.endpoint.socket()
     }
 
     pub fn peer(&self) -> &Peer {
@@ -90,7 +80,7 @@ impl<K> Channel<K> {
     }
 
     pub fn into_socket(self) -> K {
-        self.socket
+        self.endpoint.into_socket()
     }
 
     pub fn transport(&self) -> &Transport {
@@ -98,11 +88,11 @@ impl<K> Channel<K> {
     }
 
     pub const fn is_greedy(&self) -> bool {
-        self.is_greedy
+        self.peer.is_greedy
     }
 
     pub fn is_known(&self) -> bool {
-        self.is_known
+        self.peer.is_known
     }
 
     /// Returns the output that has not been encrypted yet.
@@ -128,26 +118,26 @@ impl<K> Channel<K> {
 
     /// Returns whether a read may return something, as far as the kernel has reported.
     pub fn is_readable(&self) -> bool {
-        self.readiness.can_read()
+        self.endpoint.readiness().can_read()
     }
 
     pub fn is_writable(&self) -> bool {
-        self.readiness.can_write()
+        self.endpoint.readiness().can_write()
     }
 
     /// Returns whether [`Channel::read`] may return something: a close_notify does so without a
     /// read.
     pub fn has_input(&self) -> bool {
-        self.readiness.can_read() || self.transport.input_is_over()
+        self.endpoint.readiness().can_read() || self.transport.input_is_over()
     }
 
     /// Returns whether the peer has sent its FIN; bytes before it may still wait to be read.
     pub fn is_read_closed(&self) -> bool {
-        self.readiness.is_read_closed()
+        self.endpoint.readiness().is_read_closed()
     }
 
     pub fn is_hung_up(&self) -> bool {
-        self.readiness.is_hung_up()
+        self.endpoint.readiness().is_hung_up()
     }
 
     /// Returns whether output that was held back for lack of room may now be produced.
@@ -183,18 +173,7 @@ impl<K> Channel<K> {
 
     /// Records an edge. No I/O: that is for the connection's turn.
     pub fn handle_edge(&mut self, edge: &Edge) {
-        if edge.readable {
-            self.readiness.handle_readable_edge();
-        }
-        if edge.writable {
-            self.readiness.handle_writable_edge();
-        }
-        if edge.read_closed {
-            self.readiness.handle_read_closed();
-        }
-        if edge.broken {
-            self.readiness.handle_hangup();
-        }
+        self.endpoint.handle_edge(edge);
     }
 
     /// Tries to read: one `read(2)` at most, into the scratch buffer.
@@ -210,19 +189,16 @@ impl<K> Channel<K> {
         if self.transport.input_is_over() {
             return Ok(Read::End);
         }
-        if !self.readiness.can_read() {
+        if !self.endpoint.readiness().can_read() {
             return Ok(Read::Blocked);
         }
         if *turn.handshake_steps == 0 && self.transport.next_read_may_handshake(turn) {
             return Ok(Read::Deferred);
         }
         let room = self.transport.read_bytes(scratch);
-        match system.read(&self.socket, &mut scratch[..room]) {
-            Ok(0) => Ok(Read::End),
-            Ok(length) => {
-                if length < room {
-                    self.readiness.short_read();
-                }
+        match self.endpoint.read(system, &mut scratch[..room]) {
+            Ok(Received::End) => Ok(Read::End),
+            Ok(Received::Bytes(length)) => {
                 let transport = &mut self.transport;
                 let arrived = transport.handle_input(scratch, length, &mut self.peer, turn);
                 match self.transport.is_within_record() && !self.may_wait(turn) {
@@ -230,13 +206,8 @@ impl<K> Channel<K> {
                     false => Ok(Read::Arrived(arrived)),
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.readiness.blocked_read();
-                Ok(Read::Blocked)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                Ok(Read::Arrived(Arrived::NOTHING))
-            }
+            Ok(Received::Blocked) => Ok(Read::Blocked),
+            Ok(Received::Interrupted) => Ok(Read::Arrived(Arrived::NOTHING)),
             Err(_) => Err(CloseReason::Reset),
         }
     }
@@ -245,7 +216,7 @@ impl<K> Channel<K> {
     /// message often comes in two pieces, before it can show a key, and has as much room as a key.
     fn may_wait(&self, turn: &mut Turn<'_>) -> bool {
         let claim = Claim::of(self.transport.is_handshaking());
-        self.is_known || turn.admits(claim, Part::Frame)
+        self.peer.is_known || turn.admits(claim, Part::Frame)
     }
 
     /// Handles the peer's FIN.
@@ -255,16 +226,16 @@ impl<K> Channel<K> {
 
     /// Records whether the peer has sent a valid key, or had a job run.
     pub fn note_known(&mut self, is_known: bool) {
-        self.is_known |= is_known;
+        self.peer.is_known |= is_known;
     }
 
     /// Records how much of its time the connection's pump has used.
     pub const fn note_used(&mut self, used: Use) {
         match used {
-            Use::OneStep => self.is_greedy = false,
+            Use::OneStep => self.peer.is_greedy = false,
             // One that leaves a little of its time is as greedy as before.
             Use::Steps => {}
-            Use::All => self.is_greedy = true,
+            Use::All => self.peer.is_greedy = true,
         }
     }
 
@@ -303,20 +274,11 @@ impl<K> Channel<K> {
         scratch: &mut [u8],
     ) -> Result<usize, CloseReason> {
         loop {
-            match system.read(&self.socket, scratch) {
-                Ok(0) => return Err(CloseReason::Done),
-                Ok(length) => {
-                    if length < scratch.len() {
-                        self.readiness.short_read();
-                    }
-                    return Ok(length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readiness.blocked_read();
-                    return Ok(0);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Err(CloseReason::Done),
+            match self.endpoint.read(system, scratch) {
+                Ok(Received::Bytes(length)) => return Ok(length),
+                Ok(Received::Blocked) => return Ok(0),
+                Ok(Received::Interrupted) => {}
+                Ok(Received::End) | Err(_) => return Err(CloseReason::Done),
             }
         }
     }
@@ -330,21 +292,12 @@ impl<K> Channel<K> {
         turn: &mut Turn<'_>,
     ) -> Result<usize, CloseReason> {
         let mut total = 0;
-        while self.has_output() && self.readiness.can_write() {
+        while self.has_output() && self.endpoint.readiness().can_write() {
             match self.write(system, turn.pool) {
                 // Output waits that cannot be sent: the keys of TLS 1.2 are worn out after some
                 // hundred gigabytes, and it cannot change them.
                 Ok(Written { offered: 0, .. }) => return Err(CloseReason::Reset),
-                Ok(Written { offered, taken }) => {
-                    if taken < offered {
-                        self.readiness.blocked_write();
-                    }
-                    total += taken;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readiness.blocked_write();
-                }
+                Ok(Written { taken, .. }) => total += taken,
                 Err(_) => return Err(CloseReason::Reset),
             }
         }
@@ -362,15 +315,7 @@ impl<K> Channel<K> {
         pool: &mut BufferPool,
     ) -> io::Result<Written> {
         let queue = self.transport.queue(&mut self.output, pool);
-        let mut slices = [IoSlice::new(&[]); core_limits::OUTPUT_SLICES_MAX];
-        let count = queue.io_slices(&mut slices);
-        let offered = slices[..count].iter().map(|slice| slice.len()).sum();
-        if offered == 0 {
-            return Ok(Written::default());
-        }
-        let taken = system.write(&self.socket, &slices[..count])?;
-        queue.advance(taken, pool);
-        Ok(Written { offered, taken })
+        self.endpoint.write(system, queue, pool)
     }
 
     // ---- the end ----
@@ -383,12 +328,13 @@ impl<K> Channel<K> {
 
     /// Sends our FIN. An error (`ENOTCONN`) means that the peer has already reset the connection.
     pub fn shut_down<S: System<Socket = K>>(&mut self, system: &mut S) -> io::Result<()> {
-        system.shutdown_write(&self.socket)
+        system.shutdown_write(self.endpoint.socket())
     }
 
     /// Sends TLS's close_notify before the socket is closed, if the kernel takes it at once.
     pub fn say_goodbye<S: System<Socket = K>>(&mut self, system: &mut S, pool: &mut BufferPool) {
-        let can_write = self.readiness.can_write() && !self.readiness.is_hung_up();
+        let can_write =
+            self.endpoint.readiness().can_write() && !self.endpoint.readiness().is_hung_up();
         if can_write && !self.has_output() && self.transport.close(pool) {
             // The connection ends either way.
             let _ = self.write(system, pool);
@@ -413,11 +359,4 @@ impl<K> Channel<K> {
         assert!(!self.output.is_empty() || !self.output.holds_memory());
         self.output.check_invariants();
     }
-}
-
-/// The result of one call of `write`.
-#[derive(Default)]
-struct Written {
-    offered: usize,
-    taken: usize,
 }

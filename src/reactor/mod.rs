@@ -7,7 +7,8 @@
 //! * [`context`]: the data that a connection is lent for its turn; [`handler`]: the interface
 //!   between its protocol and the application;
 //! * [`connection`]: its phases, and its end; [`close_reason`]: the reasons for that;
-//! * [`channel`]: its socket and bytes; [`transport`]: TLS between them, or nothing;
+//! * [`endpoint`]: a socket and its readiness; [`channel`]: a client's endpoint and bytes;
+//!   [`transport`]: TLS between them, or nothing;
 //! * `client_network`: which of them count for their client's network;
 //! * [`machine`]: the interface to its protocol; [`protocol`]: chooses the protocol;
 //! * [`http1`], [`http2`]: each between its codec and the application;
@@ -20,6 +21,7 @@ pub mod close_reason;
 pub mod connection;
 pub mod context;
 mod date;
+mod endpoint;
 pub mod epoll;
 pub mod event_loop;
 pub mod handler;

@@ -44,6 +44,10 @@ pub struct Peer {
     pub client: Option<Arc<ClientIdentity>>,
     /// It counts among the connections of its client network.
     pub is_counted: bool,
+    /// It has sent a valid key, or had a job run.
+    pub is_known: bool,
+    /// Its connection has used up the time of a pump, and each later pump took several steps.
+    pub is_greedy: bool,
 }
 
 impl Peer {
@@ -52,6 +56,8 @@ impl Peer {
             address,
             client: None,
             is_counted: false,
+            is_known: false,
+            is_greedy: false,
         }
     }
 }

@@ -43,5 +43,7 @@ pub fn sender<'p>(request: &Request<'_>, peer: &'p Peer, server: &config::Server
         address,
         client: peer.client.clone(),
         is_counted: false,
+        is_known: peer.is_known,
+        is_greedy: peer.is_greedy,
     })
 }
