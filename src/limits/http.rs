@@ -11,3 +11,12 @@ pub const BODY_PIECE_BYTES_MIN: u64 = 8;
 
 /// Bytes of one event that a client reads: the last event of a stream repeats the whole program.
 pub const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes of a URL that a client may name: what browsers and proxies pass on without complaint.
+pub const URL_BYTES_MAX: usize = 2_048;
+
+/// Bytes of a host's name (RFC 1035, section 2.3.4).
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+
+/// Bytes of one label of it.
+pub const HOST_LABEL_BYTES_MAX: usize = 63;

@@ -21,6 +21,9 @@ pub const FIELDS_MAX: usize = 128;
 /// Field lines of a response's head that a client of the daemon reads.
 pub const RESPONSE_FIELDS_MAX: usize = 100;
 
+/// Interim responses before the final one. Servers send one or two (100, 103).
+pub const INTERIM_RESPONSES_MAX: u32 = 8;
+
 /// Bytes of a method token. The longest registered one (`UPDATEREDIRECTREF`) has 17.
 pub const METHOD_BYTES_MAX: usize = 32;
 

@@ -23,14 +23,17 @@
 //!
 //! Reading order: [`reception`] drives the others; [`scanner`] finds the head's end; [`head`] and
 //! [`target`] read it; [`framing`] decides where the body ends; [`chunked`] decodes it; [`encode`]
-//! writes responses. [`response`] is for clients: it reads the head of a response.
+//! writes responses. The rest is for clients: [`request`] writes the head of a request,
+//! [`response`] reads the head of a response, and [`response_reader`] a whole one.
 
 pub mod chunked;
 pub mod encode;
 pub mod framing;
 pub mod head;
 pub mod reception;
+pub mod request;
 pub mod response;
+pub mod response_reader;
 mod rules;
 pub mod scanner;
 pub mod target;

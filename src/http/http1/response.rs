@@ -2,7 +2,10 @@
 //!
 //! Owns the meaning of the head, and keeps no byte of it; `httparse` does the parsing. Must never
 //! wait, or know where the bytes come from. The body is decoded elsewhere, by the [`Framing`] that
-//! is found here and, for the chunked coding, by [`super::chunked`].
+//! is found here: see [`super::response_reader`].
+//!
+//! A response whose end two readers could see in different places is refused: on a kept connection
+//! the rest would count as the response to the next request.
 //!
 //! Mutations that the tests below catch: no comparison with 204 in `framing`
 //! (`a_head_decides_how_the_body_ends`), both framings accepted (`nonsense_is_refused`).
@@ -17,6 +20,8 @@ pub struct ResponseHead {
     pub status: u16,
     pub content_type: String,
     pub framing: Framing,
+    /// Whether the server leaves the connection open after the body.
+    pub keeps_alive: bool,
     /// Bytes of the head, including the empty line at its end.
     pub len: usize,
 }
@@ -38,19 +43,34 @@ pub enum BadResponse {
     ContentLength,
     TransferCoding,
     TwoFramings,
+    /// 101, which nothing had asked for.
+    Upgrade,
+    /// More interim responses than a client reads.
+    Interim,
+    /// More bytes of head or body than the client has room for.
+    TooLarge,
+    /// A fault in the chunked coding.
+    Chunks,
+    /// The connection ended before the response did.
+    CutOff,
 }
 
 impl fmt::Display for BadResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BadResponse::NotHttp(error) => write!(f, "the response is not HTTP: {error}"),
-            BadResponse::ContentLength => f.write_str("content-length is not a number"),
+            BadResponse::ContentLength => f.write_str("content-length is not one number"),
             BadResponse::TransferCoding => {
                 f.write_str("transfer-encoding is not \"chunked\", and no other was asked for")
             }
             BadResponse::TwoFramings => {
                 f.write_str("the response has both content-length and transfer-encoding")
             }
+            BadResponse::Upgrade => f.write_str("the server switches protocols unasked"),
+            BadResponse::Interim => f.write_str("too many interim responses"),
+            BadResponse::TooLarge => f.write_str("the response is larger than its bound"),
+            BadResponse::Chunks => f.write_str("the chunked coding is malformed"),
+            BadResponse::CutOff => f.write_str("the connection ended within the response"),
         }
     }
 }
@@ -67,27 +87,49 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
     };
     // The parser sets the status whenever it reports a complete head.
     let status = response.code.unwrap_or(0);
+    // HTTP/1.1 keeps a connection unless a party declines, HTTP/1.0 only if both ask for it.
+    let mut keeps_alive = response.version == Some(1);
     let (mut content_type, mut content_length, mut is_chunked) = (String::new(), None, false);
     for field in response.headers.iter() {
         let value = str::from_utf8(field.value).unwrap_or("").trim();
         if field.name.eq_ignore_ascii_case("content-type") {
             value.clone_into(&mut content_type);
         } else if field.name.eq_ignore_ascii_case("content-length") {
-            let length = value.parse().map_err(|_| BadResponse::ContentLength)?;
+            let length = length_of(value).ok_or(BadResponse::ContentLength)?;
+            if content_length.is_some_and(|other| other != length) {
+                return Err(BadResponse::ContentLength);
+            }
             content_length = Some(length);
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            // Twice would mean coded twice, and HTTP/1.0 has no such field.
+            let is_one = !is_chunked && response.version == Some(1);
             is_chunked = value.eq_ignore_ascii_case("chunked");
-            if !is_chunked {
+            if !is_chunked || !is_one {
                 return Err(BadResponse::TransferCoding);
             }
+        } else if field.name.eq_ignore_ascii_case("connection") {
+            let has = |wanted| {
+                value
+                    .split(',')
+                    .any(|it| it.trim().eq_ignore_ascii_case(wanted))
+            };
+            keeps_alive = !has("close") && (keeps_alive || has("keep-alive"));
         }
     }
+    let framing = framing(status, content_length, is_chunked)?;
     Ok(Some(ResponseHead {
         status,
         content_type,
-        framing: framing(status, content_length, is_chunked)?,
+        framing,
+        keeps_alive: keeps_alive && framing != Framing::UntilClose,
         len,
     }))
+}
+
+/// `parse` alone would accept `+5`.
+fn length_of(value: &str) -> Option<u64> {
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|_| is_number)
 }
 
 /// RFC 9112, section 6.3: the chunked coding, otherwise the length, otherwise the connection's end.
@@ -143,10 +185,50 @@ mod tests {
         assert_eq!(head.content_type, "application/json");
     }
 
+    /// Mutation that this test catches: `keeps_alive` without its version.
+    #[test]
+    fn a_connection_goes_on_only_if_both_sides_know_it() {
+        for (head, goes_on) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1", true),
+            ("HTTP/1.1 204 No", true),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: Close",
+                false,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: x, close",
+                false,
+            ),
+            ("HTTP/1.1 200 OK", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 1", false),
+            (
+                "HTTP/1.0 200 OK\r\ncontent-length: 1\r\nconnection: keep-alive",
+                true,
+            ),
+            ("HTTP/1.0 200 OK\r\nconnection: keep-alive", false),
+        ] {
+            let parsed = parse(format!("{head}\r\n\r\n").as_bytes());
+            let parsed = parsed.unwrap().expect("a whole head");
+            assert_eq!(parsed.keeps_alive, goes_on, "{head}");
+        }
+    }
+
     #[test]
     fn nonsense_is_refused() {
         let bad = |head: &str| parse(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n").as_bytes());
         assert_eq!(bad("content-length: five"), Err(BadResponse::ContentLength));
+        assert_eq!(bad("content-length: +5"), Err(BadResponse::ContentLength));
+        assert_eq!(bad("content-length: 5, 5"), Err(BadResponse::ContentLength));
+        assert_eq!(
+            bad("content-length: 5\r\ncontent-length: 6"),
+            Err(BadResponse::ContentLength)
+        );
+        assert_eq!(
+            bad("transfer-encoding: chunked\r\ntransfer-encoding: chunked"),
+            Err(BadResponse::TransferCoding)
+        );
+        let old = parse(b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+        assert_eq!(old, Err(BadResponse::TransferCoding));
         assert_eq!(
             bad("transfer-encoding: gzip"),
             Err(BadResponse::TransferCoding)
