@@ -2,6 +2,7 @@
 //! function that reads the clock, [`Moment::now`], is for callers outside. See each file's head.
 
 pub mod accept_gate;
+pub mod address_policy;
 pub mod bucket;
 pub mod budget;
 pub mod buffered;
