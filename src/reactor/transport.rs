@@ -24,7 +24,6 @@
 //!  3. Input that costs a handshake step is taken only while the turn's steps last; see
 //!     [`Transport::next_read_may_handshake`].
 
-use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -37,7 +36,6 @@ use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
 use crate::core::proxy_header::{Origin, ProxyHeader, Refused};
 use crate::http::sniff::{Sniffed, sniff};
-use crate::limits::core as core_limits;
 use crate::limits::reactor as limits;
 use crate::limits::tls as tls_limits;
 use crate::service::{Peer, PeerAddress};
@@ -290,20 +288,10 @@ impl Transport {
         output: &'a mut OutputQueue,
         pool: &mut BufferPool,
     ) -> &'a mut OutputQueue {
-        let session = match self {
-            Transport::Tls(session) => session,
-            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => return output,
-        };
-        while !output.is_empty() {
-            let mut slices = [IoSlice::new(&[]); core_limits::OUTPUT_SLICES_MAX];
-            let count = output.io_slices(&mut slices);
-            let taken = session.handle_output(&slices[..count], pool);
-            if taken == 0 {
-                break;
-            }
-            output.advance(taken, pool);
+        match self {
+            Transport::Tls(session) => session.encrypt(output, pool),
+            Transport::Proxied(..) | Transport::Undecided(_) | Transport::Clear => output,
         }
-        session.queue_mut()
     }
 
     /// Ends the transport: its buffers return to the pool, and an unfinished handshake counts as

@@ -64,7 +64,9 @@ impl Acceptor {
         let materials = files::read_materials(config, credentials, &provider);
         let authorities = match (config.tls.client_certificates, &config.tls.client_ca) {
             (ClientCertificates::Off, _) | (_, None) => Ok(None),
-            (_, Some(path)) => files::read_authorities(path, credentials).map(Some),
+            (_, Some(path)) => {
+                files::read_authorities("server.tls.client_ca", path, credentials).map(Some)
+            }
         };
         let (materials, authorities) = match (materials, authorities) {
             (Ok(materials), Ok(authorities)) => (materials, authorities),

@@ -75,18 +75,21 @@ pub fn read_materials(
     }
 }
 
-/// Reads the authorities that sign clients' certificates.
-pub fn read_authorities(path: &Path, credentials: Option<&Path>) -> Result<RootCertStore, Problem> {
-    const KEY: &str = "server.tls.client_ca";
-    let (file, bytes) = read(path, credentials).map_err(|message| problem(KEY, message))?;
+/// Reads the authorities that sign the certificates of peers, for the configuration's `key`.
+pub fn read_authorities(
+    key: &str,
+    path: &Path,
+    credentials: Option<&Path>,
+) -> Result<RootCertStore, Problem> {
+    let (file, bytes) = read(path, credentials).map_err(|message| problem(key, message))?;
     let file = file.display();
-    let chain = certificates(&bytes).map_err(|why| problem(KEY, format!("{file} {why}")))?;
+    let chain = certificates(&bytes).map_err(|why| problem(key, format!("{file} {why}")))?;
     let mut roots = RootCertStore::empty();
     for certificate in chain {
         let added = roots.add(certificate);
         added.map_err(|error| {
             problem(
-                KEY,
+                key,
                 format!("{file} holds a certificate that is not an authority's: {error}"),
             )
         })?;

@@ -6,7 +6,8 @@
 //! * [`acceptor`]: the state of all sessions: versions, protocols, tickets, trusted authorities;
 //! * [`names`]: chooses the certificate for a server name;
 //! * [`server_name`]: hides some server names from rustls;
-//! * [`session`]: one connection's TLS.
+//! * [`connector`]: the same for the daemon's own connections to servers;
+//! * [`session`]: one connection's TLS; [`side`]: the server's and the client's.
 //!
 //! ```text
 //!   config + files -- Acceptor::load --> Arc<Acceptor> --(one pointer a reactor)--> Session::new
@@ -20,13 +21,16 @@
 //! session keeps the acceptor that it began with.
 
 pub mod acceptor;
+pub mod connector;
 pub mod files;
 mod names;
 mod server_name;
 pub mod session;
+mod side;
 #[cfg(test)]
 pub mod testing;
 
 pub use acceptor::Acceptor;
+pub use connector::Connector;
 pub use files::Problem;
 pub use session::{Failed, Handshake, Received, Session};

@@ -1,4 +1,5 @@
-//! One connection's TLS: ciphertext in, plaintext out, and the other way round.
+//! One connection's TLS: ciphertext in, plaintext out, and the other way round. The same for a
+//! client's connection and for one of the daemon's own; [`Side`] is the difference.
 //!
 //! Owns rustls' state of the connection, the beginning of an incomplete record, and the queue of
 //! ciphertext that waits to be written. It knows no socket and no clock.
@@ -47,15 +48,16 @@ use rustls::unbuffered::{
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
 use super::Acceptor;
-use super::{files, server_name};
+use super::files;
+use super::side::Side;
 use crate::config::ClientIdentity;
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
 use crate::limits::core as core_limits;
 use crate::limits::tls as limits;
 
-pub struct Session {
-    tls: UnbufferedServerConnection,
+pub struct Session<S = UnbufferedServerConnection> {
+    tls: S,
     stage: Stage,
     /// Ciphertext that cannot be decrypted yet: an incomplete record. No allocation while empty.
     partial: Vec<u8>,
@@ -70,28 +72,28 @@ const DECODE_ERROR: &[u8] = &[21, 3, 3, 0, 2, 2, 50];
 enum Stage {
     /// `read` is closed if the peer gives up before the end of the handshake.
     Handshaking {
-        read: Side,
+        read: Direction,
     },
     Open {
-        read: Side,
-        write: Side,
+        read: Direction,
+        write: Direction,
     },
     /// Its alert is in the queue, and no plaintext goes in or out any more.
     Failed {
-        read: Side,
+        read: Direction,
     },
 }
 
 /// One direction of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+enum Direction {
     Open,
     /// close_notify was the last word: the peer's, or ours.
     Closed,
 }
 
 impl Stage {
-    fn read(&mut self) -> &mut Side {
+    fn read(&mut self) -> &mut Direction {
         match self {
             Stage::Handshaking { read } | Stage::Open { read, .. } | Stage::Failed { read } => read,
         }
@@ -126,13 +128,22 @@ pub struct Failed {
 }
 
 impl Session {
+    /// Creates the server's side of a session.
     pub fn new(acceptor: &Acceptor) -> Result<Box<Session>, Error> {
-        Ok(Box::new(Session {
-            tls: UnbufferedServerConnection::new(acceptor.config())?,
-            stage: Stage::Handshaking { read: Side::Open },
+        let tls = UnbufferedServerConnection::new(acceptor.config())?;
+        Ok(Box::new(Session::of(tls)))
+    }
+}
+
+impl<S: Side> Session<S> {
+    pub(super) fn of(tls: S) -> Session<S> {
+        let read = Direction::Open;
+        Session {
+            tls,
+            stage: Stage::Handshaking { read },
             partial: Vec::new(),
             queue: OutputQueue::new(),
-        }))
+        }
     }
 
     // ---- getters ----
@@ -148,7 +159,7 @@ impl Session {
     /// Returns whether the peer has sent its close_notify.
     pub fn input_is_over(&self) -> bool {
         let mut stage = self.stage;
-        *stage.read() == Side::Closed
+        *stage.read() == Direction::Closed
     }
 
     /// Returns whether plaintext can still be encrypted.
@@ -156,7 +167,7 @@ impl Session {
         matches!(
             self.stage,
             Stage::Open {
-                write: Side::Open,
+                write: Direction::Open,
                 ..
             }
         )
@@ -241,11 +252,11 @@ impl Session {
         pool: &mut BufferPool,
     ) -> Result<usize, Error> {
         if self.is_handshaking() {
-            server_name::hide(ciphertext);
+            S::prepare(ciphertext);
         }
         let mut used = 0;
         loop {
-            let status = self.tls.process_tls_records(&mut ciphertext[used..]);
+            let status = self.tls.process(&mut ciphertext[used..]);
             let UnbufferedStatus { discard, state } = status;
             used += discard;
             match state? {
@@ -267,7 +278,7 @@ impl Session {
                     encode(message, &mut self.queue, pool);
                 }
                 ConnectionState::TransmitTlsData(queued) => queued.done(),
-                ConnectionState::PeerClosed => *self.stage.read() = Side::Closed,
+                ConnectionState::PeerClosed => *self.stage.read() = Direction::Closed,
                 // Early data is not offered, so clients that rustls accepts do not send it.
                 ConnectionState::BlockedHandshake
                 | ConnectionState::WriteTraffic(_)
@@ -279,7 +290,7 @@ impl Session {
         if let Stage::Handshaking { read } = self.stage
             && !self.tls.is_handshaking()
         {
-            let write = Side::Open;
+            let write = Direction::Open;
             self.stage = Stage::Open { read, write };
             received.worked = true;
             received.handshake = Some(self.handshake());
@@ -294,7 +305,7 @@ impl Session {
         let waited = self.queue.len();
         // Only while a message waits: any other call would read input that is gone.
         while self.tls.wants_write() {
-            match self.tls.process_tls_records(&mut []).state {
+            match self.tls.process(&mut []).state {
                 Ok(ConnectionState::EncodeTlsData(alert)) => {
                     encode(alert, &mut self.queue, pool);
                 }
@@ -320,7 +331,10 @@ impl Session {
         Handshake {
             version: self.version(),
             resumed: self.tls.handshake_kind() == Some(HandshakeKind::Resumed),
-            client: certificates.and_then(|chain| files::identity(chain.first()?)),
+            client: match S::IDENTIFIES_ITS_PEER {
+                true => certificates.and_then(|chain| files::identity(chain.first()?)),
+                false => None,
+            },
         }
     }
 
@@ -359,17 +373,31 @@ impl Session {
         taken.unwrap_or(0)
     }
 
+    /// Encrypts as much of `output` as there is room for. Returns what to write next.
+    pub fn encrypt(&mut self, output: &mut OutputQueue, pool: &mut BufferPool) -> &mut OutputQueue {
+        while !output.is_empty() {
+            let mut slices = [IoSlice::new(&[]); core_limits::OUTPUT_SLICES_MAX];
+            let count = output.io_slices(&mut slices);
+            let taken = self.handle_output(&slices[..count], pool);
+            if taken == 0 {
+                break;
+            }
+            output.advance(taken, pool);
+        }
+        &mut self.queue
+    }
+
     /// Queues close_notify (RFC 8446, section 6.1), once. Returns whether there is something to
     /// write now.
     pub fn close(&mut self, pool: &mut BufferPool) -> bool {
         let Stage::Open {
             read,
-            write: Side::Open,
+            write: Direction::Open,
         } = self.stage
         else {
             return false;
         };
-        let write = Side::Closed;
+        let write = Direction::Closed;
         self.stage = Stage::Open { read, write };
         let queued = self.write_traffic(pool, |traffic, queue, pool| {
             seal(0, queue, pool, |out| traffic.queue_close_notify(out))
@@ -422,11 +450,11 @@ impl Session {
     fn write_traffic<T>(
         &mut self,
         pool: &mut BufferPool,
-        act: impl FnOnce(&mut WriteTraffic<'_, ServerData>, &mut OutputQueue, &mut BufferPool) -> T,
+        act: impl FnOnce(&mut WriteTraffic<'_, S::Data>, &mut OutputQueue, &mut BufferPool) -> T,
     ) -> Option<T> {
         loop {
             // The same bytes as when they came: rustls remembers its position in them.
-            match self.tls.process_tls_records(&mut self.partial).state {
+            match self.tls.process(&mut self.partial).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     return Some(act(&mut traffic, &mut self.queue, pool));
                 }
@@ -434,18 +462,16 @@ impl Session {
                     encode(message, &mut self.queue, pool);
                 }
                 Ok(ConnectionState::TransmitTlsData(queued)) => queued.done(),
-                Ok(ConnectionState::PeerClosed) => *self.stage.read() = Side::Closed,
+                Ok(ConnectionState::PeerClosed) => *self.stage.read() = Direction::Closed,
                 _ => return None,
             }
         }
     }
 }
 
-type ServerData = rustls::server::ServerConnectionData;
-
 /// Queues a message of rustls' own: one of the handshake, or an alert.
-fn encode(
-    mut message: EncodeTlsData<'_, ServerData>,
+fn encode<Data>(
+    mut message: EncodeTlsData<'_, Data>,
     queue: &mut OutputQueue,
     pool: &mut BufferPool,
 ) {

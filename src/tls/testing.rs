@@ -8,7 +8,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
-use super::Acceptor;
+use super::{Acceptor, Connector};
 use crate::config::Config;
 
 /// Returns the acceptor of all tests, which has a certificate for `localhost`.
@@ -47,4 +47,10 @@ pub fn client(version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     Arc::new(config)
+}
+
+/// Returns the connector of all tests, which trusts the acceptor's certificate.
+pub fn connector() -> Arc<Connector> {
+    let config = client(&rustls::version::TLS13);
+    Arc::new(Connector::of((*config).clone()))
 }
