@@ -28,11 +28,14 @@ use autoglmd::core::places::Places;
 use autoglmd::engine::echo::Echo;
 use autoglmd::keys::{ChangedKey, KeyRecord, KeyRing, Scopes, Secret};
 use autoglmd::offload::mailbox::{Sender, mailbox};
+use autoglmd::offload::resolver::{Resolver, look_up};
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
+use autoglmd::reactor::outbound;
 use autoglmd::service::{self, Limiter, Responses, Service};
 use autoglmd::telemetry::metrics::Metrics;
+use autoglmd::tls::Connector;
 use socket2::Socket;
 
 struct Counting;
@@ -176,9 +179,15 @@ impl Daemon {
             openings: vec![Opening::PLAIN],
             metrics,
             mailbox: receiver,
+            own_mailbox: sender.clone(),
             pulse,
             neighbours: vec![neighbour],
             places: Arc::new(Places::new(16)),
+            outbound: outbound::Parts {
+                resolver: Resolver::new(look_up),
+                connector: Arc::new(Connector::load(None).expect("authorities")),
+                sockets_most: 8,
+            },
             heartbeat: None,
         };
         let thread = thread::spawn(move || {

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::limits::config as limits;
+use crate::limits::http as limits;
 
 /// Host names and addresses in the form in which they are compared: lower case, no brackets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

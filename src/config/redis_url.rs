@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::limits::config as limits;
+use crate::limits::http as http_limits;
 
 /// The address of Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ fn host(text: &str, default_port: u16) -> Option<RedisHost> {
     };
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     let is_good =
-        (1..=limits::HOST_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_name);
+        (1..=http_limits::HOST_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_name);
     let port = match port.strip_prefix(':') {
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
         Some(_) => return None,

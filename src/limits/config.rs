@@ -59,9 +59,6 @@ pub const TRUSTED_PROXIES: RangeInclusive<usize> = 0..=256;
 /// `server.hosts`: compared one after the other, for each request that brings no key.
 pub const HOSTS: RangeInclusive<usize> = 0..=64;
 
-/// A host name's longest text form: RFC 1035, section 2.3.4, less the bytes of the root.
-pub const HOST_NAME_BYTES_MAX: usize = 253;
-
 /// `server.reactors`: more threads than the cores of any machine of this size gain nothing.
 pub const REACTORS: RangeInclusive<u64> = 1..=64;
 

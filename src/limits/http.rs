@@ -15,7 +15,7 @@ pub const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of a URL that a client may name: what browsers and proxies pass on without complaint.
 pub const URL_BYTES_MAX: usize = 2_048;
 
-/// Bytes of a host's name (RFC 1035, section 2.3.4).
+/// A host name's longest text form: RFC 1035, section 2.3.4, less the bytes of the root.
 pub const HOST_NAME_BYTES_MAX: usize = 253;
 
 /// Bytes of one label of it.

@@ -55,6 +55,9 @@ pub mod service;
 
 pub mod reactor;
 
+// The daemon's own requests to other servers.
+pub mod outbound;
+
 pub mod console;
 
 pub mod supervisor;

@@ -64,6 +64,10 @@ pub const DESCRIPTORS_LISTED_INTERVAL: Duration = Duration::from_secs(60);
 /// epoll, event and signal descriptors, listeners, the model, and what a worker opens meanwhile.
 pub const RESERVED_DESCRIPTORS: usize = 128;
 
+/// The daemon's own connections to other servers may take the descriptors divided by this, up to
+/// [`super::outbound::SOCKETS_MAX`]: clients come first.
+pub const OUTBOUND_DESCRIPTORS_DIVISOR: usize = 16;
+
 /// Connections of one daemon, whatever the descriptors allow: four million would already take a
 /// gigabyte of connection state.
 pub const CONNECTIONS_MAX: usize = 4 * 1024 * 1024;

@@ -8,10 +8,15 @@
 //! Work that takes a processor's time, and not a model's, goes to the [`workers`]: inflating and
 //! parsing a long body, rendering and tokenizing a prompt. Their [`fair_queue`] divides their time
 //! between the tenants.
+//!
+//! The other way round, any thread may ask a reactor for a request to another server: a [`fetch`].
+//! Names are resolved on threads of their own: [`resolver`].
 
 pub mod fair_queue;
+pub mod fetch;
 pub mod mailbox;
 pub mod metrics;
+pub mod resolver;
 mod sync;
 #[cfg(test)]
 mod tests;

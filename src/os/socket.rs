@@ -1,4 +1,4 @@
-//! Listening and accepted sockets, set up as the daemon wants them.
+//! Listening, accepted and connecting sockets, set up as the daemon wants them.
 //!
 //! All sockets from here are non-blocking and closed on exec. Nothing here reads or writes.
 //!
@@ -193,8 +193,45 @@ pub fn has_waiting(listener: &Socket) -> bool {
     wait_readable([listener.as_fd()], Some(Duration::ZERO)).map_or(true, |[waiting]| waiting)
 }
 
-/// Sets the options of every connection that a TCP listener accepts. On Linux accepted sockets
-/// inherit them from the listener, so they are set once, here.
+/// Begins to connect to an address. The result comes later: see [`is_connected`].
+pub fn connect(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        None,
+    )?;
+    set_tcp_options(&socket)?;
+    match socket.connect(&address.into()) {
+        // A signal does not stop the handshake either (connect(2)).
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
+            Ok(socket)
+        }
+        // A peer on this machine may have accepted already.
+        Ok(()) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether a connecting socket is connected. The error is the result of an attempt that
+/// failed; the kernel reports it once (`SO_ERROR`).
+pub fn is_connected(socket: &Socket) -> io::Result<bool> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    let peer = match socket.peer_addr() {
+        // No error and no peer: the handshake still runs.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
+        peer => peer?,
+    };
+    // A connection to a port without a listener may get that very port for its own end, and then
+    // TCP connects it to itself (RFC 9293, section 3.5).
+    match peer == socket.local_addr()? {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(true),
+    }
+}
+
+/// Sets the options of a connection. On Linux accepted sockets inherit them from their listener.
 fn set_tcp_options(socket: &Socket) -> io::Result<()> {
     // Responses are written whole or event by event: Nagle's algorithm would hold the second write
     // back until the first is acknowledged, which takes 40 ms with delayed acknowledgements (RFC
@@ -291,6 +328,47 @@ mod tests {
         drop(client);
         drop(listener);
         listen_tcp(address, true).unwrap();
+    }
+
+    /// Mutations that this test catches: `is_connected` without `take_error`, and without the
+    /// look at its peer.
+    #[test]
+    fn a_connect_does_not_wait_and_reports_its_result_once() {
+        let listener = listen_tcp(localhost(), true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = connect(address).unwrap();
+        assert!(is_nonblocking_and_cloexec(&socket));
+        assert!(socket.tcp_nodelay().unwrap());
+        wait_writable(&socket);
+        assert!(is_connected(&socket).unwrap());
+        drop((socket, listener));
+        // On this machine the kernel may know at once that nothing listens there.
+        if let Ok(socket) = connect(address) {
+            wait_writable(&socket);
+            let refused = is_connected(&socket).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            assert!(
+                !is_connected(&socket).unwrap(),
+                "the error is reported once"
+            );
+        }
+    }
+
+    #[test]
+    fn a_socket_that_still_connects_is_no_error() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        assert!(!is_connected(&socket).unwrap());
+    }
+
+    fn wait_writable(socket: &Socket) {
+        let events = libc::POLLOUT;
+        let mut waiting = libc::pollfd {
+            fd: socket.as_raw_fd(),
+            events,
+            revents: 0,
+        };
+        // SAFETY: `waiting` is one valid `pollfd`, and the kernel writes to nothing else.
+        assert_eq!(unsafe { libc::poll(&mut waiting, 1, 10_000) }, 1);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! is why the simulation can replace it.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use socket2::Socket;
 
 use super::system::{Edge, Source, System};
 use crate::core::budget::Clock;
+use crate::core::key::Kind;
 use crate::core::{Key, Moment};
 use crate::limits::reactor as limits;
 use crate::offload::mailbox::Doorbell;
@@ -131,6 +132,14 @@ impl System for Epoll {
         )
     }
 
+    fn connect(&mut self, address: SocketAddr) -> io::Result<Socket> {
+        socket::connect(address)
+    }
+
+    fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
+        socket::is_connected(socket)
+    }
+
     fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
         let mut socket = socket;
         socket.read(buffer)
@@ -159,6 +168,7 @@ fn source_of(token: Token) -> Source {
     match (key.generation, key.index) {
         (0, 0) => Source::Doorbell,
         (0, listener) => Source::Listener(listener as usize - 1),
+        _ if key.kind() == Kind::Outbound => Source::Outbound(key),
         _ => Source::Client(key),
     }
 }

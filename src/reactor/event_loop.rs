@@ -39,7 +39,10 @@
 //!     `reap` frees slots, and `core::slots` tests it.
 
 mod accept;
+#[cfg(debug_assertions)]
+mod check;
 mod drain;
+mod fetches;
 #[cfg(test)]
 mod inspect;
 mod pulse;
@@ -59,6 +62,7 @@ use super::close_reason::CloseReason;
 use super::connection::{Connection, Pumped};
 use super::context::Resources;
 use super::message::Message;
+use super::outbound::{self, Outbound};
 use super::system::{Edge, Source, System};
 use crate::config::{Config, Opening};
 use crate::core::accept_gate::AcceptGate;
@@ -75,7 +79,7 @@ use crate::core::wheel::Wheel;
 use crate::core::{Key, Moment};
 use crate::limits::reactor as limits;
 use crate::offload::JobKey;
-use crate::offload::mailbox::Receiver;
+use crate::offload::mailbox::{Receiver, Sender};
 use crate::service::{Completion, Service};
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::Acceptor;
@@ -91,11 +95,14 @@ pub struct Parts<S: System> {
     pub openings: Vec<Opening>,
     pub metrics: Metrics,
     pub mailbox: Receiver<Message<S::Socket>>,
+    /// The other end of its own mailbox.
+    pub own_mailbox: Sender<Message<S::Socket>>,
     pub pulse: Arc<Pulse>,
     /// All reactors by index, including this one.
     pub neighbours: Vec<Neighbour<S::Socket>>,
     /// The places of the whole daemon.
     pub places: Arc<Places>,
+    pub outbound: outbound::Parts,
     /// It wakes up at least this often, for the watchdog.
     pub heartbeat: Option<Duration>,
 }
@@ -119,6 +126,8 @@ pub struct Reactor<S: System> {
     /// the next turn.
     deferred: RunQueue,
     openings: Vec<Opening>,
+    /// The connections that this reactor opens itself.
+    outbound: Outbound<S>,
     idle: IdleList,
     /// Connections that are not idle and have neither a job nor a key, the oldest first.
     strangers: IdleList,
@@ -173,6 +182,12 @@ impl<S: System> Reactor<S> {
             unfinished: RunQueue::new(),
             deferred: RunQueue::new(),
             openings: parts.openings,
+            outbound: Outbound::new(
+                parts.outbound,
+                parts.own_mailbox,
+                parts.metrics.series(),
+                now,
+            ),
             idle: IdleList::new(),
             strangers: IdleList::new(),
             asks_at: now,
@@ -212,6 +227,7 @@ impl<S: System> Reactor<S> {
         self.expire_deadlines();
         self.accept_connections();
         self.slots.reap();
+        self.outbound.reap();
         Ok(self.observe())
     }
 
@@ -225,12 +241,14 @@ impl<S: System> Reactor<S> {
         let has_work =
             !self.run_queue.is_empty() || !self.unfinished.is_empty() || !self.deferred.is_empty();
         let drains = self.drain.is_walking(self.slots.extent());
+        let has_work = has_work || self.outbound.has_work();
         if has_work || drains || !self.unread.is_empty() || !self.mailbox.sleep() {
             return Some(Duration::ZERO);
         }
         let now = self.shared.now;
         let next_timer = [
             self.wheel.next_expiry(),
+            self.outbound.next_expiry(),
             self.gate.wake_at(now),
             self.drain.deadline(),
             self.heartbeat.map(|heartbeat| now + heartbeat),
@@ -276,6 +294,11 @@ impl<S: System> Reactor<S> {
                         self.shared.metrics.stale_events.inc();
                     }
                 },
+                Source::Outbound(key) => {
+                    if !self.outbound.handle_edge(key, &edge) {
+                        self.shared.metrics.stale_events.inc();
+                    }
+                }
             }
         }
     }
@@ -311,6 +334,8 @@ impl<S: System> Reactor<S> {
         match message {
             Message::Engine(key, event) => self.handle_event(key, Completion::Event(event)),
             Message::Worker(key, completion) => self.handle_event(key, completion),
+            Message::Fetch(order) => self.handle_order(order),
+            Message::Resolved(key, found) => self.handle_addresses(key, found),
             Message::Adopt(socket, peer, opening) => self.adopt(socket, peer, opening),
             Message::MakeRoom(request) => self.make_room_for_another(request),
             Message::RoomMade(reactor) => self.handle_room_made(reactor),
@@ -364,6 +389,7 @@ impl<S: System> Reactor<S> {
     fn run_connections(&mut self) {
         self.run_rounds();
         self.run_unfinished();
+        self.run_outbound();
     }
 
     fn run_rounds(&mut self) {
@@ -402,6 +428,7 @@ impl<S: System> Reactor<S> {
     /// Phase 7: an entry that fires may be early, because deadlines move without moving the wheel's
     /// entry. The consequences of an expired deadline follow in the next turn, which comes at once.
     fn expire_deadlines(&mut self) {
+        self.expire_outbound();
         let now = self.shared.now;
         let mut expired = std::mem::take(&mut self.expired);
         // Entries beyond the bound make the next turn's wait zero.
@@ -554,27 +581,6 @@ impl<S: System> Reactor<S> {
         match self.drain.is_stopping() {
             true => self.cut_off_connections(now),
             false => ControlFlow::Continue(()),
-        }
-    }
-
-    /// Invariants 1 and 2.
-    #[cfg(debug_assertions)]
-    fn check_invariants(&self) {
-        for (key, connection) in self.slots.iter() {
-            let is_queued = self.run_queue.contains(key) || self.unfinished.contains(key);
-            assert!(
-                is_queued
-                    || self.deferred.contains(key)
-                    || !connection.can_go_on(&self.shared.marks),
-                "lost wake-up: {key:?} can go on and is not queued"
-            );
-            if let Some((at, kind)) = connection.deadlines().earliest() {
-                let entry = self.wheel.scheduled(key);
-                assert!(
-                    entry.is_some_and(|entry| entry <= at) || is_queued,
-                    "{kind:?} of {key:?} at {at:?} has its entry at {entry:?}"
-                );
-            }
         }
     }
 }

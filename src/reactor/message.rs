@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, Opening};
+use crate::core::Key;
 use crate::core::idle_list::Since;
 use crate::engine::{Deliver, Event};
 use crate::keys::KeyRing;
 use crate::offload::JobKey;
+use crate::offload::fetch::{FetchDoor, Order};
 use crate::offload::mailbox::Sender;
+use crate::offload::resolver::Addresses;
 use crate::service::{Completion, Peer, Reply};
 use crate::tls::Acceptor;
 
@@ -23,6 +26,10 @@ pub enum Message<K> {
     Engine(JobKey, Event),
     /// A worker has done its task for a request.
     Worker(JobKey, Completion),
+    /// A request of the daemon's own begins, or is cancelled.
+    Fetch(Order),
+    /// The addresses of the name that a fetch asked for.
+    Resolved(Key, Addresses),
     /// A connection that the reactor which accepted it hands over.
     Adopt(K, Peer, Opening),
     /// A client waits, all places are taken, and your connections are worth least.
@@ -92,6 +99,16 @@ impl<K: Send> Reply for Mailboxes<K> {
         match self.0.get(usize::from(key.reactor)) {
             Some(mailbox) => mailbox.post(Message::Worker(key, completion)),
             None => debug_assert!(false, "the task names a reactor that does not exist"),
+        }
+    }
+}
+
+impl<K: Send> FetchDoor for Mailboxes<K> {
+    fn post(&self, origin_hash: u64, order: Order) {
+        let count = self.0.len().max(1) as u64;
+        match self.0.get((origin_hash % count) as usize) {
+            Some(mailbox) => mailbox.post(Message::Fetch(order)),
+            None => debug_assert!(false, "a daemon without reactors"),
         }
     }
 }

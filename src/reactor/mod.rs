@@ -12,6 +12,7 @@
 //! * `client_network`: which of them count for their client's network;
 //! * [`machine`]: the interface to its protocol; [`protocol`]: chooses the protocol;
 //! * [`http1`], [`http2`]: each between its codec and the application;
+//! * [`outbound`]: the loop as a client of other servers;
 //! * [`message`]: the messages of other threads to the loop;
 //! * `simulation`: the same loop over a simulated kernel, in the tests.
 
@@ -30,6 +31,7 @@ pub mod http2;
 pub mod machine;
 pub mod message;
 pub mod metrics;
+pub mod outbound;
 pub mod protocol;
 #[cfg(test)]
 mod simulation;

@@ -13,8 +13,13 @@
 //!     another. So a direction counts as ready until a call has returned `WouldBlock` (or, for a
 //!     stream socket, a read or write was cut short).
 //!  3. An event may be spurious, and it may carry the key of a connection that is gone.
+//!
+//! `connect(2)` keeps it too. A non-blocking socket reports `EINPROGRESS` and is registered then;
+//! the handshake's end, good or bad, is an edge for writing. Which of the two it was, `SO_ERROR`
+//! reports and not the edge ([`System::is_connected`]).
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -31,6 +36,8 @@ pub enum Source {
     Listener(usize),
     /// A client's connection.
     Client(Key),
+    /// A connection that this reactor opened.
+    Outbound(Key),
 }
 
 /// One edge: `source` became ready in some way.
@@ -47,7 +54,7 @@ pub struct Edge {
 
 /// The loop's interface to the outside world. Only `poll` waits.
 pub trait System {
-    type Socket;
+    type Socket: Send + 'static;
 
     /// Waits for at most `timeout`, or without a bound for `None`, and appends the edges. An
     /// interrupted wait is an empty batch, not an error.
@@ -74,6 +81,15 @@ pub trait System {
 
     /// Registers a socket for both directions under `key`, once.
     fn register(&mut self, socket: &Self::Socket, key: Key) -> io::Result<()>;
+
+    /// Begins to connect, non-blocking and close-on-exec, and does not wait for the result: see
+    /// [`System::is_connected`]. An error is one that the kernel knows at once, such as a network
+    /// that no route leads to.
+    fn connect(&mut self, address: SocketAddr) -> io::Result<Self::Socket>;
+
+    /// Returns whether a socket that was connecting is connected; `false` after a spurious edge.
+    /// The error is that of the attempt, which has ended.
+    fn is_connected(&mut self, socket: &Self::Socket) -> io::Result<bool>;
 
     fn read(&mut self, socket: &Self::Socket, buffer: &mut [u8]) -> io::Result<usize>;
 

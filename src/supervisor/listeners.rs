@@ -20,6 +20,7 @@ use super::spawner::Spawner;
 use super::stored::{self, Store};
 use crate::config::{Config, Listen, Opening, Place, Security};
 use crate::console::exit;
+use crate::limits::outbound as outbound_limits;
 use crate::limits::supervisor as limits;
 use crate::os::activation::{self, Inherited};
 use crate::os::notify::Notifier;
@@ -45,7 +46,9 @@ struct Listening {
 
 impl Part for Listeners {
     fn start(birth: &mut Birth) -> Result<Listeners, Failure> {
-        birth.max_connections = max_connections(&birth.config)?;
+        let descriptors = descriptors()?;
+        birth.outbound_sockets = outbound_sockets(descriptors);
+        birth.max_connections = max_connections(&birth.config, descriptors);
         let listeners = Listeners::open(&birth.config.server.listen)?;
         let (sockets, openings) = (listeners.sockets(), listeners.openings());
         let spawner = Spawner::prepare(birth.config.server.reactors, &sockets, &openings)
@@ -235,29 +238,40 @@ fn claim_all(wanted: &[Listen], v4: &[SocketAddr], store: &mut Store) -> Vec<Cla
     claimed
 }
 
-/// Returns the descriptors that remain for connections after files, epoll, database and pipes.
-fn max_connections(config: &Config) -> Result<usize, Failure> {
+/// Returns the descriptors that the process may have.
+fn descriptors() -> Result<usize, Failure> {
     let limit = rlimit::raise_descriptor_limit()
         .map_err(|error| Failure::os("raising RLIMIT_NOFILE", &error))?;
-    let allowed = usize::try_from(limit.soft).unwrap_or(usize::MAX);
-    let most = allowed.saturating_sub(limits::RESERVED_DESCRIPTORS).max(1);
+    Ok(usize::try_from(limit.soft).unwrap_or(usize::MAX))
+}
+
+/// Returns the share of the descriptors that is for the daemon's own connections.
+fn outbound_sockets(descriptors: usize) -> usize {
+    (descriptors / limits::OUTBOUND_DESCRIPTORS_DIVISOR).min(outbound_limits::SOCKETS_MAX)
+}
+
+/// Returns the descriptors that remain for connections after files, epoll, database and pipes, and
+/// after the daemon's own connections.
+fn max_connections(config: &Config, allowed: usize) -> usize {
+    let reserved = limits::RESERVED_DESCRIPTORS + outbound_sockets(allowed);
+    let most = allowed.saturating_sub(reserved).max(1);
     match config.limits.max_connections as usize {
-        0 if allowed <= limits::RESERVED_DESCRIPTORS => {
+        0 if allowed <= reserved => {
             log::warn!(
                 "RLIMIT_NOFILE = {allowed} is only enough for the daemon's own files, so it serves \
                  one connection at a time; raise it with `ulimit -n` or LimitNOFILE="
             );
-            Ok(most)
+            most
         }
-        0 => Ok(most.min(limits::CONNECTIONS_MAX)),
+        0 => most.min(limits::CONNECTIONS_MAX),
         wanted if wanted > most => {
             log::warn!(
                 "limits.max_connections = {wanted} exceeds RLIMIT_NOFILE = {allowed}; serving at \
                  most {most} connections; raise the limit with `ulimit -n` or LimitNOFILE="
             );
-            Ok(most)
+            most
         }
-        wanted => Ok(wanted),
+        wanted => wanted,
     }
 }
 

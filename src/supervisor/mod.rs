@@ -36,6 +36,7 @@ mod keys;
 mod listeners;
 mod log;
 mod metrics;
+mod outbound;
 mod part;
 mod parts;
 #[cfg(feature = "llama")]

@@ -16,6 +16,7 @@ use crate::core::buffered::Account;
 use crate::engine::Engine;
 use crate::keys::KeyRing;
 use crate::offload::Workers;
+use crate::reactor::outbound;
 use crate::redis;
 use crate::service::Limiter;
 use crate::store::{Bootstrap, Looks, Requests};
@@ -69,6 +70,10 @@ pub struct Birth {
     pub acceptor: Option<Arc<Acceptor>>,
     /// From the listeners: the number of descriptors that are left for connections.
     pub max_connections: usize,
+    /// From the listeners: the number of descriptors that are for the daemon's own connections.
+    pub outbound_sockets: usize,
+    /// From the outbound part, for the reactors.
+    pub outbound: Option<outbound::Parts>,
     /// From the listeners: reactors that already receive messages, but do not run yet.
     pub spawner: Option<Spawner>,
     /// From Redis: the way to its thread; `None` without Redis.
@@ -100,6 +105,8 @@ impl Birth {
             heartbeat,
             acceptor: None,
             max_connections: 0,
+            outbound_sockets: 0,
+            outbound: None,
             spawner: None,
             redis: None,
             keys: Arc::default(),

@@ -17,6 +17,7 @@ use super::failure::Failure;
 use super::keys::Keys;
 use super::listeners::Listeners;
 use super::log::Log;
+use super::outbound::OutboundThreads;
 use super::part::{Birth, Part, Settings};
 use super::reactors::Reactors;
 use super::redis::Redis;
@@ -35,6 +36,7 @@ pub struct Parts {
     pub bus: Bus,
     pub requests: StoreRequests,
     pub workers: WorkerThreads,
+    pub outbound: OutboundThreads,
     pub engine: EnginePart,
     pub reactors: Reactors,
 }
@@ -51,6 +53,7 @@ impl Parts {
             bus: Bus::start(birth)?,
             requests: StoreRequests::start(birth)?,
             workers: WorkerThreads::start(birth)?,
+            outbound: OutboundThreads::start(birth)?,
             engine: EnginePart::start(birth)?,
             reactors: Reactors::start(birth)?,
         })
@@ -66,6 +69,7 @@ impl Parts {
             &mut self.bus,
             &mut self.requests,
             &mut self.workers,
+            &mut self.outbound,
             &mut self.engine,
             &mut self.reactors,
         ]

@@ -39,7 +39,11 @@ pub struct Reactors {
 
 impl Part for Reactors {
     fn start(birth: &mut Birth) -> Result<Reactors, Failure> {
-        let (Some(spawner), Some(engine)) = (birth.spawner.take(), birth.engine.clone()) else {
+        let (Some(spawner), Some(engine), Some(outbound)) = (
+            birth.spawner.take(),
+            birth.engine.clone(),
+            birth.outbound.take(),
+        ) else {
             return Err(Failure::new(
                 exit::SOFTWARE,
                 "the reactors are born before the engine",
@@ -62,6 +66,7 @@ impl Part for Reactors {
                 seed: 0,
             },
             places: Arc::new(Places::new(birth.max_connections)),
+            outbound,
             heartbeat: birth.heartbeat,
         };
         let spawned = spawner.spawn(&common, &birth.acceptor);

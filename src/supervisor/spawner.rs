@@ -17,6 +17,7 @@ use crate::offload::mailbox::{Receiver, Sender, mailbox};
 use crate::reactor::epoll::Epoll;
 use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
 use crate::reactor::message::Message;
+use crate::reactor::outbound;
 use crate::service::{self, Service};
 use crate::telemetry::random::random_seed;
 use crate::tls::Acceptor;
@@ -76,6 +77,7 @@ impl Spawner {
 pub struct Common {
     pub service: service::Parts,
     pub places: Arc<Places>,
+    pub outbound: outbound::Parts,
     pub heartbeat: Option<Duration>,
 }
 
@@ -126,9 +128,11 @@ impl Prepared {
             openings: self.openings,
             metrics: common.service.metrics.clone(),
             mailbox: self.receiver,
+            own_mailbox: self.sender,
             pulse: self.pulse,
             neighbours,
             places: common.places.clone(),
+            outbound: common.outbound.clone(),
             heartbeat: common.heartbeat,
         }
     }

@@ -13,12 +13,15 @@ use autoglmd::engine::echo::Echo;
 use autoglmd::engine::{Engine, Gauges, Job, ModelInfo, Refused, State};
 use autoglmd::keys::KeyRing;
 use autoglmd::offload::mailbox::mailbox;
+use autoglmd::offload::resolver::{Resolver, look_up};
 use autoglmd::os::process::thread_cpu_time;
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
+use autoglmd::reactor::outbound;
 use autoglmd::service::{self, Limiter, Responses, Service};
 use autoglmd::telemetry::metrics::Metrics;
+use autoglmd::tls::Connector;
 use socket2::Socket;
 
 /// More connections than any test or bench opens.
@@ -86,6 +89,12 @@ impl Reactors {
         });
         let service = service_parts(engine, mailboxes);
         let places = Arc::new(Places::new(CONNECTIONS_MAX));
+        let connector = Connector::load(None).expect("the built-in authorities");
+        let outbound = outbound::Parts {
+            resolver: Resolver::new(look_up),
+            connector: Arc::new(connector),
+            sockets_most: 8,
+        };
         let mut threads = Vec::new();
         for (index, (system, receiver, openings)) in ends.into_iter().enumerate() {
             let own = neighbours[index].clone();
@@ -101,9 +110,11 @@ impl Reactors {
                 pulse: own.pulse.clone(),
                 neighbours: match hands_over {
                     true => neighbours.clone(),
-                    false => vec![own],
+                    false => vec![own.clone()],
                 },
                 places: places.clone(),
+                own_mailbox: own.mailbox.clone(),
+                outbound: outbound.clone(),
                 heartbeat: None,
             };
             threads.push(thread::spawn(move || {

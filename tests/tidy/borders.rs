@@ -40,7 +40,9 @@ fn core_uses_std_bytes_and_slab_only_and_http_does_no_io() {
             if file.module == "core" && !pure {
                 writeln!(wrong, "{}: {line}", file.name).unwrap();
             }
-            let foreign = FOREIGN_TO_HTTP.iter().any(|path| line.contains(path));
+            // An address is a part of a URL, and no I/O.
+            let is_address = line == "use std::net::{IpAddr, Ipv6Addr};";
+            let foreign = !is_address && FOREIGN_TO_HTTP.iter().any(|path| line.contains(path));
             if file.module == "http" && foreign {
                 writeln!(wrong, "{}: {line}", file.name).unwrap();
             }

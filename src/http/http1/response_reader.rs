@@ -306,14 +306,16 @@ mod tests {
         ),
         ("HTTP/1.1 304 No\r\n\r\nrest", false, 304, "", 4),
         (
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2;x\r\nde\r\n0\r\nt: u\r\n\r\n!",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+             3\r\nabc\r\n2;x\r\nde\r\n0\r\nt: u\r\n\r\n!",
             false,
             200,
             "abcde",
             1,
         ),
         (
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nlink: x\r\n\r\nHTTP/1.1 404 No\r\ncontent-length: 2\r\n\r\nno",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nlink: x\r\n\r\n\
+             HTTP/1.1 404 No\r\ncontent-length: 2\r\n\r\nno",
             false,
             404,
             "no",

@@ -98,5 +98,6 @@ impl<S: System> Reactor<S> {
         for key in late {
             self.close(key, CloseReason::Drain);
         }
+        self.end_outbound();
     }
 }

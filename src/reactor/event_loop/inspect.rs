@@ -53,6 +53,7 @@ impl Reactor<SimulatedKernel> {
             held.sum::<usize>(),
             "a connection's memory was not counted again"
         );
+        self.check_outbound();
         let network = self.system.network();
         for (key, connection) in self.slots.iter() {
             let wire = &network.wires[connection.socket().0];
@@ -87,9 +88,38 @@ impl Reactor<SimulatedKernel> {
         }
     }
 
+    /// The same for the sockets that the reactor has opened itself.
+    fn check_outbound(&self) {
+        let network = self.system.network();
+        for (key, connection) in self.outbound.sockets() {
+            let wire = &network.wires[connection.socket().0];
+            if self.outbound.is_queued(key) || wire.has_pending_edge() {
+                continue;
+            }
+            if connection.is_dialing() {
+                assert!(
+                    wire.is_connecting(),
+                    "lost wake-up: the handshake of {key:?} has ended and it is not queued"
+                );
+                continue;
+            }
+            let unread = !wire.to_daemon.is_empty() || wire.client_fin || wire.reset;
+            assert!(
+                !unread,
+                "lost wake-up: {key:?} has unread input of a server and is not queued"
+            );
+            let room = wire.to_client.len() < wire.capacity;
+            assert!(
+                !(connection.has_output() && room),
+                "lost wake-up: {key:?} has a request to send and is not queued"
+            );
+        }
+    }
+
     /// Checks that an ended reactor has nothing left.
     pub fn check_ended(&self) {
         assert_eq!(self.live(), 0);
+        assert_eq!(self.outbound.sockets().count(), 0, "sockets to servers");
         assert_eq!(
             self.shared.buffered.held(),
             0,

@@ -16,15 +16,18 @@
 //!  * every gauge is back at zero, and every buffer back in the pool.
 //!
 //! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one ([`seeds`]).
-//! [`scenarios`] are runs without chance.
+//! [`scenarios`] are runs without chance. [`fetches`] are worlds in which the daemon is a client
+//! of simulated [`servers`].
 
 mod client;
 mod engine;
+mod fetches;
 mod http2_client;
 mod response;
 mod scenarios;
 mod secure;
 mod seeds;
+mod servers;
 mod system;
 mod workers;
 
@@ -46,6 +49,7 @@ use workers::SimulatedWorkers;
 use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
+use super::outbound;
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::UnixMillis;
 use crate::core::buffered::{Account, Claim};
@@ -55,7 +59,9 @@ use crate::keys::KeyRing;
 use crate::limits::core as core_limits;
 use crate::limits::offload as offload_limits;
 use crate::limits::service as service_limits;
+use crate::offload::fetch::Fetcher;
 use crate::offload::mailbox::mailbox;
+use crate::offload::resolver::Resolver;
 use crate::reactor::metrics::{Part, ReactorSeries};
 use crate::service::CompressionSeries;
 use crate::service::metrics::ServiceSeries;
@@ -111,6 +117,9 @@ struct Daemon {
     reactors: Vec<Member>,
     engine: Arc<SimulatedEngine>,
     workers: SimulatedWorkers,
+    /// The threads that resolve names.
+    resolvers: SimulatedWorkers,
+    fetcher: Fetcher,
     metrics: Arc<ReactorSeries>,
     served: Arc<ServiceSeries>,
     coded: Arc<CompressionSeries>,
@@ -167,6 +176,11 @@ impl Daemon {
             seed: 0,
         };
         let places = Arc::new(Places::new(max_connections));
+        let outbound = outbound::Parts {
+            resolver: Resolver::new(servers::look_up),
+            connector: testing::connector(),
+            sockets_most: servers::SOCKETS_MOST,
+        };
         let mut members = Vec::new();
         for (index, (system, receiver)) in ends.into_iter().enumerate() {
             let reactor = Reactor::new(Parts {
@@ -181,9 +195,11 @@ impl Daemon {
                 openings: config.server.listen.iter().map(Listen::opening).collect(),
                 metrics: metrics.clone(),
                 mailbox: receiver,
+                own_mailbox: neighbours[index].mailbox.clone(),
                 pulse: neighbours[index].pulse.clone(),
                 neighbours: neighbours.clone(),
                 places: places.clone(),
+                outbound: outbound.clone(),
                 heartbeat: None,
             });
             members.push(Member {
@@ -198,6 +214,8 @@ impl Daemon {
             reactors: members,
             engine,
             workers,
+            resolvers: SimulatedWorkers::of(outbound.resolver.threads().clone()),
+            fetcher: Fetcher::new(mailboxes),
             metrics: series,
             served: metrics.series(),
             coded: metrics.series(),
@@ -501,6 +519,7 @@ impl World {
             self.let_reactors_act();
         }
         self.daemon.workers.end();
+        self.daemon.resolvers.end();
         // No client waits any more: jobs that still run have been cancelled.
         for _ in 0..TURNS_MOST {
             self.daemon.engine.step(&mut self.dice);

@@ -10,6 +10,7 @@ mod deadlines;
 mod doors;
 mod drains;
 mod ends;
+mod fetches;
 mod keys;
 mod networks;
 mod proxies;

@@ -12,6 +12,10 @@
 //!  4. Closing a socket that holds unread bytes resets it, and so do bytes that come after a close
 //!     (RFC 2525, section 2.17): the client loses the unread part of its response.
 //!
+//! A connection of the daemon's own is a wire too. It begins in its handshake, in which nothing may
+//! be read or written, and no edge comes until the simulated server accepts or the attempt fails.
+//! "Client" is the other end of such a wire as well.
+//!
 //! There is one network; each reactor has its own kernel, with its own interest list, and sees the
 //! edges of the sockets that it registered. All of them watch the one listener with
 //! `EPOLLEXCLUSIVE`: a connection's edge comes to one kernel, and perhaps to others. The backlog is
@@ -20,7 +24,7 @@
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +32,7 @@ use std::time::Duration;
 
 use super::Dice;
 use crate::core::budget::Clock;
+use crate::core::key::Kind;
 use crate::core::{Key, Moment};
 use crate::offload::mailbox::Doorbell;
 use crate::os::process::thread_cpu_time;
@@ -58,7 +63,20 @@ pub struct Wire {
     pub closed: bool,
     /// The daemon met a full buffer and waits for room.
     write_blocked: bool,
+    /// The handshake of a connection that the daemon opens.
+    link: Link,
     pending: Option<Edge>,
+}
+
+/// The state of a connection's handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Link {
+    #[default]
+    Up,
+    /// The daemon has sent its SYN.
+    Connecting,
+    /// The attempt failed with this `errno`, which the daemon has not read yet.
+    Failed(i32),
 }
 
 impl Wire {
@@ -71,7 +89,7 @@ impl Wire {
         let Some((_, key)) = self.registered else {
             return;
         };
-        change(self.pending.get_or_insert(edge_of(Source::Client(key))));
+        change(self.pending.get_or_insert(edge_of(source_of(key))));
     }
 
     /// Returns whether nothing more will come to the client.
@@ -118,6 +136,28 @@ impl Wire {
         self.reset = true;
         self.to_daemon.clear();
         self.to_client.clear();
+        self.raise(|edge| {
+            (edge.readable, edge.writable) = (true, true);
+            (edge.read_closed, edge.broken) = (true, true);
+        });
+    }
+
+    // ---- the side of a server that the daemon connects to ----
+
+    /// Returns whether the daemon's handshake still runs.
+    pub fn is_connecting(&self) -> bool {
+        self.link == Link::Connecting
+    }
+
+    /// The server accepts. The edge is for writing alone, as from the kernel.
+    pub fn server_accepts(&mut self) {
+        self.link = Link::Up;
+        self.raise(|edge| edge.writable = true);
+    }
+
+    /// The attempt fails: a reset answered the SYN, or nothing did.
+    pub fn server_fails(&mut self, errno: i32) {
+        self.link = Link::Failed(errno);
         self.raise(|edge| {
             (edge.readable, edge.writable) = (true, true);
             (edge.read_closed, edge.broken) = (true, true);
@@ -191,6 +231,8 @@ pub struct Network {
     /// passes.
     pub calm: bool,
     bells: Vec<Arc<AtomicBool>>,
+    /// The connections that the daemon opens, with the address of each, in order.
+    pub dialled: Vec<(usize, SocketAddr)>,
 }
 
 impl Network {
@@ -213,6 +255,7 @@ impl Network {
             is_slow: false,
             calm: false,
             bells: Vec::new(),
+            dialled: Vec::new(),
         }))
     }
 
@@ -383,7 +426,7 @@ impl System for SimulatedKernel {
                 && index == self.index
             {
                 // Spurious, or stale, perhaps for a connection that is gone.
-                edges.push(edge_of(Source::Client(key)));
+                edges.push(edge_of(source_of(key)));
             }
         }
         Ok(())
@@ -457,6 +500,10 @@ impl System for SimulatedKernel {
         wire.registered = Some((self.index, key));
         let (readable, closed) = (!wire.to_daemon.is_empty(), wire.client_fin || wire.reset);
         let broken = wire.reset;
+        if wire.link == Link::Connecting {
+            // epoll(7) reports nothing about a handshake that runs.
+            return Ok(());
+        }
         wire.raise(|edge| {
             edge.writable = true;
             edge.readable = readable || closed;
@@ -466,6 +513,37 @@ impl System for SimulatedKernel {
         Ok(())
     }
 
+    fn connect(&mut self, address: SocketAddr) -> io::Result<Socket> {
+        let network = &mut *self.network.borrow_mut();
+        if network.mishap(20) {
+            return Err(io::Error::from_raw_os_error(libc::ENETUNREACH));
+        }
+        let capacity = match network.calm {
+            true => 1 << 16,
+            false => 1 << network.dice.below(17),
+        };
+        network.wires.push(Wire {
+            capacity,
+            link: Link::Connecting,
+            ..Wire::default()
+        });
+        let wire = network.wires.len() - 1;
+        network.dialled.push((wire, address));
+        Ok(Socket(wire))
+    }
+
+    fn is_connected(&mut self, socket: &Socket) -> io::Result<bool> {
+        let mut network = self.network.borrow_mut();
+        let wire = network.wire(socket);
+        match wire.link {
+            Link::Connecting => Ok(false),
+            // A connection that was reset since has no peer, and its error.
+            Link::Up if wire.reset => Err(io::ErrorKind::ConnectionReset.into()),
+            Link::Up => Ok(true),
+            Link::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
     fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
         assert_ne!(self.cursed_wire, Some(socket.0), "the curse");
         let mut network = self.network.borrow_mut();
@@ -473,6 +551,7 @@ impl System for SimulatedKernel {
             return Err(io::ErrorKind::Interrupted.into());
         }
         let wire = network.wire(socket);
+        assert_eq!(wire.link, Link::Up, "a read before the handshake's end");
         if wire.reset {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -500,6 +579,7 @@ impl System for SimulatedKernel {
         }
         let wire = network.wire(socket);
         assert!(!wire.daemon_fin, "a write after our FIN");
+        assert_eq!(wire.link, Link::Up, "a write before the handshake's end");
         if wire.reset {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -536,6 +616,13 @@ impl System for SimulatedKernel {
         if !wire.to_daemon.is_empty() {
             wire.daemon_resets();
         }
+    }
+}
+
+fn source_of(key: Key) -> Source {
+    match key.kind() {
+        Kind::Client => Source::Client(key),
+        Kind::Outbound => Source::Outbound(key),
     }
 }
 

@@ -19,8 +19,13 @@ pub struct SimulatedWorkers {
 
 impl SimulatedWorkers {
     pub fn new() -> SimulatedWorkers {
+        SimulatedWorkers::of(Arc::default())
+    }
+
+    /// Runs the tasks of another pool, such as the resolver's.
+    pub fn of(pool: Arc<Workers>) -> SimulatedWorkers {
         SimulatedWorkers {
-            pool: Arc::default(),
+            pool,
             held: Vec::new(),
         }
     }

@@ -1,0 +1,330 @@
+//! The daemon as a client: how connections are made, kept, given up, and refused.
+
+use std::time::Duration;
+
+use super::super::fetches::{Results, fetch};
+use super::super::servers::Servers;
+use super::{SECOND, Stage, Wire};
+use crate::limits::outbound as limits;
+use crate::offload::fetch::{Fetch, FetchError, FetchId, Stage as Step};
+use crate::reactor::message::Message;
+
+/// A daemon with the servers of the simulated network.
+struct Calls {
+    stage: Stage,
+    servers: Servers,
+    results: Results,
+    next: u64,
+}
+
+impl Calls {
+    fn new() -> Calls {
+        Calls {
+            stage: Stage::new(|_| {}),
+            servers: Servers::default(),
+            results: Results::default(),
+            next: 0,
+        }
+    }
+
+    fn submit(&mut self, url: &str) -> u64 {
+        self.submit_with(url, |_| {}).0
+    }
+
+    fn submit_with(&mut self, url: &str, adjust: impl FnOnce(&mut Fetch)) -> (u64, FetchId) {
+        let number = self.next;
+        self.next += 1;
+        let mut fetch = fetch(number, url, &self.results);
+        adjust(&mut fetch);
+        let id = self.stage.daemon.fetcher.submit(fetch);
+        (number, id.unwrap_or_else(|_| panic!("there is room")))
+    }
+
+    /// Lets reactors, resolver and servers act until nothing more happens.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            self.stage.settle();
+            let has_resolved = self.stage.daemon.resolvers.run_all();
+            self.servers
+                .step(&mut self.stage.daemon.network.borrow_mut());
+            if !has_resolved && !self.stage.daemon.network.borrow().has_pending_events() {
+                return;
+            }
+        }
+        panic!("no end");
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.stage.pass(time);
+        self.settle();
+    }
+
+    /// Submits, and returns the result.
+    fn call(&mut self, url: &str) -> Result<u16, FetchError> {
+        let number = self.submit(url);
+        self.settle();
+        self.result(number).expect("a result")
+    }
+
+    fn result(&self, number: u64) -> Option<Result<u16, FetchError>> {
+        let results = self.results.lock().expect("one thread");
+        let found = results.get(&number)?;
+        assert_eq!(found.len(), 1);
+        Some(
+            found[0]
+                .as_ref()
+                .map(|response| response.status)
+                .map_err(FetchError::clone),
+        )
+    }
+
+    /// Returns how many connections the daemon has opened.
+    fn dialled(&self) -> usize {
+        self.stage.daemon.network.borrow().dialled.len()
+    }
+
+    /// Returns the wire of the connection that it opened as the `nth`.
+    fn wire(&self, nth: usize) -> usize {
+        self.stage.daemon.network.borrow().dialled[nth].0
+    }
+
+    fn is_open(&mut self, nth: usize) -> bool {
+        let wire = self.wire(nth);
+        self.stage.on(wire, |wire| !wire.closed)
+    }
+}
+
+/// Mutations: `keep` without `Kept::push`; `next_expiry` without the kept ones.
+#[test]
+fn a_kept_connection_serves_the_next_request_and_ends_with_its_time() {
+    let mut calls = Calls::new();
+    for _ in 0..3 {
+        assert!(calls.call("http://good.test/").is_ok());
+    }
+    assert!(calls.call("https://localhost/").is_ok());
+    assert!(calls.call("https://localhost/").is_ok());
+    assert_eq!(calls.dialled(), 2, "one for each origin");
+    calls.pass(limits::KEPT_TIMEOUT / 2);
+    assert!(calls.is_open(0) && calls.is_open(1));
+    calls.pass(limits::KEPT_TIMEOUT);
+    assert!(!calls.is_open(0) && !calls.is_open(1));
+    assert!(calls.call("http://closing.test/").is_ok());
+    assert!(!calls.is_open(2), "its server keeps none");
+}
+
+/// Mutation: `handle_failed` that leaves `next_at` as it is.
+#[test]
+fn a_refused_address_leads_to_the_next_one_at_once() {
+    let mut calls = Calls::new();
+    assert!(calls.call("http://second.test/").is_ok());
+    assert_eq!(calls.dialled(), 2);
+    let refused = calls.call("http://refusing.test/");
+    let refused = refused.map_err(|error| error.as_str());
+    assert_eq!(refused, Err("unreachable"));
+}
+
+/// Mutations: `next_moment` without the attempt; a winner that leaves the other attempt open.
+#[test]
+fn a_silent_address_costs_a_quarter_of_a_second() {
+    let mut calls = Calls::new();
+    let number = calls.submit("http://families.test/");
+    calls.settle();
+    assert_eq!((calls.dialled(), calls.result(number)), (1, None));
+    calls.pass(limits::ATTEMPT_DELAY + Duration::from_millis(16));
+    assert_eq!(calls.result(number), Some(Ok(200)));
+    assert!(!calls.is_open(0), "the attempt that lost is closed");
+}
+
+/// Mutations: `handle_opened` without its time; `expired` without the step's.
+#[test]
+fn each_step_has_its_deadline() {
+    for (url, stage) in [
+        ("http://silent.test/", Step::Connect),
+        ("http://mute.test/", Step::FirstByte),
+        ("http://mute.test/", Step::Whole),
+    ] {
+        let mut calls = Calls::new();
+        let (number, _) = calls.submit_with(url, |fetch| {
+            let timeouts = &mut fetch.timeouts;
+            match stage {
+                Step::Connect => timeouts.connect = SECOND,
+                Step::FirstByte => timeouts.first_byte = SECOND,
+                Step::Whole => timeouts.whole = SECOND,
+            }
+        });
+        calls.settle();
+        calls.pass(SECOND / 2);
+        assert_eq!(calls.result(number), None);
+        calls.pass(SECOND);
+        assert_eq!(
+            calls.result(number),
+            Some(Err(FetchError::TimedOut(stage))),
+            "{url}"
+        );
+        assert!(!calls.is_open(0));
+    }
+}
+
+/// Mutation: `dial` without its filter, and `connect` without its look.
+#[test]
+fn an_address_that_is_not_public_is_never_connected_to() {
+    let mut calls = Calls::new();
+    for url in [
+        "http://private.test/",
+        "http://127.0.0.1/",
+        "http://169.254.169.254/latest/",
+        "http://[::1]:8080/",
+        "http://[::ffff:10.0.0.1]/",
+    ] {
+        assert_eq!(calls.call(url), Err(FetchError::Forbidden), "{url}");
+    }
+    assert_eq!(
+        calls.call("http://unknown.test/"),
+        Err(FetchError::Unresolved)
+    );
+    assert_eq!(calls.dialled(), 0);
+}
+
+/// Mutations: `may_retry` that is always false, or always true; no `has_retried`.
+#[test]
+fn a_request_that_met_a_closing_connection_is_sent_again_if_that_is_safe() {
+    for (is_idempotent, expected) in [(true, Ok(200)), (false, Err(FetchError::Broken))] {
+        let mut calls = Calls::new();
+        assert!(calls.call("http://good.test/").is_ok());
+        let (number, _) = calls.submit_with("http://good.test/", |fetch| {
+            fetch.request.is_idempotent = is_idempotent;
+        });
+        // The request is on its way, and so is the server's FIN.
+        calls.stage.settle();
+        let wire = calls.wire(0);
+        calls.stage.on(wire, Wire::client_half_closes);
+        calls.settle();
+        assert_eq!(calls.result(number), Some(expected));
+    }
+    // A connection that is known to be closed is not used at all.
+    let mut calls = Calls::new();
+    assert!(calls.call("http://good.test/").is_ok());
+    let wire = calls.wire(0);
+    calls.stage.on(wire, Wire::client_half_closes);
+    let (number, _) = calls.submit_with("http://good.test/", |fetch| {
+        fetch.request.is_idempotent = false;
+    });
+    calls.settle();
+    assert_eq!((calls.result(number), calls.dialled()), (Some(Ok(200)), 2));
+}
+
+/// Mutation: a kept connection whose bytes are not looked at.
+#[test]
+fn bytes_that_nothing_asked_for_end_a_kept_connection() {
+    let mut calls = Calls::new();
+    assert!(calls.call("http://good.test/").is_ok());
+    let wire = calls.wire(0);
+    let forged = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
+    calls.stage.on(wire, |wire| wire.client_sends(forged));
+    assert!(calls.call("http://good.test/").is_ok());
+    assert_eq!(calls.dialled(), 2);
+    let results = calls.results.lock().expect("one thread");
+    let response = results[&1][0].as_ref().expect("a response");
+    assert_eq!(response.body, b"/1");
+}
+
+#[test]
+fn nonsense_and_a_cut_off_response_are_errors() {
+    let mut calls = Calls::new();
+    let nonsense = calls
+        .call("http://nonsense.test/")
+        .map_err(|error| error.as_str());
+    assert_eq!(nonsense, Err("bad_response"));
+    let nonsense = calls
+        .call("https://nonsense.test/")
+        .map_err(|error| error.as_str());
+    assert_eq!(nonsense, Err("tls_failed"));
+    // The certificate is for another name.
+    let other = calls
+        .call("https://good.test/")
+        .map_err(|error| error.as_str());
+    assert_eq!(other, Err("tls_failed"));
+}
+
+#[test]
+fn a_cancelled_fetch_closes_its_connection_within_the_turn() {
+    let mut calls = Calls::new();
+    let (number, id) = calls.submit_with("http://mute.test/", |_| {});
+    calls.settle();
+    assert!(calls.is_open(0));
+    calls.stage.daemon.fetcher.cancel(id);
+    calls.stage.turn();
+    assert!(!calls.is_open(0));
+    assert_eq!(calls.result(number), Some(Err(FetchError::Cancelled)));
+    calls.stage.daemon.fetcher.cancel(id);
+    calls.settle();
+    assert_eq!(calls.stage.daemon.fetcher.pending(), 0);
+}
+
+/// Mutations: `start_waiting` without its bound; `waiting` as one line for all tenants.
+#[test]
+fn fetches_beyond_the_sockets_wait_and_tenants_take_turns() {
+    let mut calls = Calls::new();
+    let mut submit = |tenant| {
+        let adjust = |fetch: &mut Fetch| fetch.tenant = tenant;
+        calls.submit_with("http://mute.test/", adjust)
+    };
+    let many: Vec<_> = (0..20).map(|_| submit(1)).collect();
+    let (_, one) = submit(2);
+    calls.settle();
+    let active = super::super::servers::SOCKETS_MOST / limits::CONCURRENT_ATTEMPTS_MAX;
+    assert_eq!(calls.dialled(), active);
+    // One visit of the first tenant may have passed, and then it is the other one's turn.
+    let visit = (limits::FETCH_VISIT_BYTES / u64::from(limits::FETCH_BYTES_MIN)) as usize;
+    for &(_, id) in many.iter().take(visit) {
+        calls.stage.daemon.fetcher.cancel(id);
+        calls.settle();
+    }
+    calls.stage.daemon.fetcher.cancel(one);
+    calls.settle();
+    assert!(
+        calls.dialled() < active + many.len(),
+        "the other tenant was served before the last"
+    );
+    assert_eq!(calls.stage.daemon.fetcher.pending(), many.len() - visit);
+}
+
+/// Mutation: `hold` that ignores its share.
+#[test]
+fn a_fetch_is_refused_while_the_memory_for_buffers_is_used_up() {
+    let mut calls = Calls::new();
+    calls.stage.daemon.buffered.set_bound(100);
+    assert_eq!(
+        calls.call("http://good.test/"),
+        Err(FetchError::BuffersFull)
+    );
+    calls.stage.daemon.buffered.set_bound(1 << 20);
+    assert!(calls.call("http://good.test/").is_ok());
+}
+
+/// Mutations: `end` without its fetches, or without the sockets.
+#[test]
+fn at_the_end_each_fetch_gets_its_result_and_nothing_is_left() {
+    let mut calls = Calls::new();
+    assert!(calls.call("http://good.test/").is_ok());
+    let urls = [
+        "http://mute.test/",
+        "http://silent.test/",
+        "http://good.test/",
+    ];
+    let numbers = urls.map(|url| calls.submit(url));
+    calls.stage.turn();
+    calls.stage.daemon.tell_all(|| Message::Stop);
+    calls.settle();
+    assert!(calls.stage.daemon.has_ended());
+    let late = calls.submit("http://good.test/");
+    for number in numbers.into_iter().take(2).chain([late]) {
+        assert_eq!(
+            calls.result(number),
+            Some(Err(FetchError::Ended)),
+            "{number}"
+        );
+    }
+    calls.stage.daemon.resolvers.end();
+    calls.stage.daemon.check_ended();
+}
