@@ -125,6 +125,8 @@ pub enum FetchError {
     Cancelled,
     /// The daemon ends.
     Ended,
+    /// The handling of its connection panicked.
+    Bug,
 }
 
 /// Receives the result, on the reactor's thread: must not wait, and must not take long.
@@ -280,6 +282,7 @@ impl FetchError {
             FetchError::Busy => "busy",
             FetchError::Cancelled => "cancelled",
             FetchError::Ended => "daemon_ended",
+            FetchError::Bug => "bug",
         }
     }
 }
@@ -300,6 +303,7 @@ impl fmt::Display for FetchError {
             FetchError::Busy => f.write_str("too many names wait to be resolved"),
             FetchError::Cancelled => f.write_str("it was cancelled"),
             FetchError::Ended => f.write_str("the daemon ended"),
+            FetchError::Bug => f.write_str("a bug in the daemon"),
         }
     }
 }

@@ -59,7 +59,7 @@ impl Parts {
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 10] {
+    fn list(&mut self) -> [&mut dyn Part; 11] {
         [
             &mut self.log,
             &mut self.certificates,

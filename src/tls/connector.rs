@@ -28,7 +28,7 @@ const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
 impl Connector {
     /// Reads the authorities of a file; `None`: those that are built in.
     pub fn load(authorities: Option<&Path>) -> Result<Connector, Problem> {
-        const KEY: &str = "outbound.ca";
+        const KEY: &str = "the authorities of servers";
         let roots = match authorities {
             Some(path) => read_authorities(KEY, path, None)?,
             None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),

@@ -12,6 +12,7 @@ use autoglmd::core::{Moment, UnixMillis};
 use autoglmd::engine::echo::Echo;
 use autoglmd::engine::{Engine, Gauges, Job, ModelInfo, Refused, State};
 use autoglmd::keys::KeyRing;
+use autoglmd::offload::fetch::Fetcher;
 use autoglmd::offload::mailbox::mailbox;
 use autoglmd::offload::resolver::{Resolver, look_up};
 use autoglmd::os::process::thread_cpu_time;
@@ -60,12 +61,26 @@ impl Engine for Held {
 pub struct Reactors {
     neighbours: Vec<Neighbour<Socket>>,
     threads: Vec<JoinHandle<Duration>>,
+    fetcher: Fetcher,
+    resolver: Resolver,
+    resolves: Option<JoinHandle<()>>,
 }
 
 impl Reactors {
     /// Starts a reactor for each element of `listeners`. Without hand-over each knows only itself.
     /// `first` is done for each job before the engine gets it, with the reactor's index.
     pub fn start(
+        listeners: Vec<Vec<Arc<Socket>>>,
+        hands_over: bool,
+        first: impl Fn(usize) + Send + Sync + 'static,
+    ) -> Reactors {
+        let connector = Connector::load(None).expect("the built-in authorities");
+        Reactors::start_with(connector, listeners, hands_over, first)
+    }
+
+    /// The same, with these authorities for the reactors' own requests.
+    pub fn start_with(
+        connector: Connector,
         listeners: Vec<Vec<Arc<Socket>>>,
         hands_over: bool,
         first: impl Fn(usize) + Send + Sync + 'static,
@@ -87,11 +102,12 @@ impl Reactors {
             echo: Echo::new(mailboxes.clone()),
             first: Box::new(first),
         });
+        let fetcher = Fetcher::new(mailboxes.clone());
         let service = service_parts(engine, mailboxes);
         let places = Arc::new(Places::new(CONNECTIONS_MAX));
-        let connector = Connector::load(None).expect("the built-in authorities");
+        let resolver = Resolver::new(look_up);
         let outbound = outbound::Parts {
-            resolver: Resolver::new(look_up),
+            resolver: resolver.clone(),
             connector: Arc::new(connector),
             sockets_most: 8,
         };
@@ -122,10 +138,19 @@ impl Reactors {
                 thread_cpu_time()
             }));
         }
+        let names = resolver.threads().clone();
         Reactors {
             neighbours,
             threads,
+            fetcher,
+            resolver,
+            resolves: Some(thread::spawn(move || names.work(thread_cpu_time))),
         }
+    }
+
+    /// Posts requests of the reactors' own.
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
     }
 
     /// Returns how many connections each reactor has.
@@ -158,6 +183,9 @@ impl Drop for Reactors {
         if !thread::panicking() {
             self.stop();
         }
+        self.resolver.threads().close();
+        let ended = self.resolves.take().map(JoinHandle::join);
+        assert!(ended.is_none_or(|end| end.is_ok()) || thread::panicking());
     }
 }
 

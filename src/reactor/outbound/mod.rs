@@ -581,6 +581,6 @@ impl<S: System> Outbound<S> {
 fn isolated(work: impl FnOnce() -> Event) -> Event {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         log::error!("a bug: the handling of an outbound connection panicked; it is closed");
-        Event::Failed(FetchError::Broken)
+        Event::Failed(FetchError::Bug)
     })
 }

@@ -204,6 +204,10 @@ impl World {
         for number in 0..self.submitted {
             let found = results.get(&number).map_or(&[][..], Vec::as_slice);
             assert_eq!(found.len(), 1, "fetch {number} has {} results", found.len());
+            assert!(
+                !matches!(found[0], Err(FetchError::Bug)),
+                "a panic, see above"
+            );
             if let Ok(response) = &found[0] {
                 let body = String::from_utf8_lossy(&response.body);
                 assert_eq!(

@@ -135,6 +135,22 @@ fn a_silent_address_costs_a_quarter_of_a_second() {
     assert!(!calls.is_open(0), "the attempt that lost is closed");
 }
 
+/// Mutation: `Ok(false)` of `is_connected` taken for a connection (`docs/tour`, stop 16).
+#[test]
+fn a_spurious_edge_is_not_a_connection() {
+    let mut calls = Calls::new();
+    let number = calls.submit("http://silent.test/");
+    calls.settle();
+    let wire = calls.wire(0);
+    calls.stage.on(wire, Wire::raise_spurious_edge);
+    calls.settle();
+    assert_eq!(calls.result(number), None);
+    calls.stage.on(wire, Wire::server_accepts);
+    calls.stage.settle();
+    let sent = calls.stage.on(wire, |wire| wire.client_reads(4));
+    assert_eq!(sent, b"POST");
+}
+
 /// Mutations: `handle_opened` without its time; `expired` without the step's.
 #[test]
 fn each_step_has_its_deadline() {
