@@ -400,6 +400,32 @@ schema! {
             time(limits::STORE_TIMEOUT_MS), Restart;
     }
 
+    /// Durable jobs: `POST /api/v1/jobs`.
+    jobs "jobs": Jobs {
+        /// Accept jobs, and run those that wait. If it is off, jobs in the store stay there.
+        enabled: bool = true, SWITCH, Reload;
+        /// Unfinished jobs of all keys together.
+        max_queued: u32 = 10_000, number(limits::QUEUED_JOBS), Reload;
+        /// Unfinished jobs of one key.
+        max_queued_per_key: u32 = 1_000, number(limits::QUEUED_JOBS), Reload;
+        /// Size of all jobs in the store: requests, results and events. One key's jobs may take a
+        /// quarter of it.
+        max_size: usize = 256 * MIB, size(limits::JOBS_BYTES), Reload;
+        /// Jobs that this daemon runs at once. They share what other requests leave of the engine,
+        /// and have a minimum share of it.
+        concurrency: u32 = 4, number(limits::RUNNING_JOBS), Reload;
+        /// Time after which a job expires that has not begun to run.
+        max_wait: Duration = Duration::from_secs(24 * 3600), time(limits::JOB_TIMES_MS), Reload;
+        /// Time after which a finished job is deleted.
+        keep: Duration = Duration::from_secs(24 * 3600), time(limits::JOB_TIMES_MS), Reload;
+        /// Time after which a job whose daemon was killed runs again. Longer than the store is
+        /// ever away, and than the clocks of daemons that share it differ.
+        lease: Duration = Duration::from_secs(30), time(limits::LEASE_MS), Reload;
+        /// Time for which the `Idempotency-Key` of a request is remembered.
+        idempotency_ttl: Duration = Duration::from_secs(24 * 3600),
+            time(limits::JOB_TIMES_MS), Reload;
+    }
+
     /// Logging.
     log "log": Log {
         /// The least important level that is logged.

@@ -24,4 +24,4 @@ pub use event::{EventId, EventKind, JobEvent};
 pub use id::JobId;
 pub use life::{Fenced, Life, Opening, State, TakenBack};
 pub use record::{JobRecord, JobSummary, JobTotals, NewJob};
-pub use request::{Completion, Ending, Failure, JobRequest};
+pub use request::{Completion, Ending, Failure, File, JobRequest};

@@ -34,6 +34,9 @@ pub struct JobRequest {
     pub max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
+    /// The word for the use of cached results.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cache: String,
     /// How long one attempt may take.
     pub timeout_ms: u64,
 }
@@ -58,6 +61,10 @@ pub enum Ending {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Completion {
+    /// The id of the generation.
+    pub id: String,
+    /// The name of the language.
+    pub language: Option<String>,
     /// All that the model wrote.
     pub text: String,
     pub model: Option<String>,
@@ -66,6 +73,8 @@ pub struct Completion {
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub completion_tokens: u32,
+    /// Whether another generation computed it; `id` and `latency_ms` are then of that one.
+    pub cached: bool,
     /// From the beginning of the attempt to its end.
     pub latency_ms: u64,
 }

@@ -167,3 +167,18 @@ pub const SHARED_TIMEOUT_MS: RangeInclusive<u64> = 5..=5_000;
 
 /// `rate_limit.lease`, in percent.
 pub const LEASE_PERCENT: RangeInclusive<u64> = 1..=100;
+
+/// `jobs.max_queued` and `jobs.max_queued_per_key`: the upper end is a store of some gigabytes.
+pub const QUEUED_JOBS: RangeInclusive<u64> = 1..=10_000_000;
+
+/// `jobs.max_size`.
+pub const JOBS_BYTES: RangeInclusive<u64> = MIB..=1024 * GIB;
+
+/// `jobs.concurrency`.
+pub const RUNNING_JOBS: RangeInclusive<u64> = 1..=1_024;
+
+/// `jobs.max_wait`, `jobs.keep` and `jobs.idempotency_ttl`: up to a year.
+pub const JOB_TIMES_MS: RangeInclusive<u64> = SECOND_MS..=365 * 24 * HOUR_MS;
+
+/// `jobs.lease`: a shorter one could run out between two renewals.
+pub const LEASE_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;

@@ -1,5 +1,7 @@
 //! Bounds of durable jobs.
 
+use std::time::Duration;
+
 /// What a job counts in the store beside its request and result: its row and the indexes' entries.
 pub const ROW_BYTES: u64 = 512;
 
@@ -16,3 +18,65 @@ pub const KEY_BYTES_DIVISOR: u64 = 4;
 /// Keys that a daemon looks at for the next job in a database that it shares. Other daemons may be
 /// taking the only jobs of all of them; then this one asks again later.
 pub const WAITING_KEYS_MAX: u32 = 64;
+
+/// How long an attempt collects output before that is saved. With the time of a commit, a client
+/// that follows a job sees each piece within half a second.
+pub const SAVE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Output of an attempt that is not saved: beyond it, which happens only while the store fails, the
+/// engine gets no credit and waits.
+pub const UNSAVED_BYTES_MAX: usize = 64 * 1024;
+
+/// How often the store is asked for waiting jobs without an occasion: for those that another daemon
+/// has accepted, or that were put off.
+pub const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often lost, overdue and old jobs are looked for.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Jobs of each kind that one sweep changes: some milliseconds of the store.
+pub const SWEPT_JOBS_MAX: u32 = 100;
+
+/// How often jobs that are followed here and run elsewhere are looked at.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The pause after the engine has refused a job, or the store a task. It doubles each time.
+pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
+
+/// The longest such pause.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How long the end of the daemon waits until running jobs are given back. A lease that is not
+/// given back runs out by itself.
+pub const PARK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Notes that the runner's thread reads before it looks at its own work again.
+pub const NOTE_ITEMS_PER_TURN_MAX: usize = 256;
+
+/// Requests that follow one job on one daemon: more than any user interface opens.
+pub const FOLLOWING_REQUESTS_PER_JOB_MAX: usize = 16;
+
+/// Requests of one key that follow jobs on one daemon. Each costs a reading of the store for each
+/// save of its job.
+pub const FOLLOWING_REQUESTS_PER_KEY_MAX: usize = 64;
+
+/// How long a stream that follows a job may last: its client opens another one from the last event
+/// on, so that streams move on to other daemons behind a balancer.
+pub const FOLLOWING_AGE_MAX: Duration = Duration::from_secs(3_600);
+
+/// Events that one look at the store reads for a follower. They are written at once, so this is
+/// what a follower that just had room may put beyond the high mark; a single longer event goes
+/// alone.
+pub const FOLLOWED_BYTES: usize = 32 * 1024;
+
+/// How long a request waits for the store. A disk that takes longer than this has failed.
+pub const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Jobs in one page of a list.
+pub const PAGE_JOBS_DEFAULT: u32 = 20;
+
+/// The most that a client may ask for: 20 KB.
+pub const PAGE_JOBS_MAX: u32 = 100;
+
+/// `Idempotency-Key`: a UUID has 36 characters, and the field's draft shows no longer ones.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;

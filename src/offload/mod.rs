@@ -38,3 +38,9 @@ pub struct JobKey {
     /// taken for one of the current request.
     pub request: u32,
 }
+
+impl JobKey {
+    /// Stands for a reactor in the keys of jobs that no request waits for: their events go to a
+    /// journal.
+    pub const JOURNAL: u16 = u16::MAX;
+}

@@ -152,7 +152,7 @@ pub enum Next {
     Run {
         lease_until: u64,
     },
-    End(Ending),
+    End(Box<Ending>),
     /// The job waits again. With `postponed`, the key's jobs wait until then.
     Wait {
         postponed: Option<u64>,
@@ -189,7 +189,7 @@ pub fn write(
         Next::Run { lease_until } => life.renew(write.attempt, *lease_until),
         Next::Wait { .. } => life.release(write.attempt),
         Next::End(ending) => {
-            let state = match ending {
+            let state = match **ending {
                 Ending::Completed(_) => State::Completed,
                 Ending::Failed(_) => State::Failed,
             };

@@ -2,6 +2,74 @@
 //!
 //! In reading order:
 //!
-//! * [`change`]: each change of a job in the store, as one unit of work.
+//! * [`change`]: each change of a job in the store, as one unit of work;
+//! * [`tasks`]: the runner's own tasks for the store's thread;
+//! * [`journal`]: the way of notes and of the engine's events to the runner;
+//! * [`followers`]: the clients that wait for a job's events;
+//! * [`start`]: from a claimed job to a job of the engine;
+//! * [`attempt`]: one attempt, from its claim to its saved end;
+//! * [`thread`]: the runner's own thread;
+//! * [`metrics`].
+//!
+//! A request sees two things of it ([`Access`]): the [`Journal`], for a note that a job was
+//! accepted or cancelled, and the [`Followers`].
 
+pub mod attempt;
 pub mod change;
+pub mod followers;
+pub mod journal;
+pub mod metrics;
+pub mod start;
+pub mod tasks;
+pub mod thread;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Receiver;
+
+pub use change::{Acceptance, Bound, Bounds, Idempotency};
+pub use followers::{Crowded, Follower, Followers, Wake};
+pub use journal::{Destinations, Journal, Note};
+pub use metrics::RunnerSeries;
+pub use thread::{Parts, Thread};
+
+/// The runner, as requests see it. The default is for a service without one.
+#[derive(Clone, Default)]
+pub struct Access {
+    pub journal: Journal,
+    pub followers: Arc<Followers>,
+}
+
+/// The running thread.
+pub struct Runner {
+    journal: Journal,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Runner {
+    pub fn start(parts: Parts, notes: Receiver<Note>) -> io::Result<Runner> {
+        let journal = parts.journal.clone();
+        let thread = std::thread::Builder::new()
+            .name("jobs".to_owned())
+            .spawn(move || Thread::new(parts).run(&notes))?;
+        Ok(Runner {
+            journal,
+            thread: Some(thread),
+        })
+    }
+
+    /// Takes no more jobs, and gives back those that run.
+    pub fn drain(&self) {
+        self.journal.note(Note::Drain);
+    }
+
+    /// Waits for the end of the thread. `false`: it has panicked.
+    pub fn join(&mut self) -> bool {
+        self.drain();
+        self.thread
+            .take()
+            .is_none_or(|thread| thread.join().is_ok())
+    }
+}

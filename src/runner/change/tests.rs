@@ -62,7 +62,7 @@ fn part(number: u8, attempt: u32, text: &str, next: Next) -> Write {
 }
 
 fn completed() -> Next {
-    Next::End(Ending::Completed(Completion::default()))
+    Next::End(Box::new(Ending::Completed(Completion::default())))
 }
 
 #[test]

@@ -1,0 +1,439 @@
+//! One attempt to run a job: from its claim to the end that is saved.
+//!
+//! ```text
+//!   Running ── Done, Failed, drain ──> ended: the last part waits to be saved ──> gone
+//!      │                                                                          ^
+//!      └─────────────── fenced, or cancelled by its client ───────────────────────┘
+//! ```
+//!
+//! Owns the text of the attempt, and the part of the program that is not saved yet. Pure: events
+//! and the time go in, parts to save come out.
+//!
+//! Invariants:
+//!  1. A part that was taken is either saved or given back, before another one is taken.
+//!  2. After its end nothing is added to an attempt.
+//!
+//! Mutations that the tests catch: `give_back` behind the newer text instead of in front of it; an
+//! end that is taken before the text; `hold` without `release`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::Moment;
+use crate::core::bucket::Rate;
+use crate::engine::code::Extractor;
+use crate::engine::{Done, Event, FailReason, Failed, GenerationId, Usage};
+use crate::error::ErrorCode;
+use crate::jobs::{Completion, Ending, Failure, JobId};
+use crate::keys::Holder;
+use crate::limits::jobs as limits;
+use crate::offload::{CancelReason, Ticket};
+
+use super::change::{Next, Write};
+
+/// See the file's head.
+pub struct Attempt {
+    pub id: JobId,
+    pub number: u32,
+    origin: Option<Origin>,
+    ticket: Arc<Ticket>,
+    /// Everything that the model has written.
+    text: String,
+    /// Finds the program in it; `None` once that is complete.
+    extractor: Option<Extractor>,
+    /// The part of the program that no save has.
+    unsaved: String,
+    /// Credit of events that were taken while too much was unsaved.
+    held_credit: u32,
+    charge: Option<Charge>,
+    begun: Moment,
+    /// When its lease must be renewed.
+    renew_at: Moment,
+    /// When the engine must be reminded of the deadline; `NEVER` once that was done.
+    deadline: Moment,
+    /// `None` while it runs.
+    end: Option<Next>,
+    is_saving: bool,
+}
+
+/// The generation that an attempt makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    pub id: GenerationId,
+    pub language: Option<&'static str>,
+    pub deadline: Moment,
+}
+
+/// The tokens that were taken from a key for an attempt.
+pub struct Charge {
+    pub holder: Arc<Holder>,
+    pub rate: Rate,
+    pub tokens: u32,
+}
+
+impl Charge {
+    pub fn reconcile(self, usage: &Usage, now: Moment) {
+        let used = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+        let bucket = &self.holder.account.tokens;
+        bucket.reconcile(self.rate, self.tokens, used, now);
+    }
+}
+
+impl Attempt {
+    pub fn new(
+        id: JobId,
+        number: u32,
+        origin: Origin,
+        ticket: Arc<Ticket>,
+        charge: Option<Charge>,
+        now: Moment,
+        renew_at: Moment,
+    ) -> Attempt {
+        Attempt {
+            id,
+            number,
+            extractor: Some(Extractor::new(origin.language)),
+            origin: Some(origin),
+            ticket,
+            text: String::new(),
+            unsaved: String::new(),
+            held_credit: 0,
+            charge,
+            begun: now,
+            renew_at,
+            deadline: origin.deadline,
+            end: None,
+            is_saving: false,
+        }
+    }
+
+    /// An attempt that has ended before the engine got it.
+    pub fn ended(id: JobId, number: u32, end: Next, now: Moment) -> Attempt {
+        Attempt {
+            id,
+            number,
+            extractor: None,
+            origin: None,
+            ticket: Arc::new(Ticket::new(0)),
+            text: String::new(),
+            unsaved: String::new(),
+            held_credit: 0,
+            charge: None,
+            begun: now,
+            renew_at: Moment::NEVER,
+            deadline: Moment::NEVER,
+            end: Some(end),
+            is_saving: false,
+        }
+    }
+
+    // ---- events ----
+
+    /// Handles an event of the engine. `model` is the loaded model's name. Returns whether the
+    /// engine must look for credit that it had found none of.
+    #[must_use]
+    pub fn handle_event(&mut self, event: Event, model: Option<&str>, now: Moment) -> bool {
+        if self.end.is_some() {
+            return false;
+        }
+        match event {
+            Event::Token { text } => {
+                self.push(&text);
+                self.held_credit += 1;
+                return self.release_credit();
+            }
+            Event::Served(_) => {}
+            Event::Done(done) => self.handle_done(*done, model, now),
+            Event::Failed(failed) => self.handle_failed(*failed, now),
+        }
+        false
+    }
+
+    fn handle_done(&mut self, done: Done, model: Option<&str>, now: Moment) {
+        self.push(&done.text);
+        self.end_text();
+        self.settle(&done.usage, now);
+        let reused = done.served.origin;
+        let own = self.origin.map(|origin| origin.id);
+        let id = reused.map(|earlier| earlier.id).or(own);
+        let latency = reused.map_or(now.since(self.begun), |earlier| earlier.latency);
+        let language = self.origin.and_then(|origin| origin.language);
+        let completion = Completion {
+            id: id.map_or_else(String::new, |id| id.to_string()),
+            language: language.map(str::to_owned),
+            cached: reused.is_some(),
+            text: std::mem::take(&mut self.text),
+            model: model.map(str::to_owned),
+            finish_reason: done.finish_reason.as_str().to_owned(),
+            prompt_tokens: done.usage.prompt_tokens,
+            cached_tokens: done.usage.cached_tokens,
+            completion_tokens: done.usage.completion_tokens,
+            latency_ms: milliseconds(latency),
+        };
+        self.end = Some(Next::End(Box::new(Ending::Completed(completion))));
+    }
+
+    fn handle_failed(&mut self, failed: Failed, now: Moment) {
+        self.settle(&failed.usage, now);
+        self.end = Some(match failed.reason {
+            FailReason::Error(ErrorCode::EngineFailed) => Next::Lose,
+            FailReason::Error(code) => {
+                self.push(&failed.text);
+                self.end_text();
+                failure(code, failed.message)
+            }
+            FailReason::Cancelled(_) | FailReason::CrowdedOut { .. } | FailReason::Refused(_) => {
+                Next::Wait { postponed: None }
+            }
+        });
+    }
+
+    /// Ends the attempt because the daemon ends: the job waits for another one.
+    pub fn park(&mut self) {
+        if self.end.is_none() {
+            self.ticket.cancel(CancelReason::Drain);
+            self.end = Some(Next::Wait { postponed: None });
+        }
+    }
+
+    /// Stops the engine: nothing of this attempt counts any more.
+    pub fn stop(&mut self) {
+        self.ticket.cancel(CancelReason::Disconnect);
+    }
+
+    /// Returns when [`Attempt::handle_deadline`] must be called.
+    pub fn deadline(&self) -> Moment {
+        self.deadline
+    }
+
+    /// Returns whether the engine must be told that the time of its job has passed.
+    #[must_use]
+    pub fn handle_deadline(&mut self, now: Moment) -> bool {
+        let has_passed = now >= self.deadline;
+        if has_passed {
+            self.deadline = Moment::NEVER;
+        }
+        has_passed && self.end.is_none()
+    }
+
+    // ---- saving ----
+
+    /// Returns when a part of it is to be saved: its end at once, output at `batch_at`, otherwise
+    /// when its lease must be renewed.
+    pub fn next_save(&self, batch_at: Moment) -> Moment {
+        match (self.is_saving, &self.end) {
+            (true, _) => Moment::NEVER,
+            (false, Some(_)) => Moment::ZERO,
+            (false, None) if !self.unsaved.is_empty() => batch_at.min(self.renew_at),
+            (false, None) => self.renew_at,
+        }
+    }
+
+    /// Returns the time since it began.
+    pub fn age(&self, now: Moment) -> Duration {
+        now.since(self.begun)
+    }
+
+    /// Takes the next part to save. Its lease then lasts until `lease_until`, and is to be renewed
+    /// at `renew_at`.
+    pub fn take_part(&mut self, lease_until: u64, renew_at: Moment) -> Write {
+        debug_assert!(!self.is_saving, "invariant 1");
+        self.is_saving = true;
+        self.renew_at = renew_at;
+        Write {
+            id: self.id,
+            attempt: self.number,
+            text: std::mem::take(&mut self.unsaved),
+            next: self.end.clone().unwrap_or(Next::Run { lease_until }),
+        }
+    }
+
+    /// The part was saved. Returns whether the engine must look for credit that it had found none
+    /// of.
+    #[must_use]
+    pub fn handle_saved(&mut self) -> bool {
+        self.is_saving = false;
+        self.release_credit()
+    }
+
+    /// The part was not saved, and is saved with the next one.
+    pub fn give_back(&mut self, part: Write) {
+        self.is_saving = false;
+        let newer = std::mem::replace(&mut self.unsaved, part.text);
+        self.unsaved.push_str(&newer);
+    }
+
+    // ---- helpers ----
+
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        if let Some(extractor) = &mut self.extractor {
+            self.unsaved.push_str(&extractor.push(text));
+        }
+    }
+
+    fn end_text(&mut self) {
+        if let Some(extractor) = self.extractor.take() {
+            self.unsaved.push_str(&extractor.finish());
+        }
+    }
+
+    fn release_credit(&mut self) -> bool {
+        let has_room = self.unsaved.len() < limits::UNSAVED_BYTES_MAX;
+        has_room && self.ticket.grant(std::mem::take(&mut self.held_credit))
+    }
+
+    fn settle(&mut self, usage: &Usage, now: Moment) {
+        if let Some(charge) = self.charge.take() {
+            charge.reconcile(usage, now);
+        }
+    }
+}
+
+/// Returns the end of a job that has failed.
+pub fn failure(code: ErrorCode, message: impl Into<String>) -> Next {
+    Next::End(Box::new(Ending::Failed(Failure {
+        code: code.as_str().to_owned(),
+        message: message.into(),
+    })))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{FinishReason, Served, Timings};
+
+    fn attempt(credit: u32) -> Attempt {
+        let ticket = Arc::new(Ticket::new(credit));
+        let id = JobId::from_bytes([1; 16]);
+        let origin = Origin {
+            id: GenerationId::FIRST,
+            language: Some("python"),
+            deadline: Moment::from_micros(9_000_000),
+        };
+        Attempt::new(id, 1, origin, ticket, None, Moment::ZERO, Moment::NEVER)
+    }
+
+    fn token(text: &str) -> Event {
+        Event::Token {
+            text: text.to_owned(),
+        }
+    }
+
+    fn done(text: &str) -> Event {
+        Event::Done(Box::new(Done {
+            text: text.to_owned(),
+            finish_reason: FinishReason::Stop,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            served: Served::default(),
+        }))
+    }
+
+    fn failed(reason: FailReason) -> Event {
+        Event::Failed(Box::new(Failed {
+            reason,
+            message: "why".to_owned(),
+            text: String::new(),
+            usage: Usage::default(),
+            timings: Timings::default(),
+        }))
+    }
+
+    fn take(attempt: &mut Attempt) -> Write {
+        attempt.take_part(9, Moment::NEVER)
+    }
+
+    #[test]
+    fn the_program_is_saved_once_and_in_order_although_a_save_fails() {
+        let mut attempt = attempt(0);
+        let now = Moment::from_micros(5_000);
+        let mut saved = String::new();
+        let _ = attempt.handle_event(token("Here:\n```python\na = 1\n"), None, now);
+        let lost = take(&mut attempt);
+        assert_eq!(attempt.next_save(now), Moment::NEVER, "it is being saved");
+        let _ = attempt.handle_event(token("b = 2\n"), None, now);
+        attempt.give_back(lost);
+        assert_eq!(attempt.next_save(now), now);
+        let part = take(&mut attempt);
+        saved.push_str(&part.text);
+        let _ = attempt.handle_event(done("c = 3\n```\nBye"), Some("tiny"), now);
+        let _ = attempt.handle_saved();
+        assert_eq!(
+            part.next,
+            Next::Run { lease_until: 9 },
+            "it was taken before the end"
+        );
+        assert_eq!(attempt.next_save(now), Moment::ZERO);
+        let last = take(&mut attempt);
+        saved.push_str(&last.text);
+        assert_eq!(saved.trim_end(), "a = 1\nb = 2\nc = 3");
+        let _ = attempt.handle_saved();
+        let Next::End(ending) = last.next else {
+            panic!("{:?}", last.next);
+        };
+        let Ending::Completed(completion) = *ending else {
+            panic!("{ending:?}");
+        };
+        assert!(completion.text.ends_with("c = 3\n```\nBye"));
+        assert_eq!(
+            (completion.latency_ms, completion.model.as_deref()),
+            (5, Some("tiny"))
+        );
+    }
+
+    #[test]
+    fn a_store_that_fails_stops_the_engine_by_its_credit() {
+        let mut attempt = attempt(1);
+        let ticket = Arc::clone(&attempt.ticket);
+        assert!(ticket.take_credit());
+        let text = format!("```python\n{}\n", "x".repeat(limits::UNSAVED_BYTES_MAX));
+        let _ = attempt.handle_event(token(&text), None, Moment::ZERO);
+        assert!(!ticket.take_credit(), "too much is unsaved");
+        take(&mut attempt);
+        assert!(attempt.handle_saved(), "the engine waits");
+        assert!(ticket.take_credit());
+        let _ = attempt.handle_event(token("y"), None, Moment::ZERO);
+        assert!(ticket.take_credit(), "a little is not");
+    }
+
+    #[test]
+    fn each_failure_ends_the_attempt_in_its_own_way() {
+        let wait = Next::Wait { postponed: None };
+        let timeout = FailReason::Error(ErrorCode::GenerationTimeout);
+        let long = FailReason::Error(ErrorCode::ContextLengthExceeded);
+        for (text, reason, expected) in [
+            ("x", timeout, failure(ErrorCode::GenerationTimeout, "why")),
+            ("", long, failure(ErrorCode::ContextLengthExceeded, "why")),
+            ("", FailReason::Error(ErrorCode::EngineFailed), Next::Lose),
+            (
+                "x",
+                FailReason::Cancelled(CancelReason::Drain),
+                wait.clone(),
+            ),
+        ] {
+            let mut attempt = attempt(0);
+            if !text.is_empty() {
+                let _ = attempt.handle_event(token(text), None, Moment::ZERO);
+            }
+            let _ = attempt.handle_event(failed(reason.clone()), None, Moment::ZERO);
+            let _ = attempt.handle_event(done("late"), None, Moment::ZERO);
+            assert_eq!(take(&mut attempt).next, expected, "{text} {reason:?}");
+        }
+        let mut late = attempt(0);
+        assert!(!late.handle_deadline(Moment::from_micros(8_999_999)));
+        assert!(late.handle_deadline(Moment::from_micros(9_000_000)));
+        assert!(
+            !late.handle_deadline(Moment::from_micros(9_000_001)),
+            "once"
+        );
+        let mut parked = attempt(0);
+        parked.park();
+        assert_eq!(parked.ticket.cancelled(), Some(CancelReason::Drain));
+        assert_eq!(take(&mut parked).next, wait);
+    }
+}

@@ -1,0 +1,132 @@
+//! The runner's own tasks for the store's thread.
+//!
+//! Each task reports to the runner exactly once, with what it was for: also if the store has failed
+//! or its thread has ended. So the runner always knows what is under way, and what it has to do
+//! again.
+
+use crate::jobs::{EventId, Fenced, JobId, JobRecord, JobTotals};
+use crate::limits::jobs as limits;
+use crate::store::{Store, StoreError, StoreTask};
+
+use super::change::{self, Write};
+
+/// A task that has ended.
+pub struct Done {
+    pub work: Work,
+    /// Why the store has done nothing of it; empty if its thread has ended.
+    pub failure: Option<String>,
+}
+
+/// What the store is asked for, and then what it has found.
+pub enum Work {
+    Claim {
+        room: usize,
+        now: u64,
+        lease_until: u64,
+        claimed: Vec<JobRecord>,
+    },
+    Save {
+        /// By the serial numbers of attempts.
+        parts: Vec<(u32, Write)>,
+        now: u64,
+        keep_ms: u64,
+        saved: Vec<Result<(), Fenced>>,
+    },
+    Sweep {
+        now: u64,
+        keep_ms: u64,
+        changed: Vec<JobId>,
+        has_more: bool,
+        totals: JobTotals,
+    },
+    /// Looks at jobs that are followed here.
+    Look {
+        ids: Vec<JobId>,
+        seen: Vec<(JobId, EventId)>,
+    },
+}
+
+impl Work {
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        match self {
+            Work::Claim {
+                room,
+                now,
+                lease_until,
+                claimed,
+            } => *claimed = change::claim(store, *room, *now, *lease_until)?,
+            Work::Save {
+                parts,
+                now,
+                keep_ms,
+                saved,
+            } => {
+                saved.clear();
+                for (_, part) in parts {
+                    saved.push(change::write(store, part, *now, *keep_ms)?);
+                }
+            }
+            Work::Sweep {
+                now,
+                keep_ms,
+                changed,
+                has_more,
+                totals,
+            } => {
+                (*changed, *has_more) =
+                    change::sweep(store, *now, *keep_ms, limits::SWEPT_JOBS_MAX)?;
+                *totals = store.job_totals(None)?;
+            }
+            Work::Look { ids, seen } => {
+                seen.clear();
+                for id in ids {
+                    if let Some(life) = store.job_life(*id)? {
+                        seen.push((*id, life.last_event()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// See the file's head.
+pub struct RunnerTask<F: FnMut(Done) + Send> {
+    /// `None` once it has reported.
+    work: Option<Work>,
+    on_end: F,
+}
+
+impl<F: FnMut(Done) + Send> RunnerTask<F> {
+    pub fn new(work: Work, on_end: F) -> RunnerTask<F> {
+        RunnerTask {
+            work: Some(work),
+            on_end,
+        }
+    }
+
+    fn report(&mut self, failure: Option<String>) {
+        if let Some(work) = self.work.take() {
+            (self.on_end)(Done { work, failure });
+        }
+    }
+}
+
+impl<F: FnMut(Done) + Send> StoreTask for RunnerTask<F> {
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        match &mut self.work {
+            Some(work) => work.run(store),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(mut self: Box<Self>, result: Result<(), &StoreError>) {
+        self.report(result.err().map(ToString::to_string));
+    }
+}
+
+impl<F: FnMut(Done) + Send> Drop for RunnerTask<F> {
+    fn drop(&mut self) {
+        self.report(Some(String::new()));
+    }
+}

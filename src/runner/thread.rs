@@ -1,0 +1,534 @@
+//! The runner's thread: claims jobs, hands them to the engine, saves what they write.
+//!
+//! ```text
+//!              claim                  submit                 save, in batches
+//!    store ──────────────> runner ──────────────> engine        │
+//!      ^  jobs               ^  └─── events ────────┘           │
+//!      └─────────────────────┴──────────────────────────────────┘
+//!                                          then: followers are woken
+//! ```
+//!
+//! Owns the running attempts. It waits for notes and for its own next duty, and never for the
+//! store: a claim, a save and a sweep are tasks whose results come back as notes, one of each kind
+//! under way at most. All attempts are saved together, so the store commits once for all of them.
+//!
+//! A store that fails costs nothing but time: parts are given back and saved again, with pauses
+//! that grow. Meanwhile the engine waits for credit, and a lease may run out; the fence in
+//! [`Life`](crate::jobs::Life) then decides which run counts.
+//!
+//! Invariants:
+//!  1. At most `jobs.concurrency` attempts run here.
+//!  2. One claim, one save, one sweep and one look are under way at most.
+//!  3. The thread ends soon after a drain, whether or not the store works.
+//!
+//! Mutations that the tests in `tests/jobs.rs` catch: `drain` that does not park; `handle_saved`
+//! that wakes no follower; a fenced attempt that goes on; no backoff while the model loads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::config::Config;
+use crate::core::{Moment, UnixMillis};
+use crate::engine::{Engine, Event, ModelInfo, State};
+use crate::jobs::{EventId, Fenced, JobId, JobRecord};
+use crate::keys::KeyRing;
+use crate::limits::jobs as limits;
+use crate::store::Requests;
+use crate::telemetry::id::{IdKind, Ids};
+use crate::telemetry::random::SplitMix64;
+
+use super::attempt::{Attempt, Origin};
+use super::change::{Next, Write};
+use super::followers::Followers;
+use super::journal::{Journal, Note};
+use super::metrics::RunnerSeries;
+use super::start::{self, Terms};
+use super::tasks::{Done, RunnerTask, Work};
+
+/// Everything that the runner uses.
+pub struct Parts {
+    pub engine: Arc<dyn Engine>,
+    pub requests: Arc<Requests>,
+    pub followers: Arc<Followers>,
+    pub journal: Journal,
+    pub series: Arc<RunnerSeries>,
+    /// Replaced as a whole by a reload, or when keys change.
+    pub config: Arc<Config>,
+    pub keys: Arc<KeyRing>,
+    pub wall_clock: fn() -> UnixMillis,
+    /// Seeds the ids of generations; from the kernel outside of tests.
+    pub seed: u64,
+}
+
+/// The state of the thread.
+pub struct Thread {
+    parts: Parts,
+    ids: Ids,
+    model: Option<ModelInfo>,
+    /// By serial number.
+    attempts: HashMap<u32, Attempt>,
+    serial: u32,
+    is_claiming: bool,
+    is_saving: bool,
+    is_sweeping: bool,
+    is_looking: bool,
+    claim_at: Moment,
+    save_at: Moment,
+    sweep_at: Moment,
+    look_at: Moment,
+    /// Of the engine's refusals.
+    engine_backoff: Duration,
+    /// Of the store's failures; zero while it works.
+    store_backoff: Duration,
+    /// The last events of followed jobs.
+    seen: HashMap<JobId, EventId>,
+    /// Since a drain began, when the thread ends at the latest.
+    ends_at: Option<Moment>,
+}
+
+/// The store's own line for the runner: no API key has this number.
+const TENANT: u64 = u64::MAX;
+
+impl Thread {
+    pub fn new(parts: Parts) -> Thread {
+        let now = Moment::now();
+        Thread {
+            ids: Ids::new(SplitMix64::new(parts.seed, TENANT)),
+            parts,
+            model: None,
+            attempts: HashMap::new(),
+            serial: 0,
+            is_claiming: false,
+            is_saving: false,
+            is_sweeping: false,
+            is_looking: false,
+            claim_at: now,
+            save_at: now,
+            sweep_at: now,
+            look_at: now,
+            engine_backoff: Duration::ZERO,
+            store_backoff: Duration::ZERO,
+            seen: HashMap::new(),
+            ends_at: None,
+        }
+    }
+
+    /// Runs until a drain has ended, or no one can send notes any more.
+    pub fn run(mut self, notes: &Receiver<Note>) {
+        loop {
+            let now = Moment::now();
+            self.work(now);
+            if self.is_over(now) {
+                return;
+            }
+            match notes.recv_timeout(self.next_duty().since(now)) {
+                Ok(note) => self.handle_note(note),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let more = notes.try_iter().take(limits::NOTE_ITEMS_PER_TURN_MAX);
+            more.for_each(|note| self.handle_note(note));
+        }
+    }
+
+    fn handle_note(&mut self, note: Note) {
+        match note {
+            Note::Events(events) => {
+                for (serial, event) in events {
+                    self.handle_event(serial, event);
+                }
+            }
+            Note::Accepted => {
+                self.claim_at = self.claim_at.min(self.backed_off(Moment::now()));
+            }
+            Note::Cancelled(id) => self.handle_cancelled(id),
+            Note::Done(done) => self.handle_done(done),
+            Note::Keys(keys) => self.parts.keys = keys,
+            Note::Apply(config) => self.parts.config = config,
+            Note::Drain => self.drain(),
+        }
+    }
+
+    fn handle_event(&mut self, serial: u32, event: Event) {
+        // Of an attempt that was fenced or cancelled there may be late events.
+        if let Some(attempt) = self.attempts.get_mut(&serial) {
+            let model = self.model.as_ref().map(|model| model.id.as_str());
+            if attempt.handle_event(event, model, Moment::now()) {
+                self.parts.engine.handle_credit(Journal::key(serial));
+            }
+        }
+    }
+
+    fn handle_cancelled(&mut self, id: JobId) {
+        let engine = &self.parts.engine;
+        self.attempts.retain(|serial, attempt| {
+            let stays = attempt.id != id;
+            if !stays {
+                attempt.stop();
+                engine.cancel(Journal::key(*serial));
+            }
+            stays
+        });
+        self.parts.followers.wake(id);
+    }
+
+    fn drain(&mut self) {
+        for (serial, attempt) in &mut self.attempts {
+            attempt.park();
+            self.parts.engine.cancel(Journal::key(*serial));
+        }
+        self.ends_at = Some(Moment::now() + limits::PARK_PATIENCE);
+    }
+
+    fn is_over(&self, now: Moment) -> bool {
+        let is_empty = self.attempts.is_empty() && !self.is_claiming && !self.is_saving;
+        self.ends_at.is_some_and(|end| is_empty || now >= end)
+    }
+
+    // ---- duties ----
+
+    /// Does everything that is due.
+    fn work(&mut self, now: Moment) {
+        // Before the sweep: a process that was stopped renews its leases before it looks for those
+        // that have run out.
+        self.save(now);
+        self.remind(now);
+        self.sweep(now);
+        self.claim(now);
+        self.look(now);
+    }
+
+    fn next_duty(&self) -> Moment {
+        let never = Moment::NEVER;
+        let when = |is_due: bool, at: Moment| if is_due { at } else { never };
+        let may_claim = !self.is_claiming && self.ends_at.is_none() && self.room() > 0;
+        [
+            self.next_save(),
+            self.attempts
+                .values()
+                .map(Attempt::deadline)
+                .min()
+                .unwrap_or(never),
+            when(!self.is_sweeping, self.sweep_at),
+            when(may_claim, self.claim_at),
+            when(!self.is_looking, self.look_at),
+            self.ends_at.unwrap_or(never),
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(never)
+    }
+
+    /// Returns when something is to be saved: an end at once, output with the next batch, a lease
+    /// in time. While the store fails, all of it waits for the pause's end.
+    fn next_save(&self) -> Moment {
+        if self.is_saving {
+            return Moment::NEVER;
+        }
+        let attempts = self.attempts.values();
+        let next = attempts
+            .map(|attempt| attempt.next_save(self.save_at))
+            .min();
+        let next = next.unwrap_or(Moment::NEVER);
+        match self.store_backoff.is_zero() {
+            true => next,
+            false => next.max(self.save_at),
+        }
+    }
+
+    /// Saves what is new, what has ended, and leases that are to be renewed.
+    fn save(&mut self, now: Moment) {
+        if now < self.next_save() {
+            return;
+        }
+        let lease = self.parts.config.jobs.lease;
+        let (now_ms, renew_at) = (self.now_ms(), now + lease / 3);
+        let lease_until = now_ms.saturating_add(lease.as_millis() as u64);
+        let due = self.attempts.iter_mut();
+        let due = due.filter(|(_, attempt)| attempt.next_save(now) <= now);
+        let part = |(serial, attempt): (&u32, &mut Attempt)| {
+            (*serial, attempt.take_part(lease_until, renew_at))
+        };
+        let parts: Vec<(u32, Write)> = due.map(part).collect();
+        self.save_at = now + limits::SAVE_INTERVAL;
+        self.is_saving = true;
+        self.submit(Work::Save {
+            parts,
+            now: now_ms,
+            keep_ms: self.keep_ms(),
+            saved: Vec::new(),
+        });
+    }
+
+    /// Reports to the engine that the time of its jobs has passed.
+    fn remind(&mut self, now: Moment) {
+        for (serial, attempt) in &mut self.attempts {
+            if attempt.handle_deadline(now) {
+                self.parts.engine.handle_deadline(Journal::key(*serial));
+            }
+        }
+    }
+
+    fn sweep(&mut self, now: Moment) {
+        if self.is_sweeping || now < self.sweep_at {
+            return;
+        }
+        self.is_sweeping = true;
+        self.sweep_at = now + limits::SWEEP_INTERVAL;
+        self.submit(Work::Sweep {
+            now: self.now_ms(),
+            keep_ms: self.keep_ms(),
+            changed: Vec::new(),
+            has_more: false,
+            totals: Default::default(),
+        });
+    }
+
+    fn claim(&mut self, now: Moment) {
+        let room = self.room();
+        if self.is_claiming || room == 0 || now < self.claim_at || self.ends_at.is_some() {
+            return;
+        }
+        self.claim_at = now + limits::CLAIM_INTERVAL;
+        // Nothing is claimed that the engine would refuse.
+        if !self.parts.config.jobs.enabled || self.parts.engine.state() != State::Ready {
+            return;
+        }
+        self.is_claiming = true;
+        let now_ms = self.now_ms();
+        let lease = self.parts.config.jobs.lease.as_millis() as u64;
+        self.submit(Work::Claim {
+            room,
+            now: now_ms,
+            lease_until: now_ms.saturating_add(lease),
+            claimed: Vec::new(),
+        });
+    }
+
+    /// Looks at jobs that are followed here and do not run here: another daemon changes them.
+    fn look(&mut self, now: Moment) {
+        if self.is_looking || now < self.look_at {
+            return;
+        }
+        self.look_at = now + limits::LOOK_INTERVAL;
+        let mut ids = self.parts.followers.jobs();
+        ids.retain(|id| self.attempts.values().all(|attempt| attempt.id != *id));
+        self.seen.retain(|id, _| ids.contains(id));
+        if ids.is_empty() {
+            return;
+        }
+        self.is_looking = true;
+        self.submit(Work::Look {
+            ids,
+            seen: Vec::new(),
+        });
+    }
+
+    fn submit(&mut self, work: Work) {
+        let journal = self.parts.journal.clone();
+        let task = RunnerTask::new(work, move |done| journal.note(Note::Done(done)));
+        // A task that is refused is dropped, and reports that.
+        let _ = self.parts.requests.submit(TENANT, Box::new(task));
+    }
+
+    // ---- results ----
+
+    fn handle_done(&mut self, done: Done) {
+        let now = Moment::now();
+        self.note_health(done.failure.as_deref(), now);
+        let has_failed = done.failure.is_some();
+        match done.work {
+            Work::Claim { claimed, .. } => {
+                self.is_claiming = false;
+                if !has_failed {
+                    self.handle_claimed(claimed, now);
+                }
+            }
+            Work::Save { parts, saved, .. } => {
+                self.is_saving = false;
+                match has_failed {
+                    true => self.give_back(parts),
+                    false => self.handle_saved(&parts, &saved),
+                }
+            }
+            Work::Sweep {
+                changed,
+                has_more,
+                totals,
+                ..
+            } => {
+                self.is_sweeping = false;
+                if !has_failed {
+                    self.parts.series.set_totals(&totals);
+                    changed.iter().for_each(|id| self.parts.followers.wake(*id));
+                    if has_more {
+                        self.sweep_at = now;
+                    }
+                }
+            }
+            Work::Look { seen, .. } => {
+                self.is_looking = false;
+                for (id, last) in seen {
+                    if self.seen.insert(id, last) != Some(last) {
+                        self.parts.followers.wake(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Logs the first failure and the recovery, and sets the pause between them.
+    fn note_health(&mut self, failure: Option<&str>, now: Moment) {
+        match failure {
+            None if self.store_backoff.is_zero() => {}
+            None => {
+                log::info!("the store takes durable jobs again");
+                self.store_backoff = Duration::ZERO;
+            }
+            Some(why) => {
+                if self.store_backoff.is_zero() {
+                    log::warn!("durable jobs wait, because the store has failed: {why}");
+                }
+                let doubled = self.store_backoff * 2;
+                self.store_backoff = doubled.clamp(limits::BACKOFF_MIN, limits::BACKOFF_MAX);
+                let later = now + self.store_backoff;
+                for at in [
+                    &mut self.claim_at,
+                    &mut self.save_at,
+                    &mut self.sweep_at,
+                    &mut self.look_at,
+                ] {
+                    *at = later.max(*at);
+                }
+            }
+        }
+    }
+
+    fn handle_claimed(&mut self, claimed: Vec<JobRecord>, now: Moment) {
+        if !claimed.is_empty() {
+            // There may be more, and a key's next job may only now be the oldest.
+            self.claim_at = self.backed_off(now);
+        }
+        for record in claimed {
+            self.parts.followers.wake(record.id);
+            let attempt = match self.ends_at {
+                None => self.start(&record, now),
+                Some(_) => {
+                    let wait = Next::Wait { postponed: None };
+                    Attempt::ended(record.id, record.life.attempt, wait, now)
+                }
+            };
+            let serial = self.serial;
+            self.serial = self.serial.wrapping_add(1);
+            self.attempts.insert(serial, attempt);
+        }
+    }
+
+    /// Hands a job to the engine. Its attempt gets the present serial number.
+    fn start(&mut self, record: &JobRecord, now: Moment) -> Attempt {
+        if self.model.is_none() {
+            self.model = self.parts.engine.model();
+        }
+        let number = record.life.attempt;
+        let now_ms = self.now_ms();
+        let terms = Terms {
+            config: &self.parts.config,
+            keys: &self.parts.keys,
+            model: self.model.as_ref(),
+            now,
+            now_ms,
+        };
+        let id = self.ids.make(IdKind::Generation, (self.parts.wall_clock)());
+        let ready = match start::prepare(record, self.serial, id, &terms) {
+            Ok(ready) => ready,
+            Err(end) => return Attempt::ended(record.id, number, end, now),
+        };
+        if number == 1 {
+            let waited = now_ms.saturating_sub(record.created_at);
+            self.parts
+                .series
+                .observe_wait(Duration::from_millis(waited));
+        }
+        let ticket = Arc::clone(&ready.job.ticket);
+        let deadline = ready.job.deadline;
+        if let Err(why) = self.parts.engine.submit(ready.job) {
+            if let Some(charge) = ready.charge {
+                charge.reconcile(&Default::default(), now);
+            }
+            let (end, concerns_all) = start::refused(why, now_ms);
+            if concerns_all {
+                let doubled = self.engine_backoff * 2;
+                self.engine_backoff = doubled.clamp(limits::BACKOFF_MIN, limits::BACKOFF_MAX);
+                self.claim_at = now + self.engine_backoff;
+            }
+            return Attempt::ended(record.id, number, end, now);
+        }
+        self.engine_backoff = Duration::ZERO;
+        let renew_at = now + self.parts.config.jobs.lease / 3;
+        let (language, charge) = (ready.language, ready.charge);
+        let origin = Origin {
+            id,
+            language,
+            deadline,
+        };
+        Attempt::new(record.id, number, origin, ticket, charge, now, renew_at)
+    }
+
+    fn give_back(&mut self, parts: Vec<(u32, Write)>) {
+        for (serial, part) in parts {
+            if let Some(attempt) = self.attempts.get_mut(&serial) {
+                attempt.give_back(part);
+            }
+        }
+    }
+
+    fn handle_saved(&mut self, parts: &[(u32, Write)], saved: &[Result<(), Fenced>]) {
+        for ((serial, part), saved) in parts.iter().zip(saved) {
+            let Some(attempt) = self.attempts.get_mut(serial) else {
+                continue;
+            };
+            let key = Journal::key(*serial);
+            if attempt.handle_saved() {
+                self.parts.engine.handle_credit(key);
+            }
+            if saved.is_err() {
+                attempt.stop();
+                self.parts.engine.cancel(key);
+            }
+            if saved.is_err() || !matches!(part.next, Next::Run { .. }) {
+                if saved.is_ok() {
+                    self.parts
+                        .series
+                        .count_end(&part.next, attempt.age(Moment::now()));
+                }
+                self.attempts.remove(serial);
+                self.claim_at = self.claim_at.min(self.backed_off(Moment::now()));
+            }
+            self.parts.followers.wake(part.id);
+        }
+    }
+
+    // ---- helpers ----
+
+    /// Returns how many more attempts may run here.
+    fn room(&self) -> usize {
+        let most = self.parts.config.jobs.concurrency as usize;
+        most.saturating_sub(self.attempts.len())
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.parts.wall_clock)().as_u64()
+    }
+
+    fn keep_ms(&self) -> u64 {
+        self.parts.config.jobs.keep.as_millis() as u64
+    }
+
+    /// Returns now, or the end of a pause that an earlier failure has caused.
+    fn backed_off(&self, now: Moment) -> Moment {
+        now + self.engine_backoff.max(self.store_backoff)
+    }
+}
