@@ -201,6 +201,7 @@ fn form_service() -> Service {
         metrics: Metrics::new("bench"),
         requests: Arc::default(),
         responses: Arc::new(Responses::new([7; 32], &config.cache)),
+        jobs: Default::default(),
         workers: Arc::default(),
         replies: Arc::new(NoReplies),
         wall_clock: UnixMillis::default,

@@ -115,7 +115,7 @@ catalogue! {
     NotAcceptable = "not_acceptable", 406, 3, InvalidRequest;
     /// The request did not arrive in time; see `limits.header_timeout` and `limits.body_timeout`.
     RequestTimeout = "request_timeout", 408, 4, Timeout;
-    /// Reserved; this version does not send it. The request conflicts with an earlier one.
+    /// Another request was sent with the same `Idempotency-Key`. Use a new key for each request.
     Conflict = "conflict", 409, 10, InvalidRequest;
     /// The body is larger than `limits.max_body`, before or after inflating it, or it inflates to
     /// more than `limits.max_inflate_ratio` times its size.
@@ -151,6 +151,8 @@ catalogue! {
     /// The memory for incomplete requests and unread responses is in use (`limits.max_buffered`);
     /// wait for `Retry-After`. A request that arrives in one piece needs none of it.
     BuffersFull = "buffers_full", 503, 14, Overloaded;
+    /// The daemon's store fails, or does not respond in time; wait for `Retry-After`.
+    StoreUnavailable = "store_unavailable", 503, 14, Overloaded;
     /// The model is still loading; `/readyz` reports when it is ready.
     ModelLoading = "model_loading", 503, 14, Overloaded;
     /// The daemon is stopping and accepts no new work. Send the request elsewhere.

@@ -161,6 +161,7 @@ impl Daemon {
             metrics: metrics.clone(),
             requests: Arc::default(),
             responses: Arc::new(Responses::new([7; 32], &config.cache)),
+            jobs: Default::default(),
             workers: Arc::default(),
             replies: mailboxes,
             wall_clock: UnixMillis::default,

@@ -16,6 +16,7 @@ use crate::offload::JobKey;
 use crate::offload::fetch::{FetchDoor, Order};
 use crate::offload::mailbox::Sender;
 use crate::offload::resolver::Addresses;
+use crate::runner::Wake;
 use crate::service::{Completion, Peer, Reply};
 use crate::tls::Acceptor;
 
@@ -91,6 +92,12 @@ impl<K: Send> Deliver for Mailboxes<K> {
             Some(mailbox) => mailbox.post(Message::Engine(key, event)),
             None => debug_assert!(false, "the event names a reactor that does not exist"),
         }
+    }
+}
+
+impl<K: Send> Wake for Mailboxes<K> {
+    fn wake(&self, key: JobKey) {
+        self.reply(key, Completion::JobMoved);
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Done {
     pub failure: Option<String>,
 }
 
-/// What the store is asked for, and then what it has found.
+/// A request to the store, and later its result.
 pub enum Work {
     Claim {
         room: usize,

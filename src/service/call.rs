@@ -120,6 +120,8 @@ pub struct Call {
     pub representation: Representation,
     /// Of a generation, once it is known: for the response's fields.
     pub reuse: Option<Reuse>,
+    /// The value of `Idempotency-Key`, on a route that knows it.
+    pub idempotency_key: Option<Box<str>>,
 }
 
 impl Call {
@@ -142,6 +144,7 @@ impl Call {
             media: Media::default(),
             representation: Representation::Json,
             reuse: None,
+            idempotency_key: None,
         }
     }
 

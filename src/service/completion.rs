@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::offload::JobKey;
 
 use super::dialect::Asked;
+use super::found::StoreReply;
 use super::response::buffer::Written;
 
 /// One message. It names its request by the [`JobKey`] that it comes with.
@@ -16,6 +17,10 @@ pub enum Completion {
     Read(Box<Result<Asked, ApiError>>),
     /// A worker has written its response; `None` if the task was lost.
     Written(Option<Box<Written>>),
+    /// The store has replied to a request about jobs.
+    Job(Box<StoreReply>),
+    /// A job that it follows has new events.
+    JobMoved,
 }
 
 impl Completion {
@@ -24,7 +29,8 @@ impl Completion {
     pub fn is_last(&self) -> bool {
         match self {
             Completion::Event(event) => event.is_terminal(),
-            Completion::Read(_) | Completion::Written(_) => true,
+            Completion::Read(_) | Completion::Written(_) | Completion::Job(_) => true,
+            Completion::JobMoved => false,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::keys::KeyRing;
 use crate::limits::telemetry as telemetry_limits;
 use crate::offload::Workers;
 use crate::offload::metrics::WorkerSeries;
+use crate::runner;
 use crate::store::Requests;
 use crate::telemetry::access::Figures;
 use crate::telemetry::id::{Id, IdKind, Ids};
@@ -58,9 +59,11 @@ pub struct Parts {
     pub workers: Arc<Workers>,
     /// The workers' way back to this and the other reactors.
     pub replies: Arc<dyn Reply>,
-    pub metrics: Metrics,
-    /// One for the whole daemon: the way to the store.
+    /// One for the whole daemon: the tasks for the store's thread.
     pub requests: Arc<Requests>,
+    /// The runner of durable jobs, as requests see it.
+    pub jobs: runner::Access,
+    pub metrics: Metrics,
     /// Read for keys that expire, ids and records; [`UnixMillis::now`] outside of tests.
     pub wall_clock: fn() -> UnixMillis,
     /// Seeds this reactor's ids; from the kernel outside of tests.
@@ -156,8 +159,8 @@ impl Desk {
             request_id: self.request_ids.accept_or_make(client_id, now),
             method: request.method,
             path: match row {
-                Some(row) => Cow::Borrowed(row.path),
-                None => Cow::Owned(logged(request.path).to_owned()),
+                Some(row) if row.path == request.path => Cow::Borrowed(row.path),
+                _ => Cow::Owned(logged(request.path).to_owned()),
             },
             row,
             started: now,
@@ -173,6 +176,7 @@ impl Desk {
             representation: Representation::of(request, row, &media),
             reuse: None,
             media,
+            idempotency_key: None,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::core::Moment;
 
 use super::api::grpc::health::Watch;
 use super::api::grpc::reflection::Dialogue;
+use super::api::jobs::JobExchange;
 use super::generation::running::Running;
 
 /// A request whose response is not complete yet.
@@ -16,20 +17,25 @@ pub enum Exchange {
     HealthWatch(Watch),
     /// Without a job: a client that asks about the schema.
     Reflection(Dialogue),
+    /// It asks the store about jobs, or follows one.
+    Job(JobExchange),
 }
 
 impl Exchange {
-    /// Returns whether a job runs for it or a worker reads it, so that a last message will come in
-    /// any case.
+    /// Returns whether a job runs for it, a worker reads it or the store looks for it, so that a
+    /// last message will come in any case.
     pub const fn has_job(&self) -> bool {
-        matches!(self, Exchange::Generation(_))
+        matches!(
+            self,
+            Exchange::Generation(_) | Exchange::Job(JobExchange::Asking(_))
+        )
     }
 
     /// Returns the memory that it holds until its response is complete.
     pub fn buffered_bytes(&self) -> usize {
         match self {
             Exchange::Generation(running) => running.buffered_bytes(),
-            Exchange::HealthWatch(_) => 0,
+            Exchange::HealthWatch(_) | Exchange::Job(_) => 0,
             Exchange::Reflection(dialogue) => dialogue.buffered_bytes(),
         }
     }
@@ -41,6 +47,7 @@ impl Exchange {
             Exchange::Generation(running) => running.next_deadline(),
             Exchange::HealthWatch(watch) => watch.next_deadline(),
             Exchange::Reflection(dialogue) => dialogue.next_deadline(),
+            Exchange::Job(job) => job.next_deadline(),
         }
     }
 }

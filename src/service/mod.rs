@@ -22,8 +22,8 @@
 //! heads), [`rate_limit`] (how many), [`dialect`] (the interface of an API), [`api`] (each API, and
 //! the routes beside generation), [`inflation`] (bodies without their codings), [`generation`] (a
 //! job and its response), [`exchange`] (incomplete responses) and [`completion`] (the messages for
-//! them), [`representation`] and [`response`] (the forms and parts of responses),
-//! [`request_log`] (counts and logs), [`excerpt`].
+//! them), [`found`] (the store's replies among those), [`representation`] and [`response`] (the
+//! forms and parts of responses), [`request_log`] (counts and logs), [`excerpt`].
 //!
 //! Must never block, and never panic because of a client's bytes. Files depend on one another in
 //! one direction: this one knows all the others, and none knows this one.
@@ -41,6 +41,7 @@ mod desk;
 mod dialect;
 mod excerpt;
 mod exchange;
+mod found;
 mod generation;
 mod inflation;
 pub mod metrics;
@@ -66,6 +67,9 @@ pub use router::Route;
 use admission::arrival::{self, Arrival};
 use admission::check;
 use api::grpc::{health, reflection};
+use api::jobs::accept::Begun;
+use api::jobs::asking::Asking;
+use api::jobs::{self, JobExchange};
 use api::{admin, operations};
 use call::{Call, Incoming, Known};
 use desk::{Desk, Wire};
@@ -158,6 +162,18 @@ impl Service {
                 // Allocates per request: idle connections do not pay for its size.
                 return Some(Box::new(Exchange::Generation(running)));
             }
+            Route::Jobs if call.method == Method::Post => {
+                return match jobs::accept::accept(desk, admitted, incoming, wire)? {
+                    Begun::Reading(running) => Some(Box::new(Exchange::Generation(*running))),
+                    Begun::Asking(one) => asking(Some(one)),
+                };
+            }
+            Route::Jobs => return asking(jobs::look::list(desk, admitted.call, &incoming, wire)),
+            Route::Job => return asking(jobs::look::one(desk, admitted.call, &incoming, wire)),
+            Route::JobEvents => {
+                let following = jobs::follow::follow(desk, admitted.call, &incoming, wire)?;
+                return Some(Box::new(Exchange::Job(JobExchange::Following(following))));
+            }
             Route::HealthCheck => health::check(desk, call, &incoming.body, wire),
             Route::HealthWatch => {
                 let watch = health::watch(desk, admitted.call, &incoming.body, wire)?;
@@ -216,16 +232,35 @@ impl Service {
         now: Moment,
         sink: &mut dyn ResponseSink,
     ) -> Flow {
-        let Exchange::Generation(running) = exchange else {
-            // It belongs to an earlier request's job; the caller's own check is stricter.
-            return Flow::Open;
-        };
         let wire = &mut Wire { now, sink };
         let desk = &mut self.desk;
-        match completion {
-            Completion::Event(event) => running::handle_event(desk, running, event, wire),
-            Completion::Read(read) => submit::resume(desk, running, *read, wire),
-            Completion::Written(written) => running::finish_writing(desk, running, written, wire),
+        match (exchange, completion) {
+            (Exchange::Generation(running), Completion::Event(event)) => {
+                running::handle_event(desk, running, event, wire)
+            }
+            (Exchange::Generation(running), Completion::Written(written)) => {
+                running::finish_writing(desk, running, written, wire)
+            }
+            (exchange, Completion::Read(read)) => {
+                let Exchange::Generation(running) = exchange else {
+                    return Flow::Open;
+                };
+                if running.call.route() != Route::Jobs {
+                    return submit::resume(desk, running, *read, wire);
+                }
+                match jobs::accept::resume(desk, running, *read, wire) {
+                    Some(one) => *exchange = Exchange::Job(JobExchange::Asking(one)),
+                    None => return Flow::Finished,
+                }
+                Flow::Open
+            }
+            (Exchange::Job(job), Completion::Job(reply)) => job.handle_reply(desk, *reply, wire),
+            (Exchange::Job(job), Completion::JobMoved) => {
+                job.handle_moved(desk, wire);
+                Flow::Open
+            }
+            // It belongs to an earlier request's job; the caller's own check is stricter.
+            _ => Flow::Open,
         }
     }
 
@@ -241,13 +276,16 @@ impl Service {
             Exchange::Generation(running) => running::handle_deadline(desk, running, wire),
             Exchange::HealthWatch(watch) => health::handle_deadline(desk, watch, wire),
             Exchange::Reflection(dialogue) => reflection::handle_deadline(desk, dialogue, wire),
+            Exchange::Job(job) => job.handle_deadline(desk, wire),
         }
     }
 
     /// Handles an output queue below its low mark.
     pub fn handle_room(&mut self, exchange: &mut Exchange) {
-        if let Exchange::Generation(running) = exchange {
-            running::handle_room(&self.desk, running);
+        match exchange {
+            Exchange::Generation(running) => running::handle_room(&self.desk, running),
+            Exchange::Job(job) => job.handle_room(&mut self.desk),
+            Exchange::HealthWatch(_) | Exchange::Reflection(_) => {}
         }
     }
 
@@ -259,6 +297,7 @@ impl Service {
             Exchange::Generation(running) => running::cut_off(desk, running, wire),
             Exchange::HealthWatch(watch) => health::cut_off(desk, watch, wire),
             Exchange::Reflection(dialogue) => reflection::cut_off(desk, dialogue, wire),
+            Exchange::Job(job) => job.cut_off(desk, wire),
         }
     }
 
@@ -270,6 +309,7 @@ impl Service {
             Exchange::Generation(running) => running::abandon(desk, &running, reason, now),
             Exchange::HealthWatch(watch) => watch.abandon(log, reason, now),
             Exchange::Reflection(dialogue) => dialogue.abandon(log, reason, now),
+            Exchange::Job(job) => job.abandon(log, reason, now),
         }
     }
 
@@ -305,6 +345,11 @@ impl Service {
     pub fn set_draining(&mut self) {
         self.desk.is_draining = true;
     }
+}
+
+/// Returns the exchange of a request that waits for the store.
+fn asking(asking: Option<Asking>) -> Option<Box<Exchange>> {
+    asking.map(|asking| Box::new(Exchange::Job(JobExchange::Asking(asking))))
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@
 
 use crate::grpc::{Encoding, Terms, terms};
 use crate::http::negotiate::{ContentType, MediaType, choose, content_type};
-use crate::http::{Request, Version};
+use crate::http::{Method, Request, Version};
 
-use super::router::{BodyBound, Row, Surface, Verbs};
+use super::router::{BodyBound, Route, Row, Surface};
 
 /// Possible types of a generation's response. A client that accepts anything gets the first.
 const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaType::Protobuf];
@@ -17,6 +17,9 @@ const OFFERS: &[MediaType] = &[MediaType::Json, MediaType::EventStream, MediaTyp
 /// The same for a client that itself sends Protobuf.
 const PROTOBUF_OFFERS: &[MediaType] =
     &[MediaType::Protobuf, MediaType::Json, MediaType::EventStream];
+
+/// A durable job is described in JSON, whatever its request was written in.
+const JOB_OFFERS: &[MediaType] = &[MediaType::Json];
 
 /// The media types of a request's body and of the response that it accepts. Read once per request,
 /// and only if a route takes a body.
@@ -38,11 +41,14 @@ impl Default for Media {
 
 impl Media {
     pub fn of(request: &Request<'_>, row: Option<&Row>) -> Media {
-        if row.map(|row| (row.surface, row.verbs)) != Some((Surface::Native, Verbs::Post)) {
+        let takes_body =
+            |row: &Row| row.surface == Surface::Native && row.verbs.include(Method::Post);
+        let Some(row) = row.filter(|row| takes_body(row) && request.method == Method::Post) else {
             return Media::default();
-        }
+        };
         let sent = content_type(request);
         let offers = match sent {
+            _ if row.route == Route::Jobs => JOB_OFFERS,
             ContentType::Known(MediaType::Protobuf) => PROTOBUF_OFFERS,
             _ => OFFERS,
         };

@@ -2,7 +2,8 @@
 //!
 //! Owns one constant table. A route is closed unless its row opens it: a row without
 //! [`Access::Public`] or [`Access::PublicOnLoopback`] cannot be reached without a key, and a test
-//! walks the table to prove it. Paths are compared byte by byte: `/livez/`, `//livez` and
+//! walks the table to prove it. A path may have one parameter, `{id}`, which stands for one segment
+//! that is not empty. Paths are compared byte by byte: `/livez/`, `//livez` and
 //! `/%6civez` differ from `/livez`, and nothing is served there. So a proxy in front and the daemon
 //! cannot disagree about which rule applies.
 
@@ -15,6 +16,11 @@ use crate::limits::service as limits;
 #[repr(u8)]
 pub enum Route {
     Generate,
+    /// All jobs of a key.
+    Jobs,
+    /// One job.
+    Job,
+    JobEvents,
     RpcGenerate,
     RpcGenerateStream,
     HealthCheck,
@@ -48,6 +54,9 @@ impl Route {
     pub const fn label(self) -> &'static str {
         match self {
             Route::Generate => "generate",
+            Route::Jobs => "jobs",
+            Route::Job => "job",
+            Route::JobEvents => "job_events",
             Route::RpcGenerate => "grpc_generate",
             Route::RpcGenerateStream => "grpc_generate_stream",
             Route::HealthCheck => "grpc_health_check",
@@ -93,10 +102,14 @@ pub enum Surface {
 pub enum Verbs {
     /// GET and HEAD; a body is refused.
     Read,
-    /// GET, HEAD and DELETE; a body is refused.
-    ReadDelete,
+    /// GET alone, of a stream; a body is refused.
+    Follow,
     /// POST with a body.
     Post,
+    /// GET and HEAD without a body, and POST with one.
+    ReadPost,
+    /// GET, HEAD and DELETE; a body is refused.
+    ReadDelete,
 }
 
 impl Verbs {
@@ -104,10 +117,10 @@ impl Verbs {
     pub const fn include(self, method: Method) -> bool {
         match self {
             Verbs::Read => matches!(method, Method::Get | Method::Head),
-            Verbs::ReadDelete => {
-                matches!(method, Method::Get | Method::Head | Method::Delete)
-            }
+            Verbs::Follow => matches!(method, Method::Get),
             Verbs::Post => matches!(method, Method::Post),
+            Verbs::ReadPost => matches!(method, Method::Get | Method::Head | Method::Post),
+            Verbs::ReadDelete => matches!(method, Method::Get | Method::Head | Method::Delete),
         }
     }
 
@@ -115,8 +128,10 @@ impl Verbs {
     pub const fn allow(self) -> &'static str {
         match self {
             Verbs::Read => "GET, HEAD, OPTIONS",
-            Verbs::ReadDelete => "GET, HEAD, DELETE, OPTIONS",
+            Verbs::Follow => "GET, OPTIONS",
             Verbs::Post => "POST, OPTIONS",
+            Verbs::ReadPost => "GET, HEAD, POST, OPTIONS",
+            Verbs::ReadDelete => "GET, HEAD, DELETE, OPTIONS",
         }
     }
 }
@@ -146,6 +161,19 @@ pub struct Row {
     pub summary: &'static str,
 }
 
+/// The parameter in a row's path.
+const PARAMETER: &str = "{id}";
+
+impl Row {
+    /// Returns the segment of a path that stands in the place of this row's parameter. `None`: the
+    /// row has none, or it is the row of another path.
+    pub fn parameter<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let (before, after) = self.path.split_once(PARAMETER)?;
+        let segment = path.strip_prefix(before)?.strip_suffix(after)?;
+        (!segment.is_empty() && !segment.contains('/')).then_some(segment)
+    }
+}
+
 /// Every path. The busiest come first, because the search goes from the top.
 pub const ROUTES: &[Row] = &[
     Row {
@@ -156,6 +184,33 @@ pub const ROUTES: &[Row] = &[
         access: Access::Scope(Scopes::GENERATE),
         body: BodyBound::MaxBody,
         summary: "write a program",
+    },
+    Row {
+        path: "/api/v1/jobs",
+        surface: Surface::Native,
+        route: Route::Jobs,
+        verbs: Verbs::ReadPost,
+        access: Access::Scope(Scopes::GENERATE),
+        body: BodyBound::MaxBody,
+        summary: "POST: write a program later; GET: this key's jobs",
+    },
+    Row {
+        path: "/api/v1/jobs/{id}",
+        surface: Surface::Native,
+        route: Route::Job,
+        verbs: Verbs::ReadDelete,
+        access: Access::Scope(Scopes::GENERATE),
+        body: BodyBound::None,
+        summary: "a job and its result; DELETE cancels it",
+    },
+    Row {
+        path: "/api/v1/jobs/{id}/events",
+        surface: Surface::Native,
+        route: Route::JobEvents,
+        verbs: Verbs::Follow,
+        access: Access::Scope(Scopes::GENERATE),
+        body: BodyBound::None,
+        summary: "the events of a job, as they come",
     },
     Row {
         path: "/AutoGLMService/Generate",
@@ -285,9 +340,12 @@ pub const ROUTES: &[Row] = &[
     },
 ];
 
-/// Returns the row of a path.
+/// Returns the row of a path. Rows with a parameter are looked at last, so that the other paths do
+/// not pay for them. No request can ask for the text of such a row itself: `{` is not allowed in a
+/// path (RFC 3986).
 pub fn find(path: &str) -> Option<&'static Row> {
-    ROUTES.iter().find(|row| row.path == path)
+    let exact = ROUTES.iter().find(|row| row.path == path);
+    exact.or_else(|| ROUTES.iter().find(|row| row.parameter(path).is_some()))
 }
 
 #[cfg(test)]
@@ -320,7 +378,8 @@ mod tests {
             };
             let needs_key = matches!(row.access, Access::Scope(_) | Access::AnyKey);
             assert!(is_small || needs_key, "{} is open", row.path);
-            assert_eq!(row.body == BodyBound::None, row.verbs != Verbs::Post);
+            let takes_body = row.verbs.include(Method::Post);
+            assert_eq!(row.body == BodyBound::None, !takes_body, "{}", row.path);
         }
     }
 
@@ -341,6 +400,31 @@ mod tests {
             "/api/v1/generate\0",
         ] {
             assert!(find(other).is_none(), "{other} is served");
+        }
+    }
+
+    /// Mutations: `parameter` that takes an empty segment, or several.
+    #[test]
+    fn a_parameter_is_one_segment_of_its_path() {
+        let route = |path| find(path).map(|row| (row.route, row.parameter(path)));
+        assert_eq!(route("/api/v1/jobs"), Some((Route::Jobs, None)));
+        assert_eq!(route("/api/v1/jobs/x"), Some((Route::Job, Some("x"))));
+        let events = route("/api/v1/jobs/job_1/events");
+        assert_eq!(events, Some((Route::JobEvents, Some("job_1"))));
+        assert_eq!(
+            route("/api/v1/jobs/events"),
+            Some((Route::Job, Some("events")))
+        );
+        for other in [
+            "/api/v1/jobs/",
+            "/api/v1/jobs/x/",
+            "/api/v1/jobs//events",
+            "/api/v1/jobs/x/y",
+            "/api/v1/jobs/x/y/events",
+            "/api/v1/jobs/x/events/",
+            "/api/v1/jobsx",
+        ] {
+            assert_eq!(route(other), None, "{other}");
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::engine::family::Family;
 use crate::engine::llama::{self, Obtained};
 use crate::offload::Workers;
 use crate::reactor::message::Mailboxes;
+use crate::runner::Destinations;
 
 /// Must run before anything else, because it may execute this program again.
 pub fn prepare_process(config: &Config) -> Result<(), Failure> {
@@ -45,7 +46,10 @@ pub struct EnginePart {
 impl Part for EnginePart {
     fn start(birth: &mut Birth) -> Result<EnginePart, Failure> {
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
-        let deliver = Arc::new(Mailboxes(mailboxes.unwrap_or_default()));
+        let deliver = Arc::new(Destinations {
+            requests: Mailboxes(mailboxes.unwrap_or_default()),
+            journal: birth.jobs.journal.clone(),
+        });
         let engine = start(&birth.config, deliver, &birth.workers)?;
         birth.engine = Some(engine.clone());
         Ok(EnginePart { engine })
@@ -68,7 +72,7 @@ impl Deref for EnginePart {
 /// Returns at once; a model is obtained and loaded on the engine's own thread.
 fn start(
     config: &Config,
-    deliver: Arc<Mailboxes<Socket>>,
+    deliver: Arc<Destinations<Mailboxes<Socket>>>,
     workers: &Arc<Workers>,
 ) -> Result<Arc<dyn Engine>, Failure> {
     #[cfg(not(feature = "llama"))]
@@ -89,7 +93,7 @@ fn start(
 #[cfg(feature = "llama")]
 fn start_llama(
     config: &Config,
-    deliver: Arc<Mailboxes<Socket>>,
+    deliver: Arc<Destinations<Mailboxes<Socket>>>,
     workers: Arc<Workers>,
 ) -> Result<Arc<dyn Engine>, Failure> {
     use super::prover;

@@ -16,6 +16,7 @@ use crate::console::{exit, note};
 use crate::core::UnixSeconds;
 use crate::keys::KeyRing;
 use crate::reactor::message::Message;
+use crate::runner::Note;
 use crate::store::{Bootstrap, Place, StoreError, StoreWatcher};
 
 pub struct Keys {
@@ -47,11 +48,13 @@ impl Part for Keys {
         let reopen = move || reopened.open_existing();
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let mailboxes = mailboxes.unwrap_or_default();
+        let journal = birth.jobs.journal.clone();
         let on_change = move |keys: Arc<KeyRing>| {
             log::info!("loaded {} API keys", keys.len());
             for mailbox in &mailboxes {
                 mailbox.post(Message::Keys(keys.clone()));
             }
+            journal.note(Note::Keys(keys));
         };
         let started = StoreWatcher::start(store, reopen, on_change);
         let (watcher, ring) = started.map_err(|error| unusable(&error))?;

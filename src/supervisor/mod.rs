@@ -32,6 +32,7 @@ mod engine;
 mod failure;
 mod files;
 mod household;
+mod jobs;
 mod keys;
 mod listeners;
 mod log;

@@ -8,6 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
 use super::buffers;
 use super::failure::Failure;
 use super::spawner::Spawner;
@@ -18,6 +20,7 @@ use crate::keys::KeyRing;
 use crate::offload::Workers;
 use crate::reactor::outbound;
 use crate::redis;
+use crate::runner::{self, Journal, Note};
 use crate::service::Limiter;
 use crate::store::{Bootstrap, Looks, Requests};
 use crate::telemetry::metrics::Metrics;
@@ -78,6 +81,10 @@ pub struct Birth {
     pub spawner: Option<Spawner>,
     /// From Redis: the way to its thread; `None` without Redis.
     pub redis: Option<(redis::Settings, redis::Handle)>,
+    /// The journal of durable jobs and the requests that follow them.
+    pub jobs: runner::Access,
+    /// The receiving end of that journal, for the runner.
+    pub notes: Option<Receiver<Note>>,
     /// From the keys: the present ring.
     pub keys: Arc<KeyRing>,
     /// From the keys: the way to have changed keys read at once.
@@ -91,6 +98,7 @@ pub struct Birth {
 impl Birth {
     pub fn new(loaded: &Loaded, sources: &Sources, heartbeat: Option<Duration>) -> Birth {
         let warnings = loaded.warnings.iter();
+        let (journal, notes) = Journal::new();
         Birth {
             warnings: warnings
                 .map(|warning| format!("{}: {}", warning.place, warning.message))
@@ -102,6 +110,11 @@ impl Birth {
             buffered: Account::new(buffers::bound(&loaded.config)),
             workers: Arc::default(),
             requests: Arc::default(),
+            jobs: runner::Access {
+                journal,
+                ..runner::Access::default()
+            },
+            notes: Some(notes),
             heartbeat,
             acceptor: None,
             max_connections: 0,

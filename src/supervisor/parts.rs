@@ -14,6 +14,7 @@ use super::bus::Bus;
 use super::certificates::Certificates;
 use super::engine::EnginePart;
 use super::failure::Failure;
+use super::jobs::Jobs;
 use super::keys::Keys;
 use super::listeners::Listeners;
 use super::log::Log;
@@ -38,6 +39,7 @@ pub struct Parts {
     pub workers: WorkerThreads,
     pub outbound: OutboundThreads,
     pub engine: EnginePart,
+    pub jobs: Jobs,
     pub reactors: Reactors,
 }
 
@@ -55,6 +57,7 @@ impl Parts {
             workers: WorkerThreads::start(birth)?,
             outbound: OutboundThreads::start(birth)?,
             engine: EnginePart::start(birth)?,
+            jobs: Jobs::start(birth)?,
             reactors: Reactors::start(birth)?,
         })
     }
@@ -71,6 +74,7 @@ impl Parts {
             &mut self.workers,
             &mut self.outbound,
             &mut self.engine,
+            &mut self.jobs,
             &mut self.reactors,
         ]
     }

@@ -62,6 +62,7 @@ impl Part for Reactors {
                 replies: Arc::new(Mailboxes(spawner.mailboxes())),
                 metrics: birth.metrics.clone(),
                 requests: birth.requests.clone(),
+                jobs: birth.jobs.clone(),
                 wall_clock: UnixMillis::now,
                 seed: 0,
             },

@@ -204,6 +204,7 @@ fn service_parts(engine: Arc<dyn Engine>, mailboxes: Arc<Mailboxes<Socket>>) -> 
         metrics: Metrics::new("echo"),
         requests: Arc::default(),
         responses: Arc::new(Responses::new([7; 32], &config.cache)),
+        jobs: Default::default(),
         workers: Arc::default(),
         replies: mailboxes,
         wall_clock: UnixMillis::default,

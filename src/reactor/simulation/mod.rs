@@ -170,6 +170,7 @@ impl Daemon {
             metrics: metrics.clone(),
             requests: Arc::default(),
             responses: Arc::new(Responses::new([7; 32], &config.cache)),
+            jobs: Default::default(),
             workers: workers.pool.clone(),
             replies: mailboxes.clone(),
             wall_clock: UnixMillis::default,

@@ -31,7 +31,7 @@ use crate::service::response::coding;
 use super::arrival::Arrival;
 use super::auth;
 use super::origin;
-use crate::service::router::{Access, BodyBound, Route, Row, Surface, Verbs};
+use crate::service::router::{Access, BodyBound, Route, Row, Surface};
 
 /// Checks everything that a head can be refused for, in the order that reveals least to
 /// strangers. Returns the permit that counts a generation among those of its key.
@@ -188,7 +188,7 @@ fn check_fields(
     if !desk.buffer.coder.can_please(call.accept_encoding) {
         return Err(coding::no_coding());
     }
-    if row.verbs == Verbs::Post {
+    if request.method == Method::Post {
         call.body_coding = body_coding(request).map_err(unsupported_coding)?;
     }
     Ok(())

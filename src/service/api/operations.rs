@@ -176,10 +176,10 @@ fn write_index(out: &mut Vec<u8>) {
     for row in ROUTES {
         let method = match (row.surface, row.verbs) {
             (Surface::Grpc, _) => "gRPC",
-            (_, Verbs::Read | Verbs::ReadDelete) => "GET",
+            (_, Verbs::Read | Verbs::Follow | Verbs::ReadPost | Verbs::ReadDelete) => "GET",
             (_, Verbs::Post) => "POST",
         };
-        let line = format!("{method:<5} {:<18} {}\n", row.path, row.summary);
+        let line = format!("{method:<5} {:<24} {}\n", row.path, row.summary);
         out.extend_from_slice(line.as_bytes());
     }
 }

@@ -13,16 +13,19 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::core::Moment;
 use crate::core::buffered::{Claim, Full, Share};
+use crate::engine::Refused;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::compress::Coding;
 use crate::limits::service as limits;
-use crate::offload::{JobKey, Task, Ticket, workers};
+use crate::offload::{JobKey, Permit, Task, Ticket, workers};
 use crate::service::call::{Call, Incoming, buffers_full};
 use crate::service::completion::{Completion, Reply};
 use crate::service::desk::Desk;
 use crate::service::dialect::{Asked, Dialect, Received};
 use crate::service::inflation::Inflater;
 use crate::service::representation::Form;
+
+use super::failure::refusal;
 
 /// A request whose body a worker reads.
 #[derive(Debug)]
@@ -106,8 +109,38 @@ impl Reader {
     }
 }
 
+/// A complete body, on its way.
+pub enum Read {
+    Now(Asked, Arc<Ticket>),
+    Later(Reading),
+}
+
+/// Reads a body at once, or sends it to the workers.
+pub fn read_or_begin(
+    desk: &Desk,
+    call: &Call,
+    (permit, share): (Option<Permit>, Option<Box<Share>>),
+    incoming: Incoming<'_>,
+) -> Result<Read, ApiError> {
+    if desk.is_draining {
+        return Err(refusal(Refused::Draining));
+    }
+    // Allocates per request: the response shares it with a worker and with the engine.
+    let ticket = Arc::new(match permit {
+        Some(permit) => Ticket::with_permit(0, permit),
+        None => Ticket::new(0),
+    });
+    let reader = Reader::of(desk, call);
+    if reader.is_long(&incoming.body) {
+        return begin(desk, call, reader, incoming, ticket, share).map(Read::Later);
+    }
+    let fields = incoming.request.query_value("fields");
+    let asked = reader.read(fields, &incoming.body)?;
+    Ok(Read::Now(asked, ticket))
+}
+
 /// Sends a body to the workers.
-pub fn begin(
+fn begin(
     desk: &Desk,
     call: &Call,
     reader: Reader,

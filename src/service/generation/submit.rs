@@ -17,12 +17,12 @@ use crate::service::excerpt::excerpt;
 
 use super::cached::{self, Keeping};
 use super::failure::refusal;
-use super::reading::{self, Reader};
+use super::reading::{Read, read_or_begin};
 use super::reservation::Reserved;
 use super::running::{Delivery, Running, Stage, Work};
 
 /// The name by which a request asks for the loaded model, whichever it is.
-const MODEL_ALIAS: &str = "default";
+pub const MODEL_ALIAS: &str = "default";
 
 /// Turns a complete request into a job, or gives its body to a worker, or responds why not.
 pub fn generate(
@@ -71,23 +71,14 @@ fn begin(
     incoming: Incoming<'_>,
     now: Moment,
 ) -> Result<Stage, ApiError> {
-    if desk.is_draining {
-        return Err(refusal(Refused::Draining));
+    let key = incoming.key;
+    match read_or_begin(desk, call, (permit, share), incoming)? {
+        Read::Now(asked, ticket) => {
+            let asker = (call, keeping);
+            submit(desk, asker, asked, ticket, key, now).map(Stage::Working)
+        }
+        Read::Later(reading) => Ok(Stage::Reading(reading)),
     }
-    // Allocates per request: the response shares it with a worker and with the engine.
-    let ticket = Arc::new(match permit {
-        Some(permit) => Ticket::with_permit(0, permit),
-        None => Ticket::new(0),
-    });
-    let reader = Reader::of(desk, call);
-    if reader.is_long(&incoming.body) {
-        let reading = reading::begin(desk, call, reader, incoming, ticket, share)?;
-        return Ok(Stage::Reading(reading));
-    }
-    let fields = incoming.request.query_value("fields");
-    let asked = reader.read(fields, &incoming.body)?;
-    let asker = (call, keeping);
-    submit(desk, asker, asked, ticket, incoming.key, now).map(Stage::Working)
 }
 
 /// Continues with a request that a worker has read.
@@ -188,7 +179,7 @@ fn submit(
 }
 
 /// Refuses a model other than the loaded one. While it is unknown, the engine refuses the job.
-fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiError> {
+pub fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiError> {
     match (model, name) {
         (None, _) | (_, None | Some(MODEL_ALIAS)) => Ok(()),
         (Some(model), Some(name)) if name == model.id => Ok(()),

@@ -10,7 +10,7 @@ use crate::keys::ChangedKey;
 fn without_a_key_only_the_listed_routes_answer() {
     for row in router::ROUTES {
         let method = match row.verbs {
-            Verbs::Read | Verbs::ReadDelete => Method::Get,
+            Verbs::Read | Verbs::Follow | Verbs::ReadPost | Verbs::ReadDelete => Method::Get,
             Verbs::Post => Method::Post,
         };
         let mut bench = Bench::new();

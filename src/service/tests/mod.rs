@@ -323,6 +323,7 @@ impl Bench {
             metrics: metrics.clone(),
             requests: Arc::default(),
             responses: responses.clone(),
+            jobs: Default::default(),
             workers: workers.clone(),
             replies: replies.clone(),
             wall_clock: || UnixMillis::new(WALL_CLOCK * 1_000),

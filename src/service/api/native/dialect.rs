@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::config::Limits;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::status;
 use crate::http::negotiate::{ContentType, MediaType};
-use crate::http::{Request, ResponseSink};
+use crate::http::{Method, Request, ResponseSink};
 use crate::service::call::Call;
 use crate::service::dialect::{Asked, Dialect, Narrator, Received};
 use crate::service::representation::{Form, Representation};
@@ -13,7 +14,7 @@ use crate::service::response::buffer::{EVENT_STREAM, JSON, ResponseBuffer};
 use crate::service::response::coding::StreamCoder;
 use crate::service::response::headers;
 use crate::service::response::json::write_json;
-use crate::service::router::{Row, Verbs};
+use crate::service::router::{Route, Row};
 
 use super::error::ErrorBody;
 use super::narrator::{Events, Object, Shape, append};
@@ -33,9 +34,10 @@ impl Dialect for Native {
         call: &mut Call,
         request: &Request<'_>,
     ) -> Result<(), ApiError> {
-        match row.verbs {
-            Verbs::Read | Verbs::ReadDelete => check_no_body(request),
-            Verbs::Post => check_media_types(call),
+        debug_assert!(row.verbs.include(request.method), "it was checked before");
+        match request.method {
+            Method::Post => check_media_types(call),
+            _ => check_no_body(request),
         }
     }
 
@@ -45,7 +47,19 @@ impl Dialect for Native {
     }
 
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
-        let (form, limits) = (received.form, received.limits);
+        let form = received.form;
+        // No client waits for a durable job, so without a `timeout` it may take as long as any.
+        let of_jobs;
+        let limits = match form.row.map(|row| row.route) {
+            Some(Route::Jobs) => {
+                of_jobs = Limits {
+                    default_request_timeout: received.limits.max_request_timeout,
+                    ..received.limits.clone()
+                };
+                &of_jobs
+            }
+            _ => received.limits,
+        };
         let asked = match form.media.sent {
             ContentType::Known(MediaType::Protobuf) => read_request(received.body, None, limits)?,
             _ => GenerateRequest::parse(received.body, limits)?,

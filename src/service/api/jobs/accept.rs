@@ -1,0 +1,201 @@
+//! `POST /api/v1/jobs`: a request becomes a durable job.
+//!
+//! The response, 202 with `Location`, is sent only after the job is on the disk. Everything that
+//! decides the output is fixed here, also the seed.
+
+use crate::core::buffered::{Claim, Full};
+use crate::engine::{CacheMode, Prompt, Refused};
+use crate::error::{ApiError, ErrorCode};
+use crate::http::Request;
+use crate::jobs::{File, JobId, JobRequest};
+use crate::limits::jobs as limits;
+use crate::offload::JobKey;
+use crate::runner::Bounds;
+use crate::service::call::{Admitted, Call, Incoming, buffers_full};
+use crate::service::desk::{Desk, Wire};
+use crate::service::dialect::Asked;
+use crate::service::generation::failure::refusal;
+use crate::service::generation::reading::{Read, read_or_begin};
+use crate::service::generation::running::{Running, Stage};
+use crate::service::generation::submit::{MODEL_ALIAS, check_model};
+
+use super::asking::Asking;
+use super::work::{Accept, Work};
+
+/// A request that was begun.
+pub enum Begun {
+    /// A worker reads its body.
+    Reading(Box<Running>),
+    Asking(Asking),
+}
+
+/// Takes a complete request. `None`: the response is complete.
+pub fn accept(
+    desk: &mut Desk,
+    admitted: Admitted,
+    incoming: Incoming<'_>,
+    wire: &mut Wire<'_>,
+) -> Option<Begun> {
+    let Admitted {
+        mut call, share, ..
+    } = admitted;
+    let key = incoming.key;
+    let read = idempotency_key(incoming.request).and_then(|idempotency_key| {
+        call.idempotency_key = idempotency_key;
+        read_or_begin(desk, &call, (None, share), incoming)
+    });
+    match read {
+        Ok(Read::Now(asked, _)) => store(desk, call, key, asked, wire).map(Begun::Asking),
+        Ok(Read::Later(reading)) => {
+            let stage = Stage::Reading(reading);
+            Some(Begun::Reading(Box::new(Running { call, stage })))
+        }
+        Err(error) => {
+            desk.fail(&call, &error, wire);
+            None
+        }
+    }
+}
+
+/// Continues with a request that a worker has read. `None`: the response is complete. The caller
+/// drops `running` in any case.
+pub fn resume(
+    desk: &mut Desk,
+    running: &mut Running,
+    read: Result<Asked, ApiError>,
+    wire: &mut Wire<'_>,
+) -> Option<Asking> {
+    let rest = Call::unread(running.call.request_id, running.call.peer, wire.now);
+    let call = std::mem::replace(&mut running.call, rest);
+    let Stage::Reading(reading) = &running.stage else {
+        debug_assert!(false, "its body was read before");
+        return None;
+    };
+    match read {
+        Ok(asked) => store(desk, call, reading.key, asked, wire),
+        Err(error) => {
+            desk.fail(&call, &error, wire);
+            None
+        }
+    }
+}
+
+/// Sends a job to the store. `None`: the response is complete.
+fn store(
+    desk: &mut Desk,
+    mut call: Call,
+    key: JobKey,
+    asked: Asked,
+    wire: &mut Wire<'_>,
+) -> Option<Asking> {
+    match job_of(desk, &mut call, asked) {
+        Ok(accepted) => {
+            let work = Work::Accept(Box::new(accepted));
+            Asking::begin(desk, call, key, work, wire)
+        }
+        Err(error) => {
+            desk.fail(&call, &error, wire);
+            None
+        }
+    }
+}
+
+fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<Accept, ApiError> {
+    if desk.is_draining {
+        return Err(refusal(Refused::Draining));
+    }
+    let jobs = &desk.parts.config.jobs;
+    let (enabled, max_wait, ttl) = (jobs.enabled, jobs.max_wait, jobs.idempotency_ttl);
+    let bounds = Bounds {
+        jobs: jobs.max_queued.into(),
+        jobs_of_key: jobs.max_queued_per_key.into(),
+        bytes: jobs.max_size as u64,
+    };
+    if !enabled {
+        let message = "this daemon takes no durable jobs (`jobs.enabled`)";
+        return Err(ApiError::new(ErrorCode::NotImplemented, message));
+    }
+    check_model(desk.model(), asked.model.as_deref())?;
+    let mut memory = desk.parts.buffered.share(Claim::of(call.caller.is_some()));
+    let taken = memory.resize(asked.prompt.bytes());
+    taken.map_err(|Full| buffers_full())?;
+    let now_ms = (desk.parts.wall_clock)().as_u64();
+    let mut random = [0; 18];
+    getrandom::fill(&mut random).map_err(|_| {
+        ApiError::new(
+            ErrorCode::Internal,
+            "the kernel's random numbers are not available",
+        )
+    })?;
+    let (id, seed) = random.split_at(10);
+    let id = JobId::new(now_ms, id.try_into().unwrap_or_default());
+    // Signed numbers from 0 on: -1 asks for a random seed.
+    let drawn = i64::from_le_bytes(seed.try_into().unwrap_or_default()) & i64::MAX;
+    Ok(Accept {
+        id,
+        is_seed_drawn: asked.sampling.seed.is_none(),
+        request: request_of(asked, drawn),
+        created_at: now_ms,
+        expires_at: now_ms.saturating_add(max_wait.as_millis() as u64),
+        bounds,
+        idempotency_key: call.idempotency_key.take(),
+        idempotency_ms: ttl.as_millis() as u64,
+        memory,
+    })
+}
+
+fn request_of(asked: Asked, drawn_seed: i64) -> JobRequest {
+    let (language, prompt, context) = match asked.prompt {
+        Prompt::Code {
+            language,
+            prompt,
+            context,
+        } => (language, prompt, context),
+        // The native API asks for programs alone.
+        Prompt::Chat(_) => (None, String::new(), Vec::new()),
+        Prompt::Raw(prompt) => (None, prompt, Vec::new()),
+    };
+    let context = context.into_iter().map(|file| File {
+        path: file.path,
+        text: file.text,
+    });
+    let sampling = asked.sampling;
+    JobRequest {
+        prompt,
+        language: language.map(str::to_owned),
+        context: context.collect(),
+        model: asked.model.filter(|model| model != MODEL_ALIAS),
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        min_p: sampling.min_p,
+        seed: sampling.seed.unwrap_or(drawn_seed),
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        repeat_penalty: asked.repeat_penalty,
+        max_tokens: asked.max_tokens,
+        stop: asked.stop,
+        cache: match asked.cache {
+            CacheMode::Use => String::new(),
+            CacheMode::Refresh => "refresh".to_owned(),
+            CacheMode::Bypass => "bypass".to_owned(),
+        },
+        timeout_ms: asked.timeout.as_millis() as u64,
+    }
+}
+
+/// Reads `Idempotency-Key`: visible ASCII, bounded.
+fn idempotency_key(request: &Request<'_>) -> Result<Option<Box<str>>, ApiError> {
+    let Some(key) = request.header("idempotency-key") else {
+        return Ok(None);
+    };
+    let is_visible = key.bytes().all(|byte| byte.is_ascii_graphic());
+    if !is_visible || !(1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
+        let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
+        let message = format!("`Idempotency-Key` must be 1 to {most} visible ASCII characters");
+        return Err(
+            ApiError::new(ErrorCode::InvalidParameter, message).with_param("idempotency-key")
+        );
+    }
+    Ok(Some(key.into()))
+}

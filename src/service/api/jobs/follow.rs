@@ -1,0 +1,293 @@
+//! `GET /api/v1/jobs/{id}/events`: a client follows a job.
+//!
+//! ```text
+//!             register, first look
+//!                     v
+//!   Looking ── events ──> sent ── has more, and room ──> Looking
+//!      ^                    │ nothing more
+//!      │                    v
+//!      └──── woken ────── Idle ──── ping, age
+//! ```
+//!
+//! The client's place in the job's history is all that is kept for it: it resumes by
+//! `Last-Event-ID`, on any daemon that shares the store. A client that reads slowly makes its own
+//! next look later and costs no memory. A wake-up that comes while the store is looking makes one
+//! more look (`must_look`).
+//!
+//! Invariants:
+//!  1. One look is under way at most.
+//!  2. A wake-up is followed by a look that begins after it, as soon as there is room.
+
+use crate::core::Moment;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::compress::encode::Step;
+use crate::http::negotiate::AcceptEncoding;
+use crate::http::sse;
+use crate::jobs::{EventId, JobId};
+use crate::limits::jobs as limits;
+use crate::limits::service as service_limits;
+use crate::offload::{CancelReason, JobKey};
+use crate::runner::{Crowded, Follower};
+use crate::service::api::native::error::ErrorBody;
+use crate::service::call::{Call, Incoming};
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::found::{Batch, Found, StoreReply};
+use crate::service::request_log::{Outcome, RequestLog};
+use crate::service::response::buffer::EVENT_STREAM;
+
+use super::asking::{draining, submit};
+use super::work::{Work, job_of, no_job};
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Following {
+    call: Call,
+    key: JobKey,
+    id: JobId,
+    follower: Follower,
+    /// The last event that was sent.
+    after: EventId,
+    is_looking: bool,
+    /// There may be events that no look has read.
+    must_look: bool,
+    /// Whether the head has been sent.
+    is_flowing: bool,
+    silent_since: Moment,
+    /// A look was refused or has failed; the next one is due then.
+    retry_at: Moment,
+    /// The client opens another stream then.
+    expires: Moment,
+    bytes: u64,
+}
+
+/// Begins to follow. `None`: the response is complete.
+pub fn follow(
+    desk: &mut Desk,
+    call: Call,
+    incoming: &Incoming<'_>,
+    wire: &mut Wire<'_>,
+) -> Option<Following> {
+    match begin(desk, &call, incoming) {
+        Ok((id, after, follower)) => {
+            let mut following = Following {
+                call: Call {
+                    // Each event would need a flush of its own, for a few bytes.
+                    accept_encoding: AcceptEncoding::NONE,
+                    ..call
+                },
+                key: incoming.key,
+                id,
+                follower,
+                after,
+                is_looking: false,
+                must_look: true,
+                is_flowing: false,
+                silent_since: wire.now,
+                retry_at: Moment::NEVER,
+                expires: wire.now + limits::FOLLOWING_AGE_MAX,
+                bytes: 0,
+            };
+            following.look(desk, wire.now);
+            Some(following)
+        }
+        Err(error) => {
+            desk.fail(&call, &error, wire);
+            None
+        }
+    }
+}
+
+fn begin(
+    desk: &Desk,
+    call: &Call,
+    incoming: &Incoming<'_>,
+) -> Result<(JobId, EventId, Follower), ApiError> {
+    if desk.is_draining {
+        return Err(draining());
+    }
+    let request = incoming.request;
+    let id = job_of(call, request.path).ok_or_else(no_job)?;
+    let after = match request.header("last-event-id") {
+        None | Some("") => EventId::BEGINNING,
+        Some(text) => EventId::parse(text).ok_or_else(|| {
+            let message = "`Last-Event-ID` must be the id of an event of this job, such as `1.7`";
+            ApiError::new(ErrorCode::InvalidParameter, message).with_param("last-event-id")
+        })?,
+    };
+    let registered = desk
+        .parts
+        .jobs
+        .followers
+        .register(id, call.tenant(), incoming.key);
+    let follower = registered.map_err(|crowded| {
+        let message = match crowded {
+            Crowded::Job => format!(
+                "{} requests already follow this job on this daemon, which is the limit",
+                limits::FOLLOWING_REQUESTS_PER_JOB_MAX
+            ),
+            Crowded::Tenant => format!(
+                "{} requests of this key already follow jobs on this daemon, which is the limit",
+                limits::FOLLOWING_REQUESTS_PER_KEY_MAX
+            ),
+        };
+        ApiError::new(ErrorCode::TooManyConcurrent, message)
+            .with_retry_after(service_limits::BUSY_RETRY_AFTER)
+    })?;
+    Ok((id, after, follower))
+}
+
+impl Following {
+    pub fn next_deadline(&self) -> Moment {
+        let ping = self.silent_since + service_limits::PING_INTERVAL;
+        self.expires.min(ping).min(self.retry_at)
+    }
+
+    pub fn handle_reply(
+        &mut self,
+        desk: &mut Desk,
+        reply: StoreReply,
+        wire: &mut Wire<'_>,
+    ) -> Flow {
+        self.is_looking = false;
+        match reply {
+            Ok(Found::Events(batch)) => self.handle_batch(desk, batch, wire),
+            Ok(Found::Body { .. }) => Flow::Open,
+            Err(error) if !self.is_flowing => {
+                desk.fail(&self.call, &error, wire);
+                Flow::Finished
+            }
+            // Deleted meanwhile: its time has passed.
+            Err(error) if error.code == ErrorCode::NotFound => {
+                self.finish(desk, Some(&error), wire);
+                Flow::Finished
+            }
+            Err(_) => {
+                self.retry_later(wire.now);
+                Flow::Open
+            }
+        }
+    }
+
+    fn handle_batch(&mut self, desk: &mut Desk, batch: Batch, wire: &mut Wire<'_>) -> Flow {
+        self.after = batch.last;
+        self.must_look |= batch.has_more;
+        desk.buffer.body.clear();
+        desk.buffer.body.extend_from_slice(&batch.body);
+        self.send(desk, wire);
+        if batch.is_end {
+            self.finish(desk, None, wire);
+            return Flow::Finished;
+        }
+        if wire.sink.has_room() {
+            self.look(desk, wire.now);
+        }
+        Flow::Open
+    }
+
+    pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        self.must_look = true;
+        if wire.sink.has_room() {
+            self.look(desk, wire.now);
+        }
+    }
+
+    pub fn handle_room(&mut self, desk: &mut Desk) {
+        // A look that is refused is tried again at the next deadline, which then has passed.
+        self.look(desk, Moment::ZERO);
+    }
+
+    pub fn handle_deadline(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) -> Flow {
+        let now = wire.now;
+        if now >= self.expires && !self.is_looking {
+            self.finish(desk, None, wire);
+            return Flow::Finished;
+        }
+        if now >= self.retry_at {
+            self.retry_at = Moment::NEVER;
+            self.look(desk, now);
+        }
+        if now >= self.silent_since + service_limits::PING_INTERVAL {
+            self.silent_since = now;
+            // A full output shows by itself that the connection is alive.
+            if self.is_flowing && wire.sink.has_room() {
+                desk.buffer.body.clear();
+                sse::comment(&mut desk.buffer.body, "ping");
+                self.send(desk, wire);
+            }
+        }
+        Flow::Open
+    }
+
+    /// Ends the stream: the daemon ends. The client resumes on another one.
+    pub fn cut_off(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        let error = draining();
+        match self.is_flowing {
+            true => self.finish(desk, Some(&error), wire),
+            false => desk.fail(&self.call, &error, wire),
+        }
+    }
+
+    pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
+        let bytes = self.bytes;
+        log.close(&self.call, Outcome::Abandoned { bytes, reason }, None, now);
+    }
+
+    /// Asks the store for the next events, if there may be some.
+    fn look(&mut self, desk: &Desk, now: Moment) {
+        if self.is_looking || !self.must_look {
+            return;
+        }
+        self.must_look = false;
+        self.follower.look();
+        let work = Work::Events {
+            id: self.id,
+            after: self.after,
+        };
+        match submit(desk, &self.call, self.key, work) {
+            Ok(()) => self.is_looking = true,
+            Err(_) => self.retry_later(now),
+        }
+    }
+
+    fn retry_later(&mut self, now: Moment) {
+        self.must_look = true;
+        self.retry_at = now + limits::BACKOFF_MIN;
+    }
+
+    /// Sends the buffer's body, after the head if that has not been sent yet.
+    fn send(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        if !self.is_flowing {
+            self.is_flowing = true;
+            let buffer = &mut desk.buffer;
+            buffer.begin_fields(&self.call);
+            buffer.fields.push("cache-control", "no-store");
+            // nginx holds responses back to fill its buffers, unless this field forbids it.
+            buffer.fields.push("x-accel-buffering", "no");
+            buffer.send_head(200, EVENT_STREAM, wire.sink);
+        }
+        if !desk.buffer.body.is_empty() {
+            self.silent_since = wire.now;
+            self.bytes += desk.buffer.send_piece(None, Step::Flush, wire.sink);
+        }
+    }
+
+    fn finish(&mut self, desk: &mut Desk, error: Option<&ApiError>, wire: &mut Wire<'_>) {
+        if let Some(error) = error {
+            desk.buffer.body.clear();
+            desk.buffer
+                .append_event("error", &ErrorBody::new(error, &self.call));
+            self.send(desk, wire);
+        }
+        wire.sink.finish();
+        let (status, bytes) = (200, self.bytes);
+        let outcome = match error {
+            None => Outcome::Completed { status, bytes },
+            Some(error) => Outcome::Failed {
+                status,
+                bytes,
+                code: error.code,
+            },
+        };
+        desk.log.close(&self.call, outcome, None, wire.now);
+    }
+}

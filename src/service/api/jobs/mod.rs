@@ -1,0 +1,89 @@
+//! Durable jobs: accepted, shown, listed, cancelled and followed.
+//!
+//! Reading order: [`object`] (a job in JSON), [`work`] (the requests to the store), [`asking`] (a
+//! request that waits for the store's reply), [`accept`] (`POST /api/v1/jobs`), [`look`] (one job,
+//! lists, cancelling), [`follow`] (`GET /api/v1/jobs/{id}/events`).
+//!
+//! Must never wait for the store: a request sends it a task and becomes an exchange. The bodies of
+//! responses are written by the store's thread, because a job's result may be long.
+//!
+//! Every look-up compares the job's key with the caller's: a job of another key does not exist.
+
+pub mod accept;
+pub mod asking;
+pub mod follow;
+pub mod look;
+pub mod object;
+pub mod work;
+
+use crate::core::Moment;
+use crate::offload::CancelReason;
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::found::StoreReply;
+use crate::service::request_log::RequestLog;
+
+use asking::Asking;
+use follow::Following;
+
+/// A request about jobs whose response is not complete.
+#[derive(Debug)]
+pub enum JobExchange {
+    Asking(Asking),
+    Following(Following),
+}
+
+impl JobExchange {
+    pub fn next_deadline(&self) -> Moment {
+        match self {
+            JobExchange::Asking(asking) => asking.deadline,
+            JobExchange::Following(following) => following.next_deadline(),
+        }
+    }
+
+    /// Handles a reply of the store.
+    pub fn handle_reply(
+        &mut self,
+        desk: &mut Desk,
+        reply: StoreReply,
+        wire: &mut Wire<'_>,
+    ) -> Flow {
+        match self {
+            JobExchange::Asking(asking) => asking.handle_reply(desk, reply, wire),
+            JobExchange::Following(following) => following.handle_reply(desk, reply, wire),
+        }
+    }
+
+    /// Handles the news that the followed job has new events.
+    pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        if let JobExchange::Following(following) = self {
+            following.handle_moved(desk, wire);
+        }
+    }
+
+    pub fn handle_deadline(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) -> Flow {
+        match self {
+            JobExchange::Asking(asking) => asking.handle_deadline(desk, wire),
+            JobExchange::Following(following) => following.handle_deadline(desk, wire),
+        }
+    }
+
+    pub fn handle_room(&mut self, desk: &mut Desk) {
+        if let JobExchange::Following(following) = self {
+            following.handle_room(desk);
+        }
+    }
+
+    pub fn cut_off(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        match self {
+            JobExchange::Asking(asking) => asking.cut_off(desk, wire),
+            JobExchange::Following(following) => following.cut_off(desk, wire),
+        }
+    }
+
+    pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
+        match self {
+            JobExchange::Asking(asking) => asking.abandon(log, reason, now),
+            JobExchange::Following(following) => following.abandon(log, reason, now),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The work of requests about jobs on the store's thread, and its reply.
+//!
+//! A task replies exactly once: with what the store has found, or with an error if the store has
+//! failed or its thread has ended. Bodies are written here, after the store was read.
+
+use std::sync::Arc;
+
+use crate::core::buffered::Share;
+use crate::error::{ApiError, ErrorCode};
+use crate::jobs::{EventId, JobId, JobRecord, JobRequest, NewJob, State};
+use crate::limits::jobs as limits;
+use crate::limits::service as service_limits;
+use crate::offload::JobKey;
+use crate::runner::change::{self, Acceptance, Bound, Bounds, Idempotency};
+use crate::runner::{Journal, Note};
+use crate::service::call::Call;
+use crate::service::completion::{self, Completion};
+use crate::service::found::{Batch, Found, StoreReply};
+use crate::store::{Store, StoreError, StoreTask};
+
+use super::object::{write_event, write_job, write_page};
+
+/// The requests to the store.
+pub enum Work {
+    Accept(Box<Accept>),
+    Show(JobId),
+    Cancel {
+        id: JobId,
+        now: u64,
+        keep_ms: u64,
+    },
+    List {
+        state: Option<State>,
+        before: Option<JobId>,
+        limit: u32,
+    },
+    Events {
+        id: JobId,
+        after: EventId,
+    },
+}
+
+/// A job that is to be accepted.
+pub struct Accept {
+    pub id: JobId,
+    pub request: JobRequest,
+    /// Whether the request has no seed of its own, so that a retry may have got another one.
+    pub is_seed_drawn: bool,
+    pub created_at: u64,
+    pub expires_at: u64,
+    pub bounds: Bounds,
+    pub idempotency_key: Option<Box<str>>,
+    pub idempotency_ms: u64,
+    /// The memory of the request.
+    pub memory: Share,
+}
+
+/// See the file's head.
+pub struct JobTask {
+    pub work: Work,
+    /// The id of the caller's key.
+    pub key_id: String,
+    pub key: JobKey,
+    pub journal: Journal,
+    /// `None` once it has replied.
+    pub replies: Option<Arc<dyn completion::Reply>>,
+    /// The result of `run`.
+    pub found: Option<StoreReply>,
+    /// For the runner, once the result is committed.
+    pub note: Option<Note>,
+}
+
+impl JobTask {
+    fn reply(&mut self, reply: StoreReply) {
+        if let Some(replies) = self.replies.take() {
+            replies.reply(self.key, Completion::Job(Box::new(reply)));
+        }
+    }
+
+    fn look(&mut self, store: &mut dyn Store) -> Result<StoreReply, StoreError> {
+        let key_id = self.key_id.as_str();
+        match &self.work {
+            Work::Accept(accepted) => {
+                let (reply, is_new) = accept(store, accepted, key_id)?;
+                self.note = is_new.then_some(Note::Accepted);
+                Ok(reply)
+            }
+            Work::Show(id) => {
+                let job = store.job(*id)?.filter(|job| job.key_id == key_id);
+                Ok(job.as_ref().map(shown).ok_or_else(no_job))
+            }
+            Work::Cancel { id, now, keep_ms } => {
+                let job = change::cancel(store, key_id, *id, *now, *keep_ms)?;
+                let is_cancelled = job
+                    .as_ref()
+                    .is_some_and(|job| job.finished_at == Some(*now));
+                self.note = is_cancelled.then_some(Note::Cancelled(*id));
+                Ok(job.as_ref().map(shown).ok_or_else(no_job))
+            }
+            Work::List {
+                state,
+                before,
+                limit,
+            } => {
+                let jobs = store.job_page(key_id, *state, *before, *limit)?;
+                let is_full = jobs.len() == *limit as usize;
+                let last = jobs
+                    .last()
+                    .filter(|_| is_full)
+                    .map(|job| job.id.to_string());
+                let mut body = Vec::new();
+                write_page(&mut body, &jobs, last.as_deref());
+                Ok(Ok(Found::Body {
+                    status: 200,
+                    created: None,
+                    body,
+                }))
+            }
+            Work::Events { id, after } => events(store, *id, *after, key_id),
+        }
+    }
+}
+
+impl StoreTask for JobTask {
+    fn bytes(&self) -> u32 {
+        match &self.work {
+            Work::Accept(accepted) => accepted.request.prompt.len() as u32,
+            _ => 0,
+        }
+    }
+
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        self.found = Some(self.look(store)?);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, result: Result<(), &StoreError>) {
+        let found = self.found.take();
+        match (result, found) {
+            (Ok(()), Some(found)) => {
+                if let Some(note) = self.note.take() {
+                    self.journal.note(note);
+                }
+                self.reply(found);
+            }
+            _ => self.reply(Err(unavailable())),
+        }
+    }
+}
+
+impl Drop for JobTask {
+    fn drop(&mut self) {
+        self.reply(Err(unavailable()));
+    }
+}
+
+fn accept(
+    store: &mut dyn Store,
+    accepted: &Accept,
+    key_id: &str,
+) -> Result<(StoreReply, bool), StoreError> {
+    let request = accepted.request.to_json();
+    let idempotency = accepted.idempotency_key.as_ref().map(|key| Idempotency {
+        key: key.to_string(),
+        digest: digest(accepted),
+        expires_at: accepted.created_at.saturating_add(accepted.idempotency_ms),
+    });
+    let job = NewJob {
+        id: accepted.id,
+        key_id: key_id.to_owned(),
+        created_at: accepted.created_at,
+        expires_at: accepted.expires_at,
+        request,
+        callback_url: None,
+    };
+    let reply = match change::accept(store, &job, &accepted.bounds, idempotency.as_ref())? {
+        Acceptance::New => {
+            let job = store.job(accepted.id)?;
+            let reply = job.as_ref().map(created).ok_or_else(no_job);
+            return Ok((reply, true));
+        }
+        Acceptance::Known(job) => Ok(created(&job)),
+        Acceptance::Conflict => {
+            let message = "another request was sent with this `Idempotency-Key`; use a new key \
+                           for each request, and the same one to repeat it";
+            Err(ApiError::new(ErrorCode::Conflict, message).with_param("idempotency-key"))
+        }
+        Acceptance::Full(bound) => Err(full(bound, &accepted.bounds)),
+    };
+    Ok((reply, false))
+}
+
+/// Returns the digest of everything that decides a job. A seed that was drawn differs in a retry.
+fn digest(accepted: &Accept) -> [u8; 32] {
+    let mut request = accepted.request.clone();
+    if accepted.is_seed_drawn {
+        request.seed = 0;
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[u8::from(accepted.is_seed_drawn)]);
+    hasher.update(request.to_json().as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+fn events(
+    store: &mut dyn Store,
+    id: JobId,
+    after: EventId,
+    key_id: &str,
+) -> Result<StoreReply, StoreError> {
+    let Some(job) = store.job(id)?.filter(|job| job.key_id == key_id) else {
+        return Ok(Err(no_job()));
+    };
+    let events = store.job_events(id, after, limits::FOLLOWED_BYTES)?;
+    let mut batch = Batch {
+        last: after,
+        is_end: events.is_empty() && job.life.state.is_finished(),
+        ..Batch::default()
+    };
+    for event in &events {
+        write_event(&mut batch.body, event, &job);
+        batch.last = event.id;
+        batch.is_end = event.kind.is_last();
+    }
+    batch.has_more = !batch.is_end && batch.last < job.life.last_event();
+    Ok(Ok(Found::Events(batch)))
+}
+
+fn shown(job: &JobRecord) -> Found {
+    let mut body = Vec::new();
+    write_job(&mut body, job);
+    Found::Body {
+        status: 200,
+        created: None,
+        body,
+    }
+}
+
+fn created(job: &JobRecord) -> Found {
+    let mut body = Vec::new();
+    write_job(&mut body, job);
+    Found::Body {
+        status: 202,
+        created: Some(job.id),
+        body,
+    }
+}
+
+/// The error for a job that the caller's key does not have.
+pub fn no_job() -> ApiError {
+    let message = "this key has no such job; finished jobs are deleted after `jobs.keep`";
+    ApiError::new(ErrorCode::NotFound, message)
+}
+
+/// The error for a store that fails or takes too long.
+pub fn unavailable() -> ApiError {
+    let message = "the daemon's store does not respond; send the request again later, with the \
+                   same `Idempotency-Key` if it must not run twice";
+    ApiError::new(ErrorCode::StoreUnavailable, message)
+        .with_retry_after(service_limits::BUSY_RETRY_AFTER)
+}
+
+fn full(bound: Bound, bounds: &Bounds) -> ApiError {
+    let (code, message) = match bound {
+        Bound::JobsOfKey => (
+            ErrorCode::TooManyConcurrent,
+            format!(
+                "this key already has {} unfinished jobs (`jobs.max_queued_per_key`); wait for \
+                 one to end, or cancel one",
+                bounds.jobs_of_key
+            ),
+        ),
+        Bound::BytesOfKey => (
+            ErrorCode::TooManyConcurrent,
+            format!(
+                "the jobs of this key already take {} bytes, which is all that one key may have \
+                 of `jobs.max_size`; wait until finished ones are deleted",
+                bounds.bytes / limits::KEY_BYTES_DIVISOR
+            ),
+        ),
+        Bound::Jobs => (
+            ErrorCode::QueueFull,
+            format!(
+                "{} jobs are unfinished, as many as `jobs.max_queued` allows",
+                bounds.jobs
+            ),
+        ),
+        Bound::Bytes => (
+            ErrorCode::QueueFull,
+            format!(
+                "all jobs together take {} bytes, as many as `jobs.max_size` allows",
+                bounds.bytes
+            ),
+        ),
+    };
+    ApiError::new(code, message).with_retry_after(service_limits::BUSY_RETRY_AFTER)
+}
+
+/// Returns the id in a path such as `/api/v1/jobs/{id}`.
+pub fn job_of(call: &Call, path: &str) -> Option<JobId> {
+    call.row?.parameter(path).and_then(JobId::parse)
+}

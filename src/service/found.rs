@@ -1,0 +1,35 @@
+//! The store's replies to requests about jobs.
+//!
+//! Plain data: bodies are already written, by the store's thread.
+
+use crate::error::ApiError;
+use crate::jobs::{EventId, JobId};
+
+/// The reply of the store to a request.
+pub type StoreReply = Result<Found, ApiError>;
+
+#[derive(Debug)]
+pub enum Found {
+    /// A whole response.
+    Body {
+        status: u16,
+        /// The job that the response is about, for `Location`.
+        created: Option<JobId>,
+        body: Vec<u8>,
+    },
+    /// Events of a followed job.
+    Events(Batch),
+}
+
+/// A part of a job's history.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The events, as they are sent.
+    pub body: Vec<u8>,
+    /// The id of the last of them, or of the one that was asked for.
+    pub last: EventId,
+    /// No event follows.
+    pub is_end: bool,
+    /// There may be more already.
+    pub has_more: bool,
+}
