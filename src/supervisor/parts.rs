@@ -62,7 +62,7 @@ impl Parts {
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 11] {
+    fn list(&mut self) -> [&mut dyn Part; 12] {
         [
             &mut self.log,
             &mut self.certificates,
