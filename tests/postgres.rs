@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde_json::json;
 
 use common::postgres::{PASSWORD, Postgres, Way};
+use common::tls::Authority;
 use common::{Connection, Daemon, Options, eventually, request};
 
 /// The other tests rely on these properties of the harness.
@@ -208,4 +209,48 @@ fn daemons_that_share_a_database_refuse_a_key_that_one_of_them_revoked() {
     for address in &addresses[1..] {
         await_status(*address, &secret, 401);
     }
+}
+
+/// Mutations that this test catches: TLS without `store.ca` among its roots (the daemon does not
+/// start), `sslmode=require` that is dropped from the URL (no session is encrypted).
+#[test]
+fn an_encrypted_connection_needs_a_certificate_of_the_authority_that_is_trusted() {
+    let server = Postgres::create(&[
+        "ssl=on",
+        "ssl_cert_file=../server.pem",
+        "ssl_key_file=../server-key.pem",
+    ]);
+    let (authority, other) = (Authority::new("the house"), Authority::new("another"));
+    let issued = authority.server(&server.address().ip().to_string());
+    server.private_file("server.pem", &issued.certificate.pem());
+    server.private_file("server-key.pem", &issued.key.serialize_pem());
+    server.restart();
+
+    let database = server.database();
+    let url = format!("{}?sslmode=require", server.url(&database, Way::Tcp));
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, authority.certificate.pem()).expect("a file");
+    let daemon = options(&server, &database)
+        .set("store.url", &url)
+        .set("store.ca", &ca.display().to_string())
+        .start();
+    let sessions = |is_encrypted: &str| {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+             WHERE application_name = 'autoglmd' AND ssl = {is_encrypted}"
+        );
+        server.sql(&database, &sql)
+    };
+    assert_ne!(sessions("true"), "0");
+    assert_eq!(sessions("false"), "0");
+    let (_, message, code) = run(&daemon, &["key", "list"]);
+    assert_eq!(code, Some(0), "{message}");
+
+    std::fs::write(&ca, other.certificate.pem()).expect("a file");
+    let (_, message, code) = run(&daemon, &["key", "list"]);
+    assert!(
+        code == Some(69) && message.contains("certificate"),
+        "{message}"
+    );
 }
