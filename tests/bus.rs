@@ -2,7 +2,13 @@
 
 mod common;
 
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use autoglmd::bus::gossip::members::notice_payload;
+use autoglmd::bus::gossip::seal::{SealKey, Sealer};
+use autoglmd::core::UnixMillis;
 
 use common::redis::Server;
 use common::{Daemon, Options, eventually, request};
@@ -45,34 +51,42 @@ impl Pair {
         }
     }
 
-    /// Creates a key, and returns its id and its text once both daemons accept it.
     fn create_key(&self) -> (String, String) {
-        let output = self.daemons[0].run(&["key", "create"]);
-        let key = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        let said = String::from_utf8(output.stderr).unwrap();
-        let (id, _) = said.split_once(':').expect("the id is shown");
-        for daemon in &self.daemons {
-            eventually("the key is accepted", || {
-                (models(daemon, &key) == 200).then_some(())
-            });
-        }
-        (id.to_owned(), key)
+        create_key(&self.daemons[0], &self.daemons)
     }
 
-    /// Revokes a key, and returns how long both daemons accepted it after the command's end.
     fn revoke(&self, id: &str, key: &str) -> Duration {
-        let config = self.daemons[0].configuration_file();
-        let config = config.to_str().unwrap();
-        let output = self.daemons[0].run(&["key", "revoke", id, "--config", config]);
-        assert!(output.status.success(), "{output:?}");
-        let start = Instant::now();
-        for daemon in &self.daemons {
-            eventually("the key is refused", || {
-                (models(daemon, key) == 401).then_some(())
-            });
-        }
-        start.elapsed()
+        revoke(&self.daemons[0], &self.daemons, id, key)
     }
+}
+
+/// Creates a key, and returns its id and its text once all daemons accept it.
+fn create_key(first: &Daemon, daemons: &[Daemon]) -> (String, String) {
+    let output = first.run(&["key", "create"]);
+    let key = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let (id, _) = said.split_once(':').expect("the id is shown");
+    for daemon in daemons {
+        eventually("the key is accepted", || {
+            (models(daemon, &key) == 200).then_some(())
+        });
+    }
+    (id.to_owned(), key)
+}
+
+/// Revokes a key, and returns how long the daemons accepted it after the command's end.
+fn revoke(first: &Daemon, daemons: &[Daemon], id: &str, key: &str) -> Duration {
+    let config = first.configuration_file();
+    let config = config.to_str().unwrap();
+    let output = first.run(&["key", "revoke", id, "--config", config]);
+    assert!(output.status.success(), "{output:?}");
+    let start = Instant::now();
+    for daemon in daemons {
+        eventually("the key is refused", || {
+            (models(daemon, key) == 401).then_some(())
+        });
+    }
+    start.elapsed()
 }
 
 fn models(daemon: &Daemon, key: &str) -> u16 {
@@ -191,4 +205,140 @@ fn daemons_share_the_limit_of_a_key() {
         .map(|daemon| (0..40).filter(|_| models(daemon, &other) == 200).count())
         .collect();
     assert!(alone.iter().all(|count| *count >= 15), "{alone:?}");
+}
+
+// ---- gossip ----
+
+/// Three daemons on one database, without any server.
+struct Cluster {
+    daemons: Vec<Daemon>,
+    addresses: Vec<SocketAddr>,
+}
+
+const SECRET: &str = "a secret of one cluster, for tests";
+
+impl Cluster {
+    fn start() -> Cluster {
+        let sockets: Vec<UdpSocket> = (0..3)
+            .map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port is free"))
+            .collect();
+        let addresses: Vec<SocketAddr> = sockets
+            .iter()
+            .map(|socket| socket.local_addr().expect("it is bound"))
+            .collect();
+        drop(sockets);
+        let mut cluster = Cluster {
+            daemons: Vec::new(),
+            addresses,
+        };
+        for number in 0..3 {
+            let daemon = cluster.start_member(number);
+            cluster.daemons.push(daemon);
+        }
+        cluster.wait_for_members(2.0);
+        cluster
+    }
+
+    fn start_member(&self, number: usize) -> Daemon {
+        let peers: Vec<String> = self
+            .addresses
+            .iter()
+            .map(|one| format!("\"{one}\""))
+            .collect();
+        let base = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = match self.daemons.first() {
+            Some(daemon) => daemon.folder(),
+            None => Arc::new(tempfile::TempDir::new_in(base).expect("a folder")),
+        };
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, SECRET).expect("the folder can be written");
+        Options::echo()
+            .set("bus.kind", "gossip")
+            .set("bus.listen", &self.addresses[number].to_string())
+            .set_raw("bus.peers", &format!("[{}]", peers.join(", ")))
+            .set(
+                "bus.secret_file",
+                secret.to_str().expect("the path is plain"),
+            )
+            .in_folder(folder)
+            .start()
+    }
+
+    fn wait_for_members(&self, count: f64) {
+        for daemon in &self.daemons {
+            eventually("the members are known", || {
+                (daemon.metrics().sum("autoglmd_bus_members", &[]) == count).then_some(())
+            });
+        }
+    }
+}
+
+/// Mutation: `publish` of the command without its datagrams; `handle_effects` that drops notices.
+#[test]
+fn gossip_carries_a_revocation_to_all_daemons() {
+    let cluster = Cluster::start();
+    let first = &cluster.daemons[0];
+    let mut all = Duration::ZERO;
+    for _ in 0..10 {
+        let (id, key) = create_key(first, &cluster.daemons);
+        all += revoke(first, &cluster.daemons, &id, &key);
+    }
+    println!("10 revocations on three daemons, by gossip: {all:?}");
+    assert!(all < Duration::from_secs(5), "{all:?}");
+    for daemon in &cluster.daemons {
+        let received = daemon
+            .metrics()
+            .sum("autoglmd_bus_notices_received_total", &[]);
+        assert!(received >= 10.0, "{received} notices");
+    }
+}
+
+/// Mutation: a restarted member that keeps its identity.
+#[test]
+fn gossip_misses_a_killed_daemon_and_finds_it_again() {
+    let mut cluster = Cluster::start();
+    cluster.daemons.pop().expect("the third one").kill();
+    cluster.wait_for_members(1.0);
+    let third = cluster.start_member(2);
+    cluster.daemons.push(third);
+    cluster.wait_for_members(2.0);
+    let (id, key) = create_key(&cluster.daemons[2], &cluster.daemons);
+    revoke(&cluster.daemons[2], &cluster.daemons, &id, &key);
+}
+
+/// Mutation: datagrams that are not opened, or taken twice.
+#[test]
+fn gossip_refuses_strangers_and_repetitions() {
+    let cluster = Cluster::start();
+    let (daemon, to) = (&cluster.daemons[0], cluster.addresses[0]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let count = |name: &str| daemon.metrics().sum(name, &[]) as u64;
+    let (refused, received) = (
+        count("autoglmd_bus_messages_refused_total"),
+        count("autoglmd_bus_notices_received_total"),
+    );
+    let payload = |id| notice_payload([id; 16], b"1 all");
+    let mut stranger = Sealer::new(SealKey::new(b"another secret, of a stranger"), 1);
+    let mut member = Sealer::new(SealKey::new(SECRET.as_bytes()), 2);
+    let now = UnixMillis::now().as_u64();
+    let genuine = member.seal(&payload(2), now);
+    let old = member.seal(&payload(3), now - 60_000);
+    for datagram in [
+        &stranger.seal(&payload(1), now)[..],
+        b"",
+        &[0; 2_000],
+        &genuine,
+        &genuine,
+        &old,
+    ] {
+        socket.send_to(datagram, to).unwrap();
+    }
+    eventually("five are refused", || {
+        (count("autoglmd_bus_messages_refused_total") >= refused + 5).then_some(())
+    });
+    eventually("one notice arrives", || {
+        (count("autoglmd_bus_notices_received_total") > received).then_some(())
+    });
+    assert_eq!(count("autoglmd_bus_notices_received_total"), received + 1);
+    assert_eq!(count("autoglmd_bus_messages_refused_total"), refused + 5);
 }

@@ -4,11 +4,13 @@
 //! repeated one costs a reading of the store and nothing else, and a lost one costs the time until
 //! the store is polled again: each daemon polls it each second, with a bus and without.
 //!
-//! In reading order: [`notice`], then the buses: [`redis`].
+//! In reading order: [`notice`], then the buses: [`redis`], and [`gossip`], which needs no server.
 
 pub mod notice;
 
 pub mod redis;
+
+pub mod gossip;
 
 pub mod metrics;
 

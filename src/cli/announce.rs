@@ -2,8 +2,9 @@
 //!
 //! Must never fail a command: without the notice the daemons read the change within a second.
 
+use crate::bus::gossip::GossipSettings;
 use crate::bus::{self, Notice};
-use crate::config::{self, Sources};
+use crate::config::{self, BusKind, Sources};
 use crate::console::note;
 use crate::redis::Settings;
 
@@ -13,11 +14,18 @@ pub fn announce(notices: &[Notice], sources: &Sources) {
     let Ok(loaded) = config::load(sources) else {
         return;
     };
-    let settings = Settings::of(&loaded.config.cache_shared, sources.credentials_dir());
-    let sent = match settings {
-        Ok(None) => return,
-        Ok(Some(settings)) => bus::redis::publish(settings, notices).map_err(|e| e.to_string()),
-        Err(message) => Err(message),
+    let (config, credentials) = (&loaded.config, sources.credentials_dir());
+    let sent = match config.bus.kind {
+        BusKind::Redis => Settings::of(&config.cache_shared, credentials).and_then(|settings| {
+            let sent = settings.map(|settings| bus::redis::publish(settings, notices));
+            sent.transpose().map_err(|error| error.to_string())
+        }),
+        BusKind::Gossip => {
+            GossipSettings::of(&config.bus, credentials.as_deref()).and_then(|settings| {
+                let sent = settings.map(|settings| bus::gossip::publish(&settings, notices));
+                sent.transpose().map_err(|error| error.to_string())
+            })
+        }
     };
     if let Err(message) = sent {
         note(format_args!(

@@ -3,6 +3,7 @@
 //!
 //! To add a kind, start from [`TEXT`] and state the differences.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -184,6 +185,27 @@ pub const REDIS_URL: ValueKind = ValueKind {
     ..TEXT
 };
 
+/// The address of a UDP socket that others reach; empty text means none.
+pub const SOCKET: ValueKind = ValueKind {
+    name: "socket address",
+    expected: |_| "an address and a port such as \"10.0.0.1:7946\", or \"\"".to_owned(),
+    from_toml: |value| own_socket(value.as_str()?),
+    from_text: own_socket,
+    ..TEXT
+};
+
+const PEER: ValueKind = ValueKind {
+    plural: "socket addresses",
+    example: "10.0.0.2:7946",
+    expected: |_| "an address and a port such as \"10.0.0.2:7946\"".to_owned(),
+    from_toml: |value| socket(value.as_str()?),
+    from_text: socket,
+    ..TEXT
+};
+
+/// Addresses of other members.
+pub const PEERS: ValueKind = list_of(&PEER, limits::PEERS);
+
 /// An element of a list: any text that its own reader accepts.
 const ELEMENT: ValueKind = ValueKind {
     bounds: 0..=u64::MAX,
@@ -345,6 +367,19 @@ fn network(text: &str) -> Option<Value> {
     text_if(TrustedProxies::takes(text), text)
 }
 
+fn own_socket(text: &str) -> Option<Value> {
+    match text.is_empty() {
+        true => Some(Value::Text(String::new())),
+        false => socket(text),
+    }
+}
+
+/// A member must be reachable, so "any address" is not one.
+fn socket(text: &str) -> Option<Value> {
+    let address: SocketAddr = text.parse().ok()?;
+    text_if(!address.ip().is_unspecified(), text)
+}
+
 fn redis_url(text: &str) -> Option<Value> {
     text_if(text.is_empty() || RedisUrl::parse(text).is_some(), text)
 }
@@ -457,7 +492,8 @@ mod tests {
         fn any_plain_text_is_read_or_refused(text: String) {
             let kinds = [
                 SWITCH, number(0..=9), size(0..=9), time(0..=9), word_of::<EngineKind>(), PATH,
-                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS, REDIS_URL,
+                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS, REDIS_URL, SOCKET,
+                PEERS,
             ];
             for kind in kinds {
                 match kind.read_text(&text) {

@@ -54,7 +54,7 @@ pub use proxies::{ForwardedField, TrustedProxies};
 pub use redis_url::{RedisHost, RedisServers, RedisUrl};
 pub use reference::{example, reference};
 pub use schema::{
-    Auth, Cache, CacheShared, Config, Effect, Engine, Jobs, Limits, Log, Metrics, RateLimit,
+    Auth, Bus, Cache, CacheShared, Config, Effect, Engine, Jobs, Limits, Log, Metrics, RateLimit,
     Server, Store, Tls,
 };
 pub use show::show;
@@ -62,4 +62,4 @@ pub use sources::{Origin, Overrides, Sources};
 pub use tls::{
     ClientCertificates, ClientIdentity, ClientKey, ClientName, CredentialPath, TlsVersion,
 };
-pub use words::{EngineKind, LogFormat, parse_word, word};
+pub use words::{BusKind, EngineKind, LogFormat, parse_word, word};

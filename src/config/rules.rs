@@ -12,7 +12,7 @@ use super::problem::quote;
 use super::schema::Config;
 use super::tls::ClientCertificates;
 use super::units::{print_duration, print_size_bytes};
-use super::words::{EngineKind, LogFormat, word};
+use super::words::{BusKind, EngineKind, LogFormat, word};
 
 /// A broken rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         proxied_without_proxies(config),
         database_without_authority(config),
         password_without_server(config),
+        gossip_without_address(config),
+        gossip_without_secret(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -228,6 +230,27 @@ fn proxied_without_proxies(config: &Config) -> Option<Finding> {
     })
 }
 
+fn gossip_without_address(config: &Config) -> Option<Finding> {
+    let is_missing = config.bus.kind == BusKind::Gossip && config.bus.listen.is_none();
+    is_missing.then(|| Finding {
+        keys: &["bus.kind", "bus.listen"],
+        message: "bus.kind is \"gossip\", but bus.listen is empty; set it to the address and UDP \
+                  port at which the other daemons reach this machine"
+            .to_owned(),
+    })
+}
+
+fn gossip_without_secret(config: &Config) -> Option<Finding> {
+    let is_missing = config.bus.kind == BusKind::Gossip && config.bus.secret_file.is_none();
+    is_missing.then(|| Finding {
+        keys: &["bus.kind", "bus.secret_file"],
+        message: "bus.kind is \"gossip\", but bus.secret_file is empty; any host could make this \
+                  daemon a member of another cluster; write the same secret into a file on each \
+                  machine (`openssl rand -base64 32`)"
+            .to_owned(),
+    })
+}
+
 /// Certificates that no listener can show.
 fn certificates_unused(config: &Config) -> Option<Finding> {
     let mut listeners = config.server.listen.iter();
@@ -397,13 +420,14 @@ mod tests {
         config.log.format = LogFormat::Journald;
         config.log.file = Some("/tmp/a".into());
         config.engine.kind = EngineKind::Echo;
+        config.bus.kind = BusKind::Gossip;
         let (errors, warnings) = (errors(&config), warnings(&config));
-        assert_eq!((errors.len(), warnings.len()), (9, 2));
+        assert_eq!((errors.len(), warnings.len()), (11, 2));
         config.tls.client_certificates = ClientCertificates::Required;
         let unsigned = super::errors(&config);
         // An authority is missing now, not the request for certificates, and `fd:web` accepts clear
         // text.
-        assert_eq!(unsigned.len(), 10);
+        assert_eq!(unsigned.len(), 12);
         for finding in errors.iter().chain(&warnings).chain(&unsigned) {
             assert!(
                 finding.keys.iter().all(|path| schema::find(path).is_some()),

@@ -9,6 +9,7 @@
 //! pages that are generated from this table.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,15 +18,15 @@ use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, REDIS_URL, STORE_URL, SWITCH,
-    number, size, time, word_of,
+    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, PEERS, REDIS_URL, SOCKET,
+    STORE_URL, SWITCH, number, size, time, word_of,
 };
 use super::named::Model;
 use super::proxies::{ForwardedField, TrustedProxies};
 use super::redis_url::RedisUrl;
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
 use super::value::{Field, Value};
-use super::words::{EngineKind, LogFormat};
+use super::words::{BusKind, EngineKind, LogFormat};
 use crate::engine::family::KvType;
 use crate::limits::config as limits;
 use crate::limits::http1 as http1_limits;
@@ -424,6 +425,21 @@ schema! {
         /// Time for which the `Idempotency-Key` of a request is remembered.
         idempotency_ttl: Duration = Duration::from_secs(24 * 3600),
             time(limits::JOB_TIMES_MS), Reload;
+    }
+
+    /// Notices between daemons: a key revoked on one machine is refused by all at once. Each daemon
+    /// reads the store each second, with a bus and without.
+    bus "bus": Bus {
+        /// `redis` uses the Redis of `cache.shared.url`, if there is one. `gossip` needs no server:
+        /// the daemons find and watch each other over UDP.
+        kind: BusKind = BusKind::Redis, word_of::<BusKind>(), Restart;
+        /// With `gossip`: the address and UDP port of this machine at which the others reach it.
+        listen: Option<SocketAddr> = None, SOCKET, Restart;
+        /// With `gossip`: addresses of other members. One that lives is enough to find all.
+        peers: Vec<SocketAddr> = Vec::new(), PEERS, Restart;
+        /// With `gossip`: file with the secret that all members share, or `credential:NAME`. At
+        /// least 16 bytes. The clocks of the machines may differ by 30 s.
+        secret_file: Option<PathBuf> = None, PATH, Restart;
     }
 
     /// Logging.

@@ -3,6 +3,7 @@
 //! Owns the types of values, their conversion from and to each type of field, and the descriptions
 //! of values found in a file. Knows no key and no range.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -118,6 +119,14 @@ text_field! {
         |text| Some((!text.is_empty()).then(|| text.into()));
     Listen: Listen::to_string, |text| Listen::parse(&text);
     ClientKey: ClientKey::to_string, |text| ClientKey::parse(&text);
+    SocketAddr: SocketAddr::to_string, |text| text.parse().ok();
+    // Empty text means none.
+    Option<SocketAddr>:
+        |address| address.as_ref().map_or_else(String::new, SocketAddr::to_string),
+        |text| match text.is_empty() {
+            true => Some(None),
+            false => text.parse().ok().map(Some),
+        };
     // Empty text means none.
     Option<RedisUrl>:
         |url| url.as_ref().map_or_else(String::new, RedisUrl::to_string),

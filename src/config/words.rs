@@ -30,6 +30,17 @@ pub fn word<T: Word>(value: T) -> &'static str {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusKind {
+    Redis,
+    Gossip,
+}
+
+impl Word for BusKind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("redis", BusKind::Redis), ("gossip", BusKind::Gossip)];
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
     Llama,
     Echo,

@@ -13,3 +13,44 @@ pub const END_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often a command tries to reach a server, each time another sentinel or node.
 pub const PUBLISH_ATTEMPTS: u32 = 3;
+
+// ---- gossip ----
+
+/// How far the clocks of two machines may differ. A datagram is taken for as long, and its session
+/// is remembered for twice as long.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(30);
+
+/// Processes whose datagrams are remembered: 1,024 daemons, or commands within a minute. Each takes
+/// 40 bytes, and only holders of the secret make them.
+pub const SESSIONS_MAX: usize = 1_024;
+
+/// Bytes of a datagram: it passes every network whole (RFC 8085, section 3.2, over IPv6's least
+/// MTU of 1,280).
+pub const DATAGRAM_BYTES_MAX: usize = 1_232;
+
+/// Bytes of its payload: 60 are the signature's.
+pub const GOSSIP_PAYLOAD_BYTES_MAX: usize = DATAGRAM_BYTES_MAX - 60;
+
+/// Datagrams that are handled before timers: 10,000 per second take 1 % of a core.
+pub const DATAGRAMS_PER_ROUND_ITEMS: usize = 64;
+
+/// Notices whose ids are remembered, so that each counts once: 16 bytes each, twice.
+pub const NOTICES_REMEMBERED_ENTRIES: usize = 4_096;
+
+/// Notices that wait for the thread.
+pub const WAITING_NOTICES_ITEMS: usize = 256;
+
+/// Members to which a notice goes directly; the others get it from those.
+pub const DIRECT_MEMBERS_MAX: usize = 64;
+
+/// The size of a cluster for which the protocol's times are chosen.
+pub const CLUSTER_MEMBERS_TYPICAL: u32 = 10;
+
+/// How often a member looks for others at the configured addresses.
+pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Bytes of the secret at least: 16 characters of a generator's text are 96 bits.
+pub const SECRET_BYTES_MIN: usize = 16;
+
+/// Bytes of the secret's file.
+pub const SECRET_BYTES_MAX: u64 = 4_096;

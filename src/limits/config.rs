@@ -182,3 +182,6 @@ pub const JOB_TIMES_MS: RangeInclusive<u64> = SECOND_MS..=365 * 24 * HOUR_MS;
 
 /// `jobs.lease`: a shorter one could run out between two renewals.
 pub const LEASE_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;
+
+/// `bus.peers`: a few members are enough to find all others.
+pub const PEERS: RangeInclusive<usize> = 0..=64;

@@ -70,7 +70,7 @@ impl Servers {
     pub fn new(settings: Settings) -> Servers {
         let is_cluster = matches!(settings.url.servers, RedisServers::Cluster(_));
         let cluster = is_cluster.then(|| ClusterMap {
-            slots: SlotMap::new(),
+            slots: SlotMap::default(),
             is_stale: true,
             breaker: Breaker::default(),
         });
@@ -190,8 +190,7 @@ impl Servers {
 
     fn read(&mut self, index: usize, group: Vec<Request>, deadline: Instant, now: Moment) {
         let mut fault = None;
-        let mut requests = group.into_iter();
-        while let Some(request) = requests.next() {
+        for request in group {
             let node = &mut self.nodes[index];
             let Some(connection) = &mut node.connection else {
                 request.finish(Reply::Failed);
@@ -268,7 +267,7 @@ impl Servers {
         // A map that is read again at once would be the same one: nodes agree by gossip.
         map.breaker.note_failure(now, random);
         map.is_stale = false;
-        map.slots = SlotMap::new();
+        map.slots = SlotMap::default();
         let mut nodes: Vec<Node> = Vec::new();
         for range in ranges {
             let place = Some(Place::Host(range.host));

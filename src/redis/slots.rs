@@ -41,11 +41,13 @@ pub struct SlotMap(Box<[u16]>);
 /// A slot without a node.
 const NONE: u16 = u16::MAX;
 
-impl SlotMap {
-    pub fn new() -> SlotMap {
+impl Default for SlotMap {
+    fn default() -> SlotMap {
         SlotMap(vec![NONE; limits::CLUSTER_SLOTS].into())
     }
+}
 
+impl SlotMap {
     /// Assigns the slots from `first` to `last` to a node. Slots that don't exist are ignored: they
     /// are a server's claim.
     pub fn assign(&mut self, first: u64, last: u64, node: usize) {
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_map_has_whole_ranges_and_ignores_slots_that_do_not_exist() {
-        let mut map = SlotMap::new();
+        let mut map = SlotMap::default();
         assert_eq!(map.node_of(b"foo"), None);
         map.assign(5_061, 12_182, 3);
         map.assign(16_000, 99_999, 1);

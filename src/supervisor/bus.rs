@@ -2,42 +2,73 @@
 
 use super::failure::Failure;
 use super::part::{Birth, Part};
-use crate::bus::redis::{RedisBus, Subscriber};
-use crate::bus::{Invalidation as _, Notice};
+use crate::bus::gossip::{Gossip, GossipSettings};
+use crate::bus::redis::Subscriber;
+use crate::bus::{Invalidation, Notice, OnNotice};
+use crate::config::BusKind;
+use crate::console::exit;
 
 pub struct Bus {
-    /// `None` without a bus, and once its thread has ended.
-    running: Option<(Subscriber, RedisBus)>,
+    /// `None` without a bus.
+    way: Option<Box<dyn Invalidation>>,
+    thread: Thread,
+}
+
+/// The thread that receives notices: its drop ends it.
+enum Thread {
+    None,
+    Redis { _thread: Subscriber },
+    Gossip { _thread: Gossip },
 }
 
 impl Bus {
     /// Returns whether notices of other daemons arrive; `None` without a bus.
     pub fn is_connected(&self) -> Option<bool> {
-        self.running.as_ref().map(|(_, bus)| bus.is_connected())
+        self.way.as_ref().map(|way| way.is_connected())
     }
 }
 
 impl Part for Bus {
     fn start(birth: &mut Birth) -> Result<Bus, Failure> {
-        let (Some((settings, handle)), Some(looks)) = (birth.redis.clone(), birth.looks.clone())
-        else {
-            return Ok(Bus { running: None });
+        let mut bus = Bus {
+            way: None,
+            thread: Thread::None,
         };
-        let on_notice = move |notice: Notice| match notice {
+        let Some(looks) = birth.looks.clone() else {
+            return Ok(bus);
+        };
+        let on_notice: OnNotice = Box::new(move |notice: Notice| match notice {
             Notice::Key(_) | Notice::Tenant(_) | Notice::All => looks.ask(),
             // Entries of the shared level are removed there.
             Notice::Entry(_) => {}
-        };
+        });
         let series = birth.metrics.series();
-        let running = Subscriber::start(settings, handle, series, Box::new(on_notice))
-            .map_err(|error| Failure::os("the thread of the bus", &error))?;
-        Ok(Bus {
-            running: Some(running),
-        })
+        let failed = |error| Failure::os("the bus", &error);
+        match (birth.config.bus.kind, birth.redis.clone()) {
+            (BusKind::Redis, None) => {}
+            (BusKind::Redis, Some((settings, handle))) => {
+                let started = Subscriber::start(settings, handle, series, on_notice);
+                let (thread, way) = started.map_err(failed)?;
+                bus.thread = Thread::Redis { _thread: thread };
+                bus.way = Some(Box::new(way));
+            }
+            (BusKind::Gossip, _) => {
+                let credentials = birth.sources.credentials_dir();
+                let settings = GossipSettings::of(&birth.config.bus, credentials.as_deref())
+                    .map_err(|message| Failure::new(exit::CONFIG, message))?;
+                if let Some(settings) = settings {
+                    let started = Gossip::start(settings, series, on_notice);
+                    let (thread, way) = started.map_err(failed)?;
+                    bus.thread = Thread::Gossip { _thread: thread };
+                    bus.way = Some(Box::new(way));
+                }
+            }
+        }
+        Ok(bus)
     }
 
     fn join(&mut self) -> bool {
-        self.running = None;
+        self.thread = Thread::None;
         true
     }
 }

@@ -58,7 +58,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("bus", &["limits", "core", "redis"]),
+    ("bus", &["limits", "core", "os", "config", "redis"]),
     ("leases", &["limits", "core", "keys", "redis"]),
     (
         "service",
