@@ -173,12 +173,11 @@ fn a_server_that_is_killed_frozen_or_stopped_costs_no_request() {
     });
 }
 
-#[test]
-fn daemons_that_share_a_database_refuse_a_key_that_one_of_them_revoked() {
-    let server = Postgres::shared();
-    let database = server.database();
-    let mut daemons = vec![options(&server, &database).start()];
-    // The first start of all made the key; the others find it in the database.
+/// Starts three daemons with one database. The first start of all makes the key; the others find it
+/// in the database.
+fn three(server: &Postgres, database: &str) -> Vec<Daemon> {
+    let options = |server, database| options(server, database).set("jobs.lease", "1s");
+    let mut daemons = vec![options(server, database).start()];
     let key = daemons[0].state_folder().join("bootstrap-key");
     for _ in 1..3 {
         let folder = Arc::new(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder"));
@@ -186,9 +185,48 @@ fn daemons_that_share_a_database_refuse_a_key_that_one_of_them_revoked() {
         std::fs::copy(&key, folder.path().join("state/bootstrap-key")).expect("a file");
         std::fs::write(folder.path().join("password"), PASSWORD).expect("a file");
         let password = folder.path().join("password").display().to_string();
-        let options = options(&server, &database).in_folder(folder);
+        let options = options(server, database).in_folder(folder);
         daemons.push(options.set("store.password_file", &password).start());
     }
+    daemons
+}
+
+/// A mutation that this test catches: threads of requests that open the SQLite file of the state
+/// folder, whatever `store.url` is.
+#[test]
+fn jobs_of_a_daemon_that_is_killed_are_completed_once_by_the_others() {
+    const JOBS: usize = 30;
+    let server = Postgres::shared();
+    let database = server.database();
+    let mut daemons = three(&server, &database);
+    let body = json!({"prompt": "x", "cache": "bypass"}).to_string();
+    let request = daemons[0].request("POST", "/api/v1/jobs", body.as_bytes());
+    let mut connection = daemons[0].connect();
+    let accept = |_| {
+        let accepted = connection.exchange(&request).expect(202).json();
+        accepted["id"].as_str().expect("an id").to_owned()
+    };
+    let ids: Vec<String> = (0..JOBS).map(accept).collect();
+    daemons.remove(0).kill();
+    for (index, id) in ids.iter().enumerate() {
+        let path = format!("/api/v1/jobs/{id}");
+        eventually("the job is completed", || {
+            let shown = daemons[index % 2].get(&path).expect(200).json();
+            (shown["status"] == "completed").then_some(())
+        });
+    }
+    let twice = "SELECT count(*) FROM (SELECT job FROM job_events WHERE kind = 'done'
+                 GROUP BY job HAVING count(*) > 1) AS jobs";
+    assert_eq!(server.sql(&database, twice), "0");
+    let done = "SELECT count(DISTINCT job) FROM job_events WHERE kind = 'done'";
+    assert_eq!(server.sql(&database, done), JOBS.to_string());
+}
+
+#[test]
+fn daemons_that_share_a_database_refuse_a_key_that_one_of_them_revoked() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let mut daemons = three(&server, &database);
     let addresses: Vec<SocketAddr> = daemons.iter().map(Daemon::address).collect();
     let (secret, id) = create_key(&daemons[2]);
     addresses

@@ -12,7 +12,7 @@ use tokio_postgres::config::{Host, SslMode};
 pub enum StoreUrl {
     /// A file in the state folder.
     Sqlite,
-    Postgres(PostgresUrl),
+    Postgres(Box<PostgresUrl>),
 }
 
 /// The URL of a PostgreSQL database, which was checked.
@@ -92,7 +92,7 @@ impl StoreUrl {
             _ => return Err(Wrong::SslMode),
         });
         let text = text.to_owned();
-        Ok(StoreUrl::Postgres(PostgresUrl { text, settings }))
+        Ok(StoreUrl::Postgres(Box::new(PostgresUrl { text, settings })))
     }
 
     pub fn as_str(&self) -> &str {
