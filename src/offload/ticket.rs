@@ -17,7 +17,7 @@
 //!     ended: a client that hangs up does not get its place back before the engine has stopped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::core::Moment;
 
@@ -68,7 +68,7 @@ pub struct Ticket {
     credit: AtomicU32,
     /// Microseconds of a moment that may be later than the job's own deadline, or [`EXPIRED`].
     extended: AtomicU64,
-    is_streamed: bool,
+    is_streamed: AtomicBool,
     /// Held for its `Drop` alone.
     _permit: Option<Permit>,
 }
@@ -80,7 +80,7 @@ impl Ticket {
             cancelled: AtomicU8::new(0),
             credit: AtomicU32::new(credit),
             extended: AtomicU64::new(0),
-            is_streamed: credit > 0,
+            is_streamed: AtomicBool::new(credit > 0),
             _permit: None,
         }
     }
@@ -112,7 +112,16 @@ impl Ticket {
     /// Returns whether token events are sent at all: then lack of credit means that the client does
     /// not read.
     pub fn is_streamed(&self) -> bool {
-        self.is_streamed
+        // Relaxed: it is set before the engine gets the ticket, through a queue.
+        self.is_streamed.load(Ordering::Relaxed)
+    }
+
+    /// Called by the reactor before the job is submitted, once it is known that the response is a
+    /// stream: grants its first credit.
+    pub fn begin_stream(&self, credit: u32) {
+        self.is_streamed.store(true, Ordering::Relaxed);
+        // No engine has looked for credit yet.
+        let _ = self.grant(credit);
     }
 
     /// Called by the reactor for `events` delivered token events: when they are queued, if the

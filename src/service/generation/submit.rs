@@ -133,8 +133,9 @@ fn submit(
     let counts = (&desk.parts.limiter.leases, &desk.parts.config.rate_limit);
     let reserved = Reserved::take(counts, call, asked.prompt.bytes(), max_tokens, now)?;
     let delivery = Delivery::new(asked.narrator, now);
-    // The first grant: no engine has looked for credit yet.
-    let _ = ticket.grant(delivery.credit());
+    if let Delivery::Stream(_) = &delivery {
+        ticket.begin_stream(delivery.credit());
+    }
     let deadline = call.started + asked.timeout;
     let job = Job {
         key,

@@ -154,6 +154,18 @@ fn an_engine_that_has_found_no_credit_is_told_of_the_next_grant() {
     assert_eq!(told(&bench), [job.key]);
 }
 
+/// A regression test: a ticket is made before the body is read, so every job passed for one whose
+/// response is sent whole, and no engine paused for a client that did not read.
+#[test]
+fn the_ticket_of_a_stream_is_known_as_one() {
+    let mut bench = Bench::new();
+    for (stream, expected) in [("false", false), ("true", true)] {
+        let body = format!(r#"{{"prompt": "x", "stream": {stream}}}"#);
+        let _ = bench.start(&Sent::generate(&body));
+        assert_eq!(bench.job().ticket.is_streamed(), expected);
+    }
+}
+
 /// Mutation: `submit` that always uses the cache.
 #[test]
 fn the_cache_mode_comes_to_the_engine() {
