@@ -30,13 +30,15 @@ use std::time::Duration;
 use super::entry::Entry;
 use super::flight::{Flight, Follower, served};
 use super::key::{Digest, digest};
+use super::metrics::Verdicts;
 use super::shards::part;
 use super::table::{FLIGHTS, Finished, Left, Next, Pinned, Table};
+use crate::config::Cache;
 use crate::core::Moment;
 use crate::core::buffered::{Account, Claim};
 use crate::engine::{
-    CacheMode, Deliver, Done, Engine, Event, FailReason, Failed, Gauges, Job, ModelInfo, Refused,
-    State, Timings, Usage, Verdict,
+    CacheMode, Deliver, Done, Engine, Event, FailReason, Failed, Gauges, Job, Kept, ModelInfo,
+    Refused, State, Timings, Usage, Verdict,
 };
 use crate::error::ErrorCode;
 use crate::limits::cache as limits;
@@ -52,19 +54,16 @@ pub struct Results {
     is_enabled: AtomicBool,
     /// In milliseconds.
     ttl: AtomicU64,
+    /// Entries that were complete by then are forgotten; in microseconds. By tenant, several of
+    /// which may share one, and for all.
+    forgotten: Box<[AtomicU64]>,
+    forgotten_of_all: AtomicU64,
+    evicted: AtomicU64,
+    verdicts: Verdicts,
 }
 
 /// Returns the present moment.
 pub type Clock = Box<dyn Fn() -> Moment + Send + Sync>;
-
-/// The settings that a reload may change.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Bytes of all entries.
-    pub max_bytes: usize,
-    pub ttl: Duration,
-    pub is_enabled: bool,
-}
 
 /// See the file's head.
 pub struct Cached {
@@ -150,15 +149,19 @@ impl Engine for Cached {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(Refused::Draining);
         }
+        let verdicts = &self.results.verdicts;
         let Some(digest) = self.digest_of(&job) else {
+            verdicts.count(Verdict::Bypass);
             return self.inner.submit(job);
         };
         let now = job.submitted;
         let mut table = self.results.shard(&digest);
         if job.cache == CacheMode::Use
             && let Some(entry) = table.find(&digest, now)
+            && !self.results.is_forgotten(&entry, job.tenant)
         {
             drop(table);
+            verdicts.count(Verdict::Hit);
             self.results.play(digest, &job, entry, now);
             return Ok(());
         }
@@ -167,6 +170,7 @@ impl Engine for Cached {
         let job = match table.join(&digest, Box::new(job), &mut events) {
             Ok(()) => {
                 drop(table);
+                verdicts.count(Verdict::Joined);
                 self.results.outer.deliver(&mut events);
                 return Ok(());
             }
@@ -175,6 +179,7 @@ impl Engine for Cached {
         let share = self.results.buffered.share(Claim::Keyed);
         let flight = table.begin(digest, &job, share);
         drop(table);
+        verdicts.count(Verdict::Miss);
         self.launch(digest, flight, *job)
     }
 
@@ -205,7 +210,20 @@ impl Engine for Cached {
     }
 
     fn gauges(&self) -> Gauges {
-        self.inner.gauges()
+        Gauges {
+            kept: self.results.kept(),
+            ..self.inner.gauges()
+        }
+    }
+
+    fn forget(&self, tenant: Option<u64>) {
+        self.results.forget(tenant);
+        self.inner.forget(tenant);
+    }
+
+    fn free_forgotten(&self, tenant: Option<u64>) {
+        self.results.free_forgotten(tenant);
+        self.inner.free_forgotten(tenant);
     }
 
     fn drain(&self) {
@@ -241,18 +259,103 @@ impl Results {
     pub fn new(
         outer: Arc<dyn Deliver>,
         buffered: Account,
-        settings: Settings,
+        config: &Cache,
+        verdicts: Verdicts,
         clock: Clock,
     ) -> Results {
-        let bytes = part(settings.max_bytes);
+        let bytes = part(bound(config));
         let shard = |index| Mutex::new(Table::new(index, bytes));
         Results {
             shards: (0..limits::SHARDS as u32).map(shard).collect(),
             outer,
             buffered,
             clock,
-            is_enabled: AtomicBool::new(settings.is_enabled),
-            ttl: AtomicU64::new(settings.ttl.as_millis() as u64),
+            is_enabled: AtomicBool::new(config.enabled),
+            ttl: AtomicU64::new(config.ttl.as_millis() as u64),
+            forgotten: (0..limits::EPOCH_BUCKETS)
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+            forgotten_of_all: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            verdicts,
+        }
+    }
+
+    /// Puts the settings of a reload in force. A lower bound is reached in steps, because a reactor
+    /// may wait for a shard.
+    pub fn apply(&self, config: &Cache) {
+        self.is_enabled.store(config.enabled, Ordering::Relaxed);
+        self.ttl
+            .store(config.ttl.as_millis() as u64, Ordering::Relaxed);
+        let (now, bound) = ((self.clock)(), part(bound(config)));
+        for shard in &self.shards {
+            loop {
+                let mut removed = Vec::new();
+                let mut table = lock(shard);
+                let step = table.entries.bytes();
+                let step = step.saturating_sub(limits::SHRINK_STEP_BYTES);
+                table
+                    .entries
+                    .set_max_bytes(step.max(bound), now, &mut removed);
+                drop(table);
+                self.count_evicted(removed.len());
+                if step <= bound {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn count_evicted(&self, count: usize) {
+        // Relaxed: a total, which publishes no other data.
+        self.evicted.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    fn kept(&self) -> Kept {
+        let mut kept = Kept {
+            evicted: self.evicted.load(Ordering::Relaxed),
+            ..Kept::default()
+        };
+        for shard in &self.shards {
+            let table = lock(shard);
+            kept.results += table.entries.len();
+            kept.bytes += table.entries.bytes();
+            kept.max_bytes += table.entries.max_bytes();
+        }
+        kept
+    }
+
+    /// A tenant's number is a part of a hash, so its lower bits spread.
+    fn forgotten_of(&self, tenant: u64) -> &AtomicU64 {
+        &self.forgotten[tenant as usize % limits::EPOCH_BUCKETS]
+    }
+
+    fn forget(&self, tenant: Option<u64>) {
+        let forgotten = tenant.map_or(&self.forgotten_of_all, |tenant| self.forgotten_of(tenant));
+        forgotten.fetch_max((self.clock)().as_micros(), Ordering::AcqRel);
+    }
+
+    fn is_forgotten(&self, entry: &Entry, tenant: u64) -> bool {
+        let of_all = self.forgotten_of_all.load(Ordering::Acquire);
+        let of_tenant = self.forgotten_of(tenant).load(Ordering::Acquire);
+        let until = of_all.max(of_tenant);
+        until > 0 && entry.completed.as_micros() <= until
+    }
+
+    fn free_forgotten(&self, tenant: Option<u64>) {
+        for shard in &self.shards {
+            let mut removed = Vec::new();
+            // Dropped after the lock.
+            let _all = {
+                let mut table = lock(shard);
+                match tenant {
+                    Some(tenant) => {
+                        table.entries.remove_tenant(tenant, &mut removed);
+                        None
+                    }
+                    None => Some(table.entries.take_all()),
+                }
+            };
         }
     }
 
@@ -373,6 +476,7 @@ impl Results {
         for key in lagging {
             self.shard_of(job).serve(key, now, events);
         }
+        self.count_evicted(removed.len());
         drop(removed);
     }
 }
@@ -383,8 +487,10 @@ impl Results {
         self.shards.iter().all(|shard| lock(shard).is_empty())
     }
 
-    pub fn waiting(&self, flight: JobKey) -> Vec<JobKey> {
-        self.shard_of(flight).waiting(flight)
+    /// Returns the requests that wait for a job; `None`: it is not a flight's.
+    pub fn waiting(&self, job: JobKey) -> Option<Vec<JobKey>> {
+        let is_flight = job.reactor == FLIGHTS;
+        is_flight.then(|| self.shard_of(job).followers(job))
     }
 
     pub fn check_invariants(&self) {
@@ -463,6 +569,14 @@ fn failed_for(failed: Failed, follower: &Follower) -> Event {
         message,
         ..failed
     }))
+}
+
+/// Returns the bound of this level.
+fn bound(config: &Cache) -> usize {
+    match config.enabled {
+        true => config.max_size / limits::LEVEL_SIZE_DIVISOR,
+        false => 0,
+    }
 }
 
 /// No call leaves a table half changed.

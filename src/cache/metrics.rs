@@ -1,6 +1,6 @@
 //! The cache's series in `/metrics`.
 
-use crate::engine::Verdict;
+use crate::engine::{Kept, Verdict};
 use crate::telemetry::metrics::Counter;
 
 crate::families! {
@@ -24,14 +24,17 @@ crate::families! {
 pub enum Level {
     /// Finished responses, found before a request's body is read.
     Response,
+    /// Results of generations, found by the canonical form of a request.
+    Generation,
 }
 
 impl Level {
-    pub const ALL: [Level; 1] = [Level::Response];
+    pub const ALL: [Level; 2] = [Level::Response, Level::Generation];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Level::Response => "response",
+            Level::Generation => "generation",
         }
     }
 }
@@ -66,6 +69,17 @@ pub struct Figures {
     pub max_bytes: usize,
     /// Entries that made room for others, since the start.
     pub evicted: u64,
+}
+
+impl From<Kept> for Figures {
+    fn from(kept: Kept) -> Figures {
+        Figures {
+            entries: kept.results,
+            bytes: kept.bytes,
+            max_bytes: kept.max_bytes,
+            evicted: kept.evicted,
+        }
+    }
 }
 
 impl CacheSeries {

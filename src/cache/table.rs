@@ -36,8 +36,8 @@ use crate::engine::{Class, Done, Event, Job, Refused, Verdict};
 use crate::limits::cache as limits;
 use crate::offload::{CancelReason, JobKey};
 
-/// The number of no reactor: events of flights come here instead.
-pub const FLIGHTS: u16 = u16::MAX;
+/// Stands for a reactor in the keys of flights' jobs.
+pub const FLIGHTS: u16 = JobKey::FLIGHTS;
 
 /// See the file's head.
 #[derive(Debug)]
@@ -382,18 +382,12 @@ impl Table {
 
     // ---- for tests ----
 
-    /// Returns the requests that wait for a flight's job, and have not left.
+    /// Returns the followers of a flight, in no order.
     #[cfg(test)]
-    pub fn waiting(&mut self, key: JobKey) -> Vec<JobKey> {
+    pub fn followers(&self, key: JobKey) -> Vec<JobKey> {
         let id = key.connection.to_u64();
         let mine = self.seats.iter().filter(|(_, (flight, _))| *flight == id);
-        let mine: Vec<_> = mine.map(|(key, (_, seat))| (*key, *seat)).collect();
-        let flight = self.flights.get_mut(&id);
-        let Some(flight) = flight else {
-            return Vec::new();
-        };
-        let waits = |(key, seat)| flight.follower_mut(seat).left.is_none().then_some(key);
-        mine.into_iter().filter_map(waits).collect()
+        mine.map(|(key, _)| *key).collect()
     }
 
     #[cfg(test)]

@@ -19,8 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::cached::{Cached, Results, Settings};
+use super::cached::{Cached, Results};
+use super::metrics::{CacheSeries, Level, Verdicts};
 use super::table::FLIGHTS;
+use crate::config::Cache;
 use crate::core::buffered::Account;
 use crate::core::{Key, Moment};
 use crate::engine::echo::Echo;
@@ -32,6 +34,7 @@ use crate::engine::{
 use crate::error::ErrorCode;
 use crate::limits::cache as limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
+use crate::telemetry::metrics::Metrics;
 
 mod any_schedule;
 
@@ -153,15 +156,18 @@ struct Bench {
 }
 
 fn results(mailbox: &Arc<Mailbox>, account: &Account, now: &Arc<AtomicU64>) -> Arc<Results> {
-    let settings = Settings {
-        max_bytes: 16 << 20,
+    let config = Cache {
+        max_size: 32 << 20,
         ttl: TTL,
-        is_enabled: true,
+        ..Cache::default()
     };
+    let metrics = Metrics::new("tiny");
+    let verdicts = Verdicts::of(&metrics.series::<CacheSeries>(), Level::Generation);
     let now = Arc::clone(now);
     let clock = move || Moment::from_micros(now.load(Ordering::Relaxed));
     let (mailbox, account) = (mailbox.clone(), account.clone());
-    Arc::new(Results::new(mailbox, account, settings, Box::new(clock)))
+    let clock = Box::new(clock);
+    Arc::new(Results::new(mailbox, account, &config, verdicts, clock))
 }
 
 impl Bench {
@@ -591,6 +597,70 @@ fn the_clients_wish_is_honoured() {
         let (text, served) = bench.result(&job);
         assert_eq!((text.as_str(), served), ("own", Served::default()));
     }
+}
+
+/// Mutations: `is_forgotten` that is never true, or that does not mind the tenant;
+/// `free_forgotten` that frees nothing.
+#[test]
+fn what_is_forgotten_is_computed_again() {
+    let bench = Bench::new();
+    let at = |seconds: u32, tenant, job| Job {
+        submitted: Moment::ZERO + seconds * SECOND,
+        tenant,
+        ..job
+    };
+    let computed = |jobs: [Job; 2]| {
+        let before = bench.jobs().len();
+        jobs.iter().for_each(|job| bench.submit(job));
+        let new = bench.jobs().split_off(before);
+        new.iter().for_each(|job| bench.done(job, "x"));
+        new.iter().map(|job| job.tenant).collect::<Vec<u64>>()
+    };
+    bench.set_now(Moment::ZERO + SECOND);
+    assert_eq!(
+        computed([at(1, 1, job("x", 0)), at(1, 2, job("x", 1))]),
+        [1, 2]
+    );
+    assert!(computed([at(1, 1, job("x", 2)), at(1, 2, job("x", 3))]).is_empty());
+    bench.set_now(Moment::ZERO + 2 * SECOND);
+    bench.cached.forget(Some(1));
+    bench.set_now(Moment::ZERO + 3 * SECOND);
+    assert_eq!(
+        computed([at(3, 1, job("x", 4)), at(3, 2, job("x", 5))]),
+        [1]
+    );
+    bench.cached.forget(None);
+    assert_eq!(bench.cached.gauges().kept.results, 2);
+    bench.cached.free_forgotten(Some(1));
+    assert_eq!(bench.cached.gauges().kept.results, 1);
+    bench.cached.free_forgotten(None);
+    assert_eq!(bench.cached.gauges().kept.results, 0);
+    bench.set_now(Moment::ZERO + 4 * SECOND);
+    assert_eq!(
+        computed([at(4, 1, job("x", 6)), at(4, 2, job("x", 7))]),
+        [1, 2]
+    );
+}
+
+/// Mutations: `apply` that leaves the bound, or the switch.
+#[test]
+fn a_reload_empties_a_cache_that_is_switched_off() {
+    let bench = Bench::new();
+    bench.submit(&job("x", 0));
+    bench.done(&bench.jobs()[0], "x");
+    let mut config = Cache::default();
+    assert_eq!(bench.cached.gauges().kept.results, 1);
+    config.enabled = false;
+    bench.results.apply(&config);
+    let kept = bench.cached.gauges().kept;
+    assert_eq!((kept.results, kept.max_bytes), (0, 0));
+    let passed = job("x", 1);
+    bench.submit(&passed);
+    assert_eq!(bench.jobs()[1].key, passed.key);
+    config.enabled = true;
+    bench.results.apply(&config);
+    bench.submit(&job("x", 2));
+    assert_eq!(bench.jobs()[2].key.reactor, FLIGHTS);
 }
 
 /// Mutation: `join` without its look at the classes.

@@ -382,6 +382,17 @@ pub struct Gauges {
     pub silence: Duration,
     /// How often the engine was restarted after a panic.
     pub restarts: u64,
+    pub kept: Kept,
+}
+
+/// The results that an engine keeps for later jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    pub results: usize,
+    pub bytes: usize,
+    pub max_bytes: usize,
+    /// Results that made room for others, since the start.
+    pub evicted: u64,
 }
 
 impl Gauges {
@@ -414,6 +425,12 @@ pub trait Engine: Send + Sync {
     /// Reports that the deadline of an admitted job has passed. An engine that looks at the clock
     /// by itself does nothing here.
     fn handle_deadline(&self, _key: JobKey) {}
+
+    /// Never uses a result again that was kept for a tenant, or for any. Takes effect at once.
+    fn forget(&self, _tenant: Option<u64>) {}
+
+    /// Frees the memory of forgotten results. Takes milliseconds, so no reactor calls it.
+    fn free_forgotten(&self, _tenant: Option<u64>) {}
 
     fn state(&self) -> State;
 

@@ -23,8 +23,8 @@ pub mod prompt;
 
 pub use border::{
     CacheMode, Class, ContextFile, Defaults, Deliver, Done, Engine, Event, FailReason, Failed,
-    FinishReason, Gauges, GenerationId, Job, Message, ModelInfo, Origin, Prompt, Refused, Sampling,
-    Served, State, Timings, Usage, Verdict,
+    FinishReason, Gauges, GenerationId, Job, Kept, Message, ModelInfo, Origin, Prompt, Refused,
+    Sampling, Served, State, Timings, Usage, Verdict,
 };
 
 /// Writes a GGUF model to another file with its weights as `q8_0`. Takes about a second per 100 MB

@@ -43,4 +43,6 @@ impl JobKey {
     /// Stands for a reactor in the keys of jobs that no request waits for: their events go to a
     /// journal.
     pub const JOURNAL: u16 = u16::MAX;
+    /// The same for jobs that several requests may wait for: their events go to the cache.
+    pub const FLIGHTS: u16 = JobKey::JOURNAL - 1;
 }

@@ -7,21 +7,22 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use socket2::Socket;
-
 use super::failure::Failure;
-use super::part::{Birth, Part};
+use super::part::{Birth, Part, Settings};
+use crate::cache::cached::{Cached, Results};
+use crate::cache::metrics::{CacheSeries, Level, Verdicts};
 #[cfg(feature = "llama")]
 use crate::config::Model;
 use crate::config::{Config, EngineKind};
 #[cfg(not(feature = "llama"))]
 use crate::console::exit;
-use crate::engine::Engine;
+use crate::core::Moment;
 use crate::engine::echo::Echo;
 #[cfg(feature = "llama")]
 use crate::engine::family::Family;
 #[cfg(feature = "llama")]
 use crate::engine::llama::{self, Obtained};
+use crate::engine::{Deliver, Engine};
 use crate::offload::Workers;
 use crate::reactor::message::Mailboxes;
 use crate::runner::Destinations;
@@ -41,6 +42,7 @@ pub fn prepare_process(config: &Config) -> Result<(), Failure> {
 /// The engine, as a part.
 pub struct EnginePart {
     engine: Arc<dyn Engine>,
+    results: Arc<Results>,
 }
 
 impl Part for EnginePart {
@@ -50,9 +52,18 @@ impl Part for EnginePart {
             requests: Mailboxes(mailboxes.unwrap_or_default()),
             journal: birth.jobs.journal.clone(),
         });
-        let engine = start(&birth.config, deliver, &birth.workers)?;
+        let verdicts = Verdicts::of(&birth.metrics.series::<CacheSeries>(), Level::Generation);
+        let (buffered, cache) = (birth.buffered.clone(), &birth.config.cache);
+        let clock = Box::new(Moment::now);
+        let results = Arc::new(Results::new(deliver, buffered, cache, verdicts, clock));
+        let computing = start(&birth.config, results.clone(), &birth.workers)?;
+        let engine: Arc<dyn Engine> = Arc::new(Cached::new(results.clone(), computing));
         birth.engine = Some(engine.clone());
-        Ok(EnginePart { engine })
+        Ok(EnginePart { engine, results })
+    }
+
+    fn apply(&mut self, settings: &Settings) {
+        self.results.apply(&settings.config.cache);
     }
 
     fn join(&mut self) -> bool {
@@ -72,7 +83,7 @@ impl Deref for EnginePart {
 /// Returns at once; a model is obtained and loaded on the engine's own thread.
 fn start(
     config: &Config,
-    deliver: Arc<Destinations<Mailboxes<Socket>>>,
+    deliver: Arc<dyn Deliver>,
     workers: &Arc<Workers>,
 ) -> Result<Arc<dyn Engine>, Failure> {
     #[cfg(not(feature = "llama"))]
@@ -93,7 +104,7 @@ fn start(
 #[cfg(feature = "llama")]
 fn start_llama(
     config: &Config,
-    deliver: Arc<Destinations<Mailboxes<Socket>>>,
+    deliver: Arc<dyn Deliver>,
     workers: Arc<Workers>,
 ) -> Result<Arc<dyn Engine>, Failure> {
     use super::prover;

@@ -7,7 +7,8 @@
 //!  * no lost wake-up: a connection that could go on is queued, or an edge for it is on its way;
 //!  * accepted = placed + closed;
 //!  * each client got its responses whole and in order, except those that vanished;
-//!  * a job whose result is no longer wanted is cancelled within the turn;
+//!  * a job that runs has at least one client that waits, or is cancelled within the turn: of
+//!    several requests that wait for one job, each has a client;
 //!  * the bytes that wait for a client that does not read are bounded by the marks and the credit;
 //!  * exactly one terminal event for each admitted job;
 //!  * the account of buffered memory has what the connections hold, and nothing when none is left;
@@ -50,11 +51,13 @@ use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use super::outbound;
+use crate::cache::cached::{Cached, Results};
+use crate::cache::metrics::{CacheSeries, Level, Verdicts};
 use crate::config::{Config, Listen, TrustedProxies};
-use crate::core::UnixMillis;
 use crate::core::buffered::{Account, Claim};
 use crate::core::places::Places;
 use crate::core::proxy_header::SIGNATURE;
+use crate::core::{Moment, UnixMillis};
 use crate::keys::KeyRing;
 use crate::limits::core as core_limits;
 use crate::limits::offload as offload_limits;
@@ -116,6 +119,9 @@ struct Daemon {
     network: Rc<RefCell<Network>>,
     reactors: Vec<Member>,
     engine: Arc<SimulatedEngine>,
+    results: Arc<Results>,
+    /// The network's clock in microseconds, for the results.
+    clock: Arc<AtomicU64>,
     workers: SimulatedWorkers,
     /// The threads that resolve names.
     resolvers: SimulatedWorkers,
@@ -157,14 +163,25 @@ impl Daemon {
         }
         let senders = neighbours.iter().map(|member| member.mailbox.clone());
         let mailboxes = Arc::new(Mailboxes(senders.collect()));
-        let engine = Arc::new(SimulatedEngine::new(mailboxes.clone(), verbosity));
         let workers = SimulatedWorkers::new();
         let metrics = Metrics::new("simulated");
         let buffered = Account::new(bound(config));
+        let clock = Arc::new(AtomicU64::new(0));
+        let results = Arc::new(Results::new(
+            mailboxes.clone(),
+            buffered.clone(),
+            &config.cache,
+            Verdicts::of(&metrics.series::<CacheSeries>(), Level::Generation),
+            Box::new({
+                let clock = clock.clone();
+                move || Moment::from_micros(clock.load(Ordering::Relaxed))
+            }),
+        ));
+        let engine = Arc::new(SimulatedEngine::new(results.clone(), verbosity));
         let parts = service::Parts {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
-            engine: engine.clone(),
+            engine: Arc::new(Cached::new(results.clone(), engine.clone())),
             limiter: Arc::new(Limiter::default()),
             buffered: buffered.clone(),
             metrics: metrics.clone(),
@@ -214,6 +231,8 @@ impl Daemon {
             network,
             reactors: members,
             engine,
+            results,
+            clock,
             workers,
             resolvers: SimulatedWorkers::of(outbound.resolver.threads().clone()),
             fetcher: Fetcher::new(mailboxes),
@@ -229,6 +248,7 @@ impl Daemon {
 
     /// Runs one turn of one reactor; does nothing if that one has ended.
     fn turn(&mut self, index: usize) {
+        self.set_clock();
         let Some(reactor) = &mut self.reactors[index].reactor else {
             return;
         };
@@ -260,12 +280,17 @@ impl Daemon {
         assert!(self.reactors.iter().map(live).sum::<u64>() <= open);
         let panics = self.closed[CloseReason::Panic as usize].get();
         assert!(panics <= self.panics_expected, "a panic, see above");
-        for key in self.engine.wanted() {
-            let reactor = &self.reactors[usize::from(key.reactor)].reactor;
-            assert!(
-                reactor.as_ref().is_some_and(|reactor| reactor.awaits(key)),
-                "{key:?} runs although its client is gone"
-            );
+        for job in self.engine.wanted() {
+            // A flight's job runs for its followers, and every other one for its own request.
+            let requests = self.results.waiting(job).unwrap_or_else(|| vec![job]);
+            assert!(!requests.is_empty(), "{job:?} runs for no client");
+            for key in requests {
+                let reactor = &self.reactors[usize::from(key.reactor)].reactor;
+                assert!(
+                    reactor.as_ref().is_some_and(|reactor| reactor.awaits(key)),
+                    "{key:?} runs although its client is gone"
+                );
+            }
         }
     }
 
@@ -280,6 +305,12 @@ impl Daemon {
         labels.map(|label| refused.get(label).get()).sum()
     }
 
+    /// Other threads read the clock by themselves.
+    fn set_clock(&self) {
+        let now = self.network.borrow().clock;
+        self.clock.store(now.as_micros(), Ordering::Relaxed);
+    }
+
     fn tell_all(&self, message: impl Fn() -> Message<system::Socket>) {
         for member in &self.reactors {
             member.neighbour.mailbox.post(message());
@@ -292,6 +323,10 @@ impl Daemon {
 
     /// Checks that nothing is left when all reactors and all jobs have ended.
     fn check_ended(&self) {
+        assert!(
+            self.results.is_empty(),
+            "a request still waits for a result"
+        );
         let (admitted, ended) = self.engine.totals();
         assert_eq!(admitted, ended, "one terminal event for each job");
         assert_eq!(self.metrics.connections.get(), 0);
@@ -388,6 +423,7 @@ impl World {
         let has_cache = seed % 8 == 2;
         let mut config = config(patient, proxied, is_tight, &mut dice);
         config.cache.enabled = has_cache;
+        config.cache.ttl = Duration::from_millis(dice.below(50));
         let config = Arc::new(config);
         let network = Network::new(dice.next());
         if proxied {
@@ -461,6 +497,7 @@ impl World {
     }
 
     fn let_engine_act(&mut self) {
+        self.daemon.set_clock();
         self.daemon.workers.step(&mut self.dice);
         let steps_most = if self.is_chatty { 60 } else { 4 };
         for _ in 0..self.dice.below(steps_most) {
@@ -473,6 +510,8 @@ impl World {
         if self.dice.one_in(100) {
             let mut config = config(self.patient, self.proxied, self.is_tight, &mut self.dice);
             config.cache.enabled = self.has_cache;
+            config.cache.ttl = Duration::from_millis(self.dice.below(50));
+            self.daemon.results.apply(&config.cache);
             let config = Arc::new(config);
             self.daemon.buffered.set_bound(bound(&config));
             self.daemon.tell_all(|| Message::Apply(config.clone()));

@@ -11,6 +11,7 @@ mod doors;
 mod drains;
 mod ends;
 mod fetches;
+mod flights;
 mod keys;
 mod networks;
 mod proxies;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::cache::metrics::Level;
-use crate::engine::Verdict;
+use crate::cache::metrics::{Figures, Level, Verdicts};
+use crate::engine::{Engine, Verdict};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::{Method, Request};
 use crate::keys;
@@ -38,25 +38,33 @@ pub fn cache(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wir
 }
 
 fn show(desk: &Desk) -> Vec<u8> {
-    let figures = desk.parts.responses.figures();
-    let verdicts = &desk.lookup.verdicts;
     let cache = &desk.parts.config.cache;
-    let level = LevelObject {
-        level: Level::Response.as_str(),
+    let kept = desk.parts.engine.gauges().kept;
+    let all = [
+        (Level::Response, desk.parts.responses.figures()),
+        (Level::Generation, kept.into()),
+    ];
+    written(&CacheObject {
+        object: "cache",
+        enabled: cache.enabled,
+        ttl_ms: cache.ttl.as_millis() as u64,
+        levels: all.map(|(level, figures)| level_object(desk, level, &figures)),
+    })
+}
+
+fn level_object(desk: &Desk, level: Level, figures: &Figures) -> LevelObject {
+    let verdicts = Verdicts::of(&desk.cache_series, level);
+    LevelObject {
+        level: level.as_str(),
         entries: figures.entries,
         bytes: figures.bytes,
         max_bytes: figures.max_bytes,
         evicted: figures.evicted,
         hits: verdicts.total(Verdict::Hit),
+        joined: verdicts.total(Verdict::Joined),
         misses: verdicts.total(Verdict::Miss),
         bypassed: verdicts.total(Verdict::Bypass),
-    };
-    written(&CacheObject {
-        object: "cache",
-        enabled: cache.enabled,
-        ttl_ms: cache.ttl.as_millis() as u64,
-        levels: [level],
-    })
+    }
 }
 
 fn purge(desk: &Desk, call: &Call, query: Option<&str>) -> Result<Vec<u8>, ApiError> {
@@ -65,8 +73,10 @@ fn purge(desk: &Desk, call: &Call, query: Option<&str>) -> Result<Vec<u8>, ApiEr
     let responses = &desk.parts.responses;
     let entries = responses.figures().entries;
     responses.purge(tenant);
+    desk.parts.engine.forget(tenant);
     let release = Release {
         responses: Arc::clone(responses),
+        engine: Arc::clone(&desk.parts.engine),
         tenant,
     };
     // Without a worker the entries stay until others need their room; they are not found any more.
@@ -105,6 +115,7 @@ fn key_of(query: Option<&str>) -> Result<Option<&str>, ApiError> {
 /// Frees the memory of purged entries.
 struct Release {
     responses: Arc<Responses>,
+    engine: Arc<dyn Engine>,
     tenant: Option<u64>,
 }
 
@@ -115,6 +126,7 @@ impl Task for Release {
 
     fn run(self: Box<Release>) {
         self.responses.release(self.tenant);
+        self.engine.free_forgotten(self.tenant);
     }
 }
 
@@ -140,6 +152,7 @@ struct LevelObject {
     max_bytes: usize,
     evicted: u64,
     hits: u64,
+    joined: u64,
     misses: u64,
     bypassed: u64,
 }

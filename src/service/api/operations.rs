@@ -69,7 +69,10 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
 /// so `Vary` need not name `Accept`.
 pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
     let metrics = &desk.parts.metrics;
-    desk.engine_series.update(&desk.parts.engine.gauges());
+    let gauges = desk.parts.engine.gauges();
+    desk.engine_series.update(&gauges);
+    desk.cache_series
+        .update(Level::Generation, &gauges.kept.into());
     desk.log.metrics().update(&desk.parts.buffered);
     desk.worker_series.update(&desk.parts.workers.figures());
     let responses = desk.parts.responses.figures();
