@@ -4,9 +4,9 @@
 //!
 //! ```text
 //!   configuration -> signals blocked -> log -> certificates -> listeners -> Redis -> keys
-//!                 -> bus -> store -> workers -> engine -> reactors -> (ready)
+//!                 -> bus -> store -> workers -> outbound -> engine -> reactors -> (ready)
 //!                 -> signals, file watch, watchdog ...
-//!                 -> drain: reactors end -> engine ends -> workers end -> store ends
+//!                 -> drain: reactors end -> engine ends -> outbound, workers end -> store ends
 //!                 -> bus ends -> keys' thread ends -> Redis's thread ends -> log flushed
 //! ```
 //!
@@ -14,8 +14,8 @@
 //!
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
 //! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`] (with
-//!   [`database`]), [`bus`], [`requests`], [`workers`], [`engine`] (with [`prover`]), [`reactors`]
-//!   (with [`spawner`] and [`buffers`]): the parts;
+//!   [`database`]), [`bus`], [`requests`], [`workers`], [`outbound`], [`engine`] (with
+//!   [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]): the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
