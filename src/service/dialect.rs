@@ -135,6 +135,10 @@ pub trait Pieces: Debug + Send {
     /// Appends the rest of a response that cannot be completed, after its head was sent.
     fn failed(&mut self, buffer: &mut ResponseBuffer, call: &Call, error: &ApiError);
 
+    /// Returns a narrator of the same response that has nothing left to append but an error: this
+    /// one goes to a worker, and may not come back in time.
+    fn failing(&self) -> Box<dyn Pieces>;
+
     /// Returns the part that a client may get of a generation whose deadline passed, all pieces
     /// together.
     fn partial(&self) -> String;

@@ -375,7 +375,7 @@ pub fn abandon(desk: &mut Desk, running: &Running, reason: CancelReason, now: Mo
     match stage {
         Stage::Reading(reading) => reading.ticket.cancel(reason),
         Stage::Writing(writing) => {
-            bytes = writing.sent.unwrap_or(0);
+            bytes = writing.sent();
             writing.ticket.cancel(reason);
         }
         Stage::Working(work) => {

@@ -26,7 +26,7 @@ use crate::offload::{CancelReason, JobKey, Task, Ticket, workers};
 use crate::service::call::Call;
 use crate::service::completion::{Completion, Reply};
 use crate::service::desk::{Desk, Flow, Wire};
-use crate::service::dialect::{Generation, Whole};
+use crate::service::dialect::{Generation, Pieces, Whole};
 use crate::service::representation::Form;
 use crate::service::request_log::Outcome;
 use crate::service::response::buffer::{ResponseBuffer, Written};
@@ -51,8 +51,16 @@ pub struct Writing {
     timings: Timings,
     figures: Figures,
     latency: Duration,
-    /// For a stream: the bytes of content that were sent before.
-    pub sent: Option<u64>,
+    stream: Option<Flowing>,
+}
+
+/// The facts about a stream whose last piece is at a worker.
+#[derive(Debug)]
+struct Flowing {
+    /// Bytes of content that were sent before.
+    sent: u64,
+    /// `None`: the encoder is with the worker.
+    failing: Option<Box<dyn Pieces>>,
 }
 
 /// What the worker writes.
@@ -86,9 +94,12 @@ pub fn begin(
     ended: Ended,
     now: Moment,
 ) -> Writing {
-    let sent = match &part {
+    let stream = match &part {
         Part::Whole(_) => None,
-        Part::Ending(ending) => Some(ending.sent),
+        Part::Ending(ending) => Some(Flowing {
+            sent: ending.sent,
+            failing: ending.coder.is_none().then(|| ending.pieces.failing()),
+        }),
     };
     let form = call.form();
     let latency = now - call.started;
@@ -122,13 +133,18 @@ pub fn begin(
         timings: ended.timings,
         figures: ended.figures,
         latency,
-        sent,
+        stream,
     };
     writing.submit(desk, call, now);
     writing
 }
 
 impl Writing {
+    /// Returns the bytes of content that were sent.
+    pub fn sent(&self) -> u64 {
+        self.stream.as_ref().map_or(0, |stream| stream.sent)
+    }
+
     pub fn next_deadline(&self) -> Moment {
         let retry = self.waiting.as_ref().map(|(_, retry)| *retry);
         retry.unwrap_or(self.deadline).min(self.deadline)
@@ -179,8 +195,8 @@ pub fn fail(
     respond_with_error(desk, call, writing, error, wire);
 }
 
-/// Sends the error. A stream gets it as its last piece if no worker has begun to write that one;
-/// otherwise the stream ends without it, so a client finds that the last piece is missing.
+/// Sends the error. A stream gets it as its last piece. If its encoder is with a worker there is no
+/// such piece, and the coded bytes end early: the client finds that they are incomplete.
 fn respond_with_error(
     desk: &mut Desk,
     call: &Call,
@@ -188,17 +204,21 @@ fn respond_with_error(
     error: &ApiError,
     wire: &mut Wire<'_>,
 ) {
-    let Some(mut bytes) = writing.sent else {
+    let Some(stream) = &mut writing.stream else {
         return desk.fail_generation(call, error, Some(writing.figures), wire);
     };
+    let mut bytes = stream.sent;
+    let buffer = &mut desk.buffer;
+    buffer.body.clear();
     if let Some((mut task, _)) = writing.waiting.take() {
         task.replies = None;
         if let Part::Ending(ending) = &mut task.part {
-            let buffer = &mut desk.buffer;
-            buffer.body.clear();
             ending.pieces.failed(buffer, call, error);
             bytes += buffer.send_piece(ending.coder.as_deref_mut(), Step::Finish, wire.sink);
         }
+    } else if let Some(failing) = &mut stream.failing {
+        failing.failed(buffer, call, error);
+        bytes += buffer.send_piece(None, Step::Finish, wire.sink);
     }
     desk.dialect(call.surface())
         .end(call, Some(error), wire.sink);
@@ -226,19 +246,19 @@ pub fn finish(
     };
     let dialect = desk.dialect(call.surface());
     let buffer = &mut desk.buffer;
-    let bytes = match writing.sent {
+    let bytes = match &writing.stream {
         None => {
             buffer.begin_written(call, written.body, &written.fields);
             buffer.push_server_timing(writing.auth, Some(&writing.timings), writing.latency);
             buffer.fields.push("cache-control", "no-store");
             dialect.send(buffer, call, wire.sink)
         }
-        Some(sent) => {
+        Some(stream) => {
             if !written.body.is_empty() {
                 wire.sink.data(&written.body);
             }
             dialect.end(call, None, wire.sink);
-            sent + written.body.len() as u64
+            stream.sent + written.body.len() as u64
         }
     };
     let outcome = Outcome::Completed { status: 200, bytes };

@@ -123,6 +123,10 @@ impl Pieces for Numbered {
         self.line(buffer, error.code.as_str());
     }
 
+    fn failing(&self) -> Box<dyn Pieces> {
+        Box::new(Numbered(self.0))
+    }
+
     fn partial(&self) -> String {
         String::new()
     }

@@ -7,7 +7,7 @@
 use super::*;
 use crate::engine::{FailReason, Failed, Timings, Usage};
 use crate::http::compress::Coding;
-use crate::http::compress::decode::{Bound, decode_body};
+use crate::http::compress::decode::{Bound, DecodeError, decode_body};
 
 const LINE: &str = "print(\"a line of a long program\")\n";
 
@@ -141,17 +141,29 @@ fn a_worker_writes_the_last_event_of_a_long_stream() {
     }
 }
 
-/// A client finds the end of the program in the `done` event alone.
+/// With an encoder the coded bytes end early instead. Mutation: `failing` that is always `None`.
 #[test]
-fn a_stream_whose_last_event_is_lost_ends_without_it() {
-    let (mut bench, mut exchange, mut reply) = streaming(("accept", "*/*"));
-    drop(bench.workers.take_one());
-    let lost = bench.replies.take().pop().expect("its drop replies");
-    let flow = bench.complete(&mut exchange, lost, &mut reply);
-    assert_eq!((flow, reply.is_finished), (Flow::Finished, true));
-    assert!(!reply.text().contains("event: done"));
-    let labels = r#"autoglmd_requests_total{route="generate",status="200"}"#;
-    assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+fn a_stream_whose_last_event_is_lost_ends_with_an_error() {
+    for coding in ["identity", "gzip"] {
+        let (mut bench, mut exchange, mut reply) = streaming(("accept-encoding", coding));
+        drop(bench.workers.take_one());
+        let lost = bench.replies.take().pop().expect("its drop replies");
+        let flow = bench.complete(&mut exchange, lost, &mut reply);
+        assert_eq!((flow, reply.is_finished), (Flow::Finished, true));
+        let labels = r#"autoglmd_requests_total{route="generate",status="200"}"#;
+        assert_eq!(bench.metric(labels).as_deref(), Some("1"));
+        if coding == "gzip" {
+            let (mut text, bound) = (Vec::new(), Bound::of(usize::MAX, 1 << 24, u32::MAX));
+            let decoded = decode_body(Coding::Gzip, &reply.body, bound, &mut text);
+            assert_eq!(decoded, Err(DecodeError::Truncated));
+            continue;
+        }
+        let (_, last) = reply.text().rsplit_once("event: ").unwrap();
+        assert!(
+            last.starts_with("error\n") && last.contains("internal"),
+            "{last}"
+        );
+    }
 }
 
 #[test]

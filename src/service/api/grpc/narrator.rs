@@ -79,6 +79,10 @@ impl Pieces for Chunks {
         self.append_code(buffer, call.form());
     }
 
+    fn failing(&self) -> Box<dyn Pieces> {
+        Box::new(Chunks::new(self.shape))
+    }
+
     fn partial(&self) -> String {
         self.code.as_str().to_owned()
     }

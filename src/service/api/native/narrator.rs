@@ -103,6 +103,10 @@ impl Pieces for Events {
         buffer.append_event("error", &ErrorBody::new(error, call));
     }
 
+    fn failing(&self) -> Box<dyn Pieces> {
+        Box::new(Events::new(self.shape))
+    }
+
     fn partial(&self) -> String {
         self.code.as_str().to_owned()
     }
