@@ -1,7 +1,11 @@
 //! Finished responses that are sent again.
 
+use super::grpc::Rpc;
 use super::*;
 use crate::cache::metrics::Figures;
+use crate::grpc::frame::{self, Encoding, PREFIX_BYTES};
+use crate::grpc::messages::Message as _;
+use crate::grpc::messages::autoglm::{GenerateRequest, GenerateResponse};
 use crate::http::compress::Coding;
 use crate::http::compress::decode::{Bound, decode_body};
 use crate::keys::ChangedKey;
@@ -153,6 +157,46 @@ fn bodies_that_ask_for_another_mode_are_neither_found_nor_stored() {
     compute(&mut bench, &refresh, &code("new"));
     let _ = bench.event(&mut exchange, done(&code("old")), &mut early);
     assert!(bench.send(&used).1.is_some());
+}
+
+/// Mutation: `code_stored` for gRPC, whose messages have a coding of their own.
+#[test]
+fn protobuf_and_grpc_are_sent_again_too() {
+    let mut bench = bench();
+    let sent = Sent::generate(BODY).header("accept", "application/x-protobuf");
+    let first = compute(&mut bench, &sent, &code("x"));
+    let again = bench.ask(&sent);
+    assert_eq!(verdict(&again), Some("hit"));
+    assert_again(&first.body, &again.body);
+
+    let mut message = Vec::new();
+    let request = GenerateRequest {
+        prompt: "sort".into(),
+        ..GenerateRequest::default()
+    };
+    frame::append(&mut message, &request, Encoding::Identity);
+    let rpc = Rpc::of_bytes("/AutoGLMService/Generate", message);
+    let (mut first, exchange) = rpc.send(&mut bench);
+    let flow = bench.event(&mut exchange.expect("a job"), done(&code("x")), &mut first);
+    assert_eq!((flow, verdict(&first)), (Flow::Finished, Some("miss")));
+    let (again, exchange) = rpc.send(&mut bench);
+    assert!(exchange.is_none());
+    assert_eq!((again.status, verdict(&again)), (200, Some("hit")));
+    assert_eq!(again.trailers, first.trailers);
+    assert_again(&first.body[PREFIX_BYTES..], &again.body[PREFIX_BYTES..]);
+}
+
+/// Asserts that two responses differ in `cached` alone.
+#[track_caller]
+fn assert_again(first: &[u8], again: &[u8]) {
+    let read = |body: &[u8]| GenerateResponse::decode(body).expect("a response");
+    let (first, again) = (read(first), read(again));
+    assert!(!first.cached && again.cached);
+    let first = GenerateResponse {
+        cached: true,
+        ..first
+    };
+    assert_eq!(first, again);
 }
 
 /// Mutation: `decide` without `is_reproducible`.
