@@ -143,7 +143,7 @@ impl<K: Eq + Hash, V, S: BuildHasher> Lru<K, V, S> {
     /// Returns the accounted bytes of all entries and tables.
     pub fn bytes(&self) -> usize {
         self.value_bytes
-            + self.entries.len() * Self::ENTRY_BYTES
+            + self.entries.count() * Self::ENTRY_BYTES
             + self.tenants.rows() * limits::TENANT_BYTES
     }
 
@@ -153,7 +153,7 @@ impl<K: Eq + Hash, V, S: BuildHasher> Lru<K, V, S> {
 
     /// Returns how many tenants have entries.
     pub fn tenants(&self) -> usize {
-        self.tenants.len()
+        self.tenants.count()
     }
 
     /// Returns the value under a key, as the most recently used one. A value that has expired is

@@ -11,6 +11,8 @@ use super::generation::running::Running;
 
 /// A request whose response is not complete yet.
 #[derive(Debug)]
+// It is boxed as a whole, and nearly all of them are generations.
+#[allow(clippy::large_enum_variant)]
 pub enum Exchange {
     Generation(Running),
     /// Without a job: a client that watches the daemon's health.

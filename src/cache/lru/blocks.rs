@@ -12,29 +12,36 @@ const BLOCK: usize = limits::TABLE_BLOCK_ITEMS;
 #[derive(Debug)]
 pub struct Blocks<T> {
     blocks: Vec<Vec<T>>,
-    len: usize,
+    count: usize,
+}
+
+impl<T> Default for Blocks<T> {
+    fn default() -> Blocks<T> {
+        Blocks::new()
+    }
 }
 
 impl<T> Blocks<T> {
     pub const fn new() -> Blocks<T> {
         Blocks {
             blocks: Vec::new(),
-            len: 0,
+            count: 0,
         }
     }
 
-    pub const fn len(&self) -> usize {
-        self.len
+    /// Returns how many items were pushed.
+    pub const fn count(&self) -> usize {
+        self.count
     }
 
     /// Appends an item, and returns its index.
     pub fn push(&mut self, item: T) -> u32 {
-        let index = self.len;
+        let index = self.count;
         if index.is_multiple_of(BLOCK) {
             self.blocks.push(Vec::with_capacity(BLOCK));
         }
         self.blocks[index / BLOCK].push(item);
-        self.len += 1;
+        self.count += 1;
         // A table of four thousand million entries exceeds every machine's memory.
         index as u32
     }
@@ -64,7 +71,7 @@ mod tests {
         for number in 1..10_000 {
             assert_eq!(blocks.push(number), number);
         }
-        assert_eq!(blocks.len(), 10_000);
+        assert_eq!(blocks.count(), 10_000);
         assert!((0..10_000).all(|number| *blocks.at(number) == number));
         *blocks.at_mut(77) = 1;
         assert_eq!(

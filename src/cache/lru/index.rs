@@ -36,6 +36,12 @@ pub struct Index {
 /// Bytes that each slot costs here: its link and one bucket.
 pub const INDEX_BYTES: usize = size_of::<Link>() + size_of::<u32>();
 
+impl Default for Index {
+    fn default() -> Index {
+        Index::new()
+    }
+}
+
 impl Index {
     pub fn new() -> Index {
         let mut buckets = Blocks::new();
@@ -62,14 +68,14 @@ impl Index {
 
     /// Adds a slot, which must not be in the table. Slots are numbered without gaps.
     pub fn insert(&mut self, hash: u32, slot: u32) {
-        while self.links.len() <= slot as usize {
+        while self.links.count() <= slot as usize {
             self.links.push(Link {
                 hash: 0,
                 next: NONE,
             });
         }
         self.len += 1;
-        if self.len > self.buckets.len() {
+        if self.len > self.buckets.count() {
             self.split();
         }
         self.links.at_mut(slot).hash = hash;
@@ -101,7 +107,7 @@ impl Index {
 
     /// Returns a hash's bucket: its lowest bits, one fewer where that bucket does not exist yet.
     fn bucket(&self, hash: u32) -> u32 {
-        let buckets = self.buckets.len() as u32;
+        let buckets = self.buckets.count() as u32;
         let round = buckets.next_power_of_two();
         let bucket = hash & (round - 1);
         match bucket < buckets {
@@ -156,7 +162,7 @@ mod tests {
                     prop_assert_eq!(found, known.map(|_| slot));
                 }
                 prop_assert_eq!(index.find(1, |_| true), None);
-                prop_assert!(index.buckets.len() > 0 && index.buckets.len() >= model.len());
+                prop_assert!(index.buckets.count() > 0 && index.buckets.count() >= model.len());
             }
         }
     }
@@ -182,7 +188,7 @@ mod tests {
             }
             longest = longest.max(length);
         }
-        assert_eq!(index.buckets.len(), SLOTS as usize);
+        assert_eq!(index.buckets.count(), SLOTS as usize);
         assert!(longest <= 16, "{longest}");
     }
 }

@@ -26,6 +26,12 @@ pub struct Tenants {
     by_bytes: BTreeSet<(usize, u32)>,
 }
 
+impl Default for Tenants {
+    fn default() -> Tenants {
+        Tenants::new()
+    }
+}
+
 impl Tenants {
     pub fn new() -> Tenants {
         Tenants {
@@ -38,7 +44,7 @@ impl Tenants {
 
     /// Returns how many rows there are, the free ones included.
     pub fn rows(&self) -> usize {
-        self.rows.len()
+        self.rows.count()
     }
 
     /// Returns whether an entry of this tenant would need memory for one more row.
@@ -97,7 +103,7 @@ impl Tenants {
     }
 
     /// Returns how many tenants have entries.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_bytes.len()
     }
 }

@@ -57,6 +57,8 @@ pub struct Running {
 }
 
 #[derive(Debug)]
+// Its exchange is boxed as a whole, and nearly all requests are in the largest stage.
+#[allow(clippy::large_enum_variant)]
 pub enum Stage {
     /// A worker reads its body.
     Reading(Reading),
