@@ -25,9 +25,9 @@ use support::{Nginx, parameter};
 /// The body of a health check's response; the daemon's own are as short.
 const BODY: &str = "{\"status\":\"ok\"}\n";
 
-/// The descriptors that the daemon reserves (128), and those opened meanwhile: with fewer it would
-/// close its oldest idle connections to make room.
-const SPARE_DESCRIPTORS: u64 = 200;
+/// The descriptors that the daemon reserves (128), those for its own connections to servers (256),
+/// and those opened meanwhile: with fewer it would close its oldest idle connections to make room.
+const SPARE_DESCRIPTORS: u64 = 456;
 
 fn main() {
     support::require("nginx", "nginx");

@@ -168,7 +168,7 @@ pub struct Admitted {
 }
 
 /// There is no place for another fetch of this tenant; it comes back.
-pub struct Full(pub Fetch);
+pub struct Full(pub Box<Fetch>);
 
 /// The handle of all threads. A clone posts to the same reactors.
 #[derive(Clone)]
@@ -189,7 +189,7 @@ impl Fetcher {
     pub fn submit(&self, fetch: Fetch) -> Result<FetchId, Full> {
         let bytes = bytes_of(&fetch.request);
         if !self.gate.enter(fetch.tenant, bytes) {
-            return Err(Full(fetch));
+            return Err(Full(Box::new(fetch)));
         }
         let mut hasher = DefaultHasher::new();
         fetch.origin.hash(&mut hasher);
