@@ -151,7 +151,8 @@ catalogue! {
     /// The memory for incomplete requests and unread responses is in use (`limits.max_buffered`);
     /// wait for `Retry-After`. A request that arrives in one piece needs none of it.
     BuffersFull = "buffers_full", 503, 14, Overloaded;
-    /// The daemon's store fails, or does not respond in time; wait for `Retry-After`.
+    /// The daemon's store fails, or does not respond in time. `/readyz` names the cause; wait for
+    /// `Retry-After`.
     StoreUnavailable = "store_unavailable", 503, 14, Overloaded;
     /// The model is still loading; `/readyz` reports when it is ready.
     ModelLoading = "model_loading", 503, 14, Overloaded;

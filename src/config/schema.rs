@@ -376,7 +376,7 @@ schema! {
         timeout: Duration = Duration::from_millis(100), time(limits::SHARED_TIMEOUT_MS), Restart;
     }
 
-    /// The database: keys, jobs.
+    /// The database: keys, jobs, and records of past generations.
     store "store": Store {
         /// `sqlite`: a file in the state folder. `postgres://USER@HOST:PORT/DATABASE`: a PostgreSQL
         /// database, which several daemons may share; a Unix socket is written as its folder with
@@ -399,6 +399,18 @@ schema! {
         /// Time for one statement, after which the database server cancels it.
         statement_timeout: Duration = Duration::from_secs(5),
             time(limits::STORE_TIMEOUT_MS), Restart;
+        /// Keep a record of each generation: its key, times, tokens and outcome, and a digest of
+        /// its prompt. `GET /api/v1/generations` and `autoglmd key usage` read them.
+        records: bool = true, SWITCH, Reload;
+        /// Keep the text of prompts and outputs in the records as well.
+        content: bool = false, SWITCH, Reload;
+        /// Records are removed at this age. Usage by key and day stays.
+        retention: Duration = Duration::from_secs(30 * 24 * 3_600),
+            time(limits::RETENTION_MS), Reload;
+        /// Records beyond this number are removed, the oldest first.
+        max_records: u64 = 1_000_000, number(limits::KEPT_RECORDS), Reload;
+        /// Size of the store's data on the disk. Above it, the oldest records are removed.
+        max_size: u64 = 1 << 30, size(limits::STORE_BYTES), Reload;
     }
 
     /// Durable jobs: `POST /api/v1/jobs`.

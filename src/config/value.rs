@@ -75,7 +75,7 @@ macro_rules! number_field {
     )+};
 }
 
-number_field!(u16, u32, usize);
+number_field!(u16, u32, u64, usize);
 
 impl Field for Duration {
     fn to_value(&self) -> Value {

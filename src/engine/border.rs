@@ -78,6 +78,38 @@ pub enum Class {
 }
 
 impl Prompt {
+    /// Passes on all text that came from the request, in order.
+    pub fn visit(&self, mut visit: impl FnMut(&str)) {
+        match self {
+            Prompt::Code {
+                prompt, context, ..
+            } => {
+                visit(prompt);
+                for file in context {
+                    visit(&file.path);
+                    visit(&file.text);
+                }
+            }
+            Prompt::Chat(messages) => {
+                for message in messages {
+                    visit(&message.role);
+                    visit(&message.content);
+                }
+            }
+            Prompt::Raw(text) => visit(text),
+        }
+    }
+
+    /// Returns that text, with a line end behind each piece.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        self.visit(|piece| {
+            text.push_str(piece);
+            text.push('\n');
+        });
+        text
+    }
+
     /// Returns the number of bytes that came from the request.
     pub fn bytes(&self) -> usize {
         match self {

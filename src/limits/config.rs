@@ -185,3 +185,12 @@ pub const LEASE_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;
 
 /// `bus.peers`: a few members are enough to find all others.
 pub const PEERS: RangeInclusive<usize> = 0..=64;
+
+/// An hour, so that usage can be read before its records go, to ten years.
+pub const RETENTION_MS: RangeInclusive<u64> = HOUR_MS..=87_600 * HOUR_MS;
+
+/// A record takes half a kilobyte without its text, so the most is 500 GB.
+pub const KEPT_RECORDS: RangeInclusive<u64> = 0..=1_000_000_000;
+
+/// The least has room for keys and some thousand records.
+pub const STORE_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 50;

@@ -95,6 +95,10 @@ pub const CODE_AT_ONCE_BYTES_MAX: usize = 32 * 1024;
 /// How soon a response that found no place at the workers is tried again.
 pub const WORKER_RETRY: Duration = Duration::from_millis(20);
 
+/// How long a request waits for the store: as long as another process may hold its lock, and the
+/// group before it as well.
+pub const STORE_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// How long a response may take to be written: the pool is seldom a second behind.
 pub const WRITING_TIME_MAX: Duration = Duration::from_secs(30);
 

@@ -69,3 +69,31 @@ pub const GROUP_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// How long the store's thread sleeps while no task comes.
 pub const IDLE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Generation records that wait for the store: more than a second of the fastest responses. An
+/// empty place takes 16 bytes, a record half a kilobyte.
+pub const RECORDS_MAX: usize = 16_384;
+
+/// The text that they may hold together, with `store.content`.
+pub const RECORDS_BYTES_MAX: usize = 16 << 20;
+
+/// Records in one transaction, and those that a thread keeps while the store does not work.
+pub const GROUP_RECORDS_MAX: usize = 1_024;
+
+/// How often a store that does not work is tried again while only records wait.
+pub const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often dropped records are logged.
+pub const DROPPED_RECORDS_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often old records are looked for while there are none.
+pub const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Old records that are removed in one step, between two groups: a step takes some milliseconds.
+pub const TRIMMED_RECORDS_MAX: u32 = 500;
+
+/// Generations on one page of the list.
+pub const PAGE_RECORDS_MAX: u32 = 100;
+
+/// Generations on a page whose request names no number.
+pub const PAGE_RECORDS_DEFAULT: u32 = 20;

@@ -6,6 +6,7 @@ use crate::offload::JobKey;
 
 use super::dialect::Asked;
 use super::found::StoreReply;
+use super::question::Answered;
 use super::response::buffer::Written;
 
 /// One message. It names its request by the [`JobKey`] that it comes with.
@@ -21,6 +22,8 @@ pub enum Completion {
     Job(Box<StoreReply>),
     /// A job that it follows has new events.
     JobMoved,
+    /// The store's thread has asked its question.
+    Stored(Answered),
 }
 
 impl Completion {
@@ -29,7 +32,8 @@ impl Completion {
     pub fn is_last(&self) -> bool {
         match self {
             Completion::Event(event) => event.is_terminal(),
-            Completion::Read(_) | Completion::Written(_) | Completion::Job(_) => true,
+            Completion::Read(_) | Completion::Written(_) => true,
+            Completion::Stored(_) | Completion::Job(_) => true,
             Completion::JobMoved => false,
         }
     }

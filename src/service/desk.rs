@@ -24,6 +24,7 @@ use crate::offload::Workers;
 use crate::offload::metrics::WorkerSeries;
 use crate::runner;
 use crate::store::Requests;
+use crate::store::metrics::StoreSeries;
 use crate::telemetry::access::Figures;
 use crate::telemetry::id::{Id, IdKind, Ids};
 use crate::telemetry::metrics::Metrics;
@@ -94,6 +95,7 @@ pub struct Desk {
     pub log: RequestLog,
     pub engine_series: Arc<EngineSeries>,
     pub worker_series: Arc<WorkerSeries>,
+    pub store_series: Arc<StoreSeries>,
     pub buffer: ResponseBuffer,
     pub inflater: Inflater,
     pub cache_series: Arc<CacheSeries>,
@@ -113,6 +115,7 @@ impl Desk {
         let inflater = Inflater(Arc::clone(&compression));
         let coder = Coder::new(&parts.config, compression, parts.buffered.clone());
         let worker_series = parts.metrics.series();
+        let store_series = parts.metrics.series();
         let mut seeds = SplitMix64::new(parts.seed, 0);
         let mut random = || SplitMix64::new(seeds.draw(), seeds.draw());
         let now = ((parts.wall_clock)(), Moment::now());
@@ -126,6 +129,7 @@ impl Desk {
             log,
             engine_series,
             worker_series,
+            store_series,
             buffer: ResponseBuffer::new(coder),
             inflater,
             cache_series,

@@ -78,6 +78,8 @@ pub struct Received<'a> {
 #[derive(Debug)]
 pub struct Asked {
     pub prompt: Prompt,
+    /// Of the prompt, for its record; all zeros if there are no records.
+    pub digest: [u8; 32],
     /// `None`: the loaded model, whichever it is.
     pub model: Option<String>,
     pub timeout: Duration,

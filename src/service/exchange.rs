@@ -7,6 +7,7 @@ use crate::core::Moment;
 use super::api::grpc::health::Watch;
 use super::api::grpc::reflection::Dialogue;
 use super::api::jobs::JobExchange;
+use super::asking::Asking;
 use super::generation::running::Running;
 
 /// A request whose response is not complete yet.
@@ -15,6 +16,8 @@ use super::generation::running::Running;
 #[allow(clippy::large_enum_variant)]
 pub enum Exchange {
     Generation(Running),
+    /// A request that waits for the store.
+    Asking(Asking),
     /// Without a job: a client that watches the daemon's health.
     HealthWatch(Watch),
     /// Without a job: a client that asks about the schema.
@@ -24,12 +27,12 @@ pub enum Exchange {
 }
 
 impl Exchange {
-    /// Returns whether a job runs for it, a worker reads it or the store looks for it, so that a
-    /// last message will come in any case.
+    /// Returns whether a job, a worker or the store works for it, so that a last message will come
+    /// in any case.
     pub const fn has_job(&self) -> bool {
         matches!(
             self,
-            Exchange::Generation(_) | Exchange::Job(JobExchange::Asking(_))
+            Exchange::Generation(_) | Exchange::Asking(_) | Exchange::Job(JobExchange::Asking(_))
         )
     }
 
@@ -37,7 +40,7 @@ impl Exchange {
     pub fn buffered_bytes(&self) -> usize {
         match self {
             Exchange::Generation(running) => running.buffered_bytes(),
-            Exchange::HealthWatch(_) | Exchange::Job(_) => 0,
+            Exchange::Asking(_) | Exchange::HealthWatch(_) | Exchange::Job(_) => 0,
             Exchange::Reflection(dialogue) => dialogue.buffered_bytes(),
         }
     }
@@ -47,6 +50,7 @@ impl Exchange {
     pub fn next_deadline(&self) -> Moment {
         match self {
             Exchange::Generation(running) => running.next_deadline(),
+            Exchange::Asking(asking) => asking.next_deadline(),
             Exchange::HealthWatch(watch) => watch.next_deadline(),
             Exchange::Reflection(dialogue) => dialogue.next_deadline(),
             Exchange::Job(job) => job.next_deadline(),

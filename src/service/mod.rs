@@ -21,9 +21,10 @@
 //! request), [`desk`] (the tools of every route), [`admission`] (which requests may go on, by their
 //! heads), [`rate_limit`] (how many), [`dialect`] (the interface of an API), [`api`] (each API, and
 //! the routes beside generation), [`inflation`] (bodies without their codings), [`generation`] (a
-//! job and its response), [`exchange`] (incomplete responses) and [`completion`] (the messages for
-//! them), [`found`] (the store's replies among those), [`representation`] and [`response`] (the
-//! forms and parts of responses), [`request_log`] (counts and logs), [`excerpt`].
+//! job and its response), [`question`] and [`asking`] (requests that wait for the store),
+//! [`exchange`] (incomplete responses) and [`completion`] (the messages for them), [`found`] (the
+//! store's replies about jobs among those), [`representation`] and [`response`] (the forms and
+//! parts of responses), [`request_log`] (counts and logs), [`excerpt`].
 //!
 //! Must never block, and never panic because of a client's bytes. Files depend on one another in
 //! one direction: this one knows all the others, and none knows this one.
@@ -35,6 +36,7 @@
 
 mod admission;
 mod api;
+mod asking;
 mod call;
 mod completion;
 mod desk;
@@ -45,6 +47,7 @@ mod found;
 mod generation;
 mod inflation;
 pub mod metrics;
+mod question;
 mod rate_limit;
 mod representation;
 mod request_log;
@@ -57,6 +60,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::core::Moment;
 use crate::core::buffered::Account;
+use crate::error::ApiError;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::offload::{CancelReason, JobKey};
@@ -70,10 +74,11 @@ use api::grpc::{health, reflection};
 use api::jobs::accept::Begun;
 use api::jobs::asking::Asking;
 use api::jobs::{self, JobExchange};
-use api::{admin, operations};
+use api::{admin, generations, operations};
 use call::{Call, Incoming, Known};
 use desk::{Desk, Wire};
 use generation::{running, submit};
+use question::Question;
 use request_log::Outcome;
 use response::static_body::StaticBodies;
 
@@ -184,6 +189,10 @@ impl Service {
                 let flow = reflection::handle_data(desk, &mut dialogue, &incoming.body, true, wire);
                 return (flow == Flow::Open).then(|| Box::new(Exchange::Reflection(dialogue)));
             }
+            Route::Generations => {
+                let page = generations::Page::of(call, incoming.request);
+                return self.ask(admitted, page, incoming.key, wire);
+            }
             Route::Live => operations::live(desk, call, wire),
             Route::Ready => operations::ready(desk, call, wire),
             Route::Metrics => operations::metrics(desk, call, incoming.request, wire),
@@ -199,6 +208,28 @@ impl Service {
             }
         }
         None
+    }
+
+    /// Sends a request's question to the store, or responds why not.
+    fn ask<Q: Question + 'static>(
+        &mut self,
+        admitted: Admitted,
+        question: Result<Q, ApiError>,
+        key: JobKey,
+        wire: &mut Wire<'_>,
+    ) -> Option<Box<Exchange>> {
+        let Admitted { call, permit, .. } = admitted;
+        match question {
+            Ok(question) => {
+                let question = Box::new(question);
+                let asking = asking::begin(&mut self.desk, call, permit, key, question, wire)?;
+                Some(Box::new(Exchange::Asking(asking)))
+            }
+            Err(error) => {
+                self.desk.fail(&call, &error, wire);
+                None
+            }
+        }
     }
 
     /// Returns the exchange of an admitted request of [`Intake::Pieces`], before any of its body.
@@ -259,6 +290,10 @@ impl Service {
                 job.handle_moved(desk, wire);
                 Flow::Open
             }
+            (Exchange::Asking(asking), Completion::Stored(answered)) => {
+                asking::handle_answer(desk, asking, answered, wire);
+                Flow::Finished
+            }
             // It belongs to an earlier request's job; the caller's own check is stricter.
             _ => Flow::Open,
         }
@@ -274,6 +309,7 @@ impl Service {
         let (desk, wire) = (&mut self.desk, &mut Wire { now, sink });
         match exchange {
             Exchange::Generation(running) => running::handle_deadline(desk, running, wire),
+            Exchange::Asking(asking) => asking::handle_deadline(desk, asking, wire),
             Exchange::HealthWatch(watch) => health::handle_deadline(desk, watch, wire),
             Exchange::Reflection(dialogue) => reflection::handle_deadline(desk, dialogue, wire),
             Exchange::Job(job) => job.handle_deadline(desk, wire),
@@ -285,7 +321,7 @@ impl Service {
         match exchange {
             Exchange::Generation(running) => running::handle_room(&self.desk, running),
             Exchange::Job(job) => job.handle_room(&mut self.desk),
-            Exchange::HealthWatch(_) | Exchange::Reflection(_) => {}
+            Exchange::Asking(_) | Exchange::HealthWatch(_) | Exchange::Reflection(_) => {}
         }
     }
 
@@ -295,6 +331,7 @@ impl Service {
         let (desk, wire) = (&mut self.desk, &mut Wire { now, sink });
         match exchange {
             Exchange::Generation(running) => running::cut_off(desk, running, wire),
+            Exchange::Asking(asking) => asking::cut_off(desk, asking, wire),
             Exchange::HealthWatch(watch) => health::cut_off(desk, watch, wire),
             Exchange::Reflection(dialogue) => reflection::cut_off(desk, dialogue, wire),
             Exchange::Job(job) => job.cut_off(desk, wire),
@@ -304,12 +341,12 @@ impl Service {
     /// Abandons an exchange: its client left.
     pub fn abandon(&mut self, exchange: Box<Exchange>, reason: CancelReason, now: Moment) {
         let desk = &mut self.desk;
-        let log = &mut desk.log;
         match *exchange {
-            Exchange::Generation(running) => running::abandon(desk, &running, reason, now),
-            Exchange::HealthWatch(watch) => watch.abandon(log, reason, now),
-            Exchange::Reflection(dialogue) => dialogue.abandon(log, reason, now),
-            Exchange::Job(job) => job.abandon(log, reason, now),
+            Exchange::Generation(running) => running::abandon(desk, running, reason, now),
+            Exchange::Asking(asking) => asking.abandon(desk, reason, now),
+            Exchange::HealthWatch(watch) => watch.abandon(&mut desk.log, reason, now),
+            Exchange::Reflection(dialogue) => dialogue.abandon(&mut desk.log, reason, now),
+            Exchange::Job(job) => job.abandon(&mut desk.log, reason, now),
         }
     }
 

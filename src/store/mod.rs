@@ -1,4 +1,4 @@
-//! The data that outlives the process: API keys in a database.
+//! The data that outlives the process: API keys, and records of generations.
 //!
 //! In reading order:
 //!
@@ -8,7 +8,8 @@
 //! * [`sqlite`]: the store in one file;
 //! * [`postgres`]: the store in a database server;
 //! * [`place`]: which of them it is;
-//! * [`requests`]: the queue of tasks for the store's thread, and [`worker`], that thread;
+//! * [`requests`]: the queue of tasks for the store's thread, with [`records`] of generations
+//!   beside it, [`health`] and [`upkeep`]; and [`worker`], that thread, with its [`metrics`];
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
 //! [`crate::keys`] defines the keys.
@@ -27,7 +28,15 @@ pub mod postgres;
 
 pub mod place;
 
+pub mod records;
+
+pub mod health;
+
+pub mod upkeep;
+
 pub mod requests;
+
+pub mod metrics;
 
 pub mod worker;
 

@@ -37,6 +37,8 @@ mod keys;
 
 mod jobs;
 
+mod generations;
+
 mod examine;
 
 pub use connection::PostgresStore;

@@ -36,7 +36,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::error::StoreError;
+use super::health::Health;
 use super::interface::Store;
+use super::records::Records;
+use super::upkeep::Upkeep;
 use crate::limits::store as limits;
 use crate::offload::fair_queue::{Bounds, FairQueue};
 
@@ -51,6 +54,9 @@ pub trait StoreTask: Send {
     fn bytes(&self) -> u32 {
         0
     }
+
+    /// Takes note that there is no place for it: its owner knows, and waits for nothing.
+    fn refuse(self: Box<Self>) {}
 
     /// Reads and writes. An error takes back what it has written.
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
@@ -67,6 +73,9 @@ pub struct Full;
 pub struct Requests {
     state: Mutex<State>,
     came: Condvar,
+    records: Records,
+    health: Health,
+    upkeep: Mutex<Upkeep>,
 }
 
 struct State {
@@ -96,7 +105,28 @@ impl Requests {
                 is_open: true,
             }),
             came: Condvar::new(),
+            records: Records::default(),
+            health: Health::default(),
+            upkeep: Mutex::default(),
         }
+    }
+
+    /// The records of generations go beside the tasks: no thread waits for them.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    pub fn upkeep(&self) -> Upkeep {
+        *self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes how much the store keeps.
+    pub fn set_upkeep(&self, upkeep: Upkeep) {
+        *self.upkeep.lock().unwrap_or_else(PoisonError::into_inner) = upkeep;
     }
 
     /// Puts a task into its tenant's line.
@@ -104,8 +134,8 @@ impl Requests {
         let bytes = task.bytes();
         let mut state = self.lock();
         if !state.is_open || !state.queue.admits(tenant, bytes) {
-            // The task is dropped after the lock.
             drop(state);
+            task.refuse();
             return Err(Full);
         }
         state.queue.push(tenant, bytes, task);

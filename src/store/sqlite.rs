@@ -36,6 +36,8 @@ mod keys;
 
 mod jobs;
 
+mod generations;
+
 mod groups;
 
 mod examine;

@@ -8,7 +8,8 @@
 //!     committed and the task itself did not fail.
 //!  2. A store that cannot be opened, or whose transaction was lost, fails the tasks of this group
 //!     and nothing else: the next group opens it again.
-//!  3. Dropping the handle runs what still waits, ends the thread, and waits for that.
+//!  3. A record is written once or counted as dropped: those of a lost group are kept for the next.
+//!  4. Dropping the handle runs what still waits, ends the thread, and waits for that.
 //!
 //! Mutations that the tests below catch: a commit for each task
 //! (`all_waiting_tasks_share_one_commit`), no savepoint (`a_task_that_fails_leaves_nothing_...`),
@@ -21,11 +22,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 use super::interface::Store;
+use super::interface::generations::GenerationRecord;
 use super::requests::{Requests, StoreTask};
+use crate::core::UnixMillis;
 use crate::limits::store as limits;
 use crate::os::process::give_way;
 
@@ -42,11 +45,16 @@ impl StoreWorker {
         requests: Arc<Requests>,
         open: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
     ) -> Result<StoreWorker, StoreError> {
-        let worker = Worker {
-            requests: Arc::clone(&requests),
-            open,
-            store: None,
-        };
+        StoreWorker::start_with(requests, open, limits::GROUP_TIME_MAX)
+    }
+
+    /// `group_time`: how long a transaction goes on taking tasks.
+    fn start_with(
+        requests: Arc<Requests>,
+        open: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
+        group_time: Duration,
+    ) -> Result<StoreWorker, StoreError> {
+        let worker = Worker::new(Arc::clone(&requests), open, group_time);
         let thread = thread::Builder::new()
             .name("store-requests".into())
             .spawn(move || {
@@ -78,32 +86,97 @@ struct Worker<O> {
     open: O,
     /// `None` until it is needed, and after a failure.
     store: Option<Box<dyn Store>>,
+    /// Records that are written with the next group.
+    records: Vec<Box<GenerationRecord>>,
+    /// When a store that does not work is tried again without a task.
+    retry: Instant,
+    trim: Instant,
+    dropped: Dropped,
+    group_time: Duration,
 }
 
 impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
+    fn new(requests: Arc<Requests>, open: O, group_time: Duration) -> Worker<O> {
+        let now = Instant::now();
+        Worker {
+            requests,
+            open,
+            store: None,
+            records: Vec::new(),
+            retry: now,
+            trim: now,
+            dropped: Dropped {
+                logged: 0,
+                since: now,
+            },
+            group_time,
+        }
+    }
+
     fn run(mut self) {
         let mut taken = Vec::new();
         while self.requests.take(&mut taken, limits::IDLE_INTERVAL) {
-            while !taken.is_empty() {
+            self.take_records();
+            while !taken.is_empty() || self.is_group_due(Instant::now()) {
                 self.run_group(&mut taken);
+                self.take_records();
             }
+            self.trim_if_due(Instant::now());
+            let records = self.requests.records();
+            self.dropped.log(records.dropped(), Instant::now());
+        }
+        self.end();
+    }
+
+    /// Writes the records that are left, as long as the store works.
+    fn end(mut self) {
+        self.take_records();
+        while !self.records.is_empty() && self.run_group(&mut Vec::new()) {
+            self.take_records();
+        }
+        let lost = self.records.len() + self.requests.records().waiting();
+        if lost > 0 {
+            self.requests.records().count_lost(lost);
+            log::warn!("{lost} generation records are lost: the store does not work");
+        }
+    }
+
+    fn take_records(&mut self) {
+        let most = limits::GROUP_RECORDS_MAX;
+        self.requests.records().take(&mut self.records, most);
+    }
+
+    /// Returns whether a group is due although no task waits: for records, or to see whether the
+    /// store works again.
+    fn is_group_due(&self, now: Instant) -> bool {
+        match self.requests.health().problem() {
+            None => !self.records.is_empty(),
+            Some(_) => now >= self.retry,
         }
     }
 
     /// Runs tasks in one transaction, all of them or as many as fit into the time of a group.
-    fn run_group(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
+    /// Returns whether it was committed.
+    fn run_group(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) -> bool {
         let mut group = Group::default();
+        let time = self.group_time;
+        let records = std::mem::take(&mut self.records);
         let committed = match self.ready_store() {
-            Ok(store) => group.run(&mut **store, taken),
+            Ok(store) => group.run(&mut **store, &records, taken, time),
             Err(error) => {
                 group.take_all(taken);
                 Err(error)
             }
         };
-        if committed.is_err() {
-            self.store = None;
+        match &committed {
+            Ok(()) => self.requests.health().note_success(records.len()),
+            Err(error) => {
+                self.records = records;
+                self.note_failure(error);
+            }
         }
         group.finish(committed.as_ref().map(|_| ()));
+        committed.is_ok()
     }
 
     fn ready_store(&mut self) -> Result<&mut Box<dyn Store>, StoreError> {
@@ -112,6 +185,62 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
             _ => (self.open)()?,
         };
         Ok(self.store.insert(open))
+    }
+
+    fn note_failure(&mut self, error: &StoreError) {
+        self.store = None;
+        self.retry = Instant::now() + limits::STORE_RETRY_INTERVAL;
+        self.requests.health().note_failure(error.to_string());
+    }
+
+    /// Removes some of the records that are too many. The next step follows at once if there may be
+    /// more, but behind the tasks that came meanwhile.
+    fn trim_if_due(&mut self, now: Instant) {
+        if now < self.trim || self.requests.health().problem().is_some() {
+            return;
+        }
+        let upkeep = self.requests.upkeep();
+        let trimmed = self
+            .ready_store()
+            .and_then(|store| upkeep.trim(&mut **store, UnixMillis::now()));
+        match trimmed {
+            Ok(trimmed) => {
+                let health = self.requests.health();
+                health.note_removed(trimmed.removed);
+                health.set_used_bytes(trimmed.used_bytes);
+                if trimmed.removed == 0 {
+                    self.trim = now + limits::TRIM_INTERVAL;
+                }
+            }
+            Err(error) => self.note_failure(&error),
+        }
+    }
+}
+
+/// Logs dropped records, once for all of a minute.
+struct Dropped {
+    /// How many of them are in the log.
+    logged: u64,
+    since: Instant,
+}
+
+impl Dropped {
+    fn log(&mut self, dropped: u64, now: Instant) {
+        if dropped > self.logged && now >= self.since {
+            let new = dropped - self.logged;
+            log::warn!("{new} generation records were dropped: the store's queue is full");
+            self.logged = dropped;
+            self.since = now + limits::DROPPED_RECORDS_LOG_INTERVAL;
+        }
+    }
+}
+
+/// Begins a group with its records: the tasks see them.
+fn begin(store: &mut dyn Store, records: &[Box<GenerationRecord>]) -> Result<(), StoreError> {
+    store.begin()?;
+    match records {
+        [] => Ok(()),
+        records => store.add_generations(records),
     }
 }
 
@@ -124,10 +253,13 @@ impl Group {
     fn run(
         &mut self,
         store: &mut dyn Store,
+        records: &[Box<GenerationRecord>],
         taken: &mut Vec<Box<dyn StoreTask>>,
+        time: Duration,
     ) -> Result<(), StoreError> {
-        if let Err(error) = store.begin() {
+        if let Err(error) = begin(store, records) {
             self.take_all(taken);
+            store.roll_back();
             return Err(error);
         }
         let start = Instant::now();
@@ -149,7 +281,7 @@ impl Group {
                     return Err(lost);
                 }
             }
-            if start.elapsed() >= limits::GROUP_TIME_MAX {
+            if start.elapsed() >= time {
                 break;
             }
         }
@@ -180,7 +312,6 @@ impl Group {
 mod tests {
     use std::path::{Path, PathBuf};
     use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::time::Duration;
 
     use super::*;
     use crate::store::interface::keys::{Keys, NewKey};
@@ -255,7 +386,8 @@ mod tests {
         fn start(&self) -> StoreWorker {
             let path = self.path.clone();
             let open = move || SqliteStore::open_existing(&path).map(|store| Box::new(store) as _);
-            StoreWorker::start(Arc::clone(&self.requests), open).unwrap()
+            // A busy machine must not cut a group in two.
+            StoreWorker::start_with(Arc::clone(&self.requests), open, Duration::MAX).unwrap()
         }
 
         fn results(&self, count: usize) -> Vec<(Result<(), String>, usize)> {

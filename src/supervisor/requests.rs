@@ -8,17 +8,21 @@ use std::sync::Arc;
 
 use super::database;
 use super::failure::Failure;
-use super::part::{Birth, Part};
+use super::part::{Birth, Part, Settings};
+use crate::config::Config;
 use crate::console::exit;
-use crate::store::{Place, StoreWorker};
+use crate::store::upkeep::Upkeep;
+use crate::store::{Place, Requests, StoreWorker};
 
 pub struct StoreRequests {
     /// Empty once their threads have ended.
     workers: Vec<StoreWorker>,
+    requests: Arc<Requests>,
 }
 
 impl Part for StoreRequests {
     fn start(birth: &mut Birth) -> Result<StoreRequests, Failure> {
+        birth.requests.set_upkeep(upkeep(&birth.config));
         let place = database::place(&birth.config, &birth.sources);
         let place = place.map_err(|reason| Failure::new(exit::CONFIG, reason))?;
         // SQLite has one writer at a time.
@@ -37,12 +41,27 @@ impl Part for StoreRequests {
                 format!("the store's thread: {error}"),
             )
         })?;
-        Ok(StoreRequests { workers })
+        Ok(StoreRequests {
+            workers,
+            requests: birth.requests.clone(),
+        })
+    }
+
+    fn apply(&mut self, settings: &Settings) {
+        self.requests.set_upkeep(upkeep(&settings.config));
     }
 
     fn join(&mut self) -> bool {
         // Dropping the first worker closes the queue, and dropping each waits for its thread.
         self.workers.clear();
         true
+    }
+}
+
+fn upkeep(config: &Config) -> Upkeep {
+    Upkeep {
+        retention: config.store.retention,
+        max_records: config.store.max_records,
+        max_bytes: config.store.max_size,
     }
 }

@@ -58,6 +58,17 @@ impl Id {
         is_right.then_some(Id(text))
     }
 
+    /// Returns the time of its creation, as far as its generator's clock was right.
+    pub fn unix_millis(&self) -> UnixMillis {
+        let text = self.as_str();
+        let digits = text.get(4..12).zip(text.get(13..17));
+        let number = digits.and_then(|(high, low)| {
+            let high = u64::from_str_radix(high, 16).ok()?;
+            Some(high << 16 | u64::from_str_radix(low, 16).ok()?)
+        });
+        UnixMillis::new(number.unwrap_or(0))
+    }
+
     pub fn as_str(&self) -> &str {
         // Always ASCII: both functions that make one see to it.
         std::str::from_utf8(&self.0).unwrap_or_default()
@@ -134,6 +145,7 @@ mod tests {
 
     fn make(ids: &mut Ids, now_ms: u64) -> String {
         let id = ids.make(IdKind::Generation, UnixMillis::new(now_ms));
+        assert!(id.unix_millis().as_u64() >= now_ms);
         assert_eq!(
             Id::parse(IdKind::Generation, id.as_str().as_bytes()),
             Some(id)

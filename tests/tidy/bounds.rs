@@ -76,6 +76,7 @@ const UNITS: &[&str] = &[
     "REACTORS",
     "READS",
     "REDIRECTS",
+    "RECORDS",
     "REQUESTS",
     "RESETS",
     "RESTARTS",

@@ -29,7 +29,18 @@ const ROWS: &[(&str, &[&str])] = &[
     ("keys", &["limits", "core"]),
     ("models", &["limits", "core", "os"]),
     ("jobs", &[]),
-    ("store", &["limits", "os", "offload", "keys", "jobs"]),
+    (
+        "store",
+        &[
+            "limits",
+            "core",
+            "os",
+            "telemetry",
+            "offload",
+            "keys",
+            "jobs",
+        ],
+    ),
     ("redis", &["limits", "core", "os", "config"]),
     (
         "cache",

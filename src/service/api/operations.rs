@@ -52,6 +52,11 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
             ..Readiness::of("failed")
         },
     };
+    let problem = desk.parts.requests.health().problem();
+    let readiness = Readiness {
+        store: problem.as_deref(),
+        ..readiness
+    };
     let is_ready = readiness.state == "ready";
     let buffer = &mut desk.buffer;
     buffer.begin(call);
@@ -77,6 +82,7 @@ pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut W
     desk.worker_series.update(&desk.parts.workers.figures());
     let responses = desk.parts.responses.figures();
     desk.cache_series.update(Level::Response, &responses);
+    desk.store_series.update(&desk.parts.requests);
     let exposition = exposition(request);
     let text = metrics.expose(exposition);
     desk.buffer.begin(call);
@@ -194,6 +200,9 @@ struct Readiness<'a> {
     percent: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<&'a str>,
+    /// The store's problem. Requests are served all the same, so the state does not change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<&'a str>,
 }
 
 impl Readiness<'_> {
@@ -202,6 +211,7 @@ impl Readiness<'_> {
             state,
             percent: None,
             message: None,
+            store: None,
         }
     }
 }

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use crate::core::Moment;
 use crate::core::buffered::Share;
-use crate::engine::{Done, Event, FailReason, Failed, Served, Timings, Usage};
+use crate::engine::{Done, Event, FailReason, Failed, GenerationId, Served, Timings, Usage};
 use crate::error::{ApiError, ErrorCode};
 use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
@@ -39,12 +39,11 @@ use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::{Generation, Narrator, Whole};
 use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::Written;
-use crate::telemetry::access::Figures;
-use crate::telemetry::id::Id;
 
 use super::cached::{self, Keeping};
 use super::failure::{cancel_reason, failure};
 use super::reading::Reading;
+use super::recording::{Recording, figures};
 use super::reservation::Reserved;
 use super::stream::Stream;
 use super::writing::{self, Ended, Part, Writing};
@@ -72,7 +71,7 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Work {
     /// Of the generation, in the response and in its record.
-    pub id: Id,
+    pub id: GenerationId,
     pub ticket: Arc<Ticket>,
     pub key: JobKey,
     pub delivery: Delivery,
@@ -91,6 +90,7 @@ pub struct Work {
     pub served: Served,
     /// What becomes of the response.
     pub keeping: Keeping,
+    pub recording: Recording,
     /// The memory of its prompt, which may wait in the engine's queue.
     pub _memory: Share,
 }
@@ -221,6 +221,7 @@ fn begin_writing(
     };
     let now = wire.now;
     cached::count(desk, call, work.keeping);
+    work.recording.done(desk, call, &done, &work.text, now);
     work.reconcile(call, &done.usage, now);
     let first_token = observe_speed(&desk.log, call, work, &done);
     append_text(&mut work.text, std::mem::take(&mut done.text));
@@ -371,10 +372,10 @@ const CUT_OFF: &str = "the daemon has stopped before the response was complete";
 ///
 /// The reservation of tokens stays taken: the cost of the job is never known here, and a client
 /// must not get work for free by hanging up.
-pub fn abandon(desk: &mut Desk, running: &Running, reason: CancelReason, now: Moment) {
-    let Running { call, stage } = running;
+pub fn abandon(desk: &mut Desk, running: Running, reason: CancelReason, now: Moment) {
+    let Running { call, mut stage } = running;
     let mut bytes = 0;
-    match stage {
+    match &mut stage {
         Stage::Reading(reading) => reading.ticket.cancel(reason),
         Stage::Writing(writing) => {
             bytes = writing.sent();
@@ -383,10 +384,11 @@ pub fn abandon(desk: &mut Desk, running: &Running, reason: CancelReason, now: Mo
         Stage::Working(work) => {
             bytes = work.delivery.bytes();
             work.cancel(desk, reason);
+            work.recording.abandoned(desk, &call, &work.text, now);
         }
     }
     let outcome = Outcome::Abandoned { bytes, reason };
-    desk.log.close(call, outcome, None, now);
+    desk.log.close(&call, outcome, None, now);
 }
 
 fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire: &mut Wire<'_>) {
@@ -407,6 +409,7 @@ fn handle_token(desk: &mut Desk, call: &Call, work: &mut Work, text: &str, wire:
 }
 
 fn handle_done(desk: &mut Desk, call: &Call, work: &mut Work, done: Done, wire: &mut Wire<'_>) {
+    work.recording.done(desk, call, &done, &work.text, wire.now);
     work.reconcile(call, &done.usage, wire.now);
     cached::count(desk, call, work.keeping);
     let first_token = observe_speed(&desk.log, call, work, &done);
@@ -476,6 +479,8 @@ fn handle_failed(
     let mut error = failure(failed);
     cached::keep_refusal(desk, work.keeping, &error, wire.now);
     cached::count(desk, call, work.keeping);
+    let (recording, text) = (&mut work.recording, &work.text);
+    recording.failed(desk, call, (failed, error.code), text, wire.now);
     if let Some(reason) = cancel_reason(&failed.reason, error.code) {
         desk.log.metrics().cancelled.get(reason).inc();
     }
@@ -581,16 +586,5 @@ fn append_text(text: &mut String, last: String) {
         *text = last;
     } else {
         text.push_str(&last);
-    }
-}
-
-/// Returns the figures of a generation for the access line.
-fn figures(usage: &Usage, timings: &Timings, first_token: Option<Duration>) -> Figures {
-    Figures {
-        prompt_tokens: usage.prompt_tokens,
-        cached_tokens: usage.cached_tokens,
-        completion_tokens: usage.completion_tokens,
-        queue: timings.queue,
-        time_to_first_token: first_token,
     }
 }

@@ -18,6 +18,7 @@ use crate::service::excerpt::excerpt;
 use super::cached::{self, Keeping};
 use super::failure::refusal;
 use super::reading::{Read, read_or_begin};
+use super::recording::Recording;
 use super::reservation::Reserved;
 use super::running::{Delivery, Running, Stage, Work};
 
@@ -132,6 +133,7 @@ fn submit(
     taken.map_err(|Full| buffers_full())?;
     let counts = (&desk.parts.limiter.leases, &desk.parts.config.rate_limit);
     let reserved = Reserved::take(counts, call, asked.prompt.bytes(), max_tokens, now)?;
+    let recording = Recording::begin(desk, call, &asked, id);
     let delivery = Delivery::new(asked.narrator, now);
     if let Delivery::Stream(_) = &delivery {
         ticket.begin_stream(delivery.credit());
@@ -175,6 +177,7 @@ fn submit(
         time_to_first_token: None,
         served: Served::default(),
         keeping: *keeping,
+        recording,
         _memory: memory,
     })
 }

@@ -40,6 +40,7 @@ impl Dialect for Plain {
             _ => Narrator::Whole(Arc::new(Plain)),
         };
         Ok(Asked {
+            digest: [0; 32],
             cache: CacheMode::Use,
             prompt: Prompt::Raw(prompt.to_owned()),
             model: None,

@@ -10,6 +10,7 @@ mod grpc;
 mod long_bodies;
 mod long_responses;
 mod protobuf;
+mod records;
 mod routes;
 mod served;
 
@@ -32,6 +33,7 @@ use crate::http::{Fields, ResponseHead, Version};
 use crate::keys::{KeyRecord, Scopes, Secret};
 use crate::limits::service as limits;
 use crate::offload::Workers;
+use crate::store::Requests;
 use crate::telemetry::metrics::Metrics;
 
 /// Without the cache: equal requests of a test are to reach the engine.
@@ -232,6 +234,7 @@ pub struct Bench {
     pub responses: Arc<Responses>,
     pub workers: Arc<Workers>,
     pub replies: Arc<Replies>,
+    pub store: Arc<Requests>,
     /// The test runs the workers' tasks itself.
     pub are_workers_slow: bool,
     pub peer: Peer,
@@ -312,6 +315,7 @@ impl Bench {
             refusal: Mutex::default(),
             state: Mutex::new(State::Ready),
         });
+        let store = Arc::<Requests>::default();
         let metrics = Metrics::new("test");
         let (workers, replies) = (Arc::new(Workers::default()), Arc::new(Replies::default()));
         let parts = Parts {
@@ -321,9 +325,9 @@ impl Bench {
             limiter: Arc::new(Limiter::default()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
-            requests: Arc::default(),
             responses: responses.clone(),
             jobs: Default::default(),
+            requests: store.clone(),
             workers: workers.clone(),
             replies: replies.clone(),
             wall_clock: || UnixMillis::new(WALL_CLOCK * 1_000),
@@ -337,6 +341,7 @@ impl Bench {
             responses,
             workers,
             replies,
+            store,
             are_workers_slow: false,
             peer: Peer::new(address),
             now: Moment::from_micros(5_000_000),
@@ -453,7 +458,8 @@ impl Bench {
     /// Sends a generation that must become a job.
     pub fn start(&mut self, sent: &Sent<'_>) -> (Recording, Box<Exchange>) {
         let (reply, exchange) = self.send(sent);
-        (reply, exchange.expect("a job"))
+        let exchange = exchange.unwrap_or_else(|| panic!("no job: {}", reply.text()));
+        (reply, exchange)
     }
 
     /// Hands in an event. Workers write the response to it if it is long.

@@ -1,7 +1,8 @@
 //! The interface of a store, whatever database is behind it.
 //!
 //! Each kind of data has a trait and a file of its own here, and one in the folder of each database
-//! that implements it: [`keys`], [`jobs`]. [`Store`] is all of them together.
+//! that implements it: [`keys`], [`jobs`],
+//! [`generations`], [`usage`]. [`Store`] is all of them together.
 //!
 //! Must never name a database. The threads and the commands know only these traits.
 
@@ -9,13 +10,19 @@ pub mod keys;
 
 pub mod jobs;
 
+pub mod generations;
+
+pub mod usage;
+
 use super::error::StoreError;
+use generations::Generations;
 use jobs::Jobs;
 use keys::Keys;
+use usage::Usage;
 
 /// An open store. It is one connection, so it must be used from one thread at a time. Each call may
 /// wait for a disk, a network or another process's lock, so none may be made on a reactor's thread.
-pub trait Store: Keys + Jobs + Groups + Send {
+pub trait Store: Keys + Jobs + Generations + Usage + Groups + Send {
     /// Returns a number that changes when another connection has changed the store, even one of
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;

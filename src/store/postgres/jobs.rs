@@ -326,7 +326,7 @@ pub(super) const FORGET_OLD: &str = "
 
 impl PostgresStore {
     /// Returns the number of changed rows.
-    fn execute(&self, sql: &str, parameters: Parameters<'_>) -> Result<u32, StoreError> {
+    pub(super) fn execute(&self, sql: &str, parameters: Parameters<'_>) -> Result<u32, StoreError> {
         let changed = self.session.execute(sql, parameters)?;
         Ok(u32::try_from(changed).unwrap_or(u32::MAX))
     }

@@ -6,6 +6,7 @@
 //!
 //! [SQLite's schema]: crate::store::sqlite
 
+mod generations;
 mod jobs;
 
 use super::session::Session;
@@ -102,6 +103,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: jobs::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: generations::TABLES,
         min_reader: 1,
     },
 ];

@@ -19,6 +19,7 @@
 
 use rusqlite::Connection;
 
+mod generations;
 mod jobs;
 
 /// One step of the schema's history.
@@ -107,6 +108,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: jobs::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: generations::TABLES,
         min_reader: 1,
     },
 ];

@@ -95,6 +95,7 @@ impl GenerateRequest {
     /// The request in the terms that all APIs share; `stream` has become the kind of narrator.
     pub fn narrated_by(self, narrator: Narrator) -> Asked {
         Asked {
+            digest: [0; 32],
             prompt: Prompt::Code {
                 language: self.language_name(),
                 prompt: self.prompt,

@@ -1,0 +1,183 @@
+//! `GET /api/v1/generations`: the records of a key's past generations, page by page.
+//!
+//! A page is found by the id of the last record before it, so it costs the same wherever it is, and
+//! records that come meanwhile shift nothing. Each query is bound to the calling key: whatever
+//! cursor a client sends, it can only choose among its own records.
+
+use serde::Serialize;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::http::Request;
+use crate::limits::store as limits;
+use crate::service::call::Call;
+use crate::service::excerpt::excerpt;
+use crate::service::question::Question;
+use crate::service::response::buffer::ResponseBuffer;
+use crate::service::response::json::write_json;
+use crate::store::interface::generations::{GenerationRecord, Query, Status};
+use crate::store::{Store, StoreError};
+use crate::telemetry::id::{Id, IdKind};
+
+/// A page that a client asks for, and then that page.
+#[derive(Debug)]
+pub struct Page {
+    key_id: String,
+    status: Option<Status>,
+    since: u64,
+    before: Option<Id>,
+    limit: u32,
+    /// One more than the page has, if there is one.
+    found: Vec<GenerationRecord>,
+}
+
+impl Page {
+    /// Reads the request's query.
+    pub fn of(call: &Call, request: &Request<'_>) -> Result<Page, ApiError> {
+        let value = |name| request.query_value(name).filter(|value| !value.is_empty());
+        let caller = call.caller.as_ref();
+        Ok(Page {
+            key_id: caller.map_or(String::new(), |caller| caller.record.id.clone()),
+            status: value("status").map(status).transpose()?,
+            since: value("since").map_or(Ok(0), since)?,
+            before: value("cursor").map(cursor).transpose()?,
+            limit: value("limit").map_or(Ok(limits::PAGE_RECORDS_DEFAULT), limit)?,
+            found: Vec::new(),
+        })
+    }
+}
+
+impl Question for Page {
+    fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        self.found = store.find_generations(&Query {
+            key_id: &self.key_id,
+            status: self.status,
+            since: self.since,
+            before: self.before,
+            limit: self.limit + 1,
+        })?;
+        Ok(())
+    }
+
+    fn write(&self, buffer: &mut ResponseBuffer) -> Result<u16, ApiError> {
+        let page = self.found.iter().take(self.limit as usize);
+        let has_more = self.found.len() > page.len();
+        let list = List {
+            object: "list",
+            next_cursor: match has_more {
+                true => page.clone().last().map(|record| record.id.to_string()),
+                false => None,
+            },
+            data: page.map(Entry::of).collect(),
+        };
+        write_json(&mut buffer.body, &list);
+        Ok(200)
+    }
+}
+
+fn status(word: &str) -> Result<Status, ApiError> {
+    Status::parse(word).ok_or_else(|| {
+        let word = excerpt(word);
+        invalid(
+            "status",
+            format!("`{word}` is not a status; use done, failed or abandoned"),
+        )
+    })
+}
+
+fn since(digits: &str) -> Result<u64, ApiError> {
+    digits.parse().map_err(|_| {
+        let message = "`since` must be a time in milliseconds since 1970";
+        invalid("since", message.to_owned())
+    })
+}
+
+fn cursor(text: &str) -> Result<Id, ApiError> {
+    Id::parse(IdKind::Generation, text.as_bytes()).ok_or_else(|| {
+        let message = "`cursor` must be the `next_cursor` of the page before";
+        invalid("cursor", message.to_owned())
+    })
+}
+
+fn limit(digits: &str) -> Result<u32, ApiError> {
+    let most = limits::PAGE_RECORDS_MAX;
+    let number = digits
+        .parse()
+        .ok()
+        .filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| {
+        let message = format!("`limit` must be a whole number from 1 to {most}");
+        invalid("limit", message)
+    })
+}
+
+fn invalid(param: &'static str, message: String) -> ApiError {
+    ApiError::new(ErrorCode::InvalidParameter, message).with_param(param)
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Entry<'a>>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    id: &'a str,
+    created_at: u64,
+    status: &'static str,
+    model: Option<&'a str>,
+    language: Option<&'a str>,
+    finish_reason: Option<&'a str>,
+    error: Option<&'a str>,
+    cache: &'a str,
+    request_id: &'a str,
+    usage: Tokens,
+    queue_ms: u64,
+    prefill_ms: u64,
+    decode_ms: u64,
+    latency_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Tokens {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    cached_tokens: u32,
+}
+
+impl Entry<'_> {
+    fn of(record: &GenerationRecord) -> Entry<'_> {
+        let content = record.content.as_ref();
+        Entry {
+            id: record.id.as_str(),
+            created_at: record.id.unix_millis().as_u64(),
+            status: record.status.as_str(),
+            model: record.model.as_deref(),
+            language: record.language.as_deref(),
+            finish_reason: record.finish_reason.as_deref(),
+            error: record.error.as_deref(),
+            cache: &record.cached,
+            request_id: record.request_id.as_str(),
+            usage: Tokens {
+                prompt_tokens: record.prompt_tokens,
+                completion_tokens: record.completion_tokens,
+                total_tokens: record
+                    .prompt_tokens
+                    .saturating_add(record.completion_tokens),
+                cached_tokens: record.cached_tokens,
+            },
+            queue_ms: record.queue.as_millis() as u64,
+            prefill_ms: record.prefill.as_millis() as u64,
+            decode_ms: record.decode.as_millis() as u64,
+            latency_ms: record.latency.as_millis() as u64,
+            prompt: content.map(|content| content.prompt.as_str()),
+            text: content.map(|content| content.text.as_str()),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The interface of a request's part that needs the store.
+
+use std::fmt::Debug;
+
+use crate::error::ApiError;
+use crate::store::{Store, StoreError};
+
+use super::response::buffer::ResponseBuffer;
+
+/// The part of a request that needs the store. It carries its own result back to the reactor.
+pub trait Question: Debug + Send {
+    /// Reads and writes, on the store's thread. It may be called again if a transaction was lost.
+    fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
+
+    /// Returns the memory that it holds, as far as it depends on the client.
+    fn bytes(&self) -> u32 {
+        0
+    }
+
+    /// Appends the response's fields and its body, in JSON, on the reactor. Returns the status. All
+    /// that `ask` has written is durable.
+    fn write(&self, buffer: &mut ResponseBuffer) -> Result<u16, ApiError>;
+}
+
+/// A question that comes back from the store.
+pub type Answered = Result<Box<dyn Question>, ApiError>;

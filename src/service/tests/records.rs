@@ -1,0 +1,190 @@
+//! Records of generations, and requests that wait for the store.
+
+use super::*;
+use crate::engine::{FailReason, Failed};
+use crate::store::StoreTask;
+use crate::store::interface::generations::{GenerationRecord, Status};
+
+const FENCED: &str = "```python\nprint(1)\n```";
+const BODY: &str = r#"{"prompt": "sort", "language": "python"}"#;
+
+fn records(bench: &Bench) -> Vec<Box<GenerationRecord>> {
+    let mut records = Vec::new();
+    bench.store.records().take(&mut records, usize::MAX);
+    records
+}
+
+/// The task of the request that waits for the store.
+fn task(bench: &Bench) -> Box<dyn StoreTask> {
+    let mut tasks = Vec::new();
+    assert!(bench.store.take(&mut tasks, Duration::ZERO));
+    assert_eq!(tasks.len(), 1);
+    tasks.remove(0)
+}
+
+fn get(target: &str) -> Sent<'_> {
+    Sent::get(target).key(FULL)
+}
+
+fn failed() -> Event {
+    Event::Failed(Box::new(Failed {
+        reason: FailReason::Error(ErrorCode::EngineFailed),
+        message: "it broke".into(),
+        text: String::new(),
+        usage: USAGE,
+        timings: TIMINGS,
+    }))
+}
+
+/// Mutations: `recording.done` left out in `begin_writing` or in `handle_done`; a second record for
+/// one generation.
+#[test]
+fn a_finished_generation_leaves_one_record() {
+    for text in [
+        FENCED.to_owned(),
+        "x".repeat(limits::WRITE_AT_ONCE_BYTES_MAX + 1),
+    ] {
+        let mut bench = Bench::new();
+        let (mut reply, mut exchange) = bench.start(&Sent::generate(BODY));
+        assert_eq!(records(&bench), [], "not before its end");
+        bench.advance(30);
+        let _ = bench.event(&mut exchange, done(&text), &mut reply);
+        let records = records(&bench);
+        assert_eq!(records.len(), 1);
+        let record = &records[0];
+        assert_eq!(record.status, Status::Done);
+        assert_eq!(record.model.as_deref(), Some("tiny"));
+        assert_eq!(record.language.as_deref(), Some("python"));
+        assert_eq!(record.finish_reason.as_deref(), Some("stop"));
+        assert_eq!(record.latency, Duration::from_millis(30));
+        assert!(record.completion_tokens > 0 && record.key_id.starts_with("key_"));
+        assert_eq!(
+            (record.error.as_ref(), record.content.as_ref()),
+            (None, None)
+        );
+        if reply.is_finished {
+            assert_eq!(reply.json()["id"], record.id.as_str());
+        }
+    }
+}
+
+#[test]
+fn failed_and_abandoned_generations_leave_one_record_each() {
+    let mut bench = Bench::new();
+    let (mut reply, mut exchange) = bench.start(&Sent::generate(BODY));
+    let _ = bench.event(&mut exchange, failed(), &mut reply);
+    let (_, exchange) = bench.start(&Sent::generate(BODY));
+    bench
+        .service
+        .abandon(exchange, CancelReason::Disconnect, bench.now);
+    let records = records(&bench);
+    let ends: Vec<_> = records
+        .iter()
+        .map(|record| (record.status, record.error.as_deref()))
+        .collect();
+    let expected = [
+        (Status::Failed, Some("engine_failed")),
+        (Status::Abandoned, None),
+    ];
+    assert_eq!(ends, expected);
+    assert_eq!(records[0].digest, records[1].digest, "the same prompt");
+    assert_ne!(records[0].id, records[1].id);
+}
+
+#[test]
+fn text_is_kept_only_if_the_configuration_asks_for_it_and_nothing_without_records() {
+    let mut bench = Bench::with(|config| config.store.content = true);
+    let (mut reply, mut exchange) = bench.start(&Sent::generate(BODY));
+    let _ = bench.event(&mut exchange, done(FENCED), &mut reply);
+    let content = records(&bench).remove(0).content.unwrap();
+    assert_eq!(
+        (content.prompt.as_str(), content.text.as_str()),
+        ("sort\n", FENCED)
+    );
+
+    let mut bench = Bench::with(|config| config.store.records = false);
+    let (mut reply, mut exchange) = bench.start(&Sent::generate(BODY));
+    let _ = bench.event(&mut exchange, done(FENCED), &mut reply);
+    assert_eq!(records(&bench), []);
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_question_back() {
+    let mut bench = Bench::new();
+    let (_, exchange) = bench.start(&get("/api/v1/generations"));
+    assert!(exchange.has_job(), "a last message will come");
+    let task = task(&bench);
+    assert!(task.is_wanted());
+    bench
+        .service
+        .abandon(exchange, CancelReason::Disconnect, bench.now);
+    assert!(!task.is_wanted());
+    drop(task);
+    assert_eq!(bench.replies.take().len(), 1, "the last message");
+}
+
+/// Mutation: `AskTask` without its `Drop`.
+#[test]
+fn a_question_that_is_lost_or_late_or_cut_off_gets_an_error() {
+    let mut bench = Bench::new();
+    let (mut reply, mut exchange) = bench.start(&get("/api/v1/generations"));
+    drop(task(&bench));
+    let completion = bench.replies.take().remove(0);
+    let flow = bench
+        .service
+        .handle_event(&mut exchange, completion, bench.now, &mut reply);
+    assert_eq!((flow, reply.status), (Flow::Finished, 500));
+
+    let (mut reply, mut exchange) = bench.start(&get("/api/v1/generations"));
+    assert_eq!(exchange.next_deadline(), bench.now + limits::STORE_TIME_MAX);
+    let early = bench
+        .service
+        .handle_deadline(&mut exchange, bench.now, &mut reply);
+    assert_eq!((early, reply.status), (Flow::Open, 0));
+    bench.now = exchange.next_deadline();
+    let late = bench
+        .service
+        .handle_deadline(&mut exchange, bench.now, &mut reply);
+    assert_eq!((late, reply.status), (Flow::Finished, 503));
+    assert_eq!(reply.json()["error"]["code"], "store_unavailable");
+    assert!(!task(&bench).is_wanted());
+    bench.replies.take();
+
+    let (mut reply, mut exchange) = bench.start(&get("/api/v1/generations"));
+    bench.service.cut_off(&mut exchange, bench.now, &mut reply);
+    assert_eq!(reply.json()["error"]["code"], "draining");
+}
+
+#[test]
+fn a_full_or_closed_queue_refuses_at_once() {
+    let mut bench = Bench::new();
+    bench.store.close();
+    let (reply, exchange) = bench.send(&get("/api/v1/generations"));
+    assert!(exchange.is_none());
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.json()["error"]["code"], "queue_full");
+    assert_eq!(
+        bench.replies.take().len(),
+        0,
+        "no message for a request that has ended"
+    );
+}
+
+#[test]
+fn a_query_is_checked_before_the_store_is_asked() {
+    let mut bench = Bench::new();
+    for (query, param) in [
+        ("status=running", "status"),
+        ("since=yesterday", "since"),
+        ("cursor=gen_1", "cursor"),
+        ("cursor=job_00000000-0000-7000-8000-000000000000", "cursor"),
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+    ] {
+        let target = format!("/api/v1/generations?{query}");
+        let (reply, exchange) = bench.send(&get(&target));
+        assert!(exchange.is_none(), "{query}");
+        assert_eq!(reply.status, 400);
+        assert_eq!(reply.json()["error"]["param"], param);
+    }
+}

@@ -1,0 +1,232 @@
+//! The store's records over the real binary: lists, and what happens when the disk or another
+//! process stands in the way.
+//!
+//! Mutations that these tests catch: a failed group that drops its records; `note_success` that
+//! leaves the problem; a query without the caller's key; a worker that opens the store once.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use autoglmd::store::DATABASE_FILE;
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use common::{Daemon, Options, eventually, request};
+
+fn generate(daemon: &Daemon, count: usize) -> Vec<String> {
+    let ids = (0..count).map(|number| {
+        let body = json!({ "prompt": format!("program {number}"), "cache": "bypass" });
+        let answer = daemon.generate(&body);
+        let answer = answer.expect(200).json();
+        answer["id"].as_str().expect("an id").to_owned()
+    });
+    ids.collect()
+}
+
+fn list(daemon: &Daemon, query: &str) -> Value {
+    let answer = daemon.get(&format!("/api/v1/generations?{query}"));
+    answer.expect(200).json()
+}
+
+fn ids(page: &Value) -> Vec<String> {
+    let data = page["data"].as_array().expect("a list");
+    data.iter()
+        .map(|entry| entry["id"].as_str().expect("an id").to_owned())
+        .collect()
+}
+
+/// Waits until the list has this many entries.
+fn wait_for_records(daemon: &Daemon, count: usize) -> Vec<String> {
+    let (found, _) = eventually("the records are stored", || {
+        let found = ids(&list(daemon, "limit=100"));
+        (found.len() == count).then_some(found)
+    });
+    found
+}
+
+/// The text of `/readyz` about the store. The daemon is ready in any case.
+fn problem(daemon: &Daemon) -> Option<String> {
+    let ready = daemon.get("/readyz").expect(200).json();
+    assert_eq!(ready["state"], "ready");
+    ready["store"].as_str().map(str::to_owned)
+}
+
+fn wait_for_problem(daemon: &Daemon, text: &str) {
+    let (problem, _) = eventually("the problem is reported", || problem(daemon));
+    assert!(problem.contains(text), "{problem}");
+}
+
+fn wait_for_health(daemon: &Daemon) {
+    eventually("the store works again", || {
+        problem(daemon).is_none().then_some(())
+    });
+}
+
+#[test]
+fn a_key_lists_its_own_generations_page_by_page() {
+    let daemon = Daemon::echo();
+    let mut made = generate(&daemon, 5);
+    made.reverse();
+    assert_eq!(wait_for_records(&daemon, 5), made);
+    let first = list(&daemon, "limit=2&status=done");
+    let cursor = first["next_cursor"].as_str().expect("a second page");
+    let second = list(&daemon, &format!("limit=3&cursor={cursor}"));
+    assert_eq!([ids(&first), ids(&second)].concat(), made);
+    assert_eq!(second["next_cursor"], Value::Null);
+    let entry = &first["data"][0];
+    assert_eq!(
+        (&entry["status"], &entry["finish_reason"], &entry["cache"]),
+        (&"done".into(), &"stop".into(), &"bypass".into())
+    );
+    assert!(entry["usage"]["completion_tokens"].as_u64() > Some(0));
+    assert!(entry.get("prompt").is_none(), "no text by default");
+    assert_eq!(list(&daemon, "status=failed")["data"], json!([]));
+    let created_at = entry["created_at"].as_u64().expect("a time") + 1;
+    assert_eq!(
+        list(&daemon, &format!("since={created_at}"))["data"],
+        json!([])
+    );
+
+    let made = daemon.run(&["key", "create", "--name", "other", "--scopes", "generate"]);
+    let other = String::from_utf8(made.stdout).expect("a key");
+    let other = other.trim();
+    eventually("the other key works", || {
+        let credentials = format!("Bearer {other}");
+        let head = [("authorization", credentials.as_str())];
+        let target = format!("/api/v1/generations?cursor={cursor}");
+        let bytes = request("GET", &target, &head, b"");
+        let answer = daemon.exchange(&bytes);
+        (answer.status() == 200).then(|| assert_eq!(answer.json()["data"], json!([])))
+    });
+}
+
+#[test]
+fn a_database_that_another_process_locks_delays_records_and_no_request() {
+    let daemon = Daemon::echo();
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let other = Connection::open(path).expect("the database");
+    other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+    generate(&daemon, 20);
+    wait_for_problem(&daemon, "locked");
+    generate(&daemon, 5);
+    other.execute_batch("ROLLBACK").expect("the lock's end");
+    wait_for_health(&daemon);
+    wait_for_records(&daemon, 25);
+    assert_eq!(daemon.metrics().value("autoglmd_store_dropped_total"), 0.0);
+}
+
+#[test]
+fn a_database_that_is_removed_and_put_back_is_taken_up_again() {
+    let daemon = Daemon::echo();
+    generate(&daemon, 3);
+    wait_for_records(&daemon, 3);
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let backup = path.with_extension("backup");
+    let source = Connection::open(&path).expect("the database");
+    let target = backup.to_str().expect("a path");
+    source.execute("VACUUM INTO ?1", [target]).expect("a copy");
+    drop(source);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+    }
+    generate(&daemon, 2);
+    wait_for_problem(&daemon, DATABASE_FILE);
+    generate(&daemon, 2);
+    std::fs::rename(&backup, &path).expect("the backup takes its place");
+    wait_for_health(&daemon);
+    wait_for_records(&daemon, 7);
+}
+
+/// The state folder on a file system of 8 MiB, most of which a file takes that can be removed.
+/// The folder is copied there, so that the test still finds the key.
+const SMALL_DISK: &str = r#"
+    set -e
+    cp -a "$HOME/state" "$HOME/copy"
+    mount -t tmpfs -o size=8M tmpfs "$HOME/state"
+    cp -a "$HOME/copy/." "$HOME/state"
+    head -c 7600000 /dev/zero > "$HOME/state/ballast"
+    exec "$0" "$@"
+"#;
+
+#[test]
+fn a_full_disk_delays_records_and_no_request() {
+    let mut first = Daemon::echo();
+    let folder = first.folder();
+    first.kill();
+    let daemon = Options::echo()
+        .in_folder(Arc::clone(&folder))
+        .wrapped_in(&["unshare", "-rm", "sh", "-c", SMALL_DISK])
+        .start();
+    eventually("the disk is full", || {
+        generate(&daemon, 50);
+        problem(&daemon)
+    });
+    wait_for_problem(&daemon, "full");
+    generate(&daemon, 50);
+    let root = format!("/proc/{}/root", daemon.process().0);
+    let state = daemon.state_folder();
+    let inside = Path::new(&root).join(state.strip_prefix("/").expect("an absolute path"));
+    std::fs::remove_file(inside.join("ballast")).expect("the ballast");
+    wait_for_health(&daemon);
+    let last = generate(&daemon, 1);
+    eventually("all records are stored", || {
+        let metrics = daemon.metrics();
+        (metrics.value("autoglmd_store_records_waiting") == 0.0).then_some(())
+    });
+    eventually("the last record is stored", || {
+        (ids(&list(&daemon, "limit=1")) == last).then_some(())
+    });
+    assert_eq!(daemon.metrics().value("autoglmd_store_dropped_total"), 0.0);
+}
+
+/// `AUTOGLMD_KILLS` rounds; each begins with what the one before has left.
+#[test]
+fn the_store_opens_after_each_kill() {
+    let kills = std::env::var("AUTOGLMD_KILLS").map_or(3, |text| text.parse().expect("a number"));
+    let mut folder = None;
+    let mut known = Vec::new();
+    for round in 0..kills {
+        let mut options = Options::echo();
+        if let Some(folder) = folder.take() {
+            options = options.in_folder(folder);
+        }
+        let mut daemon = options.start();
+        assert_eq!(problem(&daemon), None);
+        // What was listed once is there after the kill.
+        let found = ids(&list(&daemon, "limit=100"));
+        let kept = known.iter().filter(|id| found.contains(id)).count();
+        assert_eq!(kept, known.len(), "round {round}");
+        generate(&daemon, 1 + round % 7);
+        if round % 2 == 0 {
+            known = ids(&list(&daemon, "limit=20"));
+        } else {
+            known.clear();
+        }
+        folder = Some(daemon.folder());
+        daemon.kill();
+    }
+    let folder = folder.expect("a round");
+    let path = folder.path().join("state").join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    let check: String = database
+        .query_row("PRAGMA integrity_check", (), |row| row.get(0))
+        .expect("a check");
+    assert_eq!(check, "ok");
+}
+
+/// Mutation: `end` that writes nothing.
+#[test]
+fn a_drain_stores_all_records() {
+    let mut daemon = Daemon::echo();
+    let made = generate(&daemon, 30);
+    daemon.process().signal(libc::SIGTERM);
+    assert!(daemon.wait().success());
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    let count: u32 = database
+        .query_row("SELECT count(*) FROM generations", (), |row| row.get(0))
+        .expect("a count");
+    assert_eq!(count as usize, made.len());
+}
