@@ -305,6 +305,8 @@ fn bounds_are_named_and_places_come_back() {
     let daemon = Options::echo()
         .set_raw("rate_limit.enabled", "true")
         .set_raw("rate_limit.tokens_per_minute", "1")
+        .set_raw("rate_limit.requests_per_minute", "1000000")
+        .set_raw("rate_limit.burst", "1000000")
         .set_raw("jobs.max_queued_per_key", "2")
         .set("jobs.max_size", "1MiB")
         .start();
@@ -341,6 +343,8 @@ fn a_job_that_waits_for_too_long_expires_and_an_old_one_is_deleted() {
     let daemon = Options::echo()
         .set_raw("rate_limit.enabled", "true")
         .set_raw("rate_limit.tokens_per_minute", "1")
+        .set_raw("rate_limit.requests_per_minute", "1000000")
+        .set_raw("rate_limit.burst", "1000000")
         .set("jobs.max_wait", "1s")
         .set("jobs.keep", "3s")
         .start();

@@ -7,6 +7,7 @@ mod coding;
 mod dialect;
 mod generation;
 mod grpc;
+mod jobs;
 mod long_bodies;
 mod long_responses;
 mod protobuf;

@@ -1,0 +1,188 @@
+//! Requests about durable jobs: what they ask the store for, and when.
+
+use super::*;
+use crate::jobs::{EventKind, JobEvent, JobId, NewJob};
+use crate::limits::jobs as limits;
+use crate::runner::Wake;
+use crate::store::{Jobs as _, SqliteStore};
+
+const ID: &str = "job_00000000-0001-7000-8000-000000000000";
+
+/// A service, and a store that works when the test lets it.
+struct Desk {
+    bench: Bench,
+    store: SqliteStore,
+    _folder: tempfile::TempDir,
+}
+
+impl Desk {
+    /// With a job of the full key that has these deltas.
+    fn with_job(deltas: &[&str]) -> Desk {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = SqliteStore::open_in(folder.path()).unwrap();
+        let id = JobId::parse(ID).unwrap();
+        let job = NewJob {
+            id,
+            key_id: record(FULL).id,
+            created_at: 1,
+            expires_at: u64::MAX,
+            request: "{}".to_owned(),
+            callback_url: None,
+        };
+        store.insert_job(&job).unwrap();
+        let mut life = store.job_life(id).unwrap().unwrap();
+        life.claim(u64::MAX).unwrap();
+        for text in deltas {
+            let event = JobEvent {
+                id: life.push_event(1).unwrap(),
+                kind: EventKind::Delta,
+                text: (*text).to_owned(),
+            };
+            store.push_job_event(id, &event).unwrap();
+        }
+        store.save_job_life(id, &life, 1).unwrap();
+        Desk {
+            bench: Bench::new(),
+            store,
+            _folder: folder,
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.bench.service.desk.parts.requests.waiting()
+    }
+
+    /// Runs what waits for the store, and passes the replies to an exchange.
+    fn reply(&mut self, exchange: &mut Exchange, reply: &mut Recording) -> Flow {
+        let requests = self.bench.service.desk.parts.requests.clone();
+        let mut group = Vec::new();
+        assert!(requests.take(&mut group, Duration::ZERO));
+        for mut task in group {
+            let result = task.run(&mut self.store);
+            task.finish(result.as_ref().map(|()| ()));
+        }
+        let mut flow = Flow::Open;
+        for completion in self.bench.replies.take() {
+            let now = self.bench.now;
+            let service = &mut self.bench.service;
+            flow = service.handle_event(exchange, completion, now, reply);
+        }
+        flow
+    }
+}
+
+fn follow() -> Sent<'static> {
+    Sent::get("/api/v1/jobs/job_00000000-0001-7000-8000-000000000000/events").key(FULL)
+}
+
+/// Mutations: `handle_batch` and `handle_moved` that look without room.
+#[test]
+fn a_slow_follower_keeps_its_place_and_reads_when_it_has_room() {
+    let long = "x".repeat(limits::FOLLOWED_BYTES);
+    let mut desk = Desk::with_job(&[&long, "second"]);
+    let (mut reply, exchange) = desk.bench.send(&follow());
+    let mut exchange = exchange.expect("it waits for the store");
+    assert!(
+        !exchange.has_job(),
+        "nothing has to end before it can be dropped"
+    );
+    reply.room = false;
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    assert!(reply.text().contains("id: 1.1\n") && !reply.text().contains("id: 1.2\n"));
+    let now = desk.bench.now;
+    let moved = Completion::JobMoved;
+    let flow = desk
+        .bench
+        .service
+        .handle_event(&mut exchange, moved, now, &mut reply);
+    assert_eq!(
+        (flow, desk.waiting()),
+        (Flow::Open, 0),
+        "its output is full"
+    );
+    assert_eq!(exchange.buffered_bytes(), 0);
+    reply.room = true;
+    desk.bench.service.handle_room(&mut exchange);
+    assert_eq!(desk.waiting(), 1);
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    assert!(reply.text().contains("id: 1.2\n"));
+    assert_eq!(desk.waiting(), 0, "there is nothing more to read");
+}
+
+/// Mutations: a second look while one is under way; a wake-up during a look that is forgotten.
+#[test]
+fn a_wake_up_during_a_look_makes_one_more() {
+    let mut desk = Desk::with_job(&["first"]);
+    let (mut reply, exchange) = desk.bench.send(&follow());
+    let mut exchange = exchange.expect("it waits for the store");
+    for _ in 0..3 {
+        let now = desk.bench.now;
+        let moved = Completion::JobMoved;
+        let flow = desk
+            .bench
+            .service
+            .handle_event(&mut exchange, moved, now, &mut reply);
+        assert_eq!((flow, desk.waiting()), (Flow::Open, 1));
+    }
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    assert_eq!(desk.waiting(), 1);
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    assert_eq!(desk.waiting(), 0);
+    assert_eq!(
+        reply.text().matches("id: 1.1\n").count(),
+        1,
+        "each event once"
+    );
+}
+
+/// Mutation: `Following` that ignores `Last-Event-ID`.
+#[test]
+fn a_follower_resumes_behind_the_event_that_it_names() {
+    let mut desk = Desk::with_job(&["first", "second"]);
+    let (mut reply, exchange) = desk.bench.send(&follow().header("last-event-id", "1.1"));
+    let mut exchange = exchange.expect("it waits for the store");
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    assert!(!reply.text().contains("first") && reply.text().contains("second"));
+}
+
+/// A request whose store does not reply gets an error, and not silence.
+#[test]
+fn a_store_that_does_not_respond_is_not_waited_for() {
+    let mut desk = Desk::with_job(&[]);
+    let one = Sent::get("/api/v1/jobs/job_00000000-0001-7000-8000-000000000000").key(FULL);
+    let (mut reply, exchange) = desk.bench.send(&one);
+    let mut exchange = exchange.expect("it waits for the store");
+    assert!(exchange.has_job());
+    let now = desk.bench.now + limits::STORE_PATIENCE;
+    assert_eq!(exchange.next_deadline(), now);
+    let flow = desk
+        .bench
+        .service
+        .handle_deadline(&mut exchange, now, &mut reply);
+    assert_eq!(
+        (flow, reply.error().as_str()),
+        (Flow::Finished, "store_unavailable")
+    );
+}
+
+/// Mutation: a follower that is not in the list before its first look.
+#[test]
+fn a_follower_is_woken_from_its_first_look_on() {
+    #[derive(Default)]
+    struct Bell(Mutex<u32>);
+    impl Wake for Bell {
+        fn wake(&self, _: JobKey) {
+            *self.0.lock().unwrap() += 1;
+        }
+    }
+    let mut desk = Desk::with_job(&[]);
+    let bell = Arc::new(Bell::default());
+    let followers = Arc::new(crate::runner::Followers::new(bell.clone()));
+    desk.bench.service.desk.parts.jobs.followers = followers.clone();
+    let (_, exchange) = desk.bench.send(&follow());
+    followers.wake(JobId::parse(ID).unwrap());
+    assert_eq!(*bell.0.lock().unwrap(), 1);
+    drop(exchange);
+    followers.wake(JobId::parse(ID).unwrap());
+    assert_eq!(*bell.0.lock().unwrap(), 1, "it has left");
+}
