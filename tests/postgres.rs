@@ -127,6 +127,9 @@ fn commands_and_the_daemon_share_a_database_and_never_show_its_password() {
     assert!(!log.contains(PASSWORD), "{log}");
 }
 
+/// Something that happens to a server.
+type Act = fn(&Postgres);
+
 /// Mutations that this test catches: `Session::wait` without its timeout (the thread hangs while the
 /// server is frozen, and the test with it), `is_replaced` that is always false (the daemon keeps a
 /// connection that has ended).
@@ -151,7 +154,7 @@ fn a_server_that_is_killed_frozen_or_stopped_costs_no_request() {
                 }
             });
         }
-        let faults: [(fn(&Postgres), fn(&Postgres)); 3] = [
+        let faults: [(Act, Act); 3] = [
             (Postgres::freeze, Postgres::thaw),
             (Postgres::kill, Postgres::restart),
             (Postgres::stop, Postgres::restart),
