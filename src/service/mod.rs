@@ -169,7 +169,7 @@ impl Service {
             }
             Route::Jobs if call.method == Method::Post => {
                 return match jobs::accept::accept(desk, admitted, incoming, wire)? {
-                    Begun::Reading(running) => Some(Box::new(Exchange::Generation(*running))),
+                    Begun::Reading(running) => Some(Box::new(Exchange::Generation(running))),
                     Begun::Asking(one) => asking(Some(one)),
                 };
             }

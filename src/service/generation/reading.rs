@@ -115,6 +115,10 @@ impl Reader {
 }
 
 /// A complete body, on its way.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one call; boxing would allocate"
+)]
 pub enum Read {
     Now(Asked, Arc<Ticket>),
     Later(Reading),

@@ -23,9 +23,13 @@ use super::asking::Asking;
 use super::work::{Accept, Work};
 
 /// A request that was begun.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one call; boxing would allocate"
+)]
 pub enum Begun {
     /// A worker reads its body.
-    Reading(Box<Running>),
+    Reading(Running),
     Asking(Asking),
 }
 
@@ -48,7 +52,7 @@ pub fn accept(
         Ok(Read::Now(asked, _)) => store(desk, call, key, asked, wire).map(Begun::Asking),
         Ok(Read::Later(reading)) => {
             let stage = Stage::Reading(reading);
-            Some(Begun::Reading(Box::new(Running { call, stage })))
+            Some(Begun::Reading(Running { call, stage }))
         }
         Err(error) => {
             desk.fail(&call, &error, wire);
