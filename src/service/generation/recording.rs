@@ -59,7 +59,8 @@ impl Recording {
             digest: asked.digest,
             content,
         };
-        // The allocation of this request; everything else moves this pointer.
+        // Allocates per request, twice: the model's name above, and the record, whose pointer moves
+        // from here to the store's thread.
         Recording {
             record: Some(Box::new(record)),
         }
