@@ -295,3 +295,28 @@ fn an_encrypted_connection_needs_a_certificate_of_the_authority_that_is_trusted(
         "{message}"
     );
 }
+
+/// Mutations that this test catches: `ADD` without one of its columns, `usage` counted twice.
+#[test]
+fn generations_are_recorded_listed_and_counted() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let daemon = options(&server, &database).start();
+    for _ in 0..3 {
+        let body = json!({"prompt": "x", "cache": "bypass"});
+        daemon.generate(&body).expect(200);
+    }
+    let list = |query: &str| {
+        daemon
+            .get(&format!("/api/v1/generations{query}"))
+            .expect(200)
+    };
+    eventually("three records are listed", || {
+        let found = list("").text().matches("\"id\":\"gen_").count();
+        (found == 3).then_some(())
+    });
+    let page = list("?limit=2").text().matches("\"id\":\"gen_").count();
+    assert_eq!(page, 2, "{}", list("?limit=2"));
+    let count = "SELECT sum(generations) FROM usage";
+    assert_eq!(server.sql(&database, count), "3");
+}
