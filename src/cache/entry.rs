@@ -1,13 +1,17 @@
 //! A finished generation, for requests that are equal to the one that computed it.
 //!
-//! Owns the text and the facts that every response shows. Knows no form of a response: it is played
-//! as the events of a job, whole or in pieces, and the new request's own narrator writes them.
+//! Owns the text and the facts that every response shows, and their form in the level that daemons
+//! share. Knows no form of a response: it is played as the events of a job, whole or in pieces, and
+//! the new request's own narrator writes them.
 
 use std::time::Duration;
 
-use crate::core::Moment;
-use crate::engine::{Done, Event, FinishReason, Origin, Served, Timings, Usage, Verdict};
+use crate::core::{Moment, UnixMillis};
+use crate::engine::{
+    Done, Event, FinishReason, GenerationId, Origin, Served, Timings, Usage, Verdict,
+};
 use crate::limits::cache as limits;
+use crate::telemetry::id::IdKind;
 
 /// See the file's head.
 #[derive(Debug, PartialEq)]
@@ -25,6 +29,61 @@ impl Entry {
     pub fn bytes(&self) -> usize {
         let own = 2 * size_of::<usize>() + size_of::<Entry>() + limits::BLOCK_BYTES;
         own + self.text.len() + limits::BLOCK_BYTES
+    }
+
+    /// Returns the form that other daemons read: numbers in little endian, the id, and the text.
+    /// The shared level adds a version and a checksum.
+    pub fn encode(&self, completed: UnixMillis) -> Vec<u8> {
+        let usage = &self.usage;
+        let mut bytes = vec![self.finish_reason as u8];
+        for number in [
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+        ] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        let latency = self.origin.latency.as_micros() as u64;
+        for number in [latency, completed.as_u64()] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(self.origin.id.as_str().as_bytes());
+        bytes.extend_from_slice(self.text.as_bytes());
+        bytes
+    }
+
+    /// Reads that form. `None`: it is not one.
+    pub fn decode(bytes: &[u8], now: (UnixMillis, Moment)) -> Option<Entry> {
+        let (finish_reason, rest) = bytes.split_first()?;
+        let (usage, rest) = rest.split_first_chunk::<12>()?;
+        let (times, rest) = rest.split_first_chunk::<16>()?;
+        let (id, text) = rest.split_at_checked(GenerationId::FIRST.as_str().len())?;
+        let number = |at: usize| Some(u32::from_le_bytes(usage[at..].first_chunk().copied()?));
+        let time = |at: usize| Some(u64::from_le_bytes(times[at..].first_chunk().copied()?));
+        let age_ms = now.0.as_u64().saturating_sub(time(8)?);
+        let completed = now
+            .1
+            .as_micros()
+            .saturating_sub(age_ms.saturating_mul(1_000));
+        Some(Entry {
+            text: std::str::from_utf8(text).ok()?.into(),
+            finish_reason: match finish_reason {
+                0 => FinishReason::Stop,
+                1 => FinishReason::Length,
+                _ => return None,
+            },
+            usage: Usage {
+                prompt_tokens: number(0)?,
+                cached_tokens: number(4)?,
+                completion_tokens: number(8)?,
+            },
+            origin: Origin {
+                id: GenerationId::parse(IdKind::Generation, id)?,
+                latency: Duration::from_micros(time(0)?),
+            },
+            // An entry that is older than this process is as old as the process.
+            completed: Moment::from_micros(completed),
+        })
     }
 
     /// Returns the source of a response to another request.

@@ -130,6 +130,8 @@ pub struct Flight {
     /// The job of the follower with the latest deadline, while the engine may still refuse the
     /// first one's because its own deadline is too early.
     pub spare: Option<Box<Job>>,
+    /// The first follower's job, while the shared level is asked.
+    pub asking: Option<Box<Job>>,
     /// Whether the engine has admitted the job.
     pub is_launched: bool,
     wholes: Vec<Follower>,
@@ -153,6 +155,7 @@ impl Flight {
             text: String::new(),
             share,
             spare: None,
+            asking: None,
             is_launched: false,
             wholes: Vec::new(),
             streams: Vec::new(),

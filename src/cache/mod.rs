@@ -5,7 +5,8 @@
 //!
 //! The second level is an engine in front of an engine: [`key`] (which requests are equal),
 //! [`entry`] (a finished generation), [`flight`] (a running one, and the requests that wait for
-//! it), [`table`] (the flights and entries of a shard), [`cached`] (the engine).
+//! it), [`table`] (the flights and entries of a shard), [`results`] (all shards, and the way of
+//! events to them), [`cached`] (the engine).
 
 pub mod cached;
 mod entry;
@@ -13,6 +14,7 @@ mod flight;
 mod key;
 pub mod lru;
 pub mod metrics;
+pub mod results;
 pub mod shards;
 pub mod shared;
 mod table;

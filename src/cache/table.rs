@@ -87,6 +87,7 @@ pub enum Left {
 /// A flight that has ended with a result.
 #[derive(Debug)]
 pub struct Finished {
+    pub digest: Digest,
     pub entry: Arc<Entry>,
     /// They get the rest with the terminal event.
     pub followers: Vec<Follower>,
@@ -228,13 +229,43 @@ impl Table {
     ) -> Option<Finished> {
         let (mut flight, all) = self.close(key)?;
         flight.push(&done.text);
-        let entry = Arc::new(Entry {
+        let entry = Entry {
             finish_reason: done.finish_reason,
             usage: done.usage,
             origin: flight.origin(now),
             completed: now,
             text: std::mem::take(&mut flight.text).into_boxed_str(),
-        });
+        };
+        Some(self.end(flight, all, entry, ttl, now))
+    }
+
+    /// Ends a flight whose result another daemon has computed.
+    pub fn finish_shared(
+        &mut self,
+        key: JobKey,
+        entry: Entry,
+        ttl: Duration,
+        now: Moment,
+    ) -> Option<Finished> {
+        let (mut flight, mut all) = self.close(key)?;
+        flight.share.set(entry.text.len());
+        for follower in &mut all {
+            if follower.verdict == Verdict::Miss {
+                follower.verdict = Verdict::Shared;
+            }
+        }
+        Some(self.end(flight, all, entry, ttl, now))
+    }
+
+    fn end(
+        &mut self,
+        flight: Flight,
+        all: Vec<Follower>,
+        entry: Entry,
+        ttl: Duration,
+        now: Moment,
+    ) -> Finished {
+        let entry = Arc::new(entry);
         let mut removed = Vec::new();
         self.store(flight.digest, flight.tenant, &entry, ttl, now, &mut removed);
         let pinned = Arc::new(Pinned {
@@ -252,12 +283,13 @@ impl Table {
                 self.insert_replay(follower, Arc::clone(&pinned));
             }
         }
-        Some(Finished {
+        Finished {
+            digest: flight.digest,
             entry,
             followers,
             lagging,
             removed,
-        })
+        }
     }
 
     /// Stores an entry, unless it would fill the shard alone.
@@ -274,7 +306,7 @@ impl Table {
             tenant,
             value: Arc::clone(entry),
             bytes: entry.bytes(),
-            expires: now + jittered(ttl, &digest),
+            expires: entry.completed + jittered(ttl, &digest),
         };
         // What does not fit is dropped here, and lives on with its followers.
         let _ = self.entries.insert(digest, item, now, removed);

@@ -15,12 +15,14 @@
 //!  * `close` that leaves the flight open, a seat that is not moved after a removal, an offset that
 //!    does not advance (`any_schedule`).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::cached::{Cached, Results};
+use super::cached::Cached;
 use super::metrics::{CacheSeries, Level, Verdicts};
+use super::results::Results;
+use super::shared::{EntryId, SharedLevel, Sink};
 use super::table::FLIGHTS;
 use crate::config::Cache;
 use crate::core::buffered::Account;
@@ -153,9 +155,46 @@ struct Bench {
     mailbox: Arc<Mailbox>,
     account: Account,
     now: Arc<AtomicU64>,
+    shared: Option<Arc<Elsewhere>>,
 }
 
-fn results(mailbox: &Arc<Mailbox>, account: &Account, now: &Arc<AtomicU64>) -> Arc<Results> {
+/// A shared level that responds when the test wants it.
+#[derive(Default)]
+struct Elsewhere {
+    is_lost: AtomicBool,
+    asked: Mutex<Vec<(EntryId, Sink)>>,
+    stored: Mutex<Vec<(EntryId, Vec<u8>)>>,
+}
+
+impl SharedLevel for Elsewhere {
+    fn get(&self, id: EntryId, _: Moment, sink: Sink) -> bool {
+        let is_there = !self.is_lost.load(Ordering::Relaxed);
+        if is_there {
+            self.asked.lock().unwrap().push((id, sink));
+        }
+        is_there
+    }
+
+    fn put(&self, id: EntryId, entry: &[u8], _: Duration) {
+        self.stored.lock().unwrap().push((id, entry.to_vec()));
+    }
+
+    fn remove(&self, _: &[u8; 32]) {}
+}
+
+impl Elsewhere {
+    fn respond(&self, entry: Option<Vec<u8>>) {
+        let (_, sink) = self.asked.lock().unwrap().pop().expect("it was asked");
+        sink(entry);
+    }
+}
+
+fn results(
+    mailbox: &Arc<Mailbox>,
+    account: &Account,
+    now: &Arc<AtomicU64>,
+    shared: Option<Arc<dyn SharedLevel>>,
+) -> Arc<Results> {
     let config = Cache {
         max_size: 32 << 20,
         ttl: TTL,
@@ -167,14 +206,20 @@ fn results(mailbox: &Arc<Mailbox>, account: &Account, now: &Arc<AtomicU64>) -> A
     let clock = move || Moment::from_micros(now.load(Ordering::Relaxed));
     let (mailbox, account) = (mailbox.clone(), account.clone());
     let clock = Box::new(clock);
-    Arc::new(Results::new(mailbox, account, &config, verdicts, clock))
+    let levels = (verdicts, shared);
+    Arc::new(Results::new(mailbox, account, &config, levels, clock))
 }
 
 impl Bench {
     fn new() -> Bench {
+        Bench::with(None)
+    }
+
+    fn with(shared: Option<Arc<Elsewhere>>) -> Bench {
         let (mailbox, account) = (Arc::new(Mailbox::default()), Account::new(1 << 30));
         let (now, inner) = (Arc::default(), Arc::new(Scripted::default()));
-        let results = results(&mailbox, &account, &now);
+        let level = shared.clone().map(|level| level as Arc<dyn SharedLevel>);
+        let results = results(&mailbox, &account, &now, level);
         Bench {
             cached: Arc::new(Cached::new(results.clone(), inner.clone())),
             results,
@@ -182,7 +227,12 @@ impl Bench {
             mailbox,
             account,
             now,
+            shared,
         }
+    }
+
+    fn shared(&self) -> &Elsewhere {
+        self.shared.as_ref().expect("a shared level")
     }
 
     fn submit(&self, job: &Job) {
@@ -663,6 +713,64 @@ fn a_reload_empties_a_cache_that_is_switched_off() {
     assert_eq!(bench.jobs()[2].key.reactor, FLIGHTS);
 }
 
+/// Mutations: `ask` that waits for nothing, or that drops the job of a lost level; `finish` that
+/// does not share; `decode` with another order of numbers.
+#[test]
+fn a_result_of_another_daemon_is_used() {
+    let one = Bench::with(Some(Arc::default()));
+    let first = job("x", 0);
+    one.submit(&first);
+    assert!(one.jobs().is_empty(), "the shared level is asked first");
+    one.shared().respond(None);
+    one.done(&one.jobs()[0], "text");
+    assert_eq!(one.result(&first).1.verdict, Verdict::Miss);
+    let (id, entry) = one.shared().stored.lock().unwrap()[0].clone();
+    assert_eq!(id.model, model().fingerprint);
+
+    let other = Bench::with(Some(Arc::default()));
+    let (first, follower) = (stream("x", 0, 1), job("x", 1));
+    other.submit(&first);
+    other.submit(&follower);
+    assert_eq!(other.shared().asked.lock().unwrap()[0].0, id);
+    other.shared().respond(Some(entry));
+    for (job, verdict) in [(&first, Verdict::Shared), (&follower, Verdict::Joined)] {
+        let (text, served) = other.result(job);
+        assert_eq!((text.as_str(), served.verdict), ("text", verdict));
+        assert_eq!(
+            served.origin.map(|origin| origin.id),
+            Some(GenerationId::FIRST)
+        );
+    }
+    let hit = job("x", 2);
+    other.submit(&hit);
+    assert_eq!(other.result(&hit).1.verdict, Verdict::Hit);
+    assert!(other.jobs().is_empty() && other.results.is_empty());
+}
+
+/// Mutations: a lost level that fails the request; a refusal that comes late and is dropped.
+#[test]
+fn a_shared_level_that_is_lost_or_wrong_is_a_miss() {
+    let bench = Bench::with(Some(Arc::default()));
+    bench.shared().is_lost.store(true, Ordering::Relaxed);
+    bench.submit(&job("x", 0));
+    assert_eq!(bench.jobs().len(), 1);
+    bench.shared().is_lost.store(false, Ordering::Relaxed);
+    bench.submit(&job("y", 1));
+    bench.shared().respond(Some(b"no entry".to_vec()));
+    assert_eq!(bench.jobs().len(), 2);
+    bench.inner.refusals.lock().unwrap().push(Refused::Loading);
+    let (late, follower) = (job("z", 2), job("z", 3));
+    bench.submit(&late);
+    bench.submit(&follower);
+    bench.shared().respond(None);
+    for job in [late, follower] {
+        assert_eq!(
+            bench.failure(&job).reason,
+            FailReason::Refused(Refused::Loading)
+        );
+    }
+}
+
 /// Mutation: `join` without its look at the classes.
 #[test]
 fn a_live_request_does_not_wait_behind_background_work() {
@@ -688,7 +796,7 @@ fn a_live_request_does_not_wait_behind_background_work() {
 #[test]
 fn an_engine_may_complete_a_job_at_once() {
     let (mailbox, account) = (Arc::new(Mailbox::default()), Account::new(1 << 30));
-    let results = results(&mailbox, &account, &Arc::default());
+    let results = results(&mailbox, &account, &Arc::default(), None);
     let cached = Cached::new(results.clone(), Echo::new(results.clone()));
     let verdicts = [0, 1].map(|request| {
         let job = stream("x", request, 32);

@@ -356,9 +356,9 @@ schema! {
             time(limits::CACHE_NEGATIVE_TTL_MS), Reload;
     }
 
-    /// Redis, which several daemons share: for the limits of keys, and for notices of changed keys.
-    /// Without it each daemon works by itself. A daemon that loses it goes on without it, and comes
-    /// back to it by itself.
+    /// Redis, which several daemons share: for the responses that one of them has computed, for the
+    /// limits of keys, and for notices of changed keys. Without it each daemon works by itself. A
+    /// daemon that loses it goes on without it, and comes back to it by itself.
     cache_shared "cache.shared": CacheShared {
         /// One server, `redis://HOST:PORT/DATABASE` or `redis+unix:/PATH`; a set under Sentinel,
         /// `redis+sentinel://HOST:PORT,HOST:PORT/MASTER`; or a cluster,

@@ -1,5 +1,7 @@
 //! Bounds of the cache.
 
+use std::time::Duration;
+
 /// Items in a block of a table that grows without moving: 64 entries of an LRU are 6 KiB, so a
 /// table has at most that much room it does not use. A power of two.
 pub const TABLE_BLOCK_ITEMS: usize = 64;
@@ -48,6 +50,10 @@ pub const EPOCH_BUCKETS: usize = 4_096;
 pub const SHRINK_STEP_BYTES: usize = 256 * 1024;
 
 const _: () = assert!(TABLE_BLOCK_ITEMS.is_power_of_two());
+
+/// Time within which the shared level must have been asked; a generation does not wait longer for
+/// it. Far above a healthy Redis, and far below any generation.
+pub const SHARED_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Bytes of an entry in the level that daemons share: a response of 250,000 tokens. Longer ones
 /// stay in the memory of the daemon that has computed them.

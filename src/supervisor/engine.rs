@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
-use crate::cache::cached::{Cached, Results};
+use crate::cache::cached::Cached;
 use crate::cache::metrics::{CacheSeries, Level, Verdicts};
+use crate::cache::results::Results;
+use crate::cache::shared::{RedisLevel, SharedLevel};
 #[cfg(feature = "llama")]
 use crate::config::Model;
 use crate::config::{Config, EngineKind};
@@ -54,8 +56,13 @@ impl Part for EnginePart {
         });
         let verdicts = Verdicts::of(&birth.metrics.series::<CacheSeries>(), Level::Generation);
         let (buffered, cache) = (birth.buffered.clone(), &birth.config.cache);
+        let shared = birth.redis.clone().map(|(_, redis)| {
+            let level = RedisLevel::new(redis, birth.metrics.series());
+            Arc::new(level) as Arc<dyn SharedLevel>
+        });
+        let levels = (verdicts, shared);
         let clock = Box::new(Moment::now);
-        let results = Arc::new(Results::new(deliver, buffered, cache, verdicts, clock));
+        let results = Arc::new(Results::new(deliver, buffered, cache, levels, clock));
         let computing = start(&birth.config, results.clone(), &birth.workers)?;
         let engine: Arc<dyn Engine> = Arc::new(Cached::new(results.clone(), computing));
         birth.engine = Some(engine.clone());

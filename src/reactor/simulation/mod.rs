@@ -51,8 +51,9 @@ use super::close_reason::CloseReason;
 use super::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use super::message::{Mailboxes, Message};
 use super::outbound;
-use crate::cache::cached::{Cached, Results};
+use crate::cache::cached::Cached;
 use crate::cache::metrics::{CacheSeries, Level, Verdicts};
+use crate::cache::results::Results;
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::buffered::{Account, Claim};
 use crate::core::places::Places;
@@ -171,7 +172,10 @@ impl Daemon {
             mailboxes.clone(),
             buffered.clone(),
             &config.cache,
-            Verdicts::of(&metrics.series::<CacheSeries>(), Level::Generation),
+            (
+                Verdicts::of(&metrics.series::<CacheSeries>(), Level::Generation),
+                None,
+            ),
             Box::new({
                 let clock = clock.clone();
                 move || Moment::from_micros(clock.load(Ordering::Relaxed))
