@@ -400,7 +400,7 @@ schema! {
         statement_timeout: Duration = Duration::from_secs(5),
             time(limits::STORE_TIMEOUT_MS), Restart;
         /// Keep a record of each generation: its key, times, tokens and outcome, and a digest of
-        /// its prompt. `GET /api/v1/generations` and `autoglmd key usage` read them.
+        /// its prompt. `GET /api/v1/generations` reads them.
         records: bool = true, SWITCH, Reload;
         /// Keep the text of prompts and outputs in the records as well.
         content: bool = false, SWITCH, Reload;

@@ -87,6 +87,7 @@ struct Worker<O> {
     /// `None` until it is needed, and after a failure.
     store: Option<Box<dyn Store>>,
     /// Records that are written with the next group.
+    #[expect(clippy::vec_box, reason = "they come as pointers, and are not copied")]
     records: Vec<Box<GenerationRecord>>,
     /// When a store that does not work is tried again without a task.
     retry: Instant,

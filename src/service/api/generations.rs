@@ -64,7 +64,7 @@ impl Question for Page {
         let list = List {
             object: "list",
             next_cursor: match has_more {
-                true => page.clone().last().map(|record| record.id.to_string()),
+                true => page.clone().next_back().map(|record| record.id.to_string()),
                 false => None,
             },
             data: page.map(Entry::of).collect(),
