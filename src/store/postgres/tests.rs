@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::connection::PostgresStore;
+use super::generations;
 use super::jobs;
 use super::schema::{STEPS, Schema, Step};
 use super::session::Session;
@@ -397,4 +398,36 @@ fn waiting_for_locks(session: &Session) -> i64 {
     let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     session.value(sql, &[]).unwrap()
+}
+
+/// Mutations that this test catches: each index of `generations` that is left out.
+#[test]
+fn no_statement_reads_all_records() {
+    let (bed, target) = bed();
+    let store = PostgresStore::open(&target).unwrap();
+    bed.raw(
+        "INSERT INTO generations (id, key_id, created_at, status, cached, request_id, \
+         prompt_tokens, cached_tokens, completion_tokens, queue_ms, prefill_ms, decode_ms, \
+         latency_ms, digest)
+         SELECT 'gen_' || lpad(to_hex(n), 32, '0'), 'key_' || n % 50, n,
+                (ARRAY['done', 'failed', 'abandoned'])[n % 3 + 1], 'miss', 'r', 0, 0, 0, 0, 0, 0,
+                0, ''
+         FROM generate_series(1, 100000) AS n;
+         ANALYZE",
+    );
+    let (key, most, id) = ("'key_7'", "50000", "'gen_0'");
+    for (sql, values) in [
+        (generations::PAGE, vec![key, "7", most, id, "20"]),
+        (
+            generations::PAGE_OF_STATUS,
+            vec![key, "7", most, id, "20", "'failed'"],
+        ),
+        (generations::TRIM, vec!["100", "7", "1000000"]),
+    ] {
+        let plan = plan(&store, sql, &values);
+        assert!(
+            !plan.iter().any(|line| line.contains("Seq Scan on")),
+            "{sql}: {plan:#?}"
+        );
+    }
 }
