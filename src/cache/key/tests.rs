@@ -132,6 +132,8 @@ fn fields_do_not_run_into_each_other() {
     }
 }
 
+type Change = &'static dyn Fn(&mut Job);
+
 #[test]
 fn every_field_that_decides_is_in_the_digest() {
     let with = |change: &dyn Fn(&mut Job)| {
@@ -141,7 +143,7 @@ fn every_field_that_decides_is_in_the_digest() {
         digest_of(&job)
     };
     let plain = with(&|_| {});
-    let changes: [(&str, &dyn Fn(&mut Job)); 12] = [
+    let changes: [(&str, Change); 12] = [
         ("tenant", &|job| job.tenant += 1),
         ("prompt", &|job| job.prompt = Prompt::Raw("y".into())),
         ("temperature", &|job| job.sampling.temperature = 0.5),

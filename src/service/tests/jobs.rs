@@ -59,7 +59,7 @@ impl Desk {
         assert!(requests.take(&mut group, Duration::ZERO));
         for mut task in group {
             let result = task.run(&mut self.store);
-            task.finish(result.as_ref().map(|()| ()));
+            task.finish(result.as_ref().copied());
         }
         let mut flow = Flow::Open;
         for completion in self.bench.replies.take() {

@@ -8,6 +8,7 @@ use crate::store::interface::generations::{GenerationRecord, Status};
 const FENCED: &str = "```python\nprint(1)\n```";
 const BODY: &str = r#"{"prompt": "sort", "language": "python"}"#;
 
+#[expect(clippy::vec_box, reason = "the queue holds pointers")]
 fn records(bench: &Bench) -> Vec<Box<GenerationRecord>> {
     let mut records = Vec::new();
     bench.store.records().take(&mut records, usize::MAX);

@@ -82,8 +82,9 @@ fn a_record_comes_back_as_it_was_and_counts_once() {
         cached_tokens: 8,
         completion_tokens: 6,
     };
-    assert_eq!(store.usage(Some(&key), 0).unwrap(), [usage.clone()]);
-    assert_eq!(store.usage(None, usage.day).unwrap(), [usage.clone()]);
+    let only = std::slice::from_ref(&usage);
+    assert_eq!(store.usage(Some(&key), 0).unwrap(), only);
+    assert_eq!(store.usage(None, usage.day).unwrap(), only);
     assert_eq!(store.usage(None, usage.day + 1).unwrap(), []);
     assert_eq!(store.usage(Some("key_other"), 0).unwrap(), []);
 }
