@@ -170,11 +170,13 @@ impl Service {
             Route::Jobs if call.method == Method::Post => {
                 return match jobs::accept::accept(desk, admitted, incoming, wire)? {
                     Begun::Reading(running) => Some(Box::new(Exchange::Generation(running))),
-                    Begun::Asking(one) => asking(Some(one)),
+                    Begun::Asking(one) => job_asking(Some(one)),
                 };
             }
-            Route::Jobs => return asking(jobs::look::list(desk, admitted.call, &incoming, wire)),
-            Route::Job => return asking(jobs::look::one(desk, admitted.call, &incoming, wire)),
+            Route::Jobs => {
+                return job_asking(jobs::look::list(desk, admitted.call, &incoming, wire));
+            }
+            Route::Job => return job_asking(jobs::look::one(desk, admitted.call, &incoming, wire)),
             Route::JobEvents => {
                 let following = jobs::follow::follow(desk, admitted.call, &incoming, wire)?;
                 return Some(Box::new(Exchange::Job(JobExchange::Following(following))));
@@ -385,7 +387,7 @@ impl Service {
 }
 
 /// Returns the exchange of a request that waits for the store.
-fn asking(asking: Option<Asking>) -> Option<Box<Exchange>> {
+fn job_asking(asking: Option<Asking>) -> Option<Box<Exchange>> {
     asking.map(|asking| Box::new(Exchange::Job(JobExchange::Asking(asking))))
 }
 
