@@ -314,15 +314,27 @@ fn a_database_is_checked_and_brought_up_to_date() {
     raw.execute("DELETE FROM keys", ()).unwrap();
     check().expect(0);
     // The first version, which had neither the other tables nor the other columns.
-    raw.execute_batch(
-        "
-        DROP TRIGGER key_updated; DROP TRIGGER key_deleted; DROP TRIGGER secret_inserted;
-        DROP TRIGGER secret_updated; DROP TRIGGER secret_deleted;
-        DROP TABLE key_changes; DROP TABLE schema;
-        ALTER TABLE keys DROP COLUMN weight; ALTER TABLE keys DROP COLUMN allowed_models;
-        ALTER TABLE keys DROP COLUMN webhook_secret; ALTER TABLE keys DROP COLUMN owner;
-    ",
-    )
+    let later: String = raw
+        .prepare(
+            "SELECT type, name FROM sqlite_schema
+             WHERE type = 'trigger' OR type = 'table' AND name NOT IN ('keys', 'secrets')
+             ORDER BY type = 'table'",
+        )
+        .unwrap()
+        .query_map((), |row| {
+            let (kind, name): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok(format!("DROP {kind} {name};"))
+        })
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|drop| !drop.contains("sqlite_"))
+        .collect();
+    raw.execute_batch(&format!(
+        "PRAGMA foreign_keys = OFF;
+         {later}
+         ALTER TABLE keys DROP COLUMN weight; ALTER TABLE keys DROP COLUMN allowed_models;
+         ALTER TABLE keys DROP COLUMN webhook_secret; ALTER TABLE keys DROP COLUMN owner;"
+    ))
     .unwrap();
     let old = check().expect(0);
     assert!(

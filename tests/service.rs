@@ -178,7 +178,7 @@ fn method_media_type_and_path_are_refused_by_their_own_words() {
         "{answer}"
     );
     daemon
-        .get("/api/v1/generations")
+        .get("/api/v1/generation")
         .expect_error(404, "not_found");
 
     let authorization = daemon.authorization();
