@@ -14,6 +14,7 @@ use crate::config::Opening;
 use crate::core::places::Places;
 use crate::limits::offload as offload_limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
+use crate::os::process::take_short_turns;
 use crate::reactor::epoll::Epoll;
 use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
 use crate::reactor::message::Message;
@@ -61,6 +62,7 @@ impl Spawner {
                 .name(format!("reactor-{}", parts.index))
                 .spawn(move || {
                     let _end = end;
+                    take_short_turns();
                     Reactor::new(parts).run()
                 })?;
             threads.push(thread);
