@@ -92,6 +92,16 @@ pub const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// Old records that are removed in one step, between two groups: a step takes some milliseconds.
 pub const TRIMMED_RECORDS_MAX: u32 = 500;
 
+/// What an entry of the cache takes in the database beside its value: its row and its places in
+/// four indexes.
+pub const ENTRY_ROW_BYTES: u64 = 256;
+
+/// The part of `store.max_size` that entries of the cache may have.
+pub const ENTRIES_SIZE_DIVISOR: u64 = 4;
+
+/// Entries that are removed in one step, between two groups.
+pub const TRIMMED_ENTRIES_MAX: u32 = 500;
+
 /// Generations on one page of the list.
 pub const PAGE_RECORDS_MAX: u32 = 100;
 

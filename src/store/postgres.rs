@@ -39,6 +39,8 @@ mod jobs;
 
 mod generations;
 
+mod entries;
+
 mod examine;
 
 pub use connection::PostgresStore;

@@ -38,6 +38,8 @@ mod jobs;
 
 mod generations;
 
+mod entries;
+
 mod groups;
 
 mod examine;

@@ -1,7 +1,7 @@
 //! How much the store keeps, and the step that removes the rest.
 //!
-//! Each step removes a few of the oldest records and ends, so that tasks wait for milliseconds and
-//! not until all is done.
+//! Each step removes a few of the oldest records, and of the entries of the cache, and ends, so
+//! that tasks wait for milliseconds and not until all is done.
 
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ impl Default for Upkeep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trimmed {
     pub removed: u32,
+    /// Entries of the cache.
+    pub entries: u32,
     /// Before the step.
     pub used_bytes: u64,
 }
@@ -54,7 +56,15 @@ impl Upkeep {
         let removed = store.trim_generations(&bounds, limits::TRIMMED_RECORDS_MAX)?;
         Ok(Trimmed {
             removed,
+            entries: self.trim_entries(store, now)?,
             used_bytes,
         })
+    }
+
+    fn trim_entries(&self, store: &mut dyn Store, now: UnixMillis) -> Result<u32, StoreError> {
+        let most = limits::TRIMMED_ENTRIES_MAX;
+        let old = store.delete_old_entries(now.as_u64(), most)?;
+        let bytes_max = self.max_bytes / limits::ENTRIES_SIZE_DIVISOR;
+        Ok(old + store.trim_entries(bytes_max, most)?)
     }
 }

@@ -209,7 +209,7 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
                 let health = self.requests.health();
                 health.note_removed(trimmed.removed);
                 health.set_used_bytes(trimmed.used_bytes);
-                if trimmed.removed == 0 {
+                if trimmed.removed == 0 && trimmed.entries == 0 {
                     self.trim = now + limits::TRIM_INTERVAL;
                 }
             }

@@ -6,6 +6,7 @@
 //!
 //! [SQLite's schema]: crate::store::sqlite
 
+mod entries;
 mod generations;
 mod jobs;
 
@@ -107,6 +108,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: generations::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: entries::TABLES,
         min_reader: 1,
     },
 ];

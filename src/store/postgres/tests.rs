@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::connection::PostgresStore;
+use super::entries;
 use super::generations;
 use super::jobs;
 use super::schema::{STEPS, Schema, Step};
@@ -12,6 +13,7 @@ use super::session::Session;
 use super::target::Target;
 use crate::jobs::{JobId, NewJob};
 use crate::store::interface::Groups;
+use crate::store::interface::entries::{Entries, EntryRow};
 use crate::store::interface::jobs::RememberedJob;
 use crate::store::tests::server::{PASSWORD, Postgres, Way};
 use crate::store::tests::{Bed, PostgresBed, target};
@@ -423,6 +425,62 @@ fn no_statement_reads_all_records() {
             vec![key, "7", most, id, "20", "'failed'"],
         ),
         (generations::TRIM, vec!["100", "7", "1000000"]),
+    ] {
+        let plan = plan(&store, sql, &values);
+        assert!(
+            !plan.iter().any(|line| line.contains("Seq Scan on")),
+            "{sql}: {plan:#?}"
+        );
+    }
+}
+
+/// Mutation that this test catches: a put or a use without its advisory lock.
+#[test]
+fn entries_of_two_transactions_never_wait_for_each_other() {
+    let (_bed, target) = bed();
+    let mut one = PostgresStore::open(&target).unwrap();
+    let mut other = PostgresStore::open(&target).unwrap();
+    let entry = |number: u8| EntryRow {
+        digest: [number; 32],
+        tenant: 1,
+        created_at: 1,
+        expires_at: 100,
+        value: vec![number],
+    };
+    one.put_entry(&entry(3), 1).unwrap();
+    one.begin().unwrap();
+    other.begin().unwrap();
+    one.put_entry(&entry(1), 1).unwrap();
+    other.put_entry(&entry(2), 1).unwrap();
+    assert!(one.find_entry(&[3; 32], 2).unwrap().is_some());
+    // With locks of rows, each of these would wait for the other's transaction.
+    one.put_entry(&entry(2), 1).unwrap();
+    other.put_entry(&entry(1), 1).unwrap();
+    assert!(other.find_entry(&[3; 32], 2).unwrap().is_some());
+    one.commit().unwrap();
+    other.commit().unwrap();
+    for number in 1..=2 {
+        assert!(one.find_entry(&[number; 32], 1).unwrap().is_some());
+    }
+}
+
+/// Mutations that this test catches: each index of `cache_entries` that is left out.
+#[test]
+fn no_statement_reads_all_entries() {
+    let (bed, target) = bed();
+    let store = PostgresStore::open(&target).unwrap();
+    bed.raw(
+        "INSERT INTO cache_entries
+         SELECT decode(lpad(to_hex(n), 64, '0'), 'hex'), n % 50, n, n, n, n % 7, 300, 'value'
+         FROM generate_series(1, 100000) AS n;
+         ANALYZE",
+    );
+    let digest = "decode(lpad('7', 64, '0'), 'hex')";
+    for (sql, values) in [
+        (entries::FIND, vec![digest, "7"]),
+        (entries::MOST_USED, vec!["3", digest, "7", "20"]),
+        (entries::DELETE_OLD, vec!["900", "20"]),
+        (entries::ERASE, vec!["7", "20"]),
     ] {
         let plan = plan(&store, sql, &values);
         assert!(

@@ -147,7 +147,11 @@ impl Usage for SqliteStore {
 
 impl SqliteStore {
     /// Runs one statement that changes rows. Returns how many.
-    fn change(&mut self, sql: &str, values: impl rusqlite::Params) -> Result<u32, StoreError> {
+    pub(super) fn change(
+        &mut self,
+        sql: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<u32, StoreError> {
         let path = self.path.clone();
         self.write(|connection| {
             let changed = connection.execute(sql, values);

@@ -19,6 +19,7 @@
 
 use rusqlite::Connection;
 
+mod entries;
 mod generations;
 mod jobs;
 
@@ -112,6 +113,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: generations::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: entries::TABLES,
         min_reader: 1,
     },
 ];

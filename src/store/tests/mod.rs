@@ -2,6 +2,7 @@
 //!
 //! PostgreSQL's tests share one server, and each has a database of its own.
 
+mod entries;
 mod jobs;
 mod keys;
 

@@ -1,0 +1,162 @@
+//! Entries of the cache in a store, whatever database is behind it.
+
+use super::{Bed, on_each_database};
+use crate::core::UnixMillis;
+use crate::limits::store::ENTRY_ROW_BYTES;
+use crate::store::Store;
+use crate::store::interface::entries::EntryRow;
+use crate::store::upkeep::Upkeep;
+
+on_each_database!(
+    an_entry_is_found_as_it_was_put_until_it_expires,
+    a_newer_result_replaces_an_older_one_and_not_the_reverse,
+    the_most_used_entries_come_first_page_by_page,
+    only_the_excess_of_the_largest_tenant_goes,
+    old_entries_go_in_small_steps,
+    a_tenant_is_erased_and_the_others_stay,
+);
+
+/// An entry of tenant 1 that takes 1,000 bytes.
+fn entry(number: u8) -> EntryRow {
+    EntryRow {
+        digest: [number; 32],
+        tenant: 1,
+        created_at: 1_000,
+        expires_at: 5_000,
+        value: vec![number; 1_000 - ENTRY_ROW_BYTES as usize],
+    }
+}
+
+/// The numbers of the entries that are there.
+fn present(store: &mut dyn Store, now: u64) -> Vec<u8> {
+    let found = (0..=u8::MAX).filter(|number| {
+        let found = store.find_entry(&[*number; 32], now).unwrap();
+        found.is_some()
+    });
+    found.collect()
+}
+
+fn an_entry_is_found_as_it_was_put_until_it_expires<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let put = EntryRow {
+        // A tenant is any 64 bits, and integers of databases are signed.
+        tenant: u64::MAX,
+        ..entry(7)
+    };
+    store.put_entry(&put, 1_000).unwrap();
+    assert_eq!(bed.open().find_entry(&[7; 32], 4_999).unwrap(), Some(put));
+    assert_eq!(store.find_entry(&[7; 32], 5_000).unwrap(), None);
+    assert_eq!(store.find_entry(&[8; 32], 1_000).unwrap(), None);
+    assert_eq!(bed.number("SELECT hits FROM cache_entries"), 1);
+    assert_eq!(bed.number("SELECT used_at FROM cache_entries"), 4_999);
+}
+
+fn a_newer_result_replaces_an_older_one_and_not_the_reverse<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    store.put_entry(&entry(7), 1_000).unwrap();
+    let newer = EntryRow {
+        created_at: 2_000,
+        value: b"newer".to_vec(),
+        ..entry(7)
+    };
+    store.put_entry(&newer, 2_000).unwrap();
+    // A write that was held up.
+    store.put_entry(&entry(7), 3_000).unwrap();
+    assert_eq!(store.find_entry(&[7; 32], 3_000).unwrap(), Some(newer));
+    assert_eq!(bed.count("cache_entries"), 1);
+}
+
+fn the_most_used_entries_come_first_page_by_page<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    for number in 1..=5 {
+        store.put_entry(&entry(number), 1_000).unwrap();
+    }
+    let old = EntryRow {
+        expires_at: 1_500,
+        ..entry(9)
+    };
+    store.put_entry(&old, 1_000).unwrap();
+    for (number, uses) in [(9, 4), (2, 3), (4, 2)] {
+        for _ in 0..uses {
+            store.find_entry(&[number; 32], 1_100).unwrap();
+        }
+    }
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.most_used_entries(2_000, after, 2).unwrap();
+        let Some((last, _)) = page.last() else {
+            break;
+        };
+        after = Some(*last);
+        found.extend(page.iter().map(|(place, row)| (place.hits, row.digest[0])));
+    }
+    assert_eq!(found, [(3, 2), (2, 4), (0, 5), (0, 3), (0, 1)]);
+}
+
+fn only_the_excess_of_the_largest_tenant_goes<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    for number in 1..=10 {
+        store.put_entry(&entry(number), number.into()).unwrap();
+    }
+    for number in 101..=103 {
+        let other = EntryRow {
+            tenant: 2,
+            ..entry(number)
+        };
+        store.put_entry(&other, 0).unwrap();
+    }
+    assert_eq!(store.trim_entries(13_000, 100).unwrap(), 0, "they fit");
+    // A use makes it the latest.
+    store.find_entry(&[1; 32], 20).unwrap().unwrap();
+    assert_eq!(store.trim_entries(10_500, 100).unwrap(), 3);
+    assert_eq!(store.trim_entries(10_500, 100).unwrap(), 0);
+    let left = [1, 5, 6, 7, 8, 9, 10, 101, 102, 103];
+    assert_eq!(present(&mut *store, 100), left);
+    // The smaller tenant has less than its half, whatever the excess is.
+    while store.trim_entries(6_000, 2).unwrap() > 0 {}
+    let left = present(&mut *store, 100);
+    assert_eq!(left.len(), 6, "{left:?}");
+    assert!(left.ends_with(&[101, 102, 103]), "{left:?}");
+}
+
+fn old_entries_go_in_small_steps<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    for number in 1..=7 {
+        let old = EntryRow {
+            expires_at: 2_000 + u64::from(number / 6) * 1_000,
+            ..entry(number)
+        };
+        store.put_entry(&old, 1_000).unwrap();
+    }
+    assert_eq!(store.delete_old_entries(2_000, 3).unwrap(), 3);
+    assert_eq!(store.delete_old_entries(2_000, 3).unwrap(), 2);
+    assert_eq!(store.delete_old_entries(2_000, 3).unwrap(), 0);
+    assert_eq!(bed.count("cache_entries"), 2);
+    // The store's thread does the same between groups.
+    let trimmed = Upkeep::default().trim(&mut *store, UnixMillis::new(3_000));
+    assert_eq!(trimmed.unwrap().entries, 2);
+    assert_eq!(bed.count("cache_entries"), 0);
+}
+
+fn a_tenant_is_erased_and_the_others_stay<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    for number in 1..=5 {
+        let row = EntryRow {
+            tenant: u64::from(number % 2),
+            ..entry(number)
+        };
+        store.put_entry(&row, 1_000).unwrap();
+    }
+    assert_eq!(store.erase_entries(Some(1), 2).unwrap(), 2);
+    assert_eq!(store.erase_entries(Some(1), 2).unwrap(), 1);
+    assert_eq!(present(&mut *store, 1_000), [2, 4]);
+    assert_eq!(store.erase_entries(None, 10).unwrap(), 2);
+    // Nothing is left that a bound of nothing would remove.
+    assert_eq!(store.trim_entries(0, 10).unwrap(), 0);
+}
