@@ -166,10 +166,10 @@ pub fn give_way() {
     unsafe { libc::nice(limits::YIELDING_NICENESS_LEVEL) };
 }
 
-/// Asks the kernel to let the calling thread run as soon as it wakes, for a short time: for a thread
-/// that seldom computes for long, and that others wait for.
+/// Asks the kernel to let the calling thread run as soon as it wakes, for a short time: for a
+/// thread that seldom computes for long, and that others wait for.
 ///
-/// Beside a thread of the usual slice it may otherwise wait until that slice is over, with a tick
+/// Beside a thread of the usual slice it may otherwise wait until that slice ends, with a tick
 /// of 4 ms for as long. Over time the thread gets neither more nor less of a core. Linux compares
 /// slices since version 6.12 (sched_setattr(2), `sched_runtime`) and ignored them before. A sandbox
 /// that refuses the call leaves everything as it is.
@@ -178,8 +178,8 @@ pub fn take_short_turns() {
         return;
     };
     attributes.sched_runtime = limits::REACTOR_SLICE_NS;
-    // SAFETY: the kernel reads as many bytes as the `size` in the attributes says, which live until
-    // the call has returned. 0 is the calling thread, and there are no flags.
+    // SAFETY: the kernel reads as many bytes as the `size` in the attributes states. They live
+    // until the call has returned. 0 is the calling thread, and there are no flags.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 

@@ -188,9 +188,9 @@ fn nonsense_gets_an_alert() {
 /// Returns whether rustls may ignore this byte of a record's head: the two that name a version
 /// (RFC 8446, section 5.1: ignored for all purposes), and in TLS 1.3 the outer content type.
 ///
-/// rustls computes the additional data of TLS 1.3 (section 5.2) from the only type that an encrypted
-/// record may have, instead of from the byte received, so another type there changes nothing. In
-/// TLS 1.2 the type is authenticated.
+/// rustls computes the additional data of TLS 1.3 (section 5.2) from the only type that an
+/// encrypted record may have, instead of from the byte received, so another type there changes
+/// nothing. In TLS 1.2 the type is authenticated.
 fn is_ignored(records: &[u8], place: usize, is_old: bool) -> bool {
     let mut start = 0;
     while start + 5 <= records.len() {
