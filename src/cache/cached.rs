@@ -29,7 +29,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::entry::Entry;
 use super::key::{Digest, digest};
 use super::results::{Results, failed, failed_for};
-use super::shared::EntryId;
 use super::table::{Left, Next};
 use crate::core::UnixMillis;
 use crate::core::buffered::Claim;
@@ -55,6 +54,8 @@ struct Core {
 impl Cached {
     /// `inner` must deliver its events to `results`.
     pub fn new(results: Arc<Results>, inner: Arc<dyn Engine>) -> Cached {
+        // The first one stays; there is one engine for the results.
+        let _ = results.own.set(Arc::downgrade(&results));
         Cached {
             core: Arc::new(Core { results, inner }),
             is_draining: AtomicBool::new(false),
@@ -123,15 +124,21 @@ impl Core {
         }
     }
 
-    /// Asks the shared level for the result of a new flight. Returns the job if that level is not
-    /// there; otherwise the flight ends or is launched when it has responded.
+    /// Asks the levels behind memory for the result of a new flight, one after the other. Returns
+    /// the job if none is there; otherwise the flight ends or is launched when they have responded.
     fn ask(self: &Arc<Core>, digest: Digest, flight: JobKey, job: Box<Job>) -> Option<Box<Job>> {
-        let (Some(shared), Some(model)) = (&self.results.shared, self.results.model.get()) else {
+        let job = self.ask_shared(digest, flight, job)?;
+        self.ask_stored(digest, flight, job)
+    }
+
+    fn ask_shared(
+        self: &Arc<Core>,
+        digest: Digest,
+        flight: JobKey,
+        job: Box<Job>,
+    ) -> Option<Box<Job>> {
+        let (Some(shared), Some(id)) = (&self.results.shared, self.results.id_of(digest)) else {
             return Some(job);
-        };
-        let id = EntryId {
-            digest,
-            model: model.fingerprint,
         };
         let deadline = job.deadline.min(job.submitted + limits::SHARED_PATIENCE);
         // The flight keeps the job: a level that is lost drops the sink and all that it owns.
@@ -144,25 +151,68 @@ impl Core {
         }
     }
 
+    fn ask_stored(
+        self: &Arc<Core>,
+        digest: Digest,
+        flight: JobKey,
+        job: Box<Job>,
+    ) -> Option<Box<Job>> {
+        let (Some(stored), Some(id)) = (&self.results.stored, self.results.id_of(digest)) else {
+            return Some(job);
+        };
+        let tenant = job.tenant;
+        self.results.shard(&digest).flight(flight)?.asking = Some(job);
+        let core = Arc::clone(self);
+        let found = move |bytes: Option<Vec<u8>>| core.handle_stored(digest, flight, bytes);
+        match stored.get(id, tenant, Arc::new(found)) {
+            true => None,
+            false => self.take_asking(&digest, flight),
+        }
+    }
+
+    /// The first response of a level takes the job; a later one finds none.
     fn take_asking(&self, digest: &Digest, flight: JobKey) -> Option<Box<Job>> {
         self.results.shard(digest).flight(flight)?.asking.take()
     }
 
     /// Handles the shared level's response, on its thread.
-    fn handle_shared(&self, digest: Digest, flight: JobKey, bytes: Option<Vec<u8>>) {
+    fn handle_shared(self: &Arc<Core>, digest: Digest, flight: JobKey, bytes: Option<Vec<u8>>) {
         let Some(job) = self.take_asking(&digest, flight) else {
             return;
         };
-        let now = (UnixMillis::now(), (self.results.clock)());
-        let entry = bytes.and_then(|bytes| Entry::decode(&bytes, now));
-        let entry = entry.filter(|entry| !self.results.is_forgotten(entry, job.tenant));
-        if let Some(entry) = entry {
+        if let Some(entry) = self.entry_of(bytes, job.tenant) {
             self.results.verdicts.count(Verdict::Shared);
-            self.results.end_shared(flight, entry);
-            return;
+            self.results.end_found(flight, entry, Verdict::Shared);
+        } else if let Some(job) = self.ask_stored(digest, flight, job) {
+            self.launch_later(digest, flight, *job);
         }
+    }
+
+    /// Handles the store's response, on its thread, or the end of the patience with it.
+    fn handle_stored(&self, digest: Digest, flight: JobKey, bytes: Option<Vec<u8>>) {
+        let Some(job) = self.take_asking(&digest, flight) else {
+            return;
+        };
+        let Some(entry) = self.entry_of(bytes, job.tenant) else {
+            return self.launch_later(digest, flight, *job);
+        };
+        self.results.verdicts.count(Verdict::Hit);
+        if let Some(id) = self.results.id_of(digest) {
+            self.results.share(id, &entry);
+        }
+        self.results.end_found(flight, entry, Verdict::Hit);
+    }
+
+    fn entry_of(&self, bytes: Option<Vec<u8>>, tenant: u64) -> Option<Entry> {
+        let now = (UnixMillis::now(), (self.results.clock)());
+        let entry = bytes.and_then(|bytes| Entry::decode(&bytes, now))?;
+        (!self.results.is_forgotten(&entry, tenant)).then_some(entry)
+    }
+
+    /// Launches a flight after its request has been told that it was admitted.
+    fn launch_later(&self, digest: Digest, flight: JobKey, job: Job) {
         let first = job.key;
-        if let Err(refused) = self.launch(digest, flight, *job) {
+        if let Err(refused) = self.launch(digest, flight, job) {
             let failed = failed_for(failed(FailReason::Refused(refused)), None);
             self.results.outer.deliver_one(first, failed);
         }

@@ -22,6 +22,9 @@ pub struct Entry {
     pub origin: Origin,
     /// When the text was complete.
     pub completed: Moment,
+    /// Its age at the beginning of this process, if it was complete before: then `completed` is the
+    /// beginning.
+    pub age_before: Duration,
 }
 
 impl Entry {
@@ -60,11 +63,8 @@ impl Entry {
         let (id, text) = rest.split_at_checked(GenerationId::FIRST.as_str().len())?;
         let number = |at: usize| Some(u32::from_le_bytes(usage[at..].first_chunk().copied()?));
         let time = |at: usize| Some(u64::from_le_bytes(times[at..].first_chunk().copied()?));
-        let age_ms = now.0.as_u64().saturating_sub(time(8)?);
-        let completed = now
-            .1
-            .as_micros()
-            .saturating_sub(age_ms.saturating_mul(1_000));
+        let age = Duration::from_millis(now.0.as_u64().saturating_sub(time(8)?));
+        let process_age = now.1.since(Moment::ZERO);
         Some(Entry {
             text: std::str::from_utf8(text).ok()?.into(),
             finish_reason: match finish_reason {
@@ -81,16 +81,20 @@ impl Entry {
                 id: GenerationId::parse(IdKind::Generation, id)?,
                 latency: Duration::from_micros(time(0)?),
             },
-            // An entry that is older than this process is as old as the process.
-            completed: Moment::from_micros(completed),
+            completed: Moment::ZERO + process_age.saturating_sub(age),
+            age_before: age.saturating_sub(process_age),
         })
+    }
+
+    pub fn age(&self, now: Moment) -> Duration {
+        now.since(self.completed) + self.age_before
     }
 
     /// Returns the source of a response to another request.
     pub fn served(&self, verdict: Verdict, now: Moment) -> Served {
         Served {
             verdict,
-            age: now.since(self.completed),
+            age: self.age(now),
             is_reproducible: true,
             origin: Some(self.origin),
         }

@@ -6,15 +6,18 @@
 //! across a call of an engine, of a mailbox or of the shared level.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use super::entry::Entry;
+use super::entry::{Entry, jittered};
 use super::flight::{Flight, Follower, served};
+use super::forgotten::Forgotten;
 use super::key::Digest;
 use super::metrics::Verdicts;
+use super::sealed::{EntryId, seal};
 use super::shards::part;
-use super::shared::{EntryId, SharedLevel};
+use super::shared::SharedLevel;
+use super::stored::{Kept as KeptEntry, StoreLevel};
 use super::table::{FLIGHTS, Finished, Left, Pinned, Table};
 use crate::config::Cache;
 use crate::core::buffered::Account;
@@ -27,6 +30,7 @@ use crate::engine::{
 use crate::error::ErrorCode;
 use crate::limits::cache as limits;
 use crate::offload::{CancelReason, JobKey};
+use crate::store::interface::entries::EntryRow;
 
 /// The results of all requests, running and finished.
 pub struct Results {
@@ -38,16 +42,24 @@ pub struct Results {
     pub is_enabled: AtomicBool,
     /// In milliseconds.
     ttl: AtomicU64,
-    /// Entries that were complete by then are forgotten; in microseconds. By tenant, several of
-    /// which may share one, and for all.
-    forgotten: Box<[AtomicU64]>,
-    forgotten_of_all: AtomicU64,
+    forgotten: Arc<Forgotten>,
     evicted: AtomicU64,
     pub verdicts: Verdicts,
     /// The level that daemons share.
     pub shared: Option<Arc<dyn SharedLevel>>,
+    /// The level in the store.
+    pub stored: Option<StoreLevel>,
+    /// For acts of other threads; set by the engine that has it.
+    pub own: OnceLock<Weak<Results>>,
     /// Once it is known; it never changes.
     pub model: OnceLock<ModelInfo>,
+}
+
+/// The levels behind memory, and the counters of this one.
+pub struct Levels {
+    pub verdicts: Verdicts,
+    pub shared: Option<Arc<dyn SharedLevel>>,
+    pub stored: Option<StoreLevel>,
 }
 
 /// Returns the present moment.
@@ -59,7 +71,7 @@ impl Results {
         outer: Arc<dyn Deliver>,
         buffered: Account,
         config: &Cache,
-        (verdicts, shared): (Verdicts, Option<Arc<dyn SharedLevel>>),
+        levels: Levels,
         clock: Clock,
     ) -> Results {
         let bytes = part(bound(config));
@@ -71,13 +83,12 @@ impl Results {
             clock,
             is_enabled: AtomicBool::new(config.enabled),
             ttl: AtomicU64::new(config.ttl.as_millis() as u64),
-            forgotten: (0..limits::EPOCH_BUCKETS)
-                .map(|_| AtomicU64::new(0))
-                .collect(),
-            forgotten_of_all: AtomicU64::new(0),
+            forgotten: Arc::default(),
             evicted: AtomicU64::new(0),
-            verdicts,
-            shared,
+            verdicts: levels.verdicts,
+            shared: levels.shared,
+            stored: levels.stored,
+            own: OnceLock::new(),
             model: OnceLock::new(),
         }
     }
@@ -126,21 +137,12 @@ impl Results {
         kept
     }
 
-    /// A tenant's number is a part of a hash, so its lower bits spread.
-    fn forgotten_of(&self, tenant: u64) -> &AtomicU64 {
-        &self.forgotten[tenant as usize % limits::EPOCH_BUCKETS]
-    }
-
     pub fn forget(&self, tenant: Option<u64>) {
-        let forgotten = tenant.map_or(&self.forgotten_of_all, |tenant| self.forgotten_of(tenant));
-        forgotten.fetch_max((self.clock)().as_micros(), Ordering::AcqRel);
+        self.forgotten.note(tenant, (self.clock)());
     }
 
     pub fn is_forgotten(&self, entry: &Entry, tenant: u64) -> bool {
-        let of_all = self.forgotten_of_all.load(Ordering::Acquire);
-        let of_tenant = self.forgotten_of(tenant).load(Ordering::Acquire);
-        let until = of_all.max(of_tenant);
-        until > 0 && entry.completed.as_micros() <= until
+        self.forgotten.covers(tenant, entry.completed)
     }
 
     pub fn free_forgotten(&self, tenant: Option<u64>) {
@@ -232,13 +234,7 @@ impl Results {
             // The engine behind has a cache of its own; its followers see this one's verdict.
             Event::Served(_) => {}
             Event::Token { text } => self.shard_of(job).push(job, &text, events),
-            Event::Done(done) => {
-                let finished = self.shard_of(job).finish(job, &done, self.ttl(), now);
-                if let Some(finished) = finished {
-                    self.share(&finished);
-                    self.end(job, Some(&done), finished, now, events);
-                }
-            }
+            Event::Done(done) => self.finish(job, &done, now, events),
             Event::Failed(failed) => {
                 let closed = self.shard_of(job).close(job);
                 if let Some((flight, followers)) = closed {
@@ -248,24 +244,81 @@ impl Results {
         }
     }
 
-    /// Stores a new result in the level that daemons share.
-    fn share(&self, finished: &Finished) {
-        if let (Some(shared), Some(model)) = (&self.shared, self.model.get()) {
-            let id = EntryId {
-                digest: finished.digest,
-                model: model.fingerprint,
-            };
-            let bytes = finished.entry.encode(UnixMillis::now());
-            shared.put(id, &bytes, self.ttl());
+    /// Handles the complete result of a flight.
+    fn finish(&self, job: JobKey, done: &Done, now: Moment, events: &mut Vec<(JobKey, Event)>) {
+        let finished = self.shard_of(job).finish(job, done, self.ttl(), now);
+        let Some(finished) = finished else {
+            return;
+        };
+        if let Some(id) = self.id_of(finished.digest) {
+            self.share(id, &finished.entry);
+            if let Some(stored) = self.stored.as_ref().filter(|stored| !stored.writes_first()) {
+                stored.put(self.kept_entry(id, finished.tenant, &finished.entry));
+            }
+        }
+        self.end(job, Some(done), finished, now, events);
+    }
+
+    /// Has the store keep the result of a flight, which ends then.
+    fn finish_after_store(&self, job: JobKey, done: Box<Done>) {
+        let now = (self.clock)();
+        let preview = self.shard_of(job).preview(job, &done, now);
+        let kept = preview.and_then(|(digest, tenant, entry)| {
+            let id = self.id_of(digest)?;
+            Some(self.kept_entry(id, tenant, &entry))
+        });
+        let own = self.own.get().and_then(Weak::upgrade);
+        let (Some(stored), Some(kept), Some(own)) = (&self.stored, kept, own) else {
+            return self.conclude(job, &done);
+        };
+        stored.put_first(kept, move || own.conclude(job, &done));
+    }
+
+    fn conclude(&self, job: JobKey, done: &Done) {
+        let mut events = Vec::new();
+        self.finish(job, done, (self.clock)(), &mut events);
+        self.outer.deliver(&mut events);
+    }
+
+    /// Returns the name of an entry, once the model is known.
+    pub fn id_of(&self, digest: Digest) -> Option<EntryId> {
+        let model = self.model.get()?.fingerprint;
+        Some(EntryId { digest, model })
+    }
+
+    /// Stores an entry in the level that daemons share, for the rest of its time.
+    pub fn share(&self, id: EntryId, entry: &Entry) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let age = entry.age((self.clock)());
+        let rest = self.ttl().saturating_sub(age);
+        shared.put(id, &entry.encode(completed_before(age)), rest);
+    }
+
+    fn kept_entry(&self, id: EntryId, tenant: u64, entry: &Entry) -> KeptEntry {
+        let completed = completed_before(entry.age((self.clock)()));
+        let ttl = jittered(self.ttl(), &id.digest);
+        let (forgotten, moment) = (Arc::clone(&self.forgotten), entry.completed);
+        KeptEntry {
+            row: EntryRow {
+                digest: id.digest,
+                tenant,
+                created_at: completed.as_u64(),
+                expires_at: completed.as_u64().saturating_add(ttl.as_millis() as u64),
+                value: seal(id, &entry.encode(completed)),
+            },
+            is_wanted: Box::new(move || !forgotten.covers(tenant, moment)),
         }
     }
 
-    /// Ends a flight with the result of another daemon. Returns whether the flight was there.
-    pub fn end_shared(&self, job: JobKey, entry: Entry) -> bool {
+    /// Ends a flight with a result that was found behind memory. Returns whether the flight was
+    /// there.
+    pub fn end_found(&self, job: JobKey, entry: Entry, verdict: Verdict) -> bool {
         let now = (self.clock)();
         let finished = self
             .shard_of(job)
-            .finish_shared(job, entry, self.ttl(), now);
+            .finish_found(job, entry, verdict, self.ttl(), now);
         let Some(finished) = finished else {
             return false;
         };
@@ -286,6 +339,7 @@ impl Results {
     ) {
         let Finished {
             digest: _,
+            tenant: _,
             entry,
             followers,
             lagging,
@@ -337,13 +391,20 @@ impl Deliver for Results {
             return self.outer.deliver(events);
         }
         let (now, mut out) = ((self.clock)(), Vec::new());
+        let writes_first = self.stored.as_ref().is_some_and(StoreLevel::writes_first);
+        let mut held = Vec::new();
         for (key, event) in events.drain(..) {
-            match key.reactor {
-                FLIGHTS => self.handle(key, event, now, &mut out),
-                _ => out.push((key, event)),
+            match (key.reactor, event) {
+                (FLIGHTS, Event::Done(done)) if writes_first => held.push((key, done)),
+                (FLIGHTS, event) => self.handle(key, event, now, &mut out),
+                (_, event) => out.push((key, event)),
             }
         }
         self.outer.deliver(&mut out);
+        // Behind the delivery: another thread may end these, and their pieces come first.
+        for (job, done) in held {
+            self.finish_after_store(job, done);
+        }
     }
 }
 
@@ -400,6 +461,12 @@ pub fn failed_for(failed: Failed, left: Option<CancelReason>) -> Event {
         message,
         ..failed
     }))
+}
+
+/// Returns the time of day at this age.
+fn completed_before(age: Duration) -> UnixMillis {
+    let now = UnixMillis::now().as_u64();
+    UnixMillis::new(now.saturating_sub(age.as_millis() as u64))
 }
 
 /// Returns the bound of this level.

@@ -88,6 +88,7 @@ pub enum Left {
 #[derive(Debug)]
 pub struct Finished {
     pub digest: Digest,
+    pub tenant: u64,
     pub entry: Arc<Entry>,
     /// They get the rest with the terminal event.
     pub followers: Vec<Follower>,
@@ -229,21 +230,30 @@ impl Table {
     ) -> Option<Finished> {
         let (mut flight, all) = self.close(key)?;
         flight.push(&done.text);
-        let entry = Entry {
-            finish_reason: done.finish_reason,
-            usage: done.usage,
-            origin: flight.origin(now),
-            completed: now,
-            text: std::mem::take(&mut flight.text).into_boxed_str(),
-        };
+        let text = std::mem::take(&mut flight.text);
+        let entry = entry_of(&flight, text, done, now);
         Some(self.end(flight, all, entry, ttl, now))
     }
 
-    /// Ends a flight whose result another daemon has computed.
-    pub fn finish_shared(
+    /// Returns the entry that [`Table::finish`] would make, with its digest and tenant.
+    pub fn preview(
+        &mut self,
+        key: JobKey,
+        done: &Done,
+        now: Moment,
+    ) -> Option<(Digest, u64, Entry)> {
+        let flight = self.flight(key)?;
+        let text = format!("{}{}", flight.text, done.text);
+        let entry = entry_of(flight, text, done, now);
+        Some((flight.digest, flight.tenant, entry))
+    }
+
+    /// Ends a flight whose result was found behind this daemon's memory.
+    pub fn finish_found(
         &mut self,
         key: JobKey,
         entry: Entry,
+        verdict: Verdict,
         ttl: Duration,
         now: Moment,
     ) -> Option<Finished> {
@@ -251,7 +261,7 @@ impl Table {
         flight.share.set(entry.text.len());
         for follower in &mut all {
             if follower.verdict == Verdict::Miss {
-                follower.verdict = Verdict::Shared;
+                follower.verdict = verdict;
             }
         }
         Some(self.end(flight, all, entry, ttl, now))
@@ -285,6 +295,7 @@ impl Table {
         }
         Finished {
             digest: flight.digest,
+            tenant: flight.tenant,
             entry,
             followers,
             lagging,
@@ -306,7 +317,7 @@ impl Table {
             tenant,
             value: Arc::clone(entry),
             bytes: entry.bytes(),
-            expires: entry.completed + jittered(ttl, &digest),
+            expires: entry.completed + jittered(ttl, &digest).saturating_sub(entry.age_before),
         };
         // What does not fit is dropped here, and lives on with its followers.
         let _ = self.entries.insert(digest, item, now, removed);
@@ -453,5 +464,17 @@ impl Table {
             assert!(!self.seats.contains_key(key));
             assert!(replay.follower.offset < replay.pinned.entry.text.len());
         }
+    }
+}
+
+/// Returns the result of a flight. Its text is an argument: a finished flight gives it away.
+fn entry_of(flight: &Flight, text: String, done: &Done, now: Moment) -> Entry {
+    Entry {
+        text: text.into_boxed_str(),
+        finish_reason: done.finish_reason,
+        usage: done.usage,
+        origin: flight.origin(now),
+        completed: now,
+        age_before: Duration::ZERO,
     }
 }

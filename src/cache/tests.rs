@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::cached::Cached;
 use super::metrics::{CacheSeries, Level, Verdicts};
-use super::results::Results;
+use super::results::{Levels, Results};
 use super::shared::{EntryId, SharedLevel, Sink};
 use super::table::FLIGHTS;
 use crate::config::Cache;
@@ -206,7 +206,11 @@ fn results(
     let clock = move || Moment::from_micros(now.load(Ordering::Relaxed));
     let (mailbox, account) = (mailbox.clone(), account.clone());
     let clock = Box::new(clock);
-    let levels = (verdicts, shared);
+    let levels = Levels {
+        verdicts,
+        shared,
+        stored: None,
+    };
     Arc::new(Results::new(mailbox, account, &config, levels, clock))
 }
 

@@ -62,4 +62,4 @@ pub use sources::{Origin, Overrides, Sources};
 pub use tls::{
     ClientCertificates, ClientIdentity, ClientKey, ClientName, CredentialPath, TlsVersion,
 };
-pub use words::{BusKind, EngineKind, LogFormat, parse_word, word};
+pub use words::{BusKind, CachePolicy, EngineKind, LogFormat, parse_word, word};

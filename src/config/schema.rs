@@ -26,7 +26,7 @@ use super::proxies::{ForwardedField, TrustedProxies};
 use super::redis_url::RedisUrl;
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
 use super::value::{Field, Value};
-use super::words::{BusKind, EngineKind, LogFormat};
+use super::words::{BusKind, CachePolicy, EngineKind, LogFormat};
 use crate::engine::family::KvType;
 use crate::limits::config as limits;
 use crate::limits::http1 as http1_limits;
@@ -354,6 +354,21 @@ schema! {
         /// The same for a refusal that would recur: a prompt that is too long. 0: not at all.
         negative_ttl: Duration = Duration::from_secs(10),
             time(limits::CACHE_NEGATIVE_TTL_MS), Reload;
+        /// Keep results in the store as well, so that they survive a restart. They hold content:
+        /// what the model wrote. They may take a quarter of `store.max_size`, and expire after
+        /// `cache.ttl`.
+        persist: bool = false, SWITCH, Restart;
+        /// With `cache.persist`: what happens at a miss in memory, and with a new result.
+        /// `cache-aside` never reads the store for a request, and writes a result to it once,
+        /// beside the response. `read-through` also looks a miss up there. `write-through` ends a
+        /// response once its result is written. `write-behind` collects results, and writes them
+        /// four times per second.
+        policy: CachePolicy = CachePolicy::ReadThrough, word_of::<CachePolicy>(), Restart;
+        /// With `cache.persist`: time for which a request waits for a look-up in the store before
+        /// it is computed. With `write-through`, the end of a response waits up to ten times as
+        /// long for its result to be written.
+        store_timeout: Duration = Duration::from_millis(100),
+            time(limits::CACHE_STORE_TIMEOUT_MS), Restart;
     }
 
     /// Redis, which several daemons share: for the responses that one of them has computed, for the

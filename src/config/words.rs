@@ -40,6 +40,24 @@ impl Word for BusKind {
         &[("redis", BusKind::Redis), ("gossip", BusKind::Gossip)];
 }
 
+/// What the cache does with the store behind its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachePolicy {
+    CacheAside,
+    ReadThrough,
+    WriteThrough,
+    WriteBehind,
+}
+
+impl Word for CachePolicy {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("cache-aside", CachePolicy::CacheAside),
+        ("read-through", CachePolicy::ReadThrough),
+        ("write-through", CachePolicy::WriteThrough),
+        ("write-behind", CachePolicy::WriteBehind),
+    ];
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
     Llama,

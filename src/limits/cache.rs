@@ -55,6 +55,16 @@ const _: () = assert!(TABLE_BLOCK_ITEMS.is_power_of_two());
 /// it. Far above a healthy Redis, and far below any generation.
 pub const SHARED_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How many times `cache.store_timeout` the end of a response waits for its entry, with
+/// `cache.policy = "write-through"`: its user prefers to wait.
+pub const STORE_WRITE_FACTOR: u32 = 10;
+
+/// Acts that may wait for their time: a watch for each look-up of a second.
+pub const TIMED_ACTS_MAX: usize = 8_192;
+
+/// How long the timer rests while no act waits.
+pub const TIMER_REST: Duration = Duration::from_secs(60);
+
 /// Bytes of an entry in the level that daemons share: a response of 250,000 tokens. Longer ones
 /// stay in the memory of the daemon that has computed them.
 pub const SHARED_ENTRY_BYTES_MAX: usize = 1 << 20;

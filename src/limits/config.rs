@@ -101,6 +101,9 @@ pub const CACHE_BYTES: RangeInclusive<u64> = MIB..=1024 * GIB;
 /// `cache.ttl`.
 pub const CACHE_TTL_MS: RangeInclusive<u64> = SECOND_MS..=30 * 24 * HOUR_MS;
 
+/// `cache.store_timeout`: below it a healthy disk is late, above it a generation is faster.
+pub const CACHE_STORE_TIMEOUT_MS: RangeInclusive<u64> = 10..=60 * SECOND_MS;
+
 /// `cache.negative_ttl`: a longer one would outlive most changes that make a prompt fit.
 pub const CACHE_NEGATIVE_TTL_MS: RangeInclusive<u64> = 0..=HOUR_MS;
 

@@ -96,6 +96,16 @@ pub const TRIMMED_RECORDS_MAX: u32 = 500;
 /// four indexes.
 pub const ENTRY_ROW_BYTES: u64 = 256;
 
+/// Entries of the cache that wait for the store: as many generations as the fastest engine makes
+/// while a disk stands still for seconds.
+pub const PENDING_ENTRIES_MAX: usize = 4_096;
+
+/// What they hold together.
+pub const PENDING_ENTRIES_BYTES_MAX: usize = 16 << 20;
+
+/// Entries of the cache that join a group which other tasks wait for.
+pub const GROUP_ENTRIES_MAX: usize = 64;
+
 /// The part of `store.max_size` that entries of the cache may have.
 pub const ENTRIES_SIZE_DIVISOR: u64 = 4;
 

@@ -35,6 +35,10 @@ impl Health {
         self.lock().clone()
     }
 
+    pub fn is_failing(&self) -> bool {
+        self.lock().is_some()
+    }
+
     pub fn totals(&self) -> Totals {
         let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
         Totals {
@@ -43,7 +47,7 @@ impl Health {
             records: read(&self.records),
             removed: read(&self.removed),
             used_bytes: read(&self.used_bytes),
-            is_failing: self.lock().is_some(),
+            is_failing: self.is_failing(),
         }
     }
 

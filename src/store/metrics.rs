@@ -11,6 +11,8 @@ crate::families! {
         tasks_waiting: Gauge = "store_tasks_waiting", "autoglmd.store.task.waiting";
         /// Generation records that wait for the store.
         records_waiting: Gauge = "store_records_waiting", "autoglmd.store.record.waiting";
+        /// Entries of the cache that wait for the store, with `cache.policy = "write-behind"`.
+        entries_waiting: Gauge = "store_entries_waiting", "autoglmd.store.entry.waiting";
         /// Generation records that were stored.
         records: Counter = "store_records", "autoglmd.store.record";
         /// Generation records that were dropped because the queue was full.
@@ -34,6 +36,8 @@ impl StoreSeries {
         let (records, totals) = (requests.records(), requests.health().totals());
         self.tasks_waiting.set(requests.waiting() as i64);
         self.records_waiting.set(records.waiting() as i64);
+        self.entries_waiting
+            .set(requests.entries().waiting() as i64);
         self.failing.set(totals.is_failing.into());
         self.used_bytes.set(totals.used_bytes as i64);
         for (counter, total) in [

@@ -8,8 +8,10 @@
 //! * [`sqlite`]: the store in one file;
 //! * [`postgres`]: the store in a database server;
 //! * [`place`]: which of them it is;
-//! * [`requests`]: the queue of tasks for the store's thread, with [`records`] of generations
-//!   beside it, [`health`] and [`upkeep`]; and [`worker`], that thread, with its [`metrics`];
+//! * [`task`]: a piece of work for the store's thread, and [`requests`]: the queue of tasks, with
+//!   [`records`] of generations and [`pending`] entries of the cache beside it, [`health`] and
+//!   [`upkeep`]; [`behind`]: those entries as tasks; and [`worker`], that thread, with its
+//!   [`metrics`];
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
 //! [`crate::keys`] defines the keys.
@@ -28,13 +30,19 @@ pub mod postgres;
 
 pub mod place;
 
+pub mod task;
+
 pub mod records;
+
+pub mod pending;
 
 pub mod health;
 
 pub mod upkeep;
 
 pub mod requests;
+
+mod behind;
 
 pub mod metrics;
 
@@ -50,8 +58,9 @@ pub use interface::keys::{
 pub use interface::{Examination, Store};
 pub use place::Place;
 pub use postgres::Target;
-pub use requests::{Requests, StoreTask};
+pub use requests::Requests;
 pub use sqlite::{DATABASE_FILE, SqliteStore};
+pub use task::StoreTask;
 pub use watch::{Looks, StoreWatcher};
 pub use worker::StoreWorker;
 

@@ -19,14 +19,6 @@
 //! one that fails leaves nothing behind and does not disturb the others. `finish` is called after
 //! the commit: a task that gets `Ok` is on the disk.
 //!
-//! # The rules of a task
-//!
-//! A task owns everything that it needs, and the way to its owner. `run` may be called again after
-//! a transaction was lost, so it must not consume what it needs. `finish` is called once, unless
-//! the task is dropped because its result is no longer wanted or the store's thread has ended:
-//! an owner that waits learns that from the task's `Drop`. Neither may wait for anything but the
-//! store.
-//!
 //! # Invariants
 //!
 //!  1. A task that was admitted is finished once or dropped once. Never under the lock.
@@ -35,35 +27,13 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::error::StoreError;
 use super::health::Health;
-use super::interface::Store;
+use super::pending::Pending;
 use super::records::Records;
+use super::task::StoreTask;
 use super::upkeep::Upkeep;
 use crate::limits::store as limits;
 use crate::offload::fair_queue::{Bounds, FairQueue};
-
-/// A piece of work for the store's thread. See the file's head for its rules.
-pub trait StoreTask: Send {
-    /// Returns whether its owner still waits for the result. Asked before `run`.
-    fn is_wanted(&self) -> bool {
-        true
-    }
-
-    /// Returns the memory that it holds, as far as it depends on a client.
-    fn bytes(&self) -> u32 {
-        0
-    }
-
-    /// Takes note that there is no place for it: its owner knows, and waits for nothing.
-    fn refuse(self: Box<Self>) {}
-
-    /// Reads and writes. An error takes back what it has written.
-    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
-
-    /// Passes the result on. `Ok`: what `run` has written survives a power cut.
-    fn finish(self: Box<Self>, result: Result<(), &StoreError>);
-}
 
 /// There is no place left for this tenant, or the store's thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +44,7 @@ pub struct Requests {
     state: Mutex<State>,
     came: Condvar,
     records: Records,
+    entries: Pending,
     health: Health,
     upkeep: Mutex<Upkeep>,
 }
@@ -106,6 +77,7 @@ impl Requests {
             }),
             came: Condvar::new(),
             records: Records::default(),
+            entries: Pending::default(),
             health: Health::default(),
             upkeep: Mutex::default(),
         }
@@ -114,6 +86,11 @@ impl Requests {
     /// The records of generations go beside the tasks: no thread waits for them.
     pub fn records(&self) -> &Records {
         &self.records
+    }
+
+    /// Entries of the cache that no request waits for.
+    pub fn entries(&self) -> &Pending {
+        &self.entries
     }
 
     pub fn health(&self) -> &Health {

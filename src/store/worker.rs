@@ -24,10 +24,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::behind;
 use super::error::StoreError;
 use super::interface::Store;
 use super::interface::generations::GenerationRecord;
-use super::requests::{Requests, StoreTask};
+use super::requests::Requests;
+use super::task::StoreTask;
 use crate::core::UnixMillis;
 use crate::limits::store as limits;
 use crate::os::process::give_way;
@@ -117,10 +119,10 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     fn run(mut self) {
         let mut taken = Vec::new();
         while self.requests.take(&mut taken, limits::IDLE_INTERVAL) {
-            self.take_records();
+            self.take_others(&mut taken);
             while !taken.is_empty() || self.is_group_due(Instant::now()) {
                 self.run_group(&mut taken);
-                self.take_records();
+                self.take_others(&mut taken);
             }
             self.trim_if_due(Instant::now());
             let records = self.requests.records();
@@ -129,11 +131,20 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
         self.end();
     }
 
-    /// Writes the records that are left, as long as the store works.
+    /// Writes the records and entries that are left, as long as the store works.
     fn end(mut self) {
-        self.take_records();
-        while !self.records.is_empty() && self.run_group(&mut Vec::new()) {
+        let mut taken = Vec::new();
+        loop {
             self.take_records();
+            behind::take(&self.requests, &mut taken);
+            let is_all = self.records.is_empty() && taken.is_empty();
+            if is_all || !self.run_group(&mut taken) {
+                break;
+            }
+        }
+        let entries = self.requests.entries().waiting();
+        if entries > 0 {
+            log::warn!("{entries} entries of the cache are lost: the store does not work");
         }
         let lost = self.records.len() + self.requests.records().waiting();
         if lost > 0 {
@@ -145,6 +156,15 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     fn take_records(&mut self) {
         let most = limits::GROUP_RECORDS_MAX;
         self.requests.records().take(&mut self.records, most);
+    }
+
+    /// Takes the records and entries that go with the next group. Entries wait for a store that
+    /// works.
+    fn take_others(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
+        self.take_records();
+        if !self.requests.health().is_failing() {
+            behind::take(&self.requests, taken);
+        }
     }
 
     /// Returns whether a group is due although no task waits: for records, or to see whether the

@@ -11,8 +11,10 @@ use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use crate::cache::cached::Cached;
 use crate::cache::metrics::{CacheSeries, Level, Verdicts};
-use crate::cache::results::Results;
+use crate::cache::results::{Levels, Results};
 use crate::cache::shared::{RedisLevel, SharedLevel};
+use crate::cache::stored::StoreLevel;
+use crate::cache::timer::TimerThread;
 #[cfg(feature = "llama")]
 use crate::config::Model;
 use crate::config::{Config, EngineKind};
@@ -45,6 +47,8 @@ pub fn prepare_process(config: &Config) -> Result<(), Failure> {
 pub struct EnginePart {
     engine: Arc<dyn Engine>,
     results: Arc<Results>,
+    /// `None` without entries in the store, and once its thread has ended.
+    timer: Option<TimerThread>,
 }
 
 impl Part for EnginePart {
@@ -60,13 +64,22 @@ impl Part for EnginePart {
             let level = RedisLevel::new(redis, birth.metrics.series());
             Arc::new(level) as Arc<dyn SharedLevel>
         });
-        let levels = (verdicts, shared);
+        let (timer, stored) = stored(birth)?;
+        let levels = Levels {
+            verdicts,
+            shared,
+            stored,
+        };
         let clock = Box::new(Moment::now);
         let results = Arc::new(Results::new(deliver, buffered, cache, levels, clock));
         let computing = start(&birth.config, results.clone(), &birth.workers)?;
         let engine: Arc<dyn Engine> = Arc::new(Cached::new(results.clone(), computing));
         birth.engine = Some(engine.clone());
-        Ok(EnginePart { engine, results })
+        Ok(EnginePart {
+            engine,
+            results,
+            timer,
+        })
     }
 
     fn apply(&mut self, settings: &Settings) {
@@ -75,6 +88,7 @@ impl Part for EnginePart {
 
     fn join(&mut self) -> bool {
         self.engine.drain();
+        self.timer = None;
         true
     }
 }
@@ -85,6 +99,19 @@ impl Deref for EnginePart {
     fn deref(&self) -> &(dyn Engine + 'static) {
         &*self.engine
     }
+}
+
+/// Returns the level of the cache in the store, if the configuration wants one.
+fn stored(birth: &Birth) -> Result<(Option<TimerThread>, Option<StoreLevel>), Failure> {
+    let cache = &birth.config.cache;
+    if !cache.persist {
+        return Ok((None, None));
+    }
+    let (thread, timer) =
+        TimerThread::start().map_err(|error| Failure::os("starting the cache's thread", &error))?;
+    let series = birth.metrics.series();
+    let level = StoreLevel::new(birth.requests.clone(), cache, series, timer);
+    Ok((Some(thread), Some(level)))
 }
 
 /// Returns at once; a model is obtained and loaded on the engine's own thread.

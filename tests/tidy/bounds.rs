@@ -24,6 +24,7 @@ const TIMES: &[&str] = &["MS", "MICROS", "US", "NANOS", "SECONDS", "MINUTES", "H
 /// Units of everything else: the word before `PER`, before the bound, or the last one.
 const UNITS: &[&str] = &[
     "ACCEPTS",
+    "ACTS",
     "ADDRESSES",
     "ATTEMPTS",
     "BITS",

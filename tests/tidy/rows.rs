@@ -52,6 +52,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "offload",
             "engine",
             "config",
+            "store",
             "redis",
         ],
     ),

@@ -53,7 +53,7 @@ use super::message::{Mailboxes, Message};
 use super::outbound;
 use crate::cache::cached::Cached;
 use crate::cache::metrics::{CacheSeries, Level, Verdicts};
-use crate::cache::results::Results;
+use crate::cache::results::{Levels, Results};
 use crate::config::{Config, Listen, TrustedProxies};
 use crate::core::buffered::{Account, Claim};
 use crate::core::places::Places;
@@ -172,10 +172,11 @@ impl Daemon {
             mailboxes.clone(),
             buffered.clone(),
             &config.cache,
-            (
-                Verdicts::of(&metrics.series::<CacheSeries>(), Level::Generation),
-                None,
-            ),
+            Levels {
+                verdicts: Verdicts::of(&metrics.series::<CacheSeries>(), Level::Generation),
+                shared: None,
+                stored: None,
+            },
             Box::new({
                 let clock = clock.clone();
                 move || Moment::from_micros(clock.load(Ordering::Relaxed))

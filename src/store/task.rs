@@ -1,0 +1,32 @@
+//! A piece of work for the store's thread.
+//!
+//! A task owns everything that it needs, and the way to its owner. `run` may be called again after
+//! a transaction was lost, so it must not consume what it needs. `finish` is called once, unless
+//! the task is dropped because its result is no longer wanted or the store's thread has ended:
+//! an owner that waits learns that from the task's `Drop`. Neither may wait for anything but the
+//! store.
+
+use super::error::StoreError;
+use super::interface::Store;
+
+/// A piece of work for the store's thread. See the file's head for its rules.
+pub trait StoreTask: Send {
+    /// Returns whether its owner still waits for the result. Asked before `run`.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    /// Returns the memory that it holds, as far as it depends on a client.
+    fn bytes(&self) -> u32 {
+        0
+    }
+
+    /// Takes note that there is no place for it: its owner knows, and waits for nothing.
+    fn refuse(self: Box<Self>) {}
+
+    /// Reads and writes. An error takes back what it has written.
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
+
+    /// Passes the result on. `Ok`: what `run` has written survives a power cut.
+    fn finish(self: Box<Self>, result: Result<(), &StoreError>);
+}

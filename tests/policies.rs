@@ -1,0 +1,280 @@
+//! What each `cache.policy` promises, over the real binary: when the store fails, when it is slow,
+//! and when the process is killed.
+//!
+//! Mutations, each caught by the test named:
+//! * `StoreLevel::get` that looks up with `cache-aside`: `cache_aside_never_asks_the_store`
+//! * `get` without its timer: `read_through_computes_if_the_store_is_slow_or_fails`
+//! * `is_out_of_order` that ignores overdue look-ups: the same
+//! * `finish_after_store` that concludes before the write: `write_through_keeps_what_a_client_has`
+//! * `put_first` without its timer: `write_through_ends_a_response_without_a_store_that_works`
+//! * `end` that takes no entries: `write_behind_is_flushed_by_a_drain`
+//! * `put_back` that drops: `write_behind_waits_for_a_store_that_fails`
+//! * `Entry::decode` without the age before: `an_entry_is_as_old_after_a_restart_as_before`
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use autoglmd::store::DATABASE_FILE;
+use rusqlite::Connection;
+use serde_json::json;
+use tempfile::TempDir;
+
+use common::{Answer, Daemon, Options, eventually};
+
+/// With a timeout that only a store that stands still exceeds, however busy the machine is.
+fn options(policy: &str) -> Options {
+    slow_options(policy).set("cache.store_timeout", "20s")
+}
+
+fn slow_options(policy: &str) -> Options {
+    let options = Options::echo().with_cache();
+    options
+        .set_raw("cache.persist", "true")
+        .set("cache.policy", policy)
+}
+
+fn again(policy: &str, folder: Arc<TempDir>) -> Daemon {
+    options(policy).in_folder(folder).start()
+}
+
+fn ask(daemon: &Daemon, number: usize) -> Answer {
+    let answer = daemon.generate(&json!({ "prompt": format!("program {number}") }));
+    answer.expect(200)
+}
+
+/// Asks, and returns the ids of the generations that computed the responses.
+fn ids(daemon: &Daemon, numbers: std::ops::Range<usize>) -> Vec<String> {
+    let id = |number| ask(daemon, number).json()["id"].as_str().map(str::to_owned);
+    numbers.map(|number| id(number).expect("an id")).collect()
+}
+
+fn verdict(answer: &Answer) -> String {
+    answer.field("x-cache").expect("a verdict").to_owned()
+}
+
+fn lookups(daemon: &Daemon) -> f64 {
+    let name = "autoglmd_cache_store_lookups_total";
+    daemon.metrics().sum(name, &[])
+}
+
+fn unconfirmed(daemon: &Daemon) -> f64 {
+    let name = "autoglmd_cache_store_unconfirmed_total";
+    daemon.metrics().value(name)
+}
+
+fn wait_for_writes(daemon: &Daemon, count: usize) {
+    let name = "autoglmd_cache_store_writes_total";
+    eventually("the entries are written", || {
+        let stored = daemon.metrics().sum(name, &[("outcome", "stored")]);
+        (stored == count as f64).then_some(())
+    });
+}
+
+fn stop(daemon: &mut Daemon) -> Arc<TempDir> {
+    daemon.process().signal(libc::SIGTERM);
+    assert!(daemon.wait().success());
+    daemon.folder()
+}
+
+/// Another process that keeps the database locked: the store is slow, and fails after some seconds.
+struct Lock(Connection);
+
+impl Lock {
+    fn of(daemon: &Daemon) -> Lock {
+        let path = daemon.state_folder().join(DATABASE_FILE);
+        let other = Connection::open(path).expect("the database");
+        other.busy_timeout(Duration::from_secs(30)).expect("a wait");
+        other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+        Lock(other)
+    }
+
+    fn release(self) {
+        self.0.execute_batch("ROLLBACK").expect("the lock's end");
+    }
+}
+
+fn wait_for_health(daemon: &Daemon) {
+    eventually("the store works again", || {
+        let failing = daemon.metrics().value("autoglmd_store_failing");
+        (failing == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn cache_aside_never_asks_the_store() {
+    let mut daemon = options("cache-aside").start();
+    let made = ids(&daemon, 0..3);
+    wait_for_writes(&daemon, 3);
+    let folder = stop(&mut daemon);
+    let daemon = again("cache-aside", folder);
+    let lock = Lock::of(&daemon);
+    for number in 3..20 {
+        ask(&daemon, number);
+    }
+    lock.release();
+    assert_eq!(lookups(&daemon), 0.0);
+    assert_eq!(
+        daemon.metrics().value("autoglmd_cache_store_late_total"),
+        0.0
+    );
+    assert_eq!(made.len(), 3);
+}
+
+#[test]
+fn read_through_finds_what_was_computed_before_a_restart() {
+    let mut daemon = options("read-through").start();
+    let made = ids(&daemon, 0..3);
+    wait_for_writes(&daemon, 3);
+    let folder = stop(&mut daemon);
+    let daemon = again("read-through", folder);
+    for (number, id) in made.iter().enumerate() {
+        let answer = ask(&daemon, number);
+        assert_eq!(verdict(&answer), "hit", "{answer}");
+        assert_eq!(answer.json()["id"], **id);
+        assert_eq!(answer.json()["cached"], true);
+        assert!(answer.field("age").is_some(), "{answer}");
+    }
+    assert_eq!(verdict(&ask(&daemon, 3)), "miss");
+}
+
+#[test]
+fn read_through_computes_if_the_store_is_slow_or_fails() {
+    let daemon = slow_options("read-through").start();
+    let first = ids(&daemon, 0..1);
+    wait_for_writes(&daemon, 1);
+    let lock = Lock::of(&daemon);
+    for number in 1..30 {
+        assert_eq!(verdict(&ask(&daemon, number)), "miss");
+    }
+    // The first one waits for its timeout, and the others see that.
+    let late = daemon.metrics().value("autoglmd_cache_store_late_total");
+    assert!((1.0..=5.0).contains(&late), "{late}");
+    lock.release();
+    wait_for_health(&daemon);
+    assert_eq!(ids(&daemon, 0..1), first);
+    // A store that is gone fails at once.
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+    }
+    for number in 30..40 {
+        assert_eq!(verdict(&ask(&daemon, number)), "miss");
+    }
+}
+
+#[test]
+fn an_entry_is_as_old_after_a_restart_as_before() {
+    let mut daemon = options("read-through").start();
+    ids(&daemon, 0..1);
+    wait_for_writes(&daemon, 1);
+    let folder = stop(&mut daemon);
+    let path = folder.path().join("state").join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    let seconds = |sql: &str| -> i64 {
+        let read = database.query_row(sql, (), |row| row.get::<_, i64>(0));
+        read.expect("a time") / 1_000
+    };
+    let ttl = seconds("SELECT expires_at - created_at FROM cache_entries");
+    // Up to a tenth is taken off.
+    assert!((3_240..=3_600).contains(&ttl), "{ttl}");
+    // A result of the past expires when it would have.
+    database
+        .execute_batch("UPDATE cache_entries SET expires_at = 1")
+        .expect("a change");
+    let daemon = again("read-through", folder);
+    assert_eq!(verdict(&ask(&daemon, 0)), "miss");
+}
+
+fn kills() -> usize {
+    std::env::var("AUTOGLMD_KILLS").map_or(3, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn write_through_keeps_what_a_client_has() {
+    let mut daemon = options("write-through").start();
+    for round in 0..kills() {
+        let made = ids(&daemon, round * 10..round * 10 + 4);
+        assert_eq!(unconfirmed(&daemon), 0.0);
+        daemon.kill();
+        let folder = daemon.folder();
+        daemon = again("write-through", folder);
+        assert_eq!(
+            ids(&daemon, round * 10..round * 10 + 4),
+            made,
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn write_through_ends_a_response_without_a_store_that_works() {
+    let daemon = slow_options("write-through").start();
+    let lock = Lock::of(&daemon);
+    let made = ids(&daemon, 0..10);
+    assert_eq!(unconfirmed(&daemon), 10.0, "each is counted");
+    // They are in memory.
+    assert_eq!(ids(&daemon, 0..10), made);
+    lock.release();
+    let mut number = 10;
+    eventually("later ones are written first again", || {
+        let before = unconfirmed(&daemon);
+        ask(&daemon, number);
+        number += 1;
+        (unconfirmed(&daemon) == before).then_some(())
+    });
+}
+
+/// The bound: what a client got in the last quarter of a second, and the group after it.
+#[test]
+fn write_behind_loses_the_last_moment_to_a_kill() {
+    let mut daemon = options("write-behind").start();
+    for round in 0..kills() {
+        let first = round * 20;
+        let made = ids(&daemon, first..first + 8);
+        wait_for_writes(&daemon, 8);
+        assert_eq!(
+            daemon.metrics().value("autoglmd_store_entries_waiting"),
+            0.0
+        );
+        ids(&daemon, first + 8..first + 12);
+        daemon.kill();
+        let folder = daemon.folder();
+        daemon = again("write-behind", folder);
+        assert_eq!(ids(&daemon, first..first + 8), made, "round {round}");
+        let lost = (first + 8..first + 12)
+            .filter(|number| verdict(&ask(&daemon, *number)) == "miss")
+            .count();
+        assert!(lost <= 4, "{lost}");
+        // The next round counts the writes of its own daemon.
+        let folder = stop(&mut daemon);
+        daemon = again("write-behind", folder);
+    }
+}
+
+#[test]
+fn write_behind_is_flushed_by_a_drain() {
+    let mut daemon = options("write-behind").start();
+    let made = ids(&daemon, 0..30);
+    let folder = stop(&mut daemon);
+    let daemon = again("write-behind", folder);
+    assert_eq!(ids(&daemon, 0..30), made);
+}
+
+#[test]
+fn write_behind_waits_for_a_store_that_fails() {
+    let mut daemon = options("write-behind").start();
+    let lock = Lock::of(&daemon);
+    let made = ids(&daemon, 0..20);
+    eventually("the store fails", || {
+        let failing = daemon.metrics().value("autoglmd_store_failing");
+        (failing == 1.0).then_some(())
+    });
+    lock.release();
+    wait_for_writes(&daemon, 20);
+    daemon.kill();
+    let folder = daemon.folder();
+    let daemon = again("write-behind", folder);
+    assert_eq!(ids(&daemon, 0..20), made);
+}
