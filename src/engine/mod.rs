@@ -9,6 +9,7 @@
 //!
 //! * [`echo`] returns a fixed program at once, for measuring the daemon itself.
 //! * `llama` runs GGUF models in process through llama.cpp, with continuous batching.
+//! * [`prefixes`] keeps what it has computed on disk.
 
 mod border;
 pub mod code;
@@ -19,6 +20,7 @@ pub mod language;
 #[cfg(feature = "llama")]
 pub mod llama;
 pub mod metrics;
+pub mod prefixes;
 pub mod prompt;
 
 pub use border::{

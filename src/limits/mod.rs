@@ -31,6 +31,9 @@ pub mod offload;
 
 pub mod engine;
 
+// The engine's prefixes on disk.
+pub mod prefixes;
+
 pub mod models;
 
 pub mod keys;

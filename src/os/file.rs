@@ -26,6 +26,22 @@ pub fn read_up_to(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     read_within(path, most_bytes, limits::STREAM_FILE_TIMEOUT)
 }
 
+/// Opens a file of a folder that only this program writes to. A link, a FIFO or a device in its
+/// place is an error.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )),
+    }
+}
+
 fn read_within(path: &Path, most_bytes: u64, patience: Duration) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new()
         .read(true)
@@ -94,6 +110,19 @@ mod tests {
         std::fs::write(&path, "12345").unwrap();
         assert_eq!(read_up_to(&path, 5).unwrap(), b"12345");
         assert_eq!(read_up_to(&path, 3).unwrap(), b"1234");
+    }
+
+    /// Mutation: `O_NOFOLLOW` left out.
+    #[test]
+    fn only_a_regular_file_itself_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&path, "12345").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(open_regular(&path).is_ok());
+        assert!(open_regular(&link).is_err());
+        assert!(open_regular(&fifo(folder.path())).is_err());
+        assert!(open_regular(folder.path()).is_err());
     }
 
     #[test]

@@ -1,0 +1,353 @@
+//! The engine's way to the folder, and the threads behind it.
+//!
+//! Owns two threads: one reads, one writes, so that a prompt does not wait behind a write. Copies
+//! wait in memory within one bound for both ([`room`]); above it a copy is not taken. The writer
+//! keeps to a rate while the daemon serves.
+//!
+//! Must never wait on the engine's thread, except in [`Archive::await_room`] and
+//! [`Archive::finish`], which the end of the daemon calls.
+//!
+//! [`room`]: super::room
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::copied::{Copied, Token};
+use super::folder::Folder;
+use super::index::Entry;
+use super::origin::Origin;
+use super::room::{Claimed, Room};
+use crate::core::Moment;
+use crate::limits::prefixes as limits;
+
+/// Copies of computed prefixes outside of the engine, as the engine's thread uses them.
+pub trait Archive {
+    /// Returns a number that is another one once copies were forgotten. Sequences that were
+    /// computed before must not be kept any more.
+    fn epoch(&self) -> u64;
+
+    /// Returns whether [`Archive::keep`] would keep a copy of these tokens.
+    fn wants(&self, tenant: u64, tokens: &[Token]) -> bool;
+
+    /// Keeps a copy, if there is room for it.
+    fn keep(&mut self, copied: Copied);
+
+    /// Begins to load the copy from which a prompt can go on furthest, if there is one with at
+    /// least [`limits::TOKENS_MIN`] tokens more than the `held` ones. Returns the load's number.
+    fn begin_load(&mut self, tenant: u64, prompt: &[Token], held: usize) -> Option<u64>;
+
+    /// Returns a load that has ended.
+    fn poll_loaded(&mut self) -> Option<Loaded>;
+
+    /// Reports that a load has ended, and whether its state was used.
+    fn end_load(&mut self, load: u64, is_used: bool);
+
+    /// Waits until there is room for a copy of this many tokens, up to `until`. Returns whether
+    /// there is.
+    fn await_room(&self, tokens: usize, until: Moment) -> bool;
+
+    /// Waits until all copies are kept, up to `until`.
+    fn finish(&mut self, until: Moment);
+}
+
+/// A load that has ended.
+#[derive(Debug)]
+pub struct Loaded {
+    pub load: u64,
+    /// `None`: there is no copy that can be used.
+    pub copy: Option<LoadedCopy>,
+}
+
+#[derive(Debug)]
+pub struct LoadedCopy {
+    pub tokens: Vec<Token>,
+    pub state: Vec<u8>,
+    /// Keeps the place in memory.
+    pub claimed: Option<Claimed>,
+}
+
+/// The archive on disk.
+pub struct Disk {
+    folder: Arc<Folder>,
+    /// Bytes of a token in the last copy; 0 before there was one.
+    token_bytes: usize,
+    /// The loads that the engine waits for.
+    wanted: HashMap<u64, Arc<AtomicBool>>,
+    last_load: u64,
+    flags: Arc<Flags>,
+    reader: Option<Reader>,
+    writer: Option<Writer>,
+}
+
+#[derive(Debug, Default)]
+struct Flags {
+    /// Whether all work must end at once.
+    is_stopping: AtomicBool,
+    /// Whether the writer need not keep to its rate.
+    is_hurrying: AtomicBool,
+}
+
+struct Reader {
+    loads: Sender<Load>,
+    loaded: Receiver<Loaded>,
+    ended: Receiver<Infallible>,
+}
+
+struct Writer {
+    copies: Sender<(Copied, Claimed)>,
+    ended: Receiver<Infallible>,
+}
+
+/// An order to the reader.
+struct Load {
+    number: u64,
+    entry: Arc<Entry>,
+    is_wanted: Arc<AtomicBool>,
+}
+
+impl Disk {
+    /// Starts the threads; the reader begins with the files that are there. It calls `wake` after
+    /// each load, so that an engine that waits for it looks.
+    pub fn start(
+        folder: Arc<Folder>,
+        origin: Origin,
+        wake: Box<dyn Fn() + Send>,
+    ) -> io::Result<Disk> {
+        let flags = Arc::new(Flags::default());
+        Ok(Disk {
+            reader: Some(start_reader(&folder, origin, &flags, wake)?),
+            writer: Some(start_writer(&folder, &flags)?),
+            folder,
+            token_bytes: 0,
+            wanted: HashMap::new(),
+            last_load: 0,
+            flags,
+        })
+    }
+
+    fn skip(&self) {
+        self.folder.counts.skipped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end_writing(&mut self, patience: Duration) {
+        if let Some(Writer { copies, ended }) = self.writer.take() {
+            drop(copies);
+            // A timeout: the thread hangs in the disk, or has too much to write.
+            let _ = ended.recv_timeout(patience);
+        }
+    }
+}
+
+impl Archive for Disk {
+    fn epoch(&self) -> u64 {
+        self.folder.epoch()
+    }
+
+    fn wants(&self, tenant: u64, tokens: &[Token]) -> bool {
+        if !self.folder.wants(tenant, tokens, Moment::now()) {
+            return false;
+        }
+        let has_room = self.folder.room.has(tokens.len() * self.token_bytes);
+        if !has_room {
+            self.skip();
+        }
+        has_room
+    }
+
+    fn keep(&mut self, copied: Copied) {
+        self.token_bytes = copied.state.len().div_ceil(copied.tokens.len().max(1));
+        let claimed = self.folder.room.claim(copied.state.len());
+        let (Some(claimed), Some(writer)) = (claimed, &self.writer) else {
+            return self.skip();
+        };
+        if writer.copies.try_send((copied, claimed)).is_err() {
+            self.skip();
+        }
+    }
+
+    fn begin_load(&mut self, tenant: u64, prompt: &[Token], held: usize) -> Option<u64> {
+        if prompt.len() < held + limits::TOKENS_MIN {
+            return None;
+        }
+        let found = self.folder.find(tenant, prompt);
+        let found = found.filter(|(_, tokens)| *tokens >= held + limits::TOKENS_MIN);
+        let load = found.map(|(entry, _)| {
+            self.last_load += 1;
+            Load {
+                number: self.last_load,
+                entry,
+                is_wanted: Arc::new(AtomicBool::new(true)),
+            }
+        });
+        let (number, is_wanted) = match &load {
+            Some(load) => (load.number, load.is_wanted.clone()),
+            None => {
+                self.folder.counts.misses.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+        };
+        let reader = self.reader.as_ref()?;
+        reader.loads.try_send(load?).ok()?;
+        self.wanted.insert(number, is_wanted);
+        Some(number)
+    }
+
+    fn poll_loaded(&mut self) -> Option<Loaded> {
+        let reader = self.reader.as_ref()?;
+        let mut loaded = reader.loaded.try_iter();
+        loaded.find(|loaded| self.wanted.contains_key(&loaded.load))
+    }
+
+    fn end_load(&mut self, load: u64, is_used: bool) {
+        if let Some(is_wanted) = self.wanted.remove(&load) {
+            is_wanted.store(false, Ordering::Relaxed);
+        }
+        let counts = &self.folder.counts;
+        let count = if is_used {
+            &counts.hits
+        } else {
+            &counts.misses
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn await_room(&self, tokens: usize, until: Moment) -> bool {
+        let bytes = tokens * self.token_bytes;
+        self.flags.is_hurrying.store(true, Ordering::Relaxed);
+        while !self.folder.room.has(bytes)
+            && self.folder.room.can_have(bytes)
+            && Moment::now() < until
+        {
+            thread::sleep(limits::ROOM_POLL_INTERVAL);
+        }
+        self.folder.room.has(bytes) && Moment::now() < until
+    }
+
+    fn finish(&mut self, until: Moment) {
+        self.flags.is_hurrying.store(true, Ordering::Relaxed);
+        self.end_writing(until.since(Moment::now()));
+    }
+}
+
+impl Drop for Disk {
+    /// Ends both threads, and waits for them as long as a piece of a file may take.
+    fn drop(&mut self) {
+        self.flags.is_stopping.store(true, Ordering::Relaxed);
+        self.end_writing(limits::STOP_PATIENCE);
+        if let Some(Reader { ended, .. }) = self.reader.take() {
+            let _ = ended.recv_timeout(limits::STOP_PATIENCE);
+        }
+    }
+}
+
+fn start_reader(
+    folder: &Arc<Folder>,
+    origin: Origin,
+    flags: &Arc<Flags>,
+    wake: Box<dyn Fn() + Send>,
+) -> io::Result<Reader> {
+    let (loads, orders) = bounded::<Load>(limits::LOADED_FILES_MAX);
+    // One that the engine has not taken holds the next one up.
+    let (sender, loaded) = bounded(1);
+    let (ending, ended) = bounded(0);
+    let (folder, flags) = (folder.clone(), flags.clone());
+    let body = move || {
+        let _ending: Sender<Infallible> = ending;
+        while let Err(error) = folder.open(&origin) {
+            folder.handle_disk_error("open the folder", &error);
+            // No load is ordered as long as no file is known.
+            let waited = orders.recv_timeout(limits::WRITE_RETRY_PAUSE);
+            if !matches!(waited, Err(RecvTimeoutError::Timeout)) {
+                return;
+            }
+        }
+        for order in orders {
+            let is_stopping = || flags.is_stopping.load(Ordering::Relaxed);
+            let is_wanted = || order.is_wanted.load(Ordering::Relaxed) && !is_stopping();
+            let mut claim = |bytes| await_claim(&folder.room, bytes, &is_wanted);
+            let copy = folder.load(&order.entry, &mut claim, &is_wanted);
+            let copy = copy.map(|(state, claimed)| LoadedCopy {
+                tokens: order.entry.tokens.to_vec(),
+                state,
+                claimed: Some(claimed),
+            });
+            let load = order.number;
+            if sender.send(Loaded { load, copy }).is_err() {
+                return;
+            }
+            wake();
+        }
+    };
+    thread::Builder::new()
+        .name("prefix-reader".to_owned())
+        .spawn(body)?;
+    Ok(Reader {
+        loads,
+        loaded,
+        ended,
+    })
+}
+
+/// Waits for room while it is wanted: copies in memory are on their way to the disk.
+fn await_claim(room: &Room, bytes: usize, is_wanted: &dyn Fn() -> bool) -> Option<Claimed> {
+    while is_wanted() && room.can_have(bytes) {
+        if let Some(claimed) = room.claim(bytes) {
+            return Some(claimed);
+        }
+        thread::sleep(limits::ROOM_POLL_INTERVAL);
+    }
+    None
+}
+
+fn start_writer(folder: &Arc<Folder>, flags: &Arc<Flags>) -> io::Result<Writer> {
+    let (copies, orders) = bounded::<(Copied, Claimed)>(limits::WAITING_FILES_MAX);
+    let (ending, ended) = bounded(0);
+    let (folder, flags) = (folder.clone(), flags.clone());
+    let body = move || {
+        let _ending: Sender<Infallible> = ending;
+        for (copied, _claimed) in orders {
+            let mut pace = Pace::new();
+            let mut may_go_on = |bytes: usize| {
+                if !flags.is_hurrying.load(Ordering::Relaxed) {
+                    thread::sleep(pace.pause(bytes, Instant::now()));
+                }
+                !flags.is_stopping.load(Ordering::Relaxed)
+            };
+            folder.write(&copied, &mut may_go_on);
+        }
+    };
+    thread::Builder::new()
+        .name("prefix-writer".to_owned())
+        .spawn(body)?;
+    Ok(Writer { copies, ended })
+}
+
+/// Keeps a write to its rate.
+struct Pace {
+    start: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace {
+            start: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Returns how long to wait before the next `bytes`.
+    fn pause(&mut self, bytes: usize, now: Instant) -> Duration {
+        let rate = limits::WRITTEN_BYTES_PER_SECOND as f64;
+        let due = self.start + Duration::from_secs_f64(self.bytes as f64 / rate);
+        self.bytes += bytes as u64;
+        due.saturating_duration_since(now)
+    }
+}

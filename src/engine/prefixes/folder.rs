@@ -1,0 +1,519 @@
+//! The folder of the files: index, files, and the order in which they change.
+//!
+//! Owns everything in the folder. The engine's thread and the reactors only look at the index,
+//! under a lock that is never held during input or output; one reading and one writing thread do
+//! the rest.
+//!
+//! A write, so that no moment at which the process is killed leaves a file that is not whole:
+//!
+//! ```text
+//!   make room ─> NAME.new ─> write, fsync ─> rename to NAME ─> fsync of the folder ─> index
+//! ```
+//!
+//! A failure of the disk costs a warning and a count. No copy is taken for some seconds after it.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::copied::{Copied, Token};
+use super::file::{self, Fault, Head};
+use super::index::{self, Entry, Index};
+use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED};
+use super::origin::Origin;
+use super::room::Room;
+use crate::core::Moment;
+use crate::limits::prefixes as limits;
+use crate::os::file::open_regular;
+
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    bytes_max: u64,
+    state: Mutex<State>,
+    /// The memory of copies on their way.
+    pub(super) room: Room,
+    pub(super) counts: Counts,
+}
+
+#[derive(Default)]
+struct State {
+    /// `None` until the folder was read, and while it cannot be used.
+    opened: Option<Arc<Opened>>,
+    /// Whether this process has read the folder before.
+    was_opened: bool,
+    index: Index,
+    /// Bytes of the file that is being written.
+    unfinished_bytes: u64,
+    /// Forgotten entries whose files still exist.
+    forgotten: Vec<Arc<Entry>>,
+    /// How often entries were forgotten.
+    epoch: u64,
+    /// The number of the last use.
+    uses: u64,
+    /// No copy is taken before.
+    suspended_until: Moment,
+    logged_at: Option<Moment>,
+}
+
+/// The things that verify files.
+struct Opened {
+    secret: Secret,
+    origin: Origin,
+}
+
+/// Events since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+    pub written: AtomicU64,
+    pub evicted: AtomicU64,
+    pub skipped: AtomicU64,
+    damaged: AtomicU64,
+    foreign: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The numbers of the folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub entries: usize,
+    /// On disk.
+    pub bytes: u64,
+    pub max_bytes: u64,
+    /// Memory of copies on their way to the disk or from it.
+    pub copies_bytes: usize,
+    /// Prompts that went on from a file, and long ones that did not.
+    pub hits: u64,
+    pub misses: u64,
+    pub written: u64,
+    /// Files that made room for others.
+    pub evicted: u64,
+    /// Copies that were not taken or not written, for lack of room.
+    pub skipped: u64,
+    /// Files that were removed because they were damaged, or not from this engine and tenant.
+    pub damaged: u64,
+    pub foreign: u64,
+    /// Reads and writes that failed.
+    pub failed: u64,
+}
+
+/// Returns the folder within the state folder.
+pub fn folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("prefixes")
+}
+
+/// Returns the bytes of all files in the folder within the state folder.
+pub fn bytes(state_dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in entries(&folder(state_dir))? {
+        // A file may go at any moment.
+        bytes += entry?.metadata().map_or(0, |metadata| metadata.len());
+    }
+    Ok(bytes)
+}
+
+/// Removes all files of a tenant, and returns how many. A daemon that runs writes none of its
+/// prefixes any more.
+pub fn erase(state_dir: &Path, tenant: u64) -> io::Result<usize> {
+    let path = folder(state_dir);
+    let Some(secret) = Secret::read(&path)? else {
+        return Ok(0);
+    };
+    let tenant = secret.tenant(tenant);
+    // Before the first look at the folder: a writer looks for the mark after it has renamed a file.
+    names::create(&path.join(tenant.erased()))?;
+    let mut removed = 0;
+    for entry in entries(&path)? {
+        let entry = entry?;
+        if tenant.owns(&entry.file_name().to_string_lossy()) {
+            remove(&entry.path())?;
+            removed += 1;
+        }
+    }
+    sync(&path)?;
+    Ok(removed)
+}
+
+impl Folder {
+    /// Makes the folder at `path` known; [`Folder::open`] reads it.
+    pub fn new(path: PathBuf, bytes_max: u64) -> Folder {
+        Folder {
+            path,
+            bytes_max,
+            state: Mutex::default(),
+            room: Room::new(limits::COPIES_BYTES_MAX),
+            counts: Counts::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The index checks itself; a holder that panicked has at worst left a count behind.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened(&self) -> Option<Arc<Opened>> {
+        self.lock().opened.clone()
+    }
+
+    // ---- looks at the index: for any thread ----------------------------------------------------
+
+    /// Returns the file from which a prompt of this tenant can go on furthest, and its tokens.
+    pub fn find(&self, tenant: u64, prompt: &[Token]) -> Option<(Arc<Entry>, usize)> {
+        let (_, entries) = self.entries_of(tenant)?;
+        let (entry, tokens) = index::longest(&entries, prompt)?;
+        Some((entry.clone(), tokens))
+    }
+
+    /// Returns whether a copy of these tokens would be written.
+    pub fn wants(&self, tenant: u64, tokens: &[Token], now: Moment) -> bool {
+        if tokens.len() < limits::TOKENS_MIN || now < self.lock().suspended_until {
+            return false;
+        }
+        let entries = self.entries_of(tenant);
+        entries.is_some_and(|(_, entries)| index::is_worth_keeping(&entries, tokens))
+    }
+
+    fn entries_of(&self, tenant: u64) -> Option<(TenantDigest, Vec<Arc<Entry>>)> {
+        let opened = self.opened()?;
+        let tenant = opened.secret.tenant(tenant);
+        Some((tenant, self.lock().index.of(tenant)))
+    }
+
+    /// Returns a number that is another one after [`Folder::forget`].
+    pub fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// Never uses a file again that a tenant, or any, has now. Copies on their way are dropped.
+    pub fn forget(&self, tenant: Option<u64>) {
+        let mut state = self.lock();
+        state.epoch += 1;
+        let secret = state.opened.as_ref().map(|opened| &opened.secret);
+        let tenant = match (tenant, secret) {
+            (None, _) => None,
+            (Some(tenant), Some(secret)) => Some(secret.tenant(tenant)),
+            // No file can be found.
+            (Some(_), None) => return,
+        };
+        let mut removed = state.index.remove_all(tenant);
+        state.forgotten.append(&mut removed);
+    }
+
+    pub fn figures(&self) -> Figures {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        let state = self.lock();
+        Figures {
+            entries: state.index.count(),
+            bytes: state.index.bytes() + state.unfinished_bytes,
+            max_bytes: self.bytes_max,
+            copies_bytes: self.room.taken(),
+            hits: load(&counts.hits),
+            misses: load(&counts.misses),
+            written: load(&counts.written),
+            evicted: load(&counts.evicted),
+            skipped: load(&counts.skipped),
+            damaged: load(&counts.damaged),
+            foreign: load(&counts.foreign),
+            failed: load(&counts.failed),
+        }
+    }
+
+    // ---- the reading thread --------------------------------------------------------------------
+
+    /// Reads the heads of all files, and removes those that this engine cannot use.
+    pub fn open(&self, origin: &Origin) -> io::Result<()> {
+        let opened = Arc::new(Opened {
+            secret: Secret::open(&self.path)?,
+            origin: origin.clone(),
+        });
+        let was_opened = self.lock().was_opened;
+        let mut found: Vec<(SystemTime, Entry)> = Vec::new();
+        for item in entries(&self.path)? {
+            let item = item?;
+            let name = item.file_name().to_string_lossy().into_owned();
+            match names::kind(&name) {
+                Kind::Prefix => match self.read_entry(&opened, &name) {
+                    Ok(entry) => found.push(entry),
+                    Err(fault) => self.handle_fault(&name, &fault),
+                },
+                // No writer of this process is at work, and none has anything of a tenant that was
+                // erased before the process began.
+                Kind::Unfinished => remove(&item.path())?,
+                Kind::Erased if !was_opened => remove(&item.path())?,
+                Kind::Erased | Kind::Other => {}
+            }
+        }
+        found.sort_by_key(|(modified, _)| *modified);
+        let mut state = self.lock();
+        state.index = Index::default();
+        for (_, mut entry) in found {
+            state.uses += 1;
+            entry.used = state.uses;
+            state.index.insert(entry);
+        }
+        state.opened = Some(opened);
+        state.was_opened = true;
+        let (count, bytes) = (state.index.count(), state.index.bytes());
+        drop(state);
+        log::info!("cache.prefixes: {count} prefixes, {} MiB", bytes >> 20);
+        // A bound that was lowered.
+        self.make_room(TenantDigest([0; 32]), 0);
+        Ok(())
+    }
+
+    fn read_entry(&self, opened: &Opened, name: &str) -> Result<(SystemTime, Entry), Fault> {
+        let mut file = open_regular(&self.path.join(name))?;
+        let metadata = file.metadata()?;
+        let head = Head::read(&mut file, metadata.len(), &opened.secret, &opened.origin)?;
+        if opened.secret.name(head.tenant, &head.tokens) != name {
+            return Err(Fault::Foreign("it has the name of another prefix"));
+        }
+        let entry = Entry {
+            name: name.to_owned(),
+            tenant: head.tenant,
+            tokens: head.tokens.into(),
+            bytes: metadata.len(),
+            used: 0,
+        };
+        Ok((metadata.modified()?, entry))
+    }
+
+    /// Reads and verifies a state. `claim` is called with its bytes, before they take memory. A
+    /// file that cannot be used is removed.
+    pub fn load<T>(
+        &self,
+        entry: &Entry,
+        claim: &mut dyn FnMut(usize) -> Option<T>,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Option<(Vec<u8>, T)> {
+        let loaded = self.try_load(entry, claim, is_wanted);
+        match loaded {
+            Ok(loaded) => {
+                let mut state = self.lock();
+                state.uses += 1;
+                let used = state.uses;
+                state.index.note_use(entry.tenant, &entry.name, used);
+                Some(loaded)
+            }
+            Err(fault) => {
+                if !matches!(fault, Fault::Cancelled) {
+                    self.lock().index.remove(entry.tenant, &entry.name);
+                    self.handle_fault(&entry.name, &fault);
+                }
+                None
+            }
+        }
+    }
+
+    fn try_load<T>(
+        &self,
+        entry: &Entry,
+        claim: &mut dyn FnMut(usize) -> Option<T>,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(Vec<u8>, T), Fault> {
+        let opened = self.opened().ok_or(Fault::Cancelled)?;
+        let mut file = open_regular(&self.path.join(&entry.name))?;
+        let file_bytes = file.metadata()?.len();
+        let head = Head::read(&mut file, file_bytes, &opened.secret, &opened.origin)?;
+        if head.tenant != entry.tenant || head.tokens != *entry.tokens {
+            return Err(Fault::Foreign("it holds another prefix"));
+        }
+        let claimed = claim(head.state_bytes as usize).ok_or(Fault::Cancelled)?;
+        let state = head.read_state(&mut file, &opened.secret, is_wanted)?;
+        // The order of use survives a restart. A folder that cannot be written loses only that.
+        let _ = file.set_modified(SystemTime::now());
+        Ok((state, claimed))
+    }
+
+    /// Counts a file that cannot be used, and removes it.
+    fn handle_fault(&self, name: &str, fault: &Fault) {
+        let (count, reason) = match fault {
+            Fault::Damaged(reason) => (&self.counts.damaged, *reason),
+            Fault::Foreign(reason) => (&self.counts.foreign, *reason),
+            // An operator has erased it.
+            Fault::Disk(error) if error.kind() == ErrorKind::NotFound => return,
+            Fault::Disk(error) => return self.handle_disk_error("read a prefix", error),
+            Fault::Cancelled => return,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        log::info!("cache.prefixes: a file is removed: {reason}");
+        if let Err(error) = remove(&self.path.join(name)) {
+            self.handle_disk_error("remove a prefix", &error);
+        }
+    }
+
+    pub(super) fn handle_disk_error(&self, what: &str, error: &io::Error) {
+        self.counts.failed.fetch_add(1, Ordering::Relaxed);
+        let now = Moment::now();
+        let mut state = self.lock();
+        let is_due = |at: Moment| now.since(at) >= limits::LOG_INTERVAL;
+        if state.logged_at.is_none_or(is_due) {
+            state.logged_at = Some(now);
+            log::warn!(
+                "cache.prefixes: cannot {what} in {}: {error}",
+                self.path.display()
+            );
+        }
+    }
+
+    // ---- the writing thread --------------------------------------------------------------------
+
+    /// Writes a copy, if there is room for it. `may_go_on` is called with the bytes of each piece.
+    pub fn write(&self, copied: &Copied, may_go_on: &mut dyn FnMut(usize) -> bool) {
+        let Some(opened) = self.opened() else { return };
+        let tenant = opened.secret.tenant(copied.tenant);
+        let worth = |state: &State| {
+            let entries = state.index.of(tenant);
+            state.epoch == copied.epoch && index::is_worth_keeping(&entries, &copied.tokens)
+        };
+        if !worth(&self.lock()) {
+            return;
+        }
+        let tokens = copied.tokens.clone();
+        let head = Head::new(&opened.secret, tenant, tokens, &copied.state);
+        let bytes = head.file_bytes(&opened.origin);
+        if bytes > self.bytes_max {
+            self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.make_room(tenant, bytes);
+        self.lock().unfinished_bytes = bytes;
+        let written = self.write_file(&opened, &head, copied, may_go_on);
+        self.lock().unfinished_bytes = 0;
+        match written {
+            Ok(()) => {}
+            Err(Fault::Disk(error)) => {
+                self.lock().suspended_until = Moment::now() + limits::WRITE_RETRY_PAUSE;
+                self.handle_disk_error("write a prefix", &error);
+            }
+            Err(_) => {
+                self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn write_file(
+        &self,
+        opened: &Opened,
+        head: &Head,
+        copied: &Copied,
+        may_go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(), Fault> {
+        let name = opened.secret.name(head.tenant, &head.tokens);
+        let (path, mark) = (self.path.join(&name), self.path.join(head.tenant.erased()));
+        let unfinished = self.path.join(format!("{name}{UNFINISHED}"));
+        let written = || {
+            let mut file = names::create(&unfinished)?;
+            let encoded = head.encode(&opened.secret, &opened.origin);
+            file::write(&mut file, &encoded, &copied.state, may_go_on)?;
+            fs::rename(&unfinished, &path)?;
+            Ok(sync(&self.path)?)
+        };
+        let written: Result<(), Fault> = { written }();
+        if let Err(fault) = written {
+            let _ = remove(&unfinished);
+            return Err(fault);
+        }
+        if mark.exists() {
+            remove(&path)?;
+            return Err(Fault::Cancelled);
+        }
+        let mut state = self.lock();
+        if state.epoch != copied.epoch {
+            drop(state);
+            remove(&path)?;
+            return Err(Fault::Cancelled);
+        }
+        state.unfinished_bytes = 0;
+        let entries = state.index.of(head.tenant);
+        let superseded: Vec<_> = index::superseded(&entries, &head.tokens).cloned().collect();
+        for entry in &superseded {
+            state.index.remove(entry.tenant, &entry.name);
+        }
+        state.uses += 1;
+        let used = state.uses;
+        state.index.insert(Entry {
+            name,
+            tenant: head.tenant,
+            tokens: head.tokens.clone().into(),
+            bytes: head.file_bytes(&opened.origin),
+            used,
+        });
+        drop(state);
+        self.counts.written.fetch_add(1, Ordering::Relaxed);
+        for entry in superseded {
+            remove(&self.path.join(&entry.name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes files until there is room for `bytes` of a tenant.
+    fn make_room(&self, tenant: TenantDigest, bytes: u64) {
+        loop {
+            let mut state = self.lock();
+            let fits = state.index.bytes() + bytes <= self.bytes_max
+                && state.index.count() < limits::FILES_MAX;
+            if fits {
+                return;
+            }
+            let Some(entry) = state.index.remove_next(tenant, bytes) else {
+                return;
+            };
+            drop(state);
+            self.counts.evicted.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = remove(&self.path.join(&entry.name)) {
+                self.handle_disk_error("remove a prefix", &error);
+            }
+        }
+    }
+
+    /// Removes the files of forgotten entries.
+    pub fn free_forgotten(&self) {
+        let forgotten = std::mem::take(&mut self.lock().forgotten);
+        for entry in forgotten {
+            if let Err(error) = remove(&self.path.join(&entry.name)) {
+                self.handle_disk_error("remove a prefix", &error);
+            }
+        }
+    }
+}
+
+/// Yields the items of a folder that may not exist.
+fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    let items = match fs::read_dir(path) {
+        Ok(items) => Some(items),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(items.into_iter().flatten())
+}
+
+/// Removes a file that may have gone already.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the disk has the names of a folder.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("index", &self.index)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! Computed prefixes of prompts, on disk: they survive the daemon.
+//!
+//! Owns the folder `prefixes` in the state folder, and the threads that read and write there. Knows
+//! no model: the contents of a sequence are bytes, with the tokens that they were computed from.
+//! The engine's thread must never wait here, except at its end.
+//!
+//! In reading order:
+//!
+//! * [`copied`]: the contents of one sequence.
+//! * [`origin`]: everything that the contents of a sequence depend on beside its tokens.
+//! * [`file`]: the format of a file, and its verification.
+//! * [`names`]: the names of files, and the secret that they and the checksums are made with.
+//! * [`index`]: which files there are, and which of them is the next to go.
+//! * [`folder`]: the folder: index, files, and the order in which they change.
+//! * [`room`]: the bound on the memory of copies.
+//! * [`archive`]: the threads, and the engine's way to them.
+//!
+//! ```text
+//!   engine's thread                     other threads
+//!   a sequence is needed ── copy ──────> writer: room on disk, temporary file, fsync, rename
+//!   a prompt begins ────── find, load ─> reader: head, checksum ──> state ──> engine's thread
+//! ```
+//!
+//! Invariants:
+//!  1. A file serves only the tenant that its contents were computed for, and only an engine of the
+//!     same origin. Both are verified, and so is the checksum of every byte, before the engine gets
+//!     one.
+//!  2. The files, those that are being written included, have at most `cache.prefixes` bytes.
+//!  3. A file under its final name is whole: it was synced before it got the name. A process that
+//!     was killed leaves at most a temporary file, which the next one removes.
+//!  4. Nothing of a tenant is written after it was erased.
+
+mod archive;
+mod copied;
+mod file;
+mod folder;
+mod index;
+mod names;
+mod origin;
+mod room;
+
+pub use archive::{Archive, Disk, Loaded, LoadedCopy};
+pub use copied::{Copied, Token};
+pub use folder::{Figures, Folder, bytes, erase, folder};
+pub use origin::Origin;

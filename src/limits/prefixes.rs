@@ -1,0 +1,59 @@
+//! Bounds of the prefixes on disk (`cache.prefixes`).
+
+use std::time::Duration;
+
+/// A copy must save at least this many tokens. Two cores read 256 tokens of a model of half a
+/// billion parameters in about two seconds; a copy of them is 3 MiB, and is loaded in some ten
+/// milliseconds.
+pub const TOKENS_MIN: usize = 256;
+
+/// Memory for all copies that wait to be written, are being written, or were read and wait for the
+/// engine. 2,000 tokens of the default model take 12.5 MiB with `q8_0` and 23.4 MiB with `f16`, so
+/// that this is ten or five of them. A larger sequence is not kept.
+pub const COPIES_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Copies that may wait to be written, whatever their size.
+pub const WAITING_FILES_MAX: usize = 64;
+
+/// Copies that are taken in one step: the step takes some 10 ms longer for each.
+pub const COPIED_SEQUENCES_PER_STEP_MAX: usize = 2;
+
+/// Files that may wait to be read: one for each sequence.
+pub const LOADED_FILES_MAX: usize = 256;
+
+/// A job whose prefix has not come from the disk by then reads its prompt itself.
+pub const LOAD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the reading thread looks whether there is room for a state.
+pub const ROOM_POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Bytes that are read or written at once. Between two pieces a thread looks whether the rest is
+/// still wanted.
+pub const PIECE_BYTES: usize = 1024 * 1024;
+
+/// Bytes per second that are written while the daemon serves: below what any disk of the last
+/// twenty years writes in sequence, so that the store's commits are not held up for long.
+pub const WRITTEN_BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
+
+/// Time for all copies of a daemon that ends, at the disk's own speed.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long the end waits for a thread that hangs in the disk.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// After a write that failed, no copy is taken for this long: a full disk stays full for a while,
+/// and a copy costs the engine some milliseconds.
+pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often a failure of the disk is logged.
+pub const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Files in the folder. Their tokens are kept in memory, 4 bytes each, and compared with a prompt
+/// in some microseconds per file.
+pub const FILES_MAX: usize = 4_096;
+
+/// Tokens of one file: the longest contexts of the field.
+pub const TOKENS_MAX: usize = 1 << 20;
+
+/// The text in a file's head that names model and settings: about 400 bytes.
+pub const ORIGIN_BYTES_MAX: usize = 4_096;
