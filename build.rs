@@ -1,5 +1,5 @@
 //! Makes the Protobuf messages' code and descriptors out of `src/proto/`, without `protoc`;
-//! compiles the guard around llama.cpp; and keeps what the feature `portable` promises.
+//! compiles the guard around llama.cpp and names its version; and keeps what the feature `portable` promises.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ fn main() {
     refuse_native_build_under_portable();
     compile_messages();
     compile_guard();
+    name_llama();
 }
 
 /// A build for the building machine's own processor is refused under `portable`. A Cargo feature
@@ -79,4 +80,26 @@ fn compile_guard() {
         .warnings(true)
         .file(GUARD)
         .compile("autoglmd_guard");
+}
+
+/// Names the version of llama.cpp, for files that only the same one may read. The crate's version
+/// stands for it: the crate contains the sources.
+fn name_llama() {
+    const LOCK: &str = "Cargo.lock";
+    println!("cargo::rerun-if-changed={LOCK}");
+    if std::env::var_os("CARGO_FEATURE_LLAMA").is_none() {
+        return;
+    }
+    let lock = std::fs::read_to_string(LOCK).unwrap_or_default();
+    let mut lines = lock
+        .lines()
+        .skip_while(|line| *line != "name = \"llama-cpp-sys-2\"");
+    let version = lines.find_map(|line| line.strip_prefix("version = "));
+    match version {
+        Some(version) => {
+            let version = version.trim_matches('"');
+            println!("cargo::rustc-env=AUTOGLMD_LLAMA_BUILD=llama-cpp-sys-2 {version}");
+        }
+        None => println!("cargo::error={LOCK} does not name llama-cpp-sys-2"),
+    }
 }

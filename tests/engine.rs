@@ -698,6 +698,7 @@ fn settings(parallel: u32, context: u32) -> Settings {
         is_reproducible: false,
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),
+        prefixes: None,
     }
 }
 

@@ -250,6 +250,7 @@ impl Desk {
             is_reproducible: false,
             gpu_layers: 0,
             stall_timeout: Duration::from_secs(300),
+            prefixes: None,
         };
         let path = variant.path.clone();
         let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path.into()));

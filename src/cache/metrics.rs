@@ -1,6 +1,6 @@
 //! The cache's series in `/metrics`.
 
-use crate::engine::{Kept, Verdict};
+use crate::engine::{Kept, Verdict, prefixes};
 use crate::telemetry::metrics::Counter;
 
 crate::families! {
@@ -26,15 +26,18 @@ pub enum Level {
     Response,
     /// Results of generations, found by the canonical form of a request.
     Generation,
+    /// Computed prefixes on disk, found by the tokens of a prompt.
+    Prefix,
 }
 
 impl Level {
-    pub const ALL: [Level; 2] = [Level::Response, Level::Generation];
+    pub const ALL: [Level; 3] = [Level::Response, Level::Generation, Level::Prefix];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Level::Response => "response",
             Level::Generation => "generation",
+            Level::Prefix => "prefix",
         }
     }
 }
@@ -71,6 +74,17 @@ pub struct Figures {
     pub evicted: u64,
 }
 
+impl From<prefixes::Figures> for Figures {
+    fn from(files: prefixes::Figures) -> Figures {
+        Figures {
+            entries: files.entries,
+            bytes: files.bytes as usize,
+            max_bytes: files.max_bytes as usize,
+            evicted: files.evicted,
+        }
+    }
+}
+
 impl From<Kept> for Figures {
     fn from(kept: Kept) -> Figures {
         Figures {
@@ -83,6 +97,17 @@ impl From<Kept> for Figures {
 }
 
 impl CacheSeries {
+    /// Copies the numbers of the prefixes on disk. A long prompt that cannot go on from one is a
+    /// miss.
+    pub fn update_prefixes(&self, files: &prefixes::Figures) {
+        self.update(Level::Prefix, &(*files).into());
+        for (verdict, total) in [(Verdict::Hit, files.hits), (Verdict::Miss, files.misses)] {
+            let counter = self.verdicts.get((Level::Prefix, verdict));
+            let counter = counter.inner();
+            counter.fetch_max(total, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     /// Copies a level's numbers, before the registry is encoded.
     pub fn update(&self, level: Level, figures: &Figures) {
         self.entries.get(level).set(figures.entries as i64);

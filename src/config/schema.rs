@@ -369,6 +369,12 @@ schema! {
         /// long for its result to be written.
         store_timeout: Duration = Duration::from_millis(100),
             time(limits::CACHE_STORE_TIMEOUT_MS), Restart;
+        /// Disk space for computed prefixes of prompts, in the folder `prefixes` of the state
+        /// folder. A prefix of 256 tokens or more is written when its memory is needed and when the
+        /// daemon ends; a prompt of the same key that begins with it goes on from there, also after
+        /// a restart. 2,000 tokens of the default model take 24 MiB. The files hold what the
+        /// prompts said, in the model's own form. 0: none. No effect with `engine.reproducible`.
+        prefixes: usize = 0, size(limits::CACHE_PREFIXES_BYTES), Restart;
     }
 
     /// Redis, which several daemons share: for the responses that one of them has computed, for the

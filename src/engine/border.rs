@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::prefixes;
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey, Ticket};
@@ -415,6 +416,8 @@ pub struct Gauges {
     /// How often the engine was restarted after a panic.
     pub restarts: u64,
     pub kept: Kept,
+    /// Computed prefixes on disk.
+    pub prefixes: prefixes::Figures,
 }
 
 /// The results that an engine keeps for later jobs.

@@ -22,6 +22,12 @@ crate::families! {
         restarts: Counter = "engine_restarts", "autoglmd.engine.restart", per model;
         /// Time since the engine's last sign of life while it has work; 0 at rest.
         silence: Gauge = "engine_silence_seconds", "autoglmd.engine.silence", per model;
+        /// Memory of copies of prefixes on their way to the disk or from it.
+        prefix_copies: Gauge = "engine_prefix_copies_bytes", "autoglmd.engine.prefix.copy.usage",
+            per model;
+        /// Files with computed prefixes, by what happened to them.
+        prefix_files: Counter = "engine_prefix_files" [ event: PrefixEvent ],
+            "autoglmd.engine.prefix.file", per model;
         /// Prompt tokens computed, prompt tokens found in the cache, and tokens generated.
         tokens: Counter = "tokens" [ kind: TokenKind ], "autoglmd.engine.token.usage", per model;
     }
@@ -53,6 +59,38 @@ impl TokenKind {
 
 crate::label!(TokenKind, as_str, TokenKind::ALL, 0);
 
+/// Something that happened to a file with a computed prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixEvent {
+    Written,
+    Skipped,
+    Damaged,
+    Foreign,
+    Failed,
+}
+
+impl PrefixEvent {
+    const ALL: [PrefixEvent; 5] = [
+        PrefixEvent::Written,
+        PrefixEvent::Skipped,
+        PrefixEvent::Damaged,
+        PrefixEvent::Foreign,
+        PrefixEvent::Failed,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            PrefixEvent::Written => "written",
+            PrefixEvent::Skipped => "skipped",
+            PrefixEvent::Damaged => "damaged",
+            PrefixEvent::Foreign => "foreign",
+            PrefixEvent::Failed => "failed",
+        }
+    }
+}
+
+crate::label!(PrefixEvent, as_str, PrefixEvent::ALL, 0);
+
 impl EngineSeries {
     /// Copies the engine's numbers, before the registry is encoded.
     pub fn update(&self, gauges: &Gauges) {
@@ -61,6 +99,18 @@ impl EngineSeries {
         self.kv_cells_used.set(gauges.kv_used as i64);
         self.kv_cells_size.set(gauges.kv_size as i64);
         self.silence.set(gauges.silence.as_secs() as i64);
+        let prefixes = &gauges.prefixes;
+        self.prefix_copies.set(prefixes.copies_bytes as i64);
+        for (event, total) in [
+            (PrefixEvent::Written, prefixes.written),
+            (PrefixEvent::Skipped, prefixes.skipped),
+            (PrefixEvent::Damaged, prefixes.damaged),
+            (PrefixEvent::Foreign, prefixes.foreign),
+            (PrefixEvent::Failed, prefixes.failed),
+        ] {
+            let counter = self.prefix_files.get(event).inner();
+            counter.fetch_max(total, Ordering::Relaxed);
+        }
         for (counter, total) in [
             (&self.restarts, gauges.restarts),
             (&self.decode_steps, gauges.decode_steps),

@@ -98,6 +98,9 @@ pub const FIELDS: RangeInclusive<u64> = 8..=super::http1::FIELDS_MAX as u64;
 /// `cache.max_size`: below a mebibyte a shard could not hold one long response.
 pub const CACHE_BYTES: RangeInclusive<u64> = MIB..=1024 * GIB;
 
+/// `cache.prefixes`: a model of half a billion parameters takes 12 KiB per token.
+pub const CACHE_PREFIXES_BYTES: RangeInclusive<u64> = 0..=16 * 1024 * GIB;
+
 /// `cache.ttl`.
 pub const CACHE_TTL_MS: RangeInclusive<u64> = SECOND_MS..=30 * 24 * HOUR_MS;
 

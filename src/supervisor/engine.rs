@@ -26,6 +26,8 @@ use crate::engine::echo::Echo;
 use crate::engine::family::Family;
 #[cfg(feature = "llama")]
 use crate::engine::llama::{self, Obtained};
+#[cfg(feature = "llama")]
+use crate::engine::prefixes::{self, Folder};
 use crate::engine::{Deliver, Engine};
 use crate::offload::Workers;
 use crate::reactor::message::Mailboxes;
@@ -174,6 +176,10 @@ fn settings(config: &Config) -> llama::Settings {
         is_reproducible: engine.reproducible,
         gpu_layers: engine.gpu_layers,
         stall_timeout: engine.stall_timeout,
+        prefixes: (config.cache.prefixes > 0).then(|| {
+            let folder = prefixes::folder(&config.state_dir);
+            Arc::new(Folder::new(folder, config.cache.prefixes as u64))
+        }),
     }
 }
 
@@ -260,6 +266,10 @@ mod tests {
         };
         let own = of("small").adjust(&common);
         assert_eq!((own.context, own.kv_type, own.gpu_layers), (2_048, None, 7));
-        assert_eq!(of("other").adjust(&common), common);
+        let other = of("other").adjust(&common);
+        assert_eq!(
+            (other.context, other.kv_type, other.gpu_layers),
+            (common.context, common.kv_type, common.gpu_layers)
+        );
     }
 }

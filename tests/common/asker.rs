@@ -49,6 +49,7 @@ impl Asker {
             id: "tiny".to_owned(),
             family: None,
             stall_timeout: PATIENCE,
+            prefixes: None,
             parallel: 1,
             threads: 1,
             context: 2048,

@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::core::Moment;
+use crate::engine::prefixes::Origin;
 use crate::engine::{Prompt, Sampling};
 
 /// A token's number in the model's vocabulary.
@@ -56,6 +57,12 @@ pub trait Backend {
     /// Replaces the contents of a sequence by a copy of `length` tokens. On failure the sequence is
     /// empty.
     fn restore(&mut self, sequence: usize, state: &[u8], length: usize) -> bool;
+
+    /// Returns everything that a copy depends on, for the model's file with this digest; `None` if
+    /// a copy cannot be used by another process.
+    fn origin(&self, _model_sha256: &str, _gpu_layers: u32) -> Option<Origin> {
+        None
+    }
 }
 
 /// The part of a model that prepares prompts. It computes nothing with the model, so it works on

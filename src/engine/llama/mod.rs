@@ -57,6 +57,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use crate::core::{Moment, UnixSeconds};
 use crate::engine::family::Family;
 pub use crate::engine::family::KvType;
+use crate::engine::prefixes::Folder;
 use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
 use crate::limits::engine as limits;
 use crate::offload::Workers;
@@ -103,7 +104,7 @@ fn start_with<B: backend::Backend>(
     let (ending, ended) = crossbeam_channel::bounded::<Infallible>(0);
     let (preparing, prepared) = crossbeam_channel::bounded::<Infallible>(0);
     let shared = Arc::new(Shared::new(settings.queue, settings.stall_timeout));
-    let parallel = settings.parallel;
+    let (parallel, prefixes) = (settings.parallel, settings.prefixes.clone());
     let exit = Exit {
         shared: shared.clone(),
         sender,
@@ -129,6 +130,7 @@ fn start_with<B: backend::Backend>(
     };
     Ok(Handle {
         parallel,
+        prefixes,
         intake: Some(Intake {
             workers,
             exit,
@@ -145,6 +147,7 @@ fn start_with<B: backend::Backend>(
 /// The engine as its callers hold it.
 struct Handle {
     parallel: u32,
+    prefixes: Option<Arc<Folder>>,
     /// `None` only while it is being dropped.
     intake: Option<Intake>,
     shared: Arc<Shared>,
@@ -204,7 +207,23 @@ impl Engine for Handle {
     }
 
     fn gauges(&self) -> Gauges {
-        self.shared.gauges(Moment::now())
+        let folder = self.prefixes.as_ref();
+        Gauges {
+            prefixes: folder.map(|folder| folder.figures()).unwrap_or_default(),
+            ..self.shared.gauges(Moment::now())
+        }
+    }
+
+    fn forget(&self, tenant: Option<u64>) {
+        if let Some(folder) = &self.prefixes {
+            folder.forget(tenant);
+        }
+    }
+
+    fn free_forgotten(&self, _: Option<u64>) {
+        if let Some(folder) = &self.prefixes {
+            folder.free_forgotten();
+        }
     }
 
     fn drain(&self) {

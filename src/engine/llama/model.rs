@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use super::backend::{Backend, Batch, DecodeError, Prepare, Token};
 use super::controls::Controls;
-use super::ffi::{Context, ContextSettings, LoadError, Model};
+use super::ffi::{self, Context, ContextSettings, LoadError, Model};
 use super::metadata;
 use super::preparer::Preparer;
 use super::sampler::Sampler;
 use super::template::Template;
 use crate::core::Moment;
 use crate::engine::Sampling;
-use crate::engine::family::{Family, Traits};
+use crate::engine::family::{Family, KvType, Traits};
+use crate::engine::prefixes::Origin;
 
 #[derive(Debug)]
 pub struct Llama {
@@ -159,5 +160,21 @@ impl Backend for Llama {
 
     fn restore(&mut self, sequence: usize, state: &[u8], length: usize) -> bool {
         self.context.restore(sequence, state, length)
+    }
+
+    fn origin(&self, model_sha256: &str, gpu_layers: u32) -> Option<Origin> {
+        Some(Origin {
+            build: ffi::build(),
+            model_sha256: model_sha256.to_owned(),
+            kv_type: match self.context.kv_type() {
+                KvType::F16 => "f16",
+                KvType::Q8_0 => "q8_0",
+            },
+            // Set by `Context::new`, for every context.
+            has_flash_attention: true,
+            has_unified_cache: false,
+            context: self.context.context_length() as u32,
+            gpu_layers,
+        })
     }
 }

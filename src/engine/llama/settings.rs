@@ -1,12 +1,14 @@
 //! How a model is run, and where its file comes from.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::family::{Family, KvType};
+use crate::engine::prefixes::Folder;
 
 /// How to run a model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The name in responses.
     pub id: String,
@@ -30,6 +32,8 @@ pub struct Settings {
     pub gpu_layers: u32,
     /// How long a step may go without a sign of life before the engine counts as stalled.
     pub stall_timeout: Duration,
+    /// The folder in which computed prefixes survive the engine; `None`: they do not.
+    pub prefixes: Option<Arc<Folder>>,
 }
 
 /// A model's file, and facts about it that the settings cannot contain because they do not know

@@ -117,6 +117,14 @@ impl Shared {
         let _ = self.wakes.0.try_send(());
     }
 
+    /// Returns a function that does the same, for another thread.
+    pub fn waker(&self) -> Box<dyn Fn() + Send> {
+        let sender = self.wakes.0.clone();
+        Box::new(move || {
+            let _ = sender.try_send(());
+        })
+    }
+
     pub fn wakes(&self) -> &Receiver<()> {
         &self.wakes.1
     }

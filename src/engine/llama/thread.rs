@@ -42,6 +42,7 @@ use super::shared::{Life, Shared};
 use super::{Obtain, Obtained, Settings};
 use crate::core::Moment;
 use crate::engine::Deliver;
+use crate::engine::prefixes::{Archive, Disk};
 use crate::limits::engine as limits;
 use crate::offload::CancelReason;
 
@@ -122,6 +123,7 @@ impl<B: Backend> Thread<'_, B> {
         let backend = (self.load)(model)?;
         *is_serving = true;
         let preparer = backend.preparer();
+        let archive = self.archive(&backend, model);
         let mut scheduler = Scheduler::new(
             backend,
             self.settings.prompt_budget,
@@ -129,11 +131,16 @@ impl<B: Backend> Thread<'_, B> {
             self.deliver.clone(),
             self.shared.heartbeat.clone(),
         );
+        if let Some(archive) = archive {
+            scheduler.use_archive(archive);
+        }
         scheduler.resume(self.shared.published().gauges);
         self.publish(&scheduler);
         self.shared.begin_serving(preparer);
         let served = caught(|| {
             self.serve(&mut scheduler);
+            self.shared.heartbeat.rest();
+            scheduler.archive_all();
             Ok(())
         });
         if served.is_err() {
@@ -142,6 +149,28 @@ impl<B: Backend> Thread<'_, B> {
             self.shared.end_serving();
         }
         served
+    }
+
+    /// Returns the archive of computed prefixes, if the settings ask for one. The engine works as
+    /// well without it.
+    fn archive(&self, backend: &B, model: &Obtained) -> Option<Box<dyn Archive>> {
+        let folder = self.settings.prefixes.clone()?;
+        if self.settings.is_reproducible {
+            log::warn!("cache.prefixes has no effect with engine.reproducible");
+            return None;
+        }
+        if model.sha256.is_empty() {
+            return None;
+        }
+        let gpu_layers = model.adjust(self.settings).gpu_layers;
+        let origin = backend.origin(&model.sha256, gpu_layers)?;
+        match Disk::start(folder, origin, self.shared.waker()) {
+            Ok(disk) => Some(Box::new(disk)),
+            Err(error) => {
+                log::warn!("cache.prefixes: cannot start a thread: {error}");
+                None
+            }
+        }
     }
 
     /// Takes jobs in and lets the scheduler step.

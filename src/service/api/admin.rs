@@ -39,10 +39,12 @@ pub fn cache(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wir
 
 fn show(desk: &Desk) -> Vec<u8> {
     let cache = &desk.parts.config.cache;
-    let kept = desk.parts.engine.gauges().kept;
+    let gauges = desk.parts.engine.gauges();
+    desk.cache_series.update_prefixes(&gauges.prefixes);
     let all = [
         (Level::Response, desk.parts.responses.figures()),
-        (Level::Generation, kept.into()),
+        (Level::Generation, gauges.kept.into()),
+        (Level::Prefix, gauges.prefixes.into()),
     ];
     written(&CacheObject {
         object: "cache",

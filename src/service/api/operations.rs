@@ -78,6 +78,7 @@ pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut W
     desk.engine_series.update(&gauges);
     desk.cache_series
         .update(Level::Generation, &gauges.kept.into());
+    desk.cache_series.update_prefixes(&gauges.prefixes);
     desk.log.metrics().update(&desk.parts.buffered);
     desk.worker_series.update(&desk.parts.workers.figures());
     let responses = desk.parts.responses.figures();

@@ -99,6 +99,7 @@ throwing! {
         length: usize,
         id: sys::llama_seq_id,
     ) -> usize;
+    fn llama_print_system_info() -> *const c_char;
     fn llama_sampler_chain_init(
         parameters: sys::llama_sampler_chain_params,
     ) -> *mut sys::llama_sampler;

@@ -43,6 +43,7 @@ pub struct Context {
     lengths: Vec<usize>,
     context_length: usize,
     batch_limit: usize,
+    kv_type: KvType,
     arrays: Arrays,
     /// Which entries of the last successful batch have logits.
     has_logits: Vec<bool>,
@@ -97,8 +98,9 @@ impl Context {
             made.inspect_err(|thrown| super::note_error(&thrown.to_string()))
                 .ok()
                 .and_then(NonNull::new)
+                .map(|context| (context, kv_type))
         };
-        let context = with_suitable_type(settings.kv_type, make).ok_or_else(|| {
+        let (context, kv_type) = with_suitable_type(settings.kv_type, make).ok_or_else(|| {
             let tokens = u64::from(settings.context) * u64::from(sequences);
             let mebibytes =
                 tokens.saturating_mul(model.cache_bytes_per_token(settings.kv_type)) >> 20;
@@ -124,6 +126,7 @@ impl Context {
             lengths: vec![0; sequences as usize],
             context_length,
             batch_limit,
+            kv_type,
             arrays: Arrays::default(),
             has_logits: Vec::new(),
         };
@@ -149,6 +152,11 @@ impl Context {
     /// Returns how many tokens one batch may have.
     pub fn batch_limit(&self) -> usize {
         self.batch_limit
+    }
+
+    /// Returns the type of keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
     }
 
     /// Returns how many tokens of a sequence are in the cache.
@@ -286,7 +294,7 @@ impl Context {
         self.truncate(sequence, 0);
         let (context, id) = (self.context.as_ptr(), sequence as sys::llama_seq_id);
         // SAFETY: the id is in range (`truncate` has indexed by it); the state comes from `save`,
-        // with its length.
+        // with its length: of this context, or, verified, of one with the same settings.
         let read = guarded(|| unsafe {
             calls::llama_state_seq_set_data(context, state.as_ptr(), state.len(), id)
         });

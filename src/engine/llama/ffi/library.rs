@@ -28,6 +28,17 @@ pub(super) fn initialize() {
     });
 }
 
+/// Returns the version of llama.cpp, and the processor's instructions that it uses.
+pub fn build() -> String {
+    // SAFETY: the library keeps the text; this is called by one thread at a time, like loading.
+    let information = calls::guarded(|| unsafe {
+        let text = calls::llama_print_system_info();
+        (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+    });
+    let information = information.ok().flatten().unwrap_or_default();
+    format!("{}; {information}", env!("AUTOGLMD_LLAMA_BUILD"))
+}
+
 /// Passes one line of llama.cpp's log on, at debug level: it is for people who debug the model. An
 /// error also becomes the reason in a message of ours.
 unsafe extern "C" fn forward_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {

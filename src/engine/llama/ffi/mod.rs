@@ -26,8 +26,8 @@ mod tokenizer;
 
 pub use chain::{Chain, has_penalties};
 pub use context::{Context, ContextSettings};
-pub use library::LoadError;
 use library::{IS_STOPPING, initialize, note_error, take_first_error};
+pub use library::{LoadError, build};
 pub use model::Model;
 pub use quantize::optimize;
 

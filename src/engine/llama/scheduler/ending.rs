@@ -37,7 +37,8 @@ impl<B: Backend> Scheduler<B> {
 
     /// Takes the job from its slot, and returns the rest of its reservation to its line.
     pub(super) fn leave_slot(&mut self, index: usize) -> Option<Box<Run<B::Sampler>>> {
-        let run = self.slots[index].run.take()?;
+        let mut run = self.slots[index].run.take()?;
+        self.end_load(&mut run, false);
         self.queue.unseat(run.line, run.tenure.reserved);
         Some(run)
     }

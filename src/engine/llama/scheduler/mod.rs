@@ -6,6 +6,7 @@
 //! ```text
 //!   step: sweep ── cancelled and expired jobs leave, waiting and running ones
 //!         pace ─── streams whose client has stopped reading pause, others go on
+//!         load ─── a prefix that was read from the disk goes into its slot
 //!         seat ─── waiting jobs get the free slots, or one whose job has to yield
 //!         answer ─ one batch: the next token of every sequence that is writing its output
 //!         read ─── one batch: a bounded piece of the prompts that are still being read
@@ -17,6 +18,7 @@
 //! * [`seats`]: which job yields its slot.
 //! * [`seating`]: moves jobs between lines and slots.
 //! * [`run`], [`slot`], [`saved`], [`prefixes`]: a job, its slot, and copies of sequences.
+//! * [`archived`]: copies that survive the daemon.
 //! * [`budget`], [`pieces`], [`compute`]: the batches.
 //! * [`ending`]: the terminal events.
 //!
@@ -30,11 +32,13 @@
 //!  2. A job's cache contains only tokens of its own prompt, wherever they were computed; reused
 //!     tokens beyond the daemon's own text were computed for the same tenant.
 //!  3. A job leaves by exactly one terminal event ([`Owed`]).
-//!  4. Each step frees a slot, computes a token, or leaves nothing to do but wait for credit.
+//!  4. Each step frees a slot, computes a token, or leaves nothing to do but wait for credit, or
+//!     for a copy that is being loaded.
 //!  5. In reproducible mode a batch holds one sequence, and that sequence's own prompt decides
 //!     where it begins and ends. llama.cpp uses other kernels, which round differently, for a batch
 //!     of another size.
 
+mod archived;
 mod budget;
 mod compute;
 mod ending;
@@ -57,9 +61,11 @@ use super::heartbeat::Heartbeat;
 use super::owed::{End, Owed};
 use super::speed::Speed;
 use crate::core::Moment;
+use crate::engine::prefixes::Archive;
 use crate::engine::{Deliver, Event, FailReason, FinishReason, Gauges, Timings, Usage};
 use crate::error::ErrorCode;
 use crate::limits::engine as limits;
+use crate::limits::prefixes as prefix_limits;
 use crate::offload::{CancelReason, JobKey};
 
 use budget::Budget;
@@ -82,6 +88,9 @@ pub struct Scheduler<B: Backend> {
     aside: Vec<Yielded<B::Sampler>>,
     saved: Saved,
     prefixes: Prefixes,
+    archive: Option<Box<dyn Archive>>,
+    /// Copies for the archive that this step has taken.
+    archived: usize,
     speed: Speed,
     gauges: Gauges,
     terms: Terms,
@@ -120,6 +129,8 @@ struct Terms {
     piece_tokens: usize,
     /// Divides the tokens of a step among the prompts.
     divide: fn(Vec<Reader>, usize) -> Vec<(usize, usize)>,
+    /// Tokens that a copy for the archive must save.
+    archived_tokens_min: usize,
     /// How long a job may keep its slot while others wait.
     share: Share,
     /// How long a stream may have no credit before it pauses.
@@ -148,6 +159,8 @@ impl<B: Backend> Scheduler<B> {
             aside: Vec::new(),
             saved: Saved::new(limits::SAVED_STATES_BYTES_MAX),
             prefixes: Prefixes::default(),
+            archive: None,
+            archived: 0,
             speed: Speed::default(),
             gauges: Gauges {
                 kv_size,
@@ -157,6 +170,7 @@ impl<B: Backend> Scheduler<B> {
                 is_reproducible,
                 piece_tokens: limits::REPRODUCIBLE_PIECE_TOKENS,
                 divide: pieces::shortest_first,
+                archived_tokens_min: prefix_limits::TOKENS_MIN,
                 share: Share::default(),
                 credit_patience: limits::CREDIT_PATIENCE,
                 background_patience: limits::BACKGROUND_PATIENCE,
@@ -223,6 +237,7 @@ impl<B: Backend> Scheduler<B> {
     pub fn step(&mut self) {
         self.sweep(limits::SWEPT_JOBS_PER_STEP_MAX);
         self.pace();
+        self.take_loaded();
         self.seat();
         self.flush();
         self.answer();
@@ -239,10 +254,15 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// Returns how long to wait before the next step if nothing can be computed: every job is a
-    /// stream whose client has stopped reading. A new job ends the wait.
+    /// stream whose client has stopped reading, or waits for its prefix. A new job ends the wait,
+    /// and so does a prefix.
     pub fn pause(&self) -> Option<Duration> {
-        let mut runs = self.slots.iter().filter_map(|slot| slot.run.as_ref());
-        let is_paused = self.queue.is_empty() && runs.all(|run| run.is_paused());
+        let runs = || self.slots.iter().filter_map(|slot| slot.run.as_ref());
+        let is_paused = match self.queue.is_empty() {
+            true => runs().all(|run| run.is_paused() || run.is_loading()),
+            // Paused jobs make room for those that wait; jobs that load keep their slots.
+            false => runs().filter(|run| run.is_loading()).count() == self.slots.len(),
+        };
         (is_paused && !self.is_idle()).then_some(limits::CREDIT_POLL_INTERVAL)
     }
 

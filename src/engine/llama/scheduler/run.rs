@@ -29,6 +29,8 @@ pub struct Run<S> {
     pub tenure: Tenure,
     /// The steps that have read other prompts since its last piece.
     pub passed: u32,
+    /// The prefix that it waits for.
+    loading: Option<Loading>,
     pace: Pace,
     /// Tokens that were computed before and are computed again. They are not charged.
     lost: u32,
@@ -59,6 +61,13 @@ pub struct Tenure {
     pub reserved: u32,
     /// It is a background job that got the slot because it had waited too long.
     pub is_aged: bool,
+}
+
+/// A prefix that is being loaded for a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loading {
+    pub load: u64,
+    pub since: Moment,
 }
 
 /// Whether the client reads the output.
@@ -137,6 +146,7 @@ impl<S> Run<S> {
             phase: Phase::Prompt,
             tenure: Tenure::default(),
             passed: 0,
+            loading: None,
             pace: Pace::Going,
             lost: 0,
             read: 0,
@@ -219,6 +229,28 @@ impl<S> Run<S> {
             self.prompt = tokens;
             self.phase = Phase::Prompt;
         }
+    }
+
+    pub fn is_loading(&self) -> bool {
+        self.loading.is_some()
+    }
+
+    pub fn loading(&self) -> Option<Loading> {
+        self.loading
+    }
+
+    /// Waits for a prefix: reads nothing of its prompt until it comes.
+    pub fn begin_loading(&mut self, loading: Loading) {
+        self.loading = Some(loading);
+    }
+
+    pub fn end_loading(&mut self) -> Option<Loading> {
+        self.loading.take()
+    }
+
+    /// Nothing was computed for it yet, and `held` tokens of its prompt are there.
+    pub fn note_held(&mut self, held: usize) {
+        self.usage.cached_tokens = held as u32;
     }
 
     pub fn is_paused(&self) -> bool {

@@ -183,6 +183,8 @@ impl<B: Backend> Scheduler<B> {
         let has_room = self.queue.begun() + self.aside.len() < limits::YIELDED_JOBS_MAX;
         let runs = self.slots.iter().enumerate();
         let runs = runs.filter_map(|(index, slot)| Some((index, slot, slot.run.as_ref()?)));
+        // A prefix comes soon, or not at all.
+        let runs = runs.filter(|(_, _, run)| !run.is_loading());
         let seats = runs.map(|(index, slot, run)| Seat {
             index,
             line: run.line,
@@ -218,8 +220,9 @@ impl<B: Backend> Scheduler<B> {
         let Some(index) = slot::choose(&self.slots, wanted, reuse) else {
             return;
         };
+        let reusable = self.slots[index].reusable(wanted, reuse);
+        self.archive_slot(index, reusable);
         let slot = &mut self.slots[index];
-        let reusable = slot.reusable(wanted, reuse);
         self.backend.truncate(index, reusable);
         slot.truncate(self.backend.length(index));
         // The last token is always computed again, because its scores are needed.
@@ -241,8 +244,9 @@ impl<B: Backend> Scheduler<B> {
         let run = Run::new((owed, place), prepared, held, room, sampler, now);
         let wants_nothing = run.max_tokens == 0;
         self.occupy(index, Box::new(run), tenure);
-        if wants_nothing {
-            self.finish(index, FinishReason::Length);
+        match wants_nothing {
+            true => self.finish(index, FinishReason::Length),
+            false => self.begin_load(index),
         }
     }
 
@@ -263,6 +267,8 @@ impl<B: Backend> Scheduler<B> {
         let Some(index) = slot::choose(&self.slots, wanted, reuse) else {
             return;
         };
+        let reusable = self.slots[index].reusable(wanted, reuse);
+        self.archive_slot(index, if state.is_some() { 0 } else { reusable });
         let slot = &mut self.slots[index];
         let is_restored = state.is_some_and(|state| {
             slot.tokens.clear();
@@ -290,6 +296,7 @@ impl<B: Backend> Scheduler<B> {
         let slot = &mut self.slots[index];
         slot.tenant = run.line.tenant;
         slot.used = self.seated;
+        slot.epoch = self.archive.as_ref().map_or(0, |archive| archive.epoch());
         let reserved = run.expected_tokens(slot.tokens.len(), self.terms.share.tokens);
         self.queue.seat(run.line, reserved);
         run.tenure = Tenure { reserved, ..tenure };

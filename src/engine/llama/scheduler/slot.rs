@@ -23,6 +23,8 @@ pub struct Slot<S> {
     pub tenant: u64,
     /// The number of the last job that used it; 0 if none has.
     pub used: u64,
+    /// The archive's epoch at that time.
+    pub epoch: u64,
     pub run: Option<Box<Run<S>>>,
 }
 
@@ -34,6 +36,7 @@ impl<S> Default for Slot<S> {
             common: 0,
             tenant: 0,
             used: 0,
+            epoch: 0,
             run: None,
         }
     }

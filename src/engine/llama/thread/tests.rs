@@ -539,6 +539,7 @@ fn settings() -> Settings {
         is_reproducible: false,
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),
+        prefixes: None,
     }
 }
 

@@ -30,7 +30,7 @@ impl Host {
     }
 
     /// Another process over the same files.
-    fn restart(&mut self, origin: &Origin) {
+    fn reopen(&mut self, origin: &Origin) {
         self.folder = opened(self.state_dir.path(), self.folder.bytes_max, origin);
     }
 
@@ -96,7 +96,7 @@ fn copy_survives_a_restart_for_its_tenant_and_its_engine_only() {
         !host.folder.wants(TENANT, &tokens, Moment::now()),
         "it is there"
     );
-    host.restart(&origin());
+    host.reopen(&origin());
     let longer = [&tokens[..], &[1, 2, 3]].concat();
     assert_eq!(host.found(TENANT, &longer), Some(300));
     assert_eq!(
@@ -112,7 +112,7 @@ fn copy_survives_a_restart_for_its_tenant_and_its_engine_only() {
     assert_eq!(mode(&host.path()), 0o700);
     assert!(host.files().iter().all(|path| mode(path) == 0o600));
     let kv_type = "q8_0";
-    host.restart(&Origin {
+    host.reopen(&Origin {
         kv_type,
         ..origin()
     });
@@ -135,7 +135,7 @@ fn files_that_cannot_be_used_are_misses_counted_and_removed() {
         let mut host = Host::new(1 << 20);
         host.write(&copied(TENANT, text(1, 300)));
         damage(&host.files()[0]);
-        host.restart(&origin());
+        host.reopen(&origin());
         assert_eq!(host.load(TENANT, &text(1, 300)), None, "{name}");
         let figures = host.folder.figures();
         assert_eq!((figures.damaged, figures.entries), (1, 0), "{name}");
@@ -149,7 +149,7 @@ fn files_that_cannot_be_used_are_misses_counted_and_removed() {
     fs::copy(&whole, &unfinished).unwrap();
     fs::write(host.path().join("notes.txt"), "an operator's").unwrap();
     std::os::unix::fs::symlink("/dev/zero", host.path().join(other_name(&whole))).unwrap();
-    host.restart(&origin());
+    host.reopen(&origin());
     assert_eq!(
         host.files().len(),
         2,
@@ -194,7 +194,7 @@ fn file_under_the_name_of_another_is_foreign() {
     assert_eq!(host.load(TENANT, &text(1, 300)), None);
     assert_eq!(host.folder.figures().foreign, 1);
     fs::copy(&of_other, &of_one).unwrap();
-    host.restart(&origin());
+    host.reopen(&origin());
     assert_eq!(host.found(TENANT, &text(1, 300)), None);
     assert_eq!(host.folder.figures().foreign, 1);
     assert!(
@@ -222,7 +222,7 @@ fn files_stay_below_the_bound_and_the_least_recently_used_one_goes() {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
         file.set_modified(time).unwrap();
     }
-    host.restart(&origin());
+    host.reopen(&origin());
     host.write(&copied(TENANT, text(4, 300)));
     assert_eq!(
         host.found(TENANT, &text(2, 300)),
@@ -239,7 +239,7 @@ fn files_stay_below_the_bound_and_the_least_recently_used_one_goes() {
     assert_eq!(host.folder.figures().evicted, 1);
     // A lowered bound, and a copy that is larger than all of it.
     host.folder.bytes_max = room / 2;
-    host.restart(&origin());
+    host.reopen(&origin());
     assert_eq!(host.folder.figures().entries, 1);
     host.write(&Copied {
         state: vec![0; room as usize],
@@ -283,7 +283,7 @@ fn nothing_of_an_erased_tenant_is_there_or_written_later() {
     assert_eq!(host.found(TENANT, &text(1, 300)), None);
     let count = |host: &Host| host.files().len();
     assert_eq!(count(&host), 2, "the other tenant's, and the mark");
-    host.restart(&origin());
+    host.reopen(&origin());
     assert_eq!(count(&host), 1);
     assert!(host.load(TENANT + 1, &text(1, 300)).is_some());
     let empty = tempfile::tempdir().unwrap();
@@ -379,7 +379,7 @@ fn process_that_is_killed_leaves_a_folder_that_can_be_read() {
         (0..round * 50).for_each(|_| std::thread::yield_now());
         child.kill().unwrap();
         child.wait().unwrap();
-        host.restart(&origin());
+        host.reopen(&origin());
         let figures = host.folder.figures();
         assert_eq!(
             (figures.damaged, figures.foreign, figures.failed),

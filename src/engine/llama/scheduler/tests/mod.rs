@@ -1,6 +1,7 @@
 //! Tests the scheduler over a toy model.
 
 mod any_schedule;
+mod archived;
 mod batching;
 mod ending;
 mod fairness;

@@ -89,6 +89,7 @@ impl Measured {
             is_reproducible: false,
             gpu_layers: 0,
             stall_timeout: Duration::from_secs(600),
+            prefixes: None,
         };
         let settings = Obtained::from(std::path::PathBuf::from(path)).adjust(&settings);
         let plan = |model: &_, family: &_| memory::plan(&settings, model, family);
