@@ -186,7 +186,7 @@ impl Daemon {
             places: Arc::new(Places::new(16)),
             outbound: outbound::Parts {
                 resolver: Resolver::new(look_up),
-                connector: Arc::new(Connector::load(None).expect("authorities")),
+                connector: Arc::new(Connector::load(None, None).expect("authorities")),
                 sockets_most: 8,
             },
             heartbeat: None,

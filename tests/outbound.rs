@@ -252,7 +252,7 @@ fn a_servers_certificate_is_checked_against_the_authorities_of_a_file() {
         .expect("a certificate");
     let server = Server::start(Some(Arc::new(config)));
     let url = format!("https://{}/secret", server.address);
-    let trusting = Connector::load(Some(&file)).expect("authorities");
+    let trusting = Connector::load(Some(&file), None).expect("authorities");
     let reactors = Reactors::start_with(trusting, vec![Vec::new()], false, |_| ());
     for _ in 0..2 {
         let outcome = call(reactors.fetcher(), &url, |_| {});

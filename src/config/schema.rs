@@ -460,6 +460,14 @@ schema! {
             time(limits::JOB_TIMES_MS), Reload;
     }
 
+    /// The daemon's own requests to other servers.
+    outbound "outbound": Outbound {
+        /// PEM file with the authorities that sign those servers' certificates, such as
+        /// `/etc/ssl/certs/ca-certificates.crt`, or `credential:NAME`. They are trusted instead of
+        /// Mozilla's, which are built in. Empty: Mozilla's.
+        ca: Option<PathBuf> = None, PATH, Restart;
+    }
+
     /// Notices between daemons: a key revoked on one machine is refused by all at once. Each daemon
     /// reads the store each second, with a bus and without.
     bus "bus": Bus {

@@ -1,5 +1,6 @@
 //! The daemon's own connections to other servers, as a part: the authorities that their
-//! certificates are checked against, and the threads that resolve names.
+//! certificates are checked against, the threads that resolve names, and the one [`Fetcher`] of all
+//! parts that send requests. There is one because it counts the fetches of all.
 //!
 //! Owns the threads. The reactors ask them until their own ends, so a drain does not concern them.
 
@@ -11,8 +12,10 @@ use super::part::{Birth, Part};
 use crate::console::exit;
 use crate::limits::outbound as limits;
 use crate::offload::Workers;
+use crate::offload::fetch::Fetcher;
 use crate::offload::resolver::{Resolver, look_up};
 use crate::os::process::thread_cpu_time;
+use crate::reactor::message::Mailboxes;
 use crate::reactor::outbound;
 use crate::tls::Connector;
 
@@ -23,8 +26,13 @@ pub struct OutboundThreads {
 
 impl Part for OutboundThreads {
     fn start(birth: &mut Birth) -> Result<OutboundThreads, Failure> {
-        let connector = Connector::load(None)
+        let credentials = birth.sources.credentials_dir();
+        let authorities = birth.config.outbound.ca.as_deref();
+        let connector = Connector::load(authorities, credentials.as_deref())
             .map_err(|problem| Failure::new(exit::CONFIG, problem.to_string()))?;
+        let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
+        let door = Arc::new(Mailboxes(mailboxes.unwrap_or_default()));
+        birth.fetcher = Some(Fetcher::new(door));
         let resolver = Resolver::new(look_up);
         let mut part = OutboundThreads {
             resolver: resolver.threads().clone(),

@@ -18,6 +18,7 @@ use crate::core::buffered::Account;
 use crate::engine::Engine;
 use crate::keys::KeyRing;
 use crate::offload::Workers;
+use crate::offload::fetch::Fetcher;
 use crate::reactor::outbound;
 use crate::redis;
 use crate::runner::{self, Journal, Note};
@@ -77,6 +78,8 @@ pub struct Birth {
     pub outbound_sockets: usize,
     /// From the outbound part, for the reactors.
     pub outbound: Option<outbound::Parts>,
+    /// From the outbound part: the way of requests to other servers.
+    pub fetcher: Option<Fetcher>,
     /// From the listeners: reactors that already receive messages, but do not run yet.
     pub spawner: Option<Spawner>,
     /// From Redis: the way to its thread; `None` without Redis.
@@ -120,6 +123,7 @@ impl Birth {
             max_connections: 0,
             outbound_sockets: 0,
             outbound: None,
+            fetcher: None,
             spawner: None,
             redis: None,
             keys: Arc::default(),

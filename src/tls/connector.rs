@@ -26,11 +26,15 @@ pub struct Connector {
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
 
 impl Connector {
-    /// Reads the authorities of a file; `None`: those that are built in.
-    pub fn load(authorities: Option<&Path>) -> Result<Connector, Problem> {
-        const KEY: &str = "the authorities of servers";
+    /// Reads the authorities of a file (`outbound.ca`), which may be a credential in that folder;
+    /// `None`: those that are built in.
+    pub fn load(
+        authorities: Option<&Path>,
+        credentials: Option<&Path>,
+    ) -> Result<Connector, Problem> {
+        const KEY: &str = "outbound.ca";
         let roots = match authorities {
-            Some(path) => read_authorities(KEY, path, None)?,
+            Some(path) => read_authorities(KEY, path, credentials)?,
             None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         };
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

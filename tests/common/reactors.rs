@@ -74,7 +74,7 @@ impl Reactors {
         hands_over: bool,
         first: impl Fn(usize) + Send + Sync + 'static,
     ) -> Reactors {
-        let connector = Connector::load(None).expect("the built-in authorities");
+        let connector = Connector::load(None, None).expect("the built-in authorities");
         Reactors::start_with(connector, listeners, hands_over, first)
     }
 

@@ -58,7 +58,8 @@ fn every_mistake_has_its_place_and_what_is_expected() {
             "[upstairs]",
             "a.toml:1:2: unknown section [upstairs]; expected one of [server], \
              [server.tls], [auth], [rate_limit], [limits], [engine], [cache], \
-             [cache.shared], [store], [jobs], [bus], [log], [metrics], [models.\"NAME\"]",
+             [cache.shared], [store], [jobs], [outbound], [bus], [log], [metrics], \
+             [models.\"NAME\"]",
         ),
         (
             "[server.lisen]",
