@@ -319,4 +319,13 @@ fn generations_are_recorded_listed_and_counted() {
     assert_eq!(page, 2, "{}", list("?limit=2"));
     let count = "SELECT sum(generations) FROM usage";
     assert_eq!(server.sql(&database, count), "3");
+    let (rows, message, code) = run(&daemon, &["key", "usage", "bootstrap", "--json"]);
+    assert_eq!(code, Some(0), "{message}");
+    let rows: serde_json::Value = serde_json::from_str(&rows).expect("JSON");
+    assert_eq!(
+        (&rows[0]["requests"], rows.as_array().map(Vec::len)),
+        (&3.into(), Some(1))
+    );
+    let (rows, message, _) = run(&daemon, &["key", "usage", "--until=2000-01-01", "--json"]);
+    assert_eq!(rows, "[]", "{message}");
 }

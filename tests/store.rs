@@ -102,6 +102,59 @@ fn a_key_lists_its_own_generations_page_by_page() {
     });
 }
 
+/// Returns the rows that `key usage` prints.
+fn usage(daemon: &Daemon, arguments: &[&str]) -> Vec<Value> {
+    let arguments = [&["key", "usage", "--json"], arguments].concat();
+    let output = daemon.run(&arguments);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{message}");
+    let rows: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    rows.as_array().expect("a list").clone()
+}
+
+/// Mutations that this test catches: a query that ignores one end of its days; a name that matches
+/// several keys and means the first.
+#[test]
+fn usage_is_shown_by_key_and_day_beside_the_running_daemon() {
+    let daemon = Daemon::echo();
+    generate(&daemon, 3);
+    wait_for_records(&daemon, 3);
+    let all = usage(&daemon, &[]);
+    assert_eq!(all.len(), 1);
+    let (row, completion) = (&all[0], all[0]["completion_tokens"].as_u64());
+    assert_eq!(
+        (&row["requests"], &row["unfinished"]),
+        (&3.into(), &0.into())
+    );
+    assert!(completion > Some(0));
+    let (id, day) = (row["key"].as_str().expect("an id"), &row["day"]);
+    let day = day.as_str().expect("a date");
+    for named in [id, "bootstrap"] {
+        assert_eq!(
+            usage(&daemon, &[named, "--since", day, "--until", day]),
+            all
+        );
+    }
+    assert!(usage(&daemon, &["--since", "9999-01-01"]).is_empty());
+    assert!(usage(&daemon, &["--until", "2000-01-01"]).is_empty());
+    let table = daemon.run(&["key", "usage", id]).stdout;
+    assert!(String::from_utf8_lossy(&table).contains(day));
+
+    for _ in 0..2 {
+        daemon.run(&["key", "create", "--name", "twice"]);
+    }
+    for (arguments, code) in [
+        (["twice", "--json"], 65),
+        (["unknown", "--json"], 66),
+        (["--since=9999-01-01", "--until=2000-01-01"], 64),
+        (["--since=yesterday", "--json"], 64),
+    ] {
+        let output = daemon.run(&[&["key", "usage"], &arguments[..]].concat());
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
 #[test]
 fn a_database_that_another_process_locks_delays_records_and_no_request() {
     let daemon = Daemon::echo();

@@ -3,6 +3,9 @@
 //! Must never print a key twice or to stderr: stdout gets only the key, so that
 //! `KEY=$(autoglmd key create)` works.
 
+mod lookup;
+mod usage;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -33,6 +36,7 @@ Examples:
   autoglmd key create --name prometheus --scopes metrics
   autoglmd key set key_5f0c92ab61d7 --weight 3
   autoglmd key rotate key_5f0c92ab61d7 --grace 1h
+  autoglmd key usage ci --since 2027-01-01
   autoglmd key list --json | jq -r '.[] | select(.status == \"valid\") | .id'
 
 A daemon that runs under a service manager has its own state folder: name it with --state-dir.";
@@ -57,6 +61,8 @@ enum KeyCommand {
     Rotate(Rotate),
     /// Change the weight of a key. Its secret stays.
     Set(Set),
+    /// Show requests and tokens by key and day.
+    Usage(usage::Usage),
 }
 
 #[derive(Args, Debug)]
@@ -130,6 +136,7 @@ impl Key {
             }
             KeyCommand::Rotate(rotate) => rotate.run(store, now),
             KeyCommand::Set(set) => set.run(store),
+            KeyCommand::Usage(usage) => usage.run(store),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Times as people write them on the command line, and as tables show them. All are in UTC.
 
-use jiff::Timestamp;
-use jiff::civil::Date;
+use jiff::civil::{Date, date};
 use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp, Unit};
 
 use crate::config::units::parse_duration_ms;
 
 const DAY_SECONDS: u64 = 24 * 60 * 60;
+
+const EPOCH: Date = date(1970, 1, 1);
 
 /// An end, as it was written: some time from now, or at a date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,21 @@ pub fn parse_end(text: &str) -> Result<End, String> {
     seconds.map(End::At).ok_or_else(|| {
         "expected a time from now such as 30d or 12h, or a date such as 2027-01-31".to_owned()
     })
+}
+
+/// Parses a date such as `2027-01-31` into days since 1970 (UTC).
+pub fn parse_day(text: &str) -> Result<u32, String> {
+    let since_1970 = |date: Date| date.since((Unit::Day, EPOCH)).ok();
+    let days = text.parse::<Date>().ok().filter(|_| !text.contains('T'));
+    let days = days.and_then(since_1970).map(|span| span.get_days());
+    days.and_then(|days| u32::try_from(days).ok())
+        .ok_or_else(|| "expected a date such as 2027-01-31".to_owned())
+}
+
+/// Formats days since 1970 as `2027-01-31`.
+pub fn show_day(day: u32) -> String {
+    let shown = EPOCH.checked_add(Span::new().try_days(day).unwrap_or_default());
+    shown.map_or_else(|_| "the end of time".to_owned(), |date| date.to_string())
 }
 
 /// Parses `1h`, `30m`, `90s`, `7d`, in whole seconds.
@@ -123,6 +140,22 @@ mod tests {
             End::At(86_400).at(86_400),
             Err("1970-01-02 00:00:00Z is not in the future".into())
         );
+    }
+
+    #[test]
+    fn days_are_dates() {
+        for (text, day) in [
+            ("1970-01-01", 0),
+            ("1970-02-01", 31),
+            ("2027-01-31", 20_849),
+        ] {
+            assert_eq!(parse_day(text), Ok(day), "{text}");
+            assert_eq!(show_day(day), text);
+        }
+        for wrong in ["", "1969-12-31", "2027-02-30", "2027-01-31T12:00:00", "30d"] {
+            assert!(parse_day(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(show_day(u32::MAX), "the end of time");
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub use interface::jobs::{FinishedJob, Jobs, RememberedJob};
 pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };
+pub use interface::usage::UsageRow;
 pub use interface::{Examination, Store};
 pub use place::Place;
 pub use postgres::Target;

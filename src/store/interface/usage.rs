@@ -1,12 +1,18 @@
 //! Usage by key and day, which outlives the records that it is counted from.
 
+use std::ops::RangeInclusive;
+
 use crate::store::error::StoreError;
 
 /// The usage in an open store.
 pub trait Usage {
-    /// Returns the usage of a key, or of all keys, from a day on; the latest day first. Days are
+    /// Returns the usage of a key, or of all keys, on these days; the latest day first. Days are
     /// counted from 1970 (UTC).
-    fn usage(&self, key_id: Option<&str>, since_day: u32) -> Result<Vec<UsageRow>, StoreError>;
+    fn usage(
+        &self,
+        key_id: Option<&str>,
+        days: &RangeInclusive<u32>,
+    ) -> Result<Vec<UsageRow>, StoreError>;
 
     /// Removes the usage of a key.
     fn erase_usage(&mut self, key_id: &str) -> Result<u32, StoreError>;

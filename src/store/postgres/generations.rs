@@ -8,6 +8,7 @@
 //! counted for a record that was there, a record of a key that was erased.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -161,24 +162,28 @@ impl Generations for PostgresStore {
 }
 
 impl Usage for PostgresStore {
-    fn usage(&self, key_id: Option<&str>, since_day: u32) -> Result<Vec<UsageRow>, StoreError> {
+    fn usage(
+        &self,
+        key_id: Option<&str>,
+        days: &RangeInclusive<u32>,
+    ) -> Result<Vec<UsageRow>, StoreError> {
         let sql = "
             SELECT key_id, day, generations, unfinished, prompt_tokens, cached_tokens,
                 completion_tokens
-            FROM usage WHERE ($1::text IS NULL OR key_id = $1) AND day >= $2
+            FROM usage WHERE ($1::text IS NULL OR key_id = $1) AND day BETWEEN $2 AND $3
             ORDER BY day DESC, key_id COLLATE \"C\"";
-        self.session
-            .query(sql, &[&key_id, &i64::from(since_day)], |row| {
-                Ok(UsageRow {
-                    key_id: row.try_get(0)?,
-                    day: number(row, 1)? as u32,
-                    generations: number(row, 2)?,
-                    unfinished: number(row, 3)?,
-                    prompt_tokens: number(row, 4)?,
-                    cached_tokens: number(row, 5)?,
-                    completion_tokens: number(row, 6)?,
-                })
+        let (first, last) = (i64::from(*days.start()), i64::from(*days.end()));
+        self.session.query(sql, &[&key_id, &first, &last], |row| {
+            Ok(UsageRow {
+                key_id: row.try_get(0)?,
+                day: number(row, 1)? as u32,
+                generations: number(row, 2)?,
+                unfinished: number(row, 3)?,
+                prompt_tokens: number(row, 4)?,
+                cached_tokens: number(row, 5)?,
+                completion_tokens: number(row, 6)?,
             })
+        })
     }
 
     fn erase_usage(&mut self, key_id: &str) -> Result<u32, StoreError> {

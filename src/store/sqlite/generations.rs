@@ -4,6 +4,7 @@
 //! cursor, usage counted for a record that was there, a record of a key that was erased.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use rusqlite::types::Type;
@@ -116,15 +117,19 @@ impl Generations for SqliteStore {
 }
 
 impl Usage for SqliteStore {
-    fn usage(&self, key_id: Option<&str>, since_day: u32) -> Result<Vec<UsageRow>, StoreError> {
+    fn usage(
+        &self,
+        key_id: Option<&str>,
+        days: &RangeInclusive<u32>,
+    ) -> Result<Vec<UsageRow>, StoreError> {
         let sql = "
             SELECT key_id, day, generations, unfinished, prompt_tokens, cached_tokens,
                 completion_tokens
-            FROM usage WHERE (?1 IS NULL OR key_id = ?1) AND day >= ?2
+            FROM usage WHERE (?1 IS NULL OR key_id = ?1) AND day BETWEEN ?2 AND ?3
             ORDER BY day DESC, key_id";
         let find = || -> rusqlite::Result<Vec<UsageRow>> {
             let mut statement = self.connection.prepare_cached(sql)?;
-            let rows = statement.query_map((key_id, since_day), |row| {
+            let rows = statement.query_map((key_id, days.start(), days.end()), |row| {
                 Ok(UsageRow {
                     key_id: row.get(0)?,
                     day: row.get(1)?,

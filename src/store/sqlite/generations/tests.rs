@@ -10,6 +10,8 @@ use crate::telemetry::random::SplitMix64;
 
 const START: u64 = 1_700_000_000_000;
 
+const ALL_DAYS: RangeInclusive<u32> = 0..=u32::MAX;
+
 fn store() -> (tempfile::TempDir, SqliteStore) {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open_in(folder.path()).unwrap();
@@ -83,10 +85,12 @@ fn a_record_comes_back_as_it_was_and_counts_once() {
         completion_tokens: 6,
     };
     let only = std::slice::from_ref(&usage);
-    assert_eq!(store.usage(Some(&key), 0).unwrap(), only);
-    assert_eq!(store.usage(None, usage.day).unwrap(), only);
-    assert_eq!(store.usage(None, usage.day + 1).unwrap(), []);
-    assert_eq!(store.usage(Some("key_other"), 0).unwrap(), []);
+    assert_eq!(store.usage(Some(&key), &ALL_DAYS).unwrap(), only);
+    assert_eq!(store.usage(None, &(usage.day..=usage.day)).unwrap(), only);
+    for others in [usage.day + 1..=u32::MAX, 0..=usage.day - 1] {
+        assert_eq!(store.usage(None, &others).unwrap(), []);
+    }
+    assert_eq!(store.usage(Some("key_other"), &ALL_DAYS).unwrap(), []);
 }
 
 /// All pages, with every filter, are what a plain list has; whatever ties there are.
@@ -211,7 +215,10 @@ fn records_that_are_too_old_or_too_many_go_in_steps_oldest_first() {
     assert_eq!(left.len(), 50);
     assert_eq!(left[49].id, records[50].id);
     // Usage does not depend on the records.
-    assert_eq!(store.usage(Some(&key), 0).unwrap()[0].generations, 100);
+    assert_eq!(
+        store.usage(Some(&key), &ALL_DAYS).unwrap()[0].generations,
+        100
+    );
 }
 
 #[test]

@@ -1,0 +1,31 @@
+//! The key that a command means by a name or an id.
+
+use crate::cli::database::explain;
+use crate::console::exit::{self, Code};
+use crate::console::fail;
+use crate::store::{Keys, ListedKey};
+
+/// Finds a key by its id, or else by its name. Names need not be unique; one that several keys have
+/// names none of them.
+pub fn find<S: Keys + ?Sized>(store: &S, text: &str) -> Result<ListedKey, Code> {
+    let mut keys = store.list().map_err(|error| explain(&error))?;
+    if let Some(index) = keys.iter().position(|key| key.record.id == text) {
+        return Ok(keys.swap_remove(index));
+    }
+    keys.retain(|key| key.record.name == text);
+    match keys.len() {
+        1 => Ok(keys.remove(0)),
+        0 => Err(fail(
+            exit::NO_INPUT,
+            format_args!("no key has the id or name {text}; `autoglmd key list` shows both"),
+        )),
+        _ => {
+            let ids: Vec<_> = keys.iter().map(|key| key.record.id.as_str()).collect();
+            let ids = ids.join(", ");
+            Err(fail(
+                exit::DATA,
+                format_args!("several keys have the name {text}; give one of their ids: {ids}"),
+            ))
+        }
+    }
+}
