@@ -3,54 +3,12 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
+use common::haproxy::HaProxy;
 use common::tls::Authority;
 use common::{Connection, Daemon, Options, request};
-
-/// HAProxy on its own address, in front of one of the daemon's.
-struct HaProxy {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl HaProxy {
-    /// `lines` are those of the backend; `DAEMON` in them is replaced by the daemon's address.
-    fn start(folder: &Path, mode: &str, daemon: SocketAddr, lines: &str) -> HaProxy {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let lines = lines.replace("DAEMON", &daemon.to_string());
-        // The listener is its stdin, so that no port must be guessed.
-        let configuration = format!(
-            "defaults\n  mode {mode}\n  timeout connect 30s\n  timeout client 30s\n  \
-             timeout server 30s\nfrontend front\n  bind fd@0\n  default_backend back\n\
-             backend back\n{lines}\n"
-        );
-        let file = folder.join(format!("haproxy-{}.cfg", address.port()));
-        std::fs::write(&file, configuration).expect("the folder can be written");
-        // Debian's path, which is not in every PATH.
-        let program = ["/usr/sbin/haproxy", "haproxy"];
-        let program = program.iter().find(|path| Path::new(path).exists());
-        let process = Command::new(program.unwrap_or(&"haproxy"))
-            .args(["-db", "-f"])
-            .arg(&file)
-            .stdin(Stdio::from(OwnedFd::from(listener)))
-            .spawn()
-            .unwrap_or_else(|error| panic!("haproxy: {error}; apt-get install haproxy"));
-        HaProxy { process, address }
-    }
-}
-
-impl Drop for HaProxy {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// Starts a daemon with an address of each kind, which trusts the proxies of this machine, and
 /// clients on addresses beside theirs.

@@ -10,7 +10,8 @@
 //! * [`notify`] plays the service manager, [`player`] a server; [`model`] finds the model;
 //!   [`python`] makes the environment in which the original client runs; [`terminal`] is one.
 //! * [`workers`] prepares prompts for an engine in this process.
-//! * [`postgres`] starts a PostgreSQL server of the test's own, and stops, freezes and kills it.
+//! * [`postgres`] starts a PostgreSQL server of the test's own, and stops, freezes and kills it;
+//!   [`redis`] does the same for Redis; [`haproxy`] stands in front of daemons.
 //!
 //! Nothing here sleeps to wait for something: a wait ends with a line of the log, a response, or a
 //! bound that is far above what a working daemon needs.
@@ -24,6 +25,7 @@ pub mod client;
 pub mod crowd;
 pub mod daemon;
 pub mod gguf;
+pub mod haproxy;
 pub mod http2;
 pub mod metrics;
 pub mod model;
