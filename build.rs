@@ -34,6 +34,7 @@ const FILES: &[&str] = &[
     "grpc/health/v1/health.proto",
     "grpc/reflection/v1/reflection.proto",
     "grpc/reflection/v1alpha/reflection.proto",
+    "jobs.proto",
 ];
 
 /// The messages of v1alpha are those of v1, byte for byte: one code reads both.

@@ -113,6 +113,13 @@ fn errors_have_status_and_details() {
     check("errors");
 }
 
+/// Mutations: `place_of` that ignores `after`; `job_message` without its result; `event_message`
+/// that holds the job in each event; `Notation::of` that is always JSON.
+#[test]
+fn jobs_are_submitted_watched_and_resumed() {
+    check("jobs");
+}
+
 #[test]
 fn messages_may_be_compressed() {
     check("gzip");
@@ -172,6 +179,14 @@ mod with_a_model {
     fn cancelled(daemon: &Daemon, reason: &str) -> f64 {
         let metrics = daemon.metrics();
         metrics.sum("autoglmd_cancelled_total", &[("reason", reason)])
+    }
+
+    /// Mutation: `RpcCancelJob` that shows the job.
+    #[test]
+    fn a_running_job_is_followed_again_and_cancelled() {
+        let daemon = Options::llama().start();
+        Client::start(&daemon, "running_job").finish();
+        wait_until_idle(&daemon);
     }
 
     #[test]

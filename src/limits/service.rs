@@ -119,6 +119,9 @@ pub const COMPRESSED_STREAMS_MAX: u32 = 256;
 /// place becomes free for others, and the streams move on to other daemons behind a balancer.
 pub const JOBLESS_STREAM_AGE_MAX: Duration = Duration::from_secs(300);
 
+/// Bytes of the message that asks about a job over gRPC: its id, and the id of an event.
+pub const JOB_QUESTION_BYTES_MAX: usize = 1_024;
+
 /// Bytes of the message that asks for a service's health: its name. It needs no key.
 pub const HEALTH_REQUEST_BYTES_MAX: usize = 1_024;
 

@@ -167,20 +167,13 @@ impl Service {
                 // Allocates per request: idle connections do not pay for its size.
                 return Some(Box::new(Exchange::Generation(running)));
             }
-            Route::Jobs if call.method == Method::Post => {
-                return match jobs::accept::accept(desk, admitted, incoming, wire)? {
-                    Begun::Reading(running) => Some(Box::new(Exchange::Generation(running))),
-                    Begun::Asking(one) => job_asking(Some(one)),
-                };
-            }
-            Route::Jobs => {
-                return job_asking(jobs::look::list(desk, admitted.call, &incoming, wire));
-            }
-            Route::Job => return job_asking(jobs::look::one(desk, admitted.call, &incoming, wire)),
-            Route::JobEvents => {
-                let following = jobs::follow::follow(desk, admitted.call, &incoming, wire)?;
-                return Some(Box::new(Exchange::Job(JobExchange::Following(following))));
-            }
+            Route::Jobs
+            | Route::Job
+            | Route::JobEvents
+            | Route::RpcSubmitJob
+            | Route::RpcGetJob
+            | Route::RpcWatchJob
+            | Route::RpcCancelJob => return self.dispatch_job(admitted, incoming, wire),
             Route::HealthCheck => health::check(desk, call, &incoming.body, wire),
             Route::HealthWatch => {
                 let watch = health::watch(desk, admitted.call, &incoming.body, wire)?;
@@ -210,6 +203,34 @@ impl Service {
             }
         }
         None
+    }
+
+    /// The routes of durable jobs.
+    fn dispatch_job(
+        &mut self,
+        admitted: Admitted,
+        incoming: Incoming<'_>,
+        wire: &mut Wire<'_>,
+    ) -> Option<Box<Exchange>> {
+        let desk = &mut self.desk;
+        let route = admitted.call.route();
+        if is_submission(&admitted.call) {
+            return match jobs::accept::accept(desk, admitted, incoming, wire)? {
+                Begun::Reading(running) => Some(Box::new(Exchange::Generation(running))),
+                Begun::Asking(one) => job_asking(Some(one)),
+            };
+        }
+        let call = admitted.call;
+        let following = match route {
+            Route::Jobs => return job_asking(jobs::look::list(desk, call, &incoming, wire)),
+            Route::RpcGetJob | Route::RpcCancelJob => {
+                return job_asking(jobs::rpc::one(desk, call, &incoming, wire));
+            }
+            Route::RpcWatchJob => jobs::rpc::watch(desk, call, &incoming, wire)?,
+            Route::JobEvents => jobs::follow::follow(desk, call, &incoming, wire)?,
+            _ => return job_asking(jobs::look::one(desk, call, &incoming, wire)),
+        };
+        Some(Box::new(Exchange::Job(JobExchange::Following(following))))
     }
 
     /// Sends a request's question to the store, or responds why not.
@@ -278,7 +299,7 @@ impl Service {
                 let Exchange::Generation(running) = exchange else {
                     return Flow::Open;
                 };
-                if running.call.route() != Route::Jobs {
+                if !is_submission(&running.call) {
                     return submit::resume(desk, running, *read, wire);
                 }
                 match jobs::accept::resume(desk, running, *read, wire) {
@@ -383,6 +404,14 @@ impl Service {
     /// Accepts no new generation from now on; running ones end by themselves.
     pub fn set_draining(&mut self) {
         self.desk.is_draining = true;
+    }
+}
+
+/// Returns whether a request with a body submits a durable job.
+fn is_submission(call: &Call) -> bool {
+    match call.route() {
+        Route::Jobs => call.method == Method::Post,
+        route => route == Route::RpcSubmitJob,
     }
 }
 

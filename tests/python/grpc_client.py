@@ -32,12 +32,13 @@ CALL = {"metadata": metadata, "timeout": 60}
 def stubs():
     folder = tempfile.mkdtemp()
     arguments = [f"-I{proto_folder}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
-    assert protoc.main(["protoc", *arguments, "autoglm.proto"]) == 0
+    assert protoc.main(["protoc", *arguments, "autoglm.proto", "jobs.proto"]) == 0
     sys.path.insert(0, folder)
-    return importlib.import_module("autoglm_pb2"), importlib.import_module("autoglm_pb2_grpc")
+    names = ["autoglm_pb2", "autoglm_pb2_grpc", "jobs_pb2", "jobs_pb2_grpc"]
+    return [importlib.import_module(name) for name in names]
 
 
-autoglm, autoglm_grpc = stubs()
+autoglm, autoglm_grpc, jobs_messages, jobs_grpc = stubs()
 
 
 def connected():
@@ -171,6 +172,79 @@ def errors():
     assert stub.Generate(request, **CALL).code
 
 
+def jobs():
+    stub = jobs_grpc.AutoGLMJobServiceStub(channel)
+    request = autoglm.GenerateRequest(prompt="greet", language="python")
+    once = {**CALL, "metadata": [*metadata, ("idempotency-key", f"{os.getpid()}-{address}")]}
+    # Neither the call's deadline nor compression is part of the job.
+    job = stub.SubmitJob(request, compression=grpc.Compression.Gzip, **once)
+    assert job.id.startswith("job_") and job.created_at_ms > 0, job
+    again = stub.SubmitJob(request, **{**once, "timeout": 30})
+    assert again.id == job.id, again
+    other = autoglm.GenerateRequest(prompt="something else")
+    code = grpc.StatusCode
+    refused(lambda: stub.SubmitJob(other, **once), code.ABORTED, "conflict")
+
+    watched = list(stub.WatchJob(jobs_messages.WatchJobRequest(id=job.id), **CALL))
+    kinds = jobs_messages
+    assert watched[0].kind == kinds.JOB_EVENT_KIND_STARTED and watched[0].id == "1.0", watched
+    assert watched[-1].kind == kinds.JOB_EVENT_KIND_DONE, watched
+    assert not any(event.HasField("job") for event in watched[:-1])
+    done = watched[-1].job
+    assert done.status == kinds.JOB_STATUS_COMPLETED and done.attempts == 1, done
+    direct = autoglm_grpc.AutoGLMServiceStub(channel).Generate(request, **CALL)
+    assert (done.result.code, done.result.text) == (direct.code, direct.text), done
+    assert "".join(event.text for event in watched).strip() == direct.code.strip()
+    assert stub.GetJob(jobs_messages.GetJobRequest(id=job.id), **CALL) == done
+    # One that has ended stays as it was.
+    assert stub.CancelJob(jobs_messages.CancelJobRequest(id=job.id), **CALL) == done
+    for place, event in enumerate(watched):
+        after = jobs_messages.WatchJobRequest(id=job.id, after=event.id)
+        assert list(stub.WatchJob(after, **CALL)) == watched[place + 1 :]
+
+    unknown = "job_00000000-0000-7000-8000-000000000000"
+    for name in [unknown, "", "job_", "x" * 500]:
+        get = lambda: stub.GetJob(jobs_messages.GetJobRequest(id=name), **CALL)
+        refused(get, code.NOT_FOUND, "not_found")
+        watch = lambda: list(stub.WatchJob(jobs_messages.WatchJobRequest(id=name), **CALL))
+        refused(watch, code.NOT_FOUND, "not_found")
+    long = jobs_messages.GetJobRequest(id="x" * 5000)
+    refused(lambda: stub.GetJob(long, **CALL), code.RESOURCE_EXHAUSTED, "body_too_large")
+    malformed = jobs_messages.WatchJobRequest(id=job.id, after="last")
+    call = lambda: list(stub.WatchJob(malformed, **CALL))
+    info = refused(call, code.INVALID_ARGUMENT, "invalid_parameter")
+    assert info.metadata["param"] == "after", info
+    call = lambda: stub.GetJob(jobs_messages.GetJobRequest(id=job.id))
+    refused(call, code.UNAUTHENTICATED, "missing_credentials")
+    klingon = autoglm.GenerateRequest(prompt="x", language="klingon")
+    refused(lambda: stub.SubmitJob(klingon, **CALL), code.INVALID_ARGUMENT, "invalid_parameter")
+
+
+def running_job():
+    """Follows a job that runs, leaves, comes back, and sees it end by CancelJob."""
+    stub = jobs_grpc.AutoGLMJobServiceStub(channel)
+    request = autoglm.GenerateRequest(prompt="a long story", max_tokens=1900, temperature=1)
+    job = stub.SubmitJob(request, **CALL)
+    first = stub.WatchJob(jobs_messages.WatchJobRequest(id=job.id), **CALL)
+    started, delta = next(first), next(first)
+    assert started.kind == jobs_messages.JOB_EVENT_KIND_STARTED, started
+    assert delta.kind == jobs_messages.JOB_EVENT_KIND_DELTA and delta.text, delta
+    first.cancel()
+    second = stub.WatchJob(jobs_messages.WatchJobRequest(id=job.id, after=delta.id), **CALL)
+    assert next(second).id == "1.2"
+    try:
+        late = jobs_messages.WatchJobRequest(id=job.id, after="1.4294967295")
+        list(stub.WatchJob(late, metadata=metadata, timeout=0.2))
+        raise AssertionError("the job has ended")
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+    cancelled = stub.CancelJob(jobs_messages.CancelJobRequest(id=job.id), **CALL)
+    assert cancelled.status == jobs_messages.JOB_STATUS_CANCELLED, cancelled
+    rest = list(second)
+    assert rest[-1].kind == jobs_messages.JOB_EVENT_KIND_CANCELLED, rest
+    assert rest[-1].job == cancelled, rest
+
+
 def gzip():
     request = autoglm.GenerateRequest(prompt="sort this: " + "5, 3, 1, " * 2000)
     response, call = stub.Generate.with_call(request, compression=grpc.Compression.Gzip, **CALL)
@@ -182,7 +256,7 @@ def gzip():
 def health():
     stub = health_pb2_grpc.HealthStub(channel)
     serving = health_pb2.HealthCheckResponse.SERVING
-    for service in ["", "AutoGLMService"]:
+    for service in ["", "AutoGLMService", "AutoGLMJobService"]:
         assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == serving
     unknown = health_pb2.HealthCheckRequest(service="unknown")
     refused(lambda: stub.Check(unknown), grpc.StatusCode.NOT_FOUND, "not_found")
@@ -209,11 +283,16 @@ class WithKey(grpc.StreamStreamClientInterceptor):
 def reflection():
     database = ProtoReflectionDescriptorDatabase(grpc.intercept_channel(channel, WithKey()))
     services = set(database.get_services())
-    assert "AutoGLMService" in services and "grpc.health.v1.Health" in services, services
+    assert {"AutoGLMService", "AutoGLMJobService"} <= services, services
+    assert "grpc.health.v1.Health" in services, services
     pool = DescriptorPool(database)
     service = pool.FindServiceByName("AutoGLMService")
     assert [method.name for method in service.methods] == ["Generate", "GenerateStream"]
     assert service.methods[1].server_streaming
+    service = pool.FindServiceByName("AutoGLMJobService")
+    names = [method.name for method in service.methods]
+    assert names == ["SubmitJob", "GetJob", "WatchJob", "CancelJob"], names
+    assert [method.server_streaming for method in service.methods] == [False, False, True, False]
     request = pool.FindMessageTypeByName("GenerateRequest")
     assert request.fields_by_name["temperature"].number == 2
     assert pool.FindMessageTypeByName("google.rpc.ErrorInfo")
@@ -232,7 +311,7 @@ def converse(version):
     answers = method(iter(questions.get, None), **CALL)
     questions.put(reflection_pb2.ServerReflectionRequest(list_services=""))
     names = [service.name for service in next(answers).list_services_response.service]
-    assert len(names) == 4, names
+    assert len(names) == 5, names
     for name in names:
         questions.put(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
         files = next(answers).file_descriptor_response.file_descriptor_proto

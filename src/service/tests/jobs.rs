@@ -1,7 +1,9 @@
 //! Requests about durable jobs: what they ask the store for, and when.
 
+use super::grpc::Rpc;
 use super::*;
-use crate::jobs::{EventKind, JobEvent, JobId, NewJob};
+use crate::grpc::messages::autoglm::{self, GenerateRequest, WatchJobRequest};
+use crate::jobs::{EventKind, JobEvent, JobId, JobRequest, NewJob};
 use crate::limits::jobs as limits;
 use crate::runner::Wake;
 use crate::store::{Jobs as _, SqliteStore};
@@ -185,4 +187,130 @@ fn a_follower_is_woken_from_its_first_look_on() {
     drop(exchange);
     followers.wake(JobId::parse(ID).unwrap());
     assert_eq!(*bell.0.lock().unwrap(), 1, "it has left");
+}
+
+fn watch(after: &str) -> Rpc<'static> {
+    let asked = WatchJobRequest {
+        id: ID.to_owned(),
+        after: after.to_owned(),
+    };
+    Rpc::new("/AutoGLMJobService/WatchJob", &asked)
+}
+
+/// A watch is a follower: it resumes, waits for room and runs no job of its own.
+///
+/// Mutations: `place_of` that ignores `after`; `is_grpc` that is false.
+#[test]
+fn a_watch_over_grpc_is_a_follower_like_any_other() {
+    let mut desk = Desk::with_job(&["first", "second"]);
+    let (mut reply, exchange) = watch("1.1").send(&mut desk.bench);
+    let mut exchange = exchange.expect("it waits for the store");
+    assert!(!exchange.has_job());
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    let events: Vec<autoglm::JobEvent> = reply.messages();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (events[0].id.as_str(), events[0].text.as_str()),
+        ("1.2", "second")
+    );
+    assert_eq!(events[0].kind(), autoglm::JobEventKind::Delta);
+    assert_eq!(exchange.buffered_bytes(), 0);
+    // A silent watch sends nothing: HTTP/2 has pings of its own.
+    let now = exchange.next_deadline();
+    let sent = reply.body.len();
+    let service = &mut desk.bench.service;
+    assert_eq!(
+        service.handle_deadline(&mut exchange, now, &mut reply),
+        Flow::Open
+    );
+    assert_eq!(reply.body.len(), sent);
+
+    let (reply, exchange) = watch("first").send(&mut desk.bench);
+    assert!(exchange.is_none());
+    assert_eq!(reply.reason(), "invalid_parameter");
+}
+
+/// Mutations: `handle_deadline` that ignores `ends`, or that ends an old watch without an error.
+#[test]
+fn a_watch_ends_with_its_deadline_or_its_age() {
+    for (timeout, reason, status) in [
+        (Some("7S"), "request_timeout", 4),
+        (None, "stream_expired", 14),
+    ] {
+        for is_answered in [false, true] {
+            let mut desk = Desk::with_job(&["first"]);
+            let mut rpc = watch("");
+            if let Some(timeout) = timeout {
+                rpc = rpc.header("grpc-timeout", timeout);
+            }
+            let started = desk.bench.now;
+            let (mut reply, exchange) = rpc.send(&mut desk.bench);
+            let mut exchange = exchange.expect("it waits for the store");
+            if is_answered {
+                assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+            }
+            let end = match timeout {
+                Some(_) => Duration::from_secs(7),
+                None if is_answered => crate::limits::service::JOBLESS_STREAM_AGE_MAX,
+                // The reply of the store, which always comes, ends it.
+                None => continue,
+            };
+            let service = &mut desk.bench.service;
+            let mut now = started;
+            while now < started + end {
+                now = exchange.next_deadline();
+                let flow = service.handle_deadline(&mut exchange, now, &mut reply);
+                assert_eq!(flow == Flow::Finished, now == started + end);
+            }
+            assert_eq!(
+                (reply.grpc_status(), reply.reason().as_str()),
+                (status, reason)
+            );
+        }
+    }
+}
+
+/// The call's deadline is how long the client waits for the acceptance.
+///
+/// Mutation: `Grpc::read` with `terms.timeout` for a job.
+#[test]
+fn the_deadline_of_a_submission_is_not_the_job_s() {
+    let mut desk = Desk::with_job(&[]);
+    let asked = GenerateRequest {
+        prompt: "greet".to_owned(),
+        ..GenerateRequest::default()
+    };
+    let rpc = Rpc::new("/AutoGLMJobService/SubmitJob", &asked).header("grpc-timeout", "2S");
+    let started = desk.bench.now;
+    let (mut reply, exchange) = rpc.send(&mut desk.bench);
+    let mut exchange = exchange.expect("it waits for the store");
+    assert!(exchange.has_job());
+    assert_eq!(exchange.next_deadline(), started + Duration::from_secs(2));
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Finished);
+    let job = reply.messages::<autoglm::Job>().remove(0);
+    assert_eq!(job.status(), autoglm::JobStatus::Queued);
+    let stored = desk
+        .store
+        .job(JobId::parse(&job.id).unwrap())
+        .unwrap()
+        .unwrap();
+    let longest = config().limits.max_request_timeout.as_millis() as u64;
+    assert_eq!(
+        JobRequest::parse(&stored.request).unwrap().timeout_ms,
+        longest
+    );
+
+    // A store that takes longer: the client's own deadline has expired.
+    let (mut reply, exchange) = rpc.send(&mut desk.bench);
+    let mut exchange = exchange.expect("it waits for the store");
+    let now = exchange.next_deadline();
+    let service = &mut desk.bench.service;
+    assert_eq!(
+        service.handle_deadline(&mut exchange, now, &mut reply),
+        Flow::Finished
+    );
+    assert_eq!(
+        (reply.grpc_status(), reply.reason().as_str()),
+        (4, "request_timeout")
+    );
 }

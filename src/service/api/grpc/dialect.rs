@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{self, Encoding, Terms, status};
 use crate::http::{Fields, Request, ResponseSink, Version};
+use crate::service::api::native::bounds::of_jobs;
 use crate::service::api::native::narrator::Shape;
 use crate::service::api::native::protobuf::read_request;
 use crate::service::api::native::selection::Selection;
@@ -56,7 +57,11 @@ impl Dialect for Grpc {
         let terms = form.representation.terms();
         let bounds = message_bounds(limits, form.row);
         let message = inflater.only_message(body, terms.encoding, bounds)?;
-        let asked = read_request(&message, terms.timeout, limits)?;
+        let asked = match form.row.map(|row| row.route) {
+            // The call ends with the job's acceptance: its deadline is not the generation's.
+            Some(Route::RpcSubmitJob) => read_request(&message, None, &of_jobs(limits))?,
+            _ => read_request(&message, terms.timeout, limits)?,
+        };
         let shape = Shape {
             selection: Selection::parse(fields)?,
             language: asked.language_name(),

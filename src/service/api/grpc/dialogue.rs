@@ -1,7 +1,7 @@
 //! Responses of gRPC's other services: one message, or any number of messages and an end.
 //!
-//! A generation has its own code, in [`crate::service::generation`]; health and reflection share
-//! this file.
+//! A generation has its own code, in [`crate::service::generation`]; health, reflection and jobs
+//! share this file.
 
 use crate::error::ApiError;
 use crate::grpc::messages::Message;
@@ -17,7 +17,19 @@ pub fn send_only(desk: &mut Desk, call: &Call, message: &impl Message, wire: &mu
     let buffer = &mut desk.buffer;
     buffer.begin(call);
     buffer.append_message(message, call.response_encoding());
-    let bytes = Grpc.send(buffer, call, wire.sink);
+    send_buffer(desk, call, wire);
+}
+
+/// Responds with one message that another thread has framed, and closes the request.
+pub fn send_framed(desk: &mut Desk, call: &Call, framed: Vec<u8>, wire: &mut Wire<'_>) {
+    let buffer = &mut desk.buffer;
+    buffer.begin(call);
+    buffer.body = framed;
+    send_buffer(desk, call, wire);
+}
+
+fn send_buffer(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
+    let bytes = Grpc.send(&mut desk.buffer, call, wire.sink);
     let outcome = Outcome::Completed { status: 200, bytes };
     desk.log.close(call, outcome, None, wire.now);
 }

@@ -21,9 +21,9 @@ use crate::service::request_log::{Outcome, RequestLog};
 
 use super::dialogue;
 
-/// The services whose state may be asked for: the daemon as a whole, and its own service, which
-/// has the same state.
-const SERVICES: &[&str] = &["", "AutoGLMService"];
+/// The services whose state may be asked for: the daemon as a whole, and its own services, which
+/// have the same state.
+const SERVICES: &[&str] = &["", "AutoGLMService", "AutoGLMJobService"];
 
 /// A client that watches.
 #[derive(Debug)]

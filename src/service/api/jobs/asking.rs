@@ -7,12 +7,14 @@ use crate::error::{ApiError, ErrorCode};
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
 use crate::offload::{CancelReason, JobKey};
+use crate::service::api::grpc::dialogue;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::found::{Found, StoreReply};
 use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::JSON;
 
+use super::notation::Notation;
 use super::work::{JobTask, Work, unavailable};
 
 /// See the file's head.
@@ -36,7 +38,8 @@ impl Asking {
             desk.fail(&call, &error, wire);
             return None;
         }
-        let deadline = wire.now + limits::STORE_PATIENCE;
+        let patience = wire.now + limits::STORE_PATIENCE;
+        let deadline = deadline_of(&call).min(patience);
         Some(Asking { call, deadline })
     }
 
@@ -47,6 +50,9 @@ impl Asking {
         wire: &mut Wire<'_>,
     ) -> Flow {
         match reply {
+            Ok(Found::Body { body, .. }) if self.call.representation.is_grpc() => {
+                dialogue::send_framed(desk, &self.call, body, wire);
+            }
             Ok(Found::Body {
                 status,
                 created,
@@ -77,7 +83,11 @@ impl Asking {
         if wire.now < self.deadline {
             return Flow::Open;
         }
-        desk.fail(&self.call, &unavailable(), wire);
+        let error = match wire.now < deadline_of(&self.call) {
+            true => unavailable(),
+            false => late(),
+        };
+        desk.fail(&self.call, &error, wire);
         Flow::Finished
     }
 
@@ -96,6 +106,7 @@ pub fn submit(desk: &Desk, call: &Call, key: JobKey, work: Work) -> Result<(), A
     let parts = &desk.parts;
     let task = JobTask {
         work,
+        notation: Notation::of(call),
         key_id: key_id(call),
         key,
         journal: parts.jobs.journal.clone(),
@@ -111,6 +122,17 @@ pub fn submit(desk: &Desk, call: &Call, key: JobKey, work: Work) -> Result<(), A
             ApiError::new(ErrorCode::StoreUnavailable, message)
                 .with_retry_after(service_limits::BUSY_RETRY_AFTER)
         })
+}
+
+/// Returns the deadline of a call by `grpc-timeout`.
+pub fn deadline_of(call: &Call) -> Moment {
+    let timeout = call.terms().timeout;
+    timeout.map_or(Moment::NEVER, |timeout| call.started + timeout)
+}
+
+/// The error of a call whose own deadline has expired.
+pub fn late() -> ApiError {
+    ApiError::new(ErrorCode::RequestTimeout, "the call's deadline expired")
 }
 
 /// The error of a request that the end of a drain cuts off.

@@ -14,6 +14,9 @@
 //! next look later and costs no memory. A wake-up that comes while the store is looking makes one
 //! more look (`must_look`).
 //!
+//! Over gRPC the events are messages, `after` is in the request, and an error is in the trailers.
+//! Everything else is the same, also its cost and bounds.
+//!
 //! Invariants:
 //!  1. One look is under way at most.
 //!  2. A wake-up is followed by a look that begins after it, as soon as there is room.
@@ -28,14 +31,17 @@ use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
 use crate::offload::{CancelReason, JobKey};
 use crate::runner::{Crowded, Follower};
+use crate::service::api::grpc::dialect::{Grpc, end_without_messages};
+use crate::service::api::grpc::health::expired;
 use crate::service::api::native::error::ErrorBody;
 use crate::service::call::{Call, Incoming};
 use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::dialect::Dialect;
 use crate::service::found::{Batch, Found, StoreReply};
 use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::EVENT_STREAM;
 
-use super::asking::{draining, submit};
+use super::asking::{deadline_of, draining, late, submit};
 use super::work::{Work, job_of, no_job};
 
 /// See the file's head.
@@ -57,25 +63,65 @@ pub struct Following {
     retry_at: Moment,
     /// The client opens another stream then.
     expires: Moment,
+    /// The call's own deadline, over gRPC.
+    ends: Moment,
     bytes: u64,
 }
 
-/// Begins to follow. `None`: the response is complete.
+/// `GET /api/v1/jobs/{id}/events`. `None`: the response is complete.
 pub fn follow(
     desk: &mut Desk,
     call: Call,
     incoming: &Incoming<'_>,
     wire: &mut Wire<'_>,
 ) -> Option<Following> {
-    match begin(desk, &call, incoming) {
+    let place = place_of(&call, incoming);
+    begin(desk, call, incoming.key, place, wire)
+}
+
+fn place_of(call: &Call, incoming: &Incoming<'_>) -> Result<Place, ApiError> {
+    let request = incoming.request;
+    let id = job_of(call, request.path).ok_or_else(no_job)?;
+    let after = match request.header("last-event-id") {
+        None | Some("") => EventId::BEGINNING,
+        Some(text) => EventId::parse(text).ok_or_else(|| {
+            let message = "`Last-Event-ID` must be the id of an event of this job, such as `1.7`";
+            ApiError::new(ErrorCode::InvalidParameter, message).with_param("last-event-id")
+        })?,
+    };
+    Ok((id, after))
+}
+
+/// A job, and the last event that its follower has.
+pub type Place = (JobId, EventId);
+
+/// Begins to follow. `None`: the response is complete.
+pub fn begin(
+    desk: &mut Desk,
+    call: Call,
+    key: JobKey,
+    place: Result<Place, ApiError>,
+    wire: &mut Wire<'_>,
+) -> Option<Following> {
+    let registered = place.and_then(|(id, after)| {
+        let follower = register(desk, &call, id, key)?;
+        Ok((id, after, follower))
+    });
+    match registered {
         Ok((id, after, follower)) => {
+            let age_max = match call.representation.is_grpc() {
+                // It has no pings that would show that its client has gone.
+                true => service_limits::JOBLESS_STREAM_AGE_MAX,
+                false => limits::FOLLOWING_AGE_MAX,
+            };
             let mut following = Following {
+                ends: deadline_of(&call),
                 call: Call {
                     // Each event would need a flush of its own, for a few bytes.
                     accept_encoding: AcceptEncoding::NONE,
                     ..call
                 },
-                key: incoming.key,
+                key,
                 id,
                 follower,
                 after,
@@ -84,7 +130,7 @@ pub fn follow(
                 is_flowing: false,
                 silent_since: wire.now,
                 retry_at: Moment::NEVER,
-                expires: wire.now + limits::FOLLOWING_AGE_MAX,
+                expires: wire.now + age_max,
                 bytes: 0,
             };
             following.look(desk, wire.now);
@@ -97,29 +143,12 @@ pub fn follow(
     }
 }
 
-fn begin(
-    desk: &Desk,
-    call: &Call,
-    incoming: &Incoming<'_>,
-) -> Result<(JobId, EventId, Follower), ApiError> {
+fn register(desk: &Desk, call: &Call, id: JobId, key: JobKey) -> Result<Follower, ApiError> {
     if desk.is_draining {
         return Err(draining());
     }
-    let request = incoming.request;
-    let id = job_of(call, request.path).ok_or_else(no_job)?;
-    let after = match request.header("last-event-id") {
-        None | Some("") => EventId::BEGINNING,
-        Some(text) => EventId::parse(text).ok_or_else(|| {
-            let message = "`Last-Event-ID` must be the id of an event of this job, such as `1.7`";
-            ApiError::new(ErrorCode::InvalidParameter, message).with_param("last-event-id")
-        })?,
-    };
-    let registered = desk
-        .parts
-        .jobs
-        .followers
-        .register(id, call.tenant(), incoming.key);
-    let follower = registered.map_err(|crowded| {
+    let registered = desk.parts.jobs.followers.register(id, call.tenant(), key);
+    registered.map_err(|crowded| {
         let message = match crowded {
             Crowded::Job => format!(
                 "{} requests already follow this job on this daemon, which is the limit",
@@ -132,14 +161,14 @@ fn begin(
         };
         ApiError::new(ErrorCode::TooManyConcurrent, message)
             .with_retry_after(service_limits::BUSY_RETRY_AFTER)
-    })?;
-    Ok((id, after, follower))
+    })
 }
 
 impl Following {
     pub fn next_deadline(&self) -> Moment {
         let ping = self.silent_since + service_limits::PING_INTERVAL;
-        self.expires.min(ping).min(self.retry_at)
+        let end = self.expires.min(self.ends);
+        end.min(ping).min(self.retry_at)
     }
 
     pub fn handle_reply(
@@ -198,8 +227,14 @@ impl Following {
 
     pub fn handle_deadline(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) -> Flow {
         let now = wire.now;
+        if now >= self.ends {
+            self.finish(desk, Some(&late()), wire);
+            return Flow::Finished;
+        }
         if now >= self.expires && !self.is_looking {
-            self.finish(desk, None, wire);
+            // Without an error a gRPC client would take the end for the job's.
+            let error = self.is_grpc().then(expired);
+            self.finish(desk, error.as_ref(), wire);
             return Flow::Finished;
         }
         if now >= self.retry_at {
@@ -209,7 +244,7 @@ impl Following {
         if now >= self.silent_since + service_limits::PING_INTERVAL {
             self.silent_since = now;
             // A full output shows by itself that the connection is alive.
-            if self.is_flowing && wire.sink.has_room() {
+            if self.is_flowing && !self.is_grpc() && wire.sink.has_room() {
                 desk.buffer.body.clear();
                 sse::comment(&mut desk.buffer.body, "ping");
                 self.send(desk, wire);
@@ -256,8 +291,12 @@ impl Following {
 
     /// Sends the buffer's body, after the head if that has not been sent yet.
     fn send(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
-        if !self.is_flowing {
-            self.is_flowing = true;
+        let is_first = !std::mem::replace(&mut self.is_flowing, true);
+        if self.is_grpc() {
+            self.send_messages(desk, is_first, wire);
+            return;
+        }
+        if is_first {
             let buffer = &mut desk.buffer;
             buffer.begin_fields(&self.call);
             buffer.fields.push("cache-control", "no-store");
@@ -271,15 +310,36 @@ impl Following {
         }
     }
 
-    fn finish(&mut self, desk: &mut Desk, error: Option<&ApiError>, wire: &mut Wire<'_>) {
-        if let Some(error) = error {
-            desk.buffer.body.clear();
-            desk.buffer
-                .append_event("error", &ErrorBody::new(error, &self.call));
-            self.send(desk, wire);
+    fn send_messages(&mut self, desk: &mut Desk, is_first: bool, wire: &mut Wire<'_>) {
+        let buffer = &mut desk.buffer;
+        if is_first {
+            buffer.begin_fields(&self.call);
+            Grpc.start(buffer, &self.call, wire.sink);
         }
-        wire.sink.finish();
-        let (status, bytes) = (200, self.bytes);
+        if !buffer.body.is_empty() {
+            wire.sink.data(&buffer.body);
+            self.bytes += buffer.body.len() as u64;
+        }
+    }
+
+    fn is_grpc(&self) -> bool {
+        self.call.representation.is_grpc()
+    }
+
+    fn finish(&mut self, desk: &mut Desk, error: Option<&ApiError>, wire: &mut Wire<'_>) {
+        let status = match error {
+            // As in `Desk::fail`: the status that the error has over REST.
+            Some(error) if !self.is_flowing => error.code.status(),
+            _ => 200,
+        };
+        match (self.is_grpc(), self.is_flowing) {
+            (true, true) => Grpc.end(&self.call, error, wire.sink),
+            (true, false) => {
+                end_without_messages(&mut desk.buffer, &self.call, error, wire.sink);
+            }
+            (false, _) => self.finish_events(desk, error, wire),
+        }
+        let bytes = self.bytes;
         let outcome = match error {
             None => Outcome::Completed { status, bytes },
             Some(error) => Outcome::Failed {
@@ -289,5 +349,15 @@ impl Following {
             },
         };
         desk.log.close(&self.call, outcome, None, wire.now);
+    }
+
+    fn finish_events(&mut self, desk: &mut Desk, error: Option<&ApiError>, wire: &mut Wire<'_>) {
+        if let Some(error) = error {
+            desk.buffer.body.clear();
+            desk.buffer
+                .append_event("error", &ErrorBody::new(error, &self.call));
+            self.send(desk, wire);
+        }
+        wire.sink.finish();
     }
 }

@@ -23,14 +23,19 @@ pub fn one(
         return None;
     };
     let work = match call.method {
-        Method::Delete => Work::Cancel {
-            id,
-            now: (desk.parts.wall_clock)().as_u64(),
-            keep_ms: desk.parts.config.jobs.keep.as_millis() as u64,
-        },
+        Method::Delete => cancel(desk, id),
         _ => Work::Show(id),
     };
     Asking::begin(desk, call, incoming.key, work, wire)
+}
+
+/// Returns the work that cancels a job now.
+pub fn cancel(desk: &Desk, id: JobId) -> Work {
+    Work::Cancel {
+        id,
+        now: (desk.parts.wall_clock)().as_u64(),
+        keep_ms: desk.parts.config.jobs.keep.as_millis() as u64,
+    }
 }
 
 /// `GET /api/v1/jobs`. `None`: the response is complete.

@@ -1,8 +1,9 @@
 //! Durable jobs: accepted, shown, listed, cancelled and followed.
 //!
-//! Reading order: [`object`] (a job in JSON), [`work`] (the requests to the store), [`asking`] (a
-//! request that waits for the store's reply), [`accept`] (`POST /api/v1/jobs`), [`look`] (one job,
-//! lists, cancelling), [`follow`] (`GET /api/v1/jobs/{id}/events`).
+//! Reading order: [`object`] (a job in JSON), [`message`] (in Protobuf), [`notation`] (the choice
+//! between them), [`work`] (the requests to the store), [`asking`] (a request that waits for the
+//! store's reply), [`accept`] (`POST /api/v1/jobs` and `SubmitJob`), [`look`] (one job, lists,
+//! cancelling), [`follow`] (`GET /api/v1/jobs/{id}/events`), [`rpc`] (the other methods of gRPC).
 //!
 //! Must never wait for the store: a request sends it a task and becomes an exchange. The bodies of
 //! responses are written by the store's thread, because a job's result may be long.
@@ -13,7 +14,10 @@ pub mod accept;
 pub mod asking;
 pub mod follow;
 pub mod look;
+pub mod message;
+pub mod notation;
 pub mod object;
+pub mod rpc;
 pub mod work;
 
 use crate::core::Moment;

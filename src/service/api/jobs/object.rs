@@ -85,6 +85,11 @@ fn write_state(object: &mut Object<'_>, job: &JobSummary) {
 
 /// Appends the object that `POST /api/v1/generate` would have sent.
 fn write_completion(out: &mut Vec<u8>, completion: &Completion) {
+    with_object(completion, |object| object.write_json(out));
+}
+
+/// Lends a completion as the object that a generation's response is written from.
+pub fn with_object<T>(completion: &Completion, then: impl FnOnce(&GenerationObject<'_>) -> T) -> T {
     let language = completion.language.as_deref().and_then(language);
     let language = language.map(|language| language.name);
     let code: Cow<'_, str> = extract(&completion.text, language);
@@ -105,23 +110,26 @@ fn write_completion(out: &mut Vec<u8>, completion: &Completion) {
         is_cached: completion.cached,
         latency: Duration::from_millis(completion.latency_ms),
     };
-    let object = GenerationObject {
+    then(&GenerationObject {
         selection: Selection::ALL,
         language,
         code: &code,
         generation: &generation,
-    };
-    object.write_json(out);
+    })
 }
 
-fn write_failure(out: &mut Vec<u8>, failure: &Failure) {
+/// Returns the word for the family of a failure's code.
+pub fn family_of(failure: &Failure) -> &'static str {
     let known = ErrorCode::ALL.iter();
     let known = known.copied().find(|code| code.as_str() == failure.code);
     // A code that a later version has written is of an unknown family: the daemon's own.
-    let family = known.unwrap_or(ErrorCode::Internal).family();
+    known.unwrap_or(ErrorCode::Internal).family().as_str()
+}
+
+fn write_failure(out: &mut Vec<u8>, failure: &Failure) {
     let mut object = Object::begin(out);
     push_text(object.member("message"), &failure.message);
-    push_text(object.member("type"), family.as_str());
+    push_text(object.member("type"), family_of(failure));
     push_text(object.member("code"), &failure.code);
     object.end();
 }

@@ -18,7 +18,8 @@ use crate::service::completion::{self, Completion};
 use crate::service::found::{Batch, Found, StoreReply};
 use crate::store::{Store, StoreError, StoreTask};
 
-use super::object::{write_event, write_job, write_page};
+use super::notation::Notation;
+use super::object::write_page;
 
 /// The requests to the store.
 pub enum Work {
@@ -58,6 +59,8 @@ pub struct Accept {
 /// See the file's head.
 pub struct JobTask {
     pub work: Work,
+    /// Of its reply.
+    pub notation: Notation,
     /// The id of the caller's key.
     pub key_id: String,
     pub key: JobKey,
@@ -78,10 +81,11 @@ impl JobTask {
     }
 
     fn look(&mut self, store: &mut dyn Store) -> Result<StoreReply, StoreError> {
-        let key_id = self.key_id.as_str();
+        let (key_id, notation) = (self.key_id.as_str(), self.notation);
+        let shown = |job: &JobRecord| shown(job, notation);
         match &self.work {
             Work::Accept(accepted) => {
-                let (reply, is_new) = accept(store, accepted, key_id)?;
+                let (reply, is_new) = accept(store, accepted, key_id, notation)?;
                 self.note = is_new.then_some(Note::Accepted);
                 Ok(reply)
             }
@@ -116,7 +120,7 @@ impl JobTask {
                     body,
                 }))
             }
-            Work::Events { id, after } => events(store, *id, *after, key_id),
+            Work::Events { id, after } => events(store, (*id, *after), key_id, notation),
         }
     }
 }
@@ -158,6 +162,7 @@ fn accept(
     store: &mut dyn Store,
     accepted: &Accept,
     key_id: &str,
+    notation: Notation,
 ) -> Result<(StoreReply, bool), StoreError> {
     let request = accepted.request.to_json();
     let idempotency = accepted.idempotency_key.as_ref().map(|key| Idempotency {
@@ -176,10 +181,11 @@ fn accept(
     let reply = match change::accept(store, &job, &accepted.bounds, idempotency.as_ref())? {
         Acceptance::New => {
             let job = store.job(accepted.id)?;
-            let reply = job.as_ref().map(created).ok_or_else(no_job);
+            let reply = job.as_ref().map(|job| created(job, notation));
+            let reply = reply.ok_or_else(no_job);
             return Ok((reply, true));
         }
-        Acceptance::Known(job) => Ok(created(&job)),
+        Acceptance::Known(job) => Ok(created(&job, notation)),
         Acceptance::Conflict => {
             let message = "another request was sent with this `Idempotency-Key`; use a new key \
                            for each request, and the same one to repeat it";
@@ -204,9 +210,9 @@ fn digest(accepted: &Accept) -> [u8; 32] {
 
 fn events(
     store: &mut dyn Store,
-    id: JobId,
-    after: EventId,
+    (id, after): (JobId, EventId),
     key_id: &str,
+    notation: Notation,
 ) -> Result<StoreReply, StoreError> {
     let Some(job) = store.job(id)?.filter(|job| job.key_id == key_id) else {
         return Ok(Err(no_job()));
@@ -218,7 +224,7 @@ fn events(
         ..Batch::default()
     };
     for event in &events {
-        write_event(&mut batch.body, event, &job);
+        notation.append_event(&mut batch.body, event, &job);
         batch.last = event.id;
         batch.is_end = event.kind.is_last();
     }
@@ -226,9 +232,9 @@ fn events(
     Ok(Ok(Found::Events(batch)))
 }
 
-fn shown(job: &JobRecord) -> Found {
+fn shown(job: &JobRecord, notation: Notation) -> Found {
     let mut body = Vec::new();
-    write_job(&mut body, job);
+    notation.append_job(&mut body, job);
     Found::Body {
         status: 200,
         created: None,
@@ -236,9 +242,9 @@ fn shown(job: &JobRecord) -> Found {
     }
 }
 
-fn created(job: &JobRecord) -> Found {
+fn created(job: &JobRecord, notation: Notation) -> Found {
     let mut body = Vec::new();
-    write_job(&mut body, job);
+    notation.append_job(&mut body, job);
     Found::Body {
         status: 202,
         created: Some(job.id),

@@ -10,6 +10,15 @@ use crate::engine::language::{LANGUAGES, Language, language};
 use crate::error::{ApiError, ErrorCode};
 use crate::service::excerpt::excerpt;
 
+/// Returns the bounds of a durable job. No client waits for it, so without a `timeout` it may take
+/// as long as any.
+pub fn of_jobs(limits: &Limits) -> Limits {
+    Limits {
+        default_request_timeout: limits.max_request_timeout,
+        ..limits.clone()
+    }
+}
+
 pub fn no_prompt() -> ApiError {
     wrong("prompt", "is required")
 }

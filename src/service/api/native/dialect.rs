@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::config::Limits;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::status;
 use crate::http::negotiate::{ContentType, MediaType};
@@ -16,6 +15,7 @@ use crate::service::response::headers;
 use crate::service::response::json::write_json;
 use crate::service::router::{Route, Row};
 
+use super::bounds::of_jobs;
 use super::error::ErrorBody;
 use super::narrator::{Events, Object, Shape, append};
 use super::protobuf::{no_stream, read_request};
@@ -48,15 +48,11 @@ impl Dialect for Native {
 
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
         let form = received.form;
-        // No client waits for a durable job, so without a `timeout` it may take as long as any.
-        let of_jobs;
+        let for_job;
         let limits = match form.row.map(|row| row.route) {
             Some(Route::Jobs) => {
-                of_jobs = Limits {
-                    default_request_timeout: received.limits.max_request_timeout,
-                    ..received.limits.clone()
-                };
-                &of_jobs
+                for_job = of_jobs(received.limits);
+                &for_job
             }
             _ => received.limits,
         };

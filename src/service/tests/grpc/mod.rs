@@ -19,7 +19,7 @@ pub struct Rpc<'a> {
 }
 
 impl<'a> Rpc<'a> {
-    fn new(path: &'a str, message: &impl Message) -> Rpc<'a> {
+    pub fn new(path: &'a str, message: &impl Message) -> Rpc<'a> {
         Rpc::of_bytes(path, framed(message, Encoding::Identity))
     }
 
@@ -36,7 +36,7 @@ impl<'a> Rpc<'a> {
         }
     }
 
-    fn header(mut self, name: &'a str, value: &str) -> Rpc<'a> {
+    pub fn header(mut self, name: &'a str, value: &str) -> Rpc<'a> {
         self.headers.retain(|(known, _)| *known != name);
         self.headers.push((name, value.to_owned()));
         self
@@ -131,7 +131,7 @@ fn framed(message: &impl Message, encoding: Encoding) -> Vec<u8> {
 }
 
 impl Recording {
-    fn messages<M: Message + Default>(&self) -> Vec<M> {
+    pub fn messages<M: Message + Default>(&self) -> Vec<M> {
         assert_eq!(self.status, 200);
         assert_eq!(self.content_type, Some("application/grpc"));
         let encoding = match self.field("grpc-encoding") {
@@ -156,7 +156,7 @@ impl Recording {
 
     /// Returns `grpc-status`, which comes after the messages or, without any, in the head.
     #[track_caller]
-    fn grpc_status(&self) -> u8 {
+    pub fn grpc_status(&self) -> u8 {
         assert!(self.is_finished);
         assert_eq!(self.status, 200);
         assert_eq!(self.content_type, Some("application/grpc"));
@@ -175,7 +175,7 @@ impl Recording {
 
     /// Returns the error's reason, after checking that all its parts agree.
     #[track_caller]
-    fn reason(&self) -> String {
+    pub fn reason(&self) -> String {
         let status = self.details();
         assert_eq!(status.code, i32::from(self.grpc_status()));
         assert!(!self.ending("grpc-message").unwrap().is_empty());

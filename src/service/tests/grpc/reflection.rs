@@ -48,7 +48,7 @@ fn reflection_answers_each_question_before_the_next() {
         let answer: ServerReflectionResponse = reply.message();
         assert!(matches!(
             answer.message_response,
-            Some(MessageResponse::ListServicesResponse(list)) if list.service.len() == 4
+            Some(MessageResponse::ListServicesResponse(list)) if list.service.len() == 5
         ));
         // Two in one piece, the second of which is the last.
         let symbol = question(MessageRequest::FileContainingSymbol(
