@@ -1,4 +1,4 @@
-//! What each `cache.policy` promises, over the real binary: when the store fails, when it is slow,
+//! The promises of each `cache.policy`, over the real binary: when the store fails, when it is slow,
 //! and when the process is killed.
 //!
 //! Mutations, each caught by the test named:
@@ -185,6 +185,50 @@ fn an_entry_is_as_old_after_a_restart_as_before() {
         .expect("a change");
     let daemon = again("read-through", folder);
     assert_eq!(verdict(&ask(&daemon, 0)), "miss");
+}
+
+#[test]
+fn preloading_brings_entries_into_memory_that_nothing_asks_the_store_for() {
+    let mut daemon = options("cache-aside").start();
+    let made = ids(&daemon, 0..5);
+    wait_for_writes(&daemon, 5);
+    let folder = stop(&mut daemon);
+    // One of them is damaged: it is not taken.
+    let path = folder.path().join("state").join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    let damage = "UPDATE cache_entries SET value = zeroblob(length(value)) WHERE digest =
+        (SELECT min(digest) FROM cache_entries)";
+    assert_eq!(database.execute(damage, ()).expect("a change"), 1);
+    let daemon = again("cache-aside", folder);
+    eventually("the entries are preloaded", || {
+        let name = "autoglmd_cache_preloaded_total";
+        let preloaded = daemon.metrics().sum(name, &[("kind", "entry")]);
+        (preloaded == 4.0).then_some(())
+    });
+    let found = ids(&daemon, 0..5);
+    let same = made
+        .iter()
+        .zip(&found)
+        .filter(|(made, found)| made == found);
+    assert_eq!(same.count(), 4);
+    assert_eq!(lookups(&daemon), 0.0);
+}
+
+/// Mutation: a job that is not the daemon's own prompt.
+#[cfg(feature = "llama")]
+#[test]
+fn preloading_reads_the_daemons_own_words_before_the_first_request() {
+    let daemon = Options::llama().with_cache().start();
+    eventually("the prompts are preloaded", || {
+        let metrics = daemon.metrics();
+        let read = metrics.sum("autoglmd_cache_preloaded_total", &[("kind", "prompt")]);
+        // The first two have been read once a third one was taken.
+        (read >= 3.0).then_some(())
+    });
+    let body = json!({ "prompt": "sort a list", "language": "python", "max_tokens": 1 });
+    let usage = daemon.generate(&body).expect(200).json()["usage"].clone();
+    let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+    assert!(cached > Some(0), "{usage}");
 }
 
 fn kills() -> usize {

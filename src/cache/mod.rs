@@ -7,7 +7,8 @@
 //! The second level is an engine in front of an engine: [`key`] (which requests are equal),
 //! [`entry`] (a finished generation), [`flight`] (a running one, and the requests that wait for
 //! it), [`table`] (the flights and entries of a shard), [`forgotten`] (purges), [`results`] (all
-//! shards, and the way of events to them), [`cached`] (the engine).
+//! shards, and the way of events to them), [`cached`] (the engine), [`preload`] (what the start
+//! brings into memory).
 
 pub mod cached;
 mod entry;
@@ -16,6 +17,7 @@ mod forgotten;
 mod key;
 pub mod lru;
 pub mod metrics;
+pub mod preload;
 pub mod results;
 mod sealed;
 pub mod shards;

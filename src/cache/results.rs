@@ -312,6 +312,16 @@ impl Results {
         }
     }
 
+    /// Stores an entry that no request has asked for. Returns whether it had room.
+    pub fn preload(&self, digest: Digest, tenant: u64, entry: Entry) -> bool {
+        let is_enabled = self.is_enabled.load(Ordering::Relaxed);
+        if !is_enabled || self.is_forgotten(&entry, tenant) {
+            return false;
+        }
+        let (ttl, now) = (self.ttl(), (self.clock)());
+        self.shard(&digest).preload(digest, tenant, entry, ttl, now)
+    }
+
     /// Ends a flight with a result that was found behind memory. Returns whether the flight was
     /// there.
     pub fn end_found(&self, job: JobKey, entry: Entry, verdict: Verdict) -> bool {

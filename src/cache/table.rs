@@ -303,6 +303,24 @@ impl Table {
         }
     }
 
+    /// Stores an entry that no request has asked for, if there is room for it and none like it.
+    pub fn preload(
+        &mut self,
+        digest: Digest,
+        tenant: u64,
+        entry: Entry,
+        ttl: Duration,
+        now: Moment,
+    ) -> bool {
+        let own = entry.bytes() + Lru::<Digest, Arc<Entry>>::ENTRY_BYTES + limits::TENANT_BYTES;
+        let has_room = self.entries.bytes() + own <= self.entries.max_bytes();
+        if !has_room || self.entries.get(&digest, now).is_some() {
+            return false;
+        }
+        self.store(digest, tenant, &Arc::new(entry), ttl, now, &mut Vec::new());
+        true
+    }
+
     /// Stores an entry, unless it would fill the shard alone.
     pub fn store(
         &mut self,

@@ -375,6 +375,10 @@ schema! {
         /// a restart. 2,000 tokens of the default model take 24 MiB. The files hold what the
         /// prompts said, in the model's own form. 0: none. No effect with `engine.reproducible`.
         prefixes: usize = 0, size(limits::CACHE_PREFIXES_BYTES), Restart;
+        /// After the start, for up to 30 s and only while the engine is idle: bring the most used
+        /// results of the store into memory, with `cache.persist`, and have the engine read the
+        /// daemon's own words of the prompts, which it keeps for every client.
+        preload: bool = true, SWITCH, Restart;
     }
 
     /// Redis, which several daemons share: for the responses that one of them has computed, for the

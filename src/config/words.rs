@@ -40,7 +40,7 @@ impl Word for BusKind {
         &[("redis", BusKind::Redis), ("gossip", BusKind::Gossip)];
 }
 
-/// What the cache does with the store behind its memory.
+/// The way in which the cache uses the store behind its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CachePolicy {
     CacheAside,

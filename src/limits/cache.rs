@@ -62,6 +62,21 @@ pub const STORE_WRITE_FACTOR: u32 = 10;
 /// Acts that may wait for their time: a watch for each look-up of a second.
 pub const TIMED_ACTS_MAX: usize = 8_192;
 
+/// Time after which preloading ends, from the loading of the model on: the first clients have come
+/// by then, and bring what they need.
+pub const PRELOAD_TIME: Duration = Duration::from_secs(30);
+
+/// How long preloading rests while there is other work, and between two prompts.
+pub const PRELOAD_PAUSE: Duration = Duration::from_millis(50);
+
+/// Entries that preloading reads at once: they are in memory twice for a moment, and a task of the
+/// store takes some milliseconds.
+pub const PRELOADED_PAGE_ENTRIES: u32 = 64;
+
+/// Languages whose prompts are preloaded, in the order of their table: the most common ones, for
+/// which the engine has room.
+pub const PRELOADED_LANGUAGES_MAX: usize = 12;
+
 /// How long the timer rests while no act waits.
 pub const TIMER_REST: Duration = Duration::from_secs(60);
 

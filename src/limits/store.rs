@@ -92,7 +92,7 @@ pub const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// Old records that are removed in one step, between two groups: a step takes some milliseconds.
 pub const TRIMMED_RECORDS_MAX: u32 = 500;
 
-/// What an entry of the cache takes in the database beside its value: its row and its places in
+/// Bytes of an entry of the cache in the database beside its value: its row and its places in
 /// four indexes.
 pub const ENTRY_ROW_BYTES: u64 = 256;
 
@@ -100,7 +100,7 @@ pub const ENTRY_ROW_BYTES: u64 = 256;
 /// while a disk stands still for seconds.
 pub const PENDING_ENTRIES_MAX: usize = 4_096;
 
-/// What they hold together.
+/// The memory that they hold together.
 pub const PENDING_ENTRIES_BYTES_MAX: usize = 16 << 20;
 
 /// Entries of the cache that join a group which other tasks wait for.

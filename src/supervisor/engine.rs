@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use crate::cache::cached::Cached;
 use crate::cache::metrics::{CacheSeries, Level, Verdicts};
+use crate::cache::preload::Preload;
 use crate::cache::results::{Levels, Results};
 use crate::cache::shared::{RedisLevel, SharedLevel};
 use crate::cache::stored::StoreLevel;
@@ -49,7 +50,7 @@ pub fn prepare_process(config: &Config) -> Result<(), Failure> {
 pub struct EnginePart {
     engine: Arc<dyn Engine>,
     results: Arc<Results>,
-    /// `None` without entries in the store, and once its thread has ended.
+    /// `None` once it has ended.
     timer: Option<TimerThread>,
 }
 
@@ -66,7 +67,12 @@ impl Part for EnginePart {
             let level = RedisLevel::new(redis, birth.metrics.series());
             Arc::new(level) as Arc<dyn SharedLevel>
         });
-        let (timer, stored) = stored(birth)?;
+        let (thread, timer) = TimerThread::start()
+            .map_err(|error| Failure::os("starting the cache's thread", &error))?;
+        let stored = cache.persist.then(|| {
+            let (requests, series) = (birth.requests.clone(), birth.metrics.series());
+            StoreLevel::new(requests, cache, series, timer.clone())
+        });
         let levels = Levels {
             verdicts,
             shared,
@@ -75,12 +81,17 @@ impl Part for EnginePart {
         let clock = Box::new(Moment::now);
         let results = Arc::new(Results::new(deliver, buffered, cache, levels, clock));
         let computing = start(&birth.config, results.clone(), &birth.workers)?;
+        if cache.enabled && cache.preload {
+            let (requests, series) = (birth.requests.clone(), birth.metrics.series());
+            let (results, engine) = (results.clone(), computing.clone());
+            Preload::new(results, engine, timer, requests, series, cache.persist).begin();
+        }
         let engine: Arc<dyn Engine> = Arc::new(Cached::new(results.clone(), computing));
         birth.engine = Some(engine.clone());
         Ok(EnginePart {
             engine,
             results,
-            timer,
+            timer: Some(thread),
         })
     }
 
@@ -101,19 +112,6 @@ impl Deref for EnginePart {
     fn deref(&self) -> &(dyn Engine + 'static) {
         &*self.engine
     }
-}
-
-/// Returns the level of the cache in the store, if the configuration wants one.
-fn stored(birth: &Birth) -> Result<(Option<TimerThread>, Option<StoreLevel>), Failure> {
-    let cache = &birth.config.cache;
-    if !cache.persist {
-        return Ok((None, None));
-    }
-    let (thread, timer) =
-        TimerThread::start().map_err(|error| Failure::os("starting the cache's thread", &error))?;
-    let series = birth.metrics.series();
-    let level = StoreLevel::new(birth.requests.clone(), cache, series, timer);
-    Ok((Some(thread), Some(level)))
 }
 
 /// Returns at once; a model is obtained and loaded on the engine's own thread.

@@ -53,6 +53,7 @@ const UNITS: &[&str] = &[
     "JOBS",
     "KEYS",
     "LAYERS",
+    "LANGUAGES",
     "LEVEL",
     "LINES",
     "LINKS",
