@@ -25,6 +25,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::entry::Entry;
 use super::key::{Digest, digest};
@@ -305,6 +306,10 @@ impl Engine for Cached {
     fn free_forgotten(&self, tenant: Option<u64>) {
         self.core.results.free_forgotten(tenant);
         self.core.inner.free_forgotten(tenant);
+    }
+
+    fn await_end(&self, patience: Duration) {
+        self.core.inner.await_end(patience);
     }
 
     fn drain(&self) {

@@ -476,6 +476,10 @@ pub trait Engine: Send + Sync {
 
     /// Admits no more jobs, and ends once all admitted jobs have had their terminal event.
     fn drain(&self);
+
+    /// Waits for the end of an engine that has to keep something at it, up to `patience`. Called
+    /// after [`Engine::drain`], by no reactor.
+    fn await_end(&self, _patience: Duration) {}
 }
 
 /// The destination of an engine's events: the mailboxes of all reactors.

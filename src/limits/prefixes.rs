@@ -41,6 +41,9 @@ pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long the end waits for a thread that hangs in the disk.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the end of the daemon waits for both.
+pub const END_PATIENCE: Duration = Duration::from_secs(8);
+
 /// After a write that failed, no copy is taken for this long: a full disk stays full for a while,
 /// and a copy costs the engine some milliseconds.
 pub const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(10);

@@ -30,6 +30,7 @@ use crate::engine::llama::{self, Obtained};
 #[cfg(feature = "llama")]
 use crate::engine::prefixes::{self, Folder};
 use crate::engine::{Deliver, Engine};
+use crate::limits::prefixes as prefix_limits;
 use crate::offload::Workers;
 use crate::reactor::message::Mailboxes;
 use crate::runner::Destinations;
@@ -101,6 +102,8 @@ impl Part for EnginePart {
 
     fn join(&mut self) -> bool {
         self.engine.drain();
+        // While the log still takes lines.
+        self.engine.await_end(prefix_limits::END_PATIENCE);
         self.timer = None;
         true
     }

@@ -51,6 +51,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -223,6 +224,13 @@ impl Engine for Handle {
     fn free_forgotten(&self, _: Option<u64>) {
         if let Some(folder) = &self.prefixes {
             folder.free_forgotten();
+        }
+    }
+
+    fn await_end(&self, patience: Duration) {
+        if self.prefixes.is_some() {
+            // Disconnected: the thread has ended. A timeout: dropping waits for it.
+            let _ = self.ended.recv_timeout(patience);
         }
     }
 

@@ -5,8 +5,8 @@
 //! (`file_under_the_name_of_another_...`); `make_room` without its bound (`files_stay_below_...`);
 //! `write_file` without its look at the mark, or `erase` without the mark
 //! (`nothing_of_an_erased_tenant_...`); `write` without its look at the epoch
-//! (`forgotten_files_...`); `rename` before `sync_all`, or a write to the final name
-//! (`process_that_is_killed_...`); `suspended_until` that is not set (`failed_write_...`).
+//! (`forgotten_files_...`); a write to the final name (`process_that_is_killed_...`);
+//! `suspended_until` that is not set (`failed_write_...`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};

@@ -1,0 +1,292 @@
+//! Computed prefixes that survive a restart (`cache.prefixes`), with the real small model.
+//!
+//! Mutations that these tests catch: `load_and_serve` without `archive_all`,
+//! or `join` without `await_end`, `Folder::find` for any tenant, `erase` without its mark
+//! (`restarted_daemon_goes_on_...`); `Origin` without the type of keys and values or the model,
+//! `read_state` without its checksum (`damaged_prefix_...`).
+
+#![cfg(feature = "llama")]
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::{Daemon, Options, eventually, model, request};
+
+fn options() -> Options {
+    Options::llama()
+        .set_raw("engine.parallel", "2")
+        .set_raw("engine.context", "1536")
+        .set("cache.prefixes", "64MiB")
+}
+
+/// A program that the prompt shows: about 700 tokens.
+fn body(lines: usize, question: &str) -> Value {
+    let lines = (0..lines).map(|line| format!("def f{line}(x):\n    return x + {line}\n"));
+    json!({
+        "prompt": question,
+        "language": "python",
+        "context": [{"path": "f.py", "text": lines.collect::<String>()}],
+        "max_tokens": 16,
+        "temperature": 0,
+        "cache": "bypass",
+    })
+}
+
+/// A daemon, and the key that its first start has shown.
+struct Served {
+    daemon: Daemon,
+    key: String,
+}
+
+impl Served {
+    fn start(options: Options) -> Served {
+        let daemon = options.start();
+        let key = daemon.key().to_owned();
+        Served { daemon, key }
+    }
+
+    /// Drains the daemon, and starts another one over its files.
+    fn restart(mut self, options: Options) -> Served {
+        let folder = self.end();
+        let daemon = options.in_folder(folder).start();
+        let key = self.key.clone();
+        Served { daemon, key }
+    }
+
+    fn end(&mut self) -> Arc<TempDir> {
+        self.daemon.process().signal(libc::SIGTERM);
+        assert!(self.daemon.wait().success());
+        self.daemon.folder()
+    }
+
+    fn ask(&self, body: &Value) -> (String, u64) {
+        self.ask_with(&self.key, body)
+    }
+
+    /// Returns the text, and how many tokens of the prompt were there.
+    fn ask_with(&self, key: &str, body: &Value) -> (String, u64) {
+        let authorization = format!("Bearer {key}");
+        let fields = [
+            ("authorization", authorization.as_str()),
+            ("content-type", "application/json"),
+        ];
+        let body = body.to_string();
+        let bytes = request("POST", "/api/v1/generate", &fields, body.as_bytes());
+        let mut connection = self.daemon.connect();
+        connection.set_read_timeout(Duration::from_secs(600));
+        let response = connection.exchange(&bytes).expect(200).json();
+        let cached = response.pointer("/usage/prompt_tokens_details/cached_tokens");
+        let text = response["code"].as_str().or(response["text"].as_str());
+        let text = text.map_or_else(|| response["choices"].to_string(), str::to_owned);
+        (text, cached.and_then(Value::as_u64).expect("a usage"))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let items = std::fs::read_dir(self.daemon.state_folder().join("prefixes"));
+        let paths = items.expect("the folder").map(|item| item.unwrap().path());
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "kv"))
+            .collect()
+    }
+}
+
+/// Own words of the daemon, which every tenant shares, have fewer tokens.
+const OWN_TOKENS_MAX: u64 = 200;
+
+#[test]
+fn restarted_daemon_goes_on_from_a_prefix_for_its_key_alone() {
+    let asked = body(28, "add two numbers");
+    let first = Served::start(options());
+    let (text, cached) = first.ask(&asked);
+    assert_eq!(cached, 0);
+    let second = first.restart(options());
+    assert_eq!(second.files().len(), 1);
+    let output = second.daemon.run(&["key", "create", "--name", "other"]);
+    let other = String::from_utf8(output.stdout).expect("a key");
+    let (again, cached) = second.ask(&asked);
+    assert_eq!(again, text, "the output is the same");
+    assert!(cached > OWN_TOKENS_MAX, "{cached} tokens were there");
+    let verdict = |verdict| {
+        let labels = [("level", "prefix"), ("verdict", verdict)];
+        second.daemon.metrics().sum("autoglmd_cache_total", &labels)
+    };
+    assert_eq!((verdict("hit"), verdict("miss")), (1.0, 0.0));
+    wait_for_key(&second.daemon, other.trim());
+    let (of_other, cached) = second.ask_with(other.trim(), &asked);
+    assert_eq!(of_other, text);
+    assert!(cached < OWN_TOKENS_MAX, "{cached} tokens of another key");
+    assert_eq!((verdict("hit"), verdict("miss")), (1.0, 1.0));
+    // The other key's prefix gets a file of its own. Erasing one key leaves the other one's.
+    let third = second.restart(options());
+    assert_eq!(third.files().len(), 2);
+    let tenant = autoglmd::keys::tenant_of(&id_of(&third.daemon, "other"));
+    let erased = autoglmd::engine::prefixes::erase(&third.daemon.state_folder(), tenant);
+    assert_eq!(erased.expect("the folder can be written"), 1);
+    let (_, cached) = third.ask_with(other.trim(), &asked);
+    assert!(cached < OWN_TOKENS_MAX, "{cached} tokens of an erased key");
+    let fourth = third.restart(options());
+    assert_eq!(
+        fourth.files().len(),
+        1,
+        "what it has computed since was not written"
+    );
+    assert!(fourth.ask(&asked).1 > OWN_TOKENS_MAX);
+}
+
+#[test]
+fn damaged_prefix_or_one_of_another_engine_is_computed_again() {
+    let asked = body(28, "multiply two numbers");
+    let mut first = Served::start(options());
+    let (text, _) = first.ask(&asked);
+    let folder = first.end();
+    let path = first.files().remove(0);
+    let mut bytes = std::fs::read(&path).expect("the file");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).expect("the file can be written");
+    let key = first.key.clone();
+    let again = |options: Options| Served {
+        daemon: options.in_folder(folder.clone()).start(),
+        key: key.clone(),
+    };
+    let events = |served: &Served, event| {
+        let metrics = served.daemon.metrics();
+        metrics.sum("autoglmd_engine_prefix_files_total", &[("event", event)])
+    };
+    let mut second = again(options());
+    let (of_damaged, cached) = second.ask(&asked);
+    assert_eq!(of_damaged, text);
+    assert!(cached < OWN_TOKENS_MAX, "{cached} tokens of a damaged file");
+    assert_eq!((events(&second, "damaged"), second.files().len()), (1.0, 0));
+    second.end();
+    // Written again at its end.
+    let mut other_type = again(options().set("engine.kv_type", "f16"));
+    eventually("the file is removed", || {
+        (events(&other_type, "foreign") == 1.0).then_some(())
+    });
+    assert!(other_type.files().is_empty());
+    assert!(other_type.ask(&asked).1 < OWN_TOKENS_MAX);
+    other_type.end();
+    let optimized = folder.path().join("optimized.gguf");
+    autoglmd::engine::optimize(model::path(), &optimized).expect("another model");
+    let other_model = options().set("engine.kv_type", "f16");
+    let other_model = other_model.set("engine.model", optimized.to_str().expect("plain"));
+    let other_model = again(other_model);
+    eventually("the file is removed", || {
+        (events(&other_model, "foreign") == 1.0).then_some(())
+    });
+    assert!(other_model.files().is_empty());
+}
+
+/// Returns the id of the key with this name.
+fn id_of(daemon: &Daemon, name: &str) -> String {
+    let output = daemon.run(&["key", "list", "--json"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let list: Value = serde_json::from_str(&text).expect("JSON");
+    let list = list.as_array().or_else(|| list["data"].as_array());
+    let mut keys = list.expect("a list").iter();
+    let key = keys.find(|key| key["name"] == name).expect("the key");
+    key["id"].as_str().expect("an id").to_owned()
+}
+
+fn wait_for_key(daemon: &Daemon, key: &str) {
+    let authorization = format!("Bearer {key}");
+    let fields = [("authorization", authorization.as_str())];
+    let bytes = request("GET", "/api/v1/languages", &fields, b"");
+    eventually("the key is known", || {
+        (daemon.exchange(&bytes).status() == 200).then_some(())
+    });
+}
+
+/// Prints the time to the end of a one-token output after a restart, with and without prefixes, and
+/// the longest pause of a stream while a prefix is loaded.
+#[test]
+#[ignore = "measures; docs/benchmarks.md has the command"]
+fn measure_a_long_context_after_a_restart() {
+    let options = |size: &str| {
+        Options::llama()
+            .set_raw("engine.parallel", "2")
+            .set_raw("engine.context", "4096")
+            .set("limits.default_request_timeout", "10m")
+            .set("cache.prefixes", size)
+    };
+    let mut asked = body(87, "add two numbers");
+    asked["max_tokens"] = 1.into();
+    let timed = |served: &Served| {
+        let start = Instant::now();
+        let (_, cached) = served.ask(&asked);
+        (start.elapsed(), cached)
+    };
+    println!("model {}", model::path().display());
+    let mut with = Served::start(options("1GiB"));
+    println!("first, computed: {:?}", timed(&with));
+    let mut without = Served::start(options("0"));
+    for _ in 0..3 {
+        with = with.restart(options("1GiB"));
+        without = without.restart(options("0"));
+        let (kept, cached) = timed(&with);
+        let (computed, _) = timed(&without);
+        let ratio = computed.as_secs_f64() / kept.as_secs_f64();
+        println!("with: {kept:.2?}, {cached} tokens; without: {computed:.2?}; ratio {ratio:.0}");
+    }
+    let files = with.files();
+    let bytes = files
+        .iter()
+        .map(|path| path.metadata().expect("a file").len());
+    let mebibytes = bytes.sum::<u64>() as f64 / f64::from(1 << 20);
+    println!("file: {mebibytes:.1} MiB");
+    for name in ["without a load", "with a load"] {
+        with = with.restart(options("1GiB"));
+        let pause = std::thread::scope(|scope| {
+            let stream = scope.spawn(|| longest_pause(&with));
+            if name == "with a load" {
+                eventually("the stream runs", || {
+                    let tokens = with.daemon.metrics();
+                    let tokens = tokens.sum("autoglmd_tokens_total", &[("kind", "generated")]);
+                    (tokens > 20.0).then_some(())
+                });
+                println!("beside a stream: {:?}", timed(&with));
+            }
+            stream.join().expect("a stream")
+        });
+        println!("longest pause of a stream, {name}: {pause:.2?}");
+    }
+}
+
+/// Streams an output, and returns the longest time between two of its events.
+fn longest_pause(served: &Served) -> Duration {
+    let mut asked = body(1, "a list of the first hundred primes");
+    asked["max_tokens"] = 160.into();
+    asked["stream"] = true.into();
+    let authorization = format!("Bearer {}", served.key);
+    let fields = [
+        ("authorization", authorization.as_str()),
+        ("content-type", "application/json"),
+    ];
+    let bytes = request(
+        "POST",
+        "/api/v1/generate",
+        &fields,
+        asked.to_string().as_bytes(),
+    );
+    let mut connection = served.daemon.connect();
+    connection.set_read_timeout(Duration::from_secs(600));
+    connection.send(&bytes);
+    assert_eq!(connection.head_alone().status, 200);
+    let mut longest = Duration::ZERO;
+    let mut before = None;
+    let mut events = connection.events();
+    while events.next().expect("an event").is_some() {
+        let now = Instant::now();
+        if let Some(before) = before.replace(now) {
+            longest = longest.max(now - before);
+        }
+    }
+    longest
+}
