@@ -47,6 +47,16 @@ const SELECT: &str = "
 
 const ORDER: &str = "ORDER BY created_at DESC, id DESC LIMIT ?5";
 
+/// Numbers grow with each row, so the oldest rows have the lowest ones.
+const TRIM: &str = "
+    DELETE FROM generations WHERE number IN (
+        SELECT number FROM generations ORDER BY number LIMIT ?1
+    ) AND (created_at < ?2 OR number <= (SELECT max(number) FROM generations) - ?3)";
+
+const ERASE: &str = "
+    DELETE FROM generations WHERE number IN (
+        SELECT number FROM generations WHERE key_id = ?1 LIMIT ?2)";
+
 /// The text of the query for a page.
 pub(super) fn page_sql(has_status: bool) -> String {
     let status = if has_status { "AND status = ?6" } else { "" };
@@ -84,23 +94,12 @@ impl Generations for SqliteStore {
     }
 
     fn trim_generations(&mut self, bounds: &Bounds, limit: u32) -> Result<u32, StoreError> {
-        // Numbers grow with each row, so the oldest rows have the lowest ones.
-        let sql = "
-            DELETE FROM generations WHERE number IN (
-                SELECT number FROM generations ORDER BY number LIMIT ?1
-            ) AND (
-                created_at < ?2 OR number <= (SELECT max(number) FROM generations) - ?3
-            )";
         let values = (limit, to_sql(bounds.oldest), to_sql(bounds.records));
-        self.change(sql, values)
+        self.change(TRIM, values)
     }
 
     fn erase_generations(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError> {
-        let sql = "
-            DELETE FROM generations WHERE number IN (
-                SELECT number FROM generations WHERE key_id = ?1 LIMIT ?2
-            )";
-        self.change(sql, (key_id, limit))
+        self.change(ERASE, (key_id, limit))
     }
 
     fn used_bytes(&self) -> Result<u64, StoreError> {

@@ -3,6 +3,7 @@
 //! PostgreSQL's tests share one server, and each has a database of its own.
 
 mod entries;
+pub mod generations;
 mod jobs;
 mod keys;
 

@@ -1,154 +1,35 @@
-//! Records on a real file.
+//! Plans for records. What the records mean is tested for both databases in
+//! `src/store/tests/generations.rs`.
 
-use std::borrow::Cow;
+use rusqlite::StatementStatus;
 
 use super::*;
-use crate::core::UnixMillis;
-use crate::store::interface::keys::{Keys, NewKey};
-use crate::telemetry::id::Ids;
-use crate::telemetry::random::SplitMix64;
+use crate::store::tests::generations::{START, ids, key, query, record};
 
-const START: u64 = 1_700_000_000_000;
-
-const ALL_DAYS: RangeInclusive<u32> = 0..=u32::MAX;
-
-fn store() -> (tempfile::TempDir, SqliteStore) {
+/// Returns a store with this many records of one key, all of them, and the key.
+fn store_with(
+    count: usize,
+) -> (
+    tempfile::TempDir,
+    SqliteStore,
+    Vec<Box<GenerationRecord>>,
+    String,
+) {
     let folder = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open_in(folder.path()).unwrap();
-    (folder, store)
-}
-
-fn key(store: &mut SqliteStore) -> String {
-    store.create(&NewKey::default(), 1).unwrap().0.id
-}
-
-fn record(ids: &mut Ids, key_id: &str, status: Status, at_ms: u64) -> Box<GenerationRecord> {
-    Box::new(GenerationRecord {
-        id: ids.make(IdKind::Generation, UnixMillis::new(at_ms)),
-        key_id: key_id.to_owned(),
-        status,
-        model: Some("tiny".to_owned()),
-        language: Some(Cow::Borrowed("python")),
-        finish_reason: (status == Status::Done).then_some(Cow::Borrowed("stop")),
-        error: (status == Status::Failed).then_some(Cow::Borrowed("engine_failed")),
-        cached: Cow::Borrowed("miss"),
-        request_id: RequestId::from_client(b"r-1").unwrap(),
-        prompt_tokens: 10,
-        cached_tokens: 4,
-        completion_tokens: 3,
-        queue: Duration::from_millis(1),
-        prefill: Duration::from_millis(2),
-        decode: Duration::from_millis(3),
-        latency: Duration::from_millis(7),
-        digest: [7; 32],
-        content: None,
-    })
-}
-
-fn ids() -> Ids {
-    Ids::new(SplitMix64::new(1, 2))
-}
-
-fn query(key_id: &str) -> Query<'_> {
-    Query {
-        key_id,
-        status: None,
-        since: 0,
-        before: None,
-        limit: 100,
-    }
-}
-
-#[test]
-fn a_record_comes_back_as_it_was_and_counts_once() {
-    let (_folder, mut store) = store();
+    let mut store = SqliteStore::open_in(folder.path()).unwrap();
     let (key, mut ids) = (key(&mut store), ids());
-    let plain = record(&mut ids, &key, Status::Done, START);
-    let mut with_text = record(&mut ids, &key, Status::Failed, START);
-    with_text.content = Some(Content {
-        prompt: "write".to_owned(),
-        text: String::new(),
-    });
-    let records = [plain, with_text];
-    for _ in 0..2 {
-        store.add_generations(&records).unwrap();
-    }
-    let found = store.find_generations(&query(&key)).unwrap();
-    assert_eq!(found, [*records[1].clone(), *records[0].clone()]);
-    let usage = UsageRow {
-        key_id: key.clone(),
-        day: (START / DAY_MS) as u32,
-        generations: 2,
-        unfinished: 1,
-        prompt_tokens: 20,
-        cached_tokens: 8,
-        completion_tokens: 6,
-    };
-    let only = std::slice::from_ref(&usage);
-    assert_eq!(store.usage(Some(&key), &ALL_DAYS).unwrap(), only);
-    assert_eq!(store.usage(None, &(usage.day..=usage.day)).unwrap(), only);
-    for others in [usage.day + 1..=u32::MAX, 0..=usage.day - 1] {
-        assert_eq!(store.usage(None, &others).unwrap(), []);
-    }
-    assert_eq!(store.usage(Some("key_other"), &ALL_DAYS).unwrap(), []);
-}
-
-/// All pages, with every filter, are what a plain list has; whatever ties there are.
-#[test]
-fn pages_are_a_plain_list_in_pieces() {
-    let (_folder, mut store) = store();
-    let keys = [key(&mut store), key(&mut store)];
-    let mut ids = ids();
-    let mut dice = SplitMix64::new(3, 4);
-    let mut all = Vec::new();
-    for index in 0..400_u64 {
-        let status = Status::ALL[(dice.draw() % 3) as usize];
-        let key = &keys[(dice.draw() % 2) as usize];
-        all.push(record(&mut ids, key, status, START + index / 7));
-    }
-    store.add_generations(&all).unwrap();
-    for status in [None, Some(Status::Done), Some(Status::Abandoned)] {
-        for since in [0, START + 20] {
-            let expected: Vec<Id> = all
-                .iter()
-                .rev()
-                .filter(|record| record.key_id == keys[0])
-                .filter(|record| status.is_none_or(|status| record.status == status))
-                .filter(|record| record.id.unix_millis().as_u64() >= since)
-                .map(|record| record.id)
-                .collect();
-            let mut found: Vec<Id> = Vec::new();
-            loop {
-                let page = store
-                    .find_generations(&Query {
-                        status,
-                        since,
-                        before: found.last().copied(),
-                        limit: 7,
-                        ..query(&keys[0])
-                    })
-                    .unwrap();
-                if page.is_empty() {
-                    break;
-                }
-                assert!(page.len() <= 7);
-                found.extend(page.iter().map(|record| record.id));
-            }
-            assert_eq!(found, expected, "{status:?} {since}");
-        }
-    }
+    let records: Vec<_> = (0..count)
+        .map(|index| record(&mut ids, &key, Status::ALL[index % 3], START + index as u64))
+        .collect();
+    store.add_generations(&records).unwrap();
+    store.connection.execute_batch("ANALYZE").unwrap();
+    (folder, store, records, key)
 }
 
 /// Mutations: an index without `key_id`; `ORDER BY id` alone.
 #[test]
 fn no_page_scans_or_sorts_100_000_records() {
-    let (_folder, mut store) = store();
-    let (key, mut ids) = (key(&mut store), ids());
-    let records: Vec<_> = (0..100_000)
-        .map(|index| record(&mut ids, &key, Status::ALL[index % 3], START + index as u64))
-        .collect();
-    store.add_generations(&records).unwrap();
-    store.connection.execute_batch("ANALYZE").unwrap();
+    let (_folder, store, records, key) = store_with(100_000);
     let middle = records[50_000].id;
     for status in [None, Some(Status::Failed)] {
         let sql = format!("EXPLAIN QUERY PLAN {}", page_sql(status.is_some()));
@@ -184,61 +65,34 @@ fn no_page_scans_or_sorts_100_000_records() {
     }
 }
 
-/// Mutations: `trim_generations` that ignores one of its bounds.
+/// Rows that a statement read one after the other, without an index.
+///
+/// Mutations: `TRIM` without its order, or without its limit; no index of keys.
 #[test]
-fn records_that_are_too_old_or_too_many_go_in_steps_oldest_first() {
-    let (_folder, mut store) = store();
-    let (key, mut ids) = (key(&mut store), ids());
-    let records: Vec<_> = (0..100)
-        .map(|second| record(&mut ids, &key, Status::Done, START + second * 1_000))
-        .collect();
-    store.add_generations(&records).unwrap();
-    let by_age = Bounds {
-        oldest: START + 30_000,
-        records: 1_000,
-    };
-    let mut steps = Vec::new();
-    loop {
-        let removed = store.trim_generations(&by_age, 20).unwrap();
-        steps.push(removed);
-        if removed == 0 {
-            break;
-        }
-    }
-    assert_eq!(steps, [20, 10, 0]);
-    let by_number = Bounds {
-        oldest: 0,
-        records: 50,
-    };
-    assert_eq!(store.trim_generations(&by_number, 500).unwrap(), 20);
-    let left = store.find_generations(&query(&key)).unwrap();
-    assert_eq!(left.len(), 50);
-    assert_eq!(left[49].id, records[50].id);
-    // Usage does not depend on the records.
-    assert_eq!(
-        store.usage(Some(&key), &ALL_DAYS).unwrap()[0].generations,
-        100
-    );
-}
-
-#[test]
-fn erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added() {
-    let (_folder, mut store) = store();
-    let (gone, stays) = (key(&mut store), key(&mut store));
-    let mut ids = ids();
-    for key in [&gone, &stays] {
-        let records = [(); 5].map(|()| record(&mut ids, key, Status::Done, START));
-        store.add_generations(&records).unwrap();
-    }
-    assert_eq!(store.erase_generations(&gone, 3).unwrap(), 3);
-    assert_eq!(store.erase_generations(&gone, 3).unwrap(), 2);
-    assert_eq!(store.erase_usage(&gone).unwrap(), 1);
-    assert_eq!(store.find_generations(&query(&gone)).unwrap(), []);
-    assert_eq!(store.find_generations(&query(&stays)).unwrap().len(), 5);
-    let late = record(&mut ids, "key_gone", Status::Done, START);
-    let anonymous = record(&mut ids, "", Status::Done, START);
-    store.add_generations(&[late, anonymous]).unwrap();
-    assert_eq!(store.find_generations(&query("key_gone")).unwrap(), []);
-    assert_eq!(store.find_generations(&query("")).unwrap().len(), 1);
+fn no_trim_and_no_erasure_reads_more_of_100_000_records_than_it_removes() {
+    const STEP: u32 = 20;
+    let (_folder, store, _records, key) = store_with(100_000);
     assert!(store.used_bytes().unwrap() > 4_096);
+    // A key whose few records are the latest of all.
+    let other = "INSERT INTO generations (id, key_id, created_at, status, cached, request_id,
+        prompt_tokens, cached_tokens, completion_tokens, queue_ms, prefill_ms, decode_ms,
+        latency_ms, digest)
+        SELECT 'x' || id, 'key_other', created_at, status, cached, request_id, 0, 0, 0, 0, 0, 0,
+            0, digest FROM generations ORDER BY number DESC LIMIT 5";
+    store.connection.execute_batch(other).unwrap();
+    let read = |sql: &str, values: &[&dyn rusqlite::ToSql], removed: usize| {
+        let mut statement = store.connection.prepare(sql).unwrap();
+        assert_eq!(statement.execute(values).unwrap(), removed, "{sql}");
+        assert_eq!(statement.get_status(StatementStatus::Sort), 0, "{sql}");
+        statement.get_status(StatementStatus::FullscanStep)
+    };
+    let steps = [
+        read(TRIM, &[&STEP, &to_sql(START + 1_000_000), &1_000_000], 20),
+        read(TRIM, &[&STEP, &0, &50_000], 20),
+        read(TRIM, &[&STEP, &0, &1_000_000], 0),
+        read(ERASE, &[&key, &STEP], 20),
+        read(ERASE, &[&"key_other", &STEP], 5),
+        read(ERASE, &[&"key_none", &STEP], 0),
+    ];
+    assert!(steps.iter().all(|steps| *steps <= STEP as i32), "{steps:?}");
 }

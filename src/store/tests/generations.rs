@@ -1,0 +1,207 @@
+//! Records of generations and the usage of keys, whatever database is behind the store.
+
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::{Bed, on_each_database};
+use crate::core::UnixMillis;
+use crate::store::Store;
+use crate::store::interface::generations::{Bounds, Content, GenerationRecord, Query, Status};
+use crate::store::interface::keys::NewKey;
+use crate::store::interface::usage::UsageRow;
+use crate::telemetry::id::{Id, IdKind, Ids};
+use crate::telemetry::random::SplitMix64;
+use crate::telemetry::request_id::RequestId;
+
+on_each_database!(
+    a_record_comes_back_as_it_was_and_counts_once,
+    pages_are_a_plain_list_in_pieces,
+    records_that_are_too_old_or_too_many_go_in_steps_oldest_first,
+    erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added,
+);
+
+pub const START: u64 = 1_700_000_000_000;
+
+const DAY_MS: u64 = 86_400_000;
+
+const ALL_DAYS: RangeInclusive<u32> = 0..=u32::MAX;
+
+pub fn key(store: &mut dyn Store) -> String {
+    store.create(&NewKey::default(), 1).unwrap().0.id
+}
+
+pub fn record(ids: &mut Ids, key_id: &str, status: Status, at_ms: u64) -> Box<GenerationRecord> {
+    Box::new(GenerationRecord {
+        id: ids.make(IdKind::Generation, UnixMillis::new(at_ms)),
+        key_id: key_id.to_owned(),
+        status,
+        model: Some("tiny".to_owned()),
+        language: Some(Cow::Borrowed("python")),
+        finish_reason: (status == Status::Done).then_some(Cow::Borrowed("stop")),
+        error: (status == Status::Failed).then_some(Cow::Borrowed("engine_failed")),
+        cached: Cow::Borrowed("miss"),
+        request_id: RequestId::from_client(b"r-1").unwrap(),
+        prompt_tokens: 10,
+        cached_tokens: 4,
+        completion_tokens: 3,
+        queue: Duration::from_millis(1),
+        prefill: Duration::from_millis(2),
+        decode: Duration::from_millis(3),
+        latency: Duration::from_millis(7),
+        digest: [7; 32],
+        content: None,
+    })
+}
+
+pub fn ids() -> Ids {
+    Ids::new(SplitMix64::new(1, 2))
+}
+
+pub fn query(key_id: &str) -> Query<'_> {
+    Query {
+        key_id,
+        status: None,
+        since: 0,
+        before: None,
+        limit: 100,
+    }
+}
+
+fn a_record_comes_back_as_it_was_and_counts_once<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (key, mut ids) = (key(&mut *store), ids());
+    let plain = record(&mut ids, &key, Status::Done, START);
+    let mut with_text = record(&mut ids, &key, Status::Failed, START);
+    with_text.content = Some(Content {
+        prompt: "write".to_owned(),
+        text: String::new(),
+    });
+    let records = [plain, with_text];
+    for _ in 0..2 {
+        store.add_generations(&records).unwrap();
+    }
+    let found = store.find_generations(&query(&key)).unwrap();
+    assert_eq!(found, [*records[1].clone(), *records[0].clone()]);
+    let usage = UsageRow {
+        key_id: key.clone(),
+        day: (START / DAY_MS) as u32,
+        generations: 2,
+        unfinished: 1,
+        prompt_tokens: 20,
+        cached_tokens: 8,
+        completion_tokens: 6,
+    };
+    let only = std::slice::from_ref(&usage);
+    assert_eq!(store.usage(Some(&key), &ALL_DAYS).unwrap(), only);
+    assert_eq!(store.usage(None, &(usage.day..=usage.day)).unwrap(), only);
+    for others in [usage.day + 1..=u32::MAX, 0..=usage.day - 1] {
+        assert_eq!(store.usage(None, &others).unwrap(), []);
+    }
+    assert_eq!(store.usage(Some("key_other"), &ALL_DAYS).unwrap(), []);
+}
+
+/// All pages, with every filter, are what a plain list has; whatever ties there are.
+fn pages_are_a_plain_list_in_pieces<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let keys = [key(&mut *store), key(&mut *store)];
+    let mut ids = ids();
+    let mut dice = SplitMix64::new(3, 4);
+    let mut all = Vec::new();
+    for index in 0..400_u64 {
+        let status = Status::ALL[(dice.draw() % 3) as usize];
+        let key = &keys[(dice.draw() % 2) as usize];
+        all.push(record(&mut ids, key, status, START + index / 7));
+    }
+    store.add_generations(&all).unwrap();
+    for status in [None, Some(Status::Done), Some(Status::Abandoned)] {
+        for since in [0, START + 20] {
+            let expected: Vec<Id> = all
+                .iter()
+                .rev()
+                .filter(|record| record.key_id == keys[0])
+                .filter(|record| status.is_none_or(|status| record.status == status))
+                .filter(|record| record.id.unix_millis().as_u64() >= since)
+                .map(|record| record.id)
+                .collect();
+            let mut found: Vec<Id> = Vec::new();
+            loop {
+                let page = store
+                    .find_generations(&Query {
+                        status,
+                        since,
+                        before: found.last().copied(),
+                        limit: 7,
+                        ..query(&keys[0])
+                    })
+                    .unwrap();
+                if page.is_empty() {
+                    break;
+                }
+                assert!(page.len() <= 7);
+                found.extend(page.iter().map(|record| record.id));
+            }
+            assert_eq!(found, expected, "{status:?} {since}");
+        }
+    }
+}
+
+/// Mutations: `trim_generations` that ignores one of its bounds.
+fn records_that_are_too_old_or_too_many_go_in_steps_oldest_first<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (key, mut ids) = (key(&mut *store), ids());
+    let records: Vec<_> = (0..100)
+        .map(|second| record(&mut ids, &key, Status::Done, START + second * 1_000))
+        .collect();
+    store.add_generations(&records).unwrap();
+    let by_age = Bounds {
+        oldest: START + 30_000,
+        records: 1_000,
+    };
+    let mut steps = Vec::new();
+    loop {
+        let removed = store.trim_generations(&by_age, 20).unwrap();
+        steps.push(removed);
+        if removed == 0 {
+            break;
+        }
+    }
+    assert_eq!(steps, [20, 10, 0]);
+    let by_number = Bounds {
+        oldest: 0,
+        records: 50,
+    };
+    assert_eq!(store.trim_generations(&by_number, 500).unwrap(), 20);
+    let left = store.find_generations(&query(&key)).unwrap();
+    assert_eq!(left.len(), 50);
+    assert_eq!(left[49].id, records[50].id);
+    // Usage does not depend on the records.
+    assert_eq!(
+        store.usage(Some(&key), &ALL_DAYS).unwrap()[0].generations,
+        100
+    );
+}
+
+fn erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (gone, stays) = (key(&mut *store), key(&mut *store));
+    let mut ids = ids();
+    for key in [&gone, &stays] {
+        let records = [(); 5].map(|()| record(&mut ids, key, Status::Done, START));
+        store.add_generations(&records).unwrap();
+    }
+    assert_eq!(store.erase_generations(&gone, 3).unwrap(), 3);
+    assert_eq!(store.erase_generations(&gone, 3).unwrap(), 2);
+    assert_eq!(store.erase_usage(&gone).unwrap(), 1);
+    assert_eq!(store.find_generations(&query(&gone)).unwrap(), []);
+    assert_eq!(store.find_generations(&query(&stays)).unwrap().len(), 5);
+    let late = record(&mut ids, "key_gone", Status::Done, START);
+    let anonymous = record(&mut ids, "", Status::Done, START);
+    store.add_generations(&[late, anonymous]).unwrap();
+    assert_eq!(store.find_generations(&query("key_gone")).unwrap(), []);
+    assert_eq!(store.find_generations(&query("")).unwrap().len(), 1);
+}
