@@ -72,9 +72,11 @@ pub(super) const TRIM: &str = "
         SELECT number FROM generations ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED
     ) AND (created_at < $2 OR number <= (SELECT max(number) FROM generations) - $3)";
 
+/// Without the order the server may read the table from its beginning, in the hope of a row soon.
 pub(super) const ERASE: &str = "
     DELETE FROM generations WHERE number IN (
-        SELECT number FROM generations WHERE key_id = $1 LIMIT $2 FOR UPDATE SKIP LOCKED)";
+        SELECT number FROM generations WHERE key_id = $1
+        ORDER BY created_at, id LIMIT $2 FOR UPDATE SKIP LOCKED)";
 
 impl Generations for PostgresStore {
     fn add_generations(&mut self, records: &[Box<GenerationRecord>]) -> Result<(), StoreError> {

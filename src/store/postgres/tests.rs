@@ -425,6 +425,7 @@ fn no_statement_reads_all_records() {
             vec![key, "7", most, id, "20", "'failed'"],
         ),
         (generations::TRIM, vec!["100", "7", "1000000"]),
+        (generations::ERASE, vec![key, "100"]),
     ] {
         let plan = plan(&store, sql, &values);
         assert!(
