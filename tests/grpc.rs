@@ -120,6 +120,12 @@ fn jobs_are_submitted_watched_and_resumed() {
     check("jobs");
 }
 
+/// Mutation: `Kept::send` of a stream that leaves out the code.
+#[test]
+fn a_retry_with_the_same_key_gets_the_same_response() {
+    check("kept");
+}
+
 #[test]
 fn messages_may_be_compressed() {
     check("gzip");

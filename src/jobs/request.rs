@@ -39,6 +39,9 @@ pub struct JobRequest {
     pub cache: String,
     /// How long one attempt may take.
     pub timeout_ms: u64,
+    /// A client waits for it: it is not of the engine's background class.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_live: bool,
 }
 
 /// A file that the model is to see.

@@ -72,7 +72,10 @@ pub fn prepare(
         id,
         cache: cache_mode(&request.cache),
         tenant: holder.map_or(0, |holder| holder.account.tenant),
-        class: Class::Background,
+        class: match request.is_live {
+            true => Class::Live,
+            false => Class::Background,
+        },
         weight: holder.map_or(1, |holder| holder.record.weight),
         prompt,
         sampling,

@@ -128,6 +128,9 @@ pub trait Pieces: Debug + Send {
     /// decided yet.
     fn push(&mut self, buffer: &mut ResponseBuffer, call: &Call, text: &str);
 
+    /// Appends the next part of a program that was taken out of the text before.
+    fn push_code(&mut self, buffer: &mut ResponseBuffer, call: &Call, code: &str);
+
     /// Takes the model's last text. `done` or `failed` appends its addition.
     fn end_text(&mut self, text: &str);
 

@@ -40,7 +40,8 @@ impl Exchange {
     pub fn buffered_bytes(&self) -> usize {
         match self {
             Exchange::Generation(running) => running.buffered_bytes(),
-            Exchange::Asking(_) | Exchange::HealthWatch(_) | Exchange::Job(_) => 0,
+            Exchange::Asking(_) | Exchange::HealthWatch(_) => 0,
+            Exchange::Job(job) => job.buffered_bytes(),
             Exchange::Reflection(dialogue) => dialogue.buffered_bytes(),
         }
     }

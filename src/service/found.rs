@@ -3,7 +3,7 @@
 //! Plain data: bodies are already written, by the store's thread.
 
 use crate::error::ApiError;
-use crate::jobs::{EventId, JobId};
+use crate::jobs::{Ending, EventId, JobId, State};
 
 /// The reply of the store to a request.
 pub type StoreReply = Result<Found, ApiError>;
@@ -19,6 +19,24 @@ pub enum Found {
     },
     /// Events of a followed job.
     Events(Batch),
+    /// The job of a kept generation: a new one, or that of an earlier request.
+    Accepted(JobId),
+    /// How far a kept generation is.
+    Progress(Box<Progress>),
+}
+
+/// How far a kept generation is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The id of the last event that was read, or of the one that was asked for.
+    pub last: EventId,
+    /// Another attempt has begun; `code` is from its beginning.
+    pub is_reset: bool,
+    /// The next part of the code.
+    pub code: String,
+    /// There may be more already.
+    pub has_more: bool,
+    pub end: Option<(State, Option<Ending>)>,
 }
 
 /// A part of a job's history.

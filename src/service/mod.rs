@@ -162,6 +162,11 @@ impl Service {
             return None;
         }
         match call.route() {
+            Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream
+                if jobs::accept::has_key(incoming.request) =>
+            {
+                return self.dispatch_job(admitted, incoming, wire);
+            }
             Route::Generate | Route::RpcGenerate | Route::RpcGenerateStream => {
                 let running = submit::generate(desk, admitted, incoming, wire)?;
                 // Allocates per request: idle connections do not pay for its size.
@@ -214,10 +219,10 @@ impl Service {
     ) -> Option<Box<Exchange>> {
         let desk = &mut self.desk;
         let route = admitted.call.route();
-        if is_submission(&admitted.call) {
+        if route.is_generation() || is_submission(&admitted.call) {
             return match jobs::accept::accept(desk, admitted, incoming, wire)? {
                 Begun::Reading(running) => Some(Box::new(Exchange::Generation(running))),
-                Begun::Asking(one) => job_asking(Some(one)),
+                Begun::Asking(job) => Some(Box::new(Exchange::Job(job))),
             };
         }
         let call = admitted.call;
@@ -303,7 +308,7 @@ impl Service {
                     return submit::resume(desk, running, *read, wire);
                 }
                 match jobs::accept::resume(desk, running, *read, wire) {
-                    Some(one) => *exchange = Exchange::Job(JobExchange::Asking(one)),
+                    Some(job) => *exchange = Exchange::Job(job),
                     None => return Flow::Finished,
                 }
                 Flow::Open
@@ -407,11 +412,13 @@ impl Service {
     }
 }
 
-/// Returns whether a request with a body submits a durable job.
+/// Returns whether a request with a body submits a durable job. A generation does that if it has a
+/// key of idempotency.
 fn is_submission(call: &Call) -> bool {
     match call.route() {
         Route::Jobs => call.method == Method::Post,
-        route => route == Route::RpcSubmitJob,
+        Route::RpcSubmitJob => true,
+        route => route.is_generation() && call.idempotency_key.is_some(),
     }
 }
 

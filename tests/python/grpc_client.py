@@ -220,6 +220,23 @@ def jobs():
     refused(lambda: stub.SubmitJob(klingon, **CALL), code.INVALID_ARGUMENT, "invalid_parameter")
 
 
+def kept():
+    """A retry of a generation with the same key gets the same response."""
+    request = autoglm.GenerateRequest(prompt="greet", language="python", temperature=1)
+    once = {**CALL, "metadata": [*metadata, ("idempotency-key", f"kept-{os.getpid()}")]}
+    first = stub.Generate(request, **once)
+    # grpc-timeout differs, and is not part of the request.
+    assert stub.Generate(request, **{**once, "timeout": 17}) == first
+    chunks = list(stub.GenerateStream(request, **once))
+    assert chunks[-1].response.id == first.id and chunks[-1].response.code == first.code, chunks
+    assert "".join(chunk.text for chunk in chunks) == first.code, chunks
+    other = autoglm.GenerateRequest(prompt="something else")
+    refused(lambda: stub.Generate(other, **once), grpc.StatusCode.ABORTED, "conflict")
+    malformed = {**CALL, "metadata": [*metadata, ("idempotency-key", "two words")]}
+    call = lambda: list(stub.GenerateStream(request, **malformed))
+    refused(call, grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+
+
 def running_job():
     """Follows a job that runs, leaves, comes back, and sees it end by CancelJob."""
     stub = jobs_grpc.AutoGLMJobServiceStub(channel)

@@ -93,6 +93,15 @@ impl Stream {
         }
     }
 
+    /// Sends the next part of a program that was taken out of the text before.
+    pub fn push_code(&mut self, desk: &mut Desk, call: &Call, code: &str, wire: &mut Wire<'_>) {
+        desk.buffer.body.clear();
+        self.pieces.push_code(&mut desk.buffer, call, code);
+        if !desk.buffer.body.is_empty() {
+            self.send(desk, call, Step::Flush, wire);
+        }
+    }
+
     /// Returns the credit of one delivered event to the engine, or holds it while the output is
     /// full. Returns whether the engine must be told: it has found none.
     #[must_use]

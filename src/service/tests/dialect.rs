@@ -113,6 +113,10 @@ impl Pieces for Numbered {
         self.line(buffer, text);
     }
 
+    fn push_code(&mut self, buffer: &mut ResponseBuffer, _: &Call, code: &str) {
+        self.line(buffer, code);
+    }
+
     fn end_text(&mut self, _text: &str) {}
 
     fn done(&mut self, buffer: &mut ResponseBuffer, _: Form, generation: &Generation<'_>) {

@@ -61,6 +61,11 @@ impl Pieces for Chunks {
         self.append_code(buffer, call.form());
     }
 
+    fn push_code(&mut self, buffer: &mut ResponseBuffer, call: &Call, code: &str) {
+        self.code.push_code(code);
+        self.append_code(buffer, call.form());
+    }
+
     fn end_text(&mut self, text: &str) {
         self.code.end(text);
     }

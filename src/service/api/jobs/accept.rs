@@ -1,7 +1,10 @@
-//! `POST /api/v1/jobs`: a request becomes a durable job.
+//! `POST /api/v1/jobs`: a request becomes a durable job. So does a generation with
+//! `Idempotency-Key`, which then waits for the job's end (`kept.rs`).
 //!
 //! The response, 202 with `Location`, is sent only after the job is on the disk. Everything that
 //! decides the output is fixed here, also the seed.
+
+use std::sync::Arc;
 
 use crate::core::buffered::{Claim, Full};
 use crate::engine::{CacheMode, Prompt, Refused};
@@ -9,17 +12,19 @@ use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::jobs::{File, JobId, JobRequest};
 use crate::limits::jobs as limits;
-use crate::offload::JobKey;
+use crate::offload::{JobKey, Ticket};
 use crate::runner::Bounds;
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Wire};
-use crate::service::dialect::Asked;
+use crate::service::dialect::{Asked, Narrator};
 use crate::service::generation::failure::refusal;
 use crate::service::generation::reading::{Read, read_or_begin};
 use crate::service::generation::running::{Running, Stage};
 use crate::service::generation::submit::{MODEL_ALIAS, check_model};
 
+use super::JobExchange;
 use super::asking::Asking;
+use super::kept::{self, Start};
 use super::work::{Accept, Work};
 
 /// A request that was begun.
@@ -30,7 +35,7 @@ use super::work::{Accept, Work};
 pub enum Begun {
     /// A worker reads its body.
     Reading(Running),
-    Asking(Asking),
+    Asking(JobExchange),
 }
 
 /// Takes a complete request. `None`: the response is complete.
@@ -41,15 +46,20 @@ pub fn accept(
     wire: &mut Wire<'_>,
 ) -> Option<Begun> {
     let Admitted {
-        mut call, share, ..
+        mut call,
+        permit,
+        share,
+        ..
     } = admitted;
     let key = incoming.key;
     let read = idempotency_key(incoming.request).and_then(|idempotency_key| {
         call.idempotency_key = idempotency_key;
-        read_or_begin(desk, &call, (None, share), incoming)
+        read_or_begin(desk, &call, (permit, share), incoming)
     });
     match read {
-        Ok(Read::Now(asked, _)) => store(desk, call, key, asked, wire).map(Begun::Asking),
+        Ok(Read::Now(asked, ticket)) => {
+            store(desk, call, (key, ticket), asked, wire).map(Begun::Asking)
+        }
         Ok(Read::Later(reading)) => {
             let stage = Stage::Reading(reading);
             Some(Begun::Reading(Running { call, stage }))
@@ -68,7 +78,7 @@ pub fn resume(
     running: &mut Running,
     read: Result<Asked, ApiError>,
     wire: &mut Wire<'_>,
-) -> Option<Asking> {
+) -> Option<JobExchange> {
     let rest = Call::unread(running.call.request_id, running.call.peer, wire.now);
     let call = std::mem::replace(&mut running.call, rest);
     let Stage::Reading(reading) = &running.stage else {
@@ -76,7 +86,10 @@ pub fn resume(
         return None;
     };
     match read {
-        Ok(asked) => store(desk, call, reading.key, asked, wire),
+        Ok(asked) => {
+            let ticket = Arc::clone(&reading.ticket);
+            store(desk, call, (reading.key, ticket), asked, wire)
+        }
         Err(error) => {
             desk.fail(&call, &error, wire);
             None
@@ -88,14 +101,25 @@ pub fn resume(
 fn store(
     desk: &mut Desk,
     mut call: Call,
-    key: JobKey,
+    (key, ticket): (JobKey, Arc<Ticket>),
     asked: Asked,
     wire: &mut Wire<'_>,
-) -> Option<Asking> {
+) -> Option<JobExchange> {
+    let deadline = call.started + asked.timeout;
     match job_of(desk, &mut call, asked) {
-        Ok(accepted) => {
+        Ok((accepted, narrator)) if call.route().is_generation() => {
+            let start = Start {
+                key,
+                ticket,
+                narrator,
+                deadline,
+            };
             let work = Work::Accept(Box::new(accepted));
-            Asking::begin(desk, call, key, work, wire)
+            kept::begin(desk, call, start, work, wire).map(|kept| JobExchange::Kept(Box::new(kept)))
+        }
+        Ok((accepted, _)) => {
+            let work = Work::Accept(Box::new(accepted));
+            Asking::begin(desk, call, key, work, wire).map(JobExchange::Asking)
         }
         Err(error) => {
             desk.fail(&call, &error, wire);
@@ -104,7 +128,7 @@ fn store(
     }
 }
 
-fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<Accept, ApiError> {
+fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<(Accept, Narrator), ApiError> {
     if desk.is_draining {
         return Err(refusal(Refused::Draining));
     }
@@ -116,7 +140,8 @@ fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<Accept, ApiE
         bytes: jobs.max_size as u64,
     };
     if !enabled {
-        let message = "this daemon takes no durable jobs (`jobs.enabled`)";
+        let message = "this daemon keeps no jobs (`jobs.enabled`), which durable jobs and \
+                       `Idempotency-Key` need";
         return Err(ApiError::new(ErrorCode::NotImplemented, message));
     }
     check_model(desk.model(), asked.model.as_deref())?;
@@ -135,20 +160,28 @@ fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<Accept, ApiE
     let id = JobId::new(now_ms, id.try_into().unwrap_or_default());
     // Signed numbers from 0 on: -1 asks for a random seed.
     let drawn = i64::from_le_bytes(seed.try_into().unwrap_or_default()) & i64::MAX;
-    Ok(Accept {
+    let is_live = call.route().is_generation();
+    let max_wait = match is_live {
+        true => asked.timeout,
+        false => max_wait,
+    };
+    let is_seed_drawn = asked.sampling.seed.is_none();
+    let (request, narrator) = request_of(asked, drawn, is_live);
+    let accepted = Accept {
         id,
-        is_seed_drawn: asked.sampling.seed.is_none(),
-        request: request_of(asked, drawn),
+        is_seed_drawn,
+        request,
         created_at: now_ms,
         expires_at: now_ms.saturating_add(max_wait.as_millis() as u64),
         bounds,
         idempotency_key: call.idempotency_key.take(),
         idempotency_ms: ttl.as_millis() as u64,
         memory,
-    })
+    };
+    Ok((accepted, narrator))
 }
 
-fn request_of(asked: Asked, drawn_seed: i64) -> JobRequest {
+fn request_of(asked: Asked, drawn_seed: i64, is_live: bool) -> (JobRequest, Narrator) {
     let (language, prompt, context) = match asked.prompt {
         Prompt::Code {
             language,
@@ -164,7 +197,7 @@ fn request_of(asked: Asked, drawn_seed: i64) -> JobRequest {
         text: file.text,
     });
     let sampling = asked.sampling;
-    JobRequest {
+    let request = JobRequest {
         prompt,
         language: language.map(str::to_owned),
         context: context.collect(),
@@ -185,21 +218,40 @@ fn request_of(asked: Asked, drawn_seed: i64) -> JobRequest {
             CacheMode::Bypass => "bypass".to_owned(),
         },
         timeout_ms: asked.timeout.as_millis() as u64,
-    }
+        is_live,
+    };
+    (request, asked.narrator)
 }
 
-/// Reads `Idempotency-Key`: visible ASCII, bounded.
+/// Returns whether a request has `Idempotency-Key`, well formed or not: a client that sends one
+/// relies on it.
+pub fn has_key(request: &Request<'_>) -> bool {
+    keys(request).next().is_some()
+}
+
+fn keys<'a>(request: &Request<'a>) -> impl Iterator<Item = &'a [u8]> {
+    let fields = request.headers.iter();
+    let keys = fields.filter(|field| field.name.eq_ignore_ascii_case("idempotency-key"));
+    keys.map(|field| field.value)
+}
+
+/// Reads `Idempotency-Key`: one, visible ASCII, bounded.
 fn idempotency_key(request: &Request<'_>) -> Result<Option<Box<str>>, ApiError> {
-    let Some(key) = request.header("idempotency-key") else {
+    let mut keys = keys(request);
+    let Some(key) = keys.next() else {
         return Ok(None);
     };
-    let is_visible = key.bytes().all(|byte| byte.is_ascii_graphic());
-    if !is_visible || !(1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
-        let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
-        let message = format!("`Idempotency-Key` must be 1 to {most} visible ASCII characters");
-        return Err(
-            ApiError::new(ErrorCode::InvalidParameter, message).with_param("idempotency-key")
-        );
+    let is_visible = key.iter().all(u8::is_ascii_graphic);
+    let is_short = (1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
+    match std::str::from_utf8(key) {
+        Ok(key) if is_visible && is_short && keys.next().is_none() => Ok(Some(key.into())),
+        _ => {
+            let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
+            let message = format!(
+                "`Idempotency-Key` must be one field of 1 to {most} visible ASCII characters"
+            );
+            let error = ApiError::new(ErrorCode::InvalidParameter, message);
+            Err(error.with_param("idempotency-key"))
+        }
     }
-    Ok(Some(key.into()))
 }

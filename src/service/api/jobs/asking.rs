@@ -73,7 +73,9 @@ impl Asking {
                 buffer.body = body;
                 desk.send(&self.call, status, Some(JSON), wire);
             }
-            Ok(Found::Events(_)) => desk.fail(&self.call, &unavailable(), wire),
+            Ok(Found::Events(_) | Found::Accepted(_) | Found::Progress(_)) => {
+                desk.fail(&self.call, &unavailable(), wire)
+            }
             Err(error) => desk.fail(&self.call, &error, wire),
         }
         Flow::Finished

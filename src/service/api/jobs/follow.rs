@@ -143,7 +143,8 @@ pub fn begin(
     }
 }
 
-fn register(desk: &Desk, call: &Call, id: JobId, key: JobKey) -> Result<Follower, ApiError> {
+/// Registers a follower of a job, if there are not too many.
+pub fn register(desk: &Desk, call: &Call, id: JobId, key: JobKey) -> Result<Follower, ApiError> {
     if desk.is_draining {
         return Err(draining());
     }
@@ -180,7 +181,7 @@ impl Following {
         self.is_looking = false;
         match reply {
             Ok(Found::Events(batch)) => self.handle_batch(desk, batch, wire),
-            Ok(Found::Body { .. }) => Flow::Open,
+            Ok(Found::Body { .. } | Found::Accepted(_) | Found::Progress(_)) => Flow::Open,
             Err(error) if !self.is_flowing => {
                 desk.fail(&self.call, &error, wire);
                 Flow::Finished

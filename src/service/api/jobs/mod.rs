@@ -3,7 +3,8 @@
 //! Reading order: [`object`] (a job in JSON), [`message`] (in Protobuf), [`notation`] (the choice
 //! between them), [`work`] (the requests to the store), [`asking`] (a request that waits for the
 //! store's reply), [`accept`] (`POST /api/v1/jobs` and `SubmitJob`), [`look`] (one job, lists,
-//! cancelling), [`follow`] (`GET /api/v1/jobs/{id}/events`), [`rpc`] (the other methods of gRPC).
+//! cancelling), [`follow`] (`GET /api/v1/jobs/{id}/events`), [`kept`] (a generation with
+//! `Idempotency-Key`), [`rpc`] (the other methods of gRPC).
 //!
 //! Must never wait for the store: a request sends it a task and becomes an exchange. The bodies of
 //! responses are written by the store's thread, because a job's result may be long.
@@ -13,6 +14,7 @@
 pub mod accept;
 pub mod asking;
 pub mod follow;
+pub mod kept;
 pub mod look;
 pub mod message;
 pub mod notation;
@@ -28,12 +30,14 @@ use crate::service::request_log::RequestLog;
 
 use asking::Asking;
 use follow::Following;
+use kept::Kept;
 
 /// A request about jobs whose response is not complete.
 #[derive(Debug)]
 pub enum JobExchange {
     Asking(Asking),
     Following(Following),
+    Kept(Box<Kept>),
 }
 
 impl JobExchange {
@@ -41,6 +45,15 @@ impl JobExchange {
         match self {
             JobExchange::Asking(asking) => asking.deadline,
             JobExchange::Following(following) => following.next_deadline(),
+            JobExchange::Kept(kept) => kept.next_deadline(),
+        }
+    }
+
+    /// Returns the memory that it holds until its response is complete.
+    pub fn buffered_bytes(&self) -> usize {
+        match self {
+            JobExchange::Asking(_) | JobExchange::Following(_) => 0,
+            JobExchange::Kept(kept) => kept.buffered_bytes(),
         }
     }
 
@@ -54,13 +67,16 @@ impl JobExchange {
         match self {
             JobExchange::Asking(asking) => asking.handle_reply(desk, reply, wire),
             JobExchange::Following(following) => following.handle_reply(desk, reply, wire),
+            JobExchange::Kept(kept) => kept.handle_reply(desk, reply, wire),
         }
     }
 
     /// Handles the news that the followed job has new events.
     pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
-        if let JobExchange::Following(following) = self {
-            following.handle_moved(desk, wire);
+        match self {
+            JobExchange::Asking(_) => {}
+            JobExchange::Following(following) => following.handle_moved(desk, wire),
+            JobExchange::Kept(kept) => kept.handle_moved(desk, wire),
         }
     }
 
@@ -68,12 +84,15 @@ impl JobExchange {
         match self {
             JobExchange::Asking(asking) => asking.handle_deadline(desk, wire),
             JobExchange::Following(following) => following.handle_deadline(desk, wire),
+            JobExchange::Kept(kept) => kept.handle_deadline(desk, wire),
         }
     }
 
     pub fn handle_room(&mut self, desk: &mut Desk) {
-        if let JobExchange::Following(following) = self {
-            following.handle_room(desk);
+        match self {
+            JobExchange::Asking(_) => {}
+            JobExchange::Following(following) => following.handle_room(desk),
+            JobExchange::Kept(kept) => kept.handle_room(desk),
         }
     }
 
@@ -81,6 +100,7 @@ impl JobExchange {
         match self {
             JobExchange::Asking(asking) => asking.cut_off(desk, wire),
             JobExchange::Following(following) => following.cut_off(desk, wire),
+            JobExchange::Kept(kept) => kept.cut_off(desk, wire),
         }
     }
 
@@ -88,6 +108,7 @@ impl JobExchange {
         match self {
             JobExchange::Asking(asking) => asking.abandon(log, reason, now),
             JobExchange::Following(following) => following.abandon(log, reason, now),
+            JobExchange::Kept(kept) => kept.abandon(log, reason, now),
         }
     }
 }

@@ -17,11 +17,14 @@ pub enum Notation {
     Json,
     /// Messages with their prefixes.
     Grpc,
+    /// Not at all: the reactor writes the response of a kept generation.
+    Bare,
 }
 
 impl Notation {
     pub fn of(call: &Call) -> Notation {
         match call.representation.is_grpc() {
+            _ if call.route().is_generation() => Notation::Bare,
             true => Notation::Grpc,
             false => Notation::Json,
         }
@@ -32,6 +35,7 @@ impl Notation {
         match self {
             Notation::Json => write_job(out, job),
             Notation::Grpc => append(out, &job_message(job)),
+            Notation::Bare => {}
         }
     }
 
@@ -40,6 +44,7 @@ impl Notation {
         match self {
             Notation::Json => write_event(out, event, job),
             Notation::Grpc => append(out, &event_message(event, job)),
+            Notation::Bare => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::core::buffered::Share;
 use crate::error::{ApiError, ErrorCode};
-use crate::jobs::{EventId, JobId, JobRecord, JobRequest, NewJob, State};
+use crate::jobs::{Ending, EventId, EventKind, JobId, JobRecord, JobRequest, NewJob, State};
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
 use crate::offload::JobKey;
@@ -15,7 +15,7 @@ use crate::runner::change::{self, Acceptance, Bound, Bounds, Idempotency};
 use crate::runner::{Journal, Note};
 use crate::service::call::Call;
 use crate::service::completion::{self, Completion};
-use crate::service::found::{Batch, Found, StoreReply};
+use crate::service::found::{Batch, Found, Progress, StoreReply};
 use crate::store::{Store, StoreError, StoreTask};
 
 use super::notation::Notation;
@@ -38,6 +38,12 @@ pub enum Work {
     Events {
         id: JobId,
         after: EventId,
+    },
+    /// For a kept generation.
+    Progress {
+        id: JobId,
+        after: EventId,
+        wants_code: bool,
     },
 }
 
@@ -120,6 +126,11 @@ impl JobTask {
                     body,
                 }))
             }
+            Work::Progress {
+                id,
+                after,
+                wants_code,
+            } => progress(store, (*id, *after), *wants_code, key_id),
             Work::Events { id, after } => events(store, (*id, *after), key_id, notation),
         }
     }
@@ -199,6 +210,10 @@ fn accept(
 /// Returns the digest of everything that decides a job. A seed that was drawn differs in a retry.
 fn digest(accepted: &Accept) -> [u8; 32] {
     let mut request = accepted.request.clone();
+    if request.is_live {
+        // A retry has less time left, and `grpc-timeout` says so.
+        request.timeout_ms = 0;
+    }
     if accepted.is_seed_drawn {
         request.seed = 0;
     }
@@ -232,6 +247,40 @@ fn events(
     Ok(Ok(Found::Events(batch)))
 }
 
+fn progress(
+    store: &mut dyn Store,
+    (id, after): (JobId, EventId),
+    wants_code: bool,
+    key_id: &str,
+) -> Result<StoreReply, StoreError> {
+    let Some(job) = store.job(id)?.filter(|job| job.key_id == key_id) else {
+        return Ok(Err(no_job()));
+    };
+    let mut progress = Progress {
+        last: after,
+        ..Progress::default()
+    };
+    if wants_code {
+        for event in store.job_events(id, after, limits::FOLLOWED_BYTES)? {
+            progress.last = event.id;
+            match event.kind {
+                EventKind::Reset => {
+                    progress.is_reset = true;
+                    progress.code.clear();
+                }
+                EventKind::Delta => progress.code.push_str(&event.text),
+                _ => {}
+            }
+        }
+        progress.has_more = progress.last < job.life.last_event();
+    }
+    if job.life.state.is_finished() && !progress.has_more {
+        let ending = job.ending.as_deref().and_then(Ending::parse);
+        progress.end = Some((job.life.state, ending));
+    }
+    Ok(Ok(Found::Progress(Box::new(progress))))
+}
+
 fn shown(job: &JobRecord, notation: Notation) -> Found {
     let mut body = Vec::new();
     notation.append_job(&mut body, job);
@@ -243,6 +292,9 @@ fn shown(job: &JobRecord, notation: Notation) -> Found {
 }
 
 fn created(job: &JobRecord, notation: Notation) -> Found {
+    if notation == Notation::Bare {
+        return Found::Accepted(job.id);
+    }
     let mut body = Vec::new();
     notation.append_job(&mut body, job);
     Found::Body {

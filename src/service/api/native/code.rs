@@ -25,6 +25,11 @@ impl CodeStream {
         self.code.push_str(&self.extractor.push(text));
     }
 
+    /// Takes code that another extractor has found.
+    pub fn push_code(&mut self, code: &str) {
+        self.code.push_str(code);
+    }
+
     /// Takes the model's last text: no line is held back any more.
     pub fn end(&mut self, text: &str) {
         self.push(text);

@@ -88,6 +88,11 @@ impl Pieces for Events {
         self.append_delta(buffer);
     }
 
+    fn push_code(&mut self, buffer: &mut ResponseBuffer, _call: &Call, code: &str) {
+        self.code.push_code(code);
+        self.append_delta(buffer);
+    }
+
     fn end_text(&mut self, text: &str) {
         self.code.end(text);
     }

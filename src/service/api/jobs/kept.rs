@@ -1,0 +1,350 @@
+//! `Idempotency-Key` on a generation: it becomes a durable job, which its request follows.
+//!
+//! ```text
+//!   Accepting ── id ──> Waiting <── woken, room, pause over ──┐
+//!                          │ look: new code, the end         │
+//!                          ├── not the end ──────────────────┘
+//!                          └── the end ──> the response, in this request's representation
+//! ```
+//!
+//! So the generation outlives its client and the daemon, and a retry joins it or gets its result,
+//! on any daemon that shares the store, in whichever representation it asks for. A flight of the
+//! cache could not serve here: it lives in one process, and only for reproducible requests.
+//!
+//! A stream sends the job's code as it is saved. A job that begins again writes the same code, as
+//! its seed is fixed; the part that was sent is skipped. If its result is another one after all,
+//! the stream ends in an error.
+//!
+//! Invariants:
+//!  1. One task of the store is under way at most.
+//!  2. The code that a stream has sent is a beginning of the code that its end shows.
+
+use std::sync::Arc;
+
+use crate::core::Moment;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::negotiate::AcceptEncoding;
+use crate::jobs::{Completion, Ending, EventId, Failure, JobId, State};
+use crate::limits::jobs as limits;
+use crate::limits::service as service_limits;
+use crate::offload::{CancelReason, JobKey, Ticket};
+use crate::runner::Follower;
+use crate::service::call::Call;
+use crate::service::desk::{Desk, Flow, Wire};
+use crate::service::dialect::{Generation, Narrator};
+use crate::service::found::{Found, Progress, StoreReply};
+use crate::service::generation::running::Delivery;
+use crate::service::request_log::{Outcome, RequestLog};
+
+use super::asking::{draining, submit};
+use super::follow::register;
+use super::object::with_object;
+use super::work::{Work, no_job, unavailable};
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Kept {
+    call: Call,
+    key: JobKey,
+    /// The place among its key's concurrent requests, which its client holds while it waits.
+    _ticket: Arc<Ticket>,
+    delivery: Delivery,
+    /// The client does not wait longer.
+    deadline: Moment,
+    /// `None`: the job is being accepted.
+    job: Option<(JobId, Follower)>,
+    /// The last event that was read.
+    after: EventId,
+    /// Bytes of code that the present attempt has saved, as far as they were read.
+    written_bytes: usize,
+    /// Bytes of code that were sent.
+    sent_bytes: usize,
+    is_looking: bool,
+    must_look: bool,
+    retry_at: Moment,
+}
+
+/// The parts of a request that becomes a kept generation.
+pub struct Start {
+    pub key: JobKey,
+    pub ticket: Arc<Ticket>,
+    pub narrator: Narrator,
+    pub deadline: Moment,
+}
+
+/// Sends the job to the store. `None`: the response is complete.
+pub fn begin(
+    desk: &mut Desk,
+    call: Call,
+    start: Start,
+    work: Work,
+    wire: &mut Wire<'_>,
+) -> Option<Kept> {
+    if let Err(error) = submit(desk, &call, start.key, work) {
+        desk.fail(&call, &error, wire);
+        return None;
+    }
+    Some(Kept {
+        call,
+        key: start.key,
+        _ticket: start.ticket,
+        delivery: Delivery::new(start.narrator, wire.now),
+        deadline: start.deadline,
+        job: None,
+        after: EventId::BEGINNING,
+        written_bytes: 0,
+        sent_bytes: 0,
+        is_looking: true,
+        must_look: false,
+        retry_at: wire.now + limits::STORE_PATIENCE,
+    })
+}
+
+impl Kept {
+    pub fn next_deadline(&self) -> Moment {
+        let due = self.deadline.min(self.retry_at);
+        match &self.delivery {
+            Delivery::Stream(stream) => due.min(stream.ping_due()),
+            Delivery::Whole(_) | Delivery::AtWorker => due,
+        }
+    }
+
+    /// Returns the code that a stream keeps to show it at its end.
+    pub const fn buffered_bytes(&self) -> usize {
+        self.sent_bytes
+    }
+
+    pub fn handle_reply(
+        &mut self,
+        desk: &mut Desk,
+        reply: StoreReply,
+        wire: &mut Wire<'_>,
+    ) -> Flow {
+        self.is_looking = false;
+        self.retry_at = Moment::NEVER;
+        match reply {
+            Ok(Found::Accepted(id)) => match register(desk, &self.call, id, self.key) {
+                Ok(follower) => {
+                    self.job = Some((id, follower));
+                    self.must_look = true;
+                    self.look(desk, wire.now);
+                    Flow::Open
+                }
+                Err(error) => self.fail(desk, &error, wire),
+            },
+            Ok(Found::Progress(progress)) => self.handle_progress(desk, *progress, wire),
+            Ok(Found::Body { .. } | Found::Events(_)) => Flow::Open,
+            Err(error) if self.job.is_none() || error.code == ErrorCode::NotFound => {
+                self.fail(desk, &error, wire)
+            }
+            Err(_) => {
+                self.retry_later(wire.now);
+                Flow::Open
+            }
+        }
+    }
+
+    fn handle_progress(
+        &mut self,
+        desk: &mut Desk,
+        progress: Progress,
+        wire: &mut Wire<'_>,
+    ) -> Flow {
+        self.after = progress.last;
+        self.must_look |= progress.has_more;
+        if progress.is_reset {
+            self.written_bytes = 0;
+        }
+        self.send_code(desk, &progress.code, wire);
+        match progress.end {
+            Some((_, Some(Ending::Completed(completion)))) => {
+                self.complete(desk, &completion, wire)
+            }
+            Some((_, Some(Ending::Failed(failure)))) => self.fail(desk, &error_of(failure), wire),
+            Some((state, None)) => self.fail(desk, &unfinished(state), wire),
+            None => {
+                if wire.sink.has_room() {
+                    self.look(desk, wire.now);
+                }
+                Flow::Open
+            }
+        }
+    }
+
+    /// Sends the part of an attempt's next code that has not been sent.
+    fn send_code(&mut self, desk: &mut Desk, code: &str, wire: &mut Wire<'_>) {
+        let skipped = self.sent_bytes.saturating_sub(self.written_bytes);
+        self.written_bytes += code.len();
+        // Another code than before may have no boundary there: its end will show that.
+        let rest = code.get(skipped..).unwrap_or_default();
+        if let Delivery::Stream(stream) = &mut self.delivery
+            && !rest.is_empty()
+        {
+            self.sent_bytes += rest.len();
+            stream.push_code(desk, &self.call, rest, wire);
+        }
+    }
+
+    fn complete(&mut self, desk: &mut Desk, completion: &Completion, wire: &mut Wire<'_>) -> Flow {
+        // Compressing a long result takes longer than a reactor may spend on a response.
+        if completion.text.len() > service_limits::WRITE_AT_ONCE_BYTES_MAX {
+            self.call.accept_encoding = AcceptEncoding::NONE;
+        }
+        let whole = with_object(completion, |object| object.code.to_owned());
+        if let Delivery::Stream(stream) = &self.delivery {
+            let sent = stream.pieces.partial();
+            if !whole.starts_with(sent.trim_end()) {
+                return self.fail(desk, &differs(), wire);
+            }
+            self.written_bytes = sent.len();
+            self.send_code(desk, whole.get(sent.len()..).unwrap_or_default(), wire);
+        }
+        let bytes = with_object(completion, |object| {
+            self.send(desk, object.generation, wire)
+        });
+        let outcome = Outcome::Completed { status: 200, bytes };
+        desk.log.close(&self.call, outcome, None, wire.now);
+        Flow::Finished
+    }
+
+    /// Sends the whole response, or the end of a stream. Returns the bytes of content.
+    fn send(&mut self, desk: &mut Desk, generation: &Generation<'_>, wire: &mut Wire<'_>) -> u64 {
+        let (call, form) = (&self.call, self.call.form());
+        let dialect = desk.dialect(call.surface());
+        let buffer = &mut desk.buffer;
+        match &mut self.delivery {
+            Delivery::Whole(whole) => {
+                buffer.begin(call);
+                whole.write(buffer, form, generation);
+                buffer.fields.push("cache-control", "no-store");
+                dialect.send(buffer, call, wire.sink)
+            }
+            Delivery::Stream(stream) => {
+                buffer.body.clear();
+                stream.pieces.done(buffer, form, generation);
+                stream.finish(desk, call, None, wire)
+            }
+            Delivery::AtWorker => 0,
+        }
+    }
+
+    /// Ends the response with an error.
+    fn fail(&mut self, desk: &mut Desk, error: &ApiError, wire: &mut Wire<'_>) -> Flow {
+        match &mut self.delivery {
+            Delivery::Stream(stream) if stream.is_flowing() => {
+                let buffer = &mut desk.buffer;
+                buffer.body.clear();
+                stream.pieces.failed(buffer, &self.call, error);
+                let outcome = Outcome::Failed {
+                    status: 200,
+                    bytes: stream.finish(desk, &self.call, Some(error), wire),
+                    code: error.code,
+                };
+                desk.log.close(&self.call, outcome, None, wire.now);
+            }
+            _ => desk.fail(&self.call, error, wire),
+        }
+        Flow::Finished
+    }
+
+    pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        self.must_look = true;
+        if wire.sink.has_room() {
+            self.look(desk, wire.now);
+        }
+    }
+
+    pub fn handle_room(&mut self, desk: &mut Desk) {
+        // A look that is refused is tried again at the next deadline, which then has passed.
+        self.look(desk, Moment::ZERO);
+    }
+
+    pub fn handle_deadline(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) -> Flow {
+        if wire.now >= self.deadline {
+            return self.fail(desk, &late(), wire);
+        }
+        if wire.now >= self.retry_at {
+            if self.job.is_none() {
+                return self.fail(desk, &unavailable(), wire);
+            }
+            self.retry_at = Moment::NEVER;
+            self.look(desk, wire.now);
+        }
+        if let Delivery::Stream(stream) = &mut self.delivery {
+            stream.ping(desk, &self.call, wire);
+        }
+        Flow::Open
+    }
+
+    /// Ends the response: the daemon ends. The job goes on in the next process.
+    pub fn cut_off(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        let _finished = self.fail(desk, &draining(), wire);
+    }
+
+    /// The client left; the job goes on.
+    pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
+        let bytes = self.delivery.bytes();
+        log.close(&self.call, Outcome::Abandoned { bytes, reason }, None, now);
+    }
+
+    /// Asks the store how far the job is, if that may have changed.
+    fn look(&mut self, desk: &Desk, now: Moment) {
+        let Some((id, follower)) = self.job.as_ref().filter(|_| !self.is_looking) else {
+            return;
+        };
+        if !std::mem::take(&mut self.must_look) {
+            return;
+        }
+        follower.look();
+        let work = Work::Progress {
+            id: *id,
+            after: self.after,
+            wants_code: matches!(self.delivery, Delivery::Stream(_)),
+        };
+        match submit(desk, &self.call, self.key, work) {
+            Ok(()) => self.is_looking = true,
+            Err(_) => self.retry_later(now),
+        }
+    }
+
+    fn retry_later(&mut self, now: Moment) {
+        self.must_look = true;
+        self.retry_at = now + limits::BACKOFF_MIN;
+    }
+}
+
+/// Returns the error of a job that failed. A code of a later version becomes the daemon's own.
+fn error_of(failure: Failure) -> ApiError {
+    let known = ErrorCode::ALL.iter();
+    let known = known.copied().find(|code| code.as_str() == failure.code);
+    ApiError::new(known.unwrap_or(ErrorCode::Internal), failure.message)
+}
+
+/// Returns the error of a job that ended without a result.
+fn unfinished(state: State) -> ApiError {
+    match state {
+        State::Cancelled => {
+            let message = "the generation of this `Idempotency-Key` was cancelled; use a new key";
+            ApiError::new(ErrorCode::Conflict, message).with_param("idempotency-key")
+        }
+        State::Expired => {
+            let message = "the generation could not begin within its `timeout`; use a new \
+                           `Idempotency-Key` to try again";
+            ApiError::new(ErrorCode::GenerationTimeout, message)
+        }
+        _ => no_job(),
+    }
+}
+
+fn late() -> ApiError {
+    let message = "the generation was not complete in time, and goes on; repeat the request with \
+                   the same `Idempotency-Key`";
+    ApiError::new(ErrorCode::GenerationTimeout, message)
+        .with_retry_after(service_limits::BUSY_RETRY_AFTER)
+}
+
+fn differs() -> ApiError {
+    let message = "the generation began again, and its result differs from what was sent; repeat \
+                   the request with the same `Idempotency-Key`";
+    ApiError::new(ErrorCode::EngineFailed, message)
+}
