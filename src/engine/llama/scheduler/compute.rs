@@ -9,7 +9,7 @@ use super::super::backend::{Backend, DecodeError, Token};
 use super::super::owed::Owed;
 use super::Scheduler;
 use super::pieces::{self, Reader};
-use super::run::{Phase, Progress, Run};
+use super::run::{Phase, Progress};
 use crate::core::Moment;
 use crate::engine::{Event, FailReason};
 use crate::error::ErrorCode;
@@ -58,10 +58,7 @@ impl<B: Backend> Scheduler<B> {
         let mut readers: Vec<Reader> = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
             let run = slot.run.as_ref();
-            let is_readable = |run: &&Box<Run<B::Sampler>>| {
-                run.phase == Phase::Prompt && !run.is_paused() && !run.is_loading()
-            };
-            if let Some(run) = run.filter(is_readable) {
+            if let Some(run) = run.filter(|run| run.reads()) {
                 readers.push(Reader {
                     used: slot.used,
                     index,

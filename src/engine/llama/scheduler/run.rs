@@ -231,6 +231,11 @@ impl<S> Run<S> {
         }
     }
 
+    /// Returns whether its prompt can be read on now.
+    pub fn reads(&self) -> bool {
+        self.phase == Phase::Prompt && !self.is_paused() && !self.is_loading()
+    }
+
     pub fn is_loading(&self) -> bool {
         self.loading.is_some()
     }
