@@ -306,13 +306,9 @@ fn generations_are_recorded_listed_and_counted() {
         let body = json!({"prompt": "x", "cache": "bypass"});
         daemon.generate(&body).expect(200);
     }
-    let list = |query: &str| {
-        daemon
-            .get(&format!("/api/v1/generations{query}"))
-            .expect(200)
-    };
+    let list = |query: &str| daemon.get(&format!("/api/v1/generations{query}"));
     eventually("three records are listed", || {
-        let found = list("").text().matches("\"id\":\"gen_").count();
+        let found = list("").expect(200).text().matches("\"id\":\"gen_").count();
         (found == 3).then_some(())
     });
     let page = list("?limit=2").text().matches("\"id\":\"gen_").count();
@@ -328,4 +324,16 @@ fn generations_are_recorded_listed_and_counted() {
     );
     let (rows, message, _) = run(&daemon, &["key", "usage", "--until=2000-01-01", "--json"]);
     assert_eq!(rows, "[]", "{message}");
+
+    let (_, message, code) = run(&daemon, &["key", "erase", "bootstrap", "--yes"]);
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("generations 3"), "{message}");
+    for table in ["generations", "usage", "keys", "secrets"] {
+        let count = format!("SELECT count(*) FROM {table}");
+        assert_eq!(server.sql(&database, &count), "0", "{table}");
+    }
+    let ids = "SELECT count(*) FROM key_changes WHERE key_id <> ''";
+    assert_eq!(server.sql(&database, ids), "0");
+    assert!(!daemon.state_folder().join("bootstrap-key").exists());
+    list("").expect_error(401, "invalid_key");
 }

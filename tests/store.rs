@@ -155,6 +155,100 @@ fn usage_is_shown_by_key_and_day_beside_the_running_daemon() {
     }
 }
 
+/// Returns the files below a folder that hold one of the texts.
+fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(files_with(&path, texts));
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let holds = |text: &&[u8]| memchr::memmem::find(&bytes, text).is_some();
+        if texts.iter().any(|text| holds(text)) {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}
+
+/// Mutations that this test catches: an erasure that leaves out jobs, entries, the history of
+/// changes, or `overwrite_removed`; a daemon that keeps its results (`forget_gone`).
+#[test]
+fn nothing_of_an_erased_key_is_left_in_the_state_folder_or_in_the_daemon() {
+    const MARKER: &str = "albatross-7f3a";
+    let daemon = Options::echo()
+        .with_cache()
+        .set_raw("store.content", "true")
+        .set_raw("cache.persist", "true")
+        .start();
+    let made = daemon.run(&["key", "create", "--name", "gone", "--scopes", "generate"]);
+    let secret = String::from_utf8(made.stdout).expect("a key");
+    let credentials = format!("Bearer {}", secret.trim());
+    let head = [
+        ("authorization", credentials.as_str()),
+        ("content-type", "application/json"),
+        ("idempotency-key", "once"),
+    ];
+    let send = |path: &str, number: usize| {
+        let body = json!({"prompt": format!("{MARKER} {number}"), "temperature": 0});
+        daemon.exchange(&request("POST", path, &head, body.to_string().as_bytes()))
+    };
+    eventually("the key works", || {
+        (send("/api/v1/jobs", 0).status() == 202).then_some(())
+    });
+    for number in 0..30 {
+        send("/api/v1/generate", number).expect(200);
+    }
+    let entries = || {
+        let cache = daemon.get("/api/v1/admin/cache").expect(200).json();
+        let levels = cache["levels"].as_array().expect("a list").clone();
+        levels
+            .iter()
+            .filter_map(|level| level["entries"].as_u64())
+            .sum::<u64>()
+    };
+    assert!(entries() > 0);
+    generate(&daemon, 2);
+    let row = eventually("the key's generations are stored", || {
+        let rows = usage(&daemon, &["gone"]);
+        rows.into_iter()
+            .find(|row| row["requests"].as_u64() >= Some(30))
+    });
+    let id = row.0["key"].as_str().expect("an id").to_owned();
+    let digest = blake3::hash(secret.trim().as_bytes());
+    let texts: [&[u8]; 3] = [MARKER.as_bytes(), id.as_bytes(), digest.as_bytes()];
+    assert!(!files_with(&daemon.state_folder(), &texts).is_empty());
+
+    let refused = daemon.run(&["key", "erase", "gone"]);
+    assert_eq!(
+        refused.status.code(),
+        Some(64),
+        "it asks, and there is no terminal"
+    );
+    let erased = daemon.run(&["key", "erase", "gone", "--yes"]);
+    let message = String::from_utf8_lossy(&erased.stderr);
+    assert_eq!(erased.status.code(), Some(0), "{message}");
+    assert!(
+        message.contains("jobs 1") && !message.contains("generations 0"),
+        "{message}"
+    );
+
+    send("/api/v1/generate", 1).expect_error(401, "invalid_key");
+    eventually("the daemon has forgotten its results", || {
+        (entries() == 0).then_some(())
+    });
+    let left = files_with(&daemon.state_folder(), &texts);
+    assert!(left.is_empty(), "{left:?}");
+    wait_for_records(&daemon, 2);
+    assert_eq!(usage(&daemon, &["bootstrap"]).len(), 1);
+    assert_eq!(
+        daemon.run(&["key", "erase", "gone", "--yes"]).status.code(),
+        Some(66)
+    );
+}
+
 #[test]
 fn a_database_that_another_process_locks_delays_records_and_no_request() {
     let daemon = Daemon::echo();

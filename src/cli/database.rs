@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{self, Overrides, Sources};
+use crate::config::{self, Config, Overrides, Sources};
 use crate::console::exit::{self, Code};
 use crate::console::fail;
 use crate::store::{Place, StoreError};
@@ -32,10 +32,19 @@ impl Database {
     }
 
     pub fn place(&self) -> Result<Place, Code> {
-        let sources = self.sources();
-        let loaded = config::load(&sources).map_err(|errors| fail(exit::CONFIG, errors))?;
-        let place = database::place(&loaded.config, &sources);
+        let place = database::place(&self.config()?, &self.sources());
         place.map_err(|reason| fail(exit::CONFIG, reason))
+    }
+
+    /// Returns the state folder, which has more than the database.
+    pub fn state_dir(&self) -> Result<PathBuf, Code> {
+        Ok(self.config()?.state_dir)
+    }
+
+    fn config(&self) -> Result<Config, Code> {
+        let loaded = config::load(&self.sources());
+        let loaded = loaded.map_err(|errors| fail(exit::CONFIG, errors))?;
+        Ok(loaded.config)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Must never print a key twice or to stderr: stdout gets only the key, so that
 //! `KEY=$(autoglmd key create)` works.
 
+mod erase;
 mod lookup;
 mod usage;
 
@@ -37,6 +38,7 @@ Examples:
   autoglmd key set key_5f0c92ab61d7 --weight 3
   autoglmd key rotate key_5f0c92ab61d7 --grace 1h
   autoglmd key usage ci --since 2027-01-01
+  autoglmd key erase ci --yes
   autoglmd key list --json | jq -r '.[] | select(.status == \"valid\") | .id'
 
 A daemon that runs under a service manager has its own state folder: name it with --state-dir.";
@@ -63,6 +65,8 @@ enum KeyCommand {
     Set(Set),
     /// Show requests and tokens by key and day.
     Usage(usage::Usage),
+    /// Remove a key with everything that was kept for it: generations, usage, jobs, cached results.
+    Erase(erase::Erase),
 }
 
 #[derive(Args, Debug)]
@@ -137,6 +141,9 @@ impl Key {
             KeyCommand::Rotate(rotate) => rotate.run(store, now),
             KeyCommand::Set(set) => set.run(store),
             KeyCommand::Usage(usage) => usage.run(store),
+            KeyCommand::Erase(erase) => {
+                erase.run(store, &self.database.state_dir()?, &sources, now)
+            }
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct KeyRing {
     by_id: Shards<Sorted>,
     /// Holders without a name are missing here.
     by_name: Shards<Sorted>,
+    /// The tenants of the keys that the ring before had, and this one has not.
+    gone: Arc<[u64]>,
 }
 
 /// Holders in the order of a text of theirs, and those with the same text by their worth, the best
@@ -94,6 +96,7 @@ impl KeyRing {
     /// once.
     pub fn changed(&self, keys: impl IntoIterator<Item = ChangedKey>) -> Option<KeyRing> {
         let (mut gone, mut added) = (Sorted::new(), Sorted::new());
+        let mut tenants = Vec::new();
         for ChangedKey { id, records } in keys {
             let before = self.of_id(&id);
             if is_same(before, &records) {
@@ -103,6 +106,9 @@ impl KeyRing {
                 Some(holder) => Arc::clone(&holder.account),
                 None => Arc::new(Account::new(&id)),
             };
+            if records.is_empty() {
+                tenants.push(account.tenant);
+            }
             gone.extend(before.iter().cloned());
             added.extend(records.into_iter().map(|record| {
                 let account = Arc::clone(&account);
@@ -113,6 +119,7 @@ impl KeyRing {
             return None;
         }
         let mut ring = self.clone();
+        ring.gone = tenants.into();
         for holder in &gone {
             ring.by_hash.of_hash_mut(holder).remove(&holder.record.hash);
         }
@@ -153,6 +160,11 @@ impl KeyRing {
     /// Returns how many secrets there are, including revoked and expired ones.
     pub fn len(&self) -> usize {
         self.by_hash.iter().map(HashMap::len).sum()
+    }
+
+    /// Returns the tenants of the keys that the ring before had, and this one has not.
+    pub fn gone(&self) -> &[u64] {
+        &self.gone
     }
 
     pub fn is_empty(&self) -> bool {

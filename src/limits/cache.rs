@@ -83,3 +83,7 @@ pub const TIMER_REST: Duration = Duration::from_secs(60);
 /// Bytes of an entry in the level that daemons share: a response of 250,000 tokens. Longer ones
 /// stay in the memory of the daemon that has computed them.
 pub const SHARED_ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// Keys that may be removed at once before all results are forgotten instead of theirs: forgetting
+/// takes a microsecond on the reactor, and memory of a tenant takes milliseconds of a worker.
+pub const FORGOTTEN_KEYS_MAX: usize = 64;

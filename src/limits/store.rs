@@ -14,6 +14,16 @@ pub const EXAMINED_PROBLEMS_MAX: u32 = 20;
 /// this long the other process hangs.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a command waits that long before it gives up.
+pub const BUSY_ATTEMPTS_MAX: u32 = 6;
+
+/// Rows of a key that are removed in one step, between two tasks of a daemon.
+pub const ERASED_ROWS_MAX: u32 = 200;
+
+/// How long an erasure waits until every daemon knows that the key is gone: twice the time of a
+/// look, and half a second for the reading of a large ring.
+pub const ERASURE_PAUSE: Duration = Duration::from_millis(1_500);
+
 /// How often, and with which pause, the switch to write-ahead logging is tried; together as long
 /// as the wait for a lock.
 pub const WAL_ATTEMPTS_MAX: u32 = 250;

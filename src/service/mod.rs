@@ -404,6 +404,7 @@ impl Service {
     /// does, so nothing is freed here.
     pub fn set_keys(&mut self, keys: Arc<KeyRing>) {
         self.desk.parts.keys = keys;
+        admin::forget_gone(&self.desk, self.desk.parts.keys.gone());
     }
 
     /// Accepts no new generation from now on; running ones end by themselves.

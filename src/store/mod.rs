@@ -12,6 +12,7 @@
 //!   [`records`] of generations and [`pending`] entries of the cache beside it, [`health`] and
 //!   [`upkeep`]; [`behind`]: those entries as tasks; and [`worker`], that thread, with its
 //!   [`metrics`];
+//! * [`erasure`]: removes everything that is kept for a key;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
 //! [`crate::keys`] defines the keys.
@@ -47,6 +48,8 @@ mod behind;
 pub mod metrics;
 
 pub mod worker;
+
+pub mod erasure;
 
 pub mod watch;
 

@@ -155,6 +155,11 @@ fn a_change_copies_one_shard_of_each_index() {
             .filter(|(one, other)| !Arc::ptr_eq(one, other))
             .count()
     }
+    assert!(after.gone().is_empty(), "a revoked key is still there");
+    let without = after.changed(changed("key_7", Vec::new())).unwrap();
+    assert_eq!(without.gone(), [crate::keys::tenant_of("key_7")]);
+    let next = without.changed(changed("key_8", Vec::new())).unwrap();
+    assert_eq!(next.gone(), [crate::keys::tenant_of("key_8")]);
     assert_eq!(copied(&before.by_hash, &after.by_hash), 1);
     assert_eq!(copied(&before.by_id, &after.by_id), 1);
     assert_eq!(copied(&before.by_name, &after.by_name), 1);

@@ -11,6 +11,7 @@ use crate::engine::{Engine, Verdict};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::{Method, Request};
 use crate::keys;
+use crate::limits::cache as limits;
 use crate::offload::Task;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Wire};
@@ -71,7 +72,26 @@ fn level_object(desk: &Desk, level: Level, figures: &Figures) -> LevelObject {
 
 fn purge(desk: &Desk, call: &Call, query: Option<&str>) -> Result<Vec<u8>, ApiError> {
     let key = key_of(query)?;
-    let tenant = key.map(keys::tenant_of);
+    forget(desk, key.map(keys::tenant_of), call.tenant());
+    Ok(written(&PurgeObject {
+        object: "cache.purge",
+        purged: true,
+        key,
+    }))
+}
+
+/// Forgets the results of keys that are gone.
+pub fn forget_gone(desk: &Desk, tenants: &[u64]) {
+    match tenants.len() > limits::FORGOTTEN_KEYS_MAX {
+        true => forget(desk, None, tenants[0]),
+        false => tenants
+            .iter()
+            .for_each(|&tenant| forget(desk, Some(tenant), tenant)),
+    }
+}
+
+/// Forgets the results of a tenant, or all, on behalf of `payer`.
+fn forget(desk: &Desk, tenant: Option<u64>, payer: u64) {
     let responses = &desk.parts.responses;
     let entries = responses.figures().entries;
     responses.purge(tenant);
@@ -83,12 +103,7 @@ fn purge(desk: &Desk, call: &Call, query: Option<&str>) -> Result<Vec<u8>, ApiEr
     };
     // Without a worker the entries stay until others need their room; they are not found any more.
     let work = u32::try_from(entries).unwrap_or(u32::MAX);
-    let _ = desk.parts.workers.submit(call.tenant(), work, release);
-    Ok(written(&PurgeObject {
-        object: "cache.purge",
-        purged: true,
-        key,
-    }))
+    let _ = desk.parts.workers.submit(payer, work, release);
 }
 
 /// Returns the key whose entries are meant, from `?key=ID`; `None`: all. A query that was meant to

@@ -36,6 +36,10 @@ pub trait Keys {
     /// Revokes a key for good.
     fn revoke(&mut self, id: &str, now: u64) -> Result<Revoked, StoreError>;
 
+    /// Removes a key with its secrets, and its id from the history of changes: every daemon reads
+    /// all keys again. Returns `false` if there is no such key.
+    fn remove(&mut self, id: &str) -> Result<bool, StoreError>;
+
     /// Returns every key, oldest first.
     fn list(&self) -> Result<Vec<ListedKey>, StoreError>;
 

@@ -30,6 +30,10 @@ pub trait Store: Keys + Jobs + Generations + Usage + Entries + Groups + Send {
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;
 
+    /// Overwrites what removed rows have left in the store's file. A database server does so in its
+    /// own time, and its administrator decides when. Takes as long as writing the whole file.
+    fn overwrite_removed(&mut self) -> Result<(), StoreError>;
+
     /// Returns whether the store must be opened again, because its name now means another database,
     /// as after a restored backup.
     fn is_replaced(&self) -> bool;

@@ -190,6 +190,10 @@ impl Store for PostgresStore {
         self.session.value(sql, &[])
     }
 
+    fn overwrite_removed(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// A lost connection is opened again. That finds a database that took the place of the first:
     /// none can be replaced while a connection uses it.
     fn is_replaced(&self) -> bool {

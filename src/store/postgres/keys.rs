@@ -111,6 +111,17 @@ impl Keys for PostgresStore {
         })
     }
 
+    fn remove(&mut self, id: &str) -> Result<bool, StoreError> {
+        self.write(|session| {
+            session.execute("DELETE FROM secrets WHERE key_id = $1", &[&id])?;
+            let removed = session.execute("DELETE FROM keys WHERE id = $1", &[&id])?;
+            // A reader needs a row to remember. None remembers this one.
+            session
+                .batch("DELETE FROM key_changes; INSERT INTO key_changes (key_id) VALUES ('')")?;
+            Ok(removed > 0)
+        })
+    }
+
     fn list(&self) -> Result<Vec<ListedKey>, StoreError> {
         let sql =
             format!("{SELECT_SECRETS} WHERE s.valid_until IS NULL ORDER BY k.created_at, k.id");

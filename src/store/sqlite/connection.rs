@@ -12,6 +12,7 @@ use super::file::{configure, connect, identity, prepare_file};
 use super::schema::{STEPS, Schema, Step};
 use super::undo::Undo;
 use crate::limits::store as limits;
+use crate::store::erasure::patiently;
 use crate::store::error::{Fault, StoreError};
 use crate::store::interface::{Examination, Store};
 
@@ -147,6 +148,27 @@ impl Store for SqliteStore {
         self.connection
             .pragma_query_value(None, "data_version", |row| row.get(0))
             .map_err(|error| database_error(&self.path, error))
+    }
+
+    fn overwrite_removed(&mut self) -> Result<(), StoreError> {
+        // VACUUM writes all pages again, into the log. The checkpoint moves them into the file and
+        // makes the log empty, for which it waits for the readers of other connections.
+        let rewrite = || -> rusqlite::Result<bool> {
+            self.connection.execute_batch("VACUUM")?;
+            let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+            self.connection.query_row(sql, (), |row| row.get(0))
+        };
+        patiently(|| {
+            let is_busy = rewrite().map_err(|error| database_error(&self.path, error))?;
+            match is_busy {
+                false => Ok(()),
+                true => Err(StoreError::Database {
+                    place: self.path.display().to_string(),
+                    fault: Fault::Busy,
+                    reason: "another process reads the database".to_owned(),
+                }),
+            }
+        })
     }
 
     fn is_replaced(&self) -> bool {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rusqlite::Connection;
+
 use super::changes;
 use super::connection::{SqliteStore, database_error};
 use super::rows::{SELECT_SECRETS, all_records, find, insert, read, replace_secret};
@@ -121,6 +123,20 @@ impl Keys for SqliteStore {
                 .map_err(|error| database_error(&path, error))?;
             Ok(Revoked::Now)
         })
+    }
+
+    fn remove(&mut self, id: &str) -> Result<bool, StoreError> {
+        let path = self.path.clone();
+        let remove = |transaction: &Connection| -> rusqlite::Result<bool> {
+            transaction.execute("DELETE FROM secrets WHERE key_id = ?1", [id])?;
+            let removed = transaction.execute("DELETE FROM keys WHERE id = ?1", [id])?;
+            // A reader needs a row to remember. None remembers this one.
+            transaction.execute_batch(
+                "DELETE FROM key_changes; INSERT INTO key_changes (key_id) VALUES ('')",
+            )?;
+            Ok(removed > 0)
+        };
+        self.write(|transaction| remove(transaction).map_err(|error| database_error(&path, error)))
     }
 
     fn list(&self) -> Result<Vec<ListedKey>, StoreError> {
