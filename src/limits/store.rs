@@ -18,7 +18,7 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub const BUSY_ATTEMPTS_MAX: u32 = 6;
 
 /// Rows of a key that are removed in one step, between two tasks of a daemon.
-pub const ERASED_ROWS_MAX: u32 = 200;
+pub const ERASED_RECORDS_MAX: u32 = 200;
 
 /// How long an erasure waits until every daemon knows that the key is gone: twice the time of a
 /// look, and half a second for the reading of a large ring.

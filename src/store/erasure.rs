@@ -36,7 +36,7 @@ impl Erased {
 
 /// Removes all rows of a key but the key itself.
 pub fn erase(store: &mut dyn Store, key_id: &str) -> Result<Erased, StoreError> {
-    let (most, tenant) = (limits::ERASED_ROWS_MAX, tenant_of(key_id));
+    let (most, tenant) = (limits::ERASED_RECORDS_MAX, tenant_of(key_id));
     Ok(Erased {
         // Jobs first: one that runs would add a record and usage.
         jobs: repeat(|| store.erase_jobs(key_id, most))?,
