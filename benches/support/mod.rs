@@ -115,12 +115,16 @@ impl Speaks<'_> {
 /// Starts a daemon for measuring: on the server's core, with everything that is always on, without
 /// refusing requests, and without access lines, because nginx writes none either.
 pub fn measured_daemon(options: Options) -> Daemon {
+    logging_daemon(options.set_raw("log.access", "false"))
+}
+
+/// The same with access lines.
+pub fn logging_daemon(options: Options) -> Daemon {
     options
         .set_raw("rate_limit.enabled", "true")
         .set_raw("rate_limit.requests_per_minute", "100000000")
         .set_raw("rate_limit.burst", "100000000")
         .set_raw("rate_limit.concurrency", "0")
-        .set_raw("log.access", "false")
         .wrapped_in(&["taskset", "-c", &SERVER_CORE.to_string()])
         .descriptors(4_096)
         .start()
@@ -170,6 +174,16 @@ impl Nginx {
                 "",
                 &origin,
             )
+        };
+        Nginx::launch(body, text)
+    }
+
+    /// Starts nginx with an access log of its usual form, in a file.
+    pub fn start_logging(body: &str, fields: &[(String, String)], connections: usize) -> Nginx {
+        let text = |address, _: &Path| {
+            let location = format!("access_log access.log combined; {}", origin(body, fields));
+            let listen = format!("listen {address}");
+            configuration(&listen, &Speaks::Http1, connections, "", &location)
         };
         Nginx::launch(body, text)
     }

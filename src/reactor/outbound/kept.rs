@@ -27,6 +27,7 @@ pub struct Kept {
 }
 
 impl Kept {
+    #[cfg(debug_assertions)]
     pub fn len(&self) -> usize {
         self.ages.len()
     }
