@@ -3,15 +3,20 @@
 mod common;
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use autoglmd::bus::gossip::members::notice_payload;
 use autoglmd::bus::gossip::seal::{SealKey, Sealer};
+use autoglmd::bus::redis::Subscriber;
+use autoglmd::bus::{Invalidation, Notice};
+use autoglmd::config::{Config, RedisUrl};
 use autoglmd::core::UnixMillis;
+use autoglmd::redis::{Link, Settings};
+use autoglmd::telemetry::metrics::Metrics;
 
 use common::redis::Server;
-use common::{Daemon, Options, eventually, request};
+use common::{Daemon, Options, PATIENCE, eventually, request};
 use serde_json::json;
 
 /// Two daemons on one database and one Redis.
@@ -120,6 +125,28 @@ fn a_key_revoked_on_one_machine_is_refused_by_all_at_once() {
 }
 
 /// Mutation: no `Notice::All` after a connect.
+#[test]
+fn the_store_is_read_whenever_notices_may_have_been_missed() {
+    let mut server = Server::start();
+    let mut config = Config::default();
+    config.cache_shared.url = RedisUrl::parse(&server.url());
+    let settings = Settings::of(&config.cache_shared, None).expect("no password");
+    let settings = settings.expect("a URL");
+    let metrics = Metrics::new("echo");
+    let (_link, handle) = Link::start(settings.clone(), metrics.series()).expect("it starts");
+    let (sender, notices) = mpsc::channel();
+    let on_notice = Box::new(move |notice| sender.send(notice).expect("the test listens"));
+    let started = Subscriber::start(settings, handle, metrics.series(), on_notice);
+    let (thread, bus) = started.expect("the bus starts");
+    assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
+    server.kill();
+    eventually("the loss", || (!bus.is_connected()).then_some(()));
+    server.restart();
+    assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
+    drop(thread);
+}
+
+/// Mutation: `note(false)` left out.
 #[test]
 fn a_lost_bus_is_reported_and_the_store_is_polled() {
     let mut server = Server::start();

@@ -10,7 +10,7 @@
 //!     [`limits::SILENCE_CHECK_INTERVAL`].
 //!
 //! Mutations that `tests/bus.rs` catches: no `Notice::All` after a connect
-//! (`a_lost_bus_...`), no PING (`a_stopped_...`).
+//! (`the_store_is_read_...`), no PING (`a_stopped_...`).
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

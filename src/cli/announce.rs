@@ -26,6 +26,15 @@ pub fn announce(notices: &[Notice], sources: &Sources) {
                 sent.transpose().map_err(|error| error.to_string())
             })
         }
+        #[cfg(feature = "kafka")]
+        BusKind::Kafka => {
+            let settings = bus::kafka::KafkaSettings::of(&config.bus);
+            let sent = settings.map(|settings| bus::kafka::publish(&settings, notices));
+            sent.transpose().map_err(|error| error.to_string())
+        }
+        // The rules of the configuration refuse it.
+        #[cfg(not(feature = "kafka"))]
+        BusKind::Kafka => Ok(None),
     };
     if let Err(message) = sent {
         note(format_args!(

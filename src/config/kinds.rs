@@ -206,6 +206,31 @@ const PEER: ValueKind = ValueKind {
 /// Addresses of other members.
 pub const PEERS: ValueKind = list_of(&PEER, limits::PEERS);
 
+const BROKER: ValueKind = ValueKind {
+    plural: "brokers",
+    example: "kafka-1.example:9092",
+    expected: |_| "a host and a port such as \"kafka-1.example:9092\"".to_owned(),
+    from_toml: |value| broker(value.as_str()?),
+    from_text: broker,
+    ..TEXT
+};
+
+/// Servers of Kafka.
+pub const BROKERS: ValueKind = list_of(&BROKER, limits::BROKER_ITEMS);
+
+/// The name of a topic of Kafka.
+pub const TOPIC: ValueKind = ValueKind {
+    name: "topic",
+    expected: |kind| {
+        let most = kind.bounds.end();
+        format!("a topic of 1 to {most} letters, digits, \".\", \"_\" and \"-\"")
+    },
+    bounds: 1..=limits::TOPIC_BYTES_MAX,
+    from_toml: |value| topic(value.as_str()?),
+    from_text: topic,
+    ..TEXT
+};
+
 /// An element of a list: any text that its own reader accepts.
 const ELEMENT: ValueKind = ValueKind {
     bounds: 0..=u64::MAX,
@@ -380,6 +405,21 @@ fn socket(text: &str) -> Option<Value> {
     text_if(!address.ip().is_unspecified(), text)
 }
 
+fn broker(text: &str) -> Option<Value> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port: u16 = digits(port)?.try_into().ok()?;
+    // Without its brackets an IPv6 address swallows the port.
+    let is_host = Hosts::takes(host) && (!host.contains(':') || host.starts_with('['));
+    text_if(is_host && port != 0, text)
+}
+
+/// The names "." and ".." are refused by Kafka, too.
+fn topic(text: &str) -> Option<Value> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_name = text.bytes().all(is_plain) && !matches!(text, "." | "..");
+    text_if(is_name, text)
+}
+
 fn redis_url(text: &str) -> Option<Value> {
     text_if(text.is_empty() || RedisUrl::parse(text).is_some(), text)
 }
@@ -479,6 +519,41 @@ mod tests {
         assert!(read(&PORTS, "80").is_err() && read(&PORTS, "[1, 2, 3, 4]").is_err());
     }
 
+    #[test]
+    fn brokers_are_hosts_with_a_port_and_topics_have_plain_names() {
+        for good in ["kafka-1.example:9092", "127.0.0.1:1", "[::1]:65535"] {
+            assert!(BROKER.read_text(good).is_ok(), "{good}");
+        }
+        let wrong = [
+            "",
+            "kafka",
+            "kafka:",
+            "kafka:0",
+            "kafka:65536",
+            "::1:9092",
+            "a,b:1",
+            "a/b:1",
+        ];
+        for wrong in wrong {
+            assert!(BROKER.read_text(wrong).is_err(), "{wrong}");
+        }
+        let longest = "a".repeat(249);
+        for good in ["autoglmd-notices", "a.b_C-9", &longest] {
+            assert!(TOPIC.read_text(good).is_ok(), "{good}");
+        }
+        for wrong in [
+            "",
+            ".",
+            "..",
+            "a b",
+            "a,b",
+            "\u{e4}",
+            &format!("{longest}a"),
+        ] {
+            assert!(TOPIC.read_text(wrong).is_err(), "{wrong}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_printed_text_is_read_back_by_toml(text: String) {
@@ -493,7 +568,7 @@ mod tests {
             let kinds = [
                 SWITCH, number(0..=9), size(0..=9), time(0..=9), word_of::<EngineKind>(), PATH,
                 MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS, REDIS_URL, SOCKET,
-                PEERS,
+                PEERS, BROKERS, TOPIC,
             ];
             for kind in kinds {
                 match kind.read_text(&text) {

@@ -39,6 +39,8 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         password_without_server(config),
         gossip_without_address(config),
         gossip_without_secret(config),
+        kafka_not_compiled(config),
+        kafka_without_brokers(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -251,6 +253,27 @@ fn gossip_without_secret(config: &Config) -> Option<Finding> {
     })
 }
 
+fn kafka_not_compiled(config: &Config) -> Option<Finding> {
+    let is_missing = config.bus.kind == BusKind::Kafka && !cfg!(feature = "kafka");
+    is_missing.then(|| Finding {
+        keys: &["bus.kind"],
+        message: "bus.kind is \"kafka\", but this binary was built without Kafka; build it with \
+                  `cargo build --release --features kafka`, or set bus.kind to \"redis\" or \
+                  \"gossip\""
+            .to_owned(),
+    })
+}
+
+fn kafka_without_brokers(config: &Config) -> Option<Finding> {
+    let is_missing = config.bus.kind == BusKind::Kafka && config.bus.brokers.is_empty();
+    is_missing.then(|| Finding {
+        keys: &["bus.kind", "bus.brokers"],
+        message: "bus.kind is \"kafka\", but bus.brokers is empty; set it to some of the brokers, \
+                  such as [\"kafka-1.example:9092\"]"
+            .to_owned(),
+    })
+}
+
 /// Certificates that no listener can show.
 fn certificates_unused(config: &Config) -> Option<Finding> {
     let mut listeners = config.server.listen.iter();
@@ -402,6 +425,21 @@ mod tests {
         }
         config.tls.client_certificates = ClientCertificates::Optional;
         assert_eq!(errors(&config), [], "optional says that there may be none");
+    }
+
+    #[test]
+    fn kafka_needs_its_feature_and_brokers() {
+        let mut config = Config::default();
+        config.bus.kind = BusKind::Kafka;
+        let found = |config: &Config| -> Vec<&'static [&'static str]> {
+            errors(config).iter().map(|finding| finding.keys).collect()
+        };
+        let brokers: &[&str] = &["bus.kind", "bus.brokers"];
+        let feature: &[&str] = &["bus.kind"];
+        assert!(found(&config).contains(&brokers));
+        config.bus.brokers = vec!["kafka-1.example:9092".to_owned()];
+        assert!(!found(&config).contains(&brokers));
+        assert_eq!(found(&config).contains(&feature), !cfg!(feature = "kafka"));
     }
 
     #[test]

@@ -18,8 +18,8 @@ use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, PEERS, REDIS_URL, SOCKET,
-    STORE_URL, SWITCH, number, size, time, word_of,
+    ADDRESSES, BROKERS, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, PEERS, REDIS_URL,
+    SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time, word_of,
 };
 use super::named::Model;
 use super::proxies::{ForwardedField, TrustedProxies};
@@ -476,7 +476,8 @@ schema! {
     /// reads the store each second, with a bus and without.
     bus "bus": Bus {
         /// `redis` uses the Redis of `cache.shared.url`, if there is one. `gossip` needs no server:
-        /// the daemons find and watch each other over UDP.
+        /// the daemons find and watch each other over UDP. `kafka` needs a build with
+        /// `--features kafka`.
         kind: BusKind = BusKind::Redis, word_of::<BusKind>(), Restart;
         /// With `gossip`: the address and UDP port of this machine at which the others reach it.
         listen: Option<SocketAddr> = None, SOCKET, Restart;
@@ -485,6 +486,11 @@ schema! {
         /// With `gossip`: file with the secret that all members share, or `credential:NAME`. At
         /// least 16 bytes. The clocks of the machines may differ by 30 s.
         secret_file: Option<PathBuf> = None, PATH, Restart;
+        /// With `kafka`: some of its brokers. They are spoken to without TLS and without a
+        /// password.
+        brokers: Vec<String> = Vec::new(), BROKERS, Restart;
+        /// With `kafka`: the topic of the notices. Its first partition is used.
+        topic: String = "autoglmd-notices".to_owned(), TOPIC, Restart;
     }
 
     /// Logging.

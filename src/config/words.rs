@@ -33,11 +33,15 @@ pub fn word<T: Word>(value: T) -> &'static str {
 pub enum BusKind {
     Redis,
     Gossip,
+    Kafka,
 }
 
 impl Word for BusKind {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("redis", BusKind::Redis), ("gossip", BusKind::Gossip)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("redis", BusKind::Redis),
+        ("gossip", BusKind::Gossip),
+        ("kafka", BusKind::Kafka),
+    ];
 }
 
 /// The way in which the cache uses the store behind its memory.

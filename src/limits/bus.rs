@@ -14,6 +14,27 @@ pub const END_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a command tries to reach a server, each time another sentinel or node.
 pub const PUBLISH_ATTEMPTS: u32 = 3;
 
+// ---- Kafka ----
+
+/// How long a broker may take for a reply: as long as the store's reading may take without a bus.
+pub const KAFKA_REPLY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a broker holds a fetch open while there is nothing to read: four requests per second
+/// when idle. A broker that does not end it at the next message delays that one by as long.
+pub const KAFKA_FETCH_WAIT: Duration = Duration::from_millis(250);
+
+/// When librdkafka closes a connection that owes a reply: it asks for a second more than the fetch.
+pub const KAFKA_SOCKET_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest pause between two of librdkafka's connects: that of Redis.
+pub const KAFKA_RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// How long a notice waits for a broker. The stores have been read several times by then.
+pub const KAFKA_NOTICE_TTL: Duration = Duration::from_secs(5);
+
+/// How long a command waits for a broker to take its notices, the first connect included.
+pub const KAFKA_COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
+
 // ---- gossip ----
 
 /// How far the clocks of two machines may differ. A datagram is taken for as long, and its session
@@ -37,7 +58,7 @@ pub const DATAGRAMS_PER_ROUND_ITEMS: usize = 64;
 /// Notices whose ids are remembered, so that each counts once: 16 bytes each, twice.
 pub const NOTICES_REMEMBERED_ENTRIES: usize = 4_096;
 
-/// Notices that wait for the thread.
+/// Notices that wait for the thread, or for a broker.
 pub const WAITING_NOTICES_ITEMS: usize = 256;
 
 /// Members to which a notice goes directly; the others get it from those.

@@ -192,6 +192,12 @@ pub const LEASE_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;
 /// `bus.peers`: a few members are enough to find all others.
 pub const PEERS: RangeInclusive<usize> = 0..=64;
 
+/// `bus.brokers`: a few of them are enough to find all others.
+pub const BROKER_ITEMS: RangeInclusive<usize> = 0..=64;
+
+/// `bus.topic`: Kafka's own bound.
+pub const TOPIC_BYTES_MAX: u64 = 249;
+
 /// An hour, so that usage can be read before its records go, to ten years.
 pub const RETENTION_MS: RangeInclusive<u64> = HOUR_MS..=87_600 * HOUR_MS;
 

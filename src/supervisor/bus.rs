@@ -3,6 +3,8 @@
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::bus::gossip::{Gossip, GossipSettings};
+#[cfg(feature = "kafka")]
+use crate::bus::kafka::{Kafka, KafkaSettings};
 use crate::bus::redis::Subscriber;
 use crate::bus::{Invalidation, Notice, OnNotice};
 use crate::config::BusKind;
@@ -17,8 +19,16 @@ pub struct Bus {
 /// The thread that receives notices: its drop ends it.
 enum Thread {
     None,
-    Redis { _thread: Subscriber },
-    Gossip { _thread: Gossip },
+    Redis {
+        _thread: Subscriber,
+    },
+    Gossip {
+        _thread: Gossip,
+    },
+    #[cfg(feature = "kafka")]
+    Kafka {
+        _thread: Kafka,
+    },
 }
 
 impl Bus {
@@ -63,6 +73,18 @@ impl Part for Bus {
                     bus.way = Some(Box::new(way));
                 }
             }
+            #[cfg(feature = "kafka")]
+            (BusKind::Kafka, _) => {
+                if let Some(settings) = KafkaSettings::of(&birth.config.bus) {
+                    let started = Kafka::start(settings, series, on_notice);
+                    let (thread, way) = started.map_err(failed)?;
+                    bus.thread = Thread::Kafka { _thread: thread };
+                    bus.way = Some(Box::new(way));
+                }
+            }
+            // The rules of the configuration refuse it.
+            #[cfg(not(feature = "kafka"))]
+            (BusKind::Kafka, _) => {}
         }
         Ok(bus)
     }
