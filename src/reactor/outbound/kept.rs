@@ -27,7 +27,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    #[cfg(debug_assertions)]
+    #[cfg(any(test, debug_assertions))]
     pub fn len(&self) -> usize {
         self.ages.len()
     }
@@ -67,7 +67,7 @@ impl Kept {
         }
     }
 
-    #[cfg(debug_assertions)]
+    #[cfg(any(test, debug_assertions))]
     pub fn check_invariants(&self) {
         let lines = self.lines.values();
         assert!(lines.clone().all(|line| {
