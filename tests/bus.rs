@@ -6,11 +6,12 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use autoglmd::bus::gossip::GossipSettings;
 use autoglmd::bus::gossip::members::notice_payload;
 use autoglmd::bus::gossip::seal::{SealKey, Sealer};
 use autoglmd::bus::redis::Subscriber;
 use autoglmd::bus::{Invalidation, Notice};
-use autoglmd::config::{Config, RedisUrl};
+use autoglmd::config::{BusKind, Config, RedisUrl};
 use autoglmd::core::UnixMillis;
 use autoglmd::redis::{Link, Settings};
 use autoglmd::telemetry::metrics::Metrics;
@@ -235,6 +236,27 @@ fn daemons_share_the_limit_of_a_key() {
 }
 
 // ---- gossip ----
+
+/// Mutation: an error without its key.
+#[test]
+fn an_unusable_secret_is_refused_with_its_key_and_its_file() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("secret");
+    let mut config = Config::default();
+    config.bus.kind = BusKind::Gossip;
+    config.bus.listen = Some(([127, 0, 0, 1], 7946).into());
+    config.bus.secret_file = Some(path.clone());
+    let refused = || {
+        GossipSettings::of(&config.bus, None)
+            .err()
+            .expect("refused")
+    };
+    let start = format!("bus.secret_file: {}", path.display());
+    assert!(refused().starts_with(&start), "{}", refused());
+    std::fs::write(&path, "short").unwrap();
+    assert!(refused().starts_with(&start), "{}", refused());
+    assert!(refused().contains("less than 16 bytes"), "{}", refused());
+}
 
 /// Three daemons on one database, without any server.
 struct Cluster {

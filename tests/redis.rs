@@ -13,7 +13,7 @@ use autoglmd::keys::{Account, Holder, KeyRecord, Scopes};
 use autoglmd::leases::{Draw, Leases, Unit};
 use autoglmd::redis::metrics::RedisSeries;
 use autoglmd::redis::slots::slot_of;
-use autoglmd::redis::{Handle, Link, Reply, Request, Settings};
+use autoglmd::redis::{Dialer, Handle, Link, Reply, Request, Settings};
 use autoglmd::telemetry::metrics::Metrics;
 use crossbeam_channel::{Receiver, bounded};
 
@@ -196,6 +196,22 @@ fn a_stopped_server_costs_a_timeout_and_its_late_replies_are_not_taken() {
     for _ in 0..20 {
         assert_eq!(client.get("late"), bytes("late"));
     }
+}
+
+/// The password's file is read at each connect, so its loss looks like that of a server.
+///
+/// Mutation: `read_up_to` in place of `read_named`.
+#[test]
+fn a_missing_password_is_not_reported_as_a_missing_server() {
+    let config = CacheShared {
+        url: RedisUrl::parse("redis://127.0.0.1:1"),
+        password_file: Some("/nonexistent/password".into()),
+        ..CacheShared::default()
+    };
+    let settings = Settings::of(&config, None).unwrap().expect("a URL");
+    let error = Dialer::new(settings).dial().err().expect("no password");
+    let expected = "cache.shared.password_file: /nonexistent/password: No such file";
+    assert!(error.to_string().starts_with(expected), "{error}");
 }
 
 #[test]

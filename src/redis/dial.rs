@@ -6,7 +6,8 @@
 //! The crate's own clients for Sentinel and clusters are not used: the first one connects without
 //! a time limit, and the second one repeats each command of a failed pipeline alone, with pauses.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::redis::io::tcp::TcpSettings;
@@ -56,21 +57,34 @@ impl Settings {
         let Some(path) = &self.password_file else {
             return Ok(None);
         };
-        let bytes = read_up_to(path, limits::PASSWORD_BYTES_MAX)?;
+        let key = "cache.shared.password_file";
+        let bytes = read_named(key, path, limits::PASSWORD_BYTES_MAX)?;
         match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned())),
-            Err(_) => Err(misused("the password's file is not a text")),
+            Err(_) => Err(misused(
+                "the file of cache.shared.password_file is not UTF-8",
+            )),
         }
     }
 
     fn certificates(&self) -> RedisResult<TlsCertificates> {
         let authorities = self.authorities_file.as_ref();
-        let read = authorities.map(|path| read_up_to(path, limits::AUTHORITY_BYTES_MAX));
+        let most = limits::AUTHORITY_BYTES_MAX;
+        let read = authorities.map(|path| read_named("cache.shared.ca", path, most));
         Ok(TlsCertificates {
             client_tls: None,
             root_cert: read.transpose()?,
         })
     }
+}
+
+/// Reads the file of a key of the configuration. Its errors are logged beside the server's address,
+/// so they must say that a file is meant, and which one.
+fn read_named(key: &str, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_up_to(path, most).map_err(|error| {
+        let message = format!("{key}: {}: {error}", path.display());
+        io::Error::new(error.kind(), message)
+    })
 }
 
 /// The place of a server.

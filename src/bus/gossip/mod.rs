@@ -59,15 +59,17 @@ impl GossipSettings {
         else {
             return Ok(None);
         };
-        let path = CredentialPath(path).resolve(credentials)?;
+        let named = |what: String| format!("bus.secret_file: {what}");
+        let path = CredentialPath(path).resolve(credentials).map_err(named)?;
         let read = read_up_to(&path, limits::SECRET_BYTES_MAX);
-        let secret = read.map_err(|error| format!("{}: {error}", path.display()))?;
+        let secret = read.map_err(|error| named(format!("{}: {error}", path.display())))?;
         let secret = secret.trim_ascii();
         if secret.len() < limits::SECRET_BYTES_MIN {
             let (path, least) = (path.display(), limits::SECRET_BYTES_MIN);
-            return Err(format!(
-                "{path}: the secret of the bus has less than {least} bytes"
-            ));
+            return Err(named(format!(
+                "{path} has less than {least} bytes; write a new secret into it on each machine \
+                 (`openssl rand -base64 32`)"
+            )));
         }
         Ok(Some(GossipSettings {
             listen,
