@@ -7,6 +7,7 @@ use super::*;
 use crate::store::tests::generations::{START, ids, key, query, record};
 
 /// Returns a store with this many records of one key, all of them, and the key.
+#[expect(clippy::vec_box, reason = "the store takes them as pointers")]
 fn store_with(
     count: usize,
 ) -> (
