@@ -1,6 +1,8 @@
 //! `autoglmd store`: looks after the database of keys.
 //!
-//! Must never create a database: `check` and `migrate` are for one that exists.
+//! Must never create a database, except for an import: the others are for one that exists.
+
+mod transfer;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -24,9 +26,11 @@ Examples:
   autoglmd store check                                   exit 0 if the database is sound, else 65
   autoglmd store check --json | jq .version
   autoglmd store migrate --state-dir /var/lib/autoglmd   before the new daemon starts
+  autoglmd store export backup.jsonl                     keys, records, usage and jobs
+  autoglmd store import backup.jsonl --config new.toml   into an empty database of either kind
 
-Both may run beside a daemon. A daemon that runs under a service manager has its own state folder:
-name it with --state-dir.";
+All but `import` may run beside a daemon. A daemon that runs under a service manager has its own
+state folder: name it with --state-dir.";
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
@@ -38,11 +42,18 @@ enum StoreCommand {
     },
     /// Bring the database to this program's version. A daemon does so, too, when it starts.
     Migrate,
+    /// Write keys, records, usage and jobs to a file, which either kind of database can import.
+    Export(transfer::Export),
+    /// Read such a file into an empty database. Nothing is kept of a file that is not whole.
+    Import(transfer::Import),
 }
 
 impl Store {
     pub fn run(self) -> Result<(), Code> {
         let place = self.database.place()?;
+        if let StoreCommand::Import(import) = self.command {
+            return import.run(&place);
+        }
         let found = place.examine().map_err(|error| match error {
             StoreError::File(path, error) => {
                 let advice = "the first start of a daemon creates it; --state-dir names its folder";
@@ -54,6 +65,9 @@ impl Store {
         match self.command {
             StoreCommand::Check { json } => check(&place, &found, json),
             StoreCommand::Migrate => migrate(&place, &found),
+            StoreCommand::Export(export) => export.run(&place),
+            // It needs no database that exists.
+            StoreCommand::Import(import) => import.run(&place),
         }
     }
 }

@@ -20,6 +20,12 @@ pub const BUSY_ATTEMPTS_MAX: u32 = 6;
 /// Rows of a key that are removed in one step, between two tasks of a daemon.
 pub const ERASED_RECORDS_MAX: u32 = 200;
 
+/// Rows that an export holds at a time: prompts with `store.content` are kilobytes each.
+pub const EXPORTED_RECORDS_MAX: u32 = 200;
+
+/// The longest line of an export: the request of a job, with every character escaped.
+pub const EXPORTED_LINE_BYTES_MAX: u64 = 256 << 20;
+
 /// How long an erasure waits until every daemon knows that the key is gone: twice the time of a
 /// look, and half a second for the reading of a large ring.
 pub const ERASURE_PAUSE: Duration = Duration::from_millis(1_500);

@@ -13,6 +13,7 @@
 //!   [`upkeep`]; [`behind`]: those entries as tasks; and [`worker`], that thread, with its
 //!   [`metrics`];
 //! * [`erasure`]: removes everything that is kept for a key;
+//! * [`transfer`]: writes all of a store to a file, and reads it into another one;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
 //!
 //! [`crate::keys`] defines the keys.
@@ -50,6 +51,8 @@ pub mod metrics;
 pub mod worker;
 
 pub mod erasure;
+
+pub mod transfer;
 
 pub mod watch;
 

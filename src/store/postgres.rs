@@ -41,6 +41,8 @@ mod generations;
 
 mod entries;
 
+mod transfer;
+
 mod examine;
 
 pub use connection::PostgresStore;

@@ -42,6 +42,8 @@ mod entries;
 
 mod groups;
 
+mod transfer;
+
 mod examine;
 
 pub use connection::{DATABASE_FILE, SqliteStore};

@@ -2,7 +2,7 @@
 //!
 //! Each kind of data has a trait and a file of its own here, and one in the folder of each database
 //! that implements it: [`keys`], [`jobs`],
-//! [`generations`], [`usage`], [`entries`]. [`Store`] is all of them together.
+//! [`generations`], [`usage`], [`transfer`], [`entries`]. [`Store`] is all of them together.
 //!
 //! Must never name a database. The threads and the commands know only these traits.
 
@@ -14,6 +14,8 @@ pub mod generations;
 
 pub mod usage;
 
+pub mod transfer;
+
 pub mod entries;
 
 use super::error::StoreError;
@@ -21,11 +23,12 @@ use entries::Entries;
 use generations::Generations;
 use jobs::Jobs;
 use keys::Keys;
+use transfer::Transfer;
 use usage::Usage;
 
 /// An open store. It is one connection, so it must be used from one thread at a time. Each call may
 /// wait for a disk, a network or another process's lock, so none may be made on a reactor's thread.
-pub trait Store: Keys + Jobs + Generations + Usage + Entries + Groups + Send {
+pub trait Store: Keys + Jobs + Generations + Usage + Transfer + Entries + Groups + Send {
     /// Returns a number that changes when another connection has changed the store, even one of
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;

@@ -19,7 +19,7 @@ use crate::store::stored::{StoredSecret, to_sql};
 
 impl PostgresStore {
     /// Reads in one moment of the database.
-    fn reading<T>(
+    pub(super) fn reading<T>(
         &self,
         work: impl FnOnce(&Session) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

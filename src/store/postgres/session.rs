@@ -143,6 +143,14 @@ impl Session {
         })
     }
 
+    /// Returns the only column of each row of a statement that is not prepared: `FETCH` of a cursor
+    /// that is declared again would find another one.
+    pub fn query_once(&self, sql: &str) -> Result<Vec<String>, StoreError> {
+        let rows = self.wait(self.client.query(sql, &[]))?;
+        let texts: Result<Vec<String>, Error> = rows.iter().map(|row| row.try_get(0)).collect();
+        texts.map_err(|error| self.error(Fault::Other, reason_of(&error)))
+    }
+
     /// Returns the first row, if there is one.
     pub fn first<T>(
         &self,

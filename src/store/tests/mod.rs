@@ -6,6 +6,7 @@ mod entries;
 pub mod generations;
 mod jobs;
 mod keys;
+mod transfer;
 
 #[path = "../../../tests/common/postgres.rs"]
 pub mod server;
