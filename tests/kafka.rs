@@ -228,7 +228,7 @@ fn a_stopped_broker_is_noticed_and_holds_no_request_up() {
     pair.wait_until_up(1.0);
 }
 
-/// What is in the topic from before, or from strangers, costs nothing.
+/// Notices from before, and messages of strangers, cost nothing.
 ///
 /// Mutation: an assignment from the topic's beginning.
 #[test]

@@ -133,7 +133,7 @@ struct State {
 }
 
 impl Pending {
-    /// Enters a write, in the place of the oldest ones if there is no other.
+    /// Enters a write, in the place of the oldest ones if no other is free.
     pub fn push(&self, write: EntryWrite) {
         let mut dropped = Vec::new();
         let mut state = self.lock();

@@ -21,7 +21,7 @@ pub trait StoreTask: Send {
         0
     }
 
-    /// Takes note that there is no place for it: its owner knows, and waits for nothing.
+    /// Takes note that no place is free for it: its owner knows, and waits for nothing.
     fn refuse(self: Box<Self>) {}
 
     /// Reads and writes. An error takes back what it has written.

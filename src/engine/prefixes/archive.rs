@@ -61,7 +61,7 @@ pub trait Archive {
 #[derive(Debug)]
 pub struct Loaded {
     pub load: u64,
-    /// `None`: there is no copy that can be used.
+    /// `None`: no copy can be used.
     pub copy: Option<LoadedCopy>,
 }
 

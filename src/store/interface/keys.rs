@@ -37,7 +37,7 @@ pub trait Keys {
     fn revoke(&mut self, id: &str, now: u64) -> Result<Revoked, StoreError>;
 
     /// Removes a key with its secrets, and its id from the history of changes: every daemon reads
-    /// all keys again. Returns `false` if there is no such key.
+    /// all keys again. Returns `false` if no key has this id.
     fn remove(&mut self, id: &str) -> Result<bool, StoreError>;
 
     /// Returns every key, oldest first.

@@ -5,7 +5,7 @@
 //! job whose prompt begins like a copy keeps its slot and reads nothing until the copy is loaded;
 //! all others go on meanwhile. If it does not come in time, the job reads its prompt itself.
 //!
-//! In reproducible mode there is no archive: a job must not go on from tokens that were computed
+//! Reproducible mode has no archive: a job must not go on from tokens that were computed
 //! in other batches than its own would be (invariant 5).
 
 use std::cmp::Reverse;
