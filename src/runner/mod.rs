@@ -29,6 +29,8 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
 
+use crate::core::Moment;
+
 pub use change::{Acceptance, Bound, Bounds, Idempotency};
 pub use followers::{Crowded, Follower, Followers, Wake};
 pub use journal::{Destinations, Journal, Note};
@@ -53,7 +55,7 @@ impl Runner {
         let journal = parts.journal.clone();
         let thread = std::thread::Builder::new()
             .name("jobs".to_owned())
-            .spawn(move || Thread::new(parts).run(&notes))?;
+            .spawn(move || Thread::new(parts, Moment::now()).run(&notes))?;
         Ok(Runner {
             journal,
             thread: Some(thread),

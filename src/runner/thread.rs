@@ -63,7 +63,7 @@ pub struct Parts {
     pub seed: u64,
 }
 
-/// The state of the thread.
+/// The state of the thread. Its duties and notes are given the time: the simulation has its own.
 pub struct Thread {
     parts: Parts,
     ids: Ids,
@@ -93,8 +93,7 @@ pub struct Thread {
 const TENANT: u64 = u64::MAX;
 
 impl Thread {
-    pub fn new(parts: Parts) -> Thread {
-        let now = Moment::now();
+    pub fn new(parts: Parts, now: Moment) -> Thread {
         Thread {
             ids: Ids::new(SplitMix64::new(parts.seed, TENANT)),
             parts,
@@ -120,43 +119,43 @@ impl Thread {
     pub fn run(mut self, notes: &Receiver<Note>) {
         loop {
             let now = Moment::now();
-            self.work(now);
-            if self.is_over(now) {
+            if !self.work(now) {
                 return;
             }
             match notes.recv_timeout(self.next_duty().since(now)) {
-                Ok(note) => self.handle_note(note),
+                Ok(note) => self.handle_note(note, Moment::now()),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            let now = Moment::now();
             let more = notes.try_iter().take(limits::NOTE_ITEMS_PER_TURN_MAX);
-            more.for_each(|note| self.handle_note(note));
+            more.for_each(|note| self.handle_note(note, now));
         }
     }
 
-    fn handle_note(&mut self, note: Note) {
+    pub fn handle_note(&mut self, note: Note, now: Moment) {
         match note {
             Note::Events(events) => {
                 for (serial, event) in events {
-                    self.handle_event(serial, event);
+                    self.handle_event(serial, event, now);
                 }
             }
             Note::Accepted => {
-                self.claim_at = self.claim_at.min(self.backed_off(Moment::now()));
+                self.claim_at = self.claim_at.min(self.backed_off(now));
             }
             Note::Cancelled(id) => self.handle_cancelled(id),
-            Note::Done(done) => self.handle_done(done),
+            Note::Done(done) => self.handle_done(done, now),
             Note::Keys(keys) => self.parts.keys = keys,
             Note::Apply(config) => self.parts.config = config,
-            Note::Drain => self.drain(),
+            Note::Drain => self.drain(now),
         }
     }
 
-    fn handle_event(&mut self, serial: u32, event: Event) {
+    fn handle_event(&mut self, serial: u32, event: Event, now: Moment) {
         // Of an attempt that was fenced or cancelled there may be late events.
         if let Some(attempt) = self.attempts.get_mut(&serial) {
             let model = self.model.as_ref().map(|model| model.id.as_str());
-            if attempt.handle_event(event, model, Moment::now()) {
+            if attempt.handle_event(event, model, now) {
                 self.parts.engine.handle_credit(Journal::key(serial));
             }
         }
@@ -175,12 +174,12 @@ impl Thread {
         self.parts.followers.wake(id);
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, now: Moment) {
         for (serial, attempt) in &mut self.attempts {
             attempt.park();
             self.parts.engine.cancel(Journal::key(*serial));
         }
-        self.ends_at = Some(Moment::now() + limits::PARK_PATIENCE);
+        self.ends_at = Some(now + limits::PARK_PATIENCE);
     }
 
     fn is_over(&self, now: Moment) -> bool {
@@ -190,8 +189,8 @@ impl Thread {
 
     // ---- duties ----
 
-    /// Does everything that is due.
-    fn work(&mut self, now: Moment) {
+    /// Does everything that is due. `false`: a drain has ended.
+    pub fn work(&mut self, now: Moment) -> bool {
         // Before the sweep: a process that was stopped renews its leases before it looks for those
         // that have run out.
         self.save(now);
@@ -199,6 +198,7 @@ impl Thread {
         self.sweep(now);
         self.claim(now);
         self.look(now);
+        !self.is_over(now)
     }
 
     fn next_duty(&self) -> Moment {
@@ -336,8 +336,7 @@ impl Thread {
 
     // ---- results ----
 
-    fn handle_done(&mut self, done: Done) {
-        let now = Moment::now();
+    fn handle_done(&mut self, done: Done, now: Moment) {
         self.note_health(done.failure.as_deref(), now);
         let has_failed = done.failure.is_some();
         match done.work {
@@ -351,7 +350,7 @@ impl Thread {
                 self.is_saving = false;
                 match has_failed {
                     true => self.give_back(parts),
-                    false => self.handle_saved(&parts, &saved),
+                    false => self.handle_saved(&parts, &saved, now),
                 }
             }
             Work::Sweep {
@@ -485,7 +484,7 @@ impl Thread {
         }
     }
 
-    fn handle_saved(&mut self, parts: &[(u32, Write)], saved: &[Result<(), Fenced>]) {
+    fn handle_saved(&mut self, parts: &[(u32, Write)], saved: &[Result<(), Fenced>], now: Moment) {
         for ((serial, part), saved) in parts.iter().zip(saved) {
             let Some(attempt) = self.attempts.get_mut(serial) else {
                 continue;
@@ -500,12 +499,10 @@ impl Thread {
             }
             if saved.is_err() || !matches!(part.next, Next::Run { .. }) {
                 if saved.is_ok() {
-                    self.parts
-                        .series
-                        .count_end(&part.next, attempt.age(Moment::now()));
+                    self.parts.series.count_end(&part.next, attempt.age(now));
                 }
                 self.attempts.remove(serial);
-                self.claim_at = self.claim_at.min(self.backed_off(Moment::now()));
+                self.claim_at = self.claim_at.min(self.backed_off(now));
             }
             self.parts.followers.wake(part.id);
         }

@@ -108,6 +108,8 @@ const ROWS: &[(&str, &[&str])] = &[
             "tls",
             "cache",
             "keys",
+            "jobs",
+            "store",
             "telemetry",
             "runner",
             "service",

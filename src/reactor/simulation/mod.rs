@@ -18,12 +18,13 @@
 //!
 //! `AUTOGLMD_SIM_SEEDS=10000` tries more of them, `AUTOGLMD_SIM_SEED=17` repeats one ([`seeds`]).
 //! [`scenarios`] are runs without chance. [`fetches`] are worlds in which the daemon is a client
-//! of simulated [`servers`].
+//! of simulated [`servers`], [`jobs`] worlds with a store and the runner of durable jobs.
 
 mod client;
 mod engine;
 mod fetches;
 mod http2_client;
+mod jobs;
 mod response;
 mod scenarios;
 mod secure;
@@ -41,6 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use client::Client;
+use crossbeam_channel::Receiver;
 use engine::{SimulatedEngine, Verbosity};
 use http2_client::Http2Client;
 use system::Network;
@@ -55,21 +57,24 @@ use crate::cache::cached::Cached;
 use crate::cache::metrics::{CacheSeries, Level, Verdicts};
 use crate::cache::results::{Levels, Results};
 use crate::config::{Config, Listen, TrustedProxies};
+use crate::core::Moment;
 use crate::core::buffered::{Account, Claim};
 use crate::core::places::Places;
 use crate::core::proxy_header::SIGNATURE;
-use crate::core::{Moment, UnixMillis};
 use crate::keys::KeyRing;
 use crate::limits::core as core_limits;
 use crate::limits::offload as offload_limits;
 use crate::limits::service as service_limits;
+use crate::offload::JobKey;
 use crate::offload::fetch::Fetcher;
 use crate::offload::mailbox::mailbox;
 use crate::offload::resolver::Resolver;
 use crate::reactor::metrics::{Part, ReactorSeries};
+use crate::runner::{self, Destinations, Followers, Journal, Note};
 use crate::service::CompressionSeries;
 use crate::service::metrics::ServiceSeries;
 use crate::service::{self, Limiter, Responses, Service};
+use crate::store::Requests;
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::testing;
 
@@ -135,6 +140,10 @@ struct Daemon {
     /// By [`CloseReason`].
     closed: [Counter; CloseReason::ALL.len()],
     panics_expected: u64,
+    /// The store's queue, and the runner's part of durable jobs.
+    requests: Arc<Requests>,
+    jobs: runner::Access,
+    notes: Receiver<Note>,
 }
 
 /// A reactor, until it has ended.
@@ -168,8 +177,13 @@ impl Daemon {
         let metrics = Metrics::new("simulated");
         let buffered = Account::new(bound(config));
         let clock = Arc::new(AtomicU64::new(0));
+        let (journal, notes) = Journal::new();
+        let deliver = Arc::new(Destinations {
+            requests: Mailboxes(mailboxes.0.clone()),
+            journal: journal.clone(),
+        });
         let results = Arc::new(Results::new(
-            mailboxes.clone(),
+            deliver,
             buffered.clone(),
             &config.cache,
             Levels {
@@ -183,6 +197,11 @@ impl Daemon {
             }),
         ));
         let engine = Arc::new(SimulatedEngine::new(results.clone(), verbosity));
+        let requests = Arc::<Requests>::default();
+        let jobs = runner::Access {
+            journal,
+            followers: Arc::new(Followers::new(mailboxes.clone())),
+        };
         let parts = service::Parts {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
@@ -190,12 +209,12 @@ impl Daemon {
             limiter: Arc::new(Limiter::default()),
             buffered: buffered.clone(),
             metrics: metrics.clone(),
-            requests: Arc::default(),
+            requests: requests.clone(),
             responses: Arc::new(Responses::new([7; 32], &config.cache)),
-            jobs: Default::default(),
+            jobs: jobs.clone(),
             workers: workers.pool.clone(),
             replies: mailboxes.clone(),
-            wall_clock: UnixMillis::default,
+            wall_clock: jobs::wall_clock,
             seed: 0,
         };
         let places = Arc::new(Places::new(max_connections));
@@ -248,6 +267,9 @@ impl Daemon {
             places,
             closed,
             panics_expected: 0,
+            requests,
+            jobs,
+            notes,
         }
     }
 
@@ -286,6 +308,10 @@ impl Daemon {
         let panics = self.closed[CloseReason::Panic as usize].get();
         assert!(panics <= self.panics_expected, "a panic, see above");
         for job in self.engine.wanted() {
+            if job.reactor == JobKey::JOURNAL {
+                // The runner's: it needs no client.
+                continue;
+            }
             // A flight's job runs for its followers, and every other one for its own request.
             let requests = self.results.waiting(job).unwrap_or_else(|| vec![job]);
             assert!(!requests.is_empty(), "{job:?} runs for no client");
