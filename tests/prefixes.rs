@@ -204,8 +204,7 @@ fn wait_for_key(daemon: &Daemon, key: &str) {
     });
 }
 
-/// Prints the time to the end of a one-token output after a restart, with and without prefixes, and
-/// the longest pause of a stream while a prefix is loaded.
+/// Prints the time to the end of a one-token output after a restart, with and without prefixes.
 #[test]
 #[ignore = "measures; docs/benchmarks.md has the command"]
 fn measure_a_long_context_after_a_restart() {
@@ -216,7 +215,7 @@ fn measure_a_long_context_after_a_restart() {
             .set("limits.default_request_timeout", "10m")
             .set("cache.prefixes", size)
     };
-    let mut asked = body(87, "add two numbers");
+    let mut asked = body(138, "add two numbers");
     asked["max_tokens"] = 1.into();
     let timed = |served: &Served| {
         let start = Instant::now();
@@ -241,52 +240,4 @@ fn measure_a_long_context_after_a_restart() {
         .map(|path| path.metadata().expect("a file").len());
     let mebibytes = bytes.sum::<u64>() as f64 / f64::from(1 << 20);
     println!("file: {mebibytes:.1} MiB");
-    for name in ["without a load", "with a load"] {
-        with = with.restart(options("1GiB"));
-        let pause = std::thread::scope(|scope| {
-            let stream = scope.spawn(|| longest_pause(&with));
-            if name == "with a load" {
-                eventually("the stream runs", || {
-                    let tokens = with.daemon.metrics();
-                    let tokens = tokens.sum("autoglmd_tokens_total", &[("kind", "generated")]);
-                    (tokens > 20.0).then_some(())
-                });
-                println!("beside a stream: {:?}", timed(&with));
-            }
-            stream.join().expect("a stream")
-        });
-        println!("longest pause of a stream, {name}: {pause:.2?}");
-    }
-}
-
-/// Streams an output, and returns the longest time between two of its events.
-fn longest_pause(served: &Served) -> Duration {
-    let mut asked = body(1, "a list of the first hundred primes");
-    asked["max_tokens"] = 160.into();
-    asked["stream"] = true.into();
-    let authorization = format!("Bearer {}", served.key);
-    let fields = [
-        ("authorization", authorization.as_str()),
-        ("content-type", "application/json"),
-    ];
-    let bytes = request(
-        "POST",
-        "/api/v1/generate",
-        &fields,
-        asked.to_string().as_bytes(),
-    );
-    let mut connection = served.daemon.connect();
-    connection.set_read_timeout(Duration::from_secs(600));
-    connection.send(&bytes);
-    assert_eq!(connection.head_alone().status, 200);
-    let mut longest = Duration::ZERO;
-    let mut before = None;
-    let mut events = connection.events();
-    while events.next().expect("an event").is_some() {
-        let now = Instant::now();
-        if let Some(before) = before.replace(now) {
-            longest = longest.max(now - before);
-        }
-    }
-    longest
 }
