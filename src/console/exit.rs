@@ -70,7 +70,7 @@ pub fn of_store(error: &StoreError) -> Code {
             code => code,
         },
         StoreError::Database { fault, .. } => match fault {
-            Fault::Busy => TEMPORARY,
+            Fault::Busy | Fault::Conflict => TEMPORARY,
             Fault::Damaged => DATA,
             Fault::Unreachable => UNAVAILABLE,
             Fault::Denied => NO_PERMISSION,

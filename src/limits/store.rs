@@ -83,6 +83,11 @@ pub const GROUP_TASKS_MAX: usize = 256;
 /// other processes wait for the lock.
 pub const GROUP_TIME_MAX: Duration = Duration::from_millis(50);
 
+/// How often a group is run if other transactions are in its way. A server finds after a second
+/// (PostgreSQL's `deadlock_timeout`) that two wait for each other, so the last try begins after
+/// some seconds, when clients are told to come back.
+pub const GROUP_ATTEMPTS_MAX: u32 = 4;
+
 /// How long the store's thread sleeps while no task comes.
 pub const IDLE_INTERVAL: Duration = Duration::from_millis(250);
 

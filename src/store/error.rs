@@ -35,6 +35,8 @@ pub enum StoreError {
 pub enum Fault {
     /// Another process holds its lock.
     Busy,
+    /// The server has ended this transaction, so that another one can go on.
+    Conflict,
     /// It is not a database of ours, or not whole.
     Damaged,
     /// Its server cannot be reached, or has closed the connection, or is silent.
@@ -74,6 +76,16 @@ impl fmt::Display for StoreError {
             StoreError::Panicked => f.write_str("a fault of the daemon, see above in the log"),
             StoreError::Random(error) => write!(f, "getrandom(2) failed: {error}"),
         }
+    }
+}
+
+impl StoreError {
+    /// Returns whether the same transaction will probably succeed when it is run again at once.
+    pub fn is_conflict(&self) -> bool {
+        let StoreError::Database { fault, .. } = self else {
+            return false;
+        };
+        *fault == Fault::Conflict
     }
 }
 

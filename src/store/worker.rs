@@ -10,6 +10,7 @@
 //!     and nothing else: the next group opens it again.
 //!  3. A record is written once or counted as dropped: those of a lost group are kept for the next.
 //!  4. Dropping the handle runs what still waits, ends the thread, and waits for that.
+//!  5. A transaction that the server has ended for another one's sake is run again.
 //!
 //! Mutations that the tests below catch: a commit for each task
 //! (`all_waiting_tasks_share_one_commit`), no savepoint (`a_task_that_fails_leaves_nothing_...`),
@@ -271,12 +272,40 @@ struct Group(Vec<(Box<dyn StoreTask>, Option<StoreError>)>);
 
 impl Group {
     /// Runs tasks in order, and commits. An error means that none of them left anything.
+    ///
+    /// Tasks come in any order, and so their rows are locked in any order: the server may have to
+    /// end one of two transactions that wait for each other. That one has left nothing and holds
+    /// nothing any more, so it is run again.
     fn run(
         &mut self,
         store: &mut dyn Store,
         records: &[Box<GenerationRecord>],
         taken: &mut Vec<Box<dyn StoreTask>>,
         time: Duration,
+    ) -> Result<(), StoreError> {
+        for _ in 1..limits::GROUP_ATTEMPTS_MAX {
+            match self.try_run(store, records, taken, time, true) {
+                Err(error) if error.is_conflict() => self.give_back(taken),
+                committed => return committed,
+            }
+        }
+        self.try_run(store, records, taken, time, false)
+    }
+
+    /// Puts all tasks back, in front of those that have had no turn.
+    fn give_back(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
+        let tasks = self.0.drain(..).map(|(task, _)| task);
+        taken.splice(0..0, tasks);
+    }
+
+    /// `may_repeat`: a task that meets a conflict ends the whole transaction, and not only itself.
+    fn try_run(
+        &mut self,
+        store: &mut dyn Store,
+        records: &[Box<GenerationRecord>],
+        taken: &mut Vec<Box<dyn StoreTask>>,
+        time: Duration,
+        may_repeat: bool,
     ) -> Result<(), StoreError> {
         if let Err(error) = begin(store, records) {
             self.take_all(taken);
@@ -293,6 +322,10 @@ impl Group {
                 let ran = catch_unwind(AssertUnwindSafe(|| task.run(store)));
                 ran.unwrap_or(Err(StoreError::Panicked))
             });
+            let ran = match ran {
+                Ok(Err(conflict)) if may_repeat && conflict.is_conflict() => Err(conflict),
+                ran => ran,
+            };
             match ran {
                 Ok(own) => self.0.push((task, own.err())),
                 Err(lost) => {

@@ -244,10 +244,8 @@ fn fault_of(error: &Error) -> Fault {
         return Fault::Unreachable;
     };
     match *code {
-        SqlState::QUERY_CANCELED
-        | SqlState::LOCK_NOT_AVAILABLE
-        | SqlState::T_R_SERIALIZATION_FAILURE
-        | SqlState::T_R_DEADLOCK_DETECTED => Fault::Busy,
+        SqlState::QUERY_CANCELED | SqlState::LOCK_NOT_AVAILABLE => Fault::Busy,
+        SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => Fault::Conflict,
         SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_CATALOG_NAME => Fault::Denied,
         SqlState::TOO_MANY_CONNECTIONS
         | SqlState::ADMIN_SHUTDOWN

@@ -1,6 +1,7 @@
 //! The store on a real server: connections, migrations, and a server that ends or falls silent.
 
-use std::sync::Barrier;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use crate::jobs::{JobId, NewJob};
 use crate::store::interface::Groups;
 use crate::store::interface::entries::{Entries, EntryRow};
 use crate::store::interface::jobs::RememberedJob;
+use crate::store::task::StoreTask;
 use crate::store::tests::server::{PASSWORD, Postgres, Way};
 use crate::store::tests::{Bed, PostgresBed, target};
-use crate::store::{Fault, Jobs, Keys, NewKey, Place, Store, StoreError};
+use crate::store::{Fault, Jobs, Keys, NewKey, Place, Requests, Store, StoreError, StoreWorker};
 
 fn bed() -> (PostgresBed, Target) {
     let bed = PostgresBed::new();
@@ -322,6 +324,64 @@ fn daemons_that_take_jobs_at_once_run_each_once() {
     taken.sort();
     let all: Vec<JobId> = (0..JOBS).map(|number| new_job(number, "").id).collect();
     assert_eq!(taken, all);
+}
+
+/// Accepts jobs of two keys. On its first run it waits in the middle for another task.
+struct AcceptTwo {
+    jobs: [NewJob; 2],
+    middle: Option<Arc<Barrier>>,
+    results: Sender<Result<(), String>>,
+}
+
+impl StoreTask for AcceptTwo {
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        store.insert_job(&self.jobs[0])?;
+        if let Some(middle) = self.middle.take() {
+            middle.wait();
+        }
+        store.insert_job(&self.jobs[1])
+    }
+
+    fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
+        let result = result.map_err(ToString::to_string);
+        self.results.send(result).unwrap();
+    }
+}
+
+/// Two daemons lock the totals of two keys in different orders, each at the same moment.
+///
+/// Mutations that this test catches: `is_conflict` that is always false, `run` without `give_back`,
+/// a task whose conflict ends it alone.
+#[test]
+fn transactions_that_wait_for_each_other_are_both_committed() {
+    let (bed, target) = bed();
+    drop(PostgresStore::open(&target).unwrap());
+    let (sender, results) = channel();
+    let middle = Arc::new(Barrier::new(2));
+    let daemons = [["key_a", "key_b"], ["key_b", "key_a"]];
+    let mut number = 0;
+    let workers = daemons.map(|keys| {
+        let jobs = keys.map(|key| {
+            number += 1;
+            new_job(number, key)
+        });
+        let task = AcceptTwo {
+            jobs,
+            middle: Some(Arc::clone(&middle)),
+            results: sender.clone(),
+        };
+        let requests = Arc::new(Requests::default());
+        requests.submit(1, Box::new(task)).unwrap();
+        let target = target.clone();
+        let open = move || PostgresStore::open_existing(&target).map(|store| Box::new(store) as _);
+        StoreWorker::start(requests, open).unwrap()
+    });
+    for _ in 0..2 {
+        let result = results.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(result, Ok(()));
+    }
+    drop(workers);
+    assert_eq!(bed.count("jobs"), 4);
 }
 
 #[test]
