@@ -89,3 +89,38 @@ pub const TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS: &[u64] = &[
 pub const LOOP_TURN_BUCKETS_MICROS: &[u64] = &[
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000,
 ];
+
+// ---- pushed metrics ----
+
+/// Points in one request to a collector. A daemon has some 400; a collector takes 4 MiB by default,
+/// and a point takes up to a kilobyte before compression.
+pub const PUSH_BATCH_POINTS_MAX: usize = 1_000;
+
+/// The wait after a first failure; a half of it is random.
+pub const PUSH_RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
+
+/// The longest wait of the daemon's own choice. Together with the spool it decides how soon a
+/// collector that came back has the course of its absence.
+pub const PUSH_RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
+
+/// The longest wait that a collector's `Retry-After` causes: a wrong date must not end the pushes.
+pub const PUSH_RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+
+/// How long the beginning of a drain waits for the last push. A collector nearby responds in
+/// milliseconds.
+pub const PUSH_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// At most one line per minute about failed pushes.
+pub const PUSH_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Bytes of the head and of the body of a collector's response, each: it says little.
+pub const PUSH_RESPONSE_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of the file with the collector's token.
+pub const PUSH_TOKEN_BYTES_MAX: u64 = 8 * 1024;
+
+/// The stack of the thread that pushes: it encodes and compresses.
+pub const PUSH_STACK_BYTES: usize = 512 * 1024;
+
+/// Characters of a collector's own words in a line of the log.
+pub const PUSH_TEXT_CHARACTERS_MAX: usize = 200;

@@ -93,7 +93,7 @@ pub struct Ids {
     random: SplitMix64,
     /// The time in the last id.
     last_ms: u64,
-    /// The counter in the last id, which tells those of one millisecond apart and orders them.
+    /// The counter in the last id, which distinguishes and orders those of one millisecond.
     counter: u16,
 }
 

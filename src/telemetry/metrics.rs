@@ -48,6 +48,8 @@ struct Inner {
     registry: Registry,
     /// The series of each module, by their type.
     declared: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    /// The rows of these modules.
+    rows: Vec<&'static Row>,
 }
 
 /// A module's series, as [`families!`](crate::families) declares them.
@@ -81,21 +83,37 @@ impl Metrics {
         let own = registry.sub_registry_with_prefix(PREFIX);
         own.register("build", "The program", Info::new(build));
         registry.register_collector(Box::new(LogCollector));
-        let declared = HashMap::new();
+        let inner = Inner {
+            registry,
+            declared: HashMap::new(),
+            rows: Vec::new(),
+        };
         Metrics {
-            inner: Arc::new(Mutex::new(Inner { registry, declared })),
+            inner: Arc::new(Mutex::new(inner)),
         }
     }
 
     /// Returns a module's series. The first call registers them, all others share them.
     pub fn series<S: Series>(&self) -> Arc<S> {
         let mut inner = self.lock();
-        let Inner { registry, declared } = &mut *inner;
+        let Inner {
+            registry,
+            declared,
+            rows,
+        } = &mut *inner;
         let series = declared
             .entry(TypeId::of::<S>())
-            .or_insert_with(|| Arc::new(S::register(registry)))
+            .or_insert_with(|| {
+                rows.extend(S::ROWS);
+                Arc::new(S::register(registry))
+            })
             .clone();
         series.downcast().expect("a type's entry is of that type")
+    }
+
+    /// Returns the rows of all modules that have asked for their series.
+    pub fn rows(&self) -> Vec<&'static Row> {
+        self.lock().rows.clone()
     }
 
     /// Adds numbers that are copied at each scrape. Their names are taken as they are.

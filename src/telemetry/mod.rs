@@ -9,6 +9,7 @@ pub mod histogram;
 pub mod id;
 pub mod log;
 pub mod metrics;
+pub mod otlp;
 pub mod random;
 pub mod request_id;
 
