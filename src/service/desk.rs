@@ -13,7 +13,6 @@ use crate::cache::metrics::CacheSeries;
 use crate::config::Config;
 use crate::core::buffered::Account;
 use crate::core::{Moment, UnixMillis};
-use crate::engine::metrics::EngineSeries;
 use crate::engine::{Engine, ModelInfo};
 use crate::error::ApiError;
 use crate::http::negotiate::AcceptEncoding;
@@ -21,10 +20,8 @@ use crate::http::{Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::limits::telemetry as telemetry_limits;
 use crate::offload::Workers;
-use crate::offload::metrics::WorkerSeries;
 use crate::runner;
 use crate::store::Requests;
-use crate::store::metrics::StoreSeries;
 use crate::telemetry::access::Figures;
 use crate::telemetry::id::{Id, IdKind, Ids};
 use crate::telemetry::metrics::Metrics;
@@ -33,6 +30,7 @@ use crate::telemetry::request_id::RequestIds;
 
 use super::call::{Call, Peer};
 use super::completion::Reply;
+use super::copied::Copied;
 use super::dialect::Dialect;
 use super::excerpt::beginning;
 use super::inflation::Inflater;
@@ -93,9 +91,7 @@ pub struct Desk {
     /// Of generations.
     pub ids: Ids,
     pub log: RequestLog,
-    pub engine_series: Arc<EngineSeries>,
-    pub worker_series: Arc<WorkerSeries>,
-    pub store_series: Arc<StoreSeries>,
+    pub copied: Copied,
     pub buffer: ResponseBuffer,
     pub inflater: Inflater,
     pub cache_series: Arc<CacheSeries>,
@@ -110,12 +106,10 @@ pub struct Desk {
 impl Desk {
     pub fn new(parts: Parts, dialects: fn(Surface) -> &'static dyn Dialect) -> Desk {
         let log = RequestLog::new(parts.metrics.series(), parts.config.log.access);
-        let engine_series = parts.metrics.series();
         let compression = parts.metrics.series();
         let inflater = Inflater(Arc::clone(&compression));
         let coder = Coder::new(&parts.config, compression, parts.buffered.clone());
-        let worker_series = parts.metrics.series();
-        let store_series = parts.metrics.series();
+        let copied = Copied::new(&parts.metrics);
         let mut seeds = SplitMix64::new(parts.seed, 0);
         let mut random = || SplitMix64::new(seeds.draw(), seeds.draw());
         let now = ((parts.wall_clock)(), Moment::now());
@@ -127,9 +121,7 @@ impl Desk {
             request_ids,
             ids,
             log,
-            engine_series,
-            worker_series,
-            store_series,
+            copied,
             buffer: ResponseBuffer::new(coder),
             inflater,
             cache_series,

@@ -24,7 +24,8 @@
 //! job and its response), [`question`] and [`asking`] (requests that wait for the store),
 //! [`exchange`] (incomplete responses) and [`completion`] (the messages for them), [`found`] (the
 //! store's replies about jobs among those), [`representation`] and [`response`] (the forms and
-//! parts of responses), [`request_log`] (counts and logs), [`excerpt`].
+//! parts of responses), [`request_log`] (counts and logs), [`copied`] (counts of
+//! others), [`excerpt`].
 //!
 //! Must never block, and never panic because of a client's bytes. Files depend on one another in
 //! one direction: this one knows all the others, and none knows this one.
@@ -39,6 +40,7 @@ mod api;
 mod asking;
 mod call;
 mod completion;
+mod copied;
 mod desk;
 mod dialect;
 mod excerpt;
@@ -64,6 +66,7 @@ use crate::error::ApiError;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::offload::{CancelReason, JobKey};
+pub use copied::{Copied, Owners};
 pub use response::cached::Responses;
 pub use response::compression::CompressionSeries;
 pub use router::Route;

@@ -4,13 +4,13 @@
 
 use serde::Serialize;
 
-use crate::cache::metrics::Level;
 use crate::engine::State;
 use crate::engine::language::LANGUAGES;
 use crate::http::Request;
 use crate::http::negotiate::{MediaType, choose, names};
 use crate::limits::service as limits;
 use crate::service::call::Call;
+use crate::service::copied::Owners;
 use crate::service::desk::{Desk, Wire};
 use crate::service::request_log::Outcome;
 use crate::service::response::buffer::{JSON, PLAIN_TEXT};
@@ -74,16 +74,13 @@ pub fn ready(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
 /// so `Vary` need not name `Accept`.
 pub fn metrics(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
     let metrics = &desk.parts.metrics;
-    let gauges = desk.parts.engine.gauges();
-    desk.engine_series.update(&gauges);
-    desk.cache_series
-        .update(Level::Generation, &gauges.kept.into());
-    desk.cache_series.update_prefixes(&gauges.prefixes);
-    desk.log.metrics().update(&desk.parts.buffered);
-    desk.worker_series.update(&desk.parts.workers.figures());
-    let responses = desk.parts.responses.figures();
-    desk.cache_series.update(Level::Response, &responses);
-    desk.store_series.update(&desk.parts.requests);
+    desk.copied.update(&Owners {
+        engine: &*desk.parts.engine,
+        buffered: &desk.parts.buffered,
+        workers: &desk.parts.workers,
+        responses: &desk.parts.responses,
+        requests: &desk.parts.requests,
+    });
     let exposition = exposition(request);
     let text = metrics.expose(exposition);
     desk.buffer.begin(call);
