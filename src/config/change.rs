@@ -182,6 +182,10 @@ mod tests {
                 "engine" => assert_eq!(key.effect, Effect::Restart, "{}", key.path),
                 // Slots are sized once.
                 _ if key.path == "limits.max_connections" => {}
+                // Its thread starts with the daemon.
+                _ if key.path.starts_with("metrics.push.") => {
+                    assert_eq!(key.effect, Effect::Restart, "{}", key.path);
+                }
                 "auth" | "rate_limit" | "limits" | "metrics" => {
                     assert_eq!(key.effect, Effect::Reload, "{}", key.path);
                 }

@@ -19,6 +19,7 @@ use super::tls::ClientKey;
 use super::units;
 use super::value::{Value, toml_string};
 use super::words::{Word, words};
+use crate::http::origin::Origin;
 use crate::limits::config as limits;
 
 /// Any text: the starting point of the other kinds.
@@ -182,6 +183,15 @@ pub const REDIS_URL: ValueKind = ValueKind {
     advice: RedisUrl::advice,
     from_toml: |value| redis_url(value.as_str()?),
     from_text: redis_url,
+    ..TEXT
+};
+
+/// The URL of an HTTP server; empty text means none.
+pub const HTTP_URL: ValueKind = ValueKind {
+    name: "URL",
+    expected: |_| "\"http://HOST:PORT/PATH\", the same with https, or \"\"".to_owned(),
+    from_toml: |value| http_url(value.as_str()?),
+    from_text: http_url,
     ..TEXT
 };
 
@@ -422,6 +432,10 @@ fn topic(text: &str) -> Option<Value> {
 
 fn redis_url(text: &str) -> Option<Value> {
     text_if(text.is_empty() || RedisUrl::parse(text).is_some(), text)
+}
+
+fn http_url(text: &str) -> Option<Value> {
+    text_if(text.is_empty() || Origin::parse(text).is_ok(), text)
 }
 
 fn host(text: &str) -> Option<Value> {

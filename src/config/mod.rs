@@ -54,8 +54,8 @@ pub use proxies::{ForwardedField, TrustedProxies};
 pub use redis_url::{RedisHost, RedisServers, RedisUrl};
 pub use reference::{example, reference};
 pub use schema::{
-    Auth, Bus, Cache, CacheShared, Config, Effect, Engine, Jobs, Limits, Log, Metrics, RateLimit,
-    Server, Store, Tls,
+    Auth, Bus, Cache, CacheShared, Config, Effect, Engine, Jobs, Limits, Log, Metrics, MetricsPush,
+    RateLimit, Server, Store, Tls,
 };
 pub use show::show;
 pub use sources::{Origin, Overrides, Sources};

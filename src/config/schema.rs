@@ -18,8 +18,8 @@ use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, BROKERS, CLIENT_KEYS, FILES, HOSTS, MODELS, NETWORKS, PATH, PEERS, REDIS_URL,
-    SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time, word_of,
+    ADDRESSES, BROKERS, CLIENT_KEYS, FILES, HOSTS, HTTP_URL, MODELS, NETWORKS, PATH, PEERS,
+    REDIS_URL, SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time, word_of,
 };
 use super::named::Model;
 use super::proxies::{ForwardedField, TrustedProxies};
@@ -513,6 +513,23 @@ schema! {
         /// on this machine do not count as local, unless `server.trusted_proxies` leads to an
         /// address of this machine.
         public_on_loopback: bool = false, SWITCH, Reload;
+    }
+
+    /// Metrics pushed to an OpenTelemetry collector, by OTLP over HTTP (Protobuf, gzip).
+    metrics_push "metrics.push": MetricsPush {
+        /// The collector's URL for metrics, such as `https://collector.example:4318/v1/metrics`.
+        /// `outbound.ca` names the authorities for `https`. Empty: nothing is pushed.
+        url: String = String::new(), HTTP_URL, Restart;
+        /// Time between two pushes.
+        interval: Duration = Duration::from_secs(10), time(limits::PUSH_INTERVAL_MS), Restart;
+        /// Time for one request to the collector.
+        timeout: Duration = Duration::from_secs(10), time(limits::PUSH_TIMEOUT_MS), Restart;
+        /// File with a token, or `credential:NAME`; sent as `Authorization: Bearer TOKEN`, and read
+        /// for each request. Empty: no token.
+        token_file: Option<PathBuf> = None, PATH, Restart;
+        /// Memory for intervals that wait while the collector is away, compressed: some 5 KiB each.
+        /// Above it, the oldest are dropped.
+        spool: usize = 4 * MIB, size(limits::PUSH_SPOOL_BYTES), Restart;
     }
 }
 

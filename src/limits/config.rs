@@ -206,3 +206,12 @@ pub const KEPT_RECORDS: RangeInclusive<u64> = 0..=1_000_000_000;
 
 /// The least has room for keys and some thousand records.
 pub const STORE_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 50;
+
+/// `metrics.push.interval`: a shorter one costs the collector more than it tells.
+pub const PUSH_INTERVAL_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+
+/// `metrics.push.timeout`.
+pub const PUSH_TIMEOUT_MS: RangeInclusive<u64> = 100..=60 * SECOND_MS;
+
+/// `metrics.push.spool`: the least has room for some intervals.
+pub const PUSH_SPOOL_BYTES: RangeInclusive<u64> = 64 << 10..=GIB;

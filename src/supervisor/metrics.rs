@@ -134,6 +134,7 @@ mod tests {
     use crate::service::{CompressionSeries, Route};
     use crate::telemetry::exposition::Exposition;
     use crate::telemetry::metrics::{Metrics, Series};
+    use crate::telemetry::otlp::metrics::PushSeries;
 
     /// The daemon's registry after a few events.
     fn busy(usage: Usage) -> Metrics {
@@ -149,6 +150,7 @@ mod tests {
         let cache = metrics.series::<CacheSeries>();
         cache.verdicts.get((Level::Response, Verdict::Hit)).inc();
         metrics.series::<CompressionSeries>();
+        metrics.series::<PushSeries>();
         let service = metrics.series::<ServiceSeries>();
         service.requests.get((Route::Generate, 200)).inc();
         let duration = service.durations.get(Route::Generate);
@@ -243,6 +245,7 @@ mod tests {
             RedisSeries::ROWS,
             BusSeries::ROWS,
             SharedSeries::ROWS,
+            PushSeries::ROWS,
             CompressionSeries::ROWS,
             ServiceSeries::ROWS,
             ReactorSeries::ROWS,

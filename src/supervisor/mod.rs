@@ -6,7 +6,8 @@
 //!   configuration -> signals blocked -> log -> certificates -> listeners -> Redis -> keys
 //!                 -> bus -> store -> workers -> outbound -> engine -> reactors -> (ready)
 //!                 -> signals, file watch, watchdog ...
-//!                 -> drain: reactors end -> engine ends -> outbound, workers end -> store ends
+//!                 -> drain: last push -> reactors end -> engine ends -> outbound, workers end
+//!                 -> store ends
 //!                 -> bus ends -> keys' thread ends -> Redis's thread ends -> log flushed
 //! ```
 //!
@@ -15,7 +16,7 @@
 //! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
 //! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`] (with
 //!   [`database`]), [`bus`], [`requests`], [`workers`], [`outbound`], [`engine`] (with
-//!   [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]): the parts;
+//!   [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]), [`push`]: the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
 //! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
 //!
@@ -42,6 +43,7 @@ mod part;
 mod parts;
 #[cfg(feature = "llama")]
 pub mod prover;
+mod push;
 mod reactors;
 mod reading;
 mod redis;

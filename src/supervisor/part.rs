@@ -22,7 +22,7 @@ use crate::offload::fetch::Fetcher;
 use crate::reactor::outbound;
 use crate::redis;
 use crate::runner::{self, Journal, Note};
-use crate::service::Limiter;
+use crate::service::{Limiter, Responses};
 use crate::store::{Bootstrap, Looks, Requests};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
@@ -80,6 +80,8 @@ pub struct Birth {
     pub outbound: Option<outbound::Parts>,
     /// From the outbound part: the way of requests to other servers.
     pub fetcher: Option<Fetcher>,
+    /// From the reactors: the cache of finished responses.
+    pub responses: Option<Arc<Responses>>,
     /// From the listeners: reactors that already receive messages, but do not run yet.
     pub spawner: Option<Spawner>,
     /// From Redis: the way to its thread; `None` without Redis.
@@ -124,6 +126,7 @@ impl Birth {
             outbound_sockets: 0,
             outbound: None,
             fetcher: None,
+            responses: None,
             spawner: None,
             redis: None,
             keys: Arc::default(),

@@ -20,6 +20,7 @@ use super::listeners::Listeners;
 use super::log::Log;
 use super::outbound::OutboundThreads;
 use super::part::{Birth, Part, Settings};
+use super::push::Push;
 use super::reactors::Reactors;
 use super::redis::Redis;
 use super::requests::StoreRequests;
@@ -41,6 +42,8 @@ pub struct Parts {
     pub engine: EnginePart,
     pub jobs: Jobs,
     pub reactors: Reactors,
+    /// After the reactors, so that its last push begins before they drain.
+    pub push: Push,
 }
 
 impl Parts {
@@ -59,10 +62,11 @@ impl Parts {
             engine: EnginePart::start(birth)?,
             jobs: Jobs::start(birth)?,
             reactors: Reactors::start(birth)?,
+            push: Push::start(birth)?,
         })
     }
 
-    fn list(&mut self) -> [&mut dyn Part; 12] {
+    fn list(&mut self) -> [&mut dyn Part; 13] {
         [
             &mut self.log,
             &mut self.certificates,
@@ -76,6 +80,7 @@ impl Parts {
             &mut self.engine,
             &mut self.jobs,
             &mut self.reactors,
+            &mut self.push,
         ]
     }
 

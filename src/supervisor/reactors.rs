@@ -50,6 +50,7 @@ impl Part for Reactors {
             ));
         };
         let responses = responses(&birth.config)?;
+        birth.responses = Some(responses.clone());
         let common = Common {
             service: service::Parts {
                 config: birth.config.clone(),

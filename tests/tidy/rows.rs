@@ -23,7 +23,10 @@ const ROWS: &[(&str, &[&str])] = &[
         "engine",
         &["error", "limits", "core", "os", "telemetry", "offload"],
     ),
-    ("config", &["limits", "core", "os", "telemetry", "engine"]),
+    (
+        "config",
+        &["limits", "core", "http", "os", "telemetry", "engine"],
+    ),
     ("tls", &["limits", "core", "http", "os", "config"]),
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits", "core"]),
@@ -121,6 +124,7 @@ const ROWS: &[(&str, &[&str])] = &[
         &[
             "limits",
             "core",
+            "http",
             "os",
             "offload",
             "engine",

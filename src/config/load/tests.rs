@@ -59,7 +59,7 @@ fn every_mistake_has_its_place_and_what_is_expected() {
             "a.toml:1:2: unknown section [upstairs]; expected one of [server], \
              [server.tls], [auth], [rate_limit], [limits], [engine], [cache], \
              [cache.shared], [store], [jobs], [outbound], [bus], [log], [metrics], \
-             [models.\"NAME\"]",
+             [metrics.push], [models.\"NAME\"]",
         ),
         (
             "[server.lisen]",
