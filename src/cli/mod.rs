@@ -91,7 +91,7 @@ enum Command {
     },
     /// Create, list, revoke and rotate keys. A running daemon applies a change within a second.
     Key(key::Key),
-    /// Check the key database, or bring it to this program's version.
+    /// Check the database, bring it to this program's version, export or import it.
     Store(store::Store),
     /// Show or purge the cache of a running daemon.
     Cache(cache::Cache),
