@@ -13,6 +13,7 @@ use serde_json::json;
 use super::announce::announce;
 use super::database::{Database, explain};
 use super::times::{self, End, parse_end, parse_lifetime};
+use super::webhook_secret::NewSecret;
 use crate::bus::Notice;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
@@ -39,6 +40,7 @@ Examples:
   autoglmd key rotate key_5f0c92ab61d7 --grace 1h
   autoglmd key usage ci --since 2027-01-01
   autoglmd key erase ci --yes
+  SECRET=$(autoglmd key webhook-secret ci)
   autoglmd key list --json | jq -r '.[] | select(.status == \"valid\") | .id'
 
 A daemon that runs under a service manager has its own state folder: name it with --state-dir.";
@@ -67,6 +69,9 @@ enum KeyCommand {
     Usage(usage::Usage),
     /// Remove a key with everything that was kept for it: generations, usage, jobs, cached results.
     Erase(erase::Erase),
+    /// Make or rotate the secret that signs a key's callbacks, and print it. The database holds it
+    /// as it is, because the daemon signs with it; it is shown only once.
+    WebhookSecret(NewSecret),
 }
 
 #[derive(Args, Debug)]
@@ -143,6 +148,12 @@ impl Key {
             KeyCommand::Usage(usage) => usage.run(store),
             KeyCommand::Erase(erase) => {
                 erase.run(store, &self.database.state_dir()?, &sources, now)
+            }
+            KeyCommand::WebhookSecret(secret) => {
+                if secret.is_shown() {
+                    refuse_discarded_stdout()?;
+                }
+                secret.run(store, now)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A job as the store keeps it.
 
-use super::{JobId, Life, State};
+use super::{Callback, JobId, Life, State};
 
 /// A job on its way into the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +14,14 @@ pub struct NewJob {
     /// A [`JobRequest`](super::JobRequest), as JSON.
     pub request: String,
     pub callback_url: Option<String>,
+}
+
+impl NewJob {
+    /// Returns the bytes that a client decides.
+    pub fn bytes(&self) -> u64 {
+        let url = self.callback_url.as_ref().map_or(0, String::len);
+        (self.request.len() + url) as u64
+    }
 }
 
 /// Everything about a job except its events.
@@ -34,6 +42,8 @@ pub struct JobRecord {
     /// An [`Ending`](super::Ending), as JSON.
     pub ending: Option<String>,
     pub callback_url: Option<String>,
+    /// Once a job with a `callback_url` has ended.
+    pub callback: Option<Callback>,
 }
 
 /// A job in a list.

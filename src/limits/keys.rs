@@ -1,5 +1,7 @@
 //! Bounds of API keys.
 
+use std::time::Duration;
+
 /// Random bytes in a key: 256 bits, beyond any search.
 pub const RANDOM_BYTES: usize = 32;
 
@@ -25,3 +27,7 @@ pub const WEIGHT_MAX: u16 = 100;
 
 /// Characters of a key's own name: it must fit into a line of `key list`.
 pub const NAME_CHARACTERS_MAX: usize = 64;
+
+/// How long the webhook secret before a rotation signs as well: a day, so that receivers can be
+/// given the new one at their owners' times.
+pub const WEBHOOK_GRACE: Duration = Duration::from_secs(24 * 3_600);

@@ -90,7 +90,7 @@ fn reached(
     job: &NewJob,
     bounds: &Bounds,
 ) -> Result<Option<Bound>, StoreError> {
-    let bytes = job.request.len() as u64 + limits::ROW_BYTES;
+    let bytes = job.bytes() + limits::ROW_BYTES;
     let own = store.job_totals(Some(&job.key_id))?;
     if own.unfinished() >= bounds.jobs_of_key {
         return Ok(Some(Bound::JobsOfKey));

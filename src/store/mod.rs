@@ -57,6 +57,7 @@ pub mod transfer;
 pub mod watch;
 
 pub use error::{Fault, StoreError};
+pub use interface::callbacks::Callbacks;
 pub use interface::jobs::{FinishedJob, Jobs, RememberedJob};
 pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,

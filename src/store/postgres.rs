@@ -37,6 +37,8 @@ mod keys;
 
 mod jobs;
 
+mod callbacks;
+
 mod generations;
 
 mod entries;

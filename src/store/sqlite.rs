@@ -9,7 +9,8 @@
 //! stays in the records.
 //!
 //! Invariants:
-//!  1. No text of a key enters the database, only its hash.
+//!  1. No text of a key enters the database, only its hash. The secrets that sign callbacks are
+//!     there as they are, because the daemon signs with them.
 //!  2. Each key has at most one current secret (a unique index sees to it).
 //!  3. Every read that is followed by a write is in one `BEGIN IMMEDIATE` transaction with it, so
 //!     that two processes never act on the same stale reading. That is why two daemons that start
@@ -35,6 +36,8 @@ mod undo;
 mod keys;
 
 mod jobs;
+
+mod callbacks;
 
 mod generations;
 

@@ -2,13 +2,16 @@
 //!
 //! Each kind of data has a trait and a file of its own here, and one in the folder of each database
 //! that implements it: [`keys`], [`jobs`],
-//! [`generations`], [`usage`], [`transfer`], [`entries`]. [`Store`] is all of them together.
+//! [`callbacks`], [`generations`], [`usage`], [`transfer`], [`entries`]. [`Store`] is all of them
+//! together.
 //!
 //! Must never name a database. The threads and the commands know only these traits.
 
 pub mod keys;
 
 pub mod jobs;
+
+pub mod callbacks;
 
 pub mod generations;
 
@@ -19,6 +22,7 @@ pub mod transfer;
 pub mod entries;
 
 use super::error::StoreError;
+use callbacks::Callbacks;
 use entries::Entries;
 use generations::Generations;
 use jobs::Jobs;
@@ -28,7 +32,9 @@ use usage::Usage;
 
 /// An open store. It is one connection, so it must be used from one thread at a time. Each call may
 /// wait for a disk, a network or another process's lock, so none may be made on a reactor's thread.
-pub trait Store: Keys + Jobs + Generations + Usage + Transfer + Entries + Groups + Send {
+pub trait Store:
+    Keys + Jobs + Callbacks + Generations + Usage + Transfer + Entries + Groups + Send
+{
     /// Returns a number that changes when another connection has changed the store, even one of
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;

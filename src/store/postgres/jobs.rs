@@ -19,7 +19,8 @@ use tokio_postgres::Row;
 use super::connection::PostgresStore;
 use super::session::{Parameters, Unread};
 use crate::jobs::{
-    EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, State,
+    Callback, CallbackState, EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals,
+    Life, NewJob, State,
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
@@ -27,9 +28,10 @@ use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
 use crate::store::stored::{from_sql, to_sql};
 
 pub(super) const SELECT_JOB: &str = "
-    SELECT id, key_id, state, attempt, sequence, lost, lease_until, created_at, started_at,
-           finished_at, expires_at, request, ending, callback_url
-    FROM jobs WHERE id = $1";
+    SELECT j.id, j.key_id, j.state, attempt, sequence, lost, lease_until, created_at, started_at,
+           finished_at, expires_at, request, ending, callback_url,
+           c.state, c.attempts, c.next_at, c.error
+    FROM jobs j LEFT JOIN callbacks c ON c.job = j.id WHERE j.id = $1";
 
 pub(super) const LOCK_LIFE: &str = "
     SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = $1 FOR UPDATE";
@@ -40,7 +42,7 @@ impl Jobs for PostgresStore {
             INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, callback_url,
                               request)
             VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7)";
-        let bytes = limits::ROW_BYTES + job.request.len() as u64;
+        let bytes = limits::ROW_BYTES + job.bytes();
         self.execute(
             sql,
             &[
@@ -349,7 +351,22 @@ fn record(row: &Row) -> Result<JobRecord, Unread> {
         request: row.try_get(11)?,
         ending: row.try_get(12)?,
         callback_url: row.try_get(13)?,
+        callback: callback(row, 14)?,
     })
+}
+
+/// Reads the four columns of a callback; `None` without one.
+fn callback(row: &Row, first: usize) -> Result<Option<Callback>, Unread> {
+    let Some(word) = row.try_get::<_, Option<String>>(first)? else {
+        return Ok(None);
+    };
+    Ok(Some(Callback {
+        // A state that a later version has written needs nothing of this one.
+        state: CallbackState::parse(&word).unwrap_or(CallbackState::Failed),
+        attempts: small(row, first + 1)?,
+        next_at: unsigned(row, first + 2)?,
+        error: row.try_get(first + 3)?,
+    }))
 }
 
 fn summary(row: &Row) -> Result<JobSummary, Unread> {
@@ -401,11 +418,11 @@ fn state(row: &Row, column: usize) -> Result<State, Unread> {
     State::parse(word).ok_or_else(|| unknown(word))
 }
 
-fn bytes_of(id: &JobId) -> &[u8] {
+pub(super) fn bytes_of(id: &JobId) -> &[u8] {
     &id.as_bytes()[..]
 }
 
-fn job_id(row: &Row, column: usize) -> Result<JobId, Unread> {
+pub(super) fn job_id(row: &Row, column: usize) -> Result<JobId, Unread> {
     let bytes: &[u8] = row.try_get(column)?;
     let bytes = bytes.try_into().map_err(|_| unknown("id"))?;
     Ok(JobId::from_bytes(bytes))

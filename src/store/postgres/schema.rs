@@ -6,6 +6,7 @@
 //!
 //! [SQLite's schema]: crate::store::sqlite
 
+mod callbacks;
 mod entries;
 mod generations;
 mod jobs;
@@ -112,6 +113,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: entries::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: callbacks::TABLES,
         min_reader: 1,
     },
 ];

@@ -5,6 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
+use super::callbacks;
 use super::connection::PostgresStore;
 use super::entries;
 use super::generations;
@@ -15,11 +16,13 @@ use super::target::Target;
 use crate::jobs::{JobId, NewJob};
 use crate::store::interface::Groups;
 use crate::store::interface::entries::{Entries, EntryRow};
-use crate::store::interface::jobs::RememberedJob;
+use crate::store::interface::jobs::{FinishedJob, RememberedJob};
 use crate::store::task::StoreTask;
 use crate::store::tests::server::{PASSWORD, Postgres, Way};
 use crate::store::tests::{Bed, PostgresBed, target};
-use crate::store::{Fault, Jobs, Keys, NewKey, Place, Requests, Store, StoreError, StoreWorker};
+use crate::store::{
+    Callbacks, Fault, Jobs, Keys, NewKey, Place, Requests, Store, StoreError, StoreWorker,
+};
 
 fn bed() -> (PostgresBed, Target) {
     let bed = PostgresBed::new();
@@ -385,6 +388,33 @@ fn transactions_that_wait_for_each_other_are_both_committed() {
 }
 
 #[test]
+fn a_callback_that_another_daemon_takes_is_passed_over_without_waiting() {
+    let (_bed, target) = bed();
+    let mut one = PostgresStore::open(&target).unwrap();
+    let mut other = PostgresStore::open(&target).unwrap();
+    let jobs = [1, 2].map(|number| NewJob {
+        callback_url: Some("https://example.com/".to_owned()),
+        ..new_job(number, "key_a")
+    });
+    for job in &jobs {
+        one.insert_job(job).unwrap();
+        let mut life = one.job_life(job.id).unwrap().unwrap();
+        life.cancel().unwrap();
+        let end = FinishedJob {
+            life: &life,
+            finished_at: 1,
+            expires_at: 9,
+            ending: None,
+        };
+        one.finish_job(job.id, &end).unwrap();
+    }
+    one.begin().unwrap();
+    assert_eq!(one.due_callbacks("key_a", 1, 1).unwrap(), [jobs[0].id]);
+    assert_eq!(other.due_callbacks("key_a", 1, 9).unwrap(), [jobs[1].id]);
+    one.commit().unwrap();
+}
+
+#[test]
 fn a_retry_on_another_daemon_waits_and_finds_the_job() {
     let (_bed, target) = bed();
     let mut one = PostgresStore::open(&target).unwrap();
@@ -405,7 +435,7 @@ fn a_retry_on_another_daemon_waits_and_finds_the_job() {
 
 /// The plans of PostgreSQL depend on the tables' contents, so there are some.
 ///
-/// Mutations that this test catches: each index of `jobs` and `idempotency` that is left out.
+/// Mutations that this test catches: each index of `jobs`, `callbacks` and `idempotency` that is left out.
 #[test]
 fn no_statement_reads_all_jobs() {
     let (bed, target) = bed();
@@ -416,6 +446,7 @@ fn no_statement_reads_all_jobs() {
          SELECT decode(lpad(to_hex(n), 32, '0'), 'hex'), 'key_' || n % 50,
                 (ARRAY['queued', 'running', 'completed', 'failed'])[n % 4 + 1], n, n, 1, '{}'
          FROM generate_series(1, 100000) AS n;
+         INSERT INTO callbacks (job, key_id, next_at) SELECT id, key_id, expires_at FROM jobs;
          INSERT INTO job_totals (key_id, queued) SELECT 'key_' || n, 500
          FROM generate_series(0, 49) AS n;
          INSERT INTO idempotency
@@ -436,6 +467,8 @@ fn no_statement_reads_all_jobs() {
         (jobs::OVERDUE, vec!["900", "20"]),
         (jobs::DELETE_OLD, vec!["'failed'", "900", "20"]),
         (jobs::FORGET_OLD, vec!["900", "20"]),
+        (callbacks::NEXT_KEY, vec!["'key_7'"]),
+        (callbacks::DUE, vec!["'key_7'", "900", "20"]),
     ] {
         let plan = plan(&store, sql, &values);
         let scans = plan.iter().filter(|line| line.contains("Seq Scan on"));

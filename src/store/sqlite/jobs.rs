@@ -17,7 +17,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::SqliteStore;
 use super::connection::database_error;
 use crate::jobs::{
-    EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, State,
+    Callback, CallbackState, EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals,
+    Life, NewJob, State,
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
@@ -25,9 +26,10 @@ use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
 use crate::store::stored::{from_sql, to_sql};
 
 const SELECT_JOB: &str = "
-    SELECT id, key_id, state, attempt, sequence, lost, lease_until, created_at, started_at,
-           finished_at, expires_at, request, ending, callback_url
-    FROM jobs WHERE id = ?1";
+    SELECT j.id, j.key_id, j.state, attempt, sequence, lost, lease_until, created_at, started_at,
+           finished_at, expires_at, request, ending, callback_url,
+           c.state, c.attempts, c.next_at, c.error
+    FROM jobs j LEFT JOIN callbacks c ON c.job = j.id WHERE j.id = ?1";
 
 const SELECT_LIFE: &str = "
     SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = ?1";
@@ -40,7 +42,7 @@ impl Jobs for SqliteStore {
         self.run(|connection| {
             let sql = "INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, \
                        callback_url, request) VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7)";
-            let bytes = limits::ROW_BYTES + job.request.len() as u64;
+            let bytes = limits::ROW_BYTES + job.bytes();
             connection.prepare_cached(sql)?.execute(params![
                 job.id.as_bytes(),
                 job.key_id,
@@ -328,7 +330,7 @@ const FORGET_OLD: &str = "
         (SELECT key_id, key FROM idempotency WHERE expires_at <= ?1 LIMIT ?2)";
 
 impl SqliteStore {
-    fn run<T>(
+    pub(super) fn run<T>(
         &mut self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
@@ -356,7 +358,22 @@ fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
         request: row.get(11)?,
         ending: row.get(12)?,
         callback_url: row.get(13)?,
+        callback: callback(row, 14)?,
     })
+}
+
+/// Reads the four columns of a callback; `None` without one.
+fn callback(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Callback>> {
+    let Some(word) = row.get::<_, Option<String>>(first)? else {
+        return Ok(None);
+    };
+    Ok(Some(Callback {
+        // A state that a later version has written needs nothing of this one.
+        state: CallbackState::parse(&word).unwrap_or(CallbackState::Failed),
+        attempts: row.get(first + 1)?,
+        next_at: unsigned(row, first + 2)?,
+        error: row.get(first + 3)?,
+    }))
 }
 
 fn summary(row: &Row<'_>) -> rusqlite::Result<JobSummary> {
@@ -399,7 +416,7 @@ fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<State> {
     State::parse(&word).ok_or_else(|| unknown(column, &word))
 }
 
-fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {
+pub(super) fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {
     row.get(column).map(JobId::from_bytes)
 }
 

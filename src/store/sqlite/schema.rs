@@ -19,6 +19,7 @@
 
 use rusqlite::Connection;
 
+mod callbacks;
 mod entries;
 mod generations;
 mod jobs;
@@ -117,6 +118,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: entries::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: callbacks::TABLES,
         min_reader: 1,
     },
 ];

@@ -2,6 +2,7 @@
 //!
 //! PostgreSQL's tests share one server, and each has a database of its own.
 
+mod callbacks;
 mod entries;
 pub mod generations;
 mod jobs;

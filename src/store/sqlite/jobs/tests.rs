@@ -1,6 +1,7 @@
 //! The plans of the statements; everything else is tested for each database at once.
 
 use super::*;
+use crate::store::sqlite::callbacks;
 
 /// Mutation: `jobs_by_end` without `expires_at`.
 #[test]
@@ -17,6 +18,8 @@ fn no_statement_reads_all_jobs() {
         DELETE_OLD,
         FORGET_OLD,
         next,
+        callbacks::NEXT_KEY,
+        callbacks::DUE,
     ];
     for sql in all.into_iter().chain(of_id) {
         let sql = format!("EXPLAIN QUERY PLAN {sql}");
