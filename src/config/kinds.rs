@@ -13,6 +13,7 @@ use super::address::{Listen, Place};
 use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::{List, ValueKind};
+use super::networks::Networks;
 use super::proxies::TrustedProxies;
 use super::redis_url::RedisUrl;
 use super::tls::ClientKey;
@@ -326,6 +327,18 @@ const NETWORK: ValueKind = ValueKind {
 /// Networks of trusted proxies.
 pub const NETWORKS: ValueKind = list_of(&NETWORK, limits::TRUSTED_PROXIES);
 
+const ALLOWED_NETWORK: ValueKind = ValueKind {
+    plural: "networks",
+    example: Networks::EXAMPLE,
+    expected: |_| Networks::EXPECTED.to_owned(),
+    from_toml: |value| allowed_network(value.as_str()?),
+    from_text: allowed_network,
+    ..ELEMENT
+};
+
+/// Networks that are not public.
+pub const ALLOWED_NETWORKS: ValueKind = list_of(&ALLOWED_NETWORK, limits::CALLBACK_NETWORK_ITEMS);
+
 const HOST: ValueKind = ValueKind {
     plural: "host names",
     example: Hosts::EXAMPLE,
@@ -400,6 +413,10 @@ fn client_key(text: &str) -> Option<Value> {
 
 fn network(text: &str) -> Option<Value> {
     text_if(TrustedProxies::takes(text), text)
+}
+
+fn allowed_network(text: &str) -> Option<Value> {
+    text_if(Networks::takes(text), text)
 }
 
 fn own_socket(text: &str) -> Option<Value> {
@@ -581,8 +598,8 @@ mod tests {
         fn any_plain_text_is_read_or_refused(text: String) {
             let kinds = [
                 SWITCH, number(0..=9), size(0..=9), time(0..=9), word_of::<EngineKind>(), PATH,
-                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, HOSTS, REDIS_URL, SOCKET,
-                PEERS, BROKERS, TOPIC,
+                MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, ALLOWED_NETWORKS, HOSTS,
+                REDIS_URL, SOCKET, PEERS, BROKERS, TOPIC,
             ];
             for kind in kinds {
                 match kind.read_text(&text) {

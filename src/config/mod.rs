@@ -30,6 +30,7 @@ mod kind;
 mod kinds;
 mod load;
 mod named;
+mod networks;
 mod problem;
 mod proxies;
 mod redis_url;

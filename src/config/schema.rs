@@ -18,10 +18,11 @@ use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, BROKERS, CLIENT_KEYS, FILES, HOSTS, HTTP_URL, MODELS, NETWORKS, PATH, PEERS,
-    REDIS_URL, SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time, word_of,
+    ADDRESSES, ALLOWED_NETWORKS, BROKERS, CLIENT_KEYS, FILES, HOSTS, HTTP_URL, MODELS, NETWORKS,
+    PATH, PEERS, REDIS_URL, SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time, word_of,
 };
 use super::named::Model;
+use super::networks::Networks;
 use super::proxies::{ForwardedField, TrustedProxies};
 use super::redis_url::RedisUrl;
 use super::tls::{ClientCertificates, ClientKey, TlsVersion};
@@ -462,6 +463,18 @@ schema! {
         /// Time for which the `Idempotency-Key` of a request is remembered.
         idempotency_ttl: Duration = Duration::from_secs(24 * 3600),
             time(limits::JOB_TIMES_MS), Reload;
+        /// Networks to which callbacks may go besides public addresses: private ones, loopback and
+        /// link-local addresses are refused otherwise, whatever name leads there.
+        callback_networks: Networks = Networks::default(), ALLOWED_NETWORKS, Reload;
+        /// Time for one attempt to deliver a callback. A daemon that is killed during an attempt
+        /// delays the next one by up to twice this time.
+        callback_timeout: Duration = Duration::from_secs(10),
+            time(limits::CALLBACK_TIMEOUT_MS), Reload;
+        /// Attempts to deliver a callback, which also ends when its job is deleted.
+        callback_attempts: u32 = 12, number(limits::CALLBACK_ATTEMPTS), Reload;
+        /// Pause after the first attempt that has failed. It doubles up to an hour.
+        callback_pause: Duration = Duration::from_secs(5),
+            time(limits::CALLBACK_PAUSE_MS), Reload;
     }
 
     /// The daemon's own requests to other servers.

@@ -12,6 +12,7 @@ use toml::de::DeValue;
 use super::address::Listen;
 use super::database::StoreUrl;
 use super::hosts::Hosts;
+use super::networks::Networks;
 use super::problem::quote;
 use super::proxies::TrustedProxies;
 use super::redis_url::RedisUrl;
@@ -170,6 +171,16 @@ impl Field for TrustedProxies {
 
     fn from_value(value: Value) -> Option<TrustedProxies> {
         TrustedProxies::parse(&Vec::<String>::from_value(value)?)
+    }
+}
+
+impl Field for Networks {
+    fn to_value(&self) -> Value {
+        self.texts().to_value()
+    }
+
+    fn from_value(value: Value) -> Option<Networks> {
+        Networks::parse(&Vec::<String>::from_value(value)?)
     }
 }
 

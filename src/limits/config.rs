@@ -186,6 +186,18 @@ pub const RUNNING_JOBS: RangeInclusive<u64> = 1..=1_024;
 /// `jobs.max_wait`, `jobs.keep` and `jobs.idempotency_ttl`: up to a year.
 pub const JOB_TIMES_MS: RangeInclusive<u64> = SECOND_MS..=365 * 24 * HOUR_MS;
 
+/// `jobs.callback_networks`: compared one after the other, for each connection.
+pub const CALLBACK_NETWORK_ITEMS: RangeInclusive<usize> = 0..=256;
+
+/// `jobs.callback_attempts`: with pauses of up to an hour, a hundred attempts take days.
+pub const CALLBACK_ATTEMPTS: RangeInclusive<u64> = 1..=100;
+
+/// `jobs.callback_timeout`: a receiver that takes longer should accept first and work later.
+pub const CALLBACK_TIMEOUT_MS: RangeInclusive<u64> = 100..=60 * SECOND_MS;
+
+/// `jobs.callback_pause`.
+pub const CALLBACK_PAUSE_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+
 /// `jobs.lease`: a shorter one could run out between two renewals.
 pub const LEASE_MS: RangeInclusive<u64> = SECOND_MS..=HOUR_MS;
 

@@ -80,3 +80,31 @@ pub const PAGE_JOBS_MAX: u32 = 100;
 
 /// `Idempotency-Key`: a UUID has 36 characters, and the field's draft shows no longer ones.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// Callbacks that one daemon sends at once, or whose results wait for the store: far fewer than
+/// there may be fetches.
+pub const CALLBACK_REQUESTS_MAX: u32 = 64;
+
+/// Callbacks of one key that one daemon sends at once: a receiver that is slow holds up its own
+/// key's alone.
+pub const CALLBACK_REQUESTS_PER_KEY_MAX: u32 = 8;
+
+/// Keys that one claim of callbacks looks at: two look-ups each, some milliseconds together. The
+/// next claim continues behind them.
+pub const CALLBACK_KEYS_MAX: u32 = 64;
+
+/// How often the store is asked for callbacks without an occasion: for those whose pause has ended,
+/// and those of jobs that other daemons have ended.
+pub const CALLBACK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest pause between two attempts of a callback, also for a receiver that asks for more.
+pub const CALLBACK_PAUSE_MAX: Duration = Duration::from_secs(3_600);
+
+/// Bytes of the head of a receiver's response; servers accept as much themselves.
+pub const CALLBACK_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of its body, which nothing reads: an error page.
+pub const CALLBACK_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Characters of the reason why an attempt has failed.
+pub const CALLBACK_REASON_CHARACTERS_MAX: usize = 200;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::jobs::{Ending, JobTotals};
+use crate::jobs::{self, Ending, JobTotals};
 use crate::limits::telemetry as telemetry_limits;
 
 use super::change::Next;
@@ -94,3 +94,58 @@ impl RunnerSeries {
         self.runs.observe(age);
     }
 }
+
+crate::families! {
+    /// Callbacks of durable jobs that this daemon sends.
+    pub struct CallbackSeries {
+        /// Callbacks under way, or whose results are not saved yet.
+        under_way: Gauge = "job_callbacks_under_way", "autoglmd.job.callback.active";
+        /// Attempts to deliver a callback that have ended.
+        attempts: Counter = "job_callback_attempts" [ outcome: CallbackOutcome ],
+            "autoglmd.job.callback.attempt";
+        /// Time from the beginning of an attempt to its result.
+        durations: Histogram(telemetry_limits::REQUEST_DURATION_BUCKETS_MICROS) =
+            "job_callback_seconds", "autoglmd.job.callback.duration";
+    }
+}
+
+/// How an attempt to deliver a callback has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallbackOutcome {
+    Delivered,
+    /// It is sent again, unless that was the last attempt.
+    Failed,
+    /// It is not sent again.
+    Refused,
+    /// By the end of the daemon.
+    CutOff,
+}
+
+impl CallbackOutcome {
+    const ALL: [CallbackOutcome; 4] = [
+        CallbackOutcome::Delivered,
+        CallbackOutcome::Failed,
+        CallbackOutcome::Refused,
+        CallbackOutcome::CutOff,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            CallbackOutcome::Delivered => "delivered",
+            CallbackOutcome::Failed => "failed",
+            CallbackOutcome::Refused => "refused",
+            CallbackOutcome::CutOff => "cut_off",
+        }
+    }
+
+    pub const fn of(outcome: &jobs::Outcome) -> CallbackOutcome {
+        match outcome {
+            jobs::Outcome::Delivered => CallbackOutcome::Delivered,
+            jobs::Outcome::Failed { .. } => CallbackOutcome::Failed,
+            jobs::Outcome::Refused { .. } => CallbackOutcome::Refused,
+            jobs::Outcome::CutOff => CallbackOutcome::CutOff,
+        }
+    }
+}
+
+crate::label!(CallbackOutcome, as_str, CallbackOutcome::ALL, 0);

@@ -9,12 +9,16 @@
 //! * [`start`]: from a claimed job to a job of the engine;
 //! * [`attempt`]: one attempt, from its claim to its saved end;
 //! * [`thread`]: the runner's own thread;
+//! * [`callback_claim`]: which callbacks are sent next, and [`callbacks`]: the thread that has them
+//!   sent;
 //! * [`metrics`].
 //!
 //! A request sees two things of it ([`Access`]): the [`Journal`], for a note that a job was
 //! accepted or cancelled, and the [`Followers`].
 
 pub mod attempt;
+pub mod callback_claim;
+pub mod callbacks;
 pub mod change;
 pub mod followers;
 pub mod journal;
@@ -31,10 +35,11 @@ use crossbeam_channel::Receiver;
 
 use crate::core::Moment;
 
+pub use callbacks::{CallbackCaller, CallbackParts, Callbacks};
 pub use change::{Acceptance, Bound, Bounds, Idempotency};
 pub use followers::{Crowded, Follower, Followers, Wake};
 pub use journal::{Destinations, Journal, Note};
-pub use metrics::RunnerSeries;
+pub use metrics::{CallbackSeries, RunnerSeries};
 pub use thread::{Parts, Thread};
 
 /// The runner, as requests see it. The default is for a service without one.

@@ -10,9 +10,17 @@ use crate::store::{Store, StoreError, StoreTask};
 
 use super::change::{self, Write};
 
+/// The store's own line for the runner: no API key has this number.
+pub(super) const TENANT: u64 = u64::MAX;
+
+/// Work of the runner's threads in the store.
+pub trait StoreWork: Send {
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
+}
+
 /// A task that has ended.
-pub struct Done {
-    pub work: Work,
+pub struct Done<W = Work> {
+    pub work: W,
     /// Why the store has done nothing of it; empty if its thread has ended.
     pub failure: Option<String>,
 }
@@ -46,7 +54,7 @@ pub enum Work {
     },
 }
 
-impl Work {
+impl StoreWork for Work {
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         match self {
             Work::Claim {
@@ -91,14 +99,14 @@ impl Work {
 }
 
 /// See the file's head.
-pub struct RunnerTask<F: FnMut(Done) + Send> {
+pub struct RunnerTask<W: StoreWork, F: FnMut(Done<W>) + Send> {
     /// `None` once it has reported.
-    work: Option<Work>,
+    work: Option<W>,
     on_end: F,
 }
 
-impl<F: FnMut(Done) + Send> RunnerTask<F> {
-    pub fn new(work: Work, on_end: F) -> RunnerTask<F> {
+impl<W: StoreWork, F: FnMut(Done<W>) + Send> RunnerTask<W, F> {
+    pub fn new(work: W, on_end: F) -> RunnerTask<W, F> {
         RunnerTask {
             work: Some(work),
             on_end,
@@ -112,7 +120,7 @@ impl<F: FnMut(Done) + Send> RunnerTask<F> {
     }
 }
 
-impl<F: FnMut(Done) + Send> StoreTask for RunnerTask<F> {
+impl<W: StoreWork, F: FnMut(Done<W>) + Send> StoreTask for RunnerTask<W, F> {
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         match &mut self.work {
             Some(work) => work.run(store),
@@ -125,7 +133,7 @@ impl<F: FnMut(Done) + Send> StoreTask for RunnerTask<F> {
     }
 }
 
-impl<F: FnMut(Done) + Send> Drop for RunnerTask<F> {
+impl<W: StoreWork, F: FnMut(Done<W>) + Send> Drop for RunnerTask<W, F> {
     fn drop(&mut self) {
         self.report(Some(String::new()));
     }

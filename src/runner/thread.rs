@@ -41,12 +41,13 @@ use crate::telemetry::id::{IdKind, Ids};
 use crate::telemetry::random::SplitMix64;
 
 use super::attempt::{Attempt, Origin};
+use super::callbacks::Callbacks;
 use super::change::{Next, Write};
 use super::followers::Followers;
 use super::journal::{Journal, Note};
 use super::metrics::RunnerSeries;
 use super::start::{self, Terms};
-use super::tasks::{Done, RunnerTask, Work};
+use super::tasks::{Done, RunnerTask, TENANT, Work};
 
 /// Everything that the runner uses.
 pub struct Parts {
@@ -54,6 +55,8 @@ pub struct Parts {
     pub requests: Arc<Requests>,
     pub followers: Arc<Followers>,
     pub journal: Journal,
+    /// Is asked to look for callbacks when jobs end.
+    pub callbacks: Callbacks,
     pub series: Arc<RunnerSeries>,
     /// Replaced as a whole by a reload, or when keys change.
     pub config: Arc<Config>,
@@ -88,9 +91,6 @@ pub struct Thread {
     /// Since a drain began, when the thread ends at the latest.
     ends_at: Option<Moment>,
 }
-
-/// The store's own line for the runner: no API key has this number.
-const TENANT: u64 = u64::MAX;
 
 impl Thread {
     pub fn new(parts: Parts, now: Moment) -> Thread {
@@ -172,6 +172,7 @@ impl Thread {
             stays
         });
         self.parts.followers.wake(id);
+        self.parts.callbacks.look();
     }
 
     fn drain(&mut self, now: Moment) {
@@ -363,6 +364,9 @@ impl Thread {
                 if !has_failed {
                     self.parts.series.set_totals(&totals);
                     changed.iter().for_each(|id| self.parts.followers.wake(*id));
+                    if !changed.is_empty() {
+                        self.parts.callbacks.look();
+                    }
                     if has_more {
                         self.sweep_at = now;
                     }
@@ -502,6 +506,7 @@ impl Thread {
                     self.parts.series.count_end(&part.next, attempt.age(now));
                 }
                 self.attempts.remove(serial);
+                self.parts.callbacks.look();
                 self.claim_at = self.claim_at.min(self.backed_off(now));
             }
             self.parts.followers.wake(part.id);

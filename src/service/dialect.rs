@@ -91,6 +91,8 @@ pub struct Asked {
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
     pub cache: CacheMode,
+    /// Where the end of a durable job is reported.
+    pub callback_url: Option<String>,
     /// Whether the response is sent whole or in pieces, and its form.
     pub narrator: Narrator,
 }

@@ -66,6 +66,7 @@ use crate::error::ApiError;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
 use crate::offload::{CancelReason, JobKey};
+pub use api::jobs::object::callback_body;
 pub use copied::{Copied, Owners};
 pub use response::cached::Responses;
 pub use response::compression::CompressionSeries;

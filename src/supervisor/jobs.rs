@@ -1,7 +1,8 @@
 //! The runner of durable jobs, as a part.
 //!
 //! Born after the engine, which computes them, and after the store's thread. A drain gives running
-//! jobs back to the store at once: they run again after the next start, or on another daemon.
+//! jobs back to the store at once: they run again after the next start, or on another daemon. A
+//! callback under way is ended with its reactor, and sent again after the next start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,14 @@ use super::part::{Birth, Part, Settings};
 use crate::console::exit;
 use crate::core::UnixMillis;
 use crate::reactor::message::Mailboxes;
-use crate::runner::{Followers, Journal, Note, Parts, Runner};
+use crate::runner::callbacks::CallbackNote;
+use crate::runner::{CallbackCaller, CallbackParts, Followers, Journal, Note, Parts, Runner};
+use crate::service::callback_body;
 use crate::telemetry::random::random_seed;
 
 pub struct Jobs {
     runner: Runner,
+    caller: CallbackCaller,
     journal: Journal,
 }
 
@@ -30,7 +34,24 @@ impl Part for Jobs {
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let wake = Arc::new(Mailboxes(mailboxes.unwrap_or_default()));
         birth.jobs.followers = Arc::new(Followers::new(wake));
+        let Some(fetcher) = birth.fetcher.clone() else {
+            return Err(Failure::new(
+                exit::SOFTWARE,
+                "callbacks are born before the way of requests to other servers",
+            ));
+        };
+        let caller = CallbackCaller::start(CallbackParts {
+            fetcher,
+            requests: birth.requests.clone(),
+            series: birth.metrics.series(),
+            config: birth.config.clone(),
+            body: callback_body,
+            wall_clock: UnixMillis::now,
+            seed: random_seed(),
+        });
+        let caller = caller.map_err(|error| Failure::os("starting a thread", &error))?;
         let parts = Parts {
+            callbacks: caller.callbacks(),
             engine,
             requests: birth.requests.clone(),
             followers: birth.jobs.followers.clone(),
@@ -45,19 +66,25 @@ impl Part for Jobs {
         let runner = runner.map_err(|error| Failure::os("starting a thread", &error))?;
         Ok(Jobs {
             runner,
+            caller,
             journal: birth.jobs.journal.clone(),
         })
     }
 
     fn apply(&mut self, settings: &Settings) {
-        self.journal.note(Note::Apply(settings.config.clone()));
+        let config = &settings.config;
+        self.journal.note(Note::Apply(config.clone()));
+        let callbacks = self.caller.callbacks();
+        callbacks.note(CallbackNote::Apply(config.clone()));
     }
 
     fn drain(&mut self, _: Duration) {
         self.runner.drain();
+        self.caller.drain();
     }
 
     fn join(&mut self) -> bool {
-        self.runner.join()
+        let is_good = self.runner.join();
+        self.caller.join() & is_good
     }
 }

@@ -27,7 +27,7 @@ use super::{Daemon, Dice, Message, TURNS_MOST, config, seeds};
 use crate::core::UnixMillis;
 use crate::jobs::{EventId, EventKind, JobId};
 use crate::keys::KeyRing;
-use crate::runner::{Note, RunnerSeries, Thread, thread};
+use crate::runner::{Callbacks, Note, RunnerSeries, Thread, thread};
 use crate::store::{Fault, Jobs as _, SqliteStore, StoreError};
 use crate::telemetry::metrics::Metrics;
 
@@ -110,6 +110,8 @@ impl World {
             followers: daemon.jobs.followers.clone(),
             journal: daemon.jobs.journal.clone(),
             series: Metrics::new("simulated").series::<RunnerSeries>(),
+            // No job here has a callback.
+            callbacks: Callbacks::new().0,
             config,
             keys: Arc::new(KeyRing::new(Vec::new())),
             wall_clock,

@@ -42,6 +42,7 @@ impl Dialect for Plain {
         Ok(Asked {
             digest: [0; 32],
             cache: CacheMode::Use,
+            callback_url: None,
             prompt: Prompt::Raw(prompt.to_owned()),
             model: None,
             timeout: Duration::from_secs(60),

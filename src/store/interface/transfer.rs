@@ -71,6 +71,8 @@ pub static TABLES: &[Table] = &[
             ("allowed_models", Text),
             ("webhook_secret", Text),
             ("owner", Text),
+            ("old_webhook_secret", Text),
+            ("old_webhook_secret_until", Number),
         ],
         order: "id",
     },
@@ -155,6 +157,18 @@ pub static TABLES: &[Table] = &[
             ("text", LongText),
         ],
         order: "job, attempt, sequence",
+    },
+    Table {
+        name: "callbacks",
+        columns: &[
+            ("job", Bytes),
+            ("key_id", Text),
+            ("state", Text),
+            ("attempts", Number),
+            ("next_at", Number),
+            ("error", Text),
+        ],
+        order: "job",
     },
     Table {
         name: "idempotency",

@@ -435,7 +435,8 @@ fn a_retry_on_another_daemon_waits_and_finds_the_job() {
 
 /// The plans of PostgreSQL depend on the tables' contents, so there are some.
 ///
-/// Mutations that this test catches: each index of `jobs`, `callbacks` and `idempotency` that is left out.
+/// Mutations that this test catches: each index of `jobs`, `callbacks` and `idempotency` that is
+/// left out.
 #[test]
 fn no_statement_reads_all_jobs() {
     let (bed, target) = bed();

@@ -7,7 +7,7 @@ use super::{Bed, PostgresBed, SqliteBed};
 use crate::core::UnixMillis;
 use crate::jobs::{EventId, EventKind, JobEvent, JobId, NewJob};
 use crate::store::interface::generations::{Content, GenerationRecord, Status};
-use crate::store::interface::jobs::RememberedJob;
+use crate::store::interface::jobs::{FinishedJob, RememberedJob};
 use crate::store::interface::transfer::TABLES;
 use crate::store::transfer::{Imported, TransferError, export, import};
 use crate::store::{NewKey, Store};
@@ -52,6 +52,25 @@ fn fill(store: &mut dyn Store) {
         })
         .collect();
     store.add_generations(&records).unwrap();
+    let ended = NewJob {
+        id: JobId::from_bytes([6; 16]),
+        key_id: key.id.clone(),
+        created_at: START,
+        expires_at: START + 1,
+        callback_url: Some("https://example.com/".to_owned()),
+        request: String::new(),
+    };
+    store.insert_job(&ended).unwrap();
+    let mut life = store.job_life(ended.id).unwrap().unwrap();
+    life.cancel().unwrap();
+    let end = FinishedJob {
+        life: &life,
+        finished_at: START,
+        expires_at: START + 1,
+        ending: None,
+    };
+    // Its callback comes with its end.
+    store.finish_job(ended.id, &end).unwrap();
     let id = JobId::from_bytes([7; 16]);
     store
         .insert_job(&NewJob {

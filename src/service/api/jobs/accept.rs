@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 
+use crate::core::address_policy::AddressPolicy;
 use crate::core::buffered::{Claim, Full};
 use crate::engine::{CacheMode, Prompt, Refused};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
+use crate::http::origin::{Host, Origin};
 use crate::jobs::{File, JobId, JobRequest};
 use crate::limits::jobs as limits;
 use crate::offload::{JobKey, Ticket};
@@ -128,7 +130,11 @@ fn store(
     }
 }
 
-fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<(Accept, Narrator), ApiError> {
+fn job_of(
+    desk: &mut Desk,
+    call: &mut Call,
+    mut asked: Asked,
+) -> Result<(Accept, Narrator), ApiError> {
     if desk.is_draining {
         return Err(refusal(Refused::Draining));
     }
@@ -143,6 +149,10 @@ fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<(Accept, Nar
         let message = "this daemon keeps no jobs (`jobs.enabled`), which durable jobs and \
                        `Idempotency-Key` need";
         return Err(ApiError::new(ErrorCode::NotImplemented, message));
+    }
+    let callback_url = asked.callback_url.take();
+    if let Some(url) = &callback_url {
+        check_callback(url, &jobs.callback_networks.policy())?;
     }
     check_model(desk.model(), asked.model.as_deref())?;
     let mut memory = desk.parts.buffered.share(Claim::of(call.caller.is_some()));
@@ -171,6 +181,7 @@ fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<(Accept, Nar
         id,
         is_seed_drawn,
         request,
+        callback_url,
         created_at: now_ms,
         expires_at: now_ms.saturating_add(max_wait.as_millis() as u64),
         bounds,
@@ -179,6 +190,24 @@ fn job_of(desk: &mut Desk, call: &mut Call, asked: Asked) -> Result<(Accept, Nar
         memory,
     };
     Ok((accepted, narrator))
+}
+
+/// Refuses a URL that cannot be called. A name is looked up when it is called, because it may lead
+/// elsewhere by then.
+fn check_callback(url: &str, policy: &AddressPolicy) -> Result<(), ApiError> {
+    let refused = |message| {
+        Err(ApiError::new(ErrorCode::InvalidParameter, message).with_param("callback_url"))
+    };
+    match Origin::parse(url) {
+        Err(why) => refused(format!("`callback_url` cannot be used: {why}")),
+        Ok((origin, _)) => match origin.host {
+            Host::Address(address) if !policy.permits(address) => refused(format!(
+                "`callback_url` leads to {address}, which is not public and not in \
+                 `jobs.callback_networks`"
+            )),
+            _ => Ok(()),
+        },
+    }
 }
 
 fn request_of(asked: Asked, drawn_seed: i64, is_live: bool) -> (JobRequest, Narrator) {

@@ -10,7 +10,10 @@ use crate::engine::language::language;
 use crate::engine::{FinishReason, Usage};
 use crate::error::ErrorCode;
 use crate::http::sse;
-use crate::jobs::{Completion, Ending, EventKind, Failure, JobEvent, JobRecord, JobSummary};
+use crate::jobs::{
+    Callback, CallbackState, Completion, Ending, EventKind, Failure, JobEvent, JobRecord,
+    JobSummary,
+};
 use crate::service::api::native::selection::{GenerationObject, Selection};
 use crate::service::dialect::Generation;
 use crate::service::response::json::{Object, WriteJson, push_number, push_text};
@@ -26,6 +29,49 @@ pub fn write_job(out: &mut Vec<u8>, job: &JobRecord) {
         }
         Some(Ending::Failed(failure)) => write_failure(object.member("error"), &failure),
         None => {}
+    }
+    if let Some(url) = &job.callback_url {
+        write_callback(object.member("callback"), url, job.callback.as_ref());
+    }
+    object.end();
+}
+
+/// Returns what the callback of a job sends: the job as a client reads it, without the state of the
+/// callback itself.
+pub fn callback_body(job: &JobRecord) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut object = Object::begin(&mut out);
+    let kind = format!("job.{}", job.life.state.as_str());
+    push_text(object.member("type"), &kind);
+    let ended = i64::try_from(job.finished_at.unwrap_or_default()).unwrap_or(i64::MAX);
+    let ended = jiff::Timestamp::from_millisecond(ended).unwrap_or(jiff::Timestamp::MAX);
+    push_text(object.member("timestamp"), &ended.to_string());
+    let shown = JobRecord {
+        callback_url: None,
+        ..job.clone()
+    };
+    write_job(object.member("data"), &shown);
+    object.end();
+    out
+}
+
+fn write_callback(out: &mut Vec<u8>, url: &str, callback: Option<&Callback>) {
+    let mut object = Object::begin(out);
+    push_text(object.member("url"), url);
+    let status = callback.map_or("waiting", |callback| callback.state.as_str());
+    push_text(object.member("status"), status);
+    let attempts = callback.map_or(0, |callback| callback.attempts);
+    push_number(object.member("attempts"), attempts.into());
+    let pending = callback.filter(|callback| callback.state == CallbackState::Pending);
+    let next = object.member("next_attempt_at");
+    match pending {
+        Some(callback) => push_number(next, callback.next_at),
+        None => next.extend_from_slice(b"null"),
+    }
+    let error = object.member("error");
+    match callback.and_then(|callback| callback.error.as_deref()) {
+        Some(why) => push_text(error, why),
+        None => error.extend_from_slice(b"null"),
     }
     object.end();
 }

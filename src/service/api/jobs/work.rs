@@ -51,6 +51,7 @@ pub enum Work {
 pub struct Accept {
     pub id: JobId,
     pub request: JobRequest,
+    pub callback_url: Option<String>,
     /// Whether the request has no seed of its own, so that a retry may have got another one.
     pub is_seed_drawn: bool,
     pub created_at: u64,
@@ -187,8 +188,15 @@ fn accept(
         created_at: accepted.created_at,
         expires_at: accepted.expires_at,
         request,
-        callback_url: None,
+        callback_url: accepted.callback_url.clone(),
     };
+    let is_signed = job.callback_url.is_none()
+        || !store
+            .webhook_secrets(key_id, accepted.created_at / 1_000)?
+            .is_empty();
+    if !is_signed {
+        return Ok((Err(no_secret(key_id)), false));
+    }
     let reply = match change::accept(store, &job, &accepted.bounds, idempotency.as_ref())? {
         Acceptance::New => {
             let job = store.job(accepted.id)?;
@@ -220,6 +228,11 @@ fn digest(accepted: &Accept) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[u8::from(accepted.is_seed_drawn)]);
     hasher.update(request.to_json().as_bytes());
+    if let Some(url) = &accepted.callback_url {
+        // A byte that no JSON text ends with.
+        hasher.update(b"\0");
+        hasher.update(url.as_bytes());
+    }
     *hasher.finalize().as_bytes()
 }
 
@@ -308,6 +321,18 @@ fn created(job: &JobRecord, notation: Notation) -> Found {
 pub fn no_job() -> ApiError {
     let message = "this key has no such job; finished jobs are deleted after `jobs.keep`";
     ApiError::new(ErrorCode::NotFound, message)
+}
+
+/// The error for a callback that could not be signed.
+fn no_secret(key_id: &str) -> ApiError {
+    let message = match key_id {
+        "" => "callbacks are signed with a secret of the key; send the request with a key".into(),
+        id => format!(
+            "callbacks are signed, and this key has no secret for them; make one with `autoglmd \
+             key webhook-secret {id}` where the daemon runs"
+        ),
+    };
+    ApiError::new(ErrorCode::InvalidParameter, message).with_param("callback_url")
 }
 
 /// The error for a store that fails or takes too long.

@@ -60,6 +60,13 @@ impl Dialect for Native {
             ContentType::Known(MediaType::Protobuf) => read_request(received.body, None, limits)?,
             _ => GenerateRequest::parse(received.body, limits)?,
         };
+        let is_job = form.row.is_some_and(|row| row.route == Route::Jobs);
+        if asked.callback_url.is_some() && !is_job {
+            let message = "`callback_url` is for durable jobs: send it to `POST /api/v1/jobs`";
+            return Err(
+                ApiError::new(ErrorCode::InvalidParameter, message).with_param("callback_url")
+            );
+        }
         let shape = Shape {
             selection: Selection::parse(received.fields)?,
             language: asked.language_name(),

@@ -13,6 +13,7 @@ use crate::engine::language::Language;
 use crate::engine::{CacheMode, ContextFile, Prompt, Sampling};
 use crate::error::ApiError;
 use crate::limits::engine as engine_limits;
+use crate::limits::http as http_limits;
 use crate::limits::service as limits;
 use crate::service::dialect::{Asked, Narrator};
 use crate::service::excerpt::excerpt;
@@ -42,6 +43,8 @@ pub struct GenerateRequest {
     /// `None`: `Accept` decides.
     pub stream: Option<bool>,
     pub cache: CacheMode,
+    /// Of durable jobs alone.
+    pub callback_url: Option<String>,
 }
 
 /// Every field that a body may have.
@@ -63,6 +66,7 @@ const FIELDS: &[&str] = &[
     "context",
     "stream",
     "cache",
+    "callback_url",
 ];
 
 const CONTEXT_FIELDS: &[&str] = &["path", "text"];
@@ -85,6 +89,7 @@ impl GenerateRequest {
             context: Vec::new(),
             stream: None,
             cache: CacheMode::default(),
+            callback_url: None,
         }
     }
 
@@ -108,6 +113,7 @@ impl GenerateRequest {
             max_tokens: self.max_tokens,
             stop: self.stop,
             cache: self.cache,
+            callback_url: self.callback_url,
             narrator,
         }
     }
@@ -163,6 +169,10 @@ impl GenerateRequest {
             "context" => self.context = context(value)?,
             "stream" => self.stream = Some(boolean("stream", value)?),
             "cache" => self.cache = cache_mode(value)?,
+            "callback_url" => {
+                let url = owned_text("callback_url", value, 1, http_limits::URL_BYTES_MAX)?;
+                self.callback_url = Some(url);
+            }
             other => return Err(unknown(other, FIELDS, "")),
         }
         Ok(())
@@ -448,6 +458,7 @@ mod tests {
             context: vec![file],
             stream: Some(false),
             cache: CacheMode::Refresh,
+            callback_url: None,
         };
         assert_eq!(request, expected);
     }

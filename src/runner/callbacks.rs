@@ -1,0 +1,536 @@
+//! The thread that has callbacks of ended jobs sent.
+//!
+//! ```text
+//!             claim                  submit
+//!    store ──────────> this thread ──────────> Fetcher ──> a reactor ──> receiver
+//!      ^                 ^    │                                │
+//!      └──── save ───────┼────┘                                │
+//!                        └────────────── result ───────────────┘
+//! ```
+//!
+//! Owns the attempts under way. It waits for notes and for its own next duty, and never for the
+//! store or a receiver: neither a request nor a job waits for it. The store decides what is due and
+//! which result counts (see [`Callback`]); the outbound client resolves, checks each address,
+//! connects and reads.
+//!
+//! Redirects are not followed: a receiver could name an address that the URL may not have. The
+//! owner of a receiver that has moved changes the URL.
+//!
+//! Invariants:
+//!  1. At most `CALLBACK_REQUESTS_MAX` attempts are under way, and of one key at most
+//!     `CALLBACK_REQUESTS_PER_KEY_MAX`. An attempt counts until its result is saved.
+//!  2. One claim and one save are under way at most.
+//!  3. An attempt ends before its lease: its fetch has half the time, the save the rest.
+//!
+//! Mutations that the tests in `tests/callbacks.rs` catch: a policy of `AddressPolicy::Any`; a
+//! status of 410 or 302 that counts as another one; a `Retry-After` that is not read; a claim whose
+//! lease does not end; `look` without a note.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use crate::config::Config;
+use crate::core::{Moment, UnixMillis};
+use crate::http::http1::response_reader::ResponseBounds;
+use crate::http::origin::Origin;
+use crate::http::{Fields, Method};
+use crate::jobs::{Callback, CallbackTerms, JobId, JobRecord, Outcome, signatures};
+use crate::keys::tenant_of;
+use crate::limits::jobs as limits;
+use crate::offload::fetch::{Fetch, FetchError, FetchSink, Fetcher, Request, Response, Timeouts};
+use crate::store::Requests;
+use crate::telemetry::random::SplitMix64;
+
+use super::callback_claim::{CallbackWork, Claim, Claimed, Settled};
+use super::metrics::{CallbackOutcome, CallbackSeries};
+use super::tasks::{Done, RunnerTask, TENANT};
+
+/// Everything that the thread uses.
+pub struct CallbackParts {
+    pub fetcher: Fetcher,
+    pub requests: Arc<Requests>,
+    pub series: Arc<CallbackSeries>,
+    /// Replaced as a whole by a reload.
+    pub config: Arc<Config>,
+    /// Writes what is sent about a job.
+    pub body: fn(&JobRecord) -> Vec<u8>,
+    pub wall_clock: fn() -> UnixMillis,
+    /// For the pauses; from the kernel outside of tests.
+    pub seed: u64,
+}
+
+/// A message to the thread.
+pub enum CallbackNote {
+    /// There may be callbacks that are due.
+    Look,
+    /// The store has dealt with a task.
+    Done(Done<CallbackWork>),
+    /// The result of an attempt, by its serial number.
+    Fetched(u64, Result<Response, FetchError>),
+    /// A new configuration is in force.
+    Apply(Arc<Config>),
+    /// Claim no more.
+    Drain,
+}
+
+/// The sending end. The channel has no bound, but each note follows a task of the store or an
+/// attempt, which have one.
+#[derive(Clone)]
+pub struct Callbacks(Sender<CallbackNote>);
+
+impl Callbacks {
+    pub fn new() -> (Callbacks, Receiver<CallbackNote>) {
+        let (sender, receiver) = unbounded();
+        (Callbacks(sender), receiver)
+    }
+
+    /// Reports that jobs have ended.
+    pub fn look(&self) {
+        self.note(CallbackNote::Look);
+    }
+
+    /// Without the thread nothing happens: it has ended.
+    pub fn note(&self, note: CallbackNote) {
+        let _ = self.0.send(note);
+    }
+}
+
+/// The running thread.
+pub struct CallbackCaller {
+    callbacks: Callbacks,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CallbackCaller {
+    pub fn start(parts: CallbackParts) -> io::Result<CallbackCaller> {
+        let (callbacks, notes) = Callbacks::new();
+        let own = callbacks.clone();
+        let thread = std::thread::Builder::new()
+            .name("callbacks".to_owned())
+            .spawn(move || Caller::new(parts, own).run(&notes))?;
+        Ok(CallbackCaller {
+            callbacks,
+            thread: Some(thread),
+        })
+    }
+
+    pub fn callbacks(&self) -> Callbacks {
+        self.callbacks.clone()
+    }
+
+    /// Claims no more. The thread ends once the attempts under way have ended.
+    pub fn drain(&self) {
+        self.callbacks.note(CallbackNote::Drain);
+    }
+
+    /// Waits for the end of the thread. `false`: it has panicked.
+    pub fn join(&mut self) -> bool {
+        self.drain();
+        self.thread
+            .take()
+            .is_none_or(|thread| thread.join().is_ok())
+    }
+}
+
+/// The state of the thread.
+struct Caller {
+    parts: CallbackParts,
+    own: Callbacks,
+    random: SplitMix64,
+    /// By serial number.
+    under_way: HashMap<u64, UnderWay>,
+    serial: u64,
+    /// The key that the last claim ended with.
+    after: String,
+    is_claiming: bool,
+    is_saving: bool,
+    claim_at: Moment,
+    save_at: Moment,
+    /// Of the store's failures; zero while it works.
+    backoff: Duration,
+    /// Since a drain began, when the thread ends at the latest.
+    ends_at: Option<Moment>,
+}
+
+/// One attempt.
+struct UnderWay {
+    job: JobId,
+    key_id: String,
+    callback: Callback,
+    expires_at: u64,
+    begun: Moment,
+    /// Whether `callback` is the result, which is to be saved.
+    is_settled: bool,
+}
+
+impl Caller {
+    fn new(parts: CallbackParts, own: Callbacks) -> Caller {
+        let now = Moment::now();
+        Caller {
+            random: SplitMix64::new(parts.seed, TENANT),
+            parts,
+            own,
+            under_way: HashMap::new(),
+            serial: 0,
+            after: String::new(),
+            is_claiming: false,
+            is_saving: false,
+            claim_at: now,
+            save_at: now,
+            backoff: Duration::ZERO,
+            ends_at: None,
+        }
+    }
+
+    fn run(mut self, notes: &Receiver<CallbackNote>) {
+        loop {
+            let now = Moment::now();
+            self.save(now);
+            self.claim(now);
+            if self.is_over(now) {
+                return;
+            }
+            match notes.recv_timeout(self.next_duty().since(now)) {
+                Ok(note) => self.handle_note(note),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let more = notes.try_iter().take(limits::NOTE_ITEMS_PER_TURN_MAX);
+            more.for_each(|note| self.handle_note(note));
+        }
+    }
+
+    fn handle_note(&mut self, note: CallbackNote) {
+        match note {
+            CallbackNote::Look => self.claim_soon(),
+            CallbackNote::Done(done) => self.handle_done(done),
+            CallbackNote::Fetched(serial, result) => {
+                self.settle(serial, outcome_of(result));
+            }
+            CallbackNote::Apply(config) => self.parts.config = config,
+            CallbackNote::Drain if self.ends_at.is_none() => {
+                let patience = self.parts.config.jobs.callback_timeout + limits::PARK_PATIENCE;
+                self.ends_at = Some(Moment::now() + patience);
+            }
+            CallbackNote::Drain => {}
+        }
+    }
+
+    fn is_over(&self, now: Moment) -> bool {
+        let is_empty = self.under_way.is_empty() && !self.is_claiming && !self.is_saving;
+        self.ends_at.is_some_and(|end| is_empty || now >= end)
+    }
+
+    fn next_duty(&self) -> Moment {
+        let claim_at = match self.may_claim() {
+            true => self.claim_at,
+            false => Moment::NEVER,
+        };
+        let save_at = match self.may_save() {
+            true => self.save_at,
+            false => Moment::NEVER,
+        };
+        claim_at
+            .min(save_at)
+            .min(self.ends_at.unwrap_or(Moment::NEVER))
+    }
+
+    // ---- claims ----
+
+    fn may_claim(&self) -> bool {
+        !self.is_claiming && self.ends_at.is_none() && self.room() > 0
+    }
+
+    fn room(&self) -> u32 {
+        limits::CALLBACK_REQUESTS_MAX.saturating_sub(self.under_way.len() as u32)
+    }
+
+    fn claim_soon(&mut self) {
+        self.claim_at = self.claim_at.min(Moment::now() + self.backoff);
+    }
+
+    fn claim(&mut self, now: Moment) {
+        if !self.may_claim() || now < self.claim_at {
+            return;
+        }
+        self.is_claiming = true;
+        self.claim_at = now + limits::CALLBACK_LOOK_INTERVAL;
+        let mut busy = HashMap::new();
+        for one in self.under_way.values() {
+            *busy.entry(one.key_id.clone()).or_default() += 1;
+        }
+        let now_ms = self.now_ms();
+        let lease = 2 * milliseconds(self.parts.config.jobs.callback_timeout);
+        self.submit(CallbackWork::Claim(Claim {
+            room: self.room(),
+            busy,
+            after: self.after.clone(),
+            now: now_ms,
+            lease_until: now_ms.saturating_add(lease),
+            body: self.parts.body,
+            claimed: Vec::new(),
+        }));
+    }
+
+    fn handle_claimed(&mut self, claim: Claim) {
+        // Keys behind the last one, and the next ones of these keys, may be due as well.
+        if !claim.after.is_empty() || !claim.claimed.is_empty() {
+            self.claim_soon();
+        }
+        self.after = claim.after;
+        for claimed in claim.claimed {
+            self.begin(claimed);
+        }
+        self.count();
+    }
+
+    fn begin(&mut self, claimed: Claimed) {
+        let serial = self.serial;
+        self.serial += 1;
+        self.under_way.insert(
+            serial,
+            UnderWay {
+                job: claimed.job,
+                key_id: claimed.key_id.clone(),
+                callback: claimed.callback.clone(),
+                expires_at: claimed.expires_at,
+                begun: Moment::now(),
+                is_settled: false,
+            },
+        );
+        if self.ends_at.is_some() {
+            return self.settle(serial, Outcome::CutOff);
+        }
+        let refused = match self.fetch(serial, claimed) {
+            Ok(fetch) => self.parts.fetcher.submit(fetch).is_err().then(|| {
+                // It is not sent, and its sink not called.
+                failed("too many requests of the daemon wait".to_owned())
+            }),
+            Err(why) => Some(Outcome::Refused {
+                why: why.to_owned(),
+            }),
+        };
+        if let Some(outcome) = refused {
+            self.settle(serial, outcome);
+        }
+    }
+
+    fn fetch(&self, serial: u64, claimed: Claimed) -> Result<Fetch, &'static str> {
+        if claimed.secrets.is_empty() {
+            return Err("its key is revoked, or has no webhook secret any more");
+        }
+        let parsed = Origin::parse(&claimed.url);
+        let (origin, target) = parsed.map_err(|_| "its URL cannot be read")?;
+        let jobs = &self.parts.config.jobs;
+        let id = claimed.job.to_string();
+        let seconds = self.now_ms() / 1_000;
+        let signatures = signatures(&claimed.secrets, &id, seconds, &claimed.body);
+        let mut fields = Fields::new();
+        fields.push("content-type", "application/json");
+        fields.push(
+            "user-agent",
+            concat!("autoglmd/", env!("CARGO_PKG_VERSION")),
+        );
+        fields.push("webhook-id", &id);
+        fields.push_number("webhook-timestamp", seconds);
+        fields.push("webhook-signature", &signatures);
+        Ok(Fetch {
+            tenant: tenant_of(&claimed.key_id),
+            origin,
+            request: Request {
+                method: Method::Post,
+                target,
+                fields,
+                body: claimed.body.into(),
+                // A receiver knows it by its id.
+                is_idempotent: true,
+            },
+            timeouts: Timeouts {
+                connect: jobs.callback_timeout,
+                first_byte: jobs.callback_timeout,
+                whole: jobs.callback_timeout,
+            },
+            bounds: ResponseBounds {
+                head_bytes: limits::CALLBACK_HEAD_BYTES_MAX,
+                body_bytes: limits::CALLBACK_BODY_BYTES_MAX,
+            },
+            policy: jobs.callback_networks.policy(),
+            sink: Box::new(Sink {
+                serial,
+                callbacks: self.own.clone(),
+            }),
+        })
+    }
+
+    // ---- results ----
+
+    fn settle(&mut self, serial: u64, outcome: Outcome) {
+        let jobs = &self.parts.config.jobs;
+        let terms = CallbackTerms {
+            attempts_max: jobs.callback_attempts,
+            pause_ms: milliseconds(jobs.callback_pause),
+            pause_ms_max: milliseconds(limits::CALLBACK_PAUSE_MAX),
+        };
+        let (now_ms, draw) = (self.now_ms(), self.random.draw());
+        let Some(one) = self.under_way.get_mut(&serial) else {
+            debug_assert!(false, "a result of no attempt");
+            return;
+        };
+        let label = CallbackOutcome::of(&outcome);
+        self.parts.series.attempts.get(label).inc();
+        self.parts
+            .series
+            .durations
+            .observe(Moment::now().since(one.begun));
+        let callback = one.callback.clone();
+        one.callback = callback.settle(outcome, &terms, now_ms, one.expires_at, draw);
+        one.is_settled = true;
+    }
+
+    fn may_save(&self) -> bool {
+        !self.is_saving && self.under_way.values().any(|one| one.is_settled)
+    }
+
+    fn save(&mut self, now: Moment) {
+        if !self.may_save() || now < self.save_at {
+            return;
+        }
+        let settled = self.under_way.iter().filter(|(_, one)| one.is_settled);
+        let settled = settled.map(|(serial, one)| {
+            let settled = Settled {
+                job: one.job,
+                callback: one.callback.clone(),
+            };
+            (*serial, settled)
+        });
+        let settled = settled.collect();
+        self.is_saving = true;
+        self.submit(CallbackWork::Save { settled });
+    }
+
+    fn submit(&mut self, work: CallbackWork) {
+        let own = self.own.clone();
+        let task = RunnerTask::new(work, move |done| own.note(CallbackNote::Done(done)));
+        // A task that is refused is dropped, and reports that.
+        let _ = self.parts.requests.submit(TENANT, Box::new(task));
+    }
+
+    fn handle_done(&mut self, done: Done<CallbackWork>) {
+        let now = Moment::now();
+        self.note_health(done.failure.as_deref(), now);
+        let has_failed = done.failure.is_some();
+        match done.work {
+            CallbackWork::Claim(claim) => {
+                self.is_claiming = false;
+                if !has_failed {
+                    self.handle_claimed(claim);
+                }
+            }
+            CallbackWork::Save { settled } => {
+                self.is_saving = false;
+                if !has_failed {
+                    for (serial, _) in settled {
+                        self.under_way.remove(&serial);
+                    }
+                    self.count();
+                    self.claim_soon();
+                }
+            }
+        }
+    }
+
+    /// Logs the first failure and the recovery, and sets the pause between them.
+    fn note_health(&mut self, failure: Option<&str>, now: Moment) {
+        match failure {
+            None if self.backoff.is_zero() => {}
+            None => {
+                log::info!("the store takes callbacks again");
+                self.backoff = Duration::ZERO;
+            }
+            Some(why) => {
+                if self.backoff.is_zero() {
+                    log::warn!("callbacks wait, because the store has failed: {why}");
+                }
+                let doubled = self.backoff * 2;
+                self.backoff = doubled.clamp(limits::BACKOFF_MIN, limits::BACKOFF_MAX);
+                let later = now + self.backoff;
+                self.claim_at = later.max(self.claim_at);
+                self.save_at = later.max(self.save_at);
+            }
+        }
+    }
+
+    fn count(&self) {
+        self.parts.series.under_way.set(self.under_way.len() as i64);
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.parts.wall_clock)().as_u64()
+    }
+}
+
+/// Passes on the result of an attempt.
+struct Sink {
+    serial: u64,
+    callbacks: Callbacks,
+}
+
+impl FetchSink for Sink {
+    fn finish(self: Box<Self>, result: Result<Response, FetchError>) {
+        self.callbacks
+            .note(CallbackNote::Fetched(self.serial, result));
+    }
+}
+
+fn outcome_of(result: Result<Response, FetchError>) -> Outcome {
+    let response = match result {
+        Ok(response) => response,
+        Err(FetchError::Forbidden) => {
+            return Outcome::Refused {
+                why: FetchError::Forbidden.to_string(),
+            };
+        }
+        Err(FetchError::Ended | FetchError::Cancelled) => return Outcome::CutOff,
+        Err(error) => return failed(error.to_string()),
+    };
+    let status = response.status;
+    match status {
+        200..=299 => Outcome::Delivered,
+        410 => Outcome::Refused {
+            why: "the receiver responded with 410".to_owned(),
+        },
+        300..=399 => failed(format!(
+            "the receiver responded with {status}; redirects are not followed"
+        )),
+        _ => Outcome::Failed {
+            why: format!("the receiver responded with {status}"),
+            retry_after_ms: retry_after_ms(&response),
+        },
+    }
+}
+
+/// Returns the pause in `Retry-After`, if that is a number of seconds. A date is not followed: the
+/// clocks may differ.
+fn retry_after_ms(response: &Response) -> Option<u64> {
+    let seconds: u64 = response.field("retry-after")?.parse().ok()?;
+    Some(seconds.saturating_mul(1_000))
+}
+
+fn failed(why: String) -> Outcome {
+    Outcome::Failed {
+        why: why
+            .chars()
+            .take(limits::CALLBACK_REASON_CHARACTERS_MAX)
+            .collect(),
+        retry_after_ms: None,
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
