@@ -27,9 +27,9 @@ use autoglmd::grpc::{Encoding, frame};
 use autoglmd::http::http1::{Bounds, Progress, Reception, Storage, chunked};
 use autoglmd::http::{Fields, Method, Request, ResponseHead, ResponseSink, Version};
 use autoglmd::keys::KeyRing;
-use autoglmd::offload::JobKey;
+use autoglmd::offload::{JobKey, Workers};
 use autoglmd::service::{
-    Completion, Flow, Limiter, Parts, Peer, PeerAddress, Reply, Responses, Service,
+    Completion, Flow, Limiter, Parts, Peer, PeerAddress, Purger, Reply, Responses, Service,
 };
 use autoglmd::telemetry::metrics::Metrics;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -192,17 +192,27 @@ fn form_service() -> Service {
     config.rate_limit.enabled = false;
     config.log.access = false;
     config.cache.enabled = false;
+    let (responses, workers) = (
+        Arc::new(Responses::new([7; 32], &config.cache)),
+        Arc::<Workers>::default(),
+    );
+    let engine = Arc::new(NoEngine);
     Service::new(Parts {
         config: Arc::new(config.clone()),
         keys: Arc::new(KeyRing::new(Vec::new())),
-        engine: Arc::new(NoEngine),
+        purger: Arc::new(Purger::new(
+            responses.clone(),
+            engine.clone(),
+            workers.clone(),
+        )),
+        engine,
         limiter: Arc::new(Limiter::default()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("bench"),
         requests: Arc::default(),
-        responses: Arc::new(Responses::new([7; 32], &config.cache)),
+        responses,
         jobs: Default::default(),
-        workers: Arc::default(),
+        workers,
         replies: Arc::new(NoReplies),
         wall_clock: UnixMillis::default,
         seed: 0,

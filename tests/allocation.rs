@@ -33,7 +33,7 @@ use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
 use autoglmd::reactor::outbound;
-use autoglmd::service::{self, Limiter, Responses, Service};
+use autoglmd::service::{self, Limiter, Purger, Responses, Service};
 use autoglmd::telemetry::metrics::Metrics;
 use autoglmd::tls::Connector;
 use socket2::Socket;
@@ -152,15 +152,18 @@ impl Daemon {
         config.rate_limit.enabled = false;
         config.log.access = false;
         let (config, metrics) = (Arc::new(config), Metrics::new("echo"));
+        let responses = Arc::new(Responses::new([7; 32], &config.cache));
+        let purger = Purger::new(responses.clone(), engine.clone(), Arc::default());
         let service = service::Parts {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
+            purger: Arc::new(purger),
             engine,
             limiter: Arc::new(Limiter::default()),
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             requests: Arc::default(),
-            responses: Arc::new(Responses::new([7; 32], &config.cache)),
+            responses,
             jobs: Default::default(),
             workers: Arc::default(),
             replies: mailboxes,

@@ -342,6 +342,7 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
     let id = EntryId {
         digest: [1; 32],
         model: [2; 32],
+        tenant: 0x2a,
     };
     let get = |id| {
         let (sender, entries) = bounded(1);
@@ -362,12 +363,10 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
         ..id
     };
     assert_eq!(get(other), None, "of another model");
-    level.remove(&id.digest);
-    assert_eq!(get(id), None);
     level.put(id, &vec![7; 2 << 20], PATIENCE);
     assert_eq!(get(id), None, "it was too long to be stored");
     let mut direct = server.connect();
-    let key = format!("autoglmd:entry:{}", "01".repeat(32));
+    let key = format!("autoglmd:entry:{:016x}:{}", 0x2a, "01".repeat(32));
     let mut set = |value: &[u8]| {
         redis::cmd("SET")
             .arg(&key)
@@ -494,4 +493,51 @@ fn a_cluster_counts_requests_and_tokens() {
         (1..=6_000).contains(&left).then_some(left)
     });
     assert!(left > 0);
+}
+
+/// Mutations: a sweep that ends with its first step, or with the first server; a pattern without the
+/// tenant.
+#[test]
+fn the_entries_of_one_tenant_are_deleted_on_every_server() {
+    let (server, cluster) = (Server::start(), Cluster::start());
+    for (url, count) in [(server.url(), 1_500), (cluster.url(), 200)] {
+        let client = Client::to(&url, PATIENCE).connected();
+        let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
+        let id = |number: u16, tenant| {
+            let mut digest = [7; 32];
+            digest[..2].copy_from_slice(&number.to_le_bytes());
+            let model = [2; 32];
+            EntryId {
+                digest,
+                model,
+                tenant,
+            }
+        };
+        let get = |id| {
+            let (sender, entries) = bounded(1);
+            let sink = Box::new(move |entry: Option<Vec<u8>>| {
+                sender.send(entry.is_some()).expect("the test waits for it");
+            });
+            level.get(id, Moment::NEVER, sink) && entries.recv_timeout(PATIENCE) == Ok(true)
+        };
+        for number in 0..count {
+            for tenant in [1, 2] {
+                eventually("the entry is there", || {
+                    level.put(id(number, tenant), b"an entry", PATIENCE);
+                    get(id(number, tenant)).then_some(())
+                });
+            }
+        }
+        level.delete(Some(1));
+        eventually("the tenant's entries are gone", || {
+            let left = (0..count).filter(|number| get(id(*number, 1))).count();
+            (left == 0).then_some(())
+        });
+        assert!((0..count).all(|number| get(id(number, 2))), "the other's");
+        level.delete(None);
+        eventually("all entries are gone", || {
+            let left = (0..count).filter(|number| get(id(*number, 2))).count();
+            (left == 0).then_some(())
+        });
+    }
 }

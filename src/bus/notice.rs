@@ -14,6 +14,8 @@ pub enum Notice {
     Key(String),
     /// All that is kept for the key with this id is gone.
     Tenant(String),
+    /// All that the caches hold is to be forgotten.
+    Entries,
     /// A cached entry is not valid any more.
     Entry([u8; 32]),
     /// Anything may have changed.
@@ -37,6 +39,7 @@ impl Notice {
                 }
                 text
             }
+            Notice::Entries => format!("{VERSION} entries"),
             Notice::All => format!("{VERSION} all"),
         }
     }
@@ -56,6 +59,7 @@ impl Notice {
                 let hash = blake3::Hash::from_hex(value).ok()?;
                 Some(Notice::Entry(*hash.as_bytes()))
             }
+            "entries" if value.is_empty() => Some(Notice::Entries),
             "all" if value.is_empty() => Some(Notice::All),
             _ => None,
         }
@@ -78,6 +82,7 @@ mod tests {
         for notice in [
             Notice::Key("key_5f0c92ab61d7".into()),
             Notice::Tenant("key_5f0c92ab61d7".into()),
+            Notice::Entries,
             Notice::Entry([0xa5; 32]),
             Notice::All,
         ] {

@@ -138,7 +138,9 @@ impl Core {
         flight: JobKey,
         job: Box<Job>,
     ) -> Option<Box<Job>> {
-        let (Some(shared), Some(id)) = (&self.results.shared, self.results.id_of(digest)) else {
+        let (Some(shared), Some(id)) =
+            (&self.results.shared, self.results.id_of(digest, job.tenant))
+        else {
             return Some(job);
         };
         let deadline = job.deadline.min(job.submitted + limits::SHARED_PATIENCE);
@@ -158,14 +160,15 @@ impl Core {
         flight: JobKey,
         job: Box<Job>,
     ) -> Option<Box<Job>> {
-        let (Some(stored), Some(id)) = (&self.results.stored, self.results.id_of(digest)) else {
+        let (Some(stored), Some(id)) =
+            (&self.results.stored, self.results.id_of(digest, job.tenant))
+        else {
             return Some(job);
         };
-        let tenant = job.tenant;
         self.results.shard(&digest).flight(flight)?.asking = Some(job);
         let core = Arc::clone(self);
         let found = move |bytes: Option<Vec<u8>>| core.handle_stored(digest, flight, bytes);
-        match stored.get(id, tenant, Arc::new(found)) {
+        match stored.get(id, Arc::new(found)) {
             true => None,
             false => self.take_asking(&digest, flight),
         }
@@ -198,7 +201,7 @@ impl Core {
             return self.launch_later(digest, flight, *job);
         };
         self.results.verdicts.count(Verdict::Hit);
-        if let Some(id) = self.results.id_of(digest) {
+        if let Some(id) = self.results.id_of(digest, job.tenant) {
             self.results.share(id, &entry);
         }
         self.results.end_found(flight, entry, Verdict::Hit);
@@ -210,7 +213,7 @@ impl Core {
         (!self.results.is_forgotten(&entry, tenant)).then_some(entry)
     }
 
-    /// Launches a flight after its request has been told that it was admitted.
+    /// Launches a flight whose request was admitted before.
     fn launch_later(&self, digest: Digest, flight: JobKey, job: Job) {
         let first = job.key;
         if let Err(refused) = self.launch(digest, flight, job) {
@@ -301,6 +304,11 @@ impl Engine for Cached {
     fn forget(&self, tenant: Option<u64>) {
         self.core.results.forget(tenant);
         self.core.inner.forget(tenant);
+    }
+
+    fn delete_behind(&self, tenant: Option<u64>, is_ours: bool) {
+        self.core.results.delete_behind(tenant, is_ours);
+        self.core.inner.delete_behind(tenant, is_ours);
     }
 
     fn free_forgotten(&self, tenant: Option<u64>) {

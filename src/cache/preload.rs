@@ -237,7 +237,7 @@ impl Preload {
 
     fn store(&self, row: &EntryRow) -> bool {
         let now = (UnixMillis::now(), Moment::now());
-        let id = self.results.id_of(row.digest);
+        let id = self.results.id_of(row.digest, row.tenant);
         let entry = id.and_then(|id| open(id, row.value.clone()));
         let entry = entry.and_then(|bytes| Entry::decode(&bytes, now));
         entry.is_some_and(|entry| self.results.preload(row.digest, row.tenant, entry))

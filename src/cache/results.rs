@@ -141,6 +141,17 @@ impl Results {
         self.forgotten.note(tenant, (self.clock)());
     }
 
+    /// Deletes the entries of a tenant, or all, behind memory; `is_ours`: also those that daemons
+    /// share.
+    pub fn delete_behind(&self, tenant: Option<u64>, is_ours: bool) {
+        if let Some(shared) = self.shared.as_ref().filter(|_| is_ours) {
+            shared.delete(tenant);
+        }
+        if let Some(stored) = &self.stored {
+            stored.delete(tenant);
+        }
+    }
+
     pub fn is_forgotten(&self, entry: &Entry, tenant: u64) -> bool {
         self.forgotten.covers(tenant, entry.completed)
     }
@@ -250,10 +261,10 @@ impl Results {
         let Some(finished) = finished else {
             return;
         };
-        if let Some(id) = self.id_of(finished.digest) {
+        if let Some(id) = self.id_of(finished.digest, finished.tenant) {
             self.share(id, &finished.entry);
             if let Some(stored) = self.stored.as_ref().filter(|stored| !stored.writes_first()) {
-                stored.put(self.kept_entry(id, finished.tenant, &finished.entry));
+                stored.put(self.kept_entry(id, &finished.entry));
             }
         }
         self.end(job, Some(done), finished, now, events);
@@ -264,8 +275,8 @@ impl Results {
         let now = (self.clock)();
         let preview = self.shard_of(job).preview(job, &done, now);
         let kept = preview.and_then(|(digest, tenant, entry)| {
-            let id = self.id_of(digest)?;
-            Some(self.kept_entry(id, tenant, &entry))
+            let id = self.id_of(digest, tenant)?;
+            Some(self.kept_entry(id, &entry))
         });
         let own = self.own.get().and_then(Weak::upgrade);
         let (Some(stored), Some(kept), Some(own)) = (&self.stored, kept, own) else {
@@ -281,9 +292,13 @@ impl Results {
     }
 
     /// Returns the name of an entry, once the model is known.
-    pub fn id_of(&self, digest: Digest) -> Option<EntryId> {
+    pub fn id_of(&self, digest: Digest, tenant: u64) -> Option<EntryId> {
         let model = self.model.get()?.fingerprint;
-        Some(EntryId { digest, model })
+        Some(EntryId {
+            digest,
+            model,
+            tenant,
+        })
     }
 
     /// Stores an entry in the level that daemons share, for the rest of its time.
@@ -296,19 +311,19 @@ impl Results {
         shared.put(id, &entry.encode(completed_before(age)), rest);
     }
 
-    fn kept_entry(&self, id: EntryId, tenant: u64, entry: &Entry) -> KeptEntry {
+    fn kept_entry(&self, id: EntryId, entry: &Entry) -> KeptEntry {
         let completed = completed_before(entry.age((self.clock)()));
         let ttl = jittered(self.ttl(), &id.digest);
         let (forgotten, moment) = (Arc::clone(&self.forgotten), entry.completed);
         KeptEntry {
             row: EntryRow {
                 digest: id.digest,
-                tenant,
+                tenant: id.tenant,
                 created_at: completed.as_u64(),
                 expires_at: completed.as_u64().saturating_add(ttl.as_millis() as u64),
                 value: seal(id, &entry.encode(completed)),
             },
-            is_wanted: Box::new(move || !forgotten.covers(tenant, moment)),
+            is_wanted: Box::new(move || !forgotten.covers(id.tenant, moment)),
         }
     }
 

@@ -27,6 +27,8 @@ pub struct EntryId {
     pub digest: [u8; 32],
     /// The digest of the model's file.
     pub model: [u8; 32],
+    /// The tenant, which the first digest covers.
+    pub tenant: u64,
 }
 
 const MAGIC: &[u8; 4] = b"AGE1";
@@ -78,6 +80,7 @@ mod tests {
     const ID: EntryId = EntryId {
         digest: [7; 32],
         model: [9; 32],
+        tenant: 5,
     };
 
     #[test]

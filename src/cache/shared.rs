@@ -28,8 +28,9 @@ pub trait SharedLevel: Send + Sync {
     /// Stores an entry, if the level has room for it now.
     fn put(&self, id: EntryId, entry: &[u8], ttl: Duration);
 
-    /// Removes an entry, if the level is there.
-    fn remove(&self, digest: &[u8; 32]);
+    /// Removes the entries of a tenant, or all, if the level is there. They are gone some time
+    /// after the call.
+    fn delete(&self, tenant: Option<u64>);
 }
 
 crate::families! {
@@ -38,6 +39,8 @@ crate::families! {
         /// Look-ups in the shared level.
         lookups: Counter = "cache_shared_lookups" [ verdict: Verdict ],
             "autoglmd.cache.shared.lookup";
+        /// Entries that purges have deleted in the shared level.
+        deleted: Counter = "cache_shared_deleted", "autoglmd.cache.shared.deleted";
     }
 }
 
@@ -81,7 +84,7 @@ impl RedisLevel {
 
 impl SharedLevel for RedisLevel {
     fn get(&self, id: EntryId, deadline: Moment, sink: Sink) -> bool {
-        let key = key_of(&id.digest);
+        let key = key_of(&id);
         // GETRANGE in place of GET bounds what another program's value can make us read.
         let last = (HEADER_BYTES + limits::SHARED_ENTRY_BYTES_MAX).to_string();
         let words = [b"GETRANGE", key.as_bytes(), b"0", last.as_bytes()];
@@ -103,7 +106,7 @@ impl SharedLevel for RedisLevel {
         if entry.len() > limits::SHARED_ENTRY_BYTES_MAX || milliseconds == 0 {
             return;
         }
-        let (key, value) = (key_of(&id.digest), seal(id, entry));
+        let (key, value) = (key_of(&id), seal(id, entry));
         let ttl = milliseconds.to_string();
         let words = [b"SET", key.as_bytes(), &value, b"PX", ttl.as_bytes()];
         let request = Request::new(&key, &words, Moment::NEVER, drop);
@@ -111,15 +114,86 @@ impl SharedLevel for RedisLevel {
         let _ = self.redis.submit(request);
     }
 
-    fn remove(&self, digest: &[u8; 32]) {
-        let key = key_of(digest);
-        let request = Request::new(&key, &[b"DEL", key.as_bytes()], Moment::NEVER, drop);
+    fn delete(&self, tenant: Option<u64>) {
+        let pattern = match tenant {
+            Some(tenant) => format!("{KEYS}{tenant:016x}:*"),
+            None => format!("{KEYS}*"),
+        };
+        let sweep = Sweep {
+            redis: self.redis.clone(),
+            series: Arc::clone(&self.series),
+            pattern: pattern.into(),
+        };
+        sweep.step(0, b"0");
+    }
+}
+
+/// A walk through the keys of all servers, in which those of a pattern are deleted. The keys of
+/// other programs are passed over; a step looks at a bounded number, so that a server with millions
+/// of keys responds to others between two steps.
+#[derive(Clone)]
+struct Sweep {
+    redis: Handle,
+    series: Arc<SharedSeries>,
+    pattern: Arc<str>,
+}
+
+impl Sweep {
+    /// A lost Redis ends the sweep: entries expire.
+    fn step(self, node: usize, cursor: &[u8]) {
+        let pattern = Arc::clone(&self.pattern);
+        let count = limits::SWEEP_STEP_KEYS.to_string();
+        let words: [&[u8]; 6] = [
+            b"SCAN",
+            cursor,
+            b"MATCH",
+            pattern.as_bytes(),
+            b"COUNT",
+            count.as_bytes(),
+        ];
+        let redis = self.redis.clone();
+        let request = Request::to_node(node, &words, move |reply| self.handle(node, reply));
+        let _ = redis.submit(request);
+    }
+
+    fn handle(self, node: usize, reply: Reply) {
+        match reply {
+            Reply::Page { cursor, keys } => {
+                for key in keys {
+                    self.delete(&key);
+                }
+                match &cursor[..] {
+                    b"0" => self.step(node + 1, b"0"),
+                    next => self.step(node, next),
+                }
+            }
+            // There is no server with this number.
+            Reply::Nothing => {}
+            _ => self.step(node + 1, b"0"),
+        }
+    }
+
+    /// Each key for itself: in a cluster they have different slots.
+    fn delete(&self, key: &[u8]) {
+        let Ok(name) = std::str::from_utf8(key) else {
+            return;
+        };
+        let series = Arc::clone(&self.series);
+        let request = Request::new(name, &[b"UNLINK", key], Moment::NEVER, move |reply| {
+            if let Reply::Number(deleted) = reply {
+                series.deleted.inc_by(u64::try_from(deleted).unwrap_or(0));
+            }
+        });
         let _ = self.redis.submit(request);
     }
 }
 
-fn key_of(digest: &[u8; 32]) -> String {
-    format!("autoglmd:entry:{}", blake3::Hash::from(*digest).to_hex())
+/// The beginning of each entry's key.
+const KEYS: &str = "autoglmd:entry:";
+
+fn key_of(id: &EntryId) -> String {
+    let digest = blake3::Hash::from(id.digest).to_hex();
+    format!("{KEYS}{:016x}:{digest}", id.tenant)
 }
 
 fn judge(reply: Reply, id: EntryId) -> (Verdict, Option<Vec<u8>>) {
@@ -131,7 +205,7 @@ fn judge(reply: Reply, id: EntryId) -> (Verdict, Option<Vec<u8>>) {
             None => (Verdict::Foreign, None),
         },
         Reply::Nothing => (Verdict::Miss, None),
-        Reply::Number(_) => (Verdict::Foreign, None),
+        Reply::Number(_) | Reply::Page { .. } => (Verdict::Foreign, None),
         Reply::Failed => (Verdict::Lost, None),
     }
 }
@@ -143,6 +217,7 @@ mod tests {
     const ID: EntryId = EntryId {
         digest: [7; 32],
         model: [9; 32],
+        tenant: 5,
     };
 
     #[test]

@@ -91,7 +91,7 @@ impl StoreLevel {
 
     /// Looks an entry up. `true`: `found` will be called on another thread, with `None` if the
     /// store is slow, and then perhaps once more. `false`: it is a miss.
-    pub fn get(&self, id: EntryId, tenant: u64, found: Found) -> bool {
+    pub fn get(&self, id: EntryId, found: Found) -> bool {
         if self.policy == CachePolicy::CacheAside {
             return false;
         }
@@ -112,7 +112,7 @@ impl StoreLevel {
         };
         let accepted = !self.is_out_of_order()
             && self.timer.at(Moment::now() + self.timeout, watched)
-            && self.requests.submit(tenant, Box::new(task)).is_ok();
+            && self.requests.submit(id.tenant, Box::new(task)).is_ok();
         if !accepted {
             self.series.lookups.get(Verdict::Lost).inc();
             watch.answer();
@@ -167,6 +167,19 @@ impl StoreLevel {
             }
             held.conclude();
         });
+    }
+
+    /// Deletes the entries of a tenant, or all, step by step and behind other tasks. A store that
+    /// does not work is tried again for a while.
+    pub fn delete(&self, tenant: Option<u64>) {
+        let erase = Erase {
+            tenant,
+            erased: 0,
+            attempts: 0,
+            requests: Arc::clone(&self.requests),
+            timer: self.timer.clone(),
+        };
+        erase.submit();
     }
 
     /// A longer entry stays in memory, and nothing is reported.
@@ -288,6 +301,53 @@ impl StoreTask for Find {
         self.series.lookups.get(verdict).inc();
         self.watch.answer();
         (self.found)(entry);
+    }
+}
+
+/// Deletes entries.
+struct Erase {
+    tenant: Option<u64>,
+    /// By the last step.
+    erased: u32,
+    /// Those that failed.
+    attempts: u32,
+    requests: Arc<Requests>,
+    timer: Timer,
+}
+
+impl Erase {
+    fn submit(self) {
+        let requests = Arc::clone(&self.requests);
+        // In the line of its tenant, so behind the writes that came before. A refused one tries
+        // again.
+        let _ = requests.submit(self.tenant.unwrap_or(0), Box::new(self));
+    }
+
+    fn try_again(mut self) {
+        self.attempts += 1;
+        if self.attempts < limits::ERASE_ATTEMPTS_MAX {
+            let timer = self.timer.clone();
+            timer.at(Moment::now() + limits::ERASE_PAUSE, move || self.submit());
+        }
+    }
+}
+
+impl StoreTask for Erase {
+    fn refuse(self: Box<Self>) {
+        self.try_again();
+    }
+
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        self.erased = store.erase_entries(self.tenant, limits::ERASED_ENTRIES_MAX)?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
+        match result {
+            Ok(()) if self.erased == limits::ERASED_ENTRIES_MAX => self.submit(),
+            Ok(()) => {}
+            Err(_) => self.try_again(),
+        }
     }
 }
 

@@ -179,7 +179,7 @@ impl SharedLevel for Elsewhere {
         self.stored.lock().unwrap().push((id, entry.to_vec()));
     }
 
-    fn remove(&self, _: &[u8; 32]) {}
+    fn delete(&self, _: Option<u64>) {}
 }
 
 impl Elsewhere {

@@ -380,6 +380,10 @@ schema! {
         /// results of the store into memory, with `cache.persist`, and have the engine read the
         /// daemon's own words of the prompts, which it keeps for every client.
         preload: bool = true, SWITCH, Restart;
+        /// Time after which a purge deletes once more, in memory, in the store and in Redis: longer
+        /// than a copy takes from one of them to another.
+        second_delete: Duration = Duration::from_millis(100),
+            time(limits::CACHE_SECOND_DELETE_MS), Reload;
     }
 
     /// Redis, which several daemons share: for the responses that one of them has computed, for the

@@ -464,6 +464,10 @@ pub trait Engine: Send + Sync {
     /// Never uses a result again that was kept for a tenant, or for any. Takes effect at once.
     fn forget(&self, _tenant: Option<u64>) {}
 
+    /// Deletes what is kept for a tenant, or for any, outside of memory: in this daemon's store
+    /// and, if the purge `is_ours`, where daemons share results. Returns at once.
+    fn delete_behind(&self, _tenant: Option<u64>, _is_ours: bool) {}
+
     /// Frees the memory of forgotten results. Takes milliseconds, so no reactor calls it.
     fn free_forgotten(&self, _tenant: Option<u64>) {}
 

@@ -59,6 +59,20 @@ pub const SHARED_PATIENCE: Duration = Duration::from_millis(100);
 /// `cache.policy = "write-through"`: its user prefers to wait.
 pub const STORE_WRITE_FACTOR: u32 = 10;
 
+/// Keys that Redis looks at in one step of a purge: a millisecond of its time.
+pub const SWEEP_STEP_KEYS: u32 = 500;
+
+/// Entries that one task of a purge deletes in the store: some milliseconds, in which other tasks
+/// wait.
+pub const ERASED_ENTRIES_MAX: u32 = 500;
+
+/// How often a purge is tried in a store that does not work, and after which pause: a minute
+/// together. Later entries are left to expire.
+pub const ERASE_ATTEMPTS_MAX: u32 = 60;
+
+/// The pause between two of them.
+pub const ERASE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Acts that may wait for their time: a watch for each look-up of a second.
 pub const TIMED_ACTS_MAX: usize = 8_192;
 

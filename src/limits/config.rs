@@ -107,6 +107,10 @@ pub const CACHE_TTL_MS: RangeInclusive<u64> = SECOND_MS..=30 * 24 * HOUR_MS;
 /// `cache.store_timeout`: below it a healthy disk is late, above it a generation is faster.
 pub const CACHE_STORE_TIMEOUT_MS: RangeInclusive<u64> = 10..=60 * SECOND_MS;
 
+/// `cache.second_delete`: a copy takes a millisecond or more, and after a minute none is on its
+/// way.
+pub const CACHE_SECOND_DELETE_MS: RangeInclusive<u64> = 1..=60 * SECOND_MS;
+
 /// `cache.negative_ttl`: a longer one would outlive most changes that make a prompt fit.
 pub const CACHE_NEGATIVE_TTL_MS: RangeInclusive<u64> = 0..=HOUR_MS;
 

@@ -10,6 +10,9 @@ use crate::core::Moment;
 pub struct Request {
     /// The key that decides which node of a cluster gets the command.
     pub key: Vec<u8>,
+    /// The number of the server that gets the command instead. One that has no server is done, with
+    /// nothing.
+    pub node: Option<usize>,
     /// The command in Redis's protocol.
     pub command: Vec<u8>,
     /// A request that has not been sent by then fails.
@@ -32,9 +35,22 @@ impl Request {
         }
         Request {
             key: key.as_bytes().to_owned(),
+            node: None,
             command: command.get_packed_command(),
             deadline,
             reply: Box::new(reply),
+        }
+    }
+
+    /// Makes a request to the server with this number, for commands about all of its keys.
+    pub fn to_node(
+        node: usize,
+        words: &[&[u8]],
+        reply: impl FnOnce(Reply) + Send + 'static,
+    ) -> Request {
+        Request {
+            node: Some(node),
+            ..Request::new("", words, Moment::NEVER, reply)
         }
     }
 
@@ -55,6 +71,11 @@ pub enum Reply {
     Nothing,
     Number(i64),
     Bytes(Vec<u8>),
+    /// A step through the keys, and the cursor of the next one.
+    Page {
+        cursor: Vec<u8>,
+        keys: Vec<Vec<u8>>,
+    },
     /// It was not sent, its server was lost, or the server refused it.
     Failed,
 }
@@ -66,7 +87,24 @@ impl Reply {
             Value::Nil | Value::Okay | Value::SimpleString(_) => Reply::Nothing,
             Value::Int(number) => Reply::Number(number),
             Value::BulkString(bytes) => Reply::Bytes(bytes),
+            Value::Array(parts) => Reply::of_page(parts),
             _ => Reply::Failed,
+        }
+    }
+
+    /// Takes over the reply of SCAN.
+    fn of_page(parts: Vec<Value>) -> Reply {
+        let Ok([Value::BulkString(cursor), Value::Array(keys)]) = <[Value; 2]>::try_from(parts)
+        else {
+            return Reply::Failed;
+        };
+        let keys = keys.into_iter().filter_map(|key| match key {
+            Value::BulkString(key) => Some(key),
+            _ => None,
+        });
+        Reply::Page {
+            cursor,
+            keys: keys.collect(),
         }
     }
 }

@@ -148,7 +148,11 @@ impl Servers {
         let deadline = Instant::now() + self.dialer.settings().timeout;
         let mut groups: Vec<Vec<Request>> = self.nodes.iter().map(|_| Vec::new()).collect();
         for request in batch {
-            match self.node_of(&request.key) {
+            if request.node.is_some_and(|node| node >= self.nodes.len()) {
+                request.finish(Reply::Nothing);
+                continue;
+            }
+            match request.node.or_else(|| self.node_of(&request.key)) {
                 Some(index) if self.nodes[index].connection.is_some() => {
                     groups[index].push(request);
                 }

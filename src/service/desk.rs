@@ -34,6 +34,7 @@ use super::copied::Copied;
 use super::dialect::Dialect;
 use super::excerpt::beginning;
 use super::inflation::Inflater;
+use super::purge::Purger;
 use super::rate_limit::Limiter;
 use super::representation::{Media, Representation};
 use super::request_log::{Outcome, RequestLog};
@@ -54,6 +55,8 @@ pub struct Parts {
     pub buffered: Account,
     /// One for the whole daemon: finished responses.
     pub responses: Arc<Responses>,
+    /// One for the whole daemon: purges of all levels of the cache.
+    pub purger: Arc<Purger>,
     /// One for the whole daemon, for work that takes longer than a reactor may.
     pub workers: Arc<Workers>,
     /// The workers' way back to this and the other reactors.

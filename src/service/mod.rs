@@ -24,8 +24,8 @@
 //! job and its response), [`question`] and [`asking`] (requests that wait for the store),
 //! [`exchange`] (incomplete responses) and [`completion`] (the messages for them), [`found`] (the
 //! store's replies about jobs among those), [`representation`] and [`response`] (the forms and
-//! parts of responses), [`request_log`] (counts and logs), [`copied`] (counts of
-//! others), [`excerpt`].
+//! parts of responses), [`purge`] (of the cache), [`request_log`] (counts and logs), [`copied`]
+//! (counts of others), [`excerpt`].
 //!
 //! Must never block, and never panic because of a client's bytes. Files depend on one another in
 //! one direction: this one knows all the others, and none knows this one.
@@ -49,6 +49,7 @@ mod found;
 mod generation;
 mod inflation;
 pub mod metrics;
+mod purge;
 mod question;
 mod rate_limit;
 mod representation;
@@ -90,6 +91,7 @@ pub use call::{Admitted, Intake, Peer, PeerAddress, Refusal, buffers_full};
 pub use completion::{Completion, Reply};
 pub use desk::{Flow, Parts};
 pub use exchange::Exchange;
+pub use purge::{Announce, Purger};
 pub use rate_limit::Limiter;
 
 /// One reactor's view of all routes.

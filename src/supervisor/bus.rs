@@ -1,5 +1,7 @@
 //! The bus between daemons, as a part: notices of changed keys have them read at once.
 
+use std::sync::Arc;
+
 use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::bus::gossip::{Gossip, GossipSettings};
@@ -12,7 +14,7 @@ use crate::console::exit;
 
 pub struct Bus {
     /// `None` without a bus.
-    way: Option<Box<dyn Invalidation>>,
+    way: Option<Arc<dyn Invalidation>>,
     thread: Thread,
 }
 
@@ -47,8 +49,19 @@ impl Part for Bus {
         let Some(looks) = birth.looks.clone() else {
             return Ok(bus);
         };
+        let purger = birth.purger.clone();
+        let purge = move |key: Option<&str>| {
+            if let Some(purger) = purger.get() {
+                purger.handle_notice(key);
+            }
+        };
         let on_notice: OnNotice = Box::new(move |notice: Notice| match notice {
-            Notice::Key(_) | Notice::Tenant(_) | Notice::All => looks.ask(),
+            Notice::Key(_) | Notice::All => looks.ask(),
+            Notice::Tenant(id) => {
+                looks.ask();
+                purge(Some(&id));
+            }
+            Notice::Entries => purge(None),
             // Entries of the shared level are removed there.
             Notice::Entry(_) => {}
         });
@@ -60,7 +73,7 @@ impl Part for Bus {
                 let started = Subscriber::start(settings, handle, series, on_notice);
                 let (thread, way) = started.map_err(failed)?;
                 bus.thread = Thread::Redis { _thread: thread };
-                bus.way = Some(Box::new(way));
+                bus.way = Some(Arc::new(way));
             }
             (BusKind::Gossip, _) => {
                 let credentials = birth.sources.credentials_dir();
@@ -70,7 +83,7 @@ impl Part for Bus {
                     let started = Gossip::start(settings, series, on_notice);
                     let (thread, way) = started.map_err(failed)?;
                     bus.thread = Thread::Gossip { _thread: thread };
-                    bus.way = Some(Box::new(way));
+                    bus.way = Some(Arc::new(way));
                 }
             }
             #[cfg(feature = "kafka")]
@@ -79,13 +92,14 @@ impl Part for Bus {
                     let started = Kafka::start(settings, series, on_notice);
                     let (thread, way) = started.map_err(failed)?;
                     bus.thread = Thread::Kafka { _thread: thread };
-                    bus.way = Some(Box::new(way));
+                    bus.way = Some(Arc::new(way));
                 }
             }
             // The rules of the configuration refuse it.
             #[cfg(not(feature = "kafka"))]
             (BusKind::Kafka, _) => {}
         }
+        birth.bus.clone_from(&bus.way);
         Ok(bus)
     }
 

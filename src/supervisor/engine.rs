@@ -82,6 +82,7 @@ impl Part for EnginePart {
         let clock = Box::new(Moment::now);
         let results = Arc::new(Results::new(deliver, buffered, cache, levels, clock));
         let computing = start(&birth.config, results.clone(), &birth.workers)?;
+        birth.timer = Some(timer.clone());
         if cache.enabled && cache.preload {
             let (requests, series) = (birth.requests.clone(), birth.metrics.series());
             let (results, engine) = (results.clone(), computing.clone());

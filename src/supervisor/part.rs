@@ -5,7 +5,7 @@
 //!
 //! [`parts`]: super::parts
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -13,6 +13,8 @@ use crossbeam_channel::Receiver;
 use super::buffers;
 use super::failure::Failure;
 use super::spawner::Spawner;
+use crate::bus::Invalidation;
+use crate::cache::timer::Timer;
 use crate::config::{Config, Loaded, Sources};
 use crate::core::buffered::Account;
 use crate::engine::Engine;
@@ -22,7 +24,7 @@ use crate::offload::fetch::Fetcher;
 use crate::reactor::outbound;
 use crate::redis;
 use crate::runner::{self, Journal, Note};
-use crate::service::{Limiter, Responses};
+use crate::service::{Limiter, Purger, Responses};
 use crate::store::{Bootstrap, Looks, Requests};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Acceptor;
@@ -96,8 +98,15 @@ pub struct Birth {
     pub looks: Option<Looks>,
     /// From the keys: the key of the very first start, which must be shown.
     pub bootstrap: Option<Bootstrap>,
+    /// From the bus: the way to other daemons; `None` without a bus.
+    pub bus: Option<Arc<dyn Invalidation>>,
+    /// From the reactors, for the bus: purges that other daemons announce. Empty until then, when
+    /// there is nothing to purge.
+    pub purger: Arc<OnceLock<Arc<Purger>>>,
     /// From the engine part.
     pub engine: Option<Arc<dyn Engine>>,
+    /// From the engine part: acts at later moments.
+    pub timer: Option<Timer>,
 }
 
 impl Birth {
@@ -132,7 +141,10 @@ impl Birth {
             keys: Arc::default(),
             looks: None,
             bootstrap: None,
+            bus: None,
+            purger: Arc::default(),
             engine: None,
+            timer: None,
         }
     }
 }

@@ -16,6 +16,7 @@ use super::buffers;
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use super::spawner::Common;
+use crate::bus::Notice;
 use crate::config::Config;
 use crate::console::exit;
 use crate::core::buffered::Account;
@@ -23,7 +24,7 @@ use crate::core::places::Places;
 use crate::core::{Moment, UnixMillis};
 use crate::reactor::event_loop::Neighbour;
 use crate::reactor::message::{Mailboxes, Message};
-use crate::service::{self, Responses};
+use crate::service::{self, Announce, Purger, Responses};
 
 /// Running reactors.
 pub struct Reactors {
@@ -35,6 +36,7 @@ pub struct Reactors {
     ends: PipeReader,
     buffered: Account,
     responses: Arc<Responses>,
+    purger: Arc<Purger>,
 }
 
 impl Part for Reactors {
@@ -51,6 +53,16 @@ impl Part for Reactors {
         };
         let responses = responses(&birth.config)?;
         birth.responses = Some(responses.clone());
+        let announce = birth.bus.clone().map(|bus| {
+            let announce = move |key: Option<&str>| match key {
+                Some(id) => bus.publish(&Notice::Tenant(id.to_owned())),
+                None => bus.publish(&Notice::Entries),
+            };
+            Box::new(announce) as Announce
+        });
+        let purger = Purger::new(responses.clone(), engine.clone(), birth.workers.clone());
+        let purger = purger.with(birth.timer.clone(), announce, &birth.config.cache);
+        let purger = birth.purger.get_or_init(|| Arc::new(purger)).clone();
         let common = Common {
             service: service::Parts {
                 config: birth.config.clone(),
@@ -59,6 +71,7 @@ impl Part for Reactors {
                 limiter: birth.limiter.clone(),
                 buffered: birth.buffered.clone(),
                 responses: responses.clone(),
+                purger: purger.clone(),
                 workers: birth.workers.clone(),
                 replies: Arc::new(Mailboxes(spawner.mailboxes())),
                 metrics: birth.metrics.clone(),
@@ -80,6 +93,7 @@ impl Part for Reactors {
             ends: spawned.ends,
             buffered: birth.buffered.clone(),
             responses,
+            purger,
         })
     }
 
@@ -88,6 +102,7 @@ impl Part for Reactors {
         self.buffered.set_bound(buffers::bound(&settings.config));
         // Shrinking takes milliseconds.
         self.responses.apply(&settings.config.cache, Moment::now());
+        self.purger.apply(&settings.config.cache);
         self.post(|| Message::Tls(settings.acceptor.clone()));
         self.post(|| Message::Apply(settings.config.clone()));
     }

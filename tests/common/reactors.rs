@@ -20,7 +20,7 @@ use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
 use autoglmd::reactor::outbound;
-use autoglmd::service::{self, Limiter, Responses, Service};
+use autoglmd::service::{self, Limiter, Purger, Responses, Service};
 use autoglmd::telemetry::metrics::Metrics;
 use autoglmd::tls::Connector;
 use socket2::Socket;
@@ -195,15 +195,18 @@ fn service_parts(engine: Arc<dyn Engine>, mailboxes: Arc<Mailboxes<Socket>>) -> 
     config.rate_limit.enabled = false;
     config.log.access = false;
     config.cache.enabled = false;
+    let responses = Arc::new(Responses::new([7; 32], &config.cache));
+    let purger = Purger::new(responses.clone(), engine.clone(), Arc::default());
     service::Parts {
         config: Arc::new(config.clone()),
         keys: Arc::new(KeyRing::new(Vec::new())),
+        purger: Arc::new(purger),
         engine,
         limiter: Arc::new(Limiter::default()),
         buffered: Account::new(usize::MAX),
         metrics: Metrics::new("echo"),
         requests: Arc::default(),
-        responses: Arc::new(Responses::new([7; 32], &config.cache)),
+        responses,
         jobs: Default::default(),
         workers: Arc::default(),
         replies: mailboxes,

@@ -73,7 +73,7 @@ use crate::reactor::metrics::{Part, ReactorSeries};
 use crate::runner::{self, Destinations, Followers, Journal, Note};
 use crate::service::CompressionSeries;
 use crate::service::metrics::ServiceSeries;
-use crate::service::{self, Limiter, Responses, Service};
+use crate::service::{self, Limiter, Purger, Responses, Service};
 use crate::store::Requests;
 use crate::telemetry::metrics::{Counter, Metrics};
 use crate::tls::testing;
@@ -202,15 +202,19 @@ impl Daemon {
             journal,
             followers: Arc::new(Followers::new(mailboxes.clone())),
         };
+        let responses = Arc::new(Responses::new([7; 32], &config.cache));
+        let cached = Arc::new(Cached::new(results.clone(), engine.clone()));
+        let pool = workers.pool.clone();
         let parts = service::Parts {
             config: config.clone(),
             keys: Arc::new(KeyRing::new(Vec::new())),
-            engine: Arc::new(Cached::new(results.clone(), engine.clone())),
+            purger: Arc::new(Purger::new(responses.clone(), cached.clone(), pool)),
+            engine: cached,
             limiter: Arc::new(Limiter::default()),
             buffered: buffered.clone(),
             metrics: metrics.clone(),
             requests: requests.clone(),
-            responses: Arc::new(Responses::new([7; 32], &config.cache)),
+            responses,
             jobs: jobs.clone(),
             workers: workers.pool.clone(),
             replies: mailboxes.clone(),

@@ -2,28 +2,23 @@
 //!
 //! Must never wait: a purge takes effect at once, and a worker frees the memory later.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use crate::cache::metrics::{Figures, Level, Verdicts};
-use crate::engine::{Engine, Verdict};
+use crate::engine::Verdict;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::{Method, Request};
-use crate::keys;
 use crate::limits::cache as limits;
-use crate::offload::Task;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Wire};
 use crate::service::excerpt::excerpt;
 use crate::service::response::buffer::JSON;
-use crate::service::response::cached::Responses;
 use crate::service::response::json::write_json;
 
 /// Responds with the state of the cache, or purges it.
 pub fn cache(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
     let result = match call.method {
-        Method::Delete => purge(desk, call, request.query),
+        Method::Delete => purge(desk, request.query),
         _ => Ok(show(desk)),
     };
     match result {
@@ -70,9 +65,9 @@ fn level_object(desk: &Desk, level: Level, figures: &Figures) -> LevelObject {
     }
 }
 
-fn purge(desk: &Desk, call: &Call, query: Option<&str>) -> Result<Vec<u8>, ApiError> {
+fn purge(desk: &Desk, query: Option<&str>) -> Result<Vec<u8>, ApiError> {
     let key = key_of(query)?;
-    forget(desk, key.map(keys::tenant_of), call.tenant());
+    desk.parts.purger.purge(key);
     Ok(written(&PurgeObject {
         object: "cache.purge",
         purged: true,
@@ -82,28 +77,13 @@ fn purge(desk: &Desk, call: &Call, query: Option<&str>) -> Result<Vec<u8>, ApiEr
 
 /// Forgets the results of keys that are gone.
 pub fn forget_gone(desk: &Desk, tenants: &[u64]) {
+    let purger = &desk.parts.purger;
     match tenants.len() > limits::FORGOTTEN_KEYS_MAX {
-        true => forget(desk, None, tenants[0]),
+        true => purger.forget(None),
         false => tenants
             .iter()
-            .for_each(|&tenant| forget(desk, Some(tenant), tenant)),
+            .for_each(|&tenant| purger.forget(Some(tenant))),
     }
-}
-
-/// Forgets the results of a tenant, or all, on behalf of `payer`.
-fn forget(desk: &Desk, tenant: Option<u64>, payer: u64) {
-    let responses = &desk.parts.responses;
-    let entries = responses.figures().entries;
-    responses.purge(tenant);
-    desk.parts.engine.forget(tenant);
-    let release = Release {
-        responses: Arc::clone(responses),
-        engine: Arc::clone(&desk.parts.engine),
-        tenant,
-    };
-    // Without a worker the entries stay until others need their room; they are not found any more.
-    let work = u32::try_from(entries).unwrap_or(u32::MAX);
-    let _ = desk.parts.workers.submit(payer, work, release);
 }
 
 /// Returns the key whose entries are meant, from `?key=ID`; `None`: all. A query that was meant to
@@ -126,24 +106,6 @@ fn key_of(query: Option<&str>) -> Result<Option<&str>, ApiError> {
             );
             Err(ApiError::new(ErrorCode::InvalidParameter, message).with_param("key"))
         }
-    }
-}
-
-/// Frees the memory of purged entries.
-struct Release {
-    responses: Arc<Responses>,
-    engine: Arc<dyn Engine>,
-    tenant: Option<u64>,
-}
-
-impl Task for Release {
-    fn is_wanted(&self) -> bool {
-        true
-    }
-
-    fn run(self: Box<Release>) {
-        self.responses.release(self.tenant);
-        self.engine.free_forgotten(self.tenant);
     }
 }
 

@@ -327,6 +327,11 @@ impl Bench {
             buffered: Account::new(usize::MAX),
             metrics: metrics.clone(),
             responses: responses.clone(),
+            purger: Arc::new(Purger::new(
+                responses.clone(),
+                engine.clone(),
+                workers.clone(),
+            )),
             jobs: Default::default(),
             requests: store.clone(),
             workers: workers.clone(),
