@@ -166,7 +166,7 @@ fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<String> {
         }
         let bytes = std::fs::read(&path).unwrap_or_default();
         let holds = |text: &&[u8]| memchr::memmem::find(&bytes, text).is_some();
-        if texts.iter().any(|text| holds(text)) {
+        if texts.iter().any(holds) {
             found.push(path.display().to_string());
         }
     }
