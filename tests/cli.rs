@@ -333,7 +333,9 @@ fn a_database_is_checked_and_brought_up_to_date() {
         "PRAGMA foreign_keys = OFF;
          {later}
          ALTER TABLE keys DROP COLUMN weight; ALTER TABLE keys DROP COLUMN allowed_models;
-         ALTER TABLE keys DROP COLUMN webhook_secret; ALTER TABLE keys DROP COLUMN owner;"
+         ALTER TABLE keys DROP COLUMN webhook_secret; ALTER TABLE keys DROP COLUMN owner;
+         ALTER TABLE keys DROP COLUMN old_webhook_secret;
+         ALTER TABLE keys DROP COLUMN old_webhook_secret_until;"
     ))
     .unwrap();
     let old = check().expect(0);

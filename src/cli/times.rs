@@ -61,7 +61,8 @@ pub fn parse_day(text: &str) -> Result<u32, String> {
 
 /// Formats days since 1970 as `2027-01-31`.
 pub fn show_day(day: u32) -> String {
-    let shown = EPOCH.checked_add(Span::new().try_days(day).unwrap_or_default());
+    let span = Span::new().try_days(day);
+    let shown = span.and_then(|span| EPOCH.checked_add(span));
     shown.map_or_else(|_| "the end of time".to_owned(), |date| date.to_string())
 }
 
