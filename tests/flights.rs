@@ -42,8 +42,10 @@ struct Result {
     completion_tokens: u64,
 }
 
+/// Without preloading, which generates a token of its own for each prompt that it reads.
 fn daemon() -> Daemon {
-    Options::llama().with_cache().start()
+    let options = Options::llama().with_cache();
+    options.set_raw("cache.preload", "false").start()
 }
 
 fn message(seed: i64) -> Vec<u8> {
