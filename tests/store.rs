@@ -193,7 +193,13 @@ fn nothing_of_an_erased_key_is_left_in_the_state_folder_or_in_the_daemon() {
     ];
     let send = |path: &str, number: usize| {
         let body = json!({"prompt": format!("{MARKER} {number}"), "temperature": 0});
-        daemon.exchange(&request("POST", path, &head, body.to_string().as_bytes()))
+        // Only the job is to be remembered.
+        let head = if path == "/api/v1/jobs" {
+            &head[..]
+        } else {
+            &head[..2]
+        };
+        daemon.exchange(&request("POST", path, head, body.to_string().as_bytes()))
     };
     eventually("the key works", || {
         (send("/api/v1/jobs", 0).status() == 202).then_some(())

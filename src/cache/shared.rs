@@ -25,7 +25,8 @@ pub trait SharedLevel: Send + Sync {
     /// dropped.
     fn get(&self, id: EntryId, deadline: Moment, sink: Sink) -> bool;
 
-    /// Stores an entry, if the level has room for it now.
+    /// Stores an entry, if the level has room for it now. One that is too long removes the one
+    /// before it.
     fn put(&self, id: EntryId, entry: &[u8], ttl: Duration);
 
     /// Removes the entries of a tenant, or all, if the level is there. They are gone some time
@@ -103,10 +104,16 @@ impl SharedLevel for RedisLevel {
 
     fn put(&self, id: EntryId, entry: &[u8], ttl: Duration) {
         let milliseconds = ttl.as_millis();
+        let key = key_of(&id);
         if entry.len() > limits::SHARED_ENTRY_BYTES_MAX || milliseconds == 0 {
+            // An earlier result, which this one replaces, must not be found any more.
+            let words = [b"UNLINK", key.as_bytes()];
+            let _ = self
+                .redis
+                .submit(Request::new(&key, &words, Moment::NEVER, drop));
             return;
         }
-        let (key, value) = (key_of(&id), seal(id, entry));
+        let value = seal(id, entry);
         let ttl = milliseconds.to_string();
         let words = [b"SET", key.as_bytes(), &value, b"PX", ttl.as_bytes()];
         let request = Request::new(&key, &words, Moment::NEVER, drop);
