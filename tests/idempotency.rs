@@ -125,7 +125,7 @@ fn another_request_with_the_same_key_is_a_conflict() {
     ask(daemon, "of-a-job", &body()).expect_error(409, "conflict");
 }
 
-/// Mutations: `idempotency_key` without its check; `has_key` that overlooks a key that is no text.
+/// Mutations: `idempotency_key` without its check; `has_key` that overlooks a binary key.
 #[test]
 fn a_malformed_key_is_refused() {
     let daemon = shared();

@@ -55,7 +55,7 @@ pub enum TransferError {
     Store(StoreError),
     /// The stream cannot be read or written.
     Stream(io::Error),
-    /// What is wrong with the file, and with which of its lines.
+    /// The fault of the file, and the line that has it.
     Content(u64, String),
     /// The store has rows of this table.
     NotEmpty(&'static str),

@@ -316,7 +316,7 @@ impl Pusher {
         }
     }
 
-    /// There is no response to the batch on its way.
+    /// The batch on its way got no response.
     fn fail(&mut self, problem: String) {
         self.series.attempts.get(Attempt::Failed).inc();
         self.troubles.note(problem);
