@@ -106,7 +106,7 @@ fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
 
 #[derive(Clone, Default)]
 struct Collector {
-    /// What comes next; then [`Act::Take`] for ever.
+    /// Responses to the next requests. All later ones get [`Act::Take`].
     script: Arc<Mutex<VecDeque<Act>>>,
     received: Arc<Mutex<Vec<Received>>>,
     /// Connections that get no response stay open.

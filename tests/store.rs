@@ -231,7 +231,7 @@ fn nothing_of_an_erased_key_is_left_in_the_state_folder_or_in_the_daemon() {
     assert_eq!(
         refused.status.code(),
         Some(64),
-        "it asks, and there is no terminal"
+        "without a terminal it cannot ask"
     );
     let erased = daemon.run(&["key", "erase", "gone", "--yes"]);
     let message = String::from_utf8_lossy(&erased.stderr);

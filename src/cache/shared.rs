@@ -174,7 +174,7 @@ impl Sweep {
                     next => self.step(node, next),
                 }
             }
-            // There is no server with this number.
+            // That was the last server.
             Reply::Nothing => {}
             _ => self.step(node + 1, b"0"),
         }

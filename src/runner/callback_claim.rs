@@ -185,7 +185,7 @@ mod tests {
         let found = claim.claimed.last().unwrap();
         assert_eq!((found.job, found.callback.attempts), (last, 1));
         assert!(found.secrets.is_empty(), "the key is unknown");
-        assert_eq!(claim.after, "", "there is no key behind it");
+        assert_eq!(claim.after, "", "it is the last key");
 
         claim.busy.clear();
         claim.room = 1;

@@ -33,7 +33,7 @@ pub struct Purger {
     responses: Arc<Responses>,
     engine: Arc<dyn Engine>,
     workers: Arc<Workers>,
-    /// `None` in tests: there is no second delete.
+    /// `None` in tests, which have no second delete.
     timer: Option<Timer>,
     announce: Option<Announce>,
     /// In milliseconds.

@@ -2,8 +2,8 @@
 //!
 //! A task owns everything that it needs, and the way to its owner. `run` may be called again after
 //! a transaction was lost, so it must not consume what it needs. `finish` is called once, unless
-//! the task is dropped because its result is no longer wanted or the store's thread has ended:
-//! an owner that waits learns that from the task's `Drop`. Neither may wait for anything but the
+//! the task is dropped, because its owner has left or the store's thread has ended: an owner that
+//! waits learns that from the task's `Drop`. Neither may wait for anything but the
 //! store.
 
 use super::error::StoreError;

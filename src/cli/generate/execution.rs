@@ -60,7 +60,7 @@ pub fn check_terminal() -> Result<(), Code> {
         Some(_) => Ok(()),
         None => Err(fail(
             exit::USAGE,
-            "--run asks for confirmation, but there is no terminal; pass --yes to run without it",
+            "--run asks for confirmation, which needs a terminal; pass --yes to run without it",
         )),
     }
 }

@@ -104,8 +104,7 @@ fn confirm(key: &KeyRecord) -> Result<bool, Code> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(fail(
             exit::USAGE,
-            "erasing asks for confirmation, but there is no terminal; pass --yes to erase without \
-             it",
+            "erasing asks for confirmation, which needs a terminal; pass --yes to erase without it",
         ));
     }
     let name = printable(&key.name).replace(['\n', '\t'], " ");
