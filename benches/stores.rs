@@ -118,7 +118,10 @@ fn shared_responses() {
     let count: usize = parameter("STORES_REQUESTS", 4_000);
     println!("| response | requests | p50, ms | p99, ms |");
     println!("| --- | --- | --- | --- |");
-    let body = |number: usize, mode: &str| json!({"prompt": format!("program {number}"), "language": "python", "cache": mode});
+    let body = |number: usize, mode: &str| {
+        let prompt = format!("program {number}");
+        json!({"prompt": prompt, "language": "python", "cache": mode})
+    };
     let ask = |name: &str, daemon: &Daemon, mode: &str, verdict: &str| {
         let mut connection = daemon.connect();
         let mut times = Vec::new();

@@ -11,15 +11,10 @@
 //!
 //! The client's place in the job's history is all that is kept for it: it resumes by
 //! `Last-Event-ID`, on any daemon that shares the store. A client that reads slowly makes its own
-//! next look later and costs no memory. A wake-up that comes while the store is looking makes one
-//! more look (`must_look`).
+//! next look later and costs no memory. [`Looks`] has the rules of when the next one is made.
 //!
 //! Over gRPC the events are messages, `after` is in the request, and an error is in the trailers.
 //! Everything else is the same, also its cost and bounds.
-//!
-//! Invariants:
-//!  1. One look is under way at most.
-//!  2. A wake-up is followed by a look that begins after it, as soon as there is room.
 
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
@@ -42,6 +37,7 @@ use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::EVENT_STREAM;
 
 use super::asking::{deadline_of, draining, late, submit};
+use super::looks::Looks;
 use super::work::{Work, job_of, no_job};
 
 /// See the file's head.
@@ -53,14 +49,10 @@ pub struct Following {
     follower: Follower,
     /// The last event that was sent.
     after: EventId,
-    is_looking: bool,
-    /// There may be events that no look has read.
-    must_look: bool,
+    looks: Looks,
     /// Whether the head has been sent.
     is_flowing: bool,
     silent_since: Moment,
-    /// A look was refused or has failed; the next one is due then.
-    retry_at: Moment,
     /// The client opens another stream then.
     expires: Moment,
     /// The call's own deadline, over gRPC.
@@ -125,11 +117,9 @@ pub fn begin(
                 id,
                 follower,
                 after,
-                is_looking: false,
-                must_look: true,
+                looks: Looks::DUE,
                 is_flowing: false,
                 silent_since: wire.now,
-                retry_at: Moment::NEVER,
                 expires: wire.now + age_max,
                 bytes: 0,
             };
@@ -169,7 +159,7 @@ impl Following {
     pub fn next_deadline(&self) -> Moment {
         let ping = self.silent_since + service_limits::PING_INTERVAL;
         let end = self.expires.min(self.ends);
-        end.min(ping).min(self.retry_at)
+        end.min(ping).min(self.looks.retry_at)
     }
 
     pub fn handle_reply(
@@ -178,7 +168,7 @@ impl Following {
         reply: StoreReply,
         wire: &mut Wire<'_>,
     ) -> Flow {
-        self.is_looking = false;
+        self.looks.handle_reply();
         match reply {
             Ok(Found::Events(batch)) => self.handle_batch(desk, batch, wire),
             Ok(Found::Body { .. } | Found::Accepted(_) | Found::Progress(_)) => Flow::Open,
@@ -192,7 +182,7 @@ impl Following {
                 Flow::Finished
             }
             Err(_) => {
-                self.retry_later(wire.now);
+                self.looks.retry_later(wire.now);
                 Flow::Open
             }
         }
@@ -200,7 +190,9 @@ impl Following {
 
     fn handle_batch(&mut self, desk: &mut Desk, batch: Batch, wire: &mut Wire<'_>) -> Flow {
         self.after = batch.last;
-        self.must_look |= batch.has_more;
+        if batch.has_more {
+            self.looks.want();
+        }
         desk.buffer.body.clear();
         desk.buffer.body.extend_from_slice(&batch.body);
         self.send(desk, wire);
@@ -215,7 +207,7 @@ impl Following {
     }
 
     pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
-        self.must_look = true;
+        self.looks.want();
         if wire.sink.has_room() {
             self.look(desk, wire.now);
         }
@@ -232,14 +224,13 @@ impl Following {
             self.finish(desk, Some(&late()), wire);
             return Flow::Finished;
         }
-        if now >= self.expires && !self.is_looking {
+        if now >= self.expires && !self.looks.is_under_way() {
             // Without an error a gRPC client would take the end for the job's.
             let error = self.is_grpc().then(expired);
             self.finish(desk, error.as_ref(), wire);
             return Flow::Finished;
         }
-        if now >= self.retry_at {
-            self.retry_at = Moment::NEVER;
+        if self.looks.end_pause(now) {
             self.look(desk, now);
         }
         if now >= self.silent_since + service_limits::PING_INTERVAL {
@@ -270,24 +261,16 @@ impl Following {
 
     /// Asks the store for the next events, if there may be some.
     fn look(&mut self, desk: &Desk, now: Moment) {
-        if self.is_looking || !self.must_look {
+        if !self.looks.take() {
             return;
         }
-        self.must_look = false;
         self.follower.look();
         let work = Work::Events {
             id: self.id,
             after: self.after,
         };
-        match submit(desk, &self.call, self.key, work) {
-            Ok(()) => self.is_looking = true,
-            Err(_) => self.retry_later(now),
-        }
-    }
-
-    fn retry_later(&mut self, now: Moment) {
-        self.must_look = true;
-        self.retry_at = now + limits::BACKOFF_MIN;
+        let submitted = submit(desk, &self.call, self.key, work);
+        self.looks.handle_submitted(submitted.is_ok(), now);
     }
 
     /// Sends the buffer's body, after the head if that has not been sent yet.

@@ -16,7 +16,7 @@
 //! the stream ends in an error.
 //!
 //! Invariants:
-//!  1. One task of the store is under way at most.
+//!  1. One task of the store is under way at most ([`Looks`]).
 //!  2. The code that a stream has sent is a beginning of the code that its end shows.
 
 use std::sync::Arc;
@@ -38,6 +38,7 @@ use crate::service::request_log::{Outcome, RequestLog};
 
 use super::asking::{draining, submit};
 use super::follow::register;
+use super::looks::Looks;
 use super::object::with_object;
 use super::work::{Work, no_job, unavailable};
 
@@ -59,9 +60,9 @@ pub struct Kept {
     written_bytes: usize,
     /// Bytes of code that were sent.
     sent_bytes: usize,
-    is_looking: bool,
-    must_look: bool,
-    retry_at: Moment,
+    looks: Looks,
+    /// When a job must have been accepted.
+    accepted_by: Moment,
 }
 
 /// The parts of a request that becomes a kept generation.
@@ -94,15 +95,14 @@ pub fn begin(
         after: EventId::BEGINNING,
         written_bytes: 0,
         sent_bytes: 0,
-        is_looking: true,
-        must_look: false,
-        retry_at: wire.now + limits::STORE_PATIENCE,
+        looks: Looks::DUE,
+        accepted_by: wire.now + limits::STORE_PATIENCE,
     })
 }
 
 impl Kept {
     pub fn next_deadline(&self) -> Moment {
-        let due = self.deadline.min(self.retry_at);
+        let due = self.deadline.min(self.accepted_by).min(self.looks.retry_at);
         match &self.delivery {
             Delivery::Stream(stream) => due.min(stream.ping_due()),
             Delivery::Whole(_) | Delivery::AtWorker => due,
@@ -120,13 +120,12 @@ impl Kept {
         reply: StoreReply,
         wire: &mut Wire<'_>,
     ) -> Flow {
-        self.is_looking = false;
-        self.retry_at = Moment::NEVER;
+        self.looks.handle_reply();
+        self.accepted_by = Moment::NEVER;
         match reply {
             Ok(Found::Accepted(id)) => match register(desk, &self.call, id, self.key) {
                 Ok(follower) => {
                     self.job = Some((id, follower));
-                    self.must_look = true;
                     self.look(desk, wire.now);
                     Flow::Open
                 }
@@ -138,7 +137,7 @@ impl Kept {
                 self.fail(desk, &error, wire)
             }
             Err(_) => {
-                self.retry_later(wire.now);
+                self.looks.retry_later(wire.now);
                 Flow::Open
             }
         }
@@ -151,7 +150,9 @@ impl Kept {
         wire: &mut Wire<'_>,
     ) -> Flow {
         self.after = progress.last;
-        self.must_look |= progress.has_more;
+        if progress.has_more {
+            self.looks.want();
+        }
         if progress.is_reset {
             self.written_bytes = 0;
         }
@@ -248,7 +249,7 @@ impl Kept {
     }
 
     pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
-        self.must_look = true;
+        self.looks.want();
         if wire.sink.has_room() {
             self.look(desk, wire.now);
         }
@@ -263,11 +264,10 @@ impl Kept {
         if wire.now >= self.deadline {
             return self.fail(desk, &late(), wire);
         }
-        if wire.now >= self.retry_at {
-            if self.job.is_none() {
-                return self.fail(desk, &unavailable(), wire);
-            }
-            self.retry_at = Moment::NEVER;
+        if wire.now >= self.accepted_by {
+            return self.fail(desk, &unavailable(), wire);
+        }
+        if self.looks.end_pause(wire.now) {
             self.look(desk, wire.now);
         }
         if let Delivery::Stream(stream) = &mut self.delivery {
@@ -289,10 +289,10 @@ impl Kept {
 
     /// Asks the store how far the job is, if that may have changed.
     fn look(&mut self, desk: &Desk, now: Moment) {
-        let Some((id, follower)) = self.job.as_ref().filter(|_| !self.is_looking) else {
+        let Some((id, follower)) = &self.job else {
             return;
         };
-        if !std::mem::take(&mut self.must_look) {
+        if !self.looks.take() {
             return;
         }
         follower.look();
@@ -301,15 +301,8 @@ impl Kept {
             after: self.after,
             wants_code: matches!(self.delivery, Delivery::Stream(_)),
         };
-        match submit(desk, &self.call, self.key, work) {
-            Ok(()) => self.is_looking = true,
-            Err(_) => self.retry_later(now),
-        }
-    }
-
-    fn retry_later(&mut self, now: Moment) {
-        self.must_look = true;
-        self.retry_at = now + limits::BACKOFF_MIN;
+        let submitted = submit(desk, &self.call, self.key, work);
+        self.looks.handle_submitted(submitted.is_ok(), now);
     }
 }
 

@@ -3,8 +3,9 @@
 //! Reading order: [`object`] (a job in JSON), [`message`] (in Protobuf), [`notation`] (the choice
 //! between them), [`work`] (the requests to the store), [`asking`] (a request that waits for the
 //! store's reply), [`accept`] (`POST /api/v1/jobs` and `SubmitJob`), [`look`] (one job, lists,
-//! cancelling), [`follow`] (`GET /api/v1/jobs/{id}/events`), [`kept`] (a generation with
-//! `Idempotency-Key`), [`rpc`] (the other methods of gRPC).
+//! cancelling), [`looks`] (when a follower asks the store for more), [`follow`]
+//! (`GET /api/v1/jobs/{id}/events`), [`kept`] (a generation with `Idempotency-Key`), [`rpc`] (the
+//! other methods of gRPC).
 //!
 //! Must never wait for the store: a request sends it a task and becomes an exchange. The bodies of
 //! responses are written by the store's thread, because a job's result may be long.
@@ -16,6 +17,7 @@ pub mod asking;
 pub mod follow;
 pub mod kept;
 pub mod look;
+pub mod looks;
 pub mod message;
 pub mod notation;
 pub mod object;
