@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use autoglmd::bus::gossip::GossipSettings;
 use autoglmd::bus::gossip::members::notice_payload;
 use autoglmd::bus::gossip::seal::{SealKey, Sealer};
-use autoglmd::bus::redis::Subscriber;
+use autoglmd::bus::redis;
 use autoglmd::bus::{Invalidation, Notice};
 use autoglmd::config::{BusKind, Config, RedisUrl};
 use autoglmd::core::UnixMillis;
@@ -137,7 +137,7 @@ fn the_store_is_read_whenever_notices_may_have_been_missed() {
     let (_link, handle) = Link::start(settings.clone(), metrics.series()).expect("it starts");
     let (sender, notices) = mpsc::channel();
     let on_notice = Box::new(move |notice| sender.send(notice).expect("the test listens"));
-    let started = Subscriber::start(settings, handle, metrics.series(), on_notice);
+    let started = redis::start(settings, handle, metrics.series(), on_notice);
     let (thread, bus) = started.expect("the bus starts");
     assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
     server.kill();

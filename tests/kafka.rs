@@ -10,7 +10,7 @@ mod common;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use autoglmd::bus::kafka::{Kafka, KafkaSettings};
+use autoglmd::bus::kafka::{self, KafkaSettings};
 use autoglmd::bus::{Invalidation, Notice};
 use autoglmd::config::{BusKind, Config};
 use autoglmd::telemetry::metrics::Metrics;
@@ -145,7 +145,7 @@ fn the_store_is_read_whenever_notices_may_have_been_missed() {
     let (sender, notices) = mpsc::channel();
     let series = Metrics::new("echo").series();
     let on_notice = Box::new(move |notice| sender.send(notice).expect("the test listens"));
-    let (thread, bus) = Kafka::start(settings, series, on_notice).expect("the bus starts");
+    let (thread, bus) = kafka::start(settings, series, on_notice).expect("the bus starts");
     assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
     let notice = Notice::Key("key_5f0c92ab61d7".to_owned());
     bus.publish(&notice);

@@ -1,31 +1,27 @@
 //! The bus over Kafka: one partition of one topic, which each daemon reads from its end.
 //!
-//! Owns librdkafka's consumer and producer, and the thread that reads notices. The consumer is
-//! assigned its partition and joins no group, so every daemon gets every notice, and none of them
-//! leaves an offset behind. librdkafka adds threads of its own, one for each broker. They call into
-//! this crate for lines of its log alone.
+//! Owns librdkafka's consumer and producer; the thread that reads notices is a [`Receiver`]. The
+//! consumer is assigned its partition and joins no group, so every daemon gets every notice, and
+//! none of them leaves an offset behind. librdkafka adds threads of its own, one for each broker.
+//! They call into this crate for lines of its log alone.
 //!
 //! Must never wait for a broker in `publish`: a notice goes into librdkafka's queue, which holds
 //! [`limits::WAITING_NOTICES_ITEMS`] for at most [`limits::KAFKA_NOTICE_TTL`].
 //!
 //! Invariants:
-//!  1. [`Notice::All`] is reported after each assignment: notices before its offset are skipped.
-//!     The offset is asked for before the report, so a notice is either read or covered by it.
+//!  1. Notices before the offset of an assignment are skipped. The offset is asked for before
+//!     [`Notice::All`] is reported, so a notice is either read or covered by that.
 //!  2. A broker that does not respond is given up after [`limits::KAFKA_REPLY_TIMEOUT`] beyond
 //!     [`limits::SILENCE_CHECK_INTERVAL`].
 //!
-//! Mutations that `tests/kafka.rs` catches: no `Notice::All` after an assignment
-//! (`the_store_is_read_...`), no question to a silent broker (`a_stopped_broker_...`), an
-//! assignment from the topic's beginning (`a_restarted_daemon_...`).
+//! Mutations that `tests/kafka.rs` catches: no question to a silent broker
+//! (`a_stopped_broker_...`), an assignment from the topic's beginning (`a_restarted_daemon_...`).
 
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -35,11 +31,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::metrics::BusSeries;
+use super::receiver::{Inbox, Receiver, Source};
 use super::{Invalidation, Notice, OnNotice};
 use crate::config::{Bus, BusKind};
-use crate::core::Moment;
 use crate::limits::bus as limits;
-use crate::redis::breaker::Breaker;
 
 /// Notices are few and need no order: one partition carries them, however many the topic has.
 const PARTITION: i32 = 0;
@@ -162,97 +157,37 @@ pub fn publish(settings: &KafkaSettings, notices: &[Notice]) -> KafkaResult<()> 
     producer.flush(limits::KAFKA_COMMAND_TIMEOUT)
 }
 
-/// The thread that receives notices. Dropping it ends the thread and waits for that.
-pub struct Kafka {
-    end: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+/// Starts the thread that receives notices.
+pub fn start(
+    settings: KafkaSettings,
+    series: Arc<BusSeries>,
+    on_notice: OnNotice,
+) -> io::Result<(Receiver, KafkaBus)> {
+    let producer = Arc::new(settings.producer().map_err(io::Error::other)?);
+    let subscription = Subscription {
+        consumer: settings.consumer().map_err(io::Error::other)?,
+        producer: Arc::clone(&producer),
+        topic: settings.topic.clone(),
+    };
+    let (receiver, is_assigned) = Receiver::start(subscription, series, on_notice)?;
+    let bus = KafkaBus {
+        producer,
+        topic: settings.topic,
+        is_assigned,
+    };
+    Ok((receiver, bus))
 }
 
-impl Kafka {
-    pub fn start(
-        settings: KafkaSettings,
-        series: Arc<BusSeries>,
-        on_notice: OnNotice,
-    ) -> io::Result<(Kafka, KafkaBus)> {
-        let (end, ended) = bounded(0);
-        let is_assigned = Arc::new(AtomicBool::new(false));
-        let producer = Arc::new(settings.producer().map_err(io::Error::other)?);
-        let bus = KafkaBus {
-            producer: Arc::clone(&producer),
-            topic: settings.topic.clone(),
-            is_assigned: Arc::clone(&is_assigned),
-        };
-        let subscription = Subscription {
-            consumer: settings.consumer().map_err(io::Error::other)?,
-            producer,
-            topic: settings.topic,
-            breaker: Breaker::default(),
-            ended,
-            is_assigned,
-            series,
-            on_notice,
-            has_failed: false,
-        };
-        let thread = thread::Builder::new()
-            .name("bus".into())
-            .spawn(move || subscription.run())?;
-        let kafka = Kafka {
-            end: Some(end),
-            thread: Some(thread),
-        };
-        Ok((kafka, bus))
-    }
-}
-
-impl Drop for Kafka {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the bus's thread has panicked");
-        }
-    }
-}
-
-/// The state of the thread.
 struct Subscription {
     consumer: BaseConsumer<Quiet>,
     producer: Arc<BaseProducer<Quiet>>,
     topic: String,
-    breaker: Breaker,
-    ended: Receiver<()>,
-    is_assigned: Arc<AtomicBool>,
-    series: Arc<BusSeries>,
-    on_notice: OnNotice,
-    /// A failure was logged, and no success since.
-    has_failed: bool,
 }
 
-impl Subscription {
-    fn run(mut self) {
-        let random = RandomState::new();
-        for attempt in 0_u64.. {
-            let pause = self.breaker.next_try().since(Moment::now());
-            if self.has_ended_within(pause) {
-                return;
-            }
-            let received = self.receive();
-            self.note(false);
-            let Err(error) = received else {
-                return;
-            };
-            if !self.has_failed {
-                log::warn!("the bus is lost: {error}; the store is read each second");
-                self.has_failed = true;
-            }
-            self.breaker
-                .note_failure(Moment::now(), random.hash_one(attempt));
-        }
-    }
+impl Source for Subscription {
+    type Error = KafkaError;
 
-    /// Reads notices until the brokers are lost (an error) or the bus ends.
-    fn receive(&mut self) -> KafkaResult<()> {
+    fn receive(&mut self, inbox: &mut Inbox) -> KafkaResult<()> {
         // Reports what the producer has given up, so that its queue has room again.
         self.producer.poll(Duration::ZERO);
         // A broker creates the topic when its metadata is asked for, if it is configured so.
@@ -262,18 +197,12 @@ impl Subscription {
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(&self.topic, PARTITION, Offset::Offset(end))?;
         self.consumer.assign(&partitions)?;
-        self.breaker.note_success();
-        self.note(true);
-        if self.has_failed {
-            log::info!("the bus is back");
-            self.has_failed = false;
-        }
-        (self.on_notice)(Notice::All);
+        inbox.note_connected();
         let mut heard_at = Instant::now();
-        while !self.has_ended_within(Duration::ZERO) {
+        while !inbox.has_ended() {
             self.producer.poll(Duration::ZERO);
             match self.consumer.poll(limits::END_CHECK_INTERVAL) {
-                Some(Ok(message)) => self.take(message.payload().unwrap_or_default()),
+                Some(Ok(message)) => inbox.take(message.payload().unwrap_or_default()),
                 Some(Err(error)) if !is_of_one_connection(&error) => return Err(error),
                 None if heard_at.elapsed() < limits::SILENCE_CHECK_INTERVAL => continue,
                 Some(Err(_)) | None => {
@@ -284,7 +213,9 @@ impl Subscription {
         }
         Ok(())
     }
+}
 
+impl Subscription {
     /// Asks the partition's leader for the offset of the next message.
     fn end_offset(&self) -> KafkaResult<i64> {
         let timeout = limits::KAFKA_REPLY_TIMEOUT;
@@ -292,27 +223,6 @@ impl Subscription {
             .consumer
             .fetch_watermarks(&self.topic, PARTITION, timeout)?;
         Ok(marks.1)
-    }
-
-    fn take(&self, payload: &[u8]) {
-        match Notice::parse(payload) {
-            Some(notice) => {
-                self.series.received.inc();
-                (self.on_notice)(notice);
-            }
-            None => {
-                self.series.refused.inc();
-            }
-        }
-    }
-
-    fn note(&self, is_up: bool) {
-        self.is_assigned.store(is_up, Ordering::Relaxed);
-        self.series.up.set(i64::from(is_up));
-    }
-
-    fn has_ended_within(&self, patience: Duration) -> bool {
-        self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
     }
 }
 

@@ -4,10 +4,12 @@
 //! repeated one costs a reading of the store and nothing else, and a lost one costs the time until
 //! the store is polled again: each daemon polls it each second, with a bus and without.
 //!
-//! In reading order: [`notice`], then the buses: [`redis`]; [`gossip`], which needs no server; and
-//! `kafka`, with the feature of that name.
+//! In reading order: [`notice`], then the buses: [`redis`] on the thread of [`receiver`];
+//! [`gossip`], which needs no server; and `kafka`, with the feature of that name.
 
 pub mod notice;
+
+pub mod receiver;
 
 pub mod redis;
 

@@ -1,31 +1,26 @@
 //! The bus over Redis: publish and subscribe.
 //!
-//! Owns a connection that is subscribed, and the thread that reads it. Notices are published
-//! through the connection of all other commands. In a cluster every node passes messages on to the
-//! others, so one connection to any of them is enough.
+//! Owns a connection that is subscribed; the thread that reads it is a [`Receiver`]. Notices are
+//! published through the connection of all other commands. In a cluster every node passes messages
+//! on to the others, so one connection to any of them is enough.
 //!
-//! Invariants:
-//!  1. After each connect [`Notice::All`] is reported: what was published before is lost.
-//!  2. A server that does not respond is given up after `cache.shared.timeout` beyond
-//!     [`limits::SILENCE_CHECK_INTERVAL`].
+//! Invariant: a server that does not respond is given up after `cache.shared.timeout` beyond
+//! [`limits::SILENCE_CHECK_INTERVAL`].
 //!
-//! Mutations that `tests/bus.rs` catches: no `Notice::All` after a connect
-//! (`the_store_is_read_...`), no PING (`a_stopped_...`).
+//! Mutation that `tests/bus.rs` catches: no PING (`a_stopped_...`).
 
-use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ::redis::{Connection, RedisResult};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use ::redis::{RedisError, RedisResult};
 
 use super::metrics::BusSeries;
+use super::receiver::{Inbox, Receiver, Source};
 use super::{Invalidation, Notice, OnNotice};
 use crate::core::Moment;
 use crate::limits::bus as limits;
-use crate::redis::breaker::Breaker;
 use crate::redis::{Dialer, Handle, Request, Settings};
 
 /// The channel of notices.
@@ -70,108 +65,38 @@ pub fn publish(settings: Settings, notices: &[Notice]) -> RedisResult<()> {
     Ok(())
 }
 
-/// The thread that receives notices. Dropping it ends the thread and waits for that.
-pub struct Subscriber {
-    end: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Subscriber {
-    pub fn start(
-        settings: Settings,
-        redis: Handle,
-        series: Arc<BusSeries>,
-        on_notice: OnNotice,
-    ) -> std::io::Result<(Subscriber, RedisBus)> {
-        let (end, ended) = bounded(0);
-        let is_subscribed = Arc::new(AtomicBool::new(false));
-        let receiver = Subscription {
-            dialer: Dialer::new(settings),
-            breaker: Breaker::default(),
-            ended,
-            is_subscribed: Arc::clone(&is_subscribed),
-            series,
-            on_notice,
-            has_failed: false,
-        };
-        let thread = thread::Builder::new()
-            .name("bus".into())
-            .spawn(move || receiver.run())?;
-        let subscriber = Subscriber {
-            end: Some(end),
-            thread: Some(thread),
-        };
-        let bus = RedisBus {
-            redis,
-            is_subscribed,
-        };
-        Ok((subscriber, bus))
-    }
-}
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the bus's thread has panicked");
-        }
-    }
-}
-
-/// The state of the thread.
-struct Subscription {
-    dialer: Dialer,
-    breaker: Breaker,
-    ended: Receiver<()>,
-    is_subscribed: Arc<AtomicBool>,
+/// Starts the thread that receives notices.
+pub fn start(
+    settings: Settings,
+    redis: Handle,
     series: Arc<BusSeries>,
     on_notice: OnNotice,
-    /// A failure was logged, and no success since.
-    has_failed: bool,
+) -> io::Result<(Receiver, RedisBus)> {
+    let subscription = Subscription(Dialer::new(settings));
+    let (receiver, is_subscribed) = Receiver::start(subscription, series, on_notice)?;
+    let bus = RedisBus {
+        redis,
+        is_subscribed,
+    };
+    Ok((receiver, bus))
 }
 
-impl Subscription {
-    fn run(mut self) {
-        let random = RandomState::new();
-        for attempt in 0_u64.. {
-            let pause = self.breaker.next_try().since(Moment::now());
-            if self.has_ended_within(pause) {
-                return;
-            }
-            let received = self.dialer.dial();
-            let received = received.and_then(|mut connection| self.receive(&mut connection));
-            self.note(false);
-            let Err(error) = received else {
-                return;
-            };
-            if !self.has_failed {
-                log::warn!("the bus is lost: {error}; the store is read each second");
-                self.has_failed = true;
-            }
-            self.breaker
-                .note_failure(Moment::now(), random.hash_one(attempt));
-        }
-    }
+struct Subscription(Dialer);
 
-    /// Reads notices until the connection is lost (an error) or the bus ends.
-    fn receive(&mut self, connection: &mut Connection) -> RedisResult<()> {
-        let timeout = self.dialer.settings().timeout;
+impl Source for Subscription {
+    type Error = RedisError;
+
+    fn receive(&mut self, inbox: &mut Inbox) -> RedisResult<()> {
+        let mut connection = self.0.dial()?;
+        let timeout = self.0.settings().timeout;
         let mut messages = connection.as_pubsub();
         messages.subscribe(CHANNEL)?;
-        self.breaker.note_success();
-        self.note(true);
-        if self.has_failed {
-            log::info!("the bus is back");
-            self.has_failed = false;
-        }
-        (self.on_notice)(Notice::All);
+        inbox.note_connected();
         let mut heard_at = Instant::now();
-        while !self.has_ended_within(Duration::ZERO) {
+        while !inbox.has_ended() {
             messages.set_read_timeout(Some(limits::END_CHECK_INTERVAL))?;
             match messages.get_message() {
-                Ok(message) => self.take(message.get_payload_bytes()),
+                Ok(message) => inbox.take(message.get_payload_bytes()),
                 Err(error) if error.is_timeout() => {
                     if heard_at.elapsed() < limits::SILENCE_CHECK_INTERVAL {
                         continue;
@@ -184,26 +109,5 @@ impl Subscription {
             heard_at = Instant::now();
         }
         Ok(())
-    }
-
-    fn take(&self, payload: &[u8]) {
-        match Notice::parse(payload) {
-            Some(notice) => {
-                self.series.received.inc();
-                (self.on_notice)(notice);
-            }
-            None => {
-                self.series.refused.inc();
-            }
-        }
-    }
-
-    fn note(&self, is_up: bool) {
-        self.is_subscribed.store(is_up, Ordering::Relaxed);
-        self.series.up.set(i64::from(is_up));
-    }
-
-    fn has_ended_within(&self, patience: Duration) -> bool {
-        self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
     }
 }

@@ -6,9 +6,9 @@ use super::failure::Failure;
 use super::part::{Birth, Part};
 use crate::bus::gossip::{Gossip, GossipSettings};
 #[cfg(feature = "kafka")]
-use crate::bus::kafka::{Kafka, KafkaSettings};
-use crate::bus::redis::Subscriber;
-use crate::bus::{Invalidation, Notice, OnNotice};
+use crate::bus::kafka::{self, KafkaSettings};
+use crate::bus::receiver::Receiver;
+use crate::bus::{Invalidation, Notice, OnNotice, redis};
 use crate::config::BusKind;
 use crate::console::exit;
 
@@ -21,16 +21,8 @@ pub struct Bus {
 /// The thread that receives notices: its drop ends it.
 enum Thread {
     None,
-    Redis {
-        _thread: Subscriber,
-    },
-    Gossip {
-        _thread: Gossip,
-    },
-    #[cfg(feature = "kafka")]
-    Kafka {
-        _thread: Kafka,
-    },
+    Receiver { _thread: Receiver },
+    Gossip { _thread: Gossip },
 }
 
 impl Bus {
@@ -70,9 +62,9 @@ impl Part for Bus {
         match (birth.config.bus.kind, birth.redis.clone()) {
             (BusKind::Redis, None) => {}
             (BusKind::Redis, Some((settings, handle))) => {
-                let started = Subscriber::start(settings, handle, series, on_notice);
+                let started = redis::start(settings, handle, series, on_notice);
                 let (thread, way) = started.map_err(failed)?;
-                bus.thread = Thread::Redis { _thread: thread };
+                bus.thread = Thread::Receiver { _thread: thread };
                 bus.way = Some(Arc::new(way));
             }
             (BusKind::Gossip, _) => {
@@ -89,9 +81,9 @@ impl Part for Bus {
             #[cfg(feature = "kafka")]
             (BusKind::Kafka, _) => {
                 if let Some(settings) = KafkaSettings::of(&birth.config.bus) {
-                    let started = Kafka::start(settings, series, on_notice);
+                    let started = kafka::start(settings, series, on_notice);
                     let (thread, way) = started.map_err(failed)?;
-                    bus.thread = Thread::Kafka { _thread: thread };
+                    bus.thread = Thread::Receiver { _thread: thread };
                     bus.way = Some(Arc::new(way));
                 }
             }
