@@ -1,11 +1,13 @@
 //! `autoglmd check [--show]`: reports whether the configuration can be used, and shows it.
 //!
 //! Starts nothing, opens no socket and no database. Reads the certificates that the configuration
-//! names.
+//! names, and opens its other files.
 
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::Path;
 
-use crate::config::{self, ConfigErrors, Loaded, Origin, Sources};
+use crate::config::{self, Config, ConfigErrors, CredentialPath, Loaded, Origin, Sources};
 use crate::console::exit;
 use crate::core::UnixSeconds;
 use crate::tls::{Acceptor, Problem};
@@ -18,7 +20,7 @@ const BAD: u8 = 1;
 /// failure, such as a full disk, the output is incomplete and the code reports that.
 pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let (code, written) = match config::load(sources) {
-        Ok(loaded) => check_certificates(&loaded, sources, show, out, err),
+        Ok(loaded) => check_files(&loaded, sources, show, out, err),
         Err(errors) => (BAD, refuse(&errors, err)),
     };
     let written = written
@@ -34,8 +36,8 @@ pub fn run(sources: &Sources, show: bool, out: &mut dyn Write, err: &mut dyn Wri
     }
 }
 
-/// A configuration that can be read may still name certificates that cannot be used.
-fn check_certificates(
+/// A configuration that can be read may still name files that cannot be used.
+fn check_files(
     loaded: &Loaded,
     sources: &Sources,
     show: bool,
@@ -44,22 +46,60 @@ fn check_certificates(
 ) -> (u8, io::Result<()>) {
     let now = UnixSeconds::now().as_i64();
     let credentials = sources.credentials_dir();
+    let mut problems = unreadable(&loaded.config, credentials.as_deref());
     match Acceptor::load(&loaded.config, credentials.as_deref(), None) {
-        Ok(acceptor) => {
+        Ok(acceptor) if problems.is_empty() => {
             let certificates = acceptor.iter().flat_map(|one| one.certificates());
             let mut warnings = certificates.filter_map(|one| one.warning(now));
             let written = warnings.try_for_each(|warning| writeln!(err, "warning: {warning}"));
             (GOOD, written.and_then(|()| accept(loaded, show, out, err)))
         }
-        Err(problems) => (BAD, refuse_certificates(loaded, &problems, err)),
+        loaded_certificates => {
+            problems.extend(loaded_certificates.err().into_iter().flatten());
+            (BAD, refuse_files(loaded, &problems, err))
+        }
     }
 }
 
-fn refuse_certificates(
-    loaded: &Loaded,
-    problems: &[Problem],
-    err: &mut dyn Write,
-) -> io::Result<()> {
+/// Returns the problems of secrets and authorities, which the daemon reads when it connects.
+fn unreadable(config: &Config, credentials: Option<&Path>) -> Vec<Problem> {
+    let shared = &config.cache_shared;
+    let named = [
+        ("cache.shared.password_file", &shared.password_file),
+        ("cache.shared.ca", &shared.ca),
+        ("store.password_file", &config.store.password_file),
+        ("store.ca", &config.store.ca),
+        ("outbound.ca", &config.outbound.ca),
+        ("bus.secret_file", &config.bus.secret_file),
+        ("metrics.push.token_file", &config.metrics_push.token_file),
+    ];
+    let problem = |(key, path): (&str, &Option<_>)| {
+        let path = CredentialPath(path.as_deref()?).resolve(credentials);
+        let opened = path.and_then(|path| open(&path));
+        opened.err().map(|message| Problem {
+            key: key.to_owned(),
+            message,
+        })
+    };
+    named.into_iter().filter_map(problem).collect()
+}
+
+/// Opens a file, which a pipe would delay.
+fn open(path: &Path) -> Result<(), String> {
+    let opened = fs::metadata(path).and_then(|metadata| match metadata.is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false if metadata.is_file() => File::open(path).map(drop),
+        false => Ok(()),
+    });
+    opened.map_err(|error| {
+        format!(
+            "{}: {error}; name a file that the daemon can read",
+            path.display()
+        )
+    })
+}
+
+fn refuse_files(loaded: &Loaded, problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {
     for problem in problems {
         let path = problem.key.split('[').next().unwrap_or_default();
         match (loaded.origin(path), &loaded.file) {
@@ -141,6 +181,35 @@ mod tests {
              a.toml:3:1: unknown key max_hed in [limits]; did you mean max_head?\n  \
                3 | max_hed = 1\n    | ^^^^^^^\n\
              2 mistakes\n"
+        );
+    }
+
+    /// Mutations: a key left out of `unreadable`; certificates whose problems are then not shown.
+    #[test]
+    fn files_that_cannot_be_read_are_mistakes_of_the_lines_that_name_them() {
+        let (code, out, err) = check(
+            "[cache.shared]\nurl = \"redis://a:1\"\npassword_file = \"/no/a\"\nca = \"/no/b\"\n\
+             [store]\nurl = \"postgres://a@b/c\"\npassword_file = \"/no/c\"\nca = \"/no/d\"\n\
+             [outbound]\nca = \"/no/e\"\n\
+             [bus]\nkind = \"gossip\"\nlisten = \"127.0.0.1:1\"\nsecret_file = \"/no/f\"\n\
+             [metrics.push]\nurl = \"http://a/b\"\ntoken_file = \"/\"\n\
+             [server.tls]\ncertificates = [\"/no/g\"]\nkeys = [\"/no/h\"]",
+            false,
+        );
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        for name in ["a", "b", "c", "d", "e", "f", "g"] {
+            assert!(err.contains(&format!("/no/{name}: ")), "{name} in {err}");
+        }
+        assert!(
+            err.starts_with(
+                "a.toml:3: cache.shared.password_file: /no/a: No such file or directory \
+                 (os error 2); name a file that the daemon can read\n"
+            ),
+            "{err}"
+        );
+        assert!(
+            err.contains("metrics.push.token_file: /: is a directory"),
+            "{err}"
         );
     }
 

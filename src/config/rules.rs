@@ -37,6 +37,7 @@ pub fn errors(config: &Config) -> Vec<Finding> {
         proxied_without_proxies(config),
         database_without_authority(config),
         password_without_server(config),
+        password_without_redis(config),
         gossip_without_address(config),
         gossip_without_secret(config),
         kafka_not_compiled(config),
@@ -122,6 +123,17 @@ fn password_without_server(config: &Config) -> Option<Finding> {
         keys: &["store.password_file", "store.url"],
         message: "store.password_file is set, but store.url is \"sqlite\", which needs no \
                   password; set store.url or remove it"
+            .to_owned(),
+    })
+}
+
+fn password_without_redis(config: &Config) -> Option<Finding> {
+    let shared = &config.cache_shared;
+    let is_unused = shared.url.is_none() && shared.password_file.is_some();
+    is_unused.then(|| Finding {
+        keys: &["cache.shared.password_file", "cache.shared.url"],
+        message: "cache.shared.password_file is set, but cache.shared.url is empty; set \
+                  cache.shared.url or remove it"
             .to_owned(),
     })
 }
@@ -336,7 +348,7 @@ fn unused_model_section(config: &Config) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ClientKey, TrustedProxies, schema};
+    use crate::config::{ClientKey, RedisUrl, TrustedProxies, schema};
 
     #[test]
     fn the_defaults_break_no_rule() {
@@ -362,6 +374,18 @@ mod tests {
             ];
             assert_eq!(errors(&config).len(), expected, "{address}");
         }
+    }
+
+    /// Mutations: either rule left out of `errors`.
+    #[test]
+    fn a_password_without_its_server_is_reported() {
+        let mut config = Config::default();
+        config.cache_shared.password_file = Some("/tmp/a".into());
+        config.store.password_file = Some("/tmp/b".into());
+        let found: Vec<_> = errors(&config).iter().map(|found| found.keys[0]).collect();
+        assert_eq!(found, ["store.password_file", "cache.shared.password_file"]);
+        config.cache_shared.url = Some(RedisUrl::parse("redis://a:1").expect("a URL"));
+        assert_eq!(errors(&config).len(), 1);
     }
 
     #[test]
