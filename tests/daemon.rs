@@ -32,7 +32,7 @@ fn threads_whose_owner_can_wait_let_the_reactors_go_first() {
             return None;
         };
         let nicer = (usual + 10).min(19);
-        let all = ["worker-", "log", "store"].iter();
+        let all = ["worker-", "log", "store", "jobs", "callbacks"].iter();
         all.clone().all(|name| of(name) == [nicer]).then_some(())
     });
 }

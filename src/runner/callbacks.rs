@@ -43,6 +43,7 @@ use crate::jobs::{Callback, CallbackTerms, JobId, JobRecord, Outcome, signatures
 use crate::keys::tenant_of;
 use crate::limits::jobs as limits;
 use crate::offload::fetch::{Fetch, FetchError, FetchSink, Fetcher, Request, Response, Timeouts};
+use crate::os::process::give_way;
 use crate::store::Requests;
 use crate::telemetry::random::SplitMix64;
 
@@ -112,7 +113,10 @@ impl CallbackCaller {
         let own = callbacks.clone();
         let thread = std::thread::Builder::new()
             .name("callbacks".to_owned())
-            .spawn(move || Caller::new(parts, own).run(&notes))?;
+            .spawn(move || {
+                give_way();
+                Caller::new(parts, own).run(&notes);
+            })?;
         Ok(CallbackCaller {
             callbacks,
             thread: Some(thread),

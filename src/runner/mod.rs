@@ -34,6 +34,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::Receiver;
 
 use crate::core::Moment;
+use crate::os::process::give_way;
 
 pub use callbacks::{CallbackCaller, CallbackParts, Callbacks};
 pub use change::{Acceptance, Bound, Bounds, Idempotency};
@@ -60,7 +61,10 @@ impl Runner {
         let journal = parts.journal.clone();
         let thread = std::thread::Builder::new()
             .name("jobs".to_owned())
-            .spawn(move || Thread::new(parts, Moment::now()).run(&notes))?;
+            .spawn(move || {
+                give_way();
+                Thread::new(parts, Moment::now()).run(&notes);
+            })?;
         Ok(Runner {
             journal,
             thread: Some(thread),

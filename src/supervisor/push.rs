@@ -34,6 +34,7 @@ use crate::limits::telemetry as limits;
 use crate::offload::Workers;
 use crate::offload::fetch::{Fetch, FetchError, FetchSink, Fetcher, Request, Response, Timeouts};
 use crate::os::file::read_up_to;
+use crate::os::process::give_way;
 use crate::service::{Copied, Owners, Responses};
 use crate::store::Requests;
 use crate::telemetry::metrics::Metrics;
@@ -100,7 +101,10 @@ impl Part for Push {
         let thread = thread::Builder::new()
             .name("push".to_owned())
             .stack_size(limits::PUSH_STACK_BYTES)
-            .spawn(move || pusher.run(&notes))
+            .spawn(move || {
+                give_way();
+                pusher.run(&notes);
+            })
             .map_err(|error| Failure::os("starting a thread", &error))?;
         Ok(Push {
             running: Some((sender, thread)),

@@ -65,6 +65,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "error",
             "limits",
             "core",
+            "os",
             "http",
             "offload",
             "engine",

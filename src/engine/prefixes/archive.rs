@@ -26,6 +26,7 @@ use super::origin::Origin;
 use super::room::{Claimed, Room};
 use crate::core::Moment;
 use crate::limits::prefixes as limits;
+use crate::os::process::give_way;
 
 /// Copies of computed prefixes outside of the engine, as the engine's thread uses them.
 pub trait Archive {
@@ -287,7 +288,10 @@ fn start_reader(
     };
     thread::Builder::new()
         .name("prefix-reader".to_owned())
-        .spawn(body)?;
+        .spawn(|| {
+            give_way();
+            body();
+        })?;
     Ok(Reader {
         loads,
         loaded,
@@ -325,7 +329,10 @@ fn start_writer(folder: &Arc<Folder>, flags: &Arc<Flags>) -> io::Result<Writer> 
     };
     thread::Builder::new()
         .name("prefix-writer".to_owned())
-        .spawn(body)?;
+        .spawn(|| {
+            give_way();
+            body();
+        })?;
     Ok(Writer { copies, ended })
 }
 
