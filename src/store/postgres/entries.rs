@@ -59,9 +59,11 @@ const TRIM: &str = "
         SELECT digest FROM cache_entries WHERE digest IN (SELECT digest FROM excess)
         FOR UPDATE SKIP LOCKED)";
 
+/// Without the order the server may read the table from its beginning, in the hope of a row soon.
 pub(super) const DELETE_OLD: &str = "
     DELETE FROM cache_entries WHERE digest IN (
-        SELECT digest FROM cache_entries WHERE expires_at <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED)";
+        SELECT digest FROM cache_entries WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2
+        FOR UPDATE SKIP LOCKED)";
 
 pub(super) const ERASE: &str = "
     DELETE FROM cache_entries WHERE digest IN (
