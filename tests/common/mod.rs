@@ -47,6 +47,22 @@ pub use daemon::{Daemon, Options};
 /// A bound for anything that must happen, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Rounds in which a promise about time may be shown.
+const ROUNDS: usize = 5;
+
+/// Runs `round` until one of a few stays within the bound, and returns how many were run: a machine
+/// that is busy with other things is slow for seconds. `round` returns the time that it took.
+pub fn within(bound: Duration, what: &str, mut round: impl FnMut() -> Duration) -> usize {
+    for number in 1..=ROUNDS {
+        let time = round();
+        println!("{what}: {time:?}");
+        if time < bound {
+            return number;
+        }
+    }
+    panic!("{what}: longer than {bound:?} in each of {ROUNDS} rounds");
+}
+
 /// Calls `probe` again and again until it returns a value, and returns how long that took.
 ///
 /// The probe paces itself: it makes a request, or reads a file that the kernel keeps.
