@@ -22,6 +22,10 @@ pub const NOTIFY_RETRY: Duration = Duration::from_millis(100);
 /// milliseconds.
 pub const READING_OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
+/// How long a reload or a drain waits for all reactors to take it before it is reported. A reactor
+/// that turns takes it within milliseconds.
+pub const HANDLING_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// SIGTERM and SIGINT within this time count as one request to stop, whichever comes first: scripts
 /// send both. Two of one kind count as two.
 pub const SIGNALS_TOGETHER: Duration = Duration::from_millis(300);

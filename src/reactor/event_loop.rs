@@ -347,6 +347,7 @@ impl<S: System> Reactor<S> {
                 self.begin_drain(Duration::ZERO);
                 self.drain.handle_stop();
             }
+            Message::Handled(receipt) => drop(receipt),
         }
     }
 

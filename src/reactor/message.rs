@@ -1,11 +1,15 @@
 //! The messages of other threads to a reactor, and the engines' way to its mailbox.
 //!
 //! A [`Message`] moves its contents: the sender no longer owns the socket, event or
-//! configuration in it. Messages of one sender arrive in order. No message has a reply, so neither
-//! side ever waits for the other.
+//! configuration in it. Messages of one sender arrive in order. No message has a reply, so no
+//! reactor ever waits for another thread. A sender that must know when its messages were handled
+//! posts a [`Receipt`] after them.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender as ChannelSender, bounded};
 
 use crate::config::{Config, Opening};
 use crate::core::Key;
@@ -47,6 +51,36 @@ pub enum Message<K> {
     Drain(Duration),
     /// End now.
     Stop,
+    /// Drop this: its sender waits until all that it posted before is handled.
+    Handled(Receipt),
+}
+
+/// Reports by its drop that a reactor has handled what was posted before it, or has ended.
+#[derive(Clone, Debug)]
+pub struct Receipt(
+    #[expect(dead_code, reason = "only its drop is observed")] ChannelSender<Infallible>,
+);
+
+/// Waits for the drop of all clones of one [`Receipt`].
+pub struct Receipts(crossbeam_channel::Receiver<Infallible>);
+
+impl Receipt {
+    pub fn new() -> (Receipt, Receipts) {
+        let (sender, receiver) = bounded(0);
+        (Receipt(sender), Receipts(receiver))
+    }
+}
+
+impl Receipts {
+    /// Blocks until every clone of the receipt is dropped, at most for `patience`. `false`: one is
+    /// left.
+    pub fn wait(&self, patience: Duration) -> bool {
+        match self.0.recv_timeout(patience) {
+            Err(RecvTimeoutError::Disconnected) => true,
+            Err(RecvTimeoutError::Timeout) => false,
+            Ok(never) => match never {},
+        }
+    }
 }
 
 /// What a connection is worth while another one waits for its place. None that shows a key or has a

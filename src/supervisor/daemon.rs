@@ -193,7 +193,7 @@ impl Daemon {
     fn begin_drain(&mut self) {
         self.phase = Phase::Draining;
         let patience = self.loaded.config.server.drain_timeout;
-        // Before the log line: a request that is sent after it finds a reactor that drains.
+        // Before the log line: a connection that is opened after it finds a reactor that drains.
         self.parts.drain(patience);
         self.notifier.stopping("draining");
         log::info!(

@@ -84,8 +84,13 @@ impl Parts {
         ]
     }
 
-    pub fn apply(&mut self, settings: &Settings) {
-        apply(self.list(), settings);
+    /// Puts the settings in force, and then calls `report`. The log changes last: the report may be
+    /// the last line of its old level.
+    pub fn apply(&mut self, settings: &Settings, report: impl FnOnce()) {
+        let [log, others @ ..] = self.list();
+        apply(others, settings);
+        report();
+        log.apply(settings);
     }
 
     pub fn drain(&mut self, patience: Duration) {

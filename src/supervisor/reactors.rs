@@ -22,8 +22,9 @@ use crate::console::exit;
 use crate::core::buffered::Account;
 use crate::core::places::Places;
 use crate::core::{Moment, UnixMillis};
+use crate::limits::supervisor as limits;
 use crate::reactor::event_loop::Neighbour;
-use crate::reactor::message::{Mailboxes, Message};
+use crate::reactor::message::{Mailboxes, Message, Receipt};
 use crate::service::{self, Announce, Purger, Responses};
 
 /// Running reactors.
@@ -103,12 +104,16 @@ impl Part for Reactors {
         // Shrinking takes milliseconds.
         self.responses.apply(&settings.config.cache, Moment::now());
         self.purger.apply(&settings.config.cache);
-        self.post(|| Message::Tls(settings.acceptor.clone()));
-        self.post(|| Message::Apply(settings.config.clone()));
+        self.post_and_wait(|| {
+            [
+                Message::Tls(settings.acceptor.clone()),
+                Message::Apply(settings.config.clone()),
+            ]
+        });
     }
 
     fn drain(&mut self, patience: Duration) {
-        self.post(|| Message::Drain(patience));
+        self.post_and_wait(|| [Message::Drain(patience)]);
     }
 
     /// Waits for all threads, and logs what went wrong in them.
@@ -131,6 +136,23 @@ impl Reactors {
         self.neighbours
             .iter()
             .for_each(|reactor| reactor.mailbox.post(message()));
+    }
+
+    /// Posts, and blocks until every reactor has handled it: what is reported next is true for each
+    /// connection that is opened after the report.
+    fn post_and_wait<const N: usize>(&self, messages: impl Fn() -> [Message<Socket>; N]) {
+        let (receipt, receipts) = Receipt::new();
+        for reactor in &self.neighbours {
+            // At once: a reactor that drains may end before it gets a second batch.
+            let handled = Message::Handled(receipt.clone());
+            reactor
+                .mailbox
+                .post_all(messages().into_iter().chain([handled]));
+        }
+        drop(receipt);
+        if !receipts.wait(limits::HANDLING_TIME_MAX) {
+            log::warn!("a reactor has not turned for a second; it takes what changed later");
+        }
     }
 
     /// Cuts off running requests.

@@ -105,13 +105,16 @@ impl Daemon {
         self.count_reload(ReloadResult::Succeeded);
         self.refusal = None;
         let changes = config::diff(&self.loaded.config, &fresh.config);
-        log::info!("{cause}: {}", config::summary(&changes));
         fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
         let settings = Settings {
             config: Arc::new(fresh.config.clone()),
             acceptor,
         };
-        self.parts.apply(&settings);
+        // After the last reactor has them: a connection that is opened after this line finds the
+        // new settings.
+        self.parts.apply(&settings, || {
+            log::info!("{cause}: {}", config::summary(&changes));
+        });
         self.loaded = fresh;
         if let Some(watch) = &mut self.watch {
             let files = files::of(&self.loaded, &self.sources);
