@@ -61,6 +61,9 @@ impl Protocol {
 /// Streams of HTTP/2 that are open at once, on all connections together.
 const STREAMS: usize = 256;
 
+/// A daemon that works for less than a tenth of this time is at rest.
+const SETTLING: Duration = Duration::from_millis(200);
+
 /// One server's figures of one round.
 #[derive(Clone, Copy, Debug)]
 struct Round {
@@ -156,6 +159,8 @@ fn hits(
         for _ in 0..rounds {
             for peer in &mut peers {
                 peer.measure(protocol, daemon.key(), count, duration);
+                // The records of computed responses are written for seconds after the last one.
+                settle(&daemon);
             }
         }
         missed.extend(print(protocol, count, &peers));
@@ -164,6 +169,19 @@ fn hits(
     let refused = daemon.metrics().sum("autoglmd_errors_total", &[]);
     assert_eq!(refused, 0.0, "a refused request measures something else");
     missed
+}
+
+/// Waits until the daemon has nothing left to do.
+fn settle(daemon: &Daemon) {
+    let mut before = daemon.process().cpu_time();
+    loop {
+        std::thread::sleep(SETTLING);
+        let now = daemon.process().cpu_time();
+        if now - before < SETTLING / 10 {
+            return;
+        }
+        before = now;
+    }
 }
 
 impl Peer {
