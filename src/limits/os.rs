@@ -45,10 +45,6 @@ pub const NOTIFY_STATUS_BYTES_MAX: usize = 512;
 /// reactor waited as long for each of them.
 pub const YIELDING_NICENESS_LEVEL: i32 = 10;
 
-/// The slice that a reactor asks the scheduler for: the shortest that Linux grants. A turn takes
-/// less time as a rule.
-pub const REACTOR_SLICE_NS: u64 = 100_000;
-
 /// Blocks of memory of at least this size return to the kernel when they are freed. This is
 /// glibc's initial threshold, which glibc would raise by itself.
 pub const LARGE_BLOCK_BYTES_MIN: i32 = 128 * 1024;

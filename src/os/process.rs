@@ -166,37 +166,6 @@ pub fn give_way() {
     unsafe { libc::nice(limits::YIELDING_NICENESS_LEVEL) };
 }
 
-/// Asks the kernel to let the calling thread run as soon as it wakes, for a short time: for a
-/// thread that seldom computes for long, and that others wait for.
-///
-/// Beside a thread of the usual slice it may otherwise wait until that slice ends, with a tick
-/// of 4 ms for as long. Over time the thread gets neither more nor less of a core. Linux compares
-/// slices since version 6.12 (sched_setattr(2), `sched_runtime`) and ignored them before. A sandbox
-/// that refuses the call leaves everything as it is.
-pub fn take_short_turns() {
-    let Some(mut attributes) = scheduling() else {
-        return;
-    };
-    attributes.sched_runtime = limits::REACTOR_SLICE_NS;
-    // SAFETY: the kernel reads as many bytes as the `size` in the attributes states. They live
-    // until the call has returned. 0 is the calling thread, and there are no flags.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-}
-
-/// Returns how the calling thread is scheduled, if it shares a core by its niceness.
-fn scheduling() -> Option<libc::sched_attr> {
-    let size = u32::try_from(size_of::<libc::sched_attr>()).ok()?;
-    let mut attributes = MaybeUninit::<libc::sched_attr>::zeroed();
-    // SAFETY: the kernel writes at most `size` bytes to the attributes, which live until the call
-    // has returned. 0 is the calling thread, and there are no flags.
-    let result =
-        unsafe { libc::syscall(libc::SYS_sched_getattr, 0, attributes.as_mut_ptr(), size, 0) };
-    // SAFETY: the type holds numbers only, for which zeros are valid, whatever the kernel wrote.
-    let attributes = unsafe { attributes.assume_init() };
-    let is_usual = i32::try_from(attributes.sched_policy) == Ok(libc::SCHED_OTHER);
-    (result == 0 && is_usual).then_some(attributes)
-}
-
 /// Ends the process at once: runs no destructor and waits for no thread, because one may never end.
 pub fn exit_at_once(code: u8) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory of ours.
@@ -249,32 +218,6 @@ mod tests {
         let expected = (before + limits::YIELDING_NICENESS_LEVEL).min(lowest);
         assert_eq!(nicer.join().unwrap(), expected);
         assert_eq!(niceness(), before);
-    }
-
-    /// A kernel before Linux 6.12 reports no slice. Mutations: another field than the slice's, the
-    /// attributes of the process's first thread.
-    #[test]
-    fn a_thread_of_short_turns_keeps_its_policy_and_niceness() {
-        let (before, after) = std::thread::spawn(|| {
-            let before = scheduling().expect("a usual thread");
-            take_short_turns();
-            (before, scheduling().expect("it remains one"))
-        })
-        .join()
-        .unwrap();
-        assert_eq!(after.sched_nice, before.sched_nice);
-        let has_slices = before.sched_runtime > 0;
-        let expected = if has_slices {
-            limits::REACTOR_SLICE_NS
-        } else {
-            0
-        };
-        assert_eq!(after.sched_runtime, expected);
-        let own = scheduling().expect("a usual thread");
-        assert_eq!(
-            own.sched_runtime, before.sched_runtime,
-            "other threads keep theirs"
-        );
     }
 
     /// Mutation: the stack's size in place of what is left of it.

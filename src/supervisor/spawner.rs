@@ -14,7 +14,6 @@ use crate::config::Opening;
 use crate::core::places::Places;
 use crate::limits::offload as offload_limits;
 use crate::offload::mailbox::{Receiver, Sender, mailbox};
-use crate::os::process::take_short_turns;
 use crate::reactor::epoll::Epoll;
 use crate::reactor::event_loop::{self, Neighbour, Pulse, Reactor};
 use crate::reactor::message::Message;
@@ -62,7 +61,6 @@ impl Spawner {
                 .name(format!("reactor-{}", parts.index))
                 .spawn(move || {
                     let _end = end;
-                    take_short_turns();
                     Reactor::new(parts).run()
                 })?;
             threads.push(thread);

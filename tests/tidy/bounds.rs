@@ -63,7 +63,6 @@ const UNITS: &[&str] = &[
     "MODELS",
     "NAMES",
     "NODES",
-    "NS",
     "PARTS",
     "PEERS",
     "PERCENT",
