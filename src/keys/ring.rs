@@ -43,6 +43,28 @@ pub struct Holder {
     pub account: Arc<Account>,
 }
 
+#[cfg(test)]
+impl Holder {
+    /// A key with this id and nothing special.
+    pub fn of(id: &str) -> Arc<Holder> {
+        let record = KeyRecord {
+            id: id.to_owned(),
+            name: String::new(),
+            hash: hash(id),
+            scopes: super::record::Scopes::GENERATE,
+            created_at: 0,
+            expires_at: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            concurrency: None,
+            weight: 1,
+            revoked: false,
+        };
+        let account = Arc::new(Account::new(id));
+        Arc::new(Holder { record, account })
+    }
+}
+
 /// All keys at one moment, including revoked ones. Cheap to share and to clone, and never changed.
 #[derive(Clone, Debug, Default)]
 pub struct KeyRing {

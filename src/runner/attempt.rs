@@ -72,8 +72,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    pub fn reconcile(self, usage: &Usage, now: Moment) {
-        let used = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+    pub fn reconcile(self, used: u32, now: Moment) {
         let bucket = &self.holder.account.tokens;
         bucket.reconcile(self.rate, self.tokens, used, now);
     }
@@ -152,7 +151,12 @@ impl Attempt {
     fn handle_done(&mut self, done: Done, model: Option<&str>, now: Moment) {
         self.push(&done.text);
         self.end_text();
-        self.settle(&done.usage, now);
+        // A result that was computed for another request is free.
+        let used = match done.served.verdict.is_cached() {
+            true => 0,
+            false => tokens(&done.usage),
+        };
+        self.settle(used, now);
         let reused = done.served.origin;
         let own = self.origin.map(|origin| origin.id);
         let id = reused.map(|earlier| earlier.id).or(own);
@@ -174,7 +178,7 @@ impl Attempt {
     }
 
     fn handle_failed(&mut self, failed: Failed, now: Moment) {
-        self.settle(&failed.usage, now);
+        self.settle(tokens(&failed.usage), now);
         self.end = Some(match failed.reason {
             FailReason::Error(ErrorCode::EngineFailed) => Next::Lose,
             FailReason::Error(code) => {
@@ -283,9 +287,9 @@ impl Attempt {
         has_room && self.ticket.grant(std::mem::take(&mut self.held_credit))
     }
 
-    fn settle(&mut self, usage: &Usage, now: Moment) {
+    fn settle(&mut self, used: u32, now: Moment) {
         if let Some(charge) = self.charge.take() {
-            charge.reconcile(usage, now);
+            charge.reconcile(used, now);
         }
     }
 }
@@ -298,6 +302,10 @@ pub fn failure(code: ErrorCode, message: impl Into<String>) -> Next {
     })))
 }
 
+fn tokens(usage: &Usage) -> u32 {
+    usage.prompt_tokens.saturating_add(usage.completion_tokens)
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -305,7 +313,7 @@ fn milliseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{FinishReason, Served, Timings};
+    use crate::engine::{FinishReason, Served, Timings, Verdict};
 
     fn attempt(credit: u32) -> Attempt {
         let ticket = Arc::new(Ticket::new(credit));
@@ -384,6 +392,31 @@ mod tests {
             (completion.latency_ms, completion.model.as_deref()),
             (5, Some("tiny"))
         );
+    }
+
+    /// Mutation: `handle_done` that charges for every result.
+    #[test]
+    fn a_result_of_the_cache_costs_the_key_of_a_job_no_tokens() {
+        for (verdict, is_free) in [(Verdict::Hit, true), (Verdict::Miss, false)] {
+            let rate = Rate::new(60, 60);
+            let holder = Holder::of("key_1");
+            let bucket = &holder.account.tokens;
+            let now = Moment::from_micros(1);
+            bucket.take(rate, 50, now).unwrap();
+            let mut attempt = attempt(0);
+            attempt.charge = Some(Charge {
+                holder: Arc::clone(&holder),
+                rate,
+                tokens: 50,
+            });
+            let mut event = done("x");
+            if let Event::Done(done) = &mut event {
+                done.usage.completion_tokens = 50;
+                done.served.verdict = verdict;
+            }
+            let _ = attempt.handle_event(event, None, now);
+            assert_eq!(bucket.take(rate, 60, now).is_ok(), is_free);
+        }
     }
 
     #[test]

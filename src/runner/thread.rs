@@ -459,7 +459,7 @@ impl Thread {
         let deadline = ready.job.deadline;
         if let Err(why) = self.parts.engine.submit(ready.job) {
             if let Some(charge) = ready.charge {
-                charge.reconcile(&Default::default(), now);
+                charge.reconcile(0, now);
             }
             let (end, concerns_all) = start::refused(why, now_ms);
             if concerns_all {
