@@ -337,3 +337,35 @@ fn generations_are_recorded_listed_and_counted() {
     assert!(!daemon.state_folder().join("bootstrap-key").exists());
     list("").expect_error(401, "invalid_key");
 }
+
+/// Mutations that this test catches: `ADD_HITS` that replaces the number before; `USAGE` without
+/// `usage_hits`; an erasure that leaves it.
+#[test]
+fn hits_of_the_cache_are_counted_and_erased_with_their_key() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let daemon = options(&server, &database).with_cache().start();
+    let usage = || {
+        let (rows, message, code) = run(&daemon, &["key", "usage", "--json"]);
+        assert_eq!(code, Some(0), "{message}");
+        let mut rows: Vec<serde_json::Value> = serde_json::from_str(&rows).expect("JSON");
+        rows.pop()
+    };
+    let body = json!({"prompt": "x"});
+    daemon.generate(&body).expect(200);
+    for round in 1..=2 {
+        for _ in 0..3 {
+            let hit = daemon.generate(&body).expect(200);
+            assert_eq!(hit.field("x-cache"), Some("hit"), "{hit}");
+        }
+        eventually("the hits are counted", || {
+            let row = usage()?;
+            let counts = (&row["requests"], &row["hits"]);
+            (counts == (&(1 + 3 * round).into(), &(3 * round).into())).then_some(())
+        });
+    }
+    let (_, message, code) = run(&daemon, &["key", "erase", "bootstrap", "--yes"]);
+    assert_eq!(code, Some(0), "{message}");
+    let count = "SELECT count(*) FROM usage_hits";
+    assert_eq!(server.sql(&database, count), "0");
+}

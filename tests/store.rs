@@ -2,7 +2,8 @@
 //! process stands in the way.
 //!
 //! Mutations that these tests catch: a failed group that drops its records; `note_success` that
-//! leaves the problem; a query without the caller's key; a worker that opens the store once.
+//! leaves the problem; a query without the caller's key; a worker that opens the store once; hits
+//! that a drain leaves in the accounts.
 
 mod common;
 
@@ -153,6 +154,46 @@ fn usage_is_shown_by_key_and_day_beside_the_running_daemon() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
         assert!(output.stdout.is_empty());
     }
+}
+
+/// Mutations that this test catches: `take_hits` left out of a group, or of `end`; a hit of either
+/// level that is a record.
+#[test]
+fn hits_of_the_cache_are_usage_without_tokens_and_no_generations() {
+    let mut daemon = Options::echo().with_cache().start();
+    let ask = |body: &Value, verdict| {
+        let answer = daemon.generate(body).expect(200);
+        assert_eq!(answer.field("x-cache"), Some(verdict), "{answer}");
+    };
+    let body = json!({"prompt": "program"});
+    ask(&body, "miss");
+    let computed = eventually("the generation is counted", || usage(&daemon, &[]).pop()).0;
+    for _ in 0..5 {
+        ask(&body, "hit");
+    }
+    // Found by the level of the engine: a stream is in no other one.
+    let stream = json!({"prompt": "program", "stream": true});
+    ask(&stream, "hit");
+    let counted = eventually("the hits are counted", || {
+        let row = usage(&daemon, &[]).pop()?;
+        (row["hits"] == 6).then_some(row)
+    });
+    let mut expected = computed;
+    (expected["requests"], expected["hits"]) = (7.into(), 6.into());
+    assert_eq!(counted.0, expected, "tokens are those of one generation");
+    assert_eq!(ids(&list(&daemon, "limit=100")).len(), 1);
+    for _ in 0..10 {
+        ask(&body, "hit");
+    }
+    daemon.process().signal(libc::SIGTERM);
+    assert!(daemon.wait().success());
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    let sum = "SELECT sum(hits) FROM usage_hits";
+    let hits: u32 = database
+        .query_row(sum, (), |row| row.get(0))
+        .expect("a number");
+    assert_eq!(hits, 16, "a drain loses none");
 }
 
 /// Returns the files below a folder that hold one of the texts.

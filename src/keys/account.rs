@@ -1,9 +1,9 @@
-//! The use of one API key: its rates, its running requests, and the memory of those that are not
-//! complete.
+//! The use of one API key: its rates, its running requests, the memory of those that are not
+//! complete, and those that the cache has served.
 //!
 //! Owns the numbers that all reactors share for a key. They are atomics, so nothing here waits.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use crate::core::buffered;
@@ -26,6 +26,8 @@ pub struct Account {
     pub tokens: Lease,
     /// The number of running requests. Each request holds a permit of its own on it.
     pub running: Arc<AtomicU32>,
+    /// Requests served from the cache that are not in the key's usage yet.
+    pub hits: AtomicU64,
     /// The memory of its incomplete bodies. Most keys never have any.
     buffered: OnceLock<buffered::Account>,
 }
@@ -37,6 +39,7 @@ impl Account {
             requests: Lease::default(),
             tokens: Lease::default(),
             running: Arc::default(),
+            hits: AtomicU64::new(0),
             buffered: OnceLock::new(),
         }
     }

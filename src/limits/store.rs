@@ -101,6 +101,14 @@ pub const RECORDS_BYTES_MAX: usize = 16 << 20;
 /// Records in one transaction, and those that a thread keeps while the store does not work.
 pub const GROUP_RECORDS_MAX: usize = 1_024;
 
+/// How often a thread of the store takes the hits of the cache: a process that is killed loses
+/// those of this long and of one [`IDLE_INTERVAL`].
+pub const HITS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Keys and days of hits in one transaction, and those that a thread keeps while the store does not
+/// work. Others stay numbers in the accounts of their keys.
+pub const GROUP_HIT_KEYS_MAX: usize = 1_024;
+
 /// How often a store that does not work is tried again while only records wait.
 pub const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -9,9 +9,9 @@
 //! * [`postgres`]: the store in a database server;
 //! * [`place`]: which of them it is;
 //! * [`task`]: a piece of work for the store's thread, and [`requests`]: the queue of tasks, with
-//!   [`records`] of generations and [`pending`] entries of the cache beside it, [`health`] and
-//!   [`upkeep`]; [`behind`]: those entries as tasks; and [`worker`], that thread, with its
-//!   [`metrics`];
+//!   [`records`] of generations, [`hits`] and [`pending`] entries of the cache beside it,
+//!   [`health`] and [`upkeep`]; [`behind`]: those entries as tasks; and [`worker`], that thread,
+//!   with its [`metrics`];
 //! * [`erasure`]: removes everything that is kept for a key;
 //! * [`transfer`]: writes all of a store to a file, and reads it into another one;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
@@ -35,6 +35,8 @@ pub mod place;
 pub mod task;
 
 pub mod records;
+
+pub mod hits;
 
 pub mod pending;
 

@@ -28,6 +28,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::health::Health;
+use super::hits::Hits;
 use super::pending::Pending;
 use super::records::Records;
 use super::task::StoreTask;
@@ -44,6 +45,7 @@ pub struct Requests {
     state: Mutex<State>,
     came: Condvar,
     records: Records,
+    hits: Hits,
     entries: Pending,
     health: Health,
     upkeep: Mutex<Upkeep>,
@@ -77,6 +79,7 @@ impl Requests {
             }),
             came: Condvar::new(),
             records: Records::default(),
+            hits: Hits::default(),
             entries: Pending::default(),
             health: Health::default(),
             upkeep: Mutex::default(),
@@ -86,6 +89,11 @@ impl Requests {
     /// The records of generations go beside the tasks: no thread waits for them.
     pub fn records(&self) -> &Records {
         &self.records
+    }
+
+    /// Requests that the cache has served.
+    pub fn hits(&self) -> &Hits {
+        &self.hits
     }
 
     /// Entries of the cache that no request waits for.

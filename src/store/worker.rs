@@ -8,7 +8,8 @@
 //!     committed and the task itself did not fail.
 //!  2. A store that cannot be opened, or whose transaction was lost, fails the tasks of this group
 //!     and nothing else: the next group opens it again.
-//!  3. A record is written once or counted as dropped: those of a lost group are kept for the next.
+//!  3. A record is written once or counted as dropped, and hits of the cache are added once: those
+//!     of a lost group are kept for the next.
 //!  4. Dropping the handle runs what still waits, ends the thread, and waits for that.
 //!  5. A transaction that the server has ended for another one's sake is run again.
 //!
@@ -16,7 +17,8 @@
 //! (`all_waiting_tasks_share_one_commit`), no savepoint (`a_task_that_fails_leaves_nothing_...`),
 //! `finish` before the commit (`a_finished_task_is_seen_by_another_connection`), a lost transaction
 //! that is committed as far as it goes (`a_lost_transaction_fails_...`), a panic that is
-//! passed on (`a_task_that_panics_...`).
+//! passed on (`a_task_that_panics_...`), hits that are dropped with a lost group or added again
+//! after one that was committed, an `end` that takes none (`hits_survive_a_lost_group_...`).
 //!
 //! [`watch`]: super::watch
 
@@ -29,6 +31,7 @@ use super::behind;
 use super::error::StoreError;
 use super::interface::Store;
 use super::interface::generations::GenerationRecord;
+use super::interface::usage::{Hits, day_of};
 use super::requests::Requests;
 use super::task::StoreTask;
 use crate::core::UnixMillis;
@@ -89,9 +92,9 @@ struct Worker<O> {
     open: O,
     /// `None` until it is needed, and after a failure.
     store: Option<Box<dyn Store>>,
-    /// Records that are written with the next group.
-    #[expect(clippy::vec_box, reason = "they come as pointers, and are not copied")]
-    records: Vec<Box<GenerationRecord>>,
+    beside: Beside,
+    /// When hits of the cache are taken again.
+    take_hits: Instant,
     /// When a store that does not work is tried again without a task.
     retry: Instant,
     trim: Instant,
@@ -106,7 +109,8 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
             requests,
             open,
             store: None,
-            records: Vec::new(),
+            beside: Beside::default(),
+            take_hits: now,
             retry: now,
             trim: now,
             dropped: Dropped {
@@ -132,13 +136,14 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
         self.end();
     }
 
-    /// Writes the records and entries that are left, as long as the store works.
+    /// Writes the records, hits and entries that are left, as long as the store works.
     fn end(mut self) {
         let mut taken = Vec::new();
         loop {
             self.take_records();
+            self.take_hits();
             behind::take(&self.requests, &mut taken);
-            let is_all = self.records.is_empty() && taken.is_empty();
+            let is_all = self.beside.is_empty() && taken.is_empty();
             if is_all || !self.run_group(&mut taken) {
                 break;
             }
@@ -147,22 +152,37 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
         if entries > 0 {
             log::warn!("{entries} entries of the cache are lost: the store does not work");
         }
-        let lost = self.records.len() + self.requests.records().waiting();
+        let lost = self.beside.records.len() + self.requests.records().waiting();
         if lost > 0 {
             self.requests.records().count_lost(lost);
             log::warn!("{lost} generation records are lost: the store does not work");
+        }
+        let uncounted: u64 = self.beside.hits.values().sum();
+        if uncounted > 0 {
+            log::warn!("{uncounted} hits of the cache are not counted: the store does not work");
         }
     }
 
     fn take_records(&mut self) {
         let most = limits::GROUP_RECORDS_MAX;
-        self.requests.records().take(&mut self.records, most);
+        self.requests.records().take(&mut self.beside.records, most);
     }
 
-    /// Takes the records and entries that go with the next group. Entries wait for a store that
-    /// works.
+    /// Takes the hits of the cache, as those of today. Returns whether none is left.
+    fn take_hits(&mut self) -> bool {
+        let (day, most) = (day_of(UnixMillis::now()), limits::GROUP_HIT_KEYS_MAX);
+        let hits = &mut self.beside.hits;
+        hits.len() < most && self.requests.hits().take(hits, day, most)
+    }
+
+    /// Takes the records, hits and entries that go with the next group. Entries wait for a store
+    /// that works.
     fn take_others(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
         self.take_records();
+        let now = Instant::now();
+        if now >= self.take_hits && self.take_hits() {
+            self.take_hits = now + limits::HITS_INTERVAL;
+        }
         if !self.requests.health().is_failing() {
             behind::take(&self.requests, taken);
         }
@@ -172,7 +192,7 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     /// store works again.
     fn is_group_due(&self, now: Instant) -> bool {
         match self.requests.health().problem() {
-            None => !self.records.is_empty(),
+            None => !self.beside.is_empty(),
             Some(_) => now >= self.retry,
         }
     }
@@ -182,18 +202,18 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     fn run_group(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) -> bool {
         let mut group = Group::default();
         let time = self.group_time;
-        let records = std::mem::take(&mut self.records);
+        let beside = std::mem::take(&mut self.beside);
         let committed = match self.ready_store() {
-            Ok(store) => group.run(&mut **store, &records, taken, time),
+            Ok(store) => group.run(&mut **store, &beside, taken, time),
             Err(error) => {
                 group.take_all(taken);
                 Err(error)
             }
         };
         match &committed {
-            Ok(()) => self.requests.health().note_success(records.len()),
+            Ok(()) => self.requests.health().note_success(beside.records.len()),
             Err(error) => {
-                self.records = records;
+                self.beside = beside;
                 self.note_failure(error);
             }
         }
@@ -257,12 +277,29 @@ impl Dropped {
     }
 }
 
-/// Begins a group with its records: the tasks see them.
-fn begin(store: &mut dyn Store, records: &[Box<GenerationRecord>]) -> Result<(), StoreError> {
-    store.begin()?;
-    match records {
-        [] => Ok(()),
-        records => store.add_generations(records),
+/// The rows of a group beside its tasks. They are kept until they are written.
+#[derive(Default)]
+struct Beside {
+    #[expect(clippy::vec_box, reason = "they come as pointers, and are not copied")]
+    records: Vec<Box<GenerationRecord>>,
+    hits: Hits,
+}
+
+impl Beside {
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.hits.is_empty()
+    }
+
+    /// Begins a group with these rows: the tasks see them.
+    fn begin(&self, store: &mut dyn Store) -> Result<(), StoreError> {
+        store.begin()?;
+        if !self.records.is_empty() {
+            store.add_generations(&self.records)?;
+        }
+        if !self.hits.is_empty() {
+            store.add_hits(&self.hits)?;
+        }
+        Ok(())
     }
 }
 
@@ -279,17 +316,17 @@ impl Group {
     fn run(
         &mut self,
         store: &mut dyn Store,
-        records: &[Box<GenerationRecord>],
+        beside: &Beside,
         taken: &mut Vec<Box<dyn StoreTask>>,
         time: Duration,
     ) -> Result<(), StoreError> {
         for _ in 1..limits::GROUP_ATTEMPTS_MAX {
-            match self.try_run(store, records, taken, time, true) {
+            match self.try_run(store, beside, taken, time, true) {
                 Err(error) if error.is_conflict() => self.give_back(taken),
                 committed => return committed,
             }
         }
-        self.try_run(store, records, taken, time, false)
+        self.try_run(store, beside, taken, time, false)
     }
 
     /// Puts all tasks back, in front of those that have had no turn.
@@ -302,12 +339,12 @@ impl Group {
     fn try_run(
         &mut self,
         store: &mut dyn Store,
-        records: &[Box<GenerationRecord>],
+        beside: &Beside,
         taken: &mut Vec<Box<dyn StoreTask>>,
         time: Duration,
         may_repeat: bool,
     ) -> Result<(), StoreError> {
-        if let Err(error) = begin(store, records) {
+        if let Err(error) = beside.begin(store) {
             self.take_all(taken);
             store.roll_back();
             return Err(error);
@@ -369,6 +406,7 @@ mod tests {
 
     use super::*;
     use crate::store::interface::keys::{Keys, NewKey};
+    use crate::store::interface::usage::Usage as _;
     use crate::store::requests::Full;
     use crate::store::sqlite::{DATABASE_FILE, SqliteStore};
 
@@ -558,6 +596,36 @@ mod tests {
         });
         assert_eq!(outcomes, [false, true]);
         drop(worker);
+    }
+
+    #[test]
+    fn hits_survive_a_lost_group_and_the_end() {
+        let bench = Bench::new();
+        let (path, mut tries) = (bench.path.clone(), 0);
+        let open = move || {
+            tries += 1;
+            match tries {
+                1 => Err(StoreError::UnknownKey("lost".into())),
+                _ => SqliteStore::open_existing(&path).map(|store| Box::new(store) as _),
+            }
+        };
+        let count = |times| (0..times).for_each(|_| bench.requests.hits().count(None));
+        count(3);
+        let (sender, ends) = channel();
+        let submit = || {
+            let task = Box::new(Note(sender.clone()));
+            bench.requests.submit(1, task).unwrap();
+            ends.recv_timeout(Duration::from_secs(30)).unwrap()
+        };
+        let worker = StoreWorker::start(Arc::clone(&bench.requests), open).unwrap();
+        while !submit() {}
+        submit();
+        count(4);
+        drop(worker);
+        let store = SqliteStore::open(&bench.path).unwrap();
+        let rows = store.usage(None, &(0..=u32::MAX)).unwrap();
+        let hits: u64 = rows.iter().map(|row| row.hits).sum();
+        assert_eq!(hits, 7, "{rows:?}");
     }
 
     struct Note(Sender<bool>);

@@ -58,6 +58,7 @@ impl Usage {
             "ID",
             "NAME",
             "REQUESTS",
+            "HITS",
             "UNFINISHED",
             "PROMPT",
             "CACHED",
@@ -78,12 +79,17 @@ fn to_line(row: &UsageRow, name: &str) -> Vec<String> {
         show_day(row.day),
         id.to_owned(),
         printable(name).replace(['\n', '\t'], " "),
-        row.generations.to_string(),
+        requests(row).to_string(),
+        row.hits.to_string(),
         row.unfinished.to_string(),
         row.prompt_tokens.to_string(),
         row.cached_tokens.to_string(),
         row.completion_tokens.to_string(),
     ]
+}
+
+fn requests(row: &UsageRow) -> u64 {
+    row.generations.saturating_add(row.hits)
 }
 
 /// `key` is null for requests without a key.
@@ -92,7 +98,8 @@ fn to_json(row: &UsageRow, name: &str) -> Value {
         "day": show_day(row.day),
         "key": (!row.key_id.is_empty()).then_some(&row.key_id),
         "name": name,
-        "requests": row.generations,
+        "requests": requests(row),
+        "hits": row.hits,
         "unfinished": row.unfinished,
         "prompt_tokens": row.prompt_tokens,
         "cached_tokens": row.cached_tokens,

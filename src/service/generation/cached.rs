@@ -26,6 +26,8 @@ use crate::service::response::cached::{Content, Miss, Stored, digest};
 use crate::service::response::stored_body::StoredBody;
 use crate::service::router::Route;
 
+use super::recording;
+
 /// What becomes of a request's response once it is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeping {
@@ -78,6 +80,7 @@ pub fn respond(
     match desk.parts.responses.find(digest, call.tenant(), wire.now) {
         Ok(stored) => {
             desk.lookup.verdicts.count(Verdict::Hit);
+            recording::count_hit(desk, call);
             call.reuse = Some(Reuse {
                 verdict: Verdict::Hit,
                 age: wire.now - stored.completed,

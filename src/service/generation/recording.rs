@@ -3,7 +3,12 @@
 //! Owns the choice of what is recorded. Must never wait: a complete record goes into a bounded
 //! channel, or is dropped and counted there.
 //!
-//! Invariant: an admitted job's record is sent exactly once, with the outcome that its client got.
+//! A result that the cache has served is not a generation, at whichever level it was found: its
+//! response has the id of the generation that computed it, whose record is there. So it leaves
+//! none, and counts as a hit in the usage of its key.
+//!
+//! Invariant: an admitted job's record is sent exactly once, with the outcome that its client got,
+//! or it counts as a hit exactly once.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -66,12 +71,15 @@ impl Recording {
         }
     }
 
-    /// Sends the record of a generation that is complete. `before`: the text that came before the
-    /// last event.
+    /// Sends the record of a generation that is complete, or counts a hit. `before`: the text that
+    /// came before the last event.
     pub fn done(&mut self, desk: &Desk, call: &Call, done: &Done, before: &str, now: Moment) {
         let Some(mut record) = self.record.take() else {
             return;
         };
+        if done.served.verdict.is_cached() {
+            return desk.parts.requests.hits().count(call.caller.as_ref());
+        }
         record.status = Status::Done;
         record.finish_reason = Some(Cow::Borrowed(done.finish_reason.as_str()));
         fill(&mut record, &done.usage, &done.timings, &done.served);
@@ -97,11 +105,29 @@ impl Recording {
         send(desk, call, record, [before, &failed.text], now);
     }
 
-    /// Sends the record of a generation whose client left. Its cost is not known.
-    pub fn abandoned(&mut self, desk: &Desk, call: &Call, text: &str, now: Moment) {
-        if let Some(record) = self.record.take() {
-            send(desk, call, record, [text, ""], now);
+    /// Sends the record of a generation whose client left, or counts a hit. Its cost is not known.
+    pub fn abandoned(
+        &mut self,
+        desk: &Desk,
+        call: &Call,
+        served: &Served,
+        text: &str,
+        now: Moment,
+    ) {
+        let Some(record) = self.record.take() else {
+            return;
+        };
+        match served.verdict.is_cached() {
+            true => desk.parts.requests.hits().count(call.caller.as_ref()),
+            false => send(desk, call, record, [text, ""], now),
         }
+    }
+}
+
+/// Counts a request whose response was there before it became a job.
+pub fn count_hit(desk: &Desk, call: &Call) {
+    if desk.parts.config.store.records {
+        desk.parts.requests.hits().count(call.caller.as_ref());
     }
 }
 

@@ -384,7 +384,8 @@ pub fn abandon(desk: &mut Desk, running: Running, reason: CancelReason, now: Mom
         Stage::Working(work) => {
             bytes = work.delivery.bytes();
             work.cancel(desk, reason);
-            work.recording.abandoned(desk, &call, &work.text, now);
+            let (recording, served) = (&mut work.recording, &work.served);
+            recording.abandoned(desk, &call, served, &work.text, now);
         }
     }
     let outcome = Outcome::Abandoned { bytes, reason };

@@ -1,9 +1,10 @@
 //! Records of generations, and requests that wait for the store.
 
 use super::*;
-use crate::engine::{FailReason, Failed};
+use crate::engine::{FailReason, Failed, GenerationId, Origin, Verdict};
 use crate::store::StoreTask;
 use crate::store::interface::generations::{GenerationRecord, Status};
+use crate::store::interface::usage;
 
 const FENCED: &str = "```python\nprint(1)\n```";
 const BODY: &str = r#"{"prompt": "sort", "language": "python"}"#;
@@ -13,6 +14,14 @@ fn records(bench: &Bench) -> Vec<Box<GenerationRecord>> {
     let mut records = Vec::new();
     bench.store.records().take(&mut records, usize::MAX);
     records
+}
+
+/// The hits that wait for the store, by key.
+fn hits(bench: &Bench) -> Vec<(String, u64)> {
+    let mut hits = usage::Hits::new();
+    assert!(bench.store.hits().take(&mut hits, 1, usize::MAX));
+    let by_key = hits.into_iter().map(|((key_id, _), count)| (key_id, count));
+    by_key.collect()
 }
 
 /// The task of the request that waits for the store.
@@ -67,6 +76,78 @@ fn a_finished_generation_leaves_one_record() {
             assert_eq!(reply.json()["id"], record.id.as_str());
         }
     }
+}
+
+fn event_of(verdict: Verdict) -> Event {
+    let mut event = done(FENCED);
+    if let Event::Done(done) = &mut event {
+        done.served = Served {
+            verdict,
+            age: Duration::ZERO,
+            is_reproducible: true,
+            origin: Some(Origin {
+                id: GenerationId::FIRST,
+                latency: Duration::from_millis(777),
+            }),
+        };
+    }
+    event
+}
+
+/// Mutations: `done` without its look at the verdict, whose hits are generations with tokens;
+/// `respond` without `count_hit`; a hit that counts although records are off.
+#[test]
+fn a_result_of_the_cache_is_a_hit_and_no_record_at_every_level() {
+    let config = |config: &mut Config| config.cache.enabled = true;
+    let mut bench = Bench::with(config);
+    let id = record(FULL).id;
+    let sent = Sent::generate(BODY);
+    for (count, verdict) in (1..).zip([Verdict::Hit, Verdict::Shared, Verdict::Joined]) {
+        let bypass = Sent::generate(r#"{"prompt": "sort", "cache": "bypass"}"#);
+        let (mut reply, mut exchange) = bench.start(&bypass);
+        let _ = bench.event(&mut exchange, event_of(verdict), &mut reply);
+        assert_eq!(reply.status, 200, "{count}");
+        assert_eq!(hits(&bench), [(id.clone(), 1)], "{verdict:?}");
+        assert_eq!(records(&bench), [], "{verdict:?}");
+    }
+    let (mut reply, mut exchange) = bench.start(&sent);
+    let _ = bench.event(&mut exchange, done(FENCED), &mut reply);
+    assert_eq!((records(&bench).len(), hits(&bench)), (1, Vec::new()));
+    for _ in 0..3 {
+        assert_eq!(bench.ask(&sent).field("x-cache"), Some("hit"));
+    }
+    assert_eq!(hits(&bench), [(id, 3)], "of the level of responses");
+    assert_eq!(records(&bench), []);
+
+    let mut bench = Bench::with(|config| {
+        config.cache.enabled = true;
+        config.store.records = false;
+    });
+    let (mut reply, mut exchange) = bench.start(&sent);
+    let _ = bench.event(&mut exchange, done(FENCED), &mut reply);
+    assert_eq!(bench.ask(&sent).field("x-cache"), Some("hit"));
+    let (mut reply, mut exchange) = bench.start(&Sent::generate(r#"{"prompt": "other"}"#));
+    let _ = bench.event(&mut exchange, event_of(Verdict::Hit), &mut reply);
+    assert_eq!(hits(&bench), [], "records are off");
+}
+
+/// Mutation: `abandoned` that sends a record whatever the source is.
+#[test]
+fn a_hit_whose_client_leaves_is_a_hit() {
+    let mut bench = Bench::new();
+    let sent = Sent::generate(r#"{"prompt": "sort", "stream": true}"#);
+    let (mut reply, mut exchange) = bench.start(&sent);
+    let Event::Done(done) = event_of(Verdict::Joined) else {
+        panic!("a result");
+    };
+    let served = Event::Served(Box::new(done.served));
+    let _ = bench.event(&mut exchange, served, &mut reply);
+    let _ = bench.event(&mut exchange, token("a"), &mut reply);
+    bench
+        .service
+        .abandon(exchange, CancelReason::Disconnect, bench.now);
+    assert_eq!(records(&bench), []);
+    assert_eq!(hits(&bench), [(record(FULL).id, 1)]);
 }
 
 #[test]

@@ -127,6 +127,11 @@ pub static TABLES: &[Table] = &[
         order: "day, key_id",
     },
     Table {
+        name: "usage_hits",
+        columns: &[("key_id", Text), ("day", Number), ("hits", Number)],
+        order: "day, key_id",
+    },
+    Table {
         name: "jobs",
         columns: &[
             ("id", Bytes),

@@ -5,7 +5,8 @@
 //! for each other in one direction.
 //!
 //! Mutations that tests catch: a query without its index (in a plan of the test server), usage
-//! counted for a record that was there, a record of a key that was erased.
+//! counted for a record that was there, a record of a key that was erased, hits of a key that was
+//! erased, hits that replace those before.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -20,7 +21,7 @@ use crate::store::error::StoreError;
 use crate::store::interface::generations::{
     Bounds, Content, GenerationRecord, Generations, Query, Status,
 };
-use crate::store::interface::usage::{Usage, UsageRow};
+use crate::store::interface::usage::{Hits, Usage, UsageRow};
 use crate::store::stored::{from_sql, to_sql};
 use crate::telemetry::id::{Id, IdKind};
 use crate::telemetry::request_id::RequestId;
@@ -48,6 +49,26 @@ const ADD: &str = "
         prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
         cached_tokens = u.cached_tokens + excluded.cached_tokens,
         completion_tokens = u.completion_tokens + excluded.completion_tokens";
+
+/// In the order of the keys, as above. Each group writes this table behind `usage`.
+const ADD_HITS: &str = "
+    INSERT INTO usage_hits AS u (key_id, day, hits)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS hit (key_id, day)
+    WHERE key_id = '' OR EXISTS (SELECT 1 FROM keys WHERE keys.id = hit.key_id)
+    ORDER BY key_id, day
+    ON CONFLICT (key_id, day) DO UPDATE SET hits = u.hits + excluded.hits";
+
+const USAGE: &str = "
+    SELECT key_id, day, sum(generations)::bigint, sum(unfinished)::bigint,
+        sum(prompt_tokens)::bigint, sum(cached_tokens)::bigint, sum(completion_tokens)::bigint,
+        sum(hits)::bigint
+    FROM (
+        SELECT key_id, day, generations, unfinished, prompt_tokens, cached_tokens,
+            completion_tokens, 0 AS hits FROM usage
+        UNION ALL
+        SELECT key_id, day, 0, 0, 0, 0, 0, hits FROM usage_hits
+    ) AS counted WHERE ($1::text IS NULL OR key_id = $1) AND day BETWEEN $2 AND $3
+    GROUP BY day, key_id ORDER BY day DESC, key_id COLLATE \"C\"";
 
 /// The query for a page.
 pub(super) const PAGE: &str = "
@@ -169,13 +190,8 @@ impl Usage for PostgresStore {
         key_id: Option<&str>,
         days: &RangeInclusive<u32>,
     ) -> Result<Vec<UsageRow>, StoreError> {
-        let sql = "
-            SELECT key_id, day, generations, unfinished, prompt_tokens, cached_tokens,
-                completion_tokens
-            FROM usage WHERE ($1::text IS NULL OR key_id = $1) AND day BETWEEN $2 AND $3
-            ORDER BY day DESC, key_id COLLATE \"C\"";
         let (first, last) = (i64::from(*days.start()), i64::from(*days.end()));
-        self.session.query(sql, &[&key_id, &first, &last], |row| {
+        self.session.query(USAGE, &[&key_id, &first, &last], |row| {
             Ok(UsageRow {
                 key_id: row.try_get(0)?,
                 day: number(row, 1)? as u32,
@@ -184,12 +200,29 @@ impl Usage for PostgresStore {
                 prompt_tokens: number(row, 4)?,
                 cached_tokens: number(row, 5)?,
                 completion_tokens: number(row, 6)?,
+                hits: number(row, 7)?,
             })
         })
     }
 
+    fn add_hits(&mut self, hits: &Hits) -> Result<(), StoreError> {
+        let key_ids: Vec<&str> = hits.keys().map(|(key_id, _)| key_id.as_str()).collect();
+        let days: Vec<i64> = hits.keys().map(|(_, day)| i64::from(*day)).collect();
+        let requests: Vec<i64> = hits.values().copied().map(to_sql).collect();
+        self.session
+            .execute(ADD_HITS, &[&key_ids, &days, &requests])?;
+        Ok(())
+    }
+
     fn erase_usage(&mut self, key_id: &str) -> Result<u32, StoreError> {
-        self.execute("DELETE FROM usage WHERE key_id = $1", &[&key_id])
+        let days = self.usage(Some(key_id), &(0..=u32::MAX))?.len();
+        for sql in [
+            "DELETE FROM usage WHERE key_id = $1",
+            "DELETE FROM usage_hits WHERE key_id = $1",
+        ] {
+            self.execute(sql, &[&key_id])?;
+        }
+        Ok(u32::try_from(days).unwrap_or(u32::MAX))
     }
 }
 

@@ -9,6 +9,7 @@
 mod callbacks;
 mod entries;
 mod generations;
+mod hits;
 mod jobs;
 
 use super::session::Session;
@@ -117,6 +118,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: callbacks::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: hits::TABLES,
         min_reader: 1,
     },
 ];

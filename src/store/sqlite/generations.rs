@@ -1,7 +1,8 @@
 //! The records of generations, and the usage that is counted from them.
 //!
 //! Mutations that the tests catch: a query without its index, `created_at` alone compared with the
-//! cursor, usage counted for a record that was there, a record of a key that was erased.
+//! cursor, usage counted for a record that was there, a record of a key that was erased, hits of a
+//! key that was erased, hits that replace those before.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -15,12 +16,10 @@ use crate::store::error::StoreError;
 use crate::store::interface::generations::{
     Bounds, Content, GenerationRecord, Generations, Query, Status,
 };
-use crate::store::interface::usage::{Usage, UsageRow};
+use crate::store::interface::usage::{DAY_MS, Hits, Usage, UsageRow};
 use crate::store::stored::to_sql;
 use crate::telemetry::id::{Id, IdKind};
 use crate::telemetry::request_id::RequestId;
-
-const DAY_MS: u64 = 86_400_000;
 
 const INSERT: &str = "
     INSERT INTO generations (id, key_id, created_at, status, model, language, finish_reason, error,
@@ -37,6 +36,22 @@ const COUNT: &str = "
         prompt_tokens = prompt_tokens + excluded.prompt_tokens,
         cached_tokens = cached_tokens + excluded.cached_tokens,
         completion_tokens = completion_tokens + excluded.completion_tokens";
+
+const COUNT_HITS: &str = "
+    INSERT INTO usage_hits (key_id, day, hits)
+    SELECT ?1, ?2, ?3 WHERE ?1 = '' OR EXISTS (SELECT 1 FROM keys WHERE id = ?1)
+    ON CONFLICT (key_id, day) DO UPDATE SET hits = hits + excluded.hits";
+
+const USAGE: &str = "
+    SELECT key_id, day, sum(generations), sum(unfinished), sum(prompt_tokens), sum(cached_tokens),
+        sum(completion_tokens), sum(hits)
+    FROM (
+        SELECT key_id, day, generations, unfinished, prompt_tokens, cached_tokens,
+            completion_tokens, 0 AS hits FROM usage
+        UNION ALL
+        SELECT key_id, day, 0, 0, 0, 0, 0, hits FROM usage_hits
+    ) WHERE (?1 IS NULL OR key_id = ?1) AND day BETWEEN ?2 AND ?3
+    GROUP BY day, key_id ORDER BY day DESC, key_id";
 
 const SELECT: &str = "
     SELECT id, key_id, status, model, language, finish_reason, error, cached, request_id,
@@ -121,13 +136,8 @@ impl Usage for SqliteStore {
         key_id: Option<&str>,
         days: &RangeInclusive<u32>,
     ) -> Result<Vec<UsageRow>, StoreError> {
-        let sql = "
-            SELECT key_id, day, generations, unfinished, prompt_tokens, cached_tokens,
-                completion_tokens
-            FROM usage WHERE (?1 IS NULL OR key_id = ?1) AND day BETWEEN ?2 AND ?3
-            ORDER BY day DESC, key_id";
         let find = || -> rusqlite::Result<Vec<UsageRow>> {
-            let mut statement = self.connection.prepare_cached(sql)?;
+            let mut statement = self.connection.prepare_cached(USAGE)?;
             let rows = statement.query_map((key_id, days.start(), days.end()), |row| {
                 Ok(UsageRow {
                     key_id: row.get(0)?,
@@ -137,6 +147,7 @@ impl Usage for SqliteStore {
                     prompt_tokens: number(row, 4)?,
                     cached_tokens: number(row, 5)?,
                     completion_tokens: number(row, 6)?,
+                    hits: number(row, 7)?,
                 })
             });
             rows?.collect()
@@ -144,8 +155,29 @@ impl Usage for SqliteStore {
         find().map_err(|error| database_error(&self.path, error))
     }
 
+    fn add_hits(&mut self, hits: &Hits) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        self.write(|connection| {
+            let add = || -> rusqlite::Result<()> {
+                let mut count = connection.prepare_cached(COUNT_HITS)?;
+                for ((key_id, day), requests) in hits {
+                    count.execute((key_id, day, to_sql(*requests)))?;
+                }
+                Ok(())
+            };
+            add().map_err(|error| database_error(&path, error))
+        })
+    }
+
     fn erase_usage(&mut self, key_id: &str) -> Result<u32, StoreError> {
-        self.change("DELETE FROM usage WHERE key_id = ?1", [key_id])
+        let days = self.usage(Some(key_id), &(0..=u32::MAX))?.len();
+        for sql in [
+            "DELETE FROM usage WHERE key_id = ?1",
+            "DELETE FROM usage_hits WHERE key_id = ?1",
+        ] {
+            self.change(sql, [key_id])?;
+        }
+        Ok(u32::try_from(days).unwrap_or(u32::MAX))
     }
 }
 

@@ -22,6 +22,7 @@ use rusqlite::Connection;
 mod callbacks;
 mod entries;
 mod generations;
+mod hits;
 mod jobs;
 
 /// One step of the schema's history.
@@ -122,6 +123,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: callbacks::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: hits::TABLES,
         min_reader: 1,
     },
 ];

@@ -9,7 +9,7 @@ use crate::core::UnixMillis;
 use crate::store::Store;
 use crate::store::interface::generations::{Bounds, Content, GenerationRecord, Query, Status};
 use crate::store::interface::keys::NewKey;
-use crate::store::interface::usage::UsageRow;
+use crate::store::interface::usage::{Hits, UsageRow};
 use crate::telemetry::id::{Id, IdKind, Ids};
 use crate::telemetry::random::SplitMix64;
 use crate::telemetry::request_id::RequestId;
@@ -18,6 +18,8 @@ on_each_database!(
     a_record_comes_back_as_it_was_and_counts_once,
     pages_are_a_plain_list_in_pieces,
     records_that_are_too_old_or_too_many_go_in_steps_oldest_first,
+    hits_are_usage_beside_generations,
+    hits_of_an_erased_key_go_and_later_ones_are_not_added,
     erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added,
 );
 
@@ -92,6 +94,7 @@ fn a_record_comes_back_as_it_was_and_counts_once<B: Bed>() {
         prompt_tokens: 20,
         cached_tokens: 8,
         completion_tokens: 6,
+        hits: 0,
     };
     let only = std::slice::from_ref(&usage);
     assert_eq!(store.usage(Some(&key), &ALL_DAYS).unwrap(), only);
@@ -183,6 +186,54 @@ fn records_that_are_too_old_or_too_many_go_in_steps_oldest_first<B: Bed>() {
         store.usage(Some(&key), &ALL_DAYS).unwrap()[0].generations,
         100
     );
+}
+
+fn hits(rows: &[(&str, u32, u64)]) -> Hits {
+    let rows = rows.iter();
+    rows.map(|(key_id, day, count)| (((*key_id).to_owned(), *day), *count))
+        .collect()
+}
+
+/// Mutations: `ADD_HITS` or `COUNT_HITS` that replaces the number before; a query of usage that
+/// reads one of the two tables.
+fn hits_are_usage_beside_generations<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (key, mut ids) = (key(&mut *store), ids());
+    let day = (START / DAY_MS) as u32;
+    let record = record(&mut ids, &key, Status::Done, START);
+    store.add_generations(&[record]).unwrap();
+    for _ in 0..2 {
+        let rows = [(&*key, day, 3), (&*key, day + 1, 5), ("", day, 1)];
+        store.add_hits(&hits(&rows)).unwrap();
+    }
+    let found = store.usage(None, &ALL_DAYS).unwrap();
+    let rows: Vec<_> = found
+        .iter()
+        .map(|row| (&*row.key_id, row.day, row.generations, row.hits))
+        .collect();
+    let expected = [(&*key, day + 1, 0, 10), ("", day, 0, 2), (&*key, day, 1, 6)];
+    assert_eq!(rows, expected);
+    assert_eq!(found[2].prompt_tokens, 10);
+    assert_eq!(store.usage(Some(&key), &(day..=day)).unwrap().len(), 1);
+}
+
+/// Mutations: `erase_usage` that leaves `usage_hits`; `add_hits` without its look for the key; a
+/// schema without the trigger.
+fn hits_of_an_erased_key_go_and_later_ones_are_not_added<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let keys = [(); 3].map(|()| key(&mut *store));
+    let rows: Vec<_> = keys.iter().map(|key| (key.as_str(), 1, 1)).collect();
+    store.add_hits(&hits(&rows)).unwrap();
+    assert_eq!(store.erase_usage(&keys[0]).unwrap(), 1, "a day");
+    assert_eq!(store.usage(Some(&keys[0]), &ALL_DAYS).unwrap(), []);
+    // As a program erases it that does not know the table.
+    assert!(store.remove(&keys[1]).unwrap());
+    assert_eq!(bed.count("usage_hits"), 1);
+    store.add_hits(&hits(&rows[..2])).unwrap();
+    assert_eq!(store.usage(Some(&keys[1]), &ALL_DAYS).unwrap(), []);
+    assert_eq!(bed.count("usage_hits"), 2, "a key that is there");
 }
 
 fn erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added<B: Bed>() {

@@ -52,6 +52,8 @@ fn fill(store: &mut dyn Store) {
         })
         .collect();
     store.add_generations(&records).unwrap();
+    let hits = [((key.id.clone(), 1), 5), ((String::new(), 2), 1)];
+    store.add_hits(&hits.into()).unwrap();
     let ended = NewJob {
         id: JobId::from_bytes([6; 16]),
         key_id: key.id.clone(),
@@ -206,6 +208,29 @@ fn nothing_is_kept_of_a_file_that_is_truncated_or_altered() {
         }
     }
     import(&mut *other, &mut &whole[..], false).unwrap();
+}
+
+/// Mutation: `agree` that compares the counts of all tables.
+#[test]
+fn a_file_of_a_version_that_had_fewer_tables_is_imported() {
+    let (from, to) = (SqliteBed::new(), SqliteBed::new());
+    let mut store = from.open();
+    let (key, _) = store.create(&NewKey::default(), 1).unwrap();
+    let exported = String::from_utf8(exported(&*store)).unwrap();
+    let (rows, last) = exported.trim_end().rsplit_once('\n').unwrap();
+    let named = "\"usage_hits\":0";
+    assert!(last.contains(named), "{last}");
+    for (before, after, is_taken) in [
+        (format!(",{named}"), "", true),
+        (named.to_owned(), "\"of_tomorrow\":0", false),
+        (named.to_owned(), "\"usage_hits\":1", false),
+    ] {
+        let file = format!("{rows}\n{}\n", last.replace(&before, after));
+        let mut other = to.open();
+        let imported = import(&mut *other, &mut file.as_bytes(), true);
+        assert_eq!(imported.is_ok(), is_taken, "{after} {imported:?}");
+        assert_eq!(other.list().unwrap().len(), 1, "{}", key.id);
+    }
 }
 
 /// A column that a later step adds must be exported, too.
