@@ -15,7 +15,12 @@ pub const COPIES_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Copies that may wait to be written, whatever their size.
 pub const WAITING_FILES_MAX: usize = 64;
 
-/// Copies that are taken in one step: the step takes some 10 ms longer for each.
+/// Time of a step for copies of prefixes, into the engine and out of it: all streams wait for them.
+/// A fifth of the default `engine.prompt_budget`, and about two sequences of 2,000 tokens of the
+/// default model. A sequence that would take longer by itself is not copied.
+pub const COPY_TIME_MAX: Duration = Duration::from_millis(50);
+
+/// Copies that are taken in one step, as long as their cost is not known.
 pub const COPIED_SEQUENCES_PER_STEP_MAX: usize = 2;
 
 /// Files that may wait to be read: one for each sequence.

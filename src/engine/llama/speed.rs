@@ -109,7 +109,7 @@ impl Average {
     }
 
     /// Returns the average, unless its last sample is too old.
-    fn fresh(&self, now: Moment) -> Option<f64> {
+    pub fn fresh(&self, now: Moment) -> Option<f64> {
         self.value
             .filter(|_| now.since(self.measured_at) < limits::SPEED_STALE_AFTER)
     }

@@ -40,9 +40,12 @@ pub trait Archive {
     /// Keeps a copy, if there is room for it.
     fn keep(&mut self, copied: Copied);
 
+    /// Counts a copy that would have been kept, and is not taken.
+    fn skip(&self);
+
     /// Begins to load the copy from which a prompt can go on furthest, if there is one with at
-    /// least [`limits::TOKENS_MIN`] tokens more than the `held` ones. Returns the load's number.
-    fn begin_load(&mut self, tenant: u64, prompt: &[Token], held: usize) -> Option<u64>;
+    /// least [`limits::TOKENS_MIN`] tokens more than the prompt has. Returns the load's number.
+    fn begin_load(&mut self, wanted: Wanted<'_>) -> Option<u64>;
 
     /// Returns a load that has ended.
     fn poll_loaded(&mut self) -> Option<Loaded>;
@@ -56,6 +59,17 @@ pub trait Archive {
 
     /// Waits until all copies are kept, up to `until`.
     fn finish(&mut self, until: Moment);
+}
+
+/// A prompt that may go on from a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub tenant: u64,
+    pub prompt: &'a [Token],
+    /// How many of its tokens are computed already.
+    pub held: usize,
+    /// A copy of more tokens would hold other prompts up for too long.
+    pub longest: usize,
 }
 
 /// A load that has ended.
@@ -133,10 +147,6 @@ impl Disk {
         })
     }
 
-    fn skip(&self) {
-        self.folder.counts.skipped.fetch_add(1, Ordering::Relaxed);
-    }
-
     fn end_writing(&mut self, patience: Duration) {
         if let Some(Writer { copies, ended }) = self.writer.take() {
             drop(copies);
@@ -173,12 +183,19 @@ impl Archive for Disk {
         }
     }
 
-    fn begin_load(&mut self, tenant: u64, prompt: &[Token], held: usize) -> Option<u64> {
-        if prompt.len() < held + limits::TOKENS_MIN {
+    fn skip(&self) {
+        self.folder.counts.skipped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn begin_load(&mut self, wanted: Wanted<'_>) -> Option<u64> {
+        let least = wanted.held + limits::TOKENS_MIN;
+        if wanted.prompt.len() < least {
             return None;
         }
-        let found = self.folder.find(tenant, prompt);
-        let found = found.filter(|(_, tokens)| *tokens >= held + limits::TOKENS_MIN);
+        let found = self
+            .folder
+            .find(wanted.tenant, wanted.prompt, wanted.longest);
+        let found = found.filter(|(_, tokens)| *tokens >= least);
         let load = found.map(|(entry, _)| {
             self.last_load += 1;
             Load {

@@ -162,9 +162,16 @@ impl Folder {
 
     // ---- looks at the index: for any thread ----------------------------------------------------
 
-    /// Returns the file from which a prompt of this tenant can go on furthest, and its tokens.
-    pub fn find(&self, tenant: u64, prompt: &[Token]) -> Option<(Arc<Entry>, usize)> {
-        let (_, entries) = self.entries_of(tenant)?;
+    /// Returns the file from which a prompt of this tenant can go on furthest, and how far. Files
+    /// with more than `longest` tokens are left out.
+    pub fn find(
+        &self,
+        tenant: u64,
+        prompt: &[Token],
+        longest: usize,
+    ) -> Option<(Arc<Entry>, usize)> {
+        let (_, mut entries) = self.entries_of(tenant)?;
+        entries.retain(|entry| entry.tokens.len() <= longest);
         let (entry, tokens) = index::longest(&entries, prompt)?;
         Some((entry.clone(), tokens))
     }

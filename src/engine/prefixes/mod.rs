@@ -39,7 +39,8 @@ mod names;
 mod origin;
 mod room;
 
-pub use archive::{Archive, Disk, Loaded, LoadedCopy};
+pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted};
 pub use copied::{Copied, Token};
 pub use folder::{Figures, Folder, bytes, erase, folder};
+pub use index::shared;
 pub use origin::Origin;

@@ -12,9 +12,11 @@ use std::cmp::Reverse;
 
 use super::super::backend::Backend;
 use super::Scheduler;
+use super::copying::Way;
 use super::run::{Loading, Run};
 use super::slot::Slot;
-use crate::engine::prefixes::{Archive, Copied, LoadedCopy};
+use crate::core::Moment;
+use crate::engine::prefixes::{Archive, Copied, LoadedCopy, Token, Wanted, shared};
 use crate::limits::prefixes as limits;
 
 impl<B: Backend> Scheduler<B> {
@@ -25,28 +27,34 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// Copies a slot's tokens if enough of them, all but the first `kept` ones, are about to be
-    /// lost. A step takes few copies, because the streams wait for each.
+    /// lost. A step takes few copies, and only within its time, because the streams wait for each.
     pub(super) fn archive_slot(&mut self, index: usize, kept: usize) {
-        let lost = self.slots[index].tokens.len().saturating_sub(kept);
-        if lost >= self.terms.archived_tokens_min
-            && self.archived < limits::COPIED_SEQUENCES_PER_STEP_MAX
-        {
-            self.copy_slot(index);
+        let tokens = self.slots[index].tokens.len();
+        let is_lost = tokens.saturating_sub(kept) >= self.terms.archived_tokens_min;
+        if !is_lost || !self.is_wanted(index) {
+            return;
+        }
+        let left = self.copying.tokens_left(Way::Save, self.backend.now());
+        match self.archived < limits::COPIED_SEQUENCES_PER_STEP_MAX && tokens <= left {
+            true => self.copy_slot(index),
+            false => self.archive.iter().for_each(|archive| archive.skip()),
         }
     }
 
-    fn copy_slot(&mut self, index: usize) {
-        let (Some(archive), slot) = (&mut self.archive, &self.slots[index]) else {
-            return;
+    /// Returns whether the archive would keep a copy of a slot.
+    fn is_wanted(&self, index: usize) -> bool {
+        let slot = &self.slots[index];
+        let wants = |archive: &Box<dyn Archive>| {
+            slot.epoch == archive.epoch() && archive.wants(slot.tenant, &slot.tokens)
         };
-        if !is_long(slot, self.terms.archived_tokens_min)
-            || slot.epoch != archive.epoch()
-            || !archive.wants(slot.tenant, &slot.tokens)
-        {
-            return;
-        }
+        is_long(slot, self.terms.archived_tokens_min) && self.archive.as_ref().is_some_and(wants)
+    }
+
+    fn copy_slot(&mut self, index: usize) {
         self.archived += 1;
-        if let Some(state) = self.backend.save(index) {
+        let state = self.save(index);
+        let slot = &self.slots[index];
+        if let (Some(archive), Some(state)) = (&mut self.archive, state) {
             archive.keep(Copied {
                 tenant: slot.tenant,
                 tokens: slot.tokens.clone(),
@@ -59,11 +67,17 @@ impl<B: Backend> Scheduler<B> {
     /// Lets a job that has just got its slot wait for a copy, if there is one that saves enough.
     pub(super) fn begin_load(&mut self, index: usize) {
         let since = self.backend.now();
+        let longest = self.copying.tokens_max(Way::Restore, since);
         let slot = &mut self.slots[index];
         if let (Some(archive), Some(run)) = (&mut self.archive, &mut slot.run) {
             // The last token is always computed, because its scores are needed.
-            let prompt = &run.prompt[..run.prompt.len() - 1];
-            if let Some(load) = archive.begin_load(slot.tenant, prompt, slot.tokens.len()) {
+            let wanted = Wanted {
+                tenant: slot.tenant,
+                prompt: &run.prompt[..run.prompt.len() - 1],
+                held: slot.tokens.len(),
+                longest,
+            };
+            if let Some(load) = archive.begin_load(wanted) {
                 run.begin_loading(Loading { load, since });
             }
         }
@@ -102,26 +116,26 @@ impl<B: Backend> Scheduler<B> {
     /// Replaces a slot's tokens by a copy, as far as the slot's prompt begins with it. Returns
     /// whether that was possible.
     fn take_copy(&mut self, index: usize, copy: &LoadedCopy) -> bool {
-        let slot = &mut self.slots[index];
-        let Some(run) = &mut slot.run else {
+        let slot = &self.slots[index];
+        let Some(run) = &slot.run else {
             return false;
         };
         let before = slot.tokens.len();
-        let prompt = &run.prompt[..run.prompt.len() - 1];
-        let pairs = copy.tokens.iter().zip(prompt);
-        let shared = pairs.take_while(|(copied, own)| copied == own).count();
+        let shared = shared(&copy.tokens, &run.prompt[..run.prompt.len() - 1]);
         let fits = copy.tokens.len() <= self.backend.context_length();
         if !fits || shared <= before {
             return false;
         }
-        slot.tokens.clear();
-        let length = copy.tokens.len();
-        if self.backend.restore(index, &copy.state, length) {
-            slot.tokens.extend_from_slice(&copy.tokens);
+        if self.restore(index, &copy.tokens, &copy.state) {
             self.backend.truncate(index, shared);
-            slot.tokens.truncate(self.backend.length(index));
+            let length = self.backend.length(index);
+            self.slots[index].truncate(length);
         }
+        let slot = &mut self.slots[index];
         let held = slot.tokens.len();
+        let Some(run) = &mut slot.run else {
+            return false;
+        };
         run.note_held(held);
         let more = held.saturating_sub(before) as u64;
         self.gauges.prompt_tokens += more;
@@ -151,13 +165,44 @@ impl<B: Backend> Scheduler<B> {
             let slot = &self.slots[index];
             let archive = self.archive.as_ref().filter(|_| is_long(slot, least));
             let Some(archive) = archive else { continue };
-            if archive.await_room(slot.tokens.len(), until) {
+            if archive.await_room(slot.tokens.len(), until) && self.is_wanted(index) {
                 self.copy_slot(index);
             }
         }
         if let Some(archive) = &mut self.archive {
             archive.finish(until);
         }
+    }
+}
+
+/// The copies themselves, for whatever purpose: all of them go through here.
+impl<B: Backend> Scheduler<B> {
+    /// Copies the contents of a slot.
+    pub(super) fn save(&mut self, index: usize) -> Option<Vec<u8>> {
+        let start = self.backend.now();
+        let state = self.backend.save(index);
+        let tokens = self.slots[index].tokens.len();
+        self.note_copy(Way::Save, tokens, start);
+        state
+    }
+
+    /// Replaces the contents of a slot by a copy of these tokens. Returns whether that worked; if
+    /// not, the slot is empty.
+    pub(super) fn restore(&mut self, index: usize, tokens: &[Token], state: &[u8]) -> bool {
+        let start = self.backend.now();
+        let is_restored = self.backend.restore(index, state, tokens.len());
+        self.note_copy(Way::Restore, tokens.len(), start);
+        let held = &mut self.slots[index].tokens;
+        held.clear();
+        held.extend_from_slice(if is_restored { tokens } else { &[] });
+        is_restored
+    }
+
+    fn note_copy(&mut self, way: Way, tokens: usize, start: Moment) {
+        let now = self.backend.now();
+        let took = now.since(start);
+        log::debug!("{way:?} of a sequence: {tokens} tokens, {took:?}");
+        self.copying.handle_copy(way, tokens, took, now);
     }
 }
 

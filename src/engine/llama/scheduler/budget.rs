@@ -31,12 +31,14 @@ impl Budget {
     }
 
     /// Returns the tokens of the next step. `answering` is how long this step has computed outputs:
-    /// beside them the prompts may take a multiple of that, because their next tokens wait.
-    pub fn tokens(&self, answering: Duration) -> usize {
+    /// beside them the prompts may take a multiple of that, because their next tokens wait. The
+    /// time of copies, `copying`, is taken off.
+    pub fn tokens(&self, answering: Duration, copying: Duration) -> usize {
         let time = match answering {
             Duration::ZERO => self.time,
             _ => self.time.min(answering * limits::PROMPT_TIME_FACTOR_MAX),
         };
+        let time = time.saturating_sub(copying);
         let tokens = match self.cost.value() {
             Some(cost) => (time.as_secs_f64() / cost.max(f64::MIN_POSITIVE)) as usize,
             None => limits::PROMPT_STEP_TOKENS_TYPICAL,
@@ -47,7 +49,8 @@ impl Budget {
     /// Records how long a batch took. A batch much smaller than the budget shows mostly its fixed
     /// cost, and weighs less.
     pub fn handle_batch(&mut self, tokens: usize, took: Duration, now: Moment) {
-        let share = (tokens as f64 / self.tokens(Duration::ZERO) as f64).min(1.0);
+        let whole = self.tokens(Duration::ZERO, Duration::ZERO);
+        let share = (tokens as f64 / whole as f64).min(1.0);
         let sample = took.as_secs_f64() / tokens.max(1) as f64;
         self.cost
             .add(sample, limits::PROMPT_COST_WEIGHT * share, now);
@@ -61,11 +64,12 @@ mod tests {
     use super::*;
 
     const NOW: Moment = Moment::from_micros(1);
+    const NONE: Duration = Duration::ZERO;
 
     fn after(token_time: Duration, batches: usize) -> Budget {
         let mut budget = Budget::new(Duration::from_millis(250), 512);
         for _ in 0..batches {
-            let tokens = budget.tokens(Duration::ZERO);
+            let tokens = budget.tokens(NONE, NONE);
             budget.handle_batch(tokens, token_time * tokens as u32, NOW);
         }
         budget
@@ -74,19 +78,16 @@ mod tests {
     #[test]
     fn a_step_has_as_many_tokens_as_the_time_allows() {
         assert_eq!(
-            after(Duration::ZERO, 0).tokens(Duration::ZERO),
+            after(Duration::ZERO, 0).tokens(NONE, NONE),
             limits::PROMPT_STEP_TOKENS_TYPICAL
         );
-        let tokens = after(Duration::from_millis(5), 1).tokens(Duration::ZERO);
+        let tokens = after(Duration::from_millis(5), 1).tokens(NONE, NONE);
         assert!((49..=50).contains(&tokens), "{tokens}");
         assert_eq!(
-            after(Duration::from_secs(1), 9).tokens(Duration::ZERO),
+            after(Duration::from_secs(1), 9).tokens(NONE, NONE),
             limits::PROMPT_STEP_TOKENS_MIN
         );
-        assert_eq!(
-            after(Duration::from_micros(1), 9).tokens(Duration::ZERO),
-            512
-        );
+        assert_eq!(after(Duration::from_micros(1), 9).tokens(NONE, NONE), 512);
     }
 
     /// Mutation: outputs that are not looked at.
@@ -94,32 +95,49 @@ mod tests {
     fn beside_outputs_the_prompts_take_a_multiple_of_their_time() {
         let budget = after(Duration::from_millis(1), 9);
         let (short, long) = (Duration::from_millis(50), Duration::from_secs(1));
-        assert!((96..=100).contains(&budget.tokens(short)));
-        assert_eq!(budget.tokens(long), budget.tokens(Duration::ZERO));
-        assert_eq!(budget.tokens(short / 1_000), limits::PROMPT_STEP_TOKENS_MIN);
+        assert!((96..=100).contains(&budget.tokens(short, NONE)));
+        assert_eq!(budget.tokens(long, NONE), budget.tokens(NONE, NONE));
+        assert_eq!(
+            budget.tokens(short / 1_000, NONE),
+            limits::PROMPT_STEP_TOKENS_MIN
+        );
+    }
+
+    /// Mutation: copies that are not taken off.
+    #[test]
+    fn the_time_of_copies_is_taken_off() {
+        let budget = after(Duration::from_millis(1), 9);
+        let copying = Duration::from_millis(50);
+        assert!((190..=200).contains(&budget.tokens(NONE, copying)));
+        let short = Duration::from_millis(40);
+        assert!((28..=30).contains(&budget.tokens(short, copying)));
+        assert_eq!(
+            budget.tokens(NONE, 9 * copying),
+            limits::PROMPT_STEP_TOKENS_MIN
+        );
     }
 
     #[test]
     fn the_budget_follows_a_machine_that_gets_slower_and_faster() {
         let mut budget = after(Duration::from_millis(1), 9);
-        assert!((240..=251).contains(&budget.tokens(Duration::ZERO)));
+        assert!((240..=251).contains(&budget.tokens(NONE, NONE)));
         for _ in 0..5 {
-            let tokens = budget.tokens(Duration::ZERO);
+            let tokens = budget.tokens(NONE, NONE);
             budget.handle_batch(tokens, Duration::from_millis(8) * tokens as u32, NOW);
         }
         assert!(
-            (31..=40).contains(&budget.tokens(Duration::ZERO)),
+            (31..=40).contains(&budget.tokens(NONE, NONE)),
             "{}",
-            budget.tokens(Duration::ZERO)
+            budget.tokens(NONE, NONE)
         );
         for _ in 0..12 {
-            let tokens = budget.tokens(Duration::ZERO);
+            let tokens = budget.tokens(NONE, NONE);
             budget.handle_batch(tokens, Duration::from_millis(1) * tokens as u32, NOW);
         }
         assert!(
-            (200..=251).contains(&budget.tokens(Duration::ZERO)),
+            (200..=251).contains(&budget.tokens(NONE, NONE)),
             "{}",
-            budget.tokens(Duration::ZERO)
+            budget.tokens(NONE, NONE)
         );
     }
 
@@ -128,9 +146,9 @@ mod tests {
         let mut budget = after(Duration::from_millis(1), 9);
         budget.handle_batch(250, Duration::from_secs(3_600), NOW);
         assert!(
-            budget.tokens(Duration::ZERO) > 80,
+            budget.tokens(NONE, NONE) > 80,
             "{}",
-            budget.tokens(Duration::ZERO)
+            budget.tokens(NONE, NONE)
         );
     }
 
@@ -139,9 +157,9 @@ mod tests {
         let mut budget = after(Duration::from_millis(1), 9);
         budget.handle_batch(1, Duration::from_millis(40), NOW);
         assert!(
-            budget.tokens(Duration::ZERO) > 240,
+            budget.tokens(NONE, NONE) > 240,
             "{}",
-            budget.tokens(Duration::ZERO)
+            budget.tokens(NONE, NONE)
         );
     }
 }

@@ -70,7 +70,10 @@ impl<B: Backend> Scheduler<B> {
         }
         let pieces = match self.terms.is_reproducible {
             true => pieces::one(&readers),
-            false => (self.terms.divide)(readers, self.budget.tokens(self.answering)),
+            false => {
+                let tokens = self.budget.tokens(self.answering, self.copying.spent());
+                (self.terms.divide)(readers, tokens)
+            }
         };
         if pieces.is_empty() {
             return;
@@ -214,9 +217,10 @@ impl<B: Backend> Scheduler<B> {
         let is_common = slot.tokens.len() == slot.common && slot.common > 0;
         if is_common
             && !self.prefixes.contains(&slot.tokens)
-            && let Some(state) = self.backend.save(index)
+            && let Some(state) = self.save(index)
         {
-            self.prefixes.insert(slot.tokens.clone(), state);
+            let tokens = self.slots[index].tokens.clone();
+            self.prefixes.insert(tokens, state);
         }
     }
 

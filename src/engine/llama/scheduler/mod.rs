@@ -18,7 +18,7 @@
 //! * [`seats`]: which job yields its slot.
 //! * [`seating`]: moves jobs between lines and slots.
 //! * [`run`], [`slot`], [`saved`], [`prefixes`]: a job, its slot, and copies of sequences.
-//! * [`archived`]: copies that survive the daemon.
+//! * [`copying`], [`archived`]: the time that copies may take, and copies that survive the daemon.
 //! * [`budget`], [`pieces`], [`compute`]: the batches.
 //! * [`ending`]: the terminal events.
 //!
@@ -41,6 +41,7 @@
 mod archived;
 mod budget;
 mod compute;
+mod copying;
 mod ending;
 mod pieces;
 mod prefixes;
@@ -69,6 +70,7 @@ use crate::limits::prefixes as prefix_limits;
 use crate::offload::{CancelReason, JobKey};
 
 use budget::Budget;
+use copying::Copying;
 use pieces::Reader;
 use prefixes::Prefixes;
 use queue::Queue;
@@ -91,6 +93,7 @@ pub struct Scheduler<B: Backend> {
     archive: Option<Box<dyn Archive>>,
     /// Copies for the archive that this step has taken.
     archived: usize,
+    copying: Copying,
     speed: Speed,
     gauges: Gauges,
     terms: Terms,
@@ -161,6 +164,7 @@ impl<B: Backend> Scheduler<B> {
             prefixes: Prefixes::default(),
             archive: None,
             archived: 0,
+            copying: Copying::default(),
             speed: Speed::default(),
             gauges: Gauges {
                 kv_size,
@@ -237,6 +241,7 @@ impl<B: Backend> Scheduler<B> {
     pub fn step(&mut self) {
         self.sweep(limits::SWEPT_JOBS_PER_STEP_MAX);
         self.pace();
+        self.copying.begin_step();
         self.take_loaded();
         self.seat();
         self.flush();

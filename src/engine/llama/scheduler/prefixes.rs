@@ -3,6 +3,8 @@
 //! Owns copies of cache contents, about one per language, within a bound in bytes. Must never be
 //! given a token that came from a request.
 
+use std::sync::Arc;
+
 use super::Token;
 use crate::limits::engine as limits;
 
@@ -15,7 +17,7 @@ pub struct Prefixes {
 #[derive(Debug)]
 struct Prefix {
     tokens: Vec<Token>,
-    state: Vec<u8>,
+    state: Arc<[u8]>,
 }
 
 impl Prefixes {
@@ -23,16 +25,17 @@ impl Prefixes {
         self.entries.iter().any(|prefix| prefix.tokens == tokens)
     }
 
-    pub fn find(&self, tokens: &[Token]) -> Option<&[u8]> {
+    pub fn find(&self, tokens: &[Token]) -> Option<Arc<[u8]>> {
         self.entries
             .iter()
             .find(|prefix| prefix.tokens == tokens)
-            .map(|prefix| &*prefix.state)
+            .map(|prefix| prefix.state.clone())
     }
 
     /// Keeps a state; drops the oldest ones if there is no room.
     pub fn insert(&mut self, tokens: Vec<Token>, state: Vec<u8>) {
         self.bytes += state.len();
+        let state = state.into();
         self.entries.push(Prefix { tokens, state });
         while self.bytes > limits::PREFIX_STATES_BYTES_MAX && self.entries.len() > 1 {
             self.bytes -= self.entries.remove(0).state.len();

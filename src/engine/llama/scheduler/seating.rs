@@ -229,12 +229,10 @@ impl<B: Backend> Scheduler<B> {
         if slot.tokens.len() < prepared.common && prepared.common < prepared.tokens.len() {
             let common = &prepared.tokens[..prepared.common];
             if let Some(state) = self.prefixes.find(common) {
-                let is_restored = self.backend.restore(index, state, common.len());
-                slot.tokens.clear();
-                slot.tokens
-                    .extend_from_slice(if is_restored { common } else { &[] });
+                self.restore(index, common, &state);
             }
         }
+        let slot = &mut self.slots[index];
         slot.common = prepared.common;
         let held = slot.tokens.len();
         let sampler = self.backend.sampler(&owed.job().sampling, &prepared.tokens);
@@ -269,15 +267,10 @@ impl<B: Backend> Scheduler<B> {
         };
         let reusable = self.slots[index].reusable(wanted, reuse);
         self.archive_slot(index, if state.is_some() { 0 } else { reusable });
-        let slot = &mut self.slots[index];
-        let is_restored = state.is_some_and(|state| {
-            slot.tokens.clear();
-            self.backend.restore(index, state.bytes(), tokens.len())
-        });
+        let is_restored = state.is_some_and(|state| self.restore(index, &tokens, state.bytes()));
         let is_lost = !is_restored && self.terms.is_reproducible;
-        if is_restored {
-            slot.tokens = tokens;
-        } else {
+        let slot = &mut self.slots[index];
+        if !is_restored {
             let reusable = slot.reusable(wanted, reuse);
             self.backend.truncate(index, reusable);
             slot.truncate(self.backend.length(index));
@@ -307,7 +300,7 @@ impl<B: Backend> Scheduler<B> {
     fn take_slot(&mut self, index: usize) -> bool {
         let tokens = self.slots[index].tokens.len();
         let copy = match self.saved.has_room(tokens) {
-            true => self.backend.save(index),
+            true => self.save(index),
             false => None,
         };
         let state = copy.and_then(|copy| self.saved.keep(copy, tokens));

@@ -43,12 +43,12 @@ impl Host {
     }
 
     fn found(&self, tenant: u64, prompt: &[Token]) -> Option<usize> {
-        let found = self.folder.find(tenant, prompt);
+        let found = self.folder.find(tenant, prompt, usize::MAX);
         found.map(|(_, tokens)| tokens).filter(|tokens| *tokens > 0)
     }
 
     fn load(&self, tenant: u64, prompt: &[Token]) -> Option<Vec<u8>> {
-        let (entry, _) = self.folder.find(tenant, prompt)?;
+        let (entry, _) = self.folder.find(tenant, prompt, usize::MAX)?;
         let loaded = self.folder.load(&entry, &mut |_| Some(()), &|| true);
         loaded.map(|(state, ())| state)
     }
@@ -214,7 +214,10 @@ fn files_stay_below_the_bound_and_the_least_recently_used_one_goes() {
     // The order survives a restart. Two writes may have the same time.
     let times = [(2, 1), (3, 2), (1, 3)];
     for (number, second) in times {
-        let (entry, _) = host.folder.find(TENANT, &text(number, 300)).unwrap();
+        let (entry, _) = host
+            .folder
+            .find(TENANT, &text(number, 300), usize::MAX)
+            .unwrap();
         let file = File::options()
             .write(true)
             .open(host.path().join(&entry.name))

@@ -6,13 +6,16 @@
 //! (`prefix_that_does_not_come_...`); `leave_slot` without `end_load` (`job_that_ends_...`);
 //! `take_copy` that believes a copy's length (`copy_of_another_prompt_...`); `copy_slot` without
 //! the epoch (`sequences_of_before_...`); no bound on the copies of a step
-//! (`few_copies_are_taken_...`).
+//! (`few_copies_are_taken_...`); a load or a save that does not look at its cost
+//! (`copy_that_would_take_too_long_...`); `read` that does not take the copies' time off
+//! (`streams_wait_no_longer_...`).
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::super::copying::Way;
 use super::toy::*;
-use crate::engine::prefixes::{Archive, Copied, Loaded, LoadedCopy};
+use crate::engine::prefixes::{Archive, Copied, Loaded, LoadedCopy, Wanted};
 use crate::limits::prefixes as prefix_limits;
 
 const LEAST: usize = 8;
@@ -25,6 +28,7 @@ struct Shelf {
     kept: Vec<Copied>,
     loads: Vec<(u64, Vec<Token>, Vec<u8>)>,
     ended: Vec<(u64, bool)>,
+    skipped: usize,
     is_held_back: bool,
     is_finished: bool,
 }
@@ -46,13 +50,24 @@ impl Archive for Shared {
         self.0.borrow_mut().kept.push(copied);
     }
 
-    fn begin_load(&mut self, tenant: u64, prompt: &[Token], held: usize) -> Option<u64> {
+    fn skip(&self) {
+        self.0.borrow_mut().skipped += 1;
+    }
+
+    fn begin_load(&mut self, wanted: Wanted<'_>) -> Option<u64> {
         let mut shelf = self.0.borrow_mut();
+        let Wanted {
+            tenant,
+            prompt,
+            held,
+            longest,
+        } = wanted;
         let shared = |copied: &Copied| {
             let pairs = copied.tokens.iter().zip(prompt);
             pairs.take_while(|(one, other)| one == other).count()
         };
         let own = shelf.kept.iter().filter(|copied| copied.tenant == tenant);
+        let own = own.filter(|copied| copied.tokens.len() <= longest);
         let copied = own.max_by_key(|copied| shared(copied))?;
         if shared(copied) < held + LEAST {
             return None;
@@ -96,6 +111,7 @@ impl Archive for Shared {
 fn host(sequences: usize, shared: &Shared) -> Host {
     let mut host = Host::new(sequences);
     host.scheduler.terms.archived_tokens_min = LEAST;
+    host.scheduler.copying.sample_tokens_min = LEAST;
     host.scheduler.use_archive(Box::new(shared.clone()));
     host
 }
@@ -297,4 +313,49 @@ fn few_copies_are_taken_in_one_step() {
         shared.0.borrow().kept.len(),
         prefix_limits::COPIED_SEQUENCES_PER_STEP_MAX
     );
+}
+
+#[test]
+fn copy_that_would_take_too_long_is_not_made() {
+    let shared = archived();
+    let mut host = host(1, &shared);
+    let (now, took) = (host.now(), 2 * prefix_limits::COPY_TIME_MAX);
+    for way in [Way::Save, Way::Restore] {
+        host.scheduler.copying.handle_copy(way, LEAST, took, now);
+    }
+    // The last two of them displace a sequence that the archive lacks.
+    for (tenant, prompt) in [
+        (1, PROMPT),
+        (2, "of the second tenant"),
+        (3, "of the third"),
+    ] {
+        let request = submit(&mut host, tenant, prompt);
+        host.run();
+        assert_eq!(host.done(request).text, reference(prompt, 4));
+        assert_eq!(host.done(request).usage.cached_tokens, 0);
+    }
+    let shelf = shared.0.borrow();
+    assert!(shelf.loads.is_empty() && shelf.ended.is_empty());
+    assert_eq!((shelf.kept.len(), shelf.skipped), (1, 1));
+}
+
+#[test]
+fn streams_wait_no_longer_for_a_step_with_a_copy() {
+    let shared = archived();
+    let mut host = host(2, &shared);
+    host.scheduler.backend.copy_time = TOKEN_TIME / 10;
+    let reading = submit(&mut host, 2, "a long prompt that is read meanwhile");
+    let loading = submit(&mut host, 1, PROMPT);
+    let budget = TOKEN_TIME * CHUNK as u32 + TOKEN_TIME / 2;
+    while host.outcome(loading).is_none() {
+        let start = host.now();
+        host.scheduler.step();
+        assert!(host.now().since(start) <= budget);
+    }
+    host.run();
+    assert_eq!(
+        host.done(loading).usage.cached_tokens as usize,
+        PROMPT.len() - 1
+    );
+    assert_eq!(host.done(reading).usage.cached_tokens, 0);
 }

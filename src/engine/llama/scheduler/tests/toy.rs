@@ -39,6 +39,8 @@ pub struct Toy {
     pub fails_next: Option<DecodeError>,
     pub panics_next: bool,
     pub can_be_cut: bool,
+    /// The time of a copy, per token.
+    pub copy_time: Duration,
     /// A token's effect on the cache depends on its batch's size and its place in it, as with
     /// kernels that round differently for different sizes.
     pub rounds: bool,
@@ -56,8 +58,15 @@ impl Toy {
             fails_next: None,
             panics_next: false,
             can_be_cut: true,
+            copy_time: Duration::ZERO,
             rounds: false,
         }
+    }
+}
+
+impl Toy {
+    fn pass(&self, copied: usize) {
+        self.now.set(self.now() + self.copy_time * copied as u32);
     }
 }
 
@@ -146,6 +155,7 @@ impl Backend for Toy {
     }
 
     fn save(&mut self, sequence: usize) -> Option<Vec<u8>> {
+        self.pass(self.sequences[sequence].len());
         Some(
             self.sequences[sequence]
                 .iter()
@@ -159,6 +169,7 @@ impl Backend for Toy {
             .chunks_exact(4)
             .map(|bytes| i32::from_le_bytes(bytes.try_into().unwrap()));
         self.sequences[sequence] = tokens.collect();
+        self.pass(length);
         assert_eq!(self.sequences[sequence].len(), length);
         true
     }
