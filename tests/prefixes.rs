@@ -1,7 +1,7 @@
 //! Computed prefixes that survive a restart (`cache.prefixes`), with the real small model.
 //!
 //! Mutations that these tests catch: `load_and_serve` without `archive_all`,
-//! or `join` without `await_end`, `Folder::find` for any tenant, `erase` without its mark
+//! or the engine's part without `await_end`, `Folder::find` for any tenant, `erase` without its mark
 //! (`restarted_daemon_goes_on_...`); `Origin` without the type of keys and values or the model,
 //! `read_state` without its checksum (`damaged_prefix_...`).
 
@@ -182,6 +182,16 @@ fn damaged_prefix_or_one_of_another_engine_is_computed_again() {
         (events(&other_model, "foreign") == 1.0).then_some(())
     });
     assert!(other_model.files().is_empty());
+}
+
+/// Mutations that this test catches: `keep` of the engine's part that does not ask whether the time
+/// is over; `archive_all` that does not.
+#[test]
+fn drain_with_no_time_left_keeps_no_prefix() {
+    let mut served = Served::start(options().set("server.drain_timeout", "0s"));
+    served.ask(&body(28, "subtract two numbers"));
+    served.end();
+    assert!(served.files().is_empty());
 }
 
 /// Returns the id of the key with this name.

@@ -316,8 +316,12 @@ impl Engine for Cached {
         self.core.inner.free_forgotten(tenant);
     }
 
-    fn await_end(&self, patience: Duration) {
-        self.core.inner.await_end(patience);
+    fn await_end(&self, patience: Duration) -> bool {
+        self.core.inner.await_end(patience)
+    }
+
+    fn end(&self) {
+        self.core.inner.end();
     }
 
     fn drain(&self) {

@@ -481,9 +481,14 @@ pub trait Engine: Send + Sync {
     /// Admits no more jobs, and ends once all admitted jobs have had their terminal event.
     fn drain(&self);
 
-    /// Waits for the end of an engine that has to keep something at it, up to `patience`. Called
-    /// after [`Engine::drain`], by no reactor.
-    fn await_end(&self, _patience: Duration) {}
+    /// Waits up to `patience` for the end of an engine that keeps what it has computed. Returns
+    /// whether there is nothing left to wait for. Called after [`Engine::drain`], by no reactor.
+    fn await_end(&self, _patience: Duration) -> bool {
+        true
+    }
+
+    /// Keeps nothing more, and ends.
+    fn end(&self) {}
 }
 
 /// The destination of an engine's events: the mailboxes of all reactors.

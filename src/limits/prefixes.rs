@@ -40,14 +40,15 @@ pub const PIECE_BYTES: usize = 1024 * 1024;
 /// twenty years writes in sequence, so that the store's commits are not held up for long.
 pub const WRITTEN_BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
 
-/// Time for all copies of a daemon that ends, at the disk's own speed.
-pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time for all copies of a daemon that ends, at the disk's own speed, if `server.drain_timeout`
+/// leaves as much: most were written while the daemon ran.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// How long the end waits for a thread that hangs in the disk.
-pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the end of the daemon looks for a second signal meanwhile.
+pub const END_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long the end of the daemon waits for both.
-pub const END_PATIENCE: Duration = Duration::from_secs(8);
+/// How long the end waits for threads that hang in the disk.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// After a write that failed, no copy is taken for this long: a full disk stays full for a while,
 /// and a copy costs the engine some milliseconds.

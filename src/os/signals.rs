@@ -148,6 +148,15 @@ mod tests {
     use super::*;
     use crate::os::wait::wait_readable;
 
+    impl Signal {
+        /// Sends the signal to this thread, in which it must be blocked.
+        pub fn raise(self) {
+            // SAFETY: the thread is this one, so it exists.
+            let sent = unsafe { libc::pthread_kill(libc::pthread_self(), self.number()) };
+            assert_eq!(sent, 0);
+        }
+    }
+
     /// Reading the descriptor returns what is pending for the reading thread, so signals sent to
     /// this thread do not disturb other tests.
     #[test]
@@ -156,9 +165,7 @@ mod tests {
         let mut signals = Signals::new().unwrap();
         assert_eq!(signals.next_pending().unwrap(), None);
         for signal in Signal::ALL {
-            // SAFETY: the thread is this one, so it exists; the signal is blocked in it.
-            let sent = unsafe { libc::pthread_kill(libc::pthread_self(), signal.number()) };
-            assert_eq!(sent, 0);
+            signal.raise();
             assert_eq!(wait_readable([signals.as_fd()], None).unwrap(), [true]);
             assert_eq!(
                 signals.next_pending().unwrap(),

@@ -15,6 +15,7 @@ use super::metrics::SupervisorSeries;
 use super::part::{Birth, Part};
 use super::parts::Parts;
 use super::reading::Reading;
+use super::remaining::{Remaining, is_same_wish};
 use super::rhythm::Rhythm;
 use super::vigil::Vigil;
 use crate::config::{Loaded, LogFormat, Sources};
@@ -46,6 +47,8 @@ pub struct Daemon {
     pub(super) told: String,
     /// The signal that began the drain, and its time.
     drained_by: Option<(Signal, Instant)>,
+    /// When the time of the drain is over, once there is one.
+    drain_until: Option<Instant>,
     pub(super) phase: Phase,
 }
 
@@ -91,6 +94,7 @@ impl Daemon {
             refusal: None,
             told: String::new(),
             drained_by: None,
+            drain_until: None,
             phase: Phase::Loading,
         })
     }
@@ -174,17 +178,15 @@ impl Daemon {
 
     /// The first signal drains, the second stops. SIGTERM and SIGINT together count as one.
     fn handle_end_signal(&mut self, signal: Signal, now: Instant) {
-        let Some((first, at)) = self.drained_by else {
+        if self.drained_by.is_none() {
             self.drained_by = Some((signal, now));
             // The first signal ends a drain that has another cause.
             return match self.phase {
                 Phase::Loading | Phase::Serving => self.begin_drain(),
                 Phase::Draining | Phase::Hung => self.stop(),
             };
-        };
-        let is_same_wish =
-            signal != first && now.saturating_duration_since(at) < limits::SIGNALS_TOGETHER;
-        if !is_same_wish {
+        }
+        if !is_same_wish(self.drained_by, signal, now) {
             log::warn!("second signal: exiting at once");
             self.stop();
         }
@@ -193,6 +195,7 @@ impl Daemon {
     fn begin_drain(&mut self) {
         self.phase = Phase::Draining;
         let patience = self.loaded.config.server.drain_timeout;
+        self.drain_until = Some(Instant::now() + patience);
         // Before the log line: a connection that is opened after it finds a reactor that drains.
         self.parts.drain(patience);
         self.notifier.stopping("draining");
@@ -207,6 +210,7 @@ impl Daemon {
         if self.phase != Phase::Hung {
             self.phase = Phase::Draining;
         }
+        self.drain_until = Some(Instant::now());
         self.parts.reactors.stop();
     }
 
@@ -323,7 +327,13 @@ impl Daemon {
             process::exit_at_once(exit::SOFTWARE.0);
         }
         let has_failed = matches!(self.parts.engine.state(), State::Failed(_));
-        match (self.parts.join(), has_failed) {
+        let mut remaining = Remaining {
+            signals: &mut self.signals,
+            drained_by: self.drained_by,
+            until: self.drain_until.unwrap_or_else(Instant::now),
+        };
+        let is_good = (self.parts).join(&mut || remaining.is_over(Instant::now()));
+        match (is_good, has_failed) {
             (false, _) => exit::SOFTWARE,
             (true, true) => exit::UNAVAILABLE,
             (true, false) => exit::OK,

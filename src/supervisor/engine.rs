@@ -6,6 +6,7 @@ use std::ops::Deref;
 #[cfg(feature = "llama")]
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
@@ -101,13 +102,26 @@ impl Part for EnginePart {
         self.results.apply(&settings.config.cache);
     }
 
-    fn join(&mut self) -> bool {
+    fn keep(&mut self, is_over: &mut dyn FnMut() -> bool) {
         self.engine.drain();
-        // While the log still takes lines.
-        self.engine.await_end(prefix_limits::END_PATIENCE);
+        await_end(&*self.engine, prefix_limits::DRAIN_TIME_MAX, is_over);
+    }
+
+    fn join(&mut self) -> bool {
         self.timer = None;
         true
     }
+}
+
+/// Waits up to `patience` for an engine that keeps what it has computed, and then ends it.
+fn await_end(engine: &dyn Engine, patience: Duration, is_over: &mut dyn FnMut() -> bool) {
+    let until = Moment::now() + patience;
+    while !is_over() && Moment::now() < until {
+        if engine.await_end(prefix_limits::END_POLL_INTERVAL) {
+            return;
+        }
+    }
+    engine.end();
 }
 
 impl Deref for EnginePart {
@@ -227,6 +241,73 @@ fn obtain_model(
         family: found.entry.and_then(|entry| Family::find(entry.family)),
         ..Obtained::default()
     })
+}
+
+#[cfg(test)]
+mod end_tests {
+    use super::*;
+    use crate::engine::{Gauges, Job, ModelInfo, Refused, State};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Has something to keep for a number of waits.
+    #[derive(Default)]
+    struct Keeper {
+        waits_left: AtomicUsize,
+        ended: AtomicUsize,
+    }
+
+    impl Engine for Keeper {
+        fn submit(&self, _: Job) -> Result<(), Refused> {
+            Err(Refused::Draining)
+        }
+
+        fn state(&self) -> State {
+            State::Ready
+        }
+
+        fn model(&self) -> Option<ModelInfo> {
+            None
+        }
+
+        fn gauges(&self) -> Gauges {
+            Gauges::default()
+        }
+
+        fn drain(&self) {}
+
+        fn await_end(&self, _: Duration) -> bool {
+            self.waits_left.fetch_sub(1, Ordering::Relaxed) == 1
+        }
+
+        fn end(&self) {
+            self.ended.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Mutations that this test catches: no patience; an `is_over` that is not asked; an engine that
+    /// is not ended.
+    #[test]
+    fn engine_is_awaited_until_it_ends_or_the_time_is_over() {
+        const LONG: Duration = Duration::from_secs(3_600);
+        let waits_left = |patience, mut looks: usize| {
+            let keeper = Keeper {
+                waits_left: AtomicUsize::new(5),
+                ..Keeper::default()
+            };
+            await_end(&keeper, patience, &mut || {
+                looks -= 1;
+                looks == 0
+            });
+            let waits_left = keeper.waits_left.into_inner();
+            let is_ended = keeper.ended.into_inner() == 1;
+            assert_eq!(is_ended, waits_left > 0);
+            waits_left
+        };
+        assert_eq!(waits_left(LONG, 100), 0);
+        assert_eq!(waits_left(LONG, 4), 2);
+        assert_eq!(waits_left(LONG, 1), 5);
+        assert_eq!(waits_left(Duration::ZERO, 100), 5);
+    }
 }
 
 #[cfg(all(test, feature = "llama"))]

@@ -13,12 +13,13 @@
 //!
 //! In reading order:
 //!
-//! * [`part`] and [`parts`]: the four steps of a part's life, and the list of the parts;
+//! * [`part`] and [`parts`]: the steps of a part's life, and the list of the parts;
 //! * [`log`], [`certificates`], [`listeners`] (with [`stored`]), [`redis`], [`keys`] (with
 //!   [`database`]), [`bus`], [`requests`], [`workers`], [`outbound`], [`engine`] (with
 //!   [`prover`]), [`reactors`] (with [`spawner`] and [`buffers`]), [`push`]: the parts;
 //! * [`daemon`]: the loop on the main thread, and [`reload`] (with [`reading`] and [`files`]);
-//! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock.
+//! * [`rhythm`], [`vigil`], [`household`]: the duties of that loop, each without a clock;
+//! * [`remaining`]: the rest of a drain's time, after that loop.
 //!
 //! Signals are blocked before the first thread starts, so that only this thread receives them. Work
 //! that may block for as long as a disk does (reading a reload's files, SQLite) happens in a
@@ -48,6 +49,7 @@ mod reactors;
 mod reading;
 mod redis;
 mod reload;
+mod remaining;
 mod requests;
 mod rhythm;
 mod spawner;

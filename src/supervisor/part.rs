@@ -1,6 +1,6 @@
 //! The interface of a part of the daemon, and the things that parts pass on to each other.
 //!
-//! Owns the four steps of a part's life, and nothing of its work. The list of the parts, in order
+//! Owns the steps of a part's life, and nothing of its work. The list of the parts, in order
 //! of birth, is in [`parts`].
 //!
 //! [`parts`]: super::parts
@@ -42,6 +42,10 @@ pub trait Part {
 
     /// Accepts no more work. Running work has `patience` to end by itself.
     fn drain(&mut self, _patience: Duration) {}
+
+    /// Keeps what would be lost with the part, until `is_over` returns true. Called before
+    /// [`Part::join`]; the parts that depend on this one have ended.
+    fn keep(&mut self, _is_over: &mut dyn FnMut() -> bool) {}
 
     /// Waits for the part's end, after [`Part::drain`]. `false`: something went wrong, and was
     /// logged.

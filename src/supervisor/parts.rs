@@ -97,9 +97,10 @@ impl Parts {
         drain(self.list(), patience);
     }
 
-    /// Waits for all parts. `false`: something went wrong in one of them.
-    pub fn join(&mut self) -> bool {
-        join(self.list())
+    /// Waits for all parts; what one of them has to keep, it keeps until `is_over`. `false`:
+    /// something went wrong in one of them.
+    pub fn join(&mut self, is_over: &mut dyn FnMut() -> bool) -> bool {
+        join(self.list(), is_over)
     }
 }
 
@@ -112,9 +113,10 @@ fn drain<const N: usize>(parts: [&mut dyn Part; N], patience: Duration) {
     last_first.for_each(|part| part.drain(patience));
 }
 
-fn join<const N: usize>(parts: [&mut dyn Part; N]) -> bool {
+fn join<const N: usize>(parts: [&mut dyn Part; N], is_over: &mut dyn FnMut() -> bool) -> bool {
     let mut is_good = true;
     for part in parts.into_iter().rev() {
+        part.keep(is_over);
         is_good &= part.join();
     }
     is_good
@@ -155,6 +157,10 @@ mod tests {
             self.write("drain");
         }
 
+        fn keep(&mut self, _: &mut dyn FnMut() -> bool) {
+            self.write("keep");
+        }
+
         fn join(&mut self) -> bool {
             self.write("join");
             self.ends_well
@@ -176,7 +182,8 @@ mod tests {
         };
         apply([&mut first, &mut last], &settings);
         drain([&mut first, &mut last], Duration::ZERO);
-        assert!(!join([&mut first, &mut last]), "one of them ended badly");
+        let is_good = join([&mut first, &mut last], &mut || false);
+        assert!(!is_good, "one of them ended badly");
         assert_eq!(
             *diary.borrow(),
             [
@@ -184,7 +191,9 @@ mod tests {
                 "apply reactors",
                 "drain reactors",
                 "drain log",
+                "keep reactors",
                 "join reactors",
+                "keep log",
                 "join log",
             ]
         );

@@ -227,11 +227,16 @@ impl Engine for Handle {
         }
     }
 
-    fn await_end(&self, patience: Duration) {
-        if self.prefixes.is_some() {
-            // Disconnected: the thread has ended. A timeout: dropping waits for it.
-            let _ = self.ended.recv_timeout(patience);
-        }
+    fn await_end(&self, patience: Duration) -> bool {
+        // An engine that is being loaded has computed nothing.
+        self.prefixes.is_none()
+            || matches!(self.state(), State::Loading { .. })
+            || self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    fn end(&self) {
+        self.shared.advance(Life::Ending);
+        self.shared.wake();
     }
 
     fn drain(&self) {
@@ -254,8 +259,7 @@ impl Drop for Handle {
     /// model's memory is free afterwards. Does not wait while the model is being fetched or loaded:
     /// an unresponsive server or disk would keep the process alive.
     fn drop(&mut self) {
-        self.shared.advance(Life::Ending);
-        self.shared.wake();
+        self.end();
         self.intake = None;
         if let State::Loading { .. } = self.state()
             && self.ended.recv_timeout(limits::LOADING_STOP_PATIENCE)

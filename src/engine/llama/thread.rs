@@ -140,7 +140,7 @@ impl<B: Backend> Thread<'_, B> {
         let served = caught(|| {
             self.serve(&mut scheduler);
             self.shared.heartbeat.rest();
-            scheduler.archive_all();
+            scheduler.archive_all(&|| self.shared.life() >= Life::Ending);
             Ok(())
         });
         if served.is_err() {

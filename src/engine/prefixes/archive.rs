@@ -53,12 +53,12 @@ pub trait Archive {
     /// Reports that a load has ended, and whether its state was used.
     fn end_load(&mut self, load: u64, is_used: bool);
 
-    /// Waits until there is room for a copy of this many tokens, up to `until`. Returns whether
+    /// Waits until there is room for a copy of this many tokens, or until `is_over`. Returns whether
     /// there is.
-    fn await_room(&self, tokens: usize, until: Moment) -> bool;
+    fn await_room(&self, tokens: usize, is_over: &dyn Fn() -> bool) -> bool;
 
-    /// Waits until all copies are kept, up to `until`.
-    fn finish(&mut self, until: Moment);
+    /// Waits until all copies are kept, or until `is_over`.
+    fn finish(&mut self, is_over: &dyn Fn() -> bool);
 }
 
 /// A prompt that may go on from a copy.
@@ -98,7 +98,7 @@ pub struct Disk {
     last_load: u64,
     flags: Arc<Flags>,
     reader: Option<Reader>,
-    writer: Option<Writer>,
+    writer: Writer,
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +116,8 @@ struct Reader {
 }
 
 struct Writer {
-    copies: Sender<(Copied, Claimed)>,
+    /// `None`: no more copies will come.
+    copies: Option<Sender<(Copied, Claimed)>>,
     ended: Receiver<Infallible>,
 }
 
@@ -138,21 +139,13 @@ impl Disk {
         let flags = Arc::new(Flags::default());
         Ok(Disk {
             reader: Some(start_reader(&folder, origin, &flags, wake)?),
-            writer: Some(start_writer(&folder, &flags)?),
+            writer: start_writer(&folder, &flags)?,
             folder,
             token_bytes: 0,
             wanted: HashMap::new(),
             last_load: 0,
             flags,
         })
-    }
-
-    fn end_writing(&mut self, patience: Duration) {
-        if let Some(Writer { copies, ended }) = self.writer.take() {
-            drop(copies);
-            // A timeout: the thread hangs in the disk, or has too much to write.
-            let _ = ended.recv_timeout(patience);
-        }
     }
 }
 
@@ -175,10 +168,10 @@ impl Archive for Disk {
     fn keep(&mut self, copied: Copied) {
         self.token_bytes = copied.state.len().div_ceil(copied.tokens.len().max(1));
         let claimed = self.folder.room.claim(copied.state.len());
-        let (Some(claimed), Some(writer)) = (claimed, &self.writer) else {
+        let (Some(claimed), Some(copies)) = (claimed, &self.writer.copies) else {
             return self.skip();
         };
-        if writer.copies.try_send((copied, claimed)).is_err() {
+        if copies.try_send((copied, claimed)).is_err() {
             self.skip();
         }
     }
@@ -236,21 +229,27 @@ impl Archive for Disk {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn await_room(&self, tokens: usize, until: Moment) -> bool {
-        let bytes = tokens * self.token_bytes;
+    fn await_room(&self, tokens: usize, is_over: &dyn Fn() -> bool) -> bool {
+        let (room, bytes) = (&self.folder.room, tokens * self.token_bytes);
         self.flags.is_hurrying.store(true, Ordering::Relaxed);
-        while !self.folder.room.has(bytes)
-            && self.folder.room.can_have(bytes)
-            && Moment::now() < until
-        {
+        while !is_over() && room.can_have(bytes) {
+            if room.has(bytes) {
+                return true;
+            }
             thread::sleep(limits::ROOM_POLL_INTERVAL);
         }
-        self.folder.room.has(bytes) && Moment::now() < until
+        false
     }
 
-    fn finish(&mut self, until: Moment) {
+    fn finish(&mut self, is_over: &dyn Fn() -> bool) {
         self.flags.is_hurrying.store(true, Ordering::Relaxed);
-        self.end_writing(until.since(Moment::now()));
+        self.writer.copies = None;
+        while !is_over() {
+            let waited = self.writer.ended.recv_timeout(limits::ROOM_POLL_INTERVAL);
+            if waited == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
     }
 }
 
@@ -258,9 +257,12 @@ impl Drop for Disk {
     /// Ends both threads, and waits for them as long as a piece of a file may take.
     fn drop(&mut self) {
         self.flags.is_stopping.store(true, Ordering::Relaxed);
-        self.end_writing(limits::STOP_PATIENCE);
+        self.writer.copies = None;
+        let until = Instant::now() + limits::STOP_PATIENCE;
+        // A timeout: a thread hangs in the disk.
+        let _ = self.writer.ended.recv_deadline(until);
         if let Some(Reader { ended, .. }) = self.reader.take() {
-            let _ = ended.recv_timeout(limits::STOP_PATIENCE);
+            let _ = ended.recv_deadline(until);
         }
     }
 }
@@ -350,6 +352,7 @@ fn start_writer(folder: &Arc<Folder>, flags: &Arc<Flags>) -> io::Result<Writer> 
             give_way();
             body();
         })?;
+    let copies = Some(copies);
     Ok(Writer { copies, ended })
 }
 

@@ -7,8 +7,11 @@
 //! A write, so that no moment at which the process is killed leaves a file that is not whole:
 //!
 //! ```text
-//!   make room ─> NAME.new ─> write, fsync ─> rename to NAME ─> fsync of the folder ─> index
+//!   make room ─> NAME.new ─> write ─> rename to NAME ─> index
 //! ```
+//!
+//! No step waits for the disk. A loss of power may leave a file that has its name and not all of
+//! its contents; its checksums show it, and it is removed like any damaged file.
 //!
 //! A failure of the disk costs a warning and a count. No copy is taken for some seconds after it.
 
@@ -419,8 +422,7 @@ impl Folder {
             let mut file = names::create(&unfinished)?;
             let encoded = head.encode(&opened.secret, &opened.origin);
             file::write(&mut file, &encoded, &copied.state, may_go_on)?;
-            fs::rename(&unfinished, &path)?;
-            Ok(sync(&self.path)?)
+            Ok(fs::rename(&unfinished, &path)?)
         };
         let written: Result<(), Fault> = { written }();
         if let Err(fault) = written {

@@ -17,7 +17,7 @@
 //!
 //! ```text
 //!   engine's thread                     other threads
-//!   a sequence is needed ── copy ──────> writer: room on disk, temporary file, fsync, rename
+//!   a sequence is needed ── copy ──────> writer: room on disk, temporary file, rename
 //!   a prompt begins ────── find, load ─> reader: head, checksum ──> state ──> engine's thread
 //! ```
 //!
@@ -26,8 +26,9 @@
 //!     same origin. Both are verified, and so is the checksum of every byte, before the engine gets
 //!     one.
 //!  2. The files, those that are being written included, have at most `cache.prefixes` bytes.
-//!  3. A file under its final name is whole: it was synced before it got the name. A process that
-//!     was killed leaves at most a temporary file, which the next one removes.
+//!  3. A file gets its final name when it is whole. A process that was killed leaves at most a
+//!     temporary file, which the next one removes. Only a loss of power may leave a file without
+//!     its contents, which is then found to be damaged.
 //!  4. Nothing of a tenant is written after it was erased.
 
 mod archive;

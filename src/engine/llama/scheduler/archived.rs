@@ -154,10 +154,11 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Copies all slots, the last used ones first, and waits until the copies are kept. Must be
-    /// called at the end, when no job runs.
-    pub fn archive_all(&mut self) {
-        let until = self.backend.now() + limits::DRAIN_TIME_MAX;
+    /// Copies all slots, and waits until the copies are kept, as far as there is time. The last used
+    /// ones come first: they are the most likely to be asked for again, and the cost of computing a
+    /// sequence is in proportion to the cost of keeping it. Must be called at the end, when no job
+    /// runs.
+    pub fn archive_all(&mut self, is_over: &dyn Fn() -> bool) {
         let mut order: Vec<usize> = (0..self.slots.len()).collect();
         order.sort_by_key(|index| Reverse(self.slots[*index].used));
         let least = self.terms.archived_tokens_min;
@@ -165,12 +166,12 @@ impl<B: Backend> Scheduler<B> {
             let slot = &self.slots[index];
             let archive = self.archive.as_ref().filter(|_| is_long(slot, least));
             let Some(archive) = archive else { continue };
-            if archive.await_room(slot.tokens.len(), until) && self.is_wanted(index) {
+            if archive.await_room(slot.tokens.len(), is_over) && self.is_wanted(index) {
                 self.copy_slot(index);
             }
         }
         if let Some(archive) = &mut self.archive {
-            archive.finish(until);
+            archive.finish(is_over);
         }
     }
 }

@@ -356,7 +356,8 @@ const WRITES: &str = "AUTOGLMD_TEST_WRITES_PREFIXES";
 fn process_that_is_killed_leaves_a_folder_that_can_be_read() {
     if let Some(state_dir) = std::env::var_os(WRITES) {
         let writer = opened(Path::new(&state_dir), 1 << 20, &origin());
-        for number in 1..2_000 {
+        // Until it is killed.
+        for number in (1..2_000).cycle() {
             writer.write(&copied(TENANT, text(number, 300)), &mut |_| true);
             if number == 2 {
                 println!("it writes");

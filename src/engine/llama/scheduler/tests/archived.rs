@@ -7,7 +7,8 @@
 //! `take_copy` that believes a copy's length (`copy_of_another_prompt_...`); `copy_slot` without
 //! the epoch (`sequences_of_before_...`); no bound on the copies of a step
 //! (`few_copies_are_taken_...`); a load or a save that does not look at its cost
-//! (`copy_that_would_take_too_long_...`); `read` that does not take the copies' time off
+//! (`copy_that_would_take_too_long_...`); `archive_all` in another order, or after its time
+//! (`last_used_sequences_...`); `read` that does not take the copies' time off
 //! (`streams_wait_no_longer_...`).
 
 use std::cell::RefCell;
@@ -99,11 +100,11 @@ impl Archive for Shared {
         shelf.ended.push((load, is_used));
     }
 
-    fn await_room(&self, _: usize, _: Moment) -> bool {
-        true
+    fn await_room(&self, _: usize, is_over: &dyn Fn() -> bool) -> bool {
+        !is_over()
     }
 
-    fn finish(&mut self, _: Moment) {
+    fn finish(&mut self, _: &dyn Fn() -> bool) {
         self.0.borrow_mut().is_finished = true;
     }
 }
@@ -132,7 +133,7 @@ fn archived() -> Shared {
     let mut before = host(1, &shared);
     submit(&mut before, 1, PROMPT);
     before.run();
-    before.scheduler.archive_all();
+    before.scheduler.archive_all(&|| false);
     assert_eq!(shared.0.borrow().kept.len(), 1);
     assert!(shared.0.borrow().is_finished);
     shared
@@ -286,10 +287,25 @@ fn sequences_of_before_a_purge_are_not_kept() {
     shared.0.borrow_mut().epoch += 1;
     submit(&mut host, 2, "computed after the purge");
     host.run();
-    host.scheduler.archive_all();
+    host.scheduler.archive_all(&|| false);
     let shelf = shared.0.borrow();
     let tenants: Vec<u64> = shelf.kept.iter().map(|copied| copied.tenant).collect();
     assert_eq!(tenants, [2]);
+}
+
+#[test]
+fn last_used_sequences_are_kept_first_and_none_once_the_time_is_over() {
+    let shared = Shared::default();
+    let mut host = host(4, &shared);
+    for tenant in 1..=4 {
+        submit(&mut host, tenant, &format!("{tenant}: a long prompt"));
+        host.run();
+    }
+    host.scheduler
+        .archive_all(&|| shared.0.borrow().kept.len() == 2);
+    let shelf = shared.0.borrow();
+    let tenants: Vec<u64> = shelf.kept.iter().map(|copied| copied.tenant).collect();
+    assert_eq!(tenants, [4, 3]);
 }
 
 #[test]
