@@ -47,7 +47,7 @@ pub struct Daemon {
     pub(super) told: String,
     /// The signal that began the drain, and its time.
     drained_by: Option<(Signal, Instant)>,
-    /// When the time of the drain is over, once there is one.
+    /// The end of the drain's time, once there is a drain.
     drain_until: Option<Instant>,
     pub(super) phase: Phase,
 }

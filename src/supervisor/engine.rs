@@ -284,8 +284,8 @@ mod end_tests {
         }
     }
 
-    /// Mutations that this test catches: no patience; an `is_over` that is not asked; an engine that
-    /// is not ended.
+    /// Mutations that this test catches: no patience; an `is_over` that is not asked; an engine
+    /// that is not ended.
     #[test]
     fn engine_is_awaited_until_it_ends_or_the_time_is_over() {
         const LONG: Duration = Duration::from_secs(3_600);

@@ -53,8 +53,8 @@ pub trait Archive {
     /// Reports that a load has ended, and whether its state was used.
     fn end_load(&mut self, load: u64, is_used: bool);
 
-    /// Waits until there is room for a copy of this many tokens, or until `is_over`. Returns whether
-    /// there is.
+    /// Waits until there is room for a copy of this many tokens, or until `is_over`. Returns
+    /// whether there is.
     fn await_room(&self, tokens: usize, is_over: &dyn Fn() -> bool) -> bool;
 
     /// Waits until all copies are kept, or until `is_over`.

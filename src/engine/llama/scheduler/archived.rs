@@ -154,10 +154,10 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Copies all slots, and waits until the copies are kept, as far as there is time. The last used
-    /// ones come first: they are the most likely to be asked for again, and the cost of computing a
-    /// sequence is in proportion to the cost of keeping it. Must be called at the end, when no job
-    /// runs.
+    /// Copies all slots, and waits until the copies are kept, as far as there is time. The last
+    /// used ones come first: they are the most likely to be asked for again, and the cost of
+    /// computing a sequence is in proportion to the cost of keeping it. Must be called at the end,
+    /// when no job runs.
     pub fn archive_all(&mut self, is_over: &dyn Fn() -> bool) {
         let mut order: Vec<usize> = (0..self.slots.len()).collect();
         order.sort_by_key(|index| Reverse(self.slots[*index].used));
