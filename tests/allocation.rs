@@ -34,6 +34,8 @@ use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
 use autoglmd::reactor::outbound;
 use autoglmd::service::{self, Limiter, Purger, Responses, Service};
+use autoglmd::telemetry::LogFormat;
+use autoglmd::telemetry::log::{Settings, init};
 use autoglmd::telemetry::metrics::Metrics;
 use autoglmd::tls::Connector;
 use socket2::Socket;
@@ -139,6 +141,10 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Daemon {
+        Daemon::start_with(|_| {})
+    }
+
+    fn start_with(configure: impl FnOnce(&mut Config)) -> Daemon {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("it is bound");
@@ -151,6 +157,7 @@ impl Daemon {
         config.auth.enabled = false;
         config.rate_limit.enabled = false;
         config.log.access = false;
+        configure(&mut config);
         let (config, metrics) = (Arc::new(config), Metrics::new("echo"));
         let responses = Arc::new(Responses::new([7; 32], &config.cache));
         let purger = Purger::new(responses.clone(), engine.clone(), Arc::default());
@@ -295,6 +302,40 @@ fn measure(request: &str) -> (u64, BTreeMap<String, u64>) {
 fn a_route_that_is_answered_from_memory_allocates_nothing() {
     let (count, places) = measure("GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert_eq!(count, 0, "{places:#?}");
+}
+
+/// The log's thread gives its buffers back between the rounds, so that its own speed does not
+/// matter: a queue that it cannot empty grows.
+///
+/// Mutations: a buffer that is made for each line, buffers of the queue that begin without room.
+#[test]
+fn an_access_line_allocates_nothing() {
+    const ROUNDS: u64 = 5;
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("log");
+    let settings = Settings {
+        level: log::LevelFilter::Info,
+        format: LogFormat::Json,
+        file: Some(file.clone()),
+        access: true,
+    };
+    let handle = init(&settings).expect("no other test installs a logger");
+    let daemon = Daemon::start_with(|config| config.log.access = true);
+    let mut client = Client::connect(&daemon);
+    let request = "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    client.ask(request, WARM_UP);
+    assert!(handle.shutdown(), "all lines are written");
+    ALLOCATIONS.store(0, Ordering::SeqCst);
+    for _ in 0..ROUNDS {
+        client.watch(Watch::Count, |client| client.ask(request, COUNTED / ROUNDS));
+        assert!(handle.shutdown(), "all lines are written");
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 0);
+    let text = std::fs::read_to_string(&file).expect("the log");
+    let lines = text.matches("\"target\":\"access\"").count() as u64;
+    assert_eq!(lines, WARM_UP + COUNTED, "one line for each request");
+    handle.set_access(false);
 }
 
 fn key(number: u32) -> KeyRecord {

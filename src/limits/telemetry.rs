@@ -9,18 +9,25 @@ use std::time::Duration;
 pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 
 /// The room that most lines need, so that they are made in one allocation.
-pub const LOG_LINE_BYTES_TYPICAL: usize = 320;
+pub const LOG_LINE_BYTES_TYPICAL: usize = 512;
 
-/// Lines that wait for the log's thread. One linger at 100,000 lines per second brings 2,000; the
-/// queue's slots take 100 bytes each, touched or not.
-pub const LOG_QUEUE_LINES_MAX: usize = 4096;
+/// Bytes of lines that wait for the log's thread. Its output may hold it up for as long as it takes
+/// 15,000 requests to end.
+pub const LOG_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Commands (reopen, flush) that wait for the log's thread; they come from people.
 pub const LOG_QUEUE_COMMANDS_MAX: usize = 16;
 
-/// Formatted bytes after which a batch is written: few system calls, and little to keep while an
-/// output refuses. A batch may exceed it by one line.
-pub const LOG_BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of lines for which a lingering thread is woken: 200 access lines share the system calls
+/// that wake it and write them, and the bytes are still in the processor's cache. A pipe holds as
+/// much.
+pub const LOG_BATCH_BYTES: usize = 64 * 1024;
+
+/// Bytes that each of the queue's two buffers begins with, and keeps after a burst.
+pub const LOG_KEPT_BYTES: usize = 2 * LOG_BATCH_BYTES;
+
+/// The same for the ends of lines, which are rarely shorter than 64 bytes.
+pub const LOG_KEPT_LINES: usize = LOG_KEPT_BYTES / 64;
 
 /// How long the log's thread waits between two batches. A reader does not notice 20 ms, and fifty
 /// wake-ups per second cost nothing.

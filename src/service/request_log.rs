@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::CancelReason;
-use crate::telemetry::access::{Access, Figures};
+use crate::telemetry::access::{Access, AccessLines, Figures};
 use crate::telemetry::metrics::{Counter, Histogram};
 
 use super::call::Call;
@@ -42,7 +42,8 @@ pub enum Outcome {
 pub struct RequestLog {
     metrics: Arc<ServiceSeries>,
     routes: [RouteCounters; Route::COUNT],
-    access_lines: bool,
+    has_access_lines: bool,
+    lines: AccessLines,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +58,8 @@ impl RequestLog {
         RequestLog {
             metrics,
             routes: Default::default(),
-            access_lines,
+            has_access_lines: access_lines,
+            lines: AccessLines::default(),
         }
     }
 
@@ -66,11 +68,11 @@ impl RequestLog {
     }
 
     pub const fn writes_access_lines(&self) -> bool {
-        self.access_lines
+        self.has_access_lines
     }
 
     pub fn set_access_lines(&mut self, access_lines: bool) {
-        self.access_lines = access_lines;
+        self.has_access_lines = access_lines;
     }
 
     /// Records the end of a request.
@@ -92,7 +94,7 @@ impl RequestLog {
         if let Some(code) = code {
             self.metrics.errors.get(code).inc();
         }
-        if !self.access_lines {
+        if !self.has_access_lines {
             return;
         }
         let trace_digits = call.trace.map(|trace| trace.trace_id_digits());
@@ -114,7 +116,7 @@ impl RequestLog {
                 .and_then(|digits| std::str::from_utf8(digits).ok()),
             figures,
         };
-        access.log();
+        self.lines.add(&access);
     }
 
     fn count(&mut self, route: Route, status: u16, duration: std::time::Duration) {

@@ -3,13 +3,21 @@
 //! Goes through the same bounded queue as every other line, with target `access` and level info.
 //! Strings from the client are escaped where the line is formatted, so they cannot forge a line or
 //! a field.
+//!
+//! A line is formatted by the reactor, in a buffer that it keeps, and copied into the queue. At
+//! full load there is one for each request, so nothing here allocates, and numbers and addresses
+//! are written without the machinery of `std::fmt`, which costs more than they do.
+//!
+//! Mutation: a buffer that is made for each line (`an_access_line_allocates_nothing`).
 
+use std::fmt::{self, Write};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use log::Level;
 
-use super::line::{Kind, Line, cut};
+use super::format::{Formatter, three_digits};
+use super::line::{Head, Kind, Line, cut};
 use super::log::access_logger;
 use crate::limits::telemetry as limits;
 
@@ -52,33 +60,62 @@ pub struct Figures {
     pub time_to_first_token: Option<Duration>,
 }
 
-impl Access<'_> {
-    /// Queues the line, unless access lines are switched off or no logger is installed.
-    pub fn log(&self) {
-        if let Some(logger) = access_logger() {
-            logger.queue(self.line());
-        }
-    }
+/// Where one reactor makes its access lines.
+#[derive(Debug, Default)]
+pub struct AccessLines {
+    /// Made with the first line: the logger decides about the format.
+    formatter: Option<Formatter>,
+    buffer: Vec<u8>,
+}
 
-    fn line(&self) -> Line {
-        let method = self.method;
-        let status = self.status;
+impl AccessLines {
+    /// Queues a line, unless access lines are switched off or no logger is installed.
+    pub fn add(&mut self, access: &Access<'_>) {
+        let Some(logger) = access_logger() else {
+            return;
+        };
+        let new = || Formatter::new(logger.format());
+        let formatter = self.formatter.get_or_insert_with(new);
+        self.buffer.clear();
+        access.append(formatter, SystemTime::now(), &mut self.buffer);
+        logger.queue(&self.buffer);
+    }
+}
+
+impl Access<'_> {
+    fn append(&self, formatter: &mut Formatter, time: SystemTime, out: &mut Vec<u8>) {
+        let (mut status, mut bytes) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let status = status.format(self.status);
         // The path is in the line twice, and the fields after it must have room.
         let path = cut(self.path, limits::ACCESS_TEXT_BYTES_MAX);
-        let milliseconds = Milliseconds(self.duration);
-        let message = format_args!("{method} {path} {status} {milliseconds}ms");
-        let mut line = Line::new(Level::Info, TARGET, message);
+        let duration = milliseconds(self.duration);
+        let head = Head {
+            time,
+            level: Level::Info,
+            target: TARGET,
+            place: None,
+        };
+        let mut line = Line::begin(formatter, &head, out);
+        line.message_of(&[
+            self.method,
+            " ",
+            path,
+            " ",
+            status,
+            " ",
+            duration.as_str(),
+            "ms",
+        ]);
         line.field(Kind::Text, "request_id", self.request_id);
-        line.field(Kind::StatedText, "method", method);
+        line.field(Kind::StatedText, "method", self.method);
         line.field(Kind::StatedText, "path", path);
         line.field(Kind::StatedRaw, "status", status);
-        line.field(Kind::StatedRaw, "duration_ms", milliseconds);
+        line.field(Kind::StatedRaw, "duration_ms", duration.as_str());
         line.field(Kind::Text, "route", self.route);
-        line.field(Kind::Raw, "bytes", self.bytes);
-        match self.peer {
-            Some(address) => line.field(Kind::Text, "peer", address),
-            None => line.field(Kind::Text, "peer", "unix"),
-        }
+        line.field(Kind::Raw, "bytes", bytes.format(self.bytes));
+        let peer = self.peer.map(address);
+        let peer = peer.as_ref().map_or("unix", Short::as_str);
+        line.field(Kind::Text, "peer", peer);
         for (name, value) in [
             ("key_id", self.key_id),
             ("error", self.error),
@@ -93,44 +130,105 @@ impl Access<'_> {
         }
         // Last: it is long, and the first to be cut.
         if let Some(user_agent) = self.user_agent {
-            line.field(
-                Kind::Text,
-                "user_agent",
-                cut(user_agent, limits::ACCESS_TEXT_BYTES_MAX),
-            );
+            let user_agent = cut(user_agent, limits::ACCESS_TEXT_BYTES_MAX);
+            line.field(Kind::Text, "user_agent", user_agent);
         }
-        line
+        line.end();
     }
 }
 
 impl Figures {
-    fn append(&self, line: &mut Line) {
-        line.field(Kind::Raw, "prompt_tokens", self.prompt_tokens);
-        line.field(Kind::Raw, "cached_tokens", self.cached_tokens);
-        line.field(Kind::Raw, "completion_tokens", self.completion_tokens);
-        line.field(Kind::Raw, "queue_ms", Milliseconds(self.queue));
+    fn append(&self, line: &mut Line<'_>) {
+        for (name, number) in [
+            ("prompt_tokens", self.prompt_tokens),
+            ("cached_tokens", self.cached_tokens),
+            ("completion_tokens", self.completion_tokens),
+        ] {
+            line.field(Kind::Raw, name, itoa::Buffer::new().format(number));
+        }
+        line.field(Kind::Raw, "queue_ms", milliseconds(self.queue).as_str());
         if let Some(duration) = self.time_to_first_token {
-            line.field(Kind::Raw, "time_to_first_token_ms", Milliseconds(duration));
+            let duration = milliseconds(duration);
+            line.field(Kind::Raw, "time_to_first_token_ms", duration.as_str());
         }
     }
 }
 
-/// Milliseconds with three decimals: the daemon's own time is below one millisecond.
-#[derive(Clone, Copy)]
-struct Milliseconds(Duration);
+// ---- numbers and addresses ----------------------------------------------------------------------
 
-impl std::fmt::Display for Milliseconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let microseconds = self.0.as_micros();
-        write!(f, "{}.{:03}", microseconds / 1_000, microseconds % 1_000)
+/// A short text on the stack.
+struct Short {
+    bytes: [u8; Short::BYTES_MAX],
+    length: usize,
+}
+
+impl Short {
+    /// An address of IPv6 takes up to 39 characters, a duration up to 24.
+    const BYTES_MAX: usize = 48;
+
+    const fn new() -> Short {
+        Short {
+            bytes: [0; Short::BYTES_MAX],
+            length: 0,
+        }
     }
+
+    /// Appends what fits; all that this file writes does.
+    fn push(&mut self, text: &[u8]) {
+        let room = &mut self.bytes[self.length..];
+        let fitting = text.len().min(room.len());
+        room[..fitting].copy_from_slice(&text[..fitting]);
+        self.length += fitting;
+    }
+
+    fn push_number(&mut self, number: u64) {
+        self.push(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// The bytes are ASCII.
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or("?")
+    }
+}
+
+impl Write for Short {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Milliseconds with three decimals: the daemon's own time is below one millisecond.
+fn milliseconds(duration: Duration) -> Short {
+    let microseconds = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let mut text = Short::new();
+    text.push_number(microseconds / 1_000);
+    text.push(b".");
+    text.push(&three_digits((microseconds % 1_000) as u32));
+    text
+}
+
+fn address(address: IpAddr) -> Short {
+    let mut text = Short::new();
+    match address {
+        IpAddr::V4(address) => {
+            let [first, rest @ ..] = address.octets();
+            text.push_number(first.into());
+            for octet in rest {
+                text.push(b".");
+                text.push_number(octet.into());
+            }
+        }
+        // Writing to it does not fail.
+        IpAddr::V6(address) => _ = write!(text, "{address}"),
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::telemetry::LogFormat;
-    use crate::telemetry::format::Formatter;
 
     fn access() -> Access<'static> {
         Access {
@@ -158,7 +256,7 @@ mod tests {
 
     fn formatted(access: &Access<'_>, format: LogFormat) -> String {
         let mut out = Vec::new();
-        Formatter::new(format).append(&access.line(), &mut out);
+        access.append(&mut Formatter::new(format), SystemTime::now(), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -223,5 +321,24 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["status"], 503);
         assert_eq!(value["error"], "queue_full");
+    }
+    #[test]
+    fn numbers_and_addresses_are_those_of_the_standard_library() {
+        for micros in [0, 7, 999, 1_000, 12_345, 60_000_000, u64::MAX] {
+            let text = milliseconds(Duration::from_micros(micros));
+            let expected = format!("{}.{:03}", micros / 1_000, micros % 1_000);
+            assert_eq!(text.as_str(), expected);
+        }
+        assert!(milliseconds(Duration::MAX).as_str().ends_with(".615"));
+        for text in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "203.0.113.255",
+            "::",
+            "::ffff:203.0.113.255",
+            "2001:db8:1111:2222:3333:4444:5555:6666",
+        ] {
+            assert_eq!(address(text.parse().unwrap()).as_str(), text);
+        }
     }
 }

@@ -1,21 +1,26 @@
-//! The formats of a log line: text for people, JSON for collectors, journald's native fields.
+//! The formats of a log line, and how text goes into each: for people, JSON for collectors,
+//! journald's native fields.
 //!
-//! Pure: a [`Line`] in, bytes out. Used only by the writer's thread, which keeps the formatter
-//! because it remembers the date.
+//! Pure: text in, bytes out. [`Formatter`] is kept by each thread that writes many lines, because
+//! it remembers the date.
+//!
+//! Most text needs no escape. One pass over its bytes shows whether it does (`CLASSES`), and such
+//! text is copied as it is; only the rest is looked at character by character.
 //!
 //! Invariants:
 //!  1. One line of input is one line of output (text, JSON): whatever a client puts into a path or
 //!     a header, it cannot begin another line.
 //!  2. Bytes that move a terminal's cursor, and characters that reorder text around them, are
 //!     always escaped.
+//!
+//! Mutations that the tests of this file and of `access` catch: a quotation mark, a control
+//! character, or a byte above ASCII in the class `CLEAN`; a space in the class `BARE`; a date that
+//! is kept for another second.
 
-use std::fmt::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use log::Level;
-
-use super::line::Line;
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,15 +31,14 @@ pub enum LogFormat {
     Journald,
 }
 
-/// Turns lines into bytes in one format.
+/// The format, and the date of the last line.
 #[derive(Debug)]
 pub(super) struct Formatter {
-    format: LogFormat,
+    pub(super) format: LogFormat,
     /// The second that `date` represents: a date costs more to compute than to copy.
     second: i64,
     /// Such as `2026-01-31T23:59:59`.
     date: String,
-    scratch: String,
 }
 
 impl Formatter {
@@ -43,138 +47,122 @@ impl Formatter {
             format,
             second: i64::MIN,
             date: String::new(),
-            scratch: String::new(),
         }
-    }
-
-    /// Appends `line`, including its end.
-    pub(super) fn append(&mut self, line: &Line, out: &mut Vec<u8>) {
-        if self.format == LogFormat::Journald {
-            append_journald(line, out);
-            return;
-        }
-        self.scratch.clear();
-        // Writing to a string does not fail.
-        let _ = match self.format {
-            LogFormat::Json => self.json(line),
-            _ => self.text(line),
-        };
-        out.extend_from_slice(self.scratch.as_bytes());
-    }
-
-    fn text(&mut self, line: &Line) -> fmt::Result {
-        self.time(line.time)?;
-        let out = &mut self.scratch;
-        write!(
-            out,
-            " {:<5} {}: ",
-            line.level.as_str(),
-            Plain(line.target())
-        )?;
-        write!(out, "{}", Plain(line.message()))?;
-        for (kind, key, value) in line.fields() {
-            if kind.is_stated() {
-                continue;
-            }
-            if value.bytes().all(is_bare) && !value.is_empty() {
-                write!(out, " {}={value}", Plain(key))?;
-            } else {
-                write!(out, " {}=\"{}\"", Plain(key), Quoted(value))?;
-            }
-        }
-        out.write_char('\n')
-    }
-
-    fn json(&mut self, line: &Line) -> fmt::Result {
-        self.scratch.push_str("{\"time\":\"");
-        self.time(line.time)?;
-        let out = &mut self.scratch;
-        let level = level_word(line.level);
-        write!(
-            out,
-            "\",\"level\":\"{level}\",\"target\":\"{}\"",
-            Json(line.target())
-        )?;
-        write!(out, ",\"message\":\"{}\"", Json(line.message()))?;
-        for (kind, key, value) in line.fields() {
-            if kind.is_raw() {
-                write!(out, ",\"{}\":{value}", Json(key))?;
-            } else {
-                write!(out, ",\"{}\":\"{}\"", Json(key), Json(value))?;
-            }
-        }
-        out.write_str("}\n")
     }
 
     /// Appends RFC 3339 in UTC with milliseconds. A time before 1970 becomes 1970.
-    fn time(&mut self, time: SystemTime) -> fmt::Result {
+    pub(super) fn time(&mut self, time: SystemTime, out: &mut Vec<u8>) {
         let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let second = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
         if second != self.second {
             self.second = second;
-            self.date.clear();
             let timestamp = Timestamp::from_second(second).unwrap_or(Timestamp::MAX);
-            write!(self.date, "{timestamp:.0}")?;
+            self.date = format!("{timestamp:.0}");
             self.date.truncate("2026-01-31T23:59:59".len());
         }
-        write!(
-            self.scratch,
-            "{}.{:03}Z",
-            self.date,
-            since_1970.subsec_millis()
-        )
+        out.extend_from_slice(self.date.as_bytes());
+        let [hundreds, tens, ones] = three_digits(since_1970.subsec_millis());
+        out.extend_from_slice(&[b'.', hundreds, tens, ones, b'Z']);
     }
 }
 
-/// Appends one datagram of `systemd.journal-fields(7)` in the native protocol: `KEY=value` lines.
-/// If a value has a line feed: the key, a line feed, the length as 64 bits and the value.
-fn append_journald(line: &Line, out: &mut Vec<u8>) {
-    let priority: &[u8] = match line.level {
-        Level::Error => b"3",
-        Level::Warn => b"4",
-        Level::Info => b"6",
-        Level::Debug | Level::Trace => b"7",
-    };
-    append_journald_field("PRIORITY", priority, out);
-    append_journald_field("SYSLOG_IDENTIFIER", b"autoglmd", out);
-    append_journald_field("TARGET", line.target().as_bytes(), out);
-    if let Some((file, number)) = line.place {
-        append_journald_field("CODE_FILE", file.as_bytes(), out);
-        append_journald_field("CODE_LINE", number.to_string().as_bytes(), out);
-    }
-    append_journald_field("MESSAGE", line.message().as_bytes(), out);
-    for (_, key, value) in line.fields() {
-        append_journald_field(key, value.as_bytes(), out);
-    }
+/// Returns the last three digits of a number.
+pub(super) fn three_digits(number: u32) -> [u8; 3] {
+    [100, 10, 1].map(|place| b'0' + (number / place % 10) as u8)
 }
 
-/// Appends one field. Its name is converted to what the journal accepts: upper case letters, digits
-/// and underscores, no underscore or digit first (those are the journal's own), at most 64.
-fn append_journald_field(key: &str, value: &[u8], out: &mut Vec<u8>) {
-    let name = key.trim_start_matches(|first: char| !first.is_ascii_alphabetic());
-    if name.is_empty() {
-        return;
-    }
-    out.extend(name.bytes().take(64).map(|byte| {
-        if byte.is_ascii_alphanumeric() {
-            byte.to_ascii_uppercase()
-        } else {
-            b'_'
+// ---- text ---------------------------------------------------------------------------------------
+
+/// Text of these bytes alone may be a value without quotes.
+const BARE: u8 = 1;
+
+/// Text of these bytes alone is copied as it is, inside quotes too.
+const CLEAN: u8 = 2;
+
+/// The classes of each byte.
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = b' ';
+    while byte < 0x7f {
+        if !matches!(byte, b'"' | b'\\') {
+            classes[byte as usize] |= CLEAN;
         }
-    }));
-    if value.contains(&b'\n') {
-        out.push(b'\n');
-        out.extend_from_slice(&(value.len() as u64).to_le_bytes());
-    } else {
-        out.push(b'=');
+        if byte.is_ascii_alphanumeric()
+            || matches!(byte, b'_' | b'-' | b'.' | b':' | b'/' | b'@' | b'+')
+        {
+            classes[byte as usize] |= BARE;
+        }
+        byte += 1;
     }
-    out.extend_from_slice(value);
-    out.push(b'\n');
+    classes
+};
+
+/// Returns the classes that all bytes of `text` belong to.
+fn classes(text: &str) -> u8 {
+    text.bytes()
+        .fold(BARE | CLEAN, |all, byte| all & CLASSES[usize::from(byte)])
 }
 
-/// Returns whether a value with this byte may go without quotes.
-const fn is_bare(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':' | b'/' | b'@' | b'+')
+/// Returns whether `value` may go without quotes.
+pub(super) fn is_bare(value: &str) -> bool {
+    classes(value) & BARE != 0 && !value.is_empty()
+}
+
+/// How text goes into a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Escape {
+    /// The message of a text line.
+    Plain,
+    /// The inside of a quoted value in a text line.
+    Quoted,
+    /// The inside of a JSON string (RFC 8259, section 7).
+    Json,
+    /// A value for the journal: any bytes.
+    Nothing,
+}
+
+impl Escape {
+    /// Appends `text` with the escapes that it needs.
+    pub(super) fn append(self, text: &str, out: &mut Vec<u8>) {
+        if self == Escape::Nothing || classes(text) & CLEAN != 0 {
+            out.extend_from_slice(text.as_bytes());
+            return;
+        }
+        let mut copied = 0;
+        for (at, char) in text.char_indices().filter(|(_, char)| self.needs(*char)) {
+            out.extend_from_slice(&text.as_bytes()[copied..at]);
+            self.append_escaped(char, out);
+            copied = at + char.len_utf8();
+        }
+        out.extend_from_slice(&text.as_bytes()[copied..]);
+    }
+
+    const fn needs(self, char: char) -> bool {
+        is_dangerous(char) || self.is_inside_quotes() && matches!(char, '"' | '\\')
+    }
+
+    const fn is_inside_quotes(self) -> bool {
+        matches!(self, Escape::Quoted | Escape::Json)
+    }
+
+    fn append_escaped(self, char: char, out: &mut Vec<u8>) {
+        match char {
+            '"' if self == Escape::Json => out.extend_from_slice(b"\\\""),
+            '\\' if self == Escape::Json => out.extend_from_slice(b"\\\\"),
+            '\n' if self == Escape::Json => out.extend_from_slice(b"\\n"),
+            _ if self == Escape::Json => {
+                // All dangerous characters are in the basic plane, so four digits are enough.
+                out.extend_from_slice(b"\\u");
+                out.extend([12, 8, 4, 0].map(|shift| hexadecimal(char as u32 >> shift)));
+            }
+            // Escapes are ASCII.
+            _ => out.extend(char.escape_default().map(|escape| escape as u8)),
+        }
+    }
+}
+
+fn hexadecimal(digit: u32) -> u8 {
+    b"0123456789abcdef"[(digit & 0xf) as usize]
 }
 
 /// Control characters (C0, DEL, C1), line and paragraph separators, and the characters that reorder
@@ -185,63 +173,8 @@ const fn is_dangerous(char: char) -> bool {
         | '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A message with dangerous characters as escapes, otherwise unchanged.
-struct Plain<'a>(&'a str);
-
-impl fmt::Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        escape(self.0, f, is_dangerous, |char, f| {
-            write!(f, "{}", char.escape_default())
-        })
-    }
-}
-
-/// The inside of a quoted value in a text line.
-struct Quoted<'a>(&'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let needs = |char| is_dangerous(char) || matches!(char, '"' | '\\');
-        escape(self.0, f, needs, |char, f| {
-            write!(f, "{}", char.escape_default())
-        })
-    }
-}
-
-/// The inside of a JSON string (RFC 8259, section 7).
-struct Json<'a>(&'a str);
-
-impl fmt::Display for Json<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let needs = |char| is_dangerous(char) || matches!(char, '"' | '\\');
-        escape(self.0, f, needs, |char, f| match char {
-            '"' => f.write_str("\\\""),
-            '\\' => f.write_str("\\\\"),
-            '\n' => f.write_str("\\n"),
-            // All dangerous characters are in the basic plane, so four digits are enough.
-            _ => write!(f, "\\u{:04x}", char as u32),
-        })
-    }
-}
-
-/// Writes `text` unchanged, but calls `write_escaped` for each character that `needs` it.
-fn escape(
-    text: &str,
-    f: &mut fmt::Formatter<'_>,
-    needs: impl Fn(char) -> bool,
-    write_escaped: impl Fn(char, &mut fmt::Formatter<'_>) -> fmt::Result,
-) -> fmt::Result {
-    let mut written = 0;
-    for (at, char) in text.char_indices().filter(|(_, char)| needs(*char)) {
-        f.write_str(&text[written..at])?;
-        write_escaped(char, f)?;
-        written = at + char.len_utf8();
-    }
-    f.write_str(&text[written..])
-}
-
 /// Lower case, as collectors expect it.
-const fn level_word(level: Level) -> &'static str {
+pub(super) const fn level_word(level: Level) -> &'static str {
     match level {
         Level::Error => "error",
         Level::Warn => "warn",
@@ -251,123 +184,98 @@ const fn level_word(level: Level) -> &'static str {
     }
 }
 
+/// Upper case with spaces up to one width, for columns.
+pub(super) const fn level_column(level: Level) -> &'static str {
+    match level {
+        Level::Error => "ERROR",
+        Level::Warn => "WARN ",
+        Level::Info => "INFO ",
+        Level::Debug => "DEBUG",
+        Level::Trace => "TRACE",
+    }
+}
+
+/// The journal's number, which is syslog's.
+pub(super) const fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "3",
+        Level::Warn => "4",
+        Level::Info => "6",
+        Level::Debug | Level::Trace => "7",
+    }
+}
+
+// ---- fields of the journal ----------------------------------------------------------------------
+
+/// Appends the name of a field of `systemd.journal-fields(7)`: converted to what the journal
+/// accepts, which is upper case letters, digits and underscores, no underscore or digit first
+/// (those are the journal's own), at most 64. Returns false if nothing is left of it.
+pub(super) fn append_journald_name(key: &str, out: &mut Vec<u8>) -> bool {
+    let name = key.trim_start_matches(|first: char| !first.is_ascii_alphabetic());
+    out.extend(name.bytes().take(64).map(|byte| {
+        if byte.is_ascii_alphanumeric() {
+            byte.to_ascii_uppercase()
+        } else {
+            b'_'
+        }
+    }));
+    !name.is_empty()
+}
+
+/// Ends the field whose `=` is at `start`. If its value has a line feed, the protocol wants a line
+/// feed instead of the `=`, and the value's length as 64 bits.
+pub(super) fn end_journald_field(start: usize, out: &mut Vec<u8>) {
+    let value = &out[start + 1..];
+    if value.contains(&b'\n') {
+        let length = (value.len() as u64).to_le_bytes();
+        out.splice(start..=start, [b'\n'].into_iter().chain(length));
+    }
+    out.push(b'\n');
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::line::Kind;
     use super::*;
     use std::time::Duration;
-
-    const HOSTILE: &str = "a\r\n2026 INFO forged\x1b[2J\u{9b}1m\u{202e}\"\\\0快";
-
-    fn line() -> Line {
-        let mut line = Line::new(Level::Info, "autoglmd::service", format_args!("{HOSTILE}"));
-        line.time = UNIX_EPOCH + Duration::from_millis(1_767_225_599_007);
-        line.field(Kind::StatedRaw, "status", 200);
-        line.field(Kind::Text, "path", HOSTILE);
-        line.field(Kind::Text, "peer", "127.0.0.1");
-        line.field(Kind::Text, "empty", "");
-        line.field(Kind::Raw, "ms", 1.5);
-        line
-    }
-
-    fn formatted(format: LogFormat) -> Vec<u8> {
-        let mut out = Vec::new();
-        Formatter::new(format).append(&line(), &mut out);
-        out
-    }
-
-    #[test]
-    fn text_is_one_line_whatever_a_client_sends() {
-        let text = String::from_utf8(formatted(LogFormat::Text)).unwrap();
-        let escaped = "a\\r\\n2026 INFO forged\\u{1b}[2J\\u{9b}1m\\u{202e}";
-        assert_eq!(
-            text,
-            format!(
-                "2025-12-31T23:59:59.007Z INFO  autoglmd::service: {escaped}\"\\\\u{{0}}快 \
-                 path=\"{escaped}\\\"\\\\\\u{{0}}快\" peer=127.0.0.1 empty=\"\" ms=1.5\n"
-            )
-        );
-    }
-
-    #[test]
-    fn json_reads_back_as_what_was_logged() {
-        let text = String::from_utf8(formatted(LogFormat::Json)).unwrap();
-        assert_eq!(text.matches('\n').count(), 1);
-        assert!(!text.trim_end().chars().any(is_dangerous), "{text}");
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(value["time"], "2025-12-31T23:59:59.007Z");
-        assert_eq!(value["level"], "info");
-        assert_eq!(value["target"], "autoglmd::service");
-        assert_eq!(value["message"], HOSTILE);
-        assert_eq!(value["path"], HOSTILE);
-        assert_eq!(value["status"], 200);
-        assert_eq!(value["ms"], 1.5);
-    }
-
-    #[test]
-    fn journald_fields_with_line_feeds_carry_their_length() {
-        let bytes = formatted(LogFormat::Journald);
-        let fields = parse_journald(&bytes);
-        let find = |key: &str| {
-            let found = fields.iter().find(|(name, _)| name == key);
-            found.map(|(_, value)| value.as_str())
-        };
-        assert_eq!(find("PRIORITY"), Some("6"));
-        assert_eq!(find("SYSLOG_IDENTIFIER"), Some("autoglmd"));
-        assert_eq!(find("MESSAGE"), Some(HOSTILE));
-        assert_eq!(find("PATH"), Some(HOSTILE));
-        assert_eq!(find("STATUS"), Some("200"));
-    }
-
-    #[test]
-    fn journald_names_cannot_pose_as_the_journals_own() {
-        let mut out = Vec::new();
-        append_journald_field("_UID", b"0", &mut out);
-        append_journald_field("9lives-left", b"8", &mut out);
-        append_journald_field("__", b"x", &mut out);
-        assert_eq!(out, b"UID=0\nLIVES_LEFT=8\n");
-    }
 
     #[test]
     fn the_kept_date_follows_the_clock_in_both_directions() {
         let mut formatter = Formatter::new(LogFormat::Text);
-        let mut line = Line::new(Level::Info, "t", format_args!("m"));
-        for (seconds, expected) in [
-            (59, "1970-01-01T00:00:59.000Z"),
-            (60, "1970-01-01T00:01:00.000Z"),
-            (59, "1970-01-01T00:00:59.000Z"),
-        ] {
-            line.time = UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut formatted = |time| {
             let mut out = Vec::new();
-            formatter.append(&line, &mut out);
-            assert!(out.starts_with(expected.as_bytes()));
+            formatter.time(time, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        for (milliseconds, expected) in [
+            (59_000, "1970-01-01T00:00:59.000Z"),
+            (60_042, "1970-01-01T00:01:00.042Z"),
+            (60_999, "1970-01-01T00:01:00.999Z"),
+            (59_107, "1970-01-01T00:00:59.107Z"),
+        ] {
+            let time = UNIX_EPOCH + Duration::from_millis(milliseconds);
+            assert_eq!(formatted(time), expected);
         }
-        line.time = UNIX_EPOCH - Duration::from_secs(1);
-        let mut out = Vec::new();
-        formatter.append(&line, &mut out);
-        assert!(out.starts_with(b"1970-01-01T00:00:00.000Z"));
+        assert_eq!(
+            formatted(UNIX_EPOCH - Duration::from_secs(1)),
+            "1970-01-01T00:00:00.000Z"
+        );
     }
 
-    /// Plays the receiver's part of the protocol.
-    fn parse_journald(mut bytes: &[u8]) -> Vec<(String, String)> {
-        let mut fields = Vec::new();
-        while !bytes.is_empty() {
-            let end = bytes
-                .iter()
-                .position(|byte| matches!(byte, b'=' | b'\n'))
-                .unwrap();
-            let (name, rest) = bytes.split_at(end);
-            let (value, rest) = if rest[0] == b'=' {
-                let end = rest.iter().position(|byte| *byte == b'\n').unwrap();
-                (&rest[1..end], &rest[end..])
-            } else {
-                let length = u64::from_le_bytes(rest[1..9].try_into().unwrap()) as usize;
-                rest[9..].split_at(length)
-            };
-            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-            fields.push((text(name), text(value)));
-            bytes = rest.strip_prefix(b"\n").unwrap();
+    /// The class of a text must say what its characters say, one by one.
+    #[test]
+    fn text_that_is_copied_as_it_is_needs_no_escape() {
+        let all = ('\0'..='\u{ff}').chain(['\u{61c}', '\u{2028}', '\u{202e}', '快']);
+        for char in all {
+            let text = format!("a{char}b");
+            for escape in [Escape::Plain, Escape::Quoted, Escape::Json] {
+                let mut out = Vec::new();
+                escape.append(&text, &mut out);
+                let is_same = out == text.as_bytes();
+                assert_eq!(is_same, !escape.needs(char), "{char:?} as {escape:?}");
+            }
+            let is_word = char.is_ascii_alphanumeric() || "_-.:/@+".contains(char);
+            assert_eq!(is_bare(&text), is_word, "{char:?}");
         }
-        fields
+        assert!(!is_bare(""), "an empty value would look like none");
     }
 }

@@ -1,35 +1,39 @@
 //! The `log` crate's logger: a bounded queue, and one thread that writes.
 //!
-//! A caller builds a line and tries to queue it. If the queue is full, the line is dropped and
-//! counted; a caller never waits for a disk, a terminal or a journal. The thread takes all queued
-//! lines, formats them into one buffer and writes that at once.
+//! A caller formats its line and tries to queue the bytes. If the queue is full, the line is
+//! dropped and counted; a caller never waits for a disk, a terminal or a journal. The thread takes
+//! all queued lines at once, and writes them with one call.
 //!
-//! Between two batches the thread lingers for a moment, waiting for commands instead of lines. If
-//! it waited for lines, the next caller would pay a system call to wake it: at full load one per
-//! request. This way it is at most one per linger.
+//! Between two batches the thread lingers for a moment. If it waited for lines, the next caller
+//! would pay a system call to wake it: at full load one per request. This way it is at most one per
+//! linger, and one per `limits::LOG_BATCH_BYTES`.
 //!
 //! The thread's states: idle (waits for lines and commands), lingering (lines were written),
 //! retrying (the output refuses: the batch is kept, the queue fills behind it, callers drop and
 //! count).
 //!
 //! Invariants:
-//!  1. Queueing never blocks and never fails for the caller.
+//!  1. Queueing never waits for an output and never fails for the caller.
 //!  2. Each line is written once, dropped and counted once, or still on its way.
 //!  3. The thread logs nothing through itself: its own messages go into its own batch.
+//!
+//! Mutations that the tests below catch: a batch that is given up after a failed write, a flush
+//! that is acknowledged although the output refuses, drops that the log does not report.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Metadata, Record};
 
-use super::format::Formatter;
-use super::line::{Kind, Line};
+use super::format::{Formatter, LogFormat};
+use super::line::{Head, Kind, Line};
 pub use super::output::Settings;
 use super::output::{Batch, Output};
+use super::queue::{Command, NEVER, Queue, Woken};
 use crate::limits::telemetry as limits;
 use crate::os::process::give_way;
 
@@ -58,7 +62,7 @@ pub fn init(settings: &Settings) -> io::Result<LogHandle> {
 pub fn dropped() -> u64 {
     LOGGER
         .get()
-        .map_or(0, |logger| logger.shared.dropped.load(Ordering::Relaxed))
+        .map_or(0, |logger| logger.shared.queue.dropped())
 }
 
 /// Returns how many writes failed since the start. Each is retried.
@@ -71,15 +75,14 @@ pub fn write_errors() -> u64 {
 /// Controls the logger. Dropping it changes nothing.
 #[derive(Clone, Debug)]
 pub struct LogHandle {
-    commands: Sender<Command>,
     shared: Arc<Shared>,
 }
 
 impl LogHandle {
     /// Opens the file again, on SIGUSR1.
     pub fn reopen(&self) {
-        // A full channel already holds a request to reopen.
-        let _ = self.commands.try_send(Command::Reopen);
+        // A full queue already holds a request to reopen.
+        self.shared.queue.command(Command::Reopen);
     }
 
     pub fn set_level(&self, level: LevelFilter) {
@@ -94,23 +97,31 @@ impl LogHandle {
     /// Waits until all queued lines are written, within `limits::LOG_FLUSH_TIMEOUT`; returns
     /// whether they were. The last act of the daemon.
     pub fn shutdown(&self) -> bool {
-        flush(&self.commands)
+        flush(&self.shared.queue)
     }
 }
 
 /// Queues lines. The installed logger is reached through `log`'s macros and [`access_logger`].
 #[derive(Debug)]
 pub(super) struct Logger {
-    lines: Sender<Line>,
-    commands: Sender<Command>,
+    format: LogFormat,
     shared: Arc<Shared>,
 }
 
 impl Logger {
-    pub(super) fn queue(&self, line: Line) {
-        if self.lines.try_send(line).is_err() {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+    pub(super) fn format(&self) -> LogFormat {
+        self.format
+    }
+
+    /// Queues a line that has its end.
+    pub(super) fn queue(&self, line: &[u8]) {
+        self.shared.queue.push(line);
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        self.shared.queue.close();
     }
 }
 
@@ -121,13 +132,27 @@ impl log::Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            self.queue(Line::from_record(record));
+            self.queue(&format_record(record, self.format));
         }
     }
 
     fn flush(&self) {
-        flush(&self.commands);
+        flush(&self.shared.queue);
     }
+}
+
+fn format_record(record: &Record<'_>, format: LogFormat) -> Vec<u8> {
+    let mut out = Vec::with_capacity(limits::LOG_LINE_BYTES_TYPICAL);
+    let head = Head {
+        place: record.file_static().zip(record.line()),
+        ..Head::now(record.level(), record.target())
+    };
+    let mut line = Line::begin(&mut Formatter::new(format), &head, &mut out);
+    line.message(*record.args());
+    // A visitor that fails has already written what it could.
+    let _ = record.key_values().visit(&mut line);
+    line.end();
+    out
 }
 
 /// Returns the installed logger if access lines are switched on.
@@ -139,58 +164,42 @@ pub(super) fn access_logger() -> Option<&'static Logger> {
 
 #[derive(Debug)]
 struct Shared {
-    dropped: AtomicU64,
+    queue: Queue,
     write_errors: AtomicU64,
     access: AtomicBool,
 }
 
-#[derive(Debug)]
-enum Command {
-    Reopen,
-    /// Acknowledged once everything that was queued before is written, unless the output refuses.
-    Flush(Sender<()>),
-}
-
-fn flush(commands: &Sender<Command>) -> bool {
+fn flush(queue: &Queue) -> bool {
     let deadline = Instant::now() + limits::LOG_FLUSH_TIMEOUT;
     let (done, wait) = bounded(1);
-    commands
-        .send_deadline(Command::Flush(done), deadline)
-        .is_ok()
-        && wait.recv_deadline(deadline).is_ok()
+    queue.command(Command::Flush(done)) && wait.recv_deadline(deadline).is_ok()
 }
 
 /// Creates a logger and starts its thread, without installing it.
 fn start(settings: &Settings, output: Output) -> io::Result<(Logger, LogHandle)> {
-    let (lines, line_receiver) = bounded(limits::LOG_QUEUE_LINES_MAX);
-    let (commands, command_receiver) = bounded(limits::LOG_QUEUE_COMMANDS_MAX);
     let shared = Arc::new(Shared {
-        dropped: AtomicU64::new(0),
+        queue: Queue::default(),
         write_errors: AtomicU64::new(0),
         access: AtomicBool::new(settings.access),
     });
     let writer = Writer {
-        lines: line_receiver,
-        commands: command_receiver,
         shared: shared.clone(),
         formatter: Formatter::new(settings.format),
         output,
-        batch: Batch::default(),
+        batch: Batch::new(),
         next: Next::Idle,
         reported_drops: 0,
     };
     thread::Builder::new().name("log".to_owned()).spawn(|| {
-        // The lines of a whole batch are formatted at once, and no client waits for them.
+        // No client waits for a line.
         give_way();
         writer.run();
     })?;
     let handle = LogHandle {
-        commands: commands.clone(),
         shared: shared.clone(),
     };
     let logger = Logger {
-        lines,
-        commands,
+        format: settings.format,
         shared,
     };
     Ok((logger, handle))
@@ -198,11 +207,10 @@ fn start(settings: &Settings, output: Output) -> io::Result<(Logger, LogHandle)>
 
 /// The thread's own state.
 struct Writer {
-    lines: Receiver<Line>,
-    commands: Receiver<Command>,
     shared: Arc<Shared>,
     formatter: Formatter,
     output: Output,
+    /// What the output has not accepted yet.
     batch: Batch,
     next: Next,
     /// How many drops the log itself has reported.
@@ -215,14 +223,6 @@ enum Next {
     Idle,
     Linger,
     Retry,
-}
-
-/// The reason why a wait ended.
-enum Woken {
-    Lines,
-    Command(Command),
-    /// All senders are gone.
-    Orphaned,
 }
 
 impl Writer {
@@ -238,87 +238,57 @@ impl Writer {
                         let _ = done.try_send(());
                     }
                 }
-                Woken::Orphaned => return self.write_queued(),
+                Woken::Closed => return self.write_queued(),
             }
         }
     }
 
-    fn wait(&mut self) -> Woken {
-        match self.next {
-            Next::Linger => self.wait_for_command(limits::LOG_LINGER),
-            Next::Retry => self.wait_for_command(limits::LOG_RETRY_INTERVAL),
-            Next::Idle => {
-                let line = select! {
-                    recv(self.lines) -> line => line,
-                    recv(self.commands) -> command => {
-                        return command.map_or(Woken::Orphaned, Woken::Command);
-                    }
-                };
-                line.map_or(Woken::Orphaned, |line| {
-                    self.append(&line);
-                    Woken::Lines
-                })
-            }
-        }
+    fn wait(&self) -> Woken {
+        let (mark, patience) = match self.next {
+            Next::Idle => (1, None),
+            Next::Linger => (limits::LOG_BATCH_BYTES, Some(limits::LOG_LINGER)),
+            Next::Retry => (NEVER, Some(limits::LOG_RETRY_INTERVAL)),
+        };
+        self.shared.queue.wait(mark, patience)
     }
 
-    fn wait_for_command(&self, patience: Duration) -> Woken {
-        match self.commands.recv_timeout(patience) {
-            Ok(command) => Woken::Command(command),
-            Err(RecvTimeoutError::Timeout) => Woken::Lines,
-            Err(RecvTimeoutError::Disconnected) => Woken::Orphaned,
-        }
-    }
-
-    /// Writes the lines queued now, batch by batch, until the output refuses.
+    /// Writes what an output refused before, and what is queued now. Lines that come meanwhile wait
+    /// for the next round; otherwise a flood would delay commands.
     fn write_queued(&mut self) {
-        // Lines that come meanwhile wait for the next round; otherwise a flood would delay
-        // commands.
-        let mut remaining = self.lines.len();
         self.next = Next::Idle;
-        loop {
-            remaining = self.collect(remaining);
-            self.report_drops();
-            if self.batch.is_empty() {
-                return;
-            }
-            self.next = Next::Linger;
-            if self.output.write(&mut self.batch).is_err() {
-                // Not reported through the log, which is failing; the metric shows it.
-                self.shared.write_errors.fetch_add(1, Ordering::Relaxed);
-                self.next = Next::Retry;
-                return;
-            }
-            if remaining == 0 {
-                return;
-            }
+        self.write_batch();
+        if self.next == Next::Retry {
+            return;
+        }
+        self.shared.queue.take(&mut self.batch);
+        self.report_drops();
+        self.write_batch();
+    }
+
+    fn write_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        self.next = Next::Linger;
+        if self.output.write(&mut self.batch).is_err() {
+            // Not reported through the log, which is failing; the metric shows it.
+            self.shared.write_errors.fetch_add(1, Ordering::Relaxed);
+            self.next = Next::Retry;
         }
     }
 
-    /// Formats up to `remaining` lines into the batch, as far as it has room. Returns the rest.
-    fn collect(&mut self, mut remaining: usize) -> usize {
-        while remaining > 0 && self.batch.bytes.len() < limits::LOG_BATCH_BYTES_MAX {
-            let Ok(line) = self.lines.try_recv() else {
-                return 0;
-            };
-            self.append(&line);
-            remaining -= 1;
-        }
-        remaining
-    }
-
-    /// Reports dropped lines as soon as there is room.
+    /// Reports dropped lines behind those that were not.
     fn report_drops(&mut self) {
-        let dropped = self.shared.dropped.load(Ordering::Relaxed);
+        let dropped = self.shared.queue.dropped();
         let news = dropped - self.reported_drops;
-        if news == 0 || self.batch.bytes.len() >= limits::LOG_BATCH_BYTES_MAX {
+        if news == 0 {
             return;
         }
         self.reported_drops = dropped;
         let message = format_args!("{news} log lines dropped: the queue was full");
-        let mut line = Line::new(Level::Warn, module_path!(), message);
-        line.field(Kind::StatedRaw, "dropped", news);
-        self.append(&line);
+        let mut digits = itoa::Buffer::new();
+        let field = (Kind::StatedRaw, "dropped", digits.format(news));
+        self.append(Level::Warn, message, Some(field));
     }
 
     fn reopen(&mut self) {
@@ -327,21 +297,33 @@ impl Writer {
         if let Err(error) = self.output.reopen() {
             let message =
                 format_args!("cannot reopen the log file, so the old one stays in use: {error}");
-            self.append(&Line::new(Level::Error, module_path!(), message));
+            self.append(Level::Error, message, None);
         }
         self.write_queued();
     }
 
-    fn append(&mut self, line: &Line) {
-        self.formatter.append(line, &mut self.batch.bytes);
-        self.batch.end_line();
+    /// Adds a line of the thread's own.
+    fn append(
+        &mut self,
+        level: Level,
+        message: std::fmt::Arguments<'_>,
+        field: Option<(Kind, &str, &str)>,
+    ) {
+        let mut out = Vec::new();
+        let head = Head::now(level, module_path!());
+        let mut line = Line::begin(&mut self.formatter, &head, &mut out);
+        line.message(message);
+        if let Some((kind, key, value)) = field {
+            line.field(kind, key, value);
+        }
+        line.end();
+        self.batch.add(&out);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::LogFormat;
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixDatagram;
@@ -361,8 +343,18 @@ mod tests {
         start(&settings, Output::open(&settings).unwrap()).unwrap()
     }
 
-    fn line(number: usize) -> Line {
-        Line::new(Level::Info, "test", format_args!("line {number}."))
+    impl Logger {
+        fn line(&self, number: usize) {
+            self.line_with(number, "");
+        }
+
+        fn line_with(&self, number: usize, more: &str) {
+            let mut record = Record::builder();
+            record.level(Level::Info).target("test");
+            let message = format_args!("line {number}.{more}");
+            let line = format_record(&record.args(message).build(), self.format);
+            self.queue(&line);
+        }
     }
 
     #[test]
@@ -371,14 +363,14 @@ mod tests {
         let path = folder.path().join("log");
         let (logger, handle) = start_file(&path);
         for number in 0..100 {
-            logger.queue(line(number));
+            logger.line(number);
         }
         assert!(handle.shutdown());
         let rotated = folder.path().join("log.1");
         fs::rename(&path, &rotated).unwrap();
         handle.reopen();
         assert!(handle.shutdown(), "commands are served in order");
-        logger.queue(line(100));
+        logger.line(100);
         assert!(handle.shutdown());
 
         let old = fs::read_to_string(&rotated).unwrap();
@@ -399,26 +391,22 @@ mod tests {
         let path = folder.path().join("log");
         symlink("/dev/full", &path).unwrap();
         let (logger, handle) = start_file(&path);
-        logger.queue(line(0));
+        logger.line(0);
         assert!(!handle.shutdown(), "nothing can be written");
         assert!(handle.shared.write_errors.load(Ordering::Relaxed) > 0);
 
-        // The thread holds line 0, and up to a batch more; the queue holds up to its bound; the
-        // rest is dropped.
-        let sent = limits::LOG_QUEUE_LINES_MAX * 4;
+        // The thread holds line 0; the queue holds up to its bound; the rest is dropped.
+        let long = "x".repeat(8_192);
+        let sent = limits::LOG_QUEUE_BYTES_MAX / long.len() * 2;
         for number in 1..sent {
-            logger.queue(line(number));
+            logger.line_with(number, &long);
         }
-        let dropped = handle.shared.dropped.load(Ordering::Relaxed) as usize;
+        let dropped = handle.shared.queue.dropped() as usize;
         assert!(dropped > 0);
 
         fs::remove_file(&path).unwrap();
         handle.reopen();
         assert!(handle.shutdown());
-        assert!(
-            handle.shutdown(),
-            "a batch that is full tells of drops in the next one"
-        );
         let text = fs::read_to_string(&path).unwrap();
         let written = text
             .lines()
@@ -443,7 +431,7 @@ mod tests {
         fs::rename(&inner, &outer).unwrap();
         handle.reopen();
         assert!(handle.shutdown(), "commands are served in order");
-        logger.queue(line(7));
+        logger.line(7);
         assert!(handle.shutdown());
         let text = fs::read_to_string(outer.join("log")).unwrap();
         assert!(text.contains("so the old one stays in use"), "{text}");
@@ -471,14 +459,14 @@ mod tests {
         let journal = UnixDatagram::bind(&path).unwrap();
         let output = Output::Journal(super::super::journald::Journal::open(&path).unwrap());
         let (logger, handle) = start(&settings, output).unwrap();
-        logger.queue(line(1));
-        logger.queue(line(2));
+        logger.line(1);
+        logger.line(2);
         assert!(receive(&journal).contains("\nMESSAGE=line 1.\n"));
         assert!(receive(&journal).contains("\nMESSAGE=line 2.\n"));
 
         drop(journal);
         fs::remove_file(&path).unwrap();
-        logger.queue(line(3));
+        logger.line(3);
         assert!(!handle.shutdown());
         let journal = UnixDatagram::bind(&path).unwrap();
         assert!(receive(&journal).contains("\nMESSAGE=line 3.\n"));

@@ -17,5 +17,6 @@ mod format;
 mod journald;
 mod line;
 mod output;
+mod queue;
 
 pub use format::LogFormat;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::format::LogFormat;
 use super::journald::{self, Journal};
+use crate::limits::telemetry as limits;
 
 /// How the log is written.
 #[derive(Clone, Debug)]
@@ -84,9 +85,9 @@ impl Output {
 }
 
 /// Formatted lines that wait for their output.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) bytes: Vec<u8>,
+    bytes: Vec<u8>,
     /// How many of `bytes` were accepted.
     start: usize,
     /// Where each line ends in `bytes`, for the output that takes lines one by one.
@@ -94,13 +95,35 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Creates a batch with the room that it keeps, so that lines allocate nothing. Memory that no
+    /// line has touched is not there yet.
+    pub(super) fn new() -> Batch {
+        Batch {
+            bytes: Vec::with_capacity(limits::LOG_KEPT_BYTES),
+            start: 0,
+            ends: VecDeque::with_capacity(limits::LOG_KEPT_LINES),
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.bytes.len()
     }
 
-    /// Ends a line that was appended to `bytes`.
-    pub(super) fn end_line(&mut self) {
+    /// Returns how many bytes it takes, with those that were accepted.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Appends a line, which has its end.
+    pub(super) fn add(&mut self, line: &[u8]) {
+        self.bytes.extend_from_slice(line);
         self.ends.push_back(self.bytes.len());
+    }
+
+    /// Frees what a burst has added to an empty batch.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to(limits::LOG_KEPT_BYTES);
+        self.ends.shrink_to(limits::LOG_KEPT_LINES);
     }
 
     fn rest(&self) -> &[u8] {
@@ -114,12 +137,13 @@ impl Batch {
 
     fn accept(&mut self, bytes: usize) {
         self.start += bytes;
-        while self.ends.front().is_some_and(|end| *end <= self.start) {
-            self.ends.pop_front();
-        }
         if self.is_empty() {
             self.bytes.clear();
+            self.ends.clear();
             self.start = 0;
+        }
+        while self.ends.front().is_some_and(|end| *end <= self.start) {
+            self.ends.pop_front();
         }
     }
 }
