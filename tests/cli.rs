@@ -351,6 +351,67 @@ fn a_database_is_checked_and_brought_up_to_date() {
 
 /// The secret is printed once. A full disk, a pipe without a reader and a closed stdout must leave
 /// neither a key whose secret is lost nor, after a rotation, no secret that works.
+/// Mutations: a device that is replaced by the finished file; a link that is replaced; an export
+/// that failed and leaves its part.
+#[test]
+fn an_export_takes_the_place_of_a_regular_file_alone() {
+    let home = Home::new();
+    home.run(&["key", "create"]).expect(0);
+    let path = |name: &str| home.path().join(name);
+    let export = |name: &str, more: &[&str]| {
+        let file = path(name);
+        let arguments = ["store", "export", file.to_str().unwrap()];
+        home.run(&[&arguments, more].concat())
+    };
+    export("file", &[]).expect(0);
+    let refused = export("file", &[]).expect(73);
+    assert!(refused.err.contains("--force"), "{}", refused.err);
+
+    let made = Command::new("mkfifo").arg(path("fifo")).status();
+    assert!(made.expect("mkfifo (apt-get install coreutils)").success());
+    let refused = export("fifo", &["--force"]).expect(73);
+    assert!(
+        refused.err.contains("not a regular file"),
+        "{}",
+        refused.err
+    );
+    assert!(!fs::metadata(path("fifo")).unwrap().is_file());
+
+    fs::write(path("file"), "old").unwrap();
+    std::os::unix::fs::symlink(path("file"), path("link")).unwrap();
+    export("link", &["--force"]).expect(0);
+    assert!(fs::symlink_metadata(path("link")).unwrap().is_symlink());
+    assert_ne!(fs::read(path("file")).unwrap(), b"old");
+
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = home.command(&["store", "export", "-"]);
+    let ran = Ran::of(command.stdout(full).output().unwrap()).expect(74);
+    assert!(ran.err.contains("stdout: "), "{}", ran.err);
+
+    let database = path(".local/state/autoglmd/autoglmd.db");
+    let database = rusqlite::Connection::open(database).unwrap();
+    let long = "x".repeat(400_000);
+    database
+        .execute("UPDATE keys SET owner = ?1", [long])
+        .unwrap();
+    drop(database);
+    // The limit ends a write as a full disk would, in units of 512 bytes.
+    let script = r#"trap '' XFSZ; ulimit -f 400; exec "$0" store export "$1""#;
+    let mut command = Command::new("sh");
+    home.isolate(&mut command);
+    let binary = env!("CARGO_BIN_EXE_autoglmd");
+    command.args(["-c", script, binary]).arg(path("large"));
+    let ran = Ran::of(command.output().unwrap()).expect(74);
+    assert!(ran.err.contains("large: "), "{}", ran.err);
+    let left = fs::read_dir(home.path()).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        left.iter()
+            .all(|name| !name.to_string_lossy().starts_with("large")),
+        "{left:?}"
+    );
+}
+
 #[test]
 fn a_key_that_cannot_be_shown_does_not_stay() {
     let home = Home::new();

@@ -12,8 +12,8 @@ use clap::Args;
 use crate::cli::database::explain;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note};
-use crate::store::Place;
 use crate::store::transfer::{self, Counts, Imported, TransferError};
+use crate::store::{Place, Store};
 
 #[derive(Args, Debug)]
 pub struct Export {
@@ -38,29 +38,20 @@ pub struct Import {
 impl Export {
     pub fn run(self, place: &Place) -> Result<(), Code> {
         let store = place.open_existing().map_err(|error| explain(&error))?;
-        let file = self.file.as_path();
-        let failed = |error: &TransferError| refuse(file, error);
-        let rows = if file == Path::new("-") {
+        let rows = if self.file == Path::new("-") {
             let mut out = BufWriter::new(io::stdout().lock());
-            transfer::export(&*store, &mut out).map_err(|error| failed(&error))?
+            let written = transfer::export(&*store, &mut out);
+            written.map_err(|error| refuse(Path::new("stdout"), &error))?
         } else {
-            if !self.force && file.exists() {
-                let message = format!("{} exists; pass --force to replace it", file.display());
-                return Err(fail(exit::CANT_CREATE, message));
-            }
-            let of_file = |error| failed(&TransferError::Stream(error));
-            let mut partial = file.as_os_str().to_owned();
+            let file = self.target()?;
+            let mut partial = file.clone().into_os_string();
             partial.push(".partial");
-            let partial = PathBuf::from(partial);
-            let mut out = BufWriter::new(create(&partial).map_err(of_file)?);
-            let written = transfer::export(&*store, &mut out).inspect_err(|_| {
+            let written = write_whole(&*store, Path::new(&partial), &file);
+            written.map_err(|error| {
                 // The error of the export is the one to report.
                 let _ = fs::remove_file(&partial);
-            });
-            let rows = written.map_err(|error| failed(&error))?;
-            out.get_ref().sync_all().map_err(of_file)?;
-            fs::rename(&partial, file).map_err(of_file)?;
-            rows
+                refuse(&file, &error)
+            })?
         };
         note(format_args!(
             "exported {}; the file has secrets of keys",
@@ -68,13 +59,51 @@ impl Export {
         ));
         Ok(())
     }
+
+    /// Returns the file to write, behind a link the one that it leads to. A device or a FIFO is
+    /// refused: the finished file would take its place.
+    fn target(&self) -> Result<PathBuf, Code> {
+        let file = self.file.as_path();
+        let shown = file.display();
+        let of_file = |error| refuse(file, &TransferError::Stream(error));
+        match fs::metadata(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(file.to_owned()),
+            Err(error) => Err(of_file(error)),
+            Ok(found) if !found.is_file() => Err(fail(
+                exit::CANT_CREATE,
+                format_args!(
+                    "{shown} is not a regular file; export to - instead, which is stdout, and \
+                     redirect that"
+                ),
+            )),
+            Ok(_) if !self.force => Err(fail(
+                exit::CANT_CREATE,
+                format_args!("{shown} exists; pass --force to replace it"),
+            )),
+            Ok(_) => fs::canonicalize(file).map_err(of_file),
+        }
+    }
+}
+
+/// Writes a file under another name, and gives it its own once it is whole.
+fn write_whole(store: &dyn Store, partial: &Path, file: &Path) -> Result<Counts, TransferError> {
+    let mut out = BufWriter::new(create(partial).map_err(TransferError::Stream)?);
+    let rows = transfer::export(store, &mut out)?;
+    let named = out.get_ref().sync_all();
+    let named = named.and_then(|()| fs::rename(partial, file));
+    named.map_err(TransferError::Stream)?;
+    Ok(rows)
 }
 
 impl Import {
     pub fn run(self, place: &Place) -> Result<(), Code> {
         let mut store = place.open().map_err(|error| explain(&error))?;
-        let file = self.file.as_path();
-        let imported = if file == Path::new("-") {
+        let is_stdin = self.file == Path::new("-");
+        let file = match is_stdin {
+            true => Path::new("stdin"),
+            false => self.file.as_path(),
+        };
+        let imported = if is_stdin {
             transfer::import(&mut *store, &mut io::stdin().lock(), self.merge)
         } else {
             let opened = File::open(file);
