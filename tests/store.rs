@@ -296,6 +296,37 @@ fn nothing_of_an_erased_key_is_left_in_the_state_folder_or_in_the_daemon() {
     );
 }
 
+/// Mutation: an erasure that needs the key itself.
+#[test]
+fn an_erasure_that_was_interrupted_is_repeated_by_the_id() {
+    let daemon = Daemon::echo();
+    generate(&daemon, 3);
+    wait_for_records(&daemon, 3);
+    let id = usage(&daemon, &["bootstrap"])[0]["key"].clone();
+    let id = id.as_str().expect("an id");
+    // What a command leaves that was killed after it has removed the key.
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    for statement in [
+        "DELETE FROM secrets WHERE key_id = ?1",
+        "DELETE FROM keys WHERE id = ?1",
+    ] {
+        database.execute(statement, [id]).expect("a row");
+    }
+    let erase = |key: &str| {
+        let output = daemon.run(&["key", "erase", key, "--yes"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), message)
+    };
+    let (code, message) = erase(id);
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("generations 3"), "{message}");
+    let (code, message) = erase(id);
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("generations 0"), "{message}");
+    assert_eq!(erase("bootstrap").0, Some(66));
+}
+
 #[test]
 fn a_database_that_another_process_locks_delays_records_and_no_request() {
     let daemon = Daemon::echo();

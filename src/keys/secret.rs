@@ -59,6 +59,12 @@ pub fn random_id() -> Result<String, getrandom::Error> {
     Ok(id)
 }
 
+/// Returns whether a text has the form of a key's public name.
+pub fn is_id(text: &str) -> bool {
+    let digits = text.strip_prefix(KEY_ID_PREFIX).unwrap_or_default();
+    digits.len() == 2 * limits::ID_RANDOM_BYTES && digits.bytes().all(|digit| HEX.contains(&digit))
+}
+
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 const BASE64URL: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

@@ -2,7 +2,8 @@
 //!
 //! Owns the order, in which nothing that a running daemon still adds survives: the key is revoked,
 //! the daemons get the time to learn it, the rows go, the key goes, and after a second pause
-//! whatever came in between goes as well.
+//! whatever came in between goes as well. The command can be interrupted anywhere and run again,
+//! with the id if the key has gone by then.
 
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal};
@@ -11,7 +12,7 @@ use std::thread;
 
 use clap::Args;
 
-use super::lookup::find;
+use super::lookup::{find_or_none, unknown};
 use crate::bus::Notice;
 use crate::cli::announce::announce;
 use crate::cli::database::explain;
@@ -42,29 +43,43 @@ impl Erase {
         sources: &Sources,
         now: u64,
     ) -> Result<(), Code> {
-        let key = find(store, &self.key)?.record;
-        if !self.yes && !confirm(&key)? {
+        let key = find_or_none(store, &self.key)?.map(|key| key.record);
+        let id = match &key {
+            Some(key) => key.id.as_str(),
+            // An erasure that was interrupted after the key itself had gone is repeated by its id.
+            None if keys::secret::is_id(&self.key) => self.key.as_str(),
+            None => return Err(unknown(&self.key)),
+        };
+        let name = key.as_ref().map_or("", |key| key.name.as_str());
+        if !self.yes && !confirm(id, name)? {
             note("nothing was erased");
             return Err(exit::NO);
         }
-        let id = key.id.as_str();
         let tell = |notice: Notice| {
             announce(&[notice], sources);
             thread::sleep(limits::ERASURE_PAUSE);
         };
-        patiently(|| store.revoke(id, now)).map_err(|error| explain(&error))?;
-        tell(Notice::Key(id.to_owned()));
-        let first = erase(store, id).map_err(|error| explain(&error))?;
-        let files = erase_files(state_dir, &key)?;
-        patiently(|| store.remove(id)).map_err(|error| explain(&error))?;
+        let mut erased = Erased::default();
+        let mut files = 0;
+        if let Some(key) = &key {
+            patiently(|| store.revoke(id, now)).map_err(|error| explain(&error))?;
+            tell(Notice::Key(id.to_owned()));
+            erased = erase(store, id).map_err(|error| explain(&error))?;
+            files = erase_files(state_dir, key)?;
+            patiently(|| store.remove(id)).map_err(|error| explain(&error))?;
+        }
         tell(Notice::Tenant(id.to_owned()));
-        let second = erase(store, id).map_err(|error| explain(&error))?;
-        let late = erase_files(state_dir, &key)?;
-        report(id, &first.and(second), files + late);
+        erased = erased.and(erase(store, id).map_err(|error| explain(&error))?);
+        files += erase_prefixes(state_dir, id)?;
         store.overwrite_removed().map_err(|error| {
-            note("the rows are gone, but their text may still be in the database's file");
+            note(format_args!(
+                "the rows are gone, but their text may still be in the database's file; run \
+                 `autoglmd key erase {id}` again"
+            ));
             explain(&error)
-        })
+        })?;
+        report(id, &erased, files);
+        Ok(())
     }
 }
 
@@ -78,15 +93,7 @@ fn report(id: &str, erased: &Erased, files: usize) {
 
 /// Removes files of the state folder that hold something of the key. Returns how many prefixes.
 fn erase_files(state_dir: &Path, key: &KeyRecord) -> Result<usize, Code> {
-    let failed = |path: &Path, error: &io::Error| {
-        fail(
-            exit::of_file(error),
-            format_args!("{}: {error}", path.display()),
-        )
-    };
-    let folder = prefixes::folder(state_dir);
-    let removed = prefixes::erase(state_dir, keys::tenant_of(&key.id));
-    let removed = removed.map_err(|error| failed(&folder, &error))?;
+    let removed = erase_prefixes(state_dir, &key.id)?;
     let path = state_dir.join(BOOTSTRAP_FILE);
     let is_its_own = match fs::read_to_string(&path) {
         Ok(text) => keys::secret::hash(text.trim_end()) == key.hash,
@@ -99,19 +106,31 @@ fn erase_files(state_dir: &Path, key: &KeyRecord) -> Result<usize, Code> {
     Ok(removed)
 }
 
+/// Removes the computed prefixes of prompts. Returns how many.
+fn erase_prefixes(state_dir: &Path, id: &str) -> Result<usize, Code> {
+    let removed = prefixes::erase(state_dir, keys::tenant_of(id));
+    removed.map_err(|error| failed(&prefixes::folder(state_dir), &error))
+}
+
+fn failed(path: &Path, error: &io::Error) -> Code {
+    fail(
+        exit::of_file(error),
+        format_args!("{}: {error}", path.display()),
+    )
+}
+
 /// Asks whether to erase the key. Anything but yes means no.
-fn confirm(key: &KeyRecord) -> Result<bool, Code> {
+fn confirm(id: &str, name: &str) -> Result<bool, Code> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(fail(
             exit::USAGE,
             "erasing asks for confirmation, which needs a terminal; pass --yes to erase without it",
         ));
     }
-    let name = printable(&key.name).replace(['\n', '\t'], " ");
+    let name = printable(name).replace(['\n', '\t'], " ");
     show(&format!(
-        "Erase {} ({name}) with its generations, usage, jobs and cached results? This cannot be \
-         undone. [y/N] ",
-        key.id
+        "Erase {id} ({name}) with its generations, usage, jobs and cached results? This cannot be \
+         undone. [y/N] "
     ));
     let mut reply = String::new();
     let read = io::stdin().read_line(&mut reply);

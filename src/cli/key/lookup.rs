@@ -8,17 +8,26 @@ use crate::store::{Keys, ListedKey};
 /// Finds a key by its id, or else by its name. Names need not be unique; one that several keys have
 /// names none of them.
 pub fn find<S: Keys + ?Sized>(store: &S, text: &str) -> Result<ListedKey, Code> {
+    find_or_none(store, text)?.ok_or_else(|| unknown(text))
+}
+
+/// Reports that no key is meant.
+pub fn unknown(text: &str) -> Code {
+    fail(
+        exit::NO_INPUT,
+        format_args!("no key has the id or name {text}; `autoglmd key list` shows both"),
+    )
+}
+
+/// Like [`find`]; `None`: no key has this id or name.
+pub fn find_or_none<S: Keys + ?Sized>(store: &S, text: &str) -> Result<Option<ListedKey>, Code> {
     let mut keys = store.list().map_err(|error| explain(&error))?;
     if let Some(index) = keys.iter().position(|key| key.record.id == text) {
-        return Ok(keys.swap_remove(index));
+        return Ok(Some(keys.swap_remove(index)));
     }
     keys.retain(|key| key.record.name == text);
     match keys.len() {
-        1 => Ok(keys.remove(0)),
-        0 => Err(fail(
-            exit::NO_INPUT,
-            format_args!("no key has the id or name {text}; `autoglmd key list` shows both"),
-        )),
+        0 | 1 => Ok(keys.pop()),
         _ => {
             let ids: Vec<_> = keys.iter().map(|key| key.record.id.as_str()).collect();
             let ids = ids.join(", ");
