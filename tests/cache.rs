@@ -222,8 +222,8 @@ fn the_command_shows_and_purges() {
     let row = out.lines().nth(1).expect("a row below the head");
     let cells: Vec<&str> = row.split_whitespace().collect();
     assert_eq!(
-        (cells[0], cells[1], cells[5], cells[6]),
-        ("response", "1", "1", "1"),
+        (cells[0], cells[1], cells[5], cells[6], cells[7]),
+        ("response", "1", "1", "0", "1"),
         "{out}"
     );
     let (_, out, _) = run(&["cache", "stats", "--json"]);

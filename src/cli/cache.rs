@@ -129,6 +129,7 @@ struct ShownLevel {
     max_bytes: u64,
     evicted: u64,
     hits: u64,
+    joined: u64,
     misses: u64,
     bypassed: u64,
 }
@@ -143,9 +144,9 @@ fn table(text: &str) -> Result<String, Code> {
         out.push_str("the cache is off (`cache.enabled`)\n");
     }
     let head = [
-        "LEVEL", "ENTRIES", "BYTES", "MAX", "EVICTED", "HITS", "MISSES", "BYPASSED",
+        "LEVEL", "ENTRIES", "BYTES", "MAX", "EVICTED", "HITS", "JOINED", "MISSES", "BYPASSED",
     ];
-    let mut row = |cells: [String; 8]| {
+    let mut row = |cells: [String; 9]| {
         for (index, cell) in cells.iter().enumerate() {
             let width = if index == 0 { 10 } else { 11 };
             // Writing to a string does not fail.
@@ -165,6 +166,7 @@ fn table(text: &str) -> Result<String, Code> {
             level.max_bytes.to_string(),
             level.evicted.to_string(),
             level.hits.to_string(),
+            level.joined.to_string(),
             level.misses.to_string(),
             level.bypassed.to_string(),
         ]);
