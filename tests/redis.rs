@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use autoglmd::bus::{self, Invalidation, Notice};
 use autoglmd::cache::shared::{EntryId, RedisLevel, SharedLevel, SharedSeries};
 use autoglmd::config::{CacheShared, RedisUrl};
 use autoglmd::core::Moment;
@@ -64,6 +65,7 @@ struct Client {
     _link: Link,
     handle: Handle,
     series: Arc<RedisSeries>,
+    settings: Settings,
 }
 
 impl Client {
@@ -78,11 +80,12 @@ impl Client {
     fn with(config: CacheShared) -> Client {
         let settings = Settings::of(&config, None).unwrap().expect("a URL");
         let series: Arc<RedisSeries> = Metrics::new("echo").series();
-        let (link, handle) = Link::start(settings, Arc::clone(&series)).unwrap();
+        let (link, handle) = Link::start(settings.clone(), Arc::clone(&series)).unwrap();
         Client {
             _link: link,
             handle,
             series,
+            settings,
         }
     }
 
@@ -330,6 +333,93 @@ fn a_cluster_serves_all_slots_that_it_has_and_follows_them() {
     }
 }
 
+/// Returns the rules of the user in the documentation, such as `+get` and `~autoglmd:*`.
+fn documented_rules() -> String {
+    let text = include_str!("../docs/operations.md");
+    let start = text.find("`+get").expect("the commands");
+    let end = start + text[start..].find(". ").expect("the end of the sentence");
+    let words = text[start..end].replace('`', " ");
+    let is_rule = |word: &&str| word.starts_with(['+', '~', '&']);
+    words
+        .split_whitespace()
+        .filter(is_rule)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Mutation: a command or a pattern that the documentation leaves out.
+#[test]
+fn the_user_of_the_documentation_may_do_what_the_daemon_does() {
+    let rules = format!("user daemon on >secret {}", documented_rules());
+    let server = Server::with(&[&rules, "user default on >other allcommands"]);
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    std::fs::write(&password, "secret\n").unwrap();
+    let url = format!("redis://daemon@127.0.0.1:{}/1", server.port());
+    let client = Client::with(CacheShared {
+        url: RedisUrl::parse(&url),
+        password_file: Some(password),
+        timeout: PATIENCE,
+        ..CacheShared::default()
+    })
+    .connected();
+
+    let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
+    let id = EntryId {
+        digest: [1; 32],
+        model: [2; 32],
+        tenant: 7,
+    };
+    let get = || {
+        let (sender, entries) = bounded(1);
+        let sink = Box::new(move |entry: Option<Vec<u8>>| {
+            sender.send(entry.is_some()).expect("the test waits for it");
+        });
+        assert!(level.get(id, Moment::NEVER, sink));
+        entries.recv_timeout(PATIENCE).expect("called once")
+    };
+    level.put(id, b"an entry", PATIENCE);
+    assert!(get());
+    level.delete(Some(7));
+    eventually("the entry is deleted", || (!get()).then_some(()));
+    level.put(id, &vec![7; 2 << 20], PATIENCE);
+    let draw = Draw {
+        unit: Unit::Requests,
+        rate: Rate::new(60, 60),
+        units: 1,
+        percent: 100,
+    };
+    let leases = Leases::new(client.handle.clone());
+    assert!(leases.take(&holder(), draw, Moment::now()).is_ok());
+
+    let (sender, notices) = bounded(4);
+    let on_notice = Box::new(move |notice| sender.send(notice).expect("the test listens"));
+    let series = Metrics::new("echo").series();
+    let started = bus::redis::start(
+        client.settings.clone(),
+        client.handle.clone(),
+        series,
+        on_notice,
+    );
+    let (_thread, bus) = started.expect("the bus starts");
+    assert_eq!(
+        notices.recv_timeout(PATIENCE),
+        Ok(Notice::All),
+        "subscribed"
+    );
+    bus.publish(&Notice::Entries);
+    assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::Entries));
+    let mut connection = Dialer::new(client.settings.clone()).dial().unwrap();
+    redis::cmd("ROLE").exec(&mut connection).unwrap();
+    let slots = redis::cmd("CLUSTER").arg("SLOTS").exec(&mut connection);
+    // It is not a cluster, and says so to those who may ask.
+    assert_ne!(slots.unwrap_err().code(), Some("NOPERM"));
+    use autoglmd::redis::metrics::Outcome::Failed;
+    // The replies come in order.
+    assert!(!get());
+    assert_eq!(client.series.requests.get(Failed).get(), 0);
+}
+
 // ---- entries ----
 
 /// Mutation: GET in place of GETRANGE.
@@ -540,4 +630,39 @@ fn the_entries_of_one_tenant_are_deleted_on_every_server() {
             (left == 0).then_some(())
         });
     }
+}
+
+/// Mutations: a walk for each purge; purges during a walk that are forgotten.
+#[test]
+fn purges_in_a_loop_share_a_walk() {
+    const ENTRIES: u32 = 5_000;
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
+    let mut direct = server.connect();
+    let mut fill = redis::pipe();
+    for number in 0..ENTRIES {
+        let key = format!("autoglmd:entry:{:016x}:{number:064x}", 1 + number % 3);
+        fill.cmd("SET").arg(key).arg("an entry").ignore();
+    }
+    fill.exec(&mut direct).unwrap();
+    for number in 0..300 {
+        level.delete(Some(1 + number % 2));
+    }
+    eventually("the entries of two tenants are gone", || {
+        let left: u32 = redis::cmd("DBSIZE").query(&mut direct).ok()?;
+        (left == ENTRIES / 3).then_some(())
+    });
+    let figures: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query(&mut direct)
+        .unwrap();
+    let scans = figures
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_scan:calls="));
+    let scans = scans.and_then(|rest| rest.split(',').next()?.parse().ok());
+    let scans: u32 = scans.expect("the count of a command");
+    // A step looks at 500 keys or some more. One walk is for the first purge, and one for all that
+    // came during it; a last one may have begun.
+    assert!(scans <= 3 * (ENTRIES / 500 + 2), "{scans} steps");
 }

@@ -3,10 +3,12 @@
 //! Must never block a caller. A value that is not exactly what a daemon has written is a miss, so
 //! Redis must be reachable for the daemons alone.
 //!
-//! Mutation that tests catch: no bound on what is read (`a_value_that_is_too_long_...` in
-//! `tests/redis.rs`).
+//! Mutations that `tests/redis.rs` catches: no bound on what is read
+//! (`a_value_that_is_too_long_...`); a walk for each purge, purges during a walk that are forgotten
+//! (`purges_in_a_loop_...`).
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use super::sealed::EntryId;
@@ -75,11 +77,21 @@ crate::label!(Verdict, as_str, Verdict::ALL, 0);
 pub struct RedisLevel {
     redis: Handle,
     series: Arc<SharedSeries>,
+    sweeps: Arc<Sweeps>,
 }
 
 impl RedisLevel {
     pub fn new(redis: Handle, series: Arc<SharedSeries>) -> RedisLevel {
-        RedisLevel { redis, series }
+        let sweeps = Sweeps {
+            redis: redis.clone(),
+            series: Arc::clone(&series),
+            state: Mutex::default(),
+        };
+        RedisLevel {
+            redis,
+            series,
+            sweeps: Arc::new(sweeps),
+        }
     }
 }
 
@@ -122,31 +134,110 @@ impl SharedLevel for RedisLevel {
     }
 
     fn delete(&self, tenant: Option<u64>) {
-        let pattern = match tenant {
-            Some(tenant) => format!("{KEYS}{tenant:016x}:*"),
-            None => format!("{KEYS}*"),
-        };
-        let sweep = Sweep {
-            redis: self.redis.clone(),
-            series: Arc::clone(&self.series),
-            pattern: pattern.into(),
-        };
-        sweep.step(0, b"0");
+        self.sweeps.want(tenant);
     }
 }
 
-/// A walk through the keys of all servers, in which those of a pattern are deleted. The keys of
-/// other programs are passed over; a step looks at a bounded number, so that a server with millions
-/// of keys responds to others between two steps.
-#[derive(Clone)]
-struct Sweep {
+/// The walks through the keys of all servers in which purged entries are deleted, one at a time:
+/// however often a client purges, Redis has one walk to serve. A purge during a walk may concern
+/// keys behind which that walk is already, so it makes another one, with all other purges that came
+/// meanwhile.
+struct Sweeps {
     redis: Handle,
     series: Arc<SharedSeries>,
+    state: Mutex<SweepState>,
+}
+
+#[derive(Default)]
+struct SweepState {
+    is_under_way: bool,
+    /// The entries for the next walk.
+    next: Option<Swept>,
+}
+
+/// The entries that a walk deletes.
+enum Swept {
+    Of(BTreeSet<u64>),
+    All,
+}
+
+impl Swept {
+    fn add(&mut self, tenant: Option<u64>) {
+        match (&mut *self, tenant) {
+            (Swept::All, _) => {}
+            (Swept::Of(tenants), Some(tenant)) if tenants.len() < limits::SWEPT_KEYS_MAX => {
+                tenants.insert(tenant);
+            }
+            // More than can be remembered: then those of others are lost as well, as if they had
+            // expired.
+            (Swept::Of(_), _) => *self = Swept::All,
+        }
+    }
+
+    /// Returns a pattern of keys. It may match more than is deleted.
+    fn pattern(&self) -> String {
+        match self {
+            Swept::Of(tenants) if tenants.len() == 1 => tenants
+                .iter()
+                .map(|one| format!("{KEYS}{one:016x}:*"))
+                .collect(),
+            _ => format!("{KEYS}*"),
+        }
+    }
+
+    fn covers(&self, key: &str) -> bool {
+        let Swept::Of(tenants) = self else {
+            return true;
+        };
+        let tenant = key.strip_prefix(KEYS).and_then(|rest| rest.get(..16));
+        let tenant = tenant.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        tenant.is_some_and(|tenant| tenants.contains(&tenant))
+    }
+}
+
+impl Sweeps {
+    /// Has the entries of a tenant, or all, deleted by a walk that begins now or after the one that
+    /// is under way.
+    fn want(self: &Arc<Self>, tenant: Option<u64>) {
+        let mut state = self.lock();
+        let next = state.next.get_or_insert(Swept::Of(BTreeSet::new()));
+        next.add(tenant);
+        if !std::mem::replace(&mut state.is_under_way, true) {
+            self.begin_next(state);
+        }
+    }
+
+    /// Begins the next walk, if there is something to delete.
+    fn begin_next(self: &Arc<Self>, mut state: MutexGuard<'_, SweepState>) {
+        let Some(swept) = state.next.take() else {
+            state.is_under_way = false;
+            return;
+        };
+        drop(state);
+        let sweep = Sweep {
+            sweeps: Arc::clone(self),
+            pattern: swept.pattern().into(),
+            swept: Arc::new(swept),
+        };
+        sweep.step(0, b"0");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SweepState> {
+        // Nothing panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A walk. The keys of other programs are passed over; a step looks at a bounded number, so that a
+/// server with millions of keys responds to others between two steps.
+#[derive(Clone)]
+struct Sweep {
+    sweeps: Arc<Sweeps>,
+    swept: Arc<Swept>,
     pattern: Arc<str>,
 }
 
 impl Sweep {
-    /// A lost Redis ends the sweep: entries expire.
     fn step(self, node: usize, cursor: &[u8]) {
         let pattern = Arc::clone(&self.pattern);
         let count = limits::SWEEP_STEP_KEYS.to_string();
@@ -158,9 +249,12 @@ impl Sweep {
             b"COUNT",
             count.as_bytes(),
         ];
-        let redis = self.redis.clone();
+        let sweeps = Arc::clone(&self.sweeps);
         let request = Request::to_node(node, &words, move |reply| self.handle(node, reply));
-        let _ = redis.submit(request);
+        if sweeps.redis.submit(request).is_err() {
+            // Redis is lost, or too slow. Entries expire.
+            *sweeps.lock() = SweepState::default();
+        }
     }
 
     fn handle(self, node: usize, reply: Reply) {
@@ -175,23 +269,26 @@ impl Sweep {
                 }
             }
             // That was the last server.
-            Reply::Nothing => {}
+            Reply::Nothing => self.sweeps.begin_next(self.sweeps.lock()),
             _ => self.step(node + 1, b"0"),
         }
     }
 
     /// Each key for itself: in a cluster they have different slots.
     fn delete(&self, key: &[u8]) {
-        let Ok(name) = std::str::from_utf8(key) else {
+        let Some(name) = std::str::from_utf8(key)
+            .ok()
+            .filter(|name| self.swept.covers(name))
+        else {
             return;
         };
-        let series = Arc::clone(&self.series);
+        let series = Arc::clone(&self.sweeps.series);
         let request = Request::new(name, &[b"UNLINK", key], Moment::NEVER, move |reply| {
             if let Reply::Number(deleted) = reply {
                 series.deleted.inc_by(u64::try_from(deleted).unwrap_or(0));
             }
         });
-        let _ = self.redis.submit(request);
+        let _ = self.sweeps.redis.submit(request);
     }
 }
 

@@ -62,6 +62,10 @@ pub const STORE_WRITE_FACTOR: u32 = 10;
 /// Keys that Redis looks at in one step of a purge: a millisecond of its time.
 pub const SWEEP_STEP_KEYS: u32 = 500;
 
+/// API keys whose entries one walk through Redis deletes: 50 KiB of memory. Of more than these, all
+/// entries are deleted.
+pub const SWEPT_KEYS_MAX: usize = 1_024;
+
 /// Entries that one task of a purge deletes in the store: some milliseconds, in which other tasks
 /// wait.
 pub const ERASED_ENTRIES_MAX: u32 = 500;
