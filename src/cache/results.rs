@@ -257,11 +257,15 @@ impl Results {
 
     /// Handles the complete result of a flight.
     fn finish(&self, job: JobKey, done: &Done, now: Moment, events: &mut Vec<(JobKey, Event)>) {
-        let finished = self.shard_of(job).finish(job, done, self.ttl(), now);
+        let finished = self
+            .shard_of(job)
+            .finish(job, done, self.ttl(), now, &self.forgotten);
         let Some(finished) = finished else {
             return;
         };
-        if let Some(id) = self.id_of(finished.digest, finished.tenant) {
+        if finished.is_kept
+            && let Some(id) = self.id_of(finished.digest, finished.tenant)
+        {
             self.share(id, &finished.entry);
             if let Some(stored) = self.stored.as_ref().filter(|stored| !stored.writes_first()) {
                 stored.put(self.kept_entry(id, &finished.entry));
@@ -273,7 +277,7 @@ impl Results {
     /// Has the store keep the result of a flight, which ends then.
     fn finish_after_store(&self, job: JobKey, done: Box<Done>) {
         let now = (self.clock)();
-        let preview = self.shard_of(job).preview(job, &done, now);
+        let preview = self.shard_of(job).preview(job, &done, now, &self.forgotten);
         let kept = preview.and_then(|(digest, tenant, entry)| {
             let id = self.id_of(digest, tenant)?;
             Some(self.kept_entry(id, &entry))
@@ -366,6 +370,7 @@ impl Results {
             digest: _,
             tenant: _,
             entry,
+            is_kept: _,
             followers,
             lagging,
             removed,

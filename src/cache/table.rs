@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use super::entry::{Entry, jittered};
 use super::flight::{Flight, Follower, Seat};
+use super::forgotten::Forgotten;
 use super::key::Digest;
 use super::lru::{Item, Lru};
 use crate::core::buffered::Share;
@@ -90,6 +91,8 @@ pub struct Finished {
     pub digest: Digest,
     pub tenant: u64,
     pub entry: Arc<Entry>,
+    /// `false`: a purge came while it was computed.
+    pub is_kept: bool,
     /// They get the rest with the terminal event.
     pub followers: Vec<Follower>,
     /// They have become replays, and may have credit.
@@ -227,22 +230,29 @@ impl Table {
         done: &Done,
         ttl: Duration,
         now: Moment,
+        forgotten: &Forgotten,
     ) -> Option<Finished> {
         let (mut flight, all) = self.close(key)?;
         flight.push(&done.text);
         let text = std::mem::take(&mut flight.text);
         let entry = entry_of(&flight, text, done, now);
-        Some(self.end(flight, all, entry, ttl, now))
+        // Its tenant may be gone by now.
+        let is_kept = !forgotten.covers(flight.tenant, flight.submitted);
+        Some(self.end(flight, all, entry, is_kept.then_some(ttl), now))
     }
 
-    /// Returns the entry that [`Table::finish`] would make, with its digest and tenant.
+    /// Returns the entry that [`Table::finish`] would keep, with its digest and tenant.
     pub fn preview(
         &mut self,
         key: JobKey,
         done: &Done,
         now: Moment,
+        forgotten: &Forgotten,
     ) -> Option<(Digest, u64, Entry)> {
         let flight = self.flight(key)?;
+        if forgotten.covers(flight.tenant, flight.submitted) {
+            return None;
+        }
         let text = format!("{}{}", flight.text, done.text);
         let entry = entry_of(flight, text, done, now);
         Some((flight.digest, flight.tenant, entry))
@@ -264,20 +274,23 @@ impl Table {
                 follower.verdict = verdict;
             }
         }
-        Some(self.end(flight, all, entry, ttl, now))
+        Some(self.end(flight, all, entry, Some(ttl), now))
     }
 
+    /// Without a `ttl` the entry is not kept.
     fn end(
         &mut self,
         flight: Flight,
         all: Vec<Follower>,
         entry: Entry,
-        ttl: Duration,
+        ttl: Option<Duration>,
         now: Moment,
     ) -> Finished {
         let entry = Arc::new(entry);
         let mut removed = Vec::new();
-        self.store(flight.digest, flight.tenant, &entry, ttl, now, &mut removed);
+        if let Some(ttl) = ttl {
+            self.store(flight.digest, flight.tenant, &entry, ttl, now, &mut removed);
+        }
         let pinned = Arc::new(Pinned {
             entry: Arc::clone(&entry),
             _share: flight.share,
@@ -297,6 +310,7 @@ impl Table {
             digest: flight.digest,
             tenant: flight.tenant,
             entry,
+            is_kept: ttl.is_some(),
             followers,
             lagging,
             removed,

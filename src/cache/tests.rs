@@ -696,6 +696,35 @@ fn what_is_forgotten_is_computed_again() {
     );
 }
 
+/// A key is erased, or a purge comes, while a generation runs.
+///
+/// Mutations: `finish` that keeps the entry in memory, or that shares it.
+#[test]
+fn what_was_asked_for_before_a_purge_is_not_kept_after_it() {
+    let bench = Bench::with(Some(Arc::default()));
+    let at = |seconds: u32, tenant, request| Job {
+        submitted: Moment::ZERO + seconds * SECOND,
+        tenant,
+        ..job("x", request)
+    };
+    bench.set_now(Moment::ZERO + SECOND);
+    for first in [at(1, 1, 0), at(1, 2, 1)] {
+        bench.submit(&first);
+        bench.shared().respond(None);
+    }
+    bench.set_now(Moment::ZERO + 2 * SECOND);
+    bench.cached.forget(Some(1));
+    bench.set_now(Moment::ZERO + 3 * SECOND);
+    for (job, request) in bench.jobs().iter().zip([at(1, 1, 0), at(1, 2, 1)]) {
+        bench.done(job, "text");
+        assert_eq!(bench.result(&request).0, "text");
+    }
+    let shared = bench.shared().stored.lock().unwrap();
+    let tenants: Vec<u64> = shared.iter().map(|(id, _)| id.tenant).collect();
+    assert_eq!(tenants, [2]);
+    assert_eq!(bench.cached.gauges().kept.results, 1);
+}
+
 /// Mutations: `apply` that leaves the bound, or the switch.
 #[test]
 fn a_reload_empties_a_cache_that_is_switched_off() {
