@@ -56,14 +56,14 @@ pub mod redis;
 // Results that were computed once: entries bounded by bytes.
 pub mod cache;
 
+// The limits of keys, over all daemons that share a Redis.
+pub mod leases;
+
 // Runs durable jobs: claims them, computes them, saves what they write.
 pub mod runner;
 
 // Notices between daemons about what has changed.
 pub mod bus;
-
-// The limits of keys, over all daemons that share a Redis.
-pub mod leases;
 
 // The service: admission, generations, responses, one folder per API.
 pub mod service;

@@ -236,6 +236,54 @@ fn daemons_share_the_limit_of_a_key() {
     assert!(alone.iter().all(|count| *count >= 15), "{alone:?}");
 }
 
+/// Mutation: `take_tokens` that takes from the daemon's own bucket alone.
+#[test]
+fn durable_jobs_take_from_the_tokens_that_daemons_share() {
+    let server = Server::start();
+    let options = || {
+        Options::echo()
+            .set("cache.shared.url", &server.url())
+            .set("cache.shared.timeout", "300ms")
+            .set_raw("rate_limit.enabled", "true")
+            .set_raw("rate_limit.requests_per_minute", "600000")
+            .set_raw("rate_limit.burst", "10000")
+            .set_raw("rate_limit.tokens_per_minute", "6000")
+            .set_raw("rate_limit.lease", "1")
+    };
+    let first = options().start();
+    let second = options()
+        .set_raw("jobs.enabled", "false")
+        .in_folder(first.folder())
+        .start();
+    let pair = Pair {
+        daemons: [first, second],
+    };
+    pair.wait_for("autoglmd_redis_up", 1.0);
+    let [first, second] = &pair.daemons;
+    // Some 130 tokens each, 8,000 together.
+    let long = json!({"prompt": "word ".repeat(100), "max_tokens": 10}).to_string();
+    for _ in 0..60 {
+        let submitted = first.request("POST", "/api/v1/jobs", long.as_bytes());
+        let answer = first.exchange(&submitted);
+        assert_eq!(answer.status(), 202, "{}", answer.text());
+    }
+    eventually("the jobs have taken all tokens", || {
+        let name = "autoglmd_job_attempts_total";
+        let released = first.metrics().sum(name, &[("outcome", "released")]);
+        (released >= 1.0).then_some(())
+    });
+    let short = json!({"prompt": "a", "max_tokens": 10});
+    let start = Instant::now();
+    let accepted = (0..200).filter(|_| second.generate(&short).status() == 200);
+    let accepted = accepted.count() as u64;
+    // Each uses 8 tokens. A lease is 60 tokens, and a hundred are earned per second.
+    let earned = 100 * (start.elapsed().as_secs() + 1);
+    assert!(
+        8 * accepted <= 60 + 10 + earned,
+        "{accepted} of 200 accepted"
+    );
+}
+
 // ---- gossip ----
 
 /// Mutation: an error without its key.

@@ -20,12 +20,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::Moment;
-use crate::core::bucket::Rate;
 use crate::engine::code::Extractor;
 use crate::engine::{Done, Event, FailReason, Failed, GenerationId, Usage};
 use crate::error::ErrorCode;
 use crate::jobs::{Completion, Ending, Failure, JobId};
 use crate::keys::Holder;
+use crate::leases::Reservation;
 use crate::limits::jobs as limits;
 use crate::offload::{CancelReason, Ticket};
 
@@ -67,14 +67,12 @@ pub struct Origin {
 /// The tokens that were taken from a key for an attempt.
 pub struct Charge {
     pub holder: Arc<Holder>,
-    pub rate: Rate,
-    pub tokens: u32,
+    pub reservation: Reservation,
 }
 
 impl Charge {
     pub fn reconcile(self, used: u32, now: Moment) {
-        let bucket = &self.holder.account.tokens;
-        bucket.reconcile(self.rate, self.tokens, used, now);
+        self.reservation.reconcile(&self.holder, used, now);
     }
 }
 
@@ -313,7 +311,9 @@ fn milliseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::bucket::Rate;
     use crate::engine::{FinishReason, Served, Timings, Verdict};
+    use crate::leases::{Draw, Leases, Unit};
 
     fn attempt(credit: u32) -> Attempt {
         let ticket = Arc::new(Ticket::new(credit));
@@ -402,12 +402,17 @@ mod tests {
             let holder = Holder::of("key_1");
             let bucket = &holder.account.tokens;
             let now = Moment::from_micros(1);
-            bucket.take(rate, 50, now).unwrap();
+            let draw = Draw {
+                unit: Unit::Tokens,
+                rate,
+                units: 50,
+                percent: 100,
+            };
+            let (_, reservation) = Leases::default().reserve(&holder, draw, now).unwrap();
             let mut attempt = attempt(0);
             attempt.charge = Some(Charge {
                 holder: Arc::clone(&holder),
-                rate,
-                tokens: 50,
+                reservation,
             });
             let mut event = done("x");
             if let Event::Done(done) = &mut event {

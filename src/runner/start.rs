@@ -16,6 +16,7 @@ use crate::engine::{
 use crate::error::ErrorCode;
 use crate::jobs::{JobRecord, JobRequest};
 use crate::keys::{Holder, KeyRing, Scopes, Standing};
+use crate::leases::{Draw, Leases, Unit};
 use crate::limits::engine as engine_limits;
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
@@ -29,6 +30,8 @@ use super::journal::Journal;
 pub struct Terms<'a> {
     pub config: &'a Config,
     pub keys: &'a KeyRing,
+    /// The count of tokens over all daemons.
+    pub leases: &'a Leases,
     pub model: Option<&'a ModelInfo>,
     pub now: Moment,
     /// The wall clock, in milliseconds since 1970.
@@ -191,11 +194,18 @@ fn take_tokens(
     }
     let prompt_tokens = (prompt_bytes / engine_limits::BYTES_PER_TOKEN) as u32;
     let tokens = prompt_tokens.saturating_add(max_tokens);
-    match holder.account.tokens.take(rate, tokens, terms.now) {
-        Ok(_) => Ok(Some(Charge {
+    let draw = Draw {
+        unit: Unit::Tokens,
+        rate,
+        units: tokens,
+        // A job that was refused until the common count replies would cost an attempt. At most
+        // `jobs.concurrency` reservations of this daemon are unconfirmed.
+        percent: 100,
+    };
+    match terms.leases.reserve(holder, draw, terms.now) {
+        Ok((_, reservation)) => Ok(Some(Charge {
             holder: Arc::clone(holder),
-            rate,
-            tokens,
+            reservation,
         })),
         Err(exceeded) => {
             let wait_ms = exceeded.retry_after.as_millis() as u64;

@@ -35,6 +35,7 @@ use crate::core::{Moment, UnixMillis};
 use crate::engine::{Engine, Event, ModelInfo, State};
 use crate::jobs::{EventId, Fenced, JobId, JobRecord};
 use crate::keys::KeyRing;
+use crate::leases::Leases;
 use crate::limits::jobs as limits;
 use crate::store::Requests;
 use crate::telemetry::id::{IdKind, Ids};
@@ -61,6 +62,7 @@ pub struct Parts {
     /// Replaced as a whole by a reload, or when keys change.
     pub config: Arc<Config>,
     pub keys: Arc<KeyRing>,
+    pub leases: Leases,
     pub wall_clock: fn() -> UnixMillis,
     /// Seeds the ids of generations; from the kernel outside of tests.
     pub seed: u64,
@@ -440,6 +442,7 @@ impl Thread {
         let terms = Terms {
             config: &self.parts.config,
             keys: &self.parts.keys,
+            leases: &self.parts.leases,
             model: self.model.as_ref(),
             now,
             now_ms,

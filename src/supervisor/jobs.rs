@@ -59,6 +59,7 @@ impl Part for Jobs {
             series: birth.metrics.series(),
             config: birth.config.clone(),
             keys: birth.keys.clone(),
+            leases: birth.limiter.leases.clone(),
             wall_clock: UnixMillis::now,
             seed: random_seed(),
         };

@@ -59,6 +59,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "redis",
         ],
     ),
+    ("leases", &["limits", "core", "keys", "redis"]),
     (
         "runner",
         &[
@@ -73,11 +74,11 @@ const ROWS: &[(&str, &[&str])] = &[
             "keys",
             "jobs",
             "store",
+            "leases",
             "telemetry",
         ],
     ),
     ("bus", &["limits", "core", "os", "config", "redis"]),
-    ("leases", &["limits", "core", "keys", "redis"]),
     (
         "service",
         &[

@@ -114,6 +114,7 @@ impl World {
             callbacks: Callbacks::new().0,
             config,
             keys: Arc::new(KeyRing::new(Vec::new())),
+            leases: Default::default(),
             wall_clock,
             seed,
         };
