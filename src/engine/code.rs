@@ -21,6 +21,9 @@
 
 use std::borrow::Cow;
 use std::cell::LazyCell;
+use std::iter;
+
+use memchr::{memchr, memchr2, memrchr};
 
 use super::language::{self, Language};
 
@@ -167,15 +170,25 @@ impl Block<'_> {
 /// Returns the next fenced block and the text after it. A block that is never closed reaches to the
 /// end.
 fn next_block(text: &str) -> Option<(Block<'_>, &str)> {
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        start += line.len();
-        if let Some((fence, word)) = Fence::open(line) {
-            let (code, after) = fence.read_block(&text[start..]);
-            return Some((Block { word, code }, after));
-        }
-    }
-    None
+    lines_with(text, b'`', b'~').find_map(|(start, line)| {
+        let (fence, word) = Fence::open(line)?;
+        let (code, after) = fence.read_block(&text[start + line.len()..]);
+        Some((Block { word, code }, after))
+    })
+}
+
+/// Yields the lines that contain one of two bytes, which are ASCII, and where each begins. Few
+/// lines of a program do, so the others are only searched.
+fn lines_with(text: &str, first: u8, second: u8) -> impl Iterator<Item = (usize, &str)> {
+    let bytes = text.as_bytes();
+    let mut from = 0;
+    iter::from_fn(move || {
+        let place = from + memchr2(first, second, &bytes[from..])?;
+        let start = memrchr(b'\n', &bytes[from..place]).map_or(from, |end| from + end + 1);
+        let length = memchr(b'\n', &bytes[place..]);
+        from = length.map_or(text.len(), |length| place + length + 1);
+        Some((start, &text[start..from]))
+    })
 }
 
 /// The properties of an opening line that decide which line closes the block.
@@ -225,17 +238,16 @@ impl Fence {
             let length = Body::new(self).push(text, &mut code);
             return (code.into(), &text[length.unwrap_or(text.len())..]);
         }
-        let mut end = 0;
-        for line in text.split_inclusive('\n') {
+        let character = self.character as u8;
+        let closing = lines_with(text, character, character).find(|(_, line)| {
             // A shorter run at the very end is a fence that was cut off.
             let is_last = !line.ends_with('\n');
-            let ends_like_fence = line.trim_end().ends_with(self.character);
-            if ends_like_fence && (self.is_closed_by(line) || is_last && self.is_run(line.trim())) {
-                return (trim_lines(&text[..end]).into(), &text[end + line.len()..]);
-            }
-            end += line.len();
+            self.is_closed_by(line) || is_last && self.is_run(line.trim())
+        });
+        match closing {
+            Some((end, line)) => (trim_lines(&text[..end]).into(), &text[end + line.len()..]),
+            None => (trim_lines(text).into(), ""),
         }
-        (trim_lines(text).into(), "")
     }
 
     fn is_closed_by(self, line: &str) -> bool {
@@ -515,6 +527,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn lines_with_a_byte_are_those_of_all_lines(text in "[`~\na é]{0,40}") {
+            let mut start = 0;
+            let mut expected = Vec::new();
+            for line in text.split_inclusive('\n') {
+                if line.contains(['`', '~']) {
+                    expected.push((start, line));
+                }
+                start += line.len();
+            }
+            let found: Vec<_> = lines_with(&text, b'`', b'~').collect();
+            prop_assert_eq!(found, expected);
+        }
+
         #[test]
         fn pieces_have_the_result_of_the_whole(scraps in scraps(), cuts in any::<u64>()) {
             let whole = scraps.concat();

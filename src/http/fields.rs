@@ -42,12 +42,10 @@ impl Fields {
         );
         self.lines.extend_from_slice(name.as_bytes());
         self.lines.extend_from_slice(AFTER_NAME);
-        let value_start = self.lines.len();
         self.lines.extend_from_slice(value.as_bytes());
-        for byte in &mut self.lines[value_start..] {
-            if *byte < b' ' && *byte != b'\t' || *byte == 0x7f {
-                *byte = b' ';
-            }
+        if may_have_controls(value.as_bytes()) {
+            let start = self.lines.len() - value.len();
+            replace_controls(&mut self.lines[start..]);
         }
         self.lines.extend_from_slice(AFTER_VALUE);
         self.ends.push((name, self.lines.len() as u32));
@@ -76,5 +74,64 @@ impl Fields {
             start = end;
             (name, value)
         })
+    }
+}
+
+/// Returns whether a value has control characters, of which the tab is one.
+///
+/// Eight bytes at a time: a byte below 32 has its high bit clear and gets it set by subtracting 32.
+/// One that is 0x7f becomes 0 by exclusive or, and gets its high bit set by subtracting 1. A byte
+/// above one that was found may be found as well, so there is no telling which one it is.
+fn may_have_controls(value: &[u8]) -> bool {
+    const fn eight_times(byte: u8) -> u64 {
+        u64::from_le_bytes([byte; 8])
+    }
+    let (words, rest) = value.as_chunks::<8>();
+    let found = words.iter().fold(0, |found, word| {
+        let word = u64::from_le_bytes(*word);
+        let deletes = word ^ eight_times(0x7f);
+        let low = word.wrapping_sub(eight_times(b' ')) & !word;
+        found | low | deletes.wrapping_sub(eight_times(1)) & !deletes
+    });
+    found & eight_times(0x80) != 0 || rest.iter().any(u8::is_ascii_control)
+}
+
+#[cold]
+fn replace_controls(value: &mut [u8]) {
+    let bytes = value.iter_mut();
+    let controls = bytes.filter(|byte| byte.is_ascii_control() && **byte != b'\t');
+    controls.for_each(|byte| *byte = b' ');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutations that this test catches: `b' '` as 31 or 33 in `may_have_controls`, 0x7f as 0x7e,
+    /// `rest` left out.
+    #[test]
+    fn no_value_can_end_its_line() {
+        for length in 0..20 {
+            for place in 0..length {
+                for byte in 0..=0x7f {
+                    for others in ["x", " ", "~"] {
+                        let mut value = others.repeat(length).into_bytes();
+                        value[place] = byte;
+                        let mut fields = Fields::new();
+                        fields.push("a", std::str::from_utf8(&value).unwrap());
+                        if byte.is_ascii_control() && byte != b'\t' {
+                            value[place] = b' ';
+                        }
+                        assert_eq!(fields.lines(), [b"a: ", &value[..], b"\r\n"].concat());
+                        let common = others.as_bytes()[0];
+                        let is_found = may_have_controls(&value);
+                        assert_eq!(is_found, value[place] == b'\t', "{common} {byte}");
+                    }
+                }
+            }
+        }
+        let mut fields = Fields::new();
+        fields.push("a", "é\u{85}\u{7f}\u{80}");
+        assert_eq!(fields.lines(), "a: é\u{85} \u{80}\r\n".as_bytes());
     }
 }
