@@ -167,9 +167,10 @@ fn leaving_during_a_long_prompt_frees_the_engine_and_a_retry_finds_the_prefix() 
         let computed = tokens(daemon, "prompt");
         let mut connection = daemon.connect();
         connection.send(&daemon.generate_request(&body));
-        // A part of the prompt, and by far not all of it.
-        eventually("a batch of the prompt is computed", || {
-            (tokens(daemon, "prompt") > computed).then_some(())
+        // A part of the prompt, and by far not all of it. On a busy machine the first step has only
+        // a few tokens.
+        eventually("a part of the prompt is computed", || {
+            (tokens(daemon, "prompt") >= computed + 64.0).then_some(())
         });
         times.push(leave(daemon, connection));
         daemon.generate(&body).expect(200);
