@@ -294,13 +294,18 @@ fn a_database_is_checked_and_brought_up_to_date() {
     home.run(&["key", "create"]).expect(0);
     let sound = check().expect(0);
     assert!(
-        sound.out.ends_with("\nkeys: 1\nsecrets: 1\nproblems: 0\n"),
+        sound
+            .out
+            .contains("\nkeys: 1\nsecrets: 1\nproblems: 0\nstate folder: 0."),
         "{}",
         sound.out
     );
     let json = home.run(&["store", "check", "--json"]).expect(0).json();
     assert_eq!(json["version"], json["supported"]);
     assert_eq!(json["problems"], serde_json::json!([]));
+    let database = &json["folder"]["database"];
+    assert!(database["bytes"].as_u64() > Some(0));
+    assert_eq!(database["max_bytes"], 895 << 20);
     let done = home.run(&["store", "migrate"]).expect(0);
     assert!(done.err.contains("already at version"), "{}", done.err);
 

@@ -41,7 +41,7 @@ impl Database {
         Ok(self.config()?.state_dir)
     }
 
-    fn config(&self) -> Result<Config, Code> {
+    pub fn config(&self) -> Result<Config, Code> {
         let loaded = config::load(&self.sources());
         let loaded = loaded.map_err(|errors| fail(exit::CONFIG, errors))?;
         Ok(loaded.config)

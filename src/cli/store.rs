@@ -8,8 +8,11 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::database::{Database, explain};
+use crate::config::Config;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
+use crate::engine::prefixes;
+use crate::store::folder::{Part, measure};
 use crate::store::{Examination, Place, StoreError};
 
 #[derive(Args, Debug)]
@@ -34,7 +37,8 @@ state folder: name it with --state-dir.";
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Check the database without changing it: version, damage, keys without secrets.
+    /// Check the database without changing it: version, damage, keys without secrets; and show
+    /// what the state folder holds.
     Check {
         /// Print JSON.
         #[arg(long)]
@@ -63,7 +67,10 @@ impl Store {
             error => explain(&error),
         })?;
         match self.command {
-            StoreCommand::Check { json } => check(&place, &found, json),
+            StoreCommand::Check { json } => {
+                let folder = Folder::measure(&self.database.config()?)?;
+                check(&place, &found, &folder, json)
+            }
             StoreCommand::Migrate => migrate(&place, &found),
             StoreCommand::Export(export) => export.run(&place),
             // It needs no database that exists.
@@ -72,10 +79,51 @@ impl Store {
     }
 }
 
-fn check(place: &Place, found: &Examination, as_json: bool) -> Result<(), Code> {
+/// The state folder: each part with its bytes and its share of `store.max_size`.
+struct Folder([(Part, u64, u64); Part::ALL.len()]);
+
+impl Folder {
+    fn measure(config: &Config) -> Result<Folder, Code> {
+        let (state_dir, shares) = (&config.state_dir, config.disk_shares());
+        let sizes = measure(state_dir, prefixes::bytes).map_err(|error| {
+            let message = format!("{}: {error}", state_dir.display());
+            fail(exit::of_file(&error), message)
+        })?;
+        let row = |part: Part| (part, sizes.of(part), part.share(&shares));
+        Ok(Folder(Part::ALL.map(row)))
+    }
+
+    fn to_text(&self) -> String {
+        let (used, budget) = self.0.iter().fold((0, 0), |sum, (_, bytes, share)| {
+            (sum.0 + bytes, sum.1 + share)
+        });
+        let line = |name: &str, bytes, share: u64| {
+            format!("{name}: {} of {} MiB\n", mebibytes(bytes), share >> 20)
+        };
+        let parts = self.0.iter().map(|(part, bytes, share)| {
+            let name = format!("  {}", part.as_str());
+            line(&name, *bytes, *share)
+        });
+        line("state folder", used, budget) + &parts.collect::<String>()
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let entry = |(part, bytes, share): &(Part, u64, u64)| {
+            let sizes = json!({ "bytes": bytes, "max_bytes": share });
+            (part.as_str().to_owned(), sizes)
+        };
+        serde_json::Value::Object(self.0.iter().map(entry).collect())
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
+}
+
+fn check(place: &Place, found: &Examination, folder: &Folder, as_json: bool) -> Result<(), Code> {
     put(&match as_json {
-        true => format!("{:#}\n", to_json(place, found)),
-        false => to_text(place, found),
+        true => format!("{:#}\n", to_json(place, found, folder)),
+        false => to_text(place, found) + &folder.to_text(),
     })?;
     refuse_unsound(place, found)
 }
@@ -135,8 +183,9 @@ fn to_text(place: &Place, found: &Examination) -> String {
     )
 }
 
-fn to_json(place: &Place, found: &Examination) -> serde_json::Value {
+fn to_json(place: &Place, found: &Examination, folder: &Folder) -> serde_json::Value {
     json!({
+        "folder": folder.to_json(),
         "path": place.to_string(),
         "version": found.version,
         "min_reader": found.min_reader,

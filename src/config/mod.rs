@@ -25,6 +25,7 @@ mod address;
 mod change;
 mod database;
 mod deprecated;
+mod disk;
 mod hosts;
 mod kind;
 mod kinds;

@@ -356,8 +356,8 @@ schema! {
         negative_ttl: Duration = Duration::from_secs(10),
             time(limits::CACHE_NEGATIVE_TTL_MS), Reload;
         /// Keep results in the store as well, so that they survive a restart. They hold content:
-        /// what the model wrote. They may take a quarter of `store.max_size`, and expire after
-        /// `cache.ttl`.
+        /// what the model wrote. They may take a quarter of the database's part of
+        /// `store.max_size`, and expire after `cache.ttl`.
         persist: bool = false, SWITCH, Restart;
         /// With `cache.persist`: what happens at a miss in memory, and with a new result.
         /// `cache-aside` never reads the store for a request, and writes a result to it once,
@@ -371,10 +371,11 @@ schema! {
         store_timeout: Duration = Duration::from_millis(100),
             time(limits::CACHE_STORE_TIMEOUT_MS), Restart;
         /// Disk space for computed prefixes of prompts, in the folder `prefixes` of the state
-        /// folder. A prefix of 256 tokens or more is written when its memory is needed and when the
-        /// daemon ends; a prompt of the same key that begins with it goes on from there, also after
-        /// a restart. 2,000 tokens of the default model take 24 MiB. The files hold what the
-        /// prompts said, in the model's own form. 0: none. No effect with `engine.reproducible`.
+        /// folder: a part of `store.max_size`, at most half of it beside a database. A prefix of
+        /// 256 tokens or more is written when its memory is needed and when the daemon ends; a
+        /// prompt of the same key that begins with it goes on from there, also after a restart.
+        /// 2,000 tokens of the default model take 24 MiB. The files hold what the prompts said, in
+        /// the model's own form. 0: none. No effect with `engine.reproducible`.
         prefixes: usize = 0, size(limits::CACHE_PREFIXES_BYTES), Restart;
         /// After the start, for up to 30 s and only while the engine is idle: bring the most used
         /// results of the store into memory, with `cache.persist`, and have the engine read the
@@ -439,7 +440,9 @@ schema! {
             time(limits::RETENTION_MS), Reload;
         /// Records beyond this number are removed, the oldest first.
         max_records: u64 = 1_000_000, number(limits::KEPT_RECORDS), Reload;
-        /// Size of the store's data on the disk. Above it, the oldest records are removed.
+        /// Disk space for the whole state folder. An eighth is for the log of SQLite, a mebibyte
+        /// for small files, `cache.prefixes` for prefixes, and the rest for the database. Where
+        /// that is used up, the oldest records are removed.
         max_size: u64 = 1 << 30, size(limits::STORE_BYTES), Reload;
     }
 
@@ -452,7 +455,7 @@ schema! {
         /// Unfinished jobs of one key.
         max_queued_per_key: u32 = 1_000, number(limits::QUEUED_JOBS), Reload;
         /// Size of all jobs in the store: requests, results and events. One key's jobs may take a
-        /// quarter of it.
+        /// quarter of it. With SQLite at most half of the database's part of `store.max_size`.
         max_size: usize = 256 * MIB, size(limits::JOBS_BYTES), Reload;
         /// Jobs that this daemon runs at once. They share what other requests leave of the engine,
         /// and have a minimum share of it.

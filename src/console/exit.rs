@@ -74,7 +74,7 @@ pub fn of_store(error: &StoreError) -> Code {
             Fault::Damaged => DATA,
             Fault::Unreachable => UNAVAILABLE,
             Fault::Denied => NO_PERMISSION,
-            Fault::Other => IO,
+            Fault::Full | Fault::Other => IO,
         },
         StoreError::UnknownKey(_) => NO_INPUT,
         StoreError::TooNew { .. } | StoreError::RevokedKey(_) => DATA,

@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod budget;
 pub mod buffered;
 pub mod deadlines;
+pub mod disk_shares;
 pub mod drain;
 pub mod glitch;
 pub mod idle_list;

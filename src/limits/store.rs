@@ -17,6 +17,13 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a command waits that long before it gives up.
 pub const BUSY_ATTEMPTS_MAX: u32 = 6;
 
+/// How often a daemon does, for the same tasks: longer together than any client waits for the
+/// store, and within the default lease of a job.
+pub const BUSY_GROUP_ATTEMPTS_MAX: u32 = 4;
+
+/// The pause before the second time. It doubles each time, and has a random part.
+pub const BUSY_PAUSE_MIN: Duration = Duration::from_millis(50);
+
 /// Rows of a key that are removed in one step, between two tasks of a daemon.
 pub const ERASED_RECORDS_MAX: u32 = 200;
 
@@ -101,6 +108,9 @@ pub const RECORDS_BYTES_MAX: usize = 16 << 20;
 /// Records in one transaction, and those that a thread keeps while the store does not work.
 pub const GROUP_RECORDS_MAX: usize = 1_024;
 
+/// The text of these records, with one record more.
+pub const GROUP_RECORDS_BYTES_MAX: usize = 4 << 20;
+
 /// How often a thread of the store takes the hits of the cache: a process that is killed loses
 /// those of this long and of one [`IDLE_INTERVAL`].
 pub const HITS_INTERVAL: Duration = Duration::from_secs(1);
@@ -115,11 +125,35 @@ pub const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often dropped records are logged.
 pub const DROPPED_RECORDS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How often the state folder's files are measured: some thousand of them take milliseconds.
+pub const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Files of the state folder that are measured. There are five, unless an operator keeps others
+/// there.
+pub const MEASURED_FILES_MAX: usize = 10_000;
+
 /// How often old records are looked for while there are none.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Old records that are removed in one step, between two groups: a step takes some milliseconds.
-pub const TRIMMED_RECORDS_MAX: u32 = 500;
+/// Old records that are removed in one step, between two groups: as many as the group before has
+/// added. A step takes some milliseconds.
+pub const TRIMMED_RECORDS_MAX: usize = GROUP_RECORDS_MAX;
+
+/// Bytes that a record writes into the log beside its text: a page of the table and of each of its
+/// three indexes, if no two records of a transaction share one.
+pub const RECORD_PAGES_BYTES: u64 = 16 << 10;
+
+/// Bytes that a task writes there beside twice its own: pages of a job, its key's totals and their
+/// indexes.
+pub const TASK_PAGES_BYTES: u64 = 32 << 10;
+
+/// Bytes of the log after which a commit moves it into the file, and the length to which it is cut
+/// when it begins again: SQLite's own 1,000 pages.
+pub const CHECKPOINT_BYTES: u64 = 4_096_000;
+
+/// How long a transaction waits for the readers of a log that is too long: most read for
+/// milliseconds, and an export for minutes.
+pub const READERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Bytes of an entry of the cache in the database beside its value: its row and its places in
 /// four indexes.
@@ -135,7 +169,30 @@ pub const PENDING_ENTRIES_BYTES_MAX: usize = 16 << 20;
 /// Entries of the cache that join a group which other tasks wait for.
 pub const GROUP_ENTRIES_MAX: usize = 64;
 
-/// The part of `store.max_size` that entries of the cache may have.
+/// The part of `store.max_size` that the log of SQLite may have. It is the time for which another
+/// process may read at one moment: an export of a gigabyte takes a minute, in which a busy daemon
+/// writes some 50 MB.
+pub const LOG_SIZE_DIVISOR: u64 = 8;
+
+/// The part of the log's share that its index takes: 8 bytes for a page of 4 KiB, doubled for the
+/// steps in which it grows.
+pub const LOG_INDEX_DIVISOR: u64 = 256;
+
+/// The smallest index of the log.
+pub const LOG_INDEX_BYTES_MIN: u64 = 32 << 10;
+
+/// The part of `store.max_size` that prefixes may have beside a database.
+pub const PREFIXES_SIZE_DIVISOR: u64 = 2;
+
+/// Room in the state folder for the key of the first start, and for the small files beside the
+/// prefixes.
+pub const OTHER_FILES_BYTES: u64 = 1 << 20;
+
+/// The part of the database that jobs may have, as `jobs.max_size` counts them. Pages that are
+/// partly empty, and results of jobs that were accepted before, come on top.
+pub const JOBS_SIZE_DIVISOR: u64 = 2;
+
+/// The part of the database that entries of the cache may have.
 pub const ENTRIES_SIZE_DIVISOR: u64 = 4;
 
 /// Entries that are removed in one step, between two groups.

@@ -35,6 +35,8 @@ pub enum StoreError {
 pub enum Fault {
     /// Another process holds its lock.
     Busy,
+    /// The disk is full, or the file's share of the state folder is used up.
+    Full,
     /// The server has ended this transaction, so that another one can go on.
     Conflict,
     /// It is not a database of ours, or not whole.
@@ -82,10 +84,15 @@ impl fmt::Display for StoreError {
 impl StoreError {
     /// Returns whether the same transaction will probably succeed when it is run again at once.
     pub fn is_conflict(&self) -> bool {
+        self.is(Fault::Conflict)
+    }
+
+    /// Returns whether the database itself has failed in this way.
+    pub fn is(&self, expected: Fault) -> bool {
         let StoreError::Database { fault, .. } = self else {
             return false;
         };
-        *fault == Fault::Conflict
+        *fault == expected
     }
 }
 

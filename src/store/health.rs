@@ -3,7 +3,7 @@
 //! Owns a few numbers and one text that the store's thread writes. Must never make a reader wait
 //! for the store.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// See the file's head.
@@ -15,6 +15,8 @@ pub struct Health {
     records: AtomicU64,
     removed: AtomicU64,
     used_bytes: AtomicU64,
+    /// Whether records give way to the bound on bytes, which was logged.
+    is_at_bound: AtomicBool,
 }
 
 /// Numbers for `/metrics`.
@@ -73,8 +75,18 @@ impl Health {
         self.removed.fetch_add(records.into(), Ordering::Relaxed);
     }
 
-    pub fn set_used_bytes(&self, bytes: u64) {
+    /// Notes the bytes of all data. Logs once that they have reached `bound`, until they are an
+    /// eighth below it.
+    pub fn set_used_bytes(&self, bytes: u64, bound: u64) {
         self.used_bytes.store(bytes, Ordering::Relaxed);
+        if bytes > bound && !self.is_at_bound.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "the database has used up its part of store.max_size, {bound} bytes: the oldest \
+                 records are removed before store.retention has passed"
+            );
+        } else if bytes < bound - bound / 8 {
+            self.is_at_bound.store(false, Ordering::Relaxed);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<String>> {

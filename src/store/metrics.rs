@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::folder::Part;
 use super::requests::Requests;
 
 crate::families! {
@@ -27,6 +28,10 @@ crate::families! {
         failing: Gauge = "store_failing", "autoglmd.store.failing";
         /// Bytes that all data of the store takes.
         used_bytes: Gauge = "store_used_bytes", "autoglmd.store.usage";
+        /// Bytes of the files in the state folder, measured each 10 s.
+        state_bytes: Gauge = "state_bytes" [ part: Part ], "autoglmd.state.usage";
+        /// The bound on them: their shares of `store.max_size`.
+        state_limit: Gauge = "state_limit_bytes" [ part: Part ], "autoglmd.state.limit";
     }
 }
 
@@ -40,6 +45,11 @@ impl StoreSeries {
             .set(requests.entries().waiting() as i64);
         self.failing.set(totals.is_failing.into());
         self.used_bytes.set(totals.used_bytes as i64);
+        let (sizes, shares) = (requests.folder().sizes(), requests.upkeep().shares);
+        for part in Part::ALL {
+            self.state_bytes.get(part).set(sizes.of(part) as i64);
+            self.state_limit.get(part).set(part.share(&shares) as i64);
+        }
         for (counter, total) in [
             (&self.records, totals.records),
             (&self.dropped, records.dropped()),

@@ -10,8 +10,8 @@
 //! * [`place`]: which of them it is;
 //! * [`task`]: a piece of work for the store's thread, and [`requests`]: the queue of tasks, with
 //!   [`records`] of generations, [`hits`] and [`pending`] entries of the cache beside it,
-//!   [`health`] and [`upkeep`]; [`behind`]: those entries as tasks; and [`worker`], that thread,
-//!   with its [`metrics`];
+//!   [`health`], [`upkeep`], and the sizes of the files in the state [`folder`]; [`behind`]: those
+//!   entries as tasks; and [`worker`], that thread, with its [`metrics`];
 //! * [`erasure`]: removes everything that is kept for a key;
 //! * [`transfer`]: writes all of a store to a file, and reads it into another one;
 //! * [`watch`]: a thread that watches the store, and passes on a new ring of keys when it changed.
@@ -43,6 +43,8 @@ pub mod pending;
 pub mod health;
 
 pub mod upkeep;
+
+pub mod folder;
 
 pub mod requests;
 

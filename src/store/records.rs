@@ -58,12 +58,14 @@ impl Records {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Moves waiting records to `taken`, until that has `most`.
-    pub fn take(&self, taken: &mut Vec<Box<GenerationRecord>>, most: usize) {
-        while taken.len() < most {
+    /// Moves waiting records to `taken`, until that has `most`, or `bytes_max` of text.
+    pub fn take(&self, taken: &mut Vec<Box<GenerationRecord>>, most: usize, bytes_max: usize) {
+        let mut bytes: usize = taken.iter().map(|record| record.bytes()).sum();
+        while taken.len() < most && bytes < bytes_max {
             let Ok(mut record) = self.receiver.try_recv() else {
                 return;
             };
+            bytes += record.bytes();
             self.bytes.fetch_sub(record.bytes(), Ordering::Relaxed);
             record.seal();
             taken.push(record);

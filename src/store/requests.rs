@@ -27,6 +27,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::folder::StateFolder;
 use super::health::Health;
 use super::hits::Hits;
 use super::pending::Pending;
@@ -49,6 +50,7 @@ pub struct Requests {
     entries: Pending,
     health: Health,
     upkeep: Mutex<Upkeep>,
+    folder: StateFolder,
 }
 
 struct State {
@@ -83,6 +85,7 @@ impl Requests {
             entries: Pending::default(),
             health: Health::default(),
             upkeep: Mutex::default(),
+            folder: StateFolder::default(),
         }
     }
 
@@ -107,6 +110,11 @@ impl Requests {
 
     pub fn upkeep(&self) -> Upkeep {
         *self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files in the state folder.
+    pub fn folder(&self) -> &StateFolder {
+        &self.folder
     }
 
     /// Changes how much the store keeps.

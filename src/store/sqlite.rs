@@ -45,6 +45,8 @@ mod entries;
 
 mod groups;
 
+mod room;
+
 mod transfer;
 
 mod examine;

@@ -260,7 +260,7 @@ where
 }
 
 /// Returns between half and all of a pause.
-fn shortened(pause: Duration, random: u32) -> Duration {
+pub(super) fn shortened(pause: Duration, random: u32) -> Duration {
     let half = pause / 2;
     half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

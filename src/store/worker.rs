@@ -28,12 +28,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::behind;
-use super::error::StoreError;
+use super::error::{Fault, StoreError};
 use super::interface::Store;
 use super::interface::generations::GenerationRecord;
 use super::interface::usage::{Hits, day_of};
 use super::requests::Requests;
 use super::task::StoreTask;
+use super::upkeep::Upkeep;
+use super::watch::shortened;
 use crate::core::UnixMillis;
 use crate::limits::store as limits;
 use crate::os::process::give_way;
@@ -98,6 +100,12 @@ struct Worker<O> {
     /// When a store that does not work is tried again without a task.
     retry: Instant,
     trim: Instant,
+    /// About how many bytes were written since then.
+    written: u64,
+    /// Groups that were lost in a row to another process's lock.
+    busy: u32,
+    /// Whether the store fails because it is full.
+    is_full: bool,
     dropped: Dropped,
     group_time: Duration,
 }
@@ -113,6 +121,9 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
             take_hits: now,
             retry: now,
             trim: now,
+            written: 0,
+            busy: 0,
+            is_full: false,
             dropped: Dropped {
                 logged: 0,
                 since: now,
@@ -127,18 +138,26 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
             self.take_others(&mut taken);
             while !taken.is_empty() || self.is_group_due(Instant::now()) {
                 self.run_group(&mut taken);
+                // Here as well: while records come without a pause, this loop does not end.
+                self.look_after(Instant::now());
                 self.take_others(&mut taken);
             }
-            self.trim_if_due(Instant::now());
-            let records = self.requests.records();
-            self.dropped.log(records.dropped(), Instant::now());
+            self.look_after(Instant::now());
         }
         self.end();
+    }
+
+    fn look_after(&mut self, now: Instant) {
+        self.trim_if_due(now);
+        self.requests.folder().measure_if_due(now);
+        let dropped = self.requests.records().dropped();
+        self.dropped.log(dropped, now);
     }
 
     /// Writes the records, hits and entries that are left, as long as the store works.
     fn end(mut self) {
         let mut taken = Vec::new();
+        self.busy = limits::BUSY_GROUP_ATTEMPTS_MAX;
         loop {
             self.take_records();
             self.take_hits();
@@ -164,13 +183,19 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     }
 
     fn take_records(&mut self) {
-        let most = limits::GROUP_RECORDS_MAX;
-        self.requests.records().take(&mut self.beside.records, most);
+        let upkeep = self.requests.upkeep();
+        let most = upkeep.transaction_records(limits::GROUP_RECORDS_MAX);
+        let text = usize::try_from(upkeep.transaction_bytes() / 4).unwrap_or(usize::MAX);
+        let bytes_max = text.min(limits::GROUP_RECORDS_BYTES_MAX);
+        let records = self.requests.records();
+        records.take(&mut self.beside.records, most, bytes_max);
     }
 
     /// Takes the hits of the cache, as those of today. Returns whether none is left.
     fn take_hits(&mut self) -> bool {
-        let (day, most) = (day_of(UnixMillis::now()), limits::GROUP_HIT_KEYS_MAX);
+        let upkeep = self.requests.upkeep();
+        let most = upkeep.transaction_records(limits::GROUP_HIT_KEYS_MAX);
+        let day = day_of(UnixMillis::now());
         let hits = &mut self.beside.hits;
         hits.len() < most && self.requests.hits().take(hits, day, most)
     }
@@ -201,20 +226,32 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     /// Returns whether it was committed.
     fn run_group(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) -> bool {
         let mut group = Group::default();
-        let time = self.group_time;
+        let bounds = GroupBounds {
+            time: self.group_time,
+            upkeep: self.requests.upkeep(),
+        };
         let beside = std::mem::take(&mut self.beside);
         let committed = match self.ready_store() {
-            Ok(store) => group.run(&mut **store, &beside, taken, time),
+            Ok(store) => group.run(&mut **store, &beside, taken, &bounds),
             Err(error) => {
                 group.take_all(taken);
                 Err(error)
             }
         };
         match &committed {
-            Ok(()) => self.requests.health().note_success(beside.records.len()),
+            Ok(()) => {
+                self.requests.health().note_success(beside.records.len());
+                (self.busy, self.is_full) = (0, false);
+                self.written = self.written.saturating_add(group.written);
+            }
             Err(error) => {
                 self.beside = beside;
                 self.note_failure(error);
+                if error.is(Fault::Busy) && self.busy < limits::BUSY_GROUP_ATTEMPTS_MAX {
+                    group.give_back(taken);
+                    self.await_lock();
+                    return false;
+                }
             }
         }
         group.finish(committed.as_ref().map(|_| ()));
@@ -232,16 +269,33 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
     fn note_failure(&mut self, error: &StoreError) {
         self.store = None;
         self.retry = Instant::now() + limits::STORE_RETRY_INTERVAL;
-        self.requests.health().note_failure(error.to_string());
+        self.is_full = error.is(Fault::Full);
+        let advice = match self.is_full {
+            true => "; free space on its disk, or raise store.max_size",
+            false => "",
+        };
+        let health = self.requests.health();
+        health.note_failure(format!("{error}{advice}"));
+    }
+
+    /// Waits before a group is run again that was lost to another process's lock. The attempt has
+    /// waited itself, unless it met a process that would wait for it in turn.
+    fn await_lock(&mut self) {
+        let pause = limits::BUSY_PAUSE_MIN * 2u32.pow(self.busy);
+        self.busy += 1;
+        thread::sleep(shortened(pause, getrandom::u32().unwrap_or(0)));
     }
 
     /// Removes some of the records that are too many. The next step follows at once if there may be
     /// more, but behind the tasks that came meanwhile.
     fn trim_if_due(&mut self, now: Instant) {
-        if now < self.trim || self.requests.health().problem().is_some() {
+        let upkeep = self.requests.upkeep();
+        let is_due = now >= self.trim || self.written >= upkeep.transaction_bytes() / 2;
+        // A full store may work again after it.
+        let may_work = !self.requests.health().is_failing() || self.is_full;
+        if !is_due || !may_work {
             return;
         }
-        let upkeep = self.requests.upkeep();
         let trimmed = self
             .ready_store()
             .and_then(|store| upkeep.trim(&mut **store, UnixMillis::now()));
@@ -249,12 +303,17 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
             Ok(trimmed) => {
                 let health = self.requests.health();
                 health.note_removed(trimmed.removed);
-                health.set_used_bytes(trimmed.used_bytes);
-                if trimmed.removed == 0 && trimmed.entries == 0 {
-                    self.trim = now + limits::TRIM_INTERVAL;
-                }
+                health.set_used_bytes(trimmed.used_bytes, upkeep.shares.records_yield_at());
+                self.written = 0;
+                self.trim = match trimmed.removed == 0 && trimmed.entries == 0 {
+                    true => now + limits::TRIM_INTERVAL,
+                    false => now,
+                };
             }
-            Err(error) => self.note_failure(&error),
+            Err(error) => {
+                self.trim = now + limits::STORE_RETRY_INTERVAL;
+                self.note_failure(&error);
+            }
         }
     }
 }
@@ -290,9 +349,19 @@ impl Beside {
         self.records.is_empty() && self.hits.is_empty()
     }
 
-    /// Begins a group with these rows: the tasks see them.
-    fn begin(&self, store: &mut dyn Store) -> Result<(), StoreError> {
-        store.begin()?;
+    /// Returns about what these rows write into the log.
+    fn bytes(&self) -> u64 {
+        let rows = (self.records.len() + self.hits.len()) as u64;
+        let text: u64 = self
+            .records
+            .iter()
+            .map(|record| record.bytes() as u64)
+            .sum();
+        rows * limits::RECORD_PAGES_BYTES + text
+    }
+
+    /// Writes these rows at the beginning of a group: the tasks see them.
+    fn write(&self, store: &mut dyn Store) -> Result<(), StoreError> {
         if !self.records.is_empty() {
             store.add_generations(&self.records)?;
         }
@@ -303,9 +372,24 @@ impl Beside {
     }
 }
 
+/// How much a group takes.
+struct GroupBounds {
+    time: Duration,
+    upkeep: Upkeep,
+}
+
+/// Returns about what a task writes into the log.
+fn task_bytes(task: &dyn StoreTask) -> u64 {
+    limits::TASK_PAGES_BYTES + 2 * u64::from(task.bytes())
+}
+
 /// The tasks of one transaction, with the failures of single ones.
 #[derive(Default)]
-struct Group(Vec<(Box<dyn StoreTask>, Option<StoreError>)>);
+struct Group {
+    tasks: Vec<(Box<dyn StoreTask>, Option<StoreError>)>,
+    /// About what they and the records write.
+    written: u64,
+}
 
 impl Group {
     /// Runs tasks in order, and commits. An error means that none of them left anything.
@@ -318,20 +402,35 @@ impl Group {
         store: &mut dyn Store,
         beside: &Beside,
         taken: &mut Vec<Box<dyn StoreTask>>,
-        time: Duration,
+        bounds: &GroupBounds,
     ) -> Result<(), StoreError> {
         for _ in 1..limits::GROUP_ATTEMPTS_MAX {
-            match self.try_run(store, beside, taken, time, true) {
+            match self.try_run(store, beside, taken, bounds, true) {
                 Err(error) if error.is_conflict() => self.give_back(taken),
                 committed => return committed,
             }
         }
-        self.try_run(store, beside, taken, time, false)
+        self.try_run(store, beside, taken, bounds, false)
+    }
+
+    /// Begins once there is room for the first task.
+    fn begin(
+        &mut self,
+        store: &mut dyn Store,
+        beside: &Beside,
+        first: Option<&dyn StoreTask>,
+        bounds: &GroupBounds,
+    ) -> Result<(), StoreError> {
+        self.written = beside.bytes();
+        let least = self.written + first.map_or(0, task_bytes);
+        store.make_room(&bounds.upkeep.shares, least)?;
+        store.begin()?;
+        beside.write(store)
     }
 
     /// Puts all tasks back, in front of those that have had no turn.
     fn give_back(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
-        let tasks = self.0.drain(..).map(|(task, _)| task);
+        let tasks = self.tasks.drain(..).map(|(task, _)| task);
         taken.splice(0..0, tasks);
     }
 
@@ -341,20 +440,22 @@ impl Group {
         store: &mut dyn Store,
         beside: &Beside,
         taken: &mut Vec<Box<dyn StoreTask>>,
-        time: Duration,
+        bounds: &GroupBounds,
         may_repeat: bool,
     ) -> Result<(), StoreError> {
-        if let Err(error) = beside.begin(store) {
+        let first = taken.first().map(|task| &**task);
+        if let Err(error) = self.begin(store, beside, first, bounds) {
             self.take_all(taken);
             store.roll_back();
             return Err(error);
         }
-        let start = Instant::now();
-        let mut waiting = std::mem::take(taken).into_iter();
-        for mut task in waiting.by_ref() {
+        let (start, bytes_max) = (Instant::now(), bounds.upkeep.transaction_bytes());
+        let mut waiting = std::mem::take(taken).into_iter().peekable();
+        while let Some(mut task) = waiting.next_if(|task| self.has_room_for(&**task, bytes_max)) {
             if !task.is_wanted() {
                 continue;
             }
+            self.written += task_bytes(&*task);
             let ran = store.attempt(&mut |store| {
                 let ran = catch_unwind(AssertUnwindSafe(|| task.run(store)));
                 ran.unwrap_or(Err(StoreError::Panicked))
@@ -364,15 +465,15 @@ impl Group {
                 ran => ran,
             };
             match ran {
-                Ok(own) => self.0.push((task, own.err())),
+                Ok(own) => self.tasks.push((task, own.err())),
                 Err(lost) => {
-                    self.0.push((task, None));
-                    self.0.extend(waiting.map(|task| (task, None)));
+                    self.tasks.push((task, None));
+                    self.tasks.extend(waiting.map(|task| (task, None)));
                     store.roll_back();
                     return Err(lost);
                 }
             }
-            if start.elapsed() >= time {
+            if start.elapsed() >= bounds.time {
                 break;
             }
         }
@@ -380,12 +481,17 @@ impl Group {
         store.commit().inspect_err(|_| store.roll_back())
     }
 
+    /// A task that is larger than any group is one alone.
+    fn has_room_for(&self, task: &dyn StoreTask, bytes_max: u64) -> bool {
+        self.tasks.is_empty() || self.written.saturating_add(task_bytes(task)) <= bytes_max
+    }
+
     fn take_all(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
-        self.0.extend(taken.drain(..).map(|task| (task, None)));
+        self.tasks.extend(taken.drain(..).map(|task| (task, None)));
     }
 
     fn finish(self, committed: Result<(), &StoreError>) {
-        for (task, own) in self.0 {
+        for (task, own) in self.tasks {
             let result = match (&committed, &own) {
                 (Err(error), _) => Err(*error),
                 (Ok(()), Some(error)) => Err(error),
@@ -400,8 +506,12 @@ impl Group {
 }
 
 #[cfg(test)]
+mod pressure;
+
+#[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
@@ -411,16 +521,26 @@ mod tests {
     use crate::store::sqlite::{DATABASE_FILE, SqliteStore};
 
     /// A task's work in the store.
-    type Act = Box<dyn FnMut(&mut dyn Store) -> Result<(), StoreError> + Send>;
+    pub type Act = Box<dyn FnMut(&mut dyn Store) -> Result<(), StoreError> + Send>;
 
     /// Reports its result and the number of keys that another connection sees then.
-    struct Probe {
-        act: Act,
-        path: PathBuf,
-        results: Sender<(Result<(), String>, usize)>,
+    pub struct Probe {
+        pub act: Act,
+        pub is_wanted: Arc<AtomicBool>,
+        pub bytes: u32,
+        pub path: PathBuf,
+        pub results: Sender<(Result<(), String>, usize)>,
     }
 
     impl StoreTask for Probe {
+        fn is_wanted(&self) -> bool {
+            self.is_wanted.load(Ordering::Relaxed)
+        }
+
+        fn bytes(&self) -> u32 {
+            self.bytes
+        }
+
         fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
             (self.act)(store)
         }
@@ -435,21 +555,21 @@ mod tests {
         SqliteStore::open(path).unwrap().list().unwrap().len()
     }
 
-    fn create(store: &mut dyn Store) -> Result<(), StoreError> {
+    pub fn create(store: &mut dyn Store) -> Result<(), StoreError> {
         store.create(&NewKey::default(), 1).map(|_| ())
     }
 
     /// A store without its thread: tasks wait until `start`.
-    struct Bench {
+    pub struct Bench {
         _folder: tempfile::TempDir,
-        path: PathBuf,
-        requests: Arc<Requests>,
+        pub path: PathBuf,
+        pub requests: Arc<Requests>,
         results: Receiver<(Result<(), String>, usize)>,
         sender: Sender<(Result<(), String>, usize)>,
     }
 
     impl Bench {
-        fn new() -> Bench {
+        pub fn new() -> Bench {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(DATABASE_FILE);
             SqliteStore::open(&path).unwrap();
@@ -463,16 +583,25 @@ mod tests {
             }
         }
 
-        fn submit(
+        pub fn submit(
             &self,
             act: impl FnMut(&mut dyn Store) -> Result<(), StoreError> + Send + 'static,
         ) {
-            let probe = Probe {
+            let probe = self.probe(act);
+            self.requests.submit(1, Box::new(probe)).unwrap();
+        }
+
+        pub fn probe(
+            &self,
+            act: impl FnMut(&mut dyn Store) -> Result<(), StoreError> + Send + 'static,
+        ) -> Probe {
+            Probe {
                 act: Box::new(act),
+                is_wanted: Arc::new(AtomicBool::new(true)),
+                bytes: 0,
                 path: self.path.clone(),
                 results: self.sender.clone(),
-            };
-            self.requests.submit(1, Box::new(probe)).unwrap();
+            }
         }
 
         fn start(&self) -> StoreWorker {
@@ -482,7 +611,7 @@ mod tests {
             StoreWorker::start_with(Arc::clone(&self.requests), open, Duration::MAX).unwrap()
         }
 
-        fn results(&self, count: usize) -> Vec<(Result<(), String>, usize)> {
+        pub fn results(&self, count: usize) -> Vec<(Result<(), String>, usize)> {
             let next = || self.results.recv_timeout(Duration::from_secs(30)).unwrap();
             (0..count).map(|_| next()).collect()
         }
@@ -566,11 +695,7 @@ mod tests {
         }
         drop(bench.start());
         bench.results(limits::GROUP_TASKS_MAX + 1);
-        let probe = Probe {
-            act: Box::new(create),
-            path: bench.path.clone(),
-            results: bench.sender.clone(),
-        };
+        let probe = bench.probe(create);
         assert_eq!(bench.requests.submit(1, Box::new(probe)), Err(Full));
     }
 

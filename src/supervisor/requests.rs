@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::part::{Birth, Part, Settings};
 use crate::config::Config;
 use crate::console::exit;
+use crate::engine::prefixes;
 use crate::store::upkeep::Upkeep;
 use crate::store::{Place, Requests, StoreWorker};
 
@@ -23,6 +24,9 @@ pub struct StoreRequests {
 impl Part for StoreRequests {
     fn start(birth: &mut Birth) -> Result<StoreRequests, Failure> {
         birth.requests.set_upkeep(upkeep(&birth.config));
+        let folder = birth.requests.folder();
+        folder.set_place(birth.config.state_dir.clone(), prefixes::bytes);
+        clear_prefixes(&birth.config);
         let place = database::place(&birth.config, &birth.sources);
         let place = place.map_err(|reason| Failure::new(exit::CONFIG, reason))?;
         // SQLite has one writer at a time.
@@ -58,10 +62,26 @@ impl Part for StoreRequests {
     }
 }
 
+/// Removes the prefixes of an earlier daemon, if this one keeps none.
+fn clear_prefixes(config: &Config) {
+    if config.cache.prefixes > 0 {
+        return;
+    }
+    match prefixes::clear(&config.state_dir) {
+        Ok(0) => {}
+        Ok(removed) => log::info!("cache.prefixes is 0: {removed} prefixes are removed"),
+        Err(error) => {
+            let folder = prefixes::folder(&config.state_dir);
+            log::warn!("cannot remove prefixes in {}: {error}", folder.display());
+        }
+    }
+}
+
 fn upkeep(config: &Config) -> Upkeep {
     Upkeep {
         retention: config.store.retention,
         max_records: config.store.max_records,
-        max_bytes: config.store.max_size,
+        entries_bytes: config.entries_bytes(),
+        shares: config.disk_shares(),
     }
 }

@@ -120,6 +120,24 @@ pub fn bytes(state_dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Removes all prefixes, for a daemon that keeps none: a folder of an earlier one would take room
+/// and hold what prompts said.
+pub fn clear(state_dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for item in entries(&folder(state_dir))? {
+        let item = item?;
+        let name = item.file_name();
+        if matches!(
+            names::kind(&name.to_string_lossy()),
+            Kind::Prefix | Kind::Unfinished
+        ) {
+            remove(&item.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
 /// Removes all files of a tenant, and returns how many. A daemon that runs writes none of its
 /// prefixes any more.
 pub fn erase(state_dir: &Path, tenant: u64) -> io::Result<usize> {

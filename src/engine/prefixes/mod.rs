@@ -42,6 +42,6 @@ mod room;
 
 pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted};
 pub use copied::{Copied, Token};
-pub use folder::{Figures, Folder, bytes, erase, folder};
+pub use folder::{Figures, Folder, bytes, clear, erase, folder};
 pub use index::shared;
 pub use origin::Origin;

@@ -12,7 +12,10 @@ const BODY: &str = r#"{"prompt": "sort", "language": "python"}"#;
 #[expect(clippy::vec_box, reason = "the queue holds pointers")]
 fn records(bench: &Bench) -> Vec<Box<GenerationRecord>> {
     let mut records = Vec::new();
-    bench.store.records().take(&mut records, usize::MAX);
+    bench
+        .store
+        .records()
+        .take(&mut records, usize::MAX, usize::MAX);
     records
 }
 

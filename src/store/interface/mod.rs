@@ -22,6 +22,7 @@ pub mod transfer;
 pub mod entries;
 
 use super::error::StoreError;
+use crate::core::disk_shares::DiskShares;
 use callbacks::Callbacks;
 use entries::Entries;
 use generations::Generations;
@@ -38,6 +39,12 @@ pub trait Store:
     /// Returns a number that changes when another connection has changed the store, even one of
     /// this process.
     fn version(&self) -> Result<i64, StoreError>;
+
+    /// Returns once there is room in the state folder for a transaction that writes about `bytes`,
+    /// and keeps the store's files there within their shares. A database server has its own disk.
+    fn make_room(&mut self, _shares: &DiskShares, _bytes: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Overwrites what removed rows have left in the store's file. A database server does so in its
     /// own time, and its administrator decides when. Takes as long as writing the whole file.

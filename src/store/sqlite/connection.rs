@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::examine;
-use super::file::{configure, connect, identity, prepare_file};
+use super::file::{configure, connect, identity, prepare_file, try_to_write};
 use super::schema::{STEPS, Schema, Step};
 use super::undo::Undo;
+use crate::core::disk_shares::DiskShares;
 use crate::limits::store as limits;
 use crate::store::erasure::patiently;
 use crate::store::error::{Fault, StoreError};
@@ -28,6 +29,8 @@ pub struct SqliteStore {
     identity: (u64, u64),
     /// The state before the last change that made a secret.
     pub(super) undo: Option<Undo>,
+    /// The bounds of the files, once they are in force.
+    pub(super) shares: Option<DiskShares>,
 }
 
 impl SqliteStore {
@@ -37,15 +40,22 @@ impl SqliteStore {
         SqliteStore::open(&state_dir.join(DATABASE_FILE))
     }
 
+    /// Sets how long a statement waits for another process's lock.
+    #[cfg(test)]
+    pub fn set_patience(&self, patience: std::time::Duration) {
+        self.connection.busy_timeout(patience).unwrap();
+    }
+
     /// Opens the database; creates folder, file and tables if they are missing.
     pub fn open(path: &Path) -> Result<SqliteStore, StoreError> {
         let identity = prepare_file(path)?;
-        let connection = connect(path).map_err(|error| database_error(path, error))?;
+        let connection = connect(path).map_err(|error| open_error(path, error))?;
         let mut store = SqliteStore {
             connection,
             path: path.to_owned(),
             identity,
             undo: None,
+            shares: None,
         };
         store.migrate(STEPS)?;
         Ok(store)
@@ -56,22 +66,23 @@ impl SqliteStore {
     /// anything is written to it.
     pub fn open_existing(path: &Path) -> Result<SqliteStore, StoreError> {
         let of_file = |error| StoreError::File(path.to_owned(), error);
-        let of_database = |error| database_error(path, error);
+        let of_opening = |error| open_error(path, error);
         let identity = identity(path).map_err(of_file)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(of_database)?;
+        let connection = Connection::open_with_flags(path, flags).map_err(of_opening)?;
         connection
             .busy_timeout(limits::BUSY_TIMEOUT)
-            .map_err(of_database)?;
-        if Schema::read(&connection).map_err(of_database)?.version == 0 {
+            .map_err(of_opening)?;
+        if Schema::read(&connection).map_err(of_opening)?.version == 0 {
             return Err(unfinished(path));
         }
-        configure(&connection).map_err(of_database)?;
+        configure(&connection).map_err(of_opening)?;
         let mut store = SqliteStore {
             connection,
             path: path.to_owned(),
             identity,
             undo: None,
+            shares: None,
         };
         store.migrate(STEPS)?;
         Ok(store)
@@ -150,6 +161,10 @@ impl Store for SqliteStore {
             .map_err(|error| database_error(&self.path, error))
     }
 
+    fn make_room(&mut self, shares: &DiskShares, bytes: u64) -> Result<(), StoreError> {
+        self.keep_room(shares, bytes)
+    }
+
     fn overwrite_removed(&mut self) -> Result<(), StoreError> {
         // VACUUM writes all pages again, into the log. The checkpoint moves them into the file and
         // makes the log empty, for which it waits for the readers of other connections.
@@ -182,11 +197,26 @@ fn unfinished(path: &Path) -> StoreError {
     StoreError::File(path.to_owned(), error)
 }
 
+/// Returns the error of opening: SQLite only reports that it cannot, also where the folder is
+/// read-only and it needs a log there.
+fn open_error(path: &Path, error: rusqlite::Error) -> StoreError {
+    let is_vague = matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)
+    );
+    let folder = path.parent().unwrap_or(path);
+    match is_vague.then(|| try_to_write(folder)) {
+        Some(Err(error)) => StoreError::File(folder.to_owned(), error),
+        _ => database_error(path, error),
+    }
+}
+
 pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> StoreError {
     StoreError::Database {
         place: path.display().to_string(),
         fault: match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy) => Fault::Busy,
+            Some(ErrorCode::DiskFull) => Fault::Full,
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Fault::Damaged,
             _ => Fault::Other,
         },

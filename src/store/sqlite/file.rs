@@ -53,6 +53,18 @@ pub fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
     prepare().map_err(|error| StoreError::File(path.to_owned(), error))
 }
 
+/// Creates a file and removes it.
+pub fn try_to_write(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(".autoglmd-probe");
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&probe)?;
+    fs::remove_file(probe)
+}
+
 /// Device and inode of the file that has this name now.
 pub fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::metadata(path)?;

@@ -252,6 +252,11 @@ fn files_stay_below_the_bound_and_the_least_recently_used_one_goes() {
         (host.folder.figures().skipped, host.folder.figures().entries),
         (1, 1)
     );
+    // A daemon that keeps none.
+    assert_eq!(
+        (clear(host.state_dir.path()).unwrap(), host.files().len()),
+        (1, 0)
+    );
 }
 
 #[test]

@@ -138,12 +138,13 @@ fn job_of(
     if desk.is_draining {
         return Err(refusal(Refused::Draining));
     }
-    let jobs = &desk.parts.config.jobs;
+    let config = &desk.parts.config;
+    let jobs = &config.jobs;
     let (enabled, max_wait, ttl) = (jobs.enabled, jobs.max_wait, jobs.idempotency_ttl);
     let bounds = Bounds {
         jobs: jobs.max_queued.into(),
         jobs_of_key: jobs.max_queued_per_key.into(),
-        bytes: jobs.max_size as u64,
+        bytes: config.jobs_bytes(),
     };
     if !enabled {
         let message = "this daemon keeps no jobs (`jobs.enabled`), which durable jobs and \
