@@ -1,11 +1,15 @@
 //! The members of a generation's response, and `?fields=`, which selects among them.
 
+use std::ops::Range;
+
+use memchr::memmem;
+
 use crate::engine::Usage;
 use crate::error::{ApiError, ErrorCode};
 use crate::service::dialect::Generation;
 use crate::service::excerpt::excerpt;
 use crate::service::response::json::{
-    Object, WriteJson, push_number, push_optional_text, push_text, write_json,
+    Object, WriteJson, push_number, push_optional_text, push_text, push_text_around, write_json,
 };
 
 /// A member of the response.
@@ -96,10 +100,30 @@ pub struct GenerationObject<'a> {
     pub generation: &'a Generation<'a>,
 }
 
+impl GenerationObject<'_> {
+    /// Writes the model's whole output, in which the code is usually found as it is: its escapes
+    /// are taken from `code`, where `out` has them, and made once.
+    fn write_text(&self, out: &mut Vec<u8>, code: &Range<usize>) {
+        let text = self.generation.text;
+        let place = match code.is_empty() {
+            true => None,
+            false => memmem::find(text.as_bytes(), self.code.as_bytes()),
+        };
+        match place {
+            Some(place) => {
+                let after = &text[place + self.code.len()..];
+                push_text_around(out, &text[..place], code.clone(), after);
+            }
+            None => push_text(out, text),
+        }
+    }
+}
+
 impl WriteJson for GenerationObject<'_> {
     fn write_json(&self, out: &mut Vec<u8>) {
         let generation = self.generation;
         let mut object = Object::begin(out);
+        let mut code = 0..0;
         for member in Member::ALL {
             if !self.selection.contains(member) {
                 continue;
@@ -107,9 +131,13 @@ impl WriteJson for GenerationObject<'_> {
             let out = object.member(member.name());
             match member {
                 Member::Id => push_text(out, generation.id),
-                Member::Code => push_text(out, self.code),
+                Member::Code => {
+                    let start = out.len() + 1;
+                    push_text(out, self.code);
+                    code = start..out.len() - 1;
+                }
                 Member::Language => push_optional_text(out, self.language),
-                Member::Text => push_text(out, generation.text),
+                Member::Text => self.write_text(out, &code),
                 Member::Model => push_optional_text(out, generation.model),
                 Member::FinishReason => push_text(out, generation.finish_reason.as_str()),
                 Member::Cached => write_json(out, &generation.is_cached),
@@ -145,6 +173,10 @@ mod tests {
     use std::time::Duration;
 
     fn written(selection: Selection) -> serde_json::Value {
+        written_with(selection, "```\nx\n```", "x")
+    }
+
+    fn written_with(selection: Selection, text: &str, code: &str) -> serde_json::Value {
         let usage = Usage {
             prompt_tokens: 5,
             cached_tokens: 3,
@@ -152,7 +184,7 @@ mod tests {
         };
         let generation = Generation {
             id: "r",
-            text: "```\nx\n```",
+            text,
             model: Some("m"),
             finish_reason: FinishReason::Stop,
             usage,
@@ -162,7 +194,7 @@ mod tests {
         let object = GenerationObject {
             selection,
             language: None,
-            code: "x",
+            code,
             generation: &generation,
         };
         let mut out = Vec::new();
@@ -181,6 +213,29 @@ mod tests {
             },
         });
         assert_eq!(written(Selection::ALL), expected);
+    }
+
+    /// Mutations that this test catches: the quote of `code` taken as a part of it; `after` without
+    /// the length of the code.
+    #[test]
+    fn code_is_found_in_the_text_wherever_it_is() {
+        for (text, code) in [
+            ("a \"b\"\n", "\"b\"\n"),
+            ("\n\n\n", "\n\n"),
+            ("é\u{1}é", "\u{1}é"),
+            ("b\\", "\\b"),
+            ("only\ttext", ""),
+            ("", ""),
+            ("short", "longer than the text"),
+        ] {
+            let object = written_with(Selection::ALL, text, code);
+            assert_eq!(
+                (&object["text"], &object["code"]),
+                (&text.into(), &code.into())
+            );
+            let alone = written_with(Selection::parse(Some("text")).unwrap(), text, code);
+            assert_eq!(alone, serde_json::json!({"text": text}));
+        }
     }
 
     #[test]
