@@ -262,8 +262,8 @@ fn a_callback_is_signed_by_each_valid_secret() {
     });
 }
 
-/// Mutations: `outcome_of` that takes 302 for a success; one without `Retry-After`; redirects that
-/// are followed.
+/// Mutations: `outcome_of` that takes 302 for a success; one without `Retry-After`; `retry_after`
+/// without the date; redirects that are followed.
 #[test]
 fn a_receiver_that_fails_is_asked_again_and_a_redirect_is_not_followed() {
     let daemon = options().start();
@@ -275,29 +275,38 @@ fn a_receiver_that_fails_is_asked_again_and_a_redirect_is_not_followed() {
     );
     let busy =
         "HTTP/1.1 429 No\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    // Its clock differs from ours, and counts.
+    let dated = "HTTP/1.1 503 No\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                 retry-after: Sun, 06 Nov 1994 08:49:41 GMT\r\n\
+                 content-length: 0\r\nconnection: close\r\n\r\n";
     let receiver = Receiver::new(vec![
         String::new(),
         status("500 No"),
         redirect,
         busy.to_owned(),
+        dated.to_owned(),
         OK.to_owned(),
     ]);
     let id = accepted(&daemon, &receiver.url());
-    let attempts: Vec<Received> = (0..4).map(|_| receiver.next()).collect();
+    let attempts: Vec<Received> = (0..5).map(|_| receiver.next()).collect();
     let seconds = |received: &Received| -> u64 {
         let seconds = received.field("webhook-timestamp");
         seconds.parse().expect("seconds")
     };
     let last = receiver.next();
     assert!(
-        seconds(&last) > seconds(&attempts[3]),
+        seconds(&attempts[4]) > seconds(&attempts[3]),
         "without `Retry-After` the pause would be at most 800 ms"
+    );
+    assert!(
+        seconds(&last) >= seconds(&attempts[4]) + 4,
+        "without the date the pause would be at most 1.6 s"
     );
     for received in attempts.iter().chain([&last]) {
         assert_eq!(received.field("webhook-id"), id, "the same callback");
         assert_eq!(received.body, last.body);
     }
-    assert_eq!(reach(&daemon, &id, "delivered")["attempts"], 5);
+    assert_eq!(reach(&daemon, &id, "delivered")["attempts"], 6);
     assert!(
         other.requests.try_recv().is_err(),
         "the redirect was followed"

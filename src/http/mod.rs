@@ -9,6 +9,7 @@ pub mod http1;
 pub mod http2;
 pub mod negotiate;
 pub mod origin;
+pub mod retry_after;
 pub mod sniff;
 pub mod sse;
 #[cfg(test)]

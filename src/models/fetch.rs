@@ -37,6 +37,8 @@ use super::files::{Pace, read_bounded, replace};
 use super::means::Means;
 use super::progress::{Progress, Watch, tell};
 use super::redirect::{Hop, follow};
+use crate::core::UnixSeconds;
+use crate::http::retry_after;
 use crate::limits::models as limits;
 use crate::limits::tls as tls_limits;
 
@@ -128,7 +130,7 @@ fn attempt(agent: &Agent, wanted: &Wanted<'_>, watch: &mut Watch<'_>) -> Result<
         (416, Some((from, _))) => nothing_more(wanted, &response, from),
         (status @ (408 | 429 | 500..=599), _) => Err(Failure::Passing {
             reason: format!("the server responded with {status}"),
-            pause: retry_after(response.headers()),
+            pause: asked_pause(response.headers()),
         }),
         (status, _) => Err(Failure::Final(ModelError::Refused {
             url: wanted.url.to_owned(),
@@ -377,10 +379,9 @@ impl ContentRange {
     }
 }
 
-/// Parses whole seconds; for the other form, a date, our own backoff applies.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = header(headers, "retry-after")?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
+fn asked_pause(headers: &HeaderMap) -> Option<Duration> {
+    let asked = header(headers, "retry-after")?;
+    retry_after::parse(asked, header(headers, "date"), UnixSeconds::now().as_u64())
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -44,11 +44,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::core::UnixSeconds;
 use crate::core::address_policy::AddressPolicy;
 use crate::http::http1::response::BadResponse;
 use crate::http::http1::response_reader::ResponseBounds;
 use crate::http::origin::Origin;
-use crate::http::{Fields, Method};
+use crate::http::{Fields, Method, retry_after};
 use crate::limits::outbound as limits;
 
 /// One request, and where its result goes.
@@ -262,6 +263,11 @@ impl Response {
                 let (found, value) = line.split_once(':')?;
                 found.eq_ignore_ascii_case(name).then(|| value.trim())
             })
+    }
+
+    /// Returns how long the server asks to be left alone. The caller has a bound of its own.
+    pub fn retry_after(&self, now: UnixSeconds) -> Option<Duration> {
+        retry_after::parse(self.field("retry-after")?, self.field("date"), now.as_u64())
     }
 }
 

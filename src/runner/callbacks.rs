@@ -35,7 +35,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::config::Config;
-use crate::core::{Moment, UnixMillis};
+use crate::core::{Moment, UnixMillis, UnixSeconds};
 use crate::http::http1::response_reader::ResponseBounds;
 use crate::http::origin::Origin;
 use crate::http::{Fields, Method};
@@ -214,7 +214,7 @@ impl Caller {
             CallbackNote::Look => self.claim_soon(),
             CallbackNote::Done(done) => self.handle_done(done),
             CallbackNote::Fetched(serial, result) => {
-                self.settle(serial, outcome_of(result));
+                self.settle(serial, outcome_of(result, self.now()));
             }
             CallbackNote::Apply(config) => self.parts.config = config,
             CallbackNote::Drain if self.ends_at.is_none() => {
@@ -476,6 +476,10 @@ impl Caller {
     fn now_ms(&self) -> u64 {
         (self.parts.wall_clock)().as_u64()
     }
+
+    fn now(&self) -> UnixSeconds {
+        (self.parts.wall_clock)().as_seconds()
+    }
 }
 
 /// Passes on the result of an attempt.
@@ -491,7 +495,7 @@ impl FetchSink for Sink {
     }
 }
 
-fn outcome_of(result: Result<Response, FetchError>) -> Outcome {
+fn outcome_of(result: Result<Response, FetchError>, now: UnixSeconds) -> Outcome {
     let response = match result {
         Ok(response) => response,
         Err(FetchError::Forbidden) => {
@@ -513,16 +517,9 @@ fn outcome_of(result: Result<Response, FetchError>) -> Outcome {
         )),
         _ => Outcome::Failed {
             why: format!("the receiver responded with {status}"),
-            retry_after_ms: retry_after_ms(&response),
+            retry_after_ms: response.retry_after(now).map(milliseconds),
         },
     }
-}
-
-/// Returns the pause in `Retry-After`, if that is a number of seconds. A date is not followed: the
-/// clocks may differ.
-fn retry_after_ms(response: &Response) -> Option<u64> {
-    let seconds: u64 = response.field("retry-after")?.parse().ok()?;
-    Some(seconds.saturating_mul(1_000))
 }
 
 fn failed(why: String) -> Outcome {

@@ -332,8 +332,8 @@ impl Pusher {
             Ok(response) => response,
             Err(error) => return self.fail(error.to_string()),
         };
-        let asked = response.field("retry-after");
-        let fate = reply::read(response.status, asked, &response.body, UnixSeconds::now());
+        let asked = response.retry_after(UnixSeconds::now());
+        let fate = reply::read(response.status, asked, &response.body);
         let attempt = match &fate {
             Fate::Taken { rejected: 0, .. } => Attempt::Taken,
             Fate::Taken { rejected, message } => {

@@ -30,7 +30,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("tls", &["limits", "core", "http", "os", "config"]),
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits", "core"]),
-    ("models", &["limits", "core", "os"]),
+    ("models", &["limits", "core", "http", "os"]),
     ("jobs", &[]),
     (
         "store",

@@ -5,14 +5,13 @@
 //! points were rejected; they must not be sent again.
 //!
 //! Mutations that the tests below catch: 500 in the list of those that may be tried again, 502 not
-//! in it, a date in the past that waits, a partial success that is not read.
+//! in it, a partial success that is not read.
 
 use std::time::Duration;
 
 use prost::Message as _;
 
 use super::message::ExportResponse;
-use crate::core::UnixSeconds;
 
 /// The fate of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +27,8 @@ pub enum Fate {
 /// Statuses that may be tried again.
 const AGAIN: [u16; 4] = [429, 502, 503, 504];
 
-/// Reads a response. `now`: the wall clock, for a date in `Retry-After`.
-pub fn read(status: u16, retry_after: Option<&str>, body: &[u8], now: UnixSeconds) -> Fate {
+/// Reads a response; `after` is the wait that it asks for.
+pub fn read(status: u16, after: Option<Duration>, body: &[u8]) -> Fate {
     match status {
         200..=299 => {
             // A collector that responds with success has taken the batch, whatever its body is.
@@ -40,24 +39,9 @@ pub fn read(status: u16, retry_after: Option<&str>, body: &[u8], now: UnixSecond
                 message: partial.error_message,
             }
         }
-        _ if AGAIN.contains(&status) => Fate::Again {
-            after: retry_after.and_then(|text| parse_retry_after(text, now)),
-        },
+        _ if AGAIN.contains(&status) => Fate::Again { after },
         _ => Fate::Refused,
     }
-}
-
-/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
-fn parse_retry_after(text: &str, now: UnixSeconds) -> Option<Duration> {
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Too many digits mean very long; the caller has its own bound.
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let date = jiff::fmt::rfc2822::DateTimeParser::new()
-        .parse_timestamp(text)
-        .ok()?;
-    let wait = date.as_second().saturating_sub(now.as_i64());
-    Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -66,32 +50,15 @@ mod tests {
     use crate::telemetry::otlp::message::PartialSuccess;
     use proptest::prelude::*;
 
-    /// 1994-11-06, 08:49:37 UTC.
-    const NOW: UnixSeconds = UnixSeconds::new(784_111_777);
-
-    fn wait(text: &str) -> Option<u64> {
-        parse_retry_after(text, NOW).map(|wait| wait.as_secs())
-    }
+    const WAIT: Option<Duration> = Some(Duration::from_secs(7));
 
     #[test]
     fn exactly_four_statuses_may_be_tried_again() {
-        let again = |status: &u16| matches!(read(*status, None, b"", NOW), Fate::Again { .. });
+        let again = |status: &u16| read(*status, WAIT, b"") == Fate::Again { after: WAIT };
         let found: Vec<u16> = (100..=599).filter(again).collect();
         assert_eq!(found, [429, 502, 503, 504]);
         for status in [300, 400, 401, 404, 413, 500, 501, 505] {
-            assert_eq!(read(status, Some("7"), b"", NOW), Fate::Refused, "{status}");
-        }
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(wait("7"), Some(7));
-        assert_eq!(wait("0"), Some(0));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:47 GMT"), Some(10));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:27 GMT"), Some(0));
-        assert_eq!(wait("99999999999999999999999"), Some(u64::MAX));
-        for odd in ["", "-1", "1.5", "soon", "+3", "Sun, 06 Nov"] {
-            assert_eq!(wait(odd), None, "{odd:?}");
+            assert_eq!(read(status, WAIT, b""), Fate::Refused, "{status}");
         }
     }
 
@@ -108,19 +75,18 @@ mod tests {
             message: message.to_owned(),
         };
         let body = response.encode_to_vec();
-        assert_eq!(read(200, None, &body, NOW), taken(3, "too old"));
-        assert_eq!(read(202, None, b"", NOW), taken(0, ""));
-        assert_eq!(read(200, None, b"\xff<html>", NOW), taken(0, ""));
+        assert_eq!(read(200, None, &body), taken(3, "too old"));
+        assert_eq!(read(202, None, b""), taken(0, ""));
+        assert_eq!(read(200, None, b"\xff<html>"), taken(0, ""));
     }
 
     proptest! {
         #[test]
         fn any_response_has_a_fate(
             status in any::<u16>(),
-            text in ".{0,40}",
             body in prop::collection::vec(any::<u8>(), 0..60),
         ) {
-            read(status, Some(&text), &body, NOW);
+            read(status, None, &body);
         }
     }
 }
