@@ -12,6 +12,9 @@ use autoglmd::keys::Scopes;
 use autoglmd::store::{DATABASE_FILE, Jobs as _, Keys as _, NewKey, SqliteStore};
 use serde_json::{Value, json};
 
+use common::http2::frame::{flag, headers};
+use common::http2::hpack::fields;
+use common::http2::{Peer, Target};
 use common::{Answer, Connection, Daemon, Options, eventually, request};
 
 fn shared() -> &'static Daemon {
@@ -142,8 +145,8 @@ fn a_job_runs_and_has_the_result_of_a_request() {
         direct["code"].as_str().expect("code").trim_end()
     );
     assert_eq!(events[2].data, job["result"]);
-    // From each event on, and after the last one.
-    for (index, event) in events.iter().enumerate() {
+    // From each event on. After the last one there is nothing to follow.
+    for (index, event) in events.iter().enumerate().take(events.len() - 1) {
         assert_eq!(history(daemon, &id, Some(&event.id)), events[index + 1..]);
     }
     let listed = daemon
@@ -157,6 +160,59 @@ fn a_job_runs_and_has_the_result_of_a_request() {
         cancel(daemon, &id).expect(200).json()["status"],
         "completed"
     );
+}
+
+/// A browser follows again whenever a stream ends, with the id of the last event: 204 ends that.
+/// An id that the job never had is an error, over both protocols.
+///
+/// Mutations: `handle_batch` without 204; `events` without `is_checked`.
+#[test]
+fn a_follower_that_has_all_events_is_told_to_stop_and_one_with_a_foreign_id_that_it_errs() {
+    let daemon = shared();
+    let id = accepted(daemon, &json!({"prompt": "greet"}));
+    reach(daemon, &id, "completed");
+    let last = history(daemon, &id, None).pop().expect("its end").id;
+    let authorization = daemon.authorization();
+    let path = format!("/api/v1/jobs/{id}/events");
+    let mut peer = Peer::open(&Target::of(daemon)).expect("HTTP/2");
+    for (index, (after, status)) in [
+        (last.as_str(), 204),
+        ("9.999", 400),
+        ("1.999", 400),
+        ("2.0", 400),
+        ("0.1", 400),
+        ("7", 400),
+        ("-1.0", 400),
+        ("1.0, 1.1", 400),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let field = [("last-event-id", after)];
+        let answer = daemon.exchange(&daemon.request_with("GET", &path, &field, b""));
+        let stream = 2 * index as u32 + 1;
+        let block = fields(&[
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", &path),
+            (":authority", "localhost"),
+            ("authorization", &authorization),
+            ("last-event-id", after),
+        ]);
+        peer.send(headers(stream, &block, flag::END_STREAM));
+        let over_http2 = peer.answer_of(stream, status).expect(after);
+        let answer = answer.expect(status);
+        assert_eq!(answer.body.is_empty(), status == 204, "{after}");
+        assert_eq!(over_http2.body.is_empty(), status == 204, "{after}");
+        if status == 400 {
+            assert_eq!(answer.json()["error"]["param"], "last-event-id", "{answer}");
+            let error: Value = serde_json::from_slice(&over_http2.body).expect("JSON");
+            assert_eq!(error["error"]["code"], "invalid_parameter", "{error}");
+        }
+    }
+    let twice = [("last-event-id", "1.0"), ("last-event-id", "1.0")];
+    let twice = daemon.exchange(&daemon.request_with("GET", &path, &twice, b""));
+    twice.expect_error(400, "invalid_parameter");
 }
 
 /// Mutation: `follow` that looks before it registers.
@@ -225,9 +281,6 @@ fn wrong_requests_are_refused_with_their_reason() {
     }
     let id = accepted(daemon, &json!({"prompt": "greet"}));
     let events = format!("/api/v1/jobs/{id}/events");
-    let fields = [("last-event-id", "7")];
-    let wrong = daemon.exchange(&daemon.request_with("GET", &events, &fields, b""));
-    wrong.expect_error(400, "invalid_parameter");
     for (method, path, allow) in [
         ("PUT", "/api/v1/jobs", "GET, HEAD, POST, OPTIONS"),
         (

@@ -5,6 +5,9 @@ mod common;
 
 use serde_json::{Value, json};
 
+use common::http2::frame::{flag, headers};
+use common::http2::hpack::fields;
+use common::http2::{Peer, Target};
 use common::{Daemon, Options, request};
 
 fn shared() -> &'static Daemon {
@@ -192,6 +195,96 @@ fn method_media_type_and_path_are_refused_by_their_own_words() {
     post("accept", "image/png").expect_error(406, "not_acceptable");
     post("content-type", "application/json; charset=utf-8").expect(200);
     post("accept", "text/html, */*;q=0.1").expect(200);
+}
+
+/// Requests whose query says something that no route would read as it is meant: the parameter that
+/// the error names, and a word of its message.
+const MISUNDERSTOOD: &[(&str, &str, &str, &str)] = &[
+    (
+        "GET",
+        "/api/v1/generations?statu=failed",
+        "statu",
+        "status, since, cursor, limit",
+    ),
+    ("GET", "/api/v1/jobs?state=queued", "state", "status"),
+    (
+        "GET",
+        "/api/v1/jobs?limit=5&limit=6",
+        "limit",
+        "given twice",
+    ),
+    ("GET", "/api/v1/jobs?status=", "status", "has no value"),
+    ("POST", "/api/v1/jobs?fields=id", "fields", "no parameters"),
+    ("POST", "/api/v1/generate?field=id", "field", "fields"),
+    (
+        "GET",
+        "/api/v1/admin/cache?key=key_1",
+        "key",
+        "no parameters",
+    ),
+    ("DELETE", "/api/v1/admin/cache?kye=key_1", "kye", "key"),
+    ("DELETE", "/api/v1/admin/cache?key=a b", "key", "not the id"),
+    ("GET", "/api/v1/models?all", "all", "no parameters"),
+    ("GET", "/api/v1/languages?q=r", "q", "no parameters"),
+    ("GET", "/metrics?name[]=up", "name[]", "no parameters"),
+    ("GET", "/readyz?verbose", "verbose", "no parameters"),
+    ("GET", "/?page=2", "page", "no parameters"),
+];
+
+/// Mutations: `check_fields` without `query::check`; `known` with a parameter too many.
+#[test]
+fn a_query_that_would_be_ignored_is_refused_over_both_protocols() {
+    let daemon = shared();
+    let authorization = daemon.authorization();
+    let mut peer = Peer::open(&Target::of(daemon)).expect("HTTP/2");
+    for (index, (method, path, param, word)) in MISUNDERSTOOD.iter().enumerate() {
+        let path = &path.replace(' ', "%20");
+        let answer = daemon.exchange(&daemon.request(method, path, b""));
+        let stream = 2 * index as u32 + 1;
+        let block = fields(&[
+            (":method", *method),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "localhost"),
+            ("authorization", &authorization),
+        ]);
+        peer.send(headers(stream, &block, flag::END_STREAM));
+        let over_http2 = peer.answer_of(stream, 400).expect(path);
+        let over_http1 = answer.expect_error(400, "invalid_parameter").json();
+        for error in [
+            over_http1,
+            serde_json::from_slice(&over_http2.body).unwrap(),
+        ] {
+            let error = &error["error"];
+            assert_eq!(error["param"], *param, "{method} {path}: {error}");
+            let message = error["message"].as_str().unwrap_or_default();
+            assert!(message.contains(word), "{method} {path}: {message}");
+        }
+    }
+    // A browser asks by the whole URL of the request to come.
+    let options = daemon.request("OPTIONS", "/api/v1/jobs?statu=1", b"");
+    daemon.exchange(&options).expect(204);
+}
+
+/// A method of gRPC has no query at all.
+#[test]
+fn a_query_of_a_grpc_method_is_refused_in_its_trailers() {
+    let daemon = shared();
+    let mut peer = Peer::open(&Target::of(daemon)).expect("HTTP/2");
+    let block = fields(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/AutoGLMService/Generate?fields=code"),
+        (":authority", "localhost"),
+        ("authorization", &daemon.authorization()),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]);
+    peer.send(headers(1, &block, flag::END_STREAM));
+    let answer = peer.answer_of(1, 200).expect("trailers");
+    assert_eq!(answer.field("grpc-status"), Some("3"), "{answer:?}");
+    let message = answer.field("grpc-message").unwrap_or_default();
+    assert!(message.contains("`fields`"), "{message}");
 }
 
 #[test]

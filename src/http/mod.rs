@@ -98,17 +98,6 @@ impl<'a> Request<'a> {
     pub fn host(&self) -> Option<&'a str> {
         self.authority.or_else(|| self.header("host"))
     }
-
-    /// Returns the value of a query parameter, not decoded.
-    pub fn query_value(&self, name: &str) -> Option<&'a str> {
-        self.query?
-            .split('&')
-            .find_map(|pair| match pair.split_once('=') {
-                Some((key, value)) if key == name => Some(value),
-                None if pair == name => Some(""),
-                _ => None,
-            })
-    }
 }
 
 /// The head of a response, without the fields that the protocol itself makes (length, transfer

@@ -29,6 +29,17 @@ impl EventId {
             sequence: number(sequence)?,
         })
     }
+
+    /// Returns the greatest id that is less than this one.
+    pub const fn predecessor(self) -> EventId {
+        match self.sequence.checked_sub(1) {
+            Some(sequence) => EventId { sequence, ..self },
+            None => EventId {
+                attempt: self.attempt.saturating_sub(1),
+                sequence: u32::MAX,
+            },
+        }
+    }
 }
 
 /// Reads decimal digits without a sign and without leading zeros.
@@ -121,6 +132,9 @@ mod tests {
         assert_eq!(EventId::parse("2.17"), Some(id));
         assert_eq!(EventId::parse("0.0"), Some(EventId::BEGINNING));
         assert!(EventId::parse("1.18") < Some(id));
+        assert_eq!(EventId::parse("2.16"), Some(id.predecessor()));
+        let first = EventId { sequence: 0, ..id };
+        assert_eq!(EventId::parse("1.4294967295"), Some(first.predecessor()));
         for other in [
             "",
             ".",

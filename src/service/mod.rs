@@ -18,14 +18,14 @@
 //! and `handle_data` takes each piece of its body until it returns `Flow::Finished`.
 //!
 //! Reading order: [`router`] (which paths exist, and who may use them), [`call`] (the facts about a
-//! request), [`desk`] (the tools of every route), [`admission`] (which requests may go on, by their
-//! heads), [`rate_limit`] (how many), [`dialect`] (the interface of an API), [`api`] (each API, and
-//! the routes beside generation), [`inflation`] (bodies without their codings), [`generation`] (a
-//! job and its response), [`question`] and [`asking`] (requests that wait for the store),
-//! [`exchange`] (incomplete responses) and [`completion`] (the messages for them), [`found`] (the
-//! store's replies about jobs among those), [`representation`] and [`response`] (the forms and
-//! parts of responses), [`purge`] (of the cache), [`request_log`] (counts and logs), [`copied`]
-//! (counts of others), [`excerpt`].
+//! request), [`desk`] (the tools of every route), [`query`] (the parameters that each route knows),
+//! [`admission`] (which requests may go on, by their heads), [`rate_limit`] (how many), [`dialect`]
+//! (the interface of an API), [`api`] (each API, and the routes beside generation), [`inflation`]
+//! (bodies without their codings), [`generation`] (a job and its response), [`question`] and
+//! [`asking`] (requests that wait for the store), [`exchange`] (incomplete responses) and
+//! [`completion`] (the messages for them), [`found`] (the store's replies about jobs among those),
+//! [`representation`] and [`response`] (the forms and parts of responses), [`purge`] (of the
+//! cache), [`request_log`] (counts and logs), [`copied`] (counts of others), [`excerpt`].
 //!
 //! Must never block, and never panic because of a client's bytes. Files depend on one another in
 //! one direction: this one knows all the others, and none knows this one.
@@ -50,6 +50,7 @@ mod generation;
 mod inflation;
 pub mod metrics;
 mod purge;
+mod query;
 mod question;
 mod rate_limit;
 mod representation;

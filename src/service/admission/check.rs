@@ -1,4 +1,5 @@
-//! Checks by its head alone whether a request may go on: route, key, rate, method, media types.
+//! Checks by its head alone whether a request may go on: route, key, rate, method, media types,
+//! query.
 //!
 //! Owns the order of these checks. Must never look at a body.
 //!
@@ -26,6 +27,7 @@ use crate::offload::Permit;
 use crate::service::call::{Call, Intake};
 use crate::service::desk::{Desk, Parts};
 use crate::service::inflation::unsupported_coding;
+use crate::service::query;
 use crate::service::response::coding;
 
 use super::arrival::Arrival;
@@ -181,6 +183,7 @@ fn check_fields(
     }
     check_method(row, request.method)?;
     desk.dialect(row.surface).check_head(row, call, request)?;
+    query::check(row, request)?;
     // gRPC compresses its messages, and by its own rules.
     if row.surface == Surface::Grpc {
         return Ok(());

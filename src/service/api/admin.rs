@@ -6,19 +6,20 @@ use serde::Serialize;
 
 use crate::cache::metrics::{Figures, Level, Verdicts};
 use crate::engine::Verdict;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::http::{Method, Request};
 use crate::limits::cache as limits;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Wire};
 use crate::service::excerpt::excerpt;
+use crate::service::query::{self, Parameter};
 use crate::service::response::buffer::JSON;
 use crate::service::response::json::write_json;
 
 /// Responds with the state of the cache, or purges it.
 pub fn cache(desk: &mut Desk, call: &Call, request: &Request<'_>, wire: &mut Wire<'_>) {
     let result = match call.method {
-        Method::Delete => purge(desk, request.query),
+        Method::Delete => purge(desk, request),
         _ => Ok(show(desk)),
     };
     match result {
@@ -65,8 +66,10 @@ fn level_object(desk: &Desk, level: Level, figures: &Figures) -> LevelObject {
     }
 }
 
-fn purge(desk: &Desk, query: Option<&str>) -> Result<Vec<u8>, ApiError> {
-    let key = key_of(query)?;
+fn purge(desk: &Desk, request: &Request<'_>) -> Result<Vec<u8>, ApiError> {
+    let key = query::value(request, Parameter::Key)
+        .map(checked_key)
+        .transpose()?;
     desk.parts.purger.purge(key);
     Ok(written(&PurgeObject {
         object: "cache.purge",
@@ -86,25 +89,14 @@ pub fn forget_gone(desk: &Desk, tenants: &[u64]) {
     }
 }
 
-/// Returns the key whose entries are meant, from `?key=ID`; `None`: all. A query that was meant to
-/// restrict a purge and does not must not purge everything.
-fn key_of(query: Option<&str>) -> Result<Option<&str>, ApiError> {
-    let Some(query) = query.filter(|query| !query.is_empty()) else {
-        return Ok(None);
-    };
-    let id = query.strip_prefix("key=").filter(|id| {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        !id.is_empty() && id.bytes().all(is_plain)
-    });
-    match id {
-        Some(id) => Ok(Some(id)),
-        None => {
-            let query = excerpt(query);
-            let message = format!(
-                "unknown query `{query}`; send `?key=ID` with a key's id for its entries, or no \
-                 query for all"
-            );
-            Err(ApiError::new(ErrorCode::InvalidParameter, message).with_param("key"))
+/// Returns the id of the key whose entries are meant. A key that is gone may still have entries.
+fn checked_key(id: &str) -> Result<&str, ApiError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    match id.bytes().all(is_plain) {
+        true => Ok(id),
+        false => {
+            let message = format!("`{}` is not the id of a key", excerpt(id));
+            Err(query::invalid(Parameter::Key, message))
         }
     }
 }

@@ -6,11 +6,12 @@
 
 use serde::Serialize;
 
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::http::Request;
 use crate::limits::store as limits;
 use crate::service::call::Call;
 use crate::service::excerpt::excerpt;
+use crate::service::query::{self, Parameter};
 use crate::service::question::Question;
 use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::json::write_json;
@@ -33,14 +34,15 @@ pub struct Page {
 impl Page {
     /// Reads the request's query.
     pub fn of(call: &Call, request: &Request<'_>) -> Result<Page, ApiError> {
-        let value = |name| request.query_value(name).filter(|value| !value.is_empty());
+        let value = |parameter| query::value(request, parameter);
+        let (default, most) = (limits::PAGE_RECORDS_DEFAULT, limits::PAGE_RECORDS_MAX);
         let caller = call.caller.as_ref();
         Ok(Page {
             key_id: caller.map_or(String::new(), |caller| caller.record.id.clone()),
-            status: value("status").map(status).transpose()?,
-            since: value("since").map_or(Ok(0), since)?,
-            before: value("cursor").map(cursor).transpose()?,
-            limit: value("limit").map_or(Ok(limits::PAGE_RECORDS_DEFAULT), limit)?,
+            status: value(Parameter::Status).map(status).transpose()?,
+            since: value(Parameter::Since).map_or(Ok(0), since)?,
+            before: value(Parameter::Cursor).map(cursor).transpose()?,
+            limit: query::page_limit(request, default, most)?,
             found: Vec::new(),
         })
     }
@@ -77,41 +79,20 @@ impl Question for Page {
 fn status(word: &str) -> Result<Status, ApiError> {
     Status::parse(word).ok_or_else(|| {
         let word = excerpt(word);
-        invalid(
-            "status",
-            format!("`{word}` is not a status; use done, failed or abandoned"),
-        )
+        let message = format!("unknown status `{word}`; expected done, failed, abandoned");
+        query::invalid(Parameter::Status, message)
     })
 }
 
 fn since(digits: &str) -> Result<u64, ApiError> {
-    digits.parse().map_err(|_| {
+    query::number(digits).ok_or_else(|| {
         let message = "`since` must be a time in milliseconds since 1970";
-        invalid("since", message.to_owned())
+        query::invalid(Parameter::Since, message)
     })
 }
 
 fn cursor(text: &str) -> Result<Id, ApiError> {
-    Id::parse(IdKind::Generation, text.as_bytes()).ok_or_else(|| {
-        let message = "`cursor` must be the `next_cursor` of the page before";
-        invalid("cursor", message.to_owned())
-    })
-}
-
-fn limit(digits: &str) -> Result<u32, ApiError> {
-    let most = limits::PAGE_RECORDS_MAX;
-    let number = digits
-        .parse()
-        .ok()
-        .filter(|number| (1..=most).contains(number));
-    number.ok_or_else(|| {
-        let message = format!("`limit` must be a whole number from 1 to {most}");
-        invalid("limit", message)
-    })
-}
-
-fn invalid(param: &'static str, message: String) -> ApiError {
-    ApiError::new(ErrorCode::InvalidParameter, message).with_param(param)
+    Id::parse(IdKind::Generation, text.as_bytes()).ok_or_else(query::no_cursor)
 }
 
 #[derive(Serialize)]

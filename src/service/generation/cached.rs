@@ -20,6 +20,7 @@ use crate::limits::cache as limits;
 use crate::service::call::{Call, Incoming, Reuse};
 use crate::service::desk::{Desk, Parts, Wire};
 use crate::service::dialect::{Generation, Whole};
+use crate::service::query::{self, Parameter};
 use crate::service::request_log::Outcome;
 use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::cached::{Content, Miss, Stored, digest};
@@ -75,7 +76,7 @@ pub fn respond(
     if !is_looked_up(desk, call, &incoming.body) {
         return Some(Keeping::Undecided(None));
     }
-    let fields = incoming.request.query_value("fields");
+    let fields = query::value(incoming.request, Parameter::Fields);
     let digest = digest(&key, call, fields, &incoming.body);
     match desk.parts.responses.find(digest, call.tenant(), wire.now) {
         Ok(stored) => {

@@ -23,6 +23,7 @@ use crate::service::completion::{Completion, Reply};
 use crate::service::desk::Desk;
 use crate::service::dialect::{Asked, Dialect, Received};
 use crate::service::inflation::Inflater;
+use crate::service::query::{self, Parameter};
 use crate::service::representation::Form;
 
 use super::failure::refusal;
@@ -143,7 +144,7 @@ pub fn read_or_begin(
     if reader.is_long(&incoming.body) {
         return begin(desk, call, reader, incoming, ticket, share).map(Read::Later);
     }
-    let fields = incoming.request.query_value("fields");
+    let fields = query::value(incoming.request, Parameter::Fields);
     let asked = reader.read(fields, &incoming.body)?;
     Ok(Read::Now(asked, ticket))
 }
@@ -176,7 +177,7 @@ fn begin(
     let timeout = call.terms().timeout.map_or(longest, |own| own.min(longest));
     let task = ReadTask {
         reader,
-        fields: request.query_value("fields").map(Box::from),
+        fields: query::value(request, Parameter::Fields).map(Box::from),
         // A body that is still in its connection's buffer is copied: 0.1 ms for a mebibyte.
         body: body.into_owned(),
         share,

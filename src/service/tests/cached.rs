@@ -106,7 +106,7 @@ fn everything_that_decides_a_response_is_in_its_digest() {
         with("accept", "text/event-stream"),
         with("content-type", "application/json"),
         target("/api/v1/generate?fields=code"),
-        target("/api/v1/generate?fields=cod&e"),
+        target("/api/v1/generate?fields=cod%26e"),
         body(r#"{"prompt":"sort"}"#),
         body(r#"{"prompt": "sort", "stream": false}"#),
     ] {
@@ -115,11 +115,7 @@ fn everything_that_decides_a_response_is_in_its_digest() {
         assert!(exchange.is_some() || is_refused, "{other:?}");
     }
     // Of these the response does not depend.
-    for same in [
-        with("accept", "*/*"),
-        with("user-agent", "another one"),
-        target("/api/v1/generate?other=1"),
-    ] {
+    for same in [with("accept", "*/*"), with("user-agent", "another one")] {
         assert_eq!(verdict(&bench.ask(&same)), Some("hit"), "{same:?}");
     }
 }

@@ -87,7 +87,7 @@ fn the_original_client_gets_its_code() {
 fn chosen_fields_only() {
     let mut bench = Bench::new();
     let mut sent = Sent::generate(r#"{"prompt": "x"}"#);
-    sent.target = "/api/v1/generate?a=b&fields=code%2Cusage";
+    sent.target = "/api/v1/generate?&fields=code%2Cusage";
     let (mut reply, mut exchange) = bench.start(&sent);
     let _ = bench.event(&mut exchange, done("x = 1"), &mut reply);
     let json = reply.json();

@@ -6,7 +6,7 @@ use crate::grpc::messages::autoglm::{self, GenerateRequest, WatchJobRequest};
 use crate::jobs::{EventKind, JobEvent, JobId, JobRequest, NewJob};
 use crate::limits::jobs as limits;
 use crate::runner::Wake;
-use crate::store::{Jobs as _, SqliteStore};
+use crate::store::{FinishedJob, Jobs as _, SqliteStore};
 
 const ID: &str = "job_00000000-0001-7000-8000-000000000000";
 
@@ -33,7 +33,13 @@ impl Desk {
         };
         store.insert_job(&job).unwrap();
         let mut life = store.job_life(id).unwrap().unwrap();
-        life.claim(u64::MAX).unwrap();
+        let opening = life.claim(u64::MAX).unwrap();
+        let opening = JobEvent {
+            id: opening.id,
+            kind: opening.kind,
+            text: String::new(),
+        };
+        store.push_job_event(id, &opening).unwrap();
         for text in deltas {
             let event = JobEvent {
                 id: life.push_event(1).unwrap(),
@@ -145,6 +151,88 @@ fn a_follower_resumes_behind_the_event_that_it_names() {
     let mut exchange = exchange.expect("it waits for the store");
     assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
     assert!(!reply.text().contains("first") && reply.text().contains("second"));
+}
+
+/// An id that the job never had is an error of the client's, and no empty stream. The id of the
+/// last event of a finished job is none: a browser comes back with it, and is told to stop.
+///
+/// Mutations: `events` without `is_checked`; `from` that is `after`; `handle_batch` without 204.
+#[test]
+fn the_last_event_id_is_one_that_the_job_has() {
+    let long = "x".repeat(limits::FOLLOWED_BYTES);
+    for (after, status, text) in [
+        (
+            "9.999",
+            400,
+            "this job has no event 9.999; its last one is 1.2",
+        ),
+        ("1.3", 400, "its last one is 1.2"),
+        ("0.7", 400, "no event 0.7"),
+        ("2.0", 400, "no event 2.0"),
+        ("1", 400, "such as `1.7`"),
+        ("1.\u{e9}", 400, "such as `1.7`"),
+        ("1.0", 200, "id: 1.1\n"),
+        ("1.1", 200, "id: 1.2\n"),
+        ("1.2", 200, ""),
+        ("0.0", 200, "id: 1.1\n"),
+        ("", 200, "id: 1.1\n"),
+    ] {
+        let mut desk = Desk::with_job(&[&long, "second"]);
+        let (mut reply, exchange) = desk.bench.send(&follow().header("last-event-id", after));
+        if let Some(mut exchange) = exchange {
+            while desk.waiting() > 0 {
+                let _ = desk.reply(&mut exchange, &mut reply);
+            }
+        }
+        assert_eq!(reply.status, status, "{after:?}");
+        assert!(reply.text().contains(text), "{after:?}: {}", reply.text());
+        if status == 400 {
+            assert_eq!(reply.json()["error"]["param"], "last-event-id");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_has_the_end_of_a_job_is_told_to_stop() {
+    let mut desk = Desk::with_job(&["first"]);
+    let id = JobId::parse(ID).unwrap();
+    let mut life = desk.store.job_life(id).unwrap().unwrap();
+    life.cancel().unwrap();
+    let event = JobEvent {
+        id: life.last_event(),
+        kind: EventKind::Cancelled,
+        text: String::new(),
+    };
+    desk.store.push_job_event(id, &event).unwrap();
+    let end = FinishedJob {
+        life: &life,
+        finished_at: 9,
+        expires_at: u64::MAX,
+        ending: None,
+    };
+    desk.store.finish_job(id, &end).unwrap();
+    for (after, status, text) in [
+        ("1.1", 200, "event: cancelled\nid: 1.2\n"),
+        ("1.2", 204, ""),
+        ("1.3", 400, "its last one is 1.2"),
+    ] {
+        let (mut reply, exchange) = desk.bench.send(&follow().header("last-event-id", after));
+        let flow = desk.reply(&mut exchange.expect("it waits"), &mut reply);
+        assert_eq!((flow, reply.status), (Flow::Finished, status), "{after}");
+        assert!(reply.text().contains(text), "{}", reply.text());
+        assert_eq!(reply.text().is_empty(), status == 204, "{}", reply.text());
+        assert_eq!(reply.content_type.is_none(), status == 204);
+    }
+    let (mut reply, exchange) = watch("1.2").send(&mut desk.bench);
+    let flow = desk.reply(&mut exchange.expect("it waits"), &mut reply);
+    assert_eq!((flow, reply.grpc_status()), (Flow::Finished, 0));
+    assert_eq!(reply.messages::<autoglm::JobEvent>().len(), 0);
+    let (mut reply, exchange) = watch("1.3").send(&mut desk.bench);
+    let _ = desk.reply(&mut exchange.expect("it waits"), &mut reply);
+    assert_eq!(
+        (reply.grpc_status(), reply.reason().as_str()),
+        (3, "invalid_parameter")
+    );
 }
 
 /// A request whose store does not reply gets an error, and not silence.

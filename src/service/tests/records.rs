@@ -265,6 +265,10 @@ fn a_query_is_checked_before_the_store_is_asked() {
         ("cursor=job_00000000-0000-7000-8000-000000000000", "cursor"),
         ("limit=0", "limit"),
         ("limit=101", "limit"),
+        ("limit=+1", "limit"),
+        ("statu=failed", "statu"),
+        ("status=", "status"),
+        ("status=done&status=failed", "status"),
     ] {
         let target = format!("/api/v1/generations?{query}");
         let (reply, exchange) = bench.send(&get(&target));

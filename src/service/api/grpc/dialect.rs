@@ -49,10 +49,10 @@ impl Dialect for Grpc {
     fn read(&self, received: &Received<'_>) -> Result<Asked, ApiError> {
         let Received {
             form,
-            fields,
             body,
             limits,
             inflater,
+            ..
         } = *received;
         let terms = form.representation.terms();
         let bounds = message_bounds(limits, form.row);
@@ -63,7 +63,7 @@ impl Dialect for Grpc {
             _ => read_request(&message, terms.timeout, limits)?,
         };
         let shape = Shape {
-            selection: Selection::parse(fields)?,
+            selection: Selection::ALL,
             language: asked.language_name(),
         };
         // The method's name decides.

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The client's place in the job's history is all that is kept for it: it resumes by
-//! `Last-Event-ID`, on any daemon that shares the store. A client that reads slowly makes its own
+//! `Last-Event-ID`, on any daemon that shares the store. An event that the job does not have is
+//! refused. A client that has the last event of a finished job gets 204. A client that reads slowly makes its own
 //! next look later and costs no memory. [`Looks`] has the rules of when the next one is made.
 //!
 //! Over gRPC the events are messages, `after` is in the request, and an error is in the trailers.
@@ -20,7 +21,7 @@ use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::compress::encode::Step;
 use crate::http::negotiate::AcceptEncoding;
-use crate::http::sse;
+use crate::http::{Request, sse};
 use crate::jobs::{EventId, JobId};
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
@@ -74,14 +75,26 @@ pub fn follow(
 fn place_of(call: &Call, incoming: &Incoming<'_>) -> Result<Place, ApiError> {
     let request = incoming.request;
     let id = job_of(call, request.path).ok_or_else(no_job)?;
-    let after = match request.header("last-event-id") {
-        None | Some("") => EventId::BEGINNING,
-        Some(text) => EventId::parse(text).ok_or_else(|| {
-            let message = "`Last-Event-ID` must be the id of an event of this job, such as `1.7`";
-            ApiError::new(ErrorCode::InvalidParameter, message).with_param("last-event-id")
-        })?,
+    Ok((id, last_event_id(request)?))
+}
+
+/// Reads `Last-Event-ID`. The store checks later whether the job has this event.
+fn last_event_id(request: &Request<'_>) -> Result<EventId, ApiError> {
+    let fields = request.headers.iter();
+    let mut fields = fields.filter(|field| field.name.eq_ignore_ascii_case("last-event-id"));
+    let text = match fields.next() {
+        None => return Ok(EventId::BEGINNING),
+        Some(field) => std::str::from_utf8(field.value).unwrap_or("?"),
     };
-    Ok((id, after))
+    let after = match text {
+        "" => Some(EventId::BEGINNING),
+        text => EventId::parse(text),
+    };
+    after.filter(|_| fields.next().is_none()).ok_or_else(|| {
+        let message = "`Last-Event-ID` must be one id of an event of this job, such as `1.7`; \
+                       leave it out for all events";
+        ApiError::new(ErrorCode::InvalidParameter, message).with_param("last-event-id")
+    })
 }
 
 /// A job, and the last event that its follower has.
@@ -193,6 +206,13 @@ impl Following {
         if batch.has_more {
             self.looks.want();
         }
+        if batch.is_end && batch.body.is_empty() && !self.is_flowing {
+            match self.is_grpc() {
+                true => self.finish(desk, None, wire),
+                false => self.send_nothing(desk, wire),
+            }
+            return Flow::Finished;
+        }
         desk.buffer.body.clear();
         desk.buffer.body.extend_from_slice(&batch.body);
         self.send(desk, wire);
@@ -268,6 +288,7 @@ impl Following {
         let work = Work::Events {
             id: self.id,
             after: self.after,
+            is_first: !self.is_flowing,
         };
         let submitted = submit(desk, &self.call, self.key, work);
         self.looks.handle_submitted(submitted.is_ok(), now);
@@ -292,6 +313,14 @@ impl Following {
             self.silent_since = wire.now;
             self.bytes += desk.buffer.send_piece(None, Step::Flush, wire.sink);
         }
+    }
+
+    /// Responds that no event is left. A browser follows again when a stream ends, whatever its last
+    /// event was; 204 tells it to stop (HTML, section 9.2.3).
+    fn send_nothing(&self, desk: &mut Desk, wire: &mut Wire<'_>) {
+        desk.buffer.begin(&self.call);
+        desk.buffer.fields.push("cache-control", "no-store");
+        desk.send(&self.call, 204, None, wire);
     }
 
     fn send_messages(&mut self, desk: &mut Desk, is_first: bool, wire: &mut Wire<'_>) {

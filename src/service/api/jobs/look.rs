@@ -1,12 +1,13 @@
 //! One job, lists of jobs, and the end of a job by its client.
 
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::http::{Method, Request};
 use crate::jobs::{JobId, State};
 use crate::limits::jobs as limits;
 use crate::service::call::{Call, Incoming};
 use crate::service::desk::{Desk, Wire};
 use crate::service::excerpt::excerpt;
+use crate::service::query::{self, Parameter};
 
 use super::asking::Asking;
 use super::work::{Work, job_of, no_job};
@@ -55,41 +56,26 @@ pub fn list(
 }
 
 fn page(request: &Request<'_>) -> Result<Work, ApiError> {
-    let wrong = |name: &str, message: String| {
-        Err(ApiError::new(ErrorCode::InvalidParameter, message).with_param(name))
-    };
-    let state = match request.query_value("status") {
-        None => None,
-        Some(word) => match State::parse(word) {
-            Some(state) => Some(state),
-            None => {
-                let known = State::ALL.map(State::as_str).join(", ");
-                let message = format!("unknown status `{}`; expected {known}", excerpt(word));
-                return wrong("status", message);
-            }
-        },
-    };
-    let before = match request.query_value("cursor") {
-        None => None,
-        Some(cursor) => match JobId::parse(cursor) {
-            Some(id) => Some(id),
-            None => {
-                let message = "`cursor` is not the `next_cursor` of an earlier page".to_owned();
-                return wrong("cursor", message);
-            }
-        },
-    };
-    let most = limits::PAGE_JOBS_MAX;
-    let limit = match request.query_value("limit") {
-        None => limits::PAGE_JOBS_DEFAULT,
-        Some(number) => match number.parse() {
-            Ok(limit) if (1..=most).contains(&limit) => limit,
-            _ => return wrong("limit", format!("`limit` must be from 1 to {most}")),
-        },
-    };
+    let (default, most) = (limits::PAGE_JOBS_DEFAULT, limits::PAGE_JOBS_MAX);
     Ok(Work::List {
-        state,
-        before,
-        limit,
+        state: query::value(request, Parameter::Status)
+            .map(state)
+            .transpose()?,
+        before: query::value(request, Parameter::Cursor)
+            .map(cursor)
+            .transpose()?,
+        limit: query::page_limit(request, default, most)?,
     })
+}
+
+fn state(word: &str) -> Result<State, ApiError> {
+    State::parse(word).ok_or_else(|| {
+        let (word, known) = (excerpt(word), State::ALL.map(State::as_str).join(", "));
+        let message = format!("unknown status `{word}`; expected {known}");
+        query::invalid(Parameter::Status, message)
+    })
+}
+
+fn cursor(text: &str) -> Result<JobId, ApiError> {
+    JobId::parse(text).ok_or_else(query::no_cursor)
 }

@@ -38,6 +38,8 @@ pub enum Work {
     Events {
         id: JobId,
         after: EventId,
+        /// Whether `after` is the client's word, which may be wrong.
+        is_first: bool,
     },
     /// For a kept generation.
     Progress {
@@ -132,7 +134,11 @@ impl JobTask {
                 after,
                 wants_code,
             } => progress(store, (*id, *after), *wants_code, key_id),
-            Work::Events { id, after } => events(store, (*id, *after), key_id, notation),
+            Work::Events {
+                id,
+                after,
+                is_first,
+            } => events(store, (*id, *after), *is_first, key_id, notation),
         }
     }
 }
@@ -239,25 +245,52 @@ fn digest(accepted: &Accept) -> [u8; 32] {
 fn events(
     store: &mut dyn Store,
     (id, after): (JobId, EventId),
+    is_first: bool,
     key_id: &str,
     notation: Notation,
 ) -> Result<StoreReply, StoreError> {
     let Some(job) = store.job(id)?.filter(|job| job.key_id == key_id) else {
         return Ok(Err(no_job()));
     };
-    let events = store.job_events(id, after, limits::FOLLOWED_BYTES)?;
+    let last = job.life.last_event();
+    let is_checked = is_first && after != EventId::BEGINNING;
+    let from = match is_checked {
+        true => after.predecessor(),
+        false => after,
+    };
+    let events = store.job_events(id, from, limits::FOLLOWED_BYTES)?;
+    let mut events = events.iter();
+    if is_checked && events.next().map(|event| event.id) != Some(after) {
+        return Ok(Err(no_event(after, last, notation)));
+    }
     let mut batch = Batch {
         last: after,
-        is_end: events.is_empty() && job.life.state.is_finished(),
         ..Batch::default()
     };
-    for event in &events {
+    for event in events {
         notation.append_event(&mut batch.body, event, &job);
         batch.last = event.id;
-        batch.is_end = event.kind.is_last();
     }
-    batch.has_more = !batch.is_end && batch.last < job.life.last_event();
+    batch.is_end = job.life.state.is_finished() && batch.last == last;
+    batch.has_more = batch.last < last;
     Ok(Ok(Found::Events(batch)))
+}
+
+/// The error for a place in the job's history that it does not have.
+fn no_event(after: EventId, last: EventId, notation: Notation) -> ApiError {
+    let (param, name) = match notation {
+        Notation::Grpc => ("after", "after"),
+        Notation::Json | Notation::Bare => ("last-event-id", "Last-Event-ID"),
+    };
+    let known = match last {
+        EventId::BEGINNING => "it has none yet".to_owned(),
+        last => format!("its last one is {last}"),
+    };
+    let message = format!(
+        "this job has no event {after}; {known}. Send the id of an event that you have got, or no \
+         `{name}` for all events"
+    );
+    ApiError::new(ErrorCode::InvalidParameter, message).with_param(param)
 }
 
 fn progress(
