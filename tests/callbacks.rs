@@ -19,6 +19,9 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use autoglmd::grpc::messages::{Message, autoglm};
+use autoglmd::grpc::{Encoding, frame};
+use common::http2::{self, Peer, Target, hpack};
 use common::{Answer, Daemon, Options, PATIENCE, eventually};
 
 // ---- the receiver ---------------------------------------------------------------------------
@@ -391,6 +394,97 @@ fn addresses_that_are_not_public_are_refused_by_address_and_by_name() {
         "its address is not public, and not allowed"
     );
     assert!(receiver.requests.try_recv().is_err());
+}
+
+/// Mutations: `read_request` without `callback_url`; `job_message` without the callback;
+/// `check_callback_url` that lets each route pass.
+#[test]
+fn a_callback_is_named_and_shown_in_protobuf_and_over_grpc_too() {
+    let daemon = options().start();
+    let secret = make_secret(&daemon);
+    let receiver = Receiver::new(vec![OK.to_owned()]);
+    let asked = autoglm::GenerateRequest {
+        prompt: "greet".to_owned(),
+        callback_url: receiver.url(),
+        ..Default::default()
+    };
+    let protobuf = [("content-type", "application/x-protobuf")];
+    let post = |path| {
+        let body = asked.encode_to_vec();
+        daemon.exchange(&daemon.request_with("POST", path, &protobuf, &body))
+    };
+    let error = post("/api/v1/generate").expect(400);
+    let text = String::from_utf8_lossy(&error.body);
+    assert!(
+        text.contains("`callback_url` is for durable jobs"),
+        "{text}"
+    );
+    let job = post("/api/v1/jobs").expect(202).json();
+    assert_eq!(job["callback"]["url"], receiver.url());
+    let id = job["id"].as_str().expect("an id").to_owned();
+    let received = receiver.next();
+    assert_eq!(received.field("webhook-id"), id);
+    assert_eq!(received.signers(&[&secret]), [&secret]);
+
+    let mut calls = Calls::open(&daemon);
+    let refused = calls.call("/AutoGLMService/Generate", &asked);
+    assert_eq!(refused.field("grpc-status"), Some("3"), "{refused:?}");
+    let job: autoglm::Job = calls.message("/AutoGLMJobService/SubmitJob", &asked);
+    let callback = job.callback.as_ref().expect("it is shown");
+    assert_eq!(callback.status(), autoglm::JobCallbackStatus::Waiting);
+    assert_eq!(callback.url, receiver.url());
+    assert_eq!(receiver.next().field("webhook-id"), job.id);
+    let delivered = reach(&daemon, &job.id, "delivered");
+    assert_eq!(delivered["url"], receiver.url());
+    let asked = autoglm::GetJobRequest { id: job.id };
+    let job: autoglm::Job = calls.message("/AutoGLMJobService/GetJob", &asked);
+    let callback = job.callback.expect("it is shown");
+    assert_eq!(callback.status(), autoglm::JobCallbackStatus::Delivered);
+    assert_eq!((callback.attempts, callback.next_attempt_at_ms), (1, None));
+    assert_eq!(callback.error, "");
+}
+
+/// Calls of gRPC on one connection.
+struct Calls {
+    peer: Peer,
+    authorization: String,
+    stream: u32,
+}
+
+impl Calls {
+    fn open(daemon: &Daemon) -> Calls {
+        Calls {
+            peer: Peer::open(&Target::of(daemon)).expect("HTTP/2"),
+            authorization: daemon.authorization(),
+            stream: 1,
+        }
+    }
+
+    fn call(&mut self, path: &str, message: &impl Message) -> http2::Answer {
+        let block = hpack::fields(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "localhost"),
+            ("authorization", &self.authorization),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ]);
+        let mut body = Vec::new();
+        frame::append(&mut body, message, Encoding::Identity);
+        let stream = self.stream;
+        self.stream += 2;
+        self.peer.headers_open(stream, &block);
+        self.peer.data_end(stream, &body);
+        self.peer.answer(stream).expect("a response")
+    }
+
+    fn message<M: Message + Default>(&mut self, path: &str, message: &impl Message) -> M {
+        let answer = self.call(path, message);
+        let body = answer.body.get(frame::PREFIX_BYTES..);
+        let body = body.unwrap_or_else(|| panic!("no message: {answer:?}"));
+        M::decode(body).expect("its message")
+    }
 }
 
 /// Mutation: a claim whose lease does not end.

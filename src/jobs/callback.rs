@@ -86,6 +86,11 @@ pub enum Outcome {
 }
 
 impl Callback {
+    /// Returns when the next attempt is due, or the present one must be over. `None`: there is none.
+    pub fn next_attempt_at(&self) -> Option<u64> {
+        (self.state == CallbackState::Pending).then_some(self.next_at)
+    }
+
     /// Begins an attempt.
     #[must_use]
     pub fn claim(&self, lease_until: u64) -> Callback {

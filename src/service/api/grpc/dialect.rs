@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{ApiError, ErrorCode};
 use crate::grpc::{self, Encoding, Terms, status};
 use crate::http::{Fields, Request, ResponseSink, Version};
-use crate::service::api::native::bounds::of_jobs;
+use crate::service::api::native::bounds::{check_callback_url, of_jobs};
 use crate::service::api::native::narrator::Shape;
 use crate::service::api::native::protobuf::read_request;
 use crate::service::api::native::selection::Selection;
@@ -62,6 +62,7 @@ impl Dialect for Grpc {
             Some(Route::RpcSubmitJob) => read_request(&message, None, &of_jobs(limits))?,
             _ => read_request(&message, terms.timeout, limits)?,
         };
+        check_callback_url(asked.callback_url.as_deref(), form.row)?;
         let shape = Shape {
             selection: Selection::ALL,
             language: asked.language_name(),

@@ -3,7 +3,7 @@
 //! Plain functions of a record: the store's thread calls them.
 
 use crate::grpc::messages::autoglm;
-use crate::jobs::{Ending, EventKind, JobEvent, JobRecord, State};
+use crate::jobs::{Callback, CallbackState, Ending, EventKind, JobEvent, JobRecord, State};
 use crate::service::api::native::protobuf::response_of;
 
 use super::object::{family_of, with_object};
@@ -32,6 +32,29 @@ pub fn job_message(job: &JobRecord) -> autoglm::Job {
         expires_at_ms: job.expires_at,
         result,
         error,
+        callback: job
+            .callback_url
+            .as_ref()
+            .map(|url| callback_message(url, job.callback.as_ref())),
+    }
+}
+
+/// `None`: the job has not ended.
+fn callback_message(url: &str, callback: Option<&Callback>) -> autoglm::JobCallback {
+    let status = match callback.map(|callback| callback.state) {
+        None => autoglm::JobCallbackStatus::Waiting,
+        Some(CallbackState::Pending) => autoglm::JobCallbackStatus::Pending,
+        Some(CallbackState::Delivered) => autoglm::JobCallbackStatus::Delivered,
+        Some(CallbackState::Failed) => autoglm::JobCallbackStatus::Failed,
+    };
+    autoglm::JobCallback {
+        url: url.to_owned(),
+        status: status.into(),
+        attempts: callback.map_or(0, |callback| callback.attempts),
+        next_attempt_at_ms: callback.and_then(Callback::next_attempt_at),
+        error: callback
+            .and_then(|callback| callback.error.clone())
+            .unwrap_or_default(),
     }
 }
 

@@ -11,8 +11,7 @@ use crate::engine::{FinishReason, Usage};
 use crate::error::ErrorCode;
 use crate::http::sse;
 use crate::jobs::{
-    Callback, CallbackState, Completion, Ending, EventKind, Failure, JobEvent, JobRecord,
-    JobSummary,
+    Callback, Completion, Ending, EventKind, Failure, JobEvent, JobRecord, JobSummary,
 };
 use crate::service::api::native::selection::{GenerationObject, Selection};
 use crate::service::dialect::Generation;
@@ -62,10 +61,9 @@ fn write_callback(out: &mut Vec<u8>, url: &str, callback: Option<&Callback>) {
     push_text(object.member("status"), status);
     let attempts = callback.map_or(0, |callback| callback.attempts);
     push_number(object.member("attempts"), attempts.into());
-    let pending = callback.filter(|callback| callback.state == CallbackState::Pending);
     let next = object.member("next_attempt_at");
-    match pending {
-        Some(callback) => push_number(next, callback.next_at),
+    match callback.and_then(Callback::next_attempt_at) {
+        Some(time) => push_number(next, time),
         None => next.extend_from_slice(b"null"),
     }
     let error = object.member("error");

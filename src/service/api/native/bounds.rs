@@ -9,6 +9,7 @@ use crate::config::Limits;
 use crate::engine::language::{LANGUAGES, Language, language};
 use crate::error::{ApiError, ErrorCode};
 use crate::service::excerpt::excerpt;
+use crate::service::router::{Route, Row};
 
 /// Returns the bounds of a durable job. No client waits for it, so without a `timeout` it may take
 /// as long as any.
@@ -16,6 +17,18 @@ pub fn of_jobs(limits: &Limits) -> Limits {
     Limits {
         default_request_timeout: limits.max_request_timeout,
         ..limits.clone()
+    }
+}
+
+/// Refuses a callback of a request that has its response anyway.
+pub fn check_callback_url(url: Option<&str>, row: Option<&Row>) -> Result<(), ApiError> {
+    match row.map(|row| row.route) {
+        Some(Route::Jobs | Route::RpcSubmitJob) => Ok(()),
+        _ if url.is_none() => Ok(()),
+        _ => {
+            let problem = "is for durable jobs: send it to `POST /api/v1/jobs` or `SubmitJob`";
+            Err(wrong("callback_url", problem))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::service::response::headers;
 use crate::service::response::json::write_json;
 use crate::service::router::{Route, Row};
 
-use super::bounds::of_jobs;
+use super::bounds::{check_callback_url, of_jobs};
 use super::error::ErrorBody;
 use super::narrator::{Events, Object, Shape, append};
 use super::protobuf::{no_stream, read_request};
@@ -60,13 +60,7 @@ impl Dialect for Native {
             ContentType::Known(MediaType::Protobuf) => read_request(received.body, None, limits)?,
             _ => GenerateRequest::parse(received.body, limits)?,
         };
-        let is_job = form.row.is_some_and(|row| row.route == Route::Jobs);
-        if asked.callback_url.is_some() && !is_job {
-            let message = "`callback_url` is for durable jobs: send it to `POST /api/v1/jobs`";
-            return Err(
-                ApiError::new(ErrorCode::InvalidParameter, message).with_param("callback_url")
-            );
-        }
+        check_callback_url(asked.callback_url.as_deref(), form.row)?;
         let shape = Shape {
             selection: Selection::parse(received.fields)?,
             language: asked.language_name(),

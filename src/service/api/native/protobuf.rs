@@ -11,6 +11,7 @@ use crate::engine::{CacheMode, ContextFile, FinishReason};
 use crate::error::ApiError;
 use crate::grpc::messages::{autoglm, decode};
 use crate::limits::engine as engine_limits;
+use crate::limits::http::URL_BYTES_MAX;
 use crate::limits::service as limits;
 
 use super::bounds::{
@@ -46,11 +47,15 @@ pub fn read_request(
         Ok(autoglm::CacheMode::Bypass) => CacheMode::Bypass,
         Err(_) => return Err(unknown_cache_mode(asked.cache)),
     };
+    if !asked.callback_url.is_empty() {
+        check_text("callback_url", &asked.callback_url, 1, URL_BYTES_MAX)?;
+    }
     set_sampling(&mut request, &asked)?;
     request.stop = stop(asked.stop)?;
     request.context = context(asked.context)?;
     request.prompt = asked.prompt;
     request.model = Some(asked.model).filter(|model| !model.is_empty());
+    request.callback_url = Some(asked.callback_url).filter(|url| !url.is_empty());
     Ok(request)
 }
 
