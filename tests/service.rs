@@ -197,7 +197,7 @@ fn method_media_type_and_path_are_refused_by_their_own_words() {
     post("accept", "text/html, */*;q=0.1").expect(200);
 }
 
-/// Requests whose query says something that no route would read as it is meant: the parameter that
+/// Requests whose query has something that no route would read as it is meant: the parameter that
 /// the error names, and a word of its message.
 const MISUNDERSTOOD: &[(&str, &str, &str, &str)] = &[
     (

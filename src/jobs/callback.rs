@@ -86,7 +86,7 @@ pub enum Outcome {
 }
 
 impl Callback {
-    /// Returns when the next attempt is due, or the present one must be over. `None`: there is none.
+    /// Returns when the next attempt is due, or the present one must be over. `None`: none is left.
     pub fn next_attempt_at(&self) -> Option<u64> {
         (self.state == CallbackState::Pending).then_some(self.next_at)
     }

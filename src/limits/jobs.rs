@@ -69,9 +69,6 @@ pub const FOLLOWING_AGE_MAX: Duration = Duration::from_secs(3_600);
 /// alone.
 pub const FOLLOWED_BYTES: usize = 32 * 1024;
 
-/// How long a request waits for the store. A disk that takes longer than this has failed.
-pub const STORE_PATIENCE: Duration = Duration::from_secs(10);
-
 /// Jobs in one page of a list.
 pub const PAGE_JOBS_DEFAULT: u32 = 20;
 

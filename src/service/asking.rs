@@ -9,11 +9,14 @@
 //!   begin ── AskTask ─────────> Question::ask ── commit ────> Question::write
 //!     │ queue full                │ failed, lost
 //!     v                           v
-//!   503 queue_full              503 store_unavailable
+//!   503 store_unavailable       503 store_unavailable
 //! ```
 //!
 //! The request and its task share a ticket, as a body at a worker does: a client that leaves takes
-//! its question back, and its permit is released with the task.
+//! its question back, unless that is a change, and its permit is released with the task.
+//!
+//! Invariant: a question whose client has got an error because the store was too slow, or because
+//! the daemon ends, is not asked any more, unless the store is at it already.
 //!
 //! Mutations that tests catch: a task without its reply in `Drop` (a client waits until its
 //! deadline), `is_wanted` that is always true, a deadline that is never looked at.
@@ -23,7 +26,7 @@ use std::sync::Arc;
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::limits::service as limits;
-use crate::offload::{CancelReason, JobKey, Permit, Ticket};
+use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::store::requests::Full;
 use crate::store::{Store, StoreError, StoreTask};
 
@@ -59,15 +62,11 @@ impl Asking {
 pub fn begin(
     desk: &mut Desk,
     call: Call,
-    permit: Option<Permit>,
+    ticket: Arc<Ticket>,
     key: JobKey,
     question: Box<dyn Question>,
     wire: &mut Wire<'_>,
 ) -> Option<Asking> {
-    let ticket = Arc::new(match permit {
-        Some(permit) => Ticket::with_permit(0, permit),
-        None => Ticket::new(0),
-    });
     let task = AskTask {
         question: Some(question),
         key,
@@ -76,14 +75,11 @@ pub fn begin(
     };
     let submitted = desk.parts.requests.submit(call.tenant(), Box::new(task));
     if let Err(Full) = submitted {
-        let message = "too many requests wait for the store; wait for `Retry-After`";
-        let error =
-            ApiError::new(ErrorCode::QueueFull, message).with_retry_after(limits::BUSY_RETRY_AFTER);
-        desk.fail(&call, &error, wire);
+        desk.fail(&call, &crowded(), wire);
         return None;
     }
     Some(Asking {
-        deadline: wire.now + limits::STORE_TIME_MAX,
+        deadline: deadline_of(&call).min(wire.now + limits::STORE_TIME_MAX),
         call,
         ticket,
     })
@@ -91,17 +87,20 @@ pub fn begin(
 
 /// Sends the response of a question that came back.
 pub fn handle_answer(desk: &mut Desk, asking: &Asking, answered: Answered, wire: &mut Wire<'_>) {
-    match answered {
-        Ok(question) => {
-            let (call, buffer) = (&asking.call, &mut desk.buffer);
-            buffer.begin(call);
-            buffer.fields.push("cache-control", "no-store");
-            match question.write(buffer) {
-                Ok(status) => desk.send(call, status, Some(JSON), wire),
-                Err(error) => desk.fail(call, &error, wire),
-            }
+    let (call, buffer) = (&asking.call, &mut desk.buffer);
+    buffer.begin(call);
+    match answered.and_then(|question| question.write(buffer)) {
+        Ok(_) if call.representation.is_grpc() => {
+            let dialect = desk.dialect(call.surface());
+            let bytes = dialect.send(&mut desk.buffer, call, wire.sink);
+            let outcome = Outcome::Completed { status: 200, bytes };
+            desk.log.close(call, outcome, None, wire.now);
         }
-        Err(error) => desk.fail(&asking.call, &error, wire),
+        Ok(status) => {
+            desk.buffer.fields.push("cache-control", "no-store");
+            desk.send(call, status, Some(JSON), wire);
+        }
+        Err(error) => desk.fail(call, &error, wire),
     }
 }
 
@@ -110,16 +109,17 @@ pub fn handle_deadline(desk: &mut Desk, asking: &Asking, wire: &mut Wire<'_>) ->
     if wire.now < asking.deadline {
         return Flow::Open;
     }
-    end(desk, asking, CancelReason::Deadline, &unavailable(), wire);
+    let error = match wire.now < deadline_of(&asking.call) {
+        true => unavailable(),
+        false => late(),
+    };
+    end(desk, asking, CancelReason::Deadline, &error, wire);
     Flow::Finished
 }
 
 /// Ends the response with the error `draining`: the drain's patience has ended.
 pub fn cut_off(desk: &mut Desk, asking: &Asking, wire: &mut Wire<'_>) {
-    let message = "the daemon has stopped before the response was complete";
-    let error =
-        ApiError::new(ErrorCode::Draining, message).with_retry_after(limits::BUSY_RETRY_AFTER);
-    end(desk, asking, CancelReason::Drain, &error, wire);
+    end(desk, asking, CancelReason::Drain, &draining(), wire);
 }
 
 fn end(
@@ -134,9 +134,43 @@ fn end(
     desk.fail(&asking.call, error, wire);
 }
 
-fn unavailable() -> ApiError {
-    let message = "the daemon's store does not work at present; wait for `Retry-After`";
+/// Returns the deadline of a call by `grpc-timeout`.
+pub fn deadline_of(call: &Call) -> Moment {
+    let timeout = call.terms().timeout;
+    timeout.map_or(Moment::NEVER, |timeout| call.started + timeout)
+}
+
+/// The error of a call whose own deadline has expired.
+pub fn late() -> ApiError {
+    ApiError::new(ErrorCode::RequestTimeout, "the call's deadline expired")
+}
+
+/// The error of a request that the end of a drain cuts off.
+pub fn draining() -> ApiError {
+    let message = "the daemon is stopping; send the request again, or to another one";
+    ApiError::new(ErrorCode::Draining, message).with_retry_after(limits::BUSY_RETRY_AFTER)
+}
+
+/// The error of a request that finds no place in the store's queue.
+pub fn crowded() -> ApiError {
+    let message = "too many requests wait for the daemon's store; wait for `Retry-After`";
     ApiError::new(ErrorCode::StoreUnavailable, message).with_retry_after(limits::BUSY_RETRY_AFTER)
+}
+
+/// The error for a store that fails or takes too long.
+pub fn unavailable() -> ApiError {
+    let message = "the daemon's store does not respond; wait for `Retry-After`, and repeat a \
+                   request that must not run twice with its `Idempotency-Key`";
+    ApiError::new(ErrorCode::StoreUnavailable, message).with_retry_after(limits::BUSY_RETRY_AFTER)
+}
+
+/// Returns whether a task is still wanted. `outlives_client`: it is, even if its client has left.
+pub fn is_wanted(ticket: &Ticket, outlives_client: bool) -> bool {
+    match ticket.cancelled() {
+        None => true,
+        Some(CancelReason::Disconnect | CancelReason::SlowReader) => outlives_client,
+        Some(CancelReason::Deadline | CancelReason::Drain) => false,
+    }
 }
 
 /// A question in the store's queue. It replies exactly once, at the latest by its drop, unless it
@@ -160,7 +194,9 @@ impl AskTask {
 
 impl StoreTask for AskTask {
     fn is_wanted(&self) -> bool {
-        self.ticket.cancelled().is_none()
+        let question = self.question.as_ref();
+        let outlives_client = question.is_some_and(|question| question.outlives_client());
+        is_wanted(&self.ticket, outlives_client)
     }
 
     fn bytes(&self) -> u32 {
@@ -179,7 +215,10 @@ impl StoreTask for AskTask {
     fn finish(mut self: Box<Self>, result: Result<(), &StoreError>) {
         let question = self.question.take();
         match (result, question) {
-            (Ok(()), Some(question)) => self.reply(Ok(question)),
+            (Ok(()), Some(mut question)) => {
+                question.handle_commit();
+                self.reply(Ok(question));
+            }
             (Err(StoreError::Panicked), _) | (Ok(()), None) => {}
             (Err(_), _) => self.reply(Err(unavailable())),
         }

@@ -18,7 +18,7 @@ pub enum Completion {
     Read(Box<Result<Asked, ApiError>>),
     /// A worker has written its response; `None` if the task was lost.
     Written(Option<Box<Written>>),
-    /// The store has replied to a request about jobs.
+    /// The store has replied to a request that follows a job.
     Job(Box<StoreReply>),
     /// A job that it follows has new events.
     JobMoved,

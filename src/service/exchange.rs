@@ -22,7 +22,7 @@ pub enum Exchange {
     HealthWatch(Watch),
     /// Without a job: a client that asks about the schema.
     Reflection(Dialogue),
-    /// It asks the store about jobs, or follows one.
+    /// It follows a job.
     Job(JobExchange),
 }
 
@@ -30,10 +30,7 @@ impl Exchange {
     /// Returns whether a job, a worker or the store works for it, so that a last message will come
     /// in any case.
     pub const fn has_job(&self) -> bool {
-        matches!(
-            self,
-            Exchange::Generation(_) | Exchange::Asking(_) | Exchange::Job(JobExchange::Asking(_))
-        )
+        matches!(self, Exchange::Generation(_) | Exchange::Asking(_))
     }
 
     /// Returns the memory that it holds until its response is complete.

@@ -1,6 +1,6 @@
-//! The store's replies to requests about jobs.
+//! The store's replies to requests that follow jobs.
 //!
-//! Plain data: bodies are already written, by the store's thread.
+//! Plain data: events are already written, by the store's thread.
 
 use crate::error::ApiError;
 use crate::jobs::{Ending, EventId, JobId, State};
@@ -10,13 +10,6 @@ pub type StoreReply = Result<Found, ApiError>;
 
 #[derive(Debug)]
 pub enum Found {
-    /// A whole response.
-    Body {
-        status: u16,
-        /// The job that the response is about, for `Location`.
-        created: Option<JobId>,
-        body: Vec<u8>,
-    },
     /// Events of a followed job.
     Events(Batch),
     /// The job of a kept generation: a new one, or that of an earlier request.

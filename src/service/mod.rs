@@ -67,7 +67,7 @@ use crate::core::buffered::Account;
 use crate::error::ApiError;
 use crate::http::{Method, Request, ResponseSink};
 use crate::keys::KeyRing;
-use crate::offload::{CancelReason, JobKey};
+use crate::offload::{CancelReason, JobKey, Ticket};
 pub use api::jobs::object::callback_body;
 pub use copied::{Copied, Owners};
 pub use response::cached::Responses;
@@ -78,7 +78,6 @@ use admission::arrival::{self, Arrival};
 use admission::check;
 use api::grpc::{health, reflection};
 use api::jobs::accept::Begun;
-use api::jobs::asking::Asking;
 use api::jobs::{self, JobExchange};
 use api::{admin, generations, operations};
 use call::{Call, Incoming, Known};
@@ -227,22 +226,23 @@ impl Service {
         let desk = &mut self.desk;
         let route = admitted.call.route();
         if route.is_generation() || is_submission(&admitted.call) {
-            return match jobs::accept::accept(desk, admitted, incoming, wire)? {
-                Begun::Reading(running) => Some(Box::new(Exchange::Generation(running))),
-                Begun::Asking(job) => Some(Box::new(Exchange::Job(job))),
-            };
+            let begun = jobs::accept::accept(desk, admitted, incoming, wire)?;
+            return Some(Box::new(exchange_of(begun)));
         }
-        let call = admitted.call;
-        let following = match route {
-            Route::Jobs => return job_asking(jobs::look::list(desk, call, &incoming, wire)),
-            Route::RpcGetJob | Route::RpcCancelJob => {
-                return job_asking(jobs::rpc::one(desk, call, &incoming, wire));
+        let (call, request) = (&admitted.call, incoming.request);
+        let question = match route {
+            Route::RpcWatchJob | Route::JobEvents => {
+                let following = match route {
+                    Route::RpcWatchJob => jobs::rpc::watch(desk, admitted.call, &incoming, wire)?,
+                    _ => jobs::follow::follow(desk, admitted.call, &incoming, wire)?,
+                };
+                return Some(Box::new(Exchange::Job(JobExchange::Following(following))));
             }
-            Route::RpcWatchJob => jobs::rpc::watch(desk, call, &incoming, wire)?,
-            Route::JobEvents => jobs::follow::follow(desk, call, &incoming, wire)?,
-            _ => return job_asking(jobs::look::one(desk, call, &incoming, wire)),
+            Route::Jobs => jobs::look::list(desk, call, request),
+            Route::RpcGetJob | Route::RpcCancelJob => jobs::rpc::one(desk, call, &incoming.body),
+            _ => jobs::look::one(desk, call, request),
         };
-        Some(Box::new(Exchange::Job(JobExchange::Following(following))))
+        self.ask(admitted, question, incoming.key, wire)
     }
 
     /// Sends a request's question to the store, or responds why not.
@@ -257,7 +257,11 @@ impl Service {
         match question {
             Ok(question) => {
                 let question = Box::new(question);
-                let asking = asking::begin(&mut self.desk, call, permit, key, question, wire)?;
+                let ticket = Arc::new(match permit {
+                    Some(permit) => Ticket::with_permit(0, permit),
+                    None => Ticket::new(0),
+                });
+                let asking = asking::begin(&mut self.desk, call, ticket, key, question, wire)?;
                 Some(Box::new(Exchange::Asking(asking)))
             }
             Err(error) => {
@@ -315,7 +319,7 @@ impl Service {
                     return submit::resume(desk, running, *read, wire);
                 }
                 match jobs::accept::resume(desk, running, *read, wire) {
-                    Some(job) => *exchange = Exchange::Job(job),
+                    Some(begun) => *exchange = exchange_of(begun),
                     None => return Flow::Finished,
                 }
                 Flow::Open
@@ -430,9 +434,13 @@ fn is_submission(call: &Call) -> bool {
     }
 }
 
-/// Returns the exchange of a request that waits for the store.
-fn job_asking(asking: Option<Asking>) -> Option<Box<Exchange>> {
-    asking.map(|asking| Box::new(Exchange::Job(JobExchange::Asking(asking))))
+/// Returns the exchange of a request that submits a durable job.
+fn exchange_of(begun: Begun) -> Exchange {
+    match begun {
+        Begun::Reading(running) => Exchange::Generation(running),
+        Begun::Asking(asking) => Exchange::Asking(asking),
+        Begun::Kept(kept) => Exchange::Job(JobExchange::Kept(kept)),
+    }
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ pub fn invalid(parameter: Parameter, message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::InvalidParameter, message).with_param(parameter.name())
 }
 
-/// Nothing between two `&` is no parameter.
+/// An empty pair, as between `&&`, names no parameter.
 fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))

@@ -12,14 +12,23 @@ pub trait Question: Debug + Send {
     /// Reads and writes, on the store's thread. It may be called again if a transaction was lost.
     fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
 
+    /// Takes note, on the store's thread, that all that `ask` has written is durable.
+    fn handle_commit(&mut self) {}
+
+    /// Returns whether it is asked although its client has left: a client may send a change and
+    /// not wait for the response.
+    fn outlives_client(&self) -> bool {
+        false
+    }
+
     /// Returns the memory that it holds, as far as it depends on the client.
     fn bytes(&self) -> u32 {
         0
     }
 
-    /// Appends the response's fields and its body, in JSON, on the reactor. Returns the status. All
-    /// that `ask` has written is durable.
-    fn write(&self, buffer: &mut ResponseBuffer) -> Result<u16, ApiError>;
+    /// Appends the response's fields and its body, as JSON or as one message of gRPC, on the
+    /// reactor. Returns the status. All that `ask` has written is durable.
+    fn write(self: Box<Self>, buffer: &mut ResponseBuffer) -> Result<u16, ApiError>;
 }
 
 /// A question that comes back from the store.

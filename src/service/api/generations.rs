@@ -60,7 +60,7 @@ impl Question for Page {
         Ok(())
     }
 
-    fn write(&self, buffer: &mut ResponseBuffer) -> Result<u16, ApiError> {
+    fn write(self: Box<Self>, buffer: &mut ResponseBuffer) -> Result<u16, ApiError> {
         let page = self.found.iter().take(self.limit as usize);
         let has_more = self.found.len() > page.len();
         let list = List {

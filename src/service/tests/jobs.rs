@@ -154,7 +154,7 @@ fn a_follower_resumes_behind_the_event_that_it_names() {
 }
 
 /// An id that the job never had is an error of the client's, and no empty stream. The id of the
-/// last event of a finished job is none: a browser comes back with it, and is told to stop.
+/// last event of a finished job is none: a browser comes back with it, and must stop.
 ///
 /// Mutations: `events` without `is_checked`; `from` that is `after`; `handle_batch` without 204.
 #[test]
@@ -243,7 +243,7 @@ fn a_store_that_does_not_respond_is_not_waited_for() {
     let (mut reply, exchange) = desk.bench.send(&one);
     let mut exchange = exchange.expect("it waits for the store");
     assert!(exchange.has_job());
-    let now = desk.bench.now + limits::STORE_PATIENCE;
+    let now = desk.bench.now + crate::limits::service::STORE_TIME_MAX;
     assert_eq!(exchange.next_deadline(), now);
     let flow = desk
         .bench
@@ -253,6 +253,48 @@ fn a_store_that_does_not_respond_is_not_waited_for() {
         (flow, reply.error().as_str()),
         (Flow::Finished, "store_unavailable")
     );
+}
+
+/// A change is made although its client has left, as a client may not wait for the response. One
+/// whose client got an error, because the store does not respond, is not made later.
+///
+/// Mutations: `outlives_client` that is always false; `is_wanted` that is true after a deadline;
+/// `Kept::fail` that does not cancel.
+#[test]
+fn a_change_is_made_for_a_client_that_left_and_not_for_one_that_got_an_error() {
+    let generate = Sent::generate(r#"{"prompt": "x"}"#);
+    let submit = Sent {
+        target: "/api/v1/jobs",
+        ..generate.clone()
+    };
+    let kept = generate.header("idempotency-key", "once");
+    let show = Sent::get("/api/v1/jobs/job_00000000-0001-7000-8000-000000000000").key(FULL);
+    let cancel = show.clone().method(Method::Delete);
+    for (sent, is_change) in [(show, false), (cancel, true), (submit, true), (kept, true)] {
+        for is_late in [false, true] {
+            let mut desk = Desk::with_job(&[]);
+            let (mut reply, exchange) = desk.bench.send(&sent);
+            let mut exchange = exchange.expect("it waits for the store");
+            let service = &mut desk.bench.service;
+            let requests = service.desk.parts.requests.clone();
+            let now = exchange.next_deadline();
+            match is_late {
+                true => {
+                    let flow = service.handle_deadline(&mut exchange, now, &mut reply);
+                    assert_eq!((flow, reply.status), (Flow::Finished, 503), "{sent:?}");
+                }
+                false => service.abandon(exchange, CancelReason::Disconnect, now),
+            }
+            let mut group = Vec::new();
+            assert!(requests.take(&mut group, Duration::ZERO));
+            let is_wanted = group[0].is_wanted();
+            assert_eq!(
+                is_wanted,
+                is_change && !is_late,
+                "{sent:?}, late: {is_late}"
+            );
+        }
+    }
 }
 
 /// Mutation: a follower that is not in the list before its first look.

@@ -247,7 +247,7 @@ fn a_full_or_closed_queue_refuses_at_once() {
     let (reply, exchange) = bench.send(&get("/api/v1/generations"));
     assert!(exchange.is_none());
     assert_eq!(reply.status, 503);
-    assert_eq!(reply.json()["error"]["code"], "queue_full");
+    assert_eq!(reply.json()["error"]["code"], "store_unavailable");
     assert_eq!(
         bench.replies.take().len(),
         0,

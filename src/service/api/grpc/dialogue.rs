@@ -17,18 +17,6 @@ pub fn send_only(desk: &mut Desk, call: &Call, message: &impl Message, wire: &mu
     let buffer = &mut desk.buffer;
     buffer.begin(call);
     buffer.append_message(message, call.response_encoding());
-    send_buffer(desk, call, wire);
-}
-
-/// Responds with one message that another thread has framed, and closes the request.
-pub fn send_framed(desk: &mut Desk, call: &Call, framed: Vec<u8>, wire: &mut Wire<'_>) {
-    let buffer = &mut desk.buffer;
-    buffer.begin(call);
-    buffer.body = framed;
-    send_buffer(desk, call, wire);
-}
-
-fn send_buffer(desk: &mut Desk, call: &Call, wire: &mut Wire<'_>) {
     let bytes = Grpc.send(&mut desk.buffer, call, wire.sink);
     let outcome = Outcome::Completed { status: 200, bytes };
     desk.log.close(call, outcome, None, wire.now);

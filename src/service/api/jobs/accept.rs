@@ -16,6 +16,7 @@ use crate::jobs::{File, JobId, JobRequest};
 use crate::limits::jobs as limits;
 use crate::offload::{JobKey, Ticket};
 use crate::runner::Bounds;
+use crate::service::asking::{self, Asking};
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Wire};
 use crate::service::dialect::{Asked, Narrator};
@@ -24,9 +25,8 @@ use crate::service::generation::reading::{Read, read_or_begin};
 use crate::service::generation::running::{Running, Stage};
 use crate::service::generation::submit::{MODEL_ALIAS, check_model};
 
-use super::JobExchange;
-use super::asking::Asking;
-use super::kept::{self, Start};
+use super::kept::{self, Kept, Start};
+use super::question::{JobQuestion, Wish};
 use super::work::{Accept, Work};
 
 /// A request that was begun.
@@ -37,7 +37,9 @@ use super::work::{Accept, Work};
 pub enum Begun {
     /// A worker reads its body.
     Reading(Running),
-    Asking(JobExchange),
+    /// It waits for the store.
+    Asking(Asking),
+    Kept(Box<Kept>),
 }
 
 /// Takes a complete request. `None`: the response is complete.
@@ -59,9 +61,7 @@ pub fn accept(
         read_or_begin(desk, &call, (permit, share), incoming)
     });
     match read {
-        Ok(Read::Now(asked, ticket)) => {
-            store(desk, call, (key, ticket), asked, wire).map(Begun::Asking)
-        }
+        Ok(Read::Now(asked, ticket)) => store(desk, call, (key, ticket), asked, wire),
         Ok(Read::Later(reading)) => {
             let stage = Stage::Reading(reading);
             Some(Begun::Reading(Running { call, stage }))
@@ -80,7 +80,7 @@ pub fn resume(
     running: &mut Running,
     read: Result<Asked, ApiError>,
     wire: &mut Wire<'_>,
-) -> Option<JobExchange> {
+) -> Option<Begun> {
     let rest = Call::unread(running.call.request_id, running.call.peer, wire.now);
     let call = std::mem::replace(&mut running.call, rest);
     let Stage::Reading(reading) = &running.stage else {
@@ -106,7 +106,7 @@ fn store(
     (key, ticket): (JobKey, Arc<Ticket>),
     asked: Asked,
     wire: &mut Wire<'_>,
-) -> Option<JobExchange> {
+) -> Option<Begun> {
     let deadline = call.started + asked.timeout;
     match job_of(desk, &mut call, asked) {
         Ok((accepted, narrator)) if call.route().is_generation() => {
@@ -117,11 +117,12 @@ fn store(
                 deadline,
             };
             let work = Work::Accept(Box::new(accepted));
-            kept::begin(desk, call, start, work, wire).map(|kept| JobExchange::Kept(Box::new(kept)))
+            kept::begin(desk, call, start, work, wire).map(|kept| Begun::Kept(Box::new(kept)))
         }
         Ok((accepted, _)) => {
-            let work = Work::Accept(Box::new(accepted));
-            Asking::begin(desk, call, key, work, wire).map(JobExchange::Asking)
+            let wish = Wish::Accept(Box::new(accepted));
+            let question = Box::new(JobQuestion::new(desk, &call, wish));
+            asking::begin(desk, call, ticket, key, question, wire).map(Begun::Asking)
         }
         Err(error) => {
             desk.fail(&call, &error, wire);
@@ -188,7 +189,7 @@ fn job_of(
         bounds,
         idempotency_key: call.idempotency_key.take(),
         idempotency_ms: ttl.as_millis() as u64,
-        memory,
+        _memory: memory,
     };
     Ok((accepted, narrator))
 }

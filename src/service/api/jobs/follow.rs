@@ -11,8 +11,9 @@
 //!
 //! The client's place in the job's history is all that is kept for it: it resumes by
 //! `Last-Event-ID`, on any daemon that shares the store. An event that the job does not have is
-//! refused. A client that has the last event of a finished job gets 204. A client that reads slowly makes its own
-//! next look later and costs no memory. [`Looks`] has the rules of when the next one is made.
+//! refused. A client that has the last event of a finished job gets 204. A client that reads slowly
+//! makes its own next look later and costs no memory. [`Looks`] has the rules of when the next one
+//! is made.
 //!
 //! Over gRPC the events are messages, `after` is in the request, and an error is in the trailers.
 //! Everything else is the same, also its cost and bounds.
@@ -30,6 +31,7 @@ use crate::runner::{Crowded, Follower};
 use crate::service::api::grpc::dialect::{Grpc, end_without_messages};
 use crate::service::api::grpc::health::expired;
 use crate::service::api::native::error::ErrorBody;
+use crate::service::asking::{deadline_of, draining, late};
 use crate::service::call::{Call, Incoming};
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::Dialect;
@@ -37,9 +39,9 @@ use crate::service::found::{Batch, Found, StoreReply};
 use crate::service::request_log::{Outcome, RequestLog};
 use crate::service::response::buffer::EVENT_STREAM;
 
-use super::asking::{deadline_of, draining, late, submit};
+use super::look::job_of;
 use super::looks::Looks;
-use super::work::{Work, job_of, no_job};
+use super::work::{Work, no_job, submit};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -184,7 +186,7 @@ impl Following {
         self.looks.handle_reply();
         match reply {
             Ok(Found::Events(batch)) => self.handle_batch(desk, batch, wire),
-            Ok(Found::Body { .. } | Found::Accepted(_) | Found::Progress(_)) => Flow::Open,
+            Ok(Found::Accepted(_) | Found::Progress(_)) => Flow::Open,
             Err(error) if !self.is_flowing => {
                 desk.fail(&self.call, &error, wire);
                 Flow::Finished
@@ -290,7 +292,7 @@ impl Following {
             after: self.after,
             is_first: !self.is_flowing,
         };
-        let submitted = submit(desk, &self.call, self.key, work);
+        let submitted = submit(desk, &self.call, self.key, work, None);
         self.looks.handle_submitted(submitted.is_ok(), now);
     }
 
@@ -315,8 +317,8 @@ impl Following {
         }
     }
 
-    /// Responds that no event is left. A browser follows again when a stream ends, whatever its last
-    /// event was; 204 tells it to stop (HTML, section 9.2.3).
+    /// Responds that no event is left. A browser follows again when a stream ends, whatever its
+    /// last event was; after 204 it stops (HTML, section 9.2.3).
     fn send_nothing(&self, desk: &mut Desk, wire: &mut Wire<'_>) {
         desk.buffer.begin(&self.call);
         desk.buffer.fields.push("cache-control", "no-store");

@@ -25,10 +25,10 @@ use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::AcceptEncoding;
 use crate::jobs::{Completion, Ending, EventId, Failure, JobId, State};
-use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::runner::Follower;
+use crate::service::asking::{draining, unavailable};
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::{Generation, Narrator};
@@ -36,19 +36,19 @@ use crate::service::found::{Found, Progress, StoreReply};
 use crate::service::generation::running::Delivery;
 use crate::service::request_log::{Outcome, RequestLog};
 
-use super::asking::{draining, submit};
 use super::follow::register;
 use super::looks::Looks;
 use super::object::with_object;
-use super::work::{Work, no_job, unavailable};
+use super::work::{Work, no_job, submit};
 
 /// See the file's head.
 #[derive(Debug)]
 pub struct Kept {
     call: Call,
     key: JobKey,
-    /// The place among its key's concurrent requests, which its client holds while it waits.
-    _ticket: Arc<Ticket>,
+    /// Has the place among its key's concurrent requests, which its client holds while it waits. It
+    /// is cancelled when the client gets an error: a job that was not accepted by then never is.
+    ticket: Arc<Ticket>,
     delivery: Delivery,
     /// The client does not wait longer.
     deadline: Moment,
@@ -81,14 +81,14 @@ pub fn begin(
     work: Work,
     wire: &mut Wire<'_>,
 ) -> Option<Kept> {
-    if let Err(error) = submit(desk, &call, start.key, work) {
+    if let Err(error) = submit(desk, &call, start.key, work, Some(&start.ticket)) {
         desk.fail(&call, &error, wire);
         return None;
     }
     Some(Kept {
         call,
         key: start.key,
-        _ticket: start.ticket,
+        ticket: start.ticket,
         delivery: Delivery::new(start.narrator, wire.now),
         deadline: start.deadline,
         job: None,
@@ -96,7 +96,7 @@ pub fn begin(
         written_bytes: 0,
         sent_bytes: 0,
         looks: Looks::DUE,
-        accepted_by: wire.now + limits::STORE_PATIENCE,
+        accepted_by: wire.now + service_limits::STORE_TIME_MAX,
     })
 }
 
@@ -132,7 +132,7 @@ impl Kept {
                 Err(error) => self.fail(desk, &error, wire),
             },
             Ok(Found::Progress(progress)) => self.handle_progress(desk, *progress, wire),
-            Ok(Found::Body { .. } | Found::Events(_)) => Flow::Open,
+            Ok(Found::Events(_)) => Flow::Open,
             Err(error) if self.job.is_none() || error.code == ErrorCode::NotFound => {
                 self.fail(desk, &error, wire)
             }
@@ -231,6 +231,7 @@ impl Kept {
 
     /// Ends the response with an error.
     fn fail(&mut self, desk: &mut Desk, error: &ApiError, wire: &mut Wire<'_>) -> Flow {
+        self.ticket.cancel(CancelReason::Deadline);
         match &mut self.delivery {
             Delivery::Stream(stream) if stream.is_flowing() => {
                 let buffer = &mut desk.buffer;
@@ -261,11 +262,11 @@ impl Kept {
     }
 
     pub fn handle_deadline(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) -> Flow {
+        if self.job.is_none() && wire.now >= self.accepted_by.min(self.deadline) {
+            return self.fail(desk, &unavailable(), wire);
+        }
         if wire.now >= self.deadline {
             return self.fail(desk, &late(), wire);
-        }
-        if wire.now >= self.accepted_by {
-            return self.fail(desk, &unavailable(), wire);
         }
         if self.looks.end_pause(wire.now) {
             self.look(desk, wire.now);
@@ -301,7 +302,7 @@ impl Kept {
             after: self.after,
             wants_code: matches!(self.delivery, Delivery::Stream(_)),
         };
-        let submitted = submit(desk, &self.call, self.key, work);
+        let submitted = submit(desk, &self.call, self.key, work, None);
         self.looks.handle_submitted(submitted.is_ok(), now);
     }
 }

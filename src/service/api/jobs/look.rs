@@ -4,60 +4,42 @@ use crate::error::ApiError;
 use crate::http::{Method, Request};
 use crate::jobs::{JobId, State};
 use crate::limits::jobs as limits;
-use crate::service::call::{Call, Incoming};
-use crate::service::desk::{Desk, Wire};
+use crate::service::call::Call;
+use crate::service::desk::Desk;
 use crate::service::excerpt::excerpt;
 use crate::service::query::{self, Parameter};
 
-use super::asking::Asking;
-use super::work::{Work, job_of, no_job};
+use super::question::{JobQuestion, Wish};
+use super::work::no_job;
 
-/// `GET` and `DELETE /api/v1/jobs/{id}`. `None`: the response is complete.
-pub fn one(
-    desk: &mut Desk,
-    call: Call,
-    incoming: &Incoming<'_>,
-    wire: &mut Wire<'_>,
-) -> Option<Asking> {
-    let Some(id) = job_of(&call, incoming.request.path) else {
-        desk.fail(&call, &no_job(), wire);
-        return None;
-    };
-    let work = match call.method {
+/// `GET` and `DELETE /api/v1/jobs/{id}`.
+pub fn one(desk: &Desk, call: &Call, request: &Request<'_>) -> Result<JobQuestion, ApiError> {
+    let id = job_of(call, request.path).ok_or_else(no_job)?;
+    let wish = match call.method {
         Method::Delete => cancel(desk, id),
-        _ => Work::Show(id),
+        _ => Wish::Show(id),
     };
-    Asking::begin(desk, call, incoming.key, work, wire)
+    Ok(JobQuestion::new(desk, call, wish))
 }
 
-/// Returns the work that cancels a job now.
-pub fn cancel(desk: &Desk, id: JobId) -> Work {
-    Work::Cancel {
+/// Returns the id in a path such as `/api/v1/jobs/{id}`.
+pub fn job_of(call: &Call, path: &str) -> Option<JobId> {
+    call.row?.parameter(path).and_then(JobId::parse)
+}
+
+/// Returns the wish that a job ends now.
+pub fn cancel(desk: &Desk, id: JobId) -> Wish {
+    Wish::Cancel {
         id,
         now: (desk.parts.wall_clock)().as_u64(),
         keep_ms: desk.parts.config.jobs.keep.as_millis() as u64,
     }
 }
 
-/// `GET /api/v1/jobs`. `None`: the response is complete.
-pub fn list(
-    desk: &mut Desk,
-    call: Call,
-    incoming: &Incoming<'_>,
-    wire: &mut Wire<'_>,
-) -> Option<Asking> {
-    match page(incoming.request) {
-        Ok(work) => Asking::begin(desk, call, incoming.key, work, wire),
-        Err(error) => {
-            desk.fail(&call, &error, wire);
-            None
-        }
-    }
-}
-
-fn page(request: &Request<'_>) -> Result<Work, ApiError> {
+/// `GET /api/v1/jobs`.
+pub fn list(desk: &Desk, call: &Call, request: &Request<'_>) -> Result<JobQuestion, ApiError> {
     let (default, most) = (limits::PAGE_JOBS_DEFAULT, limits::PAGE_JOBS_MAX);
-    Ok(Work::List {
+    let wish = Wish::List {
         state: query::value(request, Parameter::Status)
             .map(state)
             .transpose()?,
@@ -65,7 +47,8 @@ fn page(request: &Request<'_>) -> Result<Work, ApiError> {
             .map(cursor)
             .transpose()?,
         limit: query::page_limit(request, default, most)?,
-    })
+    };
+    Ok(JobQuestion::new(desk, call, wish))
 }
 
 fn state(word: &str) -> Result<State, ApiError> {

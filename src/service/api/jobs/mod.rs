@@ -1,8 +1,8 @@
 //! Durable jobs: accepted, shown, listed, cancelled and followed.
 //!
 //! Reading order: [`object`] (a job in JSON), [`message`] (in Protobuf), [`notation`] (the choice
-//! between them), [`work`] (the requests to the store), [`asking`] (a request that waits for the
-//! store's reply), [`accept`] (`POST /api/v1/jobs` and `SubmitJob`), [`look`] (one job, lists,
+//! between them), [`work`] (what followers ask the store for), [`question`] (requests that end with
+//! the store's reply), [`accept`] (`POST /api/v1/jobs` and `SubmitJob`), [`look`] (one job, lists,
 //! cancelling), [`looks`] (when a follower asks the store for more), [`follow`]
 //! (`GET /api/v1/jobs/{id}/events`), [`kept`] (a generation with `Idempotency-Key`), [`rpc`] (the
 //! other methods of gRPC).
@@ -13,7 +13,6 @@
 //! Every look-up compares the job's key with the caller's: a job of another key does not exist.
 
 pub mod accept;
-pub mod asking;
 pub mod follow;
 pub mod kept;
 pub mod look;
@@ -21,6 +20,7 @@ pub mod looks;
 pub mod message;
 pub mod notation;
 pub mod object;
+pub mod question;
 pub mod rpc;
 pub mod work;
 
@@ -30,14 +30,12 @@ use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::found::StoreReply;
 use crate::service::request_log::RequestLog;
 
-use asking::Asking;
 use follow::Following;
 use kept::Kept;
 
-/// A request about jobs whose response is not complete.
+/// A request that follows a job.
 #[derive(Debug)]
 pub enum JobExchange {
-    Asking(Asking),
     Following(Following),
     Kept(Box<Kept>),
 }
@@ -45,7 +43,6 @@ pub enum JobExchange {
 impl JobExchange {
     pub fn next_deadline(&self) -> Moment {
         match self {
-            JobExchange::Asking(asking) => asking.deadline,
             JobExchange::Following(following) => following.next_deadline(),
             JobExchange::Kept(kept) => kept.next_deadline(),
         }
@@ -54,7 +51,7 @@ impl JobExchange {
     /// Returns the memory that it holds until its response is complete.
     pub fn buffered_bytes(&self) -> usize {
         match self {
-            JobExchange::Asking(_) | JobExchange::Following(_) => 0,
+            JobExchange::Following(_) => 0,
             JobExchange::Kept(kept) => kept.buffered_bytes(),
         }
     }
@@ -67,7 +64,6 @@ impl JobExchange {
         wire: &mut Wire<'_>,
     ) -> Flow {
         match self {
-            JobExchange::Asking(asking) => asking.handle_reply(desk, reply, wire),
             JobExchange::Following(following) => following.handle_reply(desk, reply, wire),
             JobExchange::Kept(kept) => kept.handle_reply(desk, reply, wire),
         }
@@ -76,7 +72,6 @@ impl JobExchange {
     /// Handles the news that the followed job has new events.
     pub fn handle_moved(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
         match self {
-            JobExchange::Asking(_) => {}
             JobExchange::Following(following) => following.handle_moved(desk, wire),
             JobExchange::Kept(kept) => kept.handle_moved(desk, wire),
         }
@@ -84,7 +79,6 @@ impl JobExchange {
 
     pub fn handle_deadline(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) -> Flow {
         match self {
-            JobExchange::Asking(asking) => asking.handle_deadline(desk, wire),
             JobExchange::Following(following) => following.handle_deadline(desk, wire),
             JobExchange::Kept(kept) => kept.handle_deadline(desk, wire),
         }
@@ -92,7 +86,6 @@ impl JobExchange {
 
     pub fn handle_room(&mut self, desk: &mut Desk) {
         match self {
-            JobExchange::Asking(_) => {}
             JobExchange::Following(following) => following.handle_room(desk),
             JobExchange::Kept(kept) => kept.handle_room(desk),
         }
@@ -100,7 +93,6 @@ impl JobExchange {
 
     pub fn cut_off(&mut self, desk: &mut Desk, wire: &mut Wire<'_>) {
         match self {
-            JobExchange::Asking(asking) => asking.cut_off(desk, wire),
             JobExchange::Following(following) => following.cut_off(desk, wire),
             JobExchange::Kept(kept) => kept.cut_off(desk, wire),
         }
@@ -108,7 +100,6 @@ impl JobExchange {
 
     pub fn abandon(&self, log: &mut RequestLog, reason: CancelReason, now: Moment) {
         match self {
-            JobExchange::Asking(asking) => asking.abandon(log, reason, now),
             JobExchange::Following(following) => following.abandon(log, reason, now),
             JobExchange::Kept(kept) => kept.abandon(log, reason, now),
         }

@@ -9,39 +9,24 @@ use crate::service::desk::{Desk, Wire};
 use crate::service::inflation::message_bounds;
 use crate::service::router::Route;
 
-use super::asking::Asking;
 use super::follow::{self, Following, Place};
 use super::look::cancel;
-use super::work::{Work, no_job};
+use super::question::{JobQuestion, Wish};
+use super::work::no_job;
 
-/// `GetJob` and `CancelJob`. `None`: the response is complete.
-pub fn one(
-    desk: &mut Desk,
-    call: Call,
-    incoming: &Incoming<'_>,
-    wire: &mut Wire<'_>,
-) -> Option<Asking> {
-    let id = match call.route() {
-        Route::RpcCancelJob => {
-            read::<CancelJobRequest>(desk, &call, &incoming.body, "CancelJobRequest")
-                .map(|asked| asked.id)
-        }
-        _ => read::<GetJobRequest>(desk, &call, &incoming.body, "GetJobRequest")
-            .map(|asked| asked.id),
+/// `GetJob` and `CancelJob`.
+pub fn one(desk: &Desk, call: &Call, body: &[u8]) -> Result<JobQuestion, ApiError> {
+    let is_cancel = call.route() == Route::RpcCancelJob;
+    let id = match is_cancel {
+        true => read::<CancelJobRequest>(desk, call, body, "CancelJobRequest")?.id,
+        false => read::<GetJobRequest>(desk, call, body, "GetJobRequest")?.id,
     };
-    match id.and_then(|id| JobId::parse(&id).ok_or_else(no_job)) {
-        Ok(id) => {
-            let work = match call.route() {
-                Route::RpcCancelJob => cancel(desk, id),
-                _ => Work::Show(id),
-            };
-            Asking::begin(desk, call, incoming.key, work, wire)
-        }
-        Err(error) => {
-            desk.fail(&call, &error, wire);
-            None
-        }
-    }
+    let id = JobId::parse(&id).ok_or_else(no_job)?;
+    let wish = match is_cancel {
+        true => cancel(desk, id),
+        false => Wish::Show(id),
+    };
+    Ok(JobQuestion::new(desk, call, wish))
 }
 
 /// `WatchJob`. `None`: the response is complete.

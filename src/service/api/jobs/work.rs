@@ -1,40 +1,33 @@
-//! The work of requests about jobs on the store's thread, and its reply.
+//! The work of followers of jobs on the store's thread, and its reply.
 //!
 //! A task replies exactly once: with what the store has found, or with an error if the store has
-//! failed or its thread has ended. Bodies are written here, after the store was read.
+//! failed or its thread has ended. Events are written here, after the store was read. The other
+//! requests about jobs are questions (`question.rs`); both ways of accepting a job share
+//! [`accept`].
 
 use std::sync::Arc;
 
 use crate::core::buffered::Share;
 use crate::error::{ApiError, ErrorCode};
-use crate::jobs::{Ending, EventId, EventKind, JobId, JobRecord, JobRequest, NewJob, State};
+use crate::jobs::{Ending, EventId, EventKind, JobId, JobRecord, JobRequest, NewJob};
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
-use crate::offload::JobKey;
+use crate::offload::{JobKey, Ticket};
 use crate::runner::change::{self, Acceptance, Bound, Bounds, Idempotency};
 use crate::runner::{Journal, Note};
+use crate::service::asking::{crowded, is_wanted, unavailable};
 use crate::service::call::Call;
 use crate::service::completion::{self, Completion};
+use crate::service::desk::Desk;
 use crate::service::found::{Batch, Found, Progress, StoreReply};
 use crate::store::{Store, StoreError, StoreTask};
 
 use super::notation::Notation;
-use super::object::write_page;
 
 /// The requests to the store.
 pub enum Work {
+    /// For a kept generation.
     Accept(Box<Accept>),
-    Show(JobId),
-    Cancel {
-        id: JobId,
-        now: u64,
-        keep_ms: u64,
-    },
-    List {
-        state: Option<State>,
-        before: Option<JobId>,
-        limit: u32,
-    },
     Events {
         id: JobId,
         after: EventId,
@@ -62,24 +55,63 @@ pub struct Accept {
     pub idempotency_key: Option<Box<str>>,
     pub idempotency_ms: u64,
     /// The memory of the request.
-    pub memory: Share,
+    pub _memory: Share,
+}
+
+/// A job that was accepted.
+pub struct Accepted {
+    pub job: JobRecord,
+    /// Not by an earlier request with the same key of idempotency.
+    pub is_new: bool,
 }
 
 /// See the file's head.
-pub struct JobTask {
-    pub work: Work,
+struct JobTask {
+    work: Work,
     /// Of its reply.
-    pub notation: Notation,
+    notation: Notation,
     /// The id of the caller's key.
-    pub key_id: String,
-    pub key: JobKey,
-    pub journal: Journal,
+    key_id: String,
+    key: JobKey,
+    /// Of a request whose client may get an error while the work still waits.
+    ticket: Option<Arc<Ticket>>,
+    journal: Journal,
     /// `None` once it has replied.
-    pub replies: Option<Arc<dyn completion::Reply>>,
+    replies: Option<Arc<dyn completion::Reply>>,
     /// The result of `run`.
-    pub found: Option<StoreReply>,
+    found: Option<StoreReply>,
     /// For the runner, once the result is committed.
-    pub note: Option<Note>,
+    note: Option<Note>,
+}
+
+/// Sends the store a task for a request. A ticket that is cancelled takes it back.
+pub fn submit(
+    desk: &Desk,
+    call: &Call,
+    key: JobKey,
+    work: Work,
+    ticket: Option<&Arc<Ticket>>,
+) -> Result<(), ApiError> {
+    let parts = &desk.parts;
+    let task = JobTask {
+        work,
+        notation: Notation::of(call),
+        key_id: key_id(call),
+        key,
+        ticket: ticket.cloned(),
+        journal: parts.jobs.journal.clone(),
+        replies: Some(Arc::clone(&parts.replies)),
+        found: None,
+        note: None,
+    };
+    let submitted = parts.requests.submit(call.tenant(), Box::new(task));
+    submitted.map_err(|_| crowded())
+}
+
+/// Returns the id of the caller's key; empty without one.
+pub fn key_id(call: &Call) -> String {
+    let caller = call.caller.as_ref();
+    caller.map_or(String::new(), |caller| caller.record.id.clone())
 }
 
 impl JobTask {
@@ -91,43 +123,12 @@ impl JobTask {
 
     fn look(&mut self, store: &mut dyn Store) -> Result<StoreReply, StoreError> {
         let (key_id, notation) = (self.key_id.as_str(), self.notation);
-        let shown = |job: &JobRecord| shown(job, notation);
         match &self.work {
-            Work::Accept(accepted) => {
-                let (reply, is_new) = accept(store, accepted, key_id, notation)?;
+            Work::Accept(asked) => {
+                let accepted = accept(store, asked, key_id)?;
+                let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
                 self.note = is_new.then_some(Note::Accepted);
-                Ok(reply)
-            }
-            Work::Show(id) => {
-                let job = store.job(*id)?.filter(|job| job.key_id == key_id);
-                Ok(job.as_ref().map(shown).ok_or_else(no_job))
-            }
-            Work::Cancel { id, now, keep_ms } => {
-                let job = change::cancel(store, key_id, *id, *now, *keep_ms)?;
-                let is_cancelled = job
-                    .as_ref()
-                    .is_some_and(|job| job.finished_at == Some(*now));
-                self.note = is_cancelled.then_some(Note::Cancelled(*id));
-                Ok(job.as_ref().map(shown).ok_or_else(no_job))
-            }
-            Work::List {
-                state,
-                before,
-                limit,
-            } => {
-                let jobs = store.job_page(key_id, *state, *before, *limit)?;
-                let is_full = jobs.len() == *limit as usize;
-                let last = jobs
-                    .last()
-                    .filter(|_| is_full)
-                    .map(|job| job.id.to_string());
-                let mut body = Vec::new();
-                write_page(&mut body, &jobs, last.as_deref());
-                Ok(Ok(Found::Body {
-                    status: 200,
-                    created: None,
-                    body,
-                }))
+                Ok(accepted.map(|accepted| Found::Accepted(accepted.job.id)))
             }
             Work::Progress {
                 id,
@@ -144,9 +145,14 @@ impl JobTask {
 }
 
 impl StoreTask for JobTask {
+    fn is_wanted(&self) -> bool {
+        let mut tickets = self.ticket.iter();
+        tickets.all(|ticket| is_wanted(ticket, true))
+    }
+
     fn bytes(&self) -> u32 {
         match &self.work {
-            Work::Accept(accepted) => accepted.request.prompt.len() as u32,
+            Work::Accept(asked) => asked.request.prompt.len() as u32,
             _ => 0,
         }
     }
@@ -176,65 +182,65 @@ impl Drop for JobTask {
     }
 }
 
-fn accept(
+/// Adds a job to the store, or finds the one that an earlier request has added.
+pub fn accept(
     store: &mut dyn Store,
-    accepted: &Accept,
+    asked: &Accept,
     key_id: &str,
-    notation: Notation,
-) -> Result<(StoreReply, bool), StoreError> {
-    let request = accepted.request.to_json();
-    let idempotency = accepted.idempotency_key.as_ref().map(|key| Idempotency {
+) -> Result<Result<Accepted, ApiError>, StoreError> {
+    let idempotency = asked.idempotency_key.as_ref().map(|key| Idempotency {
         key: key.to_string(),
-        digest: digest(accepted),
-        expires_at: accepted.created_at.saturating_add(accepted.idempotency_ms),
+        digest: digest(asked),
+        expires_at: asked.created_at.saturating_add(asked.idempotency_ms),
     });
     let job = NewJob {
-        id: accepted.id,
+        id: asked.id,
         key_id: key_id.to_owned(),
-        created_at: accepted.created_at,
-        expires_at: accepted.expires_at,
-        request,
-        callback_url: accepted.callback_url.clone(),
+        created_at: asked.created_at,
+        expires_at: asked.expires_at,
+        request: asked.request.to_json(),
+        callback_url: asked.callback_url.clone(),
     };
     let is_signed = job.callback_url.is_none()
         || !store
-            .webhook_secrets(key_id, accepted.created_at / 1_000)?
+            .webhook_secrets(key_id, asked.created_at / 1_000)?
             .is_empty();
     if !is_signed {
-        return Ok((Err(no_secret(key_id)), false));
+        return Ok(Err(no_secret(key_id)));
     }
-    let reply = match change::accept(store, &job, &accepted.bounds, idempotency.as_ref())? {
+    let accepted = match change::accept(store, &job, &asked.bounds, idempotency.as_ref())? {
         Acceptance::New => {
-            let job = store.job(accepted.id)?;
-            let reply = job.as_ref().map(|job| created(job, notation));
-            let reply = reply.ok_or_else(no_job);
-            return Ok((reply, true));
+            let job = store.job(asked.id)?.ok_or_else(no_job);
+            job.map(|job| Accepted { job, is_new: true })
         }
-        Acceptance::Known(job) => Ok(created(&job, notation)),
+        Acceptance::Known(job) => Ok(Accepted {
+            job: *job,
+            is_new: false,
+        }),
         Acceptance::Conflict => {
             let message = "another request was sent with this `Idempotency-Key`; use a new key \
                            for each request, and the same one to repeat it";
             Err(ApiError::new(ErrorCode::Conflict, message).with_param("idempotency-key"))
         }
-        Acceptance::Full(bound) => Err(full(bound, &accepted.bounds)),
+        Acceptance::Full(bound) => Err(full(bound, &asked.bounds)),
     };
-    Ok((reply, false))
+    Ok(accepted)
 }
 
 /// Returns the digest of everything that decides a job. A seed that was drawn differs in a retry.
-fn digest(accepted: &Accept) -> [u8; 32] {
-    let mut request = accepted.request.clone();
+fn digest(asked: &Accept) -> [u8; 32] {
+    let mut request = asked.request.clone();
     if request.is_live {
         // A retry has less time left, and `grpc-timeout` says so.
         request.timeout_ms = 0;
     }
-    if accepted.is_seed_drawn {
+    if asked.is_seed_drawn {
         request.seed = 0;
     }
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&[u8::from(accepted.is_seed_drawn)]);
+    hasher.update(&[u8::from(asked.is_seed_drawn)]);
     hasher.update(request.to_json().as_bytes());
-    if let Some(url) = &accepted.callback_url {
+    if let Some(url) = &asked.callback_url {
         // A byte that no JSON text ends with.
         hasher.update(b"\0");
         hasher.update(url.as_bytes());
@@ -327,29 +333,6 @@ fn progress(
     Ok(Ok(Found::Progress(Box::new(progress))))
 }
 
-fn shown(job: &JobRecord, notation: Notation) -> Found {
-    let mut body = Vec::new();
-    notation.append_job(&mut body, job);
-    Found::Body {
-        status: 200,
-        created: None,
-        body,
-    }
-}
-
-fn created(job: &JobRecord, notation: Notation) -> Found {
-    if notation == Notation::Bare {
-        return Found::Accepted(job.id);
-    }
-    let mut body = Vec::new();
-    notation.append_job(&mut body, job);
-    Found::Body {
-        status: 202,
-        created: Some(job.id),
-        body,
-    }
-}
-
 /// The error for a job that the caller's key does not have.
 pub fn no_job() -> ApiError {
     let message = "this key has no such job; finished jobs are deleted after `jobs.keep`";
@@ -366,14 +349,6 @@ fn no_secret(key_id: &str) -> ApiError {
         ),
     };
     ApiError::new(ErrorCode::InvalidParameter, message).with_param("callback_url")
-}
-
-/// The error for a store that fails or takes too long.
-pub fn unavailable() -> ApiError {
-    let message = "the daemon's store does not respond; send the request again later, with the \
-                   same `Idempotency-Key` if it must not run twice";
-    ApiError::new(ErrorCode::StoreUnavailable, message)
-        .with_retry_after(service_limits::BUSY_RETRY_AFTER)
 }
 
 fn full(bound: Bound, bounds: &Bounds) -> ApiError {
@@ -410,9 +385,4 @@ fn full(bound: Bound, bounds: &Bounds) -> ApiError {
         ),
     };
     ApiError::new(code, message).with_retry_after(service_limits::BUSY_RETRY_AFTER)
-}
-
-/// Returns the id in a path such as `/api/v1/jobs/{id}`.
-pub fn job_of(call: &Call, path: &str) -> Option<JobId> {
-    call.row?.parameter(path).and_then(JobId::parse)
 }
