@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use memchr::memmem;
-
 use crate::engine::Usage;
 use crate::error::{ApiError, ErrorCode};
 use crate::service::dialect::Generation;
@@ -101,22 +99,27 @@ pub struct GenerationObject<'a> {
 }
 
 impl GenerationObject<'_> {
-    /// Writes the model's whole output, in which the code is usually found as it is: its escapes
-    /// are taken from `code`, where `out` has them, and made once.
+    /// Writes the model's whole output, of which the code is usually a part: its escapes are taken
+    /// from `code`, where `out` has them, and made once.
     fn write_text(&self, out: &mut Vec<u8>, code: &Range<usize>) {
         let text = self.generation.text;
-        let place = match code.is_empty() {
-            true => None,
-            false => memmem::find(text.as_bytes(), self.code.as_bytes()),
-        };
-        match place {
-            Some(place) => {
+        match place_in(text, self.code) {
+            Some(place) if !code.is_empty() => {
                 let after = &text[place + self.code.len()..];
                 push_text_around(out, &text[..place], code.clone(), after);
             }
-            None => push_text(out, text),
+            _ => push_text(out, text),
         }
     }
+}
+
+/// Returns where the code begins in the output, if that is its beginning or its second line,
+/// after a fence. Elsewhere it would have to be searched for, which takes more than writing it.
+fn place_in(text: &str, code: &str) -> Option<usize> {
+    let second = text.find('\n').map_or(0, |end| end + 1);
+    [second, 0]
+        .into_iter()
+        .find(|&place| text[place..].starts_with(code))
 }
 
 impl WriteJson for GenerationObject<'_> {
@@ -219,15 +222,11 @@ mod tests {
     /// the length of the code.
     #[test]
     fn code_is_found_in_the_text_wherever_it_is() {
-        for (text, code) in [
-            ("a \"b\"\n", "\"b\"\n"),
-            ("\n\n\n", "\n\n"),
-            ("é\u{1}é", "\u{1}é"),
-            ("b\\", "\\b"),
-            ("only\ttext", ""),
-            ("", ""),
-            ("short", "longer than the text"),
-        ] {
+        let text = "a \"é\"\n\"b\"\n\\";
+        let parts =
+            (0..=text.len()).flat_map(|start| (start..=text.len()).map(move |end| start..end));
+        let parts = parts.filter_map(|part| text.get(part));
+        for code in parts.chain(["longer than the whole text", "\"b\"c"]) {
             let object = written_with(Selection::ALL, text, code);
             assert_eq!(
                 (&object["text"], &object["code"]),
@@ -236,6 +235,8 @@ mod tests {
             let alone = written_with(Selection::parse(Some("text")).unwrap(), text, code);
             assert_eq!(alone, serde_json::json!({"text": text}));
         }
+        let places = ["\"b\"\n", "a \"", "b", "é"].map(|code| place_in(text, code));
+        assert_eq!(places, [Some(7), Some(0), None, None]);
     }
 
     #[test]
