@@ -100,6 +100,7 @@ impl Extractor {
                 return self.push(&body);
             }
             State::Inside(body) => {
+                code.reserve(body.held.len() + piece.len());
                 if body.push(piece, &mut code).is_some() {
                     self.state = State::Complete;
                 }
