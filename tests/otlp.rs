@@ -7,7 +7,8 @@
 //! Mutations: `Push::drain` without its wait (`the_last_push_has_the_last_numbers`); `back_off`
 //! that does nothing (`nothing_is_lost_within_the_spools_bound_while_the_collector_is_away`); a
 //! batch that is sent again after 400, or not after 429 (`each_response_has_its_meaning`); a token
-//! that is not sent, a body without gzip (`the_payload_is_what_the_protocol_says`).
+//! or a header that is not sent, a body without gzip (`the_payload_is_what_the_protocol_says`); a
+//! header that is not checked (`check_finds_wrong_urls_and_headers_and_shows_no_value`).
 
 mod common;
 
@@ -272,8 +273,15 @@ fn the_payload_is_what_the_protocol_says() {
     let folder = tempfile::tempdir().expect("a folder");
     let token = folder.path().join("token");
     std::fs::write(&token, "secret-word\n").expect("a file");
+    let key = folder.path().join("key");
+    std::fs::write(&key, "other secret\n").expect("a file");
+    let headers = format!(
+        r#"["X-Scope-OrgID=team%20a", "x-key=file:{}"]"#,
+        key.display()
+    );
     let daemon = pushing(address)
         .set("metrics.push.token_file", token.to_str().expect("plain"))
+        .set_raw("metrics.push.headers", &headers)
         .start();
     for _ in 0..3 {
         generate(&daemon);
@@ -307,6 +315,8 @@ fn the_payload_is_what_the_protocol_says() {
         "content-type: application/x-protobuf",
         "content-encoding: gzip",
         "authorization: bearer secret-word",
+        "x-scope-orgid: team a",
+        "x-key: other secret",
     ] {
         assert!(head.lines().any(|found| found == line), "{line} in {head}");
     }
@@ -320,6 +330,9 @@ fn the_payload_is_what_the_protocol_says() {
     assert_eq!(attribute("service.name"), "autoglmd");
     assert_eq!(attribute("service.version"), env!("CARGO_PKG_VERSION"));
     assert_eq!(attribute("service.instance.id").len(), 36);
+    let requests = last.histogram(name, "generate").expect("requests");
+    let route = text(&requests.attributes, "http.route");
+    assert_eq!(route.as_deref(), Some("/api/v1/generate"));
     let generation = last.histogram("gen_ai.server.request.duration", "generate");
     let generation = generation.expect("the convention for generations");
     assert_eq!(generation.count, 3);
@@ -552,28 +565,52 @@ fn a_collector_with_tls_is_checked_against_the_authorities() {
 }
 
 #[test]
-fn a_token_that_cannot_be_read_and_a_bad_url_are_found_at_the_start() {
+fn check_finds_wrong_urls_and_headers_and_shows_no_value() {
     let daemon = Daemon::echo();
-    let check = |line: &str| {
+    let check = |lines: &str| {
         let file = daemon.folder().path().join("other.toml");
-        std::fs::write(&file, format!("[metrics.push]\n{line}\n")).expect("a file");
-        daemon.run(&["check", "--config", file.to_str().expect("plain")])
+        let url = "url = \"http://localhost:4318/v1/metrics\"\n";
+        let url = if lines.contains("url") { "" } else { url };
+        std::fs::write(&file, format!("[metrics.push]\n{url}{lines}\n")).expect("a file");
+        let output = daemon.run(&["check", "--config", file.to_str().expect("plain")]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), told)
     };
-    assert!(
-        check("url = \"http://localhost:4318/v1/metrics\"")
-            .status
-            .success()
-    );
+    let (is_good, told) = check("headers = [\"a=b\", \"authorization=Basic%20dTpw\"]");
+    assert!(is_good, "{told}");
     for bad in [
         "localhost:4318",
         "ftp://localhost/",
         "http://user:word@localhost/",
     ] {
-        let output = check(&format!("url = {bad:?}"));
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let (is_good, told) = check(&format!("url = {bad:?}"));
+        assert!(!is_good && told.contains("http://HOST"), "{told}");
+    }
+    for (bad, expected) in [
+        ("Host=hunter2", "host is set by the daemon"),
+        (
+            "content-length=hunter2",
+            "content-length is set by the daemon",
+        ),
+        (
+            "x-key=hunter2%0d%0ax: y",
+            "expected a value of visible ASCII",
+        ),
+        ("Authorization: Basic hunter2=", "expected NAME=VALUE"),
+        ("x-key=file:/nonexistent/key", "/nonexistent/key"),
+    ] {
+        let (is_good, told) = check(&format!("headers = [\"a=b\", {bad:?}]"));
+        let key = "other.toml:3: metrics.push.headers";
+        assert!(!is_good && told.contains(key), "{told}");
         assert!(
-            !output.status.success() && told.contains("http://HOST"),
+            told.contains(expected) && !told.contains("hunter2"),
             "{told}"
         );
     }
+    let both = "token_file = \"/dev/null\"\nheaders = [\"authorization=hunter2\"]";
+    let (is_good, told) = check(both);
+    assert!(
+        !is_good && told.contains("is set by metrics.push.token_file"),
+        "{told}"
+    );
 }

@@ -118,6 +118,8 @@ fn a_start_that_cannot_be_names_the_cause_and_the_way_out() {
     let damaged = damaged.display().to_string();
     let log = home.file("log.toml", "[log]\nfile = \"/nowhere/autoglmd.log\"\n");
     let broken = home.file("broken.toml", "[limits\n");
+    let headers = "[metrics.push]\nurl = \"http://[::1]:1/\"\nheaders = [\"a=b\", \"host=c\"]\n";
+    let headers = home.file("headers.toml", headers);
     for (arguments, code, named) in [
         (
             ["--state-dir", &plain_file],
@@ -143,6 +145,11 @@ fn a_start_that_cannot_be_names_the_cause_and_the_way_out() {
             ["--config", &broken],
             78,
             ["broken.toml:1:8", "not TOML", "]"],
+        ),
+        (
+            ["--config", &headers],
+            78,
+            ["metrics.push.headers[1]", "host is set by the daemon", ""],
         ),
         (
             ["--config", "/nowhere.toml"],

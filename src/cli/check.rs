@@ -7,7 +7,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config::{self, Config, ConfigErrors, CredentialPath, Loaded, Origin, Sources};
+use crate::config::{
+    self, Config, ConfigErrors, CredentialPath, HeaderValue, Loaded, Origin, PushHeader, Sources,
+};
 use crate::console::exit;
 use crate::core::UnixSeconds;
 use crate::tls::{Acceptor, Problem};
@@ -64,6 +66,7 @@ fn check_files(
 /// Returns the problems of secrets and authorities, which the daemon reads when it connects.
 fn unreadable(config: &Config, credentials: Option<&Path>) -> Vec<Problem> {
     let shared = &config.cache_shared;
+    let push = &config.metrics_push;
     let named = [
         ("cache.shared.password_file", &shared.password_file),
         ("cache.shared.ca", &shared.ca),
@@ -71,17 +74,30 @@ fn unreadable(config: &Config, credentials: Option<&Path>) -> Vec<Problem> {
         ("store.ca", &config.store.ca),
         ("outbound.ca", &config.outbound.ca),
         ("bus.secret_file", &config.bus.secret_file),
-        ("metrics.push.token_file", &config.metrics_push.token_file),
+        ("metrics.push.token_file", &push.token_file),
     ];
-    let problem = |(key, path): (&str, &Option<_>)| {
-        let path = CredentialPath(path.as_deref()?).resolve(credentials);
+    let named = named
+        .into_iter()
+        .filter_map(|(key, path)| Some((key, path.as_deref()?)));
+    let headers = PushHeader::parse_all(&push.headers, push.token_file.is_some());
+    let (headers, wrong) = match headers {
+        Ok(headers) => (headers, None),
+        Err((key, message)) => (Vec::new(), Some(Problem { key, message })),
+    };
+    let files = headers.iter().filter_map(|header| match &header.value {
+        HeaderValue::File(path) => Some(("metrics.push.headers", path.as_path())),
+        HeaderValue::Text(_) => None,
+    });
+    let problem = |(key, path): (&str, &Path)| {
+        let path = CredentialPath(path).resolve(credentials);
         let opened = path.and_then(|path| open(&path));
         opened.err().map(|message| Problem {
             key: key.to_owned(),
             message,
         })
     };
-    named.into_iter().filter_map(problem).collect()
+    let opened = named.chain(files).filter_map(problem);
+    opened.chain(wrong).collect()
 }
 
 /// Opens a file, which a pipe would delay.

@@ -229,6 +229,21 @@ const BROKER: ValueKind = ValueKind {
 /// Servers of Kafka.
 pub const BROKERS: ValueKind = list_of(&BROKER, limits::BROKER_ITEMS);
 
+/// Its own reader comes later: a message about a value of this kind would show it.
+const HEADER: ValueKind = ValueKind {
+    plural: "fields",
+    example: "x-scope-orgid=team",
+    measure: |value| match value {
+        Value::Text(text) => Some(text.len() as u64),
+        _ => None,
+    },
+    from_toml: |value| value.as_str().map(|text| Value::Text(text.to_owned())),
+    ..ELEMENT
+};
+
+/// Fields of the requests to a collector. See [`super::PushHeader`].
+pub const HEADERS: ValueKind = list_of(&HEADER, limits::PUSH_HEADER_ITEMS);
+
 /// The name of a topic of Kafka.
 pub const TOPIC: ValueKind = ValueKind {
     name: "topic",
@@ -599,7 +614,7 @@ mod tests {
             let kinds = [
                 SWITCH, number(0..=9), size(0..=9), time(0..=9), word_of::<EngineKind>(), PATH,
                 MODELS, ADDRESSES, FILES, CLIENT_KEYS, NETWORKS, ALLOWED_NETWORKS, HOSTS,
-                REDIS_URL, SOCKET, PEERS, BROKERS, TOPIC,
+                REDIS_URL, SOCKET, PEERS, BROKERS, TOPIC, HEADERS,
             ];
             for kind in kinds {
                 match kind.read_text(&text) {

@@ -34,6 +34,7 @@ mod named;
 mod networks;
 mod problem;
 mod proxies;
+mod push_header;
 mod redis_url;
 mod reference;
 mod rules;
@@ -53,6 +54,7 @@ pub use load::{Loaded, load};
 pub use named::Model;
 pub use problem::{ConfigErrors, Problem};
 pub use proxies::{ForwardedField, TrustedProxies};
+pub use push_header::{HeaderValue, PushHeader};
 pub use redis_url::{RedisHost, RedisServers, RedisUrl};
 pub use reference::{example, reference};
 pub use schema::{

@@ -18,8 +18,9 @@ use super::database::StoreUrl;
 use super::hosts::Hosts;
 use super::kind::ValueKind;
 use super::kinds::{
-    ADDRESSES, ALLOWED_NETWORKS, BROKERS, CLIENT_KEYS, FILES, HOSTS, HTTP_URL, MODELS, NETWORKS,
-    PATH, PEERS, REDIS_URL, SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time, word_of,
+    ADDRESSES, ALLOWED_NETWORKS, BROKERS, CLIENT_KEYS, FILES, HEADERS, HOSTS, HTTP_URL, MODELS,
+    NETWORKS, PATH, PEERS, REDIS_URL, SOCKET, STORE_URL, SWITCH, TOPIC, number, size, time,
+    word_of,
 };
 use super::named::Model;
 use super::networks::Networks;
@@ -547,6 +548,10 @@ schema! {
         /// File with a token, or `credential:NAME`; sent as `Authorization: Bearer TOKEN`, and read
         /// for each request. Empty: no token.
         token_file: Option<PathBuf> = None, PATH, Restart;
+        /// Fields for each request to the collector, as `NAME=VALUE`; `%20` in a value stands for
+        /// a space. `NAME=credential:NAME` and `NAME=file:PATH` read the value from a file, for
+        /// each request: for secrets.
+        headers: Vec<String> = Vec::new(), HEADERS, Restart;
         /// Memory for intervals that wait while the collector is away, compressed: some 5 KiB each.
         /// Above it, the oldest are dropped.
         spool: usize = 4 * MIB, size(limits::PUSH_SPOOL_BYTES), Restart;

@@ -229,5 +229,11 @@ pub const PUSH_INTERVAL_MS: RangeInclusive<u64> = 100..=HOUR_MS;
 /// `metrics.push.timeout`.
 pub const PUSH_TIMEOUT_MS: RangeInclusive<u64> = 100..=60 * SECOND_MS;
 
+/// `metrics.push.headers`.
+pub const PUSH_HEADER_ITEMS: RangeInclusive<usize> = 0..=32;
+
+/// A name or a value in `metrics.push.headers`: servers accept some 8 KiB of them in all.
+pub const PUSH_HEADER_BYTES_MAX: usize = 8 * 1024;
+
 /// `metrics.push.spool`: the least has room for some intervals.
 pub const PUSH_SPOOL_BYTES: RangeInclusive<u64> = 64 << 10..=GIB;

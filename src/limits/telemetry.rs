@@ -50,9 +50,11 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
 // ---- histograms ----
 
+// All bounds that OpenTelemetry's conventions advise for a metric are among its own.
+
 /// Bounds of `autoglmd_request_duration_seconds`, in microseconds. From half a millisecond (health,
 /// refusals and the echo engine; their spread below it belongs to the loop's own histogram) to ten
-/// minutes, the longest request: two to three bounds per decade distinguish durations that differ
+/// minutes, the longest request: two to four bounds per decade distinguish durations that differ
 /// by a factor of two to 2.5.
 pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
     500,
@@ -62,12 +64,15 @@ pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
     10_000,
     25_000,
     50_000,
+    75_000,
     100_000,
     250_000,
     500_000,
+    750_000,
     1_000_000,
     2_500_000,
     5_000_000,
+    7_500_000,
     10_000_000,
     30_000_000,
     60_000_000,
@@ -79,16 +84,16 @@ pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
 /// Bounds of `autoglmd_time_to_first_token_seconds`. A cached prompt takes a few milliseconds; a
 /// token that takes more than a minute has waited in the queue, and how long no longer matters.
 pub const TIME_TO_FIRST_TOKEN_BUCKETS_MICROS: &[u64] = &[
-    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
-    5_000_000, 10_000_000, 30_000_000, 60_000_000,
+    1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 250_000, 500_000,
+    750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
 /// Bounds of `autoglmd_time_per_output_token_seconds`. From a small model on a fast machine (1,000
 /// tokens per second) to slower than a person reads (1 per second); finest between 5 and 100 ms,
 /// where a response turns from faster to slower than its reader.
 pub const TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS: &[u64] = &[
-    1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 40_000, 50_000, 75_000, 100_000,
-    250_000, 500_000, 1_000_000,
+    1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 75_000,
+    100_000, 150_000, 200_000, 300_000, 400_000, 500_000, 750_000, 1_000_000, 2_500_000,
 ];
 
 /// Bounds of `autoglmd_loop_turn_seconds`. A turn with one request takes about 10 us; one of 10
@@ -123,8 +128,8 @@ pub const PUSH_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes of the head and of the body of a collector's response, each: it says little.
 pub const PUSH_RESPONSE_BYTES_MAX: usize = 16 * 1024;
 
-/// Bytes of the file with the collector's token.
-pub const PUSH_TOKEN_BYTES_MAX: u64 = 8 * 1024;
+/// Bytes of a file with the collector's token, or with the value of a header.
+pub const PUSH_SECRET_BYTES_MAX: u64 = 8 * 1024;
 
 /// The stack of the thread that pushes: it encodes and compresses.
 pub const PUSH_STACK_BYTES: usize = 512 * 1024;

@@ -72,7 +72,7 @@ pub use api::jobs::object::callback_body;
 pub use copied::{Copied, Owners};
 pub use response::cached::Responses;
 pub use response::compression::CompressionSeries;
-pub use router::Route;
+pub use router::{Route, templates};
 
 use admission::arrival::{self, Arrival};
 use admission::check;

@@ -395,6 +395,20 @@ pub const ROUTES: &[Row] = &[
     },
 ];
 
+/// Returns the label of each route that has a path, and the path's template: the first one, where
+/// several paths are one route.
+pub fn templates() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let is_first = |at: usize| {
+        let route = ROUTES[at].route;
+        ROUTES[..at].iter().all(|row| row.route != route)
+    };
+    let first = ROUTES
+        .iter()
+        .enumerate()
+        .filter(move |(at, _)| is_first(*at));
+    first.map(|(_, row)| (row.route.label(), row.path))
+}
+
 /// Returns the row of a path. Rows with a parameter are looked at last, so that the other paths do
 /// not pay for them. No request can ask for the text of such a row itself: `{` is not allowed in a
 /// path (RFC 3986).
@@ -436,6 +450,17 @@ mod tests {
             let takes_body = row.verbs.include(Method::Post);
             assert_eq!(row.body == BodyBound::None, !takes_body, "{}", row.path);
         }
+    }
+
+    /// Mutation: a template for each path, so that a route has two.
+    #[test]
+    fn a_route_with_a_path_has_one_template() {
+        let found: Vec<_> = templates().collect();
+        let labels: HashSet<_> = found.iter().map(|(label, _)| *label).collect();
+        assert_eq!(labels.len(), found.len(), "{found:?}");
+        assert_eq!(found.len(), Route::COUNT - 2, "all but unknown and unread");
+        assert!(found.contains(&("job_events", "/api/v1/jobs/{id}/events")));
+        assert!(found.contains(&("livez", "/livez")), "{found:?}");
     }
 
     #[test]

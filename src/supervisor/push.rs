@@ -10,7 +10,7 @@
 //! numbers of requests that end during a drain follow as long as reactors run.
 //!
 //! Mutations that `tests/otlp.rs` catches: `drain` without its wait, a fate that is not counted, a
-//! token that is not sent, a body without `content-encoding`.
+//! token or a header that is not sent, a body without `content-encoding`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::failure::Failure;
 use super::part::{Birth, Part};
-use crate::config::{CredentialPath, MetricsPush};
+use crate::config::{CredentialPath, HeaderValue, MetricsPush, PushHeader};
 use crate::console::exit;
 use crate::core::address_policy::AddressPolicy;
 use crate::core::buffered::Account;
@@ -35,7 +35,7 @@ use crate::offload::Workers;
 use crate::offload::fetch::{Fetch, FetchError, FetchSink, Fetcher, Request, Response, Timeouts};
 use crate::os::file::read_up_to;
 use crate::os::process::give_way;
-use crate::service::{Copied, Owners, Responses};
+use crate::service::{Copied, Owners, Responses, templates};
 use crate::store::Requests;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::delivery::Delivery;
@@ -87,7 +87,7 @@ impl Part for Push {
             series: birth.metrics.series(),
             copied: Copied::new(&birth.metrics),
             metrics: birth.metrics.clone(),
-            source: Source::new(&instance(), engine, unix_nanos()),
+            source: Source::new(&instance(), engine, templates().collect(), unix_nanos()),
             delivery: Delivery::new(settings.spool, random_seed()),
             interval: settings.interval,
             next_at: Moment::now() + settings.interval,
@@ -146,6 +146,7 @@ struct Target {
     origin: Origin,
     path: String,
     token_file: Option<PathBuf>,
+    headers: Vec<(&'static str, HeaderValue)>,
     timeout: Duration,
 }
 
@@ -158,11 +159,14 @@ impl Target {
             Some(path) => Some(CredentialPath(path).resolve(credentials)?),
             None => None,
         };
+        let headers = PushHeader::parse_all(&settings.headers, token_file.is_some());
+        let headers = headers.map_err(|(key, why)| format!("{key}: {why}"))?;
         let target = Target {
             url,
             origin,
             path,
             token_file,
+            headers: named(headers, credentials)?,
             timeout: settings.timeout,
         };
         // A mistake shows at the start.
@@ -178,8 +182,7 @@ impl Target {
         fields.push("user-agent", agent);
         if let Some(path) = &self.token_file {
             let shown = path.display();
-            let bytes = read_up_to(path, limits::PUSH_TOKEN_BYTES_MAX);
-            let bytes = bytes.map_err(|error| format!("{shown}: {error}"))?;
+            let bytes = secret(path)?;
             let token = bytes.trim_ascii();
             if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
                 return Err(format!("{shown}: expected one word of visible ASCII"));
@@ -187,8 +190,41 @@ impl Target {
             let token = String::from_utf8_lossy(token);
             fields.push("authorization", &format!("Bearer {token}"));
         }
+        for (name, value) in &self.headers {
+            match value {
+                HeaderValue::Text(text) => fields.push(*name, text),
+                HeaderValue::File(path) => {
+                    let value = PushHeader::value_of(&secret(path)?);
+                    let value = value.map_err(|why| format!("{}: {why}", path.display()))?;
+                    fields.push(*name, &value);
+                }
+            }
+        }
         Ok(fields)
     }
+}
+
+/// Finds the files of the values. Names live as long as the process: a collector is configured once
+/// for it.
+fn named(
+    headers: Vec<PushHeader>,
+    credentials: Option<&Path>,
+) -> Result<Vec<(&'static str, HeaderValue)>, String> {
+    let one = |header: PushHeader| {
+        let value = match header.value {
+            HeaderValue::File(path) => {
+                HeaderValue::File(CredentialPath(&path).resolve(credentials)?)
+            }
+            text @ HeaderValue::Text(_) => text,
+        };
+        Ok::<_, String>((&*header.name.leak(), value))
+    };
+    headers.into_iter().map(one).collect()
+}
+
+fn secret(path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = read_up_to(path, limits::PUSH_SECRET_BYTES_MAX);
+    bytes.map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Sends the result back to the thread.

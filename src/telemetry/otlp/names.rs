@@ -112,12 +112,20 @@ pub fn is_generation(labels: &Labels) -> bool {
     route.is_some_and(|route| GENERATION_ROUTES.contains(&route.as_str()))
 }
 
+/// A route's label, and its path as a template such as `/api/v1/jobs/{id}`.
+pub type Template = (&'static str, &'static str);
+
 /// Returns the attributes of a point of the metric `name`.
-pub fn attributes(name: &str, labels: &Labels) -> Vec<KeyValue> {
-    let mut attributes: Vec<KeyValue> = labels
-        .iter()
-        .map(|(label, value)| attribute(label, value))
-        .collect();
+pub fn attributes(name: &str, labels: &Labels, routes: &[Template]) -> Vec<KeyValue> {
+    let is_http = name.contains("http.server.");
+    let mut attributes = Vec::with_capacity(labels.len() + 2);
+    for (label, value) in labels {
+        attributes.push(attribute(label, value));
+        let mut routes = routes.iter().filter(|_| is_http && label == "route");
+        if let Some((_, template)) = routes.find(|(route, _)| route == value) {
+            attributes.push(text("http.route", template));
+        }
+    }
     if name.starts_with("gen_ai.") {
         attributes.push(text("gen_ai.operation.name", "text_completion"));
         attributes.push(text("gen_ai.provider.name", "autoglmd"));
@@ -146,5 +154,43 @@ pub fn text(key: &str, value: &str) -> KeyValue {
         value: Some(AnyValue {
             value: Some(Any::Text(value.to_owned())),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::limits::telemetry as limits;
+
+    /// The bounds that the conventions advise, in milliseconds.
+    ///
+    /// Mutation: a bound of the conventions left out of `limits`.
+    #[test]
+    fn the_advised_bounds_are_among_ours() {
+        for (ours, advised) in [
+            (
+                limits::REQUEST_DURATION_BUCKETS_MICROS,
+                &[
+                    5, 10, 25, 50, 75, 100, 250, 500, 750, 1_000, 2_500, 5_000, 7_500, 10_000,
+                ][..],
+            ),
+            (
+                limits::TIME_TO_FIRST_TOKEN_BUCKETS_MICROS,
+                &[
+                    1, 5, 10, 20, 40, 60, 80, 100, 250, 500, 750, 1_000, 2_500, 5_000, 7_500,
+                    10_000,
+                ],
+            ),
+            (
+                limits::TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS,
+                &[
+                    10, 25, 50, 75, 100, 150, 200, 300, 400, 500, 750, 1_000, 2_500,
+                ],
+            ),
+        ] {
+            assert!(ours.is_sorted());
+            for millis in advised {
+                assert!(ours.contains(&(millis * 1_000)), "{millis} ms");
+            }
+        }
     }
 }

@@ -21,7 +21,7 @@ use super::message::{
     Data, ExportRequest, Gauge, Histogram, HistogramPoint, Metric, NumberPoint, Resource,
     ResourceMetrics, Scope, ScopeMetrics, Sum, Temporality, Value,
 };
-use super::names::{self, Name};
+use super::names::{self, Name, Template};
 use super::text::{self, Family, Kind, Number, Series};
 use crate::limits::telemetry as limits;
 use crate::telemetry::metrics::Row;
@@ -38,14 +38,15 @@ pub struct Batch {
 #[derive(Clone, Debug)]
 pub struct Source {
     resource: Resource,
+    routes: Vec<Template>,
     start_nanos: u64,
     last_nanos: u64,
 }
 
 impl Source {
-    /// `instance` names this process among all of the same service. `start_nanos`: when its
-    /// counters began, since 1970.
-    pub fn new(instance: &str, engine: &str, start_nanos: u64) -> Source {
+    /// `instance` names this process among all of the same service. `routes`: those that have a
+    /// path. `start_nanos`: when the process's counters began, since 1970.
+    pub fn new(instance: &str, engine: &str, routes: Vec<Template>, start_nanos: u64) -> Source {
         let attributes = vec![
             names::text("service.name", "autoglmd"),
             names::text("service.version", env!("CARGO_PKG_VERSION")),
@@ -54,6 +55,7 @@ impl Source {
         ];
         Source {
             resource: Resource { attributes },
+            routes,
             start_nanos,
             last_nanos: start_nanos,
         }
@@ -128,7 +130,7 @@ impl Source {
 
     fn number(&self, series: &Series, name: &Name) -> NumberPoint {
         NumberPoint {
-            attributes: names::attributes(&name.name, &series.labels),
+            attributes: names::attributes(&name.name, &series.labels, &self.routes),
             start_time_unix_nano: self.start_nanos,
             time_unix_nano: self.last_nanos,
             value: Some(match series.value {
@@ -143,7 +145,7 @@ impl Source {
         let own = |up_to: &u64| up_to.saturating_sub(std::mem::replace(&mut below, *up_to));
         let bucket_counts = series.cumulative.iter().map(own).collect();
         HistogramPoint {
-            attributes: names::attributes(&name.name, &series.labels),
+            attributes: names::attributes(&name.name, &series.labels, &self.routes),
             start_time_unix_nano: self.start_nanos,
             time_unix_nano: self.last_nanos,
             count: series.cumulative.last().copied().unwrap_or(0),
@@ -235,6 +237,7 @@ fn split<T>(head: &mut Vec<T>, tail: &mut Vec<T>, most: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::Any;
     use super::*;
     use std::collections::BTreeMap;
     use std::io::Read as _;
@@ -271,7 +274,8 @@ mod tests {
     }
 
     fn source() -> Source {
-        Source::new("one", "echo", 1_000)
+        let routes = vec![("jobs", "/jobs"), ("generate", "/api/v1/generate")];
+        Source::new("one", "echo", routes, 1_000)
     }
 
     fn text(metrics: &Metrics) -> String {
@@ -280,6 +284,16 @@ mod tests {
         text
     }
 
+    fn route(point: &HistogramPoint) -> Option<String> {
+        let mut attributes = point.attributes.iter();
+        let found = attributes.find(|pair| pair.key == "http.route")?;
+        match found.value.clone()?.value? {
+            Any::Text(text) => Some(text),
+            Any::Int(_) => panic!("a path is a text"),
+        }
+    }
+
+    /// Mutations: a template for each route, also for those without one; the label as the template.
     #[test]
     fn a_request_appears_under_both_conventions_and_with_its_attributes() {
         let metrics = Metrics::new("echo");
@@ -298,7 +312,13 @@ mod tests {
         let Some(Data::Histogram(http)) = &find("http.server.request.duration").data else {
             panic!("a histogram");
         };
-        assert_eq!(http.data_points.len(), 2);
+        let mut routes: Vec<_> = http.data_points.iter().map(route).collect();
+        routes.sort();
+        assert_eq!(
+            routes,
+            [None, Some("/api/v1/generate".to_owned())],
+            "a path, where there is one"
+        );
         assert_eq!(http.aggregation_temporality, 2);
         let generation = find("gen_ai.server.request.duration");
         assert_eq!(generation.unit, "s");
@@ -329,8 +349,10 @@ mod tests {
             panic!("a sum");
         };
         assert!(requests.is_monotonic);
-        let status = &requests.data_points[0].attributes[1];
-        assert_eq!(status.key, "http.response.status_code");
+        let attributes = &requests.data_points[0].attributes;
+        let keys: Vec<&str> = attributes.iter().map(|pair| pair.key.as_str()).collect();
+        let expected = ["autoglmd.route", "http.route", "http.response.status_code"];
+        assert_eq!(keys, expected);
     }
 
     #[test]
