@@ -81,7 +81,7 @@ impl Fields {
 ///
 /// Eight bytes at a time: a byte below 32 has its high bit clear and gets it set by subtracting 32.
 /// One that is 0x7f becomes 0 by exclusive or, and gets its high bit set by subtracting 1. A byte
-/// above one that was found may be found as well, so there is no telling which one it is.
+/// above one that was found may be found as well, so the place of the first is not known.
 fn may_have_controls(value: &[u8]) -> bool {
     const fn eight_times(byte: u8) -> u64 {
         u64::from_le_bytes([byte; 8])
