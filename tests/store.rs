@@ -196,6 +196,42 @@ fn hits_of_the_cache_are_usage_without_tokens_and_no_generations() {
     assert_eq!(hits, 16, "a drain loses none");
 }
 
+/// Mutations: `handle_saved` that sends no record; a hit that leaves one.
+#[test]
+fn the_generations_of_durable_jobs_are_recorded_and_counted() {
+    let daemon = Options::echo().with_cache().start();
+    let body = json!({"prompt": "a job"}).to_string();
+    let submit = || {
+        let answer = daemon.exchange(&daemon.request("POST", "/api/v1/jobs", body.as_bytes()));
+        let id = answer.expect(202).json()["id"].clone();
+        let path = format!("/api/v1/jobs/{}", id.as_str().expect("an id"));
+        let (job, _) = eventually("the job completes", || {
+            let job = daemon.get(&path).expect(200).json();
+            (job["status"] == "completed").then_some(job)
+        });
+        job
+    };
+    let job = submit();
+    let found = wait_for_records(&daemon, 1);
+    assert_eq!(found, [job["result"]["id"].as_str().expect("an id")]);
+    let record = &list(&daemon, "limit=1")["data"][0];
+    assert_eq!(
+        (&record["request_id"], &record["status"]),
+        (&job["id"], &"done".into())
+    );
+    assert_eq!(submit()["result"]["cached"], true);
+    let (row, _) = eventually("the second one counts as a hit", || {
+        let row = usage(&daemon, &[]).pop()?;
+        (row["hits"] == 1).then_some(row)
+    });
+    assert_eq!(row["requests"], 2, "{row}");
+    assert_eq!(
+        row["completion_tokens"],
+        record["usage"]["completion_tokens"]
+    );
+    wait_for_records(&daemon, 1);
+}
+
 /// Returns the files below a folder that hold one of the texts.
 fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<String> {
     let mut found = Vec::new();

@@ -111,6 +111,16 @@ impl Prompt {
         text
     }
 
+    /// Returns a digest of that text: of the length and the bytes of each piece.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        self.visit(|piece| {
+            hasher.update(&(piece.len() as u64).to_le_bytes());
+            hasher.update(piece.as_bytes());
+        });
+        *hasher.finalize().as_bytes()
+    }
+
     /// Returns the number of bytes that came from the request.
     pub fn bytes(&self) -> usize {
         match self {

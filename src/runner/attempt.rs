@@ -30,6 +30,7 @@ use crate::limits::jobs as limits;
 use crate::offload::{CancelReason, Ticket};
 
 use super::change::{Next, Write};
+use super::recording::Recording;
 
 /// See the file's head.
 pub struct Attempt {
@@ -46,6 +47,8 @@ pub struct Attempt {
     /// Credit of events that were taken while too much was unsaved.
     held_credit: u32,
     charge: Option<Charge>,
+    /// `None`: records are off, or it was sent.
+    pub recording: Option<Recording>,
     begun: Moment,
     /// When its lease must be renewed.
     renew_at: Moment,
@@ -96,6 +99,7 @@ impl Attempt {
             unsaved: String::new(),
             held_credit: 0,
             charge,
+            recording: None,
             begun: now,
             renew_at,
             deadline: origin.deadline,
@@ -116,6 +120,7 @@ impl Attempt {
             unsaved: String::new(),
             held_credit: 0,
             charge: None,
+            recording: None,
             begun: now,
             renew_at: Moment::NEVER,
             deadline: Moment::NEVER,
@@ -149,6 +154,9 @@ impl Attempt {
     fn handle_done(&mut self, done: Done, model: Option<&str>, now: Moment) {
         self.push(&done.text);
         self.end_text();
+        if let Some(recording) = &mut self.recording {
+            recording.handle_done(&done, &self.text, now);
+        }
         // A result that was computed for another request is free.
         let used = match done.served.verdict.is_cached() {
             true => 0,
@@ -182,6 +190,9 @@ impl Attempt {
             FailReason::Error(code) => {
                 self.push(&failed.text);
                 self.end_text();
+                if let Some(recording) = &mut self.recording {
+                    recording.handle_failed(&failed, code, &self.text, now);
+                }
                 failure(code, failed.message)
             }
             FailReason::Cancelled(_) | FailReason::CrowdedOut { .. } | FailReason::Refused(_) => {

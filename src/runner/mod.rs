@@ -7,6 +7,7 @@
 //! * [`journal`]: the way of notes and of the engine's events to the runner;
 //! * [`followers`]: the clients that wait for a job's events;
 //! * [`start`]: from a claimed job to a job of the engine;
+//! * [`recording`]: the record of a job's generation;
 //! * [`attempt`]: one attempt, from its claim to its saved end;
 //! * [`thread`]: the runner's own thread;
 //! * [`callback_claim`]: which callbacks are sent next, and [`callbacks`]: the thread that has them
@@ -23,6 +24,7 @@ pub mod change;
 pub mod followers;
 pub mod journal;
 pub mod metrics;
+pub mod recording;
 pub mod start;
 pub mod tasks;
 pub mod thread;

@@ -25,6 +25,7 @@ use crate::offload::Ticket;
 use super::attempt::{Charge, failure};
 use super::change::Next;
 use super::journal::Journal;
+use super::recording::Recording;
 
 /// The inputs of a start.
 pub struct Terms<'a> {
@@ -43,6 +44,7 @@ pub struct Ready {
     pub job: Job,
     pub language: Option<&'static str>,
     pub charge: Option<Charge>,
+    pub recording: Option<Recording>,
 }
 
 /// Makes a job for the engine. An error is the end of the attempt.
@@ -88,7 +90,9 @@ pub fn prepare(
         submitted: terms.now,
         ticket: Arc::new(Ticket::new(service_limits::CREDIT_EVENTS)),
     };
+    let model = terms.model.map(|model| model.id.as_str());
     Ok(Ready {
+        recording: Recording::begin(&terms.config.store, record, &job, holder, model),
         job,
         language,
         charge,

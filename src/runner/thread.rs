@@ -164,12 +164,17 @@ impl Thread {
     }
 
     fn handle_cancelled(&mut self, id: JobId) {
-        let engine = &self.parts.engine;
+        let Parts {
+            engine, requests, ..
+        } = &self.parts;
         self.attempts.retain(|serial, attempt| {
             let stays = attempt.id != id;
             if !stays {
                 attempt.stop();
                 engine.cancel(Journal::key(*serial));
+                if let Some(recording) = attempt.recording.take() {
+                    recording.send(requests);
+                }
             }
             stays
         });
@@ -480,7 +485,9 @@ impl Thread {
             language,
             deadline,
         };
-        Attempt::new(record.id, number, origin, ticket, charge, now, renew_at)
+        let mut attempt = Attempt::new(record.id, number, origin, ticket, charge, now, renew_at);
+        attempt.recording = ready.recording;
+        attempt
     }
 
     fn give_back(&mut self, parts: Vec<(u32, Write)>) {
@@ -507,6 +514,11 @@ impl Thread {
             if saved.is_err() || !matches!(part.next, Next::Run { .. }) {
                 if saved.is_ok() {
                     self.parts.series.count_end(&part.next, attempt.age(now));
+                    if let Some(recording) = attempt.recording.take()
+                        && matches!(part.next, Next::End(_))
+                    {
+                        recording.send(&self.parts.requests);
+                    }
                 }
                 self.attempts.remove(serial);
                 self.parts.callbacks.look();

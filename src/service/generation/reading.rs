@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::core::Moment;
 use crate::core::buffered::{Claim, Full, Share};
-use crate::engine::{Prompt, Refused};
+use crate::engine::Refused;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::compress::Coding;
 use crate::limits::service as limits;
@@ -92,7 +92,7 @@ impl Reader {
         })?;
         if self.config.store.records {
             // Here, because a long prompt is read by a worker.
-            asked.digest = digest(&asked.prompt);
+            asked.digest = asked.prompt.digest();
         }
         Ok(asked)
     }
@@ -147,16 +147,6 @@ pub fn read_or_begin(
     let fields = query::value(incoming.request, Parameter::Fields);
     let asked = reader.read(fields, &incoming.body)?;
     Ok(Read::Now(asked, ticket))
-}
-
-/// Returns the digest of a prompt: of each piece's length and text.
-fn digest(prompt: &Prompt) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    prompt.visit(|piece| {
-        hasher.update(&(piece.len() as u64).to_le_bytes());
-        hasher.update(piece.as_bytes());
-    });
-    *hasher.finalize().as_bytes()
 }
 
 /// Sends a body to the workers.
