@@ -12,7 +12,7 @@ use rusqlite::{Connection, params};
 use serde_json::json;
 
 use common::redis::Server;
-use common::{Answer, Daemon, Options, eventually};
+use common::{Answer, Daemon, Options, eventually, request};
 
 const PATH: &str = "/api/v1/admin/cache";
 
@@ -170,4 +170,33 @@ fn a_copy_that_comes_between_the_two_deletes_goes_as_well() {
     assert_ne!(id(&ask(first, "a")), made);
     pair.wait_for_entries(0);
     assert_ne!(id(&ask(second, "a")), made);
+}
+
+/// Mutation: an erasure without `erase_shared`.
+#[test]
+fn an_erased_key_has_no_entry_in_redis_and_others_keep_theirs() {
+    let pair = Pair::start("100ms");
+    let [first, second] = &pair.daemons;
+    ask(first, "a");
+    let made = first.run(&["key", "create", "--name", "gone"]);
+    let secret = String::from_utf8(made.stdout).expect("a key");
+    let credentials = format!("Bearer {}", secret.trim());
+    let fields = [
+        ("authorization", credentials.as_str()),
+        ("content-type", "application/json"),
+    ];
+    let body = json!({ "prompt": "a" }).to_string();
+    let bytes = request("POST", "/api/v1/generate", &fields, body.as_bytes());
+    eventually("the key works", || {
+        (first.exchange(&bytes).status() == 200).then_some(())
+    });
+    pair.wait_for_entries(2);
+    let config = first.configuration_file();
+    let config = config.to_str().expect("a path");
+    let erased = first.run(&["key", "erase", "gone", "--yes", "--config", config]);
+    let message = String::from_utf8_lossy(&erased.stderr);
+    assert_eq!(erased.status.code(), Some(0), "{message}");
+    pair.wait_for_entries(1);
+    let hit = ask(second, "a");
+    assert_eq!(hit.field("x-cache"), Some("shared"), "{hit}");
 }

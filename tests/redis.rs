@@ -666,3 +666,22 @@ fn purges_in_a_loop_share_a_walk() {
     // came during it; a last one may have begun.
     assert!(scans <= 3 * (ENTRIES / 500 + 2), "{scans} steps");
 }
+
+/// Mutations: a sweep of the first server alone; one that ends with its first step.
+#[test]
+fn a_command_deletes_the_keys_of_a_pattern_on_every_server() {
+    let (server, cluster) = (Server::start(), Cluster::start());
+    for (url, count) in [(server.url(), 1_500), (cluster.url(), 60)] {
+        let client = Client::to(&url, PATIENCE).connected();
+        for number in 0..count {
+            for name in ["a", "b"] {
+                let key = format!("{name}:{number}");
+                eventually("the key is set", || client.set(&key, "x").then_some(()));
+            }
+        }
+        let deleted = autoglmd::redis::delete_matching(client.settings.clone(), "a:*");
+        assert_eq!(deleted.unwrap(), count);
+        let is_there = |name: &str, number| client.get(&format!("{name}:{number}")) == bytes("x");
+        assert!((0..count).all(|number| is_there("b", number) && !is_there("a", number)));
+    }
+}

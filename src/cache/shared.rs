@@ -15,6 +15,7 @@ pub use super::sealed::EntryId;
 use super::sealed::{HEADER_BYTES, open, seal};
 use crate::core::Moment;
 use crate::limits::cache as limits;
+use crate::limits::redis as redis_limits;
 use crate::redis::{Handle, Reply, Request};
 
 /// Receives an entry, or `None` for a miss, on another thread: it must be quick.
@@ -177,10 +178,9 @@ impl Swept {
     /// Returns a pattern of keys. It may match more than is deleted.
     fn pattern(&self) -> String {
         match self {
-            Swept::Of(tenants) if tenants.len() == 1 => tenants
-                .iter()
-                .map(|one| format!("{KEYS}{one:016x}:*"))
-                .collect(),
+            Swept::Of(tenants) if tenants.len() == 1 => {
+                tenants.iter().map(|tenant| pattern_of(*tenant)).collect()
+            }
             _ => format!("{KEYS}*"),
         }
     }
@@ -240,7 +240,7 @@ struct Sweep {
 impl Sweep {
     fn step(self, node: usize, cursor: &[u8]) {
         let pattern = Arc::clone(&self.pattern);
-        let count = limits::SWEEP_STEP_KEYS.to_string();
+        let count = redis_limits::SWEEP_STEP_KEYS.to_string();
         let words: [&[u8]; 6] = [
             b"SCAN",
             cursor,
@@ -294,6 +294,11 @@ impl Sweep {
 
 /// The beginning of each entry's key.
 const KEYS: &str = "autoglmd:entry:";
+
+/// Returns the pattern of the keys of a tenant's entries.
+pub fn pattern_of(tenant: u64) -> String {
+    format!("{KEYS}{tenant:016x}:*")
+}
 
 fn key_of(id: &EntryId) -> String {
     let digest = blake3::Hash::from(id.digest).to_hex();

@@ -59,9 +59,6 @@ pub const SHARED_PATIENCE: Duration = Duration::from_millis(100);
 /// `cache.policy = "write-through"`: its user prefers to wait.
 pub const STORE_WRITE_FACTOR: u32 = 10;
 
-/// Keys that Redis looks at in one step of a purge: a millisecond of its time.
-pub const SWEEP_STEP_KEYS: u32 = 500;
-
 /// API keys whose entries one walk through Redis deletes: 50 KiB of memory. Of more than these, all
 /// entries are deleted.
 pub const SWEPT_KEYS_MAX: usize = 1_024;

@@ -33,6 +33,12 @@ pub const CLUSTER_NODES_MAX: usize = 1_000;
 /// Slots of a cluster.
 pub const CLUSTER_SLOTS: usize = 16_384;
 
+/// Keys that Redis looks at in one step of a purge: a millisecond of its time.
+pub const SWEEP_STEP_KEYS: u32 = 500;
+
+/// Time for one step of a command that deletes keys; nothing else waits for it.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Bytes of the password's file.
 pub const PASSWORD_BYTES_MAX: u64 = 4_096;
 

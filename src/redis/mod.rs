@@ -23,8 +23,11 @@ pub mod servers;
 
 pub mod link;
 
+pub mod sweep;
+
 pub mod metrics;
 
 pub use dial::{Dialer, Settings};
 pub use link::{Handle, Link, Refused};
 pub use request::{Reply, Request};
+pub use sweep::delete_matching;

@@ -324,14 +324,14 @@ fn until(deadline: Instant) -> Duration {
 }
 
 /// A range of slots and its master.
-struct Range {
+pub(super) struct Range {
     first: u64,
     last: u64,
-    host: RedisHost,
+    pub(super) host: RedisHost,
 }
 
 /// Reads `CLUSTER SLOTS`: a list of `[first, last, [host, port, ...], replicas...]`.
-fn ranges(connection: &mut Connection) -> RedisResult<Vec<Range>> {
+pub(super) fn ranges(connection: &mut Connection) -> RedisResult<Vec<Range>> {
     let rows: Vec<Vec<Value>> = cmd("CLUSTER").arg("SLOTS").query(connection)?;
     let range = |row: &Vec<Value>| {
         let [

@@ -164,6 +164,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "models",
             "store",
             "redis",
+            "cache",
             "bus",
             "console",
             "supervisor",

@@ -14,14 +14,16 @@ use clap::Args;
 
 use super::lookup::{find_or_none, unknown};
 use crate::bus::Notice;
+use crate::cache::shared::pattern_of;
 use crate::cli::announce::announce;
 use crate::cli::database::explain;
-use crate::config::Sources;
+use crate::config::{self, Sources};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, show};
 use crate::engine::prefixes;
 use crate::keys::{self, KeyRecord};
 use crate::limits::store as limits;
+use crate::redis::{self, Settings};
 use crate::store::erasure::{Erased, erase, patiently};
 use crate::store::{BOOTSTRAP_FILE, Store};
 
@@ -71,6 +73,7 @@ impl Erase {
         tell(Notice::Tenant(id.to_owned()));
         erased = erased.and(erase(store, id).map_err(|error| explain(&error))?);
         files += erase_prefixes(state_dir, id)?;
+        let shared = erase_shared(id, sources);
         store.overwrite_removed().map_err(|error| {
             note(format_args!(
                 "the rows are gone, but their text may still be in the database's file; run \
@@ -79,8 +82,29 @@ impl Erase {
             explain(&error)
         })?;
         report(id, &erased, files);
-        Ok(())
+        shared.map_err(|error| {
+            fail(
+                exit::UNAVAILABLE,
+                format_args!(
+                    "the key's results in Redis are not removed, and expire after `cache.ttl`: \
+                     {error}; run `autoglmd key erase {id}` again once Redis is there"
+                ),
+            )
+        })
     }
+}
+
+/// Removes the key's results from the Redis of the configuration.
+fn erase_shared(id: &str, sources: &Sources) -> Result<(), String> {
+    let loaded = config::load(sources).map_err(|errors| errors.to_string())?;
+    let settings = Settings::of(&loaded.config.cache_shared, sources.credentials_dir())?;
+    let Some(settings) = settings else {
+        return Ok(());
+    };
+    let removed = redis::delete_matching(settings, &pattern_of(keys::tenant_of(id)));
+    let removed = removed.map_err(|error| error.to_string())?;
+    note(format_args!("removed {removed} results from Redis"));
+    Ok(())
 }
 
 fn report(id: &str, erased: &Erased, files: usize) {
