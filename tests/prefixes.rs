@@ -184,6 +184,26 @@ fn damaged_prefix_or_one_of_another_engine_is_computed_again() {
     assert!(other_model.files().is_empty());
 }
 
+/// Mutation that this test catches: `serve` that does not wake for a sequence that rests.
+#[test]
+fn killed_daemon_has_kept_the_prompts_that_rested() {
+    let asked = body(28, "divide two numbers");
+    let mut first = Served::start(options());
+    let (text, _) = first.ask(&asked);
+    eventually("the prompt is written", || {
+        (first.files().len() == 1).then_some(())
+    });
+    first.daemon.kill();
+    let folder = first.daemon.folder();
+    let second = Served {
+        daemon: options().in_folder(folder).start(),
+        key: first.key.clone(),
+    };
+    let (again, cached) = second.ask(&asked);
+    assert_eq!(again, text, "the output is the same");
+    assert!(cached > OWN_TOKENS_MAX, "{cached} tokens were there");
+}
+
 /// Mutations that this test catches: `keep` of the engine's part that does not ask whether the time
 /// is over; `archive_all` that does not.
 #[test]

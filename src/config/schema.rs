@@ -373,10 +373,11 @@ schema! {
             time(limits::CACHE_STORE_TIMEOUT_MS), Restart;
         /// Disk space for computed prefixes of prompts, in the folder `prefixes` of the state
         /// folder: a part of `store.max_size`, at most half of it beside a database. A prefix of
-        /// 256 tokens or more is written when its memory is needed and when the daemon ends; a
-        /// prompt of the same key that begins with it goes on from there, also after a restart.
-        /// 2,000 tokens of the default model take 24 MiB. The files hold what the prompts said, in
-        /// the model's own form. 0: none. No effect with `engine.reproducible`.
+        /// 256 tokens or more is written when it has rested for 10 s, when its memory is needed and
+        /// when the daemon ends; a prompt of the same key that begins with it goes on from there,
+        /// also after a restart. 2,000 tokens of the default model take 24 MiB. The files hold what
+        /// the prompts said, in the model's own form. 0: none. No effect with
+        /// `engine.reproducible`.
         prefixes: usize = 0, size(limits::CACHE_PREFIXES_BYTES), Restart;
         /// After the start, for up to 30 s and only while the engine is idle: bring the most used
         /// results of the store into memory, with `cache.persist`, and have the engine read the

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, after, never, select};
 
 use super::backend::Backend;
 use super::fault::Fault;
@@ -186,7 +186,12 @@ impl<B: Backend> Thread<'_, B> {
                 if self.shared.is_last_job_sent() && self.receiver.is_empty() {
                     return;
                 }
+                let rest = scheduler.rest_at().map(|at| after(at.since(Moment::now())));
                 select! {
+                    recv(rest.unwrap_or_else(never)) -> _ => {
+                        scheduler.rest();
+                        continue;
+                    }
                     recv(self.receiver) -> arrival => {
                         heartbeat.begin(Moment::now());
                         // Not disconnected: the owner keeps a sender until this thread has ended.

@@ -2,12 +2,13 @@
 //!
 //! Owns two threads: one reads, one writes, so that a prompt does not wait behind a write. Copies
 //! wait in memory within one bound for both ([`room`]); above it a copy is not taken. The writer
-//! keeps to a rate while the daemon serves.
+//! keeps to a rate while the daemon serves, and so does each tenant in the long run ([`wear`]).
 //!
 //! Must never wait on the engine's thread, except in [`Archive::await_room`] and
 //! [`Archive::finish`], which the end of the daemon calls.
 //!
 //! [`room`]: super::room
+//! [`wear`]: super::wear
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -35,7 +36,7 @@ pub trait Archive {
     fn epoch(&self) -> u64;
 
     /// Returns whether [`Archive::keep`] would keep a copy of these tokens.
-    fn wants(&self, tenant: u64, tokens: &[Token]) -> bool;
+    fn wish(&self, tenant: u64, tokens: &[Token]) -> Wish;
 
     /// Keeps a copy, if there is room for it.
     fn keep(&mut self, copied: Copied);
@@ -59,6 +60,17 @@ pub trait Archive {
 
     /// Waits until all copies are kept, or until `is_over`.
     fn finish(&mut self, is_over: &dyn Fn() -> bool);
+}
+
+/// What an archive would do with a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Keep it.
+    Copy,
+    /// Perhaps keep it later: there is no room now, or too much was written.
+    Later,
+    /// Nothing: its tokens are there, or they are few.
+    Nothing,
 }
 
 /// A prompt that may go on from a copy.
@@ -105,7 +117,7 @@ pub struct Disk {
 struct Flags {
     /// Whether all work must end at once.
     is_stopping: AtomicBool,
-    /// Whether the writer need not keep to its rate.
+    /// Whether no rate is to be kept to any more.
     is_hurrying: AtomicBool,
 }
 
@@ -147,6 +159,11 @@ impl Disk {
             flags,
         })
     }
+
+    /// Returns whether the daemon ends: copies are kept at any rate then.
+    fn is_ending(&self) -> bool {
+        self.flags.is_hurrying.load(Ordering::Relaxed)
+    }
 }
 
 impl Archive for Disk {
@@ -154,20 +171,24 @@ impl Archive for Disk {
         self.folder.epoch()
     }
 
-    fn wants(&self, tenant: u64, tokens: &[Token]) -> bool {
-        if !self.folder.wants(tenant, tokens, Moment::now()) {
-            return false;
+    fn wish(&self, tenant: u64, tokens: &[Token]) -> Wish {
+        let (now, bytes) = (Moment::now(), tokens.len() * self.token_bytes);
+        match self.folder.wish(tenant, tokens, now) {
+            Wish::Copy if !self.folder.room.has(bytes) => Wish::Later,
+            Wish::Copy if !self.is_ending() && !self.folder.may_write(tenant, bytes, now) => {
+                Wish::Later
+            }
+            wish => wish,
         }
-        let has_room = self.folder.room.has(tokens.len() * self.token_bytes);
-        if !has_room {
-            self.skip();
-        }
-        has_room
     }
 
     fn keep(&mut self, copied: Copied) {
-        self.token_bytes = copied.state.len().div_ceil(copied.tokens.len().max(1));
-        let claimed = self.folder.room.claim(copied.state.len());
+        let bytes = copied.state.len();
+        self.token_bytes = bytes.div_ceil(copied.tokens.len().max(1));
+        if !self.is_ending() {
+            self.folder.note_write(copied.tenant, bytes, Moment::now());
+        }
+        let claimed = self.folder.room.claim(bytes);
         let (Some(claimed), Some(copies)) = (claimed, &self.writer.copies) else {
             return self.skip();
         };

@@ -22,12 +22,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use super::archive::Wish;
 use super::copied::{Copied, Token};
 use super::file::{self, Fault, Head};
 use super::index::{self, Entry, Index};
 use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED};
 use super::origin::Origin;
 use super::room::Room;
+use super::wear::Wear;
 use crate::core::Moment;
 use crate::limits::prefixes as limits;
 use crate::os::file::open_regular;
@@ -59,6 +61,7 @@ struct State {
     uses: u64,
     /// No copy is taken before.
     suspended_until: Moment,
+    wear: Wear,
     logged_at: Option<Moment>,
 }
 
@@ -198,12 +201,24 @@ impl Folder {
     }
 
     /// Returns whether a copy of these tokens would be written.
-    pub fn wants(&self, tenant: u64, tokens: &[Token], now: Moment) -> bool {
-        if tokens.len() < limits::TOKENS_MIN || now < self.lock().suspended_until {
-            return false;
+    pub fn wish(&self, tenant: u64, tokens: &[Token], now: Moment) -> Wish {
+        let is_suspended = now < self.lock().suspended_until;
+        match self.entries_of(tenant) {
+            _ if tokens.len() < limits::TOKENS_MIN => Wish::Nothing,
+            Some((_, entries)) if !index::is_worth_keeping(&entries, tokens) => Wish::Nothing,
+            Some(_) if !is_suspended => Wish::Copy,
+            _ => Wish::Later,
         }
-        let entries = self.entries_of(tenant);
-        entries.is_some_and(|(_, entries)| index::is_worth_keeping(&entries, tokens))
+    }
+
+    /// Returns whether a tenant has not written too much lately for a copy of `bytes`.
+    pub fn may_write(&self, tenant: u64, bytes: usize, now: Moment) -> bool {
+        self.lock().wear.allows(tenant, bytes, now)
+    }
+
+    /// Counts a copy that is going to be written.
+    pub fn note_write(&self, tenant: u64, bytes: usize, now: Moment) {
+        self.lock().wear.take(tenant, bytes, now);
     }
 
     fn entries_of(&self, tenant: u64) -> Option<(TenantDigest, Vec<Arc<Entry>>)> {

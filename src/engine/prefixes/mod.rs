@@ -12,7 +12,7 @@
 //! * [`names`]: the names of files, and the secret that they and the checksums are made with.
 //! * [`index`]: which files there are, and which of them is the next to go.
 //! * [`folder`]: the folder: index, files, and the order in which they change.
-//! * [`room`]: the bound on the memory of copies.
+//! * [`room`], [`wear`]: the bounds on the memory of copies, and on the writes in the long run.
 //! * [`archive`]: the threads, and the engine's way to them.
 //!
 //! ```text
@@ -39,8 +39,9 @@ mod index;
 mod names;
 mod origin;
 mod room;
+mod wear;
 
-pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted};
+pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted, Wish};
 pub use copied::{Copied, Token};
 pub use folder::{Figures, Folder, bytes, clear, erase, folder};
 pub use index::shared;

@@ -1,7 +1,8 @@
 //! Copies of sequences that survive the daemon: when one is taken, and how a prompt gets it back.
 //!
 //! Owns the moves between slots and the [`Archive`], which keeps the copies and decides which ones
-//! it wants. A copy is taken when a slot is about to lose tokens, and of all slots at the end. A
+//! it wants. A copy is taken when a slot has not been used for a while, when it is about to lose
+//! tokens, and of all slots at the end. A
 //! job whose prompt begins like a copy keeps its slot and reads nothing until the copy is loaded;
 //! all others go on meanwhile. If it does not come in time, the job reads its prompt itself.
 //!
@@ -16,7 +17,7 @@ use super::copying::Way;
 use super::run::{Loading, Run};
 use super::slot::Slot;
 use crate::core::Moment;
-use crate::engine::prefixes::{Archive, Copied, LoadedCopy, Token, Wanted, shared};
+use crate::engine::prefixes::{Archive, Copied, LoadedCopy, Token, Wanted, Wish, shared};
 use crate::limits::prefixes as limits;
 
 impl<B: Backend> Scheduler<B> {
@@ -31,23 +32,65 @@ impl<B: Backend> Scheduler<B> {
     pub(super) fn archive_slot(&mut self, index: usize, kept: usize) {
         let tokens = self.slots[index].tokens.len();
         let is_lost = tokens.saturating_sub(kept) >= self.terms.archived_tokens_min;
-        if !is_lost || !self.is_wanted(index) {
-            return;
-        }
-        let left = self.copying.tokens_left(Way::Save, self.backend.now());
-        match self.archived < limits::COPIED_SEQUENCES_PER_STEP_MAX && tokens <= left {
-            true => self.copy_slot(index),
-            false => self.archive.iter().for_each(|archive| archive.skip()),
+        let wish = match is_lost {
+            true => self.wish(index),
+            false => Wish::Nothing,
+        };
+        match wish {
+            Wish::Copy if self.has_time(tokens) => self.copy_slot(index),
+            Wish::Copy | Wish::Later => self.archive.iter().for_each(|archive| archive.skip()),
+            Wish::Nothing => {}
         }
     }
 
-    /// Returns whether the archive would keep a copy of a slot.
-    fn is_wanted(&self, index: usize) -> bool {
-        let slot = &self.slots[index];
-        let wants = |archive: &Box<dyn Archive>| {
-            slot.epoch == archive.epoch() && archive.wants(slot.tenant, &slot.tokens)
+    fn has_time(&self, tokens: usize) -> bool {
+        self.archived < limits::COPIED_SEQUENCES_PER_STEP_MAX
+            && tokens <= self.copying.tokens_left(Way::Save, self.backend.now())
+    }
+
+    /// Copies a sequence that no job has used for a while, so that the end has little to keep, and
+    /// a kill loses little. At most one in a step.
+    pub(super) fn keep_old(&mut self) {
+        let now = self.backend.now();
+        let is_due = |slot: &Slot<B::Sampler>| slot.keep_at.is_some_and(|at| at <= now);
+        let Some(index) = self.slots.iter().position(is_due) else {
+            return;
         };
-        is_long(slot, self.terms.archived_tokens_min) && self.archive.as_ref().is_some_and(wants)
+        let later = Some(now + limits::KEEP_RETRY_PAUSE);
+        self.slots[index].keep_at = match self.wish(index) {
+            Wish::Copy if self.has_time(self.slots[index].tokens.len()) => {
+                self.copy_slot(index);
+                None
+            }
+            Wish::Copy | Wish::Later => later,
+            Wish::Nothing => None,
+        };
+    }
+
+    /// Does the same between two jobs. Must be called only while the scheduler is idle.
+    pub fn rest(&mut self) {
+        self.begin_copies();
+        self.keep_old();
+    }
+
+    /// Returns when to call [`Scheduler::rest`], if there is a reason to.
+    pub fn rest_at(&self) -> Option<Moment> {
+        let all = self.slots.iter().filter_map(|slot| slot.keep_at);
+        all.min().filter(|_| self.archive.is_some())
+    }
+
+    /// Returns whether the archive would keep a copy of a slot.
+    fn wish(&self, index: usize) -> Wish {
+        let slot = &self.slots[index];
+        match &self.archive {
+            Some(archive)
+                if is_long(slot, self.terms.archived_tokens_min)
+                    && slot.epoch == archive.epoch() =>
+            {
+                archive.wish(slot.tenant, &slot.tokens)
+            }
+            _ => Wish::Nothing,
+        }
     }
 
     fn copy_slot(&mut self, index: usize) {
@@ -83,10 +126,15 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
+    fn begin_copies(&mut self) {
+        self.archived = 0;
+        self.copying.begin_step();
+    }
+
     /// Puts a copy that was loaded into its slot, at most one in a step. Jobs that have waited too
     /// long wait no longer.
     pub(super) fn take_loaded(&mut self) {
-        self.archived = 0;
+        self.begin_copies();
         let loaded = self
             .archive
             .as_mut()
@@ -166,7 +214,8 @@ impl<B: Backend> Scheduler<B> {
             let slot = &self.slots[index];
             let archive = self.archive.as_ref().filter(|_| is_long(slot, least));
             let Some(archive) = archive else { continue };
-            if archive.await_room(slot.tokens.len(), is_over) && self.is_wanted(index) {
+            let has_room = archive.await_room(slot.tokens.len(), is_over);
+            if has_room && self.wish(index) == Wish::Copy {
                 self.copy_slot(index);
             }
         }

@@ -7,6 +7,7 @@ use super::super::owed::{End, Owed};
 use super::run::{Ended, Run};
 use super::{Scheduler, Waiting};
 use crate::engine::{Done, Event, FailReason, Failed, FinishReason, Served, Timings, Usage};
+use crate::limits::prefixes as prefix_limits;
 
 impl<B: Backend> Scheduler<B> {
     /// Ends a job whose output is complete.
@@ -38,6 +39,7 @@ impl<B: Backend> Scheduler<B> {
     /// Takes the job from its slot, and returns the rest of its reservation to its line.
     pub(super) fn leave_slot(&mut self, index: usize) -> Option<Box<Run<B::Sampler>>> {
         let mut run = self.slots[index].run.take()?;
+        self.slots[index].keep_at = Some(self.backend.now() + prefix_limits::KEPT_AFTER);
         self.end_load(&mut run, false);
         self.queue.unseat(run.line, run.tenure.reserved);
         Some(run)

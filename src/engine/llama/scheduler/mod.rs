@@ -8,6 +8,7 @@
 //!         pace ─── streams whose client has stopped reading pause, others go on
 //!         load ─── a prefix that was read from the disk goes into its slot
 //!         seat ─── waiting jobs get the free slots, or one whose job has to yield
+//!         keep ─── a sequence that no job has used for a while is copied for the disk
 //!         answer ─ one batch: the next token of every sequence that is writing its output
 //!         read ─── one batch: a bounded piece of the prompts that are still being read
 //! ```
@@ -241,9 +242,9 @@ impl<B: Backend> Scheduler<B> {
     pub fn step(&mut self) {
         self.sweep(limits::SWEPT_JOBS_PER_STEP_MAX);
         self.pace();
-        self.copying.begin_step();
         self.take_loaded();
         self.seat();
+        self.keep_old();
         self.flush();
         self.answer();
         self.flush();

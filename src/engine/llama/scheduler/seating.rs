@@ -289,6 +289,7 @@ impl<B: Backend> Scheduler<B> {
         let slot = &mut self.slots[index];
         slot.tenant = run.line.tenant;
         slot.used = self.seated;
+        slot.keep_at = None;
         slot.epoch = self.archive.as_ref().map_or(0, |archive| archive.epoch());
         let reserved = run.expected_tokens(slot.tokens.len(), self.terms.share.tokens);
         self.queue.seat(run.line, reserved);

@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 
 use super::Token;
 use super::run::Run;
+use crate::core::Moment;
 
 pub struct Slot<S> {
     /// The tokens that the backend holds of this sequence.
@@ -25,6 +26,9 @@ pub struct Slot<S> {
     pub used: u64,
     /// The archive's epoch at that time.
     pub epoch: u64,
+    /// When the archive is to be asked whether it wants a copy; `None`: it has been asked, or a job
+    /// runs.
+    pub keep_at: Option<Moment>,
     pub run: Option<Box<Run<S>>>,
 }
 
@@ -37,6 +41,7 @@ impl<S> Default for Slot<S> {
             tenant: 0,
             used: 0,
             epoch: 0,
+            keep_at: None,
             run: None,
         }
     }

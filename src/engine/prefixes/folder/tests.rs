@@ -5,12 +5,14 @@
 //! (`file_under_the_name_of_another_...`); `make_room` without its bound (`files_stay_below_...`);
 //! `write_file` without its look at the mark, or `erase` without the mark
 //! (`nothing_of_an_erased_tenant_...`); `write` without its look at the epoch
-//! (`forgotten_files_...`); a write to the final name (`process_that_is_killed_...`);
+//! (`forgotten_files_...`); `wish` without `may_write`, or `keep` without `note_write`
+//! (`stranger_with_many_...`); a write to the final name (`process_that_is_killed_...`);
 //! `suspended_until` that is not set (`failed_write_...`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use super::super::archive::{Archive, Disk};
 use super::super::origin::tests::origin;
 use super::*;
 
@@ -53,6 +55,10 @@ impl Host {
         loaded.map(|(state, ())| state)
     }
 
+    fn wants(&self, tokens: &[Token], now: Moment) -> bool {
+        self.folder.wish(TENANT, tokens, now) == Wish::Copy
+    }
+
     fn files(&self) -> Vec<PathBuf> {
         let items = fs::read_dir(self.path()).unwrap().map(|item| item.unwrap());
         let prefixes = items.filter(|item| {
@@ -90,12 +96,9 @@ fn copied(tenant: u64, tokens: Vec<Token>) -> Copied {
 fn copy_survives_a_restart_for_its_tenant_and_its_engine_only() {
     let mut host = Host::new(1 << 20);
     let tokens = text(1, 300);
-    assert!(host.folder.wants(TENANT, &tokens, Moment::now()));
+    assert!(host.wants(&tokens, Moment::now()));
     host.write(&copied(TENANT, tokens.clone()));
-    assert!(
-        !host.folder.wants(TENANT, &tokens, Moment::now()),
-        "it is there"
-    );
+    assert!(!host.wants(&tokens, Moment::now()), "it is there");
     host.reopen(&origin());
     let longer = [&tokens[..], &[1, 2, 3]].concat();
     assert_eq!(host.found(TENANT, &longer), Some(300));
@@ -345,12 +348,47 @@ fn failed_write_is_counted_and_no_copy_is_taken_for_a_while() {
         (1, 1, true)
     );
     let now = Moment::now();
-    assert!(!host.folder.wants(TENANT, &text(2, 300), now));
+    assert!(!host.wants(&text(2, 300), now));
     let later = now + limits::WRITE_RETRY_PAUSE;
-    assert!(host.folder.wants(TENANT, &text(2, 300), later));
+    assert!(host.wants(&text(2, 300), later));
     fs::rename(host.state_dir.path().join("elsewhere"), host.path()).unwrap();
     host.write(&copied(TENANT, text(2, 300)));
     assert!(host.load(TENANT, &text(2, 300)).is_some(), "it heals");
+}
+
+#[test]
+fn stranger_with_many_prompts_writes_half_of_the_rate() {
+    const COPIES: u64 = 20;
+    let host = Host::new(1 << 30);
+    let folder = Arc::new(Folder::new(host.path(), 1 << 30));
+    let copy_bytes = (STATE_BYTES as u64).next_multiple_of(1024);
+    folder.lock().wear = Wear::new(2 * COPIES * copy_bytes, 1024);
+    let mut disk = Disk::start(folder.clone(), origin(), Box::new(|| {})).unwrap();
+    while folder.opened().is_none() {
+        std::thread::yield_now();
+    }
+    let mut taken = |tenant: u64, numbers: std::ops::Range<Token>| {
+        let mut taken = 0;
+        for number in numbers {
+            let tokens = text(number, 300);
+            if disk.wish(tenant, &tokens) == Wish::Copy {
+                disk.keep(copied(tenant, tokens));
+                taken += 1;
+            }
+        }
+        taken
+    };
+    assert_eq!(taken(TENANT, 0..100), COPIES);
+    assert_eq!(taken(TENANT + 1, 0..100), COPIES, "the other half");
+    assert_eq!(taken(TENANT + 2, 0..100), 0);
+    disk.finish(&|| false);
+    let figures = folder.figures();
+    assert_eq!(
+        (figures.written, figures.entries as u64),
+        (2 * COPIES, 2 * COPIES)
+    );
+    // The end writes the rest.
+    assert_eq!(disk.wish(TENANT, &text(200, 300)), Wish::Copy);
 }
 
 /// Names the state folder in the process that the test below kills.

@@ -8,7 +8,8 @@
 //! the epoch (`sequences_of_before_...`); no bound on the copies of a step
 //! (`few_copies_are_taken_...`); a load or a save that does not look at its cost
 //! (`copy_that_would_take_too_long_...`); `archive_all` in another order, or after its time
-//! (`last_used_sequences_...`); `read` that does not take the copies' time off
+//! (`last_used_sequences_...`); `keep_old` that does not wait, or asks again and again
+//! (`sequence_that_rests_...`); `read` that does not take the copies' time off
 //! (`streams_wait_no_longer_...`).
 
 use std::cell::RefCell;
@@ -16,7 +17,7 @@ use std::rc::Rc;
 
 use super::super::copying::Way;
 use super::toy::*;
-use crate::engine::prefixes::{Archive, Copied, Loaded, LoadedCopy, Wanted};
+use crate::engine::prefixes::{Archive, Copied, Loaded, LoadedCopy, Wanted, Wish};
 use crate::limits::prefixes as prefix_limits;
 
 const LEAST: usize = 8;
@@ -31,6 +32,7 @@ struct Shelf {
     ended: Vec<(u64, bool)>,
     skipped: usize,
     is_held_back: bool,
+    is_full: bool,
     is_finished: bool,
 }
 
@@ -42,9 +44,14 @@ impl Archive for Shared {
         self.0.borrow().epoch
     }
 
-    fn wants(&self, tenant: u64, tokens: &[Token]) -> bool {
+    fn wish(&self, tenant: u64, tokens: &[Token]) -> Wish {
+        let shelf = self.0.borrow();
         let is_there = |copied: &Copied| copied.tenant == tenant && copied.tokens == tokens;
-        !self.0.borrow().kept.iter().any(is_there)
+        match shelf.kept.iter().any(is_there) {
+            true => Wish::Nothing,
+            false if shelf.is_full => Wish::Later,
+            false => Wish::Copy,
+        }
     }
 
     fn keep(&mut self, copied: Copied) {
@@ -291,6 +298,42 @@ fn sequences_of_before_a_purge_are_not_kept() {
     let shelf = shared.0.borrow();
     let tenants: Vec<u64> = shelf.kept.iter().map(|copied| copied.tenant).collect();
     assert_eq!(tenants, [2]);
+}
+
+#[test]
+fn sequence_that_rests_is_kept_once() {
+    let shared = Shared::default();
+    let mut host = host(2, &shared);
+    let kept = || shared.0.borrow().kept.len();
+    assert_eq!(host.scheduler.rest_at(), None);
+    submit(&mut host, 1, PROMPT);
+    host.run();
+    let at = host.now() + prefix_limits::KEPT_AFTER;
+    assert_eq!(host.scheduler.rest_at(), Some(at));
+    host.scheduler.rest();
+    assert_eq!(kept(), 0, "it may go on at once");
+    // There is no room at first.
+    shared.0.borrow_mut().is_full = true;
+    host.scheduler.backend.now.set(at);
+    host.scheduler.rest();
+    let again = at + prefix_limits::KEEP_RETRY_PAUSE;
+    assert_eq!((kept(), host.scheduler.rest_at()), (0, Some(again)));
+    shared.0.borrow_mut().is_full = false;
+    host.scheduler.backend.now.set(again);
+    host.scheduler.rest();
+    assert_eq!((kept(), host.scheduler.rest_at()), (1, None));
+    // Its tenant goes on from it, and another one runs beside the next rest.
+    submit(&mut host, 1, &format!("{PROMPT}, and more"));
+    host.run();
+    assert_eq!(
+        host.scheduler.rest_at(),
+        Some(host.now() + prefix_limits::KEPT_AFTER)
+    );
+    let later = host.now() + prefix_limits::KEPT_AFTER;
+    host.scheduler.backend.now.set(later);
+    submit(&mut host, 2, "another long prompt");
+    host.scheduler.step();
+    assert_eq!(kept(), 2);
 }
 
 #[test]
