@@ -699,6 +699,7 @@ fn settings(parallel: u32, context: u32) -> Settings {
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),
         prefixes: None,
+        own_words: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Computed prefixes that survive a restart (`cache.prefixes`), with the real small model.
 //!
-//! Mutations that these tests catch: `load_and_serve` without `archive_all`,
-//! or the engine's part without `await_end`, `Folder::find` for any tenant, `erase` without its mark
+//! Mutations that these tests catch: `load_and_serve` without `archive_all`, or the engine's part
+//! without `await_end`, `Folder::find` for any tenant, `erase` without its mark
 //! (`restarted_daemon_goes_on_...`); `Origin` without the type of keys and values or the model,
 //! `read_state` without its checksum (`damaged_prefix_...`).
 
@@ -214,6 +214,43 @@ fn drain_with_no_time_left_keeps_no_prefix() {
     assert!(served.files().is_empty());
 }
 
+/// Without `cache.prefixes`. Mutations that this test catches: `keep_prefix` that hands nothing on,
+/// `use_own_words` that takes nothing.
+#[test]
+fn own_words_come_from_the_disk_after_a_restart() {
+    let options = || Options::llama().set_raw("cache.preload", "false");
+    let own = |served: &Served| served.daemon.state_folder().join("prefixes/own");
+    let files = |served: &Served| {
+        let items = std::fs::read_dir(own(served)).expect("the folder");
+        let names = items.map(|item| item.unwrap().file_name());
+        names.filter(|name| name != "secret").count()
+    };
+    // Returns how many tokens of the prompts were there, and how many were computed.
+    let ask = |served: &Served| {
+        let cached = ["c", "python", "rust"].map(|language| {
+            let asked = json!({ "prompt": "add", "language": language, "max_tokens": 1 });
+            served.ask(&asked).1
+        });
+        let metrics = served.daemon.metrics();
+        let tokens = |kind| metrics.sum("autoglmd_tokens_total", &[("kind", kind)]);
+        (cached, tokens("prompt") - tokens("prompt_cached"))
+    };
+    let first = Served::start(options());
+    let (cached, computed) = ask(&first);
+    eventually("three files are written", || {
+        (files(&first) == 3).then_some(())
+    });
+    let second = first.restart(options());
+    let (again, computed_again) = ask(&second);
+    let more = |index: usize| again[index] as f64 - cached[index] as f64;
+    assert!(
+        (0..3).all(|index| more(index) > 0.0),
+        "{cached:?}, {again:?}"
+    );
+    assert_eq!(computed - computed_again, (0..3).map(more).sum::<f64>());
+    assert_eq!(files(&second), 3, "none is written again");
+}
+
 /// Returns the id of the key with this name.
 fn id_of(daemon: &Daemon, name: &str) -> String {
     let output = daemon.run(&["key", "list", "--json"]);
@@ -270,4 +307,77 @@ fn measure_a_long_context_after_a_restart() {
         .map(|path| path.metadata().expect("a file").len());
     let mebibytes = bytes.sum::<u64>() as f64 / f64::from(1 << 20);
     println!("file: {mebibytes:.1} MiB");
+}
+
+/// Prints the longest pause of a stream: alone, beside a load, and beside a save.
+#[test]
+#[ignore = "measures; docs/benchmarks.md has the command"]
+fn measure_the_pause_of_a_stream_beside_copies() {
+    let options = || {
+        Options::llama()
+            .set_raw("engine.parallel", "2")
+            .set_raw("engine.context", "4096")
+            .set("limits.default_request_timeout", "10m")
+            .set("log.level", "debug")
+            .set("cache.prefixes", "1GiB")
+    };
+    let long = |question: &str| {
+        let mut asked = body(138, question);
+        asked["max_tokens"] = 1.into();
+        asked
+    };
+    let short = json!({ "prompt": "add", "max_tokens": 1, "cache": "bypass" });
+    let mut served = Served::start(options());
+    println!("model {}", model::path().display());
+    served.ask(&long("add two numbers"));
+    for round in 0..3 {
+        served = served.restart(options());
+        let other = || served.ask(&short);
+        let (alone, beside) = pauses(&served, other);
+        println!("{round}: alone {alone:.1?}, beside a short prompt {beside:.1?}");
+        let (_, beside) = pauses(&served, || served.ask(&long("add two numbers")));
+        println!("{round}: beside a load {beside:.1?}");
+        // Another prompt is computed, and the next one takes its slot.
+        let mut other = long(&format!("round {round}"));
+        other["context"][0]["path"] = format!("{round}.py").into();
+        served.ask(&other);
+        let (_, beside) = pauses(&served, || served.ask(&short));
+        println!("{round}: beside a save {beside:.1?}");
+        let lines = served.daemon.log_lines();
+        let copies = lines.iter().filter(|line| line.contains("of a sequence"));
+        copies.for_each(|line| println!("{line}"));
+    }
+}
+
+/// Returns the longest times between two tokens of a stream, before and while `other` runs.
+fn pauses<T: Send>(served: &Served, other: impl FnOnce() -> T + Send) -> (Duration, Duration) {
+    let asked = json!({
+        "prompt": "Write a very long program with many classes and comments",
+        "language": "python", "max_tokens": 3_000, "stream": true, "temperature": 2.0,
+        "timeout": 600_000, "cache": "bypass",
+    });
+    let mut stream = served.daemon.connect();
+    stream.set_read_timeout(Duration::from_secs(600));
+    stream.send(&served.daemon.generate_request(&asked));
+    assert_eq!(stream.head().expect("a head").status, 200);
+    let mut events = stream.events();
+    let mut last = None;
+    let mut gap = || {
+        let event = events.next().expect("a stream").expect("it goes on");
+        assert_eq!(event.name, "delta", "the stream is long enough");
+        let now = Instant::now();
+        let gap = last.map(|last: Instant| now.duration_since(last));
+        last = Some(now);
+        gap.unwrap_or_default()
+    };
+    let before = (0..40).map(|_| gap()).max().expect("some");
+    let during = std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let mut longest = Duration::ZERO;
+        while !other.is_finished() {
+            longest = longest.max(gap());
+        }
+        (0..5).map(|_| gap()).fold(longest, Duration::max)
+    });
+    (before, during)
 }

@@ -251,6 +251,7 @@ impl Desk {
             gpu_layers: 0,
             stall_timeout: Duration::from_secs(300),
             prefixes: None,
+            own_words: None,
         };
         let path = variant.path.clone();
         let obtain = Box::new(move |_: &dyn Fn() -> bool| Ok(path.into()));

@@ -381,7 +381,8 @@ schema! {
         prefixes: usize = 0, size(limits::CACHE_PREFIXES_BYTES), Restart;
         /// After the start, for up to 30 s and only while the engine is idle: bring the most used
         /// results of the store into memory, with `cache.persist`, and have the engine read the
-        /// daemon's own words of the prompts, which it keeps for every client.
+        /// daemon's own words of the prompts, which it keeps for every client, in memory and on
+        /// disk.
         preload: bool = true, SWITCH, Restart;
         /// Time after which a purge deletes once more, in memory, in the store and in Redis: longer
         /// than a copy takes from one of them to another.

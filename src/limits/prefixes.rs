@@ -48,9 +48,9 @@ pub const WRITTEN_BURST_BYTES: u64 = 256 * 1024 * 1024;
 /// second, 62 TB in a year. Solid-state disks of 1 TB endure 600 TB.
 pub const WRITTEN_BYTES_PER_MINUTE: u64 = 120 * 1024 * 1024;
 
-/// Tenants whose writes are counted apart. More than that write within those minutes only if their
+/// Keys whose writes are counted apart. More than that write within those minutes only if their
 /// sequences have few bytes.
-pub const WRITING_TENANTS_MAX: usize = 256;
+pub const WRITING_KEYS_MAX: usize = 256;
 
 /// A sequence that no job has used for this long is written while the daemon serves, so that the
 /// end has little to write: a conversation that goes on at once is written only when it rests.
@@ -82,6 +82,13 @@ pub const FILES_MAX: usize = 4_096;
 
 /// Tokens of one file: the longest contexts of the field.
 pub const TOKENS_MAX: usize = 1 << 20;
+
+/// Bytes of the computed states of the daemon's own words on disk: as many as the engine keeps in
+/// memory. Those of the default model have 240 KiB per language.
+pub const OWN_FILES_BYTES_MAX: u64 = super::engine::PREFIX_STATES_BYTES_MAX as u64;
+
+/// Files of them: more than there are languages.
+pub const OWN_FILES_MAX: usize = 64;
 
 /// The text in a file's head that names model and settings: about 400 bytes.
 pub const ORIGIN_BYTES_MAX: usize = 4_096;

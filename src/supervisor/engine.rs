@@ -196,6 +196,7 @@ fn settings(config: &Config) -> llama::Settings {
             let folder = prefixes::folder(&config.state_dir);
             Arc::new(Folder::new(folder, config.cache.prefixes as u64))
         }),
+        own_words: Some(prefixes::folder(&config.state_dir)),
     }
 }
 

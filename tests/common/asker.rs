@@ -50,6 +50,7 @@ impl Asker {
             family: None,
             stall_timeout: PATIENCE,
             prefixes: None,
+            own_words: None,
             parallel: 1,
             threads: 1,
             context: 2048,

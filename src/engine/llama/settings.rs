@@ -34,6 +34,9 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// The folder in which computed prefixes survive the engine; `None`: they do not.
     pub prefixes: Option<Arc<Folder>>,
+    /// The folder in which the daemon's own words survive it, once they are computed; `None`: they
+    /// do not.
+    pub own_words: Option<PathBuf>,
 }
 
 /// A model's file, and facts about it that the settings cannot contain because they do not know

@@ -42,7 +42,7 @@ use super::shared::{Life, Shared};
 use super::{Obtain, Obtained, Settings};
 use crate::core::Moment;
 use crate::engine::Deliver;
-use crate::engine::prefixes::{Archive, Disk};
+use crate::engine::prefixes::{Archive, Disk, Origin, OwnState, OwnWords};
 use crate::limits::engine as limits;
 use crate::offload::CancelReason;
 
@@ -123,7 +123,9 @@ impl<B: Backend> Thread<'_, B> {
         let backend = (self.load)(model)?;
         *is_serving = true;
         let preparer = backend.preparer();
-        let archive = self.archive(&backend, model);
+        let origin = self.origin(&backend, model);
+        let own_words = self.own_words(origin.as_ref());
+        let archive = self.archive(origin);
         let mut scheduler = Scheduler::new(
             backend,
             self.settings.prompt_budget,
@@ -133,6 +135,9 @@ impl<B: Backend> Thread<'_, B> {
         );
         if let Some(archive) = archive {
             scheduler.use_archive(archive);
+        }
+        if let Some((words, states)) = own_words {
+            scheduler.use_own_words(words, states);
         }
         scheduler.resume(self.shared.published().gauges);
         self.publish(&scheduler);
@@ -151,19 +156,28 @@ impl<B: Backend> Thread<'_, B> {
         served
     }
 
-    /// Returns the archive of computed prefixes, if the settings ask for one. The engine works as
-    /// well without it.
-    fn archive(&self, backend: &B, model: &Obtained) -> Option<Box<dyn Archive>> {
-        let folder = self.settings.prefixes.clone()?;
-        if self.settings.is_reproducible {
-            log::warn!("cache.prefixes has no effect with engine.reproducible");
-            return None;
-        }
-        if model.sha256.is_empty() {
+    /// Returns everything that computed states depend on; `None` if they must not be used again.
+    fn origin(&self, backend: &B, model: &Obtained) -> Option<Origin> {
+        if self.settings.is_reproducible || model.sha256.is_empty() {
             return None;
         }
         let gpu_layers = model.adjust(self.settings).gpu_layers;
-        let origin = backend.origin(&model.sha256, gpu_layers)?;
+        backend.origin(&model.sha256, gpu_layers)
+    }
+
+    /// Returns the daemon's own words that were computed before, and the way of others to the disk.
+    fn own_words(&self, origin: Option<&Origin>) -> Option<(OwnWords, Vec<OwnState>)> {
+        OwnWords::open(self.settings.own_words.as_ref()?, origin?)
+    }
+
+    /// Returns the archive of computed prefixes, if the settings ask for one. The engine works as
+    /// well without it.
+    fn archive(&self, origin: Option<Origin>) -> Option<Box<dyn Archive>> {
+        let folder = self.settings.prefixes.clone()?;
+        if self.settings.is_reproducible {
+            log::warn!("cache.prefixes has no effect with engine.reproducible");
+        }
+        let origin = origin?;
         match Disk::start(folder, origin, self.shared.waker()) {
             Ok(disk) => Some(Box::new(disk)),
             Err(error) => {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::copied::{Copied, Token};
+use super::copied::{Copied, Token, Wish};
 use super::folder::Folder;
 use super::index::Entry;
 use super::origin::Origin;
@@ -60,17 +60,6 @@ pub trait Archive {
 
     /// Waits until all copies are kept, or until `is_over`.
     fn finish(&mut self, is_over: &dyn Fn() -> bool);
-}
-
-/// What an archive would do with a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// Keep it.
-    Copy,
-    /// Perhaps keep it later: there is no room now, or too much was written.
-    Later,
-    /// Nothing: its tokens are there, or they are few.
-    Nothing,
 }
 
 /// A prompt that may go on from a copy.

@@ -3,6 +3,17 @@
 /// A token's number in the model's vocabulary.
 pub type Token = i32;
 
+/// The use that an archive has for a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Keep it.
+    Copy,
+    /// Perhaps keep it later: there is no room now, or too much was written.
+    Later,
+    /// Nothing: its tokens are there, or they are few.
+    Nothing,
+}
+
 #[derive(Debug)]
 pub struct Copied {
     pub tenant: u64,

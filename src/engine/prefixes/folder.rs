@@ -22,12 +22,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::archive::Wish;
-use super::copied::{Copied, Token};
+use super::copied::{Copied, Token, Wish};
 use super::file::{self, Fault, Head};
 use super::index::{self, Entry, Index};
-use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED};
+use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED, entries, remove};
 use super::origin::Origin;
+use super::own;
 use super::room::Room;
 use super::wear::Wear;
 use crate::core::Moment;
@@ -113,12 +113,16 @@ pub fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("prefixes")
 }
 
-/// Returns the bytes of all files in the folder within the state folder.
+/// Returns the bytes of all files in the folder within the state folder, the daemon's own words
+/// included.
 pub fn bytes(state_dir: &Path) -> io::Result<u64> {
+    let path = folder(state_dir);
     let mut bytes = 0;
-    for entry in entries(&folder(state_dir))? {
+    for entry in entries(&path)?.chain(entries(&own::folder(&path))?) {
         // A file may go at any moment.
-        bytes += entry?.metadata().map_or(0, |metadata| metadata.len());
+        let metadata = entry?.metadata().ok();
+        let file = metadata.filter(|metadata| metadata.is_file());
+        bytes += file.map_or(0, |metadata| metadata.len());
     }
     Ok(bytes)
 }
@@ -523,24 +527,6 @@ impl Folder {
                 self.handle_disk_error("remove a prefix", &error);
             }
         }
-    }
-}
-
-/// Yields the items of a folder that may not exist.
-fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
-    let items = match fs::read_dir(path) {
-        Ok(items) => Some(items),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    Ok(items.into_iter().flatten())
-}
-
-/// Removes a file that may have gone already.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

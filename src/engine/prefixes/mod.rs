@@ -14,6 +14,7 @@
 //! * [`folder`]: the folder: index, files, and the order in which they change.
 //! * [`room`], [`wear`]: the bounds on the memory of copies, and on the writes in the long run.
 //! * [`archive`]: the threads, and the engine's way to them.
+//! * [`own`]: the daemon's own words, which are kept always.
 //!
 //! ```text
 //!   engine's thread                     other threads
@@ -38,11 +39,13 @@ mod folder;
 mod index;
 mod names;
 mod origin;
+mod own;
 mod room;
 mod wear;
 
-pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted, Wish};
-pub use copied::{Copied, Token};
+pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted};
+pub use copied::{Copied, Token, Wish};
 pub use folder::{Figures, Folder, bytes, clear, erase, folder};
 pub use index::shared;
 pub use origin::Origin;
+pub use own::{OwnState, OwnWords};

@@ -74,6 +74,11 @@ impl Secret {
         TenantDigest(*hasher.finalize().as_bytes())
     }
 
+    /// Returns the digest of the daemon's own words, which no tenant has.
+    pub fn no_tenant(&self) -> TenantDigest {
+        TenantDigest(*self.hasher().update(b"own").finalize().as_bytes())
+    }
+
     /// Returns the name of the file with this tenant's tokens.
     pub fn name(&self, tenant: TenantDigest, tokens: &[Token]) -> String {
         let mut hasher = self.hasher();
@@ -131,12 +136,27 @@ pub fn kind(name: &str) -> Kind {
     }
 }
 
+/// Yields the items of a folder that may not exist.
+pub fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>> + use<>> {
+    let items = match fs::read_dir(path) {
+        Ok(items) => Some(items),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(items.into_iter().flatten())
+}
+
+/// Removes a file that may have gone already.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Creates a file that only its owner can read. Replaces a file that a killed process has left.
 pub fn create(path: &Path) -> io::Result<fs::File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove(path)?;
     OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -55,13 +55,13 @@ impl Wear {
 
     /// Counts bytes that a tenant is going to write.
     pub fn take(&mut self, tenant: u64, bytes: usize, now: Moment) {
-        if self.tenants.len() >= limits::WRITING_TENANTS_MAX {
+        if self.tenants.len() >= limits::WRITING_KEYS_MAX {
             let own = self.own;
             let has_written = |bucket: &Bucket| bucket.level(own, now).remaining < own.burst;
             self.tenants.retain(|_, bucket| has_written(bucket));
         }
         // One that finds no place writes what is left of the bucket for all.
-        let has_place = self.tenants.len() < limits::WRITING_TENANTS_MAX;
+        let has_place = self.tenants.len() < limits::WRITING_KEYS_MAX;
         if has_place || self.tenants.contains_key(&tenant) {
             let bucket = self.tenants.entry(tenant).or_default();
             bucket.reconcile(self.own, 0, units(bytes).min(self.own.burst), now);
@@ -135,14 +135,14 @@ mod tests {
     fn tenants_that_write_no_more_are_forgotten() {
         let mut wear = Wear::default();
         let mut now = Moment::from_micros(1_000_000);
-        for tenant in 0..2 * limits::WRITING_TENANTS_MAX as u64 {
+        for tenant in 0..2 * limits::WRITING_KEYS_MAX as u64 {
             now = now + Duration::from_secs(1);
             wear.take(tenant, 1, now);
         }
-        assert!(wear.tenants.len() <= limits::WRITING_TENANTS_MAX);
+        assert!(wear.tenants.len() <= limits::WRITING_KEYS_MAX);
         assert!(
             wear.tenants
-                .contains_key(&(2 * limits::WRITING_TENANTS_MAX as u64 - 1))
+                .contains_key(&(2 * limits::WRITING_KEYS_MAX as u64 - 1))
         );
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Owns the moves between slots and the [`Archive`], which keeps the copies and decides which ones
 //! it wants. A copy is taken when a slot has not been used for a while, when it is about to lose
-//! tokens, and of all slots at the end. A
-//! job whose prompt begins like a copy keeps its slot and reads nothing until the copy is loaded;
-//! all others go on meanwhile. If it does not come in time, the job reads its prompt itself.
+//! tokens, and of all slots at the end. A job whose prompt begins like a copy keeps its slot and
+//! reads nothing until the copy is loaded; all others go on meanwhile. If it does not come in time,
+//! the job reads its prompt itself.
 //!
 //! Reproducible mode has no archive: a job must not go on from tokens that were computed
 //! in other batches than its own would be (invariant 5).
@@ -17,7 +17,9 @@ use super::copying::Way;
 use super::run::{Loading, Run};
 use super::slot::Slot;
 use crate::core::Moment;
-use crate::engine::prefixes::{Archive, Copied, LoadedCopy, Token, Wanted, Wish, shared};
+use crate::engine::prefixes::{
+    Archive, Copied, LoadedCopy, OwnState, OwnWords, Token, Wanted, Wish, shared,
+};
 use crate::limits::prefixes as limits;
 
 impl<B: Backend> Scheduler<B> {
@@ -25,6 +27,14 @@ impl<B: Backend> Scheduler<B> {
     pub fn use_archive(&mut self, archive: Box<dyn Archive>) {
         debug_assert!(!self.terms.is_reproducible);
         self.archive = Some(archive);
+    }
+
+    /// Uses the daemon's own words that were computed before, and keeps others.
+    pub fn use_own_words(&mut self, words: OwnWords, states: Vec<OwnState>) {
+        for (tokens, state) in states {
+            self.prefixes.insert(tokens, state);
+        }
+        self.own_words = Some(words);
     }
 
     /// Copies a slot's tokens if enough of them, all but the first `kept` ones, are about to be

@@ -220,6 +220,9 @@ impl<B: Backend> Scheduler<B> {
             && let Some(state) = self.save(index)
         {
             let tokens = self.slots[index].tokens.clone();
+            if let Some(words) = &self.own_words {
+                words.keep(tokens.clone(), state.clone());
+            }
             self.prefixes.insert(tokens, state);
         }
     }

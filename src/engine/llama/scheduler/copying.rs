@@ -22,7 +22,7 @@ use crate::limits::prefixes as limits;
 
 #[derive(Debug)]
 pub struct Copying {
-    /// A shorter copy shows mostly its fixed cost, which says nothing about long ones.
+    /// A shorter copy shows mostly its fixed cost, and nothing about long ones.
     pub sample_tokens_min: usize,
     /// Seconds per token.
     saving: Average,

@@ -63,7 +63,7 @@ use super::heartbeat::Heartbeat;
 use super::owed::{End, Owed};
 use super::speed::Speed;
 use crate::core::Moment;
-use crate::engine::prefixes::Archive;
+use crate::engine::prefixes::{Archive, OwnWords};
 use crate::engine::{Deliver, Event, FailReason, FinishReason, Gauges, Timings, Usage};
 use crate::error::ErrorCode;
 use crate::limits::engine as limits;
@@ -92,6 +92,7 @@ pub struct Scheduler<B: Backend> {
     saved: Saved,
     prefixes: Prefixes,
     archive: Option<Box<dyn Archive>>,
+    own_words: Option<OwnWords>,
     /// Copies for the archive that this step has taken.
     archived: usize,
     copying: Copying,
@@ -164,6 +165,7 @@ impl<B: Backend> Scheduler<B> {
             saved: Saved::new(limits::SAVED_STATES_BYTES_MAX),
             prefixes: Prefixes::default(),
             archive: None,
+            own_words: None,
             archived: 0,
             copying: Copying::default(),
             speed: Speed::default(),

@@ -540,6 +540,7 @@ fn settings() -> Settings {
         gpu_layers: 0,
         stall_timeout: Duration::from_secs(30),
         prefixes: None,
+        own_words: None,
     }
 }
 

@@ -90,6 +90,7 @@ impl Measured {
             gpu_layers: 0,
             stall_timeout: Duration::from_secs(600),
             prefixes: None,
+            own_words: None,
         };
         let settings = Obtained::from(std::path::PathBuf::from(path)).adjust(&settings);
         let plan = |model: &_, family: &_| memory::plan(&settings, model, family);

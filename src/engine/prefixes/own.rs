@@ -1,0 +1,257 @@
+//! The computed states of the daemon's own words, on disk: they hold nothing of any client.
+//!
+//! Owns the folder `own` within the folder of the prefixes, and the thread that writes there. There
+//! is a state for each language that was asked for, some 20 tokens with the default model, so a
+//! daemon that starts reads all of them before it serves. They have the format of the other files
+//! ([`file`]), with the digest of no tenant, and a secret of their own: it is there also without
+//! prefixes of tenants.
+//!
+//! Must never be given a token that came from a request.
+//!
+//! Invariants:
+//!  1. The files have at most [`limits::OWN_FILES_BYTES_MAX`] bytes together, and there are at most
+//!     [`limits::OWN_FILES_MAX`]. Others are not written.
+//!  2. After a start, all files are of this engine.
+//!
+//! A folder that cannot be used costs one line in the log; the words are computed.
+//!
+//! Mutations that tests catch: files that are not read, a damaged or foreign one that is used or
+//! left there, no bound (below); words that are not handed on, or not taken
+//! (`own_words_come_...` in `tests/prefixes.rs`).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::copied::Token;
+use super::file::{self, Fault, Head};
+use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED, entries, remove};
+use super::origin::Origin;
+use crate::limits::prefixes as limits;
+use crate::os::file::open_regular;
+use crate::os::process::give_way;
+
+/// Tokens and the state that was computed from them.
+pub type OwnState = (Vec<Token>, Vec<u8>);
+
+/// The way of new states to the disk. Its thread ends with it.
+#[derive(Debug)]
+pub struct OwnWords(Sender<OwnState>);
+
+impl OwnWords {
+    /// Reads all states of this engine, and removes other files. Takes as long as the disk does.
+    pub fn open(prefixes: &Path, origin: &Origin) -> Option<(OwnWords, Vec<OwnState>)> {
+        let opened = Store::open(prefixes, origin).and_then(|mut store| {
+            let states = store.read()?;
+            let (sender, orders) = bounded::<OwnState>(limits::OWN_FILES_MAX);
+            let body = move || {
+                give_way();
+                for (tokens, state) in orders {
+                    store.write(tokens, &state);
+                }
+            };
+            thread::Builder::new()
+                .name("own-words".to_owned())
+                .spawn(body)?;
+            Ok((OwnWords(sender), states))
+        });
+        opened
+            .inspect_err(|error| {
+                let path = prefixes.display();
+                log::warn!("cannot keep the daemon's own prompts in {path}: {error}");
+            })
+            .ok()
+    }
+
+    /// Writes a state soon. Never waits.
+    pub fn keep(&self, tokens: Vec<Token>, state: Vec<u8>) {
+        // A full channel: the disk stands still. The next start computes these words again.
+        let _ = self.0.try_send((tokens, state));
+    }
+}
+
+/// The folder, as its threads use it one after the other.
+struct Store {
+    path: PathBuf,
+    secret: Secret,
+    origin: Origin,
+    bytes: u64,
+    files: usize,
+}
+
+impl Store {
+    fn open(prefixes: &Path, origin: &Origin) -> io::Result<Store> {
+        let path = folder(prefixes);
+        Ok(Store {
+            secret: Secret::open(&path)?,
+            path,
+            origin: origin.clone(),
+            bytes: 0,
+            files: 0,
+        })
+    }
+
+    fn read(&mut self) -> io::Result<Vec<OwnState>> {
+        let mut states = Vec::new();
+        for item in entries(&self.path)? {
+            let path = item?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let kind = names::kind(&name);
+            if kind == Kind::Other {
+                continue;
+            }
+            match self.read_file(&path).map(|read| (read, kind)) {
+                Ok((state, Kind::Prefix)) if self.has_room(bytes_of(&state)) => {
+                    self.note(bytes_of(&state));
+                    states.push(state);
+                }
+                // Of another engine, damaged, unfinished or too many.
+                _ => remove(&path)?,
+            }
+        }
+        Ok(states)
+    }
+
+    fn read_file(&self, path: &Path) -> Result<OwnState, Fault> {
+        let mut file = open_regular(path)?;
+        let bytes = file.metadata()?.len();
+        if bytes > limits::OWN_FILES_BYTES_MAX {
+            return Err(Fault::Damaged("it is too long"));
+        }
+        let head = Head::read(&mut file, bytes, &self.secret, &self.origin)?;
+        if head.tenant != self.tenant() {
+            return Err(Fault::Foreign("it is of a tenant"));
+        }
+        let state = head.read_state(&mut file, &self.secret, &|| true)?;
+        Ok((head.tokens, state))
+    }
+
+    fn write(&mut self, tokens: Vec<Token>, state: &[u8]) {
+        if !self.has_room(state.len() as u64) {
+            return;
+        }
+        match self.try_write(tokens, state) {
+            Ok(()) => self.note(state.len() as u64),
+            Err(fault) => log::debug!("one of the daemon's own prompts is not kept: {fault:?}"),
+        }
+    }
+
+    fn try_write(&self, tokens: Vec<Token>, state: &[u8]) -> Result<(), Fault> {
+        let head = Head::new(&self.secret, self.tenant(), tokens, state);
+        let name = self.secret.name(head.tenant, &head.tokens);
+        let unfinished = self.path.join(format!("{name}{UNFINISHED}"));
+        let mut new: File = names::create(&unfinished)?;
+        let encoded = head.encode(&self.secret, &self.origin);
+        file::write(&mut new, &encoded, state, &mut |_| true)?;
+        Ok(fs::rename(unfinished, self.path.join(name))?)
+    }
+
+    fn tenant(&self) -> TenantDigest {
+        self.secret.no_tenant()
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        self.files < limits::OWN_FILES_MAX && self.bytes + bytes <= limits::OWN_FILES_BYTES_MAX
+    }
+
+    fn note(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// Returns the folder within the folder of the prefixes.
+pub fn folder(prefixes: &Path) -> PathBuf {
+    prefixes.join("own")
+}
+
+fn bytes_of((_, state): &OwnState) -> u64 {
+    state.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::origin::tests::origin;
+    use super::*;
+
+    fn written(prefixes: &Path, words: impl IntoIterator<Item = Token>) {
+        let mut store = Store::open(prefixes, &origin()).unwrap();
+        store.read().unwrap();
+        for word in words {
+            store.write(vec![word], &[word as u8; 100]);
+        }
+    }
+
+    fn read(prefixes: &Path, origin: &Origin) -> Vec<Token> {
+        let states = Store::open(prefixes, origin).unwrap().read().unwrap();
+        let mut words: Vec<Token> = states.iter().map(|(tokens, _)| tokens[0]).collect();
+        words.sort_unstable();
+        words
+    }
+
+    fn files(prefixes: &Path) -> Vec<PathBuf> {
+        let items = fs::read_dir(folder(prefixes)).unwrap();
+        let paths = items.map(|item| item.unwrap().path());
+        paths.filter(|path| !path.ends_with("secret")).collect()
+    }
+
+    #[test]
+    fn states_are_read_again_by_the_same_engine_only() {
+        let place = tempfile::tempdir().unwrap();
+        let prefixes = place.path().join("prefixes");
+        written(&prefixes, [1, 2, 3]);
+        assert_eq!(read(&prefixes, &origin()), [1, 2, 3]);
+        let damaged = files(&prefixes).remove(0);
+        let mut bytes = fs::read(&damaged).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&damaged, bytes).unwrap();
+        // As if the process had been killed.
+        fs::copy(
+            files(&prefixes).pop().unwrap(),
+            format!("{}{UNFINISHED}", damaged.display()),
+        )
+        .unwrap();
+        assert_eq!(read(&prefixes, &origin()).len(), 2);
+        assert_eq!(files(&prefixes).len(), 2);
+        let kv_type = "q8_0";
+        let other = Origin {
+            kv_type,
+            ..origin()
+        };
+        assert!(read(&prefixes, &other).is_empty());
+        assert!(files(&prefixes).is_empty(), "they are of no use");
+    }
+
+    /// Mutation: no comparison of the tenant.
+    #[test]
+    fn prefix_of_a_tenant_is_not_taken_for_own_words() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path(), &origin()).unwrap();
+        let tenant = store.secret.tenant(7);
+        let head = Head::new(&store.secret, tenant, vec![1], b"state");
+        let name = store.secret.name(tenant, &[1]);
+        let bytes = [&head.encode(&store.secret, &origin())[..], b"state"].concat();
+        fs::write(store.path.join(name), bytes).unwrap();
+        assert!(read(place.path(), &origin()).is_empty());
+    }
+
+    #[test]
+    fn files_are_bounded() {
+        let place = tempfile::tempdir().unwrap();
+        let most = limits::OWN_FILES_MAX as Token;
+        written(place.path(), 0..most + 9);
+        assert_eq!(files(place.path()).len(), limits::OWN_FILES_MAX);
+        written(place.path(), most + 9..most + 11);
+        assert_eq!(read(place.path(), &origin()).len(), limits::OWN_FILES_MAX);
+        let mut store = Store::open(place.path(), &origin()).unwrap();
+        let half = vec![0; limits::OWN_FILES_BYTES_MAX as usize / 2 + 1];
+        let sizes = [1, 2].map(|word| {
+            store.write(vec![1_000 + word], &half);
+            store.bytes as usize
+        });
+        assert_eq!(sizes, [half.len(), half.len()]);
+    }
+}
