@@ -263,16 +263,29 @@ impl Archive for Disk {
     }
 }
 
-impl Drop for Disk {
-    /// Ends both threads, and waits for them as long as a piece of a file may take.
-    fn drop(&mut self) {
+impl Disk {
+    /// Ends both threads, and waits for them as long as a piece of a file may take. Returns whether
+    /// they have ended: one may hang in the disk.
+    pub(super) fn end(&mut self) -> bool {
         self.flags.is_stopping.store(true, Ordering::Relaxed);
         self.writer.copies = None;
         let until = Instant::now() + limits::STOP_PATIENCE;
-        // A timeout: a thread hangs in the disk.
-        let _ = self.writer.ended.recv_deadline(until);
-        if let Some(Reader { ended, .. }) = self.reader.take() {
-            let _ = ended.recv_deadline(until);
+        let has_ended = |ended: &Receiver<Infallible>| {
+            ended.recv_deadline(until) == Err(RecvTimeoutError::Disconnected)
+        };
+        let reader = self.reader.take().map(|reader| {
+            // The thread waits for orders, or for a place for its last load.
+            drop((reader.loads, reader.loaded));
+            reader.ended
+        });
+        has_ended(&self.writer.ended) && reader.is_none_or(|ended| has_ended(&ended))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if !self.end() {
+            log::warn!("cache.prefixes: stopping without waiting for the disk");
         }
     }
 }

@@ -5,9 +5,9 @@
 //! (`file_under_the_name_of_another_...`); `make_room` without its bound (`files_stay_below_...`);
 //! `write_file` without its look at the mark, or `erase` without the mark
 //! (`nothing_of_an_erased_tenant_...`); `write` without its look at the epoch
-//! (`forgotten_files_...`); `wish` without `may_write`, or `keep` without `note_write`
-//! (`stranger_with_many_...`); a write to the final name (`process_that_is_killed_...`);
-//! `suspended_until` that is not set (`failed_write_...`).
+//! (`forgotten_files_...`); `wish` without `may_write`, `keep` without `note_write`, or `Disk::end`
+//! that keeps the reader's orders open (`stranger_with_many_...`); a write to the final name
+//! (`process_that_is_killed_...`); `suspended_until` that is not set (`failed_write_...`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -389,6 +389,7 @@ fn stranger_with_many_prompts_writes_half_of_the_rate() {
     );
     // The end writes the rest.
     assert_eq!(disk.wish(TENANT, &text(200, 300)), Wish::Copy);
+    assert!(disk.end(), "its threads wait for nothing");
 }
 
 /// Names the state folder in the process that the test below kills.
