@@ -244,7 +244,7 @@ pub struct Origin {
     pub latency: Duration,
 }
 
-/// What a cache of results did for a job.
+/// The verdict of a cache of results on a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// The result was computed for this job, and kept.

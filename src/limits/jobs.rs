@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// What a job counts in the store beside its request and result: its row and the indexes' entries.
+/// The bytes that a job counts beside its request and result: its row and the indexes' entries.
 pub const ROW_BYTES: u64 = 512;
 
-/// What an event counts beside its text.
+/// The bytes that an event counts beside its text.
 pub const EVENT_BYTES: u64 = 64;
 
 /// How often a job may be lost, by a daemon that was killed or an engine that failed, before it is
