@@ -108,7 +108,7 @@ impl PostgresStore {
         &mut self,
         work: impl FnOnce(&Session) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.enter()?;
+        self.enter();
         match work(&self.session) {
             Ok(value) => self.leave().map(|()| value),
             Err(error) => {
@@ -119,21 +119,31 @@ impl PostgresStore {
     }
 
     /// Begins a transaction or, inside of one, sets a savepoint.
-    fn enter(&mut self) -> Result<(), StoreError> {
+    fn enter(&mut self) {
         match self.depth {
-            0 => self.session.batch("BEGIN"),
-            depth => self.session.batch(&format!("SAVEPOINT s{depth}")),
-        }?;
+            0 => {
+                self.session.forget_failure();
+                self.session.owe("BEGIN");
+            }
+            depth => self.session.owe(&format!("SAVEPOINT s{depth}")),
+        }
         self.depth += 1;
-        Ok(())
     }
 
     /// Keeps what was written since the last [`PostgresStore::enter`].
     fn leave(&mut self) -> Result<(), StoreError> {
         self.depth -= 1;
-        match self.depth {
-            0 => self.session.batch("COMMIT"),
-            depth => self.session.batch(&format!("RELEASE SAVEPOINT s{depth}")),
+        let release = match self.depth {
+            0 => return self.session.batch("COMMIT"),
+            depth => format!("RELEASE SAVEPOINT s{depth}"),
+        };
+        // The server refuses it after an error, which the caller may have ignored.
+        match self.session.has_failed() {
+            true => self.session.batch(&release),
+            false => {
+                self.session.owe(&release);
+                Ok(())
+            }
         }
     }
 
@@ -147,19 +157,21 @@ impl PostgresStore {
                 .session
                 .batch(&format!("ROLLBACK TO s{depth}; RELEASE s{depth}")),
         };
-        if let Err(error) = done {
-            log::debug!("cannot roll back: {error}");
+        match done {
+            Ok(()) => self.session.forget_failure(),
+            Err(error) => log::debug!("cannot roll back: {error}"),
         }
     }
 }
 
 impl Groups for PostgresStore {
     fn begin(&mut self) -> Result<(), StoreError> {
-        self.enter()
+        self.enter();
+        Ok(())
     }
 
     fn attempt(&mut self, work: Work<'_>) -> Result<Result<(), StoreError>, StoreError> {
-        self.enter()?;
+        self.enter();
         match work(self as &mut dyn Store) {
             Ok(()) => self.leave().map(Ok),
             Err(error) if self.session.is_lost() => Err(error),

@@ -2,6 +2,10 @@
 //!
 //! Owns the socket, the runtime that drives it, and prepared statements. Knows no table.
 //!
+//! A call is a round trip to the server, which is most of its time. So the statements that begin
+//! and end a transaction or a savepoint are not sent alone: they are owed, and go out with the next
+//! one.
+//!
 //! The server cancels a statement after `statement_timeout`, and a transaction in which it hears
 //! nothing after [`IDLE_TRANSACTION_FACTOR`] times that, so that a daemon that was stopped does not
 //! hold its locks for ever. A server that is itself stopped does neither: then this side gives up,
@@ -15,6 +19,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::fmt::Write as _;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -49,6 +56,10 @@ pub struct Session {
     name: String,
     patience: Cell<Duration>,
     is_lost: Cell<bool>,
+    /// Whether a statement has failed and nothing was taken back since.
+    has_failed: Cell<bool>,
+    /// Statements without a result, separated by semicolons: they go out with the next one.
+    owed: RefCell<String>,
     /// By their text. Each was parsed and planned by the server once.
     statements: RefCell<HashMap<String, Statement>>,
 }
@@ -90,6 +101,8 @@ impl Session {
             name: target.name.clone(),
             patience: Cell::new(target.statement_timeout + limits::REPLY_MARGIN),
             is_lost: Cell::new(false),
+            has_failed: Cell::new(false),
+            owed: RefCell::default(),
             statements: RefCell::default(),
         };
         let statement_ms = target.statement_timeout.as_millis();
@@ -112,14 +125,36 @@ impl Session {
         self.is_lost.get() || self.client.is_closed()
     }
 
+    /// Returns whether a statement has failed and nothing was taken back since.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.get()
+    }
+
+    /// Notes that everything which a failed statement belongs to was taken back.
+    pub fn forget_failure(&self) {
+        self.has_failed.set(false);
+    }
+
     /// Runs statements that return nothing.
     pub fn batch(&self, sql: &str) -> Result<(), StoreError> {
-        self.wait(self.client.batch_execute(sql))
+        self.owe(sql);
+        let sql = self.owed.take();
+        self.wait(self.client.batch_execute(&sql))
+    }
+
+    /// Runs a statement that returns nothing, and which the server does not refuse: it goes out in
+    /// front of the next one, and costs no time of its own. If it failed, the next one would.
+    pub fn owe(&self, sql: &str) {
+        let mut owed = self.owed.borrow_mut();
+        if !owed.is_empty() {
+            owed.push_str("; ");
+        }
+        owed.push_str(sql);
     }
 
     /// Returns the number of changed rows.
     pub fn execute(&self, sql: &str, parameters: Parameters<'_>) -> Result<u64, StoreError> {
-        self.wait(async {
+        self.run(async {
             let statement = self.prepared(sql).await?;
             self.client.execute(&statement, parameters).await
         })
@@ -131,7 +166,7 @@ impl Session {
         parameters: Parameters<'_>,
         read: impl Fn(&Row) -> Result<T, Unread>,
     ) -> Result<Vec<T>, StoreError> {
-        let rows = self.wait(async {
+        let rows = self.run(async {
             let statement = self.prepared(sql).await?;
             self.client.query(&statement, parameters).await
         })?;
@@ -146,7 +181,7 @@ impl Session {
     /// Returns the only column of each row of a statement that is not prepared: `FETCH` of a cursor
     /// that is declared again would find another one.
     pub fn query_once(&self, sql: &str) -> Result<Vec<String>, StoreError> {
-        let rows = self.wait(self.client.query(sql, &[]))?;
+        let rows = self.run(self.client.query(sql, &[]))?;
         let texts: Result<Vec<String>, Error> = rows.iter().map(|row| row.try_get(0)).collect();
         texts.map_err(|error| self.error(Fault::Other, reason_of(&error)))
     }
@@ -197,6 +232,15 @@ impl Session {
         Ok(statement)
     }
 
+    /// Sends what is owed and a statement, and waits for both.
+    fn run<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+        let owed = self.owed.take();
+        match owed.is_empty() {
+            true => self.wait(work),
+            false => self.wait(both(self.client.batch_execute(&owed), work)),
+        }
+    }
+
     fn wait<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
         let runtime = self.runtime.as_ref().expect("it ends with the session");
         if self.is_lost() {
@@ -206,7 +250,10 @@ impl Session {
         let patience = self.patience.get();
         match runtime.block_on(async { timeout(patience, work).await }) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.error(fault_of(&error), reason_of(&error))),
+            Ok(Err(error)) => {
+                self.has_failed.set(true);
+                Err(self.error(fault_of(&error), reason_of(&error)))
+            }
             Err(_) => {
                 self.is_lost.set(true);
                 let reason = format!("no reply within {patience:?}");
@@ -223,6 +270,36 @@ impl Drop for Session {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Sends both at once: the server runs them in this order. An error of the first one is that of
+/// both.
+async fn both<T>(
+    first: impl Future<Output = Result<(), Error>>,
+    second: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let (mut first_done, mut second_done) = (None, None);
+    poll_fn(|context| {
+        // A request is sent when it is polled for the first time.
+        if first_done.is_none()
+            && let Poll::Ready(done) = first.as_mut().poll(context)
+        {
+            first_done = Some(done);
+        }
+        if second_done.is_none()
+            && let Poll::Ready(done) = second.as_mut().poll(context)
+        {
+            second_done = Some(done);
+        }
+        match first_done.is_some() && second_done.is_some() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    first_done.expect("both are done")?;
+    second_done.expect("both are done")
 }
 
 async fn connect<T>(settings: &Config, tls: T) -> Result<Client, Error>
