@@ -10,23 +10,29 @@
 //! * [`event`]: the history that clients follow;
 //! * [`request`]: what it generates, and how that ended;
 //! * [`callback`]: the report of its end to a server, and [`webhook`]: its signature;
-//! * [`record`]: all of it, as it is stored.
+//! * [`record`]: all of it, as it is stored;
+//! * [`acceptance`]: what a request for a job may get;
+//! * [`turns`]: which key's job runs next.
 //!
 //! The engine has jobs too, which live in memory. A durable job becomes one of those for each
 //! attempt to run it.
 
+pub mod acceptance;
 pub mod callback;
 pub mod event;
 pub mod id;
 pub mod life;
 pub mod record;
 pub mod request;
+pub mod turns;
 pub mod webhook;
 
+pub use acceptance::{Acceptance, Bound, Bounds, Candidate, Idempotency, RememberedJob};
 pub use callback::{Callback, CallbackState, CallbackTerms, Outcome};
 pub use event::{EventId, EventKind, JobEvent};
 pub use id::JobId;
 pub use life::{Fenced, Life, Opening, State, TakenBack};
 pub use record::{JobRecord, JobSummary, JobTotals, NewJob};
 pub use request::{Completion, Ending, Failure, File, JobRequest};
+pub use turns::{WaitingKey, next_turns};
 pub use webhook::{SECRET_BYTES, WebhookSecret, signatures};

@@ -46,6 +46,25 @@ pub struct JobRecord {
     pub callback: Option<Callback>,
 }
 
+impl JobRecord {
+    /// Returns the record of a job that was just accepted.
+    pub fn of_new(job: &NewJob) -> JobRecord {
+        JobRecord {
+            id: job.id,
+            key_id: job.key_id.clone(),
+            life: Life::NEW,
+            created_at: job.created_at,
+            started_at: None,
+            finished_at: None,
+            expires_at: job.expires_at,
+            request: job.request.clone(),
+            ending: None,
+            callback_url: job.callback_url.clone(),
+            callback: None,
+        }
+    }
+}
+
 /// A job in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSummary {

@@ -86,6 +86,9 @@ pub const ROW_TASK_BYTES_MIN: u32 = 1 << 10;
 /// commit of 25 ms.
 pub const GROUP_TASKS_MAX: usize = 256;
 
+/// Prompts of new jobs that one statement writes: they are in memory twice meanwhile.
+pub const ACCEPTED_BYTES_MAX: usize = 1 << 20;
+
 /// How long a transaction goes on taking tasks. The first task waits for the commit of all, and
 /// other processes wait for the lock.
 pub const GROUP_TIME_MAX: Duration = Duration::from_millis(50);

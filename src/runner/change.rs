@@ -4,106 +4,15 @@
 //! caller runs it in one transaction. Knows no thread and no clock, and no database: every store
 //! that keeps rows has these rules.
 //!
-//! Mutations that the tests catch: `accept` without one of its bounds; `cancel` without the key;
+//! Mutations that the tests catch: `cancel` without the key;
 //! `write` that appends before it has checked the attempt; `sweep` that leaves a lost job.
 
 use crate::error::ErrorCode;
 use crate::jobs::{
-    Ending, EventKind, Failure, Fenced, JobEvent, JobId, JobRecord, Life, NewJob, State, TakenBack,
+    Ending, EventKind, Failure, Fenced, JobEvent, JobId, JobRecord, Life, State, TakenBack,
 };
 use crate::limits::jobs as limits;
-use crate::store::{FinishedJob, RememberedJob, Store, StoreError};
-
-/// How much the store takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Unfinished jobs.
-    pub jobs: u64,
-    pub jobs_of_key: u64,
-    /// Of all requests, results and events.
-    pub bytes: u64,
-}
-
-/// The key of a request with `Idempotency-Key`.
-#[derive(Clone, Debug)]
-pub struct Idempotency {
-    pub key: String,
-    /// Of everything that decides the job.
-    pub digest: [u8; 32],
-    pub expires_at: u64,
-}
-
-/// The outcome of a request for a job.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Acceptance {
-    New,
-    /// An earlier request with the same key of idempotency has made this job.
-    Known(Box<JobRecord>),
-    /// An earlier request with the same key was another one.
-    Conflict,
-    Full(Bound),
-}
-
-/// A bound that is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
-    Jobs,
-    JobsOfKey,
-    Bytes,
-    BytesOfKey,
-}
-
-/// Accepts a job if no bound is reached.
-pub fn accept(
-    store: &mut dyn Store,
-    job: &NewJob,
-    bounds: &Bounds,
-    idempotency: Option<&Idempotency>,
-) -> Result<Acceptance, StoreError> {
-    if let Some(one) = idempotency
-        && let Some(known) = store.remembered_job(&job.key_id, &one.key, job.created_at)?
-    {
-        if known.digest != one.digest {
-            return Ok(Acceptance::Conflict);
-        }
-        if let Some(record) = store.job(known.id)? {
-            return Ok(Acceptance::Known(Box::new(record)));
-        }
-    }
-    if let Some(bound) = reached(store, job, bounds)? {
-        return Ok(Acceptance::Full(bound));
-    }
-    store.insert_job(job)?;
-    if let Some(one) = idempotency {
-        let remembered = RememberedJob {
-            id: job.id,
-            digest: one.digest,
-            expires_at: one.expires_at,
-        };
-        store.remember_job(&job.key_id, &one.key, &remembered)?;
-    }
-    Ok(Acceptance::New)
-}
-
-fn reached(
-    store: &mut dyn Store,
-    job: &NewJob,
-    bounds: &Bounds,
-) -> Result<Option<Bound>, StoreError> {
-    let bytes = job.bytes() + limits::ROW_BYTES;
-    let own = store.job_totals(Some(&job.key_id))?;
-    if own.unfinished() >= bounds.jobs_of_key {
-        return Ok(Some(Bound::JobsOfKey));
-    }
-    if own.bytes + bytes > bounds.bytes / limits::KEY_BYTES_DIVISOR {
-        return Ok(Some(Bound::BytesOfKey));
-    }
-    let all = store.job_totals(None)?;
-    if all.unfinished() >= bounds.jobs {
-        return Ok(Some(Bound::Jobs));
-    }
-    Ok((all.bytes + bytes > bounds.bytes).then_some(Bound::Bytes))
-}
+use crate::store::{FinishedJob, Store, StoreError};
 
 /// Claims up to `room` jobs.
 pub fn claim(
@@ -113,15 +22,12 @@ pub fn claim(
     lease_until: u64,
 ) -> Result<Vec<JobRecord>, StoreError> {
     let mut claimed = Vec::new();
-    while claimed.len() < room {
-        let Some(id) = store.next_waiting_job(now)? else {
-            break;
-        };
+    for id in store.next_waiting_jobs(now, room)? {
         let Some(mut life) = store.job_life(id)? else {
-            break;
+            continue;
         };
         let Some(opening) = life.claim(lease_until) else {
-            break;
+            continue;
         };
         store.save_job_life(id, &life, now)?;
         let event = JobEvent {

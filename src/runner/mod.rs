@@ -39,7 +39,6 @@ use crate::core::Moment;
 use crate::os::process::give_way;
 
 pub use callbacks::{CallbackCaller, CallbackParts, Callbacks};
-pub use change::{Acceptance, Bound, Bounds, Idempotency};
 pub use followers::{Crowded, Follower, Followers, Wake};
 pub use journal::{Destinations, Journal, Note};
 pub use metrics::{CallbackSeries, RunnerSeries};

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
+use crate::jobs::{Acceptance, Candidate};
 use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::store::requests::Full;
@@ -209,6 +210,21 @@ impl StoreTask for AskTask {
         match &mut self.question {
             Some(question) => question.ask(store),
             None => Ok(()),
+        }
+    }
+
+    fn accepts_job(&self) -> bool {
+        let question = self.question.as_ref();
+        question.is_some_and(|question| question.accepts_job())
+    }
+
+    fn candidate(&mut self) -> Option<&Candidate> {
+        self.question.as_mut()?.candidate()
+    }
+
+    fn take_outcome(&mut self, outcome: Acceptance) {
+        if let Some(question) = &mut self.question {
+            question.take_outcome(outcome);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use crate::error::ApiError;
+use crate::jobs::{Acceptance, Candidate};
 use crate::store::{Store, StoreError};
 
 use super::response::buffer::ResponseBuffer;
@@ -11,6 +12,20 @@ use super::response::buffer::ResponseBuffer;
 pub trait Question: Debug + Send {
     /// Reads and writes, on the store's thread. It may be called again if a transaction was lost.
     fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
+
+    /// Returns whether all that it does is to have a job accepted. Then it is asked together with
+    /// others, by the next two functions.
+    fn accepts_job(&self) -> bool {
+        false
+    }
+
+    /// Returns that job.
+    fn candidate(&mut self) -> Option<&Candidate> {
+        None
+    }
+
+    /// Takes the outcome for that job.
+    fn take_outcome(&mut self, _outcome: Acceptance) {}
 
     /// Takes note, on the store's thread, that all that `ask` has written is durable.
     fn handle_commit(&mut self) {}

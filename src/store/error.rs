@@ -94,6 +94,16 @@ impl StoreError {
         };
         *fault == expected
     }
+
+    /// Returns whether one of several rows may be the cause, so that others may be written without
+    /// it.
+    pub fn may_concern_one(&self) -> bool {
+        match self {
+            StoreError::Database { fault, .. } => *fault == Fault::Other,
+            StoreError::Panicked => true,
+            _ => false,
+        }
+    }
 }
 
 impl std::error::Error for StoreError {}

@@ -8,6 +8,7 @@
 //! * [`sqlite`]: the store in one file;
 //! * [`postgres`]: the store in a database server;
 //! * [`place`]: which of them it is;
+//! * [`accepting`]: takes in the new jobs of a group;
 //! * [`task`]: a piece of work for the store's thread, and [`requests`]: the queue of tasks, with
 //!   [`records`] of generations, [`hits`] and [`pending`] entries of the cache beside it,
 //!   [`health`], [`upkeep`], and the sizes of the files in the state [`folder`]; [`behind`]: those
@@ -31,6 +32,8 @@ pub mod sqlite;
 pub mod postgres;
 
 pub mod place;
+
+pub mod accepting;
 
 pub mod task;
 
@@ -62,7 +65,7 @@ pub mod watch;
 
 pub use error::{Fault, StoreError};
 pub use interface::callbacks::Callbacks;
-pub use interface::jobs::{FinishedJob, Jobs, RememberedJob};
+pub use interface::jobs::{FinishedJob, Jobs};
 pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };

@@ -3,11 +3,15 @@
 //! A task owns everything that it needs, and the way to its owner. `run` may be called again after
 //! a transaction was lost, so it must not consume what it needs. `finish` is called once, unless
 //! the task is dropped, because its owner has left or the store's thread has ended: an owner that
-//! waits learns that from the task's `Drop`. Neither may wait for anything but the
-//! store.
+//! waits learns that from the task's `Drop`. Neither may wait for anything but the store.
+//!
+//! New jobs come in numbers, so those of a group are accepted together
+//! ([`accepting`](super::accepting)): the thread takes their candidates and passes on the outcomes,
+//! in the place of `run`.
 
 use super::error::StoreError;
 use super::interface::Store;
+use crate::jobs::{Acceptance, Candidate};
 
 /// A piece of work for the store's thread. See the file's head for its rules.
 pub trait StoreTask: Send {
@@ -26,6 +30,19 @@ pub trait StoreTask: Send {
 
     /// Reads and writes. An error takes back what it has written.
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
+
+    /// Returns whether all that it does is to have a job accepted.
+    fn accepts_job(&self) -> bool {
+        false
+    }
+
+    /// Returns that job.
+    fn candidate(&mut self) -> Option<&Candidate> {
+        None
+    }
+
+    /// Takes the outcome for that job.
+    fn take_outcome(&mut self, _outcome: Acceptance) {}
 
     /// Passes the result on. `Ok`: what `run` has written survives a power cut.
     fn finish(self: Box<Self>, result: Result<(), &StoreError>);

@@ -12,12 +12,15 @@
 //!     of a lost group are kept for the next.
 //!  4. Dropping the handle runs what still waits, ends the thread, and waits for that.
 //!  5. A transaction that the server has ended for another one's sake is run again.
+//!  6. The new jobs of a group are accepted together, each with its own outcome. One that cannot be
+//!     written fails alone.
 //!
 //! Mutations that the tests below catch: a commit for each task
 //! (`all_waiting_tasks_share_one_commit`), no savepoint (`a_task_that_fails_leaves_nothing_...`),
 //! `finish` before the commit (`a_finished_task_is_seen_by_another_connection`), a lost transaction
 //! that is committed as far as it goes (`a_lost_transaction_fails_...`), a panic that is
-//! passed on (`a_task_that_panics_...`), hits that are dropped with a lost group or added again
+//! passed on (`a_task_that_panics_...`), `accept` without its way out
+//! (`a_job_that_cannot_be_written_...`), hits that are dropped with a lost group or added again
 //! after one that was committed, an `end` that takes none (`hits_survive_a_lost_group_...`).
 //!
 //! [`watch`]: super::watch
@@ -346,10 +349,12 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
+    use crate::jobs::JobId;
     use crate::store::interface::keys::{Keys, NewKey};
     use crate::store::interface::usage::Usage as _;
     use crate::store::requests::Full;
     use crate::store::sqlite::{DATABASE_FILE, SqliteStore};
+    use crate::store::tests::accept_task;
 
     /// A task's work in the store.
     pub type Act = Box<dyn FnMut(&mut dyn Store) -> Result<(), StoreError> + Send>;
@@ -474,6 +479,26 @@ mod tests {
         let results = bench.results(3);
         assert_eq!((&results[0], &results[2]), (&(Ok(()), 2), &(Ok(()), 2)));
         assert!(results[1].0.as_ref().unwrap_err().contains("key_x"));
+    }
+
+    #[test]
+    fn a_job_that_cannot_be_written_fails_alone() {
+        let bench = Bench::new();
+        let (sender, results) = channel();
+        // An id is used once.
+        for number in [1, 2, 1, 3] {
+            let task = accept_task(number, "key_a", &sender);
+            bench.requests.submit(1, Box::new(task)).unwrap();
+        }
+        bench.submit(create);
+        let _worker = bench.start();
+        assert_eq!(bench.results(1), [(Ok(()), 1)]);
+        let next = || results.recv_timeout(Duration::from_secs(30)).unwrap();
+        let ends: Vec<_> = (0..4).map(|_| next()).collect();
+        let ids: Vec<JobId> = ends.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [1, 2, 1, 3].map(|number| JobId::new(number, [7; 10])));
+        let accepted: Vec<bool> = ends.iter().map(|(_, end)| end.is_ok()).collect();
+        assert_eq!(accepted, [true, true, false, true]);
     }
 
     #[test]

@@ -1,16 +1,10 @@
 //! Changes of jobs on a real store.
 
 use super::*;
-use crate::jobs::{Completion, EventId};
+use crate::jobs::{Completion, EventId, NewJob};
 use crate::store::{Jobs, SqliteStore};
 
 const KEEP_MS: u64 = 1_000;
-
-const ROOM: Bounds = Bounds {
-    jobs: 100,
-    jobs_of_key: 100,
-    bytes: 1 << 20,
-};
 
 fn store() -> (tempfile::TempDir, SqliteStore) {
     let folder = tempfile::tempdir().unwrap();
@@ -34,8 +28,7 @@ fn new_job(number: u8, key_id: &str) -> NewJob {
 }
 
 fn accept_one(store: &mut SqliteStore, number: u8, key_id: &str) {
-    let accepted = accept(store, &new_job(number, key_id), &ROOM, None).unwrap();
-    assert_eq!(accepted, Acceptance::New);
+    store.insert_job(&new_job(number, key_id)).unwrap();
 }
 
 fn state(store: &mut SqliteStore, id: JobId) -> State {
@@ -63,96 +56,6 @@ fn part(number: u8, attempt: u32, text: &str, next: Next) -> Write {
 
 fn completed() -> Next {
     Next::End(Box::new(Ending::Completed(Completion::default())))
-}
-
-#[test]
-fn each_bound_is_kept_and_named() {
-    let (_folder, mut store) = store();
-    accept_one(&mut store, 1, "a");
-    accept_one(&mut store, 2, "a");
-    accept_one(&mut store, 3, "b");
-    let each = limits::ROW_BYTES + 14;
-    for (bounds, key, expected) in [
-        (
-            Bounds {
-                jobs_of_key: 2,
-                ..ROOM
-            },
-            "a",
-            Some(Bound::JobsOfKey),
-        ),
-        (
-            Bounds {
-                jobs_of_key: 2,
-                ..ROOM
-            },
-            "b",
-            None,
-        ),
-        (Bounds { jobs: 3, ..ROOM }, "c", Some(Bound::Jobs)),
-        (
-            Bounds {
-                bytes: 4 * each,
-                ..ROOM
-            },
-            "b",
-            Some(Bound::BytesOfKey),
-        ),
-        (
-            Bounds {
-                bytes: 12 * each,
-                ..ROOM
-            },
-            "a",
-            None,
-        ),
-        (
-            Bounds {
-                bytes: 4 * each - 1,
-                ..ROOM
-            },
-            "c",
-            Some(Bound::BytesOfKey),
-        ),
-    ] {
-        let reached = reached(&mut store, &new_job(9, key), &bounds).unwrap();
-        assert_eq!(reached, expected, "{bounds:?} {key}");
-    }
-    let few = Bounds { jobs: 3, ..ROOM };
-    let refused = accept(&mut store, &new_job(9, "c"), &few, None).unwrap();
-    assert_eq!(refused, Acceptance::Full(Bound::Jobs));
-    assert_eq!(store.job(id(9)).unwrap(), None);
-    // Finished jobs take bytes alone.
-    cancel(&mut store, "b", id(3), 200, KEEP_MS).unwrap();
-    let accepted = accept(&mut store, &new_job(9, "c"), &few, None).unwrap();
-    assert_eq!(accepted, Acceptance::New);
-}
-
-/// Mutation: `accept` that ignores the digest.
-#[test]
-fn a_retry_gets_the_first_job_and_another_request_a_conflict() {
-    let (_folder, mut store) = store();
-    let retry = |digest: u8| Idempotency {
-        key: "once".to_owned(),
-        digest: [digest; 32],
-        expires_at: 400,
-    };
-    let mut ask = |number, key, at, digest| {
-        let job = NewJob {
-            created_at: at,
-            ..new_job(number, key)
-        };
-        accept(&mut store, &job, &ROOM, Some(&retry(digest))).unwrap()
-    };
-    assert_eq!(ask(1, "a", 100, 7), Acceptance::New);
-    assert!(matches!(ask(2, "a", 200, 7), Acceptance::Known(job) if job.id == id(1)));
-    assert_eq!(ask(3, "a", 200, 8), Acceptance::Conflict);
-    assert_eq!(ask(4, "b", 200, 8), Acceptance::New, "of another key");
-    assert_eq!(
-        ask(5, "a", 400, 8),
-        Acceptance::New,
-        "the first has expired"
-    );
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub trait Callbacks {
     /// revoked, unknown or has none.
     fn webhook_secrets(&mut self, key_id: &str, now: u64) -> Result<Vec<String>, StoreError>;
 
+    /// Returns those of these keys that have a secret and are not revoked, in any order.
+    fn signing_keys(&mut self, key_ids: &[&str]) -> Result<Vec<String>, StoreError>;
+
     /// Replaces the secret of a key, which goes on signing until then. The one before it is gone.
     /// Returns `false` if the key is revoked or unknown.
     fn rotate_webhook_secret(

@@ -4,20 +4,35 @@
 //! and saves it, all in the transaction that the caller's task is. So the rules are the same for
 //! each database, and what is here only reads and writes.
 //!
+//! A database server is a round trip away, so what a group of tasks does again and again takes many
+//! jobs at once: a statement for all of them, and not one for each. The functions for one job are
+//! made of those.
+//!
 //! Must never name a database. Times are milliseconds since 1970.
 
 use crate::jobs::{
-    EventId, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, State,
+    EventId, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, RememberedJob, State,
 };
 use crate::store::StoreError;
 
 /// The durable jobs of an open store.
 pub trait Jobs {
+    /// Adds jobs that wait.
+    fn insert_jobs(&mut self, jobs: &[&NewJob]) -> Result<(), StoreError>;
+
     /// Adds a job that waits.
-    fn insert_job(&mut self, job: &NewJob) -> Result<(), StoreError>;
+    fn insert_job(&mut self, job: &NewJob) -> Result<(), StoreError> {
+        self.insert_jobs(&[job])
+    }
+
+    /// Returns those jobs that are there, in any order, whichever keys they belong to: the caller
+    /// compares.
+    fn jobs(&mut self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError>;
 
     /// Returns a job, whichever key it belongs to: the caller compares.
-    fn job(&mut self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
+    fn job(&mut self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.jobs(&[id]).map(|mut found| found.pop())
+    }
 
     /// Reads a life in order to change it: until the transaction ends, no other connection changes
     /// the job.
@@ -41,16 +56,25 @@ pub trait Jobs {
         bytes_max: usize,
     ) -> Result<Vec<JobEvent>, StoreError>;
 
-    /// Returns the job that should run next: the oldest that waits, of the key that has the fewest
-    /// running and has been passed over for longest. Another connection that asks at the same time
-    /// gets another job.
-    fn next_waiting_job(&mut self, now: u64) -> Result<Option<JobId>, StoreError>;
+    /// Returns up to `room` jobs that should run next: each time the oldest that waits, of the key
+    /// that has the fewest running and has been passed over for longest. The caller claims them
+    /// all. Another connection that asks at the same time gets others.
+    fn next_waiting_jobs(&mut self, now: u64, room: usize) -> Result<Vec<JobId>, StoreError>;
 
     /// Keeps the jobs of a key waiting until then.
     fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError>;
 
-    /// Returns what a key's jobs take; of all keys together with `None`. O(1).
-    fn job_totals(&mut self, key_id: Option<&str>) -> Result<JobTotals, StoreError>;
+    /// Returns what the jobs of each key take, and those of all keys together. It counts no jobs.
+    fn totals_of_keys(
+        &mut self,
+        key_ids: &[&str],
+    ) -> Result<(Vec<JobTotals>, JobTotals), StoreError>;
+
+    /// Returns what a key's jobs take; of all keys together with `None`.
+    fn job_totals(&mut self, key_id: Option<&str>) -> Result<JobTotals, StoreError> {
+        let (own, all) = self.totals_of_keys(key_id.as_slice())?;
+        Ok(own.first().copied().unwrap_or(all))
+    }
 
     /// Returns a key's jobs, the newest first, from the one before `before` on.
     fn job_page(
@@ -75,22 +99,23 @@ pub trait Jobs {
     /// are no more.
     fn erase_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError>;
 
-    /// Returns the job that was accepted under this key of idempotency, unless that has expired.
-    fn remembered_job(
+    /// Returns the job that was accepted under each of these keys of idempotency, or `None`. It may
+    /// have expired. Until the transaction ends, another connection that asks for one of these keys
+    /// waits.
+    fn remembered_jobs(
         &mut self,
-        key_id: &str,
-        key: &str,
-        now: u64,
-    ) -> Result<Option<RememberedJob>, StoreError>;
+        keys: &[IdempotencyKey<'_>],
+    ) -> Result<Vec<Option<RememberedJob>>, StoreError>;
 
-    /// Remembers a job under a key of idempotency, in the place of an expired one.
-    fn remember_job(
+    /// Remembers jobs under different keys of idempotency, in the place of earlier ones.
+    fn remember_jobs(
         &mut self,
-        key_id: &str,
-        key: &str,
-        job: &RememberedJob,
+        jobs: &[(IdempotencyKey<'_>, RememberedJob)],
     ) -> Result<(), StoreError>;
 }
+
+/// An API key's id, and one of the values of `Idempotency-Key` that its clients have sent.
+pub type IdempotencyKey<'a> = (&'a str, &'a str);
 
 /// The end of a job, as it is saved.
 #[derive(Clone, Copy, Debug)]
@@ -101,13 +126,4 @@ pub struct FinishedJob<'a> {
     pub expires_at: u64,
     /// An [`Ending`](crate::jobs::Ending), as JSON; `None` if it never ran to an end.
     pub ending: Option<&'a str>,
-}
-
-/// The job of a request with `Idempotency-Key`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RememberedJob {
-    pub id: JobId,
-    /// Of the request: another request with the same key is a conflict.
-    pub digest: [u8; 32],
-    pub expires_at: u64,
 }

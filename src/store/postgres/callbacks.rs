@@ -33,6 +33,10 @@ const SECRETS: &str = "
     SELECT webhook_secret, CASE WHEN old_webhook_secret_until > $2 THEN old_webhook_secret END
     FROM keys WHERE id = $1 AND revoked_at IS NULL";
 
+const SIGNING: &str = "
+    SELECT id FROM keys
+    WHERE id = ANY ($1) AND webhook_secret IS NOT NULL AND revoked_at IS NULL";
+
 const ROTATE: &str = "
     UPDATE keys SET old_webhook_secret = webhook_secret, old_webhook_secret_until = $3,
         webhook_secret = $2
@@ -88,6 +92,11 @@ impl Callbacks for PostgresStore {
             .session
             .first(SECRETS, &[&key_id, &to_sql(now)], read)?;
         Ok(secrets.into_iter().flatten().flatten().collect())
+    }
+
+    fn signing_keys(&mut self, key_ids: &[&str]) -> Result<Vec<String>, StoreError> {
+        self.session
+            .query(SIGNING, &[&key_ids], |row| Ok(row.try_get(0)?))
     }
 
     fn rotate_webhook_secret(

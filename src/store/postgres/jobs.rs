@@ -1,7 +1,8 @@
 //! Durable jobs in PostgreSQL.
 //!
-//! Owns the statements on `jobs`, `job_events`, `job_totals` and `idempotency`. A transaction is
-//! begun by the caller: each call is one statement, or a few that belong to one job.
+//! Owns the statements on `jobs`, `job_events`, `job_changes` and `idempotency`. A transaction is
+//! begun by the caller. A statement is a round trip to the server, so each takes as many jobs as
+//! the caller has.
 //!
 //! Several daemons work on these tables at once. A job that is about to change is locked by its
 //! row, and one that is taken from the queue is passed over by the others (`SKIP LOCKED`). A
@@ -9,10 +10,18 @@
 //! waits and finds the job. The bounds on jobs may be exceeded by the jobs that other daemons
 //! accept at the same moment.
 //!
+//! No statement here writes to `job_totals`: all connections would wait there for each other, in
+//! any order. Changes are noted in `job_changes`, and counted in the moment of the commit; see
+//! `schema/counts.rs`.
+//!
 //! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
-//! `next_waiting_job` without `running` in its order (`keys_take_turns_...`) or without
-//! `SKIP LOCKED` (`a_job_that_another_daemon_takes_...`); `remembered_job` without its lock
-//! (`a_retry_on_another_daemon_...`).
+//! `next_waiting_jobs` without `running` in its order (`keys_take_turns_...`) or without
+//! `SKIP LOCKED` (`a_job_that_another_daemon_takes_...`), or that returns a job again which it has
+//! found before (`daemons_that_take_jobs_at_once_...`); `remembered_jobs` without its lock
+//! (`a_retry_on_another_daemon_...`); `insert_jobs` with a statement for each job
+//! (`a_group_of_jobs_costs_...`).
+
+use std::collections::VecDeque;
 
 use tokio_postgres::Row;
 
@@ -20,46 +29,49 @@ use super::connection::PostgresStore;
 use super::session::{Parameters, Unread};
 use crate::jobs::{
     Callback, CallbackState, EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals,
-    Life, NewJob, State,
+    Life, NewJob, RememberedJob, State, WaitingKey, next_turns,
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
-use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
+use crate::store::interface::jobs::{FinishedJob, IdempotencyKey, Jobs};
 use crate::store::stored::{from_sql, to_sql};
 
-pub(super) const SELECT_JOB: &str = "
+pub(super) const SELECT_JOBS: &str = "
     SELECT j.id, j.key_id, j.state, attempt, sequence, lost, lease_until, created_at, started_at,
            finished_at, expires_at, request, ending, callback_url,
            c.state, c.attempts, c.next_at, c.error
-    FROM jobs j LEFT JOIN callbacks c ON c.job = j.id WHERE j.id = $1";
+    FROM jobs j LEFT JOIN callbacks c ON c.job = j.id WHERE j.id = ANY ($1)";
 
 pub(super) const LOCK_LIFE: &str = "
     SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = $1 FOR UPDATE";
 
 impl Jobs for PostgresStore {
-    fn insert_job(&mut self, job: &NewJob) -> Result<(), StoreError> {
-        let sql = "
-            INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, callback_url,
-                              request)
-            VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7)";
-        let bytes = limits::ROW_BYTES + job.bytes();
+    fn insert_jobs(&mut self, jobs: &[&NewJob]) -> Result<(), StoreError> {
+        let ids: Vec<&[u8]> = jobs.iter().map(|job| bytes_of(&job.id)).collect();
+        let texts =
+            |read: fn(&NewJob) -> &str| -> Vec<&str> { jobs.iter().map(|job| read(job)).collect() };
+        let numbers = |read: fn(&NewJob) -> u64| -> Vec<i64> {
+            jobs.iter().map(|job| to_sql(read(job))).collect()
+        };
+        let urls: Vec<Option<&str>> = jobs.iter().map(|job| job.callback_url.as_deref()).collect();
         self.execute(
-            sql,
+            INSERT,
             &[
-                &bytes_of(&job.id),
-                &job.key_id,
-                &to_sql(job.created_at),
-                &to_sql(job.expires_at),
-                &to_sql(bytes),
-                &job.callback_url,
-                &job.request,
+                &ids,
+                &texts(|job| &job.key_id),
+                &numbers(|job| job.created_at),
+                &numbers(|job| job.expires_at),
+                &numbers(|job| limits::ROW_BYTES + job.bytes()),
+                &urls,
+                &texts(|job| &job.request),
             ],
         )?;
         Ok(())
     }
 
-    fn job(&mut self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        self.session.first(SELECT_JOB, &[&bytes_of(&id)], record)
+    fn jobs(&mut self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
+        let ids: Vec<&[u8]> = ids.iter().map(bytes_of).collect();
+        self.session.query(SELECT_JOBS, &[&ids], record)
     }
 
     fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError> {
@@ -159,37 +171,54 @@ impl Jobs for PostgresStore {
         )
     }
 
-    fn next_waiting_job(&mut self, now: u64) -> Result<Option<JobId>, StoreError> {
-        let keys: Vec<String> = self.session.query(
-            NEXT_KEYS,
-            &[&to_sql(now), &i64::from(limits::WAITING_KEYS_MAX)],
-            |row| Ok(row.try_get(0)?),
-        )?;
-        for key in keys {
-            let next = self
-                .session
-                .first(NEXT_OF_KEY, &[&key], |row| job_id(row, 0))?;
-            if let Some(next) = next {
-                let sql = "UPDATE job_totals SET turn = nextval('job_turns') WHERE key_id = $1";
-                self.execute(sql, &[&key])?;
-                return Ok(Some(next));
+    fn next_waiting_jobs(&mut self, now: u64, room: usize) -> Result<Vec<JobId>, StoreError> {
+        let most = i64::from(limits::WAITING_KEYS_MAX);
+        let mut keys: Vec<WaitingKey> =
+            self.session
+                .query(NEXT_KEYS, &[&to_sql(now), &most], waiting_key)?;
+        let (mut found, mut turns) = (Vec::new(), Vec::new());
+        while found.len() < room {
+            let line = next_turns(&keys, room - found.len());
+            if line.is_empty() {
+                break;
+            }
+            let mut jobs = self.lock_waiting_jobs(&keys, &line, &found)?;
+            let mut is_short = false;
+            for turn in line {
+                let Some(job) = jobs[turn].pop_front() else {
+                    // Other daemons are taking the rest of this key's jobs.
+                    keys[turn].queued = 0;
+                    is_short = true;
+                    continue;
+                };
+                found.push(job);
+                turns.push(keys[turn].id.clone());
+                keys[turn].queued = keys[turn].queued.saturating_sub(1);
+                keys[turn].running += 1;
+            }
+            if !is_short {
+                break;
             }
         }
-        Ok(None)
+        if !turns.is_empty() {
+            self.execute(NOTE_TURNS, &[&turns])?;
+        }
+        Ok(found)
     }
 
     fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError> {
-        let sql = "UPDATE job_totals SET not_before = $2 WHERE key_id = $1";
+        let sql = "INSERT INTO job_changes (key_id, not_before) VALUES ($1, $2)";
         self.execute(sql, &[&key_id, &to_sql(until)])?;
         Ok(())
     }
 
-    fn job_totals(&mut self, key_id: Option<&str>) -> Result<JobTotals, StoreError> {
-        let totals = match key_id {
-            Some(key_id) => self.session.first(TOTALS_OF_KEY, &[&key_id], totals),
-            None => self.session.first(TOTALS_OF_ALL, &[], totals),
-        };
-        totals.map(Option::unwrap_or_default)
+    fn totals_of_keys(
+        &mut self,
+        key_ids: &[&str],
+    ) -> Result<(Vec<JobTotals>, JobTotals), StoreError> {
+        let mut own = self.session.query(TOTALS, &[&key_ids], totals)?;
+        let all = own.pop().unwrap_or_default();
+        Ok((own, all))
     }
 
     fn job_page(
@@ -242,64 +271,101 @@ impl Jobs for PostgresStore {
         Ok(deleted)
     }
 
-    fn remembered_job(
+    fn remembered_jobs(
         &mut self,
-        key_id: &str,
-        key: &str,
-        now: u64,
-    ) -> Result<Option<RememberedJob>, StoreError> {
+        keys: &[IdempotencyKey<'_>],
+    ) -> Result<Vec<Option<RememberedJob>>, StoreError> {
+        let (key_ids, names): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
         // Two statements, so that the second one sees what was committed during the first.
-        let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1, hashtext($2)))";
-        self.execute(sql, &[&key, &key_id])?;
-        let sql = "
-            SELECT job, digest, expires_at FROM idempotency
-            WHERE key_id = $1 AND key = $2 AND expires_at > $3";
-        self.session
-            .first(sql, &[&key_id, &key, &to_sql(now)], |row| {
-                let digest: &[u8] = row.try_get(1)?;
-                Ok(RememberedJob {
-                    id: job_id(row, 0)?,
-                    digest: digest.try_into().map_err(|_| unknown("digest"))?,
-                    expires_at: unsigned(row, 2)?,
-                })
-            })
+        self.execute(LOCK_IDEMPOTENCY, &[&key_ids, &names])?;
+        self.session.query(REMEMBERED, &[&key_ids, &names], |row| {
+            let Some(digest) = row.try_get::<_, Option<&[u8]>>(1)? else {
+                return Ok(None);
+            };
+            Ok(Some(RememberedJob {
+                id: job_id(row, 0)?,
+                digest: digest.try_into().map_err(|_| unknown("digest"))?,
+                expires_at: unsigned(row, 2)?,
+            }))
+        })
     }
 
-    fn remember_job(
+    fn remember_jobs(
         &mut self,
-        key_id: &str,
-        key: &str,
-        job: &RememberedJob,
+        jobs: &[(IdempotencyKey<'_>, RememberedJob)],
     ) -> Result<(), StoreError> {
-        let sql = "
-            INSERT INTO idempotency (key_id, key, digest, job, expires_at)
-            VALUES ($1, $2, $3, $4, $5)
-            ON CONFLICT (key_id, key) DO UPDATE SET digest = excluded.digest, job = excluded.job,
-                expires_at = excluded.expires_at";
-        let (digest, expires_at) = (&job.digest[..], to_sql(job.expires_at));
-        self.execute(
-            sql,
-            &[&key_id, &key, &digest, &bytes_of(&job.id), &expires_at],
-        )?;
+        let (key_ids, names): (Vec<&str>, Vec<&str>) = jobs.iter().map(|(key, _)| *key).unzip();
+        let jobs = || jobs.iter().map(|(_, job)| job);
+        let digests: Vec<&[u8]> = jobs().map(|job| &job.digest[..]).collect();
+        let ids: Vec<&[u8]> = jobs().map(|job| bytes_of(&job.id)).collect();
+        let ends: Vec<i64> = jobs().map(|job| to_sql(job.expires_at)).collect();
+        self.execute(REMEMBER, &[&key_ids, &names, &digests, &ids, &ends])?;
         Ok(())
     }
 }
 
+const INSERT: &str = "
+    INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, callback_url, request)
+    SELECT id, key_id, 'queued', created_at, expires_at, bytes, callback_url, request
+    FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[],
+        $7::text[]) AS new (id, key_id, created_at, expires_at, bytes, callback_url, request)";
+
 const NEXT_KEYS: &str = "
-    SELECT key_id FROM job_totals WHERE queued > 0 AND not_before <= $1
+    SELECT key_id, queued, running FROM job_totals WHERE is_waiting AND not_before <= $1
     ORDER BY running, turn, key_id LIMIT $2";
 
-pub(super) const NEXT_OF_KEY: &str = "
-    SELECT id FROM jobs WHERE key_id = $1 AND state = 'queued'
-    ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED";
+/// The jobs are locked key by key, in the order of the keys, as `next_waiting_jobs` of all daemons
+/// do; it passes over those that are locked, so that none waits.
+pub(super) const LOCK_WAITING: &str = "
+    SELECT id, place FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY
+        AS line (key_id, share, place)
+    CROSS JOIN LATERAL (
+        SELECT id FROM jobs
+        WHERE key_id = line.key_id AND state = 'queued' AND id <> ALL ($3::bytea[])
+        ORDER BY id LIMIT line.share FOR UPDATE SKIP LOCKED) AS next";
 
-pub(super) const TOTALS_OF_KEY: &str =
-    "SELECT queued, running, bytes FROM job_totals WHERE key_id = $1";
+const NOTE_TURNS: &str = "
+    INSERT INTO job_changes (key_id, turn)
+    SELECT key_id, nextval('job_turns') FROM unnest($1::text[]) AS key_id";
 
-const TOTALS_OF_ALL: &str = "
+/// The totals of each key, and then of all, with what this transaction has changed: that is counted
+/// when it commits.
+pub(super) const TOTALS: &str = "
+    WITH own AS MATERIALIZED (SELECT * FROM own_job_changes())
+    SELECT coalesce(t.queued, 0) + coalesce(own.queued, 0),
+           coalesce(t.running, 0) + coalesce(own.running, 0),
+           coalesce(t.bytes, 0) + coalesce(own.bytes, 0), place
+    FROM unnest($1::text[]) WITH ORDINALITY AS keys (key_id, place)
+    LEFT JOIN LATERAL (
+        SELECT queued, running, bytes FROM job_totals WHERE key_id = keys.key_id LIMIT 1
+    ) AS t ON true
+    LEFT JOIN own ON own.of_key = keys.key_id
+    UNION ALL
     SELECT coalesce(sum(queued), 0)::bigint, coalesce(sum(running), 0)::bigint,
-           coalesce(sum(bytes), 0)::bigint
-    FROM job_totals";
+           coalesce(sum(bytes), 0)::bigint, 9223372036854775807
+    FROM (SELECT queued, running, bytes FROM job_totals
+          UNION ALL SELECT queued, running, bytes FROM own) AS everything
+    ORDER BY place";
+
+/// In one order, so that no two daemons wait for each other.
+const LOCK_IDEMPOTENCY: &str = "
+    SELECT pg_advisory_xact_lock(number) FROM (
+        SELECT DISTINCT hashtextextended(key, hashtext(key_id)) AS number
+        FROM unnest($1::text[], $2::text[]) AS name (key_id, key) ORDER BY number) AS numbers";
+
+pub(super) const REMEMBERED: &str = "
+    SELECT job, digest, expires_at
+    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS name (key_id, key, place)
+    LEFT JOIN LATERAL (
+        SELECT job, digest, expires_at FROM idempotency
+        WHERE key_id = name.key_id AND key = name.key LIMIT 1) AS found ON true
+    ORDER BY place";
+
+const REMEMBER: &str = "
+    INSERT INTO idempotency (key_id, key, digest, job, expires_at)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[], $5::bigint[])
+    ON CONFLICT (key_id, key) DO UPDATE SET digest = excluded.digest, job = excluded.job,
+        expires_at = excluded.expires_at";
 
 pub(super) const PAGE: &str = "
     SELECT id, state, attempt, created_at, started_at, finished_at, expires_at FROM jobs
@@ -331,6 +397,32 @@ impl PostgresStore {
     pub(super) fn execute(&self, sql: &str, parameters: Parameters<'_>) -> Result<u32, StoreError> {
         let changed = self.session.execute(sql, parameters)?;
         Ok(u32::try_from(changed).unwrap_or(u32::MAX))
+    }
+
+    /// Locks the oldest waiting jobs of each key, as many as it has turns, and returns them by key:
+    /// fewer if other daemons are taking them. Those that were found before are locked already.
+    fn lock_waiting_jobs(
+        &self,
+        keys: &[WaitingKey],
+        line: &[usize],
+        found: &[JobId],
+    ) -> Result<Vec<VecDeque<JobId>>, StoreError> {
+        let shares = |index| line.iter().filter(|turn| **turn == index).count();
+        let ids: Vec<&str> = keys.iter().map(|key| key.id.as_str()).collect();
+        let shares: Vec<i64> = (0..keys.len()).map(|index| shares(index) as i64).collect();
+        let found: Vec<&[u8]> = found.iter().map(bytes_of).collect();
+        let locked = self
+            .session
+            .query(LOCK_WAITING, &[&ids, &shares, &found], |row| {
+                let place: i64 = row.try_get(1)?;
+                Ok((job_id(row, 0)?, place))
+            })?;
+        let mut jobs = vec![VecDeque::new(); keys.len()];
+        for (job, place) in locked {
+            // The first place is 1.
+            jobs[place as usize - 1].push_back(job);
+        }
+        Ok(jobs)
     }
 
     fn ids(&mut self, sql: &str, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError> {
@@ -399,6 +491,14 @@ fn totals(row: &Row) -> Result<JobTotals, Unread> {
         queued: unsigned(row, 0)?,
         running: unsigned(row, 1)?,
         bytes: unsigned(row, 2)?,
+    })
+}
+
+fn waiting_key(row: &Row) -> Result<WaitingKey, Unread> {
+    Ok(WaitingKey {
+        id: row.try_get(0)?,
+        queued: unsigned(row, 1)?,
+        running: unsigned(row, 2)?,
     })
 }
 

@@ -7,6 +7,7 @@
 //! [SQLite's schema]: crate::store::sqlite
 
 mod callbacks;
+mod counts;
 mod entries;
 mod generations;
 mod hits;
@@ -122,6 +123,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: hits::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: counts::TABLES,
         min_reader: 1,
     },
 ];

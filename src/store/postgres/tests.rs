@@ -13,13 +13,13 @@ use super::jobs;
 use super::schema::{STEPS, Schema, Step};
 use super::session::Session;
 use super::target::Target;
-use crate::jobs::{JobId, NewJob};
+use crate::jobs::{Acceptance, JobId, NewJob, RememberedJob};
 use crate::store::interface::Groups;
 use crate::store::interface::entries::{Entries, EntryRow};
-use crate::store::interface::jobs::{FinishedJob, RememberedJob};
+use crate::store::interface::jobs::FinishedJob;
 use crate::store::task::StoreTask;
 use crate::store::tests::server::{PASSWORD, Postgres, Way};
-use crate::store::tests::{Bed, PostgresBed, target};
+use crate::store::tests::{Bed, PostgresBed, accept_task, target};
 use crate::store::{
     Callbacks, Fault, Jobs, Keys, NewKey, Place, Requests, Store, StoreError, StoreWorker,
 };
@@ -287,12 +287,12 @@ fn a_job_that_another_daemon_takes_is_passed_over_without_waiting() {
         one.insert_job(job).unwrap();
     }
     one.begin().unwrap();
-    assert_eq!(one.next_waiting_job(1).unwrap(), Some(jobs[0].id));
-    assert_eq!(other.next_waiting_job(1).unwrap(), Some(jobs[1].id));
+    assert_eq!(one.next_waiting_jobs(1, 1).unwrap(), [jobs[0].id]);
+    assert_eq!(other.next_waiting_jobs(1, 1).unwrap(), [jobs[1].id]);
     one.commit().unwrap();
 }
 
-/// Mutation that this test catches: `NEXT_OF_KEY` without `FOR UPDATE`.
+/// Mutation that this test catches: `LOCK_WAITING` without `FOR UPDATE`.
 #[test]
 fn daemons_that_take_jobs_at_once_run_each_once() {
     const DAEMONS: usize = 4;
@@ -309,7 +309,7 @@ fn daemons_that_take_jobs_at_once_run_each_once() {
         // A daemon that finds all waiting jobs locked by others asks again.
         while store.job_totals(None).unwrap().queued > 0 {
             store.begin().unwrap();
-            if let Some(job) = store.next_waiting_job(1).unwrap() {
+            for job in store.next_waiting_jobs(1, 2).unwrap() {
                 let mut life = store.job_life(job).unwrap().unwrap();
                 life.claim(100).unwrap();
                 store.save_job_life(job, &life, 1).unwrap();
@@ -329,20 +329,20 @@ fn daemons_that_take_jobs_at_once_run_each_once() {
     assert_eq!(taken, all);
 }
 
-/// Accepts jobs of two keys. On its first run it waits in the middle for another task.
-struct AcceptTwo {
-    jobs: [NewJob; 2],
+/// Locks two jobs. On its first run it waits in the middle for another task.
+struct LockTwo {
+    jobs: [JobId; 2],
     middle: Option<Arc<Barrier>>,
     results: Sender<Result<(), String>>,
 }
 
-impl StoreTask for AcceptTwo {
+impl StoreTask for LockTwo {
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
-        store.insert_job(&self.jobs[0])?;
+        store.job_life(self.jobs[0])?;
         if let Some(middle) = self.middle.take() {
             middle.wait();
         }
-        store.insert_job(&self.jobs[1])
+        store.job_life(self.jobs[1]).map(drop)
     }
 
     fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
@@ -351,40 +351,126 @@ impl StoreTask for AcceptTwo {
     }
 }
 
-/// Two daemons lock the totals of two keys in different orders, each at the same moment.
+/// Starts the thread of a daemon's requests.
+fn worker(target: &Target, requests: &Arc<Requests>) -> StoreWorker {
+    let target = target.clone();
+    let open = move || PostgresStore::open_existing(&target).map(|store| Box::new(store) as _);
+    StoreWorker::start(Arc::clone(requests), open).unwrap()
+}
+
+/// Returns how often the server has ended a transaction so that another one could go on. A
+/// connection has reported its own at the latest when it has ended.
+fn deadlocks(bed: &PostgresBed) -> u64 {
+    let others = "SELECT count(*) FROM pg_stat_activity
+                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    while bed.number(others) > 0 {
+        thread::yield_now();
+    }
+    bed.number("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+}
+
+/// Two daemons lock two jobs in different orders, each at the same moment.
 ///
 /// Mutations that this test catches: `is_conflict` that is always false, `run` without `give_back`,
 /// a task whose conflict ends it alone.
 #[test]
 fn transactions_that_wait_for_each_other_are_both_committed() {
     let (bed, target) = bed();
-    drop(PostgresStore::open(&target).unwrap());
+    let jobs = [new_job(1, "key_a"), new_job(2, "key_a")];
+    let mut store = PostgresStore::open(&target).unwrap();
+    store.insert_jobs(&[&jobs[0], &jobs[1]]).unwrap();
+    drop(store);
     let (sender, results) = channel();
     let middle = Arc::new(Barrier::new(2));
-    let daemons = [["key_a", "key_b"], ["key_b", "key_a"]];
-    let mut number = 0;
-    let workers = daemons.map(|keys| {
-        let jobs = keys.map(|key| {
-            number += 1;
-            new_job(number, key)
-        });
-        let task = AcceptTwo {
-            jobs,
+    let workers = [[0, 1], [1, 0]].map(|order| {
+        let task = LockTwo {
+            jobs: order.map(|index| jobs[index].id),
             middle: Some(Arc::clone(&middle)),
             results: sender.clone(),
         };
         let requests = Arc::new(Requests::default());
         requests.submit(1, Box::new(task)).unwrap();
-        let target = target.clone();
-        let open = move || PostgresStore::open_existing(&target).map(|store| Box::new(store) as _);
-        StoreWorker::start(requests, open).unwrap()
+        worker(&target, &requests)
     });
     for _ in 0..2 {
         let result = results.recv_timeout(Duration::from_secs(30)).unwrap();
         assert_eq!(result, Ok(()));
     }
     drop(workers);
-    assert_eq!(bed.count("jobs"), 4);
+    assert_eq!(deadlocks(&bed), 1);
+}
+
+/// Two daemons with two threads each accept jobs of the same keys, in opposite orders.
+///
+/// Mutations that this test catches: a trigger of `jobs` that changes `job_totals` at once,
+/// `count_job_changes` without its order.
+#[test]
+fn daemons_that_accept_jobs_of_the_same_keys_never_wait_in_a_circle() {
+    const JOBS: u64 = 600;
+    let (bed, target) = bed();
+    drop(PostgresStore::open(&target).unwrap());
+    let (sender, results) = channel();
+    let mut workers = Vec::new();
+    for daemon in 0..2 {
+        let requests = Arc::new(Requests::default());
+        for number in 0..JOBS {
+            let key = match daemon {
+                0 => number % 7,
+                _ => 6 - number % 7,
+            };
+            let key = format!("key_{key}");
+            let task = accept_task(daemon * JOBS + number, &key, &sender);
+            requests.submit(1, Box::new(task)).unwrap();
+        }
+        workers.push([(); 2].map(|()| worker(&target, &requests)));
+    }
+    for _ in 0..2 * JOBS {
+        let (_, result) = results.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(matches!(result, Ok(Acceptance::New(_))), "{result:?}");
+    }
+    drop(workers);
+    assert_eq!(bed.count("jobs"), 2 * JOBS as u32);
+    assert_eq!(
+        bed.number("SELECT sum(queued)::int FROM job_totals"),
+        2 * JOBS
+    );
+    assert_eq!(bed.count("job_changes"), 0);
+    assert_eq!(deadlocks(&bed), 0);
+}
+
+/// Mutations that this test catches: `insert_jobs` with a statement for each job, a group that runs
+/// its jobs one by one, a savepoint that is sent alone.
+#[test]
+fn a_group_of_jobs_costs_as_many_statements_as_one_job() {
+    let server = Postgres::start_with(&["shared_preload_libraries=pg_stat_statements"]);
+    let bed = PostgresBed::on(Arc::new(server), Way::Socket);
+    let target = target_of(&bed);
+    drop(PostgresStore::open(&target).unwrap());
+    bed.raw("CREATE EXTENSION pg_stat_statements");
+    let statements_of = |numbers: std::ops::Range<u64>| {
+        let (sender, results) = channel();
+        let requests = Arc::new(Requests::default());
+        let jobs = numbers.end - numbers.start;
+        for number in numbers {
+            let task = accept_task(number, &format!("key_{}", number % 5), &sender);
+            requests.submit(1, Box::new(task)).unwrap();
+        }
+        bed.raw("SELECT pg_stat_statements_reset()");
+        drop(worker(&target, &requests));
+        assert_eq!(
+            results.try_iter().filter(|(_, end)| end.is_ok()).count() as u64,
+            jobs
+        );
+        let statements = "SELECT calls, query FROM pg_stat_statements JOIN pg_database d
+             ON d.oid = dbid WHERE d.datname = current_database()
+             AND query ~ 'job|idempotency|SAVEPOINT|COMMIT' ORDER BY query";
+        bed.server.sql(&bed.database, statements)
+    };
+    let of_one = statements_of(0..1);
+    assert_eq!(statements_of(1..201), of_one);
+    let calls = of_one.lines().filter(|line| line.starts_with("1|"));
+    // Beside the savepoint and the commit: totals, jobs, and what the commit counts.
+    assert_eq!(calls.count(), 6, "{of_one}");
 }
 
 #[test]
@@ -425,12 +511,13 @@ fn a_retry_on_another_daemon_waits_and_finds_the_job() {
         expires_at: 100,
     };
     one.begin().unwrap();
-    assert_eq!(one.remembered_job("key_a", "retry", 1).unwrap(), None);
-    let thread = thread::spawn(move || other.remembered_job("key_a", "retry", 1));
+    let key = ("key_a", "retry");
+    assert_eq!(one.remembered_jobs(&[key]).unwrap(), [None]);
+    let thread = thread::spawn(move || other.remembered_jobs(&[key]));
     while waiting_for_locks(&one.session) == 0 && !thread.is_finished() {}
-    one.remember_job("key_a", "retry", &remembered).unwrap();
+    one.remember_jobs(&[(key, remembered)]).unwrap();
     one.commit().unwrap();
-    assert_eq!(thread.join().unwrap().unwrap(), Some(remembered));
+    assert_eq!(thread.join().unwrap().unwrap(), [Some(remembered)]);
 }
 
 /// The plans of PostgreSQL depend on the tables' contents, so there are some.
@@ -457,11 +544,16 @@ fn no_statement_reads_all_jobs() {
          ANALYZE",
     );
     let id = "decode(lpad('7', 32, '0'), 'hex')";
+    let ids = "ARRAY[decode(lpad('7', 32, '0'), 'hex')]";
     for (sql, values) in [
-        (jobs::SELECT_JOB, vec![id]),
+        (jobs::SELECT_JOBS, vec![ids]),
         (jobs::LOCK_LIFE, vec![id]),
-        (jobs::NEXT_OF_KEY, vec!["'key_7'"]),
-        (jobs::TOTALS_OF_KEY, vec!["'key_7'"]),
+        (
+            jobs::LOCK_WAITING,
+            vec!["ARRAY['key_7']", "ARRAY[5]", "ARRAY[]::bytea[]"],
+        ),
+        (jobs::TOTALS, vec!["ARRAY['key_7']"]),
+        (jobs::REMEMBERED, vec!["ARRAY['key_7']", "ARRAY['7']"]),
         (jobs::PAGE, vec!["'key_7'", id, "20"]),
         (jobs::PAGE_OF_STATE, vec!["'key_7'", id, "20", "'failed'"]),
         (jobs::LOST, vec!["900", "20"]),

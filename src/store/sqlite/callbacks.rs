@@ -30,6 +30,9 @@ const SECRETS: &str = "
     SELECT webhook_secret, CASE WHEN old_webhook_secret_until > ?2 THEN old_webhook_secret END
     FROM keys WHERE id = ?1 AND revoked_at IS NULL";
 
+const SIGNING: &str = "
+    SELECT id FROM keys WHERE id = ?1 AND webhook_secret IS NOT NULL AND revoked_at IS NULL";
+
 const ROTATE: &str = "
     UPDATE keys SET old_webhook_secret = webhook_secret, old_webhook_secret_until = ?3,
         webhook_secret = ?2
@@ -96,6 +99,16 @@ impl Callbacks for SqliteStore {
                 .flatten()
                 .flatten()
                 .collect())
+        })
+    }
+
+    fn signing_keys(&mut self, key_ids: &[&str]) -> Result<Vec<String>, StoreError> {
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(SIGNING)?;
+            let found = key_ids
+                .iter()
+                .map(|key_id| statement.query_row([key_id], |row| row.get(0)).optional());
+            found.filter_map(Result::transpose).collect()
         })
     }
 

@@ -8,7 +8,7 @@
 //! has to count rows.
 //!
 //! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
-//! `next_waiting_job` without `running` in its order (`keys_take_turns_...`); `job_events` that
+//! `next_waiting_jobs` without `running` in its order (`keys_take_turns_...`); `job_events` that
 //! reads from `after` on (`events_are_read_from_any_place_...`); a statement without its index
 //! (`no_statement_reads_all_jobs`).
 
@@ -18,11 +18,11 @@ use super::SqliteStore;
 use super::connection::database_error;
 use crate::jobs::{
     Callback, CallbackState, EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals,
-    Life, NewJob, State,
+    Life, NewJob, RememberedJob, State, WaitingKey, next_turns,
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
-use crate::store::interface::jobs::{FinishedJob, Jobs, RememberedJob};
+use crate::store::interface::jobs::{FinishedJob, IdempotencyKey, Jobs};
 use crate::store::stored::{from_sql, to_sql};
 
 const SELECT_JOB: &str = "
@@ -38,28 +38,34 @@ const SELECT_LIFE: &str = "
 const ALL_KEYS: &str = "*";
 
 impl Jobs for SqliteStore {
-    fn insert_job(&mut self, job: &NewJob) -> Result<(), StoreError> {
+    fn insert_jobs(&mut self, jobs: &[&NewJob]) -> Result<(), StoreError> {
         self.run(|connection| {
             let sql = "INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, \
                        callback_url, request) VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7)";
-            let bytes = limits::ROW_BYTES + job.bytes();
-            connection.prepare_cached(sql)?.execute(params![
-                job.id.as_bytes(),
-                job.key_id,
-                to_sql(job.created_at),
-                to_sql(job.expires_at),
-                to_sql(bytes),
-                job.callback_url,
-                job.request,
-            ])?;
+            let mut statement = connection.prepare_cached(sql)?;
+            for job in jobs {
+                let bytes = limits::ROW_BYTES + job.bytes();
+                statement.execute(params![
+                    job.id.as_bytes(),
+                    job.key_id,
+                    to_sql(job.created_at),
+                    to_sql(job.expires_at),
+                    to_sql(bytes),
+                    job.callback_url,
+                    job.request,
+                ])?;
+            }
             Ok(())
         })
     }
 
-    fn job(&mut self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+    fn jobs(&mut self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         self.run(|connection| {
             let mut statement = connection.prepare_cached(SELECT_JOB)?;
-            statement.query_row([id.as_bytes()], record).optional()
+            let found = ids
+                .iter()
+                .map(|id| statement.query_row([id.as_bytes()], record).optional());
+            found.filter_map(Result::transpose).collect()
         })
     }
 
@@ -154,28 +160,32 @@ impl Jobs for SqliteStore {
         })
     }
 
-    fn next_waiting_job(&mut self, now: u64) -> Result<Option<JobId>, StoreError> {
+    fn next_waiting_jobs(&mut self, now: u64, room: usize) -> Result<Vec<JobId>, StoreError> {
         self.run(|connection| {
-            let sql = "SELECT key_id FROM job_totals INDEXED BY turns_of_keys \
-                       WHERE queued > 0 AND key_id <> '*' AND not_before <= ?1 \
-                       ORDER BY running, turn LIMIT 1";
-            let mut statement = connection.prepare_cached(sql)?;
-            let key: Option<String> = statement
-                .query_row([to_sql(now)], |row| row.get(0))
-                .optional()?;
-            let Some(key) = key else {
-                return Ok(None);
-            };
-            // The row of all keys counts the turns.
-            let turn = "UPDATE job_totals SET turn = turn + 1 WHERE key_id = '*'";
-            connection.prepare_cached(turn)?.execute(())?;
-            let turn = "UPDATE job_totals SET turn = (SELECT turn FROM job_totals \
-                        WHERE key_id = '*') WHERE key_id = ?1";
-            connection.prepare_cached(turn)?.execute([&key])?;
-            let sql = "SELECT id FROM jobs WHERE key_id = ?1 AND state = 'queued' \
-                       ORDER BY id LIMIT 1";
-            let mut statement = connection.prepare_cached(sql)?;
-            statement.query_row([&key], |row| job_id(row, 0)).optional()
+            let mut statement = connection.prepare_cached(WAITING_KEYS)?;
+            let keys = statement.query_map(params![to_sql(now), room as i64], waiting_key)?;
+            let keys: Vec<WaitingKey> = keys.collect::<rusqlite::Result<_>>()?;
+            let turns = next_turns(&keys, room);
+            let mut waiting = keys.iter().map(|_| Vec::new()).collect::<Vec<_>>();
+            for (index, key) in keys.iter().enumerate() {
+                let share = turns.iter().filter(|turn| **turn == index).count();
+                let mut statement = connection.prepare_cached(WAITING_OF_KEY)?;
+                let jobs =
+                    statement.query_map(params![key.id, share as i64], |row| job_id(row, 0))?;
+                waiting[index] = jobs.collect::<rusqlite::Result<_>>()?;
+            }
+            let mut waiting: Vec<_> = waiting.into_iter().map(Vec::into_iter).collect();
+            let mut next = Vec::new();
+            for turn in turns {
+                // The row of all keys counts the turns.
+                let sql = "UPDATE job_totals SET turn = turn + 1 WHERE key_id = '*'";
+                connection.prepare_cached(sql)?.execute(())?;
+                let sql = "UPDATE job_totals SET turn = (SELECT turn FROM job_totals \
+                           WHERE key_id = '*') WHERE key_id = ?1";
+                connection.prepare_cached(sql)?.execute([&keys[turn].id])?;
+                next.extend(waiting[turn].next());
+            }
+            Ok(next)
         })
     }
 
@@ -188,18 +198,26 @@ impl Jobs for SqliteStore {
         })
     }
 
-    fn job_totals(&mut self, key_id: Option<&str>) -> Result<JobTotals, StoreError> {
+    fn totals_of_keys(
+        &mut self,
+        key_ids: &[&str],
+    ) -> Result<(Vec<JobTotals>, JobTotals), StoreError> {
         self.run(|connection| {
             let sql = "SELECT queued, running, bytes FROM job_totals WHERE key_id = ?1";
             let mut statement = connection.prepare_cached(sql)?;
-            let totals = statement.query_row([key_id.unwrap_or(ALL_KEYS)], |row| {
-                Ok(JobTotals {
-                    queued: unsigned(row, 0)?,
-                    running: unsigned(row, 1)?,
-                    bytes: unsigned(row, 2)?,
-                })
-            });
-            Ok(totals.optional()?.unwrap_or_default())
+            let mut read = |key_id: &str| {
+                let totals = statement.query_row([key_id], |row| {
+                    Ok(JobTotals {
+                        queued: unsigned(row, 0)?,
+                        running: unsigned(row, 1)?,
+                        bytes: unsigned(row, 2)?,
+                    })
+                });
+                totals.optional().map(Option::unwrap_or_default)
+            };
+            let own = key_ids.iter().map(|key_id| read(key_id));
+            let own: Vec<JobTotals> = own.collect::<rusqlite::Result<_>>()?;
+            Ok((own, read(ALL_KEYS)?))
         })
     }
 
@@ -261,47 +279,57 @@ impl Jobs for SqliteStore {
         Ok(deleted as u32)
     }
 
-    fn remembered_job(
+    fn remembered_jobs(
         &mut self,
-        key_id: &str,
-        key: &str,
-        now: u64,
-    ) -> Result<Option<RememberedJob>, StoreError> {
+        keys: &[IdempotencyKey<'_>],
+    ) -> Result<Vec<Option<RememberedJob>>, StoreError> {
         self.run(|connection| {
             let sql = "SELECT job, digest, expires_at FROM idempotency \
-                       WHERE key_id = ?1 AND key = ?2 AND expires_at > ?3";
+                       WHERE key_id = ?1 AND key = ?2";
             let mut statement = connection.prepare_cached(sql)?;
-            let found = statement.query_row(params![key_id, key, to_sql(now)], |row| {
-                Ok(RememberedJob {
-                    id: job_id(row, 0)?,
-                    digest: row.get(1)?,
-                    expires_at: unsigned(row, 2)?,
-                })
+            let found = keys.iter().map(|(key_id, key)| {
+                let found = statement.query_row([key_id, key], |row| {
+                    Ok(RememberedJob {
+                        id: job_id(row, 0)?,
+                        digest: row.get(1)?,
+                        expires_at: unsigned(row, 2)?,
+                    })
+                });
+                found.optional()
             });
-            found.optional()
+            found.collect()
         })
     }
 
-    fn remember_job(
+    fn remember_jobs(
         &mut self,
-        key_id: &str,
-        key: &str,
-        job: &RememberedJob,
+        jobs: &[(IdempotencyKey<'_>, RememberedJob)],
     ) -> Result<(), StoreError> {
         self.run(|connection| {
             let sql = "INSERT OR REPLACE INTO idempotency (key_id, key, digest, job, expires_at) \
                        VALUES (?1, ?2, ?3, ?4, ?5)";
-            connection.prepare_cached(sql)?.execute(params![
-                key_id,
-                key,
-                job.digest,
-                job.id.as_bytes(),
-                to_sql(job.expires_at),
-            ])?;
+            let mut statement = connection.prepare_cached(sql)?;
+            for ((key_id, key), job) in jobs {
+                statement.execute(params![
+                    key_id,
+                    key,
+                    job.digest,
+                    job.id.as_bytes(),
+                    to_sql(job.expires_at),
+                ])?;
+            }
             Ok(())
         })
     }
 }
+
+const WAITING_KEYS: &str = "
+    SELECT key_id, queued, running FROM job_totals INDEXED BY turns_of_keys
+    WHERE queued > 0 AND key_id <> '*' AND not_before <= ?1
+    ORDER BY running, turn LIMIT ?2";
+
+const WAITING_OF_KEY: &str = "
+    SELECT id FROM jobs WHERE key_id = ?1 AND state = 'queued' ORDER BY id LIMIT ?2";
 
 const PAGE: &str = "
     SELECT id, state, attempt, created_at, started_at, finished_at, expires_at
@@ -397,6 +425,14 @@ fn event(row: &Row<'_>) -> rusqlite::Result<JobEvent> {
         },
         kind: EventKind::parse(&word).ok_or_else(|| unknown(2, &word))?,
         text: row.get(3)?,
+    })
+}
+
+fn waiting_key(row: &Row<'_>) -> rusqlite::Result<WaitingKey> {
+    Ok(WaitingKey {
+        id: row.get(0)?,
+        queued: unsigned(row, 1)?,
+        running: unsigned(row, 2)?,
     })
 }
 

@@ -2,20 +2,22 @@
 
 use super::{Bed, on_each_database};
 use crate::jobs::{
-    Ending, EventId, EventKind, Failure, JobEvent, JobId, JobTotals, Life, NewJob, State,
+    Ending, EventId, EventKind, Failure, JobEvent, JobId, JobTotals, Life, NewJob, RememberedJob,
+    State,
 };
 use crate::store::Store;
-use crate::store::interface::jobs::{FinishedJob, RememberedJob};
+use crate::store::interface::jobs::FinishedJob;
 
 on_each_database!(
     a_job_is_read_as_it_was_saved,
     keys_take_turns_whatever_the_number_of_their_jobs,
+    several_jobs_are_taken_in_the_order_in_which_one_by_one_would_be,
     the_jobs_of_a_key_can_be_put_off,
     totals_are_what_a_count_would_find,
     events_are_read_from_any_place_in_pieces_of_a_size,
     pages_follow_each_other_without_gap_or_overlap,
     lost_overdue_and_old_jobs_are_found_by_their_times,
-    a_key_of_idempotency_names_a_job_of_one_api_key_until_it_expires,
+    a_key_of_idempotency_names_a_job_of_one_api_key,
 );
 
 const KEY: &str = "key_one";
@@ -44,7 +46,7 @@ fn insert(store: &mut dyn Store, numbers: impl IntoIterator<Item = u8>, key_id: 
 
 /// Claims the job that the store names next.
 fn claim_next(store: &mut dyn Store, now: u64) -> Option<JobId> {
-    let next = store.next_waiting_job(now).unwrap()?;
+    let next = store.next_waiting_jobs(now, 1).unwrap().pop()?;
     let mut life = store.job_life(next).unwrap().unwrap();
     life.claim(now + 100).unwrap();
     store.save_job_life(next, &life, now).unwrap();
@@ -119,7 +121,7 @@ fn a_job_is_read_as_it_was_saved<B: Bed>() {
     assert!(store.insert_job(&new).is_err(), "an id is used once");
 }
 
-/// Mutation: `next_waiting_job` that looks at the oldest job alone, or does not move the turn.
+/// Mutation: `next_waiting_jobs` that looks at the oldest job alone, or does not move the turn.
 fn keys_take_turns_whatever_the_number_of_their_jobs<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
@@ -138,7 +140,30 @@ fn keys_take_turns_whatever_the_number_of_their_jobs<B: Bed>() {
     assert_eq!(claim_next(store, 10), Some(id(8)));
 }
 
-/// Mutation: `next_waiting_job` without `not_before`.
+/// Mutation: `next_waiting_jobs` that returns the jobs of one key after those of another.
+fn several_jobs_are_taken_in_the_order_in_which_one_by_one_would_be<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=4, KEY);
+    insert(store, 5..=6, OTHER);
+    insert(store, [7], "");
+    let claim = |store: &mut dyn Store, room| {
+        store.begin().unwrap();
+        let next = store.next_waiting_jobs(10, room).unwrap();
+        for id in &next {
+            let mut life = store.job_life(*id).unwrap().unwrap();
+            life.claim(100).unwrap();
+            store.save_job_life(*id, &life, 10).unwrap();
+        }
+        store.commit().unwrap();
+        next
+    };
+    assert_eq!(claim(store, 4), [7, 1, 5, 2].map(id));
+    assert_eq!(claim(store, 9), [6, 3, 4].map(id));
+    assert_eq!(claim(store, 9), []);
+}
+
+/// Mutation: `next_waiting_jobs` without `not_before`.
 fn the_jobs_of_a_key_can_be_put_off<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
@@ -268,31 +293,30 @@ fn lost_overdue_and_old_jobs_are_found_by_their_times<B: Bed>() {
     assert!(store.job(id(2)).unwrap().is_some());
 }
 
-/// Mutations: `remembered_job` without `expires_at` or without the API key.
-fn a_key_of_idempotency_names_a_job_of_one_api_key_until_it_expires<B: Bed>() {
+/// Mutation: `remembered_jobs` without the API key.
+fn a_key_of_idempotency_names_a_job_of_one_api_key<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
-    let remembered = RememberedJob {
-        id: id(1),
-        digest: [7; 32],
-        expires_at: 100,
+    let remembered = |number, expires_at| RememberedJob {
+        id: id(number),
+        digest: [number; 32],
+        expires_at,
     };
-    store.remember_job(KEY, "retry-1", &remembered).unwrap();
-    let mut find = |key_id, key, now| store.remembered_job(key_id, key, now).unwrap();
-    assert_eq!(find(KEY, "retry-1", 99), Some(remembered));
-    assert_eq!(find(KEY, "retry-1", 100), None);
-    assert_eq!(find(KEY, "retry-2", 0), None);
-    assert_eq!(find(OTHER, "retry-1", 0), None);
-    let later = RememberedJob {
-        id: id(2),
-        expires_at: 300,
-        ..remembered
-    };
-    store.remember_job(KEY, "retry-1", &later).unwrap();
+    let (one, two) = (remembered(1, 100), remembered(2, 100));
+    let names = [(KEY, "retry-1"), (KEY, "retry-2")];
+    let both = [(names[1], two), (names[0], one)];
+    store.remember_jobs(&both).unwrap();
     assert_eq!(
-        store.remembered_job(KEY, "retry-1", 200).unwrap(),
-        Some(later)
+        store.remembered_jobs(&names).unwrap(),
+        [Some(one), Some(two)]
     );
+    let asked = [(OTHER, "retry-1"), (KEY, "retry-2"), (KEY, "retry-3")];
+    let found = store.remembered_jobs(&asked).unwrap();
+    assert_eq!(found, [None, Some(two), None]);
+    let later = remembered(3, 300);
+    store.remember_jobs(&[(names[0], later)]).unwrap();
+    assert_eq!(store.remembered_jobs(&names[..1]).unwrap(), [Some(later)]);
+    assert_eq!(store.delete_old_jobs(299, 9).unwrap(), 1);
     assert_eq!(store.delete_old_jobs(300, 9).unwrap(), 1);
-    assert_eq!(store.remembered_job(KEY, "retry-1", 0).unwrap(), None);
+    assert_eq!(store.remembered_jobs(&names).unwrap(), [None, None]);
 }

@@ -14,12 +14,14 @@ pub mod server;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use self::server::{Postgres, Way};
-use super::{DATABASE_FILE, Place, Store, Target};
+use super::{DATABASE_FILE, Place, Store, StoreError, StoreTask, Target, accepting};
+use crate::jobs::{Acceptance, Bounds, Candidate, JobId, NewJob};
 
 /// A store of a test's own, and the folder of its daemon.
 pub trait Bed: Sized + Sync {
@@ -145,6 +147,74 @@ impl Bed for PostgresBed {
 
     fn number(&self, sql: &str) -> u64 {
         self.server.sql(&self.database, sql).parse().unwrap()
+    }
+}
+
+/// A task that has a job accepted, and reports its outcome.
+pub struct AcceptTask {
+    pub candidate: Candidate,
+    pub outcome: Option<Acceptance>,
+    pub results: Sender<(JobId, Result<Acceptance, String>)>,
+}
+
+impl StoreTask for AcceptTask {
+    fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        self.outcome = accepting::accept(store, &[&self.candidate])?.pop();
+        Ok(())
+    }
+
+    fn accepts_job(&self) -> bool {
+        true
+    }
+
+    fn candidate(&mut self) -> Option<&Candidate> {
+        Some(&self.candidate)
+    }
+
+    fn take_outcome(&mut self, outcome: Acceptance) {
+        self.outcome = Some(outcome);
+    }
+
+    fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
+        let AcceptTask {
+            candidate,
+            outcome,
+            results,
+        } = *self;
+        let outcome = result.map(|()| outcome.expect("it was run"));
+        let outcome = outcome.map_err(ToString::to_string);
+        // A test that has seen enough is gone.
+        let _ = results.send((candidate.job.id, outcome));
+    }
+}
+
+/// Returns a task for a job of a key, with room for all.
+pub fn accept_task(
+    number: u64,
+    key_id: &str,
+    results: &Sender<(JobId, Result<Acceptance, String>)>,
+) -> AcceptTask {
+    let job = NewJob {
+        id: JobId::new(number, [7; 10]),
+        key_id: key_id.to_owned(),
+        created_at: 1,
+        expires_at: 5_000,
+        request: "{}".to_owned(),
+        callback_url: None,
+    };
+    let bounds = Bounds {
+        jobs: 1 << 32,
+        jobs_of_key: 1 << 32,
+        bytes: 1 << 48,
+    };
+    AcceptTask {
+        candidate: Candidate {
+            job,
+            bounds,
+            idempotency: None,
+        },
+        outcome: None,
+        results: results.clone(),
     }
 }
 

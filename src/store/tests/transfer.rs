@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::{Bed, PostgresBed, SqliteBed};
 use crate::core::UnixMillis;
-use crate::jobs::{EventId, EventKind, JobEvent, JobId, NewJob};
+use crate::jobs::{EventId, EventKind, JobEvent, JobId, NewJob, RememberedJob};
 use crate::store::interface::generations::{Content, GenerationRecord, Status};
-use crate::store::interface::jobs::{FinishedJob, RememberedJob};
+use crate::store::interface::jobs::FinishedJob;
 use crate::store::interface::transfer::TABLES;
 use crate::store::transfer::{Imported, TransferError, export, import};
 use crate::store::{NewKey, Store};
@@ -102,7 +102,9 @@ fn fill(store: &mut dyn Store) {
         digest: [9; 32],
         expires_at: START,
     };
-    store.remember_job(&key.id, "once", &remembered).unwrap();
+    store
+        .remember_jobs(&[((&key.id, "once"), remembered)])
+        .unwrap();
 }
 
 fn exported(store: &dyn Store) -> Vec<u8> {

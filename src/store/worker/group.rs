@@ -3,14 +3,18 @@
 //! Owns the tasks from the time they are taken until they are finished. Knows no queue and no
 //! thread; the invariants are those of [`worker`](super).
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::jobs::Candidate;
 use crate::limits::store as limits;
+use crate::store::accepting;
 use crate::store::error::StoreError;
-use crate::store::interface::Store;
 use crate::store::interface::generations::GenerationRecord;
 use crate::store::interface::usage::Hits;
+use crate::store::interface::{Store, Work};
 use crate::store::task::StoreTask;
 use crate::store::upkeep::Upkeep;
 
@@ -61,16 +65,44 @@ fn task_bytes(task: &dyn StoreTask) -> u64 {
     limits::TASK_PAGES_BYTES + 2 * u64::from(task.bytes())
 }
 
+/// Runs work at a savepoint. Returns its own error; the outer one means that the whole group is
+/// lost. `may_repeat`: a conflict is of the second kind.
+fn attempt(
+    store: &mut dyn Store,
+    may_repeat: bool,
+    work: Work<'_>,
+) -> Result<Result<(), StoreError>, StoreError> {
+    let own = store.attempt(&mut |store| {
+        let ran = catch_unwind(AssertUnwindSafe(|| work(store)));
+        ran.unwrap_or(Err(StoreError::Panicked))
+    })?;
+    match own {
+        Err(conflict) if may_repeat && conflict.is_conflict() => Err(conflict),
+        own => Ok(own),
+    }
+}
+
+fn accept_all(store: &mut dyn Store, tasks: &mut [Box<dyn StoreTask>]) -> Result<(), StoreError> {
+    let candidates: Vec<&Candidate> = tasks.iter_mut().filter_map(|it| it.candidate()).collect();
+    let outcomes = accepting::accept(store, &candidates)?;
+    for (task, outcome) in tasks.iter_mut().zip(outcomes) {
+        task.take_outcome(outcome);
+    }
+    Ok(())
+}
+
+type Tasks = VecDeque<Box<dyn StoreTask>>;
+
 /// The tasks of one transaction, with the failures of single ones.
 #[derive(Default)]
 pub(super) struct Group {
-    tasks: Vec<(Box<dyn StoreTask>, Option<StoreError>)>,
+    tasks: Vec<(Box<dyn StoreTask>, Option<Arc<StoreError>>)>,
     /// About what they and the records write.
     pub written: u64,
 }
 
 impl Group {
-    /// Runs tasks in order, and commits. An error means that none of them left anything.
+    /// Runs tasks, and commits. An error means that none of them left anything.
     ///
     /// Tasks come in any order, and so their rows are locked in any order: the server may have to
     /// end one of two transactions that wait for each other. That one has left nothing and holds
@@ -127,41 +159,100 @@ impl Group {
             store.roll_back();
             return Err(error);
         }
-        let (start, bytes_max) = (Instant::now(), bounds.upkeep.transaction_bytes());
-        let mut waiting = std::mem::take(taken).into_iter().peekable();
-        while let Some(mut task) = waiting.next_if(|task| self.has_room_for(&**task, bytes_max)) {
-            if !task.is_wanted() {
-                continue;
-            }
-            self.written += task_bytes(&*task);
-            let ran = store.attempt(&mut |store| {
-                let ran = catch_unwind(AssertUnwindSafe(|| task.run(store)));
-                ran.unwrap_or(Err(StoreError::Panicked))
-            });
-            let ran = match ran {
-                Ok(Err(conflict)) if may_repeat && conflict.is_conflict() => Err(conflict),
-                ran => ran,
+        let start = Instant::now();
+        let (mut jobs, mut others) = self.choose(taken, bounds.upkeep.transaction_bytes());
+        while !(jobs.is_empty() && others.is_empty()) {
+            let ran = match jobs.is_empty() {
+                false => self.accept(store, &mut jobs, &mut others, may_repeat),
+                true => self.run_next(store, &mut others, may_repeat),
             };
-            match ran {
-                Ok(own) => self.tasks.push((task, own.err())),
-                Err(lost) => {
-                    self.tasks.push((task, None));
-                    self.tasks.extend(waiting.map(|task| (task, None)));
-                    store.roll_back();
-                    return Err(lost);
-                }
+            if let Err(lost) = ran {
+                let left = jobs.into_iter().chain(others).chain(taken.drain(..));
+                self.tasks.extend(left.map(|task| (task, None)));
+                store.roll_back();
+                return Err(lost);
             }
             if start.elapsed() >= bounds.time {
                 break;
             }
         }
-        taken.extend(waiting);
+        taken.splice(0..0, jobs.into_iter().chain(others));
         store.commit().inspect_err(|_| store.roll_back())
     }
 
-    /// A task that is larger than any group is one alone.
-    fn has_room_for(&self, task: &dyn StoreTask, bytes_max: u64) -> bool {
-        self.tasks.is_empty() || self.written.saturating_add(task_bytes(task)) <= bytes_max
+    /// Takes the first tasks, as many as there is room for, and divides them: those that have a job
+    /// accepted, and others.
+    fn choose(&mut self, taken: &mut Vec<Box<dyn StoreTask>>, bytes_max: u64) -> (Tasks, Tasks) {
+        let mut chosen = Vec::new();
+        let mut waiting = std::mem::take(taken).into_iter().peekable();
+        // A task that is larger than any group is one alone.
+        while let Some(task) = waiting.next_if(|task| {
+            chosen.is_empty() || self.written.saturating_add(task_bytes(&**task)) <= bytes_max
+        }) {
+            if task.is_wanted() {
+                self.written += task_bytes(&*task);
+                chosen.push(task);
+            }
+        }
+        taken.extend(waiting);
+        chosen.into_iter().partition(|task| task.accepts_job())
+    }
+
+    fn run_next(
+        &mut self,
+        store: &mut dyn Store,
+        tasks: &mut Tasks,
+        may_repeat: bool,
+    ) -> Result<(), StoreError> {
+        let Some(mut task) = tasks.pop_front() else {
+            return Ok(());
+        };
+        match attempt(store, may_repeat, &mut |store| task.run(store)) {
+            Ok(own) => self.tasks.push((task, own.err().map(Arc::new))),
+            Err(lost) => {
+                self.tasks.push((task, None));
+                return Err(lost);
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts the jobs of the first tasks together. If a job may have made them fail, they join
+    /// the other tasks, which run one by one.
+    fn accept(
+        &mut self,
+        store: &mut dyn Store,
+        jobs: &mut Tasks,
+        others: &mut Tasks,
+        may_repeat: bool,
+    ) -> Result<(), StoreError> {
+        let mut bytes = 0;
+        let mut fits = |task: &dyn StoreTask| {
+            bytes += task.bytes() as usize;
+            bytes <= limits::ACCEPTED_BYTES_MAX
+        };
+        let count = jobs.iter().take_while(|task| fits(&***task)).count();
+        let mut batch: Tasks = jobs.drain(..count.max(1)).collect();
+        let accepted = attempt(store, may_repeat, &mut |store| {
+            accept_all(store, batch.make_contiguous())
+        });
+        match accepted {
+            Ok(Err(error)) if batch.len() > 1 && error.may_concern_one() => {
+                batch.append(others);
+                *others = batch;
+            }
+            Ok(own) => {
+                let error = own.err().map(Arc::new);
+                self.tasks
+                    .extend(batch.into_iter().map(|task| (task, error.clone())));
+            }
+            Err(lost) => {
+                self.tasks
+                    .extend(batch.into_iter().map(|task| (task, None)));
+                return Err(lost);
+            }
+        }
+        Ok(())
     }
 
     pub fn take_all(&mut self, taken: &mut Vec<Box<dyn StoreTask>>) {
@@ -172,7 +263,7 @@ impl Group {
         for (task, own) in self.tasks {
             let result = match (&committed, &own) {
                 (Err(error), _) => Err(*error),
-                (Ok(()), Some(error)) => Err(error),
+                (Ok(()), Some(error)) => Err(&**error),
                 (Ok(()), None) => Ok(()),
             };
             let finished = catch_unwind(AssertUnwindSafe(|| task.finish(result)));

@@ -19,9 +19,11 @@ use rusqlite::Connection;
 use super::tests::{Bench, Probe, create};
 use super::*;
 use crate::core::disk_shares::DiskShares;
+use crate::store::interface::generations::GenerationRecord;
 use crate::store::interface::generations::{Content, Generations as _, Status};
 use crate::store::sqlite::SqliteStore;
 use crate::store::tests::generations::{START, ids, record};
+use crate::store::upkeep::Upkeep;
 
 /// Far above the expected time; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -12,10 +12,9 @@ use crate::engine::{CacheMode, Prompt, Refused};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::http::origin::{Host, Origin};
-use crate::jobs::{File, JobId, JobRequest};
+use crate::jobs::{Bounds, File, JobId, JobRequest};
 use crate::limits::jobs as limits;
 use crate::offload::{JobKey, Ticket};
-use crate::runner::Bounds;
 use crate::service::asking::{self, Asking};
 use crate::service::call::{Admitted, Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Wire};
@@ -190,6 +189,7 @@ fn job_of(
         idempotency_key: call.idempotency_key.take(),
         idempotency_ms: ttl.as_millis() as u64,
         _memory: memory,
+        candidate: None,
     };
     Ok((accepted, narrator))
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::error::ApiError;
-use crate::jobs::{JobId, JobRecord, State};
+use crate::jobs::{Acceptance, Candidate, JobId, JobRecord, State};
 use crate::runner::change;
 use crate::runner::{Journal, Note};
 use crate::service::asking::unavailable;
@@ -74,7 +74,7 @@ impl JobQuestion {
             let job = job.ok_or_else(no_job)?;
             Ok(Body::of(&job, notation))
         };
-        match &self.wish {
+        match &mut self.wish {
             Wish::Accept(asked) => {
                 let accepted = accept(store, asked, key_id)?;
                 let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
@@ -135,6 +135,27 @@ impl Question for JobQuestion {
     fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         self.found = self.look(store)?;
         Ok(())
+    }
+
+    fn accepts_job(&self) -> bool {
+        matches!(self.wish, Wish::Accept(_))
+    }
+
+    fn candidate(&mut self) -> Option<&Candidate> {
+        match &mut self.wish {
+            Wish::Accept(asked) => Some(asked.candidate(&self.key_id)),
+            _ => None,
+        }
+    }
+
+    fn take_outcome(&mut self, outcome: Acceptance) {
+        if let Wish::Accept(asked) = &mut self.wish {
+            let accepted = asked.conclude(outcome, &self.key_id);
+            let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
+            self.note = is_new.then_some(Note::Accepted);
+            let notation = self.notation;
+            self.found = accepted.map(|accepted| Body::of_accepted(&accepted, notation));
+        }
     }
 
     fn handle_commit(&mut self) {

@@ -9,18 +9,20 @@ use std::sync::Arc;
 
 use crate::core::buffered::Share;
 use crate::error::{ApiError, ErrorCode};
-use crate::jobs::{Ending, EventId, EventKind, JobId, JobRecord, JobRequest, NewJob};
+use crate::jobs::{
+    Acceptance, Bound, Bounds, Candidate, Ending, EventId, EventKind, Idempotency, JobId,
+    JobRecord, JobRequest, NewJob,
+};
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
 use crate::offload::{JobKey, Ticket};
-use crate::runner::change::{self, Acceptance, Bound, Bounds, Idempotency};
 use crate::runner::{Journal, Note};
 use crate::service::asking::{crowded, is_wanted, unavailable};
 use crate::service::call::Call;
 use crate::service::completion::{self, Completion};
 use crate::service::desk::Desk;
 use crate::service::found::{Batch, Found, Progress, StoreReply};
-use crate::store::{Store, StoreError, StoreTask};
+use crate::store::{Store, StoreError, StoreTask, accepting};
 
 use super::notation::Notation;
 
@@ -56,6 +58,8 @@ pub struct Accept {
     pub idempotency_ms: u64,
     /// The memory of the request.
     pub _memory: Share,
+    /// What the store accepts, while it does so.
+    pub candidate: Option<Box<Candidate>>,
 }
 
 /// A job that was accepted.
@@ -123,7 +127,7 @@ impl JobTask {
 
     fn look(&mut self, store: &mut dyn Store) -> Result<StoreReply, StoreError> {
         let (key_id, notation) = (self.key_id.as_str(), self.notation);
-        match &self.work {
+        match &mut self.work {
             Work::Accept(asked) => {
                 let accepted = accept(store, asked, key_id)?;
                 let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
@@ -162,6 +166,26 @@ impl StoreTask for JobTask {
         Ok(())
     }
 
+    fn accepts_job(&self) -> bool {
+        matches!(self.work, Work::Accept(_))
+    }
+
+    fn candidate(&mut self) -> Option<&Candidate> {
+        match &mut self.work {
+            Work::Accept(asked) => Some(asked.candidate(&self.key_id)),
+            _ => None,
+        }
+    }
+
+    fn take_outcome(&mut self, outcome: Acceptance) {
+        if let Work::Accept(asked) = &mut self.work {
+            let accepted = asked.conclude(outcome, &self.key_id);
+            let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
+            self.note = is_new.then_some(Note::Accepted);
+            self.found = Some(accepted.map(|accepted| Found::Accepted(accepted.job.id)));
+        }
+    }
+
     fn finish(mut self: Box<Self>, result: Result<(), &StoreError>) {
         let found = self.found.take();
         match (result, found) {
@@ -185,46 +209,59 @@ impl Drop for JobTask {
 /// Adds a job to the store, or finds the one that an earlier request has added.
 pub fn accept(
     store: &mut dyn Store,
-    asked: &Accept,
+    asked: &mut Accept,
     key_id: &str,
 ) -> Result<Result<Accepted, ApiError>, StoreError> {
-    let idempotency = asked.idempotency_key.as_ref().map(|key| Idempotency {
-        key: key.to_string(),
-        digest: digest(asked),
-        expires_at: asked.created_at.saturating_add(asked.idempotency_ms),
-    });
-    let job = NewJob {
-        id: asked.id,
-        key_id: key_id.to_owned(),
-        created_at: asked.created_at,
-        expires_at: asked.expires_at,
-        request: asked.request.to_json(),
-        callback_url: asked.callback_url.clone(),
-    };
-    let is_signed = job.callback_url.is_none()
-        || !store
-            .webhook_secrets(key_id, asked.created_at / 1_000)?
-            .is_empty();
-    if !is_signed {
-        return Ok(Err(no_secret(key_id)));
+    let outcome = accepting::accept(store, &[asked.candidate(key_id)])?.pop();
+    let outcome = outcome.ok_or_else(unavailable);
+    Ok(outcome.and_then(|outcome| asked.conclude(outcome, key_id)))
+}
+
+impl Accept {
+    /// Returns the job as the store accepts it.
+    pub fn candidate(&mut self, key_id: &str) -> &Candidate {
+        let candidate = match self.candidate.take() {
+            Some(candidate) => candidate,
+            None => Box::new(self.make_candidate(key_id)),
+        };
+        self.candidate.insert(candidate)
     }
-    let accepted = match change::accept(store, &job, &asked.bounds, idempotency.as_ref())? {
-        Acceptance::New => {
-            let job = store.job(asked.id)?.ok_or_else(no_job);
-            job.map(|job| Accepted { job, is_new: true })
+
+    fn make_candidate(&self, key_id: &str) -> Candidate {
+        let idempotency = self.idempotency_key.as_ref().map(|key| Idempotency {
+            key: key.to_string(),
+            digest: digest(self),
+            expires_at: self.created_at.saturating_add(self.idempotency_ms),
+        });
+        Candidate {
+            job: NewJob {
+                id: self.id,
+                key_id: key_id.to_owned(),
+                created_at: self.created_at,
+                expires_at: self.expires_at,
+                request: self.request.to_json(),
+                callback_url: self.callback_url.clone(),
+            },
+            bounds: self.bounds,
+            idempotency,
         }
-        Acceptance::Known(job) => Ok(Accepted {
-            job: *job,
-            is_new: false,
-        }),
-        Acceptance::Conflict => {
-            let message = "another request was sent with this `Idempotency-Key`; use a new key \
-                           for each request, and the same one to repeat it";
-            Err(ApiError::new(ErrorCode::Conflict, message).with_param("idempotency-key"))
+    }
+
+    /// Turns the store's outcome into the client's.
+    pub fn conclude(&mut self, outcome: Acceptance, key_id: &str) -> Result<Accepted, ApiError> {
+        self.candidate = None;
+        let is_new = matches!(outcome, Acceptance::New(_));
+        match outcome {
+            Acceptance::New(job) | Acceptance::Known(job) => Ok(Accepted { job: *job, is_new }),
+            Acceptance::Conflict => {
+                let message = "another request was sent with this `Idempotency-Key`; use a new \
+                               key for each request, and the same one to repeat it";
+                Err(ApiError::new(ErrorCode::Conflict, message).with_param("idempotency-key"))
+            }
+            Acceptance::Unsigned => Err(no_secret(key_id)),
+            Acceptance::Full(bound) => Err(full(bound, &self.bounds)),
         }
-        Acceptance::Full(bound) => Err(full(bound, &asked.bounds)),
-    };
-    Ok(accepted)
+    }
 }
 
 /// Returns the digest of everything that decides a job. A seed that was drawn differs in a retry.
