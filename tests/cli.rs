@@ -283,6 +283,8 @@ fn a_key_is_made_listed_rotated_and_revoked() {
     home.run(&["key", "rotate", &id]).expect(65);
     home.run(&["key", "set", &id, "--weight", "2"]).expect(65);
     home.run(&["key", "revoke", "key_000000000000"]).expect(66);
+    home.run(&["key", "webhook-secret", "key_000000000000"])
+        .expect(66);
 }
 
 #[test]

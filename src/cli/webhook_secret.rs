@@ -74,7 +74,7 @@ impl NewSecret {
             (true, ..) | (false, None, _) => Ok(self.key.clone()),
             (false, Some(key), None) => Ok(key.record.id.clone()),
             (false, Some(_), Some(_)) => Err(fail(
-                exit::USAGE,
+                exit::DATA,
                 format_args!(
                     "several keys have the name {}; use an id of `autoglmd key list`",
                     self.key
@@ -95,7 +95,7 @@ fn refuse_unknown(id: &str, changed: Result<bool, StoreError>) -> Result<(), Cod
     match changed.map_err(|error| explain(&error))? {
         true => Ok(()),
         false => Err(fail(
-            exit::USAGE,
+            exit::NO_INPUT,
             format_args!("no valid key has the id or name {id}; see `autoglmd key list`"),
         )),
     }
