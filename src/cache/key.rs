@@ -12,6 +12,8 @@
 //!  2. Unequal ones have different digests: each field has a fixed length or its length before it,
 //!     so no end of one field can pass for the beginning of the next.
 //!  3. Requests of different tenants are never equal.
+//!  4. Each field of a job is in the digest or named here: a pattern without `..` does not compile
+//!     once a field is added.
 //!
 //! Mutations that the tests below catch: `text` without the length
 //! (`fields_do_not_run_into_each_other`), a field that is left out
@@ -20,7 +22,7 @@
 
 use blake3::Hasher;
 
-use crate::engine::{Job, ModelInfo, Prompt, Sampling};
+use crate::engine::{ContextFile, Job, Message, ModelInfo, Prompt, Sampling};
 
 /// Names everything that decides a result.
 pub type Digest = [u8; 32];
@@ -30,20 +32,34 @@ const CONTEXT: &str = "autoglmd 2026-11 canonical form of a generation, version 
 
 /// Returns the digest of a job for this model; `None` if chance has a part in its result.
 pub fn digest(job: &Job, model: &ModelInfo) -> Option<Digest> {
-    let sampling = &job.sampling;
+    let Job {
+        tenant,
+        prompt,
+        sampling,
+        max_tokens,
+        stop,
+        // The name of the job, when and where it runs, and its way through the cache.
+        key: _,
+        id: _,
+        class: _,
+        weight: _,
+        deadline: _,
+        submitted: _,
+        cache: _,
+        ticket: _,
+    } = job;
     let is_greedy = sampling.temperature <= 0.0;
     if !is_greedy && sampling.seed.is_none() {
         return None;
     }
     let mut form = Form(Hasher::new_derive_key(CONTEXT));
-    form.number(job.tenant);
-    form.text(&model.id);
-    form.0.update(&model.fingerprint);
-    form.prompt(&job.prompt);
+    form.number(*tenant);
+    form.model(model);
+    form.prompt(prompt);
     form.sampling(sampling);
-    form.number(job.max_tokens.into());
+    form.number((*max_tokens).into());
     // The output ends before the first one that is met, so neither order nor repetition matters.
-    let mut stop: Vec<&str> = job.stop.iter().map(String::as_str).collect();
+    let mut stop: Vec<&str> = stop.iter().map(String::as_str).collect();
     stop.sort_unstable();
     stop.dedup();
     form.number(stop.len() as u64);
@@ -68,6 +84,22 @@ impl Form {
         self.0.update(text.as_bytes());
     }
 
+    fn model(&mut self, model: &ModelInfo) {
+        let ModelInfo {
+            id,
+            fingerprint,
+            // The context's length is in the fingerprint, and the defaults are in the job.
+            context_length: _,
+            defaults: _,
+            // These are only shown.
+            engine: _,
+            description: _,
+            created: _,
+        } = model;
+        self.text(id);
+        self.0.update(fingerprint);
+    }
+
     fn prompt(&mut self, prompt: &Prompt) {
         match prompt {
             Prompt::Code {
@@ -80,17 +112,17 @@ impl Form {
                 self.text(language.unwrap_or_default());
                 self.text(prompt);
                 self.number(context.len() as u64);
-                for file in context {
-                    self.text(&file.path);
-                    self.text(&file.text);
+                for ContextFile { path, text } in context {
+                    self.text(path);
+                    self.text(text);
                 }
             }
             Prompt::Chat(messages) => {
                 self.number(2);
                 self.number(messages.len() as u64);
-                for message in messages {
-                    self.text(&message.role);
-                    self.text(&message.content);
+                for Message { role, content } in messages {
+                    self.text(role);
+                    self.text(content);
                 }
             }
             Prompt::Raw(text) => {
@@ -101,20 +133,30 @@ impl Form {
     }
 
     fn sampling(&mut self, sampling: &Sampling) {
-        self.float(sampling.frequency_penalty);
-        self.float(sampling.presence_penalty);
-        self.float(sampling.repeat_penalty);
+        let Sampling {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            seed,
+            frequency_penalty,
+            presence_penalty,
+            repeat_penalty,
+        } = *sampling;
+        self.float(frequency_penalty);
+        self.float(presence_penalty);
+        self.float(repeat_penalty);
         // Greedy: the likeliest token is taken, whatever else is asked for.
-        if sampling.temperature <= 0.0 {
+        if temperature <= 0.0 {
             return self.number(0);
         }
         self.number(1);
-        self.float(sampling.temperature);
-        self.float(sampling.top_p);
-        self.number(sampling.top_k.into());
-        self.float(sampling.min_p);
+        self.float(temperature);
+        self.float(top_p);
+        self.number(top_k.into());
+        self.float(min_p);
         // A request without a seed has no digest.
-        self.number(sampling.seed.unwrap_or_default() as u64);
+        self.number(seed.unwrap_or_default() as u64);
     }
 }
 

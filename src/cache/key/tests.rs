@@ -14,7 +14,22 @@ fn digest_of(job: &Job) -> Digest {
 
 /// Everything that decides a result, in a form that needs no care: Rust's own.
 fn naive(job: &Job) -> String {
-    let mut sampling = job.sampling.clone();
+    let Job {
+        tenant,
+        prompt,
+        sampling,
+        max_tokens,
+        stop,
+        key: _,
+        id: _,
+        class: _,
+        weight: _,
+        deadline: _,
+        submitted: _,
+        cache: _,
+        ticket: _,
+    } = job;
+    let mut sampling = sampling.clone();
     for zero in [
         &mut sampling.temperature,
         &mut sampling.frequency_penalty,
@@ -26,8 +41,8 @@ fn naive(job: &Job) -> String {
         (sampling.top_p, sampling.top_k, sampling.min_p) = (1.0, 0, 0.0);
         sampling.seed = None;
     }
-    let stop: std::collections::BTreeSet<_> = job.stop.iter().collect();
-    let parts = (job.tenant, &job.prompt, sampling, job.max_tokens, stop);
+    let stop: std::collections::BTreeSet<_> = stop.iter().collect();
+    let parts = (tenant, prompt, sampling, max_tokens, stop);
     format!("{parts:?}")
 }
 

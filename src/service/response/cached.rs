@@ -44,7 +44,7 @@ use crate::error::ApiError;
 use crate::http::negotiate::{ContentType, MediaType};
 use crate::limits::cache as limits;
 use crate::service::call::Call;
-use crate::service::representation::Representation;
+use crate::service::representation::{Media, Representation};
 
 use super::stored_body::StoredBody;
 
@@ -309,24 +309,47 @@ fn jittered(ttl: Duration, digest: &Digest) -> Duration {
 /// Returns the digest of everything that decides the response to a request. Each part has a fixed
 /// length, or its length before it.
 pub fn digest(key: &[u8; 32], call: &Call, fields: Option<&str>, body: &[u8]) -> Digest {
+    // Without `..`: each fact about a request is in the digest, or named here.
+    let Call {
+        row: _,
+        media: Media { sent, accepted },
+        representation,
+        body_coding,
+        caller,
+        // The stored body has a variant for each coding.
+        accept_encoding: _,
+        // Such a request goes another way.
+        idempotency_key: _,
+        // These are of one request alone. Its route is looked up by method and path.
+        request_id: _,
+        method: _,
+        path: _,
+        started: _,
+        peer: _,
+        user_agent: _,
+        trace: _,
+        requests: _,
+        tokens: _,
+        reuse: _,
+    } = call;
     let mut facts = [0; 24];
     facts[0] = call.route() as u8;
-    facts[1] = match call.representation {
+    facts[1] = match representation {
         Representation::Json => 0,
         Representation::Protobuf => 1,
         Representation::Grpc(terms) => 2 + terms.encoding as u8,
     };
-    facts[2] = match call.media.sent {
+    facts[2] = match *sent {
         ContentType::Absent => 0,
         ContentType::Unsupported => 1,
         ContentType::Known(media) => 2 + media as u8,
     };
-    facts[3] = media_fact(call.media.accepted);
-    facts[4] = call.body_coding.map_or(0, |coding| 1 + coding as u8);
+    facts[3] = media_fact(*accepted);
+    facts[4] = body_coding.map_or(0, |coding| 1 + coding as u8);
     facts[5] = u8::from(fields.is_some());
-    facts[6] = u8::from(call.caller.is_some());
+    facts[6] = u8::from(caller.is_some());
     let fields = fields.unwrap_or_default();
-    let key_id = call.caller.as_ref().map_or("", |caller| &caller.record.id);
+    let key_id = caller.as_ref().map_or("", |caller| &caller.record.id);
     facts[8..16].copy_from_slice(&(fields.len() as u64).to_le_bytes());
     facts[16..24].copy_from_slice(&(key_id.len() as u64).to_le_bytes());
     let mut hasher = blake3::Hasher::new_keyed(key);

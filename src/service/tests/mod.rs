@@ -5,6 +5,7 @@ mod admission;
 mod cached;
 mod coding;
 mod dialect;
+mod forms;
 mod generation;
 mod grpc;
 mod jobs;

@@ -99,21 +99,36 @@ impl GenerateRequest {
 
     /// The request in the terms that all APIs share; `stream` has become the kind of narrator.
     pub fn narrated_by(self, narrator: Narrator) -> Asked {
+        // Without `..`: no field is forgotten on its way to the job.
+        let GenerateRequest {
+            prompt,
+            language,
+            timeout,
+            model,
+            sampling,
+            repeat_penalty,
+            max_tokens,
+            stop,
+            context,
+            stream: _,
+            cache,
+            callback_url,
+        } = self;
         Asked {
             digest: [0; 32],
             prompt: Prompt::Code {
-                language: self.language_name(),
-                prompt: self.prompt,
-                context: self.context,
+                language: language.map(|language| language.name),
+                prompt,
+                context,
             },
-            model: self.model,
-            timeout: self.timeout,
-            sampling: self.sampling,
-            repeat_penalty: self.repeat_penalty,
-            max_tokens: self.max_tokens,
-            stop: self.stop,
-            cache: self.cache,
-            callback_url: self.callback_url,
+            model,
+            timeout,
+            sampling,
+            repeat_penalty,
+            max_tokens,
+            stop,
+            cache,
+            callback_url,
             narrator,
         }
     }
