@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use autoglmd::bus::{self, Invalidation, Notice};
-use autoglmd::cache::shared::{EntryId, RedisLevel, SharedLevel, SharedSeries};
+use autoglmd::cache::shared::{EntryId, FoundEntry, RedisLevel, SharedLevel, SharedSeries};
 use autoglmd::config::{CacheShared, RedisUrl};
 use autoglmd::core::Moment;
 use autoglmd::core::bucket::Rate;
@@ -370,14 +370,7 @@ fn the_user_of_the_documentation_may_do_what_the_daemon_does() {
         model: [2; 32],
         tenant: 7,
     };
-    let get = || {
-        let (sender, entries) = bounded(1);
-        let sink = Box::new(move |entry: Option<Vec<u8>>| {
-            sender.send(entry.is_some()).expect("the test waits for it");
-        });
-        assert!(level.get(id, Moment::NEVER, sink));
-        entries.recv_timeout(PATIENCE).expect("called once")
-    };
+    let get = || find(&level, id).is_some();
     level.put(id, b"an entry", PATIENCE);
     assert!(get());
     level.delete(Some(7));
@@ -422,6 +415,48 @@ fn the_user_of_the_documentation_may_do_what_the_daemon_does() {
 
 // ---- entries ----
 
+fn find(level: &RedisLevel, id: EntryId) -> Option<FoundEntry> {
+    let (sender, entries) = bounded(1);
+    let sink = move |found| sender.send(found).expect("the test waits for it");
+    assert!(level.get(id, Moment::NEVER, Box::new(sink)));
+    entries.recv_timeout(PATIENCE).expect("called once")
+}
+
+/// Mutation: a look-up without PTTL.
+#[test]
+fn an_entry_is_found_with_the_rest_of_its_time() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
+    let id = EntryId {
+        digest: [1; 32],
+        model: [2; 32],
+        tenant: 0x2a,
+    };
+    let ttl = Duration::from_secs(600);
+    level.put(id, b"an entry", ttl);
+    let rest = find(&level, id).expect("it is there").rest;
+    let rest = rest.expect("the server knows");
+    assert!(rest <= ttl && rest > ttl - PATIENCE, "{rest:?}");
+    // Another program has lifted its end.
+    let key = format!("autoglmd:entry:{:016x}:{}", 0x2a, "01".repeat(32));
+    redis::cmd("PERSIST")
+        .arg(&key)
+        .exec(&mut server.connect())
+        .unwrap();
+    assert_eq!(find(&level, id).expect("it is there").rest, None);
+}
+
+/// Returns how many bytes the server has sent to all clients.
+fn sent_bytes(server: &Server) -> u64 {
+    let info = redis::cmd("INFO").arg("stats").to_owned();
+    let info: String = info.query(&mut server.connect()).unwrap();
+    let mut lines = info.lines();
+    let sent = lines.find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+    sent.and_then(|sent| sent.trim().parse().ok())
+        .expect("a number")
+}
+
 /// Mutation: GET in place of GETRANGE.
 #[test]
 fn a_value_that_is_too_long_or_foreign_is_a_miss() {
@@ -434,17 +469,7 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
         model: [2; 32],
         tenant: 0x2a,
     };
-    let get = |id| {
-        let (sender, entries) = bounded(1);
-        assert!(level.get(
-            id,
-            Moment::NEVER,
-            Box::new(move |entry| {
-                sender.send(entry).expect("the test waits for it");
-            })
-        ));
-        entries.recv_timeout(PATIENCE).expect("called once")
-    };
+    let get = |id| find(&level, id).map(|found| found.entry);
     assert_eq!(get(id), None);
     level.put(id, b"an entry", PATIENCE);
     assert_eq!(get(id).as_deref(), Some(&b"an entry"[..]));
@@ -466,9 +491,11 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
     };
     for value in [&b"a stranger's"[..], &vec![b'x'; 64 << 20]] {
         set(value);
-        let before = client.handle.is_up();
+        let before = (client.handle.is_up(), sent_bytes(&server));
         assert_eq!(get(id), None);
-        assert!(before && client.handle.is_up());
+        assert!(before.0 && client.handle.is_up());
+        let sent = sent_bytes(&server) - before.1;
+        assert!(sent < 4 << 20, "{sent} bytes were read");
     }
     // A list is not a text: the server refuses the command, and the connection stays.
     redis::cmd("DEL").arg(&key).exec(&mut direct).unwrap();
@@ -605,7 +632,7 @@ fn the_entries_of_one_tenant_are_deleted_on_every_server() {
         };
         let get = |id| {
             let (sender, entries) = bounded(1);
-            let sink = Box::new(move |entry: Option<Vec<u8>>| {
+            let sink = Box::new(move |entry: Option<FoundEntry>| {
                 sender.send(entry.is_some()).expect("the test waits for it");
             });
             level.get(id, Moment::NEVER, sink) && entries.recv_timeout(PATIENCE) == Ok(true)

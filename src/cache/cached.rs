@@ -30,6 +30,7 @@ use std::time::Duration;
 use super::entry::Entry;
 use super::key::{Digest, digest};
 use super::results::{Results, failed, failed_for};
+use super::shared::FoundEntry;
 use super::table::{Left, Next};
 use crate::core::UnixMillis;
 use crate::core::buffered::Claim;
@@ -147,7 +148,7 @@ impl Core {
         // The flight keeps the job: a level that is lost drops the sink and all that it owns.
         self.results.shard(&digest).flight(flight)?.asking = Some(job);
         let core = Arc::clone(self);
-        let sink = move |bytes: Option<Vec<u8>>| core.handle_shared(digest, flight, bytes);
+        let sink = move |found: Option<FoundEntry>| core.handle_shared(digest, flight, found);
         match shared.get(id, deadline, Box::new(sink)) {
             true => None,
             false => self.take_asking(&digest, flight),
@@ -180,11 +181,11 @@ impl Core {
     }
 
     /// Handles the shared level's response, on its thread.
-    fn handle_shared(self: &Arc<Core>, digest: Digest, flight: JobKey, bytes: Option<Vec<u8>>) {
+    fn handle_shared(self: &Arc<Core>, digest: Digest, flight: JobKey, found: Option<FoundEntry>) {
         let Some(job) = self.take_asking(&digest, flight) else {
             return;
         };
-        if let Some(entry) = self.entry_of(bytes, job.tenant) {
+        if let Some(entry) = found.and_then(|found| self.entry_of(found, job.tenant)) {
             self.results.verdicts.count(Verdict::Shared);
             self.results.end_found(flight, entry, Verdict::Shared);
         } else if let Some(job) = self.ask_stored(digest, flight, job) {
@@ -197,7 +198,8 @@ impl Core {
         let Some(job) = self.take_asking(&digest, flight) else {
             return;
         };
-        let Some(entry) = self.entry_of(bytes, job.tenant) else {
+        let found = bytes.map(|entry| FoundEntry { entry, rest: None });
+        let Some(entry) = found.and_then(|found| self.entry_of(found, job.tenant)) else {
             return self.launch_later(digest, flight, *job);
         };
         self.results.verdicts.count(Verdict::Hit);
@@ -207,9 +209,13 @@ impl Core {
         self.results.end_found(flight, entry, Verdict::Hit);
     }
 
-    fn entry_of(&self, bytes: Option<Vec<u8>>, tenant: u64) -> Option<Entry> {
+    fn entry_of(&self, found: FoundEntry, tenant: u64) -> Option<Entry> {
         let now = (UnixMillis::now(), (self.results.clock)());
-        let entry = bytes.and_then(|bytes| Entry::decode(&bytes, now))?;
+        // Each result is put there for `cache.ttl`, less its age then.
+        let age = found
+            .rest
+            .map(|rest| self.results.ttl().saturating_sub(rest));
+        let entry = Entry::decode(&found.entry, age, now)?;
         (!self.results.is_forgotten(&entry, tenant)).then_some(entry)
     }
 

@@ -55,15 +55,17 @@ impl Entry {
         bytes
     }
 
-    /// Reads that form. `None`: it is not one.
-    pub fn decode(bytes: &[u8], now: (UnixMillis, Moment)) -> Option<Entry> {
+    /// Reads that form. `None`: it is not one. `age`: how old it is, where that is known better
+    /// than by the time of day.
+    pub fn decode(bytes: &[u8], age: Option<Duration>, now: (UnixMillis, Moment)) -> Option<Entry> {
         let (finish_reason, rest) = bytes.split_first()?;
         let (usage, rest) = rest.split_first_chunk::<12>()?;
         let (times, rest) = rest.split_first_chunk::<16>()?;
         let (id, text) = rest.split_at_checked(GenerationId::FIRST.as_str().len())?;
         let number = |at: usize| Some(u32::from_le_bytes(usage[at..].first_chunk().copied()?));
         let time = |at: usize| Some(u64::from_le_bytes(times[at..].first_chunk().copied()?));
-        let age = Duration::from_millis(now.0.as_u64().saturating_sub(time(8)?));
+        let by_clock = Duration::from_millis(now.0.as_u64().saturating_sub(time(8)?));
+        let age = age.unwrap_or(by_clock);
         let process_age = now.1.since(Moment::ZERO);
         Some(Entry {
             text: std::str::from_utf8(text).ok()?.into(),

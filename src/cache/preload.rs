@@ -239,7 +239,7 @@ impl Preload {
         let now = (UnixMillis::now(), Moment::now());
         let id = self.results.id_of(row.digest, row.tenant);
         let entry = id.and_then(|id| open(id, row.value.clone()));
-        let entry = entry.and_then(|bytes| Entry::decode(&bytes, now));
+        let entry = entry.and_then(|bytes| Entry::decode(&bytes, None, now));
         entry.is_some_and(|entry| self.results.preload(row.digest, row.tenant, entry))
     }
 }

@@ -183,7 +183,7 @@ impl Results {
         lock(&self.shards[flight.request as usize % limits::SHARDS])
     }
 
-    fn ttl(&self) -> Duration {
+    pub fn ttl(&self) -> Duration {
         Duration::from_millis(self.ttl.load(Ordering::Relaxed))
     }
 

@@ -3,11 +3,17 @@
 //! Must never block a caller. A value that is not exactly what a daemon has written is a miss, so
 //! Redis must be reachable for the daemons alone.
 //!
+//! The clocks of two daemons may differ by any time. So an entry is as old as Redis has kept it:
+//! the rest of its time there (PTTL) is asked for with it, and the entry's own time of day counts
+//! only where Redis has none.
+//!
 //! Mutations that `tests/redis.rs` catches: no bound on what is read
-//! (`a_value_that_is_too_long_...`); a walk for each purge, purges during a walk that are forgotten
-//! (`purges_in_a_loop_...`).
+//! (`a_value_that_is_too_long_...`); a look-up without PTTL
+//! (`an_entry_is_found_with_the_rest_of_its_time`); a walk for each purge, purges during a walk that
+//! are forgotten (`purges_in_a_loop_...`).
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +24,16 @@ use crate::limits::cache as limits;
 use crate::limits::redis as redis_limits;
 use crate::redis::{Handle, Reply, Request};
 
+/// An entry that a level has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundEntry {
+    pub entry: Vec<u8>,
+    /// How long the level will keep it, if it knows.
+    pub rest: Option<Duration>,
+}
+
 /// Receives an entry, or `None` for a miss, on another thread: it must be quick.
-pub type Sink = Box<dyn FnOnce(Option<Vec<u8>>) + Send>;
+pub type Sink = Box<dyn FnOnce(Option<FoundEntry>) + Send>;
 
 /// A level behind the daemon's own memory.
 pub trait SharedLevel: Send + Sync {
@@ -103,10 +117,21 @@ impl SharedLevel for RedisLevel {
         let last = (HEADER_BYTES + limits::SHARED_ENTRY_BYTES_MAX).to_string();
         let words = [b"GETRANGE", key.as_bytes(), b"0", last.as_bytes()];
         let series = Arc::clone(&self.series);
+        // Requests for one key are sent in their order, and its server replies in that order.
+        let rest = Arc::new(AtomicI64::new(NO_REST));
+        let known = Arc::clone(&rest);
+        let ask = Request::new(&key, &[b"PTTL", key.as_bytes()], deadline, move |reply| {
+            if let Reply::Number(milliseconds) = reply {
+                known.store(milliseconds, Ordering::Relaxed);
+            }
+        });
+        let _ = self.redis.submit(ask);
         let request = Request::new(&key, &words, deadline, move |reply| {
             let (verdict, entry) = judge(reply, id);
             series.lookups.get(verdict).inc();
-            sink(entry);
+            let rest = u64::try_from(rest.load(Ordering::Relaxed)).ok();
+            let rest = rest.map(Duration::from_millis);
+            sink(entry.map(|entry| FoundEntry { entry, rest }));
         });
         let accepted = self.redis.submit(request).is_ok();
         if !accepted {
@@ -291,6 +316,9 @@ impl Sweep {
         let _ = self.sweeps.redis.submit(request);
     }
 }
+
+/// The reply of PTTL for a key that does not expire, and a value for no reply.
+const NO_REST: i64 = -1;
 
 /// The beginning of each entry's key.
 const KEYS: &str = "autoglmd:entry:";

@@ -20,18 +20,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::cached::Cached;
+use super::entry::Entry;
 use super::metrics::{CacheSeries, Level, Verdicts};
 use super::results::{Levels, Results};
-use super::shared::{EntryId, SharedLevel, Sink};
+use super::shared::{EntryId, FoundEntry, SharedLevel, Sink};
 use super::table::FLIGHTS;
 use crate::config::Cache;
 use crate::core::buffered::Account;
-use crate::core::{Key, Moment};
+use crate::core::{Key, Moment, UnixMillis};
 use crate::engine::echo::Echo;
 use crate::engine::{
     CacheMode, Class, Defaults, Deliver, Done, Engine, Event, FailReason, Failed, FinishReason,
-    Gauges, GenerationId, Job, ModelInfo, Prompt, Refused, Sampling, Served, State, Timings, Usage,
-    Verdict,
+    Gauges, GenerationId, Job, ModelInfo, Origin, Prompt, Refused, Sampling, Served, State,
+    Timings, Usage, Verdict,
 };
 use crate::error::ErrorCode;
 use crate::limits::cache as limits;
@@ -184,8 +185,12 @@ impl SharedLevel for Elsewhere {
 
 impl Elsewhere {
     fn respond(&self, entry: Option<Vec<u8>>) {
+        self.respond_with(entry.map(|entry| FoundEntry { entry, rest: None }));
+    }
+
+    fn respond_with(&self, found: Option<FoundEntry>) {
         let (_, sink) = self.asked.lock().unwrap().pop().expect("it was asked");
-        sink(entry);
+        sink(found);
     }
 }
 
@@ -483,6 +488,7 @@ fn a_slow_reader_holds_an_offset_and_nothing_else() {
         assert!(rounds < 10);
     }
     let (rest, _) = bench.result(&slow);
+    assert!(rounds > 0, "the end came with everything");
     assert_eq!(got + &rest, text);
     assert_eq!(bench.account.held(), 0);
     // A hit is played at the reader's pace, too; and it can be cancelled.
@@ -747,7 +753,7 @@ fn a_reload_empties_a_cache_that_is_switched_off() {
 }
 
 /// Mutations: `ask` that waits for nothing, or that drops the job of a lost level; `finish` that
-/// does not share; `decode` with another order of numbers.
+/// does not share.
 #[test]
 fn a_result_of_another_daemon_is_used() {
     let one = Bench::with(Some(Arc::default()));
@@ -778,6 +784,71 @@ fn a_result_of_another_daemon_is_used() {
     other.submit(&hit);
     assert_eq!(other.result(&hit).1.verdict, Verdict::Hit);
     assert!(other.jobs().is_empty() && other.results.is_empty());
+}
+
+fn entry() -> Entry {
+    Entry {
+        text: "text".into(),
+        finish_reason: FinishReason::Length,
+        usage: USAGE,
+        origin: Origin {
+            id: GenerationId::FIRST,
+            latency: Duration::from_micros(1_234_567),
+        },
+        completed: Moment::ZERO,
+        age_before: Duration::ZERO,
+    }
+}
+
+/// Mutations: `decode` with another order of numbers, or without its look at the reason.
+#[test]
+fn an_entry_is_read_as_it_was_written() {
+    let (entry, now) = (entry(), UnixMillis::now());
+    let read = |bytes: &[u8]| Entry::decode(bytes, None, (now, Moment::ZERO));
+    let mut bytes = entry.encode(now);
+    let header = bytes.len() - entry.text.len();
+    assert_eq!(read(&bytes).as_ref(), Some(&entry));
+    for length in 0..header {
+        assert_eq!(read(&bytes[..length]), None, "{length}");
+    }
+    bytes[0] = 9;
+    assert_eq!(read(&bytes), None, "a reason of another version");
+}
+
+/// Mutations: `entry_of` that goes by the time of day; a rest that is taken for the age.
+#[test]
+fn a_shared_result_is_as_old_as_redis_has_kept_it_whatever_the_clocks() {
+    let made = entry();
+    let now = UnixMillis::now().as_u64();
+    let two_hours = 7_200_000;
+    for clock in [now - two_hours, now, now + two_hours] {
+        let bench = Bench::with(Some(Arc::default()));
+        let start = Moment::ZERO + Duration::from_secs(100);
+        let age = TTL / 10;
+        bench.set_now(start);
+        let asked = |request| {
+            let job = Job {
+                submitted: Moment::from_micros(bench.now.load(Ordering::Relaxed)),
+                ..job("x", request)
+            };
+            bench.submit(&job);
+            job
+        };
+        let first = asked(0);
+        bench.shared().respond_with(Some(FoundEntry {
+            entry: made.encode(UnixMillis::new(clock)),
+            rest: Some(TTL - age),
+        }));
+        let served = bench.result(&first).1;
+        assert_eq!((served.verdict, served.age), (Verdict::Shared, age));
+        bench.set_now(start + TTL / 2);
+        let served = bench.result(&asked(1)).1;
+        assert_eq!((served.verdict, served.age), (Verdict::Hit, age + TTL / 2));
+        bench.set_now(start + (TTL - age));
+        asked(2);
+        let asked = bench.shared().asked.lock().unwrap().len();
+        assert_eq!(asked, 1, "it has expired here as well");
+    }
 }
 
 /// Mutations: a lost level that fails the request; a refusal that comes late and is dropped.
