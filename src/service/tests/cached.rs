@@ -80,11 +80,14 @@ fn a_finished_response_is_sent_again() {
     assert!(bench.engine.jobs.lock().unwrap().is_empty());
     let hits = r#"autoglmd_cache_total{level="response",verdict="hit"}"#;
     assert_eq!(bench.metric(hits).as_deref(), Some("3"));
+    let requests = r#"autoglmd_requests_total{route="generate",status="200"}"#;
+    assert_eq!(bench.metric(requests).as_deref(), Some("4"));
     let misses = r#"autoglmd_cache_total{level="response",verdict="miss"}"#;
     assert_eq!(bench.metric(misses).as_deref(), Some("1"));
 }
 
-/// Mutation: a digest without any of its parts.
+/// Mutation: a digest without the type or the coding of the body, `fields`, the key, or the body. Route,
+/// representation and accepted type follow from each other.
 #[test]
 fn everything_that_decides_a_response_is_in_its_digest() {
     let mut bench = bench();
@@ -100,12 +103,17 @@ fn everything_that_decides_a_response_is_in_its_digest() {
         body,
         ..sent.clone()
     };
+    let one_field = target("/api/v1/generate?fields=code");
+    compute(&mut bench, &one_field, &code("x"));
+    assert_eq!(verdict(&bench.ask(&one_field)), Some("hit"));
     for other in [
         sent.clone().key(NARROW),
         with("accept", "application/x-protobuf"),
         with("accept", "text/event-stream"),
         with("content-type", "application/json"),
-        target("/api/v1/generate?fields=code"),
+        with("content-encoding", "gzip"),
+        target("/api/v1/generate?fields="),
+        target("/api/v1/generate?fields=text"),
         target("/api/v1/generate?fields=cod%26e"),
         body(r#"{"prompt":"sort"}"#),
         body(r#"{"prompt": "sort", "stream": false}"#),
