@@ -9,8 +9,8 @@
 //!
 //! Mutations that `tests/redis.rs` catches: no bound on what is read
 //! (`a_value_that_is_too_long_...`); a look-up without PTTL
-//! (`an_entry_is_found_with_the_rest_of_its_time`); a walk for each purge, purges during a walk that
-//! are forgotten (`purges_in_a_loop_...`).
+//! (`an_entry_is_found_with_the_rest_of_its_time`); a walk for each purge, purges during a walk
+//! that are forgotten (`purges_in_a_loop_...`).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, Ordering};

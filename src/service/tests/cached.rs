@@ -86,8 +86,8 @@ fn a_finished_response_is_sent_again() {
     assert_eq!(bench.metric(misses).as_deref(), Some("1"));
 }
 
-/// Mutation: a digest without the type or the coding of the body, `fields`, the key, or the body. Route,
-/// representation and accepted type follow from each other.
+/// Mutation: a digest without the type or the coding of the body, `fields`, the key, or the body.
+/// Route, representation and accepted type follow from each other.
 #[test]
 fn everything_that_decides_a_response_is_in_its_digest() {
     let mut bench = bench();
