@@ -56,7 +56,7 @@ mod tests {
         assert!(!remaining.is_over(start));
         assert!(remaining.is_over(start + Duration::from_secs(9)));
         Signal::Hangup.raise();
-        assert!(!remaining.is_over(start));
+        assert!(!remaining.is_over(start + limits::SIGNALS_TOGETHER));
         Signal::Interrupt.raise();
         assert!(!remaining.is_over(start), "it came with the first one");
         Signal::Terminate.raise();

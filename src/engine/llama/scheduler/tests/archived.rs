@@ -1,8 +1,8 @@
 //! Sequences that are copied before they are lost, and loaded again.
 //!
 //! Mutations that these tests catch: `start` without `archive_slot`, or after `truncate`
-//! (`lost_sequence_...`); `read` that does not skip jobs that load, `occupied` that counts them, or
-//! `pause` without them (`job_that_waits_...`); `take_loaded` without its patience
+//! (`lost_sequence_...`); `read` that does not skip jobs that load, or `pause` without them
+//! (`job_that_waits_...`); `take_loaded` without its patience
 //! (`prefix_that_does_not_come_...`); `leave_slot` without `end_load` (`job_that_ends_...`);
 //! `take_copy` that believes a copy's length (`copy_of_another_prompt_...`); `copy_slot` without
 //! the epoch (`sequences_of_before_...`); no bound on the copies of a step
