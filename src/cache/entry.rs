@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
+use crate::core::id::IdText;
 use crate::core::{Moment, UnixMillis};
 use crate::engine::{
     Done, Event, FinishReason, GenerationId, Origin, Served, Timings, Usage, Verdict,
 };
 use crate::limits::cache as limits;
-use crate::telemetry::id::IdKind;
 
 /// See the file's head.
 #[derive(Debug, PartialEq)]
@@ -50,7 +50,7 @@ impl Entry {
         for number in [latency, completed.as_u64()] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
-        bytes.extend_from_slice(self.origin.id.as_str().as_bytes());
+        bytes.extend_from_slice(self.origin.id.text().as_str().as_bytes());
         bytes.extend_from_slice(self.text.as_bytes());
         bytes
     }
@@ -61,7 +61,7 @@ impl Entry {
         let (finish_reason, rest) = bytes.split_first()?;
         let (usage, rest) = rest.split_first_chunk::<12>()?;
         let (times, rest) = rest.split_first_chunk::<16>()?;
-        let (id, text) = rest.split_at_checked(GenerationId::FIRST.as_str().len())?;
+        let (id, text) = rest.split_at_checked(IdText::BYTES)?;
         let number = |at: usize| Some(u32::from_le_bytes(usage[at..].first_chunk().copied()?));
         let time = |at: usize| Some(u64::from_le_bytes(times[at..].first_chunk().copied()?));
         let by_clock = Duration::from_millis(now.0.as_u64().saturating_sub(time(8)?));
@@ -80,7 +80,7 @@ impl Entry {
                 completion_tokens: number(8)?,
             },
             origin: Origin {
-                id: GenerationId::parse(IdKind::Generation, id)?,
+                id: GenerationId::parse(std::str::from_utf8(id).ok()?)?,
                 latency: Duration::from_micros(time(0)?),
             },
             completed: Moment::ZERO + process_age.saturating_sub(age),

@@ -10,6 +10,7 @@ pub mod deadlines;
 pub mod disk_shares;
 pub mod drain;
 pub mod glitch;
+pub mod id;
 pub mod idle_list;
 pub mod key;
 pub mod lease;

@@ -9,7 +9,6 @@ use super::prefixes;
 use crate::core::Moment;
 use crate::error::ErrorCode;
 use crate::offload::{CancelReason, JobKey, Ticket};
-use crate::telemetry::id::Id;
 
 /// One request for generated text, complete in itself.
 #[derive(Clone, Debug)]
@@ -38,7 +37,7 @@ pub struct Job {
 }
 
 /// Names a generation in its response and, if the response is used again, in those later ones.
-pub type GenerationId = Id;
+pub use crate::core::id::GenerationId;
 
 /// The client's wish for a cache of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

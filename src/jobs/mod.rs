@@ -5,7 +5,6 @@
 //!
 //! In reading order:
 //!
-//! * [`id`]: the name of a job;
 //! * [`life`]: its states, and who may change them;
 //! * [`event`]: the history that clients follow;
 //! * [`request`]: what it generates, and how that ended;
@@ -20,17 +19,16 @@
 pub mod acceptance;
 pub mod callback;
 pub mod event;
-pub mod id;
 pub mod life;
 pub mod record;
 pub mod request;
 pub mod turns;
 pub mod webhook;
 
+pub use crate::core::id::JobId;
 pub use acceptance::{Acceptance, Bound, Bounds, Candidate, Idempotency, RememberedJob};
 pub use callback::{Callback, CallbackState, CallbackTerms, Outcome};
 pub use event::{EventId, EventKind, JobEvent};
-pub use id::JobId;
 pub use life::{Fenced, Life, Opening, State, TakenBack};
 pub use record::{JobRecord, JobSummary, JobTotals, NewJob};
 pub use request::{Completion, Ending, Failure, File, JobRequest};

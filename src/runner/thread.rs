@@ -38,7 +38,7 @@ use crate::keys::KeyRing;
 use crate::leases::Leases;
 use crate::limits::jobs as limits;
 use crate::store::Requests;
-use crate::telemetry::id::{IdKind, Ids};
+use crate::telemetry::id::Ids;
 use crate::telemetry::random::SplitMix64;
 
 use super::attempt::{Attempt, Origin};
@@ -452,7 +452,7 @@ impl Thread {
             now,
             now_ms,
         };
-        let id = self.ids.make(IdKind::Generation, (self.parts.wall_clock)());
+        let id = self.ids.make((self.parts.wall_clock)());
         let ready = match start::prepare(record, self.serial, id, &terms) {
             Ok(ready) => ready,
             Err(end) => return Attempt::ended(record.id, number, end, now),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::cache::metrics::CacheSeries;
 use crate::config::Config;
 use crate::core::buffered::Account;
+use crate::core::id::{Id, Kind};
 use crate::core::{Moment, UnixMillis};
 use crate::engine::{Engine, ModelInfo};
 use crate::error::ApiError;
@@ -23,7 +24,7 @@ use crate::offload::Workers;
 use crate::runner;
 use crate::store::Requests;
 use crate::telemetry::access::Figures;
-use crate::telemetry::id::{Id, IdKind, Ids};
+use crate::telemetry::id::Ids;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::random::SplitMix64;
 use crate::telemetry::request_id::RequestIds;
@@ -91,7 +92,7 @@ pub struct Wire<'a> {
 pub struct Desk {
     pub parts: Parts,
     pub request_ids: RequestIds,
-    /// Of generations.
+    /// Of generations and jobs.
     pub ids: Ids,
     pub log: RequestLog,
     pub copied: Copied,
@@ -190,9 +191,9 @@ impl Desk {
         self.model.as_ref()
     }
 
-    /// Returns an id for a new generation.
-    pub fn generation_id(&mut self) -> Id {
-        self.ids.make(IdKind::Generation, (self.parts.wall_clock)())
+    /// Returns an id for a new generation or job.
+    pub fn new_id<K: Kind>(&mut self) -> Id<K> {
+        self.ids.make((self.parts.wall_clock)())
     }
 
     /// Returns the key of digests of requests; `None`: no response is looked up.

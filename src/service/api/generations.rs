@@ -6,6 +6,7 @@
 
 use serde::Serialize;
 
+use crate::core::id::GenerationId;
 use crate::error::ApiError;
 use crate::http::Request;
 use crate::limits::store as limits;
@@ -17,7 +18,6 @@ use crate::service::response::buffer::ResponseBuffer;
 use crate::service::response::json::write_json;
 use crate::store::interface::generations::{GenerationRecord, Query, Status};
 use crate::store::{Store, StoreError};
-use crate::telemetry::id::{Id, IdKind};
 
 /// A page that a client asks for, and then that page.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Page {
     key_id: String,
     status: Option<Status>,
     since: u64,
-    before: Option<Id>,
+    before: Option<GenerationId>,
     limit: u32,
     /// One more than the page has, if there is one.
     found: Vec<GenerationRecord>,
@@ -91,8 +91,8 @@ fn since(digits: &str) -> Result<u64, ApiError> {
     })
 }
 
-fn cursor(text: &str) -> Result<Id, ApiError> {
-    Id::parse(IdKind::Generation, text.as_bytes()).ok_or_else(query::no_cursor)
+fn cursor(text: &str) -> Result<GenerationId, ApiError> {
+    GenerationId::parse(text).ok_or_else(query::no_cursor)
 }
 
 #[derive(Serialize)]
@@ -104,7 +104,7 @@ struct List<'a> {
 
 #[derive(Serialize)]
 struct Entry<'a> {
-    id: &'a str,
+    id: String,
     created_at: u64,
     status: &'static str,
     model: Option<&'a str>,
@@ -136,7 +136,7 @@ impl Entry<'_> {
     fn of(record: &GenerationRecord) -> Entry<'_> {
         let content = record.content.as_ref();
         Entry {
-            id: record.id.as_str(),
+            id: record.id.to_string(),
             created_at: record.id.unix_millis().as_u64(),
             status: record.status.as_str(),
             model: record.model.as_deref(),

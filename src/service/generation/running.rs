@@ -434,10 +434,9 @@ fn send_done(
     append_text(&mut work.text, std::mem::take(&mut done.text));
     let latency = wire.now - call.started;
     let origin = done.served.origin;
+    let id = origin.as_ref().map_or(work.id, |origin| origin.id).text();
     let generation = Generation {
-        id: origin
-            .as_ref()
-            .map_or(work.id.as_str(), |origin| origin.id.as_str()),
+        id: id.as_str(),
         text: &work.text,
         model: desk.model.as_ref().map(|model| model.id.as_str()),
         finish_reason: done.finish_reason,

@@ -127,7 +127,7 @@ fn submit(
     let model = desk.model();
     check_model(model, asked.model.as_deref())?;
     let max_tokens = asked.complete(model.map(|model| model.defaults).unwrap_or_default());
-    let id = desk.generation_id();
+    let id = desk.new_id();
     let mut memory = desk.parts.buffered.share(Claim::of(call.caller.is_some()));
     let taken = memory.resize(asked.prompt.bytes());
     taken.map_err(|Full| buffers_full())?;

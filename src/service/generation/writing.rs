@@ -33,7 +33,6 @@ use crate::service::response::buffer::{ResponseBuffer, Written};
 use crate::service::response::coding::Coder;
 use crate::service::response::compression::CompressionSeries;
 use crate::telemetry::access::Figures;
-use crate::telemetry::id::Id;
 
 use super::stream::Ending;
 
@@ -73,7 +72,7 @@ pub enum Part {
 
 /// The facts about a job that has ended, beside its text.
 pub struct Ended {
-    pub id: Id,
+    pub id: GenerationId,
     pub ticket: Arc<Ticket>,
     pub key: JobKey,
     pub deadline: Moment,
@@ -298,8 +297,9 @@ impl WriteTask {
     fn write(&mut self) -> Written {
         let coder = Coder::new(&self.config, self.series.clone(), self.buffered.clone());
         let mut buffer = ResponseBuffer::new(coder);
+        let id = self.id.text();
         let generation = Generation {
-            id: self.id.as_str(),
+            id: id.as_str(),
             text: &self.text,
             model: self.model.as_deref(),
             finish_reason: self.finish_reason,

@@ -76,7 +76,7 @@ fn a_finished_generation_leaves_one_record() {
             (None, None)
         );
         if reply.is_finished {
-            assert_eq!(reply.json()["id"], record.id.as_str());
+            assert_eq!(reply.json()["id"], record.id.to_string());
         }
     }
 }

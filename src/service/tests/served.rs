@@ -76,7 +76,7 @@ fn a_long_result_of_another_request_keeps_its_id_too() {
     let json = reply.json();
     assert_eq!(
         (&json["id"], &json["cached"]),
-        (&GenerationId::FIRST.as_str().into(), &true.into())
+        (&GenerationId::FIRST.to_string().into(), &true.into())
     );
     assert_eq!(json["latency_ms"], 777);
 }

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::core::id::GenerationId;
 use crate::store::error::StoreError;
-use crate::telemetry::id::Id;
 use crate::telemetry::request_id::RequestId;
 
 /// The records of an open store. Each write also counts in the usage of its key and day.
@@ -33,7 +33,7 @@ pub trait Generations {
 /// A generation that has ended. It was created at the time in its id.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationRecord {
-    pub id: Id,
+    pub id: GenerationId,
     /// Empty: the client had no key.
     pub key_id: String,
     pub status: Status,
@@ -120,7 +120,7 @@ pub struct Query<'a> {
     /// In milliseconds since 1970; 0: all.
     pub since: u64,
     /// Only records before this one; its own id was the last of the previous page.
-    pub before: Option<Id>,
+    pub before: Option<GenerationId>,
     pub limit: u32,
 }
 

@@ -17,13 +17,13 @@ use tokio_postgres::types::ToSql;
 
 use super::connection::PostgresStore;
 use super::session::Unread;
+use crate::core::id::{GenerationId, IdText};
 use crate::store::error::StoreError;
 use crate::store::interface::generations::{
     Bounds, Content, GenerationRecord, Generations, Query, Status,
 };
 use crate::store::interface::usage::{Hits, Usage, UsageRow};
 use crate::store::stored::{from_sql, to_sql};
-use crate::telemetry::id::{Id, IdKind};
 use crate::telemetry::request_id::RequestId;
 
 const ADD: &str = "
@@ -119,11 +119,13 @@ impl Generations for PostgresStore {
                 .map(|content| content.map(|content| read(content).as_bytes()))
                 .collect()
         };
+        let ids: Vec<IdText> = records.iter().map(|record| record.id.text()).collect();
+        let ids: Vec<&str> = ids.iter().map(IdText::as_str).collect();
         let digests: Vec<&[u8]> = records.iter().map(|record| &record.digest[..]).collect();
         self.session.execute(
             ADD,
             &[
-                &texts(|record| record.id.as_str()),
+                &ids,
                 &texts(|record| &record.key_id),
                 &numbers(|record| to_sql(record.id.unix_millis().as_u64())),
                 &texts(|record| record.status.as_str()),
@@ -151,7 +153,8 @@ impl Generations for PostgresStore {
     fn find_generations(&self, query: &Query<'_>) -> Result<Vec<GenerationRecord>, StoreError> {
         let before = query.before.as_ref();
         let newest = before.map_or(i64::MAX, |id| to_sql(id.unix_millis().as_u64()));
-        let id = before.map_or("", Id::as_str);
+        let text = before.map(GenerationId::text);
+        let id = text.as_ref().map_or("", IdText::as_str);
         let (since, limit) = (to_sql(query.since), i64::from(query.limit));
         match query.status.map(Status::as_str) {
             None => {
@@ -235,9 +238,7 @@ fn read(row: &Row) -> Result<GenerationRecord, Unread> {
     let tokens = |index| number(row, index).map(|value| u32::try_from(value).unwrap_or(u32::MAX));
     let digest: &[u8] = row.try_get(16)?;
     Ok(GenerationRecord {
-        id: parsed(row, 0, |text| {
-            Id::parse(IdKind::Generation, text.as_bytes())
-        })?,
+        id: parsed(row, 0, GenerationId::parse)?,
         key_id: row.try_get(1)?,
         status: parsed(row, 2, Status::parse)?,
         model: row.try_get(3)?,

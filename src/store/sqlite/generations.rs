@@ -12,13 +12,13 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
 use super::connection::{SqliteStore, database_error};
+use crate::core::id::{GenerationId, IdText};
 use crate::store::error::StoreError;
 use crate::store::interface::generations::{
     Bounds, Content, GenerationRecord, Generations, Query, Status,
 };
 use crate::store::interface::usage::{DAY_MS, Hits, Usage, UsageRow};
 use crate::store::stored::to_sql;
-use crate::telemetry::id::{Id, IdKind};
 use crate::telemetry::request_id::RequestId;
 
 const INSERT: &str = "
@@ -93,7 +93,8 @@ impl Generations for SqliteStore {
                 .prepare_cached(&page_sql(query.status.is_some()))?;
             let before = query.before.as_ref();
             let newest = before.map_or(i64::MAX, |id| to_sql(id.unix_millis().as_u64()));
-            let id = before.map_or("", Id::as_str);
+            let text = before.map(GenerationId::text);
+            let id = text.as_ref().map_or("", IdText::as_str);
             let (since, limit) = (to_sql(query.since), query.limit);
             let rows = match query.status {
                 None => statement.query_map(params![query.key_id, since, newest, id, limit], read),
@@ -204,7 +205,7 @@ fn insert(connection: &Connection, records: &[Box<GenerationRecord>]) -> rusqlit
         let created_at = record.id.unix_millis().as_u64();
         let content = record.content.as_ref();
         let added = insertion.execute(params![
-            record.id.as_str(),
+            record.id.to_string(),
             record.key_id,
             to_sql(created_at),
             record.status.as_str(),
@@ -247,9 +248,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<GenerationRecord> {
     let duration = |index| number(row, index).map(Duration::from_millis);
     let prompt: Option<String> = row.get(17)?;
     Ok(GenerationRecord {
-        id: parsed(row, 0, |text| {
-            Id::parse(IdKind::Generation, text.as_bytes())
-        })?,
+        id: parsed(row, 0, GenerationId::parse)?,
         key_id: row.get(1)?,
         status: parsed(row, 2, Status::parse)?,
         model: row.get(3)?,

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::{Bed, on_each_database};
 use crate::core::UnixMillis;
+use crate::core::id::GenerationId;
 use crate::store::Store;
 use crate::store::interface::generations::{Bounds, Content, GenerationRecord, Query, Status};
 use crate::store::interface::keys::NewKey;
 use crate::store::interface::usage::{Hits, UsageRow};
-use crate::telemetry::id::{Id, IdKind, Ids};
+use crate::telemetry::id::Ids;
 use crate::telemetry::random::SplitMix64;
 use crate::telemetry::request_id::RequestId;
 
@@ -35,7 +36,7 @@ pub fn key(store: &mut dyn Store) -> String {
 
 pub fn record(ids: &mut Ids, key_id: &str, status: Status, at_ms: u64) -> Box<GenerationRecord> {
     Box::new(GenerationRecord {
-        id: ids.make(IdKind::Generation, UnixMillis::new(at_ms)),
+        id: ids.make(UnixMillis::new(at_ms)),
         key_id: key_id.to_owned(),
         status,
         model: Some("tiny".to_owned()),
@@ -121,7 +122,7 @@ fn pages_are_a_plain_list_in_pieces<B: Bed>() {
     store.add_generations(&all).unwrap();
     for status in [None, Some(Status::Done), Some(Status::Abandoned)] {
         for since in [0, START + 20] {
-            let expected: Vec<Id> = all
+            let expected: Vec<GenerationId> = all
                 .iter()
                 .rev()
                 .filter(|record| record.key_id == keys[0])
@@ -129,7 +130,7 @@ fn pages_are_a_plain_list_in_pieces<B: Bed>() {
                 .filter(|record| record.id.unix_millis().as_u64() >= since)
                 .map(|record| record.id)
                 .collect();
-            let mut found: Vec<Id> = Vec::new();
+            let mut found: Vec<GenerationId> = Vec::new();
             loop {
                 let page = store
                     .find_generations(&Query {

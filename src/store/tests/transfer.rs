@@ -11,7 +11,7 @@ use crate::store::interface::jobs::FinishedJob;
 use crate::store::interface::transfer::TABLES;
 use crate::store::transfer::{Imported, TransferError, export, import};
 use crate::store::{NewKey, Store};
-use crate::telemetry::id::{IdKind, Ids};
+use crate::telemetry::id::Ids;
 use crate::telemetry::random::SplitMix64;
 use crate::telemetry::request_id::RequestId;
 
@@ -27,7 +27,7 @@ fn fill(store: &mut dyn Store) {
     let records: Vec<_> = (0..450)
         .map(|index| {
             Box::new(GenerationRecord {
-                id: ids.make(IdKind::Generation, UnixMillis::new(START + index)),
+                id: ids.make(UnixMillis::new(START + index)),
                 key_id: key.id.clone(),
                 status: Status::ALL[(index % 3) as usize],
                 model: Some("ti\"ny\n".to_owned()),

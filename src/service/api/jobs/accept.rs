@@ -12,7 +12,7 @@ use crate::engine::{CacheMode, Prompt, Refused};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Request;
 use crate::http::origin::{Host, Origin};
-use crate::jobs::{Bounds, File, JobId, JobRequest};
+use crate::jobs::{Bounds, File, JobRequest};
 use crate::limits::jobs as limits;
 use crate::offload::{JobKey, Ticket};
 use crate::service::asking::{self, Asking};
@@ -160,17 +160,15 @@ fn job_of(
     let taken = memory.resize(asked.prompt.bytes());
     taken.map_err(|Full| buffers_full())?;
     let now_ms = (desk.parts.wall_clock)().as_u64();
-    let mut random = [0; 18];
+    let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|_| {
         ApiError::new(
             ErrorCode::Internal,
             "the kernel's random numbers are not available",
         )
     })?;
-    let (id, seed) = random.split_at(10);
-    let id = JobId::new(now_ms, id.try_into().unwrap_or_default());
     // Signed numbers from 0 on: -1 asks for a random seed.
-    let drawn = i64::from_le_bytes(seed.try_into().unwrap_or_default()) & i64::MAX;
+    let drawn = i64::from_le_bytes(random) & i64::MAX;
     let is_live = call.route().is_generation();
     let max_wait = match is_live {
         true => asked.timeout,
@@ -179,7 +177,7 @@ fn job_of(
     let is_seed_drawn = asked.sampling.seed.is_none();
     let (request, narrator) = request_of(asked, drawn, is_live);
     let accepted = Accept {
-        id,
+        id: desk.new_id(),
         is_seed_drawn,
         request,
         callback_url,

@@ -35,7 +35,7 @@ fn no_page_scans_or_sorts_100_000_records() {
     for status in [None, Some(Status::Failed)] {
         let sql = format!("EXPLAIN QUERY PLAN {}", page_sql(status.is_some()));
         let mut statement = store.connection.prepare(&sql).unwrap();
-        let (newest, id) = (to_sql(middle.unix_millis().as_u64()), middle.as_str());
+        let (newest, id) = (to_sql(middle.unix_millis().as_u64()), middle.to_string());
         let read = |row: &Row<'_>| row.get::<_, String>(3);
         let plan: rusqlite::Result<Vec<String>> = match status {
             None => statement
