@@ -35,6 +35,8 @@ use kept::Kept;
 
 /// A request that follows a job.
 #[derive(Debug)]
+// An exchange is boxed as a whole.
+#[allow(clippy::large_enum_variant)]
 pub enum JobExchange {
     Following(Following),
     Kept(Box<Kept>),
