@@ -192,11 +192,11 @@ impl Target {
         }
         for (name, value) in &self.headers {
             match value {
-                HeaderValue::Text(text) => fields.push(*name, text),
+                HeaderValue::Text(text) => fields.push(name, text),
                 HeaderValue::File(path) => {
                     let value = PushHeader::value_of(&secret(path)?);
                     let value = value.map_err(|why| format!("{}: {why}", path.display()))?;
-                    fields.push(*name, &value);
+                    fields.push(name, &value);
                 }
             }
         }

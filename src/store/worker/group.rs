@@ -93,10 +93,13 @@ fn accept_all(store: &mut dyn Store, tasks: &mut [Box<dyn StoreTask>]) -> Result
 
 type Tasks = VecDeque<Box<dyn StoreTask>>;
 
-/// The tasks of one transaction, with the failures of single ones.
+/// A task, and its failure if it failed alone.
+type Ran = (Box<dyn StoreTask>, Option<Arc<StoreError>>);
+
+/// The tasks of one transaction.
 #[derive(Default)]
 pub(super) struct Group {
-    tasks: Vec<(Box<dyn StoreTask>, Option<Arc<StoreError>>)>,
+    tasks: Vec<Ran>,
     /// About what they and the records write.
     pub written: u64,
 }
