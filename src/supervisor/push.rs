@@ -190,7 +190,7 @@ impl Target {
             let token = String::from_utf8_lossy(token);
             fields.push("authorization", &format!("Bearer {token}"));
         }
-        for (name, value) in &self.headers {
+        for &(name, ref value) in &self.headers {
             match value {
                 HeaderValue::Text(text) => fields.push(name, text),
                 HeaderValue::File(path) => {

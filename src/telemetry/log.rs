@@ -18,7 +18,8 @@
 //!  3. The thread logs nothing through itself: its own messages go into its own batch.
 //!
 //! Mutations that the tests below catch: a batch that is given up after a failed write, a flush
-//! that is acknowledged although the output refuses, drops that the log does not report.
+//! that is acknowledged although the output refuses, drops that the log does not report, the mark
+//! of a batch for an idle thread.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -456,7 +457,10 @@ mod tests {
             let length = journal.recv(&mut buffer).unwrap();
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         };
+        let patience = Some(std::time::Duration::from_secs(60));
         let journal = UnixDatagram::bind(&path).unwrap();
+        // No flush wakes the thread: its lines must.
+        journal.set_read_timeout(patience).unwrap();
         let output = Output::Journal(super::super::journald::Journal::open(&path).unwrap());
         let (logger, handle) = start(&settings, output).unwrap();
         logger.line(1);

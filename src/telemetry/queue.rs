@@ -29,8 +29,8 @@
 //!  2. Lines are taken in the order in which they were pushed, each once.
 //!  3. A push wakes only a thread that waits, and at most once for each wait.
 //!
-//! Mutations that the tests below catch: a mark that stays after it was reached, a mark of a batch
-//! for an idle thread, no bound.
+//! Mutations that the tests below catch: a mark that stays after it was reached, no bound, a wait
+//! without its end.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -21,8 +21,8 @@ const FOREIGN: [&str; 5] = [
      INTERNAL close_notify Location Vary Via illegal_parameter cipher_suites",
     // systemd and other programs' settings
     "FDSTORE LISTEN_FDS LISTEN_PID LISTEN_FDNAMES NOTIFY_SOCKET LimitNOFILE NO_COLOR NO_PROXY \
-     HTTPS_PROXY OTEL_EXPORTER_OTLP_HEADERS HF_ENDPOINT HF_TOKEN PIP_INDEX_URL SSL_CERT_FILE GOMP_SPINCOUNT \
-     OMP_WAIT_POLICY GGML_AVX GGML_AVX2 GGML_BMI2 GGML_F16C GGML_FMA \
+     HTTPS_PROXY OTEL_EXPORTER_OTLP_HEADERS HF_ENDPOINT HF_TOKEN PIP_INDEX_URL SSL_CERT_FILE \
+     GOMP_SPINCOUNT OMP_WAIT_POLICY GGML_AVX GGML_AVX2 GGML_BMI2 GGML_F16C GGML_FMA \
      process_cpu_seconds_total proxy_buffering proxy_http_version proxy_set_header \
      sd_listen_fds_with_names sd_notify upstream proxy_pass proxy_protocol pip.py",
     // std and crates
