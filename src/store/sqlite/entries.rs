@@ -147,7 +147,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<EntryRow> {
 mod tests {
     use super::*;
 
-    /// Mutations: each index of `cache_entries` that is left out.
+    /// Mutations: the index of hits, of tenants, or of totals left out.
     #[test]
     fn no_statement_reads_all_entries() {
         let folder = tempfile::tempdir().unwrap();

@@ -14,8 +14,7 @@
 //!
 //! Mutations that the tests below catch: no `max_page_count`
 //! (`the_file_ends_at_its_share_...`); `make_room` that does not look at the log, or that does not
-//! empty it (`the_log_of_a_database_that_is_read_...`); a log that is not cut
-//! (`a_burst_leaves_a_short_log`).
+//! empty it (`the_log_of_a_database_that_is_read_...`).
 //!
 //! [`Upkeep`]: crate::store::upkeep::Upkeep
 
