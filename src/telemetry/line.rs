@@ -482,7 +482,18 @@ mod tests {
             line.field(Kind::Raw, "number", "123456");
         });
         assert!(is_cut(&line["first"], ""));
-        assert!(line.get("number").is_none(), "a number is cut off whole");
         assert!(line.to_string().len() <= limits::LOG_LINE_BYTES_MAX + 128);
+
+        let line = json("t", |line| {
+            line.message(format_args!("m"));
+            // Three of the six digits would fit.
+            let others = "tm".len() + "first".len() + "number".len() + 3;
+            let most = "x".repeat(limits::LOG_LINE_BYTES_MAX - others);
+            line.field(Kind::Text, "first", &most);
+            line.field(Kind::Raw, "number", "123456");
+            line.field(Kind::Raw, "n", "12");
+        });
+        assert!(line.get("number").is_none(), "a number is cut off whole");
+        assert_eq!(line["n"], 12, "its room is there for the next field");
     }
 }
