@@ -12,7 +12,7 @@ use super::problem::quote;
 use super::schema::Config;
 use super::tls::ClientCertificates;
 use super::units::{print_duration, print_size_bytes};
-use super::words::{BusKind, EngineKind, LogFormat, word};
+use super::words::{BusKind, CachePolicy, EngineKind, LogFormat, word};
 use crate::core::disk_shares::{budget_for_prefixes, prefixes_max};
 
 /// A broken rule.
@@ -57,6 +57,8 @@ pub fn warnings(config: &Config) -> Vec<Finding> {
         echo(config),
         unused_model_section(config),
         jobs_beyond_the_folder(config),
+        policy_without_entries(config),
+        members_without_gossip(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -385,6 +387,32 @@ fn unused_model_section(config: &Config) -> Option<Finding> {
     })
 }
 
+fn policy_without_entries(config: &Config) -> Option<Finding> {
+    let cache = &config.cache;
+    let has_effect = cache.persist || cache.policy == CachePolicy::ReadThrough;
+    (!has_effect).then(|| Finding {
+        keys: &["cache.policy", "cache.persist"],
+        message: format!(
+            "cache.policy is {:?}, but cache.persist is false, so the store has no results and \
+             the policy has no effect",
+            word(cache.policy)
+        ),
+    })
+}
+
+fn members_without_gossip(config: &Config) -> Option<Finding> {
+    let bus = &config.bus;
+    let is_set = bus.listen.is_some() || !bus.peers.is_empty() || bus.secret_file.is_some();
+    (is_set && bus.kind != BusKind::Gossip).then(|| Finding {
+        keys: &["bus.kind", "bus.listen", "bus.peers", "bus.secret_file"],
+        message: format!(
+            "bus.kind is {:?}, so bus.listen, bus.peers and bus.secret_file have no effect; they \
+             are for bus.kind = \"gossip\"",
+            word(bus.kind)
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -469,6 +497,19 @@ mod tests {
         config.store.url = StoreUrl::parse("postgres://a@%2Frun/c").expect("a URL");
         assert_eq!(warnings(&config), []);
         assert_eq!(config.entries_bytes(), 16 << 20);
+    }
+
+    /// Mutations: a rule left out of `warnings`; one that does not look at the other key.
+    #[test]
+    fn settings_without_effect_are_reported() {
+        let mut config = Config::default();
+        config.cache.policy = CachePolicy::WriteBehind;
+        config.bus.peers = vec!["192.0.2.1:7946".parse().expect("an address")];
+        let keys: Vec<_> = warnings(&config).iter().map(|it| it.keys[0]).collect();
+        assert_eq!(keys, ["cache.policy", "bus.kind"]);
+        config.cache.persist = true;
+        config.bus.kind = BusKind::Gossip;
+        assert_eq!(warnings(&config), []);
     }
 
     #[test]
