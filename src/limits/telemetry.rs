@@ -84,8 +84,9 @@ pub const REQUEST_DURATION_BUCKETS_MICROS: &[u64] = &[
 /// Bounds of `autoglmd_time_to_first_token_seconds`. A cached prompt takes a few milliseconds; a
 /// token that takes more than a minute has waited in the queue, and how long no longer matters.
 pub const TIME_TO_FIRST_TOKEN_BUCKETS_MICROS: &[u64] = &[
-    1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 250_000, 500_000,
-    750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000, 30_000_000, 60_000_000,
+    1_000, 2_500, 5_000, 10_000, 20_000, 25_000, 40_000, 50_000, 60_000, 80_000, 100_000, 250_000,
+    500_000, 750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000, 30_000_000,
+    60_000_000,
 ];
 
 /// Bounds of `autoglmd_time_per_output_token_seconds`. From a small model on a fast machine (1,000
@@ -93,7 +94,7 @@ pub const TIME_TO_FIRST_TOKEN_BUCKETS_MICROS: &[u64] = &[
 /// where a response turns from faster to slower than its reader.
 pub const TIME_PER_OUTPUT_TOKEN_BUCKETS_MICROS: &[u64] = &[
     1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 75_000,
-    100_000, 150_000, 200_000, 300_000, 400_000, 500_000, 750_000, 1_000_000, 2_500_000,
+    100_000, 150_000, 200_000, 250_000, 300_000, 400_000, 500_000, 750_000, 1_000_000, 2_500_000,
 ];
 
 /// Bounds of `autoglmd_loop_turn_seconds`. A turn with one request takes about 10 us; one of 10
