@@ -27,7 +27,6 @@ use super::file::{self, Fault, Head};
 use super::index::{self, Entry, Index};
 use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED, entries, remove};
 use super::origin::Origin;
-use super::own;
 use super::room::Room;
 use super::wear::Wear;
 use crate::core::Moment;
@@ -113,12 +112,11 @@ pub fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("prefixes")
 }
 
-/// Returns the bytes of all files in the folder within the state folder, the daemon's own words
-/// included.
+/// Returns the bytes of all files in the folder within the state folder. The daemon's own words
+/// have a bound of their own.
 pub fn bytes(state_dir: &Path) -> io::Result<u64> {
-    let path = folder(state_dir);
     let mut bytes = 0;
-    for entry in entries(&path)?.chain(entries(&own::folder(&path))?) {
+    for entry in entries(&folder(state_dir))? {
         // A file may go at any moment.
         let metadata = entry?.metadata().ok();
         let file = metadata.filter(|metadata| metadata.is_file());
