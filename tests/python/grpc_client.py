@@ -249,9 +249,12 @@ def running_job():
     first.cancel()
     second = stub.WatchJob(jobs_messages.WatchJobRequest(id=job.id, after=delta.id), **CALL)
     assert next(second).id == "1.2"
+    late = jobs_messages.WatchJobRequest(id=job.id, after="1.4294967295")
+    call = lambda: list(stub.WatchJob(late, **CALL))
+    refused(call, grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
     try:
-        late = jobs_messages.WatchJobRequest(id=job.id, after="1.4294967295")
-        list(stub.WatchJob(late, metadata=metadata, timeout=0.2))
+        third = jobs_messages.WatchJobRequest(id=job.id, after="1.2")
+        list(stub.WatchJob(third, metadata=metadata, timeout=0.2))
         raise AssertionError("the job has ended")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
