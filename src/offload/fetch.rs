@@ -231,9 +231,11 @@ impl Fetcher {
 }
 
 impl Admitted {
-    /// Passes on the result. The place is free then.
+    /// Passes on the result. The place is free by then, for a fetch that follows on the result.
     pub fn finish(mut self, result: Result<Response, FetchError>) {
-        if let Some(sink) = self.owed.0.take() {
+        let sink = self.owed.0.take();
+        drop(self);
+        if let Some(sink) = sink {
             sink.finish(result);
         }
     }
