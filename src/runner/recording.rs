@@ -4,7 +4,7 @@
 //! saved. So an attempt that runs again, or is fenced, leaves none, and a job leaves one at most.
 //! As for requests, a result that the cache has served counts as a hit and has no record.
 //!
-//! Must never wait, like [`crate::store::Records`].
+//! Must never wait, like [`crate::store::records::Records`].
 
 use std::borrow::Cow;
 use std::sync::Arc;
