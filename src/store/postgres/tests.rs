@@ -397,7 +397,8 @@ fn transactions_that_wait_for_each_other_are_both_committed() {
         assert_eq!(result, Ok(()));
     }
     drop(workers);
-    assert_eq!(deadlocks(&bed), 1);
+    // Both may begin again at the same moment, and meet again.
+    assert!(deadlocks(&bed) >= 1);
 }
 
 /// Two daemons with two threads each accept jobs of the same keys, in opposite orders.
