@@ -131,11 +131,10 @@ fn restarted_daemon_goes_on_from_a_prefix_for_its_key_alone() {
     let (_, cached) = third.ask_with(other.trim(), &asked);
     assert!(cached < OWN_TOKENS_MAX, "{cached} tokens of an erased key");
     let fourth = third.restart(options());
-    assert_eq!(
-        fourth.files().len(),
-        1,
-        "what it has computed since was not written"
-    );
+    // What it has computed since was not written, or goes when the folder is read.
+    eventually("the erased key has no file", || {
+        (fourth.files().len() == 1).then_some(())
+    });
     assert!(fourth.ask(&asked).1 > OWN_TOKENS_MAX);
 }
 

@@ -165,6 +165,25 @@ pub fn erase(state_dir: &Path, tenant: u64) -> io::Result<usize> {
     Ok(removed)
 }
 
+/// Removes the marks of erased tenants, before a process writes its first file. A process that ended
+/// after it had renamed a file, and before it looked for the mark, has left that file.
+fn finish_erasures(path: &Path) -> io::Result<()> {
+    let items = entries(path)?.collect::<io::Result<Vec<_>>>()?;
+    let names = items.iter().map(|item| item.file_name());
+    let names: Vec<String> = names.map(|it| it.to_string_lossy().into_owned()).collect();
+    let marks = names
+        .iter()
+        .filter(|name| names::kind(name) == Kind::Erased);
+    for mark in marks {
+        let left = names.iter().filter(|name| names::is_erased_by(name, mark));
+        for name in left {
+            remove(&path.join(name))?;
+        }
+        remove(&path.join(mark))?;
+    }
+    Ok(())
+}
+
 impl Folder {
     /// Makes the folder at `path` known; [`Folder::open`] reads it.
     pub fn new(path: PathBuf, bytes_max: u64) -> Folder {
@@ -278,6 +297,9 @@ impl Folder {
             origin: origin.clone(),
         });
         let was_opened = self.lock().was_opened;
+        if !was_opened {
+            finish_erasures(&self.path)?;
+        }
         let mut found: Vec<(SystemTime, Entry)> = Vec::new();
         for item in entries(&self.path)? {
             let item = item?;
@@ -287,10 +309,8 @@ impl Folder {
                     Ok(entry) => found.push(entry),
                     Err(fault) => self.handle_fault(&name, &fault),
                 },
-                // No writer of this process is at work, and none has anything of a tenant that was
-                // erased before the process began.
+                // No writer of this process is at work.
                 Kind::Unfinished => remove(&item.path())?,
-                Kind::Erased if !was_opened => remove(&item.path())?,
                 Kind::Erased | Kind::Other => {}
             }
         }

@@ -107,6 +107,13 @@ impl TenantDigest {
     }
 }
 
+/// Returns whether a file belongs to the tenant that a mark names.
+pub fn is_erased_by(name: &str, mark: &str) -> bool {
+    let tenant = mark.strip_suffix(ERASED);
+    let rest = tenant.and_then(|tenant| name.strip_prefix(tenant));
+    rest.is_some_and(|rest| rest.starts_with('-')) && !matches!(kind(name), Kind::Other)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Prefix,

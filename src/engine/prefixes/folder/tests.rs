@@ -305,6 +305,27 @@ fn nothing_of_an_erased_tenant_is_there_or_written_later() {
     );
 }
 
+/// Mutation that this test catches: `open` without `finish_erasures`.
+#[test]
+fn a_file_that_was_renamed_just_before_the_end_goes_at_the_next_start() {
+    let mut host = Host::new(1 << 20);
+    host.write(&copied(TENANT, text(1, 300)));
+    host.write(&copied(TENANT + 1, text(1, 300)));
+    let before = host.files();
+    let bytes: Vec<_> = before
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect();
+    assert_eq!(erase(host.state_dir.path(), TENANT).unwrap(), 1);
+    for (path, bytes) in before.iter().zip(bytes) {
+        std::fs::write(path, bytes).unwrap();
+    }
+    host.reopen(&origin());
+    assert_eq!(host.files().len(), 1, "neither the file nor the mark");
+    assert_eq!(host.found(TENANT, &text(1, 300)), None);
+    assert!(host.load(TENANT + 1, &text(1, 300)).is_some());
+}
+
 #[test]
 fn forgotten_files_are_not_found_and_copies_on_their_way_are_dropped() {
     let host = Host::new(1 << 20);
