@@ -55,6 +55,7 @@ fn options(server: &Postgres, database: &str) -> Options {
     Options::echo()
         .in_folder(Arc::new(folder))
         .set("store.url", &server.url(database, Way::Tcp))
+        .set("store.connect_timeout", "30s")
         .set("store.password_file", &password.display().to_string())
 }
 

@@ -221,8 +221,11 @@ fn own_words_come_from_the_disk_after_a_restart() {
     let own = |served: &Served| served.daemon.state_folder().join("prefixes/own");
     let files = |served: &Served| {
         let items = std::fs::read_dir(own(served)).expect("the folder");
-        let names = items.map(|item| item.unwrap().file_name());
-        names.filter(|name| name != "secret").count()
+        let paths = items.map(|item| item.expect("an entry").path());
+        // One that is being written has another suffix.
+        paths
+            .filter(|path| path.extension().is_some_and(|suffix| suffix == "kv"))
+            .count()
     };
     // Returns how many tokens of the prompts were there, and how many were computed.
     let ask = |served: &Served| {

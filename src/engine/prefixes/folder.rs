@@ -165,8 +165,8 @@ pub fn erase(state_dir: &Path, tenant: u64) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Removes the marks of erased tenants, before a process writes its first file. A process that ended
-/// after it had renamed a file, and before it looked for the mark, has left that file.
+/// Removes the marks of erased tenants, before a process writes its first file. A process that
+/// ended after it had renamed a file, and before it looked for the mark, has left that file.
 fn finish_erasures(path: &Path) -> io::Result<()> {
     let items = entries(path)?.collect::<io::Result<Vec<_>>>()?;
     let names = items.iter().map(|item| item.file_name());
