@@ -233,9 +233,14 @@ fn own_words_come_from_the_disk_after_a_restart() {
             let asked = json!({ "prompt": "add", "language": language, "max_tokens": 1 });
             served.ask(&asked).1
         });
-        let metrics = served.daemon.metrics();
-        let tokens = |kind| metrics.sum("autoglmd_tokens_total", &[("kind", kind)]);
-        (cached, tokens("prompt") - tokens("prompt_cached"))
+        // The engine counts a token after it has sent it.
+        let (computed, _) = eventually("the tokens are counted", || {
+            let metrics = served.daemon.metrics();
+            let tokens = |kind| metrics.sum("autoglmd_tokens_total", &[("kind", kind)]);
+            let computed = tokens("prompt") - tokens("prompt_cached");
+            (tokens("generated") >= 3.0).then_some(computed)
+        });
+        (cached, computed)
     };
     let first = Served::start(options());
     let (cached, computed) = ask(&first);
