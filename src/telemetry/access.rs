@@ -77,6 +77,8 @@ impl AccessLines {
         let new = || Formatter::new(logger.format());
         let formatter = self.formatter.get_or_insert_with(new);
         self.buffer.clear();
+        // Once: lines differ by some digits, and the first ones may be the shortest.
+        self.buffer.reserve(limits::LOG_LINE_BYTES_TYPICAL);
         access.append(formatter, SystemTime::now(), &mut self.buffer);
         logger.queue(&self.buffer);
     }
