@@ -47,6 +47,7 @@ use crate::os::process::give_way;
 use crate::store::Requests;
 use crate::telemetry::random::SplitMix64;
 
+use super::backoff::Backoff;
 use super::callback_claim::{CallbackWork, Claim, Claimed, Settled};
 use super::metrics::{CallbackOutcome, CallbackSeries};
 use super::tasks::{Done, RunnerTask, TENANT};
@@ -156,7 +157,7 @@ struct Caller {
     claim_at: Moment,
     save_at: Moment,
     /// Of the store's failures; zero while it works.
-    backoff: Duration,
+    backoff: Backoff,
     /// Since a drain began, when the thread ends at the latest.
     ends_at: Option<Moment>,
 }
@@ -186,7 +187,7 @@ impl Caller {
             is_saving: false,
             claim_at: now,
             save_at: now,
-            backoff: Duration::ZERO,
+            backoff: Backoff::default(),
             ends_at: None,
         }
     }
@@ -255,7 +256,7 @@ impl Caller {
     }
 
     fn claim_soon(&mut self) {
-        self.claim_at = self.claim_at.min(Moment::now() + self.backoff);
+        self.claim_at = self.claim_at.min(self.backoff.after(Moment::now()));
     }
 
     fn claim(&mut self, now: Moment) {
@@ -450,23 +451,20 @@ impl Caller {
 
     /// Logs the first failure and the recovery, and sets the pause between them.
     fn note_health(&mut self, failure: Option<&str>, now: Moment) {
-        match failure {
-            None if self.backoff.is_zero() => {}
-            None => {
+        let Some(why) = failure else {
+            if self.backoff.succeed() {
                 log::info!("the store takes callbacks again");
-                self.backoff = Duration::ZERO;
+                self.claim_at = now.min(self.claim_at);
+                self.save_at = now.min(self.save_at);
             }
-            Some(why) => {
-                if self.backoff.is_zero() {
-                    log::warn!("callbacks wait, because the store has failed: {why}");
-                }
-                let doubled = self.backoff * 2;
-                self.backoff = doubled.clamp(limits::BACKOFF_MIN, limits::BACKOFF_MAX);
-                let later = now + self.backoff;
-                self.claim_at = later.max(self.claim_at);
-                self.save_at = later.max(self.save_at);
-            }
+            return;
+        };
+        if self.backoff.fail(now) {
+            log::warn!("callbacks wait, because the store has failed: {why}");
         }
+        let later = self.backoff.after(now);
+        self.claim_at = later.max(self.claim_at);
+        self.save_at = later.max(self.save_at);
     }
 
     fn count(&self) {

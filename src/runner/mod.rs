@@ -8,6 +8,7 @@
 //! * [`followers`]: the clients that wait for a job's events;
 //! * [`start`]: from a claimed job to a job of the engine;
 //! * [`recording`]: the record of a job's generation;
+//! * [`backoff`]: the pause after a failure of the store or of the engine;
 //! * [`attempt`]: one attempt, from its claim to its saved end;
 //! * [`thread`]: the runner's own thread;
 //! * [`callback_claim`]: which callbacks are sent next, and [`callbacks`]: the thread that has them
@@ -18,6 +19,7 @@
 //! accepted or cancelled, and the [`Followers`].
 
 pub mod attempt;
+pub mod backoff;
 pub mod callback_claim;
 pub mod callbacks;
 pub mod change;

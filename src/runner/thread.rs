@@ -42,6 +42,7 @@ use crate::telemetry::id::Ids;
 use crate::telemetry::random::SplitMix64;
 
 use super::attempt::{Attempt, Origin};
+use super::backoff::Backoff;
 use super::callbacks::Callbacks;
 use super::change::{Next, Write};
 use super::followers::Followers;
@@ -84,10 +85,10 @@ pub struct Thread {
     save_at: Moment,
     sweep_at: Moment,
     look_at: Moment,
-    /// Of the engine's refusals.
-    engine_backoff: Duration,
-    /// Of the store's failures; zero while it works.
-    store_backoff: Duration,
+    /// Of the engine's refusals that concern all jobs.
+    engine_backoff: Backoff,
+    /// Of the store's failures.
+    store_backoff: Backoff,
     /// The last events of followed jobs.
     seen: HashMap<JobId, EventId>,
     /// Since a drain began, when the thread ends at the latest.
@@ -110,8 +111,8 @@ impl Thread {
             save_at: now,
             sweep_at: now,
             look_at: now,
-            engine_backoff: Duration::ZERO,
-            store_backoff: Duration::ZERO,
+            engine_backoff: Backoff::default(),
+            store_backoff: Backoff::default(),
             seen: HashMap::new(),
             ends_at: None,
         }
@@ -241,9 +242,9 @@ impl Thread {
             .map(|attempt| attempt.next_save(self.save_at))
             .min();
         let next = next.unwrap_or(Moment::NEVER);
-        match self.store_backoff.is_zero() {
-            true => next,
-            false => next.max(self.save_at),
+        match self.store_backoff.is_failing() {
+            false => next,
+            true => next.max(self.save_at),
         }
     }
 
@@ -392,29 +393,33 @@ impl Thread {
 
     /// Logs the first failure and the recovery, and sets the pause between them.
     fn note_health(&mut self, failure: Option<&str>, now: Moment) {
-        match failure {
-            None if self.store_backoff.is_zero() => {}
-            None => {
+        let Some(why) = failure else {
+            if self.store_backoff.succeed() {
                 log::info!("the store takes durable jobs again");
-                self.store_backoff = Duration::ZERO;
-            }
-            Some(why) => {
-                if self.store_backoff.is_zero() {
-                    log::warn!("durable jobs wait, because the store has failed: {why}");
-                }
-                let doubled = self.store_backoff * 2;
-                self.store_backoff = doubled.clamp(limits::BACKOFF_MIN, limits::BACKOFF_MAX);
-                let later = now + self.store_backoff;
-                for at in [
-                    &mut self.claim_at,
-                    &mut self.save_at,
-                    &mut self.sweep_at,
-                    &mut self.look_at,
-                ] {
-                    *at = later.max(*at);
+                // What has waited for the end of the pause.
+                for at in self.store_times() {
+                    *at = now.min(*at);
                 }
             }
+            return;
+        };
+        if self.store_backoff.fail(now) {
+            log::warn!("durable jobs wait, because the store has failed: {why}");
         }
+        let later = self.store_backoff.after(now);
+        for at in self.store_times() {
+            *at = later.max(*at);
+        }
+    }
+
+    /// Returns when each kind of the store's tasks is due.
+    fn store_times(&mut self) -> [&mut Moment; 4] {
+        [
+            &mut self.claim_at,
+            &mut self.save_at,
+            &mut self.sweep_at,
+            &mut self.look_at,
+        ]
     }
 
     fn handle_claimed(&mut self, claimed: Vec<JobRecord>, now: Moment) {
@@ -471,13 +476,12 @@ impl Thread {
             }
             let (end, concerns_all) = start::refused(why, now_ms);
             if concerns_all {
-                let doubled = self.engine_backoff * 2;
-                self.engine_backoff = doubled.clamp(limits::BACKOFF_MIN, limits::BACKOFF_MAX);
-                self.claim_at = now + self.engine_backoff;
+                self.engine_backoff.fail(now);
+                self.claim_at = self.engine_backoff.after(now);
             }
             return Attempt::ended(record.id, number, end, now);
         }
-        self.engine_backoff = Duration::ZERO;
+        self.engine_backoff.succeed();
         let renew_at = now + self.parts.config.jobs.lease / 3;
         let (language, charge) = (ready.language, ready.charge);
         let origin = Origin {
@@ -546,6 +550,6 @@ impl Thread {
 
     /// Returns now, or the end of a pause that an earlier failure has caused.
     fn backed_off(&self, now: Moment) -> Moment {
-        now + self.engine_backoff.max(self.store_backoff)
+        self.engine_backoff.after(self.store_backoff.after(now))
     }
 }
