@@ -87,14 +87,17 @@ impl Parts {
     /// Puts the settings in force, and then calls `report`. The log changes last: the report may be
     /// the last line of its old level.
     pub fn apply(&mut self, settings: &Settings, report: impl FnOnce()) {
-        let [log, others @ ..] = self.list();
+        let [_, others @ ..] = self.list();
         apply(others, settings);
+        self.reactors.wait_until_handled();
         report();
-        log.apply(settings);
+        self.log.apply(settings);
     }
 
+    /// Begins the drain of all parts. Returns once every reactor drains.
     pub fn drain(&mut self, patience: Duration) {
         drain(self.list(), patience);
+        self.reactors.wait_until_handled();
     }
 
     /// Waits for all parts; what one of them has to keep, it keeps until `is_over`. `false`:

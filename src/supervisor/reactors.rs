@@ -24,7 +24,7 @@ use crate::core::places::Places;
 use crate::core::{Moment, UnixMillis};
 use crate::limits::supervisor as limits;
 use crate::reactor::event_loop::Neighbour;
-use crate::reactor::message::{Mailboxes, Message, Receipt};
+use crate::reactor::message::{Mailboxes, Message, Receipt, Receipts};
 use crate::service::{self, Announce, Purger, Responses};
 
 /// Running reactors.
@@ -35,6 +35,8 @@ pub struct Reactors {
     running: usize,
     /// Brings a byte from each reactor that has ended.
     ends: PipeReader,
+    /// Of the messages that were posted with a receipt last.
+    receipts: Option<Receipts>,
     buffered: Account,
     responses: Arc<Responses>,
     purger: Arc<Purger>,
@@ -92,6 +94,7 @@ impl Part for Reactors {
             neighbours: spawned.neighbours,
             threads: spawned.threads,
             ends: spawned.ends,
+            receipts: None,
             buffered: birth.buffered.clone(),
             responses,
             purger,
@@ -104,7 +107,7 @@ impl Part for Reactors {
         // Shrinking takes milliseconds.
         self.responses.apply(&settings.config.cache, Moment::now());
         self.purger.apply(&settings.config.cache);
-        self.post_and_wait(|| {
+        self.post_with_receipt(|| {
             [
                 Message::Tls(settings.acceptor.clone()),
                 Message::Apply(settings.config.clone()),
@@ -113,7 +116,7 @@ impl Part for Reactors {
     }
 
     fn drain(&mut self, patience: Duration) {
-        self.post_and_wait(|| [Message::Drain(patience)]);
+        self.post_with_receipt(|| [Message::Drain(patience)]);
     }
 
     /// Waits for all threads, and logs what went wrong in them.
@@ -138,9 +141,8 @@ impl Reactors {
             .for_each(|reactor| reactor.mailbox.post(message()));
     }
 
-    /// Posts, and blocks until every reactor has handled it: what is reported next is true for each
-    /// connection that is opened after the report.
-    fn post_and_wait<const N: usize>(&self, messages: impl Fn() -> [Message<Socket>; N]) {
+    /// Posts messages, and behind them a receipt for [`Reactors::wait_until_handled`].
+    fn post_with_receipt<const N: usize>(&mut self, messages: impl Fn() -> [Message<Socket>; N]) {
         let (receipt, receipts) = Receipt::new();
         for reactor in &self.neighbours {
             // At once: a reactor that drains may end before it gets a second batch.
@@ -149,8 +151,14 @@ impl Reactors {
                 .mailbox
                 .post_all(messages().into_iter().chain([handled]));
         }
-        drop(receipt);
-        if !receipts.wait(limits::HANDLING_TIME_MAX) {
+        self.receipts = Some(receipts);
+    }
+
+    /// Blocks until every reactor has handled its last settings, or the order to drain: a report
+    /// of them is true then for each connection that is opened after it.
+    pub fn wait_until_handled(&mut self) {
+        let receipts = self.receipts.take();
+        if receipts.is_some_and(|receipts| !receipts.wait(limits::HANDLING_TIME_MAX)) {
             log::warn!("a reactor has not turned for a second; it takes what changed later");
         }
     }
