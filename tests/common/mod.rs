@@ -45,7 +45,7 @@ pub use client::{Answer, Connection, request};
 pub use daemon::{Daemon, Options};
 
 /// A bound for anything that must happen, however busy the machine is.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Rounds in which a promise about time may be shown.
 const ROUNDS: usize = 5;
