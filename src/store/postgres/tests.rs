@@ -397,8 +397,10 @@ fn transactions_that_wait_for_each_other_are_both_committed() {
         assert_eq!(result, Ok(()));
     }
     drop(workers);
-    // Both may begin again at the same moment, and meet again.
-    assert!(deadlocks(&bed) >= 1);
+    // Both may begin again at the same moment and meet again, but not at their last attempt.
+    let most = 2 * u64::from(crate::limits::store::GROUP_ATTEMPTS_MAX - 1);
+    let met = deadlocks(&bed);
+    assert!((1..=most).contains(&met), "{met}");
 }
 
 /// Two daemons with two threads each accept jobs of the same keys, in opposite orders.
