@@ -8,7 +8,7 @@ pub type Token = i32;
 pub enum Wish {
     /// Keep it.
     Copy,
-    /// Perhaps keep it later: there is no room now, or too much was written.
+    /// Perhaps keep it later: the room is used up now, or too much was written.
     Later,
     /// Nothing: its tokens are there, or they are few.
     Nothing,

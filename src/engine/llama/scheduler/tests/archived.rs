@@ -312,7 +312,7 @@ fn sequence_that_rests_is_kept_once() {
     assert_eq!(host.scheduler.rest_at(), Some(at));
     host.scheduler.rest();
     assert_eq!(kept(), 0, "it may go on at once");
-    // There is no room at first.
+    // At first the room is used up.
     shared.0.borrow_mut().is_full = true;
     host.scheduler.backend.now.set(at);
     host.scheduler.rest();
