@@ -153,3 +153,18 @@ impl<K: Send> FetchDoor for Mailboxes<K> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receipts_wait_for_the_last_clone() {
+        let (receipt, receipts) = Receipt::new();
+        let other = receipt.clone();
+        drop(receipt);
+        assert!(!receipts.wait(Duration::ZERO));
+        drop(other);
+        assert!(receipts.wait(Duration::ZERO));
+    }
+}
