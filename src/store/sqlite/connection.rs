@@ -46,6 +46,14 @@ impl SqliteStore {
         self.connection.busy_timeout(patience).unwrap();
     }
 
+    /// Has statements that forget to name an order yield the rows in the opposite of the one that
+    /// an index happens to have.
+    #[cfg(test)]
+    pub fn reverse_unordered(&self) {
+        let pragma = "reverse_unordered_selects";
+        self.connection.pragma_update(None, pragma, true).unwrap();
+    }
+
     /// Opens the database; creates folder, file and tables if they are missing.
     pub fn open(path: &Path) -> Result<SqliteStore, StoreError> {
         let identity = prepare_file(path)?;

@@ -1,8 +1,9 @@
 //! Entries of the cache.
 //!
 //! Mutations that `store/tests/entries.rs` catches: a find without the time, an older entry that
-//! replaces a newer one, a trim of another tenant than the largest, a trim beyond the excess, a
-//! total that a removal leaves.
+//! replaces a newer one, a trim of another tenant than the largest, a trim beyond the excess,
+//! beyond an equal share or beyond its step, one that does not begin with the entries that were not
+//! used for longest, a total that a removal leaves.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -43,6 +44,14 @@ const TRIM: &str = "
     DELETE FROM cache_entries WHERE digest IN (
         SELECT digest FROM oldest, sums, largest
         WHERE before < min(sums.bytes - ?1, largest.bytes - ?1 / sums.tenants))";
+
+const DELETE_OLD: &str = "
+    DELETE FROM cache_entries WHERE digest IN (
+        SELECT digest FROM cache_entries WHERE expires_at <= ?1 LIMIT ?2)";
+
+const ERASE: &str = "
+    DELETE FROM cache_entries WHERE digest IN (
+        SELECT digest FROM cache_entries WHERE tenant = ?1 LIMIT ?2)";
 
 impl Entries for SqliteStore {
     fn find_entry(&mut self, digest: &[u8; 32], now: u64) -> Result<Option<EntryRow>, StoreError> {
@@ -94,11 +103,7 @@ impl Entries for SqliteStore {
     }
 
     fn delete_old_entries(&mut self, now: u64, limit: u32) -> Result<u32, StoreError> {
-        let sql = "
-            DELETE FROM cache_entries WHERE digest IN (
-                SELECT digest FROM cache_entries WHERE expires_at <= ?1 LIMIT ?2
-            )";
-        self.change(sql, (to_sql(now), limit))
+        self.change(DELETE_OLD, (to_sql(now), limit))
     }
 
     fn trim_entries(&mut self, bytes_max: u64, limit: u32) -> Result<u32, StoreError> {
@@ -106,12 +111,8 @@ impl Entries for SqliteStore {
     }
 
     fn erase_entries(&mut self, tenant: Option<u64>, limit: u32) -> Result<u32, StoreError> {
-        let sql = "
-            DELETE FROM cache_entries WHERE digest IN (
-                SELECT digest FROM cache_entries WHERE tenant = ?1 LIMIT ?2
-            )";
         match tenant {
-            Some(tenant) => self.change(sql, (tenant.cast_signed(), limit)),
+            Some(tenant) => self.change(ERASE, (tenant.cast_signed(), limit)),
             None => {
                 let all = "
                     DELETE FROM cache_entries WHERE digest IN (
@@ -147,7 +148,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<EntryRow> {
 mod tests {
     use super::*;
 
-    /// Mutations: the index of hits, of tenants, or of totals left out.
+    /// Mutations: the index of ends, of hits, of tenants, or of totals left out.
     #[test]
     fn no_statement_reads_all_entries() {
         let folder = tempfile::tempdir().unwrap();
@@ -157,6 +158,8 @@ mod tests {
             (TRIM, "cache_entries_of_tenants"),
             (TRIM, "cache_totals_by_bytes"),
             (FIND, "sqlite_autoindex_cache_entries_1"),
+            (DELETE_OLD, "cache_entries_by_end"),
+            (ERASE, "cache_entries_of_tenants"),
         ] {
             let sql = format!("EXPLAIN QUERY PLAN {sql}");
             let mut statement = store.connection.prepare(&sql).unwrap();

@@ -8,8 +8,9 @@
 //! has to count rows.
 //!
 //! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
-//! `next_waiting_jobs` without `running` in its order (`keys_take_turns_...`); `job_events` that
-//! reads from `after` on (`events_are_read_from_any_place_...`); a statement without its index
+//! `next_waiting_jobs` without `running` in its order (`the_key_with_fewer_running_jobs_...`), or
+//! that does not move the turn on (`a_key_that_had_its_turn_...`); `job_events` that reads from
+//! `after` on (`events_are_read_from_any_place_...`); a statement without its index
 //! (`no_statement_reads_all_jobs`).
 
 use rusqlite::{Connection, OptionalExtension, Row, params};

@@ -12,6 +12,7 @@ on_each_database!(
     a_newer_result_replaces_an_older_one_and_not_the_reverse,
     the_most_used_entries_come_first_page_by_page,
     only_the_excess_of_the_largest_tenant_goes,
+    a_step_of_a_trim_removes_what_is_too_much_and_nothing_more,
     old_entries_go_in_small_steps,
     a_tenant_is_erased_and_the_others_stay,
 );
@@ -121,6 +122,31 @@ fn only_the_excess_of_the_largest_tenant_goes<B: Bed>() {
     let left = present(&mut *store, 100);
     assert_eq!(left.len(), 6, "{left:?}");
     assert!(left.ends_with(&[101, 102, 103]), "{left:?}");
+}
+
+/// The excess, the equal share and the step are multiples of an entry, so that a comparison that is
+/// off by one removes another number of them.
+fn a_step_of_a_trim_removes_what_is_too_much_and_nothing_more<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    for (tenant, numbers) in [(1, 1..=6), (2, 11..=15), (3, 21..=21)] {
+        // The digests are in the other order than the uses.
+        for (used_at, number) in (1..).zip(numbers.rev()) {
+            let row = EntryRow {
+                tenant,
+                ..entry(number)
+            };
+            store.put_entry(&row, used_at).unwrap();
+        }
+    }
+    let mut trim = |bytes_max, limit| store.trim_entries(bytes_max, limit).unwrap();
+    // Of tenant 1, which has 6,000 of 12,000 bytes: its equal share is less than the excess leaves.
+    assert_eq!(trim(10_000, 100), 2, "the excess");
+    assert_eq!(trim(6_000, 1), 1, "a step, of tenant 2");
+    // Of 9,000 bytes tenants 1 and 2 have 4,000 each, and their equal share is a third of 3,000.
+    assert_eq!([(); 3].map(|()| trim(3_000, 100)), [3, 3, 0]);
+    // The entries that were put last.
+    assert_eq!(present(&mut *store, 100), [1, 11, 21]);
 }
 
 fn old_entries_go_in_small_steps<B: Bed>() {

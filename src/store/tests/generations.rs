@@ -19,6 +19,7 @@ on_each_database!(
     a_record_comes_back_as_it_was_and_counts_once,
     pages_are_a_plain_list_in_pieces,
     records_that_are_too_old_or_too_many_go_in_steps_oldest_first,
+    records_go_in_the_order_in_which_they_were_added,
     hits_are_usage_beside_generations,
     hits_of_an_erased_key_go_and_later_ones_are_not_added,
     erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added,
@@ -187,6 +188,30 @@ fn records_that_are_too_old_or_too_many_go_in_steps_oldest_first<B: Bed>() {
         store.usage(Some(&key), &ALL_DAYS).unwrap()[0].generations,
         100
     );
+}
+
+/// Daemons whose clocks differ add records that are older than those before. Looking for the oldest
+/// of all would need an index more.
+///
+/// Mutation: `TRIM` without its order, or in the order of the ids.
+fn records_go_in_the_order_in_which_they_were_added<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (key, mut ids) = (key(&mut *store), ids());
+    let mut records: Vec<_> = (0..20)
+        .map(|second| record(&mut ids, &key, Status::Done, START + second * 1_000))
+        .collect();
+    records.reverse();
+    store.add_generations(&records).unwrap();
+    let bounds = Bounds {
+        oldest: 0,
+        records: 10,
+    };
+    assert_eq!(store.trim_generations(&bounds, 6).unwrap(), 6);
+    let left = store.find_generations(&query(&key)).unwrap();
+    let left: Vec<_> = left.iter().map(|record| record.id).collect();
+    let expected: Vec<_> = records[6..].iter().map(|record| record.id).collect();
+    assert_eq!(left, expected);
 }
 
 fn hits(rows: &[(&str, u32, u64)]) -> Hits {

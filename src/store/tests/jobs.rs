@@ -11,6 +11,8 @@ use crate::store::interface::jobs::FinishedJob;
 on_each_database!(
     a_job_is_read_as_it_was_saved,
     keys_take_turns_whatever_the_number_of_their_jobs,
+    a_key_that_had_its_turn_goes_behind_its_equals,
+    the_key_with_fewer_running_jobs_comes_first_whatever_its_turn,
     several_jobs_are_taken_in_the_order_in_which_one_by_one_would_be,
     the_jobs_of_a_key_can_be_put_off,
     totals_are_what_a_count_would_find,
@@ -33,7 +35,8 @@ fn new_job(number: u8, key_id: &str) -> NewJob {
         key_id: key_id.to_owned(),
         created_at: 1_000 + u64::from(number),
         expires_at: 5_000,
-        request: r#"{"prompt":"x"}"#.to_owned(),
+        // Bytes are counted, and not characters.
+        request: r#"{"prompt":"größer"}"#.to_owned(),
         callback_url: None,
     }
 }
@@ -121,7 +124,7 @@ fn a_job_is_read_as_it_was_saved<B: Bed>() {
     assert!(store.insert_job(&new).is_err(), "an id is used once");
 }
 
-/// Mutation: `next_waiting_jobs` that looks at the oldest job alone, or does not move the turn.
+/// Mutation: `next_waiting_jobs` that looks at the oldest job alone.
 fn keys_take_turns_whatever_the_number_of_their_jobs<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
@@ -138,6 +141,40 @@ fn keys_take_turns_whatever_the_number_of_their_jobs<B: Bed>() {
     insert(store, [9], OTHER);
     assert_eq!(claim_next(store, 10), Some(id(9)));
     assert_eq!(claim_next(store, 10), Some(id(8)));
+}
+
+/// No job runs while another is claimed, so the turns alone decide.
+///
+/// Mutations: `next_waiting_jobs` without `turn` in its order, that leaves the turn of the key or
+/// the number of all turns as it was, or that counts the turns of each key by itself.
+fn a_key_that_had_its_turn_goes_behind_its_equals<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    let run = |store: &mut dyn Store| {
+        let job = claim_next(store, 10).unwrap();
+        finish(store, job, State::Completed, 9_000);
+        job
+    };
+    insert(store, 1..=4, KEY);
+    assert_eq!([run(store), run(store)], [1, 2].map(id));
+    // This key has had fewer turns, but after its first one it waits like the other.
+    insert(store, 5..=7, OTHER);
+    let order = [(); 5].map(|()| run(store));
+    assert_eq!(order, [5, 3, 6, 4, 7].map(id));
+}
+
+/// Mutation: `next_waiting_jobs` without `running` in its order.
+fn the_key_with_fewer_running_jobs_comes_first_whatever_its_turn<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=2, KEY);
+    assert_eq!(claim_next(store, 10), Some(id(1)));
+    insert(store, 3..=4, OTHER);
+    assert_eq!(claim_next(store, 10), Some(id(3)));
+    finish(store, id(3), State::Completed, 9_000);
+    // The other key had its turn later, and a job of this one runs.
+    assert_eq!(claim_next(store, 10), Some(id(4)));
+    assert_eq!(claim_next(store, 10), Some(id(2)));
 }
 
 /// Mutation: `next_waiting_jobs` that returns the jobs of one key after those of another.
@@ -191,8 +228,8 @@ fn totals_are_what_a_count_would_find<B: Bed>() {
                 queued: count("coalesce(sum(CASE state WHEN 'queued' THEN 1 END), 0)"),
                 running: count("coalesce(sum(CASE state WHEN 'running' THEN 1 END), 0)"),
                 bytes: count(
-                    "coalesce(sum(512 + length(request) + coalesce(length(ending), 0) +
-                         (SELECT coalesce(sum(64 + length(text)), 0)
+                    "coalesce(sum(512 + octet_length(request) + coalesce(octet_length(ending), 0) +
+                         (SELECT coalesce(sum(64 + octet_length(text)), 0)
                           FROM job_events WHERE job = id)), 0)",
                 ),
             };
@@ -203,7 +240,7 @@ fn totals_are_what_a_count_would_find<B: Bed>() {
     claim_next(store, 10);
     claim_next(store, 10);
     store
-        .push_job_event(id(1), &event(1, 1, "fn main"))
+        .push_job_event(id(1), &event(1, 1, "fn größe"))
         .unwrap();
     store.push_job_event(id(6), &event(1, 1, "x")).unwrap();
     check(store);

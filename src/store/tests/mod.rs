@@ -1,6 +1,7 @@
 //! The same tests for every database: a test is a function over a [`Bed`], and runs on each.
 //!
-//! PostgreSQL's tests share one server, and each has a database of its own.
+//! PostgreSQL's tests share one server, and each has a database of its own. On SQLite each test
+//! runs twice, the second time with the opposite order of rows wherever a statement names none.
 
 mod callbacks;
 mod entries;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use self::server::{Postgres, Way};
-use super::{DATABASE_FILE, Place, Store, StoreError, StoreTask, Target, accepting};
+use super::{DATABASE_FILE, Place, SqliteStore, Store, StoreError, StoreTask, Target, accepting};
 use crate::jobs::{Acceptance, Bounds, Candidate, JobId, NewJob};
 
 /// A store of a test's own, and the folder of its daemon.
@@ -86,6 +87,37 @@ impl Bed for SqliteBed {
         let connection = rusqlite::Connection::open(self.folder().join(DATABASE_FILE)).unwrap();
         let number: i64 = connection.query_row(sql, (), |row| row.get(0)).unwrap();
         number as u64
+    }
+}
+
+/// SQLite, where no order comes by chance.
+pub struct ReversedBed(SqliteBed);
+
+impl Bed for ReversedBed {
+    fn new() -> ReversedBed {
+        ReversedBed(SqliteBed::new())
+    }
+
+    fn place(&self) -> &Place {
+        self.0.place()
+    }
+
+    fn folder(&self) -> &Path {
+        self.0.folder()
+    }
+
+    fn try_raw(&self, sql: &str) -> Result<(), String> {
+        self.0.try_raw(sql)
+    }
+
+    fn number(&self, sql: &str) -> u64 {
+        self.0.number(sql)
+    }
+
+    fn open(&self) -> Box<dyn Store> {
+        let store = SqliteStore::open(&self.folder().join(DATABASE_FILE)).unwrap();
+        store.reverse_unordered();
+        Box::new(store)
     }
 }
 
@@ -225,6 +257,13 @@ macro_rules! on_each_database {
             $(#[test]
             fn $name() {
                 super::$name::<crate::store::tests::SqliteBed>();
+            })+
+        }
+
+        mod sqlite_reversed {
+            $(#[test]
+            fn $name() {
+                super::$name::<crate::store::tests::ReversedBed>();
             })+
         }
 
