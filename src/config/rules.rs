@@ -59,6 +59,7 @@ pub fn warnings(config: &Config) -> Vec<Finding> {
         jobs_beyond_the_folder(config),
         policy_without_entries(config),
         members_without_gossip(config),
+        keys_of_idempotency_beyond_their_jobs(config),
     ];
     found.into_iter().flatten().collect()
 }
@@ -413,6 +414,21 @@ fn members_without_gossip(config: &Config) -> Option<Finding> {
     })
 }
 
+/// A job may run for long, so the key may be remembered for longer than this says.
+fn keys_of_idempotency_beyond_their_jobs(config: &Config) -> Option<Finding> {
+    let (wanted, kept) = (config.jobs.idempotency_ttl, config.jobs.keep);
+    (wanted > kept).then(|| Finding {
+        keys: &["jobs.idempotency_ttl", "jobs.keep"],
+        message: format!(
+            "jobs.idempotency_ttl is {}, but a job is deleted {} after its end (jobs.keep), and an \
+             `Idempotency-Key` goes with its job: a retry after that runs again; set jobs.keep to \
+             as much",
+            print_duration(wanted),
+            print_duration(kept),
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,10 +521,12 @@ mod tests {
         let mut config = Config::default();
         config.cache.policy = CachePolicy::WriteBehind;
         config.bus.peers = vec!["192.0.2.1:7946".parse().expect("an address")];
+        config.jobs.keep -= std::time::Duration::from_millis(1);
         let keys: Vec<_> = warnings(&config).iter().map(|it| it.keys[0]).collect();
-        assert_eq!(keys, ["cache.policy", "bus.kind"]);
+        assert_eq!(keys, ["cache.policy", "bus.kind", "jobs.idempotency_ttl"]);
         config.cache.persist = true;
         config.bus.kind = BusKind::Gossip;
+        config.jobs.idempotency_ttl = config.jobs.keep;
         assert_eq!(warnings(&config), []);
     }
 

@@ -465,12 +465,13 @@ schema! {
         concurrency: u32 = 4, number(limits::RUNNING_JOBS), Reload;
         /// Time after which a job expires that has not begun to run.
         max_wait: Duration = Duration::from_secs(24 * 3600), time(limits::JOB_TIMES_MS), Reload;
-        /// Time after which a finished job is deleted.
+        /// Time after which a finished job is deleted, with its `Idempotency-Key`.
         keep: Duration = Duration::from_secs(24 * 3600), time(limits::JOB_TIMES_MS), Reload;
         /// Time after which a job whose daemon was killed runs again. Longer than the store is
         /// ever away, and than the clocks of daemons that share it differ.
         lease: Duration = Duration::from_secs(30), time(limits::LEASE_MS), Reload;
-        /// Time for which the `Idempotency-Key` of a request is remembered.
+        /// Time for which the `Idempotency-Key` of a request is remembered: at most until its job
+        /// is deleted (`jobs.keep`).
         idempotency_ttl: Duration = Duration::from_secs(24 * 3600),
             time(limits::JOB_TIMES_MS), Reload;
         /// Networks to which callbacks may go besides public addresses: private ones, loopback and

@@ -93,13 +93,13 @@ impl<'a> Round<'a> {
             && let Some(idempotency) = &one.idempotency
             && let Some(known) = self.remembered.get(&name)
             && known.expires_at > job.created_at
+            // A key means nothing without its job, such as one that an import has left out.
+            && let Some(record) = self.records.get(&known.id)
         {
-            if known.digest != idempotency.digest {
-                return Acceptance::Conflict;
-            }
-            if let Some(record) = self.records.get(&known.id) {
-                return Acceptance::Known(Box::new(record.clone()));
-            }
+            return match known.digest == idempotency.digest {
+                true => Acceptance::Known(Box::new(record.clone())),
+                false => Acceptance::Conflict,
+            };
         }
         let own = self.totals.entry(key_of(one)).or_default();
         if let Some(bound) = reached(own, &self.all, job, &one.bounds) {

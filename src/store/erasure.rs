@@ -17,7 +17,7 @@ use crate::limits::store as limits;
 pub struct Erased {
     pub generations: u64,
     pub usage_days: u64,
-    /// Their events and callbacks went with them.
+    /// Their events, callbacks and keys of idempotency went with them.
     pub jobs: u64,
     pub entries: u64,
 }
@@ -37,9 +37,11 @@ impl Erased {
 /// Removes all rows of a key but the key itself.
 pub fn erase(store: &mut dyn Store, key_id: &str) -> Result<Erased, StoreError> {
     let (most, tenant) = (limits::ERASED_RECORDS_MAX, tenant_of(key_id));
+    // Jobs first: one that runs would add a record and usage.
+    let jobs = repeat(|| store.erase_jobs(key_id, most))?;
+    repeat(|| store.erase_remembered_jobs(key_id, most))?;
     Ok(Erased {
-        // Jobs first: one that runs would add a record and usage.
-        jobs: repeat(|| store.erase_jobs(key_id, most))?,
+        jobs,
         entries: repeat(|| store.erase_entries(Some(tenant), most))?,
         generations: repeat(|| store.erase_generations(key_id, most))?,
         usage_days: patiently(|| store.erase_usage(key_id))?.into(),

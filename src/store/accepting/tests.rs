@@ -10,6 +10,7 @@ on_each_database!(
     the_jobs_of_a_group_count_against_each_other,
     a_retry_gets_the_first_job_and_another_request_a_conflict,
     equal_keys_of_idempotency_in_one_group_make_one_job,
+    a_key_of_idempotency_is_free_once_its_job_is_gone,
     a_callback_needs_a_secret_of_its_own_key,
 );
 
@@ -155,6 +156,27 @@ fn equal_keys_of_idempotency_in_one_group_make_one_job<B: Bed>() {
     assert_eq!(bed.count("idempotency"), 2);
     let again = accept_one(store, retry(6, "a", 100, 7));
     assert!(matches!(again, Acceptance::Known(job) if job.id == id(1)));
+}
+
+/// Mutation: a conflict with a request whose job is gone.
+fn a_key_of_idempotency_is_free_once_its_job_is_gone<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    let without_job = RememberedJob {
+        id: id(9),
+        digest: [8; 32],
+        expires_at: 400,
+    };
+    store
+        .remember_jobs(&[(("a", "once"), without_job)])
+        .unwrap();
+    assert!(is_new(&accept_one(store, retry(1, "a", 100, 7))));
+    assert_eq!(store.erase_jobs("a", 9).unwrap(), 1);
+    assert!(is_new(&accept_one(store, retry(2, "a", 200, 8))));
+    assert_eq!(
+        accept_one(store, retry(3, "a", 300, 7)),
+        Acceptance::Conflict
+    );
 }
 
 /// Mutation: `signing_keys` without the secret, or without the revocation.

@@ -91,13 +91,17 @@ pub trait Jobs {
     /// Returns waiting jobs whose time has passed.
     fn overdue_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError>;
 
-    /// Deletes finished jobs whose time has passed, and keys of idempotency with them. Returns how
-    /// many rows; fewer than `limit` if there are no more.
+    /// Deletes finished jobs whose time has passed, and keys of idempotency whose own time has.
+    /// Returns how many rows; fewer than `limit` if there are no more.
     fn delete_old_jobs(&mut self, now: u64, limit: u32) -> Result<u32, StoreError>;
 
     /// Deletes jobs of one key, whatever their state. Returns how many; fewer than `limit` if there
     /// are no more.
     fn erase_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError>;
+
+    /// Deletes keys of idempotency of one API key that are there without a job: an import may bring
+    /// such. Returns how many; fewer than `limit` if there are no more.
+    fn erase_remembered_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError>;
 
     /// Returns the job that was accepted under each of these keys of idempotency, or `None`. It may
     /// have expired. Until the transaction ends, another connection that asks for one of these keys
@@ -107,7 +111,8 @@ pub trait Jobs {
         keys: &[IdempotencyKey<'_>],
     ) -> Result<Vec<Option<RememberedJob>>, StoreError>;
 
-    /// Remembers jobs under different keys of idempotency, in the place of earlier ones.
+    /// Remembers jobs under different keys of idempotency, in the place of earlier ones. Each is
+    /// forgotten when its job is deleted.
     fn remember_jobs(
         &mut self,
         jobs: &[(IdempotencyKey<'_>, RememberedJob)],

@@ -266,9 +266,14 @@ impl Jobs for PostgresStore {
         let sql = "
             DELETE FROM jobs WHERE id IN
                 (SELECT id FROM jobs WHERE key_id = $1 ORDER BY id LIMIT $2 FOR UPDATE)";
-        let deleted = self.execute(sql, &[&key_id, &i64::from(limit)])?;
-        self.execute("DELETE FROM idempotency WHERE key_id = $1", &[&key_id])?;
-        Ok(deleted)
+        self.execute(sql, &[&key_id, &i64::from(limit)])
+    }
+
+    fn erase_remembered_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError> {
+        let sql = "
+            DELETE FROM idempotency WHERE key_id = $1 AND key IN (
+                SELECT key FROM idempotency WHERE key_id = $1 ORDER BY key LIMIT $2 FOR UPDATE)";
+        self.execute(sql, &[&key_id, &i64::from(limit)])
     }
 
     fn remembered_jobs(

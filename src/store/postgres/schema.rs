@@ -9,6 +9,7 @@
 mod callbacks;
 mod counts;
 mod entries;
+mod forgotten;
 mod generations;
 mod hits;
 mod jobs;
@@ -127,6 +128,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: counts::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: forgotten::TABLES,
         min_reader: 1,
     },
 ];

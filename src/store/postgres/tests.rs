@@ -120,6 +120,28 @@ fn a_program_works_while_its_version_is_at_least_min_reader() {
     store.migrate(&steps).unwrap();
 }
 
+/// A mutation that this test catches: the step without its `DELETE`.
+#[test]
+fn a_step_forgets_keys_of_idempotency_whose_jobs_are_gone() {
+    let (bed, target) = bed();
+    let session = Session::open(&target).unwrap();
+    let is_it = |step: &Step| step.sql.contains("idempotency_of_jobs");
+    let steps_before = STEPS.iter().take_while(|step| !is_it(step));
+    for (index, step) in steps_before.enumerate() {
+        step.apply(&session, index + 1).unwrap();
+    }
+    bed.raw(
+        "INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, request)
+         VALUES (decode(repeat('01', 16), 'hex'), 'key_1', 'queued', 1, 2, 512, '');
+         INSERT INTO idempotency SELECT 'key_1', name, decode(repeat('00', 32), 'hex'),
+             decode(repeat(job, 16), 'hex'), 9
+         FROM (VALUES ('a', '01'), ('b', '02')) AS new (name, job)",
+    );
+    drop(PostgresStore::open_existing(&target).unwrap());
+    let left = "SELECT string_agg(key, ' ') FROM idempotency";
+    assert_eq!(bed.server.sql(&bed.database, left), "a");
+}
+
 /// As while `pg_restore` fills it.
 #[test]
 fn an_empty_database_is_not_filled_by_a_daemon_that_runs() {

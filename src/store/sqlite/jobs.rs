@@ -267,17 +267,11 @@ impl Jobs for SqliteStore {
     }
 
     fn erase_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError> {
-        let deleted = self.run(|connection| {
-            let sql = "DELETE FROM jobs WHERE rowid IN \
-                       (SELECT rowid FROM jobs WHERE key_id = ?1 LIMIT ?2)";
-            let deleted = connection
-                .prepare_cached(sql)?
-                .execute(params![key_id, limit])?;
-            let sql = "DELETE FROM idempotency WHERE key_id = ?1";
-            connection.prepare_cached(sql)?.execute([key_id])?;
-            Ok(deleted)
-        })?;
-        Ok(deleted as u32)
+        self.change(ERASE, (key_id, limit))
+    }
+
+    fn erase_remembered_jobs(&mut self, key_id: &str, limit: u32) -> Result<u32, StoreError> {
+        self.change(ERASE_REMEMBERED, (key_id, limit))
     }
 
     fn remembered_jobs(
@@ -357,6 +351,13 @@ const DELETE_OLD: &str = "
 const FORGET_OLD: &str = "
     DELETE FROM idempotency WHERE (key_id, key) IN
         (SELECT key_id, key FROM idempotency WHERE expires_at <= ?1 LIMIT ?2)";
+
+const ERASE: &str = "
+    DELETE FROM jobs WHERE rowid IN (SELECT rowid FROM jobs WHERE key_id = ?1 LIMIT ?2)";
+
+const ERASE_REMEMBERED: &str = "
+    DELETE FROM idempotency WHERE key_id = ?1 AND key IN
+        (SELECT key FROM idempotency WHERE key_id = ?1 LIMIT ?2)";
 
 impl SqliteStore {
     pub(super) fn run<T>(

@@ -21,6 +21,7 @@ use rusqlite::Connection;
 
 mod callbacks;
 mod entries;
+mod forgotten;
 mod generations;
 mod hits;
 mod jobs;
@@ -127,6 +128,10 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         sql: hits::TABLES,
+        min_reader: 1,
+    },
+    Step {
+        sql: forgotten::TABLES,
         min_reader: 1,
     },
 ];

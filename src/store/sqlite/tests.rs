@@ -306,6 +306,32 @@ fn a_database_of_the_first_version_keeps_its_keys() {
     }
 }
 
+/// A mutation that this test catches: the step without its `DELETE`.
+#[test]
+fn a_step_forgets_keys_of_idempotency_whose_jobs_are_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(DATABASE_FILE);
+    let old = Connection::open(&path).unwrap();
+    let is_it = |step: &Step| step.sql.contains("idempotency_of_jobs");
+    let steps_before = STEPS.iter().take_while(|step| !is_it(step));
+    for (index, step) in steps_before.enumerate() {
+        step.apply(&old, index + 1).unwrap();
+    }
+    let rows = "
+        INSERT INTO jobs (id, key_id, state, created_at, expires_at, bytes, request)
+        VALUES (zeroblob(16), 'key_1', 'queued', 1, 2, 512, '');
+        INSERT INTO idempotency VALUES ('key_1', 'a', zeroblob(32), zeroblob(16), 9),
+            ('key_1', 'b', zeroblob(32), randomblob(16), 9)";
+    old.execute_batch(rows).unwrap();
+    drop(old);
+    let store = SqliteStore::open_existing(&path).unwrap();
+    let left = "SELECT group_concat(key) FROM idempotency";
+    let left = store
+        .connection
+        .query_row(left, (), |row| row.get::<_, String>(0));
+    assert_eq!(left.unwrap(), "a");
+}
+
 #[test]
 fn a_file_that_is_not_a_database_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use crate::jobs::{
     State,
 };
 use crate::store::Store;
+use crate::store::erasure::erase;
 use crate::store::interface::jobs::FinishedJob;
 
 on_each_database!(
@@ -20,6 +21,8 @@ on_each_database!(
     pages_follow_each_other_without_gap_or_overlap,
     lost_overdue_and_old_jobs_are_found_by_their_times,
     a_key_of_idempotency_names_a_job_of_one_api_key,
+    a_key_of_idempotency_goes_with_its_job,
+    keys_of_idempotency_are_erased_in_steps_and_others_stay,
 );
 
 const KEY: &str = "key_one";
@@ -356,4 +359,65 @@ fn a_key_of_idempotency_names_a_job_of_one_api_key<B: Bed>() {
     assert_eq!(store.delete_old_jobs(299, 9).unwrap(), 1);
     assert_eq!(store.delete_old_jobs(300, 9).unwrap(), 1);
     assert_eq!(store.remembered_jobs(&names).unwrap(), [None, None]);
+}
+
+fn remember(store: &mut dyn Store, key_id: &str, name: &str, number: u8) {
+    let remembered = RememberedJob {
+        id: id(number),
+        digest: [number; 32],
+        expires_at: 9_000,
+    };
+    store
+        .remember_jobs(&[((key_id, name), remembered)])
+        .unwrap();
+}
+
+/// Mutation: a schema without the trigger.
+fn a_key_of_idempotency_goes_with_its_job<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=3, KEY);
+    insert(store, [4], OTHER);
+    for (number, key) in [(1, KEY), (2, KEY), (3, KEY), (4, OTHER)] {
+        remember(store, key, &format!("retry-{number}"), number);
+    }
+    let names = ["retry-1", "retry-2", "retry-3"].map(|name| (KEY, name));
+    let known = |store: &mut dyn Store| {
+        let found = store.remembered_jobs(&names).unwrap();
+        found.iter().filter(|found| found.is_some()).count()
+    };
+    // Long before the key's own time has passed.
+    finish(store, id(1), State::Cancelled, 3_000);
+    assert_eq!(store.delete_old_jobs(3_000, 9).unwrap(), 1);
+    assert_eq!(store.remembered_jobs(&names[..1]).unwrap(), [None]);
+    assert_eq!(known(store), 2);
+    assert_eq!(store.erase_jobs(KEY, 1).unwrap(), 1);
+    assert_eq!(known(store), 1);
+    assert_eq!(store.erase_jobs(KEY, 9).unwrap(), 1);
+    assert_eq!((known(store), bed.count("idempotency")), (0, 1));
+    // A key that names a later job by now does not go with the earlier one.
+    insert(store, [5], OTHER);
+    remember(store, OTHER, "retry-4", 5);
+    finish(store, id(4), State::Cancelled, 3_000);
+    assert_eq!(store.delete_old_jobs(3_000, 9).unwrap(), 1);
+    assert_eq!(bed.count("idempotency"), 1);
+}
+
+/// Mutations: `erase_remembered_jobs` without its limit, or without the API key; `erase` without
+/// it.
+fn keys_of_idempotency_are_erased_in_steps_and_others_stay<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    for number in 1..=5 {
+        remember(store, KEY, &format!("retry-{number}"), number);
+    }
+    remember(store, OTHER, "retry-1", 6);
+    let steps = [(); 4].map(|()| store.erase_remembered_jobs(KEY, 2).unwrap());
+    assert_eq!(steps, [2, 2, 1, 0]);
+    assert_eq!(bed.count("idempotency"), 1);
+    // Everything of a key, as `autoglmd key erase` does it.
+    insert(store, 1..=3, OTHER);
+    remember(store, OTHER, "retry-2", 1);
+    assert_eq!(erase(store, OTHER).unwrap().jobs, 3);
+    assert_eq!((bed.count("jobs"), bed.count("idempotency")), (0, 0));
 }

@@ -3,7 +3,10 @@
 use super::*;
 use crate::store::sqlite::callbacks;
 
-/// Mutation: `jobs_by_end` without `expires_at`.
+/// The statement of the trigger `job_forgotten`.
+const FORGET: &str = "DELETE FROM idempotency WHERE job = ?1";
+
+/// Mutations: `jobs_by_end` without `expires_at`, no index of `idempotency` by its jobs.
 #[test]
 fn no_statement_reads_all_jobs() {
     let folder = tempfile::tempdir().unwrap();
@@ -17,6 +20,9 @@ fn no_statement_reads_all_jobs() {
         OVERDUE,
         DELETE_OLD,
         FORGET_OLD,
+        ERASE,
+        ERASE_REMEMBERED,
+        FORGET,
         next,
         callbacks::NEXT_KEY,
         callbacks::DUE,
