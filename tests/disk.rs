@@ -431,11 +431,12 @@ mod prefixes {
         }
         assert!(written > 0.0, "no prefix was written");
         let folder = daemon.state_folder().join("prefixes");
-        // Those of the daemon's own words have a bound of their own.
+        // Those of the daemon's own words have a share of their own.
         let prefixes = bytes_below(&folder) - bytes_below(&folder.join("own"));
         assert!(prefixes > 1 << 20 && prefixes <= 12 << 20, "{prefixes}");
         let of = |name: &str| daemon.metrics().sum(name, &[("part", "prefixes")]);
         assert_eq!(of("autoglmd_state_limit_bytes"), f64::from(12 << 20));
+        assert!(bytes_below(&folder.join("own")) <= BUDGET_BYTES / 16);
         eventually("the prefixes are measured", || {
             (of("autoglmd_state_bytes") > 0.0).then_some(())
         });

@@ -258,6 +258,43 @@ fn own_words_come_from_the_disk_after_a_restart() {
     assert_eq!(files(&second), 3, "none is written again");
 }
 
+/// Mutations that this test catches: a share that does not depend on `store.max_size`, `bytes` that
+/// leaves the folder out.
+#[test]
+fn own_words_stay_within_their_share_of_the_folder() {
+    let options = |size: &str| {
+        let options = Options::llama().set_raw("cache.preload", "false");
+        options.set("store.max_size", size)
+    };
+    let own = |served: &Served| -> Vec<u64> {
+        let folder = served.daemon.state_folder().join("prefixes/own");
+        let items = std::fs::read_dir(folder).expect("the folder").flatten();
+        let files = items.filter(|item| item.path().extension().is_some_and(|it| it == "kv"));
+        files
+            .map(|item| item.metadata().map_or(0, |file| file.len()))
+            .collect()
+    };
+    let languages = ["c", "go", "java", "kotlin", "python", "rust"];
+    let first = Served::start(options("1GiB"));
+    for language in languages {
+        first.ask(&json!({ "prompt": "add", "language": language, "max_tokens": 1 }));
+    }
+    eventually("the files are written", || {
+        (own(&first).len() == languages.len()).then_some(())
+    });
+    assert!(own(&first).iter().sum::<u64>() > 1 << 20);
+    let second = first.restart(options("16MiB"));
+    second.ask(&json!({ "prompt": "add", "language": "c", "max_tokens": 1 }));
+    let of = |name: &str| second.daemon.metrics().sum(name, &[("part", "own_words")]);
+    assert_eq!(of("autoglmd_state_limit_bytes"), f64::from(1 << 20));
+    let bytes: u64 = own(&second).iter().sum();
+    assert!(bytes > 0 && bytes <= 1 << 20, "{bytes}");
+    eventually("they are measured", || {
+        // The secret that their names are made with has 32 bytes.
+        (of("autoglmd_state_bytes") >= bytes as f64).then_some(())
+    });
+}
+
 /// Returns the id of the key with this name.
 fn id_of(daemon: &Daemon, name: &str) -> String {
     let output = daemon.run(&["key", "list", "--json"]);

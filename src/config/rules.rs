@@ -296,6 +296,7 @@ fn prefixes_beyond_the_folder(config: &Config) -> Option<Finding> {
     let (wanted, budget) = (config.cache.prefixes as u64, config.store.max_size);
     let has_database = config.has_database_file();
     let most = prefixes_max(budget, has_database);
+    let needed = budget_for_prefixes(wanted, has_database).next_multiple_of(1 << 20);
     (wanted > most).then(|| Finding {
         keys: &["cache.prefixes", "store.max_size"],
         message: format!(
@@ -310,7 +311,7 @@ fn prefixes_beyond_the_folder(config: &Config) -> Option<Finding> {
             } else {
                 ""
             },
-            print_size_bytes(budget_for_prefixes(wanted, has_database)),
+            print_size_bytes(needed),
             print_size_bytes(most),
         ),
     })
@@ -489,13 +490,13 @@ mod tests {
         config.store.max_size = 4 << 30;
         assert_eq!((errors(&config), warnings(&config)), (vec![], vec![]));
         config.store.url = StoreUrl::parse("postgres://a@%2Frun/c").expect("a URL");
-        config.cache.prefixes = (4 << 30) - (1 << 20);
+        config.cache.prefixes = (4 << 30) - (65 << 20);
         assert_eq!(errors(&config), []);
         config.cache.prefixes += 1;
         assert!(
             errors(&config)[0]
                 .message
-                .contains("or cache.prefixes to 4095MiB or less")
+                .contains("or cache.prefixes to 4031MiB or less")
         );
     }
 

@@ -443,9 +443,10 @@ schema! {
             time(limits::RETENTION_MS), Reload;
         /// Records beyond this number are removed, the oldest first.
         max_records: u64 = 1_000_000, number(limits::KEPT_RECORDS), Reload;
-        /// Disk space for the whole state folder. An eighth is for the log of SQLite, a mebibyte
-        /// for small files, `cache.prefixes` for prefixes, and the rest for the database. Where
-        /// that is used up, the oldest records are removed.
+        /// Disk space for the whole state folder. An eighth is for the log of SQLite, a sixteenth
+        /// (at most 64 MiB) for the daemon's own words of the prompts, a mebibyte for small files,
+        /// `cache.prefixes` for prefixes, and the rest for the database. Where that is used up, the
+        /// oldest records are removed.
         max_size: u64 = 1 << 30, size(limits::STORE_BYTES), Reload;
     }
 

@@ -1,17 +1,19 @@
 //! How the budget of the state folder is divided. Pure.
 //!
-//! The folder has one budget, `store.max_size`, and four kinds of files:
+//! The folder has one budget, `store.max_size`, and five kinds of files:
 //!
 //! ```text
-//!   |<------------------------- budget -------------------------->|
-//!   | log | other |   prefixes    |            database           |
-//!     1/8   1 MiB   as configured,  the rest: jobs at most half of
-//!                   at most half    it, entries of the cache a
-//!                                   quarter, and all other rows
+//!   |<---------------------------- budget ---------------------------->|
+//!   | log | other | own words |   prefixes    |         database       |
+//!     1/8   1 MiB   1/16, at    as configured,  the rest: jobs at most
+//!                   most 64 MiB at most half    half of it, entries of
+//!                                               the cache a quarter, and
+//!                                               all other rows
 //! ```
 //!
 //! Records of generations have no share of their own: they use what the others leave, and give way.
-//! Without a database in the folder the prefixes may have all but the megabyte of the others.
+//! Without a database in the folder the prefixes may have all but the shares of the own words and
+//! of the others.
 //!
 //! # Invariants
 //!
@@ -20,8 +22,9 @@
 //!     beyond [`DiskShares::records_yield_at`].
 //!  3. Jobs and entries together leave a quarter of the database.
 //!
-//! Mutations that the test below catches: a share that is rounded up, prefixes that are not taken
-//! off the database, a log of its own beside the budget.
+//! Mutations that the test below catches: a share that is rounded up, prefixes or own words that
+//! are not taken off the database, a log of its own beside the budget, a least budget that is one
+//! off.
 
 use crate::limits::store as limits;
 
@@ -32,7 +35,10 @@ pub struct DiskShares {
     pub database: u64,
     /// Its write-ahead log, and the index of that.
     pub log: u64,
+    /// Those of the tenants.
     pub prefixes: u64,
+    /// The computed states of the daemon's own words, which are kept without `cache.prefixes`.
+    pub own_words: u64,
     /// The key of the first start, and small files beside the prefixes.
     pub other: u64,
 }
@@ -46,17 +52,19 @@ impl DiskShares {
             true => budget / limits::LOG_SIZE_DIVISOR,
             false => 0,
         };
-        let rest = budget.saturating_sub(log + other + prefixes);
+        let own_words = own_words(budget);
+        let rest = budget.saturating_sub(log + other + own_words + prefixes);
         DiskShares {
             database: if has_database { rest } else { 0 },
             log,
             prefixes,
+            own_words,
             other: if has_database { other } else { other + rest },
         }
     }
 
     pub fn sum(&self) -> u64 {
-        self.database + self.log + self.prefixes + self.other
+        self.database + self.log + self.prefixes + self.own_words + self.other
     }
 
     /// The log's file alone. The index has 8 bytes for each page, in steps of 32 KiB.
@@ -86,20 +94,36 @@ impl DiskShares {
     }
 }
 
+/// Bytes of the two kinds of computed states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixBytes {
+    /// Of the tenants' prefixes.
+    pub prefixes: u64,
+    pub own_words: u64,
+}
+
+/// Returns the share of own words.
+fn own_words(budget: u64) -> u64 {
+    (budget / limits::OWN_WORDS_SIZE_DIVISOR).min(limits::OWN_WORDS_BYTES_MAX)
+}
+
 /// Returns the most that prefixes may have of a budget.
 pub fn prefixes_max(budget: u64, has_database: bool) -> u64 {
     match has_database {
         true => budget / limits::PREFIXES_SIZE_DIVISOR,
-        false => budget.saturating_sub(limits::OTHER_FILES_BYTES),
+        false => budget.saturating_sub(limits::OTHER_FILES_BYTES + own_words(budget)),
     }
 }
 
 /// Returns the least budget in which prefixes may have this much.
 pub fn budget_for_prefixes(prefixes: u64, has_database: bool) -> u64 {
-    match has_database {
-        true => prefixes.saturating_mul(limits::PREFIXES_SIZE_DIVISOR),
-        false => prefixes.saturating_add(limits::OTHER_FILES_BYTES),
+    if has_database {
+        return prefixes.saturating_mul(limits::PREFIXES_SIZE_DIVISOR);
     }
+    let without_words = prefixes.saturating_add(limits::OTHER_FILES_BYTES);
+    // Of a budget of 16 parts, 15 are left; of the next byte, all of it.
+    let words = (without_words - 1) / (limits::OWN_WORDS_SIZE_DIVISOR - 1);
+    without_words.saturating_add(words.min(limits::OWN_WORDS_BYTES_MAX))
 }
 
 #[cfg(test)]
@@ -141,14 +165,18 @@ mod tests {
     fn the_defaults_leave_most_of_the_budget_to_records() {
         let shares = DiskShares::of(1 << 30, 0, true);
         let expected = DiskShares {
-            database: 895 << 20,
+            database: 831 << 20,
             log: 128 << 20,
             prefixes: 0,
+            own_words: 64 << 20,
             other: 1 << 20,
         };
         assert_eq!(shares, expected);
         assert_eq!(prefixes_max(1 << 30, true), 512 << 20);
-        assert_eq!(prefixes_max(1 << 30, false), 1023 << 20);
+        assert_eq!(prefixes_max(1 << 30, false), 959 << 20);
+        let small = DiskShares::of(16 << 20, 8 << 20, true);
+        assert_eq!((small.own_words, small.database), (1 << 20, 4 << 20));
+        assert_eq!(DiskShares::of(1 << 50, 0, true).own_words, 64 << 20);
         assert_eq!(DiskShares::of(0, 1, true).sum(), 0);
     }
 }

@@ -83,11 +83,8 @@ pub const FILES_MAX: usize = 4_096;
 /// Tokens of one file: the longest contexts of the field.
 pub const TOKENS_MAX: usize = 1 << 20;
 
-/// Bytes of the computed states of the daemon's own words on disk: as many as the engine keeps in
-/// memory. Those of the default model have 240 KiB per language.
-pub const OWN_FILES_BYTES_MAX: u64 = super::engine::PREFIX_STATES_BYTES_MAX as u64;
-
-/// Files of them: more than there are languages.
+/// Files of the daemon's own words: more than there are languages. Their bytes are bounded by a
+/// share of `store.max_size`; those of the default model have 240 KiB per language.
 pub const OWN_FILES_MAX: usize = 64;
 
 /// The text in a file's head that names model and settings: about 400 bytes.

@@ -187,6 +187,13 @@ pub const LOG_INDEX_BYTES_MIN: u64 = 32 << 10;
 /// The part of `store.max_size` that prefixes may have beside a database.
 pub const PREFIXES_SIZE_DIVISOR: u64 = 2;
 
+/// The part of `store.max_size` that the computed states of the daemon's own words may have. In the
+/// smallest folder that are four languages of the default model; the words of others are computed.
+pub const OWN_WORDS_SIZE_DIVISOR: u64 = 16;
+
+/// The most that they may have: as much as the engine keeps in memory.
+pub const OWN_WORDS_BYTES_MAX: u64 = super::engine::PREFIX_STATES_BYTES_MAX as u64;
+
 /// Room in the state folder for the key of the first start, and for the small files beside the
 /// prefixes.
 pub const OTHER_FILES_BYTES: u64 = 1 << 20;

@@ -13,11 +13,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::sqlite::DATABASE_FILE;
-use crate::core::disk_shares::DiskShares;
+use crate::core::disk_shares::{DiskShares, PrefixBytes};
 use crate::limits::store as limits;
 
-/// Returns the bytes of all prefixes in a state folder. The engine knows their place.
-pub type MeasurePrefixes = fn(&Path) -> io::Result<u64>;
+/// Returns the bytes of all computed states in a state folder. The engine knows their place.
+pub type MeasurePrefixes = fn(&Path) -> io::Result<PrefixBytes>;
 
 /// A kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +26,27 @@ pub enum Part {
     /// The write-ahead log, and its index.
     Log,
     Prefixes,
+    /// The computed states of the daemon's own words.
+    OwnWords,
     /// All other files that lie in the folder itself.
     Other,
 }
 
 impl Part {
-    pub const ALL: [Part; 4] = [Part::Database, Part::Log, Part::Prefixes, Part::Other];
+    pub const ALL: [Part; 5] = [
+        Part::Database,
+        Part::Log,
+        Part::Prefixes,
+        Part::OwnWords,
+        Part::Other,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Part::Database => "database",
             Part::Log => "log",
             Part::Prefixes => "prefixes",
+            Part::OwnWords => "own_words",
             Part::Other => "other",
         }
     }
@@ -48,6 +57,7 @@ impl Part {
             Part::Database => shares.database,
             Part::Log => shares.log,
             Part::Prefixes => shares.prefixes,
+            Part::OwnWords => shares.own_words,
             Part::Other => shares.other,
         }
     }
@@ -87,7 +97,9 @@ pub fn measure(folder: &Path, prefixes: MeasurePrefixes) -> io::Result<Sizes> {
             sizes.0[part as usize] += metadata.len();
         }
     }
-    sizes.0[Part::Prefixes as usize] = prefixes(folder)?;
+    let computed = prefixes(folder)?;
+    sizes.0[Part::Prefixes as usize] = computed.prefixes;
+    sizes.0[Part::OwnWords as usize] = computed.own_words;
     Ok(sizes)
 }
 
@@ -156,8 +168,14 @@ mod tests {
     fn each_file_counts_once_in_its_part() {
         let folder = tempfile::tempdir().unwrap();
         let state_dir = folder.path().join("state");
-        let prefixes: MeasurePrefixes = |_| Ok(1_000);
-        assert_eq!(measure(&state_dir, |_| Ok(0)).unwrap(), Sizes::default());
+        let prefixes: MeasurePrefixes = |_| {
+            Ok(PrefixBytes {
+                prefixes: 1_000,
+                own_words: 2_000,
+            })
+        };
+        let none: MeasurePrefixes = |_| Ok(PrefixBytes::default());
+        assert_eq!(measure(&state_dir, none).unwrap(), Sizes::default());
         fs::create_dir_all(state_dir.join("prefixes")).unwrap();
         for (name, bytes) in [
             ("autoglmd.db", 1),
@@ -170,8 +188,8 @@ mod tests {
             fs::write(state_dir.join(name), vec![0; bytes]).unwrap();
         }
         let sizes = measure(&state_dir, prefixes).unwrap();
-        assert_eq!(sizes, Sizes([1, 30, 1_000, 300]));
-        assert_eq!((sizes.sum(), sizes.of(Part::Log)), (1_331, 30));
+        assert_eq!(sizes, Sizes([1, 30, 1_000, 2_000, 300]));
+        assert_eq!((sizes.sum(), sizes.of(Part::Log)), (3_331, 30));
         let shares = DiskShares::of(64 << 20, 1 << 20, true);
         let sum: u64 = Part::ALL.map(|part| part.share(&shares)).iter().sum();
         assert_eq!(sum, 64 << 20);

@@ -29,7 +29,7 @@ use crate::engine::family::Family;
 #[cfg(feature = "llama")]
 use crate::engine::llama::{self, Obtained};
 #[cfg(feature = "llama")]
-use crate::engine::prefixes::{self, Folder};
+use crate::engine::prefixes::{self, Folder, OwnPlace};
 use crate::engine::{Deliver, Engine};
 use crate::limits::prefixes as prefix_limits;
 use crate::offload::Workers;
@@ -196,7 +196,10 @@ fn settings(config: &Config) -> llama::Settings {
             let folder = prefixes::folder(&config.state_dir);
             Arc::new(Folder::new(folder, config.cache.prefixes as u64))
         }),
-        own_words: Some(prefixes::folder(&config.state_dir)),
+        own_words: Some(OwnPlace {
+            prefixes: prefixes::folder(&config.state_dir),
+            bytes_max: config.disk_shares().own_words,
+        }),
     }
 }
 

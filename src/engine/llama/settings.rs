@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::family::{Family, KvType};
-use crate::engine::prefixes::Folder;
+use crate::engine::prefixes::{Folder, OwnPlace};
 
 /// How to run a model.
 #[derive(Clone, Debug)]
@@ -34,9 +34,9 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// The folder in which computed prefixes survive the engine; `None`: they do not.
     pub prefixes: Option<Arc<Folder>>,
-    /// The folder in which the daemon's own words survive it, once they are computed; `None`: they
-    /// do not.
-    pub own_words: Option<PathBuf>,
+    /// The place where the daemon's own words survive it, once they are computed; `None`: they do
+    /// not.
+    pub own_words: Option<OwnPlace>,
 }
 
 /// A model's file, and facts about it that the settings cannot contain because they do not know

@@ -27,9 +27,11 @@ use super::file::{self, Fault, Head};
 use super::index::{self, Entry, Index};
 use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED, entries, remove};
 use super::origin::Origin;
+use super::own;
 use super::room::Room;
 use super::wear::Wear;
 use crate::core::Moment;
+use crate::core::disk_shares::PrefixBytes;
 use crate::limits::prefixes as limits;
 use crate::os::file::open_regular;
 
@@ -112,11 +114,19 @@ pub fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("prefixes")
 }
 
-/// Returns the bytes of all files in the folder within the state folder. The daemon's own words
-/// have a bound of their own.
-pub fn bytes(state_dir: &Path) -> io::Result<u64> {
+/// Returns the bytes of all files in the folder within the state folder.
+pub fn bytes(state_dir: &Path) -> io::Result<PrefixBytes> {
+    let prefixes = folder(state_dir);
+    Ok(PrefixBytes {
+        own_words: bytes_in(&own::folder(&prefixes))?,
+        prefixes: bytes_in(&prefixes)?,
+    })
+}
+
+/// Returns the bytes of the files that lie in a folder itself.
+fn bytes_in(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
-    for entry in entries(&folder(state_dir))? {
+    for entry in entries(folder)? {
         // A file may go at any moment.
         let metadata = entry?.metadata().ok();
         let file = metadata.filter(|metadata| metadata.is_file());

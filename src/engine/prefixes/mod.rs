@@ -48,4 +48,4 @@ pub use copied::{Copied, Token, Wish};
 pub use folder::{Figures, Folder, bytes, clear, erase, folder};
 pub use index::shared;
 pub use origin::Origin;
-pub use own::{OwnState, OwnWords};
+pub use own::{OwnPlace, OwnState, OwnWords};

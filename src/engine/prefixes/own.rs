@@ -9,15 +9,17 @@
 //! Must never be given a token that came from a request.
 //!
 //! Invariants:
-//!  1. The files have at most [`limits::OWN_FILES_BYTES_MAX`] bytes together, and there are at most
-//!     [`limits::OWN_FILES_MAX`]. Others are not written.
+//!  1. The files have at most [`OwnPlace::bytes_max`] bytes together, the unfinished one included,
+//!     and there are at most [`limits::OWN_FILES_MAX`]. Others are not written, and those of a
+//!     larger share are removed.
 //!  2. After a start, all files are of this engine.
 //!
 //! A folder that cannot be used costs one line in the log; the words are computed.
 //!
 //! Mutations that tests catch: files that are not read, a damaged or foreign one that is used or
-//! left there, no bound (below); words that are not handed on, or not taken
-//! (`own_words_come_...` in `tests/prefixes.rs`).
+//! left there, no bound on their number or their bytes, one that leaves out the heads, a file that
+//! stays unfinished (below); words that are not handed on, or not taken (`own_words_come_...` in
+//! `tests/prefixes.rs`); a share that is not that of the folder (`own_words_stay_...` there).
 
 use std::fs::{self, File};
 use std::io;
@@ -37,14 +39,22 @@ use crate::os::process::give_way;
 /// Tokens and the state that was computed from them.
 pub type OwnState = (Vec<Token>, Vec<u8>);
 
+/// Where the states are kept, and how much room they have there.
+#[derive(Clone, Debug)]
+pub struct OwnPlace {
+    /// The folder of the prefixes.
+    pub prefixes: PathBuf,
+    pub bytes_max: u64,
+}
+
 /// The way of new states to the disk. Its thread ends with it.
 #[derive(Debug)]
 pub struct OwnWords(Sender<OwnState>);
 
 impl OwnWords {
     /// Reads all states of this engine, and removes other files. Takes as long as the disk does.
-    pub fn open(prefixes: &Path, origin: &Origin) -> Option<(OwnWords, Vec<OwnState>)> {
-        let opened = Store::open(prefixes, origin).and_then(|mut store| {
+    pub fn open(place: &OwnPlace, origin: &Origin) -> Option<(OwnWords, Vec<OwnState>)> {
+        let opened = Store::open(place, origin).and_then(|mut store| {
             let states = store.read()?;
             let (sender, orders) = bounded::<OwnState>(limits::OWN_FILES_MAX);
             let body = move || {
@@ -60,7 +70,7 @@ impl OwnWords {
         });
         opened
             .inspect_err(|error| {
-                let path = prefixes.display();
+                let path = place.prefixes.display();
                 log::warn!("cannot keep the daemon's own prompts in {path}: {error}");
             })
             .ok()
@@ -78,17 +88,19 @@ struct Store {
     path: PathBuf,
     secret: Secret,
     origin: Origin,
+    bytes_max: u64,
     bytes: u64,
     files: usize,
 }
 
 impl Store {
-    fn open(prefixes: &Path, origin: &Origin) -> io::Result<Store> {
-        let path = folder(prefixes);
+    fn open(place: &OwnPlace, origin: &Origin) -> io::Result<Store> {
+        let path = folder(&place.prefixes);
         Ok(Store {
             secret: Secret::open(&path)?,
             path,
             origin: origin.clone(),
+            bytes_max: place.bytes_max,
             bytes: 0,
             files: 0,
         })
@@ -104,8 +116,8 @@ impl Store {
                 continue;
             }
             match self.read_file(&path).map(|read| (read, kind)) {
-                Ok((state, Kind::Prefix)) if self.has_room(bytes_of(&state)) => {
-                    self.note(bytes_of(&state));
+                Ok(((state, bytes), Kind::Prefix)) if self.has_room(bytes) => {
+                    self.note(bytes);
                     states.push(state);
                 }
                 // Of another engine, damaged, unfinished or too many.
@@ -115,10 +127,11 @@ impl Store {
         Ok(states)
     }
 
-    fn read_file(&self, path: &Path) -> Result<OwnState, Fault> {
+    /// Returns a state, and the bytes of its file.
+    fn read_file(&self, path: &Path) -> Result<(OwnState, u64), Fault> {
         let mut file = open_regular(path)?;
         let bytes = file.metadata()?.len();
-        if bytes > limits::OWN_FILES_BYTES_MAX {
+        if bytes > self.bytes_max {
             return Err(Fault::Damaged("it is too long"));
         }
         let head = Head::read(&mut file, bytes, &self.secret, &self.origin)?;
@@ -126,27 +139,33 @@ impl Store {
             return Err(Fault::Foreign("it is of a tenant"));
         }
         let state = head.read_state(&mut file, &self.secret, &|| true)?;
-        Ok((head.tokens, state))
+        Ok(((head.tokens, state), bytes))
     }
 
     fn write(&mut self, tokens: Vec<Token>, state: &[u8]) {
-        if !self.has_room(state.len() as u64) {
+        let head = Head::new(&self.secret, self.tenant(), tokens, state);
+        let bytes = head.file_bytes(&self.origin);
+        if !self.has_room(bytes) {
             return;
         }
-        match self.try_write(tokens, state) {
-            Ok(()) => self.note(state.len() as u64),
+        match self.try_write(&head, state) {
+            Ok(()) => self.note(bytes),
             Err(fault) => log::debug!("one of the daemon's own prompts is not kept: {fault:?}"),
         }
     }
 
-    fn try_write(&self, tokens: Vec<Token>, state: &[u8]) -> Result<(), Fault> {
-        let head = Head::new(&self.secret, self.tenant(), tokens, state);
+    fn try_write(&self, head: &Head, state: &[u8]) -> Result<(), Fault> {
         let name = self.secret.name(head.tenant, &head.tokens);
         let unfinished = self.path.join(format!("{name}{UNFINISHED}"));
         let mut new: File = names::create(&unfinished)?;
         let encoded = head.encode(&self.secret, &self.origin);
-        file::write(&mut new, &encoded, state, &mut |_| true)?;
-        Ok(fs::rename(unfinished, self.path.join(name))?)
+        let written = file::write(&mut new, &encoded, state, &mut |_| true)
+            .and_then(|()| Ok(fs::rename(&unfinished, self.path.join(name))?));
+        if written.is_err() {
+            // Its bytes would take room that nothing counts.
+            remove(&unfinished)?;
+        }
+        written
     }
 
     fn tenant(&self) -> TenantDigest {
@@ -154,7 +173,7 @@ impl Store {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        self.files < limits::OWN_FILES_MAX && self.bytes + bytes <= limits::OWN_FILES_BYTES_MAX
+        self.files < limits::OWN_FILES_MAX && self.bytes + bytes <= self.bytes_max
     }
 
     fn note(&mut self, bytes: u64) {
@@ -168,17 +187,23 @@ pub fn folder(prefixes: &Path) -> PathBuf {
     prefixes.join("own")
 }
 
-fn bytes_of((_, state): &OwnState) -> u64 {
-    state.len() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::origin::tests::origin;
     use super::*;
 
+    const ROOM_BYTES: u64 = 1 << 20;
+
+    fn open(prefixes: &Path, origin: &Origin, bytes_max: u64) -> Store {
+        let place = OwnPlace {
+            prefixes: prefixes.to_owned(),
+            bytes_max,
+        };
+        Store::open(&place, origin).unwrap()
+    }
+
     fn written(prefixes: &Path, words: impl IntoIterator<Item = Token>) {
-        let mut store = Store::open(prefixes, &origin()).unwrap();
+        let mut store = open(prefixes, &origin(), ROOM_BYTES);
         store.read().unwrap();
         for word in words {
             store.write(vec![word], &[word as u8; 100]);
@@ -186,7 +211,7 @@ mod tests {
     }
 
     fn read(prefixes: &Path, origin: &Origin) -> Vec<Token> {
-        let states = Store::open(prefixes, origin).unwrap().read().unwrap();
+        let states = open(prefixes, origin, ROOM_BYTES).read().unwrap();
         let mut words: Vec<Token> = states.iter().map(|(tokens, _)| tokens[0]).collect();
         words.sort_unstable();
         words
@@ -229,13 +254,19 @@ mod tests {
     #[test]
     fn prefix_of_a_tenant_is_not_taken_for_own_words() {
         let place = tempfile::tempdir().unwrap();
-        let store = Store::open(place.path(), &origin()).unwrap();
+        let store = open(place.path(), &origin(), ROOM_BYTES);
         let tenant = store.secret.tenant(7);
         let head = Head::new(&store.secret, tenant, vec![1], b"state");
         let name = store.secret.name(tenant, &[1]);
         let bytes = [&head.encode(&store.secret, &origin())[..], b"state"].concat();
         fs::write(store.path.join(name), bytes).unwrap();
         assert!(read(place.path(), &origin()).is_empty());
+    }
+
+    fn bytes_in(prefixes: &Path) -> u64 {
+        let files = files(prefixes);
+        let bytes = files.iter().map(|path| fs::metadata(path).unwrap().len());
+        bytes.sum()
     }
 
     #[test]
@@ -246,12 +277,38 @@ mod tests {
         assert_eq!(files(place.path()).len(), limits::OWN_FILES_MAX);
         written(place.path(), most + 9..most + 11);
         assert_eq!(read(place.path(), &origin()).len(), limits::OWN_FILES_MAX);
-        let mut store = Store::open(place.path(), &origin()).unwrap();
-        let half = vec![0; limits::OWN_FILES_BYTES_MAX as usize / 2 + 1];
-        let sizes = [1, 2].map(|word| {
-            store.write(vec![1_000 + word], &half);
-            store.bytes as usize
-        });
-        assert_eq!(sizes, [half.len(), half.len()]);
+    }
+
+    /// The states are so short that most of their files are heads.
+    #[test]
+    fn bytes_of_files_are_bounded_and_those_of_a_larger_share_go() {
+        const SHARE_BYTES: u64 = 4_000;
+        let place = tempfile::tempdir().unwrap();
+        let mut store = open(place.path(), &origin(), SHARE_BYTES);
+        for word in 0..30 {
+            store.write(vec![word], &[7; 10]);
+            assert!(bytes_in(place.path()) <= SHARE_BYTES);
+        }
+        let (written, file) = (files(place.path()).len() as u64, store.bytes);
+        let file = file / written;
+        assert_eq!(written, SHARE_BYTES / file, "as many as there is room for");
+        assert!(written > 2 && written < 30);
+        let mut smaller = open(place.path(), &origin(), 2 * file);
+        assert_eq!(smaller.read().unwrap().len(), 2);
+        assert_eq!(bytes_in(place.path()), 2 * file);
+        open(place.path(), &origin(), file - 1).read().unwrap();
+        assert_eq!(bytes_in(place.path()), 0);
+    }
+
+    #[test]
+    fn file_that_cannot_be_finished_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let mut store = open(place.path(), &origin(), ROOM_BYTES);
+        let name = store.secret.name(store.tenant(), &[1]);
+        // No file can take the name of a folder with something in it.
+        fs::create_dir_all(store.path.join(name).join("full")).unwrap();
+        store.write(vec![1], b"state");
+        assert_eq!(files(place.path()).len(), 1, "the folder");
+        assert_eq!(store.bytes, 0);
     }
 }

@@ -240,7 +240,7 @@ fn files_stay_below_the_bound_and_the_least_recently_used_one_goes() {
             .iter()
             .all(|number| host.found(TENANT, &text(*number, 300)).is_some())
     );
-    let bytes = bytes(host.state_dir.path()).unwrap();
+    let bytes = bytes(host.state_dir.path()).unwrap().prefixes;
     assert!(host.folder.figures().bytes <= room && bytes <= room + 32);
     assert_eq!(host.folder.figures().evicted, 1);
     // A lowered bound, and a copy that is larger than all of it.
