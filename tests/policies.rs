@@ -7,8 +7,12 @@
 //! * `is_out_of_order` that ignores overdue look-ups: the same
 //! * `finish_after_store` that concludes before the write: `write_through_keeps_what_a_client_has`
 //! * `put_first` without its timer: `write_through_ends_a_response_without_a_store_that_works`
-//! * `end` that takes no entries: `write_behind_is_flushed_by_a_drain`
+//! * `end` that takes no entries, `run` that ends before the queue is empty:
+//!   `a_drain_loses_nothing_with_any_policy`
 //! * `put_back` that drops: `write_behind_waits_for_a_store_that_fails`
+//! * `open` without its comparison of the digest: `a_row_that_is_not_whole_...`
+//! * `Erase::finish` that does not try again: `a_purge_while_the_store_does_not_work_...`
+//! * the digest of a request with a secret of each daemon: `daemons_that_share_a_database_...`
 //! * `Entry::decode` without the age before: `an_entry_is_as_old_after_a_restart_as_before`
 
 mod common;
@@ -21,6 +25,7 @@ use rusqlite::Connection;
 use serde_json::json;
 use tempfile::TempDir;
 
+use common::postgres::{Postgres, Way};
 use common::{Answer, Daemon, Options, eventually};
 
 /// With a timeout that only a store that stands still exceeds, however busy the machine is.
@@ -164,6 +169,112 @@ fn read_through_computes_if_the_store_is_slow_or_fails() {
     }
 }
 
+/// A row that is damaged, one that another model has computed, or one of another request.
+#[test]
+fn a_row_that_is_not_whole_is_computed_again_and_replaced() {
+    let mut daemon = options("read-through").start();
+    let made = ids(&daemon, 0..2);
+    wait_for_writes(&daemon, 2);
+    let folder = stop(&mut daemon);
+    let path = folder.path().join("state").join(DATABASE_FILE);
+    let database = Connection::open(path).expect("the database");
+    // Each row gets the value of the other one.
+    let change = "CREATE TEMP TABLE made AS SELECT digest, value FROM cache_entries;
+        UPDATE cache_entries SET value =
+            (SELECT value FROM made WHERE made.digest <> cache_entries.digest)";
+    database.execute_batch(change).expect("a change");
+    drop(database);
+    let daemon = again("read-through", folder);
+    let computed = ids(&daemon, 0..2);
+    assert!(computed.iter().all(|id| !made.contains(id)), "{computed:?}");
+    let name = "autoglmd_cache_store_lookups_total";
+    let foreign = daemon.metrics().sum(name, &[("verdict", "foreign")]);
+    assert_eq!(foreign, 2.0);
+    wait_for_writes(&daemon, 2);
+    let mut daemon = daemon;
+    let folder = stop(&mut daemon);
+    assert_eq!(ids(&again("read-through", folder), 0..2), computed);
+}
+
+#[test]
+fn rows_hold_no_prompt() {
+    const MARKER: &str = "a prompt that is nowhere else";
+    let mut daemon = options("write-through").start();
+    daemon.generate(&json!({ "prompt": MARKER })).expect(200);
+    wait_for_writes(&daemon, 1);
+    let folder = stop(&mut daemon);
+    let items = std::fs::read_dir(folder.path().join("state")).expect("the folder");
+    let mut bytes = 0;
+    for item in items.flatten().filter(|item| item.path().is_file()) {
+        let content = std::fs::read(item.path()).expect("a file");
+        let mut windows = content.windows(MARKER.len());
+        assert!(
+            windows.all(|window| window != MARKER.as_bytes()),
+            "{item:?}"
+        );
+        bytes += content.len();
+    }
+    assert!(bytes > 4_096, "the database was looked at");
+}
+
+#[test]
+fn a_purge_while_the_store_does_not_work_is_made_up_for() {
+    let daemon = options("cache-aside")
+        .set("cache.second_delete", "1ms")
+        .start();
+    ids(&daemon, 0..5);
+    wait_for_writes(&daemon, 5);
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let backup = path.with_extension("backup");
+    let source = Connection::open(&path).expect("the database");
+    let target = backup.to_str().expect("a path");
+    source.execute("VACUUM INTO ?1", [target]).expect("a copy");
+    drop(source);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+    }
+    let purge = daemon.request("DELETE", "/api/v1/admin/cache", b"");
+    daemon.exchange(&purge).expect(200);
+    // Both deletes have failed long before the last of these.
+    eventually("the deletes fail", || {
+        let failed = daemon
+            .metrics()
+            .value("autoglmd_store_failed_commits_total");
+        (failed >= 5.0).then_some(())
+    });
+    std::fs::rename(&backup, &path).expect("the backup takes its place");
+    let database = Connection::open(&path).expect("the database");
+    let rows = "SELECT count(*) FROM cache_entries";
+    let rows = || database.query_row(rows, (), |row| row.get::<_, u32>(0));
+    eventually("the entries are deleted", || {
+        (rows().expect("a count") == 0).then_some(())
+    });
+}
+
+#[test]
+fn daemons_that_share_a_database_find_each_other_s_results() {
+    let postgres = Postgres::shared();
+    let database = postgres.database();
+    let start = |folder: &Arc<TempDir>| {
+        let options = options("read-through").in_folder(Arc::clone(folder));
+        options
+            .set("store.url", &postgres.url(&database, Way::Socket))
+            .start()
+    };
+    let folders = [(); 2].map(|()| {
+        let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        Arc::new(folder)
+    });
+    let first = start(&folders[0]);
+    std::fs::create_dir(folders[1].path().join("state")).expect("a folder");
+    let key = "state/bootstrap-key";
+    std::fs::copy(folders[0].path().join(key), folders[1].path().join(key)).expect("a file");
+    let second = start(&folders[1]);
+    let made = ids(&first, 0..3);
+    wait_for_writes(&first, 3);
+    assert_eq!(ids(&second, 0..3), made);
+}
+
 #[test]
 fn an_entry_is_as_old_after_a_restart_as_before() {
     let mut daemon = options("read-through").start();
@@ -303,13 +414,50 @@ fn write_behind_loses_the_last_moment_to_a_kill() {
     }
 }
 
+const POLICIES: [&str; 4] = [
+    "cache-aside",
+    "read-through",
+    "write-through",
+    "write-behind",
+];
+
 #[test]
-fn write_behind_is_flushed_by_a_drain() {
-    let mut daemon = options("write-behind").start();
-    let made = ids(&daemon, 0..30);
-    let folder = stop(&mut daemon);
-    let daemon = again("write-behind", folder);
-    assert_eq!(ids(&daemon, 0..30), made);
+fn a_drain_loses_nothing_with_any_policy() {
+    for policy in POLICIES {
+        let mut daemon = options(policy).start();
+        let made = ids(&daemon, 0..30);
+        let folder = stop(&mut daemon);
+        let daemon = again("read-through", folder);
+        assert_eq!(ids(&daemon, 0..30), made, "{policy}");
+    }
+}
+
+/// With none of them is a result lost to a kill whose transaction had ended.
+#[test]
+fn what_was_written_survives_a_kill_with_any_policy() {
+    for policy in POLICIES {
+        let mut daemon = options(policy).start();
+        let made = ids(&daemon, 0..5);
+        wait_for_writes(&daemon, 5);
+        daemon.kill();
+        let daemon = again("read-through", daemon.folder());
+        assert_eq!(ids(&daemon, 0..5), made, "{policy}");
+    }
+}
+
+/// Responses wait neither for the writes nor for the store's health.
+#[test]
+fn without_a_store_that_works_results_are_in_memory_with_any_policy() {
+    for policy in POLICIES {
+        let daemon = slow_options(policy).start();
+        let lock = Lock::of(&daemon);
+        let made = ids(&daemon, 0..10);
+        assert_eq!(ids(&daemon, 0..10), made, "{policy}");
+        let hits = (0..10).filter(|number| verdict(&ask(&daemon, *number)) == "hit");
+        assert_eq!(hits.count(), 10, "{policy}");
+        lock.release();
+        wait_for_health(&daemon);
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! it cannot fail for ever.
 //!
 //! Mutations that the tests below and `tests/policies.rs` catch: a lost group that loses its
-//! entries (`a_lost_group_...`), a write that is not wanted any more (`an_unwanted_...`).
+//! entries or their order (`a_lost_group_...`), a write that is not wanted any more
+//! (`an_unwanted_...`).
 
 use std::sync::Arc;
 
@@ -136,6 +137,26 @@ mod tests {
         let mut ends: Vec<_> = reports.1.try_iter().collect();
         ends.sort_by_key(|end| end.0);
         assert_eq!(ends, [(1, Written::Failed), (2, Written::Failed)]);
+    }
+
+    /// Mutations: `put_back` as the oldest of all, or as the latest.
+    #[test]
+    fn a_lost_group_comes_back_in_its_place() {
+        let (requests, reports) = (Arc::new(Requests::default()), channel());
+        let push = |number| requests.entries().push(write(number, 10, &reports));
+        (1..=3).for_each(push);
+        let lost = taken(&requests);
+        push(4);
+        requests.health().note_failure("the test's".to_owned());
+        for task in lost {
+            task.finish(Err(&StoreError::Panicked));
+        }
+        requests.health().note_success(0);
+        for task in taken(&requests) {
+            task.finish(Ok(()));
+        }
+        let ends: Vec<_> = reports.1.try_iter().collect();
+        assert_eq!(ends, [1, 2, 3, 4].map(|number| (number, Written::Stored)));
     }
 
     #[test]

@@ -8,9 +8,12 @@
 //! Invariants:
 //!  1. Each write is reported once, also one that is dropped.
 //!  2. The queue has at most `PENDING_ENTRIES_MAX` entries and `PENDING_ENTRIES_BYTES_MAX` of them.
+//!  3. The entries are in the order in which they came, those of a lost group as well: so a kill
+//!     loses the latest, and so does a full queue the oldest.
 //!
-//! Mutation that a test of [`super::behind`] catches: a queue without its bounds
-//! (`the_oldest_entries_make_room`).
+//! Mutations that tests of [`super::behind`] catch: a queue without its bounds
+//! (`the_oldest_entries_make_room`), writes of a lost group in another order
+//! (`a_lost_group_comes_back_in_its_place`).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -61,6 +64,8 @@ pub struct EntryWrite {
     row: EntryRow,
     is_wanted: Box<dyn Fn() -> bool + Send>,
     report: Option<Report>,
+    /// Its place among all that the queue has had.
+    number: u64,
 }
 
 impl EntryWrite {
@@ -73,6 +78,7 @@ impl EntryWrite {
             row,
             is_wanted: Box::new(is_wanted),
             report: Some(Box::new(report)),
+            number: 0,
         }
     }
 
@@ -128,30 +134,28 @@ pub struct Pending(Mutex<State>);
 
 #[derive(Default)]
 struct State {
+    /// By their numbers.
     entries: VecDeque<EntryWrite>,
     bytes: usize,
+    last: u64,
 }
 
 impl Pending {
     /// Enters a write, in the place of the oldest ones if no other is free.
-    pub fn push(&self, write: EntryWrite) {
-        let mut dropped = Vec::new();
+    pub fn push(&self, mut write: EntryWrite) {
         let mut state = self.lock();
-        state.bytes += write.size();
-        state.entries.push_back(write);
-        state.make_room(&mut dropped);
+        state.last += 1;
+        write.number = state.last;
+        let dropped = state.enter(write);
         drop(state);
         // Reported without the lock.
         drop(dropped);
     }
 
-    /// Enters a write again, as the oldest one.
+    /// Enters a write again, in the place that it had.
     pub fn put_back(&self, write: EntryWrite) {
-        let mut dropped = Vec::new();
         let mut state = self.lock();
-        state.bytes += write.size();
-        state.entries.push_front(write);
-        state.make_room(&mut dropped);
+        let dropped = state.enter(write);
         drop(state);
         drop(dropped);
     }
@@ -185,14 +189,21 @@ impl State {
         Some(write)
     }
 
-    fn make_room(&mut self, dropped: &mut Vec<EntryWrite>) {
+    /// Enters a write, and returns those that had to make room.
+    fn enter(&mut self, write: EntryWrite) -> Vec<EntryWrite> {
+        self.bytes += write.size();
+        let is_before = |waiting: &EntryWrite| waiting.number < write.number;
+        let place = self.entries.partition_point(is_before);
+        self.entries.insert(place, write);
+        let mut dropped = Vec::new();
         while self.entries.len() > limits::PENDING_ENTRIES_MAX
             || self.bytes > limits::PENDING_ENTRIES_BYTES_MAX
         {
             let Some(oldest) = self.pop() else {
-                return;
+                break;
             };
             dropped.push(oldest);
         }
+        dropped
     }
 }
