@@ -4,7 +4,8 @@
 //! lost wake-up leaves every thread blocked, which loom reports.
 //!
 //! Mutation that these tests catch: `asleep` counted before the queue is looked at, under another
-//! lock; `notify_one` left out if one thread sleeps; `close` without `notify_all`.
+//! lock; `notify_one` left out if one thread sleeps; `close` without `notify_all`;
+//! `execute` that gives no share back.
 
 // The daemon uses more of these files than the model.
 #![allow(dead_code)]
@@ -17,6 +18,8 @@ mod sync {
 mod fair_queue;
 #[path = "../src/limits/offload.rs"]
 mod offload_limits;
+#[path = "../src/offload/shares.rs"]
+mod shares;
 #[path = "../src/offload/workers.rs"]
 mod workers;
 
@@ -30,6 +33,7 @@ use fair_queue::Bounds;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
+use shares::Shares;
 use workers::{Full, Task, Workers};
 
 const BOUNDS: Bounds = Bounds {
@@ -68,11 +72,15 @@ impl Drop for Count {
 /// `threads` workers, a task each from `senders` threads, and a close that waits for their runs if
 /// `waits`. Each task is answered once.
 fn check(threads: usize, senders: usize, waits: bool) {
+    check_with(threads, senders, waits, || None);
+}
+
+fn check_with(threads: usize, senders: usize, waits: bool, shares: fn() -> Option<Shares>) {
     let mut model = loom::model::Builder::new();
     // Two threads that wait for each other in a loop have too many interleavings for all of them.
     model.preemption_bound = (threads > 1).then_some(2);
     model.check(move || {
-        let workers = Arc::new(Workers::new(BOUNDS));
+        let workers = Arc::new(Workers::sharing(BOUNDS, shares()));
         let (ran, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let pool: Vec<_> = (0..threads)
             .map(|_| {
@@ -123,4 +131,10 @@ fn two_workers_share_the_tasks() {
 #[test]
 fn a_close_ends_all_threads_and_answers_all_tasks() {
     check(2, 1, false);
+}
+
+/// One thread is kept for a tenant that has no task, and each end of a task makes room for one.
+#[test]
+fn a_task_that_its_share_has_held_up_runs_in_the_end() {
+    check_with(2, 2, true, || Some(Shares::new(2, 9)));
 }

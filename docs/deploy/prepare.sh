@@ -11,8 +11,8 @@
 # downloads Rust and serves to try the daemon out.
 #
 # The tests also need: venv for Python clients; openssl, zstd, nghttp and HAProxy as peers; node, Go, Perl,
-# SQLite and unshare (util-linux) to run programs in the sandbox; PostgreSQL and Redis, of which each
-# test starts servers of its own.
+# SQLite and unshare (util-linux) to run programs in the sandbox; ip (iproute2) to switch on the loopback
+# of a network of their own; PostgreSQL and Redis, of which each test starts servers of its own.
 
 autoglmd_install() {
     # dpkg needs only a package's name to check whether it is installed.
@@ -45,7 +45,7 @@ autoglmd_install g++ make cmake libclang-dev python3-pip curl git ca-certificate
     case "${1:-}" in
         test)
             autoglmd_install python3-venv openssl zstd nghttp2-client haproxy \
-                nodejs golang-go perl sqlite3 util-linux postgresql redis-server
+                nodejs golang-go perl sqlite3 util-linux iproute2 postgresql redis-server
             ;;
     esac &&
     autoglmd_rust

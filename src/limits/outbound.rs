@@ -22,8 +22,9 @@ pub const FETCH_VISIT_BYTES: u64 = 16 * 1024;
 /// clients. Half of them carry a fetch; the rest is for second attempts and kept connections.
 pub const SOCKETS_MAX: usize = 256;
 
-/// The least for one reactor, however many there are: two fetches with two attempts each.
-pub const SOCKETS_PER_REACTOR_MIN: usize = 4;
+/// The least for one reactor, however many there are: four fetches with two attempts each, of which
+/// one is the daemon's own and two are of one key.
+pub const SOCKETS_PER_REACTOR_MIN: usize = 8;
 
 // ---- one fetch ----
 
@@ -50,9 +51,19 @@ pub const KEPT_CONNECTIONS_PER_ORIGIN_MAX: usize = 4;
 
 // ---- names ----
 
-/// Threads that resolve names. `getaddrinfo(3)` waits for seconds if a name server is silent, so
-/// one thread would let one dead domain hold up all others.
-pub const RESOLVER_THREADS: usize = 4;
+/// Threads that resolve names. `getaddrinfo(3)` waits for seconds if a name server is silent. One
+/// of them is kept for the daemon's own questions; of the others one key gets four, a second one
+/// two and a third one the last (`offload::shares`). A thread that waits costs its stack's pages.
+pub const RESOLVER_THREADS: usize = 8;
+
+/// How often the C library asks each name server about a name, in `RES_OPTIONS` (resolv.conf(5))
+/// unless the environment has other options. With a second for each question, a look-up holds its
+/// thread for 3 s if the machine's only name server is silent and for 9 s if it has three, and for
+/// twice that if there is a search list. Its own defaults are 10 and 28 s.
+pub const LOOK_UP_ATTEMPTS_MAX: u32 = 3;
+
+/// How long it waits for each response.
+pub const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The stack of each: what glibc's resolver and its plug-ins need, several times over.
 pub const RESOLVER_STACK_BYTES: usize = 1024 * 1024;
@@ -62,9 +73,13 @@ pub const WAITING_NAMES_MAX: usize = 256;
 
 const _: () = {
     assert!(
+        RESOLVER_THREADS > 2,
+        "one is the daemon's own, one for a newcomer"
+    );
+    assert!(
         CONCURRENT_ATTEMPTS_MAX == 2,
         "half of the sockets carry fetches"
     );
-    assert!(SOCKETS_PER_REACTOR_MIN >= 2 * CONCURRENT_ATTEMPTS_MAX);
+    assert!(SOCKETS_PER_REACTOR_MIN >= 4 * CONCURRENT_ATTEMPTS_MAX);
     assert!(KEPT_CONNECTIONS_PER_ORIGIN_MAX <= SOCKETS_PER_REACTOR_MIN);
 };

@@ -21,13 +21,14 @@
 //! # Cost
 //!
 //! `push` is O(1). `pop` turns the ring once for each visit's worth of bytes that leave, and once
-//! for each tenant that comes: O(1) for 64 KiB of work.
+//! for each tenant that comes: O(1) for 64 KiB of work. `pop_of` also passes over the tenants whose
+//! items must stay: O(tenants) if all of them must.
 //!
 //! # Invariants
 //!
 //!  1. The items of one tenant leave in the order in which they came.
-//!  2. While two tenants both have items waiting, the bytes that leave for them differ by at most
-//!     one visit and two items.
+//!  2. While two tenants both have items waiting that may leave, the bytes that leave for them
+//!     differ by at most one visit and two items.
 //!  3. A line has items, and is in the ring once: a tenant without items takes no memory.
 
 use std::collections::{HashMap, VecDeque};
@@ -118,8 +119,22 @@ impl<T> FairQueue<T> {
 
     /// Removes the item whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        loop {
+        self.pop_of(|_| true).map(|(_, item)| item)
+    }
+
+    /// Removes the item whose turn it is among those of the tenants that `may_leave` admits. The
+    /// others keep their places in the ring, and their credit.
+    pub fn pop_of(&mut self, may_leave: impl Fn(u64) -> bool) -> Option<(u64, T)> {
+        // Lines in front that were passed over since one could leave.
+        let mut passed = 0;
+        while passed < self.ring.len() {
             let tenant = *self.ring.front()?;
+            if !may_leave(tenant) {
+                self.ring.rotate_left(1);
+                passed += 1;
+                continue;
+            }
+            passed = 0;
             let line = self.lines.get_mut(&tenant)?;
             let &(price, _) = line.items.front()?;
             let Some(credit) = line.credit.checked_sub(price) else {
@@ -137,8 +152,9 @@ impl<T> FairQueue<T> {
             self.items -= 1;
             self.bytes -= price;
             self.debug_check();
-            return item.map(|(_, item)| item);
+            return item.map(|(_, item)| (tenant, item));
         }
+        None
     }
 
     /// Removes all items, in no particular order.

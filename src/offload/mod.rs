@@ -10,13 +10,15 @@
 //! between the tenants.
 //!
 //! The other way round, any thread may ask a reactor for a request to another server: a [`fetch`].
-//! Names are resolved on threads of their own: [`resolver`].
+//! Names are resolved on threads of their own: [`resolver`]. Where another machine decides how long
+//! a place is held, [`shares`] bounds how many one tenant holds.
 
 pub mod fair_queue;
 pub mod fetch;
 pub mod mailbox;
 pub mod metrics;
 pub mod resolver;
+pub mod shares;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,9 @@ use crate::core::Key;
 
 pub use ticket::{CancelReason, Permit, Ticket};
 pub use workers::{Task, Workers};
+
+/// The daemon itself, among the tenants: no key has this number, a hash of its id.
+pub const OWN_TENANT: u64 = 0;
 
 /// Names the request that a job's events belong to: its reactor, connection and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -27,10 +27,18 @@
 //! sleeps. This spares the system call of a notification while the workers are busy. The model test
 //! tries every interleaving.
 //!
+//! # Tasks that wait
+//!
+//! A pool may have [`Shares`]: its tasks wait for another machine, as a look-up does for a name
+//! server. Then a tenant's task stays in the queue while that tenant has its share of the threads,
+//! and other threads sleep beside it. A task that ends may leave room for two others, of which its
+//! thread takes one. So a thread that has taken a task wakes the next one if anything is left; that
+//! one looks, and sleeps again if it may not take it.
+//!
 //! # Invariants
 //!
 //!  1. A task that was admitted runs once or is dropped once. Never under the lock.
-//!  2. When all threads sleep, the queue is empty, or a thread is about to wake.
+//!  2. When all threads sleep, no task waits that may run, or a thread is about to wake.
 //!  3. After `close` nothing is admitted and nothing waits; threads end after their present task.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +46,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::fair_queue::{Bounds, FairQueue};
+use super::shares::Shares;
 use super::sync::{Condvar, Mutex, MutexGuard};
 use crate::limits::offload as limits;
 
@@ -61,6 +70,8 @@ pub struct Workers {
 
 struct State {
     queue: FairQueue<Box<dyn Task>>,
+    /// Of the threads, if tasks may wait.
+    shares: Option<Shares>,
     /// Threads that wait to be woken.
     asleep: usize,
     is_open: bool,
@@ -95,10 +106,17 @@ impl Default for Workers {
 }
 
 impl Workers {
+    /// A pool for tasks that never wait.
     pub fn new(bounds: Bounds) -> Workers {
+        Workers::sharing(bounds, None)
+    }
+
+    /// A pool whose threads are divided, if tasks may wait.
+    pub fn sharing(bounds: Bounds, shares: Option<Shares>) -> Workers {
         Workers {
             state: Mutex::new(State {
                 queue: FairQueue::new(bounds),
+                shares,
                 asleep: 0,
                 is_open: true,
                 figures: Figures::default(),
@@ -147,23 +165,24 @@ impl Workers {
 
     /// Runs tasks on the calling thread until the pool closes. `cpu_time` reads the thread's clock.
     pub fn work(&self, cpu_time: fn() -> Duration) {
-        while let Some(task) = self.wait_for_task() {
-            self.execute(task, cpu_time);
+        while let Some((tenant, task)) = self.wait_for_task() {
+            self.execute(tenant, task, cpu_time);
         }
     }
 
     /// Runs the next task on the calling thread, if one waits: a pool without threads, for tests.
     #[cfg(test)]
     pub fn run_one(&self) -> bool {
-        let task = self.lock().queue.pop();
-        let is_some = task.is_some();
-        if let Some(task) = task {
-            self.execute(task, Duration::default);
+        let next = self.lock().take_next();
+        let is_some = next.is_some();
+        if let Some((tenant, task)) = next {
+            self.execute(tenant, task, Duration::default);
         }
         is_some
     }
 
-    /// Removes the next task, if one waits: the caller runs it when it likes, or drops it.
+    /// Removes the next task, if one waits: the caller runs it when it likes, or drops it. It holds
+    /// no thread.
     #[cfg(test)]
     pub fn take_one(&self) -> Option<Box<dyn Task>> {
         self.lock().queue.pop()
@@ -180,15 +199,20 @@ impl Workers {
         drop(left);
     }
 
-    /// `None`: the pool is closed.
-    fn wait_for_task(&self) -> Option<Box<dyn Task>> {
+    /// Returns the next task and its tenant. `None`: the pool is closed.
+    fn wait_for_task(&self) -> Option<(u64, Box<dyn Task>)> {
         let mut state = self.lock();
         loop {
             if !state.is_open {
                 return None;
             }
-            if let Some(task) = state.queue.pop() {
-                return Some(task);
+            if let Some(next) = state.take_next() {
+                let must_wake = state.must_wake_another();
+                drop(state);
+                if must_wake {
+                    self.task_came.notify_one();
+                }
+                return Some(next);
             }
             state.asleep += 1;
             let woken = self.task_came.wait(state);
@@ -197,7 +221,7 @@ impl Workers {
         }
     }
 
-    fn execute(&self, task: Box<dyn Task>, cpu_time: fn() -> Duration) {
+    fn execute(&self, tenant: u64, task: Box<dyn Task>, cpu_time: fn() -> Duration) {
         let start = cpu_time();
         // A task that panics has answered by its drop; nothing of it is used again.
         let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -211,7 +235,11 @@ impl Workers {
         if ran.is_err() {
             log::error!("a worker's task panicked, see above; its request fails");
         }
-        let figures = &mut self.lock().figures;
+        let mut state = self.lock();
+        if let Some(shares) = &mut state.shares {
+            shares.give_back(tenant);
+        }
+        let figures = &mut state.figures;
         match ran {
             Ok(true) => figures.done += 1,
             Ok(false) => figures.unwanted += 1,
@@ -223,5 +251,24 @@ impl Workers {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code of a task runs under the lock, and the queue's own does not panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Removes the task whose turn it is, among those that may run now.
+    fn take_next(&mut self) -> Option<(u64, Box<dyn Task>)> {
+        let State { queue, shares, .. } = self;
+        let Some(shares) = shares else {
+            return queue.pop_of(|_| true);
+        };
+        let next = queue.pop_of(|tenant| shares.admits(tenant))?;
+        shares.take(next.0);
+        Some(next)
+    }
+
+    /// Returns whether a thread that has taken a task must wake another one. Without shares, each
+    /// task has woken a thread of its own.
+    fn must_wake_another(&self) -> bool {
+        self.shares.is_some() && self.asleep > 0 && self.queue.waiting() > 0
     }
 }

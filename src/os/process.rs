@@ -75,6 +75,18 @@ pub fn stack_left() -> usize {
     }
 }
 
+/// Sets options of the C library's resolver, unless the environment has some: see `RES_OPTIONS` in
+/// resolv.conf(5). Must be called before the process has a second thread.
+pub fn set_resolver_options(options: &str) {
+    const NAME: &str = "RES_OPTIONS";
+    if std::env::var_os(NAME).is_some() {
+        return;
+    }
+    // SAFETY: `set_var` asks that no other thread reads or writes the environment meanwhile. There
+    // is no other thread yet: the supervisor calls this before it starts the first one.
+    unsafe { std::env::set_var(NAME, options) };
+}
+
 /// Returns how many descriptors are open. Since Linux 6.2 this is the folder's size. Before, that
 /// size is 0 and the entries are counted, which takes milliseconds with many connections.
 fn open_descriptors(may_list: bool) -> Option<u64> {

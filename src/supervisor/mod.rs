@@ -61,9 +61,14 @@ pub use daemon::Daemon;
 pub use failure::Failure;
 
 use crate::config::{Loaded, Sources};
+use crate::limits::outbound as limits;
+use crate::os::process::set_resolver_options;
 
 /// Assembles the daemon; [`Daemon::supervise`] runs it.
 pub fn start(sources: &Sources, loaded: Loaded) -> Result<Daemon, Failure> {
+    let timeout = limits::LOOK_UP_TIMEOUT.as_secs();
+    let attempts = limits::LOOK_UP_ATTEMPTS_MAX;
+    set_resolver_options(&format!("timeout:{timeout} attempts:{attempts}"));
     engine::prepare_process(&loaded.config)?;
     Daemon::start(sources, loaded)
 }

@@ -31,8 +31,8 @@ use crate::http::http1::response_reader::ResponseBounds;
 use crate::http::origin::Origin;
 use crate::http::{Fields, Method};
 use crate::limits::telemetry as limits;
-use crate::offload::Workers;
 use crate::offload::fetch::{Fetch, FetchError, FetchSink, Fetcher, Request, Response, Timeouts};
+use crate::offload::{OWN_TENANT, Workers};
 use crate::os::file::read_up_to;
 use crate::os::process::give_way;
 use crate::service::{Copied, Owners, Responses, templates};
@@ -327,8 +327,7 @@ impl Pusher {
         };
         let timeout = self.target.timeout;
         let fetch = Fetch {
-            // The daemon's own: no key has this number, which is a hash of nothing.
-            tenant: 0,
+            tenant: OWN_TENANT,
             origin: self.target.origin.clone(),
             request: Request {
                 method: Method::Post,

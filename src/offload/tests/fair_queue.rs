@@ -1,5 +1,6 @@
 //! Mutations that these tests catch: `rotate_left` left out (the flood is served first), credit
-//! that an emptied line keeps, `own_items < free_items` without the own items, `push_front`.
+//! that an emptied line keeps, `own_items < free_items` without the own items, `push_front`,
+//! `pop_of` that ends at the first tenant whose items must stay, or that never ends.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -96,6 +97,25 @@ fn a_tenant_that_comes_back_has_no_old_credit() {
     queue.push(2, 1_000, (2, 0));
     assert_eq!(queue.pop(), Some((1, 0)));
     assert_eq!(queue.pop(), Some((2, 0)));
+}
+
+#[test]
+fn tenants_whose_items_must_stay_are_passed_over() {
+    let mut queue = queue();
+    for tenant in [1, 2, 3, 1, 2, 3] {
+        // A visit pays for half of it, so that credit has to grow on the way.
+        queue.push(tenant, 2_000, (tenant, 0));
+    }
+    assert_eq!(queue.pop_of(|_| false), None);
+    let mut order = Vec::new();
+    while let Some((tenant, _)) = queue.pop_of(|tenant| tenant != 2) {
+        order.push(tenant);
+    }
+    assert_eq!(order, [1, 3, 1, 3]);
+    assert_eq!(queue.waiting(), 2);
+    assert_eq!(queue.pop_of(|_| true), Some((2, (2, 0))));
+    assert_eq!(queue.pop(), Some((2, 0)));
+    assert_eq!(queue.pop_of(|_| true), None);
 }
 
 #[test]

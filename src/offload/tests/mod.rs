@@ -2,4 +2,5 @@
 //! them.
 
 mod fair_queue;
+mod shares;
 mod workers;
