@@ -78,7 +78,8 @@ fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
 }
 
 /// Listens, passes on each request, and responds with the next of these texts; to the last one it
-/// keeps. An empty text: the connection is closed without a response. `"hang"`: it stays open.
+/// keeps. An empty text: the connection is closed without a response. `"hang"` at the end: it stays
+/// open.
 struct Receiver {
     port: u16,
     requests: mpsc::Receiver<Received>,
@@ -142,7 +143,7 @@ fn serve(
         // A test that has ended does not wait for it.
         let _ = requests.send(received);
     }
-    (response == HANG).then_some(kept)
+    response.ends_with(HANG).then_some(kept)
 }
 
 fn receive<S: Read + Write>(stream: S, response: &str) -> Option<Received> {
@@ -167,11 +168,10 @@ fn receive<S: Read + Write>(stream: S, response: &str) -> Option<Received> {
     let length = received.field("content-length").parse().expect("a length");
     received.body = vec![0; length];
     reader.read_exact(&mut received.body).ok()?;
-    if response != HANG {
-        // A client that was killed does not read it.
-        let _ = reader.get_mut().write_all(response.as_bytes());
-        let _ = reader.get_mut().flush();
-    }
+    let response = response.strip_suffix(HANG).unwrap_or(response);
+    // A client that was killed does not read it.
+    let _ = reader.get_mut().write_all(response.as_bytes());
+    let _ = reader.get_mut().flush();
     Some(received)
 }
 
@@ -343,6 +343,75 @@ fn a_receiver_that_is_gone_is_asked_once_and_one_that_fails_a_bounded_number_of_
         error.as_str().expect("a reason").ends_with("in time"),
         "{error}"
     );
+}
+
+/// Mutations: `status_is_enough` that is false; `expired` that names the whole in each step.
+#[test]
+fn each_response_leads_to_its_state_and_a_clear_message() {
+    let daemon = options()
+        .set_raw("jobs.callback_attempts", "1")
+        .set("jobs.callback_timeout", "10s")
+        .start();
+    make_secret(&daemon);
+    let delivered = |text: &str| (text.to_owned(), "delivered", "");
+    let failed = |text: &str, error| (text.to_owned(), "failed", error);
+    let long = "x".repeat(100_000);
+    let cases = [
+        // A status is enough, whatever becomes of the body.
+        delivered("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\ncut"),
+        delivered("HTTP/1.1 202 OK\r\ncontent-length: 9\r\n\r\nslow hang"),
+        delivered(&format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{long}"
+        )),
+        delivered(&format!("HTTP/1.1 200 OK\r\n\r\n{long}")),
+        failed(
+            "HTTP/1.1 500 No\r\ncontent-length: 9\r\n\r\nslow hang",
+            "the receiver responded with 500",
+        ),
+        failed(
+            "HTTP/1.1 308 There\r\nlocation: /done\r\n\r\n",
+            "the receiver responded with 308; redirects are not followed",
+        ),
+        failed(
+            &"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(20),
+            "too many interim responses",
+        ),
+        failed(
+            "HTTP/1.1 100 Continue\r\n\r\nhang",
+            "no whole response in time",
+        ),
+        failed("hang", "no response in time"),
+        failed("HTTP/1.1 20", "the connection broke"),
+        failed(
+            &format!("HTTP/1.1 200 OK\r\nx: {long}"),
+            "the response is larger than its bound",
+        ),
+        failed(
+            &format!("HTTP/1.1 200 OK\r\n{}", "a: b\r\n".repeat(2_000)),
+            "the response is not HTTP: too many headers",
+        ),
+        failed(
+            "SSH-2.0-OpenSSH_9.2\r\n",
+            "the response is not HTTP: invalid HTTP version",
+        ),
+        failed(
+            "HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n",
+            "the server switches protocols unasked",
+        ),
+    ];
+    let begun: Vec<_> = cases
+        .into_iter()
+        .map(|(text, status, error)| {
+            let receiver = Receiver::new(vec![text]);
+            let id = accepted(&daemon, &receiver.url());
+            (receiver, id, status, error)
+        })
+        .collect();
+    for (_, id, status, error) in &begun {
+        let callback = reach(&daemon, id, status);
+        assert_eq!(callback["error"].as_str().unwrap_or(""), *error);
+        assert_eq!(callback["attempts"], 1);
+    }
 }
 
 /// Mutations: `AddressPolicy::Any` in `fetch`; `check_callback` without the policy; `accept` without
@@ -520,19 +589,30 @@ fn a_receiver_is_checked_against_the_authorities_of_the_configuration() {
     let file = folder.path().join("ca.pem");
     std::fs::write(&file, issued.cert.pem()).expect("a file");
 
-    let deliver = |options: Options, status: &str| {
+    let deliver = |options: Options, host: &str, status: &str| {
         let daemon = options.start();
         make_secret(&daemon);
         let receiver = Receiver::over(vec![OK.to_owned()], Some(tls.clone()));
-        let id = accepted(&daemon, &format!("https://localhost:{}/", receiver.port));
+        let id = accepted(&daemon, &format!("https://{host}:{}/", receiver.port));
         reach(&daemon, &id, status)
     };
-    let trusting = options().set("outbound.ca", file.to_str().expect("plain"));
-    assert_eq!(deliver(trusting, "delivered")["attempts"], 1);
     let strict = options().set_raw("jobs.callback_attempts", "1");
-    let error = deliver(strict, "failed")["error"].clone();
-    assert!(
-        error.as_str().expect("a reason").starts_with("TLS failed"),
-        "{error}"
-    );
+    let trusting = strict
+        .clone()
+        .set("outbound.ca", file.to_str().expect("plain"));
+    let delivered = deliver(trusting.clone(), "localhost", "delivered");
+    assert_eq!(delivered["attempts"], 1);
+    for (options, host, expected) in [
+        (strict, "localhost", "UnknownIssuer"),
+        (
+            trusting,
+            "127.0.0.1",
+            "certificate not valid for name \"127.0.0.1\"",
+        ),
+    ] {
+        let callback = deliver(options, host, "failed");
+        let error = callback["error"].as_str().expect("a reason");
+        let why = error.strip_prefix("TLS failed: ").expect(error);
+        assert!(why.contains(expected), "{error}");
+    }
 }

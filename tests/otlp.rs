@@ -41,8 +41,8 @@ enum Act {
     Status(u16, &'static str),
     Partial(i64),
     Garbage,
-    /// Closes the connection in the middle of the response.
-    Close,
+    /// Sends these bytes and closes the connection, which may be in the middle of the response.
+    Raw(String),
     /// Reads the request and never responds.
     Silence,
 }
@@ -173,7 +173,7 @@ impl Collector {
                 respond(200, "", &response.encode_to_vec())
             }
             Act::Garbage => b"\x16\x03 no response of HTTP\r\n\r\n".to_vec(),
-            Act::Close => b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhal".to_vec(),
+            Act::Raw(text) => text.into_bytes(),
             Act::Silence => {
                 let socket = socket.try_clone().expect("a descriptor");
                 return self.silent.lock().unwrap().push(socket);
@@ -436,6 +436,8 @@ fn a_full_spool_drops_the_oldest_intervals() {
 
 #[test]
 fn each_response_has_its_meaning() {
+    let raw = |text: &str| Act::Raw(text.to_owned());
+    let long = "x".repeat(1_000_000);
     let script = [
         Act::Status(
             429,
@@ -445,9 +447,15 @@ fn each_response_has_its_meaning() {
         Act::Status(503, ""),
         Act::Status(400, ""),
         Act::Garbage,
-        Act::Close,
+        raw("HTTP/1.1 200 OK\r\ncontent-"),
         Act::Partial(7),
         Act::Status(500, ""),
+        // A status is enough: sent again, the batch would meet the same response, without end.
+        raw("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhal"),
+        raw(&format!("HTTP/1.1 200 OK\r\n\r\n{long}")),
+        Act::Status(307, "location: /v1/metrics\r\n"),
+        raw(&"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(20)),
+        raw(&format!("HTTP/1.1 200 OK\r\nx: {long}")),
     ];
     let (collector, address) = Collector::start(&script);
     let daemon = pushing(address).start();
@@ -455,12 +463,12 @@ fn each_response_has_its_meaning() {
         || (daemon.metrics().value("autoglmd_metrics_push_wait_seconds") == 3.0).then_some(());
     eventually("it waits until the collector's date", asked);
     generate(&daemon);
-    let is_over = || (attempts(&daemon, "taken") >= 1.0).then_some(());
+    let is_over = || (attempts(&daemon, "taken") >= 3.0).then_some(());
     eventually("a push succeeds", is_over);
     for (outcome, expected) in [
         ("again", 2.0),
-        ("refused", 2.0),
-        ("failed", 2.0),
+        ("refused", 3.0),
+        ("failed", 4.0),
         ("partial", 1.0),
     ] {
         assert_eq!(attempts(&daemon, outcome), expected, "{outcome}");
@@ -483,6 +491,14 @@ fn each_response_has_its_meaning() {
     );
     assert_ne!(body(5), body(6), "a partial success is a success");
     assert_ne!(body(6), body(7), "500 is final");
+    assert_ne!(body(7), body(8), "a body that is cut off changes nothing");
+    assert_ne!(body(8), body(9), "nor does a long one");
+    assert_ne!(body(9), body(10), "a redirect is final");
+    assert_eq!(
+        (body(10), body(11)),
+        (body(11), body(12)),
+        "half a head is tried again"
+    );
 }
 
 #[test]

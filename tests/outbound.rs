@@ -68,6 +68,7 @@ fn fetch(url: &str, sink: &mpsc::Sender<Outcome>) -> Fetch {
         bounds: ResponseBounds {
             head_bytes: 4_096,
             body_bytes: 1 << 20,
+            status_is_enough: false,
         },
         policy: AddressPolicy::Any,
         sink: Box::new(Sent(sink.clone())),

@@ -47,7 +47,7 @@ use bytes::Bytes;
 use crate::core::UnixSeconds;
 use crate::core::address_policy::AddressPolicy;
 use crate::http::http1::response::BadResponse;
-use crate::http::http1::response_reader::ResponseBounds;
+use crate::http::http1::response_reader::{ResponseBounds, WholeResponse};
 use crate::http::origin::Origin;
 use crate::http::{Fields, Method, retry_after};
 use crate::limits::outbound as limits;
@@ -87,7 +87,7 @@ pub struct Timeouts {
     pub whole: Duration,
 }
 
-/// A response that was received whole.
+/// A response that was received whole, or as far as the fetch needs it: see [`ResponseBounds`].
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -96,11 +96,16 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// The steps of a fetch that have a time each.
+/// The step of a fetch in which its time ran out, its own or the whole's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// It waited for its turn.
+    Wait,
+    Resolve,
+    /// TCP's handshake, or TLS's.
     Connect,
     FirstByte,
+    /// The response had begun.
     Whole,
 }
 
@@ -121,7 +126,7 @@ pub enum FetchError {
     Broken,
     /// The memory for all buffers is used up.
     BuffersFull,
-    /// Too many names wait to be resolved.
+    /// Too many of them wait, or of their names.
     Busy,
     Cancelled,
     /// The daemon ends.
@@ -255,6 +260,16 @@ impl fmt::Debug for Order {
     }
 }
 
+impl From<WholeResponse> for Response {
+    fn from(whole: WholeResponse) -> Response {
+        Response {
+            status: whole.head.status,
+            head_bytes: whole.head_bytes,
+            body: whole.body,
+        }
+    }
+}
+
 impl Response {
     /// Returns the first field of this name, if it is visible ASCII.
     pub fn field(&self, name: &str) -> Option<&str> {
@@ -280,6 +295,8 @@ impl FetchError {
             FetchError::Forbidden => "forbidden_address",
             FetchError::Unresolved => "unresolved_name",
             FetchError::Unreachable(_) => "unreachable",
+            FetchError::TimedOut(Stage::Wait) => "wait_timeout",
+            FetchError::TimedOut(Stage::Resolve) => "resolve_timeout",
             FetchError::TimedOut(Stage::Connect) => "connect_timeout",
             FetchError::TimedOut(Stage::FirstByte) => "first_byte_timeout",
             FetchError::TimedOut(Stage::Whole) => "timeout",
@@ -301,6 +318,12 @@ impl fmt::Display for FetchError {
             FetchError::Forbidden => f.write_str("its address is not public, and not allowed"),
             FetchError::Unresolved => f.write_str("its name has no address"),
             FetchError::Unreachable(kind) => write!(f, "no connection: {kind}"),
+            FetchError::TimedOut(Stage::Wait) => {
+                f.write_str("its turn among the daemon's requests did not come in time")
+            }
+            FetchError::TimedOut(Stage::Resolve) => {
+                f.write_str("its name was not resolved in time")
+            }
             FetchError::TimedOut(Stage::Connect) => f.write_str("no connection in time"),
             FetchError::TimedOut(Stage::FirstByte) => f.write_str("no response in time"),
             FetchError::TimedOut(Stage::Whole) => f.write_str("no whole response in time"),
@@ -308,7 +331,7 @@ impl fmt::Display for FetchError {
             FetchError::Response(why) => write!(f, "{why}"),
             FetchError::Broken => f.write_str("the connection broke"),
             FetchError::BuffersFull => f.write_str("the daemon's buffers are full"),
-            FetchError::Busy => f.write_str("too many names wait to be resolved"),
+            FetchError::Busy => f.write_str("too many of the daemon's requests wait"),
             FetchError::Cancelled => f.write_str("it was cancelled"),
             FetchError::Ended => f.write_str("the daemon ended"),
             FetchError::Bug => f.write_str("a bug in the daemon"),

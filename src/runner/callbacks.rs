@@ -363,6 +363,7 @@ impl Caller {
             bounds: ResponseBounds {
                 head_bytes: limits::CALLBACK_HEAD_BYTES_MAX,
                 body_bytes: limits::CALLBACK_BODY_BYTES_MAX,
+                status_is_enough: true,
             },
             policy: jobs.callback_networks.policy(),
             sink: Box::new(Sink {
@@ -510,7 +511,7 @@ fn outcome_of(result: Result<Response, FetchError>, now: UnixSeconds) -> Outcome
         410 => Outcome::Refused {
             why: "the receiver responded with 410".to_owned(),
         },
-        300..=399 => failed(format!(
+        301 | 302 | 303 | 307 | 308 => failed(format!(
             "the receiver responded with {status}; redirects are not followed"
         )),
         _ => Outcome::Failed {

@@ -345,6 +345,9 @@ impl Pusher {
             bounds: ResponseBounds {
                 head_bytes: limits::PUSH_RESPONSE_BYTES_MAX,
                 body_bytes: limits::PUSH_RESPONSE_BYTES_MAX,
+                // With success it has taken the batch. A body that is cut off hides at most how
+                // many points were rejected; sent again, the batch would meet the same response.
+                status_is_enough: true,
             },
             // The operator names the collector, which is usually on a private network.
             policy: AddressPolicy::Any,

@@ -37,6 +37,9 @@ use crate::limits::http1 as limits;
 pub struct ResponseBounds {
     pub head_bytes: usize,
     pub body_bytes: usize,
+    /// Whether the status is enough: the body is read for the sake of the connection alone. Then a
+    /// response counts also if its body is too long, malformed, cut off or late.
+    pub status_is_enough: bool,
 }
 
 impl ResponseBounds {
@@ -44,6 +47,7 @@ impl ResponseBounds {
     pub const NOTHING: ResponseBounds = ResponseBounds {
         head_bytes: 0,
         body_bytes: 0,
+        status_is_enough: false,
     };
 }
 
@@ -179,6 +183,16 @@ impl ResponseReader {
         }
     }
 
+    /// Returns the response without the rest of its body, if its status has come and is enough.
+    pub fn into_status(self) -> Option<WholeResponse> {
+        let head = self.head.filter(|_| self.bounds.status_is_enough)?;
+        Some(WholeResponse {
+            head,
+            head_bytes: self.head_bytes,
+            body: self.body,
+        })
+    }
+
     // ---- helpers ----
 
     /// Reads a head. Returns how many of the bytes belonged to it, or `None` if all of them do and
@@ -206,8 +220,9 @@ impl ResponseReader {
             }
             _ => {
                 self.head_bytes.truncate(head.len);
-                self.begin_body(&head)?;
+                let begun = self.begin_body(&head);
                 self.head = Some(head);
+                begun?;
             }
         }
         Ok(Some(used))
@@ -243,6 +258,7 @@ mod tests {
     const BOUNDS: ResponseBounds = ResponseBounds {
         head_bytes: 256,
         body_bytes: 16,
+        status_is_enough: false,
     };
 
     /// Reads `wire` in pieces that end at the cuts, then its end if `ends`. Returns the response
@@ -382,6 +398,37 @@ mod tests {
         assert_eq!(refused(&interim), Err(BadResponse::Interim));
         let upgrade = "HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n";
         assert_eq!(refused(upgrade), Err(BadResponse::Upgrade));
+    }
+
+    /// Mutations: `into_status` without its bound; a head that is kept only if its body may begin.
+    #[test]
+    fn a_status_may_be_enough() {
+        let status = |wire: &str, status_is_enough| {
+            let bounds = ResponseBounds {
+                status_is_enough,
+                ..BOUNDS
+            };
+            let mut reader = ResponseReader::new(bounds, false);
+            let _ = reader.handle_input(&mut wire.as_bytes().to_vec());
+            reader.into_status().map(|whole| whole.head.status)
+        };
+        for wire in [
+            "HTTP/1.1 202 OK\r\ncontent-length: 17\r\n\r\n",
+            "HTTP/1.1 202 OK\r\ncontent-length: 9\r\n\r\ncut",
+            "HTTP/1.1 202 OK\r\ntransfer-encoding: chunked\r\n\r\nx",
+            "HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 202 OK\r\n\r\nlonger than its bound",
+        ] {
+            assert_eq!(status(wire, true), Some(202), "{wire}");
+            assert_eq!(status(wire, false), None, "{wire}");
+        }
+        for wire in [
+            "",
+            "HTTP/1.1 202 OK\r\n",
+            "HTTP/1.1 100 Go on\r\n\r\n",
+            "HTTP/1.1 202 OK\r\ncontent-length: x\r\n\r\n",
+        ] {
+            assert_eq!(status(wire, true), None, "{wire}");
+        }
     }
 
     proptest! {

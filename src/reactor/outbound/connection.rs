@@ -299,11 +299,25 @@ impl<K> Connection<K> {
         }
     }
 
-    /// The end of a connection means something else while it is kept.
-    fn ended(&self, error: FetchError) -> Event {
+    /// Returns what has come of the response, if the rest of it is not needed.
+    pub fn take_status(&mut self) -> Option<WholeResponse> {
+        let State::Exchanging { reader, .. } = &mut self.state else {
+            return None;
+        };
+        let empty = ResponseReader::new(ResponseBounds::NOTHING, false);
+        std::mem::replace(&mut **reader, empty).into_status()
+    }
+
+    /// The end of a connection means something else while it is kept, and is not a failure if the
+    /// response has come as far as it is needed.
+    fn ended(&mut self, error: FetchError) -> Event {
         match self.state {
             State::Kept { .. } => Event::Closed,
-            State::Dialing { .. } | State::Exchanging { .. } => Event::Failed(error),
+            State::Dialing { .. } => Event::Failed(error),
+            State::Exchanging { .. } => match self.take_status() {
+                Some(response) => Event::Response(Box::new(response), false),
+                None => Event::Failed(error),
+            },
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Running {
     whole_until: Moment,
     /// Of connecting, or of the first byte; `NEVER` while neither runs.
     step_until: Moment,
+    /// The step that it is in; [`Step`] knows whether it waits for a name.
+    stage: Stage,
     pub has_retried: bool,
 }
 
@@ -53,6 +55,7 @@ impl Running {
             step: Step::Waiting,
             share: account.share(Claim::Keyed),
             step_until: Moment::NEVER,
+            stage: Stage::Wait,
             has_retried: false,
         }
     }
@@ -74,16 +77,15 @@ impl Running {
         self.whole_until.min(self.step_until).min(attempt)
     }
 
-    /// Returns the time that is used up.
+    /// Returns the step in which its time has run out.
     pub fn expired(&self, now: Moment) -> Option<Stage> {
-        match self.step {
-            _ if now >= self.whole_until => Some(Stage::Whole),
-            _ if now < self.step_until => None,
-            Step::Exchanging(_) => Some(Stage::FirstByte),
-            Step::Waiting | Step::Starting | Step::Resolving(_) | Step::Dialing(_) => {
-                Some(Stage::Connect)
-            }
+        if now < self.whole_until.min(self.step_until) {
+            return None;
         }
+        Some(match self.step {
+            Step::Resolving(_) => Stage::Resolve,
+            Step::Waiting | Step::Starting | Step::Dialing(_) | Step::Exchanging(_) => self.stage,
+        })
     }
 
     // ---- events ----
@@ -91,6 +93,7 @@ impl Running {
     /// It has its place, and begins to connect.
     pub fn handle_started(&mut self, now: Moment) {
         self.step = Step::Starting;
+        self.stage = Stage::Connect;
         self.step_until = now + self.admitted.timeouts.connect;
     }
 
@@ -101,11 +104,13 @@ impl Running {
 
     /// The request can be sent from now on.
     pub fn handle_opened(&mut self, now: Moment) {
+        self.stage = Stage::FirstByte;
         self.step_until = now + self.admitted.timeouts.first_byte;
     }
 
     /// A byte of the response has come: only the whole's time is left.
     pub fn handle_first_byte(&mut self) {
+        self.stage = Stage::Whole;
         self.step_until = Moment::NEVER;
     }
 

@@ -35,7 +35,9 @@
 //!
 //! The reactor opens at most `sockets_most` sockets, its share of the daemon's descriptors. Half as
 //! many fetches are active, since each may have two attempts; the others wait, fair between
-//! tenants, each within its own deadline. Kept connections are closed when a socket is wanted.
+//! tenants, each within its own deadline. A server that is silent holds a place for as long, so a
+//! tenant has its share of the places ([`Shares`]), and the daemon's own requests have one.
+//! Kept connections are closed when a socket is wanted.
 //!
 //! # The end
 //!
@@ -49,7 +51,7 @@
 //!     other socket is kept.
 //!  3. A connection that can go on without the kernel's help is in the run queue.
 //!  4. A fetch has an entry in the wheel that is not later than its next moment.
-//!  5. `active` is the number of fetches that are not waiting, at most half of `sockets_most`.
+//!  5. Each fetch that is not waiting has a place, and there are half of `sockets_most`.
 //!
 //! `check_invariants` checks 2 to 5 after each turn, in every debug build.
 
@@ -83,10 +85,12 @@ use crate::http::http1::response_reader::WholeResponse;
 use crate::http::origin::Host;
 use crate::limits::outbound as limits;
 use crate::limits::reactor as reactor_limits;
+use crate::offload::OWN_TENANT;
 use crate::offload::fair_queue::{Bounds, FairQueue};
 use crate::offload::fetch::{Admitted, FetchError, FetchId, Order, Response};
 use crate::offload::mailbox::Sender;
 use crate::offload::resolver::{Addresses, Resolver};
+use crate::offload::shares::Shares;
 use crate::tls::Connector;
 
 /// The things that the outbound sides of all reactors share.
@@ -108,7 +112,8 @@ pub struct Outbound<S: System> {
     by_id: HashMap<FetchId, Key>,
     /// Fetches that wait for a place. Some may have ended meanwhile.
     waiting: FairQueue<Key>,
-    active: usize,
+    /// Held by the active ones.
+    places: Shares,
     sockets: Slots<Connection<S::Socket>>,
     kept: Kept,
     /// Sockets with work.
@@ -137,7 +142,10 @@ impl<S: System> Outbound<S> {
                 visit_bytes: limits::FETCH_VISIT_BYTES,
                 item_bytes_min: limits::FETCH_BYTES_MIN,
             }),
-            active: 0,
+            places: Shares::new(
+                parts.sockets_most / limits::CONCURRENT_ATTEMPTS_MAX,
+                OWN_TENANT,
+            ),
             sockets: Slots::new(Kind::Outbound, 2 * parts.sockets_most),
             parts,
             kept: Kept::default(),
@@ -243,7 +251,10 @@ impl<S: System> Outbound<S> {
                 continue;
             };
             match fetch.expired(lent.now) {
-                Some(stage) => self.finish(key, Err(FetchError::TimedOut(stage)), lent),
+                Some(stage) => {
+                    let late = self.late_response(key);
+                    self.finish(key, late.ok_or(FetchError::TimedOut(stage)), lent);
+                }
                 None => self.try_addresses(key, lent),
             }
         }
@@ -295,13 +306,11 @@ impl<S: System> Outbound<S> {
 
     /// Starts fetches that wait, as long as there are places.
     fn start_waiting(&mut self, lent: &mut Lent<'_, S>) {
-        while self.active < self.parts.sockets_most / limits::CONCURRENT_ATTEMPTS_MAX
-            && let Some(key) = self.waiting.pop()
-        {
+        while let Some((tenant, key)) = self.waiting.pop_of(|tenant| self.places.admits(tenant)) {
             if let Some(fetch) = self.fetches.get_mut(key) {
                 debug_assert!(fetch.is_waiting(), "a fetch waits once");
                 fetch.handle_started(lent.now);
-                self.active += 1;
+                self.places.take(tenant);
                 self.start(key, lent);
             }
         }
@@ -442,12 +451,15 @@ impl<S: System> Outbound<S> {
                 self.close(oldest, lent);
             }
         }
-        let response = Response {
-            status: whole.head.status,
-            head_bytes: whole.head_bytes,
-            body: whole.body,
+        self.finish(fetch, Ok(whole.into()), lent);
+    }
+
+    /// Returns the response of a fetch whose time has passed, if its status has come and is enough.
+    fn late_response(&mut self, key: Key) -> Option<Response> {
+        let Step::Exchanging(socket) = self.fetches.get(key)?.step else {
+            return None;
         };
-        self.finish(fetch, Ok(response), lent);
+        self.sockets.get_mut(socket)?.take_status().map(Into::into)
     }
 
     /// A connection broke. If it was a kept one that its server was about to close, the request
@@ -486,7 +498,9 @@ impl<S: System> Outbound<S> {
         };
         self.by_id.remove(&fetch.admitted.id);
         self.wheel.cancel(key);
-        self.active -= usize::from(!fetch.is_waiting());
+        if !fetch.is_waiting() {
+            self.places.give_back(fetch.admitted.tenant);
+        }
         match &fetch.step {
             Step::Waiting | Step::Starting | Step::Resolving(_) => {}
             Step::Dialing(dial) => {
@@ -555,11 +569,7 @@ impl<S: System> Outbound<S> {
                 Step::Exchanging(socket) => assert!(serves(*socket), "2"),
             }
         }
-        assert_eq!(active, self.active, "5");
-        assert!(
-            self.active <= self.parts.sockets_most / limits::CONCURRENT_ATTEMPTS_MAX,
-            "5"
-        );
+        assert_eq!(active, self.places.taken(), "5");
         assert!(self.sockets.len() <= self.parts.sockets_most);
         let mut kept = 0;
         for (key, connection) in self.sockets.iter() {

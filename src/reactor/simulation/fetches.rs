@@ -74,6 +74,7 @@ pub fn fetch(number: u64, url: &str, results: &Results) -> Fetch {
         bounds: ResponseBounds {
             head_bytes: 1_024,
             body_bytes: 1_024,
+            status_is_enough: false,
         },
         policy: AddressPolicy::PublicAnd(Arc::new([])),
         sink: Box::new(Noted {

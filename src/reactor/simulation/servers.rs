@@ -15,7 +15,7 @@ use crate::limits::tls as tls_limits;
 use crate::tls::{Session, testing};
 
 /// Sockets that one reactor of a simulated daemon may open: fewer than there are fetches.
-pub const SOCKETS_MOST: usize = 6;
+pub const SOCKETS_MOST: usize = 8;
 
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::super::fetches::{Results, fetch};
 use super::super::servers::Servers;
 use super::{SECOND, Stage, Wire};
+use crate::http::http1::response::BadResponse;
 use crate::limits::outbound as limits;
+use crate::offload::OWN_TENANT;
 use crate::offload::fetch::{Fetch, FetchError, FetchId, Stage as Step};
 use crate::reactor::message::Message;
 
@@ -76,6 +78,11 @@ impl Calls {
                 .map(|response| response.status)
                 .map_err(FetchError::clone),
         )
+    }
+
+    /// Returns whether it has a response, of whichever status the server has chosen.
+    fn is_served(&self, number: u64) -> bool {
+        self.result(number).is_some_and(|result| result.is_ok())
     }
 
     /// Returns how many connections the daemon has opened.
@@ -151,33 +158,106 @@ fn a_spurious_edge_is_not_a_connection() {
     assert_eq!(sent, b"POST");
 }
 
-/// Mutations: `handle_opened` without its time; `expired` without the step's.
+/// Mutations: `handle_opened` without its time; `expired` without the step's, or without the
+/// whole's; a stage that is not moved on.
 #[test]
-fn each_step_has_its_deadline() {
-    for (url, stage) in [
+fn a_deadline_names_the_step_in_which_it_has_passed() {
+    for (url, step) in [
+        ("http://good.test/", Step::Resolve),
         ("http://silent.test/", Step::Connect),
+        // Its handshake with TCP ends, and that of TLS does not.
+        ("https://silent.test/", Step::Connect),
         ("http://mute.test/", Step::FirstByte),
+        // The head has come.
         ("http://mute.test/", Step::Whole),
     ] {
-        let mut calls = Calls::new();
-        let (number, _) = calls.submit_with(url, |fetch| {
-            let timeouts = &mut fetch.timeouts;
-            match stage {
-                Step::Connect => timeouts.connect = SECOND,
-                Step::FirstByte => timeouts.first_byte = SECOND,
-                Step::Whole => timeouts.whole = SECOND,
+        for is_whole in [true, false] {
+            let mut calls = Calls::new();
+            let (number, _) = calls.submit_with(url, |fetch| {
+                let timeouts = &mut fetch.timeouts;
+                match step {
+                    _ if is_whole => timeouts.whole = SECOND,
+                    Step::Resolve | Step::Connect => timeouts.connect = SECOND,
+                    Step::FirstByte => timeouts.first_byte = SECOND,
+                    Step::Wait | Step::Whole => timeouts.whole = SECOND,
+                }
+            });
+            match step {
+                // The resolver's threads do not get to it.
+                Step::Resolve => calls.stage.settle(),
+                _ => calls.settle(),
             }
-        });
-        calls.settle();
-        calls.pass(SECOND / 2);
-        assert_eq!(calls.result(number), None);
-        calls.pass(SECOND);
-        assert_eq!(
-            calls.result(number),
-            Some(Err(FetchError::TimedOut(stage))),
-            "{url}"
-        );
-        assert!(!calls.is_open(0));
+            if url.starts_with("https") {
+                let wire = calls.wire(0);
+                calls.stage.on(wire, Wire::server_accepts);
+                calls.stage.settle();
+            }
+            if step == Step::Whole {
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nhi";
+                let wire = calls.wire(0);
+                calls.stage.on(wire, |wire| wire.client_sends(head));
+                calls.stage.settle();
+            }
+            calls.stage.pass(SECOND / 2);
+            assert_eq!(calls.result(number), None);
+            calls.stage.pass(SECOND);
+            let expected = Some(Err(FetchError::TimedOut(step)));
+            assert_eq!(calls.result(number), expected, "{url} {is_whole}");
+            assert!(calls.dialled() == 0 || !calls.is_open(0));
+        }
+    }
+}
+
+/// Mutations: `late_response` that is always `None`; `ended` without its look at the status.
+#[test]
+fn a_status_may_be_enough_whatever_becomes_of_the_body() {
+    for status_is_enough in [true, false] {
+        for (sent, then, error) in [
+            (
+                "content-length: 9\r\n\r\nslow",
+                None,
+                FetchError::TimedOut(Step::Whole),
+            ),
+            (
+                "content-length: 9\r\n\r\ncut",
+                Some(Wire::client_half_closes as fn(&mut Wire)),
+                FetchError::Broken,
+            ),
+            (
+                "content-length: 9\r\n\r\nreset",
+                Some(Wire::client_resets as fn(&mut Wire)),
+                FetchError::Broken,
+            ),
+            (
+                "content-length: 9000\r\n\r\n",
+                None,
+                FetchError::Response(BadResponse::TooLarge),
+            ),
+        ] {
+            let mut calls = Calls::new();
+            let (number, _) = calls.submit_with("http://mute.test/", |fetch| {
+                fetch.bounds.status_is_enough = status_is_enough;
+                fetch.timeouts.whole = SECOND;
+            });
+            calls.settle();
+            let wire = calls.wire(0);
+            let sent = format!("HTTP/1.1 202 Yes\r\n{sent}");
+            calls
+                .stage
+                .on(wire, |wire| wire.client_sends(sent.as_bytes()));
+            calls.stage.settle();
+            if let Some(then) = then {
+                calls.stage.on(wire, then);
+                calls.stage.settle();
+            }
+            calls.stage.pass(2 * SECOND);
+            let expected = match status_is_enough {
+                true => Ok(202),
+                false => Err(error),
+            };
+            assert_eq!(calls.result(number), Some(expected), "{sent}");
+            assert!(!calls.is_open(0), "it is not kept");
+        }
     }
 }
 
@@ -277,32 +357,41 @@ fn a_cancelled_fetch_closes_its_connection_within_the_turn() {
     assert_eq!(calls.stage.daemon.fetcher.pending(), 0);
 }
 
-/// Mutations: `start_waiting` without its bound; `waiting` as one line for all tenants.
+/// Mutations: `start_waiting` that asks for no place; `waiting` as one line for all tenants;
+/// `finish` that gives no place back; no place for the daemon's own.
 #[test]
-fn fetches_beyond_the_sockets_wait_and_tenants_take_turns() {
+fn fetches_beyond_the_places_wait_and_tenants_take_turns() {
     let mut calls = Calls::new();
-    let mut submit = |tenant| {
-        let adjust = |fetch: &mut Fetch| fetch.tenant = tenant;
-        calls.submit_with("http://mute.test/", adjust)
-    };
-    let many: Vec<_> = (0..20).map(|_| submit(1)).collect();
-    let (_, one) = submit(2);
+    let mut submit = |tenant, url| calls.submit_with(url, |fetch| fetch.tenant = tenant);
+    let many: Vec<_> = (0..20).map(|_| submit(1, "http://mute.test/")).collect();
+    let (_, silent) = submit(2, "http://mute.test/");
+    let (second, _) = submit(2, "http://good.test/");
     calls.settle();
-    let active = super::super::servers::SOCKETS_MOST / limits::CONCURRENT_ATTEMPTS_MAX;
-    assert_eq!(calls.dialled(), active);
-    // One visit of the first tenant may have passed, and then it is the other one's turn.
-    let visit = (limits::FETCH_VISIT_BYTES / u64::from(limits::FETCH_BYTES_MIN)) as usize;
-    for &(_, id) in many.iter().take(visit) {
-        calls.stage.daemon.fetcher.cancel(id);
-        calls.settle();
-    }
-    calls.stage.daemon.fetcher.cancel(one);
+    // Of four places one is the daemon's, and one tenant gets two of three.
+    assert_eq!(calls.dialled(), 3);
+    let (newcomer, _) = calls.submit_with("http://good.test/", |fetch| fetch.tenant = 3);
     calls.settle();
-    assert!(
-        calls.dialled() < active + many.len(),
-        "the other tenant was served before the last"
-    );
-    assert_eq!(calls.stage.daemon.fetcher.pending(), many.len() - visit);
+    assert_eq!((calls.result(newcomer), calls.dialled()), (None, 3));
+    let (own, _) = calls.submit_with("http://closing.test/", |fetch| fetch.tenant = OWN_TENANT);
+    calls.settle();
+    assert!(calls.is_served(own));
+    calls.stage.daemon.fetcher.cancel(many[0].1);
+    calls.settle();
+    assert!(calls.is_served(newcomer));
+    assert_eq!(calls.result(second), None, "its tenant has another one");
+    calls.stage.daemon.fetcher.cancel(silent);
+    calls.settle();
+    assert!(calls.is_served(second));
+    // One that waits has a deadline as well.
+    let (late, _) = calls.submit_with("http://good.test/", |fetch| {
+        fetch.tenant = 1;
+        fetch.timeouts.whole = SECOND;
+    });
+    calls.settle();
+    calls.pass(2 * SECOND);
+    let expected = Err(FetchError::TimedOut(Step::Wait));
+    assert_eq!(calls.result(late), Some(expected));
+    assert_eq!(calls.stage.daemon.fetcher.pending(), many.len() - 1);
 }
 
 /// Mutation: `hold` that ignores its share.
