@@ -29,7 +29,7 @@ use crate::leases::Reservation;
 use crate::limits::jobs as limits;
 use crate::offload::{CancelReason, Ticket};
 
-use super::change::{Next, Write};
+use super::changes::{Next, Write};
 use super::recording::Recording;
 
 /// See the file's head.

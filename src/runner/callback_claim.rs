@@ -130,7 +130,8 @@ impl Claim {
 mod tests {
     use super::*;
     use crate::jobs::NewJob;
-    use crate::store::{FinishedJob, Jobs, SqliteStore};
+    use crate::runner::change::cancel;
+    use crate::store::{Jobs, SqliteStore};
 
     fn ended(store: &mut SqliteStore, number: u8, key_id: &str) -> JobId {
         let id = JobId::new(number.into(), [number; 10]);
@@ -143,15 +144,7 @@ mod tests {
             callback_url: Some("https://example.com/".to_owned()),
         };
         store.insert_job(&job).unwrap();
-        let mut life = store.job_life(id).unwrap().unwrap();
-        life.cancel().unwrap();
-        let end = FinishedJob {
-            life: &life,
-            finished_at: 10,
-            expires_at: 99,
-            ending: None,
-        };
-        store.finish_job(id, &end).unwrap();
+        cancel(store, key_id, id, 10, 89).unwrap();
         id
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::jobs::{self, Ending, JobTotals};
 use crate::limits::telemetry as telemetry_limits;
 
-use super::change::Next;
+use super::changes::Next;
 
 crate::families! {
     /// Durable jobs: those of the whole store, and the attempts of this daemon.

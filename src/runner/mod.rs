@@ -2,7 +2,8 @@
 //!
 //! In reading order:
 //!
-//! * [`change`]: each change of a job in the store, as one unit of work;
+//! * [`changes`]: changes of several jobs that are saved together;
+//! * [`change`]: each kind of change in the store, as one unit of work;
 //! * [`tasks`]: the runner's own tasks for the store's thread;
 //! * [`journal`]: the way of notes and of the engine's events to the runner;
 //! * [`followers`]: the clients that wait for a job's events;
@@ -23,6 +24,7 @@ pub mod backoff;
 pub mod callback_claim;
 pub mod callbacks;
 pub mod change;
+pub mod changes;
 pub mod followers;
 pub mod journal;
 pub mod metrics;

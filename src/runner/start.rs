@@ -23,7 +23,7 @@ use crate::limits::service as service_limits;
 use crate::offload::Ticket;
 
 use super::attempt::{Charge, failure};
-use super::change::Next;
+use super::changes::Next;
 use super::journal::Journal;
 use super::recording::Recording;
 

@@ -8,7 +8,8 @@ use crate::jobs::{EventId, Fenced, JobId, JobRecord, JobTotals};
 use crate::limits::jobs as limits;
 use crate::store::{Store, StoreError, StoreTask};
 
-use super::change::{self, Write};
+use super::change;
+use super::changes::Write;
 
 /// The store's own line for the runner: no API key has this number.
 pub(super) const TENANT: u64 = u64::MAX;
@@ -69,10 +70,8 @@ impl StoreWork for Work {
                 keep_ms,
                 saved,
             } => {
-                saved.clear();
-                for (_, part) in parts {
-                    saved.push(change::write(store, part, *now, *keep_ms)?);
-                }
+                let parts = parts.iter().map(|(_, part)| part);
+                *saved = change::write(store, parts, *now, *keep_ms)?;
             }
             Work::Sweep {
                 now,
@@ -86,12 +85,7 @@ impl StoreWork for Work {
                 *totals = store.job_totals(None)?;
             }
             Work::Look { ids, seen } => {
-                seen.clear();
-                for id in ids {
-                    if let Some(life) = store.job_life(*id)? {
-                        seen.push((*id, life.last_event()));
-                    }
-                }
+                *seen = store.last_job_events(ids)?;
             }
         }
         Ok(())
@@ -138,3 +132,6 @@ impl<W: StoreWork, F: FnMut(Done<W>) + Send> Drop for RunnerTask<W, F> {
         self.report(Some(String::new()));
     }
 }
+
+#[cfg(test)]
+mod tests;

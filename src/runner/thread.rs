@@ -44,7 +44,7 @@ use crate::telemetry::random::SplitMix64;
 use super::attempt::{Attempt, Origin};
 use super::backoff::Backoff;
 use super::callbacks::Callbacks;
-use super::change::{Next, Write};
+use super::changes::{Next, Write};
 use super::followers::Followers;
 use super::journal::{Journal, Note};
 use super::metrics::RunnerSeries;

@@ -65,7 +65,7 @@ pub mod watch;
 
 pub use error::{Fault, StoreError};
 pub use interface::callbacks::Callbacks;
-pub use interface::jobs::{FinishedJob, Jobs};
+pub use interface::jobs::{JobChange, JobEnd, Jobs};
 pub use interface::keys::{
     BOOTSTRAP_FILE, Bootstrap, Keys, ListedKey, Mark, NewKey, ReadKeys, Reading, Renewal, Revoked,
 };
@@ -80,4 +80,4 @@ pub use watch::{Looks, StoreWatcher};
 pub use worker::StoreWorker;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -35,6 +35,8 @@ mod undo;
 
 mod keys;
 
+mod changes;
+
 mod jobs;
 
 mod callbacks;

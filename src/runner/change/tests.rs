@@ -1,7 +1,10 @@
 //! Changes of jobs on a real store.
 
 use super::*;
-use crate::jobs::{Completion, EventId, NewJob};
+use crate::jobs::{Completion, Ending, EventId, NewJob, State};
+use crate::limits::jobs as limits;
+use crate::runner::changes::Next;
+use crate::store::tests::OneJob as _;
 use crate::store::{Jobs, SqliteStore};
 
 const KEEP_MS: u64 = 1_000;
@@ -54,6 +57,12 @@ fn part(number: u8, attempt: u32, text: &str, next: Next) -> Write {
     }
 }
 
+fn write_one(store: &mut SqliteStore, part: &Write, now: u64) -> Result<(), Fenced> {
+    write(store, [part].into_iter(), now, KEEP_MS)
+        .unwrap()
+        .remove(0)
+}
+
 fn completed() -> Next {
     Next::End(Box::new(Ending::Completed(Completion::default())))
 }
@@ -66,7 +75,7 @@ fn an_attempt_writes_its_history_and_ends_once() {
     assert_eq!((claimed.len(), claimed[0].life.attempt), (1, 1));
     assert!(claim(&mut store, 9, 100, 200).unwrap().is_empty());
     let run = || Next::Run { lease_until: 300 };
-    let mut save = |part: Write| write(&mut store, &part, 150, KEEP_MS).unwrap();
+    let mut save = |part: Write| write_one(&mut store, &part, 150);
     assert_eq!(save(part(1, 1, "fn ", run())), Ok(()));
     assert_eq!(save(part(1, 1, "", run())), Ok(()));
     assert_eq!(save(part(1, 2, "no", run())), Err(Fenced));
@@ -76,7 +85,7 @@ fn an_attempt_writes_its_history_and_ends_once() {
     );
     assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
     claim(&mut store, 9, 160, 260).unwrap();
-    let mut save = |part: Write| write(&mut store, &part, 170, KEEP_MS).unwrap();
+    let mut save = |part: Write| write_one(&mut store, &part, 170);
     assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
     assert_eq!(save(part(1, 2, "fn", completed())), Ok(()));
     assert_eq!(save(part(1, 2, "again", completed())), Err(Fenced));
@@ -114,7 +123,7 @@ fn a_key_cancels_its_own_jobs_in_any_state() {
         assert_eq!(job.life.state, State::Cancelled);
     }
     assert_eq!(
-        write(&mut store, &part(1, 1, "x", completed()), 120, 1).unwrap(),
+        write_one(&mut store, &part(1, 1, "x", completed()), 120),
         Err(Fenced)
     );
     let again = cancel(&mut store, "a", id(1), 190, KEEP_MS)
@@ -162,7 +171,29 @@ fn an_attempt_that_the_engine_loses_waits_again_but_not_for_ever() {
     for attempt in 1..=limits::LOST_ATTEMPTS_MAX {
         claim(&mut store, 1, 100, 200).unwrap();
         let lost = part(1, attempt, "", Next::Lose);
-        assert_eq!(write(&mut store, &lost, 110, KEEP_MS).unwrap(), Ok(()));
+        assert_eq!(write_one(&mut store, &lost, 110), Ok(()));
     }
     assert_eq!(state(&mut store, id(1)), State::Failed);
+}
+
+/// Mutation: `Changes::write` that reads a life again for each part.
+#[test]
+fn parts_of_one_job_see_each_other() {
+    let (_folder, mut store) = store();
+    (1..=2).for_each(|number| accept_one(&mut store, number, "a"));
+    assert_eq!(claim(&mut store, 9, 100, 200).unwrap().len(), 2);
+    let parts = [
+        part(1, 1, "x", Next::Run { lease_until: 300 }),
+        part(2, 1, "y", completed()),
+        part(1, 1, "z", completed()),
+        part(2, 1, "late", completed()),
+    ];
+    let saved = write(&mut store, parts.iter(), 150, KEEP_MS).unwrap();
+    assert_eq!(saved, [Ok(()), Ok(()), Ok(()), Err(Fenced)]);
+    let of_both = [1, 2].map(|number| history(&mut store, id(number)));
+    assert_eq!(
+        of_both[0],
+        ["1.0 started", "1.1 delta x", "1.2 delta z", "1.3 done"]
+    );
+    assert_eq!(of_both[1], ["1.0 started", "1.1 delta y", "1.2 done"]);
 }

@@ -3,10 +3,12 @@
 use super::grpc::Rpc;
 use super::*;
 use crate::grpc::messages::autoglm::{self, GenerateRequest, WatchJobRequest};
-use crate::jobs::{EventKind, JobEvent, JobId, JobRequest, NewJob};
+use crate::jobs::{JobId, JobRequest, NewJob};
 use crate::limits::jobs as limits;
 use crate::runner::Wake;
-use crate::store::{FinishedJob, Jobs as _, SqliteStore};
+use crate::runner::change::{cancel, claim, write};
+use crate::runner::changes::{Next, Write};
+use crate::store::{Jobs as _, SqliteStore};
 
 const ID: &str = "job_00000000-0001-7000-8000-000000000000";
 
@@ -32,23 +34,17 @@ impl Desk {
             callback_url: None,
         };
         store.insert_job(&job).unwrap();
-        let mut life = store.job_life(id).unwrap().unwrap();
-        let opening = life.claim(u64::MAX).unwrap();
-        let opening = JobEvent {
-            id: opening.id,
-            kind: opening.kind,
-            text: String::new(),
-        };
-        store.push_job_event(id, &opening).unwrap();
-        for text in deltas {
-            let event = JobEvent {
-                id: life.push_event(1).unwrap(),
-                kind: EventKind::Delta,
-                text: (*text).to_owned(),
-            };
-            store.push_job_event(id, &event).unwrap();
-        }
-        store.save_job_life(id, &life, 1).unwrap();
+        claim(&mut store, 1, 1, u64::MAX).unwrap();
+        let parts = deltas.iter().map(|text| Write {
+            id,
+            attempt: 1,
+            text: (*text).to_owned(),
+            next: Next::Run {
+                lease_until: u64::MAX,
+            },
+        });
+        let parts: Vec<Write> = parts.collect();
+        write(&mut store, parts.iter(), 1, 0).unwrap();
         Desk {
             bench: Bench::new(),
             store,
@@ -196,21 +192,7 @@ fn the_last_event_id_is_one_that_the_job_has() {
 fn a_client_that_has_the_end_of_a_job_is_told_to_stop() {
     let mut desk = Desk::with_job(&["first"]);
     let id = JobId::parse(ID).unwrap();
-    let mut life = desk.store.job_life(id).unwrap().unwrap();
-    life.cancel().unwrap();
-    let event = JobEvent {
-        id: life.last_event(),
-        kind: EventKind::Cancelled,
-        text: String::new(),
-    };
-    desk.store.push_job_event(id, &event).unwrap();
-    let end = FinishedJob {
-        life: &life,
-        finished_at: 9,
-        expires_at: u64::MAX,
-        ending: None,
-    };
-    desk.store.finish_job(id, &end).unwrap();
+    cancel(&mut desk.store, &record(FULL).id, id, 9, u64::MAX).unwrap();
     for (after, status, text) in [
         ("1.1", 200, "event: cancelled\nid: 1.2\n"),
         ("1.2", 204, ""),

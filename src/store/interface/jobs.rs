@@ -11,8 +11,10 @@
 //! Must never name a database. Times are milliseconds since 1970.
 
 use crate::jobs::{
-    EventId, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob, RememberedJob, State,
+    EventId, EventKind, JobEvent, JobId, JobRecord, JobSummary, JobTotals, Life, NewJob,
+    RememberedJob, State,
 };
+use crate::limits::jobs as limits;
 use crate::store::StoreError;
 
 /// The durable jobs of an open store.
@@ -34,18 +36,15 @@ pub trait Jobs {
         self.jobs(&[id]).map(|mut found| found.pop())
     }
 
-    /// Reads a life in order to change it: until the transaction ends, no other connection changes
-    /// the job.
-    fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError>;
+    /// Reads lives in order to change them: until the transaction ends, no other connection changes
+    /// those jobs. They are locked in the order of their ids. A job that is gone is left out.
+    fn job_lives(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, Life)>, StoreError>;
 
-    /// Saves the life of a job that is not finished. The first time that it runs begins at `now`.
-    fn save_job_life(&mut self, id: JobId, life: &Life, now: u64) -> Result<(), StoreError>;
+    /// Returns the last event of each of those jobs that are there, in any order.
+    fn last_job_events(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, EventId)>, StoreError>;
 
-    /// Saves a job that has ended, and drops its request.
-    fn finish_job(&mut self, id: JobId, end: &FinishedJob<'_>) -> Result<(), StoreError>;
-
-    /// Adds an event to the history of a job.
-    fn push_job_event(&mut self, id: JobId, event: &JobEvent) -> Result<(), StoreError>;
+    /// Saves changes of different jobs. The first time that a job runs begins at `now`.
+    fn save_jobs(&mut self, changes: &[JobChange], now: u64) -> Result<(), StoreError>;
 
     /// Returns events of a job in their order, from the one after `after` on, until their texts
     /// have `bytes_max` or more.
@@ -61,8 +60,8 @@ pub trait Jobs {
     /// all. Another connection that asks at the same time gets others.
     fn next_waiting_jobs(&mut self, now: u64, room: usize) -> Result<Vec<JobId>, StoreError>;
 
-    /// Keeps the jobs of a key waiting until then.
-    fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError>;
+    /// For each job, keeps all jobs of its key waiting until then.
+    fn postpone_jobs(&mut self, jobs: &[(JobId, u64)]) -> Result<(), StoreError>;
 
     /// Returns what the jobs of each key take, and those of all keys together. It counts no jobs.
     fn totals_of_keys(
@@ -122,13 +121,54 @@ pub trait Jobs {
 /// An API key's id, and one of the values of `Idempotency-Key` that its clients have sent.
 pub type IdempotencyKey<'a> = (&'a str, &'a str);
 
+/// A change of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobChange {
+    pub id: JobId,
+    pub life: Life,
+    /// New events of its history.
+    pub events: Vec<JobEvent>,
+    /// If it has ended. Its request is dropped.
+    pub end: Option<JobEnd>,
+}
+
+impl JobChange {
+    pub fn new(id: JobId, life: Life) -> JobChange {
+        JobChange {
+            id,
+            life,
+            events: Vec::new(),
+            end: None,
+        }
+    }
+
+    /// Adds an event.
+    pub fn push(&mut self, id: EventId, kind: EventKind, text: &str) {
+        self.events.push(JobEvent {
+            id,
+            kind,
+            text: text.to_owned(),
+        });
+    }
+
+    /// Returns the bytes that the change adds to those of the job. The request of a job that ends
+    /// is not subtracted.
+    pub fn bytes(&self) -> u64 {
+        let events = self.events.iter();
+        let events: u64 = events
+            .map(|event| limits::EVENT_BYTES + event.text.len() as u64)
+            .sum();
+        let ending = self.end.as_ref().and_then(|end| end.ending.as_ref());
+        events + ending.map_or(0, String::len) as u64
+    }
+}
+
 /// The end of a job, as it is saved.
-#[derive(Clone, Copy, Debug)]
-pub struct FinishedJob<'a> {
-    pub life: &'a Life,
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobEnd {
     pub finished_at: u64,
     /// When it is deleted.
     pub expires_at: u64,
     /// An [`Ending`](crate::jobs::Ending), as JSON; `None` if it never ran to an end.
-    pub ending: Option<&'a str>,
+    pub ending: Option<String>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the statements on `jobs`, `job_events`, `job_changes` and `idempotency`. A transaction is
 //! begun by the caller. A statement is a round trip to the server, so each takes as many jobs as
-//! the caller has.
+//! the caller has. Changes of jobs are written by [`changes`](super::changes).
 //!
 //! Several daemons work on these tables at once. A job that is about to change is locked by its
 //! row, and one that is taken from the queue is passed over by the others (`SKIP LOCKED`). A
@@ -25,6 +25,7 @@ use std::collections::VecDeque;
 
 use tokio_postgres::Row;
 
+use super::changes::save;
 use super::connection::PostgresStore;
 use super::session::{Parameters, Unread};
 use crate::jobs::{
@@ -33,7 +34,7 @@ use crate::jobs::{
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
-use crate::store::interface::jobs::{FinishedJob, IdempotencyKey, Jobs};
+use crate::store::interface::jobs::{IdempotencyKey, JobChange, Jobs};
 use crate::store::stored::{from_sql, to_sql};
 
 pub(super) const SELECT_JOBS: &str = "
@@ -42,8 +43,15 @@ pub(super) const SELECT_JOBS: &str = "
            c.state, c.attempts, c.next_at, c.error
     FROM jobs j LEFT JOIN callbacks c ON c.job = j.id WHERE j.id = ANY ($1)";
 
-pub(super) const LOCK_LIFE: &str = "
-    SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = $1 FOR UPDATE";
+pub(super) const LOCK_LIVES: &str = "
+    SELECT state, attempt, sequence, lost, lease_until, one.id
+    FROM unnest($1::bytea[]) AS one (id)
+    CROSS JOIN LATERAL (
+        SELECT state, attempt, sequence, lost, lease_until FROM jobs
+        WHERE id = one.id FOR UPDATE) AS life";
+
+pub(super) const LAST_EVENTS: &str = "
+    SELECT id, attempt, sequence FROM jobs WHERE id = ANY ($1)";
 
 impl Jobs for PostgresStore {
     fn insert_jobs(&mut self, jobs: &[&NewJob]) -> Result<(), StoreError> {
@@ -74,73 +82,27 @@ impl Jobs for PostgresStore {
         self.session.query(SELECT_JOBS, &[&ids], record)
     }
 
-    fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError> {
-        let read = |row: &Row| life(row, 0);
-        self.session.first(LOCK_LIFE, &[&bytes_of(&id)], read)
+    fn job_lives(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, Life)>, StoreError> {
+        let mut ids: Vec<&[u8]> = ids.iter().map(bytes_of).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let read = |row: &Row| Ok((job_id(row, 5)?, life(row, 0)?));
+        self.session.query(LOCK_LIVES, &[&ids], read)
     }
 
-    fn save_job_life(&mut self, id: JobId, life: &Life, now: u64) -> Result<(), StoreError> {
-        let sql = "
-            UPDATE jobs SET state = $2, attempt = $3, sequence = $4, lost = $5, lease_until = $6,
-                started_at = CASE WHEN $2 = 'running' THEN coalesce(started_at, $7)
-                             ELSE started_at END
-            WHERE id = $1";
-        self.execute(
-            sql,
-            &[
-                &bytes_of(&id),
-                &life.state.as_str(),
-                &i64::from(life.attempt),
-                &i64::from(life.sequence),
-                &i64::from(life.lost),
-                &to_sql(life.lease_until),
-                &to_sql(now),
-            ],
-        )?;
-        Ok(())
+    fn last_job_events(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, EventId)>, StoreError> {
+        let ids: Vec<&[u8]> = ids.iter().map(bytes_of).collect();
+        self.session.query(LAST_EVENTS, &[&ids], |row| {
+            let last = EventId {
+                attempt: small(row, 1)?,
+                sequence: small(row, 2)?,
+            };
+            Ok((job_id(row, 0)?, last))
+        })
     }
 
-    fn finish_job(&mut self, id: JobId, end: &FinishedJob<'_>) -> Result<(), StoreError> {
-        let sql = "
-            UPDATE jobs SET state = $2, attempt = $3, sequence = $4, lost = $5, lease_until = 0,
-                finished_at = $6, expires_at = $7, ending = $8,
-                bytes = bytes - octet_length(request) + $9, request = ''
-            WHERE id = $1";
-        self.execute(
-            sql,
-            &[
-                &bytes_of(&id),
-                &end.life.state.as_str(),
-                &i64::from(end.life.attempt),
-                &i64::from(end.life.sequence),
-                &i64::from(end.life.lost),
-                &to_sql(end.finished_at),
-                &to_sql(end.expires_at),
-                &end.ending,
-                &(end.ending.map_or(0, str::len) as i64),
-            ],
-        )?;
-        Ok(())
-    }
-
-    fn push_job_event(&mut self, id: JobId, event: &JobEvent) -> Result<(), StoreError> {
-        let sql = "
-            INSERT INTO job_events (job, attempt, sequence, kind, text)
-            VALUES ($1, $2, $3, $4, $5)";
-        self.execute(
-            sql,
-            &[
-                &bytes_of(&id),
-                &i64::from(event.id.attempt),
-                &i64::from(event.id.sequence),
-                &event.kind.as_str(),
-                &event.text.as_bytes(),
-            ],
-        )?;
-        let bytes = limits::EVENT_BYTES + event.text.len() as u64;
-        let sql = "UPDATE jobs SET bytes = bytes + $2 WHERE id = $1";
-        self.execute(sql, &[&bytes_of(&id), &to_sql(bytes)])?;
-        Ok(())
+    fn save_jobs(&mut self, changes: &[JobChange], now: u64) -> Result<(), StoreError> {
+        save(&self.session, changes, now)
     }
 
     fn job_events(
@@ -206,9 +168,10 @@ impl Jobs for PostgresStore {
         Ok(found)
     }
 
-    fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError> {
-        let sql = "INSERT INTO job_changes (key_id, not_before) VALUES ($1, $2)";
-        self.execute(sql, &[&key_id, &to_sql(until)])?;
+    fn postpone_jobs(&mut self, jobs: &[(JobId, u64)]) -> Result<(), StoreError> {
+        let ids: Vec<&[u8]> = jobs.iter().map(|(id, _)| bytes_of(id)).collect();
+        let ends: Vec<i64> = jobs.iter().map(|(_, until)| to_sql(*until)).collect();
+        self.execute(POSTPONE, &[&ids, &ends])?;
         Ok(())
     }
 
@@ -329,9 +292,17 @@ pub(super) const LOCK_WAITING: &str = "
         WHERE key_id = line.key_id AND state = 'queued' AND id <> ALL ($3::bytea[])
         ORDER BY id LIMIT line.share FOR UPDATE SKIP LOCKED) AS next";
 
+/// The first row of a statement has all changes of its transaction counted.
 const NOTE_TURNS: &str = "
-    INSERT INTO job_changes (key_id, turn)
-    SELECT key_id, nextval('job_turns') FROM unnest($1::text[]) AS key_id";
+    INSERT INTO job_changes (key_id, turn, is_first)
+    SELECT key_id, nextval('job_turns'), place = 1
+    FROM unnest($1::text[]) WITH ORDINALITY AS turn (key_id, place)";
+
+pub(super) const POSTPONE: &str = "
+    INSERT INTO job_changes (key_id, not_before, is_first)
+    SELECT key_id, until, row_number() OVER () = 1
+    FROM unnest($1::bytea[], $2::bigint[]) AS one (id, until)
+    CROSS JOIN LATERAL (SELECT key_id FROM jobs WHERE id = one.id LIMIT 1) AS job";
 
 /// The totals of each key, and then of all, with what this transaction has changed: that is counted
 /// when it commits.

@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls, Row, Statement};
 
 use super::target::Target;
@@ -158,6 +158,16 @@ impl Session {
             let statement = self.prepared(sql).await?;
             self.client.execute(&statement, parameters).await
         })
+    }
+
+    /// Runs a statement that is not prepared: its plan is made for these values.
+    pub fn execute_once(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<(), StoreError> {
+        self.run(self.client.execute_typed(sql, parameters))
+            .map(drop)
     }
 
     pub fn query<T>(

@@ -23,7 +23,7 @@ use crate::jobs::{
 };
 use crate::limits::jobs as limits;
 use crate::store::StoreError;
-use crate::store::interface::jobs::{FinishedJob, IdempotencyKey, Jobs};
+use crate::store::interface::jobs::{IdempotencyKey, JobChange, Jobs};
 use crate::store::stored::{from_sql, to_sql};
 
 const SELECT_JOB: &str = "
@@ -34,6 +34,19 @@ const SELECT_JOB: &str = "
 
 const SELECT_LIFE: &str = "
     SELECT state, attempt, sequence, lost, lease_until FROM jobs WHERE id = ?1";
+
+const ADD_EVENT: &str = "
+    INSERT INTO job_events (job, attempt, sequence, kind, text) VALUES (?1, ?2, ?3, ?4, ?5)";
+
+const SAVE: &str = "
+    UPDATE jobs SET state = ?2, attempt = ?3, sequence = ?4, lost = ?5, lease_until = ?6,
+        started_at = CASE WHEN ?2 = 'running' THEN coalesce(started_at, ?7) ELSE started_at END,
+        bytes = bytes + ?8
+            - CASE WHEN ?9 IS NULL THEN 0 ELSE length(CAST(request AS BLOB)) END,
+        finished_at = coalesce(?9, finished_at), expires_at = coalesce(?10, expires_at),
+        ending = coalesce(?11, ending),
+        request = CASE WHEN ?9 IS NULL THEN request ELSE '' END
+    WHERE id = ?1";
 
 /// The row of `job_totals` for all keys together. No key has this id.
 const ALL_KEYS: &str = "*";
@@ -70,68 +83,52 @@ impl Jobs for SqliteStore {
         })
     }
 
-    fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError> {
+    fn job_lives(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, Life)>, StoreError> {
         self.run(|connection| {
             let mut statement = connection.prepare_cached(SELECT_LIFE)?;
-            let life = statement.query_row([id.as_bytes()], |row| life(row, 0));
-            life.optional()
+            let found = ids.iter().map(|id| {
+                let life = statement.query_row([id.as_bytes()], |row| life(row, 0));
+                Ok(life.optional()?.map(|life| (*id, life)))
+            });
+            found.filter_map(Result::transpose).collect()
         })
     }
 
-    fn save_job_life(&mut self, id: JobId, life: &Life, now: u64) -> Result<(), StoreError> {
-        self.run(|connection| {
-            let sql = "UPDATE jobs SET state = ?2, attempt = ?3, sequence = ?4, lost = ?5, \
-                       lease_until = ?6, started_at = CASE WHEN ?2 = 'running' \
-                       THEN coalesce(started_at, ?7) ELSE started_at END WHERE id = ?1";
-            connection.prepare_cached(sql)?.execute(params![
-                id.as_bytes(),
-                life.state.as_str(),
-                life.attempt,
-                life.sequence,
-                life.lost,
-                to_sql(life.lease_until),
-                to_sql(now),
-            ])?;
-            Ok(())
-        })
+    fn last_job_events(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, EventId)>, StoreError> {
+        let lives = self.job_lives(ids)?.into_iter();
+        Ok(lives.map(|(id, life)| (id, life.last_event())).collect())
     }
 
-    fn finish_job(&mut self, id: JobId, end: &FinishedJob<'_>) -> Result<(), StoreError> {
+    fn save_jobs(&mut self, changes: &[JobChange], now: u64) -> Result<(), StoreError> {
         self.run(|connection| {
-            let sql = "UPDATE jobs SET state = ?2, attempt = ?3, sequence = ?4, lost = ?5, \
-                       lease_until = 0, finished_at = ?6, expires_at = ?7, ending = ?8, \
-                       bytes = bytes - length(CAST(request AS BLOB)) + ?9, request = '' \
-                       WHERE id = ?1";
-            connection.prepare_cached(sql)?.execute(params![
-                id.as_bytes(),
-                end.life.state.as_str(),
-                end.life.attempt,
-                end.life.sequence,
-                end.life.lost,
-                to_sql(end.finished_at),
-                to_sql(end.expires_at),
-                end.ending,
-                end.ending.map_or(0, str::len) as i64,
-            ])?;
-            Ok(())
-        })
-    }
-
-    fn push_job_event(&mut self, id: JobId, event: &JobEvent) -> Result<(), StoreError> {
-        self.run(|connection| {
-            let sql = "INSERT INTO job_events (job, attempt, sequence, kind, text) \
-                       VALUES (?1, ?2, ?3, ?4, ?5)";
-            connection.prepare_cached(sql)?.execute(params![
-                id.as_bytes(),
-                event.id.attempt,
-                event.id.sequence,
-                event.kind.as_str(),
-                event.text,
-            ])?;
-            let bytes = limits::EVENT_BYTES + event.text.len() as u64;
-            let sql = "UPDATE jobs SET bytes = bytes + ?2 WHERE id = ?1";
-            let mut statement = connection.prepare_cached(sql)?;
-            statement.execute(params![id.as_bytes(), to_sql(bytes)])?;
+            let mut add_event = connection.prepare_cached(ADD_EVENT)?;
+            let mut save = connection.prepare_cached(SAVE)?;
+            for change in changes {
+                let id = change.id.as_bytes();
+                for event in &change.events {
+                    add_event.execute(params![
+                        id,
+                        event.id.attempt,
+                        event.id.sequence,
+                        event.kind.as_str(),
+                        event.text,
+                    ])?;
+                }
+                let (life, end) = (&change.life, change.end.as_ref());
+                save.execute(params![
+                    id,
+                    life.state.as_str(),
+                    life.attempt,
+                    life.sequence,
+                    life.lost,
+                    to_sql(life.lease_until),
+                    to_sql(now),
+                    to_sql(change.bytes()),
+                    end.map(|end| to_sql(end.finished_at)),
+                    end.map(|end| to_sql(end.expires_at)),
+                    end.and_then(|end| end.ending.as_deref()),
+                ])?;
+            }
             Ok(())
         })
     }
@@ -190,11 +187,14 @@ impl Jobs for SqliteStore {
         })
     }
 
-    fn postpone_jobs(&mut self, key_id: &str, until: u64) -> Result<(), StoreError> {
+    fn postpone_jobs(&mut self, jobs: &[(JobId, u64)]) -> Result<(), StoreError> {
         self.run(|connection| {
-            let sql = "UPDATE job_totals SET not_before = ?2 WHERE key_id = ?1";
+            let sql = "UPDATE job_totals SET not_before = max(not_before, ?2) \
+                       WHERE key_id = (SELECT key_id FROM jobs WHERE id = ?1)";
             let mut statement = connection.prepare_cached(sql)?;
-            statement.execute(params![key_id, to_sql(until)])?;
+            for (id, until) in jobs {
+                statement.execute(params![id.as_bytes(), to_sql(*until)])?;
+            }
             Ok(())
         })
     }

@@ -1,8 +1,8 @@
 //! Callbacks and their secrets in a store, whatever database is behind it.
 
-use super::{Bed, on_each_database};
+use super::{Bed, OneJob as _, on_each_database};
 use crate::jobs::{Callback, CallbackState, JobId, NewJob, State};
-use crate::store::interface::jobs::FinishedJob;
+use crate::store::interface::jobs::JobEnd;
 use crate::store::{NewKey, Store};
 
 on_each_database!(
@@ -41,13 +41,12 @@ fn insert(store: &mut dyn Store, number: u8, key_id: &str, url: Option<&str>) {
 fn end(store: &mut dyn Store, job: JobId, at: u64) {
     let mut life = store.job_life(job).unwrap().unwrap();
     life.cancel().unwrap();
-    let end = FinishedJob {
-        life: &life,
+    let end = JobEnd {
         finished_at: at,
         expires_at: 9_000,
         ending: None,
     };
-    store.finish_job(job, &end).unwrap();
+    store.finish_job(job, &life, end).unwrap();
 }
 
 fn callback(store: &mut dyn Store, number: u8) -> Option<Callback> {

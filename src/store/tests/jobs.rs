@@ -1,13 +1,13 @@
 //! Jobs in a store, whatever database is behind it.
 
-use super::{Bed, on_each_database};
+use super::{Bed, OneJob as _, on_each_database};
 use crate::jobs::{
     Ending, EventId, EventKind, Failure, JobEvent, JobId, JobTotals, Life, NewJob, RememberedJob,
     State,
 };
 use crate::store::Store;
 use crate::store::erasure::erase;
-use crate::store::interface::jobs::FinishedJob;
+use crate::store::interface::jobs::JobEnd;
 
 on_each_database!(
     a_job_is_read_as_it_was_saved,
@@ -23,6 +23,9 @@ on_each_database!(
     a_key_of_idempotency_names_a_job_of_one_api_key,
     a_key_of_idempotency_goes_with_its_job,
     keys_of_idempotency_are_erased_in_steps_and_others_stay,
+    every_part_of_a_life_is_saved_and_nothing_else_of_the_job,
+    totals_in_a_transaction_have_its_own_changes,
+    steps_take_no_more_jobs_than_their_limit,
 );
 
 const KEY: &str = "key_one";
@@ -66,13 +69,12 @@ fn finish(store: &mut dyn Store, job: JobId, end: State, expires_at: u64) {
         end => life.finish(life.attempt, end).map(drop).unwrap(),
     }
     let ending = Ending::Failed(Failure::default()).to_json();
-    let end = FinishedJob {
-        life: &life,
+    let end = JobEnd {
         finished_at: 2_000,
         expires_at,
-        ending: Some(&ending),
+        ending: Some(ending),
     };
-    store.finish_job(job, &end).unwrap();
+    store.finish_job(job, &life, end).unwrap();
 }
 
 fn event(attempt: u32, sequence: u32, text: &str) -> JobEvent {
@@ -83,7 +85,7 @@ fn event(attempt: u32, sequence: u32, text: &str) -> JobEvent {
     }
 }
 
-/// Mutations: `save_job_life` that moves `started_at`; `finish_job` that keeps the request.
+/// Mutations: `save_jobs` that moves `started_at`, or keeps the request of a job that has ended.
 fn a_job_is_read_as_it_was_saved<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
@@ -203,13 +205,16 @@ fn several_jobs_are_taken_in_the_order_in_which_one_by_one_would_be<B: Bed>() {
     assert_eq!(claim(store, 9), []);
 }
 
-/// Mutation: `next_waiting_jobs` without `not_before`.
+/// Mutations: `next_waiting_jobs` without `not_before`; a time that falls.
 fn the_jobs_of_a_key_can_be_put_off<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
     insert(store, [1], KEY);
     insert(store, [2], OTHER);
-    store.postpone_jobs(KEY, 50).unwrap();
+    store.postpone_jobs(&[(id(1), 50)]).unwrap();
+    // A later change does not shorten it.
+    insert(store, [3], KEY);
+    store.postpone_jobs(&[(id(1), 40), (id(9), 60)]).unwrap();
     assert_eq!(claim_next(store, 49), Some(id(2)));
     assert_eq!(claim_next(store, 49), None);
     assert_eq!(claim_next(store, 50), Some(id(1)));
@@ -252,8 +257,10 @@ fn totals_are_what_a_count_would_find<B: Bed>() {
     check(store);
     assert_eq!(store.delete_old_jobs(25, 10).unwrap(), 1);
     check(store);
-    while store.erase_jobs(KEY, 2).unwrap() == 2 {}
+    assert_eq!(store.erase_jobs(KEY, 3).unwrap(), 3);
+    assert_eq!(store.erase_jobs(KEY, 3).unwrap(), 1);
     check(store);
+    assert_eq!(bed.count("jobs"), 2, "those of the other key");
     assert_eq!(store.job_totals(Some(KEY)).unwrap(), JobTotals::default());
     let rows = bed.number(&format!(
         "SELECT count(*) FROM job_totals WHERE key_id = '{KEY}'"
@@ -278,6 +285,8 @@ fn events_are_read_from_any_place_in_pieces_of_a_size<B: Bed>() {
     }
     assert_eq!(read(EventId::BEGINNING, 1), events[..1], "one at least");
     assert_eq!(read(events[0].id, 82), events[1..3]);
+    let bytes = events[1].text.len() + 64;
+    assert_eq!(read(events[0].id, bytes), events[1..2], "it is reached");
     assert_eq!(store.job_events(id(2), EventId::BEGINNING, 1).unwrap(), []);
 }
 
@@ -420,4 +429,80 @@ fn keys_of_idempotency_are_erased_in_steps_and_others_stay<B: Bed>() {
     remember(store, OTHER, "retry-2", 1);
     assert_eq!(erase(store, OTHER).unwrap().jobs, 3);
     assert_eq!((bed.count("jobs"), bed.count("idempotency")), (0, 0));
+}
+
+/// Mutations: `SAVE` without one of a life's parts, or that changes the end of a job that goes on.
+fn every_part_of_a_life_is_saved_and_nothing_else_of_the_job<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=3, KEY);
+    let before = store.job(id(1)).unwrap().unwrap();
+    let life = Life {
+        state: State::Running,
+        attempt: 2,
+        sequence: 3,
+        lost: 1,
+        lease_until: 4,
+    };
+    store.save_job_life(id(1), &life, 9).unwrap();
+    let mut expected = before.clone();
+    (expected.life, expected.started_at) = (life, Some(9));
+    assert_eq!(store.job(id(1)).unwrap(), Some(expected));
+    assert_eq!(store.job_life(id(1)).unwrap(), Some(life));
+    let last = store.last_job_events(&[id(1), id(9)]).unwrap();
+    assert_eq!(last, [(id(1), life.last_event())]);
+    // A job that never ran has no beginning, and its neighbours stay as they are.
+    finish(store, id(2), State::Cancelled, 20);
+    assert_eq!(store.job(id(2)).unwrap().unwrap().started_at, None);
+    assert_eq!(store.job_life(id(3)).unwrap(), Some(Life::NEW));
+}
+
+/// Mutations: `TOTALS` of PostgreSQL without the changes that are counted at the commit, of a key
+/// or of all.
+fn totals_in_a_transaction_have_its_own_changes<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, [1], KEY);
+    store.begin().unwrap();
+    insert(store, [2, 3], KEY);
+    insert(store, [4], OTHER);
+    claim_next(store, 10);
+    let within = [Some(KEY), Some(OTHER), None].map(|key| store.job_totals(key).unwrap());
+    store.commit().unwrap();
+    let after = [Some(KEY), Some(OTHER), None].map(|key| store.job_totals(key).unwrap());
+    assert_eq!(within, after);
+    assert_eq!((after[2].queued, after[2].running), (3, 1));
+}
+
+/// Mutations: a statement without its limit, or that does not begin with the oldest; a limit for
+/// each state of its own.
+fn steps_take_no_more_jobs_than_their_limit<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=9, KEY);
+    for lease in [30, 10, 20] {
+        let next = store.next_waiting_jobs(1, 1).unwrap()[0];
+        let mut life = store.job_life(next).unwrap().unwrap();
+        life.claim(lease).unwrap();
+        store.save_job_life(next, &life, 1).unwrap();
+    }
+    assert_eq!(store.lost_jobs(99, 2).unwrap(), [2, 3].map(id));
+    let remembered = |number| {
+        let job = RememberedJob {
+            id: id(number),
+            digest: [number; 32],
+            expires_at: 100,
+        };
+        ((KEY, ["a", "b", "c"][usize::from(number) - 7]), job)
+    };
+    store.remember_jobs(&[7, 8, 9].map(remembered)).unwrap();
+    for (number, end) in [(1, State::Completed), (2, State::Failed)] {
+        finish(store, id(number), end, 100);
+    }
+    for number in [4, 5, 6] {
+        finish(store, id(number), State::Cancelled, 100);
+    }
+    let steps = [3, 3, 3].map(|limit| store.delete_old_jobs(100, limit).unwrap());
+    assert_eq!(steps, [3, 3, 2]);
+    assert_eq!(bed.count("jobs"), 4);
 }

@@ -21,8 +21,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use self::server::{Postgres, Way};
-use super::{DATABASE_FILE, Place, SqliteStore, Store, StoreError, StoreTask, Target, accepting};
-use crate::jobs::{Acceptance, Bounds, Candidate, JobId, NewJob};
+use super::{
+    DATABASE_FILE, JobChange, JobEnd, Jobs, Place, SqliteStore, Store, StoreError, StoreTask,
+    Target, accepting,
+};
+use crate::jobs::{Acceptance, Bounds, Candidate, JobEvent, JobId, Life, NewJob};
 
 /// A store of a test's own, and the folder of its daemon.
 pub trait Bed: Sized + Sync {
@@ -141,6 +144,28 @@ impl PostgresBed {
             database,
         }
     }
+
+    /// A database with tables, on a server of its own that counts statements.
+    pub fn counting() -> PostgresBed {
+        let server = Postgres::start_with(&["shared_preload_libraries=pg_stat_statements"]);
+        let bed = PostgresBed::on(Arc::new(server), Way::Socket);
+        drop(bed.open());
+        bed.raw("CREATE EXTENSION pg_stat_statements");
+        bed
+    }
+
+    /// Returns the statements of some work that end transactions or are about jobs, each in a line
+    /// behind the number of its calls. Those of triggers are among them if a commit runs them.
+    pub fn statements(&self, work: impl FnOnce()) -> Vec<String> {
+        self.raw("SELECT pg_stat_statements_reset()");
+        work();
+        let sql = "SELECT calls, regexp_replace(query, '\\s+', ' ', 'g')
+             FROM pg_stat_statements JOIN pg_database d ON d.oid = dbid
+             WHERE d.datname = current_database()
+             AND query ~ 'job|idempotency|SAVEPOINT|COMMIT' ORDER BY query";
+        let statements = self.server.sql(&self.database, sql);
+        statements.lines().map(str::to_owned).collect()
+    }
 }
 
 /// Returns the target of a database, whose password is in the folder.
@@ -182,14 +207,47 @@ impl Bed for PostgresBed {
     }
 }
 
+/// Changes of one job.
+pub trait OneJob: Jobs {
+    fn job_life(&mut self, id: JobId) -> Result<Option<Life>, StoreError> {
+        let found = self.job_lives(&[id])?.pop();
+        Ok(found.map(|(_, life)| life))
+    }
+
+    fn save_job_life(&mut self, id: JobId, life: &Life, now: u64) -> Result<(), StoreError> {
+        self.save_jobs(&[JobChange::new(id, *life)], now)
+    }
+
+    fn finish_job(&mut self, id: JobId, life: &Life, end: JobEnd) -> Result<(), StoreError> {
+        let mut change = JobChange::new(id, *life);
+        change.end = Some(end);
+        self.save_jobs(&[change], 0)
+    }
+
+    /// Adds an event, and changes nothing else.
+    fn push_job_event(&mut self, id: JobId, event: &JobEvent) -> Result<(), StoreError> {
+        let life = self.job_life(id)?.expect("the job is there");
+        let mut change = JobChange::new(id, life);
+        change.events.push(event.clone());
+        self.save_jobs(&[change], 0)
+    }
+}
+
+impl<T: Jobs + ?Sized> OneJob for T {}
+
 /// A task that has a job accepted, and reports its outcome.
 pub struct AcceptTask {
     pub candidate: Candidate,
+    pub bytes: u32,
     pub outcome: Option<Acceptance>,
     pub results: Sender<(JobId, Result<Acceptance, String>)>,
 }
 
 impl StoreTask for AcceptTask {
+    fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         self.outcome = accepting::accept(store, &[&self.candidate])?.pop();
         Ok(())
@@ -212,6 +270,7 @@ impl StoreTask for AcceptTask {
             candidate,
             outcome,
             results,
+            ..
         } = *self;
         let outcome = result.map(|()| outcome.expect("it was run"));
         let outcome = outcome.map_err(ToString::to_string);
@@ -245,6 +304,7 @@ pub fn accept_task(
             bounds,
             idempotency: None,
         },
+        bytes: 0,
         outcome: None,
         results: results.clone(),
     }

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::{Bed, PostgresBed, SqliteBed};
+use super::{Bed, OneJob as _, PostgresBed, SqliteBed};
 use crate::core::UnixMillis;
 use crate::jobs::{EventId, EventKind, JobEvent, JobId, NewJob, RememberedJob};
 use crate::store::interface::generations::{Content, GenerationRecord, Status};
-use crate::store::interface::jobs::FinishedJob;
+use crate::store::interface::jobs::JobEnd;
 use crate::store::interface::transfer::TABLES;
 use crate::store::transfer::{Imported, TransferError, export, import};
 use crate::store::{NewKey, Store};
@@ -65,14 +65,13 @@ fn fill(store: &mut dyn Store) {
     store.insert_job(&ended).unwrap();
     let mut life = store.job_life(ended.id).unwrap().unwrap();
     life.cancel().unwrap();
-    let end = FinishedJob {
-        life: &life,
+    let end = JobEnd {
         finished_at: START,
         expires_at: START + 1,
         ending: None,
     };
     // Its callback comes with its end.
-    store.finish_job(ended.id, &end).unwrap();
+    store.finish_job(ended.id, &life, end).unwrap();
     let id = JobId::from_bytes([7; 16]);
     store
         .insert_job(&NewJob {
