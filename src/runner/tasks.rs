@@ -16,6 +16,9 @@ pub(super) const TENANT: u64 = u64::MAX;
 
 /// Work of the runner's threads in the store.
 pub trait StoreWork: Send {
+    /// Appends the jobs that `run` will read for a change, as far as they are known before.
+    fn name_jobs(&self, _jobs: &mut Vec<JobId>) {}
+
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
 }
 
@@ -56,6 +59,12 @@ pub enum Work {
 }
 
 impl StoreWork for Work {
+    fn name_jobs(&self, jobs: &mut Vec<JobId>) {
+        if let Work::Save { parts, .. } = self {
+            jobs.extend(parts.iter().map(|(_, part)| part.id));
+        }
+    }
+
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         match self {
             Work::Claim {
@@ -115,6 +124,12 @@ impl<W: StoreWork, F: FnMut(Done<W>) + Send> RunnerTask<W, F> {
 }
 
 impl<W: StoreWork, F: FnMut(Done<W>) + Send> StoreTask for RunnerTask<W, F> {
+    fn name_jobs(&self, jobs: &mut Vec<JobId>) {
+        if let Some(work) = &self.work {
+            work.name_jobs(jobs);
+        }
+    }
+
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         match &mut self.work {
             Some(work) => work.run(store),

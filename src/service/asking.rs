@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use crate::core::Moment;
 use crate::error::{ApiError, ErrorCode};
-use crate::jobs::{Acceptance, Candidate};
+use crate::jobs::{Acceptance, Candidate, JobId};
 use crate::limits::service as limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::store::requests::Full;
@@ -204,6 +204,12 @@ impl StoreTask for AskTask {
         self.question
             .as_ref()
             .map_or(0, |question| question.bytes())
+    }
+
+    fn name_jobs(&self, jobs: &mut Vec<JobId>) {
+        if let Some(question) = &self.question {
+            question.name_jobs(jobs);
+        }
     }
 
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {

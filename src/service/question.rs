@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use crate::error::ApiError;
-use crate::jobs::{Acceptance, Candidate};
+use crate::jobs::{Acceptance, Candidate, JobId};
 use crate::store::{Store, StoreError};
 
 use super::response::buffer::ResponseBuffer;
@@ -12,6 +12,9 @@ use super::response::buffer::ResponseBuffer;
 pub trait Question: Debug + Send {
     /// Reads and writes, on the store's thread. It may be called again if a transaction was lost.
     fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;
+
+    /// Appends the jobs that `ask` will read for a change.
+    fn name_jobs(&self, _jobs: &mut Vec<JobId>) {}
 
     /// Returns whether all that it does is to have a job accepted. Then it is asked together with
     /// others, by the next two functions.

@@ -7,11 +7,12 @@
 //!
 //! New jobs come in numbers, so those of a group are accepted together
 //! ([`accepting`](super::accepting)): the thread takes their candidates and passes on the outcomes,
-//! in the place of `run`.
+//! in the place of `run`. Tasks that change jobs name them, so that those of a group are locked in
+//! one order.
 
 use super::error::StoreError;
 use super::interface::Store;
-use crate::jobs::{Acceptance, Candidate};
+use crate::jobs::{Acceptance, Candidate, JobId};
 
 /// A piece of work for the store's thread. See the file's head for its rules.
 pub trait StoreTask: Send {
@@ -27,6 +28,9 @@ pub trait StoreTask: Send {
 
     /// Takes note that no place is free for it: its owner knows, and waits for nothing.
     fn refuse(self: Box<Self>) {}
+
+    /// Appends the jobs that `run` will read for a change, as far as they are known before.
+    fn name_jobs(&self, _jobs: &mut Vec<JobId>) {}
 
     /// Reads and writes. An error takes back what it has written.
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError>;

@@ -123,3 +123,12 @@ fn cost(statements: &[String]) -> (u32, u32) {
     }
     (trips, all)
 }
+
+/// Mutation that this test catches: `name_jobs` of [`Work`] or [`RunnerTask`] that names none.
+#[test]
+fn a_save_names_the_jobs_that_it_changes() {
+    let work = save(&(1..4), "", || Next::Wait { postponed: None });
+    let mut jobs = Vec::new();
+    RunnerTask::new(work, |_| {}).name_jobs(&mut jobs);
+    assert_eq!(jobs, [1, 2, 3].map(|number| new_job(number).id));
+}

@@ -426,3 +426,19 @@ fn the_deadline_of_a_submission_is_not_the_job_s() {
         (4, "request_timeout")
     );
 }
+
+/// Mutation: `name_jobs` of a cancellation, or of the task around it, that names none.
+#[test]
+fn a_cancellation_names_the_job_that_it_changes() {
+    let mut desk = Desk::with_job(&[]);
+    let target = format!("/api/v1/jobs/{ID}");
+    let sent = Sent::get(&target).method(Method::Delete).key(FULL);
+    let (_, exchange) = desk.bench.send(&sent);
+    assert!(exchange.is_some(), "it waits for the store");
+    let mut tasks = Vec::new();
+    let requests = desk.bench.service.desk.parts.requests.clone();
+    assert!(requests.take(&mut tasks, Duration::ZERO));
+    let mut jobs = Vec::new();
+    tasks.iter().for_each(|task| task.name_jobs(&mut jobs));
+    assert_eq!(jobs, [JobId::parse(ID).unwrap()]);
+}

@@ -40,6 +40,12 @@ pub trait Jobs {
     /// those jobs. They are locked in the order of their ids. A job that is gone is left out.
     fn job_lives(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, Life)>, StoreError>;
 
+    /// Locks jobs that will be read for a change later in this transaction. With a store of one
+    /// writer this is that transaction's beginning.
+    fn lock_jobs(&mut self, _ids: &[JobId]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Returns the last event of each of those jobs that are there, in any order.
     fn last_job_events(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, EventId)>, StoreError>;
 
@@ -84,10 +90,12 @@ pub trait Jobs {
         limit: u32,
     ) -> Result<Vec<JobSummary>, StoreError>;
 
-    /// Returns running jobs whose leases have run out.
+    /// Returns running jobs whose leases have run out, except those that another connection is
+    /// changing.
     fn lost_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError>;
 
-    /// Returns waiting jobs whose time has passed.
+    /// Returns waiting jobs whose time has passed, except those that another connection is
+    /// changing.
     fn overdue_jobs(&mut self, now: u64, limit: u32) -> Result<Vec<JobId>, StoreError>;
 
     /// Deletes finished jobs whose time has passed, and keys of idempotency whose own time has.

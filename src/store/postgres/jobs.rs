@@ -5,21 +5,26 @@
 //! the caller has. Changes of jobs are written by [`changes`](super::changes).
 //!
 //! Several daemons work on these tables at once. A job that is about to change is locked by its
-//! row, and one that is taken from the queue is passed over by the others (`SKIP LOCKED`). A
-//! request with `Idempotency-Key` holds a lock on that key, so that its retry on another daemon
-//! waits and finds the job. The bounds on jobs may be exceeded by the jobs that other daemons
-//! accept at the same moment.
+//! row. A request with `Idempotency-Key` holds a lock on that key, so that its retry on another
+//! daemon waits and finds the job. The bounds on jobs may be exceeded by the jobs that other
+//! daemons accept at the same moment.
 //!
-//! No statement here writes to `job_totals`: all connections would wait there for each other, in
-//! any order. Changes are noted in `job_changes`, and counted in the moment of the commit; see
-//! `schema/counts.rs`.
+//! Two transactions that wait for each other stand still for a second, until the server ends one of
+//! them. So locks are taken in one order. A transaction takes those for which it may wait before
+//! all others: jobs in the order of their ids (`job_lives`), then keys of idempotency in the order
+//! of their numbers. Jobs that it finds by their state are passed over if they are locked
+//! (`SKIP LOCKED`). No statement here writes to `job_totals`, where all connections would wait in
+//! any order: changes are noted in `job_changes`, and counted in the moment of the commit, in the
+//! order of the keys; see `schema/counts.rs`.
 //!
 //! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
 //! `next_waiting_jobs` without `running` in its order (`keys_take_turns_...`) or without
 //! `SKIP LOCKED` (`a_job_that_another_daemon_takes_...`), or that returns a job again which it has
 //! found before (`daemons_that_take_jobs_at_once_...`); `remembered_jobs` without its lock
 //! (`a_retry_on_another_daemon_...`); `insert_jobs` with a statement for each job
-//! (`a_group_of_jobs_costs_...`).
+//! (`a_group_of_jobs_costs_...`); `job_lives` without its order
+//! (`daemons_that_change_the_same_jobs_...`); a sweep that waits for a job
+//! (`a_sweep_passes_over_...`).
 
 use std::collections::VecDeque;
 
@@ -84,10 +89,15 @@ impl Jobs for PostgresStore {
 
     fn job_lives(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, Life)>, StoreError> {
         let mut ids: Vec<&[u8]> = ids.iter().map(bytes_of).collect();
+        // In one order, so that no two transactions wait for each other.
         ids.sort_unstable();
         ids.dedup();
         let read = |row: &Row| Ok((job_id(row, 5)?, life(row, 0)?));
         self.session.query(LOCK_LIVES, &[&ids], read)
+    }
+
+    fn lock_jobs(&mut self, ids: &[JobId]) -> Result<(), StoreError> {
+        self.job_lives(ids).map(drop)
     }
 
     fn last_job_events(&mut self, ids: &[JobId]) -> Result<Vec<(JobId, EventId)>, StoreError> {
@@ -353,10 +363,11 @@ pub(super) const PAGE_OF_STATE: &str = "
 
 pub(super) const LOST: &str = "
     SELECT id FROM jobs WHERE state = 'running' AND lease_until <= $1
-    ORDER BY lease_until LIMIT $2";
+    ORDER BY lease_until LIMIT $2 FOR UPDATE SKIP LOCKED";
 
 pub(super) const OVERDUE: &str = "
-    SELECT id FROM jobs WHERE state = 'queued' AND expires_at <= $1 ORDER BY expires_at LIMIT $2";
+    SELECT id FROM jobs WHERE state = 'queued' AND expires_at <= $1
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED";
 
 pub(super) const DELETE_OLD: &str = "
     DELETE FROM jobs WHERE id IN (

@@ -82,6 +82,31 @@ fn attempt(
     }
 }
 
+/// Locks the jobs that tasks will change, all at once and before new jobs are accepted: each task
+/// would lock its own in its turn, and two groups with the same jobs in different orders would wait
+/// for each other. A task that is the only one with locks does not need it. If a lock is not to be
+/// had in time, the task that needs it will find out.
+fn lock_jobs(
+    store: &mut dyn Store,
+    new: &Tasks,
+    others: &Tasks,
+    may_repeat: bool,
+) -> Result<(), StoreError> {
+    let (mut jobs, mut locking) = (Vec::new(), usize::from(!new.is_empty()));
+    for task in others {
+        let known = jobs.len();
+        task.name_jobs(&mut jobs);
+        locking += usize::from(jobs.len() > known);
+    }
+    if jobs.is_empty() || locking < 2 {
+        return Ok(());
+    }
+    if let Err(error) = attempt(store, may_repeat, &mut |store| store.lock_jobs(&jobs))? {
+        log::debug!("a group cannot lock its jobs: {error}");
+    }
+    Ok(())
+}
+
 fn accept_all(store: &mut dyn Store, tasks: &mut [Box<dyn StoreTask>]) -> Result<(), StoreError> {
     let candidates: Vec<&Candidate> = tasks.iter_mut().filter_map(|it| it.candidate()).collect();
     let outcomes = accepting::accept(store, &candidates)?;
@@ -107,8 +132,8 @@ pub(super) struct Group {
 impl Group {
     /// Runs tasks, and commits. An error means that none of them left anything.
     ///
-    /// Tasks come in any order, and so their rows are locked in any order: the server may have to
-    /// end one of two transactions that wait for each other. That one has left nothing and holds
+    /// Rows are locked in one order where it is known which they are. Otherwise a server may have
+    /// to end one of two transactions that wait for each other. That one has left nothing and holds
     /// nothing any more, so it is run again.
     pub fn run(
         &mut self,
@@ -164,36 +189,48 @@ impl Group {
         }
         let start = Instant::now();
         let (mut jobs, mut others) = self.choose(taken, bounds.upkeep.transaction_bytes());
-        while !(jobs.is_empty() && others.is_empty()) {
-            let ran = match jobs.is_empty() {
+        let mut ran = lock_jobs(store, &jobs, &others, may_repeat);
+        while ran.is_ok() && !(jobs.is_empty() && others.is_empty()) {
+            ran = match jobs.is_empty() {
                 false => self.accept(store, &mut jobs, &mut others, may_repeat),
                 true => self.run_next(store, &mut others, may_repeat),
             };
-            if let Err(lost) = ran {
-                let left = jobs.into_iter().chain(others).chain(taken.drain(..));
-                self.tasks.extend(left.map(|task| (task, None)));
-                store.roll_back();
-                return Err(lost);
-            }
             if start.elapsed() >= bounds.time {
                 break;
             }
         }
-        taken.splice(0..0, jobs.into_iter().chain(others));
+        if let Err(lost) = ran {
+            let left = jobs.into_iter().chain(others).chain(taken.drain(..));
+            self.tasks.extend(left.map(|task| (task, None)));
+            store.roll_back();
+            return Err(lost);
+        }
+        taken.splice(0..0, others);
         store.commit().inspect_err(|_| store.roll_back())
     }
 
     /// Takes the first tasks, as many as there is room for, and divides them: those that have a job
     /// accepted, and others.
+    ///
+    /// New jobs are no more than one statement takes: with a second one, keys of idempotency would
+    /// be locked in any order.
     fn choose(&mut self, taken: &mut Vec<Box<dyn StoreTask>>, bytes_max: u64) -> (Tasks, Tasks) {
-        let mut chosen = Vec::new();
+        let (mut chosen, mut accepted) = (Vec::new(), 0);
         let mut waiting = std::mem::take(taken).into_iter().peekable();
+        let accepted_bytes = |task: &dyn StoreTask| match task.accepts_job() {
+            true => task.bytes() as usize,
+            false => 0,
+        };
         // A task that is larger than any group is one alone.
         while let Some(task) = waiting.next_if(|task| {
-            chosen.is_empty() || self.written.saturating_add(task_bytes(&**task)) <= bytes_max
+            let written = self.written.saturating_add(task_bytes(&**task));
+            let accepted = accepted + accepted_bytes(&**task);
+            let fits = written <= bytes_max && accepted <= limits::ACCEPTED_BYTES_MAX;
+            fits || chosen.is_empty()
         }) {
             if task.is_wanted() {
                 self.written += task_bytes(&*task);
+                accepted += accepted_bytes(&*task);
                 chosen.push(task);
             }
         }
@@ -220,8 +257,8 @@ impl Group {
         Ok(())
     }
 
-    /// Accepts the jobs of the first tasks together. If a job may have made them fail, they join
-    /// the other tasks, which run one by one.
+    /// Accepts the new jobs together. If one of them may have made all fail, they join the other
+    /// tasks, which run one by one.
     fn accept(
         &mut self,
         store: &mut dyn Store,
@@ -229,13 +266,7 @@ impl Group {
         others: &mut Tasks,
         may_repeat: bool,
     ) -> Result<(), StoreError> {
-        let mut bytes = 0;
-        let mut fits = |task: &dyn StoreTask| {
-            bytes += task.bytes() as usize;
-            bytes <= limits::ACCEPTED_BYTES_MAX
-        };
-        let count = jobs.iter().take_while(|task| fits(&***task)).count();
-        let mut batch: Tasks = jobs.drain(..count.max(1)).collect();
+        let mut batch = std::mem::take(jobs);
         let accepted = attempt(store, may_repeat, &mut |store| {
             accept_all(store, batch.make_contiguous())
         });

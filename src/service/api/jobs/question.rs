@@ -137,6 +137,12 @@ impl Question for JobQuestion {
         Ok(())
     }
 
+    fn name_jobs(&self, jobs: &mut Vec<JobId>) {
+        if let Wish::Cancel { id, .. } = &self.wish {
+            jobs.push(*id);
+        }
+    }
+
     fn accepts_job(&self) -> bool {
         matches!(self.wish, Wish::Accept(_))
     }
