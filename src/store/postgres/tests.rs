@@ -1,6 +1,7 @@
 //! The store on a real server: connections, migrations, and a server that ends or falls silent.
 
 mod locks;
+mod sessions;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};

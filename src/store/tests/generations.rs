@@ -23,6 +23,7 @@ on_each_database!(
     hits_are_usage_beside_generations,
     hits_of_an_erased_key_go_and_later_ones_are_not_added,
     erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_added,
+    usage_of_a_day_is_the_sum_of_all_groups,
 );
 
 pub const START: u64 = 1_700_000_000_000;
@@ -281,4 +282,27 @@ fn erasing_a_key_s_records_leaves_others_and_later_ones_of_a_gone_key_are_not_ad
     store.add_generations(&[late, anonymous]).unwrap();
     assert_eq!(store.find_generations(&query("key_gone")).unwrap(), []);
     assert_eq!(store.find_generations(&query("")).unwrap().len(), 1);
+}
+
+/// Mutations: `ADD` that replaces one of the numbers of usage.
+fn usage_of_a_day_is_the_sum_of_all_groups<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (key, mut ids) = (key(&mut *store), ids());
+    for _ in 0..3 {
+        let records = [Status::Done, Status::Abandoned];
+        let records = records.map(|status| record(&mut ids, &key, status, START));
+        store.add_generations(&records).unwrap();
+    }
+    let expected = UsageRow {
+        key_id: key,
+        day: (START / DAY_MS) as u32,
+        generations: 6,
+        unfinished: 3,
+        prompt_tokens: 60,
+        cached_tokens: 24,
+        completion_tokens: 18,
+        hits: 0,
+    };
+    assert_eq!(store.usage(None, &ALL_DAYS).unwrap(), [expected]);
 }

@@ -31,6 +31,9 @@ on_each_database!(
     a_key_that_was_not_shown_leaves_nothing,
     a_rotation_that_was_not_shown_restores_the_secret_that_worked,
     what_another_process_has_done_since_stays,
+    keys_are_listed_by_their_age,
+    a_second_rotation_does_not_lengthen_the_life_of_an_old_secret,
+    the_history_forgets_a_key_that_is_removed,
 );
 
 fn new_key(expires_at: Option<u64>) -> NewKey {
@@ -398,4 +401,40 @@ fn what_another_process_has_done_since_stays<B: Bed>() {
     let (_, secret) = rotated.unwrap();
     assert!(!store.withdraw().unwrap());
     assert_eq!(standing(&*store, &secret, 3), Some(Standing::Valid));
+}
+
+/// Mutation: `list` in another order.
+fn keys_are_listed_by_their_age<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let ages = [3, 1, 2].map(|now| store.create(&new_key(None), now).unwrap().0.created_at);
+    assert_eq!(ages, [3, 1, 2]);
+    let listed = store.list().unwrap();
+    let ages: Vec<u64> = listed.iter().map(|key| key.record.created_at).collect();
+    assert_eq!(ages, [1, 2, 3]);
+}
+
+/// Mutation: `replace_secret` that sets the new end for every old secret.
+fn a_second_rotation_does_not_lengthen_the_life_of_an_old_secret<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (record, first) = store.create(&new_key(None), 1).unwrap();
+    for (grace, now) in [(10, 100), (60, 105)] {
+        let rotated = store.rotate(&record.id, grace, Renewal::SameLifetime, now);
+        rotated.unwrap();
+    }
+    assert_eq!(standing(&*store, &first, 109), Some(Standing::Valid));
+    assert_eq!(standing(&*store, &first, 110), Some(Standing::Expired));
+}
+
+/// Mutation: `remove` that leaves the history.
+fn the_history_forgets_a_key_that_is_removed<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (record, _) = store.create(&new_key(None), 1).unwrap();
+    let mut mark = store.read(None).unwrap().mark;
+    assert!(store.remove(&record.id).unwrap());
+    assert_eq!(bed.count("key_changes WHERE key_id <> ''"), 0);
+    assert_eq!(changed_ids(&*store, &mut mark), None, "all is read");
+    assert!(mark.is_some());
 }
