@@ -45,6 +45,16 @@ pub const NOTIFY_STATUS_BYTES_MAX: usize = 512;
 /// reactor waited as long for each of them.
 pub const YIELDING_NICENESS_LEVEL: i32 = 10;
 
+/// The time after which a signal interrupts work beside a reactor. With [`SLICE_TIME_MIN`], a
+/// thread offers its core after 0.15 to 0.45 ms, so a reactor waits for a tenth of a tick. A signal
+/// takes 10 us, most of them to wake the thread that reads signals as events.
+pub const SLICE_INTERVAL: Duration = Duration::from_micros(300);
+
+/// A thread that has run for less since it has last offered its core goes on. Half of the interval,
+/// so that each signal counts while the thread has the core to itself, and one that came while it
+/// waited for the core does not.
+pub const SLICE_TIME_MIN: Duration = Duration::from_micros(150);
+
 /// Blocks of memory of at least this size return to the kernel when they are freed. This is
 /// glibc's initial threshold, which glibc would raise by itself.
 pub const LARGE_BLOCK_BYTES_MIN: i32 = 128 * 1024;

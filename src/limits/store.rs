@@ -82,6 +82,10 @@ pub const ROW_TASK_VISIT_BYTES: u64 = 64 << 10;
 /// What a task counts at least: its structure, and its part of a transaction.
 pub const ROW_TASK_BYTES_MIN: u32 = 1 << 10;
 
+/// Steps of SQLite's virtual machine, over all rows and runs of a statement, after which its thread
+/// offers its core: 10 to 50 us. A record takes about a hundred.
+pub const STEPS_PER_OFFER: i32 = 200;
+
 /// Tasks in one transaction: all that came during the commit before, at 10,000 per second and a
 /// commit of 25 ms.
 pub const GROUP_TASKS_MAX: usize = 256;

@@ -50,6 +50,24 @@ use super::shares::Shares;
 use super::sync::{Condvar, Mutex, MutexGuard};
 use crate::limits::offload as limits;
 
+/// The thread on which [`Workers::work`] runs.
+pub trait Thread {
+    /// Returns the CPU time that it has used so far.
+    fn cpu_time(&self) -> Duration;
+
+    /// Runs a task, which computes and does not wait.
+    fn run(&self, task: Box<dyn Task>) {
+        task.run();
+    }
+}
+
+/// One that only has a clock.
+impl<F: Fn() -> Duration> Thread for F {
+    fn cpu_time(&self) -> Duration {
+        self()
+    }
+}
+
 /// A piece of work for a thread other than the owner's. See the file's head for its rules.
 pub trait Task: Send {
     /// Returns whether the owner still waits for the result. Asked before `run`.
@@ -163,10 +181,10 @@ impl Workers {
         Ok(())
     }
 
-    /// Runs tasks on the calling thread until the pool closes. `cpu_time` reads the thread's clock.
-    pub fn work(&self, cpu_time: fn() -> Duration) {
+    /// Runs tasks on the calling thread, which is `thread`, until the pool closes.
+    pub fn work(&self, thread: impl Thread) {
         while let Some((tenant, task)) = self.wait_for_task() {
-            self.execute(tenant, task, cpu_time);
+            self.execute(tenant, task, &thread);
         }
     }
 
@@ -176,7 +194,7 @@ impl Workers {
         let next = self.lock().take_next();
         let is_some = next.is_some();
         if let Some((tenant, task)) = next {
-            self.execute(tenant, task, Duration::default);
+            self.execute(tenant, task, &Duration::default);
         }
         is_some
     }
@@ -221,17 +239,17 @@ impl Workers {
         }
     }
 
-    fn execute(&self, tenant: u64, task: Box<dyn Task>, cpu_time: fn() -> Duration) {
-        let start = cpu_time();
+    fn execute(&self, tenant: u64, task: Box<dyn Task>, thread: &impl Thread) {
+        let start = thread.cpu_time();
         // A task that panics has answered by its drop; nothing of it is used again.
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let is_wanted = task.is_wanted();
             if is_wanted {
-                task.run();
+                thread.run(task);
             }
             is_wanted
         }));
-        let spent = cpu_time().saturating_sub(start);
+        let spent = thread.cpu_time().saturating_sub(start);
         if ran.is_err() {
             log::error!("a worker's task panicked, see above; its request fails");
         }

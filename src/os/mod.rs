@@ -14,6 +14,7 @@ pub mod process;
 pub mod rlimit;
 pub mod room;
 pub mod signals;
+pub mod slices;
 pub mod socket;
 pub mod wait;
 pub mod watch;

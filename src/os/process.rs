@@ -168,7 +168,8 @@ pub fn thread_cpu_time() -> Duration {
 
 /// Lets threads of the usual priority go first on a core that they share with the calling thread,
 /// which must be one whose owner can wait: it keeps a tenth of a core that is busy, and all of one
-/// that is not. Without privileges this cannot be taken back.
+/// that is not. Its turns may still be long: see [`slices`](super::slices). Without privileges this
+/// cannot be taken back.
 ///
 /// A reactor may wait for a lock that this thread holds. It sleeps then, so on a core that only the
 /// two of them want, the thread runs at once.

@@ -9,6 +9,7 @@ use std::path::Path;
 use rusqlite::{Connection, ErrorCode};
 
 use crate::limits::store as limits;
+use crate::os::slices;
 use crate::store::error::StoreError;
 
 /// Creates the folder (0700) and the file (0600) if they are missing, and removes the rights of
@@ -80,6 +81,11 @@ pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
 /// Applies the settings of each connection.
 pub fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(limits::BUSY_TIMEOUT)?;
+    let go_on = || {
+        slices::offer();
+        false
+    };
+    connection.progress_handler(limits::STEPS_PER_OFFER, Some(go_on))?;
     write_ahead(connection)?;
     // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price of
     // one fsync does not matter.

@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -10,7 +11,11 @@ use super::DATABASE_FILE;
 use super::connection::SqliteStore;
 use super::schema::{STEPS, Schema, Step};
 use crate::keys::{Scopes, Secret, Standing};
+use crate::os::slices::offers;
 use crate::store::{Fault, Keys, NewKey, Renewal, StoreError};
+
+/// Far above the expected time; reached only by a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn store() -> (tempfile::TempDir, SqliteStore) {
     let folder = tempfile::tempdir().unwrap();
@@ -339,4 +344,32 @@ fn a_file_that_is_not_a_database_is_an_error() {
     fs::write(&path, "this is not SQLite, and long enough to be looked at").unwrap();
     let error = SqliteStore::open(&path).unwrap_err().to_string();
     assert!(error.contains("autoglmd.db"), "{error}");
+}
+
+/// A long statement offers the core, and so do many runs of a short one that is kept.
+///
+/// Mutations: no handler in `configure`; one that interrupts the statement.
+#[test]
+fn statements_offer_the_core_to_the_reactors() {
+    let end = Instant::now() + PATIENCE;
+    let (_folder, store) = store();
+    let until_offered = |run: &mut dyn FnMut()| {
+        let before = offers();
+        while offers() == before {
+            assert!(Instant::now() < end, "no offer");
+            run();
+        }
+    };
+    let long = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000) \
+                SELECT count(*) FROM n";
+    let connection = &store.connection;
+    until_offered(&mut || {
+        let rows = connection.query_row(long, [], |row| row.get::<_, i64>(0));
+        assert_eq!(rows.unwrap(), 200_000);
+    });
+    let mut short = connection.prepare("SELECT 1").unwrap();
+    until_offered(&mut || {
+        let one = short.query_row([], |row| row.get::<_, i64>(0));
+        assert_eq!(one.unwrap(), 1);
+    });
 }
