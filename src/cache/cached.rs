@@ -31,7 +31,7 @@ use super::entry::Entry;
 use super::key::{Digest, digest};
 use super::results::{Results, failed, failed_for};
 use super::shared::FoundEntry;
-use super::table::{Left, Next};
+use super::table::{Credited, Left, Next};
 use crate::core::UnixMillis;
 use crate::core::buffered::Claim;
 use crate::engine::{
@@ -254,10 +254,13 @@ impl Engine for Cached {
         let mut events = Vec::new();
         // Allocates for a request that is computed or joins: a flight may keep the job.
         let job = match table.join(&digest, Box::new(job), &mut events) {
-            Ok(()) => {
+            Ok(resumed) => {
                 drop(table);
                 verdicts.count(Verdict::Joined);
                 self.core.results.outer.deliver(&mut events);
+                if let Some(flight) = resumed {
+                    core.inner.handle_credit(flight);
+                }
                 return Ok(());
             }
             Err(job) => job,
@@ -281,8 +284,10 @@ impl Engine for Cached {
     }
 
     fn handle_credit(&self, key: JobKey) {
-        if !self.core.results.serve(key) {
-            self.core.inner.handle_credit(key);
+        match self.core.results.serve(key) {
+            Credited::Unknown => self.core.inner.handle_credit(key),
+            Credited::Served => {}
+            Credited::Resumed(flight) => self.core.inner.handle_credit(flight),
         }
     }
 

@@ -13,6 +13,11 @@
 //! A follower that reads slowly has less credit and a smaller offset; it holds no text of its own
 //! and delays no other one. A follower that wants the result in one piece gets it at the end.
 //!
+//! The job itself has credit as long as one of its followers has: each event of the engine returns
+//! its credit when a stream takes a piece. While none does, the engine merges tokens and then
+//! pauses, as it does for a client of its own. A job that a follower wants in one piece waits for
+//! no client, from then on.
+//!
 //! The flight's deadline is the latest of its followers' deadlines. Its ticket carries it to the
 //! engine, so it grows while the job runs, until the engine has found it to be past. A follower
 //! whose own deadline is earlier leaves then, alone.
@@ -23,8 +28,10 @@
 //!     concurrent requests is taken until the engine has really stopped.
 //!  2. Each follower is in one of the two lists, at the index that the owner's table has for it.
 //!  3. No offset is beyond the text, and each is at the boundary of a character.
-//!  4. A turn of [`Flight::serve`] sends a bounded number of events and bytes, however many
+//!  4. A turn of [`Flight::handle_token`] sends a bounded number of events and bytes, however many
 //!     followers there are; the next turn goes on where this one stopped.
+//!  5. While credit is held back from the job, each follower is a stream that lacks text and has
+//!     found no credit, so its next grant is reported.
 
 use std::sync::Arc;
 
@@ -138,12 +145,20 @@ pub struct Flight {
     streams: Vec<Follower>,
     /// Where the next turn of `serve` begins.
     cursor: usize,
+    /// Events of the job whose credit it has not got back.
+    held_credit: u32,
+    /// Whether the job waits for its followers: all of them have been streams.
+    is_paced: bool,
 }
 
 impl Flight {
     /// Begins a flight with its first follower.
     pub fn new(digest: Digest, job: &Job, share: Share) -> Flight {
-        let ticket = Ticket::new(limits::FLIGHT_CREDIT_EVENTS);
+        let is_paced = job.ticket.is_streamed();
+        let ticket = Ticket::new(match is_paced {
+            true => limits::FLIGHT_CREDIT_EVENTS,
+            false => limits::FLIGHT_WHOLE_EVENTS,
+        });
         Flight {
             digest,
             tenant: job.tenant,
@@ -160,6 +175,8 @@ impl Flight {
             wholes: Vec::new(),
             streams: Vec::new(),
             cursor: 0,
+            held_credit: 0,
+            is_paced,
         }
     }
 
@@ -186,6 +203,17 @@ impl Flight {
             self.wholes.push(follower);
             Seat::Whole(self.wholes.len() - 1)
         }
+    }
+
+    /// Adds a follower that comes while the job runs, and sends it what there is. Returns its seat,
+    /// and whether the engine must look for the job's credit again.
+    pub fn join(&mut self, follower: Follower, events: &mut Vec<(JobKey, Event)>) -> (Seat, bool) {
+        let seat = self.add(follower);
+        let is_credited = match seat {
+            Seat::Stream(_) => self.catch_up(seat, events),
+            Seat::Whole(_) => self.wait_for_none(),
+        };
+        (seat, is_credited)
     }
 
     pub fn follower_mut(&mut self, seat: Seat) -> &mut Follower {
@@ -220,26 +248,56 @@ impl Flight {
         }
     }
 
-    /// Sends each stream what it lacks, as far as its credit and this turn's budget allow.
-    pub fn serve(&mut self, events: &mut Vec<(JobKey, Event)>) {
+    /// Handles a token event of the job: sends each stream what it lacks, as far as its credit and
+    /// this turn's budget allow.
+    pub fn handle_token(&mut self, text: &str, events: &mut Vec<(JobKey, Event)>) {
+        self.push(text);
+        self.held_credit += u32::from(self.is_paced);
+        if self.serve(events) {
+            // The engine is the caller, and looks for credit again.
+            let _ = self.return_credit();
+        }
+    }
+
+    /// Returns whether a stream has taken some or has all, or there are more than it looks at.
+    fn serve(&mut self, events: &mut Vec<(JobKey, Event)>) -> bool {
         let (mut budget, streams) = (limits::TURN_BYTES_MAX, self.streams.len());
+        let mut is_read = streams > limits::TURN_STREAMS_MAX;
         for _ in 0..streams.min(limits::TURN_STREAMS_MAX) {
             if budget == 0 {
-                return;
+                break;
             }
             self.cursor = (self.cursor + 1) % streams;
             let bytes = self.serve_one(Seat::Stream(self.cursor), 1, events);
             budget = budget.saturating_sub(bytes);
+            is_read |= bytes > 0 || self.streams[self.cursor].offset == self.text.len();
         }
+        is_read
+    }
+
+    /// Sends one follower all that it lacks, as far as it has credit. Returns whether the engine
+    /// must look for the job's credit again.
+    pub fn catch_up(&mut self, seat: Seat, events: &mut Vec<(JobKey, Event)>) -> bool {
+        let bytes = self.serve_one(seat, usize::MAX, events);
+        bytes > 0 && self.return_credit()
+    }
+
+    /// Lets the job run to its end whether or not its streams read. Returns whether the engine must
+    /// look for its credit again.
+    fn wait_for_none(&mut self) -> bool {
+        let was_paced = std::mem::take(&mut self.is_paced);
+        self.held_credit = 0;
+        was_paced && self.ticket.grant(limits::FLIGHT_WHOLE_EVENTS)
+    }
+
+    /// Returns whether the engine has found no credit before.
+    fn return_credit(&mut self) -> bool {
+        let held = std::mem::take(&mut self.held_credit);
+        self.is_paced && self.ticket.grant(held)
     }
 
     /// Sends one follower the pieces that it lacks. Returns their bytes.
-    pub fn serve_one(
-        &mut self,
-        seat: Seat,
-        pieces: usize,
-        events: &mut Vec<(JobKey, Event)>,
-    ) -> usize {
+    fn serve_one(&mut self, seat: Seat, pieces: usize, events: &mut Vec<(JobKey, Event)>) -> usize {
         let text = std::mem::take(&mut self.text);
         let origin = self.origin(Moment::ZERO);
         let follower = self.follower_mut(seat);
@@ -260,7 +318,7 @@ impl Flight {
         }
     }
 
-    /// Checks invariants 2 and 3; `seat_of` is the owner's table.
+    /// Checks invariants 2, 3 and 5; `seat_of` is the owner's table.
     #[cfg(test)]
     pub fn check_invariants(&self, seat_of: &dyn Fn(JobKey) -> Option<Seat>) {
         let wholes = self.wholes.iter().enumerate();
@@ -272,6 +330,10 @@ impl Flight {
             assert!(self.text.is_char_boundary(follower.offset));
             assert_eq!(follower.is_streamed(), matches!(seat, Seat::Stream(_)));
             assert!(follower.left.is_none() || self.followers() == 1);
+            if self.held_credit > 0 && follower.left.is_none() {
+                assert!(follower.offset < self.text.len(), "it could read on");
+                assert_eq!(follower.ticket.credit(), 0, "it has credit");
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use super::sealed::{EntryId, seal};
 use super::shards::part;
 use super::shared::SharedLevel;
 use super::stored::{Kept as KeptEntry, StoreLevel};
-use super::table::{FLIGHTS, Finished, Left, Pinned, Table};
+use super::table::{Credited, FLIGHTS, Finished, Left, Pinned, Table};
 use crate::config::Cache;
 use crate::core::buffered::Account;
 use crate::core::buffered::Claim;
@@ -211,13 +211,14 @@ impl Results {
         self.outer.deliver(&mut events);
     }
 
-    /// Sends a follower what its credit allows. Returns whether it is one.
-    pub fn serve(&self, key: JobKey) -> bool {
+    /// Sends a follower what its credit allows.
+    pub fn serve(&self, key: JobKey) -> Credited {
         let (now, mut events) = ((self.clock)(), Vec::new());
-        let mut shards = self.shards.iter();
-        let is_here = shards.any(|shard| lock(shard).serve(key, now, &mut events));
+        let shards = self.shards.iter();
+        let mut credited = shards.map(|shard| lock(shard).serve(key, now, &mut events));
+        let known = credited.find(|credited| *credited != Credited::Unknown);
         self.outer.deliver(&mut events);
-        is_here
+        known.unwrap_or(Credited::Unknown)
     }
 
     pub fn leave(&self, key: JobKey, is_overdue: bool) -> Left {
@@ -389,7 +390,8 @@ impl Results {
             events.push((follower.key, event));
         }
         for key in lagging {
-            self.shard_of(job).serve(key, now, events);
+            // A replay, which has no job.
+            let _ = self.shard_of(job).serve(key, now, events);
         }
         self.count_evicted(removed.len());
         drop(removed);

@@ -85,6 +85,17 @@ pub enum Left {
     Stays,
 }
 
+/// Where the credit of a follower has led.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Credited {
+    /// It is not here.
+    Unknown,
+    /// It has been sent what there is.
+    Served,
+    /// The same, and the engine must look for the credit of this job again.
+    Resumed(JobKey),
+}
+
 /// A flight that has ended with a result.
 #[derive(Debug)]
 pub struct Finished {
@@ -139,6 +150,7 @@ impl Table {
     }
 
     /// Lets a request follow the open flight of an equal one. Without one, the job comes back.
+    /// Returns the flight's job if the engine must look for its credit again.
     ///
     /// A request with a client does not follow a background job: it would wait behind all others.
     pub fn join(
@@ -146,7 +158,7 @@ impl Table {
         digest: &Digest,
         job: Box<Job>,
         events: &mut Vec<(JobKey, Event)>,
-    ) -> Result<(), Box<Job>> {
+    ) -> Result<Option<JobKey>, Box<Job>> {
         let open = self.open.get(digest).copied();
         let Some((id, flight)) = open.and_then(|id| Some((id, self.flights.get_mut(&id)?))) else {
             return Err(job);
@@ -156,15 +168,12 @@ impl Table {
         if is_behind || !flight.extend(job.deadline) {
             return Err(job);
         }
-        let seat = flight.add(Follower::new(&job, Verdict::Joined));
+        let (seat, is_credited) = flight.join(Follower::new(&job, Verdict::Joined), events);
         self.seats.insert(job.key, (id, seat));
-        if let Seat::Stream(_) = seat {
-            flight.serve_one(seat, usize::MAX, events);
-        }
         if !flight.is_launched && job.deadline > latest {
             flight.spare = Some(job);
         }
-        Ok(())
+        Ok(is_credited.then(|| self.key_of(id)))
     }
 
     /// Begins a flight with its first request. Returns the name of the flight's job.
@@ -218,8 +227,7 @@ impl Table {
     /// Handles generated text.
     pub fn push(&mut self, key: JobKey, text: &str, events: &mut Vec<(JobKey, Event)>) {
         if let Some(flight) = self.flight(key) {
-            flight.push(text);
-            flight.serve(events);
+            flight.handle_token(text, events);
         }
     }
 
@@ -382,16 +390,22 @@ impl Table {
 
     // ---- a follower's client ----
 
-    /// Sends a follower what its credit allows. Returns whether it is here.
-    pub fn serve(&mut self, key: JobKey, now: Moment, events: &mut Vec<(JobKey, Event)>) -> bool {
-        if let Some((id, seat)) = self.seats.get(&key) {
-            if let Some(flight) = self.flights.get_mut(id) {
-                flight.serve_one(*seat, usize::MAX, events);
-            }
-            return true;
+    /// Sends a follower what its credit allows.
+    pub fn serve(
+        &mut self,
+        key: JobKey,
+        now: Moment,
+        events: &mut Vec<(JobKey, Event)>,
+    ) -> Credited {
+        if let Some(&(id, seat)) = self.seats.get(&key) {
+            let flight = self.flights.get_mut(&id);
+            return match flight.is_some_and(|flight| flight.catch_up(seat, events)) {
+                true => Credited::Resumed(self.key_of(id)),
+                false => Credited::Served,
+            };
         }
         let Some(Replay { follower, pinned }) = self.replays.get_mut(&key) else {
-            return false;
+            return Credited::Unknown;
         };
         let entry = &pinned.entry;
         let served = entry.served(follower.verdict, now);
@@ -400,7 +414,7 @@ impl Table {
             events.push((key, entry.done(follower.offset, served)));
             self.replays.remove(&key);
         }
-        true
+        Credited::Served
     }
 
     /// Handles a deadline that has passed, or a ticket that was cancelled.

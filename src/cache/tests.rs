@@ -12,6 +12,9 @@
 //!    (`a_deadline_that_is_too_early_for_the_engine_fails_one_alone`);
 //!  * `finish` without replays, or a replay without its account
 //!    (`a_slow_reader_holds_an_offset_and_nothing_else`);
+//!  * a flight with credit for all events, or whose credit comes back although no client reads, or
+//!    never; a whole response that waits for a stream; no `handle_credit` of the engine behind
+//!    (`a_job_pauses_while_none_of_its_clients_reads`);
 //!  * `close` that leaves the flight open, a seat that is not moved after a removal, an offset that
 //!    does not advance (`any_schedule`).
 
@@ -102,6 +105,7 @@ struct Scripted {
     refusals: Mutex<Vec<Refused>>,
     hook: Mutex<Option<Hook>>,
     cancelled: Mutex<Vec<JobKey>>,
+    credited: Mutex<Vec<JobKey>>,
     overdue: Mutex<Vec<JobKey>>,
 }
 
@@ -119,6 +123,10 @@ impl Engine for Scripted {
 
     fn cancel(&self, key: JobKey) {
         self.cancelled.lock().unwrap().push(key);
+    }
+
+    fn handle_credit(&self, key: JobKey) {
+        self.credited.lock().unwrap().push(key);
     }
 
     fn handle_deadline(&self, key: JobKey) {
@@ -502,6 +510,49 @@ fn a_slow_reader_holds_an_offset_and_nothing_else() {
         cancelled(CancelReason::Disconnect)
     );
     assert_eq!(bench.account.held(), 0);
+}
+
+#[test]
+fn a_job_pauses_while_none_of_its_clients_reads() {
+    const UNREAD: u32 = limits::FLIGHT_CREDIT_EVENTS;
+    let bench = Bench::new();
+    let (first, second) = (stream("x", 0, 2), stream("x", 1, 3));
+    bench.submit(&first);
+    bench.submit(&second);
+    let inner = &bench.jobs()[0];
+    // Sends as many events as the job has credit for.
+    let send = || {
+        let mut sent = 0;
+        while sent < 1_000 && inner.ticket.take_credit() {
+            bench.token(inner, "t");
+            sent += 1;
+        }
+        sent
+    };
+    assert_eq!(send(), 3 + UNREAD, "as many as the faster one reads");
+    // One that reads again is enough, and the engine learns it.
+    assert!(first.ticket.grant(1));
+    bench.cached.handle_credit(first.key);
+    assert_eq!(*bench.inner.credited.lock().unwrap(), [inner.key]);
+    assert_eq!(send(), UNREAD);
+    // So is one that comes.
+    let third = stream("x", 2, 1);
+    bench.submit(&third);
+    assert_eq!(bench.inner.credited.lock().unwrap().len(), 2);
+    assert_eq!(send(), UNREAD);
+    // A response in one piece needs all of it, however many streams wait.
+    let whole = job("x", 3);
+    bench.submit(&whole);
+    assert_eq!(bench.inner.credited.lock().unwrap().len(), 3);
+    assert_eq!(send(), 1_000);
+    bench.done(inner, "");
+    let (text, _) = bench.result(&whole);
+    assert_eq!(text.len(), 3 + 3 * UNREAD as usize + 1_000);
+    // And one that waits for it alone never pauses.
+    let other = job("y", 4);
+    bench.submit(&other);
+    let inner = &bench.jobs()[1];
+    assert!((0..1_000).all(|_| inner.ticket.take_credit()));
 }
 
 #[test]

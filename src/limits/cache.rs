@@ -20,9 +20,13 @@ pub const BLOCK_BYTES: usize = 16;
 /// An entry expires up to this part of its TTL earlier than others.
 pub const TTL_JITTER_DIVISOR: u32 = 10;
 
-/// Token events of a running generation that several requests may wait for: all of them, because
-/// it does not wait for any of its clients. Far above `engine::GENERATED_TOKENS_MAX`.
-pub const FLIGHT_CREDIT_EVENTS: u32 = 1 << 30;
+/// Token events of a running generation that none of its clients has taken: as many as a client may
+/// have under way itself. Beyond them the engine merges tokens, and then pauses.
+pub const FLIGHT_CREDIT_EVENTS: u32 = 32;
+
+/// The same of a generation that a client wants in one piece: all of them, because it waits for no
+/// client. Far above `engine::GENERATED_TOKENS_MAX`.
+pub const FLIGHT_WHOLE_EVENTS: u32 = 1 << 30;
 
 /// Bytes of one token event of a stream that catches up: a typical program is one or two of them.
 pub const PIECE_BYTES_MAX: usize = 1024;

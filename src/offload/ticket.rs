@@ -151,6 +151,15 @@ impl Ticket {
         before.is_ok_and(|credit| credit > 0)
     }
 
+    /// Returns the credit that is left.
+    #[cfg(test)]
+    pub fn credit(&self) -> u32 {
+        match self.credit.load(Ordering::Relaxed) {
+            STARVED => 0,
+            credit => credit,
+        }
+    }
+
     /// Moves the end of the job's time to then, if that is later. Returns false if its time has
     /// ended: the job ends, and there is no way back.
     #[must_use]

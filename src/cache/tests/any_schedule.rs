@@ -113,11 +113,13 @@ impl World {
                 patience,
             } => self.submit(["x", "y"][*prompt], *tenant, *credit, *mode, *patience),
             Action::Token { job, bytes } => {
-                if let Some((job, text)) = self.running.get_mut(*job) {
+                // A job that passes through has credit of its own. One of a flight may have none.
+                if let Some((job, text)) = self.running.get_mut(*job)
+                    && (job.key.reactor != FLIGHTS || job.ticket.take_credit())
+                {
                     // Two bytes each, so that pieces may be cut within a character.
                     let more = "é".repeat(bytes / 2);
                     text.push_str(&more);
-                    // A job that passes through has credit of its own.
                     if job.key.reactor == FLIGHTS {
                         self.bench.token(job, &more);
                     }

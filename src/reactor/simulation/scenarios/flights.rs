@@ -25,6 +25,13 @@ const LONG: Verbosity = Verbosity {
     fails_one_in: u64::MAX,
 };
 
+/// Programs of 180 KiB, in more pieces than may be under way.
+const LONGER: Verbosity = Verbosity {
+    program_lines_least: 20_000,
+    program_lines_most: 20_000,
+    ..LONG
+};
+
 fn stage(reactors: usize, verbosity: Verbosity) -> Stage {
     Stage::with(reactors, 100, verbosity, |config| {
         config.cache.enabled = true
@@ -97,6 +104,24 @@ fn a_slow_reader_of_a_flight_gets_all_of_it() {
     stage.on(slow, Wire::client_resets);
     stage.settle();
     assert!(stage.daemon.results.is_empty());
+}
+
+/// Mutation: a flight with credit for all events of its job.
+#[test]
+fn a_job_waits_for_its_only_reader() {
+    let mut stage = stage(1, LONGER);
+    let wire = stage.connect_slowly(500);
+    stage.send(wire, generate(true));
+    stage.settle();
+    (0..20).for_each(|_| stage.generate());
+    assert_eq!(stage.daemon.engine.running(), 1, "it waits");
+    let mut response = String::new();
+    for _ in 0..100 {
+        response += &stage.receive_all(wire);
+        stage.generate();
+    }
+    assert_eq!(stage.daemon.engine.running(), 0);
+    assert!(response.contains("event: done"), "{} bytes", response.len());
 }
 
 #[test]
