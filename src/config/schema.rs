@@ -322,7 +322,8 @@ schema! {
         /// `f16`.
         kv_type: Option<KvType> = None, word_of::<Option<KvType>>(), Restart;
         /// Jobs that may wait for a sequence. Beyond that the newest job of the key with the most
-        /// waiting jobs is refused with 503 `queue_full`.
+        /// waiting jobs is refused with 503 `queue_full`. Durable jobs do not count: as many of
+        /// them may wait beside.
         queue: u32 = 256, number(limits::ENGINE_QUEUE_JOBS), Restart;
         /// Time for reading prompts between two steps of the running streams. A longer one reads
         /// long prompts with less work, a shorter one delays running streams and new requests less.

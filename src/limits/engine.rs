@@ -70,8 +70,8 @@ pub const REPRODUCIBLE_PIECE_TOKENS: usize = 64;
 /// language for a model of 7 billion parameters.
 pub const PREFIX_STATES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Jobs that may wait above `engine.queue` until the engine's thread has made room for them: as
-/// many as come from other tenants during a step of a quarter of a second at 250 per second.
+/// Live jobs that may wait above `engine.queue` until the engine's thread has made room for them:
+/// as many as come from other tenants during a step of a quarter of a second at 250 per second.
 pub const QUEUE_SLACK_JOBS: u32 = 64;
 
 // ---- sharing the engine ----

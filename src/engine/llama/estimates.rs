@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::shared::Shared;
 use crate::core::Moment;
-use crate::engine::Job;
+use crate::engine::{Class, Job};
 use crate::limits::engine as limits;
 
 impl Shared {
@@ -26,7 +26,8 @@ impl Shared {
             // Probably too long: the tokens are counted, and the client learns by how much.
             return None;
         }
-        let outlook = self.places.outlook(job.tenant, job.weight);
+        let weight = Some(job.weight);
+        let outlook = self.places.outlook(job.tenant, job.class, weight);
         let published = self.published();
         let running = published.gauges.sequences_running;
         if running == 0 && outlook.total == 0 {
@@ -46,14 +47,43 @@ impl Shared {
         Some(job_cost.saturating_mul(before).saturating_add(reading))
     }
 
-    /// Returns when all jobs of a tenant that wait now will have begun, by measured speed.
-    pub fn time_to_empty_queue(&self, tenant: u64) -> Duration {
+    /// Returns when all jobs of a tenant and class that wait now will have begun, by measured
+    /// speed.
+    pub fn time_to_empty_queue(&self, tenant: u64, class: Class) -> Duration {
         let job_cost = self.published().speed.job_cost(Moment::now());
-        let outlook = self.places.outlook(tenant, 1);
+        let outlook = self.places.outlook(tenant, class, None);
         let before = outlook.jobs_until(outlook.own);
         match job_cost.unwrap_or_default().saturating_mul(before) {
             Duration::ZERO => limits::RETRY_AFTER,
             wait => wait,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutation: every tenant counted with a weight of 1.
+    #[test]
+    fn a_heavy_tenant_may_come_back_sooner_to_a_full_queue() {
+        const JOBS: u32 = 6;
+        let shared = Shared::new(2 * JOBS, Duration::from_secs(1));
+        let take = |tenant, weight| {
+            let places = (0..JOBS).map(|_| shared.places.try_take(tenant, Class::Live, weight));
+            places.collect::<Option<Vec<_>>>().expect("there is room")
+        };
+        let _waiting = [take(1, 1), take(2, 3)];
+        let wait = |tenant| shared.time_to_empty_queue(tenant, Class::Live);
+        assert_eq!(wait(1), limits::RETRY_AFTER, "no speed was measured");
+        // A job takes a second.
+        let (half, now) = (Duration::from_millis(500), Moment::now());
+        let mut published = shared.published();
+        let speed = &mut published.speed;
+        speed.handle_prompt_batch(1, half, now);
+        speed.handle_answer_batch(1, half, now);
+        (0..limits::SPEED_CONFIDENT_JOBS_MIN).for_each(|_| speed.handle_job(1, 1, now));
+        drop(published);
+        assert_eq!([wait(1), wait(2)].map(|wait| wait.as_secs()), [12, 8]);
     }
 }

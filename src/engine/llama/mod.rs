@@ -59,7 +59,7 @@ use crate::core::{Moment, UnixSeconds};
 use crate::engine::family::Family;
 pub use crate::engine::family::KvType;
 use crate::engine::prefixes::Folder;
-use crate::engine::{Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
+use crate::engine::{Class, Deliver, Engine, Gauges, Job, ModelInfo, Refused, State};
 use crate::limits::engine as limits;
 use crate::offload::Workers;
 use fault::Fault;
@@ -188,14 +188,14 @@ impl Engine for Handle {
         {
             return Err(Refused::DeadlineUnmeetable { estimated });
         }
-        let tenant = job.tenant;
-        let place = self.shared.places.try_take(tenant, job.class, job.weight);
-        let place = place.ok_or_else(|| self.queue_full(tenant))?;
+        let (tenant, class) = (job.tenant, job.class);
+        let place = self.shared.places.try_take(tenant, class, job.weight);
+        let place = place.ok_or_else(|| self.queue_full(tenant, class))?;
         let owed = Owed::new(job, Some(place), self.deliver.clone());
         let sent = intake.submit(owed, preparer, under_way);
         sent.map_err(|owed| {
             owed.take_back();
-            self.queue_full(tenant)
+            self.queue_full(tenant, class)
         })
     }
 
@@ -247,9 +247,9 @@ impl Engine for Handle {
 }
 
 impl Handle {
-    fn queue_full(&self, tenant: u64) -> Refused {
+    fn queue_full(&self, tenant: u64, class: Class) -> Refused {
         Refused::QueueFull {
-            retry_after: self.shared.time_to_empty_queue(tenant),
+            retry_after: self.shared.time_to_empty_queue(tenant, class),
         }
     }
 }

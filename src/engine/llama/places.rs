@@ -4,20 +4,23 @@
 //! take places and the engine's thread gives them back, so the counts are behind one lock. It is
 //! held for a few additions, whatever the number of tenants and jobs.
 //!
-//! A queue is full at its bound. A tenant that filled it must not keep the others out:
+//! Each class has its own places, as many as the bound: background jobs wait until live ones leave
+//! them a sequence, and would hold the places of those. A tenant that has filled the places of live
+//! jobs must not keep the others out:
 //!
 //! ```text
 //!   below the bound                 every job gets a place
 //!   at the bound                    a live job gets one if its tenant, with it, still has fewer
 //!                                   waiting than the tenant that has most; the engine's thread
 //!                                   then makes room at the cost of that tenant
-//!   bound + QUEUE_SLACK_JOBS        no job gets a place until there is room
+//!   bound + QUEUE_SLACK_JOBS        no live job gets a place until there is room
 //! ```
 //!
 //! Tenants count by their jobs, not by their weights: a place costs memory, and no time.
 //!
 //! Invariants:
-//!  1. `total` is the sum of all tenants' jobs, and at most the bound and the slack.
+//!  1. `live` and `background` are the sums of all tenants' jobs. There are at most as many live
+//!     jobs as the bound and the slack, and as many background jobs as the bound.
 //!  2. `longest` is the highest number of live jobs that a tenant has.
 //!  3. A tenant without a waiting job has no entry, so the table never grows beyond the queue.
 //!
@@ -25,7 +28,8 @@
 //! (`tenant_never_takes_a_place_from_one_that_has_no_more`), `longest` that never sinks
 //! (`counts_are_those_of_a_simple_model`), no slack
 //! (`full_queue_takes_the_job_of_a_tenant_that_has_few`), an entry that stays at zero
-//! (`counts_are_those_of_a_simple_model`).
+//! (`counts_are_those_of_a_simple_model`), places or estimates of live jobs that count background
+//! jobs (`background_jobs_hold_no_place_of_live_ones`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,13 +46,16 @@ pub struct Places {
 
 #[derive(Debug, Default)]
 struct Counts {
-    total: u32,
+    live: u32,
+    background: u32,
     tenants: HashMap<u64, Waiting>,
     /// How many tenants have this many live jobs; the index is that number.
     with_live: Vec<u32>,
     longest: u32,
     /// The weights of all tenants with a waiting job together.
     weights: u64,
+    /// The same of those with a live one.
+    live_weights: u64,
 }
 
 /// The waiting jobs of one tenant.
@@ -67,7 +74,8 @@ pub struct Place {
     class: Class,
 }
 
-/// The queue as one tenant sees it.
+/// The queue as one tenant sees it: for a live job, the live jobs alone, because no other goes
+/// before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outlook {
     /// Waiting jobs of all tenants.
@@ -89,16 +97,23 @@ impl Places {
 
     /// Returns how many jobs wait at most.
     pub fn most(bound: u32) -> u32 {
+        Places::most_live(bound).saturating_add(bound)
+    }
+
+    fn most_live(bound: u32) -> u32 {
         bound.saturating_add(limits::QUEUE_SLACK_JOBS)
     }
 
     /// Takes a place for a job, if its tenant may have one.
     pub fn try_take(self: &Arc<Places>, tenant: u64, class: Class, weight: u16) -> Option<Place> {
         let mut counts = self.counts();
-        let may_press_in = class == Class::Live
-            && counts.total < Places::most(self.bound)
+        let may_press_in = counts.live < Places::most_live(self.bound)
             && counts.live_of(tenant) + 1 < counts.longest;
-        if counts.total >= self.bound && !may_press_in {
+        let has_room = match class {
+            Class::Live => counts.live < self.bound || may_press_in,
+            Class::Background => counts.background < self.bound,
+        };
+        if !has_room {
             return None;
         }
         counts.add(tenant, class, weight);
@@ -111,12 +126,12 @@ impl Places {
 
     /// Returns how many jobs wait.
     pub fn total(&self) -> u32 {
-        self.counts().total
+        self.counts().total()
     }
 
-    /// Returns how many jobs wait above the bound and must make room.
+    /// Returns how many live jobs wait above the bound and must make room.
     pub fn excess(&self) -> u32 {
-        self.counts().total.saturating_sub(self.bound)
+        self.counts().live.saturating_sub(self.bound)
     }
 
     /// Returns whether no tenant has more live jobs waiting.
@@ -125,14 +140,25 @@ impl Places {
         counts.live_of(tenant) == counts.longest
     }
 
-    /// Returns what waits beside a job of this tenant.
-    pub fn outlook(&self, tenant: u64, weight: u16) -> Outlook {
+    /// Returns what waits beside a job of this tenant and class. Without a `weight` it is that of
+    /// the tenant's waiting jobs.
+    pub fn outlook(&self, tenant: u64, class: Class, weight: Option<u16>) -> Outlook {
         let counts = self.counts();
-        let waiting = counts.tenants.get(&tenant).copied();
-        let others = counts.weights - waiting.map_or(0, |waiting| u64::from(waiting.weight));
+        let waiting = counts.tenants.get(&tenant).copied().unwrap_or_default();
+        let weight = weight.unwrap_or(waiting.weight);
+        let (total, own, others) = match class {
+            Class::Live => {
+                let others = counts.live_weights - waiting.live_weight();
+                (counts.live, waiting.live, others)
+            }
+            Class::Background => {
+                let others = counts.weights - u64::from(waiting.weight);
+                (counts.total(), waiting.jobs(), others)
+            }
+        };
         Outlook {
-            total: counts.total,
-            own: waiting.map_or(0, Waiting::jobs),
+            total,
+            own,
             weight,
             weights: others + u64::from(weight),
         }
@@ -156,25 +182,25 @@ impl Outlook {
 }
 
 impl Counts {
+    fn total(&self) -> u32 {
+        self.live + self.background
+    }
+
     fn live_of(&self, tenant: u64) -> u32 {
         self.tenants.get(&tenant).map_or(0, |waiting| waiting.live)
     }
 
     fn add(&mut self, tenant: u64, class: Class, weight: u16) {
-        self.total += 1;
         let waiting = self.tenants.entry(tenant).or_default();
+        let before = *waiting;
         // The key's weight may have changed since its last job.
-        self.weights += u64::from(weight);
-        self.weights -= u64::from(waiting.weight);
         waiting.weight = weight;
         match class {
             Class::Background => waiting.background += 1,
-            Class::Live => {
-                waiting.live += 1;
-                let live = waiting.live;
-                self.change_live(live - 1, live);
-            }
+            Class::Live => waiting.live += 1,
         }
+        let after = *waiting;
+        self.change(before, after);
     }
 
     fn remove(&mut self, tenant: u64, class: Class) {
@@ -182,18 +208,27 @@ impl Counts {
         let Some(waiting) = self.tenants.get_mut(&tenant) else {
             return;
         };
-        self.total -= 1;
+        let before = *waiting;
         match class {
             Class::Background => waiting.background -= 1,
             Class::Live => waiting.live -= 1,
         }
-        let left = *waiting;
-        if left.jobs() == 0 {
-            self.weights -= u64::from(left.weight);
+        let mut after = *waiting;
+        if after.jobs() == 0 {
+            after = Waiting::default();
             self.tenants.remove(&tenant);
         }
-        if class == Class::Live {
-            self.change_live(left.live + 1, left.live);
+        self.change(before, after);
+    }
+
+    /// Brings the sums up to date with a change of one tenant.
+    fn change(&mut self, before: Waiting, after: Waiting) {
+        self.background = self.background + after.background - before.background;
+        self.live = self.live + after.live - before.live;
+        self.weights = self.weights + u64::from(after.weight) - u64::from(before.weight);
+        self.live_weights = self.live_weights + after.live_weight() - before.live_weight();
+        if before.live != after.live {
+            self.change_live(before.live, after.live);
         }
     }
 
@@ -219,6 +254,14 @@ impl Waiting {
     fn jobs(self) -> u32 {
         self.live + self.background
     }
+
+    /// Returns its weight among tenants with live jobs.
+    fn live_weight(self) -> u64 {
+        match self.live {
+            0 => 0,
+            _ => u64::from(self.weight),
+        }
+    }
 }
 
 impl Drop for Place {
@@ -236,6 +279,10 @@ mod tests {
 
     fn places() -> Arc<Places> {
         Arc::new(Places::new(BOUND))
+    }
+
+    fn outlook(places: &Places, tenant: u64, weight: u16) -> Outlook {
+        places.outlook(tenant, Class::Live, Some(weight))
     }
 
     fn take(places: &Arc<Places>, tenant: u64, jobs: u32) -> Vec<Place> {
@@ -256,10 +303,6 @@ mod tests {
             places.total(),
             BOUND + 2,
             "the engine's thread makes room for two"
-        );
-        assert!(
-            places.try_take(3, Class::Background, 1).is_none(),
-            "it is kept on disk, and can wait there"
         );
         drop(flood);
         assert_eq!(places.total(), 2);
@@ -283,6 +326,29 @@ mod tests {
     }
 
     #[test]
+    fn background_jobs_hold_no_place_of_live_ones() {
+        let places = places();
+        let background = |tenant| places.try_take(tenant, Class::Background, 1);
+        let stored: Vec<_> = (0..BOUND).map(|_| background(2)).collect();
+        assert!(stored.iter().all(Option::is_some));
+        assert!(
+            background(3).is_none(),
+            "it is kept on disk, and can wait there"
+        );
+        assert_eq!(outlook(&places, 2, 1).jobs_until(1), 1, "it goes first");
+        let live = take(&places, 1, BOUND);
+        assert_eq!((places.total(), places.excess()), (2 * BOUND, 0));
+        // Beside one other tenant with live jobs, whatever waits in the background.
+        assert_eq!(outlook(&places, 3, 1).jobs_until(1), 2);
+        let all = places.outlook(2, Class::Background, None);
+        assert_eq!((all.own, all.total), (BOUND, 2 * BOUND));
+        let _other = take(&places, 3, 1);
+        assert_eq!(places.excess(), 1);
+        drop((stored, live));
+        assert_eq!(places.total(), 1);
+    }
+
+    #[test]
     fn slack_is_bounded_whoever_asks() {
         let places = Arc::new(Places::new(2));
         let _flood = take(&places, 0, 2);
@@ -290,7 +356,7 @@ mod tests {
         let taken = newcomers.map(|tenant| places.try_take(tenant, Class::Live, 1));
         let taken: Vec<_> = taken.flatten().collect();
         assert_eq!(taken.len(), limits::QUEUE_SLACK_JOBS as usize);
-        assert_eq!(places.total(), Places::most(2));
+        assert_eq!(places.total(), Places::most_live(2));
     }
 
     #[test]
@@ -298,15 +364,18 @@ mod tests {
         let places = places();
         let _flood = take(&places, 1, BOUND);
         // Beside one other tenant of the same weight, every second job is its own.
-        let outlook = places.outlook(2, 1);
-        assert_eq!((outlook.own, outlook.total), (0, BOUND));
-        assert_eq!(outlook.jobs_until(1), 2);
+        let second = outlook(&places, 2, 1);
+        assert_eq!((second.own, second.total), (0, BOUND));
+        assert_eq!(second.jobs_until(1), 2);
         // With three times the weight it gets three of four.
-        assert_eq!(places.outlook(2, 3).jobs_until(1), 1);
-        assert_eq!(places.outlook(2, 3).jobs_until(3), 4);
+        assert_eq!(outlook(&places, 2, 3).jobs_until(1), 1);
+        assert_eq!(outlook(&places, 2, 3).jobs_until(3), 4);
         // Alone, all jobs are its own; and none waits for more than there are.
-        assert_eq!(places.outlook(1, 1).jobs_until(BOUND), BOUND);
-        assert_eq!(places.outlook(2, 1).jobs_until(100), 100 + BOUND);
+        assert_eq!(outlook(&places, 1, 1).jobs_until(BOUND), BOUND);
+        assert_eq!(outlook(&places, 2, 1).jobs_until(100), 100 + BOUND);
+        // Without a weight: that of its waiting jobs.
+        let _own = places.try_take(2, Class::Live, 3);
+        assert_eq!(places.outlook(2, Class::Live, None).weight, 3);
     }
 
     /// Tenants, whether they take or give back a place, for a live job or another, their weights.
@@ -338,14 +407,19 @@ mod tests {
                 let tenants: std::collections::HashSet<u64> =
                     held.iter().map(|place| place.tenant).collect();
                 let counts = places.counts();
-                prop_assert_eq!(counts.total as usize, held.len());
+                prop_assert_eq!(counts.total() as usize, held.len());
+                prop_assert_eq!(counts.live, (0..4).map(live).sum::<u32>());
                 prop_assert_eq!(counts.longest, (0..4).map(live).max().unwrap_or(0));
                 prop_assert_eq!(counts.tenants.len(), tenants.len());
                 let weights = counts.tenants.values().map(|waiting| u64::from(waiting.weight));
                 prop_assert_eq!(counts.weights, weights.sum::<u64>());
+                let weights = counts.tenants.values().filter(|waiting| waiting.live > 0);
+                let weights = weights.map(|waiting| u64::from(waiting.weight));
+                prop_assert_eq!(counts.live_weights, weights.sum::<u64>());
             }
             held.clear();
-            prop_assert_eq!(places.counts().weights, 0);
+            let counts = places.counts();
+            prop_assert_eq!((counts.weights, counts.live_weights), (0, 0));
         }
     }
 }

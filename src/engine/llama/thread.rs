@@ -41,8 +41,8 @@ use super::scheduler::Scheduler;
 use super::shared::{Life, Shared};
 use super::{Obtain, Obtained, Settings};
 use crate::core::Moment;
-use crate::engine::Deliver;
 use crate::engine::prefixes::{Archive, Disk, Origin, OwnState, OwnWords};
+use crate::engine::{Class, Deliver};
 use crate::limits::engine as limits;
 use crate::offload::CancelReason;
 
@@ -247,7 +247,7 @@ impl<B: Backend> Thread<'_, B> {
         if excess > 0 {
             scheduler.make_room(excess, &|tenant| {
                 let is_longest = places.is_longest(tenant);
-                is_longest.then(|| self.shared.time_to_empty_queue(tenant))
+                is_longest.then(|| self.shared.time_to_empty_queue(tenant, Class::Live))
             });
         }
     }
