@@ -185,12 +185,11 @@ impl<B: Backend> Scheduler<B> {
             slot.truncate(length);
             let computed = std::mem::take(&mut slot.computed);
             if let Some(run) = &mut slot.run {
-                let is_prompt = run.phase == Phase::Prompt;
-                let charged = run.note_computed(computed);
+                let (charged, read) = run.note_computed(computed);
                 let reserved = charged.min(run.tenure.reserved);
                 run.tenure.reserved -= reserved;
                 self.queue.charge(run.line, charged, reserved);
-                self.gauges.prompt_tokens += u64::from(if is_prompt { charged } else { 0 });
+                self.gauges.prompt_tokens += u64::from(read);
             }
         }
     }

@@ -75,7 +75,7 @@ use copying::Copying;
 use pieces::Reader;
 use prefixes::Prefixes;
 use queue::Queue;
-use run::Yielded;
+use run::{Run, Yielded};
 use saved::Saved;
 use seats::Share;
 use slot::Slot;
@@ -104,6 +104,8 @@ pub struct Scheduler<B: Backend> {
     answering: Duration,
     /// Since when background jobs wait and none of them runs.
     background_since: Option<Moment>,
+    /// Jobs wait, and the last step had no slot for any of them.
+    is_stuck: bool,
     /// Counts the jobs that got a slot; orders slots by use.
     seated: u64,
     // Both are empty between steps and kept for their memory.
@@ -185,6 +187,7 @@ impl<B: Backend> Scheduler<B> {
             budget,
             answering: Duration::ZERO,
             background_since: None,
+            is_stuck: false,
             seated: 0,
             batch: Batch::default(),
             events: Vec::new(),
@@ -265,11 +268,15 @@ impl<B: Backend> Scheduler<B> {
     /// stream whose client has stopped reading, or waits for its prefix. A new job ends the wait,
     /// and so does a prefix.
     pub fn pause(&self) -> Option<Duration> {
-        let runs = || self.slots.iter().filter_map(|slot| slot.run.as_ref());
+        let mut runs = self.slots.iter().filter_map(|slot| slot.run.as_ref());
         let is_paused = match self.queue.is_empty() {
-            true => runs().all(|run| run.is_paused() || run.is_loading()),
-            // Paused jobs make room for those that wait; jobs that load keep their slots.
-            false => runs().filter(|run| run.is_loading()).count() == self.slots.len(),
+            true => runs.all(|run| run.is_paused() || run.is_loading()),
+            // Jobs that load keep their slots. Paused ones make room for those that wait, unless
+            // there is no room for a copy that they must have.
+            false => self.slots.iter().all(|slot| {
+                let rests = |run: &Run<_>| run.is_loading() || (run.is_paused() && self.is_stuck);
+                slot.run.as_deref().is_some_and(rests)
+            }),
         };
         (is_paused && !self.is_idle()).then_some(limits::CREDIT_POLL_INTERVAL)
     }

@@ -208,17 +208,20 @@ impl<S> Run<S> {
             .saturating_add(left.min(share))
     }
 
-    /// Counts computed tokens. Returns how many of them are charged to the job's line.
-    pub fn note_computed(&mut self, tokens: u32) -> u32 {
+    /// Counts computed tokens. Returns how many of them are charged to the job's line, and how many
+    /// of those its prompt had: a job that has lost its sequence also reads its output.
+    pub fn note_computed(&mut self, tokens: u32) -> (u32, u32) {
         self.tenure.tokens += tokens;
         let again = tokens.min(self.lost);
         self.lost -= again;
         let new = tokens - again;
-        if self.phase == Phase::Prompt {
-            let unread = self.usage.prompt_tokens - self.usage.cached_tokens;
-            self.read = (self.read + new).min(unread);
+        if self.phase != Phase::Prompt {
+            return (new, 0);
         }
-        new
+        let unread = self.usage.prompt_tokens - self.usage.cached_tokens - self.read;
+        let read = new.min(unread);
+        self.read += read;
+        (new, read)
     }
 
     /// Its sequence is lost except for `held` tokens: reads the others again, and then goes on.

@@ -96,7 +96,7 @@ impl<B: Backend> Scheduler<B> {
     pub(super) fn seat(&mut self) {
         let now = self.backend.now();
         self.note_background(now);
-        let mut yields = 0;
+        let (before, mut yields) = (self.seated, 0);
         while let Some(grant) = self.next_grant(now, yields < limits::YIELDED_JOBS_PER_STEP_MAX) {
             if let Some(index) = grant.from {
                 yields += 1;
@@ -124,6 +124,7 @@ impl<B: Backend> Scheduler<B> {
                 self.background_since = None;
             }
         }
+        self.is_stuck = self.seated == before && !self.queue.is_empty();
     }
 
     // ---- decisions -----------------------------------------------------------------------------

@@ -183,6 +183,10 @@ mod tests {
             Some(0),
             "not its own"
         );
+        // Of one line, the sequence that is held longest.
+        let mut equal = [seat(0, 1, 50, 2, 10), seat(1, 1, 50, 2, 10)];
+        equal[0].held = Duration::from_secs(2);
+        assert_eq!(victim(&equal, candidate(4, 10, 1), SHARE), Some(0));
         let late = running.map(|seat| Seat {
             held: SHARE.time,
             ..seat
@@ -210,6 +214,11 @@ mod tests {
         for tenant in [2, 3] {
             assert_eq!(victim(&running, candidate(tenant, 99, 1), SHARE), Some(1));
         }
+        // Of several, the one that has held its sequence longest.
+        running[0].is_paused = true;
+        running[0].held = Duration::from_secs(2);
+        assert_eq!(victim(&running, candidate(3, 99, 1), SHARE), Some(0));
+        running[0].is_paused = false;
         running[1].lost = u32::MAX;
         assert_eq!(victim(&running, candidate(3, 99, 1), SHARE), None);
     }

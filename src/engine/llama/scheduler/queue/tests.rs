@@ -4,7 +4,10 @@
 //! (`a_line_that_is_ahead_stays_so_...`); no reservation (`sequences_that_are_free_at_once_...`); a
 //! job that is put back behind the others (`a_job_that_is_put_back_keeps_its_place`); the oldest
 //! job of a line that makes room (`newest_job_of_the_longest_line_...`); a sweep that begins at the
-//! front each time (`a_sweep_goes_round`).
+//! front each time (`a_sweep_goes_round`); lines at rest without a bound
+//! (`a_bounded_number_of_lines_...`); a reservation that is not divided by the weight
+//! (`sequences_that_are_free_at_once_...`); a line that comes back with a weight of 1
+//! (`a_job_that_is_put_back_keeps_its_place`).
 
 use proptest::prelude::*;
 
@@ -148,6 +151,37 @@ fn sequences_that_are_free_at_once_go_to_several_lines() {
         queue.seat(line, 100);
     }
     assert_eq!([live(1), live(2)].map(|line| queue.seats(line)), [2, 2]);
+    let mut queue = Queue::default();
+    for tenant in [1, 1, 1, 1, 2, 2, 2, 2] {
+        queue.push(live(tenant), 2 * tenant as u16 - 1, 0);
+    }
+    for _ in 0..4 {
+        let line = queue.lines(Class::Live).next().unwrap();
+        queue.pop(line).unwrap();
+        queue.seat(line, 100);
+    }
+    let seats = [live(1), live(2)].map(|line| queue.seats(line));
+    assert_eq!(seats, [1, 3], "by weight");
+}
+
+#[test]
+fn a_bounded_number_of_lines_at_rest_is_remembered() {
+    let mut queue = Queue::default();
+    // It keeps the base where it is.
+    queue.push(live(0), 1, 0);
+    let tenants = limits::RESTING_LINES_MAX as u64 + 9;
+    for tenant in 1..=tenants {
+        queue.push(live(tenant), 1, 0);
+        queue.pop(live(tenant)).unwrap();
+        queue.seat(live(tenant), 0);
+        queue.charge(live(tenant), tenant as u32, 0);
+        queue.unseat(live(tenant), 0);
+    }
+    assert_eq!(queue.resting.len(), limits::RESTING_LINES_MAX);
+    queue.check_invariants();
+    // Those that are least ahead are forgotten.
+    assert_eq!(queue.level(live(9)), queue.level(live(0)));
+    assert!(queue.level(live(10)) > queue.level(live(0)));
 }
 
 #[test]
@@ -160,6 +194,11 @@ fn a_job_that_is_put_back_keeps_its_place() {
     let order: Vec<u32> = (0..3).map(|_| queue.pop(live(1)).unwrap().1).collect();
     assert_eq!(order, [1, 2, 3]);
     assert_eq!(queue.begun(), 0);
+    // Its line was forgotten meanwhile, and has its weight again.
+    queue.put_back(live(2), 2, place, first);
+    queue.seat(live(2), 0);
+    queue.charge(live(2), 8, 0);
+    assert_eq!(queue.level(live(2)), 4 * LEVEL_PER_TOKEN);
 }
 
 #[test]

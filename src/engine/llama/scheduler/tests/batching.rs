@@ -120,6 +120,52 @@ fn the_budget_holds_while_no_sequence_writes() {
     assert_eq!(host.phase(0), Some(Phase::Prompt));
 }
 
+/// Mutation that this test catches: `read` that does not record how long its batch took.
+#[test]
+fn a_step_measures_what_its_prompts_cost() {
+    let mut host = Host::new(1);
+    let time = TOKEN_TIME * CHUNK as u32 + TOKEN_TIME / 2;
+    host.scheduler.budget = Budget::new(time, BATCH);
+    host.scheduler.budget.bounds = 1..=BATCH;
+    host.submit(host.job(&"p".repeat(40), 3));
+    host.scheduler.step();
+    let read = |host: &Host| host.scheduler.gauges().prompt_tokens as usize;
+    assert_eq!(read(&host), BATCH, "nothing was measured yet");
+    host.scheduler.step();
+    assert_eq!(read(&host), BATCH + CHUNK);
+}
+
+/// Mutation that this test catches: one delivery at the end of a step.
+#[test]
+fn new_tokens_do_not_wait_until_prompts_are_read() {
+    let mut host = Host::new(2);
+    host.submit(Job {
+        ticket: Arc::new(Ticket::new(100)),
+        ..host.job(&talkative(40), 40)
+    });
+    (0..3).for_each(|_| host.scheduler.step());
+    // Its prompt ends in the step, so that step has events of both batches.
+    host.submit(Job {
+        ticket: Arc::new(Ticket::new(100)),
+        ..host.job("b", 9)
+    });
+    let before = host.mailbox.posts();
+    host.scheduler.step();
+    assert!(matches!(host.phase(1), Some(Phase::Answer { .. })));
+    assert_eq!(host.mailbox.posts() - before, 2);
+}
+
+/// llama.cpp asks at each node of its graph whether to stop, and each time is a sign of life.
+/// Mutation that this test catches: a step that is one beat, with which a slow step is a hang.
+#[test]
+fn a_batch_beats_while_it_is_computed() {
+    let mut host = Host::new(1);
+    host.submit(host.job(&"p".repeat(CHUNK), 3));
+    let before = host.scheduler.heartbeat.beats();
+    host.scheduler.step();
+    assert_eq!(host.scheduler.heartbeat.beats() - before, CHUNK as u64);
+}
+
 /// Mutation that this test catches: prompts read in order of arrival.
 #[test]
 fn a_short_prompt_does_not_wait_for_a_long_one() {

@@ -52,6 +52,35 @@ fn waiting_job_that_is_cancelled_or_late_ends_at_once_and_costs_no_token() {
     );
 }
 
+/// Mutations that this test catches: a sweep without its bound; a cancelled job that gets a slot.
+#[test]
+fn a_step_looks_at_a_bounded_number_of_waiting_jobs() {
+    const WAITING: usize = 3 * limits::SWEPT_JOBS_PER_STEP_MAX;
+    let mut host = Host::new(1);
+    let jobs: Vec<Job> = (0..=WAITING)
+        .map(|_| host.job(&talkative(40), 40))
+        .collect();
+    for job in &jobs {
+        host.submit(job.clone());
+    }
+    host.scheduler.step();
+    let read = host.scheduler.gauges().prompt_tokens;
+    let cancel = |job: &Job| job.ticket.cancel(CancelReason::Disconnect);
+    jobs[1..].iter().for_each(cancel);
+    let ended = |host: &Host| {
+        (1..=WAITING)
+            .filter(|job| host.outcome(*job).is_some())
+            .count()
+    };
+    host.scheduler.step();
+    assert_eq!(ended(&host), limits::SWEPT_JOBS_PER_STEP_MAX);
+    // The slot becomes free for the others before the sweep has come to them.
+    cancel(&jobs[0]);
+    host.scheduler.step();
+    assert_eq!(ended(&host), WAITING);
+    assert_eq!(host.scheduler.gauges().prompt_tokens, read, "none is read");
+}
+
 #[test]
 fn cancelled_prompt_stops_within_the_batch_and_its_prefix_serves_the_retry() {
     let mut host = Host::new(1);

@@ -3,7 +3,10 @@
 //! Mutations that these tests catch: no sequence is lent (`victim` without `of_lent`), or none is
 //! spent (without `of_spent`); a copy that is not restored, or tokens read again that are charged;
 //! a reservation that is never returned; background jobs that go in turn with live ones, or that
-//! never get late; a job that yields in reproducible mode without a copy.
+//! never get late; a job that yields in reproducible mode without a copy; no bound on the jobs that
+//! yield in a step (`a_step_moves_few_jobs`), or on those that wait in the middle of their work
+//! (`of_jobs_that_have_begun_...`); background jobs that are late although one runs, or several of
+//! them at once (`late_background_jobs_...`).
 
 use super::toy::*;
 use crate::engine::llama::scheduler::saved::Saved;
@@ -109,6 +112,40 @@ fn many_tenants_with_long_jobs_all_move_on() {
 }
 
 #[test]
+fn a_step_moves_few_jobs() {
+    let mut host = Host::new(12);
+    for _ in 0..12 {
+        host.submit(job_of(&host, 1, 1, &named('a', 40), 40));
+    }
+    (0..20).for_each(|_| host.step());
+    for tenant in 2..10 {
+        host.submit(job_of(&host, tenant, 1, "short", 5));
+    }
+    for steps in 1..=2 {
+        host.scheduler.step();
+        let moved = host.scheduler.queue.begun();
+        assert_eq!(moved, steps * limits::YIELDED_JOBS_PER_STEP_MAX);
+    }
+}
+
+#[test]
+fn of_jobs_that_have_begun_a_bounded_number_waits() {
+    let mut host = Host::new(2);
+    host.scheduler.terms.share = share(1);
+    let prompt = named('a', 40);
+    let tenants = limits::YIELDED_JOBS_MAX as u64 + 20;
+    for tenant in 0..tenants {
+        host.submit(job_of(&host, tenant, 1, &prompt, 40));
+    }
+    let mut most = 0;
+    while host.outcome(0).is_none() && most <= limits::YIELDED_JOBS_MAX {
+        host.step();
+        most = most.max(host.scheduler.queue.begun());
+    }
+    assert_eq!(most, limits::YIELDED_JOBS_MAX);
+}
+
+#[test]
 fn a_job_that_yields_goes_on_where_it_was() {
     let run = |bytes_max: usize| {
         let mut host = Host::new(1);
@@ -130,7 +167,13 @@ fn a_job_that_yields_goes_on_where_it_was() {
             .iter()
             .map(|prompt| prompt.len() + 29)
             .sum::<usize>();
-        assert_eq!(host.scheduler.gauges().generated_tokens, 90);
+        let gauges = host.scheduler.gauges();
+        let read = prompts.iter().map(String::len).sum::<usize>();
+        assert_eq!(
+            (gauges.generated_tokens, gauges.prompt_tokens),
+            (90, read as u64),
+            "tokens that are read again count once"
+        );
         (host.scheduler.backend.computed, needed)
     };
     let (computed, needed) = run(1 << 20);
@@ -230,6 +273,30 @@ fn background_jobs_never_starve() {
     let tally = &host.scheduler.backend.tally;
     let [background, live] = [b'b', b'a'].map(|letter| tally[&Token::from(letter)]);
     assert!(live > background * 8, "{live} and {background}");
+}
+
+#[test]
+fn late_background_jobs_run_one_at_a_time() {
+    let mut host = Host::new(2);
+    host.scheduler.terms.share = share(30);
+    // They are late long before the one that runs has had its share.
+    host.scheduler.terms.background_patience = TOKEN_TIME * 10;
+    for letter in ['b', 'c'] {
+        host.submit(background(&host, &named(letter, 40), 40));
+    }
+    let (prompt, mut live, mut most) = (named('a', 40), 0, 0);
+    while (0..2).any(|request| host.outcome(request).is_none()) {
+        while host.scheduler.queue.len() < 6 {
+            host.submit(job_of(&host, 2 + live % 2, 1, &prompt, 40));
+            live += 1;
+        }
+        host.step();
+        let runs = host.scheduler.slots.iter().flat_map(|slot| &slot.run);
+        let runs = runs.filter(|run| run.line.class == Class::Background);
+        most = most.max(runs.count());
+        assert!(live < 200, "they never end");
+    }
+    assert_eq!(most, 1);
 }
 
 // ---- a full queue ------------------------------------------------------------------------------

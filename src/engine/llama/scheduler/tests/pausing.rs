@@ -5,6 +5,7 @@
 //! credit or for its end.
 
 use super::toy::*;
+use crate::engine::llama::scheduler::saved::Saved;
 
 const PATIENCE: Duration = TOKEN_TIME.saturating_mul(5);
 
@@ -83,6 +84,22 @@ fn any_waiting_job_gets_the_sequence_of_a_paused_one() {
     );
 }
 
+/// Mutation that this test catches: `cancel_all` without the jobs aside.
+#[test]
+fn the_end_of_the_engine_ends_a_job_aside() {
+    let mut host = host(1);
+    stream(&mut host, 1, &talkative(40));
+    (0..20).for_each(|_| host.step());
+    host.submit(host.job("other", 40));
+    host.step();
+    assert_eq!(host.scheduler.aside.len(), 1);
+    host.scheduler.cancel_all(CancelReason::Drain);
+    let reason = FailReason::Cancelled(CancelReason::Drain);
+    assert_eq!(host.failed(0).reason, reason, "the one aside");
+    assert_eq!(host.failed(1).reason, reason);
+    assert!(host.scheduler.is_idle());
+}
+
 #[test]
 fn a_paused_job_ends_by_its_deadline_on_its_slot_and_aside() {
     for is_aside in [false, true] {
@@ -105,6 +122,34 @@ fn a_paused_job_ends_by_its_deadline_on_its_slot_and_aside() {
             "what was computed is delivered"
         );
     }
+}
+
+/// In reproducible mode a job does not yield without a copy. Mutation that this test catches:
+/// `pause` that takes each waiting job for work, with which the engine's thread spins.
+#[test]
+fn an_engine_waits_while_paused_jobs_cannot_yield() {
+    let mut host = host(1);
+    host.scheduler.terms.is_reproducible = true;
+    host.scheduler.saved = Saved::new(0);
+    let prompt = talkative(40);
+    let ticket = stream(&mut host, 1, &prompt);
+    (0..30).for_each(|_| host.step());
+    host.submit(host.job("waits", 5));
+    for _ in 0..3 {
+        host.step();
+        assert!(host.scheduler.pause().is_some(), "the thread spins");
+    }
+    assert!(host.outcome(1).is_none());
+    let _ = ticket.grant(100);
+    host.scheduler.step();
+    assert!(host.scheduler.pause().is_none(), "there is work");
+    host.run();
+    let text = host.tokens(0).concat() + &host.done(0).text;
+    assert_eq!(text, reference(&prompt, 40));
+    assert_eq!(host.done(1).text, reference("waits", 5));
+    // A job that comes to an engine at rest is work at once.
+    host.submit(host.job("later", 5));
+    assert!(host.scheduler.pause().is_none());
 }
 
 /// Mutation that this test catches: no bound in `set_aside`.

@@ -251,12 +251,20 @@ pub fn reference_of(prompt: &[Token], max_tokens: usize) -> String {
     text
 }
 
+/// Every event that was delivered, by the call that delivered it.
 #[derive(Default)]
-pub struct Mailbox(Mutex<Vec<(JobKey, Event)>>);
+pub struct Mailbox(Mutex<Vec<Vec<(JobKey, Event)>>>);
 
 impl Deliver for Mailbox {
     fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
-        self.0.lock().unwrap().append(events);
+        self.0.lock().unwrap().push(std::mem::take(events));
+    }
+}
+
+impl Mailbox {
+    /// Returns how many times events were delivered.
+    pub fn posts(&self) -> usize {
+        self.0.lock().unwrap().len()
     }
 }
 
@@ -367,10 +375,9 @@ impl Host {
     }
 
     pub fn events(&self, request: usize) -> Vec<Event> {
-        let events = self.mailbox.0.lock().unwrap();
-        let own = events
-            .iter()
-            .filter(|(key, _)| key.request as usize == request);
+        let posts = self.mailbox.0.lock().unwrap();
+        let events = posts.iter().flatten();
+        let own = events.filter(|(key, _)| key.request as usize == request);
         own.map(|(_, event)| event.clone()).collect()
     }
 
@@ -404,10 +411,9 @@ impl Host {
 }
 
 pub fn outcome_in(mailbox: &Mailbox, request: usize) -> Option<Event> {
-    let events = mailbox.0.lock().unwrap();
-    let mut own = events
-        .iter()
-        .filter(|(key, _)| key.request as usize == request);
+    let posts = mailbox.0.lock().unwrap();
+    let events = posts.iter().flatten();
+    let mut own = events.filter(|(key, _)| key.request as usize == request);
     own.rfind(|(_, event)| event.is_terminal())
         .map(|(_, event)| event.clone())
 }
