@@ -170,7 +170,7 @@ fn to_text(place: &Place, found: &Examination) -> String {
         "the version of this program".to_owned()
     } else {
         format!(
-            "this program has {known}, and needs at least {}",
+            "this program has {known}, the database needs at least {}",
             found.min_reader
         )
     };

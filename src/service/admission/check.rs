@@ -285,7 +285,7 @@ fn is_about_server(request: &Request<'_>) -> bool {
 
 fn rate_limited(who: &str, rate: Rate, retry_after: Duration) -> ApiError {
     let message = format!(
-        "{who} may make {} requests per minute, {} at once; wait for `Retry-After`",
+        "{who} has used up its rate of {} per minute, {} at once; wait for `Retry-After`",
         rate.per_minute, rate.burst
     );
     ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after)

@@ -140,10 +140,8 @@ pub fn language_of(name: &str) -> Result<&'static Language, ApiError> {
     language(name.trim()).ok_or_else(|| {
         let names: Vec<_> = LANGUAGES.iter().map(|language| language.name).collect();
         let (name, names) = (excerpt(name), names.join(", "));
-        wrong(
-            "language",
-            &format!("unknown language `{name}`; expected {names}"),
-        )
+        let problem = format!("must be one of {names}, not `{name}`");
+        wrong("language", &problem)
     })
 }
 
