@@ -218,6 +218,8 @@ pub struct Network {
     pub sleeper: usize,
     /// While positive, accept fails for lack of descriptors and counts it down.
     pub descriptor_famine: u32,
+    /// While positive, epoll has no room for another socket and counts it down.
+    pub registration_famine: u32,
     /// Whether accept reserves a descriptor before it looks at the backlog, as on Linux, and so
     /// fails although no connection waits. Random worlds do without: the tour names their seeds.
     pub reserves_first: bool,
@@ -249,6 +251,7 @@ impl Network {
             listener_edges: Vec::new(),
             sleeper: 0,
             descriptor_famine: 0,
+            registration_famine: 0,
             reserves_first: false,
             addresses: vec![[127, 0, 0, 1].into()],
             introduction: Vec::new(),
@@ -492,6 +495,10 @@ impl System for SimulatedKernel {
 
     fn register(&mut self, socket: &Socket, key: Key) -> io::Result<()> {
         let mut network = self.network.borrow_mut();
+        if network.registration_famine > 0 {
+            network.registration_famine -= 1;
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         let wire = network.wire(socket);
         assert!(
             wire.registered.is_none(),

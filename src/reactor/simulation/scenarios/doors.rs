@@ -26,6 +26,22 @@ fn a_waiting_connection_gets_the_place_of_the_longest_idle_one_at_once() {
     assert_eq!(closed, [&idle[0], &idle[2]], "a tenth, and no more");
 }
 
+/// Mutation: `make_room` without its bound.
+#[test]
+fn a_turn_closes_a_bounded_number_of_idle_connections() {
+    let mut stage = Stage::with(1, 400, TERSE, |_| {});
+    (0..400).for_each(|_| {
+        stage.connect();
+    });
+    stage.settle();
+    assert_eq!(stage.open(), 400);
+    let late = stage.connect();
+    stage.send(late, GET);
+    assert!(stage.receive(late).starts_with("HTTP/1.1 200"));
+    let closed = stage.closed(CloseReason::Idle) as usize;
+    assert_eq!(closed, limits::IDLE_CONNECTIONS_PER_TURN_MAX);
+}
+
 #[test]
 fn idle_connections_are_not_evicted_unless_a_client_waits() {
     // One place: its connection waits, sends its request late, and is alone.
@@ -106,6 +122,25 @@ fn descriptors_that_run_out_close_no_connection_while_none_waits() {
     assert!(stage.receive(idle).starts_with("HTTP/1.1 200"));
 }
 
+/// Mutation: `handle_accept_error` that makes no room.
+#[test]
+fn descriptors_that_run_out_cost_the_idle_if_a_client_waits() {
+    let mut stage = Stage::new(|_| {});
+    let idle = stage.connect();
+    stage.send(idle, GET);
+    assert!(stage.receive(idle).starts_with("HTTP/1.1 200"));
+    stage.daemon.network.borrow_mut().descriptor_famine = 1;
+    let late = stage.connect();
+    stage.send(late, GET);
+    stage.settle();
+    assert!(
+        stage.is_closed(idle),
+        "the waiting one needs its descriptor"
+    );
+    stage.pass(SECOND);
+    assert!(stage.receive(late).starts_with("HTTP/1.1 200"));
+}
+
 /// Connections that hold a place without use: a watch, half a head, half a body.
 fn strangers(stage: &mut Stage, count: usize) -> Vec<usize> {
     let request = generate(false);
@@ -162,25 +197,31 @@ fn strangers_make_room_after_the_idle_and_the_oldest_first() {
     assert_eq!(stage.daemon.engine.running(), 19);
 }
 
-/// A flood of useless new connections must leave each of them time for a handshake.
+/// A flood of useless new connections must leave each of them time for a handshake, and the flood
+/// of two reactors must not slow down evictions. Mutations: no pace; a pace by the strangers of one
+/// reactor.
 #[test]
 fn evictions_are_paced() {
-    let mut stage = Stage::with(1, 20, TERSE, |_| {});
-    strangers(&mut stage, 20);
-    let flood: Vec<_> = (0..60).map(|_| stage.connect()).collect();
-    for &wire in &flood {
-        stage.send(wire, &GET[..20]);
+    for reactors in [1, 2] {
+        let mut stage = Stage::with(reactors, 20, TERSE, |_| {});
+        strangers(&mut stage, 20);
+        let flood: Vec<_> = (0..60).map(|_| stage.connect()).collect();
+        for &wire in &flood {
+            stage.send(wire, &GET[..20]);
+        }
+        stage.settle();
+        if reactors == 1 {
+            assert_eq!(stage.closed(CloseReason::Evicted), 2, "a tenth at once");
+        }
+        for _ in 0..10 {
+            stage.pass(limits::EVICTION_PATIENCE / 10);
+        }
+        let evicted = stage.closed(CloseReason::Evicted);
+        assert!(
+            (15..=25).contains(&evicted),
+            "{evicted} in one time of patience, {reactors} reactors"
+        );
     }
-    stage.settle();
-    assert_eq!(stage.closed(CloseReason::Evicted), 2, "a tenth at once");
-    for _ in 0..10 {
-        stage.pass(limits::EVICTION_PATIENCE / 10);
-    }
-    let evicted = stage.closed(CloseReason::Evicted);
-    assert!(
-        (15..=25).contains(&evicted),
-        "{evicted} in one time of patience"
-    );
 }
 
 /// The least valuable connection may be another reactor's. Mutation: `ask_for_room` returns at

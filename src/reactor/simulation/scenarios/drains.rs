@@ -44,6 +44,24 @@ fn a_drain_of_many_connections_takes_many_turns_and_holds_up_nobody() {
     assert!(stage.receive(streaming).contains("event: delta"));
 }
 
+/// Mutations: a step that does not look at the run queue; one without its least number.
+#[test]
+fn a_drain_takes_small_steps_while_other_work_waits() {
+    let mut stage = Stage::with(1, 2 * MANY, TERSE, |_| {});
+    let idle: Vec<_> = (0..MANY).map(|_| stage.connect()).collect();
+    let busy: Vec<_> = (0..limits::EVENTS_PER_TURN_MAX)
+        .map(|_| stage.connect())
+        .collect();
+    stage.settle();
+    for &wire in &busy {
+        stage.send(wire, GET);
+    }
+    stage.daemon.tell_all(|| Message::Drain(100 * SECOND));
+    stage.turn();
+    let closed = idle.iter().filter(|&&wire| stage.is_closed(wire)).count();
+    assert_eq!(closed, limits::DRAINED_CONNECTIONS_PER_TURN_MIN as usize);
+}
+
 /// A stage with a drain whose patience will end in ten seconds.
 fn draining(wires: impl FnOnce(&mut Stage) -> Vec<usize>) -> (Stage, Vec<usize>) {
     let mut stage = Stage::with(1, 2_000, LOUD, |config| {

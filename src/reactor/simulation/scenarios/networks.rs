@@ -129,6 +129,10 @@ fn counts_are_taken_back_on_every_path() {
     stage.pass(core_limits::WHEEL_TICK);
     assert!(stage.is_closed(idle));
     assert_eq!(stage.counted(), 0, "a deadline");
+    stage.daemon.network.borrow_mut().registration_famine = 1;
+    let wire = stage.connect_from("192.0.2.1");
+    assert!(stage.is_closed(wire));
+    assert_eq!((stage.counted(), stage.open()), (0, 0), "no room in epoll");
     // Accepted by the first reactor for the second one, which ends before it looks.
     let wires = [stage.connect(), stage.connect()];
     let other = stage.daemon.reactors[1].neighbour.mailbox.clone();

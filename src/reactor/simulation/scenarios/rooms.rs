@@ -192,6 +192,44 @@ fn a_newcomer_waits_for_an_answer_only_so_long() {
     assert!(!stage.is_closed(idle[1]));
 }
 
+/// Mutation: `handle_room_made` that leaves `asks_at` where it is.
+#[test]
+fn newcomers_behind_the_first_do_not_wait_for_the_clock() {
+    let (mut stage, _, first) = wait_for_the_second_reactor();
+    // A request makes room for two.
+    let newcomers = [first, stage.connect_by(0), stage.connect_by(0)];
+    for &wire in &newcomers[1..] {
+        stage.send(wire, GET);
+    }
+    stage.settle();
+    for wire in newcomers {
+        assert!(stage.on(wire, |wire| !wire.to_client.is_empty()), "served");
+    }
+}
+
+/// Mutation: `make_room_for_another` that does not look at the pace.
+#[test]
+fn a_request_for_room_that_comes_late_keeps_the_pace_of_evictions() {
+    let mut stage = Stage::crowded();
+    for _ in 0..ROOM {
+        let wire = stage.connect_by(0);
+        stage.send(wire, &GET[..20]);
+        stage.settle();
+        stage.pass(SECOND / 10);
+    }
+    // The oldest stranger is the first reactor's.
+    stage.connect_by(1);
+    stage.settle_one(1);
+    // As if a third reactor had evicted one before the request is read.
+    let clock = stage.daemon.network.borrow().clock;
+    stage
+        .daemon
+        .places
+        .put_off_evictions(clock + 3_600 * SECOND);
+    stage.settle();
+    assert_eq!(stage.closed(CloseReason::Evicted), 0);
+}
+
 /// Each reactor must see the places that the other one has taken.
 ///
 /// Mutation: `Places::take` that looks at no maximum.
