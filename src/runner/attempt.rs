@@ -14,7 +14,9 @@
 //!  2. After its end nothing is added to an attempt.
 //!
 //! Mutations that the tests catch: `give_back` behind the newer text instead of in front of it; an
-//! end that is taken before the text; `hold` without `release`.
+//! end that is taken before the text; `hold` without `release`; in `handle_done` and
+//! `handle_failed` any line left out; `take_part` that leaves `renew_at`; `handle_deadline` of an
+//! attempt that has ended; `stop` without its ticket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -322,9 +324,12 @@ fn milliseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::UnixMillis;
     use crate::core::bucket::Rate;
     use crate::engine::{FinishReason, Served, Timings, Verdict};
     use crate::leases::{Draw, Leases, Unit};
+    use crate::telemetry::id::Ids;
+    use crate::telemetry::random::SplitMix64;
 
     fn attempt(credit: u32) -> Attempt {
         let ticket = Arc::new(Ticket::new(credit));
@@ -433,6 +438,118 @@ mod tests {
             let _ = attempt.handle_event(event, None, now);
             assert_eq!(bucket.take(rate, 60, now).is_ok(), is_free);
         }
+    }
+
+    #[test]
+    fn the_result_has_all_that_the_engine_reports() {
+        let earlier = crate::engine::Origin {
+            id: Ids::new(SplitMix64::new(1, 1)).make(UnixMillis::new(5)),
+            latency: Duration::from_millis(70),
+        };
+        for (origin, latency_ms) in [(None, 5), (Some(earlier), 70)] {
+            let mut attempt = attempt(0);
+            let mut event = done("text");
+            if let Event::Done(done) = &mut event {
+                done.usage = Usage {
+                    prompt_tokens: 3,
+                    cached_tokens: 2,
+                    completion_tokens: 5,
+                };
+                done.served.origin = origin;
+            }
+            let now = Moment::from_micros(5_000);
+            let _ = attempt.handle_event(event, Some("tiny"), now);
+            let Next::End(ending) = take(&mut attempt).next else {
+                panic!("it has not ended");
+            };
+            let id = origin.map_or(GenerationId::FIRST, |earlier| earlier.id);
+            let expected = Completion {
+                id: id.to_string(),
+                language: Some("python".to_owned()),
+                text: "text".to_owned(),
+                model: Some("tiny".to_owned()),
+                finish_reason: "stop".to_owned(),
+                prompt_tokens: 3,
+                cached_tokens: 2,
+                completion_tokens: 5,
+                cached: origin.is_some(),
+                latency_ms,
+            };
+            assert_eq!(*ending, Ending::Completed(expected));
+        }
+    }
+
+    /// The model stopped in the middle of a line, with its fence open.
+    #[test]
+    fn the_end_of_a_program_that_is_cut_off_is_saved_too() {
+        let timeout = FailReason::Error(ErrorCode::GenerationTimeout);
+        let mut late = failed(timeout);
+        if let Event::Failed(failed) = &mut late {
+            failed.text = "= 2".to_owned();
+        }
+        for end in [done("= 2"), late] {
+            let mut attempt = attempt(0);
+            let _ = attempt.handle_event(token("```python\na = 1\nb "), None, Moment::ZERO);
+            let _ = attempt.handle_event(end, None, Moment::ZERO);
+            assert_eq!(take(&mut attempt).text.trim_end(), "a = 1\nb = 2");
+        }
+    }
+
+    #[test]
+    fn a_failure_costs_the_tokens_that_were_used() {
+        let rate = Rate::new(60, 60);
+        let holder = Holder::of("key_1");
+        let now = Moment::from_micros(1);
+        let draw = Draw {
+            unit: Unit::Tokens,
+            rate,
+            units: 50,
+            percent: 100,
+        };
+        let (_, reservation) = Leases::default().reserve(&holder, draw, now).unwrap();
+        let mut attempt = attempt(0);
+        attempt.charge = Some(Charge {
+            holder: Arc::clone(&holder),
+            reservation,
+        });
+        let mut event = failed(FailReason::Error(ErrorCode::EngineFailed));
+        if let Event::Failed(failed) = &mut event {
+            failed.usage.prompt_tokens = 20;
+            failed.usage.completion_tokens = 10;
+        }
+        let _ = attempt.handle_event(event, None, now);
+        let bucket = &holder.account.tokens;
+        assert!(bucket.take(rate, 31, now).is_err(), "30 were used");
+        assert!(bucket.take(rate, 30, now).is_ok());
+    }
+
+    #[test]
+    fn an_attempt_is_saved_when_its_lease_must_be_renewed() {
+        let [batch_at, renew_at, later] = [1, 2, 3].map(Moment::from_micros);
+        let mut attempt = attempt(0);
+        attempt.renew_at = renew_at;
+        assert_eq!(attempt.next_save(batch_at), renew_at, "nothing is written");
+        let _ = attempt.handle_event(token("```python\nx\n"), None, Moment::ZERO);
+        assert_eq!(attempt.next_save(batch_at), batch_at);
+        assert_eq!(attempt.next_save(later), renew_at, "before the batch");
+        attempt.take_part(9, later);
+        let _ = attempt.handle_saved();
+        assert_eq!(attempt.next_save(batch_at), later);
+    }
+
+    #[test]
+    fn an_attempt_that_is_stopped_or_has_ended_needs_no_engine() {
+        let mut attempt = attempt(0);
+        attempt.stop();
+        let reason = attempt.ticket.cancelled();
+        assert_eq!(reason, Some(CancelReason::Disconnect));
+        let _ = attempt.handle_event(done("x"), None, Moment::ZERO);
+        let late = Moment::from_micros(9_000_000);
+        assert!(!attempt.handle_deadline(late), "it has ended");
+        assert_eq!(attempt.deadline(), Moment::NEVER);
+        attempt.park();
+        let next = take(&mut attempt).next;
+        assert!(matches!(next, Next::End(_)), "its result counts: {next:?}");
     }
 
     #[test]

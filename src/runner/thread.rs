@@ -553,3 +553,6 @@ impl Thread {
         self.engine_backoff.after(self.store_backoff.after(now))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,8 @@
 //!  2. No batch is sent before the wait has ended.
 //!
 //! Mutations that the tests below catch: a wait that does not grow, no bound on `Retry-After`, a
-//! wait that a success does not end, no jitter.
+//! wait that a success does not end, one that is as long after the next failure, no jitter, more
+//! points rejected than sent, an end that waits.
 
 use std::time::Duration;
 
@@ -195,6 +196,15 @@ mod tests {
         assert_eq!(delivery.wait(), Duration::ZERO);
         delivery.handle_batch(batch(1));
         assert!(delivery.poll(now).is_some(), "at once");
+        // After a success the waits are short again.
+        delivery.handle_fate(&AGAIN, now);
+        assert!(delivery.wait() <= limits::PUSH_RETRY_DELAY_MIN);
+        assert!(delivery.poll(now).is_none());
+        delivery.handle_end(now);
+        assert!(delivery.poll(now).is_some(), "the end does not wait");
+        // A collector cannot reject more than it got.
+        let ended = delivery.handle_fate(&taken(9), now);
+        assert_eq!((ended.points, ended.rejected), (1, 1));
     }
 
     #[test]

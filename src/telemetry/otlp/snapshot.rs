@@ -355,6 +355,25 @@ mod tests {
         assert_eq!(keys, expected);
     }
 
+    /// Mutations: a sum that is always monotonic; a family without series, or of the kind `info`,
+    /// that is sent; a sum that is sent as a gauge.
+    #[test]
+    fn each_kind_has_its_own_form() {
+        let text = "# TYPE a gauge\na 1\n\
+                    # TYPE b counter\nb_total 2\n\
+                    # TYPE c info\nc_info{d=\"e\"} 1\n\
+                    # TYPE process_threads gauge\nprocess_threads 3\n\
+                    # TYPE f gauge\n";
+        let sent = source().metrics(text, &[]);
+        let forms = sent.iter().map(|metric| match &metric.data {
+            Some(Data::Sum(sum)) if sum.is_monotonic => "counter",
+            Some(Data::Sum(_)) => "sum",
+            Some(Data::Gauge(_)) => "gauge",
+            _ => "another",
+        });
+        assert_eq!(forms.collect::<Vec<_>>(), ["gauge", "counter", "sum"]);
+    }
+
     #[test]
     fn time_never_goes_back() {
         let mut source = source();
