@@ -26,6 +26,10 @@ pub struct PostgresUrl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
     Form,
+    /// A URL without a server.
+    Host,
+    /// Parameters behind the `?` that the client does not know.
+    Parameters,
     Password,
     SslMode,
     Timeout,
@@ -46,6 +50,15 @@ impl StoreUrl {
     pub(crate) fn advice(text: &str) -> Option<&'static str> {
         match StoreUrl::read(text).err()? {
             Wrong::Form => None,
+            Wrong::Host => Some(
+                "a URL with the server's name or address, as in \
+                 \"postgres://autoglmd@db.example.com/autoglmd\", or with the folder of its Unix \
+                 socket, as in \"postgres://autoglmd@%2Frun%2Fpostgresql/autoglmd\"",
+            ),
+            Wrong::Parameters => Some(
+                "a URL whose parameters are some of sslmode, application_name, options, \
+                 target_session_attrs, keepalives, keepalives_idle and tcp_user_timeout",
+            ),
             Wrong::Password => Some(
                 "a URL without a password, because the configuration is shown and logged; put the \
                  password into a file and name that in store.password_file",
@@ -73,9 +86,16 @@ impl StoreUrl {
         let (modes, others): (Vec<&str>, Vec<&str>) =
             parameters.partition(|pair| pair.starts_with("sslmode="));
         let settings = format!("{base}?{}", others.join("&"));
-        let mut settings: tokio_postgres::Config = settings.parse().map_err(|_| Wrong::Form)?;
+        let mut settings: tokio_postgres::Config = settings.parse().map_err(|_| {
+            let is_base_good = base.parse::<tokio_postgres::Config>().is_ok();
+            if is_base_good {
+                Wrong::Parameters
+            } else {
+                Wrong::Form
+            }
+        })?;
         if settings.get_hosts().is_empty() {
-            return Err(Wrong::Form);
+            return Err(Wrong::Host);
         }
         if settings.get_password().is_some() {
             return Err(Wrong::Password);
@@ -187,8 +207,10 @@ mod tests {
                 Wrong::SslMode,
             ),
             ("postgres://me@db/a?connect_timeout=3", Wrong::Timeout),
-            ("postgres://me@db/a?colour=red", Wrong::Form),
-            ("postgres:///a", Wrong::Form),
+            ("postgres://me@db/a?colour=red", Wrong::Parameters),
+            ("postgres://me@db/a?keepalives_idle=soon", Wrong::Parameters),
+            ("postgres:///a", Wrong::Host),
+            ("postgres://me@db:port/a", Wrong::Form),
             ("mysql://me@db/a", Wrong::Form),
             ("", Wrong::Form),
         ] {

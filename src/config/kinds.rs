@@ -3,7 +3,7 @@
 //!
 //! To add a kind, start from [`TEXT`] and state the differences.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::tls::ClientKey;
 use super::units;
 use super::value::{Value, toml_string};
 use super::words::{Word, words};
-use crate::http::origin::Origin;
+use crate::http::origin::{BadUrl, Origin};
 use crate::limits::config as limits;
 
 /// Any text: the starting point of the other kinds.
@@ -191,6 +191,20 @@ pub const REDIS_URL: ValueKind = ValueKind {
 pub const HTTP_URL: ValueKind = ValueKind {
     name: "URL",
     expected: |_| "\"http://HOST:PORT/PATH\", the same with https, or \"\"".to_owned(),
+    advice: |text| match Origin::parse(text).err()? {
+        BadUrl::Scheme => None,
+        BadUrl::TooLong => Some("a URL of at most 2048 bytes"),
+        BadUrl::UserInformation => Some(
+            "a URL without a user and a password, because the configuration is shown and logged; \
+             name a file in metrics.push.token_file, or a field in metrics.push.headers",
+        ),
+        BadUrl::Host => Some(
+            "the name or the address of a host behind \"://\", as in \
+             \"http://collector.example:4318/v1/metrics\" or \"http://[::1]:4318/v1/metrics\"",
+        ),
+        BadUrl::Port => Some("a port from 1 to 65535 behind the host, or none"),
+        BadUrl::Target => Some("a path of visible ASCII, with other bytes as %XX"),
+    },
     from_toml: |value| http_url(value.as_str()?),
     from_text: http_url,
     ..TEXT
@@ -200,6 +214,7 @@ pub const HTTP_URL: ValueKind = ValueKind {
 pub const SOCKET: ValueKind = ValueKind {
     name: "socket address",
     expected: |_| "an address and a port such as \"10.0.0.1:7946\", or \"\"".to_owned(),
+    advice: socket_advice,
     from_toml: |value| own_socket(value.as_str()?),
     from_text: own_socket,
     ..TEXT
@@ -209,6 +224,7 @@ const PEER: ValueKind = ValueKind {
     plural: "socket addresses",
     example: "10.0.0.2:7946",
     expected: |_| "an address and a port such as \"10.0.0.2:7946\"".to_owned(),
+    advice: socket_advice,
     from_toml: |value| socket(value.as_str()?),
     from_text: socket,
     ..TEXT
@@ -221,6 +237,7 @@ const BROKER: ValueKind = ValueKind {
     plural: "brokers",
     example: "kafka-1.example:9092",
     expected: |_| "a host and a port such as \"kafka-1.example:9092\"".to_owned(),
+    advice: broker_advice,
     from_toml: |value| broker(value.as_str()?),
     from_text: broker,
     ..TEXT
@@ -441,10 +458,37 @@ fn own_socket(text: &str) -> Option<Value> {
     }
 }
 
-/// A member must be reachable, so "any address" is not one.
+/// A member must be reachable, so "any address" is not one, and neither is "any port".
 fn socket(text: &str) -> Option<Value> {
     let address: SocketAddr = text.parse().ok()?;
-    text_if(!address.ip().is_unspecified(), text)
+    text_if(!address.ip().is_unspecified() && address.port() != 0, text)
+}
+
+/// Names what keeps other members from reaching an address, or from finding it.
+fn socket_advice(text: &str) -> Option<&'static str> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return match address.port() {
+            0 => Some("a port from 1 to 65535: the other members must know it"),
+            _ => Some("the one address at which the other members reach this machine"),
+        };
+    }
+    if text.contains("://") {
+        return Some("an address and a port without a scheme, such as \"10.0.0.1:7946\"");
+    }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Some("an IPv6 address in brackets and a port, such as \"[fd00::1]:7946\"");
+    }
+    let (host, _) = text.rsplit_once(':')?;
+    let is_name = Hosts::takes(host) && host.parse::<IpAddr>().is_err();
+    is_name.then_some("an address in place of the name, and a port, such as \"10.0.0.1:7946\"")
+}
+
+fn broker_advice(text: &str) -> Option<&'static str> {
+    if text.contains("://") {
+        return Some("a host and a port without a scheme, such as \"kafka-1.example:9092\"");
+    }
+    let is_bare = text.parse::<Ipv6Addr>().is_ok();
+    is_bare.then_some("an IPv6 address in brackets and a port, such as \"[fd00::1]:9092\"")
 }
 
 fn broker(text: &str) -> Option<Value> {
@@ -500,6 +544,7 @@ fn digits(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::config::words::EngineKind;
+    use crate::limits::http as http_limits;
     use proptest::prelude::*;
 
     fn texts(list: &[&str]) -> Value {
@@ -598,6 +643,42 @@ mod tests {
         ] {
             assert!(TOPIC.read_text(wrong).is_err(), "{wrong}");
         }
+    }
+
+    /// Mutations: an advice that is left out, a port 0 or "any address" that is taken.
+    #[test]
+    fn a_refused_place_names_the_part_that_is_wrong() {
+        for (kind, text, expected) in [
+            (REDIS_URL, "redis+sentinel://a", "sentinels know the master"),
+            (STORE_URL, "postgres:///a", "server's name or address"),
+            (STORE_URL, "postgres://db/a?colour=red", "whose parameters"),
+            (HTTP_URL, "collector:4318", "\"http://HOST:PORT/PATH\""),
+            (HTTP_URL, "http://me:secret@a/", "without a user"),
+            (HTTP_URL, "http:///v1/metrics", "host behind"),
+            (HTTP_URL, "http://a:0/", "a port from 1 to 65535"),
+            (HTTP_URL, "http://a/v1 metrics", "visible ASCII"),
+            (SOCKET, "0.0.0.0:7946", "the one address"),
+            (SOCKET, "10.0.0.1:0", "the other members must know it"),
+            (SOCKET, "node.example:7946", "in place of the name"),
+            (SOCKET, "fd00::1", "in brackets"),
+            (SOCKET, "udp://10.0.0.1:7946", "without a scheme"),
+            (SOCKET, "10.0.0.1", "\"10.0.0.1:7946\""),
+            (PEER, "[::]:7946", "the one address"),
+            (BROKER, "kafka://a:9092", "without a scheme"),
+            (BROKER, "fd00::1:9092", "in brackets"),
+            (BROKER, "kafka", "\"kafka-1.example:9092\""),
+        ] {
+            let refused = kind.read_text(text).expect_err(text);
+            assert!(
+                refused.expected.contains(expected),
+                "{text}: {}",
+                refused.expected
+            );
+        }
+        let long = format!("http://a/{}", "b".repeat(http_limits::URL_BYTES_MAX));
+        let refused = HTTP_URL.read_text(&long).expect_err("it is long");
+        let bound = format!("at most {} bytes", http_limits::URL_BYTES_MAX);
+        assert!(refused.expected.contains(&bound), "{}", refused.expected);
     }
 
     proptest! {

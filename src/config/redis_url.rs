@@ -19,6 +19,22 @@ pub struct RedisUrl {
     pub database: u8,
 }
 
+/// Why a text is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    Form,
+    Password,
+    Host,
+    /// Several hosts of one server.
+    ManyHosts,
+    TooManyHosts,
+    /// Sentinels without the name of a master.
+    NoMaster,
+    Database,
+    ClusterDatabase,
+    Socket,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisServers {
     Single(RedisHost),
@@ -46,52 +62,102 @@ impl RedisUrl {
 
     /// Returns better advice than [`RedisUrl::EXPECTED`] for some texts.
     pub(crate) fn advice(text: &str) -> Option<&'static str> {
-        let (_, rest) = text.split_once("://")?;
-        let (user, _) = rest.split('/').next()?.rsplit_once('@')?;
-        user.contains(':').then_some(
-            "an address without a password; put the password into a file and name that in \
-             cache.shared.password_file",
-        )
+        match RedisUrl::read(text).err()? {
+            Wrong::Form => None,
+            Wrong::Password => Some(
+                "an address without a password; put the password into a file and name that in \
+                 cache.shared.password_file",
+            ),
+            Wrong::Host => Some(
+                "each host as a name or an address with a port from 1 to 65535, as in \
+                 \"redis.example:6379\", \"10.0.0.1:6379\" or \"[fd00::1]:6379\"",
+            ),
+            Wrong::ManyHosts => Some(
+                "one host; several are the sentinels of a set, \
+                 \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\", or nodes of a cluster, \
+                 \"redis+cluster://HOST:PORT,HOST:PORT\"",
+            ),
+            Wrong::TooManyHosts => Some("at most 32 hosts; they name the others themselves"),
+            Wrong::NoMaster => Some(
+                "the name under which the sentinels know the master, behind the hosts: \
+                 \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\", often \"/mymaster\"",
+            ),
+            Wrong::Database => Some(
+                "a number from 0 to 255 as the database, behind the host (\"redis://HOST:PORT/3\") \
+                 or the master (\"redis+sentinel://HOST:PORT/MASTER/3\")",
+            ),
+            Wrong::ClusterDatabase => Some(
+                "a cluster without a database, because it has only one: \
+                 \"redis+cluster://HOST:PORT,HOST:PORT\"",
+            ),
+            Wrong::Socket => Some(
+                "the absolute path of a socket, as in \"redis+unix:/run/redis/redis.sock\", \
+                 without user, database and TLS",
+            ),
+        }
     }
 
     pub fn parse(text: &str) -> Option<RedisUrl> {
+        RedisUrl::read(text).ok()
+    }
+
+    fn read(text: &str) -> Result<RedisUrl, Wrong> {
         if let Some(path) = text.strip_prefix("redis+unix:") {
-            return path.starts_with('/').then(|| RedisUrl {
-                servers: RedisServers::Socket(path.into()),
-                is_tls: false,
-                user: String::new(),
-                database: 0,
-            });
+            return match path.starts_with('/') {
+                true => Ok(RedisUrl::of_socket(path)),
+                false => Err(Wrong::Socket),
+            };
         }
-        let (scheme, rest) = text.split_once("://")?;
+        let (scheme, rest) = text.split_once("://").ok_or(Wrong::Form)?;
         let (security, form) = scheme.split_once('+').unwrap_or((scheme, ""));
         let is_tls = match security {
             "redis" => false,
             "rediss" => true,
-            _ => return None,
+            _ => return Err(Wrong::Form),
         };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
-        if user.contains([':', '@']) {
-            return None;
+        if user.contains(':') {
+            return Err(Wrong::Password);
+        }
+        if user.contains('@') {
+            return Err(Wrong::Form);
         }
         let (servers, database) = match form {
-            "" => (RedisServers::Single(host(hosts, PORT)?), database(path)?),
-            "sentinel" => {
-                let (master, number) = path.split_once('/').unwrap_or((path, ""));
-                let servers = RedisServers::Sentinel(list(hosts, SENTINEL_PORT)?, master.into());
-                (!master.is_empty()).then_some((servers, database(number)?))?
+            "" if hosts.contains(',') => return Err(Wrong::ManyHosts),
+            "" => {
+                let host = host(hosts, PORT).ok_or(Wrong::Host)?;
+                (RedisServers::Single(host), database(path)?)
             }
-            // A cluster has one database.
+            "sentinel" => {
+                let hosts = list(hosts, SENTINEL_PORT)?;
+                let (master, number) = path.split_once('/').unwrap_or((path, ""));
+                if master.is_empty() {
+                    return Err(Wrong::NoMaster);
+                }
+                let database = database(number)?;
+                (RedisServers::Sentinel(hosts, master.into()), database)
+            }
             "cluster" if path.is_empty() => (RedisServers::Cluster(list(hosts, PORT)?), 0),
-            _ => return None,
+            "cluster" => return Err(Wrong::ClusterDatabase),
+            "unix" => return Err(Wrong::Socket),
+            _ => return Err(Wrong::Form),
         };
-        Some(RedisUrl {
+        Ok(RedisUrl {
             servers,
             is_tls,
             user: user.to_owned(),
             database,
         })
+    }
+
+    fn of_socket(path: &str) -> RedisUrl {
+        RedisUrl {
+            servers: RedisServers::Socket(path.into()),
+            is_tls: false,
+            user: String::new(),
+            database: 0,
+        }
     }
 }
 
@@ -132,17 +198,23 @@ impl fmt::Display for RedisHost {
     }
 }
 
-fn database(text: &str) -> Option<u8> {
+fn database(text: &str) -> Result<u8, Wrong> {
     match text {
-        "" => Some(0),
-        text if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
-        _ => None,
+        "" => Ok(0),
+        text if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            text.parse().map_err(|_| Wrong::Database)
+        }
+        _ => Err(Wrong::Database),
     }
 }
 
-fn list(text: &str, port: u16) -> Option<Vec<RedisHost>> {
+fn list(text: &str, port: u16) -> Result<Vec<RedisHost>, Wrong> {
     let hosts: Option<Vec<RedisHost>> = text.split(',').map(|one| host(one, port)).collect();
-    hosts.filter(|hosts| limits::REDIS_HOSTS.contains(&hosts.len()))
+    let hosts = hosts.ok_or(Wrong::Host)?;
+    match limits::REDIS_HOSTS.contains(&hosts.len()) {
+        true => Ok(hosts),
+        false => Err(Wrong::TooManyHosts),
+    }
 }
 
 fn host(text: &str, default_port: u16) -> Option<RedisHost> {
@@ -181,6 +253,7 @@ mod tests {
             "rediss://autoglmd@redis.example:6380/3",
             "redis://[::1]:6379",
             "redis+unix:/run/redis.sock",
+            "redis+unix:///run/redis.sock",
             "redis+sentinel://a:26379,b:26380/mymaster",
             "rediss+sentinel://me@a:26379/mymaster/2",
             "redis+cluster://a:7000,b:7001",
@@ -190,25 +263,53 @@ mod tests {
         }
         let short = RedisUrl::parse("redis+sentinel://a,b/m").unwrap();
         assert_eq!(short.to_string(), "redis+sentinel://a:26379,b:26379/m");
-        for wrong in [
-            "",
-            "redis://",
-            "redis://a:0",
-            "redis://a:70000",
-            "redis://a/b",
-            "redis://a/256",
-            "redis://me:secret@a",
-            "redis://me@you@a",
-            "redis://a,b",
-            "redis+cluster://a/1",
-            "redis+sentinel://a",
-            "redis+unix:redis.sock",
-            "http://a",
-            "redis://[::1:6379",
-            "redis://a b",
+        assert_eq!(RedisUrl::parse(""), None);
+    }
+
+    /// Each refusal names the part that is wrong. Mutations: sentinels without a master's name that
+    /// are taken, or refused by the general message.
+    #[test]
+    fn advice_names_the_part_that_is_missing_or_wrong() {
+        let many = format!("redis+cluster://{}", ["a"; 33].join(","));
+        for (text, wrong) in [
+            ("http://a", Wrong::Form),
+            ("redis+sentinels://a/m", Wrong::Form),
+            ("a:6379", Wrong::Form),
+            ("redis://me@you@a", Wrong::Form),
+            ("redis://me:secret@a", Wrong::Password),
+            ("redis+sentinel://me:secret@a", Wrong::Password),
+            ("redis://", Wrong::Host),
+            ("redis://a:0", Wrong::Host),
+            ("redis://a:70000", Wrong::Host),
+            ("redis://[::1:6379", Wrong::Host),
+            ("redis://a b", Wrong::Host),
+            ("redis+cluster://a,,b", Wrong::Host),
+            ("redis+sentinel:///m", Wrong::Host),
+            ("redis://a,b", Wrong::ManyHosts),
+            (&many, Wrong::TooManyHosts),
+            ("redis+sentinel://a", Wrong::NoMaster),
+            ("redis+sentinel://a:26379,b/", Wrong::NoMaster),
+            ("rediss+sentinel://a//1", Wrong::NoMaster),
+            ("redis://a/b", Wrong::Database),
+            ("redis://a/256", Wrong::Database),
+            ("redis+sentinel://a/m/-1", Wrong::Database),
+            ("redis+cluster://a/1", Wrong::ClusterDatabase),
+            ("redis+unix:redis.sock", Wrong::Socket),
+            ("rediss+unix:///run/redis.sock", Wrong::Socket),
         ] {
-            assert_eq!(RedisUrl::parse(wrong), None, "{wrong}");
+            assert_eq!(RedisUrl::read(text), Err(wrong), "{text}");
         }
+        let most = *limits::REDIS_HOSTS.end();
+        let advice = RedisUrl::advice(&many).expect("advice");
+        assert!(
+            advice.contains(&format!("at most {most} hosts")),
+            "{advice}"
+        );
+        let advice = RedisUrl::advice("redis+sentinel://a").expect("advice");
+        assert!(
+            advice.contains("redis+sentinel://HOST:PORT,HOST:PORT/MASTER"),
+            "{advice}"
+        );
     }
 
     #[test]

@@ -132,6 +132,12 @@ fn every_mistake_has_its_place_and_what_is_expected() {
             "a.toml:2:1: unknown key passwords in [auth]; expected one of enabled",
         ),
         (
+            "[cache.shared]\nurl = \"redis+sentinel://a:26379,b:26379\"",
+            "a.toml:2:7: cache.shared.url is \"redis+sentinel://a:26379,b:26379\"; expected the \
+             name under which the sentinels know the master, behind the hosts: \
+             \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\", often \"/mymaster\"",
+        ),
+        (
             "[engine]\nparallel = 257",
             "a.toml:2:12: engine.parallel is 257; expected a whole number from 1 to 256",
         ),
