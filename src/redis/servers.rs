@@ -11,6 +11,8 @@
 //!     of an earlier request.
 //!  3. A server whose breaker is open costs a request nothing but its failure.
 //!
+//! Mutations that the tests below catch: a node beyond the bound, slots of an earlier map.
+//!
 //! Mutations that `tests/redis.rs` catches: a connection that is kept after a timeout
 //! (`a_stopped_server_...`), no new map after `MOVED` (`a_cluster_...`), a master that is kept
 //! after `READONLY` (`another_master_...`).
@@ -247,35 +249,48 @@ impl Servers {
 
     /// Asks one node for the map: a connected one, or else those of the configuration in turn.
     fn read_map(&mut self, now: Moment) {
-        let connected = self
-            .nodes
-            .iter_mut()
-            .find_map(|node| node.connection.as_mut());
-        let read = match connected {
-            Some(connection) => ranges(connection),
+        let timeout = self.dialer.settings().timeout;
+        let connected = |node: &Node| node.connection.is_some();
+        let asked = self.nodes.iter().position(connected);
+        let connection = asked.and_then(|index| self.nodes[index].connection.as_mut());
+        let read = match connection {
+            Some(connection) => {
+                // A batch has left the rest of its own time as the limit.
+                limit(connection, timeout).and_then(|()| ranges(connection))
+            }
             None => self.dialer.dial().and_then(|mut one| ranges(&mut one)),
         };
         self.draws += 1;
         let random = self.random.hash_one(self.draws);
+        if let Some(map) = &mut self.cluster {
+            // After a success, too: a map that is read again at once would be the same one, because
+            // nodes agree by gossip. Pauses grow while the map changes again and again.
+            if now.since(map.breaker.next_try()) > limits::RETRY_PAUSE_MAX {
+                map.breaker.note_success();
+            }
+            map.breaker.note_failure(now, random);
+        }
+        match (read, asked) {
+            (Ok(ranges), _) => self.take_map(ranges),
+            (Err(error), Some(index)) => self.lose(index, error, now),
+            (Err(error), None) => self.last_error = Some(error),
+        }
+    }
+
+    /// Replaces the map. Nodes that are in both keep their connections.
+    fn take_map(&mut self, ranges: Vec<Range>) {
         let Some(map) = &mut self.cluster else {
             return;
         };
-        let ranges = match read {
-            Ok(ranges) => ranges,
-            Err(error) => {
-                map.breaker.note_failure(now, random);
-                self.last_error = Some(error);
-                return;
-            }
-        };
-        // A map that is read again at once would be the same one: nodes agree by gossip.
-        map.breaker.note_failure(now, random);
         map.is_stale = false;
         map.slots = SlotMap::default();
         let mut nodes: Vec<Node> = Vec::new();
         for range in ranges {
             let place = Some(Place::Host(range.host));
             let index = nodes.iter().position(|node| node.place == place);
+            if index.is_none() && nodes.len() == limits::CLUSTER_NODES_MAX {
+                continue;
+            }
             let index = index.unwrap_or_else(|| {
                 let known = self.nodes.iter().position(|node| node.place == place);
                 nodes.push(match known {
@@ -286,7 +301,6 @@ impl Servers {
             });
             map.slots.assign(range.first, range.last, index);
         }
-        nodes.truncate(limits::CLUSTER_NODES_MAX);
         self.nodes = nodes;
     }
 }
@@ -312,9 +326,13 @@ impl Verdict {
 }
 
 fn check(connection: &mut Connection, timeout: Duration) -> RedisResult<()> {
-    connection.set_read_timeout(Some(timeout))?;
-    connection.set_write_timeout(Some(timeout))?;
+    limit(connection, timeout)?;
     cmd("PING").exec(connection)
+}
+
+fn limit(connection: &Connection, timeout: Duration) -> RedisResult<()> {
+    connection.set_read_timeout(Some(timeout))?;
+    connection.set_write_timeout(Some(timeout))
 }
 
 /// The rest of a batch's time. Zero would mean no limit.
@@ -356,4 +374,93 @@ pub(super) fn ranges(connection: &mut Connection) -> RedisResult<Vec<Range>> {
         })
     };
     Ok(rows.iter().filter_map(range).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CacheShared, RedisUrl};
+    use crate::redis::slots::slot_of;
+    use std::sync::mpsc;
+
+    fn cluster() -> Servers {
+        let config = CacheShared {
+            url: RedisUrl::parse("redis+cluster://127.0.0.1:1"),
+            ..CacheShared::default()
+        };
+        let settings = Settings::of(&config, None).expect("no files");
+        Servers::new(settings.expect("a URL"))
+    }
+
+    fn range(slot: u64, port: u16) -> Range {
+        let name = "127.0.0.1".to_owned();
+        Range {
+            first: slot,
+            last: slot,
+            host: RedisHost { name, port },
+        }
+    }
+
+    fn key_in(slot: u16) -> String {
+        let keys = (0_u32..).map(|number| number.to_string());
+        let mut keys = keys.filter(|key| slot_of(key.as_bytes()) == slot);
+        keys.next().expect("each slot has keys")
+    }
+
+    /// A server may claim any number of nodes. Mutation: a slot of a node beyond the bound, which
+    /// would end the thread.
+    #[test]
+    fn nodes_of_a_cluster_are_bounded_and_slots_of_others_fail() {
+        let mut servers = cluster();
+        let most = limits::CLUSTER_NODES_MAX as u16;
+        let ranges = (0..most + 10).map(|number| range(number.into(), 1 + number));
+        servers.take_map(ranges.collect());
+        assert_eq!(servers.nodes.len(), limits::CLUSTER_NODES_MAX);
+        let key = key_in(most + 5);
+        let (sender, replies) = mpsc::channel();
+        let request = Request::new(&key, &[b"GET", b"a"], Moment::NEVER, move |reply| {
+            sender.send(reply).expect("the test waits for it");
+        });
+        servers.exchange(vec![request], Moment::ZERO);
+        assert_eq!(replies.recv(), Ok(Reply::Failed));
+    }
+
+    /// Mutations: no pause at all; one that stays long for the rest of the daemon's life.
+    #[test]
+    fn pauses_between_maps_grow_and_shrink_again_after_a_rest() {
+        let mut servers = cluster();
+        let mut now = Moment::from_micros(1);
+        let mut pause = |after: Duration| {
+            now = now + after;
+            servers.read_map(now);
+            let map = servers.cluster.as_ref().expect("a map");
+            map.breaker.next_try().since(now)
+        };
+        let first = pause(Duration::ZERO);
+        assert!(first >= limits::RETRY_PAUSE_MIN / 2, "{first:?}");
+        let grown = (0..8).map(|_| pause(limits::RETRY_PAUSE_MAX)).last();
+        assert!(grown >= Some(limits::RETRY_PAUSE_MAX / 2), "{grown:?}");
+        let rested = pause(3 * limits::RETRY_PAUSE_MAX);
+        assert!(rested <= limits::RETRY_PAUSE_MIN, "{rested:?}");
+    }
+
+    /// Mutations: slots of the map before; breakers that begin again with each map.
+    #[test]
+    fn a_new_map_replaces_the_slots_and_keeps_the_nodes_it_names() {
+        let mut servers = cluster();
+        servers.take_map(vec![range(1, 7_001), range(2, 7_002)]);
+        for node in &mut servers.nodes {
+            node.breaker.note_failure(Moment::from_micros(5), 0);
+        }
+        servers.take_map(vec![range(2, 7_002), range(3, 7_003), range(4, 7_002)]);
+        let may_try: Vec<bool> = servers
+            .nodes
+            .iter()
+            .map(|node| node.breaker.may_try(Moment::from_micros(5)))
+            .collect();
+        assert_eq!(may_try, [false, true], "the second node had failed");
+        let map = servers.cluster.as_ref().expect("a map");
+        let nodes = [1, 2, 3, 4].map(|slot| map.slots.node_of(key_in(slot).as_bytes()));
+        assert_eq!(nodes, [None, Some(0), Some(1), Some(0)]);
+    }
 }
