@@ -27,6 +27,11 @@ impl Problem {
             excerpt: None,
         }
     }
+
+    /// Returns it on one line, for the log.
+    pub fn brief(&self) -> String {
+        format!("{}: {}", self.place, self.message)
+    }
 }
 
 impl fmt::Display for Problem {

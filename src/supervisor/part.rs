@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::spawner::Spawner;
 use crate::bus::Invalidation;
 use crate::cache::timer::Timer;
-use crate::config::{Config, Loaded, Sources};
+use crate::config::{Config, Loaded, Problem, Sources};
 use crate::core::buffered::Account;
 use crate::engine::Engine;
 use crate::keys::KeyRing;
@@ -118,9 +118,7 @@ impl Birth {
         let warnings = loaded.warnings.iter();
         let (journal, notes) = Journal::new();
         Birth {
-            warnings: warnings
-                .map(|warning| format!("{}: {}", warning.place, warning.message))
-                .collect(),
+            warnings: warnings.map(Problem::brief).collect(),
             config: Arc::new(loaded.config.clone()),
             metrics: Metrics::new(loaded.config.engine.kind.as_str()),
             sources: sources.clone(),

@@ -13,7 +13,7 @@ use super::files::{self, Fresh};
 use super::metrics::{ReloadResult, SupervisorSeries};
 use super::part::Settings;
 use super::reading::Cause;
-use crate::config;
+use crate::config::{self, Problem};
 use crate::os::watch::FileWatch;
 
 impl Daemon {
@@ -105,6 +105,16 @@ impl Daemon {
         self.count_reload(ReloadResult::Succeeded);
         self.refusal = None;
         let changes = config::diff(&self.loaded.config, &fresh.config);
+        let is_new = |warning: &&Problem| {
+            let mut before = self.loaded.warnings.iter();
+            !before.any(|one| one.message == warning.message)
+        };
+        let warnings: Vec<String> = fresh
+            .warnings
+            .iter()
+            .filter(is_new)
+            .map(Problem::brief)
+            .collect();
         fresh.config = config::reloaded(&self.loaded.config, &fresh.config);
         let settings = Settings {
             config: Arc::new(fresh.config.clone()),
@@ -114,6 +124,7 @@ impl Daemon {
         // new settings.
         self.parts.apply(&settings, || {
             log::info!("{cause}: {}", config::summary(&changes));
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
         });
         self.loaded = fresh;
         if let Some(watch) = &mut self.watch {
