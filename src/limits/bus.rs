@@ -67,6 +67,10 @@ pub const DIRECT_MEMBERS_MAX: usize = 64;
 /// The size of a cluster for which the protocol's times are chosen.
 pub const CLUSTER_MEMBERS_TYPICAL: u32 = 10;
 
+/// How far an identity is ahead of the one before it at most, as a power of two in milliseconds:
+/// 139 years, so that any two clocks are reconciled.
+pub const LEAP_BITS_MAX: u32 = 42;
+
 /// How often a member looks for others at the configured addresses.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -11,7 +11,8 @@
 //!     bounded.
 //!
 //! Mutations that the tests below catch: ids that are not remembered (`a_notice_reaches_...`), no
-//! report when a member appears (`a_member_that_...`).
+//! report when a member appears (`a_member_that_...`); `leap` without its growth
+//! (`a_member_that_comes_back_with_an_earlier_clock_...`).
 
 use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
@@ -118,12 +119,15 @@ pub struct Effects {
     pub notices: Vec<Vec<u8>>,
     /// A member has appeared: notices from before it may have been missed.
     pub has_gained: bool,
+    /// The others took this member for dead, and it has another identity now.
+    has_rejoined: bool,
 }
 
 impl Runtime<Member> for &mut Effects {
     fn notify(&mut self, notification: Notification<'_, Member>) {
         match notification {
-            Notification::MemberUp(_) | Notification::Rejoin(_) => self.has_gained = true,
+            Notification::MemberUp(_) => self.has_gained = true,
+            Notification::Rejoin(_) => (self.has_gained, self.has_rejoined) = (true, true),
             _ => {}
         }
     }
@@ -181,6 +185,8 @@ pub struct Members {
     foca: Foca<Member, PostcardCodec, Dice, Seen>,
     texts: Arc<Mutex<Vec<Vec<u8>>>>,
     effects: Effects,
+    /// Identities that were given up lately.
+    rejoins: u32,
 }
 
 impl Members {
@@ -196,6 +202,7 @@ impl Members {
             foca: Foca::with_custom_broadcast(own, config, random, PostcardCodec, seen),
             texts,
             effects: Effects::default(),
+            rejoins: 0,
         }
     }
 
@@ -204,8 +211,9 @@ impl Members {
         self.foca.num_members()
     }
 
-    /// Announces this member to those of `addresses` that are not known to live.
+    /// Announces this member to those of `addresses` that are not known to live: once per second.
     pub fn announce(&mut self, addresses: &[SocketAddr]) {
+        self.rejoins = self.rejoins.saturating_sub(1);
         for address in addresses {
             let is_known = |one: &foca::Member<Member>| one.id().address == *address;
             let is_own = self.foca.identity().address == *address;
@@ -222,7 +230,10 @@ impl Members {
     /// Handles the payload of a genuine datagram.
     pub fn handle_payload(&mut self, payload: &[u8]) {
         match payload.split_first() {
-            Some((&PROTOCOL, data)) => note(self.foca.handle_data(data, &mut self.effects)),
+            Some((&PROTOCOL, data)) => {
+                note(self.foca.handle_data(data, &mut self.effects));
+                self.leap();
+            }
             // From a command, or directly from the member that has published it.
             Some((&NOTICE, data)) if data.len() > ID_BYTES => self.spread(data),
             _ => {}
@@ -231,6 +242,25 @@ impl Members {
 
     pub fn handle_timer(&mut self, timer: Timer<Member>) {
         note(self.foca.handle_timer(timer, &mut self.effects));
+        self.leap();
+    }
+
+    /// Makes an identity that the others take, if they remember a later one of this address: after
+    /// a restart on a machine whose clock was set back. The protocol itself would try the next
+    /// millisecond, be refused, and so on, with a datagram to each member each time. So each
+    /// further identity is sixteen times as far ahead.
+    fn leap(&mut self) {
+        if !std::mem::take(&mut self.effects.has_rejoined) {
+            return;
+        }
+        self.rejoins = self.rejoins.saturating_add(1);
+        let ahead = 1_u64 << (4 * self.rejoins).min(limits::LEAP_BITS_MAX);
+        let own = *self.foca.identity();
+        let next = Member {
+            started_ms: own.started_ms.saturating_add(ahead),
+            ..own
+        };
+        note(self.foca.change_identity(next, &mut self.effects));
     }
 
     /// Sends a notice to all members.
@@ -425,6 +455,36 @@ mod tests {
         assert!(world.gains[0] > gains[0] && world.gains[1] > gains[1]);
         world.publish(0, 1, b"a");
         assert_eq!(world.notices[2].len(), 1);
+    }
+
+    /// A machine's clock is set back while its daemon is down, so the daemon comes back with an
+    /// earlier time than the one that the others remember.
+    ///
+    /// Mutation: identities that are renewed in single milliseconds.
+    #[test]
+    fn a_member_that_comes_back_with_an_earlier_clock_is_seen() {
+        const NOW: u64 = 1_800_000_000_000;
+        for behind in [1, 3_600_000, NOW / 2] {
+            let mut world = World::of(3, 0);
+            world.start(2, NOW);
+            world.run(Duration::from_secs(10));
+            world.members[2] = None;
+            world.run(Duration::from_secs(60));
+            let sent = world.sent;
+            world.start(2, NOW - behind);
+            world.run(Duration::from_secs(10));
+            let others: Vec<usize> = world
+                .members
+                .iter()
+                .flatten()
+                .map(Members::others)
+                .collect();
+            assert_eq!(others, [2, 2, 2], "{behind} ms behind");
+            // Ten seconds of the usual gossip are some hundred datagrams.
+            assert!(world.sent - sent < 2_000, "{} datagrams", world.sent - sent);
+            world.publish(0, 1, b"a");
+            assert_eq!(world.notices[2].len(), 1);
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //!     nothing else.
 //!  2. A round handles at most [`limits::DATAGRAMS_PER_ROUND_ITEMS`] of them before its timers.
 //!
+//! Mutation that the test below catches: notices of a command that reach one member alone.
+//!
 //! Mutation that `tests/bus.rs` catches: datagrams that are not opened
 //! (`gossip_refuses_strangers_...`).
 
@@ -341,4 +343,38 @@ fn random_id() -> io::Result<[u8; 16]> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(io::Error::other)?;
     Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command on a machine whose own daemon is down. Mutation: `publish` to the configured
+    /// address alone.
+    #[test]
+    fn a_command_sends_its_notices_to_each_configured_member() {
+        let key = SealKey::new(b"a secret of one cluster, for tests");
+        let sockets = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a port"));
+        let address = |socket: &UdpSocket| socket.local_addr().expect("it is bound");
+        let settings = GossipSettings {
+            listen: address(&sockets[0]),
+            peers: sockets[1..].iter().map(address).collect(),
+            key: key.clone(),
+        };
+        let notices = [Notice::Key("key_1".to_owned()), Notice::Entries];
+        publish(&settings, &notices).expect("they are sent");
+        for socket in &sockets {
+            let patience = Some(std::time::Duration::from_secs(60));
+            socket.set_read_timeout(patience).expect("it is set");
+            let mut opener = Opener::new(key.clone());
+            for notice in &notices {
+                let mut buffer = [0; limits::DATAGRAM_BYTES_MAX];
+                let length = socket.recv(&mut buffer).expect("a datagram");
+                let payload = opener.open(&buffer[..length], UnixMillis::now().as_u64());
+                let payload = payload.expect("it is genuine, and another one");
+                let text = &payload[payload.len() - notice.to_text().len()..];
+                assert_eq!(Notice::parse(text).as_ref(), Some(notice));
+            }
+        }
+    }
 }
