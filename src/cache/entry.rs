@@ -55,8 +55,8 @@ impl Entry {
         bytes
     }
 
-    /// Reads that form. `None`: it is not one. `age`: how old it is, where that is known better
-    /// than by the time of day.
+    /// Reads that form. `None`: it is not one, or its age is unknown. `age`: how old it is, where
+    /// that is known better than by the time of day.
     pub fn decode(bytes: &[u8], age: Option<Duration>, now: (UnixMillis, Moment)) -> Option<Entry> {
         let (finish_reason, rest) = bytes.split_first()?;
         let (usage, rest) = rest.split_first_chunk::<12>()?;
@@ -64,8 +64,10 @@ impl Entry {
         let (id, text) = rest.split_at_checked(IdText::BYTES)?;
         let number = |at: usize| Some(u32::from_le_bytes(usage[at..].first_chunk().copied()?));
         let time = |at: usize| Some(u64::from_le_bytes(times[at..].first_chunk().copied()?));
-        let by_clock = Duration::from_millis(now.0.as_u64().saturating_sub(time(8)?));
-        let age = age.unwrap_or(by_clock);
+        let age = match age {
+            Some(age) => age,
+            None => age_by_clock(time(8)?, now.0)?,
+        };
         let process_age = now.1.since(Moment::ZERO);
         Some(Entry {
             text: std::str::from_utf8(text).ok()?.into(),
@@ -113,6 +115,14 @@ impl Entry {
             served,
         }))
     }
+}
+
+/// Returns an entry's age by the time of day. `None`: the clock was set back since, so that an
+/// entry from before looks new for as long, and again for its TTL.
+fn age_by_clock(completed_ms: u64, now: UnixMillis) -> Option<Duration> {
+    let now_ms = now.as_u64();
+    let is_past = completed_ms <= now_ms.saturating_add(limits::ENTRY_SKEW_MAX.as_millis() as u64);
+    is_past.then(|| Duration::from_millis(now_ms.saturating_sub(completed_ms)))
 }
 
 /// Takes up to a tenth off a TTL, so that entries which were stored together do not expire

@@ -866,6 +866,27 @@ fn an_entry_is_read_as_it_was_written() {
     assert_eq!(read(&bytes), None, "a reason of another version");
 }
 
+/// Mutation: an age that is zero for an entry of the future.
+#[test]
+fn an_entry_of_the_store_from_before_the_clock_was_set_back_is_a_miss() {
+    let (entry, made) = (entry(), 7_200_000);
+    let bytes = entry.encode(UnixMillis::new(made));
+    let age = |now: u64| {
+        let now = (UnixMillis::new(now), Moment::ZERO);
+        Entry::decode(&bytes, None, now).map(|entry| entry.age_before)
+    };
+    let second = Duration::from_secs(1);
+    assert_eq!(age(made + 1_000), Some(second));
+    assert_eq!(
+        age(made - 1_000),
+        Some(Duration::ZERO),
+        "another daemon's clock"
+    );
+    let skew = limits::ENTRY_SKEW_MAX.as_millis() as u64;
+    assert_eq!(age(made - skew), Some(Duration::ZERO));
+    assert_eq!(age(made - skew - 1), None);
+}
+
 /// Mutations: `entry_of` that goes by the time of day; a rest that is taken for the age.
 #[test]
 fn a_shared_result_is_as_old_as_redis_has_kept_it_whatever_the_clocks() {

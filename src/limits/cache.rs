@@ -99,6 +99,10 @@ pub const PRELOADED_LANGUAGES_MAX: usize = 12;
 /// How long the timer rests while no act waits.
 pub const TIMER_REST: Duration = Duration::from_secs(60);
 
+/// How far the clocks of daemons that share a store may differ: an entry that is from
+/// further in the future was made before this machine's clock was set back.
+pub const ENTRY_SKEW_MAX: Duration = Duration::from_secs(30);
+
 /// Bytes of an entry in the level that daemons share: a response of 250,000 tokens. Longer ones
 /// stay in the memory of the daemon that has computed them.
 pub const SHARED_ENTRY_BYTES_MAX: usize = 1 << 20;
