@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use autoglmd::bus::{self, Invalidation, Notice};
@@ -199,6 +202,213 @@ fn a_stopped_server_costs_a_timeout_and_its_late_replies_are_not_taken() {
     for _ in 0..20 {
         assert_eq!(client.get("late"), bytes("late"));
     }
+}
+
+/// Mutations: a pipeline without a bound on its requests, or on its bytes.
+#[test]
+fn a_pipeline_is_bounded_in_requests_and_in_bytes() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    let long = "x".repeat(512 << 10);
+    for (count, value, least) in [(600, "x", 3), (7, &long[..], 4)] {
+        let before = client.series.batches.get();
+        server.pause();
+        let replies: Vec<Receiver<Reply>> = (0..count)
+            .map(|_| {
+                client
+                    .submit("a", &["SET", "a", value])
+                    .expect("there is room")
+            })
+            .collect();
+        server.resume();
+        for reply in replies {
+            assert_eq!(reply.recv_timeout(PATIENCE), Ok(Reply::Nothing));
+        }
+        let batches = client.series.batches.get() - before;
+        assert!(
+            batches >= least,
+            "{count} requests went in {batches} pipelines"
+        );
+    }
+}
+
+/// Mutation: `serve` that ignores the deadline.
+#[test]
+fn a_request_that_waited_for_too_long_is_not_sent() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    server.pause();
+    let before = client.series.batches.get();
+    let first = client
+        .submit("a", &["SET", "a", "1"])
+        .expect("there is room");
+    eventually("the thread has it", || {
+        (client.series.batches.get() > before).then_some(())
+    });
+    let (sender, replies) = bounded(1);
+    let deadline = Moment::now() + Duration::from_millis(1);
+    let request = Request::new("a", &[b"SET", b"a", b"2"], deadline, move |reply| {
+        sender.send(reply).expect("the test waits for it");
+    });
+    client.handle.submit(request).expect("there is room");
+    eventually("its time is up", || {
+        (Moment::now() > deadline).then_some(())
+    });
+    server.resume();
+    assert_eq!(first.recv_timeout(PATIENCE), Ok(Reply::Nothing));
+    assert_eq!(replies.recv_timeout(PATIENCE), Ok(Reply::Failed));
+    assert_eq!(client.get("a"), bytes("1"));
+    use autoglmd::redis::metrics::Outcome::Late;
+    assert_eq!(client.series.requests.get(Late).get(), 1);
+}
+
+/// Mutations: a thread that ends without a reply to what waits, or that leaves the door open.
+#[test]
+fn the_end_of_the_thread_replies_to_all_that_waits() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), SHORT).connected();
+    server.pause();
+    let replies: Vec<Receiver<Reply>> = (0..20)
+        .filter_map(|_| client.submit("a", &["GET", "a"]))
+        .collect();
+    let Client { _link, handle, .. } = client;
+    drop(_link);
+    for reply in replies {
+        assert_eq!(reply.recv_timeout(PATIENCE), Ok(Reply::Failed));
+    }
+    assert!(!handle.is_up());
+    let request = Request::new("a", &[b"GET", b"a"], Moment::NEVER, |_| panic!("served"));
+    assert!(handle.submit(request).is_err());
+}
+
+/// Mutation: no PING after the connect.
+#[test]
+fn a_process_that_is_stopped_is_no_connection() {
+    let server = Server::start();
+    server.pause();
+    let client = Client::to(&server.url(), SHORT);
+    let dialed = Dialer::new(client.settings.clone()).dial();
+    // The kernel has accepted it.
+    assert!(dialed.is_err_and(|error| error.is_timeout()));
+    assert!(!client.handle.is_up());
+}
+
+// ---- a server of the test's own ----
+
+/// Plays a server: each connection's commands get the replies of `script`. Returns its port, and
+/// the count of connections.
+fn play(script: impl Fn(&[String]) -> String + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let (script, connections) = (Arc::new(script), Arc::new(AtomicUsize::new(0)));
+    let accepted = Arc::clone(&connections);
+    // They end with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            accepted.fetch_add(1, Ordering::Relaxed);
+            let (stream, script) = (stream.expect("a connection"), Arc::clone(&script));
+            std::thread::spawn(move || speak(stream, &*script));
+        }
+    });
+    (port, connections)
+}
+
+fn speak(mut stream: TcpStream, script: &dyn Fn(&[String]) -> String) {
+    let mut lines = BufReader::new(stream.try_clone().expect("a socket")).lines();
+    while let Some(Ok(head)) = lines.next() {
+        let count: usize = head.trim_start_matches('*').parse().expect("a count");
+        // Each word has its length on the line before it.
+        let words = lines.by_ref().take(2 * count).map_while(Result::ok);
+        let words: Vec<String> = words.skip(1).step_by(2).collect();
+        if words.is_empty() || stream.write_all(script(&words).as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Mutation: a reading limit for each reply, in place of one for the batch.
+#[test]
+fn a_batch_has_one_deadline_however_slowly_the_replies_come() {
+    let (port, _) = play(|words| match words[0].as_str() {
+        "PING" => "+PONG\r\n".to_owned(),
+        _ => {
+            // Paced by itself: this is the server's work, and nothing waits for it.
+            std::thread::sleep(SHORT / 3);
+            "+OK\r\n".to_owned()
+        }
+    });
+    let client = Client::to(&format!("redis://127.0.0.1:{port}"), SHORT).connected();
+    let replies: Vec<Receiver<Reply>> = (0..20)
+        .filter_map(|_| client.submit("a", &["SET", "a", "1"]))
+        .collect();
+    let replies = replies.iter().map(|reply| reply.recv_timeout(PATIENCE));
+    let served = replies.filter(|reply| *reply == Ok(Reply::Nothing)).count();
+    // A batch of the first request, and one of all others.
+    assert!(served <= 6, "{served} of 20 were waited for");
+}
+
+/// Mutations: a sentinel that is asked again and again; no look at ROLE.
+#[test]
+fn another_sentinel_is_asked_and_a_replica_is_no_master() {
+    let master = Server::start();
+    let replica = Server::with(&[&format!("replicaof 127.0.0.1 {}", master.port())]);
+    let sentinel_of = |port: u16| {
+        let (port, _) = play(move |words| match words[0].as_str() {
+            "PING" => "+PONG\r\n".to_owned(),
+            _ => {
+                let port = port.to_string();
+                format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len())
+            }
+        });
+        port
+    };
+    let (old, new) = (sentinel_of(replica.port()), sentinel_of(master.port()));
+    let url = format!("redis+sentinel://127.0.0.1:{old},127.0.0.1:1,127.0.0.1:{new}/m");
+    let settings = Client::to(&url, PATIENCE).settings.clone();
+    let mut dialer = Dialer::new(settings.clone());
+    let error = dialer.dial().err().expect("a replica");
+    assert!(error.to_string().contains("not the master"), "{error}");
+    assert!(dialer.dial().is_err(), "no sentinel is there");
+    assert!(dialer.dial().is_ok());
+    // A command tries as often.
+    bus::redis::publish(settings, &[Notice::All]).expect("the third sentinel is asked");
+}
+
+/// Mutation: a connection that is kept though the reply for the map has not come.
+#[test]
+fn a_node_that_owes_its_map_is_connected_again() {
+    let maps = Arc::new(AtomicUsize::new(0));
+    let (asked, port) = (Arc::clone(&maps), Arc::new(AtomicU16::new(0)));
+    let own = Arc::clone(&port);
+    let (played, connections) = play(move |words| match words[0].as_str() {
+        "PING" => "+PONG\r\n".to_owned(),
+        "CLUSTER" => {
+            if asked.fetch_add(1, Ordering::Relaxed) == 1 {
+                // Longer than the client waits.
+                std::thread::sleep(2 * SHORT);
+            }
+            let node = format!(
+                "*2\r\n$9\r\n127.0.0.1\r\n:{}\r\n",
+                own.load(Ordering::Relaxed)
+            );
+            format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}")
+        }
+        "MOVE" => "-MOVED 1 127.0.0.1:1\r\n".to_owned(),
+        _ => format!("${}\r\n{}\r\n", words[1].len(), words[1]),
+    });
+    port.store(played, Ordering::Relaxed);
+    let url = format!("redis+cluster://127.0.0.1:{played}");
+    let client = Client::to(&url, SHORT).connected();
+    assert_eq!(client.get("first"), bytes("first"));
+    let before = connections.load(Ordering::Relaxed);
+    assert_eq!(client.ask("a", &["MOVE", "a"]), Reply::Failed);
+    eventually("the node is connected again", || {
+        (connections.load(Ordering::Relaxed) > before).then_some(())
+    });
+    assert!(maps.load(Ordering::Relaxed) >= 2);
+    eventually("the node is used again", || {
+        (client.get("last") == bytes("last")).then_some(())
+    });
 }
 
 /// The password's file is read at each connect, so its loss looks like that of a server.
@@ -447,6 +657,63 @@ fn an_entry_is_found_with_the_rest_of_its_time() {
     assert_eq!(find(&level, id).expect("it is there").rest, None);
 }
 
+/// Mutations: a result without time that leaves the one before it; a walk that failed, or that could
+/// not begin, and keeps the next ones from beginning; a look-up that is refused and not counted.
+#[test]
+fn a_walk_that_fails_is_no_end_of_all_walks() {
+    let mut server = Server::start();
+    let client = Client::to(&server.url(), SHORT * 4).connected();
+    let series: Arc<SharedSeries> = Metrics::new("echo").series();
+    let level = RedisLevel::new(client.handle.clone(), Arc::clone(&series));
+    let id = EntryId {
+        digest: [1; 32],
+        model: [2; 32],
+        tenant: 0x2a,
+    };
+    level.put(id, b"an entry", PATIENCE);
+    assert!(find(&level, id).is_some());
+    level.put(id, b"one that has expired", Duration::ZERO);
+    assert_eq!(find(&level, id), None);
+    server.kill();
+    eventually("the loss is seen", || {
+        (client.get("a") == Reply::Failed && !client.handle.is_up()).then_some(())
+    });
+    assert!(!level.get(id, Moment::NEVER, Box::new(|_| panic!("it is lost"))));
+    use autoglmd::cache::shared::Verdict::Lost;
+    assert_eq!(series.lookups.get(Lost).get(), 1);
+    level.delete(Some(id.tenant));
+    server.restart();
+    let client = client.connected();
+    eventually("a purge works again", || {
+        client.set("autoglmd:entry:000000000000002a:x", "1");
+        level.delete(None);
+        eventually("a reply", || {
+            (client.get("a") == Reply::Nothing).then_some(())
+        });
+        (client.get("autoglmd:entry:000000000000002a:x") == Reply::Nothing).then_some(())
+    });
+
+    let scans = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&scans);
+    let (port, _) = play(move |words| match words[0].as_str() {
+        "PING" => "+PONG\r\n".to_owned(),
+        _ => {
+            counted.fetch_add(1, Ordering::Relaxed);
+            "-ERR no walks today\r\n".to_owned()
+        }
+    });
+    let client = Client::to(&format!("redis://127.0.0.1:{port}"), PATIENCE).connected();
+    let level = RedisLevel::new(client.handle.clone(), series);
+    for number in 1..=3 {
+        level.delete(None);
+        eventually("the server is asked", || {
+            (scans.load(Ordering::Relaxed) == number).then_some(())
+        });
+        // Another request comes behind all that the failure has caused.
+        assert_eq!(client.ask("a", &["PING"]), Reply::Nothing);
+    }
+}
+
 /// Returns how many bytes the server has sent to all clients.
 fn sent_bytes(server: &Server) -> u64 {
     let info = redis::cmd("INFO").arg("stats").to_owned();
@@ -539,7 +806,7 @@ fn holder() -> Arc<Holder> {
 fn four_daemons_never_take_more_than_the_limit_and_a_lease_each() {
     let server = Server::start();
     let rate = Rate::new(6_000, 100);
-    let start = Instant::now();
+    let (start, all) = (Instant::now(), AtomicUsize::new(0));
     let taken: u32 = std::thread::scope(|scope| {
         let daemons: Vec<_> = (0..4)
             .map(|_| {
@@ -552,25 +819,116 @@ fn four_daemons_never_take_more_than_the_limit_and_a_lease_each() {
                         units: 1,
                         percent: 10,
                     };
-                    let tries = (0..3_000).filter(|number| {
-                        if number % 8 == 0 {
+                    let (mut own, mut tries) = (0, 0);
+                    // The replies of the count come late on a busy machine.
+                    let is_enough = || all.load(Ordering::Relaxed) >= 100;
+                    while tries < 3_000 || !is_enough() && start.elapsed() < PATIENCE {
+                        tries += 1;
+                        if tries % 8 == 0 {
                             std::thread::yield_now();
                         }
-                        leases.take(&holder, draw, Moment::now()).is_ok()
-                    });
-                    tries.count() as u32
+                        if leases.take(&holder, draw, Moment::now()).is_ok() {
+                            all.fetch_add(1, Ordering::Relaxed);
+                            own += 1;
+                        }
+                    }
+                    own
                 })
             })
             .collect();
         daemons.into_iter().map(|one| one.join().unwrap()).sum()
     });
     let earned = start.elapsed().as_millis() as u32 / 10 + 1;
-    println!("{taken} of 12,000 taken, {earned} earned");
+    println!("{taken} taken, {earned} earned");
     assert!(
         taken <= 100 + earned + 4 * 10,
         "{taken} taken, {earned} earned"
     );
     assert!(taken >= 100, "{taken} taken");
+}
+
+fn draw_of(unit: Unit, rate: Rate, units: u32) -> Draw {
+    Draw {
+        unit,
+        rate,
+        units,
+        percent: 100,
+    }
+}
+
+/// Returns the rest of the time for which the server remembers a key's requests; -2: it does not.
+fn remembered(server: &Server, unit: &str) -> i64 {
+    let mut ask = redis::cmd("PTTL");
+    let key = format!("autoglmd:{{key_000000000000}}:{unit}");
+    ask.arg(key).query(&mut server.connect()).expect("a time")
+}
+
+/// Mutations: a report whose failure, or refusal, is not noted, so that none follows it.
+#[test]
+fn a_report_that_is_lost_or_refused_is_made_again() {
+    let rate = Rate::new(600, 600);
+    for is_refused in [false, true] {
+        let server = Server::start();
+        let timeout = if is_refused { PATIENCE } else { SHORT };
+        let client = Client::to(&server.url(), timeout).connected();
+        let (leases, holder) = (Leases::new(client.handle.clone()), holder());
+        let take = |units| {
+            let draw = draw_of(Unit::Requests, rate, units);
+            leases.take(&holder, draw, Moment::now())
+        };
+        server.pause();
+        let mut waiting = Vec::new();
+        while is_refused && let Some(reply) = client.submit("a", &["GET", "a"]) {
+            waiting.push(reply);
+        }
+        assert!(take(50).is_ok());
+        if !is_refused {
+            eventually("the loss is seen", || {
+                (!client.handle.is_up()).then_some(())
+            });
+        }
+        server.resume();
+        let client = client.connected();
+        for reply in waiting {
+            assert_eq!(reply.recv_timeout(PATIENCE), Ok(Reply::Nothing));
+        }
+        assert_eq!(client.get("a"), Reply::Nothing);
+        assert!(take(1).is_ok());
+        eventually("the count knows of both", || {
+            (remembered(&server, "requests") > 3_000).then_some(())
+        });
+    }
+}
+
+/// Mutations: a debt without a bound; a bucket that is full and stays remembered.
+#[test]
+fn a_debt_is_bounded_and_what_is_given_back_is_forgotten() {
+    use autoglmd::limits::core::LEASE_DEBT_FACTOR_MAX;
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE).connected();
+    let (leases, rate) = (Leases::new(client.handle.clone()), Rate::new(60, 60));
+    let draw = draw_of(Unit::Tokens, rate, 50);
+    let now = Moment::now();
+    let debtor = holder();
+    let (_, reservation) = leases.reserve(&debtor, draw, now).unwrap();
+    reservation.reconcile(&debtor, 1_000_000, now);
+    let (left, _) = eventually("the count knows of the debt", || {
+        let left = remembered(&server, "tokens");
+        (left > 61_000).then_some(left)
+    });
+    let most = i64::from(LEASE_DEBT_FACTOR_MAX) * 60_000 + 1_000;
+    assert!(left <= most + 1, "{left}");
+    redis::cmd("FLUSHDB").exec(&mut server.connect()).unwrap();
+
+    let giver = holder();
+    let (_, reservation) = leases.reserve(&giver, draw, now).unwrap();
+    eventually("the count knows of 50", || {
+        (remembered(&server, "tokens") > 0).then_some(())
+    });
+    reservation.reconcile(&giver, 0, now);
+    eventually("it is forgotten", || {
+        (remembered(&server, "tokens") == -2).then_some(())
+    });
 }
 
 /// Both buckets of a key are on one node, and tokens that were not used are given back.

@@ -10,7 +10,8 @@
 //! Mutations that `tests/redis.rs` catches: no bound on what is read
 //! (`a_value_that_is_too_long_...`); a look-up without PTTL
 //! (`an_entry_is_found_with_the_rest_of_its_time`); a walk for each purge, purges during a walk
-//! that are forgotten (`purges_in_a_loop_...`).
+//! that are forgotten (`purges_in_a_loop_...`), a walk that ends with a loss for ever
+//! (`a_walk_that_fails_...`).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -365,5 +366,31 @@ mod tests {
         assert_eq!(judge(Reply::Failed, ID), (Verdict::Lost, None));
         let (verdict, entry) = judge(Reply::Bytes(seal(ID, b"x")), ID);
         assert_eq!((verdict, entry), (Verdict::Hit, Some(b"x".to_vec())));
+    }
+
+    /// Mutations: more tenants than the bound; those beyond it that are forgotten; a walk that
+    /// deletes all that its pattern matches.
+    #[test]
+    fn purges_of_many_tenants_become_one_of_all() {
+        let mut swept = Swept::Of(BTreeSet::new());
+        swept.add(Some(7));
+        assert_eq!(swept.pattern(), "autoglmd:entry:0000000000000007:*");
+        swept.add(Some(9));
+        assert_eq!(swept.pattern(), "autoglmd:entry:*");
+        let covers = |swept: &Swept| {
+            let names = [
+                "autoglmd:entry:0000000000000007:ab",
+                "autoglmd:entry:0000000000000008:ab",
+                "autoglmd:entry:7",
+                "autoglmd:entry:000000000000000\u{e4}:ab",
+            ];
+            names.map(|name| swept.covers(name))
+        };
+        assert_eq!(covers(&swept), [true, false, false, false]);
+        for tenant in 0..limits::SWEPT_KEYS_MAX as u64 {
+            swept.add(Some(100 + tenant));
+        }
+        assert!(matches!(swept, Swept::All));
+        assert_eq!(covers(&swept), [true; 4]);
     }
 }

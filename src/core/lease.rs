@@ -19,7 +19,8 @@
 //!
 //! Mutations that the tests below catch: `settle` that leaves the mirror as it is, a lost report
 //! that counts as made, `take` without the lease's bound (`together_daemons_...`), a mirror that
-//! forgets what was taken while the report was under way (`what_is_taken_meanwhile_...`).
+//! forgets what was taken while the report was under way (`what_is_taken_meanwhile_...`), a report
+//! of what was refused (`only_what_was_taken_...`).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -174,6 +175,31 @@ mod tests {
         assert!(lease.take_shared(rate, 1, 100, at(0)).is_err());
         lease.reconcile_shared(rate, 500, 20, at(0));
         assert_eq!(lease.report(), Some(Report(20)));
+    }
+
+    /// Mutations: units that were refused and stay unconfirmed; units beyond the burst that are
+    /// reported, or given back, though they were never taken; a mirror that is not reconciled.
+    #[test]
+    fn only_what_was_taken_is_reported() {
+        let (lease, rate) = (Lease::default(), Rate::new(60, 2));
+        assert!(lease.take_shared(rate, 2, 100, at(0)).is_ok());
+        assert!(
+            lease.take_shared(rate, 1, 100, at(0)).is_err(),
+            "the mirror is empty"
+        );
+        assert_eq!(lease.report(), Some(Report(2)));
+
+        let (lease, rate) = (Lease::default(), Rate::new(60, 5));
+        assert!(
+            lease.take_shared(rate, 50, 100, at(0)).is_ok(),
+            "all that it holds"
+        );
+        assert_eq!(lease.report(), Some(Report(5)));
+        lease.give_up();
+        lease.reconcile_shared(rate, 50, 3, at(0));
+        assert_eq!(lease.report(), Some(Report(3)));
+        lease.give_up();
+        assert_eq!(lease.take_shared(rate, 1, 100, at(0)).unwrap().remaining, 1);
     }
 
     /// One event of a run: a daemon, and what happens to it.
