@@ -25,6 +25,7 @@ use crate::offload::{CancelReason, JobKey};
 use crate::runner::callbacks::CallbackNote;
 use crate::runner::metrics::{Outcome, Unfinished};
 use crate::runner::{Follower, Wake, change};
+use crate::store::tests::OneJob as _;
 use crate::store::{Fault, Jobs as _, SqliteStore, StoreError};
 use crate::telemetry::metrics::Metrics;
 
