@@ -23,6 +23,8 @@ fn prefix_is_reused_within_the_tenant_only() {
     host.run();
     let cached = |request| host.done(request).usage.cached_tokens as usize;
     assert_eq!([cached(0), cached(1), cached(2)], [0, 0, prompt.len() - 1]);
+    let gauges = host.scheduler.gauges();
+    assert_eq!(gauges.prompt_cached_tokens as usize, prompt.len() - 1);
     assert!((0..3).all(|request| host.done(request).text == reference(prompt, 4)));
     // A conversation goes on from the generated text, too.
     let next = format!("{prompt}{}, and then", host.done(2).text);
