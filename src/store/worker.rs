@@ -60,7 +60,7 @@ impl StoreWorker {
     }
 
     /// `group_time`: how long a transaction goes on taking tasks.
-    fn start_with(
+    pub(super) fn start_with(
         requests: Arc<Requests>,
         open: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
         group_time: Duration,

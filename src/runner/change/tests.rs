@@ -78,6 +78,7 @@ fn an_attempt_writes_its_history_and_ends_once() {
     let mut save = |part: Write| write_one(&mut store, &part, 150);
     assert_eq!(save(part(1, 1, "fn ", run())), Ok(()));
     assert_eq!(save(part(1, 1, "", run())), Ok(()));
+    assert_eq!(save(part(1, 2, "", Next::Lose)), Err(Fenced));
     assert_eq!(save(part(1, 2, "no", run())), Err(Fenced));
     assert_eq!(
         save(part(1, 1, "x", Next::Wait { postponed: None })),
@@ -106,6 +107,8 @@ fn an_attempt_writes_its_history_and_ends_once() {
     );
     let job = store.job(id(1)).unwrap().unwrap();
     assert_eq!((job.finished_at, job.expires_at), (Some(170), 1_170));
+    let ending = Ending::parse(&job.ending.expect("it has ended"));
+    assert!(matches!(ending, Some(Ending::Completed(_))));
 }
 
 #[test]
@@ -196,4 +199,26 @@ fn parts_of_one_job_see_each_other() {
         ["1.0 started", "1.1 delta x", "1.2 delta z", "1.3 done"]
     );
     assert_eq!(of_both[1], ["1.0 started", "1.1 delta y", "1.2 done"]);
+}
+
+/// Mutations: a renewal that is not saved; a loss that is reported after the next attempt has
+/// begun, and that ends that one.
+#[test]
+fn a_lease_is_renewed_and_a_late_loss_is_refused() {
+    let (_folder, mut store) = store();
+    accept_one(&mut store, 1, "a");
+    claim(&mut store, 1, 100, 200).unwrap();
+    let run = part(1, 1, "", Next::Run { lease_until: 300 });
+    assert_eq!(write_one(&mut store, &run, 150), Ok(()));
+    let renewed = store.job_life(id(1)).unwrap().unwrap();
+    assert_eq!(renewed.lease_until, 300);
+    sweep(&mut store, 300, KEEP_MS, 9).unwrap();
+    claim(&mut store, 1, 310, 400).unwrap();
+    let late = part(1, 1, "", Next::Lose);
+    assert_eq!(write_one(&mut store, &late, 320), Err(Fenced));
+    let life = store.job_life(id(1)).unwrap().unwrap();
+    assert_eq!(
+        (life.state, life.attempt, life.lost),
+        (State::Running, 2, 1)
+    );
 }

@@ -132,3 +132,18 @@ fn a_save_names_the_jobs_that_it_changes() {
     RunnerTask::new(work, |_| {}).name_jobs(&mut jobs);
     assert_eq!(jobs, [1, 2, 3].map(|number| new_job(number).id));
 }
+
+/// Mutation that this test catches: `claim` in the order in which the database finds the records.
+#[test]
+fn claimed_jobs_begin_in_the_order_of_their_turns() {
+    let bed = PostgresBed::new();
+    let mut store = bed.open();
+    let jobs = [(1, "key_b"), (2, "key_b"), (3, "key_a")].map(|(number, key)| NewJob {
+        key_id: key.to_owned(),
+        ..new_job(number)
+    });
+    store.insert_jobs(&jobs.iter().collect::<Vec<_>>()).unwrap();
+    let claimed = change::claim(&mut *store, 3, 10, 100).unwrap();
+    let numbers: Vec<JobId> = claimed.iter().map(|job| job.id).collect();
+    assert_eq!(numbers, [3, 1, 2].map(|number| new_job(number).id));
+}

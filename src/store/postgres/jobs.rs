@@ -18,7 +18,7 @@
 //! order of the keys; see `schema/counts.rs`.
 //!
 //! Mutations that tests catch: a trigger that is left out (`totals_are_what_a_count_would_find`);
-//! `next_waiting_jobs` without `running` in its order (`keys_take_turns_...`) or without
+//! `next_waiting_jobs` without `running` in its order (`the_key_with_the_fewest_...`) or without
 //! `SKIP LOCKED` (`a_job_that_another_daemon_takes_...`), or that returns a job again which it has
 //! found before (`daemons_that_take_jobs_at_once_...`); `remembered_jobs` without its lock
 //! (`a_retry_on_another_daemon_...`); `insert_jobs` with a statement for each job

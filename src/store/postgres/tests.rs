@@ -327,19 +327,53 @@ fn new_job(number: u8, key_id: &str) -> NewJob {
     }
 }
 
+/// Mutations that this test catches: `LOCK_WAITING` without `SKIP LOCKED`, or without the share of
+/// each key; `next_waiting_jobs` without a second round.
 #[test]
 fn a_job_that_another_daemon_takes_is_passed_over_without_waiting() {
     let (_bed, target) = bed();
     let mut one = PostgresStore::open(&target).unwrap();
     let mut other = PostgresStore::open(&target).unwrap();
-    let jobs = [new_job(1, "key_a"), new_job(2, "key_b")];
+    let jobs = [(1, "key_a"), (2, "key_b"), (3, "key_a")];
+    let jobs = jobs.map(|(number, key)| new_job(number, key));
     for job in &jobs {
         one.insert_job(job).unwrap();
     }
     one.begin().unwrap();
     assert_eq!(one.next_waiting_jobs(1, 1).unwrap(), [jobs[0].id]);
-    assert_eq!(other.next_waiting_jobs(1, 1).unwrap(), [jobs[1].id]);
+    // Also the other job of the same key is free.
+    let free = [jobs[2].id, jobs[1].id];
+    assert_eq!(other.next_waiting_jobs(1, 2).unwrap(), free);
     one.commit().unwrap();
+}
+
+/// There are more waiting keys than are looked at.
+///
+/// Mutation that this test catches: `NEXT_KEYS` without `running` in its order.
+#[test]
+fn the_key_with_the_fewest_running_jobs_is_among_those_that_are_looked_at() {
+    let (_bed, target) = bed();
+    let mut store = PostgresStore::open(&target).unwrap();
+    let most = crate::limits::jobs::WAITING_KEYS_MAX as usize;
+    let jobs: Vec<NewJob> = (0..=most as u8)
+        .flat_map(|key| [2 * key, 2 * key + 1].map(|job| new_job(job, &format!("key_{key:02}"))))
+        .collect();
+    store.insert_jobs(&jobs.iter().collect::<Vec<_>>()).unwrap();
+    let mut last = jobs[0].id;
+    for room in [most, 1] {
+        for id in store.next_waiting_jobs(1, room).unwrap() {
+            let mut life = store.job_life(id).unwrap().unwrap();
+            life.claim(100).unwrap();
+            store.save_job_life(id, &life, 1).unwrap();
+            last = id;
+        }
+    }
+    // Each key has a running job, and this one had the last turn.
+    assert_eq!(last, jobs[2 * most].id);
+    let mut life = store.job_life(last).unwrap().unwrap();
+    life.release(1).unwrap();
+    store.save_job_life(last, &life, 1).unwrap();
+    assert_eq!(store.next_waiting_jobs(1, 1).unwrap(), [last]);
 }
 
 /// Mutation that this test catches: `LOCK_WAITING` without `FOR UPDATE`.
@@ -413,11 +447,11 @@ impl StoreTask for LockTwo {
     }
 }
 
-/// Starts the thread of a daemon's requests.
+/// Starts the thread of a daemon's requests. A busy machine does not cut its groups in two.
 fn worker(target: &Target, requests: &Arc<Requests>) -> StoreWorker {
     let target = target.clone();
     let open = move || PostgresStore::open_existing(&target).map(|store| Box::new(store) as _);
-    StoreWorker::start(Arc::clone(requests), open).unwrap()
+    StoreWorker::start_with(Arc::clone(requests), open, Duration::MAX).unwrap()
 }
 
 /// Returns how often the server has ended a transaction so that another one could go on. A
@@ -724,7 +758,7 @@ fn entry(number: u8) -> EntryRow {
     }
 }
 
-/// Mutation that this test catches: a put or a use without its advisory lock.
+/// Mutations that this test catches: a put or a use without its advisory lock; one lock for all.
 #[test]
 fn entries_of_two_transactions_never_wait_for_each_other() {
     let (_bed, target) = bed();
@@ -735,6 +769,8 @@ fn entries_of_two_transactions_never_wait_for_each_other() {
     other.begin().unwrap();
     one.put_entry(&entry(1), 1).unwrap();
     other.put_entry(&entry(2), 1).unwrap();
+    let own = other.find_entry(&[2; 32], 2).unwrap();
+    assert!(own.is_some(), "the lock of one is not that of the other");
     assert!(one.find_entry(&[3; 32], 2).unwrap().is_some());
     // With locks of rows, each of these would wait for the other's transaction.
     one.put_entry(&entry(2), 1).unwrap();

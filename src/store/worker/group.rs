@@ -307,3 +307,47 @@ impl Group {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::store::tests::accept_task;
+
+    struct Other;
+
+    impl StoreTask for Other {
+        fn bytes(&self) -> u32 {
+            limits::ACCEPTED_BYTES_MAX as u32
+        }
+
+        fn run(&mut self, _store: &mut dyn Store) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>, _result: Result<(), &StoreError>) {}
+    }
+
+    /// Returns how many new jobs of these sizes, in parts of a statement's bytes, a group takes.
+    fn chosen(parts: &[u32]) -> usize {
+        let (results, _) = channel();
+        let mut tasks: Vec<Box<dyn StoreTask>> = vec![Box::new(Other)];
+        for (number, part) in parts.iter().enumerate() {
+            let mut task = accept_task(number as u64, "key_a", &results);
+            task.bytes = limits::ACCEPTED_BYTES_MAX as u32 / part;
+            tasks.push(Box::new(task));
+        }
+        let (jobs, others) = Group::default().choose(&mut tasks, u64::MAX);
+        assert_eq!((others.len(), jobs.len() + tasks.len()), (1, parts.len()));
+        jobs.len()
+    }
+
+    /// Mutations: `choose` without the bound of one statement, or that counts other tasks as well.
+    #[test]
+    fn a_group_takes_no_more_new_jobs_than_one_statement() {
+        assert_eq!(chosen(&[1]), 1);
+        assert_eq!(chosen(&[2, 2, 2]), 2);
+        assert_eq!(chosen(&[3, 3, 3, 2]), 3);
+    }
+}

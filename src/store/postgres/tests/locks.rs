@@ -146,7 +146,7 @@ fn named_task(
     task
 }
 
-/// Mutation that this test catches: a group with a second statement for its new jobs.
+/// Mutation that this test catches: `accept` that takes some of the group's jobs, and then others.
 #[test]
 fn daemons_that_accept_jobs_with_the_same_names_never_wait_in_a_circle() {
     let (bed, target) = bed();
