@@ -569,7 +569,7 @@ mod tests {
             (
                 r#""language": "klingon""#,
                 "language",
-                "expected python, javascript",
+                "must be one of python, javascript",
             ),
             (r#""language": 5"#, "language", "must be a string"),
             (
