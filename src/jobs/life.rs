@@ -158,10 +158,11 @@ impl Life {
         Some(Opening { id, kind })
     }
 
-    /// Extends the lease of a run.
+    /// Replaces the lease of a run. The new one may end earlier: a lease from before the clock was
+    /// set back would outlive its daemon by as much.
     pub fn renew(&mut self, attempt: u32, lease_until: u64) -> Result<(), Fenced> {
         self.check(attempt)?;
-        self.lease_until = self.lease_until.max(lease_until);
+        self.lease_until = lease_until;
         Ok(())
     }
 
@@ -359,6 +360,16 @@ mod tests {
             prop_assert_eq!(seen.ends, u32::from(life.state.is_finished()));
             prop_assert!(life.lost <= LOST_MAX);
         }
+    }
+
+    /// Mutation: `renew` that keeps the later end.
+    #[test]
+    fn a_lease_follows_a_clock_that_was_set_back() {
+        let mut life = Life::NEW;
+        life.claim(5_000).unwrap();
+        life.renew(1, 1_000).unwrap();
+        assert_eq!(life.take_back(999, LOST_MAX), None);
+        assert_eq!(life.take_back(1_000, LOST_MAX), Some(TakenBack::Queued));
     }
 
     /// Mutations: `take_back` that does not count, or that ignores the lease.

@@ -34,6 +34,10 @@ pub const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
 /// How often lost, overdue and old jobs are looked for.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A difference between the wall clock and the monotonic one that counts as a step. A clock that is
+/// only adjusted drifts by half a millisecond per second.
+pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
+
 /// Jobs of each kind that one sweep changes: some milliseconds of the store.
 pub const SWEPT_JOBS_MAX: u32 = 100;
 

@@ -16,7 +16,8 @@
 //! Mutations that the tests catch: `give_back` behind the newer text instead of in front of it; an
 //! end that is taken before the text; `hold` without `release`; in `handle_done` and
 //! `handle_failed` any line left out; `take_part` that leaves `renew_at`; `handle_deadline` of an
-//! attempt that has ended; `stop` without its ticket.
+//! attempt that has ended; `stop` without its ticket; a part that was taken before the clock was
+//! set and makes the lease good.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub struct Attempt {
     /// `None`: records are off, or it was sent.
     pub recording: Option<Recording>,
     begun: Moment,
+    lease: Lease,
     /// When its lease must be renewed.
     renew_at: Moment,
     /// When the engine must be reminded of the deadline; `NEVER` once that was done.
@@ -59,6 +61,16 @@ pub struct Attempt {
     /// `None` while it runs.
     end: Option<Next>,
     is_saving: bool,
+}
+
+/// Whether the store has the lease that an attempt needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lease {
+    Held,
+    /// The wall clock was set, or the store has failed: its end may be anywhere.
+    Doubtful,
+    /// It was doubtful, and a new one is being saved.
+    Renewing,
 }
 
 /// The generation that an attempt makes.
@@ -103,6 +115,7 @@ impl Attempt {
             charge,
             recording: None,
             begun: now,
+            lease: Lease::Held,
             renew_at,
             deadline: origin.deadline,
             end: None,
@@ -124,6 +137,7 @@ impl Attempt {
             charge: None,
             recording: None,
             begun: now,
+            lease: Lease::Held,
             renew_at: Moment::NEVER,
             deadline: Moment::NEVER,
             end: Some(end),
@@ -233,12 +247,13 @@ impl Attempt {
 
     // ---- saving ----
 
-    /// Returns when a part of it is to be saved: its end at once, output at `batch_at`, otherwise
-    /// when its lease must be renewed.
+    /// Returns when a part of it is to be saved: its end and a doubtful lease at once, output at
+    /// `batch_at`, otherwise when its lease must be renewed.
     pub fn next_save(&self, batch_at: Moment) -> Moment {
         match (self.is_saving, &self.end) {
             (true, _) => Moment::NEVER,
             (false, Some(_)) => Moment::ZERO,
+            (false, None) if self.lease == Lease::Doubtful => Moment::ZERO,
             (false, None) if !self.unsaved.is_empty() => batch_at.min(self.renew_at),
             (false, None) => self.renew_at,
         }
@@ -249,12 +264,24 @@ impl Attempt {
         now.since(self.begun)
     }
 
+    /// The wall clock was set: by it, the lease may have run out, or last for hours.
+    pub fn doubt_lease(&mut self) {
+        self.lease = Lease::Doubtful;
+    }
+
+    pub fn holds_lease(&self) -> bool {
+        self.lease == Lease::Held
+    }
+
     /// Takes the next part to save. Its lease then lasts until `lease_until`, and is to be renewed
     /// at `renew_at`.
     pub fn take_part(&mut self, lease_until: u64, renew_at: Moment) -> Write {
         debug_assert!(!self.is_saving, "invariant 1");
         self.is_saving = true;
         self.renew_at = renew_at;
+        if self.lease == Lease::Doubtful {
+            self.lease = Lease::Renewing;
+        }
         Write {
             id: self.id,
             attempt: self.number,
@@ -268,12 +295,17 @@ impl Attempt {
     #[must_use]
     pub fn handle_saved(&mut self) -> bool {
         self.is_saving = false;
+        // One that was saved before the clock was set stays doubtful.
+        if self.lease == Lease::Renewing {
+            self.lease = Lease::Held;
+        }
         self.release_credit()
     }
 
     /// The part was not saved, and is saved with the next one.
     pub fn give_back(&mut self, part: Write) {
         self.is_saving = false;
+        self.lease = Lease::Doubtful;
         let newer = std::mem::replace(&mut self.unsaved, part.text);
         self.unsaved.push_str(&newer);
     }
@@ -382,7 +414,7 @@ mod tests {
         assert_eq!(attempt.next_save(now), Moment::NEVER, "it is being saved");
         let _ = attempt.handle_event(token("b = 2\n"), None, now);
         attempt.give_back(lost);
-        assert_eq!(attempt.next_save(now), now);
+        assert_eq!(attempt.next_save(now), Moment::ZERO, "its lease is older");
         let part = take(&mut attempt);
         saved.push_str(&part.text);
         let _ = attempt.handle_event(done("c = 3\n```\nBye"), Some("tiny"), now);
@@ -408,6 +440,30 @@ mod tests {
             (completion.latency_ms, completion.model.as_deref()),
             (5, Some("tiny"))
         );
+    }
+
+    #[test]
+    fn a_doubtful_lease_is_renewed_at_once_and_held_when_that_is_saved() {
+        let now = Moment::from_micros(1);
+        let mut attempt = attempt(0);
+        assert!(attempt.holds_lease());
+        assert_eq!(attempt.next_save(now), Moment::NEVER);
+        let earlier = take(&mut attempt);
+        attempt.doubt_lease();
+        let _ = attempt.handle_saved();
+        assert!(!attempt.holds_lease(), "that part had the earlier time");
+        for is_saved in [false, true] {
+            assert_eq!(attempt.next_save(now), Moment::ZERO);
+            let part = take(&mut attempt);
+            assert!(!attempt.holds_lease());
+            match is_saved {
+                true => _ = attempt.handle_saved(),
+                false => attempt.give_back(part),
+            }
+            assert_eq!(attempt.holds_lease(), is_saved);
+        }
+        assert_eq!(attempt.next_save(now), Moment::NEVER);
+        assert_eq!(earlier.next, Next::Run { lease_until: 9 });
     }
 
     /// Mutation: `handle_done` that charges for every result.

@@ -21,6 +21,9 @@
 //!  2. One claim, one save, one sweep and one look are under way at most.
 //!  3. The thread ends soon after a drain, whether or not the store works.
 //!
+//! Mutations that `reactor/simulation/jobs.rs` catches: `work` without `heed_clock`; a sweep that
+//! does not wait for doubtful leases.
+//!
 //! Mutations that the tests in `tests/jobs.rs` catch: `drain` that does not park; `handle_saved`
 //! that wakes no follower; a fenced attempt that goes on; no backoff while the model loads.
 
@@ -85,6 +88,8 @@ pub struct Thread {
     save_at: Moment,
     sweep_at: Moment,
     look_at: Moment,
+    /// The wall clock less the monotonic one, in milliseconds, when they were last compared.
+    clock_offset_ms: u64,
     /// Of the engine's refusals that concern all jobs.
     engine_backoff: Backoff,
     /// Of the store's failures.
@@ -98,6 +103,7 @@ pub struct Thread {
 impl Thread {
     pub fn new(parts: Parts, now: Moment) -> Thread {
         Thread {
+            clock_offset_ms: offset_ms(&parts, now),
             ids: Ids::new(SplitMix64::new(parts.seed, TENANT)),
             parts,
             model: None,
@@ -200,6 +206,7 @@ impl Thread {
 
     /// Does everything that is due. `false`: a drain has ended.
     pub fn work(&mut self, now: Moment) -> bool {
+        self.heed_clock(now);
         // Before the sweep: a process that was stopped renews its leases before it looks for those
         // that have run out.
         self.save(now);
@@ -208,6 +215,23 @@ impl Thread {
         self.claim(now);
         self.look(now);
         !self.is_over(now)
+    }
+
+    /// Renews all leases if the wall clock was set, or went on while the machine was suspended, and
+    /// the monotonic one did not. Leases are in the store, for other daemons, so they are times of
+    /// day: by the new one this daemon's own may all have run out, and its next sweep would take
+    /// the jobs from under its own attempts. After a step back they would last too long.
+    fn heed_clock(&mut self, now: Moment) {
+        let offset = offset_ms(&self.parts, now);
+        // Two wrapping readings: the shorter way around is the step.
+        let step = offset.wrapping_sub(self.clock_offset_ms) as i64;
+        if Duration::from_millis(step.unsigned_abs()) < limits::CLOCK_STEP_MIN {
+            return;
+        }
+        self.clock_offset_ms = offset;
+        let seconds = step / 1_000;
+        log::warn!("the time of day has jumped by {seconds} s; renewing the leases of jobs");
+        self.attempts.values_mut().for_each(Attempt::doubt_lease);
     }
 
     fn next_duty(&self) -> Moment {
@@ -221,7 +245,7 @@ impl Thread {
                 .map(Attempt::deadline)
                 .min()
                 .unwrap_or(never),
-            when(!self.is_sweeping, self.sweep_at),
+            when(self.may_sweep(), self.sweep_at),
             when(may_claim, self.claim_at),
             when(!self.is_looking, self.look_at),
             self.ends_at.unwrap_or(never),
@@ -281,8 +305,13 @@ impl Thread {
         }
     }
 
+    /// A lease that is doubtful belongs to an attempt that runs here.
+    fn may_sweep(&self) -> bool {
+        !self.is_sweeping && self.attempts.values().all(Attempt::holds_lease)
+    }
+
     fn sweep(&mut self, now: Moment) {
-        if self.is_sweeping || now < self.sweep_at {
+        if !self.may_sweep() || now < self.sweep_at {
             return;
         }
         self.is_sweeping = true;
@@ -552,6 +581,11 @@ impl Thread {
     fn backed_off(&self, now: Moment) -> Moment {
         self.engine_backoff.after(self.store_backoff.after(now))
     }
+}
+
+/// Returns the wall clock less the monotonic one.
+fn offset_ms(parts: &Parts, now: Moment) -> u64 {
+    (parts.wall_clock)().as_u64().wrapping_sub(now.as_millis())
 }
 
 #[cfg(test)]

@@ -8,11 +8,14 @@
 //!    the last;
 //!  * each follower saw the events of its job in order, each once, without a gap, over all of its
 //!    connections; with a store that works again, all of them to the end;
+//!  * no job is lost, although the time of day is set forward and back by hours, unless the engine
+//!    fails;
 //!  * nothing is left: no follower, no task, no attempt, no buffered byte, one terminal event for
 //!    each job of the engine.
 //!
 //! Mutations that the first seeds catch: `handle_batch` of `service/api/jobs/follow.rs` that leaves
-//! `after` where it is; `handle_done` of `runner/thread.rs` without `give_back`.
+//! `after` where it is; `handle_done` of `runner/thread.rs` without `give_back`; `work` without
+//! `heed_clock`; `may_sweep` that ignores doubtful leases.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -47,6 +50,9 @@ const VERBOSITY: Verbosity = Verbosity {
     token_lines_most: 8,
     fails_one_in: 300,
 };
+
+/// How far the time of day is set: less than the time after which a job expires.
+const CLOCK_MS_MOST: u64 = 2 * 3_600_000;
 
 /// Clients of a world.
 const CROWD_MOST: u64 = 24;
@@ -89,12 +95,15 @@ struct World {
     seen: HashMap<JobId, History>,
     /// One in this many groups of tasks fails.
     store_fails_one_in: u64,
+    engine_fails: bool,
+    /// How far the time of day is ahead of that of the start and the time since.
+    ahead_ms: u64,
 }
 
 impl World {
     fn new(seed: u64) -> World {
         let mut dice = Dice::new(seed);
-        WALL_MS.set(1_000_000);
+        WALL_MS.set(1_000_000_000);
         let mut config = config(true, false, false, &mut dice);
         config.cache.enabled = false;
         config.jobs.concurrency = 1 + dice.below(3) as u32;
@@ -102,7 +111,16 @@ impl World {
         let network = Network::new(dice.next());
         network.borrow_mut().is_slow = true;
         let reactors = 1 + dice.below(3) as usize;
-        let daemon = Daemon::new(network, reactors, 1_000, &config, VERBOSITY);
+        let engine_fails = dice.one_in(2);
+        let fails_one_in = match engine_fails {
+            true => VERBOSITY.fails_one_in,
+            false => u64::MAX,
+        };
+        let verbosity = Verbosity {
+            fails_one_in,
+            ..VERBOSITY
+        };
+        let daemon = Daemon::new(network, reactors, 1_000, &config, verbosity);
         let folder = tempfile::tempdir().expect("a folder");
         let parts = thread::Parts {
             engine: daemon.engine.clone(),
@@ -130,6 +148,8 @@ impl World {
             accepted: Vec::new(),
             seen: HashMap::new(),
             store_fails_one_in: [u64::MAX, 4, 20][dice.below(3) as usize],
+            engine_fails,
+            ahead_ms: 0,
             dice,
         }
     }
@@ -161,6 +181,9 @@ impl World {
             false => self.dice.below(20),
         };
         self.pass(passed);
+        if self.dice.one_in(200) {
+            self.set_time_of_day();
+        }
         if self.came < crowd && self.dice.one_in(4) {
             self.came += 1;
             let wish = match self.accepted.is_empty() || self.dice.one_in(2) {
@@ -178,6 +201,13 @@ impl World {
         WALL_MS.set(WALL_MS.get() + milliseconds);
         let network = &mut *self.daemon.network.borrow_mut();
         network.clock = network.clock + Duration::from_millis(milliseconds);
+    }
+
+    /// Sets the wall clock forward or back, as an operator or a machine that was suspended does.
+    fn set_time_of_day(&mut self) {
+        let ahead_ms = self.dice.below(CLOCK_MS_MOST);
+        WALL_MS.set(WALL_MS.get() - self.ahead_ms + ahead_ms);
+        self.ahead_ms = ahead_ms;
     }
 
     /// Each accepted job has a follower until its end was seen.
@@ -384,6 +414,7 @@ impl World {
             let ends = events.iter().filter(|event| event.kind.is_last()).count();
             let is_finished = job.life.state.is_finished();
             assert_eq!(ends, usize::from(is_finished), "{id}: {events:?}");
+            assert!(self.engine_fails || job.life.lost == 0, "{id} was lost");
             if is_finished {
                 assert!(events.last().is_some_and(|event| event.kind.is_last()));
             }
