@@ -129,6 +129,16 @@ impl Reservation {
     }
 }
 
+/// Returns the pattern of the keys in Redis that count for an API key.
+pub fn pattern_of(key_id: &str) -> String {
+    format!("{}*", keys_of(key_id))
+}
+
+/// The beginning of those keys.
+fn keys_of(key_id: &str) -> String {
+    format!("autoglmd:{{{key_id}}}:")
+}
+
 /// Sends what a key has taken since the last report, unless a report is under way: then its reply
 /// sends the next one.
 fn report(redis: &Handle, unit: Unit, holder: &Arc<Holder>, rate: Rate) {
@@ -136,7 +146,7 @@ fn report(redis: &Handle, unit: Unit, holder: &Arc<Holder>, rate: Rate) {
     let Some(units) = lease.report() else {
         return;
     };
-    let key = format!("autoglmd:{{{}}}:{}", holder.record.id, unit.as_str());
+    let key = format!("{}{}", keys_of(&holder.record.id), unit.as_str());
     let earned_in = 60_000_000.0 / f64::from(rate.per_minute);
     let most = earned_in * f64::from(rate.burst) * f64::from(limits::LEASE_DEBT_FACTOR_MAX);
     let arguments = [

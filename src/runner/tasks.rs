@@ -4,6 +4,8 @@
 //! or its thread has ended. So the runner always knows what is under way, and what it has to do
 //! again.
 
+use std::collections::HashMap;
+
 use crate::jobs::{EventId, Fenced, JobId, JobRecord, JobTotals};
 use crate::limits::jobs as limits;
 use crate::store::{Store, StoreError, StoreTask};
@@ -51,10 +53,10 @@ pub enum Work {
         has_more: bool,
         totals: JobTotals,
     },
-    /// Looks at jobs that are followed here.
+    /// Looks at jobs that are followed here. `None`: the job is gone.
     Look {
         ids: Vec<JobId>,
-        seen: Vec<(JobId, EventId)>,
+        seen: Vec<(JobId, Option<EventId>)>,
     },
 }
 
@@ -94,7 +96,10 @@ impl StoreWork for Work {
                 *totals = store.job_totals(None)?;
             }
             Work::Look { ids, seen } => {
-                *seen = store.last_job_events(ids)?;
+                let found: HashMap<JobId, EventId> =
+                    store.last_job_events(ids)?.into_iter().collect();
+                let last = |id: &JobId| (*id, found.get(id).copied());
+                *seen = ids.iter().map(last).collect();
             }
         }
         Ok(())

@@ -94,8 +94,8 @@ pub struct Thread {
     engine_backoff: Backoff,
     /// Of the store's failures.
     store_backoff: Backoff,
-    /// The last events of followed jobs.
-    seen: HashMap<JobId, EventId>,
+    /// The last events of followed jobs; `None`: the job is gone.
+    seen: HashMap<JobId, Option<EventId>>,
     /// Since a drain began, when the thread ends at the latest.
     ends_at: Option<Moment>,
 }

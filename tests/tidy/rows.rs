@@ -166,6 +166,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "redis",
             "cache",
             "bus",
+            "leases",
             "console",
             "supervisor",
         ],

@@ -22,6 +22,7 @@ use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, show};
 use crate::engine::prefixes;
 use crate::keys::{self, KeyRecord};
+use crate::leases;
 use crate::limits::store as limits;
 use crate::redis::{self, Settings};
 use crate::store::erasure::{Erased, erase, patiently};
@@ -94,15 +95,18 @@ impl Erase {
     }
 }
 
-/// Removes the key's results from the Redis of the configuration.
+/// Removes the key's results, and the counts of its limits, from the Redis of the configuration.
 fn erase_shared(id: &str, sources: &Sources) -> Result<(), String> {
     let loaded = config::load(sources).map_err(|errors| errors.to_string())?;
     let settings = Settings::of(&loaded.config.cache_shared, sources.credentials_dir())?;
     let Some(settings) = settings else {
         return Ok(());
     };
-    let removed = redis::delete_matching(settings, &pattern_of(keys::tenant_of(id)));
-    let removed = removed.map_err(|error| error.to_string())?;
+    let remove = |pattern: &str| {
+        redis::delete_matching(settings.clone(), pattern).map_err(|error| error.to_string())
+    };
+    remove(&leases::pattern_of(id))?;
+    let removed = remove(&pattern_of(keys::tenant_of(id)))?;
     note(format_args!("removed {removed} results from Redis"));
     Ok(())
 }
