@@ -262,7 +262,6 @@ fn a_request_that_waited_for_too_long_is_not_sent() {
     assert_eq!(client.series.requests.get(Late).get(), 1);
 }
 
-/// Mutations: a thread that ends without a reply to what waits, or that leaves the door open.
 #[test]
 fn the_end_of_the_thread_replies_to_all_that_waits() {
     let server = Server::start();
