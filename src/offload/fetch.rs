@@ -511,6 +511,29 @@ mod tests {
         assert!(fetcher.gate.lock().tenants.is_empty());
     }
 
+    /// Mutation: `finish` that calls the sink first.
+    #[test]
+    fn a_fetch_that_follows_on_a_result_finds_its_place() {
+        struct Pending(Fetcher, mpsc::Sender<usize>);
+        impl FetchSink for Pending {
+            fn finish(self: Box<Self>, _: Result<Response, FetchError>) {
+                self.1.send(self.0.pending()).expect("the test waits");
+            }
+        }
+        let door = Arc::new(Kept::default());
+        let fetcher = Fetcher::new(door.clone());
+        let (results, _) = mpsc::channel();
+        let (sender, pending) = mpsc::channel();
+        let mut one = fetch(1, 10, &results);
+        one.sink = Box::new(Pending(fetcher.clone(), sender));
+        assert!(fetcher.submit(one).is_ok());
+        let Some(Order::Begin(first)) = door.0.lock().unwrap().pop() else {
+            panic!("an order to begin");
+        };
+        first.finish(Err(FetchError::Unresolved));
+        assert_eq!(pending.try_recv(), Ok(0));
+    }
+
     #[test]
     fn one_tenant_leaves_places_for_others() {
         let fetcher = Fetcher::new(Arc::new(Kept::default()));

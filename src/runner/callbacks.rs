@@ -24,7 +24,10 @@
 //!
 //! Mutations that the tests in `tests/callbacks.rs` catch: a policy of `AddressPolicy::Any`; a
 //! status of 410 or 302 that counts as another one; a `Retry-After` that is not read; a claim whose
-//! lease does not end; `look` without a note.
+//! lease does not end; `look` without a note. Those that the tests beside this file catch: attempts
+//! under way that a claim does not know; a claim during a drain, or one that begins its attempts
+//! then; a lease shorter than its attempt; secrets that are not looked at; in `outcome_of` the end
+//! of the daemon or a forbidden address taken for a failure, a reason without a bound.
 
 use std::collections::HashMap;
 use std::io;
@@ -534,3 +537,6 @@ fn failed(why: String) -> Outcome {
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -570,6 +570,7 @@ impl<S: System> Outbound<S> {
             }
         }
         assert_eq!(active, self.places.taken(), "5");
+        assert_eq!(self.by_id.len(), self.fetches.len(), "1");
         assert!(self.sockets.len() <= self.parts.sockets_most);
         let mut kept = 0;
         for (key, connection) in self.sockets.iter() {

@@ -1,10 +1,14 @@
 //! The daemon as a client: how connections are made, kept, given up, and refused.
 
+use std::io;
 use std::time::Duration;
 
 use super::super::fetches::{Results, fetch};
 use super::super::servers::Servers;
 use super::{SECOND, Stage, Wire};
+use bytes::Bytes;
+
+use crate::http::Method;
 use crate::http::http1::response::BadResponse;
 use crate::limits::outbound as limits;
 use crate::offload::OWN_TENANT;
@@ -126,8 +130,8 @@ fn a_refused_address_leads_to_the_next_one_at_once() {
     assert!(calls.call("http://second.test/").is_ok());
     assert_eq!(calls.dialled(), 2);
     let refused = calls.call("http://refusing.test/");
-    let refused = refused.map_err(|error| error.as_str());
-    assert_eq!(refused, Err("unreachable"));
+    let reason = io::ErrorKind::ConnectionRefused;
+    assert_eq!(refused, Err(FetchError::Unreachable(reason)));
 }
 
 /// Mutations: `next_moment` without the attempt; a winner that leaves the other attempt open.
@@ -324,6 +328,30 @@ fn bytes_that_nothing_asked_for_end_a_kept_connection() {
     assert_eq!(response.body, b"/1");
 }
 
+/// Mutation: `content-length` without a body.
+#[test]
+fn a_request_without_a_body_announces_none() {
+    let mut calls = Calls::new();
+    for (method, expected) in [(Method::Get, false), (Method::Post, true)] {
+        let (_, id) = calls.submit_with("http://mute.test/", |fetch| {
+            fetch.request.method = method;
+            fetch.request.body = Bytes::new();
+        });
+        // The server must not read it.
+        calls.stage.settle();
+        calls.stage.daemon.resolvers.run_all();
+        calls.stage.settle();
+        let wire = calls.wire(calls.dialled() - 1);
+        calls.stage.on(wire, Wire::server_accepts);
+        calls.stage.settle();
+        let sent = calls.stage.on(wire, |wire| wire.client_reads(1_000));
+        let head = String::from_utf8_lossy(&sent).into_owned();
+        assert_eq!(head.contains("content-length: 0"), expected, "{head}");
+        calls.stage.daemon.fetcher.cancel(id);
+        calls.settle();
+    }
+}
+
 #[test]
 fn nonsense_and_a_cut_off_response_are_errors() {
     let mut calls = Calls::new();
@@ -403,6 +431,18 @@ fn a_fetch_is_refused_while_the_memory_for_buffers_is_used_up() {
         calls.call("http://good.test/"),
         Err(FetchError::BuffersFull)
     );
+    assert_eq!(calls.dialled(), 0, "it does not begin");
+    // The request has room, and what comes back has none.
+    calls.stage.daemon.buffered.set_bound(1_200);
+    let number = calls.submit("http://mute.test/");
+    calls.settle();
+    let wire = calls.wire(0);
+    let head = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(500));
+    calls
+        .stage
+        .on(wire, |wire| wire.client_sends(head.as_bytes()));
+    calls.settle();
+    assert_eq!(calls.result(number), Some(Err(FetchError::BuffersFull)));
     calls.stage.daemon.buffered.set_bound(1 << 20);
     assert!(calls.call("http://good.test/").is_ok());
 }

@@ -1,0 +1,209 @@
+//! The thread of callbacks over a real store, with a way to reactors that keeps the requests.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::*;
+use crate::http::http1::response::BadResponse;
+use crate::jobs::{CallbackState, NewJob, WebhookSecret};
+use crate::offload::fetch::{FetchDoor, Order};
+use crate::runner::change::cancel;
+use crate::store::{Callbacks as _, Jobs as _, Keys as _, NewKey, SqliteStore};
+use crate::telemetry::metrics::Metrics;
+
+const NOW_MS: u64 = 1_000_000;
+
+/// Keeps the orders.
+#[derive(Default)]
+struct Kept(Mutex<Vec<Order>>);
+
+impl FetchDoor for Kept {
+    fn post(&self, _: u64, order: Order) {
+        self.0.lock().unwrap().push(order);
+    }
+}
+
+struct Bench {
+    caller: Caller,
+    notes: Receiver<CallbackNote>,
+    requests: Arc<Requests>,
+    store: SqliteStore,
+    door: Arc<Kept>,
+    key_id: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = SqliteStore::open_in(folder.path()).unwrap();
+        let key_id = store.create(&NewKey::default(), 1).unwrap().0.id;
+        let (own, notes) = Callbacks::new();
+        let (door, requests) = (Arc::new(Kept::default()), Arc::<Requests>::default());
+        let parts = CallbackParts {
+            fetcher: Fetcher::new(door.clone()),
+            requests: requests.clone(),
+            series: Metrics::new("test").series::<CallbackSeries>(),
+            config: Arc::new(Config::default()),
+            body: |_| b"body".to_vec(),
+            wall_clock: || UnixMillis::new(NOW_MS),
+            seed: 1,
+        };
+        Bench {
+            caller: Caller::new(parts, own),
+            notes,
+            requests,
+            store,
+            door,
+            key_id,
+            _folder: folder,
+        }
+    }
+
+    fn make_secret(&mut self) {
+        let secret = WebhookSecret::new([7; 32]);
+        let made = self
+            .store
+            .rotate_webhook_secret(&self.key_id, secret.reveal(), 0);
+        assert!(made.unwrap());
+    }
+
+    /// Ends a job, so that its callback is due.
+    fn end(&mut self, number: u8) -> JobId {
+        let id = JobId::new(number.into(), [number; 10]);
+        let job = NewJob {
+            id,
+            key_id: self.key_id.clone(),
+            created_at: 1,
+            expires_at: 2 * NOW_MS,
+            request: "{}".to_owned(),
+            callback_url: Some("https://example.com/".to_owned()),
+        };
+        self.store.insert_job(&job).unwrap();
+        cancel(&mut self.store, &self.key_id, id, 2, 10 * NOW_MS).unwrap();
+        id
+    }
+
+    fn let_store_act(&mut self) -> bool {
+        let mut group = Vec::new();
+        if self.requests.waiting() > 0 {
+            self.requests.take(&mut group, Duration::ZERO);
+        }
+        let any = !group.is_empty();
+        for mut task in group {
+            let result = task.run(&mut self.store);
+            task.finish(result.as_ref().copied());
+        }
+        any
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            let now = Moment::now();
+            self.caller.save(now);
+            self.caller.claim(now);
+            let has_acted = self.let_store_act();
+            let notes: Vec<CallbackNote> = self.notes.try_iter().collect();
+            let is_quiet = notes.is_empty();
+            notes
+                .into_iter()
+                .for_each(|note| self.caller.handle_note(note));
+            if is_quiet && !has_acted {
+                return;
+            }
+        }
+        panic!("no end");
+    }
+
+    fn look(&mut self) {
+        self.caller.handle_note(CallbackNote::Look);
+        self.settle();
+    }
+
+    fn orders(&self) -> usize {
+        self.door.0.lock().unwrap().len()
+    }
+
+    fn callback(&mut self, id: JobId) -> Callback {
+        self.store.job(id).unwrap().unwrap().callback.unwrap()
+    }
+}
+
+#[test]
+fn a_key_has_a_bounded_number_of_callbacks_under_way() {
+    let mut bench = Bench::new();
+    bench.make_secret();
+    let most = limits::CALLBACK_REQUESTS_PER_KEY_MAX as u8;
+    let ids: Vec<JobId> = (0..most + 3).map(|number| bench.end(number)).collect();
+    bench.look();
+    bench.look();
+    assert_eq!(bench.orders(), usize::from(most));
+    let first = bench.callback(ids[0]);
+    // The attempt has half of the lease, and its result the rest.
+    let timeout = milliseconds(Config::default().jobs.callback_timeout);
+    assert_eq!((first.attempts, first.next_at), (1, NOW_MS + 2 * timeout));
+    // Whatever becomes of an order, its place is free for the next callback.
+    bench.door.0.lock().unwrap().truncate(usize::from(most) - 2);
+    bench.settle();
+    assert_eq!(bench.orders(), usize::from(most));
+}
+
+#[test]
+fn a_callback_without_a_secret_fails_for_good() {
+    let mut bench = Bench::new();
+    let id = bench.end(1);
+    bench.look();
+    assert_eq!(bench.orders(), 0);
+    let callback = bench.callback(id);
+    assert_eq!(callback.state, CallbackState::Failed);
+    let why = callback.error.unwrap();
+    assert!(why.contains("no webhook secret"), "{why}");
+}
+
+#[test]
+fn a_drain_begins_no_attempt() {
+    let mut bench = Bench::new();
+    bench.make_secret();
+    let [claimed, late] = [bench.end(1), bench.end(2)];
+    bench.caller.handle_note(CallbackNote::Look);
+    bench.caller.claim(Moment::now());
+    bench.caller.handle_note(CallbackNote::Drain);
+    assert!(!bench.caller.is_over(Moment::now()), "a claim is under way");
+    bench.settle();
+    assert!(bench.caller.is_over(Moment::now()));
+    assert_eq!(bench.orders(), 0);
+    let callback = bench.callback(claimed);
+    assert_eq!(callback.state, CallbackState::Pending);
+    let why = callback.error.as_deref();
+    assert_eq!(why, Some("the daemon ended during the attempt"));
+    assert_eq!(callback.next_at, NOW_MS, "at once, by the next daemon");
+    let attempts = bench.callback(late).attempts;
+    bench.look();
+    assert_eq!(
+        bench.callback(late).attempts,
+        attempts,
+        "nothing is claimed"
+    );
+}
+
+#[test]
+fn each_result_has_its_meaning() {
+    let outcome = |error| outcome_of(Err(error), UnixSeconds::new(1));
+    for end in [FetchError::Ended, FetchError::Cancelled] {
+        assert_eq!(outcome(end), Outcome::CutOff);
+    }
+    let forbidden = outcome(FetchError::Forbidden);
+    assert!(
+        matches!(forbidden, Outcome::Refused { .. }),
+        "{forbidden:?}"
+    );
+    let long = "x".repeat(10_000);
+    let Outcome::Failed { why, .. } = outcome(FetchError::Tls(long)) else {
+        panic!("it may be tried again");
+    };
+    assert_eq!(why.len(), limits::CALLBACK_REASON_CHARACTERS_MAX);
+    let Outcome::Failed { why, .. } = outcome(FetchError::Response(BadResponse::Interim)) else {
+        panic!("it may be tried again");
+    };
+    assert_eq!(why, "too many interim responses");
+}
