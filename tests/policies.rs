@@ -9,7 +9,7 @@
 //! * `put_first` without its timer: `write_through_ends_a_response_without_a_store_that_works`
 //! * `end` that takes no entries, `run` that ends before the queue is empty:
 //!   `a_drain_loses_nothing_with_any_policy`
-//! * `put_back` that drops: `write_behind_waits_for_a_store_that_fails`
+//! * `put_back` that drops: `a_lost_group_keeps_its_entries_...` in `src/store/behind.rs`
 //! * `open` without its comparison of the digest: `a_row_that_is_not_whole_...`
 //! * `Erase::finish` that does not try again: `a_purge_while_the_store_does_not_work_...`
 //! * the digest of a request with a secret of each daemon: `daemons_that_share_a_database_...`
@@ -363,11 +363,35 @@ fn write_through_keeps_what_a_client_has() {
     }
 }
 
+/// Asks for a result that is not looked up before. So no look-up is overdue when it is written.
+fn refresh(daemon: &Daemon, number: usize) -> String {
+    let body = json!({ "prompt": format!("program {number}"), "cache": "refresh" });
+    let id = daemon.generate(&body).expect(200).json()["id"].clone();
+    id.as_str().expect("an id").to_owned()
+}
+
+/// Mutation: a write that fails in time and counts as confirmed.
+#[test]
+fn write_through_counts_a_write_that_fails_at_once() {
+    let daemon = options("write-through").start();
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+    }
+    let made = refresh(&daemon, 0);
+    assert_eq!(unconfirmed(&daemon), 1.0);
+    assert_eq!(ids(&daemon, 0..1), [made], "it is in memory");
+}
+
 #[test]
 fn write_through_ends_a_response_without_a_store_that_works() {
     let daemon = slow_options("write-through").start();
     let lock = Lock::of(&daemon);
-    let made = ids(&daemon, 0..10);
+    let mut made = vec![refresh(&daemon, 0)];
+    // Long before the store has given up the write.
+    let name = "autoglmd_cache_store_writes_total";
+    assert_eq!(daemon.metrics().sum(name, &[("outcome", "failed")]), 0.0);
+    made.extend(ids(&daemon, 1..10));
     assert_eq!(unconfirmed(&daemon), 10.0, "each is counted");
     // They are in memory.
     assert_eq!(ids(&daemon, 0..10), made);

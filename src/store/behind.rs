@@ -114,6 +114,7 @@ mod tests {
             requests.entries().push(write(9, 1, &reports));
         }
         assert_eq!(requests.entries().waiting(), limits::PENDING_ENTRIES_MAX);
+        assert_eq!(taken(&requests).len(), limits::GROUP_ENTRIES_MAX);
         drop(requests);
         let ends = reports.1.try_iter().count();
         assert_eq!(ends, limits::PENDING_ENTRIES_MAX + 2, "each once");

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 
 use super::DATABASE_FILE;
 use super::connection::SqliteStore;
+use super::rows::SELECT_SECRETS;
 use super::schema::{STEPS, Schema, Step};
 use crate::keys::{Scopes, Secret, Standing};
 use crate::os::slices::offers;
@@ -76,6 +77,23 @@ fn files_are_private_even_where_they_were_not() {
     fs::set_permissions(&database, Permissions::from_mode(0o644)).unwrap();
     SqliteStore::open(&database).unwrap();
     assert_eq!(mode(&database), 0o600);
+}
+
+/// A daemon with many keys reads one of them after each change.
+///
+/// Mutation: `secrets_of_keys` left out.
+#[test]
+fn no_statement_about_one_key_reads_all() {
+    let (_folder, store) = store();
+    let of_key = format!("EXPLAIN QUERY PLAN {SELECT_SECRETS} WHERE k.id = ?1");
+    let mut statement = store.connection.prepare(&of_key).unwrap();
+    let rows = statement.raw_query().mapped(|row| row.get::<_, String>(3));
+    let plan: Vec<String> = rows.map(Result::unwrap).collect();
+    assert!(plan.len() == 2, "{plan:?}");
+    assert!(
+        plan.iter().all(|step| step.starts_with("SEARCH")),
+        "{plan:?}"
+    );
 }
 
 // ---- a look from outside -------------------------------------------------------------------

@@ -20,6 +20,8 @@ on_each_database!(
     events_are_read_from_any_place_in_pieces_of_a_size,
     pages_follow_each_other_without_gap_or_overlap,
     lost_overdue_and_old_jobs_are_found_by_their_times,
+    lost_jobs_are_found_in_the_order_of_their_leases,
+    old_rows_go_in_steps_of_any_kind,
     a_key_of_idempotency_names_a_job_of_one_api_key,
     a_key_of_idempotency_goes_with_its_job,
     keys_of_idempotency_are_erased_in_steps_and_others_stay,
@@ -85,7 +87,8 @@ fn event(attempt: u32, sequence: u32, text: &str) -> JobEvent {
     }
 }
 
-/// Mutations: `save_jobs` that moves `started_at`, or keeps the request of a job that has ended.
+/// Mutations: `save_jobs` that moves `started_at`, keeps the request of a job that has ended, or
+/// leaves a part of a life as it was.
 fn a_job_is_read_as_it_was_saved<B: Bed>() {
     let bed = B::new();
     let store = &mut *bed.open();
@@ -111,11 +114,23 @@ fn a_job_is_read_as_it_was_saved<B: Bed>() {
         (State::Running, 1, 1_600)
     );
     life.release(1).unwrap();
+    (life.sequence, life.lost) = (7, 2);
     store.save_job_life(id(1), &life, 1_550).unwrap();
+    assert_eq!(store.job_life(id(1)).unwrap(), Some(life));
     claim_next(store, 1_700);
+    let mut life = store.job_life(id(1)).unwrap().unwrap();
+    (life.sequence, life.lost) = (8, 3);
+    store.save_job_life(id(1), &life, 1_700).unwrap();
     finish(store, id(1), State::Failed, 9_000);
     let read = store.job(id(1)).unwrap().unwrap();
-    assert_eq!((read.life.state, read.life.attempt), (State::Failed, 2));
+    let ended = Life {
+        state: State::Failed,
+        // The end is an event as well.
+        sequence: 9,
+        lease_until: 0,
+        ..life
+    };
+    assert_eq!((read.life, read.life.attempt), (ended, 2));
     assert_eq!(
         (read.started_at, read.finished_at),
         (Some(1_500), Some(2_000))
@@ -127,6 +142,10 @@ fn a_job_is_read_as_it_was_saved<B: Bed>() {
     ));
     assert_eq!(store.job(id(2)).unwrap(), None);
     assert!(store.insert_job(&new).is_err(), "an id is used once");
+    // A job that is put off without a run has not begun.
+    insert(store, [2], KEY);
+    store.save_job_life(id(2), &Life::NEW, 1_800).unwrap();
+    assert_eq!(store.job(id(2)).unwrap().unwrap().started_at, None);
 }
 
 /// Mutation: `next_waiting_jobs` that looks at the oldest job alone.
@@ -257,6 +276,11 @@ fn totals_are_what_a_count_would_find<B: Bed>() {
     check(store);
     assert_eq!(store.delete_old_jobs(25, 10).unwrap(), 1);
     check(store);
+    assert_eq!(
+        claim_next(store, 10),
+        Some(id(3)),
+        "one that runs is erased"
+    );
     assert_eq!(store.erase_jobs(KEY, 3).unwrap(), 3);
     assert_eq!(store.erase_jobs(KEY, 3).unwrap(), 1);
     check(store);
@@ -340,6 +364,36 @@ fn lost_overdue_and_old_jobs_are_found_by_their_times<B: Bed>() {
     assert_eq!(store.job(id(1)).unwrap(), None);
     assert_eq!(store.job_events(id(1), EventId::BEGINNING, 1).unwrap(), []);
     assert!(store.job(id(2)).unwrap().is_some());
+}
+
+/// Mutations: `LOST` without its order or its limit.
+fn lost_jobs_are_found_in_the_order_of_their_leases<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=3, KEY);
+    for (now, claimed) in [(1_000, 1), (900, 2), (950, 3)] {
+        assert_eq!(claim_next(store, now), Some(id(claimed)));
+    }
+    assert_eq!(store.lost_jobs(1_100, 9).unwrap(), [2, 3, 1].map(id));
+    assert_eq!(store.lost_jobs(1_100, 1).unwrap(), [id(2)]);
+}
+
+/// Mutations: `DELETE_OLD` or `FORGET_OLD` without its limit.
+fn old_rows_go_in_steps_of_any_kind<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    insert(store, 1..=3, KEY);
+    assert_eq!(claim_next(store, 10), Some(id(1)));
+    finish(store, id(1), State::Completed, 3_000);
+    for number in [2, 3] {
+        finish(store, id(number), State::Cancelled, 3_000);
+    }
+    for number in 7..=9 {
+        remember(store, KEY, &format!("retry-{number}"), number);
+    }
+    let steps = [(); 4].map(|()| store.delete_old_jobs(9_000, 2).unwrap());
+    assert_eq!(steps, [2, 2, 2, 0]);
+    assert_eq!((bed.count("jobs"), bed.count("idempotency")), (0, 0));
 }
 
 /// Mutation: `remembered_jobs` without the API key.
