@@ -112,6 +112,11 @@ impl ResponseReader {
         !matches!(self.state, State::Head) || !self.head_bytes.is_empty() || self.interim > 0
     }
 
+    /// Returns whether the status has come, and is enough.
+    pub fn has_status(&self) -> bool {
+        self.bounds.status_is_enough && self.head.is_some()
+    }
+
     /// Returns the memory of what it holds.
     pub fn buffered_bytes(&self) -> usize {
         self.head_bytes.capacity() + self.body.capacity()

@@ -304,6 +304,10 @@ impl<K> Connection<K> {
         let State::Exchanging { reader, .. } = &mut self.state else {
             return None;
         };
+        if !reader.has_status() {
+            // It stays: whether a byte has come decides if the request may be sent again.
+            return None;
+        }
         let empty = ResponseReader::new(ResponseBounds::NOTHING, false);
         std::mem::replace(&mut **reader, empty).into_status()
     }

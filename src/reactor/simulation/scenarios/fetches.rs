@@ -328,6 +328,44 @@ fn bytes_that_nothing_asked_for_end_a_kept_connection() {
     assert_eq!(response.body, b"/1");
 }
 
+/// Mutations: `take_response` that keeps a connection with bytes left over, or one whose server has
+/// not promised to keep it; `take_status` that takes the reader in any case, so that a byte of the
+/// response is forgotten (`may_retry`).
+#[test]
+fn a_connection_is_kept_or_given_up_by_the_response_on_it() {
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n";
+    for (response, is_kept) in [
+        (format!("{ok}\r\n"), true),
+        (format!("{ok}\r\n{ok}\r\n"), false),
+        (format!("{ok}connection: close\r\n\r\n"), false),
+    ] {
+        let mut calls = Calls::new();
+        let number = calls.submit("http://mute.test/");
+        calls.settle();
+        let wire = calls.wire(0);
+        calls
+            .stage
+            .on(wire, |wire| wire.client_sends(response.as_bytes()));
+        calls.settle();
+        assert_eq!(calls.result(number), Some(Ok(200)), "{response}");
+        assert_eq!(calls.is_open(0), is_kept, "{response}");
+        if !is_kept {
+            continue;
+        }
+        // The next one goes over it, and its response is cut off: the server has acted on it.
+        let number = calls.submit("http://mute.test/");
+        calls.settle();
+        calls
+            .stage
+            .on(wire, |wire| wire.client_sends(b"HTTP/1.1 20"));
+        calls.stage.settle();
+        calls.stage.on(wire, Wire::client_half_closes);
+        calls.settle();
+        assert_eq!(calls.result(number), Some(Err(FetchError::Broken)));
+        assert_eq!(calls.dialled(), 1, "it is not sent again");
+    }
+}
+
 /// Mutation: `content-length` without a body.
 #[test]
 fn a_request_without_a_body_announces_none() {
