@@ -21,8 +21,7 @@
 //!  2. One claim, one save, one sweep and one look are under way at most.
 //!  3. The thread ends soon after a drain, whether or not the store works.
 //!
-//! Mutations that `reactor/simulation/jobs.rs` catches: `work` without `heed_clock`; a sweep that
-//! does not wait for doubtful leases.
+//! Mutation that `reactor/simulation/jobs.rs` catches: `work` without `heed_clock`.
 //!
 //! Mutations that the tests in `tests/jobs.rs` catch: `drain` that does not park; `handle_saved`
 //! that wakes no follower; a fenced attempt that goes on; no backoff while the model loads.

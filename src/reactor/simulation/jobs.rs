@@ -15,7 +15,7 @@
 //!
 //! Mutations that the first seeds catch: `handle_batch` of `service/api/jobs/follow.rs` that leaves
 //! `after` where it is; `handle_done` of `runner/thread.rs` without `give_back`; `work` without
-//! `heed_clock`; `may_sweep` that ignores doubtful leases.
+//! `heed_clock`.
 
 use std::cell::Cell;
 use std::collections::HashMap;
