@@ -307,7 +307,7 @@ fn a_database_is_checked_and_brought_up_to_date() {
     assert_eq!(json["problems"], serde_json::json!([]));
     let database = &json["folder"]["database"];
     assert!(database["bytes"].as_u64() > Some(0));
-    assert_eq!(database["max_bytes"], 895 << 20);
+    assert_eq!(database["max_bytes"], 831 << 20);
     let done = home.run(&["store", "migrate"]).expect(0);
     assert!(done.err.contains("already at version"), "{}", done.err);
 

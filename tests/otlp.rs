@@ -594,13 +594,17 @@ fn check_finds_wrong_urls_and_headers_and_shows_no_value() {
     };
     let (is_good, told) = check("headers = [\"a=b\", \"authorization=Basic%20dTpw\"]");
     assert!(is_good, "{told}");
-    for bad in [
-        "localhost:4318",
-        "ftp://localhost/",
-        "http://user:word@localhost/",
+    for (bad, expected) in [
+        ("localhost:4318", "http://HOST"),
+        ("ftp://localhost/", "http://HOST"),
+        (
+            "http://user:hunter2@localhost/",
+            "a URL without a user and a password",
+        ),
     ] {
         let (is_good, told) = check(&format!("url = {bad:?}"));
-        assert!(!is_good && told.contains("http://HOST"), "{told}");
+        assert!(!is_good && told.contains(expected), "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
     }
     for (bad, expected) in [
         ("Host=hunter2", "host is set by the daemon"),
