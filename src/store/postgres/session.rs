@@ -262,7 +262,12 @@ impl Session {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 self.has_failed.set(true);
-                Err(self.error(fault_of(&error), reason_of(&error)))
+                let fault = fault_of(&error);
+                if fault == Fault::Unreachable {
+                    // The server may have said so itself, and its socket is closed a moment later.
+                    self.is_lost.set(true);
+                }
+                Err(self.error(fault, reason_of(&error)))
             }
             Err(_) => {
                 self.is_lost.set(true);
