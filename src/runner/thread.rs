@@ -80,6 +80,9 @@ pub struct Thread {
     attempts: HashMap<u32, Attempt>,
     serial: u32,
     is_claiming: bool,
+    /// The wall clock was set since the claim under way was made: its leases are by the earlier
+    /// time.
+    is_claim_doubtful: bool,
     is_saving: bool,
     is_sweeping: bool,
     is_looking: bool,
@@ -109,6 +112,7 @@ impl Thread {
             attempts: HashMap::new(),
             serial: 0,
             is_claiming: false,
+            is_claim_doubtful: false,
             is_saving: false,
             is_sweeping: false,
             is_looking: false,
@@ -231,6 +235,7 @@ impl Thread {
         let seconds = step / 1_000;
         log::warn!("the time of day has jumped by {seconds} s; renewing the leases of jobs");
         self.attempts.values_mut().for_each(Attempt::doubt_lease);
+        self.is_claim_doubtful = self.is_claiming;
     }
 
     fn next_duty(&self) -> Moment {
@@ -306,7 +311,9 @@ impl Thread {
 
     /// A lease that is doubtful belongs to an attempt that runs here.
     fn may_sweep(&self) -> bool {
-        !self.is_sweeping && self.attempts.values().all(Attempt::holds_lease)
+        !self.is_sweeping
+            && !self.is_claim_doubtful
+            && self.attempts.values().all(Attempt::holds_lease)
     }
 
     fn sweep(&mut self, now: Moment) {
@@ -379,8 +386,9 @@ impl Thread {
         match done.work {
             Work::Claim { claimed, .. } => {
                 self.is_claiming = false;
+                let is_doubtful = std::mem::take(&mut self.is_claim_doubtful);
                 if !has_failed {
-                    self.handle_claimed(claimed, now);
+                    self.handle_claimed(claimed, is_doubtful, now);
                 }
             }
             Work::Save { parts, saved, .. } => {
@@ -450,20 +458,23 @@ impl Thread {
         ]
     }
 
-    fn handle_claimed(&mut self, claimed: Vec<JobRecord>, now: Moment) {
+    fn handle_claimed(&mut self, claimed: Vec<JobRecord>, is_doubtful: bool, now: Moment) {
         if !claimed.is_empty() {
             // There may be more, and a key's next job may only now be the oldest.
             self.claim_at = self.backed_off(now);
         }
         for record in claimed {
             self.parts.followers.wake(record.id);
-            let attempt = match self.ends_at {
+            let mut attempt = match self.ends_at {
                 None => self.start(&record, now),
                 Some(_) => {
                     let wait = Next::Wait { postponed: None };
                     Attempt::ended(record.id, record.life.attempt, wait, now)
                 }
             };
+            if is_doubtful {
+                attempt.doubt_lease();
+            }
             let serial = self.serial;
             self.serial = self.serial.wrapping_add(1);
             self.attempts.insert(serial, attempt);
