@@ -171,7 +171,8 @@ impl World {
     /// Returns whether all clients have left and all jobs have ended.
     fn has_settled(&mut self) -> bool {
         let totals = self.store.job_totals(None).expect("it is read");
-        let all_seen = self.seen.values().all(|history| history.is_over);
+        let is_seen = |id| self.seen.get(id).is_some_and(|history| history.is_over);
+        let all_seen = self.accepted.iter().all(is_seen);
         self.visitors.is_empty() && totals.unfinished() == 0 && all_seen
     }
 
