@@ -71,7 +71,7 @@ struct NameServer {
     asked: Arc<Mutex<Vec<(String, u16)>>>,
 }
 
-/// Returns the addresses of a name. `None`: there is no such name.
+/// Returns the addresses of a name. `None`: the name does not exist.
 fn addresses(name: &str, kind: u16) -> Option<Vec<Vec<u8>>> {
     let v4 = |addresses: &[[u8; 4]]| -> Vec<Vec<u8>> {
         let records = addresses.iter().filter(|_| kind == TYPE_A);

@@ -341,7 +341,7 @@ fn a_wrong_value_of_each_key_leaves_the_old_configuration_and_names_its_place() 
     assert!(line.ends_with("nothing changed"), "{line}");
 }
 
-/// What is allowed and seldom meant is worth a word when it comes, and not each time.
+/// A reload warns of a setting that is allowed and seldom meant: once, when it comes.
 ///
 /// Mutation: `put_in_force` without the warnings, or with those that were known.
 #[test]

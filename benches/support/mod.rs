@@ -64,8 +64,8 @@ pub fn move_to_load_core() {
     assert_eq!(moved, 0, "the load's core is there");
 }
 
-/// Gives the calling thread a real-time priority, so that it does not wait for other load on its own
-/// core, which can last until the kernel's next tick. Returns whether it may have one.
+/// Sets a real-time priority for the calling thread. Without it, the thread waits for other load on
+/// its own core, up to the kernel's next tick. Returns whether the user may set one.
 pub fn go_first() -> bool {
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: the call reads a parameter on this stack.

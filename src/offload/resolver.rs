@@ -17,8 +17,9 @@
 //!
 //! Questions of two tenants are not joined: the time of a response would show one what the other
 //! asks for. Nor is a result remembered: that is the work of a name server, which knows how long a
-//! result is good, also one that there is no such name. Without one on the machine, such a result
-//! costs a round trip, and a name whose server is silent costs its own tenant a thread again.
+//! result is good, also that a name does not exist. Without a name server on the machine, each
+//! question costs a round trip, and a name whose server is silent costs its own tenant a thread
+//! again.
 //!
 //! # Invariants
 //!

@@ -432,7 +432,7 @@ impl Thread {
         let Some(why) = failure else {
             if self.store_backoff.succeed() {
                 log::info!("the store takes durable jobs again");
-                // What has waited for the end of the pause.
+                // Tasks that have waited for the end of the pause are due.
                 for at in self.store_times() {
                     *at = now.min(*at);
                 }

@@ -2,9 +2,8 @@
 //!
 //! Owns the threads. Reactors go first on a core that they share with them, because a task may take
 //! 280 ms, and a reactor's clients wait for as long as it cannot run: the threads are nicer, and
-//! work in slices. They outlive the
-//! engine and the reactors, which send them tasks until their own ends, so a drain does not concern
-//! them.
+//! work in slices. They outlive the engine and the reactors, which send them tasks until their own
+//! ends, so a drain does not concern them.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};

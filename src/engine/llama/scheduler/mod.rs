@@ -272,7 +272,7 @@ impl<B: Backend> Scheduler<B> {
         let is_paused = match self.queue.is_empty() {
             true => runs.all(|run| run.is_paused() || run.is_loading()),
             // Jobs that load keep their slots. Paused ones make room for those that wait, unless
-            // there is no room for a copy that they must have.
+            // the copy that they must leave finds no room.
             false => self.slots.iter().all(|slot| {
                 let rests = |run: &Run<_>| run.is_loading() || (run.is_paused() && self.is_stuck);
                 slot.run.as_deref().is_some_and(rests)
