@@ -78,7 +78,10 @@ const ROWS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("bus", &["limits", "core", "os", "config", "redis"]),
+    (
+        "bus",
+        &["limits", "core", "os", "telemetry", "config", "redis"],
+    ),
     (
         "service",
         &[

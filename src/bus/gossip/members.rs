@@ -7,8 +7,8 @@
 //! case a datagram is lost. Its random id makes it count once.
 //!
 //! Invariants:
-//!  1. The notices that are remembered, and the members that a notice is sent to directly, are
-//!     bounded.
+//!  1. The notices that are remembered, the members that a notice is sent to directly, and the
+//!     bytes of a payload are bounded.
 //!
 //! Mutations that the tests below catch: ids that are not remembered (`a_notice_reaches_...`), no
 //! report when a member appears (`a_member_that_...`); `leap` without its growth
@@ -235,14 +235,13 @@ impl Members {
                 self.leap();
             }
             // From a command, or directly from the member that has published it.
-            Some((&NOTICE, data)) if data.len() > ID_BYTES => self.spread(data),
+            Some((&NOTICE, data)) => self.spread(data),
             _ => {}
         }
     }
 
     pub fn handle_timer(&mut self, timer: Timer<Member>) {
         note(self.foca.handle_timer(timer, &mut self.effects));
-        self.leap();
     }
 
     /// Makes an identity that the others take, if they remember a later one of this address: after
@@ -392,6 +391,18 @@ mod tests {
             self.now = end;
         }
 
+        /// Stops a member's process: datagrams for it are lost, and its timers fire late.
+        fn stop(&mut self, number: usize, time: Duration) {
+            let is_its = |_: &(Duration, u64), (of, _): &mut (usize, Timer<Member>)| *of == number;
+            let timers: Vec<_> = self.timers.extract_if(.., is_its).collect();
+            let member = self.members[number].take();
+            self.run(time);
+            self.members[number] = member;
+            for ((at, id), timer) in timers {
+                self.timers.insert((at.max(self.now), id), timer);
+            }
+        }
+
         fn publish(&mut self, number: usize, id: u8, text: &[u8]) {
             let member = self.members[number].as_mut().expect("it lives");
             member.publish([id; ID_BYTES], text);
@@ -485,6 +496,116 @@ mod tests {
             world.publish(0, 1, b"a");
             assert_eq!(world.notices[2].len(), 1);
         }
+    }
+
+    /// The others have taken it for dead and have sent it no notices, and it has missed none of
+    /// them by its own clock.
+    ///
+    /// Mutation: a rejoin after which the store is not read.
+    #[test]
+    fn a_member_whose_process_was_stopped_rejoins_and_reads_the_store() {
+        let mut world = World::of(3, 0);
+        let others = |world: &World| {
+            let living = world.members.iter().flatten();
+            living.map(Members::others).collect::<Vec<usize>>()
+        };
+        world.stop(2, Duration::from_secs(60));
+        assert_eq!(others(&world), [1, 1, 2]);
+        let gains = world.gains[2];
+        world.run(Duration::from_secs(10));
+        assert_eq!(others(&world), [2, 2, 2]);
+        assert!(world.gains[2] > gains);
+        world.publish(0, 1, b"a");
+        assert_eq!(world.notices[2], [b"a".to_vec()]);
+    }
+
+    /// Mutation: a daemon that ends and leaves it to the others to suspect that.
+    #[test]
+    fn a_member_that_leaves_is_missed_at_once() {
+        let mut world = World::of(3, 0);
+        world.members[2].as_mut().expect("it lives").leave();
+        world.settle(2);
+        for member in world.members[..2].iter().flatten() {
+            assert_eq!(member.others(), 1);
+        }
+    }
+
+    /// Mutations: `announce` to members that are known, or to itself.
+    #[test]
+    fn a_member_looks_for_others_at_unknown_addresses_alone() {
+        let mut world = World::of(3, 0);
+        let member = world.members[0].as_mut().expect("it lives");
+        member.announce(&[0, 1, 2, 7].map(address));
+        let sent = member.take_effects().datagrams;
+        let to: Vec<SocketAddr> = sent.into_iter().map(|(to, _)| to).collect();
+        assert_eq!(to, [address(7)]);
+    }
+
+    /// Mutations: a leap without its bound, or one that stays long.
+    #[test]
+    fn leaps_grow_to_a_bound_and_shrink_again_in_time() {
+        let own = Member {
+            address: address(0),
+            started_ms: 1,
+        };
+        let mut member = Members::new(own, Dice(1));
+        let mut leap_after = |seconds: usize| {
+            (0..seconds).for_each(|_| member.announce(&[]));
+            let before = member.foca.identity().started_ms;
+            member.effects.has_rejoined = true;
+            member.leap();
+            member.foca.identity().started_ms - before
+        };
+        assert_eq!([0, 0, 0].map(&mut leap_after), [16, 256, 4_096]);
+        let longest = (0..20).map(|_| leap_after(0)).max();
+        assert_eq!(longest, Some(1 << limits::LEAP_BITS_MAX));
+        assert_eq!(leap_after(60), 16);
+    }
+
+    /// Mutations: a notice that goes to each member directly; packets of the protocol's own size,
+    /// or without room for our byte.
+    #[test]
+    fn datagrams_to_a_large_cluster_are_bounded_in_number_and_in_bytes() {
+        let mut dice = Dice(1);
+        let mut longest = 0;
+        for _ in 0..200 {
+            let own = Member {
+                address: address(0),
+                started_ms: 1,
+            };
+            let mut member = Members::new(own, Dice(1));
+            let others = (1..200).map(|number| {
+                let random = rand::TryRng::try_next_u64(&mut dice);
+                let Ok(random) = random;
+                foca::Member::alive(Member {
+                    address: address(number),
+                    started_ms: random >> (random % 64),
+                })
+            });
+            let applied = member.foca.apply_many(others, true, &mut member.effects);
+            applied.expect("each is another one");
+            let _ = member.take_effects();
+            member.publish([7; ID_BYTES], &[b'a'; limits::NOTICE_BYTES_MAX]);
+            let direct = member.take_effects().datagrams;
+            assert_eq!(direct.len(), limits::DIRECT_MEMBERS_MAX);
+            let mut new = Members::new(
+                Member {
+                    address: address(1_000),
+                    started_ms: 1,
+                },
+                Dice(1),
+            );
+            new.announce(&[address(0)]);
+            for (_, payload) in new.take_effects().datagrams {
+                member.handle_payload(&payload);
+            }
+            let sent = member.take_effects().datagrams;
+            longest = sent
+                .iter()
+                .map(|(_, payload)| payload.len())
+                .fold(longest, usize::max);
+        }
+        assert_eq!(longest, limits::GOSSIP_PAYLOAD_BYTES_MAX);
     }
 
     #[test]

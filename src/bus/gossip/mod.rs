@@ -12,7 +12,8 @@
 //!     nothing else.
 //!  2. A round handles at most [`limits::DATAGRAMS_PER_ROUND_ITEMS`] of them before its timers.
 //!
-//! Mutation that the test below catches: notices of a command that reach one member alone.
+//! Mutations that the tests below catch: notices of a command that reach one member alone, an end
+//! that is not announced, a secret with the line's end of its file, an announcement in each turn.
 //!
 //! Mutation that `tests/bus.rs` catches: datagrams that are not opened
 //! (`gossip_refuses_strangers_...`).
@@ -136,41 +137,11 @@ impl Gossip {
         series: Arc<BusSeries>,
         on_notice: OnNotice,
     ) -> io::Result<(Gossip, GossipBus)> {
-        let socket = UdpSocket::bind(settings.listen)?;
-        socket.set_nonblocking(true)?;
-        let own = Member {
-            address: socket.local_addr()?,
-            started_ms: UnixMillis::now().as_u64(),
-        };
-        let (bell, wake) = io::pipe()?;
-        let (notices, inbox) = bounded(limits::WAITING_NOTICES_ITEMS);
-        let others = Arc::new(AtomicUsize::new(0));
-        let is_ending = Arc::new(AtomicBool::new(false));
-        let node = Node {
-            socket,
-            bell,
-            inbox,
-            peers: settings.peers.clone(),
-            sealer: Sealer::new(settings.key.clone(), random()?),
-            opener: Opener::new(settings.key),
-            members: Members::new(own, Dice(random()?)),
-            timers: BTreeMap::new(),
-            scheduled: 0,
-            announced_at: None,
-            others: Arc::clone(&others),
-            is_ending: Arc::clone(&is_ending),
-            series,
-            on_notice,
-        };
+        let (node, bus) = Node::bind(settings, series, on_notice)?;
+        let (wake, is_ending) = (bus.wake.try_clone()?, Arc::clone(&node.is_ending));
         let thread = thread::Builder::new()
             .name("bus".into())
             .spawn(move || node.run())?;
-        let bus = GossipBus {
-            notices,
-            wake: wake.try_clone()?,
-            others,
-            has_peers: !settings.peers.is_empty(),
-        };
         let gossip = Gossip {
             wake,
             is_ending,
@@ -205,7 +176,7 @@ struct Node {
     /// By their time, and by the order in which they were set.
     timers: BTreeMap<(Instant, u64), Timer<Member>>,
     scheduled: u64,
-    announced_at: Option<Instant>,
+    announce_at: Instant,
     others: Arc<AtomicUsize>,
     is_ending: Arc<AtomicBool>,
     series: Arc<BusSeries>,
@@ -213,9 +184,48 @@ struct Node {
 }
 
 impl Node {
+    fn bind(
+        settings: GossipSettings,
+        series: Arc<BusSeries>,
+        on_notice: OnNotice,
+    ) -> io::Result<(Node, GossipBus)> {
+        let socket = UdpSocket::bind(settings.listen)?;
+        socket.set_nonblocking(true)?;
+        let own = Member {
+            address: socket.local_addr()?,
+            started_ms: UnixMillis::now().as_u64(),
+        };
+        let (bell, wake) = io::pipe()?;
+        let (notices, inbox) = bounded(limits::WAITING_NOTICES_ITEMS);
+        let others = Arc::new(AtomicUsize::new(0));
+        let bus = GossipBus {
+            notices,
+            wake,
+            others: Arc::clone(&others),
+            has_peers: !settings.peers.is_empty(),
+        };
+        let node = Node {
+            socket,
+            bell,
+            inbox,
+            peers: settings.peers,
+            sealer: Sealer::new(settings.key.clone(), random()?),
+            opener: Opener::new(settings.key),
+            members: Members::new(own, Dice(random()?)),
+            timers: BTreeMap::new(),
+            scheduled: 0,
+            announce_at: Instant::now(),
+            others,
+            is_ending: Arc::default(),
+            series,
+            on_notice,
+        };
+        Ok((node, bus))
+    }
+
     fn run(mut self) {
         loop {
-            self.announce();
+            self.announce(Instant::now());
             self.handle_effects();
             let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
             let now = Instant::now();
@@ -243,12 +253,9 @@ impl Node {
     }
 
     /// Looks for members at the configured addresses, now and then.
-    fn announce(&mut self) {
-        let is_due = self
-            .announced_at
-            .is_none_or(|at| at.elapsed() >= limits::ANNOUNCE_INTERVAL);
-        if is_due {
-            self.announced_at = Some(Instant::now());
+    fn announce(&mut self, now: Instant) {
+        if now >= self.announce_at {
+            self.announce_at = now + limits::ANNOUNCE_INTERVAL;
             self.members.announce(&self.peers);
         }
     }
@@ -267,7 +274,8 @@ impl Node {
     }
 
     fn receive(&mut self) {
-        let mut buffer = [0; limits::DATAGRAM_BYTES_MAX + 1];
+        // The kernel cuts a longer datagram, whose checksum is wrong then.
+        let mut buffer = [0; limits::DATAGRAM_BYTES_MAX];
         for _ in 0..limits::DATAGRAMS_PER_ROUND_ITEMS {
             let length = match self.socket.recv(&mut buffer) {
                 Ok(length) => length,
@@ -278,10 +286,8 @@ impl Node {
                     continue;
                 }
             };
-            let datagram = &buffer[..length];
-            let is_short = length <= limits::DATAGRAM_BYTES_MAX;
             let now = UnixMillis::now().as_u64();
-            match self.opener.open(datagram, now).filter(|_| is_short) {
+            match self.opener.open(&buffer[..length], now) {
                 Some(payload) => self.members.handle_payload(payload),
                 None => {
                     self.series.refused.inc();
@@ -348,6 +354,172 @@ fn random_id() -> io::Result<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Metrics;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn settings(peers: Vec<SocketAddr>) -> GossipSettings {
+        GossipSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            peers,
+            key: SealKey::new(b"a secret of one cluster, for tests"),
+        }
+    }
+
+    /// A member that the test plays: its timers never fire, so it suspects no other one.
+    struct Peer {
+        socket: UdpSocket,
+        opener: Opener,
+        sealer: Sealer,
+        members: Members,
+        notices: Vec<Vec<u8>>,
+    }
+
+    impl Peer {
+        fn new() -> Peer {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            socket.set_read_timeout(Some(PATIENCE)).expect("it is set");
+            let own = Member {
+                address: socket.local_addr().expect("it is bound"),
+                started_ms: 1,
+            };
+            let key = settings(Vec::new()).key;
+            Peer {
+                socket,
+                opener: Opener::new(key.clone()),
+                sealer: Sealer::new(key, 1),
+                members: Members::new(own, Dice(1)),
+                notices: Vec::new(),
+            }
+        }
+
+        fn address(&self) -> SocketAddr {
+            self.socket.local_addr().expect("it is bound")
+        }
+
+        /// Handles one datagram. `false`: none came.
+        fn handle_one(&mut self) -> bool {
+            let mut buffer = [0; limits::DATAGRAM_BYTES_MAX];
+            let Ok(length) = self.socket.recv(&mut buffer) else {
+                return false;
+            };
+            let now = UnixMillis::now().as_u64();
+            let payload = self.opener.open(&buffer[..length], now);
+            self.members.handle_payload(payload.expect("it is genuine"));
+            self.send();
+            true
+        }
+
+        fn send(&mut self) {
+            let effects = self.members.take_effects();
+            self.notices.extend(effects.notices);
+            for (to, payload) in effects.datagrams {
+                let datagram = self.sealer.seal(&payload, UnixMillis::now().as_u64());
+                self.socket.send_to(&datagram, to).expect("it is sent");
+            }
+        }
+    }
+
+    /// Mutations: no `Notice::All` for a new member; an end that is not announced; a bus
+    /// that is connected while it has no other member.
+    #[test]
+    fn a_member_finds_its_peer_and_announces_its_end() {
+        let mut peer = Peer::new();
+        let series: Arc<BusSeries> = Metrics::new("echo").series();
+        let (sender, notices) = mpsc::channel();
+        let on_notice = Box::new(move |notice| sender.send(notice).expect("the test listens"));
+        let started = Gossip::start(settings(vec![peer.address()]), series.clone(), on_notice);
+        let (gossip, bus) = started.expect("it starts");
+        assert!(!bus.is_connected());
+        while peer.members.others() == 0 {
+            assert!(peer.handle_one(), "nothing came");
+        }
+        assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
+        assert!(bus.is_connected());
+        assert_eq!((series.up.get(), series.members.get()), (1, 1));
+
+        peer.members.publish([1; 16], b"1 key key_1");
+        peer.send();
+        let key = Notice::Key("key_1".to_owned());
+        assert_eq!(notices.recv_timeout(PATIENCE), Ok(key));
+        assert_eq!(series.received.get(), 1);
+        for text in ["1 entries", "1 all"] {
+            bus.publish(&Notice::parse(text.as_bytes()).expect("a notice"));
+            while !peer.notices.contains(&text.as_bytes().to_vec()) {
+                assert!(peer.handle_one(), "nothing came");
+            }
+        }
+
+        drop(gossip);
+        // All that it has sent is here.
+        peer.socket.set_nonblocking(true).expect("it is set");
+        while peer.handle_one() {}
+        assert_eq!(peer.members.others(), 0);
+    }
+
+    /// Mutation: an announcement in each turn, which each datagram begins.
+    #[test]
+    fn a_peer_that_is_not_there_is_looked_for_once_per_interval() {
+        let absent = Peer::new().address();
+        let series = Metrics::new("echo").series();
+        let bound = Node::bind(settings(vec![absent]), series, Box::new(|_| ()));
+        let (mut node, bus) = bound.expect("it is bound");
+        let start = Instant::now();
+        let interval = limits::ANNOUNCE_INTERVAL;
+        let mut sent_at = |at| {
+            node.announce(at);
+            node.members.take_effects().datagrams.len()
+        };
+        let early = start + interval - Duration::from_millis(1);
+        assert_eq!(
+            [start, early, start + interval].map(&mut sent_at),
+            [1, 0, 1]
+        );
+        assert!(!bus.is_connected());
+    }
+
+    #[test]
+    fn a_member_without_peers_is_connected_by_its_configuration() {
+        let series: Arc<BusSeries> = Metrics::new("echo").series();
+        let bound = Node::bind(settings(Vec::new()), series.clone(), Box::new(|_| ()));
+        let (mut node, bus) = bound.expect("it is bound");
+        node.handle_effects();
+        assert!(bus.is_connected());
+        assert_eq!((series.up.get(), series.members.get()), (1, 0));
+    }
+
+    /// Mutations: a secret with the end of its line, or of any length; no peers.
+    #[test]
+    fn settings_are_those_of_the_file_and_its_secret() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("secret");
+        let config = Bus {
+            kind: BusKind::Gossip,
+            listen: Some(([127, 0, 0, 1], 7_946).into()),
+            peers: vec![([127, 0, 0, 2], 7_946).into()],
+            secret_file: Some(path.clone()),
+            ..Bus::default()
+        };
+        let with = |secret: &str| {
+            std::fs::write(&path, secret).expect("it is written");
+            GossipSettings::of(&config, None)
+        };
+        assert!(with("fifteen letters\n").is_err());
+        let read = with("sixteen  letters\n").expect("long enough");
+        let read = read.expect("gossip is the bus");
+        assert_eq!(
+            (Some(read.listen), read.peers),
+            (config.listen, config.peers.clone())
+        );
+        let mut sealer = Sealer::new(SealKey::new(b"sixteen  letters"), 1);
+        let datagram = sealer.seal(b"payload", 5);
+        assert_eq!(
+            Opener::new(read.key).open(&datagram, 5),
+            Some(&b"payload"[..])
+        );
+    }
 
     /// A command on a machine whose own daemon is down. Mutation: `publish` to the configured
     /// address alone.
@@ -364,8 +536,7 @@ mod tests {
         let notices = [Notice::Key("key_1".to_owned()), Notice::Entries];
         publish(&settings, &notices).expect("they are sent");
         for socket in &sockets {
-            let patience = Some(std::time::Duration::from_secs(60));
-            socket.set_read_timeout(patience).expect("it is set");
+            socket.set_read_timeout(Some(PATIENCE)).expect("it is set");
             let mut opener = Opener::new(key.clone());
             for notice in &notices {
                 let mut buffer = [0; limits::DATAGRAM_BYTES_MAX];

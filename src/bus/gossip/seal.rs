@@ -21,7 +21,8 @@
 //!  2. Only holders of the secret make sessions, and those are bounded.
 //!
 //! Mutations that the tests below catch: no comparison of the time, no memory of counters, a window
-//! that accepts what is behind it, a checksum without the header.
+//! that accepts what is behind it, a checksum without the header, no look at the magic, a session
+//! that is forgotten while one of its datagrams could be taken.
 
 use std::collections::HashMap;
 
@@ -33,6 +34,9 @@ const SUM_BYTES: usize = 32;
 
 /// Bytes that a datagram has beside its payload.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + SUM_BYTES;
+
+const _: () =
+    assert!(OVERHEAD_BYTES + limits::GOSSIP_PAYLOAD_BYTES_MAX == limits::DATAGRAM_BYTES_MAX);
 
 /// Separates this use of the secret from any other.
 const CONTEXT: &str = "autoglmd 2026 gossip datagrams";
@@ -201,6 +205,19 @@ mod tests {
         assert_eq!(opener.open(&stranger.seal(b"payload", NOW), NOW), None);
     }
 
+    /// A later version has another magic, and the same secret.
+    #[test]
+    fn another_form_is_refused() {
+        let (mut sealer, mut opener) = pair();
+        let datagram = sealer.seal(b"payload", NOW);
+        let mut other = datagram[..datagram.len() - SUM_BYTES].to_vec();
+        other[3] += 1;
+        let sum = blake3::keyed_hash(&sealer.key.0, &other);
+        other.extend_from_slice(sum.as_bytes());
+        assert_eq!(opener.open(&other, NOW), None);
+        assert_eq!(opener.open(&datagram, NOW), Some(&b"payload"[..]));
+    }
+
     #[test]
     fn late_datagrams_are_taken_within_the_window_and_no_later() {
         let (mut sealer, mut opener) = pair();
@@ -217,6 +234,18 @@ mod tests {
         );
     }
 
+    /// Mutation: a window that forgets the datagram at its far end when the next one comes.
+    #[test]
+    fn a_gap_forgets_no_datagram_that_could_be_taken() {
+        for gap in 1..70 {
+            let (mut sealer, mut opener) = pair();
+            let sent: Vec<Vec<u8>> = (0..=gap).map(|_| sealer.seal(b"", NOW)).collect();
+            assert!(opener.open(&sent[0], NOW).is_some());
+            assert!(opener.open(&sent[gap], NOW).is_some());
+            assert!(opener.open(&sent[0], NOW).is_none(), "a gap of {gap}");
+        }
+    }
+
     #[test]
     fn sessions_are_bounded_and_old_ones_make_room() {
         let key = SealKey::new(b"a secret of the cluster");
@@ -230,6 +259,30 @@ mod tests {
         let later = NOW + 3 * limits::CLOCK_SKEW_MAX.as_millis() as u64;
         assert!(opener.open(&datagram(more, later), later).is_some());
         assert_eq!(opener.sessions.len(), 1);
+    }
+
+    /// The last datagram of a session is from a clock that is as far ahead as it may be.
+    #[test]
+    fn a_session_is_remembered_while_its_datagrams_could_be_taken() {
+        let key = SealKey::new(b"a secret of the cluster");
+        let mut opener = Opener::new(key.clone());
+        let mut first = Sealer::new(key.clone(), 0);
+        let skew = limits::CLOCK_SKEW_MAX.as_millis() as u64;
+        assert!(opener.open(&first.seal(b"", NOW), NOW).is_some());
+        let heard = NOW + skew;
+        let last = first.seal(b"", heard + skew);
+        assert!(opener.open(&last, heard).is_some());
+        let mut open = |session, at| {
+            let datagram = Sealer::new(key.clone(), session).seal(b"", at);
+            opener.open(&datagram, at).is_some()
+        };
+        for session in 1..limits::SESSIONS_MAX as u64 {
+            assert!(open(session, heard));
+        }
+        let end = heard + 2 * skew;
+        assert!(!open(limits::SESSIONS_MAX as u64, end), "there is no room");
+        assert_eq!(opener.open(&last, end), None, "again");
+        assert_eq!(opener.open(&last, end + 1), None, "too late");
     }
 
     proptest! {
