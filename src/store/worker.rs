@@ -350,8 +350,10 @@ mod tests {
 
     use super::*;
     use crate::jobs::JobId;
+    use crate::store::interface::entries::EntryRow;
     use crate::store::interface::keys::{Keys, NewKey};
     use crate::store::interface::usage::Usage as _;
+    use crate::store::pending::{EntryWrite, Written};
     use crate::store::requests::Full;
     use crate::store::sqlite::{DATABASE_FILE, SqliteStore};
     use crate::store::tests::accept_task;
@@ -607,6 +609,34 @@ mod tests {
         let rows = store.usage(None, &(0..=u32::MAX)).unwrap();
         let hits: u64 = rows.iter().map(|row| row.hits).sum();
         assert_eq!(hits, 7, "{rows:?}");
+    }
+
+    /// Mutations: `end` without the entries that wait for no request, or with one group of them.
+    #[test]
+    fn entries_that_wait_at_the_end_are_written() {
+        const ENTRIES: usize = 2 * limits::GROUP_ENTRIES_MAX + 1;
+        let bench = Bench::new();
+        let (sender, ends) = channel();
+        for number in 0..ENTRIES {
+            let mut digest = [7; 32];
+            digest[..8].copy_from_slice(&number.to_le_bytes());
+            let row = EntryRow {
+                digest,
+                tenant: 1,
+                created_at: 1,
+                expires_at: u64::MAX >> 1,
+                value: vec![7],
+            };
+            let sender = sender.clone();
+            let report = move |written| _ = sender.send(written);
+            let write = EntryWrite::new(row, || true, report);
+            bench.requests.entries().push(write);
+        }
+        // The thread finds that it is to end, before it has looked for entries.
+        bench.requests.close();
+        drop(bench.start());
+        let stored = ends.try_iter().filter(|end| *end == Written::Stored);
+        assert_eq!(stored.count(), ENTRIES);
     }
 
     struct Note(Sender<bool>);
