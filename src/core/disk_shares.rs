@@ -22,9 +22,9 @@
 //!     beyond [`DiskShares::records_yield_at`].
 //!  3. Jobs and entries together leave a quarter of the database.
 //!
-//! Mutations that the test below catches: a share that is rounded up, prefixes or own words that
-//! are not taken off the database, a log of its own beside the budget, a least budget that is one
-//! off.
+//! Mutations that the tests below catch: a share that is rounded up, prefixes or own words that
+//! are not taken off the database, a log of its own beside the budget, a log without room for its
+//! index, a least budget that is one off.
 
 use crate::limits::store as limits;
 
@@ -144,6 +144,7 @@ mod tests {
             prop_assert_eq!(shares.sum(), budget);
             prop_assert_eq!(shares.prefixes, prefixes.min(prefixes_max(budget, has_database)));
             prop_assert!(shares.other >= limits::OTHER_FILES_BYTES);
+            prop_assert!(limits::LOG_SIZE_DIVISOR * shares.log <= budget);
             let least = budget_for_prefixes(prefixes, has_database);
             prop_assert!(prefixes_max(least, has_database) >= prefixes);
             prop_assert!(prefixes == 0 || prefixes_max(least - 1, has_database) < prefixes);
@@ -158,6 +159,30 @@ mod tests {
             prop_assert!(shares.jobs() + shares.entries() <= shares.database / 4 * 3 + 3);
             // All jobs of one key fit into the log, so the largest of them does.
             prop_assert!(shares.jobs() / KEY_BYTES_DIVISOR <= shares.log_file());
+        }
+    }
+
+    /// In steps of a byte, around each multiple of the divisor.
+    #[test]
+    fn the_least_budget_for_prefixes_is_the_least() {
+        for prefixes in 1..100 {
+            for has_database in [false, true] {
+                let least = budget_for_prefixes(prefixes, has_database);
+                assert!(prefixes_max(least, has_database) >= prefixes, "{prefixes}");
+                assert!(
+                    prefixes_max(least - 1, has_database) < prefixes,
+                    "{prefixes}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_log_has_room_for_its_index() {
+        // Of a share of 2 MiB the index takes the least it can, and of 128 MiB its part.
+        for (budget, index) in [(16 << 20, 32 << 10), (1 << 30, 512 << 10)] {
+            let shares = DiskShares::of(budget, 0, true);
+            assert_eq!(shares.log - shares.log_file(), index);
         }
     }
 
