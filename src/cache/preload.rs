@@ -10,7 +10,8 @@
 //!
 //! Mutations that tests catch: a step beside a running generation, no end by time (both in
 //! `a_step_is_taken_only_by_an_idle_engine_...`), entries without their check
-//! (`preloading_brings_entries_...` in `tests/policies.rs`).
+//! (`preloading_brings_entries_...` in `tests/policies.rs`), and those listed in
+//! `tests/preload.rs`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -334,8 +334,8 @@ impl Results {
 
     /// Stores an entry that no request has asked for. Returns whether it had room.
     pub fn preload(&self, digest: Digest, tenant: u64, entry: Entry) -> bool {
-        let is_enabled = self.is_enabled.load(Ordering::Relaxed);
-        if !is_enabled || self.is_forgotten(&entry, tenant) {
+        // A cache that is switched off has no room.
+        if self.is_forgotten(&entry, tenant) {
             return false;
         }
         let (ttl, now) = (self.ttl(), (self.clock)());

@@ -27,6 +27,7 @@ use super::entry::Entry;
 use super::metrics::{CacheSeries, Level, Verdicts};
 use super::results::{Levels, Results};
 use super::shared::{EntryId, FoundEntry, SharedLevel, Sink};
+use super::stored::StoreLevel;
 use super::table::FLIGHTS;
 use crate::config::Cache;
 use crate::core::buffered::Account;
@@ -43,6 +44,8 @@ use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::telemetry::metrics::Metrics;
 
 mod any_schedule;
+mod preload;
+mod stored;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(100);
@@ -206,10 +209,10 @@ fn results(
     mailbox: &Arc<Mailbox>,
     account: &Account,
     now: &Arc<AtomicU64>,
-    shared: Option<Arc<dyn SharedLevel>>,
+    (shared, stored): (Option<Arc<dyn SharedLevel>>, Option<StoreLevel>),
 ) -> Arc<Results> {
     let config = Cache {
-        max_size: 32 << 20,
+        max_size: 64 << 20,
         ttl: TTL,
         ..Cache::default()
     };
@@ -222,7 +225,7 @@ fn results(
     let levels = Levels {
         verdicts,
         shared,
-        stored: None,
+        stored,
     };
     Arc::new(Results::new(mailbox, account, &config, levels, clock))
 }
@@ -233,10 +236,14 @@ impl Bench {
     }
 
     fn with(shared: Option<Arc<Elsewhere>>) -> Bench {
+        Bench::of(shared, None)
+    }
+
+    fn of(shared: Option<Arc<Elsewhere>>, stored: Option<StoreLevel>) -> Bench {
         let (mailbox, account) = (Arc::new(Mailbox::default()), Account::new(1 << 30));
         let (now, inner) = (Arc::default(), Arc::new(Scripted::default()));
         let level = shared.clone().map(|level| level as Arc<dyn SharedLevel>);
-        let results = results(&mailbox, &account, &now, level);
+        let results = results(&mailbox, &account, &now, (level, stored));
         Bench {
             cached: Arc::new(Cached::new(results.clone(), inner.clone())),
             results,
@@ -972,7 +979,7 @@ fn a_live_request_does_not_wait_behind_background_work() {
 #[test]
 fn an_engine_may_complete_a_job_at_once() {
     let (mailbox, account) = (Arc::new(Mailbox::default()), Account::new(1 << 30));
-    let results = results(&mailbox, &account, &Arc::default(), None);
+    let results = results(&mailbox, &account, &Arc::default(), (None, None));
     let cached = Cached::new(results.clone(), Echo::new(results.clone()));
     let verdicts = [0, 1].map(|request| {
         let job = stream("x", request, 32);

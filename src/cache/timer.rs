@@ -66,6 +66,29 @@ impl Timer {
     }
 }
 
+/// The acts that wait for a test, which does them itself.
+#[cfg(test)]
+pub struct Acts(Receiver<Act>);
+
+#[cfg(test)]
+impl Acts {
+    pub fn of_timer() -> (Timer, Acts) {
+        let (acts, inbox) = bounded(limits::TIMED_ACTS_MAX);
+        let timer = Timer {
+            acts,
+            waiting: Arc::default(),
+        };
+        (timer, Acts(inbox))
+    }
+
+    /// Does the next act, whatever its moment, which is returned.
+    pub fn do_next(&self) -> Option<Moment> {
+        let act = self.0.try_recv().ok()?;
+        (act.run)();
+        Some(act.at)
+    }
+}
+
 /// The thread. Dropping it ends the thread and waits for that.
 pub struct TimerThread {
     end: Option<Sender<()>>,
