@@ -148,7 +148,7 @@ fn the_store_is_read_whenever_notices_may_have_been_missed() {
     drop(thread);
 }
 
-/// Mutation: `note(false)` left out.
+/// Mutations: `note(false)` left out; a loss that is logged at each attempt.
 #[test]
 fn a_lost_bus_is_reported_and_the_store_is_polled() {
     let mut server = Server::start();
@@ -170,6 +170,12 @@ fn a_lost_bus_is_reported_and_the_store_is_polled() {
     pair.revoke(&id, &key);
     let ready = pair.daemons[0].get("/readyz").expect(200);
     assert!(!ready.text().contains("Redis"), "{}", ready.text());
+    for daemon in &pair.daemons {
+        let lines = daemon.log_lines();
+        let count = |text| lines.iter().filter(|line| line.contains(text)).count();
+        let reported = ["the bus is lost", "the bus is back"].map(count);
+        assert_eq!(reported, [1, 1], "once, however many attempts: {lines:#?}");
+    }
 }
 
 /// Mutation: no PING on a silent connection.

@@ -5,7 +5,7 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use autoglmd::bus::{self, Invalidation, Notice};
@@ -15,7 +15,9 @@ use autoglmd::core::Moment;
 use autoglmd::core::bucket::Rate;
 use autoglmd::keys::{Account, Holder, KeyRecord, Scopes};
 use autoglmd::leases::{Draw, Leases, Unit};
+use autoglmd::limits::redis::{IDLE_CHECK_INTERVAL, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN};
 use autoglmd::redis::metrics::RedisSeries;
+use autoglmd::redis::servers::Servers;
 use autoglmd::redis::slots::slot_of;
 use autoglmd::redis::{Dialer, Handle, Link, Reply, Request, Settings};
 use autoglmd::telemetry::metrics::Metrics;
@@ -71,17 +73,25 @@ struct Client {
     settings: Settings,
 }
 
+fn config_of(url: &str, timeout: Duration) -> CacheShared {
+    CacheShared {
+        url: RedisUrl::parse(url),
+        timeout,
+        ..CacheShared::default()
+    }
+}
+
+fn settings_of(config: &CacheShared) -> Settings {
+    Settings::of(config, None).unwrap().expect("a URL")
+}
+
 impl Client {
     fn to(url: &str, timeout: Duration) -> Client {
-        Client::with(CacheShared {
-            url: RedisUrl::parse(url),
-            timeout,
-            ..CacheShared::default()
-        })
+        Client::with(config_of(url, timeout))
     }
 
     fn with(config: CacheShared) -> Client {
-        let settings = Settings::of(&config, None).unwrap().expect("a URL");
+        let settings = settings_of(&config);
         let series: Arc<RedisSeries> = Metrics::new("echo").series();
         let (link, handle) = Link::start(settings.clone(), Arc::clone(&series)).unwrap();
         Client {
@@ -292,6 +302,101 @@ fn a_process_that_is_stopped_is_no_connection() {
     assert!(!client.handle.is_up());
 }
 
+/// Mutation: a connection without the database of its address.
+#[test]
+fn the_database_of_the_address_is_used() {
+    let server = Server::start();
+    let client = Client::to(&format!("{}/3", server.url()), PATIENCE).connected();
+    assert!(client.set("a", "1"));
+    let mut direct = server.connect();
+    for (database, count) in [(3, 1), (0, 0)] {
+        let select = redis::cmd("SELECT").arg(database).to_owned();
+        select.exec(&mut direct).unwrap();
+        let keys: u32 = redis::cmd("DBSIZE").query(&mut direct).unwrap();
+        assert_eq!(keys, count, "database {database}");
+    }
+}
+
+// ---- its times, which are the test's own ----
+
+/// Sends a command at a time. Returns whether it was served.
+fn is_served(servers: &mut Servers, words: &[&[u8]], now: Moment) -> bool {
+    let (sender, replies) = bounded(1);
+    let request = Request::new("a", words, Moment::NEVER, move |reply| {
+        sender.send(reply).expect("the test waits for it");
+    });
+    servers.exchange(vec![request], now);
+    let reply = replies.recv_timeout(PATIENCE).expect("exactly one reply");
+    reply != Reply::Failed
+}
+
+/// Mutations: a connect, a reply or a check that does not count as a use; a connection that is
+/// checked although it is in use.
+#[test]
+fn a_connection_is_checked_once_it_was_idle() {
+    let server = Server::start();
+    let mut servers = Servers::new(settings_of(&config_of(&server.url(), PATIENCE)));
+    let mut direct = server.connect();
+    let mut pings = || {
+        let info = redis::cmd("INFO").arg("commandstats").to_owned();
+        let info: String = info.query(&mut direct).unwrap();
+        let mut lines = info.lines();
+        let calls = lines.find_map(|line| line.strip_prefix("cmdstat_ping:calls="));
+        let calls = calls.and_then(|rest| rest.split(',').next()?.parse().ok());
+        calls.unwrap_or(0_u32)
+    };
+    let moment = Duration::from_micros(1);
+    let mut used_at = Moment::now();
+    servers.maintain(used_at);
+    assert!(servers.is_up());
+    let of_connect = pings();
+    for number in 1..=3 {
+        let check_at = used_at + IDLE_CHECK_INTERVAL;
+        assert_eq!(servers.next_maintenance(), check_at);
+        // A moment before it is due the connection is used.
+        used_at = used_at + (IDLE_CHECK_INTERVAL - moment);
+        assert!(is_served(&mut servers, &[b"GET", b"a"], used_at));
+        servers.maintain(check_at);
+        assert_eq!(pings(), of_connect + number - 1, "it is in use");
+        used_at = used_at + IDLE_CHECK_INTERVAL;
+        servers.maintain(used_at);
+        assert_eq!(pings(), of_connect + number, "it was idle");
+    }
+    assert_eq!(servers.next_maintenance(), used_at + IDLE_CHECK_INTERVAL);
+}
+
+/// Mutations: an attempt that fails without a pause after it, or whose pause begins with the attempt
+/// and is over by its end; a connect that leaves the count of failures.
+#[test]
+fn attempts_to_connect_have_pauses_between_them_which_a_connect_ends() {
+    let mut server = Server::start();
+    let mut servers = Servers::new(settings_of(&config_of(&server.url(), SHORT)));
+    server.pause();
+    let before = Moment::now();
+    servers.maintain(before);
+    assert!(!servers.is_up());
+    // The attempt has taken the timeout.
+    let least = SHORT + RETRY_PAUSE_MIN / 2;
+    assert!(servers.next_maintenance() >= before + least);
+    server.kill();
+    for _ in 0..8 {
+        servers.maintain(servers.next_maintenance());
+    }
+    let pause = servers.next_maintenance().since(Moment::now());
+    assert!(pause > RETRY_PAUSE_MAX / 4, "{pause:?}");
+    server.restart();
+    eventually("it is connected", || {
+        servers.maintain(servers.next_maintenance());
+        servers.is_up().then_some(())
+    });
+    server.kill();
+    let lost_at = servers.next_maintenance();
+    assert!(!is_served(&mut servers, &[b"GET", b"a"], lost_at));
+    assert!(!servers.is_up());
+    let pause = servers.next_maintenance().since(lost_at);
+    assert!(pause <= RETRY_PAUSE_MIN, "{pause:?}");
+}
+
 // ---- a server of the test's own ----
 
 /// Plays a server: each connection's commands get the replies of `script`. Returns its port, and
@@ -371,6 +476,68 @@ fn another_sentinel_is_asked_and_a_replica_is_no_master() {
     assert!(dialer.dial().is_ok());
     // A command tries as often.
     bus::redis::publish(settings, &[Notice::All]).expect("the third sentinel is asked");
+}
+
+/// Mutations: each word of `Verdict::of` that is left out.
+#[test]
+fn an_error_that_the_whole_server_has_makes_another_connection() {
+    let (port, connections) = play(|words| match words[0].as_str() {
+        "PING" => "+PONG\r\n".to_owned(),
+        code => format!("-{code} the test wants it\r\n"),
+    });
+    let config = config_of(&format!("redis://127.0.0.1:{port}"), PATIENCE);
+    let mut servers = Servers::new(settings_of(&config));
+    servers.maintain(servers.next_maintenance());
+    for (code, is_lost) in [
+        ("WRONGTYPE", false),
+        ("NOPERM", false),
+        ("MOVED", false),
+        ("READONLY", true),
+        ("LOADING", true),
+        ("MASTERDOWN", true),
+        ("NOAUTH", true),
+        ("NOREPLICAS", true),
+    ] {
+        let before = connections.load(Ordering::Relaxed);
+        let now = servers.next_maintenance();
+        assert!(!is_served(&mut servers, &[code.as_bytes()], now));
+        assert_eq!(servers.is_up(), !is_lost, "{code}");
+        servers.maintain(servers.next_maintenance());
+        assert!(servers.is_up());
+        let more = connections.load(Ordering::Relaxed) - before;
+        assert_eq!(more, usize::from(is_lost), "{code}");
+    }
+}
+
+/// Mutations: each word of `Verdict::of` for which the map is not read again.
+#[test]
+fn an_error_about_a_slot_makes_another_map() {
+    let (port, maps) = (Arc::new(AtomicU16::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (own, asked) = (Arc::clone(&port), Arc::clone(&maps));
+    let (played, _) = play(move |words| match words[0].as_str() {
+        "PING" => "+PONG\r\n".to_owned(),
+        "CLUSTER" => {
+            asked.fetch_add(1, Ordering::Relaxed);
+            let port = own.load(Ordering::Relaxed);
+            format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n")
+        }
+        code => format!("-{code} 1 127.0.0.1:1\r\n"),
+    });
+    port.store(played, Ordering::Relaxed);
+    let config = config_of(&format!("redis+cluster://127.0.0.1:{played}"), PATIENCE);
+    let mut servers = Servers::new(settings_of(&config));
+    for (number, code) in (1..).zip(["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"]) {
+        eventually("the node is connected", || {
+            servers.maintain(servers.next_maintenance());
+            servers.is_up().then_some(())
+        });
+        assert_eq!(maps.load(Ordering::Relaxed), number);
+        let now = servers.next_maintenance();
+        assert!(!is_served(&mut servers, &[code.as_bytes()], now));
+        assert!(servers.is_up(), "{code}");
+        servers.maintain(servers.next_maintenance());
+        assert_eq!(maps.load(Ordering::Relaxed), number + 1, "{code}");
+    }
 }
 
 /// Mutation: a connection that is kept though the reply for the map has not come.
@@ -620,6 +787,69 @@ fn the_user_of_the_documentation_may_do_what_the_daemon_does() {
     // The replies come in order.
     assert!(!get());
     assert_eq!(client.series.requests.get(Failed).get(), 0);
+}
+
+// ---- the bus ----
+
+/// Mutations: a subscription that is reported before it is there; a sign of life that is asked for
+/// at each look, or that has less time than any other reply; a thread that ends when its wait does.
+#[test]
+fn a_subscription_is_reported_when_it_is_there_and_a_slow_sign_of_life_is_enough() {
+    use autoglmd::limits::bus::{END_CHECK_INTERVAL, SILENCE_CHECK_INTERVAL};
+    let (sender, notices) = bounded(9);
+    let told = Arc::new(AtomicUsize::new(0));
+    let (known, (events, played)) = (Arc::clone(&told), bounded(9));
+    let is_subscribed = AtomicBool::new(false);
+    let (port, connections) = play(move |words| {
+        let command = words[0].as_str();
+        if command == "SUBSCRIBE" {
+            is_subscribed.store(true, Ordering::Relaxed);
+        } else if !is_subscribed.load(Ordering::Relaxed) {
+            return "+PONG\r\n".to_owned();
+        }
+        let event = (known.load(Ordering::Relaxed), Instant::now());
+        events.send(event).expect("the test waits for it");
+        if command == "SUBSCRIBE" {
+            let channel = &words[1];
+            return format!(
+                "*3\r\n$9\r\nsubscribe\r\n${}\r\n{channel}\r\n:1\r\n",
+                channel.len()
+            );
+        }
+        // Paced by itself: this is the server's work, and nothing waits for it.
+        std::thread::sleep(3 * END_CHECK_INTERVAL);
+        "*2\r\n$4\r\npong\r\n$0\r\n\r\n".to_owned()
+    });
+    let url = format!("redis://127.0.0.1:{port}");
+    let settings = settings_of(&config_of(&url, 100 * PATIENCE));
+    let nowhere = Client::to("redis://127.0.0.1:1", PATIENCE);
+    let on_notice = Box::new(move |notice| {
+        told.fetch_add(1, Ordering::Relaxed);
+        sender.send(notice).expect("the test listens");
+    });
+    let series = Metrics::new("echo").series();
+    let started = bus::redis::start(settings, nowhere.handle.clone(), series, on_notice);
+    let (thread, bus) = started.expect("the bus starts");
+    assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
+    let next = || played.recv_timeout(PATIENCE).expect("a command");
+    let (notices_before, subscribed_at) = next();
+    assert_eq!(notices_before, 0);
+    for number in 1..=2 {
+        let (_, asked_at) = next();
+        let silence = asked_at - subscribed_at;
+        assert!(silence >= number * SILENCE_CHECK_INTERVAL, "{silence:?}");
+    }
+    // It responds to the second question, too.
+    let (_, third) = next();
+    assert!(third - subscribed_at >= 3 * SILENCE_CHECK_INTERVAL);
+    assert!(bus.is_connected());
+    assert_eq!((notices.len(), connections.load(Ordering::Relaxed)), (0, 1));
+    let (end, ended) = bounded(1);
+    std::thread::spawn(move || {
+        drop(thread);
+        end.send(()).expect("the test waits for it");
+    });
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(()));
 }
 
 // ---- entries ----
