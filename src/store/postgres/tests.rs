@@ -316,6 +316,21 @@ fn a_statement_that_waits_for_a_lock_is_cancelled_and_the_connection_stays() {
 
 // ---- jobs ----------------------------------------------------------------------------------
 
+/// Adds jobs that have ended.
+fn insert_cancelled(store: &mut PostgresStore, jobs: &[NewJob]) {
+    for job in jobs {
+        store.insert_job(job).unwrap();
+        let mut life = store.job_life(job.id).unwrap().unwrap();
+        life.cancel().unwrap();
+        let end = JobEnd {
+            finished_at: 1,
+            expires_at: 9,
+            ending: None,
+        };
+        store.finish_job(job.id, &life, end).unwrap();
+    }
+}
+
 fn new_job(number: u8, key_id: &str) -> NewJob {
     NewJob {
         id: JobId::new(number.into(), [number; 10]),
@@ -602,17 +617,7 @@ fn a_callback_that_another_daemon_takes_is_passed_over_without_waiting() {
         callback_url: Some("https://example.com/".to_owned()),
         ..new_job(number, "key_a")
     });
-    for job in &jobs {
-        one.insert_job(job).unwrap();
-        let mut life = one.job_life(job.id).unwrap().unwrap();
-        life.cancel().unwrap();
-        let end = JobEnd {
-            finished_at: 1,
-            expires_at: 9,
-            ending: None,
-        };
-        one.finish_job(job.id, &life, end).unwrap();
-    }
+    insert_cancelled(&mut one, &jobs);
     one.begin().unwrap();
     assert_eq!(one.due_callbacks("key_a", 1, 1).unwrap(), [jobs[0].id]);
     assert_eq!(other.due_callbacks("key_a", 1, 9).unwrap(), [jobs[1].id]);

@@ -240,18 +240,8 @@ fn steps_that_delete_pass_over_rows_of_other_transactions() {
     let mut hasty = target.clone();
     hasty.statement_timeout = Duration::from_secs(5);
     let mut other = PostgresStore::open(&hasty).unwrap();
-    let jobs: Vec<NewJob> = (1..=2).map(|number| new_job(number, "key_a")).collect();
-    one.insert_jobs(&jobs.iter().collect::<Vec<_>>()).unwrap();
-    for job in &jobs {
-        let mut life = one.job_life(job.id).unwrap().unwrap();
-        life.cancel().unwrap();
-        let end = JobEnd {
-            finished_at: 1,
-            expires_at: 9,
-            ending: None,
-        };
-        one.finish_job(job.id, &life, end).unwrap();
-    }
+    let jobs = [1, 2].map(|number| new_job(number, "key_a"));
+    insert_cancelled(&mut one, &jobs);
     for number in 3..=4 {
         one.put_entry(&entry(number), 1).unwrap();
     }
