@@ -374,6 +374,29 @@ mod tests {
         Attempt::new(id, 1, origin, ticket, None, Moment::ZERO, Moment::NEVER)
     }
 
+    const RATE: Rate = Rate {
+        per_minute: 60,
+        burst: 60,
+    };
+
+    /// Returns an attempt for which a key has reserved tokens, and the key.
+    fn charged(units: u32, now: Moment) -> (Attempt, Arc<Holder>) {
+        let holder = Holder::of("key_1");
+        let draw = Draw {
+            unit: Unit::Tokens,
+            rate: RATE,
+            units,
+            percent: 100,
+        };
+        let (_, reservation) = Leases::default().reserve(&holder, draw, now).unwrap();
+        let mut attempt = attempt(0);
+        attempt.charge = Some(Charge {
+            holder: Arc::clone(&holder),
+            reservation,
+        });
+        (attempt, holder)
+    }
+
     fn token(text: &str) -> Event {
         Event::Token {
             text: text.to_owned(),
@@ -470,29 +493,15 @@ mod tests {
     #[test]
     fn a_result_of_the_cache_costs_the_key_of_a_job_no_tokens() {
         for (verdict, is_free) in [(Verdict::Hit, true), (Verdict::Miss, false)] {
-            let rate = Rate::new(60, 60);
-            let holder = Holder::of("key_1");
-            let bucket = &holder.account.tokens;
             let now = Moment::from_micros(1);
-            let draw = Draw {
-                unit: Unit::Tokens,
-                rate,
-                units: 50,
-                percent: 100,
-            };
-            let (_, reservation) = Leases::default().reserve(&holder, draw, now).unwrap();
-            let mut attempt = attempt(0);
-            attempt.charge = Some(Charge {
-                holder: Arc::clone(&holder),
-                reservation,
-            });
+            let (mut attempt, holder) = charged(50, now);
             let mut event = done("x");
             if let Event::Done(done) = &mut event {
                 done.usage.completion_tokens = 50;
                 done.served.verdict = verdict;
             }
             let _ = attempt.handle_event(event, None, now);
-            assert_eq!(bucket.take(rate, 60, now).is_ok(), is_free);
+            assert_eq!(holder.account.tokens.take(RATE, 60, now).is_ok(), is_free);
         }
     }
 
@@ -553,21 +562,8 @@ mod tests {
 
     #[test]
     fn a_failure_costs_the_tokens_that_were_used() {
-        let rate = Rate::new(60, 60);
-        let holder = Holder::of("key_1");
         let now = Moment::from_micros(1);
-        let draw = Draw {
-            unit: Unit::Tokens,
-            rate,
-            units: 50,
-            percent: 100,
-        };
-        let (_, reservation) = Leases::default().reserve(&holder, draw, now).unwrap();
-        let mut attempt = attempt(0);
-        attempt.charge = Some(Charge {
-            holder: Arc::clone(&holder),
-            reservation,
-        });
+        let (mut attempt, holder) = charged(50, now);
         let mut event = failed(FailReason::Error(ErrorCode::EngineFailed));
         if let Event::Failed(failed) = &mut event {
             failed.usage.prompt_tokens = 20;
@@ -575,8 +571,8 @@ mod tests {
         }
         let _ = attempt.handle_event(event, None, now);
         let bucket = &holder.account.tokens;
-        assert!(bucket.take(rate, 31, now).is_err(), "30 were used");
-        assert!(bucket.take(rate, 30, now).is_ok());
+        assert!(bucket.take(RATE, 31, now).is_err(), "30 were used");
+        assert!(bucket.take(RATE, 30, now).is_ok());
     }
 
     #[test]
