@@ -11,13 +11,13 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use autoglmd::keys::tenant_of;
 use serde_json::{Value, json};
 
 use common::redis::Server;
-use common::{Connection, Daemon, Options, eventually, request};
+use common::{Connection, Daemon, Options, eventually, files_with, request};
 
 const MARKER: &str = "albatross-7f3a";
 
@@ -68,24 +68,6 @@ impl Gone {
         assert_eq!(connection.head().expect("a response").status, 200);
         connection
     }
-}
-
-/// Returns the files below a folder that hold one of the texts.
-fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            found.extend(files_with(&path, texts));
-            continue;
-        }
-        let bytes = std::fs::read(&path).unwrap_or_default();
-        let holds = |text: &&[u8]| memchr::memmem::find(&bytes, text).is_some();
-        if texts.iter().any(holds) {
-            found.push(path);
-        }
-    }
-    found
 }
 
 fn keys_in(server: &Server) -> Vec<String> {

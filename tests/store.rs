@@ -14,7 +14,7 @@ use autoglmd::store::DATABASE_FILE;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use common::{Daemon, Options, eventually, request};
+use common::{Daemon, Options, eventually, files_with, request};
 
 fn generate(daemon: &Daemon, count: usize) -> Vec<String> {
     let ids = (0..count).map(|number| {
@@ -230,24 +230,6 @@ fn the_generations_of_durable_jobs_are_recorded_and_counted() {
         record["usage"]["completion_tokens"]
     );
     wait_for_records(&daemon, 1);
-}
-
-/// Returns the files below a folder that hold one of the texts.
-fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            found.extend(files_with(&path, texts));
-            continue;
-        }
-        let bytes = std::fs::read(&path).unwrap_or_default();
-        let holds = |text: &&[u8]| memchr::memmem::find(&bytes, text).is_some();
-        if texts.iter().any(holds) {
-            found.push(path.display().to_string());
-        }
-    }
-    found
 }
 
 /// Mutations that this test catches: an erasure that leaves out jobs, entries, the history of

@@ -39,6 +39,7 @@ pub mod terminal;
 pub mod tls;
 pub mod workers;
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use client::{Answer, Connection, request};
@@ -46,6 +47,24 @@ pub use daemon::{Daemon, Options};
 
 /// A bound for anything that must happen, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Returns the files below a folder that hold one of the texts.
+pub fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(files_with(&path, texts));
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let holds = |text: &&[u8]| memchr::memmem::find(&bytes, text).is_some();
+        if texts.iter().any(holds) {
+            found.push(path);
+        }
+    }
+    found
+}
 
 /// Rounds in which a promise about time may be shown.
 const ROUNDS: usize = 5;
