@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use common::postgres::{Postgres, Way};
 use common::process::Process;
-use common::{Answer, Connection, Daemon, Options, eventually};
+use common::{Answer, Connection, Daemon, Options, eventually, kills};
 
 /// Jobs of one client in one round: the daemon completes fewer in the same time than it accepts.
 const JOBS: usize = 20;
@@ -63,11 +63,6 @@ impl Fuse {
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
     }
-}
-
-fn rounds() -> usize {
-    let rounds = std::env::var("AUTOGLMD_KILLS");
-    rounds.map_or(3, |text| text.parse().expect("AUTOGLMD_KILLS is a number"))
 }
 
 /// Sends a request. `None`: the daemon was killed before its response was complete.
@@ -200,7 +195,7 @@ fn one_daemon_loses_no_job_and_only_the_last_results() {
     };
     let (mut jobs, mut written, mut lost) = (Vec::new(), 0, 0);
     let mut daemon = start();
-    for round in 0..rounds() {
+    for round in 0..kills() {
         let first = fill(&daemon, &format!("round {round}"), 4, None);
         wait_for_writes(&daemon);
         let fuse = Fuse::new(&daemon, 300);
@@ -225,7 +220,7 @@ fn one_daemon_loses_no_job_and_only_the_last_results() {
     check_sqlite(&daemon.state_folder().join(DATABASE_FILE), jobs.len());
     println!(
         "{} rounds: {} jobs; {written} results written, {lost} lost",
-        rounds(),
+        kills(),
         jobs.len()
     );
 }
@@ -254,7 +249,7 @@ fn two_daemons_on_postgresql_lose_no_job_while_one_is_killed() {
     std::fs::copy(folders[0].path().join(key), folders[1].path().join(key)).expect("a file");
     let mut daemons = vec![first, start(&folders[1])];
     let mut jobs = Vec::new();
-    for round in 0..rounds() {
+    for round in 0..kills() {
         let victim = round % 2;
         let fuse = Fuse::new(&daemons[victim], 2 * JOBS as u64);
         std::thread::scope(|scope| {
@@ -291,7 +286,7 @@ fn two_daemons_on_postgresql_lose_no_job_while_one_is_killed() {
     let again = postgres.sql(&database, again);
     println!(
         "{} rounds: {} jobs, {again} of them ran again",
-        rounds(),
+        kills(),
         jobs.len()
     );
 }

@@ -26,7 +26,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use common::postgres::{Postgres, Way};
-use common::{Answer, Daemon, Options, eventually};
+use common::{Answer, Daemon, Options, eventually, kills};
 
 /// With a timeout that only a store that stands still exceeds, however busy the machine is.
 fn options(policy: &str) -> Options {
@@ -340,10 +340,6 @@ fn preloading_reads_the_daemons_own_words_before_the_first_request() {
     let usage = daemon.generate(&body).expect(200).json()["usage"].clone();
     let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
     assert!(cached > Some(0), "{usage}");
-}
-
-fn kills() -> usize {
-    std::env::var("AUTOGLMD_KILLS").map_or(3, |text| text.parse().expect("a number"))
 }
 
 #[test]

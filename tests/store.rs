@@ -14,7 +14,7 @@ use autoglmd::store::DATABASE_FILE;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use common::{Daemon, Options, eventually, files_with, request};
+use common::{Daemon, Options, eventually, files_with, kills, request};
 
 fn generate(daemon: &Daemon, count: usize) -> Vec<String> {
     let ids = (0..count).map(|number| {
@@ -427,10 +427,9 @@ fn a_full_disk_delays_records_and_no_request() {
 /// `AUTOGLMD_KILLS` rounds; each begins with what the one before has left.
 #[test]
 fn the_store_opens_after_each_kill() {
-    let kills = std::env::var("AUTOGLMD_KILLS").map_or(3, |text| text.parse().expect("a number"));
     let mut folder = None;
     let mut known = Vec::new();
-    for round in 0..kills {
+    for round in 0..kills() {
         let mut options = Options::echo();
         if let Some(folder) = folder.take() {
             options = options.in_folder(folder);

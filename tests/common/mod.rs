@@ -66,6 +66,12 @@ pub fn files_with(folder: &Path, texts: &[&[u8]]) -> Vec<PathBuf> {
     found
 }
 
+/// Returns how many times a test that kills a daemon does so: `AUTOGLMD_KILLS`, or 3.
+pub fn kills() -> usize {
+    let kills = std::env::var("AUTOGLMD_KILLS");
+    kills.map_or(3, |text| text.parse().expect("AUTOGLMD_KILLS is a number"))
+}
+
 /// Rounds in which a promise about time may be shown.
 const ROUNDS: usize = 5;
 
