@@ -740,18 +740,13 @@ fn the_user_of_the_documentation_may_do_what_the_daemon_does() {
     })
     .connected();
 
-    let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
-    let id = EntryId {
-        digest: [1; 32],
-        model: [2; 32],
-        tenant: 7,
-    };
-    let get = || find(&level, id).is_some();
-    level.put(id, b"an entry", PATIENCE);
+    let (level, _) = level_of(&client);
+    let get = || find(&level, ID).is_some();
+    level.put(ID, b"an entry", PATIENCE);
     assert!(get());
-    level.delete(Some(7));
+    level.delete(Some(ID.tenant));
     eventually("the entry is deleted", || (!get()).then_some(()));
-    level.put(id, &vec![7; 2 << 20], PATIENCE);
+    level.put(ID, &vec![7; 2 << 20], PATIENCE);
     let draw = Draw {
         unit: Unit::Requests,
         rate: Rate::new(60, 60),
@@ -854,6 +849,24 @@ fn a_subscription_is_reported_when_it_is_there_and_a_slow_sign_of_life_is_enough
 
 // ---- entries ----
 
+/// The entry of most of these tests.
+const ID: EntryId = EntryId {
+    digest: [1; 32],
+    model: [2; 32],
+    tenant: 0x2a,
+};
+
+/// Returns its key.
+fn entry_key() -> String {
+    format!("autoglmd:entry:{:016x}:{}", ID.tenant, "01".repeat(32))
+}
+
+fn level_of(client: &Client) -> (RedisLevel, Arc<SharedSeries>) {
+    let series: Arc<SharedSeries> = Metrics::new("echo").series();
+    let level = RedisLevel::new(client.handle.clone(), Arc::clone(&series));
+    (level, series)
+}
+
 fn find(level: &RedisLevel, id: EntryId) -> Option<FoundEntry> {
     let (sender, entries) = bounded(1);
     let sink = move |found| sender.send(found).expect("the test waits for it");
@@ -866,24 +879,19 @@ fn find(level: &RedisLevel, id: EntryId) -> Option<FoundEntry> {
 fn an_entry_is_found_with_the_rest_of_its_time() {
     let server = Server::start();
     let client = Client::to(&server.url(), PATIENCE).connected();
-    let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
-    let id = EntryId {
-        digest: [1; 32],
-        model: [2; 32],
-        tenant: 0x2a,
-    };
+    let (level, _) = level_of(&client);
     let ttl = Duration::from_secs(600);
-    level.put(id, b"an entry", ttl);
-    let rest = find(&level, id).expect("it is there").rest;
+    level.put(ID, b"an entry", ttl);
+    let rest = find(&level, ID).expect("it is there").rest;
     let rest = rest.expect("the server knows");
     assert!(rest <= ttl && rest > ttl - PATIENCE, "{rest:?}");
     // Another program has lifted its end.
-    let key = format!("autoglmd:entry:{:016x}:{}", 0x2a, "01".repeat(32));
+    let key = entry_key();
     redis::cmd("PERSIST")
         .arg(&key)
         .exec(&mut server.connect())
         .unwrap();
-    assert_eq!(find(&level, id).expect("it is there").rest, None);
+    assert_eq!(find(&level, ID).expect("it is there").rest, None);
 }
 
 /// Mutations: a result without time that leaves the one before it; a walk that failed, or that could
@@ -892,25 +900,19 @@ fn an_entry_is_found_with_the_rest_of_its_time() {
 fn a_walk_that_fails_is_no_end_of_all_walks() {
     let mut server = Server::start();
     let client = Client::to(&server.url(), SHORT * 4).connected();
-    let series: Arc<SharedSeries> = Metrics::new("echo").series();
-    let level = RedisLevel::new(client.handle.clone(), Arc::clone(&series));
-    let id = EntryId {
-        digest: [1; 32],
-        model: [2; 32],
-        tenant: 0x2a,
-    };
-    level.put(id, b"an entry", PATIENCE);
-    assert!(find(&level, id).is_some());
-    level.put(id, b"one that has expired", Duration::ZERO);
-    assert_eq!(find(&level, id), None);
+    let (level, series) = level_of(&client);
+    level.put(ID, b"an entry", PATIENCE);
+    assert!(find(&level, ID).is_some());
+    level.put(ID, b"one that has expired", Duration::ZERO);
+    assert_eq!(find(&level, ID), None);
     server.kill();
     eventually("the loss is seen", || {
         (client.get("a") == Reply::Failed && !client.handle.is_up()).then_some(())
     });
-    assert!(!level.get(id, Moment::NEVER, Box::new(|_| panic!("it is lost"))));
+    assert!(!level.get(ID, Moment::NEVER, Box::new(|_| panic!("it is lost"))));
     use autoglmd::cache::shared::Verdict::Lost;
     assert_eq!(series.lookups.get(Lost).get(), 1);
-    level.delete(Some(id.tenant));
+    level.delete(Some(ID.tenant));
     server.restart();
     let client = client.connected();
     eventually("a purge works again", || {
@@ -958,26 +960,20 @@ fn sent_bytes(server: &Server) -> u64 {
 fn a_value_that_is_too_long_or_foreign_is_a_miss() {
     let server = Server::start();
     let client = Client::to(&server.url(), PATIENCE).connected();
-    let series: Arc<SharedSeries> = Metrics::new("echo").series();
-    let level = RedisLevel::new(client.handle.clone(), Arc::clone(&series));
-    let id = EntryId {
-        digest: [1; 32],
-        model: [2; 32],
-        tenant: 0x2a,
-    };
+    let (level, series) = level_of(&client);
     let get = |id| find(&level, id).map(|found| found.entry);
-    assert_eq!(get(id), None);
-    level.put(id, b"an entry", PATIENCE);
-    assert_eq!(get(id).as_deref(), Some(&b"an entry"[..]));
+    assert_eq!(get(ID), None);
+    level.put(ID, b"an entry", PATIENCE);
+    assert_eq!(get(ID).as_deref(), Some(&b"an entry"[..]));
     let other = EntryId {
         model: [3; 32],
-        ..id
+        ..ID
     };
     assert_eq!(get(other), None, "of another model");
-    level.put(id, &vec![7; 2 << 20], PATIENCE);
-    assert_eq!(get(id), None, "it was too long to be stored");
+    level.put(ID, &vec![7; 2 << 20], PATIENCE);
+    assert_eq!(get(ID), None, "it was too long to be stored");
     let mut direct = server.connect();
-    let key = format!("autoglmd:entry:{:016x}:{}", 0x2a, "01".repeat(32));
+    let key = entry_key();
     let mut set = |value: &[u8]| {
         redis::cmd("SET")
             .arg(&key)
@@ -988,7 +984,7 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
     for value in [&b"a stranger's"[..], &vec![b'x'; 64 << 20]] {
         set(value);
         let before = (client.handle.is_up(), sent_bytes(&server));
-        assert_eq!(get(id), None);
+        assert_eq!(get(ID), None);
         assert!(before.0 && client.handle.is_up());
         let sent = sent_bytes(&server) - before.1;
         assert!(sent < 4 << 20, "{sent} bytes were read");
@@ -1000,7 +996,7 @@ fn a_value_that_is_too_long_or_foreign_is_a_miss() {
         .arg(1)
         .exec(&mut direct)
         .unwrap();
-    assert_eq!(get(id), None);
+    assert_eq!(get(ID), None);
     assert!(client.handle.is_up());
     use autoglmd::cache::shared::Verdict::{Foreign, Hit, Lost, Miss};
     let count = |verdict| series.lookups.get(verdict).get();
@@ -1206,7 +1202,7 @@ fn the_entries_of_one_tenant_are_deleted_on_every_server() {
     let (server, cluster) = (Server::start(), Cluster::start());
     for (url, count) in [(server.url(), 1_500), (cluster.url(), 200)] {
         let client = Client::to(&url, PATIENCE).connected();
-        let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
+        let (level, _) = level_of(&client);
         let id = |number: u16, tenant| {
             let mut digest = [7; 32];
             digest[..2].copy_from_slice(&number.to_le_bytes());
@@ -1252,7 +1248,7 @@ fn purges_in_a_loop_share_a_walk() {
     const ENTRIES: u32 = 5_000;
     let server = Server::start();
     let client = Client::to(&server.url(), PATIENCE).connected();
-    let level = RedisLevel::new(client.handle.clone(), Metrics::new("echo").series());
+    let (level, _) = level_of(&client);
     let mut direct = server.connect();
     let mut fill = redis::pipe();
     for number in 0..ENTRIES {
