@@ -786,6 +786,24 @@ fn the_user_of_the_documentation_may_do_what_the_daemon_does() {
 
 // ---- the bus ----
 
+/// Mutation: a command that publishes the first of its notices, or none.
+#[test]
+fn a_command_publishes_each_of_its_notices() {
+    let server = Server::start();
+    let client = Client::to(&server.url(), PATIENCE);
+    let (sender, notices) = bounded(9);
+    let on_notice = Box::new(move |notice| sender.send(notice).expect("the test listens"));
+    let series = Metrics::new("echo").series();
+    let handle = client.handle.clone();
+    let started = bus::redis::start(client.settings.clone(), handle, series, on_notice);
+    let (_thread, _) = started.expect("the bus starts");
+    assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::All));
+    let sent = [Notice::Key("key_1".to_owned()), Notice::Entries];
+    bus::redis::publish(client.settings.clone(), &sent).expect("the server is there");
+    let received = [(); 2].map(|()| notices.recv_timeout(PATIENCE).expect("a notice"));
+    assert_eq!(received, sent);
+}
+
 /// Mutations: a subscription that is reported before it is there; a sign of life that is asked for
 /// at each look, or that has less time than any other reply; a thread that ends when its wait does.
 #[test]
