@@ -509,9 +509,10 @@ fn an_error_that_the_whole_server_has_makes_another_connection() {
     }
 }
 
-/// Mutations: each word of `Verdict::of` for which the map is not read again.
+/// Mutations: each word of `Verdict::of` for which the map is not read again; a node that is lost
+/// and keeps its slots.
 #[test]
-fn an_error_about_a_slot_makes_another_map() {
+fn an_error_about_a_slot_or_a_lost_node_makes_another_map() {
     let (port, maps) = (Arc::new(AtomicU16::new(0)), Arc::new(AtomicUsize::new(0)));
     let (own, asked) = (Arc::clone(&port), Arc::clone(&maps));
     let (played, _) = play(move |words| match words[0].as_str() {
@@ -526,7 +527,7 @@ fn an_error_about_a_slot_makes_another_map() {
     port.store(played, Ordering::Relaxed);
     let config = config_of(&format!("redis+cluster://127.0.0.1:{played}"), PATIENCE);
     let mut servers = Servers::new(settings_of(&config));
-    for (number, code) in (1..).zip(["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"]) {
+    for (number, code) in (1..).zip(["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY"]) {
         eventually("the node is connected", || {
             servers.maintain(servers.next_maintenance());
             servers.is_up().then_some(())
@@ -534,7 +535,7 @@ fn an_error_about_a_slot_makes_another_map() {
         assert_eq!(maps.load(Ordering::Relaxed), number);
         let now = servers.next_maintenance();
         assert!(!is_served(&mut servers, &[code.as_bytes()], now));
-        assert!(servers.is_up(), "{code}");
+        assert_eq!(servers.is_up(), code != "READONLY", "{code}");
         servers.maintain(servers.next_maintenance());
         assert_eq!(maps.load(Ordering::Relaxed), number + 1, "{code}");
     }
