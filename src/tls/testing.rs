@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 use super::{Acceptor, Connector};
 use crate::config::Config;
@@ -33,6 +33,23 @@ fn made() -> &'static (Arc<Acceptor>, CertificateDer<'static>) {
         let acceptor = acceptor.expect("good files").expect("a certificate");
         (acceptor, certificate.der().clone())
     })
+}
+
+/// Returns a server with that certificate, of which the test itself has the other end.
+pub fn server() -> Arc<ServerConfig> {
+    acceptor().config()
+}
+
+/// Returns the same with a group for which clients send no key share at first: each is asked for
+/// another ClientHello (RFC 8446, section 4.1.4).
+pub fn asking_server() -> Arc<ServerConfig> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::SECP384R1];
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("a known version");
+    let resolver = server().cert_resolver.clone();
+    Arc::new(builder.with_no_client_auth().with_cert_resolver(resolver))
 }
 
 /// Returns a client that speaks one version and resumes nothing.

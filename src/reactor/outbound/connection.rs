@@ -62,7 +62,8 @@ enum State {
     Exchanging {
         fetch: Key,
         reader: Box<ResponseReader>,
-        /// The server may have seen a part of the request.
+        /// Something was written. On a connection that is reused, the server may have seen a part
+        /// of the request; on a new one it may be TLS's handshake.
         is_begun: bool,
         /// An earlier exchange went over this connection.
         is_reused: bool,
@@ -286,7 +287,7 @@ impl<K> Connection<K> {
             };
         }
         match event {
-            // TLS has something to send that reading has caused, such as its part of a key update.
+            // TLS has something to send that reading has caused, such as another ClientHello.
             Event::Waiting if self.has_output() && self.endpoint.readiness().can_write() => {
                 Event::Again
             }
@@ -327,7 +328,6 @@ impl<K> Connection<K> {
 
     fn flush<S: System<Socket = K>>(&mut self, lent: &mut Lent<'_, S>) -> Result<(), FetchError> {
         while self.has_output() && self.endpoint.readiness().can_write() {
-            let may_show_request = self.is_open();
             let queue = match &mut self.tls {
                 None => &mut self.output,
                 Some(session) => session.encrypt(&mut self.output, lent.pool),
@@ -338,7 +338,7 @@ impl<K> Connection<K> {
                 return Err(FetchError::Broken);
             }
             if let State::Exchanging { is_begun, .. } = &mut self.state {
-                *is_begun |= may_show_request && written.taken > 0;
+                *is_begun |= written.taken > 0;
             }
         }
         Ok(())
@@ -399,8 +399,8 @@ impl<K> Connection<K> {
             }
         };
         let bytes = &mut lent.scratch[place];
-        // The beginning of a record, which has to wait for its rest.
-        let holds_input = self
+        // The beginning of a record, which has to wait for its rest, or TLS's reply to a message.
+        let holds_buffer = self
             .tls
             .as_ref()
             .is_some_and(|session| session.buffered_bytes() > 0);
@@ -415,7 +415,7 @@ impl<K> Connection<K> {
                     Err(error) => Event::Failed(FetchError::Response(error)),
                 }
             }
-            State::Kept { .. } if !bytes.is_empty() || holds_input => Event::Closed,
+            State::Kept { .. } if !bytes.is_empty() || holds_buffer => Event::Closed,
             State::Dialing { .. } | State::Exchanging { .. } | State::Kept { .. } => Event::Again,
         }
     }

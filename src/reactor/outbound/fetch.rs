@@ -32,7 +32,6 @@ pub struct Running {
     step_until: Moment,
     /// The step that it is in; [`Step`] knows whether it waits for a name.
     stage: Stage,
-    pub has_retried: bool,
 }
 
 pub enum Step {
@@ -56,7 +55,6 @@ impl Running {
             share: account.share(Claim::Keyed),
             step_until: Moment::NEVER,
             stage: Stage::Wait,
-            has_retried: false,
         }
     }
 

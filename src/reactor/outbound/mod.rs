@@ -50,7 +50,8 @@
 //!  2. A socket that serves a fetch is named by that fetch's step, and the other way round. Any
 //!     other socket is kept.
 //!  3. A connection that can go on without the kernel's help is in the run queue.
-//!  4. A fetch has an entry in the wheel that is not later than its next moment.
+//!  4. A fetch has an entry in the wheel that is not later than its next moment. Nothing else has
+//!     one: a timer of a fetch that has ended would wake the reactor for nothing.
 //!  5. Each fetch that is not waiting has a place, and there are half of `sockets_most`.
 //!
 //! `check_invariants` checks 2 to 5 after each turn, in every debug build.
@@ -321,17 +322,25 @@ impl<S: System> Outbound<S> {
         let Some(fetch) = self.fetches.get(key) else {
             return;
         };
-        let (origin, has_retried) = (fetch.admitted.origin.clone(), fetch.has_retried);
-        while !has_retried && let Some(socket) = self.kept.take(&origin) {
+        let origin = fetch.admitted.origin.clone();
+        while let Some(socket) = self.kept.take(&origin) {
             if self.is_usable(socket, key, lent) {
                 self.metrics.reused.inc();
                 return self.exchange(key, socket, lent);
             }
             self.close(socket, lent);
         }
-        match &origin.host {
-            Host::Address(address) => self.dial(key, &[*address], lent),
-            Host::Name(name) => self.resolve(key, name, lent),
+        self.start_new(key, lent);
+    }
+
+    /// Begins to make a connection for a fetch.
+    fn start_new(&mut self, key: Key, lent: &mut Lent<'_, S>) {
+        let Some(fetch) = self.fetches.get(key) else {
+            return;
+        };
+        match fetch.admitted.origin.host.clone() {
+            Host::Address(address) => self.dial(key, &[address], lent),
+            Host::Name(name) => self.resolve(key, &name, lent),
         }
     }
 
@@ -463,7 +472,7 @@ impl<S: System> Outbound<S> {
     }
 
     /// A connection broke. If it was a kept one that its server was about to close, the request
-    /// goes over a new one, once (RFC 9112, section 9.3.1).
+    /// goes over a new one (RFC 9112, section 9.3.1): once, since that one is not kept.
     fn handle_failure(
         &mut self,
         socket: Key,
@@ -477,16 +486,14 @@ impl<S: System> Outbound<S> {
             return;
         };
         let may_retry = error == FetchError::Broken
-            && !running.has_retried
             && connection.may_retry(running.admitted.request.is_idempotent);
         if !may_retry {
             return self.finish(fetch, Err(error), lent);
         }
-        running.has_retried = true;
         running.handle_started(lent.now);
         self.metrics.retried.inc();
         self.close(socket, lent);
-        self.start(fetch, lent);
+        self.start_new(fetch, lent);
     }
 
     // ---- ends ----
@@ -569,6 +576,7 @@ impl<S: System> Outbound<S> {
                 Step::Exchanging(socket) => assert!(serves(*socket), "2"),
             }
         }
+        assert!(self.wheel.len() <= self.fetches.len(), "4: a timer is left");
         assert_eq!(active, self.places.taken(), "5");
         assert_eq!(self.by_id.len(), self.fetches.len(), "1");
         assert!(self.sockets.len() <= self.parts.sockets_most);

@@ -70,6 +70,7 @@ use crate::offload::fetch::Fetcher;
 use crate::offload::mailbox::mailbox;
 use crate::offload::resolver::Resolver;
 use crate::reactor::metrics::{Part, ReactorSeries};
+use crate::reactor::outbound::metrics::OutboundSeries;
 use crate::runner::{self, Destinations, Followers, Journal, Note};
 use crate::service::CompressionSeries;
 use crate::service::metrics::ServiceSeries;
@@ -132,6 +133,7 @@ struct Daemon {
     /// The threads that resolve names.
     resolvers: SimulatedWorkers,
     fetcher: Fetcher,
+    fetched: Arc<OutboundSeries>,
     metrics: Arc<ReactorSeries>,
     served: Arc<ServiceSeries>,
     coded: Arc<CompressionSeries>,
@@ -264,6 +266,7 @@ impl Daemon {
             workers,
             resolvers: SimulatedWorkers::of(outbound.resolver.threads().clone()),
             fetcher: Fetcher::new(mailboxes),
+            fetched: metrics.series(),
             metrics: series,
             served: metrics.series(),
             coded: metrics.series(),
@@ -365,6 +368,7 @@ impl Daemon {
         let (admitted, ended) = self.engine.totals();
         assert_eq!(admitted, ended, "one terminal event for each job");
         assert_eq!(self.metrics.connections.get(), 0);
+        assert_eq!(self.fetched.sockets.get(), 0);
         let networks = self.places.networks().totals();
         assert_eq!(
             networks,

@@ -1,4 +1,4 @@
-//! TLS in the simulation: the clients' side of it, and scenarios about TLS alone.
+//! TLS in the simulation: the side of the daemon's peers, and scenarios about TLS alone.
 //!
 //! rustls takes its randomness from the kernel and not from our dice. The dice and the checks see
 //! only lengths, and those do not depend on it: Ed25519 signatures always have 64 bytes, and no
@@ -6,16 +6,19 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::sync::Arc;
 
-use rustls::{ClientConnection, SupportedProtocolVersion};
+use rustls::{
+    ClientConnection, Connection, ServerConfig, ServerConnection, SupportedProtocolVersion,
+};
 
 use super::Dice;
 use super::system::Wire;
 use crate::tls::testing::client;
 
-/// The client's end of a TLS connection, above a [`Wire`].
+/// The other end of a TLS connection of the daemon's, above a [`Wire`].
 pub struct Line {
-    tls: Box<ClientConnection>,
+    tls: Box<Connection>,
     /// Ciphertext that has not been sent yet.
     unsent: VecDeque<u8>,
     /// Why the daemon has refused to go on, once it has.
@@ -23,10 +26,21 @@ pub struct Line {
 }
 
 impl Line {
+    /// Creates a client's end.
     pub fn new(version: &'static SupportedProtocolVersion) -> Line {
         let config = client(version);
         let name = "localhost".try_into().expect("a name");
         let tls = ClientConnection::new(config, name).expect("a configuration");
+        Line::of(tls.into())
+    }
+
+    /// Creates the end of a server that the daemon connects to.
+    pub fn server(config: Arc<ServerConfig>) -> Line {
+        let tls = ServerConnection::new(config).expect("a configuration");
+        Line::of(tls.into())
+    }
+
+    fn of(tls: Connection) -> Line {
         let mut line = Line {
             tls: Box::new(tls),
             unsent: VecDeque::new(),
@@ -57,6 +71,12 @@ impl Line {
 
     pub fn say_goodbye(&mut self) {
         self.tls.send_close_notify();
+        self.collect();
+    }
+
+    /// Changes the keys, and asks the daemon to do the same (RFC 8446, section 4.6.3).
+    pub fn say_new_keys(&mut self) {
+        self.tls.refresh_traffic_keys().expect("TLS 1.3");
         self.collect();
     }
 
@@ -116,7 +136,7 @@ mod scenarios {
 
     impl Stage {
         /// Passes bytes in both directions until both sides are silent; returns the plaintext.
-        fn talk(&mut self, wire: usize, line: &mut Line) -> String {
+        pub fn talk(&mut self, wire: usize, line: &mut Line) -> String {
             let mut text = String::new();
             loop {
                 self.on(wire, |wire| line.send(wire, usize::MAX));

@@ -4,16 +4,20 @@ use std::io;
 use std::time::Duration;
 
 use super::super::fetches::{Results, fetch};
+use super::super::secure::Line;
 use super::super::servers::Servers;
 use super::{SECOND, Stage, Wire};
 use bytes::Bytes;
 
+use crate::core::address_policy::AddressPolicy;
 use crate::http::Method;
 use crate::http::http1::response::BadResponse;
 use crate::limits::outbound as limits;
+use crate::limits::reactor as reactor_limits;
 use crate::offload::OWN_TENANT;
 use crate::offload::fetch::{Fetch, FetchError, FetchId, Stage as Step};
 use crate::reactor::message::Message;
+use crate::tls::testing;
 
 /// A daemon with the servers of the simulated network.
 struct Calls {
@@ -44,6 +48,29 @@ impl Calls {
         adjust(&mut fetch);
         let id = self.stage.daemon.fetcher.submit(fetch);
         (number, id.unwrap_or_else(|_| panic!("there is room")))
+    }
+
+    /// Submits a fetch whose server is the test: the connection is up. Returns its number and its
+    /// wire.
+    fn dial(&mut self, url: &str, adjust: impl FnOnce(&mut Fetch)) -> (u64, usize) {
+        let (number, _) = self.submit_with(url, adjust);
+        self.stage.settle();
+        self.stage.daemon.resolvers.run_all();
+        self.stage.settle();
+        let wire = self.wire(self.dialled() - 1);
+        self.stage.on(wire, Wire::server_accepts);
+        self.stage.settle();
+        (number, wire)
+    }
+
+    /// The same with TLS. The server has the first message of the handshake; its own are in the
+    /// line and not sent.
+    fn dial_tls(&mut self, adjust: impl FnOnce(&mut Fetch)) -> (u64, usize, Line) {
+        let (number, wire) = self.dial("https://localhost/", adjust);
+        let mut line = Line::server(testing::server());
+        let hello = self.stage.on(wire, |wire| wire.client_reads(usize::MAX));
+        assert_eq!(line.hear(&hello), b"");
+        (number, wire, line)
     }
 
     /// Lets reactors, resolver and servers act until nothing more happens.
@@ -285,7 +312,7 @@ fn an_address_that_is_not_public_is_never_connected_to() {
     assert_eq!(calls.dialled(), 0);
 }
 
-/// Mutations: `may_retry` that is always false, or always true; no `has_retried`.
+/// Mutations: `may_retry` that is always false, or always true.
 #[test]
 fn a_request_that_met_a_closing_connection_is_sent_again_if_that_is_safe() {
     for (is_idempotent, expected) in [(true, Ok(200)), (false, Err(FetchError::Broken))] {
@@ -311,6 +338,227 @@ fn a_request_that_met_a_closing_connection_is_sent_again_if_that_is_safe() {
     });
     calls.settle();
     assert_eq!((calls.result(number), calls.dialled()), (Some(Ok(200)), 2));
+}
+
+/// Mutations: `is_begun` that is always true, or true after a write that takes nothing.
+#[test]
+fn a_request_of_which_nothing_was_written_is_sent_again_in_any_case() {
+    for (capacity, expected) in [(0, Ok(200)), (1, Err(FetchError::Broken))] {
+        let mut calls = Calls::new();
+        assert!(calls.call("http://good.test/").is_ok());
+        let wire = calls.wire(0);
+        calls.stage.on(wire, |wire| wire.capacity = capacity);
+        let (number, _) = calls.submit_with("http://good.test/", |fetch| {
+            fetch.request.is_idempotent = false;
+        });
+        calls.stage.settle();
+        let written = calls.stage.on(wire, |wire| wire.to_client.len());
+        assert_eq!(written, capacity);
+        calls.stage.on(wire, Wire::client_half_closes);
+        calls.settle();
+        assert_eq!(calls.result(number), Some(expected));
+    }
+}
+
+/// Mutation: `handle_failure` that calls `start`.
+#[test]
+fn a_request_is_sent_again_over_a_new_connection() {
+    let mut calls = Calls::new();
+    let numbers = [1, 2].map(|tenant| {
+        let submitted = calls.submit_with("http://good.test/", |fetch| fetch.tenant = tenant);
+        submitted.0
+    });
+    calls.settle();
+    assert!(numbers.iter().all(|number| calls.is_served(*number)));
+    assert_eq!(calls.dialled(), 2);
+    assert!(calls.is_open(0) && calls.is_open(1), "both are kept");
+    let number = calls.submit("http://good.test/");
+    calls.stage.settle();
+    let has_request = |wire: &mut Wire| !wire.to_client.is_empty();
+    let wires = [0, 1].map(|nth| calls.wire(nth));
+    let used = wires.map(|wire| calls.stage.on(wire, has_request));
+    assert!(used[0] != used[1], "one of them serves it");
+    let wire = wires[usize::from(used[1])];
+    calls.stage.on(wire, Wire::client_half_closes);
+    calls.settle();
+    assert!(calls.is_served(number));
+    assert_eq!(calls.dialled(), 3);
+    let series = &calls.stage.daemon.fetched;
+    assert_eq!((series.reused.get(), series.retried.get()), (1, 1));
+}
+
+/// Mutation: `is_usable` without its look at the address.
+#[test]
+fn a_kept_connection_serves_no_fetch_that_must_not_connect_to_its_address() {
+    let mut calls = Calls::new();
+    // Its manner is a good server's.
+    let url = "http://127.0.0.7/";
+    for (policy, expected) in [
+        (AddressPolicy::Any, Ok(200)),
+        (
+            AddressPolicy::PublicAnd([].into()),
+            Err(FetchError::Forbidden),
+        ),
+    ] {
+        let (number, _) = calls.submit_with(url, |fetch| fetch.policy = policy);
+        calls.settle();
+        assert_eq!(calls.result(number), Some(expected));
+    }
+    assert_eq!(calls.dialled(), 1);
+    assert_eq!(calls.stage.daemon.fetched.reused.get(), 0);
+}
+
+/// Mutation: `connect` that leaves a socket open for which epoll has no room.
+#[test]
+fn a_socket_that_cannot_be_registered_is_closed_and_the_next_address_tried() {
+    let mut calls = Calls::new();
+    calls.stage.daemon.network.borrow_mut().registration_famine = 1;
+    let reason = io::Error::from_raw_os_error(libc::ENOSPC).kind();
+    let expected = Err(FetchError::Unreachable(reason));
+    assert_eq!(calls.call("http://good.test/"), expected);
+    assert!(!calls.is_open(0));
+    calls.stage.daemon.network.borrow_mut().registration_famine = 1;
+    assert!(calls.call("http://families.test/").is_ok());
+    assert!(!calls.is_open(1));
+    assert_eq!(calls.stage.daemon.fetched.sockets.get(), 1, "the kept one");
+}
+
+/// Invariant 4 of a connection. Mutations: `may_be_cut` that is always false, or always true;
+/// `receive` without its look at close_notify.
+#[test]
+fn a_body_without_a_length_ends_under_tls_with_close_notify_alone() {
+    for (has_close_notify, has_fin, expected) in [
+        (true, false, Some(Ok(200))),
+        (true, true, Some(Ok(200))),
+        (false, true, Some(Err(FetchError::Broken))),
+        (false, false, None),
+    ] {
+        let mut calls = Calls::new();
+        let (number, wire, mut line) = calls.dial_tls(|_| {});
+        let request = calls.stage.talk(wire, &mut line);
+        assert!(request.starts_with("POST /0 HTTP/1.1\r\n"), "{request}");
+        line.say(b"HTTP/1.1 200 OK\r\n\r\npay nobody");
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.result(number), None);
+        if has_close_notify {
+            line.say_goodbye();
+            calls.stage.on(wire, |wire| line.send(wire, usize::MAX));
+        }
+        if has_fin {
+            calls.stage.on(wire, Wire::client_half_closes);
+        }
+        calls.stage.settle();
+        assert_eq!(calls.result(number), expected);
+        assert_eq!(calls.is_open(0), expected.is_none());
+    }
+    // Without TLS, a FIN is all there is.
+    let mut calls = Calls::new();
+    let (number, wire) = calls.dial("http://mute.test/", |_| {});
+    let response = b"HTTP/1.1 200 OK\r\n\r\npay nobody";
+    calls.stage.on(wire, |wire| wire.client_sends(response));
+    calls.stage.on(wire, Wire::client_half_closes);
+    calls.stage.settle();
+    assert_eq!(calls.result(number), Some(Ok(200)));
+}
+
+/// Mutations: `receive` that takes no steps of handshakes, or starts one without a step left, or
+/// lets open connections wait for one as well.
+#[test]
+fn handshakes_with_servers_are_worked_off_a_few_a_turn() {
+    let mut calls = Calls::new();
+    let steps = reactor_limits::HANDSHAKE_STEPS_PER_TURN_MAX as usize;
+    // As many as there are places, apart from the daemon's own.
+    let mut dialled: Vec<_> = (0..steps + 1)
+        .map(|tenant| calls.dial_tls(|fetch| fetch.tenant = 1 + tenant as u64))
+        .collect();
+    let (own, open) = calls.dial("http://mute.test/", |fetch| fetch.tenant = OWN_TENANT);
+    for (_, wire, line) in &mut dialled {
+        calls.stage.on(*wire, |wire| line.send(wire, usize::MAX));
+    }
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    calls.stage.on(open, |wire| wire.client_sends(response));
+    let ended = |calls: &mut Calls| {
+        calls.stage.turn();
+        let wires = dialled.iter().map(|dialled| dialled.1);
+        let has_request = |wire: &mut Wire| !wire.to_client.is_empty();
+        let wires = wires.filter(|wire| calls.stage.on(*wire, has_request));
+        wires.count()
+    };
+    assert_eq!(ended(&mut calls), steps);
+    assert_eq!(calls.result(own), Some(Ok(200)), "it needs no step");
+    assert_eq!(ended(&mut calls), steps + 1);
+}
+
+/// Invariants 2 and 3 of a connection. Mutations: `take_response` without its look at the buffers;
+/// `handle_bytes` without the one at TLS's; `receive` without its look at close_notify.
+#[test]
+fn a_connection_with_bytes_left_in_it_is_not_kept() {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    type Act = fn(&mut Line);
+    let nothing: Act = |_| {};
+    let half_a_record: Act = |line| line.say_nonsense(&[23, 3, 3, 1, 0, 7]);
+    for (index, (with, behind, is_kept)) in [
+        (nothing, nothing, true),
+        (half_a_record, nothing, false),
+        (nothing, half_a_record, false),
+        (Line::say_goodbye, nothing, false),
+        (nothing, Line::say_goodbye, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut calls = Calls::new();
+        let (number, wire, mut line) = calls.dial_tls(|_| {});
+        calls.stage.talk(wire, &mut line);
+        line.say(OK);
+        with(&mut line);
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.result(number), Some(Ok(200)), "{index}");
+        behind(&mut line);
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.is_open(0), is_kept, "{index}");
+    }
+    // A response that came before all of the request was written.
+    let mut calls = Calls::new();
+    let (number, _) = calls.submit_with("http://mute.test/", |_| {});
+    calls.stage.settle();
+    calls.stage.daemon.resolvers.run_all();
+    calls.stage.settle();
+    let wire = calls.wire(0);
+    calls.stage.on(wire, |wire| wire.capacity = 9);
+    calls.stage.on(wire, Wire::server_accepts);
+    calls.stage.settle();
+    calls.stage.on(wire, |wire| wire.client_sends(OK));
+    calls.stage.settle();
+    assert_eq!(calls.result(number), Some(Ok(200)));
+    assert!(!calls.is_open(0));
+}
+
+/// A message of TLS that has no plaintext is no response. Mutations: `pump` without the look at
+/// what reading has caused; a kept connection that each message of TLS ends.
+#[test]
+fn a_server_may_ask_for_another_hello_and_for_new_keys() {
+    let mut calls = Calls::new();
+    let (number, wire) = calls.dial("https://localhost/", |_| {});
+    let mut line = Line::server(testing::asking_server());
+    for number in [number, number + 1] {
+        let request = calls.stage.talk(wire, &mut line);
+        assert!(
+            request.starts_with(&format!("POST /{number} ")),
+            "{request}"
+        );
+        line.say_new_keys();
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.result(number), None);
+        line.say(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        line.say_new_keys();
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.result(number), Some(Ok(200)));
+        line.say_new_keys();
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.submit("https://localhost/"), number + 1);
+    }
+    assert_eq!(calls.dialled(), 1);
 }
 
 /// Mutation: a kept connection whose bytes are not looked at.
