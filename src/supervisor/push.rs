@@ -13,7 +13,9 @@
 //! token or a header that is not sent, a body without `content-encoding`.
 
 mod collector;
+mod numbers;
 mod pusher;
+mod troubles;
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -26,13 +28,13 @@ use crate::console::exit;
 use crate::core::Moment;
 use crate::limits::telemetry as limits;
 use crate::os::process::give_way;
-use crate::service::{Copied, templates};
 use crate::telemetry::otlp::delivery::Delivery;
-use crate::telemetry::otlp::snapshot::Source;
 use crate::telemetry::random::random_seed;
 
 use collector::Target;
-use pusher::{Note, Owned, Pusher, Troubles, unix_nanos};
+use numbers::{Owned, Registry};
+use pusher::{Note, Pusher};
+use troubles::Troubles;
 
 pub struct Push {
     /// `None` without a collector.
@@ -67,15 +69,12 @@ impl Part for Push {
         let engine = birth.config.engine.kind.as_str();
         let pusher = Pusher {
             series: birth.metrics.series(),
-            copied: Copied::new(&birth.metrics),
-            metrics: birth.metrics.clone(),
-            source: Source::new(&instance(), engine, templates().collect(), unix_nanos()),
+            numbers: Registry::new(&birth.metrics, owned, engine),
             delivery: Delivery::new(settings.spool, random_seed()),
             interval: settings.interval,
             next_at: Moment::now() + settings.interval,
             last: None,
             troubles: Troubles::default(),
-            owned,
             target,
             fetcher,
             own: sender.clone(),
@@ -119,13 +118,4 @@ impl Drop for Push {
         // A start that has failed after this part.
         self.join();
     }
-}
-
-/// Names this process among all daemons: a UUID of version 4.
-fn instance() -> String {
-    let (high, low) = (random_seed(), random_seed());
-    let bytes = (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
-    uuid::Builder::from_random_bytes(bytes)
-        .into_uuid()
-        .to_string()
 }
