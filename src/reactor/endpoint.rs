@@ -114,6 +114,7 @@ impl<K> Endpoint<K> {
         queue: &mut OutputQueue,
         pool: &mut BufferPool,
     ) -> io::Result<Written> {
+        debug_assert!(self.readiness.can_write(), "a write before its edge");
         let mut slices = [IoSlice::new(&[]); core_limits::OUTPUT_SLICES_MAX];
         let count = queue.io_slices(&mut slices);
         let offered = slices[..count].iter().map(|slice| slice.len()).sum();

@@ -251,11 +251,9 @@ impl<K> Connection<K> {
 
     /// Ends it: TLS's close_notify if the kernel takes it at once, buffers to the pool.
     pub fn close<S: System<Socket = K>>(mut self, system: &mut S, pool: &mut BufferPool) -> K {
-        let readiness = self.endpoint.readiness();
+        let can_write = self.endpoint.readiness().can_write();
         if let Some(session) = &mut self.tls {
-            let is_silent = self.output.is_empty() && session.queue().is_empty();
-            let can_write = readiness.can_write() && !readiness.is_hung_up();
-            if is_silent && can_write && session.close(pool) {
+            if can_write && session.close(pool) {
                 // The connection ends either way.
                 let _ = self.endpoint.write(system, session.queue_mut(), pool);
             }
@@ -273,8 +271,9 @@ impl<K> Connection<K> {
         let was_open = self.is_open();
         if let Err(error) = self.flush(lent) {
             // The server may have sent a response, such as a 413, before it stopped reading.
+            // The connection is not kept, because a part of the request is left.
             return match self.receive(lent) {
-                Event::Response(response, _) => Event::Response(response, false),
+                response @ Event::Response(..) => response,
                 _ => self.ended(error),
             };
         }
@@ -448,10 +447,8 @@ impl<K> Connection<K> {
         let Some(response) = std::mem::replace(&mut **reader, empty).into_response() else {
             return Event::Failed(FetchError::Broken);
         };
-        let may_keep = is_used_up
-            && response.head.keeps_alive
-            && self.buffered_bytes() == 0
-            && !self.endpoint.readiness().is_read_closed();
+        // A FIN that has come as well ends it with the next pump.
+        let may_keep = is_used_up && response.head.keeps_alive && self.buffered_bytes() == 0;
         Event::Response(Box::new(response), may_keep)
     }
 }

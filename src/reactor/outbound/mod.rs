@@ -208,12 +208,10 @@ impl<S: System> Outbound<S> {
         self.start_waiting(lent);
     }
 
-    /// The resolver is done; no address means that it found none.
+    /// The resolver is done; no address means that it found none. A fetch waits for it until it
+    /// ends, so one that is left waits still.
     pub fn handle_addresses(&mut self, key: Key, found: Addresses, lent: &mut Lent<'_, S>) {
-        let fetch = self.fetches.get(key);
-        if fetch.is_some_and(|fetch| matches!(fetch.step, Step::Resolving(_))) {
-            self.dial(key, &found, lent);
-        }
+        self.dial(key, &found, lent);
         self.start_waiting(lent);
     }
 

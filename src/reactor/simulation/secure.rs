@@ -23,6 +23,8 @@ pub struct Line {
     unsent: VecDeque<u8>,
     /// Why the daemon has refused to go on, once it has.
     pub refused: Option<rustls::Error>,
+    /// Whether its close_notify has come.
+    pub has_ended: bool,
 }
 
 impl Line {
@@ -45,6 +47,7 @@ impl Line {
             tls: Box::new(tls),
             unsent: VecDeque::new(),
             refused: None,
+            has_ended: false,
         };
         line.tls.set_buffer_limit(None);
         line.collect();
@@ -90,8 +93,9 @@ impl Line {
         let mut plaintext = Vec::new();
         while !ciphertext.is_empty() && self.refused.is_none() {
             let read = self.tls.read_tls(&mut ciphertext).expect("there is room");
-            if let Err(error) = self.tls.process_new_packets() {
-                self.refused = Some(error);
+            match self.tls.process_new_packets() {
+                Ok(state) => self.has_ended |= state.peer_has_closed(),
+                Err(error) => self.refused = Some(error),
             }
             // `WouldBlock` ends it, or the daemon's close_notify.
             let _ = self.tls.reader().read_to_end(&mut plaintext);

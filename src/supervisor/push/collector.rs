@@ -98,3 +98,75 @@ fn secret(path: &Path) -> Result<Vec<u8>, String> {
     let bytes = read_up_to(path, limits::PUSH_SECRET_BYTES_MAX);
     bytes.map_err(|error| format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn target(adjust: impl FnOnce(&mut MetricsPush)) -> Result<Target, String> {
+        let mut settings = Config::default().metrics_push;
+        settings.url = "https://collector.test:4318/v1/metrics".to_owned();
+        adjust(&mut settings);
+        Target::of(&settings, None)
+    }
+
+    /// Mutations: a field that is not sent; a token that is not trimmed.
+    #[test]
+    fn each_request_has_the_fields_of_the_protocol_and_of_the_settings() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        let token = file("token", " first\n");
+        let key = file("key", "a secret\n");
+        let target = target(|settings| {
+            settings.token_file = Some(token.clone());
+            let key = format!("x-key=file:{}", key.display());
+            settings.headers = vec!["X-Scope-OrgID=team%20a".to_owned(), key];
+        });
+        let target = target.expect("good settings");
+        let lines = |token| {
+            format!(
+                "content-type: application/x-protobuf\r\ncontent-encoding: gzip\r\n\
+                 user-agent: autoglmd/{}\r\nauthorization: Bearer {token}\r\n\
+                 x-scope-orgid: team a\r\nx-key: a secret\r\n",
+                env!("CARGO_PKG_VERSION")
+            )
+        };
+        let sent = |target: &Target| {
+            let fields = target.fields().expect("good files");
+            String::from_utf8_lossy(fields.lines()).into_owned()
+        };
+        assert_eq!(sent(&target), lines("first"));
+        file("token", "second");
+        assert_eq!(sent(&target), lines("second"), "without a restart");
+    }
+
+    /// Mutations: `of` that reads no file; a token that is not checked; `parse_all` that does not
+    /// know of the token.
+    #[test]
+    fn a_mistake_shows_at_the_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let token = folder.path().join("token");
+        let refusal = |adjust: fn(&mut MetricsPush)| {
+            let target = target(|settings| {
+                settings.token_file = Some(token.clone());
+                adjust(settings);
+            });
+            target.err().expect("a refusal")
+        };
+        assert!(refusal(|_| {}).contains("token: "), "there is no file");
+        for text in ["", " \n", "two words", "a\rb", "\u{e4}"] {
+            std::fs::write(&token, text).expect("a file");
+            let refusal = refusal(|_| {});
+            assert!(refusal.contains("one word of visible ASCII"), "{refusal}");
+        }
+        std::fs::write(&token, "word").expect("a file");
+        let refusal = refusal(|settings| settings.headers = vec!["authorization=x".to_owned()]);
+        assert!(refusal.contains("metrics.push.token_file"), "{refusal}");
+        assert!(target(|_| {}).is_ok());
+    }
+}

@@ -33,7 +33,6 @@ pub struct Delivery {
     /// Before this, no batch is sent.
     not_before: Moment,
     wait: Duration,
-    is_sent: bool,
 }
 
 /// The end of an attempt, for counts and the log.
@@ -53,7 +52,6 @@ impl Delivery {
             failures: 0,
             not_before: Moment::from_micros(0),
             wait: Duration::ZERO,
-            is_sent: false,
         }
     }
 
@@ -68,13 +66,9 @@ impl Delivery {
         self.wait
     }
 
-    pub fn is_sent(&self) -> bool {
-        self.is_sent
-    }
-
     /// Returns when [`Delivery::poll`] has a batch, unless an event comes before.
     pub fn due_at(&self) -> Option<Moment> {
-        (!self.is_sent && !self.spool.is_empty()).then_some(self.not_before)
+        (!self.spool.is_sending() && !self.spool.is_empty()).then_some(self.not_before)
     }
 
     // ---- handle ----
@@ -86,7 +80,6 @@ impl Delivery {
 
     /// The batch on its way has a result.
     pub fn handle_fate(&mut self, fate: &Fate, now: Moment) -> Ended {
-        self.is_sent = false;
         let (points, rejected) = match fate {
             Fate::Again { after } => {
                 self.spool.keep_sent();
@@ -102,7 +95,6 @@ impl Delivery {
         if !matches!(fate, Fate::Again { .. }) {
             self.failures = 0;
             self.wait = Duration::ZERO;
-            self.not_before = now;
         }
         Ended { points, rejected }
     }
@@ -128,12 +120,10 @@ impl Delivery {
 
     /// Returns a batch that must be sent now.
     pub fn poll(&mut self, now: Moment) -> Option<Bytes> {
-        if self.is_sent || now < self.not_before {
-            return None;
+        match now < self.not_before {
+            true => None,
+            false => self.spool.send(),
         }
-        let bytes = self.spool.send()?;
-        self.is_sent = true;
-        Some(bytes)
     }
 }
 
@@ -179,7 +169,8 @@ mod tests {
         let mut delivery = Delivery::new(1_000, 7);
         delivery.handle_batch(batch(5));
         let mut full = limits::PUSH_RETRY_DELAY_MIN;
-        let waits = waits(&mut delivery, &AGAIN, 12);
+        // More than a shift of the shortest wait has bits.
+        let waits = waits(&mut delivery, &AGAIN, 70);
         for wait in &waits {
             assert!(*wait >= full / 2 && *wait <= full, "{wait:?} of {full:?}");
             full = (full * 2).min(limits::PUSH_RETRY_DELAY_MAX);

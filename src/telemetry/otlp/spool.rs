@@ -41,6 +41,11 @@ impl Spool {
         self.bytes
     }
 
+    /// Returns whether a batch is on its way.
+    pub fn is_sending(&self) -> bool {
+        self.is_first_sent
+    }
+
     /// Adds the newest batch. Returns the points of those that were dropped for it.
     pub fn add(&mut self, batch: Batch) -> u64 {
         self.bytes += batch.bytes.len();

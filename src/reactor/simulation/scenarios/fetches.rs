@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::fetches::{Results, fetch};
 use super::super::secure::Line;
-use super::super::servers::Servers;
+use super::super::servers::{SOCKETS_MOST, Servers};
 use super::{SECOND, Stage, Wire};
 use bytes::Bytes;
 
@@ -14,8 +14,9 @@ use crate::http::Method;
 use crate::http::http1::response::BadResponse;
 use crate::limits::outbound as limits;
 use crate::limits::reactor as reactor_limits;
+use crate::limits::tls as tls_limits;
 use crate::offload::OWN_TENANT;
-use crate::offload::fetch::{Fetch, FetchError, FetchId, Stage as Step};
+use crate::offload::fetch::{Fetch, FetchError, FetchId, FetchSink, Response, Stage as Step};
 use crate::reactor::message::Message;
 use crate::tls::testing;
 
@@ -534,7 +535,7 @@ fn a_connection_with_bytes_left_in_it_is_not_kept() {
     assert!(!calls.is_open(0));
 }
 
-/// A message of TLS that has no plaintext is no response. Mutations: `pump` without the look at
+/// A message of TLS without plaintext is not a response. Mutations: `pump` without the look at
 /// what reading has caused; a kept connection that each message of TLS ends.
 #[test]
 fn a_server_may_ask_for_another_hello_and_for_new_keys() {
@@ -706,6 +707,234 @@ fn fetches_beyond_the_places_wait_and_tenants_take_turns() {
     let expected = Err(FetchError::TimedOut(Step::Wait));
     assert_eq!(calls.result(late), Some(expected));
     assert_eq!(calls.stage.daemon.fetcher.pending(), many.len() - 1);
+}
+
+/// Mutations: `start_waiting` left out, where a fetch ends by its response, by its time, or without
+/// an address.
+#[test]
+fn a_fetch_that_ends_in_any_way_leaves_its_place_to_the_next() {
+    for url in [
+        "http://good.test/",
+        "http://mute.test/",
+        "http://unknown.test/",
+    ] {
+        let mut calls = Calls::new();
+        // One tenant has two places.
+        let numbers = [(); 5].map(|()| {
+            let submitted = calls.submit_with(url, |fetch| {
+                fetch.tenant = 1;
+                fetch.timeouts.first_byte = SECOND;
+            });
+            submitted.0
+        });
+        calls.settle();
+        (0..3).for_each(|_| calls.pass(2 * SECOND));
+        assert!(
+            numbers.iter().all(|number| calls.result(*number).is_some()),
+            "{url}"
+        );
+    }
+}
+
+/// Mutation: `begin` that does not ask whether the queue has room.
+#[test]
+fn fetches_that_were_cancelled_while_they_waited_do_not_pile_up() {
+    let mut calls = Calls::new();
+    let submit = |calls: &mut Calls, tenant| {
+        calls.submit_with("http://mute.test/", |fetch| fetch.tenant = tenant)
+    };
+    // The places of this tenant are taken, so its queue does not move.
+    for _ in 0..2 {
+        submit(&mut calls, 1);
+    }
+    calls.settle();
+    let rounds = limits::FETCHES_MAX / 100 + 1;
+    let mut last = 0;
+    for _ in 0..rounds {
+        let cancelled = [(); 100].map(|()| submit(&mut calls, 1));
+        for (number, id) in cancelled {
+            calls.stage.daemon.fetcher.cancel(id);
+            last = number;
+        }
+        calls.stage.settle();
+    }
+    assert_eq!(calls.result(last), Some(Err(FetchError::Busy)));
+    let (other, _) = calls.submit_with("http://good.test/", |fetch| fetch.tenant = 2);
+    calls.settle();
+    assert!(calls.is_served(other));
+}
+
+/// Mutations: `run` without its time; a bound of reads that is never reached; `Opened` that does
+/// not queue its connection.
+#[test]
+fn a_turn_has_a_part_of_a_long_response_and_of_many_short_ones() {
+    const LENGTH: usize = 1 << 20;
+    let mut calls = Calls::new();
+    // A server may send before the client's part of the handshake, of its last flight.
+    let mut config = (*testing::server()).clone();
+    config.send_half_rtt_data = true;
+    let (number, wire) = calls.dial("https://localhost/", |fetch| {
+        fetch.bounds.body_bytes = LENGTH;
+    });
+    let mut line = Line::server(config.into());
+    let hello = calls.stage.on(wire, |wire| wire.client_reads(usize::MAX));
+    line.hear(&hello);
+    line.say(format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n").as_bytes());
+    line.say(&vec![b'x'; LENGTH]);
+    calls.stage.on(wire, |wire| line.send(wire, usize::MAX));
+    calls.stage.turn();
+    let left = calls.stage.on(wire, |wire| wire.to_daemon.len());
+    let most = reactor_limits::READS_PER_PUMP_MAX as usize * tls_limits::READ_BYTES_MAX;
+    assert!(left > 0 && left + most > LENGTH, "{left}");
+    calls.stage.settle();
+    assert_eq!(calls.result(number), Some(Ok(200)));
+    // Each reading of the clock takes as long as a pump may.
+    let mut calls = Calls::new();
+    let dialled =
+        [1, 2, 3].map(|tenant| calls.dial("http://mute.test/", |fetch| fetch.tenant = tenant));
+    for (_, wire) in dialled {
+        let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        calls.stage.on(wire, |wire| wire.client_sends(ok));
+    }
+    calls.stage.daemon.network.borrow_mut().step = reactor_limits::PUMP_TIME_MAX;
+    for served in 1..=3 {
+        calls.stage.turn();
+        let results = dialled
+            .iter()
+            .filter(|(number, _)| calls.is_served(*number));
+        assert_eq!(results.count(), served);
+    }
+}
+
+/// Mutations: `pump` that lets the time of connecting go on behind TLS's handshake;
+/// `handle_failure` without `handle_started`.
+#[test]
+fn each_step_of_a_fetch_has_its_own_time() {
+    let times = |fetch: &mut Fetch| {
+        fetch.timeouts.connect = SECOND;
+        fetch.timeouts.first_byte = 10 * SECOND;
+    };
+    let mut calls = Calls::new();
+    let (number, wire, mut line) = calls.dial_tls(times);
+    calls.stage.talk(wire, &mut line);
+    calls.stage.pass(5 * SECOND);
+    assert_eq!(calls.result(number), None);
+    calls.stage.pass(6 * SECOND);
+    let expected = Err(FetchError::TimedOut(Step::FirstByte));
+    assert_eq!(calls.result(number), Some(expected));
+    // A request that is sent again begins with a connection that does not come about.
+    let mut calls = Calls::new();
+    assert!(calls.call("http://8.0.0.0/").is_ok());
+    let (number, _) = calls.submit_with("http://8.0.0.0/", times);
+    calls.stage.settle();
+    let wire = calls.wire(0);
+    calls.stage.on(wire, Wire::client_half_closes);
+    calls.stage.settle();
+    assert_eq!(calls.dialled(), 2);
+    calls.stage.pass(2 * SECOND);
+    let expected = Err(FetchError::TimedOut(Step::Connect));
+    assert_eq!(calls.result(number), Some(expected));
+}
+
+/// Mutation: `handle_failure` that sends a request again after any failure.
+#[test]
+fn broken_records_are_alerted_and_nothing_is_sent_again() {
+    let mut calls = Calls::new();
+    let (number, wire, mut line) = calls.dial_tls(|_| {});
+    calls.stage.talk(wire, &mut line);
+    line.say(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    calls.stage.talk(wire, &mut line);
+    assert_eq!(calls.result(number), Some(Ok(200)));
+    let number = calls.submit("https://localhost/");
+    calls.stage.talk(wire, &mut line);
+    line.say_nonsense(&[23, 3, 3, 0, 20]);
+    line.say_nonsense(&[7; 20]);
+    calls.stage.talk(wire, &mut line);
+    let result = calls.result(number).expect("a result");
+    assert_eq!(result.map_err(|error| error.as_str()), Err("tls_failed"));
+    assert_eq!(calls.dialled(), 1);
+    let expected = rustls::AlertDescription::BadRecordMac;
+    assert_eq!(line.refused, Some(rustls::Error::AlertReceived(expected)));
+}
+
+/// Mutations: `close` without close_notify, or with a write that the kernel has not asked for.
+#[test]
+fn the_end_of_a_connection_is_told_to_its_server_if_there_is_room() {
+    for capacity in [usize::MAX, 0] {
+        let mut calls = Calls::new();
+        let (number, wire, mut line) = calls.dial_tls(|_| {});
+        calls.stage.talk(wire, &mut line);
+        line.say(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        calls.stage.talk(wire, &mut line);
+        assert_eq!(calls.result(number), Some(Ok(200)));
+        calls.stage.on(wire, |wire| wire.capacity = capacity);
+        let (_, id) = calls.submit_with("https://localhost/", |_| {});
+        calls.stage.settle();
+        calls.stage.daemon.fetcher.cancel(id);
+        calls.stage.settle();
+        assert!(!calls.is_open(0));
+        let bytes = calls.stage.on(wire, |wire| wire.client_reads(usize::MAX));
+        line.hear(&bytes);
+        assert_eq!(line.has_ended, capacity > 0);
+    }
+}
+
+/// Mutations: `isolated` and `deliver` that let a panic pass.
+#[test]
+fn a_bug_costs_its_own_fetch_alone() {
+    struct Cursed;
+    impl FetchSink for Cursed {
+        fn finish(self: Box<Self>, _: Result<Response, FetchError>) {
+            panic!("as the test wants it");
+        }
+    }
+    let mut calls = Calls::new();
+    calls.submit_with("http://good.test/", |fetch| fetch.sink = Box::new(Cursed));
+    let (number, wire) = calls.dial("http://mute.test/", |fetch| fetch.tenant = 2);
+    let reactor = calls.stage.daemon.reactors[0].reactor.as_mut();
+    reactor.expect("it runs").system.cursed_wire = Some(wire);
+    calls.stage.on(wire, |wire| wire.client_sends(b"HTTP/1.1 "));
+    calls.settle();
+    assert_eq!(calls.result(number), Some(Err(FetchError::Bug)));
+    assert!(calls.call("http://good.test/").is_ok());
+    let series = &calls.stage.daemon.fetched.fetches;
+    let counts = ["response", "bug"].map(|outcome| series.get(outcome).get());
+    assert_eq!(counts, [2, 1]);
+    assert_eq!(calls.stage.daemon.fetcher.pending(), 0);
+}
+
+/// Mutation: `connect` that closes no kept connection while all sockets are in use.
+#[test]
+fn kept_connections_make_room_for_others() {
+    let mut calls = Calls::new();
+    for url in ["http://good.test/", "http://8.0.0.0/"] {
+        for tenant in [1, 2, 3, OWN_TENANT] {
+            calls.submit_with(url, |fetch| fetch.tenant = tenant);
+        }
+        calls.settle();
+    }
+    assert_eq!(calls.dialled(), SOCKETS_MOST);
+    assert!(calls.call("http://localhost/").is_ok());
+    let open = (0..=SOCKETS_MOST).filter(|nth| calls.is_open(*nth));
+    assert_eq!(
+        open.collect::<Vec<_>>(),
+        (1..=SOCKETS_MOST).collect::<Vec<_>>()
+    );
+}
+
+/// Mutation: the response to HEAD read as one with a body.
+#[test]
+fn a_response_to_head_has_no_body() {
+    let mut calls = Calls::new();
+    let (number, wire) = calls.dial("http://mute.test/", |fetch| {
+        fetch.request.method = Method::Head;
+        fetch.request.body = Bytes::new();
+    });
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n";
+    calls.stage.on(wire, |wire| wire.client_sends(response));
+    calls.stage.settle();
+    assert_eq!(calls.result(number), Some(Ok(200)));
+    assert!(calls.is_open(0), "it is kept");
 }
 
 /// Mutation: `hold` that ignores its share.

@@ -35,12 +35,12 @@ impl Numbers for Counted {
 
 /// Keeps the fetches, as reactors that are slow.
 #[derive(Default)]
-struct Held(Mutex<Vec<Box<Admitted>>>);
+struct Held(Mutex<Vec<Admitted>>);
 
 impl FetchDoor for Held {
     fn post(&self, _: u64, order: Order) {
         if let Order::Begin(admitted) = order {
-            self.0.lock().expect("one thread").push(admitted);
+            self.0.lock().expect("one thread").push(*admitted);
         }
     }
 }
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Takes the request that is on its way.
-    fn sent(&self) -> Option<Box<Admitted>> {
+    fn sent(&self) -> Option<Admitted> {
         let mut held = self.held.0.lock().expect("one thread");
         assert!(held.len() <= 1, "one at a time");
         held.pop()
