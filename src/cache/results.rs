@@ -368,7 +368,7 @@ impl Results {
         events: &mut Vec<(JobKey, Event)>,
     ) {
         let Finished {
-            digest: _,
+            digest,
             tenant: _,
             entry,
             is_kept: _,
@@ -393,7 +393,9 @@ impl Results {
             // A replay, which has no job.
             let _ = self.shard_of(job).serve(key, now, events);
         }
-        self.count_evicted(removed.len());
+        // The earlier result of the same request has not made room for another one.
+        let evicted = removed.iter().filter(|(removed, _)| *removed != digest);
+        self.count_evicted(evicted.count());
         drop(removed);
     }
 }

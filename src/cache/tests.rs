@@ -717,6 +717,38 @@ fn the_clients_wish_is_honoured() {
     }
 }
 
+/// Mutation: `end` that counts all that was removed.
+#[test]
+fn a_result_that_replaces_its_own_predecessor_evicts_nothing() {
+    let bench = Bench::new();
+    let evicted = || bench.cached.gauges().kept.evicted;
+    let compute = |job: Job, now: Moment, text: &str| {
+        bench.set_now(now);
+        bench.submit(&Job {
+            submitted: now,
+            deadline: now + 60 * SECOND,
+            ..job
+        });
+        bench.done(&bench.jobs().pop().unwrap(), text);
+    };
+    let refresh = Job {
+        cache: CacheMode::Refresh,
+        ..job("x", 1)
+    };
+    let late = Moment::ZERO + 2 * TTL;
+    compute(job("x", 0), Moment::ZERO, "x");
+    compute(refresh, Moment::ZERO, "x");
+    compute(job("x", 2), late, "x");
+    assert_eq!(bench.jobs().len(), 3, "each was computed");
+    assert_eq!((bench.cached.gauges().kept.results, evicted()), (1, 0));
+    // More than all shards hold.
+    let text = "x".repeat(1 << 18);
+    for request in 3..100 {
+        compute(job(&request.to_string(), request), late, &text);
+    }
+    assert!(evicted() > 0);
+}
+
 /// Mutations: `is_forgotten` that is never true, or that does not mind the tenant;
 /// `free_forgotten` that frees nothing.
 #[test]
