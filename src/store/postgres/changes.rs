@@ -23,8 +23,8 @@ pub(super) const SAVE: &str = "
             $16::bytea[]))
     UPDATE jobs SET state = change.state, attempt = change.attempt, sequence = change.sequence,
         lost = change.lost, lease_until = change.lease_until,
-        started_at = CASE WHEN change.state = 'running' THEN coalesce(started_at, $11)
-                     ELSE started_at END,
+        started_at = CASE WHEN change.state = 'running'
+                     THEN coalesce(started_at, greatest(created_at, $11)) ELSE started_at END,
         bytes = jobs.bytes + change.bytes
             - CASE WHEN change.finished_at IS NULL THEN 0 ELSE octet_length(request) END,
         finished_at = coalesce(change.finished_at, jobs.finished_at),

@@ -40,7 +40,8 @@ const ADD_EVENT: &str = "
 
 const SAVE: &str = "
     UPDATE jobs SET state = ?2, attempt = ?3, sequence = ?4, lost = ?5, lease_until = ?6,
-        started_at = CASE WHEN ?2 = 'running' THEN coalesce(started_at, ?7) ELSE started_at END,
+        started_at = CASE WHEN ?2 = 'running' THEN coalesce(started_at, max(created_at, ?7))
+                     ELSE started_at END,
         bytes = bytes + ?8
             - CASE WHEN ?9 IS NULL THEN 0 ELSE length(CAST(request AS BLOB)) END,
         finished_at = coalesce(?9, finished_at), expires_at = coalesce(?10, expires_at),
