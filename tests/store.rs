@@ -2,8 +2,8 @@
 //! process stands in the way.
 //!
 //! Mutations that these tests catch: a failed group that drops its records; `note_success` that
-//! leaves the problem; a query without the caller's key; a worker that opens the store once; hits
-//! that a drain leaves in the accounts.
+//! leaves the problem; a query without the caller's key; a worker that opens the store once, or
+//! never again; hits that a drain leaves in the accounts.
 
 mod common;
 
@@ -63,6 +63,29 @@ fn wait_for_health(daemon: &Daemon) {
     eventually("the store works again", || {
         problem(daemon).is_none().then_some(())
     });
+}
+
+/// A daemon of a later version would write rows that this one misreads.
+#[test]
+fn a_running_daemon_leaves_a_database_that_a_later_program_has_changed() {
+    let daemon = Daemon::echo();
+    let path = daemon.state_folder().join(DATABASE_FILE);
+    let set = |min_reader: u32| {
+        let sql = format!(
+            "BEGIN; UPDATE schema SET value = {min_reader} WHERE name = 'min_reader';
+             PRAGMA user_version = {min_reader}; COMMIT"
+        );
+        let connection = Connection::open(&path).expect("the database");
+        connection.execute_batch(&sql).expect("the schema");
+    };
+    set(99);
+    wait_for_problem(&daemon, "install the newer autoglmd");
+    generate(&daemon, 3);
+    let refused = daemon.get("/api/v1/generations").expect(503).json();
+    assert_eq!(refused["error"]["code"], "store_unavailable");
+    set(1);
+    wait_for_health(&daemon);
+    wait_for_records(&daemon, 3);
 }
 
 #[test]

@@ -50,8 +50,9 @@ pub trait Store:
     /// own time, and its administrator decides when. Takes as long as writing the whole file.
     fn overwrite_removed(&mut self) -> Result<(), StoreError>;
 
-    /// Returns whether the store must be opened again, because its name now means another database,
-    /// as after a restored backup.
+    /// Returns whether the store must be opened again: its name now means another database, as
+    /// after a restored backup, or a later program has changed it so that this one may not work
+    /// with it.
     fn is_replaced(&self) -> bool;
 }
 

@@ -5,6 +5,9 @@
 //! Mutations that tests catch: `migrate` without its lock (`connections_that_open_at_once_...`),
 //! `open_existing` that migrates an empty database (`an_empty_database_is_not_filled_...`).
 
+use std::cell::Cell;
+use std::time::Instant;
+
 use super::examine;
 use super::schema::{STEPS, Schema, Step};
 use super::session::Session;
@@ -24,6 +27,8 @@ pub struct PostgresStore {
     depth: u32,
     /// The state before the last change that made a secret.
     pub(super) undo: Option<Undo>,
+    /// When to ask again whether a later program has raised `min_reader`.
+    look_at_reader: Cell<Instant>,
 }
 
 impl PostgresStore {
@@ -60,6 +65,7 @@ impl PostgresStore {
             session: Session::open(target)?,
             depth: 0,
             undo: None,
+            look_at_reader: Cell::new(Instant::now()),
         })
     }
 
@@ -209,6 +215,20 @@ impl Store for PostgresStore {
     /// A lost connection is opened again. That finds a database that took the place of the first:
     /// none can be replaced while a connection uses it.
     fn is_replaced(&self) -> bool {
-        self.session.is_lost()
+        self.session.is_lost() || self.is_outgrown()
+    }
+}
+
+impl PostgresStore {
+    /// Returns whether a later program has raised `min_reader`. It is asked for twice per second
+    /// and not in each transaction, whose round trips are most of its time.
+    fn is_outgrown(&self) -> bool {
+        let now = Instant::now();
+        if now < self.look_at_reader.get() {
+            return false;
+        }
+        self.look_at_reader.set(now + limits::WATCH_INTERVAL);
+        // A lost connection is noticed by itself.
+        Schema::read(&self.session).is_ok_and(|found| found.min_reader > STEPS.len())
     }
 }

@@ -99,7 +99,8 @@ fn a_step_runs_once_and_a_failing_one_leaves_no_trace() {
     }
 }
 
-/// Mutation that this test catches: `migrate` that compares versions alone.
+/// Mutations that this test catches: `migrate` that compares versions alone; `is_replaced` without
+/// `is_outgrown`.
 #[test]
 fn a_program_works_while_its_version_is_at_least_min_reader() {
     let (_bed, target) = bed();
@@ -107,11 +108,12 @@ fn a_program_works_while_its_version_is_at_least_min_reader() {
     let harmless = later("CREATE TABLE extra (x INTEGER)", STEPS.len());
     let mut steps = [STEPS, &[harmless]].concat();
     store.migrate(&steps).unwrap();
-    PostgresStore::open(&target).unwrap();
+    let running = PostgresStore::open(&target).unwrap();
 
     let needed = steps.len() + 1;
     steps.push(later("DROP TABLE extra", needed));
     store.migrate(&steps).unwrap();
+    assert!(running.is_replaced());
     for older in [
         PostgresStore::open(&target),
         PostgresStore::open_existing(&target),

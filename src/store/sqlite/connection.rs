@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::examine;
 use super::file::{configure, connect, identity, prepare_file, try_to_write};
-use super::schema::{STEPS, Schema, Step};
+use super::schema::{STEPS, Schema, Step, number};
 use super::undo::Undo;
 use crate::core::disk_shares::DiskShares;
 use crate::limits::store as limits;
@@ -122,11 +122,7 @@ impl SqliteStore {
                 // Read inside the transaction: another process may just have done this step.
                 let found = Schema::read(transaction).map_err(of_database)?;
                 if found.min_reader > known {
-                    return Err(StoreError::TooNew {
-                        place: path.display().to_string(),
-                        needed: found.min_reader,
-                        known,
-                    });
+                    return Err(too_new(&path, found.min_reader, known));
                 }
                 if found.version > index {
                     return Ok(());
@@ -195,7 +191,31 @@ impl Store for SqliteStore {
     }
 
     fn is_replaced(&self) -> bool {
-        identity(&self.path).map_or(true, |found| found != self.identity)
+        let is_another = identity(&self.path).map_or(true, |found| found != self.identity);
+        is_another || matches!(self.check_reader(), Err(StoreError::TooNew { .. }))
+    }
+}
+
+impl SqliteStore {
+    /// Refuses to go on if a later program has raised `min_reader` since the database was opened.
+    /// Reads a number in the file's head; within a transaction it stays true up to the commit.
+    pub(super) fn check_reader(&self) -> Result<(), StoreError> {
+        let of_database = |error| database_error(&self.path, error);
+        let statement = self.connection.prepare_cached("PRAGMA user_version");
+        let needed: Result<i64, _> =
+            statement.and_then(|mut statement| statement.query_row((), |row| row.get(0)));
+        match needed.map(number).map_err(of_database)? {
+            needed if needed > STEPS.len() => Err(too_new(&self.path, needed, STEPS.len())),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn too_new(path: &Path, needed: usize, known: usize) -> StoreError {
+    StoreError::TooNew {
+        place: path.display().to_string(),
+        needed,
+        known,
     }
 }
 

@@ -20,7 +20,12 @@ impl Groups for SqliteStore {
     fn begin(&mut self) -> Result<(), StoreError> {
         // At once with the write lock: a transaction that begins by reading may find its snapshot
         // outdated when it wants to write.
-        self.execute("BEGIN IMMEDIATE")
+        self.execute("BEGIN IMMEDIATE")?;
+        let checked = self.check_reader();
+        if checked.is_err() {
+            self.roll_back();
+        }
+        checked
     }
 
     fn attempt(&mut self, work: Work<'_>) -> Result<Result<(), StoreError>, StoreError> {

@@ -190,6 +190,6 @@ impl Schema {
 }
 
 /// No number of ours is negative; converted to the largest number it is refused.
-fn number(stored: i64) -> usize {
+pub(super) fn number(stored: i64) -> usize {
     usize::try_from(stored).unwrap_or(usize::MAX)
 }

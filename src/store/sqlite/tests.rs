@@ -13,7 +13,8 @@ use super::rows::SELECT_SECRETS;
 use super::schema::{STEPS, Schema, Step};
 use crate::keys::{Scopes, Secret, Standing};
 use crate::os::slices::offers;
-use crate::store::{Fault, Keys, NewKey, Renewal, StoreError};
+use crate::store::interface::Groups;
+use crate::store::{Fault, Keys, NewKey, Renewal, Store, StoreError};
 
 /// Far above the expected time; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -226,6 +227,7 @@ fn a_step_runs_once_and_a_failing_one_leaves_no_trace() {
     }
 }
 
+/// Mutations: `begin` or `is_replaced` without `check_reader`; `begin` that leaves its transaction.
 #[test]
 fn a_program_works_while_its_version_is_at_least_min_reader() {
     let (folder, mut store) = store();
@@ -233,12 +235,18 @@ fn a_program_works_while_its_version_is_at_least_min_reader() {
     let harmless = later("CREATE TABLE extra (x INTEGER) STRICT", STEPS.len());
     let mut steps = [STEPS, &[harmless]].concat();
     store.migrate(&steps).unwrap();
-    let older = SqliteStore::open_in(folder.path()).unwrap();
-    assert_eq!(standing(&older, &secret, 1), Some(Standing::Valid));
+    let mut running = SqliteStore::open_in(folder.path()).unwrap();
+    assert_eq!(standing(&running, &secret, 1), Some(Standing::Valid));
+    assert!(!running.is_replaced());
+    running.begin().unwrap();
+    running.commit().unwrap();
 
     let needed = steps.len() + 1;
     steps.push(later("DROP TABLE extra", needed));
     store.migrate(&steps).unwrap();
+    let error = running.begin().unwrap_err();
+    assert!(matches!(error, StoreError::TooNew { .. }), "{error}");
+    assert!(running.connection.is_autocommit() && running.is_replaced());
     for older in [
         SqliteStore::open_in(folder.path()),
         SqliteStore::open_existing(&folder.path().join(DATABASE_FILE)),
