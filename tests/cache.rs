@@ -230,10 +230,13 @@ fn the_command_shows_and_purges() {
     let shown: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!(shown["enabled"], true);
 
-    let (code, _, err) = run(&["cache", "purge", "--of", "key_1&x=2"]);
-    assert_eq!(code, Some(64), "{err}");
-    let (code, _, err) = run(&["cache", "purge", "--of", "key_1"]);
-    assert_eq!((code, err.trim()), (Some(0), "purged the results of key_1"));
+    for no_id in ["key_1&x=2", "bootstrap", ""] {
+        let (code, _, err) = run(&["cache", "purge", "--of", no_id]);
+        assert_eq!(code, Some(64), "{err}");
+    }
+    let (code, _, err) = run(&["cache", "purge", "--of", "key_000000000001"]);
+    let purged = "purged the results of key_000000000001";
+    assert_eq!((code, err.trim()), (Some(0), purged));
     assert_verdict(daemon.generate(&body), "hit");
     let (code, _, err) = run(&["cache", "purge"]);
     assert_eq!((code, err.trim()), (Some(0), "purged the cache"));

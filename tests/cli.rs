@@ -617,6 +617,12 @@ fn the_key_is_that_of_the_flag_the_variable_or_the_bootstrap_file() {
     let flag = sent(&["--key", "agk_flag"], Some("agk_variable"));
     assert_eq!(flag.as_deref(), Some("agk_flag"));
     assert_eq!(sent(&["--state-dir", "/nonexistent"], None), None);
+    for command in [&["generate", "x"][..], &["cache", "stats"]] {
+        let mut command = home.command(command);
+        command.env("AUTOGLMD_KEY", "two words");
+        let ran = Ran::of(command.output().unwrap()).expect(64);
+        assert!(ran.err.contains("AUTOGLMD_KEY"), "{ran:?}");
+    }
 }
 
 #[test]

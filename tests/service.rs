@@ -224,6 +224,7 @@ const MISUNDERSTOOD: &[(&str, &str, &str, &str)] = &[
     ),
     ("DELETE", "/api/v1/admin/cache?kye=key_1", "kye", "key"),
     ("DELETE", "/api/v1/admin/cache?key=a b", "key", "not the id"),
+    ("DELETE", "/api/v1/admin/cache?key=ci", "key", "not the id"),
     ("GET", "/api/v1/models?all", "all", "no parameters"),
     ("GET", "/api/v1/languages?q=r", "q", "no parameters"),
     ("GET", "/metrics?name[]=up", "name[]", "no parameters"),

@@ -10,6 +10,7 @@ use super::client::{self, Request};
 use super::daemon::{DaemonFlags, refusal};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
+use crate::keys::secret::is_id;
 use crate::limits::cli as limits;
 
 const PATH: &str = "/api/v1/admin/cache";
@@ -25,7 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   autoglmd cache stats
   autoglmd cache stats --json | jq '.levels[].hits'
-  autoglmd cache purge                      forget all results
+  autoglmd cache purge                         forget all results
   autoglmd cache purge --of key_5f0c92ab61d7   forget those of one key
 
 Both need a key with the scope admin, such as the bootstrap key.";
@@ -78,10 +79,10 @@ fn purge(of: Option<&str>, daemon: &DaemonFlags) -> Result<(), Code> {
     Ok(())
 }
 
-/// The id becomes part of the request's target.
+/// Refuses a name: the daemon would look for results of a key with that id, and find none. The id
+/// becomes part of the request's target.
 fn checked_id(id: &str) -> Result<&str, Code> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    match !id.is_empty() && id.bytes().all(is_plain) {
+    match is_id(id) {
         true => Ok(id),
         false => Err(fail(
             exit::USAGE,
@@ -92,7 +93,7 @@ fn checked_id(id: &str) -> Result<&str, Code> {
 
 /// Sends a request without a body. Returns the body of a response that is not an error.
 fn ask(daemon: &DaemonFlags, method: &'static str, path: &str) -> Result<String, Code> {
-    let key = daemon.find_key();
+    let key = daemon.find_key()?;
     let request = Request {
         method,
         path,

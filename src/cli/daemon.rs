@@ -34,23 +34,23 @@ pub struct DaemonFlags {
 
 impl DaemonFlags {
     /// Returns the key from the flag, the variable, or the bootstrap file. Without any the request
-    /// is sent without a key: a daemon may require none.
-    pub fn find_key(&self) -> Option<String> {
+    /// is sent without a key: a daemon may require none. A variable that is not a key is refused,
+    /// because a request without it would be about another key than the user means.
+    pub fn find_key(&self) -> Result<Option<String>, Code> {
         if let Some(key) = &self.key {
-            return Some(key.clone());
+            return Ok(Some(key.clone()));
         }
         let flags = Overrides {
             state_dir: self.state_dir.clone(),
             ..Overrides::default()
         };
         let sources = Sources::of_process(None, flags);
-        if let Some(key) = sources.variable(KEY_VARIABLE) {
-            return parse_key(key).ok();
+        match sources.variable(KEY_VARIABLE) {
+            Some(key) => parse_key(key)
+                .map(Some)
+                .map_err(|expected| fail(exit::USAGE, format_args!("{KEY_VARIABLE}: {expected}"))),
+            None => Ok(bootstrap_key(&sources)),
         }
-        let (state_dir, _) = sources.state_dir().ok()?;
-        let path = state_dir.join(BOOTSTRAP_FILE);
-        let bytes = file::read_up_to(&path, limits::CLIENT_KEY_BYTES_MAX as u64).ok()?;
-        parse_key(std::str::from_utf8(&bytes).ok()?.trim()).ok()
     }
 
     /// Prints why the daemon could not be reached, and returns the exit code.
@@ -67,6 +67,14 @@ impl DaemonFlags {
             format_args!("{}: {error}{hint}", self.url),
         )
     }
+}
+
+/// Returns the key of the first start, if this user can read it.
+fn bootstrap_key(sources: &Sources) -> Option<String> {
+    let (state_dir, _) = sources.state_dir().ok()?;
+    let path = state_dir.join(BOOTSTRAP_FILE);
+    let bytes = file::read_up_to(&path, limits::CLIENT_KEY_BYTES_MAX as u64).ok()?;
+    parse_key(std::str::from_utf8(&bytes).ok()?.trim()).ok()
 }
 
 /// The error object of every failed response.

@@ -124,7 +124,7 @@ impl Generate {
 
     /// Sends the request and prints the response.
     fn ask(&self, mode: Mode, printer: &mut Printer) -> Result<Answer, Code> {
-        let key = self.daemon.find_key();
+        let key = self.daemon.find_key()?;
         let body = self.body(mode);
         let request = Request {
             method: "POST",

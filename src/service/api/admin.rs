@@ -8,6 +8,7 @@ use crate::cache::metrics::{Figures, Level, Verdicts};
 use crate::engine::Verdict;
 use crate::error::ApiError;
 use crate::http::{Method, Request};
+use crate::keys::secret::is_id;
 use crate::limits::cache as limits;
 use crate::service::call::Call;
 use crate::service::desk::{Desk, Wire};
@@ -89,13 +90,16 @@ pub fn forget_gone(desk: &Desk, tenants: &[u64]) {
     }
 }
 
-/// Returns the id of the key whose entries are meant. A key that is gone may still have entries.
+/// Returns the id of the key whose entries are meant. A key that is gone may still have entries, so
+/// only the id's form is looked at: a key's name in its place would purge nothing.
 fn checked_key(id: &str) -> Result<&str, ApiError> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    match id.bytes().all(is_plain) {
+    match is_id(id) {
         true => Ok(id),
         false => {
-            let message = format!("`{}` is not the id of a key", excerpt(id));
+            let message = format!(
+                "`{}` is not the id of a key, such as key_5f0c92ab61d7",
+                excerpt(id)
+            );
             Err(query::invalid(Parameter::Key, message))
         }
     }
