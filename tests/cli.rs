@@ -491,8 +491,8 @@ fn the_state_folder_is_where_it_is_said_to_be_and_private() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
     assert_eq!(mode(&state.join("autoglmd.db")), 0o600);
-    let empty = home.run(&["key", "list"]).expect(0);
-    assert_eq!(empty.out, "");
+    let missing = home.run(&["key", "list"]).expect(66);
+    assert_eq!(missing.out, "");
     fs::write(state.join("autoglmd.db"), "this is no database at all").unwrap();
     for log in ["autoglmd.db-wal", "autoglmd.db-shm"] {
         let _ = fs::remove_file(state.join(log));
@@ -500,6 +500,98 @@ fn the_state_folder_is_where_it_is_said_to_be_and_private() {
     home.run(&["key", "list", "--state-dir", &path]).expect(65);
     home.run(&["key", "list", "--state-dir", "/dev/null/x"])
         .expect(73);
+}
+
+/// A mistyped folder has no keys, and must not look as if its keys had gone.
+///
+/// Mutations: `Key::run` that opens what is not there; an import that opens the store first.
+#[test]
+fn a_new_key_and_an_import_alone_create_a_database() {
+    let home = Home::new();
+    let state = home.path().join("typo");
+    let folder = state.display().to_string();
+    let id = "key_000000000000";
+    for command in [
+        &["key", "list"][..],
+        &["key", "usage"],
+        &["key", "revoke", id],
+        &["key", "rotate", id],
+        &["key", "set", id, "--weight", "2"],
+        &["key", "erase", id, "--yes"],
+        &["key", "webhook-secret", id],
+        &["store", "check"],
+        &["store", "migrate"],
+        &["store", "export", "-"],
+    ] {
+        let ran = home.run(&[command, &["--state-dir", &folder]].concat());
+        let ran = ran.expect(66);
+        assert!(ran.err.contains("--state-dir"), "{command:?} {ran:?}");
+    }
+    let missing = home.path().join("missing.jsonl").display().to_string();
+    for (file, code) in [(missing.as_str(), 66), ("/", 74)] {
+        home.run(&["store", "import", file, "--state-dir", &folder])
+            .expect(code);
+    }
+    assert!(!state.exists());
+    home.run(&["key", "create", "--state-dir", &folder])
+        .expect(0);
+    assert!(state.join("autoglmd.db").exists());
+}
+
+/// Mutations: `way_out` without these; `identity` of anything; `refuse_output` that keeps the code.
+#[test]
+fn an_error_of_the_store_names_the_way_out() {
+    let home = Home::new();
+    let folder = |name: &str| home.path().join(name);
+    fs::create_dir_all(folder("directory/autoglmd.db")).unwrap();
+    fs::create_dir_all(folder("damaged")).unwrap();
+    fs::write(folder("damaged/autoglmd.db"), "no database").unwrap();
+    fs::create_dir_all(folder("empty")).unwrap();
+    fs::write(folder("empty/autoglmd.db"), "").unwrap();
+    for (name, code, words) in [
+        ("directory", 74, ["not a regular file", "another folder"]),
+        ("damaged", 65, ["not a database", "put a backup"]),
+        ("empty", 66, ["not complete yet", "when it starts"]),
+    ] {
+        let state = folder(name).display().to_string();
+        for command in [["key", "list"], ["store", "check"], ["store", "migrate"]] {
+            let ran = home.run(&[&command[..], &["--state-dir", &state]].concat());
+            let ran = ran.expect(code);
+            assert!(words.iter().all(|word| ran.err.contains(word)), "{ran:?}");
+        }
+    }
+    home.run(&["key", "create"]).expect(0);
+    let file = folder("missing/export.jsonl").display().to_string();
+    home.run(&["store", "export", &file]).expect(73);
+    let file = folder("export.jsonl").display().to_string();
+    home.run(&["store", "export", &file]).expect(0);
+    let refused = home.run(&["store", "import", &file]).expect(73);
+    assert!(
+        refused.err.contains("autoglmd.db: the store"),
+        "{refused:?}"
+    );
+}
+
+/// Mutations: `find_valid` that takes revoked keys; a message about another command.
+#[test]
+fn the_secret_of_callbacks_is_made_for_a_key_by_its_name() {
+    let home = Home::new();
+    for _ in 0..2 {
+        home.run(&["key", "create", "--name", "ci"]).expect(0);
+    }
+    let secret = ["key", "webhook-secret", "ci"];
+    let keys = home.run(&["key", "list", "--json"]).expect(0).json();
+    let [first, second] = [0, 1].map(|index| keys[index]["id"].as_str().unwrap());
+    let refused = home.run(&secret).expect(65);
+    assert!(refused.err.contains(first) && refused.err.contains(second));
+    home.run(&["key", "revoke", first]).expect(0);
+    let made = home.run(&secret).expect(0);
+    assert!(made.out.starts_with("whsec_") && made.err.contains(second));
+    home.run(&["key", "webhook-secret", first]).expect(66);
+    let mut discarded = home.command(&secret);
+    let output = discarded.stdout(Stdio::null()).output().unwrap();
+    let ran = Ran::of(output).expect(74);
+    assert!(ran.err.contains("key webhook-secret"), "{ran:?}");
 }
 
 // ---- generate --------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 //! The database of a command: that of the daemon with the same configuration.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -48,7 +49,23 @@ impl Database {
     }
 }
 
-/// Prints an error of the store, and returns the exit code.
+/// Prints an error of the store and the way out, and returns the exit code.
 pub fn explain(error: &StoreError) -> Code {
-    fail(exit::of_store(error), error)
+    let code = exit::of_store(error);
+    match error.way_out() {
+        Some(way_out) => fail(code, format_args!("{error}; {way_out}")),
+        None => fail(code, error),
+    }
+}
+
+/// The same, for a store that must be there.
+pub fn explain_missing(error: &StoreError) -> Code {
+    match error {
+        StoreError::File(path, error) if error.kind() == ErrorKind::NotFound => {
+            let advice = "the first start of a daemon creates it; --state-dir names its folder";
+            let message = format!("{}: {error}; {advice}", path.display());
+            fail(exit::NO_INPUT, message)
+        }
+        error => explain(error),
+    }
 }

@@ -1,19 +1,21 @@
 //! `autoglmd key`: manages keys in the database that a running daemon watches.
 //!
 //! Must never print a key twice or to stderr: stdout gets only the key, so that
-//! `KEY=$(autoglmd key create)` works.
+//! `KEY=$(autoglmd key create)` works. Only a new key may create a database: all other commands
+//! are about keys that exist, and a folder that was mistyped has none.
 
 mod erase;
 mod lookup;
 mod usage;
+mod webhook_secret;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use self::webhook_secret::NewSecret;
 use super::announce::announce;
-use super::database::{Database, explain};
+use super::database::{Database, explain, explain_missing};
 use super::times::{self, End, parse_end, parse_lifetime};
-use super::webhook_secret::NewSecret;
 use crate::bus::Notice;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, printable, put, stdout_is_discarded, table};
@@ -126,11 +128,13 @@ struct Set {
 impl Key {
     pub fn run(self) -> Result<(), Code> {
         let sources = self.database.sources();
-        let mut store = self
-            .database
-            .place()?
-            .open()
-            .map_err(|error| explain(&error))?;
+        let place = self.database.place()?;
+        let mut store = match self.command {
+            KeyCommand::Create(_) => place.open().map_err(|error| explain(&error))?,
+            _ => place
+                .open_existing()
+                .map_err(|error| explain_missing(&error))?,
+        };
         let store = &mut *store;
         let now = UnixSeconds::now().as_u64();
         match self.command {
@@ -151,7 +155,7 @@ impl Key {
             }
             KeyCommand::WebhookSecret(secret) => {
                 if secret.is_shown() {
-                    refuse_discarded_stdout()?;
+                    refuse_discarded_stdout("SECRET=$(autoglmd key webhook-secret ID)")?;
                 }
                 secret.run(store, now)
             }
@@ -161,7 +165,7 @@ impl Key {
 
 impl Create {
     fn run(self, store: &mut dyn Keys, now: u64) -> Result<(), Code> {
-        refuse_discarded_stdout()?;
+        refuse_discarded_stdout("KEY=$(autoglmd key create)")?;
         let new = NewKey {
             name: self.name.unwrap_or_default(),
             scopes: self.scopes,
@@ -178,7 +182,7 @@ impl Create {
 
 impl Rotate {
     fn run(self, store: &mut dyn Keys, now: u64) -> Result<(), Code> {
-        refuse_discarded_stdout()?;
+        refuse_discarded_stdout("KEY=$(autoglmd key rotate ID)")?;
         let renewal = match self.expires {
             Some(end) => Renewal::At(future(end, now)?),
             None => Renewal::SameLifetime,
@@ -206,13 +210,15 @@ impl Set {
     }
 }
 
-/// A key that is written nowhere would be lost.
-fn refuse_discarded_stdout() -> Result<(), Code> {
+/// A secret that is written nowhere would be lost.
+fn refuse_discarded_stdout(example: &str) -> Result<(), Code> {
     match stdout_is_discarded() {
         true => Err(fail(
             exit::IO,
-            "stdout is closed or /dev/null, but the key is printed there, once; redirect it to a \
-             file or a variable: KEY=$(autoglmd key create)",
+            format_args!(
+                "stdout is closed or /dev/null, but the secret is printed there, once; redirect it \
+                 to a file or a variable: {example}"
+            ),
         )),
         false => Ok(()),
     }

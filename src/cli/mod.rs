@@ -19,7 +19,6 @@ pub mod pages;
 pub mod serve;
 pub mod store;
 pub mod times;
-mod webhook_secret;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -7,13 +7,13 @@ mod transfer;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::database::{Database, explain};
+use super::database::{Database, explain, explain_missing};
 use crate::config::Config;
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
 use crate::engine::prefixes;
 use crate::store::folder::{Part, measure};
-use crate::store::{Examination, Place, StoreError};
+use crate::store::{Examination, Place};
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -58,14 +58,7 @@ impl Store {
         if let StoreCommand::Import(import) = self.command {
             return import.run(&place);
         }
-        let found = place.examine().map_err(|error| match error {
-            StoreError::File(path, error) => {
-                let advice = "the first start of a daemon creates it; --state-dir names its folder";
-                let message = format!("{}: {error}; {advice}", path.display());
-                fail(exit::of_file(&error), message)
-            }
-            error => explain(&error),
-        })?;
+        let found = place.examine().map_err(|error| explain_missing(&error))?;
         match self.command {
             StoreCommand::Check { json } => {
                 let folder = Folder::measure(&self.database.config()?)?;

@@ -71,6 +71,7 @@ pub fn of_store(error: &StoreError) -> Code {
         },
         StoreError::Database { fault, .. } => match fault {
             Fault::Busy | Fault::Conflict => TEMPORARY,
+            Fault::Empty => NO_INPUT,
             Fault::Damaged => DATA,
             Fault::Unreachable => UNAVAILABLE,
             Fault::Denied => NO_PERMISSION,

@@ -1,7 +1,7 @@
 //! The errors of a store, whatever database is behind it.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub enum Fault {
     Full,
     /// The server has ended this transaction, so that another one can go on.
     Conflict,
+    /// It has no tables of ours yet, or not all of them.
+    Empty,
     /// It is not a database of ours, or not whole.
     Damaged,
     /// Its server cannot be reached, or has closed the connection, or is silent.
@@ -93,6 +95,31 @@ impl StoreError {
             return false;
         };
         *fault == expected
+    }
+
+    /// Returns what an operator can do about it, where the message itself does not say so.
+    pub fn way_out(&self) -> Option<&'static str> {
+        match self {
+            StoreError::File(_, error) => Some(match error.kind() {
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                    "let this user write there, or name another folder with --state-dir"
+                }
+                _ => "name another folder with --state-dir",
+            }),
+            StoreError::Database { fault, .. } => match fault {
+                Fault::Busy => {
+                    Some("another process holds its lock; try again when that has ended")
+                }
+                Fault::Full => Some("free space on its disk, or raise store.max_size"),
+                Fault::Empty => Some("a daemon creates the tables when it starts"),
+                Fault::Damaged => Some("put a backup in its place"),
+                Fault::Unreachable | Fault::Denied => {
+                    Some("see `store` in the configuration: `autoglmd check --show`")
+                }
+                Fault::Conflict | Fault::Other => None,
+            },
+            _ => None,
+        }
     }
 
     /// Returns whether one of several rows may be the cause, so that others may be written without

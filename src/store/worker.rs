@@ -273,12 +273,11 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
         self.store = None;
         self.retry = Instant::now() + limits::STORE_RETRY_INTERVAL;
         self.is_full = error.is(Fault::Full);
-        let advice = match self.is_full {
-            true => "; free space on its disk, or raise store.max_size",
-            false => "",
-        };
         let health = self.requests.health();
-        health.note_failure(format!("{error}{advice}"));
+        health.note_failure(match error.way_out().filter(|_| self.is_full) {
+            Some(way_out) => format!("{error}; {way_out}"),
+            None => error.to_string(),
+        });
     }
 
     /// Waits before a group is run again that was lost to another process's lock. The attempt has

@@ -17,7 +17,7 @@ use crate::core::UnixSeconds;
 use crate::keys::KeyRing;
 use crate::reactor::message::Message;
 use crate::runner::Note;
-use crate::store::{Bootstrap, Place, StoreError, StoreWatcher};
+use crate::store::{Bootstrap, StoreError, StoreWatcher};
 
 pub struct Keys {
     /// `None` once its thread has ended.
@@ -38,7 +38,6 @@ impl Part for Keys {
         let state_dir = &birth.config.state_dir;
         let place = database::place(&birth.config, &birth.sources);
         let place = place.map_err(|reason| Failure::new(exit::CONFIG, reason))?;
-        let unusable = |error: &StoreError| unusable(&place, error);
         prepare_folder(state_dir).map_err(|error| unusable(&error))?;
         let mut store = place.open().map_err(|error| unusable(&error))?;
         birth.bootstrap = store
@@ -83,12 +82,10 @@ fn prepare_folder(state_dir: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn unusable(place: &Place, error: &StoreError) -> Failure {
-    let advice = match place {
-        Place::Sqlite(_) => "choose another folder with --state-dir",
-        Place::Postgres(_) => "see `store` in the configuration: `autoglmd check --show`",
-    };
-    let message = format!("cannot open the key store: {error}; {advice}");
+fn unusable(error: &StoreError) -> Failure {
+    let way_out = error.way_out();
+    let way_out = way_out.map_or(String::new(), |way_out| format!("; {way_out}"));
+    let message = format!("cannot open the key store: {error}{way_out}");
     Failure::new(exit::of_store(error), message)
 }
 

@@ -4,8 +4,9 @@
 
 use clap::Args;
 
-use super::database::explain;
-use super::times::{self, parse_lifetime};
+use super::lookup::find_valid;
+use crate::cli::database::explain;
+use crate::cli::times::{self, parse_lifetime};
 use crate::console::exit::{self, Code};
 use crate::console::{fail, note, put};
 use crate::jobs::{SECRET_BYTES, WebhookSecret};
@@ -32,10 +33,10 @@ impl NewSecret {
     }
 
     pub fn run(self, store: &mut dyn Store, now: u64) -> Result<(), Code> {
-        let id = self.id(store)?;
+        let id = find_valid(store, &self.key)?.record.id;
         if self.retire {
             let retired = store.retire_webhook_secret(&id);
-            refuse_unknown(&id, retired)?;
+            refuse_revoked(&id, retired)?;
             note(format_args!(
                 "callbacks of {id} are signed with the newest secret alone"
             ));
@@ -49,7 +50,7 @@ impl NewSecret {
         let grace = self.grace.unwrap_or(limits::WEBHOOK_GRACE.as_secs());
         let old_until = now.saturating_add(grace);
         let rotated = store.rotate_webhook_secret(&id, secret.reveal(), old_until);
-        refuse_unknown(&id, rotated)?;
+        refuse_revoked(&id, rotated)?;
         put(&format!("{}\n", secret.reveal())).inspect_err(|_| withdraw(store, &id, &secret))?;
         note(format_args!(
             "callbacks of {id} are signed with the secret above; it is not shown again"
@@ -63,25 +64,6 @@ impl NewSecret {
         }
         Ok(())
     }
-
-    fn id(&self, store: &dyn Store) -> Result<String, Code> {
-        let keys = store.list().map_err(|error| explain(&error))?;
-        let mut named = keys
-            .iter()
-            .filter(|key| key.record.name == self.key && !key.record.revoked);
-        let is_id = keys.iter().any(|key| key.record.id == self.key);
-        match (is_id, named.next(), named.next()) {
-            (true, ..) | (false, None, _) => Ok(self.key.clone()),
-            (false, Some(key), None) => Ok(key.record.id.clone()),
-            (false, Some(_), Some(_)) => Err(fail(
-                exit::DATA,
-                format_args!(
-                    "several keys have the name {}; use an id of `autoglmd key list`",
-                    self.key
-                ),
-            )),
-        }
-    }
 }
 
 fn random_secret() -> Result<WebhookSecret, Code> {
@@ -91,12 +73,12 @@ fn random_secret() -> Result<WebhookSecret, Code> {
     Ok(WebhookSecret::new(bytes))
 }
 
-fn refuse_unknown(id: &str, changed: Result<bool, StoreError>) -> Result<(), Code> {
+fn refuse_revoked(id: &str, changed: Result<bool, StoreError>) -> Result<(), Code> {
     match changed.map_err(|error| explain(&error))? {
         true => Ok(()),
         false => Err(fail(
             exit::NO_INPUT,
-            format_args!("no valid key has the id or name {id}; see `autoglmd key list`"),
+            format_args!("{id} is revoked and sends no callbacks; see `autoglmd key list`"),
         )),
     }
 }

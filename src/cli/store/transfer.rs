@@ -2,8 +2,9 @@
 //!
 //! Must never leave a file that others may read, or one that is not whole under its own name.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufRead, BufReader, BufWriter};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -41,7 +42,7 @@ impl Export {
         let rows = if self.file == Path::new("-") {
             let mut out = BufWriter::new(io::stdout().lock());
             let written = transfer::export(&*store, &mut out);
-            written.map_err(|error| refuse(Path::new("stdout"), &error))?
+            written.map_err(|error| refuse("stdout", &error))?
         } else {
             let file = self.target()?;
             let mut partial = file.clone().into_os_string();
@@ -50,7 +51,7 @@ impl Export {
             written.map_err(|error| {
                 // The error of the export is the one to report.
                 let _ = fs::remove_file(&partial);
-                refuse(&file, &error)
+                refuse_output(&file, &error)
             })?
         };
         note(format_args!(
@@ -65,7 +66,7 @@ impl Export {
     fn target(&self) -> Result<PathBuf, Code> {
         let file = self.file.as_path();
         let shown = file.display();
-        let of_file = |error| refuse(file, &TransferError::Stream(error));
+        let of_file = |error| refuse(&shown, &TransferError::Stream(error));
         match fs::metadata(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(file.to_owned()),
             Err(error) => Err(of_file(error)),
@@ -97,25 +98,33 @@ fn write_whole(store: &dyn Store, partial: &Path, file: &Path) -> Result<Counts,
 
 impl Import {
     pub fn run(self, place: &Place) -> Result<(), Code> {
+        // Before the store, which is created if it is missing: a wrong name leaves no empty one.
+        let (file, mut source) = self.source()?;
         let mut store = place.open().map_err(|error| explain(&error))?;
-        let is_stdin = self.file == Path::new("-");
-        let file = match is_stdin {
-            true => Path::new("stdin"),
-            false => self.file.as_path(),
-        };
-        let imported = if is_stdin {
-            transfer::import(&mut *store, &mut io::stdin().lock(), self.merge)
-        } else {
-            let opened = File::open(file);
-            let opened = opened.map_err(|error| refuse(file, &TransferError::Stream(error)))?;
-            transfer::import(&mut *store, &mut BufReader::new(opened), self.merge)
-        };
-        let Imported { added, skipped } = imported.map_err(|error| refuse(file, &error))?;
+        let imported = transfer::import(&mut *store, &mut *source, self.merge);
+        let Imported { added, skipped } = imported.map_err(|error| match error {
+            TransferError::NotEmpty(_) => refuse(place, &error),
+            error => refuse(file.display(), &error),
+        })?;
         note(match self.merge {
             true => format!("{place}: imported {added} rows; {skipped} were there already"),
             false => format!("{place}: imported {added} rows"),
         });
         Ok(())
+    }
+
+    /// Returns the file, and its name for messages.
+    fn source(&self) -> Result<(&Path, Box<dyn BufRead>), Code> {
+        if self.file == Path::new("-") {
+            return Ok((Path::new("stdin"), Box::new(io::stdin().lock())));
+        }
+        let file = self.file.as_path();
+        let of_file = |error| refuse(file.display(), &TransferError::Stream(error));
+        let opened = File::open(file).map_err(of_file)?;
+        match opened.metadata().map_err(of_file)?.is_dir() {
+            true => Err(of_file(io::ErrorKind::IsADirectory.into())),
+            false => Ok((file, Box::new(BufReader::new(opened)))),
+        }
     }
 }
 
@@ -134,8 +143,16 @@ fn total(rows: &Counts) -> String {
     counts.collect::<Vec<_>>().join(", ")
 }
 
-fn refuse(file: &Path, error: &TransferError) -> Code {
-    let file = file.display();
+/// An export whose folder is missing cannot be created, and lacks no input.
+fn refuse_output(file: &Path, error: &TransferError) -> Code {
+    match (refuse(file.display(), error), error) {
+        (exit::NO_INPUT, TransferError::Stream(_)) => exit::CANT_CREATE,
+        (code, _) => code,
+    }
+}
+
+/// `file`: the name of what the error is about.
+fn refuse(file: impl fmt::Display, error: &TransferError) -> Code {
     match error {
         TransferError::Store(error) => explain(error),
         TransferError::Stream(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -146,7 +163,7 @@ fn refuse(file: &Path, error: &TransferError) -> Code {
             let message = format!("{file}: {error}; nothing was imported");
             fail(exit::DATA, message)
         }
-        TransferError::NotEmpty(_) => fail(exit::CANT_CREATE, error),
+        TransferError::NotEmpty(_) => fail(exit::CANT_CREATE, format_args!("{file}: {error}")),
     }
 }
 

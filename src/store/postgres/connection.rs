@@ -71,7 +71,7 @@ impl PostgresStore {
 
     fn unfinished(&self) -> StoreError {
         let reason = "the database has no tables of autoglmd yet".to_owned();
-        self.session.error(Fault::Damaged, reason)
+        self.session.error(Fault::Empty, reason)
     }
 
     /// Applies the steps that this database has not seen, each in its own transaction. Another

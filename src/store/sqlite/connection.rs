@@ -2,7 +2,6 @@
 //!
 //! Owns the connection and its transactions. Knows no table.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
@@ -100,7 +99,7 @@ impl SqliteStore {
     pub fn examine(path: &Path) -> Result<Examination, StoreError> {
         // Where there is no file, SQLite would only report that it cannot open it.
         identity(path).map_err(|error| StoreError::File(path.to_owned(), error))?;
-        let found = examine::examine(path).map_err(|error| database_error(path, error))?;
+        let found = examine::examine(path).map_err(|error| open_error(path, error))?;
         match found.version {
             0 => Err(unfinished(path)),
             _ => Ok(found),
@@ -220,9 +219,11 @@ fn too_new(path: &Path, needed: usize, known: usize) -> StoreError {
 }
 
 fn unfinished(path: &Path) -> StoreError {
-    let message = "no key database, or not complete yet";
-    let error = io::Error::new(io::ErrorKind::InvalidData, message);
-    StoreError::File(path.to_owned(), error)
+    StoreError::Database {
+        place: path.display().to_string(),
+        fault: Fault::Empty,
+        reason: "no key database, or not complete yet".to_owned(),
+    }
 }
 
 /// Returns the error of opening: SQLite only reports that it cannot, also where the folder is

@@ -1,7 +1,7 @@
 //! The database's file: how it comes into being, who may read it, and how a connection is set up.
 //! Owns modes, names and pragmas. Knows no table.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -42,10 +42,7 @@ pub fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let metadata = fs::metadata(path)?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("not a regular file"));
-        }
+        let metadata = regular_file(path)?;
         if metadata.permissions().mode() & 0o077 != 0 {
             fs::set_permissions(path, Permissions::from_mode(0o600))?;
         }
@@ -68,8 +65,16 @@ pub fn try_to_write(folder: &Path) -> io::Result<()> {
 
 /// Device and inode of the file that has this name now.
 pub fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::metadata(path)?;
+    let metadata = regular_file(path)?;
     Ok((metadata.dev(), metadata.ino()))
+}
+
+fn regular_file(path: &Path) -> io::Result<Metadata> {
+    let metadata = fs::metadata(path)?;
+    match metadata.is_file() {
+        true => Ok(metadata),
+        false => Err(io::Error::other("not a regular file")),
+    }
 }
 
 pub fn connect(path: &Path) -> rusqlite::Result<Connection> {

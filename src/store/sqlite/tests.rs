@@ -184,10 +184,7 @@ fn a_look_at_nothing_makes_no_database() {
     ));
     assert!(!path.exists());
     fs::write(&path, "").unwrap();
-    assert!(matches!(
-        SqliteStore::examine(&path),
-        Err(StoreError::File(..))
-    ));
+    assert!(SqliteStore::examine(&path).unwrap_err().is(Fault::Empty));
     let other = "this is not SQLite, and long enough to be looked at";
     fs::write(&path, other).unwrap();
     let Err(StoreError::Database { fault, .. }) = SqliteStore::examine(&path) else {
