@@ -24,8 +24,8 @@
 //!
 //! # What the bound promises
 //!
-//! While the account is at its bound, no request begins or goes on to wait for its rest, and no
-//! share grows. It may exceed the bound by
+//! While the account is at its bound, no request begins or goes on to wait for its rest, no share
+//! grows, and a connection whose output waits is not read. It may exceed the bound by
 //!
 //!  * `limits::BUFFERED_STEP_BYTES` for each reactor, which the others do not see yet, and what one
 //!    connection takes in before it is counted again: one pump, `READS_PER_PUMP_MAX` reads of
@@ -34,7 +34,9 @@
 //!    bounds for each of its sequences;
 //!  * for connections with a valid key or a job: what they had sent behind a running request, at
 //!    most one read and one frame each, and the output of requests that had been admitted, which
-//!    the marks of each connection bound.
+//!    the marks of each connection bound;
+//!  * for such a connection whose client reads nothing, one buffer of the pool: the response that
+//!    finds the kernel's buffer full. A stranger's connection ends there.
 //!
 //! It does not count memory that does not depend on peers being slow: a reactor's scratch buffer,
 //! its free buffers (`POOL_RETAINED_BYTES_MAX`, which go back to the allocator at the first

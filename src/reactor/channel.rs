@@ -91,6 +91,10 @@ impl<K> Channel<K> {
         self.peer.is_greedy
     }
 
+    pub const fn is_held_back(&self) -> bool {
+        self.peer.is_held_back
+    }
+
     pub fn is_known(&self) -> bool {
         self.peer.is_known
     }
@@ -237,6 +241,11 @@ impl<K> Channel<K> {
             Use::Steps => {}
             Use::All => self.peer.is_greedy = true,
         }
+    }
+
+    /// Records whether it is read although its output waits.
+    pub const fn hold_back(&mut self, is_held_back: bool) {
+        self.peer.is_held_back = is_held_back;
     }
 
     /// Keeps unused bytes, after those that are held already.

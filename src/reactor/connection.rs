@@ -27,6 +27,7 @@
 //!  5. After the peer's FIN no further request begins, and a request that it cuts off is dropped;
 //!     only responses to complete requests are sent.
 //!  6. A lingering connection holds no input and no output, and has only its own deadline.
+//!  7. A connection that is held back has output, so an edge or its write's deadline will come.
 
 mod deadlines;
 mod end;
@@ -40,6 +41,7 @@ use super::protocol::Protocol;
 use super::system::{Edge, System};
 use super::transport::Arrived;
 use crate::config::Opening;
+use crate::core::buffered::Claim;
 use crate::core::deadlines::{DeadlineKind, Deadlines, Taken, stalls_at};
 use crate::core::output::{Level, Marks};
 use crate::error::{ApiError, ErrorCode};
@@ -116,7 +118,8 @@ impl<K> Connection<K> {
     pub fn wants(&self, marks: &Marks) -> Wants {
         let read = match self.phase {
             Phase::Open => {
-                self.protocol.takes_input() && self.channel.output().level(marks) < Level::High
+                let has_room = self.channel.output().level(marks) < Level::High;
+                self.protocol.takes_input() && has_room && !self.channel.is_held_back()
             }
             Phase::Closing => false,
             Phase::Lingering { .. } => true,
@@ -308,6 +311,10 @@ impl<K> Connection<K> {
         turn: &mut Turn<'_>,
     ) -> Result<Option<Pumped>, CloseReason> {
         self.check_not_broken()?;
+        let had_output = self.channel.has_output();
+        if had_output {
+            self.hold_back(had_output, turn)?;
+        }
         let next = self.receive(system, scratch, turn)?;
         let must_poll_again = self.poll(turn);
         if self.protocol.waiting() == Waiting::Over {
@@ -317,6 +324,7 @@ impl<K> Connection<K> {
         }
         let had_room = self.channel.has_drained(&turn.marks);
         self.flush(system, turn)?;
+        self.hold_back(had_output, turn)?;
         // The write may have made the room for which reading or producing had stopped.
         let may_produce = must_poll_again || !had_room && self.channel.has_drained(&turn.marks);
         let may_read = self.wants(&turn.marks).read && self.has_input();
@@ -527,6 +535,24 @@ impl<K> Connection<K> {
         Ok(())
     }
 
+    /// Decides whether to read on while output waits. With all memory in use a client that reads
+    /// nothing gets no further request served: ten thousand of them would hold 64 KiB each. A
+    /// writable edge brings the next pump, which decides again. At the bound there is no memory for
+    /// a stranger's output at all, unless it has waited before.
+    fn hold_back(&mut self, had_output: bool, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+        let claim = Claim::of(!self.is_stranger());
+        let is_held_back = self.channel.has_output() && !turn.buffered.admits(claim);
+        if is_held_back && !self.channel.is_held_back() {
+            turn.metrics.held_back.get(claim).inc();
+        }
+        self.channel.hold_back(is_held_back);
+        let is_new = is_held_back && !had_output && self.is_stranger();
+        match is_new && !turn.buffered.admits(Claim::Keyed) {
+            true => Err(CloseReason::Evicted),
+            false => Ok(()),
+        }
+    }
+
     // ---- checks ----
 
     fn debug_check(&self) {
@@ -546,11 +572,12 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Checks invariants 2 and 4, and those of the channel, after a pump.
+    /// Checks invariants 2, 4 and 7, and those of the channel, after a pump.
     fn check_rest(&self, pumped: Pumped, marks: &Marks) {
         self.channel.check_invariants();
         let stalls = self.deadlines.is_set(DeadlineKind::WriteStall);
         assert_eq!(stalls, self.channel.has_output());
+        assert!(!self.channel.is_held_back() || stalls || self.phase != Phase::Open);
         assert!(self.phase != Phase::Open || self.protocol.waiting() != Waiting::Over);
         assert!(
             pumped != Pumped::Waiting || !self.can_go_on(marks),

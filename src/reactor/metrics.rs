@@ -39,6 +39,9 @@ crate::families! {
         /// Requests refused, and connections closed, because no memory may be held for their rest.
         buffers_refused: Counter = "buffers_refused" { claim: Claim, part: Part },
             "autoglmd.buffer.refused";
+        /// Connections that were not read until their output had been taken, for lack of memory.
+        held_back: Counter = "connections_held_back" { claim: Claim },
+            "autoglmd.connection.held_back";
         /// TLS handshakes, by outcome.
         tls_handshakes: Counter = "tls_handshakes"
             { outcome: HandshakeOutcome, version: &'static str }, "autoglmd.tls.handshake";

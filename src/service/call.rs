@@ -48,6 +48,8 @@ pub struct Peer {
     pub is_known: bool,
     /// Its connection has used up the time of a pump, and each later pump took several steps.
     pub is_greedy: bool,
+    /// Its output waits, and there is no memory for more: it is not read until all is written.
+    pub is_held_back: bool,
 }
 
 impl Peer {
@@ -58,6 +60,7 @@ impl Peer {
             is_counted: false,
             is_known: false,
             is_greedy: false,
+            is_held_back: false,
         }
     }
 }

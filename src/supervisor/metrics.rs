@@ -160,6 +160,7 @@ mod tests {
         reactor.glitches.get(Glitch::Drip).inc();
         let refused = (Claim::Anonymous, Part::Head);
         reactor.buffers_refused.get(refused).inc();
+        reactor.held_back.get(Claim::Anonymous).inc();
         let handshake = (HandshakeOutcome::Full, "1.3");
         reactor.tls_handshakes.get(handshake).inc();
         reactor.tls_refused.get(TlsRefusal::ClearOnTls).inc();

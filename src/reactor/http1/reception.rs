@@ -50,7 +50,7 @@ impl<H: Handler> Http1<H> {
             && used.consumed < bytes.len()
             && self.takes_input()
             && lent.output.level(&lent.turn.marks) < Level::High
-            && (handled == 0 || !lent.turn.budget.is_spent())
+            && (handled == 0 || self.may_serve_another(lent))
         {
             match self.receive_one(&mut bytes[used.consumed..], lent) {
                 Step::Incomplete { keep } => {
@@ -72,6 +72,14 @@ impl<H: Handler> Http1<H> {
         }
         used.is_known |= self.is_known();
         used
+    }
+
+    /// Returns whether the pump has time for another request, and memory for its response: once
+    /// that is used up, the responses before it must leave first.
+    fn may_serve_another(&self, lent: &mut Lent<'_, '_, H>) -> bool {
+        let claim = Claim::of(lent.peer.is_known || self.is_known());
+        let has_memory = lent.output.is_empty() || lent.turn.buffered.admits(claim);
+        has_memory && !lent.turn.budget.is_spent()
     }
 
     /// Goes as far with one request as its bytes allow.

@@ -45,5 +45,6 @@ pub fn sender<'p>(request: &Request<'_>, peer: &'p Peer, server: &config::Server
         is_counted: false,
         is_known: peer.is_known,
         is_greedy: peer.is_greedy,
+        is_held_back: peer.is_held_back,
     })
 }

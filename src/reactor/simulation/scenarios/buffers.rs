@@ -8,9 +8,12 @@
 
 use std::time::Duration;
 
+use super::super::engine::{TERSE, Verbosity};
 use super::streams::{field, preface};
 use super::{GET, SECOND, Stage, generate};
+use crate::core::buffered::Claim;
 use crate::http::http2::testing::frame;
+use crate::reactor::close_reason::CloseReason;
 use crate::reactor::message::Message;
 
 const KIB: usize = 1024;
@@ -200,6 +203,98 @@ fn each_end_of_a_connection_gives_its_memory_back() {
     assert_eq!(held(&stage), 0, "after a drain");
 }
 
+/// Clients that send requests and read no responses, without a key: half of all slots may be
+/// theirs. Those for which there is memory are served once they read on.
+///
+/// Mutations: `hold_back` that holds nothing back, that never lets go, or that ends no connection;
+/// `may_serve_another` that asks for time alone.
+#[test]
+fn clients_that_read_nothing_are_not_read_once_memory_is_used_up() {
+    let bound = 512 * KIB;
+    let mut stage = Stage::new(|config| config.limits.max_buffered = bound);
+    let wires: Vec<usize> = (0..90).map(|_| stage.connect_slowly(5_000)).collect();
+    for _ in 0..40 {
+        for &wire in &wires {
+            stage.send(wire, GET.repeat(20));
+        }
+        stage.settle();
+        // The last one may have crossed the bound, with its output and the rest of its requests.
+        assert!(held(&stage) <= bound + 17 * KIB, "{}", held(&stage));
+    }
+    assert!(held(&stage) >= bound, "{}", held(&stage));
+    let held_back = stage.daemon.metrics.held_back.get(Claim::Anonymous);
+    assert_eq!(held_back.get(), 90);
+    let evicted = stage.closed(CloseReason::Evicted);
+    assert!((20..60).contains(&evicted), "{evicted}");
+    // Others are served meanwhile, pipelined or not.
+    let other = stage.connect();
+    stage.send(other, GET.repeat(200));
+    let served = stage.receive(other);
+    assert_eq!(served.matches("HTTP/1.1 200").count(), 200);
+    let mut texts = vec![String::new(); wires.len()];
+    let mut is_over = false;
+    while !is_over {
+        is_over = true;
+        for (text, &wire) in texts.iter_mut().zip(&wires) {
+            let more = stage.on(wire, |wire| wire.client_reads(usize::MAX));
+            is_over &= more.is_empty();
+            text.push_str(std::str::from_utf8(&more).expect("ASCII"));
+        }
+        stage.settle();
+    }
+    let served = texts
+        .iter()
+        .map(|text| text.matches("HTTP/1.1 200").count());
+    let whole = served.filter(|count| *count == 40 * 20).count();
+    let evicted = stage.closed(CloseReason::Evicted) as usize;
+    assert_eq!(whole + evicted, wires.len(), "none is forgotten");
+    assert!(whole > 5, "{whole}");
+    assert_eq!(held(&stage), 0);
+}
+
+/// The same with a key, or a job: their connections stay.
+#[test]
+fn known_clients_that_read_nothing_are_held_back_at_the_bound() {
+    let bound = 256 * KIB;
+    let reliable = Verbosity {
+        fails_one_in: u64::MAX,
+        ..TERSE
+    };
+    let mut stage = Stage::with(1, 100, reliable, |config| {
+        config.limits.max_buffered = bound
+    });
+    let wires: Vec<usize> = (0..60).map(|_| stage.connect_slowly(5_000)).collect();
+    for &wire in &wires {
+        stage.send(wire, generate(false));
+    }
+    stage.settle();
+    while stage.daemon.engine.running() > 0 {
+        stage.generate();
+    }
+    for &wire in &wires {
+        let response = stage.receive_all(wire);
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    }
+    for _ in 0..40 {
+        for &wire in &wires {
+            stage.send(wire, GET.repeat(20));
+        }
+        stage.settle();
+    }
+    let most = bound + wires.len() * 17 * KIB;
+    assert!(
+        held(&stage) > bound && held(&stage) <= most,
+        "{}",
+        held(&stage)
+    );
+    assert_eq!(stage.closed(CloseReason::Evicted), 0);
+    for wire in wires {
+        let served = stage.receive_all(wire);
+        assert_eq!(served.matches("HTTP/1.1 200").count(), 40 * 20);
+    }
+    assert_eq!(held(&stage), 0);
+}
+
 #[test]
 fn a_slow_reader_counts_and_keeps_its_response() {
     let mut stage = Stage::new(|config| config.metrics.public_on_loopback = true);
@@ -208,7 +303,7 @@ fn a_slow_reader_counts_and_keeps_its_response() {
     stage.send(wire, request.repeat(30));
     stage.settle();
     assert!(held(&stage) > 64 * KIB, "{}", held(&stage));
-    stage.daemon.buffered.set_bound(KIB);
+    stage.daemon.buffered.set_bound(32 * KIB);
     let other = stage.connect();
     stage.send(other, beginning(100));
     expect_full(&stage.receive(other));
