@@ -217,3 +217,7 @@ pub const PAGE_RECORDS_MAX: u32 = 100;
 
 /// Generations on a page whose request names no number.
 pub const PAGE_RECORDS_DEFAULT: u32 = 20;
+
+/// Texts of the generations on a page, with one record more. The page is in memory twice while it
+/// is written, and its response a third time.
+pub const PAGE_TEXT_BYTES_MAX: usize = 256 << 10;

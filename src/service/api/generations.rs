@@ -3,6 +3,9 @@
 //! A page is found by the id of the last record before it, so it costs the same wherever it is, and
 //! records that come meanwhile shift nothing. Each query is bound to the calling key: whatever
 //! cursor a client sends, it can only choose among its own records.
+//!
+//! With `store.content` a record may hold a megabyte of text. So a page ends early if its texts are
+//! long, and the store's thread writes it.
 
 use serde::Serialize;
 
@@ -27,8 +30,8 @@ pub struct Page {
     since: u64,
     before: Option<GenerationId>,
     limit: u32,
-    /// One more than the page has, if there is one.
-    found: Vec<GenerationRecord>,
+    /// The response, once the store was asked.
+    body: Vec<u8>,
 }
 
 impl Page {
@@ -43,26 +46,29 @@ impl Page {
             since: value(Parameter::Since).map_or(Ok(0), since)?,
             before: value(Parameter::Cursor).map(cursor).transpose()?,
             limit: query::page_limit(request, default, most)?,
-            found: Vec::new(),
+            body: Vec::new(),
         })
     }
 }
 
 impl Question for Page {
     fn ask(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
-        self.found = store.find_generations(&Query {
+        let found = store.find_generations(&Query {
             key_id: &self.key_id,
             status: self.status,
             since: self.since,
             before: self.before,
+            // One more than the page has shows whether there is one.
             limit: self.limit + 1,
+            bytes_max: limits::PAGE_TEXT_BYTES_MAX,
         })?;
-        Ok(())
-    }
-
-    fn write(self: Box<Self>, buffer: &mut ResponseBuffer) -> Result<u16, ApiError> {
-        let page = self.found.iter().take(self.limit as usize);
-        let has_more = self.found.len() > page.len();
+        let bytes: usize = found.iter().map(GenerationRecord::bytes).sum();
+        let has_more = found.len() > self.limit as usize || bytes >= limits::PAGE_TEXT_BYTES_MAX;
+        let most = match has_more {
+            true => (found.len() - 1).max(1),
+            false => found.len(),
+        };
+        let page = found.iter().take(most);
         let list = List {
             object: "list",
             next_cursor: match has_more {
@@ -71,7 +77,13 @@ impl Question for Page {
             },
             data: page.map(Entry::of).collect(),
         };
-        write_json(&mut buffer.body, &list);
+        self.body.clear();
+        write_json(&mut self.body, &list);
+        Ok(())
+    }
+
+    fn write(self: Box<Self>, buffer: &mut ResponseBuffer) -> Result<u16, ApiError> {
+        buffer.body = self.body;
         Ok(200)
     }
 }

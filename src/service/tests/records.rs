@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::engine::{FailReason, Failed, GenerationId, Origin, Verdict};
-use crate::store::StoreTask;
-use crate::store::interface::generations::{GenerationRecord, Status};
+use crate::limits::store as store_limits;
+use crate::store::interface::generations::{GenerationRecord, Generations as _, Status};
 use crate::store::interface::usage;
+use crate::store::{SqliteStore, StoreTask};
 
 const FENCED: &str = "```python\nprint(1)\n```";
 const BODY: &str = r#"{"prompt": "sort", "language": "python"}"#;
@@ -238,6 +239,54 @@ fn a_question_that_is_lost_or_late_or_cut_off_gets_an_error() {
     let (mut reply, mut exchange) = bench.start(&get("/api/v1/generations"));
     bench.service.cut_off(&mut exchange, bench.now, &mut reply);
     assert_eq!(reply.json()["error"]["code"], "draining");
+}
+
+/// Mutations: a page whose texts have no bound; `has_more` that looks at the number alone; a record
+/// that is left out because it is longer than a page.
+#[test]
+fn a_page_of_long_texts_ends_early_and_the_next_one_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open_in(folder.path()).unwrap();
+    let mut bench = Bench::with(|config| config.store.content = true);
+    let most = store_limits::PAGE_TEXT_BYTES_MAX;
+    let mut expected = Vec::new();
+    for length in [most / 4, 1, most / 2, 4 * most, most / 2, most / 2, 1] {
+        let (mut reply, mut exchange) = bench.start(&Sent::generate(BODY));
+        let _ = bench.event(&mut exchange, done(&"x".repeat(length)), &mut reply);
+        let mut record = records(&bench).remove(0);
+        // The key is not in this store.
+        record.key_id = String::new();
+        store.add_generations(&[record.clone()]).unwrap();
+        expected.insert(0, record.id.to_string());
+        bench.advance(1);
+    }
+    bench = Bench::with(|config| config.auth.enabled = false);
+    let (mut listed, mut cursor, mut lengths) = (Vec::new(), String::new(), Vec::new());
+    loop {
+        let target = format!("/api/v1/generations?limit=100{cursor}");
+        let (mut reply, exchange) = bench.send(&Sent::get(&target));
+        let mut exchange = exchange.expect("it waits for the store");
+        let mut task = task(&bench);
+        let result = task.run(&mut store);
+        task.finish(result.as_ref().copied());
+        let completion = bench.replies.take().remove(0);
+        let _ = bench.complete(&mut exchange, completion, &mut reply);
+        assert!(reply.body.len() < 6 * most, "{}", reply.body.len());
+        let page = reply.json();
+        let data = page["data"].as_array().unwrap();
+        lengths.push(data.len());
+        listed.extend(
+            data.iter()
+                .map(|one| one["id"].as_str().unwrap().to_owned()),
+        );
+        let Some(next) = page["next_cursor"].as_str() else {
+            break;
+        };
+        assert_eq!(next, listed.last().unwrap());
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(listed, expected);
+    assert_eq!(lengths, [2, 1, 1, 3]);
 }
 
 #[test]

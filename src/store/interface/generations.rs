@@ -16,7 +16,8 @@ pub trait Generations {
     /// key that was erased meanwhile is not added.
     fn add_generations(&mut self, records: &[Box<GenerationRecord>]) -> Result<(), StoreError>;
 
-    /// Returns records of one key, the latest first.
+    /// Returns records of one key, the latest first. With `store.content` one may hold a megabyte,
+    /// so they are bounded by their number and by their texts.
     fn find_generations(&self, query: &Query<'_>) -> Result<Vec<GenerationRecord>, StoreError>;
 
     /// Removes the oldest records that are beyond the bounds, at most `limit` of them, and returns
@@ -122,6 +123,8 @@ pub struct Query<'a> {
     /// Only records before this one; its own id was the last of the previous page.
     pub before: Option<GenerationId>,
     pub limit: u32,
+    /// The last record is the one with which their texts reach this size.
+    pub bytes_max: usize,
 }
 
 /// How much is kept.

@@ -70,22 +70,30 @@ const USAGE: &str = "
     ) AS counted WHERE ($1::text IS NULL OR key_id = $1) AND day BETWEEN $2 AND $3
     GROUP BY day, key_id ORDER BY day DESC, key_id COLLATE \"C\"";
 
-/// The query for a page.
+/// The query for a page. The server adds up the sizes, so that no more text than wanted is sent.
 pub(super) const PAGE: &str = "
     SELECT id, key_id, status, model, language, finish_reason, error, cached, request_id,
         prompt_tokens, cached_tokens, completion_tokens, queue_ms, prefill_ms, decode_ms,
         latency_ms, digest, prompt, text
-    FROM generations WHERE key_id = $1 AND created_at >= $2 AND (created_at, id) < ($3, $4)
-    ORDER BY created_at DESC, id DESC LIMIT $5";
+    FROM (SELECT *, sum(bytes) OVER (ORDER BY created_at DESC, id DESC) - bytes AS bytes_before
+        FROM (SELECT *, coalesce(octet_length(prompt) + octet_length(text), 0) AS bytes
+            FROM generations WHERE key_id = $1 AND created_at >= $2 AND (created_at, id) < ($3, $4)
+            ORDER BY created_at DESC, id DESC LIMIT $5) AS latest
+        ) AS page
+    WHERE bytes_before < $6::bigint ORDER BY created_at DESC, id DESC";
 
 /// The same, with a status.
 pub(super) const PAGE_OF_STATUS: &str = "
     SELECT id, key_id, status, model, language, finish_reason, error, cached, request_id,
         prompt_tokens, cached_tokens, completion_tokens, queue_ms, prefill_ms, decode_ms,
         latency_ms, digest, prompt, text
-    FROM generations
-    WHERE key_id = $1 AND status = $6 AND created_at >= $2 AND (created_at, id) < ($3, $4)
-    ORDER BY created_at DESC, id DESC LIMIT $5";
+    FROM (SELECT *, sum(bytes) OVER (ORDER BY created_at DESC, id DESC) - bytes AS bytes_before
+        FROM (SELECT *, coalesce(octet_length(prompt) + octet_length(text), 0) AS bytes
+            FROM generations WHERE key_id = $1 AND status = $7 AND created_at >= $2
+                AND (created_at, id) < ($3, $4)
+            ORDER BY created_at DESC, id DESC LIMIT $5) AS latest
+        ) AS page
+    WHERE bytes_before < $6::bigint ORDER BY created_at DESC, id DESC";
 
 /// Numbers grow with each row, so the oldest rows have the lowest ones.
 pub(super) const TRIM: &str = "
@@ -156,17 +164,13 @@ impl Generations for PostgresStore {
         let text = before.map(GenerationId::text);
         let id = text.as_ref().map_or("", IdText::as_str);
         let (since, limit) = (to_sql(query.since), i64::from(query.limit));
+        let (key_id, bytes_max) = (&query.key_id, to_sql(query.bytes_max as u64));
+        let values: [&(dyn ToSql + Sync); 6] = [key_id, &since, &newest, &id, &limit, &bytes_max];
         match query.status.map(Status::as_str) {
-            None => {
-                let key_id = &query.key_id;
-                self.session
-                    .query(PAGE, &[key_id, &since, &newest, &id, &limit], read)
-            }
+            None => self.session.query(PAGE, &values, read),
             Some(status) => {
-                let key_id = &query.key_id;
-                let values: &[&(dyn ToSql + Sync)] =
-                    &[key_id, &since, &newest, &id, &limit, &status];
-                self.session.query(PAGE_OF_STATUS, values, read)
+                let values = [&values[..], &[&status]].concat();
+                self.session.query(PAGE_OF_STATUS, &values, read)
             }
         }
     }

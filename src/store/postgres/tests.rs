@@ -739,10 +739,10 @@ fn no_statement_reads_all_records() {
     );
     let (key, most, id) = ("'key_7'", "50000", "'gen_0'");
     for (sql, values) in [
-        (generations::PAGE, vec![key, "7", most, id, "20"]),
+        (generations::PAGE, vec![key, "7", most, id, "20", "1000"]),
         (
             generations::PAGE_OF_STATUS,
-            vec![key, "7", most, id, "20", "'failed'"],
+            vec![key, "7", most, id, "20", "1000", "'failed'"],
         ),
         (generations::TRIM, vec!["100", "7", "1000000"]),
         (generations::ERASE, vec![key, "100"]),

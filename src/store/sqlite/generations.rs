@@ -96,15 +96,22 @@ impl Generations for SqliteStore {
             let text = before.map(GenerationId::text);
             let id = text.as_ref().map_or("", IdText::as_str);
             let (since, limit) = (to_sql(query.since), query.limit);
-            let rows = match query.status {
-                None => statement.query_map(params![query.key_id, since, newest, id, limit], read),
+            let mut rows = match query.status {
+                None => statement.query(params![query.key_id, since, newest, id, limit]),
                 Some(status) => {
                     let word = status.as_str();
-                    let values = params![query.key_id, since, newest, id, limit, word];
-                    statement.query_map(values, read)
+                    statement.query(params![query.key_id, since, newest, id, limit, word])
                 }
-            };
-            rows?.collect()
+            }?;
+            let (mut records, mut bytes) = (Vec::new(), 0);
+            while bytes < query.bytes_max
+                && let Some(row) = rows.next()?
+            {
+                let record = read(row)?;
+                bytes += record.bytes();
+                records.push(record);
+            }
+            Ok(records)
         };
         find().map_err(|error| database_error(&self.path, error))
     }

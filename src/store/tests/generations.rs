@@ -18,6 +18,7 @@ use crate::telemetry::request_id::RequestId;
 on_each_database!(
     a_record_comes_back_as_it_was_and_counts_once,
     pages_are_a_plain_list_in_pieces,
+    a_page_of_long_texts_has_few_records,
     records_that_are_too_old_or_too_many_go_in_steps_oldest_first,
     records_go_in_the_order_in_which_they_were_added,
     hits_are_usage_beside_generations,
@@ -70,6 +71,7 @@ pub fn query(key_id: &str) -> Query<'_> {
         since: 0,
         before: None,
         limit: 100,
+        bytes_max: usize::MAX,
     }
 }
 
@@ -152,6 +154,47 @@ fn pages_are_a_plain_list_in_pieces<B: Bed>() {
             assert_eq!(found, expected, "{status:?} {since}");
         }
     }
+}
+
+/// Mutations: a page without its bound of bytes; one that leaves out a single longer record.
+fn a_page_of_long_texts_has_few_records<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    let (key, mut ids) = (key(&mut *store), ids());
+    let mut all = Vec::new();
+    for index in 0..10 {
+        let mut one = record(&mut ids, &key, Status::ALL[index % 2], START);
+        one.content = (index != 8).then(|| Content {
+            prompt: "é".repeat(200),
+            text: "x".repeat(200),
+        });
+        all.insert(0, one);
+        store.add_generations(&all[..1]).unwrap();
+    }
+    let page = |bytes_max, status| {
+        let asked = Query {
+            bytes_max,
+            status,
+            ..query(&key)
+        };
+        store.find_generations(&asked).unwrap()
+    };
+    for (bytes_max, expected) in [
+        (1, 1),
+        (600, 1),
+        (601, 3),
+        (1_200, 3),
+        (1_201, 4),
+        (9_999, 10),
+    ] {
+        let found = page(bytes_max, None);
+        let expected: Vec<GenerationRecord> =
+            all[..expected].iter().map(|it| *it.clone()).collect();
+        assert_eq!(found, expected, "{bytes_max}");
+    }
+    let found = page(1_201, Some(Status::Done));
+    let ids: Vec<GenerationId> = found.iter().map(|record| record.id).collect();
+    assert_eq!(ids, [all[1].id, all[3].id, all[5].id, all[7].id]);
 }
 
 /// Mutations: `trim_generations` that ignores one of its bounds.
