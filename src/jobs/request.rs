@@ -100,6 +100,14 @@ impl JobRequest {
     pub fn to_json(&self) -> String {
         json(self)
     }
+
+    /// Returns the bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        let files = self.context.iter();
+        let files: usize = files.map(|file| file.path.len() + file.text.len()).sum();
+        let stops: usize = self.stop.iter().map(String::len).sum();
+        self.prompt.len() + files + stops
+    }
 }
 
 impl Ending {

@@ -139,6 +139,30 @@ fn a_wake_up_during_a_look_makes_one_more() {
     );
 }
 
+/// The queue, and with it the transaction and the database's log, are bounded by what tasks count.
+///
+/// Mutation: `JobRequest::bytes` of the prompt alone.
+#[test]
+fn a_job_counts_with_its_files_in_the_store_s_queue() {
+    let text = "x".repeat(30_000);
+    let file = format!(r#"{{"path": "a.py", "text": "{text}"}}"#);
+    let body = format!(r#"{{"prompt": "sort", "context": [{file}, {file}]}}"#);
+    let job = Sent {
+        target: "/api/v1/jobs",
+        ..Sent::generate(&body)
+    };
+    let kept = Sent::generate(&body).header("idempotency-key", "k");
+    for sent in [job, kept] {
+        let mut bench = Bench::new();
+        let (_, exchange) = bench.start(&sent);
+        let mut group = Vec::new();
+        assert!(bench.store.take(&mut group, Duration::ZERO));
+        let bytes: Vec<u32> = group.iter().map(|task| task.bytes()).collect();
+        assert_eq!(bytes, [60_012], "{}", sent.target);
+        drop(exchange);
+    }
+}
+
 /// Mutation: `Following` that ignores `Last-Event-ID`.
 #[test]
 fn a_follower_resumes_behind_the_event_that_it_names() {

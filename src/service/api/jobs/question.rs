@@ -176,7 +176,7 @@ impl Question for JobQuestion {
 
     fn bytes(&self) -> u32 {
         match &self.wish {
-            Wish::Accept(asked) => asked.request.prompt.len() as u32,
+            Wish::Accept(asked) => asked.bytes(),
             _ => 0,
         }
     }

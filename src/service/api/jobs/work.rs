@@ -156,7 +156,7 @@ impl StoreTask for JobTask {
 
     fn bytes(&self) -> u32 {
         match &self.work {
-            Work::Accept(asked) => asked.request.prompt.len() as u32,
+            Work::Accept(asked) => asked.bytes(),
             _ => 0,
         }
     }
@@ -219,6 +219,11 @@ pub fn accept(
 
 impl Accept {
     /// Returns the job as the store accepts it.
+    /// Returns what it counts in the store's queue and in a transaction.
+    pub fn bytes(&self) -> u32 {
+        u32::try_from(self.request.bytes()).unwrap_or(u32::MAX)
+    }
+
     pub fn candidate(&mut self, key_id: &str) -> &Candidate {
         let candidate = match self.candidate.take() {
             Some(candidate) => candidate,
