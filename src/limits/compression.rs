@@ -29,6 +29,9 @@ pub const ZSTD_STREAM_WINDOW_BITS: u32 = 14;
 /// The tables for it: 4,096 entries.
 pub const ZSTD_STREAM_TABLE_BITS: u32 = 12;
 
+/// The level for bodies that are only put into zstd's form: it looks for next to nothing.
+pub const ZSTD_WRAP_LEVEL: i32 = -100;
+
 /// zlib's own default: level 9 takes twice the time and saves 1 % of the bytes.
 pub const GZIP_LEVEL: u32 = 6;
 

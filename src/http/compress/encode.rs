@@ -107,6 +107,45 @@ pub fn encode_whole(coding: Coding, body: &[u8], out: &mut Vec<u8>) -> Result<()
     Encoder::whole(coding, Effort::Quick, body.len())?.encode(body, Step::Finish, out)
 }
 
+/// Puts one whole body into the form of a coding without compressing it: a body that is long, for a
+/// client that accepts no plain one, where there is no time. Little more than a copy.
+pub fn wrap_whole(coding: Coding, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeFailed> {
+    out.clear();
+    let (none, window_bits) = (Compression::none(), limits::GZIP_WINDOW_BITS);
+    let state = match coding {
+        Coding::Zstd => {
+            let context = zstd_context(limits::ZSTD_WRAP_LEVEL, limits::ZSTD_WINDOW_BITS, None)?;
+            State::Zstd(context)
+        }
+        Coding::Gzip => State::Deflate(Compress::new_gzip(none, window_bits)),
+        Coding::Deflate => State::Deflate(Compress::new_with_window_bits(none, true, window_bits)),
+        Coding::Brotli => {
+            wrap_in_brotli(body, out);
+            return Ok(());
+        }
+    };
+    Encoder { coding, state }.encode(body, Step::Finish, out)
+}
+
+/// Writes a body as uncompressed meta-blocks (RFC 7932, section 9.2).
+fn wrap_in_brotli(body: &[u8], out: &mut Vec<u8>) {
+    out.reserve(body.len() + body.len() / BROTLI_BLOCK_BYTES * 3 + 4);
+    // WBITS, one bit: a window of 16 bits. It precedes the first meta-block's header.
+    let mut bits = 1;
+    for block in body.chunks(BROTLI_BLOCK_BYTES) {
+        // ISLAST 0, MNIBBLES 0 for four of them, MLEN - 1 in 16 bits, ISUNCOMPRESSED 1.
+        let header = ((block.len() as u32 - 1) << 3 | 1 << 19) << bits;
+        out.extend_from_slice(&header.to_le_bytes()[..3]);
+        out.extend_from_slice(block);
+        bits = 0;
+    }
+    // ISLAST and ISLASTEMPTY.
+    out.push(0b11 << bits);
+}
+
+/// The most that a meta-block's length of four nibbles can express.
+const BROTLI_BLOCK_BYTES: usize = 1 << 16;
+
 /// Compresses one stream, piece by piece.
 pub struct Encoder {
     coding: Coding,

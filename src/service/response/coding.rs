@@ -19,7 +19,9 @@ use crate::error::{ApiError, ErrorCode};
 use crate::grpc::messages::Message;
 use crate::grpc::{Encoding, frame};
 use crate::http::Fields;
-use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, encode_whole};
+use crate::http::compress::encode::{
+    Compressor, Effort, EncodeFailed, Encoder, Step, encode_whole, wrap_whole,
+};
 use crate::http::compress::{Coding, is_compressible};
 use crate::http::negotiate::AcceptEncoding;
 use crate::limits::compression as compression_limits;
@@ -37,6 +39,9 @@ const ORDER: &[Coding] = &[Coding::Zstd, Coding::Gzip, Coding::Brotli];
 
 /// A body that is compressed once is sent in its smallest form.
 const STATIC_ORDER: &[Coding] = &[Coding::Brotli, Coding::Zstd, Coding::Gzip];
+
+/// Encodes one whole body, however long it becomes.
+type EncodeWhole = fn(Coding, &[u8], &mut Vec<u8>) -> Result<(), EncodeFailed>;
 
 /// One reactor's compression tools.
 #[derive(Debug)]
@@ -76,8 +81,9 @@ impl Coder {
         !accepted.refuses_identity() || (self.is_on && accepted.choose(ORDER).is_some())
     }
 
-    /// Like `code`, within the time of a reactor's step: a longer body is sent as it is, unless its
-    /// client refuses that. Long responses of generations do not come here: workers code them.
+    /// Like `code`, within the time of a reactor's step: a longer body is sent as it is, or in a
+    /// coding's form without compression if its client refuses that. Long responses of generations
+    /// do not come here: workers code them.
     pub fn code_quickly<'b>(
         &'b mut self,
         accepted: AcceptEncoding,
@@ -85,9 +91,11 @@ impl Coder {
         body: &'b [u8],
         fields: &mut Fields,
     ) -> &'b [u8] {
-        let is_long = body.len() > limits::CODE_AT_ONCE_BYTES_MAX;
-        if !is_long || accepted.refuses_identity() {
+        if body.len() <= limits::CODE_AT_ONCE_BYTES_MAX {
             return self.code(accepted, content_type, body, fields);
+        }
+        if accepted.refuses_identity() {
+            return self.code_with(accepted, content_type, body, fields, wrap_whole);
         }
         if self.may_code(accepted, content_type, body.len()) {
             fields.push("vary", "Accept-Encoding");
@@ -103,6 +111,18 @@ impl Coder {
         content_type: Option<&str>,
         body: &'b [u8],
         fields: &mut Fields,
+    ) -> &'b [u8] {
+        self.code_with(accepted, content_type, body, fields, encode_whole)
+    }
+
+    /// Like `code`. `encode` is for clients that refuse plain bodies.
+    fn code_with<'b>(
+        &'b mut self,
+        accepted: AcceptEncoding,
+        content_type: Option<&str>,
+        body: &'b [u8],
+        fields: &mut Fields,
+        encode: EncodeWhole,
     ) -> &'b [u8] {
         if !self.may_code(accepted, content_type, body.len()) {
             return body;
@@ -121,7 +141,7 @@ impl Coder {
         let is_better = counters.compressing(coding, || {
             if accepted.refuses_identity() {
                 // Better longer than refused.
-                encode_whole(coding, body, coded).is_ok()
+                encode(coding, body, coded).is_ok()
             } else {
                 compressor.compress(coding, Effort::Quick, body, coded)
             }

@@ -18,7 +18,7 @@ fn coding_of(reply: &Recording) -> Option<Coding> {
 }
 
 /// Decodes the body by its own fields.
-fn plain(reply: &Recording) -> Vec<u8> {
+pub fn plain(reply: &Recording) -> Vec<u8> {
     let Some(coding) = coding_of(reply) else {
         return reply.body.clone();
     };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::http::compress::encode::{Compressor, Effort, Encoder, Step};
+use crate::http::compress::encode::{Compressor, Effort, Encoder, Step, wrap_whole};
 use crate::http::compress::testing::code_tables;
 
 const MIB: usize = 1 << 20;
@@ -288,4 +288,22 @@ fn tables_without_text_are_the_worst() {
         (out.len(), decoder.finish()),
         (0, Err(DecodeError::Truncated))
     );
+}
+
+/// Mutations: the length of a meta-block that is off by one; a last block without its end.
+#[test]
+fn bodies_that_are_only_wrapped_come_back() {
+    let text: Vec<u8> = (0..200_000_u32)
+        .map(|number| (number * 7 % 251) as u8)
+        .collect();
+    for length in [0, 1, 65_535, 65_536, 65_537, 131_072, 200_000] {
+        for coding in Coding::ALL {
+            let (mut wrapped, mut back) = (Vec::new(), Vec::new());
+            assert!(wrap_whole(coding, &text[..length], &mut wrapped).is_ok());
+            let bound = Bound::of(usize::MAX, 1 << 24, u32::MAX);
+            decode_body(coding, &wrapped, bound, &mut back).unwrap();
+            assert!(back == text[..length], "{} {length}", coding.name());
+            assert!(wrapped.len() <= length + 64, "{} {length}", coding.name());
+        }
+    }
 }
