@@ -133,6 +133,9 @@ pub trait Pieces: Debug + Send {
     /// Appends the next part of a program that was taken out of the text before.
     fn push_code(&mut self, buffer: &mut ResponseBuffer, call: &Call, code: &str);
 
+    /// Takes the rest of such a program. `done` appends it.
+    fn end_code(&mut self, code: &str);
+
     /// Takes the model's last text. `done` or `failed` appends its addition.
     fn end_text(&mut self, text: &str);
 

@@ -30,6 +30,8 @@ pub struct Progress {
     /// There may be more already.
     pub has_more: bool,
     pub end: Option<(State, Option<Ending>)>,
+    /// All the code of a job that is complete, for a stream.
+    pub whole: String,
 }
 
 /// A part of a job's history.

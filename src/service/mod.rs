@@ -324,7 +324,16 @@ impl Service {
                 }
                 Flow::Open
             }
-            (Exchange::Job(job), Completion::Job(reply)) => job.handle_reply(desk, *reply, wire),
+            (exchange, Completion::Job(reply)) => {
+                let Exchange::Job(job) = exchange else {
+                    return Flow::Open;
+                };
+                let flow = job.handle_reply(desk, *reply, wire);
+                if let Some(running) = job.take_running(wire.now) {
+                    *exchange = Exchange::Generation(running);
+                }
+                flow
+            }
             (Exchange::Job(job), Completion::JobMoved) => {
                 job.handle_moved(desk, wire);
                 Flow::Open

@@ -47,8 +47,9 @@ pub struct Writing {
     deadline: Moment,
     /// From the head to the job.
     auth: Duration,
-    timings: Timings,
-    figures: Figures,
+    /// `None`: those of a durable job belong to its attempt.
+    timings: Option<Timings>,
+    figures: Option<Figures>,
     latency: Duration,
     stream: Option<Flowing>,
 }
@@ -77,8 +78,9 @@ pub struct Ended {
     pub key: JobKey,
     pub deadline: Moment,
     pub auth: Duration,
-    pub timings: Timings,
-    pub figures: Figures,
+    pub timings: Option<Timings>,
+    pub figures: Option<Figures>,
+    pub model: Option<String>,
     pub finish_reason: FinishReason,
     pub usage: Usage,
     pub served: Served,
@@ -107,7 +109,7 @@ pub fn begin(
         part,
         id: origin.map_or(ended.id, |origin| origin.id),
         text,
-        model: desk.model().map(|model| model.id.clone()),
+        model: ended.model,
         finish_reason: ended.finish_reason,
         usage: ended.usage,
         is_cached: ended.served.verdict.is_cached(),
@@ -204,7 +206,7 @@ fn respond_with_error(
     wire: &mut Wire<'_>,
 ) {
     let Some(stream) = &mut writing.stream else {
-        return desk.fail_generation(call, error, Some(writing.figures), wire);
+        return desk.fail_generation(call, error, writing.figures, wire);
     };
     let mut bytes = stream.sent;
     let buffer = &mut desk.buffer;
@@ -226,8 +228,7 @@ fn respond_with_error(
         bytes,
         code: error.code,
     };
-    desk.log
-        .close(call, outcome, Some(writing.figures), wire.now);
+    desk.log.close(call, outcome, writing.figures, wire.now);
 }
 
 /// Sends what a worker has written. `None`: the task was lost.
@@ -248,7 +249,9 @@ pub fn finish(
     let bytes = match &writing.stream {
         None => {
             buffer.begin_written(call, written.body, &written.fields);
-            buffer.push_server_timing(writing.auth, Some(&writing.timings), writing.latency);
+            if let Some(timings) = &writing.timings {
+                buffer.push_server_timing(writing.auth, Some(timings), writing.latency);
+            }
             buffer.fields.push("cache-control", "no-store");
             dialect.send(buffer, call, wire.sink)
         }
@@ -261,8 +264,7 @@ pub fn finish(
         }
     };
     let outcome = Outcome::Completed { status: 200, bytes };
-    desk.log
-        .close(call, outcome, Some(writing.figures), wire.now);
+    desk.log.close(call, outcome, writing.figures, wire.now);
 }
 
 /// A response at a worker.

@@ -118,6 +118,8 @@ impl Pieces for Numbered {
         self.line(buffer, code);
     }
 
+    fn end_code(&mut self, _code: &str) {}
+
     fn end_text(&mut self, _text: &str) {}
 
     fn done(&mut self, buffer: &mut ResponseBuffer, _: Form, generation: &Generation<'_>) {

@@ -303,6 +303,169 @@ fn a_change_is_made_for_a_client_that_left_and_not_for_one_that_got_an_error() {
     }
 }
 
+/// Output of a model that is longer than a reactor may write at once.
+fn long_text(lines: usize) -> String {
+    let lines = "print(\"a line of a long program\")\n".repeat(lines);
+    format!("```python\n{lines}```\n")
+}
+
+impl Desk {
+    /// Runs the job that waits, and ends it with this text. Returns the code that is saved before.
+    fn complete_job(&mut self, text: &str) -> String {
+        let job = claim(&mut self.store, 1, 2, u64::MAX).unwrap().remove(0);
+        let code = crate::engine::code::extract(text, Some("python")).into_owned();
+        let completion = crate::jobs::Completion {
+            id: "gen_00000000-0001-7000-8000-000000000000".to_owned(),
+            language: Some("python".to_owned()),
+            text: text.to_owned(),
+            model: Some("tiny".to_owned()),
+            finish_reason: "length".to_owned(),
+            prompt_tokens: 7,
+            completion_tokens: 9,
+            latency_ms: 70,
+            ..Default::default()
+        };
+        let end = Box::new(crate::jobs::Ending::Completed(completion));
+        for (text, next) in [
+            (&code[..100], Next::Run { lease_until: 9 }),
+            (&code[100..], Next::End(end)),
+        ] {
+            let part = Write {
+                id: job.id,
+                attempt: 1,
+                text: text.to_owned(),
+                next,
+            };
+            let saved = write(&mut self.store, std::iter::once(&part), 3, u64::MAX);
+            assert_eq!(saved.unwrap(), [Ok(())]);
+        }
+        code
+    }
+}
+
+/// A generation with `Idempotency-Key` gets the result of its job, which may be long: whole or as a
+/// stream, in each form.
+///
+/// Mutations: `complete` that writes by itself; `begin_writing` without the rest of the code, or
+/// with another id or another model; `uncompressed` that leaves the encoding.
+#[test]
+fn a_worker_writes_the_long_result_of_a_kept_generation() {
+    // The store reads all of it at once, with the end.
+    let text = long_text(600);
+    let asked = GenerateRequest {
+        prompt: "x".to_owned(),
+        language: "python".to_owned(),
+        ..GenerateRequest::default()
+    };
+    for (method, body) in [
+        ("", r#"{"prompt": "x", "language": "python"}"#),
+        (
+            "",
+            r#"{"prompt": "x", "language": "python", "stream": true}"#,
+        ),
+        ("/AutoGLMService/Generate", ""),
+        ("/AutoGLMService/GenerateStream", ""),
+    ] {
+        let mut desk = Desk::with_job(&[]);
+        let (mut reply, exchange) = match method {
+            "" => {
+                let sent = Sent::generate(body).header("accept-encoding", "gzip");
+                desk.bench.send(&sent.header("idempotency-key", "k"))
+            }
+            method => {
+                let rpc = Rpc::new(method, &asked).header("grpc-encoding", "gzip");
+                rpc.header("idempotency-key", "k").send(&mut desk.bench)
+            }
+        };
+        let mut exchange = exchange.expect("it waits for the store");
+        assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+        let code = desk.complete_job(&text);
+        while desk.waiting() > 0 {
+            assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+        }
+        assert!(exchange.has_job(), "a worker has it");
+        assert!(exchange.buffered_bytes() > text.len());
+        assert!(reply.body.is_empty(), "{method} {body}: written here");
+        assert!(desk.bench.workers.run_one());
+        let written = desk.bench.replies.take().pop().expect("a result");
+        let flow = desk.bench.complete(&mut exchange, written, &mut reply);
+        assert_eq!((flow, reply.is_finished), (Flow::Finished, true));
+        let is_coded = reply.body.len() < text.len();
+        match (method, body.contains("stream")) {
+            ("", false) => {
+                assert_eq!(reply.field("content-encoding"), Some("gzip"));
+                assert!(is_coded && reply.field("server-timing").is_none());
+            }
+            ("", true) => {
+                let events = reply.text();
+                let last = events.split_once("event: done\ndata: ").unwrap().1;
+                let last: serde_json::Value = serde_json::from_str(last.trim()).unwrap();
+                assert_eq!(last["code"], code);
+                assert_eq!(last["id"], "gen_00000000-0001-7000-8000-000000000000");
+                assert_eq!(
+                    (&last["model"], &last["finish_reason"]),
+                    (&"tiny".into(), &"length".into())
+                );
+                assert_eq!(
+                    (&last["cached"], &last["latency_ms"]),
+                    (&false.into(), &70.into())
+                );
+                assert_eq!(last["usage"]["completion_tokens"], 9);
+                assert_eq!(events.matches("event: delta\n").count(), 1);
+            }
+            ("/AutoGLMService/Generate", _) => {
+                assert_eq!(reply.field("grpc-encoding"), Some("gzip"));
+                let response = reply.messages::<autoglm::GenerateResponse>().remove(0);
+                assert!(is_coded && response.code == code);
+            }
+            _ => {
+                assert_eq!(reply.field("grpc-encoding"), None);
+                let chunks = reply.messages::<autoglm::GenerateChunk>();
+                let pieces: String = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
+                assert!(pieces == code && !is_coded);
+            }
+        }
+        assert_eq!(desk.bench.service.buffered().held(), 0);
+    }
+}
+
+/// Mutation: `code_quickly` that compresses for such a client.
+#[test]
+fn a_long_result_is_not_compressed_here_for_a_client_that_refuses_plain_bodies() {
+    let mut desk = Desk::with_job(&[]);
+    let show = Sent::get("/api/v1/jobs/job_00000000-0001-7000-8000-000000000000").key(FULL);
+    let id = JobId::parse(ID).unwrap();
+    let completion = crate::jobs::Completion {
+        text: long_text(3_000),
+        ..Default::default()
+    };
+    let end = Box::new(crate::jobs::Ending::Completed(completion));
+    let part = Write {
+        id,
+        attempt: 1,
+        text: String::new(),
+        next: Next::End(end),
+    };
+    write(&mut desk.store, std::iter::once(&part), 3, u64::MAX).unwrap();
+    let mut bodies = Vec::new();
+    for accepted in ["identity", "gzip, identity;q=0", "zstd, *;q=0", "br, *;q=0"] {
+        let sent = show.clone().header("accept-encoding", accepted);
+        let (mut reply, exchange) = desk.bench.send(&sent);
+        let mut exchange = exchange.expect("it waits for the store");
+        assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Finished);
+        let plain = super::coding::plain(&reply);
+        // At its quickest, zstd finds what repeats itself.
+        let is_wrapped = reply.body.len() >= plain.len() || accepted.starts_with("zstd");
+        assert!(is_wrapped, "{accepted}");
+        assert_eq!(
+            reply.field("content-encoding").is_some(),
+            accepted != "identity"
+        );
+        bodies.push(plain);
+    }
+    assert!(bodies.iter().all(|body| *body == bodies[0]));
+}
+
 /// Mutation: a follower that is not in the list before its first look.
 #[test]
 fn a_follower_is_woken_from_its_first_look_on() {

@@ -66,6 +66,10 @@ impl Pieces for Chunks {
         self.append_code(buffer, call.form());
     }
 
+    fn end_code(&mut self, code: &str) {
+        self.code.push_code(code);
+    }
+
     fn end_text(&mut self, text: &str) {
         self.code.end(text);
     }

@@ -4,7 +4,8 @@
 //!   Accepting ── id ──> Waiting <── woken, room, pause over ──┐
 //!                          │ look: new code, the end         │
 //!                          ├── not the end ──────────────────┘
-//!                          └── the end ──> the response, in this request's representation
+//!                          └── the end ──> the response, in this request's representation;
+//!                                          a worker writes a long one ([`writing`])
 //! ```
 //!
 //! So the generation outlives its client and the daemon, and a retry joins it or gets its result,
@@ -13,16 +14,20 @@
 //!
 //! A stream sends the job's code as it is saved. A job that begins again writes the same code, as
 //! its seed is fixed; the part that was sent is skipped. If its result is another one after all,
-//! the stream ends in an error.
+//! the stream ends in an error. Such a stream is not compressed, like the events of a job: the
+//! store may have its code in pieces that are too long to compress them here.
 //!
 //! Invariants:
 //!  1. One task of the store is under way at most ([`Looks`]).
 //!  2. The code that a stream has sent is a beginning of the code that its end shows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::core::Moment;
+use crate::engine::{GenerationId, Origin, Served, Verdict};
 use crate::error::{ApiError, ErrorCode};
+use crate::grpc::{Encoding, Terms};
 use crate::http::negotiate::AcceptEncoding;
 use crate::jobs::{Completion, Ending, EventId, Failure, JobId, State};
 use crate::limits::service as service_limits;
@@ -33,12 +38,14 @@ use crate::service::call::Call;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::{Generation, Narrator};
 use crate::service::found::{Found, Progress, StoreReply};
-use crate::service::generation::running::Delivery;
+use crate::service::generation::running::{Delivery, Running, Stage};
+use crate::service::generation::writing::{self, Ended, Part, Writing};
+use crate::service::representation::Representation;
 use crate::service::request_log::{Outcome, RequestLog};
 
 use super::follow::register;
 use super::looks::Looks;
-use super::object::with_object;
+use super::object::{finish_reason, usage, with_object};
 use super::work::{Work, no_job, submit};
 
 /// See the file's head.
@@ -63,6 +70,8 @@ pub struct Kept {
     looks: Looks,
     /// When a job must have been accepted.
     accepted_by: Moment,
+    /// A worker writes the response.
+    writing: Option<Box<Writing>>,
 }
 
 /// The parts of a request that becomes a kept generation.
@@ -85,11 +94,15 @@ pub fn begin(
         desk.fail(&call, &error, wire);
         return None;
     }
+    let delivery = Delivery::new(start.narrator, wire.now);
     Some(Kept {
-        call,
+        call: match &delivery {
+            Delivery::Stream(_) => uncompressed(call),
+            Delivery::Whole(_) | Delivery::AtWorker => call,
+        },
         key: start.key,
         ticket: start.ticket,
-        delivery: Delivery::new(start.narrator, wire.now),
+        delivery,
         deadline: start.deadline,
         job: None,
         after: EventId::BEGINNING,
@@ -97,7 +110,23 @@ pub fn begin(
         sent_bytes: 0,
         looks: Looks::DUE,
         accepted_by: wire.now + service_limits::STORE_TIME_MAX,
+        writing: None,
     })
+}
+
+fn uncompressed(call: Call) -> Call {
+    let representation = match call.representation {
+        Representation::Grpc(terms) => Representation::Grpc(Terms {
+            encoding: Encoding::Identity,
+            ..terms
+        }),
+        other => other,
+    };
+    Call {
+        accept_encoding: AcceptEncoding::NONE,
+        representation,
+        ..call
+    }
 }
 
 impl Kept {
@@ -156,10 +185,12 @@ impl Kept {
         if progress.is_reset {
             self.written_bytes = 0;
         }
-        self.send_code(desk, &progress.code, wire);
+        if !matches!(progress.end, Some((_, Some(Ending::Completed(_))))) {
+            self.send_code(desk, &progress.code, wire);
+        }
         match progress.end {
             Some((_, Some(Ending::Completed(completion)))) => {
-                self.complete(desk, &completion, wire)
+                self.complete(desk, completion, &progress.whole, wire)
             }
             Some((_, Some(Ending::Failed(failure)))) => self.fail(desk, &error_of(failure), wire),
             Some((state, None)) => self.fail(desk, &unfinished(state), wire),
@@ -186,26 +217,86 @@ impl Kept {
         }
     }
 
-    fn complete(&mut self, desk: &mut Desk, completion: &Completion, wire: &mut Wire<'_>) -> Flow {
-        // Compressing a long result takes longer than a reactor may spend on a response.
-        if completion.text.len() > service_limits::WRITE_AT_ONCE_BYTES_MAX {
-            self.call.accept_encoding = AcceptEncoding::NONE;
-        }
-        let whole = with_object(completion, |object| object.code.to_owned());
+    /// Ends the response. A stream gets the rest of the code, `whole`, before its last event.
+    fn complete(
+        &mut self,
+        desk: &mut Desk,
+        completion: Completion,
+        whole: &str,
+        wire: &mut Wire<'_>,
+    ) -> Flow {
+        let mut rest = "";
         if let Delivery::Stream(stream) = &self.delivery {
             let sent = stream.pieces.partial();
             if !whole.starts_with(sent.trim_end()) {
                 return self.fail(desk, &differs(), wire);
             }
+            rest = whole.get(sent.len()..).unwrap_or_default();
             self.written_bytes = sent.len();
-            self.send_code(desk, whole.get(sent.len()..).unwrap_or_default(), wire);
         }
-        let bytes = with_object(completion, |object| {
+        if completion.text.len() > service_limits::WRITE_AT_ONCE_BYTES_MAX {
+            self.begin_writing(desk, completion, rest, wire);
+            return Flow::Open;
+        }
+        self.send_code(desk, rest, wire);
+        let bytes = with_object(&completion, |object| {
             self.send(desk, object.generation, wire)
         });
         let outcome = Outcome::Completed { status: 200, bytes };
         desk.log.close(&self.call, outcome, None, wire.now);
         Flow::Finished
+    }
+
+    /// Has a worker write the response, or the rest of a stream.
+    fn begin_writing(
+        &mut self,
+        desk: &mut Desk,
+        completion: Completion,
+        rest: &str,
+        wire: &mut Wire<'_>,
+    ) {
+        let part = match std::mem::replace(&mut self.delivery, Delivery::AtWorker) {
+            Delivery::Whole(whole) => Part::Whole(whole),
+            Delivery::Stream(mut stream) => {
+                stream.pieces.end_code(rest);
+                Part::Ending(stream.into_ending(desk, &self.call, wire))
+            }
+            Delivery::AtWorker => return,
+        };
+        let latency = Duration::from_millis(completion.latency_ms);
+        let id = GenerationId::parse(&completion.id).unwrap_or(GenerationId::FIRST);
+        let ended = Ended {
+            id,
+            ticket: Arc::clone(&self.ticket),
+            key: self.key,
+            deadline: wire.now + service_limits::WRITING_TIME_MAX,
+            auth: Duration::ZERO,
+            timings: None,
+            figures: None,
+            finish_reason: finish_reason(&completion),
+            usage: usage(&completion),
+            served: Served {
+                verdict: match completion.cached {
+                    true => Verdict::Hit,
+                    false => Verdict::Miss,
+                },
+                origin: Some(Origin { id, latency }),
+                ..Served::default()
+            },
+            model: completion.model,
+        };
+        let writing = writing::begin(desk, &self.call, part, completion.text, ended, wire.now);
+        self.writing = Some(Box::new(writing));
+    }
+
+    /// Returns the request as one whose response a worker writes. `None`: none does.
+    pub fn take_running(&mut self, now: Moment) -> Option<Running> {
+        let writing = self.writing.take()?;
+        let rest = Call::unread(self.call.request_id, self.call.peer, now);
+        Some(Running {
+            call: std::mem::replace(&mut self.call, rest),
+            stage: Stage::Writing(writing),
+        })
     }
 
     /// Sends the whole response, or the end of a stream. Returns the bytes of content.

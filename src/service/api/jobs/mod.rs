@@ -28,6 +28,7 @@ use crate::core::Moment;
 use crate::offload::CancelReason;
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::found::StoreReply;
+use crate::service::generation::running::Running;
 use crate::service::request_log::RequestLog;
 
 use follow::Following;
@@ -68,6 +69,14 @@ impl JobExchange {
         match self {
             JobExchange::Following(following) => following.handle_reply(desk, reply, wire),
             JobExchange::Kept(kept) => kept.handle_reply(desk, reply, wire),
+        }
+    }
+
+    /// Returns the request as one whose response a worker writes. `None`: none does.
+    pub fn take_running(&mut self, now: Moment) -> Option<Running> {
+        match self {
+            JobExchange::Following(_) => None,
+            JobExchange::Kept(kept) => kept.take_running(now),
         }
     }
 

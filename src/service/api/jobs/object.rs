@@ -137,20 +137,12 @@ pub fn with_object<T>(completion: &Completion, then: impl FnOnce(&GenerationObje
     let language = completion.language.as_deref().and_then(language);
     let language = language.map(|language| language.name);
     let code: Cow<'_, str> = extract(&completion.text, language);
-    let finish_reason = match completion.finish_reason.as_str() {
-        "length" => FinishReason::Length,
-        _ => FinishReason::Stop,
-    };
     let generation = Generation {
         id: &completion.id,
         text: &completion.text,
         model: completion.model.as_deref(),
-        finish_reason,
-        usage: Usage {
-            prompt_tokens: completion.prompt_tokens,
-            cached_tokens: completion.cached_tokens,
-            completion_tokens: completion.completion_tokens,
-        },
+        finish_reason: finish_reason(completion),
+        usage: usage(completion),
         is_cached: completion.cached,
         latency: Duration::from_millis(completion.latency_ms),
     };
@@ -160,6 +152,21 @@ pub fn with_object<T>(completion: &Completion, then: impl FnOnce(&GenerationObje
         code: &code,
         generation: &generation,
     })
+}
+
+pub fn finish_reason(completion: &Completion) -> FinishReason {
+    match completion.finish_reason.as_str() {
+        "length" => FinishReason::Length,
+        _ => FinishReason::Stop,
+    }
+}
+
+pub const fn usage(completion: &Completion) -> Usage {
+    Usage {
+        prompt_tokens: completion.prompt_tokens,
+        cached_tokens: completion.cached_tokens,
+        completion_tokens: completion.completion_tokens,
+    }
 }
 
 /// Returns the word for the family of a failure's code.

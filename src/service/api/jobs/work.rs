@@ -25,6 +25,7 @@ use crate::service::found::{Batch, Found, Progress, StoreReply};
 use crate::store::{Store, StoreError, StoreTask, accepting};
 
 use super::notation::Notation;
+use super::object::with_object;
 
 /// The requests to the store.
 pub enum Work {
@@ -218,12 +219,12 @@ pub fn accept(
 }
 
 impl Accept {
-    /// Returns the job as the store accepts it.
     /// Returns what it counts in the store's queue and in a transaction.
     pub fn bytes(&self) -> u32 {
         u32::try_from(self.request.bytes()).unwrap_or(u32::MAX)
     }
 
+    /// Returns the job as the store accepts it.
     pub fn candidate(&mut self, key_id: &str) -> &Candidate {
         let candidate = match self.candidate.take() {
             Some(candidate) => candidate,
@@ -370,6 +371,11 @@ fn progress(
     }
     if job.life.state.is_finished() && !progress.has_more {
         let ending = job.ending.as_deref().and_then(Ending::parse);
+        if let Some(Ending::Completed(completion)) = &ending
+            && wants_code
+        {
+            progress.whole = with_object(completion, |object| object.code.to_owned());
+        }
         progress.end = Some((job.life.state, ending));
     }
     Ok(Ok(Found::Progress(Box::new(progress))))

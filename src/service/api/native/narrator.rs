@@ -93,6 +93,10 @@ impl Pieces for Events {
         self.append_delta(buffer);
     }
 
+    fn end_code(&mut self, code: &str) {
+        self.code.push_code(code);
+    }
+
     fn end_text(&mut self, text: &str) {
         self.code.end(text);
     }
