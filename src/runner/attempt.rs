@@ -553,10 +553,13 @@ mod tests {
             failed.text = "= 2".to_owned();
         }
         for end in [done("= 2"), late] {
-            let mut attempt = attempt(0);
-            let _ = attempt.handle_event(token("```python\na = 1\nb "), None, Moment::ZERO);
-            let _ = attempt.handle_event(end, None, Moment::ZERO);
-            assert_eq!(take(&mut attempt).text.trim_end(), "a = 1\nb = 2");
+            // Without a fence, no code is certain before the end.
+            for begun in ["```python\na = 1\nb ", "a = 1\nb "] {
+                let mut attempt = attempt(0);
+                let _ = attempt.handle_event(token(begun), None, Moment::ZERO);
+                let _ = attempt.handle_event(end.clone(), None, Moment::ZERO);
+                assert_eq!(take(&mut attempt).text.trim_end(), "a = 1\nb = 2");
+            }
         }
     }
 
