@@ -310,6 +310,41 @@ fn the_metrics_do_not_hold_the_loop() {
     }
 }
 
+/// Questions that all come in one frame: those with the longest responses, and the most of them.
+#[test]
+fn a_dialogue_about_the_schema_does_not_hold_the_loop() {
+    let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    // `file_containing_symbol`.
+    for symbol in ["AutoGLMService", "grpc.health.v1.Health", ""] {
+        let question = [&[0x22, symbol.len() as u8][..], symbol.as_bytes()].concat();
+        let message = [&[0, 0, 0, 0, question.len() as u8][..], &question].concat();
+        let questions = message.repeat(16_000 / message.len());
+        let bytes = [preface(), call(1, path, &[]), frame(0, 0, 1, &questions)].concat();
+        let mut stage = Stage::new(|_| {});
+        let wire = stage.connect();
+        let (spent, answers) = cost(&mut stage, wire, bytes);
+        assert!(answers.len() > 10_000, "{}", answers.len());
+        assert_short(spent, &format!("questions about `{symbol}`"));
+    }
+}
+
+/// The listings are compressed once for each reactor, with an effort that many responses share.
+#[test]
+fn the_first_of_many_equal_responses_does_not_hold_the_loop() {
+    for path in ["/", "/api/v1/languages", "/api/v1/models"] {
+        for coding in ["br", "zstd", "gzip"] {
+            let mut stage = Stage::new(|_| {});
+            let wire = stage.connect();
+            let head = format!(
+                "GET {path} HTTP/1.1\r\nhost: localhost\r\naccept-encoding: {coding}\r\n\r\n"
+            );
+            let (spent, answer) = cost(&mut stage, wire, head);
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert_short(spent, &format!("{path} in {coding}"));
+        }
+    }
+}
+
 // ---- clients without a key ----
 
 fn with_keys() -> Stage {
