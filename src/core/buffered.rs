@@ -25,7 +25,8 @@
 //! # What the bound promises
 //!
 //! While the account is at its bound, no request begins or goes on to wait for its rest, no share
-//! grows, and a connection whose output waits is not read. It may exceed the bound by
+//! grows, nothing is read from the store or the cache for a response, and a connection whose output
+//! waits is not read. It may exceed the bound by
 //!
 //!  * `limits::BUFFERED_STEP_BYTES` for each reactor, which the others do not see yet, and what one
 //!    connection takes in before it is counted again: one pump, `READS_PER_PUMP_MAX` reads of
@@ -134,6 +135,11 @@ impl Account {
             Claim::Keyed => bound,
             Claim::Anonymous => percent(bound, limits::BUFFERED_ANONYMOUS_PERCENT),
         }
+    }
+
+    /// Returns whether there is room for the response to a request, whose size is not known yet.
+    pub fn has_room(&self, claim: Claim) -> bool {
+        self.held() < self.threshold(claim)
     }
 
     /// Returns the bytes that the incomplete bodies of one key may have.

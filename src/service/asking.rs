@@ -19,11 +19,13 @@
 //! the daemon ends, is not asked any more, unless the store is at it already.
 //!
 //! Mutations that tests catch: a task without its reply in `Drop` (a client waits until its
-//! deadline), `is_wanted` that is always true, a deadline that is never looked at.
+//! deadline), `is_wanted` that is always true, a deadline that is never looked at, a
+//! question without its look at the memory.
 
 use std::sync::Arc;
 
 use crate::core::Moment;
+use crate::core::buffered::Claim;
 use crate::error::{ApiError, ErrorCode};
 use crate::jobs::{Acceptance, Candidate, JobId};
 use crate::limits::service as limits;
@@ -31,7 +33,7 @@ use crate::offload::{CancelReason, JobKey, Ticket};
 use crate::store::requests::Full;
 use crate::store::{Store, StoreError, StoreTask};
 
-use super::call::Call;
+use super::call::{Call, buffers_full};
 use super::completion::{Completion, Reply};
 use super::desk::{Desk, Flow, Wire};
 use super::question::{Answered, Question};
@@ -68,6 +70,10 @@ pub fn begin(
     question: Box<dyn Question>,
     wire: &mut Wire<'_>,
 ) -> Option<Asking> {
+    if !has_room(desk, &call) {
+        desk.fail(&call, &buffers_full(), wire);
+        return None;
+    }
     let task = AskTask {
         question: Some(question),
         key,
@@ -84,6 +90,13 @@ pub fn begin(
         call,
         ticket,
     })
+}
+
+/// Returns whether there is memory for a response of the store, which may be long: a client that
+/// reads slowly may ask for many of them.
+pub fn has_room(desk: &Desk, call: &Call) -> bool {
+    let claim = Claim::of(call.caller.is_some());
+    desk.parts.buffered.has_room(claim)
 }
 
 /// Sends the response of a question that came back.

@@ -17,6 +17,7 @@ use crate::engine::{CacheMode, Sampling, Served, Verdict};
 use crate::error::{ApiError, ErrorCode};
 use crate::http::negotiate::MediaType;
 use crate::limits::cache as limits;
+use crate::service::asking::has_room;
 use crate::service::call::{Call, Incoming, Reuse};
 use crate::service::desk::{Desk, Parts, Wire};
 use crate::service::dialect::{Generation, Whole};
@@ -73,7 +74,8 @@ pub fn respond(
     let Some(key) = desk.digest_key() else {
         return Some(Keeping::Undecided(None));
     };
-    if !is_looked_up(desk, call, &incoming.body) {
+    // Without memory for a response it is refused as a job.
+    if !is_looked_up(desk, call, &incoming.body) || !has_room(desk, call) {
         return Some(Keeping::Undecided(None));
     }
     let fields = query::value(incoming.request, Parameter::Fields);

@@ -1,6 +1,7 @@
 //! Records of generations, and requests that wait for the store.
 
 use super::*;
+use crate::core::buffered::Claim;
 use crate::engine::{FailReason, Failed, GenerationId, Origin, Verdict};
 use crate::limits::store as store_limits;
 use crate::store::interface::generations::{GenerationRecord, Generations as _, Status};
@@ -287,6 +288,43 @@ fn a_page_of_long_texts_ends_early_and_the_next_one_goes_on() {
     }
     assert_eq!(listed, expected);
     assert_eq!(lengths, [2, 1, 1, 3]);
+}
+
+/// A key may ask for long responses and read them slowly, on more and more connections.
+///
+/// Mutations: `has_room` that is true; one that is asked by one kind of request alone.
+#[test]
+fn no_response_is_fetched_once_all_memory_is_used_up() {
+    let mut bench = Bench::with(|config| config.cache.enabled = true);
+    let generation = Sent::generate(BODY);
+    let (mut reply, mut exchange) = bench.start(&generation);
+    let _ = bench.event(&mut exchange, done(FENCED), &mut reply);
+    drop(exchange);
+    assert_eq!(bench.ask(&generation).field("x-cache"), Some("hit"));
+    let account = bench.service.buffered().clone();
+    account.set_bound(1_000);
+    let mut other = account.share(Claim::Keyed);
+    other.resize(999).unwrap();
+    let job = "/api/v1/jobs/job_00000000-0001-7000-8000-000000000000";
+    let events = format!("{job}/events");
+    let sent = ["/api/v1/generations", "/api/v1/jobs", job, &events].map(get);
+    for sent in &sent {
+        let (_, exchange) = bench.start(sent);
+        drop((exchange, task(&bench)));
+        bench.replies.take();
+    }
+    other.resize(1_000).unwrap();
+    for sent in sent.iter().chain([&generation]) {
+        let reply = bench.ask(sent);
+        assert_eq!(
+            (reply.status, reply.error().as_str()),
+            (503, "buffers_full"),
+            "{sent:?}"
+        );
+    }
+    assert_eq!(bench.store.waiting(), 0);
+    drop(other);
+    assert_eq!(bench.ask(&generation).field("x-cache"), Some("hit"));
 }
 
 #[test]

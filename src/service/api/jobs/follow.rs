@@ -31,8 +31,8 @@ use crate::runner::{Crowded, Follower};
 use crate::service::api::grpc::dialect::{Grpc, end_without_messages};
 use crate::service::api::grpc::health::expired;
 use crate::service::api::native::error::ErrorBody;
-use crate::service::asking::{deadline_of, draining, late};
-use crate::service::call::{Call, Incoming};
+use crate::service::asking::{deadline_of, draining, has_room, late};
+use crate::service::call::{Call, Incoming, buffers_full};
 use crate::service::desk::{Desk, Flow, Wire};
 use crate::service::dialect::Dialect;
 use crate::service::found::{Batch, Found, StoreReply};
@@ -111,6 +111,9 @@ pub fn begin(
     wire: &mut Wire<'_>,
 ) -> Option<Following> {
     let registered = place.and_then(|(id, after)| {
+        if !has_room(desk, &call) {
+            return Err(buffers_full());
+        }
         let follower = register(desk, &call, id, key)?;
         Ok((id, after, follower))
     });
