@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::http::origin::{HostText, split_port};
 use crate::limits::config as limits;
 use crate::limits::http as http_limits;
 
@@ -218,26 +219,17 @@ fn list(text: &str, port: u16) -> Result<Vec<RedisHost>, Wrong> {
 }
 
 fn host(text: &str, default_port: u16) -> Option<RedisHost> {
-    let (name, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (name, port) = rest.split_once(']')?;
-            name.parse::<std::net::Ipv6Addr>().ok()?;
-            (name, port)
-        }
-        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    let (name, port) = split_port(text).ok()?;
+    let name = match name {
+        HostText::V6(address) => address.to_string(),
+        HostText::Plain(name) => name.to_owned(),
     };
+    // A name may end with a dot here, unlike in a URL of HTTP: it comes from the operator.
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    let is_good =
-        (1..=http_limits::HOST_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_name);
-    let port = match port.strip_prefix(':') {
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
-        Some(_) => return None,
-        None if port.is_empty() => default_port,
-        None => return None,
-    };
-    (is_good && port != 0).then(|| RedisHost {
-        name: name.to_owned(),
-        port,
+    let lengths = 1..=http_limits::HOST_NAME_BYTES_MAX;
+    (lengths.contains(&name.len()) && name.bytes().all(is_name)).then(|| RedisHost {
+        name,
+        port: port.unwrap_or(default_port),
     })
 }
 
@@ -261,6 +253,10 @@ mod tests {
             let url = RedisUrl::parse(text).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(url.to_string(), text);
         }
+        let url = RedisUrl::parse("redis://[2001:DB8::0:1]").unwrap();
+        assert_eq!(url.to_string(), "redis://[2001:db8::1]:6379");
+        let url = RedisUrl::parse("redis://redis.svc.").unwrap();
+        assert_eq!(url.to_string(), "redis://redis.svc.:6379");
         let short = RedisUrl::parse("redis+sentinel://a,b/m").unwrap();
         assert_eq!(short.to_string(), "redis+sentinel://a:26379,b:26379/m");
         assert_eq!(RedisUrl::parse(""), None);
@@ -282,6 +278,10 @@ mod tests {
             ("redis://a:0", Wrong::Host),
             ("redis://a:70000", Wrong::Host),
             ("redis://[::1:6379", Wrong::Host),
+            ("redis://[::1]6379", Wrong::Host),
+            ("redis://[a]:6379", Wrong::Host),
+            ("redis://a:+1", Wrong::Host),
+            ("redis://a:1:2", Wrong::Host),
             ("redis://a b", Wrong::Host),
             ("redis+cluster://a,,b", Wrong::Host),
             ("redis+sentinel:///m", Wrong::Host),

@@ -76,23 +76,12 @@ impl Origin {
         if authority.contains('@') {
             return Err(BadUrl::UserInformation);
         }
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(bracketed) => {
-                let (address, port) = bracketed.split_once(']').ok_or(BadUrl::Host)?;
-                let address: Ipv6Addr = address.parse().map_err(|_| BadUrl::Host)?;
-                (Host::Address(address.into()), port)
-            }
-            None => {
-                let end = authority.find(':').unwrap_or(authority.len());
-                let (host, port) = authority.split_at(end);
-                (parse_host(host).ok_or(BadUrl::Host)?, port)
-            }
+        let (host, port) = split_port(authority)?;
+        let host = match host {
+            HostText::V6(address) => Host::Address(address.into()),
+            HostText::Plain(text) => parse_host(text).ok_or(BadUrl::Host)?,
         };
-        let port = match port.strip_prefix(':') {
-            None if port.is_empty() => usual_port,
-            Some(digits) => parse_port(digits).ok_or(BadUrl::Port)?,
-            None => return Err(BadUrl::Host),
-        };
+        let port = port.unwrap_or(usual_port);
         let target = parse_target(target).ok_or(BadUrl::Target)?;
         Ok((Origin { scheme, host, port }, target))
     }
@@ -117,6 +106,37 @@ impl fmt::Display for Host {
             Host::Address(IpAddr::V4(address)) => write!(f, "{address}"),
             Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
         }
+    }
+}
+
+/// The host of an authority, before its name is looked at.
+pub enum HostText<'a> {
+    /// It was in brackets.
+    V6(Ipv6Addr),
+    Plain(&'a str),
+}
+
+/// Splits `HOST`, `HOST:PORT` or `[ADDRESS]:PORT`.
+pub fn split_port(authority: &str) -> Result<(HostText<'_>, Option<u16>), BadUrl> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(bracketed) => {
+            let (address, port) = bracketed.split_once(']').ok_or(BadUrl::Host)?;
+            let address = address.parse().map_err(|_| BadUrl::Host)?;
+            (HostText::V6(address), port)
+        }
+        None => {
+            let end = authority.find(':').unwrap_or(authority.len());
+            let (host, port) = authority.split_at(end);
+            (HostText::Plain(host), port)
+        }
+    };
+    match port.strip_prefix(':') {
+        None if port.is_empty() => Ok((host, None)),
+        None => Err(BadUrl::Host),
+        Some(digits) => match parse_port(digits) {
+            None => Err(BadUrl::Port),
+            port => Ok((host, port)),
+        },
     }
 }
 
