@@ -344,11 +344,19 @@ fn a_silent_name_server_holds_up_its_own_keys_callbacks_alone() {
             while collector.requests.try_recv().is_ok() {}
             (0..3).for_each(|_| collector.next());
             assert_eq!(names.silent_names(), others - 1, "each has its share alone");
+            // Now and then a push has another one.
+            eventually("all of them are in the metrics", || {
+                let metrics = daemon.metrics();
+                let busy = metrics.value("autoglmd_resolver_threads_busy");
+                let waiting = metrics.value("autoglmd_resolver_names_waiting");
+                (busy == (others - 1) as f64 && waiting == (2 * 8 - (others - 1)) as f64)
+                    .then_some(())
+            });
         },
     );
 }
 
-/// Mutation: `set_resolver_options` left out.
+/// Mutations: `set_resolver_options` left out; `EAI_AGAIN` taken for a name that does not exist.
 #[test]
 fn a_look_up_of_a_silent_name_server_ends_soon() {
     inside("a_look_up_of_a_silent_name_server_ends_soon", || {
@@ -367,6 +375,10 @@ fn a_look_up_of_a_silent_name_server_ends_soon() {
             let asked = names.silent().len();
             assert_eq!(asked - before, expected, "questions");
             before = asked;
+            let silent = [("outcome", "no_response")];
+            let look_ups = daemon.metrics();
+            let look_ups = look_ups.sum("autoglmd_resolver_look_ups_total", &silent);
+            assert_eq!(look_ups, 1.0);
         }
     });
 }
@@ -390,6 +402,12 @@ fn a_name_leads_to_no_address_that_is_not_public() {
             let url = format!("http://{name}:{}/", receiver.port);
             let id = submit(&daemon, daemon.key(), &url);
             assert_eq!(ended(&daemon, daemon.key(), &id)["error"], error, "{name}");
+        }
+        let metrics = daemon.metrics();
+        for (outcome, expected) in [("found", 3.0), ("not_found", 1.0), ("no_response", 0.0)] {
+            let labels = [("outcome", outcome)];
+            let look_ups = metrics.sum("autoglmd_resolver_look_ups_total", &labels);
+            assert_eq!(look_ups, expected, "{outcome}");
         }
         assert!(receiver.requests.try_recv().is_err(), "it was reached");
     });

@@ -1,4 +1,5 @@
-//! The workers' series in `/metrics`: their own numbers, copied at each scrape.
+//! The series in `/metrics` of the workers, whose own numbers are copied at each scrape, and of the
+//! resolver of names, which counts as it goes.
 
 use std::sync::atomic::Ordering;
 
@@ -51,6 +52,59 @@ impl Outcome {
 }
 
 crate::label!(Outcome, as_str, Outcome::ALL, 0);
+
+crate::families! {
+    /// The names that the daemon looks up for its own requests.
+    pub struct ResolverSeries {
+        /// Names that wait for a thread of the resolver.
+        waiting: Gauge = "resolver_names_waiting", "autoglmd.resolver.name.waiting";
+        /// Threads of the resolver that look up a name.
+        busy: Gauge = "resolver_threads_busy", "autoglmd.resolver.thread.busy";
+        /// Look-ups of names, by their outcome.
+        look_ups: Counter = "resolver_look_ups" [ outcome: LookUpOutcome ],
+            "autoglmd.resolver.look_up";
+    }
+}
+
+/// How a look-up ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookUpOutcome {
+    Found,
+    /// The name does not exist, or has no address.
+    NotFound,
+    /// No name server responded in time, or one of them has a fault of its own.
+    NoResponse,
+    /// The system could not ask.
+    Failed,
+    /// Nothing waited for it any more before it began.
+    Withdrawn,
+    /// No place was left for its tenant.
+    Refused,
+}
+
+impl LookUpOutcome {
+    pub(super) const ALL: [LookUpOutcome; 6] = [
+        LookUpOutcome::Found,
+        LookUpOutcome::NotFound,
+        LookUpOutcome::NoResponse,
+        LookUpOutcome::Failed,
+        LookUpOutcome::Withdrawn,
+        LookUpOutcome::Refused,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            LookUpOutcome::Found => "found",
+            LookUpOutcome::NotFound => "not_found",
+            LookUpOutcome::NoResponse => "no_response",
+            LookUpOutcome::Failed => "failed",
+            LookUpOutcome::Withdrawn => "withdrawn",
+            LookUpOutcome::Refused => "refused",
+        }
+    }
+}
+
+crate::label!(LookUpOutcome, as_str, LookUpOutcome::ALL, 0);
 
 impl WorkerSeries {
     /// Copies the workers' numbers, before the registry is encoded.

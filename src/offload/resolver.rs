@@ -26,24 +26,28 @@
 //!  1. Each question that was admitted has one result, also if its look-up panics or the pool
 //!     closes. One that its asker has dropped has none, and is not looked up for its own sake.
 //!  2. A name that a tenant asks for is open as long as its task is admitted and has no result.
+//!  3. Each task is counted once, by its outcome, and in a gauge while it waits or runs.
 //!
 //! Mutations that the tests catch: a look-up without its drop, `is_wanted` that is true, `ask` that
-//! never joins, one that joins the questions of all tenants, a pool without shares.
+//! never joins, one that joins the questions of all tenants, a pool without shares, a task that
+//! stays in its gauge.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::OWN_TENANT;
 use super::fair_queue::Bounds;
+use super::metrics::{LookUpOutcome, ResolverSeries};
 use super::shares::Shares;
-use super::workers::{Task, Workers};
+use super::workers::{Full, Task, Workers};
 use crate::limits::outbound as limits;
+use crate::os::names::NoAddress;
+use crate::telemetry::metrics::Gauge;
 
 /// Looks up a name, and waits for the result: the system's resolver, or one of a test's own.
-pub type LookUp = fn(&str) -> io::Result<Vec<IpAddr>>;
+pub type LookUp = fn(&str) -> Result<Vec<IpAddr>, NoAddress>;
 
 /// The addresses of a name; none if there are none, or no server knew them in time.
 pub type Addresses = Vec<IpAddr>;
@@ -54,6 +58,7 @@ pub struct Resolver {
     threads: Arc<Workers>,
     open: Arc<Open>,
     look_up: LookUp,
+    series: Arc<ResolverSeries>,
 }
 
 /// Keeps a question alive: dropping it withdraws the question.
@@ -77,10 +82,18 @@ struct Search {
     name: Arc<str>,
     look_up: LookUp,
     open: Arc<Open>,
+    series: Arc<ResolverSeries>,
+    /// Until it runs.
+    waits: Option<Counted>,
+    outcome: LookUpOutcome,
+    found: Addresses,
 }
 
+/// One in a gauge, as long as it lives.
+struct Counted(Gauge);
+
 impl Resolver {
-    pub fn new(look_up: LookUp) -> Resolver {
+    pub fn new(look_up: LookUp, series: Arc<ResolverSeries>) -> Resolver {
         let bounds = Bounds {
             items: limits::WAITING_NAMES_MAX,
             bytes: limits::WAITING_NAMES_MAX as u64,
@@ -92,6 +105,7 @@ impl Resolver {
             threads: Arc::new(Workers::sharing(bounds, Some(shares))),
             open: Arc::default(),
             look_up,
+            series,
         }
     }
 
@@ -128,6 +142,10 @@ impl Resolver {
             name: entry.key().1.clone(),
             look_up: self.look_up,
             open: self.open.clone(),
+            series: self.series.clone(),
+            waits: Some(Counted::new(&self.series.waiting)),
+            outcome: LookUpOutcome::Withdrawn,
+            found: Addresses::new(),
         };
         // The pool drops no task while it holds a lock, and this one comes back if it is full: so
         // the two locks are never taken the other way round.
@@ -136,11 +154,12 @@ impl Resolver {
                 entry.insert(vec![question]);
                 Some(asked)
             }
-            Err(full) => {
+            Err(Full(mut search)) => {
                 drop(entry);
                 drop(open);
+                search.outcome = LookUpOutcome::Refused;
                 // Its drop looks for questions.
-                drop(full);
+                drop(search);
                 None
             }
         }
@@ -173,15 +192,6 @@ impl Question {
     }
 }
 
-impl Search {
-    fn answer(&self, found: &Addresses) {
-        let questions = self.open.take(self, |_| false).into_iter();
-        for question in questions.filter(Question::is_wanted) {
-            (question.answer)(found.clone());
-        }
-    }
-}
-
 impl Task for Search {
     /// Closes the name if it is not wanted, under the lock: a question that comes now must not join
     /// a task that is about to be dropped.
@@ -190,35 +200,63 @@ impl Task for Search {
         self.open.take(self, wanted).is_empty()
     }
 
-    fn run(self: Box<Self>) {
-        let found = (self.look_up)(&self.name).unwrap_or_default();
-        self.answer(&found);
+    /// Its drop answers.
+    fn run(mut self: Box<Self>) {
+        self.waits = None;
+        let _runs = Counted::new(&self.series.busy);
+        // If it panics.
+        self.outcome = LookUpOutcome::Failed;
+        let found = (self.look_up)(&self.name);
+        self.outcome = match &found {
+            Ok(found) if found.is_empty() => LookUpOutcome::NotFound,
+            Ok(_) => LookUpOutcome::Found,
+            Err(NoAddress::NotFound) => LookUpOutcome::NotFound,
+            Err(NoAddress::NoResponse) => LookUpOutcome::NoResponse,
+            Err(NoAddress::Failed) => LookUpOutcome::Failed,
+        };
+        self.found = found.unwrap_or_default();
     }
 }
 
 impl Drop for Search {
-    /// Finds no question after a run.
+    /// Counts before it answers, so that an asker that looks finds its own look-up.
     fn drop(&mut self) {
-        self.answer(&Vec::new());
+        self.waits = None;
+        self.series.look_ups.get(self.outcome).inc();
+        let questions = self.open.take(self, |_| false).into_iter();
+        for question in questions.filter(Question::is_wanted) {
+            (question.answer)(self.found.clone());
+        }
     }
 }
 
-/// Asks the system's resolver: files, DNS, and whatever else nsswitch.conf(5) names.
-pub fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
-    let found = (name, 0).to_socket_addrs()?;
-    Ok(found.map(|address| address.ip()).collect())
+impl Counted {
+    fn new(gauge: &Gauge) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Metrics;
     use std::sync::mpsc::{self, Receiver, Sender};
 
-    fn known(name: &str) -> io::Result<Vec<IpAddr>> {
+    fn known(name: &str) -> Result<Vec<IpAddr>, NoAddress> {
         assert_ne!(name, "broken", "as the test wants it");
         match name {
             "here" => Ok(vec![[127, 0, 0, 1].into()]),
-            _ => Err(io::ErrorKind::NotFound.into()),
+            "silent" => Err(NoAddress::NoResponse),
+            "unasked" => Err(NoAddress::Failed),
+            "empty" => Ok(Vec::new()),
+            _ => Err(NoAddress::NotFound),
         }
     }
 
@@ -237,7 +275,7 @@ mod tests {
         fn new() -> Bench {
             let (sender, results) = mpsc::channel();
             Bench {
-                resolver: Resolver::new(known),
+                resolver: Resolver::new(known, Metrics::new("echo").series()),
                 sender,
                 results,
                 asked: 0,
@@ -261,6 +299,30 @@ mod tests {
         fn is_empty(&self) -> bool {
             self.resolver.open.lock().is_empty()
         }
+    }
+
+    /// Mutations: an outcome that is not counted, or taken for another one; a gauge that a task
+    /// does not leave.
+    #[test]
+    fn each_look_up_is_counted_once_by_its_outcome() {
+        let mut bench = Bench::new();
+        let series = bench.resolver.series.clone();
+        let threads = bench.resolver.threads().clone();
+        let names = ["here", "nowhere", "empty", "silent", "unasked", "broken"];
+        let asked = names.map(|name| bench.ask(1, name).expect("room"));
+        let joined = bench.ask(1, "here");
+        drop(bench.ask(1, "withdrawn"));
+        let gauges = || (series.waiting.get(), series.busy.get());
+        assert_eq!(gauges(), (7, 0));
+        assert!(threads.run_one());
+        assert_eq!(gauges(), (6, 0));
+        while threads.run_one() {}
+        threads.close();
+        assert!(bench.ask(1, "refused").is_none());
+        assert_eq!(gauges(), (0, 0));
+        let counts = LookUpOutcome::ALL.map(|outcome| series.look_ups.get(outcome).get());
+        assert_eq!(counts, [1, 2, 1, 2, 1, 1]);
+        drop((asked, joined));
     }
 
     #[test]
@@ -350,14 +412,5 @@ mod tests {
         assert!(bench.ask(2, "here").is_some(), "another one has a place");
         assert_eq!(bench.resolver.open.lock().len(), half + 1);
         assert!(bench.results().is_empty(), "a refusal is known at once");
-    }
-
-    #[test]
-    fn the_system_knows_this_machine() {
-        let found = look_up("localhost").expect("a name of this machine");
-        assert!(
-            found.iter().all(IpAddr::is_loopback) && !found.is_empty(),
-            "{found:?}"
-        );
     }
 }

@@ -8,6 +8,7 @@ mod cgroup;
 pub mod epoll;
 pub mod file;
 pub mod memory;
+pub mod names;
 pub mod namespace;
 pub mod notify;
 pub mod process;

@@ -126,9 +126,10 @@ mod tests {
     use crate::core::glitch::Glitch;
     use crate::engine::Verdict;
     use crate::engine::metrics::EngineSeries;
-    use crate::offload::metrics::WorkerSeries;
+    use crate::offload::metrics::{ResolverSeries, WorkerSeries};
     use crate::reactor::close_reason::CloseReason;
     use crate::reactor::metrics::{HandshakeOutcome, Part, ReactorSeries, TlsRefusal};
+    use crate::reactor::outbound::metrics::OutboundSeries;
     use crate::redis::metrics::RedisSeries;
     use crate::service::metrics::ServiceSeries;
     use crate::service::{CompressionSeries, Route};
@@ -144,6 +145,8 @@ mod tests {
         metrics.register_collector(Box::new(collector));
         metrics.series::<EngineSeries>();
         metrics.series::<WorkerSeries>();
+        metrics.series::<ResolverSeries>();
+        metrics.series::<OutboundSeries>();
         metrics.series::<RedisSeries>();
         metrics.series::<BusSeries>();
         metrics.series::<SharedSeries>();
@@ -243,6 +246,8 @@ mod tests {
         let tables = [
             EngineSeries::ROWS,
             WorkerSeries::ROWS,
+            ResolverSeries::ROWS,
+            OutboundSeries::ROWS,
             RedisSeries::ROWS,
             BusSeries::ROWS,
             SharedSeries::ROWS,

@@ -13,7 +13,8 @@ use crate::console::exit;
 use crate::limits::outbound as limits;
 use crate::offload::Workers;
 use crate::offload::fetch::Fetcher;
-use crate::offload::resolver::{Resolver, look_up};
+use crate::offload::resolver::Resolver;
+use crate::os::names::look_up;
 use crate::os::process::thread_cpu_time;
 use crate::reactor::message::Mailboxes;
 use crate::reactor::outbound;
@@ -33,7 +34,7 @@ impl Part for OutboundThreads {
         let mailboxes = birth.spawner.as_ref().map(|spawner| spawner.mailboxes());
         let door = Arc::new(Mailboxes(mailboxes.unwrap_or_default()));
         birth.fetcher = Some(Fetcher::new(door));
-        let resolver = Resolver::new(look_up);
+        let resolver = Resolver::new(look_up, birth.metrics.series());
         let mut part = OutboundThreads {
             resolver: resolver.threads().clone(),
             threads: Vec::new(),

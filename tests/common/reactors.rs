@@ -14,7 +14,8 @@ use autoglmd::engine::{Engine, Gauges, Job, ModelInfo, Refused, State};
 use autoglmd::keys::KeyRing;
 use autoglmd::offload::fetch::Fetcher;
 use autoglmd::offload::mailbox::mailbox;
-use autoglmd::offload::resolver::{Resolver, look_up};
+use autoglmd::offload::resolver::Resolver;
+use autoglmd::os::names::look_up;
 use autoglmd::os::process::thread_cpu_time;
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
@@ -105,7 +106,7 @@ impl Reactors {
         let fetcher = Fetcher::new(mailboxes.clone());
         let service = service_parts(engine, mailboxes);
         let places = Arc::new(Places::new(CONNECTIONS_MAX));
-        let resolver = Resolver::new(look_up);
+        let resolver = Resolver::new(look_up, service.metrics.series());
         let outbound = outbound::Parts {
             resolver: resolver.clone(),
             connector: Arc::new(connector),

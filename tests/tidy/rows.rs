@@ -18,7 +18,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("grpc", &["limits", "error", "http"]),
     ("os", &["limits"]),
     ("telemetry", &["limits", "core", "os"]),
-    ("offload", &["limits", "core", "http", "telemetry"]),
+    ("offload", &["limits", "core", "http", "os", "telemetry"]),
     (
         "engine",
         &["error", "limits", "core", "os", "telemetry", "offload"],

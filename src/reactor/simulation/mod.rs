@@ -225,7 +225,7 @@ impl Daemon {
         };
         let places = Arc::new(Places::new(max_connections));
         let outbound = outbound::Parts {
-            resolver: Resolver::new(servers::look_up),
+            resolver: Resolver::new(servers::look_up, metrics.series()),
             connector: testing::connector(),
             sockets_most: servers::SOCKETS_MOST,
         };

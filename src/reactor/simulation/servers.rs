@@ -12,6 +12,7 @@ use super::system::{Network, Wire};
 use crate::core::output::OutputQueue;
 use crate::core::pool::BufferPool;
 use crate::limits::tls as tls_limits;
+use crate::os::names::NoAddress;
 use crate::tls::{Session, testing};
 
 /// Sockets that one reactor of a simulated daemon may open: fewer than there are fetches.
@@ -77,7 +78,7 @@ pub const NAMES: [&str; 12] = [
 ];
 
 /// Resolves them.
-pub fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+pub fn look_up(name: &str) -> Result<Vec<IpAddr>, NoAddress> {
     let one = |manner: Manner| Ok(vec![manner.address()]);
     let broken_v6: IpAddr = [0x2600, 0, 0, 0, 0, 0, 0, Manner::Silent as u16].into();
     match name {
@@ -94,7 +95,7 @@ pub fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
         "families.test" => Ok(vec![broken_v6, Manner::Good.address()]),
         // The private one must never be tried, whatever stands beside it.
         "private.test" => Ok(vec![[10, 0, 0, 1].into(), [169, 254, 169, 254].into()]),
-        _ => Err(io::ErrorKind::NotFound.into()),
+        _ => Err(NoAddress::NotFound),
     }
 }
 
