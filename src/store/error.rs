@@ -112,7 +112,9 @@ impl StoreError {
                 }
                 Fault::Full => Some("free space on its disk, or raise store.max_size"),
                 Fault::Empty => Some("a daemon creates the tables when it starts"),
-                Fault::Damaged => Some("put a backup in its place"),
+                Fault::Damaged => {
+                    Some("put a backup in its place, or name another folder with --state-dir")
+                }
                 Fault::Unreachable | Fault::Denied => {
                     Some("see `store` in the configuration: `autoglmd check --show`")
                 }
