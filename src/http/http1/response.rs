@@ -87,8 +87,9 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
     };
     // The parser sets the status whenever it reports a complete head.
     let status = response.code.unwrap_or(0);
-    // HTTP/1.1 keeps a connection unless a party declines, HTTP/1.0 only if both ask for it.
-    let mut keeps_alive = response.version == Some(1);
+    // HTTP/1.1 keeps a connection unless a party declines, HTTP/1.0 only if both ask for it. The
+    // word `close` wins, in whichever of several fields it is (RFC 9112, section 9.3).
+    let (mut asks_to_stay, mut closes) = (response.version == Some(1), false);
     let (mut content_type, mut content_length, mut is_chunked) = (String::new(), None, false);
     for field in response.headers.iter() {
         let value = str::from_utf8(field.value).unwrap_or("").trim();
@@ -113,7 +114,8 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
                     .split(',')
                     .any(|it| it.trim().eq_ignore_ascii_case(wanted))
             };
-            keeps_alive = !has("close") && (keeps_alive || has("keep-alive"));
+            asks_to_stay |= has("keep-alive");
+            closes |= has("close");
         }
     }
     let framing = framing(status, content_length, is_chunked)?;
@@ -121,7 +123,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
         status,
         content_type,
         framing,
-        keeps_alive: keeps_alive && framing != Framing::UntilClose,
+        keeps_alive: asks_to_stay && !closes && framing != Framing::UntilClose,
         len,
     }))
 }
@@ -185,7 +187,8 @@ mod tests {
         assert_eq!(head.content_type, "application/json");
     }
 
-    /// Mutation that this test catches: `keeps_alive` without its version.
+    /// Mutations that this test catches: `keeps_alive` without its version; a field that forgets
+    /// those before it.
     #[test]
     fn a_connection_goes_on_only_if_both_sides_know_it() {
         for (head, goes_on) in [
@@ -197,6 +200,14 @@ mod tests {
             ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: x, close",
+                false,
+            ),
+            (
+                "HTTP/1.1 204 No\r\nconnection: close\r\nconnection: keep-alive",
+                false,
+            ),
+            (
+                "HTTP/1.1 204 No\r\nconnection: keep-alive\r\nconnection: close",
                 false,
             ),
             ("HTTP/1.1 200 OK", false),
