@@ -459,8 +459,9 @@ schema! {
         max_queued: u32 = 10_000, number(limits::QUEUED_JOBS), Reload;
         /// Unfinished jobs of one key.
         max_queued_per_key: u32 = 1_000, number(limits::QUEUED_JOBS), Reload;
-        /// Size of all jobs in the store: requests, results and events. One key's jobs may take a
-        /// quarter of it. With SQLite at most half of the database's part of `store.max_size`.
+        /// Size of all jobs in the store: requests, results and events, with their
+        /// `Idempotency-Key` and callback. One key's jobs may take a quarter of it. With SQLite at
+        /// most half of the database's part of `store.max_size`.
         max_size: usize = 256 * MIB, size(limits::JOBS_BYTES), Reload;
         /// Jobs that this daemon runs at once. They share what other requests leave of the engine,
         /// and have a minimum share of it.

@@ -8,7 +8,6 @@ pub struct Candidate {
     /// With a URL for its callback, its key needs a secret that signs it.
     pub job: NewJob,
     pub bounds: Bounds,
-    pub idempotency: Option<Idempotency>,
 }
 
 /// How much the store takes.
@@ -17,17 +16,8 @@ pub struct Bounds {
     /// Unfinished jobs.
     pub jobs: u64,
     pub jobs_of_key: u64,
-    /// Of all requests, results and events.
+    /// Of all requests, results, events and keys of idempotency.
     pub bytes: u64,
-}
-
-/// The key of a request with `Idempotency-Key`.
-#[derive(Clone, Debug)]
-pub struct Idempotency {
-    pub key: String,
-    /// Of everything that decides the job.
-    pub digest: [u8; 32],
-    pub expires_at: u64,
 }
 
 /// The job of an earlier request with `Idempotency-Key`.

@@ -26,11 +26,11 @@ pub mod turns;
 pub mod webhook;
 
 pub use crate::core::id::JobId;
-pub use acceptance::{Acceptance, Bound, Bounds, Candidate, Idempotency, RememberedJob};
+pub use acceptance::{Acceptance, Bound, Bounds, Candidate, RememberedJob};
 pub use callback::{Callback, CallbackState, CallbackTerms, Outcome};
 pub use event::{EventId, EventKind, JobEvent};
 pub use life::{Fenced, Life, Opening, State, TakenBack};
-pub use record::{JobRecord, JobSummary, JobTotals, NewJob};
+pub use record::{Idempotency, JobRecord, JobSummary, JobTotals, NewJob};
 pub use request::{Completion, Ending, Failure, File, JobRequest};
 pub use turns::{WaitingKey, next_turns};
 pub use webhook::{SECRET_BYTES, WebhookSecret, signatures};

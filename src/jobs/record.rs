@@ -1,6 +1,7 @@
 //! A job as the store keeps it.
 
 use super::{Callback, JobId, Life, State};
+use crate::limits::jobs as limits;
 
 /// A job on its way into the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,13 +15,33 @@ pub struct NewJob {
     /// A [`JobRequest`](super::JobRequest), as JSON.
     pub request: String,
     pub callback_url: Option<String>,
+    pub idempotency: Option<Idempotency>,
 }
 
 impl NewJob {
-    /// Returns the bytes that a client decides.
+    /// Returns what the job counts: no less than all its rows take, with their places in indexes.
+    /// What it writes while it runs comes on top.
     pub fn bytes(&self) -> u64 {
-        let url = self.callback_url.as_ref().map_or(0, String::len);
-        (self.request.len() + url) as u64
+        let url = self.callback_url.as_ref();
+        let callback = url.map_or(0, |url| limits::CALLBACK_ROW_BYTES + url.len() as u64);
+        let key = self.idempotency.as_ref().map_or(0, Idempotency::bytes);
+        limits::ROW_BYTES + self.request.len() as u64 + callback + key
+    }
+}
+
+/// The key of a request with `Idempotency-Key`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    pub key: String,
+    /// Of everything that decides the job.
+    pub digest: [u8; 32],
+    pub expires_at: u64,
+}
+
+impl Idempotency {
+    /// Returns what the key counts until its job is deleted, also if it expires before.
+    pub fn bytes(&self) -> u64 {
+        limits::IDEMPOTENCY_ROW_BYTES + limits::IDEMPOTENCY_KEY_FACTOR * self.key.len() as u64
     }
 }
 

@@ -5,6 +5,16 @@ use std::time::Duration;
 /// The bytes that a job counts beside its request and result: its row and the indexes' entries.
 pub const ROW_BYTES: u64 = 512;
 
+/// The bytes that a callback counts beside its URL: its row, with the reason of a failure.
+pub const CALLBACK_ROW_BYTES: u64 = 384;
+
+/// The bytes that an `Idempotency-Key` counts beside its text: its row and the indexes' entries.
+pub const IDEMPOTENCY_ROW_BYTES: u64 = 192;
+
+/// How often the text of the key counts: the row and both indexes have it, and the pages of the row
+/// are partly empty, because the keys come in no order.
+pub const IDEMPOTENCY_KEY_FACTOR: u64 = 4;
+
 /// The bytes that an event counts beside its text.
 pub const EVENT_BYTES: u64 = 64;
 

@@ -145,6 +145,7 @@ mod tests {
         };
         store.insert_job(&job).unwrap();
         cancel(store, key_id, id, 10, 89).unwrap();
+            idempotency: None,
         id
     }
 

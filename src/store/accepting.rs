@@ -90,7 +90,7 @@ impl<'a> Round<'a> {
             return Acceptance::Unsigned;
         }
         if let Some(name) = name_of(one)
-            && let Some(idempotency) = &one.idempotency
+            && let Some(idempotency) = &job.idempotency
             && let Some(known) = self.remembered.get(&name)
             && known.expires_at > job.created_at
             // A key means nothing without its job, such as one that an import has left out.
@@ -115,11 +115,11 @@ impl<'a> Round<'a> {
         let own = self.totals.entry(key_of(one)).or_default();
         for totals in [own, &mut self.all] {
             totals.queued += 1;
-            totals.bytes += limits::ROW_BYTES + job.bytes();
+            totals.bytes += job.bytes();
         }
         self.new.push(job);
         if let Some(name) = name_of(one)
-            && let Some(idempotency) = &one.idempotency
+            && let Some(idempotency) = &job.idempotency
         {
             let remembered = RememberedJob {
                 id: job.id,
@@ -149,7 +149,7 @@ impl<'a> Round<'a> {
 
 /// Returns the bound that another job would exceed.
 fn reached(own: &JobTotals, all: &JobTotals, job: &NewJob, bounds: &Bounds) -> Option<Bound> {
-    let bytes = job.bytes() + limits::ROW_BYTES;
+    let bytes = job.bytes();
     if own.unfinished() >= bounds.jobs_of_key {
         return Some(Bound::JobsOfKey);
     }
@@ -167,7 +167,7 @@ fn key_of(one: &Candidate) -> &str {
 }
 
 fn name_of(one: &Candidate) -> Option<IdempotencyKey<'_>> {
-    let idempotency = one.idempotency.as_ref()?;
+    let idempotency = one.job.idempotency.as_ref()?;
     Some((key_of(one), &idempotency.key))
 }
 

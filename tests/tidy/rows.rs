@@ -31,7 +31,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("sandbox", &["limits", "os"]),
     ("keys", &["limits", "core"]),
     ("models", &["limits", "core", "http", "os"]),
-    ("jobs", &["core"]),
+    ("jobs", &["limits", "core"]),
     (
         "store",
         &[

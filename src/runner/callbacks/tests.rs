@@ -88,6 +88,7 @@ impl Bench {
         let mut group = Vec::new();
         if self.requests.waiting() > 0 {
             self.requests.take(&mut group, Duration::ZERO);
+            idempotency: None,
         }
         let any = !group.is_empty();
         for mut task in group {

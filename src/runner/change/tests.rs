@@ -27,6 +27,7 @@ fn new_job(number: u8, key_id: &str) -> NewJob {
         expires_at: 500,
         request: r#"{"prompt":"x"}"#.to_owned(),
         callback_url: None,
+        idempotency: None,
     }
 }
 

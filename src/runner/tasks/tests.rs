@@ -15,6 +15,7 @@ fn new_job(number: u8) -> NewJob {
         expires_at: 5_000,
         request: "{}".to_owned(),
         callback_url: None,
+        idempotency: None,
     }
 }
 

@@ -198,6 +198,7 @@ impl Bench {
             expires_at: WALL_MS.get() + time.as_millis() as u64,
             request: request.to_json(),
             callback_url: None,
+            idempotency: None,
         };
         self.store.insert_job(&job).unwrap();
         id

@@ -32,6 +32,7 @@ impl Desk {
             expires_at: u64::MAX,
             request: "{}".to_owned(),
             callback_url: None,
+            idempotency: None,
         };
         store.insert_job(&job).unwrap();
         claim(&mut store, 1, 1, u64::MAX).unwrap();

@@ -11,6 +11,7 @@ on_each_database!(
     a_retry_gets_the_first_job_and_another_request_a_conflict,
     equal_keys_of_idempotency_in_one_group_make_one_job,
     a_key_of_idempotency_is_free_once_its_job_is_gone,
+    a_key_of_idempotency_and_a_callback_count_with_their_job,
     a_callback_needs_a_secret_of_its_own_key,
 );
 
@@ -35,12 +36,9 @@ fn candidate(number: u8, key_id: &str, bounds: Bounds) -> Candidate {
         expires_at: 500,
         request: r#"{"prompt":"x"}"#.to_owned(),
         callback_url: None,
-    };
-    Candidate {
-        job,
-        bounds,
         idempotency: None,
-    }
+    };
+    Candidate { job, bounds }
 }
 
 fn accept_group(store: &mut dyn Store, group: &[Candidate]) -> Vec<Acceptance> {
@@ -118,7 +116,7 @@ fn the_jobs_of_a_group_count_against_each_other<B: Bed>() {
 fn retry(number: u8, key: &str, created_at: u64, digest: u8) -> Candidate {
     let mut one = candidate(number, key, ROOM);
     one.job.created_at = created_at;
-    one.idempotency = Some(Idempotency {
+    one.job.idempotency = Some(Idempotency {
         key: "once".to_owned(),
         digest: [digest; 32],
         expires_at: 400,
@@ -177,6 +175,40 @@ fn a_key_of_idempotency_is_free_once_its_job_is_gone<B: Bed>() {
         accept_one(store, retry(3, "a", 300, 7)),
         Acceptance::Conflict
     );
+}
+
+/// Mutations: `NewJob::bytes` without the key, or without the row of the callback.
+fn a_key_of_idempotency_and_a_callback_count_with_their_job<B: Bed>() {
+    let bed = B::new();
+    let store = &mut *bed.open();
+    let own = store.create(&crate::store::NewKey::default(), 1).unwrap();
+    let own = own.0.id;
+    assert!(store.rotate_webhook_secret(&own, "secret", 9).unwrap());
+    let url = "https://example.com/done";
+    let one = |number, name_bytes, url: Option<&str>, room| {
+        let mut one = candidate(number, &own, ROOM);
+        one.bounds.bytes = limits::KEY_BYTES_DIVISOR * room;
+        one.job.callback_url = url.map(str::to_owned);
+        one.job.idempotency = Some(Idempotency {
+            key: "k".repeat(name_bytes),
+            digest: [number; 32],
+            expires_at: 400,
+        });
+        one
+    };
+    let least = EACH + limits::IDEMPOTENCY_ROW_BYTES;
+    let with_key = least + 255 * limits::IDEMPOTENCY_KEY_FACTOR;
+    let full = Acceptance::Full(Bound::BytesOfKey);
+    assert_eq!(accept_one(store, one(1, 255, None, with_key - 1)), full);
+    assert!(is_new(&accept_one(store, one(2, 255, None, with_key))));
+    let with_url =
+        least + limits::IDEMPOTENCY_KEY_FACTOR + limits::CALLBACK_ROW_BYTES + url.len() as u64;
+    let both = with_key + with_url;
+    assert_eq!(accept_one(store, one(3, 1, Some(url), both - 1)), full);
+    assert!(is_new(&accept_one(store, one(4, 1, Some(url), both))));
+    assert_eq!(store.job_totals(Some(&own)).unwrap().bytes, both);
+    assert_eq!(store.erase_jobs(&own, 9).unwrap(), 2);
+    assert_eq!(store.job_totals(None).unwrap().bytes, 0);
 }
 
 /// Mutation: `signing_keys` without the secret, or without the revocation.

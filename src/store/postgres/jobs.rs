@@ -74,7 +74,7 @@ impl Jobs for PostgresStore {
                 &texts(|job| &job.key_id),
                 &numbers(|job| job.created_at),
                 &numbers(|job| job.expires_at),
-                &numbers(|job| limits::ROW_BYTES + job.bytes()),
+                &numbers(NewJob::bytes),
                 &urls,
                 &texts(|job| &job.request),
             ],

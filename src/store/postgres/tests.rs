@@ -341,6 +341,7 @@ fn new_job(number: u8, key_id: &str) -> NewJob {
         expires_at: 5_000,
         request: "{}".to_owned(),
         callback_url: None,
+        idempotency: None,
     }
 }
 

@@ -59,13 +59,12 @@ impl Jobs for SqliteStore {
                        callback_url, request) VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7)";
             let mut statement = connection.prepare_cached(sql)?;
             for job in jobs {
-                let bytes = limits::ROW_BYTES + job.bytes();
                 statement.execute(params![
                     job.id.as_bytes(),
                     job.key_id,
                     to_sql(job.created_at),
                     to_sql(job.expires_at),
-                    to_sql(bytes),
+                    to_sql(job.bytes()),
                     job.callback_url,
                     job.request,
                 ])?;

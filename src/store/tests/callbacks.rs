@@ -34,6 +34,7 @@ fn insert(store: &mut dyn Store, number: u8, key_id: &str, url: Option<&str>) {
         expires_at: 5_000,
         request: "{}".to_owned(),
         callback_url: url.map(str::to_owned),
+        idempotency: None,
     };
     store.insert_job(&job).unwrap();
 }

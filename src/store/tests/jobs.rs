@@ -46,6 +46,7 @@ fn new_job(number: u8, key_id: &str) -> NewJob {
         // Bytes are counted, and not characters.
         request: r#"{"prompt":"größer"}"#.to_owned(),
         callback_url: None,
+        idempotency: None,
     }
 }
 

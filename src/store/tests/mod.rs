@@ -292,6 +292,7 @@ pub fn accept_task(
         expires_at: 5_000,
         request: "{}".to_owned(),
         callback_url: None,
+        idempotency: None,
     };
     let bounds = Bounds {
         jobs: 1 << 32,
@@ -299,11 +300,7 @@ pub fn accept_task(
         bytes: 1 << 48,
     };
     AcceptTask {
-        candidate: Candidate {
-            job,
-            bounds,
-            idempotency: None,
-        },
+        candidate: Candidate { job, bounds },
         bytes: 0,
         outcome: None,
         results: results.clone(),

@@ -61,6 +61,7 @@ fn fill(store: &mut dyn Store) {
         expires_at: START + 1,
         callback_url: Some("https://example.com/".to_owned()),
         request: String::new(),
+        idempotency: None,
     };
     store.insert_job(&ended).unwrap();
     let mut life = store.job_life(ended.id).unwrap().unwrap();
@@ -81,6 +82,7 @@ fn fill(store: &mut dyn Store) {
             expires_at: START + 1,
             callback_url: None,
             request: "{\"prompt\":\"x\\u0000\"}".to_owned(),
+            idempotency: None,
         })
         .unwrap();
     store

@@ -247,9 +247,9 @@ impl Accept {
                 expires_at: self.expires_at,
                 request: self.request.to_json(),
                 callback_url: self.callback_url.clone(),
+                idempotency,
             },
             bounds: self.bounds,
-            idempotency,
         }
     }
 

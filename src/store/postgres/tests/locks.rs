@@ -138,7 +138,7 @@ fn named_task(
     results: &Sender<(JobId, Result<Acceptance, String>)>,
 ) -> AcceptTask {
     let mut task = accept_task(number, "key_a", results);
-    task.candidate.idempotency = Some(Idempotency {
+    task.candidate.job.idempotency = Some(Idempotency {
         key: name.to_owned(),
         digest: [7; 32],
         expires_at: 5_000,
