@@ -32,6 +32,7 @@ use crate::leases::Reservation;
 use crate::limits::jobs as limits;
 use crate::offload::{CancelReason, Ticket};
 
+use super::callbacks::Callbacks;
 use super::changes::{Next, Write};
 use super::recording::Recording;
 
@@ -52,6 +53,8 @@ pub struct Attempt {
     charge: Option<Charge>,
     /// `None`: records are off, or it was sent.
     pub recording: Option<Recording>,
+    /// Whether the end of its job is to be reported to a server of the client's.
+    pub has_callback: bool,
     begun: Moment,
     lease: Lease,
     /// When its lease must be renewed.
@@ -114,6 +117,7 @@ impl Attempt {
             held_credit: 0,
             charge,
             recording: None,
+            has_callback: false,
             begun: now,
             lease: Lease::Held,
             renew_at,
@@ -136,6 +140,7 @@ impl Attempt {
             held_credit: 0,
             charge: None,
             recording: None,
+            has_callback: false,
             begun: now,
             lease: Lease::Held,
             renew_at: Moment::NEVER,
@@ -308,6 +313,13 @@ impl Attempt {
         self.lease = Lease::Doubtful;
         let newer = std::mem::replace(&mut self.unsaved, part.text);
         self.unsaved.push_str(&newer);
+    }
+
+    /// Has the callback of its job sent, if there is one. A look costs a task of the store.
+    pub fn report_end(&self, callbacks: &Callbacks) {
+        if self.has_callback {
+            callbacks.look();
+        }
     }
 
     // ---- helpers ----

@@ -472,12 +472,12 @@ impl Thread {
                     Attempt::ended(record.id, record.life.attempt, wait, now)
                 }
             };
+            attempt.has_callback = record.callback_url.is_some();
             if is_doubtful {
                 attempt.doubt_lease();
             }
-            let serial = self.serial;
+            self.attempts.insert(self.serial, attempt);
             self.serial = self.serial.wrapping_add(1);
-            self.attempts.insert(serial, attempt);
         }
     }
 
@@ -563,8 +563,8 @@ impl Thread {
                         recording.send(&self.parts.requests);
                     }
                 }
+                attempt.report_end(&self.parts.callbacks);
                 self.attempts.remove(serial);
-                self.parts.callbacks.look();
                 self.claim_at = self.claim_at.min(self.backed_off(now));
             }
             self.parts.followers.wake(part.id);

@@ -115,6 +115,8 @@ struct Bench {
     tasks: usize,
     notes: Receiver<Note>,
     callbacks: Receiver<CallbackNote>,
+    /// Of the jobs that are accepted.
+    callback_url: Option<String>,
     series: Arc<RunnerSeries>,
     metrics: Metrics,
     followers: Arc<Followers>,
@@ -162,6 +164,7 @@ impl Bench {
             tasks: 0,
             notes,
             callbacks: looks,
+            callback_url: None,
             series,
             metrics,
             followers,
@@ -197,7 +200,7 @@ impl Bench {
             created_at: WALL_MS.get(),
             expires_at: WALL_MS.get() + time.as_millis() as u64,
             request: request.to_json(),
-            callback_url: None,
+            callback_url: self.callback_url.clone(),
             idempotency: None,
         };
         self.store.insert_job(&job).unwrap();
@@ -345,6 +348,7 @@ impl Bench {
 fn a_job_runs_and_its_end_is_counted_recorded_and_reported() {
     let mut bench = Bench::new();
     bench.settle();
+    bench.callback_url = Some("https://example.com/".to_owned());
     let id = bench.accept(1);
     let follower = bench.follow(id);
     bench.was_woken(&follower);
@@ -371,6 +375,18 @@ fn a_job_runs_and_its_end_is_counted_recorded_and_reported() {
     bench.pass(SECOND);
     assert_eq!(bench.series.jobs.get(Unfinished::Running).get(), 0);
     assert_eq!(bench.metric("autoglmd_job_wait_seconds_count"), "1");
+}
+
+/// Mutation: `report_end` that always looks.
+#[test]
+fn the_end_of_a_job_without_a_callback_is_no_occasion_to_look() {
+    let mut bench = Bench::new();
+    let id = bench.run(1);
+    bench.has_looked();
+    bench.done(0);
+    bench.settle();
+    assert_eq!(bench.state(id), jobs::State::Completed);
+    assert!(!bench.has_looked());
 }
 
 #[test]
