@@ -82,6 +82,10 @@ pub const ROW_TASK_VISIT_BYTES: u64 = 64 << 10;
 /// What a task counts at least: its structure, and its part of a transaction.
 pub const ROW_TASK_BYTES_MIN: u32 = 1 << 10;
 
+/// Statements that a connection to SQLite keeps prepared: all that a daemon runs again and again.
+/// With fewer it would prepare each one again, because the least recently used one makes room.
+pub const PREPARED_ITEMS_MAX: usize = 64;
+
 /// Steps of SQLite's virtual machine, over all rows and runs of a statement, after which its thread
 /// offers its core: 10 to 50 us. A record takes about a hundred.
 pub const STEPS_PER_OFFER: i32 = 200;

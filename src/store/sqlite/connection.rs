@@ -138,20 +138,16 @@ impl SqliteStore {
         &mut self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let path = &self.path;
-        let of_database = |error| database_error(path, error);
-        let connection = &mut self.connection;
-        if connection.is_autocommit() {
-            let transaction = connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(of_database)?;
-            let value = work(&transaction)?;
-            transaction.commit().map_err(of_database)?;
-            return Ok(value);
+        if !self.connection.is_autocommit() {
+            return self.at_savepoint(|store| work(&store.connection))?;
         }
-        let savepoint = connection.savepoint().map_err(of_database)?;
-        let value = work(&savepoint)?;
-        savepoint.commit().map_err(of_database)?;
+        let of_database = |error| database_error(&self.path, error);
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(of_database)?;
+        let value = work(&transaction)?;
+        transaction.commit().map_err(of_database)?;
         Ok(value)
     }
 }

@@ -90,6 +90,7 @@ pub fn configure(connection: &Connection) -> rusqlite::Result<()> {
         slices::offer();
         false
     };
+    connection.set_prepared_statement_cache_capacity(limits::PREPARED_ITEMS_MAX);
     connection.progress_handler(limits::STEPS_PER_OFFER, Some(go_on))?;
     write_ahead(connection)?;
     // With FULL, a commit that was reported survives a power cut. Keys change rarely: the price of

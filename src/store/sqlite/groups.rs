@@ -2,12 +2,33 @@
 
 use super::connection::{SqliteStore, database_error};
 use crate::store::error::StoreError;
-use crate::store::interface::{Groups, Store, Work};
+use crate::store::interface::{Groups, Work};
 
 impl SqliteStore {
-    fn execute(&mut self, sql: &str) -> Result<(), StoreError> {
-        let done = self.connection.execute_batch(sql);
-        done.map_err(|error| database_error(&self.path, error))
+    /// Runs a statement that begins or ends a transaction or a savepoint. It is prepared once, like
+    /// all that each group runs.
+    fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        let run = || self.connection.prepare_cached(sql)?.execute(()).map(drop);
+        run().map_err(|error| database_error(&self.path, error))
+    }
+
+    /// Runs work at a savepoint, to which an error of its own rolls back. The outer error means
+    /// that the whole transaction is lost.
+    pub(super) fn at_savepoint<T>(
+        &mut self,
+        work: impl FnOnce(&mut SqliteStore) -> Result<T, StoreError>,
+    ) -> Result<Result<T, StoreError>, StoreError> {
+        self.execute("SAVEPOINT task")?;
+        let own = work(self);
+        match own {
+            Err(error) if self.is_group_lost() => return Err(error),
+            Err(_) => {
+                self.execute("ROLLBACK TO task")?;
+                self.execute("RELEASE task")?;
+            }
+            Ok(_) => self.execute("RELEASE task")?,
+        }
+        Ok(own)
     }
 
     /// Some errors, such as a full disk, end the whole transaction.
@@ -29,14 +50,7 @@ impl Groups for SqliteStore {
     }
 
     fn attempt(&mut self, work: Work<'_>) -> Result<Result<(), StoreError>, StoreError> {
-        self.execute("SAVEPOINT task")?;
-        let own = work(self as &mut dyn Store);
-        match own {
-            Err(error) if self.is_group_lost() => return Err(error),
-            Err(_) => self.execute("ROLLBACK TO task; RELEASE task")?,
-            Ok(()) => self.execute("RELEASE task")?,
-        }
-        Ok(own)
+        self.at_savepoint(|store| work(store))
     }
 
     fn commit(&mut self) -> Result<(), StoreError> {
