@@ -101,6 +101,17 @@ pub const CALLBACK_REQUESTS_MAX: u32 = 64;
 /// key's alone.
 pub const CALLBACK_REQUESTS_PER_KEY_MAX: u32 = 8;
 
+/// Those of them that receivers may hold for a short time alone, so that a callback begins soon
+/// however many receivers are silent.
+pub const CALLBACK_QUICK_REQUESTS: u32 = 8;
+
+/// How long they may: a receiver that works has responded by then, also after a handshake of TLS
+/// around the world.
+pub const CALLBACK_QUICK_TIME: Duration = Duration::from_secs(1);
+
+/// Keys that are remembered because their receivers were slower than that: 50 bytes each.
+pub const CALLBACK_SLOW_KEYS_MAX: usize = 1_024;
+
 /// Keys that one claim of callbacks looks at: two look-ups each, some milliseconds together. The
 /// next claim continues behind them.
 pub const CALLBACK_KEYS_MAX: u32 = 64;

@@ -1,7 +1,7 @@
 //! The store's part of callbacks: which are sent next, and the results of attempts.
 //!
 //! Keys take turns: a claim goes from key to key, in the order of their names, and takes of each no
-//! more than may be under way for one key. The next claim continues behind the last one. So a key
+//! more than [`SlowKeys`] lets it have. The next claim continues behind the last one. So a key
 //! with ten thousand callbacks to a silent receiver delays no other key.
 //!
 //! Mutations that the tests catch: `run` without the bound per key; one that begins with the first
@@ -13,6 +13,7 @@ use crate::jobs::{Callback, CallbackState, JobId, JobRecord, WebhookSecret};
 use crate::limits::jobs as limits;
 use crate::store::{Store, StoreError};
 
+use super::callback_places::SlowKeys;
 use super::tasks::StoreWork;
 
 /// A request to the store, and later its result.
@@ -30,6 +31,7 @@ pub struct Claim {
     pub room: u32,
     /// How many are under way for each key.
     pub busy: HashMap<String, u32>,
+    pub slow: SlowKeys,
     /// The key that the last claim ended with, and then this one. Empty: there was no further one.
     pub after: String,
     pub now: u64,
@@ -85,10 +87,11 @@ impl Claim {
                 break;
             };
             let busy = self.busy.get(&key_id).copied().unwrap_or(0);
-            let free = limits::CALLBACK_REQUESTS_PER_KEY_MAX.saturating_sub(busy);
-            let due = store.due_callbacks(&key_id, self.now, free.min(self.room))?;
-            for job in due {
-                self.take(store, job)?;
+            let free = self.slow.room_for(&key_id, busy, self.room);
+            if free > 0 {
+                for job in store.due_callbacks(&key_id, self.now, free)? {
+                    self.take(store, job)?;
+                }
             }
             self.after = key_id;
         }
@@ -142,10 +145,10 @@ mod tests {
             expires_at: 9,
             request: "{}".to_owned(),
             callback_url: Some("https://example.com/".to_owned()),
+            idempotency: None,
         };
         store.insert_job(&job).unwrap();
         cancel(store, key_id, id, 10, 89).unwrap();
-            idempotency: None,
         id
     }
 
@@ -160,8 +163,9 @@ mod tests {
         }
         let last = ended(&mut store, 200, "key_b");
         let mut claim = Claim {
-            room: per_key + 1,
+            room: limits::CALLBACK_QUICK_REQUESTS + per_key + 1,
             busy: HashMap::from([("key_a".to_owned(), 3)]),
+            slow: SlowKeys::default(),
             after: String::new(),
             now: 10,
             lease_until: 20,

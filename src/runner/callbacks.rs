@@ -13,8 +13,7 @@
 //! which result counts (see [`Callback`]); the outbound client resolves, checks each address,
 //! connects and reads.
 //!
-//! Redirects are not followed: a receiver could name an address that the URL may not have. The
-//! owner of a receiver that has moved changes the URL.
+//! Redirects are not followed: a receiver could name an address that the URL may not have.
 //!
 //! Invariants:
 //!  1. At most `CALLBACK_REQUESTS_MAX` attempts are under way, and of one key at most
@@ -45,13 +44,16 @@ use crate::http::{Fields, Method};
 use crate::jobs::{Callback, CallbackTerms, JobId, JobRecord, Outcome, signatures};
 use crate::keys::tenant_of;
 use crate::limits::jobs as limits;
-use crate::offload::fetch::{Fetch, FetchError, FetchSink, Fetcher, Request, Response, Timeouts};
+use crate::offload::fetch::{
+    Fetch, FetchError, FetchId, FetchSink, Fetcher, Request, Response, Timeouts,
+};
 use crate::os::process::give_way;
 use crate::store::Requests;
 use crate::telemetry::random::SplitMix64;
 
 use super::backoff::Backoff;
 use super::callback_claim::{CallbackWork, Claim, Claimed, Settled};
+use super::callback_places::{SlowKeys, Waiting, leaving, next_leaving};
 use super::metrics::{CallbackOutcome, CallbackSeries};
 use super::tasks::{Done, RunnerTask, TENANT};
 
@@ -153,6 +155,7 @@ struct Caller {
     /// By serial number.
     under_way: HashMap<u64, UnderWay>,
     serial: u64,
+    slow: SlowKeys,
     /// The key that the last claim ended with.
     after: String,
     is_claiming: bool,
@@ -172,6 +175,10 @@ struct UnderWay {
     callback: Callback,
     expires_at: u64,
     begun: Moment,
+    /// `None`: no request was sent, or it was cancelled.
+    fetch: Option<FetchId>,
+    /// It was cancelled because it had to leave its place.
+    is_leaving: bool,
     /// Whether `callback` is the result, which is to be saved.
     is_settled: bool,
 }
@@ -185,6 +192,7 @@ impl Caller {
             own,
             under_way: HashMap::new(),
             serial: 0,
+            slow: SlowKeys::default(),
             after: String::new(),
             is_claiming: false,
             is_saving: false,
@@ -199,6 +207,7 @@ impl Caller {
         loop {
             let now = Moment::now();
             self.save(now);
+            self.make_way(now);
             self.claim(now);
             if self.is_over(now) {
                 return;
@@ -217,9 +226,7 @@ impl Caller {
         match note {
             CallbackNote::Look => self.claim_soon(),
             CallbackNote::Done(done) => self.handle_done(done),
-            CallbackNote::Fetched(serial, result) => {
-                self.settle(serial, outcome_of(result, self.now()));
-            }
+            CallbackNote::Fetched(serial, result) => self.handle_fetched(serial, result),
             CallbackNote::Apply(config) => self.parts.config = config,
             CallbackNote::Drain if self.ends_at.is_none() => {
                 let patience = self.parts.config.jobs.callback_timeout + limits::PARK_PATIENCE;
@@ -245,6 +252,7 @@ impl Caller {
         };
         claim_at
             .min(save_at)
+            .min(next_leaving(waiting(&self.under_way)))
             .min(self.ends_at.unwrap_or(Moment::NEVER))
     }
 
@@ -277,6 +285,7 @@ impl Caller {
         self.submit(CallbackWork::Claim(Claim {
             room: self.room(),
             busy,
+            slow: self.slow.clone(),
             after: self.after.clone(),
             now: now_ms,
             lease_until: now_ms.saturating_add(lease),
@@ -308,6 +317,8 @@ impl Caller {
                 callback: claimed.callback.clone(),
                 expires_at: claimed.expires_at,
                 begun: Moment::now(),
+                fetch: None,
+                is_leaving: false,
                 is_settled: false,
             },
         );
@@ -315,17 +326,21 @@ impl Caller {
             return self.settle(serial, Outcome::CutOff);
         }
         let refused = match self.fetch(serial, claimed) {
-            Ok(fetch) => self.parts.fetcher.submit(fetch).is_err().then(|| {
+            Ok(fetch) => match self.parts.fetcher.submit(fetch) {
+                Ok(id) => {
+                    if let Some(one) = self.under_way.get_mut(&serial) {
+                        one.fetch = Some(id);
+                    }
+                    return;
+                }
                 // It is not sent, and its sink not called.
-                failed("too many requests of the daemon wait".to_owned())
-            }),
-            Err(why) => Some(Outcome::Refused {
+                Err(_) => failed("too many requests of the daemon wait".to_owned()),
+            },
+            Err(why) => Outcome::Refused {
                 why: why.to_owned(),
-            }),
+            },
         };
-        if let Some(outcome) = refused {
-            self.settle(serial, outcome);
-        }
+        self.settle(serial, refused);
     }
 
     fn fetch(&self, serial: u64, claimed: Claimed) -> Result<Fetch, &'static str> {
@@ -376,7 +391,37 @@ impl Caller {
         })
     }
 
+    // ---- places ----
+
+    /// Ends attempts whose places are for short stays.
+    fn make_way(&mut self, now: Moment) {
+        self.slow.note_waiting(waiting(&self.under_way), now);
+        while let Some(serial) = leaving(waiting(&self.under_way), now)
+            && let Some(one) = self.under_way.get_mut(&serial)
+            && let Some(id) = one.fetch.take()
+        {
+            one.is_leaving = true;
+            self.parts.fetcher.cancel(id);
+        }
+    }
+
     // ---- results ----
+
+    fn handle_fetched(&mut self, serial: u64, result: Result<Response, FetchError>) {
+        let Some(one) = self.under_way.get(&serial) else {
+            debug_assert!(false, "a result of no attempt");
+            return;
+        };
+        self.slow.note(&one.key_id, Moment::now().since(one.begun));
+        let outcome = match result {
+            Err(FetchError::Cancelled) if one.is_leaving => failed(format!(
+                "no response within {} s, and other callbacks waited for its place",
+                limits::CALLBACK_QUICK_TIME.as_secs()
+            )),
+            result => outcome_of(result, self.now()),
+        };
+        self.settle(serial, outcome);
+    }
 
     fn settle(&mut self, serial: u64, outcome: Outcome) {
         let jobs = &self.parts.config.jobs;
@@ -482,6 +527,17 @@ impl Caller {
     fn now(&self) -> UnixSeconds {
         (self.parts.wall_clock)().as_seconds()
     }
+}
+
+/// Returns the attempts that wait for their receivers.
+fn waiting(under_way: &HashMap<u64, UnderWay>) -> impl Iterator<Item = Waiting<'_>> {
+    let waiting = under_way.iter();
+    let waiting = waiting.filter(|(_, one)| one.fetch.is_some() && !one.is_settled);
+    waiting.map(|(serial, one)| Waiting {
+        serial: *serial,
+        key_id: &one.key_id,
+        begun: one.begun,
+    })
 }
 
 /// Passes on the result of an attempt.

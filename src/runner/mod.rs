@@ -12,8 +12,8 @@
 //! * [`backoff`]: the pause after a failure of the store or of the engine;
 //! * [`attempt`]: one attempt, from its claim to its saved end;
 //! * [`thread`]: the runner's own thread;
-//! * [`callback_claim`]: which callbacks are sent next, and [`callbacks`]: the thread that has them
-//!   sent;
+//! * [`callback_places`]: how many callbacks may be under way, [`callback_claim`]: which are sent
+//!   next, and [`callbacks`]: the thread that has them sent;
 //! * [`metrics`].
 //!
 //! A request sees two things of it ([`Access`]): the [`Journal`], for a note that a job was
@@ -22,6 +22,7 @@
 pub mod attempt;
 pub mod backoff;
 pub mod callback_claim;
+pub mod callback_places;
 pub mod callbacks;
 pub mod change;
 pub mod changes;

@@ -8,7 +8,9 @@ use crate::http::http1::response::BadResponse;
 use crate::jobs::{CallbackState, NewJob, WebhookSecret};
 use crate::offload::fetch::{FetchDoor, Order};
 use crate::runner::change::cancel;
+use crate::store::interface::Groups as _;
 use crate::store::{Callbacks as _, Jobs as _, Keys as _, NewKey, SqliteStore};
+use crate::telemetry::id::Ids;
 use crate::telemetry::metrics::Metrics;
 
 const NOW_MS: u64 = 1_000_000;
@@ -30,6 +32,7 @@ struct Bench {
     store: SqliteStore,
     door: Arc<Kept>,
     key_id: String,
+    ids: Ids,
     _folder: tempfile::TempDir,
 }
 
@@ -56,8 +59,15 @@ impl Bench {
             store,
             door,
             key_id,
+            ids: Ids::new(SplitMix64::new(1, TENANT)),
             _folder: folder,
         }
+    }
+
+    /// Adds a key whose callbacks are signed, and speaks of it from here on.
+    fn add_key(&mut self) {
+        self.key_id = self.store.create(&NewKey::default(), 1).unwrap().0.id;
+        self.make_secret();
     }
 
     fn make_secret(&mut self) {
@@ -70,7 +80,7 @@ impl Bench {
 
     /// Ends a job, so that its callback is due.
     fn end(&mut self, number: u8) -> JobId {
-        let id = JobId::new(number.into(), [number; 10]);
+        let id: JobId = self.ids.make(UnixMillis::new(number.into()));
         let job = NewJob {
             id,
             key_id: self.key_id.clone(),
@@ -78,6 +88,7 @@ impl Bench {
             expires_at: 2 * NOW_MS,
             request: "{}".to_owned(),
             callback_url: Some("https://example.com/".to_owned()),
+            idempotency: None,
         };
         self.store.insert_job(&job).unwrap();
         cancel(&mut self.store, &self.key_id, id, 2, 10 * NOW_MS).unwrap();
@@ -88,7 +99,6 @@ impl Bench {
         let mut group = Vec::new();
         if self.requests.waiting() > 0 {
             self.requests.take(&mut group, Duration::ZERO);
-            idempotency: None,
         }
         let any = !group.is_empty();
         for mut task in group {
@@ -102,6 +112,7 @@ impl Bench {
         for _ in 0..50 {
             let now = Moment::now();
             self.caller.save(now);
+            self.caller.make_way(now);
             self.caller.claim(now);
             let has_acted = self.let_store_act();
             let notes: Vec<CallbackNote> = self.notes.try_iter().collect();
@@ -123,6 +134,33 @@ impl Bench {
 
     fn orders(&self) -> usize {
         self.door.0.lock().unwrap().len()
+    }
+
+    /// Does what the reactors do with orders to cancel.
+    fn cancel(&self) {
+        let mut orders = std::mem::take(&mut *self.door.0.lock().unwrap());
+        let is_cancel = |order: &mut Order| matches!(order, Order::Cancel(_));
+        let cancelled: Vec<Order> = orders.extract_if(.., is_cancel).collect();
+        for order in cancelled {
+            let is_its = |begun: &mut Order| match (begun, &order) {
+                (Order::Begin(fetch), Order::Cancel(id)) => fetch.id == *id,
+                _ => false,
+            };
+            for begun in orders.extract_if(.., is_its) {
+                let Order::Begin(fetch) = begun else {
+                    continue;
+                };
+                fetch.finish(Err(FetchError::Cancelled));
+            }
+        }
+        *self.door.0.lock().unwrap() = orders;
+    }
+
+    /// Lets all attempts under way be this old.
+    fn age(&mut self, time: Duration) {
+        for one in self.caller.under_way.values_mut() {
+            one.begun = Moment::from_micros(Moment::now().as_micros() - time.as_micros() as u64);
+        }
     }
 
     fn callback(&mut self, id: JobId) -> Callback {
@@ -207,4 +245,61 @@ fn each_result_has_its_meaning() {
         panic!("it may be tried again");
     };
     assert_eq!(why, "too many interim responses");
+}
+
+/// Mutations: `run` that makes no way; `make_way` without `note_waiting`; `handle_fetched` that
+/// takes an attempt which had to leave for one that the daemon's end has cut off.
+#[test]
+fn a_newcomer_is_called_soon_however_many_receivers_are_silent() {
+    let mut bench = Bench::new();
+    let silent = 3 * limits::CALLBACK_REQUESTS_MAX / limits::CALLBACK_REQUESTS_PER_KEY_MAX;
+    bench.store.begin().unwrap();
+    for _ in 0..silent {
+        bench.add_key();
+        for number in 0..limits::CALLBACK_REQUESTS_PER_KEY_MAX as u8 {
+            bench.end(number);
+        }
+    }
+    bench.store.commit().unwrap();
+    let (all, quick) = (
+        limits::CALLBACK_REQUESTS_MAX as usize,
+        limits::CALLBACK_QUICK_REQUESTS as usize,
+    );
+    bench.look();
+    assert_eq!(bench.orders(), all);
+    // Until all of them have shown how slow they are.
+    for _ in 0..silent {
+        bench.age(limits::CALLBACK_QUICK_TIME);
+        bench.look();
+        bench.cancel();
+        bench.look();
+        assert!(bench.orders() <= all);
+    }
+    assert_eq!(bench.orders(), all - quick, "they do not come back at once");
+    bench.add_key();
+    let newcomer = bench.end(1);
+    bench.look();
+    assert_eq!(bench.callback(newcomer).attempts, 1);
+    assert_eq!(bench.orders(), all - quick + 1);
+}
+
+/// The attempt fails, and its callback waits as after any failure.
+#[test]
+fn an_attempt_that_has_to_leave_has_failed() {
+    let mut bench = Bench::new();
+    bench.make_secret();
+    let id = bench.end(1);
+    bench.look();
+    let (serial, one) = bench.caller.under_way.iter_mut().next().unwrap();
+    let serial = *serial;
+    one.is_leaving = true;
+    bench
+        .caller
+        .handle_fetched(serial, Err(FetchError::Cancelled));
+    bench.settle();
+    let callback = bench.callback(id);
+    assert_eq!(callback.state, CallbackState::Pending);
+    assert!(callback.next_at > NOW_MS, "after a pause");
+    let why = callback.error.unwrap();
+    assert!(why.contains("no response within 1 s"), "{why}");
 }
