@@ -18,7 +18,7 @@
 //!  2. A tenant that holds no place has no entry: the counts take memory for places alone.
 //!
 //! Mutations that the tests catch: `admits` that looks at the free places alone (one tenant takes
-//! all), one without the daemon's place, `give_back` that keeps the entry.
+//! all), one without the daemon's place.
 
 use std::collections::HashMap;
 

@@ -206,8 +206,7 @@ fn each_end_of_a_connection_gives_its_memory_back() {
 /// Clients that send requests and read no responses, without a key: half of all slots may be
 /// theirs. Those for which there is memory are served once they read on.
 ///
-/// Mutations: `hold_back` that holds nothing back, that never lets go, or that ends no connection;
-/// `may_serve_another` that asks for time alone.
+/// Mutations: `hold_back` that holds nothing back, that never lets go, or that ends no connection.
 #[test]
 fn clients_that_read_nothing_are_not_read_once_memory_is_used_up() {
     let bound = 512 * KIB;
