@@ -28,7 +28,8 @@ use autoglmd::core::places::Places;
 use autoglmd::engine::echo::Echo;
 use autoglmd::keys::{ChangedKey, KeyRecord, KeyRing, Scopes, Secret};
 use autoglmd::offload::mailbox::{Sender, mailbox};
-use autoglmd::offload::resolver::{Resolver, look_up};
+use autoglmd::offload::resolver::Resolver;
+use autoglmd::os::names::look_up;
 use autoglmd::reactor::epoll::Epoll;
 use autoglmd::reactor::event_loop::{Neighbour, Parts, Pulse, Reactor};
 use autoglmd::reactor::message::{Mailboxes, Message};
@@ -181,6 +182,7 @@ impl Daemon {
             mailbox: sender.clone(),
             pulse: pulse.clone(),
         };
+        let resolver = Resolver::new(look_up, metrics.series());
         let parts = Parts {
             index: 0,
             system: epoll,
@@ -195,7 +197,7 @@ impl Daemon {
             neighbours: vec![neighbour],
             places: Arc::new(Places::new(16)),
             outbound: outbound::Parts {
-                resolver: Resolver::new(look_up),
+                resolver,
                 connector: Arc::new(Connector::load(None, None).expect("authorities")),
                 sockets_most: 8,
             },

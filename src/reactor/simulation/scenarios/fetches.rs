@@ -784,7 +784,7 @@ fn a_turn_has_a_part_of_a_long_response_and_of_many_short_ones() {
     calls.stage.on(wire, |wire| line.send(wire, usize::MAX));
     calls.stage.turn();
     let left = calls.stage.on(wire, |wire| wire.to_daemon.len());
-    let most = reactor_limits::READS_PER_PUMP_MAX as usize * tls_limits::READ_BYTES_MAX;
+    let most = reactor_limits::READS_PER_PUMP_MAX * tls_limits::READ_BYTES_MAX;
     assert!(left > 0 && left + most > LENGTH, "{left}");
     calls.stage.settle();
     assert_eq!(calls.result(number), Some(Ok(200)));
