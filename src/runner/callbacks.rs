@@ -121,7 +121,7 @@ impl CallbackCaller {
             .name("callbacks".to_owned())
             .spawn(move || {
                 give_way();
-                Caller::new(parts, own).run(&notes);
+                Caller::new(parts, own, Moment::now()).run(&notes);
             })?;
         Ok(CallbackCaller {
             callbacks,
@@ -184,8 +184,7 @@ struct UnderWay {
 }
 
 impl Caller {
-    fn new(parts: CallbackParts, own: Callbacks) -> Caller {
-        let now = Moment::now();
+    fn new(parts: CallbackParts, own: Callbacks, now: Moment) -> Caller {
         Caller {
             random: SplitMix64::new(parts.seed, TENANT),
             parts,
@@ -213,24 +212,25 @@ impl Caller {
                 return;
             }
             match notes.recv_timeout(self.next_duty().since(now)) {
-                Ok(note) => self.handle_note(note),
+                Ok(note) => self.handle_note(note, Moment::now()),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            let now = Moment::now();
             let more = notes.try_iter().take(limits::NOTE_ITEMS_PER_TURN_MAX);
-            more.for_each(|note| self.handle_note(note));
+            more.for_each(|note| self.handle_note(note, now));
         }
     }
 
-    fn handle_note(&mut self, note: CallbackNote) {
+    fn handle_note(&mut self, note: CallbackNote, now: Moment) {
         match note {
-            CallbackNote::Look => self.claim_soon(),
-            CallbackNote::Done(done) => self.handle_done(done),
-            CallbackNote::Fetched(serial, result) => self.handle_fetched(serial, result),
+            CallbackNote::Look => self.claim_soon(now),
+            CallbackNote::Done(done) => self.handle_done(done, now),
+            CallbackNote::Fetched(serial, result) => self.handle_fetched(serial, result, now),
             CallbackNote::Apply(config) => self.parts.config = config,
             CallbackNote::Drain if self.ends_at.is_none() => {
                 let patience = self.parts.config.jobs.callback_timeout + limits::PARK_PATIENCE;
-                self.ends_at = Some(Moment::now() + patience);
+                self.ends_at = Some(now + patience);
             }
             CallbackNote::Drain => {}
         }
@@ -266,8 +266,8 @@ impl Caller {
         limits::CALLBACK_REQUESTS_MAX.saturating_sub(self.under_way.len() as u32)
     }
 
-    fn claim_soon(&mut self) {
-        self.claim_at = self.claim_at.min(self.backoff.after(Moment::now()));
+    fn claim_soon(&mut self, now: Moment) {
+        self.claim_at = self.claim_at.min(self.backoff.after(now));
     }
 
     fn claim(&mut self, now: Moment) {
@@ -294,19 +294,19 @@ impl Caller {
         }));
     }
 
-    fn handle_claimed(&mut self, claim: Claim) {
+    fn handle_claimed(&mut self, claim: Claim, now: Moment) {
         // Keys behind the last one, and the next ones of these keys, may be due as well.
         if !claim.after.is_empty() || !claim.claimed.is_empty() {
-            self.claim_soon();
+            self.claim_soon(now);
         }
         self.after = claim.after;
         for claimed in claim.claimed {
-            self.begin(claimed);
+            self.begin(claimed, now);
         }
         self.count();
     }
 
-    fn begin(&mut self, claimed: Claimed) {
+    fn begin(&mut self, claimed: Claimed, now: Moment) {
         let serial = self.serial;
         self.serial += 1;
         self.under_way.insert(
@@ -316,14 +316,14 @@ impl Caller {
                 key_id: claimed.key_id.clone(),
                 callback: claimed.callback.clone(),
                 expires_at: claimed.expires_at,
-                begun: Moment::now(),
+                begun: now,
                 fetch: None,
                 is_leaving: false,
                 is_settled: false,
             },
         );
         if self.ends_at.is_some() {
-            return self.settle(serial, Outcome::CutOff);
+            return self.settle(serial, Outcome::CutOff, now);
         }
         let refused = match self.fetch(serial, claimed) {
             Ok(fetch) => match self.parts.fetcher.submit(fetch) {
@@ -340,7 +340,7 @@ impl Caller {
                 why: why.to_owned(),
             },
         };
-        self.settle(serial, refused);
+        self.settle(serial, refused, now);
     }
 
     fn fetch(&self, serial: u64, claimed: Claimed) -> Result<Fetch, &'static str> {
@@ -407,12 +407,12 @@ impl Caller {
 
     // ---- results ----
 
-    fn handle_fetched(&mut self, serial: u64, result: Result<Response, FetchError>) {
+    fn handle_fetched(&mut self, serial: u64, result: Result<Response, FetchError>, now: Moment) {
         let Some(one) = self.under_way.get(&serial) else {
             debug_assert!(false, "a result of no attempt");
             return;
         };
-        self.slow.note(&one.key_id, Moment::now().since(one.begun));
+        self.slow.note(&one.key_id, now.since(one.begun));
         let outcome = match result {
             Err(FetchError::Cancelled) if one.is_leaving => failed(format!(
                 "no response within {} s, and other callbacks waited for its place",
@@ -420,10 +420,10 @@ impl Caller {
             )),
             result => outcome_of(result, self.now()),
         };
-        self.settle(serial, outcome);
+        self.settle(serial, outcome, now);
     }
 
-    fn settle(&mut self, serial: u64, outcome: Outcome) {
+    fn settle(&mut self, serial: u64, outcome: Outcome, now: Moment) {
         let jobs = &self.parts.config.jobs;
         let terms = CallbackTerms {
             attempts_max: jobs.callback_attempts,
@@ -437,10 +437,7 @@ impl Caller {
         };
         let label = CallbackOutcome::of(&outcome);
         self.parts.series.attempts.get(label).inc();
-        self.parts
-            .series
-            .durations
-            .observe(Moment::now().since(one.begun));
+        self.parts.series.durations.observe(now.since(one.begun));
         let callback = one.callback.clone();
         one.callback = callback.settle(outcome, &terms, now_ms, one.expires_at, draw);
         one.is_settled = true;
@@ -474,15 +471,14 @@ impl Caller {
         let _ = self.parts.requests.submit(TENANT, Box::new(task));
     }
 
-    fn handle_done(&mut self, done: Done<CallbackWork>) {
-        let now = Moment::now();
+    fn handle_done(&mut self, done: Done<CallbackWork>, now: Moment) {
         self.note_health(done.failure.as_deref(), now);
         let has_failed = done.failure.is_some();
         match done.work {
             CallbackWork::Claim(claim) => {
                 self.is_claiming = false;
                 if !has_failed {
-                    self.handle_claimed(claim);
+                    self.handle_claimed(claim, now);
                 }
             }
             CallbackWork::Save { settled } => {
@@ -492,7 +488,7 @@ impl Caller {
                         self.under_way.remove(&serial);
                     }
                     self.count();
-                    self.claim_soon();
+                    self.claim_soon(now);
                 }
             }
         }

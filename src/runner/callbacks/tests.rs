@@ -1,4 +1,5 @@
-//! The thread of callbacks over a real store, with a way to reactors that keeps the requests.
+//! The thread of callbacks over a real store, with a way to reactors that keeps the requests and a
+//! clock of the test's own.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,6 +34,7 @@ struct Bench {
     door: Arc<Kept>,
     key_id: String,
     ids: Ids,
+    now: Moment,
     _folder: tempfile::TempDir,
 }
 
@@ -42,6 +44,7 @@ impl Bench {
         let mut store = SqliteStore::open_in(folder.path()).unwrap();
         let key_id = store.create(&NewKey::default(), 1).unwrap().0.id;
         let (own, notes) = Callbacks::new();
+        let now = Moment::from_micros(1_000_000);
         let (door, requests) = (Arc::new(Kept::default()), Arc::<Requests>::default());
         let parts = CallbackParts {
             fetcher: Fetcher::new(door.clone()),
@@ -53,13 +56,14 @@ impl Bench {
             seed: 1,
         };
         Bench {
-            caller: Caller::new(parts, own),
+            caller: Caller::new(parts, own, now),
             notes,
             requests,
             store,
             door,
             key_id,
             ids: Ids::new(SplitMix64::new(1, TENANT)),
+            now,
             _folder: folder,
         }
     }
@@ -110,16 +114,15 @@ impl Bench {
 
     fn settle(&mut self) {
         for _ in 0..50 {
-            let now = Moment::now();
-            self.caller.save(now);
-            self.caller.make_way(now);
-            self.caller.claim(now);
+            self.caller.save(self.now);
+            self.caller.make_way(self.now);
+            self.caller.claim(self.now);
             let has_acted = self.let_store_act();
             let notes: Vec<CallbackNote> = self.notes.try_iter().collect();
             let is_quiet = notes.is_empty();
             notes
                 .into_iter()
-                .for_each(|note| self.caller.handle_note(note));
+                .for_each(|note| self.caller.handle_note(note, self.now));
             if is_quiet && !has_acted {
                 return;
             }
@@ -128,7 +131,7 @@ impl Bench {
     }
 
     fn look(&mut self) {
-        self.caller.handle_note(CallbackNote::Look);
+        self.caller.handle_note(CallbackNote::Look, self.now);
         self.settle();
     }
 
@@ -154,13 +157,6 @@ impl Bench {
             }
         }
         *self.door.0.lock().unwrap() = orders;
-    }
-
-    /// Lets all attempts under way be this old.
-    fn age(&mut self, time: Duration) {
-        for one in self.caller.under_way.values_mut() {
-            one.begun = Moment::from_micros(Moment::now().as_micros() - time.as_micros() as u64);
-        }
     }
 
     fn callback(&mut self, id: JobId) -> Callback {
@@ -204,12 +200,12 @@ fn a_drain_begins_no_attempt() {
     let mut bench = Bench::new();
     bench.make_secret();
     let [claimed, late] = [bench.end(1), bench.end(2)];
-    bench.caller.handle_note(CallbackNote::Look);
-    bench.caller.claim(Moment::now());
-    bench.caller.handle_note(CallbackNote::Drain);
-    assert!(!bench.caller.is_over(Moment::now()), "a claim is under way");
+    bench.caller.handle_note(CallbackNote::Look, bench.now);
+    bench.caller.claim(bench.now);
+    bench.caller.handle_note(CallbackNote::Drain, bench.now);
+    assert!(!bench.caller.is_over(bench.now), "a claim is under way");
     bench.settle();
-    assert!(bench.caller.is_over(Moment::now()));
+    assert!(bench.caller.is_over(bench.now));
     assert_eq!(bench.orders(), 0);
     let callback = bench.callback(claimed);
     assert_eq!(callback.state, CallbackState::Pending);
@@ -269,7 +265,7 @@ fn a_newcomer_is_called_soon_however_many_receivers_are_silent() {
     assert_eq!(bench.orders(), all);
     // Until all of them have shown how slow they are.
     for _ in 0..silent {
-        bench.age(limits::CALLBACK_QUICK_TIME);
+        bench.now = bench.now + limits::CALLBACK_QUICK_TIME;
         bench.look();
         bench.cancel();
         bench.look();
@@ -295,7 +291,7 @@ fn an_attempt_that_has_to_leave_has_failed() {
     one.is_leaving = true;
     bench
         .caller
-        .handle_fetched(serial, Err(FetchError::Cancelled));
+        .handle_fetched(serial, Err(FetchError::Cancelled), bench.now);
     bench.settle();
     let callback = bench.callback(id);
     assert_eq!(callback.state, CallbackState::Pending);
