@@ -48,6 +48,34 @@ impl Backoff {
         *self = Backoff::default();
         was_failing
     }
+
+    /// Logs the first failure of the store and its recovery, and puts off the tasks that have these
+    /// times until the pause has ended. `work` is what the store does not do meanwhile.
+    pub fn note_store(
+        &mut self,
+        failure: Option<&str>,
+        work: &str,
+        times: &mut [&mut Moment],
+        now: Moment,
+    ) {
+        let Some(why) = failure else {
+            if self.succeed() {
+                log::info!("the store takes {work} again");
+                // Tasks that have waited for the end of the pause are due.
+                for at in times {
+                    **at = now.min(**at);
+                }
+            }
+            return;
+        };
+        if self.fail(now) {
+            log::warn!("{work} wait, because the store has failed: {why}");
+        }
+        let later = self.after(now);
+        for at in times {
+            **at = later.max(**at);
+        }
+    }
 }
 
 #[cfg(test)]

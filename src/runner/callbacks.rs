@@ -494,22 +494,9 @@ impl Caller {
         }
     }
 
-    /// Logs the first failure and the recovery, and sets the pause between them.
     fn note_health(&mut self, failure: Option<&str>, now: Moment) {
-        let Some(why) = failure else {
-            if self.backoff.succeed() {
-                log::info!("the store takes callbacks again");
-                self.claim_at = now.min(self.claim_at);
-                self.save_at = now.min(self.save_at);
-            }
-            return;
-        };
-        if self.backoff.fail(now) {
-            log::warn!("callbacks wait, because the store has failed: {why}");
-        }
-        let later = self.backoff.after(now);
-        self.claim_at = later.max(self.claim_at);
-        self.save_at = later.max(self.save_at);
+        let times = &mut [&mut self.claim_at, &mut self.save_at];
+        self.backoff.note_store(failure, "callbacks", times, now);
     }
 
     fn count(&self) {

@@ -9,6 +9,7 @@
 //! * [`followers`]: the clients that wait for a job's events;
 //! * [`start`]: from a claimed job to a job of the engine;
 //! * [`recording`]: the record of a job's generation;
+//! * [`clock_steps`]: steps of the wall clock, by which leases are;
 //! * [`backoff`]: the pause after a failure of the store or of the engine;
 //! * [`attempt`]: one attempt, from its claim to its saved end;
 //! * [`thread`]: the runner's own thread;
@@ -26,6 +27,7 @@ pub mod callback_places;
 pub mod callbacks;
 pub mod change;
 pub mod changes;
+pub mod clock_steps;
 pub mod followers;
 pub mod journal;
 pub mod metrics;

@@ -47,6 +47,7 @@ use super::attempt::{Attempt, Origin};
 use super::backoff::Backoff;
 use super::callbacks::Callbacks;
 use super::changes::{Next, Write};
+use super::clock_steps::ClockSteps;
 use super::followers::Followers;
 use super::journal::{Journal, Note};
 use super::metrics::RunnerSeries;
@@ -90,8 +91,7 @@ pub struct Thread {
     save_at: Moment,
     sweep_at: Moment,
     look_at: Moment,
-    /// The wall clock less the monotonic one, in milliseconds, when they were last compared.
-    clock_offset_ms: u64,
+    clock_steps: ClockSteps,
     /// Of the engine's refusals that concern all jobs.
     engine_backoff: Backoff,
     /// Of the store's failures.
@@ -105,7 +105,7 @@ pub struct Thread {
 impl Thread {
     pub fn new(parts: Parts, now: Moment) -> Thread {
         Thread {
-            clock_offset_ms: offset_ms(&parts, now),
+            clock_steps: ClockSteps::new((parts.wall_clock)(), now),
             ids: Ids::new(SplitMix64::new(parts.seed, TENANT)),
             parts,
             model: None,
@@ -220,19 +220,14 @@ impl Thread {
         !self.is_over(now)
     }
 
-    /// Renews all leases if the wall clock was set, or went on while the machine was suspended, and
-    /// the monotonic one did not. Leases are in the store, for other daemons, so they are times of
-    /// day: by the new one this daemon's own may all have run out, and its next sweep would take
-    /// the jobs from under its own attempts. After a step back they would last too long.
+    /// Renews all leases after a step of the wall clock. They are times of day, because they are in
+    /// the store for other daemons. By the new time this daemon's own may all have run out, and its
+    /// next sweep would take the jobs from under its own attempts; or they would last too long.
     fn heed_clock(&mut self, now: Moment) {
-        let offset = offset_ms(&self.parts, now);
-        // Two wrapping readings: the shorter way around is the step.
-        let step = offset.wrapping_sub(self.clock_offset_ms) as i64;
-        if Duration::from_millis(step.unsigned_abs()) < limits::CLOCK_STEP_MIN {
+        let Some(step_ms) = self.clock_steps.look((self.parts.wall_clock)(), now) else {
             return;
-        }
-        self.clock_offset_ms = offset;
-        let seconds = step / 1_000;
+        };
+        let seconds = step_ms / 1_000;
         log::warn!("the time of day has jumped by {seconds} s; renewing the leases of jobs");
         self.attempts.values_mut().for_each(Attempt::doubt_lease);
         self.is_claim_doubtful = self.is_claiming;
@@ -427,35 +422,15 @@ impl Thread {
         }
     }
 
-    /// Logs the first failure and the recovery, and sets the pause between them.
     fn note_health(&mut self, failure: Option<&str>, now: Moment) {
-        let Some(why) = failure else {
-            if self.store_backoff.succeed() {
-                log::info!("the store takes durable jobs again");
-                // Tasks that have waited for the end of the pause are due.
-                for at in self.store_times() {
-                    *at = now.min(*at);
-                }
-            }
-            return;
-        };
-        if self.store_backoff.fail(now) {
-            log::warn!("durable jobs wait, because the store has failed: {why}");
-        }
-        let later = self.store_backoff.after(now);
-        for at in self.store_times() {
-            *at = later.max(*at);
-        }
-    }
-
-    /// Returns when each kind of the store's tasks is due.
-    fn store_times(&mut self) -> [&mut Moment; 4] {
-        [
+        let times = &mut [
             &mut self.claim_at,
             &mut self.save_at,
             &mut self.sweep_at,
             &mut self.look_at,
-        ]
+        ];
+        self.store_backoff
+            .note_store(failure, "durable jobs", times, now);
     }
 
     fn handle_claimed(&mut self, claimed: Vec<JobRecord>, is_doubtful: bool, now: Moment) {
@@ -591,11 +566,6 @@ impl Thread {
     fn backed_off(&self, now: Moment) -> Moment {
         self.engine_backoff.after(self.store_backoff.after(now))
     }
-}
-
-/// Returns the wall clock less the monotonic one.
-fn offset_ms(parts: &Parts, now: Moment) -> u64 {
-    (parts.wall_clock)().as_u64().wrapping_sub(now.as_millis())
 }
 
 #[cfg(test)]
