@@ -247,6 +247,31 @@ mod with_a_model {
         assert_eq!(all[0]["attempts"], 1);
     }
 
+    /// Mutation: `Accept::note` that calls no job.
+    #[test]
+    fn a_generation_does_not_wait_for_the_places_of_other_jobs() {
+        let daemon = options().set_raw("jobs.concurrency", "1").start();
+        let mut endless = long();
+        endless["max_tokens"] = json!(1_000);
+        let bytes = endless.to_string();
+        let accept = || {
+            let request = daemon.request("POST", "/api/v1/jobs", bytes.as_bytes());
+            daemon.exchange(&request).expect(202).json()
+        };
+        let first = accept();
+        assert_eq!(running(&daemon)["id"], first["id"]);
+        let later = accept();
+        let short = json!({"prompt": "greet", "max_tokens": 5, "temperature": 1.5});
+        ask(&daemon, "beside", &short).expect(200);
+        let state = |id: &Value| {
+            let all = jobs(&daemon);
+            let job = all.into_iter().find(|job| job["id"] == *id);
+            job.expect("it is listed")["status"].clone()
+        };
+        assert_eq!(state(&later["id"]), "queued");
+        assert_eq!(state(&first["id"]), "running");
+    }
+
     /// Mutation: a lease that never runs out.
     #[test]
     fn a_generation_that_was_killed_runs_again_and_a_finished_one_is_kept() {

@@ -464,7 +464,8 @@ schema! {
         /// most half of the database's part of `store.max_size`.
         max_size: usize = 256 * MIB, size(limits::JOBS_BYTES), Reload;
         /// Jobs that this daemon runs at once. They share what other requests leave of the engine,
-        /// and have a minimum share of it.
+        /// and have a minimum share of it. Generations with an `Idempotency-Key` have places of
+        /// their own.
         concurrency: u32 = 4, number(limits::RUNNING_JOBS), Reload;
         /// Time after which a job expires that has not begun to run.
         max_wait: Duration = Duration::from_secs(24 * 3600), time(limits::JOB_TIMES_MS), Reload;

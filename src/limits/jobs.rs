@@ -41,6 +41,16 @@ pub const UNSAVED_BYTES_MAX: usize = 64 * 1024;
 /// has accepted, or that were put off.
 pub const CLAIM_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Attempts of jobs whose clients wait, beside those of `jobs.concurrency`; one key has half of
+/// them. The engine's queue decides which of them compute.
+pub const CALLED_ATTEMPTS_MAX: usize = 64;
+
+/// Jobs whose clients wait for such a place.
+pub const CALLED_JOBS_MAX: usize = 512;
+
+/// Those of one key.
+pub const CALLED_JOBS_PER_KEY_MAX: usize = 64;
+
 /// How often lost, overdue and old jobs are looked for.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 

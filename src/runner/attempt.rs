@@ -55,6 +55,8 @@ pub struct Attempt {
     pub recording: Option<Recording>,
     /// Whether the end of its job is to be reported to a server of the client's.
     pub has_callback: bool,
+    /// The tenant whose place it holds, if its job was called.
+    pub called_by: Option<u64>,
     begun: Moment,
     lease: Lease,
     /// When its lease must be renewed.
@@ -118,6 +120,7 @@ impl Attempt {
             charge,
             recording: None,
             has_callback: false,
+            called_by: None,
             begun: now,
             lease: Lease::Held,
             renew_at,
@@ -141,6 +144,7 @@ impl Attempt {
             charge: None,
             recording: None,
             has_callback: false,
+            called_by: None,
             begun: now,
             lease: Lease::Held,
             renew_at: Moment::NEVER,

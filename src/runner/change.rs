@@ -4,7 +4,8 @@
 //! and writes. Its caller runs it in one transaction. Knows no thread and no clock, and no
 //! database: every store that keeps rows has these rules.
 //!
-//! Mutations that the tests catch: `cancel` without the key; `sweep` that leaves a lost job; a
+//! Mutations that the tests catch: `claim` that returns a called job of another daemon; `cancel`
+//! without the key; `sweep` that leaves a lost job; a
 //! statement for each job (`a_group_of_changes_costs_...`).
 
 use crate::jobs::{Fenced, JobId, JobRecord};
@@ -12,21 +13,24 @@ use crate::store::{Store, StoreError};
 
 use super::changes::{Changes, Write};
 
-/// Claims up to `room` jobs.
+/// Claims those of the `called` jobs that wait, and up to `room` others.
 pub fn claim(
     store: &mut dyn Store,
+    called: &[JobId],
     room: usize,
     now: u64,
     lease_until: u64,
 ) -> Result<Vec<JobRecord>, StoreError> {
-    let ids = store.next_waiting_jobs(now, room)?;
+    let mut ids = called.to_vec();
+    if room > 0 {
+        let next = store.next_waiting_jobs(now, room)?;
+        ids.extend(next.into_iter().filter(|id| !called.contains(id)));
+    }
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let mut changes = Changes::read(store, ids.iter().copied(), now, 0)?;
-    for id in &ids {
-        changes.claim(*id, lease_until);
-    }
+    ids.retain(|id| changes.claim(*id, lease_until));
     changes.save(store)?;
     let mut claimed = store.jobs(&ids)?;
     claimed.sort_by_key(|job| ids.iter().position(|id| *id == job.id));

@@ -89,13 +89,16 @@ impl Changes {
 
     // ---- changes ----
 
-    /// Begins an attempt of a job that waits.
-    pub fn claim(&mut self, id: JobId, lease_until: u64) {
-        if let Some(mut life) = self.life(id)
-            && let Some(opening) = life.claim(lease_until)
-        {
+    /// Begins an attempt of a job. Returns whether the job waited.
+    pub fn claim(&mut self, id: JobId, lease_until: u64) -> bool {
+        let Some(mut life) = self.life(id) else {
+            return false;
+        };
+        let opening = life.claim(lease_until);
+        if let Some(opening) = &opening {
             self.note(id, life).push(opening.id, opening.kind, "");
         }
+        opening.is_some()
     }
 
     /// Adds a part of an attempt.

@@ -17,14 +17,15 @@ use crate::jobs::JobId;
 use crate::keys::KeyRing;
 use crate::offload::JobKey;
 
+use super::calls::Called;
 use super::tasks::Done;
 
 /// A message to the runner's thread.
 pub enum Note {
     /// Events of the engine for attempts, by their serial numbers.
     Events(Vec<(u32, Event)>),
-    /// A job was accepted.
-    Accepted,
+    /// A job was accepted. If its client waits for the result, it is called.
+    Accepted(Option<Called>),
     /// A job was cancelled in the store.
     Cancelled(JobId),
     /// The store has dealt with a task of the runner.

@@ -7,6 +7,7 @@
 //! * [`tasks`]: the runner's own tasks for the store's thread;
 //! * [`journal`]: the way of notes and of the engine's events to the runner;
 //! * [`followers`]: the clients that wait for a job's events;
+//! * [`calls`]: the jobs whose clients wait for the result;
 //! * [`start`]: from a claimed job to a job of the engine;
 //! * [`recording`]: the record of a job's generation;
 //! * [`clock_steps`]: steps of the wall clock, by which leases are;
@@ -25,6 +26,7 @@ pub mod backoff;
 pub mod callback_claim;
 pub mod callback_places;
 pub mod callbacks;
+pub mod calls;
 pub mod change;
 pub mod changes;
 pub mod clock_steps;

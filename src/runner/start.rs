@@ -202,8 +202,8 @@ fn take_tokens(
         unit: Unit::Tokens,
         rate,
         units: tokens,
-        // A job that was refused until the common count replies would cost an attempt. At most
-        // `jobs.concurrency` reservations of this daemon are unconfirmed.
+        // A job that was refused until the common count replies would cost an attempt. No more
+        // reservations of this daemon are unconfirmed than attempts run here.
         percent: 100,
     };
     match terms.leases.reserve(holder, draw, terms.now) {

@@ -10,6 +10,7 @@ use crate::jobs::{EventId, Fenced, JobId, JobRecord, JobTotals};
 use crate::limits::jobs as limits;
 use crate::store::{Store, StoreError, StoreTask};
 
+use super::calls::Called;
 use super::change;
 use super::changes::Write;
 
@@ -34,6 +35,8 @@ pub struct Done<W = Work> {
 /// A request to the store, and later its result.
 pub enum Work {
     Claim {
+        /// Jobs whose clients wait, each with a place of its own.
+        called: Vec<Called>,
         room: usize,
         now: u64,
         lease_until: u64,
@@ -62,19 +65,25 @@ pub enum Work {
 
 impl StoreWork for Work {
     fn name_jobs(&self, jobs: &mut Vec<JobId>) {
-        if let Work::Save { parts, .. } = self {
-            jobs.extend(parts.iter().map(|(_, part)| part.id));
+        match self {
+            Work::Claim { called, .. } => jobs.extend(called.iter().map(|called| called.id)),
+            Work::Save { parts, .. } => jobs.extend(parts.iter().map(|(_, part)| part.id)),
+            Work::Sweep { .. } | Work::Look { .. } => {}
         }
     }
 
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
         match self {
             Work::Claim {
+                called,
                 room,
                 now,
                 lease_until,
                 claimed,
-            } => *claimed = change::claim(store, *room, *now, *lease_until)?,
+            } => {
+                let called: Vec<JobId> = called.iter().map(|called| called.id).collect();
+                *claimed = change::claim(store, &called, *room, *now, *lease_until)?;
+            }
             Work::Save {
                 parts,
                 now,

@@ -17,7 +17,7 @@
 //! [`Life`](crate::jobs::Life) then decides which run counts.
 //!
 //! Invariants:
-//!  1. At most `jobs.concurrency` attempts run here.
+//!  1. At most `jobs.concurrency` attempts run here, and those of called jobs ([`Calls`]).
 //!  2. One claim, one save, one sweep and one look are under way at most.
 //!  3. The thread ends soon after a drain, whether or not the store works.
 //!
@@ -46,6 +46,7 @@ use crate::telemetry::random::SplitMix64;
 use super::attempt::{Attempt, Origin};
 use super::backoff::Backoff;
 use super::callbacks::Callbacks;
+use super::calls::{Called, Calls};
 use super::changes::{Next, Write};
 use super::clock_steps::ClockSteps;
 use super::followers::Followers;
@@ -80,6 +81,8 @@ pub struct Thread {
     /// By serial number.
     attempts: HashMap<u32, Attempt>,
     serial: u32,
+    /// The jobs whose clients wait.
+    calls: Calls,
     is_claiming: bool,
     /// The wall clock was set since the claim under way was made: its leases are by the earlier
     /// time.
@@ -111,6 +114,7 @@ impl Thread {
             model: None,
             attempts: HashMap::new(),
             serial: 0,
+            calls: Calls::new(TENANT),
             is_claiming: false,
             is_claim_doubtful: false,
             is_saving: false,
@@ -152,7 +156,8 @@ impl Thread {
                     self.handle_event(serial, event, now);
                 }
             }
-            Note::Accepted => {
+            Note::Accepted(called) => {
+                called.into_iter().for_each(|called| self.calls.add(called));
                 self.claim_at = self.claim_at.min(self.backed_off(now));
             }
             Note::Cancelled(id) => self.handle_cancelled(id),
@@ -181,6 +186,7 @@ impl Thread {
             let stays = attempt.id != id;
             if !stays {
                 attempt.stop();
+                self.calls.end(attempt.called_by);
                 engine.cancel(Journal::key(*serial));
                 if let Some(recording) = attempt.recording.take() {
                     recording.send(requests);
@@ -236,7 +242,8 @@ impl Thread {
     fn next_duty(&self) -> Moment {
         let never = Moment::NEVER;
         let when = |is_due: bool, at: Moment| if is_due { at } else { never };
-        let may_claim = !self.is_claiming && self.ends_at.is_none() && self.room() > 0;
+        let has_room = self.room() > 0 || self.calls.may_take();
+        let may_claim = !self.is_claiming && self.ends_at.is_none() && has_room;
         [
             self.next_save(),
             self.attempts
@@ -328,7 +335,10 @@ impl Thread {
 
     fn claim(&mut self, now: Moment) {
         let room = self.room();
-        if self.is_claiming || room == 0 || now < self.claim_at || self.ends_at.is_some() {
+        if self.is_claiming || now < self.claim_at || self.ends_at.is_some() {
+            return;
+        }
+        if room == 0 && !self.calls.may_take() {
             return;
         }
         self.claim_at = now + limits::CLAIM_INTERVAL;
@@ -339,7 +349,9 @@ impl Thread {
         self.is_claiming = true;
         let now_ms = self.now_ms();
         let lease = self.parts.config.jobs.lease.as_millis() as u64;
+        let called = self.calls.take();
         self.submit(Work::Claim {
+            called,
             room,
             now: now_ms,
             lease_until: now_ms.saturating_add(lease),
@@ -379,11 +391,14 @@ impl Thread {
         self.note_health(done.failure.as_deref(), now);
         let has_failed = done.failure.is_some();
         match done.work {
-            Work::Claim { claimed, .. } => {
+            Work::Claim {
+                called, claimed, ..
+            } => {
                 self.is_claiming = false;
                 let is_doubtful = std::mem::take(&mut self.is_claim_doubtful);
-                if !has_failed {
-                    self.handle_claimed(claimed, is_doubtful, now);
+                match has_failed {
+                    true => self.calls.put_back(&called),
+                    false => self.handle_claimed(&called, claimed, is_doubtful, now),
                 }
             }
             Work::Save { parts, saved, .. } => {
@@ -433,7 +448,14 @@ impl Thread {
             .note_store(failure, "durable jobs", times, now);
     }
 
-    fn handle_claimed(&mut self, claimed: Vec<JobRecord>, is_doubtful: bool, now: Moment) {
+    fn handle_claimed(
+        &mut self,
+        called: &[Called],
+        claimed: Vec<JobRecord>,
+        is_doubtful: bool,
+        now: Moment,
+    ) {
+        self.calls.settle(called, &claimed);
         if !claimed.is_empty() {
             // There may be more, and a key's next job may only now be the oldest.
             self.claim_at = self.backed_off(now);
@@ -448,6 +470,8 @@ impl Thread {
                 }
             };
             attempt.has_callback = record.callback_url.is_some();
+            let caller = called.iter().find(|called| called.id == record.id);
+            attempt.called_by = caller.map(|called| called.tenant);
             if is_doubtful {
                 attempt.doubt_lease();
             }
@@ -539,6 +563,7 @@ impl Thread {
                     }
                 }
                 attempt.report_end(&self.parts.callbacks);
+                self.calls.end(attempt.called_by);
                 self.attempts.remove(serial);
                 self.claim_at = self.claim_at.min(self.backed_off(now));
             }
@@ -548,10 +573,12 @@ impl Thread {
 
     // ---- helpers ----
 
-    /// Returns how many more attempts may run here.
+    /// Returns how many more attempts may run here, beside those of called jobs.
     fn room(&self) -> usize {
         let most = self.parts.config.jobs.concurrency as usize;
-        most.saturating_sub(self.attempts.len())
+        let attempts = self.attempts.values();
+        let others = attempts.filter(|attempt| attempt.called_by.is_none());
+        most.saturating_sub(others.count())
     }
 
     fn now_ms(&self) -> u64 {

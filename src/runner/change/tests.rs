@@ -68,13 +68,31 @@ fn completed() -> Next {
     Next::End(Box::new(Ending::Completed(Completion::default())))
 }
 
+/// Mutations: `claim` that returns a job although it does not wait; that forgets the called ones.
+#[test]
+fn a_called_job_is_claimed_before_others_if_it_waits() {
+    let (_folder, mut store) = store();
+    for (number, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        accept_one(&mut store, number, name);
+    }
+    let mut claimed = |called: &[JobId], room| {
+        let jobs = claim(&mut store, called, room, 100, 200).unwrap();
+        jobs.iter().map(|job| job.id).collect::<Vec<_>>()
+    };
+    assert_eq!(claimed(&[id(2)], 0), [id(2)]);
+    // It runs, and the last one does not exist.
+    assert_eq!(claimed(&[id(2), id(9)], 0), []);
+    assert_eq!(claimed(&[id(1)], 1), [id(1)], "once, and not twice");
+    assert_eq!(claimed(&[id(1)], 1), [id(3)]);
+}
+
 #[test]
 fn an_attempt_writes_its_history_and_ends_once() {
     let (_folder, mut store) = store();
     accept_one(&mut store, 1, "a");
-    let claimed = claim(&mut store, 9, 100, 200).unwrap();
+    let claimed = claim(&mut store, &[], 9, 100, 200).unwrap();
     assert_eq!((claimed.len(), claimed[0].life.attempt), (1, 1));
-    assert!(claim(&mut store, 9, 100, 200).unwrap().is_empty());
+    assert!(claim(&mut store, &[], 9, 100, 200).unwrap().is_empty());
     let run = || Next::Run { lease_until: 300 };
     let mut save = |part: Write| write_one(&mut store, &part, 150);
     assert_eq!(save(part(1, 1, "fn ", run())), Ok(()));
@@ -86,7 +104,7 @@ fn an_attempt_writes_its_history_and_ends_once() {
         Ok(())
     );
     assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
-    claim(&mut store, 9, 160, 260).unwrap();
+    claim(&mut store, &[], 9, 160, 260).unwrap();
     let mut save = |part: Write| write_one(&mut store, &part, 170);
     assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
     assert_eq!(save(part(1, 2, "fn", completed())), Ok(()));
@@ -117,7 +135,7 @@ fn a_key_cancels_its_own_jobs_in_any_state() {
     let (_folder, mut store) = store();
     accept_one(&mut store, 1, "a");
     accept_one(&mut store, 2, "a");
-    claim(&mut store, 1, 100, 200).unwrap();
+    claim(&mut store, &[], 1, 100, 200).unwrap();
     assert_eq!(cancel(&mut store, "b", id(1), 110, KEEP_MS).unwrap(), None);
     assert_eq!(cancel(&mut store, "a", id(9), 110, KEEP_MS).unwrap(), None);
     for number in [1, 2] {
@@ -144,7 +162,10 @@ fn a_sweep_takes_back_expires_and_deletes() {
     (1..=3).for_each(|number| accept_one(&mut store, number, "a"));
     for lost in 1..=limits::LOST_ATTEMPTS_MAX {
         let now = 100 * u64::from(lost);
-        assert_eq!(claim(&mut store, 1, now, now + 50).unwrap()[0].id, id(1));
+        assert_eq!(
+            claim(&mut store, &[], 1, now, now + 50).unwrap()[0].id,
+            id(1)
+        );
         let (changed, _) = sweep(&mut store, now + 49, KEEP_MS, 9).unwrap();
         assert!(changed.is_empty());
         let (changed, has_more) = sweep(&mut store, now + 50, KEEP_MS, 9).unwrap();
@@ -173,7 +194,7 @@ fn an_attempt_that_the_engine_loses_waits_again_but_not_for_ever() {
     let (_folder, mut store) = store();
     accept_one(&mut store, 1, "a");
     for attempt in 1..=limits::LOST_ATTEMPTS_MAX {
-        claim(&mut store, 1, 100, 200).unwrap();
+        claim(&mut store, &[], 1, 100, 200).unwrap();
         let lost = part(1, attempt, "", Next::Lose);
         assert_eq!(write_one(&mut store, &lost, 110), Ok(()));
     }
@@ -185,7 +206,7 @@ fn an_attempt_that_the_engine_loses_waits_again_but_not_for_ever() {
 fn parts_of_one_job_see_each_other() {
     let (_folder, mut store) = store();
     (1..=2).for_each(|number| accept_one(&mut store, number, "a"));
-    assert_eq!(claim(&mut store, 9, 100, 200).unwrap().len(), 2);
+    assert_eq!(claim(&mut store, &[], 9, 100, 200).unwrap().len(), 2);
     let parts = [
         part(1, 1, "x", Next::Run { lease_until: 300 }),
         part(2, 1, "y", completed()),
@@ -208,13 +229,13 @@ fn parts_of_one_job_see_each_other() {
 fn a_lease_is_renewed_and_a_late_loss_is_refused() {
     let (_folder, mut store) = store();
     accept_one(&mut store, 1, "a");
-    claim(&mut store, 1, 100, 200).unwrap();
+    claim(&mut store, &[], 1, 100, 200).unwrap();
     let run = part(1, 1, "", Next::Run { lease_until: 300 });
     assert_eq!(write_one(&mut store, &run, 150), Ok(()));
     let renewed = store.job_life(id(1)).unwrap().unwrap();
     assert_eq!(renewed.lease_until, 300);
     sweep(&mut store, 300, KEEP_MS, 9).unwrap();
-    claim(&mut store, 1, 310, 400).unwrap();
+    claim(&mut store, &[], 1, 310, 400).unwrap();
     let late = part(1, 1, "", Next::Lose);
     assert_eq!(write_one(&mut store, &late, 320), Err(Fenced));
     let life = store.job_life(id(1)).unwrap().unwrap();

@@ -44,6 +44,7 @@ fn statements(bed: &PostgresBed, jobs: Range<u8>) -> Vec<(&'static str, Vec<Stri
     let new: Vec<NewJob> = jobs.clone().map(new_job).collect();
     store.insert_jobs(&new.iter().collect::<Vec<_>>()).unwrap();
     let claim = Work::Claim {
+        called: Vec::new(),
         room: jobs.len(),
         now: 10,
         lease_until: 100,
@@ -134,6 +135,26 @@ fn a_save_names_the_jobs_that_it_changes() {
     assert_eq!(jobs, [1, 2, 3].map(|number| new_job(number).id));
 }
 
+/// Otherwise two daemons could wait for each other: each has a job in its line that the other has
+/// called.
+#[test]
+fn a_claim_names_the_jobs_that_are_called() {
+    let called = [3, 1].map(|number| Called {
+        id: new_job(number).id,
+        tenant: 1,
+    });
+    let work = Work::Claim {
+        called: called.to_vec(),
+        room: 1,
+        now: 10,
+        lease_until: 100,
+        claimed: Vec::new(),
+    };
+    let mut jobs = Vec::new();
+    RunnerTask::new(work, |_| {}).name_jobs(&mut jobs);
+    assert_eq!(jobs, called.map(|called| called.id));
+}
+
 /// Mutation that this test catches: `claim` in the order in which the database finds the records.
 #[test]
 fn claimed_jobs_begin_in_the_order_of_their_turns() {
@@ -144,7 +165,7 @@ fn claimed_jobs_begin_in_the_order_of_their_turns() {
         ..new_job(number)
     });
     store.insert_jobs(&jobs.iter().collect::<Vec<_>>()).unwrap();
-    let claimed = change::claim(&mut *store, 3, 10, 100).unwrap();
+    let claimed = change::claim(&mut *store, &[], 3, 10, 100).unwrap();
     let numbers: Vec<JobId> = claimed.iter().map(|job| job.id).collect();
     assert_eq!(numbers, [3, 1, 2].map(|number| new_job(number).id));
 }

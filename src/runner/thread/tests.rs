@@ -210,7 +210,15 @@ impl Bench {
     /// Accepts a job and lets it begin.
     fn run(&mut self, number: u8) -> JobId {
         let id = self.accept(number);
-        self.note(Note::Accepted);
+        self.note(Note::Accepted(None));
+        self.settle();
+        id
+    }
+
+    /// Accepts a job whose client waits, and lets the runner act.
+    fn call(&mut self, number: u8) -> JobId {
+        let id = self.accept(number);
+        self.note(Note::Accepted(Some(Called { id, tenant: 1 })));
         self.settle();
         id
     }
@@ -352,7 +360,7 @@ fn a_job_runs_and_its_end_is_counted_recorded_and_reported() {
     let id = bench.accept(1);
     let follower = bench.follow(id);
     bench.was_woken(&follower);
-    bench.note(Note::Accepted);
+    bench.note(Note::Accepted(None));
     bench.settle();
     assert_eq!((bench.submitted(), bench.records()), (1, 0));
     assert!(bench.was_woken(&follower), "its first event");
@@ -375,6 +383,62 @@ fn a_job_runs_and_its_end_is_counted_recorded_and_reported() {
     bench.pass(SECOND);
     assert_eq!(bench.series.jobs.get(Unfinished::Running).get(), 0);
     assert_eq!(bench.metric("autoglmd_job_wait_seconds_count"), "1");
+}
+
+/// Mutations: a called job in a place of the others; the end of a called job that keeps its place,
+/// or frees one of the others.
+#[test]
+fn a_job_whose_client_waits_has_a_place_beside_those_of_others() {
+    const MOST: u8 = (limits::CALLED_ATTEMPTS_MAX / 2) as u8;
+    let mut bench = Bench::new();
+    bench.run(1);
+    bench.run(2);
+    let waiting = bench.run(3);
+    assert_eq!(bench.submitted(), 2);
+    let called = bench.call(4);
+    assert_eq!(bench.submitted(), 3);
+    bench.done(2);
+    bench.pass(SECOND);
+    assert_eq!(bench.state(called), jobs::State::Completed);
+    assert_eq!(bench.state(waiting), jobs::State::Queued);
+    // Serial numbers from 3 on.
+    let others: Vec<JobId> = (0..=MOST).map(|number| bench.call(5 + number)).collect();
+    assert_eq!(bench.submitted(), 3 + usize::from(MOST));
+    change::cancel(&mut bench.store, "", others[0], 1, 1_000).unwrap();
+    bench.note(Note::Cancelled(others[0]));
+    bench.pass(SECOND);
+    assert_eq!(bench.submitted(), 4 + usize::from(MOST));
+    assert_eq!(bench.state(waiting), jobs::State::Queued);
+    bench.done(0);
+    bench.pass(SECOND);
+    assert_eq!(bench.state(waiting), jobs::State::Running);
+}
+
+/// Mutations: a claim that fails and loses the job or its place; a place that is kept for a job
+/// that another daemon has.
+#[test]
+fn the_place_of_a_called_job_comes_back_if_it_is_not_claimed() {
+    const MOST: u8 = (limits::CALLED_ATTEMPTS_MAX / 2) as u8;
+    let mut bench = Bench::new();
+    bench.reload(|config| config.jobs.concurrency = 1);
+    bench.run(1);
+    for number in 0..2 * MOST {
+        let id = bench.accept(2 + number);
+        let other = [Called { id, tenant: 1 }].map(|called| called.id);
+        change::claim(&mut bench.store, &other, 0, 1, u64::MAX).unwrap();
+        bench.note(Note::Accepted(Some(Called { id, tenant: 1 })));
+        bench.settle();
+    }
+    assert_eq!(bench.submitted(), 1);
+    bench.store_fails = true;
+    let id = bench.call(200);
+    for _ in 0..2 * MOST {
+        bench.pass(limits::BACKOFF_MAX);
+    }
+    bench.store_fails = false;
+    assert_eq!(bench.state(id), jobs::State::Queued);
+    bench.pass(limits::BACKOFF_MAX);
+    assert_eq!(bench.state(id), jobs::State::Running);
 }
 
 /// Mutation: `report_end` that always looks.
@@ -417,7 +481,7 @@ fn a_fenced_attempt_stops_and_leaves_no_trace() {
     // Another daemon takes the job, as after the end of its lease.
     let late = WALL_MS.get() + 60_000;
     change::sweep(&mut bench.store, late, 1_000, 9).unwrap();
-    change::claim(&mut bench.store, 9, late, late + 60_000).unwrap();
+    change::claim(&mut bench.store, &[], 9, late, late + 60_000).unwrap();
     bench.token(0, "```python\nx\n");
     bench.pass(SECOND);
     assert_eq!(bench.orders(), [("cancel", 0)]);
@@ -441,7 +505,7 @@ fn a_follower_is_woken_by_each_change_of_another_daemon() {
     bench.pass(SECOND);
     assert!(!bench.was_woken(&follower));
     let lease = WALL_MS.get() + 60_000;
-    change::claim(&mut bench.store, 9, WALL_MS.get(), lease).unwrap();
+    change::claim(&mut bench.store, &[], 9, WALL_MS.get(), lease).unwrap();
     bench.pass(SECOND);
     assert!(bench.was_woken(&follower));
     assert_eq!(bench.thread.seen.len(), 1);
@@ -473,7 +537,7 @@ fn an_engine_that_refuses_all_jobs_is_asked_after_pauses_that_grow() {
     let id = bench.run(1);
     assert_eq!(bench.orders().len(), 1);
     // Another occasion does not end the pause.
-    bench.note(Note::Accepted);
+    bench.note(Note::Accepted(None));
     bench.settle();
     assert!(bench.orders().is_empty());
     let mut pauses = Vec::new();
@@ -561,7 +625,7 @@ fn a_drain_waits_for_a_claim_and_begins_none_of_its_jobs() {
     let mut bench = Bench::new();
     bench.settle();
     let id = bench.accept(1);
-    bench.note(Note::Accepted);
+    bench.note(Note::Accepted(None));
     assert!(bench.thread.work(bench.now));
     bench.note(Note::Drain);
     assert!(bench.thread.work(bench.now), "a claim is under way");

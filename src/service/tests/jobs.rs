@@ -35,7 +35,7 @@ impl Desk {
             idempotency: None,
         };
         store.insert_job(&job).unwrap();
-        claim(&mut store, 1, 1, u64::MAX).unwrap();
+        claim(&mut store, &[], 1, 1, u64::MAX).unwrap();
         let parts = deltas.iter().map(|text| Write {
             id,
             attempt: 1,
@@ -313,7 +313,9 @@ fn long_text(lines: usize) -> String {
 impl Desk {
     /// Runs the job that waits, and ends it with this text. Returns the code that is saved before.
     fn complete_job(&mut self, text: &str) -> String {
-        let job = claim(&mut self.store, 1, 2, u64::MAX).unwrap().remove(0);
+        let job = claim(&mut self.store, &[], 1, 2, u64::MAX)
+            .unwrap()
+            .remove(0);
         let code = crate::engine::code::extract(text, Some("python")).into_owned();
         let completion = crate::jobs::Completion {
             id: "gen_00000000-0001-7000-8000-000000000000".to_owned(),

@@ -78,7 +78,7 @@ impl JobQuestion {
             Wish::Accept(asked) => {
                 let accepted = accept(store, asked, key_id)?;
                 let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
-                self.note = is_new.then_some(Note::Accepted);
+                self.note = is_new.then(|| asked.note(key_id));
                 Ok(accepted.map(|accepted| Body::of_accepted(&accepted, notation)))
             }
             Wish::Show(id) => Ok(shown(store.job(*id)?.filter(|job| job.key_id == key_id))),
@@ -158,7 +158,7 @@ impl Question for JobQuestion {
         if let Wish::Accept(asked) = &mut self.wish {
             let accepted = asked.conclude(outcome, &self.key_id);
             let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
-            self.note = is_new.then_some(Note::Accepted);
+            self.note = is_new.then(|| asked.note(&self.key_id));
             let notation = self.notation;
             self.found = accepted.map(|accepted| Body::of_accepted(&accepted, notation));
         }

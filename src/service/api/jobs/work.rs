@@ -13,9 +13,11 @@ use crate::jobs::{
     Acceptance, Bound, Bounds, Candidate, Ending, EventId, EventKind, Idempotency, JobId,
     JobRecord, JobRequest, NewJob,
 };
+use crate::keys::tenant_of;
 use crate::limits::jobs as limits;
 use crate::limits::service as service_limits;
 use crate::offload::{JobKey, Ticket};
+use crate::runner::calls::Called;
 use crate::runner::{Journal, Note};
 use crate::service::asking::{crowded, is_wanted, unavailable};
 use crate::service::call::Call;
@@ -132,7 +134,7 @@ impl JobTask {
             Work::Accept(asked) => {
                 let accepted = accept(store, asked, key_id)?;
                 let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
-                self.note = is_new.then_some(Note::Accepted);
+                self.note = is_new.then(|| asked.note(key_id));
                 Ok(accepted.map(|accepted| Found::Accepted(accepted.job.id)))
             }
             Work::Progress {
@@ -182,7 +184,7 @@ impl StoreTask for JobTask {
         if let Work::Accept(asked) = &mut self.work {
             let accepted = asked.conclude(outcome, &self.key_id);
             let is_new = accepted.as_ref().is_ok_and(|accepted| accepted.is_new);
-            self.note = is_new.then_some(Note::Accepted);
+            self.note = is_new.then(|| asked.note(&self.key_id));
             self.found = Some(accepted.map(|accepted| Found::Accepted(accepted.job.id)));
         }
     }
@@ -251,6 +253,15 @@ impl Accept {
             },
             bounds: self.bounds,
         }
+    }
+
+    /// Returns the note for the runner once the job is durable.
+    pub fn note(&self, key_id: &str) -> Note {
+        let called = Called {
+            id: self.id,
+            tenant: tenant_of(key_id),
+        };
+        Note::Accepted(self.request.is_live.then_some(called))
     }
 
     /// Turns the store's outcome into the client's.
