@@ -108,4 +108,19 @@ mod tests {
         assert!(backoff.fail(now));
         assert_eq!(backoff.after(now), now + limits::BACKOFF_MIN);
     }
+
+    /// Mutations: times that stay as they are after a failure, or after the recovery.
+    #[test]
+    fn a_store_that_fails_puts_off_all_tasks_until_it_works() {
+        let mut backoff = Backoff::default();
+        let now = Moment::from_micros(1_000_000);
+        let later = now + 2 * limits::BACKOFF_MAX;
+        let (mut claim_at, mut save_at) = (now, later);
+        let times = &mut [&mut claim_at, &mut save_at];
+        backoff.note_store(Some("as the test wants it"), "jobs", times, now);
+        assert_eq!([claim_at, save_at], [now + limits::BACKOFF_MIN, later]);
+        let times = &mut [&mut claim_at, &mut save_at];
+        backoff.note_store(None, "jobs", times, now);
+        assert_eq!([claim_at, save_at], [now, now]);
+    }
 }
