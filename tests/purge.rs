@@ -108,7 +108,7 @@ fn a_purge_reaches_redis_the_store_and_the_other_daemon() {
         pair.wait_for_entries(1);
         assert_eq!(id(&ask(second, "a")), made, "from Redis");
         assert_eq!(id(&ask(second, "a")), made, "from its own memory");
-        pair.purge("?key=key_of_no_client");
+        pair.purge("?key=key_000000000000");
         assert_eq!(id(&ask(first, "a")), made);
         pair.wait_for_entries(1);
         match is_of_all {
