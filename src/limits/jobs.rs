@@ -64,6 +64,10 @@ pub const SWEPT_JOBS_MAX: u32 = 100;
 /// How often jobs that are followed here and run elsewhere are looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Jobs that one look takes: some milliseconds of the store. If more are followed, looks take
+/// turns.
+pub const LOOKED_JOBS_MAX: usize = 512;
+
 /// The pause after the engine has refused a job, or the store a task. It doubles with each failure
 /// after a pause.
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);

@@ -11,8 +11,9 @@
 //! Mutations that the tests catch: `wake` that ignores `is_woken`; `drop` that removes all
 //! followers of a job; a bound that is not checked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,7 +35,7 @@ pub struct Followers {
 
 #[derive(Default)]
 struct List {
-    by_job: HashMap<JobId, Vec<Arc<Entry>>>,
+    by_job: BTreeMap<JobId, Vec<Arc<Entry>>>,
     by_tenant: HashMap<u64, usize>,
 }
 
@@ -125,9 +126,12 @@ impl Followers {
         }
     }
 
-    /// Returns the followed jobs.
-    pub fn jobs(&self) -> Vec<JobId> {
-        self.lock().by_job.keys().copied().collect()
+    /// Returns the first `most` followed jobs behind this one, in the order of their ids.
+    pub fn jobs_after(&self, after: Option<JobId>, most: usize) -> Vec<JobId> {
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let list = self.lock();
+        let jobs = list.by_job.range((begin, Bound::Unbounded));
+        jobs.take(most).map(|(id, _)| *id).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
@@ -212,7 +216,7 @@ mod tests {
         followers.wake(id(1));
         assert_eq!(take(), [2]);
         drop(two);
-        assert_eq!(followers.jobs(), [id(2)]);
+        assert_eq!(followers.jobs_after(None, 9), [id(2)]);
         followers.wake(id(1));
         assert!(take().is_empty());
     }

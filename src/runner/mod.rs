@@ -7,6 +7,7 @@
 //! * [`tasks`]: the runner's own tasks for the store's thread;
 //! * [`journal`]: the way of notes and of the engine's events to the runner;
 //! * [`followers`]: the clients that wait for a job's events;
+//! * [`elsewhere`]: the jobs that they follow and another daemon runs;
 //! * [`calls`]: the jobs whose clients wait for the result;
 //! * [`start`]: from a claimed job to a job of the engine;
 //! * [`recording`]: the record of a job's generation;
@@ -30,6 +31,7 @@ pub mod calls;
 pub mod change;
 pub mod changes;
 pub mod clock_steps;
+pub mod elsewhere;
 pub mod followers;
 pub mod journal;
 pub mod metrics;

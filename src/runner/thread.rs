@@ -35,7 +35,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use crate::config::Config;
 use crate::core::{Moment, UnixMillis};
 use crate::engine::{Engine, Event, ModelInfo, State};
-use crate::jobs::{EventId, Fenced, JobId, JobRecord};
+use crate::jobs::{Fenced, JobId, JobRecord};
 use crate::keys::KeyRing;
 use crate::leases::Leases;
 use crate::limits::jobs as limits;
@@ -49,6 +49,7 @@ use super::callbacks::Callbacks;
 use super::calls::{Called, Calls};
 use super::changes::{Next, Write};
 use super::clock_steps::ClockSteps;
+use super::elsewhere::Elsewhere;
 use super::followers::Followers;
 use super::journal::{Journal, Note};
 use super::metrics::RunnerSeries;
@@ -99,8 +100,7 @@ pub struct Thread {
     engine_backoff: Backoff,
     /// Of the store's failures.
     store_backoff: Backoff,
-    /// The last events of followed jobs; `None`: the job is gone.
-    seen: HashMap<JobId, Option<EventId>>,
+    elsewhere: Elsewhere,
     /// Since a drain began, when the thread ends at the latest.
     ends_at: Option<Moment>,
 }
@@ -126,7 +126,7 @@ impl Thread {
             look_at: now,
             engine_backoff: Backoff::default(),
             store_backoff: Backoff::default(),
-            seen: HashMap::new(),
+            elsewhere: Elsewhere::default(),
             ends_at: None,
         }
     }
@@ -365,9 +365,8 @@ impl Thread {
             return;
         }
         self.look_at = now + limits::LOOK_INTERVAL;
-        let mut ids = self.parts.followers.jobs();
-        ids.retain(|id| self.attempts.values().all(|attempt| attempt.id != *id));
-        self.seen.retain(|id, _| ids.contains(id));
+        let runs_here = |id| self.attempts.values().any(|attempt| attempt.id == id);
+        let ids = self.elsewhere.next(&self.parts.followers, runs_here);
         if ids.is_empty() {
             return;
         }
@@ -429,7 +428,7 @@ impl Thread {
             Work::Look { seen, .. } => {
                 self.is_looking = false;
                 for (id, last) in seen {
-                    if self.seen.insert(id, last) != Some(last) {
+                    if self.elsewhere.note(id, last) {
                         self.parts.followers.wake(id);
                     }
                 }

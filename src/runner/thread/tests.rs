@@ -508,10 +508,10 @@ fn a_follower_is_woken_by_each_change_of_another_daemon() {
     change::claim(&mut bench.store, &[], 9, WALL_MS.get(), lease).unwrap();
     bench.pass(SECOND);
     assert!(bench.was_woken(&follower));
-    assert_eq!(bench.thread.seen.len(), 1);
+    assert_eq!(bench.thread.elsewhere.seen(), 1);
     drop(follower);
     bench.pass(SECOND);
-    assert!(bench.thread.seen.is_empty(), "it is not followed any more");
+    assert_eq!(bench.thread.elsewhere.seen(), 0, "it is not followed");
 }
 
 #[test]
@@ -657,7 +657,7 @@ fn while_the_store_fails_all_waits_and_nothing_is_lost() {
     assert_eq!(bench.state(id), jobs::State::Completed);
     let events = bench
         .store
-        .job_events(id, EventId::BEGINNING, usize::MAX)
+        .job_events(id, jobs::EventId::BEGINNING, usize::MAX)
         .unwrap();
     let text: String = events.iter().map(|event| event.text.as_str()).collect();
     assert!(text.starts_with("x = 1"), "{text}");
