@@ -68,6 +68,10 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// turns.
 pub const LOOKED_JOBS_MAX: usize = 512;
 
+/// How old a job may be whose key this daemon does not know yet. Keys are polled each second, with
+/// a store that was lost as well; the rest is for clocks that differ.
+pub const KEY_NEWS_MAX: Duration = Duration::from_secs(30);
+
 /// The pause after the engine has refused a job, or the store a task. It doubles with each failure
 /// after a pause.
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);

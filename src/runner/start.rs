@@ -100,6 +100,9 @@ pub fn prepare(
 }
 
 /// Returns the holder of the job's key. `None`: it was accepted while no key was required.
+///
+/// Another daemon may have accepted a job of a key that was just created, of which this one has not
+/// heard yet. So a young job waits for its key.
 fn holder<'a>(record: &JobRecord, terms: &Terms<'a>) -> Result<Option<&'a Arc<Holder>>, Next> {
     if record.key_id.is_empty() {
         return match terms.config.auth.enabled {
@@ -114,6 +117,12 @@ fn holder<'a>(record: &JobRecord, terms: &Terms<'a>) -> Result<Option<&'a Arc<Ho
     let holder = holder.filter(|holder| holder.record.id == record.key_id);
     let refused = |code, why: &str| Err(failure(code, format!("the job's key {why}")));
     let Some(holder) = holder else {
+        let age = Duration::from_millis(terms.now_ms.saturating_sub(record.created_at));
+        if age < limits::KEY_NEWS_MAX {
+            let wait = limits::BACKOFF_MIN.as_millis() as u64;
+            let postponed = Some(terms.now_ms.saturating_add(wait));
+            return Err(Next::Wait { postponed });
+        }
         return refused(ErrorCode::InvalidKey, "does not exist any more");
     };
     match holder.record.standing(terms.now_ms / 1_000) {

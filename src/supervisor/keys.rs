@@ -50,10 +50,11 @@ impl Part for Keys {
         let journal = birth.jobs.journal.clone();
         let on_change = move |keys: Arc<KeyRing>| {
             log::info!("loaded {} API keys", keys.len());
+            // The runner first: a reactor that has a new key may accept a job of it at once.
+            journal.note(Note::Keys(keys.clone()));
             for mailbox in &mailboxes {
                 mailbox.post(Message::Keys(keys.clone()));
             }
-            journal.note(Note::Keys(keys));
         };
         let started = StoreWatcher::start(store, reopen, on_change);
         let (watcher, ring) = started.map_err(|error| unusable(&error))?;

@@ -21,6 +21,7 @@ use crate::engine::{
     Done as Generated, FinishReason, Gauges, Job, Refused, Served, Timings, Usage,
 };
 use crate::jobs::{self, JobRequest, NewJob};
+use crate::keys::Holder;
 use crate::offload::{CancelReason, JobKey};
 use crate::runner::callbacks::CallbackNote;
 use crate::runner::metrics::{Outcome, Unfinished};
@@ -117,6 +118,7 @@ struct Bench {
     callbacks: Receiver<CallbackNote>,
     /// Of the jobs that are accepted.
     callback_url: Option<String>,
+    key_id: String,
     series: Arc<RunnerSeries>,
     metrics: Metrics,
     followers: Arc<Followers>,
@@ -165,6 +167,7 @@ impl Bench {
             notes,
             callbacks: looks,
             callback_url: None,
+            key_id: String::new(),
             series,
             metrics,
             followers,
@@ -196,7 +199,7 @@ impl Bench {
         };
         let job = NewJob {
             id,
-            key_id: String::new(),
+            key_id: self.key_id.clone(),
             created_at: WALL_MS.get(),
             expires_at: WALL_MS.get() + time.as_millis() as u64,
             request: request.to_json(),
@@ -439,6 +442,35 @@ fn the_place_of_a_called_job_comes_back_if_it_is_not_claimed() {
     assert_eq!(bench.state(id), jobs::State::Queued);
     bench.pass(limits::BACKOFF_MAX);
     assert_eq!(bench.state(id), jobs::State::Running);
+}
+
+/// Another daemon has accepted the job, with a key that this one has not heard of.
+///
+/// Mutations: a job that fails at once, or that waits for ever.
+#[test]
+fn a_job_waits_for_a_key_that_was_just_created() {
+    let mut bench = Bench::new();
+    bench.reload(|config| config.auth.enabled = true);
+    let record = Holder::of("key_1").record.clone();
+    bench.key_id = record.id.clone();
+    let id = bench.run(1);
+    assert_eq!(
+        (bench.state(id), bench.submitted()),
+        (jobs::State::Queued, 0)
+    );
+    bench.pass(SECOND / 2);
+    bench.note(Note::Keys(Arc::new(KeyRing::new(vec![record]))));
+    bench.pass(2 * SECOND);
+    assert_eq!(
+        (bench.state(id), bench.submitted()),
+        (jobs::State::Running, 1)
+    );
+    bench.key_id = "key_2".to_owned();
+    let id = bench.run(2);
+    assert_eq!(bench.state(id), jobs::State::Queued);
+    bench.pass(limits::KEY_NEWS_MAX);
+    bench.pass(2 * SECOND);
+    assert_eq!(bench.state(id), jobs::State::Failed);
 }
 
 /// Mutation: `report_end` that always looks.
