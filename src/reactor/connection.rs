@@ -535,10 +535,10 @@ impl<K> Connection<K> {
         Ok(())
     }
 
-    /// Decides whether to read on while output waits. With all memory in use a client that reads
+    /// Decides whether to read on while output waits. With all memory in use, a client that reads
     /// nothing gets no further request served: ten thousand of them would hold 64 KiB each. A
-    /// writable edge brings the next pump, which decides again. At the bound there is no memory for
-    /// a stranger's output at all, unless it has waited before.
+    /// writable edge brings the next pump, which decides again. At the bound, a stranger's
+    /// connection ends as soon as its output has to wait; output that has waited before may stay.
     fn hold_back(&mut self, had_output: bool, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
         let claim = Claim::of(!self.is_stranger());
         let is_held_back = self.channel.has_output() && !turn.buffered.admits(claim);

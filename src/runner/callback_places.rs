@@ -1,4 +1,4 @@
-//! Who holds the places of callbacks under way, and who has to leave one.
+//! The places of callbacks under way: which attempts may take one, and which have to leave theirs.
 //!
 //! A receiver that is silent holds a place for the whole of `jobs.callback_timeout`. A bound for
 //! each key is of no use against that once there are enough such keys, and neither are shares of
@@ -6,7 +6,7 @@
 //! So the last [`CALLBACK_QUICK_REQUESTS`] places are for short stays:
 //!
 //! ```text
-//!   |<------ for everyone, within the bound of a key ------>|<---- quick ---->|
+//!   |<------ for all keys, within each key's bound   ------>|<---- quick ---->|
 //!                                                            one for each key that holds none
 //!                                                            and is not known as slow
 //! ```

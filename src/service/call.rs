@@ -48,7 +48,7 @@ pub struct Peer {
     pub is_known: bool,
     /// Its connection has used up the time of a pump, and each later pump took several steps.
     pub is_greedy: bool,
-    /// Its output waits, and there is no memory for more: it is not read until all is written.
+    /// Its output waits and memory is used up, so it is not read until all of that is written.
     pub is_held_back: bool,
 }
 

@@ -107,8 +107,9 @@ pub fn encode_whole(coding: Coding, body: &[u8], out: &mut Vec<u8>) -> Result<()
     Encoder::whole(coding, Effort::Quick, body.len())?.encode(body, Step::Finish, out)
 }
 
-/// Puts one whole body into the form of a coding without compressing it: a body that is long, for a
-/// client that accepts no plain one, where there is no time. Little more than a copy.
+/// Puts one whole body into the form of a coding without compressing it. Costs little more than a
+/// copy, for a reactor that has no time to compress a long body and whose client accepts no plain
+/// one.
 pub fn wrap_whole(coding: Coding, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeFailed> {
     out.clear();
     let (none, window_bits) = (Compression::none(), limits::GZIP_WINDOW_BITS);

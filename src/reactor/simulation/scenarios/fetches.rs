@@ -55,13 +55,18 @@ impl Calls {
     /// wire.
     fn dial(&mut self, url: &str, adjust: impl FnOnce(&mut Fetch)) -> (u64, usize) {
         let (number, _) = self.submit_with(url, adjust);
+        (number, self.let_connect())
+    }
+
+    /// Lets the last fetch find its server, which accepts the connection. Returns the wire.
+    fn let_connect(&mut self) -> usize {
         self.stage.settle();
         self.stage.daemon.resolvers.run_all();
         self.stage.settle();
         let wire = self.wire(self.dialled() - 1);
         self.stage.on(wire, Wire::server_accepts);
         self.stage.settle();
-        (number, wire)
+        wire
     }
 
     /// The same with TLS. The server has the first message of the handshake; its own are in the
@@ -625,12 +630,7 @@ fn a_request_without_a_body_announces_none() {
             fetch.request.body = Bytes::new();
         });
         // The server must not read it.
-        calls.stage.settle();
-        calls.stage.daemon.resolvers.run_all();
-        calls.stage.settle();
-        let wire = calls.wire(calls.dialled() - 1);
-        calls.stage.on(wire, Wire::server_accepts);
-        calls.stage.settle();
+        let wire = calls.let_connect();
         let sent = calls.stage.on(wire, |wire| wire.client_reads(1_000));
         let head = String::from_utf8_lossy(&sent).into_owned();
         assert_eq!(head.contains("content-length: 0"), expected, "{head}");
