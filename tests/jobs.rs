@@ -458,10 +458,12 @@ fn no_accepted_job_is_lost_or_completed_twice_by_kills_at_random_moments() {
                 daemon.process().signal(libc::SIGKILL);
             }
         };
+        // All are connected before the first response, which may bring the kill.
+        let connections = [0; 4].map(|_| daemon.connect());
         std::thread::scope(|scope| {
-            let clients: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| until_it_ends(daemon.connect(), &bytes, kill)))
-                .collect();
+            let (bytes, kill) = (&bytes, &kill);
+            let clients = connections
+                .map(|connection| scope.spawn(move || until_it_ends(connection, bytes, kill)));
             for client in clients {
                 ids.extend(client.join().expect("a client"));
             }

@@ -71,11 +71,11 @@ fn try_exchange(connection: &mut Connection, bytes: &[u8]) -> Option<Answer> {
     connection.try_answer().ok()
 }
 
-/// Submits jobs until the round is over, and returns the ids of those that were accepted.
-fn submit(daemon: &Daemon, fuse: &Fuse) -> Vec<String> {
+/// Submits jobs until the round is over, and returns the ids of those that were accepted. The
+/// connection is older than the round's first response, which may bring the kill.
+fn submit(mut connection: Connection, daemon: &Daemon, fuse: &Fuse) -> Vec<String> {
     let body = json!({"prompt": "a job", "cache": "bypass"}).to_string();
     let bytes = daemon.request("POST", "/api/v1/jobs", body.as_bytes());
-    let mut connection = daemon.connect();
     let mut ids = Vec::new();
     for _ in 0..JOBS {
         let Some(answer) = try_exchange(&mut connection, &bytes) else {
@@ -118,12 +118,17 @@ fn ask(connection: &mut Connection, daemon: &Daemon, prompt: &str) -> Option<Ans
 type Made = (String, Value);
 
 /// Computes some results. Ends early when the round is over.
-fn fill(daemon: &Daemon, name: &str, count: usize, fuse: Option<&Fuse>) -> Vec<Made> {
-    let mut connection = daemon.connect();
+fn fill(
+    connection: &mut Connection,
+    daemon: &Daemon,
+    name: &str,
+    count: usize,
+    fuse: Option<&Fuse>,
+) -> Vec<Made> {
     let mut made = Vec::new();
     for number in 0..count {
         let prompt = format!("{name}, number {number}");
-        let Some(answer) = ask(&mut connection, daemon, &prompt) else {
+        let Some(answer) = ask(connection, daemon, &prompt) else {
             break;
         };
         made.push((prompt, answer.json()["id"].clone()));
@@ -196,12 +201,28 @@ fn one_daemon_loses_no_job_and_only_the_last_results() {
     let (mut jobs, mut written, mut lost) = (Vec::new(), 0, 0);
     let mut daemon = start();
     for round in 0..kills() {
-        let first = fill(&daemon, &format!("round {round}"), 4, None);
+        let first = fill(
+            &mut daemon.connect(),
+            &daemon,
+            &format!("round {round}"),
+            4,
+            None,
+        );
         wait_for_writes(&daemon);
         let fuse = Fuse::new(&daemon, 300);
         let later = std::thread::scope(|scope| {
-            let clients = [(); 2].map(|()| scope.spawn(|| submit(&daemon, &fuse)));
-            let later = fill(&daemon, &format!("end of {round}"), usize::MAX, Some(&fuse));
+            let (daemon, fuse) = (&daemon, &fuse);
+            let mut own = daemon.connect();
+            let clients = [(); 2].map(|()| daemon.connect());
+            let clients =
+                clients.map(|connection| scope.spawn(move || submit(connection, daemon, fuse)));
+            let later = fill(
+                &mut own,
+                daemon,
+                &format!("end of {round}"),
+                usize::MAX,
+                Some(fuse),
+            );
             for client in clients {
                 jobs.extend(client.join().expect("a client"));
             }
@@ -255,7 +276,10 @@ fn two_daemons_on_postgresql_lose_no_job_while_one_is_killed() {
         std::thread::scope(|scope| {
             let fuse = &fuse;
             let clients = daemons.iter().chain(&daemons);
-            let clients = clients.map(|daemon| scope.spawn(move || submit(daemon, fuse)));
+            let clients: Vec<_> = clients.map(|one| (one.connect(), one)).collect();
+            let clients = clients.into_iter();
+            let clients = clients
+                .map(|(connection, daemon)| scope.spawn(move || submit(connection, daemon, fuse)));
             let clients: Vec<_> = clients.collect();
             for client in clients {
                 jobs.extend(client.join().expect("a client"));
