@@ -67,7 +67,9 @@ impl RunQueue {
 
     // ---- commands ----
 
-    /// Queues a key. Returns false if it was queued already.
+    /// Queues the key of a slot's present tenant. Returns false if it was queued already.
+    ///
+    /// The key of an earlier tenant must not come here: it would take the present one's place.
     pub fn push(&mut self, key: Key) -> bool {
         debug_assert_ne!(key.generation, 0, "generation 0 names no slot");
         let index = key.index as usize;

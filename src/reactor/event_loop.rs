@@ -265,10 +265,11 @@ impl<S: System> Reactor<S> {
     fn resume_handshakes(&mut self) {
         self.shared.handshake_steps = limits::HANDSHAKE_STEPS_PER_TURN_MAX;
         self.deferred.take_turn();
-        for _ in 0..limits::HANDSHAKE_STEPS_PER_TURN_MAX {
-            let Some(key) = self.deferred.pop() else {
-                break;
-            };
+        // One may be closed by now, and its slot's next tenant be queued: the old key would take
+        // the new one's place.
+        let waiting = std::iter::from_fn(|| self.deferred.pop());
+        let open = waiting.filter(|&key| self.slots.get(key).is_some());
+        for key in open.take(limits::HANDSHAKE_STEPS_PER_TURN_MAX as usize) {
             self.run_queue.push(key);
         }
     }
@@ -384,9 +385,8 @@ impl<S: System> Reactor<S> {
     /// in this turn if there is time. One that has used up a pump's time stays behind the others
     /// until a pump of a single step is enough for it: otherwise each client of a flood would have
     /// a whole pump in front of the others as often as its socket was empty for a moment.
-    /// Connections that are queued during the second round wait for
-    /// the next turn, and so do those for which there is no time: they are in front of all that are
-    /// queued later.
+    /// Connections that are queued during the second round wait for the next turn, and so do those
+    /// for which there is no time: they are in front of all that are queued later.
     fn run_connections(&mut self) {
         self.run_rounds();
         self.run_unfinished();

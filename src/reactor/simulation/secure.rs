@@ -240,6 +240,41 @@ mod scenarios {
         assert_eq!(stage.count(&dripping, unread), 0);
     }
 
+    /// Two clients of a flood leave while their handshakes are put off. The next tenant of a slot
+    /// is still queued behind others, its edge seen, in the turn in which the old one would have
+    /// gone on.
+    #[test]
+    fn a_handshake_that_was_put_off_does_not_displace_the_next_tenant_of_its_slot() {
+        const PUMPS: usize = limits::ITEMS_PER_CLOCK_READING as usize;
+        let mut stage = Stage::new(|_| {});
+        let busy: Vec<_> = (0..3 * PUMPS).map(|_| stage.connect()).collect();
+        let flood: Vec<_> = (0..5 * STEPS).map(|_| stage.connect()).collect();
+        stage.settle();
+        for &wire in &flood {
+            let mut line = Line::new(&rustls::version::TLS13);
+            stage.on(wire, |wire| line.send(wire, usize::MAX));
+        }
+        stage.turn();
+        for &wire in &flood[4 * STEPS..] {
+            stage.on(wire, Wire::client_resets);
+        }
+        stage.turn();
+        // From here on a turn's rounds end at their first reading of the clock.
+        stage.daemon.network.borrow_mut().step = limits::ROUNDS_TIME_MAX;
+        for &wire in &busy {
+            stage.send(wire, GET);
+        }
+        let client = stage.connect();
+        stage.send(client, GET);
+        for _ in 0..3 {
+            stage.turn();
+        }
+        stage.daemon.network.borrow_mut().step = Duration::ZERO;
+        stage.settle();
+        let text = stage.on(client, |wire| wire.client_reads(usize::MAX));
+        assert!(text.starts_with(b"HTTP/1.1 200 "));
+    }
+
     #[test]
     fn a_handshake_ends_in_time_however_its_bytes_drip() {
         let patience = Duration::from_secs(5);
