@@ -13,10 +13,10 @@
 //! ```
 //!
 //! Invariants:
-//!  1. However an output is cut into pieces, the results of `push` and `finish` concatenate to the
-//!     same text.
+//!  1. However an output is cut into pieces, what `push` appends and `finish` returns concatenates
+//!     to the same text.
 //!  2. If an output has one fenced block, that text equals the result of [`extract`].
-//!  3. The text that `push` returns is final: no later piece changes it.
+//!  3. The text that `push` appends is final: no later piece changes it.
 //!  4. Code starts with a line that is not blank and does not end with white space.
 
 use std::borrow::Cow;
@@ -82,9 +82,8 @@ impl Extractor {
         }
     }
 
-    /// Takes the next piece of the output; returns the code that is now final.
-    pub fn push(&mut self, piece: &str) -> String {
-        let mut code = String::new();
+    /// Takes the next piece of the output; appends the code that is now final.
+    pub fn push(&mut self, piece: &str, code: &mut String) {
         match &mut self.state {
             State::Searching {
                 text,
@@ -93,21 +92,20 @@ impl Extractor {
             } => {
                 text.push_str(piece);
                 let Some((fence, start)) = find_opening(text, line, passing, self.language) else {
-                    return code;
+                    return;
                 };
                 let body = text[start..].to_owned();
                 self.state = State::Inside(Body::new(fence));
-                return self.push(&body);
+                self.push(&body, code);
             }
             State::Inside(body) => {
                 code.reserve(body.held.len() + piece.len());
-                if body.push(piece, &mut code).is_some() {
+                if body.push(piece, code).is_some() {
                     self.state = State::Complete;
                 }
             }
             State::Complete => {}
         }
-        code
     }
 
     /// Ends the output: returns the code that was still in doubt.
@@ -420,7 +418,10 @@ mod tests {
 
     fn streamed(pieces: &[&str], language: Option<&str>) -> String {
         let mut extractor = Extractor::new(language);
-        let mut code: String = pieces.iter().map(|piece| extractor.push(piece)).collect();
+        let mut code = String::new();
+        for piece in pieces {
+            extractor.push(piece, &mut code);
+        }
         code.push_str(&extractor.finish());
         code
     }
@@ -493,11 +494,16 @@ mod tests {
     #[test]
     fn code_is_given_as_soon_as_it_is_certain() {
         let mut extractor = Extractor::new(Some("python"));
-        assert_eq!(extractor.push("```python\nx ="), "x =");
-        assert_eq!(extractor.push(" 1\n"), " 1");
-        assert_eq!(extractor.push("``"), "");
-        assert_eq!(extractor.push("x"), "\n``x");
-        assert_eq!(extractor.push("\n```\nprose"), "");
+        let mut push = |piece: &str| {
+            let mut code = String::new();
+            extractor.push(piece, &mut code);
+            code
+        };
+        assert_eq!(push("```python\nx ="), "x =");
+        assert_eq!(push(" 1\n"), " 1");
+        assert_eq!(push("``"), "");
+        assert_eq!(push("x"), "\n``x");
+        assert_eq!(push("\n```\nprose"), "");
         assert_eq!(extractor.finish(), "");
     }
 
@@ -555,11 +561,11 @@ mod tests {
                 for (index, character) in whole.chars().enumerate() {
                     piece.push_str(character.encode_utf8(&mut buffer));
                     if cuts >> (index % 64) & 1 == 1 {
-                        code.push_str(&extractor.push(&piece));
+                        extractor.push(&piece, &mut code);
                         piece.clear();
                     }
                 }
-                code.push_str(&extractor.push(&piece));
+                extractor.push(&piece, &mut code);
                 code.push_str(&extractor.finish());
                 prop_assert_eq!(&at_scraps, &at_once);
                 prop_assert_eq!(&code, &at_once);

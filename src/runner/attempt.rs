@@ -331,7 +331,7 @@ impl Attempt {
     fn push(&mut self, text: &str) {
         self.text.push_str(text);
         if let Some(extractor) = &mut self.extractor {
-            self.unsaved.push_str(&extractor.push(text));
+            extractor.push(text, &mut self.unsaved);
         }
     }
 

@@ -22,7 +22,7 @@ impl CodeStream {
     }
 
     pub fn push(&mut self, text: &str) {
-        self.code.push_str(&self.extractor.push(text));
+        self.extractor.push(text, &mut self.code);
     }
 
     /// Takes code that another extractor has found.
