@@ -382,7 +382,8 @@ pub enum State {
 /// A description of a model, for `/api/v1/models` and for the `model` member of a response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
-    pub id: String,
+    /// Shared, because each record of a generation names the model.
+    pub id: Arc<str>,
     /// The engine: `llama` or `echo`.
     pub engine: &'static str,
     /// The model's own description, such as `llama 135M Q4_1`.

@@ -56,7 +56,7 @@ impl Engine for Echo {
 
     fn model(&self) -> Option<ModelInfo> {
         Some(ModelInfo {
-            id: "echo".to_owned(),
+            id: "echo".into(),
             engine: "echo",
             description: "a fixed program for measuring the daemon, no model".to_owned(),
             context_length: limits::ECHO_CONTEXT_TOKENS,

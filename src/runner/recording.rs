@@ -48,7 +48,7 @@ impl Recording {
             id: job.id,
             key_id: record.key_id.clone(),
             status: Status::Abandoned,
-            model: model.map(str::to_owned),
+            model: model.map(Arc::from),
             language: match &job.prompt {
                 Prompt::Code { language, .. } => language.map(Cow::Borrowed),
                 Prompt::Chat(_) | Prompt::Raw(_) => None,

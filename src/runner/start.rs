@@ -90,7 +90,7 @@ pub fn prepare(
         submitted: terms.now,
         ticket: Arc::new(Ticket::new(service_limits::CREDIT_EVENTS)),
     };
-    let model = terms.model.map(|model| model.id.as_str());
+    let model = terms.model.map(|model| &*model.id);
     Ok(Ready {
         recording: Recording::begin(&terms.config.store, record, &job, holder, model),
         job,
@@ -138,7 +138,7 @@ fn holder<'a>(record: &JobRecord, terms: &Terms<'a>) -> Result<Option<&'a Arc<Ho
 
 fn check_model(request: &JobRequest, model: Option<&ModelInfo>) -> Result<(), Next> {
     match (&request.model, model) {
-        (Some(wanted), Some(model)) if *wanted != model.id => {
+        (Some(wanted), Some(model)) if **wanted != *model.id => {
             let message = format!(
                 "the model `{wanted}` is not loaded any more; use `{}`",
                 model.id

@@ -171,7 +171,7 @@ impl Thread {
     fn handle_event(&mut self, serial: u32, event: Event, now: Moment) {
         // Of an attempt that was fenced or cancelled there may be late events.
         if let Some(attempt) = self.attempts.get_mut(&serial) {
-            let model = self.model.as_ref().map(|model| model.id.as_str());
+            let model = self.model.as_ref().map(|model| &*model.id);
             if attempt.handle_event(event, model, now) {
                 self.parts.engine.handle_credit(Journal::key(serial));
             }

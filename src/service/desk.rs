@@ -186,7 +186,11 @@ impl Desk {
 
     pub fn model(&mut self) -> Option<&ModelInfo> {
         if self.model.is_none() {
-            self.model = self.parts.engine.model();
+            // A name of its own, so that reactors do not share the counter of its users.
+            self.model = self.parts.engine.model().map(|model| ModelInfo {
+                id: Arc::from(&*model.id),
+                ..model
+            });
         }
         self.model.as_ref()
     }

@@ -271,7 +271,7 @@ impl Daemon {
 
     pub(super) fn status(&self) -> String {
         let model = self.parts.engine.model();
-        let model = model.map_or_else(|| "no model".to_owned(), |model| model.id);
+        let model = model.map_or_else(|| "no model".into(), |model| model.id);
         let mut status = match self.parts.engine.state() {
             State::Stalled { seconds } => {
                 format!("stalled: no progress of the engine for {seconds} s")

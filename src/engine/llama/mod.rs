@@ -297,7 +297,7 @@ fn load(obtained: &Obtained, settings: &Settings, shared: &Shared) -> Result<Lla
     .map_err(|error| error.to_string())?;
     // Set only here.
     let _ = shared.model.set(ModelInfo {
-        id: obtained.id.clone().unwrap_or_else(|| settings.id.clone()),
+        id: obtained.id.as_deref().unwrap_or(&settings.id).into(),
         engine: "llama",
         description: llama.description(),
         context_length: backend::Backend::context_length(&llama) as u32,

@@ -11,6 +11,7 @@
 //! or it counts as a hit exactly once.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::Moment;
@@ -45,7 +46,7 @@ impl Recording {
             id,
             key_id: caller.map_or(String::new(), |caller| caller.record.id.clone()),
             status: Status::Abandoned,
-            model: desk.model.as_ref().map(|model| model.id.clone()),
+            model: desk.model.as_ref().map(|model| Arc::clone(&model.id)),
             language: match &asked.prompt {
                 Prompt::Code { language, .. } => language.map(Cow::Borrowed),
                 Prompt::Chat(_) | Prompt::Raw(_) => None,
@@ -64,8 +65,8 @@ impl Recording {
             digest: asked.digest,
             content,
         };
-        // Allocates per request, twice: the model's name above, and the record, whose pointer moves
-        // from here to the store's thread.
+        // Allocates per request: the record, whose pointer moves from here to the store's thread.
+        // A client with a key makes it two, by the key's id above.
         Recording {
             record: Some(Box::new(record)),
         }

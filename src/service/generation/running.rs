@@ -233,7 +233,7 @@ fn begin_writing(
         auth: work.submitted - call.started,
         figures: Some(figures(&done.usage, &done.timings, first_token)),
         timings: Some(done.timings),
-        model: desk.model().map(|model| model.id.clone()),
+        model: desk.model().map(|model| Arc::clone(&model.id)),
         finish_reason: done.finish_reason,
         usage: done.usage,
         served: done.served,
@@ -439,7 +439,7 @@ fn send_done(
     let generation = Generation {
         id: id.as_str(),
         text: &work.text,
-        model: desk.model.as_ref().map(|model| model.id.as_str()),
+        model: desk.model.as_ref().map(|model| &*model.id),
         finish_reason: done.finish_reason,
         usage: done.usage,
         is_cached: done.served.verdict.is_cached(),

@@ -186,7 +186,7 @@ fn submit(
 pub fn check_model(model: Option<&ModelInfo>, name: Option<&str>) -> Result<(), ApiError> {
     match (model, name) {
         (None, _) | (_, None | Some(MODEL_ALIAS)) => Ok(()),
-        (Some(model), Some(name)) if name == model.id => Ok(()),
+        (Some(model), Some(name)) if *name == *model.id => Ok(()),
         (Some(model), Some(name)) => {
             let (name, id) = (excerpt(name), &model.id);
             let message = format!("the model `{name}` is not loaded; use `{id}`");

@@ -4,6 +4,7 @@
 //! database.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::id::GenerationId;
@@ -38,7 +39,7 @@ pub struct GenerationRecord {
     /// Empty: the client had no key.
     pub key_id: String,
     pub status: Status,
-    pub model: Option<String>,
+    pub model: Option<Arc<str>>,
     pub language: Option<Cow<'static, str>>,
     pub finish_reason: Option<Cow<'static, str>>,
     /// The code of its error.

@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -245,7 +246,7 @@ fn read(row: &Row) -> Result<GenerationRecord, Unread> {
         id: parsed(row, 0, GenerationId::parse)?,
         key_id: row.try_get(1)?,
         status: parsed(row, 2, Status::parse)?,
-        model: row.try_get(3)?,
+        model: row.try_get::<_, Option<&str>>(3)?.map(Arc::from),
         language: word(4)?,
         finish_reason: word(5)?,
         error: word(6)?,

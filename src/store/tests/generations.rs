@@ -42,7 +42,7 @@ pub fn record(ids: &mut Ids, key_id: &str, status: Status, at_ms: u64) -> Box<Ge
         id: ids.make(UnixMillis::new(at_ms)),
         key_id: key_id.to_owned(),
         status,
-        model: Some("tiny".to_owned()),
+        model: Some("tiny".into()),
         language: Some(Cow::Borrowed("python")),
         finish_reason: (status == Status::Done).then_some(Cow::Borrowed("stop")),
         error: (status == Status::Failed).then_some(Cow::Borrowed("engine_failed")),

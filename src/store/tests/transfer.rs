@@ -30,7 +30,7 @@ fn fill(store: &mut dyn Store) {
                 id: ids.make(UnixMillis::new(START + index)),
                 key_id: key.id.clone(),
                 status: Status::ALL[(index % 3) as usize],
-                model: Some("ti\"ny\n".to_owned()),
+                model: Some("ti\"ny\n".into()),
                 language: None,
                 finish_reason: Some(Cow::Borrowed("stop")),
                 error: None,

@@ -529,7 +529,7 @@ impl Deliver for Ends {
 fn settings() -> Settings {
     Settings {
         family: None,
-        id: "puppet".to_owned(),
+        id: "puppet".into(),
         parallel: 2,
         threads: 1,
         context: 0,
@@ -547,7 +547,7 @@ fn settings() -> Settings {
 fn model() -> ModelInfo {
     ModelInfo {
         defaults: Defaults::default(),
-        id: "puppet".to_owned(),
+        id: "puppet".into(),
         engine: "llama",
         description: String::new(),
         context_length: CONTEXT as u32,

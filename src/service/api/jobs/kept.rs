@@ -283,7 +283,7 @@ impl Kept {
                 origin: Some(Origin { id, latency }),
                 ..Served::default()
             },
-            model: completion.model,
+            model: completion.model.map(Arc::from),
         };
         let writing = writing::begin(desk, &self.call, part, completion.text, ended, wire.now);
         self.writing = Some(Box::new(writing));
