@@ -117,16 +117,24 @@ impl<K> Connection<K> {
     /// running response, and while the peer takes its output: a client that sends requests and
     /// never reads is not read either.
     pub fn wants(&self, marks: &Marks) -> Wants {
-        let read = match self.phase {
+        Wants {
+            read: self.wants_to_read(marks),
+            write: self.channel.has_output(),
+        }
+    }
+
+    /// Returns whether the peer's bytes are wanted: the first half of [`Connection::wants`], which
+    /// a pump asks for several times.
+    fn wants_to_read(&self, marks: &Marks) -> bool {
+        match self.phase {
             Phase::Open => {
-                let has_room = self.channel.output().level(marks) < Level::High;
-                self.protocol.takes_input() && has_room && !self.channel.is_held_back()
+                !self.channel.is_held_back()
+                    && self.protocol.takes_input()
+                    && self.channel.output().level(marks) < Level::High
             }
             Phase::Closing => false,
             Phase::Lingering { .. } => true,
-        };
-        let write = self.channel.has_output();
-        Wants { read, write }
+        }
     }
 
     #[cfg(test)]
@@ -312,9 +320,10 @@ impl<K> Connection<K> {
         turn: &mut Turn<'_>,
     ) -> Result<Option<Pumped>, CloseReason> {
         self.check_not_broken()?;
-        let had_output = self.channel.has_output();
-        if had_output {
-            self.hold_back(had_output, turn)?;
+        // Output that the last pump left; not that of an event since, which no write has met.
+        let has_waited = self.deadlines.is_set(DeadlineKind::WriteStall);
+        if has_waited {
+            self.hold_back(has_waited, turn)?;
         }
         let next = self.receive(system, scratch, turn)?;
         let must_poll_again = self.poll(turn);
@@ -325,10 +334,12 @@ impl<K> Connection<K> {
         }
         let had_room = self.channel.has_drained(&turn.marks);
         self.flush(system, turn)?;
-        self.hold_back(had_output, turn)?;
+        if self.channel.has_output() || has_waited {
+            self.hold_back(has_waited, turn)?;
+        }
         // The write may have made the room for which reading or producing had stopped.
         let may_produce = must_poll_again || !had_room && self.channel.has_drained(&turn.marks);
-        let may_read = self.wants(&turn.marks).read && self.has_input();
+        let may_read = self.wants_to_read(&turn.marks) && self.has_input();
         Ok(Some(match next {
             Pumped::Waiting if may_produce || may_read => Pumped::Again,
             _ => next,
@@ -402,7 +413,7 @@ impl<K> Connection<K> {
         turn: &mut Turn<'_>,
     ) -> Result<Pumped, CloseReason> {
         for _ in 0..limits::READS_PER_PUMP_MAX {
-            if !self.wants(&turn.marks).read {
+            if !self.wants_to_read(&turn.marks) {
                 return Ok(Pumped::Waiting);
             }
             if self.holds_unseen_bytes() {
@@ -540,14 +551,14 @@ impl<K> Connection<K> {
     /// nothing gets no further request served: ten thousand of them would hold 64 KiB each. A
     /// writable edge brings the next pump, which decides again. At the bound, a stranger's
     /// connection ends as soon as its output has to wait; output that has waited before may stay.
-    fn hold_back(&mut self, had_output: bool, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
+    fn hold_back(&mut self, has_waited: bool, turn: &mut Turn<'_>) -> Result<(), CloseReason> {
         let claim = Claim::of(!self.is_stranger());
         let is_held_back = self.channel.has_output() && !turn.buffered.admits(claim);
         if is_held_back && !self.channel.is_held_back() {
             turn.metrics.held_back.get(claim).inc();
         }
         self.channel.hold_back(is_held_back);
-        let is_new = is_held_back && !had_output && self.is_stranger();
+        let is_new = is_held_back && !has_waited && self.is_stranger();
         match is_new && !turn.buffered.admits(Claim::Keyed) {
             true => Err(CloseReason::Evicted),
             false => Ok(()),

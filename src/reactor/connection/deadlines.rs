@@ -55,7 +55,7 @@ impl<K> Connection<K> {
         }
         match self.protocol.waiting() {
             Waiting::Response { until } => Some((DeadlineKind::Request, until)),
-            _ if !self.wants(&turn.marks).read => None,
+            _ if !self.wants_to_read(&turn.marks) => None,
             Waiting::Request if self.channel.has_output() => None,
             Waiting::Request => Some((DeadlineKind::Idle, now + limits.idle_timeout)),
             Waiting::Head => Some((DeadlineKind::Header, now + limits.header_timeout)),
