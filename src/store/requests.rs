@@ -144,7 +144,7 @@ impl Requests {
     /// Waits for `patience` if there is none. Returns `false` if none is left and none will come.
     pub fn take(&self, group: &mut Vec<Box<dyn StoreTask>>, patience: Duration) -> bool {
         let mut state = self.lock();
-        if state.is_open && state.queue.waiting() == 0 {
+        if state.is_open && state.queue.waiting() == 0 && !patience.is_zero() {
             state.asleep += 1;
             // An early wake-up only makes the caller look after its other work earlier.
             let woken = self.came.wait_timeout(state, patience);

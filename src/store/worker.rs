@@ -137,15 +137,20 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
 
     fn run(mut self) {
         let mut taken = Vec::new();
-        while self.requests.take(&mut taken, limits::IDLE_INTERVAL) {
+        let mut patience = limits::IDLE_INTERVAL;
+        while self.requests.take(&mut taken, patience) {
             self.take_others(&mut taken);
-            while !taken.is_empty() || self.is_group_due(Instant::now()) {
+            let is_due = !taken.is_empty() || self.is_group_due(Instant::now());
+            if is_due {
                 self.run_group(&mut taken);
-                // Here as well: while records come without a pause, this loop does not end.
-                self.look_after(Instant::now());
-                self.take_others(&mut taken);
             }
             self.look_after(Instant::now());
+            // Records and entries may come without a pause, so tasks are looked for between any two
+            // groups: a flood of the others must not keep them waiting.
+            patience = match is_due {
+                true => Duration::ZERO,
+                false => limits::IDLE_INTERVAL,
+            };
         }
         self.end();
     }
@@ -636,6 +641,42 @@ mod tests {
         drop(bench.start());
         let stored = ends.try_iter().filter(|end| *end == Written::Stored);
         assert_eq!(stored.count(), ENTRIES);
+    }
+
+    /// Pushes an entry whose end pushes the next one, until `is_over`.
+    fn push_entries_without_a_pause(requests: &Arc<Requests>, is_over: &Arc<AtomicBool>) {
+        let row = EntryRow {
+            digest: [7; 32],
+            tenant: 1,
+            created_at: 1,
+            expires_at: u64::MAX >> 1,
+            value: vec![7],
+        };
+        let (next, ends) = (Arc::clone(requests), Arc::clone(is_over));
+        let report = move |_| {
+            if !ends.load(Ordering::Relaxed) {
+                push_entries_without_a_pause(&next, &ends);
+            }
+        };
+        let write = EntryWrite::new(row, || true, report);
+        requests.entries().push(write);
+    }
+
+    /// Mutation: a `run` that takes tasks once no record and no entry waits.
+    #[test]
+    fn a_task_is_run_while_entries_come_without_a_pause() {
+        let bench = Bench::new();
+        let is_over = Arc::new(AtomicBool::new(false));
+        push_entries_without_a_pause(&bench.requests, &is_over);
+        let _worker = bench.start();
+        // Each waits until the one before has ended, so all but the first meet the entries.
+        let ran = (0..3).all(|_| {
+            bench.submit(|_| Ok(()));
+            let result = bench.results.recv_timeout(Duration::from_secs(30));
+            result.is_ok_and(|(result, _)| result.is_ok())
+        });
+        is_over.store(true, Ordering::Relaxed);
+        assert!(ran);
     }
 
     struct Note(Sender<bool>);
