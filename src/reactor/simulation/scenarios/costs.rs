@@ -65,6 +65,19 @@ fn assert_short(longest: Duration, what: &str) {
     assert!(longest < most, "{what}: {longest:?} of {most:?}");
 }
 
+/// Returns the shortest of at most three measurements, as [`step_most`] is the shortest of several:
+/// what the machine does meanwhile is in the thread's CPU time too. A short one needs no other.
+fn shortest(mut measure: impl FnMut() -> Duration) -> Duration {
+    let most = step_most();
+    let mut shortest = measure();
+    for _ in 0..2 {
+        if shortest >= most {
+            shortest = shortest.min(measure());
+        }
+    }
+    shortest
+}
+
 fn gzip_tables(bytes: usize) -> Vec<u8> {
     let tables = code_tables(b"\x1f\x8b\x08\0\0\0\0\0\0\x03", bytes / 33);
     tables[..bytes.min(tables.len())].to_vec()
@@ -223,8 +236,10 @@ fn no_compressed_body_holds_the_loop() {
             for coding in codings.filter(|one| bytes < 100_000 || *one == Coding::Gzip) {
                 let mut packed = Vec::new();
                 assert!(encode_whole(coding, body.as_bytes(), &mut packed).is_ok());
-                let wire = stage.connect();
-                let (spent, _) = cost(&mut stage, wire, post_coded(coding, &packed));
+                let spent = shortest(|| {
+                    let wire = stage.connect();
+                    cost(&mut stage, wire, post_coded(coding, &packed)).0
+                });
                 assert_short(spent, &format!("{name} in {}", coding.name()));
             }
         }
