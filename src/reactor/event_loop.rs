@@ -385,8 +385,8 @@ impl<S: System> Reactor<S> {
     /// in this turn if there is time. One that has used up a pump's time stays behind the others
     /// until a pump of a single step is enough for it: otherwise each client of a flood would have
     /// a whole pump in front of the others as often as its socket was empty for a moment.
-    /// Connections that are queued during the second round wait for the next turn, and so do those
-    /// for which there is no time: they are in front of all that are queued later.
+    /// Connections that are queued during the second round wait for the next turn. If the rounds'
+    /// time ends early, the connections that are left stay in front of those that come later.
     fn run_connections(&mut self) {
         self.run_rounds();
         self.run_unfinished();

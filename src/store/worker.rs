@@ -14,6 +14,8 @@
 //!  5. A transaction that the server has ended for another one's sake is run again.
 //!  6. The new jobs of a group are accepted together, each with its own outcome. One that cannot be
 //!     written fails alone.
+//!  7. Tasks are taken before each group: records and entries that come without a pause keep none
+//!     of them waiting.
 //!
 //! Mutations that the tests below catch: a commit for each task
 //! (`all_waiting_tasks_share_one_commit`), no savepoint (`a_task_that_fails_leaves_nothing_...`),
@@ -21,7 +23,8 @@
 //! that is committed as far as it goes (`a_lost_transaction_fails_...`), a panic that is
 //! passed on (`a_task_that_panics_...`), `accept` without its way out
 //! (`a_job_that_cannot_be_written_...`), hits that are dropped with a lost group or added again
-//! after one that was committed, an `end` that takes none (`hits_survive_a_lost_group_...`).
+//! after one that was committed, an `end` that takes none (`hits_survive_a_lost_group_...`), a
+//! `run` that takes tasks once nothing else waits (`a_task_is_run_while_...`).
 //!
 //! [`watch`]: super::watch
 
