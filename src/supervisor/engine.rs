@@ -103,8 +103,7 @@ impl Part for EnginePart {
     }
 
     fn keep(&mut self, is_over: &mut dyn FnMut() -> bool) {
-        self.engine.drain();
-        await_end(&*self.engine, prefix_limits::DRAIN_TIME_MAX, is_over);
+        keep(&*self.engine, prefix_limits::DRAIN_TIME_MAX, is_over);
     }
 
     fn join(&mut self) -> bool {
@@ -113,8 +112,14 @@ impl Part for EnginePart {
     }
 }
 
-/// Waits up to `patience` for an engine that keeps what it has computed, and then ends it.
-fn await_end(engine: &dyn Engine, patience: Duration, is_over: &mut dyn FnMut() -> bool) {
+/// Lets an engine keep what it has computed, for up to `patience`, and then ends it. Without any
+/// time the engine is not drained: its thread would begin to keep things before it learns that
+/// there is no time.
+fn keep(engine: &dyn Engine, patience: Duration, is_over: &mut dyn FnMut() -> bool) {
+    if is_over() {
+        return engine.end();
+    }
+    engine.drain();
     let until = Moment::now() + patience;
     while !is_over() && Moment::now() < until {
         if engine.await_end(prefix_limits::END_POLL_INTERVAL) {
@@ -257,6 +262,7 @@ mod end_tests {
     #[derive(Default)]
     struct Keeper {
         waits_left: AtomicUsize,
+        drained: AtomicUsize,
         ended: AtomicUsize,
     }
 
@@ -277,7 +283,9 @@ mod end_tests {
             Gauges::default()
         }
 
-        fn drain(&self) {}
+        fn drain(&self) {
+            self.drained.fetch_add(1, Ordering::Relaxed);
+        }
 
         fn await_end(&self, _: Duration) -> bool {
             self.waits_left.fetch_sub(1, Ordering::Relaxed) == 1
@@ -289,7 +297,7 @@ mod end_tests {
     }
 
     /// Mutations that this test catches: no patience; an `is_over` that is not asked; an engine
-    /// that is not ended.
+    /// that is not ended; one that is drained although there is no time.
     #[test]
     fn engine_is_awaited_until_it_ends_or_the_time_is_over() {
         const LONG: Duration = Duration::from_secs(3_600);
@@ -298,17 +306,19 @@ mod end_tests {
                 waits_left: AtomicUsize::new(5),
                 ..Keeper::default()
             };
-            await_end(&keeper, patience, &mut || {
+            let has_time = looks > 1;
+            keep(&keeper, patience, &mut || {
                 looks -= 1;
                 looks == 0
             });
+            assert_eq!(keeper.drained.into_inner() == 1, has_time);
             let waits_left = keeper.waits_left.into_inner();
             let is_ended = keeper.ended.into_inner() == 1;
             assert_eq!(is_ended, waits_left > 0);
             waits_left
         };
         assert_eq!(waits_left(LONG, 100), 0);
-        assert_eq!(waits_left(LONG, 4), 2);
+        assert_eq!(waits_left(LONG, 4), 3);
         assert_eq!(waits_left(LONG, 1), 5);
         assert_eq!(waits_left(Duration::ZERO, 100), 5);
     }
