@@ -264,12 +264,12 @@ impl Archive for Disk {
 }
 
 impl Disk {
-    /// Ends both threads, and waits for them as long as a piece of a file may take. Returns whether
-    /// they have ended: one may hang in the disk.
-    pub(super) fn end(&mut self) -> bool {
+    /// Ends both threads, and waits for them. Returns whether they have ended: one may hang in the
+    /// disk.
+    pub(super) fn end_within(&mut self, patience: Duration) -> bool {
         self.flags.is_stopping.store(true, Ordering::Relaxed);
         self.writer.copies = None;
-        let until = Instant::now() + limits::STOP_PATIENCE;
+        let until = Instant::now() + patience;
         let has_ended = |ended: &Receiver<Infallible>| {
             ended.recv_deadline(until) == Err(RecvTimeoutError::Disconnected)
         };
@@ -284,7 +284,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if !self.end() {
+        // A piece of a file takes less.
+        if !self.end_within(limits::STOP_PATIENCE) {
             log::warn!("cache.prefixes: stopping without waiting for the disk");
         }
     }

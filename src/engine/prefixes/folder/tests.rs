@@ -5,12 +5,14 @@
 //! (`file_under_the_name_of_another_...`); `make_room` without its bound (`files_stay_below_...`);
 //! `write_file` without its look at the mark, or `erase` without the mark
 //! (`nothing_of_an_erased_tenant_...`); `write` without its look at the epoch
-//! (`forgotten_files_...`); `wish` without `may_write`, `keep` without `note_write`, or `Disk::end`
-//! that keeps the reader's orders open (`stranger_with_many_...`); a write to the final name
-//! (`process_that_is_killed_...`); `suspended_until` that is not set (`failed_write_...`).
+//! (`forgotten_files_...`); `wish` without `may_write`, `keep` without `note_write`, or
+//! `end_within` that keeps the reader's orders open (`stranger_with_many_...`); a write to the
+//! final name (`process_that_is_killed_...`); `suspended_until` that is not set
+//! (`failed_write_...`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::super::archive::{Archive, Disk};
 use super::super::origin::tests::origin;
@@ -225,7 +227,7 @@ fn files_stay_below_the_bound_and_the_least_recently_used_one_goes() {
             .write(true)
             .open(host.path().join(&entry.name))
             .unwrap();
-        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
         file.set_modified(time).unwrap();
     }
     host.reopen(&origin());
@@ -362,16 +364,17 @@ fn failed_write_is_counted_and_no_copy_is_taken_for_a_while() {
     host.write(&copied(TENANT, text(1, 300)));
     // As if the disk were full, for any user.
     fs::rename(host.path(), host.state_dir.path().join("elsewhere")).unwrap();
+    let before = Moment::now();
     host.write(&copied(TENANT, text(2, 300)));
+    let after = Moment::now();
     let figures = host.folder.figures();
     assert_eq!(
         (figures.failed, figures.written, figures.bytes > 0),
         (1, 1, true)
     );
-    let now = Moment::now();
-    assert!(!host.wants(&text(2, 300), now));
-    let later = now + limits::WRITE_RETRY_PAUSE;
-    assert!(host.wants(&text(2, 300), later));
+    let just = limits::WRITE_RETRY_PAUSE - Duration::from_micros(1);
+    assert!(!host.wants(&text(2, 300), before + just));
+    assert!(host.wants(&text(2, 300), after + limits::WRITE_RETRY_PAUSE));
     fs::rename(host.state_dir.path().join("elsewhere"), host.path()).unwrap();
     host.write(&copied(TENANT, text(2, 300)));
     assert!(host.load(TENANT, &text(2, 300)).is_some(), "it heals");
@@ -410,7 +413,9 @@ fn stranger_with_many_prompts_writes_half_of_the_rate() {
     );
     // The end writes the rest.
     assert_eq!(disk.wish(TENANT, &text(200, 300)), Wish::Copy);
-    assert!(disk.end(), "its threads wait for nothing");
+    // Long, because its threads give way to all others.
+    let patience = Duration::from_secs(60);
+    assert!(disk.end_within(patience), "its threads wait for nothing");
 }
 
 /// Names the state folder in the process that the test below kills.
