@@ -66,7 +66,7 @@ pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often the end of the daemon looks for a second signal meanwhile.
 pub const END_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long the end waits for threads that hang in the disk.
+/// How long the end of an engine, and the next start, wait for threads that hang in the disk.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// After a write that failed, no copy is taken for this long: a full disk stays full for a while,

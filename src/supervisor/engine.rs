@@ -201,10 +201,10 @@ fn settings(config: &Config) -> llama::Settings {
             let folder = prefixes::folder(&config.state_dir);
             Arc::new(Folder::new(folder, config.cache.prefixes as u64))
         }),
-        own_words: Some(OwnPlace {
-            prefixes: prefixes::folder(&config.state_dir),
-            bytes_max: config.disk_shares().own_words,
-        }),
+        own_words: Some(OwnPlace::new(
+            prefixes::folder(&config.state_dir),
+            config.disk_shares().own_words,
+        )),
     }
 }
 

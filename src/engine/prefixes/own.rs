@@ -13,20 +13,26 @@
 //!     and there are at most [`limits::OWN_FILES_MAX`]. Others are not written, and those of a
 //!     larger share are removed.
 //!  2. After a start, all files are of this engine.
+//!  3. One thread uses the folder at a time. An engine that is restarted waits until the writer of
+//!     the one before has ended, and keeps no words if that hangs in the disk.
 //!
 //! A folder that cannot be used costs one line in the log; the words are computed.
 //!
 //! Mutations that tests catch: files that are not read, a damaged or foreign one that is used or
 //! left there, no bound on their number or their bytes, one that leaves out the heads, a file that
-//! stays unfinished (below); words that are not handed on, or not taken (`own_words_come_...` in
+//! stays unfinished, an engine that does not wait for the writer before it (below); words that
+//! are not handed on, or not taken (`own_words_come_...` in
 //! `tests/prefixes.rs`); a share that is not that of the folder (`own_words_stay_...` there).
 
+use std::convert::Infallible;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::copied::Token;
 use super::file::{self, Fault, Head};
@@ -39,25 +45,64 @@ use crate::os::process::give_way;
 /// Tokens and the state that was computed from them.
 pub type OwnState = (Vec<Token>, Vec<u8>);
 
-/// Where the states are kept, and how much room they have there.
+/// Where the states are kept, and how much room they have there. Its clones know of each other's
+/// writers.
 #[derive(Clone, Debug)]
 pub struct OwnPlace {
     /// The folder of the prefixes.
-    pub prefixes: PathBuf,
-    pub bytes_max: u64,
+    prefixes: PathBuf,
+    bytes_max: u64,
+    /// Disconnected when the last writer has ended.
+    writer_ended: Arc<Mutex<Receiver<Infallible>>>,
 }
 
-/// The way of new states to the disk. Its thread ends with it.
+impl OwnPlace {
+    /// `prefixes` is the folder of the prefixes.
+    pub fn new(prefixes: PathBuf, bytes_max: u64) -> OwnPlace {
+        let (_, ended) = bounded(0);
+        OwnPlace {
+            prefixes,
+            bytes_max,
+            writer_ended: Arc::new(Mutex::new(ended)),
+        }
+    }
+
+    /// Waits until the last writer has ended. The next one must drop the sender when it ends.
+    fn follow_writer(&self, patience: Duration) -> io::Result<Sender<Infallible>> {
+        let last = self.writer_ended.lock();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        if last.recv_timeout(patience) != Err(RecvTimeoutError::Disconnected) {
+            let message = "the disk has not taken those of the engine before";
+            return Err(io::Error::new(ErrorKind::TimedOut, message));
+        }
+        let (ending, ended) = bounded(0);
+        *last = ended;
+        Ok(ending)
+    }
+}
+
+/// The way of new states to the disk. Once it is dropped, its thread writes what was kept and ends.
 #[derive(Debug)]
 pub struct OwnWords(Sender<OwnState>);
 
 impl OwnWords {
-    /// Reads all states of this engine, and removes other files. Takes as long as the disk does.
+    /// Reads all states of this engine, and removes other files. Takes as long as the disk does,
+    /// but waits for a thread that hangs in it no longer than [`limits::STOP_PATIENCE`].
     pub fn open(place: &OwnPlace, origin: &Origin) -> Option<(OwnWords, Vec<OwnState>)> {
-        let opened = Store::open(place, origin).and_then(|mut store| {
+        OwnWords::open_within(place, origin, limits::STOP_PATIENCE)
+    }
+
+    fn open_within(
+        place: &OwnPlace,
+        origin: &Origin,
+        patience: Duration,
+    ) -> Option<(OwnWords, Vec<OwnState>)> {
+        let opened = place.follow_writer(patience).and_then(|ending| {
+            let mut store = Store::open(place, origin)?;
             let states = store.read()?;
             let (sender, orders) = bounded::<OwnState>(limits::OWN_FILES_MAX);
             let body = move || {
+                let _ending = ending;
                 give_way();
                 for (tokens, state) in orders {
                     store.write(tokens, &state);
@@ -195,10 +240,7 @@ mod tests {
     const ROOM_BYTES: u64 = 1 << 20;
 
     fn open(prefixes: &Path, origin: &Origin, bytes_max: u64) -> Store {
-        let place = OwnPlace {
-            prefixes: prefixes.to_owned(),
-            bytes_max,
-        };
+        let place = OwnPlace::new(prefixes.to_owned(), bytes_max);
         Store::open(&place, origin).unwrap()
     }
 
@@ -298,6 +340,34 @@ mod tests {
         assert_eq!(bytes_in(place.path()), 2 * file);
         open(place.path(), &origin(), file - 1).read().unwrap();
         assert_eq!(bytes_in(place.path()), 0);
+    }
+
+    fn restarted(place: &OwnPlace, patience: Duration) -> Option<(OwnWords, Vec<Token>)> {
+        let (words, states) = OwnWords::open_within(place, &origin(), patience)?;
+        let mut tokens: Vec<Token> = states.iter().map(|(tokens, _)| tokens[0]).collect();
+        tokens.sort_unstable();
+        Some((words, tokens))
+    }
+
+    /// As after a panic of the engine. Mutation: `follow_writer` that does not wait.
+    #[test]
+    fn restarted_engine_reads_what_the_writer_before_it_was_writing() {
+        let long = Duration::from_secs(60);
+        let folder = tempfile::tempdir().unwrap();
+        let place = OwnPlace::new(folder.path().to_owned(), 64 << 20);
+        let (words, none) = restarted(&place, long).unwrap();
+        assert!(none.is_empty());
+        let most = limits::OWN_FILES_MAX as Token;
+        // As many as wait in the channel.
+        (0..most).for_each(|word| words.keep(vec![word], vec![0; 240 << 10]));
+        drop(words);
+        let (words, kept) = restarted(&place, long).unwrap();
+        assert_eq!(kept, Vec::from_iter(0..most));
+        // One that hangs in the disk has an order, and does not end.
+        assert!(restarted(&place.clone(), Duration::ZERO).is_none());
+        assert_eq!(files(folder.path()).len(), limits::OWN_FILES_MAX);
+        drop(words);
+        assert!(restarted(&place, long).is_some());
     }
 
     #[test]
