@@ -15,23 +15,22 @@
 //!
 //! A failure of the disk costs a warning and a count. No copy is taken for some seconds after it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::copied::{Copied, Token, Wish};
 use super::file::{self, Fault, Head};
+use super::files::finish_erasures;
 use super::index::{self, Entry, Index};
 use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED, entries, remove};
 use super::origin::Origin;
-use super::own;
 use super::room::Room;
 use super::wear::Wear;
 use crate::core::Moment;
-use crate::core::disk_shares::PrefixBytes;
 use crate::limits::prefixes as limits;
 use crate::os::file::open_regular;
 
@@ -107,91 +106,6 @@ pub struct Figures {
     pub foreign: u64,
     /// Reads and writes that failed.
     pub failed: u64,
-}
-
-/// Returns the folder within the state folder.
-pub fn folder(state_dir: &Path) -> PathBuf {
-    state_dir.join("prefixes")
-}
-
-/// Returns the bytes of all files in the folder within the state folder.
-pub fn bytes(state_dir: &Path) -> io::Result<PrefixBytes> {
-    let prefixes = folder(state_dir);
-    Ok(PrefixBytes {
-        own_words: bytes_in(&own::folder(&prefixes))?,
-        prefixes: bytes_in(&prefixes)?,
-    })
-}
-
-/// Returns the bytes of the files that lie in a folder itself.
-fn bytes_in(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in entries(folder)? {
-        // A file may go at any moment.
-        let metadata = entry?.metadata().ok();
-        let file = metadata.filter(|metadata| metadata.is_file());
-        bytes += file.map_or(0, |metadata| metadata.len());
-    }
-    Ok(bytes)
-}
-
-/// Removes all prefixes, for a daemon that keeps none: a folder of an earlier one would take room
-/// and hold what prompts said.
-pub fn clear(state_dir: &Path) -> io::Result<usize> {
-    let mut removed = 0;
-    for item in entries(&folder(state_dir))? {
-        let item = item?;
-        let name = item.file_name();
-        if matches!(
-            names::kind(&name.to_string_lossy()),
-            Kind::Prefix | Kind::Unfinished
-        ) {
-            remove(&item.path())?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
-}
-
-/// Removes all files of a tenant, and returns how many. A daemon that runs writes none of its
-/// prefixes any more.
-pub fn erase(state_dir: &Path, tenant: u64) -> io::Result<usize> {
-    let path = folder(state_dir);
-    let Some(secret) = Secret::read(&path)? else {
-        return Ok(0);
-    };
-    let tenant = secret.tenant(tenant);
-    // Before the first look at the folder: a writer looks for the mark after it has renamed a file.
-    names::create(&path.join(tenant.erased()))?;
-    let mut removed = 0;
-    for entry in entries(&path)? {
-        let entry = entry?;
-        if tenant.owns(&entry.file_name().to_string_lossy()) {
-            remove(&entry.path())?;
-            removed += 1;
-        }
-    }
-    sync(&path)?;
-    Ok(removed)
-}
-
-/// Removes the marks of erased tenants, before a process writes its first file. A process that
-/// ended after it had renamed a file, and before it looked for the mark, has left that file.
-fn finish_erasures(path: &Path) -> io::Result<()> {
-    let items = entries(path)?.collect::<io::Result<Vec<_>>>()?;
-    let names = items.iter().map(|item| item.file_name());
-    let names: Vec<String> = names.map(|it| it.to_string_lossy().into_owned()).collect();
-    let marks = names
-        .iter()
-        .filter(|name| names::kind(name) == Kind::Erased);
-    for mark in marks {
-        let left = names.iter().filter(|name| names::is_erased_by(name, mark));
-        for name in left {
-            remove(&path.join(name))?;
-        }
-        remove(&path.join(mark))?;
-    }
-    Ok(())
 }
 
 impl Folder {
@@ -556,11 +470,6 @@ impl Folder {
             }
         }
     }
-}
-
-/// Waits until the disk has the names of a folder.
-fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 impl std::fmt::Debug for State {

@@ -10,6 +10,7 @@
 //! * [`origin`]: everything that the contents of a sequence depend on beside its tokens.
 //! * [`file`]: the format of a file, and its verification.
 //! * [`names`]: the names of files, and the secret that they and the checksums are made with.
+//! * [`files`]: the folder's place, its bytes, and the removals that need no index.
 //! * [`index`]: which files there are, and which of them is the next to go.
 //! * [`folder`]: the folder: index, files, and the order in which they change.
 //! * [`room`], [`wear`]: the bounds on the memory of copies, and on the writes in the long run.
@@ -35,6 +36,7 @@
 mod archive;
 mod copied;
 mod file;
+mod files;
 mod folder;
 mod index;
 mod names;
@@ -45,7 +47,8 @@ mod wear;
 
 pub use archive::{Archive, Disk, Loaded, LoadedCopy, Wanted};
 pub use copied::{Copied, Token, Wish};
-pub use folder::{Figures, Folder, bytes, clear, erase, folder};
+pub use files::{bytes, clear, erase, folder};
+pub use folder::{Figures, Folder};
 pub use index::shared;
 pub use origin::Origin;
 pub use own::{OwnPlace, OwnState, OwnWords};

@@ -10,11 +10,14 @@
 //! final name (`process_that_is_killed_...`); `suspended_until` that is not set
 //! (`failed_write_...`).
 
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::super::archive::{Archive, Disk};
+use super::super::files::{bytes, clear, erase, folder};
 use super::super::origin::tests::origin;
 use super::*;
 
