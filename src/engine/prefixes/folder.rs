@@ -10,11 +10,17 @@
 //!   make room ─> NAME.new ─> write ─> rename to NAME ─> index
 //! ```
 //!
+//! A name is made of the tokens, so a file may come back under the name of one that is about to be
+//! removed. `naming` is held while a file gets its name and its place in the index, and while one
+//! that has lost its place is removed. A writer, a reader or a worker may wait for it as long as
+//! the disk takes for one name; the engine's thread and the reactors never take it.
+//!
 //! No step waits for the disk. A loss of power may leave a file that has its name and not all of
 //! its contents; its checksums show it, and it is removed like any damaged file.
 //!
 //! A failure of the disk costs a warning and a count. No copy is taken for some seconds after it.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -39,6 +45,8 @@ pub struct Folder {
     path: PathBuf,
     bytes_max: u64,
     state: Mutex<State>,
+    /// See the file's head. Locked before `state`.
+    naming: Mutex<()>,
     /// The memory of copies on their way.
     pub(super) room: Room,
     pub(super) counts: Counts,
@@ -54,7 +62,7 @@ struct State {
     /// Bytes of the file that is being written.
     unfinished_bytes: u64,
     /// Forgotten entries whose files still exist.
-    forgotten: Vec<Arc<Entry>>,
+    forgotten: VecDeque<Arc<Entry>>,
     /// How often entries were forgotten.
     epoch: u64,
     /// The number of the last use.
@@ -115,6 +123,7 @@ impl Folder {
             path,
             bytes_max,
             state: Mutex::default(),
+            naming: Mutex::default(),
             room: Room::new(limits::COPIES_BYTES_MAX),
             counts: Counts::default(),
         }
@@ -123,6 +132,11 @@ impl Folder {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The index checks itself; a holder that panicked has at worst left a count behind.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See the file's head.
+    fn naming(&self) -> MutexGuard<'_, ()> {
+        self.naming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn opened(&self) -> Option<Arc<Opened>> {
@@ -188,8 +202,8 @@ impl Folder {
             // No file can be found.
             (Some(_), None) => return,
         };
-        let mut removed = state.index.remove_all(tenant);
-        state.forgotten.append(&mut removed);
+        let removed = state.index.remove_all(tenant);
+        state.forgotten.extend(removed);
     }
 
     pub fn figures(&self) -> Figures {
@@ -292,6 +306,7 @@ impl Folder {
             }
             Err(fault) => {
                 if !matches!(fault, Fault::Cancelled) {
+                    let _naming = self.naming();
                     self.lock().index.remove(entry.tenant, &entry.name);
                     self.handle_fault(&entry.name, &fault);
                 }
@@ -371,7 +386,10 @@ impl Folder {
             self.counts.skipped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.make_room(tenant, bytes);
+        if !self.make_room(tenant, bytes) {
+            self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         self.lock().unfinished_bytes = bytes;
         let written = self.write_file(&opened, &head, copied, may_go_on);
         self.lock().unfinished_bytes = 0;
@@ -401,13 +419,18 @@ impl Folder {
             let mut file = names::create(&unfinished)?;
             let encoded = head.encode(&opened.secret, &opened.origin);
             file::write(&mut file, &encoded, &copied.state, may_go_on)?;
-            Ok(fs::rename(&unfinished, &path)?)
+            let naming = self.naming();
+            fs::rename(&unfinished, &path)?;
+            Ok(naming)
         };
-        let written: Result<(), Fault> = { written }();
-        if let Err(fault) = written {
-            let _ = remove(&unfinished);
-            return Err(fault);
-        }
+        let written: Result<_, Fault> = { written }();
+        let _naming = match written {
+            Ok(naming) => naming,
+            Err(fault) => {
+                let _ = remove(&unfinished);
+                return Err(fault);
+            }
+        };
         if mark.exists() {
             remove(&path)?;
             return Err(Fault::Cancelled);
@@ -419,6 +442,7 @@ impl Folder {
             return Err(Fault::Cancelled);
         }
         state.unfinished_bytes = 0;
+        state.forgotten.retain(|entry| entry.name != name);
         let entries = state.index.of(head.tenant);
         let superseded: Vec<_> = index::superseded(&entries, &head.tokens).cloned().collect();
         for entry in &superseded {
@@ -441,17 +465,20 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes files until there is room for `bytes` of a tenant.
-    fn make_room(&self, tenant: TenantDigest, bytes: u64) {
+    /// Removes files until there is room for `bytes` of a tenant. Returns whether there is.
+    fn make_room(&self, tenant: TenantDigest, bytes: u64) -> bool {
+        if !self.lock().has_room(bytes, self.bytes_max) {
+            // No worker may have had time for them.
+            self.free_forgotten();
+        }
         loop {
+            let _naming = self.naming();
             let mut state = self.lock();
-            let fits = state.index.bytes() + bytes <= self.bytes_max
-                && state.index.count() < limits::FILES_MAX;
-            if fits {
-                return;
+            if state.has_room(bytes, self.bytes_max) {
+                return true;
             }
             let Some(entry) = state.index.remove_next(tenant, bytes) else {
-                return;
+                return false;
             };
             drop(state);
             self.counts.evicted.fetch_add(1, Ordering::Relaxed);
@@ -463,12 +490,27 @@ impl Folder {
 
     /// Removes the files of forgotten entries.
     pub fn free_forgotten(&self) {
-        let forgotten = std::mem::take(&mut self.lock().forgotten);
-        for entry in forgotten {
+        let count = self.lock().forgotten.len();
+        for _ in 0..count {
+            let _naming = self.naming();
+            let Some(entry) = self.lock().forgotten.pop_front() else {
+                return;
+            };
             if let Err(error) = remove(&self.path.join(&entry.name)) {
                 self.handle_disk_error("remove a prefix", &error);
+                // It must not be read again.
+                self.lock().forgotten.push_back(entry);
             }
         }
+    }
+}
+
+impl State {
+    /// Returns whether another file of `bytes` stays within the bounds.
+    fn has_room(&self, bytes: u64, bytes_max: u64) -> bool {
+        let forgotten: u64 = self.forgotten.iter().map(|entry| entry.bytes).sum();
+        self.index.bytes() + forgotten + bytes <= bytes_max
+            && self.index.count() + self.forgotten.len() < limits::FILES_MAX
     }
 }
 

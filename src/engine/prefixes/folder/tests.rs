@@ -361,6 +361,90 @@ fn forgotten_files_are_not_found_and_copies_on_their_way_are_dropped() {
     );
 }
 
+/// Mutations that this test catches: `write_file` that leaves its name among the forgotten ones; no
+/// `naming` in `free_forgotten`, in one of some hundred rounds.
+#[test]
+fn file_that_comes_back_after_a_purge_stays() {
+    let host = Host::new(1 << 20);
+    let write = || {
+        let epoch = host.folder.epoch();
+        let copied = copied(TENANT, text(1, 300));
+        host.write(&Copied { epoch, ..copied });
+    };
+    write();
+    host.folder.forget(Some(TENANT));
+    // Before a worker has removed the purged file of the same name.
+    write();
+    host.folder.free_forgotten();
+    assert!(host.load(TENANT, &text(1, 300)).is_some());
+    for _ in 0..1_000 {
+        host.folder.forget(Some(TENANT));
+        std::thread::scope(|scope| {
+            scope.spawn(|| host.folder.free_forgotten());
+            write();
+        });
+        assert!(host.load(TENANT, &text(1, 300)).is_some());
+        assert_eq!(host.files().len(), 1);
+    }
+}
+
+/// Mutations that this test catches: `make_room` that does not count forgotten files, or does not
+/// remove them first.
+#[test]
+fn forgotten_files_count_until_they_are_removed() {
+    let room = 3 * (STATE_BYTES as u64 + 2_000);
+    let host = Host::new(room);
+    let write = |tenant: u64, number: Token| {
+        let epoch = host.folder.epoch();
+        let copied = copied(tenant, text(number, 300));
+        host.write(&Copied { epoch, ..copied });
+    };
+    for (tenant, number) in [(TENANT, 1), (TENANT + 1, 2), (TENANT, 3)] {
+        write(tenant, number);
+    }
+    host.folder.forget(Some(TENANT));
+    // No worker comes.
+    write(TENANT + 1, 4);
+    assert!(bytes(host.state_dir.path()).unwrap().prefixes <= room + 32);
+    let figures = host.folder.figures();
+    assert_eq!((figures.entries, figures.evicted), (2, 0));
+    // Their number counts as well.
+    let mut state = State::default();
+    let (entry, _) = host.folder.find(TENANT + 1, &text(4, 300), 300).unwrap();
+    let mut has_room = |forgotten: usize| {
+        state.forgotten = vec![entry.clone(); forgotten].into();
+        state.has_room(1, u64::MAX)
+    };
+    assert!(has_room(limits::FILES_MAX - 1));
+    assert!(!has_room(limits::FILES_MAX));
+}
+
+/// Mutations that this test catches: `free_forgotten` that gives a file up, `write` that goes on
+/// without room.
+#[test]
+fn forgotten_file_that_cannot_be_removed_is_removed_later() {
+    let mut host = Host::new(1 << 20);
+    host.write(&copied(TENANT, text(1, 300)));
+    let path = host.files().remove(0);
+    // No call removes a folder like a file.
+    fs::rename(&path, host.path().join("aside")).unwrap();
+    fs::create_dir(&path).unwrap();
+    host.folder.forget(Some(TENANT));
+    host.folder.free_forgotten();
+    assert_eq!(host.folder.figures().failed, 1);
+    // It still takes its room.
+    host.folder.bytes_max = STATE_BYTES as u64 * 3 / 2;
+    let epoch = host.folder.epoch();
+    let other = copied(TENANT, text(2, 300));
+    host.write(&Copied { epoch, ..other });
+    let figures = host.folder.figures();
+    assert_eq!((figures.skipped, figures.entries), (1, 0));
+    fs::remove_dir(&path).unwrap();
+    fs::rename(host.path().join("aside"), &path).unwrap();
+    host.folder.free_forgotten();
+    assert!(host.files().is_empty());
+}
+
 #[test]
 fn failed_write_is_counted_and_no_copy_is_taken_for_a_while() {
     let host = Host::new(1 << 20);
