@@ -80,6 +80,10 @@ pub const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// in some microseconds per file.
 pub const FILES_MAX: usize = 4_096;
 
+/// Keys whose purges are kept apart while the folder is not read, such as while the model is
+/// fetched. More purge the files of all.
+pub const PURGED_KEYS_MAX: usize = 64;
+
 /// Tokens of one file: the longest contexts of the field.
 pub const TOKENS_MAX: usize = 1 << 20;
 

@@ -15,12 +15,15 @@
 //! that has lost its place is removed. A writer, a reader or a worker may wait for it as long as
 //! the disk takes for one name; the engine's thread and the reactors never take it.
 //!
+//! The folder is read when an engine starts, also after a failure of the one before. Meanwhile no
+//! file is found and none gets its name, and purges are kept for its end.
+//!
 //! No step waits for the disk. A loss of power may leave a file that has its name and not all of
 //! its contents; its checksums show it, and it is removed like any damaged file.
 //!
 //! A failure of the disk costs a warning and a count. No copy is taken for some seconds after it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -34,6 +37,7 @@ use super::files::finish_erasures;
 use super::index::{self, Entry, Index};
 use super::names::{self, Kind, Secret, TenantDigest, UNFINISHED, entries, remove};
 use super::origin::Origin;
+use super::purges::Purges;
 use super::room::Room;
 use super::wear::Wear;
 use crate::core::Moment;
@@ -54,13 +58,15 @@ pub struct Folder {
 
 #[derive(Default)]
 struct State {
-    /// `None` until the folder was read, and while it cannot be used.
+    /// `None` until the folder was read, while it is read again, and while it cannot be used.
     opened: Option<Arc<Opened>>,
     /// Whether this process has read the folder before.
     was_opened: bool,
     index: Index,
     /// Bytes of the file that is being written.
     unfinished_bytes: u64,
+    /// Those that came while the folder was not read.
+    purges: Purges<u64>,
     /// Forgotten entries whose files still exist.
     forgotten: VecDeque<Arc<Entry>>,
     /// How often entries were forgotten.
@@ -143,6 +149,12 @@ impl Folder {
         self.lock().opened.clone()
     }
 
+    /// Returns whether the folder was not read again since.
+    fn has_opened(&self, opened: &Arc<Opened>) -> bool {
+        let now = self.opened();
+        now.is_some_and(|now| Arc::ptr_eq(&now, opened))
+    }
+
     // ---- looks at the index: for any thread ----------------------------------------------------
 
     /// Returns the file from which a prompt of this tenant can go on furthest, and how far. Files
@@ -195,13 +207,11 @@ impl Folder {
     pub fn forget(&self, tenant: Option<u64>) {
         let mut state = self.lock();
         state.epoch += 1;
-        let secret = state.opened.as_ref().map(|opened| &opened.secret);
-        let tenant = match (tenant, secret) {
-            (None, _) => None,
-            (Some(tenant), Some(secret)) => Some(secret.tenant(tenant)),
-            // No file can be found.
-            (Some(_), None) => return,
+        let Some(opened) = &state.opened else {
+            state.purges.add(tenant);
+            return;
         };
+        let tenant = tenant.map(|tenant| opened.secret.tenant(tenant));
         let removed = state.index.remove_all(tenant);
         state.forgotten.extend(removed);
     }
@@ -230,44 +240,70 @@ impl Folder {
 
     /// Reads the heads of all files, and removes those that this engine cannot use.
     pub fn open(&self, origin: &Origin) -> io::Result<()> {
-        let opened = Arc::new(Opened {
+        let opened = self.begin_open(origin)?;
+        let found = self.read_entries(&opened)?;
+        self.end_open(opened, found);
+        Ok(())
+    }
+
+    fn begin_open(&self, origin: &Origin) -> io::Result<Arc<Opened>> {
+        let naming = self.naming();
+        let mut state = self.lock();
+        state.opened = None;
+        let was_opened = state.was_opened;
+        drop((state, naming));
+        let opened = Opened {
             secret: Secret::open(&self.path)?,
             origin: origin.clone(),
-        });
-        let was_opened = self.lock().was_opened;
+        };
         if !was_opened {
             finish_erasures(&self.path)?;
         }
-        let mut found: Vec<(SystemTime, Entry)> = Vec::new();
+        Ok(Arc::new(opened))
+    }
+
+    fn read_entries(&self, opened: &Opened) -> io::Result<Vec<(SystemTime, Entry)>> {
+        let mut found = Vec::new();
         for item in entries(&self.path)? {
             let item = item?;
             let name = item.file_name().to_string_lossy().into_owned();
             match names::kind(&name) {
-                Kind::Prefix => match self.read_entry(&opened, &name) {
+                Kind::Prefix => match self.read_entry(opened, &name) {
                     Ok(entry) => found.push(entry),
                     Err(fault) => self.handle_fault(&name, &fault),
                 },
-                // No writer of this process is at work.
+                // A writer that still has it gives it no name.
                 Kind::Unfinished => remove(&item.path())?,
                 Kind::Erased | Kind::Other => {}
             }
         }
+        Ok(found)
+    }
+
+    fn end_open(&self, opened: Arc<Opened>, mut found: Vec<(SystemTime, Entry)>) {
         found.sort_by_key(|(modified, _)| *modified);
         let mut state = self.lock();
+        let purges = std::mem::take(&mut state.purges).with(&opened.secret);
+        let forgotten = state.forgotten.iter().map(|entry| entry.name.clone());
+        let forgotten: HashSet<String> = forgotten.collect();
         state.index = Index::default();
         for (_, mut entry) in found {
             state.uses += 1;
             entry.used = state.uses;
-            state.index.insert(entry);
+            if purges.has(entry.tenant) {
+                state.forgotten.push_back(Arc::new(entry));
+            } else if !forgotten.contains(&entry.name) {
+                state.index.insert(entry);
+            }
         }
         state.opened = Some(opened);
         state.was_opened = true;
         let (count, bytes) = (state.index.count(), state.index.bytes());
         drop(state);
         log::info!("cache.prefixes: {count} prefixes, {} MiB", bytes >> 20);
+        self.free_forgotten();
         // A bound that was lowered.
         self.make_room(TenantDigest([0; 32]), 0);
-        Ok(())
     }
 
     fn read_entry(&self, opened: &Opened, name: &str) -> Result<(SystemTime, Entry), Fault> {
@@ -407,7 +443,7 @@ impl Folder {
 
     fn write_file(
         &self,
-        opened: &Opened,
+        opened: &Arc<Opened>,
         head: &Head,
         copied: &Copied,
         may_go_on: &mut dyn FnMut(usize) -> bool,
@@ -420,6 +456,9 @@ impl Folder {
             let encoded = head.encode(&opened.secret, &opened.origin);
             file::write(&mut file, &encoded, &copied.state, may_go_on)?;
             let naming = self.naming();
+            if !self.has_opened(opened) {
+                return Err(Fault::Cancelled);
+            }
             fs::rename(&unfinished, &path)?;
             Ok(naming)
         };
@@ -490,7 +529,16 @@ impl Folder {
 
     /// Removes the files of forgotten entries.
     pub fn free_forgotten(&self) {
-        let count = self.lock().forgotten.len();
+        let state = self.lock();
+        let unread = state.opened.is_none().then(|| state.purges.clone());
+        let count = state.forgotten.len();
+        drop(state);
+        if let Some(purges) = unread {
+            if let Err(error) = self.free_unread(&purges) {
+                self.handle_disk_error("remove a prefix", &error);
+            }
+            return;
+        }
         for _ in 0..count {
             let _naming = self.naming();
             let Some(entry) = self.lock().forgotten.pop_front() else {
@@ -502,6 +550,26 @@ impl Folder {
                 self.lock().forgotten.push_back(entry);
             }
         }
+    }
+
+    /// Removes purged files that were not read: perhaps this process never does.
+    fn free_unread(&self, purges: &Purges<u64>) -> io::Result<()> {
+        let Some(secret) = Secret::read(&self.path)? else {
+            return Ok(());
+        };
+        let purges = purges.with(&secret);
+        for item in entries(&self.path)? {
+            let item = item?;
+            let _naming = self.naming();
+            if self.opened().is_some() {
+                // `end_open` has applied them, and newer files may have come.
+                return Ok(());
+            }
+            if purges.has_file(&item.file_name().to_string_lossy()) {
+                remove(&item.path())?;
+            }
+        }
+        Ok(())
     }
 }
 

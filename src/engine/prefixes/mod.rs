@@ -12,6 +12,7 @@
 //! * [`names`]: the names of files, and the secret that they and the checksums are made with.
 //! * [`files`]: the folder's place, its bytes, and the removals that need no index.
 //! * [`index`]: which files there are, and which of them is the next to go.
+//! * [`purges`]: the purges that come while the folder is not read.
 //! * [`folder`]: the folder: index, files, and the order in which they change.
 //! * [`room`], [`wear`]: the bounds on the memory of copies, and on the writes in the long run.
 //! * [`archive`]: the threads, and the engine's way to them.
@@ -42,6 +43,7 @@ mod index;
 mod names;
 mod origin;
 mod own;
+mod purges;
 mod room;
 mod wear;
 

@@ -361,6 +361,95 @@ fn forgotten_files_are_not_found_and_copies_on_their_way_are_dropped() {
     );
 }
 
+/// A folder with a file of each of two tenants.
+fn of_two_tenants() -> Host {
+    let host = Host::new(1 << 20);
+    host.write(&copied(TENANT, text(1, 300)));
+    host.write(&copied(TENANT + 1, text(1, 300)));
+    host
+}
+
+fn assert_left(host: &Host, one: bool, other: bool) {
+    assert_eq!(host.found(TENANT, &text(1, 300)).is_some(), one);
+    assert_eq!(host.found(TENANT + 1, &text(1, 300)).is_some(), other);
+    assert_eq!(host.files().len(), usize::from(one) + usize::from(other));
+    assert_eq!(host.folder.figures().failed, 0);
+}
+
+/// Mutations that this test catches: `forget` that keeps no purge, `end_open` that does not apply
+/// one, or leaves the files.
+#[test]
+fn purge_before_the_folder_is_read_holds() {
+    for (purged, others_left) in [(Some(TENANT), true), (None, false)] {
+        let mut host = of_two_tenants();
+        host.folder = Folder::new(host.path(), 1 << 20);
+        let epoch = host.folder.epoch();
+        host.folder.forget(purged);
+        assert_ne!(host.folder.epoch(), epoch);
+        host.folder.open(&origin()).unwrap();
+        assert_left(&host, false, others_left);
+        // It applies once.
+        let epoch = host.folder.epoch();
+        let copied = copied(TENANT, text(1, 300));
+        host.write(&Copied { epoch, ..copied });
+        host.folder.open(&origin()).unwrap();
+        assert_left(&host, true, others_left);
+    }
+}
+
+/// The daemon may end before its model is there. Mutations that this test catches: `free_forgotten`
+/// that leaves unread files, `free_unread` after the folder was read.
+#[test]
+fn purge_before_the_folder_is_read_removes_files() {
+    for (purged, others_left) in [(Some(TENANT), true), (None, false)] {
+        let mut host = of_two_tenants();
+        host.folder = Folder::new(host.path(), 1 << 20);
+        host.folder.free_forgotten();
+        assert_eq!(host.files().len(), 2);
+        host.folder.forget(purged);
+        host.folder.free_forgotten();
+        host.reopen(&origin());
+        assert_left(&host, false, others_left);
+    }
+    let host = of_two_tenants();
+    let mut purges = Purges::default();
+    purges.add(None);
+    host.folder.free_unread(&purges).unwrap();
+    assert_left(&host, true, true);
+}
+
+/// As after a panic of the engine. Mutations that this test catches: `begin_open` that leaves the
+/// folder in use, `end_open` that reads forgotten files again.
+#[test]
+fn purge_before_or_while_the_folder_is_read_again_holds() {
+    let host = of_two_tenants();
+    host.folder.forget(Some(TENANT));
+    // No worker comes.
+    host.folder.open(&origin()).unwrap();
+    assert_left(&host, false, true);
+    let host = of_two_tenants();
+    let opened = host.folder.begin_open(&origin()).unwrap();
+    let found = host.folder.read_entries(&opened).unwrap();
+    // It would not be among those that were found.
+    host.write(&copied(TENANT + 1, text(2, 300)));
+    host.folder.forget(Some(TENANT));
+    host.folder.end_open(opened, found);
+    assert_left(&host, false, true);
+}
+
+/// The writer of an engine that has failed may hang in the disk. Mutation that this test catches:
+/// `write_file` without `has_opened`.
+#[test]
+fn writer_from_before_the_folder_was_read_again_writes_nothing() {
+    let host = of_two_tenants();
+    host.folder.write(&copied(TENANT, text(2, 300)), &mut |_| {
+        host.folder.open(&origin()).unwrap();
+        true
+    });
+    assert_left(&host, true, true);
+    assert_eq!(host.found(TENANT, &text(2, 300)), None);
+}
+
 /// Mutations that this test catches: `write_file` that leaves its name among the forgotten ones; no
 /// `naming` in `free_forgotten`, in one of some hundred rounds.
 #[test]
