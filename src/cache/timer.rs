@@ -6,6 +6,7 @@
 //! Invariants:
 //!  1. At most `limits::TIMED_ACTS_MAX` acts wait; others are refused.
 //!  2. An act is done once, unless the thread ends before: then it is dropped.
+//!  3. Acts that are due together are done in the order of their moments.
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
@@ -155,6 +156,8 @@ impl Worker {
                 default(patience) => None,
             };
             self.acts.extend(came);
+            // After a pause of this thread several acts are due, and came in any order.
+            self.acts.extend(self.inbox.try_iter());
             if self.ended.try_recv() == Err(TryRecvError::Disconnected) {
                 return;
             }
@@ -173,21 +176,33 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// Mutation: a heap whose greatest act is the latest.
+    /// Far above the expected time; reached only by a failure.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Mutations: a heap whose greatest act is the latest; one act taken per round.
     #[test]
     fn acts_are_done_in_the_order_of_their_moments() {
         let (thread, timer) = TimerThread::start().unwrap();
+        // The thread is held up in an act until all others have come.
+        let ((began, begun), (let_go, held)) = (channel(), channel::<()>());
+        assert!(timer.at(Moment::ZERO, move || {
+            began.send(()).unwrap();
+            held.recv().unwrap();
+        }));
+        begun.recv_timeout(PATIENCE).unwrap();
         let (sender, done) = channel();
         let now = Moment::now();
-        for (number, ms) in [(3, 60), (1, 20), (2, 40)] {
+        let overdue = [3, 1, 2].map(|number| (number, Moment::from_micros(number)));
+        let due = [6, 4, 5].map(|number| (number, now + Duration::from_millis(10 * number)));
+        for (number, at) in overdue.into_iter().chain(due) {
             let sender = sender.clone();
-            let at = now + Duration::from_millis(ms);
             assert!(timer.at(at, move || {
                 sender.send((number, at, Moment::now())).unwrap()
             }));
         }
-        for expected in 1..=3 {
-            let (number, at, done) = done.recv_timeout(Duration::from_secs(30)).unwrap();
+        let_go.send(()).unwrap();
+        for expected in 1..=6 {
+            let (number, at, done) = done.recv_timeout(PATIENCE).unwrap();
             assert_eq!(number, expected);
             assert!(done >= at, "too early");
         }
@@ -205,7 +220,7 @@ mod tests {
         }
         let (sender, done) = channel();
         assert!(timer.at(Moment::ZERO, move || sender.send(()).unwrap()));
-        done.recv_timeout(Duration::from_secs(30)).unwrap();
+        done.recv_timeout(PATIENCE).unwrap();
         assert!(timer.at(Moment::NEVER, || ()));
         assert!(!timer.at(Moment::NEVER, || ()));
     }
