@@ -78,6 +78,16 @@ impl StoreWatcher {
         reopen: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
         on_change: impl FnMut(Arc<KeyRing>) + Send + 'static,
     ) -> Result<(StoreWatcher, Arc<KeyRing>), StoreError> {
+        StoreWatcher::start_with(store, reopen, on_change, limits::WATCH_INTERVAL)
+    }
+
+    /// `interval`: the time between two looks that nothing asks for.
+    fn start_with(
+        store: Box<dyn Store>,
+        reopen: impl FnMut() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
+        on_change: impl FnMut(Arc<KeyRing>) + Send + 'static,
+        interval: Duration,
+    ) -> Result<(StoreWatcher, Arc<KeyRing>), StoreError> {
         let version = store.version()?;
         let reading = store.read(None)?;
         let ring = Arc::new(after(&KeyRing::default(), reading.keys).unwrap_or_default());
@@ -94,6 +104,7 @@ impl StoreWatcher {
             retired: Vec::new(),
             health: Health::Good,
             on_change,
+            interval,
             asked,
             _looks: looks.clone(),
         };
@@ -148,6 +159,8 @@ struct Watch<R, F> {
     retired: Vec<Arc<KeyRing>>,
     health: Health,
     on_change: F,
+    /// The time between two looks, while the store can be read.
+    interval: Duration,
     asked: Receiver<()>,
     /// Keeps `asked` connected.
     _looks: Looks,
@@ -192,7 +205,7 @@ where
     /// Returns the time until the next look.
     fn pause(&self) -> Duration {
         match self.health {
-            Health::Good => limits::WATCH_INTERVAL,
+            Health::Good => self.interval,
             // Without random bytes the pauses are only more alike.
             Health::Failing { pause } => shortened(pause, getrandom::u32().unwrap_or(0)),
         }
@@ -268,7 +281,6 @@ pub(super) fn shortened(pause: Duration, random: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Instant;
 
     use super::*;
     use crate::keys::Scopes;
@@ -286,16 +298,22 @@ mod tests {
     }
 
     fn start(path: &Path) -> (StoreWatcher, Arc<KeyRing>, Receiver<Arc<KeyRing>>) {
+        start_with(path, limits::WATCH_INTERVAL)
+    }
+
+    fn start_with(
+        path: &Path,
+        interval: Duration,
+    ) -> (StoreWatcher, Arc<KeyRing>, Receiver<Arc<KeyRing>>) {
         let (changes, inbox) = crossbeam_channel::unbounded();
         let store = Box::new(SqliteStore::open(path).unwrap());
         let path = path.to_owned();
         let reopen = move || {
             SqliteStore::open_existing(&path).map(|store| Box::new(store) as Box<dyn Store>)
         };
-        let (watcher, ring) = StoreWatcher::start(store, reopen, move |ring| {
-            changes.send(ring).unwrap();
-        })
-        .unwrap();
+        let on_change = move |ring| changes.send(ring).unwrap();
+        let started = StoreWatcher::start_with(store, reopen, on_change, interval);
+        let (watcher, ring) = started.unwrap();
         (watcher, ring, inbox)
     }
 
@@ -319,23 +337,21 @@ mod tests {
         );
     }
 
-    /// By polling alone each change is found a second after the one before.
+    /// Polling finds none of the changes: the thread does not look by itself.
     ///
     /// Mutation: `run` that does not receive from `asked`.
     #[test]
     fn a_change_is_read_when_a_look_is_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DATABASE_FILE);
-        let (watcher, _, changes) = start(&path);
+        let (watcher, _, changes) = start_with(&path, Duration::MAX);
         let (looks, mut other) = (watcher.looks(), SqliteStore::open(&path).unwrap());
-        let start = Instant::now();
         for now in 0..20 {
             let (_, secret) = other.create(&new_key(), now).unwrap();
             looks.ask();
             let ring = changes.recv_timeout(PATIENCE).unwrap();
             assert!(ring.find(secret.reveal()).is_some());
         }
-        assert!(start.elapsed() < 10 * limits::WATCH_INTERVAL);
         drop(watcher);
         looks.ask();
     }
@@ -442,6 +458,7 @@ mod tests {
             reopen,
             health: Health::Good,
             on_change,
+            interval: limits::WATCH_INTERVAL,
             asked,
             _looks: Looks(looks),
         };
