@@ -25,7 +25,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Metadata, Record};
@@ -98,7 +98,7 @@ impl LogHandle {
     /// Waits until all queued lines are written, within `limits::LOG_FLUSH_TIMEOUT`; returns
     /// whether they were. The last act of the daemon.
     pub fn shutdown(&self) -> bool {
-        flush(&self.shared.queue)
+        flush(&self.shared.queue, limits::LOG_FLUSH_TIMEOUT)
     }
 }
 
@@ -138,7 +138,7 @@ impl log::Log for Logger {
     }
 
     fn flush(&self) {
-        flush(&self.shared.queue);
+        flush(&self.shared.queue, limits::LOG_FLUSH_TIMEOUT);
     }
 }
 
@@ -170,10 +170,9 @@ struct Shared {
     access: AtomicBool,
 }
 
-fn flush(queue: &Queue) -> bool {
-    let deadline = Instant::now() + limits::LOG_FLUSH_TIMEOUT;
+fn flush(queue: &Queue, patience: Duration) -> bool {
     let (done, wait) = bounded(1);
-    queue.command(Command::Flush(done)) && wait.recv_deadline(deadline).is_ok()
+    queue.command(Command::Flush(done)) && wait.recv_timeout(patience).is_ok()
 }
 
 /// Creates a logger and starts its thread, without installing it.
@@ -330,6 +329,9 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::path::Path;
 
+    /// Far above the expected time; reached only by a failure. The thread has a low priority.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn settings(file: Option<&Path>, format: LogFormat) -> Settings {
         Settings {
             level: LevelFilter::Info,
@@ -342,6 +344,13 @@ mod tests {
     fn start_file(path: &Path) -> (Logger, LogHandle) {
         let settings = settings(Some(path), LogFormat::Text);
         start(&settings, Output::open(&settings).unwrap()).unwrap()
+    }
+
+    impl LogHandle {
+        /// Returns whether all queued lines are written; `false` once the output has refused them.
+        fn flush(&self) -> bool {
+            flush(&self.shared.queue, PATIENCE)
+        }
     }
 
     impl Logger {
@@ -366,13 +375,13 @@ mod tests {
         for number in 0..100 {
             logger.line(number);
         }
-        assert!(handle.shutdown());
+        assert!(handle.flush());
         let rotated = folder.path().join("log.1");
         fs::rename(&path, &rotated).unwrap();
         handle.reopen();
-        assert!(handle.shutdown(), "commands are served in order");
+        assert!(handle.flush(), "commands are served in order");
         logger.line(100);
-        assert!(handle.shutdown());
+        assert!(handle.flush());
 
         let old = fs::read_to_string(&rotated).unwrap();
         assert_eq!(old.lines().count(), 100);
@@ -393,7 +402,7 @@ mod tests {
         symlink("/dev/full", &path).unwrap();
         let (logger, handle) = start_file(&path);
         logger.line(0);
-        assert!(!handle.shutdown(), "nothing can be written");
+        assert!(!handle.flush(), "nothing can be written");
         assert!(handle.shared.write_errors.load(Ordering::Relaxed) > 0);
 
         // The thread holds line 0; the queue holds up to its bound; the rest is dropped.
@@ -407,7 +416,7 @@ mod tests {
 
         fs::remove_file(&path).unwrap();
         handle.reopen();
-        assert!(handle.shutdown());
+        assert!(handle.flush());
         let text = fs::read_to_string(&path).unwrap();
         let written = text
             .lines()
@@ -431,9 +440,9 @@ mod tests {
         let (logger, handle) = start_file(&inner.join("log"));
         fs::rename(&inner, &outer).unwrap();
         handle.reopen();
-        assert!(handle.shutdown(), "commands are served in order");
+        assert!(handle.flush(), "commands are served in order");
         logger.line(7);
-        assert!(handle.shutdown());
+        assert!(handle.flush());
         let text = fs::read_to_string(outer.join("log")).unwrap();
         assert!(text.contains("so the old one stays in use"), "{text}");
         assert!(text.ends_with("line 7.\n"));
@@ -457,10 +466,9 @@ mod tests {
             let length = journal.recv(&mut buffer).unwrap();
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         };
-        let patience = Some(std::time::Duration::from_secs(60));
         let journal = UnixDatagram::bind(&path).unwrap();
         // No flush wakes the thread: its lines must.
-        journal.set_read_timeout(patience).unwrap();
+        journal.set_read_timeout(Some(PATIENCE)).unwrap();
         let output = Output::Journal(super::super::journald::Journal::open(&path).unwrap());
         let (logger, handle) = start(&settings, output).unwrap();
         logger.line(1);
@@ -471,8 +479,9 @@ mod tests {
         drop(journal);
         fs::remove_file(&path).unwrap();
         logger.line(3);
-        assert!(!handle.shutdown());
+        assert!(!handle.flush());
         let journal = UnixDatagram::bind(&path).unwrap();
+        journal.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(receive(&journal).contains("\nMESSAGE=line 3.\n"));
     }
 
