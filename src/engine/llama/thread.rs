@@ -13,7 +13,7 @@
 //!  1. A panic fails the jobs that were admitted to the scheduler, because one of them may be its
 //!     cause, and no others. Jobs in the channel are left to the next engine.
 //!  2. The totals of the gauges never decrease.
-//!  3. While a job is in the scheduler, the heartbeat is at work.
+//!  3. A step with a job in the scheduler finds the heartbeat at work.
 //!  4. No caller sees `Ready` after a job has failed by a panic, until the model is loaded again.
 //!  5. A job in the channel gets its terminal event even if the thread ends before it takes the
 //!     job: a bounded channel keeps its contents when its receiver goes.
@@ -21,8 +21,8 @@
 //! Mutations that the tests below catch: `Restarts::next` that always allows
 //! (`engine_that_panics_again_and_again_...`), a restart that forgets totals or is not counted
 //! (`panic_fails_its_job_...`), `load_and_serve` without `end_serving`
-//! (`client_of_a_failed_job_never_...`), `serve` without `heartbeat.begin` (`hang_is_seen_...`),
-//! `serve` without `make_room`, or with one that spares no tenant
+//! (`client_of_a_failed_job_never_...`), `serve` without its beat before a step
+//! (`hang_is_seen_...`), `serve` without `make_room`, or with one that spares no tenant
 //! (`full_queue_makes_room_for_a_tenant_that_has_few`), `Over` without its drop, or `submit`
 //! without `drop_jobs_if_over` (`job_left_in_the_channel_...`).
 
@@ -207,7 +207,6 @@ impl<B: Backend> Thread<'_, B> {
                         continue;
                     }
                     recv(self.receiver) -> arrival => {
-                        heartbeat.begin(Moment::now());
                         // Not disconnected: the owner keeps a sender until this thread has ended.
                         arrival.into_iter().for_each(|arrival| admit(scheduler, arrival));
                     }
