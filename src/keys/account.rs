@@ -20,6 +20,8 @@ pub fn tenant_of(key_id: &str) -> u64 {
 /// The account of one key, shared by its secrets, by rings and by reactors.
 #[derive(Debug)]
 pub struct Account {
+    /// The key's id, which each record of a generation shares.
+    pub id: Arc<str>,
     /// Derived from the key's id: the same after a rotation, and in every process.
     pub tenant: u64,
     pub requests: Lease,
@@ -35,6 +37,7 @@ pub struct Account {
 impl Account {
     pub fn new(key_id: &str) -> Account {
         Account {
+            id: key_id.into(),
             tenant: tenant_of(key_id),
             requests: Lease::default(),
             tokens: Lease::default(),

@@ -46,7 +46,7 @@ impl Recording {
         });
         let record = GenerationRecord {
             id: job.id,
-            key_id: record.key_id.clone(),
+            key_id: record.key_id.as_str().into(),
             status: Status::Abandoned,
             model: model.map(Arc::from),
             language: match &job.prompt {

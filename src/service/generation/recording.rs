@@ -44,7 +44,7 @@ impl Recording {
         });
         let record = GenerationRecord {
             id,
-            key_id: caller.map_or(String::new(), |caller| caller.record.id.clone()),
+            key_id: caller.map_or_else(Arc::default, |caller| Arc::clone(&caller.account.id)),
             status: Status::Abandoned,
             model: desk.model.as_ref().map(|model| Arc::clone(&model.id)),
             language: match &asked.prompt {
@@ -66,7 +66,6 @@ impl Recording {
             content,
         };
         // Allocates per request: the record, whose pointer moves from here to the store's thread.
-        // A client with a key makes it two, by the key's id above.
         Recording {
             record: Some(Box::new(record)),
         }

@@ -256,7 +256,7 @@ fn a_page_of_long_texts_ends_early_and_the_next_one_goes_on() {
         let _ = bench.event(&mut exchange, done(&"x".repeat(length)), &mut reply);
         let mut record = records(&bench).remove(0);
         // The key is not in this store.
-        record.key_id = String::new();
+        record.key_id = "".into();
         store.add_generations(&[record.clone()]).unwrap();
         expected.insert(0, record.id.to_string());
         bench.advance(1);

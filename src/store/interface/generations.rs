@@ -37,7 +37,7 @@ pub trait Generations {
 pub struct GenerationRecord {
     pub id: GenerationId,
     /// Empty: the client had no key.
-    pub key_id: String,
+    pub key_id: Arc<str>,
     pub status: Status,
     pub model: Option<Arc<str>>,
     pub language: Option<Cow<'static, str>>,

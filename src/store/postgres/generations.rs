@@ -244,7 +244,7 @@ fn read(row: &Row) -> Result<GenerationRecord, Unread> {
     let digest: &[u8] = row.try_get(16)?;
     Ok(GenerationRecord {
         id: parsed(row, 0, GenerationId::parse)?,
-        key_id: row.try_get(1)?,
+        key_id: row.try_get::<_, &str>(1)?.into(),
         status: parsed(row, 2, Status::parse)?,
         model: row.try_get::<_, Option<&str>>(3)?.map(Arc::from),
         language: word(4)?,

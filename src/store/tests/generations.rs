@@ -40,7 +40,7 @@ pub fn key(store: &mut dyn Store) -> String {
 pub fn record(ids: &mut Ids, key_id: &str, status: Status, at_ms: u64) -> Box<GenerationRecord> {
     Box::new(GenerationRecord {
         id: ids.make(UnixMillis::new(at_ms)),
-        key_id: key_id.to_owned(),
+        key_id: key_id.into(),
         status,
         model: Some("tiny".into()),
         language: Some(Cow::Borrowed("python")),
@@ -129,7 +129,7 @@ fn pages_are_a_plain_list_in_pieces<B: Bed>() {
             let expected: Vec<GenerationId> = all
                 .iter()
                 .rev()
-                .filter(|record| record.key_id == keys[0])
+                .filter(|record| *record.key_id == *keys[0])
                 .filter(|record| status.is_none_or(|status| record.status == status))
                 .filter(|record| record.id.unix_millis().as_u64() >= since)
                 .map(|record| record.id)

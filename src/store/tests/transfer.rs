@@ -28,7 +28,7 @@ fn fill(store: &mut dyn Store) {
         .map(|index| {
             Box::new(GenerationRecord {
                 id: ids.make(UnixMillis::new(START + index)),
-                key_id: key.id.clone(),
+                key_id: key.id.as_str().into(),
                 status: Status::ALL[(index % 3) as usize],
                 model: Some("ti\"ny\n".into()),
                 language: None,
