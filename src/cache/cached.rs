@@ -28,16 +28,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::entry::Entry;
+use super::flight::{failed, failed_for};
 use super::key::{Digest, digest};
-use super::results::{Results, failed, failed_for};
+use super::results::Results;
 use super::shared::FoundEntry;
 use super::table::{Credited, Left, Next};
 use crate::core::UnixMillis;
 use crate::core::buffered::Claim;
 use crate::engine::{
-    CacheMode, Engine, FailReason, Failed, Gauges, Job, ModelInfo, Refused, State, Verdict,
+    CacheMode, Engine, FailReason, Gauges, Job, ModelInfo, Refused, State, Verdict,
 };
-use crate::error::ErrorCode;
 use crate::limits::cache as limits;
 use crate::offload::JobKey;
 
@@ -251,13 +251,12 @@ impl Engine for Cached {
             self.core.results.play(digest, &job, entry, now);
             return Ok(());
         }
-        let mut events = Vec::new();
         // Allocates for a request that is computed or joins: a flight may keep the job.
-        let job = match table.join(&digest, Box::new(job), &mut events) {
+        let job = match table.join(&digest, Box::new(job)) {
             Ok(resumed) => {
                 drop(table);
                 verdicts.count(Verdict::Joined);
-                self.core.results.outer.deliver(&mut events);
+                self.core.results.deliver_posted(&digest);
                 if let Some(flight) = resumed {
                     core.inner.handle_credit(flight);
                 }
@@ -346,19 +345,9 @@ impl Cached {
     fn leave(&self, key: JobKey, is_overdue: bool) -> bool {
         match self.core.results.leave(key, is_overdue) {
             Left::Unknown => return false,
-            Left::Stays => {}
+            Left::Gone | Left::Stays => {}
             Left::Last(job) => self.core.inner.cancel(job),
             Left::Overdue(job) => self.core.inner.handle_deadline(job),
-            Left::Gone(follower, text) => {
-                let failed = Failed {
-                    text,
-                    ..failed(FailReason::Error(ErrorCode::EngineFailed))
-                };
-                self.core
-                    .results
-                    .outer
-                    .deliver_one(key, failed_for(failed, follower.left));
-            }
         }
         true
     }

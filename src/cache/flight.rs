@@ -38,7 +38,10 @@ use std::sync::Arc;
 use super::key::Digest;
 use crate::core::Moment;
 use crate::core::buffered::Share;
-use crate::engine::{Class, Event, GenerationId, Job, Origin, Served, Verdict};
+use crate::engine::{
+    Class, Event, FailReason, Failed, GenerationId, Job, Origin, Served, Timings, Usage, Verdict,
+};
+use crate::error::ErrorCode;
 use crate::limits::cache as limits;
 use crate::offload::{CancelReason, JobKey, Ticket};
 
@@ -346,4 +349,35 @@ pub fn served(verdict: Verdict, origin: Origin) -> Served {
         is_reproducible: true,
         origin: verdict.is_cached().then_some(origin),
     }
+}
+
+/// Returns the failure of a job that has cost nothing.
+pub fn failed(reason: FailReason) -> Failed {
+    Failed {
+        reason,
+        message: String::new(),
+        text: String::new(),
+        usage: Usage::default(),
+        timings: Timings::default(),
+    }
+}
+
+/// Returns the failure of a follower. One that has left for a reason of its own gets that one.
+pub fn failed_for(failed: Failed, left: Option<CancelReason>) -> Event {
+    let (reason, message) = match left {
+        None => (failed.reason, failed.message),
+        Some(CancelReason::Deadline) => (
+            FailReason::Error(ErrorCode::GenerationTimeout),
+            "the request timed out; raise `timeout` or lower `max_tokens`".to_owned(),
+        ),
+        Some(reason) => {
+            let message = "the request was cancelled".to_owned();
+            (FailReason::Cancelled(reason), message)
+        }
+    };
+    Event::Failed(Box::new(Failed {
+        reason,
+        message,
+        ..failed
+    }))
 }

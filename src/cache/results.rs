@@ -3,14 +3,15 @@
 //! Owns the shards of flights and entries. The engine behind delivers its events here, on any
 //! thread; those of a flight's job become events of its followers, and all others pass by. A
 //! shard's lock is held for look-ups, edits of lists and copies of a bounded number of bytes, never
-//! across a call of an engine, of a mailbox or of the shared level.
+//! across a call of an engine, of a mailbox or of the shared level. A follower's events go through
+//! its shard's outbox, because several threads make them ([`super::table`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use super::entry::{Entry, jittered};
-use super::flight::{Flight, Follower, served};
+use super::flight::{Flight, Follower, failed, failed_for, served};
 use super::forgotten::Forgotten;
 use super::key::Digest;
 use super::metrics::Verdicts;
@@ -24,12 +25,10 @@ use crate::core::buffered::Account;
 use crate::core::buffered::Claim;
 use crate::core::{Moment, UnixMillis};
 use crate::engine::{
-    Deliver, Done, Event, FailReason, Failed, Job, Kept, ModelInfo, Refused, Timings, Usage,
-    Verdict,
+    Deliver, Done, Event, FailReason, Failed, Job, Kept, ModelInfo, Refused, Usage, Verdict,
 };
-use crate::error::ErrorCode;
 use crate::limits::cache as limits;
-use crate::offload::{CancelReason, JobKey};
+use crate::offload::JobKey;
 use crate::store::interface::entries::EntryRow;
 
 /// The results of all requests, running and finished.
@@ -176,11 +175,39 @@ impl Results {
     /// The digest is a hash already. Clients cannot aim at one shard for less than it costs them to
     /// fill it in any case.
     pub fn shard(&self, digest: &Digest) -> MutexGuard<'_, Table> {
-        lock(&self.shards[digest[0] as usize % limits::SHARDS])
+        lock(&self.shards[index_in(digest)])
     }
 
     fn shard_of(&self, flight: JobKey) -> MutexGuard<'_, Table> {
-        lock(&self.shards[flight.request as usize % limits::SHARDS])
+        lock(&self.shards[index_of(flight)])
+    }
+
+    /// Delivers what a shard's outbox has.
+    pub fn deliver_posted(&self, digest: &Digest) {
+        self.deliver_with(1 << index_in(digest), &mut Vec::new());
+    }
+
+    /// Delivers these events and what the outboxes of these shards have, a bit for each shard, in
+    /// one call, and then the events that other threads have posted to them meanwhile.
+    fn deliver_with(&self, mut shards: Shards, events: &mut Vec<(JobKey, Event)>) {
+        loop {
+            let mut begun = 0;
+            for index in indexes(shards) {
+                if lock(&self.shards[index]).begin_delivery(events) {
+                    begun |= 1 << index;
+                }
+            }
+            if events.is_empty() {
+                return;
+            }
+            self.outer.deliver(events);
+            shards = 0;
+            for index in indexes(begun) {
+                if lock(&self.shards[index]).end_delivery() {
+                    shards |= 1 << index;
+                }
+            }
+        }
     }
 
     pub fn ttl(&self) -> Duration {
@@ -197,38 +224,49 @@ impl Results {
         }
         let rest = entry.text.len() - follower.offset;
         if !follower.is_streamed() || rest <= limits::PIECE_BYTES_MAX {
+            // No table has it, so no other thread has an event for it.
             events.push((job.key, entry.done(follower.offset, served)));
-        } else {
-            // Before the delivery: after it the client may return credit.
-            let mut share = self.buffered.share(Claim::Keyed);
-            share.set(entry.text.len());
-            let pinned = Arc::new(Pinned {
-                entry,
-                _share: share,
-            });
-            self.shard(&digest).insert_replay(follower, pinned);
+            return self.outer.deliver(&mut events);
         }
-        self.outer.deliver(&mut events);
+        let mut share = self.buffered.share(Claim::Keyed);
+        share.set(entry.text.len());
+        let pinned = Arc::new(Pinned {
+            entry,
+            _share: share,
+        });
+        let mut table = self.shard(&digest);
+        table.insert_replay(follower, pinned);
+        table.post(&mut events);
+        drop(table);
+        self.deliver_posted(&digest);
     }
 
     /// Sends a follower what its credit allows.
     pub fn serve(&self, key: JobKey) -> Credited {
-        let (now, mut events) = ((self.clock)(), Vec::new());
-        let shards = self.shards.iter();
-        let mut credited = shards.map(|shard| lock(shard).serve(key, now, &mut events));
-        let known = credited.find(|credited| *credited != Credited::Unknown);
-        self.outer.deliver(&mut events);
-        known.unwrap_or(Credited::Unknown)
+        let now = (self.clock)();
+        for (index, shard) in self.shards.iter().enumerate() {
+            let credited = lock(shard).serve(key, now);
+            if credited != Credited::Unknown {
+                self.deliver_with(1 << index, &mut Vec::new());
+                return credited;
+            }
+        }
+        Credited::Unknown
     }
 
+    /// Lets a follower leave. One that waits for no job any more gets its terminal event.
     pub fn leave(&self, key: JobKey, is_overdue: bool) -> Left {
         let now = (self.clock)();
-        let left = self.shards.iter().map(|shard| {
-            let mut table = lock(shard);
-            table.leave(key, is_overdue, now)
-        });
-        let mut known = left.filter(|left| !matches!(left, Left::Unknown));
-        known.next().unwrap_or(Left::Unknown)
+        for (index, shard) in self.shards.iter().enumerate() {
+            let left = lock(shard).leave(key, is_overdue, now);
+            match left {
+                Left::Unknown => continue,
+                Left::Gone => self.deliver_with(1 << index, &mut Vec::new()),
+                Left::Last(_) | Left::Overdue(_) | Left::Stays => {}
+            }
+            return left;
+        }
+        Left::Unknown
     }
 
     pub fn refuse(&self, followers: Vec<Follower>, refused: &Refused) {
@@ -240,24 +278,25 @@ impl Results {
         self.outer.deliver(&mut events);
     }
 
-    /// Handles an event of a flight's job; appends those of its followers.
-    fn handle(&self, job: JobKey, event: Event, now: Moment, events: &mut Vec<(JobKey, Event)>) {
+    /// Handles an event of a flight's job: posts those of its followers.
+    fn handle(&self, job: JobKey, event: Event, now: Moment) {
         match event {
             // The engine behind has a cache of its own; its followers see this one's verdict.
             Event::Served(_) => {}
-            Event::Token { text } => self.shard_of(job).push(job, &text, events),
-            Event::Done(done) => self.finish(job, &done, now, events),
+            Event::Token { text } => self.shard_of(job).push(job, &text),
+            Event::Done(done) => self.finish(job, &done, now),
             Event::Failed(failed) => {
                 let closed = self.shard_of(job).close(job);
                 if let Some((flight, followers)) = closed {
-                    fail(flight, followers, &failed, events);
+                    let mut events = failures(flight, followers, &failed);
+                    self.shard_of(job).post(&mut events);
                 }
             }
         }
     }
 
     /// Handles the complete result of a flight.
-    fn finish(&self, job: JobKey, done: &Done, now: Moment, events: &mut Vec<(JobKey, Event)>) {
+    fn finish(&self, job: JobKey, done: &Done, now: Moment) {
         let finished = self
             .shard_of(job)
             .finish(job, done, self.ttl(), now, &self.forgotten);
@@ -272,7 +311,7 @@ impl Results {
                 stored.put(self.kept_entry(id, &finished.entry));
             }
         }
-        self.end(job, Some(done), finished, now, events);
+        self.end(job, Some(done), finished, now);
     }
 
     /// Has the store keep the result of a flight, which ends then.
@@ -291,9 +330,8 @@ impl Results {
     }
 
     fn conclude(&self, job: JobKey, done: &Done) {
-        let mut events = Vec::new();
-        self.finish(job, done, (self.clock)(), &mut events);
-        self.outer.deliver(&mut events);
+        self.finish(job, done, (self.clock)());
+        self.deliver_with(1 << index_of(job), &mut Vec::new());
     }
 
     /// Returns the name of an entry, once the model is known.
@@ -352,21 +390,13 @@ impl Results {
         let Some(finished) = finished else {
             return false;
         };
-        let mut events = Vec::new();
-        self.end(job, None, finished, now, &mut events);
-        self.outer.deliver(&mut events);
+        self.end(job, None, finished, now);
+        self.deliver_with(1 << index_of(job), &mut Vec::new());
         true
     }
 
-    /// `done` is the end of the job, if one was computed.
-    fn end(
-        &self,
-        job: JobKey,
-        done: Option<&Done>,
-        finished: Finished,
-        now: Moment,
-        events: &mut Vec<(JobKey, Event)>,
-    ) {
+    /// Posts the ends of a flight's followers. `done` is the end of the job, if one was computed.
+    fn end(&self, job: JobKey, done: Option<&Done>, finished: Finished, now: Moment) {
         let Finished {
             digest,
             tenant: _,
@@ -376,7 +406,7 @@ impl Results {
             lagging,
             removed,
         } = finished;
-        for follower in followers {
+        let end_of = |follower: Follower| {
             let event = match (follower.verdict, done) {
                 (Verdict::Miss, Some(done)) => Event::Done(Box::new(Done {
                     text: entry.text[follower.offset..].to_owned(),
@@ -387,12 +417,17 @@ impl Results {
                 })),
                 (verdict, _) => entry.done(follower.offset, entry.served(verdict, now)),
             };
-            events.push((follower.key, event));
-        }
+            (follower.key, event)
+        };
+        // They are in no table any more, so no other thread posts an event of theirs.
+        let mut events = followers.into_iter().map(end_of).collect();
+        let mut table = self.shard_of(job);
+        table.post(&mut events);
         for key in lagging {
             // A replay, which has no job.
-            let _ = self.shard_of(job).serve(key, now, events);
+            let _ = table.serve(key, now);
         }
+        drop(table);
         // The earlier result of the same request has not made room for another one.
         let evicted = removed.iter().filter(|(removed, _)| *removed != digest);
         self.count_evicted(evicted.count());
@@ -426,31 +461,26 @@ impl Deliver for Results {
         }
         let (now, mut out) = ((self.clock)(), Vec::new());
         let writes_first = self.stored.as_ref().is_some_and(StoreLevel::writes_first);
-        let mut held = Vec::new();
+        let mut shards = 0;
         for (key, event) in events.drain(..) {
-            match (key.reactor, event) {
-                (FLIGHTS, Event::Done(done)) if writes_first => held.push((key, done)),
-                (FLIGHTS, event) => self.handle(key, event, now, &mut out),
-                (_, event) => out.push((key, event)),
+            if key.reactor != FLIGHTS {
+                out.push((key, event));
+                continue;
+            }
+            shards |= 1 << index_of(key);
+            match event {
+                Event::Done(done) if writes_first => self.finish_after_store(key, done),
+                event => self.handle(key, event, now),
             }
         }
-        self.outer.deliver(&mut out);
-        // Behind the delivery: another thread may end these, and their pieces come first.
-        for (job, done) in held {
-            self.finish_after_store(job, done);
-        }
+        self.deliver_with(shards, &mut out);
     }
 }
 
-/// Fails all followers of a flight.
-fn fail(
-    flight: Flight,
-    followers: Vec<Follower>,
-    failed: &Failed,
-    events: &mut Vec<(JobKey, Event)>,
-) {
+/// Returns the failures of all followers of a flight.
+fn failures(flight: Flight, followers: Vec<Follower>, failed: &Failed) -> Vec<(JobKey, Event)> {
     let text = flight.text + &failed.text;
-    for follower in followers {
+    let fail = |follower: Follower| {
         let failed = Failed {
             reason: failed.reason.clone(),
             message: failed.message.clone(),
@@ -462,39 +492,9 @@ fn fail(
             },
             timings: failed.timings,
         };
-        events.push((follower.key, failed_for(failed, follower.left)));
-    }
-}
-
-/// Returns the failure of a job that has cost nothing.
-pub fn failed(reason: FailReason) -> Failed {
-    Failed {
-        reason,
-        message: String::new(),
-        text: String::new(),
-        usage: Usage::default(),
-        timings: Timings::default(),
-    }
-}
-
-/// Returns the failure of a follower. One that has left for a reason of its own gets that one.
-pub fn failed_for(failed: Failed, left: Option<CancelReason>) -> Event {
-    let (reason, message) = match left {
-        None => (failed.reason, failed.message),
-        Some(CancelReason::Deadline) => (
-            FailReason::Error(ErrorCode::GenerationTimeout),
-            "the request timed out; raise `timeout` or lower `max_tokens`".to_owned(),
-        ),
-        Some(reason) => {
-            let message = "the request was cancelled".to_owned();
-            (FailReason::Cancelled(reason), message)
-        }
+        (follower.key, failed_for(failed, follower.left))
     };
-    Event::Failed(Box::new(Failed {
-        reason,
-        message,
-        ..failed
-    }))
+    followers.into_iter().map(fail).collect()
 }
 
 /// Returns the time of day at this age.
@@ -509,6 +509,24 @@ fn bound(config: &Cache) -> usize {
         true => config.max_size / limits::LEVEL_SIZE_DIVISOR,
         false => 0,
     }
+}
+
+/// Shards, a bit for each.
+type Shards = u32;
+
+const _: () = assert!(limits::SHARDS <= Shards::BITS as usize);
+
+fn indexes(shards: Shards) -> impl Iterator<Item = usize> {
+    (0..limits::SHARDS).filter(move |index| shards & 1 << index != 0)
+}
+
+fn index_in(digest: &Digest) -> usize {
+    digest[0] as usize % limits::SHARDS
+}
+
+/// Returns the index of the shard that has a flight.
+fn index_of(flight: JobKey) -> usize {
+    flight.request as usize % limits::SHARDS
 }
 
 /// No call leaves a table half changed.

@@ -2,7 +2,7 @@
 //!
 //! Owns the flights, the entries, and the replays: followers whose flight has ended, or that came
 //! when the result was there already, and that read too slowly to have got all of it. Pure: time is
-//! an argument, and the owner delivers the events that are appended to its list.
+//! an argument, and the owner delivers the events of the outbox.
 //!
 //! ```text
 //!              find ──> an entry: played at once, or Replay
@@ -15,25 +15,36 @@
 //! Look-up, joining and finishing happen under one lock, so an equal request finds either the
 //! flight or its entry, and never computes in between.
 //!
+//! # The order of a follower's events
+//!
+//! Several threads make events of one follower: that of the engine, that of a reactor whose client
+//! has returned credit, that of a level behind memory. The lock decides which piece of the text is
+//! the next one, but events are delivered without it, and a thread that was second could deliver
+//! first: the client would read a scrambled text. So each event goes through the outbox, under the
+//! lock, and one thread at a time delivers what is there. Another one leaves its events to it.
+//!
 //! Invariants:
 //!  1. A follower is in one flight or is one replay, and leaves with exactly one terminal event.
 //!  2. A flight that may be joined is open under its digest; at most one is. A flight whose last
 //!     follower has left is not open.
 //!  3. Replays of a flight share its text and its account. A replay that waits for credit has found
 //!     none, so the next grant is reported.
+//!  4. The events of a follower are delivered in the order in which the outbox has got them. While
+//!     a thread delivers, no other one does, and it looks again at its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::entry::{Entry, jittered};
-use super::flight::{Flight, Follower, Seat};
+use super::flight::{Flight, Follower, Seat, failed, failed_for};
 use super::forgotten::Forgotten;
 use super::key::Digest;
 use super::lru::{Item, Lru};
 use crate::core::buffered::Share;
 use crate::core::{Key, Moment};
-use crate::engine::{Class, Done, Event, Job, Refused, Verdict};
+use crate::engine::{Class, Done, Event, FailReason, Failed, Job, Refused, Verdict};
+use crate::error::ErrorCode;
 use crate::limits::cache as limits;
 use crate::offload::{CancelReason, JobKey};
 
@@ -52,6 +63,10 @@ pub struct Table {
     open: HashMap<Digest, u64>,
     seats: HashMap<JobKey, (u64, Seat)>,
     replays: HashMap<JobKey, Replay>,
+    /// Events that are to be delivered.
+    outbox: Vec<(JobKey, Event)>,
+    /// Whether a thread delivers what has left the outbox.
+    is_delivering: bool,
     pub entries: Lru<Digest, Arc<Entry>>,
 }
 
@@ -75,8 +90,8 @@ pub struct Pinned {
 pub enum Left {
     /// It is not here.
     Unknown,
-    /// It gets a terminal event, with the text that it has not been sent.
-    Gone(Follower, String),
+    /// Its terminal event is posted.
+    Gone,
     /// It stays for the terminal event of this job, which must end now.
     Last(JobKey),
     /// It stays for the terminal event of this job, whose deadline has passed as well.
@@ -130,6 +145,8 @@ impl Table {
             open: HashMap::new(),
             seats: HashMap::new(),
             replays: HashMap::new(),
+            outbox: Vec::new(),
+            is_delivering: false,
             entries: Lru::new(max_bytes),
         }
     }
@@ -153,12 +170,7 @@ impl Table {
     /// Returns the flight's job if the engine must look for its credit again.
     ///
     /// A request with a client does not follow a background job: it would wait behind all others.
-    pub fn join(
-        &mut self,
-        digest: &Digest,
-        job: Box<Job>,
-        events: &mut Vec<(JobKey, Event)>,
-    ) -> Result<Option<JobKey>, Box<Job>> {
+    pub fn join(&mut self, digest: &Digest, job: Box<Job>) -> Result<Option<JobKey>, Box<Job>> {
         let open = self.open.get(digest).copied();
         let Some((id, flight)) = open.and_then(|id| Some((id, self.flights.get_mut(&id)?))) else {
             return Err(job);
@@ -168,7 +180,8 @@ impl Table {
         if is_behind || !flight.extend(job.deadline) {
             return Err(job);
         }
-        let (seat, is_credited) = flight.join(Follower::new(&job, Verdict::Joined), events);
+        let follower = Follower::new(&job, Verdict::Joined);
+        let (seat, is_credited) = flight.join(follower, &mut self.outbox);
         self.seats.insert(job.key, (id, seat));
         if !flight.is_launched && job.deadline > latest {
             flight.spare = Some(job);
@@ -225,9 +238,9 @@ impl Table {
     // ---- the job's events ----
 
     /// Handles generated text.
-    pub fn push(&mut self, key: JobKey, text: &str, events: &mut Vec<(JobKey, Event)>) {
-        if let Some(flight) = self.flight(key) {
-            flight.handle_token(text, events);
+    pub fn push(&mut self, key: JobKey, text: &str) {
+        if let Some(flight) = self.flights.get_mut(&key.connection.to_u64()) {
+            flight.handle_token(text, &mut self.outbox);
         }
     }
 
@@ -391,12 +404,8 @@ impl Table {
     // ---- a follower's client ----
 
     /// Sends a follower what its credit allows.
-    pub fn serve(
-        &mut self,
-        key: JobKey,
-        now: Moment,
-        events: &mut Vec<(JobKey, Event)>,
-    ) -> Credited {
+    pub fn serve(&mut self, key: JobKey, now: Moment) -> Credited {
+        let events = &mut self.outbox;
         if let Some(&(id, seat)) = self.seats.get(&key) {
             let flight = self.flights.get_mut(&id);
             return match flight.is_some_and(|flight| flight.catch_up(seat, events)) {
@@ -431,7 +440,8 @@ impl Table {
                 return Left::Unknown;
             };
             follower.left = Some(reason_of(&follower));
-            return Left::Gone(follower, String::new());
+            self.post_end(&follower, String::new());
+            return Left::Gone;
         };
         let job = self.key_of(id);
         let Some(flight) = self.flights.get_mut(&id) else {
@@ -449,7 +459,8 @@ impl Table {
             if let Some(moved) = moved {
                 self.seats.insert(moved, (id, seat));
             }
-            return Left::Gone(follower, rest);
+            self.post_end(&follower, rest);
+            return Left::Gone;
         }
         let digest = flight.digest;
         let is_job_overdue = is_overdue && flight.deadline <= now;
@@ -469,6 +480,41 @@ impl Table {
         left
     }
 
+    /// Posts the end of a follower that has left, with the text that it has not been sent.
+    fn post_end(&mut self, follower: &Follower, text: String) {
+        let failed = Failed {
+            text,
+            ..failed(FailReason::Error(ErrorCode::EngineFailed))
+        };
+        let end = failed_for(failed, follower.left);
+        self.outbox.push((follower.key, end));
+    }
+
+    // ---- the way of events to the followers ----
+
+    /// Adds events of followers, behind those that came before.
+    pub fn post(&mut self, events: &mut Vec<(JobKey, Event)>) {
+        self.outbox.append(events);
+    }
+
+    /// Moves the outbox to `events`. After `true`, the caller must deliver them without the lock
+    /// and then call [`Table::end_delivery`]. After `false` there is nothing to do, or a thread
+    /// that delivers does it.
+    pub fn begin_delivery(&mut self, events: &mut Vec<(JobKey, Event)>) -> bool {
+        let begins = !self.is_delivering && !self.outbox.is_empty();
+        if begins {
+            self.is_delivering = true;
+            events.append(&mut self.outbox);
+        }
+        begins
+    }
+
+    /// Returns whether more has come meanwhile, which the caller must deliver as well.
+    pub fn end_delivery(&mut self) -> bool {
+        self.is_delivering = false;
+        !self.outbox.is_empty()
+    }
+
     // ---- for tests ----
 
     /// Returns the followers of a flight, in no order.
@@ -486,8 +532,9 @@ impl Table {
             self.open.len(),
             self.seats.len(),
             self.replays.len(),
+            self.outbox.len(),
         ];
-        tables == [0; 4]
+        tables == [0; 5] && !self.is_delivering
     }
 
     #[cfg(test)]

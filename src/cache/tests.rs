@@ -16,7 +16,8 @@
 //!    never; a whole response that waits for a stream; no `handle_credit` of the engine behind
 //!    (`a_job_pauses_while_none_of_its_clients_reads`);
 //!  * `close` that leaves the flight open, a seat that is not moved after a removal, an offset that
-//!    does not advance (`any_schedule`).
+//!    does not advance, a thread that delivers although another one does, or that does not look
+//!    again at its end, an end that is not posted (`any_schedule`).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -98,7 +99,18 @@ fn stream(prompt: &str, request: u32, credit: u32) -> Job {
     }
 }
 
-/// Called in the middle of a submission.
+/// The end of a job, with the last part of its text.
+fn done(text: &str) -> Event {
+    Event::Done(Box::new(Done {
+        text: text.to_owned(),
+        finish_reason: FinishReason::Stop,
+        usage: USAGE,
+        timings: Timings::default(),
+        served: Served::default(),
+    }))
+}
+
+/// Called in the middle of a submission or of a delivery.
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// Completes no job by itself.
@@ -151,11 +163,14 @@ impl Engine for Scripted {
     fn drain(&self) {}
 }
 
+/// The second part is what another thread does before the next events arrive.
 #[derive(Default)]
-struct Mailbox(Mutex<Vec<(JobKey, Event)>>);
+struct Mailbox(Mutex<Vec<(JobKey, Event)>>, Mutex<Option<Hook>>);
 
 impl Deliver for Mailbox {
     fn deliver(&self, events: &mut Vec<(JobKey, Event)>) {
+        let hook = self.1.lock().unwrap().take();
+        hook.into_iter().for_each(|hook| hook());
         self.0.lock().unwrap().append(events);
     }
 }
@@ -278,15 +293,7 @@ impl Bench {
     }
 
     fn done(&self, job: &Job, text: &str) {
-        let done = Done {
-            text: text.to_owned(),
-            finish_reason: FinishReason::Stop,
-            usage: USAGE,
-            timings: Timings::default(),
-            served: Served::default(),
-        };
-        self.results
-            .deliver_one(job.key, Event::Done(Box::new(done)));
+        self.results.deliver_one(job.key, done(text));
     }
 
     fn fail(&self, job: &Job, reason: FailReason, text: &str) {

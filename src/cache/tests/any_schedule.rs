@@ -1,4 +1,5 @@
-//! Any schedule of joins, leaves, tokens, credit, deadlines and ends.
+//! Any schedule of joins, leaves, tokens, credit, deadlines and ends, and of deeds of another
+//! thread while events are on their way.
 
 use std::collections::HashMap;
 
@@ -37,6 +38,15 @@ enum Action {
     Wait {
         seconds: u32,
     },
+    /// Another thread does something in the middle of the next delivery.
+    Meanwhile(Deed),
+}
+
+#[derive(Clone, Debug)]
+enum Deed {
+    Token { job: usize, bytes: usize },
+    Done { job: usize },
+    Grant { request: usize, events: u32 },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -61,7 +71,13 @@ fn action() -> impl Strategy<Value = Action> {
     });
     let grant = (0..40_usize, 1..4_u32);
     let grant = grant.prop_map(|(request, events)| Action::Grant { request, events });
+    let deed = prop_oneof![
+        3 => (0..4_usize, 0..5_000_usize).prop_map(|(job, bytes)| Deed::Token { job, bytes }),
+        1 => (0..4_usize).prop_map(|job| Deed::Done { job }),
+        2 => (0..40_usize, 1..4_u32).prop_map(|(request, events)| Deed::Grant { request, events }),
+    ];
     prop_oneof![
+        4 => deed.prop_map(Action::Meanwhile),
         6 => submit,
         6 => (0..4_usize, 0..5_000_usize).prop_map(|(job, bytes)| Action::Token { job, bytes }),
         2 => (0..4_usize).prop_map(|job| Action::Done { job }),
@@ -82,6 +98,8 @@ struct World {
     taken: usize,
     /// All that a generation has written, by its request.
     written: HashMap<u32, String>,
+    /// What the engine has done in the middle of a delivery.
+    done_meanwhile: Arc<Mutex<Vec<(JobKey, Event)>>>,
 }
 
 struct Request {
@@ -100,6 +118,7 @@ impl World {
             running: Vec::new(),
             taken: 0,
             written: HashMap::new(),
+            done_meanwhile: Arc::default(),
         }
     }
 
@@ -143,8 +162,60 @@ impl World {
                 }
             }
             Action::Wait { seconds } => self.wait(*seconds),
+            Action::Meanwhile(deed) => self.prepare(deed),
         }
         self.look();
+    }
+
+    /// Has another thread do something in the middle of the next delivery.
+    fn prepare(&self, deed: &Deed) {
+        let hook: Hook = match deed {
+            Deed::Token { job, bytes } => {
+                let text = "ü".repeat(bytes / 2);
+                match self.deed_of_engine(*job, Event::Token { text }) {
+                    Some(hook) => hook,
+                    None => return,
+                }
+            }
+            Deed::Done { job } => match self.deed_of_engine(*job, done("")) {
+                Some(hook) => hook,
+                None => return,
+            },
+            Deed::Grant { request, events } => {
+                let Some(request) = self.requests.get(*request) else {
+                    return;
+                };
+                let (key, ticket) = (request.job.key, request.job.ticket.clone());
+                let (cached, events) = (self.bench.cached.clone(), *events);
+                Box::new(move || {
+                    if ticket.is_streamed() && ticket.grant(events) {
+                        cached.handle_credit(key);
+                    }
+                })
+            }
+        };
+        *self.bench.mailbox.1.lock().unwrap() = Some(hook);
+    }
+
+    /// Only a flight's job: the events of another one pass by.
+    fn deed_of_engine(&self, job: usize, event: Event) -> Option<Hook> {
+        let (job, _) = self.running.get(job)?;
+        let (job, results) = (job.clone(), self.bench.results.clone());
+        let log = self.done_meanwhile.clone();
+        (job.key.reactor == FLIGHTS).then(|| {
+            let hook = move || {
+                let may = match &event {
+                    Event::Token { .. } => job.ticket.take_credit(),
+                    _ => job.ticket.cancelled().is_none(),
+                };
+                // It may have ended since.
+                if may && results.waiting(job.key) != Some(Vec::new()) {
+                    log.lock().unwrap().push((job.key, event.clone()));
+                    results.deliver_one(job.key, event);
+                }
+            };
+            Box::new(hook) as Hook
+        })
     }
 
     fn submit(
@@ -218,6 +289,18 @@ impl World {
                 .map(|job| (job, String::new())),
         );
         self.taken = jobs.len();
+        for (key, event) in self.done_meanwhile.lock().unwrap().drain(..) {
+            let index = self.running.iter().position(|(job, _)| job.key == key);
+            // Its deadline may have passed in the same step.
+            let Some(index) = index else { continue };
+            match event {
+                Event::Token { text } => self.running[index].1.push_str(&text),
+                _ => {
+                    let (job, text) = self.running.remove(index);
+                    self.written.insert(name_of(&job), text);
+                }
+            }
+        }
         for request in &mut self.requests {
             for event in self.bench.events(&request.job) {
                 assert!(request.end.is_none(), "an event after the end");
@@ -237,10 +320,7 @@ impl World {
         }
         for (job, text) in &self.running {
             if job.key.reactor == FLIGHTS {
-                self.written.insert(
-                    job.key.request << 16 | job.key.connection.index,
-                    text.clone(),
-                );
+                self.written.insert(name_of(job), text.clone());
                 let is_wanted = self.bench.results.waiting(job.key) != Some(Vec::new());
                 let is_ending = job.ticket.cancelled().is_some() || job.deadline <= self.now;
                 assert!(is_wanted || is_ending, "it runs for no client");
@@ -285,6 +365,11 @@ impl World {
         assert!(self.bench.results.is_empty());
         assert_eq!(self.bench.account.held(), 0);
     }
+}
+
+/// Returns a number that a flight's job has to itself.
+fn name_of(job: &Job) -> u32 {
+    job.key.request << 16 | job.key.connection.index
 }
 
 proptest! {
