@@ -50,4 +50,10 @@ pub trait StoreTask: Send {
 
     /// Passes the result on. `Ok`: what `run` has written survives a power cut.
     fn finish(self: Box<Self>, result: Result<(), &StoreError>);
+
+    /// Passes on that the whole group was lost, whatever became of this task alone. Called in place
+    /// of [`StoreTask::finish`].
+    fn lose(self: Box<Self>, error: &StoreError) {
+        self.finish(Err(error));
+    }
 }

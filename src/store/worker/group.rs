@@ -295,12 +295,11 @@ impl Group {
 
     pub fn finish(self, committed: Result<(), &StoreError>) {
         for (task, own) in self.tasks {
-            let result = match (&committed, &own) {
-                (Err(error), _) => Err(*error),
-                (Ok(()), Some(error)) => Err(&**error),
-                (Ok(()), None) => Ok(()),
-            };
-            let finished = catch_unwind(AssertUnwindSafe(|| task.finish(result)));
+            let finished = catch_unwind(AssertUnwindSafe(|| match (&committed, &own) {
+                (Err(error), _) => task.lose(error),
+                (Ok(()), Some(error)) => task.finish(Err(error)),
+                (Ok(()), None) => task.finish(Ok(())),
+            }));
             if finished.is_err() {
                 log::error!("a task of the store panicked, see above; its request fails");
             }
