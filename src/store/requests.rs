@@ -57,6 +57,8 @@ struct State {
     queue: FairQueue<Box<dyn StoreTask>>,
     /// Threads that wait to be woken.
     asleep: usize,
+    /// Threads that take from here.
+    workers: usize,
     is_open: bool,
 }
 
@@ -77,6 +79,7 @@ impl Requests {
             state: Mutex::new(State {
                 queue: FairQueue::new(bounds),
                 asleep: 0,
+                workers: 0,
                 is_open: true,
             }),
             came: Condvar::new(),
@@ -102,6 +105,18 @@ impl Requests {
     /// Entries of the cache that no request waits for.
     pub fn entries(&self) -> &Pending {
         &self.entries
+    }
+
+    /// Counts a thread that takes from here.
+    pub fn note_worker(&self) {
+        self.lock().workers += 1;
+    }
+
+    /// Counts the end of such a thread. Returns whether it was the last one.
+    pub fn end_worker(&self) -> bool {
+        let mut state = self.lock();
+        state.workers -= 1;
+        state.workers == 0
     }
 
     pub fn health(&self) -> &Health {

@@ -8,8 +8,8 @@
 //!     committed and the task itself did not fail.
 //!  2. A store that cannot be opened, or whose transaction was lost, fails the tasks of this group
 //!     and nothing else: the next group opens it again.
-//!  3. A record is written once or counted as dropped, and hits of the cache are added once: those
-//!     of a lost group are kept for the next.
+//!  3. A record is written once or counted once as dropped, and hits of the cache are added once:
+//!     those of a lost group are kept for the next.
 //!  4. Dropping the handle runs what still waits, ends the thread, and waits for that.
 //!  5. A transaction that the server has ended for another one's sake is run again.
 //!  6. The new jobs of a group are accepted together, each with its own outcome. One that cannot be
@@ -69,6 +69,7 @@ impl StoreWorker {
         group_time: Duration,
     ) -> Result<StoreWorker, StoreError> {
         let worker = Worker::new(Arc::clone(&requests), open, group_time);
+        requests.note_worker();
         let thread = thread::Builder::new()
             .name("store-requests".into())
             .spawn(move || {
@@ -165,7 +166,8 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
         self.dropped.log(dropped, now);
     }
 
-    /// Writes the records, hits and entries that are left, as long as the store works.
+    /// Writes the records, hits and entries that are left, as long as the store works. Those that
+    /// still wait then are lost if this is the last thread; otherwise another one may write them.
     fn end(mut self) {
         let mut taken = Vec::new();
         self.busy = limits::BUSY_GROUP_ATTEMPTS_MAX;
@@ -178,11 +180,14 @@ impl<O: FnMut() -> Result<Box<dyn Store>, StoreError>> Worker<O> {
                 break;
             }
         }
-        let entries = self.requests.entries().waiting();
+        let (mut lost, mut entries) = (self.beside.records.len(), 0);
+        if self.requests.end_worker() {
+            lost += self.requests.records().waiting();
+            entries = self.requests.entries().waiting();
+        }
         if entries > 0 {
             log::warn!("{entries} entries of the cache are lost: the store does not work");
         }
-        let lost = self.beside.records.len() + self.requests.records().waiting();
         if lost > 0 {
             self.requests.records().count_lost(lost);
             log::warn!("{lost} generation records are lost: the store does not work");

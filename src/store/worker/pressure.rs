@@ -221,3 +221,17 @@ fn kept_records_have_a_bound_of_bytes() {
         assert_eq!(taken.len(), 4);
     }
 }
+
+/// A pool's threads end one after the other. Mutation: each of them counts what waits.
+#[test]
+fn records_that_no_thread_of_a_pool_could_write_are_counted_once() {
+    let (bench, mut ids) = (Bench::new(), ids());
+    let records = 3 * limits::GROUP_RECORDS_MAX + 5;
+    for _ in 0..records {
+        bench.requests.records().push(long_record(&mut ids, 1));
+    }
+    let lost = || Err(StoreError::UnknownKey("lost".into()));
+    let start = || StoreWorker::start(Arc::clone(&bench.requests), lost).unwrap();
+    drop([start(), start(), start()]);
+    assert_eq!(bench.requests.records().dropped(), records as u64);
+}
