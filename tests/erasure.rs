@@ -17,7 +17,7 @@ use autoglmd::keys::tenant_of;
 use serde_json::{Value, json};
 
 use common::redis::Server;
-use common::{Connection, Daemon, Options, eventually, files_with, request};
+use common::{Connection, Daemon, Options, eventually, files_with, model, request};
 
 const MARKER: &str = "albatross-7f3a";
 
@@ -54,8 +54,8 @@ impl Gone {
     }
 
     fn submit(&self, daemon: &Daemon, number: usize) -> String {
-        let body = json!({"prompt": format!("{MARKER} job {number}, count to ten thousand"),
-            "max_tokens": 1_500, "temperature": 1.5, "stop": []});
+        // It runs through both pauses of the command, however fast the machine is.
+        let body = model::endless(&format!("{MARKER} job {number}, count to ten thousand"));
         let answer = daemon.exchange(&self.request("POST", "/api/v1/jobs", Some(&body)));
         let job = answer.expect(202).json();
         job["id"].as_str().expect("an id").to_owned()
@@ -128,6 +128,7 @@ fn nothing_of_a_key_is_left_that_is_erased_in_the_middle_of_its_work() {
     let server = Server::start();
     let first = options(Options::llama(), &server)
         .set_raw("engine.parallel", "2")
+        .set_raw("engine.context", "8192")
         .set_raw("jobs.concurrency", "1");
     let mut first = started(first);
     let second = options(Options::echo(), &server).set_raw("jobs.enabled", "false");

@@ -214,7 +214,7 @@ mod with_a_model {
 
     fn long() -> Value {
         json!({"prompt": "write a long program", "language": "python", "max_tokens": 200,
-            "temperature": 1.5, "cache": "bypass", "timeout": 120_000})
+            "temperature": 2, "seed": 1, "cache": "bypass", "timeout": 120_000})
     }
 
     fn running(daemon: &Daemon) -> Value {
@@ -251,9 +251,7 @@ mod with_a_model {
     #[test]
     fn a_generation_does_not_wait_for_the_places_of_other_jobs() {
         let daemon = options().set_raw("jobs.concurrency", "1").start();
-        let mut endless = long();
-        endless["max_tokens"] = json!(1_000);
-        let bytes = endless.to_string();
+        let bytes = common::model::endless("write a long program").to_string();
         let accept = || {
             let request = daemon.request("POST", "/api/v1/jobs", bytes.as_bytes());
             daemon.exchange(&request).expect(202).json()

@@ -497,16 +497,14 @@ fn until_it_ends(mut connection: Connection, bytes: &[u8], after_each: impl Fn()
     ids
 }
 
-/// A daemon with a real model, and the body of a job that takes some seconds.
+/// A daemon with a real model, and the body of a job that does not end by itself.
 #[cfg(feature = "llama")]
 fn slow() -> (Options, Value) {
     let options = Options::llama()
         .set_raw("engine.parallel", "2")
         .set("jobs.lease", "1s")
         .set("server.drain_timeout", "1s");
-    let body = json!({"prompt": "count to a thousand", "max_tokens": 1_000, "temperature": 1.5,
-        "stop": []});
-    (options, body)
+    (options, common::model::endless("count to a thousand"))
 }
 
 /// Mutations: `handle_cancelled` that does not stop the attempt; `DELETE` that only sets a state.

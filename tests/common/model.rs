@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use serde_json::{Value, json};
+
 const NAME: &str = "smollm2-135m-instruct";
 
 /// Returns the model's file: `$AUTOGLMD_TEST_MODEL`, or the one in the daemon's own cache.
@@ -62,6 +64,19 @@ pub fn default_path() -> Option<PathBuf> {
         }
         None => file.is_file().then_some(file),
     }
+}
+
+/// Returns a request that never ends by itself: it generates until its context is full, or up to
+/// another `max_tokens`. Each token becomes likelier the more often it has come, in the prompt as
+/// well, so the program is one word again and again.
+pub fn endless(prompt: &str) -> Value {
+    json!({"prompt": endless_prompt(prompt), "language": "python", "max_tokens": 1_000_000,
+        "temperature": 0, "frequency_penalty": -2, "stop": [], "timeout": 600_000})
+}
+
+/// Returns the prompt of such a request, whose `frequency_penalty` must be -2.
+pub fn endless_prompt(prompt: &str) -> String {
+    format!("{prompt}:{}", " again".repeat(64))
 }
 
 fn pull(name: &str) {

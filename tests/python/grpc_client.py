@@ -97,8 +97,14 @@ def hundred_streams():
     assert len(codes) == 100 and all(codes), codes
 
 
+def endless(prompt):
+    """Returns a request that never ends by itself: a word that has come often comes again."""
+    again = {"language": "python", "max_tokens": 1_000_000, "frequency_penalty": -2}
+    return autoglm.GenerateRequest(prompt=prompt + " again" * 64, **again)
+
+
 def deadline():
-    request = autoglm.GenerateRequest(prompt="a long story", max_tokens=1900, temperature=1)
+    request = endless("a long story")
     try:
         stub.Generate(request, metadata=metadata, timeout=0.3)
         raise AssertionError("it was in time")
@@ -116,7 +122,7 @@ def deadline():
 
 
 def cancellation():
-    request = autoglm.GenerateRequest(prompt="a long story", max_tokens=1900, temperature=1)
+    request = endless("a long story")
     call = stub.GenerateStream(request, metadata=metadata, timeout=600)
     assert next(call).text
     wait_for_test("streaming")
@@ -240,7 +246,7 @@ def kept():
 def running_job():
     """Follows a job that runs, leaves, comes back, and sees it end by CancelJob."""
     stub = jobs_grpc.AutoGLMJobServiceStub(channel)
-    request = autoglm.GenerateRequest(prompt="a long story", max_tokens=1900, temperature=1)
+    request = endless("a long story")
     job = stub.SubmitJob(request, **CALL)
     first = stub.WatchJob(jobs_messages.WatchJobRequest(id=job.id), **CALL)
     started, delta = next(first), next(first)
