@@ -458,6 +458,7 @@ fn no_accepted_job_is_lost_or_completed_twice_by_kills_at_random_moments() {
                 daemon.process().signal(libc::SIGKILL);
             }
         };
+        let before = ids.len();
         // All are connected before the first response, which may bring the kill.
         let connections = [0; 4].map(|_| daemon.connect());
         std::thread::scope(|scope| {
@@ -471,9 +472,10 @@ fn no_accepted_job_is_lost_or_completed_twice_by_kills_at_random_moments() {
         daemon.wait();
         drop(daemon);
         daemon = options().in_folder(Arc::clone(&folder)).start();
-    }
-    for id in &ids {
-        reach(&daemon, id, "completed");
+        // A job that is lost three times is given up.
+        for id in &ids[before..] {
+            reach(&daemon, id, "completed");
+        }
     }
     println!("{} jobs in {rounds} rounds", ids.len());
     assert!(!ids.is_empty(), "no round has accepted a job");
