@@ -17,8 +17,16 @@ use autoglmd::redis::{Link, Settings};
 use autoglmd::telemetry::metrics::Metrics;
 
 use common::redis::Server;
-use common::{Daemon, Options, PATIENCE, eventually, request, within};
+use common::{Daemon, Options, PATIENCE, eventually, request, udp_addresses, within};
 use serde_json::json;
+
+/// A daemon that took a late response for the loss of Redis would apply limits alone and miss
+/// notices.
+fn options(server: &Server) -> Options {
+    Options::echo()
+        .set("cache.shared.url", &server.url())
+        .set("cache.shared.timeout", "5s")
+}
 
 /// Two daemons on one database and one Redis.
 struct Pair {
@@ -27,12 +35,7 @@ struct Pair {
 
 impl Pair {
     fn start(server: &Server, set: impl Fn(Options) -> Options) -> Pair {
-        let options = || {
-            let options = Options::echo()
-                .set("cache.shared.url", &server.url())
-                .set("cache.shared.timeout", "300ms");
-            set(options)
-        };
+        let options = || set(options(server));
         let first = options().start();
         let second = options().in_folder(first.folder()).start();
         let pair = Pair {
@@ -132,6 +135,7 @@ fn the_store_is_read_whenever_notices_may_have_been_missed() {
     let mut server = Server::start();
     let mut config = Config::default();
     config.cache_shared.url = RedisUrl::parse(&server.url());
+    config.cache_shared.timeout = Duration::from_secs(5);
     let settings = Settings::of(&config.cache_shared, None).expect("no password");
     let settings = settings.expect("a URL");
     let metrics = Metrics::new("echo");
@@ -198,6 +202,7 @@ fn a_stopped_redis_is_noticed_and_holds_no_request_up() {
     // smaller one would end before the loss is noticed.
     let pair = Pair::start(&server, |options| {
         options
+            .set("cache.shared.timeout", "300ms")
             .set_raw("rate_limit.enabled", "true")
             .set_raw("rate_limit.requests_per_minute", "600000")
             .set_raw("rate_limit.burst", "100000")
@@ -258,18 +263,16 @@ fn daemons_share_the_limit_of_a_key() {
 #[test]
 fn durable_jobs_take_from_the_tokens_that_daemons_share() {
     let server = Server::start();
-    let options = || {
-        Options::echo()
-            .set("cache.shared.url", &server.url())
-            .set("cache.shared.timeout", "300ms")
+    let limited = || {
+        options(&server)
             .set_raw("rate_limit.enabled", "true")
             .set_raw("rate_limit.requests_per_minute", "600000")
             .set_raw("rate_limit.burst", "10000")
             .set_raw("rate_limit.tokens_per_minute", "6000")
             .set_raw("rate_limit.lease", "1")
     };
-    let first = options().start();
-    let second = options()
+    let first = limited().start();
+    let second = limited()
         .set_raw("jobs.enabled", "false")
         .in_folder(first.folder())
         .start();
@@ -328,24 +331,16 @@ fn an_unusable_secret_is_refused_with_its_key_and_its_file() {
 /// Three daemons on one database, without any server.
 struct Cluster {
     daemons: Vec<Daemon>,
-    addresses: Vec<SocketAddr>,
+    addresses: [SocketAddr; 3],
 }
 
 const SECRET: &str = "a secret of one cluster, for tests";
 
 impl Cluster {
     fn start() -> Cluster {
-        let sockets: Vec<UdpSocket> = (0..3)
-            .map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port is free"))
-            .collect();
-        let addresses: Vec<SocketAddr> = sockets
-            .iter()
-            .map(|socket| socket.local_addr().expect("it is bound"))
-            .collect();
-        drop(sockets);
         let mut cluster = Cluster {
             daemons: Vec::new(),
-            addresses,
+            addresses: udp_addresses(),
         };
         for number in 0..3 {
             let daemon = cluster.start_member(number);

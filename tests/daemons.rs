@@ -9,7 +9,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use common::haproxy::HaProxy;
 use common::postgres::{Postgres, Way};
 use common::redis::Server;
-use common::{Connection, Daemon, Options, eventually, request, within};
+use common::{Connection, Daemon, Options, eventually, request, udp_addresses, within};
 
 const DAEMONS: usize = 3;
 
@@ -58,10 +58,14 @@ impl Cluster {
             );
             daemons.push(options.in_folder(Arc::new(folder)).start());
         }
-        let mut lines = "  option httpchk GET /readyz\n  balance roundrobin\n".to_owned();
+        // Without a time for the response `inter` would be one, and a busy daemon would be down. A
+        // killed one is found by its refusal to connect.
+        let mut lines = "  option httpchk GET /readyz\n  timeout check 30s\n  \
+                         balance roundrobin\n"
+            .to_owned();
         for (number, daemon) in daemons.iter().enumerate() {
             let address = daemon.address();
-            lines += &format!("  server d{number} {address} check inter 100ms fall 1 rise 1\n");
+            lines += &format!("  server d{number} {address} check inter 1s fall 1 rise 1\n");
         }
         let proxy = HaProxy::with_backend(daemons[0].folder().path(), "http", &lines);
         Cluster {
@@ -73,8 +77,12 @@ impl Cluster {
     }
 
     fn with_redis(redis: &Server, set: impl Fn(Options) -> Options) -> Cluster {
-        let cluster =
-            Cluster::start(|options, _, _| set(options.set("cache.shared.url", &redis.url())));
+        // Redis stays. A daemon that took a late response for a loss would go on alone.
+        let cluster = Cluster::start(|options, _, _| {
+            set(options
+                .set("cache.shared.url", &redis.url())
+                .set("cache.shared.timeout", "5s"))
+        });
         for gauge in ["autoglmd_redis_up", "autoglmd_bus_up"] {
             cluster.wait_for(gauge, 1.0);
         }
@@ -82,10 +90,7 @@ impl Cluster {
     }
 
     fn with_gossip() -> Cluster {
-        let sockets = [(); DAEMONS].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a port"));
-        let address = |socket: &UdpSocket| socket.local_addr().expect("it is bound");
-        let addresses: Vec<SocketAddr> = sockets.iter().map(address).collect();
-        drop(sockets);
+        let addresses = udp_addresses::<DAEMONS>();
         let cluster = Cluster::start(|options, number, folder| {
             let secret = folder.join("secret");
             std::fs::write(&secret, "a secret of one cluster, for tests").expect("a file");

@@ -131,8 +131,8 @@ fn haproxys_checks_and_its_own_requests_are_its_own() {
     let folder = daemon.folder();
     let proxied = daemon.addresses()[1];
     let position = daemon.log_position();
-    let lines = "  option httpchk GET /readyz\n  \
-                 server s DAEMON send-proxy-v2 check check-send-proxy inter 200ms";
+    let lines = "  option httpchk GET /readyz\n  timeout check 30s\n  \
+                 server s DAEMON send-proxy-v2 check check-send-proxy inter 1s";
     let _proxy = HaProxy::start(folder.path(), "http", proxied, lines);
     let line = daemon.wait_for_log(position, "/readyz");
     assert!(

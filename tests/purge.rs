@@ -33,7 +33,8 @@ impl Pair {
                 .set("cache.second_delete", second_delete)
                 .set("cache.store_timeout", "20s")
                 .set("cache.shared.url", &server.url())
-                .set("cache.shared.timeout", "300ms")
+                // A late response would be a miss, and an entry come from the store.
+                .set("cache.shared.timeout", "5s")
         };
         let first = options().start();
         let second = options().in_folder(first.folder()).start();

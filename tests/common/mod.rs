@@ -39,7 +39,9 @@ pub mod terminal;
 pub mod tls;
 pub mod workers;
 
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 pub use client::{Answer, Connection, request};
@@ -86,6 +88,18 @@ pub fn within(bound: Duration, what: &str, mut round: impl FnMut() -> Duration) 
         }
     }
     panic!("{what}: longer than {bound:?} in each of {ROUNDS} rounds");
+}
+
+/// Returns addresses for daemons of one cluster that is not started yet. Nothing else binds a port of
+/// the loopback address that they share, so each port that was free is still free at their start.
+pub fn udp_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
+    static CLUSTERS: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let cluster = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+    // 127.0.0.1 is the address of all other tests.
+    let host = Ipv4Addr::new(127, high | 0x80, low, cluster);
+    let sockets = [(); COUNT].map(|()| UdpSocket::bind((host, 0)).expect("a port is free"));
+    sockets.map(|socket| socket.local_addr().expect("it is bound"))
 }
 
 /// Calls `probe` again and again until it returns a value, and returns how long that took.
