@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use common::crowd::crowd;
-use common::{Connection, Daemon, Options, eventually, python, request};
+use common::{Connection, Daemon, Options, eventually, model, python, request};
 
 fn shared() -> &'static Daemon {
     Daemon::shared(Options::llama)
@@ -340,6 +340,7 @@ fn concurrency_of_a_key_is_counted_until_the_work_has_ended() {
 /// process.
 #[test]
 fn full_queue_refuses_within_milliseconds_and_health_answers_throughout() {
+    const TIMEOUT: Duration = Duration::from_secs(20);
     let _turn = turn();
     let daemon = Options::llama().set_raw("engine.queue", "64").start();
     daemon
@@ -347,7 +348,8 @@ fn full_queue_refuses_within_milliseconds_and_health_answers_throughout() {
         .expect(200);
     let (answers, health) = crowd(&daemon, 300, |number| {
         let prompt = format!("count to {number}");
-        json!({"prompt": prompt, "max_tokens": 64, "timeout": 3_000})
+        // No place is free again before all have come.
+        json!({"prompt": prompt, "max_tokens": 64, "timeout": TIMEOUT.as_millis() as u64})
     });
     let (mut refusal_times, mut answer_times) = (Vec::new(), Vec::new());
     for (answer, elapsed) in &answers {
@@ -380,7 +382,7 @@ fn full_queue_refuses_within_milliseconds_and_health_answers_throughout() {
     );
     let median = refusal_times[refusal_times.len() / 2];
     let served = answer_times.into_iter().min();
-    let served = served.unwrap_or(Duration::from_secs(3));
+    let served = served.unwrap_or(TIMEOUT);
     assert!(
         median < served,
         "{median:?} to refuse, {served:?} to answer"
@@ -477,12 +479,14 @@ fn drain_lets_running_requests_end_and_accepts_no_new_ones() {
 fn patience_of_the_drain_is_bounded_and_a_second_term_ends_it() {
     let _turn = turn();
     for second_signal in [false, true] {
-        let patience = if second_signal { "60s" } else { "500ms" };
+        let patience = if second_signal { "10m" } else { "500ms" };
         let mut daemon = Options::llama()
             .set("server.drain_timeout", patience)
             .start();
         let mut running = daemon.connect();
-        running.send(&daemon.generate_request(&long_answer(0)));
+        let mut body = model::endless("count to a thousand");
+        body["stream"] = json!(true);
+        running.send(&daemon.generate_request(&body));
         running.head().expect("a head");
         let position = daemon.log_position();
         daemon.process().signal(libc::SIGTERM);
@@ -490,14 +494,10 @@ fn patience_of_the_drain_is_bounded_and_a_second_term_ends_it() {
         if second_signal {
             daemon.process().signal(libc::SIGTERM);
         }
-        let start = Instant::now();
-        running.until_closed();
+        // A stream that was waited for would end with `done`.
+        let rest = String::from_utf8_lossy(&running.until_closed()).into_owned();
+        assert!(!rest.contains("event: done"), "{rest}");
         daemon.wait();
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "took {:?}",
-            start.elapsed()
-        );
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -225,15 +225,10 @@ fn a_slow_stream_does_not_hold_up_its_neighbours() {
     peer.alive().expect("waiting is no error");
     for number in 50..100 {
         let stream = 2 * number + 1;
-        let start = Instant::now();
         peer.headers(stream, &target.get_page());
         peer.send(window_update(stream, 65_535));
+        // The slow streams go on only after it: behind them it would wait for ever.
         peer.answer_of(stream, 200).expect("its own window is open");
-        let elapsed = start.elapsed();
-        assert!(
-            elapsed < Duration::from_secs(2),
-            "waited {elapsed:?} behind slow streams"
-        );
     }
     for number in 0..50 {
         let stream = 2 * number + 1;
@@ -250,12 +245,12 @@ fn a_slow_stream_does_not_hold_up_its_neighbours() {
 
 #[test]
 fn a_drain_sends_goaway_twice_and_closes_idle_connections() {
-    let mut daemon = Daemon::echo();
+    // Idle connections that were waited for would be open for as long.
+    let mut daemon = Options::echo().set("server.drain_timeout", "5m").start();
     let target = Target::of(&daemon);
     let mut used = Peer::open(&target).expect("it answers");
     used.works(1).expect("a request");
     let mut unused = Peer::open(&target).expect("it answers");
-    let start = Instant::now();
     daemon.process().signal(libc::SIGTERM);
     for (peer, last) in [(&mut used, 1), (&mut unused, 0)] {
         peer.closed().expect("the end");
@@ -263,26 +258,18 @@ fn a_drain_sends_goaway_twice_and_closes_idle_connections() {
         assert_eq!(peer.goaways(), expected, "{}", peer.seen());
     }
     assert!(daemon.wait().success());
-    let elapsed = start.elapsed();
-    assert!(
-        elapsed < Duration::from_secs(4),
-        "idle connections were waited for: {elapsed:?}"
-    );
 }
 
 /// A peer that does not acknowledge the PING after the first GOAWAY is not waited for without end.
 #[test]
 fn a_drain_does_not_wait_for_a_silent_peer() {
-    let mut daemon = Daemon::echo();
+    let mut daemon = Options::echo().set("server.drain_timeout", "5m").start();
     let mut peer = Peer::open(&Target::of(&daemon)).expect("it answers");
     peer.works(1).expect("a request");
     peer.stop_acknowledging();
-    let start = Instant::now();
     daemon.process().signal(libc::SIGTERM);
     peer.closed().expect("the end");
     assert!(daemon.wait().success());
-    let elapsed = start.elapsed();
-    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
 }
 
 #[test]
@@ -309,20 +296,23 @@ fn a_request_on_its_way_during_a_drain_is_answered() {
 
 #[cfg(feature = "llama")]
 mod model {
+    use autoglmd::grpc::messages::{Message as _, autoglm};
     use serde_json::{Value, json};
 
     use super::*;
-    use common::eventually;
     use common::http2::hpack::{fields, indexed, literal_name};
     use common::http2::index;
+    use common::{eventually, within};
 
-    /// Starts a stream of many tokens on stream 1.
-    fn begin(daemon: &Daemon) -> Peer {
-        let body = json!({"prompt": "count to a thousand", "stream": true, "max_tokens": 400});
-        begin_long(daemon, &body)
+    /// The body of a stream that does not end by itself.
+    fn endless() -> Value {
+        let mut body = common::model::endless("count to a thousand");
+        body["stream"] = json!(true);
+        body
     }
 
-    fn begin_long(daemon: &Daemon, body: &Value) -> Peer {
+    /// Starts a stream of many tokens on stream 1.
+    fn begin(daemon: &Daemon, body: &Value) -> Peer {
         let target = Target::of(daemon);
         let mut peer = Peer::open(&target).expect("it answers");
         peer.headers_open(1, &target.post());
@@ -339,19 +329,22 @@ mod model {
     #[test]
     fn a_reset_stream_stops_its_job_at_once() {
         let daemon = Options::llama().start();
-        let mut peer = begin(&daemon);
-        assert_eq!(running(&daemon), 1.0);
-        peer.send(reset(1, CANCEL));
-        let is_idle = || (running(&daemon) == 0.0).then_some(());
-        let ((), elapsed) = eventually("the engine is idle", is_idle);
         // One step of the model on a busy machine, and one reading of the metrics.
-        assert!(elapsed < Duration::from_secs(2), "idle after {elapsed:?}");
+        let what = "idle after a reset";
+        let rounds = within(Duration::from_secs(2), what, || {
+            let mut peer = begin(&daemon, &endless());
+            assert_eq!(running(&daemon), 1.0);
+            peer.send(reset(1, CANCEL));
+            let is_idle = || (running(&daemon) == 0.0).then_some(());
+            let ((), elapsed) = eventually("the engine is idle", is_idle);
+            peer.works(3).expect("the connection goes on");
+            elapsed
+        });
         let metrics = daemon.metrics();
         assert_eq!(
             metrics.sum("autoglmd_cancelled_total", &[("reason", "disconnect")]),
-            1.0
+            rounds as f64
         );
-        peer.works(3).expect("the connection goes on");
     }
 
     /// Starts a stream over gRPC on stream 3.
@@ -367,12 +360,18 @@ mod model {
                 ("te", "trailers"),
             ]),
         ];
-        // Field 1 of `GenerateRequest`, in a message of this length.
-        let prompt = b"count to a thousand";
-        let message = [&[0x0a, prompt.len() as u8][..], prompt].concat();
-        let prefix = [0, 0, 0, 0, message.len() as u8];
+        // What `endless` asks for.
+        let message = autoglm::GenerateRequest {
+            prompt: common::model::endless_prompt("count to a thousand"),
+            language: "python".to_owned(),
+            max_tokens: Some(1_000_000),
+            frequency_penalty: Some(-2.0),
+            ..autoglm::GenerateRequest::default()
+        };
+        let message = message.encode_to_vec();
+        let length = (message.len() as u32).to_be_bytes();
         peer.headers_open(3, &block.concat());
-        peer.data_end(3, &[&prefix[..], &message].concat());
+        peer.data_end(3, &[&[0], &length[..], &message].concat());
         let has_begun = |peer: &Peer| !peer.so_far(3).body.is_empty();
         peer.until("the first message", has_begun).expect("a call");
     }
@@ -384,11 +383,11 @@ mod model {
     fn a_stream_that_the_drain_cuts_off_gets_its_error() {
         let options = Options::llama().set("server.drain_timeout", "100ms");
         let mut daemon = options.start();
-        let body = json!({"prompt": "count to a thousand", "stream": true, "max_tokens": 1_500});
+        let body = endless();
         let mut old = daemon.connect();
         old.send(&daemon.generate_request(&body));
         old.head().expect("a stream");
-        let mut peer = begin_long(&daemon, &body);
+        let mut peer = begin(&daemon, &body);
         begin_call(&mut peer, &daemon);
         daemon.process().signal(libc::SIGTERM);
         let events = old.events().all();
@@ -420,7 +419,9 @@ mod model {
     fn a_drain_lets_the_running_stream_end() {
         // A busy machine may need longer than the default of 30 s for the whole stream.
         let mut daemon = Options::llama().set("server.drain_timeout", "5m").start();
-        let mut peer = begin(&daemon);
+        let mut body = endless();
+        body["max_tokens"] = json!(400);
+        let mut peer = begin(&daemon, &body);
         daemon.process().signal(libc::SIGTERM);
         peer.until("the second GOAWAY", |peer| peer.goaways().len() == 2)
             .expect("a drain");

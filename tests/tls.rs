@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use common::client::Connection;
 use common::metrics::Metrics;
 use common::tls::{Authority, Issued, Wanted, without_resumption};
-use common::{Daemon, Options, eventually, request};
+use common::{Daemon, Options, eventually, request, within};
 
 const GET: &str = "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
@@ -932,7 +932,7 @@ fn read_end(connection: &mut Connection) -> Result<(), String> {
 
 #[test]
 fn an_idle_connection_is_closed_with_close_notify() {
-    let house = House::with(|options, _, _| options.set("limits.idle_timeout", "200ms"));
+    let house = House::with(|options, _, _| options.set("limits.idle_timeout", "3s"));
     let mut connection = house.connect();
     connection.exchange(GET.as_bytes()).expect(200);
     assert_eq!(read_end(&mut connection), Ok(()));
@@ -1058,13 +1058,13 @@ fn a_handshake_has_a_deadline_that_drops_of_bytes_do_not_move() {
 
 #[test]
 fn the_deadline_of_a_handshake_ends_with_it() {
-    let house = House::with(|options, _, _| options.set("limits.header_timeout", "200ms"));
+    let house = House::with(|options, _, _| options.set("limits.header_timeout", "3s"));
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let config = Arc::new(house.authority.client_of(None, &[version]));
         let mut unused = house.connect_as(&config);
         let mut used = house.connect_as(&config);
         used.exchange(GET.as_bytes()).expect(200);
-        assert!(!used.closed_within(Duration::from_millis(500)));
+        assert!(!used.closed_within(Duration::from_secs(4)));
         assert!(!unused.closed_within(Duration::from_millis(1)));
         used.exchange(GET.as_bytes()).expect(200);
         unused.exchange(GET.as_bytes()).expect(200);
@@ -1078,29 +1078,31 @@ fn a_flood_of_handshakes_leaves_an_open_connection_flowing() {
     let mut open = house.connect();
     open.exchange(GET.as_bytes()).expect(200);
     const FLOOD: usize = 400;
-    let mut flood = Vec::new();
-    for _ in 0..FLOOD {
-        let mut socket = TcpStream::connect(house.daemon.address()).expect("TCP");
-        socket.write_all(&hello).expect("it is sent");
-        flood.push(socket);
-    }
-    // While they are handled, a few at a time, each request gets a response.
-    let mut slowest = Duration::ZERO;
-    for _ in 0..20 {
-        let start = Instant::now();
-        open.exchange(GET.as_bytes()).expect(200);
-        slowest = slowest.max(start.elapsed());
-    }
-    // Each gets its response in the end: none is starved.
-    for socket in &mut flood {
-        let mut first = [0];
-        socket.read_exact(&mut first).expect("a server's hello");
-        assert_eq!(first, [22]);
-    }
-    drop(flood);
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
-    let (_, _) = eventually("all are gone", || {
-        (house.handshakes("abandoned", "1.3") >= FLOOD as f64).then_some(())
+    let what = "the slowest response beside a flood of handshakes";
+    let rounds = within(Duration::from_secs(5), what, || {
+        let mut flood = Vec::new();
+        for _ in 0..FLOOD {
+            let mut socket = TcpStream::connect(house.daemon.address()).expect("TCP");
+            socket.write_all(&hello).expect("it is sent");
+            flood.push(socket);
+        }
+        // While they are handled, a few at a time, each request gets a response.
+        let mut slowest = Duration::ZERO;
+        for _ in 0..20 {
+            let start = Instant::now();
+            open.exchange(GET.as_bytes()).expect(200);
+            slowest = slowest.max(start.elapsed());
+        }
+        // Each gets its response in the end: none is starved.
+        for socket in &mut flood {
+            let mut first = [0];
+            socket.read_exact(&mut first).expect("a server's hello");
+            assert_eq!(first, [22]);
+        }
+        slowest
+    });
+    eventually("all are gone", || {
+        (house.handshakes("abandoned", "1.3") >= (rounds * FLOOD) as f64).then_some(())
     });
     let deferred = house.daemon.metrics();
     assert!(
