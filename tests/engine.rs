@@ -341,17 +341,18 @@ fn own_words_of_the_daemon_are_computed_once_for_everyone() {
 
 #[test]
 fn deadline_ends_the_answer_with_what_there_is() {
-    let host = Host::start(2, 2048);
-    let mut job = host.job(&question(3), 2000);
+    let host = Host::start(1, 8192);
+    let mut job = host.job(&question(3), 8_000);
     job.stop = Vec::new();
-    job.sampling.temperature = 1.5;
-    job.sampling.seed = Some(1);
-    job.ticket = Arc::new(Ticket::new(1000));
-    job.prompt = Prompt::Raw("Once upon a time".to_owned());
-    // Enough for one token on a busy machine, but not for 2000 on any.
-    job.deadline = Moment::now() + Duration::from_secs(2);
+    // One word again and again, without an end.
+    job.sampling.temperature = 0.0;
+    job.sampling.frequency_penalty = -2.0;
+    job.prompt = Prompt::Raw(" again".repeat(64));
+    job.ticket = Arc::new(Ticket::new(10_000));
+    // Enough for one token on a busy machine, but not for 8000 on any.
+    job.deadline = Moment::now() + Duration::from_secs(10);
     let answer = host.run(job);
-    let failed = answer.outcome.expect_err("no time for 2000 tokens");
+    let failed = answer.outcome.expect_err("no time for 8000 tokens");
     assert_eq!(
         failed.reason,
         FailReason::Error(ErrorCode::GenerationTimeout)

@@ -225,11 +225,12 @@ mod faults {
         let (manager, options) = managed(&folder, Options::llama());
         let mut daemon = options
             .environment("AUTOGLMD_FAULT", "engine-hang")
-            .set("engine.stall_timeout", "1s")
+            .set("engine.stall_timeout", "5s")
             .start();
         daemon.get("/readyz").expect(200);
         let mut client = daemon.connect();
         client.send(&daemon.generate_request(&json!({"prompt": "hello"})));
+        // The process ends ten seconds later.
         eventually("readiness follows", || {
             let answer = daemon.get("/readyz");
             (answer.status() == 503 && answer.text().contains("stalled")).then_some(())
