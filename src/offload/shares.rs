@@ -18,7 +18,7 @@
 //!  2. A tenant that holds no place has no entry: the counts take memory for places alone.
 //!
 //! Mutations that the tests catch: `admits` that looks at the free places alone (one tenant takes
-//! all), one without the daemon's place.
+//! all), one without the daemon's place, `give_back` that leaves an entry.
 
 use std::collections::HashMap;
 
@@ -59,6 +59,12 @@ impl Shares {
     #[cfg(any(test, debug_assertions))]
     pub fn taken(&self) -> usize {
         self.taken
+    }
+
+    /// Returns how many tenants have an entry.
+    #[cfg(test)]
+    pub fn tenants(&self) -> usize {
+        self.held.len()
     }
 
     fn held(&self, tenant: u64) -> usize {

@@ -60,6 +60,8 @@ proptest! {
             }
             let taken: usize = held.iter().sum();
             prop_assert!(taken <= most);
+            let tenants = held.iter().filter(|held| **held > 0).count();
+            prop_assert_eq!(shares.tenants(), tenants, "an entry without a place");
             prop_assert!(taken - held[0] < most, "none is left for the daemon");
             prop_assert_eq!(shares.admits(OWN), taken < most);
             let kept = usize::from(held[0] == 0);

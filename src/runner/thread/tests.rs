@@ -707,6 +707,9 @@ fn a_sweep_reports_what_it_has_changed_and_goes_on_if_there_is_more() {
     bench.pass(SECOND);
     bench.was_woken(&follower);
     bench.has_looked();
+    let queued = bench.series.jobs.get(Unfinished::Queued).get();
+    assert_eq!(queued, most as i64);
+    assert!(bench.series.bytes.get() > queued, "each has a request");
     // All of them have waited for too long.
     bench.pass(100 * SECOND);
     assert!(bench.was_woken(&follower) && bench.has_looked());
