@@ -8,7 +8,7 @@ use crate::limits::jobs as limits;
 use crate::runner::Wake;
 use crate::runner::change::{cancel, claim, write};
 use crate::runner::changes::{Next, Write};
-use crate::store::{Jobs as _, SqliteStore};
+use crate::store::{Jobs as _, SqliteStore, StoreError};
 
 const ID: &str = "job_00000000-0001-7000-8000-000000000000";
 
@@ -55,6 +55,36 @@ impl Desk {
 
     fn waiting(&self) -> usize {
         self.bench.service.desk.parts.requests.waiting()
+    }
+
+    fn moved(&mut self, exchange: &mut Exchange, reply: &mut Recording) {
+        let (now, moved) = (self.bench.now, Completion::JobMoved);
+        let service = &mut self.bench.service;
+        let flow = service.handle_event(exchange, moved, now, reply);
+        assert_eq!(flow, Flow::Open);
+    }
+
+    /// Loses the group of what waits for the store.
+    fn fail(&mut self, exchange: &mut Exchange, reply: &mut Recording) {
+        let requests = self.bench.service.desk.parts.requests.clone();
+        let mut group = Vec::new();
+        assert!(requests.take(&mut group, Duration::ZERO));
+        for task in group {
+            task.lose(&StoreError::Panicked);
+        }
+        for completion in self.bench.replies.take() {
+            let (now, service) = (self.bench.now, &mut self.bench.service);
+            let flow = service.handle_event(exchange, completion, now, reply);
+            assert_eq!(flow, Flow::Open);
+        }
+    }
+
+    /// Lets the pause after a failure end.
+    fn pass_pause(&mut self, exchange: &mut Exchange, reply: &mut Recording) {
+        self.bench.now = self.bench.now + limits::BACKOFF_MIN;
+        let (now, service) = (self.bench.now, &mut self.bench.service);
+        let flow = service.handle_deadline(exchange, now, reply);
+        assert_eq!(flow, Flow::Open);
     }
 
     /// Runs what waits for the store, and passes the replies to an exchange.
@@ -112,6 +142,33 @@ fn a_slow_follower_keeps_its_place_and_reads_when_it_has_room() {
     assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
     assert!(reply.text().contains("id: 1.2\n"));
     assert_eq!(desk.waiting(), 0, "there is nothing more to read");
+}
+
+/// Mutations: a `JobTask` that is refused and replies all the same; a pause that room ends.
+#[test]
+fn a_look_that_is_refused_or_fails_is_made_once_after_a_pause() {
+    let mut desk = Desk::with_job(&["first"]);
+    let (mut reply, exchange) = desk.bench.send(&follow());
+    let mut exchange = exchange.expect("it waits for the store");
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    // It fails.
+    desk.moved(&mut exchange, &mut reply);
+    desk.fail(&mut exchange, &mut reply);
+    for _ in 0..3 {
+        desk.moved(&mut exchange, &mut reply);
+        desk.bench.service.handle_room(&mut exchange);
+        assert_eq!(desk.waiting(), 0, "the store does not work");
+    }
+    desk.pass_pause(&mut exchange, &mut reply);
+    assert_eq!(desk.waiting(), 1);
+    assert_eq!(desk.reply(&mut exchange, &mut reply), Flow::Open);
+    // No place is left for it.
+    desk.bench.service.desk.parts.requests.close();
+    desk.moved(&mut exchange, &mut reply);
+    assert!(desk.bench.replies.take().is_empty(), "its caller knows");
+    desk.bench.service.handle_room(&mut exchange);
+    assert!(desk.bench.replies.take().is_empty());
+    assert_eq!(reply.text().matches("id: 1.1\n").count(), 1);
 }
 
 /// Mutations: a second look while one is under way; a wake-up during a look that is forgotten.

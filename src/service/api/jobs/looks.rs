@@ -1,10 +1,11 @@
 //! When a request that follows a job asks the store for more.
 //!
 //! A wake-up that comes while the store is looking makes one more look. A look that is refused or
-//! fails is made again after a pause.
+//! fails is made again after a pause, and no wake-up or room ends the pause: a store that does not
+//! work would be asked as fast as it fails.
 //!
 //! Invariants:
-//!  1. One look is under way at most.
+//!  1. One look is under way at most, and none during a pause.
 //!  2. A wake-up is followed by a look that begins after it, as soon as the caller has room.
 
 use crate::core::Moment;
@@ -39,7 +40,8 @@ impl Looks {
 
     /// Returns whether to look now. If so, [`Looks::handle_submitted`] must follow.
     pub fn take(&mut self) -> bool {
-        !self.is_under_way && std::mem::take(&mut self.is_due)
+        let may_look = !self.is_under_way && self.retry_at == Moment::NEVER;
+        may_look && std::mem::take(&mut self.is_due)
     }
 
     /// Handles the queue's decision on a look.
@@ -87,7 +89,7 @@ mod tests {
         assert!(!looks.take(), "nothing has happened since");
     }
 
-    /// Mutation: a refused look that is not due any more.
+    /// Mutations: a refused look that is not due any more; `take` during the pause.
     #[test]
     fn a_refused_look_is_made_after_a_pause() {
         let mut looks = Looks::DUE;
@@ -95,6 +97,8 @@ mod tests {
         looks.handle_submitted(false, Moment::ZERO);
         let due = Moment::ZERO + limits::BACKOFF_MIN;
         assert_eq!(looks.retry_at, due);
+        looks.want();
+        assert!(!looks.take(), "the pause has not ended");
         assert!(!looks.end_pause(Moment::ZERO));
         assert!(looks.end_pause(due) && looks.take());
         assert_eq!(looks.retry_at, Moment::NEVER);

@@ -201,6 +201,10 @@ impl StoreTask for JobTask {
             _ => self.reply(Err(unavailable())),
         }
     }
+
+    fn refuse(mut self: Box<Self>) {
+        self.replies = None;
+    }
 }
 
 impl Drop for JobTask {
