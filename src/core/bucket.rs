@@ -134,15 +134,28 @@ impl Bucket {
 
     /// Sets the bucket to be full in `ahead`, and `units` later than that, or earlier.
     pub fn set(&self, rate: Rate, ahead: Duration, units: i64, now: Moment) {
-        let most = u64::MAX / 4;
-        let ahead = u64::try_from(ahead.as_nanos()).unwrap_or(most).min(most);
-        let weight = rate.weight(units.unsigned_abs().min(u64::from(u32::MAX)) as u32);
-        let full_at = nanoseconds(now).saturating_add(ahead);
-        let full_at = match units < 0 {
-            true => full_at.saturating_sub(weight),
-            false => full_at.saturating_add(weight),
-        };
-        self.0.store(full_at, Ordering::Relaxed);
+        self.0
+            .store(full_at(rate, ahead, units, now), Ordering::Relaxed);
+    }
+
+    /// Does the same, unless the bucket is full later than that. Returns how many whole units it
+    /// misses more; 0 if it was set.
+    pub fn postpone(&self, rate: Rate, ahead: Duration, units: i64, now: Moment) -> u32 {
+        let full_at = full_at(rate, ahead, units, now);
+        let before = self.0.fetch_max(full_at, Ordering::Relaxed);
+        rate.units(before.saturating_sub(full_at))
+    }
+}
+
+/// Returns the moment, in nanoseconds, that is `ahead` of now, and `units` later, or earlier.
+fn full_at(rate: Rate, ahead: Duration, units: i64, now: Moment) -> u64 {
+    let most = u64::MAX / 4;
+    let ahead = u64::try_from(ahead.as_nanos()).unwrap_or(most).min(most);
+    let weight = rate.weight(units.unsigned_abs().min(u64::from(u32::MAX)) as u32);
+    let full_at = nanoseconds(now).saturating_add(ahead);
+    match units < 0 {
+        true => full_at.saturating_sub(weight),
+        false => full_at.saturating_add(weight),
     }
 }
 

@@ -12,15 +12,18 @@
 //! Invariants:
 //!  1. What was taken and not confirmed is at most a lease, or one request that is larger than a
 //!     lease.
-//!  2. A report whose reply is missing is made again. It may then be counted twice, never not at
-//!     all.
+//!  2. A report of units that were taken and whose reply is missing is made again. It may then be
+//!     counted twice, never not at all. One of units that were given back is not made again: it is
+//!     counted once or not at all.
 //!  3. So all daemons together never take more than the bucket grants and a lease for each of
 //!     them.
+//!  4. The mirror is never fuller after the common count was lost than this daemon has left it.
 //!
 //! Mutations that the tests below catch: `settle` that leaves the mirror as it is, a lost report
-//! that counts as made, `take` without the lease's bound (`together_daemons_...`), a mirror that
-//! forgets what was taken while the report was under way (`what_is_taken_meanwhile_...`), a report
-//! of what was refused (`only_what_was_taken_...`).
+//! that counts as made, `take` without the lease's bound (`together_daemons_...`), a lost report
+//! that gives units back again (`units_are_given_back_...`), a mirror that forgets what was taken
+//! while the report was under way (`what_is_taken_meanwhile_...`) or while the count was lost
+//! (`what_was_taken_alone_...`), a report of what was refused (`only_what_was_taken_...`).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -36,6 +39,8 @@ pub struct Lease {
     /// Units that were taken, less those that were given back, and not confirmed yet.
     unconfirmed: AtomicI64,
     is_reporting: AtomicBool,
+    /// Whether the common count lacks units because it was lost when they were taken.
+    took_alone: AtomicBool,
 }
 
 /// Units to report to the common count.
@@ -46,7 +51,10 @@ pub struct Report(pub i64);
 impl Lease {
     /// Takes units out of this daemon's bucket alone: there is no common count, or it is lost.
     pub fn take(&self, rate: Rate, units: u32, now: Moment) -> Result<Level, Exceeded> {
-        self.mirror.take(rate, units, now)
+        let taken = self.mirror.take(rate, units, now);
+        // Relaxed: a report that ends at the same time may miss it, and the next one does not.
+        self.took_alone.store(true, Ordering::Relaxed);
+        taken
     }
 
     /// Like [`Bucket::reconcile`], for this daemon alone.
@@ -65,7 +73,8 @@ impl Lease {
         let units = units.min(rate.burst);
         let (wanted, most) = (i64::from(units), i64::from(most));
         let fits = |taken: i64| (taken <= 0 || taken + wanted <= most).then_some(taken + wanted);
-        let (ordering, unconfirmed) = (Ordering::Relaxed, &self.unconfirmed);
+        // See `report`.
+        let (ordering, unconfirmed) = (Ordering::SeqCst, &self.unconfirmed);
         if unconfirmed.fetch_update(ordering, ordering, fits).is_err() {
             return Err(Exceeded {
                 level: self.mirror.level(rate, now),
@@ -83,36 +92,52 @@ impl Lease {
     pub fn reconcile_shared(&self, rate: Rate, reserved: u32, used: u32, now: Moment) {
         self.mirror.reconcile(rate, reserved, used, now);
         let change = i64::from(used) - i64::from(reserved.min(rate.burst));
-        self.unconfirmed.fetch_add(change, Ordering::Relaxed);
+        self.unconfirmed.fetch_add(change, Ordering::SeqCst);
     }
 
     /// Begins a report, unless one is under way or there is nothing to report. It must end with
-    /// [`Lease::settle`] or [`Lease::give_up`].
+    /// [`Lease::settle`], [`Lease::withdraw`] or [`Lease::give_up`].
     pub fn report(&self) -> Option<Report> {
-        if self.unconfirmed.load(Ordering::Relaxed) == 0
-            || self.is_reporting.swap(true, Ordering::Acquire)
-        {
-            return None;
+        // A thread that ends a report looks for more units, and one that takes units looks for a
+        // report under way. In any weaker order both could miss what the other has just done, and
+        // the units would wait for the key's next request.
+        const ORDER: Ordering = Ordering::SeqCst;
+        while self.unconfirmed.load(ORDER) != 0 && !self.is_reporting.swap(true, ORDER) {
+            match self.unconfirmed.load(ORDER) {
+                0 => self.is_reporting.store(false, ORDER),
+                units => return Some(Report(units)),
+            }
         }
-        let units = self.unconfirmed.load(Ordering::Relaxed);
-        if units == 0 {
-            self.is_reporting.store(false, Ordering::Release);
-            return None;
-        }
-        Some(Report(units))
+        None
     }
 
     /// Ends a report that was counted: the common bucket will be full in `ahead`.
     pub fn settle(&self, rate: Rate, report: Report, ahead: Duration, now: Moment) {
-        let before = self.unconfirmed.fetch_sub(report.0, Ordering::Relaxed);
-        // What was taken meanwhile is not in the common count yet.
-        self.mirror.set(rate, ahead, before - report.0, now);
-        self.is_reporting.store(false, Ordering::Release);
+        let before = self.unconfirmed.fetch_sub(report.0, Ordering::SeqCst);
+        // The common count does not have the units yet that were taken meanwhile.
+        let units = before - report.0;
+        if self.took_alone.swap(false, Ordering::Relaxed) {
+            let missing = self.mirror.postpone(rate, ahead, units, now);
+            self.unconfirmed
+                .fetch_add(i64::from(missing), Ordering::SeqCst);
+        } else {
+            self.mirror.set(rate, ahead, units, now);
+        }
+        self.is_reporting.store(false, Ordering::SeqCst);
     }
 
-    /// Ends a report of which nothing was heard. It will be made again.
-    pub fn give_up(&self) {
-        self.is_reporting.store(false, Ordering::Release);
+    /// Ends a report that was not sent. It will be made again.
+    pub fn withdraw(&self) {
+        self.is_reporting.store(false, Ordering::SeqCst);
+    }
+
+    /// Ends a report of which nothing was heard: it may have been counted. Units that were taken
+    /// will be reported again, and those that were given back will not: they would be given back
+    /// once more each time.
+    pub fn give_up(&self, report: Report) {
+        self.unconfirmed
+            .fetch_sub(report.0.min(0), Ordering::SeqCst);
+        self.is_reporting.store(false, Ordering::SeqCst);
     }
 }
 
@@ -154,7 +179,7 @@ mod tests {
         lease.settle(rate, report, Duration::from_secs(4), at(0));
         assert_eq!(lease.take_shared(rate, 1, 10, at(0)).unwrap().remaining, 19);
         let again = lease.report().unwrap();
-        lease.give_up();
+        lease.give_up(again);
         assert_eq!(lease.report(), Some(again), "made again");
     }
 
@@ -195,11 +220,57 @@ mod tests {
             "all that it holds"
         );
         assert_eq!(lease.report(), Some(Report(5)));
-        lease.give_up();
+        lease.withdraw();
         lease.reconcile_shared(rate, 50, 3, at(0));
         assert_eq!(lease.report(), Some(Report(3)));
-        lease.give_up();
+        lease.withdraw();
         assert_eq!(lease.take_shared(rate, 1, 100, at(0)).unwrap().remaining, 1);
+    }
+
+    /// Mutation: a lost report of units that were given back, which is made again.
+    #[test]
+    fn units_are_given_back_once_or_not_at_all() {
+        let (lease, rate) = (Lease::default(), Rate::new(60, 60));
+        let mut full_at = 0;
+        assert!(lease.take_shared(rate, 50, 60, at(0)).is_ok());
+        let taken = lease.report().unwrap();
+        // Another daemon has taken 10.
+        full_at = count(full_at, 0, taken.0 + 10, rate);
+        lease.settle(rate, taken, Duration::from_micros(full_at), at(0));
+        lease.reconcile_shared(rate, 50, 5, at(0));
+        let given_back = lease.report().unwrap();
+        full_at = count(full_at, 0, given_back.0, rate);
+        lease.give_up(given_back);
+        assert_eq!(full_at, 15_000_000);
+        assert_eq!(lease.report(), None, "it was counted");
+        // One that was not sent is made again.
+        lease.reconcile_shared(rate, 5, 3, at(0));
+        assert_eq!(lease.report(), Some(Report(-2)));
+        lease.withdraw();
+        assert_eq!(lease.report(), Some(Report(-2)));
+    }
+
+    /// Mutations: `settle` that sets the mirror all the same, or that does not report the rest.
+    #[test]
+    fn what_was_taken_alone_stays_taken() {
+        let (lease, rate) = (Lease::default(), Rate::new(60, 60));
+        for _ in 0..60 {
+            assert!(lease.take(rate, 1, at(0)).is_ok());
+        }
+        let second = at(1_000_000);
+        assert!(lease.take_shared(rate, 1, 10, second).is_ok(), "earned");
+        let report = lease.report().unwrap();
+        lease.settle(rate, report, Duration::from_secs(1), second);
+        assert!(lease.take_shared(rate, 1, 100, second).is_err());
+        assert_eq!(lease.report(), Some(Report(59)), "the count lacks them");
+        // Only once.
+        lease.settle(rate, Report(59), Duration::from_secs(60), second);
+        assert_eq!(lease.report(), None);
+        lease.settle(rate, Report(0), Duration::from_secs(10), second);
+        assert_eq!(
+            lease.take_shared(rate, 1, 100, second).unwrap().remaining,
+            49
+        );
     }
 
     /// One event of a run: a daemon, and what happens to it.
@@ -207,6 +278,8 @@ mod tests {
     enum Event {
         Wait(u64),
         Take(usize, u32),
+        /// The last units that were taken turn out to be fewer.
+        Reconcile(usize),
         Report(usize),
         /// The count gets the oldest report that is under way to it.
         Count(usize),
@@ -220,6 +293,7 @@ mod tests {
             (0_u64..200_000).prop_map(Event::Wait),
             (0..daemons, 1_u32..4).prop_map(|(daemon, units)| Event::Take(daemon, units)),
             (0..daemons, 1_u32..4).prop_map(|(daemon, units)| Event::Take(daemon, units)),
+            (0..daemons).prop_map(Event::Reconcile),
             (0..daemons).prop_map(Event::Report),
             (0..daemons).prop_map(Event::Count),
             (0..daemons).prop_map(Event::Settle),
@@ -246,13 +320,23 @@ mod tests {
             let rate = Rate::new(per_minute, burst);
             let daemons: Vec<Lease> = (0..4).map(|_| Lease::default()).collect();
             let mut ways: Vec<Option<Way>> = (0..4).map(|_| None).collect();
+            let mut reserved = vec![Vec::new(); 4];
             let (mut now, mut full_at, mut taken) = (1_000_000_u64, 0_u64, 0_u64);
             for event in events {
                 match event {
                     Event::Wait(micros) => now += micros,
                     Event::Take(daemon, units) => {
                         let got = daemons[daemon].take_shared(rate, units, most, at(now));
-                        taken += u64::from(if got.is_ok() { units.min(rate.burst) } else { 0 });
+                        if got.is_ok() {
+                            taken += u64::from(units.min(rate.burst));
+                            reserved[daemon].push(units.min(rate.burst));
+                        }
+                    }
+                    Event::Reconcile(daemon) => {
+                        if let Some(units) = reserved[daemon].pop() {
+                            daemons[daemon].reconcile_shared(rate, units, units / 2, at(now));
+                            taken -= u64::from(units - units / 2);
+                        }
                     }
                     Event::Report(daemon) => {
                         if let Some(report) = daemons[daemon].report() {
@@ -268,8 +352,10 @@ mod tests {
                         }
                     }
                     Event::Lose(daemon) => {
-                        if ways[daemon].take().is_some() {
-                            daemons[daemon].give_up();
+                        if let Some(Way::Sent(report) | Way::Counted(report, _)) =
+                            ways[daemon].take()
+                        {
+                            daemons[daemon].give_up(report);
                         }
                     }
                     Event::Settle(daemon) => {

@@ -173,11 +173,11 @@ fn report(redis: &Handle, unit: Unit, holder: &Arc<Holder>, rate: Rate) {
                 lease.settle(rate, units, missing, Moment::now());
                 report(&back, unit, &of, rate);
             }
-            // The next request of the key reports again.
-            _ => lease.give_up(),
+            // It may have been counted. The next request of the key reports again.
+            _ => lease.give_up(units),
         }
     });
     if redis.submit(request).is_err() {
-        lease.give_up();
+        lease.withdraw();
     }
 }
