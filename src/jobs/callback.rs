@@ -14,8 +14,9 @@
 //!
 //! Pure; times are in milliseconds since 1970.
 //!
-//! Mutations that the tests catch: `settle` without a bound on attempts, or on the time; a pause
-//! that ignores `Retry-After`, or follows it without a bound; one without jitter.
+//! Mutations that the tests catch: `settle` without a bound on attempts, or on the time; one whose
+//! attempts end with a daemon's; a pause that ignores `Retry-After`, or follows it without a bound;
+//! one without jitter.
 
 /// The states. Their words are what clients and the store see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,11 @@ impl Callback {
     }
 
     /// Ends an attempt. `expires_at` is when the job is deleted, and `draw` a random number.
+    ///
+    /// An attempt that a daemon's end has cut off counts, because its number is the fence, but it
+    /// is never the last one: a drain would lose what a kill leaves pending. If daemons end during
+    /// each attempt, as they may for a receiver that never responds, the end of the job is the
+    /// bound.
     #[must_use]
     pub fn settle(
         self,
@@ -117,6 +123,7 @@ impl Callback {
             next_at: now,
             ..self.clone()
         };
+        let is_cut_off = outcome == Outcome::CutOff;
         let (why, pause) = match outcome {
             Outcome::Delivered => return end(CallbackState::Delivered, None),
             Outcome::Refused { why } => return end(CallbackState::Failed, Some(why)),
@@ -127,8 +134,8 @@ impl Callback {
             } => (why, terms.pause(self.attempts, retry_after_ms, draw)),
         };
         let next_at = now.saturating_add(pause);
-        let is_last = self.attempts >= terms.attempts_max || next_at >= expires_at;
-        let state = match is_last {
+        let is_spent = self.attempts >= terms.attempts_max && !is_cut_off;
+        let state = match is_spent || next_at >= expires_at {
             true => CallbackState::Failed,
             false => CallbackState::Pending,
         };
@@ -229,6 +236,27 @@ mod tests {
             (delivered.state, delivered.attempts, delivered.error),
             (CallbackState::Delivered, 2, None)
         );
+    }
+
+    /// Mutations: `is_spent` for each outcome, or for none; an attempt that is not counted; one
+    /// without the bound of the job's end.
+    #[test]
+    fn the_end_of_a_daemon_takes_no_last_attempt() {
+        let mut callback = Callback {
+            attempts: TERMS.attempts_max - 1,
+            ..NEW
+        };
+        for attempts in [TERMS.attempts_max, TERMS.attempts_max + 1] {
+            let begun = callback.claim(9);
+            callback = begun.settle(Outcome::CutOff, &TERMS, 10, 11, 0);
+            let found = (callback.state, callback.attempts, callback.next_at);
+            assert_eq!(found, (CallbackState::Pending, attempts, 10));
+        }
+        let begun = callback.claim(9);
+        let late = begun.clone().settle(Outcome::CutOff, &TERMS, 10, 10, 0);
+        assert_eq!(late.state, CallbackState::Failed, "its job is deleted");
+        let spent = begun.settle(failed(None), &TERMS, 10, u64::MAX, 0);
+        assert_eq!(spent.state, CallbackState::Failed, "none is left");
     }
 
     proptest! {
