@@ -52,7 +52,7 @@ use crate::store::Requests;
 use crate::telemetry::random::SplitMix64;
 
 use super::backoff::Backoff;
-use super::callback_claim::{CallbackWork, Claim, Claimed, Settled};
+use super::callback_claim::{CallbackWork, Claim, Claimed, Found, Settled};
 use super::callback_places::{SlowKeys, Waiting, leaving, next_leaving};
 use super::metrics::{CallbackOutcome, CallbackSeries};
 use super::tasks::{Done, RunnerTask, TENANT};
@@ -290,17 +290,17 @@ impl Caller {
             now: now_ms,
             lease_until: now_ms.saturating_add(lease),
             body: self.parts.body,
-            claimed: Vec::new(),
+            found: Found::default(),
         }));
     }
 
-    fn handle_claimed(&mut self, claim: Claim, now: Moment) {
+    fn handle_claimed(&mut self, found: Found, now: Moment) {
         // Keys behind the last one, and the next ones of these keys, may be due as well.
-        if !claim.after.is_empty() || !claim.claimed.is_empty() {
+        if !found.after.is_empty() || !found.claimed.is_empty() {
             self.claim_soon(now);
         }
-        self.after = claim.after;
-        for claimed in claim.claimed {
+        self.after = found.after;
+        for claimed in found.claimed {
             self.begin(claimed, now);
         }
         self.count();
@@ -478,7 +478,7 @@ impl Caller {
             CallbackWork::Claim(claim) => {
                 self.is_claiming = false;
                 if !has_failed {
-                    self.handle_claimed(claim, now);
+                    self.handle_claimed(claim.found, now);
                 }
             }
             CallbackWork::Save { settled } => {

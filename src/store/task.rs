@@ -1,9 +1,10 @@
 //! A piece of work for the store's thread.
 //!
 //! A task owns everything that it needs, and the way to its owner. `run` may be called again after
-//! a transaction was lost, so it must not consume what it needs. `finish` is called once, unless
-//! the task is dropped, because its owner has left or the store's thread has ended: an owner that
-//! waits learns that from the task's `Drop`. Neither may wait for anything but the store.
+//! a transaction was lost, so it must neither consume what it needs nor begin where the lost run
+//! has ended. `finish` is called once, unless the task is dropped, because its owner has left or
+//! the store's thread has ended: an owner that waits learns that from the task's `Drop`. Neither
+//! may wait for anything but the store.
 //!
 //! New jobs come in numbers, so those of a group are accepted together
 //! ([`accepting`](super::accepting)): the thread takes their candidates and passes on the outcomes,
