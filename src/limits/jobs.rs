@@ -51,6 +51,10 @@ pub const CALLED_JOBS_MAX: usize = 512;
 /// Those of one key.
 pub const CALLED_JOBS_PER_KEY_MAX: usize = 64;
 
+/// Cancelled jobs that a claim under way remembers: far more than end between its commit and the
+/// news of it.
+pub const CANCELLED_JOBS_MAX: usize = 256;
+
 /// How often lost, overdue and old jobs are looked for.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -9,6 +9,7 @@
 //! * [`followers`]: the clients that wait for a job's events;
 //! * [`elsewhere`]: the jobs that they follow and another daemon runs;
 //! * [`calls`]: the jobs whose clients wait for the result;
+//! * [`claiming`]: what happens to jobs while their claim is under way;
 //! * [`start`]: from a claimed job to a job of the engine;
 //! * [`recording`]: the record of a job's generation;
 //! * [`clock_steps`]: steps of the wall clock, by which leases are;
@@ -30,6 +31,7 @@ pub mod callbacks;
 pub mod calls;
 pub mod change;
 pub mod changes;
+pub mod claiming;
 pub mod clock_steps;
 pub mod elsewhere;
 pub mod followers;

@@ -48,6 +48,7 @@ use super::backoff::Backoff;
 use super::callbacks::Callbacks;
 use super::calls::{Called, Calls};
 use super::changes::{Next, Write};
+use super::claiming::Claiming;
 use super::clock_steps::ClockSteps;
 use super::elsewhere::Elsewhere;
 use super::followers::Followers;
@@ -84,10 +85,8 @@ pub struct Thread {
     serial: u32,
     /// The jobs whose clients wait.
     calls: Calls,
-    is_claiming: bool,
-    /// The wall clock was set since the claim under way was made: its leases are by the earlier
-    /// time.
-    is_claim_doubtful: bool,
+    /// The claim that is under way.
+    claiming: Option<Claiming>,
     is_saving: bool,
     is_sweeping: bool,
     is_looking: bool,
@@ -115,8 +114,7 @@ impl Thread {
             attempts: HashMap::new(),
             serial: 0,
             calls: Calls::new(TENANT),
-            is_claiming: false,
-            is_claim_doubtful: false,
+            claiming: None,
             is_saving: false,
             is_sweeping: false,
             is_looking: false,
@@ -179,6 +177,9 @@ impl Thread {
     }
 
     fn handle_cancelled(&mut self, id: JobId) {
+        if let Some(claiming) = &mut self.claiming {
+            claiming.note_cancelled(id);
+        }
         let Parts {
             engine, requests, ..
         } = &self.parts;
@@ -207,7 +208,7 @@ impl Thread {
     }
 
     fn is_over(&self, now: Moment) -> bool {
-        let is_empty = self.attempts.is_empty() && !self.is_claiming && !self.is_saving;
+        let is_empty = self.attempts.is_empty() && self.claiming.is_none() && !self.is_saving;
         self.ends_at.is_some_and(|end| is_empty || now >= end)
     }
 
@@ -236,14 +237,14 @@ impl Thread {
         let seconds = step_ms / 1_000;
         log::warn!("the time of day has jumped by {seconds} s; renewing the leases of jobs");
         self.attempts.values_mut().for_each(Attempt::doubt_lease);
-        self.is_claim_doubtful = self.is_claiming;
+        self.claiming.iter_mut().for_each(Claiming::doubt_leases);
     }
 
     fn next_duty(&self) -> Moment {
         let never = Moment::NEVER;
         let when = |is_due: bool, at: Moment| if is_due { at } else { never };
         let has_room = self.room() > 0 || self.calls.may_take();
-        let may_claim = !self.is_claiming && self.ends_at.is_none() && has_room;
+        let may_claim = self.claiming.is_none() && self.ends_at.is_none() && has_room;
         [
             self.next_save(),
             self.attempts
@@ -313,8 +314,9 @@ impl Thread {
 
     /// A lease that is doubtful belongs to an attempt that runs here.
     fn may_sweep(&self) -> bool {
+        let claiming = self.claiming.as_ref();
         !self.is_sweeping
-            && !self.is_claim_doubtful
+            && claiming.is_none_or(|claiming| !claiming.is_doubtful)
             && self.attempts.values().all(Attempt::holds_lease)
     }
 
@@ -335,7 +337,7 @@ impl Thread {
 
     fn claim(&mut self, now: Moment) {
         let room = self.room();
-        if self.is_claiming || now < self.claim_at || self.ends_at.is_some() {
+        if self.claiming.is_some() || now < self.claim_at || self.ends_at.is_some() {
             return;
         }
         if room == 0 && !self.calls.may_take() {
@@ -346,7 +348,7 @@ impl Thread {
         if !self.parts.config.jobs.enabled || self.parts.engine.state() != State::Ready {
             return;
         }
-        self.is_claiming = true;
+        self.claiming = Some(Claiming::default());
         let now_ms = self.now_ms();
         let lease = self.parts.config.jobs.lease.as_millis() as u64;
         let called = self.calls.take();
@@ -393,11 +395,10 @@ impl Thread {
             Work::Claim {
                 called, claimed, ..
             } => {
-                self.is_claiming = false;
-                let is_doubtful = std::mem::take(&mut self.is_claim_doubtful);
+                let claiming = self.claiming.take().unwrap_or_default();
                 match has_failed {
                     true => self.calls.put_back(&called),
-                    false => self.handle_claimed(&called, claimed, is_doubtful, now),
+                    false => self.handle_claimed(&called, claimed, &claiming, now),
                 }
             }
             Work::Save { parts, saved, .. } => {
@@ -450,15 +451,16 @@ impl Thread {
     fn handle_claimed(
         &mut self,
         called: &[Called],
-        claimed: Vec<JobRecord>,
-        is_doubtful: bool,
+        mut claimed: Vec<JobRecord>,
+        claiming: &Claiming,
         now: Moment,
     ) {
-        self.calls.settle(called, &claimed);
         if !claimed.is_empty() {
             // There may be more, and a key's next job may only now be the oldest.
             self.claim_at = self.backed_off(now);
         }
+        claimed.retain(|record| !claiming.has_cancelled(record.id));
+        self.calls.settle(called, &claimed);
         for record in claimed {
             self.parts.followers.wake(record.id);
             let mut attempt = match self.ends_at {
@@ -471,7 +473,7 @@ impl Thread {
             attempt.has_callback = record.callback_url.is_some();
             let caller = called.iter().find(|called| called.id == record.id);
             attempt.called_by = caller.map(|called| called.tenant);
-            if is_doubtful {
+            if claiming.is_doubtful {
                 attempt.doubt_lease();
             }
             self.attempts.insert(self.serial, attempt);

@@ -2,13 +2,14 @@
 //! test's own.
 //!
 //! Mutations that these tests catch, each a line left out unless it says more: in `handle_note` the
-//! claim after `Accepted`, in `handle_cancelled` any of its lines, in `drain` and in a fenced
-//! `handle_saved` the order to the engine, `count_end`, `set_totals`, any `wake` and any `look` for
-//! callbacks; a record that is sent for an attempt that ends no job; `is_over` that ignores a claim
-//! under way; `handle_claimed` that starts a job during a drain; `claim` that asks neither whether
-//! the engine is ready nor whether jobs are enabled; a refusal without its pause; a wait that each
-//! attempt observes; a lease that is not renewed; `look` that asks for jobs that run here;
-//! `has_more` that waits for the next sweep; a store that is asked during its pause.
+//! claim after `Accepted`, in `handle_cancelled` any of its lines, in `handle_claimed` the
+//! `retain`, in `drain` and in a fenced `handle_saved` the order to the engine, `count_end`,
+//! `set_totals`, any `wake` and any `look` for callbacks; a record that is sent for an attempt that
+//! ends no job; `is_over` that ignores a claim under way; `handle_claimed` that starts a job during
+//! a drain; `claim` that asks neither whether the engine is ready nor whether jobs are enabled; a
+//! refusal without its pause; a wait that each attempt observes; a lease that is not renewed;
+//! `look` that asks for jobs that run here; `has_more` that waits for the next sweep; a store that
+//! is asked during its pause.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
@@ -504,6 +505,35 @@ fn a_cancelled_job_stops_the_engine_at_once() {
     bench.run(3);
     assert_eq!(bench.submitted(), 3);
     assert_eq!(bench.state(id), jobs::State::Cancelled);
+}
+
+/// With several threads of the store, the later commit may be reported first.
+///
+/// Mutation: the `retain` behind `settle`, which keeps the place of a called job.
+#[test]
+fn a_cancel_that_overtakes_the_claim_of_its_job_stops_it_as_well() {
+    const MOST: u8 = (limits::CALLED_ATTEMPTS_MAX / 2) as u8;
+    let mut bench = Bench::new();
+    bench.settle();
+    for is_called in [false, true] {
+        let id = bench.accept(u8::from(is_called));
+        let called = is_called.then_some(Called { id, tenant: 1 });
+        bench.note(Note::Accepted(called));
+        assert!(bench.thread.work(bench.now) && bench.let_store_act());
+        assert_eq!(bench.state(id), jobs::State::Running);
+        // The result of the claim waits among the notes.
+        change::cancel(&mut bench.store, "", id, 1, 1_000).unwrap();
+        bench.note(Note::Cancelled(id));
+        bench.settle();
+        assert_eq!(bench.submitted(), 0);
+        assert!(bench.orders().is_empty() && bench.records() == 0);
+        assert_eq!(bench.state(id), jobs::State::Cancelled);
+    }
+    // Their places are free.
+    (0..MOST).for_each(|number| _ = bench.call(2 + number));
+    bench.run(100);
+    bench.run(101);
+    assert_eq!(bench.submitted(), 2 + usize::from(MOST));
 }
 
 #[test]
