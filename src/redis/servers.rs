@@ -11,7 +11,8 @@
 //!     of an earlier request.
 //!  3. A server whose breaker is open costs a request nothing but its failure.
 //!
-//! Mutations that the tests below catch: a node beyond the bound, slots of an earlier map.
+//! Mutations that the tests below catch: a node beyond the bound, slots of an earlier map, a map
+//! with gaps that is kept for good.
 //!
 //! Mutations that `tests/redis.rs` catches: a connection that is kept after a timeout
 //! (`a_stopped_server_...`), no new map after `MOVED` (`a_cluster_...`), a master that is kept
@@ -282,7 +283,6 @@ impl Servers {
         let Some(map) = &mut self.cluster else {
             return;
         };
-        map.is_stale = false;
         map.slots = SlotMap::default();
         let mut nodes: Vec<Node> = Vec::new();
         for range in ranges {
@@ -301,6 +301,8 @@ impl Servers {
             });
             map.slots.assign(range.first, range.last, index);
         }
+        // A slot without a node sends no request, so no error would show that it has one again.
+        map.is_stale = !map.slots.is_whole();
         self.nodes = nodes;
     }
 }
@@ -442,6 +444,32 @@ mod tests {
         assert!(grown >= Some(limits::RETRY_PAUSE_MAX / 2), "{grown:?}");
         let rested = pause(3 * limits::RETRY_PAUSE_MAX);
         assert!(rested <= limits::RETRY_PAUSE_MIN, "{rested:?}");
+    }
+
+    /// A node that has lost its own list of nodes replies with an empty map, and one that has just
+    /// seen a master fail may leave slots out. Mutation: a map that is not stale once it was read.
+    #[test]
+    fn a_map_without_some_slots_is_read_again() {
+        let whole = |port| Range {
+            last: limits::CLUSTER_SLOTS as u64 - 1,
+            ..range(0, port)
+        };
+        let mut servers = cluster();
+        for (ranges, is_read_again) in [
+            (Vec::new(), true),
+            (vec![range(1, 7_001)], true),
+            (vec![whole(7_001)], false),
+        ] {
+            let count = ranges.len();
+            servers.take_map(ranges);
+            for node in &mut servers.nodes {
+                node.breaker.note_failure(Moment::NEVER, 0);
+            }
+            let map = servers.cluster.as_ref().expect("a map");
+            let next = map.breaker.next_try();
+            let is_due = servers.next_maintenance() == next;
+            assert_eq!(is_due, is_read_again, "{count} ranges");
+        }
     }
 
     /// Mutations: slots of the map before; breakers that begin again with each map.

@@ -59,6 +59,11 @@ impl SlotMap {
         }
     }
 
+    /// Returns whether each slot has a node.
+    pub fn is_whole(&self) -> bool {
+        !self.0.contains(&NONE)
+    }
+
     pub fn node_of(&self, key: &[u8]) -> Option<usize> {
         let node = self.0[usize::from(slot_of(key))];
         (node != NONE).then_some(usize::from(node))
