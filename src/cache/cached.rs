@@ -211,12 +211,16 @@ impl Core {
 
     fn entry_of(&self, found: FoundEntry, tenant: u64) -> Option<Entry> {
         let now = (UnixMillis::now(), (self.results.clock)());
-        // Each result is put there for `cache.ttl`, less its age then.
-        let age = found
-            .rest
-            .map(|rest| self.results.ttl().saturating_sub(rest));
+        // Each result is put there for `cache.ttl`, less its age then. One that has more time left
+        // was put there for a longer one, so its age is unknown.
+        let age = match found.rest {
+            Some(rest) => Some(self.results.ttl().checked_sub(rest)?),
+            None => None,
+        };
         let entry = Entry::decode(&found.entry, age, now)?;
-        (!self.results.is_forgotten(&entry, tenant)).then_some(entry)
+        self.results
+            .is_valid(&entry, tenant, now.1)
+            .then_some(entry)
     }
 
     /// Launches a flight whose request was admitted before.
@@ -244,7 +248,7 @@ impl Engine for Cached {
         let mut table = core.results.shard(&digest);
         if job.cache == CacheMode::Use
             && let Some(entry) = table.find(&digest, now)
-            && !self.core.results.is_forgotten(&entry, job.tenant)
+            && core.results.is_valid(&entry, job.tenant, now)
         {
             drop(table);
             verdicts.count(Verdict::Hit);

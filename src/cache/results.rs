@@ -151,7 +151,13 @@ impl Results {
         }
     }
 
-    pub fn is_forgotten(&self, entry: &Entry, tenant: u64) -> bool {
+    /// Returns whether an entry may be used: it was not purged, and is younger than `cache.ttl`.
+    /// Its own end is that of the TTL in force when it was stored, which may have been longer.
+    pub fn is_valid(&self, entry: &Entry, tenant: u64, now: Moment) -> bool {
+        !self.is_forgotten(entry, tenant) && entry.age(now) < self.ttl()
+    }
+
+    fn is_forgotten(&self, entry: &Entry, tenant: u64) -> bool {
         self.forgotten.covers(tenant, entry.completed)
     }
 

@@ -969,6 +969,51 @@ fn a_shared_result_is_as_old_as_redis_has_kept_it_whatever_the_clocks() {
     }
 }
 
+/// `cache.ttl` was longer when the result was put there, or is longer on the daemon that put it.
+/// Mutations: `entry_of` that takes a longer rest for no age; one that does not compare the age.
+#[test]
+fn a_result_behind_memory_that_is_older_than_the_ttl_is_computed_again() {
+    let now = UnixMillis::now().as_u64();
+    let before = |age: Duration| UnixMillis::new(now - age.as_millis() as u64);
+    for (rest, age, is_used) in [
+        (Some(2 * TTL), Duration::ZERO, false),
+        (Some(TTL + Duration::from_millis(1)), Duration::ZERO, false),
+        (Some(TTL), 2 * TTL, true),
+        (Some(Duration::ZERO), Duration::ZERO, false),
+        (None, TTL, false),
+        (None, TTL / 2, true),
+    ] {
+        let bench = Bench::with(Some(Arc::default()));
+        bench.submit(&job("x", 0));
+        let entry = entry().encode(before(age));
+        let found = FoundEntry { entry, rest };
+        bench.shared().respond_with(Some(found));
+        assert_eq!(bench.jobs().is_empty(), is_used, "{rest:?}, {age:?}");
+    }
+}
+
+/// Mutation: `submit` that does not compare the age.
+#[test]
+fn a_lower_ttl_holds_for_results_in_memory() {
+    let bench = Bench::new();
+    bench.submit(&job("x", 0));
+    bench.done(&bench.jobs()[0], "x");
+    let at = |age: Duration, request| Job {
+        submitted: Moment::ZERO + age,
+        ..job("x", request)
+    };
+    let moment = Duration::from_micros(1);
+    bench.results.apply(&Cache {
+        max_size: 64 << 20,
+        ttl: TTL / 2,
+        ..Cache::default()
+    });
+    bench.submit(&at(TTL / 2 - moment, 1));
+    assert_eq!(bench.jobs().len(), 1, "it is young enough");
+    bench.submit(&at(TTL / 2, 2));
+    assert_eq!(bench.jobs().len(), 2, "it is computed again");
+}
+
 /// Mutations: a lost level that fails the request; a refusal that comes late and is dropped.
 #[test]
 fn a_shared_level_that_is_lost_or_wrong_is_a_miss() {
