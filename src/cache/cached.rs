@@ -28,16 +28,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::entry::Entry;
-use super::flight::{failed, failed_for};
+use super::flight::Follower;
 use super::key::{Digest, digest};
 use super::results::Results;
 use super::shared::FoundEntry;
 use super::table::{Credited, Left, Next};
 use crate::core::UnixMillis;
 use crate::core::buffered::Claim;
-use crate::engine::{
-    CacheMode, Engine, FailReason, Gauges, Job, ModelInfo, Refused, State, Verdict,
-};
+use crate::engine::{CacheMode, Engine, Gauges, Job, ModelInfo, Refused, State, Verdict};
 use crate::limits::cache as limits;
 use crate::offload::JobKey;
 
@@ -86,7 +84,7 @@ impl Core {
 
     /// Submits the job of a new flight, and if its deadline is too early for the engine, that of
     /// another follower. Returns the engine's refusal of the first one.
-    fn launch(&self, digest: Digest, flight: JobKey, mut job: Job) -> Result<(), Refused> {
+    fn launch(&self, digest: Digest, flight: JobKey, mut job: Job) -> Result<(), NotLaunched> {
         self.results.verdicts.count(Verdict::Miss);
         let mut result = Ok(());
         loop {
@@ -109,12 +107,16 @@ impl Core {
                 self.results.shard(&digest).handle_launched(flight);
                 return result;
             };
-            let next = self
+            let (gone, next) = self
                 .results
                 .shard(&digest)
                 .handle_refused(flight, first, &refused);
             if result.is_ok() {
-                result = Err(refused.clone());
+                let refused = refused.clone();
+                result = Err(NotLaunched { refused, gone });
+            } else {
+                // It was admitted when it joined.
+                self.results.refuse(gone.into_iter().collect(), &refused);
             }
             match next {
                 Next::Retry(next) => job = *next,
@@ -223,14 +225,20 @@ impl Core {
             .then_some(entry)
     }
 
-    /// Launches a flight whose request was admitted before.
+    /// Launches a flight whose request was admitted before. One that has left meanwhile has had its
+    /// end.
     fn launch_later(&self, digest: Digest, flight: JobKey, job: Job) {
-        let first = job.key;
-        if let Err(refused) = self.launch(digest, flight, job) {
-            let failed = failed_for(failed(FailReason::Refused(refused)), None);
-            self.results.outer.deliver_one(first, failed);
+        if let Err(NotLaunched { refused, gone }) = self.launch(digest, flight, job) {
+            self.results.refuse(gone.into_iter().collect(), &refused);
         }
     }
+}
+
+/// The engine's refusal of a flight's first job.
+struct NotLaunched {
+    refused: Refused,
+    /// The request whose job it was, if it still waited.
+    gone: Option<Follower>,
 }
 
 impl Engine for Cached {
@@ -271,13 +279,13 @@ impl Engine for Cached {
         let share = self.core.results.buffered.share(Claim::Keyed);
         let flight = table.begin(digest, &job, share);
         drop(table);
-        if job.cache == CacheMode::Use {
-            return match core.ask(digest, flight, job) {
-                Some(job) => core.launch(digest, flight, *job),
-                None => Ok(()),
-            };
-        }
-        core.launch(digest, flight, *job)
+        let job = match job.cache {
+            CacheMode::Use => core.ask(digest, flight, job),
+            _ => Some(job),
+        };
+        let launched = job.map_or(Ok(()), |job| core.launch(digest, flight, *job));
+        // Its refusal is its end, which the caller reports.
+        launched.map_err(|not| not.refused)
     }
 
     fn cancel(&self, key: JobKey) {

@@ -215,24 +215,32 @@ impl Table {
     }
 
     /// Handles a flight's job that the engine has refused. `first` is the request whose job it was;
-    /// it leaves.
-    pub fn handle_refused(&mut self, key: JobKey, first: JobKey, refused: &Refused) -> Next {
-        let gone = self.seats.remove(&first);
+    /// it leaves, and is returned unless it had left before.
+    pub fn handle_refused(
+        &mut self,
+        key: JobKey,
+        first: JobKey,
+        refused: &Refused,
+    ) -> (Option<Follower>, Next) {
+        let seat = self.seats.remove(&first);
         let Some(flight) = self.flights.get_mut(&key.connection.to_u64()) else {
-            return Next::Over(Vec::new());
+            return (None, Next::Over(Vec::new()));
         };
-        if let Some((id, seat)) = gone
-            && let (_, Some(moved)) = flight.remove(seat)
-        {
-            self.seats.insert(moved, (id, seat));
-        }
+        let gone = seat.map(|(id, seat)| {
+            let (gone, moved) = flight.remove(seat);
+            if let Some(moved) = moved {
+                self.seats.insert(moved, (id, seat));
+            }
+            gone
+        });
         let is_for_deadline = matches!(refused, Refused::DeadlineUnmeetable { .. });
         let spare = flight.spare.take().filter(|_| is_for_deadline);
         // It may have left again.
-        match spare.filter(|job| self.seats.contains_key(&job.key)) {
+        let next = match spare.filter(|job| self.seats.contains_key(&job.key)) {
             Some(job) => Next::Retry(job),
             None => Next::Over(self.close(key).map_or_else(Vec::new, |(_, all)| all)),
-        }
+        };
+        (gone, next)
     }
 
     // ---- the job's events ----

@@ -1014,6 +1014,49 @@ fn a_lower_ttl_holds_for_results_in_memory() {
     assert_eq!(bench.jobs().len(), 2, "it is computed again");
 }
 
+/// A client leaves while the shared level is asked for it and others. Mutation: a late refusal that
+/// is delivered to the first request in any case.
+#[test]
+fn a_request_that_has_left_gets_no_second_end_from_a_late_refusal() {
+    let bench = Bench::with(Some(Arc::default()));
+    let (first, follower) = (job("x", 0), job("x", 1));
+    bench.submit(&first);
+    bench.submit(&follower);
+    bench.leave(&first);
+    bench.inner.refusals.lock().unwrap().push(Refused::Loading);
+    bench.shared().respond(None);
+    assert_eq!(
+        bench.failure(&follower).reason,
+        FailReason::Refused(Refused::Loading)
+    );
+    assert_eq!(bench.events(&first).len(), 1);
+    assert!(bench.results.is_empty());
+}
+
+/// The engine refuses the first job for its deadline, and then that of the follower with more time.
+/// Mutation: `launch` that drops the follower whose job it has tried.
+#[test]
+fn a_follower_whose_job_is_refused_as_well_gets_its_end() {
+    let bench = Bench::new();
+    let follower = Job {
+        deadline: Moment::ZERO + 90 * SECOND,
+        ..job("x", 1)
+    };
+    let (cached, second) = (bench.cached.clone(), follower.clone());
+    let hook = move || cached.submit(second).expect("it follows");
+    *bench.inner.hook.lock().unwrap() = Some(Box::new(hook));
+    let unmeetable = Refused::DeadlineUnmeetable { estimated: SECOND };
+    // The last one is the first.
+    let refusals = [Refused::Loading, unmeetable.clone()];
+    bench.inner.refusals.lock().unwrap().extend(refusals);
+    assert_eq!(bench.cached.submit(job("x", 0)), Err(unmeetable));
+    assert_eq!(
+        bench.failure(&follower).reason,
+        FailReason::Refused(Refused::Loading)
+    );
+    assert!(bench.results.is_empty());
+}
+
 /// Mutations: a lost level that fails the request; a refusal that comes late and is dropped.
 #[test]
 fn a_shared_level_that_is_lost_or_wrong_is_a_miss() {
