@@ -153,7 +153,7 @@ impl Gossip {
 
 impl Drop for Gossip {
     fn drop(&mut self) {
-        self.is_ending.store(true, Ordering::Relaxed);
+        self.is_ending.store(true, Ordering::Release);
         // A full pipe wakes the thread as well.
         let _ = self.wake.write(&[0]);
         if let Some(thread) = self.thread.take()
@@ -239,12 +239,15 @@ impl Node {
                 thread::sleep(limits::END_CHECK_INTERVAL);
                 [false, false]
             });
-            if self.is_ending.load(Ordering::Relaxed) {
+            // Acquire: what was published before the end is in the inbox.
+            let is_ending = self.is_ending.load(Ordering::Acquire);
+            if rings {
+                self.silence_bell();
+            }
+            self.take_notices();
+            if is_ending {
                 self.members.leave();
                 return self.handle_effects();
-            }
-            if rings {
-                self.take_notices();
             }
             self.receive();
             self.fire_timers(Instant::now());
@@ -260,12 +263,17 @@ impl Node {
         }
     }
 
-    /// Publishes the notices that wait.
-    fn take_notices(&mut self) {
+    /// Comes before [`Node::take_notices`], so that each notice that it misses rings again. Would
+    /// wait for a bell that does not ring.
+    fn silence_bell(&mut self) {
         let mut rings = [0; 64];
         if let Err(error) = self.bell.read(&mut rings) {
             log::debug!("the bus's pipe: {error}");
         }
+    }
+
+    /// Publishes the notices that wait.
+    fn take_notices(&mut self) {
         while let Ok(notice) = self.inbox.try_recv() {
             if let Ok(id) = random_id() {
                 self.members.publish(id, notice.to_text().as_bytes());
@@ -456,6 +464,33 @@ mod tests {
         // All that it has sent is here.
         peer.socket.set_nonblocking(true).expect("it is set");
         while peer.handle_one() {}
+        assert_eq!(peer.members.others(), 0);
+    }
+
+    /// A purge of a daemon's last moments. Mutation: an end that is looked at before the inbox.
+    #[test]
+    fn a_notice_that_waits_at_the_end_is_sent() {
+        let mut peer = Peer::new();
+        let series = Metrics::new("echo").series();
+        let bound = Node::bind(settings(vec![peer.address()]), series, Box::new(|_| ()));
+        let (mut node, bus) = bound.expect("it is bound");
+        // They get to know each other.
+        node.announce(Instant::now());
+        node.handle_effects();
+        while node.members.others() == 0 {
+            assert!(peer.handle_one(), "nothing came");
+            wait_readable([node.bell.as_fd(), node.socket.as_fd()], Some(PATIENCE))
+                .expect("it waits");
+            node.receive();
+            node.handle_effects();
+        }
+        bus.publish(&Notice::Entries);
+        node.is_ending.store(true, Ordering::Relaxed);
+        node.run();
+        // All that it has sent is here.
+        peer.socket.set_nonblocking(true).expect("it is set");
+        while peer.handle_one() {}
+        assert_eq!(peer.notices, [Notice::Entries.to_text().into_bytes()]);
         assert_eq!(peer.members.others(), 0);
     }
 
