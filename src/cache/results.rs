@@ -372,7 +372,7 @@ impl Results {
                 expires_at: completed.as_u64().saturating_add(ttl.as_millis() as u64),
                 value: seal(id, &entry.encode(completed)),
             },
-            is_wanted: Box::new(move || !forgotten.covers(id.tenant, moment)),
+            is_wanted: Arc::new(move || !forgotten.covers(id.tenant, moment)),
         }
     }
 

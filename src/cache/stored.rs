@@ -15,7 +15,10 @@
 //!  1. The caller of an accepted look-up hears of it, whatever becomes of the store's thread.
 //!  2. While one look-up or write is overdue, no request waits for another one: a store that stands
 //!     still delays the requests of one moment, not each one that follows.
-//!  3. An entry that was purged after it was complete is not written.
+//!  3. An entry that was purged after it was complete is not written, or is deleted again: the
+//!     store has several threads, and a purge's delete does not see a write under way. So each
+//!     write looks once more when it is committed. A purge is noted before its delete is submitted,
+//!     so one of the two sees the other.
 //!
 //! Mutations that tests catch are listed in `tests/policies.rs` and beside the tests below.
 
@@ -64,7 +67,7 @@ pub struct StoreLevel {
 pub struct Kept {
     pub row: EntryRow,
     /// Returns whether it was not purged meanwhile.
-    pub is_wanted: Box<dyn Fn() -> bool + Send>,
+    pub is_wanted: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl StoreLevel {
@@ -172,14 +175,7 @@ impl StoreLevel {
     /// Deletes the entries of a tenant, or all, step by step and behind other tasks. A store that
     /// does not work is tried again for a while.
     pub fn delete(&self, tenant: Option<u64>) {
-        let erase = Erase {
-            tenant,
-            erased: 0,
-            attempts: 0,
-            requests: Arc::clone(&self.requests),
-            timer: self.timer.clone(),
-        };
-        erase.submit();
+        Erase::new(Target::Tenant(tenant), &self.requests, &self.timer).submit();
     }
 
     /// A longer entry stays in memory, and nothing is reported.
@@ -187,8 +183,26 @@ impl StoreLevel {
         if is_too_long(&kept) {
             return;
         }
-        let tenant = kept.row.tenant;
-        let write = EntryWrite::new(kept.row, kept.is_wanted, report);
+        let Kept { row, is_wanted } = kept;
+        let (digest, tenant, created_at) = (row.digest, row.tenant, row.created_at);
+        let may_stay = Arc::clone(&is_wanted);
+        // Weak: the write may wait in the queue of these requests.
+        let (requests, timer) = (Arc::downgrade(&self.requests), self.timer.clone());
+        let report = move |written| {
+            if written == Written::Stored
+                && !may_stay()
+                && let Some(requests) = requests.upgrade()
+            {
+                let entry = Target::Entry {
+                    digest,
+                    tenant,
+                    created_at,
+                };
+                Erase::new(entry, &requests, &timer).submit();
+            }
+            report(written);
+        };
+        let write = EntryWrite::new(row, move || is_wanted(), report);
         match self.policy {
             CachePolicy::WriteBehind => self.requests.entries().push(write),
             // One that is refused is reported; the entry stays in memory.
@@ -304,11 +318,33 @@ impl StoreTask for Find {
     }
 }
 
+/// The entries that are deleted.
+#[derive(Clone, Copy)]
+enum Target {
+    /// Those of a tenant, or all.
+    Tenant(Option<u64>),
+    /// One, or an older one of its name.
+    Entry {
+        digest: [u8; 32],
+        tenant: u64,
+        created_at: u64,
+    },
+}
+
+/// How a step of a delete has left its entries.
+enum Rest {
+    None,
+    /// The step has reached its bound.
+    More,
+    /// Another transaction has the entry.
+    Locked,
+}
+
 /// Deletes entries.
 struct Erase {
-    tenant: Option<u64>,
-    /// By the last step.
-    erased: u32,
+    target: Target,
+    /// After the last step.
+    rest: Rest,
     /// Those that failed.
     attempts: u32,
     requests: Arc<Requests>,
@@ -316,11 +352,25 @@ struct Erase {
 }
 
 impl Erase {
+    fn new(target: Target, requests: &Arc<Requests>, timer: &Timer) -> Erase {
+        Erase {
+            target,
+            rest: Rest::None,
+            attempts: 0,
+            requests: Arc::clone(requests),
+            timer: timer.clone(),
+        }
+    }
+
     fn submit(self) {
         let requests = Arc::clone(&self.requests);
+        let tenant = match self.target {
+            Target::Tenant(tenant) => tenant.unwrap_or(0),
+            Target::Entry { tenant, .. } => tenant,
+        };
         // In the line of its tenant, so behind the writes that came before. A refused one tries
         // again.
-        let _ = requests.submit(self.tenant.unwrap_or(0), Box::new(self));
+        let _ = requests.submit(tenant, Box::new(self));
     }
 
     fn try_again(mut self) {
@@ -338,15 +388,27 @@ impl StoreTask for Erase {
     }
 
     fn run(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
-        self.erased = store.erase_entries(self.tenant, limits::ERASED_ENTRIES_MAX)?;
+        let most = limits::ERASED_ENTRIES_MAX;
+        self.rest = match &self.target {
+            Target::Tenant(tenant) => match store.erase_entries(*tenant, most)? == most {
+                true => Rest::More,
+                false => Rest::None,
+            },
+            Target::Entry {
+                digest, created_at, ..
+            } => match store.erase_entry(digest, *created_at)? {
+                true => Rest::None,
+                false => Rest::Locked,
+            },
+        };
         Ok(())
     }
 
     fn finish(self: Box<Self>, result: Result<(), &StoreError>) {
-        match result {
-            Ok(()) if self.erased == limits::ERASED_ENTRIES_MAX => self.submit(),
-            Ok(()) => {}
-            Err(_) => self.try_again(),
+        match (result, &self.rest) {
+            (Ok(()), Rest::None) => {}
+            (Ok(()), Rest::More) => self.submit(),
+            (Ok(()), Rest::Locked) | (Err(_), _) => self.try_again(),
         }
     }
 }

@@ -203,6 +203,50 @@ fn what_was_purged_is_not_written_with_any_policy() {
     }
 }
 
+/// The store has several threads: the purge's delete ends on one of them while another one has not
+/// committed the write. An equal request is computed after the purge.
+///
+/// Mutations: a write that is not looked at again once it is committed; a delete of newer entries;
+/// one that is not tried again.
+#[test]
+fn what_was_purged_while_its_write_ran_is_deleted_again() {
+    for policy in POLICIES {
+        let mut disk = Disk::new();
+        let (bench, series) = disk.daemon(policy, None);
+        bench.set_now(Moment::ZERO + SECOND);
+        for request in 0..2 {
+            let asked = Job {
+                submitted: Moment::ZERO + SECOND,
+                ..job(&format!("program {request}"), request)
+            };
+            bench.submit(&asked);
+        }
+        disk.run();
+        bench.jobs().iter().for_each(|job| bench.done(job, "text"));
+        let mut writes = disk.take();
+        assert_eq!(writes.len(), 2, "{policy:?}");
+        assert!(writes.iter().all(|write| write.is_wanted()));
+        bench.cached.forget(Some(1));
+        for write in &mut writes {
+            write.run(&mut disk.store).expect("the store works");
+        }
+        let mut newer = disk.rows().remove(0);
+        newer.created_at += 1;
+        disk.store.put_entry(&newer, 1).expect("the store works");
+        for write in writes {
+            write.finish(Ok(()));
+        }
+        assert_eq!(series.writes.get(Written::Stored).get(), 2);
+        // The store fails meanwhile.
+        for task in disk.take() {
+            task.finish(Err(&StoreError::Panicked));
+        }
+        while disk.acts.do_next().is_some() {}
+        disk.run();
+        assert_eq!(disk.rows(), [newer], "{policy:?}");
+    }
+}
+
 /// Mutations: a result of the store that is not shared; one that is a miss.
 #[test]
 fn a_result_of_the_store_is_sent_and_shared() {

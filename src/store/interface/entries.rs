@@ -33,6 +33,10 @@ pub trait Entries {
 
     /// Removes at most `limit` entries of a tenant, or of all, and returns how many.
     fn erase_entries(&mut self, tenant: Option<u64>, limit: u32) -> Result<u32, StoreError>;
+
+    /// Removes an entry, unless it is newer than `created_at`. `false`: another connection is using
+    /// it at this moment, so it is still there.
+    fn erase_entry(&mut self, digest: &[u8; 32], created_at: u64) -> Result<bool, StoreError>;
 }
 
 /// An entry as it is stored.

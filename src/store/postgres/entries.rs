@@ -74,6 +74,13 @@ const ERASE_ALL: &str = "
     DELETE FROM cache_entries WHERE digest IN (
         SELECT digest FROM cache_entries LIMIT $1 FOR UPDATE SKIP LOCKED)";
 
+const ERASE_ONE: &str = "
+    DELETE FROM cache_entries WHERE digest IN (
+        SELECT digest FROM cache_entries WHERE digest = $1 AND created_at <= $2
+        FOR UPDATE SKIP LOCKED)";
+
+const IS_LEFT: &str = "SELECT 1 FROM cache_entries WHERE digest = $1 AND created_at <= $2";
+
 impl Entries for PostgresStore {
     fn find_entry(&mut self, digest: &[u8; 32], now: u64) -> Result<Option<EntryRow>, StoreError> {
         let (name, now) = (&digest[..], to_sql(now));
@@ -136,6 +143,15 @@ impl Entries for PostgresStore {
             Some(tenant) => self.execute(ERASE, &[&tenant.cast_signed(), &limit]),
             None => self.execute(ERASE_ALL, &[&limit]),
         }
+    }
+
+    fn erase_entry(&mut self, digest: &[u8; 32], created_at: u64) -> Result<bool, StoreError> {
+        let (name, created_at) = (&digest[..], to_sql(created_at));
+        self.execute(ERASE_ONE, &[&name, &created_at])?;
+        let left = self
+            .session
+            .first(IS_LEFT, &[&name, &created_at], |_| Ok(()))?;
+        Ok(left.is_none())
     }
 }
 

@@ -53,6 +53,8 @@ const ERASE: &str = "
     DELETE FROM cache_entries WHERE digest IN (
         SELECT digest FROM cache_entries WHERE tenant = ?1 LIMIT ?2)";
 
+const ERASE_ONE: &str = "DELETE FROM cache_entries WHERE digest = ?1 AND created_at <= ?2";
+
 impl Entries for SqliteStore {
     fn find_entry(&mut self, digest: &[u8; 32], now: u64) -> Result<Option<EntryRow>, StoreError> {
         self.with_entries(|connection| {
@@ -121,6 +123,13 @@ impl Entries for SqliteStore {
                 self.change(all, [limit])
             }
         }
+    }
+
+    fn erase_entry(&mut self, digest: &[u8; 32], created_at: u64) -> Result<bool, StoreError> {
+        let values = params![digest, to_sql(created_at)];
+        let _ = self.change(ERASE_ONE, values)?;
+        // Nothing else changes the database meanwhile.
+        Ok(true)
     }
 }
 

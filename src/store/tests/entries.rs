@@ -15,6 +15,7 @@ on_each_database!(
     a_step_of_a_trim_removes_what_is_too_much_and_nothing_more,
     old_entries_go_in_small_steps,
     a_tenant_is_erased_and_the_others_stay,
+    one_entry_is_erased_unless_it_is_newer,
 );
 
 /// An entry of tenant 1 that takes 1,000 bytes.
@@ -223,4 +224,18 @@ fn a_tenant_is_erased_and_the_others_stay<B: Bed>() {
     assert_eq!(steps, [1, 1, 0]);
     // Nothing is left that a bound of nothing would remove.
     assert_eq!(store.trim_entries(0, 10).unwrap(), 0);
+}
+
+/// Mutations: `ERASE_ONE` without the name, or without the time.
+fn one_entry_is_erased_unless_it_is_newer<B: Bed>() {
+    let bed = B::new();
+    let mut store = bed.open();
+    for number in 1..=2 {
+        store.put_entry(&entry(number), 1_000).unwrap();
+    }
+    assert!(store.erase_entry(&[1; 32], 999).unwrap());
+    assert_eq!(present(&mut *store, 1_000), [1, 2]);
+    assert!(store.erase_entry(&[1; 32], 1_000).unwrap());
+    assert!(store.erase_entry(&[1; 32], 1_000).unwrap());
+    assert_eq!(present(&mut *store, 1_000), [2]);
 }

@@ -252,6 +252,7 @@ fn steps_that_delete_pass_over_rows_of_other_transactions() {
     other.begin().unwrap();
     assert_eq!(other.trim_entries(0, 9).unwrap(), 1);
     other.roll_back();
+    assert!(!other.erase_entry(&[3; 32], 1).unwrap(), "it is used");
     for tenant in [Some(1), None] {
         other.begin().unwrap();
         assert_eq!(other.erase_entries(tenant, 9).unwrap(), 1);
