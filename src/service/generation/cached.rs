@@ -86,7 +86,7 @@ pub fn respond(
             recording::count_hit(desk, call);
             call.reuse = Some(Reuse {
                 verdict: Verdict::Hit,
-                age: wire.now - stored.completed,
+                age: stored.age(wire.now),
             });
             send(desk, call, &stored, wire);
             None
@@ -159,14 +159,10 @@ pub fn keep(
     };
     whole.write(buffer, call.form(), &again);
     let content = Content::Whole(StoredBody::new(&buffer.body));
-    // A level behind this one may have had it for a while, and it must not live twice as long.
-    let completed = Moment::from_micros(
-        now.as_micros()
-            .saturating_sub(served.age.as_micros() as u64),
-    );
     let ttl = parts.config.cache.ttl;
     let responses = &parts.responses;
-    responses.insert(&miss, content, completed, ttl, now);
+    // A level behind this one may have had it for a while, and it must not live twice as long.
+    responses.insert(&miss, content, served.age, ttl, now);
 }
 
 /// Stores a refusal that will recur.
@@ -179,7 +175,8 @@ pub fn keep_refusal(desk: &Desk, keeping: Keeping, error: &ApiError, now: Moment
         return;
     }
     let content = Content::Refused(error.clone());
-    desk.parts.responses.insert(&miss, content, now, ttl, now);
+    let responses = &desk.parts.responses;
+    responses.insert(&miss, content, Duration::ZERO, ttl, now);
 }
 
 /// Counts a request that was not found, once its response is complete.

@@ -65,8 +65,10 @@ pub struct Responses {
 pub struct Stored {
     digest: Digest,
     epochs: Epochs,
-    /// When its result was complete.
-    pub completed: Moment,
+    stored: Moment,
+    /// The age of its result then. Not the moment at which that was complete: it may lie before the
+    /// beginning of this process, and of all moments.
+    age_before: Duration,
     pub content: Content,
 }
 
@@ -155,26 +157,21 @@ impl Responses {
         found.filter(|stored| stored.epochs == epochs).ok_or(miss)
     }
 
-    /// Stores the response to a request, which expires after `ttl` or somewhat earlier.
-    pub fn insert(
-        &self,
-        miss: &Miss,
-        content: Content,
-        completed: Moment,
-        ttl: Duration,
-        now: Moment,
-    ) {
+    /// Stores the response to a request. Its result has this age, and expires at that of `ttl` or
+    /// somewhat earlier.
+    pub fn insert(&self, miss: &Miss, content: Content, age: Duration, ttl: Duration, now: Moment) {
         let stored = Arc::new(Stored {
             digest: miss.digest,
             epochs: miss.epochs,
-            completed,
+            stored: now,
+            age_before: age,
             content,
         });
         let item = Item {
             tenant: miss.tenant,
             bytes: stored.bytes(),
             value: stored,
-            expires: completed + jittered(ttl, &miss.digest),
+            expires: now + jittered(ttl, &miss.digest).saturating_sub(age),
         };
         let mut removed = Vec::new();
         let mut shard = self.shards.of(&miss.digest);
@@ -277,6 +274,11 @@ impl Responses {
 }
 
 impl Stored {
+    /// Returns the age of its result.
+    pub fn age(&self, now: Moment) -> Duration {
+        now.since(self.stored) + self.age_before
+    }
+
     /// Returns the memory that it takes, with the two counters of its `Arc`.
     fn bytes(&self) -> usize {
         let own = 2 * size_of::<usize>() + size_of::<Stored>() + limits::BLOCK_BYTES;

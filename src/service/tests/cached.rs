@@ -3,6 +3,7 @@
 use super::grpc::Rpc;
 use super::*;
 use crate::cache::metrics::Figures;
+use crate::engine::{GenerationId, Origin, Verdict};
 use crate::grpc::frame::{self, Encoding, PREFIX_BYTES};
 use crate::grpc::messages::Message as _;
 use crate::grpc::messages::autoglm::{GenerateRequest, GenerateResponse};
@@ -306,6 +307,42 @@ fn entries_end_with_their_time_and_with_the_configuration() {
             ..Figures::default()
         }
     );
+}
+
+/// It was computed before this process began.
+///
+/// Mutation: `keep` with an age of at most the time since.
+#[test]
+fn a_result_from_before_the_start_does_not_live_longer_here() {
+    let mut bench = bench();
+    let sent = Sent::generate(BODY);
+    let (mut reply, mut exchange) = bench.start(&sent);
+    let Event::Done(done) = done(&code("x")) else {
+        panic!("it is done");
+    };
+    // Of an hour.
+    let age = Duration::from_secs(3_000);
+    let served = Served {
+        verdict: Verdict::Hit,
+        age,
+        is_reproducible: true,
+        origin: Some(Origin {
+            id: GenerationId::FIRST,
+            latency: Duration::from_millis(777),
+        }),
+    };
+    let event = Event::Done(Box::new(Done { served, ..*done }));
+    let _ = bench.event(&mut exchange, event, &mut reply);
+    bench.engine.jobs.lock().unwrap().clear();
+    bench.advance(10_000);
+    let again = bench.ask(&sent);
+    assert_eq!(
+        (verdict(&again), again.field("age")),
+        (Some("hit"), Some("3010"))
+    );
+    bench.advance(590_000);
+    let (_, exchange) = bench.send(&sent);
+    assert!(exchange.is_some(), "the hour has passed");
 }
 
 /// Mutation: `keep_refusal` for every error.
