@@ -11,10 +11,13 @@
 //!
 //! Invariants:
 //!  1. A part that was taken is either saved or given back, before another one is taken.
-//!  2. After its end nothing is added to an attempt.
+//!  2. A part that was given back is the next one again, unchanged except for its lease: the store
+//!     may have it already, and could not recognise it together with newer text.
+//!  3. After its end nothing is added to an attempt.
 //!
-//! Mutations that the tests catch: `give_back` behind the newer text instead of in front of it; an
-//! end that is taken before the text; `hold` without `release`; in `handle_done` and
+//! Mutations that the tests catch: `give_back` that puts its text in front of the newer one, or
+//! forgets it; a part that is repeated with its earlier lease; `release_credit` that does not count
+//! it; an end that is taken before the text; `hold` without `release`; in `handle_done` and
 //! `handle_failed` any line left out; `take_part` that leaves `renew_at`; `handle_deadline` of an
 //! attempt that has ended; `stop` without its ticket; a part that was taken before the clock was
 //! set and makes the lease good.
@@ -48,6 +51,10 @@ pub struct Attempt {
     extractor: Option<Extractor>,
     /// The part of the program that no save has.
     unsaved: String,
+    /// The part whose save has failed, as far as is known here.
+    given_back: Option<Write>,
+    /// The number of the last event that is certainly saved. The claim has written the first, 0.
+    saved: u32,
     /// Credit of events that were taken while too much was unsaved.
     held_credit: u32,
     charge: Option<Charge>,
@@ -116,6 +123,8 @@ impl Attempt {
             ticket,
             text: String::new(),
             unsaved: String::new(),
+            given_back: None,
+            saved: 0,
             held_credit: 0,
             charge,
             recording: None,
@@ -140,6 +149,8 @@ impl Attempt {
             ticket: Arc::new(Ticket::new(0)),
             text: String::new(),
             unsaved: String::new(),
+            given_back: None,
+            saved: 0,
             held_credit: 0,
             charge: None,
             recording: None,
@@ -291,19 +302,28 @@ impl Attempt {
         if self.lease == Lease::Doubtful {
             self.lease = Lease::Renewing;
         }
+        let run = Next::Run { lease_until };
+        if let Some(mut part) = self.given_back.take() {
+            if matches!(part.next, Next::Run { .. }) {
+                part.next = run;
+            }
+            return part;
+        }
         Write {
             id: self.id,
             attempt: self.number,
+            after: self.saved,
             text: std::mem::take(&mut self.unsaved),
-            next: self.end.clone().unwrap_or(Next::Run { lease_until }),
+            next: self.end.clone().unwrap_or(run),
         }
     }
 
     /// The part was saved. Returns whether the engine must look for credit that it had found none
     /// of.
     #[must_use]
-    pub fn handle_saved(&mut self) -> bool {
+    pub fn handle_saved(&mut self, part: &Write) -> bool {
         self.is_saving = false;
+        self.saved = part.behind_text();
         // One that was saved before the clock was set stays doubtful.
         if self.lease == Lease::Renewing {
             self.lease = Lease::Held;
@@ -311,12 +331,11 @@ impl Attempt {
         self.release_credit()
     }
 
-    /// The part was not saved, and is saved with the next one.
+    /// The part was not saved, or only the reply was lost. It is saved again before any other.
     pub fn give_back(&mut self, part: Write) {
         self.is_saving = false;
         self.lease = Lease::Doubtful;
-        let newer = std::mem::replace(&mut self.unsaved, part.text);
-        self.unsaved.push_str(&newer);
+        self.given_back = Some(part);
     }
 
     /// Has the callback of its job sent, if there is one. A look costs a task of the store.
@@ -342,7 +361,8 @@ impl Attempt {
     }
 
     fn release_credit(&mut self) -> bool {
-        let has_room = self.unsaved.len() < limits::UNSAVED_BYTES_MAX;
+        let given_back = self.given_back.as_ref().map_or(0, |part| part.text.len());
+        let has_room = self.unsaved.len() + given_back < limits::UNSAVED_BYTES_MAX;
         has_room && self.ticket.grant(std::mem::take(&mut self.held_credit))
     }
 
@@ -452,22 +472,29 @@ mod tests {
         let lost = take(&mut attempt);
         assert_eq!(attempt.next_save(now), Moment::NEVER, "it is being saved");
         let _ = attempt.handle_event(token("b = 2\n"), None, now);
+        let lost_text = lost.text.clone();
         attempt.give_back(lost);
         assert_eq!(attempt.next_save(now), Moment::ZERO, "its lease is older");
-        let part = take(&mut attempt);
+        let part = attempt.take_part(10, Moment::NEVER);
+        assert_eq!(
+            (part.after, &part.text),
+            (0, &lost_text),
+            "and nothing else"
+        );
         saved.push_str(&part.text);
         let _ = attempt.handle_event(done("c = 3\n```\nBye"), Some("tiny"), now);
-        let _ = attempt.handle_saved();
+        assert!(!attempt.handle_saved(&part));
         assert_eq!(
             part.next,
-            Next::Run { lease_until: 9 },
+            Next::Run { lease_until: 10 },
             "it was taken before the end"
         );
         assert_eq!(attempt.next_save(now), Moment::ZERO);
         let last = take(&mut attempt);
+        assert_eq!(last.after, 1);
         saved.push_str(&last.text);
         assert_eq!(saved.trim_end(), "a = 1\nb = 2\nc = 3");
-        let _ = attempt.handle_saved();
+        let _ = attempt.handle_saved(&last);
         let Next::End(ending) = last.next else {
             panic!("{:?}", last.next);
         };
@@ -489,14 +516,14 @@ mod tests {
         assert_eq!(attempt.next_save(now), Moment::NEVER);
         let earlier = take(&mut attempt);
         attempt.doubt_lease();
-        let _ = attempt.handle_saved();
+        let _ = attempt.handle_saved(&earlier);
         assert!(!attempt.holds_lease(), "that part had the earlier time");
         for is_saved in [false, true] {
             assert_eq!(attempt.next_save(now), Moment::ZERO);
             let part = take(&mut attempt);
             assert!(!attempt.holds_lease());
             match is_saved {
-                true => _ = attempt.handle_saved(),
+                true => _ = attempt.handle_saved(&part),
                 false => attempt.give_back(part),
             }
             assert_eq!(attempt.holds_lease(), is_saved);
@@ -603,8 +630,8 @@ mod tests {
         let _ = attempt.handle_event(token("```python\nx\n"), None, Moment::ZERO);
         assert_eq!(attempt.next_save(batch_at), batch_at);
         assert_eq!(attempt.next_save(later), renew_at, "before the batch");
-        attempt.take_part(9, later);
-        let _ = attempt.handle_saved();
+        let part = attempt.take_part(9, later);
+        let _ = attempt.handle_saved(&part);
         assert_eq!(attempt.next_save(batch_at), later);
     }
 
@@ -631,8 +658,12 @@ mod tests {
         let text = format!("```python\n{}\n", "x".repeat(limits::UNSAVED_BYTES_MAX));
         let _ = attempt.handle_event(token(&text), None, Moment::ZERO);
         assert!(!ticket.take_credit(), "too much is unsaved");
-        take(&mut attempt);
-        assert!(attempt.handle_saved(), "the engine waits");
+        let part = take(&mut attempt);
+        attempt.give_back(part);
+        let _ = attempt.handle_event(token("x"), None, Moment::ZERO);
+        assert!(!ticket.take_credit(), "it is unsaved again");
+        let part = take(&mut attempt);
+        assert!(attempt.handle_saved(&part), "the engine waits");
         assert!(ticket.take_credit());
         let _ = attempt.handle_event(token("y"), None, Moment::ZERO);
         assert!(ticket.take_credit(), "a little is not");

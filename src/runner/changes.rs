@@ -7,20 +7,25 @@
 //!
 //! Mutations that the tests of [`change`](super::change) catch: `write` that appends before it has
 //! checked the attempt, or that forgets the life it has changed; a lost job that does not count; an
-//! end without its event.
+//! end without its event; a repeated part whose text is appended again, or whose end is refused.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::error::ErrorCode;
-use crate::jobs::{Ending, EventKind, Failure, Fenced, JobId, Life, State, TakenBack};
+use crate::jobs::{Ending, EventId, EventKind, Failure, Fenced, JobId, Life, State, TakenBack};
 use crate::limits::jobs as limits;
 use crate::store::{JobChange, JobEnd, Store, StoreError};
 
 /// The part of an attempt that is to be saved.
+///
+/// The reply to a commit may be lost, and the part is then saved again, although it may be there.
+/// `after` shows that, as long as it is repeated unchanged and no other part comes before it.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub id: JobId,
     pub attempt: u32,
+    /// The sequence number of the attempt's last event before this part.
+    pub after: u32,
     /// The addition to the program since the last part.
     pub text: String,
     pub next: Next,
@@ -40,6 +45,39 @@ pub enum Next {
     },
     /// The engine has failed under it: it waits again, but not for ever.
     Lose,
+}
+
+impl Write {
+    /// Returns the sequence number behind the text.
+    pub fn behind_text(&self) -> u32 {
+        self.after.saturating_add(u32::from(!self.text.is_empty()))
+    }
+
+    /// Returns whether the part ends its attempt, and the job is as it leaves it.
+    fn is_over(&self, life: &Life) -> bool {
+        let state = match &self.next {
+            Next::Run { .. } => return false,
+            Next::Wait { .. } => State::Queued,
+            Next::End(ending) => state_of(ending),
+            // Often enough, that ends the job.
+            Next::Lose if life.state == State::Failed => State::Failed,
+            Next::Lose => State::Queued,
+        };
+        let last = EventId {
+            attempt: self.attempt,
+            sequence: self
+                .behind_text()
+                .saturating_add(u32::from(state.is_finished())),
+        };
+        life.state == state && life.last_event() == last
+    }
+}
+
+fn state_of(ending: &Ending) -> State {
+    match ending {
+        Ending::Completed(_) => State::Completed,
+        Ending::Failed(_) => State::Failed,
+    }
 }
 
 /// See the file's head.
@@ -101,14 +139,20 @@ impl Changes {
         opening.is_some()
     }
 
-    /// Adds a part of an attempt.
+    /// Adds a part of an attempt, or what is missing of it.
     pub fn write(&mut self, part: &Write) -> Result<(), Fenced> {
         let (id, attempt) = (part.id, part.attempt);
         let mut life = self.life(id).ok_or(Fenced)?;
+        if part.is_over(&life) {
+            return Ok(());
+        }
         if !life.holds(attempt) {
             return Err(Fenced);
         }
-        if !part.text.is_empty() {
+        if life.sequence != part.behind_text() {
+            if life.sequence != part.after {
+                return Err(Fenced);
+            }
             let event = life.push_event(attempt)?;
             self.note(id, life)
                 .push(event, EventKind::Delta, &part.text);
@@ -124,11 +168,7 @@ impl Changes {
                 self.postponed.extend(postponed.map(|until| (id, until)));
             }
             Next::End(ending) => {
-                let state = match **ending {
-                    Ending::Completed(_) => State::Completed,
-                    Ending::Failed(_) => State::Failed,
-                };
-                life.finish(attempt, state)?;
+                life.finish(attempt, state_of(ending))?;
                 self.end(id, life, Some(ending));
             }
             Next::Lose => {

@@ -13,8 +13,9 @@
 //! under way at most. All attempts are saved together, so the store commits once for all of them.
 //!
 //! A store that fails costs nothing but time: parts are given back and saved again, with pauses
-//! that grow. Meanwhile the engine waits for credit, and a lease may run out; the fence in
-//! [`Life`](crate::jobs::Life) then decides which run counts.
+//! that grow, and one that was committed without a reply is recognised. Meanwhile the engine waits
+//! for credit, and a lease may run out; the fence in [`Life`](crate::jobs::Life) then decides which
+//! run counts.
 //!
 //! Invariants:
 //!  1. At most `jobs.concurrency` attempts run here, and those of called jobs ([`Calls`]).
@@ -547,7 +548,7 @@ impl Thread {
                 continue;
             };
             let key = Journal::key(*serial);
-            if attempt.handle_saved() {
+            if attempt.handle_saved(part) {
                 self.parts.engine.handle_credit(key);
             }
             if saved.is_err() {

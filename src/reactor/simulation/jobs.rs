@@ -1,5 +1,6 @@
 //! Worlds with durable jobs: the real service and the real runner over the simulated kernel, a
-//! simulated engine, and a store that is slow or fails when the dice say so.
+//! simulated engine, and a store that is slow, fails, or loses the reply to a commit when the dice
+//! say so.
 //!
 //! Clients submit jobs, follow them, leave in the middle, resume behind the last event that they
 //! have, and cancel. In the end, after everything has settled or a drain has cut it short:
@@ -8,14 +9,15 @@
 //!    the last;
 //!  * each follower saw the events of its job in order, each once, without a gap, over all of its
 //!    connections; with a store that works again, all of them to the end;
+//!  * the deltas of a completed job are its program, each once, although parts are saved again;
 //!  * no job is lost, although the time of day is set forward and back by hours, unless the engine
-//!    fails;
+//!    fails, or the reply to a claim is lost;
 //!  * nothing is left: no follower, no task, no attempt, no buffered byte, one terminal event for
 //!    each job of the engine.
 //!
 //! Mutations that the first seeds catch: `handle_batch` of `service/api/jobs/follow.rs` that leaves
 //! `after` where it is; `handle_done` of `runner/thread.rs` without `give_back`; `work` without
-//! `heed_clock`.
+//! `heed_clock`; `write` of `runner/changes.rs` that appends a part again.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -28,7 +30,8 @@ use super::engine::Verbosity;
 use super::system::{Network, Wire};
 use super::{Daemon, Dice, Message, TURNS_MOST, config, seeds};
 use crate::core::UnixMillis;
-use crate::jobs::{EventId, EventKind, JobId};
+use crate::engine::code::Extractor;
+use crate::jobs::{Ending, EventId, EventKind, JobEvent, JobId, JobRecord};
 use crate::keys::KeyRing;
 use crate::runner::{Callbacks, Note, RunnerSeries, Thread, thread};
 use crate::store::{Fault, Jobs as _, SqliteStore, StoreError};
@@ -95,6 +98,8 @@ struct World {
     seen: HashMap<JobId, History>,
     /// One in this many groups of tasks fails.
     store_fails_one_in: u64,
+    /// One in this many is committed, and reported as lost.
+    reply_is_lost_one_in: u64,
     engine_fails: bool,
     /// How far the time of day is ahead of that of the start and the time since.
     ahead_ms: u64,
@@ -148,6 +153,7 @@ impl World {
             accepted: Vec::new(),
             seen: HashMap::new(),
             store_fails_one_in: [u64::MAX, 4, 20][dice.below(3) as usize],
+            reply_is_lost_one_in: [u64::MAX, 4, 20][dice.below(3) as usize],
             engine_fails,
             ahead_ms: 0,
             dice,
@@ -340,20 +346,24 @@ impl World {
         }
     }
 
-    /// A group of tasks is committed, or fails and leaves nothing.
+    /// A group of tasks is committed, or fails and leaves nothing, or is committed and reported as
+    /// lost.
     fn let_store_act(&mut self) {
         let mut group = Vec::new();
         if self.daemon.requests.waiting() > 0 {
             self.daemon.requests.take(&mut group, Duration::ZERO);
         }
         let fails = self.dice.one_in(self.store_fails_one_in);
+        let is_reply_lost = self.dice.one_in(self.reply_is_lost_one_in);
         for mut task in group {
-            match fails {
-                true => task.finish(Err(&failure())),
-                false => {
-                    let result = task.run(&mut self.store);
-                    task.finish(result.as_ref().copied());
-                }
+            if fails {
+                task.lose(&failure());
+                continue;
+            }
+            let result = task.run(&mut self.store);
+            match is_reply_lost {
+                true => task.lose(&failure()),
+                false => task.finish(result.as_ref().copied()),
             }
         }
     }
@@ -419,10 +429,12 @@ impl World {
             let ends = events.iter().filter(|event| event.kind.is_last()).count();
             let is_finished = job.life.state.is_finished();
             assert_eq!(ends, usize::from(is_finished), "{id}: {events:?}");
-            assert!(self.engine_fails || job.life.lost == 0, "{id} was lost");
+            let may_be_lost = self.engine_fails || self.reply_is_lost_one_in < u64::MAX;
+            assert!(may_be_lost || job.life.lost == 0, "{id} was lost");
             if is_finished {
                 assert!(events.last().is_some_and(|event| event.kind.is_last()));
             }
+            check_program(&job, &events);
             if all_have_ended {
                 assert!(is_finished && self.seen[id].is_over, "{id}");
                 assert_eq!(self.seen[id].last, last, "{id}");
@@ -449,6 +461,27 @@ fn check_next(last: EventId, next: EventId) {
     let is_next = next.attempt == last.attempt && next.sequence == last.sequence + 1;
     let is_first = next.attempt > last.attempt && next.sequence == 0;
     assert!(is_next || is_first, "{next} comes after {last}");
+}
+
+/// The deltas of the attempt that has completed a job are the program in its text.
+fn check_program(job: &JobRecord, events: &[JobEvent]) {
+    let ending = job.ending.as_deref().and_then(Ending::parse);
+    let Some(Ending::Completed(completion)) = ending else {
+        return;
+    };
+    let mut extractor = Extractor::new(completion.language.as_deref());
+    let mut program = String::new();
+    extractor.push(&completion.text, &mut program);
+    program.push_str(&extractor.finish());
+    let own = events
+        .iter()
+        .filter(|event| event.id.attempt == job.life.attempt);
+    let deltas: String = own.map(|event| event.text.as_str()).collect();
+    assert!(
+        !program.is_empty() && deltas == program,
+        "{}: {deltas:?} is not {program:?}",
+        job.id
+    );
 }
 
 /// Returns the id of the job that a response reports as accepted.

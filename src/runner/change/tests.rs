@@ -49,10 +49,11 @@ fn history(store: &mut SqliteStore, id: JobId) -> Vec<String> {
     shown.map(|line| line.trim_end().to_owned()).collect()
 }
 
-fn part(number: u8, attempt: u32, text: &str, next: Next) -> Write {
+fn part(number: u8, (attempt, after): (u32, u32), text: &str, next: Next) -> Write {
     Write {
         id: id(number),
         attempt,
+        after,
         text: text.to_owned(),
         next,
     }
@@ -66,6 +67,10 @@ fn write_one(store: &mut SqliteStore, part: &Write, now: u64) -> Result<(), Fenc
 
 fn completed() -> Next {
     Next::End(Box::new(Ending::Completed(Completion::default())))
+}
+
+fn failed() -> Next {
+    Next::End(Box::new(Ending::Failed(Default::default())))
 }
 
 /// Mutations: `claim` that returns a job although it does not wait; that forgets the called ones.
@@ -95,20 +100,20 @@ fn an_attempt_writes_its_history_and_ends_once() {
     assert!(claim(&mut store, &[], 9, 100, 200).unwrap().is_empty());
     let run = || Next::Run { lease_until: 300 };
     let mut save = |part: Write| write_one(&mut store, &part, 150);
-    assert_eq!(save(part(1, 1, "fn ", run())), Ok(()));
-    assert_eq!(save(part(1, 1, "", run())), Ok(()));
-    assert_eq!(save(part(1, 2, "", Next::Lose)), Err(Fenced));
-    assert_eq!(save(part(1, 2, "no", run())), Err(Fenced));
+    assert_eq!(save(part(1, (1, 0), "fn ", run())), Ok(()));
+    assert_eq!(save(part(1, (1, 1), "", run())), Ok(()));
+    assert_eq!(save(part(1, (2, 0), "", Next::Lose)), Err(Fenced));
+    assert_eq!(save(part(1, (2, 0), "no", run())), Err(Fenced));
     assert_eq!(
-        save(part(1, 1, "x", Next::Wait { postponed: None })),
+        save(part(1, (1, 1), "x", Next::Wait { postponed: None })),
         Ok(())
     );
-    assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
+    assert_eq!(save(part(1, (1, 2), "late", completed())), Err(Fenced));
     claim(&mut store, &[], 9, 160, 260).unwrap();
     let mut save = |part: Write| write_one(&mut store, &part, 170);
-    assert_eq!(save(part(1, 1, "late", completed())), Err(Fenced));
-    assert_eq!(save(part(1, 2, "fn", completed())), Ok(()));
-    assert_eq!(save(part(1, 2, "again", completed())), Err(Fenced));
+    assert_eq!(save(part(1, (1, 2), "late", completed())), Err(Fenced));
+    assert_eq!(save(part(1, (2, 0), "fn", completed())), Ok(()));
+    assert_eq!(save(part(1, (2, 2), "again", completed())), Err(Fenced));
     assert_eq!(
         history(&mut store, id(1)),
         [
@@ -145,7 +150,7 @@ fn a_key_cancels_its_own_jobs_in_any_state() {
         assert_eq!(job.life.state, State::Cancelled);
     }
     assert_eq!(
-        write_one(&mut store, &part(1, 1, "x", completed()), 120),
+        write_one(&mut store, &part(1, (1, 0), "x", completed()), 120),
         Err(Fenced)
     );
     let again = cancel(&mut store, "a", id(1), 190, KEEP_MS)
@@ -195,7 +200,7 @@ fn an_attempt_that_the_engine_loses_waits_again_but_not_for_ever() {
     accept_one(&mut store, 1, "a");
     for attempt in 1..=limits::LOST_ATTEMPTS_MAX {
         claim(&mut store, &[], 1, 100, 200).unwrap();
-        let lost = part(1, attempt, "", Next::Lose);
+        let lost = part(1, (attempt, 0), "", Next::Lose);
         assert_eq!(write_one(&mut store, &lost, 110), Ok(()));
     }
     assert_eq!(state(&mut store, id(1)), State::Failed);
@@ -208,10 +213,10 @@ fn parts_of_one_job_see_each_other() {
     (1..=2).for_each(|number| accept_one(&mut store, number, "a"));
     assert_eq!(claim(&mut store, &[], 9, 100, 200).unwrap().len(), 2);
     let parts = [
-        part(1, 1, "x", Next::Run { lease_until: 300 }),
-        part(2, 1, "y", completed()),
-        part(1, 1, "z", completed()),
-        part(2, 1, "late", completed()),
+        part(1, (1, 0), "x", Next::Run { lease_until: 300 }),
+        part(2, (1, 0), "y", completed()),
+        part(1, (1, 1), "z", completed()),
+        part(2, (1, 2), "late", completed()),
     ];
     let saved = write(&mut store, parts.iter(), 150, KEEP_MS).unwrap();
     assert_eq!(saved, [Ok(()), Ok(()), Ok(()), Err(Fenced)]);
@@ -230,17 +235,77 @@ fn a_lease_is_renewed_and_a_late_loss_is_refused() {
     let (_folder, mut store) = store();
     accept_one(&mut store, 1, "a");
     claim(&mut store, &[], 1, 100, 200).unwrap();
-    let run = part(1, 1, "", Next::Run { lease_until: 300 });
+    let run = part(1, (1, 0), "", Next::Run { lease_until: 300 });
     assert_eq!(write_one(&mut store, &run, 150), Ok(()));
     let renewed = store.job_life(id(1)).unwrap().unwrap();
     assert_eq!(renewed.lease_until, 300);
     sweep(&mut store, 300, KEEP_MS, 9).unwrap();
     claim(&mut store, &[], 1, 310, 400).unwrap();
-    let late = part(1, 1, "", Next::Lose);
+    let late = part(1, (1, 0), "", Next::Lose);
     assert_eq!(write_one(&mut store, &late, 320), Err(Fenced));
     let life = store.job_life(id(1)).unwrap().unwrap();
     assert_eq!(
         (life.state, life.attempt, life.lost),
         (State::Running, 2, 1)
+    );
+}
+
+/// The reply to the commit of each part was lost, so each is saved again. A part may also be lost
+/// itself: then it is written now.
+///
+/// Mutations: `write` that appends without a look at `after`; `is_over` that is always false, or
+/// that ignores the attempt or the number of the last event.
+#[test]
+fn a_part_that_is_there_already_is_not_written_again() {
+    let (_folder, mut store) = store();
+    accept_one(&mut store, 1, "a");
+    let mut attempt = 0;
+    let wait = Next::Wait { postponed: None };
+    for (end, state) in [
+        (wait, State::Queued),
+        (Next::Lose, State::Queued),
+        (completed(), State::Completed),
+    ] {
+        attempt += 1;
+        let now = 100 * u64::from(attempt);
+        claim(&mut store, &[], 1, now, now + 50).unwrap();
+        let run = |lease_until| Next::Run { lease_until };
+        for (after, text, next) in [
+            (0, "", run(now + 60)),
+            (0, "fn ", run(now + 60)),
+            (1, "main", run(now + 60)),
+            (2, "", run(now + 60)),
+            (2, "()", end),
+        ] {
+            let mut part = part(1, (attempt, after), text, next);
+            assert_eq!(write_one(&mut store, &part, now), Ok(()), "{part:?}");
+            let written = (
+                store.job_life(id(1)).unwrap().unwrap(),
+                history(&mut store, id(1)),
+            );
+            let is_run = matches!(part.next, Next::Run { .. });
+            if is_run {
+                part.next = run(now + 70);
+            }
+            assert_eq!(write_one(&mut store, &part, now + 1), Ok(()), "{part:?}");
+            let life = store.job_life(id(1)).unwrap().unwrap();
+            assert_eq!((life.state, life.lost), (written.0.state, written.0.lost));
+            assert_eq!(life.lease_until, if is_run { now + 70 } else { 0 });
+            assert_eq!(history(&mut store, id(1)), written.1);
+            part.after += 9;
+            part.text.push_str("more");
+            assert_eq!(write_one(&mut store, &part, now), Err(Fenced), "a gap");
+        }
+        assert_eq!(self::state(&mut store, id(1)), state);
+    }
+    let job = store.job(id(1)).unwrap().unwrap();
+    assert_eq!(job.finished_at, Some(300), "the first time counts");
+    let end = part(1, (3, 2), "()", failed());
+    assert_eq!(write_one(&mut store, &end, 310), Err(Fenced), "another end");
+    let end = part(1, (2, 2), "()", completed());
+    assert_eq!(
+        write_one(&mut store, &end, 310),
+        Err(Fenced),
+        "an earlier attempt"
     );
 }

@@ -20,10 +20,11 @@ fn new_job(number: u8) -> NewJob {
 }
 
 /// A save of the same kind for each job. Their first attempt runs.
-fn save(jobs: &Range<u8>, text: &str, next: impl Fn() -> Next) -> Work {
+fn save(jobs: &Range<u8>, after: u32, text: &str, next: impl Fn() -> Next) -> Work {
     let part = |number| Write {
         id: new_job(number).id,
         attempt: 1,
+        after,
         text: text.to_owned(),
         next: next(),
     };
@@ -63,11 +64,11 @@ fn statements(bed: &PostgresBed, jobs: Range<u8>) -> Vec<(&'static str, Vec<Stri
     let rest = half.end..jobs.end;
     let tasks = [
         ("claim", claim),
-        ("renew", save(&jobs, "", run)),
-        ("save", save(&jobs, "fn main", run)),
+        ("renew", save(&jobs, 0, "", run)),
+        ("save", save(&jobs, 0, "fn main", run)),
         ("look", look),
-        ("end", save(&half, "() {}", completed)),
-        ("wait", save(&rest, "", wait)),
+        ("end", save(&half, 1, "() {}", completed)),
+        ("wait", save(&rest, 1, "", wait)),
     ];
     let costs = tasks.map(|(name, mut work)| {
         let statements = bed.statements(|| {
@@ -129,7 +130,7 @@ fn cost(statements: &[String]) -> (u32, u32) {
 /// Mutation that this test catches: `name_jobs` of [`Work`] or [`RunnerTask`] that names none.
 #[test]
 fn a_save_names_the_jobs_that_it_changes() {
-    let work = save(&(1..4), "", || Next::Wait { postponed: None });
+    let work = save(&(1..4), 0, "", || Next::Wait { postponed: None });
     let mut jobs = Vec::new();
     RunnerTask::new(work, |_| {}).name_jobs(&mut jobs);
     assert_eq!(jobs, [1, 2, 3].map(|number| new_job(number).id));

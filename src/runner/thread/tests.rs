@@ -113,6 +113,8 @@ struct Bench {
     requests: Arc<Requests>,
     store: SqliteStore,
     store_fails: bool,
+    /// It commits, but no reply comes.
+    store_loses_replies: bool,
     /// Tasks that the store has got.
     tasks: usize,
     notes: Receiver<Note>,
@@ -164,6 +166,7 @@ impl Bench {
             requests,
             store: SqliteStore::open_in(folder.path()).unwrap(),
             store_fails: false,
+            store_loses_replies: false,
             tasks: 0,
             notes,
             callbacks: looks,
@@ -260,15 +263,15 @@ impl Bench {
         let any = !group.is_empty();
         self.tasks += group.len();
         for mut task in group {
-            let result = match self.store_fails {
-                true => Err(StoreError::Database {
-                    place: "the test".to_owned(),
-                    fault: Fault::Other,
-                    reason: "as the test wants it".to_owned(),
-                }),
-                false => task.run(&mut self.store),
-            };
-            task.finish(result.as_ref().copied());
+            if self.store_fails {
+                task.finish(Err(&failure(Fault::Other)));
+                continue;
+            }
+            let result = task.run(&mut self.store);
+            match self.store_loses_replies {
+                true => task.lose(&failure(Fault::Unreachable)),
+                false => task.finish(result.as_ref().copied()),
+            }
         }
         any
     }
@@ -344,6 +347,13 @@ impl Bench {
         taken.len()
     }
 
+    /// Returns the program that followers of a job have read.
+    fn program(&mut self, id: JobId) -> String {
+        let after = jobs::EventId::BEGINNING;
+        let events = self.store.job_events(id, after, usize::MAX).unwrap();
+        events.iter().map(|event| event.text.as_str()).collect()
+    }
+
     fn ended(&self, outcome: Outcome) -> u64 {
         self.series.attempts.get(outcome).get()
     }
@@ -353,6 +363,14 @@ impl Bench {
         self.metrics.encode(&mut text);
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_default().trim().to_owned()
+    }
+}
+
+fn failure(fault: Fault) -> StoreError {
+    StoreError::Database {
+        place: "the test".to_owned(),
+        fault,
+        reason: "as the test wants it".to_owned(),
     }
 }
 
@@ -717,12 +735,57 @@ fn while_the_store_fails_all_waits_and_nothing_is_lost() {
     bench.store_fails = false;
     bench.pass(30 * SECOND);
     assert_eq!(bench.state(id), jobs::State::Completed);
-    let events = bench
-        .store
-        .job_events(id, jobs::EventId::BEGINNING, usize::MAX)
-        .unwrap();
-    let text: String = events.iter().map(|event| event.text.as_str()).collect();
-    assert!(text.starts_with("x = 1"), "{text}");
+    let program = bench.program(id);
+    assert!(program.starts_with("x = 1"), "{program}");
+}
+
+/// A commit whose reply is lost has been made nevertheless. The text is saved again, for as long as
+/// that lasts, with newer text behind it.
+#[test]
+fn a_part_whose_reply_is_lost_is_in_the_history_once() {
+    let mut bench = Bench::new();
+    let id = bench.run(1);
+    bench.store_loses_replies = true;
+    bench.token(0, "```python\nx = 1\n");
+    bench.pass(SECOND);
+    bench.token(0, "y = 2\n");
+    for _ in 0..3 {
+        bench.pass(8 * SECOND);
+    }
+    bench.store_loses_replies = false;
+    bench.token(0, "z = 3\n");
+    bench.pass(30 * SECOND);
+    // The extractor keeps the last line break back.
+    assert_eq!(bench.program(id), "x = 1\ny = 2\nz = 3");
+    assert_eq!(bench.state(id), jobs::State::Running);
+}
+
+/// Mutation: an end that is there already and is taken for one of another run.
+#[test]
+fn an_end_whose_reply_is_lost_is_counted_recorded_and_reported_once() {
+    let mut bench = Bench::new();
+    bench.callback_url = Some("https://example.com/".to_owned());
+    let id = bench.run(1);
+    bench.store_loses_replies = true;
+    bench.done(0);
+    bench.settle();
+    assert_eq!(bench.state(id), jobs::State::Completed);
+    assert_eq!((bench.ended(Outcome::Completed), bench.records()), (0, 0));
+    bench.has_looked();
+    bench.store_loses_replies = false;
+    bench.pass(30 * SECOND);
+    assert_eq!((bench.ended(Outcome::Completed), bench.records()), (1, 1));
+    assert!(bench.has_looked() && bench.orders().is_empty());
+    assert_eq!(bench.program(id).trim_end(), "x");
+    // A drain, whose attempt waits again.
+    let parked = bench.run(2);
+    bench.store_loses_replies = true;
+    bench.note(Note::Drain);
+    bench.settle();
+    bench.store_loses_replies = false;
+    bench.pass(SECOND);
+    assert_eq!((bench.ended(Outcome::Released), bench.is_over), (1, true));
+    assert_eq!(bench.state(parked), jobs::State::Queued);
 }
 
 #[test]

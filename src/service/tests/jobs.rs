@@ -36,9 +36,10 @@ impl Desk {
         };
         store.insert_job(&job).unwrap();
         claim(&mut store, &[], 1, 1, u64::MAX).unwrap();
-        let parts = deltas.iter().map(|text| Write {
+        let parts = (0..).zip(deltas).map(|(after, text)| Write {
             id,
             attempt: 1,
+            after,
             text: (*text).to_owned(),
             next: Next::Run {
                 lease_until: u64::MAX,
@@ -386,13 +387,14 @@ impl Desk {
             ..Default::default()
         };
         let end = Box::new(crate::jobs::Ending::Completed(completion));
-        for (text, next) in [
-            (&code[..100], Next::Run { lease_until: 9 }),
-            (&code[100..], Next::End(end)),
+        for (after, text, next) in [
+            (0, &code[..100], Next::Run { lease_until: 9 }),
+            (1, &code[100..], Next::End(end)),
         ] {
             let part = Write {
                 id: job.id,
                 attempt: 1,
+                after,
                 text: text.to_owned(),
                 next,
             };
@@ -503,6 +505,7 @@ fn a_long_result_is_not_compressed_here_for_a_client_that_refuses_plain_bodies()
     let part = Write {
         id,
         attempt: 1,
+        after: 0,
         text: String::new(),
         next: Next::End(end),
     };
