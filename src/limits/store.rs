@@ -37,6 +37,14 @@ pub const EXPORTED_LINE_BYTES_MAX: u64 = 256 << 20;
 /// look, and half a second for the reading of a large ring.
 pub const ERASURE_PAUSE: Duration = Duration::from_millis(1_500);
 
+/// How long an erasure waits for transactions that have begun before the key was gone. The server
+/// ends those of a daemon sooner with the usual `store.statement_timeout` of 5 s, and a transaction
+/// that waits for its daemon after twice that.
+pub const ERASURE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it looks.
+pub const ERASURE_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
 /// How often, and with which pause, the switch to write-ahead logging is tried; together as long
 /// as the wait for a lock.
 pub const WAL_ATTEMPTS_MAX: u32 = 250;

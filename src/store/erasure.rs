@@ -5,7 +5,9 @@
 //!
 //! A daemon that has not heard of the end of the key yet may add rows behind a step. So the caller
 //! revokes the key first, waits until the daemons know it, and calls [`erase`] a second time after
-//! the key itself is gone. Records that come later still are not added: their key is not there.
+//! the key itself is gone. Records that come later still are not added: their key is not there. One
+//! that was added before and is not committed yet is not seen by any step, so the second call must
+//! come after [`Store::await_earlier_writes`].
 
 use super::error::{Fault, StoreError};
 use super::interface::Store;

@@ -1,9 +1,9 @@
 //! `autoglmd key erase`: removes a key with everything that was kept for it.
 //!
 //! Owns the order, in which nothing that a running daemon still adds survives: the key is revoked,
-//! the daemons get the time to learn it, the rows go, the key goes, and after a second pause
-//! whatever came in between goes as well. The command can be interrupted anywhere and run again,
-//! with the id if the key has gone by then.
+//! the daemons get the time to learn it, the rows go, the key goes, and after a second pause, and
+//! the end of transactions that run, whatever came in between goes as well. The command can be
+//! interrupted anywhere and run again, with the id if the key has gone by then.
 
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal};
@@ -72,6 +72,8 @@ impl Erase {
             patiently(|| store.remove(id)).map_err(|error| explain(&error))?;
         }
         tell(Notice::Tenant(id.to_owned()));
+        let sees_all = store.await_earlier_writes(limits::ERASURE_PATIENCE);
+        let sees_all = sees_all.map_err(|error| explain(&error))?;
         erased = erased.and(erase(store, id).map_err(|error| explain(&error))?);
         files += erase_prefixes(state_dir, id)?;
         let shared = erase_shared(id, sources);
@@ -83,6 +85,14 @@ impl Erase {
             explain(&error)
         })?;
         report(id, &erased, files);
+        if !sees_all {
+            note(format_args!(
+                "a transaction of the database server has been open for {} s, and may add rows of \
+                 the key; run `autoglmd key erase {id}` again once it has ended",
+                limits::ERASURE_PATIENCE.as_secs()
+            ));
+            return Err(exit::UNAVAILABLE);
+        }
         shared.map_err(|error| {
             fail(
                 exit::UNAVAILABLE,

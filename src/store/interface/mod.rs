@@ -21,6 +21,8 @@ pub mod transfer;
 
 pub mod entries;
 
+use std::time::Duration;
+
 use super::error::StoreError;
 use crate::core::disk_shares::DiskShares;
 use callbacks::Callbacks;
@@ -44,6 +46,13 @@ pub trait Store:
     /// and keeps the store's files there within their shares. A database server has its own disk.
     fn make_room(&mut self, _shares: &DiskShares, _bytes: u64) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Waits up to `patience` for the end of all transactions that have written something so far:
+    /// their rows are seen from then on. Returns `false` if one of them still runs, perhaps in
+    /// another database of the server. A store with one writer at a time has none here.
+    fn await_earlier_writes(&mut self, _patience: Duration) -> Result<bool, StoreError> {
+        Ok(true)
     }
 
     /// Overwrites what removed rows have left in the store's file. A database server does so in its

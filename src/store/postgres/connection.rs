@@ -6,7 +6,8 @@
 //! `open_existing` that migrates an empty database (`an_empty_database_is_not_filled_...`).
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::examine;
 use super::schema::{STEPS, Schema, Step};
@@ -206,6 +207,23 @@ impl Store for PostgresStore {
     fn version(&self) -> Result<i64, StoreError> {
         let sql = "SELECT coalesce(max(number), 0) FROM key_changes";
         self.session.value(sql, &[])
+    }
+
+    /// A transaction gets its number with its first write, so those that had one before this call
+    /// have smaller ones.
+    fn await_earlier_writes(&mut self, patience: Duration) -> Result<bool, StoreError> {
+        let own: i64 = self.session.value("SELECT txid_current()", &[])?;
+        let until = Instant::now() + patience;
+        loop {
+            let oldest = "SELECT txid_snapshot_xmin(txid_current_snapshot())";
+            if self.session.value::<i64>(oldest, &[])? > own {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            thread::sleep(limits::ERASURE_POLL_INTERVAL);
+        }
     }
 
     fn overwrite_removed(&mut self) -> Result<(), StoreError> {

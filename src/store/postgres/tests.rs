@@ -1,5 +1,6 @@
 //! The store on a real server: connections, migrations, and a server that ends or falls silent.
 
+mod erasure;
 mod locks;
 mod sessions;
 
