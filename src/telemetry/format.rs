@@ -17,6 +17,7 @@
 //! character, or a byte above ASCII in the class `CLEAN`; a space in the class `BARE`; a date that
 //! is kept for another second.
 
+use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
@@ -57,7 +58,9 @@ impl Formatter {
         if second != self.second {
             self.second = second;
             let timestamp = Timestamp::from_second(second).unwrap_or(Timestamp::MAX);
-            self.date = format!("{timestamp:.0}");
+            // In the same memory: a line allocates nothing, in a new second either.
+            self.date.clear();
+            let _ = write!(self.date, "{timestamp:.0}");
             self.date.truncate("2026-01-31T23:59:59".len());
         }
         out.extend_from_slice(self.date.as_bytes());
