@@ -278,6 +278,13 @@ impl Bench {
         self.cached.submit(job.clone()).expect("it is admitted");
     }
 
+    /// Submits a job in the middle of the next submission to the engine behind.
+    fn submit_meanwhile(&self, job: &Job) {
+        let (cached, job) = (self.cached.clone(), job.clone());
+        let hook = move || cached.submit(job).expect("it is admitted");
+        *self.inner.hook.lock().unwrap() = Some(Box::new(hook));
+    }
+
     /// Returns the jobs that the engine behind has got.
     fn jobs(&self) -> Vec<Job> {
         self.inner.jobs.lock().unwrap().clone()
@@ -649,9 +656,7 @@ fn a_deadline_that_is_too_early_for_the_engine_fails_one_alone() {
             deadline: Moment::ZERO + 90 * SECOND,
             ..job("x", 1)
         };
-        let (cached, second) = (bench.cached.clone(), follower.clone());
-        let hook = move || cached.submit(second).expect("it follows");
-        *bench.inner.hook.lock().unwrap() = Some(Box::new(hook));
+        bench.submit_meanwhile(&follower);
         bench.inner.refusals.lock().unwrap().push(refused.clone());
         assert_eq!(bench.cached.submit(job("x", 0)), Err(refused.clone()));
         if is_retried {
@@ -1042,9 +1047,7 @@ fn a_follower_whose_job_is_refused_as_well_gets_its_end() {
         deadline: Moment::ZERO + 90 * SECOND,
         ..job("x", 1)
     };
-    let (cached, second) = (bench.cached.clone(), follower.clone());
-    let hook = move || cached.submit(second).expect("it follows");
-    *bench.inner.hook.lock().unwrap() = Some(Box::new(hook));
+    bench.submit_meanwhile(&follower);
     let unmeetable = Refused::DeadlineUnmeetable { estimated: SECOND };
     // The last one is the first.
     let refusals = [Refused::Loading, unmeetable.clone()];

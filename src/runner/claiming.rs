@@ -5,7 +5,7 @@
 //! attempt yet that it could end. So the claim remembers the cancels since it was made, and their
 //! jobs do not begin.
 //!
-//! What counts are the latest cancels, those after the claim's commit. So the oldest ones make
+//! Only cancels after the claim's commit matter, which are the latest. So the oldest ones make
 //! room; a job whose cancel was forgotten begins, and its first save is fenced.
 //!
 //! Mutations that the tests catch: `note_cancelled` without its bound, or that forgets the latest.

@@ -113,8 +113,8 @@ impl Part for EnginePart {
 }
 
 /// Lets an engine keep what it has computed, for up to `patience`, and then ends it. Without any
-/// time the engine is not drained: its thread would begin to keep things before it learns that
-/// there is no time.
+/// time the engine is only ended: a drain would let its thread begin to keep prefixes before the
+/// second order comes.
 fn keep(engine: &dyn Engine, patience: Duration, is_over: &mut dyn FnMut() -> bool) {
     if is_over() {
         return engine.end();
@@ -297,7 +297,7 @@ mod end_tests {
     }
 
     /// Mutations that this test catches: no patience; an `is_over` that is not asked; an engine
-    /// that is not ended; one that is drained although there is no time.
+    /// that is not ended; one that is drained although it has no time.
     #[test]
     fn engine_is_awaited_until_it_ends_or_the_time_is_over() {
         const LONG: Duration = Duration::from_secs(3_600);

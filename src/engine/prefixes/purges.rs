@@ -1,8 +1,8 @@
 //! The purges that come while the folder is not read. Pure.
 //!
-//! A purged file leaves the index at once, but there is no index before the folder was read, and
-//! while it is read again. So purges are kept then, and apply to the files that are found: none of
-//! them is newer.
+//! A purge takes files out of the index. The folder has an index only once it was read, and none
+//! while it is read again. So purges are kept until then, and apply to the files that are found:
+//! none of them is newer.
 //!
 //! Invariant: at most [`limits::PURGED_KEYS_MAX`] tenants are kept. More purge all.
 
